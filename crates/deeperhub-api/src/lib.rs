@@ -1,0 +1,1 @@
+//! The HTTP server API of a hub node

@@ -1,0 +1,1 @@
+//! Brokers that carry publishes between hub nodes

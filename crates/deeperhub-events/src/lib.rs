@@ -1,0 +1,1 @@
+//! A bounded event bus for what happens on a WebSocket hub

@@ -1,0 +1,1 @@
+//! A WebSocket listener: accept, handshake, worker threads and connections, for your own sessions

@@ -1,0 +1,1 @@
+//! The hub itself: sessions, commands, drain, and the handle that embedding programs use

@@ -1,0 +1,1 @@
+//! Who is subscribed where, and an ordered hand-over of publishes to worker threads

@@ -1,0 +1,1 @@
+//! Origin policy, rate limits, tokens and TLS configuration for WebSocket servers
