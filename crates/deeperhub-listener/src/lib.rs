@@ -1,1 +1,3 @@
-//! A WebSocket listener: accept, handshake, worker threads and connections, for your own sessions
+//! A WebSocket listener: accept, handshake, worker threads and connections, for your own sessions.
+mod config;
+pub use config::Config;
