@@ -1,0 +1,249 @@
+//! What waits to be sent to one connection.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use deeperhub_protocol::frame::Frame;
+
+/// Slices of one vectored write. More are written by the next call of the same round.
+pub(crate) const MAX_SLICES: usize = 64;
+
+/// Up to this many bytes, pieces are gathered into one buffer and written by a plain write. Small pieces cost
+/// more as slices of a vectored write than as a copy into a buffer that stays in the cache; from about this size
+/// on it is the other way round.
+pub(crate) const GATHER_LIMIT: usize = 16 * 1024;
+
+/// Complete frames: shared with other connections, or this connection's own replies of the round in the worker's
+/// arena.
+#[derive(Debug)]
+enum Piece {
+    Shared(Frame),
+    Arena { start: u32, len: u32 },
+}
+
+impl Piece {
+    fn bytes<'a>(&'a self, arena: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Shared(frame) => frame.as_bytes(),
+            Self::Arena { start, len } => &arena[*start as usize..][..*len as usize],
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    pieces: VecDeque<Piece>,
+    /// Bytes of the first piece that are with the kernel already.
+    written: usize,
+    /// Whether the first piece (the second, when the first is partly written) is a pong that can still be replaced.
+    pong_waits: bool,
+}
+
+#[derive(Debug, Default)]
+enum Pieces {
+    #[default]
+    Empty,
+    One(Piece),
+    Many(Box<Queue>),
+}
+
+/// The queue of one connection: frames in the order in which they leave.
+///
+/// It is bounded by the worker, which closes a connection with 1013 when [`Self::len`] stays over
+/// `max_queue_bytes` although the socket was offered all of it. Empty it holds no heap memory.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    pieces: Pieces,
+    len: usize,
+}
+
+impl Outbox {
+    /// Bytes that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends a shared frame.
+    pub(crate) fn push(&mut self, frame: &Frame) {
+        self.len += frame.len();
+        self.append(Piece::Shared(frame.clone()));
+    }
+
+    /// Appends frames that stand in the arena from `start` to its end.
+    pub(crate) fn push_arena(&mut self, start: usize, end: usize) {
+        if end <= start {
+            return;
+        }
+        let len = end - start;
+        self.len += len;
+        // Replies of one connection mostly stand side by side: then they are one piece and one write.
+        if let Some(Piece::Arena { start: last_start, len: last_len }) = self.last_mut()
+            && *last_start as usize + *last_len as usize == start
+        {
+            *last_len += len as u32;
+            return;
+        }
+        self.append(Piece::Arena { start: start as u32, len: len as u32 });
+    }
+
+    /// Puts a pong ahead of all that waits, behind a frame that is partly written. Of several pongs that wait only
+    /// the last is kept (RFC 6455 section 5.5.3 allows to answer the most recent ping only).
+    pub(crate) fn push_pong(&mut self, frame: Frame) {
+        self.len += frame.len();
+        let queue = self.queue();
+        let at = usize::from(queue.written > 0);
+        if queue.pong_waits {
+            let old = queue.pieces.get_mut(at).map(|piece| std::mem::replace(piece, Piece::Shared(frame)));
+            if let Some(Piece::Shared(old)) = old {
+                self.len -= old.len();
+            }
+        } else {
+            queue.pieces.insert(at, Piece::Shared(frame));
+            queue.pong_waits = true;
+        }
+    }
+
+    /// Drops all that waits, except the rest of a piece that is partly written.
+    pub(crate) fn clear(&mut self) {
+        let Pieces::Many(queue) = &mut self.pieces else {
+            self.pieces = Pieces::Empty;
+            self.len = 0;
+            return;
+        };
+        queue.pong_waits = false;
+        if queue.written == 0 {
+            self.pieces = Pieces::Empty;
+            self.len = 0;
+        } else {
+            queue.pieces.truncate(1);
+            // The arena of this round may still hold the piece: its length is what counts.
+            self.len = match queue.pieces.front() {
+                Some(Piece::Shared(frame)) => frame.len() - queue.written,
+                Some(Piece::Arena { len, .. }) => *len as usize - queue.written,
+                None => 0,
+            };
+        }
+    }
+
+    /// Makes every piece independent of the arena, which is emptied at the end of the round.
+    pub(crate) fn detach(&mut self, arena: &[u8]) {
+        let own = |piece: &mut Piece| {
+            if matches!(piece, Piece::Arena { .. }) {
+                *piece = Piece::Shared(Frame::from_encoded(piece.bytes(arena)));
+            }
+        };
+        match &mut self.pieces {
+            Pieces::Empty => {}
+            Pieces::One(piece) => own(piece),
+            // What was detached before stands in front, what came in this round at the back.
+            Pieces::Many(queue) => queue.pieces.iter_mut().for_each(own),
+        }
+    }
+
+    /// What to write next: a slice where one holds all or enough of it, otherwise several.
+    ///
+    /// `gather` is used as a buffer when the pieces are small.
+    pub(crate) fn next_write<'a>(&'a self, arena: &'a [u8], gather: &'a mut Vec<u8>) -> NextWrite<'a> {
+        match &self.pieces {
+            Pieces::Empty => NextWrite::Nothing,
+            Pieces::One(piece) => NextWrite::Slice(piece.bytes(arena)),
+            Pieces::Many(queue) => {
+                let mut pieces = queue.pieces.iter();
+                let Some(first) = pieces.next() else { return NextWrite::Nothing };
+                let first = &first.bytes(arena)[queue.written..];
+                if queue.pieces.len() == 1 {
+                    return NextWrite::Slice(first);
+                }
+                if self.len <= GATHER_LIMIT {
+                    gather.clear();
+                    gather.extend_from_slice(first);
+                    for piece in pieces {
+                        gather.extend_from_slice(piece.bytes(arena));
+                    }
+                    return NextWrite::Slice(gather);
+                }
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                slices[0] = IoSlice::new(first);
+                let mut count = 1;
+                for (slice, piece) in slices[1..].iter_mut().zip(pieces) {
+                    *slice = IoSlice::new(piece.bytes(arena));
+                    count += 1;
+                }
+                NextWrite::Slices(slices, count)
+            }
+        }
+    }
+
+    /// Takes off what the kernel took.
+    pub(crate) fn advance(&mut self, mut taken: usize) {
+        self.len -= taken.min(self.len);
+        if self.len == 0 {
+            self.pieces = Pieces::Empty;
+            return;
+        }
+        let queue = self.queue();
+        while let Some(piece) = queue.pieces.front() {
+            let rest = match piece {
+                Piece::Shared(frame) => frame.len(),
+                Piece::Arena { len, .. } => *len as usize,
+            } - queue.written;
+            if taken < rest {
+                // With nothing of it written before, the first piece is the pong, if one waits: it is under way now.
+                if taken > 0 && queue.written == 0 {
+                    queue.pong_waits = false;
+                }
+                queue.written += taken;
+                break;
+            }
+            taken -= rest;
+            // A waiting pong stands first, or right behind a partly written piece.
+            if queue.written == 0 {
+                queue.pong_waits = false;
+            }
+            queue.written = 0;
+            queue.pieces.pop_front();
+        }
+    }
+
+    fn append(&mut self, piece: Piece) {
+        match &mut self.pieces {
+            Pieces::Empty => self.pieces = Pieces::One(piece),
+            Pieces::One(_) => self.queue().pieces.push_back(piece),
+            Pieces::Many(queue) => queue.pieces.push_back(piece),
+        }
+    }
+
+    fn last_mut(&mut self) -> Option<&mut Piece> {
+        match &mut self.pieces {
+            Pieces::Empty => None,
+            Pieces::One(piece) => Some(piece),
+            Pieces::Many(queue) => queue.pieces.back_mut(),
+        }
+    }
+
+    /// The general form of the queue, whatever form it has now.
+    fn queue(&mut self) -> &mut Queue {
+        if !matches!(self.pieces, Pieces::Many(_)) {
+            let mut queue = Box::<Queue>::default();
+            if let Pieces::One(piece) = std::mem::take(&mut self.pieces) {
+                queue.pieces.push_back(piece);
+            }
+            self.pieces = Pieces::Many(queue);
+        }
+        match &mut self.pieces {
+            Pieces::Many(queue) => queue,
+            _ => unreachable!("the queue was put in place above"),
+        }
+    }
+}
+
+/// See [`Outbox::next_write`].
+pub(crate) enum NextWrite<'a> {
+    Nothing,
+    Slice(&'a [u8]),
+    Slices([IoSlice<'a>; MAX_SLICES], usize),
+}
