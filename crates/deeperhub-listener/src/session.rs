@@ -1,0 +1,172 @@
+//! The two traits that make a listener yours, and what they are given.
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::task::{self, Poll};
+use std::time::Instant;
+
+use deeperhub_protocol::CloseReason;
+use deeperhub_protocol::frame::Frame;
+use deeperhub_protocol::handshake::{Refusal, Request};
+
+use crate::connections::Connections;
+use crate::outbox::Outbox;
+
+/// Names a connection within its worker while it is open. Used again after it closed.
+pub type Key = u32;
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Peer {
+    /// The other end of the socket.
+    pub address: SocketAddr,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+}
+
+/// A handshake that is accepted.
+#[derive(Debug)]
+pub struct Accepted<S> {
+    /// What answers the connection's messages.
+    pub session: S,
+    /// The subprotocol to name in the answer; must be one that the client offered.
+    pub subprotocol: Option<Cow<'static, str>>,
+}
+
+/// What runs on the connections: one value for all workers.
+pub trait Application: Send + Sync + 'static {
+    /// What a worker keeps for all its sessions; made on its thread and never sent.
+    type Local: Local<Session = Self::Session>;
+    /// What a connection keeps.
+    type Session: Session<Local = Self::Local>;
+
+    /// Makes the state of worker `worker` (0 to `workers - 1`); called again for a worker that is replaced.
+    fn local(&self, worker: usize) -> Self::Local;
+
+    /// Decides on a handshake whose form is right (RFC 6455 section 4.2.1). May wait, under the handshake timeout.
+    fn accept(
+        &self,
+        request: Request,
+        peer: Peer,
+    ) -> impl Future<Output = Result<Accepted<Self::Session>, Refusal>> + 'static;
+}
+
+/// A worker's own state: where messages for its connections come from.
+pub trait Local: 'static {
+    /// The sessions of this worker.
+    type Session;
+
+    /// Takes what waits for this worker's connections, called once in each round.
+    ///
+    /// `Ready`: there is more, call again soon (others had their turn). `Pending`: there is nothing, and the waker
+    /// of `cx` will be called when something comes. Stop when [`Connections::room`] is 0.
+    fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Self::Session>) -> Poll<()>;
+}
+
+/// One connection's side of the application. Nothing in it waits.
+pub trait Session: 'static {
+    /// The state of the worker that it lives on.
+    type Local;
+
+    /// The handshake is answered; what is sent here is the first that the client gets.
+    fn on_open(&mut self, cx: &mut Context<'_, Self::Local>) {
+        let _ = cx;
+    }
+
+    /// A whole message came.
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Self::Local>);
+
+    /// Called about once a second (more often where timeouts are shorter).
+    fn on_tick(&mut self, cx: &mut Context<'_, Self::Local>) {
+        let _ = cx;
+    }
+
+    /// The server closes this connection: `out` takes frames that go ahead of the close frame.
+    fn on_farewell(&mut self, reason: &CloseReason, out: &mut Vec<u8>) {
+        let _ = (reason, out);
+    }
+
+    /// The connection is closing; called exactly once for each session that was opened, and nothing is called after it.
+    fn on_close(&mut self, key: Key, closed: &Closed, local: &mut Self::Local) {
+        let _ = (key, closed, local);
+    }
+}
+
+/// A data message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// Valid UTF-8.
+    Text(&'a str),
+    /// Bytes.
+    Binary(&'a [u8]),
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Closed {
+    /// The client sent a close frame, with this code if it had one.
+    ByPeer {
+        /// The code of the close frame.
+        code: Option<u16>,
+    },
+    /// The server closed it.
+    ByServer(CloseReason),
+    /// The connection ended without a close frame.
+    Lost,
+}
+
+/// What a session may do while it handles something.
+#[derive(Debug)]
+pub struct Context<'a, L> {
+    pub(crate) key: Key,
+    pub(crate) now: Instant,
+    pub(crate) local: &'a mut L,
+    pub(crate) outbox: &'a mut Outbox,
+    pub(crate) arena: &'a mut Vec<u8>,
+    pub(crate) close: &'a mut Option<CloseReason>,
+    pub(crate) pause: &'a mut bool,
+}
+
+impl<L> Context<'_, L> {
+    /// This connection.
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// The time at which the worker's round began.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The worker's state.
+    pub fn local(&mut self) -> &mut L {
+        self.local
+    }
+
+    /// Sends what `write` appends: one or more complete frames (see `deeperhub_protocol::frame`). Nothing is
+    /// allocated where the socket takes it in this round.
+    pub fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.arena.len();
+        write(self.arena);
+        self.outbox.push_arena(start, self.arena.len());
+    }
+
+    /// Sends a shared frame.
+    pub fn send(&mut self, frame: &Frame) {
+        self.outbox.push(frame);
+    }
+
+    /// Closes the connection after what was sent so far. The first reason counts.
+    pub fn close(&mut self, reason: CloseReason) {
+        self.close.get_or_insert(reason);
+    }
+
+    /// Stops reading from this connection until [`Connections::resume_reading`]: what the client sends then waits
+    /// in the kernel, and TCP slows it down.
+    pub fn pause_reading(&mut self) {
+        *self.pause = true;
+    }
+}
