@@ -1,10 +1,70 @@
+//! Names of connections.
+
+use std::fmt;
 use std::sync::Arc;
+
 /// A connection's name, unique among all nodes of a hub and over restarts. Cheap to clone.
-/// 1 to 128 bytes of `A-Z a-z 0-9 . _ -` (so that it needs no escape in JSON and in a path).
+///
+/// 1 to [`ClientId::MAX_BYTES`] bytes of `A-Z a-z 0-9 . _ -`, so that it needs no escape in JSON
+/// and in a path. Whoever makes one sees to it that it is unique.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(Arc<str>);
+
 impl ClientId {
+    /// The longest id, in bytes.
+    pub const MAX_BYTES: usize = 128;
+
     /// `None` when `text` is not of the form above.
-    pub fn parse(text: &str) -> Option<Self> { let _ = text; unimplemented!() }
-    pub fn as_str(&self) -> &str { &self.0 }
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let fits = (1..=Self::MAX_BYTES).contains(&text.len());
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        (fits && text.bytes().all(allowed)).then(|| Self(text.into()))
+    }
+
+    /// The id's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for ClientId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// Maps keyed by ids can be asked with a `&str`, as one stands in a path.
+impl std::borrow::Borrow<str> for ClientId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_digits_dot_underscore_and_hyphen_make_an_id() {
+        let longest = "x".repeat(128);
+        for text in ["a", "0", "node-1.AZ_09", ".", longest.as_str()] {
+            assert_eq!(ClientId::parse(text).as_ref().map(ClientId::as_str), Some(text));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_id() {
+        let too_long = "x".repeat(129);
+        for text in ["", " ", "a b", "a/b", "a\"", "é", "a\n", "%41", too_long.as_str()] {
+            assert_eq!(ClientId::parse(text), None, "{text:?}");
+        }
+    }
 }

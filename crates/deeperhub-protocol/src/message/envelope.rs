@@ -1,0 +1,153 @@
+//! One pass over a message that checks its JSON and finds the values that have a meaning for us.
+
+use super::{MessageError, TraceContext};
+use crate::json::{Fault, Key, Scanner, unescape};
+use std::borrow::Cow;
+
+/// A value that has a meaning for us: the keys of the envelope, and those that our types have in
+/// `data`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Type,
+    Id,
+    Data,
+    Meta,
+    Topic,
+    Message,
+    ExcludeSelf,
+    Token,
+}
+
+impl Part {
+    const COUNT: usize = 8;
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Type => "type",
+            Self::Id => "id",
+            Self::Data => "data",
+            Self::Meta => "meta",
+            Self::Topic => "topic",
+            Self::Message => "message",
+            Self::ExcludeSelf => "exclude_self",
+            Self::Token => "token",
+        }
+    }
+
+    /// Clients of before `data` put `topic` and `message` beside `type`.
+    fn of_envelope(key: &str) -> Option<Self> {
+        Some(match key {
+            "type" => Self::Type,
+            "id" => Self::Id,
+            "data" => Self::Data,
+            "meta" => Self::Meta,
+            "topic" => Self::Topic,
+            "message" => Self::Message,
+            _ => return None,
+        })
+    }
+
+    fn of_data(key: &str) -> Option<Self> {
+        Some(match key {
+            "topic" => Self::Topic,
+            "message" => Self::Message,
+            "exclude_self" => Self::ExcludeSelf,
+            "token" => Self::Token,
+            _ => return None,
+        })
+    }
+}
+
+/// The parts of a message, each as the JSON text of its value. Keys may come in any order, so
+/// which parts count is known only when all have been seen.
+#[derive(Debug, Default)]
+pub(super) struct Envelope<'a> {
+    values: [Option<&'a str>; Part::COUNT],
+    /// A bit for each part whose key came more than once.
+    twice: u8,
+    traceparent: Option<&'a str>,
+    tracestate: Option<&'a str>,
+}
+
+impl<'a> Envelope<'a> {
+    /// `None` when `text` is JSON, but no object.
+    pub(super) fn scan(text: &'a str) -> Result<Option<Self>, Fault> {
+        let mut scanner = Scanner::new(text);
+        scanner.skip_white();
+        if scanner.peek() != b'{' {
+            Scanner::whole(text, 0)?;
+            return Ok(None);
+        }
+        let mut envelope = Self::default();
+        scanner.object(|scanner, key| envelope.member(scanner, key))?;
+        scanner.end()?;
+        Ok(Some(envelope))
+    }
+
+    /// The value of a part, when its key came once.
+    ///
+    /// # Errors
+    /// Names the part when its key came more than once.
+    pub(super) fn once(&self, part: Part) -> Result<Option<&'a str>, MessageError<'a>> {
+        if self.twice & bit(part) != 0 {
+            return Err(MessageError::invalid("the key stands twice in the message").at(part.name()));
+        }
+        Ok(self.values[part as usize])
+    }
+
+    pub(super) fn trace(&self) -> TraceContext<'a> {
+        if self.traceparent.is_none() {
+            return TraceContext::default();
+        }
+        TraceContext::new(self.traceparent.and_then(string), self.tracestate.and_then(string))
+    }
+
+    fn member(&mut self, scanner: &mut Scanner<'a>, key: Key<'a>) -> Result<(), Fault> {
+        let part = Part::of_envelope(&key.name());
+        let value = match part {
+            Some(Part::Data) if scanner.peek() == b'{' => scanner.text_of(|scanner| {
+                scanner.object(|scanner, key| {
+                    let value = scanner.value(2)?;
+                    if let Some(part) = Part::of_data(&key.name()) {
+                        self.put(part, value);
+                    }
+                    Ok(())
+                })
+            })?,
+            Some(Part::Meta) if scanner.peek() == b'{' => scanner.text_of(|scanner| {
+                scanner.object(|scanner, key| {
+                    let value = scanner.value(2)?;
+                    match &*key.name() {
+                        "traceparent" => self.traceparent = Some(value),
+                        "tracestate" => self.tracestate = Some(value),
+                        _ => {}
+                    }
+                    Ok(())
+                })
+            })?,
+            // As deep as it could be in `data`, where a delivery will have it.
+            Some(Part::Message) => scanner.value(2)?,
+            _ => scanner.value(1)?,
+        };
+        if let Some(part) = part {
+            self.put(part, value);
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, part: Part, value: &'a str) {
+        if self.values[part as usize].replace(value).is_some() {
+            self.twice |= bit(part);
+        }
+    }
+}
+
+const fn bit(part: Part) -> u8 {
+    1 << part as u8
+}
+
+/// The text of a JSON value that is a string, with its escapes read. `None` for other values, and
+/// for a string that is no Unicode text ([`unescape`]).
+pub(super) fn string(json: &str) -> Option<Cow<'_, str>> {
+    unescape(json.strip_prefix('"')?.strip_suffix('"')?)
+}

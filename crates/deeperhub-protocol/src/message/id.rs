@@ -1,0 +1,91 @@
+//! The `id` that ties a reply to its message.
+
+use crate::json::unescape;
+use std::fmt;
+
+/// A message's `id`, given back unchanged with its reply: the JSON text as it came
+/// (a string with its quotes and escapes, or digits).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MessageId<'a>(&'a str);
+
+impl<'a> MessageId<'a> {
+    /// The longest text that an id may stand for, in bytes of UTF-8: without its quotes, with
+    /// its escapes read.
+    pub const MAX_BYTES: usize = 64;
+
+    /// The id as JSON.
+    #[must_use]
+    pub const fn as_json(self) -> &'a str {
+        self.0
+    }
+
+    /// Takes the text of a JSON value that is a string of at most [`Self::MAX_BYTES`] or an
+    /// unsigned integer of 64 bits; `None` for any other.
+    ///
+    /// A number counts by how it is written: `1.0`, `1e3` and `-0` are no integers.
+    pub(super) fn of_value(json: &'a str) -> Option<Self> {
+        let valid = match json.strip_prefix('"').and_then(|json| json.strip_suffix('"')) {
+            Some(inside) => {
+                // An escape is longer than what it stands for.
+                unescape(inside).is_some_and(|text| text.len() <= Self::MAX_BYTES)
+            }
+            None => json.bytes().all(|byte| byte.is_ascii_digit()) && json.parse::<u64>().is_ok(),
+        };
+        valid.then_some(Self(json))
+    }
+}
+
+impl fmt::Display for MessageId<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_of_64_bytes_and_integers_of_64_bits_are_ids() {
+        let longest = format!("\"{}\"", "x".repeat(64));
+        let escaped = format!("\"{}\"", "\\u0078".repeat(64));
+        let two_bytes_each = format!("\"{}\"", "\\u00e9".repeat(32));
+        for json in [
+            r#""""#,
+            r#""a\"b\\""#,
+            r#""\ud83d\ude00""#,
+            "0",
+            "7",
+            "18446744073709551615",
+            longest.as_str(),
+            escaped.as_str(),
+            two_bytes_each.as_str(),
+        ] {
+            assert_eq!(MessageId::of_value(json).map(MessageId::as_json), Some(json));
+        }
+    }
+
+    #[test]
+    fn other_values_are_none() {
+        let too_long = format!("\"{}\"", "x".repeat(65));
+        let too_long_decoded = format!("\"{}\"", "\\u00e9".repeat(33));
+        for json in [
+            "-0",
+            "-1",
+            "1.0",
+            "1e3",
+            "0e0",
+            "18446744073709551616",
+            "null",
+            "true",
+            "[]",
+            "{}",
+            r#"["a"]"#,
+            r#""\ud800""#,
+            too_long.as_str(),
+            too_long_decoded.as_str(),
+        ] {
+            assert_eq!(MessageId::of_value(json), None, "{json}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! What the server says.
+
+use super::envelope::{Envelope, Part};
+use super::write::{Length, Sink, frame_header};
+use super::{MessageError, MessageId};
+use crate::frame::Frame;
+use crate::{ClientId, CloseReason, ErrorCode, RawJson};
+
+/// Limits told in `welcome`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WelcomeLimits {
+    /// The longest message that a client may send, in bytes.
+    pub max_message_bytes: u64,
+    /// How many subscriptions a connection may have at a time.
+    pub max_subscriptions: u64,
+    /// How often the server sends a WebSocket ping, in milliseconds.
+    pub ping_interval_ms: u64,
+}
+
+/// What the server sends.
+///
+/// Keys are written in the order `type`, `id`, `data`, `meta`; those without a value are left
+/// out. An id or a payload is written as it came.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum ServerMessage<'a> {
+    /// The first message on every connection.
+    Welcome {
+        /// The connection's own name.
+        client_id: &'a ClientId,
+        /// The name of the server program.
+        server: &'a str,
+        /// Its version.
+        version: &'a str,
+        /// What it allows.
+        limits: WelcomeLimits,
+    },
+    /// Answers `echo`.
+    Echo {
+        /// The message's own.
+        id: Option<MessageId<'a>>,
+        /// The message's own.
+        data: RawJson<'a>,
+    },
+    /// Answers `subscribe`.
+    Subscribed {
+        /// The message's own.
+        id: Option<MessageId<'a>>,
+        /// The topic or pattern.
+        topic: &'a str,
+    },
+    /// Answers `unsubscribe`, or tells that a subscription ended.
+    Unsubscribed {
+        /// The message's own; none where no message asked for it.
+        id: Option<MessageId<'a>>,
+        /// The topic or pattern.
+        topic: &'a str,
+    },
+    /// Answers `publish`.
+    Published {
+        /// The message's own.
+        id: Option<MessageId<'a>>,
+        /// The topic.
+        topic: &'a str,
+        /// How many subscriptions of this node matched.
+        subscribers: u64,
+        /// Whether the other nodes could not be reached. Left out unless it is true.
+        cluster_unavailable: bool,
+    },
+    /// Answers `authenticate`.
+    Authenticated {
+        /// The message's own.
+        id: Option<MessageId<'a>>,
+        /// Whom the token names.
+        user: &'a str,
+        /// Until when it is good, in seconds since the Unix epoch.
+        expires_at: u64,
+    },
+    /// Answers `ping`.
+    Pong {
+        /// The message's own.
+        id: Option<MessageId<'a>>,
+    },
+    /// A delivery.
+    Message {
+        /// The topic that was published to.
+        topic: &'a str,
+        /// What was published.
+        message: RawJson<'a>,
+        /// The publisher; none when a server published.
+        from: Option<&'a ClientId>,
+        /// W3C `traceparent` of the delivery, where its trace is sampled.
+        traceparent: Option<&'a str>,
+    },
+    /// The last message before some closes.
+    Goodbye {
+        /// Why, and whether to come back.
+        reason: &'a CloseReason,
+        /// When to come back, in milliseconds from now.
+        retry_after_ms: Option<u64>,
+    },
+    /// Answers a message that could not be carried out.
+    Error {
+        /// The message's own, where it could be read.
+        id: Option<MessageId<'a>>,
+        /// What kind of fault it is.
+        code: ErrorCode,
+        /// A sentence for a person.
+        message: &'a str,
+        /// The key at fault.
+        field: Option<&'a str>,
+        /// The topic that it is about.
+        topic: Option<&'a str>,
+        /// When to try again, in milliseconds from now.
+        retry_after_ms: Option<u64>,
+    },
+    /// What a backend sent: the object as given ([`check_server_object`] takes only such as have a
+    /// string `type`).
+    Raw(RawJson<'a>),
+}
+
+impl ServerMessage<'_> {
+    /// Appends the message as one complete unmasked text frame (header and JSON) to `out`.
+    pub fn write_frame(&self, out: &mut Vec<u8>) {
+        let length = self.json_len();
+        let (header, header_len) = frame_header(length);
+        out.reserve(header_len + length);
+        out.extend_from_slice(header.get(..header_len).unwrap_or_default());
+        self.write(out);
+    }
+
+    /// The message as a frame that many connections can share.
+    #[must_use]
+    pub fn to_frame(&self) -> Frame {
+        let mut bytes = Vec::new();
+        self.write_frame(&mut bytes);
+        Frame::from_encoded(&bytes)
+    }
+
+    /// Name for metrics; `Raw` is "raw".
+    #[must_use]
+    pub const fn type_name(&self) -> &'static str {
+        match self {
+            Self::Welcome { .. } => "welcome",
+            Self::Echo { .. } => "echo",
+            Self::Subscribed { .. } => "subscribed",
+            Self::Unsubscribed { .. } => "unsubscribed",
+            Self::Published { .. } => "published",
+            Self::Authenticated { .. } => "authenticated",
+            Self::Pong { .. } => "pong",
+            Self::Message { .. } => "message",
+            Self::Goodbye { .. } => "goodbye",
+            Self::Error { .. } => "error",
+            Self::Raw(_) => "raw",
+        }
+    }
+
+    fn json_len(&self) -> usize {
+        let mut length = Length::default();
+        self.write(&mut length);
+        length.0
+    }
+
+    fn write(&self, sink: &mut impl Sink) {
+        match *self {
+            Self::Welcome { client_id, server, version, limits } => {
+                sink.raw(r#"{"type":"welcome","data":{"client_id":""#);
+                sink.raw(client_id.as_str());
+                sink.raw(r#"","server":"#);
+                sink.string(server);
+                sink.raw(r#","version":"#);
+                sink.string(version);
+                sink.raw(r#","limits":{"max_message_bytes":"#);
+                sink.number(limits.max_message_bytes);
+                sink.raw(r#","max_subscriptions":"#);
+                sink.number(limits.max_subscriptions);
+                sink.raw(r#","ping_interval_ms":"#);
+                sink.number(limits.ping_interval_ms);
+                sink.raw("}}}");
+            }
+            Self::Echo { id, data } => {
+                reply(sink, r#"{"type":"echo""#, id);
+                sink.raw(r#","data":"#);
+                sink.raw(data.as_str());
+                sink.raw("}");
+            }
+            Self::Subscribed { id, topic } => {
+                reply(sink, r#"{"type":"subscribed""#, id);
+                sink.raw(r#","data":{"topic":"#);
+                sink.string(topic);
+                sink.raw("}}");
+            }
+            Self::Unsubscribed { id, topic } => {
+                reply(sink, r#"{"type":"unsubscribed""#, id);
+                sink.raw(r#","data":{"topic":"#);
+                sink.string(topic);
+                sink.raw("}}");
+            }
+            Self::Published { id, topic, subscribers, cluster_unavailable } => {
+                reply(sink, r#"{"type":"published""#, id);
+                sink.raw(r#","data":{"topic":"#);
+                sink.string(topic);
+                sink.raw(r#","subscribers":"#);
+                sink.number(subscribers);
+                sink.raw(if cluster_unavailable { r#","cluster":"unavailable"}}"# } else { "}}" });
+            }
+            Self::Authenticated { id, user, expires_at } => {
+                reply(sink, r#"{"type":"authenticated""#, id);
+                sink.raw(r#","data":{"user":"#);
+                sink.string(user);
+                sink.raw(r#","expires_at":"#);
+                sink.number(expires_at);
+                sink.raw("}}");
+            }
+            Self::Pong { id } => {
+                reply(sink, r#"{"type":"pong""#, id);
+                sink.raw("}");
+            }
+            Self::Message { topic, message, from, traceparent } => {
+                sink.raw(r#"{"type":"message","data":{"topic":"#);
+                sink.string(topic);
+                sink.raw(r#","message":"#);
+                sink.raw(message.as_str());
+                if let Some(from) = from {
+                    sink.raw(r#","from":""#);
+                    sink.raw(from.as_str());
+                    sink.raw("\"");
+                }
+                match traceparent {
+                    None => sink.raw("}}"),
+                    Some(traceparent) => {
+                        sink.raw(r#"},"meta":{"traceparent":"#);
+                        sink.string(traceparent);
+                        sink.raw("}}");
+                    }
+                }
+            }
+            Self::Goodbye { reason, retry_after_ms } => {
+                sink.raw(r#"{"type":"goodbye","data":{"code":"#);
+                sink.number(reason.code().as_u16().into());
+                sink.raw(r#","reason":"#);
+                sink.string(reason.text());
+                sink.raw(r#","reconnect":"#);
+                sink.raw(if reason.code().reconnect() { "true" } else { "false" });
+                retry_after(sink, retry_after_ms);
+                sink.raw("}}");
+            }
+            Self::Error { id, code, message, field, topic, retry_after_ms } => {
+                reply(sink, r#"{"type":"error""#, id);
+                sink.raw(r#","data":{"code":""#);
+                sink.raw(code.as_str());
+                sink.raw(r#"","message":"#);
+                sink.string(message);
+                if let Some(field) = field {
+                    sink.raw(r#","field":"#);
+                    sink.string(field);
+                }
+                if let Some(topic) = topic {
+                    sink.raw(r#","topic":"#);
+                    sink.string(topic);
+                }
+                retry_after(sink, retry_after_ms);
+                sink.raw("}}");
+            }
+            Self::Raw(object) => sink.raw(object.as_str()),
+        }
+    }
+}
+
+/// Checks a body that a backend sends to clients.
+///
+/// # Errors
+/// [`ErrorCode::InvalidJson`]: not JSON, or deeper than [`MAX_NESTING`](super::MAX_NESTING).
+/// [`ErrorCode::InvalidMessage`]: not an object; `type`, `id`, `data` or `meta` twice; `type`
+/// missing or not a string.
+pub fn check_server_object(text: &str) -> Result<RawJson<'_>, MessageError<'_>> {
+    let Some(envelope) = Envelope::scan(text)? else {
+        return Err(MessageError::invalid("a message is a JSON object with a `type`"));
+    };
+    for part in [Part::Id, Part::Data, Part::Meta] {
+        envelope.once(part)?;
+    }
+    if !envelope.once(Part::Type)?.is_some_and(|json| json.starts_with('"')) {
+        return Err(MessageError::invalid("a message has a `type`, which is a string").at("type"));
+    }
+    Ok(RawJson::scanned(text.trim_matches([' ', '\n', '\r', '\t'])))
+}
+
+/// `head` and, where there is one, the id.
+fn reply(sink: &mut impl Sink, head: &str, id: Option<MessageId<'_>>) {
+    sink.raw(head);
+    if let Some(id) = id {
+        sink.raw(r#","id":"#);
+        sink.raw(id.as_json());
+    }
+}
+
+fn retry_after(sink: &mut impl Sink, milliseconds: Option<u64>) {
+    if let Some(milliseconds) = milliseconds {
+        sink.raw(r#","retry_after_ms":"#);
+        sink.number(milliseconds);
+    }
+}
+
+#[cfg(test)]
+mod tests;

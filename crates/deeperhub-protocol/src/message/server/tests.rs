@@ -1,0 +1,270 @@
+use super::*;
+use crate::CloseCode;
+use crate::frame::write_text;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// The JSON of a message's frame, after a look at the frame.
+fn written(message: &ServerMessage<'_>) -> String {
+    let mut out = b"before".to_vec();
+    message.write_frame(&mut out);
+    let frame = message.to_frame();
+    assert_eq!(out.strip_prefix(b"before"), Some(frame.as_bytes()), "both ways give the same frame");
+    let header = match frame.as_bytes()[1] {
+        126 => 4,
+        127 => 10,
+        _ => 2,
+    };
+    let text = std::str::from_utf8(&frame.as_bytes()[header..]).unwrap();
+    let mut expected = Vec::new();
+    write_text(&mut expected, text);
+    assert_eq!(expected, frame.as_bytes(), "the header says how long the text is");
+    text.to_owned()
+}
+
+fn id(json: &str) -> Option<MessageId<'_>> {
+    Some(MessageId::of_value(json).unwrap())
+}
+
+fn raw(json: &str) -> RawJson<'_> {
+    RawJson::parse(json).unwrap()
+}
+
+#[test]
+fn every_message_has_its_keys_in_order() {
+    let client_id = ClientId::parse("n1-42").unwrap();
+    let limits =
+        WelcomeLimits { max_message_bytes: 65_536, max_subscriptions: 128, ping_interval_ms: 25_000 };
+    let going = CloseReason::new(CloseCode::GoingAway, "the server shuts down");
+    let expired = CloseReason::new(CloseCode::TokenExpired, "token expired");
+    let error = ServerMessage::Error {
+        id: None,
+        code: ErrorCode::InvalidJson,
+        message: "no \"JSON\"",
+        field: None,
+        topic: None,
+        retry_after_ms: None,
+    };
+    let full_error = ServerMessage::Error {
+        id: id("7"),
+        code: ErrorCode::InvalidTopic,
+        message: "no",
+        field: Some("topic"),
+        topic: Some("a b"),
+        retry_after_ms: Some(120),
+    };
+    for (message, expected) in [
+        (
+            ServerMessage::Welcome {
+                client_id: &client_id,
+                server: "deeperhub-ws",
+                version: "0.1.0",
+                limits,
+            },
+            r#"{"type":"welcome","data":{"client_id":"n1-42","server":"deeperhub-ws","version":"0.1.0","limits":{"max_message_bytes":65536,"max_subscriptions":128,"ping_interval_ms":25000}}}"#,
+        ),
+        (
+            ServerMessage::Echo { id: id("0"), data: raw(" [1,  2] ") },
+            r#"{"type":"echo","id":0,"data":[1,  2]}"#,
+        ),
+        (ServerMessage::Echo { id: None, data: raw("null") }, r#"{"type":"echo","data":null}"#),
+        (
+            ServerMessage::Subscribed { id: id(r#""a\/b""#), topic: "a.*" },
+            r#"{"type":"subscribed","id":"a\/b","data":{"topic":"a.*"}}"#,
+        ),
+        (
+            ServerMessage::Unsubscribed { id: None, topic: "q\"\\" },
+            r#"{"type":"unsubscribed","data":{"topic":"q\"\\"}}"#,
+        ),
+        (
+            ServerMessage::Published { id: id("7"), topic: "é", subscribers: 0, cluster_unavailable: false },
+            r#"{"type":"published","id":7,"data":{"topic":"é","subscribers":0}}"#,
+        ),
+        (
+            ServerMessage::Published {
+                id: id("7"),
+                topic: "a",
+                subscribers: u64::MAX,
+                cluster_unavailable: true,
+            },
+            r#"{"type":"published","id":7,"data":{"topic":"a","subscribers":18446744073709551615,"cluster":"unavailable"}}"#,
+        ),
+        (
+            ServerMessage::Authenticated { id: id("1"), user: "eve\n", expires_at: 1_900_000_000 },
+            r#"{"type":"authenticated","id":1,"data":{"user":"eve\n","expires_at":1900000000}}"#,
+        ),
+        (ServerMessage::Pong { id: id(r#""p""#) }, r#"{"type":"pong","id":"p"}"#),
+        (ServerMessage::Pong { id: None }, r#"{"type":"pong"}"#),
+        (
+            ServerMessage::Message { topic: "a", message: raw("1.0"), from: None, traceparent: None },
+            r#"{"type":"message","data":{"topic":"a","message":1.0}}"#,
+        ),
+        (
+            ServerMessage::Message {
+                topic: "a",
+                message: raw("{}"),
+                from: Some(&client_id),
+                traceparent: Some("00-1"),
+            },
+            r#"{"type":"message","data":{"topic":"a","message":{},"from":"n1-42"},"meta":{"traceparent":"00-1"}}"#,
+        ),
+        (
+            ServerMessage::Goodbye { reason: &going, retry_after_ms: Some(1500) },
+            r#"{"type":"goodbye","data":{"code":1001,"reason":"the server shuts down","reconnect":true,"retry_after_ms":1500}}"#,
+        ),
+        (
+            ServerMessage::Goodbye { reason: &expired, retry_after_ms: None },
+            r#"{"type":"goodbye","data":{"code":4001,"reason":"token expired","reconnect":false}}"#,
+        ),
+        (error, r#"{"type":"error","data":{"code":"invalid_json","message":"no \"JSON\""}}"#),
+        (
+            full_error,
+            r#"{"type":"error","id":7,"data":{"code":"invalid_topic","message":"no","field":"topic","topic":"a b","retry_after_ms":120}}"#,
+        ),
+        (ServerMessage::Raw(raw(r#" {"type": "x"} "#)), r#"{"type": "x"}"#),
+    ] {
+        let text = written(&message);
+        assert_eq!(text, expected);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        if message.type_name() != "raw" {
+            assert_eq!(value["type"], message.type_name());
+        }
+    }
+}
+
+#[test]
+fn an_error_is_answered_with_what_it_knows() {
+    let error =
+        crate::ClientMessage::parse(r#"{"id":"i","type":"subscribe","data":{"topic":"a b"}}"#).unwrap_err();
+    let value: Value = serde_json::from_str(&written(&error.to_message())).unwrap();
+    assert_eq!(
+        value,
+        json!({"type": "error", "id": "i", "data": {
+            "code": "invalid_topic", "field": "topic", "message": error.message,
+        }})
+    );
+}
+
+#[test]
+fn frames_of_every_header_length_are_exact() {
+    let overhead = r#"{"type":"echo","data":""}"#.len();
+    for length in [overhead, 125, 126, 127, 65_535, 65_536, 100_000] {
+        let payload = format!("\"{}\"", "x".repeat(length - overhead));
+        assert_eq!(written(&ServerMessage::Echo { id: None, data: raw(&payload) }).len(), length);
+    }
+}
+
+#[test]
+fn objects_with_a_string_type_may_be_sent() {
+    for (text, taken) in [
+        (r#"{"type":"x"}"#, r#"{"type":"x"}"#),
+        (
+            " \r\n\t{ \"a\":1, \"a\":2, \"\\u0074ype\" : \"\\u0061\" } ",
+            "{ \"a\":1, \"a\":2, \"\\u0074ype\" : \"\\u0061\" }",
+        ),
+        (
+            r#"{"type":"x","id":-1.5,"data":{"topic":1,"topic":2},"meta":[]}"#,
+            r#"{"type":"x","id":-1.5,"data":{"topic":1,"topic":2},"meta":[]}"#,
+        ),
+    ] {
+        assert_eq!(check_server_object(text).map(RawJson::as_str), Ok(taken));
+    }
+}
+
+#[test]
+fn other_bodies_may_not() {
+    for (text, code, field) in [
+        ("", ErrorCode::InvalidJson, None),
+        (r#"{"type":"x"} 1"#, ErrorCode::InvalidJson, None),
+        (r#"{"type":"x",}"#, ErrorCode::InvalidJson, None),
+        ("[]", ErrorCode::InvalidMessage, None),
+        (r#""type""#, ErrorCode::InvalidMessage, None),
+        ("{}", ErrorCode::InvalidMessage, Some("type")),
+        (r#"{"type":null}"#, ErrorCode::InvalidMessage, Some("type")),
+        (r#"{"data":{"type":"x"}}"#, ErrorCode::InvalidMessage, Some("type")),
+        (r#"{"type":"x","type":"x"}"#, ErrorCode::InvalidMessage, Some("type")),
+        (r#"{"type":"x","id":1,"id":1}"#, ErrorCode::InvalidMessage, Some("id")),
+        (r#"{"type":"x","data":1,"d\u0061ta":1}"#, ErrorCode::InvalidMessage, Some("data")),
+        (r#"{"type":"x","meta":1,"meta":1}"#, ErrorCode::InvalidMessage, Some("meta")),
+    ] {
+        let error = check_server_object(text).unwrap_err();
+        assert_eq!((error.code, error.field), (code, field), "{text}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn all_texts_and_numbers_come_through(
+        texts in prop::array::uniform4(any::<String>()),
+        numbers in any::<(u64, u64)>(),
+        flag in any::<bool>(),
+        payload in prop_oneof![any::<i64>().prop_map(Value::from), any::<String>().prop_map(Value::from)],
+    ) {
+        let [a, b, c, d] = &texts;
+        let (m, n) = numbers;
+        let client_id = ClientId::parse("c-1").unwrap();
+        let reason = CloseReason::new(CloseCode::TooSlow, a.clone());
+        let payload_text = payload.to_string();
+        let some = |text| if flag { Some(text) } else { None };
+        for (message, mut expected) in [
+            (
+                ServerMessage::Subscribed { id: None, topic: a },
+                json!({"type": "subscribed", "data": {"topic": a}}),
+            ),
+            (
+                ServerMessage::Published { id: None, topic: a, subscribers: m, cluster_unavailable: flag },
+                json!({"type": "published", "data": {"topic": a, "subscribers": m, "cluster": flag.then_some("unavailable")}}),
+            ),
+            (
+                ServerMessage::Authenticated { id: None, user: a, expires_at: m },
+                json!({"type": "authenticated", "data": {"user": a, "expires_at": m}}),
+            ),
+            (
+                ServerMessage::Message {
+                    topic: a,
+                    message: RawJson::parse(&payload_text).unwrap(),
+                    from: flag.then_some(&client_id),
+                    traceparent: some(b.as_str()),
+                },
+                json!({
+                    "type": "message",
+                    "data": {"topic": a, "message": payload, "from": flag.then_some("c-1")},
+                    "meta": flag.then(|| json!({"traceparent": b})),
+                }),
+            ),
+            (
+                ServerMessage::Goodbye { reason: &reason, retry_after_ms: flag.then_some(n) },
+                json!({"type": "goodbye", "data": {
+                    "code": 1013, "reason": reason.text(), "reconnect": true, "retry_after_ms": flag.then_some(n),
+                }}),
+            ),
+            (
+                ServerMessage::Error {
+                    id: None,
+                    code: ErrorCode::RateLimited,
+                    message: b,
+                    field: some(c.as_str()),
+                    topic: some(d.as_str()),
+                    retry_after_ms: flag.then_some(n),
+                },
+                json!({"type": "error", "data": {
+                    "code": "rate_limited", "message": b, "field": flag.then_some(c), "topic": flag.then_some(d),
+                    "retry_after_ms": flag.then_some(n),
+                }}),
+            ),
+        ] {
+            leave_out_nulls(&mut expected);
+            prop_assert_eq!(serde_json::from_str::<Value>(&written(&message))?, expected);
+        }
+    }
+}
+
+/// Keys without a value are not written. Payloads here are never null.
+fn leave_out_nulls(value: &mut Value) {
+    if let Value::Object(members) = value {
+        members.retain(|_, value| !value.is_null());
+        members.values_mut().for_each(leave_out_nulls);
+    }
+}

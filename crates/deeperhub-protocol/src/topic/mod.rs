@@ -1,0 +1,268 @@
+//! Names of topics, and the patterns that stand for many of them.
+
+mod pattern;
+
+pub use pattern::{Subscription, TopicPattern};
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// A valid topic name: what a publish names.
+///
+/// 1 to [`Topic::MAX_BYTES`] bytes of UTF-8 without white space and control characters (Unicode's
+/// properties `White_Space` and `Cc`). A `.` separates levels, none of which is empty. The
+/// characters `*` and `>` are for patterns ([`TopicPattern`]), and a leading `$` is reserved to
+/// the server. Case matters, and no normalisation takes place: two names are one topic when their
+/// bytes are the same.
+///
+/// ```
+/// use deeperhub_protocol::{Topic, TopicError};
+///
+/// let topic = Topic::parse("sports.football.results")?;
+/// assert_eq!(topic.levels().count(), 3);
+/// assert_eq!(Topic::parse("sports..results"), Err(TopicError::EmptyLevel));
+/// # Ok::<(), TopicError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Topic<'a>(Cow<'a, str>);
+
+impl<'a> Topic<'a> {
+    /// The longest topic or pattern, in bytes of UTF-8.
+    pub const MAX_BYTES: usize = 255;
+
+    /// Checks a name. Nothing is copied.
+    ///
+    /// # Errors
+    /// The rule that the text breaks; [`TopicError::Wildcard`] for a valid pattern.
+    pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
+        let text = text.into();
+        match Form::of(&text)? {
+            Form::Topic => Ok(Self(text)),
+            Form::Pattern => Err(TopicError::Wildcard),
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The levels, from the left; at least one, none empty.
+    pub fn levels(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.0.split('.')
+    }
+
+    /// The same topic with a name of its own.
+    #[must_use]
+    pub fn into_owned(self) -> Topic<'static> {
+        Topic(Cow::Owned(self.0.into_owned()))
+    }
+
+    /// The same topic, borrowing this one's name.
+    #[must_use]
+    pub fn borrow(&self) -> Topic<'_> {
+        Topic(Cow::Borrowed(&self.0))
+    }
+}
+
+impl AsRef<str> for Topic<'_> {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Topic<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// The rule that a text breaks which should be a topic or a pattern.
+///
+/// Whoever chose the name is at fault: a client's message is answered with `invalid_topic`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TopicError {
+    /// There is no text.
+    #[error("a topic needs at least one character")]
+    Empty,
+    /// There are more bytes than [`Topic::MAX_BYTES`].
+    #[error("a topic has at most {max} bytes of UTF-8, not {bytes}", max = Topic::MAX_BYTES)]
+    TooLong {
+        /// How many there are.
+        bytes: usize,
+    },
+    /// One of the characters is white space.
+    #[error("a topic has no white space; write `-`, `_` or `.` in its place")]
+    WhiteSpace,
+    /// One of the characters is a control character.
+    #[error("a topic has no control characters; leave them out")]
+    Control,
+    /// The first character is `$`.
+    #[error("topics that start with `$` are reserved to the server; start with another character")]
+    Reserved,
+    /// There is nothing before, after or between dots.
+    #[error("a topic has at least one character before, after and between its dots, as in `a.b`")]
+    EmptyLevel,
+    /// `*` or `>` stands beside other characters in its level.
+    #[error("`*` and `>` stand for a whole level, as in `a.*`, never for a part of one")]
+    PartialWildcard,
+    /// A level follows `>`.
+    #[error("`>` stands only at the end, as in `a.>`; in other places use `*`")]
+    InnerTail,
+    /// It is a pattern, where one topic is asked for.
+    #[error("one topic is asked for here, without the wildcards `*` and `>`")]
+    Wildcard,
+    /// It is a topic, where a pattern is asked for.
+    #[error("a pattern has a level that is `*`, or ends in `>`")]
+    NoWildcard,
+}
+
+/// Which of the two a valid text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Topic,
+    Pattern,
+}
+
+impl Form {
+    /// Looks at each byte once where all is ASCII and there are no wildcards.
+    fn of(text: &str) -> Result<Self, TopicError> {
+        match text.len() {
+            0 => return Err(TopicError::Empty),
+            1..=Topic::MAX_BYTES => {}
+            bytes => return Err(TopicError::TooLong { bytes }),
+        }
+        let (mut only_graphic, mut wildcards, mut empty_level) = (true, false, false);
+        let mut previous = b'.';
+        for &byte in text.as_bytes() {
+            only_graphic &= byte.is_ascii_graphic();
+            wildcards |= byte == b'*' || byte == b'>';
+            empty_level |= byte == b'.' && previous == b'.';
+            previous = byte;
+        }
+        if !only_graphic {
+            check_characters(text)?;
+        }
+        if text.starts_with('$') {
+            return Err(TopicError::Reserved);
+        }
+        if empty_level || previous == b'.' {
+            return Err(TopicError::EmptyLevel);
+        }
+        if wildcards {
+            check_wildcards(text)?;
+            return Ok(Self::Pattern);
+        }
+        Ok(Self::Topic)
+    }
+}
+
+fn check_characters(text: &str) -> Result<(), TopicError> {
+    for character in text.chars() {
+        // Tab and line feed are both; a person thinks of them as white space.
+        if character.is_whitespace() {
+            return Err(TopicError::WhiteSpace);
+        }
+        if character.is_control() {
+            return Err(TopicError::Control);
+        }
+    }
+    Ok(())
+}
+
+fn check_wildcards(text: &str) -> Result<(), TopicError> {
+    let mut levels = text.split('.').peekable();
+    while let Some(level) = levels.next() {
+        if level.len() > 1 && level.contains(['*', '>']) {
+            return Err(TopicError::PartialWildcard);
+        }
+        if level == ">" && levels.peek().is_some() {
+            return Err(TopicError::InnerTail);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn valid_topics() {
+        let longest = "x".repeat(255);
+        for text in [
+            "a",
+            "news",
+            "sports.football.results",
+            "a.$b",
+            "a/b:c@d#e",
+            "\"quoted\\",
+            "0",
+            "café.日本.😀",
+            "zero\u{200b}width",
+            longest.as_str(),
+        ] {
+            let topic = Topic::parse(text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+            assert_eq!(topic.as_str(), text);
+            assert_eq!(Subscription::parse(text).unwrap().as_str(), text);
+            assert_eq!(TopicPattern::parse(text), Err(TopicError::NoWildcard));
+        }
+    }
+
+    #[test]
+    fn each_rule_has_its_error() {
+        let too_long = "x".repeat(256);
+        let long_in_bytes = "é".repeat(128);
+        for (text, error) in [
+            ("", TopicError::Empty),
+            (too_long.as_str(), TopicError::TooLong { bytes: 256 }),
+            (long_in_bytes.as_str(), TopicError::TooLong { bytes: 256 }),
+            ("a b", TopicError::WhiteSpace),
+            (" a", TopicError::WhiteSpace),
+            ("a\n", TopicError::WhiteSpace),
+            ("a\u{a0}b", TopicError::WhiteSpace),
+            ("a\u{85}b", TopicError::WhiteSpace),
+            ("a\u{3000}", TopicError::WhiteSpace),
+            ("a\u{2028}", TopicError::WhiteSpace),
+            ("a\0", TopicError::Control),
+            ("\u{7f}", TopicError::Control),
+            ("é\u{9b}", TopicError::Control),
+            ("$", TopicError::Reserved),
+            ("$sys.clients", TopicError::Reserved),
+            ("$sys.*", TopicError::Reserved),
+            (".", TopicError::EmptyLevel),
+            (".a", TopicError::EmptyLevel),
+            ("a.", TopicError::EmptyLevel),
+            ("a..b", TopicError::EmptyLevel),
+            ("*..>", TopicError::EmptyLevel),
+            ("a*", TopicError::PartialWildcard),
+            ("*a.b", TopicError::PartialWildcard),
+            ("a.b>", TopicError::PartialWildcard),
+            ("**", TopicError::PartialWildcard),
+            ("a.>>", TopicError::PartialWildcard),
+            (">.a", TopicError::InnerTail),
+            ("a.>.*", TopicError::InnerTail),
+            (">.>", TopicError::InnerTail),
+        ] {
+            assert_eq!(Subscription::parse(text), Err(error), "{text:?}");
+            assert_eq!(Topic::parse(text), Err(error), "{text:?}");
+            assert_eq!(TopicPattern::parse(text), Err(error), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_topic_has_no_wildcards() {
+        for text in ["*", ">", "a.*", "a.>", "*.b", "*.*.>"] {
+            assert_eq!(Topic::parse(text), Err(TopicError::Wildcard), "{text}");
+            assert!(matches!(Subscription::parse(text), Ok(Subscription::Pattern(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_copied() {
+        assert!(matches!(Topic::parse("a.b").unwrap().0, Cow::Borrowed(_)));
+        assert!(matches!(Topic::parse("a.b").unwrap().into_owned().borrow().0, Cow::Borrowed("a.b")));
+    }
+}

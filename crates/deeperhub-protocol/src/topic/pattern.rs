@@ -1,0 +1,331 @@
+//! Patterns: what they match, and which of them cover which.
+
+use super::{Form, Topic, TopicError};
+use std::borrow::Cow;
+use std::fmt;
+
+/// A pattern with at least one wildcard: a level `*` stands for exactly one level, a final `>`
+/// for one or more.
+///
+/// Apart from those it keeps the rules of a [`Topic`].
+///
+/// ```
+/// use deeperhub_protocol::{Topic, TopicError, TopicPattern};
+///
+/// let pattern = TopicPattern::parse("sports.>")?;
+/// assert!(pattern.matches(&Topic::parse("sports.football.results")?));
+/// assert!(!pattern.matches(&Topic::parse("sports")?));
+/// # Ok::<(), TopicError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPattern<'a>(Cow<'a, str>);
+
+impl<'a> TopicPattern<'a> {
+    /// Checks a pattern. Nothing is copied.
+    ///
+    /// # Errors
+    /// The rule that the text breaks; [`TopicError::NoWildcard`] for a valid topic.
+    pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
+        let text = text.into();
+        match Form::of(&text)? {
+            Form::Pattern => Ok(Self(text)),
+            Form::Topic => Err(TopicError::NoWildcard),
+        }
+    }
+
+    /// The pattern's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The levels, from the left, wildcards among them; at least one, none empty.
+    pub fn levels(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.0.split('.')
+    }
+
+    /// The same pattern with a text of its own.
+    #[must_use]
+    pub fn into_owned(self) -> TopicPattern<'static> {
+        TopicPattern(Cow::Owned(self.0.into_owned()))
+    }
+
+    /// The same pattern, borrowing this one's text.
+    #[must_use]
+    pub fn borrow(&self) -> TopicPattern<'_> {
+        TopicPattern(Cow::Borrowed(&self.0))
+    }
+
+    /// Whether `topic` is one of those that the pattern stands for.
+    #[must_use]
+    pub fn matches(&self, topic: &Topic<'_>) -> bool {
+        levels_cover(self.as_str(), topic.as_str())
+    }
+
+    /// Whether everything that `other` matches is matched by this one too. This is what a grant
+    /// needs: `room.*` covers `room.*` and `room.a`, not `room.>` or `*.a`.
+    #[must_use]
+    pub fn covers(&self, other: &Subscription<'_>) -> bool {
+        levels_cover(self.as_str(), other.as_str())
+    }
+}
+
+impl AsRef<str> for TopicPattern<'_> {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TopicPattern<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// What a client subscribes to, or what a grant names: one topic, or a pattern.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Subscription<'a> {
+    /// Exactly this topic.
+    Topic(Topic<'a>),
+    /// All topics that the pattern stands for.
+    Pattern(TopicPattern<'a>),
+}
+
+impl<'a> Subscription<'a> {
+    /// Checks a text and tells which of the two it is. Nothing is copied.
+    ///
+    /// # Errors
+    /// The rule that the text breaks.
+    pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
+        let text = text.into();
+        Ok(match Form::of(&text)? {
+            Form::Topic => Self::Topic(Topic(text)),
+            Form::Pattern => Self::Pattern(TopicPattern(text)),
+        })
+    }
+
+    /// The topic's or the pattern's text. As different things have different texts, it can serve
+    /// as a key.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Topic(topic) => topic.as_str(),
+            Self::Pattern(pattern) => pattern.as_str(),
+        }
+    }
+
+    /// The same subscription with a text of its own.
+    #[must_use]
+    pub fn into_owned(self) -> Subscription<'static> {
+        match self {
+            Self::Topic(topic) => Subscription::Topic(topic.into_owned()),
+            Self::Pattern(pattern) => Subscription::Pattern(pattern.into_owned()),
+        }
+    }
+
+    /// The same subscription, borrowing this one's text.
+    #[must_use]
+    pub fn borrow(&self) -> Subscription<'_> {
+        match self {
+            Self::Topic(topic) => Subscription::Topic(topic.borrow()),
+            Self::Pattern(pattern) => Subscription::Pattern(pattern.borrow()),
+        }
+    }
+
+    /// Whether a message on `topic` is for this subscription.
+    #[must_use]
+    pub fn matches(&self, topic: &Topic<'_>) -> bool {
+        match self {
+            Self::Topic(own) => own == topic,
+            Self::Pattern(pattern) => pattern.matches(topic),
+        }
+    }
+
+    /// Whether everything that `other` matches is matched by this one too, see
+    /// [`TopicPattern::covers`].
+    #[must_use]
+    pub fn covers(&self, other: &Subscription<'_>) -> bool {
+        match self {
+            Self::Topic(own) => matches!(other, Subscription::Topic(topic) if topic == own),
+            Self::Pattern(pattern) => pattern.covers(other),
+        }
+    }
+}
+
+impl<'a> From<Topic<'a>> for Subscription<'a> {
+    fn from(topic: Topic<'a>) -> Self {
+        Self::Topic(topic)
+    }
+}
+
+impl<'a> From<TopicPattern<'a>> for Subscription<'a> {
+    fn from(pattern: TopicPattern<'a>) -> Self {
+        Self::Pattern(pattern)
+    }
+}
+
+impl AsRef<str> for Subscription<'_> {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl fmt::Display for Subscription<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// Level by level, which is exact: a level of `other` stands for one name, for every name (`*`)
+/// or for a list of every length and name (`>`), and there are always more names than a pattern
+/// can list.
+fn levels_cover(pattern: &str, other: &str) -> bool {
+    let mut others = other.split('.');
+    for level in pattern.split('.') {
+        let Some(other) = others.next() else { return false };
+        match level {
+            ">" => return true,
+            "*" if other != ">" => {}
+            _ if level == other => {}
+            _ => return false,
+        }
+    }
+    others.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn covers(pattern: &str, other: &str) -> bool {
+        TopicPattern::parse(pattern).unwrap().covers(&Subscription::parse(other).unwrap())
+    }
+
+    #[test]
+    fn a_star_is_exactly_one_level() {
+        assert!(covers("sports.*", "sports.football"));
+        assert!(!covers("sports.*", "sports"));
+        assert!(!covers("sports.*", "sports.football.results"));
+        assert!(covers("*.football", "sports.football"));
+        assert!(covers("*", "sports"));
+    }
+
+    #[test]
+    fn a_tail_is_one_level_or_more() {
+        assert!(covers("sports.>", "sports.football"));
+        assert!(covers("sports.>", "sports.football.results"));
+        assert!(!covers("sports.>", "sports"));
+        assert!(!covers("sports.>", "sport.football"));
+        assert!(covers(">", "a"));
+        assert!(covers("*.>", "a.b.c"));
+        assert!(!covers("*.>", "a"));
+    }
+
+    #[test]
+    fn a_pattern_covers_narrower_patterns() {
+        for (wide, narrow) in [
+            ("room.*", "room.*"),
+            ("room.*", "room.a"),
+            (">", ">"),
+            (">", "*"),
+            (">", "a.*.>"),
+            ("a.>", "a.*"),
+            ("a.>", "a.b.c"),
+            ("a.>", "a.*.>"),
+            ("a.>", "a.>"),
+            ("*.*", "a.*"),
+            ("*.>", "a.>"),
+            ("*.>", "*.*"),
+        ] {
+            assert!(covers(wide, narrow), "{wide} should cover {narrow}");
+        }
+        for (pattern, wider) in [
+            ("room.*", "room.>"),
+            ("room.*", "*.a"),
+            ("room.*", "*.*"),
+            ("*", ">"),
+            ("*.>", ">"),
+            ("*.*", "*.>"),
+            ("a.>", ">"),
+            ("a.*.>", "a.>"),
+            ("a.*", "a"),
+        ] {
+            assert!(!covers(pattern, wider), "{pattern} should not cover {wider}");
+        }
+    }
+
+    #[test]
+    fn a_topic_covers_itself_alone() {
+        let topic = Subscription::parse("room.a").unwrap();
+        assert!(topic.covers(&topic));
+        for other in ["room.b", "room", "room.*", ">"] {
+            assert!(!topic.covers(&Subscription::parse(other).unwrap()), "{other}");
+        }
+    }
+
+    /// All topics of one to four levels named `a`, `b` or `c`. Subscriptions below have at most
+    /// three levels named `a` or `b`, so there is always a longer topic and a fresh name.
+    fn universe() -> Vec<Topic<'static>> {
+        let mut topics: Vec<String> = Vec::new();
+        let mut longest = vec![String::new()];
+        for _ in 0..4 {
+            longest = longest
+                .iter()
+                .flat_map(|start| ["a", "b", "c"].map(|level| format!("{start}.{level}")))
+                .collect();
+            topics.extend(longest.iter().map(|topic| topic[1..].to_owned()));
+        }
+        topics.into_iter().map(|topic| Topic::parse(topic).unwrap()).collect()
+    }
+
+    fn subscription() -> impl Strategy<Value = Subscription<'static>> {
+        "(([ab*]\\.){0,2}[ab*>])".prop_map(|text| Subscription::parse(text).unwrap())
+    }
+
+    /// What the contract of patterns says, as a definition by recursion.
+    fn reference_matches(pattern: &[&str], topic: &[&str]) -> bool {
+        match (pattern, topic) {
+            ([], []) => true,
+            ([">"], [_, ..]) => true,
+            (["*", pattern @ ..], [_, topic @ ..]) => reference_matches(pattern, topic),
+            ([level, pattern @ ..], [name, topic @ ..]) if level == name => reference_matches(pattern, topic),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn covers_is_matching_a_superset(wide in subscription(), narrow in subscription()) {
+            let superset = universe().iter().all(|topic| wide.matches(topic) || !narrow.matches(topic));
+            prop_assert_eq!(wide.covers(&narrow), superset, "{} and {}", wide, narrow);
+        }
+
+        #[test]
+        fn matching_follows_its_definition(subscription in subscription()) {
+            let levels: Vec<_> = subscription.as_str().split('.').collect();
+            for topic in universe() {
+                let expected = reference_matches(&levels, &topic.levels().collect::<Vec<_>>());
+                prop_assert_eq!(subscription.matches(&topic), expected, "{} and {}", subscription, topic);
+            }
+        }
+
+        #[test]
+        fn any_text_is_refused_or_keeps_the_rules(text in "[a.*>$ é\u{2003}\u{1}]{0,8}|\\PC{0,8}") {
+            if let Ok(subscription) = Subscription::parse(text.as_str()) {
+                prop_assert_eq!(subscription.as_str(), &text);
+                prop_assert!(!text.starts_with('$'));
+                prop_assert!(!text.chars().any(|c| c.is_whitespace() || c.is_control()));
+                let levels: Vec<_> = text.split('.').collect();
+                prop_assert!(levels.iter().all(|level| !level.is_empty()));
+                let wild = |level: &&str| *level == "*" || *level == ">";
+                prop_assert!(levels.iter().filter(|l| !wild(l)).all(|l| !l.contains(['*', '>'])));
+                prop_assert!(!levels.iter().rev().skip(1).any(|level| *level == ">"));
+                let is_pattern = matches!(subscription, Subscription::Pattern(_));
+                prop_assert_eq!(is_pattern, levels.iter().any(wild));
+            }
+        }
+    }
+}
