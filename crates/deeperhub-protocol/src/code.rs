@@ -291,8 +291,8 @@ mod tests {
         assert_eq!(exact.text().len(), 123);
         let long = CloseReason::new(CloseCode::Normal, "ä".repeat(100));
         assert_eq!(long.text(), "ä".repeat(61), "123 would be in the middle of the 62nd");
-        const LONG: &str = "a static text of more than one hundred and twenty-three bytes, \
-                            which is about as long as two lines of an ordinary book are";
+        const LONG: &str = "a static text of more than one hundred and twenty-three bytes, which is \
+                            about as long as two lines of an ordinary book with narrow margins are";
         let long = CloseReason::new(CloseCode::Normal, LONG);
         assert_eq!(long.text(), &LONG[..123]);
     }

@@ -1,0 +1,173 @@
+//! Server frames (unmasked, RFC 6455 section 5.1) appended to a buffer.
+
+use super::header::{BINARY, CLOSE, FIN, MAX_CONTROL_PAYLOAD, PING, PONG, TEXT};
+
+/// Longest header of a server frame: two bytes and a 64-bit length.
+pub(super) const MAX_SERVER_HEADER: usize = 10;
+
+/// Appends an unfragmented text frame to `out`.
+pub fn write_text(out: &mut Vec<u8>, payload: &str) {
+    write_frame(out, TEXT, payload.as_bytes());
+}
+
+/// Appends an unfragmented binary frame to `out`.
+pub fn write_binary(out: &mut Vec<u8>, payload: &[u8]) {
+    write_frame(out, BINARY, payload);
+}
+
+/// Appends an unfragmented text frame whose payload `write` appends, for payloads whose length is known only when
+/// they are written.
+///
+/// `write` may only append to the buffer that it is given, and what it appends must be UTF-8: a peer that gets
+/// anything else closes the connection with 1007. Payloads of 126 to 65,535 bytes stay where they were written;
+/// others are moved by a few bytes, since their header is shorter or longer.
+///
+/// ```
+/// let mut out = Vec::new();
+/// deeperhub_protocol::frame::write_text_with(&mut out, |out| out.extend_from_slice(b"hello"));
+/// assert_eq!(out, b"\x81\x05hello");
+/// ```
+pub fn write_text_with(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    const GUESS: usize = 4;
+    let start = out.len();
+    let payload = start + GUESS;
+    out.extend_from_slice(&[0; GUESS]);
+    write(out);
+    if out.len() < payload {
+        // A writer that took away what was not its own leaves an empty frame, not a broken stream.
+        out.resize(payload, 0);
+    }
+    let length = out.len() - payload;
+    let (header, header_len) = header(TEXT, length);
+    if header_len < GUESS {
+        out.copy_within(payload.., start + header_len);
+        out.truncate(start + header_len + length);
+    } else if header_len > GUESS {
+        out.resize(start + header_len + length, 0);
+        out.copy_within(payload..payload + length, start + header_len);
+    }
+    out[start..start + header_len].copy_from_slice(&header[..header_len]);
+}
+
+/// Appends a ping. Payload over 125 bytes is a caller's fault and is cut.
+pub fn write_ping(out: &mut Vec<u8>, payload: &[u8]) {
+    write_control(out, PING, payload);
+}
+
+/// Appends a pong. Payload over 125 bytes is a caller's fault and is cut.
+pub fn write_pong(out: &mut Vec<u8>, payload: &[u8]) {
+    write_control(out, PONG, payload);
+}
+
+/// Appends a close frame.
+///
+/// `None` makes an empty close frame, the answer to an empty one; `reason` is then left out, as it cannot stand
+/// without a code. A reason over 123 bytes is cut at a character boundary.
+pub fn write_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
+    let Some(code) = code else { return write_control(out, CLOSE, &[]) };
+    let reason = &reason[..reason.floor_char_boundary(MAX_CONTROL_PAYLOAD - 2)];
+    let (header, header_len) = header(CLOSE, 2 + reason.len());
+    out.extend_from_slice(&header[..header_len]);
+    out.extend_from_slice(&code.to_be_bytes());
+    out.extend_from_slice(reason.as_bytes());
+}
+
+/// Length of the shortest header for a payload of `length` bytes.
+pub(super) fn header_len(length: usize) -> usize {
+    header(TEXT, length).1
+}
+
+pub(super) fn write_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+    let (header, header_len) = header(opcode, payload.len());
+    out.reserve(header_len + payload.len());
+    out.extend_from_slice(&header[..header_len]);
+    out.extend_from_slice(payload);
+}
+
+fn write_control(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+    write_frame(out, opcode, payload.get(..MAX_CONTROL_PAYLOAD).unwrap_or(payload));
+}
+
+/// The shortest header for a payload of `length` bytes, and how much of the array it is.
+fn header(opcode: u8, length: usize) -> ([u8; MAX_SERVER_HEADER], usize) {
+    let mut header = [0; MAX_SERVER_HEADER];
+    header[0] = FIN | opcode;
+    if length <= MAX_CONTROL_PAYLOAD {
+        header[1] = length as u8;
+        (header, 2)
+    } else if let Ok(length) = u16::try_from(length) {
+        header[1] = 126;
+        header[2..4].copy_from_slice(&length.to_be_bytes());
+        (header, 4)
+    } else {
+        header[1] = 127;
+        header[2..].copy_from_slice(&(length as u64).to_be_bytes());
+        (header, MAX_SERVER_HEADER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut out = b"before".to_vec();
+        write(&mut out);
+        assert_eq!(&out[..6], b"before", "what was in the buffer stays");
+        out.split_off(6)
+    }
+
+    #[test]
+    fn lengths_take_the_shortest_form() {
+        for (length, header) in [
+            (0, &[0x82, 0][..]),
+            (125, &[0x82, 125]),
+            (126, &[0x82, 126, 0, 126]),
+            (65_535, &[0x82, 126, 0xff, 0xff]),
+            (65_536, &[0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
+        ] {
+            let payload = vec![b'x'; length];
+            let frame = written(|out| write_binary(out, &payload));
+            assert_eq!(&frame[..header.len()], header);
+            assert_eq!(&frame[header.len()..], payload);
+        }
+    }
+
+    #[test]
+    fn a_payload_written_in_place_gets_the_same_frame() {
+        for length in [0, 1, 125, 126, 127, 1000, 65_535, 65_536, 70_000] {
+            let text: String = ('a'..='z').cycle().take(length).collect();
+            let expected = written(|out| write_text(out, &text));
+            let in_place = written(|out| write_text_with(out, |out| out.extend_from_slice(text.as_bytes())));
+            assert!(expected == in_place, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_writer_that_truncates_the_buffer_leaves_an_empty_frame() {
+        let mut out = b"before".to_vec();
+        write_text_with(&mut out, |out| out.truncate(2));
+        assert_eq!(&out[6..], b"\x81\x00");
+    }
+
+    #[test]
+    fn control_payloads_are_cut_to_125_bytes() {
+        let frame = written(|out| write_ping(out, &[7; 200]));
+        assert_eq!((&frame[..2], frame.len()), (&[0x89, 125][..], 127));
+        let frame = written(|out| write_pong(out, b"abc"));
+        assert_eq!(frame, b"\x8a\x03abc");
+    }
+
+    #[test]
+    fn close_without_code_is_empty() {
+        assert_eq!(written(|out| write_close(out, None, "unsaid")), b"\x88\x00");
+        assert_eq!(written(|out| write_close(out, Some(1001), "bye")), b"\x88\x05\x03\xe9bye");
+    }
+
+    #[test]
+    fn close_reasons_are_cut_between_characters() {
+        let frame = written(|out| write_close(out, Some(1000), &"ä".repeat(100)));
+        assert_eq!(frame[1], 124, "61 whole characters and the code");
+        assert!(std::str::from_utf8(&frame[4..]).is_ok());
+    }
+}

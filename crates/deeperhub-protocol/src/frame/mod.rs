@@ -1,0 +1,38 @@
+//! RFC 6455 frames: an incremental decoder for what clients send, and shared frames for what the server sends.
+//!
+//! - [`FrameDecoder`] takes the bytes of one connection as they were read and gives the messages in them. It unmasks
+//!   in place and lends messages out of the caller's buffer; only what is incomplete is copied.
+//! - [`Frame`] is a server frame that is encoded once and sent to many connections; the `write_…` functions append a
+//!   frame for one connection to its buffer.
+//!
+//! ```
+//! use deeperhub_protocol::frame::{FrameDecoder, FrameLimits, Incoming, write_text};
+//!
+//! // What a socket gave: a masked text frame, whole.
+//! let mut input = *b"\x81\x82\x01\x02\x03\x04ik";
+//! let (mut decoder, limits) = (FrameDecoder::new(), FrameLimits::default());
+//! let (mut pos, mut answer) = (0, Vec::new());
+//! while let Some(incoming) = decoder.next(&limits, &mut input, &mut pos)? {
+//!     if let Incoming::Text(text) = incoming {
+//!         write_text(&mut answer, text);
+//!     }
+//! }
+//! assert_eq!(answer, b"\x81\x02hi");
+//! # Ok::<(), deeperhub_protocol::frame::FrameError>(())
+//! ```
+
+mod assembly;
+mod decoder;
+mod encode;
+mod error;
+mod header;
+mod incoming;
+mod mask;
+mod shared;
+mod utf8;
+
+pub use decoder::{FrameDecoder, FrameLimits};
+pub use encode::{write_binary, write_close, write_ping, write_pong, write_text, write_text_with};
+pub use error::FrameError;
+pub use incoming::{Extended, Incoming, MessageKind};
+pub use shared::Frame;

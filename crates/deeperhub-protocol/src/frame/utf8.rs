@@ -1,0 +1,129 @@
+//! Text that is checked while it arrives.
+
+use super::FrameError;
+
+/// The part of a text message that has arrived: whole characters, and up to three bytes of one that is not complete.
+#[derive(Debug, Default)]
+pub(super) struct Utf8Buffer {
+    text: String,
+    /// The start of a character; it lives in `cut[..cut_len]`.
+    cut: [u8; 4],
+    cut_len: u8,
+}
+
+impl Utf8Buffer {
+    /// Takes the next bytes, wherever they were cut. Anything that no further byte could turn into UTF-8 is an error
+    /// now, not at the end.
+    pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
+        while self.cut_len > 0 {
+            let Some((&next, rest)) = bytes.split_first() else { return Ok(()) };
+            bytes = rest;
+            self.complete(next)?;
+        }
+        match simdutf8::compat::from_utf8(bytes) {
+            Ok(text) => self.text.push_str(text),
+            Err(error) if error.error_len().is_some() => return Err(FrameError::InvalidUtf8),
+            Err(error) => {
+                let (whole, cut) = bytes.split_at(error.valid_up_to());
+                // The same bytes were found valid a moment ago; this second look is the price of safe code, and is
+                // paid only where a read ends inside of a character.
+                self.text.push_str(simdutf8::basic::from_utf8(whole).map_err(|_| FrameError::InvalidUtf8)?);
+                for &byte in cut {
+                    self.complete(byte)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole text, if it does not end inside of a character.
+    pub(super) fn finish(&self) -> Result<&str, FrameError> {
+        if self.cut_len == 0 { Ok(&self.text) } else { Err(FrameError::InvalidUtf8) }
+    }
+
+    /// Whole characters only.
+    pub(super) fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.text.capacity()
+    }
+
+    pub(super) fn reserve_exact(&mut self, additional: usize) {
+        self.text.reserve_exact(additional);
+    }
+
+    /// Adds one byte to the character that is under way.
+    fn complete(&mut self, byte: u8) -> Result<(), FrameError> {
+        let len = usize::from(self.cut_len);
+        // Four bytes are a character or a fault, so a fifth never comes.
+        *self.cut.get_mut(len).ok_or(FrameError::InvalidUtf8)? = byte;
+        match std::str::from_utf8(&self.cut[..=len]) {
+            Ok(character) => {
+                self.text.push_str(character);
+                self.cut_len = 0;
+                Ok(())
+            }
+            Err(error) if error.error_len().is_some() => Err(FrameError::InvalidUtf8),
+            Err(_) => {
+                self.cut_len += 1;
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bytes that text is made of, and the ones that break it.
+    fn utf8_like() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            4 => any::<char>().prop_map(|c| c.to_string().into_bytes()),
+            1 => "[a-z]{0,80}".prop_map(String::into_bytes),
+            1 => proptest::collection::vec(0x80..=0xffu8, 0..3),
+        ];
+        proptest::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+    }
+
+    #[test]
+    fn a_fault_is_reported_with_the_byte_that_proves_it() {
+        for (bytes, proof) in [
+            (&b"a\xf4\x90\x80\x80"[..], 2),
+            (b"\xed\xa0\x80", 1),
+            (b"\xc0\x80", 0),
+            (b"\xe0\x80\x80", 1),
+            (b"abc\xff", 3),
+            (b"\xce\xbaz", usize::MAX),
+            (b"\xe2\x82z", 2),
+        ] {
+            let mut buffer = Utf8Buffer::default();
+            for (i, &byte) in bytes.iter().enumerate().take(proof.saturating_add(1)) {
+                let expected = if i == proof { Err(FrameError::InvalidUtf8) } else { Ok(()) };
+                assert_eq!(buffer.push(&[byte]), expected, "byte {i} of {bytes:x?}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn any_cuts_give_what_std_says_of_the_whole(bytes in utf8_like(), cuts in proptest::collection::vec(0..40usize, 0..8)) {
+            let mut buffer = Utf8Buffer::default();
+            let mut rest = &bytes[..];
+            let mut result = Ok(());
+            for cut in cuts {
+                let (part, after) = rest.split_at(cut.min(rest.len()));
+                result = result.and_then(|()| buffer.push(part));
+                rest = after;
+            }
+            let result = result.and_then(|()| buffer.push(rest)).and_then(|()| buffer.finish());
+            prop_assert_eq!(result.ok(), std::str::from_utf8(&bytes).ok());
+        }
+    }
+}
