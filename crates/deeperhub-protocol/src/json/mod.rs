@@ -3,7 +3,7 @@
 mod scan;
 mod string;
 
-pub(crate) use scan::{Fault, Key, MAX_NESTING, Scanner};
+pub(crate) use scan::{Fault, Key, MAX_NESTING, Scanner, Stop};
 pub(crate) use string::{escape, unescape};
 
 use crate::MessageError;

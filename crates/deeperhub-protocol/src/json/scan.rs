@@ -1,7 +1,6 @@
 //! One pass over a JSON text: checks it wholly and finds values, without building any.
 
 use super::string::{plain_len, unescape};
-use std::borrow::Cow;
 
 /// Levels of arrays and objects that a text may have one inside the other: what serde_json reads
 /// with its own limit in place.
@@ -17,11 +16,22 @@ pub(crate) struct Fault {
     pub(crate) expected: &'static str,
 }
 
+/// The text is not JSON; [`Scanner::fault`] says why.
+///
+/// Kept apart from [`Fault`] because it is empty: results of the functions that are called for
+/// every value then fit into registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stop;
+
 /// A position in a text, before which all is known to be right.
 #[derive(Debug)]
 pub(crate) struct Scanner<'a> {
     text: &'a str,
     pos: usize,
+    /// Whether the last string had an escape; who asks sets it to `false` before.
+    escaped: bool,
+    /// What would have been right at the position, after a [`Stop`].
+    expected: &'static str,
 }
 
 /// The key of a member, without its quotes.
@@ -32,16 +42,22 @@ pub(crate) struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    /// The key with its escapes read. One that is no Unicode text equals none of ours: it reads
-    /// as empty.
-    pub(crate) fn name(self) -> Cow<'a, str> {
-        if self.escaped { unescape(self.inside).unwrap_or_default() } else { Cow::Borrowed(self.inside) }
+    /// Looks up what stands for the key's name, its escapes read. One that is no Unicode text has
+    /// no name of ours: it reads as empty.
+    #[inline]
+    pub(crate) fn find<T>(self, find: impl FnOnce(&str) -> T) -> T {
+        if self.escaped { self.find_unescaped(find) } else { find(self.inside) }
+    }
+
+    #[cold]
+    fn find_unescaped<T>(self, find: impl FnOnce(&str) -> T) -> T {
+        find(&unescape(self.inside).unwrap_or_default())
     }
 }
 
 impl<'a> Scanner<'a> {
     pub(crate) const fn new(text: &'a str) -> Self {
-        Self { text, pos: 0 }
+        Self { text, pos: 0, escaped: false, expected: "a value" }
     }
 
     /// Scans a text that is one value and nothing else but white space around it.
@@ -50,249 +66,267 @@ impl<'a> Scanner<'a> {
     pub(crate) fn whole(text: &'a str, outside: u32) -> Result<&'a str, Fault> {
         let mut scanner = Self::new(text);
         scanner.skip_white();
-        let value = scanner.value(outside)?;
-        scanner.end()?;
-        Ok(value)
-    }
-
-    /// The byte at the position; at the end a NUL, which no part of JSON may have.
-    pub(crate) fn peek(&self) -> u8 {
-        self.text.as_bytes().get(self.pos).copied().unwrap_or(0)
-    }
-
-    pub(crate) fn skip_white(&mut self) {
-        while matches!(self.peek(), b' ' | b'\n' | b'\r' | b'\t') {
-            self.pos += 1;
+        let value = scanner.value(outside);
+        match value.and_then(|value| scanner.end().map(|()| value)) {
+            Ok(value) => Ok(value),
+            Err(Stop) => Err(scanner.fault()),
         }
     }
 
-    /// Asks for the end of the text.
-    pub(crate) fn end(&mut self) -> Result<(), Fault> {
-        self.skip_white();
-        if self.pos == self.text.len() { Ok(()) } else { Err(self.fault("the end")) }
+    /// Why the scanner stopped.
+    pub(crate) const fn fault(&self) -> Fault {
+        Fault { at: self.pos, expected: self.expected }
     }
 
-    /// Runs `scan` and gives the text that it went over.
-    pub(crate) fn text_of(
-        &mut self,
-        scan: impl FnOnce(&mut Self) -> Result<(), Fault>,
-    ) -> Result<&'a str, Fault> {
-        let start = self.pos;
-        scan(self)?;
-        Ok(self.since(start))
+    /// The byte at the position; at the end a NUL, which no part of JSON may have.
+    #[inline]
+    pub(crate) fn peek(&self) -> u8 {
+        self.byte(self.pos)
+    }
+
+    #[inline]
+    pub(crate) fn skip_white(&mut self) {
+        self.pos = self.after_white(self.pos);
+    }
+
+    /// Asks for the end of the text.
+    pub(crate) fn end(&mut self) -> Result<(), Stop> {
+        self.skip_white();
+        if self.pos == self.text.len() { Ok(()) } else { Err(self.stop(self.pos, "the end")) }
     }
 
     /// Scans the value at the position, which must not be white space, and gives its text.
     ///
     /// `outside` levels count as open around it.
-    pub(crate) fn value(&mut self, outside: u32) -> Result<&'a str, Fault> {
+    pub(crate) fn value(&mut self, outside: u32) -> Result<&'a str, Stop> {
         let start = self.pos;
-        self.skip_value(outside)?;
+        self.pos = self.after_value(start, outside)?;
         Ok(self.since(start))
     }
 
-    /// Scans the object at the position and calls `member` with each key, at its value, which
-    /// `member` must scan. The object must be no deeper than [`MAX_NESTING`].
+    /// Scans the object at the position, gives its text, and calls `member` with each key, at its
+    /// value, which `member` must scan. The object must be no deeper than [`MAX_NESTING`].
+    #[inline]
     pub(crate) fn object(
         &mut self,
-        mut member: impl FnMut(&mut Self, Key<'a>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
-        self.byte(b'{', "`{`")?;
-        self.skip_white();
+        mut member: impl FnMut(&mut Self, Key<'a>) -> Result<(), Stop>,
+    ) -> Result<&'a str, Stop> {
+        let start = self.pos;
+        if self.peek() != b'{' {
+            return Err(self.stop(start, "`{`"));
+        }
+        self.pos = self.after_white(start + 1);
         if self.peek() == b'}' {
             self.pos += 1;
-            return Ok(());
+            return Ok(self.since(start));
         }
         loop {
             let key = self.key()?;
             member(self, key)?;
             self.skip_white();
             match self.peek() {
-                b',' => {
-                    self.pos += 1;
-                    self.skip_white();
-                }
+                b',' => self.pos = self.after_white(self.pos + 1),
                 b'}' => {
                     self.pos += 1;
-                    return Ok(());
+                    return Ok(self.since(start));
                 }
-                _ => return Err(self.fault("`,` or `}`")),
+                _ => return Err(self.stop(self.pos, "`,` or `}`")),
             }
         }
     }
 
+    /// Scans a key, the colon and the white space around that.
+    ///
+    /// Always inlined: a key is more than registers return, and reading it back from memory right
+    /// after it was written costs more than the rest.
+    #[inline(always)]
+    fn key(&mut self) -> Result<Key<'a>, Stop> {
+        let start = self.pos;
+        self.escaped = false;
+        let end = self.after_key(start)?;
+        let inside = self.text.get(start + 1..end - 1).unwrap_or_default();
+        self.pos = self.after_colon(end)?;
+        Ok(Key { inside, escaped: self.escaped })
+    }
+
     /// Not recursive: what a peer nests costs one bit of a word for each level.
-    fn skip_value(&mut self, outside: u32) -> Result<(), Fault> {
+    fn after_value(&mut self, mut pos: usize, outside: u32) -> Result<usize, Stop> {
         // One bit for each open level, the innermost lowest: 1 for an object.
         let mut levels = 0u128;
         let mut open = 0u32;
         loop {
             // A value begins here.
-            match self.peek() {
-                b'"' => {
-                    self.skip_string()?;
-                }
+            match self.byte(pos) {
+                b'"' => pos = self.after_string(pos)?,
                 bracket @ (b'{' | b'[') => {
                     if outside + open >= MAX_NESTING {
-                        return Err(self.fault("at most 127 levels of arrays and objects"));
+                        return Err(self.stop(pos, "at most 127 levels of arrays and objects"));
                     }
                     let object = bracket == b'{';
-                    self.pos += 1;
-                    self.skip_white();
-                    if self.peek() == if object { b'}' } else { b']' } {
-                        self.pos += 1;
+                    pos = self.after_white(pos + 1);
+                    if self.byte(pos) == if object { b'}' } else { b']' } {
+                        pos += 1;
                     } else {
                         levels = levels << 1 | u128::from(object);
                         open += 1;
                         if object {
-                            self.key()?;
+                            pos = self.after_key(pos)?;
+                            pos = self.after_colon(pos)?;
                         }
                         continue;
                     }
                 }
-                b'-' | b'0'..=b'9' => self.skip_number()?,
-                b't' => self.skip_literal("true")?,
-                b'f' => self.skip_literal("false")?,
-                b'n' => self.skip_literal("null")?,
-                _ => return Err(self.fault("a value")),
+                b'-' | b'0'..=b'9' => pos = self.after_number(pos)?,
+                b't' => pos = self.after_literal(pos, *b"true")?,
+                b'n' => pos = self.after_literal(pos, *b"null")?,
+                b'f' => pos = self.after_literal(pos, *b"false")?,
+                _ => return Err(self.stop(pos, "a value")),
             }
             // A value ended here.
             loop {
                 if open == 0 {
-                    return Ok(());
+                    return Ok(pos);
                 }
                 let object = levels & 1 == 1;
-                self.skip_white();
-                match self.peek() {
+                pos = self.after_white(pos);
+                match self.byte(pos) {
                     b',' => {
-                        self.pos += 1;
-                        self.skip_white();
+                        pos = self.after_white(pos + 1);
                         if object {
-                            self.key()?;
+                            pos = self.after_key(pos)?;
+                            pos = self.after_colon(pos)?;
                         }
                         break;
                     }
                     b'}' if object => {}
                     b']' if !object => {}
-                    _ => return Err(self.fault(if object { "`,` or `}`" } else { "`,` or `]`" })),
+                    _ => return Err(self.stop(pos, if object { "`,` or `}`" } else { "`,` or `]`" })),
                 }
-                self.pos += 1;
+                pos += 1;
                 levels >>= 1;
                 open -= 1;
             }
         }
     }
 
-    /// Scans a key, the colon and the white space around that.
-    fn key(&mut self) -> Result<Key<'a>, Fault> {
-        if self.peek() != b'"' {
-            return Err(self.fault("a key in double quotes"));
+    #[inline]
+    fn after_key(&mut self, pos: usize) -> Result<usize, Stop> {
+        if self.byte(pos) != b'"' {
+            return Err(self.stop(pos, "a key in double quotes"));
         }
-        let start = self.pos + 1;
-        let escaped = self.skip_string()?;
-        let inside = self.text.get(start..self.pos - 1).unwrap_or_default();
-        self.skip_white();
-        self.byte(b':', "`:`")?;
-        self.skip_white();
-        Ok(Key { inside, escaped })
+        self.after_string(pos)
     }
 
-    /// Scans the string whose first quote is at the position, and tells whether it has escapes.
-    fn skip_string(&mut self) -> Result<bool, Fault> {
-        self.pos += 1;
-        let mut escaped = false;
+    #[inline]
+    fn after_colon(&mut self, pos: usize) -> Result<usize, Stop> {
+        let pos = self.after_white(pos);
+        if self.byte(pos) != b':' {
+            return Err(self.stop(pos, "`:`"));
+        }
+        Ok(self.after_white(pos + 1))
+    }
+
+    /// `pos` is that of the first quote.
+    fn after_string(&mut self, pos: usize) -> Result<usize, Stop> {
+        let inside = pos + 1;
+        let end = inside + plain_len(self.text.as_bytes().get(inside..).unwrap_or_default());
+        if self.byte(end) == b'"' { Ok(end + 1) } else { self.after_escapes(end) }
+    }
+
+    /// Goes on in a string that has an escape at `pos`, or a fault.
+    fn after_escapes(&mut self, mut pos: usize) -> Result<usize, Stop> {
+        self.escaped = true;
         loop {
-            self.pos += plain_len(self.text.as_bytes().get(self.pos..).unwrap_or_default());
-            match self.peek() {
-                b'"' => {
-                    self.pos += 1;
-                    return Ok(escaped);
-                }
-                b'\\' => {
-                    escaped = true;
-                    self.skip_escape()?;
-                }
-                _ if self.pos == self.text.len() => return Err(self.fault("`\"`, the string's end,")),
-                _ => return Err(self.fault("control characters only as escapes,")),
+            match self.byte(pos) {
+                b'"' => return Ok(pos + 1),
+                b'\\' => pos = self.after_escape(pos)?,
+                _ if pos == self.text.len() => return Err(self.stop(pos, "`\"`, the string's end,")),
+                _ => return Err(self.stop(pos, "control characters only as escapes,")),
             }
+            pos += plain_len(self.text.as_bytes().get(pos..).unwrap_or_default());
         }
     }
 
-    fn skip_escape(&mut self) -> Result<(), Fault> {
-        self.pos += 1;
-        match self.peek() {
-            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => self.pos += 1,
+    fn after_escape(&mut self, pos: usize) -> Result<usize, Stop> {
+        match self.byte(pos + 1) {
+            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Ok(pos + 2),
             b'u' => {
-                self.pos += 1;
-                for _ in 0..4 {
-                    if !self.peek().is_ascii_hexdigit() {
-                        return Err(self.fault("four hexadecimal digits"));
+                let digits = pos + 2;
+                for at in digits..digits + 4 {
+                    if !self.byte(at).is_ascii_hexdigit() {
+                        return Err(self.stop(at, "four hexadecimal digits"));
                     }
-                    self.pos += 1;
                 }
+                Ok(digits + 4)
             }
-            _ => return Err(self.fault("one of `\"\\/bfnrtu` after a backslash")),
+            _ => Err(self.stop(pos + 1, "one of `\"\\/bfnrtu` after a backslash")),
         }
-        Ok(())
     }
 
-    fn skip_number(&mut self) -> Result<(), Fault> {
-        if self.peek() == b'-' {
-            self.pos += 1;
+    #[inline]
+    fn after_number(&mut self, mut pos: usize) -> Result<usize, Stop> {
+        if self.byte(pos) == b'-' {
+            pos += 1;
         }
-        if self.peek() == b'0' {
-            self.pos += 1;
-        } else {
-            self.skip_digits()?;
+        pos = if self.byte(pos) == b'0' { pos + 1 } else { self.after_digits(pos)? };
+        if self.byte(pos) == b'.' {
+            pos = self.after_digits(pos + 1)?;
         }
-        if self.peek() == b'.' {
-            self.pos += 1;
-            self.skip_digits()?;
-        }
-        if matches!(self.peek(), b'e' | b'E') {
-            self.pos += 1;
-            if matches!(self.peek(), b'+' | b'-') {
-                self.pos += 1;
+        if matches!(self.byte(pos), b'e' | b'E') {
+            pos += 1;
+            if matches!(self.byte(pos), b'+' | b'-') {
+                pos += 1;
             }
-            self.skip_digits()?;
+            pos = self.after_digits(pos)?;
         }
-        Ok(())
+        Ok(pos)
     }
 
-    fn skip_digits(&mut self) -> Result<(), Fault> {
-        if !self.peek().is_ascii_digit() {
-            return Err(self.fault("a digit"));
+    #[inline]
+    fn after_digits(&mut self, mut pos: usize) -> Result<usize, Stop> {
+        if !self.byte(pos).is_ascii_digit() {
+            return Err(self.stop(pos, "a digit"));
         }
-        while self.peek().is_ascii_digit() {
-            self.pos += 1;
+        while self.byte(pos).is_ascii_digit() {
+            pos += 1;
         }
-        Ok(())
+        Ok(pos)
     }
 
-    fn skip_literal(&mut self, literal: &str) -> Result<(), Fault> {
-        let rest = self.text.as_bytes().get(self.pos..).unwrap_or_default();
-        if !rest.starts_with(literal.as_bytes()) {
-            return Err(self.fault("a value"));
-        }
-        self.pos += literal.len();
-        Ok(())
+    #[inline]
+    fn after_literal<const N: usize>(&mut self, pos: usize, literal: [u8; N]) -> Result<usize, Stop> {
+        let rest = self.text.as_bytes().get(pos..).unwrap_or_default();
+        if rest.first_chunk() == Some(&literal) { Ok(pos + N) } else { Err(self.stop(pos, "a value")) }
     }
 
-    fn byte(&mut self, byte: u8, expected: &'static str) -> Result<(), Fault> {
-        if self.peek() != byte {
-            return Err(self.fault(expected));
+    #[inline]
+    fn after_white(&self, mut pos: usize) -> usize {
+        loop {
+            let byte = self.byte(pos);
+            // Most often there is none, and one comparison tells.
+            if byte > b' ' || !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
+                return pos;
+            }
+            pos += 1;
         }
-        self.pos += 1;
-        Ok(())
+    }
+
+    #[inline]
+    fn byte(&self, pos: usize) -> u8 {
+        self.text.as_bytes().get(pos).copied().unwrap_or(0)
     }
 
     /// The text from `start` to the position. Both lie beside an ASCII byte, so on a boundary.
+    #[inline]
     fn since(&self, start: usize) -> &'a str {
         self.text.get(start..self.pos).unwrap_or_default()
     }
 
-    const fn fault(&self, expected: &'static str) -> Fault {
-        Fault { at: self.pos, expected }
+    #[cold]
+    fn stop(&mut self, at: usize, expected: &'static str) -> Stop {
+        self.pos = at;
+        self.expected = expected;
+        Stop
     }
 }
 

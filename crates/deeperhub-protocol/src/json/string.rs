@@ -11,31 +11,42 @@ const ONES: u64 = u64::MAX / 255;
 
 /// The number of bytes up to the first that ends a string (`"`), starts an escape (`\`) or must
 /// not stand in one (a control character); all of `bytes` when there is none.
+#[inline]
 pub(super) fn plain_len(bytes: &[u8]) -> usize {
     // Most strings are keys and names that end within two words: ask for those first.
-    let mut len = 0;
-    let (words, _) = bytes.as_chunks::<8>();
-    for word in words.iter().take(2) {
-        if let Some(at) = first_special(*word) {
-            return len + at;
-        }
-        len += word.len();
+    let Some((first, rest)) = bytes.split_first_chunk() else { return plain_tail(bytes) };
+    if let Some(at) = first_special(*first) {
+        return at;
     }
-    let (chunks, _) = bytes.get(len..).unwrap_or_default().as_chunks::<CHUNK>();
+    let Some((second, rest)) = rest.split_first_chunk() else { return 8 + plain_tail(rest) };
+    if let Some(at) = first_special(*second) {
+        return 8 + at;
+    }
+    16 + plain_len_of_long(rest)
+}
+
+fn plain_len_of_long(bytes: &[u8]) -> usize {
+    let mut len = 0;
+    let (chunks, _) = bytes.as_chunks::<CHUNK>();
     for chunk in chunks {
         if has_special(chunk) {
             break;
         }
         len += CHUNK;
     }
-    let (words, tail) = bytes.get(len..).unwrap_or_default().as_chunks::<8>();
+    let (words, tail) = bytes.get(len..).unwrap_or_default().as_chunks();
     for word in words {
         if let Some(at) = first_special(*word) {
             return len + at;
         }
         len += word.len();
     }
-    len + tail.iter().position(|&byte| is_special(byte)).unwrap_or(tail.len())
+    len + plain_tail(tail)
+}
+
+/// For fewer than eight bytes.
+fn plain_tail(bytes: &[u8]) -> usize {
+    bytes.iter().position(|&byte| is_special(byte)).unwrap_or(bytes.len())
 }
 
 const fn is_special(byte: u8) -> bool {
@@ -51,6 +62,7 @@ fn has_special(chunk: &[u8; CHUNK]) -> bool {
 }
 
 /// The position of the first special byte of eight.
+#[inline]
 fn first_special(word: [u8; 8]) -> Option<usize> {
     let word = u64::from_le_bytes(word);
     // Each term sets the top bit of the bytes that are zero, or less than a space. The borrow of
@@ -67,11 +79,19 @@ fn first_special(word: [u8; 8]) -> Option<usize> {
 ///
 /// `None` where it stands for no Unicode text, because half a surrogate pair stands alone: the
 /// grammar of RFC 8259 allows that (section 8.2), UTF-8 does not.
+#[inline]
 pub(crate) fn unescape(inside: &str) -> Option<Cow<'_, str>> {
-    let Some((plain, escaped)) = inside.split_once('\\') else {
+    // Inside a valid string, only an escape is not plain.
+    let (plain, escaped) = inside.split_at_checked(plain_len(inside.as_bytes()))?;
+    if escaped.is_empty() {
         return Some(Cow::Borrowed(inside));
-    };
-    let mut text = String::with_capacity(inside.len());
+    }
+    unescape_from(plain, escaped.strip_prefix('\\')?).map(Cow::Owned)
+}
+
+/// `plain`, a backslash, `escaped`.
+fn unescape_from(plain: &str, escaped: &str) -> Option<String> {
+    let mut text = String::with_capacity(plain.len() + escaped.len());
     text.push_str(plain);
     let mut rest = escaped;
     loop {
@@ -107,7 +127,7 @@ pub(crate) fn unescape(inside: &str) -> Option<Cow<'_, str>> {
             }
             None => {
                 text.push_str(chars.as_str());
-                return Some(Cow::Owned(text));
+                return Some(text);
             }
         }
     }

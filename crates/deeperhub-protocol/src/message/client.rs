@@ -95,9 +95,10 @@ impl<'a> ClientMessage<'a> {
     /// Every error carries the id, where there is a valid one, and the key at fault, where it is
     /// one.
     pub fn parse(text: &'a str) -> Result<Self, MessageError<'a>> {
-        let Some(envelope) = Envelope::scan(text)? else {
+        let mut envelope = Envelope::default();
+        if !envelope.scan(text)? {
             return Err(MessageError::invalid("a message is a JSON object with a `type`"));
-        };
+        }
         let id = match envelope.once(Part::Id)? {
             None => None,
             Some(json) => Some(MessageId::of_value(json).ok_or_else(|| {

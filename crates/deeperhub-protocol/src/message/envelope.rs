@@ -1,7 +1,7 @@
 //! One pass over a message that checks its JSON and finds the values that have a meaning for us.
 
 use super::{MessageError, TraceContext};
-use crate::json::{Fault, Key, Scanner, unescape};
+use crate::json::{Fault, Key, Scanner, Stop, unescape};
 use std::borrow::Cow;
 
 /// A value that has a meaning for us: the keys of the envelope, and those that our types have in
@@ -35,6 +35,7 @@ impl Part {
     }
 
     /// Clients of before `data` put `topic` and `message` beside `type`.
+    #[inline]
     fn of_envelope(key: &str) -> Option<Self> {
         Some(match key {
             "type" => Self::Type,
@@ -47,6 +48,7 @@ impl Part {
         })
     }
 
+    #[inline]
     fn of_data(key: &str) -> Option<Self> {
         Some(match key {
             "topic" => Self::Topic,
@@ -55,6 +57,22 @@ impl Part {
             "token" => Self::Token,
             _ => return None,
         })
+    }
+}
+
+enum TracePart {
+    Parent,
+    State,
+}
+
+impl TracePart {
+    #[inline]
+    fn of_meta(key: &str) -> Option<Self> {
+        match key {
+            "traceparent" => Some(Self::Parent),
+            "tracestate" => Some(Self::State),
+            _ => None,
+        }
     }
 }
 
@@ -70,18 +88,20 @@ pub(super) struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// `None` when `text` is JSON, but no object.
-    pub(super) fn scan(text: &'a str) -> Result<Option<Self>, Fault> {
+    /// Scans the whole text, and tells whether it is an object. Not a constructor, because moving
+    /// this costs more than the scan of a small message.
+    #[inline]
+    pub(super) fn scan(&mut self, text: &'a str) -> Result<bool, Fault> {
         let mut scanner = Scanner::new(text);
         scanner.skip_white();
         if scanner.peek() != b'{' {
-            Scanner::whole(text, 0)?;
-            return Ok(None);
+            return Scanner::whole(text, 0).map(|_| false);
         }
-        let mut envelope = Self::default();
-        scanner.object(|scanner, key| envelope.member(scanner, key))?;
-        scanner.end()?;
-        Ok(Some(envelope))
+        let object = scanner.object(|scanner, key| self.member(scanner, key));
+        match object.and_then(|_| scanner.end()) {
+            Ok(()) => Ok(true),
+            Err(Stop) => Err(scanner.fault()),
+        }
     }
 
     /// The value of a part, when its key came once.
@@ -102,28 +122,24 @@ impl<'a> Envelope<'a> {
         TraceContext::new(self.traceparent.and_then(string), self.tracestate.and_then(string))
     }
 
-    fn member(&mut self, scanner: &mut Scanner<'a>, key: Key<'a>) -> Result<(), Fault> {
-        let part = Part::of_envelope(&key.name());
+    fn member(&mut self, scanner: &mut Scanner<'a>, key: Key<'a>) -> Result<(), Stop> {
+        let part = key.find(Part::of_envelope);
         let value = match part {
-            Some(Part::Data) if scanner.peek() == b'{' => scanner.text_of(|scanner| {
-                scanner.object(|scanner, key| {
-                    let value = scanner.value(2)?;
-                    if let Some(part) = Part::of_data(&key.name()) {
-                        self.put(part, value);
-                    }
-                    Ok(())
-                })
+            Some(Part::Data) if scanner.peek() == b'{' => scanner.object(|scanner, key| {
+                let value = scanner.value(2)?;
+                if let Some(part) = key.find(Part::of_data) {
+                    self.put(part, value);
+                }
+                Ok(())
             })?,
-            Some(Part::Meta) if scanner.peek() == b'{' => scanner.text_of(|scanner| {
-                scanner.object(|scanner, key| {
-                    let value = scanner.value(2)?;
-                    match &*key.name() {
-                        "traceparent" => self.traceparent = Some(value),
-                        "tracestate" => self.tracestate = Some(value),
-                        _ => {}
-                    }
-                    Ok(())
-                })
+            Some(Part::Meta) if scanner.peek() == b'{' => scanner.object(|scanner, key| {
+                let value = scanner.value(2)?;
+                match key.find(TracePart::of_meta) {
+                    Some(TracePart::Parent) => self.traceparent = Some(value),
+                    Some(TracePart::State) => self.tracestate = Some(value),
+                    None => {}
+                }
+                Ok(())
             })?,
             // As deep as it could be in `data`, where a delivery will have it.
             Some(Part::Message) => scanner.value(2)?,
@@ -135,6 +151,7 @@ impl<'a> Envelope<'a> {
         Ok(())
     }
 
+    #[inline]
     fn put(&mut self, part: Part, value: &'a str) {
         if self.values[part as usize].replace(value).is_some() {
             self.twice |= bit(part);

@@ -29,7 +29,11 @@ impl<'a> MessageId<'a> {
                 // An escape is longer than what it stands for.
                 unescape(inside).is_some_and(|text| text.len() <= Self::MAX_BYTES)
             }
-            None => json.bytes().all(|byte| byte.is_ascii_digit()) && json.parse::<u64>().is_ok(),
+            // JSON has no leading zeros, so that up to 19 digits always fit.
+            None => {
+                json.bytes().all(|byte| byte.is_ascii_digit())
+                    && (json.len() < 20 || json.parse::<u64>().is_ok())
+            }
         };
         valid.then_some(Self(json))
     }

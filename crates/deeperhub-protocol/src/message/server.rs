@@ -274,9 +274,10 @@ impl ServerMessage<'_> {
 /// [`ErrorCode::InvalidMessage`]: not an object; `type`, `id`, `data` or `meta` twice; `type`
 /// missing or not a string.
 pub fn check_server_object(text: &str) -> Result<RawJson<'_>, MessageError<'_>> {
-    let Some(envelope) = Envelope::scan(text)? else {
+    let mut envelope = Envelope::default();
+    if !envelope.scan(text)? {
         return Err(MessageError::invalid("a message is a JSON object with a `type`"));
-    };
+    }
     for part in [Part::Id, Part::Data, Part::Meta] {
         envelope.once(part)?;
     }

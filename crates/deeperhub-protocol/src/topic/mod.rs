@@ -72,6 +72,14 @@ impl AsRef<str> for Topic<'_> {
     }
 }
 
+/// Maps keyed by topics can be asked with a `&str`: a topic is equal, ordered and hashed as its
+/// name is.
+impl std::borrow::Borrow<str> for Topic<'_> {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for Topic<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
@@ -134,15 +142,14 @@ impl Form {
             1..=Topic::MAX_BYTES => {}
             bytes => return Err(TopicError::TooLong { bytes }),
         }
-        let (mut only_graphic, mut wildcards, mut empty_level) = (true, false, false);
+        let (mut seen, mut empty_level) = (0, false);
         let mut previous = b'.';
         for &byte in text.as_bytes() {
-            only_graphic &= byte.is_ascii_graphic();
-            wildcards |= byte == b'*' || byte == b'>';
+            seen |= CLASSES[byte as usize];
             empty_level |= byte == b'.' && previous == b'.';
             previous = byte;
         }
-        if !only_graphic {
+        if seen & NOT_GRAPHIC != 0 {
             check_characters(text)?;
         }
         if text.starts_with('$') {
@@ -151,13 +158,28 @@ impl Form {
         if empty_level || previous == b'.' {
             return Err(TopicError::EmptyLevel);
         }
-        if wildcards {
+        if seen & WILDCARD != 0 {
             check_wildcards(text)?;
             return Ok(Self::Pattern);
         }
         Ok(Self::Topic)
     }
 }
+
+/// Not a visible character of ASCII: to be looked at as a character.
+const NOT_GRAPHIC: u8 = 1;
+const WILDCARD: u8 = 2;
+
+/// What each byte may mean for a topic.
+const CLASSES: [u8; 256] = {
+    let mut classes = [NOT_GRAPHIC; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        classes[byte as usize] = if byte == b'*' || byte == b'>' { WILDCARD } else { 0 };
+        byte += 1;
+    }
+    classes
+};
 
 fn check_characters(text: &str) -> Result<(), TopicError> {
     for character in text.chars() {
@@ -188,6 +210,8 @@ fn check_wildcards(text: &str) -> Result<(), TopicError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
+    use std::hash::{BuildHasher, RandomState};
 
     #[test]
     fn valid_topics() {
@@ -258,6 +282,17 @@ mod tests {
             assert_eq!(Topic::parse(text), Err(TopicError::Wildcard), "{text}");
             assert!(matches!(Subscription::parse(text), Ok(Subscription::Pattern(_))), "{text}");
         }
+    }
+
+    #[test]
+    fn maps_keyed_by_topics_are_asked_with_text() {
+        let topic = Topic::parse("a.b").unwrap();
+        let topics = HashMap::from([(topic.clone(), 1), (Topic::parse("é").unwrap().into_owned(), 2)]);
+        assert_eq!((topics.get("a.b"), topics.get("é"), topics.get("a")), (Some(&1), Some(&2), None));
+        let patterns = HashMap::from([(TopicPattern::parse("a.*").unwrap(), 1)]);
+        assert_eq!(patterns.get("a.*"), Some(&1));
+        let hasher = RandomState::new();
+        assert_eq!(hasher.hash_one(&topic), hasher.hash_one("a.b"));
     }
 
     #[test]

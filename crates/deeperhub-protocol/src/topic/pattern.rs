@@ -76,6 +76,13 @@ impl AsRef<str> for TopicPattern<'_> {
     }
 }
 
+/// Maps keyed by patterns can be asked with a `&str`.
+impl std::borrow::Borrow<str> for TopicPattern<'_> {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for TopicPattern<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
