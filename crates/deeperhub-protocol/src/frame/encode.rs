@@ -72,6 +72,11 @@ pub fn write_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
     out.extend_from_slice(reason.as_bytes());
 }
 
+/// Header of an unfragmented text frame whose payload has `length` bytes, and how much of the array it is.
+pub(crate) fn text_header(length: usize) -> ([u8; MAX_SERVER_HEADER], usize) {
+    header(TEXT, length)
+}
+
 /// Length of the shortest header for a payload of `length` bytes.
 pub(super) fn header_len(length: usize) -> usize {
     header(TEXT, length).1

@@ -32,6 +32,7 @@ mod shared;
 mod utf8;
 
 pub use decoder::{FrameDecoder, FrameLimits};
+pub(crate) use encode::text_header;
 pub use encode::{write_binary, write_close, write_ping, write_pong, write_text, write_text_with};
 pub use error::FrameError;
 pub use incoming::{Extended, Incoming, MessageKind};

@@ -1,9 +1,9 @@
 //! What the server says.
 
 use super::envelope::{Envelope, Part};
-use super::write::{Length, Sink, frame_header};
+use super::write::{Length, Sink};
 use super::{MessageError, MessageId};
-use crate::frame::Frame;
+use crate::frame::{Frame, text_header};
 use crate::{ClientId, CloseReason, ErrorCode, RawJson};
 
 /// Limits told in `welcome`.
@@ -122,19 +122,14 @@ pub enum ServerMessage<'a> {
 impl ServerMessage<'_> {
     /// Appends the message as one complete unmasked text frame (header and JSON) to `out`.
     pub fn write_frame(&self, out: &mut Vec<u8>) {
-        let length = self.json_len();
-        let (header, header_len) = frame_header(length);
-        out.reserve(header_len + length);
-        out.extend_from_slice(header.get(..header_len).unwrap_or_default());
-        self.write(out);
+        self.write_frame_of(self.json_len(), out);
     }
 
     /// The message as a frame that many connections can share.
     #[must_use]
     pub fn to_frame(&self) -> Frame {
-        let mut bytes = Vec::new();
-        self.write_frame(&mut bytes);
-        Frame::from_encoded(&bytes)
+        let length = self.json_len();
+        Frame::encode_with(text_header(length).1 + length, |out| self.write_frame_of(length, out))
     }
 
     /// Name for metrics; `Raw` is "raw".
@@ -153,6 +148,13 @@ impl ServerMessage<'_> {
             Self::Error { .. } => "error",
             Self::Raw(_) => "raw",
         }
+    }
+
+    fn write_frame_of(&self, length: usize, out: &mut Vec<u8>) {
+        let (header, header_len) = text_header(length);
+        out.reserve(header_len + length);
+        out.extend_from_slice(header.get(..header_len).unwrap_or_default());
+        self.write(out);
     }
 
     fn json_len(&self) -> usize {

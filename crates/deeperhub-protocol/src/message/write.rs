@@ -38,18 +38,3 @@ impl Sink for Length {
         escape(text, |piece| self.0 += piece.len());
     }
 }
-
-/// Header of an unfragmented, unmasked text frame (RFC 6455 section 5.2), and how much of the
-/// array it is.
-pub(super) fn frame_header(length: usize) -> ([u8; 10], usize) {
-    const TEXT: u8 = 0x81;
-    let [.., high, low] = length.to_be_bytes();
-    match length {
-        0..=125 => ([TEXT, low, 0, 0, 0, 0, 0, 0, 0, 0], 2),
-        126..=0xffff => ([TEXT, 126, high, low, 0, 0, 0, 0, 0, 0], 4),
-        _ => {
-            let [a, b, c, d, e, f, g, h] = (length as u64).to_be_bytes();
-            ([TEXT, 127, a, b, c, d, e, f, g, h], 10)
-        }
-    }
-}
