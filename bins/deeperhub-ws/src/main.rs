@@ -1,1 +1,91 @@
-fn main() {}
+//! The hub as a program: reads flags, environment and file, and does what it is asked.
+//!
+//! Exit codes: 0 done (for `serve`: stopped by a signal), 1 could not start or failed (for `health`: not ready),
+//! 2 an error in flags, environment or file.
+
+mod cli;
+mod completions;
+mod file;
+mod health;
+mod layers;
+mod logging;
+mod nofile;
+mod options;
+mod problem;
+mod resolve;
+mod serve;
+mod settings;
+mod signals;
+mod start_line;
+mod values;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::ArgMatches;
+
+use crate::cli::{Action, ConfigAction};
+use crate::layers::Layers;
+use crate::problem::Problem;
+use crate::settings::Settings;
+
+/// Could not start, or failed.
+const FAILED: u8 = 1;
+/// An error in flags, environment or file; clap exits with the same.
+const BAD_CONFIGURATION: u8 = 2;
+
+fn main() -> ExitCode {
+    let matches = cli::command().get_matches();
+    let (action, flags) = match cli::action(&matches) {
+        Ok(found) => found,
+        Err(error) => error.exit(),
+    };
+    match action {
+        Action::Serve => with_settings(&flags, |settings| serve::serve(&settings)),
+        Action::Config(ConfigAction::Check) => with_settings(&flags, |settings| check(&settings)),
+        Action::Config(ConfigAction::Show) => with_settings(&flags, |settings| print(&settings.show())),
+        Action::Health => match layers(&flags) {
+            Ok(layers) => health::check(layers.options.api_listen),
+            Err(problems) => complain(&problems),
+        },
+        Action::Completions { shell } => print(&completions::script(shell)),
+    }
+}
+
+fn layers(flags: &[&ArgMatches]) -> Result<Layers, Vec<Problem>> {
+    Layers::gather(flags.iter().copied(), std::env::vars_os())
+}
+
+fn with_settings(flags: &[&ArgMatches], then: impl FnOnce(Settings) -> ExitCode) -> ExitCode {
+    match layers(flags).and_then(resolve::resolve) {
+        Ok(settings) => then(settings),
+        Err(problems) => complain(&problems),
+    }
+}
+
+fn complain(problems: &[Problem]) -> ExitCode {
+    for problem in problems {
+        let _ = writeln!(io::stderr(), "error: {problem}");
+    }
+    ExitCode::from(BAD_CONFIGURATION)
+}
+
+fn check(settings: &Settings) -> ExitCode {
+    for warning in &settings.warnings {
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
+    print(&"The configuration is valid.\n")
+}
+
+/// Prints to standard output; a reader that has gone is no error, as with `| head`.
+fn print(text: &dyn Display) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(io::stderr(), "error: cannot write to standard output: {error}");
+            ExitCode::from(FAILED)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}

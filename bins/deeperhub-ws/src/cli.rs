@@ -1,0 +1,160 @@
+//! The command line: subcommands and what they do with the settings.
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
+use clap_complete::Shell;
+
+use crate::options::Options;
+
+/// The program's name in messages, completions and the start line.
+pub(crate) const NAME: &str = env!("CARGO_PKG_NAME");
+/// The program's version.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+const AFTER_HELP: &str = "\
+Every flag is also an environment variable and a key of the file: --max-queue-bytes,
+DEEPERHUB_MAX_QUEUE_BYTES, max_queue_bytes. Flags win over variables, variables over the file, the
+file over the defaults. Durations are 500ms, 10s, 2m, 1h. What may be repeated is comma-separated in
+a variable and a list in the file.
+
+Exit codes: 0 done, 1 could not start or failed, 2 an error in flags, environment or file.";
+
+/// What the program is asked to do.
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+pub(crate) enum Action {
+    /// Serve clients; what the program does when it is given no subcommand
+    Serve,
+    /// Look at the configuration without serving
+    #[command(subcommand)]
+    Config(ConfigAction),
+    /// Ask a running server whether it is ready: exit 0 if it is, 1 if not
+    ///
+    /// Reads --api-listen from flags, environment and file as the server does, and asks /health/ready there.
+    Health,
+    /// Print a completion script for a shell
+    Completions {
+        /// Shell that the script is for
+        shell: Shell,
+    },
+}
+
+/// What to do with the configuration.
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Check flags, environment and file: exit 0 if they are valid, 2 if not
+    Check,
+    /// Print the effective configuration and where each value came from
+    Show,
+}
+
+/// The whole command line.
+pub(crate) fn command() -> Command {
+    let command = Action::augment_subcommands(Command::new(NAME))
+        .version(VERSION)
+        .about("A realtime WebSocket hub: topics, server API, event bus, metrics")
+        .after_help(AFTER_HELP)
+        .max_term_width(100)
+        .disable_help_subcommand(true)
+        .mut_subcommand("serve", with_options)
+        .mut_subcommand("config", |config| {
+            config
+                .disable_help_subcommand(true)
+                .mut_subcommand("check", with_options)
+                .mut_subcommand("show", with_options)
+        })
+        .mut_subcommand("health", |health| {
+            // It takes the server's own flags, so that both can be started alike, and shows those that matter.
+            with_options(health).mut_args(|flag| {
+                let matters = ["config", "api_listen"].contains(&flag.get_id().as_str());
+                flag.hide(!matters)
+            })
+        });
+    // `--rate-limit -1` is to be told what is right, not that `-1` is no flag.
+    allow_negative_numbers(with_options(command))
+}
+
+/// Adds the settings' flags; the command keeps what it says about itself.
+fn with_options(command: Command) -> Command {
+    // The derived function would take the doc comment of `Options` for the command's.
+    let about = command.get_about().cloned().unwrap_or_default();
+    let long_about = command.get_long_about().cloned().unwrap_or_else(|| about.clone());
+    Options::augment_args(command).about(about).long_about(long_about)
+}
+
+fn allow_negative_numbers(command: Command) -> Command {
+    command
+        .mut_args(
+            |flag| if flag.get_action().takes_values() { flag.allow_negative_numbers(true) } else { flag },
+        )
+        .mut_subcommands(allow_negative_numbers)
+}
+
+/// What is asked for, and the flags before and after the subcommand's name.
+///
+/// # Errors
+///
+/// Flags before `completions`, which has no use for them.
+pub(crate) fn action(matches: &ArgMatches) -> Result<(Action, Vec<&ArgMatches>), clap::Error> {
+    let mut flags = vec![matches];
+    while let Some((_, inner)) = flags.last().and_then(|outer| outer.subcommand()) {
+        flags.push(inner);
+    }
+    let action = match matches.subcommand() {
+        None => Action::Serve,
+        Some(_) => Action::from_arg_matches(matches)?,
+    };
+    if matches!(action, Action::Completions { .. }) && is_any_typed(matches) {
+        let message = "completions takes no flags of the server";
+        return Err(command().error(ErrorKind::ArgumentConflict, message));
+    }
+    Ok((action, flags))
+}
+
+fn is_any_typed(matches: &ArgMatches) -> bool {
+    matches.ids().any(|id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str, expected: Option<Action>) {
+        let found = command().try_get_matches_from(line.split(' ')).and_then(|matches| {
+            let (action, _) = action(&matches)?;
+            Ok(action)
+        });
+        assert_eq!(found.ok(), expected, "{line}");
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn serving_is_the_default() {
+        check("deeperhub-ws", Some(Action::Serve));
+        check("deeperhub-ws --port 0", Some(Action::Serve));
+        check("deeperhub-ws serve --port 0", Some(Action::Serve));
+        check("deeperhub-ws --port 0 serve", Some(Action::Serve));
+    }
+
+    #[test]
+    fn subcommands_take_the_servers_flags_before_and_after_their_name() {
+        check("deeperhub-ws config check --port 1", Some(Action::Config(ConfigAction::Check)));
+        check("deeperhub-ws --port 1 config show", Some(Action::Config(ConfigAction::Show)));
+        check("deeperhub-ws health --api-listen off --rate-limit 5", Some(Action::Health));
+        check("deeperhub-ws completions bash", Some(Action::Completions { shell: Shell::Bash }));
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused() {
+        check("deeperhub-ws --colour", None);
+        check("deeperhub-ws paint", None);
+        check("deeperhub-ws config", None);
+        check("deeperhub-ws completions tcsh", None);
+        check("deeperhub-ws completions bash --port 1", None);
+        check("deeperhub-ws --port 1 completions bash", None);
+    }
+}

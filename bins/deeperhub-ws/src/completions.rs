@@ -1,0 +1,27 @@
+//! Completion scripts for shells.
+
+use clap_complete::Shell;
+
+use crate::cli::{self, NAME};
+
+/// The script of a shell.
+pub(crate) fn script(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut cli::command(), NAME, &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
+    match shell {
+        Shell::Bash => with_subcommands(&script),
+        _ => script,
+    }
+}
+
+/// Repairs the bash script of a program with a hyphen in its name: it sets `deeperhub__ws__subcmd__config` where it
+/// was told so far, and then looks for `deeperhub__subcmd__ws__subcmd__config`, so that nothing behind a subcommand
+/// would be completed.
+fn with_subcommands(script: &str) -> String {
+    const SEPARATOR: &str = "__subcmd__";
+    script.replace(
+        &format!("{}{SEPARATOR}", NAME.replace('-', SEPARATOR)),
+        &format!("{}{SEPARATOR}", NAME.replace('-', "__")),
+    )
+}

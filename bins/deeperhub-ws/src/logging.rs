@@ -1,0 +1,77 @@
+//! Where log lines go: to standard error, as text or JSON.
+
+use std::io::{self, IsTerminal};
+
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::SetGlobalDefaultError;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{Layer, Registry};
+
+use crate::values::{LogFormat, LogLevel};
+
+/// What our own crates' targets begin with.
+const OURS: &str = "deeperhub";
+
+/// Installs the log for the whole process.
+///
+/// # Errors
+///
+/// There is one already.
+pub(crate) fn install(level: LogLevel, format: LogFormat) -> Result<(), SetGlobalDefaultError> {
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let layer = match format {
+        // Colours only for a person, who did not decline them (https://no-color.org).
+        LogFormat::Text => {
+            let colours = io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            layer.with_ansi(colours).boxed()
+        }
+        LogFormat::Json => {
+            layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
+        }
+    };
+    tracing::subscriber::set_global_default(Registry::default().with(layer.with_filter(filter(level))))
+}
+
+/// Libraries say little below `trace`: what they debug is not what an operator of a hub debugs.
+fn filter(level: LogLevel) -> Targets {
+    let ours = LevelFilter::from(level);
+    let theirs = if level == LogLevel::Trace { ours } else { ours.min(LevelFilter::INFO) };
+    Targets::new().with_default(theirs).with_target(OURS, ours)
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn debugging_shows_our_crates_and_not_libraries() {
+        for (level, target, event, expected) in [
+            (LogLevel::Debug, "deeperhub_node::session", Level::DEBUG, true),
+            (LogLevel::Debug, "deeperhub_node::session", Level::TRACE, false),
+            (LogLevel::Debug, "mio::poll", Level::DEBUG, false),
+            (LogLevel::Debug, "mio::poll", Level::INFO, true),
+            (LogLevel::Trace, "mio::poll", Level::TRACE, true),
+            (LogLevel::Warn, "mio::poll", Level::INFO, false),
+            (LogLevel::Warn, "deeperhub_ws", Level::WARN, true),
+            (LogLevel::Error, "deeperhub_ws", Level::WARN, false),
+        ] {
+            assert_eq!(filter(level).would_enable(target, &event), expected, "{level:?} {target} {event}");
+        }
+    }
+}

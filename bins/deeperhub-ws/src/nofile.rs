@@ -1,0 +1,52 @@
+//! The limit of open files: each connection is one.
+
+/// Files that are open besides connections: standard streams, listeners, pollers of the workers, API calls.
+const OTHERS: u64 = 64;
+
+/// Raises this process's limit of open files as far as `max_connections` and `workers` need it.
+///
+/// # Errors
+///
+/// A sentence for the operator when the limit stays too low; fewer connections than allowed will fit.
+pub(crate) fn raise(max_connections: usize, workers: usize) -> Result<(), String> {
+    let needed = needed(max_connections, workers);
+    let (soft, hard) = rlimit::Resource::NOFILE
+        .get()
+        .map_err(|error| format!("cannot read the limit of open files (RLIMIT_NOFILE): {error}"))?;
+    if soft >= needed {
+        return Ok(());
+    }
+    let reached = rlimit::increase_nofile_limit(needed).unwrap_or(soft);
+    if reached >= needed {
+        return Ok(());
+    }
+    Err(format!(
+        "the limit of open files (RLIMIT_NOFILE) is {reached}, at most {hard} for this user, but max_connections \
+         {max_connections} needs {needed}: raise it (`ulimit -n {needed}`, or LimitNOFILE={needed} in a systemd \
+         unit), or lower max_connections"
+    ))
+}
+
+fn needed(max_connections: usize, workers: usize) -> u64 {
+    // A runtime's poller, its waker and a copy of it, for each worker.
+    let workers = u64::try_from(workers).unwrap_or(u64::MAX).saturating_mul(4);
+    u64::try_from(max_connections).unwrap_or(u64::MAX).saturating_add(workers).saturating_add(OTHERS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_suffices_is_left_alone() {
+        let before = rlimit::Resource::NOFILE.get().unwrap();
+        assert_eq!(raise(1, 1), Ok(()));
+        assert_eq!(rlimit::Resource::NOFILE.get().unwrap(), before);
+    }
+
+    #[test]
+    fn a_limit_that_stays_too_low_is_named() {
+        let sentence = raise(usize::MAX, 1).unwrap_err();
+        assert!(sentence.contains("RLIMIT_NOFILE") && sentence.contains("max_connections"), "{sentence}");
+    }
+}

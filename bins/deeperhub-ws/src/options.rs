@@ -1,0 +1,182 @@
+//! The settings as they can be typed. One field is one setting: the flag `--max-queue-bytes`, the variable
+//! `DEEPERHUB_MAX_QUEUE_BYTES` and the key `max_queue_bytes` of the file all come from the field's name, take the
+//! same values and are read by the same parser (see `layers`). What a setting means is decided in `resolve`, which
+//! takes this struct apart without `..`, so that a field added here cannot be forgotten there.
+
+use std::path::PathBuf;
+
+use clap::{Args, Command};
+
+use crate::values::{Address, Host, LogFormat, LogLevel, NodeId, Secret, Switchable, Time, UrlPath, whole};
+
+const GENERAL: &str = "General";
+const LISTENING: &str = "Listening";
+const API: &str = "Server API";
+const LIMITS: &str = "Limits";
+const ORIGINS: &str = "Web pages";
+const LOGS: &str = "Logs";
+
+/// 1 GiB: frames and queues are counted in 32 bits in places.
+const MAX_BYTES: u64 = 1 << 30;
+const MAX_COUNT: u64 = 100_000_000;
+
+/// Everything that can be set, each optional: what is absent is decided by the next layer, at last by the default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub(crate) struct Options {
+    /// TOML file with settings; flags and variables win over it
+    ///
+    /// Its keys are the names of the flags with `_` for `-`, all at the top level. An unknown key is an error.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = GENERAL)]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Threads that carry connections [default: the cores]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, 1024), help_heading = GENERAL)]
+    pub(crate) workers: Option<usize>,
+
+    /// Name of this node, with which client ids begin [default: random]
+    ///
+    /// 1 to 32 of `A-Z a-z 0-9 _ -`. Give each node a name of its own.
+    #[arg(long, value_name = "NAME", help_heading = GENERAL)]
+    pub(crate) node_id: Option<NodeId>,
+
+    /// Time over which connections are closed at SIGTERM or SIGINT [default: 30s]
+    ///
+    /// New connections are refused with 503 meanwhile. The server exits as soon as all are gone, at the latest when
+    /// the time is over; a second signal ends the wait. `0` closes all at once.
+    #[arg(long, value_name = "TIME", help_heading = GENERAL)]
+    pub(crate) drain_timeout: Option<Time>,
+
+    /// Address that clients connect to [default: 127.0.0.1]
+    ///
+    /// An IP address or a host name; `0.0.0.0` and `::` stand for every interface.
+    #[arg(long, value_name = "ADDRESS", help_heading = LISTENING)]
+    pub(crate) host: Option<Host>,
+
+    /// Port that clients connect to; 0 takes any free one, which is printed [default: 8080]
+    #[arg(long, value_parser = whole::<u16>(0, 65_535), help_heading = LISTENING)]
+    pub(crate) port: Option<u16>,
+
+    /// Path that clients connect to; may be repeated [default: / and /ws]
+    #[arg(long, value_delimiter = ',', help_heading = LISTENING)]
+    pub(crate) path: Option<Vec<UrlPath>>,
+
+    /// Address of the server API, or `off` [default: 127.0.0.1:8081]
+    ///
+    /// Backends publish, list and disconnect there; metrics and health checks are there too. Off loopback it needs
+    /// --api-key. Port 0 takes any free one, which is printed.
+    #[arg(long, value_name = "ADDRESS:PORT", help_heading = API)]
+    pub(crate) api_listen: Option<Switchable<Address>>,
+
+    /// Key that calls of the server API bring as `Authorization: Bearer KEY` [default: none needed]
+    ///
+    /// Other users of the machine can read flags: prefer the variable or the file. Calls of /health need no key.
+    #[arg(long, value_name = "KEY", help_heading = API)]
+    pub(crate) api_key: Option<Secret>,
+
+    /// Connections at one time; more are refused with 503 [default: 1000]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = LIMITS)]
+    pub(crate) max_connections: Option<usize>,
+
+    /// Connections at one time of one address; 0 is no limit [default: 0]
+    ///
+    /// IPv6 addresses count by their /64.
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(0, MAX_COUNT), help_heading = LIMITS)]
+    pub(crate) max_connections_per_ip: Option<usize>,
+
+    /// Bytes of a message; a longer one closes its connection with 1009 [default: 65536]
+    ///
+    /// All fragments of a message together. Bodies of the server API have the same limit.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES), help_heading = LIMITS)]
+    pub(crate) max_message_bytes: Option<usize>,
+
+    /// Subscriptions of a connection [default: 128]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = LIMITS)]
+    pub(crate) max_subscriptions: Option<usize>,
+
+    /// Bytes that may wait for a slow client before it is closed with 1013 [default: 1048576]
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES), help_heading = LIMITS)]
+    pub(crate) max_queue_bytes: Option<usize>,
+
+    /// Messages a second from a connection; 0 is no limit [default: 100]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000), help_heading = LIMITS)]
+    pub(crate) rate_limit: Option<u32>,
+
+    /// Messages that a connection may send at once before --rate-limit holds [default: 200]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1, 1_000_000_000), help_heading = LIMITS)]
+    pub(crate) rate_burst: Option<u32>,
+
+    /// Time from connecting to the end of the handshake [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = LIMITS)]
+    pub(crate) handshake_timeout: Option<Time>,
+
+    /// Time between two pings to a client; 0 sends none [default: 25s]
+    #[arg(long, value_name = "TIME", help_heading = LIMITS)]
+    pub(crate) ping_interval: Option<Time>,
+
+    /// Time for the pong, after which a connection is closed with 4200 [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = LIMITS)]
+    pub(crate) pong_timeout: Option<Time>,
+
+    /// Web origin whose pages may connect; may be repeated [default: the server's own]
+    ///
+    /// Scheme, host and port as in `https://app.example.com`, `https://*.example.com` for all below it, or `*` for
+    /// all. Clients that send no `Origin` are no browsers and always pass.
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', help_heading = ORIGINS)]
+    pub(crate) allowed_origin: Option<Vec<String>>,
+
+    /// What is logged, to standard error [default: info]
+    #[arg(long, value_name = "LEVEL", value_enum, help_heading = LOGS)]
+    pub(crate) log_level: Option<LogLevel>,
+
+    /// How it is logged [default: text]
+    #[arg(long, value_name = "FORMAT", value_enum, help_heading = LOGS)]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+impl Options {
+    /// A command that has nothing but these options, for reading values that do not come from the command line.
+    pub(crate) fn parser() -> Command {
+        Self::augment_args(Command::new("options").no_binary_name(true).disable_help_flag(true))
+    }
+
+    /// The names of all settings, in the order of the fields.
+    pub(crate) fn keys() -> Vec<String> {
+        Self::parser().get_arguments().map(|argument| argument.get_id().to_string()).collect()
+    }
+}
+
+/// The flag of a setting.
+pub(crate) fn flag(key: &str) -> String {
+    format!("--{}", key.replace('_', "-"))
+}
+
+/// The environment variable of a setting.
+pub(crate) fn variable(key: &str) -> String {
+    format!("{VARIABLE_PREFIX}{}", key.to_ascii_uppercase())
+}
+
+/// What all our variables begin with.
+pub(crate) const VARIABLE_PREFIX: &str = "DEEPERHUB_";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_has_a_flag_of_its_name_a_heading_and_help() {
+        let parser = Options::parser();
+        for argument in parser.get_arguments() {
+            let key = argument.get_id().as_str();
+            assert_eq!(argument.get_long().map(|long| format!("--{long}")), Some(flag(key)), "{key}");
+            assert!(argument.get_help_heading().is_some(), "{key} stands under no heading");
+            let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("[default: ") || key == "config", "help of {key} names no default: {help}");
+        }
+    }
+
+    #[test]
+    fn names_of_flag_and_variable_follow_the_key() {
+        assert_eq!(flag("max_queue_bytes"), "--max-queue-bytes");
+        assert_eq!(variable("max_queue_bytes"), "DEEPERHUB_MAX_QUEUE_BYTES");
+    }
+}

@@ -1,0 +1,68 @@
+//! What can be wrong with the settings. Each message names the setting as it was given, the value, and what would
+//! be right.
+
+use std::path::PathBuf;
+
+use crate::layers::Origin;
+
+/// One thing that is wrong with flags, environment or file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Problem {
+    /// The file cannot be read.
+    #[error("cannot read config file {} (from {origin}): {source}", path.display())]
+    Unreadable { path: PathBuf, origin: Origin, source: std::io::Error },
+
+    /// The file is not TOML.
+    #[error("{}:{line}: not TOML: {message}", path.display())]
+    Syntax { path: PathBuf, line: usize, message: String },
+
+    /// The file has a key that is no setting.
+    #[error("{}:{line}: unknown key '{key}'; {hint}", path.display())]
+    UnknownKey { path: PathBuf, line: usize, key: String, hint: String },
+
+    /// A value is not of the right form.
+    #[error("invalid value '{value}' for {key}: {expected}", key = origin.name_of(key))]
+    Invalid { key: String, origin: Origin, value: String, expected: String },
+
+    /// A value that may not be shown is not of the right form.
+    #[error("invalid value for {key} (not shown, as it is secret): {expected}", key = origin.name_of(key))]
+    InvalidSecret { key: String, origin: Origin, expected: String },
+
+    /// Values that are right by themselves do not go together.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+/// A name among `candidates` that `typed` is probably meant to be.
+pub(crate) fn similar<'a>(typed: &str, candidates: &'a [String]) -> Option<&'a str> {
+    let typed = typed.to_ascii_lowercase().replace('-', "_");
+    candidates
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(&typed, candidate), candidate))
+        .filter(|(similarity, _)| *similarity > 0.85)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, candidate)| candidate.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::Options;
+
+    #[test]
+    fn a_typing_slip_is_recognised_and_another_word_is_not() {
+        let keys = Options::keys();
+        for (typed, expected) in [
+            ("max_conections", Some("max_connections")),
+            ("max-connections", Some("max_connections")),
+            ("Port", Some("port")),
+            ("prot", Some("port")),
+            ("allowed_origins", Some("allowed_origin")),
+            ("hots", Some("host")),
+            ("database", None),
+            ("x", None),
+        ] {
+            assert_eq!(similar(typed, &keys), expected, "{typed}");
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! From settings as typed to settings that are valid together, with where each came from.
+
+use std::collections::BTreeMap;
+
+use crate::layers::{Layers, Origin};
+use crate::options::{Options, flag, variable};
+use crate::problem::Problem;
+use crate::settings::{ApiSettings, MessageRate, Settings, Shown};
+use crate::values::{Address, Host, Literal, LogFormat, LogLevel, Secret, Switchable, Time, UrlPath};
+
+/// Fills in the defaults and checks what the settings say together.
+///
+/// # Errors
+///
+/// Everything that is wrong, not just the first.
+pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
+    let Layers { options, origins, warnings } = layers;
+    // Without `..`: a new option must be given its meaning here.
+    let Options {
+        config,
+        workers,
+        node_id,
+        drain_timeout,
+        host,
+        port,
+        path,
+        api_listen,
+        api_key,
+        max_connections,
+        max_connections_per_ip,
+        max_message_bytes,
+        max_subscriptions,
+        max_queue_bytes,
+        rate_limit,
+        rate_burst,
+        handshake_timeout,
+        ping_interval,
+        pong_timeout,
+        allowed_origin,
+        log_level,
+        log_format,
+    } = options;
+    let mut resolver = Resolver { origins, shown: Vec::new(), warnings, problems: Vec::new() };
+    let config = config.map(|path| (path, resolver.origin("config")));
+
+    // Takes a field of the options by its name, so that the name shown is the name typed.
+    macro_rules! take {
+        ($field:ident, $default:expr) => {
+            resolver.take(stringify!($field), $field, $default)
+        };
+        ($field:ident) => {
+            resolver.take_optional(stringify!($field), $field)
+        };
+    }
+    macro_rules! take_some_time {
+        ($field:ident, $default:expr) => {{
+            let time = take!($field, Time($default));
+            resolver.must(stringify!($field), &time, !time.0.is_zero(), "expected more than no time at all");
+            time.0
+        }};
+    }
+
+    let mut listener = deeperhub_listener::Config::default();
+    listener.workers = take!(workers, listener.workers);
+    let node_id = take!(node_id).map(|id| id.0);
+    let drain_timeout = take!(drain_timeout, Time(Settings::DRAIN_TIMEOUT)).0;
+    let address = Address { host: take!(host, Host::LOOPBACK), port: take!(port, Settings::PORT) };
+    let paths = take!(path, Settings::PATHS.map(|path| UrlPath(path.to_owned())).to_vec());
+    let api_listen =
+        take!(api_listen, Switchable::On(Address { host: Host::LOOPBACK, port: Settings::API_PORT }));
+    let api_key = take!(api_key);
+    listener.max_connections = take!(max_connections, listener.max_connections);
+    let per_ip = take!(max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
+    listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);
+    listener.max_message_bytes = take!(max_message_bytes, listener.max_message_bytes);
+    let max_subscriptions = take!(max_subscriptions, Settings::MAX_SUBSCRIPTIONS);
+    listener.max_queue_bytes = take!(max_queue_bytes, listener.max_queue_bytes);
+    let per_second = take!(rate_limit, MessageRate::DEFAULT.per_second);
+    let burst = take!(rate_burst, MessageRate::DEFAULT.burst);
+    listener.handshake_timeout = take_some_time!(handshake_timeout, listener.handshake_timeout);
+    listener.ping_interval = take!(ping_interval, Time(listener.ping_interval)).0;
+    listener.pong_timeout = take_some_time!(pong_timeout, listener.pong_timeout);
+    let allowed_origins = take!(allowed_origin, Vec::new());
+    let log_level = take!(log_level, LogLevel::Info);
+    let log_format = take!(log_format, LogFormat::Text);
+
+    resolver.check_host(&address);
+    resolver.check_queue(&listener);
+    let api = resolver.api(api_listen, api_key, &address);
+
+    let Resolver { shown, warnings, problems, .. } = resolver;
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(Settings {
+        address,
+        paths: paths.into_iter().map(|path| path.0).collect(),
+        api,
+        listener,
+        max_subscriptions,
+        rate_limit: (per_second > 0).then_some(MessageRate { per_second, burst }),
+        allowed_origins,
+        node_id,
+        drain_timeout,
+        log_level,
+        log_format,
+        config,
+        shown,
+        warnings,
+    })
+}
+
+struct Resolver {
+    origins: BTreeMap<String, Origin>,
+    shown: Vec<Shown>,
+    warnings: Vec<String>,
+    problems: Vec<Problem>,
+}
+
+impl Resolver {
+    fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    /// The value given, or the default.
+    fn take<T: Literal>(&mut self, key: &'static str, given: Option<T>, default: T) -> T {
+        let origin = self.origin(key);
+        let value = given.unwrap_or_else(|| {
+            // A list without items is typed, but given by nobody.
+            if origin != Origin::Default && default.literal() != "[]" {
+                self.problems.push(Problem::Invalid {
+                    key: key.to_owned(),
+                    origin: origin.clone(),
+                    value: "[]".to_owned(),
+                    expected: format!("expected at least one, or no {key} at all for {}", default.literal()),
+                });
+            }
+            default
+        });
+        self.shown.push(Shown { key, literal: Some(value.literal()), origin });
+        value
+    }
+
+    /// The value given, where the default is none.
+    fn take_optional<T: Literal>(&mut self, key: &'static str, given: Option<T>) -> Option<T> {
+        let literal = given.as_ref().map(Literal::literal);
+        self.shown.push(Shown { key, literal, origin: self.origin(key) });
+        given
+    }
+
+    fn must(&mut self, key: &str, value: &impl ToString, holds: bool, expected: &str) {
+        if !holds {
+            self.problems.push(Problem::Invalid {
+                key: key.to_owned(),
+                origin: self.origin(key),
+                value: value.to_string(),
+                expected: expected.to_owned(),
+            });
+        }
+    }
+
+    fn check_host(&mut self, address: &Address) {
+        if !address.host.is_loopback() {
+            self.warnings.push(format!(
+                "{} is {}, which is not loopback, and clients need no token: whoever reaches port {} may subscribe \
+                 and publish",
+                self.origin("host").name_of("host"),
+                address.host,
+                address.port,
+            ));
+        }
+    }
+
+    fn check_queue(&mut self, listener: &deeperhub_listener::Config) {
+        if listener.max_queue_bytes < listener.max_message_bytes {
+            self.warnings.push(format!(
+                "{} is {} bytes, less than the largest message ({} bytes): such a message closes those who get it",
+                self.origin("max_queue_bytes").name_of("max_queue_bytes"),
+                listener.max_queue_bytes,
+                listener.max_message_bytes,
+            ));
+        }
+    }
+
+    fn api(
+        &mut self,
+        listen: Switchable<Address>,
+        key: Option<Secret>,
+        clients: &Address,
+    ) -> Option<ApiSettings> {
+        if let Some(key) = &key
+            && !is_bearer(key.expose())
+        {
+            self.problems.push(Problem::InvalidSecret {
+                key: "api_key".to_owned(),
+                origin: self.origin("api_key"),
+                expected: "expected one or more ASCII characters that can be seen, without spaces".to_owned(),
+            });
+        }
+        let Switchable::On(address) = listen else { return None };
+        let name = self.origin("api_listen").name_of("api_listen");
+        if key.is_none() && !address.host.is_loopback() {
+            self.problems.push(Problem::Conflict(format!(
+                "invalid value '{address}' for {name}: whoever reaches it could do everything; expected a loopback \
+                 address, or a key in {}, {} or api_key",
+                flag("api_key"),
+                variable("api_key"),
+            )));
+        }
+        if address.port != 0 && address == *clients {
+            self.problems.push(Problem::Conflict(format!(
+                "invalid value '{address}' for {name}: clients connect there ({}); expected another port",
+                self.origin("port").name_of("port"),
+            )));
+        }
+        Some(ApiSettings { address, key })
+    }
+}
+
+/// Whether a text can stand behind `Bearer` in a header.
+fn is_bearer(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::FromArgMatches;
+
+    use super::*;
+
+    fn settings(flags: &[&str]) -> Result<Settings, String> {
+        let matches = Options::parser().get_matches_from(flags);
+        assert!(Options::from_arg_matches(&matches).is_ok());
+        Layers::gather([&matches], []).and_then(resolve).map_err(|problems| {
+            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            lines.join("\n")
+        })
+    }
+
+    fn check_problem(flags: &[&str], expected: &str) {
+        match settings(flags) {
+            Ok(settings) => panic!("{flags:?} gave {settings:?}"),
+            Err(problems) => assert!(problems.starts_with(expected), "{problems}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_documentation() {
+        let settings = settings(&[]).unwrap();
+        assert_eq!(settings.address.to_string(), "127.0.0.1:8080");
+        assert_eq!(settings.paths, ["/", "/ws"]);
+        assert_eq!(settings.api.map(|api| api.address.to_string()), Some("127.0.0.1:8081".to_owned()));
+        assert_eq!(settings.listener.max_connections, 1000);
+        assert_eq!(settings.listener.max_connections_per_ip, None);
+        assert_eq!(settings.listener.max_message_bytes, 65_536);
+        assert_eq!(settings.listener.max_queue_bytes, 1_048_576);
+        assert_eq!(settings.listener.handshake_timeout, Duration::from_secs(10));
+        assert_eq!(settings.listener.ping_interval, Duration::from_secs(25));
+        assert_eq!(settings.listener.pong_timeout, Duration::from_secs(10));
+        assert_eq!(settings.max_subscriptions, 128);
+        assert_eq!(settings.rate_limit, Some(MessageRate { per_second: 100, burst: 200 }));
+        assert_eq!(settings.drain_timeout, Duration::from_secs(30));
+        assert_eq!(settings.warnings, [""; 0]);
+        assert!(settings.shown.iter().all(|shown| shown.origin == Origin::Default));
+    }
+
+    #[test]
+    fn every_setting_but_the_file_is_shown() {
+        let shown: Vec<_> = settings(&[]).unwrap().shown.iter().map(|shown| shown.key).collect();
+        assert_eq!(shown, Options::keys()[1..]);
+    }
+
+    #[test]
+    fn zero_switches_a_rate_or_a_limit_of_addresses_off() {
+        let settings =
+            settings(&["--rate-limit=0", "--max-connections-per-ip=0", "--ping-interval=0"]).unwrap();
+        assert_eq!(settings.rate_limit, None);
+        assert_eq!(settings.listener.max_connections_per_ip, None);
+        assert!(settings.listener.ping_interval.is_zero());
+    }
+
+    #[test]
+    fn timeouts_must_leave_some_time() {
+        check_problem(&["--pong-timeout=0"], "invalid value '0s' for --pong-timeout: expected more than");
+        check_problem(
+            &["--handshake-timeout=0ms"],
+            "invalid value '0s' for --handshake-timeout: expected more",
+        );
+        assert!(settings(&["--drain-timeout=0"]).is_ok_and(|settings| settings.drain_timeout.is_zero()));
+    }
+
+    #[test]
+    fn api_off_loopback_needs_a_key() {
+        check_problem(
+            &["--api-listen=0.0.0.0:8081"],
+            "invalid value '0.0.0.0:8081' for --api-listen: whoever reaches it could do everything; expected a \
+             loopback address, or a key in --api-key, DEEPERHUB_API_KEY or api_key",
+        );
+        check_problem(&["--api-listen=hub.example.com:8081"], "invalid value 'hub.example.com:8081'");
+        assert!(settings(&["--api-listen=0.0.0.0:8081", "--api-key=k"]).is_ok());
+        assert!(settings(&["--api-listen=[::1]:8081"]).is_ok());
+        assert!(settings(&["--api-listen=off"]).is_ok_and(|settings| settings.api.is_none()));
+    }
+
+    #[test]
+    fn a_key_that_fits_no_header_is_refused_and_not_shown() {
+        for key in ["", "with space", "schlüssel", "line\nfeed"] {
+            let problem = settings(&[&format!("--api-key={key}")]).unwrap_err();
+            assert!(problem.starts_with("invalid value for --api-key (not shown"), "{problem}");
+            assert!(key.is_empty() || !problem.contains(key), "{problem}");
+        }
+    }
+
+    #[test]
+    fn both_listeners_on_one_port_are_refused() {
+        check_problem(
+            &["--api-listen=127.0.0.1:8080"],
+            "invalid value '127.0.0.1:8080' for --api-listen: clients connect there",
+        );
+        assert!(settings(&["--port=0", "--api-listen=127.0.0.1:0"]).is_ok());
+    }
+
+    #[test]
+    fn listening_off_loopback_is_warned_about() {
+        let settings = settings(&["--host=0.0.0.0"]).unwrap();
+        assert_eq!(settings.warnings.len(), 1);
+        assert!(settings.warnings[0].starts_with("--host is 0.0.0.0, which is not loopback"), "{settings:?}");
+    }
+
+    #[test]
+    fn a_queue_smaller_than_a_message_is_warned_about() {
+        let settings = settings(&["--max-queue-bytes=1000"]).unwrap();
+        assert!(settings.warnings[0].starts_with("--max-queue-bytes is 1000 bytes"), "{settings:?}");
+    }
+}

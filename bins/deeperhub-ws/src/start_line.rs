@@ -1,0 +1,94 @@
+//! The line that a server prints for people when it is ready to serve.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::cli::{NAME, VERSION};
+use crate::settings::Settings;
+use crate::values::Time;
+
+/// The addresses with the ports they really got, TLS, the limits and the version, in one line.
+pub(crate) fn start_line(
+    settings: &Settings,
+    clients: SocketAddr,
+    api: Option<SocketAddr>,
+) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        let listener = &settings.listener;
+        write!(f, "{NAME} {VERSION} listening on ws://{clients} (API ")?;
+        match api {
+            Some(api) => write!(f, "http://{api}")?,
+            None => f.write_str("off")?,
+        }
+        write!(f, ") · TLS off · up to {} connections", listener.max_connections)?;
+        if let Some(per_ip) = listener.max_connections_per_ip {
+            write!(f, ", {per_ip} per address")?;
+        }
+        write!(f, " · messages up to {}", bytes(listener.max_message_bytes))?;
+        match settings.rate_limit {
+            Some(rate) => write!(f, ", {}/s (burst {})", rate.per_second, rate.burst)?,
+            None => f.write_str(", no rate limit")?,
+        }
+        write!(
+            f,
+            " · {} subscriptions and {} of queue per connection",
+            settings.max_subscriptions,
+            bytes(listener.max_queue_bytes)
+        )?;
+        if !listener.ping_interval.is_zero() {
+            write!(f, " · ping every {}", Time(listener.ping_interval))?;
+        }
+        Ok(())
+    })
+}
+
+/// `64 KiB`: the largest unit that is exact.
+fn bytes(count: usize) -> impl fmt::Display {
+    fmt::from_fn(move |f| match count {
+        mebi if mebi % (1 << 20) == 0 => write!(f, "{} MiB", mebi >> 20),
+        kibi if kibi % (1 << 10) == 0 => write!(f, "{} KiB", kibi >> 10),
+        bytes => write!(f, "{bytes} bytes"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::Layers;
+    use crate::options::Options;
+    use crate::resolve::resolve;
+
+    fn check(flags: &[&str], api: Option<&str>, expected: &str) {
+        let matches = Options::parser().get_matches_from(flags);
+        let settings = Layers::gather([&matches], []).and_then(resolve).unwrap();
+        let clients = "127.0.0.1:8080".parse().unwrap();
+        let line = start_line(&settings, clients, api.map(|api| api.parse().unwrap())).to_string();
+        assert_eq!(line, format!("deeperhub-ws {VERSION} {expected}"));
+    }
+
+    #[test]
+    fn the_line_names_addresses_tls_limits_and_version() {
+        check(
+            &[],
+            Some("127.0.0.1:8081"),
+            "listening on ws://127.0.0.1:8080 (API http://127.0.0.1:8081) · TLS off · up to 1000 connections · \
+             messages up to 64 KiB, 100/s (burst 200) · 128 subscriptions and 1 MiB of queue per connection · \
+             ping every 25s",
+        );
+    }
+
+    #[test]
+    fn what_is_off_is_said_to_be_off() {
+        check(
+            &[
+                "--rate-limit=0",
+                "--max-connections-per-ip=5",
+                "--ping-interval=0",
+                "--max-message-bytes=1000",
+            ],
+            None,
+            "listening on ws://127.0.0.1:8080 (API off) · TLS off · up to 1000 connections, 5 per address · \
+             messages up to 1000 bytes, no rate limit · 128 subscriptions and 1 MiB of queue per connection",
+        );
+    }
+}

@@ -1,0 +1,199 @@
+//! The command line: what is printed, what is refused and how, exit codes, signals.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{Client, ROOT, Server, TemporaryDir, http, run};
+
+/// Compares a text with a file beside the tests; with `UPDATE_SNAPSHOTS` set, writes the file instead.
+fn check_snapshot(name: &str, text: &str) {
+    let path = Path::new(ROOT).join("tests/snapshots").join(name);
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(&path, text).expect("a snapshot can be written");
+        return;
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, expected, "{name} is not as committed; if that is meant, run with UPDATE_SNAPSHOTS=1");
+}
+
+/// Runs what must be refused, and looks for what the message must name.
+fn check_refused(arguments: &[&str], variables: &[(&str, &str)], named: &[&str]) {
+    let finished = run(arguments, variables);
+    assert_eq!(finished.code, Some(2), "{arguments:?} {variables:?}: {finished:?}");
+    assert_eq!(finished.stdout, "", "an error goes to standard error");
+    for text in named {
+        assert!(finished.stderr.contains(text), "{text:?} is not in: {}", finished.stderr);
+    }
+}
+
+#[test]
+fn help_is_as_committed() {
+    let finished = run(&["--help"], &[]);
+    assert_eq!(finished.code, Some(0));
+    check_snapshot("help.txt", &finished.stdout);
+}
+
+#[test]
+fn version_is_the_packages() {
+    let finished = run(&["--version"], &[]);
+    assert_eq!(finished.code, Some(0));
+    assert_eq!(finished.stdout, format!("deeperhub-ws {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn bad_flags_exit_with_2_and_name_flag_value_and_what_would_be_right() {
+    check_refused(&["--port", "70000"], &[], &["--port", "70000", "from 0 to 65535"]);
+    check_refused(&["--ping-interval", "25"], &[], &["--ping-interval", "'25'", "10s"]);
+    check_refused(&["--log-level", "loud"], &[], &["--log-level", "loud", "trace"]);
+    check_refused(&["--rate-limit", "-1"], &[], &["--rate-limit", "-1", "from 0 to"]);
+    check_refused(&["--prot", "1"], &[], &["--prot", "--port"]);
+    check_refused(&["paint"], &[], &["paint"]);
+}
+
+#[test]
+fn bad_variables_exit_with_2_and_name_variable_value_and_what_would_be_right() {
+    for action in [&["config", "check"][..], &["config", "show"], &["serve"], &[]] {
+        let variables = [("DEEPERHUB_MAX_CONNECTIONS", "many"), ("DEEPERHUB_PONG_TIMEOUT", "1 day")];
+        check_refused(
+            action,
+            &variables,
+            &[
+                "'many' for DEEPERHUB_MAX_CONNECTIONS: expected a whole number from 1",
+                "'1 day' for DEEPERHUB_PONG_TIMEOUT: expected a duration such as 500ms",
+            ],
+        );
+    }
+}
+
+#[test]
+fn bad_files_exit_with_2_and_name_file_line_key_and_what_would_be_right() {
+    let dir = TemporaryDir::new();
+    for (text, named) in [
+        ("port = 1\nmax_conections = 5", ":2: unknown key 'max_conections'; did you mean 'max_connections'?"),
+        ("\nhandshake_timeout = 'soon'", "'soon' for handshake_timeout in "),
+        ("port = ", ":1: not TOML: "),
+        ("[limits]\nrate_limit = 1", ":1: unknown key 'limits'; there are no sections"),
+    ] {
+        let path = dir.write("hub.toml", text);
+        let path = path.to_str().expect("a temporary path is text");
+        check_refused(&["config", "check", "--config", path], &[], &[path, named]);
+        check_refused(&["config", "check"], &[("DEEPERHUB_CONFIG", path)], &[path, named]);
+    }
+    check_refused(
+        &["--config", "/nowhere/hub.toml"],
+        &[],
+        &["/nowhere/hub.toml", "--config", "No such file"],
+    );
+}
+
+#[test]
+fn api_off_loopback_without_a_key_is_refused() {
+    check_refused(&["--api-listen", "0.0.0.0:0"], &[], &["0.0.0.0:0", "--api-listen", "--api-key"]);
+}
+
+#[test]
+fn a_valid_configuration_is_said_to_be_valid_and_doubts_are_told() {
+    let finished = run(&["config", "check"], &[]);
+    assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""));
+    let variables = [("DEEPERHUB_HOST", "0.0.0.0"), ("DEEPERHUB_MAX_CONECTIONS", "5")];
+    let finished = run(&["config", "check"], &variables);
+    assert_eq!(finished.code, Some(0));
+    assert!(
+        finished.stderr.contains("warning: DEEPERHUB_HOST is 0.0.0.0, which is not loopback"),
+        "{finished:?}"
+    );
+    assert!(finished.stderr.contains("did you mean DEEPERHUB_MAX_CONNECTIONS?"), "{finished:?}");
+}
+
+#[test]
+fn the_configuration_is_shown_with_where_each_value_came_from_and_without_secrets() {
+    let dir = TemporaryDir::new();
+    let path = dir.write("hub.toml", "port = 1\nhost = '::1'\nallowed_origin = ['https://a.example']\n");
+    let path = path.to_str().expect("a temporary path is text");
+    let variables =
+        [("DEEPERHUB_PORT", "2"), ("DEEPERHUB_API_KEY", "hunter2"), ("DEEPERHUB_RATE_LIMIT", "0")];
+    let finished = run(&["config", "show", "--config", path, "--port", "3"], &variables);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let shown = |key: &str| {
+        let line = finished.stdout.lines().find(|line| line.starts_with(&format!("{key} = ")));
+        let (value, origin) = line.and_then(|line| line.split_once("  # ")).unwrap_or_default();
+        (value.trim_end().to_owned(), origin.to_owned())
+    };
+    let pair = |value: &str, origin: &str| (value.to_owned(), origin.to_owned());
+    assert_eq!(shown("port"), pair("port = 3", "--port"));
+    assert_eq!(shown("rate_limit"), pair("rate_limit = 0", "DEEPERHUB_RATE_LIMIT"));
+    assert_eq!(shown("host"), pair("host = \"::1\"", &format!("{path}:2")));
+    assert_eq!(shown("allowed_origin").1, format!("{path}:3"));
+    assert_eq!(shown("max_connections"), pair("max_connections = 1000", "default"));
+    assert_eq!(shown("api_key"), pair("api_key = \"********\"", "DEEPERHUB_API_KEY"));
+    assert!(!finished.stdout.contains("hunter2") && !finished.stderr.contains("hunter2"));
+}
+
+#[test]
+fn what_is_shown_is_a_file_that_means_the_same() {
+    let dir = TemporaryDir::new();
+    let flags =
+        ["--rate-limit", "0", "--drain-timeout", "1500ms", "--path", "/a", "--path", "/b", "--node-id", "n1"];
+    let first = run(&[&["config", "show"], &flags[..]].concat(), &[]).stdout;
+    let path = dir.write("hub.toml", &first);
+    let second =
+        run(&["config", "show", "--config", path.to_str().expect("a temporary path is text")], &[]).stdout;
+    let values = |shown: &str| {
+        let settings = shown.lines().filter(|line| !line.starts_with('#'));
+        settings.filter_map(|line| Some(line.split_once("  # ")?.0.trim().to_owned())).collect::<Vec<_>>()
+    };
+    assert!(values(&first).len() > 15, "{first}");
+    assert_eq!(values(&first), values(&second));
+}
+
+#[test]
+fn completions_are_written_for_each_shell() {
+    for shell in ["bash", "zsh", "fish"] {
+        let finished = run(&["completions", shell], &[]);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        for word in ["deeperhub-ws", "max-queue-bytes", "completions"] {
+            assert!(finished.stdout.contains(word), "{word} is not in the script for {shell}");
+        }
+    }
+}
+
+#[test]
+fn bash_completes_flags_and_what_stands_behind_a_subcommand() {
+    let script = run(&["completions", "bash"], &[]).stdout;
+    let complete = |words: &[&str]| {
+        let last = words.len() - 1;
+        let asked = format!(
+            "{script}\nCOMP_WORDS=({words}); COMP_CWORD={last}; \
+             _deeperhub__ws deeperhub-ws '{current}' '{previous}'; echo \"${{COMPREPLY[*]}}\"",
+            words = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" "),
+            current = words[last],
+            previous = words[last - 1],
+        );
+        let output = Command::new("bash").args(["--norc", "-c", &asked]).output().expect("bash runs");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    assert_eq!(complete(&["deeperhub-ws", "--max-q"]), "--max-queue-bytes");
+    assert_eq!(complete(&["deeperhub-ws", "config", "ch"]), "check");
+    assert_eq!(complete(&["deeperhub-ws", "config", "show", "--ping"]), "--ping-interval");
+    assert_eq!(complete(&["deeperhub-ws", "completions", "f"]), "fish");
+}
+
+#[test]
+fn a_reader_that_goes_is_no_error() {
+    let command =
+        format!("{} --help | head -n 1; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_deeperhub-ws"));
+    let output = Command::new("bash").args(["-c", &command]).output().expect("bash runs");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn health_without_a_server_exits_with_1() {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let address = port.expect("loopback has a free port").to_string();
+    let finished = run(&["health", "--api-listen", &address], &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains(&address), "{finished:?}");
+    assert_eq!(run(&["health"], &[("DEEPERHUB_API_LISTEN", "off")]).code, Some(1));
+    assert_eq!(run(&["health", "--api-listen", "nowhere"], &[]).code, Some(2));
+}

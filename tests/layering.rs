@@ -1,0 +1,119 @@
+//! Which crate may depend on which: the table in `ARCHITECTURE.md` against what cargo says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
+
+use crate::support::ROOT;
+
+/// A crate of ours and those of ours that it depends on, development apart.
+type Edges = BTreeMap<String, BTreeSet<String>>;
+
+fn metadata() -> Metadata {
+    // For this platform alone: what only others need has not been downloaded for a build.
+    let host = Command::new("rustc").args(["--print", "host-tuple"]).output().expect("rustc runs");
+    let host = String::from_utf8_lossy(&host.stdout);
+    MetadataCommand::new()
+        .manifest_path(Path::new(ROOT).join("Cargo.toml"))
+        .other_options(["--locked".to_owned(), "--filter-platform".to_owned(), host.trim().to_owned()])
+        .exec()
+        .expect("cargo metadata describes the workspace")
+}
+
+/// The edges as the manifests have them. Packages that are no part of the product (benches) are left out.
+fn edges_in_manifests(metadata: &Metadata) -> Edges {
+    let root = &metadata.workspace_root;
+    metadata
+        .workspace_packages()
+        .iter()
+        .filter(|package| {
+            let folder = package.manifest_path.strip_prefix(root).expect("members lie in the workspace");
+            folder.starts_with("crates") || folder.starts_with("bins")
+        })
+        .map(|package| {
+            let ours = package
+                .dependencies
+                .iter()
+                .filter(|dependency| dependency.kind == DependencyKind::Normal && dependency.path.is_some())
+                .map(|dependency| dependency.name.clone())
+                .collect();
+            (package.name.to_string(), ours)
+        })
+        .collect()
+}
+
+/// The edges as the table in `ARCHITECTURE.md` has them; `None` for a crate that may depend on all others.
+fn edges_in_architecture() -> BTreeMap<String, Option<BTreeSet<String>>> {
+    let text =
+        std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).expect("ARCHITECTURE.md is there");
+    let layers = text.split_once("\n## Layers\n").expect("it has a section on layers").1;
+    let layers = layers.split("\n## ").next().unwrap_or_default();
+    layers
+        .lines()
+        .filter_map(|line| line.strip_prefix("| deeperhub-"))
+        .map(|row| {
+            let mut cells = row.split('|').map(str::trim);
+            let name = cells.next().unwrap_or_default();
+            let edges = match cells.next().unwrap_or_default() {
+                "all" => None,
+                "–" => Some(BTreeSet::new()),
+                list => Some(list.split(", ").map(|name| format!("deeperhub-{name}")).collect()),
+            };
+            (format!("deeperhub-{name}"), edges)
+        })
+        .collect()
+}
+
+#[test]
+fn crates_depend_on_each_other_as_the_architecture_says() {
+    let manifests = edges_in_manifests(&metadata());
+    let architecture = edges_in_architecture();
+    let names = |edges: &mut dyn Iterator<Item = &String>| edges.cloned().collect::<Vec<_>>();
+    assert_eq!(
+        names(&mut manifests.keys()),
+        names(&mut architecture.keys()),
+        "crates (left) and table (right)"
+    );
+    for (name, allowed) in architecture {
+        if let Some(allowed) = allowed {
+            assert_eq!(manifests[&name], allowed, "{name}: its manifest (left) and the table (right)");
+        }
+    }
+}
+
+#[test]
+fn pure_crates_pull_in_no_runtime() {
+    let metadata = metadata();
+    for name in ["deeperhub-protocol", "deeperhub-router", "deeperhub-metrics"] {
+        let pulled_in = pulled_in_by(&metadata, name);
+        for runtime in ["tokio", "mio", "async-std", "smol", "socket2"] {
+            assert!(!pulled_in.contains(runtime), "{name} pulls in {runtime}: {pulled_in:?}");
+        }
+    }
+}
+
+#[test]
+fn the_search_for_what_is_pulled_in_finds_a_runtime_where_there_is_one() {
+    assert!(pulled_in_by(&metadata(), "deeperhub-listener").contains("tokio"));
+}
+
+/// All packages that come with a crate, those for its tests and its build apart.
+fn pulled_in_by(metadata: &Metadata, name: &str) -> BTreeSet<String> {
+    let nodes: BTreeMap<&PackageId, _> =
+        metadata.resolve.iter().flat_map(|resolve| &resolve.nodes).map(|node| (&node.id, node)).collect();
+    let root = metadata.workspace_packages().into_iter().find(|package| package.name == name);
+    let mut waiting = vec![&root.unwrap_or_else(|| panic!("{name} is in the workspace")).id];
+    let mut seen = BTreeSet::new();
+    while let Some(id) = waiting.pop() {
+        if seen.insert(id) {
+            let normal = nodes[id]
+                .deps
+                .iter()
+                .filter(|dep| dep.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal));
+            waiting.extend(normal.map(|dep| &dep.pkg));
+        }
+    }
+    seen.into_iter().map(|id| metadata[id].name.to_string()).collect()
+}

@@ -1,0 +1,5 @@
+//! Tests of the program from outside: the real binary on ports of its own, with clients of another implementation.
+
+mod cli;
+mod layering;
+mod support;

@@ -1,0 +1,112 @@
+use futures_util::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use super::{Server, patiently};
+
+/// A WebSocket client that speaks the hub's messages.
+#[derive(Debug)]
+pub struct Client {
+    /// The connection, for what is not a text message.
+    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// The `welcome` that it got.
+    pub welcome: Value,
+}
+
+impl Client {
+    /// Connects at `/` and reads the `welcome`.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused or is not welcomed.
+    pub async fn connect(server: &Server) -> Self {
+        Self::connect_with(server.url("/")).await.unwrap_or_else(|error| panic!("refused: {error}"))
+    }
+
+    /// Connects with a request of one's own and reads the `welcome`.
+    ///
+    /// # Errors
+    ///
+    /// The refusal.
+    pub async fn connect_with(
+        request: impl IntoClientRequest + Unpin,
+    ) -> Result<Self, Box<tungstenite::Error>> {
+        let (socket, _) = patiently("the handshake", connect_async(request)).await?;
+        let mut client = Self { socket, welcome: Value::Null };
+        client.welcome = client.receive().await;
+        assert_eq!(client.welcome["type"], "welcome", "{}", client.welcome);
+        Ok(client)
+    }
+
+    /// The id that the server gave.
+    pub fn id(&self) -> &str {
+        self.welcome["data"]["client_id"].as_str().expect("a welcome has a client id")
+    }
+
+    /// Sends a message.
+    pub async fn send(&mut self, message: &Value) {
+        self.send_text(&message.to_string()).await;
+    }
+
+    /// Sends a text as it is.
+    pub async fn send_text(&mut self, text: &str) {
+        patiently("sending", self.socket.send(Message::text(text)))
+            .await
+            .expect("the connection takes a message");
+    }
+
+    /// Sends a message and returns the next that comes.
+    pub async fn ask(&mut self, message: &Value) -> Value {
+        self.send(message).await;
+        self.receive().await
+    }
+
+    /// The next message; pings and pongs are passed over.
+    ///
+    /// # Panics
+    ///
+    /// When none comes in time, when it is not JSON, or when the connection ends.
+    pub async fn receive(&mut self) -> Value {
+        match self.next().await {
+            Some(Ok(Message::Text(text))) => {
+                serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+            }
+            other => panic!("a message was expected, not {other:?}"),
+        }
+    }
+
+    /// Reads to the end and returns the code and the reason of the close frame, with the `goodbye` before it.
+    ///
+    /// # Panics
+    ///
+    /// When the connection ends without one.
+    pub async fn closed(&mut self) -> (u16, String, Option<Value>) {
+        let mut goodbye = None;
+        loop {
+            match self.next().await {
+                Some(Ok(Message::Close(Some(CloseFrame { code, reason })))) => {
+                    return (code.into(), reason.to_string(), goodbye);
+                }
+                Some(Ok(Message::Text(text))) => {
+                    let message: Value = serde_json::from_str(&text).unwrap_or_default();
+                    goodbye = (message["type"] == "goodbye").then_some(message);
+                }
+                Some(Ok(_)) => {}
+                other => panic!("a close frame was expected, not {other:?}"),
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Option<Result<Message, tungstenite::Error>> {
+        loop {
+            match patiently("a message", self.socket.next()).await {
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                next => return next,
+            }
+        }
+    }
+}

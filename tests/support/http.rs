@@ -1,0 +1,67 @@
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::patiently;
+
+/// What a server answered.
+#[derive(Debug)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// Status line and headers.
+    pub head: String,
+    /// What follows them, as sent.
+    pub body: String,
+}
+
+impl Response {
+    /// The body as JSON; null when it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_default()
+    }
+
+    /// A header's value, by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+}
+
+/// One HTTP request on a connection of its own. `request` is the method and the path; each of `headers` is a whole
+/// line, such as `Authorization: Bearer KEY`.
+///
+/// # Panics
+///
+/// When there is no answer of an HTTP server in time.
+pub async fn http(server: SocketAddr, request: &str, headers: &[&str], body: &str) -> Response {
+    let mut text = format!("{request} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n");
+    if !body.is_empty() {
+        text.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    for header in headers {
+        text.push_str(&format!("{header}\r\n"));
+    }
+    text.push_str(&format!("\r\n{body}"));
+
+    let mut answer = Vec::new();
+    patiently("an HTTP answer", async {
+        let mut stream = TcpStream::connect(server).await.expect("the server takes connections");
+        stream.write_all(text.as_bytes()).await.expect("the server takes a request");
+        // A server that refuses a body may close before it has read all of it; what it said counts.
+        let _ = stream.read_to_end(&mut answer).await;
+    })
+    .await;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP answer: {answer:?}"));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Response {
+        status: status.unwrap_or_else(|| panic!("no status: {head}")),
+        head: head.to_owned(),
+        body: body.to_owned(),
+    }
+}

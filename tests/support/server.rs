@@ -1,0 +1,213 @@
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::PATIENCE;
+
+/// A program that ran to its end.
+#[derive(Debug)]
+pub struct Finished {
+    /// Its exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+/// Runs the program with these arguments and variables to its end.
+///
+/// # Panics
+///
+/// When it does not end in time.
+pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
+    let mut child = Running::start(arguments, variables);
+    let status = child.wait();
+    let stdout: Vec<_> = child.stdout.iter().collect();
+    Finished {
+        code: status.code(),
+        stdout: stdout.iter().map(|line| format!("{line}\n")).collect(),
+        stderr: child.into_stderr(),
+    }
+}
+
+/// A server that serves, on ports of its own. It is killed when this value goes.
+#[derive(Debug)]
+pub struct Server {
+    running: Running,
+    /// Where clients connect.
+    pub clients: SocketAddr,
+    /// Where its API listens, unless it is off.
+    pub api: Option<SocketAddr>,
+    /// The line that it printed when it was ready.
+    pub start_line: String,
+}
+
+impl Server {
+    /// Starts a server with these flags, on free ports of loopback unless they say otherwise.
+    ///
+    /// # Panics
+    ///
+    /// When it does not print its line in time, with what it wrote instead.
+    pub fn start(flags: &[&str]) -> Self {
+        Self::start_with(flags, &[])
+    }
+
+    /// As [`Self::start`], with variables.
+    pub fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut arguments = Vec::new();
+        for (flag, free) in [("--port", "0"), ("--api-listen", "127.0.0.1:0")] {
+            if !flags.contains(&flag) {
+                arguments.extend([flag, free]);
+            }
+        }
+        arguments.extend(flags);
+        let mut running = Running::start(&arguments, variables);
+        let start_line = match running.stdout.recv_timeout(PATIENCE) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => panic!("no start line; it wrote: {}", running.stderr()),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = running.wait();
+                panic!("{status} before it was ready; it wrote: {}", running.into_stderr());
+            }
+        };
+        let after = |scheme: &str| {
+            let rest = start_line.split_once(scheme)?.1;
+            rest.split([' ', ')']).next()?.parse().ok()
+        };
+        let clients = after("ws://").unwrap_or_else(|| panic!("no address in the start line: {start_line}"));
+        let api = after("http://");
+        Self { running, clients, api, start_line }
+    }
+
+    /// The URL of a path that clients connect to.
+    pub fn url(&self, path: &str) -> String {
+        format!("ws://{}{path}", self.clients)
+    }
+
+    /// Where the API listens.
+    ///
+    /// # Panics
+    ///
+    /// When it is off.
+    pub fn api(&self) -> SocketAddr {
+        self.api.expect("the API is on")
+    }
+
+    /// Sends a signal by its name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let id = self.running.child.id();
+        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {id}")).status();
+        assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name} to {id}");
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come in time.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.running.wait()
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn stderr(&self) -> String {
+        self.running.stderr()
+    }
+
+    /// Waits until it has written a text to standard error.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come in time, with what came instead.
+    pub fn wait_for_stderr(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.stderr().contains(text) {
+            assert!(Instant::now() < deadline, "waited in vain for {text:?}; it wrote: {}", self.stderr());
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+/// Between two looks at something that cannot be waited for.
+const POLL: Duration = Duration::from_millis(5);
+
+/// A program that runs, with what it writes read all the time, so that no pipe gets full.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    stdout: Receiver<String>,
+    stderr: Arc<Mutex<Vec<u8>>>,
+    stderr_reader: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
+        // Variables of whoever runs the tests are not the tests'.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"DEEPERHUB_") {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command
+            .args(arguments)
+            .env("COLUMNS", "100")
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program can be started");
+
+        let (lines, stdout) = channel();
+        let from_child = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
+        std::thread::spawn(move || {
+            from_child.lines().map_while(Result::ok).try_for_each(|line| lines.send(line).map_err(drop))
+        });
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let mut from_child = child.stderr.take().expect("standard error is a pipe");
+        let written = Arc::clone(&stderr);
+        let stderr_reader = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = from_child.read(&mut buffer) {
+                written.lock().unwrap().extend_from_slice(&buffer[..length]);
+            }
+        });
+        Self { child, stdout, stderr, stderr_reader: Some(stderr_reader) }
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end; it wrote: {}", self.stderr());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.lock().unwrap()).into_owned()
+    }
+
+    /// All that it wrote to standard error; it must have ended.
+    fn into_stderr(mut self) -> String {
+        if let Some(reader) = self.stderr_reader.take() {
+            let _ = reader.join();
+        }
+        self.stderr()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
