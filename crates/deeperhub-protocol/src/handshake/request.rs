@@ -1,0 +1,484 @@
+//! The head of an HTTP/1.1 request.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use super::Refusal;
+
+/// Longest request head that is read, in bytes.
+pub const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+/// Most header lines of a request.
+pub const MAX_HEADERS: usize = 96;
+
+/// A request head, owned. Header names compare without case.
+///
+/// Its `Debug` form shows neither query nor headers, since both may carry a token.
+#[derive(Clone)]
+pub struct Request {
+    /// As it came, up to and including the blank line.
+    head: Box<[u8]>,
+    method: Span,
+    /// The authority of a target in absolute form (`http://example.com/ws`).
+    authority: Option<Span>,
+    path: Span,
+    query: Option<Span>,
+    headers: Box<[(Span, Span)]>,
+    version: HttpVersion,
+}
+
+/// A part of the head, which is shorter than 64 KiB.
+#[derive(Debug, Clone, Copy, Default)]
+struct Span {
+    start: u16,
+    end: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HttpVersion {
+    Http10,
+    Http11,
+}
+
+/// What a buffer holds so far.
+#[derive(Debug)]
+pub enum Parsed {
+    /// The start of a head: read more, and come again with all of it.
+    Partial,
+    /// A head, and maybe more.
+    Complete {
+        /// The head.
+        request: Request,
+        /// Its length. Bytes after it are the first frames of a client that did not wait for the answer.
+        head_bytes: usize,
+    },
+}
+
+impl Request {
+    /// Parses a request head from the start of `buffer`.
+    ///
+    /// # Errors
+    ///
+    /// 400 `bad_handshake` for what is not HTTP/1, is over [`MAX_HEAD_BYTES`] or [`MAX_HEADERS`], or has a target that
+    /// is neither a path nor a URL. What makes a good request a good handshake is for [`Self::check_upgrade`].
+    pub fn parse(buffer: &[u8]) -> Result<Parsed, Refusal> {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut parsed = httparse::Request::new(&mut headers);
+        let within_limit = &buffer[..buffer.len().min(MAX_HEAD_BYTES)];
+        let head_bytes = match parsed.parse(within_limit) {
+            Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
+            Ok(httparse::Status::Partial) if buffer.len() >= MAX_HEAD_BYTES => {
+                return Err(Refusal::bad_handshake(format!(
+                    "The request head is over {MAX_HEAD_BYTES} bytes."
+                )));
+            }
+            Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
+            Err(error) => return Err(malformed(error)),
+        };
+        let (Some(method), Some(target)) = (parsed.method, parsed.path) else {
+            return Err(Refusal::bad_handshake("The request line is incomplete."));
+        };
+        let head = &within_limit[..head_bytes];
+        let target = Target::parse(target)?;
+        let request = Self {
+            method: Span::of(head, method),
+            authority: target.authority.map(|authority| Span::of(head, authority)),
+            path: Span::of(head, target.path),
+            query: target.query.map(|query| Span::of(head, query)),
+            headers: parsed
+                .headers
+                .iter()
+                .map(|header| (Span::of(head, header.name), Span::of(head, header.value.trim_ascii())))
+                .collect(),
+            version: if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 },
+            head: Box::from(head),
+        };
+        Ok(Parsed::Complete { request, head_bytes })
+    }
+
+    /// The method, as it came.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        self.text(self.method)
+    }
+
+    /// Path without the query, with its percent-encodings. `/` for a URL without one.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        let path = self.text(self.path);
+        if path.is_empty() { "/" } else { path }
+    }
+
+    /// What stands behind the `?` of the target, with its percent-encodings.
+    #[must_use]
+    pub fn query(&self) -> Option<&str> {
+        self.query.map(|query| self.text(query))
+    }
+
+    /// The first value that the query has for `name`, decoded (`%41` and `+`, as forms encode). `None` where there is
+    /// none, or none that is UTF-8.
+    #[must_use]
+    pub fn query_value(&self, name: &str) -> Option<Cow<'_, str>> {
+        let pairs = self.query()?.split('&');
+        let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let (_, value) = pairs.find(|(key, _)| form_decode(key).is_some_and(|key| key == name))?;
+        form_decode(value)
+    }
+
+    /// First value of a header, without the white space around it. `None` where there is none, or none that is UTF-8.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.raw_headers(name).find_map(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// All values of a header in their order, less those that are not UTF-8.
+    pub fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
+        self.raw_headers(name).filter_map(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// The host and port that the request was made to: the target's where that is a URL (RFC 9112 section 3.2.2),
+    /// otherwise the `Host` header.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        match self.authority {
+            Some(authority) => Some(self.text(authority)),
+            None => self.header("host"),
+        }
+    }
+
+    /// The `Origin` header: where the page comes from that a browser makes this request for.
+    #[must_use]
+    pub fn origin(&self) -> Option<&str> {
+        self.header("origin")
+    }
+
+    /// Subprotocols offered, in order, over all `Sec-WebSocket-Protocol` lines.
+    pub fn subprotocols(&self) -> impl Iterator<Item = &str> + '_ {
+        self.list("sec-websocket-protocol")
+    }
+
+    /// The elements of a header whose value is a comma-separated list, over all of its lines.
+    pub(super) fn list<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
+        let elements = self.headers(name).flat_map(|value| value.split(','));
+        elements.map(str::trim_ascii).filter(|element| !element.is_empty())
+    }
+
+    pub(super) fn version(&self) -> HttpVersion {
+        self.version
+    }
+
+    /// All values of a header, as bytes.
+    pub(super) fn raw_headers<'a, 'n>(
+        &'a self,
+        name: &'n str,
+    ) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+        let named = self.headers.iter().filter(move |header| {
+            let this = self.head.get(header.0.range()).unwrap_or_default();
+            this.eq_ignore_ascii_case(name.as_bytes())
+        });
+        named.map(|header| self.head.get(header.1.range()).unwrap_or_default())
+    }
+
+    /// Only for what httparse gave as text.
+    fn text(&self, span: Span) -> &str {
+        let bytes = self.head.get(span.range()).unwrap_or_default();
+        std::str::from_utf8(bytes).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method())
+            .field("path", &self.path())
+            .field("headers", &self.headers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Span {
+    /// Where `part`, a slice of `head`, lies in it.
+    fn of(head: &[u8], part: impl AsRef<[u8]>) -> Self {
+        let part = part.as_ref();
+        let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
+        match (u16::try_from(start), u16::try_from(start.wrapping_add(part.len()))) {
+            (Ok(start), Ok(end)) if usize::from(end) <= head.len() => Self { start, end },
+            // An empty slice may be anywhere.
+            _ => Self::default(),
+        }
+    }
+
+    fn range(self) -> Range<usize> {
+        usize::from(self.start)..usize::from(self.end)
+    }
+}
+
+/// The parts of a request's target that matter here (RFC 9112 section 3.2).
+struct Target<'a> {
+    authority: Option<&'a str>,
+    path: &'a str,
+    query: Option<&'a str>,
+}
+
+impl<'a> Target<'a> {
+    fn parse(target: &'a str) -> Result<Self, Refusal> {
+        let (location, query) = match target.split_once('?') {
+            Some((location, query)) => (location, Some(query)),
+            None => (target, None),
+        };
+        if location.starts_with('/') || location == "*" {
+            return Ok(Self { authority: None, path: location, query });
+        }
+        // Absolute form, as it is sent to proxies. Servers must accept it.
+        let Some((scheme, rest)) = location.split_once("://") else {
+            return Err(Refusal::bad_handshake("The request's target is neither a path nor a URL."));
+        };
+        if !["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
+            return Err(Refusal::bad_handshake("The request's target is a URL of an unknown kind."));
+        }
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        if authority.is_empty() {
+            return Err(Refusal::bad_handshake("The request's target is a URL without a host."));
+        }
+        Ok(Self { authority: Some(authority), path, query })
+    }
+}
+
+fn malformed(error: httparse::Error) -> Refusal {
+    Refusal::bad_handshake(match error {
+        httparse::Error::TooManyHeaders => {
+            return Refusal::bad_handshake(format!("The request has more than {MAX_HEADERS} header lines."));
+        }
+        httparse::Error::HeaderName => "The request has a malformed header name.",
+        httparse::Error::HeaderValue => "The request has a malformed header value.",
+        httparse::Error::Version => "The request is not HTTP/1.1.",
+        _ => "The request line is malformed.",
+    })
+}
+
+/// Decodes `application/x-www-form-urlencoded`, as browsers' `URLSearchParams` encodes; a `%` that starts no encoding
+/// stays. `None` for what is not UTF-8.
+fn form_decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains(['%', '+']) {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        decoded.push(match first {
+            b'+' => b' ',
+            b'%' => {
+                match after.split_first_chunk().and_then(|(digits, after)| Some((hex(*digits)?, after))) {
+                    Some((byte, after)) => {
+                        rest = after;
+                        byte
+                    }
+                    None => b'%',
+                }
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(decoded).ok().map(Cow::Owned)
+}
+
+fn hex([high, low]: [u8; 2]) -> Option<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(head: &str) -> Request {
+        match Request::parse(head.as_bytes()) {
+            Ok(Parsed::Complete { request, head_bytes }) => {
+                assert_eq!(head_bytes, head.len());
+                request
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(buffer: &[u8]) -> String {
+        let refusal = Request::parse(buffer).unwrap_err();
+        assert_eq!((refusal.status, refusal.code), (400, "bad_handshake"));
+        refusal.message.into_owned()
+    }
+
+    #[test]
+    fn the_parts_of_a_head_are_found() {
+        let request = parse(
+            "GET /a%20b?x=1&y HTTP/1.1\r\nHost:example.com:8080\r\nX-Thing:  one \r\nx-thing: two\r\nEmpty:\r\n\r\n",
+        );
+        assert_eq!((request.method(), request.path(), request.query()), ("GET", "/a%20b", Some("x=1&y")));
+        assert_eq!(request.host(), Some("example.com:8080"));
+        assert_eq!(request.header("X-THING"), Some("one"));
+        assert_eq!(request.headers("x-thing").collect::<Vec<_>>(), ["one", "two"]);
+        assert_eq!((request.header("empty"), request.header("absent")), (Some(""), None));
+        assert_eq!(request.origin(), None);
+    }
+
+    #[test]
+    fn what_follows_the_head_is_left_to_the_caller() {
+        let buffer = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n\x81\x80";
+        let Ok(Parsed::Complete { head_bytes, .. }) = Request::parse(buffer) else { panic!() };
+        assert_eq!(&buffer[head_bytes..], b"\x81\x80");
+    }
+
+    #[test]
+    fn a_head_is_partial_until_its_blank_line() {
+        let head = b"GET /ws HTTP/1.1\r\nHost: example.com\r\nConnection: Upgrade\r\n\r\n";
+        for cut in 0..head.len() {
+            assert!(matches!(Request::parse(&head[..cut]), Ok(Parsed::Partial)), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_url_as_target_overrides_the_host_header() {
+        let request = parse("GET ws://other.example:81/ws?a HTTP/1.1\r\nHost: example.com\r\n\r\n");
+        assert_eq!(
+            (request.host(), request.path(), request.query()),
+            (Some("other.example:81"), "/ws", Some("a"))
+        );
+        let request = parse("GET http://example.com HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!((request.path(), request.query()), ("/", None));
+        let request = parse("GET HTTPS://example.com?q=/ HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(
+            (request.host(), request.path(), request.query()),
+            (Some("example.com"), "/", Some("q=/"))
+        );
+    }
+
+    #[test]
+    fn other_targets_are_refused() {
+        for target in ["example.com:443", "ws", "ftp://example.com/", "http:///ws", "://"] {
+            refused(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+        }
+        assert_eq!(parse("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").path(), "*");
+    }
+
+    #[test]
+    fn what_is_not_http_1_is_refused_at_once() {
+        for (start, message) in [
+            (&b"\x16\x03\x01\x02\x00\x01"[..], "The request line is malformed."),
+            (b"GET / HTTP/2.0\r\n\r\n", "The request is not HTTP/1.1."),
+            (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", "The request has a malformed header name."),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n", "The request has a malformed header name."),
+            (b"GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n", "The request has a malformed header value."),
+        ] {
+            assert_eq!(refused(start), message);
+        }
+    }
+
+    #[test]
+    fn a_head_over_the_limits_is_refused() {
+        let filler = |bytes: usize| {
+            let mut head = b"GET / HTTP/1.1\r\nX: ".to_vec();
+            head.resize(bytes - 4, b'x');
+            head.extend_from_slice(b"\r\n\r\n");
+            head
+        };
+        assert!(matches!(Request::parse(&filler(MAX_HEAD_BYTES)), Ok(Parsed::Complete { .. })));
+        assert_eq!(refused(&filler(MAX_HEAD_BYTES + 1)), "The request head is over 16384 bytes.");
+        assert!(matches!(Request::parse(&filler(MAX_HEAD_BYTES)[..MAX_HEAD_BYTES - 1]), Ok(Parsed::Partial)));
+        let lines = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(count));
+        assert_eq!(parse(&lines(MAX_HEADERS)).headers("x").count(), MAX_HEADERS);
+        assert_eq!(refused(lines(MAX_HEADERS + 1).as_bytes()), "The request has more than 96 header lines.");
+    }
+
+    #[test]
+    fn values_that_are_not_text_are_left_out() {
+        let head = b"GET / HTTP/1.1\r\nCity: M\xfcnchen\r\nCity: Berlin\r\n\r\n";
+        let Ok(Parsed::Complete { request, .. }) = Request::parse(head) else { panic!() };
+        assert_eq!(request.header("city"), Some("Berlin"));
+        assert_eq!(request.headers("city").collect::<Vec<_>>(), ["Berlin"]);
+    }
+
+    #[test]
+    fn subprotocols_are_listed_over_all_lines() {
+        let request = parse(
+            "GET / HTTP/1.1\r\nSec-WebSocket-Protocol: a, b\r\nHost: x\r\nsec-websocket-protocol: ,c ,\r\n\r\n",
+        );
+        assert_eq!(request.subprotocols().collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn query_values_are_decoded() {
+        let request =
+            parse("GET /?token=a.b%2Dc&x=1+%C3%BC%&token=second&%6eame=v&bad=%ff&flag HTTP/1.1\r\n\r\n");
+        for (name, value) in [
+            ("token", Some("a.b-c")),
+            ("x", Some("1 ü%")),
+            ("name", Some("v")),
+            ("bad", None),
+            ("flag", Some("")),
+            ("absent", None),
+        ] {
+            assert_eq!(request.query_value(name).as_deref(), value, "{name}");
+        }
+        assert_eq!(parse("GET / HTTP/1.1\r\n\r\n").query_value("token"), None);
+    }
+
+    #[test]
+    fn tokens_are_not_in_the_debug_form() {
+        let request = parse("GET /ws?token=secret1 HTTP/1.1\r\nAuthorization: Bearer secret2\r\n\r\n");
+        let debug = format!("{request:?}");
+        assert!(debug.contains("/ws") && !debug.contains("secret"), "{debug}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1024))]
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Request::parse(&bytes);
+        }
+
+        #[test]
+        fn any_text_in_a_head_is_read_or_refused(
+            target in "[ -~]{0,20}",
+            lines in proptest::collection::vec(("[!-~]{1,12}", "[ -~ü]{0,20}"), 0..6),
+        ) {
+            let mut head = format!("GET {target} HTTP/1.1\r\n");
+            for (name, value) in &lines {
+                head += &format!("{name}: {value}\r\n");
+            }
+            head += "\r\n";
+            if let Ok(Parsed::Complete { request, head_bytes }) = Request::parse(head.as_bytes()) {
+                prop_assert!(head_bytes <= head.len());
+                prop_assert!(!request.path().is_empty());
+                for (name, _) in &lines {
+                    let _ = (request.header(name), request.query_value(name));
+                }
+                let _ = (request.host(), request.subprotocols().count(), request.check_upgrade());
+            }
+        }
+
+        #[test]
+        fn what_was_sent_is_what_is_found(
+            path in "/[a-z0-9/%._-]{0,20}",
+            query in proptest::option::of("[a-z0-9=&%+.-]{0,20}"),
+            lines in proptest::collection::vec(("x-[a-z]{1,3}", "([!-~]([ -~]{0,20}[!-~])?)?"), 0..8),
+        ) {
+            let target = query.as_ref().map_or(path.clone(), |query| format!("{path}?{query}"));
+            let mut head = format!("GET {target} HTTP/1.1\r\n");
+            for (name, value) in &lines {
+                head += &format!("{name}:\t{value} \r\n");
+            }
+            head += "\r\n";
+            let request = parse(&head);
+            prop_assert_eq!(request.path(), path);
+            prop_assert_eq!(request.query(), query.as_deref());
+            for (name, _) in &lines {
+                let sent: Vec<_> = lines.iter().filter(|line| line.0 == *name).map(|line| line.1.as_str()).collect();
+                prop_assert_eq!(request.headers(name).collect::<Vec<_>>(), sent);
+            }
+        }
+    }
+}
