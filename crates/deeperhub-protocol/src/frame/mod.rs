@@ -29,6 +29,8 @@ mod header;
 mod incoming;
 mod mask;
 mod shared;
+#[cfg(test)]
+mod tests;
 mod utf8;
 
 pub use decoder::{FrameDecoder, FrameLimits};
