@@ -377,7 +377,7 @@ pub(in crate::message) fn nearly_right() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1024))]
+    #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
     fn any_text_is_read_or_refused(text in any::<String>()) {
