@@ -4,6 +4,8 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
+    /// Paths that are served; others are answered with 404. Empty: every path. Default `/` and `/ws`.
+    pub paths: Vec<String>,
     /// Threads that carry connections. Default: the cores that this process may use.
     pub workers: usize,
     /// Connections at one time, handshakes included. Default 1000.
@@ -12,6 +14,8 @@ pub struct Config {
     pub max_connections_per_ip: Option<usize>,
     /// Bytes of a message, all its fragments together. Default 65536.
     pub max_message_bytes: usize,
+    /// Fragments of a message. Default 65,536: an attacker gains nothing by more, and no real client needs as many.
+    pub max_fragments: u32,
     /// Bytes that may wait to be sent to one connection. Default 1 MiB.
     pub max_queue_bytes: usize,
     /// Time from accepting a connection to the end of its handshake. Default 10 s.
@@ -22,20 +26,39 @@ pub struct Config {
     pub pong_timeout: Duration,
     /// Time that a closing connection is given to read the end. Default 3 s.
     pub close_timeout: Duration,
+    /// Connections that wait to be accepted (`listen`'s backlog; the kernel caps it at `net.core.somaxconn`).
+    /// Default 4096.
+    pub backlog: u32,
+    /// How many clients a second other nodes should get when this one drains; from it come the times at which
+    /// clients are told to come back. Default 200.
+    pub reconnects_per_second: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
+            paths: vec!["/".to_owned(), "/ws".to_owned()],
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             max_connections: 1000,
             max_connections_per_ip: None,
             max_message_bytes: 65_536,
+            max_fragments: 65_536,
             max_queue_bytes: 1 << 20,
             handshake_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(25),
             pong_timeout: Duration::from_secs(10),
             close_timeout: Duration::from_secs(3),
+            backlog: 4096,
+            reconnects_per_second: 200,
         }
+    }
+}
+
+impl Config {
+    /// How often a worker looks at its connections' deadlines: often enough that a time is kept to an eighth.
+    pub(crate) fn tick(&self) -> Duration {
+        let times = [self.handshake_timeout, self.ping_interval, self.pong_timeout, self.close_timeout];
+        let shortest = times.into_iter().filter(|time| !time.is_zero()).min().unwrap_or(Duration::MAX);
+        (shortest / 8).clamp(Duration::from_millis(20), Duration::from_secs(1))
     }
 }

@@ -1,3 +1,74 @@
 //! A WebSocket listener: accept, handshake, worker threads and connections, for your own sessions.
+//!
+//! A connection belongs to one worker thread for its whole life. A worker is one loop over its connections: it
+//! reads those that have something, lets their [`Session`]s answer, takes what waits for them from elsewhere
+//! ([`Local::poll`]), and writes each connection that got something once. An idle connection holds no buffer.
+//!
+//! You give it an [`Application`]: it decides on handshakes, makes what each worker keeps for its sessions
+//! ([`Local`]), and the sessions that answer messages. All three are type parameters, so the calls are static.
+//! What is absent on purpose: topics, message formats, tokens. Those are an application's.
+//!
+//! ```
+//! use deeperhub_listener::{Accepted, Application, Connections, Context, Local, Message, Peer, Session};
+//! use deeperhub_protocol::frame;
+//! use deeperhub_protocol::handshake::{Refusal, Request};
+//! use std::task::{self, Poll};
+//!
+//! /// Answers every message with itself.
+//! struct Echo;
+//! struct NoState;
+//!
+//! impl Application for Echo {
+//!     type Local = NoState;
+//!     type Session = Echo;
+//!     fn local(&self, _worker: usize) -> NoState {
+//!         NoState
+//!     }
+//!     fn accept(
+//!         &self,
+//!         _request: Request,
+//!         _peer: Peer,
+//!     ) -> impl Future<Output = Result<Accepted<Echo>, Refusal>> + 'static {
+//!         std::future::ready(Ok(Accepted { session: Echo, subprotocol: None }))
+//!     }
+//! }
+//!
+//! impl Local for NoState {
+//!     type Session = Echo;
+//!     fn poll(&mut self, _cx: &mut task::Context<'_>, _connections: &mut Connections<'_, Echo>) -> Poll<()> {
+//!         Poll::Pending
+//!     }
+//! }
+//!
+//! impl Session for Echo {
+//!     type Local = NoState;
+//!     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, NoState>) {
+//!         cx.reply(|out| match message {
+//!             Message::Text(text) => frame::write_text(out, text),
+//!             Message::Binary(bytes) => frame::write_binary(out, bytes),
+//!         });
+//!     }
+//! }
+//! ```
+//!
+//! `examples/echo.rs` is the whole program.
+
+mod accept;
 mod config;
+mod connections;
+mod drain;
+mod handshake;
+mod listener;
+mod metrics;
+mod outbox;
+mod places;
+mod session;
+mod transport;
+mod waker;
+mod worker;
+
 pub use config::Config;
+pub use connections::Connections;
+pub use listener::{Listener, StartError};
+pub use metrics::Metrics;
+pub use session::{Accepted, Application, Closed, Context, Key, Local, Message, Peer, Session};

@@ -13,6 +13,9 @@ pub(crate) const MAX_SLICES: usize = 64;
 /// on it is the other way round.
 pub(crate) const GATHER_LIMIT: usize = 16 * 1024;
 
+/// Pongs that wait for one connection.
+const MAX_PONGS: usize = 32;
+
 /// Complete frames: shared with other connections, or this connection's own replies of the round in the worker's
 /// arena.
 #[derive(Debug)]
@@ -35,8 +38,8 @@ struct Queue {
     pieces: VecDeque<Piece>,
     /// Bytes of the first piece that are with the kernel already.
     written: usize,
-    /// Whether the first piece (the second, when the first is partly written) is a pong that can still be replaced.
-    pong_waits: bool,
+    /// How many pongs stand at the front (behind the first piece, when that is partly written).
+    pongs: usize,
 }
 
 #[derive(Debug, Default)]
@@ -90,20 +93,22 @@ impl Outbox {
         self.append(Piece::Arena { start: start as u32, len: len as u32 });
     }
 
-    /// Puts a pong ahead of all that waits, behind a frame that is partly written. Of several pongs that wait only
-    /// the last is kept (RFC 6455 section 5.5.3 allows to answer the most recent ping only).
+    /// Puts a pong ahead of all that waits but earlier pongs and a frame that is partly written. When
+    /// [`MAX_PONGS`] wait, it takes the place of the last (RFC 6455 section 5.5.3 allows to answer only the most
+    /// recent ping).
     pub(crate) fn push_pong(&mut self, frame: Frame) {
         self.len += frame.len();
         let queue = self.queue();
-        let at = usize::from(queue.written > 0);
-        if queue.pong_waits {
-            let old = queue.pieces.get_mut(at).map(|piece| std::mem::replace(piece, Piece::Shared(frame)));
-            if let Some(Piece::Shared(old)) = old {
-                self.len -= old.len();
+        let at = usize::from(queue.written > 0) + queue.pongs;
+        if queue.pongs == MAX_PONGS {
+            let last =
+                queue.pieces.get_mut(at - 1).map(|piece| std::mem::replace(piece, Piece::Shared(frame)));
+            if let Some(Piece::Shared(last)) = last {
+                self.len -= last.len();
             }
         } else {
             queue.pieces.insert(at, Piece::Shared(frame));
-            queue.pong_waits = true;
+            queue.pongs += 1;
         }
     }
 
@@ -114,7 +119,7 @@ impl Outbox {
             self.len = 0;
             return;
         };
-        queue.pong_waits = false;
+        queue.pongs = 0;
         if queue.written == 0 {
             self.pieces = Pieces::Empty;
             self.len = 0;
@@ -192,17 +197,17 @@ impl Outbox {
                 Piece::Arena { len, .. } => *len as usize,
             } - queue.written;
             if taken < rest {
-                // With nothing of it written before, the first piece is the pong, if one waits: it is under way now.
+                // With nothing of it written before, the first piece is a pong, if one waits: it is under way now.
                 if taken > 0 && queue.written == 0 {
-                    queue.pong_waits = false;
+                    queue.pongs = queue.pongs.saturating_sub(1);
                 }
                 queue.written += taken;
                 break;
             }
             taken -= rest;
-            // A waiting pong stands first, or right behind a partly written piece.
+            // Waiting pongs stand first, or right behind a partly written piece.
             if queue.written == 0 {
-                queue.pong_waits = false;
+                queue.pongs = queue.pongs.saturating_sub(1);
             }
             queue.written = 0;
             queue.pieces.pop_front();
@@ -246,4 +251,115 @@ pub(crate) enum NextWrite<'a> {
     Nothing,
     Slice(&'a [u8]),
     Slices([IoSlice<'a>; MAX_SLICES], usize),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deeperhub_protocol::frame;
+
+    fn text(payload: &str) -> Frame {
+        Frame::text(payload)
+    }
+
+    fn pong(payload: &[u8]) -> Frame {
+        let mut out = Vec::new();
+        frame::write_pong(&mut out, payload);
+        Frame::from_encoded(&out)
+    }
+
+    /// Writes all that waits, `step` bytes at a time.
+    fn drain(outbox: &mut Outbox, arena: &[u8], step: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut gather = Vec::new();
+        loop {
+            let taken = match outbox.next_write(arena, &mut gather) {
+                NextWrite::Nothing => break,
+                NextWrite::Slice(bytes) => {
+                    let taken = bytes.len().min(step);
+                    out.extend_from_slice(&bytes[..taken]);
+                    taken
+                }
+                NextWrite::Slices(slices, count) => {
+                    let all: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+                    let taken = all.len().min(step);
+                    out.extend_from_slice(&all[..taken]);
+                    taken
+                }
+            };
+            outbox.advance(taken);
+        }
+        assert_eq!(outbox.len(), 0);
+        out
+    }
+
+    #[test]
+    fn pieces_leave_in_order_however_they_are_taken() {
+        let large = "x".repeat(9000);
+        for step in [1, 3, 7, 4096, 1 << 20] {
+            let mut outbox = Outbox::default();
+            let arena = b"onetwo".to_vec();
+            outbox.push(&text("a"));
+            outbox.push_arena(0, 3);
+            outbox.push_arena(3, 6);
+            outbox.push(&text(&large));
+            outbox.push(&text(&large));
+            let mut expected = text("a").as_bytes().to_vec();
+            expected.extend_from_slice(b"onetwo");
+            expected.extend_from_slice(text(&large).as_bytes());
+            expected.extend_from_slice(text(&large).as_bytes());
+            assert_eq!(outbox.len(), expected.len());
+            assert_eq!(drain(&mut outbox, &arena, step), expected);
+        }
+    }
+
+    #[test]
+    fn what_was_detached_does_not_need_the_arena() {
+        let mut outbox = Outbox::default();
+        let arena = b"reply".to_vec();
+        outbox.push_arena(0, 5);
+        outbox.advance(2);
+        outbox.detach(&arena);
+        assert_eq!(drain(&mut outbox, &[], 10), b"ply");
+    }
+
+    #[test]
+    fn pongs_overtake_but_not_a_frame_under_way() {
+        let mut outbox = Outbox::default();
+        outbox.push(&text("first"));
+        outbox.push(&text("second"));
+        outbox.advance(3);
+        outbox.push_pong(pong(b"1"));
+        outbox.push_pong(pong(b"2"));
+        let mut expected = text("first").as_bytes()[3..].to_vec();
+        for frame in [pong(b"1"), pong(b"2"), text("second")] {
+            expected.extend_from_slice(frame.as_bytes());
+        }
+        assert_eq!(drain(&mut outbox, &[], 2), expected);
+    }
+
+    #[test]
+    fn waiting_pongs_are_bounded() {
+        let mut outbox = Outbox::default();
+        outbox.push(&text("data"));
+        for n in 0..200_u8 {
+            outbox.push_pong(pong(&[n]));
+        }
+        let all = drain(&mut outbox, &[], 5);
+        assert_eq!(all.len(), MAX_PONGS * 3 + text("data").len());
+        assert_eq!(all[MAX_PONGS * 3 - 1], 199);
+    }
+
+    #[test]
+    fn clear_keeps_the_rest_of_a_frame_under_way() {
+        let mut outbox = Outbox::default();
+        outbox.push(&text("first"));
+        outbox.push(&text("second"));
+        outbox.advance(4);
+        outbox.clear();
+        assert_eq!(drain(&mut outbox, &[], 100), text("first").as_bytes()[4..]);
+        outbox.push(&text("x"));
+        outbox.clear();
+        assert!(outbox.is_empty());
+    }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::task::{self, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use deeperhub_protocol::CloseReason;
 use deeperhub_protocol::frame::Frame;
@@ -24,6 +24,13 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Whether the connection is encrypted.
     pub tls: bool,
+}
+
+impl Peer {
+    /// A peer at `address`.
+    pub fn new(address: SocketAddr, tls: bool) -> Self {
+        Self { address, tls }
+    }
 }
 
 /// A handshake that is accepted.
@@ -62,7 +69,11 @@ pub trait Local: 'static {
     ///
     /// `Ready`: there is more, call again soon (others had their turn). `Pending`: there is nothing, and the waker
     /// of `cx` will be called when something comes. Stop when [`Connections::room`] is 0.
-    fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Self::Session>) -> Poll<()>;
+    fn poll(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        connections: &mut Connections<'_, Self::Session>,
+    ) -> Poll<()>;
 }
 
 /// One connection's side of the application. Nothing in it waits.
@@ -83,9 +94,10 @@ pub trait Session: 'static {
         let _ = cx;
     }
 
-    /// The server closes this connection: `out` takes frames that go ahead of the close frame.
-    fn on_farewell(&mut self, reason: &CloseReason, out: &mut Vec<u8>) {
-        let _ = (reason, out);
+    /// The server closes this connection: `out` takes frames that go ahead of the close frame. `retry_after` is the
+    /// client's slot to come back, where it has one.
+    fn on_farewell(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
+        let _ = (reason, retry_after, out);
     }
 
     /// The connection is closing; called exactly once for each session that was opened, and nothing is called after it.

@@ -1,0 +1,92 @@
+//! A WebSocket server that answers every message with itself: `echo --port 9001`.
+//!
+//! It speaks the whole of RFC 6455 with generous limits (messages of 16 MiB, 65,536 fragments), so a
+//! conformance suite can be pointed at it.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::task::{self, Poll};
+use std::time::Duration;
+
+use deeperhub_listener::{
+    Accepted, Application, Config, Connections, Context, Listener, Local, Message, Metrics, Peer, Session,
+};
+use deeperhub_metrics::Cells;
+use deeperhub_protocol::frame;
+use deeperhub_protocol::handshake::{Refusal, Request};
+
+struct Echo;
+
+/// What a worker keeps for all its sessions: nothing here.
+struct NoState;
+
+impl Application for Echo {
+    type Local = NoState;
+    type Session = Self;
+
+    fn local(&self, _worker: usize) -> NoState {
+        NoState
+    }
+
+    fn accept(
+        &self,
+        _request: Request,
+        _peer: Peer,
+    ) -> impl Future<Output = Result<Accepted<Self>, Refusal>> + 'static {
+        std::future::ready(Ok(Accepted { session: Self, subprotocol: None }))
+    }
+}
+
+impl Local for NoState {
+    type Session = Echo;
+
+    fn poll(&mut self, _cx: &mut task::Context<'_>, _connections: &mut Connections<'_, Echo>) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
+impl Session for Echo {
+    type Local = NoState;
+
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, NoState>) {
+        cx.reply(|out| match message {
+            Message::Text(text) => frame::write_text(out, text),
+            Message::Binary(bytes) => frame::write_binary(out, bytes),
+        });
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let mut port = 0;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let value = (argument == "--port").then(|| arguments.next()).flatten();
+        let Some(Ok(number)) = value.map(|value| value.parse()) else {
+            eprintln!("usage: echo [--port N]");
+            return ExitCode::from(2);
+        };
+        port = number;
+    }
+
+    let mut config = Config::default();
+    config.paths.clear();
+    config.max_message_bytes = 16 << 20;
+    config.max_queue_bytes = 256 << 20;
+    let cells = Cells::new(config.workers);
+    let metrics = Metrics::new(&cells);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let listener = match Listener::start(address, config, Echo, &cells, metrics) {
+        Ok(listener) => listener,
+        Err(error) => {
+            eprintln!("echo: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("listening on ws://{}", listener.local_addr());
+    if tokio::signal::ctrl_c().await.is_ok() {
+        listener.drain(Duration::from_secs(2)).await;
+    }
+    listener.stop().await;
+    ExitCode::SUCCESS
+}

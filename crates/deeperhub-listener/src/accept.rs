@@ -1,0 +1,155 @@
+//! Takes new connections from the kernel and gives each to a worker.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use deeperhub_protocol::handshake::Refusal;
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token, Waker};
+use tokio::sync::mpsc;
+
+use crate::metrics::Metrics;
+use crate::places::{NoPlace, Places};
+use crate::worker::ToWorker;
+
+/// Pause after an error that only time can cure.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections at one time that are told why there is no place for them. More are dropped unanswered.
+const MAX_STANDING: usize = 256;
+
+/// When clients of a full server should come back.
+const FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// Tokens of the acceptor's events.
+const SOCKET: Token = Token(0);
+const STOP: Token = Token(1);
+
+/// Opens the listening socket.
+pub(crate) fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let domain = socket2::Domain::for_address(address);
+    let socket =
+        socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), Some(socket2::Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    // Linux hands it down to accepted sockets, which saves a system call for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(TcpListener::from_std(socket.into()))
+}
+
+/// The acceptor: a thread with a poll of its own, so that accepted sockets are made non-blocking by the call that
+/// accepts them and are registered once, by their worker.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    poll: Poll,
+    listener: TcpListener,
+    stop: Arc<Waker>,
+    pub(crate) workers: Vec<mpsc::Sender<ToWorker>>,
+    pub(crate) places: Arc<Places>,
+    standing: Arc<Places>,
+    pub(crate) draining: Arc<AtomicBool>,
+    pub(crate) metrics: Metrics,
+}
+
+impl Acceptor {
+    pub(crate) fn new(
+        mut listener: TcpListener,
+        workers: Vec<mpsc::Sender<ToWorker>>,
+        places: Arc<Places>,
+        draining: Arc<AtomicBool>,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        poll.registry().register(&mut listener, SOCKET, Interest::READABLE)?;
+        let stop = Arc::new(Waker::new(poll.registry(), STOP)?);
+        let standing = Arc::new(Places::new(MAX_STANDING, None, workers.len()));
+        Ok(Self { poll, listener, stop, workers, places, standing, draining, metrics })
+    }
+
+    /// Ends [`run`](Self::run) when it is woken.
+    pub(crate) fn stopper(&self) -> Arc<Waker> {
+        Arc::clone(&self.stop)
+    }
+
+    /// Accepts until it is stopped.
+    pub(crate) fn run(mut self) {
+        let mut failing = false;
+        let mut events = Events::with_capacity(4);
+        loop {
+            match self.poll.poll(&mut events, None) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    tracing::error!(%error, "The listening socket cannot be watched; no more connections.");
+                    return;
+                }
+            }
+            if events.iter().any(|event| event.token() == STOP) {
+                return;
+            }
+            // Events come in edges: accept until there is none left.
+            loop {
+                match self.listener.accept() {
+                    Ok((socket, peer)) => {
+                        failing = false;
+                        self.hand_over(socket.into(), peer);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => {
+                        self.metrics.accept_errors.inc();
+                        if concerns_one_connection(&error) {
+                            continue;
+                        }
+                        if !failing {
+                            tracing::error!(%error, "Connections cannot be accepted; trying again until they can.");
+                        }
+                        failing = true;
+                        // Also the way to hear of a stop meanwhile.
+                        if self.poll.poll(&mut events, Some(PAUSE)).is_ok()
+                            && events.iter().any(|event| event.token() == STOP)
+                        {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn hand_over(&self, socket: std::net::TcpStream, peer: SocketAddr) {
+        let address = peer.ip();
+        let (place, refusal) = if self.draining.load(Ordering::Relaxed) {
+            (self.standing.take(address), Some(Refusal::draining(FULL_RETRY)))
+        } else {
+            match self.places.take(address) {
+                Ok(place) => (Ok(place), None),
+                Err(NoPlace::Full) => {
+                    (self.standing.take(address), Some(Refusal::too_many_connections(FULL_RETRY)))
+                }
+                Err(NoPlace::Address) => {
+                    (self.standing.take(address), Some(Refusal::rate_limited(FULL_RETRY)))
+                }
+            }
+        };
+        let Ok(place) = place else {
+            self.metrics.accept_drops.inc();
+            return;
+        };
+        let Some(worker) = self.workers.get(place.worker()) else { return };
+        // A worker that is behind makes the acceptor wait; the kernel's backlog does the rest. One that has ended
+        // takes no more, and the socket is closed.
+        let _ = worker.blocking_send(ToWorker::Connection { socket, peer, place, refusal });
+    }
+}
+
+/// Whether an error of `accept` says something about the connection, not about this process (accept(2)).
+fn concerns_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, PermissionDenied};
+    const EPROTO: i32 = 71;
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | PermissionDenied)
+        || error.raw_os_error() == Some(EPROTO)
+}

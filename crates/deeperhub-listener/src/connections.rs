@@ -1,0 +1,290 @@
+//! A worker's connections, and what reaches them from outside their own messages.
+
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Instant;
+
+use deeperhub_protocol::frame::{Frame, FrameDecoder, FrameLimits};
+use deeperhub_protocol::{CloseCode, CloseReason};
+use slab::Slab;
+
+use crate::config::Config;
+use crate::handshake::Handshake;
+use crate::metrics::Metrics;
+use crate::outbox::{NextWrite, Outbox};
+use crate::places::Place;
+use crate::session::Key;
+use crate::transport::{Tcp, Transport};
+use crate::waker::ReadyList;
+
+/// Connections that a fan-out may newly list for writing in one round. What comes after them waits for the next
+/// round, so that sockets and other topics get their turn in between: about 5 ms of writes.
+const ROOM: usize = 1024;
+
+/// Deliveries of one round, however few connections they go to.
+const DELIVERIES: usize = 16 * ROOM;
+
+/// Where a connection is in its life.
+pub(crate) enum State<S> {
+    /// The request head is on its way, or the application is deciding.
+    Handshake(Box<Handshake<S>>),
+    /// Messages flow.
+    Open(S),
+    /// The session is gone; what is queued goes out, and what comes in is read only to the end.
+    Closing(Closing),
+}
+
+/// What a closing connection still waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closing {
+    /// The client's close frame (RFC 6455 section 7.1.1: then the server ends the connection).
+    CloseFrame,
+    /// The end of the stream: what the client sends can no longer be understood, or was no WebSocket.
+    Eof,
+    /// Nothing but that everything is written.
+    Nothing,
+}
+
+/// One connection, as the worker's slab holds it. What it costs while idle is the point: no buffer, no future.
+pub(crate) struct Connection<S> {
+    pub(crate) transport: Tcp,
+    pub(crate) waker: Waker,
+    pub(crate) state: State<S>,
+    pub(crate) decoder: FrameDecoder,
+    pub(crate) outbox: Outbox,
+    /// When this state must be over, or when the next ping is due (milliseconds of the worker's clock, wrapping).
+    pub(crate) deadline: u32,
+    pub(crate) flags: Flags,
+    /// Gives the connection's place back when it is dropped.
+    pub(crate) _place: Place,
+}
+
+/// Bits of a connection's state.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Flags {
+    /// Stands in the worker's dirty list.
+    pub(crate) dirty: bool,
+    /// The socket took less than it was given; a wake-up is armed.
+    pub(crate) write_blocked: bool,
+    /// The session asked not to read.
+    pub(crate) paused: bool,
+    /// A ping waits for its pong.
+    pub(crate) awaiting_pong: bool,
+    /// Its queue is over the limit; it is in the list of those to close and gets nothing more.
+    pub(crate) too_slow: bool,
+    /// The sending side was ended.
+    pub(crate) shut: bool,
+}
+
+impl<S> Connection<S> {
+    /// Writes what is queued, as far as the socket takes it; the rest is made independent of the arena.
+    ///
+    /// # Errors
+    ///
+    /// The socket is broken.
+    pub(crate) fn flush(
+        &mut self,
+        arena: &[u8],
+        gather: &mut Vec<u8>,
+        sent: &mut u64,
+    ) -> std::io::Result<()> {
+        let mut cx = std::task::Context::from_waker(&self.waker);
+        loop {
+            let result = match self.outbox.next_write(arena, gather) {
+                NextWrite::Nothing => {
+                    self.flags.write_blocked = false;
+                    return Ok(());
+                }
+                NextWrite::Slice(bytes) => self.transport.write(bytes),
+                NextWrite::Slices(slices, count) => self.transport.write_vectored(&slices[..count]),
+            };
+            match result {
+                // A short write is followed by another, which says whether the socket is full: readiness comes in
+                // edges, and a list longer than one vectored write looks like a short one.
+                Ok(taken) => {
+                    *sent += taken as u64;
+                    self.outbox.advance(taken);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    match self.transport.arm_write(&mut cx) {
+                        std::task::Poll::Ready(ready) => ready?,
+                        std::task::Poll::Pending => {
+                            self.flags.write_blocked = true;
+                            self.outbox.detach(arena);
+                            return Ok(());
+                        }
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// What a worker has, but for its sessions' common state.
+pub(crate) struct Core<S> {
+    pub(crate) config: Arc<Config>,
+    pub(crate) limits: FrameLimits,
+    pub(crate) metrics: Metrics,
+    pub(crate) connections: Slab<Connection<S>>,
+    pub(crate) ready: Arc<ReadyList>,
+    /// Keys that have something to do in this round or the next.
+    pub(crate) turn: Vec<u32>,
+    /// Connections with something new in their outbox.
+    pub(crate) dirty: Vec<u32>,
+    /// Connections to close at the end of the step under way.
+    pub(crate) to_close: Vec<(u32, CloseReason)>,
+    /// Replies of the round.
+    pub(crate) arena: Vec<u8>,
+    /// Buffer of small writes.
+    pub(crate) gather: Vec<u8>,
+    pub(crate) now: Instant,
+    /// Connections that may still be listed for writing in this round.
+    pub(crate) room: usize,
+    pub(crate) deliveries: usize,
+    /// Open sessions.
+    pub(crate) open: usize,
+    /// Connections whose session asked not to read.
+    pub(crate) paused: usize,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+}
+
+impl<S> Core<S> {
+    pub(crate) fn new(config: Arc<Config>, metrics: Metrics, now: Instant) -> Self {
+        let mut limits = FrameLimits::default();
+        limits.max_message_bytes = config.max_message_bytes;
+        limits.max_fragments = config.max_fragments;
+        Self {
+            config,
+            limits,
+            metrics,
+            connections: Slab::new(),
+            ready: Arc::default(),
+            turn: Vec::new(),
+            dirty: Vec::new(),
+            to_close: Vec::new(),
+            arena: Vec::new(),
+            gather: Vec::new(),
+            now,
+            room: ROOM,
+            deliveries: DELIVERIES,
+            open: 0,
+            paused: 0,
+            sent: 0,
+            received: 0,
+        }
+    }
+
+    pub(crate) fn begin_round(&mut self, now: Instant) {
+        self.now = now;
+        self.room = ROOM;
+        self.deliveries = DELIVERIES;
+    }
+
+    /// Lists a connection for the write at the end of the round.
+    pub(crate) fn mark_dirty(&mut self, key: u32) {
+        if let Some(connection) = self.connections.get_mut(key as usize)
+            && !connection.flags.dirty
+        {
+            connection.flags.dirty = true;
+            self.dirty.push(key);
+        }
+    }
+}
+
+/// What a worker's [`Local`](crate::Local) may do with the worker's connections.
+pub struct Connections<'a, S> {
+    pub(crate) core: &'a mut Core<S>,
+}
+
+impl<S> Connections<'_, S> {
+    /// The time at which the worker's round began.
+    pub fn now(&self) -> Instant {
+        self.core.now
+    }
+
+    /// How many more connections should be sent to in this round; at 0 it is the others' turn.
+    pub fn room(&self) -> usize {
+        if self.core.deliveries == 0 { 0 } else { self.core.room }
+    }
+
+    /// Open sessions of this worker.
+    pub fn open(&self) -> usize {
+        self.core.open
+    }
+
+    /// Queues a frame for a connection. False: it is not open, or too slow and about to be closed.
+    pub fn send(&mut self, key: Key, frame: &Frame) -> bool {
+        let core = &mut *self.core;
+        let Some(connection) = core.connections.get_mut(key as usize) else { return false };
+        if !matches!(connection.state, State::Open(_)) || connection.flags.too_slow {
+            return false;
+        }
+        connection.outbox.push(frame);
+        core.deliveries = core.deliveries.saturating_sub(1);
+        if !connection.flags.dirty {
+            connection.flags.dirty = true;
+            core.dirty.push(key);
+            core.room = core.room.saturating_sub(1);
+        }
+        if connection.outbox.len() > core.config.max_queue_bytes {
+            // Only a peer that does not read is too slow: not one that gets a burst within one round.
+            if !connection.flags.write_blocked {
+                // An error shows again at the end of the round.
+                let _ = connection.flush(&core.arena, &mut core.gather, &mut core.sent);
+            }
+            if connection.outbox.len() > core.config.max_queue_bytes {
+                connection.flags.too_slow = true;
+                core.to_close.push((key, too_slow()));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The session of an open connection.
+    pub fn session(&mut self, key: Key) -> Option<&mut S> {
+        match self.core.connections.get_mut(key as usize) {
+            Some(Connection { state: State::Open(session), .. }) => Some(session),
+            _ => None,
+        }
+    }
+
+    /// The first open connection with a key of `from` or above: to walk over all of them a part at a time.
+    pub fn next_open(&self, from: Key) -> Option<Key> {
+        (from as usize..self.core.connections.capacity().min(u32::MAX as usize))
+            .find(|&key| {
+                matches!(self.core.connections.get(key), Some(Connection { state: State::Open(_), .. }))
+            })
+            .map(|key| key as Key)
+    }
+
+    /// Closes a connection when [`Local::poll`](crate::Local::poll) returns, after what was sent to it so far.
+    pub fn close(&mut self, key: Key, reason: CloseReason) {
+        self.core.to_close.push((key, reason));
+    }
+
+    /// Reads from a connection again whose session called [`Context::pause_reading`](crate::Context::pause_reading).
+    pub fn resume_reading(&mut self, key: Key) {
+        if let Some(connection) = self.core.connections.get_mut(key as usize)
+            && connection.flags.paused
+        {
+            connection.flags.paused = false;
+            self.core.paused -= 1;
+            self.core.turn.push(key);
+        }
+    }
+}
+
+impl<S> std::fmt::Debug for Connections<'_, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connections").field("open", &self.core.open).finish_non_exhaustive()
+    }
+}
+
+/// The reason of 1013.
+pub(crate) fn too_slow() -> CloseReason {
+    CloseReason::new(CloseCode::TooSlow, "too slow: the queue passed its limit")
+}

@@ -1,0 +1,124 @@
+//! What a listener counts.
+
+use deeperhub_metrics::{
+    Cells, Counter, Gauge, RegisterError, Registry, SharedCounter, SharedCounterVec, Unit,
+};
+
+/// How handshakes end, in the order of [`Metrics::handshakes`].
+const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost"];
+
+/// Indices into [`OUTCOMES`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Outcome {
+    Accepted,
+    Refused,
+    TimedOut,
+    Lost,
+}
+
+/// Instruments of a listener. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Handshakes by how they ended. Refusals before the request was read are `refused`.
+    pub handshakes: SharedCounterVec,
+    /// Errors of `accept` (no descriptors, aborted connections).
+    pub accept_errors: SharedCounter,
+    /// Connections that were dropped unanswered because too many were being refused already.
+    pub accept_drops: SharedCounter,
+    /// Connections closed with 1013 because their queue passed the limit.
+    pub slow_consumers: SharedCounter,
+    /// Connections closed with 4200.
+    pub pong_timeouts: SharedCounter,
+    /// Panics of sessions; each closed its own connection with 1011.
+    pub session_panics: SharedCounter,
+    /// Workers that died and were replaced.
+    pub worker_restarts: SharedCounter,
+    /// Bytes that wait in queues to be sent, as of each worker's last look.
+    pub queue_bytes: Gauge,
+    /// Bytes read from sockets, handshakes included.
+    pub received_bytes: Counter,
+    /// Bytes written to sockets, handshakes included.
+    pub sent_bytes: Counter,
+}
+
+impl Metrics {
+    /// Instruments for as many workers as `cells` was made for.
+    pub fn new(cells: &Cells) -> Self {
+        Self {
+            handshakes: SharedCounterVec::new("outcome", OUTCOMES),
+            accept_errors: SharedCounter::new(),
+            accept_drops: SharedCounter::new(),
+            slow_consumers: SharedCounter::new(),
+            pong_timeouts: SharedCounter::new(),
+            session_panics: SharedCounter::new(),
+            worker_restarts: SharedCounter::new(),
+            queue_bytes: Gauge::new(cells),
+            received_bytes: Counter::new(cells),
+            sent_bytes: Counter::new(cells),
+        }
+    }
+
+    /// Adds the instruments to `registry` under names that begin with `deeperhub_`.
+    pub fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
+        let none = Unit::None;
+        registry.register(
+            "deeperhub_handshakes_total",
+            "Handshakes by how they ended",
+            none,
+            &self.handshakes,
+        )?;
+        registry.register("deeperhub_accept_errors_total", "Errors of accept", none, &self.accept_errors)?;
+        registry.register(
+            "deeperhub_accept_drops_total",
+            "Connections dropped unanswered",
+            none,
+            &self.accept_drops,
+        )?;
+        registry.register(
+            "deeperhub_slow_consumers_total",
+            "Connections closed with 1013 because their queue passed the limit",
+            none,
+            &self.slow_consumers,
+        )?;
+        registry.register(
+            "deeperhub_pong_timeouts_total",
+            "Connections closed with 4200",
+            none,
+            &self.pong_timeouts,
+        )?;
+        registry.register(
+            "deeperhub_session_panics_total",
+            "Panics of sessions",
+            none,
+            &self.session_panics,
+        )?;
+        registry.register(
+            "deeperhub_worker_restarts_total",
+            "Workers replaced",
+            none,
+            &self.worker_restarts,
+        )?;
+        registry.register(
+            "deeperhub_queue_bytes",
+            "Bytes waiting to be sent",
+            Unit::Bytes,
+            &self.queue_bytes,
+        )?;
+        registry.register(
+            "deeperhub_received_bytes_total",
+            "Bytes read from sockets",
+            Unit::Bytes,
+            &self.received_bytes,
+        )?;
+        registry.register(
+            "deeperhub_sent_bytes_total",
+            "Bytes written to sockets",
+            Unit::Bytes,
+            &self.sent_bytes,
+        )
+    }
+
+    pub(crate) fn handshake(&self, outcome: Outcome) {
+        self.handshakes.inc(outcome as usize);
+    }
+}

@@ -1,0 +1,195 @@
+//! Who may have a connection: the places of a listener, all together and by address.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// What counts as one address: an IPv4 address, or an IPv6 network of 64 bits, which one host can have whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum AddressKey {
+    V4([u8; 4]),
+    V6([u8; 8]),
+}
+
+impl AddressKey {
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self::V4(v4.octets()),
+            IpAddr::V6(v6) => {
+                let mut network = [0; 8];
+                network.copy_from_slice(&v6.octets()[..8]);
+                Self::V6(network)
+            }
+        }
+    }
+}
+
+/// Counts of open connections. The map of addresses is as large as the number of connections at most.
+#[derive(Debug)]
+pub(crate) struct Places {
+    max: usize,
+    max_per_address: Option<usize>,
+    open: AtomicUsize,
+    addresses: Mutex<HashMap<AddressKey, usize>>,
+    loads: Box<[AtomicUsize]>,
+    changed: Notify,
+}
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// `max_connections` are open.
+    Full,
+    /// The address has all of its own.
+    Address,
+}
+
+impl Places {
+    pub(crate) fn new(max: usize, max_per_address: Option<usize>, workers: usize) -> Self {
+        Self {
+            max,
+            max_per_address,
+            open: AtomicUsize::new(0),
+            addresses: Mutex::default(),
+            loads: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Takes a place on the worker that has the fewest connections. Called by the acceptor alone.
+    pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, NoPlace> {
+        if self.open.load(Ordering::Relaxed) >= self.max {
+            return Err(NoPlace::Full);
+        }
+        let address = match self.max_per_address {
+            None => None,
+            Some(max) => {
+                let key = AddressKey::of(address);
+                let mut addresses = self.lock();
+                let count = addresses.entry(key).or_insert(0);
+                if *count >= max {
+                    return Err(NoPlace::Address);
+                }
+                *count += 1;
+                Some(key)
+            }
+        };
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(self.place(address))
+    }
+
+    /// Connections that have a place.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Connections of one worker.
+    #[cfg(test)]
+    fn load(&self, worker: usize) -> usize {
+        self.loads[worker].load(Ordering::Relaxed)
+    }
+
+    /// Returns when every place is free.
+    pub(crate) async fn wait_empty(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.open() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn place(self: &Arc<Self>, address: Option<AddressKey>) -> Place {
+        let loads = self.loads.iter().map(|load| load.load(Ordering::Relaxed));
+        let worker = loads.enumerate().min_by_key(|&(_, load)| load).map_or(0, |(worker, _)| worker);
+        self.loads[worker].fetch_add(1, Ordering::Relaxed);
+        Place { places: Arc::clone(self), address, worker: worker as u16 }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<AddressKey, usize>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection's place; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    places: Arc<Places>,
+    address: Option<AddressKey>,
+    worker: u16,
+}
+
+impl Place {
+    pub(crate) fn worker(&self) -> usize {
+        self.worker.into()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.loads[self.worker()].fetch_sub(1, Ordering::Relaxed);
+        if let Some(key) = self.address {
+            let mut addresses = self.places.lock();
+            if let Some(count) = addresses.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    addresses.remove(&key);
+                    if addresses.capacity() > 64 && addresses.len() < addresses.capacity() / 4 {
+                        addresses.shrink_to_fit();
+                    }
+                }
+            }
+        }
+        if self.places.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.places.changed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn places_are_given_back() {
+        let places = Arc::new(Places::new(2, None, 2));
+        let first = places.take(address("127.0.0.1")).unwrap();
+        let second = places.take(address("127.0.0.1")).unwrap();
+        assert_ne!(first.worker(), second.worker());
+        assert_eq!(places.take(address("127.0.0.1")).unwrap_err(), NoPlace::Full);
+        let worker = first.worker();
+        drop(first);
+        assert_eq!(places.take(address("127.0.0.2")).unwrap().worker(), worker);
+        drop(second);
+        assert_eq!((places.open(), places.load(0), places.load(1)), (0, 0, 0));
+    }
+
+    #[test]
+    fn an_ipv6_network_of_64_bits_is_one_address() {
+        let places = Arc::new(Places::new(10, Some(1), 1));
+        let _one = places.take(address("2001:db8::1")).unwrap();
+        assert_eq!(places.take(address("2001:db8::ffff")).unwrap_err(), NoPlace::Address);
+        let _mapped = places.take(address("::ffff:10.0.0.1")).unwrap();
+        assert_eq!(places.take(address("10.0.0.1")).unwrap_err(), NoPlace::Address);
+        assert_eq!(places.open(), 2);
+    }
+
+    #[test]
+    fn addresses_are_forgotten() {
+        let places = Arc::new(Places::new(1000, Some(1), 1));
+        let taken: Vec<_> = (0..200).map(|n| places.take(IpAddr::from([10, 0, 0, n])).unwrap()).collect();
+        drop(taken);
+        assert!(places.lock().is_empty());
+        assert!(places.lock().capacity() < 100);
+    }
+}

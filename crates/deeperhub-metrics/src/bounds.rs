@@ -1,0 +1,115 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Most bounds of a histogram; the bucket above the last comes in addition.
+const MAX_BOUNDS: usize = 64;
+
+/// The upper bounds of a histogram's buckets, and the unit it is told in.
+///
+/// Values are whole numbers of a small unit: bytes, or nanoseconds that are exposed as seconds. A value
+/// that equals a bound belongs to that bound's bucket (`le`), one above the last to `+Inf`. Cheap to
+/// clone.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    upper: Box<[u64]>,
+    search: Search,
+    /// What one of our units is in the exposed one.
+    per_unit: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Search {
+    /// Bound `i` is `2^(first + (i << step_log2))`.
+    Powers { first: u32, step_log2: u32 },
+    Sorted,
+}
+
+impl Bounds {
+    /// Sizes on a scale of powers of four, from 64 bytes to the first power that covers `max_bytes`.
+    pub fn bytes(max_bytes: u64) -> Self {
+        const FIRST: u32 = 6;
+        const STEP_LOG2: u32 = 1;
+        let mut upper = vec![1 << FIRST];
+        while let Some(&last) = upper.last()
+            && last < max_bytes
+            && let Some(next) = u64::checked_mul(last, 4)
+        {
+            upper.push(next);
+        }
+        Self::with(upper, Search::Powers { first: FIRST, step_log2: STEP_LOG2 }, 1.0)
+    }
+
+    /// Times on a scale of 1, 2.5, 5, 10 from the step at or below `min` (not under a microsecond) to
+    /// the first that covers `max`, exposed as seconds. Such a histogram takes
+    /// [`observe_duration`](crate::HistogramCell::observe_duration), or nanoseconds.
+    pub fn seconds(min: Duration, max: Duration) -> Self {
+        let (min, max) = (nanos(min), nanos(max));
+        let decades = (3..19).map(|exponent| 10_u64.pow(exponent));
+        let steps = decades.flat_map(|decade| [decade, decade / 10 * 25, decade.saturating_mul(5)]);
+        let mut upper: Vec<u64> = Vec::new();
+        for step in steps {
+            if step <= min {
+                upper.clear();
+            }
+            upper.push(step);
+            if step >= max && step >= min {
+                break;
+            }
+        }
+        upper.truncate(MAX_BOUNDS);
+        Self::with(upper, Search::Sorted, 1e-9)
+    }
+
+    /// Bounds of your own, in whole units that are exposed as they are. They are sorted, and bounds
+    /// that stand twice are taken once.
+    ///
+    /// # Panics
+    ///
+    /// With more than 64 bounds.
+    pub fn exact(upper: impl IntoIterator<Item = u64>) -> Self {
+        let mut upper: Vec<u64> = upper.into_iter().collect();
+        upper.sort_unstable();
+        upper.dedup();
+        Self::with(upper, Search::Sorted, 1.0)
+    }
+
+    fn with(upper: Vec<u64>, search: Search, per_unit: f64) -> Self {
+        assert!(upper.len() <= MAX_BOUNDS, "a histogram has at most {MAX_BOUNDS} bounds, not {}", upper.len());
+        Self { inner: Arc::new(Inner { upper: upper.into(), search, per_unit }) }
+    }
+
+    /// The bounds, ascending, in the unit that is observed.
+    pub fn upper(&self) -> &[u64] {
+        &self.inner.upper
+    }
+
+    /// The bucket that a value belongs to; the number of bounds stands for `+Inf`.
+    #[inline]
+    pub(crate) fn bucket(&self, value: u64) -> usize {
+        match self.inner.search {
+            Search::Powers { first, step_log2 } => {
+                // Exponent of the smallest power of two that is not below the value.
+                let exponent = u64::BITS - value.saturating_sub(1).leading_zeros();
+                let above = exponent.saturating_sub(first);
+                let bucket = (above + (1 << step_log2) - 1) >> step_log2;
+                (bucket as usize).min(self.inner.upper.len())
+            }
+            Search::Sorted => self.inner.upper.partition_point(|&bound| bound < value),
+        }
+    }
+
+    /// A number of observed units in the exposed one.
+    pub(crate) fn exposed(&self, value: u64) -> f64 {
+        if self.inner.per_unit == 1.0 { value as f64 } else { value as f64 / (1.0 / self.inner.per_unit) }
+    }
+}
+
+/// Nanoseconds; 584 years at most.
+pub(crate) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

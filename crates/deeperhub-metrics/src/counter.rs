@@ -1,0 +1,207 @@
+use crate::cells::{CellError, Cells, OwnedSlots, Slots};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows, counted by workers each in a cell of its own.
+///
+/// Cheap to clone; clones are the same counter. Wraps around after 2⁶⁴.
+#[derive(Debug, Clone)]
+pub struct Counter {
+    slots: Slots,
+}
+
+impl Counter {
+    /// A counter at zero.
+    pub fn new(cells: &Cells) -> Self {
+        Self { slots: cells.reserve(1) }
+    }
+
+    /// The cell of a worker, counted from 0. It belongs to one handle at a time: dropping the handle
+    /// gives it back with its count.
+    ///
+    /// # Errors
+    ///
+    /// [`CellError`] when there is no such worker, or another handle of the cell is alive.
+    pub fn cell(&self, worker: usize) -> Result<CounterCell, CellError> {
+        Ok(CounterCell { slots: self.slots.take(worker)? })
+    }
+
+    /// The sum over all cells.
+    pub fn value(&self) -> u64 {
+        self.slots.sum(0)
+    }
+}
+
+/// A worker's own part of a [`Counter`].
+#[derive(Debug)]
+pub struct CounterCell {
+    slots: OwnedSlots,
+}
+
+impl CounterCell {
+    /// Counts one.
+    #[inline]
+    pub fn inc(&mut self) {
+        self.add(1);
+    }
+
+    /// Counts `n`.
+    #[inline]
+    pub fn add(&mut self, n: u64) {
+        self.slots.add(0, n);
+    }
+
+    /// What this cell has counted, its earlier owners included.
+    pub fn value(&self) -> u64 {
+        self.slots.value(0)
+    }
+}
+
+/// Counters of one kind that differ in one label, whose values are known beforehand.
+///
+/// They are reached by index, without hashing or comparing; the index is the place in the list of
+/// values. Cheap to clone; clones are the same counters.
+#[derive(Debug, Clone)]
+pub struct CounterVec {
+    label: &'static str,
+    values: &'static [&'static str],
+    slots: Slots,
+}
+
+impl CounterVec {
+    /// A counter at zero for each of `values`, told apart by the label `label`.
+    ///
+    /// # Panics
+    ///
+    /// With more than 256 values.
+    pub fn new(cells: &Cells, label: &'static str, values: &'static [&'static str]) -> Self {
+        Self { label, values, slots: cells.reserve(values.len()) }
+    }
+
+    /// The cell of a worker, as in [`Counter::cell`].
+    ///
+    /// # Errors
+    ///
+    /// [`CellError`] when there is no such worker, or another handle of the cell is alive.
+    pub fn cell(&self, worker: usize) -> Result<CounterVecCell, CellError> {
+        Ok(CounterVecCell { slots: self.slots.take(worker)?, len: self.values.len() })
+    }
+
+    /// The label's name.
+    pub fn label(&self) -> &'static str {
+        self.label
+    }
+
+    /// The label's values, in the order of their indexes.
+    pub fn values(&self) -> &'static [&'static str] {
+        self.values
+    }
+
+    /// The sum over all cells at `index`; 0 where there is no such index.
+    pub fn value(&self, index: usize) -> u64 {
+        if index < self.values.len() { self.slots.sum(index) } else { 0 }
+    }
+
+    /// The sum over all cells and all indexes.
+    pub fn total(&self) -> u64 {
+        (0..self.values.len()).map(|index| self.slots.sum(index)).fold(0, u64::wrapping_add)
+    }
+}
+
+/// A worker's own part of a [`CounterVec`].
+#[derive(Debug)]
+pub struct CounterVecCell {
+    slots: OwnedSlots,
+    len: usize,
+}
+
+impl CounterVecCell {
+    /// Counts one at `index`. An index that is out of range counts nothing (and stops debug builds).
+    #[inline]
+    pub fn inc(&mut self, index: usize) {
+        self.add(index, 1);
+    }
+
+    /// Counts `n` at `index`, as [`inc`](Self::inc).
+    #[inline]
+    pub fn add(&mut self, index: usize, n: u64) {
+        debug_assert!(index < self.len, "label index {index} of {}", self.len);
+        if index < self.len {
+            self.slots.add(index, n);
+        }
+    }
+}
+
+/// A counter that any thread may count on, for paths that are not hot.
+///
+/// One atomic addition per call on a line that all writers share. Cheap to clone; clones are the same
+/// counter.
+#[derive(Debug, Clone, Default)]
+pub struct SharedCounter {
+    count: Arc<AtomicU64>,
+}
+
+impl SharedCounter {
+    /// A counter at zero.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Counts `n`.
+    pub fn add(&self, n: u64) {
+        self.count.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// What was counted so far.
+    pub fn value(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+/// [`CounterVec`] for any thread, for paths that are not hot.
+#[derive(Debug, Clone)]
+pub struct SharedCounterVec {
+    label: &'static str,
+    values: &'static [&'static str],
+    counts: Arc<[AtomicU64]>,
+}
+
+impl SharedCounterVec {
+    /// A counter at zero for each of `values`, told apart by the label `label`.
+    pub fn new(label: &'static str, values: &'static [&'static str]) -> Self {
+        Self { label, values, counts: values.iter().map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Counts one at `index`. An index that is out of range counts nothing (and stops debug builds).
+    pub fn inc(&self, index: usize) {
+        self.add(index, 1);
+    }
+
+    /// Counts `n` at `index`, as [`inc`](Self::inc).
+    pub fn add(&self, index: usize, n: u64) {
+        debug_assert!(index < self.counts.len(), "label index {index} of {}", self.counts.len());
+        if let Some(count) = self.counts.get(index) {
+            count.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// The label's name.
+    pub fn label(&self) -> &'static str {
+        self.label
+    }
+
+    /// The label's values, in the order of their indexes.
+    pub fn values(&self) -> &'static [&'static str] {
+        self.values
+    }
+
+    /// What was counted at `index`; 0 where there is no such index.
+    pub fn value(&self, index: usize) -> u64 {
+        self.counts.get(index).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,88 @@
+use crate::{
+    Counter, CounterVec, Gauge, Histogram, HistogramSnapshot, SharedCounter, SharedCounterVec, SharedGauge,
+    SharedHistogram,
+};
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use std::fmt;
+
+/// An instrument as the registry keeps it: read anew for every text.
+pub(crate) enum Encoded {
+    Counter(Counter),
+    CounterVec(CounterVec),
+    SharedCounter(SharedCounter),
+    SharedCounterVec(SharedCounterVec),
+    CounterFn(Box<dyn Fn() -> u64 + Send + Sync>),
+    Gauge(Gauge),
+    SharedGauge(SharedGauge),
+    GaugeFn(Box<dyn Fn() -> i64 + Send + Sync>),
+    Histogram(Histogram),
+    SharedHistogram(SharedHistogram),
+    Info(Vec<(&'static str, String)>),
+}
+
+impl EncodeMetric for Encoded {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Counter(counter) => encode_counter(&mut encoder, counter.value()),
+            Self::SharedCounter(counter) => encode_counter(&mut encoder, counter.value()),
+            Self::CounterFn(read) => encode_counter(&mut encoder, read()),
+            Self::CounterVec(vec) => {
+                encode_counters(&mut encoder, vec.label(), vec.values(), |index| vec.value(index))
+            }
+            Self::SharedCounterVec(vec) => {
+                encode_counters(&mut encoder, vec.label(), vec.values(), |index| vec.value(index))
+            }
+            Self::Gauge(gauge) => encoder.encode_gauge(&gauge.value()),
+            Self::SharedGauge(gauge) => encoder.encode_gauge(&gauge.value()),
+            Self::GaugeFn(read) => encoder.encode_gauge(&read()),
+            Self::Histogram(histogram) => encode_histogram(&mut encoder, &histogram.snapshot()),
+            Self::SharedHistogram(histogram) => encode_histogram(&mut encoder, &histogram.snapshot()),
+            Self::Info(labels) => encoder.encode_info(labels),
+        }
+    }
+
+    fn metric_type(&self) -> MetricType {
+        match self {
+            Self::Counter(_)
+            | Self::CounterVec(_)
+            | Self::SharedCounter(_)
+            | Self::SharedCounterVec(_)
+            | Self::CounterFn(_) => MetricType::Counter,
+            Self::Gauge(_) | Self::SharedGauge(_) | Self::GaugeFn(_) => MetricType::Gauge,
+            Self::Histogram(_) | Self::SharedHistogram(_) => MetricType::Histogram,
+            Self::Info(_) => MetricType::Info,
+        }
+    }
+}
+
+impl fmt::Debug for Encoded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Encoded").field(&self.metric_type().as_str()).finish()
+    }
+}
+
+fn encode_counter(encoder: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
+    encoder.encode_counter::<NoLabelSet, _, u64>(&value, None)
+}
+
+fn encode_counters(
+    encoder: &mut MetricEncoder<'_>,
+    label: &str,
+    values: &[&str],
+    value: impl Fn(usize) -> u64,
+) -> fmt::Result {
+    for (index, &label_value) in values.iter().enumerate() {
+        let labels = [(label, label_value)];
+        encode_counter(&mut encoder.encode_family(&labels)?, value(index))?;
+    }
+    Ok(())
+}
+
+fn encode_histogram(encoder: &mut MetricEncoder<'_>, snapshot: &HistogramSnapshot) -> fmt::Result {
+    let bounds = snapshot.bounds();
+    let upper = bounds.upper().iter().map(|&bound| bounds.exposed(bound)).chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = upper.zip(snapshot.buckets().iter().copied()).collect();
+    let sum = bounds.exposed(snapshot.sum());
+    encoder.encode_histogram::<NoLabelSet>(sum, snapshot.count(), &buckets, None)
+}

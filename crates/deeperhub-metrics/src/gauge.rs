@@ -1,0 +1,110 @@
+use crate::cells::{CellError, Cells, OwnedSlots, Slots};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// A number that goes up and down: the sum of what each worker keeps in a cell of its own.
+///
+/// Cheap to clone; clones are the same gauge.
+#[derive(Debug, Clone)]
+pub struct Gauge {
+    slots: Slots,
+}
+
+impl Gauge {
+    /// A gauge at zero.
+    pub fn new(cells: &Cells) -> Self {
+        Self { slots: cells.reserve(1) }
+    }
+
+    /// The cell of a worker, counted from 0. It belongs to one handle at a time: dropping the handle
+    /// gives it back with its value, so a worker that starts anew says so with [`GaugeCell::set`].
+    ///
+    /// # Errors
+    ///
+    /// [`CellError`] when there is no such worker, or another handle of the cell is alive.
+    pub fn cell(&self, worker: usize) -> Result<GaugeCell, CellError> {
+        Ok(GaugeCell { slots: self.slots.take(worker)? })
+    }
+
+    /// The sum over all cells.
+    pub fn value(&self) -> i64 {
+        self.slots.sum(0).cast_signed()
+    }
+}
+
+/// A worker's own part of a [`Gauge`].
+#[derive(Debug)]
+pub struct GaugeCell {
+    slots: OwnedSlots,
+}
+
+impl GaugeCell {
+    /// One more.
+    #[inline]
+    pub fn inc(&mut self) {
+        self.add(1);
+    }
+
+    /// One less.
+    #[inline]
+    pub fn dec(&mut self) {
+        self.add(-1);
+    }
+
+    /// `n` more, or less where it is negative.
+    #[inline]
+    pub fn add(&mut self, n: i64) {
+        self.slots.add(0, n.cast_unsigned());
+    }
+
+    /// Replaces this cell's part.
+    #[inline]
+    pub fn set(&mut self, value: i64) {
+        self.slots.set(0, value.cast_unsigned());
+    }
+
+    /// This cell's part.
+    pub fn value(&self) -> i64 {
+        self.slots.value(0).cast_signed()
+    }
+}
+
+/// A gauge that any thread may change, for paths that are not hot.
+///
+/// Cheap to clone; clones are the same gauge.
+#[derive(Debug, Clone, Default)]
+pub struct SharedGauge {
+    value: Arc<AtomicI64>,
+}
+
+impl SharedGauge {
+    /// A gauge at zero.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One more.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// One less.
+    pub fn dec(&self) {
+        self.add(-1);
+    }
+
+    /// `n` more, or less where it is negative.
+    pub fn add(&self, n: i64) {
+        self.value.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Replaces the value.
+    pub fn set(&self, value: i64) {
+        self.value.store(value, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    pub fn value(&self) -> i64 {
+        self.value.load(Ordering::Relaxed)
+    }
+}
