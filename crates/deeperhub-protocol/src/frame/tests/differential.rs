@@ -126,39 +126,29 @@ proptest! {
             }
         }
         let (our_messages, our_end) = ours(&bytes, &cuts);
+        if our_end.is_err() {
+            // tungstenite looks at a frame when all of it is there, our decoder at what is there of it.
+            bytes.resize(bytes.len() + LIMIT + 14, 0);
+        }
         let (their_messages, their_end) = theirs(&bytes);
         match our_end {
-            // tungstenite takes longer forms of a length.
-            Err(FrameError::LengthNotMinimal) => prop_assert!(their_messages.starts_with(&our_messages)),
-            // It reads on to the end of a frame before it looks at text, and answers a bad close like a good one.
-            Err(FrameError::InvalidUtf8) => prop_assert_eq!(&our_messages, &their_messages),
-            Err(FrameError::CloseCodeNotAllowed { .. } | FrameError::CloseTooShort) => {
-                prop_assert_eq!(our_messages, their_messages);
-                prop_assert_ne!(their_end, End::OutOfBytes);
-            }
-            Err(error) => {
-                prop_assert_eq!(our_messages, their_messages, "{}", error);
-                // Faults of a header that is cut off are known from its first two bytes.
-                if their_end == End::OutOfBytes {
-                    prop_assert!(is_seen_early(error), "{:?}", error);
-                } else {
-                    prop_assert_eq!(their_end, End::Fault, "{}", error);
-                }
-            }
             Ok(end) => {
                 prop_assert_eq!(our_messages, their_messages);
                 prop_assert_eq!(end, their_end);
             }
+            // It takes longer forms of a length than needed, even for control frames.
+            Err(FrameError::LengthNotMinimal | FrameError::ControlTooLong) => {
+                prop_assert!(their_messages.starts_with(&our_messages));
+            }
+            // It answers a bad close frame like a good one.
+            Err(error @ (FrameError::CloseCodeNotAllowed { .. } | FrameError::CloseTooShort)) => {
+                prop_assert_eq!(our_messages, their_messages, "{}", error);
+                prop_assert_ne!(their_end, End::OutOfBytes);
+            }
+            Err(error) => {
+                prop_assert_eq!(our_messages, their_messages, "{}", error);
+                prop_assert_eq!(their_end, End::Fault, "{}", error);
+            }
         }
     }
-}
-
-/// Whether two bytes of a header are enough to know.
-fn is_seen_early(error: FrameError) -> bool {
-    !matches!(
-        error,
-        FrameError::UnexpectedContinuation
-            | FrameError::UnfinishedMessage
-            | FrameError::TooManyFragments { .. }
-    )
 }
