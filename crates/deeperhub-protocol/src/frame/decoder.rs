@@ -230,8 +230,6 @@ impl FrameDecoder {
             let stands_alone = opcode.is_control() || (header.fin && opcode != Opcode::Continuation);
             if stands_alone && let Some(payload) = rest[header_len..].get_mut(..payload_len) {
                 unmask(payload, header.mask);
-                // The assembly that kept the start of this header may be done with.
-                self.drop_if_idle();
                 let start = *pos;
                 *pos += payload_len;
                 return Ok(Some(Found::Input { opcode, marked, payload: start..*pos }));

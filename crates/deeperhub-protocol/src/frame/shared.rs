@@ -1,5 +1,6 @@
 //! A server frame that many connections share.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,14 +10,13 @@ use super::header::{BINARY, TEXT};
 
 /// A complete server frame (header and payload), made once and shared by all its receivers.
 ///
-/// Eight bytes to hold, one reference count to clone. Its bytes never change.
-#[derive(Debug, Clone)]
+/// Eight bytes to hold, one reference count to clone. Its bytes never change, and its `Debug` form does not show them.
+#[derive(Clone)]
 pub struct Frame(Arc<Inner>);
 
 // Two levels, so that a handle is one pointer and each worker can count its own references (`Frame::fork`). A form
 // for receivers that negotiated an extension belongs here too, beside `bytes`, made at first need by the worker
 // that owns this fork.
-#[derive(Debug)]
 struct Inner {
     bytes: Bytes,
 }
@@ -94,6 +94,12 @@ impl Frame {
     }
 }
 
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +133,11 @@ mod tests {
         assert_eq!(frame.as_bytes(), b"\x81\x05short");
         let frame = Frame::encode_with(0, |out| encode::write_text(out, "grown"));
         assert_eq!(frame.as_bytes(), b"\x81\x05grown");
+    }
+
+    #[test]
+    fn payloads_are_not_in_the_debug_form() {
+        assert_eq!(format!("{:?}", Frame::text("secret")), "Frame { len: 8, .. }");
     }
 
     #[test]
