@@ -1,9 +1,41 @@
-//! A bounded event bus for what happens on a WebSocket hub
+//! A bounded event bus for what happens on a WebSocket hub.
+//!
+//! Whoever carries connections publishes an [`Event`] when something happens; whoever wants to know subscribes with
+//! an [`EventFilter`] and reads an [`EventStream`]. Nobody waits for an observer: one that is too slow loses the
+//! newest events, and is told how many and where. While nobody observes a kind, it costs one relaxed load.
+//!
+//! ```
+//! use deeperhub_events::{Details, Event, EventBus, EventFilter, EventKind, Received};
+//! use deeperhub_protocol::ClientId;
+//! use std::time::SystemTime;
+//!
+//! let bus = EventBus::default();
+//! let mut stream = bus.subscribe(EventFilter::none().with(EventKind::BinaryReceived)).expect("nobody else observes");
+//!
+//! let client_id = ClientId::parse("node-1.7").expect("letters, a dot and a hyphen");
+//! if bus.is_observed(EventKind::BinaryReceived) {
+//!     let details = Details::BinaryReceived { payload: [1, 2, 3].into() };
+//!     bus.publish(Event::new(SystemTime::UNIX_EPOCH, client_id, details));
+//! }
+//!
+//! let Some(Received::Event(event)) = stream.try_recv() else { panic!("it was published") };
+//! let mut json = String::new();
+//! event.write_json(&mut json);
+//! assert_eq!(json, r#"{"client_id":"node-1.7","at_unix_ms":0,"payload":"AQID"}"#);
+//! ```
 
-/// Which events an observer wants.
-#[derive(Debug, Clone)]
-pub struct EventFilter {}
+mod bus;
+mod event;
+mod json;
+mod kind;
+mod queue;
 
-/// An observer's events.
-#[derive(Debug)]
-pub struct EventStream {}
+pub use bus::{Config, EventBus, EventStream};
+pub use event::{Details, Event};
+pub use kind::{EventFilter, EventKind, UnknownEvent};
+pub use queue::Received;
+
+/// The README's example runs with the doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

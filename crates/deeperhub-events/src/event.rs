@@ -1,0 +1,288 @@
+//! What happened, to whom, when.
+
+use crate::EventKind;
+use crate::json::{write_string, write_string_or_null};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use deeperhub_protocol::ClientId;
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Something that happened on a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Event {
+    /// When it happened, by the node's clock.
+    pub at: SystemTime,
+    /// The connection.
+    pub client_id: ClientId,
+    /// What happened.
+    pub details: Details,
+}
+
+/// What happened, with what there is to know about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Details {
+    /// A client completed its handshake.
+    Connected {
+        /// The user of its token; `None` without one.
+        user: Option<Arc<str>>,
+        /// The address that it came from.
+        peer: SocketAddr,
+        /// Its `Origin` header; `None` without one.
+        origin: Option<Box<str>>,
+    },
+    /// A connection is over.
+    Disconnected {
+        /// The close code that was said, by either side (RFC 6455 section 7.4); `None` where none was.
+        code: Option<u16>,
+        /// The reason that came with the code, or what went wrong.
+        reason: Cow<'static, str>,
+        /// How long it was connected.
+        duration: Duration,
+        /// Messages that the client sent, text and binary.
+        messages_received: u64,
+        /// Messages that the client was sent, replies and deliveries.
+        messages_sent: u64,
+    },
+    /// A client sent a message that was understood.
+    MessageReceived {
+        /// The message's `type`.
+        message_type: &'static str,
+        /// The topic or pattern that it names; `None` where it names none.
+        topic: Option<Box<str>>,
+        /// The length of its text in bytes.
+        bytes: usize,
+    },
+    /// A client was sent a message.
+    MessageSent {
+        /// The message's `type`.
+        message_type: &'static str,
+        /// The topic of a delivery; `None` where it names none.
+        topic: Option<Arc<str>>,
+        /// The length of its text in bytes.
+        bytes: usize,
+    },
+    /// A client sent a binary message.
+    BinaryReceived {
+        /// All its bytes, decompressed.
+        payload: Arc<[u8]>,
+    },
+    /// A message was answered with an error, or a connection failed.
+    Error {
+        /// The error's code, such as `invalid_topic`.
+        code: Cow<'static, str>,
+        /// The error in a sentence.
+        message: Cow<'static, str>,
+    },
+}
+
+impl Event {
+    /// An event of the connection `client_id` at the time `at`.
+    #[must_use]
+    pub fn new(at: SystemTime, client_id: ClientId, details: Details) -> Self {
+        Self { at, client_id, details }
+    }
+
+    /// What it is about.
+    #[must_use]
+    pub fn kind(&self) -> EventKind {
+        self.details.kind()
+    }
+
+    /// Appends the event as a JSON object in one line: `client_id`, `at_unix_ms` and the details' fields by
+    /// their names.
+    ///
+    /// A binary payload is in base64 (RFC 4648 section 4, padded), the duration is `duration_ms`, and what is
+    /// absent is `null`. The kind is not in it.
+    pub fn write_json(&self, out: &mut String) {
+        // A clock before 1970 is one that was never set.
+        let at = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        out.push_str(r#"{"client_id":"#);
+        write_string(out, self.client_id.as_str());
+        write_value(out, "at_unix_ms", at.as_millis());
+        match &self.details {
+            Details::Connected { user, peer, origin } => {
+                write_text(out, "user", user.as_deref());
+                write_text(out, "peer", Some(&peer.to_string()));
+                write_text(out, "origin", origin.as_deref());
+            }
+            Details::Disconnected { code, reason, duration, messages_received, messages_sent } => {
+                match code {
+                    Some(code) => write_value(out, "code", code),
+                    None => write_value(out, "code", "null"),
+                }
+                write_text(out, "reason", Some(reason));
+                write_value(out, "duration_ms", duration.as_millis());
+                write_value(out, "messages_received", messages_received);
+                write_value(out, "messages_sent", messages_sent);
+            }
+            Details::MessageReceived { message_type, topic, bytes } => {
+                write_message(out, message_type, topic.as_deref(), *bytes);
+            }
+            Details::MessageSent { message_type, topic, bytes } => {
+                write_message(out, message_type, topic.as_deref(), *bytes);
+            }
+            Details::BinaryReceived { payload } => {
+                out.push_str(r#","payload":""#);
+                STANDARD.encode_string(payload, out);
+                out.push('"');
+            }
+            Details::Error { code, message } => {
+                write_text(out, "code", Some(code));
+                write_text(out, "message", Some(message));
+            }
+        }
+        out.push('}');
+    }
+
+    /// About what it takes in memory, in bytes; what it shares with others counts in full.
+    pub(crate) fn size(&self) -> usize {
+        let rest = match &self.details {
+            Details::Connected { user, origin, .. } => {
+                user.as_deref().map_or(0, str::len) + origin.as_deref().map_or(0, str::len)
+            }
+            Details::Disconnected { reason, .. } => reason.len(),
+            Details::MessageReceived { topic, .. } => topic.as_deref().map_or(0, str::len),
+            Details::MessageSent { topic, .. } => topic.as_deref().map_or(0, str::len),
+            Details::BinaryReceived { payload } => payload.len(),
+            Details::Error { code, message } => code.len() + message.len(),
+        };
+        size_of::<Self>() + self.client_id.as_str().len() + rest
+    }
+}
+
+impl Details {
+    /// What they are about.
+    #[must_use]
+    pub fn kind(&self) -> EventKind {
+        match self {
+            Self::Connected { .. } => EventKind::Connected,
+            Self::Disconnected { .. } => EventKind::Disconnected,
+            Self::MessageReceived { .. } => EventKind::MessageReceived,
+            Self::MessageSent { .. } => EventKind::MessageSent,
+            Self::BinaryReceived { .. } => EventKind::BinaryReceived,
+            Self::Error { .. } => EventKind::Error,
+        }
+    }
+}
+
+fn write_message(out: &mut String, message_type: &str, topic: Option<&str>, bytes: usize) {
+    write_text(out, "message_type", Some(message_type));
+    write_text(out, "topic", topic);
+    write_value(out, "bytes", bytes);
+}
+
+fn write_text(out: &mut String, key: &str, value: Option<&str>) {
+    write_key(out, key);
+    write_string_or_null(out, value);
+}
+
+fn write_value(out: &mut String, key: &str, value: impl std::fmt::Display) {
+    write_key(out, key);
+    // Writing into a string cannot fail.
+    let _ = write!(out, "{value}");
+}
+
+fn write_key(out: &mut String, key: &str) {
+    out.push_str(",\"");
+    out.push_str(key);
+    out.push_str("\":");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn written(details: Details) -> Value {
+        let at = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+        let mut out = "data: ".to_owned();
+        Event::new(at, ClientId::parse("n1-7").unwrap(), details).write_json(&mut out);
+        assert!(!out.contains('\n'), "an event stays in one line: {out}");
+        serde_json::from_str(out.strip_prefix("data: ").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn each_kind_is_an_object_with_its_fields() {
+        let (client_id, at_unix_ms) = ("n1-7", 1_700_000_000_123_u64);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 9));
+        assert_eq!(
+            written(Details::Connected { user: Some("ann".into()), peer, origin: None }),
+            json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "user": "ann", "peer": "127.0.0.1:9", "origin": null}),
+        );
+        let (duration, reason) = (Duration::from_millis(1500), Cow::Borrowed("bye"));
+        assert_eq!(
+            written(Details::Disconnected {
+                code: Some(1000),
+                reason,
+                duration,
+                messages_received: 3,
+                messages_sent: 4
+            }),
+            json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "code": 1000, "reason": "bye",
+                "duration_ms": 1500, "messages_received": 3, "messages_sent": 4}),
+        );
+        assert_eq!(
+            written(Details::MessageReceived {
+                message_type: "publish",
+                topic: Some("a.b".into()),
+                bytes: 60
+            }),
+            json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "message_type": "publish", "topic": "a.b", "bytes": 60}),
+        );
+        assert_eq!(
+            written(Details::MessageSent { message_type: "pong", topic: None, bytes: 15 }),
+            json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "message_type": "pong", "topic": null, "bytes": 15}),
+        );
+        assert_eq!(
+            written(Details::BinaryReceived { payload: Arc::from([0, 255, 1, 2]) }),
+            json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "payload": "AP8BAg=="}),
+        );
+        assert_eq!(
+            written(Details::Error { code: "invalid_topic".into(), message: "No \"topic\"\n".into() }),
+            json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "code": "invalid_topic", "message": "No \"topic\"\n"}),
+        );
+    }
+
+    #[test]
+    fn without_a_code_it_is_null() {
+        let details = Details::Disconnected {
+            code: None,
+            reason: "reset".into(),
+            duration: Duration::ZERO,
+            messages_received: 0,
+            messages_sent: 0,
+        };
+        assert_eq!(written(details)["code"], Value::Null);
+    }
+
+    #[test]
+    fn a_clock_before_1970_counts_as_0() {
+        let at = UNIX_EPOCH - Duration::from_secs(1);
+        let details = Details::Error { code: "internal".into(), message: "".into() };
+        let mut out = String::new();
+        Event::new(at, ClientId::parse("a").unwrap(), details).write_json(&mut out);
+        assert!(out.contains(r#""at_unix_ms":0,"#), "{out}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_back_from_the_json(message in any::<String>(), code in any::<String>()) {
+            let value = written(Details::Error { code: code.clone().into(), message: message.clone().into() });
+            prop_assert_eq!(value["message"].as_str(), Some(message.as_str()));
+            prop_assert_eq!(value["code"].as_str(), Some(code.as_str()));
+        }
+
+        #[test]
+        fn any_payload_comes_back_from_the_base64(payload in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let value = written(Details::BinaryReceived { payload: payload.clone().into() });
+            prop_assert_eq!(STANDARD.decode(value["payload"].as_str().unwrap()).unwrap(), payload);
+        }
+    }
+}
