@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ pub struct Listener {
     places: Arc<Places>,
     draining: Arc<AtomicBool>,
     workers: Vec<mpsc::Sender<ToWorker>>,
-    threads: Vec<thread::JoinHandle<()>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
     stop_accepting: Arc<mio::Waker>,
 }
 
@@ -108,7 +108,7 @@ impl Listener {
         let stop_accepting = acceptor.stopper();
         let thread = thread::Builder::new().name("hub-acceptor".to_owned()).spawn(move || acceptor.run());
         threads.push(thread.map_err(StartError::Thread)?);
-        Ok(Self { address: bound, places, draining, workers, threads, stop_accepting })
+        Ok(Self { address: bound, places, draining, workers, threads: Mutex::new(threads), stop_accepting })
     }
 
     /// Where it listens.
@@ -134,12 +134,12 @@ impl Listener {
     }
 
     /// Ends the acceptor and the threads, and waits for them. Connections that are still there are dropped.
-    pub async fn stop(mut self) {
+    pub async fn stop(&self) {
         let _ = self.stop_accepting.wake();
         for worker in &self.workers {
             let _ = worker.send(ToWorker::Stop).await;
         }
-        let threads = std::mem::take(&mut self.threads);
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let joined = tokio::task::spawn_blocking(move || {
             for thread in threads {
                 // A panic there was caught and counted already.

@@ -1,0 +1,339 @@
+//! The listener with sessions of the tests' own, over real sockets.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{self, Poll, Waker};
+use std::time::Duration;
+
+use deeperhub_listener::{
+    Accepted, Application, Closed, Config, Connections, Context, Key, Listener, Local, Message, Metrics, Peer,
+    Session,
+};
+use deeperhub_metrics::Cells;
+use deeperhub_protocol::frame::{self, Frame};
+use deeperhub_protocol::handshake::{Refusal, Request};
+use deeperhub_protocol::{CloseCode, CloseReason};
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::{self, Message as Text};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+/// Far more than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the tests see and cause.
+#[derive(Default)]
+struct Stage {
+    opened: AtomicUsize,
+    closed: Mutex<Vec<Closed>>,
+    /// Frames of this size go to every connection of a worker when a session says `flood`.
+    kill_workers: AtomicBool,
+    wakers: Mutex<Vec<Waker>>,
+}
+
+struct Hub(Arc<Stage>);
+
+struct Worker {
+    stage: Arc<Stage>,
+    flood: Option<Key>,
+}
+
+struct Talker;
+
+impl Application for Hub {
+    type Local = Worker;
+    type Session = Talker;
+
+    fn local(&self, _worker: usize) -> Worker {
+        Worker { stage: Arc::clone(&self.0), flood: None }
+    }
+
+    fn accept(
+        &self,
+        _request: Request,
+        _peer: Peer,
+    ) -> impl Future<Output = Result<Accepted<Talker>, Refusal>> + 'static {
+        std::future::ready(Ok(Accepted { session: Talker, subprotocol: None }))
+    }
+}
+
+impl Local for Worker {
+    type Session = Talker;
+
+    fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Talker>) -> Poll<()> {
+        let mut wakers = self.stage.wakers.lock().unwrap();
+        if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            wakers.push(cx.waker().clone());
+        }
+        drop(wakers);
+        if self.stage.kill_workers.swap(false, Ordering::Relaxed) {
+            panic!("a test kills this worker");
+        }
+        if let Some(key) = self.flood {
+            let frame = Frame::binary(&vec![7; 64 * 1024]);
+            while connections.room() > 0 && connections.send(key, &frame) {}
+            self.flood = None;
+        }
+        Poll::Pending
+    }
+}
+
+impl Session for Talker {
+    type Local = Worker;
+
+    fn on_open(&mut self, cx: &mut Context<'_, Worker>) {
+        cx.local().stage.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Worker>) {
+        match message {
+            Message::Text("panic") => panic!("a test makes this session panic"),
+            Message::Text("flood") => {
+                let key = cx.key();
+                cx.local().flood = Some(key);
+            }
+            Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
+            Message::Text(text) => cx.reply(|out| frame::write_text(out, text)),
+            Message::Binary(bytes) => cx.reply(|out| frame::write_binary(out, bytes)),
+        }
+    }
+
+    fn on_farewell(&mut self, _reason: &CloseReason, _retry_after: Option<Duration>, out: &mut Vec<u8>) {
+        frame::write_text(out, "goodbye");
+    }
+
+    fn on_close(&mut self, _key: Key, closed: &Closed, local: &mut Worker) {
+        local.stage.closed.lock().unwrap().push(closed.clone());
+    }
+}
+
+struct Running {
+    listener: Listener,
+    metrics: Metrics,
+    stage: Arc<Stage>,
+}
+
+fn start(change: impl FnOnce(&mut Config)) -> Running {
+    let mut config = Config::default();
+    config.workers = 1;
+    change(&mut config);
+    let cells = Cells::new(config.workers);
+    let metrics = Metrics::new(&cells);
+    let stage = Arc::new(Stage::default());
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listener = Listener::start(address, config, Hub(Arc::clone(&stage)), &cells, metrics.clone()).unwrap();
+    Running { listener, metrics, stage }
+}
+
+type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+async fn patiently<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it comes in time")
+}
+
+impl Running {
+    async fn connect(&self) -> Client {
+        self.try_connect().await.expect("the connection is accepted")
+    }
+
+    async fn try_connect(&self) -> Result<Client, tungstenite::Error> {
+        let url = format!("ws://{}/", self.listener.local_addr());
+        patiently(connect_async(url)).await.map(|(client, _)| client)
+    }
+
+    /// Status and body of the answer to a request head typed by hand.
+    async fn http(&self, head: &str) -> String {
+        let mut socket = TcpStream::connect(self.listener.local_addr()).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let _ = patiently(socket.read_to_string(&mut answer)).await;
+        answer
+    }
+
+    async fn wait_until(&self, reached: impl Fn(&Self) -> bool) {
+        patiently(async {
+            while !reached(self) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+    }
+}
+
+/// Reads to the close frame: the texts before it, and its code.
+async fn read_to_close(client: &mut Client) -> (Vec<String>, Option<u16>) {
+    let mut texts = Vec::new();
+    loop {
+        match patiently(client.next()).await {
+            Some(Ok(Text::Text(text))) => texts.push(text.to_string()),
+            Some(Ok(Text::Close(close))) => return (texts, close.map(|close| close.code.into())),
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return (texts, None),
+        }
+    }
+}
+
+async fn echoes(client: &mut Client) {
+    client.send(Text::text("still here")).await.unwrap();
+    let reply = patiently(client.next()).await.unwrap().unwrap();
+    assert_eq!(reply, Text::text("still here"));
+}
+
+#[tokio::test]
+async fn a_session_that_panics_costs_its_own_connection_only() {
+    let running = start(|_| {});
+    let mut healthy = running.connect().await;
+    let mut doomed = running.connect().await;
+    doomed.send(Text::text("panic")).await.unwrap();
+    assert_eq!(read_to_close(&mut doomed).await.1, Some(1011));
+    assert_eq!(running.metrics.session_panics.value(), 1);
+    echoes(&mut healthy).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_is_replaced_and_the_others_notice_nothing() {
+    let running = start(|config| config.workers = 2);
+    // The least loaded worker gets the next connection, so these two are on different ones.
+    let mut clients = [running.connect().await, running.connect().await];
+    running.stage.kill_workers.store(true, Ordering::Relaxed);
+    clients[0].send(Text::text("wake up")).await.unwrap();
+    running.wait_until(|running| running.metrics.worker_restarts.value() == 1).await;
+    let (_, code) = read_to_close(&mut clients[0]).await;
+    assert_eq!(code, Some(1011));
+    echoes(&mut clients[1]).await;
+    running.wait_until(|running| running.listener.connections() == 1).await;
+    for _ in 0..2 {
+        echoes(&mut running.connect().await).await;
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_closed_with_1013_once_it_does() {
+    let running = start(|config| config.max_queue_bytes = 100_000);
+    let mut healthy = running.connect().await;
+    let mut slow = running.connect().await;
+    slow.send(Text::text("flood")).await.unwrap();
+    running.wait_until(|running| running.metrics.slow_consumers.value() == 1).await;
+    echoes(&mut healthy).await;
+    let (texts, code) = read_to_close(&mut slow).await;
+    assert_eq!((texts, code), (vec!["goodbye".to_owned()], Some(1013)));
+    let closed = running.stage.closed.lock().unwrap();
+    assert!(matches!(&closed[..], [Closed::ByServer(reason)] if reason.code() == CloseCode::TooSlow));
+}
+
+#[tokio::test]
+async fn a_peer_without_a_pong_is_closed_with_4200() {
+    let running = start(|config| {
+        config.ping_interval = Duration::from_millis(60);
+        config.pong_timeout = Duration::from_millis(60);
+    });
+    let mut socket = TcpStream::connect(running.listener.local_addr()).await.unwrap();
+    socket.write_all(UPGRADE.as_bytes()).await.unwrap();
+    let mut all = Vec::new();
+    patiently(socket.read_to_end(&mut all)).await.unwrap();
+    let code = 4200_u16.to_be_bytes();
+    assert!(all.windows(2).any(|pair| pair == code), "no 4200 in {all:?}");
+    assert_eq!(running.metrics.pong_timeouts.value(), 1);
+}
+
+const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+#[tokio::test]
+async fn refusals_are_http_with_a_code() {
+    let running = start(|_| {});
+    for (head, status, code) in [
+        ("GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "404", "not_found"),
+        ("GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "426", "upgrade_required"),
+        (UPGRADE.replace("GET", "POST"), "405", "method_not_allowed"),
+        (UPGRADE.replace("dGhl", ""), "400", "bad_handshake"),
+        ("nonsense\r\n\r\n".to_owned(), "400", "bad_handshake"),
+    ] {
+        let answer = running.http(&head).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}: {answer}");
+        assert!(answer.contains(&format!("\"code\":\"{code}\"")), "{head:?}: {answer}");
+    }
+    running.wait_until(|running| running.listener.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn a_full_server_says_so_and_has_room_again_later() {
+    let running = start(|config| config.max_connections = 1);
+    let mut first = running.connect().await;
+    let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };
+    assert_eq!(answer.status(), 503);
+    assert!(answer.headers().contains_key("retry-after"));
+    first.close(None).await.unwrap();
+    running.wait_until(|running| running.listener.connections() == 0).await;
+    echoes(&mut running.connect().await).await;
+}
+
+#[tokio::test]
+async fn an_address_has_its_limit() {
+    let running = start(|config| config.max_connections_per_ip = Some(1));
+    let mut first = running.connect().await;
+    let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };
+    assert_eq!(answer.status(), 429);
+    echoes(&mut first).await;
+}
+
+#[tokio::test]
+async fn slow_handshakes_end() {
+    let running = start(|config| config.handshake_timeout = Duration::from_millis(100));
+    let silent = TcpStream::connect(running.listener.local_addr()).await.unwrap();
+    let answer = running.http("GET / HTTP/1.1\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    running.wait_until(|running| running.listener.connections() == 0).await;
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_clients_close_code_comes_back() {
+    let running = start(|_| {});
+    let mut client = running.connect().await;
+    let frame = tungstenite::protocol::CloseFrame { code: 3210.into(), reason: "bye".into() };
+    client.close(Some(frame)).await.unwrap();
+    assert_eq!(read_to_close(&mut client).await.1, Some(3210));
+    running.wait_until(|running| running.listener.connections() == 0).await;
+    assert_eq!(*running.stage.closed.lock().unwrap(), [Closed::ByPeer { code: Some(3210) }]);
+}
+
+#[tokio::test]
+async fn a_drain_closes_all_with_1001_and_refuses_newcomers() {
+    let running = start(|config| config.workers = 2);
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        clients.push(running.connect().await);
+    }
+    let reading = tokio::spawn(async move {
+        for client in &mut clients {
+            assert_eq!(read_to_close(client).await, (vec!["goodbye".to_owned()], Some(1001)));
+            // The answer to the close frame.
+            let _ = patiently(client.next()).await;
+        }
+    });
+    patiently(running.listener.drain(PATIENCE)).await;
+    reading.await.unwrap();
+    assert_eq!(running.listener.connections(), 0);
+    let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };
+    assert_eq!(answer.status(), 503);
+    running.listener.stop().await;
+    assert_eq!(running.stage.closed.lock().unwrap().len(), 10);
+}
+
+#[tokio::test]
+async fn the_last_words_are_not_lost_to_a_reset() {
+    let running = start(|config| config.max_message_bytes = 1000);
+    let mut client = running.connect().await;
+    // More follows behind what is refused: closing the socket with it unread would reset the connection.
+    for _ in 0..50 {
+        if client.feed(Text::binary(vec![0; 5000])).await.is_err() {
+            break;
+        }
+    }
+    let _ = client.flush().await;
+    assert_eq!(read_to_close(&mut client).await.1, Some(1009));
+}
