@@ -1,9 +1,13 @@
-//! Origin policy, rate limits, tokens and TLS configuration for WebSocket servers
+//! Origin policy, rate limits, secrets and grants for WebSocket servers.
 
-/// Which web pages may connect.
-#[derive(Debug, Clone)]
-pub struct OriginPolicy {}
+mod grants;
+pub mod origin;
+#[cfg(feature = "rate-limit")]
+mod rate;
+mod secret;
 
-/// Messages that a connection may send.
-#[derive(Debug, Clone, Copy)]
-pub struct RateLimit {}
+pub use grants::{Claims, Grants};
+pub use origin::{OriginError, OriginPolicy, OriginPolicyError};
+#[cfg(feature = "rate-limit")]
+pub use rate::{AddressLimiter, RateLimit, RateLimiter, RetryAfter};
+pub use secret::Secret;

@@ -1,0 +1,120 @@
+//! What a token's bearer may do.
+
+use deeperhub_protocol::{Subscription, Topic};
+use std::sync::Arc;
+
+/// What a valid token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claims {
+    /// The user: the token's `sub`.
+    pub user: Arc<str>,
+    /// When the token ends: its `exp`, in seconds since 1970 (RFC 7519 section 4.1.4).
+    pub expires_at: u64,
+    /// What the user may do.
+    pub grants: Grants,
+}
+
+/// Which topics a client may subscribe to and publish to. Cheap to clone; all topics by default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// `None`: unrestricted.
+    lists: Option<Arc<Lists>>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Lists {
+    subscribe: Vec<Subscription<'static>>,
+    publish: Vec<Subscription<'static>>,
+}
+
+impl Grants {
+    /// Everything, as `default()`.
+    #[must_use]
+    pub fn unrestricted() -> Self {
+        Self::default()
+    }
+
+    /// Only what one of the topics and patterns covers; an empty list allows nothing.
+    #[must_use]
+    pub fn only(subscribe: Vec<Subscription<'static>>, publish: Vec<Subscription<'static>>) -> Self {
+        Self { lists: Some(Arc::new(Lists { subscribe, publish })) }
+    }
+
+    /// Whether nothing is restricted.
+    #[must_use]
+    pub fn is_unrestricted(&self) -> bool {
+        self.lists.is_none()
+    }
+
+    /// The topics and patterns that subscriptions must be covered by; `None` where nothing is restricted.
+    #[must_use]
+    pub fn subscribe(&self) -> Option<&[Subscription<'static>]> {
+        self.lists.as_deref().map(|lists| &*lists.subscribe)
+    }
+
+    /// The topics and patterns that may be published to; `None` where nothing is restricted.
+    #[must_use]
+    pub fn publish(&self) -> Option<&[Subscription<'static>]> {
+        self.lists.as_deref().map(|lists| &*lists.publish)
+    }
+
+    /// Whether one grant covers all of the topic or pattern: `room.*` covers `room.a`, not `room.>`.
+    ///
+    /// Grants are not added up: a pattern that only several of them cover together is not allowed.
+    #[must_use]
+    pub fn may_subscribe(&self, to: &Subscription<'_>) -> bool {
+        self.subscribe().is_none_or(|grants| grants.iter().any(|grant| grant.covers(to)))
+    }
+
+    /// Whether a grant matches the topic.
+    #[must_use]
+    pub fn may_publish(&self, to: &Topic<'_>) -> bool {
+        self.publish().is_none_or(|grants| grants.iter().any(|grant| grant.matches(to)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subscriptions(texts: &[&'static str]) -> Vec<Subscription<'static>> {
+        texts.iter().map(|&text| Subscription::parse(text).unwrap()).collect()
+    }
+
+    fn may_subscribe(grants: &Grants, text: &str) -> bool {
+        grants.may_subscribe(&Subscription::parse(text).unwrap())
+    }
+
+    fn may_publish(grants: &Grants, text: &str) -> bool {
+        grants.may_publish(&Topic::parse(text).unwrap())
+    }
+
+    #[test]
+    fn without_lists_everything_is_allowed() {
+        let grants = Grants::default();
+        assert!(grants.is_unrestricted() && may_subscribe(&grants, ">") && may_publish(&grants, "a.b"));
+        assert_eq!(grants, Grants::unrestricted());
+    }
+
+    #[test]
+    fn an_empty_list_allows_nothing() {
+        let grants = Grants::only(subscriptions(&["news"]), Vec::new());
+        assert!(!grants.is_unrestricted());
+        assert!(may_subscribe(&grants, "news") && !may_publish(&grants, "news"));
+        let grants = Grants::only(Vec::new(), subscriptions(&["news"]));
+        assert!(!may_subscribe(&grants, "news") && may_publish(&grants, "news"));
+    }
+
+    #[test]
+    fn a_pattern_needs_a_grant_that_covers_all_of_it() {
+        let grants = Grants::only(subscriptions(&["room.*", "own"]), subscriptions(&["room.*", "own"]));
+        for allowed in ["room.*", "room.a", "own"] {
+            assert!(may_subscribe(&grants, allowed), "{allowed}");
+        }
+        for forbidden in ["room.>", "*.a", "room.a.b", "room", "other", ">", "*"] {
+            assert!(!may_subscribe(&grants, forbidden), "{forbidden}");
+        }
+        assert!(may_publish(&grants, "room.a") && may_publish(&grants, "own"));
+        assert!(!may_publish(&grants, "room.a.b") && !may_publish(&grants, "room"));
+    }
+}

@@ -1,0 +1,86 @@
+//! Keys and what must not be seen.
+
+use std::fmt;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// Bytes that appear in no log: a key, a token.
+///
+/// `Debug` shows nothing of them and there is no `Display`; the memory is overwritten when it is dropped.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// A secret of these bytes, or of a text's.
+    ///
+    /// Only this memory is overwritten at the end: what the caller copied from, or a buffer that grew on the
+    /// way here, is not.
+    #[must_use]
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(Zeroizing::new(bytes.into()))
+    }
+
+    /// The bytes, for whoever must compute with them.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether these are the same bytes.
+    ///
+    /// The time that it takes is that for the length of `given`: neither the first difference nor a wrong length
+    /// ends the comparison. Nothing matches an empty secret.
+    #[must_use]
+    pub fn matches(&self, given: &[u8]) -> bool {
+        // An empty secret is a mistake in a configuration; a caller without a key must not pass by it.
+        if self.0.is_empty() {
+            return false;
+        }
+        // Every given byte meets one of the secret, which repeats as often as it takes.
+        let same = given.iter().zip(self.0.iter().cycle());
+        let same = same.fold(subtle::Choice::from(1), |same, (a, b)| same & a.ct_eq(b));
+        bool::from(same & given.len().ct_eq(&self.0.len()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn debug_shows_nothing_of_it() {
+        assert_eq!(format!("{:?} {:#?}", Secret::new("hunter2"), Secret::new("")), "Secret(…) Secret(…)");
+    }
+
+    #[test]
+    fn what_repeats_or_starts_like_the_secret_does_not_match() {
+        let secret = Secret::new("abab".to_owned());
+        assert!(secret.matches(b"abab"));
+        for other in ["", "a", "ab", "aba", "ababa", "abababab", "abac", "xbab", "ABAB"] {
+            assert!(!secret.matches(other.as_bytes()), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_matches_an_empty_secret() {
+        let secret = Secret::new(Vec::new());
+        assert!(!secret.matches(b"") && !secret.matches(b"a"));
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_same_bytes_match(secret in prop::collection::vec(0..3_u8, 1..6),
+                                        given in prop::collection::vec(0..3_u8, 0..6)) {
+            let kept = Secret::new(secret.clone());
+            prop_assert_eq!(kept.matches(&given), secret == given);
+            prop_assert!(kept.matches(kept.expose()));
+        }
+    }
+}
