@@ -18,19 +18,23 @@ pub struct Bounds {
 struct Inner {
     upper: Box<[u64]>,
     search: Search,
-    /// What one of our units is in the exposed one.
-    per_unit: f64,
+    /// How many of the units that are observed make one that is exposed.
+    units: f64,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Search {
     /// Bound `i` is `2^(first + (i << step_log2))`.
-    Powers { first: u32, step_log2: u32 },
+    Powers {
+        first: u32,
+        step_log2: u32,
+    },
     Sorted,
 }
 
 impl Bounds {
     /// Sizes on a scale of powers of four, from 64 bytes to the first power that covers `max_bytes`.
+    #[must_use]
     pub fn bytes(max_bytes: u64) -> Self {
         const FIRST: u32 = 6;
         const STEP_LOG2: u32 = 1;
@@ -47,6 +51,7 @@ impl Bounds {
     /// Times on a scale of 1, 2.5, 5, 10 from the step at or below `min` (not under a microsecond) to
     /// the first that covers `max`, exposed as seconds. Such a histogram takes
     /// [`observe_duration`](crate::HistogramCell::observe_duration), or nanoseconds.
+    #[must_use]
     pub fn seconds(min: Duration, max: Duration) -> Self {
         let (min, max) = (nanos(min), nanos(max));
         let decades = (3..19).map(|exponent| 10_u64.pow(exponent));
@@ -61,8 +66,7 @@ impl Bounds {
                 break;
             }
         }
-        upper.truncate(MAX_BOUNDS);
-        Self::with(upper, Search::Sorted, 1e-9)
+        Self::with(upper, Search::Sorted, 1e9)
     }
 
     /// Bounds of your own, in whole units that are exposed as they are. They are sorted, and bounds
@@ -71,6 +75,7 @@ impl Bounds {
     /// # Panics
     ///
     /// With more than 64 bounds.
+    #[must_use]
     pub fn exact(upper: impl IntoIterator<Item = u64>) -> Self {
         let mut upper: Vec<u64> = upper.into_iter().collect();
         upper.sort_unstable();
@@ -78,12 +83,17 @@ impl Bounds {
         Self::with(upper, Search::Sorted, 1.0)
     }
 
-    fn with(upper: Vec<u64>, search: Search, per_unit: f64) -> Self {
-        assert!(upper.len() <= MAX_BOUNDS, "a histogram has at most {MAX_BOUNDS} bounds, not {}", upper.len());
-        Self { inner: Arc::new(Inner { upper: upper.into(), search, per_unit }) }
+    fn with(upper: Vec<u64>, search: Search, units: f64) -> Self {
+        assert!(
+            upper.len() <= MAX_BOUNDS,
+            "a histogram has at most {MAX_BOUNDS} bounds, not {}",
+            upper.len()
+        );
+        Self { inner: Arc::new(Inner { upper: upper.into(), search, units }) }
     }
 
     /// The bounds, ascending, in the unit that is observed.
+    #[must_use]
     pub fn upper(&self) -> &[u64] {
         &self.inner.upper
     }
@@ -105,7 +115,7 @@ impl Bounds {
 
     /// A number of observed units in the exposed one.
     pub(crate) fn exposed(&self, value: u64) -> f64 {
-        if self.inner.per_unit == 1.0 { value as f64 } else { value as f64 / (1.0 / self.inner.per_unit) }
+        value as f64 / self.inner.units
     }
 }
 

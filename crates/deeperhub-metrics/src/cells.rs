@@ -33,6 +33,7 @@ struct Open {
 
 impl Cells {
     /// Room for the cells of so many workers, at least one.
+    #[must_use]
     pub fn new(workers: usize) -> Self {
         let workers = workers.max(1);
         let open = Mutex::new(Open { blocks: Block::for_workers(workers), used: 0 });
@@ -40,6 +41,7 @@ impl Cells {
     }
 
     /// How many workers have cells.
+    #[must_use]
     pub fn workers(&self) -> usize {
         self.inner.workers
     }
@@ -51,6 +53,8 @@ impl Cells {
     /// With more than [`MAX_SLOTS`]: instruments check that when they are made.
     pub(crate) fn reserve(&self, slots: usize) -> Slots {
         assert!(slots <= MAX_SLOTS, "an instrument has at most {MAX_SLOTS} slots, not {slots}");
+        // An instrument without numbers still needs a bit of its own that says whether it has an owner.
+        let slots = slots.max(1);
         let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.used + slots > SLOTS {
             *open = Open { blocks: Block::for_workers(self.inner.workers), used: 0 };

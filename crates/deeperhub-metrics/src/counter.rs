@@ -12,6 +12,7 @@ pub struct Counter {
 
 impl Counter {
     /// A counter at zero.
+    #[must_use]
     pub fn new(cells: &Cells) -> Self {
         Self { slots: cells.reserve(1) }
     }
@@ -27,6 +28,7 @@ impl Counter {
     }
 
     /// The sum over all cells.
+    #[must_use]
     pub fn value(&self) -> u64 {
         self.slots.sum(0)
     }
@@ -52,6 +54,7 @@ impl CounterCell {
     }
 
     /// What this cell has counted, its earlier owners included.
+    #[must_use]
     pub fn value(&self) -> u64 {
         self.slots.value(0)
     }
@@ -74,6 +77,7 @@ impl CounterVec {
     /// # Panics
     ///
     /// With more than 256 values.
+    #[must_use]
     pub fn new(cells: &Cells, label: &'static str, values: &'static [&'static str]) -> Self {
         Self { label, values, slots: cells.reserve(values.len()) }
     }
@@ -88,21 +92,25 @@ impl CounterVec {
     }
 
     /// The label's name.
+    #[must_use]
     pub fn label(&self) -> &'static str {
         self.label
     }
 
     /// The label's values, in the order of their indexes.
+    #[must_use]
     pub fn values(&self) -> &'static [&'static str] {
         self.values
     }
 
     /// The sum over all cells at `index`; 0 where there is no such index.
+    #[must_use]
     pub fn value(&self, index: usize) -> u64 {
         if index < self.values.len() { self.slots.sum(index) } else { 0 }
     }
 
     /// The sum over all cells and all indexes.
+    #[must_use]
     pub fn total(&self) -> u64 {
         (0..self.values.len()).map(|index| self.slots.sum(index)).fold(0, u64::wrapping_add)
     }
@@ -143,6 +151,7 @@ pub struct SharedCounter {
 
 impl SharedCounter {
     /// A counter at zero.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
@@ -158,6 +167,7 @@ impl SharedCounter {
     }
 
     /// What was counted so far.
+    #[must_use]
     pub fn value(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
@@ -173,6 +183,7 @@ pub struct SharedCounterVec {
 
 impl SharedCounterVec {
     /// A counter at zero for each of `values`, told apart by the label `label`.
+    #[must_use]
     pub fn new(label: &'static str, values: &'static [&'static str]) -> Self {
         Self { label, values, counts: values.iter().map(|_| AtomicU64::new(0)).collect() }
     }
@@ -191,16 +202,19 @@ impl SharedCounterVec {
     }
 
     /// The label's name.
+    #[must_use]
     pub fn label(&self) -> &'static str {
         self.label
     }
 
     /// The label's values, in the order of their indexes.
+    #[must_use]
     pub fn values(&self) -> &'static [&'static str] {
         self.values
     }
 
     /// What was counted at `index`; 0 where there is no such index.
+    #[must_use]
     pub fn value(&self, index: usize) -> u64 {
         self.counts.get(index).map_or(0, |count| count.load(Ordering::Relaxed))
     }

@@ -12,6 +12,7 @@ pub struct Gauge {
 
 impl Gauge {
     /// A gauge at zero.
+    #[must_use]
     pub fn new(cells: &Cells) -> Self {
         Self { slots: cells.reserve(1) }
     }
@@ -27,6 +28,7 @@ impl Gauge {
     }
 
     /// The sum over all cells.
+    #[must_use]
     pub fn value(&self) -> i64 {
         self.slots.sum(0).cast_signed()
     }
@@ -64,6 +66,7 @@ impl GaugeCell {
     }
 
     /// This cell's part.
+    #[must_use]
     pub fn value(&self) -> i64 {
         self.slots.value(0).cast_signed()
     }
@@ -79,6 +82,7 @@ pub struct SharedGauge {
 
 impl SharedGauge {
     /// A gauge at zero.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
@@ -104,6 +108,7 @@ impl SharedGauge {
     }
 
     /// The value now.
+    #[must_use]
     pub fn value(&self) -> i64 {
         self.value.load(Ordering::Relaxed)
     }

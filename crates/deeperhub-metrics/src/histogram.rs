@@ -16,6 +16,7 @@ pub struct Histogram {
 
 impl Histogram {
     /// An empty histogram.
+    #[must_use]
     pub fn new(cells: &Cells, bounds: Bounds) -> Self {
         let slots = cells.reserve(bounds.upper().len() + 2);
         Self { bounds, slots }
@@ -33,6 +34,7 @@ impl Histogram {
 
     /// What was observed so far. The worker goes on meanwhile: the sum may be a value ahead of the
     /// buckets or behind them.
+    #[must_use]
     pub fn snapshot(&self) -> HistogramSnapshot {
         let sum = self.slots.sum(0);
         let buckets = (0..=self.bounds.upper().len()).map(|bucket| self.slots.sum(bucket + 1)).collect();
@@ -74,6 +76,7 @@ pub struct SharedHistogram {
 
 impl SharedHistogram {
     /// An empty histogram.
+    #[must_use]
     pub fn new(bounds: Bounds) -> Self {
         let buckets = (0..=bounds.upper().len()).map(|_| AtomicU64::new(0)).collect();
         Self { bounds, sum: Arc::default(), buckets }
@@ -93,6 +96,7 @@ impl SharedHistogram {
     }
 
     /// What was observed so far, as in [`Histogram::snapshot`].
+    #[must_use]
     pub fn snapshot(&self) -> HistogramSnapshot {
         let sum = self.sum.load(Ordering::Relaxed);
         let buckets = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
@@ -110,22 +114,26 @@ pub struct HistogramSnapshot {
 
 impl HistogramSnapshot {
     /// How many values were observed.
+    #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().copied().fold(0, u64::wrapping_add)
     }
 
     /// Their sum, in the unit that is observed; wraps around after 2⁶⁴.
+    #[must_use]
     pub fn sum(&self) -> u64 {
         self.sum
     }
 
     /// How many values fell into each bucket (not cumulated), in the order of
     /// [`Bounds::upper`], with the one of `+Inf` last.
+    #[must_use]
     pub fn buckets(&self) -> &[u64] {
         &self.buckets
     }
 
     /// The buckets' bounds.
+    #[must_use]
     pub fn bounds(&self) -> &Bounds {
         &self.bounds
     }

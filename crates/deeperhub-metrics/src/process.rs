@@ -1,13 +1,204 @@
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Unit;
 use std::fmt;
+use std::fs;
 
-/// Reads `/proc/self` when a text is made.
+/// The names of what [`ProcessCollector`] tells, without the `_total` of counters.
+pub(crate) const FAMILIES: [&str; 7] = [
+    "process_cpu_seconds",
+    "process_resident_memory_bytes",
+    "process_virtual_memory_bytes",
+    "process_open_fds",
+    "process_max_fds",
+    "process_start_time_seconds",
+    "process_threads",
+];
+
+/// Times in `/proc` are told in this unit, whatever the kernel counts in: 100 on all architectures that Rust
+/// has a standard library for.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Reads `/proc` when a text is made.
 #[derive(Debug)]
-pub(crate) struct ProcessCollector;
+pub(crate) struct ProcessCollector {
+    /// In seconds since 1970; does not change, so it is read once.
+    start_time: Option<f64>,
+}
+
+impl ProcessCollector {
+    pub(crate) fn new() -> Self {
+        let read = |path| fs::read_to_string(path).ok();
+        let since_boot = read("/proc/self/stat").and_then(|stat| Stat::parse(&stat)).map(|stat| stat.started);
+        let booted = read("/proc/stat").and_then(|stat| boot_time(&stat));
+        Self { start_time: booted.zip(since_boot).map(|(booted, started)| booted + started) }
+    }
+}
 
 impl Collector for ProcessCollector {
-    fn encode(&self, _encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        Ok(())
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let read = |path| fs::read_to_string(path).ok();
+        let stat = read("/proc/self/stat").and_then(|stat| Stat::parse(&stat));
+        let resident = read("/proc/self/status").and_then(|status| resident_bytes(&status));
+        let max_fds = read("/proc/self/limits").and_then(|limits| max_open_files(&limits));
+
+        if let Some(stat) = &stat {
+            let help = "Processor time used, user and system together.";
+            let mut metric =
+                encoder.encode_descriptor("process_cpu", help, Some(&Unit::Seconds), MetricType::Counter)?;
+            metric.encode_counter::<NoLabelSet, _, f64>(&stat.processor_time, None)?;
+        }
+        gauge(&mut encoder, "process_resident_memory", "Memory in use.", Some(&Unit::Bytes), resident)?;
+        let virtual_bytes = stat.as_ref().map(|stat| stat.virtual_bytes);
+        gauge(&mut encoder, "process_virtual_memory", "Address space.", Some(&Unit::Bytes), virtual_bytes)?;
+        gauge(&mut encoder, "process_open_fds", "Open file descriptors.", None, open_files())?;
+        gauge(&mut encoder, "process_max_fds", "Most file descriptors that may be open.", None, max_fds)?;
+        let help = "When the process started, since 1970.";
+        if let Some(start_time) = self.start_time {
+            let unit = Some(&Unit::Seconds);
+            let mut metric =
+                encoder.encode_descriptor("process_start_time", help, unit, MetricType::Gauge)?;
+            metric.encode_gauge(&start_time)?;
+        }
+        gauge(&mut encoder, "process_threads", "Threads.", None, stat.map(|stat| stat.threads))
+    }
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    value: Option<u64>,
+) -> fmt::Result {
+    let Some(value) = value else { return Ok(()) };
+    encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?.encode_gauge(&value)
+}
+
+/// What is taken from `/proc/self/stat` (proc_pid_stat(5)).
+#[derive(Debug, PartialEq)]
+struct Stat {
+    /// In seconds.
+    processor_time: f64,
+    threads: u64,
+    /// In seconds since the system was booted.
+    started: f64,
+    virtual_bytes: u64,
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Self> {
+        // The second field is the program's name in parentheses, which may contain anything, also parentheses.
+        let (_, fields) = text.rsplit_once(')')?;
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        // The manual counts from 1, and two fields are gone.
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        let seconds = |ticks: u64| ticks as f64 / TICKS_PER_SECOND;
+        Some(Self {
+            processor_time: seconds(field(14)?.checked_add(field(15)?)?),
+            threads: field(20)?,
+            started: seconds(field(22)?),
+            virtual_bytes: field(23)?,
+        })
+    }
+}
+
+/// `VmRSS` of `/proc/self/status`; in pages it stands elsewhere, but how large these are is not told there.
+fn resident_bytes(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+/// The soft limit; `None` also where there is none.
+fn max_open_files(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// When the system was booted, in seconds since 1970.
+fn boot_time(stat: &str) -> Option<f64> {
+    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
+}
+
+fn open_files() -> Option<u64> {
+    const PATH: &str = "/proc/self/fd";
+    // Since Linux 6.2 the directory's size is their number, which saves listing a million of them.
+    if let Some(open) = fs::metadata(PATH).ok().map(|directory| directory.len()).filter(|&open| open > 0) {
+        return Some(open);
+    }
+    // One of them is the directory that is being read.
+    let listed = fs::read_dir(PATH).ok()?.count() as u64;
+    Some(listed.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STAT: &str = "4711 (a) b (c)) S 1 4711 4711 0 -1 4194560 2046 0 3 0 1234 66 0 0 20 0 8 0 987654 \
+        23068672 1536 18446744073709551615 1 1 0 0 0 0 0 4096 17642 0 0 0 17 1 0 0 0 0 0";
+
+    #[test]
+    fn a_name_with_parentheses_does_not_shift_the_fields() {
+        let expected = Stat { processor_time: 13.0, threads: 8, started: 9876.54, virtual_bytes: 23_068_672 };
+        assert_eq!(Stat::parse(STAT), Some(expected));
+    }
+
+    #[test]
+    fn memory_and_limits_are_found_by_name() {
+        assert_eq!(resident_bytes("VmHWM:\t  9000 kB\nVmRSS:\t    6144 kB\n"), Some(6_291_456));
+        assert_eq!(resident_bytes("Name:\tVmRSS\n"), None);
+        let limits = "Limit    Soft Limit  Hard Limit  Units\nMax open files   1024   524288   files\n";
+        assert_eq!(max_open_files(limits), Some(1024));
+        assert_eq!(max_open_files("Max open files  unlimited  unlimited  files"), None);
+        assert_eq!(boot_time("cpu 1 2 3\nbtime 1700000000\nprocesses 4\n"), Some(1_700_000_000.0));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_process_is_told_of() {
+        let mut registry = crate::Registry::new();
+        registry.register_process();
+        let text = registry.encode_as(crate::Format::Prometheus);
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+            line.trim().parse().unwrap()
+        };
+        assert!(value("process_cpu_seconds_total ") >= 0.0);
+        assert!(value("process_resident_memory_bytes ") > 4096.0);
+        assert!(value("process_virtual_memory_bytes ") >= value("process_resident_memory_bytes "));
+        assert!(value("process_open_fds ") >= 1.0 && value("process_open_fds ") <= value("process_max_fds "));
+        assert!(value("process_start_time_seconds ") > 1_600_000_000.0);
+        assert!(value("process_threads ") >= 1.0);
+        for family in FAMILIES {
+            assert!(text.contains(&format!("# TYPE {family}")), "{family}");
+        }
+        assert_eq!(text.matches("# TYPE").count(), FAMILIES.len());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn descriptors_that_are_opened_are_counted() {
+        let files: Vec<_> = (0..500).map(|_| fs::File::open("/proc/self/stat").unwrap()).collect();
+        // Other tests of this process open a few meanwhile.
+        assert!(open_files().unwrap() >= files.len() as u64);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_left(text in "\\PC{0,80}|[0-9 )(]{0,120}", cut in 0..200_usize) {
+            let _ = (Stat::parse(&text), resident_bytes(&text), max_open_files(&text), boot_time(&text));
+            let cut = &STAT[..cut.min(STAT.len())];
+            // 23 fields are needed.
+            prop_assert_eq!(Stat::parse(cut).is_some(), cut.len() > cut_after_virtual_bytes());
+        }
+    }
+
+    /// From here on the 23rd field has at least one digit.
+    fn cut_after_virtual_bytes() -> usize {
+        STAT.find("23068672").unwrap()
     }
 }

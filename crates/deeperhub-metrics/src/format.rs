@@ -1,0 +1,185 @@
+use std::fmt::Write as _;
+
+/// The text format of [`Registry::encode_as`](crate::Registry::encode_as).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// Prometheus text 0.0.4, which every scraper reads and which needs no end mark.
+    Prometheus,
+    /// OpenMetrics 1.0, which tells units, and ends in `# EOF`.
+    OpenMetrics,
+}
+
+impl Format {
+    /// The media type, for `Content-Type`.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+
+    /// The better of the two for a request's `Accept` (RFC 9110 section 12.5.1); several such headers are
+    /// joined with commas.
+    ///
+    /// OpenMetrics is given only to those that name it and like it no less than plain text, as Prometheus
+    /// does. Everyone else gets Prometheus text, also with an `Accept` that allows neither.
+    #[must_use]
+    pub fn negotiate(accept: Option<&str>) -> Self {
+        let (mut open_metrics, mut plain) = (0, 0);
+        for range in accept.unwrap_or_default().split(',') {
+            let mut parts = range.split(';').map(|part| part.trim_matches([' ', '\t']));
+            let media_type = parts.next().unwrap_or_default();
+            let (mut quality, mut version) = (1000, None);
+            for (name, value) in parts.filter_map(|part| part.split_once('=')) {
+                if name.eq_ignore_ascii_case("q") {
+                    quality = thousandths(value);
+                } else if name.eq_ignore_ascii_case("version") {
+                    version = Some(value.trim_matches('"'));
+                }
+            }
+            if media_type.eq_ignore_ascii_case("application/openmetrics-text") {
+                if version.is_none_or(|version| version == "1.0.0") {
+                    open_metrics = quality.max(open_metrics);
+                }
+            } else if ["text/plain", "text/*", "*/*"].iter().any(|text| media_type.eq_ignore_ascii_case(text))
+            {
+                plain = quality.max(plain);
+            }
+        }
+        if open_metrics > 0 && open_metrics >= plain { Self::OpenMetrics } else { Self::Prometheus }
+    }
+}
+
+/// A quality value: 0 to 1 with at most three decimals. What is none counts as 0.
+fn thousandths(quality: &str) -> u32 {
+    let (whole, decimals) = quality.split_once('.').unwrap_or((quality, ""));
+    if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
+        return 0;
+    }
+    match whole {
+        "0" => format!("{decimals:0<3}").parse().unwrap_or(0),
+        "1" if decimals.bytes().all(|byte| byte == b'0') => 1000,
+        _ => 0,
+    }
+}
+
+/// Turns what the encoder writes (OpenMetrics without exemplars and time stamps) into Prometheus text 0.0.4.
+///
+/// The samples are the same in both. Of the comment lines, `UNIT` and `EOF` do not exist there, the other two
+/// name the samples (`…_total`) rather than the family, and a quotation mark is not escaped.
+pub(crate) fn to_prometheus(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    // The name that HELP must be given comes out of the TYPE line after it.
+    let mut help = None;
+    for line in open_metrics.lines() {
+        let Some(comment) = line.strip_prefix("# ") else {
+            text.push_str(line);
+            text.push('\n');
+            continue;
+        };
+        let mut words = comment.splitn(3, ' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("HELP"), Some(name), told) => help = Some((name, told.unwrap_or_default())),
+            (Some("TYPE"), Some(name), Some(kind)) => {
+                let (suffix, kind) = match kind {
+                    "counter" => ("_total", kind),
+                    "info" => ("_info", "gauge"),
+                    "unknown" => ("", "untyped"),
+                    _ => ("", kind),
+                };
+                if let Some((_, told)) = help.take().filter(|&(named, _)| named == name) {
+                    // Writing into a string cannot fail.
+                    let _ = writeln!(text, "# HELP {name}{suffix} {}", told.replace(r#"\""#, "\""));
+                }
+                let _ = writeln!(text, "# TYPE {name}{suffix} {kind}");
+            }
+            _ => {}
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn open_metrics_is_for_those_that_name_it_and_like_it_no_less() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+            application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.2";
+        for accept in [
+            prometheus,
+            "application/openmetrics-text",
+            "Application/OpenMetrics-Text; Version=\"1.0.0\"",
+            "text/plain;q=0.5, application/openmetrics-text;q=0.5",
+            "application/openmetrics-text;q=0.001",
+        ] {
+            assert_eq!(Format::negotiate(Some(accept)), Format::OpenMetrics, "{accept}");
+        }
+    }
+
+    #[test]
+    fn everyone_else_gets_prometheus_text() {
+        for accept in [
+            "*/*",
+            "text/plain",
+            "text/html,application/xhtml+xml,*/*;q=0.8",
+            "application/json",
+            "",
+            "application/openmetrics-text;version=0.0.1",
+            "application/openmetrics-text;q=0",
+            "application/openmetrics-text;q=2",
+            "application/openmetrics-text;q=0.1234",
+            "application/openmetrics-text;q=0.499,text/*;q=0.5",
+            "application/openmetrics-text; q=0.9, */*",
+        ] {
+            assert_eq!(Format::negotiate(Some(accept)), Format::Prometheus, "{accept}");
+        }
+        assert_eq!(Format::negotiate(None), Format::Prometheus);
+    }
+
+    #[test]
+    fn comments_name_the_samples_and_the_rest_stays() {
+        let open_metrics = r##"# HELP a_bytes Says \"a\" \\ b.
+# TYPE a_bytes counter
+# UNIT a_bytes bytes
+a_bytes_total{x="# EOF"} 1
+# HELP b Tells.
+# TYPE b gauge
+b 2
+# HELP c Informs.
+# TYPE c info
+c_info{v="1"} 1
+# EOF
+"##;
+        let prometheus = r##"# HELP a_bytes_total Says "a" \\ b.
+# TYPE a_bytes_total counter
+a_bytes_total{x="# EOF"} 1
+# HELP b Tells.
+# TYPE b gauge
+b 2
+# HELP c_info Informs.
+# TYPE c_info gauge
+c_info{v="1"} 1
+"##;
+        assert_eq!(to_prometheus(open_metrics), prometheus);
+    }
+
+    proptest! {
+        #[test]
+        fn any_accept_is_answered(accept in "(application/openmetrics-text|text/plain|\\*/\\*|[;,=q0-9. ]|\\PC){0,12}") {
+            let _ = Format::negotiate(Some(&accept));
+        }
+
+        #[test]
+        fn of_two_qualities_the_higher_decides(open in 0..=1000_u32, plain in 0..=1000_u32) {
+            let quality = |q: u32| format!("{}.{:03}", q / 1000, q % 1000);
+            let accept = format!("text/plain;q={}, application/openmetrics-text;q={}", quality(plain), quality(open));
+            let expected = if open > 0 && open >= plain { Format::OpenMetrics } else { Format::Prometheus };
+            prop_assert_eq!(Format::negotiate(Some(&accept)), expected);
+        }
+    }
+}
