@@ -123,3 +123,88 @@ impl Bounds {
 pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The bucket by definition: the first whose bound is not below the value.
+    fn expected(bounds: &Bounds, value: u64) -> usize {
+        bounds.upper().iter().position(|&bound| value <= bound).unwrap_or(bounds.upper().len())
+    }
+
+    #[test]
+    fn sizes_are_powers_of_four_that_cover_the_largest() {
+        assert_eq!(Bounds::bytes(0).upper(), [64]);
+        assert_eq!(Bounds::bytes(64).upper(), [64]);
+        assert_eq!(Bounds::bytes(65).upper(), [64, 256]);
+        assert_eq!(Bounds::bytes(65_536).upper(), [64, 256, 1024, 4096, 16_384, 65_536]);
+        let largest = Bounds::bytes(u64::MAX);
+        assert_eq!(largest.upper().last(), Some(&(1 << 62)));
+        assert_eq!(largest.bucket(u64::MAX), largest.upper().len());
+    }
+
+    #[test]
+    fn times_follow_a_scale_of_three_steps_a_decade() {
+        let bounds = Bounds::seconds(Duration::from_micros(300), Duration::from_millis(9));
+        let seconds: Vec<f64> = bounds.upper().iter().map(|&bound| bounds.exposed(bound)).collect();
+        assert_eq!(seconds, [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01]);
+        assert_eq!(Bounds::seconds(Duration::ZERO, Duration::ZERO).upper(), [1000]);
+        assert!(Bounds::seconds(Duration::ZERO, Duration::MAX).upper().len() <= MAX_BOUNDS);
+        assert_eq!(
+            Bounds::seconds(Duration::from_secs(2), Duration::from_secs(1)).upper(),
+            [1_000_000_000, 2_500_000_000]
+        );
+    }
+
+    #[test]
+    fn own_bounds_are_sorted_and_taken_once() {
+        assert_eq!(Bounds::exact([10, 1, 10, 5]).upper(), [1, 5, 10]);
+        assert_eq!(Bounds::exact([]).bucket(7), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "at most 64 bounds, not 65")]
+    fn too_many_bounds_are_a_fault() {
+        let _ = Bounds::exact(0..65);
+    }
+
+    #[test]
+    fn each_bound_is_the_last_of_its_bucket() {
+        for max in [64, 65_536, u64::MAX] {
+            let bounds = Bounds::bytes(max);
+            for (index, &bound) in bounds.upper().iter().enumerate() {
+                assert_eq!((bounds.bucket(bound), bounds.bucket(bound + 1)), (index, index + 1), "{bound}");
+            }
+            assert_eq!(bounds.bucket(0), 0);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_falls_into_the_first_bucket_that_holds_it(value: u64, shift in 0..64_u32, max: u64,
+                                                             own in prop::collection::vec(any::<u16>(), 0..64)) {
+            let times = Bounds::seconds(Duration::from_nanos(max >> shift), Duration::from_nanos(max));
+            let own = Bounds::exact(own.iter().map(|&bound| u64::from(bound)));
+            for bounds in [Bounds::bytes(max), Bounds::bytes(max >> shift), times, own] {
+                prop_assert!(bounds.upper().is_sorted_by(|a, b| a < b));
+                // Bounds themselves and their neighbours are where a search goes wrong.
+                let near = bounds.upper().iter().flat_map(|&bound| [bound.saturating_sub(1), bound, bound + 1]);
+                for value in near.chain([value >> shift, 0, u64::MAX]) {
+                    prop_assert_eq!(bounds.bucket(value), expected(&bounds, value), "{}", value);
+                }
+            }
+        }
+
+        #[test]
+        fn scales_cover_what_they_were_made_for(min: u64, max: u64, shift in 0..64_u32) {
+            let (min, max) = (min >> shift, max >> (63 - shift));
+            let sizes = Bounds::bytes(max);
+            prop_assert!(sizes.upper().last() >= Some(&max.min(1 << 62)));
+            let times = Bounds::seconds(Duration::from_nanos(min), Duration::from_nanos(max));
+            prop_assert!(times.upper().last() >= Some(&max.min(5_000_000_000_000_000_000)));
+            prop_assert!(times.upper().first() <= Some(&min.max(1000)));
+        }
+    }
+}

@@ -183,3 +183,116 @@ pub enum CellError {
         worker: usize,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The line that a slot lies on, as many processors fetch them in pairs.
+    fn line(slots: &OwnedSlots, offset: usize) -> usize {
+        std::ptr::from_ref(slots.block.slot(slots.first + offset)).addr() / 128
+    }
+
+    #[test]
+    fn workers_never_share_a_cache_line() {
+        let cells = Cells::new(3);
+        let instruments: Vec<Slots> = (0..40).map(|_| cells.reserve(7)).collect();
+        let mut owners = std::collections::HashMap::new();
+        for worker in 0..3 {
+            for slots in &instruments {
+                let owned = slots.take(worker).unwrap();
+                for offset in 0..7 {
+                    assert_eq!(*owners.entry(line(&owned, offset)).or_insert(worker), worker);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_s_instruments_stand_side_by_side() {
+        let cells = Cells::new(1);
+        let (first, second) = (cells.reserve(3), cells.reserve(1));
+        let (first, second) = (first.take(0).unwrap(), second.take(0).unwrap());
+        assert_eq!(line(&first, 0), line(&second, 0));
+    }
+
+    #[test]
+    fn a_cell_has_one_owner_at_a_time_and_keeps_its_number() {
+        let slots = Cells::new(2).reserve(1);
+        let mut owned = slots.take(1).unwrap();
+        owned.add(0, 5);
+        assert_eq!(slots.take(1).unwrap_err(), CellError::Taken { worker: 1 });
+        assert!(slots.take(0).is_ok());
+        drop(owned);
+        let mut next = slots.take(1).unwrap();
+        next.add(0, 1);
+        assert_eq!((next.value(0), slots.sum(0)), (6, 6));
+    }
+
+    #[test]
+    fn a_worker_that_does_not_exist_has_no_cell() {
+        let cells = Cells::new(2);
+        assert_eq!(cells.workers(), 2);
+        let error = cells.reserve(1).take(2).unwrap_err();
+        assert_eq!(error, CellError::NoSuchWorker { worker: 2, workers: 2 });
+        assert_eq!(error.to_string(), "worker 2 has no cell, there are 2 workers");
+        assert_eq!(Cells::new(0).workers(), 1);
+    }
+
+    #[test]
+    fn an_instrument_without_numbers_does_not_take_another_s_cells() {
+        let cells = Cells::new(1);
+        let (none, one) = (cells.reserve(0), cells.reserve(1));
+        let _none = none.take(0).unwrap();
+        assert!(one.take(0).is_ok());
+    }
+
+    #[test]
+    fn a_reader_on_another_thread_sees_every_count_in_the_end() {
+        const COUNTS: u64 = 100_000;
+        let slots = Cells::new(4).reserve(2);
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                let mut owned = slots.take(worker).unwrap();
+                scope.spawn(move || (0..COUNTS).for_each(|_| owned.add(1, 1)));
+            }
+            let mut last = 0;
+            while last < 4 * COUNTS {
+                let now = slots.sum(1);
+                assert!(now >= last, "a sum went back from {last} to {now}");
+                last = now;
+                std::thread::yield_now();
+            }
+            assert_eq!(last, 4 * COUNTS);
+        });
+        assert_eq!(slots.sum(0), 0);
+    }
+
+    proptest! {
+        /// Any instruments, made and used in any order, against plain numbers.
+        #[test]
+        fn no_instrument_writes_another_s_slots(sizes in prop::collection::vec(0..=MAX_SLOTS, 1..12),
+                                                adds in prop::collection::vec((any::<usize>(), 0..3_usize, any::<usize>(), any::<u64>()), 0..40)) {
+            let cells = Cells::new(3);
+            let instruments: Vec<Slots> = sizes.iter().map(|&size| cells.reserve(size)).collect();
+            let mut owned: Vec<Vec<OwnedSlots>> = Vec::new();
+            for slots in &instruments {
+                owned.push((0..3).map(|worker| slots.take(worker).unwrap()).collect());
+            }
+            let mut expected: Vec<Vec<u64>> = sizes.iter().map(|&size| vec![0; size]).collect();
+            for (instrument, worker, offset, n) in adds {
+                let instrument = instrument % sizes.len();
+                if sizes[instrument] > 0 {
+                    let offset = offset % sizes[instrument];
+                    owned[instrument][worker].add(offset, n);
+                    expected[instrument][offset] = expected[instrument][offset].wrapping_add(n);
+                }
+            }
+            for (slots, expected) in instruments.iter().zip(&expected) {
+                let sums: Vec<u64> = (0..expected.len()).map(|offset| slots.sum(offset)).collect();
+                prop_assert_eq!(&sums, expected);
+            }
+        }
+    }
+}

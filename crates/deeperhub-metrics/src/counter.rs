@@ -219,3 +219,68 @@ impl SharedCounterVec {
         self.counts.get(index).map_or(0, |count| count.load(Ordering::Relaxed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TYPES: &[&str] = &["text", "binary"];
+
+    #[test]
+    fn a_counter_is_the_sum_of_its_cells() {
+        let counter = Counter::new(&Cells::new(2));
+        let (mut first, mut second) = (counter.cell(0).unwrap(), counter.cell(1).unwrap());
+        first.inc();
+        second.add(41);
+        assert_eq!((first.value(), second.value(), counter.clone().value()), (1, 41, 42));
+    }
+
+    #[test]
+    fn a_worker_that_replaces_another_goes_on_with_its_count() {
+        let counter = Counter::new(&Cells::new(1));
+        let died = std::panic::catch_unwind(|| {
+            let mut cell = counter.cell(0).unwrap();
+            cell.add(3);
+            std::panic::resume_unwind(Box::new("the worker dies"));
+        });
+        assert!(died.is_err());
+        let mut cell = counter.cell(0).unwrap();
+        cell.inc();
+        assert_eq!(counter.value(), 4);
+    }
+
+    #[test]
+    fn a_vector_counts_each_label_by_its_index() {
+        let vec = CounterVec::new(&Cells::new(2), "type", TYPES);
+        let (mut first, mut second) = (vec.cell(0).unwrap(), vec.cell(1).unwrap());
+        first.inc(0);
+        first.add(1, 5);
+        second.inc(1);
+        assert_eq!((vec.value(0), vec.value(1), vec.value(2), vec.total()), (1, 6, 0, 7));
+    }
+
+    #[test]
+    #[cfg_attr(debug_assertions, should_panic(expected = "label index 2 of 2"))]
+    fn an_index_out_of_range_counts_nothing() {
+        let cells = Cells::new(1);
+        let (vec, next) = (CounterVec::new(&cells, "type", TYPES), Counter::new(&cells));
+        vec.cell(0).unwrap().inc(2);
+        assert_eq!((vec.total(), next.value()), (0, 0));
+    }
+
+    #[test]
+    fn shared_counters_take_any_thread() {
+        let (counter, vec) = (SharedCounter::new(), SharedCounterVec::new("type", TYPES));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        counter.inc();
+                        vec.inc(1);
+                    }
+                });
+            }
+        });
+        assert_eq!((counter.value(), vec.value(0), vec.value(1), vec.value(2)), (4000, 0, 4000, 0));
+    }
+}

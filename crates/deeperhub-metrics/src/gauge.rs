@@ -113,3 +113,41 @@ impl SharedGauge {
         self.value.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gauge_is_the_sum_of_its_cells_also_below_zero() {
+        let gauge = Gauge::new(&Cells::new(2));
+        let (mut first, mut second) = (gauge.cell(0).unwrap(), gauge.cell(1).unwrap());
+        first.inc();
+        second.add(-3);
+        second.dec();
+        assert_eq!((first.value(), second.value(), gauge.value()), (1, -4, -3));
+    }
+
+    #[test]
+    fn a_worker_that_starts_anew_sets_its_part_back() {
+        let gauge = Gauge::new(&Cells::new(2));
+        let (mut first, mut second) = (gauge.cell(0).unwrap(), gauge.cell(1).unwrap());
+        first.add(10);
+        second.add(5);
+        drop(second);
+        let mut second = gauge.cell(1).unwrap();
+        assert_eq!(second.value(), 5);
+        second.set(0);
+        assert_eq!(gauge.value(), 10);
+    }
+
+    #[test]
+    fn a_shared_gauge_goes_up_and_down() {
+        let gauge = SharedGauge::new();
+        gauge.set(5);
+        gauge.inc();
+        gauge.clone().dec();
+        gauge.add(-7);
+        assert_eq!(gauge.value(), -2);
+    }
+}

@@ -138,3 +138,55 @@ impl HistogramSnapshot {
         &self.bounds
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn times_are_counted_in_nanoseconds() {
+        let bounds = Bounds::seconds(Duration::from_millis(1), Duration::from_millis(5));
+        let histogram = Histogram::new(&Cells::new(1), bounds);
+        let mut cell = histogram.cell(0).unwrap();
+        for micros in [1, 1000, 1001, 5000, 5001] {
+            cell.observe_duration(Duration::from_micros(micros));
+        }
+        let snapshot = histogram.snapshot();
+        assert_eq!(snapshot.buckets(), [2, 1, 1, 1]);
+        assert_eq!((snapshot.count(), snapshot.sum()), (5, 12_003_000));
+    }
+
+    #[test]
+    fn a_new_owner_goes_on_with_the_buckets() {
+        let histogram = Histogram::new(&Cells::new(1), Bounds::exact([10]));
+        histogram.cell(0).unwrap().observe(10);
+        assert_eq!(histogram.cell(0).map(|mut cell| cell.observe(11)), Ok(()));
+        assert_eq!(histogram.snapshot().buckets(), [1, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_value_is_counted_once_wherever_it_is_observed(values in prop::collection::vec((0..2_usize, any::<u32>()), 0..60)) {
+            let bounds = Bounds::bytes(1 << 20);
+            let histogram = Histogram::new(&Cells::new(2), bounds.clone());
+            let shared = SharedHistogram::new(bounds.clone());
+            let mut cells = [histogram.cell(0).unwrap(), histogram.cell(1).unwrap()];
+            for &(worker, value) in &values {
+                cells[worker].observe(value.into());
+                shared.observe(value.into());
+            }
+            let (snapshot, shared) = (histogram.snapshot(), shared.snapshot());
+            prop_assert_eq!(snapshot.count(), values.len() as u64);
+            prop_assert_eq!(snapshot.sum(), values.iter().map(|&(_, value)| u64::from(value)).sum::<u64>());
+            prop_assert_eq!(snapshot.buckets(), shared.buckets());
+            prop_assert_eq!(snapshot.sum(), shared.sum());
+            let mut at_most = 0;
+            for (&bound, &bucket) in bounds.upper().iter().zip(snapshot.buckets()) {
+                at_most += bucket;
+                let expected = values.iter().filter(|&&(_, value)| u64::from(value) <= bound).count();
+                prop_assert_eq!(at_most, expected as u64);
+            }
+        }
+    }
+}

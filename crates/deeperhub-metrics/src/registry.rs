@@ -347,3 +347,190 @@ instruments! {
     Histogram is Histogram,
     SharedHistogram is Histogram,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Bounds, Cells};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    /// Every kind of metric, with numbers in it.
+    fn registry() -> Registry {
+        let cells = Cells::new(2);
+        let mut registry = Registry::new();
+        let active = Gauge::new(&cells);
+        active.cell(0).unwrap().set(3);
+        let received = CounterVec::new(&cells, "type", &["echo", "publish"]);
+        received.cell(1).unwrap().add(1, 7);
+        let sizes = Histogram::new(&cells, Bounds::bytes(1024));
+        for size in [0, 64, 65, 5000] {
+            sizes.cell(0).unwrap().observe(size);
+        }
+        let times = SharedHistogram::new(Bounds::seconds(Duration::from_millis(1), Duration::from_millis(2)));
+        times.observe_duration(Duration::from_micros(1500));
+        let sent = Counter::new(&cells);
+        sent.cell(0).unwrap().add(u64::MAX);
+        registry.register("hub_active", "Open connections.", Unit::None, &active).unwrap();
+        registry
+            .register("hub_received_total", "Messages \"in\",\nby C:\\type.", Unit::None, &received)
+            .unwrap();
+        registry.register("hub_size_bytes", "Sizes", Unit::Bytes, &sizes).unwrap();
+        registry.register("hub_wait_seconds", "Waits", Unit::Seconds, &times).unwrap();
+        registry.register("hub_sent_bytes_total", "Bytes out", Unit::Bytes, &sent).unwrap();
+        registry.register_counter_fn("hub_lost_total", "Lost", Unit::None, || 1).unwrap();
+        registry.register_gauge_fn("hub_load_ratio", "Load", Unit::Ratio, || -1).unwrap();
+        registry.register_info("hub_build_info", "Build", [("version", "1 \"a\"\n\\".to_owned())]).unwrap();
+        registry
+    }
+
+    #[test]
+    fn open_metrics_text_is_as_the_format_says() {
+        let expected = r##"# HELP hub_active Open connections.
+# TYPE hub_active gauge
+hub_active 3
+# HELP hub_received Messages \"in\",\nby C:\\type.
+# TYPE hub_received counter
+hub_received_total{type="echo"} 0
+hub_received_total{type="publish"} 7
+# HELP hub_size_bytes Sizes.
+# TYPE hub_size_bytes histogram
+# UNIT hub_size_bytes bytes
+hub_size_bytes_sum 5129.0
+hub_size_bytes_count 4
+hub_size_bytes_bucket{le="64.0"} 2
+hub_size_bytes_bucket{le="256.0"} 3
+hub_size_bytes_bucket{le="1024.0"} 3
+hub_size_bytes_bucket{le="+Inf"} 4
+# HELP hub_wait_seconds Waits.
+# TYPE hub_wait_seconds histogram
+# UNIT hub_wait_seconds seconds
+hub_wait_seconds_sum 0.0015
+hub_wait_seconds_count 1
+hub_wait_seconds_bucket{le="0.001"} 0
+hub_wait_seconds_bucket{le="0.0025"} 1
+hub_wait_seconds_bucket{le="+Inf"} 1
+# HELP hub_sent_bytes Bytes out.
+# TYPE hub_sent_bytes counter
+# UNIT hub_sent_bytes bytes
+hub_sent_bytes_total 18446744073709551615
+# HELP hub_lost Lost.
+# TYPE hub_lost counter
+hub_lost_total 1
+# HELP hub_load_ratio Load.
+# TYPE hub_load_ratio gauge
+# UNIT hub_load_ratio ratio
+hub_load_ratio -1
+# HELP hub_build Build.
+# TYPE hub_build info
+hub_build_info{version="1 \"a\"\n\\"} 1
+# EOF
+"##;
+        assert_eq!(registry().encode(), expected);
+    }
+
+    #[test]
+    fn prometheus_text_has_the_same_samples_under_the_names_that_it_tells() {
+        let (registry, format) = (registry(), Format::Prometheus);
+        let (text, open_metrics) = (registry.encode_as(format), registry.encode());
+        fn samples(text: &str) -> Vec<&str> {
+            text.lines().filter(|line| !line.starts_with('#')).collect()
+        }
+        assert_eq!(samples(&text), samples(&open_metrics));
+        assert!(
+            text.starts_with("# HELP hub_active Open connections.\n# TYPE hub_active gauge\nhub_active 3\n")
+        );
+        assert!(text.contains("# HELP hub_received_total Messages \"in\",\\nby C:\\\\type.\n"));
+        assert!(text.contains("# TYPE hub_sent_bytes_total counter\nhub_sent_bytes_total "));
+        assert!(text.contains("# TYPE hub_build_info gauge\nhub_build_info{"));
+        assert!(!text.contains("# UNIT") && !text.contains("# EOF"));
+    }
+
+    #[test]
+    fn common_labels_stand_at_every_sample() {
+        let mut registry = Registry::with_labels([("node", "a\"b".to_owned())]).unwrap();
+        let vec = SharedCounterVec::new("type", &["x"]);
+        registry.register("hub_a_total", "A", Unit::None, &vec).unwrap();
+        registry.register("hub_b", "B", Unit::None, &SharedGauge::new()).unwrap();
+        registry.register_process();
+        let text = registry.encode_as(Format::Prometheus);
+        assert!(text.contains("hub_a_total{node=\"a\\\"b\",type=\"x\"} 0\n"), "{text}");
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            assert!(line.contains("{node=\"a\\\"b\""), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_taken_once_also_without_its_ending() {
+        let mut registry = registry();
+        let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
+        let before = registry.encode();
+        let duplicate = |name: &str| Err(RegisterError::Duplicate { name: name.to_owned() });
+        let received = registry.register("hub_received_total", "", Unit::None, &counter);
+        assert_eq!(received, duplicate("hub_received_total"));
+        assert_eq!(registry.register("hub_received", "", Unit::None, &gauge), duplicate("hub_received"));
+        assert_eq!(registry.register("hub_build", "", Unit::None, &gauge), duplicate("hub_build"));
+        assert_eq!(registry.encode(), before);
+        registry.register_process();
+        registry.register_process();
+        let cpu = registry.register("process_cpu_seconds_total", "", Unit::Seconds, &counter);
+        assert_eq!(cpu, duplicate("process_cpu_seconds_total"));
+    }
+
+    #[test]
+    fn names_that_break_a_rule_are_refused() {
+        let mut registry = Registry::new();
+        let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
+        for name in
+            ["", "a", "_total", "A_total", "1_total", "a-b_total", "a_sum_total", "é_total", "a b_total"]
+        {
+            let error = registry.register(name, "", Unit::None, &counter).unwrap_err();
+            assert!(matches!(error, RegisterError::Name { .. }), "{name}: {error}");
+        }
+        for name in ["a_total", "a_bucket", "a_count", "a_info", "a_created"] {
+            let error = registry.register(name, "", Unit::None, &gauge).unwrap_err();
+            assert!(matches!(error, RegisterError::Name { .. }), "{name}: {error}");
+        }
+        for name in ["bytes", "_bytes", "a_bytes_x", "abytes"] {
+            let error = registry.register(name, "", Unit::Bytes, &gauge).unwrap_err();
+            assert!(matches!(error, RegisterError::Name { .. }), "{name}: {error}");
+        }
+        assert_eq!(registry.encode(), "# EOF\n");
+    }
+
+    #[test]
+    fn labels_that_clash_are_refused() {
+        let mut registry = Registry::with_labels([("node", "a".to_owned())]).unwrap();
+        for (label, values) in [
+            ("node", ["x", "y"]),
+            ("le", ["x", "y"]),
+            ("", ["x", "y"]),
+            ("A", ["x", "y"]),
+            ("type", ["x", "x"]),
+        ] {
+            let vec = SharedCounterVec::new(label, values.to_vec().leak());
+            let error = registry.register("a_total", "", Unit::None, &vec).unwrap_err();
+            assert!(matches!(error, RegisterError::Label { .. }), "{label}: {error}");
+        }
+        let twice = [("a", String::new()), ("a", String::new())];
+        assert!(registry.register_info("a_info", "", twice.clone()).is_err());
+        assert!(Registry::with_labels(twice).is_err());
+        // Nothing of what was refused holds the name.
+        assert_eq!(registry.register("a_total", "", Unit::None, &SharedCounter::new()), Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn help_and_label_values_cannot_break_the_text(help in "[a#\"\\\\\n\r{}]{0,12}|\\PC{0,12}", value in "[a#\"\\\\\n\r{}]{0,12}") {
+            let mut registry = Registry::new();
+            registry.register("a_total", &help, Unit::None, &SharedCounter::new()).unwrap();
+            registry.register_info("b_info", &help, [("v", value)]).unwrap();
+            for (format, comments) in [(Format::OpenMetrics, 5), (Format::Prometheus, 4)] {
+                let text = registry.encode_as(format);
+                let lines: Vec<&str> = text.split_terminator('\n').collect();
+                prop_assert_eq!(lines.len(), 2 + comments, "{}", text);
+                prop_assert_eq!(lines.iter().filter(|line| line.starts_with("# ")).count(), comments);
+            }
+        }
+    }
+}
