@@ -181,3 +181,6 @@ impl Drop for EventStream {
         self.shared.update_observed(&observers);
     }
 }
+
+#[cfg(test)]
+mod tests;
