@@ -1,4 +1,31 @@
-//! Origin policy, rate limits, secrets and grants for WebSocket servers.
+//! Origin policy, rate limits, secrets and grants for WebSocket servers: small decisions, each a value that is asked with
+//! everything it needs; no sockets, no clock, no runtime.
+//!
+//! [`OriginPolicy`] knows which web pages may connect, [`RateLimiter`] how often a connection may send,
+//! [`AddressLimiter`] how often an address may connect, [`Grants`] what the bearer of a token may do, and [`Secret`]
+//! whether a key is the right one.
+//!
+#![cfg_attr(feature = "rate-limit", doc = "```")]
+#![cfg_attr(not(feature = "rate-limit"), doc = "```ignore")]
+//! use deeperhub_security::{OriginPolicy, RateLimit, RateLimiter, RetryAfter, Secret};
+//! use std::num::NonZeroU32;
+//! use std::time::Duration;
+//!
+//! // A page of the host that the request was made to, and one of another.
+//! let origins = OriginPolicy::default();
+//! assert!(origins.check(Some("https://hub.net"), Some("hub.net"), true).is_ok());
+//! assert!(origins.check(Some("https://evil.example"), Some("hub.net"), true).is_err());
+//!
+//! // One a second, one at once.
+//! let limit = RateLimit::new(NonZeroU32::MIN, NonZeroU32::MIN);
+//! let (mut limiter, now) = (RateLimiter::default(), Duration::from_secs(5));
+//! assert_eq!(limiter.check(&limit, now), Ok(()));
+//! assert_eq!(limiter.check(&limit, now), Err(RetryAfter(Duration::from_secs(1))));
+//!
+//! let key = Secret::new("hunter2");
+//! assert!(key.matches(b"hunter2"));
+//! assert_eq!(format!("{key:?}"), "Secret(…)");
+//! ```
 
 mod grants;
 pub mod origin;
@@ -11,3 +38,8 @@ pub use origin::{OriginError, OriginPolicy, OriginPolicyError};
 #[cfg(feature = "rate-limit")]
 pub use rate::{AddressLimiter, RateLimit, RateLimiter, RetryAfter};
 pub use secret::Secret;
+
+/// The README's example runs with the doc tests.
+#[cfg(all(doctest, feature = "rate-limit"))]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -222,3 +222,144 @@ fn network(address: IpAddr) -> IpAddr {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn limit(per_second: u32, burst: u32) -> RateLimit {
+        RateLimit::new(NonZeroU32::new(per_second).unwrap(), NonZeroU32::new(burst).unwrap())
+    }
+
+    fn granted(limiter: &mut RateLimiter, limit: RateLimit, now: Duration) -> usize {
+        std::iter::from_fn(|| limiter.check(&limit, now).ok()).take(100_000).count()
+    }
+
+    #[test]
+    fn a_burst_is_granted_at_once_and_the_next_is_told_when() {
+        let (mut limiter, limit, now) = (RateLimiter::default(), limit(100, 200), Duration::from_secs(7));
+        assert_eq!(granted(&mut limiter, limit, now), 200);
+        assert_eq!(limiter.check(&limit, now), Err(RetryAfter(Duration::from_millis(10))));
+        assert_eq!(
+            limiter.check(&limit, now + Duration::from_millis(4)),
+            Err(RetryAfter(Duration::from_millis(6)))
+        );
+        assert_eq!(limiter.check(&limit, now + Duration::from_millis(10)), Ok(()));
+        assert_eq!(
+            limiter.check(&limit, now + Duration::from_millis(10)),
+            Err(RetryAfter(Duration::from_millis(10)))
+        );
+    }
+
+    #[test]
+    fn a_pause_makes_the_burst_whole_and_no_larger() {
+        let (mut limiter, limit) = (RateLimiter::default(), limit(100, 200));
+        assert_eq!(granted(&mut limiter, limit, Duration::ZERO), 200);
+        assert_eq!(granted(&mut limiter, limit, Duration::from_secs(1)), 100);
+        assert_eq!(granted(&mut limiter, limit, Duration::from_secs(3)), 200);
+        assert_eq!(granted(&mut limiter, limit, Duration::from_secs(9000)), 200);
+    }
+
+    #[test]
+    fn the_extremes_of_limits_and_times_are_decided() {
+        for limit in [limit(1, 1), limit(1, u32::MAX), limit(u32::MAX, 1), limit(u32::MAX, u32::MAX)] {
+            let mut limiter = RateLimiter::default();
+            for now in [Duration::ZERO, Duration::MAX, Duration::from_secs(1), Duration::MAX] {
+                let _ = limiter.check(&limit, now);
+            }
+            let addresses = AddressLimiter::new(limit);
+            for now in [Duration::ZERO, Duration::MAX, Duration::from_secs(1), Duration::MAX] {
+                let _ = addresses.check(Ipv6Addr::LOCALHOST.into(), now);
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_keeps_eight_bytes() {
+        assert_eq!(size_of::<RateLimiter>(), 8);
+    }
+
+    #[test]
+    fn each_address_has_its_own_limit() {
+        let limiter = AddressLimiter::new(limit(1, 1));
+        let check = |address: &str| limiter.check(address.parse().unwrap(), Duration::from_secs(1));
+        for address in ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:0:1::1"] {
+            assert_eq!(check(address), Ok(()), "{address}");
+            assert_eq!(check(address), Err(RetryAfter(Duration::from_secs(1))), "{address}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_network_counts_as_one_address_and_a_mapped_address_as_ipv4() {
+        let limiter = AddressLimiter::new(limit(1, 1));
+        let check = |address: &str| limiter.check(address.parse().unwrap(), Duration::from_secs(1)).is_ok();
+        assert!(
+            check("2001:db8:1:2::1")
+                && !check("2001:db8:1:2:ffff:ffff:ffff:ffff")
+                && check("2001:db8:1:3::1")
+        );
+        assert!(check("192.0.2.1") && !check("::ffff:192.0.2.1") && check("::ffff:192.0.2.2"));
+        assert_eq!(limiter.addresses(), 4);
+    }
+
+    #[test]
+    fn addresses_are_forgotten_once_their_burst_is_whole() {
+        let limiter = AddressLimiter::new(limit(1, 2));
+        for host in 0..100 {
+            let _ = limiter.check(IpAddr::from([192, 0, 2, host]), Duration::from_secs(1));
+        }
+        assert_eq!(limiter.addresses(), 100);
+        let late = IpAddr::from([198, 51, 100, 1]);
+        assert_eq!(limiter.check(late, Duration::from_secs(100)), Ok(()));
+        assert_eq!(limiter.addresses(), 1);
+    }
+
+    #[test]
+    fn an_address_that_keeps_coming_is_not_forgotten() {
+        let limiter = AddressLimiter::new(limit(1, 3));
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let granted = (0..1000)
+            .filter(|&step| limiter.check(address, Duration::from_millis(100 * step)).is_ok())
+            .count();
+        assert_eq!(granted, 3 + 99, "a burst, and one for each second of the rest");
+    }
+
+    proptest! {
+        /// The rule itself, in whole numbers: a bucket that holds `burst` and gains one each 1/per_second.
+        #[test]
+        fn a_limiter_agrees_with_governors_own(
+            per_second in 1..1000_u32,
+            burst in 1..50_u32,
+            pauses in prop::collection::vec(0..2_000_000_000_u64, 1..100),
+        ) {
+            let limit = limit(per_second, burst);
+            let clock = governor::clock::FakeRelativeClock::default();
+            let governors = governor::RateLimiter::direct_with_clock(limit.quota(), clock.clone());
+            let (mut ours, mut now) = (RateLimiter::default(), Duration::from_secs(1));
+            // Short pauses, so that the limit is met, and long ones now and then.
+            for pause in pauses {
+                let pause = Duration::from_nanos(if pause % 7 == 0 { pause } else { pause % 3_000_000 });
+                now += pause;
+                clock.advance(pause);
+                let expected = governors.check().map_err(|not_until| {
+                    RetryAfter(not_until.wait_time_from(governor::clock::Clock::now(&clock)))
+                });
+                prop_assert_eq!(ours.check(&limit, now), expected);
+            }
+        }
+
+        #[test]
+        fn what_is_told_to_wait_is_granted_then(steps in prop::collection::vec(0..40_u64, 1..200), burst in 1..5_u32) {
+            let (mut limiter, limit, mut now) = (RateLimiter::default(), limit(100, burst), Duration::ZERO);
+            for step in steps {
+                now += Duration::from_millis(step);
+                if let Err(RetryAfter(wait)) = limiter.check(&limit, now) {
+                    prop_assert!(limiter.check(&limit, now + wait - Duration::from_nanos(1)).is_err());
+                    now += wait;
+                    prop_assert_eq!(limiter.check(&limit, now), Ok(()));
+                }
+            }
+        }
+    }
+}

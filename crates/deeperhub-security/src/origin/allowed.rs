@@ -41,6 +41,11 @@ impl Allowed {
         if !is_scheme(scheme) {
             return Err(fault("a scheme such as https before the ://".into()));
         }
+        if rest.contains(|c: char| c == ',' || c.is_whitespace()) {
+            return Err(fault(
+                "a host and perhaps a port after the ://; each origin is a value of its own".into(),
+            ));
+        }
         if let Some(end) = rest.find(['/', '?', '#']) {
             let origin = value.get(..scheme.len() + "://".len() + end).unwrap_or(value);
             return Err(fault(format!("an origin has no path: {origin}").into()));
