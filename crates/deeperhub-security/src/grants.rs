@@ -3,12 +3,16 @@
 use deeperhub_protocol::{Subscription, Topic};
 use std::sync::Arc;
 
+/// The most bytes of a user's name.
+pub const MAX_USER_BYTES: usize = 255;
+
 /// What a valid token says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claims {
-    /// The user: the token's `sub`.
+    /// The user: the token's `sub`, of 1 to [`MAX_USER_BYTES`] and without control characters.
     pub user: Arc<str>,
-    /// When the token ends: its `exp`, in seconds since 1970 (RFC 7519 section 4.1.4).
+    /// When the token ends: its `exp`, in seconds since 1970 (RFC 7519 section 4.1.4), rounded down. As large as the
+    /// issuer likes.
     pub expires_at: u64,
     /// What the user may do.
     pub grants: Grants,
@@ -71,6 +75,12 @@ impl Grants {
     pub fn may_publish(&self, to: &Topic<'_>) -> bool {
         self.publish().is_none_or(|grants| grants.iter().any(|grant| grant.matches(to)))
     }
+}
+
+/// Whether a text can be a user's name: 1 to [`MAX_USER_BYTES`], and no control characters.
+#[cfg(any(feature = "auth", feature = "tls"))]
+pub(crate) fn is_user(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_USER_BYTES && !text.contains(char::is_control)
 }
 
 #[cfg(test)]

@@ -27,13 +27,23 @@
 //! assert_eq!(format!("{key:?}"), "Secret(…)");
 //! ```
 
+mod address;
+#[cfg(feature = "auth")]
+pub mod auth;
+#[cfg(any(feature = "auth", feature = "tls"))]
+pub mod files;
 mod grants;
 pub mod origin;
+#[cfg(feature = "proxy")]
+pub mod proxy;
 #[cfg(feature = "rate-limit")]
 mod rate;
 mod secret;
+#[cfg(feature = "tls")]
+pub mod tls;
 
-pub use grants::{Claims, Grants};
+pub use address::client_network;
+pub use grants::{Claims, Grants, MAX_USER_BYTES};
 pub use origin::{OriginError, OriginPolicy, OriginPolicyError};
 #[cfg(feature = "rate-limit")]
 pub use rate::{AddressLimiter, RateLimit, RateLimiter, RetryAfter};

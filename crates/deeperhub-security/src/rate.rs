@@ -2,6 +2,7 @@
 //!
 //! [`governor`] decides, by its generic cell rate algorithm; what is ours is where the state lies and whose time it is.
 
+use crate::client_network;
 use ahash::RandomState;
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
@@ -11,7 +12,7 @@ use governor::state::{NotKeyed, StateStore};
 use governor::{NotUntil, Quota};
 use std::cell::Cell;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -161,7 +162,7 @@ impl AddressLimiter {
     pub fn check(&self, address: IpAddr, now: Duration) -> Result<(), RetryAfter> {
         let now = self.latest.advance(nanos(now));
         self.sweep(now);
-        self.limiter.check_key(&network(address)).map_err(|not_until| retry_after(&not_until, now))
+        self.limiter.check_key(&client_network(address)).map_err(|not_until| retry_after(&not_until, now))
     }
 
     /// How many addresses (or /64s) are remembered.
@@ -216,17 +217,11 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 2)
 }
 
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::Ipv6Addr;
 
     fn limit(per_second: u32, burst: u32) -> RateLimit {
         RateLimit::new(NonZeroU32::new(per_second).unwrap(), NonZeroU32::new(burst).unwrap())

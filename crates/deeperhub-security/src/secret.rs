@@ -20,6 +20,12 @@ impl Secret {
         Self(Zeroizing::new(bytes.into()))
     }
 
+    /// A secret of bytes that are overwritten already, without a copy.
+    #[cfg(any(feature = "auth", feature = "tls"))]
+    pub(crate) const fn from_zeroizing(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes, for whoever must compute with them.
     #[must_use]
     pub fn expose(&self) -> &[u8] {

@@ -1,0 +1,102 @@
+//! What a token's claims must be.
+
+use super::error::AuthError;
+use super::json;
+use crate::grants::is_user;
+use crate::{Claims, Grants};
+use deeperhub_protocol::Subscription;
+use serde_json::{Map, Value};
+
+/// The most patterns that each list of a token's `deeperhub` claim may have.
+pub const MAX_PATTERNS: usize = 256;
+
+/// What the claims are held against.
+pub(super) struct Expected<'a> {
+    pub(super) audience: &'a [String],
+    pub(super) issuer: &'a [String],
+    /// In seconds.
+    pub(super) leeway: f64,
+}
+
+impl Expected<'_> {
+    /// Reads the claims of a token whose signature is good.
+    pub(super) fn read(&self, payload: &[u8], now: u64) -> Result<Claims, AuthError> {
+        let claims = json::object(payload)
+            .ok_or(invalid("its claims are not a JSON object in which each key stands once"))?;
+        let user = match claims.get("sub") {
+            Some(Value::String(user)) if is_user(user) => user,
+            Some(Value::String(_)) => {
+                return Err(invalid("sub is empty, longer than 255 bytes, or has control characters"));
+            }
+            _ => return Err(invalid("sub must be a string")),
+        };
+        let ends = time(&claims, "exp")?.ok_or(invalid("exp is missing"))?;
+        let grants = claims.get("deeperhub").map_or(Ok(Grants::unrestricted()), grants)?;
+        if time(&claims, "nbf")?.is_some_and(|starts| starts > seconds(now) + self.leeway) {
+            return Err(invalid("nbf is in the future"));
+        }
+        if !self.issuer.is_empty() && !claims.get("iss").is_some_and(|issuer| is_one_of(issuer, self.issuer))
+        {
+            return Err(invalid("iss is not one that is accepted"));
+        }
+        if !self.audience.is_empty() && !claims.get("aud").is_some_and(|aud| self.is_audience(aud)) {
+            return Err(invalid("aud does not name this server"));
+        }
+        // Last, so that a token that is told to have expired is one that a newer one would replace.
+        if seconds(now) >= ends {
+            return Err(AuthError::Expired);
+        }
+        // A float that is too large becomes the largest integer.
+        Ok(Claims { user: user.as_str().into(), expires_at: ends as u64, grants })
+    }
+
+    fn is_audience(&self, value: &Value) -> bool {
+        match value {
+            Value::Array(values) => values.iter().any(|value| is_one_of(value, self.audience)),
+            value => is_one_of(value, self.audience),
+        }
+    }
+}
+
+fn is_one_of(value: &Value, accepted: &[String]) -> bool {
+    value.as_str().is_some_and(|value| accepted.iter().any(|accepted| accepted == value))
+}
+
+/// A NumericDate (RFC 7519 section 2): seconds since 1970, perhaps with decimals.
+fn time(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, AuthError> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(Value::Number(seconds)) => Ok(seconds.as_f64()),
+        Some(_) if name == "exp" => Err(invalid("exp must be a number")),
+        Some(_) => Err(invalid("nbf must be a number")),
+    }
+}
+
+/// Exact for the next 285 million years.
+fn seconds(time: u64) -> f64 {
+    time as f64
+}
+
+fn grants(claim: &Value) -> Result<Grants, AuthError> {
+    let Value::Object(claim) = claim else { return Err(invalid("deeperhub must be an object")) };
+    if claim.keys().any(|key| key != "subscribe" && key != "publish") {
+        return Err(invalid("deeperhub has subscribe and publish, nothing else"));
+    }
+    Ok(Grants::only(patterns(claim.get("subscribe"))?, patterns(claim.get("publish"))?))
+}
+
+fn patterns(list: Option<&Value>) -> Result<Vec<Subscription<'static>>, AuthError> {
+    let list = match list {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(list)) if list.len() <= MAX_PATTERNS => list,
+        Some(Value::Array(_)) => return Err(invalid("a list of deeperhub has more than 256 patterns")),
+        Some(_) => return Err(invalid("subscribe and publish of deeperhub must be lists")),
+    };
+    let pattern = |value: &Value| Subscription::parse(value.as_str()?.to_owned()).ok();
+    let patterns: Option<Vec<_>> = list.iter().map(pattern).collect();
+    patterns.ok_or(invalid("deeperhub has something in a list that is no topic or pattern"))
+}
+
+pub(super) const fn invalid(reason: &'static str) -> AuthError {
+    AuthError::Invalid { reason }
+}

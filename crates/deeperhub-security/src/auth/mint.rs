@@ -1,0 +1,84 @@
+//! Tokens for development.
+
+use super::claims::MAX_PATTERNS;
+use crate::grants::is_user;
+use crate::{Grants, Secret};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use deeperhub_protocol::Subscription;
+use jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER;
+use jsonwebtoken::{Algorithm, EncodingKey};
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+/// Makes a token (HS256) that an [`Authenticator`](super::Authenticator) with the same secret accepts from `now`, in
+/// seconds since 1970, until `ttl` later, in whole seconds.
+///
+/// For development and tests: what issues tokens to users knows who they are, and is not this server.
+///
+/// # Errors
+///
+/// [`MintError`] for what no token may say.
+pub fn mint(
+    secret: &Secret,
+    user: &str,
+    grants: &Grants,
+    now: u64,
+    ttl: Duration,
+) -> Result<String, MintError> {
+    if secret.expose().is_empty() {
+        return Err(MintError::EmptySecret);
+    }
+    if !is_user(user) {
+        return Err(MintError::User);
+    }
+    if ttl.as_secs() == 0 {
+        return Err(MintError::Ttl);
+    }
+    let mut claims = Map::new();
+    claims.insert("sub".to_owned(), user.into());
+    claims.insert("iat".to_owned(), now.into());
+    claims.insert("exp".to_owned(), now.saturating_add(ttl.as_secs()).into());
+    if let (Some(subscribe), Some(publish)) = (grants.subscribe(), grants.publish()) {
+        if subscribe.len().max(publish.len()) > MAX_PATTERNS {
+            return Err(MintError::TooManyPatterns);
+        }
+        claims.insert(
+            "deeperhub".to_owned(),
+            json!({ "subscribe": texts(subscribe), "publish": texts(publish) }),
+        );
+    }
+    let encode = |json: String| URL_SAFE_NO_PAD.encode(json);
+    let header = json!({ "alg": "HS256", "typ": "JWT" }).to_string();
+    let message = format!("{}.{}", encode(header), encode(Value::Object(claims).to_string()));
+    let key = EncodingKey::from_secret(secret.expose());
+    let signer =
+        (DEFAULT_PROVIDER.signer_factory)(&Algorithm::HS256, &key).map_err(|_| MintError::Signing)?;
+    let signature = signer.try_sign(message.as_bytes()).map_err(|_| MintError::Signing)?;
+    Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
+}
+
+fn texts<'a>(subscriptions: &'a [Subscription<'_>]) -> Vec<&'a str> {
+    subscriptions.iter().map(Subscription::as_str).collect()
+}
+
+/// Why a token cannot be made. The caller's to mend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum MintError {
+    /// The secret has no bytes.
+    #[error("the secret is empty")]
+    EmptySecret,
+    /// The user is empty, longer than 255 bytes, or has control characters.
+    #[error("the user must have 1 to 255 bytes and no control characters")]
+    User,
+    /// The token would be valid for less than a second.
+    #[error("the token must be valid for a second at least")]
+    Ttl,
+    /// More than [`MAX_PATTERNS`] topics and patterns in a list.
+    #[error("a list may have {MAX_PATTERNS} patterns at most")]
+    TooManyPatterns,
+    /// The cryptographic library refuses.
+    #[error("the token cannot be signed")]
+    Signing,
+}

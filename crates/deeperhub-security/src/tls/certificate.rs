@@ -1,0 +1,65 @@
+//! What is read of a certificate itself: for how long it is good, and whom it is for.
+
+use super::Warning;
+use crate::grants::is_user;
+use rustls::pki_types::CertificateDer;
+use x509_cert::Certificate;
+use x509_cert::attr::AttributeTypeAndValue;
+use x509_cert::der::asn1::{ObjectIdentifier, PrintableStringRef, TeletexStringRef, Utf8StringRef};
+use x509_cert::der::{Decode, Tag, Tagged};
+
+/// id-at-commonName, RFC 5280 appendix A.1.
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+
+/// The user that a client's certificate is for: its subject's common name.
+///
+/// `None` without one, with several, and for one that is no user's name: it must have 1 to
+/// [`MAX_USER_BYTES`](crate::MAX_USER_BYTES) and no control characters. Reads only; that the certificate may be believed is for the
+/// handshake to have found out.
+#[must_use]
+pub fn user(certificate: &CertificateDer<'_>) -> Option<String> {
+    let certificate = Certificate::from_der(certificate).ok()?;
+    let names = certificate.tbs_certificate.subject.0;
+    let mut names = names.iter().flat_map(|name| name.0.iter()).filter(|name| name.oid == COMMON_NAME);
+    let (name, None) = (names.next()?, names.next()) else { return None };
+    let name = text(name)?;
+    is_user(name).then(|| name.to_owned())
+}
+
+fn text(name: &AttributeTypeAndValue) -> Option<&str> {
+    match name.value.tag() {
+        Tag::Utf8String => name.value.decode_as::<Utf8StringRef<'_>>().ok().map(|text| text.as_str()),
+        Tag::PrintableString => {
+            name.value.decode_as::<PrintableStringRef<'_>>().ok().map(|text| text.as_str())
+        }
+        Tag::TeletexString => name.value.decode_as::<TeletexStringRef<'_>>().ok().map(|text| text.as_str()),
+        _ => None,
+    }
+}
+
+/// From when to when a certificate is good, in seconds since 1970.
+pub(super) struct Validity {
+    pub(super) starts: u64,
+    pub(super) ends: u64,
+}
+
+impl Validity {
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let validity = Certificate::from_der(certificate).ok()?.tbs_certificate.validity;
+        Some(Self {
+            starts: validity.not_before.to_unix_duration().as_secs(),
+            ends: validity.not_after.to_unix_duration().as_secs(),
+        })
+    }
+
+    /// The warning, of the file that it is given.
+    pub(super) fn warning(&self, now: u64) -> Option<fn(String) -> Warning> {
+        if now > self.ends {
+            Some(|name| Warning::Expired { name })
+        } else if now < self.starts {
+            Some(|name| Warning::NotYetValid { name })
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! TLS for a server: a [`rustls::ServerConfig`] from PEM, and a place to swap it for a newer one.
+//!
+//! TLS 1.2 and 1.3 with rustls's own choice of cipher suites, by aws-lc-rs; ALPN `http/1.1`; sessions resume by tickets,
+//! whose keys change every six hours and are forgotten when a new configuration takes over. No early data: what comes
+//! in it could be sent again by others.
+//!
+//! With a CA for clients, a client may show a certificate. One that shows none is let in (a token can tell who it is);
+//! one that shows a certificate which that CA did not sign, or which is past its time, is not. [`user`] says whom a
+//! certificate is for.
+//!
+//! ```no_run
+//! use deeperhub_security::tls::{Config, Reloadable};
+//! use std::path::Path;
+//! use std::time::SystemTime;
+//!
+//! let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+//! let config = Config::load(Path::new("cert.pem"), Path::new("key.pem"), None)?;
+//! let server = config.build(now)?;
+//! for warning in &server.warnings {
+//!     eprintln!("{warning}");
+//! }
+//! let current = Reloadable::new(server.config);
+//! let _for_a_connection = current.current();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod certificate;
+mod error;
+mod reloadable;
+
+pub use certificate::user;
+pub use error::{Problem, TlsError, Warning};
+pub use reloadable::Reloadable;
+
+use crate::Secret;
+use crate::files::{self, FileError};
+use certificate::Validity;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How many sessions are remembered for clients that resume without tickets (TLS 1.2). A new one then takes an old
+/// one's place; a client whose session is gone does a whole handshake.
+pub const REMEMBERED_SESSIONS: usize = 1024;
+
+/// PEM text, and what to call it in errors.
+#[derive(Clone)]
+pub struct Pem {
+    name: String,
+    text: Secret,
+}
+
+impl Pem {
+    /// PEM text under a name: the file's or the setting's that it is from.
+    #[must_use]
+    pub fn new(name: impl Into<String>, text: Secret) -> Self {
+        Self { name: name.into(), text }
+    }
+
+    /// The text of a file, under the file's name.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] when it cannot be read.
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        Ok(Self::new(path.display().to_string(), files::read(path)?))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.text.expose()
+    }
+
+    fn wrong(&self, problem: Problem) -> TlsError {
+        TlsError::Content { name: self.name.clone(), problem }
+    }
+}
+
+/// Shows the name alone.
+impl fmt::Debug for Pem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Pem").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What TLS is made of.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The server's certificate, and after it those that lead to a root that clients know.
+    pub certificates: Pem,
+    /// The certificate's private key: PKCS#8, SEC1 or PKCS#1, not encrypted.
+    pub key: Pem,
+    /// CAs whose certificates clients may show; `None`: clients are not asked for one.
+    pub client_ca: Option<Pem>,
+}
+
+/// TLS that is ready to serve.
+#[derive(Debug)]
+pub struct Server {
+    /// What each connection is made with.
+    pub config: Arc<ServerConfig>,
+    /// When the certificate ends, in seconds since 1970 (its `notAfter`).
+    pub ends: u64,
+    /// What whoever keeps the certificate should know.
+    pub warnings: Vec<Warning>,
+}
+
+impl Config {
+    /// Reads the files, now.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError::File`] when one cannot be read. What stands in them is looked at by [`build`](Self::build).
+    pub fn load(certificates: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self, TlsError> {
+        Ok(Self {
+            certificates: Pem::read(certificates)?,
+            key: Pem::read(key)?,
+            client_ca: client_ca.map(Pem::read).transpose()?,
+        })
+    }
+
+    /// Checks all of it, and makes what connections need, at the time `now` in seconds since 1970.
+    ///
+    /// A certificate that has ended is a warning only: a server that does not start would serve nobody at all.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`] names the file and says what would be right.
+    pub fn build(&self, now: u64) -> Result<Server, TlsError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let chain = certificates(&self.certificates)?;
+        let leaf = chain.first().ok_or_else(|| self.certificates.wrong(Problem::NoCertificate))?;
+        let validity = Validity::of(leaf).ok_or_else(|| self.certificates.wrong(Problem::Certificate))?;
+        let key = private_key(&self.key)?;
+
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(rustls::ALL_VERSIONS)
+            .map_err(TlsError::Library)?;
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(pem) => builder.with_client_cert_verifier(client_verifier(pem, &provider)?),
+        };
+        let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                self.key.wrong(Problem::KeyOfAnother { certificates: self.certificates.name.clone() })
+            }
+            rustls::Error::InvalidCertificate(_) => self.certificates.wrong(Problem::Certificate),
+            _ => self.key.wrong(Problem::Key),
+        })?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Library)?;
+        config.session_storage = ServerSessionMemoryCache::new(REMEMBERED_SESSIONS);
+        // A WebSocket client opens one connection; it needs no second ticket for another at the same time.
+        config.send_tls13_tickets = 1;
+
+        let warnings = validity.warning(now).map(|warning| warning(self.certificates.name.clone()));
+        Ok(Server { config: Arc::new(config), ends: validity.ends, warnings: warnings.into_iter().collect() })
+    }
+}
+
+fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.bytes()).collect();
+    let chain = chain.map_err(|_| pem.wrong(Problem::NotPem))?;
+    if chain.is_empty() { Err(pem.wrong(Problem::NoCertificate)) } else { Ok(chain) }
+}
+
+fn private_key(pem: &Pem) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem.bytes()).map_err(|error| {
+        const ENCRYPTED: &[u8] = b"ENCRYPTED";
+        let encrypted = pem.bytes().windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
+        pem.wrong(match error {
+            _ if encrypted => Problem::EncryptedKey,
+            pem::Error::NoItemsFound => Problem::NoKey,
+            _ => Problem::NotPem,
+        })
+    })
+}
+
+fn client_verifier(
+    pem: &Pem,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate).map_err(|_| pem.wrong(Problem::Ca))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+        .allow_unauthenticated()
+        .build()
+        .map_err(|_| pem.wrong(Problem::Ca))
+}
