@@ -38,6 +38,8 @@
 //! ```
 
 pub mod code;
+#[cfg(feature = "deflate")]
+pub mod deflate;
 pub mod frame;
 pub mod handshake;
 mod id;

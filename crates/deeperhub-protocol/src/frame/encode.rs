@@ -1,6 +1,8 @@
 //! Server frames (unmasked, RFC 6455 section 5.1) appended to a buffer.
 
 use super::header::{BINARY, CLOSE, FIN, MAX_CONTROL_PAYLOAD, PING, PONG, TEXT};
+#[cfg(feature = "deflate")]
+use super::header::{LENGTH, OPCODE, RSV1};
 
 /// Longest header of a server frame: two bytes and a 64-bit length.
 pub(super) const MAX_SERVER_HEADER: usize = 10;
@@ -75,6 +77,57 @@ pub fn write_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
 /// Header of an unfragmented text frame whose payload has `length` bytes, and how much of the array it is.
 pub(crate) fn text_header(length: usize) -> ([u8; MAX_SERVER_HEADER], usize) {
     header(TEXT, length)
+}
+
+/// A server frame in front of other bytes.
+#[cfg(feature = "deflate")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ServerFrame {
+    first: u8,
+    pub(crate) header_len: usize,
+    pub(crate) payload_len: usize,
+}
+
+#[cfg(feature = "deflate")]
+impl ServerFrame {
+    /// Whether this is a whole text or binary message that no extension has touched.
+    pub(crate) fn is_plain_message(self) -> bool {
+        self.first == FIN | TEXT || self.first == FIN | BINARY
+    }
+
+    pub(crate) fn opcode(self) -> u8 {
+        self.first & OPCODE
+    }
+}
+
+/// The frame that `bytes` start with, if it is whole and as the `write_…` functions make them.
+#[cfg(feature = "deflate")]
+pub(crate) fn server_frame(bytes: &[u8]) -> Option<ServerFrame> {
+    let (&[first, length], rest) = bytes.split_first_chunk()?;
+    let (header_len, payload_len) = match length {
+        126 => (4, usize::from(u16::from_be_bytes(*rest.first_chunk()?))),
+        127 => (10, usize::try_from(u64::from_be_bytes(*rest.first_chunk()?)).ok()?),
+        // With the mask bit it is a client's.
+        length => (2, (length <= LENGTH).then_some(usize::from(length))?),
+    };
+    (payload_len <= bytes.len().checked_sub(header_len)?).then_some(ServerFrame {
+        first,
+        header_len,
+        payload_len,
+    })
+}
+
+/// As [`header`], marked with RSV1.
+#[cfg(feature = "deflate")]
+pub(crate) fn marked_header(opcode: u8, length: usize) -> ([u8; MAX_SERVER_HEADER], usize) {
+    header(RSV1 | opcode, length)
+}
+
+/// Appends an unfragmented frame that is marked with RSV1. (One frame also for a large message: Safari fails on
+/// compressed messages in several.)
+#[cfg(feature = "deflate")]
+pub(crate) fn write_marked(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+    write_frame(out, RSV1 | opcode, payload);
 }
 
 /// Length of the shortest header for a payload of `length` bytes.

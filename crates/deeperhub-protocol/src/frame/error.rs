@@ -48,7 +48,12 @@ pub enum FrameError {
     /// A text message or the reason of a close frame is not UTF-8 (RFC 6455 section 8.1).
     #[error("text is not UTF-8")]
     InvalidUtf8,
-    /// A message, all its fragments together, is longer than allowed; known from declared lengths, before it came.
+    /// A compressed message does not hold what DEFLATE wants (RFC 7692 section 7.2.2).
+    #[cfg(feature = "deflate")]
+    #[error("compressed message is malformed")]
+    MalformedDeflate,
+    /// A message, all its fragments together, is longer than allowed. Known from declared lengths, before it came; of
+    /// a compressed message, while it is decompressed.
     #[error("message is over {limit} bytes")]
     MessageTooBig {
         /// [`FrameLimits::max_message_bytes`](super::FrameLimits::max_message_bytes).
@@ -63,12 +68,15 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// The code and the words to close with: 1007 for text that is not UTF-8, 1009 for a message over a limit of
+    /// The code and the words to close with: 1007 for text that is not UTF-8 and for a compressed message that cannot
+    /// be decompressed (RFC 7692 names no code; "data not consistent with its type" fits best), 1009 for a message over a limit of
     /// bytes or fragments (the same message would fail again, so a client should not come back by itself), 1002 for
     /// the rest.
     pub fn close_reason(self) -> CloseReason {
         let (code, text) = match self {
             Self::InvalidUtf8 => (CloseCode::InvalidUtf8, "text is not UTF-8"),
+            #[cfg(feature = "deflate")]
+            Self::MalformedDeflate => (CloseCode::InvalidUtf8, "compressed message is malformed"),
             Self::MessageTooBig { .. } | Self::TooManyFragments { .. } => {
                 return CloseReason::new(CloseCode::MessageTooBig, self.to_string());
             }

@@ -7,13 +7,13 @@ use super::FrameError;
 
 pub(super) const FIN: u8 = 0x80;
 const RSV: u8 = 0x70;
-const RSV1: u8 = 0x40;
-const OPCODE: u8 = 0x0f;
+pub(super) const RSV1: u8 = 0x40;
+pub(super) const OPCODE: u8 = 0x0f;
 const MASKED: u8 = 0x80;
-const LENGTH: u8 = 0x7f;
+pub(super) const LENGTH: u8 = 0x7f;
 
 pub(super) const CONTINUATION: u8 = 0x0;
-pub(super) const TEXT: u8 = 0x1;
+pub(crate) const TEXT: u8 = 0x1;
 pub(super) const BINARY: u8 = 0x2;
 pub(super) const CLOSE: u8 = 0x8;
 pub(super) const PING: u8 = 0x9;

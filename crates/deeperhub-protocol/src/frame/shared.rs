@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-
-use bytes::Bytes;
+#[cfg(feature = "deflate")]
+use std::sync::OnceLock;
 
 use super::encode;
 use super::header::{BINARY, TEXT};
+#[cfg(feature = "deflate")]
+use crate::deflate::{Deflater, Params};
 
 /// A complete server frame (header and payload), made once and shared by all its receivers.
 ///
@@ -14,11 +16,20 @@ use super::header::{BINARY, TEXT};
 #[derive(Clone)]
 pub struct Frame(Arc<Inner>);
 
-// Two levels, so that a handle is one pointer and each worker can count its own references (`Frame::fork`). A form
-// for receivers that negotiated an extension belongs here too, beside `bytes`, made at first need by the worker
-// that owns this fork.
+// Two levels, so that a handle is one pointer and each worker can count its own references (`Frame::fork`).
 struct Inner {
-    bytes: Bytes,
+    content: Arc<Content>,
+    /// This fork's own handle of the content's compressed form, so that its references are counted apart too.
+    #[cfg(feature = "deflate")]
+    deflated: OnceLock<Option<Frame>>,
+}
+
+/// What all forks share.
+struct Content {
+    bytes: Vec<u8>,
+    /// The compressed form, made at first need by whoever needs it first; `None` where it is not worth it.
+    #[cfg(feature = "deflate")]
+    deflated: OnceLock<Option<Arc<Self>>>,
 }
 
 impl Frame {
@@ -34,7 +45,7 @@ impl Frame {
 
     /// From bytes that are already one or more complete frames.
     pub fn from_encoded(bytes: &[u8]) -> Self {
-        Self::from_bytes(Bytes::copy_from_slice(bytes))
+        Self::from_bytes(bytes.to_vec())
     }
 
     /// From what `write` appends to an empty buffer, which must be one or more complete frames, as the `write_…`
@@ -56,32 +67,66 @@ impl Frame {
         if buffer.capacity() - buffer.len() > buffer.len() / 8 + 64 {
             buffer.shrink_to_fit();
         }
-        Self::from_bytes(Bytes::from(buffer))
+        Self::from_bytes(buffer)
     }
 
     /// The frame as it goes over the wire.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0.bytes
+        &self.0.content.bytes
     }
 
     /// Bytes on the wire, header included.
     #[inline]
     pub fn len(&self) -> usize {
-        self.0.bytes.len()
+        self.0.content.bytes.len()
     }
 
     /// Whether there is nothing to send. A frame has a header, so only [`Self::from_encoded`] and
     /// [`Self::encode_with`] of nothing are empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.bytes.is_empty()
+        self.0.content.bytes.is_empty()
     }
 
     /// The same bytes behind a reference count of their own, so that another thread's
     /// clones don't contend for this one's cache line.
     pub fn fork(&self) -> Self {
-        Self::from_bytes(self.0.bytes.clone())
+        Self::of(Arc::clone(&self.0.content))
+    }
+
+    /// What to send to a client that has agreed on `params`: the compressed form of this frame, or the frame itself
+    /// where that is uncompressed for good reason: below the threshold, not smaller when compressed, too long for the
+    /// client's window ([`Params::can_take`]), or not one whole message.
+    ///
+    /// The form is made when the first receiver needs it and only then, once for all forks: a worker that comes while
+    /// another compresses waits for that. The decision against it is remembered likewise. Compression has saved
+    /// `frame.len() - frame.for_receiver(…).len()` bytes, and the frame keeps both forms while it lives.
+    ///
+    /// ```
+    /// use deeperhub_protocol::deflate::{Config, Deflater, negotiate};
+    /// use deeperhub_protocol::frame::Frame;
+    ///
+    /// let config = Config::default();
+    /// let params = negotiate(&config, [&b"permessage-deflate"[..]])?.expect("the offer is acceptable");
+    /// let mut deflater = Deflater::new(&config);
+    ///
+    /// let frame = Frame::text(&"all the same ".repeat(100));
+    /// assert!(frame.for_receiver(&mut deflater, params).len() < 50);
+    /// let frame = Frame::text("short");
+    /// assert_eq!(frame.for_receiver(&mut deflater, params).as_bytes(), frame.as_bytes());
+    /// # Ok::<(), deeperhub_protocol::handshake::Refusal>(())
+    /// ```
+    #[cfg(feature = "deflate")]
+    pub fn for_receiver(&self, deflater: &mut Deflater, params: Params) -> &Self {
+        if !params.can_take(self.len()) {
+            return self;
+        }
+        let own = self.0.deflated.get_or_init(|| {
+            let shared = &self.0.content.deflated;
+            shared.get_or_init(|| deflated(deflater, &self.0.content.bytes)).clone().map(Self::of)
+        });
+        own.as_ref().unwrap_or(self)
     }
 
     fn encode(opcode: u8, payload: &[u8]) -> Self {
@@ -89,9 +134,32 @@ impl Frame {
         Self::encode_with(header + payload.len(), |out| encode::write_frame(out, opcode, payload))
     }
 
-    fn from_bytes(bytes: Bytes) -> Self {
-        Self(Arc::new(Inner { bytes }))
+    fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self::of(Arc::new(Content {
+            bytes,
+            #[cfg(feature = "deflate")]
+            deflated: OnceLock::new(),
+        }))
     }
+
+    fn of(content: Arc<Content>) -> Self {
+        Self(Arc::new(Inner {
+            content,
+            #[cfg(feature = "deflate")]
+            deflated: OnceLock::new(),
+        }))
+    }
+}
+
+/// The compressed form of `bytes`, if they are one whole message and it is worth it.
+#[cfg(feature = "deflate")]
+fn deflated(deflater: &mut Deflater, bytes: &[u8]) -> Option<Arc<Content>> {
+    let frame = encode::server_frame(bytes).filter(|frame| frame.is_plain_message())?;
+    let payload = bytes.get(frame.header_len..).filter(|payload| payload.len() == frame.payload_len)?;
+    let deflated = deflater.deflate(payload)?;
+    let mut bytes = Vec::with_capacity(encode::header_len(deflated.len()) + deflated.len());
+    encode::write_marked(&mut bytes, frame.opcode(), deflated);
+    Some(Arc::new(Content { bytes, deflated: OnceLock::new() }))
 }
 
 impl fmt::Debug for Frame {

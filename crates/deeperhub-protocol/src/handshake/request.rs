@@ -158,6 +158,11 @@ impl Request {
         self.list("sec-websocket-protocol")
     }
 
+    /// The values of all `Sec-WebSocket-Extensions` lines, in order and as they came: what `deflate::negotiate` reads.
+    pub fn extensions(&self) -> impl Iterator<Item = &[u8]> + '_ {
+        self.raw_headers("sec-websocket-extensions")
+    }
+
     /// The elements of a header whose value is a comma-separated list, over all of its lines.
     pub(super) fn list<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
         let elements = self.headers(name).flat_map(|value| value.split(','));
@@ -408,6 +413,14 @@ mod tests {
             "GET / HTTP/1.1\r\nSec-WebSocket-Protocol: a, b\r\nHost: x\r\nsec-websocket-protocol: ,c ,\r\n\r\n",
         );
         assert_eq!(request.subprotocols().collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn extensions_come_line_by_line_as_bytes() {
+        let head = b"GET / HTTP/1.1\r\nSec-WebSocket-Extensions: a; b, c\r\nHost: x\r\n\
+                     sec-websocket-extensions: \xff \r\n\r\n";
+        let Ok(Parsed::Complete { request, .. }) = Request::parse(head) else { panic!() };
+        assert_eq!(request.extensions().collect::<Vec<_>>(), [&b"a; b, c"[..], b"\xff"]);
     }
 
     #[test]

@@ -1,0 +1,145 @@
+//! Compressed messages of the server.
+
+use flate2::{Compress, Compression, FlushCompress, Status};
+
+use super::{Config, Params};
+use crate::frame::{TEXT, marked_header, server_frame, text_header, write_marked, write_text};
+
+/// What ends a flushed stream and is taken off (RFC 7692 section 7.2.1).
+const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
+
+/// Output memory that is kept between messages.
+const KEPT_CAPACITY: usize = 64 * 1024;
+
+/// Compresses messages, each by itself: one for each worker, for any number of connections.
+///
+/// Empty until first used, then about 320 KiB, and an output buffer of at most 64 KiB between messages.
+#[derive(Debug)]
+pub struct Deflater {
+    stream: Option<Compress>,
+    level: Compression,
+    threshold_bytes: usize,
+    output: Vec<u8>,
+}
+
+impl Deflater {
+    /// With the level and threshold of `config`; without memory yet.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self {
+            stream: None,
+            level: Compression::new(u32::from(config.level.clamp(1, 9))),
+            threshold_bytes: config.threshold_bytes,
+            output: Vec::new(),
+        }
+    }
+
+    /// The compressed payload of a message, if that is worth it: `None` below the threshold, and where it would not be
+    /// smaller than the payload.
+    pub(crate) fn deflate(&mut self, payload: &[u8]) -> Option<&[u8]> {
+        if payload.len() < self.threshold_bytes || payload.is_empty() {
+            return None;
+        }
+        self.output.clear();
+        self.output.shrink_to(KEPT_CAPACITY);
+        // The tail must fit before it is taken off. What needs more room than this is not smaller than the payload.
+        self.output.reserve(payload.len() + TAIL.len());
+        let stream = match &mut self.stream {
+            Some(stream) => {
+                stream.reset();
+                stream
+            }
+            none => none.insert(Compress::new(self.level, false)),
+        };
+        let status = stream.compress_vec(payload, &mut self.output, FlushCompress::Sync).ok()?;
+        // Without room to spare the flush may not be complete.
+        let is_complete = status == Status::Ok
+            && stream.total_in() == payload.len() as u64
+            && self.output.len() < self.output.capacity();
+        let deflated = self.output.strip_suffix(&TAIL)?;
+        (is_complete && deflated.len() < payload.len()).then_some(deflated)
+    }
+}
+
+/// Appends a text frame to `out`, compressed if that is worth it and the client can take it. Gives the bytes that
+/// compression has saved: 0 for a frame that went uncompressed.
+///
+/// For a payload that one client gets; many share a [`Frame`](crate::frame::Frame::for_receiver).
+///
+/// ```
+/// use deeperhub_protocol::deflate::{Config, Deflater, Inflater, negotiate, write_text_compressed};
+/// use deeperhub_protocol::frame::{Incoming, MessageKind};
+///
+/// let config = Config::default();
+/// let offers = [&b"permessage-deflate; client_max_window_bits"[..]];
+/// let params = negotiate(&config, offers)?.expect("the offer is acceptable");
+/// let (mut deflater, mut out) = (Deflater::new(&config), Vec::new());
+///
+/// let text = r#"{"type":"message","topic":"sports.football"}"#.repeat(100);
+/// let saved = write_text_compressed(&mut deflater, params, &text, &mut out);
+/// assert!(saved > 4000 && out[0] == 0xc1);
+/// // The header of a short frame is two bytes.
+/// let mut inflater = Inflater::new();
+/// let decoded = inflater.decode(None, 65_536, MessageKind::Text, &out[2..]);
+/// assert_eq!(decoded, Ok(Incoming::Text(&text)));
+///
+/// assert_eq!(write_text_compressed(&mut deflater, params, "below the threshold", &mut out), 0);
+/// # Ok::<(), deeperhub_protocol::handshake::Refusal>(())
+/// ```
+pub fn write_text_compressed(
+    deflater: &mut Deflater,
+    params: Params,
+    payload: &str,
+    out: &mut Vec<u8>,
+) -> usize {
+    let deflated = if params.can_take(payload.len()) { deflater.deflate(payload.as_bytes()) } else { None };
+    let Some(deflated) = deflated else {
+        write_text(out, payload);
+        return 0;
+    };
+    let start = out.len();
+    write_marked(out, TEXT, deflated);
+    (text_header(payload.len()).1 + payload.len()).saturating_sub(out.len() - start)
+}
+
+/// Compresses the frames that stand in `out` from `start` to its end, in their place: each message by itself, where
+/// that is worth it and the client can take it. Gives the bytes that were saved; `out` is shorter by so many.
+///
+/// `out[start..]` must be whole frames as the `write_…` functions of [`frame`](crate::frame) make them. Control
+/// frames, and what is compressed already, stay as they are. Replies that are shorter than the threshold cost one
+/// comparison.
+pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8>, start: usize) -> usize {
+    let end = out.len();
+    if end.saturating_sub(start) < deflater.threshold_bytes {
+        return 0;
+    }
+    let (mut read, mut written) = (start, start);
+    while let Some(frame) = out.get(read..).and_then(server_frame) {
+        let payload = read + frame.header_len..read + frame.header_len + frame.payload_len;
+        let next = payload.end;
+        let may_compress = frame.is_plain_message() && params.can_take(frame.payload_len);
+        let plain = out.get(payload).filter(|_| may_compress);
+        match plain.and_then(|plain| deflater.deflate(plain)) {
+            Some(deflated) => {
+                let (header, header_len) = marked_header(frame.opcode(), deflated.len());
+                // Both are shorter than what stood here, and all before `next` has been read.
+                let body = written + header_len;
+                let after = body + deflated.len();
+                let (Some(space), true) = (out.get_mut(written..after), after <= next) else { break };
+                let (space_header, space_body) = space.split_at_mut(header_len);
+                space_header.copy_from_slice(&header[..header_len]);
+                space_body.copy_from_slice(deflated);
+                written = after;
+            }
+            None => {
+                out.copy_within(read..next, written);
+                written += next - read;
+            }
+        }
+        read = next;
+    }
+    // What is no whole frame is a caller's fault, and stays.
+    out.copy_within(read..end, written);
+    out.truncate(written + (end - read));
+    read - written
+}
