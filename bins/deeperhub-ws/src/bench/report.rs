@@ -1,0 +1,517 @@
+//! What a run showed: as text for people, as JSON for programs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::plan::{Extent, Pace, Plan, Scenario};
+use super::tally::{Loss, Tally, Times};
+
+/// The figures of a run. Field names are the keys of the JSON form and end with their unit where they have one.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    scenario: &'static str,
+    url: String,
+    version: &'static str,
+    threads: usize,
+    compression: bool,
+    connections: Connections,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load: Option<Load>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages: Option<Messages>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    churn: Option<Churn>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slow_readers: Option<SlowReaders>,
+    /// What went wrong, by kind.
+    errors: BTreeMap<String, u64>,
+    /// The time that was measured.
+    measured_seconds: f64,
+    /// Of one core: 200 is two.
+    generator_cpu_percent: f64,
+    /// Why the figures may not be what they seem.
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Connections {
+    requested: usize,
+    opened: u64,
+    failed: u64,
+    /// Were open and ended before their time.
+    dropped: u64,
+    pings_answered: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opened_per_second: Option<f64>,
+    /// From the start of connecting to the end of the handshake and of subscribing.
+    open_microseconds: Percentiles,
+}
+
+#[derive(Debug, Serialize)]
+struct Load {
+    size_bytes: usize,
+    senders: usize,
+    receivers: usize,
+    topics: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_flight: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_per_second: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Messages {
+    /// In the whole run, with what was sent before anything was measured.
+    sent: u64,
+    /// Due in an open loop, and not sent.
+    unsent: u64,
+    /// In the whole run, each once.
+    delivered: u64,
+    lost: u64,
+    duplicated: u64,
+    out_of_order: u64,
+    misdelivered: u64,
+    /// Times a closed loop gave up waiting for deliveries.
+    stalls: u64,
+    sent_per_second: f64,
+    delivered_per_second: f64,
+    received_bytes_per_second: f64,
+    latency_microseconds: Percentiles,
+}
+
+#[derive(Debug, Serialize)]
+struct Churn {
+    cycles: u64,
+    cycles_per_second: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct SlowReaders {
+    count: usize,
+    /// Ended by the server or the network.
+    disconnected: u64,
+    /// How, by kind: `closed_1013` where the close frame could be read.
+    ends: BTreeMap<String, u64>,
+    /// Messages that they got in the end.
+    received: u64,
+    /// Ends that were seen while nothing was read, from the start of the load.
+    disconnect_seen_milliseconds: Percentiles,
+}
+
+/// The shares of a distribution that the field looks at.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Percentiles {
+    count: u64,
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    p99_9: f64,
+    max: f64,
+}
+
+impl Percentiles {
+    fn microseconds(times: &Times) -> Self {
+        Self {
+            count: times.count(),
+            p50: times.quantile_us(0.5),
+            p90: times.quantile_us(0.9),
+            p99: times.quantile_us(0.99),
+            p99_9: times.quantile_us(0.999),
+            max: times.max_us(),
+        }
+    }
+
+    fn milliseconds(times: &Times) -> Self {
+        let Self { count, p50, p90, p99, p99_9, max } = Self::microseconds(times);
+        let milli = |micro: f64| micro.round() / 1000.0;
+        Self {
+            count,
+            p50: milli(p50),
+            p90: milli(p90),
+            p99: milli(p99),
+            p99_9: milli(p99_9),
+            max: milli(max),
+        }
+    }
+}
+
+/// What is measured beside the counts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clocks {
+    /// From the epoch to the start of the load, in nanoseconds.
+    pub(super) start: u64,
+    /// Of the time that was measured, in nanoseconds; less than planned if the run ended early.
+    pub(super) measured: u64,
+    /// Of the process in that time, in nanoseconds.
+    pub(super) cpu: u64,
+}
+
+const SECOND: f64 = 1e9;
+/// A generator that is busier than this, in percent of what its threads can do, is the limit itself.
+const BUSY_PERCENT: f64 = 90.0;
+
+impl Report {
+    pub(super) fn new(plan: &Plan, tally: &Tally, clocks: Clocks) -> Self {
+        let loss = tally.loss();
+        // A number of messages has no time of its own: it is over with the last delivery.
+        let measured = match plan.extent {
+            Extent::Messages(_) => tally.last_delivered.saturating_sub(clocks.start),
+            Extent::Time { .. } => clocks.measured,
+        };
+        let seconds = measured as f64 / SECOND;
+        let per_second = |count: u64| if seconds > 0.0 { round(count as f64 / seconds, 10.0) } else { 0.0 };
+        let cpu = if clocks.measured > 0 { clocks.cpu as f64 * 100.0 / clocks.measured as f64 } else { 0.0 };
+        let opening = tally.last_opened as f64 / SECOND;
+        let scenario = plan.scenario;
+        let mut report = Self {
+            scenario: scenario.name(),
+            url: plan.target.to_string(),
+            version: crate::cli::VERSION,
+            threads: plan.threads,
+            compression: plan.compression,
+            connections: Connections {
+                requested: plan.clients + plan.publishers,
+                opened: tally.opened,
+                failed: tally.failed,
+                dropped: tally.dropped,
+                pings_answered: tally.pings,
+                opened_per_second: (scenario != Scenario::Churn && opening > 0.0)
+                    .then(|| round(tally.opened as f64 / opening, 10.0)),
+                open_microseconds: Percentiles::microseconds(&tally.connect),
+            },
+            load: scenario.has_messages().then(|| Load {
+                size_bytes: plan.size,
+                senders: plan.senders(),
+                receivers: plan.clients - plan.slow_readers,
+                topics: plan.topics,
+                in_flight: if let Pace::InFlight(count) = plan.pace { Some(count) } else { None },
+                rate_per_second: if let Pace::Rate(rate) = plan.pace { Some(rate) } else { None },
+            }),
+            messages: scenario.has_messages().then(|| Messages {
+                sent: tally.sent,
+                unsent: tally.unsent,
+                delivered: tally.delivered,
+                lost: loss.lost,
+                duplicated: loss.duplicated,
+                out_of_order: loss.out_of_order,
+                misdelivered: tally.misdelivered,
+                stalls: tally.stalls,
+                sent_per_second: per_second(tally.sent_measured),
+                delivered_per_second: per_second(tally.delivered_measured),
+                received_bytes_per_second: per_second(tally.bytes_measured),
+                latency_microseconds: Percentiles::microseconds(&tally.latency),
+            }),
+            churn: (scenario == Scenario::Churn)
+                .then(|| Churn { cycles: tally.cycles, cycles_per_second: per_second(tally.cycles) }),
+            slow_readers: (scenario == Scenario::Slow).then(|| SlowReaders {
+                count: plan.slow_readers,
+                disconnected: tally.slow_ends.values().sum(),
+                ends: tally.slow_ends.clone(),
+                received: tally.slow_received,
+                disconnect_seen_milliseconds: Percentiles::milliseconds(&tally.slow_seen),
+            }),
+            errors: tally.errors.clone(),
+            measured_seconds: round(seconds, 1e6),
+            generator_cpu_percent: round(cpu, 10.0),
+            warnings: Vec::new(),
+        };
+        report.warnings = report.warn(plan, loss);
+        report
+    }
+
+    /// Whether messages were lost, came twice, out of order or to the wrong receiver.
+    pub(super) fn has_loss(&self) -> bool {
+        self.messages.as_ref().is_some_and(|messages| {
+            messages.lost + messages.duplicated + messages.out_of_order + messages.misdelivered > 0
+        })
+    }
+
+    /// The JSON form, on one line.
+    pub(super) fn json(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self)
+    }
+
+    fn warn(&self, plan: &Plan, loss: Loss) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.generator_cpu_percent > BUSY_PERCENT * plan.threads as f64 {
+            warnings.push(
+                "the generator was as busy as its threads allow: it may be the limit, not the server; give more \
+                 --threads, or run it on another machine"
+                    .to_owned(),
+            );
+        }
+        if let Some(refused) = self.errors.get("error_rate_limited") {
+            warnings.push(format!(
+                "{refused} messages were refused because a connection sent faster than the server's --rate-limit: give \
+                 a lower --rate, more connections, or start the server with --rate-limit 0"
+            ));
+        }
+        if let Some(refused) = self.errors.get("http_503") {
+            warnings.push(format!(
+                "{refused} connections were refused with 503: the server's --max-connections may be lower than what is \
+                 asked for"
+            ));
+        }
+        if self.errors.contains_key("connect_no_free_port") {
+            warnings.push(
+                "the system had no free port for some connections: give more local addresses with --source"
+                    .to_owned(),
+            );
+        }
+        if let Some(Messages { unsent: unsent @ 1.., .. }) = self.messages {
+            warnings.push(format!(
+                "{unsent} messages that were due were not sent: server or generator cannot keep the rate"
+            ));
+        }
+        if loss.lost > 0 && self.connections.dropped > 0 {
+            warnings.push("connections were dropped; what they missed is not counted as lost".to_owned());
+        }
+        warnings
+    }
+}
+
+fn round(number: f64, parts: f64) -> f64 {
+    (number * parts).round() / parts
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.scenario, self.url)?;
+        if let Some(load) = &self.load {
+            let (senders, receivers) = (Number(load.senders as f64), Number(load.receivers as f64));
+            match self.scenario {
+                "echo" => write!(f, ": {senders} connections")?,
+                _ => write!(f, ": {senders} publishing to {receivers}")?,
+            }
+            if load.topics > 1 {
+                write!(f, " on {} topics", Number(load.topics as f64))?;
+            }
+            write!(f, ", {} bytes", Number(load.size_bytes as f64))?;
+            if let Some(in_flight) = load.in_flight {
+                write!(f, ", {in_flight} in flight")?;
+            }
+            if let Some(rate) = load.rate_per_second {
+                write!(f, ", {} a second", Number(rate as f64))?;
+            }
+        }
+        writeln!(f, "; {:.1} s", self.measured_seconds)?;
+
+        let connections = &self.connections;
+        write!(f, "connections  {} opened", Number(connections.opened as f64))?;
+        if let Some(rate) = connections.opened_per_second {
+            write!(f, ", {} a second", Number(rate))?;
+        }
+        for (count, what) in [(connections.failed, "failed"), (connections.dropped, "dropped")] {
+            if count > 0 {
+                write!(f, ", {} {what}", Number(count as f64))?;
+            }
+        }
+        writeln!(f, "\nopen         {}", Line(connections.open_microseconds))?;
+        if let Some(messages) = &self.messages {
+            let rate = |rate| Number(rate);
+            writeln!(
+                f,
+                "sent         {}, {} a second",
+                Number(messages.sent as f64),
+                rate(messages.sent_per_second)
+            )?;
+            writeln!(
+                f,
+                "delivered    {}, {} a second, {:.1} MB/s",
+                Number(messages.delivered as f64),
+                rate(messages.delivered_per_second),
+                messages.received_bytes_per_second / 1e6
+            )?;
+            writeln!(f, "latency      {}", Line(messages.latency_microseconds))?;
+            writeln!(
+                f,
+                "faults       {} lost, {} duplicated, {} out of order",
+                Number(messages.lost as f64),
+                Number(messages.duplicated as f64),
+                Number(messages.out_of_order as f64)
+            )?;
+            if messages.misdelivered > 0 {
+                writeln!(f, "misdelivered {}", Number(messages.misdelivered as f64))?;
+            }
+            if messages.stalls > 0 {
+                writeln!(f, "stalls       {}", Number(messages.stalls as f64))?;
+            }
+        }
+        if let Some(churn) = &self.churn {
+            writeln!(
+                f,
+                "cycles       {}, {} a second",
+                Number(churn.cycles as f64),
+                Number(churn.cycles_per_second)
+            )?;
+        }
+        if let Some(slow) = &self.slow_readers {
+            writeln!(
+                f,
+                "slow readers {}, {} disconnected, {} messages read in the end",
+                slow.count,
+                slow.disconnected,
+                Number(slow.received as f64)
+            )?;
+            for (kind, count) in &slow.ends {
+                writeln!(f, "             {} {kind}", Number(*count as f64))?;
+            }
+            let seen = slow.disconnect_seen_milliseconds;
+            if seen.count > 0 {
+                writeln!(
+                    f,
+                    "             seen after {:.1} s (p50), {:.1} s (max)",
+                    seen.p50 / 1e3,
+                    seen.max / 1e3
+                )?;
+            }
+        }
+        if self.scenario == "idle" {
+            writeln!(f, "pings        {} answered", Number(connections.pings_answered as f64))?;
+        }
+        for (kind, count) in &self.errors {
+            writeln!(f, "error        {} {kind}", Number(*count as f64))?;
+        }
+        writeln!(f, "generator    {:.0} % of a core", self.generator_cpu_percent)?;
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A number in groups of three digits.
+struct Number(f64);
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = format!("{:.0}", self.0);
+        for (at, digit) in digits.chars().enumerate() {
+            if at > 0 && (digits.len() - at) % 3 == 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{digit}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Percentiles in the unit that suits them.
+struct Line(Percentiles);
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Percentiles { count, p50, p90, p99, p99_9, max } = self.0;
+        if count == 0 {
+            return f.write_str("-");
+        }
+        let shares = [("p50", p50), ("p90", p90), ("p99", p99), ("p99.9", p99_9), ("max", max)];
+        for (at, (name, microseconds)) in shares.into_iter().enumerate() {
+            let gap = if at > 0 { "  " } else { "" };
+            match microseconds {
+                0.0..1_000.0 => write!(f, "{gap}{name} {microseconds:.0} µs")?,
+                1_000.0..1_000_000.0 => write!(f, "{gap}{name} {:.2} ms", microseconds / 1e3)?,
+                _ => write!(f, "{gap}{name} {:.2} s", microseconds / 1e6)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::bench::plan::tests::plan;
+
+    fn report(flags: &str, change: impl FnOnce(&mut Tally)) -> Report {
+        let mut tally = Tally { opened: 2, last_opened: 500_000_000, ..Tally::default() };
+        change(&mut tally);
+        let clocks = Clocks { start: 1_000_000_000, measured: 2_000_000_000, cpu: 500_000_000 };
+        Report::new(&plan(flags), &tally, clocks)
+    }
+
+    #[test]
+    fn json_has_rates_percentiles_and_errors_with_units_in_their_keys() {
+        let report = report("fanout --subscribers 10 --publishers 2 --rate 5", |tally| {
+            (tally.sent, tally.sent_measured, tally.delivered_measured) = (12, 10, 100);
+            tally.latency.record(1_500_000);
+            tally.error("http_503");
+        });
+        let json: Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        assert_eq!(json["scenario"], "fanout");
+        assert_eq!(json["load"]["rate_per_second"], 5);
+        assert_eq!(json["load"].get("in_flight"), None);
+        assert_eq!(json["messages"]["sent"], 12);
+        assert_eq!(json["messages"]["sent_per_second"], 5.0);
+        assert_eq!(json["messages"]["delivered_per_second"], 50.0);
+        assert_eq!(json["messages"]["latency_microseconds"]["count"], 1);
+        assert_eq!(json["errors"]["http_503"], 1);
+        assert_eq!(json["generator_cpu_percent"], 25.0);
+        assert_eq!(json["connections"]["opened_per_second"], 4.0);
+        assert!(json["warnings"][0].as_str().unwrap().contains("--max-connections"));
+    }
+
+    #[test]
+    fn a_number_of_messages_is_measured_to_the_last_delivery() {
+        let report = report("fanout --messages 10", |tally| {
+            tally.sent_measured = 10;
+            tally.last_delivered = 1_500_000_000;
+        });
+        assert_eq!(report.measured_seconds, 0.5);
+        assert_eq!(report.messages.unwrap().sent_per_second, 20.0);
+    }
+
+    #[test]
+    fn each_scenario_has_its_own_parts() {
+        for (scenario, parts) in [
+            ("echo", [true, false, false]),
+            ("fanout", [true, false, false]),
+            ("topics", [true, false, false]),
+            ("idle", [false, false, false]),
+            ("churn", [false, true, false]),
+            ("slow", [true, false, true]),
+        ] {
+            let report = report(scenario, |_| {});
+            let has = [report.messages.is_some(), report.churn.is_some(), report.slow_readers.is_some()];
+            assert_eq!(has, parts, "{scenario}");
+            assert!(report.to_string().starts_with(scenario));
+        }
+    }
+
+    #[test]
+    fn nothing_measured_is_no_number_that_json_has_not() {
+        let clocks = Clocks { start: 0, measured: 0, cpu: 0 };
+        let report = Report::new(&plan("fanout"), &Tally::default(), clocks);
+        assert!(!report.json().unwrap().contains("null"));
+        assert!(report.to_string().contains("latency      -"));
+    }
+
+    #[test]
+    fn a_generator_at_its_limit_says_so() {
+        let mut tally = Tally::default();
+        tally.error("error_rate_limited");
+        let clocks = Clocks { start: 0, measured: 100, cpu: 95 };
+        let text = Report::new(&plan("fanout"), &tally, clocks).to_string();
+        assert!(text.contains("--threads") && text.contains("--rate-limit 0"), "{text}");
+    }
+
+    #[test]
+    fn loss_is_what_the_exit_code_may_tell() {
+        assert!(!report("fanout", |_| {}).has_loss());
+        assert!(report("fanout", |tally| tally.misdelivered = 1).has_loss());
+    }
+
+    #[test]
+    fn text_groups_digits_and_chooses_units() {
+        let line =
+            Line(Percentiles { count: 1, p50: 12.4, p90: 1234.0, p99: 999.9, p99_9: 2_500_000.0, max: 0.0 });
+        assert_eq!(line.to_string(), "p50 12 µs  p90 1.23 ms  p99 1000 µs  p99.9 2.50 s  max 0 µs");
+        for (number, text) in [(0.0, "0"), (999.0, "999"), (1000.0, "1,000"), (1_234_567.8, "1,234,568")] {
+            assert_eq!(Number(number).to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! What a thread counts, and how the counts of all threads become one.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+
+use super::ledger::Balance;
+
+/// Times in nanoseconds, to three digits, from a microsecond to an hour.
+#[derive(Debug, Clone)]
+pub(super) struct Times(Histogram<u64>);
+
+impl Default for Times {
+    fn default() -> Self {
+        const LOWEST: u64 = 1_000;
+        const HIGHEST: u64 = 3_600_000_000_000;
+        let histogram = Histogram::new_with_bounds(LOWEST, HIGHEST, 3);
+        Self(histogram.expect("the bounds and the precision are such as a histogram takes"))
+    }
+}
+
+impl Times {
+    /// Enters a time; more than an hour counts as an hour.
+    #[inline]
+    pub(super) fn record(&mut self, nanoseconds: u64) {
+        self.0.saturating_record(nanoseconds);
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// The time that this share of the times do not exceed, in microseconds.
+    pub(super) fn quantile_us(&self, share: f64) -> f64 {
+        microseconds(self.0.value_at_quantile(share))
+    }
+
+    pub(super) fn max_us(&self) -> f64 {
+        if self.0.is_empty() { 0.0 } else { microseconds(self.0.max()) }
+    }
+
+    fn add(&mut self, other: &Self) {
+        // The bounds are the same, so that no value can be out of them.
+        let _ = self.0.add(&other.0);
+    }
+}
+
+/// To a tenth, which is finer than the clock.
+fn microseconds(nanoseconds: u64) -> f64 {
+    (nanoseconds as f64 / 100.0).round() / 10.0
+}
+
+/// What one receiver got of one stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Account {
+    pub(super) stream: u32,
+    pub(super) balance: Balance,
+}
+
+/// The counts of one thread, or of all.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// From the start of connecting to the end of the handshake, the welcome and subscribing.
+    pub(super) connect: Times,
+    /// From the time at which a message was sent, or due, to its delivery; of messages in the measured time.
+    pub(super) latency: Times,
+    /// Connections that got ready.
+    pub(super) opened: u64,
+    /// Connections that did not.
+    pub(super) failed: u64,
+    /// Connections that were ready and that the server or the network ended.
+    pub(super) dropped: u64,
+    /// When the last connection got ready, in nanoseconds since the epoch.
+    pub(super) last_opened: u64,
+    /// Messages sent.
+    pub(super) sent: u64,
+    /// Of these, in the measured time.
+    pub(super) sent_measured: u64,
+    /// Messages of an open loop that were due and could not be sent.
+    pub(super) unsent: u64,
+    /// Deliveries that came, duplicates not counted.
+    pub(super) delivered: u64,
+    /// Of these, in the measured time.
+    pub(super) delivered_measured: u64,
+    /// Bytes of payloads that came in the measured time.
+    pub(super) bytes_measured: u64,
+    /// When the last delivery came, in nanoseconds since the epoch.
+    pub(super) last_delivered: u64,
+    /// Messages that carry a stamp that was not for their receiver.
+    pub(super) misdelivered: u64,
+    /// Pings answered.
+    pub(super) pings: u64,
+    /// Times a closed loop went on without deliveries that it had waited for in vain.
+    pub(super) stalls: u64,
+    /// Connections of `churn` that were opened and closed in the measured time.
+    pub(super) cycles: u64,
+    /// What went wrong, by kind.
+    pub(super) errors: BTreeMap<String, u64>,
+    /// Deliveries that slow readers got before or after the end.
+    pub(super) slow_received: u64,
+    /// How slow readers ended, by kind.
+    pub(super) slow_ends: BTreeMap<String, u64>,
+    /// When the end of a slow reader was seen, from the start of the load.
+    pub(super) slow_seen: Times,
+    /// Messages sent, by stream; empty if this thread sends none.
+    pub(super) sequences: Vec<u64>,
+    /// What each receiver that stayed got.
+    pub(super) accounts: Vec<Account>,
+}
+
+impl Tally {
+    pub(super) fn error(&mut self, kind: &str) {
+        count(&mut self.errors, kind, 1);
+    }
+
+    pub(super) fn slow_end(&mut self, kind: &str) {
+        count(&mut self.slow_ends, kind, 1);
+    }
+
+    /// Adds the counts of another thread.
+    pub(super) fn add(&mut self, other: Self) {
+        // Taken apart without `..`, so that a field added later cannot be forgotten.
+        let Self {
+            connect,
+            latency,
+            opened,
+            failed,
+            dropped,
+            last_opened,
+            sent,
+            sent_measured,
+            unsent,
+            delivered,
+            delivered_measured,
+            bytes_measured,
+            last_delivered,
+            misdelivered,
+            pings,
+            stalls,
+            cycles,
+            errors,
+            slow_received,
+            slow_ends,
+            slow_seen,
+            sequences,
+            accounts,
+        } = other;
+        self.connect.add(&connect);
+        self.latency.add(&latency);
+        self.opened += opened;
+        self.failed += failed;
+        self.dropped += dropped;
+        self.last_opened = self.last_opened.max(last_opened);
+        self.sent += sent;
+        self.sent_measured += sent_measured;
+        self.unsent += unsent;
+        self.delivered += delivered;
+        self.delivered_measured += delivered_measured;
+        self.bytes_measured += bytes_measured;
+        self.last_delivered = self.last_delivered.max(last_delivered);
+        self.misdelivered += misdelivered;
+        self.pings += pings;
+        self.stalls += stalls;
+        self.cycles += cycles;
+        self.slow_received += slow_received;
+        self.slow_seen.add(&slow_seen);
+        for (kind, n) in &errors {
+            count(&mut self.errors, kind, *n);
+        }
+        for (kind, n) in &slow_ends {
+            count(&mut self.slow_ends, kind, *n);
+        }
+        if self.sequences.len() < sequences.len() {
+            self.sequences.resize(sequences.len(), 0);
+        }
+        for (sum, sent) in self.sequences.iter_mut().zip(sequences) {
+            *sum += sent;
+        }
+        self.accounts.extend(accounts);
+    }
+
+    /// What the receivers that stayed should have got and did not, with what they got twice or late.
+    pub(super) fn loss(&self) -> Loss {
+        let mut loss = Loss::default();
+        for Account { stream, balance } in &self.accounts {
+            let sent = self.sequences.get(*stream as usize).copied().unwrap_or(0);
+            loss.lost += sent.saturating_sub(balance.received);
+            loss.duplicated += balance.duplicates;
+            loss.out_of_order += balance.late;
+        }
+        loss
+    }
+}
+
+/// Deliveries that were not as they should be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Loss {
+    /// Never came.
+    pub(super) lost: u64,
+    /// Came again.
+    pub(super) duplicated: u64,
+    /// Came after one that was sent later.
+    pub(super) out_of_order: u64,
+}
+
+fn count(counts: &mut BTreeMap<String, u64>, kind: &str, n: u64) {
+    match counts.get_mut(kind) {
+        Some(count) => *count += n,
+        None => drop(counts.insert(kind.to_owned(), n)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loss_is_what_was_sent_and_did_not_come_to_who_stayed() {
+        let account = |stream, received, duplicates, late| Account {
+            stream,
+            balance: Balance { received, duplicates, late },
+        };
+        let mut all = Tally { sequences: vec![10, 0], ..Tally::default() };
+        all.add(Tally {
+            sequences: vec![0, 5],
+            accounts: vec![account(0, 10, 0, 0), account(1, 3, 1, 0)],
+            ..Tally::default()
+        });
+        all.add(Tally { accounts: vec![account(0, 9, 0, 2)], ..Tally::default() });
+        assert_eq!(all.loss(), Loss { lost: 3, duplicated: 1, out_of_order: 2 });
+    }
+
+    #[test]
+    fn times_of_all_threads_are_one_distribution() {
+        let (mut one, mut other) = (Tally::default(), Tally::default());
+        (1..=50).for_each(|n| one.latency.record(n * 1_000_000));
+        (51..=100).for_each(|n| other.latency.record(n * 1_000_000));
+        one.add(other);
+        assert_eq!(one.latency.count(), 100);
+        for (share, milliseconds) in [(0.5, 50.0), (0.9, 90.0), (0.99, 99.0)] {
+            let found = one.latency.quantile_us(share) / 1000.0;
+            assert!((found / milliseconds - 1.0).abs() < 0.002, "{share}: {found}");
+        }
+        assert!((one.latency.max_us() / 100_000.0 - 1.0).abs() < 0.002);
+    }
+
+    #[test]
+    fn a_time_beyond_the_scale_counts_as_the_longest() {
+        let mut times = Times::default();
+        times.record(u64::MAX);
+        assert_eq!(times.count(), 1);
+    }
+
+    #[test]
+    fn errors_add_up_by_kind() {
+        let (mut one, mut other) = (Tally::default(), Tally::default());
+        one.error("http_503");
+        other.error("http_503");
+        other.error("closed_1013");
+        one.add(other);
+        assert_eq!(one.errors, BTreeMap::from([("closed_1013".to_owned(), 1), ("http_503".to_owned(), 2)]));
+    }
+}

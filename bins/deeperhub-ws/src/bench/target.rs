@@ -1,0 +1,120 @@
+//! The server that is driven: a WebSocket URL.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::values::{Address, Host};
+
+/// A `ws://` or `wss://` URL taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Whether it is `wss://`.
+    pub(super) tls: bool,
+    /// Where to connect.
+    pub(super) address: Address,
+    /// Path and query, as the request names them.
+    pub(super) path: String,
+}
+
+impl Target {
+    /// The `Host` header: without the port where it is the scheme's own.
+    pub(super) fn host_header(&self) -> String {
+        let text = self.address.to_string();
+        let usual = format!(":{}", default_port(self.tls));
+        text.strip_suffix(&usual).map(str::to_owned).unwrap_or(text)
+    }
+}
+
+fn default_port(tls: bool) -> u16 {
+    if tls { 443 } else { 80 }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected =
+            || "expected a WebSocket URL such as ws://127.0.0.1:8080/ or wss://hub.example.com/ws".to_owned();
+        let (scheme, rest) = text.split_once("://").ok_or_else(expected)?;
+        let tls = match scheme {
+            "ws" => false,
+            "wss" => true,
+            _ => return Err(expected()),
+        };
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let has_port =
+            authority.rsplit_once(':').is_some_and(|(host, _)| !host.starts_with('[') || host.ends_with(']'));
+        let address: Address = if has_port {
+            authority.parse().map_err(|_| expected())?
+        } else {
+            let host: Host = authority.parse().map_err(|_| expected())?;
+            Address { host, port: default_port(tls) }
+        };
+        let plain = |byte: u8| byte.is_ascii_graphic() && !b"#\"<>\\^`{|}".contains(&byte);
+        if address.port == 0 || !path.bytes().all(plain) {
+            return Err(expected());
+        }
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        Ok(Self { tls, address, path })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What follows the path may be a token.
+        let path = self.path.split('?').next().unwrap_or_default();
+        write!(f, "{}://{}{path}", if self.tls { "wss" } else { "ws" }, self.host_header())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_apart() {
+        for (text, tls, address, path, host) in [
+            ("ws://127.0.0.1:8080", false, "127.0.0.1:8080", "/", "127.0.0.1:8080"),
+            ("ws://localhost/ws", false, "localhost:80", "/ws", "localhost"),
+            ("wss://hub.example.com", true, "hub.example.com:443", "/", "hub.example.com"),
+            ("wss://hub.example.com:443/a?b=c", true, "hub.example.com:443", "/a?b=c", "hub.example.com"),
+            ("ws://[::1]:80?x", false, "[::1]:80", "/?x", "[::1]"),
+            ("ws://[::1]", false, "[::1]:80", "/", "[::1]"),
+        ] {
+            let target: Target = text.parse().unwrap();
+            assert_eq!((target.tls, target.path.as_str()), (tls, path), "{text}");
+            assert_eq!(
+                (target.address.to_string().as_str(), target.host_header().as_str()),
+                (address, host),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_websocket_url_is_refused_with_an_example() {
+        for text in [
+            "",
+            "127.0.0.1:8080",
+            "http://localhost",
+            "ws:/localhost",
+            "ws://",
+            "ws://:8080",
+            "ws://a b/",
+            "ws://localhost:0/",
+            "ws://localhost:99999/",
+            "ws://me:pw@localhost/",
+            "ws://localhost/#x",
+            "ws://::1/",
+        ] {
+            let refused = text.parse::<Target>();
+            assert!(refused.is_err_and(|expected| expected.contains("ws://127.0.0.1:8080/")), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_query_is_not_shown() {
+        let target: Target = "ws://localhost/ws?token=abc".parse().unwrap();
+        assert_eq!(target.to_string(), "ws://localhost/ws");
+    }
+}

@@ -1,0 +1,150 @@
+//! TLS towards the server: which certificates are taken.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use crate::values::Host;
+
+/// Where systems keep the authorities that they trust.
+const SYSTEM_BUNDLES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+];
+
+/// Which certificates are taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// What the authorities in a PEM file have signed.
+    Authorities(PathBuf),
+    /// What the system's authorities have signed.
+    System,
+    /// Any.
+    Anything,
+}
+
+/// The TLS settings of all connections.
+///
+/// # Errors
+///
+/// A sentence that names the flag or the file at fault.
+pub(super) fn config(trust: &Trust) -> Result<Arc<ClientConfig>, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("TLS cannot be used: {error}"))?;
+    let config = match trust {
+        Trust::Authorities(file) => builder.with_root_certificates(roots(file)?).with_no_client_auth(),
+        Trust::System => builder.with_root_certificates(roots(&system_bundle()?)?).with_no_client_auth(),
+        Trust::Anything => {
+            let verifier = Arc::new(AnyCertificate(provider));
+            builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+        }
+    };
+    Ok(Arc::new(config))
+}
+
+/// The name that the certificate has to be for.
+pub(super) fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
+    match host {
+        Host::Ip(ip) => Ok(ServerName::IpAddress((*ip).into())),
+        Host::Name(name) => ServerName::try_from(name.clone())
+            .map_err(|_| format!("invalid value for --url: a certificate cannot be for the name '{name}'")),
+    }
+}
+
+fn system_bundle() -> Result<PathBuf, String> {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let mut known = named.into_iter().chain(SYSTEM_BUNDLES.map(PathBuf::from));
+    known.find(|file| file.is_file()).ok_or_else(|| {
+        "no file with the system's certificate authorities was found: name one with --ca, or take any certificate \
+         with --insecure"
+            .to_owned()
+    })
+}
+
+fn roots(file: &Path) -> Result<RootCertStore, String> {
+    let wrong = |error: &dyn fmt::Display| {
+        format!(
+            "invalid value '{}' for --ca: {error}; expected a PEM file of certificate authorities",
+            file.display()
+        )
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))? {
+        let certificate = certificate.map_err(|error| wrong(&error))?;
+        roots.add(certificate).map_err(|error| wrong(&error))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong(&"it has no certificate"));
+    }
+    Ok(roots)
+}
+
+/// Takes any certificate, but checks that the server has its key.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_certificates_is_named_with_its_flag() {
+        for file in ["/nowhere/ca.pem", "/dev/null"] {
+            let sentence = config(&Trust::Authorities(file.into())).unwrap_err();
+            assert!(sentence.contains("--ca") && sentence.contains(file), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn addresses_and_names_are_what_a_certificate_can_be_for() {
+        for host in ["127.0.0.1", "::1", "hub.example.com"] {
+            assert!(server_name(&host.parse().unwrap()).is_ok(), "{host}");
+        }
+    }
+}
