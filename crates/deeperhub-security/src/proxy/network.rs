@@ -116,3 +116,68 @@ pub enum NetworkProblem {
         network: Network,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn contains(network: &str, address: &str) -> bool {
+        network.parse::<Network>().unwrap().contains(address.parse().unwrap())
+    }
+
+    #[test]
+    fn a_network_has_the_addresses_that_share_its_first_bits() {
+        for (network, address) in [
+            ("10.0.0.0/8", "10.255.255.255"),
+            ("0.0.0.0/0", "255.255.255.255"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("192.0.2.2/31", "192.0.2.3"),
+            ("::/0", "ffff::"),
+            ("2001:db8::/33", "2001:db8:7fff::1"),
+            ("10.0.0.0/8", "::ffff:10.1.2.3"),
+            ("::ffff:10.0.0.0/104", "10.1.2.3"),
+            ("::1", "::1"),
+        ] {
+            assert!(contains(network, address), "{network} {address}");
+        }
+        for (network, address) in [
+            ("10.0.0.0/8", "11.0.0.0"),
+            ("192.0.2.1", "192.0.2.0"),
+            ("0.0.0.0/0", "::1"),
+            ("::/0", "192.0.2.1"),
+            ("2001:db8::/33", "2001:db8:8000::"),
+            ("::1", "::2"),
+        ] {
+            assert!(!contains(network, address), "{network} {address}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused_with_what_would_be_right() {
+        let check = |text: &str, expected: &str| {
+            let error = text.parse::<Network>().unwrap_err().to_string();
+            assert!(error.contains(expected) && error.starts_with(&format!("{text:?}")), "{error}");
+        };
+        for text in ["", "/8", "10.0.0/8", "localhost", " 10.0.0.0/8", "[::1]", "10.0.0.0:1", "1.2.3.4.5"] {
+            check(text, "it starts with an IP address");
+        }
+        for text in ["10.0.0.0/33", "10.0.0.0/", "10.0.0.0/-1", "10.0.0.0/+8", "10.0.0.0/8/8", "10.0.0.0/256"]
+        {
+            check(text, "a number from 0 to 32");
+        }
+        check("::/129", "a number from 0 to 128");
+        check("10.0.0.1/8", "its network is 10.0.0.0/8");
+        check("2001:db8::1/64", "its network is 2001:db8::/64");
+    }
+
+    proptest! {
+        #[test]
+        fn a_network_is_written_as_it_is_read(bits: u32, prefix in 0..=32_u8) {
+            let first = Network { address: IpAddr::V4(bits.into()), prefix }.first();
+            let network: Network = format!("{first}/{prefix}").parse().unwrap();
+            prop_assert!(network.contains(IpAddr::V4(bits.into())));
+            prop_assert_eq!(network.to_string().parse::<Network>(), Ok(network));
+        }
+    }
+}

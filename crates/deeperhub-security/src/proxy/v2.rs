@@ -144,3 +144,116 @@ impl Family {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn header(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(addresses.len()).unwrap().to_be_bytes();
+        [&SIGNATURE[..], &[command, family], &length, addresses].concat()
+    }
+
+    const IPV4: &[u8] = &[192, 0, 2, 1, 192, 0, 2, 2, 0x12, 0x34, 0x1f, 0x90];
+
+    fn ipv6(source: &str) -> Vec<u8> {
+        let source: Ipv6Addr = source.parse().unwrap();
+        [&source.octets()[..], &[0; 16], &[0x12, 0x34, 0, 80]].concat()
+    }
+
+    #[track_caller]
+    fn check(bytes: &[u8], source: Option<&str>) {
+        let source = source.map(|source| source.parse().unwrap());
+        assert_eq!(parse(bytes), Ok(Parsed::Complete { length: bytes.len(), source }));
+        let followed = [bytes, b"GET / HTTP/1.1\r\n"].concat();
+        assert_eq!(parse(&followed), Ok(Parsed::Complete { length: bytes.len(), source }));
+    }
+
+    #[test]
+    fn the_source_is_that_of_the_forwarded_connection() {
+        check(&header(0x21, 0x11, IPV4), Some("192.0.2.1:4660"));
+        check(&header(0x21, 0x21, &ipv6("2001:db8::1")), Some("[2001:db8::1]:4660"));
+        check(&header(0x21, 0x21, &ipv6("::ffff:192.0.2.1")), Some("192.0.2.1:4660"));
+    }
+
+    #[test]
+    fn what_the_proxy_adds_is_skipped() {
+        let with_tlv = [IPV4, &[0x04, 0, 3, 1, 2, 3], &[0xff; 500]].concat();
+        check(&header(0x21, 0x11, &with_tlv), Some("192.0.2.1:4660"));
+        check(&header(0x21, 0x11, &[IPV4, &[0; MAX_BYTES - 28]].concat()), Some("192.0.2.1:4660"));
+    }
+
+    #[test]
+    fn a_proxy_that_speaks_for_itself_or_for_no_ip_address_tells_no_source() {
+        check(&header(0x20, 0x00, &[]), None);
+        check(&header(0x20, 0x11, IPV4), None);
+        check(&header(0x20, 0xff, &[1, 2, 3]), None);
+        check(&header(0x21, 0x00, &[9; 20]), None);
+        check(&header(0x21, 0x31, &[b'/'; 216]), None);
+    }
+
+    #[test]
+    fn what_is_no_such_header_is_refused_as_soon_as_that_is_clear() {
+        let check = |bytes: &[u8], expected| assert_eq!(parse(bytes), Err(expected), "{bytes:?}");
+        check(b"G", ProxyError::Signature);
+        check(b"\r\n\r\nGET", ProxyError::Signature);
+        check(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", ProxyError::Version);
+        check(&header(0x11, 0x11, IPV4), ProxyError::Version);
+        check(&header(0x31, 0x11, IPV4), ProxyError::Version);
+        check(&header(0x22, 0x11, IPV4), ProxyError::Command);
+        for family in [0x01, 0x10, 0x12, 0x22, 0x32, 0x41, 0xff] {
+            check(&header(0x21, family, &[0; 300]), ProxyError::Family);
+        }
+        check(&header(0x21, 0x11, &IPV4[1..]), ProxyError::TooShort);
+        check(&header(0x21, 0x21, &[0; 35]), ProxyError::TooShort);
+        check(&header(0x21, 0x31, &[0; 215]), ProxyError::TooShort);
+        check(&header(0x21, 0x11, &[0; MAX_BYTES - 15])[..16], ProxyError::TooLong);
+    }
+
+    #[test]
+    fn every_beginning_of_a_header_waits_for_more() {
+        for whole in [header(0x21, 0x11, IPV4), header(0x21, 0x21, &ipv6("::1")), header(0x20, 0, &[])] {
+            for cut in 0..whole.len() {
+                assert_eq!(parse(&whole[..cut]), Ok(Parsed::Partial), "{cut}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        /// What is decided of the beginning stays so with more.
+        #[test]
+        fn any_bytes_are_decided_the_same_however_they_come(
+            command in prop_oneof![Just(0x20_u8), Just(0x21), any::<u8>()],
+            family in prop_oneof![Just(0x11_u8), Just(0x21), Just(0x31), Just(0), any::<u8>()],
+            addresses in prop::collection::vec(any::<u8>(), 0..300),
+            declared in prop::option::of(any::<u16>()),
+            noise in prop::option::of((0..16_usize, any::<u8>())),
+        ) {
+            let mut bytes = header(command, family, &addresses);
+            if let Some(declared) = declared {
+                bytes[14..16].copy_from_slice(&declared.to_be_bytes());
+            }
+            if let Some((at, byte)) = noise {
+                bytes[at] = byte;
+            }
+            let whole = parse(&bytes);
+            for cut in 0..bytes.len() {
+                match (parse(&bytes[..cut]), whole) {
+                    (Ok(Parsed::Partial), _) => {}
+                    (Ok(Parsed::Complete { length, source }), Ok(Parsed::Complete { length: of_all, source: known })) => {
+                        prop_assert!(length <= cut && length == of_all && source == known);
+                    }
+                    // A beginning may be told apart less well than all of it, as of version 1.
+                    (Err(_), whole) => prop_assert!(whole.is_err()),
+                    (Ok(complete), whole) => prop_assert!(false, "{complete:?}, then {whole:?}"),
+                }
+            }
+            if let Ok(Parsed::Complete { length, .. }) = whole {
+                prop_assert!(length <= bytes.len() && length <= MAX_BYTES);
+            }
+        }
+    }
+}

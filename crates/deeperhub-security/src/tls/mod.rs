@@ -35,15 +35,18 @@ pub use reloadable::Reloadable;
 use crate::Secret;
 use crate::files::{self, FileError};
 use certificate::Validity;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use zeroize::Zeroize;
 
 /// How many sessions are remembered for clients that resume without tickets (TLS 1.2). A new one then takes an old
 /// one's place; a client whose session is gone does a whole handshake.
@@ -136,7 +139,7 @@ impl Config {
         let chain = certificates(&self.certificates)?;
         let leaf = chain.first().ok_or_else(|| self.certificates.wrong(Problem::NoCertificate))?;
         let validity = Validity::of(leaf).ok_or_else(|| self.certificates.wrong(Problem::Certificate))?;
-        let key = private_key(&self.key)?;
+        let key = signing_key(&self.key)?;
 
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(rustls::ALL_VERSIONS)
@@ -145,13 +148,15 @@ impl Config {
             None => builder.with_no_client_auth(),
             Some(pem) => builder.with_client_cert_verifier(client_verifier(pem, &provider)?),
         };
-        let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+        let certified = CertifiedKey::new(chain, key);
+        certified.keys_match().map_err(|error| match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
                 self.key.wrong(Problem::KeyOfAnother { certificates: self.certificates.name.clone() })
             }
             rustls::Error::InvalidCertificate(_) => self.certificates.wrong(Problem::Certificate),
             _ => self.key.wrong(Problem::Key),
         })?;
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Library)?;
         config.session_storage = ServerSessionMemoryCache::new(REMEMBERED_SESSIONS);
@@ -169,8 +174,8 @@ fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     if chain.is_empty() { Err(pem.wrong(Problem::NoCertificate)) } else { Ok(chain) }
 }
 
-fn private_key(pem: &Pem) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(pem.bytes()).map_err(|error| {
+fn signing_key(pem: &Pem) -> Result<Arc<dyn SigningKey>, TlsError> {
+    let mut key = PrivateKeyDer::from_pem_slice(pem.bytes()).map_err(|error| {
         const ENCRYPTED: &[u8] = b"ENCRYPTED";
         let encrypted = pem.bytes().windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
         pem.wrong(match error {
@@ -178,7 +183,11 @@ fn private_key(pem: &Pem) -> Result<PrivateKeyDer<'static>, TlsError> {
             pem::Error::NoItemsFound => Problem::NoKey,
             _ => Problem::NotPem,
         })
-    })
+    })?;
+    let signing = any_supported_type(&key);
+    // The signing key is aws-lc's own copy, which it overwrites itself.
+    key.zeroize();
+    signing.map_err(|_| pem.wrong(Problem::Key))
 }
 
 fn client_verifier(

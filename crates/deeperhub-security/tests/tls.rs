@@ -1,0 +1,332 @@
+//! Handshakes in memory, with what a configuration makes of the files.
+
+#![cfg(feature = "tls")]
+
+use deeperhub_security::Secret;
+use deeperhub_security::files::Stamp;
+use deeperhub_security::tls::{Config, Pem, Problem, Reloadable, TlsError, Warning, user};
+use proptest::prelude::*;
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{ProtocolVersion, SupportedProtocolVersion};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const NOW: u64 = 1_900_000_000;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn config(certificates: &str, key: &str, client_ca: Option<&str>) -> Config {
+    Config::load(&fixture(certificates), &fixture(key), client_ca.map(fixture).as_deref()).unwrap()
+}
+
+fn server(client_ca: Option<&str>) -> Arc<ServerConfig> {
+    config("server.pem", "server.sec1.key", client_ca).build(NOW).unwrap().config
+}
+
+#[derive(Default)]
+struct Client {
+    versions: Option<&'static SupportedProtocolVersion>,
+    certificate: Option<(&'static str, &'static str)>,
+    alpn: &'static [&'static str],
+    no_tickets: bool,
+}
+
+impl Client {
+    fn config(&self) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(fixture("ca.pem")).unwrap()).unwrap();
+        let versions = self.versions.map_or(rustls::ALL_VERSIONS.to_vec(), |version| vec![version]);
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&versions)
+            .unwrap()
+            .with_root_certificates(roots);
+        let mut config = match self.certificate {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = vec![CertificateDer::from_pem_file(fixture(certificate)).unwrap()];
+                let key = PrivateKeyDer::from_pem_file(fixture(key)).unwrap();
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+        };
+        config.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        if self.no_tickets {
+            config.resumption = Resumption::in_memory_sessions(8)
+                .tls12_resumption(rustls::client::Tls12Resumption::SessionIdOnly);
+        }
+        Arc::new(config)
+    }
+}
+
+/// Both sides after the handshake and a message each way.
+fn connect(
+    server: &Arc<ServerConfig>,
+    client: &Arc<ClientConfig>,
+) -> Result<(ServerConnection, ClientConnection), rustls::Error> {
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut client = ClientConnection::new(Arc::clone(client), name).unwrap();
+    let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
+    server.writer().write_all(b"hello from the server").unwrap();
+    for _ in 0..8 {
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        let mut wire = &*wire;
+        while !wire.is_empty() {
+            server.read_tls(&mut wire).unwrap();
+            server.process_new_packets()?;
+        }
+        let mut wire = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut wire).unwrap();
+        }
+        let mut wire = &*wire;
+        while !wire.is_empty() {
+            client.read_tls(&mut wire).unwrap();
+            client.process_new_packets()?;
+        }
+    }
+    assert!(!server.is_handshaking() && !client.is_handshaking());
+    let mut text = [0; 21];
+    client.reader().read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"hello from the server");
+    Ok((server, client))
+}
+
+#[test]
+fn both_versions_of_tls_and_each_form_of_a_key_are_served() {
+    for (certificates, key) in
+        [("server.pem", "server.sec1.key"), ("server.pem", "server.pkcs8.key"), ("rsa.pem", "rsa.pkcs1.key")]
+    {
+        let server = config(certificates, key, None).build(NOW).unwrap();
+        assert!(server.warnings.is_empty());
+        for version in rustls::ALL_VERSIONS {
+            let client = Client { versions: Some(version), ..Client::default() };
+            let (connection, _) = connect(&server.config, &client.config()).unwrap();
+            assert_eq!(connection.protocol_version(), Some(version.version), "{key}");
+        }
+    }
+    assert_eq!(rustls::ALL_VERSIONS.len(), 2);
+    assert_eq!(rustls::version::TLS12.version, ProtocolVersion::TLSv1_2);
+}
+
+#[test]
+fn http_1_1_is_agreed_on_where_the_client_names_protocols() {
+    let server = server(None);
+    let agreed = |alpn| {
+        let client = Client { alpn, ..Client::default() }.config();
+        connect(&server, &client).map(|(server, _)| server.alpn_protocol().map(<[u8]>::to_vec))
+    };
+    assert_eq!(agreed(&[]).unwrap(), None);
+    assert_eq!(agreed(&["h2", "http/1.1"]).unwrap().as_deref(), Some(&b"http/1.1"[..]));
+    assert!(agreed(&["h2"]).is_err());
+}
+
+#[test]
+fn sessions_resume_with_and_without_tickets_until_the_configuration_is_another() {
+    for version in rustls::ALL_VERSIONS {
+        for no_tickets in [false, true] {
+            let server = server(None);
+            let client = Client { versions: Some(version), no_tickets, ..Client::default() }.config();
+            let kind = |server: &Arc<ServerConfig>| connect(server, &client).unwrap().0.handshake_kind();
+            assert_eq!(kind(&server), Some(HandshakeKind::Full));
+            assert_eq!(kind(&server), Some(HandshakeKind::Resumed), "{version:?}");
+            let newer = self::server(None);
+            assert_eq!(kind(&newer), Some(HandshakeKind::Full));
+        }
+    }
+}
+
+#[test]
+fn a_client_may_show_a_certificate_of_the_ca_or_none() {
+    let server = server(Some("ca.pem"));
+    for version in rustls::ALL_VERSIONS {
+        let connected = |certificate| {
+            let client = Client { versions: Some(version), certificate, ..Client::default() };
+            connect(&server, &client.config())
+                .map(|(server, _)| server.peer_certificates().and_then(<[_]>::first).and_then(user))
+        };
+        assert_eq!(connected(None).unwrap(), None);
+        assert_eq!(connected(Some(("client.pem", "client.key"))).unwrap().as_deref(), Some("ada lövelace"));
+        assert!(connected(Some(("stranger.pem", "client.key"))).is_err(), "signed by itself");
+        let nameless = Some(("client-nameless.pem", "server.sec1.key"));
+        assert_eq!(connected(nameless).unwrap(), None);
+    }
+}
+
+#[test]
+fn a_certificate_names_a_user_by_its_one_common_name() {
+    let user = |name: &str| user(&CertificateDer::from_pem_file(fixture(name)).unwrap());
+    assert_eq!(user("client.pem").as_deref(), Some("ada lövelace"));
+    assert_eq!(user("stranger.pem").as_deref(), Some("ada"));
+    assert_eq!(user("client-nameless.pem"), None);
+    assert_eq!(user("client-two-names.pem"), None);
+}
+
+#[test]
+fn a_certificate_out_of_its_time_is_served_with_a_warning() {
+    let config = config("server.pem", "server.sec1.key", None);
+    let ends = config.build(NOW).unwrap().ends;
+    assert!(ends > NOW);
+    let name = fixture("server.pem").display().to_string();
+    let warnings = |now| config.build(now).unwrap().warnings;
+    assert_eq!(warnings(ends), []);
+    assert_eq!(warnings(ends + 1), [Warning::Expired { name: name.clone() }]);
+    assert_eq!(warnings(1_000_000_000), [Warning::NotYetValid { name }]);
+}
+
+#[test]
+fn what_is_wrong_is_told_with_the_file_and_what_would_be_right() {
+    let check =
+        |certificates: &str, key: &str, ca: Option<&str>, at_fault: &str, expected: Problem| match config(
+            certificates,
+            key,
+            ca,
+        )
+        .build(NOW)
+        {
+            Err(error @ TlsError::Content { .. }) => {
+                let text = error.to_string();
+                assert!(text.contains(&*fixture(at_fault).to_string_lossy()), "{text}");
+                assert!(text.ends_with(expected.expected()), "{text}");
+                let TlsError::Content { problem, .. } = error else { unreachable!() };
+                assert_eq!(problem, expected);
+            }
+            other => panic!("{other:?} instead of {expected:?}"),
+        };
+    let other = Problem::KeyOfAnother { certificates: fixture("server.pem").display().to_string() };
+    check("server.pem", "rsa.pkcs1.key", None, "rsa.pkcs1.key", other);
+    check("server.pem", "server.encrypted.key", None, "server.encrypted.key", Problem::EncryptedKey);
+    check("server.pem", "server.pem", None, "server.pem", Problem::NoKey);
+    check("server.pem", "README.md", None, "README.md", Problem::NoKey);
+    check("server.sec1.key", "server.sec1.key", None, "server.sec1.key", Problem::NoCertificate);
+    check("README.md", "server.sec1.key", None, "README.md", Problem::NoCertificate);
+    check("server.pem", "server.sec1.key", Some("client.key"), "client.key", Problem::NoCertificate);
+
+    let missing = Config::load(&fixture("none.pem"), &fixture("server.sec1.key"), None).unwrap_err();
+    assert!(missing.to_string().contains("none.pem"), "{missing}");
+}
+
+/// The key's and the certificate's texts, with something cut out or changed.
+#[test]
+fn damaged_files_are_refused() {
+    let text = |name: &str| std::fs::read(fixture(name)).unwrap();
+    let build = |certificates: Vec<u8>, key: Vec<u8>| {
+        let pem = |name: &str, text: Vec<u8>| Pem::new(name, Secret::new(text));
+        Config { certificates: pem("cert", certificates), key: pem("key", key), client_ca: None }.build(NOW)
+    };
+    let (certificates, key) = (text("server.pem"), text("server.pkcs8.key"));
+    assert!(build(certificates.clone(), key.clone()).is_ok());
+    assert!(build(certificates[..certificates.len() / 4].to_vec(), key.clone()).is_err());
+    for cut in 0..key.len() - 2 {
+        assert!(build(certificates.clone(), key[..cut].to_vec()).is_err(), "{cut}");
+    }
+    // In the middle of the base64.
+    for at in 60..key.len() - 60 {
+        let mut changed = key.clone();
+        changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+        let error = build(certificates.clone(), changed).unwrap_err().to_string();
+        assert!(error.starts_with("key: "), "{error}");
+    }
+}
+
+#[test]
+fn nothing_of_a_key_is_shown() {
+    let key = std::fs::read_to_string(fixture("server.pkcs8.key")).unwrap();
+    let line = key.lines().nth(1).unwrap();
+    let config = config("server.pem", "server.pkcs8.key", None);
+    let der = PrivateKeyDer::from_pem_file(fixture("server.pkcs8.key")).unwrap();
+    let bytes = format!("{:?}", &der.secret_der()[40..60]);
+    let server = config.build(NOW).unwrap();
+    let damaged = Config { key: Pem::new("key", Secret::new(key.replace("\nM", "\n?"))), ..config.clone() };
+    let reloadable = Reloadable::new(Arc::clone(&server.config));
+    let shown =
+        format!("{config:?} {config:#?} {server:?} {reloadable:?} {damaged:?} {:?}", damaged.build(NOW));
+    assert!(!shown.contains(line) && !shown.contains(bytes.trim_matches(['[', ']'])), "{shown}");
+    assert!(!shown.contains(&line[10..30]), "{shown}");
+}
+
+#[test]
+fn connections_made_after_a_swap_get_the_new_configuration() {
+    let (old, new) = (server(None), server(None));
+    let reloadable = Reloadable::new(Arc::clone(&old));
+    let kept = reloadable.current();
+    assert!(Arc::ptr_eq(&kept, &old));
+    reloadable.replace(Arc::clone(&new));
+    assert!(Arc::ptr_eq(&reloadable.current(), &new) && Arc::ptr_eq(&kept, &old));
+}
+
+#[test]
+fn a_stamp_changes_with_its_files_and_only_then() {
+    let directory = std::env::temp_dir().join(format!("deeperhub-security-tls-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir_all(directory.join("1")).unwrap();
+    let (file, other) = (directory.join("1/key"), directory.join("other"));
+    let stamp = || Stamp::of([&file, &other]);
+    let mut last = stamp();
+    let mut changed = |what: &str, expected: bool| {
+        let now = stamp();
+        assert_eq!(now != last, expected, "{what}");
+        last = now;
+    };
+    changed("both absent", false);
+    std::fs::write(&file, "one").unwrap();
+    changed("made", true);
+    changed("left alone", false);
+    std::fs::read(&file).unwrap();
+    changed("read", false);
+    std::fs::write(&file, "longer").unwrap();
+    changed("written", true);
+    // As long as before, with the same time of modification, under the same name.
+    let modified = std::fs::metadata(&file).unwrap().modified().unwrap();
+    let newer = directory.join("newer");
+    std::fs::write(&newer, "LONGER").unwrap();
+    std::fs::File::options().write(true).open(&newer).unwrap().set_modified(modified).unwrap();
+    std::fs::rename(&newer, &file).unwrap();
+    #[cfg(unix)]
+    changed("replaced by another", true);
+    std::fs::write(&other, "").unwrap();
+    changed("the other one made", true);
+    std::fs::remove_file(&file).unwrap();
+    changed("removed", true);
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// As Kubernetes mounts secrets: files are links into a directory, and that is a link that is swapped.
+#[cfg(unix)]
+#[test]
+fn a_stamp_changes_when_the_directory_behind_a_link_is_swapped() {
+    use std::os::unix::fs::symlink;
+    let directory = std::env::temp_dir().join(format!("deeperhub-security-links-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&directory);
+    for version in ["..1", "..2"] {
+        std::fs::create_dir_all(directory.join(version)).unwrap();
+        std::fs::write(directory.join(version).join("tls.key"), "same length").unwrap();
+    }
+    symlink("..1", directory.join("..data")).unwrap();
+    symlink("..data/tls.key", directory.join("tls.key")).unwrap();
+    let before = Stamp::of([directory.join("tls.key")]);
+    assert_eq!(Stamp::of([directory.join("tls.key")]), before);
+    symlink("..2", directory.join("..next")).unwrap();
+    std::fs::rename(directory.join("..next"), directory.join("..data")).unwrap();
+    assert_ne!(Stamp::of([directory.join("tls.key")]), before);
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_as_a_certificate_name_nobody_or_somebody(at in any::<prop::sample::Index>(), byte: u8, bytes in any::<Vec<u8>>()) {
+        let _ = user(&CertificateDer::from(bytes));
+        let mut certificate = CertificateDer::from_pem_file(fixture("client.pem")).unwrap().to_vec();
+        let at = at.index(certificate.len());
+        certificate[at] = byte;
+        let _ = user(&CertificateDer::from(certificate));
+    }
+}
