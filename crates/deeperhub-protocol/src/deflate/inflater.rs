@@ -74,6 +74,11 @@ impl Inflater {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn output_capacity(&self) -> usize {
+        self.output.capacity()
+    }
+
     fn inflate(
         &mut self,
         history: Option<&mut History>,
@@ -157,8 +162,10 @@ impl Run<'_> {
         for _ in 0..=MAX_FINAL_BLOCKS {
             match self.feed(rest)? {
                 Stop::Input => {
+                    let len = self.output.len();
                     return match self.feed(&TAIL)? {
-                        Stop::FinalBlock { left: 0 } => Ok(()),
+                        // Anything that came out of the tail was taken into a block that had not ended.
+                        Stop::FinalBlock { left: 0 } if self.output.len() == len => Ok(()),
                         _ => Err(FrameError::MalformedDeflate),
                     };
                 }

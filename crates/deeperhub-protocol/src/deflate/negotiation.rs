@@ -32,7 +32,7 @@ pub struct Config {
 
 impl Config {
     /// The level that [`Config::default`] has.
-    pub const DEFAULT_LEVEL: u8 = 3;
+    pub const DEFAULT_LEVEL: u8 = 2;
 }
 
 impl Default for Config {
@@ -201,5 +201,200 @@ impl WindowBits {
             _ => return None,
         };
         Some(Self(bits))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ANSWER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+
+    fn answer(config: &Config, lines: &[&str]) -> Result<Option<String>, u16> {
+        let negotiated = negotiate(config, lines.iter().map(|line| line.as_bytes()));
+        negotiated.map(|params| params.map(Params::header_value)).map_err(|refusal| refusal.status)
+    }
+
+    fn check(lines: &[&str], expected: Option<&str>) {
+        let expected = expected.map(|more| format!("{ANSWER}{more}"));
+        assert_eq!(answer(&Config::default(), lines), Ok(expected), "{lines:?}");
+    }
+
+    #[test]
+    fn what_clients_in_use_offer_is_accepted() {
+        for offer in [
+            // Chromium and Firefox, Safari, and what libraries send.
+            "permessage-deflate; client_max_window_bits",
+            "permessage-deflate",
+            "permessage-deflate; client_no_context_takeover",
+            "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+            "permessage-deflate; client_max_window_bits=15",
+            "permessage-deflate;client_max_window_bits=8 ; client_no_context_takeover",
+            "x-webkit-deflate-frame, permessage-deflate",
+        ] {
+            check(&[offer], Some(""));
+        }
+    }
+
+    #[test]
+    fn the_first_acceptable_offer_wins_over_all_lines() {
+        check(
+            &[
+                "permessage-deflate; server_max_window_bits=7, permessage-deflate; server_max_window_bits=12",
+                "permessage-deflate",
+            ],
+            Some("; server_max_window_bits=12"),
+        );
+        check(
+            &["permessage-deflate; unknown", "permessage-deflate; server_max_window_bits=\"9\", foo"],
+            Some("; server_max_window_bits=9"),
+        );
+        check(&["", "permessage-deflate"], Some(""));
+        check(&["foo, bar; permessage-deflate"], None);
+        check(&["permessage-deflate; x=1, permessage-deflate; y"], None);
+    }
+
+    #[test]
+    fn a_requested_window_is_answered_and_kept() {
+        for bits in 8..=15 {
+            let offer = format!("permessage-deflate; server_max_window_bits={bits}");
+            check(&[&offer], Some(&format!("; server_max_window_bits={bits}")));
+            let params = negotiate(&Config::default(), [offer.as_bytes()]).unwrap().unwrap();
+            assert_eq!(params.server_max_window_bits(), bits);
+            assert!(params.can_take(1 << bits));
+            assert_eq!(params.can_take((1 << bits) + 1), bits == 15);
+        }
+        let params = negotiate(&Config::default(), [&b"permessage-deflate"[..]]).unwrap().unwrap();
+        assert_eq!((params.server_max_window_bits(), params.can_take(usize::MAX)), (15, true));
+    }
+
+    #[test]
+    fn bad_parameters_decline_their_offer_and_not_the_connection() {
+        for parameters in [
+            "server_no_context_takeover; server_no_context_takeover",
+            "client_no_context_takeover; client_no_context_takeover",
+            "server_max_window_bits=10; server_max_window_bits=10",
+            "client_max_window_bits; client_max_window_bits=10",
+            "server_no_context_takeover=true",
+            "client_no_context_takeover=\"1\"",
+            "server_max_window_bits",
+            "server_max_window_bits=7",
+            "server_max_window_bits=16",
+            "server_max_window_bits=08",
+            "server_max_window_bits=+9",
+            "server_max_window_bits=9x",
+            "server_max_window_bits=265",
+            "client_max_window_bits=0",
+            "client_max_window_bits=7",
+            "client_max_window_bits=16",
+            "client_max_window_bits=015",
+            "Server_No_Context_Takeover",
+            "unknown",
+            "unknown=1",
+        ] {
+            check(&[&format!("permessage-deflate; {parameters}")], None);
+            check(&[&format!("permessage-deflate; {parameters}"), "permessage-deflate"], Some(""));
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_no_list_refuses_the_connection() {
+        for lines in
+            [&["permessage-deflate;"][..], &["permessage-deflate", "foo bar"], &[""], &[",", " "], &["\"a\""]]
+        {
+            assert_eq!(answer(&Config::default(), lines), Err(400), "{lines:?}");
+        }
+        let bytes = negotiate(&Config::default(), [&b"permessage-deflate; \xff"[..]]).unwrap_err();
+        assert_eq!(bytes.to_string(), "400 bad_handshake: The header sec-websocket-extensions is malformed.");
+    }
+
+    #[test]
+    fn nothing_is_agreed_on_without_offers_or_when_it_is_off() {
+        check(&[], None);
+        let off = Config { enabled: false, ..Config::default() };
+        assert_eq!(answer(&off, &["permessage-deflate"]), Ok(None));
+        assert_eq!(answer(&off, &[";"]), Ok(None));
+    }
+
+    #[test]
+    fn context_takeover_is_for_clients_that_may_and_want() {
+        let config = Config { client_context_takeover: true, ..Config::default() };
+        for (offer, expected) in [
+            ("permessage-deflate", "permessage-deflate; server_no_context_takeover"),
+            ("permessage-deflate; client_max_window_bits", "permessage-deflate; server_no_context_takeover"),
+            ("permessage-deflate; client_no_context_takeover", ANSWER),
+        ] {
+            assert_eq!(answer(&config, &[offer]), Ok(Some(expected.to_owned())));
+        }
+    }
+
+    /// What an offer's parameters come to, in plain words of the RFC: each at most once, and with a right value.
+    fn model(parameters: &[(&str, Option<String>)]) -> Option<String> {
+        let names = [
+            "server_no_context_takeover",
+            "client_no_context_takeover",
+            "server_max_window_bits",
+            "client_max_window_bits",
+        ];
+        let mut more = String::new();
+        for name in names {
+            let values: Vec<_> =
+                parameters.iter().filter(|parameter| parameter.0 == name).map(|p| &p.1).collect();
+            let is_window = |value: &str| (8..=15).any(|bits: u8| bits.to_string() == value);
+            let is_right = match (values.as_slice(), name) {
+                ([], _) => true,
+                ([None], "server_max_window_bits") => false,
+                ([None], _) => true,
+                ([Some(value)], _) => name.ends_with("bits") && is_window(value),
+                _ => false,
+            };
+            if !is_right {
+                return None;
+            }
+            if let ([Some(value)], "server_max_window_bits") = (values.as_slice(), name) {
+                more = format!("; server_max_window_bits={value}");
+            }
+        }
+        parameters.iter().all(|parameter| names.contains(&parameter.0)).then_some(more)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1024))]
+
+        #[test]
+        fn offers_are_judged_as_the_rfc_has_it(
+            offers in proptest::collection::vec(
+                proptest::collection::vec(
+                    (
+                        prop_oneof![
+                            4 => Just("server_no_context_takeover"),
+                            4 => Just("client_no_context_takeover"),
+                            4 => Just("server_max_window_bits"),
+                            4 => Just("client_max_window_bits"),
+                            1 => Just("other"),
+                        ],
+                        prop_oneof![
+                            4 => Just(None),
+                            4 => (8..=15u8).prop_map(|bits| Some(bits.to_string())),
+                            1 => "[0-9]{1,3}|x".prop_map(Some),
+                        ],
+                    ),
+                    0..4,
+                ),
+                1..4,
+            ),
+        ) {
+            let lines: Vec<String> = offers.iter().map(|parameters| {
+                parameters.iter().fold("permessage-deflate".to_owned(), |line, (name, value)| {
+                    line + &value.as_ref().map_or(format!("; {name}"), |value| format!("; {name}={value}"))
+                })
+            }).collect();
+            let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+            let expected = offers.iter().find_map(|parameters| model(parameters));
+            check(&lines, expected.as_deref());
+            check(&[&lines.join(" , ")], expected.as_deref());
+        }
     }
 }

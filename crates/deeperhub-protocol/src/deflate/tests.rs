@@ -38,7 +38,7 @@ impl Client {
     /// The payload of a message, with the tail taken off.
     fn message(&mut self, payload: &[u8]) -> Vec<u8> {
         let mut out = self.compress(&[payload], FlushCompress::Sync);
-        if payload.is_empty() {
+        if out.is_empty() {
             // A stream that has just been flushed makes nothing of nothing (RFC 7692 section 7.2.3.6).
             return vec![0];
         }
@@ -98,4 +98,421 @@ fn empty_messages_are_decoded() {
     assert_eq!(decode(b""), Ok(vec![]), "with the last byte left out");
     assert_eq!(decode(b"\x02\0"), Ok(vec![]), "an empty block with fixed codes");
     assert_eq!(decode(b"\x03\0\0"), Ok(vec![]), "a final one");
+}
+
+#[test]
+fn a_final_block_may_end_a_message_or_stand_inside_it() {
+    let text = b"one two three one two three";
+    let finished = Client::new(6, 15).compress(&[text], FlushCompress::Finish);
+    assert_eq!(decode(&[&finished[..], &[0]].concat()), Ok(text.to_vec()));
+    assert_eq!(decode(&finished), Ok(text.to_vec()), "with the byte behind it left out");
+    let twice = [&finished[..], &finished, &[0]].concat();
+    assert_eq!(decode(&twice), Ok([text, &text[..]].concat()));
+    let then_plain = [&finished[..], &Client::new(6, 15).message(b"!")].concat();
+    assert_eq!(decode(&then_plain), Ok([&text[..], b"!"].concat()));
+}
+
+#[test]
+fn what_follows_a_final_block_may_refer_to_what_was_before() {
+    let words = "the same words again and again".as_bytes();
+    let finished = Client::new(6, 15).compress(&[words], FlushCompress::Finish);
+    let mut client = Client::new(6, 15);
+    client.stream.set_dictionary(words).unwrap();
+    let second = client.message(words);
+    assert!(second.len() < 8, "it is a reference: {second:x?}");
+    assert_eq!(decode(&[&finished[..], &second].concat()), Ok([words, words].concat()));
+    // With context takeover, also over the end of the message.
+    let (mut inflater, mut history) = (Inflater::new(), History::new());
+    let first = [&finished[..], &[0]].concat();
+    for payload in [&first, &second] {
+        assert_eq!(decode_with(&mut inflater, Some(&mut history), payload), Ok(words.to_vec()));
+    }
+}
+
+#[test]
+fn final_blocks_are_counted() {
+    let message = |blocks: usize| [b"\x03\0".repeat(blocks), vec![0]].concat();
+    assert_eq!(decode(&message(256)), Ok(vec![]));
+    assert_eq!(decode(&message(257)), Err(FrameError::MalformedDeflate));
+}
+
+#[test]
+fn malformed_streams_are_refused() {
+    for payload in [
+        &b"\xff"[..],
+        b"\x06",
+        b"\x00\x05\x00\xfa\xfe\x48\x65\x6c\x6c\x6f\x00",
+        b"\xf2\x48\xcd\xc9",
+        b"\xf3\x48\xcd\xc9\xc9\x07\x00\x06",
+        b"plain text that was marked as compressed",
+        b"\x01\x05\x00\xfa\xffHel",
+    ] {
+        assert_eq!(decode(payload), Err(FrameError::MalformedDeflate), "{payload:x?}");
+    }
+}
+
+#[test]
+fn a_message_that_was_cut_is_refused() {
+    let text = "It was cut somewhere, by a peer that does not flush. ".repeat(20);
+    for level in [0, 1, 6] {
+        let whole = Client::new(level, 15).message(text.as_bytes());
+        // One byte may be an empty message.
+        for cut in 2..whole.len() {
+            let result = decode(&whole[..cut]);
+            assert_eq!(result, Err(FrameError::MalformedDeflate), "{cut} of {whole:x?}");
+        }
+    }
+}
+
+#[test]
+fn text_is_checked_when_it_is_decompressed() {
+    let mut inflater = Inflater::new();
+    let good = Client::new(6, 15).message("grüße 🦀".as_bytes());
+    assert_eq!(inflater.decode(None, LIMIT, MessageKind::Text, &good), Ok(Incoming::Text("grüße 🦀")));
+    let bad = Client::new(6, 15).message(b"abc\xff");
+    assert_eq!(inflater.decode(None, LIMIT, MessageKind::Text, &bad), Err(FrameError::InvalidUtf8));
+    assert_eq!(inflater.decode(None, LIMIT, MessageKind::Binary, &bad), Ok(Incoming::Binary(b"abc\xff")));
+}
+
+#[test]
+fn the_limit_is_on_what_comes_out() {
+    let mut inflater = Inflater::new();
+    for limit in [0, 1, 1000, 4095, 4096, 4097, 65_536, 100_000] {
+        for (len, fits) in [(limit, true), (limit + 1, false), (10 * limit + 2, false)] {
+            let payload = Client::new(6, 15).message(&vec![b'x'; len]);
+            let result = inflater.decode(None, limit, MessageKind::Binary, &payload);
+            let expected = if fits { Ok(len) } else { Err(FrameError::MessageTooBig { limit }) };
+            let found = result.map(|incoming| match incoming {
+                Incoming::Binary(bytes) => bytes.len(),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(found, expected, "{len} bytes, {limit} allowed");
+        }
+    }
+}
+
+#[test]
+fn a_bomb_costs_no_more_memory_than_a_message_may_have() {
+    let bomb = Client::new(9, 15).message(&vec![0; 64 << 20]);
+    assert!(bomb.len() < 70_000);
+    for limit in [1000, LIMIT, 1 << 20] {
+        let mut inflater = Inflater::new();
+        let result = inflater.decode(None, limit, MessageKind::Binary, &bomb);
+        assert_eq!(result, Err(FrameError::MessageTooBig { limit }));
+        assert!(inflater.output_capacity() <= limit + 1, "{}", inflater.output_capacity());
+        assert_eq!(decode_with(&mut inflater, None, b"\0"), Ok(vec![]), "the inflater can be used on");
+        assert!(inflater.output_capacity() <= LIMIT + 1);
+    }
+}
+
+#[test]
+fn a_history_holds_one_window_at_most() {
+    let (mut inflater, mut history, mut client) = (Inflater::new(), History::new(), Client::new(1, 15));
+    assert_eq!(history.heap_bytes(), 0);
+    for i in 0..200u32 {
+        let payload: Vec<u8> = (0..i * 10).map(|n| (n.wrapping_mul(n ^ i) >> 3) as u8).collect();
+        let message = client.message(&payload);
+        assert_eq!(decode_with(&mut inflater, Some(&mut history), &message), Ok(payload));
+        assert!(history.heap_bytes() <= 32 * 1024);
+    }
+    assert_eq!(history.heap_bytes(), 32 * 1024);
+}
+
+#[test]
+fn frames_are_compressed_once_and_for_all_forks() {
+    let (mut deflater, any) = (Deflater::new(&Config::default()), params("permessage-deflate"));
+    let text = "a payload that says the same again and again; ".repeat(20);
+    let frame = Frame::text(&text);
+    let (fork, clone) = (frame.fork(), frame.clone());
+    let compressed = frame.for_receiver(&mut deflater, any);
+    assert_eq!(compressed.as_bytes()[0], 0xc1);
+    assert_eq!(inflated(&compressed.as_bytes()[2..], 15), text.as_bytes());
+    // The same memory, whoever asks, with a compressor that would not have done it.
+    let mut config = Config::default();
+    config.threshold_bytes = usize::MAX;
+    let mut other = Deflater::new(&config);
+    for again in [&fork, &clone, &frame] {
+        assert_eq!(again.for_receiver(&mut other, any).as_bytes().as_ptr(), compressed.as_bytes().as_ptr());
+    }
+    assert_eq!(frame.as_bytes(), Frame::text(&text).as_bytes(), "the plain form is still there");
+    // A compressed form is not compressed again.
+    assert_eq!(compressed.for_receiver(&mut deflater, any).as_bytes(), compressed.as_bytes());
+}
+
+#[test]
+fn frames_that_are_not_worth_it_stay_as_they_are() {
+    let (mut deflater, any) = (Deflater::new(&Config::default()), params("permessage-deflate"));
+    let noise: Vec<u8> = std::iter::successors(Some(88_172_645_463_325_252_u64), |&n| {
+        let n = n ^ (n << 13);
+        let n = n ^ (n >> 7);
+        Some(n ^ (n << 17))
+    })
+    .map(|n| (n >> 32) as u8)
+    .take(1000)
+    .collect();
+    let (text, mut ping) = ("x".repeat(500), Vec::new());
+    write_ping(&mut ping, &[b'x'; 125]);
+    let two = [Frame::text(&text).as_bytes(), Frame::text(&text).as_bytes()].concat();
+    for frame in [
+        Frame::text(&text[..255]),
+        Frame::text(""),
+        Frame::binary(&noise),
+        Frame::from_encoded(&ping),
+        Frame::from_encoded(&two),
+        Frame::from_encoded(&two[..300]),
+        Frame::from_encoded(b""),
+    ] {
+        let sent = frame.for_receiver(&mut deflater, any);
+        assert_eq!(sent.as_bytes().as_ptr(), frame.as_bytes().as_ptr());
+        let mut eager = Config::default();
+        eager.threshold_bytes = 0;
+        let again = frame.for_receiver(&mut Deflater::new(&eager), any);
+        assert_eq!(again.as_bytes().as_ptr(), frame.as_bytes().as_ptr(), "the decision is remembered");
+    }
+    assert_eq!(Frame::text(&text[..256]).for_receiver(&mut deflater, any).as_bytes()[0], 0xc1);
+}
+
+#[test]
+fn a_small_window_gets_compressed_what_fits_in_it() {
+    let mut deflater = Deflater::new(&Config::default());
+    for bits in 8..=15 {
+        let small = params(&format!("permessage-deflate; server_max_window_bits={bits}"));
+        for len in [(1usize << bits) - 20, 1 << bits, (1 << bits) + 1, 3 << bits] {
+            let text: String = (0..)
+                .map(|n: usize| format!("{} ", n * n % 97))
+                .flat_map(|s| s.into_bytes())
+                .map(char::from)
+                .take(len)
+                .collect();
+            let frame = Frame::text(&text);
+            let sent = frame.for_receiver(&mut deflater, small);
+            let mut reply = Vec::new();
+            let saved = write_text_compressed(&mut deflater, small, &text, &mut reply);
+            let fits = bits == 15 || len <= 1 << bits;
+            let is_long = len >= 256;
+            assert_eq!(saved > 0, fits && is_long, "{len} bytes, {bits} bits");
+            if sent.len() < frame.len() {
+                let header = if sent.len() < 128 { 2 } else { 4 };
+                assert_eq!(inflated(&sent.as_bytes()[header..], bits.max(9)), text.as_bytes());
+            } else {
+                assert!(!fits || !is_long || len + 10 > 1 << bits, "{len} bytes, {bits} bits");
+            }
+        }
+    }
+}
+
+#[test]
+fn replies_are_compressed_where_they_stand() {
+    let (mut deflater, any) = (Deflater::new(&Config::default()), params("permessage-deflate"));
+    let (long, short) = ("a long reply; ".repeat(100), "short");
+    let mut out = b"before".to_vec();
+    write_text(&mut out, short);
+    assert_eq!(compress_frames(&mut deflater, any, &mut out, 6), 0);
+    write_text(&mut out, &long);
+    write_ping(&mut out, b"ping");
+    write_binary(&mut out, long.as_bytes());
+    write_text(&mut out, short);
+    let plain = out.len();
+    let saved = compress_frames(&mut deflater, any, &mut out, 6);
+    assert_eq!((out.len() + saved, &out[..6]), (plain, &b"before"[..]));
+    let mut expected = b"before".to_vec();
+    write_text(&mut expected, short);
+    assert!(write_text_compressed(&mut deflater, any, &long, &mut expected) > 1000);
+    write_ping(&mut expected, b"ping");
+    let binary = Frame::binary(long.as_bytes());
+    expected.extend_from_slice(binary.for_receiver(&mut deflater, any).as_bytes());
+    write_text(&mut expected, short);
+    assert_eq!(out, expected);
+    assert_eq!(compress_frames(&mut deflater, any, &mut out, 6), 0, "nothing is left to compress");
+    assert_eq!(out, expected);
+    assert_eq!(compress_frames(&mut deflater, any, &mut out, usize::MAX), 0);
+}
+
+#[test]
+fn what_is_no_frame_is_left_alone() {
+    let (mut deflater, any) = (Deflater::new(&Config::default()), params("permessage-deflate"));
+    for junk in [
+        vec![0x81; 400],
+        vec![0xff; 400],
+        vec![0x81, 127, 255, 255],
+        [vec![0x81, 126, 1, 0], vec![0; 255]].concat(),
+    ] {
+        let mut out = junk.clone();
+        assert_eq!(compress_frames(&mut deflater, any, &mut out, 0), 0);
+        assert_eq!(out, junk);
+    }
+}
+
+#[test]
+fn levels_out_of_range_are_brought_into_it() {
+    for level in [0, 10, 255] {
+        let mut config = Config::default();
+        config.level = level;
+        let mut out = Vec::new();
+        let text = "x".repeat(1000);
+        assert!(
+            write_text_compressed(&mut Deflater::new(&config), params("permessage-deflate"), &text, &mut out)
+                > 900
+        );
+    }
+}
+
+#[test]
+fn nothing_is_allocated_before_it_is_needed() {
+    assert!(size_of::<Params>() <= 4 && size_of::<Option<Params>>() <= 4);
+    assert_eq!(History::new().heap_bytes(), 0);
+    assert_eq!(Inflater::new().output_capacity(), 0);
+}
+
+/// Any bytes, some of which compress well.
+fn payload(max: usize) -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        3 => "[a-z{}\":, ]{0,40}".prop_map(String::into_bytes),
+        1 => proptest::collection::vec(any::<u8>(), 0..200),
+        2 => (any::<u8>(), 0..3000usize).prop_map(|(byte, len)| vec![byte; len]),
+    ];
+    let pieces = (proptest::collection::vec(piece, 0..6), 1..20usize);
+    pieces.prop_map(move |(pieces, times)| {
+        let mut bytes = pieces.concat().repeat(times);
+        bytes.truncate(max);
+        bytes
+    })
+}
+
+/// A client's frames for one message: cut at `cuts`, masked, marked.
+fn frames(payload: &[u8], cuts: &[usize]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = payload;
+    for i in 0..=cuts.len() {
+        let len = cuts.get(i).map_or(rest.len(), |&cut| cut.min(rest.len()));
+        let (part, after) = rest.split_at(len);
+        rest = after;
+        let first = if i == 0 { 0x42 } else { 0 } | if i == cuts.len() { 0x80 } else { 0 };
+        out.push(first);
+        match part.len() {
+            len @ 0..126 => out.push(0x80 | len as u8),
+            len @ 126..65_536 => {
+                out.push(0xfe);
+                out.extend_from_slice(&(len as u16).to_be_bytes());
+            }
+            len => {
+                out.push(0xff);
+                out.extend_from_slice(&(len as u64).to_be_bytes());
+            }
+        }
+        let mask = [7, 77, 177, i as u8];
+        out.extend_from_slice(&mask);
+        out.extend(part.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn what_clients_compress_is_decoded_however_it_is_cut(
+        messages in proptest::collection::vec(payload(LIMIT), 1..5),
+        level in 0..=9u32,
+        window_bits in 9..=15u8,
+        takeover: bool,
+        flushes in proptest::collection::vec(0..2000usize, 0..4),
+        cuts in proptest::collection::vec(0..500usize, 0..5),
+        read in 1..5000usize,
+    ) {
+        let (mut client, mut wire) = (Client::new(level, window_bits), Vec::new());
+        for message in &messages {
+            if !takeover {
+                client = Client::new(level, window_bits);
+            }
+            let mut payload = Vec::new();
+            let mut rest = &message[..];
+            for flush in &flushes {
+                let (part, after) = rest.split_at((*flush).min(rest.len()));
+                rest = after;
+                // Several blocks, and with a partial flush such that end inside of a byte.
+                let kind = if flush % 2 == 0 { FlushCompress::Sync } else { FlushCompress::Partial };
+                payload.extend(client.compress(&[part], kind));
+            }
+            payload.extend(client.message(rest));
+            wire.extend(frames(&payload, &cuts));
+        }
+        let (mut decoder, mut inflater, mut history) = (FrameDecoder::new(), Inflater::new(), History::new());
+        let (limits, mut decoded) = (FrameLimits::new(LIMIT), Vec::new());
+        for read in wire.chunks(read) {
+            let (mut input, mut pos) = (read.to_vec(), 0);
+            while let Some(found) = decoder.next_extended(&limits, &mut input, &mut pos).unwrap() {
+                let Extended::Marked { kind: MessageKind::Binary, payload } = found else { panic!("{found:?}") };
+                decoded.push(decode_with(&mut inflater, takeover.then_some(&mut history), payload).unwrap());
+            }
+        }
+        prop_assert!(decoded == messages);
+    }
+
+    #[test]
+    fn what_is_compressed_is_what_clients_decompress(
+        text in payload(100_000),
+        level in 1..=9u8,
+        threshold_bytes in 0..600usize,
+        bits in 9..=15u8,
+    ) {
+        let config = Config { threshold_bytes, level, ..Config::default() };
+        let mut deflater = Deflater::new(&config);
+        let params = params(&format!("permessage-deflate; server_max_window_bits={bits}"));
+        let frame = Frame::binary(&text);
+        let sent = frame.for_receiver(&mut deflater, params);
+        prop_assert!(sent.len() <= frame.len());
+        let (mut bytes, mut out) = (frame.as_bytes().to_vec(), Vec::new());
+        let saved = compress_frames(&mut deflater, params, &mut bytes, 0);
+        prop_assert_eq!(bytes.len() + saved, frame.len());
+        for bytes in [sent.as_bytes(), &bytes] {
+            let (header, first) = match bytes[1] { 126 => (4, bytes[0]), 127 => (10, bytes[0]), _ => (2, bytes[0]) };
+            match first {
+                0x82 => prop_assert_eq!(bytes, frame.as_bytes()),
+                0xc2 => {
+                    prop_assert!(text.len() >= threshold_bytes);
+                    prop_assert!(inflated(&bytes[header..], bits) == text);
+                    out.extend_from_slice(&bytes[header..]);
+                }
+                other => panic!("{other:x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_decoded_or_refused(
+        payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 1..6),
+        limit in 0..2000usize,
+    ) {
+        let (mut inflater, mut history) = (Inflater::new(), History::new());
+        for payload in &payloads {
+            match inflater.decode(Some(&mut history), limit, MessageKind::Binary, payload) {
+                Ok(Incoming::Binary(bytes)) => prop_assert!(bytes.len() <= limit),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => prop_assert!(
+                    matches!(error, FrameError::MalformedDeflate | FrameError::MessageTooBig { .. }), "{error}"
+                ),
+            }
+            prop_assert!(inflater.output_capacity() <= limit.max(1) + 1);
+        }
+    }
+
+    #[test]
+    fn a_garbled_message_is_what_flate2_makes_of_it(
+        text in payload(2000),
+        at in any::<prop::sample::Index>(),
+        change in 1..=255u8,
+    ) {
+        let mut message = Client::new(6, 15).message(&text);
+        let at = at.index(message.len());
+        message[at] ^= change;
+        if let Ok(bytes) = decode(&message) {
+            // Without a final block it is one stream: nothing may come out that flate2 does not see in it.
+            let mut stream = Decompress::new(false);
+            let mut out = Vec::with_capacity(1 << 20);
+            let all = [&message[..], &[0, 0, 0xff, 0xff]].concat();
+            stream.decompress_vec(&all, &mut out, FlushDecompress::Sync).unwrap();
+            prop_assert!(bytes.starts_with(&out));
+        }
+    }
 }
