@@ -1,0 +1,315 @@
+//! The hand-over from publishers to one worker.
+
+use crate::Config;
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+use std::collections::VecDeque;
+use std::task::Waker;
+
+/// Room for envelopes that an empty inbox keeps.
+const KEPT_CAPACITY: usize = 1024;
+
+/// One message for one worker.
+#[derive(Debug)]
+pub(crate) struct Envelope<M> {
+    /// Counts the envelopes of an inbox, from 1.
+    pub(crate) number: u64,
+    /// The topic's hash. Two topics of one hash would be kept in order with each other, no more.
+    pub(crate) topic: u64,
+    /// Who published it, if that is to be kept in order.
+    pub(crate) source: Option<u64>,
+    pub(crate) lists: Lists,
+    pub(crate) bytes: usize,
+    pub(crate) message: M,
+}
+
+/// The worker's lists of subscribers that an envelope is for, by the worker's own numbers.
+///
+/// A number may have got another meaning by the time the envelope is opened. That does no harm:
+/// everyone on the newer list subscribed after the envelope was pushed, so it is not for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Lists {
+    One(u32),
+    /// Two or more, in ascending order.
+    Many(Box<[u32]>),
+}
+
+impl Lists {
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        match self {
+            Self::One(list) => std::slice::from_ref(list),
+            Self::Many(lists) => lists,
+        }
+    }
+}
+
+/// Inboxes that are over their soft limits, and who waits for that to end.
+#[derive(Debug)]
+pub(crate) struct Congestion {
+    inboxes: AtomicUsize,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+impl Congestion {
+    pub(crate) fn new() -> Self {
+        Self { inboxes: AtomicUsize::new(0), waiting: Mutex::new(Vec::new()) }
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.inboxes.load(Ordering::Relaxed) != 0
+    }
+
+    /// False: there is none any more. True: the waker is called when it ends.
+    pub(crate) fn wait(&self, waker: &Waker) -> bool {
+        if !self.is_on() {
+            return false;
+        }
+        let mut waiting = lock(&self.waiting);
+        // The last inbox to come down takes this lock after it was counted out: either that shows
+        // here, or the waker is found there.
+        if !self.is_on() {
+            return false;
+        }
+        if !waiting.iter().any(|other| other.will_wake(waker)) {
+            waiting.push(waker.clone());
+        }
+        true
+    }
+
+    fn begin(&self) {
+        self.inboxes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        if self.inboxes.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let waiting = std::mem::take(&mut *lock(&self.waiting));
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// Wakers to call once all locks are released.
+#[derive(Debug, Default)]
+pub(crate) struct Wakers {
+    first: Option<Waker>,
+    others: Vec<Waker>,
+}
+
+impl Wakers {
+    fn push(&mut self, waker: Waker) {
+        match self.first {
+            None => self.first = Some(waker),
+            Some(_) => self.others.push(waker),
+        }
+    }
+
+    pub(crate) fn wake(self) {
+        self.first.into_iter().chain(self.others).for_each(Waker::wake);
+    }
+}
+
+/// Many publishers push, one worker takes. It has no hard bound: a push never waits, since it
+/// happens under locks of the routing table. What is over the soft limits makes publishers pause.
+// Two cache lines, as processors fetch them in pairs.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Inbox<M> {
+    /// Counts the workers that this inbox has had; only the latest has a say.
+    attachment: AtomicU64,
+    /// The worker sleeps, or is about to, and its waker is in the state. Set under the lock of
+    /// the state only; the worker may clear it without, see [`Inbox::disarm`].
+    armed: AtomicBool,
+    state: Mutex<State<M>>,
+}
+
+#[derive(Debug)]
+struct State<M> {
+    queue: VecDeque<Envelope<M>>,
+    /// Number of the last envelope.
+    pushed: u64,
+    waker: Option<Waker>,
+    /// Envelopes that the worker has not finished, here or in its own hands, and their bytes.
+    waiting: usize,
+    waiting_bytes: usize,
+    congested: bool,
+}
+
+/// What a worker has finished since it last said so.
+#[derive(Debug, Default)]
+pub(crate) struct Finished {
+    pub(crate) envelopes: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Finished {
+    pub(crate) fn count(&mut self, bytes: usize) {
+        self.envelopes += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
+impl<M> Inbox<M> {
+    pub(crate) fn new() -> Self {
+        Self {
+            attachment: AtomicU64::new(0),
+            armed: AtomicBool::new(false),
+            state: Mutex::new(State {
+                queue: VecDeque::new(),
+                pushed: 0,
+                waker: None,
+                waiting: 0,
+                waiting_bytes: 0,
+                congested: false,
+            }),
+        }
+    }
+
+    /// The current worker's number.
+    pub(crate) fn attachment(&self) -> u64 {
+        self.attachment.load(Ordering::Relaxed)
+    }
+
+    /// Ends what the worker before may do, and names the next.
+    pub(crate) fn attach(&self) -> u64 {
+        let state = lock(&self.state);
+        let attachment = self.attachment.fetch_add(1, Ordering::Relaxed) + 1;
+        drop(state);
+        attachment
+    }
+
+    /// Number of the last envelope. A caller that holds the lock under which a topic's (or a
+    /// pattern's) publishes push knows that theirs up to now are not above it, and later ones are.
+    pub(crate) fn pushed(&self) -> u64 {
+        lock(&self.state).pushed
+    }
+
+    /// Answers whether the inbox is congested.
+    pub(crate) fn push(
+        &self,
+        (topic, source): (u64, Option<u64>),
+        lists: Lists,
+        (bytes, message): (usize, M),
+        (config, congestion): (&Config, &Congestion),
+        wakers: &mut Wakers,
+    ) -> bool {
+        let mut state = lock(&self.state);
+        state.pushed += 1;
+        let number = state.pushed;
+        state.queue.push_back(Envelope { number, topic, source, lists, bytes, message });
+        state.waiting += 1;
+        state.waiting_bytes = state.waiting_bytes.saturating_add(bytes);
+        if !state.congested
+            && (state.waiting > config.inbox_soft_limit
+                || state.waiting_bytes > config.inbox_soft_limit_bytes)
+        {
+            state.congested = true;
+            congestion.begin();
+        }
+        if self.armed.load(Ordering::Relaxed) {
+            self.armed.store(false, Ordering::Relaxed);
+            if let Some(waker) = state.waker.take() {
+                wakers.push(waker);
+            }
+        }
+        state.congested
+    }
+
+    /// The worker runs, and will take or sleep before it waits: nobody needs to wake it until then.
+    ///
+    /// No lock is needed. A push that still sees it armed wakes once too often; one that sees it
+    /// disarmed is ordered before the worker's next lock, which finds the envelope.
+    pub(crate) fn disarm(&self) {
+        self.armed.store(false, Ordering::Relaxed);
+    }
+
+    /// Moves everything into `queue`, which is empty. When there is nothing and a waker is given,
+    /// the worker is registered as asleep; false means that.
+    pub(crate) fn take(
+        &self,
+        attachment: u64,
+        queue: &mut VecDeque<Envelope<M>>,
+        waker: Option<&Waker>,
+    ) -> bool {
+        // Not inside the lock.
+        if queue.capacity() > 4 * KEPT_CAPACITY {
+            queue.shrink_to(KEPT_CAPACITY);
+        }
+        let mut state = lock(&self.state);
+        if self.attachment() != attachment {
+            return false;
+        }
+        if state.queue.is_empty() {
+            if let Some(waker) = waker {
+                self.arm(&mut state, waker);
+                return false;
+            }
+        } else {
+            self.disarm();
+            std::mem::swap(&mut state.queue, queue);
+        }
+        true
+    }
+
+    /// Counts what the worker has finished, and, with a waker, registers it as asleep if there is
+    /// nothing; false means that.
+    pub(crate) fn finish(
+        &self,
+        attachment: u64,
+        finished: &mut Finished,
+        waker: Option<&Waker>,
+        (config, congestion): (&Config, &Congestion),
+    ) -> bool {
+        let finished = std::mem::take(finished);
+        let (relieved, more) = {
+            let mut state = lock(&self.state);
+            if self.attachment() != attachment {
+                return false;
+            }
+            state.waiting = state.waiting.saturating_sub(finished.envelopes);
+            state.waiting_bytes = state.waiting_bytes.saturating_sub(finished.bytes);
+            let relieved = state.congested
+                && state.waiting <= config.inbox_soft_limit / 2
+                && state.waiting_bytes <= config.inbox_soft_limit_bytes / 2;
+            if relieved {
+                state.congested = false;
+            }
+            let more = match waker {
+                Some(waker) if state.queue.is_empty() => {
+                    self.arm(&mut state, waker);
+                    false
+                }
+                _ => true,
+            };
+            (relieved, more)
+        };
+        if relieved {
+            congestion.end();
+        }
+        more
+    }
+
+    fn arm(&self, state: &mut State<M>, waker: &Waker) {
+        if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            state.waker = Some(waker.clone());
+        }
+        self.armed.store(true, Ordering::Relaxed);
+    }
+
+    /// Empties it, after the routing table has forgotten its worker. Numbers go on.
+    pub(crate) fn clear(&self, congestion: &Congestion) {
+        let (queue, waker, congested) = {
+            let mut state = lock(&self.state);
+            self.disarm();
+            (state.waiting, state.waiting_bytes) = (0, 0);
+            (
+                std::mem::take(&mut state.queue),
+                state.waker.take(),
+                std::mem::replace(&mut state.congested, false),
+            )
+        };
+        // Messages and wakers may do anything when they are dropped: not under the lock.
+        drop((queue, waker));
+        if congested {
+            congestion.end();
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The hand-over between threads in every order that the memory model allows. Run with
+//! `RUSTFLAGS="--cfg loom" cargo test -p deeperhub-router --lib --release`.
+
+use crate::{Config, Flow, Router, ShardId};
+use ahash::RandomState;
+use deeperhub_protocol::{Subscription, Topic};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
+
+/// Hashes must be the same in each run of a model.
+fn router(shards: u16) -> Router<u32> {
+    Router::with_hasher(shards, Config::default(), RandomState::with_seeds(1, 2, 3, 4))
+}
+
+fn publish(router: &Router<u32>, message: u32) -> u64 {
+    router.publish(&Topic::parse("a").unwrap(), None, 1, || message).subscribers
+}
+
+fn check(bound: usize, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(bound);
+    builder.check(model);
+}
+
+/// Unparks a thread of the model.
+struct Unpark(loom::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// A worker that sleeps whenever it is told that there is nothing, until it has `count` messages.
+fn receive(shard: &mut crate::Shard<u32>, count: usize) -> Vec<u32> {
+    let waker = Waker::from(Arc::new(Unpark(loom::thread::current())));
+    let mut received = Vec::new();
+    loop {
+        let poll = shard.poll_deliver(&mut Context::from_waker(&waker), |_, message| {
+            received.push(*message);
+            Flow::Continue
+        });
+        if received.len() == count {
+            return received;
+        }
+        if poll.is_pending() {
+            // Never to be woken would be a deadlock, which loom finds.
+            loom::thread::park();
+        }
+    }
+}
+
+#[test]
+fn no_wake_up_is_lost() {
+    check(3, || {
+        let router = router(1);
+        let mut shard = router.attach(ShardId(0));
+        shard.subscribe(0, &Subscription::parse("a").unwrap());
+        let publisher = loom::thread::spawn({
+            let router = router.clone();
+            move || (publish(&router, 1), publish(&router, 2))
+        });
+        assert_eq!(receive(&mut shard, 2), [1, 2]);
+        assert_eq!(publisher.join().unwrap(), (1, 1));
+    });
+}
+
+#[test]
+fn workers_agree_on_the_order_of_publishers_that_race() {
+    check(2, || {
+        let router = router(2);
+        let mut shards = [router.attach(ShardId(0)), router.attach(ShardId(1))];
+        shards[0].subscribe(0, &Subscription::parse("a").unwrap());
+        shards[1].subscribe(0, &Subscription::parse("*").unwrap());
+        let publisher = loom::thread::spawn({
+            let router = router.clone();
+            move || publish(&router, 1)
+        });
+        assert_eq!(publish(&router, 2), 2);
+        assert_eq!(publisher.join().unwrap(), 2);
+        let [first, second] = shards.each_mut().map(|shard| receive(shard, 2));
+        assert_eq!(first, second);
+    });
+}
+
+#[test]
+fn who_was_counted_gets_it_and_nobody_else() {
+    for name in ["a", "*"] {
+        check(3, move || {
+            let router = router(1);
+            let mut shard = router.attach(ShardId(0));
+            let publisher = loom::thread::spawn({
+                let router = router.clone();
+                move || publish(&router, 1)
+            });
+            shard.subscribe(0, &Subscription::parse(name).unwrap());
+            let counted = publisher.join().unwrap();
+            let delivered = Arc::new(AtomicUsize::new(0));
+            let mut cx = Context::from_waker(Waker::noop());
+            while shard
+                .poll_deliver(&mut cx, |_, _| {
+                    delivered.fetch_add(1, Ordering::Relaxed);
+                    Flow::Continue
+                })
+                .is_ready()
+            {}
+            assert_eq!(delivered.load(Ordering::Relaxed) as u64, counted);
+        });
+    }
+}
+
+#[test]
+fn a_worker_that_is_replaced_leaves_nothing() {
+    check(2, || {
+        let router = router(1);
+        let mut dead = router.attach(ShardId(0));
+        dead.subscribe(0, &Subscription::parse("a").unwrap());
+        let publisher = loom::thread::spawn({
+            let router = router.clone();
+            move || publish(&router, 1)
+        });
+        let late = loom::thread::spawn(move || {
+            dead.subscribe(1, &Subscription::parse("*").unwrap());
+            dead.remove(0);
+        });
+        let mut shard = router.attach(ShardId(0));
+        publisher.join().unwrap();
+        late.join().unwrap();
+        assert_eq!(router.topics(), 0);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(shard.poll_deliver(&mut cx, |_, _| unreachable!("nobody is subscribed")).is_pending());
+        assert!(!router.is_congested());
+    });
+}

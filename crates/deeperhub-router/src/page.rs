@@ -1,0 +1,173 @@
+//! Pages of what is subscribed to.
+
+use crate::router::{Router, STRIPES};
+use crate::stripe::Entry;
+use crate::sync::read;
+use std::collections::BinaryHeap;
+
+/// A part of the list of topics and patterns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Names and how many subscribers each has, in no order that a caller could rely on.
+    pub topics: Vec<(String, u64)>,
+    /// Where the next page begins; `None` at the end.
+    pub next_cursor: Option<String>,
+}
+
+/// A cursor that no page has given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cursor is not one that a page of this list gave")]
+pub struct BadCursor;
+
+/// Behind which name, in which part of the table, a page begins.
+#[derive(Debug, PartialEq, Eq)]
+struct Cursor {
+    part: usize,
+    name: String,
+}
+
+impl Cursor {
+    /// Hexadecimal, so that it goes into a URL as it is.
+    fn to_text(&self) -> String {
+        use std::fmt::Write;
+        let mut text = format!("{:02x}", self.part);
+        for byte in self.name.bytes() {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
+    }
+
+    fn parse(text: &str) -> Result<Self, BadCursor> {
+        let bytes = text
+            .as_bytes()
+            .chunks(2)
+            .map(|pair| match pair {
+                [a @ (b'0'..=b'9' | b'a'..=b'f'), b @ (b'0'..=b'9' | b'a'..=b'f')] => {
+                    let digit = |byte: u8| if byte <= b'9' { byte - b'0' } else { byte - b'a' + 10 };
+                    Ok(digit(*a) << 4 | digit(*b))
+                }
+                _ => Err(BadCursor),
+            })
+            .collect::<Result<Vec<u8>, _>>()?;
+        let (&part, name) = bytes.split_first().ok_or(BadCursor)?;
+        let name = String::from_utf8(name.to_vec()).map_err(|_| BadCursor)?;
+        if usize::from(part) > STRIPES {
+            return Err(BadCursor);
+        }
+        Ok(Self { part: part.into(), name })
+    }
+}
+
+impl<M: Send + 'static> Router<M> {
+    /// Pages through everything that is subscribed to, patterns as such. `cursor` is the `next_cursor` of the page
+    /// before, `limit` (at least 1) the most topics of a page.
+    ///
+    /// What is there throughout stands on one page exactly; what comes or goes meanwhile, on one or none. Each part
+    /// of the table is locked for as long as it takes to look through it, one after another.
+    ///
+    /// # Errors
+    /// If the cursor is none of this list's.
+    pub fn list(&self, cursor: Option<&str>, limit: usize) -> Result<Page, BadCursor> {
+        let limit = limit.max(1);
+        let mut cursor = cursor.map(Cursor::parse).transpose()?;
+        let mut topics = Vec::new();
+        // The patterns come behind the last stripe.
+        for part in cursor.as_ref().map_or(0, |cursor| cursor.part)..=STRIPES {
+            let after = cursor.take().map_or(String::new(), |cursor| cursor.name);
+            let room = limit - topics.len();
+            let (found, more) = match self.shared().numbered_stripe(part) {
+                Some(stripe) => lowest(stripe.iter(), &after, room),
+                None => lowest(read(&self.shared().patterns).iter(), &after, room),
+            };
+            topics.extend(found);
+            // The page may have been full when this part began.
+            if more {
+                let name =
+                    if room == 0 { after } else { topics.last().map_or(after, |(name, _)| name.clone()) };
+                return Ok(Page { topics, next_cursor: Some(Cursor { part, name }.to_text()) });
+            }
+        }
+        Ok(Page { topics, next_cursor: None })
+    }
+}
+
+/// Up to `limit` of the entries behind a name, in order, and whether there are more. Takes memory for `limit` only.
+fn lowest<'e>(
+    entries: impl Iterator<Item = &'e Entry>,
+    after: &str,
+    limit: usize,
+) -> (Vec<(String, u64)>, bool) {
+    let mut heap: BinaryHeap<(&str, u64)> = BinaryHeap::new();
+    let mut more = false;
+    for entry in entries.filter(|entry| *entry.name > *after) {
+        if heap.len() < limit {
+            heap.push((&entry.name, entry.subscribers()));
+            continue;
+        }
+        more = true;
+        if let Some(mut highest) = heap.peek_mut()
+            && *entry.name < *highest.0
+        {
+            *highest = (&entry.name, entry.subscribers());
+        }
+    }
+    let found = heap
+        .into_sorted_vec()
+        .into_iter()
+        .map(|(name, subscribers)| (name.to_owned(), subscribers))
+        .collect();
+    (found, more)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{Config, ShardId};
+    use deeperhub_protocol::Subscription;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn pages_hold_everything_once() {
+        let router = Router::<()>::new(2, Config::default());
+        let mut shards = [router.attach(ShardId(0)), router.attach(ShardId(1))];
+        let mut expected = BTreeMap::new();
+        for number in 0..500_u32 {
+            for name in [format!("topic.{number}"), format!("{number}.*.é")] {
+                let subscription = Subscription::parse(name.as_str()).unwrap();
+                for key in 0..=number % 3 {
+                    shards[key as usize % 2].subscribe(key, &subscription);
+                }
+                expected.insert(name, u64::from(number % 3) + 1);
+            }
+        }
+        assert_eq!(router.topics(), 1000);
+        for limit in [1, 7, 64, 999, 1000, 1001, usize::MAX] {
+            let mut seen = BTreeMap::new();
+            let (mut cursor, mut pages) = (None, 0);
+            loop {
+                let page = router.list(cursor.as_deref(), limit).unwrap();
+                assert!(page.topics.len() <= limit && pages <= 1000);
+                for (name, subscribers) in page.topics {
+                    assert_eq!(seen.insert(name, subscribers), None);
+                }
+                pages += 1;
+                cursor = page.next_cursor;
+                if cursor.is_none() {
+                    break;
+                }
+            }
+            assert!(seen == expected, "limit {limit}");
+        }
+    }
+
+    #[test]
+    fn a_cursor_that_was_not_given_is_an_error() {
+        let router = Router::<()>::new(1, Config::default());
+        assert_eq!(router.list(Some("00"), 10).map(|page| page.topics), Ok(Vec::new()));
+        for cursor in ["", "0", "é", "zz", "00fg", "41", "ff", "00ff", "0 "] {
+            assert_eq!(router.list(Some(cursor), 10), Err(BadCursor), "{cursor}");
+        }
+        let cursor = Cursor { part: STRIPES, name: "a.é.>".to_owned() };
+        assert_eq!(Cursor::parse(&cursor.to_text()), Ok(cursor));
+    }
+}

@@ -1,0 +1,264 @@
+//! The routing table that all threads share.
+
+use crate::inbox::{Congestion, Inbox, Lists, Wakers};
+use crate::patterns::Patterns;
+use crate::shard::Shard;
+use crate::stripe::Stripe;
+use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock, read, write};
+use ahash::RandomState;
+use deeperhub_protocol::{Subscription, Topic};
+use std::fmt;
+
+/// Parts of the table of exact topics, each under a lock of its own: enough that 64 threads seldom
+/// meet at one.
+#[cfg(not(loom))]
+pub(crate) const STRIPES: usize = 64;
+#[cfg(loom)]
+pub(crate) const STRIPES: usize = 1;
+
+/// Names a worker ("shard") of this node: 0 to `shards - 1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u16);
+
+/// What a publish reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// Subscriptions matched on this node, exact topics and patterns together: a client that
+    /// matches by two counts twice.
+    pub subscribers: u64,
+    /// An inbox that got the message is over its soft limit: the publisher should pause until
+    /// [`Router::is_congested`] is false.
+    pub congested: bool,
+}
+
+/// Options of a router.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Config {
+    /// Envelopes that wait in one shard's inbox before publishes report congestion. It ends at half
+    /// of that. Default 4096.
+    pub inbox_soft_limit: usize,
+    /// Bytes, as told to [`Router::publish`], that wait in one shard's inbox before publishes
+    /// report congestion. It ends at half of that. Default 64 MiB.
+    pub inbox_soft_limit_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { inbox_soft_limit: 4096, inbox_soft_limit_bytes: 64 << 20 }
+    }
+}
+
+/// The node's routing table: a handle to share by cloning.
+pub struct Router<M> {
+    shared: Arc<Shared<M>>,
+}
+
+impl<M> Clone for Router<M> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<M> fmt::Debug for Router<M> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Router").field("shards", &self.shared.inboxes.len()).finish_non_exhaustive()
+    }
+}
+
+/// On a cache line of its own; two, as processors fetch them in pairs.
+#[repr(align(128))]
+struct Padded<T>(T);
+
+/// Locks are taken in this order: a stripe, the patterns, an inbox; never two stripes.
+pub(crate) struct Shared<M> {
+    pub(crate) config: Config,
+    pub(crate) hasher: RandomState,
+    pub(crate) inboxes: Box<[Inbox<M>]>,
+    pub(crate) congestion: Congestion,
+    stripes: Box<[Padded<Mutex<Stripe>>]>,
+    pub(crate) patterns: RwLock<Patterns>,
+    /// So that publishes need not look at the patterns where there are none.
+    pattern_count: AtomicUsize,
+}
+
+impl<M> Shared<M> {
+    pub(crate) fn hash(&self, name: &str) -> u64 {
+        self.hasher.hash_one(name)
+    }
+
+    pub(crate) fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
+        // The table of the stripe uses the lowest and the highest bits.
+        let index = (hash >> 32) as usize % STRIPES;
+        lock(&self.stripes[index].0)
+    }
+
+    pub(crate) fn numbered_stripe(&self, index: usize) -> Option<MutexGuard<'_, Stripe>> {
+        Some(lock(&self.stripes.get(index)?.0))
+    }
+
+    /// To be called under the lock of the patterns, after each change of them.
+    pub(crate) fn count_patterns(&self, patterns: &Patterns) {
+        self.pattern_count.store(patterns.len(), Ordering::Release);
+    }
+}
+
+impl<M: Send + 'static> Router<M> {
+    /// An empty table for `shards` workers.
+    #[must_use]
+    pub fn new(shards: u16, config: Config) -> Self {
+        Self::with_hasher(shards, config, RandomState::new())
+    }
+
+    pub(crate) fn with_hasher(shards: u16, config: Config, hasher: RandomState) -> Self {
+        let patterns = Patterns::new(&hasher);
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                hasher,
+                inboxes: (0..shards).map(|_| Inbox::new()).collect(),
+                congestion: Congestion::new(),
+                stripes: (0..STRIPES).map(|_| Padded(Mutex::new(Stripe::new()))).collect(),
+                patterns: RwLock::new(patterns),
+                pattern_count: AtomicUsize::new(0),
+            }),
+        }
+    }
+
+    /// The part of one worker, which is the single consumer of its inbox.
+    ///
+    /// It may be called again after a worker died: what the dead one had subscribed to is forgotten, its inbox is
+    /// emptied, and a [`Shard`] of it that should still be around does nothing any more.
+    ///
+    /// # Panics
+    /// If there is no such shard.
+    #[must_use]
+    pub fn attach(&self, shard: ShardId) -> Shard<M> {
+        let shared = &self.shared;
+        let inbox = &shared.inboxes[usize::from(shard.0)];
+        // From here on the dead one's calls change nothing. Those under way end before the locks below are had.
+        let attachment = inbox.attach();
+        for stripe in 0..STRIPES {
+            if let Some(mut stripe) = shared.numbered_stripe(stripe) {
+                stripe.forget(shard.0, &shared.hasher);
+            }
+        }
+        {
+            let mut patterns = write(&shared.patterns);
+            patterns.forget(shard.0);
+            shared.count_patterns(&patterns);
+        }
+        inbox.clear(&shared.congestion);
+        Shard::new(Arc::clone(shared), shard, attachment)
+    }
+
+    /// Hands one message to each shard that has a matching subscription; `make` is called once for each of them,
+    /// quickly: under a lock.
+    ///
+    /// `source` names the publisher: messages of one source are delivered in the order in which they were published,
+    /// also where their topics differ. `None` promises that for messages of the same topic only. `bytes` is what the
+    /// message counts against [`Config::inbox_soft_limit_bytes`].
+    pub fn publish(
+        &self,
+        topic: &Topic<'_>,
+        source: Option<u64>,
+        bytes: usize,
+        mut make: impl FnMut() -> M,
+    ) -> Published {
+        let shared = &*self.shared;
+        let name = topic.as_str();
+        let hash = shared.hash(name);
+        let mut wakers = Wakers::default();
+        let mut published = Published { subscribers: 0, congested: false };
+        let mut push = |published: &mut Published, shard: u16, lists| {
+            if let Some(inbox) = shared.inboxes.get(usize::from(shard)) {
+                let limits = (&shared.config, &shared.congestion);
+                published.congested |=
+                    inbox.push((hash, source), lists, (bytes, make()), limits, &mut wakers);
+            }
+        };
+
+        // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
+        let mut stripe = shared.stripe(hash);
+        if shared.pattern_count.load(Ordering::Acquire) == 0 {
+            if let Some(entry) = stripe.find(hash, name) {
+                for slot in entry.slots.as_slice() {
+                    published.subscribers += u64::from(slot.subscribers);
+                    push(&mut published, slot.shard, Lists::One(slot.list));
+                }
+            }
+        } else {
+            let mut matched = std::mem::take(&mut stripe.matched);
+            let patterns = read(&shared.patterns);
+            let mut collect = |entry: &crate::stripe::Entry| {
+                for slot in entry.slots.as_slice() {
+                    published.subscribers += u64::from(slot.subscribers);
+                    matched.push((slot.shard, slot.list));
+                }
+            };
+            stripe.find(hash, name).into_iter().for_each(&mut collect);
+            patterns.matching(name, &mut collect);
+            matched.sort_unstable();
+            for of_shard in matched.chunk_by(|a, b| a.0 == b.0) {
+                match of_shard {
+                    [(shard, list)] => push(&mut published, *shard, Lists::One(*list)),
+                    [(shard, _), ..] => {
+                        let lists = of_shard.iter().map(|(_, list)| *list).collect();
+                        push(&mut published, *shard, Lists::Many(lists));
+                    }
+                    [] => {}
+                }
+            }
+            // Not before the pushes: who subscribes to a pattern counts on it.
+            drop(patterns);
+            matched.clear();
+            crate::few::shrink(&mut matched);
+            stripe.matched = matched;
+        }
+        drop(stripe);
+        wakers.wake();
+        published
+    }
+
+    /// Whether any inbox is over its soft limit.
+    #[must_use]
+    pub fn is_congested(&self) -> bool {
+        self.shared.congestion.is_on()
+    }
+
+    /// Waits for the end of a congestion. `false`: there is none. `true`: `waker` is called when it is over, once.
+    #[must_use]
+    pub fn wake_when_relieved(&self, waker: &std::task::Waker) -> bool {
+        self.shared.congestion.wait(waker)
+    }
+
+    /// Subscribers of one topic, or of one pattern as such.
+    #[must_use]
+    pub fn subscribers(&self, subscription: &Subscription<'_>) -> u64 {
+        let shared = &*self.shared;
+        let name = subscription.as_str();
+        match subscription {
+            Subscription::Topic(_) => {
+                let hash = shared.hash(name);
+                shared.stripe(hash).find(hash, name).map_or(0, |entry| entry.subscribers())
+            }
+            Subscription::Pattern(_) => {
+                read(&shared.patterns).find(name).map_or(0, |entry| entry.subscribers())
+            }
+        }
+    }
+
+    /// Number of different topics and patterns with a subscriber.
+    #[must_use]
+    pub fn topics(&self) -> u64 {
+        let topics: usize = (0..STRIPES)
+            .filter_map(|index| self.shared.numbered_stripe(index))
+            .map(|stripe| stripe.len())
+            .sum();
+        (topics + read(&self.shared.patterns).len()) as u64
+    }
+
+    pub(crate) fn shared(&self) -> &Shared<M> {
+        &self.shared
+    }
+}

@@ -1,0 +1,340 @@
+//! A worker's own part: its inbox, and who of its clients is subscribed to what.
+
+use crate::arena::Arena;
+use crate::fanout::Fanouts;
+use crate::few::{Few, shrink};
+use crate::router::{ShardId, Shared};
+use crate::sync::{Arc, write};
+use deeperhub_protocol::{Subscription, Topic};
+use std::fmt;
+use std::task::{Context, Poll};
+
+/// A subscriber of a shard: the worker's number of a client. Small ones are best, since they index a table.
+pub type Key = u32;
+
+/// What a subscribe did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subscribed {
+    /// The client is subscribed from now on.
+    New,
+    /// It was already.
+    Already,
+}
+
+/// Answer of a delivery: how the worker goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// With the next delivery.
+    Continue,
+    /// Not now. What is left is delivered by later calls of [`Shard::poll_deliver`].
+    Pause,
+}
+
+/// The worker's own part: its inbox and its subscribers. Nothing of it is shared but the hand-over.
+pub struct Shard<M> {
+    shared: Arc<Shared<M>>,
+    id: ShardId,
+    /// Which of the workers that this shard has had it is.
+    attachment: u64,
+    tables: Tables,
+    fanouts: Fanouts<M>,
+}
+
+/// Who is subscribed to what, both ways.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    lists: Arena<List>,
+    /// By key.
+    clients: Vec<Few<Place>>,
+}
+
+/// The subscribers of one topic or pattern.
+#[derive(Debug)]
+struct List {
+    name: std::sync::Arc<str>,
+    subscribers: Few<Subscriber>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subscriber {
+    /// Number of the last envelope that is not for it.
+    pub(crate) since: u64,
+    pub(crate) client: Key,
+    /// Which of the client's subscriptions it is.
+    nth: u32,
+}
+
+/// Where a client stands in a list.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) list: u32,
+    index: u32,
+}
+
+impl Tables {
+    pub(crate) fn subscribers(&self, list: u32) -> &[Subscriber] {
+        self.lists.get(list).map_or(&[], |list| list.subscribers.as_slice())
+    }
+
+    fn subscriber(&self, place: Place) -> Option<&Subscriber> {
+        self.subscribers(place.list).get(place.index as usize)
+    }
+
+    /// Whether a client was on one of these lists (in ascending order) before a message of this number.
+    pub(crate) fn stands_in(&self, key: Key, lists: &[u32], number: u64) -> bool {
+        !lists.is_empty() && self.since(key, lists).is_some_and(|since| since < number)
+    }
+
+    /// Since when a client has been on any of these lists (in ascending order).
+    pub(crate) fn since(&self, key: Key, lists: &[u32]) -> Option<u64> {
+        let on_them = self.places(key).iter().filter(|place| lists.binary_search(&place.list).is_ok());
+        on_them.filter_map(|place| Some(self.subscriber(*place)?.since)).min()
+    }
+
+    fn places(&self, key: Key) -> &[Place] {
+        self.clients.get(key as usize).map_or(&[], Few::as_slice)
+    }
+
+    fn names(&self, key: Key) -> impl Iterator<Item = &str> {
+        self.places(key).iter().filter_map(|place| Some(&*self.lists.get(place.list)?.name))
+    }
+
+    fn find(&self, key: Key, name: &str) -> Option<usize> {
+        self.names(key).position(|own| own == name)
+    }
+
+    fn add(&mut self, key: Key, list: u32, since: u64) {
+        let client = key as usize;
+        if self.clients.len() <= client {
+            self.clients.resize_with(client + 1, Few::new);
+        }
+        let (Some(places), Some(list_of)) = (self.clients.get_mut(client), self.lists.get_mut(list)) else {
+            return;
+        };
+        let subscriber = Subscriber { since, client: key, nth: places.len() as u32 };
+        places.push(Place { list, index: list_of.subscribers.len() as u32 });
+        list_of.subscribers.push(subscriber);
+    }
+
+    /// Takes a client off one of its lists. `positions` are those, in ascending order, before which other subscribers
+    /// of the list must not get from behind them, nor the reverse: those of fan-outs under way.
+    fn take_off(&mut self, key: Key, nth: usize, positions: &[u32]) -> Option<(Place, Subscriber)> {
+        let places = self.clients.get_mut(key as usize)?;
+        let place = places.swap_remove(nth)?;
+        if let Some(&moved) = places.as_slice().get(nth)
+            && let Some(list) = self.lists.get_mut(moved.list)
+            && let Some(subscriber) = list.subscribers.as_mut_slice().get_mut(moved.index as usize)
+        {
+            subscriber.nth = nth as u32;
+        }
+        let subscriber = *self.subscriber(place)?;
+        let last = (self.subscribers(place.list).len() - 1) as u32;
+        let mut hole = place.index;
+        // The gap moves up to each position, then to the end.
+        for from in positions
+            .iter()
+            .filter(|position| **position > place.index)
+            .map(|position| position - 1)
+            .chain([last])
+        {
+            if from > hole {
+                self.move_subscriber(place.list, from, hole);
+                hole = from;
+            }
+        }
+        self.lists.get_mut(place.list)?.subscribers.swap_remove(last as usize);
+        while self.clients.last().is_some_and(Few::is_empty) {
+            self.clients.pop();
+        }
+        shrink(&mut self.clients);
+        Some((place, subscriber))
+    }
+
+    fn move_subscriber(&mut self, list: u32, from: u32, to: u32) {
+        let Some(subscribers) = self.lists.get_mut(list).map(|list| list.subscribers.as_mut_slice()) else {
+            return;
+        };
+        let Some(&moved) = subscribers.get(from as usize) else { return };
+        if let Some(place) = subscribers.get_mut(to as usize) {
+            *place = moved;
+        }
+        if let Some(places) = self.clients.get_mut(moved.client as usize)
+            && let Some(place) = places.as_mut_slice().get_mut(moved.nth as usize)
+        {
+            place.index = to;
+        }
+    }
+}
+
+impl<M> fmt::Debug for Shard<M> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Shard")
+            .field("id", &self.id)
+            .field("lists", &self.tables.lists.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M: Send + 'static> Shard<M> {
+    pub(crate) fn new(shared: Arc<Shared<M>>, id: ShardId, attachment: u64) -> Self {
+        let tables = Tables { lists: Arena::new(), clients: Vec::new() };
+        Self { shared, id, attachment, tables, fanouts: Fanouts::new() }
+    }
+
+    /// Subscribes a client. Everything published from now on is delivered to it, nothing from before.
+    pub fn subscribe(&mut self, key: Key, subscription: &Subscription<'_>) -> Subscribed {
+        let name = subscription.as_str();
+        if self.tables.find(key, name).is_some() {
+            return Subscribed::Already;
+        }
+        let (shared, shard) = (&*self.shared, self.id.0);
+        let inbox = &shared.inboxes[usize::from(shard)];
+        let lists = &mut self.tables.lists;
+        let mut add = |entry: &mut crate::stripe::Entry| {
+            let name = std::sync::Arc::clone(&entry.name);
+            let list = entry.add(shard, || lists.insert(List { name, subscribers: Few::new() }));
+            // Publishes that are for this list push under the lock that is held here.
+            (list, inbox.pushed())
+        };
+        let (list, since) = match subscription {
+            Subscription::Topic(_) => {
+                let hash = shared.hash(name);
+                let mut stripe = shared.stripe(hash);
+                if inbox.attachment() != self.attachment {
+                    return Subscribed::New;
+                }
+                add(stripe.find_or_insert(hash, name, &shared.hasher))
+            }
+            Subscription::Pattern(_) => {
+                let mut patterns = write(&shared.patterns);
+                if inbox.attachment() != self.attachment {
+                    return Subscribed::New;
+                }
+                let added = add(patterns.find_or_insert(name));
+                shared.count_patterns(&patterns);
+                added
+            }
+        };
+        self.tables.add(key, list, since);
+        Subscribed::New
+    }
+
+    /// Ends a subscription, and answers whether there was one. What is published or still waits for delivery does not
+    /// reach the client through it any more.
+    pub fn unsubscribe(&mut self, key: Key, subscription: &Subscription<'_>) -> bool {
+        match self.tables.find(key, subscription.as_str()) {
+            Some(nth) => self.end(key, nth),
+            None => false,
+        }
+    }
+
+    /// Ends all subscriptions of a client, and answers how many there were.
+    pub fn remove(&mut self, key: Key) -> usize {
+        let mut ended = 0;
+        while let Some(last) = self.tables.places(key).len().checked_sub(1)
+            && self.end(key, last)
+        {
+            ended += 1;
+        }
+        ended
+    }
+
+    /// Ends the `nth` subscription of a client.
+    fn end(&mut self, key: Key, nth: usize) -> bool {
+        let Some(&Place { list, .. }) = self.tables.places(key).get(nth) else { return false };
+        let mut positions: Vec<u32> =
+            self.fanouts.running.iter().filter_map(|running| running.position(list)).collect();
+        positions.sort_unstable();
+        let Some((place, subscriber)) = self.tables.take_off(key, nth, &positions) else { return false };
+        for running in &mut self.fanouts.running {
+            running.subscriber_left(list, place.index, key, subscriber.since);
+        }
+
+        let (shared, shard) = (&*self.shared, self.id.0);
+        let is_empty = self.tables.subscribers(list).is_empty();
+        let Some(name) = self.tables.lists.get(list).map(|list| std::sync::Arc::clone(&list.name)) else {
+            return false;
+        };
+        if is_empty {
+            self.tables.lists.remove(list);
+        }
+        let inbox = &shared.inboxes[usize::from(shard)];
+        if is_pattern(&name) {
+            let mut patterns = write(&shared.patterns);
+            if inbox.attachment() == self.attachment {
+                patterns.subtract(&name, shard);
+                shared.count_patterns(&patterns);
+            }
+        } else {
+            let hash = shared.hash(&name);
+            let mut stripe = shared.stripe(hash);
+            if inbox.attachment() == self.attachment {
+                stripe.subtract(hash, &name, shard, &shared.hasher);
+            }
+        }
+        true
+    }
+
+    /// Whether a client has this very subscription.
+    #[must_use]
+    pub fn is_subscribed(&self, key: Key, subscription: &Subscription<'_>) -> bool {
+        self.tables.find(key, subscription.as_str()).is_some()
+    }
+
+    /// Number of a client's subscriptions.
+    #[must_use]
+    pub fn subscription_count(&self, key: Key) -> usize {
+        self.tables.places(key).len()
+    }
+
+    /// A client's subscriptions by name, in no particular order.
+    pub fn subscriptions(&self, key: Key) -> impl Iterator<Item = &str> + '_ {
+        self.tables.names(key)
+    }
+
+    /// How many of a client's subscriptions a topic matches.
+    #[must_use]
+    pub fn matches(&self, key: Key, topic: &Topic<'_>) -> u64 {
+        let matches = |name: &&str| Subscription::parse(*name).is_ok_and(|own| own.matches(topic));
+        self.tables.names(key).filter(matches).count() as u64
+    }
+
+    /// Delivers what is in the inbox: calls `deliver(key, &message)` for each subscriber, each client at most once for
+    /// a message, in the order that the crate promises, until all is done or `deliver` answers [`Flow::Pause`].
+    ///
+    /// After a pause, further messages for the same client may come before it takes effect; no other client's.
+    ///
+    /// `Ready`: there is, or may be, more to do; call again soon. `Pending`: there is nothing left, and the waker of
+    /// `cx` is called when something comes.
+    pub fn poll_deliver(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut deliver: impl FnMut(Key, &M) -> Flow,
+    ) -> Poll<()> {
+        let shared = &*self.shared;
+        let inbox = &shared.inboxes[usize::from(self.id.0)];
+        let fanouts = &mut self.fanouts;
+        inbox.disarm();
+        if fanouts.queue.is_empty() {
+            let asleep_if_none = fanouts.is_empty().then_some(cx.waker());
+            if !inbox.take(self.attachment, &mut fanouts.queue, asleep_if_none) {
+                return Poll::Pending;
+            }
+        }
+        // Not until the inbox is empty: what is pushed meanwhile waits until the worker has written.
+        let _ = fanouts.deliver(&self.tables, &mut deliver);
+        let asleep_if_none = fanouts.is_empty().then_some(cx.waker());
+        let limits = (&shared.config, &shared.congestion);
+        if inbox.finish(self.attachment, &mut fanouts.finished, asleep_if_none, limits) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+/// A topic has neither of these; in a pattern each stands for a whole level.
+fn is_pattern(name: &str) -> bool {
+    name.split('.').any(|level| level == "*" || level == ">")
+}

@@ -1,0 +1,158 @@
+//! Which worker has how many subscribers of a topic: one part of the table of exact topics.
+
+use crate::few::Few;
+use ahash::RandomState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Place;
+use std::sync::Arc;
+
+/// What is known of one topic or pattern that somebody subscribes to.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: Arc<str>,
+    /// One for each worker that has subscribers.
+    pub(crate) slots: Few<Slot>,
+}
+
+/// One worker's part in a topic or pattern.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot {
+    pub(crate) shard: u16,
+    /// The worker's own number of its list of subscribers.
+    pub(crate) list: u32,
+    pub(crate) subscribers: u32,
+}
+
+impl Entry {
+    pub(crate) fn new(name: &str) -> Self {
+        Self { name: name.into(), slots: Few::new() }
+    }
+
+    pub(crate) fn subscribers(&self) -> u64 {
+        self.slots.as_slice().iter().map(|slot| u64::from(slot.subscribers)).sum()
+    }
+
+    pub(crate) fn list(&self, shard: u16) -> Option<u32> {
+        self.slots.as_slice().iter().find(|slot| slot.shard == shard).map(|slot| slot.list)
+    }
+
+    /// Counts one subscriber more of a worker, whose list is known here or made now.
+    pub(crate) fn add(&mut self, shard: u16, list: impl FnOnce() -> u32) -> u32 {
+        if let Some(slot) = self.slots.as_mut_slice().iter_mut().find(|slot| slot.shard == shard) {
+            slot.subscribers += 1;
+            return slot.list;
+        }
+        let list = list();
+        self.slots.push(Slot { shard, list, subscribers: 1 });
+        list
+    }
+
+    /// Counts one subscriber less.
+    pub(crate) fn subtract(&mut self, shard: u16) {
+        let slots = self.slots.as_mut_slice();
+        let Some(index) = slots.iter().position(|slot| slot.shard == shard) else { return };
+        if let Some(slot) = slots.get_mut(index) {
+            slot.subscribers = slot.subscribers.saturating_sub(1);
+            if slot.subscribers == 0 {
+                self.slots.swap_remove(index);
+            }
+        }
+    }
+
+    /// Forgets a worker.
+    pub(crate) fn forget(&mut self, shard: u16) {
+        if let Some(index) = self.slots.as_slice().iter().position(|slot| slot.shard == shard) {
+            self.slots.swap_remove(index);
+        }
+    }
+}
+
+/// A part of the topics, under one lock.
+#[derive(Debug)]
+pub(crate) struct Stripe {
+    topics: HashTable<Entry>,
+    /// What a publish has matched, by worker and list: kept for its memory only.
+    pub(crate) matched: Vec<(u16, u32)>,
+}
+
+impl Stripe {
+    pub(crate) const fn new() -> Self {
+        Self { topics: HashTable::new(), matched: Vec::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.topics.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.topics.iter()
+    }
+
+    pub(crate) fn find(&self, hash: u64, name: &str) -> Option<&Entry> {
+        self.topics.find(hash, |entry| *entry.name == *name)
+    }
+
+    pub(crate) fn find_or_insert(&mut self, hash: u64, name: &str, hasher: &RandomState) -> &mut Entry {
+        let equal = |entry: &Entry| *entry.name == *name;
+        match self.topics.entry(hash, equal, |entry| hasher.hash_one(&*entry.name)) {
+            Place::Occupied(place) => place.into_mut(),
+            Place::Vacant(place) => place.insert(Entry::new(name)).into_mut(),
+        }
+    }
+
+    /// Counts one subscriber less; the last one's topic is forgotten.
+    pub(crate) fn subtract(&mut self, hash: u64, name: &str, shard: u16, hasher: &RandomState) {
+        let Ok(mut place) = self.topics.find_entry(hash, |entry| *entry.name == *name) else { return };
+        place.get_mut().subtract(shard);
+        if place.get().slots.is_empty() {
+            place.remove();
+            self.shrink(hasher);
+        }
+    }
+
+    /// Forgets a worker.
+    pub(crate) fn forget(&mut self, shard: u16, hasher: &RandomState) {
+        self.topics.retain(|entry| {
+            entry.forget(shard);
+            !entry.slots.is_empty()
+        });
+        self.shrink(hasher);
+    }
+
+    fn shrink(&mut self, hasher: &RandomState) {
+        if self.topics.capacity() > 64 && self.topics.len() < self.topics.capacity() / 8 {
+            let room = self.topics.len() * 2;
+            self.topics.shrink_to(room, |entry| hasher.hash_one(&*entry.name));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_without_subscribers_leave_nothing() {
+        let hasher = RandomState::with_seeds(1, 2, 3, 4);
+        let mut stripe = Stripe::new();
+        let names: Vec<_> = (0..10_000).map(|number| format!("topic.{number}")).collect();
+        for name in &names {
+            let entry = stripe.find_or_insert(hasher.hash_one(name.as_str()), name, &hasher);
+            entry.add(3, || 7);
+            entry.add(4, || 8);
+            entry.add(3, || unreachable!("the worker's list is known"));
+            assert_eq!((entry.subscribers(), entry.list(3), entry.list(5)), (3, Some(7), None));
+        }
+        stripe.forget(4, &hasher);
+        assert_eq!(stripe.len(), 10_000);
+        for name in &names {
+            let hash = hasher.hash_one(name.as_str());
+            stripe.subtract(hash, name, 3, &hasher);
+            assert_eq!(stripe.find(hash, name).unwrap().subscribers(), 1);
+            stripe.subtract(hash, name, 3, &hasher);
+            assert!(stripe.find(hash, name).is_none());
+        }
+        assert_eq!(stripe.len(), 0);
+        assert!(stripe.topics.capacity() <= 64);
+    }
+}

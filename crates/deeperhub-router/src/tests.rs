@@ -1,0 +1,453 @@
+//! The router against a plain model of what it promises.
+
+use crate::{Config, Flow, Key, Router, Shard, ShardId, Subscribed};
+use deeperhub_protocol::{Subscription, Topic};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
+
+const SHARDS: u16 = 2;
+const TOPICS: [&str; 5] = ["a", "a.b", "a.c", "b.b", "a.b.c"];
+const SUBSCRIPTIONS: [&str; 11] = ["a", "a.b", "a.c", "b.b", "a.b.c", "*", ">", "a.*", "*.b", "a.>", "*.*"];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Subscribe {
+        shard: u16,
+        key: Key,
+        to: usize,
+    },
+    Unsubscribe {
+        shard: u16,
+        key: Key,
+        from: usize,
+    },
+    Remove {
+        shard: u16,
+        key: Key,
+    },
+    Publish {
+        topic: usize,
+        source: Option<u64>,
+    },
+    /// Pauses at every `pause`th delivery.
+    Deliver {
+        shard: u16,
+        pause: usize,
+    },
+    /// The worker dies, and another one takes its place.
+    Replace {
+        shard: u16,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let shard = || 0..SHARDS;
+    let key = || 0..6_u32;
+    prop_oneof![
+        12 => (shard(), key(), 0..SUBSCRIPTIONS.len()).prop_map(|(shard, key, to)| Step::Subscribe { shard, key, to }),
+        5 => (shard(), key(), 0..SUBSCRIPTIONS.len())
+            .prop_map(|(shard, key, from)| Step::Unsubscribe { shard, key, from }),
+        1 => (shard(), key()).prop_map(|(shard, key)| Step::Remove { shard, key }),
+        12 => (0..TOPICS.len(), proptest::option::of(0..3_u64))
+            .prop_map(|(topic, source)| Step::Publish { topic, source }),
+        12 => (shard(), 1..8_usize).prop_map(|(shard, pause)| Step::Deliver { shard, pause }),
+        1 => shard().prop_map(|shard| Step::Replace { shard }),
+    ]
+}
+
+/// What was published, and what the clients should make of it.
+#[derive(Debug)]
+struct Message {
+    topic: &'static str,
+    source: Option<u64>,
+    /// The subscriptions (by a number that is never used again) that it was for, by client.
+    receivers: BTreeMap<(u16, Key), BTreeSet<u64>>,
+    delivered: BTreeSet<(u16, Key)>,
+}
+
+struct Model {
+    router: Router<usize>,
+    shards: Vec<Shard<usize>>,
+    next: u64,
+    subscriptions: BTreeMap<(u16, Key), BTreeMap<&'static str, u64>>,
+    messages: Vec<Message>,
+    received: BTreeMap<(u16, Key), Vec<usize>>,
+}
+
+fn subscription(name: &str) -> Subscription<'_> {
+    Subscription::parse(name).expect("a subscription")
+}
+
+impl Model {
+    fn new() -> Self {
+        let router = Router::new(SHARDS, Config::default());
+        let shards = (0..SHARDS).map(|shard| router.attach(ShardId(shard))).collect();
+        Self {
+            router,
+            shards,
+            next: 0,
+            subscriptions: BTreeMap::new(),
+            messages: Vec::new(),
+            received: BTreeMap::new(),
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Subscribe { shard, key, to } => {
+                let name = SUBSCRIPTIONS[to];
+                let own = self.subscriptions.entry((shard, key)).or_default();
+                let answer = self.shards[usize::from(shard)].subscribe(key, &subscription(name));
+                let is_new = !own.contains_key(name);
+                assert_eq!(answer == Subscribed::New, is_new);
+                if is_new {
+                    self.next += 1;
+                    own.insert(name, self.next);
+                }
+            }
+            Step::Unsubscribe { shard, key, from } => {
+                let name = SUBSCRIPTIONS[from];
+                let was = self.subscriptions.entry((shard, key)).or_default().remove(name).is_some();
+                assert_eq!(self.shards[usize::from(shard)].unsubscribe(key, &subscription(name)), was);
+            }
+            Step::Remove { shard, key } => {
+                let own = self.subscriptions.remove(&(shard, key)).unwrap_or_default();
+                assert_eq!(self.shards[usize::from(shard)].remove(key), own.len());
+            }
+            Step::Publish { topic, source } => self.publish(TOPICS[topic], source),
+            Step::Deliver { shard, pause } => {
+                self.deliver(shard, pause);
+            }
+            Step::Replace { shard } => {
+                let dead = std::mem::replace(
+                    &mut self.shards[usize::from(shard)],
+                    self.router.attach(ShardId(shard)),
+                );
+                // The dead one's last calls come late, and change nothing.
+                let mut dead = dead;
+                dead.subscribe(0, &subscription("a"));
+                dead.subscribe(1, &subscription("*"));
+                for key in 0..6 {
+                    dead.remove(key);
+                }
+                let mut cx = Context::from_waker(Waker::noop());
+                assert!(dead.poll_deliver(&mut cx, |_, _| Flow::Continue).is_pending());
+                self.subscriptions.retain(|client, _| client.0 != shard);
+                for message in &mut self.messages {
+                    message.receivers.retain(|client, _| client.0 != shard);
+                }
+            }
+        }
+        self.check_tables();
+    }
+
+    fn publish(&mut self, topic: &'static str, source: Option<u64>) {
+        let number = self.messages.len();
+        let parsed = Topic::parse(topic).expect("a topic");
+        let mut receivers = BTreeMap::new();
+        for (client, own) in &self.subscriptions {
+            let matching: BTreeSet<_> = own
+                .iter()
+                .filter(|(name, _)| subscription(name).matches(&parsed))
+                .map(|(_, number)| *number)
+                .collect();
+            if !matching.is_empty() {
+                assert_eq!(
+                    self.shards[usize::from(client.0)].matches(client.1, &parsed),
+                    matching.len() as u64
+                );
+                receivers.insert(*client, matching);
+            }
+        }
+        let mut made = 0;
+        let published = self.router.publish(&parsed, source, 10, || {
+            made += 1;
+            number
+        });
+        assert_eq!(published.subscribers, receivers.values().map(BTreeSet::len).sum::<usize>() as u64);
+        let shards: BTreeSet<_> = receivers.keys().map(|client| client.0).collect();
+        assert_eq!(made, shards.len(), "one for each worker");
+        self.messages.push(Message { topic, source, receivers, delivered: BTreeSet::new() });
+    }
+
+    /// Answers whether there may be more.
+    fn deliver(&mut self, shard: u16, pause: usize) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut deliveries = 0;
+        let mut paused_at = None;
+        let Self { shards, messages, subscriptions, received, .. } = self;
+        let more = shards[usize::from(shard)].poll_deliver(&mut cx, |key, &number| {
+            assert!(paused_at.is_none_or(|paused| paused == key), "another client after a pause");
+            let client = (shard, key);
+            let message = &mut messages[number];
+            let live: BTreeSet<u64> =
+                subscriptions.get(&client).map(|own| own.values().copied().collect()).unwrap_or_default();
+            let receivers = message.receivers.get(&client).cloned().unwrap_or_default();
+            assert!(!live.is_disjoint(&receivers), "{number} is not for {client:?}, or not any more");
+            assert!(message.delivered.insert(client), "{number} comes to {client:?} twice");
+            received.entry(client).or_default().push(number);
+            deliveries += 1;
+            if deliveries % pause == 0 {
+                paused_at = Some(key);
+                return Flow::Pause;
+            }
+            Flow::Continue
+        });
+        more.is_ready()
+    }
+
+    fn check_tables(&self) {
+        let mut counts = BTreeMap::<&str, u64>::new();
+        for (client, own) in &self.subscriptions {
+            let shard = &self.shards[usize::from(client.0)];
+            let names: BTreeSet<_> = shard.subscriptions(client.1).collect();
+            assert_eq!(names, own.keys().copied().collect());
+            assert_eq!(shard.subscription_count(client.1), own.len());
+            for name in own.keys() {
+                assert!(shard.is_subscribed(client.1, &subscription(name)));
+                *counts.entry(name).or_default() += 1;
+            }
+        }
+        for name in SUBSCRIPTIONS {
+            let count = counts.get(name).copied().unwrap_or_default();
+            assert_eq!(self.router.subscribers(&subscription(name)), count, "{name}");
+        }
+        assert_eq!(self.router.topics(), counts.len() as u64);
+    }
+
+    /// Delivers the rest, and looks at what everyone got.
+    fn check_all(&mut self) {
+        for shard in 0..SHARDS {
+            let mut calls = 0;
+            while self.deliver(shard, 2) {
+                calls += 1;
+                assert!(calls < 10_000, "it does not come to an end");
+            }
+        }
+        for (number, message) in self.messages.iter().enumerate() {
+            for (client, matched) in &message.receivers {
+                let live = self.subscriptions.get(client);
+                let is_live = live.is_some_and(|own| own.values().any(|own| matched.contains(own)));
+                assert!(!is_live || message.delivered.contains(client), "{number} is lost for {client:?}");
+            }
+        }
+        for (client, received) in &self.received {
+            for (index, first) in received.iter().enumerate() {
+                for second in &received[index + 1..] {
+                    let (one, two) = (&self.messages[*first], &self.messages[*second]);
+                    let ordered =
+                        one.topic == two.topic || (one.source.is_some() && one.source == two.source);
+                    assert!(!ordered || first < second, "{client:?} gets {second} after {first}");
+                }
+            }
+        }
+        for shard in 0..SHARDS {
+            for key in 0..6 {
+                self.take(Step::Remove { shard, key });
+            }
+        }
+        assert_eq!(self.router.topics(), 0);
+        assert!(!self.router.is_congested());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn every_promise_is_kept_whatever_happens(steps in proptest::collection::vec(step(), 0..120)) {
+        let mut model = Model::new();
+        for step in steps {
+            model.take(step);
+        }
+        model.check_all();
+    }
+}
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_sleeping_worker_is_woken_once_for_many_publishes() {
+    let router = Router::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    shard.subscribe(0, &subscription("a"));
+    let count = Arc::new(Count::default());
+    let waker = Waker::from(Arc::clone(&count));
+    let mut cx = Context::from_waker(&waker);
+    let mut delivered = 0;
+    for round in 1..=3 {
+        let mut poll = || {
+            shard.poll_deliver(&mut cx, |_, ()| {
+                delivered += 1;
+                Flow::Continue
+            })
+        };
+        while poll().is_ready() {}
+        for _ in 0..5 {
+            router.publish(&Topic::parse("a").unwrap(), None, 1, || ());
+        }
+        assert_eq!(count.0.load(Ordering::Relaxed), round);
+    }
+    assert_eq!(delivered, 10);
+    // Nobody to wake, nothing to hand over.
+    router.publish(&Topic::parse("b").unwrap(), None, 1, || unreachable!("nobody is subscribed"));
+}
+
+#[test]
+fn congestion_is_told_and_ends_when_the_worker_has_caught_up() {
+    let mut config = Config::default();
+    (config.inbox_soft_limit, config.inbox_soft_limit_bytes) = (8, 100);
+    let router = Router::new(2, config);
+    let mut shard = router.attach(ShardId(0));
+    shard.subscribe(0, &subscription("a"));
+    let topic = Topic::parse("a").unwrap();
+    let publish = |bytes| router.publish(&topic, None, bytes, || ()).congested;
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut catch_up = || while shard.poll_deliver(&mut cx, |_, ()| Flow::Continue).is_ready() {};
+
+    assert!((0..8).all(|_| !publish(1)));
+    assert!(publish(1) && router.is_congested());
+    let count = Arc::new(Count::default());
+    assert!(router.wake_when_relieved(&Waker::from(Arc::clone(&count))));
+    catch_up();
+    assert!(!router.is_congested());
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+
+    assert!(!publish(100) && publish(1));
+    catch_up();
+    assert!(!router.is_congested() && !router.wake_when_relieved(Waker::noop()));
+
+    // A worker that died congested is no congestion any more.
+    assert!(publish(101));
+    drop(shard);
+    let _shard = router.attach(ShardId(0));
+    assert!(!router.is_congested() && !publish(101));
+}
+
+#[test]
+fn a_huge_fan_out_does_not_hold_up_another_topic() {
+    let router = Router::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    for key in 0..1000 {
+        shard.subscribe(key, &subscription("huge"));
+    }
+    shard.subscribe(5000, &subscription("small"));
+    let publish = |topic, source| {
+        router.publish(&Topic::parse(topic).unwrap(), source, 1, || (topic, source));
+    };
+    publish("huge", Some(1));
+    publish("small", Some(2));
+    publish("small", Some(1));
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut order = Vec::new();
+    while shard
+        .poll_deliver(&mut cx, |key, message| {
+            order.push((key, *message));
+            if order.len() % 100 == 0 { Flow::Pause } else { Flow::Continue }
+        })
+        .is_ready()
+    {}
+    let position = |wanted| order.iter().position(|(_, message)| *message == wanted).unwrap();
+    assert!(position(("small", Some(2))) <= 100, "behind one part of the huge one at most");
+    assert_eq!(position(("small", Some(1))), 1001, "one source's messages keep their order");
+    assert_eq!(order.len(), 1002);
+}
+
+#[test]
+fn messages_of_a_large_fan_out_are_delivered_together() {
+    let router = Router::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    for key in 0..10 {
+        shard.subscribe(key, &subscription("a"));
+    }
+    for number in 0..3 {
+        router.publish(&Topic::parse("a").unwrap(), Some(number), 1, || number);
+    }
+    let mut order = Vec::new();
+    let mut cx = Context::from_waker(Waker::noop());
+    while shard
+        .poll_deliver(&mut cx, |key, number| {
+            order.push((key, *number));
+            Flow::Continue
+        })
+        .is_ready()
+    {}
+    let expected: Vec<_> = (0..10).flat_map(|key| (0..3).map(move |number| (key, number))).collect();
+    assert_eq!(order, expected);
+}
+
+#[test]
+fn threads_agree_on_one_order() {
+    const MESSAGES: usize = 500;
+    const PUBLISHERS: usize = 3;
+    let router = Router::new(SHARDS, Config::default());
+    let (starter, started) = std::sync::mpsc::channel();
+    let workers: Vec<_> = (0..SHARDS)
+        .map(|shard| {
+            let (router, starter) = (router.clone(), starter.clone());
+            std::thread::spawn(move || {
+                struct Unpark(std::thread::Thread);
+                impl Wake for Unpark {
+                    fn wake(self: Arc<Self>) {
+                        self.0.unpark();
+                    }
+                }
+                let mut shard = router.attach(ShardId(shard));
+                for key in 0..6 {
+                    shard.subscribe(key, &subscription(if key % 2 == 0 { "a.b" } else { "a.*" }));
+                    shard.subscribe(key, &subscription(">"));
+                }
+                let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+                let mut cx = Context::from_waker(&waker);
+                starter.send(()).unwrap();
+                let mut received = vec![Vec::new(); 6];
+                loop {
+                    let poll = shard.poll_deliver(&mut cx, |key, message: &(usize, usize)| {
+                        received[key as usize].push(*message);
+                        if message.1.is_multiple_of(7) { Flow::Pause } else { Flow::Continue }
+                    });
+                    if received.iter().all(|own| own.len() == MESSAGES * PUBLISHERS) {
+                        break;
+                    }
+                    if poll.is_pending() {
+                        std::thread::park();
+                    }
+                }
+                received
+            })
+        })
+        .collect();
+    for _ in 0..SHARDS {
+        started.recv().unwrap();
+    }
+    std::thread::scope(|scope| {
+        for publisher in 0..PUBLISHERS {
+            let router = &router;
+            scope.spawn(move || {
+                for message in 0..MESSAGES {
+                    let topic = Topic::parse("a.b").unwrap();
+                    let published =
+                        router.publish(&topic, Some(publisher as u64), 1, || (publisher, message));
+                    assert_eq!(published.subscribers, 24);
+                }
+            });
+        }
+    });
+    let received: Vec<_> = workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect();
+    assert!(received.iter().all(|own| *own == received[0]), "one order for everyone");
+    for publisher in 0..PUBLISHERS {
+        let own: Vec<_> =
+            received[0].iter().filter(|(of, _)| *of == publisher).map(|(_, number)| *number).collect();
+        assert_eq!(own, (0..MESSAGES).collect::<Vec<_>>());
+    }
+}
