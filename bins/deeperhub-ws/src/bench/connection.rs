@@ -2,11 +2,12 @@
 
 use std::io;
 
+use deeperhub_protocol::deflate::{History, Inflater};
+use deeperhub_protocol::frame::{Incoming, MessageKind};
 use mio::event::Event;
 use serde::Deserialize;
 
 use super::end::End;
-use super::inflate::Inflate;
 use super::local::{Local, READ_SIZE, Receiver};
 use super::plan::{Pace, Place, Role};
 use super::transport::Transport;
@@ -29,8 +30,8 @@ pub(super) enum Stage {
 
 /// What the socket has not taken beyond which nothing more is sent.
 const BLOCKED: usize = 256 * 1024;
-/// No message of a hub has more fragments' bytes.
-const MAX_FRAGMENTS: usize = 1 << 28;
+/// No hub's message has more bytes: what has is not one, and is not to fill our memory.
+const MAX_MESSAGE: usize = 1 << 28;
 
 /// A connection of the run.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ pub(super) struct Connection {
     pub(super) place: Place,
     pub(super) stage: Stage,
     transport: Option<Transport>,
-    inflate: Option<Box<Inflate>>,
+    deflate: Option<Box<Compressed>>,
     /// When connecting began, in nanoseconds since the epoch.
     pub(super) began: u64,
     receiver: Receiver,
@@ -59,6 +60,12 @@ pub(super) struct Connection {
     owed: u32,
 }
 
+/// What was agreed on compression: what the server compresses with is in its messages, or in those before.
+#[derive(Debug)]
+struct Compressed {
+    history: Option<History>,
+}
+
 /// A message of which fragments are missing.
 #[derive(Debug, Default)]
 struct Fragments {
@@ -76,7 +83,7 @@ impl Connection {
             place,
             stage: Stage::Connecting,
             transport: Some(transport),
-            inflate: None,
+            deflate: None,
             began: local.shared.now(),
             receiver: Receiver {
                 role: place.role,
@@ -104,7 +111,7 @@ impl Connection {
             place,
             stage: Stage::Connecting,
             transport: None,
-            inflate: None,
+            deflate: None,
             began: 0,
             receiver: Receiver { role: place.role, topic: 0, accounts: 0 },
             paused: false,
@@ -146,7 +153,7 @@ impl Connection {
     pub(super) fn forget(&mut self) {
         self.stage = Stage::Gone;
         self.transport = None;
-        self.inflate = None;
+        self.deflate = None;
         self.fragments = None;
         self.unread = Vec::new();
         self.unsent = Vec::new();
@@ -268,7 +275,9 @@ impl Connection {
         if self.stage == Stage::Handshaking {
             let Some(answer) = local.handshake.answer(bytes)? else { return Ok(0) };
             at = answer.len;
-            self.inflate = answer.deflate.map(|agreed| Box::new(Inflate::new(agreed)));
+            self.deflate = answer
+                .deflate
+                .map(|agreed| Box::new(Compressed { history: (!agreed.forgets).then(History::new) }));
             self.stage = Stage::Welcoming;
         }
         loop {
@@ -304,7 +313,7 @@ impl Connection {
         if !header.fin || !message.bytes.is_empty() {
             message.bytes.extend_from_slice(payload);
         }
-        if message.bytes.len() > MAX_FRAGMENTS {
+        if message.bytes.len() > MAX_MESSAGE {
             return Err(End::Protocol("a message of more than 256 MiB"));
         }
         if !header.fin {
@@ -315,15 +324,16 @@ impl Connection {
         if !message.compressed {
             return self.on_message(whole, now, local);
         }
-        let Some(inflate) = &mut self.inflate else {
+        let Some(deflate) = &mut self.deflate else {
             return Err(End::Protocol("a compressed message without agreement"));
         };
-        let mut inflated = std::mem::take(&mut local.inflated);
-        let result = inflate
-            .inflate(whole, &mut inflated)
-            .map_err(End::Protocol)
-            .and_then(|()| self.on_message(&inflated, now, local));
-        local.inflated = inflated;
+        let mut inflater = std::mem::replace(&mut local.inflater, Inflater::new());
+        let decoded = inflater.decode(deflate.history.as_mut(), MAX_MESSAGE, MessageKind::Text, whole);
+        let result = match decoded {
+            Ok(Incoming::Text(text)) => self.on_message(text.as_bytes(), now, local),
+            _ => Err(End::Protocol("a message that cannot be decompressed")),
+        };
+        local.inflater = inflater;
         result
     }
 

@@ -1,5 +1,7 @@
 //! What the connections of one thread have in common: buffers, accounts, counts.
 
+use deeperhub_protocol::deflate::Inflater;
+
 use super::handshake::Handshake;
 use super::ledger::{Arrival, Ledger};
 use super::outgoing::Outgoing;
@@ -34,8 +36,8 @@ pub(super) struct Local<'r> {
     pub(super) input: Vec<u8>,
     /// What is written at once.
     pub(super) output: Vec<u8>,
-    /// A message as it was before it was compressed.
-    pub(super) inflated: Vec<u8>,
+    /// What reads compressed messages.
+    pub(super) inflater: Inflater,
     pub(super) keys: Keys,
     pub(super) finder: Finder,
     pub(super) outgoing: Outgoing,
@@ -81,7 +83,7 @@ impl<'r> Local<'r> {
             thread,
             input: vec![0; READ_SIZE],
             output: Vec::new(),
-            inflated: Vec::new(),
+            inflater: Inflater::new(),
             keys,
             finder: Finder::new(),
             outgoing,

@@ -9,7 +9,6 @@ mod args;
 mod connection;
 mod end;
 mod handshake;
-mod inflate;
 mod ledger;
 mod local;
 mod outgoing;

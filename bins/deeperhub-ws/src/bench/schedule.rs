@@ -22,8 +22,8 @@ impl Schedule {
 
     /// When this sender's message `number`, counted from 0, is due: nanoseconds after the start.
     pub(super) fn due(&self, number: u64) -> u64 {
-        let before = u128::from(number) * u128::from(self.senders) + u128::from(self.sender);
-        u64::try_from(before * SECOND / u128::from(self.rate)).unwrap_or(u64::MAX)
+        let before = (u128::from(number) * u128::from(self.senders)).saturating_add(u128::from(self.sender));
+        u64::try_from(before.saturating_mul(SECOND) / u128::from(self.rate)).unwrap_or(u64::MAX)
     }
 
     /// How many of this sender's messages are due before a time, in nanoseconds after the start.

@@ -1,0 +1,141 @@
+//! `bench` against a server of its own: counts, never times.
+
+use serde_json::Value;
+
+use crate::support::{Finished, Server, run};
+
+/// A server that sets a load no limits.
+fn server() -> Server {
+    Server::start(&["--rate-limit", "0", "--max-connections", "100", "--workers", "2"])
+}
+
+/// Runs the bench against a server; `flags` begins with the scenario.
+fn bench(server: &Server, flags: &str) -> Finished {
+    let url = server.url("/");
+    let mut arguments = vec!["bench"];
+    arguments.extend(flags.split(' '));
+    arguments.extend(["--url", &url, "--json"]);
+    run(&arguments, &[])
+}
+
+/// The figures of a run that was carried out.
+fn figures(server: &Server, flags: &str) -> Value {
+    let finished = bench(server, flags);
+    assert_eq!(finished.code, Some(0), "{flags}: {finished:?}");
+    assert_eq!(finished.stderr, "", "nothing but the figures where nobody looks");
+    let figures: Value = serde_json::from_str(&finished.stdout).expect("one JSON object");
+    assert_eq!(figures["scenario"], flags.split(' ').next().unwrap_or_default());
+    assert_eq!(figures["connections"]["failed"], 0, "{figures}");
+    assert_eq!(figures["connections"]["dropped"], 0, "{figures}");
+    figures
+}
+
+/// Runs so that this many messages are sent and this many deliveries come, all as they should be.
+fn check_messages(flags: &str, sent: u64, delivered: u64) {
+    let figures = figures(&server(), &format!("{flags} --fail-on-loss"));
+    let messages = &figures["messages"];
+    assert_eq!(messages["sent"], sent, "{figures}");
+    assert_eq!(messages["delivered"], delivered, "{figures}");
+    assert_eq!(messages["latency_microseconds"]["count"], delivered, "{figures}");
+    for fault in ["lost", "duplicated", "out_of_order", "misdelivered", "unsent", "stalls"] {
+        assert_eq!(messages[fault], 0, "{fault}: {figures}");
+    }
+    assert_eq!(figures["errors"], serde_json::json!({}));
+}
+
+#[test]
+fn every_echo_comes_back() {
+    check_messages("echo --connections 10 --messages 200", 200, 200);
+    check_messages("echo --connections 10 --messages 203 --in-flight 5 --threads 2", 203, 203);
+    check_messages("echo --connections 10 --messages 200 --rate 2000", 200, 200);
+}
+
+#[test]
+fn every_subscriber_gets_every_message() {
+    check_messages("fanout --connections 10 --messages 200", 200, 2000);
+    check_messages(
+        "fanout --connections 10 --messages 200 --publishers 3 --in-flight 4 --threads 2",
+        200,
+        2000,
+    );
+    check_messages("fanout --connections 10 --messages 200 --publishers 3 --rate 2000", 200, 2000);
+}
+
+#[test]
+fn every_topic_reaches_its_subscribers() {
+    check_messages("topics --subscribers 10 --topics 5 --messages 200", 200, 400);
+    check_messages("topics --subscribers 10 --topics 5 --messages 200 --publishers 7", 200, 400);
+}
+
+#[test]
+fn compressed_messages_are_read() {
+    let figures = figures(&server(), "fanout --connections 10 --messages 50 --size 5000 --compression");
+    assert_eq!(figures["messages"]["delivered"], 500, "{figures}");
+    assert_eq!(figures["messages"]["lost"], 0, "{figures}");
+}
+
+#[test]
+fn slow_readers_do_not_hold_up_the_others() {
+    let server = Server::start(&["--rate-limit", "0", "--max-queue-bytes", "65536"]);
+    let flags = "slow --subscribers 10 --slow-readers 2 --messages 600 --size 20000 --rate 2000";
+    let figures = figures(&server, flags);
+    assert_eq!(figures["messages"]["delivered"], 6000, "{figures}");
+    assert_eq!(figures["messages"]["lost"], 0, "{figures}");
+    assert_eq!(figures["slow_readers"]["disconnected"], 2, "{figures}");
+}
+
+#[test]
+fn idle_connections_are_held() {
+    let figures = figures(&server(), "idle --connections 50 --duration 100ms");
+    assert_eq!(figures["connections"]["opened"], 50);
+    assert_eq!(figures["connections"]["open_microseconds"]["count"], 50);
+}
+
+#[test]
+fn churn_opens_and_closes() {
+    let figures = figures(&server(), "churn --connections 5 --duration 300ms --warmup 0");
+    assert!(figures["churn"]["cycles"].as_u64() > Some(0), "{figures}");
+}
+
+#[test]
+fn text_is_printed_without_a_progress_bar_where_nobody_looks() {
+    let server = server();
+    let finished = run(&["bench", "echo", "--url", &server.url("/"), "--messages", "200"], &[]);
+    assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""));
+    assert!(finished.stdout.starts_with("echo ws://127.0.0.1:"), "{finished:?}");
+    assert!(finished.stdout.contains("0 lost, 0 duplicated, 0 out of order"), "{finished:?}");
+}
+
+#[test]
+fn a_rate_limit_is_named_as_what_refuses_messages() {
+    let server = Server::start(&["--rate-limit", "1", "--rate-burst", "20"]);
+    let finished = bench(&server, "fanout --connections 2 --messages 22 --rate 1000 --fail-on-loss");
+    assert_eq!(finished.code, Some(1), "messages were lost: {finished:?}");
+    let figures: Value = serde_json::from_str(&finished.stdout).expect("one JSON object");
+    assert!(figures["errors"]["error_rate_limited"].as_u64() > Some(0), "{figures}");
+    assert!(figures["warnings"].to_string().contains("--rate-limit 0"), "{figures}");
+}
+
+#[test]
+fn what_cannot_be_connected_to_exits_with_1_and_says_why() {
+    let full = Server::start(&["--max-connections", "5"]);
+    for (url, reason) in [("ws://127.0.0.1:1/".to_owned(), "connect_refused"), (full.url("/"), "http_503")] {
+        let finished = run(&["bench", "echo", "--connections", "10", "--url", &url], &[]);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{finished:?}");
+        assert!(finished.stderr.contains(&url) && finished.stderr.contains(reason), "{finished:?}");
+    }
+}
+
+#[test]
+fn flags_that_do_not_go_together_exit_with_2() {
+    for (flags, named) in [
+        ("topics --topics 5 --subscribers 4", "--topics 5"),
+        ("echo --rate 0", "'0'"),
+        ("echo --ca /nowhere/ca.pem --url wss://127.0.0.1:1", "/nowhere/ca.pem"),
+        ("idle --rate 5", "--rate"),
+    ] {
+        let finished = run(&["bench"].into_iter().chain(flags.split(' ')).collect::<Vec<_>>(), &[]);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{flags}: {finished:?}");
+        assert!(finished.stderr.contains(named), "{flags}: {finished:?}");
+    }
+}
