@@ -5,6 +5,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use clap_complete::Shell;
 
+use crate::bench::Bench;
 use crate::options::Options;
 
 /// The program's name in messages, completions and the start line.
@@ -32,6 +33,11 @@ pub(crate) enum Action {
     ///
     /// Reads --api-listen from flags, environment and file as the server does, and asks /health/ready there.
     Health,
+    /// Drive a running server and measure it: rates, latency, loss
+    ///
+    /// Run it on another machine than the server where you can: on the same one, both share the processors.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Print a completion script for a shell
     Completions {
         /// Shell that the script is for
@@ -63,6 +69,7 @@ pub(crate) fn command() -> Command {
                 .mut_subcommand("check", with_options)
                 .mut_subcommand("show", with_options)
         })
+        .mut_subcommand("bench", |bench| bench.disable_help_subcommand(true))
         .mut_subcommand("health", |health| {
             // It takes the server's own flags, so that both can be started alike, and shows those that matter.
             with_options(health).mut_args(|flag| {
@@ -94,7 +101,7 @@ fn allow_negative_numbers(command: Command) -> Command {
 ///
 /// # Errors
 ///
-/// Flags before `completions`, which has no use for them.
+/// Flags before `bench` and `completions`, which have no use for them.
 pub(crate) fn action(matches: &ArgMatches) -> Result<(Action, Vec<&ArgMatches>), clap::Error> {
     let mut flags = vec![matches];
     while let Some((_, inner)) = flags.last().and_then(|outer| outer.subcommand()) {
@@ -104,8 +111,9 @@ pub(crate) fn action(matches: &ArgMatches) -> Result<(Action, Vec<&ArgMatches>),
         None => Action::Serve,
         Some(_) => Action::from_arg_matches(matches)?,
     };
-    if matches!(action, Action::Completions { .. }) && is_any_typed(matches) {
-        let message = "completions takes no flags of the server";
+    if matches!(action, Action::Bench(_) | Action::Completions { .. }) && is_any_typed(matches) {
+        let name = matches.subcommand_name().unwrap_or_default();
+        let message = format!("{name} takes no flags of the server before its name");
         return Err(command().error(ErrorKind::ArgumentConflict, message));
     }
     Ok((action, flags))
@@ -156,5 +164,9 @@ mod tests {
         check("deeperhub-ws completions tcsh", None);
         check("deeperhub-ws completions bash --port 1", None);
         check("deeperhub-ws --port 1 completions bash", None);
+        check("deeperhub-ws bench", None);
+        check("deeperhub-ws bench paint", None);
+        check("deeperhub-ws bench echo --port 1", None);
+        check("deeperhub-ws --port 1 bench echo", None);
     }
 }

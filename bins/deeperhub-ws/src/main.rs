@@ -1,8 +1,9 @@
 //! The hub as a program: reads flags, environment and file, and does what it is asked.
 //!
-//! Exit codes: 0 done (for `serve`: stopped by a signal), 1 could not start or failed (for `health`: not ready),
-//! 2 an error in flags, environment or file.
+//! Exit codes: 0 done (for `serve`: stopped by a signal), 1 could not start or failed (for `health`: not ready; for
+//! `bench`: not carried out), 2 an error in flags, environment or file.
 
+mod bench;
 mod cli;
 mod completions;
 mod file;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
             Ok(layers) => health::check(layers.options.api_listen),
             Err(problems) => complain(&problems),
         },
+        Action::Bench(bench) => bench::run(bench),
         Action::Completions { shell } => print(&completions::script(shell)),
     }
 }
