@@ -13,6 +13,9 @@
 //! [`Topic`], [`TopicPattern`] and [`Subscription`] are valid by construction; [`ErrorCode`] and [`CloseCode`] are the
 //! tables of what is said when something is wrong.
 //!
+//! With the feature `deflate`, off by default, the module `deflate` compresses messages (RFC 7692): it negotiates,
+//! decompresses within the limits, and gives shared frames a compressed form that is made once.
+//!
 //! Absent on purpose: sockets, time, tokens and origins, the client's side of the wire, and any meaning of a message.
 //!
 //! ```

@@ -228,8 +228,7 @@ fn frames_are_compressed_once_and_for_all_forks() {
     assert_eq!(compressed.as_bytes()[0], 0xc1);
     assert_eq!(inflated(&compressed.as_bytes()[2..], 15), text.as_bytes());
     // The same memory, whoever asks, with a compressor that would not have done it.
-    let mut config = Config::default();
-    config.threshold_bytes = usize::MAX;
+    let config = Config { threshold_bytes: usize::MAX, ..Config::default() };
     let mut other = Deflater::new(&config);
     for again in [&fork, &clone, &frame] {
         assert_eq!(again.for_receiver(&mut other, any).as_bytes().as_ptr(), compressed.as_bytes().as_ptr());
@@ -237,6 +236,25 @@ fn frames_are_compressed_once_and_for_all_forks() {
     assert_eq!(frame.as_bytes(), Frame::text(&text).as_bytes(), "the plain form is still there");
     // A compressed form is not compressed again.
     assert_eq!(compressed.for_receiver(&mut deflater, any).as_bytes(), compressed.as_bytes());
+}
+
+#[test]
+fn workers_that_race_get_the_same_bytes() {
+    let any = params("permessage-deflate");
+    for _ in 0..20 {
+        let frame = Frame::text(&"what many workers send; ".repeat(200));
+        let forks: Vec<_> = (0..4).map(|_| frame.fork()).collect();
+        let addresses = std::thread::scope(|scope| {
+            let compress = |fork: &Frame| {
+                let mut deflater = Deflater::new(&Config::default());
+                fork.for_receiver(&mut deflater, any).as_bytes().as_ptr().addr()
+            };
+            let threads: Vec<_> = forks.iter().map(|fork| scope.spawn(move || compress(fork))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert!(addresses.iter().all(|&address| address == addresses[0]));
+        assert_ne!(addresses[0], frame.as_bytes().as_ptr().addr());
+    }
 }
 
 #[test]
@@ -264,8 +282,7 @@ fn frames_that_are_not_worth_it_stay_as_they_are() {
     ] {
         let sent = frame.for_receiver(&mut deflater, any);
         assert_eq!(sent.as_bytes().as_ptr(), frame.as_bytes().as_ptr());
-        let mut eager = Config::default();
-        eager.threshold_bytes = 0;
+        let eager = Config { threshold_bytes: 0, ..Config::default() };
         let again = frame.for_receiver(&mut Deflater::new(&eager), any);
         assert_eq!(again.as_bytes().as_ptr(), frame.as_bytes().as_ptr(), "the decision is remembered");
     }
@@ -346,8 +363,7 @@ fn what_is_no_frame_is_left_alone() {
 #[test]
 fn levels_out_of_range_are_brought_into_it() {
     for level in [0, 10, 255] {
-        let mut config = Config::default();
-        config.level = level;
+        let config = Config { level, ..Config::default() };
         let mut out = Vec::new();
         let text = "x".repeat(1000);
         assert!(
