@@ -77,6 +77,14 @@ pub(crate) fn run(bench: Bench) -> ExitCode {
         Ok(address) => address,
         Err(sentence) => return refuse(FAILED, &sentence),
     };
+    if let Some(source) = plan.sources.iter().find(|source| source.is_ipv4() != address.is_ipv4()) {
+        let family = if address.is_ipv4() { "an IPv4" } else { "an IPv6" };
+        let sentence = format!(
+            "invalid value '{source}' for --source: the server is {}; expected {family} address of this machine",
+            address.ip()
+        );
+        return refuse(BAD_CONFIGURATION, &sentence);
+    }
     let (tally, clocks) = match carry_out(&plan, &Remote { address, tls }) {
         Ok(done) => done,
         Err(error) => return refuse(FAILED, &format!("the system refuses what the bench needs: {error}")),
@@ -170,7 +178,7 @@ fn carry_out(plan: &Plan, remote: &Remote) -> io::Result<(Tally, Clocks)> {
         }
         Ok(())
     })
-    .map(|()| (tally, meter.clocks(&shared)))
+    .map(|()| (tally, meter.clocks(plan, &shared)))
 }
 
 /// Whether a run cannot become what was asked for, as connections are missing.
@@ -216,14 +224,7 @@ impl Meter {
     fn look(&mut self, plan: &Plan, shared: &Shared) {
         let Some(start) = shared.start() else { return };
         let (now, cpu) = (shared.now(), cpu());
-        let (from, to) = match plan.extent {
-            Extent::Messages(_) => (start, u64::MAX),
-            Extent::Time { warmup, measured } => {
-                let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-                let from = start.saturating_add(nanoseconds(warmup));
-                (from, from.saturating_add(nanoseconds(measured)))
-            }
-        };
+        let (from, to) = measured(plan, start);
         if now < from || self.over {
             return;
         }
@@ -232,13 +233,28 @@ impl Meter {
         self.over = now >= to || (plan.scenario.has_messages() && !shared.is_sending());
     }
 
-    fn clocks(&self, shared: &Shared) -> Clocks {
-        let ((from, cpu_before), (to, cpu_after)) =
+    fn clocks(&self, plan: &Plan, shared: &Shared) -> Clocks {
+        let start = shared.start().unwrap_or_default();
+        let ((seen_from, cpu_before), (seen_to, cpu_after)) =
             (self.from.unwrap_or_default(), self.to.unwrap_or_default());
+        let (from, to) = measured(plan, start);
         Clocks {
-            start: shared.start().unwrap_or_default(),
-            measured: to.saturating_sub(from),
+            start,
+            measured: to.min(seen_to).saturating_sub(from),
             cpu: cpu_after.saturating_sub(cpu_before),
+            cpu_of: seen_to.saturating_sub(seen_from),
+        }
+    }
+}
+
+/// From when to when is measured, in nanoseconds since the epoch.
+fn measured(plan: &Plan, start: u64) -> (u64, u64) {
+    match plan.extent {
+        Extent::Messages(_) => (start, u64::MAX),
+        Extent::Time { warmup, measured } => {
+            let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            let from = start.saturating_add(nanoseconds(warmup));
+            (from, from.saturating_add(nanoseconds(measured)))
         }
     }
 }

@@ -29,8 +29,9 @@ pub(super) struct Report {
     errors: BTreeMap<String, u64>,
     /// The time that was measured.
     measured_seconds: f64,
-    /// Of one core: 200 is two.
-    generator_cpu_percent: f64,
+    /// Of one core: 200 is two. Left out when the run was too short to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generator_cpu_percent: Option<f64>,
     /// Why the figures may not be what they seem.
     warnings: Vec<String>,
 }
@@ -144,13 +145,17 @@ pub(super) struct Clocks {
     pub(super) start: u64,
     /// Of the time that was measured, in nanoseconds; less than planned if the run ended early.
     pub(super) measured: u64,
-    /// Of the process in that time, in nanoseconds.
+    /// Of the process, in nanoseconds.
     pub(super) cpu: u64,
+    /// The time in which that was, in nanoseconds: about the one that was measured.
+    pub(super) cpu_of: u64,
 }
 
 const SECOND: f64 = 1e9;
 /// A generator that is busier than this, in percent of what its threads can do, is the limit itself.
 const BUSY_PERCENT: f64 = 90.0;
+/// A shorter time says nothing about what the generator needs, in nanoseconds.
+const LEAST_FOR_CPU: u64 = 200_000_000;
 
 impl Report {
     pub(super) fn new(plan: &Plan, tally: &Tally, clocks: Clocks) -> Self {
@@ -162,7 +167,8 @@ impl Report {
         };
         let seconds = measured as f64 / SECOND;
         let per_second = |count: u64| if seconds > 0.0 { round(count as f64 / seconds, 10.0) } else { 0.0 };
-        let cpu = if clocks.measured > 0 { clocks.cpu as f64 * 100.0 / clocks.measured as f64 } else { 0.0 };
+        let cpu = (clocks.cpu_of >= LEAST_FOR_CPU)
+            .then(|| round(clocks.cpu as f64 * 100.0 / clocks.cpu_of as f64, 10.0));
         let opening = tally.last_opened as f64 / SECOND;
         let scenario = plan.scenario;
         let mut report = Self {
@@ -214,7 +220,7 @@ impl Report {
             }),
             errors: tally.errors.clone(),
             measured_seconds: round(seconds, 1e6),
-            generator_cpu_percent: round(cpu, 10.0),
+            generator_cpu_percent: cpu,
             warnings: Vec::new(),
         };
         report.warnings = report.warn(plan, loss);
@@ -235,7 +241,7 @@ impl Report {
 
     fn warn(&self, plan: &Plan, loss: Loss) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.generator_cpu_percent > BUSY_PERCENT * plan.threads as f64 {
+        if self.generator_cpu_percent.is_some_and(|cpu| cpu > BUSY_PERCENT * plan.threads as f64) {
             warnings.push(
                 "the generator was as busy as its threads allow: it may be the limit, not the server; give more \
                  --threads, or run it on another machine"
@@ -374,7 +380,9 @@ impl fmt::Display for Report {
         for (kind, count) in &self.errors {
             writeln!(f, "error        {} {kind}", Number(*count as f64))?;
         }
-        writeln!(f, "generator    {:.0} % of a core", self.generator_cpu_percent)?;
+        if let Some(cpu) = self.generator_cpu_percent {
+            writeln!(f, "generator    {cpu:.0} % of a core")?;
+        }
         for warning in &self.warnings {
             writeln!(f, "warning: {warning}")?;
         }
@@ -430,7 +438,8 @@ mod tests {
     fn report(flags: &str, change: impl FnOnce(&mut Tally)) -> Report {
         let mut tally = Tally { opened: 2, last_opened: 500_000_000, ..Tally::default() };
         change(&mut tally);
-        let clocks = Clocks { start: 1_000_000_000, measured: 2_000_000_000, cpu: 500_000_000 };
+        let clocks =
+            Clocks { start: 1_000_000_000, measured: 2_000_000_000, cpu: 500_000_000, cpu_of: 2_000_000_000 };
         Report::new(&plan(flags), &tally, clocks)
     }
 
@@ -484,7 +493,7 @@ mod tests {
 
     #[test]
     fn nothing_measured_is_no_number_that_json_has_not() {
-        let clocks = Clocks { start: 0, measured: 0, cpu: 0 };
+        let clocks = Clocks { start: 0, measured: 0, cpu: 0, cpu_of: 0 };
         let report = Report::new(&plan("fanout"), &Tally::default(), clocks);
         assert!(!report.json().unwrap().contains("null"));
         assert!(report.to_string().contains("latency      -"));
@@ -494,7 +503,7 @@ mod tests {
     fn a_generator_at_its_limit_says_so() {
         let mut tally = Tally::default();
         tally.error("error_rate_limited");
-        let clocks = Clocks { start: 0, measured: 100, cpu: 95 };
+        let clocks = Clocks { start: 0, measured: 1_000_000_000, cpu: 950_000_000, cpu_of: 1_000_000_000 };
         let text = Report::new(&plan("fanout"), &tally, clocks).to_string();
         assert!(text.contains("--threads") && text.contains("--rate-limit 0"), "{text}");
     }

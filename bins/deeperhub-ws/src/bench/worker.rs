@@ -17,7 +17,7 @@ use super::end::End;
 use super::local::{Local, Window};
 use super::plan::{Extent, Pace, Place, Role, Scenario};
 use super::schedule::Schedule;
-use super::tally::{Account, Tally};
+use super::tally::{Account, Tally, Times};
 use super::timer::Timer;
 use super::transport::Transport;
 
@@ -68,6 +68,12 @@ pub(super) struct Worker<'r> {
     next_number: usize,
     /// When slow readers show next that they are there.
     next_probe: u64,
+    /// When is looked next for connections that take too long.
+    next_overdue: u64,
+    /// Connections that wait for the server's close frame.
+    closing: usize,
+    /// Connections that got ready since `churn` last looked.
+    newly_open: Vec<usize>,
 }
 
 impl<'r> Worker<'r> {
@@ -86,6 +92,9 @@ impl<'r> Worker<'r> {
             opening: 0,
             ended: Vec::new(),
             next_probe: 0,
+            next_overdue: 0,
+            closing: 0,
+            newly_open: Vec::new(),
         })
     }
 
@@ -249,8 +258,10 @@ impl<'r> Worker<'r> {
         self.local.tally.opened += 1;
         self.local.tally.last_opened = self.local.shared.now();
         self.local.shared.opened.fetch_add(1, Relaxed);
-        if connection.place.role == Role::Subscriber {
-            self.local.shared.subscribed(connection.topic());
+        match connection.place.role {
+            Role::Subscriber => self.local.shared.subscribed(connection.topic()),
+            Role::Churner => self.newly_open.push(slot),
+            _ => {}
         }
     }
 
@@ -266,6 +277,7 @@ impl<'r> Worker<'r> {
         match stage {
             Stage::Gone => return,
             Stage::Closing => {
+                self.closing -= 1;
                 if self.local.window.contains(self.local.shared.now()) {
                     tally.cycles += 1;
                 }
@@ -294,6 +306,10 @@ impl<'r> Worker<'r> {
     /// Ends connections that take too long to get ready.
     fn end_overdue(&mut self) {
         let now = self.local.shared.now();
+        if now < self.next_overdue {
+            return;
+        }
+        self.next_overdue = now + TICK;
         let limit = u64::try_from(self.local.plan.connect_timeout.as_nanos()).unwrap_or(u64::MAX);
         let overdue: Vec<_> = self
             .connections
@@ -326,22 +342,24 @@ impl<'r> Worker<'r> {
         }
         let mut measuring = false;
         while self.local.shared.now() < self.local.window.to && !self.is_stopped() {
+            let failed = self.local.tally.failed;
             self.pump(TICK)?;
             if !measuring && self.local.window.contains(self.local.shared.now()) {
                 measuring = true;
-                self.local.tally.connect = Default::default();
+                self.local.tally.connect = Times::default();
             }
-            self.close_open();
-            let mut ended = std::mem::take(&mut self.ended);
-            let failed = ended.drain(..).fold(0, |failed, slot| {
-                let place = self.connections.get(slot).map(|connection| connection.place);
-                let before = self.local.tally.failed;
-                if let Some(place) = place {
+            for slot in std::mem::take(&mut self.newly_open) {
+                self.close(slot);
+            }
+            for slot in std::mem::take(&mut self.ended) {
+                if let Some(place) = self.connections.get(slot).map(|connection| connection.place) {
                     self.open(slot, place);
                 }
-                failed + (self.local.tally.failed - before)
-            });
-            if failed > 0 {
+            }
+            if self.local.tally.failed > failed {
+                if self.local.tally.opened == 0 && self.local.tally.failed > self.connections.len() as u64 {
+                    break;
+                }
                 // What fails at once would fail again at once, millions of times.
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -350,13 +368,16 @@ impl<'r> Worker<'r> {
         Ok(())
     }
 
-    /// Sends a close frame on all connections that are open.
-    fn close_open(&mut self) {
-        for slot in 0..self.connections.len() {
-            let Some(connection) = self.connections.get_mut(slot) else { continue };
-            if let Err(end) = connection.close(&mut self.local) {
-                self.end(slot, &end);
-            }
+    /// Sends a close frame.
+    fn close(&mut self, slot: usize) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let before = connection.stage;
+        let result = connection.close(&mut self.local);
+        if before == Stage::Open && connection.stage == Stage::Closing {
+            self.closing += 1;
+        }
+        if let Err(end) = result {
+            self.end(slot, &end);
         }
     }
 
@@ -445,21 +466,24 @@ impl<'r> Worker<'r> {
         let mut goal = 0;
         let mut again = false;
         self.send_from(slot, |connection, now, local| {
-            for turn in 0..=BURST {
+            for _ in 0..BURST {
                 let topic = plan.topic_of(plan.stream_of(publisher, connection.sent));
                 let deliveries = shared.subscribers(topic);
                 let may_be_under_way = u64::from(in_flight - 1) * deliveries;
-                if connection.expected.saturating_sub(done) > may_be_under_way || !connection.is_sender() {
-                    goal = connection.expected - may_be_under_way;
-                    break;
+                if connection.expected.saturating_sub(done) > may_be_under_way {
+                    goal = connection.expected.saturating_sub(may_be_under_way);
+                    return;
                 }
-                // Publishing to nobody is not waited for, so that it is kept from filling the round.
-                again = turn == BURST || deliveries == 0;
-                if again {
-                    break;
+                if !connection.is_sender() {
+                    return;
                 }
                 connection.write_publish(now, now, local);
+                if deliveries == 0 {
+                    // Nobody is left who could set the pace.
+                    return;
+                }
             }
+            again = true;
         });
         if goal > 0 {
             shared.set_goal(publisher as usize, goal.saturating_sub(wait.written_off));
@@ -618,10 +642,14 @@ impl<'r> Worker<'r> {
 
     /// Closes what is open and waits a moment for the server's answers.
     fn close_all(&mut self) -> io::Result<()> {
-        self.close_open();
+        for slot in 0..self.connections.len() {
+            self.close(slot);
+            if slot % CONNECTING_AT_A_TIME == 0 {
+                self.pump(0)?;
+            }
+        }
         let end = self.local.shared.now() + CLOSING;
-        let is_closing = |connection: &Connection| connection.stage == Stage::Closing;
-        while self.connections.iter().any(is_closing) && self.local.shared.now() < end {
+        while self.closing > 0 && self.local.shared.now() < end {
             self.pump(TICK)?;
         }
         Ok(())
@@ -670,7 +698,12 @@ fn connect(remote: &Remote, source: Option<SocketAddr>, role: Role) -> io::Resul
         socket.set_recv_buffer_size(SLOW_BUFFER)?;
     }
     if let Some(source) = source {
-        socket.bind(&source.into())?;
+        socket.bind(&source.into()).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrNotAvailable => {
+                io::Error::other(format!("--source {} is no address of this machine", source.ip()))
+            }
+            _ => error,
+        })?;
     }
     match socket.connect(&remote.address.into()) {
         Ok(()) => {}
