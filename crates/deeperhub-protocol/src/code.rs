@@ -94,7 +94,7 @@ pub enum CloseCode {
     GoingAway,
     /// 1002: frames against RFC 6455.
     ProtocolError,
-    /// 1007: text that is not UTF-8.
+    /// 1007: text that is not UTF-8, or a compressed message that cannot be decompressed.
     InvalidUtf8,
     /// 1008: kept violating the rate limit.
     PolicyViolation,

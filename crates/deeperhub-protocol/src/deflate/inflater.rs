@@ -24,7 +24,7 @@ const MAX_FINAL_BLOCKS: usize = 256;
 /// Decompresses messages: one for each worker, for any number of connections.
 ///
 /// It keeps nothing of a connection from one message to the next; what a connection with context takeover needs is in
-/// its [`History`]. Empty until first used, then about 48 KiB, and an output buffer of at most 64 KiB between
+/// its [`History`]. Empty until first used, then about 46 KiB, and an output buffer of at most 64 KiB between
 /// messages.
 #[derive(Debug, Default)]
 pub struct Inflater {

@@ -45,9 +45,9 @@
 //! # What is agreed on
 //!
 //! **`server_no_context_takeover`, always.** Each message of the server is compressed by itself, so that one
-//! compressed frame is right for every receiver, and no compressor (320 KiB) belongs to a connection.
+//! compressed frame is right for every receiver, and no compressor (370 KiB) belongs to a connection.
 //!
-//! **`client_no_context_takeover`, unless [`Config::client_context_takeover`] is set.** An [`Inflater`] (48 KiB) then
+//! **`client_no_context_takeover`, unless [`Config::client_context_takeover`] is set.** An [`Inflater`] (46 KiB) then
 //! serves all connections of a thread. With takeover it still does: a connection's [`History`] holds the up to 32 KiB
 //! that its client may refer to, and nothing else is kept for it.
 //!
@@ -59,6 +59,10 @@
 //! **`client_max_window_bits` is never answered.** Messages are decompressed with the largest window.
 //!
 //! A compressed message is always one frame: Safari fails on compressed messages in several fragments.
+//!
+//! Compression shows through encryption: the length of a message that holds a secret beside text that an attacker
+//! chose says whether they are alike. Since messages share no context, that is so within one message only; do not
+//! put the two into one, or switch compression off.
 //!
 //! # What is refused
 //!
