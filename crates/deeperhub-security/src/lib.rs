@@ -1,9 +1,10 @@
-//! Origin policy, rate limits, secrets and grants for WebSocket servers: small decisions, each a value that is asked with
-//! everything it needs; no sockets, no clock, no runtime.
+//! Tokens, TLS, origin policy, rate limits, grants and client addresses for WebSocket servers: small decisions, each a
+//! value that is asked with everything it needs; no sockets, no clock, no runtime.
 //!
 //! [`OriginPolicy`] knows which web pages may connect, [`RateLimiter`] how often a connection may send,
 //! [`AddressLimiter`] how often an address may connect, [`Grants`] what the bearer of a token may do, and [`Secret`]
-//! whether a key is the right one.
+//! whether a key is the right one. The modules `auth` (JWTs), `tls` (a rustls configuration from PEM) and `proxy` (clients
+//! behind proxies) are features of these names, off by default.
 //!
 #![cfg_attr(feature = "rate-limit", doc = "```")]
 #![cfg_attr(not(feature = "rate-limit"), doc = "```ignore")]

@@ -4,7 +4,9 @@
 
 use deeperhub_security::Secret;
 use deeperhub_security::files::Stamp;
-use deeperhub_security::tls::{Config, Pem, Problem, Reloadable, TlsError, Warning, user};
+use deeperhub_security::tls::{
+    Config, Pem, Problem, REMEMBERED_SESSIONS, Reloadable, TlsError, Warning, user,
+};
 use proptest::prelude::*;
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
@@ -142,6 +144,18 @@ fn sessions_resume_with_and_without_tickets_until_the_configuration_is_another()
             assert_eq!(kind(&newer), Some(HandshakeKind::Full));
         }
     }
+}
+
+#[test]
+fn tickets_are_given_and_as_many_sessions_are_remembered_as_are_said() {
+    let server = server(None);
+    assert!(server.ticketer.enabled());
+    let sessions = || (0..=REMEMBERED_SESSIONS as u32).map(|n| n.to_be_bytes().to_vec());
+    for session in sessions() {
+        assert!(server.session_storage.put(session.clone(), session));
+    }
+    let remembered = sessions().filter(|session| server.session_storage.get(session).is_some()).count();
+    assert_eq!(remembered, REMEMBERED_SESSIONS);
 }
 
 #[test]

@@ -19,8 +19,9 @@ const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 #[must_use]
 pub fn user(certificate: &CertificateDer<'_>) -> Option<String> {
     let certificate = Certificate::from_der(certificate).ok()?;
-    let names = certificate.tbs_certificate.subject.0;
-    let mut names = names.iter().flat_map(|name| name.0.iter()).filter(|name| name.oid == COMMON_NAME);
+    let subject = certificate.tbs_certificate().subject();
+    let names = subject.as_ref().iter().flat_map(|names| names.iter());
+    let mut names = names.filter(|name| name.oid == COMMON_NAME);
     let (name, None) = (names.next()?, names.next()) else { return None };
     let name = text(name)?;
     is_user(name).then(|| name.to_owned())
@@ -45,7 +46,8 @@ pub(super) struct Validity {
 
 impl Validity {
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
-        let validity = Certificate::from_der(certificate).ok()?.tbs_certificate.validity;
+        let certificate = Certificate::from_der(certificate).ok()?;
+        let validity = certificate.tbs_certificate().validity();
         Some(Self {
             starts: validity.not_before.to_unix_duration().as_secs(),
             ends: validity.not_after.to_unix_duration().as_secs(),
