@@ -4,16 +4,32 @@ use deeperhub_security::{OriginPolicy, RateLimit};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// Sockets, threads, sizes and times.
+    /// Sockets, threads, sizes and times, and the paths that clients connect to.
     pub listener: deeperhub_listener::Config,
-    /// Paths that clients connect to. Default `/` and `/ws`.
-    pub paths: Vec<String>,
-    /// Which web pages may connect.
+    /// Which web pages may connect. Default: those of the host that the request was made to.
     pub origins: OriginPolicy,
     /// Messages of one connection; `None`: no limit. Default 100 per second, burst 200.
     pub rate_limit: Option<RateLimit>,
     /// Subscriptions of one connection. Default 128.
     pub max_subscriptions: usize,
-    /// This node's name: 1 to 32 bytes of `A-Z a-z 0-9 _ -`; client ids start with it. Default: random.
-    pub node_id: String,
+    /// This node's name: 1 to 32 bytes of `A-Z a-z 0-9 _ -`; client ids start with it. `None`: random, the default.
+    pub node_id: Option<String>,
+    /// Observers of events and their queues.
+    pub events: deeperhub_events::Config,
+    /// Hand-over between workers.
+    pub router: deeperhub_router::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listener: deeperhub_listener::Config::default(),
+            origins: OriginPolicy::default(),
+            rate_limit: Some(RateLimit::default()),
+            max_subscriptions: 128,
+            node_id: None,
+            events: deeperhub_events::Config::default(),
+            router: deeperhub_router::Config::default(),
+        }
+    }
 }

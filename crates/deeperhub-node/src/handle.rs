@@ -1,9 +1,25 @@
+use std::sync::Arc;
+use std::time::Duration;
+
 use deeperhub_events::{EventFilter, EventStream};
-use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic, message::TraceContext};
+use deeperhub_listener::{Key, Listener};
+use deeperhub_metrics::Format;
+use deeperhub_protocol::message::{ServerMessage, TraceContext};
+use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
+use tokio::sync::{oneshot, watch};
+
+use crate::hub::{Hub, Request};
+use crate::id::Place;
+use crate::phase::Phase;
 
 /// A running node, for backends and embedding programs. Cheap to clone, `Send + Sync`.
+///
+/// A request waits while the worker that carries it out is behind; none is lost.
 #[derive(Debug, Clone)]
-pub struct NodeHandle {}
+pub struct NodeHandle {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) listener: Arc<Listener>,
+}
 
 /// What a publish or a send reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,33 +73,183 @@ pub struct ClientNotFound;
 pub struct CursorError;
 
 impl NodeHandle {
-    /// Publishes to a topic.
-    pub fn publish(&self, topic: &Topic<'_>, message: RawJson<'_>, trace: &TraceContext<'_>) -> Delivered { let _ = (topic, message, trace); unimplemented!() }
+    pub(crate) fn new(hub: Arc<Hub>, listener: Arc<Listener>) -> Self {
+        Self { hub, listener }
+    }
+
+    /// Publishes to a topic. Never waits.
+    pub fn publish(&self, topic: &Topic<'_>, message: RawJson<'_>, trace: &TraceContext<'_>) -> Delivered {
+        let published = self.hub.publish(topic, message, None, trace);
+        Delivered { count: published.subscribers, cluster_unavailable: false }
+    }
+
     /// Sends an object (see `message::check_server_object`) to one client.
-    pub async fn send_to_client(&self, client: &ClientId, message: RawJson<'_>) -> Result<(), ClientNotFound> { let _ = (client, message); unimplemented!() }
+    ///
+    /// # Errors
+    ///
+    /// [`ClientNotFound`], also when the client is being closed.
+    pub async fn send_to_client(
+        &self,
+        client: &ClientId,
+        message: RawJson<'_>,
+    ) -> Result<(), ClientNotFound> {
+        let to = self.place(client)?;
+        let frame = ServerMessage::Raw(message).to_frame();
+        match self.ask(to.worker.into(), |reply| Request::Send { to, frame, reply }).await {
+            Some(true) => Ok(()),
+            _ => Err(ClientNotFound),
+        }
+    }
+
     /// Sends to every connection of a user.
-    pub async fn send_to_user(&self, user: &str, message: RawJson<'_>) -> Delivered { let _ = (user, message); unimplemented!() }
-    /// Sends to every client.
-    pub async fn broadcast(&self, message: RawJson<'_>) -> Delivered { let _ = message; unimplemented!() }
+    pub async fn send_to_user(&self, user: &str, message: RawJson<'_>) -> Delivered {
+        let frame = ServerMessage::Raw(message).to_frame();
+        let mut count = 0;
+        for worker in 0..self.hub.requests.len() {
+            let (user, frame) = (user.to_owned(), frame.fork());
+            count += self
+                .ask(worker, |reply| Request::SendToUser { user, frame, reply })
+                .await
+                .unwrap_or_default();
+        }
+        Delivered { count, cluster_unavailable: false }
+    }
+
+    /// Sends to every client that is connected now.
+    pub async fn broadcast(&self, message: RawJson<'_>) -> Delivered {
+        let frame = ServerMessage::Raw(message).to_frame();
+        // All workers begin before the first is waited for.
+        let mut replies = Vec::with_capacity(self.hub.requests.len());
+        for requests in &self.hub.requests {
+            let (reply, answer) = oneshot::channel();
+            if requests.send(Request::Broadcast { frame: frame.fork(), reply }).await.is_ok() {
+                replies.push(answer);
+            }
+        }
+        let mut count = 0;
+        for answer in replies {
+            count += answer.await.unwrap_or_default();
+        }
+        Delivered { count, cluster_unavailable: false }
+    }
+
     /// Closes a connection with 4003.
-    pub async fn disconnect(&self, client: &ClientId) -> Result<(), ClientNotFound> { let _ = client; unimplemented!() }
+    ///
+    /// # Errors
+    ///
+    /// [`ClientNotFound`], also when the client is being closed already.
+    pub async fn disconnect(&self, client: &ClientId) -> Result<(), ClientNotFound> {
+        let client = self.place(client)?;
+        match self.ask(client.worker.into(), |reply| Request::Disconnect { client, reply }).await {
+            Some(true) => Ok(()),
+            _ => Err(ClientNotFound),
+        }
+    }
+
     /// One connection.
-    pub async fn client(&self, client: &ClientId) -> Result<ClientInfo, ClientNotFound> { let _ = client; unimplemented!() }
+    ///
+    /// # Errors
+    ///
+    /// [`ClientNotFound`], also when the client is being closed.
+    pub async fn client(&self, client: &ClientId) -> Result<ClientInfo, ClientNotFound> {
+        let client = self.place(client)?;
+        let info = self.ask(client.worker.into(), |reply| Request::Client { client, reply }).await;
+        info.flatten().ok_or(ClientNotFound)
+    }
+
     /// Connections, a page at a time. A client that stays connected through a whole listing appears exactly once.
-    pub async fn clients(&self, cursor: Option<&str>, limit: usize) -> Result<Page<ClientInfo>, CursorError> { let _ = (cursor, limit); unimplemented!() }
+    ///
+    /// # Errors
+    ///
+    /// [`CursorError`].
+    pub async fn clients(&self, cursor: Option<&str>, limit: usize) -> Result<Page<ClientInfo>, CursorError> {
+        let (mut worker, mut from) = cursor.map_or(Ok((0, 0)), parse_cursor)?;
+        let mut items = Vec::new();
+        while worker < self.hub.requests.len() {
+            let left = limit.saturating_sub(items.len());
+            let page = self.ask(worker, |reply| Request::Clients { from, limit: left, reply }).await;
+            let next = page.and_then(|(clients, next)| {
+                items.extend(clients);
+                next
+            });
+            if let Some(next) = next {
+                return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{next:x}")) });
+            }
+            (worker, from) = (worker + 1, 0);
+        }
+        Ok(Page { items, next_cursor: None })
+    }
+
     /// What is subscribed to, a page at a time.
-    pub fn topics(&self, cursor: Option<&str>, limit: usize) -> Result<Page<TopicInfo>, CursorError> { let _ = (cursor, limit); unimplemented!() }
+    ///
+    /// # Errors
+    ///
+    /// [`CursorError`].
+    pub fn topics(&self, cursor: Option<&str>, limit: usize) -> Result<Page<TopicInfo>, CursorError> {
+        let page = self.hub.router.list(cursor, limit).map_err(|_| CursorError)?;
+        let info = |(topic, subscribers)| TopicInfo { topic, subscribers };
+        Ok(Page { items: page.topics.into_iter().map(info).collect(), next_cursor: page.next_cursor })
+    }
+
     /// One topic or pattern; one that nobody subscribes to has 0 subscribers.
-    pub fn topic(&self, topic: &Subscription<'_>) -> TopicInfo { let _ = topic; unimplemented!() }
+    pub fn topic(&self, topic: &Subscription<'_>) -> TopicInfo {
+        let subscribers = self.hub.router.subscribers(topic);
+        TopicInfo { topic: topic.as_str().to_owned(), subscribers }
+    }
+
     /// What happens from now on. `None`: too many observers.
-    pub fn events(&self, filter: EventFilter) -> Option<EventStream> { let _ = filter; unimplemented!() }
+    pub fn events(&self, filter: EventFilter) -> Option<EventStream> {
+        self.hub.bus.subscribe(filter)
+    }
+
     /// Where the node is in its life.
-    pub fn phase(&self) -> crate::Phase { unimplemented!() }
+    pub fn phase(&self) -> Phase {
+        *self.hub.phase.borrow()
+    }
+
     /// Tells of changes of [`Self::phase`].
-    pub fn watch_phase(&self) -> tokio::sync::watch::Receiver<crate::Phase> { unimplemented!() }
-    /// All metrics as Prometheus (OpenMetrics) text.
-    pub fn metrics_text(&self) -> String { unimplemented!() }
-    /// Starts the drain (or waits for the one under way): no new connections, the others are closed with 1001
-    /// spread over `time`; returns when all are gone or the time is over.
-    pub async fn drain(&self, time: std::time::Duration) { let _ = time; unimplemented!() }
+    pub fn watch_phase(&self) -> watch::Receiver<Phase> {
+        self.hub.phase.subscribe()
+    }
+
+    /// All metrics as text for Prometheus.
+    pub fn metrics_text(&self, format: Format) -> String {
+        self.hub.registry.encode_as(format)
+    }
+
+    /// The name that this node's client ids begin with.
+    pub fn node_id(&self) -> &str {
+        &self.hub.node_id
+    }
+
+    /// Starts the drain: no new connections, the others are closed with 1001 spread over `time`; returns when all are
+    /// gone or the time is over.
+    pub async fn drain(&self, time: Duration) {
+        self.hub.phase.send_if_modified(|phase| {
+            let drains = *phase < Phase::Draining;
+            if drains {
+                *phase = Phase::Draining;
+            }
+            drains
+        });
+        self.listener.drain(time).await;
+    }
+
+    fn place(&self, client: &ClientId) -> Result<Place, ClientNotFound> {
+        Place::of(client, &self.hub.node_id).ok_or(ClientNotFound)
+    }
+
+    /// Asks a worker. `None`: it does not exist, or has ended.
+    async fn ask<T>(&self, worker: usize, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.hub.requests.get(worker)?.send(request(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+fn parse_cursor(cursor: &str) -> Result<(usize, Key), CursorError> {
+    let (worker, key) = cursor.split_once('-').ok_or(CursorError)?;
+    let worker = usize::from_str_radix(worker, 16).map_err(|_| CursorError)?;
+    let key = Key::from_str_radix(key, 16).map_err(|_| CursorError)?;
+    Ok((worker, key))
 }

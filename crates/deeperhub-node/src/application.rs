@@ -1,0 +1,86 @@
+//! Decides on handshakes.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use deeperhub_listener::{Accepted, Peer};
+use deeperhub_protocol::ClientId;
+use deeperhub_protocol::handshake::{Refusal, Request};
+
+use crate::hub::Hub;
+use crate::local::Local;
+use crate::session::Session;
+
+/// The subprotocol of this version of the messages.
+const SUBPROTOCOL: &str = "deeperhub.v1.json";
+
+/// Subprotocols that begin so carry a token.
+const BEARER: &str = "bearer.";
+
+/// What the listener runs for a node.
+#[derive(Debug)]
+pub(crate) struct Application {
+    pub(crate) hub: Arc<Hub>,
+    /// What a connection is called before it has its place.
+    pub(crate) unnamed: ClientId,
+}
+
+impl Application {
+    fn decide(&self, request: &Request, peer: Peer) -> Result<Accepted<Session>, Refusal> {
+        if request.headers("origin").nth(1).is_some() {
+            return Err(Refusal::origin_not_allowed("more than one Origin"));
+        }
+        self.hub
+            .config
+            .origins
+            .check(request.origin(), request.host(), peer.tls)
+            .map_err(|error| Refusal::origin_not_allowed(error.to_string()))?;
+        let subprotocol = subprotocol(request)?;
+        if brings_token(request) {
+            return Err(Refusal::unauthorized("this server has no keys to check tokens with"));
+        }
+        let session = Session::new(peer.address, request.origin(), self.unnamed.clone());
+        Ok(Accepted { session, subprotocol: subprotocol.map(Into::into) })
+    }
+}
+
+impl deeperhub_listener::Application for Application {
+    type Local = Local;
+    type Session = Session;
+
+    fn local(&self, worker: usize) -> Local {
+        Local::new(&self.hub, worker)
+    }
+
+    fn accept(
+        &self,
+        request: Request,
+        peer: Peer,
+    ) -> impl Future<Output = Result<Accepted<Session>, Refusal>> + 'static {
+        std::future::ready(self.decide(&request, peer))
+    }
+}
+
+/// The subprotocol to answer with (RFC 6455 section 4.2.2): one that was offered, or none where none was.
+fn subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
+    let mut offered = false;
+    for name in request.subprotocols() {
+        if name == SUBPROTOCOL {
+            return Ok(Some(SUBPROTOCOL));
+        }
+        offered = true;
+    }
+    if offered {
+        return Err(Refusal::bad_handshake(
+            "none of the subprotocols is known: offer deeperhub.v1.json, or none",
+        ));
+    }
+    Ok(None)
+}
+
+fn brings_token(request: &Request) -> bool {
+    let bearer = |value: &str| value.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer "));
+    request.headers("authorization").any(bearer)
+        || request.subprotocols().any(|name| name.starts_with(BEARER))
+        || request.query_value("token").is_some()
+}

@@ -1,0 +1,17 @@
+use deeperhub_listener::Context;
+use deeperhub_protocol::RawJson;
+use deeperhub_protocol::message::{MessageId, ServerMessage};
+
+use crate::local::Local;
+use crate::metrics::Sent;
+use crate::session::Session;
+
+/// Sends `data` back as it came.
+pub(crate) fn echo(
+    session: &mut Session,
+    id: Option<MessageId<'_>>,
+    data: RawJson<'_>,
+    cx: &mut Context<'_, Local>,
+) {
+    session.reply(Sent::Echo, &ServerMessage::Echo { id, data }, cx);
+}

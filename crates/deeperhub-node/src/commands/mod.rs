@@ -1,0 +1,15 @@
+//! What each client message does: one file for each.
+
+mod authenticate;
+mod echo;
+mod ping;
+mod publish;
+mod subscribe;
+mod unsubscribe;
+
+pub(crate) use authenticate::authenticate;
+pub(crate) use echo::echo;
+pub(crate) use ping::ping;
+pub(crate) use publish::{Publish, publish};
+pub(crate) use subscribe::subscribe;
+pub(crate) use unsubscribe::unsubscribe;

@@ -1,0 +1,47 @@
+use deeperhub_listener::Context;
+use deeperhub_protocol::message::{MessageId, ServerMessage, TraceContext};
+use deeperhub_protocol::{RawJson, Topic};
+
+use crate::hub::Publisher;
+use crate::local::Local;
+use crate::metrics::Sent;
+use crate::session::Session;
+
+/// What to publish.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Publish<'a> {
+    pub(crate) topic: &'a Topic<'a>,
+    pub(crate) message: RawJson<'a>,
+    pub(crate) exclude_self: bool,
+}
+
+/// Delivers a message to all subscribers of a topic. Answered only if it has an `id`.
+pub(crate) fn publish(
+    session: &mut Session,
+    id: Option<MessageId<'_>>,
+    publish: &Publish<'_>,
+    trace: &TraceContext<'_>,
+    cx: &mut Context<'_, Local>,
+) {
+    let key = cx.key();
+    let local = cx.local();
+    let publisher =
+        Publisher { id: &session.client_id, place: session.place, is_excluded: publish.exclude_self };
+    let published = local.hub.publish(publish.topic, publish.message, Some(publisher), trace);
+    if published.congested {
+        // Another worker is behind: this publisher waits, and TCP slows its client down.
+        local.paused.push(key);
+        cx.pause_reading();
+    }
+    if id.is_some() {
+        let local = cx.local();
+        let own = if publish.exclude_self { local.shard.matches(key, publish.topic) } else { 0 };
+        let reply = ServerMessage::Published {
+            id,
+            topic: publish.topic.as_str(),
+            subscribers: published.subscribers.saturating_sub(own),
+            cluster_unavailable: false,
+        };
+        session.reply(Sent::Published, &reply, cx);
+    }
+}

@@ -1,0 +1,37 @@
+use deeperhub_listener::Context;
+use deeperhub_protocol::message::{MessageId, ServerMessage};
+use deeperhub_protocol::{ErrorCode, Subscription};
+use deeperhub_router::Subscribed;
+
+use crate::local::Local;
+use crate::metrics::Sent;
+use crate::session::Session;
+
+/// Delivers what is published to a topic, or to what a pattern matches, from now on.
+pub(crate) fn subscribe(
+    session: &mut Session,
+    id: Option<MessageId<'_>>,
+    subscription: &Subscription<'_>,
+    cx: &mut Context<'_, Local>,
+) {
+    let key = cx.key();
+    let local = cx.local();
+    let full = local.shard.subscription_count(key) >= local.hub.config.max_subscriptions;
+    if full && !local.shard.is_subscribed(key, subscription) {
+        let error = ServerMessage::Error {
+            id,
+            code: ErrorCode::TooManySubscriptions,
+            message: "the connection has as many subscriptions as it may",
+            field: None,
+            topic: Some(subscription.as_str()),
+            retry_after_ms: None,
+        };
+        return session.reply_error(&error, cx);
+    }
+    // Before the reply, so that a publish that counts the subscriber reaches it; deliveries are queued only after this
+    // message was handled, so none can overtake the reply.
+    if local.shard.subscribe(key, subscription) == Subscribed::New {
+        local.metrics.subscriptions.inc();
+    }
+    session.reply(Sent::Subscribed, &ServerMessage::Subscribed { id, topic: subscription.as_str() }, cx);
+}

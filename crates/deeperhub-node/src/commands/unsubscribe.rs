@@ -1,0 +1,22 @@
+use deeperhub_listener::Context;
+use deeperhub_protocol::Subscription;
+use deeperhub_protocol::message::{MessageId, ServerMessage};
+
+use crate::local::Local;
+use crate::metrics::Sent;
+use crate::session::Session;
+
+/// Ends a subscription; the same answer whether or not there was one.
+pub(crate) fn unsubscribe(
+    session: &mut Session,
+    id: Option<MessageId<'_>>,
+    subscription: &Subscription<'_>,
+    cx: &mut Context<'_, Local>,
+) {
+    let key = cx.key();
+    let local = cx.local();
+    if local.shard.unsubscribe(key, subscription) {
+        local.metrics.subscriptions.dec();
+    }
+    session.reply(Sent::Unsubscribed, &ServerMessage::Unsubscribed { id, topic: subscription.as_str() }, cx);
+}

@@ -1,0 +1,118 @@
+//! What all workers and handles of a node share.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use deeperhub_events::EventBus;
+use deeperhub_listener::Key;
+use deeperhub_metrics::Registry;
+use deeperhub_protocol::frame::Frame;
+use deeperhub_protocol::message::{ServerMessage, TraceContext, WelcomeLimits};
+use deeperhub_protocol::{ClientId, RawJson, Topic};
+use deeperhub_router::{Published, Router};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::Config;
+use crate::handle::ClientInfo;
+use crate::id::Place;
+use crate::metrics::Metrics;
+use crate::phase::Phase;
+
+/// Requests of handles that may wait for one worker; whoever makes more waits.
+pub(crate) const REQUESTS: usize = 1024;
+
+/// One publish on its way to a worker's subscribers.
+#[derive(Debug, Clone)]
+pub(crate) struct Delivery {
+    pub(crate) frame: Frame,
+    /// The publisher, where it does not want its own message.
+    pub(crate) exclude: Option<Place>,
+    /// Only while someone observes sent messages.
+    pub(crate) topic: Option<std::sync::Arc<str>>,
+}
+
+/// The client that publishes something.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Publisher<'a> {
+    pub(crate) id: &'a ClientId,
+    pub(crate) place: Place,
+    /// It does not want its own message.
+    pub(crate) is_excluded: bool,
+}
+
+/// What a handle asks of a worker.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Send { to: Place, frame: Frame, reply: oneshot::Sender<bool> },
+    SendToUser { user: String, frame: Frame, reply: oneshot::Sender<u64> },
+    Broadcast { frame: Frame, reply: oneshot::Sender<u64> },
+    Disconnect { client: Place, reply: oneshot::Sender<bool> },
+    Client { client: Place, reply: oneshot::Sender<Option<ClientInfo>> },
+    Clients { from: Key, limit: usize, reply: oneshot::Sender<(Vec<ClientInfo>, Option<Key>)> },
+}
+
+#[derive(Debug)]
+pub(crate) struct Hub {
+    pub(crate) config: Config,
+    pub(crate) node_id: String,
+    pub(crate) router: Router<Delivery>,
+    pub(crate) bus: EventBus,
+    pub(crate) metrics: Metrics,
+    pub(crate) registry: Registry,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) started: Instant,
+    pub(crate) requests: Vec<mpsc::Sender<Request>>,
+    /// The workers' ends; a worker takes its own and gives it back when it is replaced.
+    pub(crate) inboxes: Vec<Mutex<Option<mpsc::Receiver<Request>>>>,
+}
+
+impl Hub {
+    pub(crate) fn welcome_limits(&self) -> WelcomeLimits {
+        let listener = &self.config.listener;
+        WelcomeLimits {
+            max_message_bytes: listener.max_message_bytes as u64,
+            max_subscriptions: self.config.max_subscriptions as u64,
+            ping_interval_ms: u64::try_from(listener.ping_interval.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Encodes a delivery once and hands it to every worker with a subscriber.
+    pub(crate) fn publish(
+        &self,
+        topic: &Topic<'_>,
+        message: RawJson<'_>,
+        publisher: Option<Publisher<'_>>,
+        trace: &TraceContext<'_>,
+    ) -> Published {
+        // Traces are not carried on yet; a delivery has a context of its own only where its trace is sampled.
+        let _ = trace;
+        let frame = ServerMessage::Message {
+            topic: topic.as_str(),
+            message,
+            from: publisher.map(|client| client.id),
+            traceparent: None,
+        }
+        .to_frame();
+        let observed = self.bus.is_observed(deeperhub_events::EventKind::MessageSent);
+        let name = observed.then(|| std::sync::Arc::from(topic.as_str()));
+        let alone = self.requests.len() == 1;
+        let exclude = publisher.filter(|client| client.is_excluded).map(|client| client.place);
+        let source = publisher.map(|client| client.place.source());
+        self.router.publish(topic, source, frame.len(), || Delivery {
+            // Each worker counts references on a cache line of its own.
+            frame: if alone { frame.clone() } else { frame.fork() },
+            exclude,
+            topic: name.clone(),
+        })
+    }
+
+    pub(crate) fn take_inbox(&self, worker: usize) -> Option<mpsc::Receiver<Request>> {
+        self.inboxes.get(worker)?.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn give_back_inbox(&self, worker: usize, inbox: mpsc::Receiver<Request>) {
+        if let Some(place) = self.inboxes.get(worker) {
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(inbox);
+        }
+    }
+}

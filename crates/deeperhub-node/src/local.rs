@@ -1,0 +1,273 @@
+//! What a worker keeps for its sessions, and what comes to them from elsewhere.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::{self, Poll};
+use std::time::SystemTime;
+
+use deeperhub_events::{Details, Event, EventKind};
+use deeperhub_listener::{Connections, Key};
+use deeperhub_protocol::frame::Frame;
+use deeperhub_protocol::{ClientId, CloseCode, CloseReason};
+use deeperhub_router::{Flow, Shard, ShardId};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::handle::ClientInfo;
+use crate::hub::{Delivery, Hub, Request};
+use crate::id::Place;
+use crate::metrics::{Sent, WorkerMetrics};
+use crate::session::Session;
+
+/// Requests of handles that one round takes.
+const REQUESTS_PER_ROUND: usize = 256;
+
+/// One worker's part of the node. Nothing in it is shared, so nothing is locked.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) worker: u16,
+    pub(crate) shard: Shard<Delivery>,
+    pub(crate) metrics: WorkerMetrics,
+    /// Serial of the next connection.
+    next_serial: u64,
+    /// Connections of each user, for sends to users.
+    users: HashMap<Arc<str>, Vec<Key>>,
+    /// Sessions that wait for other workers to catch up before they read on.
+    pub(crate) paused: Vec<Key>,
+    inbox: Option<mpsc::Receiver<Request>>,
+    broadcast: Option<Broadcast>,
+}
+
+/// A broadcast under way: it goes over the connections a part at a time.
+#[derive(Debug)]
+struct Broadcast {
+    frame: Frame,
+    next: Key,
+    /// Connections from this serial on came later and do not get it.
+    end: u64,
+    reached: u64,
+    reply: oneshot::Sender<u64>,
+}
+
+impl Local {
+    pub(crate) fn new(hub: &Arc<Hub>, worker: usize) -> Self {
+        let shard = u16::try_from(worker).unwrap_or(u16::MAX);
+        // The replaced worker's cells were given back when it was dropped.
+        let mut metrics = match hub.metrics.worker(worker) {
+            Ok(metrics) => metrics,
+            Err(error) => panic!("the worker's cells are taken: {error}"),
+        };
+        metrics.active.set(0);
+        metrics.subscriptions.set(0);
+        // Without the system's randomness the clock keeps serials apart over restarts.
+        let start = getrandom::u64().unwrap_or_else(|_| {
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+        });
+        Self {
+            shard: hub.router.attach(ShardId(shard)),
+            worker: shard,
+            metrics,
+            // Room to count up without an overflow, and short enough to read.
+            next_serial: start >> 24,
+            users: HashMap::new(),
+            paused: Vec::new(),
+            inbox: hub.take_inbox(worker),
+            broadcast: None,
+            hub: Arc::clone(hub),
+        }
+    }
+
+    pub(crate) fn serial(&mut self) -> u64 {
+        self.next_serial += 1;
+        self.next_serial
+    }
+
+    pub(crate) fn add_user(&mut self, user: &Arc<str>, key: Key) {
+        self.users.entry(Arc::clone(user)).or_default().push(key);
+    }
+
+    pub(crate) fn remove_user(&mut self, user: &Arc<str>, key: Key) {
+        if let Some(keys) = self.users.get_mut(user) {
+            keys.retain(|&other| other != key);
+            if keys.is_empty() {
+                self.users.remove(user);
+                if self.users.capacity() > 64 && self.users.len() < self.users.capacity() / 4 {
+                    self.users.shrink_to_fit();
+                }
+            }
+        }
+    }
+
+    /// Publishes an event if someone observes its kind.
+    pub(crate) fn event(&self, kind: EventKind, client_id: &ClientId, details: impl FnOnce() -> Details) {
+        if self.hub.bus.is_observed(kind) {
+            self.hub.bus.publish(Event::new(SystemTime::now(), client_id.clone(), details()));
+        }
+    }
+
+    fn find<'c>(place: Place, connections: &'c mut Connections<'_, Session>) -> Option<&'c mut Session> {
+        connections.session(place.key).filter(|session| session.place.serial == place.serial)
+    }
+
+    fn send(&mut self, key: Key, frame: &Frame, connections: &mut Connections<'_, Session>) -> bool {
+        if !connections.send(key, frame) {
+            return false;
+        }
+        self.metrics.sent(Sent::Raw, 1);
+        if let Some(session) = connections.session(key) {
+            session.sent += 1;
+            self.event(EventKind::MessageSent, &session.client_id, || Details::MessageSent {
+                message_type: Sent::Raw.name(),
+                topic: None,
+                bytes: frame.len(),
+            });
+        }
+        true
+    }
+
+    fn carry_out(&mut self, request: Request, connections: &mut Connections<'_, Session>) {
+        // A handle that no longer waits for its reply does not mind that it is lost.
+        match request {
+            Request::Send { to, frame, reply } => {
+                let found = Self::find(to, connections).is_some();
+                let _ = reply.send(found && self.send(to.key, &frame, connections));
+            }
+            Request::SendToUser { user, frame, reply } => {
+                let keys = self.users.get(user.as_str()).cloned().unwrap_or_default();
+                let reached = keys.into_iter().filter(|&key| self.send(key, &frame, connections)).count();
+                let _ = reply.send(reached as u64);
+            }
+            Request::Broadcast { frame, reply } => {
+                let end = self.next_serial + 1;
+                self.broadcast = Some(Broadcast { frame, next: 0, end, reached: 0, reply });
+            }
+            Request::Disconnect { client, reply } => {
+                let found = Self::find(client, connections).is_some();
+                if found {
+                    let reason = CloseReason::new(CloseCode::Disconnected, "disconnected by the server API");
+                    connections.close(client.key, reason);
+                }
+                let _ = reply.send(found);
+            }
+            Request::Client { client, reply } => {
+                let info = Self::find(client, connections).map(|session| info(session, &self.shard));
+                let _ = reply.send(info);
+            }
+            Request::Clients { from, limit, reply } => {
+                let mut clients = Vec::new();
+                let mut next = connections.next_open(from);
+                while let Some(key) = next.filter(|_| clients.len() < limit) {
+                    clients.extend(connections.session(key).map(|session| info(session, &self.shard)));
+                    next = key.checked_add(1).and_then(|key| connections.next_open(key));
+                }
+                let _ = reply.send((clients, next));
+            }
+        }
+    }
+
+    /// False: there is more of the broadcast to do.
+    fn go_on_with_broadcast(&mut self, connections: &mut Connections<'_, Session>) -> bool {
+        let Some(mut broadcast) = self.broadcast.take() else { return true };
+        while let Some(key) = connections.next_open(broadcast.next) {
+            if connections.room() == 0 {
+                self.broadcast = Some(broadcast);
+                return false;
+            }
+            broadcast.next = key + 1;
+            let older = connections.session(key).is_some_and(|session| session.place.serial < broadcast.end);
+            if older && self.send(key, &broadcast.frame, connections) {
+                broadcast.reached += 1;
+            }
+        }
+        let _ = broadcast.reply.send(broadcast.reached);
+        true
+    }
+
+    fn take_requests(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        connections: &mut Connections<'_, Session>,
+    ) -> Poll<()> {
+        for _ in 0..REQUESTS_PER_ROUND {
+            if !self.go_on_with_broadcast(connections) || connections.room() == 0 {
+                return Poll::Ready(());
+            }
+            let Some(inbox) = &mut self.inbox else { return Poll::Pending };
+            match inbox.poll_recv(cx) {
+                Poll::Ready(Some(request)) => self.carry_out(request, connections),
+                Poll::Ready(None) => {
+                    self.inbox = None;
+                    return Poll::Pending;
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn deliver(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        connections: &mut Connections<'_, Session>,
+    ) -> Poll<()> {
+        let Self { shard, metrics, hub, worker, .. } = self;
+        let mut sent = 0;
+        let more = shard.poll_deliver(cx, |key, delivery| {
+            if let Some(publisher) = delivery.exclude
+                && publisher.key == key
+                && publisher.worker == *worker
+                && Self::find(publisher, connections).is_some()
+            {
+                return Flow::Continue;
+            }
+            if connections.send(key, &delivery.frame) {
+                sent += 1;
+                if let Some(session) = connections.session(key) {
+                    session.sent += 1;
+                    if let Some(topic) = &delivery.topic {
+                        let details = Details::MessageSent {
+                            message_type: Sent::Message.name(),
+                            topic: Some(Arc::clone(topic)),
+                            bytes: delivery.frame.len(),
+                        };
+                        hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
+                    }
+                }
+            }
+            if connections.room() == 0 { Flow::Pause } else { Flow::Continue }
+        });
+        metrics.sent(Sent::Message, sent);
+        more
+    }
+}
+
+impl deeperhub_listener::Local for Local {
+    type Session = Session;
+
+    fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
+        let requests = self.take_requests(cx, connections);
+        let deliveries = self.deliver(cx, connections);
+        if !self.paused.is_empty() && !self.hub.router.is_congested() {
+            for key in self.paused.drain(..) {
+                connections.resume_reading(key);
+            }
+        }
+        if requests.is_ready() || deliveries.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        if let Some(inbox) = self.inbox.take() {
+            self.hub.give_back_inbox(self.worker.into(), inbox);
+        }
+    }
+}
+
+fn info(session: &Session, shard: &Shard<Delivery>) -> ClientInfo {
+    ClientInfo {
+        client_id: session.client_id.clone(),
+        user: session.user.as_deref().map(str::to_owned),
+        subscriptions: shard.subscriptions(session.place.key).map(str::to_owned).collect(),
+    }
+}

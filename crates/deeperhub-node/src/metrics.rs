@@ -1,0 +1,180 @@
+//! What a node counts about messages.
+
+use deeperhub_metrics::{
+    Bounds, CellError, Cells, CounterVec, CounterVecCell, Gauge, GaugeCell, Histogram, HistogramCell,
+    RegisterError, Registry, Unit,
+};
+
+/// Types of received messages: those of `Command::TYPES`, then two of the node's own.
+pub(crate) const RECEIVED: &[&str] =
+    &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping", "binary", "invalid"];
+pub(crate) const RECEIVED_BINARY: usize = 6;
+pub(crate) const RECEIVED_INVALID: usize = 7;
+
+/// Types of sent messages.
+const SENT: &[&str] = &[
+    "welcome",
+    "echo",
+    "subscribed",
+    "unsubscribed",
+    "published",
+    "authenticated",
+    "pong",
+    "message",
+    "goodbye",
+    "error",
+    "raw",
+];
+
+/// Index into [`SENT`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    Welcome,
+    Echo,
+    Subscribed,
+    Unsubscribed,
+    Published,
+    Pong = 6,
+    Message,
+    Goodbye,
+    Error,
+    Raw,
+}
+
+impl Sent {
+    pub(crate) const fn name(self) -> &'static str {
+        SENT[self as usize]
+    }
+}
+
+/// Error codes, in the order of `ErrorCode::ALL`.
+const ERRORS: &[&str] = &[
+    "invalid_json",
+    "invalid_message",
+    "unknown_type",
+    "invalid_topic",
+    "unauthorized",
+    "forbidden",
+    "token_invalid",
+    "token_expired",
+    "rate_limited",
+    "too_many_subscriptions",
+    "internal",
+];
+
+/// How connections end.
+const CLOSED: &[&str] = &[
+    "client", "lost", "1001", "1002", "1007", "1008", "1009", "1011", "1013", "4001", "4003", "4200", "other",
+];
+
+/// Instruments of a node.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    /// Open connections: after their handshake, until their close begins.
+    active: Gauge,
+    /// Connections that ended, by the code that the server closed with, `client` or `lost`.
+    closed: CounterVec,
+    /// Messages that came, by type.
+    received: CounterVec,
+    /// Replies and deliveries that were queued to be sent, by type.
+    sent: CounterVec,
+    /// Sizes of messages that came, headers of frames not counted.
+    size: Histogram,
+    /// Error answers by code.
+    errors: CounterVec,
+    /// Subscriptions of all connections.
+    subscriptions: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new(cells: &Cells, max_message_bytes: usize) -> Self {
+        Self {
+            active: Gauge::new(cells),
+            closed: CounterVec::new(cells, "by", CLOSED),
+            received: CounterVec::new(cells, "type", RECEIVED),
+            sent: CounterVec::new(cells, "type", SENT),
+            size: Histogram::new(cells, Bounds::bytes(max_message_bytes as u64)),
+            errors: CounterVec::new(cells, "code", ERRORS),
+            subscriptions: Gauge::new(cells),
+        }
+    }
+
+    pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
+        let none = Unit::None;
+        registry.register("deeperhub_connections_active", "Open connections", none, &self.active)?;
+        registry.register(
+            "deeperhub_connections_closed_total",
+            "Connections that ended",
+            none,
+            &self.closed,
+        )?;
+        registry.register("deeperhub_messages_received_total", "Messages that came", none, &self.received)?;
+        registry.register("deeperhub_messages_sent_total", "Replies and deliveries", none, &self.sent)?;
+        registry.register(
+            "deeperhub_message_size_bytes",
+            "Sizes of messages that came",
+            Unit::Bytes,
+            &self.size,
+        )?;
+        registry.register("deeperhub_errors_total", "Error answers", none, &self.errors)?;
+        registry.register(
+            "deeperhub_subscriptions",
+            "Subscriptions of all connections",
+            none,
+            &self.subscriptions,
+        )
+    }
+
+    pub(crate) fn worker(&self, worker: usize) -> Result<WorkerMetrics, CellError> {
+        Ok(WorkerMetrics {
+            active: self.active.cell(worker)?,
+            closed: self.closed.cell(worker)?,
+            received: self.received.cell(worker)?,
+            sent: self.sent.cell(worker)?,
+            size: self.size.cell(worker)?,
+            errors: self.errors.cell(worker)?,
+            subscriptions: self.subscriptions.cell(worker)?,
+        })
+    }
+}
+
+/// One worker's numbers.
+#[derive(Debug)]
+pub(crate) struct WorkerMetrics {
+    pub(crate) active: GaugeCell,
+    closed: CounterVecCell,
+    pub(crate) received: CounterVecCell,
+    sent: CounterVecCell,
+    pub(crate) size: HistogramCell,
+    pub(crate) errors: CounterVecCell,
+    pub(crate) subscriptions: GaugeCell,
+}
+
+impl WorkerMetrics {
+    pub(crate) fn sent(&mut self, what: Sent, count: u64) {
+        self.sent.add(what as usize, count);
+    }
+
+    pub(crate) fn closed(&mut self, by: &str) {
+        let index = CLOSED.iter().position(|&known| known == by).unwrap_or(CLOSED.len() - 1);
+        self.closed.inc(index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deeperhub_protocol::ErrorCode;
+    use deeperhub_protocol::message::Command;
+
+    #[test]
+    fn tables_follow_the_protocol() {
+        assert_eq!(&RECEIVED[..RECEIVED_BINARY], Command::TYPES);
+        let errors: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
+        assert_eq!(errors, ERRORS);
+        assert_eq!(
+            (Sent::Pong.name(), Sent::Raw.name(), Sent::Published.name()),
+            ("pong", "raw", "published")
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! A node from its start to its end.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use deeperhub_events::EventBus;
+use deeperhub_listener::Listener;
+use deeperhub_metrics::{CellError, Cells, RegisterError, Registry, Unit};
+use deeperhub_protocol::ClientId;
+use deeperhub_router::Router;
+use tokio::sync::{mpsc, watch};
+
+use crate::application::Application;
+use crate::config::Config;
+use crate::handle::NodeHandle;
+use crate::hub::{Hub, REQUESTS};
+use crate::id::{is_node_id, random_node_id};
+use crate::metrics::Metrics;
+use crate::phase::Phase;
+
+/// A running node. When it is dropped, everything ends at once: call [`drain`](Self::drain) before.
+#[derive(Debug)]
+pub struct Node {
+    handle: NodeHandle,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The listener did not start.
+    #[error(transparent)]
+    Listener(#[from] deeperhub_listener::StartError),
+    /// The name of the node is not 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
+    #[error("node id {0:?} is not 1 to 32 bytes of A-Z a-z 0-9 _ -")]
+    NodeId(String),
+    /// More workers than the hub can name (65,535).
+    #[error("{0} workers are too many")]
+    Workers(usize),
+    /// The system gave no random bytes for the node's name.
+    #[error("the system gives no random bytes")]
+    Random(#[source] getrandom::Error),
+    /// The metrics could not be set up.
+    #[error("metrics cannot be set up")]
+    Metrics(#[from] MetricsError),
+}
+
+/// Why metrics could not be set up; a fault of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MetricsError {
+    /// A name is taken or malformed.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// A worker's cell is taken.
+    #[error(transparent)]
+    Cell(#[from] CellError),
+}
+
+impl Node {
+    /// Listens on `address` (port 0: any free one) and serves.
+    ///
+    /// Needs no runtime: connections run on threads of the node's own. The futures of [`NodeHandle`] run on the
+    /// caller's.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; then nothing runs.
+    pub fn start(address: SocketAddr, mut config: Config) -> Result<Self, StartError> {
+        let node_id = match config.node_id.take() {
+            Some(node_id) if is_node_id(&node_id) => node_id,
+            Some(node_id) => return Err(StartError::NodeId(node_id)),
+            None => random_node_id().map_err(StartError::Random)?,
+        };
+        config.listener.workers = config.listener.workers.max(1);
+        let workers = config.listener.workers;
+        let shards = u16::try_from(workers).map_err(|_| StartError::Workers(workers))?;
+
+        let cells = Cells::new(workers);
+        let metrics = Metrics::new(&cells, config.listener.max_message_bytes);
+        let listener_metrics = deeperhub_listener::Metrics::new(&cells);
+        let router = Router::new(shards, config.router);
+        let bus = EventBus::new(config.events.clone());
+        let registry =
+            registry(&metrics, &listener_metrics, &router, &bus).map_err(MetricsError::Register)?;
+
+        let (requests, inboxes) = (0..workers)
+            .map(|_| {
+                let (sender, receiver) = mpsc::channel(REQUESTS);
+                (sender, Mutex::new(Some(receiver)))
+            })
+            .unzip();
+        let listener_config = config.listener.clone();
+        let hub = Arc::new(Hub {
+            config,
+            router,
+            bus,
+            metrics,
+            registry,
+            phase: watch::Sender::new(Phase::Starting),
+            started: Instant::now(),
+            requests,
+            inboxes,
+            node_id,
+        });
+        let Some(unnamed) = ClientId::parse(&hub.node_id) else {
+            return Err(StartError::NodeId(hub.node_id.clone()));
+        };
+        let application = Application { hub: Arc::clone(&hub), unnamed };
+        let listener = Listener::start(address, listener_config, application, &cells, listener_metrics)?;
+        hub.phase.send_replace(Phase::Serving);
+        Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)) })
+    }
+
+    /// For backends and embedding programs.
+    pub fn handle(&self) -> NodeHandle {
+        self.handle.clone()
+    }
+
+    /// Where clients connect.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.handle.listener.local_addr()
+    }
+
+    /// See [`NodeHandle::drain`].
+    pub async fn drain(&self, time: Duration) {
+        self.handle.drain(time).await;
+    }
+
+    /// Ends the node's threads and the event bus; connections that are still there are dropped without a word.
+    pub async fn stop(self) {
+        self.handle.hub.phase.send_replace(Phase::Stopped);
+        self.handle.hub.bus.close();
+        self.handle.listener.stop().await;
+    }
+}
+
+fn registry(
+    metrics: &Metrics,
+    listener: &deeperhub_listener::Metrics,
+    router: &Router<crate::hub::Delivery>,
+    bus: &EventBus,
+) -> Result<Registry, RegisterError> {
+    let mut registry = Registry::new();
+    metrics.register(&mut registry)?;
+    listener.register(&mut registry)?;
+    let topics = router.clone();
+    registry.register_gauge_fn(
+        "deeperhub_topics",
+        "Topics and patterns with a subscriber",
+        Unit::None,
+        move || i64::try_from(topics.topics()).unwrap_or(i64::MAX),
+    )?;
+    let bus = bus.clone();
+    registry.register_counter_fn(
+        "deeperhub_events_lost_total",
+        "Events that slow observers did not get",
+        Unit::None,
+        move || bus.lost(),
+    )?;
+    registry.register_process();
+    Ok(registry)
+}

@@ -1,0 +1,320 @@
+//! One connection's side of the hub.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use deeperhub_events::{Details, EventKind};
+use deeperhub_listener::{Closed, Context, Key, Message};
+use deeperhub_protocol::message::{ClientMessage, Command, MessageError, MessageId, ServerMessage};
+use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode};
+use deeperhub_security::{RateLimit, RateLimiter};
+
+use crate::commands;
+use crate::id::Place;
+use crate::local::Local;
+use crate::metrics::{RECEIVED_BINARY, RECEIVED_INVALID, Sent};
+
+/// The time within which refused messages are counted before the connection is closed.
+const OFFENCE_WINDOW: Duration = Duration::from_secs(10);
+
+/// Refused messages within the window that any connection is allowed.
+const LEAST_OFFENCES: u32 = 10;
+
+/// What a connection keeps.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) place: Place,
+    pub(crate) client_id: ClientId,
+    pub(crate) user: Option<Arc<str>>,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    opened: Option<Instant>,
+    limiter: RateLimiter,
+    /// When the window of refusals began, and how many there were since.
+    offences: Option<(Instant, u32)>,
+    peer: SocketAddr,
+    origin: Option<Box<str>>,
+}
+
+impl Session {
+    /// A connection that is about to open; it gets its place and its id when it does.
+    pub(crate) fn new(peer: SocketAddr, origin: Option<&str>, unnamed: ClientId) -> Self {
+        Self {
+            place: Place { worker: 0, key: 0, serial: 0 },
+            client_id: unnamed,
+            user: None,
+            received: 0,
+            sent: 0,
+            opened: None,
+            limiter: RateLimiter::default(),
+            offences: None,
+            peer,
+            origin: origin.map(Into::into),
+        }
+    }
+
+    /// Sends a reply.
+    pub(crate) fn reply(&mut self, what: Sent, message: &ServerMessage<'_>, cx: &mut Context<'_, Local>) {
+        let mut bytes = 0;
+        cx.reply(|out| {
+            let start = out.len();
+            message.write_frame(out);
+            bytes = out.len() - start;
+        });
+        self.sent += 1;
+        let local = cx.local();
+        local.metrics.sent(what, 1);
+        local.event(EventKind::MessageSent, &self.client_id, || Details::MessageSent {
+            message_type: what.name(),
+            topic: None,
+            bytes,
+        });
+    }
+
+    /// Answers a message with an error.
+    pub(crate) fn reply_error(&mut self, error: &ServerMessage<'_>, cx: &mut Context<'_, Local>) {
+        if let ServerMessage::Error { code, message, .. } = error {
+            let local = cx.local();
+            local.metrics.errors.inc(code.index());
+            local.event(EventKind::Error, &self.client_id, || Details::Error {
+                code: Cow::Borrowed(code.as_str()),
+                message: Cow::Owned((*message).to_owned()),
+            });
+        }
+        self.reply(Sent::Error, error, cx);
+    }
+
+    /// Whether the rate limit lets a message through; otherwise how long to wait.
+    fn admit(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
+        let now = cx.now();
+        let hub = &cx.local().hub;
+        let Some(limit) = &hub.config.rate_limit else { return Ok(()) };
+        self.limiter.check(limit, now.saturating_duration_since(hub.started)).map_err(|retry| retry.0)
+    }
+
+    /// Counts a refused message, and closes the connection if there were too many.
+    fn offend(&mut self, limit: RateLimit, cx: &mut Context<'_, Local>) {
+        let now = cx.now();
+        let (since, count) = match self.offences {
+            Some((since, count)) if now.saturating_duration_since(since) < OFFENCE_WINDOW => {
+                (since, count + 1)
+            }
+            _ => (now, 1),
+        };
+        self.offences = Some((since, count));
+        if count >= limit.burst.get().max(LEAST_OFFENCES) {
+            cx.close(CloseReason::new(CloseCode::PolicyViolation, "kept violating the rate limit"));
+        }
+    }
+
+    fn on_text(&mut self, text: &str, cx: &mut Context<'_, Local>) {
+        let admitted = self.admit(cx);
+        let message = ClientMessage::parse(text);
+        if let Err(wait) = admitted {
+            let id = message.as_ref().map_or_else(|error| error.id, |message| message.id);
+            cx.local().metrics.received.inc(RECEIVED_INVALID);
+            return self.refuse_for_rate(id, wait, cx);
+        }
+        match message {
+            Ok(message) => {
+                let local = cx.local();
+                local.metrics.received.inc(message.command.index());
+                local.event(EventKind::MessageReceived, &self.client_id, || Details::MessageReceived {
+                    message_type: Command::TYPES.get(message.command.index()).copied().unwrap_or("unknown"),
+                    topic: topic_of(&message.command).map(Into::into),
+                    bytes: text.len(),
+                });
+                self.carry_out(&message, cx);
+            }
+            Err(error) => {
+                let local = cx.local();
+                local.metrics.received.inc(RECEIVED_INVALID);
+                local.event(EventKind::MessageReceived, &self.client_id, || Details::MessageReceived {
+                    message_type: "invalid",
+                    topic: None,
+                    bytes: text.len(),
+                });
+                self.reply_error(&error.to_message(), cx);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, message: &ClientMessage<'_>, cx: &mut Context<'_, Local>) {
+        let id = message.id;
+        match &message.command {
+            Command::Echo { data } => commands::echo(self, id, *data, cx),
+            Command::Subscribe { subscription } => commands::subscribe(self, id, subscription, cx),
+            Command::Unsubscribe { subscription } => commands::unsubscribe(self, id, subscription, cx),
+            Command::Publish { topic, message: payload, exclude_self } => {
+                let publish = commands::Publish { topic, message: *payload, exclude_self: *exclude_self };
+                commands::publish(self, id, &publish, &message.trace, cx);
+            }
+            Command::Authenticate { token } => commands::authenticate(self, id, token, cx),
+            Command::Ping => commands::ping(self, id, cx),
+        }
+    }
+
+    fn refuse_for_rate(&mut self, id: Option<MessageId<'_>>, wait: Duration, cx: &mut Context<'_, Local>) {
+        let error = ServerMessage::Error {
+            id,
+            code: ErrorCode::RateLimited,
+            message: "too many messages: wait before the next",
+            field: None,
+            topic: None,
+            retry_after_ms: Some(milliseconds(wait)),
+        };
+        self.reply_error(&error, cx);
+        if let Some(limit) = cx.local().hub.config.rate_limit {
+            self.offend(limit, cx);
+        }
+    }
+}
+
+impl deeperhub_listener::Session for Session {
+    type Local = Local;
+
+    fn on_open(&mut self, cx: &mut Context<'_, Local>) {
+        let (key, now) = (cx.key(), cx.now());
+        let local = cx.local();
+        self.place = Place { worker: local.worker, key, serial: local.serial() };
+        if let Some(id) = self.place.client_id(&local.hub.node_id) {
+            self.client_id = id;
+        }
+        self.opened = Some(now);
+        local.metrics.active.inc();
+        if let Some(user) = &self.user {
+            local.add_user(user, key);
+        }
+        local.event(EventKind::Connected, &self.client_id, || Details::Connected {
+            user: self.user.clone(),
+            peer: self.peer,
+            origin: self.origin.clone(),
+        });
+        let limits = local.hub.welcome_limits();
+        let client_id = self.client_id.clone();
+        let welcome = ServerMessage::Welcome {
+            client_id: &client_id,
+            server: "deeperhub-ws",
+            version: env!("CARGO_PKG_VERSION"),
+            limits,
+        };
+        self.reply(Sent::Welcome, &welcome, cx);
+    }
+
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Local>) {
+        self.received += 1;
+        match message {
+            Message::Text(text) => {
+                cx.local().metrics.size.observe(text.len() as u64);
+                self.on_text(text, cx);
+            }
+            Message::Binary(bytes) => {
+                let local = cx.local();
+                local.metrics.size.observe(bytes.len() as u64);
+                local.metrics.received.inc(RECEIVED_BINARY);
+                match self.admit(cx) {
+                    Ok(()) => {
+                        cx.local().event(EventKind::BinaryReceived, &self.client_id, || {
+                            Details::BinaryReceived { payload: bytes.into() }
+                        });
+                    }
+                    Err(wait) => self.refuse_for_rate(None, wait, cx),
+                }
+            }
+        }
+    }
+
+    fn on_farewell(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
+        ServerMessage::Goodbye { reason, retry_after_ms: retry_after.map(milliseconds) }.write_frame(out);
+        self.sent += 1;
+    }
+
+    fn on_close(&mut self, key: Key, closed: &Closed, local: &mut Local) {
+        let ended = local.shard.remove(key);
+        local.metrics.subscriptions.add(-(ended as i64));
+        local.metrics.active.dec();
+        if let Some(user) = &self.user {
+            local.remove_user(user, key);
+        }
+        local.paused.retain(|&paused| paused != key);
+        let (code, reason): (Option<u16>, Cow<'static, str>) = match closed {
+            Closed::ByPeer { code } => {
+                local.metrics.closed("client");
+                (*code, Cow::Borrowed("closed by the client"))
+            }
+            Closed::ByServer(reason) => {
+                let code = reason.code();
+                local.metrics.closed(itoa_code(code));
+                if code.says_goodbye() {
+                    local.metrics.sent(Sent::Goodbye, 1);
+                }
+                if is_failure(code) {
+                    local.event(EventKind::Error, &self.client_id, || Details::Error {
+                        code: Cow::Owned(code.as_u16().to_string()),
+                        message: Cow::Owned(reason.text().to_owned()),
+                    });
+                }
+                (Some(code.as_u16()), Cow::Owned(reason.text().to_owned()))
+            }
+            _ => {
+                local.metrics.closed("lost");
+                (None, Cow::Borrowed("the connection was lost"))
+            }
+        };
+        let (received, sent, opened) = (self.received, self.sent, self.opened);
+        local.event(EventKind::Disconnected, &self.client_id, || Details::Disconnected {
+            code,
+            reason,
+            duration: opened.map(|opened| opened.elapsed()).unwrap_or_default(),
+            messages_received: received,
+            messages_sent: sent,
+        });
+    }
+}
+
+fn topic_of<'m>(command: &'m Command<'_>) -> Option<&'m str> {
+    match command {
+        Command::Subscribe { subscription } | Command::Unsubscribe { subscription } => {
+            Some(subscription.as_str())
+        }
+        Command::Publish { topic, .. } => Some(topic.as_str()),
+        Command::Echo { .. } | Command::Authenticate { .. } | Command::Ping => None,
+    }
+}
+
+/// The reply to a message that the node cannot carry out.
+pub(crate) fn refusal<'a>(
+    id: Option<MessageId<'a>>,
+    code: ErrorCode,
+    message: &'static str,
+) -> MessageError<'a> {
+    MessageError { code, id, field: None, message: Cow::Borrowed(message) }
+}
+
+/// Whether a close by the server says that something went wrong with the connection.
+fn is_failure(code: CloseCode) -> bool {
+    !matches!(code, CloseCode::Normal | CloseCode::GoingAway | CloseCode::Disconnected)
+}
+
+fn itoa_code(code: CloseCode) -> &'static str {
+    match code.as_u16() {
+        1001 => "1001",
+        1002 => "1002",
+        1007 => "1007",
+        1008 => "1008",
+        1009 => "1009",
+        1011 => "1011",
+        1013 => "1013",
+        4001 => "4001",
+        4003 => "4003",
+        4200 => "4200",
+        _ => "other",
+    }
+}
+
+/// Whole milliseconds, rounded up: a client that waits so long does not come too early.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
