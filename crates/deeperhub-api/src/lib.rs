@@ -1,1 +1,72 @@
-//! The HTTP server API of a hub node
+//! The HTTP server API of a hub node: publish, send, list, disconnect, observe, measure.
+//!
+//! [`router`] gives an [`axum::Router`] over a [`NodeHandle`], [`serve`] runs it on a socket. Bodies are JSON
+//! whatever their `Content-Type`; payloads pass through as the bytes that came. Every error is
+//! `{"error":{"code","message"}}`. [`openapi`] describes all calls.
+//!
+//! ```no_run
+//! use deeperhub_api::{ApiConfig, serve};
+//! use deeperhub_node::{Config, Node};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let node = Node::start("127.0.0.1:8080".parse()?, Config::default())?;
+//! let socket = tokio::net::TcpListener::bind("127.0.0.1:8081").await?;
+//! serve(socket, node.handle(), ApiConfig::default(), std::future::pending()).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod config;
+mod error;
+mod guard;
+mod page;
+mod routes;
+mod serve;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use deeperhub_node::NodeHandle;
+
+pub use config::ApiConfig;
+pub use routes::openapi;
+pub use serve::serve;
+
+use crate::error::ApiError;
+
+/// What every call gets.
+#[derive(Debug)]
+pub(crate) struct Api {
+    node: NodeHandle,
+    config: ApiConfig,
+    page: page::Page,
+}
+
+/// All calls over a node.
+pub fn router(node: NodeHandle, config: ApiConfig) -> Router {
+    let limit = config.max_body_bytes;
+    let page = page::Page::new(config.websocket_url.as_deref());
+    let api = Arc::new(Api { node, config, page });
+    Router::new()
+        .route("/", get(routes::page))
+        .route("/v1/topics", get(routes::topics))
+        .route("/v1/topics/{topic}", get(routes::topic))
+        .route("/v1/topics/{topic}/messages", post(routes::publish))
+        .route("/v1/clients", get(routes::clients))
+        .route("/v1/clients/{client_id}", get(routes::client).delete(routes::disconnect))
+        .route("/v1/clients/{client_id}/messages", post(routes::send_to_client))
+        .route("/v1/users/{user}/messages", post(routes::send_to_user))
+        .route("/v1/broadcast", post(routes::broadcast))
+        .route("/v1/events", get(routes::events))
+        .route("/metrics", get(routes::metrics))
+        .route("/health/live", get(routes::live))
+        .route("/health/ready", get(routes::ready))
+        .route("/openapi.json", get(routes::description))
+        .fallback(async || ApiError::not_found())
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(DefaultBodyLimit::max(limit))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard))
+        .with_state(api)
+}

@@ -1,0 +1,85 @@
+//! Errors as `{"error":{"code","message"}}`.
+
+use std::borrow::Cow;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use deeperhub_node::{ClientNotFound, CursorError};
+use deeperhub_protocol::{MessageError, TopicError};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// An error answer.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct ApiError {
+    #[serde(skip)]
+    status: StatusCode,
+    error: Detail,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct Detail {
+    /// A word for programs.
+    #[schema(value_type = String, example = "invalid_topic")]
+    code: Cow<'static, str>,
+    /// A sentence for people.
+    #[schema(value_type = String)]
+    message: Cow<'static, str>,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, error: Detail { code: Cow::Borrowed(code), message: message.into() } }
+    }
+
+    pub(crate) fn parameter(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_parameter", message)
+    }
+
+    pub(crate) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "there is no such path")
+    }
+
+    pub(crate) fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the path does not take this method")
+    }
+
+    pub(crate) fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "send the key as Authorization: Bearer KEY")
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(&self)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<MessageError<'_>> for ApiError {
+    fn from(error: MessageError<'_>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.code.as_str(), error.message)
+    }
+}
+
+impl From<TopicError> for ApiError {
+    fn from(error: TopicError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_topic", error.to_string())
+    }
+}
+
+impl From<ClientNotFound> for ApiError {
+    fn from(error: ClientNotFound) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "client_not_found", error.to_string())
+    }
+}
+
+impl From<CursorError> for ApiError {
+    fn from(error: CursorError) -> Self {
+        Self::parameter(error.to_string())
+    }
+}

@@ -1,0 +1,60 @@
+//! Who may call.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::Api;
+use crate::error::ApiError;
+
+/// Paths that need no key: probes have none, and the page holds no data.
+fn is_open(path: &str) -> bool {
+    path == "/" || path.starts_with("/health/")
+}
+
+/// Checks origin and key, and adds the headers that every answer has.
+pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let mut response = match check(&api, &request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+fn check(api: &Api, request: &Request) -> Result<(), ApiError> {
+    let forbidden = |message: String| ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message);
+    let text = |name: &HeaderName| match request.headers().get(name) {
+        None => Ok(None),
+        Some(value) => value.to_str().map(Some).map_err(|_| forbidden(format!("{name} is not plain text"))),
+    };
+    if request.headers().get_all(header::ORIGIN).iter().nth(1).is_some() {
+        return Err(forbidden("more than one Origin".to_owned()));
+    }
+    let origin = text(&header::ORIGIN)?;
+    if let Some(origin) = origin {
+        let host = text(&header::HOST)?;
+        api.config
+            .allowed_origins
+            .check(Some(origin), host, false)
+            .map_err(|error| forbidden(error.to_string()))?;
+    }
+    if let Some(key) = &api.config.api_key
+        && !is_open(request.uri().path())
+    {
+        let value = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        let given = value.and_then(|value| {
+            let (scheme, key) = value.split_at_checked(7)?;
+            scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+        });
+        if !given.is_some_and(|given| key.matches(given)) {
+            return Err(ApiError::unauthorized());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! The event bus as server-sent events.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use deeperhub_events::{EventFilter, EventStream, Received};
+use futures_core::Stream;
+
+use super::pairs;
+use crate::Api;
+use crate::error::ApiError;
+
+/// What happens on this node from now on.
+#[utoipa::path(
+    get, path = "/v1/events", tag = "events",
+    params(("types" = Option<String>, Query, description = "Names of events, separated by commas; default all")),
+    responses(
+        (status = 200, content_type = "text/event-stream"),
+        (status = 400, body = ApiError), (status = 503, body = ApiError)
+    )
+)]
+pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
+    let observe = || {
+        let mut filter = EventFilter::all();
+        for (name, value) in pairs(query.as_deref())? {
+            if name == "types" {
+                filter =
+                    EventFilter::parse(&value).map_err(|error| ApiError::parameter(error.to_string()))?;
+            }
+        }
+        api.node.events(filter).ok_or_else(|| {
+            ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_observers",
+                "as many observers as there may be are connected",
+            )
+        })
+    };
+    match observe() {
+        Ok(stream) => Sse::new(Observed { stream }).keep_alive(KeepAlive::default()).into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+/// An observer's events in the form of the stream.
+struct Observed {
+    stream: EventStream,
+}
+
+impl Stream for Observed {
+    type Item = Result<Event, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.stream.poll_recv(cx).map(|received| {
+            let event = match received? {
+                Received::Event(event) => {
+                    let mut data = String::new();
+                    event.write_json(&mut data);
+                    Event::default().event(event.kind().name()).data(data)
+                }
+                Received::Lost(count) => {
+                    Event::default().event("events_lost").data(format!("{{\"count\":{count}}}"))
+                }
+            };
+            Some(Ok(event))
+        })
+    }
+}
