@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Client, ROOT, Server, TemporaryDir, http, run};
+use crate::support::{Client, ROOT, Server, TemporaryDir, http, patiently, run};
 
 /// Compares a text with a file beside the tests; with `UPDATE_SNAPSHOTS` set, writes the file instead.
 fn check_snapshot(name: &str, text: &str) {
@@ -196,4 +196,149 @@ fn health_without_a_server_exits_with_1() {
     assert!(finished.stderr.contains(&address), "{finished:?}");
     assert_eq!(run(&["health"], &[("DEEPERHUB_API_LISTEN", "off")]).code, Some(1));
     assert_eq!(run(&["health", "--api-listen", "nowhere"], &[]).code, Some(2));
+}
+
+#[test]
+fn a_server_says_where_it_listens_and_is_ready() {
+    let server = Server::start(&[]);
+    assert!(server.start_line.starts_with(concat!(
+        "deeperhub-ws ",
+        env!("CARGO_PKG_VERSION"),
+        " listening on ws://"
+    )));
+    for part in ["TLS off", "up to 1000 connections", "messages up to 64 KiB", "100/s"] {
+        assert!(server.start_line.contains(part), "{part} is not in: {}", server.start_line);
+    }
+    let ready = run(&["health", "--api-listen", &server.api().to_string()], &[]);
+    assert_eq!((ready.code, ready.stdout.as_str()), (Some(0), "ready\n"), "{ready:?}");
+}
+
+#[test]
+fn health_asks_on_loopback_when_the_api_is_on_every_interface() {
+    let server = Server::start(&["--api-listen", "0.0.0.0:0", "--api-key", "hunter2"]);
+    let finished = run(&["health"], &[("DEEPERHUB_API_LISTEN", &format!("0.0.0.0:{}", server.api().port()))]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+}
+
+#[test]
+fn variables_and_file_reach_the_server() {
+    let dir = TemporaryDir::new();
+    let path = dir.write("hub.toml", "max_message_bytes = 2048\nping_interval = '7s'");
+    let path = path.to_str().expect("a temporary path is text");
+    let server = Server::start_with(&["--config", path], &[("DEEPERHUB_MAX_SUBSCRIPTIONS", "3")]);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let welcome = runtime.block_on(Client::connect(&server)).welcome;
+    let limits = &welcome["data"]["limits"];
+    assert_eq!(limits["max_message_bytes"], 2048, "{welcome}");
+    assert_eq!(limits["max_subscriptions"], 3, "{welcome}");
+    assert_eq!(limits["ping_interval_ms"], 7000, "{welcome}");
+}
+
+#[test]
+fn a_port_that_is_taken_exits_with_1_and_says_how_to_choose_another() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let address = taken.local_addr().expect("it has an address");
+    let port = address.port().to_string();
+    let finished = run(&["--port", &port, "--api-listen", "off"], &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!(finished.stdout, "");
+    for text in [address.to_string().as_str(), "taken", "--port"] {
+        assert!(finished.stderr.contains(text), "{text:?} is not in: {}", finished.stderr);
+    }
+    let finished = run(&["--port", "0", "--api-listen", &address.to_string()], &[]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    for text in [address.to_string().as_str(), "taken", "--api-listen"] {
+        assert!(finished.stderr.contains(text), "{text:?} is not in: {}", finished.stderr);
+    }
+}
+
+#[test]
+fn doubts_about_the_configuration_are_logged_at_the_start() {
+    let server = Server::start_with(&["--host", "0.0.0.0"], &[("DEEPERHUB_MAX_CONECTIONS", "5")]);
+    server.wait_for_stderr("--host is 0.0.0.0, which is not loopback");
+    server.wait_for_stderr("did you mean DEEPERHUB_MAX_CONNECTIONS?");
+}
+
+#[test]
+fn sigterm_and_sigint_close_clients_with_1001_and_exit_with_0() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    for signal in ["TERM", "INT"] {
+        let mut server = Server::start(&["--drain-timeout", "200ms"]);
+        runtime.block_on(async {
+            let mut client = Client::connect(&server).await;
+            server.signal(signal);
+            let (code, _, goodbye) = client.closed().await;
+            assert_eq!(code, 1001);
+            assert!(goodbye.is_some_and(|goodbye| goodbye["data"]["reconnect"] == true));
+        });
+        assert_eq!(server.wait().code(), Some(0), "SIG{signal}: {}", server.stderr());
+    }
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_the_drain() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let mut server = Server::start(&["--drain-timeout", "1h"]);
+    let clients: Vec<_> =
+        runtime.block_on(async { [Client::connect(&server).await, Client::connect(&server).await].into() });
+    server.signal("TERM");
+    runtime.block_on(patiently("the drain", async {
+        while http(server.api(), "GET /health/ready", &[], "").await.status != 503 {}
+    }));
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0), "{}", server.stderr());
+    server.wait_for_stderr("A second signal came");
+    drop(clients);
+}
+
+#[test]
+fn sighup_changes_nothing() {
+    let server = Server::start(&[]);
+    server.signal("HUP");
+    server.wait_for_stderr("SIGHUP came");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    runtime.block_on(Client::connect(&server));
+}
+
+#[test]
+fn logs_are_json_when_asked_and_tell_of_connections_when_debugging() {
+    let server = Server::start(&["--log-format", "json", "--log-level", "debug"]);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let id = runtime.block_on(async {
+        let mut client = Client::connect(&server).await;
+        let id = client.id().to_owned();
+        client.socket.close(None).await.expect("it can be closed");
+        id
+    });
+    server.wait_for_stderr("\"Client disconnected.\"");
+    let connected = server.stderr().lines().any(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("each line is JSON");
+        line["message"] == "Client connected." && line["client_id"] == id.as_str()
+    });
+    assert!(connected, "{}", server.stderr());
+}
+
+#[test]
+fn connections_are_not_logged_by_default() {
+    let mut server = Server::start(&["--drain-timeout", "0"]);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let id = runtime.block_on(async { Client::connect(&server).await.id().to_owned() });
+    server.signal("TERM");
+    server.wait();
+    assert!(!server.stderr().contains(&id), "{}", server.stderr());
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_ends_nothing() {
+    let mut server = Server::start(&["--drain-timeout", "0", "--log-level", "debug"]);
+    server.close_stderr();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    runtime.block_on(async {
+        let mut client = Client::connect(&server).await;
+        server.signal("HUP");
+        let echo = serde_json::json!({"type": "echo", "data": 1});
+        assert_eq!(client.ask(&echo).await, echo);
+    });
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0));
 }

@@ -10,11 +10,11 @@ use super::{Server, patiently};
 
 /// A WebSocket client that speaks the hub's messages.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     /// The connection, for what is not a text message.
-    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    pub(crate) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     /// The `welcome` that it got.
-    pub welcome: Value,
+    pub(crate) welcome: Value,
 }
 
 impl Client {
@@ -23,7 +23,7 @@ impl Client {
     /// # Panics
     ///
     /// When it is refused or is not welcomed.
-    pub async fn connect(server: &Server) -> Self {
+    pub(crate) async fn connect(server: &Server) -> Self {
         Self::connect_with(server.url("/")).await.unwrap_or_else(|error| panic!("refused: {error}"))
     }
 
@@ -32,7 +32,7 @@ impl Client {
     /// # Errors
     ///
     /// The refusal.
-    pub async fn connect_with(
+    pub(crate) async fn connect_with(
         request: impl IntoClientRequest + Unpin,
     ) -> Result<Self, Box<tungstenite::Error>> {
         let (socket, _) = patiently("the handshake", connect_async(request)).await?;
@@ -43,24 +43,24 @@ impl Client {
     }
 
     /// The id that the server gave.
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         self.welcome["data"]["client_id"].as_str().expect("a welcome has a client id")
     }
 
     /// Sends a message.
-    pub async fn send(&mut self, message: &Value) {
+    pub(crate) async fn send(&mut self, message: &Value) {
         self.send_text(&message.to_string()).await;
     }
 
     /// Sends a text as it is.
-    pub async fn send_text(&mut self, text: &str) {
+    pub(crate) async fn send_text(&mut self, text: &str) {
         patiently("sending", self.socket.send(Message::text(text)))
             .await
             .expect("the connection takes a message");
     }
 
     /// Sends a message and returns the next that comes.
-    pub async fn ask(&mut self, message: &Value) -> Value {
+    pub(crate) async fn ask(&mut self, message: &Value) -> Value {
         self.send(message).await;
         self.receive().await
     }
@@ -70,7 +70,7 @@ impl Client {
     /// # Panics
     ///
     /// When none comes in time, when it is not JSON, or when the connection ends.
-    pub async fn receive(&mut self) -> Value {
+    pub(crate) async fn receive(&mut self) -> Value {
         match self.next().await {
             Some(Ok(Message::Text(text))) => {
                 serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
@@ -84,7 +84,7 @@ impl Client {
     /// # Panics
     ///
     /// When the connection ends without one.
-    pub async fn closed(&mut self) -> (u16, String, Option<Value>) {
+    pub(crate) async fn closed(&mut self) -> (u16, String, Option<Value>) {
         let mut goodbye = None;
         loop {
             match self.next().await {
@@ -93,7 +93,9 @@ impl Client {
                 }
                 Some(Ok(Message::Text(text))) => {
                     let message: Value = serde_json::from_str(&text).unwrap_or_default();
-                    goodbye = (message["type"] == "goodbye").then_some(message);
+                    if message["type"] == "goodbye" {
+                        goodbye = Some(message);
+                    }
                 }
                 Some(Ok(_)) => {}
                 other => panic!("a close frame was expected, not {other:?}"),

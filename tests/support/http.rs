@@ -8,23 +8,23 @@ use super::patiently;
 
 /// What a server answered.
 #[derive(Debug)]
-pub struct Response {
+pub(crate) struct Response {
     /// The status code.
-    pub status: u16,
+    pub(crate) status: u16,
     /// Status line and headers.
-    pub head: String,
+    pub(crate) head: String,
     /// What follows them, as sent.
-    pub body: String,
+    pub(crate) body: String,
 }
 
 impl Response {
     /// The body as JSON; null when it is none.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_default()
     }
 
     /// A header's value, by its name in lower case.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;
             key.eq_ignore_ascii_case(name).then(|| value.trim())
@@ -38,7 +38,7 @@ impl Response {
 /// # Panics
 ///
 /// When there is no answer of an HTTP server in time.
-pub async fn http(server: SocketAddr, request: &str, headers: &[&str], body: &str) -> Response {
+pub(crate) async fn http(server: SocketAddr, request: &str, headers: &[&str], body: &str) -> Response {
     let mut text = format!("{request} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n");
     if !body.is_empty() {
         text.push_str(&format!("Content-Length: {}\r\n", body.len()));

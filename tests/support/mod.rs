@@ -7,22 +7,22 @@ mod temporary;
 
 use std::time::Duration;
 
-pub use client::Client;
-pub use http::{Response, http};
-pub use server::{Finished, Server, run};
-pub use temporary::TemporaryDir;
+pub(crate) use client::Client;
+pub(crate) use http::{Response, http};
+pub(crate) use server::{Finished, Server, run};
+pub(crate) use temporary::TemporaryDir;
 
 /// The workspace's folder.
-pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// How long a test waits for anything before it fails: far more than it takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits for what must come.
 ///
 /// # Panics
 ///
 /// When it does not come in time.
-pub async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }

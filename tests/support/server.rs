@@ -1,6 +1,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -10,13 +11,13 @@ use super::PATIENCE;
 
 /// A program that ran to its end.
 #[derive(Debug)]
-pub struct Finished {
+pub(crate) struct Finished {
     /// Its exit code; `None` when a signal ended it.
-    pub code: Option<i32>,
+    pub(crate) code: Option<i32>,
     /// What it wrote to standard output.
-    pub stdout: String,
+    pub(crate) stdout: String,
     /// What it wrote to standard error.
-    pub stderr: String,
+    pub(crate) stderr: String,
 }
 
 /// Runs the program with these arguments and variables to its end.
@@ -24,7 +25,7 @@ pub struct Finished {
 /// # Panics
 ///
 /// When it does not end in time.
-pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
+pub(crate) fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
     let mut child = Running::start(arguments, variables);
     let status = child.wait();
     let stdout: Vec<_> = child.stdout.iter().collect();
@@ -37,14 +38,14 @@ pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
 
 /// A server that serves, on ports of its own. It is killed when this value goes.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     running: Running,
     /// Where clients connect.
-    pub clients: SocketAddr,
+    pub(crate) clients: SocketAddr,
     /// Where its API listens, unless it is off.
-    pub api: Option<SocketAddr>,
+    pub(crate) api: Option<SocketAddr>,
     /// The line that it printed when it was ready.
-    pub start_line: String,
+    pub(crate) start_line: String,
 }
 
 impl Server {
@@ -53,12 +54,12 @@ impl Server {
     /// # Panics
     ///
     /// When it does not print its line in time, with what it wrote instead.
-    pub fn start(flags: &[&str]) -> Self {
+    pub(crate) fn start(flags: &[&str]) -> Self {
         Self::start_with(flags, &[])
     }
 
     /// As [`Self::start`], with variables.
-    pub fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut arguments = Vec::new();
         for (flag, free) in [("--port", "0"), ("--api-listen", "127.0.0.1:0")] {
             if !flags.contains(&flag) {
@@ -85,7 +86,7 @@ impl Server {
     }
 
     /// The URL of a path that clients connect to.
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("ws://{}{path}", self.clients)
     }
 
@@ -94,12 +95,12 @@ impl Server {
     /// # Panics
     ///
     /// When it is off.
-    pub fn api(&self) -> SocketAddr {
+    pub(crate) fn api(&self) -> SocketAddr {
         self.api.expect("the API is on")
     }
 
     /// Sends a signal by its name, such as `TERM`.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.running.child.id();
         let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {id}")).status();
         assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name} to {id}");
@@ -110,12 +111,17 @@ impl Server {
     /// # Panics
     ///
     /// When it does not come in time.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         self.running.wait()
     }
 
+    /// Closes the reading end of its standard error, at the next line that it writes.
+    pub(crate) fn close_stderr(&self) {
+        self.running.stop_reading.store(true, Ordering::Relaxed);
+    }
+
     /// What it wrote to standard error so far.
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         self.running.stderr()
     }
 
@@ -124,7 +130,7 @@ impl Server {
     /// # Panics
     ///
     /// When it does not come in time, with what came instead.
-    pub fn wait_for_stderr(&self, text: &str) {
+    pub(crate) fn wait_for_stderr(&self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         while !self.stderr().contains(text) {
             assert!(Instant::now() < deadline, "waited in vain for {text:?}; it wrote: {}", self.stderr());
@@ -143,6 +149,7 @@ struct Running {
     stdout: Receiver<String>,
     stderr: Arc<Mutex<Vec<u8>>>,
     stderr_reader: Option<JoinHandle<()>>,
+    stop_reading: Arc<AtomicBool>,
 }
 
 impl Running {
@@ -172,13 +179,18 @@ impl Running {
         let stderr = Arc::new(Mutex::new(Vec::new()));
         let mut from_child = child.stderr.take().expect("standard error is a pipe");
         let written = Arc::clone(&stderr);
+        let stop_reading = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&stop_reading);
         let stderr_reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(length @ 1..) = from_child.read(&mut buffer) {
                 written.lock().unwrap().extend_from_slice(&buffer[..length]);
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
             }
         });
-        Self { child, stdout, stderr, stderr_reader: Some(stderr_reader) }
+        Self { child, stdout, stderr, stderr_reader: Some(stderr_reader), stop_reading }
     }
 
     fn wait(&mut self) -> ExitStatus {

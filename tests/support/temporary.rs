@@ -3,11 +3,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A folder that goes away with this value.
 #[derive(Debug)]
-pub struct TemporaryDir(PathBuf);
+pub(crate) struct TemporaryDir(PathBuf);
 
 impl TemporaryDir {
     /// Makes an empty folder.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -16,7 +16,7 @@ impl TemporaryDir {
     }
 
     /// Writes a file and returns its path.
-    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.join(name);
         std::fs::write(&path, text).expect("a temporary file can be written");
         path

@@ -307,7 +307,7 @@ mod tests {
             ("PORT", "5"),
         ];
         let layers = gather(&[], &variables, None).unwrap();
-        assert_eq!(layers.options, Options::default());
+        assert_eq!(format!("{:?}", layers.options), format!("{:?}", Options::default()));
         assert_eq!(
             layers.warnings,
             [

@@ -19,7 +19,8 @@ const OURS: &str = "deeperhub";
 ///
 /// There is one already.
 pub(crate) fn install(level: LogLevel, format: LogFormat) -> Result<(), SetGlobalDefaultError> {
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    // A log that cannot be written has nowhere to be complained about: the attempt would panic, on whatever thread.
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).log_internal_errors(false);
     let layer = match format {
         // Colours only for a person, who did not decline them (https://no-color.org).
         LogFormat::Text => {

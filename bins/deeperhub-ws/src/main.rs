@@ -6,6 +6,8 @@
 mod bench;
 mod cli;
 mod completions;
+mod event_log;
+mod failure;
 mod file;
 mod health;
 mod layers;
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     match action {
-        Action::Serve => with_settings(&flags, |settings| serve::serve(&settings)),
+        Action::Serve => with_settings(&flags, serve::serve),
         Action::Config(ConfigAction::Check) => with_settings(&flags, |settings| check(&settings)),
         Action::Config(ConfigAction::Show) => with_settings(&flags, |settings| print(&settings.show())),
         Action::Health => match layers(&flags) {

@@ -1,7 +1,8 @@
 //! The limit of open files: each connection is one.
 
-/// Files that are open besides connections: standard streams, listeners, pollers of the workers, API calls.
-const OTHERS: u64 = 64;
+/// Files that are open besides connections: standard streams, listeners, connections that are told why there is no
+/// place for them, calls of the API.
+const OTHERS: u64 = 512;
 
 /// Raises this process's limit of open files as far as `max_connections` and `workers` need it.
 ///

@@ -6,8 +6,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Command};
+use deeperhub_security::Secret;
 
-use crate::values::{Address, Host, LogFormat, LogLevel, NodeId, Secret, Switchable, Time, UrlPath, whole};
+use crate::values::{Address, Host, LogFormat, LogLevel, NodeId, Switchable, Time, UrlPath, secret, whole};
 
 const GENERAL: &str = "General";
 const LISTENING: &str = "Listening";
@@ -21,7 +22,7 @@ const MAX_BYTES: u64 = 1 << 30;
 const MAX_COUNT: u64 = 100_000_000;
 
 /// Everything that can be set, each optional: what is absent is decided by the next layer, at last by the default.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Options {
     /// TOML file with settings; flags and variables win over it
     ///
@@ -70,7 +71,7 @@ pub(crate) struct Options {
     /// Key that calls of the server API bring as `Authorization: Bearer KEY` [default: none needed]
     ///
     /// Other users of the machine can read flags: prefer the variable or the file. Calls of /health need no key.
-    #[arg(long, value_name = "KEY", help_heading = API)]
+    #[arg(long, value_name = "KEY", value_parser = secret, help_heading = API)]
     pub(crate) api_key: Option<Secret>,
 
     /// Connections at one time; more are refused with 503 [default: 1000]

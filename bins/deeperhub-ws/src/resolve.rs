@@ -1,12 +1,17 @@
 //! From settings as typed to settings that are valid together, with where each came from.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use deeperhub_api::ApiConfig;
+use deeperhub_security::{OriginPolicy, RateLimit, Secret};
 
 use crate::layers::{Layers, Origin};
 use crate::options::{Options, flag, variable};
 use crate::problem::Problem;
-use crate::settings::{ApiSettings, MessageRate, Settings, Shown};
-use crate::values::{Address, Host, Literal, LogFormat, LogLevel, Secret, Switchable, Time, UrlPath};
+use crate::settings::{ApiSettings, Settings, Shown};
+use crate::values::{Address, Host, Literal, LogFormat, LogLevel, Switchable, Time, UrlPath};
 
 /// Fills in the defaults and checks what the settings say together.
 ///
@@ -60,12 +65,14 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         }};
     }
 
-    let mut listener = deeperhub_listener::Config::default();
+    let mut node = deeperhub_node::Config::default();
+    let listener = &mut node.listener;
     listener.workers = take!(workers, listener.workers);
-    let node_id = take!(node_id).map(|id| id.0);
+    node.node_id = take!(node_id).map(|id| id.0);
     let drain_timeout = take!(drain_timeout, Time(Settings::DRAIN_TIMEOUT)).0;
     let address = Address { host: take!(host, Host::LOOPBACK), port: take!(port, Settings::PORT) };
-    let paths = take!(path, Settings::PATHS.map(|path| UrlPath(path.to_owned())).to_vec());
+    let paths = take!(path, listener.paths.iter().cloned().map(UrlPath).collect());
+    listener.paths = paths.into_iter().map(|path| path.0).collect();
     let api_listen =
         take!(api_listen, Switchable::On(Address { host: Host::LOOPBACK, port: Settings::API_PORT }));
     let api_key = take!(api_key);
@@ -73,41 +80,30 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let per_ip = take!(max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
     listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);
     listener.max_message_bytes = take!(max_message_bytes, listener.max_message_bytes);
-    let max_subscriptions = take!(max_subscriptions, Settings::MAX_SUBSCRIPTIONS);
+    node.max_subscriptions = take!(max_subscriptions, node.max_subscriptions);
     listener.max_queue_bytes = take!(max_queue_bytes, listener.max_queue_bytes);
-    let per_second = take!(rate_limit, MessageRate::DEFAULT.per_second);
-    let burst = take!(rate_burst, MessageRate::DEFAULT.burst);
+    let per_second = take!(rate_limit, node.rate_limit.map_or(0, |limit| limit.per_second.get()));
+    let burst = take!(rate_burst, RateLimit::default().burst.get());
+    node.rate_limit = NonZeroU32::new(per_second)
+        .zip(NonZeroU32::new(burst))
+        .map(|(per_second, burst)| RateLimit::new(per_second, burst));
     listener.handshake_timeout = take_some_time!(handshake_timeout, listener.handshake_timeout);
     listener.ping_interval = take!(ping_interval, Time(listener.ping_interval)).0;
     listener.pong_timeout = take_some_time!(pong_timeout, listener.pong_timeout);
     let allowed_origins = take!(allowed_origin, Vec::new());
+    node.origins = resolver.origins_policy(&allowed_origins);
     let log_level = take!(log_level, LogLevel::Info);
     let log_format = take!(log_format, LogFormat::Text);
 
     resolver.check_host(&address);
-    resolver.check_queue(&listener);
-    let api = resolver.api(api_listen, api_key, &address);
+    resolver.check_queue(&node.listener);
+    let api = resolver.api(api_listen, api_key, &address, &node);
 
     let Resolver { shown, warnings, problems, .. } = resolver;
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(Settings {
-        address,
-        paths: paths.into_iter().map(|path| path.0).collect(),
-        api,
-        listener,
-        max_subscriptions,
-        rate_limit: (per_second > 0).then_some(MessageRate { per_second, burst }),
-        allowed_origins,
-        node_id,
-        drain_timeout,
-        log_level,
-        log_format,
-        config,
-        shown,
-        warnings,
-    })
+    Ok(Settings { address, node, api, drain_timeout, log_level, log_format, config, shown, warnings })
 }
 
 struct Resolver {
@@ -159,6 +155,18 @@ impl Resolver {
         }
     }
 
+    fn origins_policy(&mut self, allowed: &[String]) -> OriginPolicy {
+        OriginPolicy::parse(allowed).unwrap_or_else(|error| {
+            self.problems.push(Problem::Invalid {
+                key: "allowed_origin".to_owned(),
+                origin: self.origin("allowed_origin"),
+                value: error.value().to_owned(),
+                expected: format!("expected {}", error.expected()),
+            });
+            OriginPolicy::default()
+        })
+    }
+
     fn check_host(&mut self, address: &Address) {
         if !address.host.is_loopback() {
             self.warnings.push(format!(
@@ -187,6 +195,7 @@ impl Resolver {
         listen: Switchable<Address>,
         key: Option<Secret>,
         clients: &Address,
+        node: &deeperhub_node::Config,
     ) -> Option<ApiSettings> {
         if let Some(key) = &key
             && !is_bearer(key.expose())
@@ -213,13 +222,17 @@ impl Resolver {
                 self.origin("port").name_of("port"),
             )));
         }
-        Some(ApiSettings { address, key })
+        let mut config = ApiConfig::default();
+        config.api_key = key.map(Arc::new);
+        config.allowed_origins = node.origins.clone();
+        config.max_body_bytes = node.listener.max_message_bytes;
+        Some(ApiSettings { address, config })
     }
 }
 
 /// Whether a text can stand behind `Bearer` in a header.
-fn is_bearer(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+fn is_bearer(key: &[u8]) -> bool {
+    !key.is_empty() && key.iter().all(u8::is_ascii_graphic)
 }
 
 #[cfg(test)]
@@ -250,17 +263,20 @@ mod tests {
     fn defaults_are_those_of_the_documentation() {
         let settings = settings(&[]).unwrap();
         assert_eq!(settings.address.to_string(), "127.0.0.1:8080");
-        assert_eq!(settings.paths, ["/", "/ws"]);
+        assert_eq!(settings.node.listener.paths, ["/", "/ws"]);
         assert_eq!(settings.api.map(|api| api.address.to_string()), Some("127.0.0.1:8081".to_owned()));
-        assert_eq!(settings.listener.max_connections, 1000);
-        assert_eq!(settings.listener.max_connections_per_ip, None);
-        assert_eq!(settings.listener.max_message_bytes, 65_536);
-        assert_eq!(settings.listener.max_queue_bytes, 1_048_576);
-        assert_eq!(settings.listener.handshake_timeout, Duration::from_secs(10));
-        assert_eq!(settings.listener.ping_interval, Duration::from_secs(25));
-        assert_eq!(settings.listener.pong_timeout, Duration::from_secs(10));
-        assert_eq!(settings.max_subscriptions, 128);
-        assert_eq!(settings.rate_limit, Some(MessageRate { per_second: 100, burst: 200 }));
+        assert_eq!(settings.node.listener.max_connections, 1000);
+        assert_eq!(settings.node.listener.max_connections_per_ip, None);
+        assert_eq!(settings.node.listener.max_message_bytes, 65_536);
+        assert_eq!(settings.node.listener.max_queue_bytes, 1_048_576);
+        assert_eq!(settings.node.listener.handshake_timeout, Duration::from_secs(10));
+        assert_eq!(settings.node.listener.ping_interval, Duration::from_secs(25));
+        assert_eq!(settings.node.listener.pong_timeout, Duration::from_secs(10));
+        assert_eq!(settings.node.max_subscriptions, 128);
+        assert_eq!(
+            settings.node.rate_limit.map(|limit| (limit.per_second.get(), limit.burst.get())),
+            Some((100, 200))
+        );
         assert_eq!(settings.drain_timeout, Duration::from_secs(30));
         assert_eq!(settings.warnings, [""; 0]);
         assert!(settings.shown.iter().all(|shown| shown.origin == Origin::Default));
@@ -276,9 +292,9 @@ mod tests {
     fn zero_switches_a_rate_or_a_limit_of_addresses_off() {
         let settings =
             settings(&["--rate-limit=0", "--max-connections-per-ip=0", "--ping-interval=0"]).unwrap();
-        assert_eq!(settings.rate_limit, None);
-        assert_eq!(settings.listener.max_connections_per_ip, None);
-        assert!(settings.listener.ping_interval.is_zero());
+        assert_eq!(settings.node.rate_limit, None);
+        assert_eq!(settings.node.listener.max_connections_per_ip, None);
+        assert!(settings.node.listener.ping_interval.is_zero());
     }
 
     #[test]
@@ -289,6 +305,24 @@ mod tests {
             "invalid value '0s' for --handshake-timeout: expected more",
         );
         assert!(settings(&["--drain-timeout=0"]).is_ok_and(|settings| settings.drain_timeout.is_zero()));
+    }
+
+    #[test]
+    fn origins_are_checked() {
+        check_problem(
+            &["--allowed-origin=https://a.example,app.example"],
+            "invalid value 'app.example' for --allowed-origin: expected ",
+        );
+        assert!(settings(&["--allowed-origin=https://*.example.com", "--allowed-origin=*"]).is_ok());
+    }
+
+    #[test]
+    fn the_api_takes_bodies_as_large_as_messages_from_the_same_pages() {
+        let settings = settings(&["--max-message-bytes=5", "--allowed-origin=https://a.example"]).unwrap();
+        let api = settings.api.unwrap().config;
+        assert_eq!(api.max_body_bytes, 5);
+        assert!(api.allowed_origins.check(Some("https://a.example"), Some("127.0.0.1:8081"), false).is_ok());
+        assert!(api.allowed_origins.check(Some("https://b.example"), Some("127.0.0.1:8081"), false).is_err());
     }
 
     #[test]

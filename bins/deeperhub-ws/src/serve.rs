@@ -1,25 +1,213 @@
 //! Serving: from settings to a node that runs, until a signal comes.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use tracing::warn;
+use deeperhub_node::Node;
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
 
+use crate::failure::Failure;
 use crate::settings::Settings;
-use crate::{FAILED, logging, nofile};
+use crate::signals::Signals;
+use crate::start_line::start_line;
+use crate::values::Address;
+use crate::{FAILED, event_log, logging, nofile};
 
-/// Serves until a signal comes.
-pub(crate) fn serve(settings: &Settings) -> ExitCode {
-    if let Err(error) = logging::install(settings.log_level, settings.log_format) {
-        let _ = writeln!(io::stderr(), "error: {error}");
-        return ExitCode::from(FAILED);
+/// What tasks that block (name look-ups) are given at the end.
+const LAST_TASKS: Duration = Duration::from_secs(1);
+
+/// Serves until a signal comes. Everything process-wide is set up here: log, limit of open files, signals.
+pub(crate) fn serve(settings: Settings) -> ExitCode {
+    match prepare(&settings).and_then(|runtime| {
+        let result = runtime.block_on(run(settings));
+        runtime.shutdown_timeout(LAST_TASKS);
+        result
+    }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "error: {failure}");
+            ExitCode::from(FAILED)
+        }
     }
+}
+
+/// The runtime that carries everything but clients' connections, which have threads of their own.
+fn prepare(settings: &Settings) -> Result<runtime::Runtime, Failure> {
+    logging::install(settings.log_level, settings.log_format)
+        .map_err(|error| Failure::system("cannot write a log", io::Error::other(error)))?;
     for warning in &settings.warnings {
         warn!("{warning}");
     }
-    if let Err(sentence) = nofile::raise(settings.listener.max_connections, settings.listener.workers) {
+    let listener = &settings.node.listener;
+    if let Err(sentence) = nofile::raise(listener.max_connections, listener.workers) {
         warn!("{sentence}");
     }
-    let _ = writeln!(io::stderr(), "error: the node is not built in yet");
-    ExitCode::from(FAILED)
+    runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::system("cannot make a runtime", error))
+}
+
+async fn run(settings: Settings) -> Result<(), Failure> {
+    // Before all else: a signal that comes during the start is not to be lost.
+    let mut signals =
+        Signals::listen().map_err(|error| Failure::system("cannot listen to signals", error))?;
+    // The API's port first: when it is taken, no client must have been let in.
+    let api_socket = match &settings.api {
+        Some(api) => Some(listen_api(&api.address).await?),
+        None => None,
+    };
+    let node = start_node(&settings)?;
+    let clients = node.local_addr();
+    let api = api_socket.map(|(socket, address)| Api::start(socket, address, &node, &settings));
+    let api_address = api.as_ref().map(|api| api.address);
+    let event_log = event_log::spawn(&node.handle());
+
+    announce(&start_line(&settings, clients, api_address));
+    info!(%clients, api = api_address.map(tracing::field::display), "Serving.");
+
+    let (result, ended) = serve_until_stopped(node, api, &mut signals, settings.drain_timeout).await;
+    if let (Some(task), Ended::Completely) = (event_log, ended) {
+        // The node closed the bus, so this ends after what waits there; an error is a panic that was told.
+        let _ = task.await;
+    }
+    info!("Stopped.");
+    result
+}
+
+/// To standard output, for people and for programs that wait for the ports; that nobody reads it is no fault.
+fn announce(line: &impl std::fmt::Display) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn start_node(settings: &Settings) -> Result<Node, Failure> {
+    let address = lookup(&settings.address)?;
+    Node::start(address, settings.node.clone()).map_err(|error| match error {
+        deeperhub_node::StartError::Listener(deeperhub_listener::StartError::Listen { source, .. }) => {
+            Failure::Listen { address: settings.address.clone(), purpose: "clients", flag: "--port", source }
+        }
+        error => Failure::Node(error),
+    })
+}
+
+async fn listen_api(address: &Address) -> Result<(TcpListener, SocketAddr), Failure> {
+    let socket = lookup(address)?;
+    let listen = async {
+        let listener = TcpListener::bind(socket).await?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    listen.await.map_err(|source| Failure::Listen {
+        address: address.clone(),
+        purpose: "the server API",
+        flag: "--api-listen",
+        source,
+    })
+}
+
+fn lookup(address: &Address) -> Result<SocketAddr, Failure> {
+    address.resolve().map_err(|source| Failure::Lookup { address: address.clone(), source })
+}
+
+/// How the end went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// One after the other.
+    Completely,
+    /// A second signal came: what runs is dropped.
+    AtOnce,
+}
+
+/// Waits for a signal, then drains and ends everything in the order in which one needs the other.
+async fn serve_until_stopped(
+    node: Node,
+    mut api: Option<Api>,
+    signals: &mut Signals,
+    drain_timeout: Duration,
+) -> (Result<(), Failure>, Ended) {
+    let mut result = Ok(());
+    tokio::select! {
+        signal = signals.stop() => info!(signal, ?drain_timeout, "Stopping; clients are told to come back later."),
+        failure = Api::failed(&mut api) => {
+            error!(%failure, "Stopping, as there is no server API any more.");
+            result = Err(failure);
+        }
+    }
+    let end = async move {
+        node.drain(drain_timeout).await;
+        node.stop().await;
+        if let Some(api) = api {
+            api.stop().await;
+        }
+    };
+    let ended = tokio::select! {
+        () = end => Ended::Completely,
+        signal = signals.stop() => {
+            warn!(signal, "A second signal came; nothing is waited for any more.");
+            Ended::AtOnce
+        }
+    };
+    (result, ended)
+}
+
+/// The server API while it runs.
+struct Api {
+    address: SocketAddr,
+    task: JoinHandle<io::Result<()>>,
+    /// Dropping it asks the task to end.
+    running: oneshot::Sender<()>,
+}
+
+impl Api {
+    fn start(socket: TcpListener, address: SocketAddr, node: &Node, settings: &Settings) -> Self {
+        let mut config = settings.api.as_ref().map(|api| api.config.clone()).unwrap_or_default();
+        config.websocket_url = websocket_url(node.local_addr(), &settings.node.listener.paths);
+        let (running, stopped) = oneshot::channel();
+        let shutdown = async {
+            let _: Result<(), _> = stopped.await;
+        };
+        let task = tokio::spawn(deeperhub_api::serve(socket, node.handle(), config, shutdown));
+        Self { address, task, running }
+    }
+
+    /// Waits for a failure of what should not end by itself.
+    async fn failed(api: &mut Option<Self>) -> Failure {
+        match api {
+            None => std::future::pending().await,
+            Some(running) => {
+                let ended = (&mut running.task).await;
+                *api = None;
+                let error = match ended {
+                    Ok(Ok(())) => io::Error::other("it ended by itself"),
+                    Ok(Err(error)) => error,
+                    Err(error) => io::Error::other(error),
+                };
+                Failure::system("the server API failed", error)
+            }
+        }
+    }
+
+    /// Lets calls under way end.
+    async fn stop(self) {
+        drop(self.running);
+        match self.task.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "The server API failed while it ended."),
+            Err(error) => warn!(%error, "The server API failed while it ended."),
+        }
+    }
+}
+
+/// Where the page to try the hub connects to; `None` where clients come by an address that this machine has but does
+/// not know, so that the page must guess.
+fn websocket_url(clients: SocketAddr, paths: &[String]) -> Option<String> {
+    let path = paths.first().map_or("/", String::as_str);
+    (!clients.ip().is_unspecified()).then(|| format!("ws://{clients}{path}"))
 }

@@ -5,27 +5,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::layers::Origin;
-use crate::values::{Address, LogFormat, LogLevel, Secret};
+use crate::values::{Address, LogFormat, LogLevel};
 
 /// Valid by construction: only `resolve` makes them.
 #[derive(Debug)]
 pub(crate) struct Settings {
     /// Where clients connect.
     pub(crate) address: Address,
-    /// Paths at which they connect.
-    pub(crate) paths: Vec<String>,
+    /// What the node allows.
+    pub(crate) node: deeperhub_node::Config,
     /// The server API; `None` when it is off.
     pub(crate) api: Option<ApiSettings>,
-    /// Sockets, threads, sizes and times.
-    pub(crate) listener: deeperhub_listener::Config,
-    /// Subscriptions of one connection.
-    pub(crate) max_subscriptions: usize,
-    /// Messages of one connection; `None`: no limit.
-    pub(crate) rate_limit: Option<MessageRate>,
-    /// Web origins besides the server's own.
-    pub(crate) allowed_origins: Vec<String>,
-    /// This node's name; `None`: random.
-    pub(crate) node_id: Option<String>,
     /// Time over which connections are closed at the end.
     pub(crate) drain_timeout: Duration,
     /// What is logged.
@@ -45,15 +35,8 @@ pub(crate) struct Settings {
 pub(crate) struct ApiSettings {
     /// Where it listens.
     pub(crate) address: Address,
-    /// The key that calls must bring; `None` only on loopback.
-    pub(crate) key: Option<Secret>,
-}
-
-/// Messages that a connection may send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MessageRate {
-    pub(crate) per_second: u32,
-    pub(crate) burst: u32,
+    /// What it allows; without a key only on loopback.
+    pub(crate) config: deeperhub_api::ApiConfig,
 }
 
 /// One setting for `config show`.
@@ -68,8 +51,6 @@ pub(crate) struct Shown {
 impl Settings {
     pub(crate) const PORT: u16 = 8080;
     pub(crate) const API_PORT: u16 = 8081;
-    pub(crate) const PATHS: [&str; 2] = ["/", "/ws"];
-    pub(crate) const MAX_SUBSCRIPTIONS: usize = 128;
     pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
     /// The effective configuration as TOML with the origin of each value as a comment. A setting without a value is a
@@ -95,8 +76,4 @@ impl Settings {
             Ok(())
         })
     }
-}
-
-impl MessageRate {
-    pub(crate) const DEFAULT: Self = Self { per_second: 100, burst: 200 };
 }

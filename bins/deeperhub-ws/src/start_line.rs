@@ -14,7 +14,8 @@ pub(crate) fn start_line(
     api: Option<SocketAddr>,
 ) -> impl fmt::Display {
     fmt::from_fn(move |f| {
-        let listener = &settings.listener;
+        let node = &settings.node;
+        let listener = &node.listener;
         write!(f, "{NAME} {VERSION} listening on ws://{clients} (API ")?;
         match api {
             Some(api) => write!(f, "http://{api}")?,
@@ -25,14 +26,14 @@ pub(crate) fn start_line(
             write!(f, ", {per_ip} per address")?;
         }
         write!(f, " · messages up to {}", bytes(listener.max_message_bytes))?;
-        match settings.rate_limit {
+        match node.rate_limit {
             Some(rate) => write!(f, ", {}/s (burst {})", rate.per_second, rate.burst)?,
             None => f.write_str(", no rate limit")?,
         }
         write!(
             f,
             " · {} subscriptions and {} of queue per connection",
-            settings.max_subscriptions,
+            node.max_subscriptions,
             bytes(listener.max_queue_bytes)
         )?;
         if !listener.ping_interval.is_zero() {

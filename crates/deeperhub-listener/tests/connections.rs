@@ -8,8 +8,8 @@ use std::task::{self, Poll, Waker};
 use std::time::Duration;
 
 use deeperhub_listener::{
-    Accepted, Application, Closed, Config, Connections, Context, Key, Listener, Local, Message, Metrics, Peer,
-    Session,
+    Accepted, Application, Closed, Config, Connections, Context, Key, Listener, Local, Message, Metrics,
+    Peer, Session,
 };
 use deeperhub_metrics::Cells;
 use deeperhub_protocol::frame::{self, Frame};
@@ -124,7 +124,8 @@ fn start(change: impl FnOnce(&mut Config)) -> Running {
     let metrics = Metrics::new(&cells);
     let stage = Arc::new(Stage::default());
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener = Listener::start(address, config, Hub(Arc::clone(&stage)), &cells, metrics.clone()).unwrap();
+    let listener =
+        Listener::start(address, config, Hub(Arc::clone(&stage)), &cells, metrics.clone()).unwrap();
     Running { listener, metrics, stage }
 }
 

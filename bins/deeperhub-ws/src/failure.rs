@@ -1,0 +1,81 @@
+//! Why a server could not start or go on, for the operator.
+
+use std::error::Error;
+use std::io;
+
+use crate::values::Address;
+
+/// What ended the program with exit code 1.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} for {purpose}: {}", listen_advice(source, flag))]
+    Listen {
+        address: Address,
+        purpose: &'static str,
+        /// The flag that chooses another.
+        flag: &'static str,
+        source: io::Error,
+    },
+
+    /// A host name that no address is known for.
+    #[error("cannot find {address}: {source}")]
+    Lookup { address: Address, source: io::Error },
+
+    /// The node did not start, for another reason than its address.
+    #[error("{}", with_causes(.0))]
+    Node(deeperhub_node::StartError),
+
+    /// Something that the system should have given.
+    #[error("{what}: {source}")]
+    System { what: &'static str, source: io::Error },
+}
+
+impl Failure {
+    pub(crate) fn system(what: &'static str, source: io::Error) -> Self {
+        Self::System { what, source }
+    }
+}
+
+/// An error with its causes, as each tells its own level only.
+fn with_causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn listen_advice(error: &io::Error, flag: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!(
+                "the port is taken, perhaps by another server; choose another with {flag} (port 0: any free one)"
+            )
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("this user may not listen there; choose a port from 1024 up with {flag}")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("it is no address of this machine ({error})")
+        }
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_said_to_be_taken_and_how_to_choose_another() {
+        let failure = Failure::Listen {
+            address: "127.0.0.1:8080".parse().unwrap(),
+            purpose: "clients",
+            flag: "--port",
+            source: io::ErrorKind::AddrInUse.into(),
+        };
+        assert_eq!(
+            failure.to_string(),
+            "cannot listen on 127.0.0.1:8080 for clients: the port is taken, perhaps by another server; choose \
+             another with --port (port 0: any free one)"
+        );
+    }
+}

@@ -1,0 +1,201 @@
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+
+use super::whole;
+
+/// Where a socket listens, without the port: an IP address or a name that resolves to one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// An address.
+    Ip(IpAddr),
+    /// A name, resolved when the server starts.
+    Name(String),
+}
+
+impl Host {
+    pub(crate) const LOOPBACK: Self = Self::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+
+    /// Whether only this machine reaches it. Of names, `localhost` is all that is known without resolving.
+    pub(crate) fn is_loopback(&self) -> bool {
+        match self {
+            Self::Ip(ip) => ip.to_canonical().is_loopback(),
+            Self::Name(name) => name.eq_ignore_ascii_case("localhost"),
+        }
+    }
+}
+
+impl FromStr for Host {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unbracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        if let Ok(ip) = unbracketed.parse() {
+            return Ok(Self::Ip(ip));
+        }
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        };
+        // A name of digits and dots alone is an IP address with a slip.
+        let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        if numeric || text.len() > 253 || !text.split('.').all(label) {
+            return Err(
+                "expected an IP address or a host name, such as 127.0.0.1, 0.0.0.0, :: or localhost, \
+                        without a port"
+                    .to_owned(),
+            );
+        }
+        Ok(Self::Name(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A host and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) host: Host,
+    pub(crate) port: u16,
+}
+
+impl Address {
+    /// Looks a name up; of several addresses an IPv4 one goes first, as that is what people try.
+    pub(crate) fn resolve(&self) -> std::io::Result<SocketAddr> {
+        let name = match &self.host {
+            Host::Ip(ip) => return Ok(SocketAddr::new(*ip, self.port)),
+            Host::Name(name) => name,
+        };
+        let found: Vec<_> = (name.as_str(), self.port).to_socket_addrs()?.collect();
+        found
+            .iter()
+            .find(|address| address.is_ipv4())
+            .or_else(|| found.first())
+            .copied()
+            .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address"))
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || "expected an address and a port, such as 127.0.0.1:8081 or [::1]:8081".to_owned();
+        let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
+        if host.contains(':') && !host.starts_with('[') {
+            return Err(expected());
+        }
+        Ok(Self {
+            host: host.parse().map_err(|_| expected())?,
+            port: whole(0, 65_535)(port).map_err(|_| expected())?,
+        })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Ip(ip) => SocketAddr::new(*ip, self.port).fmt(f),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+/// A value, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Switchable<T> {
+    /// Switched off.
+    Off,
+    /// Switched on, with this value.
+    On(T),
+}
+
+impl<T: FromStr<Err = String>> FromStr for Switchable<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        text.parse().map(Self::On).map_err(|expected| format!("{expected}, or off"))
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Switchable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::On(value) => value.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::values::check;
+
+    #[test]
+    fn hosts_are_addresses_or_names() {
+        for (input, expected) in [
+            ("127.0.0.1", Some("127.0.0.1")),
+            ("::", Some("::")),
+            ("[::1]", Some("::1")),
+            ("localhost", Some("localhost")),
+            ("hub-1.example.com", Some("hub-1.example.com")),
+            ("", None),
+            ("127.0.0", None),
+            ("300.0.0.1", None),
+            ("localhost:8080", None),
+            ("http://localhost", None),
+            ("a b", None),
+            ("a..b", None),
+        ] {
+            check::<Host>(input, expected);
+        }
+    }
+
+    #[test]
+    fn loopback_is_known_for_addresses_and_localhost() {
+        for (host, expected) in [
+            ("127.0.0.1", true),
+            ("127.1.2.3", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("LocalHost", true),
+            ("0.0.0.0", false),
+            ("::", false),
+            ("10.0.0.1", false),
+            ("hub.example.com", false),
+        ] {
+            assert_eq!(host.parse::<Host>().map(|host| host.is_loopback()), Ok(expected), "{host}");
+        }
+    }
+
+    #[test]
+    fn api_addresses_need_a_port_or_are_off() {
+        for (input, expected) in [
+            ("127.0.0.1:8081", Some("127.0.0.1:8081")),
+            ("[::1]:0", Some("[::1]:0")),
+            ("localhost:1", Some("localhost:1")),
+            ("off", Some("off")),
+            ("127.0.0.1", None),
+            ("::1", None),
+            ("::1:8081", None),
+            (":8081", None),
+            ("8081", None),
+            ("127.0.0.1:65536", None),
+            ("127.0.0.1:", None),
+            ("on", None),
+        ] {
+            check::<Switchable<Address>>(input, expected);
+        }
+    }
+}

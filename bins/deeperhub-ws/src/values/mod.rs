@@ -1,0 +1,223 @@
+//! The values that settings take: each parses from the text that a flag, a variable or a file gives, and writes
+//! itself as TOML that parses back.
+
+mod address;
+mod time;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::str::FromStr;
+
+use deeperhub_security::Secret;
+
+pub(crate) use address::{Address, Host, Switchable};
+pub(crate) use time::Time;
+
+/// A value as the file writes it.
+pub(crate) trait Literal {
+    /// The TOML literal; a secret masks itself.
+    fn literal(&self) -> String;
+}
+
+/// A whole number between two bounds.
+pub(crate) fn whole<N: TryFrom<u64>>(
+    min: u64,
+    max: u64,
+) -> impl Fn(&str) -> Result<N, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        text.parse::<u64>()
+            .ok()
+            .filter(|number| (min..=max).contains(number))
+            .and_then(|number| N::try_from(number).ok())
+            .ok_or_else(|| {
+                // Kubernetes gives containers such variables for a service of our name.
+                let hint = if text.starts_with("tcp://") {
+                    " (Kubernetes sets this for a service named deeperhub: switch `enableServiceLinks` off)"
+                } else {
+                    ""
+                };
+                format!("expected a whole number from {min} to {max}{hint}")
+            })
+    }
+}
+
+/// The path of a URL: `/`, `/ws`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UrlPath(pub(crate) String);
+
+impl FromStr for UrlPath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&byte);
+        if text.starts_with('/') && text.bytes().all(allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("expected a path that begins with /, such as /ws, percent-encoded and without ? or #"
+                .to_owned())
+        }
+    }
+}
+
+impl fmt::Display for UrlPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A node's name: 1 to 32 of `A-Z a-z 0-9 _ -`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodeId(pub(crate) String);
+
+impl FromStr for NodeId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        if (1..=32).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("expected 1 to 32 of A-Z, a-z, 0-9, _ and -".to_owned())
+        }
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Takes any text, so that no error of a parser can show it; whether it will do is checked in `resolve`.
+pub(crate) fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
+}
+
+/// What is logged: this and all that is graver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum LogLevel {
+    /// What went wrong on the server's side.
+    Error,
+    /// What an operator may want to look at.
+    Warn,
+    /// Start, stop, reload.
+    Info,
+    /// Connections as well.
+    Debug,
+    /// Messages as well.
+    Trace,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Literal for Secret {
+    fn literal(&self) -> String {
+        quoted("********")
+    }
+}
+
+impl<T: Literal> Literal for Vec<T> {
+    fn literal(&self) -> String {
+        let items: Vec<_> = self.iter().map(Literal::literal).collect();
+        format!("[{}]", items.join(", "))
+    }
+}
+
+macro_rules! literal {
+    ($write:ident: $($type:ty),*) => {
+        $(impl Literal for $type {
+            fn literal(&self) -> String {
+                $write(self)
+            }
+        })*
+    };
+}
+
+literal!(plain: usize, u32, u16);
+literal!(quoted: String, Time, Host, Address, Switchable<Address>, UrlPath, NodeId);
+literal!(named: LogLevel, LogFormat);
+
+fn plain(value: impl fmt::Display) -> String {
+    value.to_string()
+}
+
+fn quoted(value: impl fmt::Display) -> String {
+    toml::Value::String(value.to_string()).to_string()
+}
+
+fn named(value: &impl clap::ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |name| quoted(name.get_name()))
+}
+
+/// For tests: whether a text parses, and what it then shows.
+#[cfg(test)]
+fn check<T: FromStr + fmt::Display>(input: &str, expected: Option<&str>) {
+    let shown = input.parse::<T>().ok().map(|value| value.to_string());
+    assert_eq!(shown.as_deref(), expected, "{input:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn paths_begin_with_a_slash() {
+        for (input, expected) in [
+            ("/", Some("/")),
+            ("/ws/v1", Some("/ws/v1")),
+            ("/a%20b", Some("/a%20b")),
+            ("", None),
+            ("ws", None),
+            ("/a?b", None),
+            ("/a b", None),
+            ("/a#b", None),
+            ("/é", None),
+        ] {
+            check::<UrlPath>(input, expected);
+        }
+    }
+
+    #[test]
+    fn node_ids_are_short_and_plain() {
+        check::<NodeId>("node_1-a", Some("node_1-a"));
+        check::<NodeId>("", None);
+        check::<NodeId>("a.b", None);
+        check::<NodeId>(&"a".repeat(32), Some(&"a".repeat(32)));
+        check::<NodeId>(&"a".repeat(33), None);
+    }
+
+    #[test]
+    fn numbers_stay_between_their_bounds() {
+        let port = whole::<u16>(0, 65_535);
+        assert_eq!(port("65535"), Ok(65_535));
+        for text in ["65536", "-1", "", "8080 ", "0x10", "1e3", "1.0", "99999999999999999999"] {
+            assert_eq!(port(text), Err("expected a whole number from 0 to 65535".to_owned()), "{text}");
+        }
+        assert!(port("tcp://10.0.0.1:8080").is_err_and(|reason| reason.contains("enableServiceLinks")));
+    }
+
+    #[test]
+    fn literals_are_toml() {
+        assert_eq!(8080_u16.literal(), "8080");
+        assert_eq!(Time(Duration::from_secs(10)).literal(), r#""10s""#);
+        assert_eq!(vec!["a".to_owned(), "b".to_owned()].literal(), r#"["a", "b"]"#);
+        assert_eq!(LogLevel::Warn.literal(), r#""warn""#);
+        assert_eq!(Switchable::<Address>::Off.literal(), r#""off""#);
+    }
+
+    #[test]
+    fn secrets_show_nothing() {
+        let secret = secret("hunter2").unwrap();
+        assert!(!format!("{secret:?}{}", secret.literal()).contains("hunter2"));
+        assert_eq!(secret.expose(), b"hunter2");
+    }
+}

@@ -1,0 +1,85 @@
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// A duration: `500ms`, `10s`, `2m`, `1h`, or `0`. At most a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Time(pub(crate) Duration);
+
+const LONGEST_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl FromStr for Time {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || "expected a duration such as 500ms, 10s, 2m or 1h, at most 24h".to_owned();
+        if text == "0" {
+            return Ok(Self(Duration::ZERO));
+        }
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let milliseconds: u64 = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(expected()),
+        };
+        number
+            .parse::<u64>()
+            .ok()
+            .and_then(|number| number.checked_mul(milliseconds))
+            .map(Duration::from_millis)
+            .filter(|time| *time <= LONGEST_TIME)
+            .map(Self)
+            .ok_or_else(expected)
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_millis() {
+            0 => f.write_str("0s"),
+            hours if hours % 3_600_000 == 0 => write!(f, "{}h", hours / 3_600_000),
+            minutes if minutes % 60_000 == 0 => write!(f, "{}m", minutes / 60_000),
+            seconds if seconds % 1000 == 0 => write!(f, "{}s", seconds / 1000),
+            milliseconds => write!(f, "{milliseconds}ms"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::values::check;
+
+    #[test]
+    fn durations_have_a_unit_and_show_the_largest_that_is_exact() {
+        for (input, expected) in [
+            ("500ms", Some("500ms")),
+            ("10s", Some("10s")),
+            ("2m", Some("2m")),
+            ("1h", Some("1h")),
+            ("1500ms", Some("1500ms")),
+            ("2000ms", Some("2s")),
+            ("120s", Some("2m")),
+            ("0", Some("0s")),
+            ("0ms", Some("0s")),
+            ("24h", Some("24h")),
+            ("25h", None),
+            ("10", None),
+            ("", None),
+            ("s", None),
+            ("-1s", None),
+            ("+1s", None),
+            ("1.5s", None),
+            ("1 s", None),
+            ("1S", None),
+            ("1d", None),
+            ("99999999999999999999s", None),
+            ("18446744073709551615h", None),
+        ] {
+            check::<Time>(input, expected);
+        }
+    }
+}

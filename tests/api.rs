@@ -1,0 +1,150 @@
+//! The server API from outside.
+
+use serde_json::json;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::support::{Client, Server, http};
+
+#[tokio::test]
+async fn a_backend_publishes_sends_and_broadcasts() {
+    let server = Server::start(&["--workers", "2"]);
+    let mut clients = [Client::connect(&server).await, Client::connect(&server).await];
+    let topic = json!({"type": "subscribe", "data": {"topic": "a/b"}});
+    clients[0].ask(&topic).await;
+
+    let answer = http(server.api(), "POST /v1/topics/a%2Fb/messages", &[], "{\"n\" : 1}").await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 1})));
+    let delivery = json!({"type": "message", "data": {"topic": "a/b", "message": {"n": 1}}});
+    assert_eq!(clients[0].receive().await, delivery);
+
+    let message = r#"{"type":"hello","data":1}"#;
+    let path = format!("POST /v1/clients/{}/messages", clients[1].id());
+    assert_eq!(http(server.api(), &path, &[], message).await.status, 200);
+    assert_eq!(clients[1].receive().await, json!({"type": "hello", "data": 1}));
+
+    let answer = http(server.api(), "POST /v1/broadcast", &[], message).await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"clients": 2})));
+    for client in &mut clients {
+        assert_eq!(client.receive().await["type"], "hello");
+    }
+    let answer = http(server.api(), "POST /v1/users/nobody/messages", &[], message).await;
+    assert_eq!(answer.json(), json!({"clients": 0}));
+}
+
+#[tokio::test]
+async fn clients_are_listed_in_pages_and_disconnected() {
+    let server = Server::start(&["--workers", "2"]);
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(Client::connect(&server).await);
+    }
+    let mut listed = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = http(server.api(), &format!("GET /v1/clients?limit=2{cursor}"), &[], "").await.json();
+        listed.extend(page["clients"].as_array().unwrap().iter().map(|c| c["client_id"].as_str().unwrap().to_owned()));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    let mut expected: Vec<_> = clients.iter().map(|client| client.id().to_owned()).collect();
+    listed.sort();
+    expected.sort();
+    assert_eq!(listed, expected);
+
+    let path = format!("/v1/clients/{}", clients[0].id());
+    let one = http(server.api(), &format!("GET {path}"), &[], "").await;
+    assert_eq!(one.json(), json!({"client_id": clients[0].id(), "user": null, "subscriptions": []}));
+    assert_eq!(http(server.api(), &format!("DELETE {path}"), &[], "").await.status, 200);
+    let (code, _, goodbye) = clients[0].closed().await;
+    assert_eq!((code, &goodbye.unwrap()["data"]["reconnect"]), (4003, &json!(false)));
+    let gone = http(server.api(), &format!("GET {path}"), &[], "").await;
+    assert_eq!((gone.status, &gone.json()["error"]["code"]), (404, &json!("client_not_found")));
+}
+
+#[tokio::test]
+async fn topics_are_listed_with_their_subscribers() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(&server).await;
+    for topic in ["a", "b.*"] {
+        client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+    }
+    let list = http(server.api(), "GET /v1/topics", &[], "").await.json();
+    let mut topics = list["topics"].as_array().unwrap().clone();
+    topics.sort_by_key(|topic| topic["topic"].to_string());
+    assert_eq!(topics, [json!({"topic": "a", "subscribers": 1}), json!({"topic": "b.*", "subscribers": 1})]);
+    let none = http(server.api(), "GET /v1/topics/c", &[], "").await.json();
+    assert_eq!(none, json!({"topic": "c", "subscribers": 0}));
+}
+
+#[tokio::test]
+async fn errors_are_json_with_a_code() {
+    let server = Server::start(&["--max-message-bytes", "50"]);
+    let long = format!("\"{}\"", "x".repeat(60));
+    for (request, body, status, code) in [
+        ("GET /nothing", "", 404, "not_found"),
+        ("GET /v1/broadcast", "", 405, "method_not_allowed"),
+        ("POST /v1/topics/a/messages", "{", 400, "invalid_json"),
+        ("POST /v1/topics/a.*/messages", "1", 400, "invalid_topic"),
+        ("POST /v1/broadcast", "{\"no\":\"type\"}", 400, "invalid_message"),
+        ("POST /v1/topics/a/messages", long.as_str(), 413, "message_too_big"),
+        ("GET /v1/clients?limit=0", "", 400, "invalid_parameter"),
+        ("GET /v1/clients?cursor=x", "", 400, "invalid_parameter"),
+        ("GET /v1/events?types=nonsense", "", 400, "invalid_parameter"),
+        ("DELETE /v1/clients/nobody", "", 404, "client_not_found"),
+    ] {
+        let answer = http(server.api(), request, &[], body).await;
+        let error = &answer.json()["error"];
+        assert_eq!((answer.status, error["code"].as_str()), (status, Some(code)), "{request}: {answer:?}");
+        assert!(error["message"].is_string());
+        if status == 405 {
+            assert!(answer.header("allow").is_some_and(|allow| allow.contains("POST")), "{answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_a_key_every_call_but_health_needs_it() {
+    let server = Server::start(&["--api-key", "secret-key"]);
+    let refused = http(server.api(), "GET /v1/clients", &[], "").await;
+    assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (401, Some("unauthorized")));
+    let wrong = http(server.api(), "GET /metrics", &["Authorization: Bearer secret-kez"], "").await;
+    assert_eq!(wrong.status, 401);
+    let right = http(server.api(), "GET /v1/clients", &["Authorization: Bearer secret-key"], "").await;
+    assert_eq!(right.status, 200);
+    assert_eq!(http(server.api(), "GET /health/ready", &[], "").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_web_page_of_another_host_is_refused() {
+    let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
+    let evil = ["Origin: https://evil.example.org"];
+    let answer = http(server.api(), "GET /v1/clients", &evil, "").await;
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (403, Some("origin_not_allowed")));
+    for (origin, allowed) in
+        [("https://evil.example.org", false), ("https://app.example.com", true), ("http://localhost:3000", true)]
+    {
+        let mut request = server.url("/ws").into_client_request().unwrap();
+        request.headers_mut().insert("origin", origin.parse().unwrap());
+        assert_eq!(Client::connect_with(request).await.is_ok(), allowed, "{origin}");
+    }
+}
+
+#[tokio::test]
+async fn what_happens_is_counted() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(&server).await;
+    client.ask(&json!({"type": "echo", "data": 1})).await;
+    client.ask(&json!({"type": "nonsense"})).await;
+    let text = http(server.api(), "GET /metrics", &[], "").await.body;
+    for line in [
+        "deeperhub_connections_active 1",
+        "deeperhub_messages_received_total{type=\"echo\"} 1",
+        "deeperhub_messages_sent_total{type=\"echo\"} 1",
+        "deeperhub_errors_total{code=\"unknown_type\"} 1",
+        "deeperhub_message_size_bytes_count 2",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+    }
+}

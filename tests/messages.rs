@@ -1,0 +1,201 @@
+//! What clients say and get.
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, Server};
+
+async fn subscribed(server: &Server, topics: &[&str]) -> Client {
+    let mut client = Client::connect(server).await;
+    for topic in topics {
+        let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        assert_eq!(reply, json!({"type": "subscribed", "data": {"topic": topic}}));
+    }
+    client
+}
+
+fn publish(topic: &str, message: &Value) -> Value {
+    json!({"type": "publish", "id": 1, "data": {"topic": topic, "message": message}})
+}
+
+#[tokio::test]
+async fn a_welcome_tells_who_one_is_and_what_is_allowed() {
+    let server = Server::start(&["--max-message-bytes", "1000", "--ping-interval", "7s"]);
+    let client = Client::connect(&server).await;
+    let data = &client.welcome["data"];
+    assert!(!client.id().is_empty());
+    assert_eq!(data["version"], env!("CARGO_PKG_VERSION"));
+    let limits = json!({"max_message_bytes": 1000, "max_subscriptions": 128, "ping_interval_ms": 7000});
+    assert_eq!(data["limits"], limits);
+}
+
+#[tokio::test]
+async fn payloads_come_back_as_the_bytes_that_were_sent() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(&server).await;
+    let payload = r#"{"b":1.0,"a" : 12345678901234567890.10e5,"s":"\u00e9é"}"#;
+    client.send_text(&format!(r#"{{"type":"echo","id":"\u0061","data":{payload}}}"#)).await;
+    let reply = {
+        use futures_util::StreamExt;
+        client.socket.next().await.unwrap().unwrap().into_text().unwrap()
+    };
+    assert_eq!(reply.as_str(), format!(r#"{{"type":"echo","id":"\u0061","data":{payload}}}"#));
+}
+
+#[tokio::test]
+async fn a_publish_reaches_every_subscriber_once() {
+    let server = Server::start(&["--workers", "2"]);
+    let mut exact = subscribed(&server, &["a.b"]).await;
+    let mut overlapping = subscribed(&server, &["a.b", "a.*", "a.>"]).await;
+    let mut other = subscribed(&server, &["a.c"]).await;
+    let mut publisher = Client::connect(&server).await;
+
+    let reply = publisher.ask(&publish("a.b", &json!({"n": 1}))).await;
+    assert_eq!(reply, json!({"type": "published", "id": 1, "data": {"topic": "a.b", "subscribers": 4}}));
+    let delivery =
+        json!({"type": "message", "data": {"topic": "a.b", "message": {"n": 1}, "from": publisher.id()}});
+    assert_eq!(exact.receive().await, delivery);
+    assert_eq!(overlapping.receive().await, delivery);
+    for client in [&mut exact, &mut overlapping, &mut other] {
+        // Nothing stands before the answer.
+        assert_eq!(client.ask(&json!({"type": "ping", "id": 9})).await, json!({"type": "pong", "id": 9}));
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_gets_its_own_message_unless_it_excludes_itself() {
+    let server = Server::start(&[]);
+    let mut client = subscribed(&server, &["t", ">"]).await;
+    client.send(&publish("t", &json!(1))).await;
+    let mut both = [client.receive().await, client.receive().await];
+    both.sort_by_key(|message| message["type"] == "message");
+    assert_eq!(both[0]["data"]["subscribers"], 2);
+    assert_eq!(both[1]["data"]["message"], 1);
+
+    let excluded = json!({"type": "publish", "id": 2, "data": {"topic": "t", "message": 2, "exclude_self": true}});
+    let reply = client.ask(&excluded).await;
+    assert_eq!(reply["data"]["subscribers"], 0);
+    assert_eq!(client.ask(&json!({"type": "ping"})).await["type"], "pong");
+}
+
+#[tokio::test]
+async fn nothing_comes_after_unsubscribed() {
+    let server = Server::start(&[]);
+    let mut client = subscribed(&server, &["t"]).await;
+    let reply = client.ask(&json!({"type": "unsubscribe", "id": "x", "data": {"topic": "t"}})).await;
+    assert_eq!(reply, json!({"type": "unsubscribed", "id": "x", "data": {"topic": "t"}}));
+    assert_eq!(client.ask(&publish("t", &json!(1))).await["data"]["subscribers"], 0);
+    assert_eq!(client.ask(&json!({"type": "ping"})).await["type"], "pong");
+}
+
+#[tokio::test]
+async fn a_bad_message_costs_an_error_and_the_next_works() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(&server).await;
+    for (text, code, field) in [
+        ("{", "invalid_json", Value::Null),
+        ("[]", "invalid_message", Value::Null),
+        (r#"{"type":"nonsense"}"#, "unknown_type", json!("type")),
+        (r#"{"type":"subscribe","data":{"topic":"a b"}}"#, "invalid_topic", json!("topic")),
+        (r#"{"type":"publish","data":{"topic":"a.*","message":1}}"#, "invalid_topic", json!("topic")),
+        (r#"{"type":"subscribe","data":{}}"#, "invalid_message", json!("topic")),
+        (r#"{"type":"authenticate","data":{"token":"x"}}"#, "token_invalid", Value::Null),
+    ] {
+        client.send_text(text).await;
+        let error = client.receive().await;
+        assert_eq!((&error["type"], &error["data"]["code"]), (&json!("error"), &json!(code)), "{text}: {error}");
+        assert_eq!(error["data"]["field"], field, "{text}: {error}");
+    }
+    assert_eq!(client.ask(&json!({"type": "echo", "data": 1})).await["data"], 1);
+}
+
+#[tokio::test]
+async fn messages_of_a_topic_have_one_order_for_all() {
+    const PUBLISHES: u64 = 200;
+    let server = Server::start(&["--workers", "2", "--rate-limit", "0"]);
+    let mut subscribers = Vec::new();
+    for _ in 0..4 {
+        subscribers.push(subscribed(&server, &["t"]).await);
+    }
+    let publishers: Vec<_> = {
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(Client::connect(&server).await);
+        }
+        clients
+    };
+    let tasks: Vec<_> = publishers
+        .into_iter()
+        .enumerate()
+        .map(|(publisher, mut client)| {
+            tokio::spawn(async move {
+                for n in 0..PUBLISHES {
+                    let data = json!({"topic": "t", "message": [publisher, n]});
+                    client.send(&json!({"type": "publish", "data": data})).await;
+                }
+                client.ask(&json!({"type": "ping"})).await;
+            })
+        })
+        .collect();
+    let mut orders = Vec::new();
+    for client in &mut subscribers {
+        let mut order = Vec::new();
+        for _ in 0..PUBLISHES * 3 {
+            order.push(client.receive().await["data"]["message"].clone());
+        }
+        orders.push(order);
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(orders.windows(2).all(|pair| pair[0] == pair[1]));
+    for publisher in 0..3 {
+        let own: Vec<_> = orders[0].iter().filter(|m| m[0] == publisher).map(|m| m[1].as_u64().unwrap()).collect();
+        assert_eq!(own, (0..PUBLISHES).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn subscriptions_are_limited() {
+    let server = Server::start(&["--max-subscriptions", "2"]);
+    let mut client = subscribed(&server, &["a", "b.*"]).await;
+    let error = client.ask(&json!({"type": "subscribe", "id": 5, "data": {"topic": "c"}})).await;
+    assert_eq!((&error["id"], &error["data"]["code"]), (&json!(5), &json!("too_many_subscriptions")));
+    assert_eq!(client.ask(&json!({"type": "subscribe", "data": {"topic": "a"}})).await["type"], "subscribed");
+}
+
+#[tokio::test]
+async fn whoever_keeps_violating_the_rate_limit_is_closed_with_1008() {
+    let server = Server::start(&["--rate-limit", "1", "--rate-burst", "2"]);
+    let mut client = Client::connect(&server).await;
+    let mut refused = 0;
+    for n in 0..20 {
+        client.send(&json!({"type": "ping", "id": n})).await;
+    }
+    let (code, _, goodbye) = loop {
+        use futures_util::StreamExt;
+        let message = client.socket.next().await.unwrap().unwrap();
+        let value: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+        match value["type"].as_str() {
+            Some("error") => {
+                assert_eq!(value["data"]["code"], "rate_limited");
+                assert!(value["data"]["retry_after_ms"].as_u64().unwrap() > 0);
+                refused += 1;
+            }
+            Some("goodbye") => {
+                let (code, reason, _) = client.closed().await;
+                break (code, reason, value);
+            }
+            _ => {}
+        }
+    };
+    assert_eq!((code, refused), (1008, 10));
+    assert_eq!(goodbye["data"]["reconnect"], true);
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_is_closed_with_1009() {
+    let server = Server::start(&["--max-message-bytes", "100"]);
+    let mut client = Client::connect(&server).await;
+    client.send_text(&"x".repeat(101)).await;
+    assert_eq!(client.closed().await.0, 1009);
+}
