@@ -1,6 +1,8 @@
 //! Tokens and keys as an issuer makes them, and as an attacker would.
 
 #![cfg(feature = "auth")]
+// Helpers here stand outside of test functions, where the lint cannot tell that they are tests.
+#![allow(clippy::unwrap_used)]
 
 use deeperhub_protocol::{ErrorCode, Subscription, Topic};
 use deeperhub_security::auth::{
