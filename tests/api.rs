@@ -42,7 +42,9 @@ async fn clients_are_listed_in_pages_and_disconnected() {
     let mut cursor = String::new();
     loop {
         let page = http(server.api(), &format!("GET /v1/clients?limit=2{cursor}"), &[], "").await.json();
-        listed.extend(page["clients"].as_array().unwrap().iter().map(|c| c["client_id"].as_str().unwrap().to_owned()));
+        listed.extend(
+            page["clients"].as_array().unwrap().iter().map(|c| c["client_id"].as_str().unwrap().to_owned()),
+        );
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
             None => break,
@@ -122,9 +124,11 @@ async fn a_web_page_of_another_host_is_refused() {
     let evil = ["Origin: https://evil.example.org"];
     let answer = http(server.api(), "GET /v1/clients", &evil, "").await;
     assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (403, Some("origin_not_allowed")));
-    for (origin, allowed) in
-        [("https://evil.example.org", false), ("https://app.example.com", true), ("http://localhost:3000", true)]
-    {
+    for (origin, allowed) in [
+        ("https://evil.example.org", false),
+        ("https://app.example.com", true),
+        ("http://localhost:3000", true),
+    ] {
         let mut request = server.url("/ws").into_client_request().unwrap();
         request.headers_mut().insert("origin", origin.parse().unwrap());
         assert_eq!(Client::connect_with(request).await.is_ok(), allowed, "{origin}");

@@ -1,6 +1,11 @@
 //! Tests of the program from outside: the real binary on ports of its own, with clients of another implementation.
 
+// Helpers of tests are outside of `#[test]` functions, so clippy does not see that they are tests.
+#![allow(clippy::unwrap_used)]
+
+mod api;
 mod bench;
 mod cli;
 mod layering;
+mod messages;
 mod support;

@@ -71,7 +71,8 @@ async fn a_publisher_gets_its_own_message_unless_it_excludes_itself() {
     assert_eq!(both[0]["data"]["subscribers"], 2);
     assert_eq!(both[1]["data"]["message"], 1);
 
-    let excluded = json!({"type": "publish", "id": 2, "data": {"topic": "t", "message": 2, "exclude_self": true}});
+    let excluded =
+        json!({"type": "publish", "id": 2, "data": {"topic": "t", "message": 2, "exclude_self": true}});
     let reply = client.ask(&excluded).await;
     assert_eq!(reply["data"]["subscribers"], 0);
     assert_eq!(client.ask(&json!({"type": "ping"})).await["type"], "pong");
@@ -102,7 +103,11 @@ async fn a_bad_message_costs_an_error_and_the_next_works() {
     ] {
         client.send_text(text).await;
         let error = client.receive().await;
-        assert_eq!((&error["type"], &error["data"]["code"]), (&json!("error"), &json!(code)), "{text}: {error}");
+        assert_eq!(
+            (&error["type"], &error["data"]["code"]),
+            (&json!("error"), &json!(code)),
+            "{text}: {error}"
+        );
         assert_eq!(error["data"]["field"], field, "{text}: {error}");
     }
     assert_eq!(client.ask(&json!({"type": "echo", "data": 1})).await["data"], 1);
@@ -149,7 +154,8 @@ async fn messages_of_a_topic_have_one_order_for_all() {
     }
     assert!(orders.windows(2).all(|pair| pair[0] == pair[1]));
     for publisher in 0..3 {
-        let own: Vec<_> = orders[0].iter().filter(|m| m[0] == publisher).map(|m| m[1].as_u64().unwrap()).collect();
+        let own: Vec<_> =
+            orders[0].iter().filter(|m| m[0] == publisher).map(|m| m[1].as_u64().unwrap()).collect();
         assert_eq!(own, (0..PUBLISHES).collect::<Vec<_>>());
     }
 }

@@ -8,7 +8,7 @@ mod temporary;
 use std::time::Duration;
 
 pub(crate) use client::Client;
-pub(crate) use http::{Response, http};
+pub(crate) use http::http;
 pub(crate) use server::{Finished, Server, run};
 pub(crate) use temporary::TemporaryDir;
 

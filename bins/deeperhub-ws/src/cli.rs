@@ -37,7 +37,7 @@ pub(crate) enum Action {
     ///
     /// Run it on another machine than the server where you can: on the same one, both share the processors.
     #[command(subcommand)]
-    Bench(Bench),
+    Bench(Box<Bench>),
     /// Print a completion script for a shell
     Completions {
         /// Shell that the script is for

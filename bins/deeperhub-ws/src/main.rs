@@ -52,7 +52,7 @@ fn main() -> ExitCode {
             Ok(layers) => health::check(layers.options.api_listen),
             Err(problems) => complain(&problems),
         },
-        Action::Bench(bench) => bench::run(bench),
+        Action::Bench(bench) => bench::run(*bench),
         Action::Completions { shell } => print(&completions::script(shell)),
     }
 }

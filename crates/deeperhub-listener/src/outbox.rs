@@ -247,7 +247,10 @@ impl Outbox {
 }
 
 /// See [`Outbox::next_write`].
-#[allow(clippy::large_enum_variant, reason = "lives on the stack for one write; boxing the slices would allocate")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "lives on the stack for one write; boxing the slices would allocate"
+)]
 pub(crate) enum NextWrite<'a> {
     Nothing,
     Slice(&'a [u8]),

@@ -1,5 +1,8 @@
 //! The listener with sessions of the tests' own, over real sockets.
 
+// Helpers of tests are outside of `#[test]` functions, so clippy does not see that they are tests.
+#![allow(clippy::unwrap_used)]
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

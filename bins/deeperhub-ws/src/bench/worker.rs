@@ -168,7 +168,7 @@ impl<'r> Worker<'r> {
             if matches!(place.role, Role::Echo | Role::Publisher) {
                 self.senders.push(slot);
             }
-            if slot % at_a_time == 0 {
+            if slot.is_multiple_of(at_a_time) {
                 self.pump(0)?;
             }
         }
