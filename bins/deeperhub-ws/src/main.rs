@@ -15,6 +15,7 @@ mod logging;
 mod nofile;
 mod options;
 mod problem;
+mod reload;
 mod resolve;
 mod serve;
 mod settings;

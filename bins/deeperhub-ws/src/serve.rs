@@ -13,8 +13,9 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::failure::Failure;
+use crate::reload::Reloads;
 use crate::settings::Settings;
-use crate::signals::Signals;
+use crate::signals::{self, HangUps, Stops};
 use crate::start_line::start_line;
 use crate::values::Address;
 use crate::{FAILED, event_log, logging, nofile};
@@ -56,14 +57,15 @@ fn prepare(settings: &Settings) -> Result<runtime::Runtime, Failure> {
 
 async fn run(settings: Settings) -> Result<(), Failure> {
     // Before all else: a signal that comes during the start is not to be lost.
-    let mut signals =
-        Signals::listen().map_err(|error| Failure::system("cannot listen to signals", error))?;
+    let (mut stops, hang_ups) =
+        signals::listen().map_err(|error| Failure::system("cannot listen to signals", error))?;
     // The API's port first: when it is taken, no client must have been let in.
     let api_socket = match &settings.api {
         Some(api) => Some(listen_api(&api.address).await?),
         None => None,
     };
     let node = start_node(&settings)?;
+    let reloads = reloads(&settings, &node);
     let clients = node.local_addr();
     let api = api_socket.map(|(socket, address)| Api::start(socket, address, &node, &settings));
     let api_address = api.as_ref().map(|api| api.address);
@@ -72,7 +74,10 @@ async fn run(settings: Settings) -> Result<(), Failure> {
     announce(&start_line(&settings, clients, api_address));
     info!(%clients, api = api_address.map(tracing::field::display), "Serving.");
 
-    let (result, ended) = serve_until_stopped(node, api, &mut signals, settings.drain_timeout).await;
+    let (result, ended) = {
+        let serving = serve_until_stopped(node, api, &mut stops, settings.drain_timeout);
+        while_watching(serving, reloads, hang_ups).await
+    };
     if let (Some(task), Ended::Completely) = (event_log, ended) {
         // The node closed the bus, so this ends after what waits there; an error is a panic that was told.
         let _ = task.await;
@@ -116,6 +121,19 @@ fn lookup(address: &Address) -> Result<SocketAddr, Failure> {
     address.resolve().map_err(|source| Failure::Lookup { address: address.clone(), source })
 }
 
+/// What is read again on SIGHUP and when files change.
+fn reloads(_settings: &Settings, _node: &Node) -> Reloads {
+    Reloads::default()
+}
+
+/// Reads again what is to be read again, for as long as `serving` lasts.
+async fn while_watching<T>(serving: impl Future<Output = T>, reloads: Reloads, hang_ups: HangUps) -> T {
+    tokio::select! {
+        result = serving => result,
+        never = reloads.run(hang_ups) => match never {},
+    }
+}
+
 /// How the end went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
@@ -129,12 +147,12 @@ enum Ended {
 async fn serve_until_stopped(
     node: Node,
     mut api: Option<Api>,
-    signals: &mut Signals,
+    stops: &mut Stops,
     drain_timeout: Duration,
 ) -> (Result<(), Failure>, Ended) {
     let mut result = Ok(());
     tokio::select! {
-        signal = signals.stop() => info!(signal, ?drain_timeout, "Stopping; clients are told to come back later."),
+        signal = stops.recv() => info!(signal, ?drain_timeout, "Stopping; clients are told to come back later."),
         failure = Api::failed(&mut api) => {
             error!(%failure, "Stopping, as there is no server API any more.");
             result = Err(failure);
@@ -149,7 +167,7 @@ async fn serve_until_stopped(
     };
     let ended = tokio::select! {
         () = end => Ended::Completely,
-        signal = signals.stop() => {
+        signal = stops.recv() => {
             warn!(signal, "A second signal came; nothing is waited for any more.");
             Ended::AtOnce
         }
