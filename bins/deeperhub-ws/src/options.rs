@@ -74,6 +74,16 @@ pub(crate) struct Options {
     #[arg(long, value_name = "KEY", value_parser = secret, help_heading = API)]
     pub(crate) api_key: Option<Secret>,
 
+    /// Time between two probes that prove delivery for /health/ready; 0 sends none [default: 5s]
+    ///
+    /// A probe is published to each worker and must come back. While one is missing, /health/ready answers 503.
+    #[arg(long, value_name = "TIME", help_heading = API)]
+    pub(crate) canary_interval: Option<Time>,
+
+    /// Time within which a probe must be back [default: 5s]
+    #[arg(long, value_name = "TIME", help_heading = API)]
+    pub(crate) canary_timeout: Option<Time>,
+
     /// Connections at one time; more are refused with 503 [default: 1000]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = LIMITS)]
     pub(crate) max_connections: Option<usize>,

@@ -31,6 +31,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         path,
         api_listen,
         api_key,
+        canary_interval,
+        canary_timeout,
         max_connections,
         max_connections_per_ip,
         max_message_bytes,
@@ -76,6 +78,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let api_listen =
         take!(api_listen, Switchable::On(Address { host: Host::LOOPBACK, port: Settings::API_PORT }));
     let api_key = take!(api_key);
+    node.canary.interval = take!(canary_interval, Time(node.canary.interval)).0;
+    node.canary.timeout = take_some_time!(canary_timeout, node.canary.timeout);
     listener.max_connections = take!(max_connections, listener.max_connections);
     let per_ip = take!(max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
     listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);

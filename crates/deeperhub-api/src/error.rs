@@ -19,7 +19,7 @@ pub(crate) struct ApiError {
 
 /// What went wrong.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-struct Detail {
+pub(crate) struct Detail {
     /// A word for programs.
     #[schema(value_type = String, example = "invalid_topic")]
     code: Cow<'static, str>,
@@ -28,9 +28,15 @@ struct Detail {
     message: Cow<'static, str>,
 }
 
+impl Detail {
+    pub(crate) fn new(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code: Cow::Borrowed(code), message: message.into() }
+    }
+}
+
 impl ApiError {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, error: Detail { code: Cow::Borrowed(code), message: message.into() } }
+        Self { status, error: Detail::new(code, message) }
     }
 
     pub(crate) fn parameter(message: impl Into<Cow<'static, str>>) -> Self {

@@ -5,6 +5,7 @@ use crate::{
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use std::fmt;
+use std::time::Duration;
 
 /// An instrument as the registry keeps it: read anew for every text.
 pub(crate) enum Encoded {
@@ -16,6 +17,7 @@ pub(crate) enum Encoded {
     Gauge(Gauge),
     SharedGauge(SharedGauge),
     GaugeFn(Box<dyn Fn() -> i64 + Send + Sync>),
+    TimeFn(Box<dyn Fn() -> Duration + Send + Sync>),
     Histogram(Histogram),
     SharedHistogram(SharedHistogram),
     Info(Vec<(&'static str, String)>),
@@ -36,6 +38,7 @@ impl EncodeMetric for Encoded {
             Self::Gauge(gauge) => encoder.encode_gauge(&gauge.value()),
             Self::SharedGauge(gauge) => encoder.encode_gauge(&gauge.value()),
             Self::GaugeFn(read) => encoder.encode_gauge(&read()),
+            Self::TimeFn(read) => encoder.encode_gauge(&read().as_secs_f64()),
             Self::Histogram(histogram) => encode_histogram(&mut encoder, &histogram.snapshot()),
             Self::SharedHistogram(histogram) => encode_histogram(&mut encoder, &histogram.snapshot()),
             Self::Info(labels) => encoder.encode_info(labels),
@@ -49,7 +52,7 @@ impl EncodeMetric for Encoded {
             | Self::SharedCounter(_)
             | Self::SharedCounterVec(_)
             | Self::CounterFn(_) => MetricType::Counter,
-            Self::Gauge(_) | Self::SharedGauge(_) | Self::GaugeFn(_) => MetricType::Gauge,
+            Self::Gauge(_) | Self::SharedGauge(_) | Self::GaugeFn(_) | Self::TimeFn(_) => MetricType::Gauge,
             Self::Histogram(_) | Self::SharedHistogram(_) => MetricType::Histogram,
             Self::Info(_) => MetricType::Info,
         }

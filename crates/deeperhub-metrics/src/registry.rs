@@ -7,6 +7,7 @@ use crate::{
 use prometheus_client::registry as prometheus;
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::time::Duration;
 
 /// The metrics of a program, and their text.
 ///
@@ -115,6 +116,20 @@ impl Registry {
         read: impl Fn() -> i64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
         self.add(name, help, unit, Kind::Gauge, Encoded::GaugeFn(Box::new(read)))
+    }
+
+    /// Adds a gauge of a time that is kept elsewhere, told in seconds: `read` is called for every text.
+    ///
+    /// # Errors
+    ///
+    /// As [`register`](Self::register); the name ends in `_seconds`.
+    pub fn register_time_fn(
+        &mut self,
+        name: &str,
+        help: &str,
+        read: impl Fn() -> Duration + Send + Sync + 'static,
+    ) -> Result<(), RegisterError> {
+        self.add(name, help, Unit::Seconds, Kind::Gauge, Encoded::TimeFn(Box::new(read)))
     }
 
     /// Adds a metric that is always 1 and says something with its labels, such as

@@ -1,3 +1,4 @@
+use crate::canary::CanaryConfig;
 use deeperhub_security::{OriginPolicy, RateLimit};
 
 /// What a node allows, with the defaults of the README's table.
@@ -16,6 +17,8 @@ pub struct Config {
     pub node_id: Option<String>,
     /// Observers of events and their queues.
     pub events: deeperhub_events::Config,
+    /// Proof that deliveries come through, which readiness depends on.
+    pub canary: CanaryConfig,
     /// Hand-over between workers.
     pub router: deeperhub_router::Config,
 }
@@ -29,6 +32,7 @@ impl Default for Config {
             max_subscriptions: 128,
             node_id: None,
             events: deeperhub_events::Config::default(),
+            canary: CanaryConfig::default(),
             router: deeperhub_router::Config::default(),
         }
     }

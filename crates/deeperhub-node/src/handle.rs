@@ -8,6 +8,7 @@ use deeperhub_protocol::message::{ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use tokio::sync::{oneshot, watch};
 
+use crate::health::Health;
 use crate::hub::{Hub, Request};
 use crate::id::Place;
 use crate::phase::Phase;
@@ -205,6 +206,11 @@ impl NodeHandle {
     /// Where the node is in its life.
     pub fn phase(&self) -> Phase {
         *self.hub.phase.borrow()
+    }
+
+    /// Whether the node should get traffic: it serves, and every worker delivers.
+    pub fn health(&self) -> Health {
+        Health::new(self.phase(), &self.hub.canary)
     }
 
     /// Tells of changes of [`Self::phase`].

@@ -1,6 +1,6 @@
 //! What all workers and handles of a node share.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use deeperhub_events::EventBus;
@@ -12,6 +12,7 @@ use deeperhub_protocol::{ClientId, RawJson, Topic};
 use deeperhub_router::{Published, Router};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::canary::Canary;
 use crate::config::Config;
 use crate::handle::ClientInfo;
 use crate::id::Place;
@@ -43,12 +44,36 @@ pub(crate) struct Publisher<'a> {
 /// What a handle asks of a worker.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Send { to: Place, frame: Frame, reply: oneshot::Sender<bool> },
-    SendToUser { user: String, frame: Frame, reply: oneshot::Sender<u64> },
-    Broadcast { frame: Frame, reply: oneshot::Sender<u64> },
-    Disconnect { client: Place, reply: oneshot::Sender<bool> },
-    Client { client: Place, reply: oneshot::Sender<Option<ClientInfo>> },
-    Clients { from: Key, limit: usize, reply: oneshot::Sender<(Vec<ClientInfo>, Option<Key>)> },
+    Send {
+        to: Place,
+        frame: Frame,
+        reply: oneshot::Sender<bool>,
+    },
+    SendToUser {
+        user: String,
+        frame: Frame,
+        reply: oneshot::Sender<u64>,
+    },
+    Broadcast {
+        frame: Frame,
+        reply: oneshot::Sender<u64>,
+    },
+    Disconnect {
+        client: Place,
+        reply: oneshot::Sender<bool>,
+    },
+    Client {
+        client: Place,
+        reply: oneshot::Sender<Option<ClientInfo>>,
+    },
+    Clients {
+        from: Key,
+        limit: usize,
+        reply: oneshot::Sender<(Vec<ClientInfo>, Option<Key>)>,
+    },
+    /// What a test does to a worker.
+    #[cfg(test)]
+    Run(fn()),
 }
 
 #[derive(Debug)]
@@ -60,6 +85,7 @@ pub(crate) struct Hub {
     pub(crate) metrics: Metrics,
     pub(crate) registry: Registry,
     pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) canary: Arc<Canary>,
     pub(crate) started: Instant,
     pub(crate) requests: Vec<mpsc::Sender<Request>>,
     /// The workers' ends; a worker takes its own and gives it back when it is replaced.

@@ -19,9 +19,11 @@
 //! logging, flags), which is the binary's.
 
 mod application;
+mod canary;
 mod commands;
 mod config;
 mod handle;
+mod health;
 mod hub;
 mod id;
 mod local;
@@ -30,7 +32,9 @@ mod node;
 mod phase;
 mod session;
 
+pub use canary::CanaryConfig;
 pub use config::Config;
 pub use handle::{ClientInfo, ClientNotFound, CursorError, Delivered, NodeHandle, Page, TopicInfo};
+pub use health::{Check, Health, Unready};
 pub use node::{MetricsError, Node, StartError};
 pub use phase::Phase;

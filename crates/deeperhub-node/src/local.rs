@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use deeperhub_events::{Details, Event, EventKind};
 use deeperhub_listener::{Connections, Key};
 use deeperhub_protocol::frame::Frame;
-use deeperhub_protocol::{ClientId, CloseCode, CloseReason};
-use deeperhub_router::{Flow, Shard, ShardId};
+use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
+use deeperhub_router::{Flow, LOOPBACK, Shard, ShardId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::handle::ClientInfo;
@@ -63,8 +63,13 @@ impl Local {
         let start = getrandom::u64().unwrap_or_else(|_| {
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
         });
+        let mut subscribed = hub.router.attach(ShardId(shard));
+        if let Some(topic) = hub.canary.topic(shard) {
+            subscribed.subscribe(LOOPBACK, &Subscription::Topic(topic));
+            hub.canary.attached(shard);
+        }
         Self {
-            shard: hub.router.attach(ShardId(shard)),
+            shard: subscribed,
             worker: shard,
             metrics,
             // Room to count up without an overflow, and short enough to read.
@@ -162,6 +167,8 @@ impl Local {
                 }
                 let _ = reply.send((clients, next));
             }
+            #[cfg(test)]
+            Request::Run(action) => action(),
         }
     }
 
@@ -233,6 +240,9 @@ impl Local {
                         hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
                     }
                 }
+            } else if key == LOOPBACK {
+                // Here, where no connection was found, it costs the usual delivery nothing.
+                hub.canary.came_back(*worker, delivery.frame.as_bytes());
             }
             if connections.room() == 0 { Flow::Pause } else { Flow::Continue }
         });

@@ -12,6 +12,7 @@ use deeperhub_router::Router;
 use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
+use crate::canary::{Canary, CanaryThread};
 use crate::config::Config;
 use crate::handle::NodeHandle;
 use crate::hub::{Hub, REQUESTS};
@@ -23,6 +24,7 @@ use crate::phase::Phase;
 #[derive(Debug)]
 pub struct Node {
     handle: NodeHandle,
+    canary: Option<CanaryThread>,
 }
 
 /// Why a node did not start.
@@ -41,6 +43,9 @@ pub enum StartError {
     /// The system gave no random bytes for the node's name.
     #[error("the system gives no random bytes")]
     Random(#[source] getrandom::Error),
+    /// The thread that proves deliveries could not be started.
+    #[error("the canary's thread cannot be started")]
+    Canary(#[source] std::io::Error),
     /// The metrics could not be set up.
     #[error("metrics cannot be set up")]
     Metrics(#[from] MetricsError),
@@ -82,8 +87,10 @@ impl Node {
         let listener_metrics = deeperhub_listener::Metrics::new(&cells);
         let router = Router::new(shards, config.router);
         let bus = EventBus::new(config.events.clone());
-        let registry =
+        let canary = Arc::new(Canary::new(config.canary.clone(), workers));
+        let mut registry =
             registry(&metrics, &listener_metrics, &router, &bus).map_err(MetricsError::Register)?;
+        canary.register(&mut registry).map_err(MetricsError::Register)?;
 
         let (requests, inboxes) = (0..workers)
             .map(|_| {
@@ -99,6 +106,7 @@ impl Node {
             metrics,
             registry,
             phase: watch::Sender::new(Phase::Starting),
+            canary,
             started: Instant::now(),
             requests,
             inboxes,
@@ -109,8 +117,13 @@ impl Node {
         };
         let application = Application { hub: Arc::clone(&hub), unnamed };
         let listener = Listener::start(address, listener_config, application, &cells, listener_metrics)?;
+        let canary = CanaryThread::start(&hub).map_err(StartError::Canary)?;
+        if canary.is_some() {
+            // Ready means proved: by now each worker has delivered something, or it is known which has not.
+            hub.canary.wait_for_first();
+        }
         hub.phase.send_replace(Phase::Serving);
-        Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)) })
+        Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)), canary })
     }
 
     /// For backends and embedding programs.
@@ -129,7 +142,8 @@ impl Node {
     }
 
     /// Ends the node's threads and the event bus; connections that are still there are dropped without a word.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
+        drop(self.canary.take());
         self.handle.hub.phase.send_replace(Phase::Stopped);
         self.handle.hub.bus.close();
         self.handle.listener.stop().await;

@@ -63,7 +63,7 @@ mod tests;
 
 pub use page::{BadCursor, Page};
 pub use router::{Config, Published, Router, ShardId};
-pub use shard::{Flow, Key, Shard, Subscribed};
+pub use shard::{Flow, Key, LOOPBACK, Shard, Subscribed};
 
 /// The README's example runs with the doc tests.
 #[cfg(doctest)]

@@ -59,7 +59,7 @@ impl Cursor {
 }
 
 impl<M: Send + 'static> Router<M> {
-    /// Pages through everything that is subscribed to, patterns as such. `cursor` is the `next_cursor` of the page
+    /// Pages through everything that is subscribed to, patterns as such, without the server's own topics. `cursor` is the `next_cursor` of the page
     /// before, `limit` (at least 1) the most topics of a page.
     ///
     /// What is there throughout stands on one page exactly; what comes or goes meanwhile, on one or none. Each part

@@ -3,7 +3,7 @@
 use crate::inbox::{Congestion, Inbox, Lists, Wakers};
 use crate::patterns::Patterns;
 use crate::shard::Shard;
-use crate::stripe::Stripe;
+use crate::stripe::{Stripe, is_own};
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock, read, write};
 use ahash::RandomState;
 use deeperhub_protocol::{Subscription, Topic};
@@ -180,7 +180,7 @@ impl<M: Send + 'static> Router<M> {
 
         // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
         let mut stripe = shared.stripe(hash);
-        if shared.pattern_count.load(Ordering::Acquire) == 0 {
+        if shared.pattern_count.load(Ordering::Acquire) == 0 || is_own(name) {
             if let Some(entry) = stripe.find(hash, name) {
                 for slot in entry.slots.as_slice() {
                     published.subscribers += u64::from(slot.subscribers);
@@ -248,7 +248,7 @@ impl<M: Send + 'static> Router<M> {
         }
     }
 
-    /// Number of different topics and patterns with a subscriber.
+    /// Number of different topics and patterns with a subscriber, the server's own not among them.
     #[must_use]
     pub fn topics(&self) -> u64 {
         let topics: usize = (0..STRIPES)

@@ -12,6 +12,9 @@ use std::task::{Context, Poll};
 /// A subscriber of a shard: the worker's number of a client. Small ones are best, since they index a table.
 pub type Key = u32;
 
+/// The key of the worker itself, for topics of the server's own ([`Topic::of_server`]): no client has it.
+pub const LOOPBACK: Key = Key::MAX;
+
 /// What a subscribe did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subscribed {
@@ -46,6 +49,8 @@ pub(crate) struct Tables {
     lists: Arena<List>,
     /// By key.
     clients: Vec<Few<Place>>,
+    /// Of [`LOOPBACK`].
+    loopback: Few<Place>,
 }
 
 /// The subscribers of one topic or pattern.
@@ -92,7 +97,8 @@ impl Tables {
     }
 
     fn places(&self, key: Key) -> &[Place] {
-        self.clients.get(key as usize).map_or(&[], Few::as_slice)
+        let places = if key == LOOPBACK { Some(&self.loopback) } else { self.clients.get(key as usize) };
+        places.map_or(&[], Few::as_slice)
     }
 
     fn names(&self, key: Key) -> impl Iterator<Item = &str> {
@@ -105,10 +111,11 @@ impl Tables {
 
     fn add(&mut self, key: Key, list: u32, since: u64) {
         let client = key as usize;
-        if self.clients.len() <= client {
+        if key != LOOPBACK && self.clients.len() <= client {
             self.clients.resize_with(client + 1, Few::new);
         }
-        let (Some(places), Some(list_of)) = (self.clients.get_mut(client), self.lists.get_mut(list)) else {
+        let places = places_mut(&mut self.clients, &mut self.loopback, key);
+        let (Some(places), Some(list_of)) = (places, self.lists.get_mut(list)) else {
             return;
         };
         let subscriber = Subscriber { since, client: key, nth: places.len() as u32 };
@@ -119,7 +126,7 @@ impl Tables {
     /// Takes a client off one of its lists. `positions` are those, in ascending order, before which other subscribers
     /// of the list must not get from behind them, nor the reverse: those of fan-outs under way.
     fn take_off(&mut self, key: Key, nth: usize, positions: &[u32]) -> Option<(Place, Subscriber)> {
-        let places = self.clients.get_mut(key as usize)?;
+        let places = places_mut(&mut self.clients, &mut self.loopback, key)?;
         let place = places.swap_remove(nth)?;
         if let Some(&moved) = places.as_slice().get(nth)
             && let Some(list) = self.lists.get_mut(moved.list)
@@ -158,12 +165,20 @@ impl Tables {
         if let Some(place) = subscribers.get_mut(to as usize) {
             *place = moved;
         }
-        if let Some(places) = self.clients.get_mut(moved.client as usize)
+        if let Some(places) = places_mut(&mut self.clients, &mut self.loopback, moved.client)
             && let Some(place) = places.as_mut_slice().get_mut(moved.nth as usize)
         {
             place.index = to;
         }
     }
+}
+
+fn places_mut<'t>(
+    clients: &'t mut [Few<Place>],
+    loopback: &'t mut Few<Place>,
+    key: Key,
+) -> Option<&'t mut Few<Place>> {
+    if key == LOOPBACK { Some(loopback) } else { clients.get_mut(key as usize) }
 }
 
 impl<M> fmt::Debug for Shard<M> {
@@ -178,7 +193,7 @@ impl<M> fmt::Debug for Shard<M> {
 
 impl<M: Send + 'static> Shard<M> {
     pub(crate) fn new(shared: Arc<Shared<M>>, id: ShardId, attachment: u64) -> Self {
-        let tables = Tables { lists: Arena::new(), clients: Vec::new() };
+        let tables = Tables { lists: Arena::new(), clients: Vec::new(), loopback: Few::new() };
         Self { shared, id, attachment, tables, fanouts: Fanouts::new() }
     }
 

@@ -71,21 +71,23 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct Stripe {
     topics: HashTable<Entry>,
+    /// How many of them are the server's own, which are in no list or count.
+    own: usize,
     /// What a publish has matched, by worker and list: kept for its memory only.
     pub(crate) matched: Vec<(u16, u32)>,
 }
 
 impl Stripe {
     pub(crate) const fn new() -> Self {
-        Self { topics: HashTable::new(), matched: Vec::new() }
+        Self { topics: HashTable::new(), own: 0, matched: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.topics.len()
+        self.topics.len() - self.own
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.topics.iter()
+        self.topics.iter().filter(|entry| !is_own(&entry.name))
     }
 
     pub(crate) fn find(&self, hash: u64, name: &str) -> Option<&Entry> {
@@ -96,7 +98,10 @@ impl Stripe {
         let equal = |entry: &Entry| *entry.name == *name;
         match self.topics.entry(hash, equal, |entry| hasher.hash_one(&*entry.name)) {
             Place::Occupied(place) => place.into_mut(),
-            Place::Vacant(place) => place.insert(Entry::new(name)).into_mut(),
+            Place::Vacant(place) => {
+                self.own += usize::from(is_own(name));
+                place.insert(Entry::new(name)).into_mut()
+            }
         }
     }
 
@@ -106,6 +111,7 @@ impl Stripe {
         place.get_mut().subtract(shard);
         if place.get().slots.is_empty() {
             place.remove();
+            self.own -= usize::from(is_own(name));
             self.shrink(hasher);
         }
     }
@@ -114,7 +120,9 @@ impl Stripe {
     pub(crate) fn forget(&mut self, shard: u16, hasher: &RandomState) {
         self.topics.retain(|entry| {
             entry.forget(shard);
-            !entry.slots.is_empty()
+            let stays = !entry.slots.is_empty();
+            self.own -= usize::from(!stays && is_own(&entry.name));
+            stays
         });
         self.shrink(hasher);
     }
@@ -125,6 +133,11 @@ impl Stripe {
             self.topics.shrink_to(room, |entry| hasher.hash_one(&*entry.name));
         }
     }
+}
+
+/// Whether a topic is the server's own.
+pub(crate) fn is_own(name: &str) -> bool {
+    name.starts_with('$')
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The router against a plain model of what it promises.
 
-use crate::{Config, Flow, Key, Router, Shard, ShardId, Subscribed};
+use crate::{Config, Flow, Key, LOOPBACK, Router, Shard, ShardId, Subscribed};
 use deeperhub_protocol::{Subscription, Topic};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -450,4 +450,40 @@ fn threads_agree_on_one_order() {
             received[0].iter().filter(|(of, _)| *of == publisher).map(|(_, number)| *number).collect();
         assert_eq!(own, (0..MESSAGES).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn the_servers_own_topics_reach_the_worker_and_nobody_else() {
+    let router = Router::<u32>::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    let own = Topic::of_server("canary.0");
+    for name in [">", "*.0", "a"] {
+        shard.subscribe(3, &subscription(name));
+    }
+    assert_eq!(shard.subscribe(LOOPBACK, &Subscription::Topic(own.borrow())), Subscribed::New);
+    assert_eq!(shard.subscribe(LOOPBACK, &Subscription::Topic(own.borrow())), Subscribed::Already);
+
+    assert_eq!(router.publish(&own, None, 1, || 7).subscribers, 1);
+    let mut delivered = Vec::new();
+    let mut cx = Context::from_waker(Waker::noop());
+    while shard
+        .poll_deliver(&mut cx, |key, message| {
+            delivered.push((key, *message));
+            Flow::Continue
+        })
+        .is_ready()
+    {}
+    assert_eq!(delivered, [(LOOPBACK, 7)]);
+
+    assert_eq!(router.topics(), 3);
+    let mut listed: Vec<_> =
+        router.list(None, 10).unwrap().topics.into_iter().map(|(name, _)| name).collect();
+    listed.sort();
+    assert_eq!(listed, ["*.0", ">", "a"]);
+
+    let mut next = router.attach(ShardId(0));
+    assert_eq!((router.topics(), router.publish(&own, None, 1, || 8).subscribers), (0, 0));
+    next.subscribe(LOOPBACK, &Subscription::Topic(own.borrow()));
+    assert!(next.unsubscribe(LOOPBACK, &Subscription::Topic(own.borrow())));
+    assert_eq!((router.topics(), next.subscription_count(LOOPBACK)), (0, 0));
 }

@@ -42,6 +42,13 @@ impl<'a> Topic<'a> {
         }
     }
 
+    /// One of the server's own topics: `$` and then the name, of which nothing is checked. No client can name it, and
+    /// no pattern stands for it.
+    #[must_use]
+    pub fn of_server(name: impl fmt::Display) -> Topic<'static> {
+        Topic(Cow::Owned(format!("${name}")))
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {

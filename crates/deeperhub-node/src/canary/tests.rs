@@ -1,0 +1,108 @@
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use deeperhub_events::EventFilter;
+use deeperhub_metrics::Format;
+
+use super::*;
+use crate::hub::Request;
+use crate::{Config, Node, Phase};
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn start(timeout: Duration) -> Node {
+    let mut config = Config::default();
+    config.listener.workers = 2;
+    config.canary.interval = Duration::from_millis(20);
+    config.canary.timeout = timeout;
+    Node::start(([127, 0, 0, 1], 0).into(), config).unwrap()
+}
+
+fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn run_on(node: &Node, worker: usize, action: fn()) {
+    node.handle().hub.requests[worker].try_send(Request::Run(action)).unwrap();
+}
+
+#[test]
+fn a_started_node_is_proved_and_its_probes_are_seen_nowhere() {
+    let node = start(PATIENCE);
+    let handle = node.handle();
+    assert!(handle.health().is_ready(), "{:?}", handle.health());
+    let mut events = handle.events(EventFilter::all()).unwrap();
+    let probes = || handle.hub.canary.round_trips.snapshot().count();
+    let before = probes();
+    assert!(before >= 2, "each worker answered once");
+    wait_until("more probes", || probes() >= before + 6);
+
+    assert_eq!(handle.topics(None, 10).unwrap().items, []);
+    let text = handle.metrics_text(Format::Prometheus);
+    for line in ["deeperhub_topics 0", "deeperhub_subscriptions 0", "deeperhub_canary_failing_workers 0"] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+    }
+    let sent = text.lines().filter(|line| line.starts_with("deeperhub_messages_sent_total"));
+    assert!(sent.clone().count() > 0 && sent.clone().all(|line| line.ends_with(" 0")), "{text}");
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(events.poll_recv(&mut cx).is_pending(), "no event tells of a probe");
+}
+
+#[test]
+fn a_stuck_worker_is_reported_until_it_goes_on() {
+    static STUCK: Barrier = Barrier::new(2);
+    let node = start(Duration::from_millis(40));
+    let handle = node.handle();
+    run_on(&node, 1, || {
+        STUCK.wait();
+    });
+    wait_until("a reason", || handle.health().reasons.iter().any(|reason| reason.worker == Some(1)));
+    let reason = handle.health().reasons.into_iter().find(|reason| reason.worker == Some(1)).unwrap();
+    assert_eq!((reason.check, reason.code), (Check::Canary, "delivery_stalled"));
+    assert!(reason.since.is_some_and(|since| since <= SystemTime::now()));
+    assert_eq!(handle.phase(), Phase::Serving);
+    assert!(handle.metrics_text(Format::Prometheus).contains("deeperhub_canary_missed_total"));
+
+    STUCK.wait();
+    wait_until("its recovery", || handle.health().is_ready());
+}
+
+#[test]
+fn a_worker_that_died_is_replaced_and_proved_again() {
+    let node = start(PATIENCE);
+    let handle = node.handle();
+    let answered = || handle.hub.canary.state().workers[0].round_trip.take().is_some();
+    run_on(&node, 0, || panic!("a worker dies in a test"));
+    let restarts = || handle.metrics_text(Format::Prometheus).contains("deeperhub_worker_restarts_total 1");
+    wait_until("its replacement", restarts);
+    answered();
+    wait_until("its next answer", answered);
+    assert!(handle.health().is_ready());
+}
+
+#[test]
+fn without_an_interval_there_are_no_probes() {
+    let mut config = Config::default();
+    config.listener.workers = 1;
+    config.canary.interval = Duration::ZERO;
+    let node = Node::start(([127, 0, 0, 1], 0).into(), config).unwrap();
+    assert!(node.handle().health().is_ready());
+    assert_eq!(node.handle().hub.canary.round_trip(), None);
+}
+
+#[test]
+fn a_probes_number_is_read_from_its_frame() {
+    for (frame, expected) in [
+        (&b"\x81\x10{\"type\":\"message\",\"data\":{\"topic\":\"$canary.0\",\"message\":17}}"[..], Some(17)),
+        (b"\x81\x02{}", None),
+        (b"", None),
+        (b"{\"message\":x}}", None),
+    ] {
+        assert_eq!(number_of(frame), expected, "{}", frame.escape_ascii());
+    }
+}

@@ -1,0 +1,77 @@
+//! Whether a node should get traffic.
+
+use std::borrow::Cow;
+use std::time::SystemTime;
+
+use crate::canary::Canary;
+use crate::phase::Phase;
+
+/// Whether a node should get traffic, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Health {
+    /// All that speaks against it, the gravest first; empty: it is ready.
+    pub reasons: Vec<Unready>,
+}
+
+/// One reason why a node is not ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unready {
+    /// What found it.
+    pub check: Check,
+    /// A word for programs: `starting`, `draining`, `stopped`, `delivery_stalled`.
+    pub code: &'static str,
+    /// A sentence for people.
+    pub message: Cow<'static, str>,
+    /// The worker that it is about.
+    pub worker: Option<u16>,
+    /// Since when, where that is known.
+    pub since: Option<SystemTime>,
+}
+
+/// What looks whether a node is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Check {
+    /// Where it is in its life.
+    Phase,
+    /// Probes that workers must answer.
+    Canary,
+}
+
+impl Check {
+    /// The name in answers: `phase`, `canary`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Phase => "phase",
+            Self::Canary => "canary",
+        }
+    }
+}
+
+impl Health {
+    pub(crate) fn new(phase: Phase, canary: &Canary) -> Self {
+        let mut reasons = Vec::new();
+        reasons.extend(of_phase(phase));
+        reasons.extend(canary.reasons());
+        Self { reasons }
+    }
+
+    /// Whether nothing speaks against it.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.reasons.is_empty()
+    }
+}
+
+fn of_phase(phase: Phase) -> Option<Unready> {
+    let (code, message) = match phase {
+        Phase::Serving => return None,
+        Phase::Starting => ("starting", "the node is starting"),
+        Phase::Draining => ("draining", "the node shuts down"),
+        Phase::Stopped => ("stopped", "the node has stopped"),
+    };
+    Some(Unready { check: Check::Phase, code, message: message.into(), worker: None, since: None })
+}
