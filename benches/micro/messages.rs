@@ -1,0 +1,96 @@
+//! Text to commands, and replies to text.
+
+use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage};
+use deeperhub_protocol::{ClientId, Subscription, Topic};
+use divan::counter::BytesCount;
+use divan::{Bencher, black_box};
+
+const SIZES: [usize; 3] = [128, 4096, 16_384];
+
+fn publish(size: usize) -> String {
+    let pad = "x".repeat(size.saturating_sub(100));
+    format!(
+        r#"{{"type":"publish","id":"a-1","data":{{"topic":"sports.football.results","message":{{"n":1,"pad":"{pad}"}}}}}}"#
+    )
+}
+
+fn bench_parse(bencher: Bencher<'_, '_>, text: &str) {
+    assert!(ClientMessage::parse(text).is_ok());
+    bencher.counter(BytesCount::of_str(text)).bench_local(|| ClientMessage::parse(black_box(text)).is_ok());
+}
+
+#[divan::bench(args = SIZES)]
+fn parse_publish(bencher: Bencher<'_, '_>, size: usize) {
+    bench_parse(bencher, &publish(size));
+}
+
+#[divan::bench]
+fn parse_subscribe(bencher: Bencher<'_, '_>) {
+    bench_parse(bencher, r#"{"type":"subscribe","id":1,"data":{"topic":"sports.*"}}"#);
+}
+
+#[divan::bench]
+fn parse_ping(bencher: Bencher<'_, '_>) {
+    bench_parse(bencher, r#"{"type":"ping"}"#);
+}
+
+/// Payloads that are no text but numbers and structure.
+#[divan::bench(args = SIZES)]
+fn parse_echo_of_numbers(bencher: Bencher<'_, '_>, size: usize) {
+    let numbers = vec!["[3.25,-17,{\"a\":true}]"; size / 22 + 1].join(",");
+    bench_parse(bencher, &format!(r#"{{"type":"echo","data":[{numbers}]}}"#));
+}
+
+/// What makes no message must not cost more than what does.
+#[divan::bench]
+fn parse_what_is_wrong(bencher: Bencher<'_, '_>) {
+    let text = r#"{"type":"publish","data":{"topic":"a b","message":1}}"#;
+    assert!(ClientMessage::parse(text).is_err());
+    bencher.bench_local(|| ClientMessage::parse(black_box(text)).is_err());
+}
+
+/// The frame of a delivery, made once for all subscribers.
+#[divan::bench(args = SIZES)]
+fn encode_delivery(bencher: Bencher<'_, '_>, size: usize) {
+    let text = publish(size);
+    let Ok(ClientMessage { command: Command::Publish { topic, message, .. }, .. }) =
+        ClientMessage::parse(&text)
+    else {
+        unreachable!("it is a publish")
+    };
+    let Some(id) = ClientId::parse("n1-0-4a-7f3b21") else { unreachable!("it is a valid id") };
+    bencher.counter(BytesCount::new(size)).bench_local(|| {
+        ServerMessage::Message {
+            topic: black_box(&topic).as_str(),
+            message,
+            from: Some(&id),
+            traceparent: None,
+        }
+        .to_frame()
+    });
+}
+
+/// A reply into the worker's arena.
+#[divan::bench(args = SIZES)]
+fn encode_echo(bencher: Bencher<'_, '_>, size: usize) {
+    let text = format!(r#"{{"type":"echo","data":"{}"}}"#, "x".repeat(size));
+    let Ok(ClientMessage { id, command: Command::Echo { data }, .. }) = ClientMessage::parse(&text) else {
+        unreachable!("it is an echo")
+    };
+    let mut out = Vec::with_capacity(size + 64);
+    bencher.counter(BytesCount::new(size)).bench_local(|| {
+        out.clear();
+        ServerMessage::Echo { id: black_box(id), data }.write_frame(&mut out);
+        black_box(out.len())
+    });
+}
+
+#[divan::bench(args = ["a", "sports.football.results", "orders.eu-west-1.customer.31415926.created"])]
+fn parse_topic(bencher: Bencher<'_, '_>, topic: &str) {
+    bencher.bench_local(|| Topic::parse(black_box(topic)).is_ok());
+}
+
+#[divan::bench(args = ["sports.*", "orders.*.customer.>"])]
+fn parse_pattern(bencher: Bencher<'_, '_>, pattern: &str) {
+    bencher.bench_local(|| Subscription::parse(black_box(pattern)).is_ok());
+}

@@ -1,0 +1,135 @@
+//! From a publish to the subscribers' keys.
+
+use std::task::{Context, Waker};
+
+use deeperhub_protocol::frame::Frame;
+use deeperhub_protocol::{Subscription, Topic};
+use deeperhub_router::{Config, Flow, Router, Shard, ShardId};
+use divan::counter::ItemsCount;
+use divan::{Bencher, black_box};
+
+const CROWDS: [u32; 6] = [1, 10, 100, 1000, 10_000, 100_000];
+
+fn subscription(name: &str) -> Subscription<'_> {
+    Subscription::parse(name).unwrap_or_else(|error| unreachable!("{name}: {error}"))
+}
+
+fn topic(name: &str) -> Topic<'_> {
+    Topic::parse(name).unwrap_or_else(|error| unreachable!("{name}: {error}"))
+}
+
+/// Takes everything from the inbox, as a worker does; answers the number of deliveries.
+fn deliver(shard: &mut Shard<Frame>) -> u64 {
+    let mut delivered = 0;
+    let mut cx = Context::from_waker(Waker::noop());
+    while shard
+        .poll_deliver(&mut cx, |key, frame| {
+            black_box((key, frame.len()));
+            delivered += 1;
+            Flow::Continue
+        })
+        .is_ready()
+    {}
+    delivered
+}
+
+fn bench_publish(
+    bencher: Bencher<'_, '_>,
+    names: &[&str],
+    crowd: u32,
+    background: impl Fn(&mut Shard<Frame>),
+) {
+    let router = Router::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    background(&mut shard);
+    for key in 0..crowd {
+        for name in names {
+            shard.subscribe(key, &subscription(name));
+        }
+    }
+    let (topic, frame) = (topic("sports.football.results"), Frame::text("a delivery"));
+    bencher.counter(ItemsCount::new(crowd)).bench_local(|| {
+        router.publish(&topic, Some(7), frame.len(), || frame.clone());
+        assert_eq!(deliver(&mut shard), u64::from(crowd));
+    });
+}
+
+/// One topic; each subscriber is one item.
+#[divan::bench(args = CROWDS)]
+fn publish_to_a_topic(bencher: Bencher<'_, '_>, crowd: u32) {
+    bench_publish(bencher, &["sports.football.results"], crowd, |_| {});
+}
+
+/// The same through a pattern.
+#[divan::bench(args = CROWDS)]
+fn publish_to_a_pattern(bencher: Bencher<'_, '_>, crowd: u32) {
+    bench_publish(bencher, &["sports.*.results"], crowd, |_| {});
+}
+
+/// Every client matches twice and is given the message once.
+#[divan::bench(args = CROWDS)]
+fn publish_to_overlapping_subscriptions(bencher: Bencher<'_, '_>, crowd: u32) {
+    bench_publish(bencher, &["sports.football.results", "sports.>"], crowd, |_| {});
+}
+
+/// One subscriber, among 100,000 that have other topics.
+#[divan::bench]
+fn publish_among_100_000_topics(bencher: Bencher<'_, '_>) {
+    bench_publish(bencher, &["sports.football.results"], 1, |shard| {
+        for number in 0..100_000 {
+            shard.subscribe(number + 10, &subscription(&format!("room.{number}")));
+        }
+    });
+}
+
+/// One subscriber, among 10,000 that have other patterns.
+#[divan::bench]
+fn publish_among_10_000_patterns(bencher: Bencher<'_, '_>) {
+    bench_publish(bencher, &["sports.football.results"], 1, |shard| {
+        for number in 0..10_000 {
+            shard.subscribe(number + 10, &subscription(&format!("room.{number}.*")));
+        }
+    });
+}
+
+/// One publish for many workers: what grows with the number of cores.
+#[divan::bench(args = [1, 2, 8, 64])]
+fn publish_to_workers(bencher: Bencher<'_, '_>, workers: u16) {
+    let router = Router::new(workers, Config::default());
+    let mut shards: Vec<_> = (0..workers).map(|shard| router.attach(ShardId(shard))).collect();
+    for shard in &mut shards {
+        shard.subscribe(0, &subscription("a"));
+    }
+    let (topic, frame) = (topic("a"), Frame::text("a delivery"));
+    bencher.counter(ItemsCount::new(workers)).bench_local(|| {
+        router.publish(&topic, Some(7), frame.len(), || frame.fork());
+        shards.iter_mut().map(deliver).sum::<u64>()
+    });
+}
+
+/// A client comes, subscribes to a topic of its own, and goes.
+#[divan::bench]
+fn subscribe_and_leave(bencher: Bencher<'_, '_>) {
+    let router = Router::<Frame>::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    let name = subscription("room.4711");
+    bencher.bench_local(|| {
+        shard.subscribe(3, black_box(&name));
+        shard.remove(3)
+    });
+}
+
+/// A client of a large topic leaves it and comes back.
+#[divan::bench]
+fn leave_and_join_a_crowd(bencher: Bencher<'_, '_>) {
+    let router = Router::<Frame>::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    let name = subscription("lobby");
+    for key in 0..100_000 {
+        shard.subscribe(key, &name);
+    }
+    bencher.bench_local(|| {
+        shard.remove(5);
+        shard.subscribe(5, black_box(&name))
+    });
+}
