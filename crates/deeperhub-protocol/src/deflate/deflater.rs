@@ -20,6 +20,7 @@ pub struct Deflater {
     level: Compression,
     threshold_bytes: usize,
     output: Vec<u8>,
+    runs: u64,
 }
 
 impl Deflater {
@@ -31,19 +32,27 @@ impl Deflater {
             level: Compression::new(u32::from(config.level.clamp(1, 9))),
             threshold_bytes: config.threshold_bytes,
             output: Vec::new(),
+            runs: 0,
         }
     }
 
+    /// Messages that were compressed so far, those that got no smaller included. A shared frame counts once.
+    #[must_use]
+    pub fn runs(&self) -> u64 {
+        self.runs
+    }
+
     /// The compressed payload of a message, if that is worth it: `None` below the threshold, and where it would not be
-    /// smaller than the payload.
+    /// smaller than the payload, unless the threshold is 0.
     pub(crate) fn deflate(&mut self, payload: &[u8]) -> Option<&[u8]> {
-        if payload.len() < self.threshold_bytes || payload.is_empty() {
+        if payload.len() < self.threshold_bytes {
             return None;
         }
+        self.runs += 1;
         self.output.clear();
         self.output.shrink_to(KEPT_CAPACITY);
-        // The tail must fit before it is taken off. What needs more room than this is not smaller than the payload.
-        self.output.reserve(payload.len() + TAIL.len());
+        // What cannot be compressed is stored with five bytes for each block; the tail is taken off again.
+        self.output.reserve(payload.len() + payload.len() / 1024 + 64);
         let stream = match &mut self.stream {
             Some(stream) => {
                 stream.reset();
@@ -57,7 +66,8 @@ impl Deflater {
             && stream.total_in() == payload.len() as u64
             && self.output.len() < self.output.capacity();
         let deflated = self.output.strip_suffix(&TAIL)?;
-        (is_complete && deflated.len() < payload.len()).then_some(deflated)
+        let is_worth_it = deflated.len() < payload.len() || self.threshold_bytes == 0;
+        (is_complete && is_worth_it).then_some(deflated)
     }
 }
 
@@ -103,29 +113,36 @@ pub fn write_text_compressed(
 }
 
 /// Compresses the frames that stand in `out` from `start` to its end, in their place: each message by itself, where
-/// that is worth it and the client can take it. Gives the bytes that were saved; `out` is shorter by so many.
+/// that is worth it and the client can take it. Gives the bytes that were saved; `out` is shorter by so many. (With a threshold of 0 it can get
+/// longer; then that is 0.)
 ///
 /// `out[start..]` must be whole frames as the `write_…` functions of [`frame`](crate::frame) make them. Control
 /// frames, and what is compressed already, stay as they are. Replies that are shorter than the threshold cost one
 /// comparison.
 pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8>, start: usize) -> usize {
-    let end = out.len();
+    let before = out.len();
+    let mut end = before;
     if end.saturating_sub(start) < deflater.threshold_bytes {
         return 0;
     }
     let (mut read, mut written) = (start, start);
     while let Some(frame) = out.get(read..).and_then(server_frame) {
         let payload = read + frame.header_len..read + frame.header_len + frame.payload_len;
-        let next = payload.end;
+        let mut next = payload.end;
         let may_compress = frame.is_plain_message() && params.can_take(frame.payload_len);
         let plain = out.get(payload).filter(|_| may_compress);
         match plain.and_then(|plain| deflater.deflate(plain)) {
             Some(deflated) => {
                 let (header, header_len) = marked_header(frame.opcode(), deflated.len());
-                // Both are shorter than what stood here, and all before `next` has been read.
-                let body = written + header_len;
-                let after = body + deflated.len();
-                let (Some(space), true) = (out.get_mut(written..after), after <= next) else { break };
+                // All before `next` has been read. Only with a threshold of 0 can there be too little room.
+                let after = written + header_len + deflated.len();
+                let missing = after.saturating_sub(next);
+                if missing > 0 {
+                    out.resize(end + missing, 0);
+                    out.copy_within(next..end, after);
+                    (next, end) = (after, end + missing);
+                }
+                let Some(space) = out.get_mut(written..after) else { break };
                 let (space_header, space_body) = space.split_at_mut(header_len);
                 space_header.copy_from_slice(&header[..header_len]);
                 space_body.copy_from_slice(deflated);
@@ -141,5 +158,5 @@ pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8
     // What is no whole frame is a caller's fault, and stays.
     out.copy_within(read..end, written);
     out.truncate(written + (end - read));
-    read - written
+    before.saturating_sub(out.len())
 }

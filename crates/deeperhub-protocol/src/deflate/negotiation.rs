@@ -1,6 +1,7 @@
 //! Which of a client's offers is accepted, and the answer (RFC 7692 section 7.1).
 
 use std::fmt;
+use std::num::NonZeroU8;
 
 use super::header::{self, Extension, Parameter};
 use crate::handshake::Refusal;
@@ -17,7 +18,8 @@ const MAX_WINDOW_BITS: u8 = 15;
 pub struct Config {
     /// Whether offers are accepted at all. Default true.
     pub enabled: bool,
-    /// Payload bytes below which a message goes out uncompressed, which is always allowed. Default 256. The
+    /// Payload bytes below which a message goes out uncompressed, which is always allowed, as does one that would not
+    /// get smaller. 0 compresses every message, even where it gets longer. Default 256. The
     /// [module's documentation](crate::deflate#figures) has the figures.
     pub threshold_bytes: usize,
     /// Compression level, 1 (fast) to 9 (small); anything else is brought into that range. Default
@@ -61,7 +63,7 @@ impl Params {
     /// Base-2 logarithm of the window that this client decompresses with: 8 to 15.
     #[must_use]
     pub fn server_max_window_bits(self) -> u8 {
-        self.server_max_window_bits.map_or(MAX_WINDOW_BITS, |bits| bits.0)
+        self.server_max_window_bits.map_or(MAX_WINDOW_BITS, |bits| bits.0.get())
     }
 
     /// Whether the client compresses each message by itself. Otherwise the connection needs a
@@ -77,7 +79,7 @@ impl Params {
     #[must_use]
     pub fn can_take(self, plain_bytes: usize) -> bool {
         match self.server_max_window_bits {
-            Some(bits) if bits.0 < MAX_WINDOW_BITS => plain_bytes <= 1 << bits.0,
+            Some(bits) if bits.0.get() < MAX_WINDOW_BITS => plain_bytes <= 1 << bits.0.get(),
             _ => true,
         }
     }
@@ -184,7 +186,7 @@ fn none(value: Option<&str>) -> Option<()> {
 
 /// 8 to 15.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct WindowBits(u8);
+struct WindowBits(NonZeroU8);
 
 impl WindowBits {
     /// A decimal without leading zeros (RFC 7692 section 7.1.2.1).
@@ -200,7 +202,7 @@ impl WindowBits {
             "15" => MAX_WINDOW_BITS,
             _ => return None,
         };
-        Some(Self(bits))
+        NonZeroU8::new(bits).map(Self)
     }
 }
 
@@ -220,6 +222,11 @@ mod tests {
     fn check(lines: &[&str], expected: Option<&str>) {
         let expected = expected.map(|more| format!("{ANSWER}{more}"));
         assert_eq!(answer(&Config::default(), lines), Ok(expected), "{lines:?}");
+    }
+
+    #[test]
+    fn an_agreement_is_two_bytes() {
+        assert_eq!(size_of::<Option<Params>>(), 2);
     }
 
     #[test]

@@ -469,7 +469,7 @@ proptest! {
     fn what_is_compressed_is_what_clients_decompress(
         text in payload(100_000),
         level in 1..=9u8,
-        threshold_bytes in 0..600usize,
+        threshold_bytes in 1..600usize,
         bits in 9..=15u8,
     ) {
         let config = Config { threshold_bytes, level, ..Config::default() };
@@ -493,6 +493,41 @@ proptest! {
                 other => panic!("{other:x}"),
             }
         }
+    }
+
+    #[test]
+    fn without_a_threshold_every_message_is_compressed_and_nothing_else(
+        messages in proptest::collection::vec((payload(3000), any::<bool>()), 0..6),
+        before in proptest::collection::vec(any::<u8>(), 0..20),
+    ) {
+        let config = Config { threshold_bytes: 0, ..Config::default() };
+        let (mut deflater, any) = (Deflater::new(&config), params("permessage-deflate"));
+        let mut out = before.clone();
+        for (payload, ping) in &messages {
+            write_binary(&mut out, payload);
+            if *ping {
+                write_ping(&mut out, b"between");
+            }
+        }
+        let plain = out.len();
+        let saved = compress_frames(&mut deflater, any, &mut out, before.len());
+        prop_assert_eq!(saved, plain.saturating_sub(out.len()));
+        prop_assert!(out.starts_with(&before));
+        let mut rest = &out[before.len()..];
+        for (payload, ping) in &messages {
+            let shared = Frame::binary(payload);
+            let shared = shared.for_receiver(&mut deflater, any).as_bytes();
+            prop_assert_eq!(&rest[..shared.len()], shared);
+            let header = match shared[1] { 126 => 4, 127 => 10, _ => 2 };
+            prop_assert_eq!(shared[0], 0xc2);
+            prop_assert!(&inflated(&shared[header..], 15) == payload);
+            rest = &rest[shared.len()..];
+            if *ping {
+                prop_assert!(rest.starts_with(b"\x89\x07between"));
+                rest = &rest[9..];
+            }
+        }
+        prop_assert_eq!(rest, b"");
     }
 
     #[test]
