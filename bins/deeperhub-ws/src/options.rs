@@ -14,6 +14,7 @@ const GENERAL: &str = "General";
 const LISTENING: &str = "Listening";
 const API: &str = "Server API";
 const LIMITS: &str = "Limits";
+const COMPRESSION: &str = "Compression";
 const ORIGINS: &str = "Web pages";
 const LOGS: &str = "Logs";
 
@@ -127,6 +128,30 @@ pub(crate) struct Options {
     /// Time for the pong, after which a connection is closed with 4200 [default: 10s]
     #[arg(long, value_name = "TIME", help_heading = LIMITS)]
     pub(crate) pong_timeout: Option<Time>,
+
+    /// Never compress, whatever clients offer [default: false]
+    ///
+    /// Otherwise messages from and to clients that offer `permessage-deflate`, as browsers do, are compressed.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", help_heading = COMPRESSION)]
+    pub(crate) no_compression: Option<bool>,
+
+    /// Bytes of a message from which on it is compressed; 0 compresses all [default: 256]
+    ///
+    /// What would not get smaller goes uncompressed in any case, but for 0.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(0, MAX_BYTES), help_heading = COMPRESSION)]
+    pub(crate) compression_threshold: Option<usize>,
+
+    /// How hard to compress, 1 (fast) to 9 (small) [default: 2]
+    #[arg(long, value_name = "N", value_parser = whole::<u8>(1, 9), help_heading = COMPRESSION)]
+    pub(crate) compression_level: Option<u8>,
+
+    /// Let clients refer to their earlier messages when they compress [default: false]
+    ///
+    /// What they send gets smaller, and each connection that does so costs up to 32 KiB of memory while it lives.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", help_heading = COMPRESSION)]
+    pub(crate) client_context_takeover: Option<bool>,
 
     /// Web origin whose pages may connect; may be repeated [default: the server's own]
     ///

@@ -43,6 +43,10 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         handshake_timeout,
         ping_interval,
         pong_timeout,
+        no_compression,
+        compression_threshold,
+        compression_level,
+        client_context_takeover,
         allowed_origin,
         log_level,
         log_format,
@@ -94,6 +98,11 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.handshake_timeout = take_some_time!(handshake_timeout, listener.handshake_timeout);
     listener.ping_interval = take!(ping_interval, Time(listener.ping_interval)).0;
     listener.pong_timeout = take_some_time!(pong_timeout, listener.pong_timeout);
+    let compression = &mut listener.compression;
+    compression.enabled = !take!(no_compression, !compression.enabled);
+    compression.threshold_bytes = take!(compression_threshold, compression.threshold_bytes);
+    compression.level = take!(compression_level, compression.level);
+    compression.client_context_takeover = take!(client_context_takeover, compression.client_context_takeover);
     let allowed_origins = take!(allowed_origin, Vec::new());
     node.origins = resolver.origins_policy(&allowed_origins);
     let log_level = take!(log_level, LogLevel::Info);
@@ -281,6 +290,9 @@ mod tests {
             settings.node.rate_limit.map(|limit| (limit.per_second.get(), limit.burst.get())),
             Some((100, 200))
         );
+        let compression = settings.node.listener.compression;
+        assert!(compression.enabled && !compression.client_context_takeover);
+        assert_eq!((compression.threshold_bytes, compression.level), (256, 2));
         assert_eq!(settings.drain_timeout, Duration::from_secs(30));
         assert_eq!(settings.warnings, [""; 0]);
         assert!(settings.shown.iter().all(|shown| shown.origin == Origin::Default));

@@ -1,7 +1,9 @@
 //! A WebSocket server that answers every message with itself: `echo --port 9001`.
 //!
-//! It speaks the whole of RFC 6455 with generous limits (messages of 16 MiB, 65,536 fragments), so a
-//! conformance suite can be pointed at it.
+//! It speaks the whole of RFC 6455 and RFC 7692 with generous limits (messages of 16 MiB, 65,536 fragments), so a
+//! conformance suite can be pointed at it. With clients that offer compression it compresses every message, however
+//! short; `--no-compression` declines such offers, `--client-context-takeover` lets clients refer to their earlier
+//! messages.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -56,20 +58,28 @@ impl Session for Echo {
     }
 }
 
+/// The port, 0 if none is named; `None` for arguments that are not known.
+fn read_arguments(mut arguments: impl Iterator<Item = String>, config: &mut Config) -> Option<u16> {
+    let mut port = 0;
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--port" => port = arguments.next()?.parse().ok()?,
+            "--no-compression" => config.compression.enabled = false,
+            "--client-context-takeover" => config.compression.client_context_takeover = true,
+            _ => return None,
+        }
+    }
+    Some(port)
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let mut port = 0;
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let value = (argument == "--port").then(|| arguments.next()).flatten();
-        let Some(Ok(number)) = value.map(|value| value.parse()) else {
-            eprintln!("usage: echo [--port N]");
-            return ExitCode::from(2);
-        };
-        port = number;
-    }
-
     let mut config = Config::default();
+    config.compression.threshold_bytes = 0;
+    let Some(port) = read_arguments(std::env::args().skip(1), &mut config) else {
+        eprintln!("usage: echo [--port N] [--no-compression] [--client-context-takeover]");
+        return ExitCode::from(2);
+    };
     config.paths.clear();
     config.max_message_bytes = 16 << 20;
     config.max_queue_bytes = 256 << 20;

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use deeperhub_protocol::deflate;
+
 /// Sockets, threads, sizes and times of a listener.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -29,6 +31,8 @@ pub struct Config {
     /// Connections that wait to be accepted (`listen`'s backlog; the kernel caps it at `net.core.somaxconn`).
     /// Default 4096.
     pub backlog: u32,
+    /// Compression of messages (RFC 7692): on by default, and used with clients that offer it.
+    pub compression: deflate::Config,
     /// How many clients a second other nodes should get when this one drains; from it come the times at which
     /// clients are told to come back. Default 200.
     pub reconnects_per_second: u32,
@@ -49,6 +53,7 @@ impl Default for Config {
             pong_timeout: Duration::from_secs(10),
             close_timeout: Duration::from_secs(3),
             backlog: 4096,
+            compression: deflate::Config::default(),
             reconnects_per_second: 200,
         }
     }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
+use deeperhub_protocol::deflate::Params;
 use deeperhub_protocol::frame::{Frame, FrameDecoder, FrameLimits};
 use deeperhub_protocol::{CloseCode, CloseReason};
 use slab::Slab;
 
 use crate::config::Config;
+use crate::deflate::Coders;
 use crate::handshake::Handshake;
 use crate::metrics::Metrics;
 use crate::outbox::{NextWrite, Outbox};
@@ -74,6 +76,8 @@ pub(crate) struct Flags {
     pub(crate) too_slow: bool,
     /// The sending side was ended.
     pub(crate) shut: bool,
+    /// The compression that was agreed on.
+    pub(crate) deflate: Option<Params>,
 }
 
 impl<S> Connection<S> {
@@ -137,6 +141,7 @@ pub(crate) struct Core<S> {
     pub(crate) to_close: Vec<(u32, CloseReason)>,
     /// Replies of the round.
     pub(crate) arena: Vec<u8>,
+    pub(crate) coders: Coders,
     /// Buffer of small writes.
     pub(crate) gather: Vec<u8>,
     pub(crate) now: Instant,
@@ -157,6 +162,7 @@ impl<S> Core<S> {
         limits.max_message_bytes = config.max_message_bytes;
         limits.max_fragments = config.max_fragments;
         Self {
+            coders: Coders::new(&config.compression),
             config,
             limits,
             metrics,
@@ -222,6 +228,10 @@ impl<S> Connections<'_, S> {
         if !matches!(connection.state, State::Open(_)) || connection.flags.too_slow {
             return false;
         }
+        let frame = match connection.flags.deflate {
+            None => frame,
+            Some(params) => core.coders.outgoing.shared(params, frame),
+        };
         connection.outbox.push(frame);
         core.deliveries = core.deliveries.saturating_sub(1);
         if !connection.flags.dirty {

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 
+use deeperhub_protocol::deflate::{self, Params};
 use deeperhub_protocol::handshake::{AcceptKey, Parsed, Refusal, Request};
 
 use crate::config::Config;
@@ -20,11 +21,13 @@ pub(crate) struct Handshake<S> {
     /// Decided before the request was read: there is no place for it.
     pub(crate) refusal: Option<Refusal>,
     pub(crate) deciding: Option<(AcceptKey, Deciding<S>)>,
+    /// The compression that the client offered and will be answered.
+    pub(crate) deflate: Option<Params>,
 }
 
 impl<S> Handshake<S> {
     pub(crate) fn new(peer: SocketAddr, refusal: Option<Refusal>) -> Self {
-        Self { peer, head: Vec::new(), refusal, deciding: None }
+        Self { peer, head: Vec::new(), refusal, deciding: None, deflate: None }
     }
 
     /// Takes in what came. `None`: the head is not complete yet.
@@ -52,6 +55,7 @@ impl<S> Handshake<S> {
             return Err(refusal);
         }
         let key = request.check_upgrade()?;
+        self.deflate = deflate::negotiate(&config.compression, request.extensions())?;
         Ok((request, key))
     }
 }

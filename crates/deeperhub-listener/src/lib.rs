@@ -56,6 +56,7 @@
 mod accept;
 mod config;
 mod connections;
+mod deflate;
 mod drain;
 mod handshake;
 mod listener;

@@ -87,6 +87,7 @@ impl Listener {
                 received: metrics.received_bytes.cell(index)?,
                 sent: metrics.sent_bytes.cell(index)?,
                 queue: metrics.queue_bytes.cell(index)?,
+                coders: metrics.coders(index)?,
             };
             let application = Arc::clone(&application);
             let (config, metrics) = (Arc::clone(&config), metrics.clone());

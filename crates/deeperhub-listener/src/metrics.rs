@@ -1,8 +1,11 @@
 //! What a listener counts.
 
 use deeperhub_metrics::{
-    Cells, Counter, Gauge, RegisterError, Registry, SharedCounter, SharedCounterVec, Unit,
+    CellError, Cells, Counter, CounterCell, Gauge, RegisterError, Registry, SharedCounter, SharedCounterVec,
+    Unit,
 };
+
+use crate::deflate::{Coders, Sizes};
 
 /// How handshakes end, in the order of [`Metrics::handshakes`].
 const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost"];
@@ -39,6 +42,46 @@ pub struct Metrics {
     pub received_bytes: Counter,
     /// Bytes written to sockets, handshakes included.
     pub sent_bytes: Counter,
+    /// Messages compressed. One that many clients get counts once, or at most once for each of its forms.
+    pub compressions: Counter,
+    /// Bytes of frames that went compressed, as they were before, for each receiver.
+    pub compression_input_bytes: Counter,
+    /// Bytes of the same frames as they went: the difference is what was saved.
+    pub compression_output_bytes: Counter,
+    /// Bytes of messages that came compressed, without frame headers.
+    pub decompression_input_bytes: Counter,
+    /// Bytes that came out of them.
+    pub decompression_output_bytes: Counter,
+}
+
+/// A worker's part of what is counted about compression.
+pub(crate) struct CoderCells {
+    compressions: CounterCell,
+    compression: [CounterCell; 2],
+    decompression: [CounterCell; 2],
+}
+
+impl CoderCells {
+    /// Counts what was done since the last call.
+    pub(crate) fn take(&mut self, coders: &mut Coders) {
+        // A worker without such connections has nothing to count: two comparisons.
+        if coders.incoming.sizes.input > 0 {
+            add(&mut self.decompression, &mut coders.incoming.sizes);
+        }
+        let runs = coders.outgoing.take_runs();
+        if runs > 0 {
+            self.compressions.add(runs);
+        }
+        if coders.outgoing.sizes.input > 0 {
+            add(&mut self.compression, &mut coders.outgoing.sizes);
+        }
+    }
+}
+
+fn add([input, output]: &mut [CounterCell; 2], sizes: &mut Sizes) {
+    let sizes = std::mem::take(sizes);
+    input.add(sizes.input);
+    output.add(sizes.output);
 }
 
 impl Metrics {
@@ -55,7 +98,26 @@ impl Metrics {
             queue_bytes: Gauge::new(cells),
             received_bytes: Counter::new(cells),
             sent_bytes: Counter::new(cells),
+            compressions: Counter::new(cells),
+            compression_input_bytes: Counter::new(cells),
+            compression_output_bytes: Counter::new(cells),
+            decompression_input_bytes: Counter::new(cells),
+            decompression_output_bytes: Counter::new(cells),
         }
+    }
+
+    pub(crate) fn coders(&self, worker: usize) -> Result<CoderCells, CellError> {
+        Ok(CoderCells {
+            compressions: self.compressions.cell(worker)?,
+            compression: [
+                self.compression_input_bytes.cell(worker)?,
+                self.compression_output_bytes.cell(worker)?,
+            ],
+            decompression: [
+                self.decompression_input_bytes.cell(worker)?,
+                self.decompression_output_bytes.cell(worker)?,
+            ],
+        })
     }
 
     /// Adds the instruments to `registry` under names that begin with `deeperhub_`.
@@ -115,6 +177,40 @@ impl Metrics {
             "Bytes written to sockets",
             Unit::Bytes,
             &self.sent_bytes,
+        )?;
+        self.register_compression(registry)
+    }
+
+    fn register_compression(&self, registry: &mut Registry) -> Result<(), RegisterError> {
+        registry.register(
+            "deeperhub_compressions_total",
+            "Messages compressed; one that many clients get counts once",
+            Unit::None,
+            &self.compressions,
+        )?;
+        registry.register(
+            "deeperhub_compression_input_bytes_total",
+            "Bytes of frames sent compressed, as they were before, for each receiver",
+            Unit::Bytes,
+            &self.compression_input_bytes,
+        )?;
+        registry.register(
+            "deeperhub_compression_output_bytes_total",
+            "Bytes of frames sent compressed, as they were sent, for each receiver",
+            Unit::Bytes,
+            &self.compression_output_bytes,
+        )?;
+        registry.register(
+            "deeperhub_decompression_input_bytes_total",
+            "Bytes of messages that came compressed",
+            Unit::Bytes,
+            &self.decompression_input_bytes,
+        )?;
+        registry.register(
+            "deeperhub_decompression_output_bytes_total",
+            "Bytes that came out of messages that came compressed",
+            Unit::Bytes,
+            &self.decompression_output_bytes,
         )
     }
 

@@ -7,10 +7,12 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use deeperhub_protocol::CloseReason;
+use deeperhub_protocol::deflate::Params;
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::handshake::{Refusal, Request};
 
 use crate::connections::Connections;
+use crate::deflate::Outgoing;
 use crate::outbox::Outbox;
 
 /// Names a connection within its worker while it is open. Used again after it closed.
@@ -138,6 +140,9 @@ pub struct Context<'a, L> {
     pub(crate) local: &'a mut L,
     pub(crate) outbox: &'a mut Outbox,
     pub(crate) arena: &'a mut Vec<u8>,
+    pub(crate) outgoing: &'a mut Outgoing,
+    /// The compression that was agreed on.
+    pub(crate) deflate: Option<Params>,
     pub(crate) close: &'a mut Option<CloseReason>,
     pub(crate) pause: &'a mut bool,
 }
@@ -159,16 +164,23 @@ impl<L> Context<'_, L> {
     }
 
     /// Sends what `write` appends: one or more complete frames (see `deeperhub_protocol::frame`). Nothing is
-    /// allocated where the socket takes it in this round.
+    /// allocated where the socket takes it in this round. With a client that agreed on compression, messages over
+    /// the threshold are compressed.
     pub fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.arena.len();
         write(self.arena);
+        if let Some(params) = self.deflate {
+            self.outgoing.replies(params, self.arena, start);
+        }
         self.outbox.push_arena(start, self.arena.len());
     }
 
     /// Sends a shared frame.
     pub fn send(&mut self, frame: &Frame) {
-        self.outbox.push(frame);
+        self.outbox.push(match self.deflate {
+            None => frame,
+            Some(params) => self.outgoing.shared(params, frame),
+        });
     }
 
     /// Closes the connection after what was sent so far. The first reason counts.

@@ -8,15 +8,16 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use deeperhub_metrics::{CounterCell, GaugeCell};
-use deeperhub_protocol::frame::{self, Incoming};
+use deeperhub_protocol::frame::{self, Extended, Incoming};
 use deeperhub_protocol::handshake::{self, Refusal};
 use deeperhub_protocol::{CloseCode, CloseReason};
 use tokio::sync::mpsc;
 
 use crate::connections::{Closing, Connection, Connections, Core, Flags, State, too_slow};
+use crate::deflate::{self, Coders};
 use crate::drain::Drain;
 use crate::handshake::Handshake;
-use crate::metrics::Outcome;
+use crate::metrics::{CoderCells, Outcome};
 use crate::outbox::Outbox;
 use crate::places::Place;
 use crate::session::{Application, Closed, Context, Local, Message, Peer, Session};
@@ -65,6 +66,7 @@ pub(crate) struct WorkerCells {
     pub(crate) received: CounterCell,
     pub(crate) sent: CounterCell,
     pub(crate) queue: GaugeCell,
+    pub(crate) coders: CoderCells,
 }
 
 pub(crate) struct Worker<'a, A: Application> {
@@ -135,6 +137,7 @@ impl<'a, A: Application> Worker<'a, A> {
 
         self.cells.received.add(std::mem::take(&mut self.core.received));
         self.cells.sent.add(std::mem::take(&mut self.core.sent));
+        self.cells.coders.take(&mut self.core.coders);
         if self.core.arena.capacity() > KEEP {
             self.core.arena = Vec::new();
         }
@@ -319,8 +322,10 @@ impl<'a, A: Application> Worker<'a, A> {
             State::Closing(Closing::CloseFrame) => {
                 let mut pos = 0;
                 loop {
-                    match connection.decoder.next(&self.core.limits, &mut self.scratch[..read], &mut pos) {
-                        Ok(Some(Incoming::Close(_))) => {
+                    let (deflate, input) = (connection.flags.deflate, &mut self.scratch[..read]);
+                    match deflate::skip(deflate, &mut connection.decoder, &self.core.limits, input, &mut pos)
+                    {
+                        Ok(Some(Extended::Plain(Incoming::Close(_)))) => {
                             connection.state = State::Closing(Closing::Nothing);
                             break self.core.mark_dirty(key);
                         }
@@ -357,7 +362,14 @@ impl<'a, A: Application> Worker<'a, A> {
         let Some((accept_key, _)) = handshake.deciding.take() else { return };
         let mut rest = std::mem::take(&mut handshake.head);
         let start = self.core.arena.len();
-        handshake::write_accept(&mut self.core.arena, &accept_key, accepted.subprotocol.as_deref(), None);
+        connection.flags.deflate = handshake.deflate;
+        let extensions = handshake.deflate.map(|params| params.header_value());
+        handshake::write_accept(
+            &mut self.core.arena,
+            &accept_key,
+            accepted.subprotocol.as_deref(),
+            extensions.as_deref(),
+        );
         connection.outbox.push_arena(start, self.core.arena.len());
         connection.state = State::Open(accepted.session);
         self.core.open += 1;
@@ -405,9 +417,14 @@ impl<'a, A: Application> Worker<'a, A> {
         let mut pos = 0;
         let (local, now, arena, limits) = (&mut self.local, core.now, &mut core.arena, &core.limits);
         let max_queue_bytes = core.config.max_queue_bytes;
+        let (deflate, Coders { outgoing, incoming }) = (flags.deflate, &mut core.coders);
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
-                let message = match decoder.next(limits, input, &mut pos) {
+                let next = match deflate {
+                    None => decoder.next(limits, input, &mut pos),
+                    Some(params) => incoming.next(key, params, decoder, limits, input, &mut pos),
+                };
+                let message = match next {
                     Ok(None) => return Decoded::All,
                     Ok(Some(Incoming::Text(text))) => Message::Text(text),
                     Ok(Some(Incoming::Binary(bytes))) => Message::Binary(bytes),
@@ -438,6 +455,8 @@ impl<'a, A: Application> Worker<'a, A> {
                     local: &mut *local,
                     outbox: &mut *outbox,
                     arena: &mut *arena,
+                    outgoing: &mut *outgoing,
+                    deflate,
                     close: &mut close,
                     pause: &mut pause,
                 };
@@ -495,6 +514,8 @@ impl<'a, A: Application> Worker<'a, A> {
             local: &mut self.local,
             outbox,
             arena: &mut core.arena,
+            outgoing: &mut core.coders.outgoing,
+            deflate: flags.deflate,
             close: &mut close,
             pause: &mut pause,
         };
@@ -625,7 +646,9 @@ impl<'a, A: Application> Worker<'a, A> {
 
     fn remove(&mut self, key: u32) {
         // The lists may still hold the key: all that look at them check what they find.
-        drop(self.core.connections.try_remove(key as usize));
+        if let Some(connection) = self.core.connections.try_remove(key as usize) {
+            self.core.coders.incoming.forget(key, connection.flags.deflate);
+        }
     }
 
     /// One write for each connection that got something in this round.
@@ -845,6 +868,7 @@ fn bury<S>(core: &mut Core<S>) {
     core.dirty.clear();
     core.to_close.clear();
     core.arena.clear();
+    core.coders = Coders::new(&core.config.compression);
     core.open = 0;
     core.paused = 0;
 }

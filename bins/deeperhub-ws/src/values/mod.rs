@@ -140,7 +140,7 @@ macro_rules! literal {
     };
 }
 
-literal!(plain: usize, u32, u16);
+literal!(plain: bool, usize, u32, u16, u8);
 literal!(quoted: String, Time, Host, Address, Switchable<Address>, UrlPath, NodeId);
 literal!(named: LogLevel, LogFormat);
 

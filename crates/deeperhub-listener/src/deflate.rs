@@ -1,0 +1,135 @@
+//! Compression on one worker: coders that all of its connections share, so that an idle connection holds none.
+
+use std::collections::HashMap;
+
+use deeperhub_protocol::deflate::{self, Deflater, History, Inflater, Params};
+use deeperhub_protocol::frame::{Extended, Frame, FrameDecoder, FrameError, FrameLimits, Incoming};
+
+/// What a worker compresses and decompresses with. Holds no memory until a connection needs it.
+#[derive(Debug)]
+pub(crate) struct Coders {
+    pub(crate) outgoing: Outgoing,
+    pub(crate) incoming: Decompression,
+}
+
+impl Coders {
+    pub(crate) fn new(config: &deflate::Config) -> Self {
+        Self {
+            outgoing: Outgoing { deflater: Deflater::new(config), runs: 0, sizes: Sizes::default() },
+            incoming: Decompression {
+                inflater: Inflater::new(),
+                histories: HashMap::new(),
+                sizes: Sizes::default(),
+            },
+        }
+    }
+}
+
+/// Bytes that went into a coder and came out of it, since they were last taken.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sizes {
+    pub(crate) input: u64,
+    pub(crate) output: u64,
+}
+
+/// What is sent to connections that agreed on compression.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    deflater: Deflater,
+    /// Of [`Deflater::runs`], those that were taken.
+    runs: u64,
+    /// Of the frames that went compressed, for each receiver.
+    pub(crate) sizes: Sizes,
+}
+
+impl Outgoing {
+    /// The form of a shared frame that a client can take, compressed at first need.
+    pub(crate) fn shared<'f>(&mut self, params: Params, frame: &'f Frame) -> &'f Frame {
+        let form = frame.for_receiver(&mut self.deflater, params);
+        if !std::ptr::eq(form, frame) {
+            self.sizes.input += frame.len() as u64;
+            self.sizes.output += form.len() as u64;
+        }
+        form
+    }
+
+    /// Compresses a connection's own replies, `arena[start..]`, in their place.
+    pub(crate) fn replies(&mut self, params: Params, arena: &mut Vec<u8>, start: usize) {
+        let saved = deflate::compress_frames(&mut self.deflater, params, arena, start);
+        if saved > 0 {
+            let output = arena.len() - start;
+            self.sizes.input += (output + saved) as u64;
+            self.sizes.output += output as u64;
+        }
+    }
+
+    /// Messages that were compressed since this was last asked.
+    pub(crate) fn take_runs(&mut self) -> u64 {
+        let runs = self.deflater.runs();
+        runs - std::mem::replace(&mut self.runs, runs)
+    }
+}
+
+/// What comes from connections that agreed on compression.
+#[derive(Debug)]
+pub(crate) struct Decompression {
+    inflater: Inflater,
+    /// What clients that refer to their earlier messages can refer to: only theirs, from the first on, each at most
+    /// 32 KiB.
+    histories: HashMap<u32, History>,
+    /// Of the messages that came compressed.
+    pub(crate) sizes: Sizes,
+}
+
+impl Decompression {
+    /// As [`FrameDecoder::next`], for a connection that agreed on `params`. The limit on messages holds while they
+    /// are decompressed, too.
+    pub(crate) fn next<'a>(
+        &'a mut self,
+        key: u32,
+        params: Params,
+        decoder: &'a mut FrameDecoder,
+        limits: &FrameLimits,
+        input: &'a mut [u8],
+        pos: &mut usize,
+    ) -> Result<Option<Incoming<'a>>, FrameError> {
+        let (kind, payload) = match decoder.next_extended(limits, input, pos)? {
+            None => return Ok(None),
+            Some(Extended::Plain(incoming)) => return Ok(Some(incoming)),
+            Some(Extended::Marked { kind, payload }) => (kind, payload),
+        };
+        let history = (!params.client_no_context_takeover()).then(|| self.histories.entry(key).or_default());
+        let message = self.inflater.decode(history, limits.max_message_bytes, kind, payload)?;
+        self.sizes.input += payload.len() as u64;
+        self.sizes.output += match message {
+            Incoming::Text(text) => text.len() as u64,
+            Incoming::Binary(bytes) => bytes.len() as u64,
+            _ => 0,
+        };
+        Ok(Some(message))
+    }
+
+    /// Forgets what a connection that agreed on `params` has sent.
+    pub(crate) fn forget(&mut self, key: u32, params: Option<Params>) {
+        if params.is_some_and(|params| !params.client_no_context_takeover()) {
+            self.histories.remove(&key);
+            if self.histories.is_empty() {
+                self.histories.shrink_to_fit();
+            }
+        }
+    }
+}
+
+/// As [`FrameDecoder::next_extended`], for a connection whose messages no longer count: nothing is decompressed.
+pub(crate) fn skip<'a>(
+    params: Option<Params>,
+    decoder: &'a mut FrameDecoder,
+    limits: &FrameLimits,
+    input: &'a mut [u8],
+    pos: &mut usize,
+) -> Result<Option<Extended<'a>>, FrameError> {
+    match params {
+        Some(_) => decoder.next_extended(limits, input, pos),
+        None => decoder.next(limits, input, pos).map(|incoming| incoming.map(Extended::Plain)),
+    }
+}
