@@ -1,6 +1,6 @@
 //! Drives a running server and measures it: `deeperhub-ws bench`.
 //!
-//! A run is a [`Plan`](plan::Plan), carried out by one [`Worker`](worker::Worker) for each thread. A worker is a loop
+//! A run is a [`Plan`], carried out by one [`Worker`] for each thread. A worker is a loop
 //! over its connections: no task, no queue and no timer of their own, one buffer to read into and one to write from,
 //! so that the generator is not what is measured. Every message carries a [`Stamp`](stamp::Stamp), from which its
 //! receiver tells latency, loss, duplicates and order.
