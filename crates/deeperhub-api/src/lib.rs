@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use deeperhub_node::NodeHandle;
 
 pub use config::ApiConfig;
@@ -57,6 +57,7 @@ pub fn router(node: NodeHandle, config: ApiConfig) -> Router {
         .route("/v1/clients", get(routes::clients))
         .route("/v1/clients/{client_id}", get(routes::client).delete(routes::disconnect))
         .route("/v1/clients/{client_id}/messages", post(routes::send_to_client))
+        .route("/v1/users/{user}", delete(routes::disconnect_user))
         .route("/v1/users/{user}/messages", post(routes::send_to_user))
         .route("/v1/broadcast", post(routes::broadcast))
         .route("/v1/events", get(routes::events))

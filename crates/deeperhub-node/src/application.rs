@@ -14,9 +14,6 @@ use crate::session::Session;
 /// The subprotocol of this version of the messages.
 const SUBPROTOCOL: &str = "deeperhub.v1.json";
 
-/// Subprotocols that begin so carry a token.
-const BEARER: &str = "bearer.";
-
 /// What the listener runs for a node.
 #[derive(Debug)]
 pub(crate) struct Application {
@@ -36,10 +33,8 @@ impl Application {
             .check(request.origin(), request.host(), peer.tls)
             .map_err(|error| Refusal::origin_not_allowed(error.to_string()))?;
         let subprotocol = subprotocol(request)?;
-        if brings_token(request) {
-            return Err(Refusal::unauthorized("this server has no keys to check tokens with"));
-        }
-        let session = Session::new(peer.address, request.origin(), self.unnamed.clone());
+        let login = self.hub.config.auth.decide(request)?;
+        let session = Session::new(peer.address, request.origin(), self.unnamed.clone(), login);
         Ok(Accepted { session, subprotocol: subprotocol.map(Into::into) })
     }
 }
@@ -61,7 +56,8 @@ impl deeperhub_listener::Application for Application {
     }
 }
 
-/// The subprotocol to answer with (RFC 6455 section 4.2.2): one that was offered, or none where none was.
+/// The subprotocol to answer with (RFC 6455 section 4.2.2): one that was offered, or none where none was. One that
+/// carries a token is never answered with, so it must not be the only one: a browser would end the connection.
 fn subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
     let mut offered = false;
     for name in request.subprotocols() {
@@ -76,11 +72,4 @@ fn subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
         ));
     }
     Ok(None)
-}
-
-fn brings_token(request: &Request) -> bool {
-    let bearer = |value: &str| value.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer "));
-    request.headers("authorization").any(bearer)
-        || request.subprotocols().any(|name| name.starts_with(BEARER))
-        || request.query_value("token").is_some()
 }

@@ -1,6 +1,8 @@
 use crate::canary::CanaryConfig;
 use deeperhub_security::{OriginPolicy, RateLimit};
 
+use crate::AuthConfig;
+
 /// What a node allows, with the defaults of the README's table.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -9,8 +11,13 @@ pub struct Config {
     pub listener: deeperhub_listener::Config,
     /// Which web pages may connect. Default: those of the host that the request was made to.
     pub origins: OriginPolicy,
+    /// Tokens. Default: none are needed, and none are taken for good.
+    pub auth: AuthConfig,
     /// Messages of one connection; `None`: no limit. Default 100 per second, burst 200.
     pub rate_limit: Option<RateLimit>,
+    /// Bytes of one connection's messages; a message larger than the burst counts as the burst. `None`: no limit but
+    /// that of messages and their size, the default.
+    pub byte_rate_limit: Option<RateLimit>,
     /// Subscriptions of one connection. Default 128.
     pub max_subscriptions: usize,
     /// This node's name: 1 to 32 bytes of `A-Z a-z 0-9 _ -`; client ids start with it. `None`: random, the default.
@@ -28,7 +35,9 @@ impl Default for Config {
         Self {
             listener: deeperhub_listener::Config::default(),
             origins: OriginPolicy::default(),
+            auth: AuthConfig::default(),
             rate_limit: Some(RateLimit::default()),
+            byte_rate_limit: None,
             max_subscriptions: 128,
             node_id: None,
             events: deeperhub_events::Config::default(),

@@ -116,7 +116,7 @@ impl NodeHandle {
         Delivered { count, cluster_unavailable: false }
     }
 
-    /// Sends to every client that is connected now.
+    /// Sends to every client that is connected now; where tokens are required, to those with one.
     pub async fn broadcast(&self, message: RawJson<'_>) -> Delivered {
         let frame = ServerMessage::Raw(message).to_frame();
         // All workers begin before the first is waited for.
@@ -145,6 +145,19 @@ impl NodeHandle {
             Some(true) => Ok(()),
             _ => Err(ClientNotFound),
         }
+    }
+
+    /// Closes every connection of a user with 4003.
+    ///
+    /// It keeps nobody out: a client with a token that is still good may come back.
+    pub async fn disconnect_user(&self, user: &str) -> Delivered {
+        let mut count = 0;
+        for worker in 0..self.hub.requests.len() {
+            let user = user.to_owned();
+            count +=
+                self.ask(worker, |reply| Request::DisconnectUser { user, reply }).await.unwrap_or_default();
+        }
+        Delivered { count, cluster_unavailable: false }
     }
 
     /// One connection.

@@ -62,6 +62,10 @@ pub(crate) enum Request {
         client: Place,
         reply: oneshot::Sender<bool>,
     },
+    DisconnectUser {
+        user: String,
+        reply: oneshot::Sender<u64>,
+    },
     Client {
         client: Place,
         reply: oneshot::Sender<Option<ClientInfo>>,

@@ -20,6 +20,7 @@
 
 mod application;
 mod canary;
+mod auth;
 mod commands;
 mod config;
 mod handle;
@@ -33,6 +34,7 @@ mod phase;
 mod session;
 
 pub use canary::CanaryConfig;
+pub use auth::AuthConfig;
 pub use config::Config;
 pub use handle::{ClientInfo, ClientNotFound, CursorError, Delivered, NodeHandle, Page, TopicInfo};
 pub use health::{Check, Health, Unready};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::{self, Poll};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use deeperhub_events::{Details, Event, EventKind};
 use deeperhub_listener::{Connections, Key};
@@ -12,6 +12,7 @@ use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
 use deeperhub_router::{Flow, LOOPBACK, Shard, ShardId};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::auth::unix_seconds;
 use crate::handle::ClientInfo;
 use crate::hub::{Delivery, Hub, Request};
 use crate::id::Place;
@@ -34,6 +35,8 @@ pub(crate) struct Local {
     users: HashMap<Arc<str>, Vec<Key>>,
     /// Sessions that wait for other workers to catch up before they read on.
     pub(crate) paused: Vec<Key>,
+    /// The time of a round, and the same in seconds since 1970.
+    clock: Option<(Instant, u64)>,
     inbox: Option<mpsc::Receiver<Request>>,
     broadcast: Option<Broadcast>,
 }
@@ -76,6 +79,7 @@ impl Local {
             next_serial: start >> 24,
             users: HashMap::new(),
             paused: Vec::new(),
+            clock: None,
             inbox: hub.take_inbox(worker),
             broadcast: None,
             hub: Arc::clone(hub),
@@ -85,6 +89,18 @@ impl Local {
     pub(crate) fn serial(&mut self) -> u64 {
         self.next_serial += 1;
         self.next_serial
+    }
+
+    /// Seconds since 1970 at the time of a round, which the system is asked for once.
+    pub(crate) fn unix_seconds(&mut self, round: Instant) -> u64 {
+        match self.clock {
+            Some((at, seconds)) if at == round => seconds,
+            _ => {
+                let seconds = unix_seconds();
+                self.clock = Some((round, seconds));
+                seconds
+            }
+        }
     }
 
     pub(crate) fn add_user(&mut self, user: &Arc<str>, key: Key) {
@@ -149,10 +165,16 @@ impl Local {
             Request::Disconnect { client, reply } => {
                 let found = Self::find(client, connections).is_some();
                 if found {
-                    let reason = CloseReason::new(CloseCode::Disconnected, "disconnected by the server API");
-                    connections.close(client.key, reason);
+                    connections.close(client.key, disconnected());
                 }
                 let _ = reply.send(found);
+            }
+            Request::DisconnectUser { user, reply } => {
+                let keys = self.users.get(user.as_str()).cloned().unwrap_or_default();
+                for &key in &keys {
+                    connections.close(key, disconnected());
+                }
+                let _ = reply.send(keys.len() as u64);
             }
             Request::Client { client, reply } => {
                 let info = Self::find(client, connections).map(|session| info(session, &self.shard));
@@ -181,8 +203,11 @@ impl Local {
                 return false;
             }
             broadcast.next = key + 1;
-            let older = connections.session(key).is_some_and(|session| session.place.serial < broadcast.end);
-            if older && self.send(key, &broadcast.frame, connections) {
+            // One that must bring a token first is none of the clients that a backend has in mind.
+            let is_meant = connections.session(key).is_some_and(|session| {
+                session.place.serial < broadcast.end && session.is_admitted(&self.hub)
+            });
+            if is_meant && self.send(key, &broadcast.frame, connections) {
                 broadcast.reached += 1;
             }
         }
@@ -274,10 +299,14 @@ impl Drop for Local {
     }
 }
 
+fn disconnected() -> CloseReason {
+    CloseReason::new(CloseCode::Disconnected, "disconnected by the server API")
+}
+
 fn info(session: &Session, shard: &Shard<Delivery>) -> ClientInfo {
     ClientInfo {
         client_id: session.client_id.clone(),
-        user: session.user.as_deref().map(str::to_owned),
+        user: session.user().map(|user| user.to_string()),
         subscriptions: shard.subscriptions(session.place.key).map(str::to_owned).collect(),
     }
 }

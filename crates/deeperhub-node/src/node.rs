@@ -34,6 +34,9 @@ pub enum StartError {
     /// The listener did not start.
     #[error(transparent)]
     Listener(#[from] deeperhub_listener::StartError),
+    /// Tokens are required, and there is nothing to verify them with.
+    #[error("tokens are required, and there is no authenticator")]
+    NoAuthenticator,
     /// The name of the node is not 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
     #[error("node id {0:?} is not 1 to 32 bytes of A-Z a-z 0-9 _ -")]
     NodeId(String),
@@ -73,6 +76,9 @@ impl Node {
     ///
     /// [`StartError`]; then nothing runs.
     pub fn start(address: SocketAddr, mut config: Config) -> Result<Self, StartError> {
+        if config.auth.required && config.auth.authenticator.is_none() {
+            return Err(StartError::NoAuthenticator);
+        }
         let node_id = match config.node_id.take() {
             Some(node_id) if is_node_id(&node_id) => node_id,
             Some(node_id) => return Err(StartError::NodeId(node_id)),

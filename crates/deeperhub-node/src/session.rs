@@ -9,9 +9,11 @@ use deeperhub_events::{Details, EventKind};
 use deeperhub_listener::{Closed, Context, Key, Message};
 use deeperhub_protocol::message::{ClientMessage, Command, MessageError, MessageId, ServerMessage};
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode};
-use deeperhub_security::{RateLimit, RateLimiter};
+use deeperhub_security::RateLimiter;
 
+use crate::auth::Login;
 use crate::commands;
+use crate::hub::Hub;
 use crate::id::Place;
 use crate::local::Local;
 use crate::metrics::{RECEIVED_BINARY, RECEIVED_INVALID, Sent};
@@ -27,11 +29,13 @@ const LEAST_OFFENCES: u32 = 10;
 pub(crate) struct Session {
     pub(crate) place: Place,
     pub(crate) client_id: ClientId,
-    pub(crate) user: Option<Arc<str>>,
+    /// Boxed, since most connections of most hubs have none.
+    pub(crate) login: Option<Box<Login>>,
     pub(crate) received: u64,
     pub(crate) sent: u64,
     opened: Option<Instant>,
     limiter: RateLimiter,
+    byte_limiter: RateLimiter,
     /// When the window of refusals began, and how many there were since.
     offences: Option<(Instant, u32)>,
     peer: SocketAddr,
@@ -40,19 +44,35 @@ pub(crate) struct Session {
 
 impl Session {
     /// A connection that is about to open; it gets its place and its id when it does.
-    pub(crate) fn new(peer: SocketAddr, origin: Option<&str>, unnamed: ClientId) -> Self {
+    pub(crate) fn new(
+        peer: SocketAddr,
+        origin: Option<&str>,
+        unnamed: ClientId,
+        login: Option<Login>,
+    ) -> Self {
         Self {
             place: Place { worker: 0, key: 0, serial: 0 },
             client_id: unnamed,
-            user: None,
+            login: login.map(Box::new),
             received: 0,
             sent: 0,
             opened: None,
             limiter: RateLimiter::default(),
+            byte_limiter: RateLimiter::default(),
             offences: None,
             peer,
             origin: origin.map(Into::into),
         }
+    }
+
+    /// The user of the token.
+    pub(crate) fn user(&self) -> Option<&Arc<str>> {
+        self.login.as_ref().map(|login| &login.user)
+    }
+
+    /// Whether the connection may do more than bring a token.
+    pub(crate) fn is_admitted(&self, hub: &Hub) -> bool {
+        !hub.config.auth.required || self.login.is_some()
     }
 
     /// Sends a reply.
@@ -86,16 +106,22 @@ impl Session {
         self.reply(Sent::Error, error, cx);
     }
 
-    /// Whether the rate limit lets a message through; otherwise how long to wait.
-    fn admit(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
+    /// Whether the rate limits let a message of `bytes` through; otherwise how long to wait.
+    fn admit(&mut self, bytes: usize, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
         let now = cx.now();
         let hub = &cx.local().hub;
-        let Some(limit) = &hub.config.rate_limit else { return Ok(()) };
-        self.limiter.check(limit, now.saturating_duration_since(hub.started)).map_err(|retry| retry.0)
+        let now = now.saturating_duration_since(hub.started);
+        if let Some(limit) = &hub.config.rate_limit {
+            self.limiter.check(limit, now).map_err(|retry| retry.0)?;
+        }
+        if let Some(limit) = &hub.config.byte_rate_limit {
+            self.byte_limiter.check_amount(limit, bytes, now).map_err(|retry| retry.0)?;
+        }
+        Ok(())
     }
 
     /// Counts a refused message, and closes the connection if there were too many.
-    fn offend(&mut self, limit: RateLimit, cx: &mut Context<'_, Local>) {
+    fn offend(&mut self, cx: &mut Context<'_, Local>) {
         let now = cx.now();
         let (since, count) = match self.offences {
             Some((since, count)) if now.saturating_duration_since(since) < OFFENCE_WINDOW => {
@@ -104,13 +130,14 @@ impl Session {
             _ => (now, 1),
         };
         self.offences = Some((since, count));
-        if count >= limit.burst.get().max(LEAST_OFFENCES) {
+        let burst = cx.local().hub.config.rate_limit.map_or(0, |limit| limit.burst.get());
+        if count >= burst.max(LEAST_OFFENCES) {
             cx.close(CloseReason::new(CloseCode::PolicyViolation, "kept violating the rate limit"));
         }
     }
 
     fn on_text(&mut self, text: &str, cx: &mut Context<'_, Local>) {
-        let admitted = self.admit(cx);
+        let admitted = self.admit(text.len(), cx);
         let message = ClientMessage::parse(text);
         if let Err(wait) = admitted {
             let id = message.as_ref().map_or_else(|error| error.id, |message| message.id);
@@ -143,6 +170,9 @@ impl Session {
 
     fn carry_out(&mut self, message: &ClientMessage<'_>, cx: &mut Context<'_, Local>) {
         let id = message.id;
+        if !self.is_admitted(&cx.local().hub) && !matches!(message.command, Command::Authenticate { .. }) {
+            return self.refuse_without_token(id, cx);
+        }
         match &message.command {
             Command::Echo { data } => commands::echo(self, id, *data, cx),
             Command::Subscribe { subscription } => commands::subscribe(self, id, subscription, cx),
@@ -156,6 +186,11 @@ impl Session {
         }
     }
 
+    fn refuse_without_token(&mut self, id: Option<MessageId<'_>>, cx: &mut Context<'_, Local>) {
+        let error = refusal(id, ErrorCode::Unauthorized, "authenticate first");
+        self.reply_error(&error.to_message(), cx);
+    }
+
     fn refuse_for_rate(&mut self, id: Option<MessageId<'_>>, wait: Duration, cx: &mut Context<'_, Local>) {
         let error = ServerMessage::Error {
             id,
@@ -166,9 +201,7 @@ impl Session {
             retry_after_ms: Some(milliseconds(wait)),
         };
         self.reply_error(&error, cx);
-        if let Some(limit) = cx.local().hub.config.rate_limit {
-            self.offend(limit, cx);
-        }
+        self.offend(cx);
     }
 }
 
@@ -184,11 +217,11 @@ impl deeperhub_listener::Session for Session {
         }
         self.opened = Some(now);
         local.metrics.active.inc();
-        if let Some(user) = &self.user {
+        if let Some(user) = self.user() {
             local.add_user(user, key);
         }
         local.event(EventKind::Connected, &self.client_id, || Details::Connected {
-            user: self.user.clone(),
+            user: self.user().cloned(),
             peer: self.peer,
             origin: self.origin.clone(),
         });
@@ -214,7 +247,8 @@ impl deeperhub_listener::Session for Session {
                 let local = cx.local();
                 local.metrics.size.observe(bytes.len() as u64);
                 local.metrics.received.inc(RECEIVED_BINARY);
-                match self.admit(cx) {
+                match self.admit(bytes.len(), cx) {
+                    Ok(()) if !self.is_admitted(&cx.local().hub) => self.refuse_without_token(None, cx),
                     Ok(()) => {
                         cx.local().event(EventKind::BinaryReceived, &self.client_id, || {
                             Details::BinaryReceived { payload: bytes.into() }
@@ -226,6 +260,24 @@ impl deeperhub_listener::Session for Session {
         }
     }
 
+    fn on_tick(&mut self, cx: &mut Context<'_, Local>) {
+        let now = cx.now();
+        let local = cx.local();
+        let reason = match &self.login {
+            Some(login) if login.has_expired(local.unix_seconds(now)) => "the token has expired",
+            Some(_) => return,
+            None => {
+                let auth = &local.hub.config.auth;
+                let is_late = |opened: Instant| now.saturating_duration_since(opened) >= auth.grace;
+                if !auth.required || !self.opened.is_some_and(is_late) {
+                    return;
+                }
+                "no token within the grace time"
+            }
+        };
+        cx.close(CloseReason::new(CloseCode::TokenExpired, reason));
+    }
+
     fn on_farewell(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
         ServerMessage::Goodbye { reason, retry_after_ms: retry_after.map(milliseconds) }.write_frame(out);
         self.sent += 1;
@@ -235,7 +287,7 @@ impl deeperhub_listener::Session for Session {
         let ended = local.shard.remove(key);
         local.metrics.subscriptions.add(-(ended as i64));
         local.metrics.active.dec();
-        if let Some(user) = &self.user {
+        if let Some(user) = self.user() {
             local.remove_user(user, key);
         }
         local.paused.retain(|&paused| paused != key);
@@ -291,6 +343,22 @@ pub(crate) fn refusal<'a>(
     message: &'static str,
 ) -> MessageError<'a> {
     MessageError { code, id, field: None, message: Cow::Borrowed(message) }
+}
+
+/// The reply to a message about a topic that the client's token does not grant.
+pub(crate) fn forbidden<'a>(
+    id: Option<MessageId<'a>>,
+    topic: &'a str,
+    message: &'static str,
+) -> ServerMessage<'a> {
+    ServerMessage::Error {
+        id,
+        code: ErrorCode::Forbidden,
+        message,
+        field: None,
+        topic: Some(topic),
+        retry_after_ms: None,
+    }
 }
 
 /// Whether a close by the server says that something went wrong with the connection.

@@ -87,6 +87,35 @@ impl RateLimiter {
         self.arrival = store.arrival.get();
         checked.map_err(|not_until| retry_after(&not_until, now))
     }
+
+    /// As [`check`](Self::check) for `amount` at once, such as the bytes of a message. None are always granted; more
+    /// than the burst take the whole burst, so that what is larger than it is granted now and then, not never.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check).
+    #[inline]
+    pub fn check_amount(
+        &mut self,
+        limit: &RateLimit,
+        amount: usize,
+        now: Duration,
+    ) -> Result<(), RetryAfter> {
+        let amount = u32::try_from(amount).unwrap_or(u32::MAX).min(limit.burst.get());
+        let Some(amount) = NonZeroU32::new(amount) else { return Ok(()) };
+        let now = nanos(now);
+        let store = Arrival { arrival: Cell::new(self.arrival), now };
+        let limiter =
+            governor::RateLimiter::<_, _, _, NoOpMiddleware<Nanos>>::new(limit.quota(), &store, At(now));
+        let checked = limiter.check_n(amount);
+        self.arrival = store.arrival.get();
+        match checked {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(not_until)) => Err(retry_after(&not_until, now)),
+            // More than the burst, which the amount was cut to.
+            Err(_) => Ok(()),
+        }
+    }
 }
 
 /// The state of one check. The limiter starts at `now`, so it counts from there.
@@ -254,6 +283,25 @@ mod tests {
         assert_eq!(granted(&mut limiter, limit, Duration::from_secs(1)), 100);
         assert_eq!(granted(&mut limiter, limit, Duration::from_secs(3)), 200);
         assert_eq!(granted(&mut limiter, limit, Duration::from_secs(9000)), 200);
+    }
+
+    #[test]
+    fn an_amount_counts_as_often_as_it_is_large() {
+        let (mut limiter, limit, now) = (RateLimiter::default(), limit(100, 200), Duration::from_secs(7));
+        assert_eq!(limiter.check_amount(&limit, 150, now), Ok(()));
+        assert_eq!(limiter.check_amount(&limit, 100, now), Err(RetryAfter(Duration::from_millis(500))));
+        assert_eq!(limiter.check_amount(&limit, 0, now), Ok(()));
+        assert_eq!(limiter.check_amount(&limit, 50, now), Ok(()));
+        assert_eq!(limiter.check_amount(&limit, 1, now), Err(RetryAfter(Duration::from_millis(10))));
+        assert_eq!(limiter.check_amount(&limit, 100, now + Duration::from_secs(1)), Ok(()));
+    }
+
+    #[test]
+    fn an_amount_over_the_burst_takes_all_of_it() {
+        let (mut limiter, limit, now) = (RateLimiter::default(), limit(100, 200), Duration::from_secs(7));
+        assert_eq!(limiter.check_amount(&limit, usize::MAX, now), Ok(()));
+        assert_eq!(limiter.check_amount(&limit, 1000, now), Err(RetryAfter(Duration::from_secs(2))));
+        assert_eq!(limiter.check_amount(&limit, 1000, now + Duration::from_secs(2)), Ok(()));
     }
 
     #[test]

@@ -6,7 +6,8 @@
 
 use deeperhub_protocol::{ErrorCode, Subscription, Topic};
 use deeperhub_security::auth::{
-    Advice, AuthError, Authenticator, Config, Jwks, KeyError, Keys, MAX_KEYS, MAX_PATTERNS, MintError, mint,
+    Advice, AuthError, Authenticator, Config, Jwks, KeyError, Keys, MAX_KEYS, MAX_PATTERNS, MintError,
+    Recipient, Reloadable, mint, mint_for,
 };
 use deeperhub_security::{Claims, Grants, Secret};
 use jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER;
@@ -513,6 +514,37 @@ fn a_token_is_not_made_where_it_would_be_refused() {
 }
 
 /// Everything that can be shown, of what holds keys or tells of tokens.
+#[test]
+fn a_token_is_made_for_an_audience_and_from_an_issuer() {
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+    let authenticator = Authenticator::new(Config {
+        secret: Some(secret()),
+        audience: names(&["hub", "other"]),
+        issuer: names(&["me"]),
+        ..Config::default()
+    });
+    let authenticator = authenticator.unwrap();
+    let made = |audience, issuer| {
+        let recipient = Recipient { audience, issuer };
+        mint_for(&secret(), "ada", &Grants::default(), recipient, NOW, Duration::from_secs(9)).unwrap()
+    };
+    assert_eq!(&*authenticator.verify(&made(Some("hub"), Some("me")), NOW).unwrap().user, "ada");
+    refused(&authenticator, &made(None, Some("me")), "aud does not name");
+    refused(&authenticator, &made(Some("hub"), Some("you")), "iss is not one");
+}
+
+#[test]
+fn a_swapped_authenticator_verifies_with_the_new_keys_only() {
+    let new = Secret::new("another secret for tests: 32 b.");
+    let reloadable = Reloadable::new(with_secret());
+    let token = |secret| mint(secret, "ada", &Grants::default(), NOW, Duration::from_secs(9)).unwrap();
+    let verify = |token: &str| reloadable.current().verify(token, NOW).map(|claims| claims.user);
+    assert!(verify(&token(&secret())).is_ok() && verify(&token(&new)).is_err());
+    reloadable
+        .replace(Authenticator::new(Config { secret: Some(new.clone()), ..Config::default() }).unwrap());
+    assert!(verify(&token(&secret())).is_err() && verify(&token(&new)).is_ok());
+}
+
 #[test]
 fn nothing_of_a_token_or_a_key_is_shown() {
     let hidden = "correcthorsebatterystaple";

@@ -8,7 +8,7 @@ use deeperhub_node::{ClientInfo, ClientNotFound};
 use deeperhub_protocol::ClientId;
 use serde_json::{Value, json};
 
-use super::{PathText, answer, paging, path};
+use super::{PathText, answer, paging, path, told};
 use crate::Api;
 use crate::error::ApiError;
 
@@ -56,6 +56,22 @@ pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathText)
         let client_id = ClientId::parse(&path(client_id)?).ok_or(ClientNotFound)?;
         api.node.disconnect(&client_id).await?;
         Ok(json!({}))
+    };
+    answer(disconnect().await)
+}
+
+/// Closes every connection of a user with 4003.
+#[utoipa::path(
+    delete, path = "/v1/users/{user}", tag = "clients",
+    params(("user" = String, Path, description = "Percent-encoded")),
+    responses(
+        (status = 200, description = "How many there were: `{\"clients\": n}`"), (status = 400, body = ApiError)
+    )
+)]
+pub(crate) async fn disconnect_user(State(api): State<Arc<Api>>, user: PathText) -> Response {
+    let disconnect = async || {
+        let user = path(user)?;
+        Ok(told(api.node.disconnect_user(&user).await, "clients"))
     };
     answer(disconnect().await)
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use deeperhub_node::{ClientNotFound, Delivered};
+use deeperhub_node::ClientNotFound;
 use deeperhub_protocol::message::{TraceContext, check_server_object};
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 use serde_json::json;
 
-use super::{Body, PathText, answer, path, text};
+use super::{Body, PathText, answer, path, text, told};
 use crate::Api;
 use crate::error::ApiError;
 
@@ -88,14 +88,4 @@ pub(crate) async fn broadcast(State(api): State<Arc<Api>>, body: Body) -> Respon
         Ok(told(api.node.broadcast(message).await, "clients"))
     };
     answer(send().await)
-}
-
-/// What a publish or a send reached.
-fn told(delivered: Delivered, what: &str) -> serde_json::Value {
-    let mut told = serde_json::Map::new();
-    told.insert(what.to_owned(), delivered.count.into());
-    if delivered.cluster_unavailable {
-        told.insert("cluster".to_owned(), "unavailable".into());
-    }
-    told.into()
 }

@@ -13,9 +13,10 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use deeperhub_node::Delivered;
 use utoipa::OpenApi;
 
-pub(crate) use clients::{client, clients, disconnect};
+pub(crate) use clients::{client, clients, disconnect, disconnect_user};
 pub(crate) use events::events;
 pub(crate) use messages::{broadcast, publish, send_to_client, send_to_user};
 pub(crate) use operations::{description, live, metrics, ready};
@@ -39,6 +40,7 @@ const DEFAULT_LIMIT: usize = 100;
         clients::clients,
         clients::client,
         clients::disconnect,
+        clients::disconnect_user,
         topics::topics,
         topics::topic,
         events::events,
@@ -129,6 +131,16 @@ fn decode(text: &str) -> Option<String> {
         });
     }
     String::from_utf8(out).ok()
+}
+
+/// What a publish, a send or a disconnect reached.
+fn told(delivered: Delivered, what: &str) -> serde_json::Value {
+    let mut told = serde_json::Map::new();
+    told.insert(what.to_owned(), delivered.count.into());
+    if delivered.cluster_unavailable {
+        told.insert("cluster".to_owned(), "unavailable".into());
+    }
+    told.into()
 }
 
 /// An answer that is JSON, or an error.

@@ -1,17 +1,69 @@
-use deeperhub_listener::Context;
-use deeperhub_protocol::ErrorCode;
-use deeperhub_protocol::message::MessageId;
+use deeperhub_listener::{Context, Key};
+use deeperhub_protocol::message::{MessageId, ServerMessage};
+use deeperhub_protocol::{ErrorCode, Subscription};
 
+use crate::auth::Login;
 use crate::local::Local;
+use crate::metrics::Sent;
 use crate::session::{Session, refusal};
 
-/// Logs in, or renews. A node without keys takes no token for good.
+/// Logs in, or renews. A token that is refused changes nothing.
 pub(crate) fn authenticate(
     session: &mut Session,
     id: Option<MessageId<'_>>,
-    _token: &str,
+    token: &str,
     cx: &mut Context<'_, Local>,
 ) {
-    let error = refusal(id, ErrorCode::TokenInvalid, "this server has no keys to check tokens with");
-    session.reply_error(&error.to_message(), cx);
+    let (key, now) = (cx.key(), cx.now());
+    let local = cx.local();
+    let seconds = local.unix_seconds(now);
+    let login = match local.hub.config.auth.verify(token, seconds) {
+        Ok(claims) => Login::of_token(claims),
+        Err(error) => {
+            let text = error.to_string();
+            let reply = ServerMessage::Error {
+                id,
+                code: error.code(),
+                message: &text,
+                field: None,
+                topic: None,
+                retry_after_ms: None,
+            };
+            return session.reply_error(&reply, cx);
+        }
+    };
+    match session.user() {
+        // What the connection did so far was another user's.
+        Some(user) if *user != login.user => {
+            let message = "the token names another user than the connection's";
+            let error = refusal(id, ErrorCode::TokenInvalid, message);
+            return session.reply_error(&error.to_message(), cx);
+        }
+        Some(_) => {}
+        None => local.add_user(&login.user, key),
+    }
+    let ended = not_granted(&login, key, local);
+    let reply = ServerMessage::Authenticated { id, user: &login.user, expires_at: login.expires_at() };
+    session.reply(Sent::Authenticated, &reply, cx);
+    session.login = Some(Box::new(login));
+    for subscription in ended {
+        let local = cx.local();
+        if local.shard.unsubscribe(key, &subscription) {
+            local.metrics.subscriptions.dec();
+        }
+        let told = ServerMessage::Unsubscribed { id: None, topic: subscription.as_str() };
+        session.reply(Sent::Unsubscribed, &told, cx);
+    }
+}
+
+/// The subscriptions that a login does not cover.
+fn not_granted(login: &Login, key: Key, local: &Local) -> Vec<Subscription<'static>> {
+    if login.is_unrestricted() {
+        return Vec::new();
+    }
+    let subscriptions = local.shard.subscriptions(key).filter_map(|name| Subscription::parse(name).ok());
+    subscriptions
+        .filter(|subscription| !login.may_subscribe(subscription))
+        .map(Subscription::into_owned)
+        .collect()
 }

@@ -5,7 +5,7 @@ use deeperhub_protocol::{RawJson, Topic};
 use crate::hub::Publisher;
 use crate::local::Local;
 use crate::metrics::Sent;
-use crate::session::Session;
+use crate::session::{Session, forbidden};
 
 /// What to publish.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +23,11 @@ pub(crate) fn publish(
     trace: &TraceContext<'_>,
     cx: &mut Context<'_, Local>,
 ) {
+    if session.login.as_ref().is_some_and(|login| !login.may_publish(publish.topic)) {
+        let error =
+            forbidden(id, publish.topic.as_str(), "the token does not grant publishing to this topic");
+        return session.reply_error(&error, cx);
+    }
     let key = cx.key();
     let local = cx.local();
     let publisher =

@@ -5,7 +5,7 @@ use deeperhub_router::Subscribed;
 
 use crate::local::Local;
 use crate::metrics::Sent;
-use crate::session::Session;
+use crate::session::{Session, forbidden};
 
 /// Delivers what is published to a topic, or to what a pattern matches, from now on.
 pub(crate) fn subscribe(
@@ -14,6 +14,11 @@ pub(crate) fn subscribe(
     subscription: &Subscription<'_>,
     cx: &mut Context<'_, Local>,
 ) {
+    if session.login.as_ref().is_some_and(|login| !login.may_subscribe(subscription)) {
+        let error =
+            forbidden(id, subscription.as_str(), "the token does not grant subscribing to this topic");
+        return session.reply_error(&error, cx);
+    }
     let key = cx.key();
     let local = cx.local();
     let full = local.shard.subscription_count(key) >= local.hub.config.max_subscriptions;

@@ -120,10 +120,18 @@ impl Request {
     /// none, or none that is UTF-8.
     #[must_use]
     pub fn query_value(&self, name: &str) -> Option<Cow<'_, str>> {
-        let pairs = self.query()?.split('&');
-        let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let (_, value) = pairs.find(|(key, _)| form_decode(key).is_some_and(|key| key == name))?;
-        form_decode(value)
+        self.query_values(name).next()?
+    }
+
+    /// All values that the query has for `name`, in order and decoded; `None` for one that is not UTF-8.
+    pub fn query_values<'a, 'n>(
+        &'a self,
+        name: &'n str,
+    ) -> impl Iterator<Item = Option<Cow<'a, str>>> + use<'a, 'n> {
+        let pairs = self.query().into_iter().flat_map(|query| query.split('&'));
+        let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let named = pairs.filter(move |(key, _)| form_decode(key).is_some_and(|key| key == name));
+        named.map(|(_, value)| form_decode(value))
     }
 
     /// First value of a header, without the white space around it. `None` where there is none, or none that is UTF-8.
@@ -173,11 +181,8 @@ impl Request {
         self.version
     }
 
-    /// All values of a header, as bytes.
-    pub(super) fn raw_headers<'a, 'n>(
-        &'a self,
-        name: &'n str,
-    ) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+    /// All values of a header in their order, as bytes and without the white space around them.
+    pub fn raw_headers<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
         let named = self.headers.iter().filter(move |header| {
             let this = self.head.get(header.0.range()).unwrap_or_default();
             this.eq_ignore_ascii_case(name.as_bytes())
@@ -437,6 +442,9 @@ mod tests {
         ] {
             assert_eq!(request.query_value(name).as_deref(), value, "{name}");
         }
+        let tokens: Vec<_> = request.query_values("token").flatten().collect();
+        assert_eq!(tokens, ["a.b-c", "second"]);
+        assert_eq!(request.query_values("bad").collect::<Vec<_>>(), [None]);
         assert_eq!(parse("GET / HTTP/1.1\r\n\r\n").query_value("token"), None);
     }
 

@@ -26,6 +26,31 @@ pub fn mint(
     now: u64,
     ttl: Duration,
 ) -> Result<String, MintError> {
+    mint_for(secret, user, grants, Recipient::default(), now, ttl)
+}
+
+/// Whom a token is for and from, where the server looks at that ([`Config`](super::Config)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Recipient<'a> {
+    /// The token's `aud`; left out where it is `None`.
+    pub audience: Option<&'a str>,
+    /// The token's `iss`; left out where it is `None`.
+    pub issuer: Option<&'a str>,
+}
+
+/// As [`mint`], for an authenticator that wants an audience or an issuer.
+///
+/// # Errors
+///
+/// As [`mint`].
+pub fn mint_for(
+    secret: &Secret,
+    user: &str,
+    grants: &Grants,
+    recipient: Recipient<'_>,
+    now: u64,
+    ttl: Duration,
+) -> Result<String, MintError> {
     if secret.expose().is_empty() {
         return Err(MintError::EmptySecret);
     }
@@ -39,6 +64,11 @@ pub fn mint(
     claims.insert("sub".to_owned(), user.into());
     claims.insert("iat".to_owned(), now.into());
     claims.insert("exp".to_owned(), now.saturating_add(ttl.as_secs()).into());
+    for (name, value) in [("aud", recipient.audience), ("iss", recipient.issuer)] {
+        if let Some(value) = value {
+            claims.insert(name.to_owned(), value.into());
+        }
+    }
     if let (Some(subscribe), Some(publish)) = (grants.subscribe(), grants.publish()) {
         if subscribe.len().max(publish.len()) > MAX_PATTERNS {
             return Err(MintError::TooManyPatterns);

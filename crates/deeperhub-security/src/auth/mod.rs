@@ -2,7 +2,7 @@
 //!
 //! [`Keys`] reads the files, an [`Authenticator`] made of them verifies tokens and says what they are worth
 //! ([`Claims`]), [`mint`] makes one for development. An authenticator never changes: whoever notices that a file did
-//! ([`files::Stamp`](crate::files::Stamp)) makes a new one and swaps.
+//! ([`files::Stamp`](crate::files::Stamp)) makes a new one and swaps it in a [`Reloadable`].
 //!
 //! What is accepted:
 //!
@@ -42,12 +42,14 @@ mod jwks;
 mod key;
 mod keys;
 mod mint;
+mod reloadable;
 
 pub use claims::MAX_PATTERNS;
 pub use error::{Advice, AuthError, KeyError};
 pub use jwks::{Jwks, MAX_KEYS};
 pub use keys::{Keys, KeysError};
-pub use mint::{MintError, mint};
+pub use mint::{MintError, Recipient, mint, mint_for};
+pub use reloadable::Reloadable;
 
 use crate::{Claims, Secret};
 use base64::Engine;
