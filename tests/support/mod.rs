@@ -4,13 +4,15 @@ mod client;
 mod http;
 mod server;
 mod temporary;
+mod tokens;
 
 use std::time::Duration;
 
 pub(crate) use client::Client;
-pub(crate) use http::http;
+pub(crate) use http::{Response, http};
 pub(crate) use server::{Finished, Server, run};
 pub(crate) use temporary::TemporaryDir;
+pub(crate) use tokens::{Issuer, from_now, jwks_file, signed, with_token};
 
 /// The workspace's folder.
 pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");

@@ -125,6 +125,11 @@ impl Server {
         self.running.stderr()
     }
 
+    /// What it wrote to standard output since it was ready, as far as it was read.
+    pub(crate) fn stdout(&self) -> String {
+        self.running.stdout.try_iter().map(|line| format!("{line}\n")).collect()
+    }
+
     /// Waits until it has written a text to standard error.
     ///
     /// # Panics

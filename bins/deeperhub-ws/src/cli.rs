@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use crate::bench::Bench;
 use crate::options::Options;
+use crate::token::TokenArgs;
 
 /// The program's name in messages, completions and the start line.
 pub(crate) const NAME: &str = env!("CARGO_PKG_NAME");
@@ -33,6 +34,12 @@ pub(crate) enum Action {
     ///
     /// Reads --api-listen from flags, environment and file as the server does, and asks /health/ready there.
     Health,
+    /// Print a token (JWT) for development, signed with the secret of --auth-secret-file
+    ///
+    /// A server with the same settings takes it: they are read from flags, environment and file as the server does,
+    /// and the first of --auth-audience and --auth-issuer become its `aud` and `iss`. Who can read the secret can be
+    /// any user: in production tokens come from what logs users in.
+    Token(TokenArgs),
     /// Drive a running server and measure it: rates, latency, loss
     ///
     /// Run it on another machine than the server where you can: on the same one, both share the processors.
@@ -70,6 +77,15 @@ pub(crate) fn command() -> Command {
                 .mut_subcommand("show", with_options)
         })
         .mut_subcommand("bench", |bench| bench.disable_help_subcommand(true))
+        .mut_subcommand("token", |token| {
+            let own: Vec<_> = token.get_arguments().map(|argument| argument.get_id().clone()).collect();
+            with_options(token).mut_args(move |flag| {
+                let id = flag.get_id();
+                let matters = own.contains(id)
+                    || ["config", "auth_secret_file", "auth_audience", "auth_issuer"].contains(&id.as_str());
+                flag.hide(!matters)
+            })
+        })
         .mut_subcommand("health", |health| {
             // It takes the server's own flags, so that both can be started alike, and shows those that matter.
             with_options(health).mut_args(|flag| {
@@ -135,6 +151,14 @@ mod tests {
         assert_eq!(found.ok(), expected, "{line}");
     }
 
+    fn check_token(line: &str) -> TokenArgs {
+        let matches = command().get_matches_from(line.split(' '));
+        match action(&matches) {
+            Ok((Action::Token(token), _)) => token,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn the_command_line_is_consistent() {
         command().debug_assert();
@@ -153,6 +177,8 @@ mod tests {
         check("deeperhub-ws config check --port 1", Some(Action::Config(ConfigAction::Check)));
         check("deeperhub-ws --port 1 config show", Some(Action::Config(ConfigAction::Show)));
         check("deeperhub-ws health --api-listen off --rate-limit 5", Some(Action::Health));
+        let token = check_token("deeperhub-ws --port 1 token --sub ada --auth-secret-file f --ttl 48h");
+        assert!(format!("{token:?}").contains("ada"));
         check("deeperhub-ws completions bash", Some(Action::Completions { shell: Shell::Bash }));
     }
 
@@ -164,6 +190,9 @@ mod tests {
         check("deeperhub-ws completions tcsh", None);
         check("deeperhub-ws completions bash --port 1", None);
         check("deeperhub-ws --port 1 completions bash", None);
+        check("deeperhub-ws token", None);
+        check("deeperhub-ws token --sub ada --ttl 0", None);
+        check("deeperhub-ws token --sub ada --subscribe a..b", None);
         check("deeperhub-ws bench", None);
         check("deeperhub-ws bench paint", None);
         check("deeperhub-ws bench echo --port 1", None);

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done (for `serve`: stopped by a signal), 1 could not start or failed (for `health`: not ready; for
 //! `bench`: not carried out), 2 an error in flags, environment or file.
 
+mod auth;
 mod bench;
 mod cli;
 mod completions;
@@ -21,6 +22,7 @@ mod serve;
 mod settings;
 mod signals;
 mod start_line;
+mod token;
 mod values;
 
 use std::fmt::Display;
@@ -51,6 +53,10 @@ fn main() -> ExitCode {
         Action::Config(ConfigAction::Show) => with_settings(&flags, |settings| print(&settings.show())),
         Action::Health => match layers(&flags) {
             Ok(layers) => health::check(layers.options.api_listen),
+            Err(problems) => complain(&problems),
+        },
+        Action::Token(token) => match layers(&flags) {
+            Ok(layers) => token::print(&layers, &token),
             Err(problems) => complain(&problems),
         },
         Action::Bench(bench) => bench::run(*bench),

@@ -13,6 +13,7 @@ use crate::values::{Address, Host, LogFormat, LogLevel, NodeId, Switchable, Time
 const GENERAL: &str = "General";
 const LISTENING: &str = "Listening";
 const API: &str = "Server API";
+const TOKENS: &str = "Tokens";
 const LIMITS: &str = "Limits";
 const COMPRESSION: &str = "Compression";
 const ORIGINS: &str = "Web pages";
@@ -85,6 +86,43 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", help_heading = API)]
     pub(crate) canary_timeout: Option<Time>,
 
+    /// File with the secret that tokens (JWTs) are signed with: HS256, HS384, HS512 [default: none]
+    ///
+    /// Its bytes, without one line's end at their end; at least 32, as from `openssl rand -base64 32`. Read again on
+    /// SIGHUP and when it changes.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = TOKENS)]
+    pub(crate) auth_secret_file: Option<PathBuf>,
+
+    /// File with the public keys (a JWKS) that tokens are signed with: RS, PS, ES, EdDSA [default: none]
+    ///
+    /// Read again on SIGHUP and when it changes.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = TOKENS)]
+    pub(crate) auth_jwks_file: Option<PathBuf>,
+
+    /// Let clients do nothing but authenticate until they bring a token [default: false]
+    ///
+    /// Needs --auth-secret-file or --auth-jwks-file. A client without a token is closed with 4001 after
+    /// --auth-grace.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", help_heading = TOKENS)]
+    pub(crate) auth_required: Option<bool>,
+
+    /// Time that a client without a token may stay where --auth-required is set [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = TOKENS)]
+    pub(crate) auth_grace: Option<Time>,
+
+    /// Name of this server that a token's `aud` must have; may be repeated [default: `aud` is not looked at]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = TOKENS)]
+    pub(crate) auth_audience: Option<Vec<String>>,
+
+    /// Issuer that a token's `iss` must be; may be repeated [default: `iss` is not looked at]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = TOKENS)]
+    pub(crate) auth_issuer: Option<Vec<String>>,
+
+    /// How far in the future a token's `nbf` may be, as clocks differ [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = TOKENS)]
+    pub(crate) auth_leeway: Option<Time>,
+
     /// Connections at one time; more are refused with 503 [default: 1000]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = LIMITS)]
     pub(crate) max_connections: Option<usize>,
@@ -116,6 +154,18 @@ pub(crate) struct Options {
     /// Messages that a connection may send at once before --rate-limit holds [default: 200]
     #[arg(long, value_name = "N", value_parser = whole::<u32>(1, 1_000_000_000), help_heading = LIMITS)]
     pub(crate) rate_burst: Option<u32>,
+
+    /// Bytes of messages a second from a connection; 0 is no limit [default: 0]
+    ///
+    /// Beside --rate-limit, which bounds bytes too: messages a second times --max-message-bytes.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<u32>(0, MAX_BYTES), help_heading = LIMITS)]
+    pub(crate) byte_rate_limit: Option<u32>,
+
+    /// Bytes that a connection may send at once before --byte-rate-limit holds [default: 1048576]
+    ///
+    /// A message larger than that counts as that many.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<u32>(1, MAX_BYTES), help_heading = LIMITS)]
+    pub(crate) byte_rate_burst: Option<u32>,
 
     /// Time from connecting to the end of the handshake [default: 10s]
     #[arg(long, value_name = "TIME", help_heading = LIMITS)]

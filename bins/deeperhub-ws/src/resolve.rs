@@ -5,8 +5,9 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use deeperhub_api::ApiConfig;
-use deeperhub_security::{OriginPolicy, RateLimit, Secret};
+use deeperhub_security::{OriginPolicy, RateLimit, Secret, auth};
 
+use crate::auth::{Auth, AuthSources};
 use crate::layers::{Layers, Origin};
 use crate::options::{Options, flag, variable};
 use crate::problem::Problem;
@@ -33,6 +34,13 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         api_key,
         canary_interval,
         canary_timeout,
+        auth_secret_file,
+        auth_jwks_file,
+        auth_required,
+        auth_grace,
+        auth_audience,
+        auth_issuer,
+        auth_leeway,
         max_connections,
         max_connections_per_ip,
         max_message_bytes,
@@ -40,6 +48,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         max_queue_bytes,
         rate_limit,
         rate_burst,
+        byte_rate_limit,
+        byte_rate_burst,
         handshake_timeout,
         ping_interval,
         pong_timeout,
@@ -84,6 +94,16 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let api_key = take!(api_key);
     node.canary.interval = take!(canary_interval, Time(node.canary.interval)).0;
     node.canary.timeout = take_some_time!(canary_timeout, node.canary.timeout);
+    let mut sources = AuthSources {
+        secret_file: take!(auth_secret_file),
+        jwks_file: take!(auth_jwks_file),
+        ..AuthSources::default()
+    };
+    node.auth.required = take!(auth_required, node.auth.required);
+    node.auth.grace = take_some_time!(auth_grace, node.auth.grace);
+    sources.audience = take!(auth_audience, sources.audience);
+    sources.issuer = take!(auth_issuer, sources.issuer);
+    sources.leeway = take!(auth_leeway, Time(auth::Config::default().leeway)).0;
     listener.max_connections = take!(max_connections, listener.max_connections);
     let per_ip = take!(max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
     listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);
@@ -94,6 +114,11 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let burst = take!(rate_burst, RateLimit::default().burst.get());
     node.rate_limit = NonZeroU32::new(per_second)
         .zip(NonZeroU32::new(burst))
+        .map(|(per_second, burst)| RateLimit::new(per_second, burst));
+    let bytes_per_second = take!(byte_rate_limit, 0);
+    let byte_burst = take!(byte_rate_burst, Settings::BYTE_RATE_BURST);
+    node.byte_rate_limit = NonZeroU32::new(bytes_per_second)
+        .zip(NonZeroU32::new(byte_burst))
         .map(|(per_second, burst)| RateLimit::new(per_second, burst));
     listener.handshake_timeout = take_some_time!(handshake_timeout, listener.handshake_timeout);
     listener.ping_interval = take!(ping_interval, Time(listener.ping_interval)).0;
@@ -108,7 +133,9 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let log_level = take!(log_level, LogLevel::Info);
     let log_format = take!(log_format, LogFormat::Text);
 
-    resolver.check_host(&address);
+    let auth = resolver.auth(sources, node.auth.required);
+    node.auth.authenticator = auth.as_ref().map(|auth| Arc::clone(&auth.authenticator));
+    resolver.check_host(&address, node.auth.required);
     resolver.check_queue(&node.listener);
     let api = resolver.api(api_listen, api_key, &address, &node);
 
@@ -116,7 +143,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(Settings { address, node, api, drain_timeout, log_level, log_format, config, shown, warnings })
+    Ok(Settings { address, node, auth, api, drain_timeout, log_level, log_format, config, shown, warnings })
 }
 
 struct Resolver {
@@ -180,11 +207,74 @@ impl Resolver {
         })
     }
 
-    fn check_host(&mut self, address: &Address) {
-        if !address.host.is_loopback() {
+    /// Reads the keys for tokens.
+    fn auth(&mut self, sources: AuthSources, required: bool) -> Option<Auth> {
+        let files = [
+            ("auth_secret_file", sources.secret_file.clone()),
+            ("auth_jwks_file", sources.jwks_file.clone()),
+        ];
+        if files.iter().all(|(_, path)| path.is_none()) {
+            self.check_without_keys(&sources, required);
+            return None;
+        }
+        // Each alone, so that the one that is wrong is named, and both where both are.
+        let mut is_good = true;
+        for (key, path) in files {
+            let Some(path) = path else { continue };
+            let alone = match key {
+                "auth_secret_file" => AuthSources { jwks_file: None, ..sources.clone() },
+                _ => AuthSources { secret_file: None, ..sources.clone() },
+            };
+            if let Err(error) = alone.load() {
+                is_good = false;
+                self.problems.push(Problem::Invalid {
+                    key: key.to_owned(),
+                    origin: self.origin(key),
+                    value: path.display().to_string(),
+                    expected: error.reason(),
+                });
+            }
+        }
+        if !is_good {
+            return None;
+        }
+        match Auth::load(sources) {
+            Ok(auth) => {
+                self.warnings.extend(auth.advice());
+                Some(auth)
+            }
+            // They changed since.
+            Err(error) => {
+                self.problems.push(Problem::Conflict(error.reason()));
+                None
+            }
+        }
+    }
+
+    fn check_without_keys(&mut self, sources: &AuthSources, required: bool) {
+        if required {
+            self.problems.push(Problem::Conflict(format!(
+                "{} needs keys to check tokens with: expected {}, {} or both",
+                self.origin("auth_required").name_of("auth_required"),
+                flag("auth_secret_file"),
+                flag("auth_jwks_file"),
+            )));
+        }
+        for (key, values) in [("auth_audience", &sources.audience), ("auth_issuer", &sources.issuer)] {
+            if !values.is_empty() {
+                self.warnings.push(format!(
+                    "{} means nothing, as there are no keys to check tokens with",
+                    self.origin(key).name_of(key),
+                ));
+            }
+        }
+    }
+
+    fn check_host(&mut self, address: &Address, tokens_required: bool) {
+        if !address.host.is_loopback() && !tokens_required {
             self.warnings.push(format!(
                 "{} is {}, which is not loopback, and clients need no token: whoever reaches port {} may subscribe \
-                 and publish",
+                 and publish, unless --auth-required is set",
                 self.origin("host").name_of("host"),
                 address.host,
                 address.port,
@@ -361,6 +451,37 @@ mod tests {
             assert!(problem.starts_with("invalid value for --api-key (not shown"), "{problem}");
             assert!(key.is_empty() || !problem.contains(key), "{problem}");
         }
+    }
+
+    #[test]
+    fn requiring_tokens_needs_keys() {
+        check_problem(
+            &["--auth-required"],
+            "--auth-required needs keys to check tokens with: expected --auth-secret-file, --auth-jwks-file or both",
+        );
+        assert!(settings(&["--auth-required=false"]).is_ok());
+    }
+
+    #[test]
+    fn files_without_keys_are_named_with_what_would_be_right() {
+        check_problem(
+            &["--auth-secret-file=/nowhere/secret"],
+            "invalid value '/nowhere/secret' for --auth-secret-file: it cannot be read: No such file",
+        );
+        check_problem(
+            &["--auth-jwks-file=/dev/null"],
+            "invalid value '/dev/null' for --auth-jwks-file: it is not a JSON object in which each key stands once; a \
+             JWKS is",
+        );
+        let both = settings(&["--auth-jwks-file=/dev/null", "--auth-secret-file=/dev/null"]).unwrap_err();
+        assert!(both.contains("--auth-jwks-file") && both.contains("the secret is empty; at least 32"));
+    }
+
+    #[test]
+    fn what_concerns_tokens_is_pointless_without_keys() {
+        let settings = settings(&["--auth-audience=hub", "--auth-issuer=me"]).unwrap();
+        assert_eq!(settings.warnings.len(), 2);
+        assert!(settings.warnings[0].starts_with("--auth-audience means nothing"), "{settings:?}");
     }
 
     #[test]

@@ -122,8 +122,12 @@ fn lookup(address: &Address) -> Result<SocketAddr, Failure> {
 }
 
 /// What is read again on SIGHUP and when files change.
-fn reloads(_settings: &Settings, _node: &Node) -> Reloads {
-    Reloads::default()
+fn reloads(settings: &Settings, _node: &Node) -> Reloads {
+    let mut reloads = Reloads::default();
+    if let Some(auth) = &settings.auth {
+        auth.watch(&mut reloads);
+    }
+    reloads
 }
 
 /// Reads again what is to be read again, for as long as `serving` lasts.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::auth::Auth;
 use crate::layers::Origin;
 use crate::values::{Address, LogFormat, LogLevel};
 
@@ -14,6 +15,8 @@ pub(crate) struct Settings {
     pub(crate) address: Address,
     /// What the node allows.
     pub(crate) node: deeperhub_node::Config,
+    /// Keys for tokens; `None` when there are none. The node's part has the same authenticator.
+    pub(crate) auth: Option<Auth>,
     /// The server API; `None` when it is off.
     pub(crate) api: Option<ApiSettings>,
     /// Time over which connections are closed at the end.
@@ -51,6 +54,7 @@ pub(crate) struct Shown {
 impl Settings {
     pub(crate) const PORT: u16 = 8080;
     pub(crate) const API_PORT: u16 = 8081;
+    pub(crate) const BYTE_RATE_BURST: u32 = 1 << 20;
     pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
     /// The effective configuration as TOML with the origin of each value as a comment. A setting without a value is a

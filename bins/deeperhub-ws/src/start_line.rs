@@ -30,6 +30,9 @@ pub(crate) fn start_line(
             Some(rate) => write!(f, ", {}/s (burst {})", rate.per_second, rate.burst)?,
             None => f.write_str(", no rate limit")?,
         }
+        if let Some(rate) = node.byte_rate_limit {
+            write!(f, ", {}/s", bytes(rate.per_second.get() as usize))?;
+        }
         write!(
             f,
             " · {} subscriptions and {} of queue per connection",

@@ -19,8 +19,8 @@
 //! logging, flags), which is the binary's.
 
 mod application;
-mod canary;
 mod auth;
+mod canary;
 mod commands;
 mod config;
 mod handle;
@@ -33,8 +33,8 @@ mod node;
 mod phase;
 mod session;
 
-pub use canary::CanaryConfig;
 pub use auth::AuthConfig;
+pub use canary::CanaryConfig;
 pub use config::Config;
 pub use handle::{ClientInfo, ClientNotFound, CursorError, Delivered, NodeHandle, Page, TopicInfo};
 pub use health::{Check, Health, Unready};

@@ -537,7 +537,8 @@ fn a_token_is_made_for_an_audience_and_from_an_issuer() {
 fn a_swapped_authenticator_verifies_with_the_new_keys_only() {
     let new = Secret::new("another secret for tests: 32 b.");
     let reloadable = Reloadable::new(with_secret());
-    let token = |secret| mint(secret, "ada", &Grants::default(), NOW, Duration::from_secs(9)).unwrap();
+    let token =
+        |secret: &Secret| mint(secret, "ada", &Grants::default(), NOW, Duration::from_secs(9)).unwrap();
     let verify = |token: &str| reloadable.current().verify(token, NOW).map(|claims| claims.user);
     assert!(verify(&token(&secret())).is_ok() && verify(&token(&new)).is_err());
     reloadable

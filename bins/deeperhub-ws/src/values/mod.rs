@@ -6,6 +6,7 @@ mod time;
 
 use std::convert::Infallible;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use deeperhub_security::Secret;
@@ -120,6 +121,12 @@ pub(crate) enum LogFormat {
 impl Literal for Secret {
     fn literal(&self) -> String {
         quoted("********")
+    }
+}
+
+impl Literal for PathBuf {
+    fn literal(&self) -> String {
+        quoted(self.display())
     }
 }
 

@@ -12,9 +12,16 @@ impl FromStr for Time {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || "expected a duration such as 500ms, 10s, 2m or 1h, at most 24h".to_owned();
+        Self::up_to(text, LONGEST_TIME)
+            .ok_or_else(|| "expected a duration such as 500ms, 10s, 2m or 1h, at most 24h".to_owned())
+    }
+}
+
+impl Time {
+    /// A duration that is no longer than `longest`; `None` for anything else.
+    pub(crate) fn up_to(text: &str, longest: Duration) -> Option<Self> {
         if text == "0" {
-            return Ok(Self(Duration::ZERO));
+            return Some(Self(Duration::ZERO));
         }
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
@@ -23,16 +30,15 @@ impl FromStr for Time {
             "s" => 1000,
             "m" => 60_000,
             "h" => 3_600_000,
-            _ => return Err(expected()),
+            _ => return None,
         };
         number
             .parse::<u64>()
             .ok()
             .and_then(|number| number.checked_mul(milliseconds))
             .map(Duration::from_millis)
-            .filter(|time| *time <= LONGEST_TIME)
+            .filter(|time| *time <= longest)
             .map(Self)
-            .ok_or_else(expected)
     }
 }
 

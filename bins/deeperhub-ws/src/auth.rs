@@ -1,0 +1,97 @@
+//! Keys for tokens: from the files that settings name to an authenticator, and again when the files change.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use deeperhub_security::auth::{Authenticator, Keys, KeysError, Reloadable};
+use deeperhub_security::files::Stamp;
+use tracing::warn;
+
+use crate::reload::Reloads;
+
+/// Where keys come from, and what else a token must say.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AuthSources {
+    pub(crate) secret_file: Option<PathBuf>,
+    pub(crate) jwks_file: Option<PathBuf>,
+    pub(crate) audience: Vec<String>,
+    pub(crate) issuer: Vec<String>,
+    pub(crate) leeway: Duration,
+}
+
+impl AuthSources {
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        [&self.secret_file, &self.jwks_file].into_iter().filter_map(|path| path.as_deref())
+    }
+
+    /// Reads the files, now.
+    pub(crate) fn load(&self) -> Result<Authenticator, AuthError> {
+        let keys = Keys::load(self.secret_file.as_deref(), self.jwks_file.as_deref())?;
+        let mut config = keys.into_config();
+        config.audience.clone_from(&self.audience);
+        config.issuer.clone_from(&self.issuer);
+        config.leeway = self.leeway;
+        Ok(Authenticator::new(config)?)
+    }
+}
+
+/// Why there is no authenticator.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AuthError {
+    #[error(transparent)]
+    Files(#[from] KeysError),
+    #[error(transparent)]
+    Keys(#[from] deeperhub_security::auth::KeyError),
+}
+
+impl AuthError {
+    /// What is wrong, for whoever is told the file's name anyway.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Files(KeysError::File(error)) => format!("it cannot be read: {}", error.error),
+            Self::Files(KeysError::Keys { error, .. }) | Self::Keys(error) => {
+                format!("{error}; {}", error.expected())
+            }
+            Self::Files(error) => error.to_string(),
+        }
+    }
+}
+
+/// Keys that were read, and what is needed to read them again.
+#[derive(Debug)]
+pub(crate) struct Auth {
+    pub(crate) authenticator: Arc<Reloadable>,
+    sources: AuthSources,
+    read: Stamp,
+}
+
+impl Auth {
+    /// Reads the files for the first time.
+    pub(crate) fn load(sources: AuthSources) -> Result<Self, AuthError> {
+        let read = Stamp::of(sources.files());
+        let authenticator = Arc::new(Reloadable::new(sources.load()?));
+        Ok(Self { authenticator, sources, read })
+    }
+
+    /// What an operator should know of the keys.
+    pub(crate) fn advice(&self) -> Vec<String> {
+        self.authenticator.current().advice().iter().map(ToString::to_string).collect()
+    }
+
+    /// Reads the files again on SIGHUP and when they change. Connections stay as they are: what they may do was said
+    /// by a token that was good then, until it expires.
+    pub(crate) fn watch(&self, reloads: &mut Reloads) {
+        let (sources, authenticator) = (self.sources.clone(), Arc::clone(&self.authenticator));
+        let paths = sources.files().map(Path::to_owned).collect();
+        reloads.watch("keys for tokens", paths, self.read.clone(), move || {
+            let new = sources.load().map_err(Box::<dyn Error>::from)?;
+            for advice in new.advice() {
+                warn!("{advice}");
+            }
+            authenticator.replace(new);
+            Ok(())
+        });
+    }
+}

@@ -1,0 +1,673 @@
+//! Tokens and what they allow, from outside.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::support::{
+    Client, Issuer, PATIENCE, Response, Server, TemporaryDir, from_now, http, jwks_file, patiently, run,
+    signed, with_token,
+};
+
+const SECRET: &str = "a secret of the tests, of more than 32 bytes";
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What the handshake of a request is answered with.
+async fn handshake(server: &Server, target: &str, headers: &[&str]) -> Response {
+    let mut lines = vec![
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ];
+    lines.extend(headers);
+    http(server.clients, &format!("GET {target}"), &lines, "").await
+}
+
+#[track_caller]
+fn check_refused(answer: &Response, what: &str) {
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (401, &json!("unauthorized")),
+        "{what}: {answer:?}"
+    );
+    assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{what}: {answer:?}");
+}
+
+#[track_caller]
+fn check_error(reply: &Value, code: &str) {
+    assert_eq!((&reply["type"], &reply["data"]["code"]), (&json!("error"), &json!(code)), "{reply}");
+}
+
+fn authenticate(token: &str) -> Value {
+    json!({"type": "authenticate", "id": "login", "data": {"token": token}})
+}
+
+fn subscribe(topic: &str) -> Value {
+    json!({"type": "subscribe", "data": {"topic": topic}})
+}
+
+fn claims(user: &str, after: Duration) -> Value {
+    json!({"sub": user, "exp": from_now(after)})
+}
+
+/// Claims of an hour with grants.
+fn granted(user: &str, subscribe: &[&str], publish: &[&str]) -> Value {
+    json!({"sub": user, "exp": from_now(HOUR), "deeperhub": {"subscribe": subscribe, "publish": publish}})
+}
+
+async fn user_of(server: &Server, client: &Client) -> Value {
+    let answer = http(server.api(), &format!("GET /v1/clients/{}", client.id()), &[], "").await;
+    answer.json()["user"].clone()
+}
+
+/// A server that knows an issuer's secret.
+fn server_for(issuer: &Issuer, flags: &[&str]) -> Server {
+    let file = issuer.file();
+    let mut all = vec!["--auth-secret-file", &file];
+    all.extend(flags);
+    Server::start(&all)
+}
+
+#[tokio::test]
+async fn a_handshake_brings_its_token_in_a_header_a_subprotocol_or_the_query() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &[]);
+    let token = issuer.token(&claims("ada", HOUR));
+
+    let in_header = Client::connect_with(with_token(&server, &token)).await.unwrap();
+    assert_eq!(user_of(&server, &in_header).await, "ada");
+    let in_query = Client::connect_with(server.url(&format!("/ws?a=b&token={token}"))).await.unwrap();
+    assert_eq!(user_of(&server, &in_query).await, "ada");
+    let mut request = server.url("/").into_client_request().unwrap();
+    let offered = format!("deeperhub.v1.json, bearer.{token}").parse().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", offered);
+    let in_subprotocol = Client::connect_with(request).await.unwrap();
+    assert_eq!(user_of(&server, &in_subprotocol).await, "ada");
+
+    let anonymous = Client::connect(&server).await;
+    assert_eq!(user_of(&server, &anonymous).await, Value::Null);
+}
+
+#[tokio::test]
+async fn a_token_is_never_echoed_and_is_no_subprotocol_by_itself() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &[]);
+    let token = issuer.token(&claims("ada", HOUR));
+    for (offered, status) in [
+        (format!("Sec-WebSocket-Protocol: bearer.{token}, deeperhub.v1.json"), 101),
+        (format!("Sec-WebSocket-Protocol: bearer.{token}"), 400),
+    ] {
+        // The answer of a handshake that is accepted has no end, so this one asks for what is refused later, too.
+        if status == 400 {
+            let answer = handshake(&server, "/", &[&offered, "Connection: Upgrade"]).await;
+            assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("bad_handshake")));
+            assert!(!answer.body.contains(&token));
+            continue;
+        }
+        let mut request = server.url("/").into_client_request().unwrap();
+        let value = offered.split_once(": ").unwrap().1.parse().unwrap();
+        request.headers_mut().insert("sec-websocket-protocol", value);
+        let (_, response) =
+            patiently("the handshake", tokio_tungstenite::connect_async(request)).await.unwrap();
+        assert_eq!(response.headers()["sec-websocket-protocol"], "deeperhub.v1.json");
+        assert!(!format!("{response:?}").contains(&token));
+    }
+}
+
+/// Tokens that no server may take whose secret is [`SECRET`].
+fn bad_tokens() -> Vec<(&'static str, String)> {
+    let issuer = Issuer::new(SECRET);
+    let good = issuer.token(&claims("ada", HOUR));
+    let (message, _) = good.rsplit_once('.').unwrap();
+    let stranger = Issuer::new("a secret of somebody else, of more than 32 bytes");
+    vec![
+        ("nothing", String::new()),
+        ("no token", "nonsense".to_owned()),
+        ("another secret", stranger.token(&claims("ada", HOUR))),
+        ("no signature", format!("{message}.")),
+        // {"alg":"none"}, as the classic attack has it.
+        ("alg none", format!("eyJhbGciOiJub25lIn0.{}.", good.split('.').nth(1).unwrap())),
+        ("no exp", issuer.token(&json!({"sub": "ada"}))),
+        ("no sub", issuer.token(&json!({"exp": from_now(HOUR)}))),
+        ("expired", issuer.token(&json!({"sub": "ada", "exp": from_now(Duration::ZERO) - 1}))),
+        ("not yet", issuer.token(&json!({"sub": "ada", "exp": from_now(2 * HOUR), "nbf": from_now(HOUR)}))),
+        (
+            "bad grants",
+            issuer.token(&json!({"sub": "ada", "exp": from_now(HOUR), "deeperhub": {"publish": ["a..b"]}})),
+        ),
+        ("a public key's", signed("jwt-rsa.key", Algorithm::RS256, None, &claims("ada", HOUR))),
+    ]
+}
+
+#[tokio::test]
+async fn a_bad_token_in_the_handshake_is_refused_with_401() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &[]);
+    for (what, token) in bad_tokens() {
+        let answer = handshake(&server, &format!("/?token={token}"), &["Connection: Upgrade"]).await;
+        check_refused(&answer, what);
+        let header = format!("Authorization: Bearer {token}");
+        check_refused(&handshake(&server, "/", &["Connection: Upgrade", &header]).await, what);
+        assert!(token.is_empty() || !answer.body.contains(&token));
+    }
+    let (one, other) = (issuer.token(&claims("ada", HOUR)), issuer.token(&claims("eve", HOUR)));
+    let header = format!("Authorization: Bearer {one}");
+    let both = handshake(&server, &format!("/?token={other}"), &["Connection: Upgrade", &header]).await;
+    check_refused(&both, "two that differ");
+}
+
+#[tokio::test]
+async fn a_bad_token_in_a_message_costs_an_error_and_changes_nothing() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &[]);
+    let token = issuer.token(&granted("ada", &["room.*"], &["room.*"]));
+    let mut client = Client::connect_with(with_token(&server, &token)).await.unwrap();
+    client.ask(&subscribe("room.a")).await;
+    for (what, token) in bad_tokens() {
+        let reply = client.ask(&authenticate(&token)).await;
+        check_error(&reply, if what == "expired" { "token_expired" } else { "token_invalid" });
+        assert_eq!(reply["id"], "login");
+    }
+    let another = issuer.token(&claims("eve", HOUR));
+    check_error(&client.ask(&authenticate(&another)).await, "token_invalid");
+
+    assert_eq!(user_of(&server, &client).await, "ada");
+    check_error(&client.ask(&subscribe("other")).await, "forbidden");
+    let publish = json!({"type": "publish", "data": {"topic": "room.a", "message": 1}});
+    assert_eq!(client.ask(&publish).await["data"]["topic"], "room.a", "it is subscribed as before");
+}
+
+#[tokio::test]
+async fn a_server_without_keys_takes_no_token_for_good() {
+    let issuer = Issuer::new(SECRET);
+    let server = Server::start(&[]);
+    let token = issuer.token(&claims("ada", HOUR));
+    let answer = handshake(&server, &format!("/?token={token}"), &["Connection: Upgrade"]).await;
+    check_refused(&answer, "no keys");
+    let mut client = Client::connect(&server).await;
+    check_error(&client.ask(&authenticate(&token)).await, "token_invalid");
+    assert_eq!(client.ask(&subscribe("a")).await["type"], "subscribed");
+}
+
+#[tokio::test]
+async fn who_authenticates_is_the_tokens_user_from_then_on() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &["--workers", "2"]);
+    let claims = claims("ada é", HOUR);
+    let token = issuer.token(&claims);
+    let mut client = Client::connect(&server).await;
+    let hello = r#"{"type":"hello"}"#;
+    let send = "POST /v1/users/ada%20%C3%A9/messages";
+    assert_eq!(http(server.api(), send, &[], hello).await.json(), json!({"clients": 0}));
+
+    for _ in 0..2 {
+        let reply = client.ask(&authenticate(&token)).await;
+        let data = json!({"user": "ada é", "expires_at": claims["exp"]});
+        assert_eq!(reply, json!({"type": "authenticated", "id": "login", "data": data}));
+        assert_eq!(user_of(&server, &client).await, "ada é");
+        assert_eq!(http(server.api(), send, &[], hello).await.json(), json!({"clients": 1}));
+        assert_eq!(client.receive().await["type"], "hello");
+    }
+}
+
+#[tokio::test]
+async fn a_token_with_grants_allows_only_these() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &[]);
+    let token = issuer.token(&granted("ada", &["news", "room.*", "log.>"], &["room.a"]));
+    let mut client = Client::connect_with(with_token(&server, &token)).await.unwrap();
+    for topic in ["news", "room.a", "room.*", "log.x.y", "log.*", "log.>"] {
+        assert_eq!(client.ask(&subscribe(topic)).await["type"], "subscribed", "{topic}");
+    }
+    for topic in ["other", "room", "room.a.b", "room.>", "*.a", "*", ">", "log", "news.>"] {
+        let error = client.ask(&subscribe(topic)).await;
+        check_error(&error, "forbidden");
+        assert_eq!(error["data"]["topic"], topic);
+    }
+    for (topic, code) in [("news", "forbidden"), ("room.b", "forbidden"), ("log.x", "forbidden")] {
+        // Without an id only what fails is answered.
+        let error = client.ask(&json!({"type": "publish", "data": {"topic": topic, "message": 1}})).await;
+        check_error(&error, code);
+        assert_eq!(error["data"]["topic"], topic);
+    }
+    let publish =
+        json!({"type": "publish", "id": 1, "data": {"topic": "room.a", "message": 1, "exclude_self": true}});
+    assert_eq!(client.ask(&publish).await["type"], "published");
+
+    // A list that is left out allows nothing; what was not subscribed to can be unsubscribed from all the same.
+    let token =
+        issuer.token(&json!({"sub": "eve", "exp": from_now(HOUR), "deeperhub": {"subscribe": [">"]}}));
+    let mut client = Client::connect_with(with_token(&server, &token)).await.unwrap();
+    assert_eq!(client.ask(&subscribe("*.a")).await["type"], "subscribed");
+    check_error(&client.ask(&publish).await, "forbidden");
+    let unsubscribe = json!({"type": "unsubscribe", "data": {"topic": "b"}});
+    assert_eq!(client.ask(&unsubscribe).await["type"], "unsubscribed");
+}
+
+#[tokio::test]
+async fn a_renewal_ends_the_subscriptions_that_it_does_not_grant() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &[]);
+    let mut client = Client::connect(&server).await;
+    for topic in ["keep.a", "drop.a", "keep.>", ">"] {
+        client.ask(&subscribe(topic)).await;
+    }
+    let token = issuer.token(&granted("ada", &["keep.>"], &[]));
+    assert_eq!(client.ask(&authenticate(&token)).await["type"], "authenticated");
+    let mut ended = [client.receive().await, client.receive().await];
+    ended.sort_by_key(|message| message["data"]["topic"].to_string());
+    for (message, topic) in ended.iter().zip([">", "drop.a"]) {
+        assert_eq!(*message, json!({"type": "unsubscribed", "data": {"topic": topic}}));
+    }
+
+    for (topic, subscribers) in [("drop.a", 0), ("keep.a", 2)] {
+        let answer = http(server.api(), &format!("POST /v1/topics/{topic}/messages"), &[], "1").await;
+        assert_eq!(answer.json(), json!({"subscribers": subscribers}), "{topic}");
+    }
+    assert_eq!(client.receive().await["data"]["topic"], "keep.a");
+    let answer = http(server.api(), &format!("GET /v1/clients/{}", client.id()), &[], "").await;
+    assert_eq!(answer.json()["subscriptions"].as_array().map(Vec::len), Some(2));
+    let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
+    assert!(metrics.lines().any(|line| line == "deeperhub_subscriptions 2"), "{metrics}");
+}
+
+#[tokio::test]
+async fn where_tokens_are_required_a_client_without_one_may_only_authenticate() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &["--auth-required"]);
+    let mut client = Client::connect(&server).await;
+    for (message, id) in [
+        (json!({"type": "echo", "id": 1, "data": 1}), json!(1)),
+        (json!({"type": "ping", "id": "p"}), json!("p")),
+        (subscribe("a"), Value::Null),
+        (json!({"type": "unsubscribe", "id": 2, "data": {"topic": "a"}}), json!(2)),
+        (json!({"type": "publish", "data": {"topic": "a", "message": 1}}), Value::Null),
+    ] {
+        let reply = client.ask(&message).await;
+        check_error(&reply, "unauthorized");
+        assert_eq!(reply["id"], id);
+    }
+    client.socket.send(Message::binary(vec![1, 2, 3])).await.unwrap();
+    check_error(&client.receive().await, "unauthorized");
+    let broadcast = "POST /v1/broadcast";
+    let answer = http(server.api(), broadcast, &[], r#"{"type":"secret"}"#).await;
+    assert_eq!(answer.json(), json!({"clients": 0}), "it is not for who has not logged in");
+
+    check_error(&client.ask(&authenticate("nonsense")).await, "token_invalid");
+    let reply = client.ask(&authenticate(&issuer.token(&claims("ada", HOUR)))).await;
+    assert_eq!(reply["data"]["user"], "ada", "{reply}");
+    assert_eq!(client.ask(&subscribe("a")).await["type"], "subscribed");
+    let answer = http(server.api(), broadcast, &[], r#"{"type":"public"}"#).await;
+    assert_eq!(answer.json(), json!({"clients": 1}));
+    assert_eq!(client.receive().await["type"], "public");
+}
+
+#[tokio::test]
+async fn who_brings_no_token_within_the_grace_time_is_closed_with_4001() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &["--auth-required", "--auth-grace", "500ms"]);
+    let token = issuer.token(&claims("ada", HOUR));
+    let mut in_time = Client::connect_with(with_token(&server, &token)).await.unwrap();
+    let mut late = Client::connect(&server).await;
+    let (code, reason, goodbye) = late.closed().await;
+    assert_eq!((code, reason.as_str()), (4001, "no token within the grace time"));
+    let data = &goodbye.unwrap()["data"];
+    assert_eq!((&data["code"], &data["reconnect"]), (&json!(4001), &json!(false)));
+    assert_eq!(in_time.ask(&json!({"type": "ping"})).await["type"], "pong");
+}
+
+#[tokio::test]
+async fn a_token_that_expires_closes_with_4001_unless_it_was_renewed() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &[]);
+    // Long enough to connect with on a busy machine.
+    let short = issuer.token(&claims("ada", Duration::from_secs(5)));
+    let mut expiring = Client::connect_with(with_token(&server, &short)).await.unwrap();
+    let mut renewed = Client::connect_with(with_token(&server, &short)).await.unwrap();
+    let mut logged_in = Client::connect(&server).await;
+    assert_eq!(logged_in.ask(&authenticate(&short)).await["type"], "authenticated");
+    let long = issuer.token(&claims("ada", HOUR));
+    assert_eq!(renewed.ask(&authenticate(&long)).await["type"], "authenticated");
+
+    for client in [&mut expiring, &mut logged_in] {
+        let (code, reason, goodbye) = client.closed().await;
+        assert_eq!((code, reason.as_str()), (4001, "the token has expired"));
+        assert_eq!(goodbye.unwrap()["data"]["reconnect"], false);
+    }
+    // Not before its second has come.
+    let exp = from_now(Duration::ZERO);
+    assert_eq!(renewed.ask(&json!({"type": "ping"})).await["type"], "pong");
+
+    // It is of no use any more.
+    let replayed = handshake(&server, &format!("/?token={short}"), &["Connection: Upgrade"]).await;
+    check_refused(&replayed, "replayed");
+    check_error(&renewed.ask(&authenticate(&short)).await, "token_expired");
+    let payload = issuer.token(&json!({"sub": "ada", "exp": exp}));
+    check_error(&renewed.ask(&authenticate(&payload)).await, "token_expired");
+    assert_eq!(renewed.ask(&json!({"type": "ping"})).await["type"], "pong");
+}
+
+#[tokio::test]
+async fn public_keys_are_found_by_their_kid_and_are_no_secrets() {
+    let file = jwks_file();
+    let server = Server::start(&["--auth-jwks-file", file.to_str().unwrap(), "--auth-required"]);
+    let mut client = Client::connect(&server).await;
+    let claims = claims("ada", HOUR);
+    for (key, algorithm, kid) in [
+        ("jwt-rsa.key", Algorithm::RS256, "rsa"),
+        ("jwt-rsa.key", Algorithm::PS512, "rsa"),
+        ("jwt-p256.key", Algorithm::ES256, "P-256"),
+        ("jwt-p384.key", Algorithm::ES384, "P-384"),
+        ("jwt-ed25519.key", Algorithm::EdDSA, "ed25519"),
+    ] {
+        for kid in [Some(kid), None] {
+            let reply = client.ask(&authenticate(&signed(key, algorithm, kid, &claims))).await;
+            assert_eq!(reply["type"], "authenticated", "{key} {algorithm:?} {kid:?}: {reply}");
+        }
+        let reply = client.ask(&authenticate(&signed(key, algorithm, Some("other"), &claims))).await;
+        check_error(&reply, "token_invalid");
+    }
+    // The classic confusion: what everybody knows is taken for a shared secret.
+    let jwks = std::fs::read(&file).unwrap();
+    let keys: Value = serde_json::from_slice(&jwks).unwrap();
+    let modulus = keys["keys"][0]["n"].as_str().unwrap();
+    for secret in [&jwks, modulus.as_bytes()] {
+        let header = Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::HS256) };
+        let token = jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(secret)).unwrap();
+        check_error(&client.ask(&authenticate(&token)).await, "token_invalid");
+        check_refused(
+            &handshake(&server, &format!("/?token={token}"), &["Connection: Upgrade"]).await,
+            "confused",
+        );
+    }
+}
+
+#[tokio::test]
+async fn audience_and_issuer_are_checked_where_they_are_set() {
+    let issuer = Issuer::new(SECRET);
+    let server =
+        server_for(&issuer, &["--auth-audience", "hub,other", "--auth-issuer", "https://id.example"]);
+    let mut client = Client::connect(&server).await;
+    let token = |aud: &str, iss: &str| {
+        issuer.token(&json!({"sub": "ada", "exp": from_now(HOUR), "aud": aud, "iss": iss}))
+    };
+    check_error(&client.ask(&authenticate(&token("hub", "https://evil.example"))).await, "token_invalid");
+    check_error(&client.ask(&authenticate(&token("shop", "https://id.example"))).await, "token_invalid");
+    check_error(&client.ask(&authenticate(&issuer.token(&claims("ada", HOUR)))).await, "token_invalid");
+    let reply = client.ask(&authenticate(&token("other", "https://id.example"))).await;
+    assert_eq!(reply["type"], "authenticated", "{reply}");
+}
+
+#[tokio::test]
+async fn keys_are_read_again_and_bad_ones_leave_the_old_in_place() {
+    let (old, new) = (Issuer::new(SECRET), Issuer::new("the next secret, of more than 32 bytes, too"));
+    let server = server_for(&old, &["--auth-required"]);
+    let old_token = old.token(&claims("ada", HOUR));
+    let new_token = new.token(&claims("ada", HOUR));
+    let mut connected = Client::connect_with(with_token(&server, &old_token)).await.unwrap();
+
+    old.write("");
+    server.signal("HUP");
+    server.wait_for_stderr("Cannot be read again");
+    assert!(server.stderr().contains("the secret is empty"), "{}", server.stderr());
+    assert!(Client::connect_with(with_token(&server, &old_token)).await.is_ok());
+
+    old.write("the next secret, of more than 32 bytes, too");
+    server.signal("HUP");
+    server.wait_for_stderr("Read again.");
+    let refused = handshake(&server, &format!("/?token={old_token}"), &["Connection: Upgrade"]).await;
+    check_refused(&refused, "signed with the old key");
+    let mut fresh = Client::connect_with(with_token(&server, &new_token)).await.unwrap();
+    assert_eq!(fresh.ask(&subscribe("a")).await["type"], "subscribed");
+    // Who is connected stays so, and needs the new key to renew.
+    assert_eq!(connected.ask(&json!({"type": "ping"})).await["type"], "pong");
+    check_error(&connected.ask(&authenticate(&old_token)).await, "token_invalid");
+    assert_eq!(connected.ask(&authenticate(&new_token)).await["type"], "authenticated");
+}
+
+#[tokio::test]
+async fn keys_are_read_again_when_their_file_changes() {
+    let directory = TemporaryDir::new();
+    let all: Value = serde_json::from_slice(&std::fs::read(jwks_file()).unwrap()).unwrap();
+    let only = |index: usize| json!({"keys": [all["keys"][index]]}).to_string();
+    let file = directory.write("jwks.json", &only(0));
+    let server = Server::start(&["--auth-jwks-file", file.to_str().unwrap()]);
+    let mut client = Client::connect(&server).await;
+    let ed25519 = signed("jwt-ed25519.key", Algorithm::EdDSA, Some("ed25519"), &claims("ada", HOUR));
+    check_error(&client.ask(&authenticate(&ed25519)).await, "token_invalid");
+    directory.write("jwks.json", &only(3));
+    server.wait_for_stderr("Read again.");
+    assert_eq!(client.ask(&authenticate(&ed25519)).await["type"], "authenticated");
+}
+
+#[tokio::test]
+async fn all_connections_of_a_user_are_disconnected_by_the_api() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &["--workers", "2"]);
+    let mut clients = Vec::new();
+    for user in ["a/b", "a/b", "a/b", "eve"] {
+        let token = issuer.token(&claims(user, HOUR));
+        clients.push(Client::connect_with(with_token(&server, &token)).await.unwrap());
+    }
+    let answer = http(server.api(), "DELETE /v1/users/a%2Fb", &[], "").await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"clients": 3})));
+    for client in &mut clients[..3] {
+        let (code, _, goodbye) = client.closed().await;
+        assert_eq!((code, &goodbye.unwrap()["data"]["reconnect"]), (4003, &json!(false)));
+    }
+    assert_eq!(clients[3].ask(&json!({"type": "ping"})).await["type"], "pong");
+    let answer = http(server.api(), "DELETE /v1/users/a%2Fb", &[], "").await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"clients": 0})));
+}
+
+#[tokio::test]
+async fn the_program_prints_tokens_that_a_server_with_its_settings_takes() {
+    let issuer = Issuer::new(SECRET);
+    let file = issuer.file();
+    let server = server_for(&issuer, &["--auth-required", "--auth-audience", "hub", "--auth-issuer", "me"]);
+    let arguments =
+        ["token", "--sub", "ada", "--subscribe", "room.*", "--subscribe", "news", "--publish", "room.a"];
+    let variables = [
+        ("DEEPERHUB_AUTH_SECRET_FILE", file.as_str()),
+        ("DEEPERHUB_AUTH_AUDIENCE", "hub,other"),
+        ("DEEPERHUB_AUTH_ISSUER", "me"),
+    ];
+    let made = run(&[&arguments[..], &["--ttl", "48h"]].concat(), &variables);
+    assert_eq!((made.code, made.stderr.as_str()), (Some(0), ""));
+    let mut client = Client::connect(&server).await;
+    let reply = client.ask(&authenticate(made.stdout.trim_end())).await;
+    assert_eq!(reply["data"]["user"], "ada", "{reply}");
+    let expires = reply["data"]["expires_at"].as_u64().unwrap();
+    assert!((from_now(47 * HOUR)..=from_now(48 * HOUR)).contains(&expires), "{expires}");
+    for (topic, kind) in [("room.*", "subscribed"), ("news", "subscribed"), ("other", "error")] {
+        assert_eq!(client.ask(&subscribe(topic)).await["type"], kind, "{topic}");
+    }
+
+    let unrestricted = run(&["token", "--sub", "ada", "--auth-secret-file", &file], &variables[1..]);
+    client.ask(&authenticate(unrestricted.stdout.trim_end())).await;
+    assert_eq!(client.ask(&subscribe("other")).await["type"], "subscribed");
+
+    for (arguments, expected) in [
+        (&["token", "--sub", "ada"][..], "no secret to sign with: name its file with --auth-secret-file"),
+        (
+            &["token", "--sub", "ada", "--auth-secret-file", "/nowhere"],
+            "for --auth-secret-file: it cannot be read",
+        ),
+        (&["token", "--sub", "", "--auth-secret-file", &file], "--sub: the user must have 1 to 255 bytes"),
+        (&["token", "--auth-secret-file", &file], "--sub <USER>"),
+        (&["token", "--sub", "ada", "--publish", "a..b", "--auth-secret-file", &file], "--publish"),
+    ] {
+        let refused = run(arguments, &[]);
+        assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(refused.stderr.contains(expected), "{arguments:?}: {}", refused.stderr);
+    }
+}
+
+#[tokio::test]
+async fn bench_drives_a_server_that_requires_tokens() {
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &["--auth-required", "--rate-limit", "0"]);
+    let token = issuer.token(&claims("bench", HOUR));
+    let url = server.url("/");
+    let arguments = ["bench", "fanout", "--connections", "5", "--messages", "50", "--url", &url, "--json"];
+    let finished = run(&[&arguments[..], &["--fail-on-loss", "--token", &token]].concat(), &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let figures: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(figures["messages"]["delivered"], 250, "{figures}");
+}
+
+#[tokio::test]
+async fn bytes_of_a_connection_are_limited_beside_its_messages() {
+    let server =
+        Server::start(&["--byte-rate-limit", "10", "--byte-rate-burst", "1000", "--rate-limit", "0"]);
+    let mut client = Client::connect(&server).await;
+    let echo = json!({"type": "echo", "id": 1, "data": "x".repeat(600)});
+    assert_eq!(client.ask(&echo).await["type"], "echo");
+    let refused = client.ask(&echo).await;
+    check_error(&refused, "rate_limited");
+    let wait = refused["data"]["retry_after_ms"].as_u64().unwrap();
+    assert!((10_000..=60_000).contains(&wait), "{refused}");
+    assert_eq!(client.ask(&json!({"type": "ping"})).await["type"], "pong", "there is room for small ones");
+    for _ in 0..9 {
+        client.send(&echo).await;
+    }
+    assert_eq!(client.closed().await.0, 1008);
+}
+
+#[tokio::test]
+async fn deep_json_is_refused_and_costs_nothing_else() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(&server).await;
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    for levels in [127, 1000, 30_000] {
+        client.send_text(&format!(r#"{{"type":"echo","id":1,"data":{}}}"#, nested(levels))).await;
+        let error = client.receive().await;
+        check_error(&error, "invalid_json");
+        assert!(error["data"]["message"].as_str().unwrap().contains("127"), "{error}");
+        let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("invalid_json")));
+    }
+    client.send_text(&format!(r#"{{"type":"echo","id":1,"data":{}}}"#, nested(126))).await;
+    assert_eq!(client.receive().await["type"], "echo");
+}
+
+/// Everything that a server says of a client that brings good and bad tokens in every way.
+#[tokio::test]
+async fn tokens_and_keys_appear_in_no_log_event_or_error() {
+    let issuer = Issuer::new(SECRET);
+    let server =
+        server_for(&issuer, &["--log-level", "trace", "--api-key", "the-key-of-the-api", "--workers", "1"]);
+    let key = "Authorization: Bearer the-key-of-the-api";
+    let mut events = server_sent_events(&server, key).await;
+
+    let good = issuer.token(&claims("ada", HOUR));
+    let bad = Issuer::new("a secret of somebody else, of more than 32 bytes").token(&claims("eve", HOUR));
+    let expired = issuer.token(&json!({"sub": "ada", "exp": 1}));
+    let mut said = String::new();
+    for token in [&good, &bad, &expired] {
+        for (target, header) in [
+            (format!("/?token={token}"), "X-Nothing: x".to_owned()),
+            (format!("/nowhere?token={token}"), "X-Nothing: x".to_owned()),
+            ("/".to_owned(), format!("Authorization: Bearer {token}")),
+            ("/".to_owned(), format!("Sec-WebSocket-Protocol: bearer.{token}")),
+        ] {
+            // Without what a handshake needs, or with a token that is refused: each ends with an answer.
+            let connection = if *token == good { "Connection: keep-alive" } else { "Connection: Upgrade" };
+            let answer = handshake(&server, &target, &[connection, &header]).await;
+            said += &answer.head;
+            said += &answer.body;
+        }
+    }
+    let in_query = server.url(&format!("/?token={good}")).into_client_request().unwrap();
+    for request in [with_token(&server, &good), in_query] {
+        let mut client = Client::connect_with(request).await.unwrap();
+        for token in [&good, &bad, &expired] {
+            said += &client.ask(&authenticate(token)).await.to_string();
+        }
+        for text in [
+            format!(r#"{{"type":"authenticate","data":{{"token":"{good}"}}"#),
+            format!(r#"{{"type":"authenticate","data":{{"token":["{good}"]}}}}"#),
+            format!(r#"{{"type":"authenticate","token":"{good}","data":{{"token":"{good}"}}}}"#),
+        ] {
+            client.send_text(&text).await;
+            said += &client.receive().await.to_string();
+        }
+        client.socket.close(None).await.unwrap();
+        while let Some(Ok(_)) = patiently("the end", client.socket.next()).await {}
+    }
+    for request in ["GET /v1/clients", "GET /metrics", "GET /v1/topics", "GET /nothing"] {
+        let answer = http(server.api(), request, &[key], "").await;
+        said += &answer.head;
+        said += &answer.body;
+    }
+    http(server.api(), "GET /v1/clients", &["Authorization: Bearer not-the-key-of-the-api"], "").await;
+    server.signal("HUP");
+    server.wait_for_stderr("Read again.");
+    server.wait_for_stderr("Client disconnected.");
+
+    // Enough was said that something could have been in it.
+    said += &events.all_so_far().await;
+    let log = server.stderr();
+    for expected in ["websocket_disconnected", "token_expired", "401"] {
+        assert!(said.contains(expected), "{expected} is not in {said}");
+    }
+    assert!(log.contains("Message received."), "{log}");
+    let shown = run(
+        &["config", "show", "--auth-secret-file", &issuer.file(), "--api-key", "the-key-of-the-api"],
+        &[],
+    );
+    assert!(shown.stdout.contains("auth_secret_file = "), "{shown:?}");
+    let everything =
+        [said, log, server.stdout(), server.start_line.clone(), shown.stdout, shown.stderr].concat();
+    let mut forbidden = vec![SECRET, "the-key-of-the-api"];
+    for token in [&good, &bad, &expired] {
+        // Its middle is who it is for, which may be known; its end is what makes it good.
+        forbidden.extend(token.split('.').skip(1));
+    }
+    for text in forbidden {
+        if let Some(at) = everything.find(text) {
+            let around = &everything[everything.floor_char_boundary(at.saturating_sub(200))..at];
+            panic!("{text} stands behind {around}");
+        }
+    }
+}
+
+/// A stream of all events of a server.
+struct Events(tokio::net::TcpStream);
+
+async fn server_sent_events(server: &Server, key: &str) -> Events {
+    use tokio::io::AsyncWriteExt;
+
+    let mut stream = tokio::net::TcpStream::connect(server.api()).await.unwrap();
+    let request = format!("GET /v1/events HTTP/1.1\r\nHost: {}\r\n{key}\r\n\r\n", server.api());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut events = Events(stream);
+    events.read_until("200 OK").await;
+    events
+}
+
+impl Events {
+    /// What came until both clients were gone.
+    async fn all_so_far(&mut self) -> String {
+        let first = self.read_until("websocket_disconnected").await;
+        first + &self.read_until("websocket_disconnected").await
+    }
+
+    async fn read_until(&mut self, text: &str) -> String {
+        use tokio::io::AsyncReadExt;
+
+        let mut read = String::new();
+        while !read.contains(text) {
+            let mut buffer = [0; 4096];
+            let count = tokio::time::timeout(PATIENCE, self.0.read(&mut buffer)).await;
+            let count = count.unwrap_or_else(|_| panic!("no {text} in {read}")).unwrap();
+            assert!(count > 0, "it ended after {read}");
+            read += &String::from_utf8_lossy(&buffer[..count]);
+        }
+        read
+    }
+}
