@@ -22,6 +22,7 @@ mod serve;
 mod settings;
 mod signals;
 mod start_line;
+mod tls;
 mod token;
 mod values;
 

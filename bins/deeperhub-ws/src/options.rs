@@ -12,6 +12,7 @@ use crate::values::{Address, Host, LogFormat, LogLevel, NodeId, Switchable, Time
 
 const GENERAL: &str = "General";
 const LISTENING: &str = "Listening";
+const TLS: &str = "TLS";
 const API: &str = "Server API";
 const TOKENS: &str = "Tokens";
 const LIMITS: &str = "Limits";
@@ -62,6 +63,24 @@ pub(crate) struct Options {
     /// Path that clients connect to; may be repeated [default: / and /ws]
     #[arg(long, value_delimiter = ',', help_heading = LISTENING)]
     pub(crate) path: Option<Vec<UrlPath>>,
+
+    /// Certificate for TLS, in PEM: the server's first, then those above it [default: none, no TLS]
+    ///
+    /// Needs --tls-key; clients then connect with wss://. The files are read again on SIGHUP and within 10 s when they
+    /// change. Connections stay; when the new files are no good, that is logged and the old ones stay too.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = TLS)]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert, in PEM: PKCS#8, SEC1 or PKCS#1, not encrypted [default: none]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = TLS)]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// CAs whose certificates clients may show, in PEM [default: clients are not asked]
+    ///
+    /// The common name of a client's certificate is its user, unless it brings a token. Clients without a certificate
+    /// are let in; those with one of another CA are not.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = TLS)]
+    pub(crate) tls_client_ca: Option<PathBuf>,
 
     /// Address of the server API, or `off` [default: 127.0.0.1:8081]
     ///

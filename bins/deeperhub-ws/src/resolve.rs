@@ -12,6 +12,7 @@ use crate::layers::{Layers, Origin};
 use crate::options::{Options, flag, variable};
 use crate::problem::Problem;
 use crate::settings::{ApiSettings, Settings, Shown};
+use crate::tls::{Files, Tls};
 use crate::values::{Address, Host, Literal, LogFormat, LogLevel, Switchable, Time, UrlPath};
 
 /// Fills in the defaults and checks what the settings say together.
@@ -30,6 +31,9 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         host,
         port,
         path,
+        tls_cert,
+        tls_key,
+        tls_client_ca,
         api_listen,
         api_key,
         canary_interval,
@@ -89,6 +93,9 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let address = Address { host: take!(host, Host::LOOPBACK), port: take!(port, Settings::PORT) };
     let paths = take!(path, listener.paths.iter().cloned().map(UrlPath).collect());
     listener.paths = paths.into_iter().map(|path| path.0).collect();
+    let tls = Files { cert: take!(tls_cert), key: take!(tls_key), client_ca: take!(tls_client_ca) };
+    let tls = resolver.tls(tls);
+    listener.tls = tls.as_ref().map(|tls| Arc::clone(&tls.current));
     let api_listen =
         take!(api_listen, Switchable::On(Address { host: Host::LOOPBACK, port: Settings::API_PORT }));
     let api_key = take!(api_key);
@@ -143,7 +150,19 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(Settings { address, node, auth, api, drain_timeout, log_level, log_format, config, shown, warnings })
+    Ok(Settings {
+        address,
+        node,
+        auth,
+        tls,
+        api,
+        drain_timeout,
+        log_level,
+        log_format,
+        config,
+        shown,
+        warnings,
+    })
 }
 
 struct Resolver {
@@ -246,6 +265,37 @@ impl Resolver {
             // They changed since.
             Err(error) => {
                 self.problems.push(Problem::Conflict(error.reason()));
+                None
+            }
+        }
+    }
+
+    /// TLS from files that are read here, so that `config check` finds what is wrong with them.
+    fn tls(&mut self, files: Files) -> Option<Tls> {
+        let files = match files.together() {
+            Ok(files) => files?,
+            Err((given, missing)) => {
+                self.problems.push(Problem::Conflict(format!(
+                    "{} needs {}, {} or {missing} as well",
+                    self.origin(given).name_of(given),
+                    flag(missing),
+                    variable(missing),
+                )));
+                return None;
+            }
+        };
+        match Tls::load(files) {
+            Ok((tls, warnings)) => {
+                self.warnings.extend(warnings);
+                Some(tls)
+            }
+            Err(fault) => {
+                self.problems.push(Problem::Invalid {
+                    key: fault.key.to_owned(),
+                    origin: self.origin(fault.key),
+                    value: fault.path.display().to_string(),
+                    expected: fault.problem,
+                });
                 None
             }
         }
@@ -482,6 +532,17 @@ mod tests {
         let settings = settings(&["--auth-audience=hub", "--auth-issuer=me"]).unwrap();
         assert_eq!(settings.warnings.len(), 2);
         assert!(settings.warnings[0].starts_with("--auth-audience means nothing"), "{settings:?}");
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key_and_the_reverse() {
+        check_problem(
+            &["--tls-cert=cert.pem"],
+            "--tls-cert needs --tls-key, DEEPERHUB_TLS_KEY or tls_key as well",
+        );
+        check_problem(&["--tls-key=key.pem"], "--tls-key needs --tls-cert, DEEPERHUB_TLS_CERT or tls_cert");
+        check_problem(&["--tls-client-ca=ca.pem"], "--tls-client-ca needs --tls-cert");
+        check_problem(&["--tls-cert=c.pem", "--tls-client-ca=ca.pem"], "--tls-cert needs --tls-key");
     }
 
     #[test]

@@ -65,7 +65,7 @@ async fn run(settings: Settings) -> Result<(), Failure> {
         None => None,
     };
     let node = start_node(&settings)?;
-    let reloads = reloads(&settings, &node);
+    let reloads = reloads(&settings);
     let clients = node.local_addr();
     let api = api_socket.map(|(socket, address)| Api::start(socket, address, &node, &settings));
     let api_address = api.as_ref().map(|api| api.address);
@@ -122,10 +122,13 @@ fn lookup(address: &Address) -> Result<SocketAddr, Failure> {
 }
 
 /// What is read again on SIGHUP and when files change.
-fn reloads(settings: &Settings, _node: &Node) -> Reloads {
+fn reloads(settings: &Settings) -> Reloads {
     let mut reloads = Reloads::default();
     if let Some(auth) = &settings.auth {
         auth.watch(&mut reloads);
+    }
+    if let Some(tls) = &settings.tls {
+        tls.watch(&mut reloads);
     }
     reloads
 }
@@ -190,7 +193,8 @@ struct Api {
 impl Api {
     fn start(socket: TcpListener, address: SocketAddr, node: &Node, settings: &Settings) -> Self {
         let mut config = settings.api.as_ref().map(|api| api.config.clone()).unwrap_or_default();
-        config.websocket_url = websocket_url(node.local_addr(), &settings.node.listener.paths);
+        config.websocket_url =
+            websocket_url(settings.scheme(), node.local_addr(), &settings.node.listener.paths);
         let (running, stopped) = oneshot::channel();
         let shutdown = async {
             let _: Result<(), _> = stopped.await;
@@ -229,7 +233,7 @@ impl Api {
 
 /// Where the page to try the hub connects to; `None` where clients come by an address that this machine has but does
 /// not know, so that the page must guess.
-fn websocket_url(clients: SocketAddr, paths: &[String]) -> Option<String> {
+fn websocket_url(scheme: &str, clients: SocketAddr, paths: &[String]) -> Option<String> {
     let path = paths.first().map_or("/", String::as_str);
-    (!clients.ip().is_unspecified()).then(|| format!("ws://{clients}{path}"))
+    (!clients.ip().is_unspecified()).then(|| format!("{scheme}://{clients}{path}"))
 }

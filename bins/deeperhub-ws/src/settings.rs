@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::auth::Auth;
 use crate::layers::Origin;
+use crate::tls::Tls;
 use crate::values::{Address, LogFormat, LogLevel};
 
 /// Valid by construction: only `resolve` makes them.
@@ -17,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) node: deeperhub_node::Config,
     /// Keys for tokens; `None` when there are none. The node's part has the same authenticator.
     pub(crate) auth: Option<Auth>,
+    /// TLS towards clients; `None` when it is off.
+    pub(crate) tls: Option<Tls>,
     /// The server API; `None` when it is off.
     pub(crate) api: Option<ApiSettings>,
     /// Time over which connections are closed at the end.
@@ -56,6 +59,11 @@ impl Settings {
     pub(crate) const API_PORT: u16 = 8081;
     pub(crate) const BYTE_RATE_BURST: u32 = 1 << 20;
     pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+    /// How the URLs begin that clients connect to.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "wss" } else { "ws" }
+    }
 
     /// The effective configuration as TOML with the origin of each value as a comment. A setting without a value is a
     /// comment altogether; secrets are masked.

@@ -16,12 +16,17 @@ pub(crate) fn start_line(
     fmt::from_fn(move |f| {
         let node = &settings.node;
         let listener = &node.listener;
-        write!(f, "{NAME} {VERSION} listening on ws://{clients} (API ")?;
+        write!(f, "{NAME} {VERSION} listening on {}://{clients} (API ", settings.scheme())?;
         match api {
             Some(api) => write!(f, "http://{api}")?,
             None => f.write_str("off")?,
         }
-        write!(f, ") · TLS off · up to {} connections", listener.max_connections)?;
+        f.write_str(match &settings.tls {
+            None => ") · TLS off",
+            Some(tls) if tls.asks_clients() => ") · TLS on, with client certificates",
+            Some(_) => ") · TLS on",
+        })?;
+        write!(f, " · up to {} connections", listener.max_connections)?;
         if let Some(per_ip) = listener.max_connections_per_ip {
             write!(f, ", {per_ip} per address")?;
         }

@@ -1,3 +1,5 @@
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use deeperhub_protocol::deflate;
@@ -8,6 +10,10 @@ use deeperhub_protocol::deflate;
 pub struct Config {
     /// Paths that are served; others are answered with 404. Empty: every path. Default `/` and `/ws`.
     pub paths: Vec<String>,
+    /// What TLS connections are made with; those that are there keep what they were made with. `None`: no TLS, the
+    /// default.
+    #[cfg(feature = "tls")]
+    pub tls: Option<Arc<deeperhub_security::tls::Reloadable>>,
     /// Threads that carry connections. Default: the cores that this process may use.
     pub workers: usize,
     /// Connections at one time, handshakes included. Default 1000.
@@ -42,6 +48,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             paths: vec!["/".to_owned(), "/ws".to_owned()],
+            #[cfg(feature = "tls")]
+            tls: None,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             max_connections: 1000,
             max_connections_per_ip: None,

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::outbox::{NextWrite, Outbox};
 use crate::places::Place;
 use crate::session::Key;
-use crate::transport::{Tcp, Transport};
+use crate::transport::{Records, Transport};
 use crate::waker::ReadyList;
 
 /// Connections that a fan-out may newly list for writing in one round. What comes after them waits for the next
@@ -49,7 +49,7 @@ pub(crate) enum Closing {
 
 /// One connection, as the worker's slab holds it. What it costs while idle is the point: no buffer, no future.
 pub(crate) struct Connection<S> {
-    pub(crate) transport: Tcp,
+    pub(crate) transport: Transport,
     pub(crate) waker: Waker,
     pub(crate) state: State<S>,
     pub(crate) decoder: FrameDecoder,
@@ -81,6 +81,11 @@ pub(crate) struct Flags {
 }
 
 impl<S> Connection<S> {
+    /// Whether all that was queued is with the kernel.
+    pub(crate) fn is_written(&self) -> bool {
+        self.outbox.is_empty() && self.transport.is_flushed()
+    }
+
     /// Writes what is queued, as far as the socket takes it; the rest is made independent of the arena.
     ///
     /// # Errors
@@ -90,17 +95,19 @@ impl<S> Connection<S> {
         &mut self,
         arena: &[u8],
         gather: &mut Vec<u8>,
+        records: &mut Records,
         sent: &mut u64,
     ) -> std::io::Result<()> {
         let mut cx = std::task::Context::from_waker(&self.waker);
         loop {
             let result = match self.outbox.next_write(arena, gather) {
-                NextWrite::Nothing => {
+                NextWrite::Nothing if self.transport.is_flushed() => {
                     self.flags.write_blocked = false;
                     return Ok(());
                 }
-                NextWrite::Slice(bytes) => self.transport.write(bytes),
-                NextWrite::Slices(slices, count) => self.transport.write_vectored(&slices[..count]),
+                NextWrite::Nothing => self.transport.flush().map(|()| 0),
+                NextWrite::Slice(bytes) => self.transport.write(bytes, records),
+                NextWrite::Slices(slices, count) => self.transport.write_vectored(&slices[..count], records),
             };
             match result {
                 // A short write is followed by another, which says whether the socket is full: readiness comes in
@@ -144,6 +151,8 @@ pub(crate) struct Core<S> {
     pub(crate) coders: Coders,
     /// Buffer of small writes.
     pub(crate) gather: Vec<u8>,
+    /// What TLS connections share.
+    pub(crate) records: Records,
     pub(crate) now: Instant,
     /// Connections that may still be listed for writing in this round.
     pub(crate) room: usize,
@@ -173,6 +182,7 @@ impl<S> Core<S> {
             to_close: Vec::new(),
             arena: Vec::new(),
             gather: Vec::new(),
+            records: Records::default(),
             now,
             room: ROOM,
             deliveries: DELIVERIES,
@@ -187,6 +197,7 @@ impl<S> Core<S> {
         self.now = now;
         self.room = ROOM;
         self.deliveries = DELIVERIES;
+        self.records.handshake_steps = 0;
     }
 
     /// Lists a connection for the write at the end of the round.
@@ -243,7 +254,7 @@ impl<S> Connections<'_, S> {
             // Only a peer that does not read is too slow: not one that gets a burst within one round.
             if !connection.flags.write_blocked {
                 // An error shows again at the end of the round.
-                let _ = connection.flush(&core.arena, &mut core.gather, &mut core.sent);
+                let _ = connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent);
             }
             if connection.outbox.len() > core.config.max_queue_bytes {
                 connection.flags.too_slow = true;

@@ -6,9 +6,13 @@ use deeperhub_metrics::{
 };
 
 use crate::deflate::{Coders, Sizes};
+use crate::transport::Ended;
 
 /// How handshakes end, in the order of [`Metrics::handshakes`].
-const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost"];
+const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_failed"];
+
+/// How TLS handshakes end, in the order of [`Metrics::tls_handshakes`].
+const TLS_RESULTS: &[&str] = &["full", "resumed", "failed"];
 
 /// Indices into [`OUTCOMES`].
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +21,7 @@ pub(crate) enum Outcome {
     Refused,
     TimedOut,
     Lost,
+    TlsFailed,
 }
 
 /// Instruments of a listener. Cheap to clone.
@@ -24,6 +29,8 @@ pub(crate) enum Outcome {
 pub struct Metrics {
     /// Handshakes by how they ended. Refusals before the request was read are `refused`.
     pub handshakes: SharedCounterVec,
+    /// TLS handshakes by how they ended. Clients that went away during theirs are not counted.
+    pub tls_handshakes: SharedCounterVec,
     /// Errors of `accept` (no descriptors, aborted connections).
     pub accept_errors: SharedCounter,
     /// Connections that were dropped unanswered because too many were being refused already.
@@ -38,9 +45,9 @@ pub struct Metrics {
     pub worker_restarts: SharedCounter,
     /// Bytes that wait in queues to be sent, as of each worker's last look.
     pub queue_bytes: Gauge,
-    /// Bytes read from sockets, handshakes included.
+    /// Bytes read from sockets, handshakes included; of TLS what is inside.
     pub received_bytes: Counter,
-    /// Bytes written to sockets, handshakes included.
+    /// Bytes written to sockets, handshakes included; of TLS what is inside.
     pub sent_bytes: Counter,
     /// Messages compressed. One that many clients get counts once, or at most once for each of its forms.
     pub compressions: Counter,
@@ -89,6 +96,7 @@ impl Metrics {
     pub fn new(cells: &Cells) -> Self {
         Self {
             handshakes: SharedCounterVec::new("outcome", OUTCOMES),
+            tls_handshakes: SharedCounterVec::new("result", TLS_RESULTS),
             accept_errors: SharedCounter::new(),
             accept_drops: SharedCounter::new(),
             slow_consumers: SharedCounter::new(),
@@ -128,6 +136,12 @@ impl Metrics {
             "Handshakes by how they ended",
             none,
             &self.handshakes,
+        )?;
+        registry.register(
+            "deeperhub_tls_handshakes_total",
+            "TLS handshakes by how they ended",
+            none,
+            &self.tls_handshakes,
         )?;
         registry.register("deeperhub_accept_errors_total", "Errors of accept", none, &self.accept_errors)?;
         registry.register(
@@ -212,6 +226,15 @@ impl Metrics {
             Unit::Bytes,
             &self.decompression_output_bytes,
         )
+    }
+
+    pub(crate) fn tls(&self, ended: Ended) {
+        for (index, count) in [ended.full, ended.resumed, ended.failed].into_iter().enumerate() {
+            // Mostly there were none in a round, and the counter is shared between workers.
+            if count > 0 {
+                self.tls_handshakes.add(index, count);
+            }
+        }
     }
 
     pub(crate) fn handshake(&self, outcome: Outcome) {

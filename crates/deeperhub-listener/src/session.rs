@@ -19,19 +19,21 @@ use crate::outbox::Outbox;
 pub type Key = u32;
 
 /// Where a connection comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Peer {
     /// The other end of the socket.
     pub address: SocketAddr,
     /// Whether the connection is encrypted.
     pub tls: bool,
+    /// The user that the client's certificate is for, where it showed one that a CA of the server has signed.
+    pub user: Option<String>,
 }
 
 impl Peer {
-    /// A peer at `address`.
+    /// A peer at `address`, without a certificate.
     pub fn new(address: SocketAddr, tls: bool) -> Self {
-        Self { address, tls }
+        Self { address, tls, user: None }
     }
 }
 

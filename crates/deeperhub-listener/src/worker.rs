@@ -21,7 +21,7 @@ use crate::metrics::{CoderCells, Outcome};
 use crate::outbox::Outbox;
 use crate::places::Place;
 use crate::session::{Application, Closed, Context, Local, Message, Peer, Session};
-use crate::transport::{Tcp, Transport};
+use crate::transport::Transport;
 use crate::waker::ConnectionWaker;
 
 /// Sockets that one round reads from; the others' turn comes in the next.
@@ -29,6 +29,10 @@ const READS_PER_ROUND: usize = 256;
 
 /// Reads of one socket in a row, so that a peer that sends without end does not hold up the others.
 const READS_PER_TURN: usize = 4;
+
+/// Steps of TLS handshakes that one round takes. One with an RSA certificate costs most of a millisecond, so a flood of
+/// them holds up the others' messages by some milliseconds only.
+const HANDSHAKES_PER_ROUND: usize = 8;
 
 /// New connections of one round.
 const ARRIVALS_PER_ROUND: usize = 64;
@@ -138,6 +142,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.cells.received.add(std::mem::take(&mut self.core.received));
         self.cells.sent.add(std::mem::take(&mut self.core.sent));
         self.cells.coders.take(&mut self.core.coders);
+        self.core.metrics.tls(std::mem::take(&mut self.core.records.ended));
         if self.core.arena.capacity() > KEEP {
             self.core.arena = Vec::new();
         }
@@ -200,7 +205,7 @@ impl<'a, A: Application> Worker<'a, A> {
         place: Place,
         refusal: Option<Refusal>,
     ) {
-        let transport = match Tcp::new(socket) {
+        let transport = match Transport::new(socket, &self.core.config) {
             Ok(transport) => transport,
             Err(error) => {
                 self.core.metrics.handshake(Outcome::Lost);
@@ -252,13 +257,23 @@ impl<'a, A: Application> Worker<'a, A> {
 
     fn read(&mut self, key: u32) {
         for _ in 0..READS_PER_TURN {
-            let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+            let core = &mut *self.core;
+            let Some(connection) = core.connections.get_mut(key as usize) else { return };
             match &connection.state {
                 State::Handshake(handshake) if handshake.deciding.is_some() => return self.decide(key),
                 State::Open(_) if connection.flags.paused || connection.flags.too_slow => return,
                 _ => {}
             }
-            let read = match connection.transport.read(&mut self.scratch) {
+            if connection.transport.is_shaking_hands() && core.records.handshake_steps >= HANDSHAKES_PER_ROUND
+            {
+                break;
+            }
+            let read = connection.transport.read(&mut self.scratch, &mut core.records);
+            if !connection.transport.is_flushed() && !connection.flags.dirty {
+                connection.flags.dirty = true;
+                core.dirty.push(key);
+            }
+            let read = match read {
                 Ok(0) => return self.end_of_stream(key),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -268,9 +283,10 @@ impl<'a, A: Application> Worker<'a, A> {
                     return;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => return self.spoke_no_tls(key),
                 Err(_) => return self.lost(key),
             };
-            self.core.received += read as u64;
+            core.received += read as u64;
             let drained = read < self.scratch.len() && connection.transport.drained();
             self.received(key, read);
             if drained && !self.arm(key) {
@@ -298,22 +314,23 @@ impl<'a, A: Application> Worker<'a, A> {
     fn received(&mut self, key: u32, read: usize) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         match &mut connection.state {
-            State::Handshake(handshake) => {
-                let peer = Peer::new(handshake.peer, false);
-                match handshake.feed(&self.scratch[..read], &self.core.config) {
-                    None => {}
-                    Some(Err(refusal)) => self.refuse(key, &refusal),
-                    Some(Ok((request, accept_key))) => {
-                        if let Some(drain) = &self.drain {
-                            let refusal = Refusal::draining(drain.slot(self.core.now));
-                            return self.refuse(key, &refusal);
-                        }
-                        handshake.deciding =
-                            Some((accept_key, Box::pin(self.application.accept(request, peer))));
-                        self.decide(key);
+            State::Handshake(handshake) => match handshake.feed(&self.scratch[..read], &self.core.config) {
+                None => {}
+                Some(Err(refusal)) => self.refuse(key, &refusal),
+                Some(Ok((request, accept_key))) => {
+                    if let Some(drain) = &self.drain {
+                        let refusal = Refusal::draining(drain.slot(self.core.now));
+                        return self.refuse(key, &refusal);
                     }
+                    let peer = Peer {
+                        address: handshake.peer,
+                        tls: connection.transport.is_tls(),
+                        user: connection.transport.user(),
+                    };
+                    handshake.deciding = Some((accept_key, Box::pin(self.application.accept(request, peer))));
+                    self.decide(key);
                 }
-            }
+            },
             State::Open(_) => {
                 let mut scratch = std::mem::take(&mut self.scratch);
                 self.decode(key, &mut scratch[..read]);
@@ -479,7 +496,9 @@ impl<'a, A: Application> Worker<'a, A> {
         }
         let blocked = flags.write_blocked;
         let early = outbox.len() >= EARLY_WRITE && !blocked;
-        if early && connection.flush(&core.arena, &mut core.gather, &mut core.sent).is_err() {
+        if early
+            && connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent).is_err()
+        {
             return self.lost(key);
         }
         if let Some(reason) = close {
@@ -626,7 +645,7 @@ impl<'a, A: Application> Worker<'a, A> {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         match &connection.state {
             // The client ends its side early, but may still read the rest.
-            State::Closing(_) if !connection.outbox.is_empty() => {
+            State::Closing(_) if !connection.is_written() => {
                 connection.state = State::Closing(Closing::Nothing);
                 self.core.mark_dirty(key);
             }
@@ -634,9 +653,26 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
+    /// What came is no TLS, or not of the other side: says so, and ends the connection.
+    fn spoke_no_tls(&mut self, key: u32) {
+        let deadline = self.deadline(self.core.config.close_timeout);
+        self.end_session(key, &Closed::Lost, Closing::Eof);
+        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+        if matches!(connection.state, State::Handshake(_)) {
+            self.core.metrics.handshake(Outcome::TlsFailed);
+        }
+        // Nothing of it can be encrypted any more.
+        connection.outbox = Outbox::default();
+        connection.state = State::Closing(Closing::Eof);
+        connection.deadline = deadline;
+        self.core.mark_dirty(key);
+        self.core.turn.push(key);
+    }
+
     /// The connection is gone without a close frame, or broken.
     fn lost(&mut self, key: u32) {
-        let Some(connection) = self.core.connections.get(key as usize) else { return };
+        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+        connection.transport.say_goodbye();
         if matches!(connection.state, State::Handshake(_)) {
             self.core.metrics.handshake(Outcome::Lost);
         }
@@ -664,12 +700,12 @@ impl<'a, A: Application> Worker<'a, A> {
                 connection.outbox.detach(&core.arena);
                 continue;
             }
-            if connection.flush(&core.arena, &mut core.gather, &mut core.sent).is_err() {
+            if connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent).is_err() {
                 self.lost(key);
                 continue;
             }
             if let State::Closing(wait) = connection.state
-                && connection.outbox.is_empty()
+                && connection.is_written()
             {
                 self.written_to_the_end(key, wait);
             }
@@ -689,7 +725,10 @@ impl<'a, A: Application> Worker<'a, A> {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         match wait {
             Closing::CloseFrame => {}
-            Closing::Nothing => self.remove(key),
+            Closing::Nothing => {
+                connection.transport.say_goodbye();
+                self.remove(key);
+            }
             Closing::Eof => {
                 if !std::mem::replace(&mut connection.flags.shut, true)
                     && connection.transport.shutdown_write().is_err()
@@ -860,7 +899,7 @@ fn bury<S>(core: &mut Core<S>) {
     frame::write_close(&mut close, Some(CloseCode::InternalError.as_u16()), "a fault inside the server");
     for mut connection in core.connections.drain() {
         if matches!(connection.state, State::Open(_)) && !connection.flags.write_blocked {
-            let _ = connection.transport.write(&close);
+            let _ = connection.transport.write(&close, &mut core.records);
             let _ = connection.transport.shutdown_write();
         }
     }

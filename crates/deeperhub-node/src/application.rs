@@ -7,6 +7,7 @@ use deeperhub_listener::{Accepted, Peer};
 use deeperhub_protocol::ClientId;
 use deeperhub_protocol::handshake::{Refusal, Request};
 
+use crate::auth::Login;
 use crate::hub::Hub;
 use crate::local::Local;
 use crate::session::Session;
@@ -33,7 +34,9 @@ impl Application {
             .check(request.origin(), request.host(), peer.tls)
             .map_err(|error| Refusal::origin_not_allowed(error.to_string()))?;
         let subprotocol = subprotocol(request)?;
-        let login = self.hub.config.auth.decide(request)?;
+        // A token says more than a certificate, which may be a machine's that several users share.
+        let of_certificate = || peer.user.map(|user| Login::of_certificate(user.into()));
+        let login = self.hub.config.auth.decide(request)?.or_else(of_certificate);
         let session = Session::new(peer.address, request.origin(), self.unnamed.clone(), login);
         Ok(Accepted { session, subprotocol: subprotocol.map(Into::into) })
     }

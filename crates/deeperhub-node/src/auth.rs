@@ -58,22 +58,33 @@ impl AuthConfig {
 pub(crate) struct Login {
     pub(crate) user: Arc<str>,
     grants: Grants,
-    /// The `exp` of the token, in seconds since 1970.
-    expires_at: u64,
+    /// The `exp` of the token, in seconds since 1970; `None` when a certificate tells the user.
+    expires_at: Option<u64>,
 }
 
 impl Login {
     pub(crate) fn of_token(claims: Claims) -> Self {
         let Claims { user, expires_at, grants } = claims;
-        Self { user, grants, expires_at }
+        Self { user, grants, expires_at: Some(expires_at) }
     }
 
+    /// The user that a client's certificate is for. It ends with the connection, as TLS checked it at the start, and
+    /// is no token: where one is required it does not do.
+    pub(crate) fn of_certificate(user: Arc<str>) -> Self {
+        Self { user, grants: Grants::unrestricted(), expires_at: None }
+    }
+
+    pub(crate) fn is_of_token(&self) -> bool {
+        self.expires_at.is_some()
+    }
+
+    /// When the token ends; 0 without one.
     pub(crate) fn expires_at(&self) -> u64 {
-        self.expires_at
+        self.expires_at.unwrap_or(0)
     }
 
     pub(crate) fn has_expired(&self, now: u64) -> bool {
-        now >= self.expires_at
+        self.expires_at.is_some_and(|expires_at| now >= expires_at)
     }
 
     pub(crate) fn may_subscribe(&self, to: &Subscription<'_>) -> bool {

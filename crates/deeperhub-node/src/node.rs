@@ -104,6 +104,8 @@ impl Node {
                 (sender, Mutex::new(Some(receiver)))
             })
             .unzip();
+        #[cfg(feature = "tls")]
+        let registry = register_certificate(registry, &config.listener).map_err(MetricsError::Register)?;
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
             config,
@@ -154,6 +156,23 @@ impl Node {
         self.handle.hub.bus.close();
         self.handle.listener.stop().await;
     }
+}
+
+/// When the certificate ends that new connections get.
+#[cfg(feature = "tls")]
+fn register_certificate(
+    mut registry: Registry,
+    listener: &deeperhub_listener::Config,
+) -> Result<Registry, RegisterError> {
+    if let Some(tls) = listener.tls.clone() {
+        registry.register_gauge_fn(
+            "deeperhub_tls_certificate_not_after_seconds",
+            "When the certificate ends, in Unix time",
+            Unit::Seconds,
+            move || i64::try_from(tls.ends()).unwrap_or(i64::MAX),
+        )?;
+    }
+    Ok(registry)
 }
 
 fn registry(

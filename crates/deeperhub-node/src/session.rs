@@ -65,14 +65,18 @@ impl Session {
         }
     }
 
-    /// The user of the token.
+    /// The user of the token, or else of the client's certificate.
     pub(crate) fn user(&self) -> Option<&Arc<str>> {
         self.login.as_ref().map(|login| &login.user)
     }
 
+    pub(crate) fn has_token(&self) -> bool {
+        self.login.as_ref().is_some_and(|login| login.is_of_token())
+    }
+
     /// Whether the connection may do more than bring a token.
     pub(crate) fn is_admitted(&self, hub: &Hub) -> bool {
-        !hub.config.auth.required || self.login.is_some()
+        !hub.config.auth.required || self.has_token()
     }
 
     /// Sends a reply.
@@ -265,8 +269,8 @@ impl deeperhub_listener::Session for Session {
         let local = cx.local();
         let reason = match &self.login {
             Some(login) if login.has_expired(local.unix_seconds(now)) => "the token has expired",
-            Some(_) => return,
-            None => {
+            Some(login) if login.is_of_token() => return,
+            _ => {
                 let auth = &local.hub.config.auth;
                 let is_late = |opened: Instant| now.saturating_duration_since(opened) >= auth.grace;
                 if !auth.required || !self.opened.is_some_and(is_late) {

@@ -262,7 +262,7 @@ fn nothing_of_a_key_is_shown() {
     let bytes = format!("{:?}", &der.secret_der()[40..60]);
     let server = config.build(NOW).unwrap();
     let damaged = Config { key: Pem::new("key", Secret::new(key.replace("\nM", "\n?"))), ..config.clone() };
-    let reloadable = Reloadable::new(Arc::clone(&server.config));
+    let reloadable = Reloadable::new(config.build(NOW).unwrap());
     let shown =
         format!("{config:?} {config:#?} {server:?} {reloadable:?} {damaged:?} {:?}", damaged.build(NOW));
     assert!(!shown.contains(line) && !shown.contains(bytes.trim_matches(['[', ']'])), "{shown}");
@@ -271,12 +271,18 @@ fn nothing_of_a_key_is_shown() {
 
 #[test]
 fn connections_made_after_a_swap_get_the_new_configuration() {
-    let (old, new) = (server(None), server(None));
-    let reloadable = Reloadable::new(Arc::clone(&old));
+    let build = || config("server.pem", "server.pkcs8.key", None).build(NOW).unwrap();
+    let (old, mut new) = (build(), build());
+    new.ends += 1;
+    let (old_config, new_config) = (Arc::clone(&old.config), Arc::clone(&new.config));
+    let (old_ends, new_ends) = (old.ends, new.ends);
+    let reloadable = Reloadable::new(old);
     let kept = reloadable.current();
-    assert!(Arc::ptr_eq(&kept, &old));
-    reloadable.replace(Arc::clone(&new));
-    assert!(Arc::ptr_eq(&reloadable.current(), &new) && Arc::ptr_eq(&kept, &old));
+    assert!(Arc::ptr_eq(&kept, &old_config));
+    assert_eq!(reloadable.ends(), old_ends);
+    reloadable.replace(new);
+    assert!(Arc::ptr_eq(&reloadable.current(), &new_config) && Arc::ptr_eq(&kept, &old_config));
+    assert_eq!(reloadable.ends(), new_ends);
 }
 
 #[test]

@@ -1,34 +1,188 @@
 //! The socket of a connection, as the worker sees it.
 
 mod tcp;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub(crate) use tcp::Tcp;
+#[cfg(feature = "tls")]
+pub(crate) use tls::Tls;
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
+use crate::config::Config;
+
+/// What the TLS connections of a worker share: a buffer for the records under way, and what to count.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    /// Empty until the first connection with TLS comes.
+    #[cfg(feature = "tls")]
+    bytes: Vec<u8>,
+    /// Steps of handshakes since this was reset.
+    pub(crate) handshake_steps: usize,
+    /// Handshakes that ended since this was reset.
+    pub(crate) ended: Ended,
+}
+
+/// TLS handshakes by how they ended.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) full: u64,
+    pub(crate) resumed: u64,
+    pub(crate) failed: u64,
+}
+
 /// A non-blocking byte stream whose readiness comes through a waker.
 ///
-/// Everything but `arm` is synchronous and answers `WouldBlock` when it cannot go on. A TLS stream is a second
-/// implementation, another reactor would be a third.
-pub(crate) trait Transport {
-    /// Reads what is there. `Ok(0)`: the peer has ended its side.
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+/// Everything but `arm_read` and `arm_write` is synchronous and answers `WouldBlock` when it cannot go on. Another
+/// reactor or another protocol below HTTP would be another variant.
+#[derive(Debug)]
+pub(crate) enum Transport {
+    Tcp(Tcp),
+    /// Boxed: plain connections are not to be as large as encrypted ones.
+    #[cfg(feature = "tls")]
+    Tls(Box<Tls>),
+}
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+impl Transport {
+    /// Registers a non-blocking socket with the reactor of the current thread.
+    pub(crate) fn new(socket: std::net::TcpStream, config: &Config) -> io::Result<Self> {
+        Self::on(Tcp::new(socket)?, config, &[])
+    }
 
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+    /// Speaks TLS over a connection where that is configured. `incoming` was read from it already.
+    #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
+    fn on(tcp: Tcp, config: &Config, incoming: &[u8]) -> io::Result<Self> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &config.tls {
+            let tls = Tls::new(tcp, tls.current(), incoming).map_err(io::Error::other)?;
+            return Ok(Self::Tls(Box::new(tls)));
+        }
+        Ok(Self::Tcp(tcp))
+    }
+
+    /// Reads what is there. `Ok(0)`: the peer has ended its side. `InvalidData`: it broke the protocol below HTTP; what
+    /// there is to say about it waits for [`flush`](Self::flush), and the rest of what it sends is to be read and
+    /// thrown away.
+    ///
+    /// After each call something may wait to be [flushed](Self::is_flushed).
+    #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
+    pub(crate) fn read(&mut self, buffer: &mut [u8], records: &mut Records) -> io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => tcp.read(buffer),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.read(buffer, records),
+        }
+    }
+
+    /// Takes some of the bytes, at least one. They may wait to be [flushed](Self::is_flushed).
+    #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
+    pub(crate) fn write(&mut self, bytes: &[u8], records: &mut Records) -> io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => tcp.write(bytes),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.write(bytes, records),
+        }
+    }
+
+    /// As [`write`](Self::write), from several slices.
+    #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
+    pub(crate) fn write_vectored(
+        &mut self,
+        slices: &[IoSlice<'_>],
+        records: &mut Records,
+    ) -> io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => tcp.write_vectored(slices),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.write_vectored(slices, records),
+        }
+    }
+
+    /// Whether all that was taken is with the kernel.
+    pub(crate) fn is_flushed(&self) -> bool {
+        match self {
+            Self::Tcp(_) => true,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.is_flushed(),
+        }
+    }
+
+    /// Gives the kernel what was taken before.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(_) => Ok(()),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.flush(),
+        }
+    }
 
     /// Says that a read came back short, so the socket is empty: readiness is cleared without the system call that
     /// would find that out. False: a short read says nothing here.
-    fn drained(&mut self) -> bool;
+    pub(crate) fn drained(&mut self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.drained(),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.drained(),
+        }
+    }
 
     /// Asks for a wake-up when the socket is readable. `Ready`: it is now.
-    fn arm_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    pub(crate) fn arm_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp().arm_read(cx)
+    }
 
     /// Asks for a wake-up when the socket is writable. `Ready`: it is now.
-    fn arm_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    pub(crate) fn arm_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp().arm_write(cx)
+    }
 
-    /// Ends the sending side, so that the peer reads the end after all that was written.
-    fn shutdown_write(&mut self) -> io::Result<()>;
+    /// Ends the sending side, so that the peer reads the end after all that was written. To be called when all is
+    /// [flushed](Self::is_flushed).
+    pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
+        self.say_goodbye();
+        self.tcp().shutdown_write()
+    }
+
+    /// Tells the peer that nothing more comes, where the protocol has a word for it; for a connection that is dropped
+    /// next.
+    pub(crate) fn say_goodbye(&mut self) {
+        match self {
+            Self::Tcp(_) => {}
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.close_notify(),
+        }
+    }
+
+    /// Whether the connection is encrypted.
+    pub(crate) fn is_tls(&self) -> bool {
+        !matches!(self, Self::Tcp(_))
+    }
+
+    /// Whether its handshake is under way, which costs much more than a message.
+    pub(crate) fn is_shaking_hands(&self) -> bool {
+        match self {
+            Self::Tcp(_) => false,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.is_shaking_hands(),
+        }
+    }
+
+    /// The user that the client's certificate is for.
+    pub(crate) fn user(&self) -> Option<String> {
+        match self {
+            Self::Tcp(_) => None,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.user(),
+        }
+    }
+
+    fn tcp(&mut self) -> &mut Tcp {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.tcp(),
+        }
+    }
 }

@@ -5,8 +5,6 @@ use std::task::{Context, Poll};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::Transport;
-
 /// A plain TCP connection, registered with the reactor of the worker's own thread.
 #[derive(Debug)]
 pub(crate) struct Tcp {
@@ -18,22 +16,20 @@ impl Tcp {
     pub(crate) fn new(socket: std::net::TcpStream) -> io::Result<Self> {
         Ok(Self { stream: TcpStream::from_std(socket)? })
     }
-}
 
-impl Transport for Tcp {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.try_read(buffer)
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stream.try_write(bytes)
     }
 
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub(super) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         self.stream.try_write_vectored(slices)
     }
 
-    fn drained(&mut self) -> bool {
+    pub(super) fn drained(&mut self) -> bool {
         // Sound only because the reactor runs on this very thread: no event can fall between the short read and
         // the clearing.
         let cleared: io::Result<()> =
@@ -42,15 +38,15 @@ impl Transport for Tcp {
         true
     }
 
-    fn arm_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn arm_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.poll_read_ready(cx)
     }
 
-    fn arm_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn arm_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.poll_write_ready(cx)
     }
 
-    fn shutdown_write(&mut self) -> io::Result<()> {
+    pub(super) fn shutdown_write(&mut self) -> io::Result<()> {
         // The socket is shut down through a reference of the descriptor; it stays registered and readable.
         socket2::SockRef::from(&self.stream).shutdown(Shutdown::Write)
     }

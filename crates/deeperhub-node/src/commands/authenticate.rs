@@ -32,7 +32,13 @@ pub(crate) fn authenticate(
             return session.reply_error(&reply, cx);
         }
     };
+    let had_token = session.has_token();
     match session.user() {
+        // A certificate's user gives way to a token's.
+        Some(user) if *user != login.user && !had_token => {
+            local.remove_user(user, key);
+            local.add_user(&login.user, key);
+        }
         // What the connection did so far was another user's.
         Some(user) if *user != login.user => {
             let message = "the token names another user than the connection's";

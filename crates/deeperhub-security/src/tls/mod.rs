@@ -19,7 +19,7 @@
 //! for warning in &server.warnings {
 //!     eprintln!("{warning}");
 //! }
-//! let current = Reloadable::new(server.config);
+//! let current = Reloadable::new(server);
 //! let _for_a_connection = current.current();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -1,5 +1,6 @@
 //! The configuration that new connections get.
 
+use super::Server;
 use rustls::ServerConfig;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -8,23 +9,41 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// Those made before keep the one that they were made with. Read once for each connection, under a lock that is held
 /// for the copy of a pointer.
 #[derive(Debug)]
-pub struct Reloadable(RwLock<Arc<ServerConfig>>);
+pub struct Reloadable(RwLock<Served>);
+
+#[derive(Debug)]
+struct Served {
+    config: Arc<ServerConfig>,
+    ends: u64,
+}
+
+impl Served {
+    fn new(server: Server) -> Self {
+        Self { config: server.config, ends: server.ends }
+    }
+}
 
 impl Reloadable {
-    /// Starts with `config`.
+    /// Starts with `server`.
     #[must_use]
-    pub const fn new(config: Arc<ServerConfig>) -> Self {
-        Self(RwLock::new(config))
+    pub fn new(server: Server) -> Self {
+        Self(RwLock::new(Served::new(server)))
     }
 
     /// The configuration for a connection that is made now.
     #[must_use]
     pub fn current(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).config)
     }
 
-    /// From now on connections are made with `config`.
-    pub fn replace(&self, config: Arc<ServerConfig>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+    /// When the certificate of [`current`](Self::current) ends, in seconds since 1970.
+    #[must_use]
+    pub fn ends(&self) -> u64 {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).ends
+    }
+
+    /// From now on connections are made with `server`.
+    pub fn replace(&self, server: Server) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Served::new(server);
     }
 }

@@ -1,0 +1,398 @@
+//! TLS on a worker: records are decrypted and encrypted in buffers of the worker, so an idle connection has none.
+
+use std::io::{self, IoSlice};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use deeperhub_protocol::handshake::Refusal;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
+};
+use rustls::{HandshakeKind, ServerConfig};
+
+use super::{Records, Tcp};
+
+/// Bytes that one write encrypts: four records. What the socket does not take of them waits with the connection.
+const PLAIN: usize = 64 * 1024;
+
+/// Room for what encryption adds: at most some 40 bytes for each record, and a key update or an alert before them.
+const OVERHEAD: usize = 1024;
+
+/// Bytes of records that are not complete, or of handshake messages that are not. A record has at most 18,437; a
+/// handshake message of several records is a client's chain of certificates, of a few thousand bytes.
+const MAX_PENDING: usize = 32 * 1024;
+
+/// Bytes that wait to be sent before the handshake is over: our certificates and what goes with them.
+const MAX_FLIGHT: usize = 128 * 1024;
+
+impl Records {
+    fn buffer(&mut self) -> &mut [u8] {
+        if self.bytes.is_empty() {
+            self.bytes = vec![0; PLAIN + PLAIN + OVERHEAD];
+        }
+        &mut self.bytes
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Handshake,
+    Open,
+    /// The peer has ended its side; it may still read.
+    PeerClosed,
+    /// It broke the protocol; that is still to be said by `read`.
+    Broken,
+    /// It did, and that was said. What still comes from it is not looked at.
+    Abandoned,
+}
+
+/// A TLS connection of the server's side.
+pub(crate) struct Tls {
+    tcp: Tcp,
+    session: UnbufferedServerConnection,
+    phase: Phase,
+    /// The last read of the socket brought less than there was room for.
+    short: bool,
+    /// `incoming` came with the socket and was not looked at yet.
+    fresh: bool,
+    /// The end was announced.
+    notified: bool,
+    /// What has come of records or handshake messages that are not complete. Without memory when there is none.
+    incoming: Vec<u8>,
+    /// Encrypted, and not with the kernel yet. Without memory when there is none.
+    outgoing: Vec<u8>,
+}
+
+impl Tls {
+    /// A connection whose handshake is to come; `incoming` was read from the socket already.
+    pub(crate) fn new(tcp: Tcp, config: Arc<ServerConfig>, incoming: &[u8]) -> Result<Self, rustls::Error> {
+        Ok(Self {
+            tcp,
+            session: UnbufferedServerConnection::new(config)?,
+            phase: Phase::Handshake,
+            short: false,
+            fresh: !incoming.is_empty(),
+            notified: false,
+            incoming: incoming.to_vec(),
+            outgoing: Vec::new(),
+        })
+    }
+
+    pub(super) fn tcp(&mut self) -> &mut Tcp {
+        &mut self.tcp
+    }
+
+    pub(super) fn is_shaking_hands(&self) -> bool {
+        self.phase == Phase::Handshake
+    }
+
+    pub(super) fn user(&self) -> Option<String> {
+        deeperhub_security::tls::user(self.session.peer_certificates()?.first()?)
+    }
+
+    pub(super) fn drained(&mut self) -> bool {
+        // An end or a fault that came behind the data is still to be told by a read.
+        self.short && matches!(self.phase, Phase::Handshake | Phase::Open) && self.tcp.drained()
+    }
+
+    /// One read of the socket at most, so that the worker decides how much one peer may send in a row. `buffer` has
+    /// room for all of it, since plain bytes are never more than encrypted ones.
+    pub(super) fn read(&mut self, buffer: &mut [u8], records: &mut Records) -> io::Result<usize> {
+        match self.phase {
+            Phase::Handshake | Phase::Open => {}
+            Phase::PeerClosed => return Ok(0),
+            Phase::Broken => return Err(self.abandon()),
+            Phase::Abandoned => return self.tcp.read(buffer),
+        }
+        let held = self.incoming.len();
+        let room = buffer.len().min(PLAIN).max(held);
+        let input = records.buffer();
+        let read = if std::mem::take(&mut self.fresh) {
+            self.short = false;
+            0
+        } else {
+            let read = self.tcp.read(&mut input[held..room])?;
+            if read == 0 {
+                return Ok(0);
+            }
+            self.short = held + read < room;
+            read
+        };
+        input[..held].copy_from_slice(&self.incoming);
+        let was_shaking_hands = self.is_shaking_hands();
+
+        // rustls panics on nothing that is known; a fault there is to cost one connection.
+        let processed = catch_unwind(AssertUnwindSafe(|| self.process(&mut input[..held + read], buffer)));
+        let Progress { consumed, plain } = processed.unwrap_or_else(|_| {
+            self.phase = Phase::Broken;
+            Progress { consumed: held + read, plain: 0 }
+        });
+        self.keep(&input[consumed..held + read]);
+
+        if was_shaking_hands {
+            records.handshake_steps += 1;
+            match (self.phase, self.session.handshake_kind()) {
+                (Phase::Handshake, _) => {}
+                (Phase::Open, Some(HandshakeKind::Resumed)) => records.ended.resumed += 1,
+                (Phase::Open, _) => records.ended.full += 1,
+                _ => records.ended.failed += 1,
+            }
+        }
+        match self.phase {
+            _ if plain > 0 => Ok(plain),
+            Phase::Broken => Err(self.abandon()),
+            Phase::PeerClosed => Ok(0),
+            _ if self.short => {
+                let _ = self.tcp.drained();
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// Handles the records in `input`: plain bytes go to `plain`, what is to be answered to `outgoing`.
+    fn process(&mut self, input: &mut [u8], plain: &mut [u8]) -> Progress {
+        let mut progress = Progress { consumed: 0, plain: 0 };
+        if self.phase == Phase::Handshake && starts_like_http(input) {
+            Refusal::bad_handshake("this port speaks TLS: connect with wss:// or https://")
+                .write(&mut self.outgoing);
+            self.phase = Phase::Broken;
+            progress.consumed = input.len();
+            return progress;
+        }
+        loop {
+            let UnbufferedStatus { mut discard, state } =
+                self.session.process_tls_records(&mut input[progress.consumed..]);
+            let mut done = false;
+            match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(Ok(record)) = traffic.next_record() {
+                        discard += record.discard;
+                        plain[progress.plain..][..record.payload.len()].copy_from_slice(record.payload);
+                        progress.plain += record.payload.len();
+                    }
+                }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                    let encode = |room: &mut [u8]| match data.encode(room) {
+                        Ok(written) => Ok(written),
+                        Err(EncodeError::InsufficientSize(size)) => Err(size),
+                        Err(EncodeError::AlreadyEncoded) => Ok(0),
+                    };
+                    if append(&mut self.outgoing, encode).is_err() {
+                        self.phase = Phase::Broken;
+                    }
+                }
+                // It goes out with the next flush.
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
+                    self.phase = Phase::PeerClosed;
+                    done = true;
+                }
+                Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake) => done = true,
+                // Early data is not offered.
+                Ok(_) => self.phase = Phase::Broken,
+                Err(error) => {
+                    tracing::debug!(%error, "A TLS connection failed.");
+                    self.phase = Phase::Broken;
+                    self.alert(&mut input[progress.consumed..]);
+                }
+            }
+            progress.consumed += discard;
+            match self.phase {
+                Phase::Handshake if !self.session.is_handshaking() => self.phase = Phase::Open,
+                Phase::Broken | Phase::PeerClosed => {
+                    progress.consumed = input.len();
+                    return progress;
+                }
+                _ => {}
+            }
+            if done {
+                return progress;
+            }
+        }
+    }
+
+    /// Takes the alert that goes with an error.
+    fn alert(&mut self, input: &mut [u8]) {
+        while let Ok(ConnectionState::EncodeTlsData(mut data)) = self.session.process_tls_records(input).state
+        {
+            let encode = |room: &mut [u8]| match data.encode(room) {
+                Ok(written) => Ok(written),
+                Err(EncodeError::InsufficientSize(size)) => Err(size),
+                Err(EncodeError::AlreadyEncoded) => Ok(0),
+            };
+            if append(&mut self.outgoing, encode).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Keeps what was not used up until more has come.
+    fn keep(&mut self, rest: &[u8]) {
+        if rest.len() > MAX_PENDING {
+            self.phase = Phase::Broken;
+        } else if !rest.is_empty() {
+            self.incoming.clear();
+            self.incoming.extend_from_slice(rest);
+            return;
+        }
+        self.incoming = Vec::new();
+    }
+
+    fn abandon(&mut self) -> io::Error {
+        self.phase = Phase::Abandoned;
+        io::ErrorKind::InvalidData.into()
+    }
+
+    pub(super) fn is_flushed(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        while !self.outgoing.is_empty() {
+            let taken = self.tcp.write(&self.outgoing)?;
+            if taken == self.outgoing.len() {
+                self.outgoing = Vec::new();
+            } else {
+                self.outgoing.drain(..taken);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8], records: &mut Records) -> io::Result<usize> {
+        self.flush()?;
+        let (_, room) = records.buffer().split_at_mut(PLAIN);
+        self.encrypt_and_send(bytes, room)
+    }
+
+    pub(super) fn write_vectored(
+        &mut self,
+        slices: &[IoSlice<'_>],
+        records: &mut Records,
+    ) -> io::Result<usize> {
+        self.flush()?;
+        let (plain, room) = records.buffer().split_at_mut(PLAIN);
+        // Small pieces share records: each of its own would cost an encryption, and 22 bytes or more on the wire.
+        let mut gathered = 0;
+        for slice in slices {
+            let taken = slice.len().min(PLAIN - gathered);
+            plain[gathered..][..taken].copy_from_slice(&slice[..taken]);
+            gathered += taken;
+        }
+        self.encrypt_and_send(&plain[..gathered], room)
+    }
+
+    /// Encrypts into `room`; what the socket does not take waits with the connection, so the bytes count as written.
+    fn encrypt_and_send(&mut self, bytes: &[u8], room: &mut [u8]) -> io::Result<usize> {
+        let bytes = &bytes[..bytes.len().min(PLAIN)];
+        let written = self.encrypt(bytes, room)?;
+        let sent = loop {
+            match self.tcp.write(&room[..written]) {
+                Ok(sent) => break sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break 0,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        };
+        self.outgoing.extend_from_slice(&room[sent..written]);
+        Ok(bytes.len())
+    }
+
+    fn encrypt(&mut self, bytes: &[u8], room: &mut [u8]) -> io::Result<usize> {
+        if !matches!(self.phase, Phase::Open | Phase::PeerClosed) || self.notified {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let mut written = 0;
+        loop {
+            match self.session.process_tls_records(&mut self.incoming).state {
+                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                    return match traffic.encrypt(bytes, &mut room[written..]) {
+                        Ok(encrypted) => Ok(written + encrypted),
+                        Err(error) => Err(io::Error::other(error)),
+                    };
+                }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => match data.encode(&mut room[written..]) {
+                    Ok(encoded) => written += encoded,
+                    Err(error) => return Err(io::Error::other(error)),
+                },
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(ConnectionState::PeerClosed) => self.phase = Phase::PeerClosed,
+                Ok(_) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+    }
+
+    /// Says that nothing more comes (RFC 8446 section 6.1), as far as the socket takes it at once: the peer's WebSocket
+    /// layer knows the end from its own close frame already.
+    pub(super) fn close_notify(&mut self) {
+        if self.notified || !matches!(self.phase, Phase::Open | Phase::PeerClosed) || !self.is_flushed() {
+            return;
+        }
+        self.notified = true;
+        if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
+            self.session.process_tls_records(&mut self.incoming).state
+        {
+            let queue = |room: &mut [u8]| match traffic.queue_close_notify(room) {
+                Ok(written) => Ok(written),
+                Err(EncryptError::InsufficientSize(size)) => Err(size),
+                Err(EncryptError::EncryptExhausted) => Ok(0),
+            };
+            if append(&mut self.outgoing, queue).is_ok() {
+                let _ = self.flush();
+            }
+        }
+    }
+}
+
+/// How far [`Tls::process`] came: bytes used up, and bytes that are plain now.
+struct Progress {
+    consumed: usize,
+    plain: usize,
+}
+
+/// Appends what `write` puts into the room that it is given; it says how much it needs when that is too little.
+fn append(
+    out: &mut Vec<u8>,
+    mut write: impl FnMut(&mut [u8]) -> Result<usize, InsufficientSizeError>,
+) -> Result<(), TooMuch> {
+    let start = out.len();
+    let mut room = 0;
+    loop {
+        out.resize(start + room, 0);
+        match write(&mut out[start..]) {
+            Ok(written) => {
+                out.truncate(start + written);
+                return Ok(());
+            }
+            Err(InsufficientSizeError { required_size }) if required_size > room => {
+                if start + required_size > MAX_FLIGHT {
+                    out.truncate(start);
+                    return Err(TooMuch);
+                }
+                room = required_size;
+            }
+            Err(_) => {
+                out.truncate(start);
+                return Err(TooMuch);
+            }
+        }
+    }
+}
+
+/// More than may wait.
+struct TooMuch;
+
+/// Whether the first bytes of a connection are a request's: a method in capital letters. Those of TLS are 22 and 3.
+fn starts_like_http(bytes: &[u8]) -> bool {
+    let Some(&[method @ .., last]) = bytes.first_chunk::<4>() else { return false };
+    method.iter().all(u8::is_ascii_uppercase) && (last == b' ' || last.is_ascii_uppercase())
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls").field("phase", &self.phase).finish_non_exhaustive()
+    }
+}
