@@ -80,7 +80,9 @@ impl Server {
             let rest = start_line.split_once(scheme)?.1;
             rest.split([' ', ')']).next()?.parse().ok()
         };
-        let clients = after("ws://").unwrap_or_else(|| panic!("no address in the start line: {start_line}"));
+        let clients = after("ws://")
+            .or_else(|| after("wss://"))
+            .unwrap_or_else(|| panic!("no address in the start line: {start_line}"));
         let api = after("http://");
         Self { running, clients, api, start_line }
     }
