@@ -7,6 +7,7 @@ mod api;
 mod auth;
 mod bench;
 mod cli;
+mod compression;
 mod layering;
 mod messages;
 mod support;

@@ -5,6 +5,7 @@ mod http;
 mod server;
 mod temporary;
 mod tokens;
+pub(crate) mod wire;
 
 use std::time::Duration;
 

@@ -1,0 +1,196 @@
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{Server, patiently};
+
+/// FIN and a text frame's opcode.
+pub(crate) const TEXT: u8 = 0x81;
+
+/// RSV1, with which `permessage-deflate` marks the first frame of a compressed message.
+pub(crate) const RSV1: u8 = 0x40;
+
+/// A client that writes its frames by hand, for what other clients do not send, and sees the bits of those that it gets.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: TcpStream,
+    read: Vec<u8>,
+    /// The value of `Sec-WebSocket-Extensions` in the answer.
+    pub(crate) extensions: Option<String>,
+}
+
+/// A frame of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WireFrame {
+    /// FIN, reserved bits and opcode.
+    pub(crate) first: u8,
+    /// As it came.
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Wire {
+    /// Connects at `/`, with a line of extensions if there is one, and reads the `welcome`.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    pub(crate) async fn connect(server: &Server, offer: Option<&str>) -> Self {
+        let stream = patiently("a connection", TcpStream::connect(server.clients)).await;
+        let stream = stream.expect("the server takes connections");
+        let mut wire = Self { stream, read: Vec::new(), extensions: None };
+        let offer = offer.map(|offer| format!("Sec-WebSocket-Extensions: {offer}\r\n")).unwrap_or_default();
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{offer}\r\n",
+            server.clients
+        );
+        wire.write(request.as_bytes()).await;
+        let head_len = loop {
+            if let Some(at) = wire.read.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            assert!(wire.fill().await, "the connection ended in the handshake");
+        };
+        let head = String::from_utf8(wire.read.drain(..head_len).collect()).expect("the answer is text");
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        wire.extensions = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("sec-websocket-extensions").then(|| value.to_owned())
+        });
+        let welcome = wire.receive().await.expect("a welcome");
+        assert!(welcome.text().contains("\"welcome\""), "{welcome:?}");
+        wire
+    }
+
+    /// Sends a masked frame. `first` is its first byte.
+    pub(crate) async fn send(&mut self, first: u8, payload: &[u8]) {
+        let frame = masked(first, payload);
+        self.write(&frame).await;
+    }
+
+    /// Sends a text message compressed, in one frame.
+    pub(crate) async fn send_compressed(&mut self, text: &str) {
+        self.send(TEXT | RSV1, &deflated(text.as_bytes())).await;
+    }
+
+    /// Writes bytes as they are. One that the server does not want any more are lost.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) {
+        let _ = patiently("writing", self.stream.write_all(bytes)).await;
+    }
+
+    /// The next frame, pings excepted. `None`: the connection has ended.
+    pub(crate) async fn receive(&mut self) -> Option<WireFrame> {
+        loop {
+            while let Some((frame, len)) = parse(&self.read) {
+                self.read.drain(..len);
+                if frame.first != 0x89 {
+                    return Some(frame);
+                }
+            }
+            if !self.fill().await {
+                return None;
+            }
+        }
+    }
+
+    /// The next message, decompressed if it came so, and whether it did.
+    ///
+    /// # Panics
+    ///
+    /// When the connection ends.
+    pub(crate) async fn receive_text(&mut self) -> (String, bool) {
+        let frame = self.receive().await.expect("a message comes");
+        (frame.text(), frame.first & RSV1 != 0)
+    }
+
+    /// Reads to the end and returns the code and the reason of the close frame.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    pub(crate) async fn closed(&mut self) -> (u16, String) {
+        while let Some(frame) = self.receive().await {
+            if let (0x88, Some((code, reason))) = (frame.first, frame.payload.split_first_chunk()) {
+                return (u16::from_be_bytes(*code), String::from_utf8_lossy(reason).into_owned());
+            }
+        }
+        panic!("the connection ended without a close frame");
+    }
+
+    async fn fill(&mut self) -> bool {
+        let mut buffer = [0; 16 * 1024];
+        let read = patiently("bytes", self.stream.read(&mut buffer)).await.unwrap_or(0);
+        self.read.extend_from_slice(&buffer[..read]);
+        read > 0
+    }
+}
+
+impl WireFrame {
+    /// The payload as text, decompressed where the frame is marked.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be decompressed or is not UTF-8.
+    pub(crate) fn text(&self) -> String {
+        let bytes = if self.first & RSV1 == 0 { self.payload.clone() } else { inflated(&self.payload) };
+        String::from_utf8(bytes).expect("text is UTF-8")
+    }
+}
+
+/// A client's frame, whole.
+pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        len @ 0..126 => frame.push(0x80 | len as u8),
+        len @ 126..65_536 => {
+            frame.push(0xfe);
+            frame.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        len => {
+            frame.push(0xff);
+            frame.extend_from_slice(&(len as u64).to_be_bytes());
+        }
+    }
+    let mask = [0x11, 0x22, 0x33, 0x44];
+    frame.extend_from_slice(&mask);
+    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
+/// A message's compressed payload, by itself.
+pub(crate) fn deflated(payload: &[u8]) -> Vec<u8> {
+    deflated_by(&mut Compress::new(Compression::default(), false), payload)
+}
+
+/// A message's compressed payload, by a compressor that may refer to what it has compressed before.
+pub(crate) fn deflated_by(compress: &mut Compress, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(payload.len() + payload.len() / 8 + 64);
+    compress.compress_vec(payload, &mut out, FlushCompress::Sync).expect("it compresses");
+    out.truncate(out.len() - 4);
+    out
+}
+
+/// What a compressed message holds.
+fn inflated(payload: &[u8]) -> Vec<u8> {
+    let mut stream = Decompress::new(false);
+    let whole = [payload, &[0, 0, 0xff, 0xff]].concat();
+    let mut out = Vec::with_capacity(4096);
+    while stream.total_in() < whole.len() as u64 {
+        out.reserve(out.len() + 4096);
+        let rest = &whole[stream.total_in() as usize..];
+        stream.decompress_vec(rest, &mut out, FlushDecompress::Sync).expect("it decompresses");
+    }
+    out
+}
+
+/// The frame that `bytes` begin with, and its length.
+fn parse(bytes: &[u8]) -> Option<(WireFrame, usize)> {
+    let (&[first, length], rest) = bytes.split_first_chunk()?;
+    let (header, length) = match length {
+        126 => (4, usize::from(u16::from_be_bytes(*rest.first_chunk()?))),
+        127 => (10, usize::try_from(u64::from_be_bytes(*rest.first_chunk()?)).ok()?),
+        length => (2, usize::from(length)),
+    };
+    let payload = bytes.get(header..header + length)?.to_vec();
+    Some((WireFrame { first, payload }, header + length))
+}
