@@ -2,6 +2,7 @@
 
 use flate2::{Compress, Compression, FlushCompress, Status};
 
+use super::negotiation::{MAX_WINDOW_BITS, MIN_WINDOW_BITS};
 use super::{Config, Params};
 use crate::frame::{TEXT, marked_header, server_frame, text_header, write_marked, write_text};
 
@@ -13,10 +14,12 @@ const KEPT_CAPACITY: usize = 64 * 1024;
 
 /// Compresses messages, each by itself: one for each worker, for any number of connections.
 ///
-/// Empty until first used, then about 370 KiB, and an output buffer of at most 64 KiB between messages.
+/// Empty until first used, then about 370 KiB, and an output buffer of at most 64 KiB between messages. Each smaller
+/// window that clients ask for, which none in common use does, costs a stream of its own (six at most).
 #[derive(Debug)]
 pub struct Deflater {
-    stream: Option<Compress>,
+    /// By window bits, from 9 to 15.
+    streams: [Option<Compress>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS) as usize],
     level: Compression,
     threshold_bytes: usize,
     output: Vec<u8>,
@@ -28,7 +31,7 @@ impl Deflater {
     #[must_use]
     pub fn new(config: &Config) -> Self {
         Self {
-            stream: None,
+            streams: Default::default(),
             level: Compression::new(u32::from(config.level.clamp(1, 9))),
             threshold_bytes: config.threshold_bytes,
             output: Vec::new(),
@@ -43,22 +46,32 @@ impl Deflater {
     }
 
     /// The compressed payload of a message, if that is worth it: `None` below the threshold, and where it would not be
-    /// smaller than the payload, unless the threshold is 0.
+    /// smaller than the payload, unless the threshold is 0. The window is the largest.
     pub(crate) fn deflate(&mut self, payload: &[u8]) -> Option<&[u8]> {
+        self.deflate_with(MAX_WINDOW_BITS, payload)
+    }
+
+    /// As [`Self::deflate`], with a window that one client has.
+    fn deflate_for(&mut self, params: Params, payload: &[u8]) -> Option<&[u8]> {
+        self.deflate_with(params.compressor_bits(payload.len())?, payload)
+    }
+
+    fn deflate_with(&mut self, window_bits: u8, payload: &[u8]) -> Option<&[u8]> {
         if payload.len() < self.threshold_bytes {
             return None;
         }
-        self.runs += 1;
         self.output.clear();
         self.output.shrink_to(KEPT_CAPACITY);
         // What cannot be compressed is stored with five bytes for each block; the tail is taken off again.
         self.output.reserve(payload.len() + payload.len() / 1024 + 64);
-        let stream = match &mut self.stream {
+        let slot = self.streams.get_mut(usize::from(window_bits.checked_sub(MIN_WINDOW_BITS + 1)?))?;
+        self.runs += 1;
+        let stream = match slot {
             Some(stream) => {
                 stream.reset();
                 stream
             }
-            none => none.insert(Compress::new(self.level, false)),
+            none => none.insert(Compress::new_with_window_bits(self.level, false, window_bits)),
         };
         let status = stream.compress_vec(payload, &mut self.output, FlushCompress::Sync).ok()?;
         // Without room to spare the flush may not be complete.
@@ -102,8 +115,7 @@ pub fn write_text_compressed(
     payload: &str,
     out: &mut Vec<u8>,
 ) -> usize {
-    let deflated = if params.can_take(payload.len()) { deflater.deflate(payload.as_bytes()) } else { None };
-    let Some(deflated) = deflated else {
+    let Some(deflated) = deflater.deflate_for(params, payload.as_bytes()) else {
         write_text(out, payload);
         return 0;
     };
@@ -129,9 +141,8 @@ pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8
     while let Some(frame) = out.get(read..).and_then(server_frame) {
         let payload = read + frame.header_len..read + frame.header_len + frame.payload_len;
         let mut next = payload.end;
-        let may_compress = frame.is_plain_message() && params.can_take(frame.payload_len);
-        let plain = out.get(payload).filter(|_| may_compress);
-        match plain.and_then(|plain| deflater.deflate(plain)) {
+        let plain = out.get(payload).filter(|_| frame.is_plain_message());
+        match plain.and_then(|plain| deflater.deflate_for(params, plain)) {
             Some(deflated) => {
                 let (header, header_len) = marked_header(frame.opcode(), deflated.len());
                 // All before `next` has been read. Only with a threshold of 0 can there be too little room.

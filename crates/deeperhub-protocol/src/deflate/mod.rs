@@ -51,10 +51,11 @@
 //! serves all connections of a thread. With takeover it still does: a connection's [`History`] holds the up to 32 KiB
 //! that its client may refer to, and nothing else is kept for it.
 //!
-//! **`server_max_window_bits`, whatever is asked for.** Messages are compressed with the largest window. In a message
-//! that is no longer than the client's window nothing can refer further back than that; a longer one goes to such a
-//! client uncompressed, which is always allowed (RFC 7692 section 6). Even 8 bits are served so, a window that zlib's
-//! descendants cannot compress for. No client in common use asks for less than 15.
+//! **`server_max_window_bits`, whatever is asked for.** Shared frames are compressed with the largest window. In a
+//! message that is no longer than the client's window nothing can refer further back than that; a longer one goes to
+//! such a client uncompressed, which is always allowed (RFC 7692 section 6). What one client gets is compressed with its
+//! own window, except for one of 8 bits, for which zlib's descendants cannot compress. No client in common use asks
+//! for less than 15.
 //!
 //! **`client_max_window_bits` is never answered.** Messages are decompressed with the largest window.
 //!

@@ -10,7 +10,10 @@ use crate::handshake::Refusal;
 const NAME: &str = "permessage-deflate";
 
 /// Window bits of DEFLATE's largest window, 32 KiB (RFC 1951 section 2).
-const MAX_WINDOW_BITS: u8 = 15;
+pub(super) const MAX_WINDOW_BITS: u8 = 15;
+
+/// Window bits of the smallest window that can be agreed on (RFC 7692 section 7.1.2.1).
+pub(super) const MIN_WINDOW_BITS: u8 = 8;
 
 /// What the server offers its clients, and at what cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +85,14 @@ impl Params {
             Some(bits) if bits.0.get() < MAX_WINDOW_BITS => plain_bytes <= 1 << bits.0.get(),
             _ => true,
         }
+    }
+
+    /// Window bits to compress a message of `plain_bytes` with, for this client alone: the largest window where its own
+    /// is large enough, otherwise its own. `None` for a window of 8 bits, which zlib's descendants compress for only
+    /// in name.
+    pub(super) fn compressor_bits(self, plain_bytes: usize) -> Option<u8> {
+        let bits = if self.can_take(plain_bytes) { MAX_WINDOW_BITS } else { self.server_max_window_bits() };
+        (bits > MIN_WINDOW_BITS).then_some(bits)
     }
 
     /// The value for the answer's `Sec-WebSocket-Extensions` header, for
