@@ -71,7 +71,7 @@ fn subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
     }
     if offered {
         return Err(Refusal::bad_handshake(
-            "none of the subprotocols is known: offer deeperhub.v1.json, or none",
+            "none of the subprotocols is known: offer deeperhub.v1.json, which a token goes beside, or none",
         ));
     }
     Ok(None)

@@ -390,3 +390,14 @@ fn itoa_code(code: CloseCode) -> &'static str {
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_small() {
+        // Every idle connection costs this much.
+        assert!(size_of::<Session>() <= 160, "{}", size_of::<Session>());
+    }
+}
