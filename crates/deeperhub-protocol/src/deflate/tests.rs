@@ -1,5 +1,7 @@
 //! Messages there and back, against flate2's own streams, and what must not get through.
 
+mod miniz;
+
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use proptest::prelude::*;
 
