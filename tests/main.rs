@@ -5,6 +5,7 @@
 
 mod api;
 mod auth;
+mod backend;
 mod bench;
 mod cli;
 mod compression;

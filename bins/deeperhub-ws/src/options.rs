@@ -142,6 +142,26 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", help_heading = TOKENS)]
     pub(crate) auth_leeway: Option<Time>,
 
+    /// Calls in one request of POST /v1/batch [default: 256]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = API)]
+    pub(crate) max_batch_calls: Option<usize>,
+
+    /// Bytes of a body of POST /v1/batch [default: 1048576]
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES), help_heading = API)]
+    pub(crate) max_batch_bytes: Option<usize>,
+
+    /// Time for which an Idempotency-Key is remembered; 0 remembers none [default: 5m]
+    #[arg(long, value_name = "TIME", help_heading = API)]
+    pub(crate) idempotency_ttl: Option<Time>,
+
+    /// Idempotency keys that are remembered; the oldest goes first [default: 10000]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = API)]
+    pub(crate) max_idempotency_keys: Option<usize>,
+
+    /// Bytes that remembered idempotency keys may take [default: 4194304]
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES), help_heading = API)]
+    pub(crate) max_idempotency_bytes: Option<usize>,
+
     /// Connections at one time; more are refused with 503 [default: 1000]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = LIMITS)]
     pub(crate) max_connections: Option<usize>,

@@ -38,6 +38,11 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         api_key,
         canary_interval,
         canary_timeout,
+        max_batch_calls,
+        max_batch_bytes,
+        idempotency_ttl,
+        max_idempotency_keys,
+        max_idempotency_bytes,
         auth_secret_file,
         auth_jwks_file,
         auth_required,
@@ -111,6 +116,13 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     sources.audience = take!(auth_audience, sources.audience);
     sources.issuer = take!(auth_issuer, sources.issuer);
     sources.leeway = take!(auth_leeway, Time(auth::Config::default().leeway)).0;
+    let mut api_config = ApiConfig::default();
+    api_config.max_batch_calls = take!(max_batch_calls, api_config.max_batch_calls);
+    api_config.max_batch_bytes = take!(max_batch_bytes, api_config.max_batch_bytes);
+    let idempotency = &mut api_config.idempotency;
+    idempotency.ttl = take!(idempotency_ttl, Time(idempotency.ttl)).0;
+    idempotency.max_keys = take!(max_idempotency_keys, idempotency.max_keys);
+    idempotency.max_bytes = take!(max_idempotency_bytes, idempotency.max_bytes);
     listener.max_connections = take!(max_connections, listener.max_connections);
     let per_ip = take!(max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
     listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);
@@ -144,7 +156,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     node.auth.authenticator = auth.as_ref().map(|auth| Arc::clone(&auth.authenticator));
     resolver.check_host(&address, node.auth.required);
     resolver.check_queue(&node.listener);
-    let api = resolver.api(api_listen, api_key, &address, &node);
+    let api = resolver.api((api_listen, api_key), &address, &node, api_config);
 
     let Resolver { shown, warnings, problems, .. } = resolver;
     if !problems.is_empty() {
@@ -345,10 +357,10 @@ impl Resolver {
 
     fn api(
         &mut self,
-        listen: Switchable<Address>,
-        key: Option<Secret>,
+        (listen, key): (Switchable<Address>, Option<Secret>),
         clients: &Address,
         node: &deeperhub_node::Config,
+        mut config: ApiConfig,
     ) -> Option<ApiSettings> {
         if let Some(key) = &key
             && !is_bearer(key.expose())
@@ -375,7 +387,6 @@ impl Resolver {
                 self.origin("port").name_of("port"),
             )));
         }
-        let mut config = ApiConfig::default();
         config.api_key = key.map(Arc::new);
         config.allowed_origins = node.origins.clone();
         config.max_body_bytes = node.listener.max_message_bytes;

@@ -1,3 +1,6 @@
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
 use deeperhub_security::{OriginPolicy, Secret};
 
 /// What the server API allows.
@@ -6,12 +9,18 @@ use deeperhub_security::{OriginPolicy, Secret};
 pub struct ApiConfig {
     /// The key that every call but health checks must bring as `Authorization: Bearer KEY`. `None`: none is needed,
     /// the default; fit only for a listener on loopback.
-    pub api_key: Option<std::sync::Arc<Secret>>,
+    pub api_key: Option<Arc<Secret>>,
     /// Web pages that may call, besides those of the API's own host.
     pub allowed_origins: OriginPolicy,
-    /// Bytes of a request's body. Default 65536.
+    /// Bytes of a request's body, and of a message in a batch. Default 65536.
     pub max_body_bytes: usize,
-    /// Where the page to try the hub connects to. `None`: port 8080 of the page's own host.
+    /// Calls of a batch. Default 256.
+    pub max_batch_calls: usize,
+    /// Bytes of a batch. Default 1 MiB.
+    pub max_batch_bytes: usize,
+    /// How publishes with an idempotency key are remembered.
+    pub idempotency: IdempotencyConfig,
+    /// Where the page to try the hub connects to. `None`: port 8080 of the page's own host. Read once, at the start.
     pub websocket_url: Option<String>,
 }
 
@@ -21,7 +30,51 @@ impl Default for ApiConfig {
             api_key: None,
             allowed_origins: OriginPolicy::default(),
             max_body_bytes: 65_536,
+            max_batch_calls: 256,
+            max_batch_bytes: 1 << 20,
+            idempotency: IdempotencyConfig::default(),
             websocket_url: None,
         }
+    }
+}
+
+/// How publishes with an idempotency key are remembered. When a limit is reached, the oldest is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct IdempotencyConfig {
+    /// How long. Zero: not at all. Default 5 minutes.
+    pub ttl: Duration,
+    /// The most keys. Default 10,000.
+    pub max_keys: usize,
+    /// The most bytes that keys and what is remembered with them take, about. Default 4 MiB.
+    pub max_bytes: usize,
+}
+
+impl Default for IdempotencyConfig {
+    fn default() -> Self {
+        Self { ttl: Duration::from_secs(300), max_keys: 10_000, max_bytes: 4 << 20 }
+    }
+}
+
+/// A configuration that can be replaced while the API serves. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct SharedApiConfig(Arc<RwLock<Arc<ApiConfig>>>);
+
+impl SharedApiConfig {
+    /// Takes another configuration from the next call on.
+    pub fn replace(&self, config: ApiConfig) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// The configuration now.
+    #[must_use]
+    pub fn current(&self) -> Arc<ApiConfig> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl From<ApiConfig> for SharedApiConfig {
+    fn from(config: ApiConfig) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(config))))
     }
 }

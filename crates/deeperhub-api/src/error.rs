@@ -43,6 +43,18 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_parameter", message)
     }
 
+    pub(crate) fn too_big() -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "message_too_big",
+            "the body is larger than a message may be",
+        )
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     pub(crate) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "there is no such path")
     }

@@ -2,22 +2,29 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::Api;
 use crate::error::ApiError;
+use crate::{Api, ApiConfig};
+
+/// The path that takes larger bodies than the others.
+pub(crate) const BATCH: &str = "/v1/batch";
 
 /// Paths that need no key: probes have none, and the page holds no data.
-fn is_open(path: &str) -> bool {
+pub(crate) fn is_open(path: &str) -> bool {
     path == "/" || path.starts_with("/health/")
 }
 
 /// Checks origin and key, and adds the headers that every answer has.
-pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let mut response = match check(&api, &request) {
+pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
+    let config = api.config.current();
+    let is_batch = request.uri().path() == BATCH;
+    let limit = if is_batch { config.max_batch_bytes } else { config.max_body_bytes };
+    DefaultBodyLimit::max(limit).apply(&mut request);
+    let mut response = match check(&config, &request) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
@@ -27,7 +34,7 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     response
 }
 
-fn check(api: &Api, request: &Request) -> Result<(), ApiError> {
+fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
     let forbidden = |message: String| ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message);
     let text = |name: &HeaderName| match request.headers().get(name) {
         None => Ok(None),
@@ -39,12 +46,12 @@ fn check(api: &Api, request: &Request) -> Result<(), ApiError> {
     let origin = text(&header::ORIGIN)?;
     if let Some(origin) = origin {
         let host = text(&header::HOST)?;
-        api.config
+        config
             .allowed_origins
             .check(Some(origin), host, false)
             .map_err(|error| forbidden(error.to_string()))?;
     }
-    if let Some(key) = &api.config.api_key
+    if let Some(key) = &config.api_key
         && !is_open(request.uri().path())
     {
         let value = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);

@@ -1,4 +1,4 @@
-//! The HTTP server API of a hub node: publish, send, list, disconnect, observe, measure.
+//! The HTTP server API of a hub node: publish, send, list, unsubscribe, disconnect, observe, measure.
 //!
 //! [`router`] gives an [`axum::Router`] over a [`NodeHandle`], [`serve`] runs it on a socket. Bodies are JSON
 //! whatever their `Content-Type`; payloads pass through as the bytes that came. Every error is
@@ -16,9 +16,13 @@
 //! # }
 //! ```
 
+mod answers;
+mod calls;
 mod config;
 mod error;
 mod guard;
+mod idempotency;
+mod openapi;
 mod page;
 mod routes;
 mod serve;
@@ -26,12 +30,11 @@ mod serve;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use deeperhub_node::NodeHandle;
 
-pub use config::ApiConfig;
-pub use routes::openapi;
+pub use config::{ApiConfig, IdempotencyConfig, SharedApiConfig};
+pub use openapi::openapi;
 pub use serve::serve;
 
 use crate::error::ApiError;
@@ -40,15 +43,17 @@ use crate::error::ApiError;
 #[derive(Debug)]
 pub(crate) struct Api {
     node: NodeHandle,
-    config: ApiConfig,
+    config: SharedApiConfig,
     page: page::Page,
+    /// Publishes with an idempotency key.
+    published: idempotency::Memory<answers::Published>,
 }
 
 /// All calls over a node.
-pub fn router(node: NodeHandle, config: ApiConfig) -> Router {
-    let limit = config.max_body_bytes;
-    let page = page::Page::new(config.websocket_url.as_deref());
-    let api = Arc::new(Api { node, config, page });
+pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
+    let config = config.into();
+    let page = page::Page::new(config.current().websocket_url.as_deref());
+    let api = Arc::new(Api { node, config, page, published: idempotency::Memory::new() });
     Router::new()
         .route("/", get(routes::page))
         .route("/v1/topics", get(routes::topics))
@@ -57,9 +62,14 @@ pub fn router(node: NodeHandle, config: ApiConfig) -> Router {
         .route("/v1/clients", get(routes::clients))
         .route("/v1/clients/{client_id}", get(routes::client).delete(routes::disconnect))
         .route("/v1/clients/{client_id}/messages", post(routes::send_to_client))
+        .route("/v1/clients/{client_id}/subscriptions/{topic}", delete(routes::unsubscribe_client))
         .route("/v1/users/{user}", delete(routes::disconnect_user))
+        .route("/v1/users/{user}/subscriptions/{topic}", delete(routes::unsubscribe_user))
         .route("/v1/users/{user}/messages", post(routes::send_to_user))
         .route("/v1/broadcast", post(routes::broadcast))
+        .route(guard::BATCH, post(routes::batch))
+        .route("/v1/stats", get(routes::stats))
+        .route("/v1/top", get(routes::top))
         .route("/v1/events", get(routes::events))
         .route("/metrics", get(routes::metrics))
         .route("/health/live", get(routes::live))
@@ -67,7 +77,6 @@ pub fn router(node: NodeHandle, config: ApiConfig) -> Router {
         .route("/openapi.json", get(routes::description))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        .layer(DefaultBodyLimit::max(limit))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard))
         .with_state(api)
 }

@@ -6,7 +6,7 @@ use axum::serve::ListenerExt;
 use deeperhub_node::NodeHandle;
 use tokio::net::TcpListener;
 
-use crate::{ApiConfig, router};
+use crate::{SharedApiConfig, router};
 
 /// Time that calls under way are given when the server ends.
 const LAST_CALLS: Duration = Duration::from_secs(5);
@@ -19,7 +19,7 @@ const LAST_CALLS: Duration = Duration::from_secs(5);
 pub async fn serve(
     listener: TcpListener,
     node: NodeHandle,
-    config: ApiConfig,
+    config: impl Into<SharedApiConfig>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let listener = listener.tap_io(|socket| {

@@ -87,6 +87,7 @@ pub use counter::{Counter, CounterCell, CounterVec, CounterVecCell, SharedCounte
 pub use format::Format;
 pub use gauge::{Gauge, GaugeCell, SharedGauge};
 pub use histogram::{Histogram, HistogramCell, HistogramSnapshot, SharedHistogram};
+pub use process::Process;
 pub use registry::{Metric, RegisterError, Registry, Unit};
 
 /// The README's example runs with the doc tests.

@@ -65,6 +65,34 @@ impl Collector for ProcessCollector {
     }
 }
 
+/// What the operating system knows of this process now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Process {
+    /// Processor time used, user and system together, in seconds.
+    pub cpu_seconds: f64,
+    /// Memory in use.
+    pub resident_bytes: u64,
+    /// Open file descriptors.
+    pub open_files: u64,
+    /// Threads.
+    pub threads: u64,
+}
+
+impl Process {
+    /// Reads `/proc`. `None` where there is none.
+    #[must_use]
+    pub fn read() -> Option<Self> {
+        let stat = Stat::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
+        Some(Self {
+            cpu_seconds: stat.processor_time,
+            resident_bytes: resident_bytes(&fs::read_to_string("/proc/self/status").ok()?)?,
+            open_files: open_files()?,
+            threads: stat.threads,
+        })
+    }
+}
+
 fn gauge(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -155,6 +183,16 @@ mod tests {
         assert_eq!(max_open_files(limits), Some(1024));
         assert_eq!(max_open_files("Max open files  unlimited  unlimited  files"), None);
         assert_eq!(boot_time("cpu 1 2 3\nbtime 1700000000\nprocesses 4\n"), Some(1_700_000_000.0));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_process_knows_itself() {
+        let process = Process::read().unwrap();
+        assert!(
+            process.resident_bytes > 100_000 && process.threads >= 1 && process.open_files >= 3,
+            "{process:?}"
+        );
     }
 
     #[test]

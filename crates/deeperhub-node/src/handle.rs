@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deeperhub_events::{EventFilter, EventStream};
 use deeperhub_listener::{Key, Listener};
@@ -12,6 +12,8 @@ use crate::health::Health;
 use crate::hub::{Hub, Request};
 use crate::id::Place;
 use crate::phase::Phase;
+use crate::stats::Stats;
+use crate::top::Top;
 
 /// A running node, for backends and embedding programs. Cheap to clone, `Send + Sync`.
 ///
@@ -81,6 +83,7 @@ impl NodeHandle {
     /// Publishes to a topic. Never waits.
     pub fn publish(&self, topic: &Topic<'_>, message: RawJson<'_>, trace: &TraceContext<'_>) -> Delivered {
         let published = self.hub.publish(topic, message, None, trace);
+        self.hub.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
         Delivered { count: published.subscribers, cluster_unavailable: false }
     }
 
@@ -132,6 +135,55 @@ impl NodeHandle {
             count += answer.await.unwrap_or_default();
         }
         Delivered { count, cluster_unavailable: false }
+    }
+
+    /// Ends a client's subscription to a topic or a pattern, which it is told by an `unsubscribed` without an `id`.
+    /// False: it had none to this very topic or pattern, and is told nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientNotFound`], also when the client is being closed.
+    pub async fn unsubscribe_client(
+        &self,
+        client: &ClientId,
+        topic: &Subscription<'_>,
+    ) -> Result<bool, ClientNotFound> {
+        let client = self.place(client)?;
+        let topic = topic.borrow().into_owned();
+        let ended =
+            self.ask(client.worker.into(), |reply| Request::Unsubscribe { client, topic, reply }).await;
+        ended.flatten().ok_or(ClientNotFound)
+    }
+
+    /// Ends the subscriptions of a user's connections to a topic or a pattern, and answers of how many.
+    pub async fn unsubscribe_user(&self, user: &str, topic: &Subscription<'_>) -> u64 {
+        let mut count = 0;
+        for worker in 0..self.hub.requests.len() {
+            let (user, topic) = (user.to_owned(), topic.borrow().into_owned());
+            let ended = self.ask(worker, |reply| Request::UnsubscribeUser { user, topic, reply }).await;
+            count += ended.unwrap_or_default();
+        }
+        count
+    }
+
+    /// The node's numbers now.
+    pub fn stats(&self) -> Stats {
+        Stats::of(&self.hub)
+    }
+
+    /// The busiest topics and clients, at most `limit` of each. Counting begins with the first question and ends half a
+    /// minute after the last one. A worker that does not answer within a second is left out.
+    pub async fn top(&self, limit: usize) -> Top {
+        let now = Instant::now();
+        self.hub.top.want(now);
+        let mut report = self.hub.top.report(now);
+        for worker in 0..self.hub.requests.len() {
+            let asked = self.ask(worker, |reply| Request::Top { reply });
+            if let Ok(Some(part)) = tokio::time::timeout(Duration::from_secs(1), asked).await {
+                report.add(part);
+            }
+        }
+        report.top(limit)
     }
 
     /// Closes a connection with 4003.

@@ -8,7 +8,7 @@ use deeperhub_listener::Key;
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ServerMessage, TraceContext, WelcomeLimits};
-use deeperhub_protocol::{ClientId, RawJson, Topic};
+use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use deeperhub_router::{Published, Router};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -18,6 +18,7 @@ use crate::handle::ClientInfo;
 use crate::id::Place;
 use crate::metrics::Metrics;
 use crate::phase::Phase;
+use crate::top::{Report, Wanted};
 
 /// Requests of handles that may wait for one worker; whoever makes more waits.
 pub(crate) const REQUESTS: usize = 1024;
@@ -58,6 +59,19 @@ pub(crate) enum Request {
         frame: Frame,
         reply: oneshot::Sender<u64>,
     },
+    Unsubscribe {
+        client: Place,
+        topic: Subscription<'static>,
+        reply: oneshot::Sender<Option<bool>>,
+    },
+    UnsubscribeUser {
+        user: String,
+        topic: Subscription<'static>,
+        reply: oneshot::Sender<u64>,
+    },
+    Top {
+        reply: oneshot::Sender<Report>,
+    },
     Disconnect {
         client: Place,
         reply: oneshot::Sender<bool>,
@@ -87,6 +101,8 @@ pub(crate) struct Hub {
     pub(crate) router: Router<Delivery>,
     pub(crate) bus: EventBus,
     pub(crate) metrics: Metrics,
+    pub(crate) listener_metrics: deeperhub_listener::Metrics,
+    pub(crate) top: Wanted,
     pub(crate) registry: Registry,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) canary: Arc<Canary>,

@@ -32,6 +32,8 @@ mod metrics;
 mod node;
 mod phase;
 mod session;
+mod stats;
+mod top;
 
 pub use auth::AuthConfig;
 pub use canary::CanaryConfig;
@@ -40,3 +42,5 @@ pub use handle::{ClientInfo, ClientNotFound, CursorError, Delivered, NodeHandle,
 pub use health::{Check, Health, Unready};
 pub use node::{MetricsError, Node, StartError};
 pub use phase::Phase;
+pub use stats::Stats;
+pub use top::{Busy, Top};

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 use deeperhub_events::{Details, Event, EventKind};
 use deeperhub_listener::{Connections, Key};
 use deeperhub_protocol::frame::Frame;
+use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
 use deeperhub_router::{Flow, LOOPBACK, Shard, ShardId};
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +19,7 @@ use crate::hub::{Delivery, Hub, Request};
 use crate::id::Place;
 use crate::metrics::{Sent, WorkerMetrics};
 use crate::session::Session;
+use crate::top::Counting;
 
 /// Requests of handles that one round takes.
 const REQUESTS_PER_ROUND: usize = 256;
@@ -39,6 +41,8 @@ pub(crate) struct Local {
     clock: Option<(Instant, u64)>,
     inbox: Option<mpsc::Receiver<Request>>,
     broadcast: Option<Broadcast>,
+    /// What is busiest, while someone wants to know.
+    pub(crate) counting: Option<Box<Counting>>,
 }
 
 /// A broadcast under way: it goes over the connections a part at a time.
@@ -82,6 +86,7 @@ impl Local {
             clock: None,
             inbox: hub.take_inbox(worker),
             broadcast: None,
+            counting: None,
             hub: Arc::clone(hub),
         }
     }
@@ -130,19 +135,41 @@ impl Local {
         connections.session(place.key).filter(|session| session.place.serial == place.serial)
     }
 
-    fn send(&mut self, key: Key, frame: &Frame, connections: &mut Connections<'_, Session>) -> bool {
+    fn send(
+        &mut self,
+        what: Sent,
+        key: Key,
+        frame: &Frame,
+        connections: &mut Connections<'_, Session>,
+    ) -> bool {
         if !connections.send(key, frame) {
             return false;
         }
-        self.metrics.sent(Sent::Raw, 1);
+        self.metrics.sent(what, 1);
         if let Some(session) = connections.session(key) {
             session.sent += 1;
             self.event(EventKind::MessageSent, &session.client_id, || Details::MessageSent {
-                message_type: Sent::Raw.name(),
+                message_type: what.name(),
                 topic: None,
                 bytes: frame.len(),
             });
         }
+        true
+    }
+
+    /// Ends a subscription that its client did not end itself, and tells it.
+    pub(crate) fn unsubscribe(
+        &mut self,
+        key: Key,
+        topic: &Subscription<'_>,
+        connections: &mut Connections<'_, Session>,
+    ) -> bool {
+        if !self.shard.unsubscribe(key, topic) {
+            return false;
+        }
+        self.metrics.subscriptions.dec();
+        let told = ServerMessage::Unsubscribed { id: None, topic: topic.as_str() };
+        self.send(Sent::Unsubscribed, key, &told.to_frame(), connections);
         true
     }
 
@@ -151,11 +178,12 @@ impl Local {
         match request {
             Request::Send { to, frame, reply } => {
                 let found = Self::find(to, connections).is_some();
-                let _ = reply.send(found && self.send(to.key, &frame, connections));
+                let _ = reply.send(found && self.send(Sent::Raw, to.key, &frame, connections));
             }
             Request::SendToUser { user, frame, reply } => {
                 let keys = self.users.get(user.as_str()).cloned().unwrap_or_default();
-                let reached = keys.into_iter().filter(|&key| self.send(key, &frame, connections)).count();
+                let reached =
+                    keys.into_iter().filter(|&key| self.send(Sent::Raw, key, &frame, connections)).count();
                 let _ = reply.send(reached as u64);
             }
             Request::Broadcast { frame, reply } => {
@@ -175,6 +203,21 @@ impl Local {
                     connections.close(key, disconnected());
                 }
                 let _ = reply.send(keys.len() as u64);
+            }
+            Request::Unsubscribe { client, topic, reply } => {
+                let found = Self::find(client, connections).is_some();
+                let _ = reply.send(found.then(|| self.unsubscribe(client.key, &topic, connections)));
+            }
+            Request::UnsubscribeUser { user, topic, reply } => {
+                let keys = self.users.get(user.as_str()).cloned().unwrap_or_default();
+                let ended =
+                    keys.into_iter().filter(|&key| self.unsubscribe(key, &topic, connections)).count();
+                let _ = reply.send(ended as u64);
+            }
+            Request::Top { reply } => {
+                let now = connections.now();
+                let counting = self.counting.get_or_insert_with(|| Box::new(Counting::new(now)));
+                let _ = reply.send(counting.report(now));
             }
             Request::Client { client, reply } => {
                 let info = Self::find(client, connections).map(|session| info(session, &self.shard));
@@ -207,7 +250,7 @@ impl Local {
             let is_meant = connections.session(key).is_some_and(|session| {
                 session.place.serial < broadcast.end && session.is_admitted(&self.hub)
             });
-            if is_meant && self.send(key, &broadcast.frame, connections) {
+            if is_meant && self.send(Sent::Raw, key, &broadcast.frame, connections) {
                 broadcast.reached += 1;
             }
         }
@@ -280,6 +323,12 @@ impl deeperhub_listener::Local for Local {
     type Session = Session;
 
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
+        if self.counting.is_some() != self.hub.top.is_wanted(connections.now()) {
+            self.counting = match self.counting {
+                None => Some(Box::new(Counting::new(connections.now()))),
+                Some(_) => None,
+            };
+        }
         let requests = self.take_requests(cx, connections);
         let deliveries = self.deliver(cx, connections);
         if !self.paused.is_empty() && !self.hub.router.is_congested() {

@@ -72,19 +72,19 @@ const CLOSED: &[&str] = &[
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     /// Open connections: after their handshake, until their close begins.
-    active: Gauge,
+    pub(crate) active: Gauge,
     /// Connections that ended, by the code that the server closed with, `client` or `lost`.
-    closed: CounterVec,
+    pub(crate) closed: CounterVec,
     /// Messages that came, by type.
-    received: CounterVec,
+    pub(crate) received: CounterVec,
     /// Replies and deliveries that were queued to be sent, by type.
-    sent: CounterVec,
+    pub(crate) sent: CounterVec,
     /// Sizes of messages that came, headers of frames not counted.
     size: Histogram,
     /// Error answers by code.
-    errors: CounterVec,
+    pub(crate) errors: CounterVec,
     /// Subscriptions of all connections.
-    subscriptions: Gauge,
+    pub(crate) subscriptions: Gauge,
 }
 
 impl Metrics {

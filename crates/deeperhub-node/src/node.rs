@@ -19,6 +19,7 @@ use crate::hub::{Hub, REQUESTS};
 use crate::id::{is_node_id, random_node_id};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
+use crate::top::Wanted;
 
 /// A running node. When it is dropped, everything ends at once: call [`drain`](Self::drain) before.
 #[derive(Debug)]
@@ -106,16 +107,19 @@ impl Node {
             .unzip();
         #[cfg(feature = "tls")]
         let registry = register_certificate(registry, &config.listener).map_err(MetricsError::Register)?;
+        let started = Instant::now();
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
             config,
             router,
             bus,
             metrics,
+            listener_metrics: listener_metrics.clone(),
+            top: Wanted::new(started),
             registry,
             phase: watch::Sender::new(Phase::Starting),
             canary,
-            started: Instant::now(),
+            started,
             requests,
             inboxes,
             node_id,

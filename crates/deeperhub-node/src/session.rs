@@ -242,6 +242,14 @@ impl deeperhub_listener::Session for Session {
 
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Local>) {
         self.received += 1;
+        let now = cx.now();
+        if let Some(counting) = &mut cx.local().counting {
+            let bytes = match message {
+                Message::Text(text) => text.len(),
+                Message::Binary(bytes) => bytes.len(),
+            };
+            counting.message(self.client_id.as_str(), bytes, now);
+        }
         match message {
             Message::Text(text) => {
                 cx.local().metrics.size.observe(text.len() as u64);

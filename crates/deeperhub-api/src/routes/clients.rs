@@ -1,32 +1,30 @@
-//! Connections: list, one, disconnect.
+//! Connections: list, one, disconnect, unsubscribe.
 
 use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
-use deeperhub_node::{ClientInfo, ClientNotFound};
-use deeperhub_protocol::ClientId;
-use serde_json::{Value, json};
 
-use super::{PathText, answer, paging, path, told};
-use crate::Api;
+use super::{PathText, PathTexts, answer, paging, path, paths};
+use crate::answers::{Client, Clients, Done, Reached, Sent, Unsubscribed};
 use crate::error::ApiError;
+use crate::{Api, calls};
 
 /// Connections of this node, a page at a time.
 #[utoipa::path(
     get, path = "/v1/clients", tag = "clients",
-    params(("limit" = Option<usize>, Query, description = "1 to 1000, default 100"), ("cursor" = Option<String>, Query)),
-    responses((status = 200, description = "`{\"clients\": […], \"next_cursor\"}`"), (status = 400, body = ApiError))
+    params(
+        ("limit" = Option<u32>, Query, description = "Most of a page, default 100", minimum = 1, maximum = 1000),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, body = Clients, description = "A page"), (status = 400, body = ApiError, description = "`invalid_parameter`"))
 )]
 pub(crate) async fn clients(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let list = async || {
         let (limit, cursor) = paging(query.as_deref())?;
         let page = api.node.clients(cursor.as_deref(), limit).await?;
-        let clients: Vec<_> = page.items.iter().map(shown).collect();
-        Ok(match page.next_cursor {
-            Some(next_cursor) => json!({ "clients": clients, "next_cursor": next_cursor }),
-            None => json!({ "clients": clients }),
-        })
+        let clients = page.items.into_iter().map(Client::from).collect();
+        Ok(Clients { clients, next_cursor: page.next_cursor })
     };
     answer(list().await)
 }
@@ -35,13 +33,10 @@ pub(crate) async fn clients(State(api): State<Arc<Api>>, RawQuery(query): RawQue
 #[utoipa::path(
     get, path = "/v1/clients/{client_id}", tag = "clients",
     params(("client_id" = String, Path)),
-    responses((status = 200, description = "`client_id`, `user`, `subscriptions`"), (status = 404, body = ApiError))
+    responses((status = 200, body = Client, description = "The connection"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
 pub(crate) async fn client(State(api): State<Arc<Api>>, client_id: PathText) -> Response {
-    let find = async || {
-        let client_id = ClientId::parse(&path(client_id)?).ok_or(ClientNotFound)?;
-        Ok(shown(&api.node.client(&client_id).await?))
-    };
+    let find = async || calls::client(&api, &path(client_id)?).await;
     answer(find().await)
 }
 
@@ -49,14 +44,10 @@ pub(crate) async fn client(State(api): State<Arc<Api>>, client_id: PathText) -> 
 #[utoipa::path(
     delete, path = "/v1/clients/{client_id}", tag = "clients",
     params(("client_id" = String, Path)),
-    responses((status = 200), (status = 404, body = ApiError))
+    responses((status = 200, body = Done, description = "Done"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
 pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathText) -> Response {
-    let disconnect = async || {
-        let client_id = ClientId::parse(&path(client_id)?).ok_or(ClientNotFound)?;
-        api.node.disconnect(&client_id).await?;
-        Ok(json!({}))
-    };
+    let disconnect = async || calls::disconnect(&api, &path(client_id)?).await;
     answer(disconnect().await)
 }
 
@@ -64,22 +55,51 @@ pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathText)
 #[utoipa::path(
     delete, path = "/v1/users/{user}", tag = "clients",
     params(("user" = String, Path, description = "Percent-encoded")),
-    responses(
-        (status = 200, description = "How many there were: `{\"clients\": n}`"), (status = 400, body = ApiError)
-    )
+    responses((status = 200, body = Sent, description = "How many there were"))
 )]
 pub(crate) async fn disconnect_user(State(api): State<Arc<Api>>, user: PathText) -> Response {
-    let disconnect = async || {
-        let user = path(user)?;
-        Ok(told(api.node.disconnect_user(&user).await, "clients"))
-    };
+    let disconnect = async || Ok(calls::disconnect_user(&api, &path(user)?).await);
     answer(disconnect().await)
 }
 
-fn shown(client: &ClientInfo) -> Value {
-    json!({
-        "client_id": client.client_id.as_str(),
-        "user": client.user,
-        "subscriptions": client.subscriptions,
-    })
+/// Ends a client's subscription to a topic or a pattern.
+///
+/// The client is told by an `unsubscribed` without an `id`. It may subscribe again unless its token forbids it.
+#[utoipa::path(
+    delete, path = "/v1/clients/{client_id}/subscriptions/{topic}", tag = "clients",
+    params(
+        ("client_id" = String, Path),
+        ("topic" = String, Path, description = "The topic or pattern as it was subscribed to, percent-encoded"),
+    ),
+    responses(
+        (status = 200, body = Unsubscribed, description = "Whether there was a subscription"),
+        (status = 400, body = ApiError, description = "`invalid_topic`"),
+        (status = 404, body = ApiError, description = "`client_not_found`")
+    )
+)]
+pub(crate) async fn unsubscribe_client(State(api): State<Arc<Api>>, texts: PathTexts) -> Response {
+    let unsubscribe = async || {
+        let (client_id, topic) = paths(texts)?;
+        calls::unsubscribe_client(&api, &client_id, &topic).await
+    };
+    answer(unsubscribe().await)
+}
+
+/// Ends the subscriptions of all of a user's connections to a topic or a pattern.
+///
+/// Each client that had one is told by an `unsubscribed` without an `id`.
+#[utoipa::path(
+    delete, path = "/v1/users/{user}/subscriptions/{topic}", tag = "clients",
+    params(
+        ("user" = String, Path, description = "Percent-encoded"),
+        ("topic" = String, Path, description = "The topic or pattern as it was subscribed to, percent-encoded"),
+    ),
+    responses((status = 200, body = Reached, description = "Of how many connections a subscription was ended"), (status = 400, body = ApiError, description = "`invalid_topic`"))
+)]
+pub(crate) async fn unsubscribe_user(State(api): State<Arc<Api>>, texts: PathTexts) -> Response {
+    let unsubscribe = async || {
+        let (user, topic) = paths(texts)?;
+        calls::unsubscribe_user(&api, &user, &topic).await
+    };
+    answer(unsubscribe().await)
 }

@@ -17,12 +17,18 @@ use crate::Api;
 use crate::error::ApiError;
 
 /// What happens on this node from now on.
+///
+/// Server-sent events: `event:` is `websocket_connected`, `websocket_disconnected`, `websocket_message_received`,
+/// `websocket_message_sent`, `websocket_binary_received` or `websocket_error`, `data:` an object with `client_id`,
+/// `at_unix_ms` and what belongs to the event; a binary payload is in base64.
 #[utoipa::path(
     get, path = "/v1/events", tag = "events",
     params(("types" = Option<String>, Query, description = "Names of events, separated by commas; default all")),
     responses(
-        (status = 200, content_type = "text/event-stream"),
-        (status = 400, body = ApiError), (status = 503, body = ApiError)
+        (status = 200, body = String, content_type = "text/event-stream",
+            description = "Events until the client goes; `events_lost` tells how many a slow observer has missed"),
+        (status = 400, body = ApiError, description = "`invalid_parameter`: a name is none of an event"),
+        (status = 503, body = ApiError, description = "`too_many_observers`")
     )
 )]
 pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {

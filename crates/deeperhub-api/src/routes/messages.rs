@@ -1,28 +1,35 @@
 //! Publishing and sending.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::Response;
-use deeperhub_node::ClientNotFound;
-use deeperhub_protocol::message::{TraceContext, check_server_object};
-use deeperhub_protocol::{ClientId, RawJson, Topic};
-use serde_json::json;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::{IntoResponse, Response};
 
-use super::{Body, PathText, answer, path, text, told};
-use crate::Api;
+use super::{Body, PathText, answer, path, text, trace};
+use crate::answers::{Done, Published, Sent};
 use crate::error::ApiError;
+use crate::idempotency::{Key, REPLAYED};
+use crate::{Api, calls};
 
 /// Publishes the body to a topic.
+///
+/// With `Idempotency-Key`, the same request again publishes nothing and gets the same answer, for as long as the server
+/// remembers the key (`--idempotency-ttl`, 5 minutes); such an answer has the header `Idempotency-Replayed: true`.
 #[utoipa::path(
     post, path = "/v1/topics/{topic}/messages", tag = "messages",
-    params(("topic" = String, Path, description = "One topic, percent-encoded")),
-    request_body(content = String, content_type = "application/json", description = "Any JSON"),
+    params(
+        ("topic" = String, Path, description = "One topic, percent-encoded", example = "sports.football"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters of ASCII"),
+        ("traceparent" = Option<String>, Header, description = "W3C trace context that the publish belongs to"),
+        ("tracestate" = Option<String>, Header, description = "Goes with `traceparent`"),
+    ),
+    request_body(content = serde_json::Value, content_type = "application/json", description = "Any JSON"),
     responses(
-        (status = 200, description = "How many subscriptions of this node matched: `{\"subscribers\": n}`"),
-        (status = 400, body = ApiError), (status = 413, body = ApiError)
+        (status = 200, body = Published, description = "Published", headers(
+            ("Idempotency-Replayed" = String, description = "`true` where the answer is that of an earlier request")
+        )),
+        (status = 422, body = ApiError, description = "`idempotency_key_reused`: with another topic or body")
     )
 )]
 pub(crate) async fn publish(
@@ -31,32 +38,28 @@ pub(crate) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let publish = || {
-        let topic = Topic::parse(path(topic)?)?;
-        let message = RawJson::parse(text(&body)?)?;
-        let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(Cow::Borrowed);
-        let trace = TraceContext::new(header("traceparent"), header("tracestate"));
-        let delivered = api.node.publish(&topic, message, &trace);
-        Ok(told(delivered, "subscribers"))
-    };
-    answer(publish())
+    let publish = || calls::publish(&api, &path(topic)?, text(&body)?, Key::of(&headers)?, &trace(&headers));
+    match publish() {
+        Ok((published, is_replayed)) => {
+            let mut response = axum::Json(published).into_response();
+            if is_replayed {
+                response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+            }
+            response
+        }
+        Err(error) => error.into_response(),
+    }
 }
 
 /// Sends an object with a string `type` to one client.
 #[utoipa::path(
     post, path = "/v1/clients/{client_id}/messages", tag = "messages",
     params(("client_id" = String, Path)),
-    request_body(content = String, content_type = "application/json", description = "An object with a string `type`"),
-    responses((status = 200), (status = 400, body = ApiError), (status = 404, body = ApiError))
+    request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
+    responses((status = 200, body = Done, description = "Done"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
 pub(crate) async fn send_to_client(State(api): State<Arc<Api>>, client_id: PathText, body: Body) -> Response {
-    let send = async || {
-        let client_id = path(client_id)?;
-        let message = check_server_object(text(&body)?)?;
-        let client_id = ClientId::parse(&client_id).ok_or(ClientNotFound)?;
-        api.node.send_to_client(&client_id, message).await?;
-        Ok(json!({}))
-    };
+    let send = async || calls::send_to_client(&api, &path(client_id)?, text(&body)?).await;
     answer(send().await)
 }
 
@@ -64,28 +67,21 @@ pub(crate) async fn send_to_client(State(api): State<Arc<Api>>, client_id: PathT
 #[utoipa::path(
     post, path = "/v1/users/{user}/messages", tag = "messages",
     params(("user" = String, Path, description = "Percent-encoded")),
-    request_body(content = String, content_type = "application/json", description = "An object with a string `type`"),
-    responses((status = 200, description = "`{\"clients\": n}`"), (status = 400, body = ApiError))
+    request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
+    responses((status = 200, body = Sent, description = "Sent"))
 )]
 pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathText, body: Body) -> Response {
-    let send = async || {
-        let user = path(user)?;
-        let message = check_server_object(text(&body)?)?;
-        Ok(told(api.node.send_to_user(&user, message).await, "clients"))
-    };
+    let send = async || calls::send_to_user(&api, &path(user)?, text(&body)?).await;
     answer(send().await)
 }
 
 /// Sends an object with a string `type` to every client.
 #[utoipa::path(
     post, path = "/v1/broadcast", tag = "messages",
-    request_body(content = String, content_type = "application/json", description = "An object with a string `type`"),
-    responses((status = 200, description = "`{\"clients\": n}`"), (status = 400, body = ApiError))
+    request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
+    responses((status = 200, body = Sent, description = "Sent"))
 )]
 pub(crate) async fn broadcast(State(api): State<Arc<Api>>, body: Body) -> Response {
-    let send = async || {
-        let message = check_server_object(text(&body)?)?;
-        Ok(told(api.node.broadcast(message).await, "clients"))
-    };
+    let send = async || calls::broadcast(&api, text(&body)?).await;
     answer(send().await)
 }

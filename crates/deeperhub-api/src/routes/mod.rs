@@ -1,25 +1,30 @@
 //! The calls.
 
-mod clients;
-mod events;
-mod messages;
-mod operations;
-mod topics;
+pub(crate) mod batch;
+pub(crate) mod clients;
+pub(crate) mod events;
+pub(crate) mod messages;
+pub(crate) mod operations;
+pub(crate) mod topics;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use deeperhub_node::Delivered;
-use utoipa::OpenApi;
+use deeperhub_protocol::message::TraceContext;
+use serde::Serialize;
 
-pub(crate) use clients::{client, clients, disconnect, disconnect_user};
+pub(crate) use batch::batch;
+pub(crate) use clients::{
+    client, clients, disconnect, disconnect_user, unsubscribe_client, unsubscribe_user,
+};
 pub(crate) use events::events;
 pub(crate) use messages::{broadcast, publish, send_to_client, send_to_user};
-pub(crate) use operations::{description, live, metrics, ready};
+pub(crate) use operations::{description, live, metrics, ready, stats, top};
 pub(crate) use topics::{topic, topics};
 
 use crate::Api;
@@ -29,48 +34,27 @@ use crate::error::ApiError;
 const MAX_LIMIT: usize = 1000;
 const DEFAULT_LIMIT: usize = 100;
 
-#[derive(OpenApi)]
-#[openapi(
-    info(title = "deeperhub-ws server API", description = "What backends ask of a hub node."),
-    paths(
-        messages::publish,
-        messages::send_to_client,
-        messages::send_to_user,
-        messages::broadcast,
-        clients::clients,
-        clients::client,
-        clients::disconnect,
-        clients::disconnect_user,
-        topics::topics,
-        topics::topic,
-        events::events,
-        operations::metrics,
-        operations::live,
-        operations::ready,
-        operations::description,
-    )
-)]
-struct Description;
-
-/// The OpenAPI 3.1 description of this API.
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    Description::openapi()
-}
-
 /// The page to try the hub with.
 pub(crate) async fn page(State(api): State<Arc<Api>>) -> Response {
     api.page.response()
 }
 
 type PathText = Result<Path<String>, PathRejection>;
+type PathTexts = Result<Path<(String, String)>, PathRejection>;
 type Body = Result<Bytes, BytesRejection>;
+
+fn bad_path() -> ApiError {
+    ApiError::parameter("the path is not UTF-8 behind its percent-encoding")
+}
 
 /// The one parameter of a path, percent-decoded.
 fn path(path: PathText) -> Result<String, ApiError> {
-    match path {
-        Ok(Path(text)) => Ok(text),
-        Err(_) => Err(ApiError::parameter("the path is not UTF-8 behind its percent-encoding")),
-    }
+    path.map(|Path(text)| text).map_err(|_| bad_path())
+}
+
+/// The two parameters of a path, percent-decoded.
+fn paths(paths: PathTexts) -> Result<(String, String), ApiError> {
+    paths.map(|Path(texts)| texts).map_err(|_| bad_path())
 }
 
 /// A body as text.
@@ -79,11 +63,7 @@ fn text(body: &Body) -> Result<&str, ApiError> {
         Ok(bytes) => std::str::from_utf8(bytes)
             .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", "the body is not UTF-8")),
         Err(rejection) => match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "message_too_big",
-                "the body is larger than a message may be",
-            )),
+            StatusCode::PAYLOAD_TOO_LARGE => Err(ApiError::too_big()),
             status => Err(ApiError::new(status, "invalid_message", "the body could not be read")),
         },
     }
@@ -133,18 +113,14 @@ fn decode(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// What a publish, a send or a disconnect reached.
-fn told(delivered: Delivered, what: &str) -> serde_json::Value {
-    let mut told = serde_json::Map::new();
-    told.insert(what.to_owned(), delivered.count.into());
-    if delivered.cluster_unavailable {
-        told.insert("cluster".to_owned(), "unavailable".into());
-    }
-    told.into()
+/// The trace context of a request.
+fn trace(headers: &HeaderMap) -> TraceContext<'_> {
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(Cow::Borrowed);
+    TraceContext::new(header("traceparent"), header("tracestate"))
 }
 
 /// An answer that is JSON, or an error.
-fn answer(result: Result<serde_json::Value, ApiError>) -> Response {
+fn answer(result: Result<impl Serialize, ApiError>) -> Response {
     match result {
         Ok(value) => axum::Json(value).into_response(),
         Err(error) => error.into_response(),
@@ -170,16 +146,5 @@ mod tests {
         for bad in ["limit=0", "limit=1001", "limit=x", "limit=-1", "limit="] {
             assert!(paging(Some(bad)).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_description_is_the_committed_one() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
-        let made = openapi().to_pretty_json().unwrap() + "\n";
-        if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-            std::fs::write(path, &made).unwrap();
-        }
-        let committed = std::fs::read_to_string(path).unwrap();
-        assert_eq!(made, committed, "UPDATE_SNAPSHOTS=1 writes it anew");
     }
 }

@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use deeperhub_metrics::Format;
 use serde::Serialize;
-use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::Api;
-use crate::error::Detail;
+use crate::answers::{Busiest, NodeStats};
+use crate::error::{ApiError, Detail};
 
 /// Metrics as Prometheus text, or as OpenMetrics where `Accept` prefers that.
 #[utoipa::path(get, path = "/metrics", tag = "operations",
-    responses((status = 200, content_type = "text/plain")))]
+    responses((status = 200, body = String, content_type = "text/plain", description = "The text")))]
 pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
     let accept: Vec<_> =
         headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).collect();
@@ -24,17 +24,47 @@ pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> 
     ([(header::CONTENT_TYPE, format.content_type())], api.node.metrics_text(format)).into_response()
 }
 
+/// The node's numbers: connections, messages, bytes, health of deliveries, memory.
+#[utoipa::path(get, path = "/v1/stats", tag = "operations", responses((status = 200, body = NodeStats, description = "The numbers")))]
+pub(crate) async fn stats(State(api): State<Arc<Api>>) -> Response {
+    axum::Json(NodeStats::new(api.node.node_id(), &api.node.stats())).into_response()
+}
+
+/// The busiest topics and clients.
+///
+/// Nothing is counted until someone asks, and half a minute after the last question it ends: ask again every few
+/// seconds. Memory is bounded (a Space-Saving sketch of 128 names per worker); the heaviest are certainly among those
+/// kept.
+#[utoipa::path(
+    get, path = "/v1/top", tag = "operations",
+    params(("limit" = Option<u32>, Query, description = "Most of each, default 20", minimum = 1, maximum = 128)),
+    responses((status = 200, body = Busiest, description = "The busiest"), (status = 400, body = ApiError, description = "`invalid_parameter`"))
+)]
+pub(crate) async fn top(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
+    let top = async || {
+        let mut limit = 20;
+        for (name, value) in super::pairs(query.as_deref())? {
+            if name == "limit" {
+                let bad = || ApiError::parameter("limit is a number from 1 to 128");
+                limit = value.parse().ok().filter(|limit| (1..=128).contains(limit)).ok_or_else(bad)?;
+            }
+        }
+        Ok(Busiest::from(api.node.top(limit).await))
+    };
+    super::answer(top().await)
+}
+
 /// 200 as long as the process runs.
-#[utoipa::path(get, path = "/health/live", tag = "operations", responses((status = 200)))]
+#[utoipa::path(get, path = "/health/live", tag = "operations", responses((status = 200, body = Live, description = "It runs")))]
 pub(crate) async fn live() -> Response {
-    axum::Json(json!({ "status": "live" })).into_response()
+    axum::Json(Live { status: "live" }).into_response()
 }
 
 /// 200 while it takes connections and every worker delivers, otherwise 503 with the reasons.
 ///
 /// Proved by a probe that is published to each worker every `--canary-interval` and must come back.
 #[utoipa::path(get, path = "/health/ready", tag = "operations",
-    responses((status = 200, body = Ready), (status = 503, body = Unready)))]
+    responses((status = 200, body = Ready, description = "It should get traffic"), (status = 503, body = Unready, description = "It should get no traffic now")))]
 pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Response {
     let health = api.node.health();
     let Some(first) = health.reasons.first() else {
@@ -44,6 +74,13 @@ pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Response {
     let reasons = health.reasons.iter().map(Reason::new).collect();
     let unready = Unready { error, status: "unready", reasons };
     (StatusCode::SERVICE_UNAVAILABLE, axum::Json(unready)).into_response()
+}
+
+/// The process runs.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Live {
+    /// `live`.
+    status: &'static str,
 }
 
 /// The node should get traffic.
@@ -97,7 +134,8 @@ impl Reason {
 }
 
 /// This description.
-#[utoipa::path(get, path = "/openapi.json", tag = "operations", responses((status = 200)))]
+#[utoipa::path(get, path = "/openapi.json", tag = "operations",
+    responses((status = 200, body = Object, description = "The description")))]
 pub(crate) async fn description() -> Response {
-    axum::Json(super::openapi()).into_response()
+    axum::Json(crate::openapi()).into_response()
 }

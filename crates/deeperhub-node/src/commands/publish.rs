@@ -28,11 +28,14 @@ pub(crate) fn publish(
             forbidden(id, publish.topic.as_str(), "the token does not grant publishing to this topic");
         return session.reply_error(&error, cx);
     }
-    let key = cx.key();
+    let (key, now) = (cx.key(), cx.now());
     let local = cx.local();
     let publisher =
         Publisher { id: &session.client_id, place: session.place, is_excluded: publish.exclude_self };
     let published = local.hub.publish(publish.topic, publish.message, Some(publisher), trace);
+    if let Some(counting) = &mut local.counting {
+        counting.publish(publish.topic.as_str(), published.subscribers, publish.message.as_str().len(), now);
+    }
     if published.congested {
         // Another worker is behind: this publisher waits, and TCP slows its client down.
         local.paused.push(key);

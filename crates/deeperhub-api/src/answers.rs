@@ -1,0 +1,314 @@
+//! What calls answer, as the description shows it.
+
+use deeperhub_node::{Busy, ClientInfo, Delivered, Phase, Stats, Top, TopicInfo};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// What a publish reached.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(crate) struct Published {
+    /// Subscriptions of this node that matched; a client that matches by two counts twice, and gets it once.
+    subscribers: u64,
+    /// `unavailable` when the other nodes of the cluster could not be reached; otherwise absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, example = "unavailable")]
+    cluster: Option<&'static str>,
+}
+
+/// What a send reached.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(crate) struct Sent {
+    /// Connections of this node.
+    clients: u64,
+    /// `unavailable` when the other nodes of the cluster could not be reached; otherwise absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, example = "unavailable")]
+    cluster: Option<&'static str>,
+}
+
+/// Done; there is nothing more to say.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(crate) struct Done {}
+
+/// Whether a client's subscription was ended.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(crate) struct Unsubscribed {
+    /// False: the client had none to this very topic or pattern.
+    pub(crate) unsubscribed: bool,
+}
+
+/// How many connections a call reached.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(crate) struct Reached {
+    /// Connections of this node.
+    pub(crate) clients: u64,
+}
+
+/// A connection.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct Client {
+    /// Its name.
+    #[schema(example = "node-1.0-1f-5c2a")]
+    client_id: String,
+    /// The user of its token; null without one.
+    #[schema(required = true)]
+    user: Option<String>,
+    /// Topics and patterns that it is subscribed to.
+    subscriptions: Vec<String>,
+}
+
+/// A part of the list of connections.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct Clients {
+    pub(crate) clients: Vec<Client>,
+    /// For the next page; absent on the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    pub(crate) next_cursor: Option<String>,
+}
+
+/// A topic or a pattern.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct Topic {
+    #[schema(example = "sports.football")]
+    topic: String,
+    /// Its subscribers on this node.
+    subscribers: u64,
+}
+
+/// A part of the list of topics.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct Topics {
+    pub(crate) topics: Vec<Topic>,
+    /// For the next page; absent on the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    pub(crate) next_cursor: Option<String>,
+}
+
+/// The node's numbers. Totals count from its start.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct NodeStats {
+    /// The name that its client ids begin with.
+    node_id: String,
+    version: &'static str,
+    /// `starting`, `serving`, `draining` or `stopped`.
+    #[schema(example = "serving")]
+    phase: &'static str,
+    uptime_ms: u64,
+    /// Threads that carry connections.
+    workers: usize,
+    connections: ConnectionStats,
+    /// Subscriptions of all connections.
+    subscriptions: u64,
+    /// Topics and patterns with a subscriber.
+    topics: u64,
+    messages: MessageStats,
+    bytes: ByteStats,
+    /// Events that slow observers did not get.
+    events_lost_total: u64,
+    /// Workers that died and were replaced.
+    worker_restarts_total: u64,
+    canary: CanaryStats,
+    /// Null where the system does not tell.
+    #[schema(required = true)]
+    process: Option<ProcessStats>,
+}
+
+/// Connections of clients.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct ConnectionStats {
+    /// Open ones: after their handshake, until their close begins.
+    active: u64,
+    /// The most that there may be.
+    max: usize,
+    accepted_total: u64,
+    /// Handshakes that were refused, ran out of time or were given up.
+    refused_total: u64,
+    closed_total: u64,
+    /// Closed because their queue passed the limit.
+    slow_total: u64,
+}
+
+/// Messages of clients.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct MessageStats {
+    received_total: u64,
+    /// Replies and deliveries.
+    sent_total: u64,
+    /// Error answers, among those sent.
+    errors_total: u64,
+}
+
+/// Bytes of clients' connections.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct ByteStats {
+    received_total: u64,
+    sent_total: u64,
+    /// Waiting to be sent.
+    queued: u64,
+}
+
+/// The proof that deliveries come through.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct CanaryStats {
+    /// How long the last probe took through router and worker, of the slowest worker; null before the first.
+    #[schema(required = true)]
+    round_trip_us: Option<u64>,
+    /// Workers whose probe is overdue.
+    failing_workers: usize,
+}
+
+/// What the operating system knows of the process.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct ProcessStats {
+    cpu_seconds_total: f64,
+    resident_bytes: u64,
+    open_files: u64,
+    threads: u64,
+}
+
+/// The busiest topics and clients of the last 5 to 10 seconds on this node.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct Busiest {
+    /// The time that the counts are of. 0 at first: counting begins with the first question, and ends half a minute
+    /// after the last.
+    window_ms: u64,
+    /// The busiest first, by messages and deliveries together.
+    topics: Vec<BusyTopic>,
+    /// The busiest first, by messages.
+    clients: Vec<BusyClient>,
+}
+
+/// A topic and what came to it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct BusyTopic {
+    topic: String,
+    /// Published to it.
+    messages: u64,
+    /// Subscriptions that they matched.
+    deliveries: u64,
+    /// Of the messages, each counted once.
+    bytes: u64,
+    /// By how much its rank (messages and deliveries together) may be too high.
+    error: u64,
+}
+
+/// A client and what came from it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct BusyClient {
+    client_id: String,
+    /// Sent to the hub.
+    messages: u64,
+    bytes: u64,
+    /// By how much its rank may be too high.
+    error: u64,
+}
+
+impl From<Delivered> for Published {
+    fn from(delivered: Delivered) -> Self {
+        Self { subscribers: delivered.count, cluster: unavailable(delivered) }
+    }
+}
+
+impl From<Delivered> for Sent {
+    fn from(delivered: Delivered) -> Self {
+        Self { clients: delivered.count, cluster: unavailable(delivered) }
+    }
+}
+
+fn unavailable(delivered: Delivered) -> Option<&'static str> {
+    delivered.cluster_unavailable.then_some("unavailable")
+}
+
+impl From<ClientInfo> for Client {
+    fn from(client: ClientInfo) -> Self {
+        Self {
+            client_id: client.client_id.as_str().to_owned(),
+            user: client.user,
+            subscriptions: client.subscriptions,
+        }
+    }
+}
+
+impl From<TopicInfo> for Topic {
+    fn from(topic: TopicInfo) -> Self {
+        Self { topic: topic.topic, subscribers: topic.subscribers }
+    }
+}
+
+impl NodeStats {
+    pub(crate) fn new(node_id: &str, stats: &Stats) -> Self {
+        Self {
+            node_id: node_id.to_owned(),
+            version: env!("CARGO_PKG_VERSION"),
+            phase: match stats.phase {
+                Phase::Starting => "starting",
+                Phase::Serving => "serving",
+                Phase::Draining => "draining",
+                Phase::Stopped => "stopped",
+            },
+            uptime_ms: whole(stats.uptime.as_millis()),
+            workers: stats.workers,
+            connections: ConnectionStats {
+                active: stats.connections,
+                max: stats.max_connections,
+                accepted_total: stats.accepted_total,
+                refused_total: stats.refused_total,
+                closed_total: stats.closed_total,
+                slow_total: stats.slow_consumers_total,
+            },
+            subscriptions: stats.subscriptions,
+            topics: stats.topics,
+            messages: MessageStats {
+                received_total: stats.received_total,
+                sent_total: stats.sent_total,
+                errors_total: stats.errors_total,
+            },
+            bytes: ByteStats {
+                received_total: stats.received_bytes_total,
+                sent_total: stats.sent_bytes_total,
+                queued: stats.queued_bytes,
+            },
+            events_lost_total: stats.events_lost_total,
+            worker_restarts_total: stats.worker_restarts_total,
+            canary: CanaryStats {
+                round_trip_us: stats.canary_round_trip.map(|time| whole(time.as_micros())),
+                failing_workers: stats.canary_failing_workers,
+            },
+            process: deeperhub_metrics::Process::read().map(|process| ProcessStats {
+                cpu_seconds_total: process.cpu_seconds,
+                resident_bytes: process.resident_bytes,
+                open_files: process.open_files,
+                threads: process.threads,
+            }),
+        }
+    }
+}
+
+impl From<Top> for Busiest {
+    fn from(top: Top) -> Self {
+        let topic = |busy: Busy| BusyTopic {
+            topic: busy.name,
+            messages: busy.messages,
+            deliveries: busy.deliveries,
+            bytes: busy.bytes,
+            error: busy.error,
+        };
+        let client = |busy: Busy| BusyClient {
+            client_id: busy.name,
+            messages: busy.messages,
+            bytes: busy.bytes,
+            error: busy.error,
+        };
+        Self {
+            window_ms: whole(top.window.as_millis()),
+            topics: top.topics.into_iter().map(topic).collect(),
+            clients: top.clients.into_iter().map(client).collect(),
+        }
+    }
+}
+
+fn whole(number: u128) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,86 @@
+//! What calls do, however they were asked for: by a path of their own, or in a batch.
+
+use std::time::Instant;
+
+use deeperhub_node::ClientNotFound;
+use deeperhub_protocol::message::{TraceContext, check_server_object};
+use deeperhub_protocol::{ClientId, RawJson, Subscription};
+
+use crate::Api;
+use crate::answers::{Client, Done, Published, Reached, Sent, Topic, Unsubscribed};
+use crate::error::ApiError;
+use crate::idempotency::Key;
+
+/// Publishes; under a key only once. Answers also whether it was done before.
+pub(crate) fn publish(
+    api: &Api,
+    topic: &str,
+    message: &str,
+    key: Option<Key<'_>>,
+    trace: &TraceContext<'_>,
+) -> Result<(Published, bool), ApiError> {
+    let name = topic;
+    let topic = deeperhub_protocol::Topic::parse(name)?;
+    let message = RawJson::parse(message)?;
+    let publish = || Published::from(api.node.publish(&topic, message, trace));
+    match key {
+        None => Ok((publish(), false)),
+        Some(key) => {
+            let config = api.config.current().idempotency;
+            api.published.once(key, (name, message.as_str()), &config, Instant::now(), publish)
+        }
+    }
+}
+
+pub(crate) async fn send_to_client(api: &Api, client_id: &str, message: &str) -> Result<Done, ApiError> {
+    let message = check_server_object(message)?;
+    api.node.send_to_client(&parse_id(client_id)?, message).await?;
+    Ok(Done {})
+}
+
+pub(crate) async fn send_to_user(api: &Api, user: &str, message: &str) -> Result<Sent, ApiError> {
+    let message = check_server_object(message)?;
+    Ok(api.node.send_to_user(user, message).await.into())
+}
+
+pub(crate) async fn broadcast(api: &Api, message: &str) -> Result<Sent, ApiError> {
+    let message = check_server_object(message)?;
+    Ok(api.node.broadcast(message).await.into())
+}
+
+pub(crate) async fn unsubscribe_client(
+    api: &Api,
+    client_id: &str,
+    topic: &str,
+) -> Result<Unsubscribed, ApiError> {
+    let topic = Subscription::parse(topic)?;
+    let unsubscribed = api.node.unsubscribe_client(&parse_id(client_id)?, &topic).await?;
+    Ok(Unsubscribed { unsubscribed })
+}
+
+pub(crate) async fn unsubscribe_user(api: &Api, user: &str, topic: &str) -> Result<Reached, ApiError> {
+    let topic = Subscription::parse(topic)?;
+    Ok(Reached { clients: api.node.unsubscribe_user(user, &topic).await })
+}
+
+pub(crate) async fn disconnect(api: &Api, client_id: &str) -> Result<Done, ApiError> {
+    api.node.disconnect(&parse_id(client_id)?).await?;
+    Ok(Done {})
+}
+
+pub(crate) async fn disconnect_user(api: &Api, user: &str) -> Sent {
+    api.node.disconnect_user(user).await.into()
+}
+
+pub(crate) async fn client(api: &Api, client_id: &str) -> Result<Client, ApiError> {
+    Ok(api.node.client(&parse_id(client_id)?).await?.into())
+}
+
+pub(crate) fn topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
+    Ok(api.node.topic(&Subscription::parse(topic)?).into())
+}
+
+/// What is no id names no client.
+fn parse_id(client_id: &str) -> Result<ClientId, ApiError> {
+    ClientId::parse(client_id).ok_or_else(|| ClientNotFound.into())
+}

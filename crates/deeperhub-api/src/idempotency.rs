@@ -1,0 +1,221 @@
+//! Publishes that are made once, however often they are asked for.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use axum::http::{HeaderMap, HeaderName, StatusCode};
+
+use crate::config::IdempotencyConfig;
+use crate::error::ApiError;
+
+/// The header that names a publish (draft-ietf-httpapi-idempotency-key-header).
+pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The header of an answer that was given before.
+pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// Bytes of the longest key.
+const MAX_KEY_BYTES: usize = 255;
+
+/// What an entry takes besides its key, about: map, queue, allocation.
+const ENTRY_BYTES: usize = 160;
+
+/// What a publish is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key<'a>(&'a str);
+
+impl<'a> Key<'a> {
+    /// Checks a key: 1 to 255 visible characters of ASCII.
+    pub(crate) fn parse(text: &'a str) -> Result<Self, ApiError> {
+        if (1..=MAX_KEY_BYTES).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Self(text))
+        } else {
+            Err(ApiError::parameter(format!(
+                "an idempotency key is 1 to {MAX_KEY_BYTES} visible characters of ASCII, without spaces"
+            )))
+        }
+    }
+
+    /// The key of a request, if it has one.
+    pub(crate) fn of(headers: &'a HeaderMap) -> Result<Option<Self>, ApiError> {
+        let mut values = headers.get_all(KEY).iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(ApiError::parameter("more than one Idempotency-Key"));
+        }
+        // A value that is no visible text fails in the same words as any other.
+        Self::parse(value.to_str().unwrap_or_default()).map(Some)
+    }
+}
+
+/// What is remembered of publishes.
+#[derive(Debug)]
+pub(crate) struct Memory<A> {
+    inner: Mutex<Inner<A>>,
+    /// Two, so that together they tell 2^128 requests apart.
+    hashers: [RandomState; 2],
+}
+
+#[derive(Debug)]
+struct Inner<A> {
+    entries: HashMap<Arc<str>, Entry<A>>,
+    /// The oldest first.
+    order: VecDeque<(Instant, Arc<str>)>,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry<A> {
+    request: [u64; 2],
+    answer: A,
+}
+
+impl<A: Copy> Memory<A> {
+    pub(crate) fn new() -> Self {
+        let inner = Inner { entries: HashMap::new(), order: VecDeque::new(), bytes: 0 };
+        Self { inner: Mutex::new(inner), hashers: [RandomState::new(), RandomState::new()] }
+    }
+
+    /// Does something unless it was done under this key before. Answers what came of it, and whether that was before.
+    ///
+    /// `act` runs under a lock, so that of two requests at the same time one waits for the other: it must be quick.
+    ///
+    /// # Errors
+    ///
+    /// 422 `idempotency_key_reused`: under this key, something else was asked for.
+    pub(crate) fn once(
+        &self,
+        key: Key<'_>,
+        request: (&str, &str),
+        config: &IdempotencyConfig,
+        now: Instant,
+        act: impl FnOnce() -> A,
+    ) -> Result<(A, bool), ApiError> {
+        if config.ttl.is_zero() {
+            return Ok((act(), false));
+        }
+        let request = [self.hashers[0].hash_one(request), self.hashers[1].hash_one(request)];
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        // Limits too: they may have been lowered.
+        inner.forget(|inner, at| now.saturating_duration_since(at) >= config.ttl || inner.is_over(config));
+        if let Some(known) = inner.entries.get(key.0) {
+            if known.request == request {
+                return Ok((known.answer, true));
+            }
+            return Err(ApiError::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reused",
+                "another topic or message was published under this idempotency key",
+            ));
+        }
+        let answer = act();
+        let name: Arc<str> = key.0.into();
+        inner.bytes += name.len() + ENTRY_BYTES;
+        inner.order.push_back((now, Arc::clone(&name)));
+        inner.entries.insert(name, Entry { request, answer });
+        inner.forget(|inner, _| inner.is_over(config));
+        Ok((answer, false))
+    }
+}
+
+impl<A> Inner<A> {
+    fn is_over(&self, config: &IdempotencyConfig) -> bool {
+        self.entries.len() > config.max_keys || self.bytes > config.max_bytes
+    }
+
+    /// Forgets the oldest for as long as there is reason to.
+    fn forget(&mut self, reason: impl Fn(&Self, Instant) -> bool) {
+        while let Some(&(at, _)) = self.order.front()
+            && reason(self, at)
+            && let Some((_, name)) = self.order.pop_front()
+        {
+            self.bytes -= name.len() + ENTRY_BYTES;
+            self.entries.remove(&name);
+        }
+        if self.entries.capacity() > 64 && self.entries.len() < self.entries.capacity() / 4 {
+            self.entries.shrink_to(self.entries.len() * 2);
+            self.order.shrink_to(self.order.len() * 2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn config() -> IdempotencyConfig {
+        IdempotencyConfig { ttl: Duration::from_secs(10), max_keys: 3, max_bytes: 1 << 20 }
+    }
+
+    /// Publishes are numbered by `done`; what one under this key answers, `None` where the key is taken.
+    fn ask(
+        memory: &Memory<u32>,
+        config: &IdempotencyConfig,
+        (key, body): (&str, &str),
+        now: Instant,
+        done: &mut u32,
+    ) -> Option<(u32, bool)> {
+        let act = || {
+            *done += 1;
+            *done
+        };
+        memory.once(Key::parse(key).unwrap(), ("topic", body), config, now, act).ok()
+    }
+
+    #[test]
+    fn the_same_key_does_it_once_and_answers_the_same_until_its_time_is_over() {
+        let (memory, start, mut done) = (Memory::new(), Instant::now(), 0);
+        let config = config();
+        assert_eq!(ask(&memory, &config, ("a", "1"), start, &mut done), Some((1, false)));
+        let later = start + Duration::from_secs(9);
+        assert_eq!(ask(&memory, &config, ("a", "1"), later, &mut done), Some((1, true)));
+        assert_eq!(ask(&memory, &config, ("a", "2"), later, &mut done), None, "another body");
+        assert_eq!(ask(&memory, &config, ("b", "1"), later, &mut done), Some((2, false)));
+        let over = start + Duration::from_secs(10);
+        assert_eq!(ask(&memory, &config, ("a", "2"), over, &mut done), Some((3, false)));
+    }
+
+    #[test]
+    fn limits_of_keys_and_bytes_hold_and_the_oldest_goes_first() {
+        let (memory, now, mut done) = (Memory::new(), Instant::now(), 0);
+        for key in ["a", "b", "c", "d"] {
+            ask(&memory, &config(), (key, "1"), now, &mut done);
+        }
+        assert_eq!(memory.inner.lock().unwrap().entries.len(), 3);
+        assert_eq!(ask(&memory, &config(), ("b", "1"), now, &mut done), Some((2, true)));
+        assert_eq!(
+            ask(&memory, &config(), ("a", "1"), now, &mut done),
+            Some((5, false)),
+            "it was the oldest"
+        );
+
+        let few = IdempotencyConfig { max_keys: 1000, max_bytes: 2000, ..config() };
+        for number in 0..200 {
+            let key = format!("key-{number}-{}", "x".repeat(200));
+            ask(&memory, &few, (&key, "1"), now, &mut done);
+            let inner = memory.inner.lock().unwrap();
+            assert!(inner.bytes <= 2000 && inner.order.len() == inner.entries.len());
+        }
+    }
+
+    #[test]
+    fn without_a_time_nothing_is_remembered() {
+        let (memory, now, mut done) = (Memory::new(), Instant::now(), 0);
+        let off = IdempotencyConfig { ttl: Duration::ZERO, ..config() };
+        for expected in 1..3 {
+            assert_eq!(ask(&memory, &off, ("a", "1"), now, &mut done), Some((expected, false)));
+        }
+    }
+
+    #[test]
+    fn keys_are_short_and_visible() {
+        for bad in ["", "with space", "ä", "line\nfeed", &"x".repeat(256)] {
+            assert!(Key::parse(bad).is_err(), "{bad}");
+        }
+        assert!(Key::parse(&"x".repeat(255)).is_ok());
+    }
+}

@@ -1,0 +1,159 @@
+//! The description of the API, made from its calls and their answers.
+
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
+use utoipa::{Modify, OpenApi};
+
+use crate::error::ApiError;
+use crate::guard;
+use crate::routes::{batch, clients, events, messages, operations, topics};
+
+/// Name of the key in the description.
+const API_KEY: &str = "api_key";
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "deeperhub-ws server API",
+        description = "What backends and operators ask of a hub node. Every body is JSON, whatever its `Content-Type`; \
+                       messages pass through as the bytes that came. Every error is \
+                       `{\"error\":{\"code\",\"message\"}}`; a path that is unknown answers 404 `not_found`, a method \
+                       that a path does not take 405 `method_not_allowed`. In a cluster, sends and disconnects reach \
+                       clients of every node; counts and lists are this node's.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+        contact()
+    ),
+    tags(
+        (name = "messages", description = "Publish and send"),
+        (name = "batch", description = "Many calls in one request"),
+        (name = "clients", description = "Connections and their subscriptions"),
+        (name = "topics", description = "What is subscribed to"),
+        (name = "events", description = "What happens, as it happens"),
+        (name = "operations", description = "Numbers, health, this description"),
+    ),
+    components(schemas(ApiError, batch::Call)),
+    modifiers(&Common),
+    paths(
+        messages::publish,
+        messages::send_to_client,
+        messages::send_to_user,
+        messages::broadcast,
+        batch::batch,
+        clients::clients,
+        clients::client,
+        clients::disconnect,
+        clients::disconnect_user,
+        clients::unsubscribe_client,
+        clients::unsubscribe_user,
+        topics::topics,
+        topics::topic,
+        events::events,
+        operations::stats,
+        operations::top,
+        operations::metrics,
+        operations::live,
+        operations::ready,
+        operations::description,
+    )
+)]
+struct Description;
+
+/// The OpenAPI 3.1 description of this API.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    Description::openapi()
+}
+
+/// What holds for many calls alike: key, origin, sizes.
+struct Common;
+
+impl Modify for Common {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let mut key = Http::new(HttpAuthScheme::Bearer);
+        key.description = Some("The key of `--api-key`; without one, none is needed".to_owned());
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme(API_KEY, SecurityScheme::Http(key));
+
+        for (path, item) in &mut openapi.paths.paths {
+            let operations = [&mut item.get, &mut item.post, &mut item.delete];
+            for operation in operations.into_iter().flatten() {
+                let error = |operation: &mut Operation, status: &str, description: &str| {
+                    let content =
+                        ContentBuilder::new().schema(Some(Ref::from_schema_name("ApiError"))).build();
+                    let response = ResponseBuilder::new()
+                        .description(description)
+                        .content("application/json", content)
+                        .build();
+                    operation.responses.responses.entry(status.to_owned()).or_insert(response.into());
+                };
+                if !guard::is_open(path) {
+                    let required = SecurityRequirement::new::<_, [&str; 0], &str>(API_KEY, []);
+                    operation.security = Some(vec![required]);
+                    error(operation, "401", "`unauthorized`: the key is missing or wrong");
+                }
+                error(operation, "403", "`origin_not_allowed`: a web page that may not call");
+                if operation.request_body.is_some() {
+                    error(
+                        operation,
+                        "400",
+                        "`invalid_json`, `invalid_message`, `invalid_topic` or `invalid_parameter`",
+                    );
+                    let limit =
+                        if path == guard::BATCH { "--max-batch-bytes" } else { "--max-message-bytes" };
+                    error(operation, "413", &format!("`message_too_big`: the body is over `{limit}`"));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made() -> serde_json::Value {
+        serde_json::from_str(&openapi().to_pretty_json().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_description_is_the_committed_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
+        let made = openapi().to_pretty_json().unwrap() + "\n";
+        if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+            std::fs::write(path, &made).unwrap();
+        }
+        let committed = std::fs::read_to_string(path).unwrap();
+        assert_eq!(made, committed, "UPDATE_SNAPSHOTS=1 writes it anew");
+    }
+
+    #[test]
+    fn every_answer_is_described_and_every_reference_leads_somewhere() {
+        fn check(value: &serde_json::Value, whole: &serde_json::Value) {
+            match value {
+                serde_json::Value::Object(object) => {
+                    if let Some(reference) = object.get("$ref").and_then(serde_json::Value::as_str) {
+                        let pointer = reference.strip_prefix('#').unwrap();
+                        assert!(whole.pointer(pointer).is_some(), "{reference} leads nowhere");
+                    }
+                    object.values().for_each(|value| check(value, whole));
+                }
+                serde_json::Value::Array(items) => items.iter().for_each(|value| check(value, whole)),
+                _ => {}
+            }
+        }
+        let whole = made();
+        check(&whole, &whole);
+        for (path, item) in whole["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                assert!(operation["summary"].is_string(), "{method} {path} says nothing");
+                for (status, response) in operation["responses"].as_object().unwrap() {
+                    assert!(response["content"].is_object(), "{method} {path} {status} has no body");
+                    let described = response["description"].as_str().is_some_and(|text| !text.is_empty());
+                    assert!(described, "{method} {path} {status} is not described");
+                }
+                let open = guard::is_open(path);
+                assert_eq!(operation["security"].is_array(), !open, "{method} {path}");
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Many calls in one request.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use deeperhub_protocol::message::TraceContext;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::{Body, answer, text, trace};
+use crate::error::ApiError;
+use crate::idempotency::Key;
+use crate::{Api, calls};
+
+/// Calls to carry out one after the other.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Batch<'a> {
+    /// Each is an object with one key, the name of the call.
+    #[serde(borrow)]
+    #[schema(value_type = Vec<Call>, min_items = 1)]
+    calls: Vec<&'a RawValue>,
+}
+
+/// One call of a batch.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Call<'a> {
+    /// As `POST /v1/topics/{topic}/messages`.
+    Publish {
+        #[serde(borrow)]
+        #[schema(value_type = String)]
+        topic: Cow<'a, str>,
+        /// Any JSON.
+        #[serde(borrow)]
+        #[schema(value_type = serde_json::Value)]
+        message: &'a RawValue,
+        /// As the header `Idempotency-Key`.
+        #[schema(value_type = String, required = false)]
+        idempotency_key: Option<String>,
+    },
+    /// As `POST /v1/clients/{client_id}/messages`.
+    SendToClient {
+        client_id: String,
+        /// An object with a string `type`.
+        #[serde(borrow)]
+        #[schema(value_type = Object)]
+        message: &'a RawValue,
+    },
+    /// As `POST /v1/users/{user}/messages`.
+    SendToUser {
+        user: String,
+        /// An object with a string `type`.
+        #[serde(borrow)]
+        #[schema(value_type = Object)]
+        message: &'a RawValue,
+    },
+    /// As `POST /v1/broadcast`.
+    Broadcast {
+        /// An object with a string `type`.
+        #[serde(borrow)]
+        #[schema(value_type = Object)]
+        message: &'a RawValue,
+    },
+    /// As `DELETE /v1/clients/{client_id}/subscriptions/{topic}`.
+    UnsubscribeClient { client_id: String, topic: String },
+    /// As `DELETE /v1/users/{user}/subscriptions/{topic}`.
+    UnsubscribeUser { user: String, topic: String },
+    /// As `DELETE /v1/clients/{client_id}`.
+    Disconnect { client_id: String },
+    /// As `DELETE /v1/users/{user}`.
+    DisconnectUser { user: String },
+    /// As `GET /v1/clients/{client_id}`.
+    Client { client_id: String },
+    /// As `GET /v1/topics/{topic}`.
+    Topic { topic: String },
+}
+
+/// What came of a batch.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Results {
+    /// One for each call, in their order.
+    results: Vec<CallResult>,
+}
+
+/// What came of one call.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CallResult {
+    /// The status that the call by itself would have been answered with.
+    #[schema(example = 200)]
+    status: u16,
+    /// The body that it would have been answered with.
+    #[schema(value_type = Object)]
+    body: Box<RawValue>,
+}
+
+/// Carries out many calls, one after the other and each whatever came of the others.
+///
+/// Answers 200 when the batch could be read, with a result for each call. Of publishes to one topic, and of sends to
+/// one client, the order stays. `traceparent` holds for all publishes.
+#[utoipa::path(
+    post, path = "/v1/batch", tag = "batch",
+    request_body(content = Batch, content_type = "application/json"),
+    responses((status = 200, body = Results, description = "A result for each call"))
+)]
+pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Response {
+    let carry_out = async || {
+        let config = api.config.current();
+        let body = text(&body)?;
+        let batch: Batch<'_> = serde_json::from_str(body).map_err(|error| malformed(&error))?;
+        if batch.calls.is_empty() || batch.calls.len() > config.max_batch_calls {
+            let message = format!("a batch has 1 to {} calls", config.max_batch_calls);
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_message", message));
+        }
+        let trace = trace(&headers);
+        let mut results = Vec::with_capacity(batch.calls.len());
+        for call in batch.calls {
+            results.push(result(&api, call.get(), config.max_body_bytes, &trace).await);
+        }
+        Ok(Results { results })
+    };
+    answer(carry_out().await)
+}
+
+async fn result(api: &Api, call: &str, max_message_bytes: usize, trace: &TraceContext<'_>) -> CallResult {
+    match carry_out(api, call, max_message_bytes, trace).await {
+        Ok(body) => CallResult { status: 200, body },
+        Err(error) => CallResult { status: error.status().as_u16(), body: raw(&error) },
+    }
+}
+
+async fn carry_out(
+    api: &Api,
+    call: &str,
+    max_message_bytes: usize,
+    trace: &TraceContext<'_>,
+) -> Result<Box<RawValue>, ApiError> {
+    let call: Call<'_> = serde_json::from_str(call).map_err(|error| malformed(&error))?;
+    let message = |message: &RawValue| {
+        if message.get().len() > max_message_bytes { Err(ApiError::too_big()) } else { Ok(()) }
+    };
+    Ok(match &call {
+        Call::Publish { topic, message: payload, idempotency_key } => {
+            message(payload)?;
+            let key = idempotency_key.as_deref().map(Key::parse).transpose()?;
+            raw(&calls::publish(api, topic, payload.get(), key, trace)?.0)
+        }
+        Call::SendToClient { client_id, message: payload } => {
+            message(payload)?;
+            raw(&calls::send_to_client(api, client_id, payload.get()).await?)
+        }
+        Call::SendToUser { user, message: payload } => {
+            message(payload)?;
+            raw(&calls::send_to_user(api, user, payload.get()).await?)
+        }
+        Call::Broadcast { message: payload } => {
+            message(payload)?;
+            raw(&calls::broadcast(api, payload.get()).await?)
+        }
+        Call::UnsubscribeClient { client_id, topic } => {
+            raw(&calls::unsubscribe_client(api, client_id, topic).await?)
+        }
+        Call::UnsubscribeUser { user, topic } => raw(&calls::unsubscribe_user(api, user, topic).await?),
+        Call::Disconnect { client_id } => raw(&calls::disconnect(api, client_id).await?),
+        Call::DisconnectUser { user } => raw(&calls::disconnect_user(api, user).await),
+        Call::Client { client_id } => raw(&calls::client(api, client_id).await?),
+        Call::Topic { topic } => raw(&calls::topic(api, topic)?),
+    })
+}
+
+/// An answer as JSON. Ours are plain structs, which always are.
+fn raw(answer: &impl Serialize) -> Box<RawValue> {
+    serde_json::value::to_raw_value(answer).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+fn malformed(error: &serde_json::Error) -> ApiError {
+    let code = if error.is_data() { "invalid_message" } else { "invalid_json" };
+    ApiError::new(StatusCode::BAD_REQUEST, code, error.to_string())
+}
