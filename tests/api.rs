@@ -111,6 +111,7 @@ async fn with_a_key_every_call_but_health_needs_it() {
     let server = Server::start(&["--api-key", "secret-key"]);
     let refused = http(server.api(), "GET /v1/clients", &[], "").await;
     assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (401, Some("unauthorized")));
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
     let wrong = http(server.api(), "GET /metrics", &["Authorization: Bearer secret-kez"], "").await;
     assert_eq!(wrong.status, 401);
     let right = http(server.api(), "GET /v1/clients", &["Authorization: Bearer secret-key"], "").await;

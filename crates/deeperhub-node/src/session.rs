@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use deeperhub_events::{Details, EventKind};
 use deeperhub_listener::{Closed, Context, Key, Message};
 use deeperhub_protocol::message::{ClientMessage, Command, MessageError, MessageId, ServerMessage};
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode};
-use deeperhub_security::RateLimiter;
+use deeperhub_security::{RateLimit, RateLimiter};
 
 use crate::auth::Login;
 use crate::commands;
@@ -24,6 +25,11 @@ const OFFENCE_WINDOW: Duration = Duration::from_secs(10);
 /// Refused messages within the window that any connection is allowed.
 const LEAST_OFFENCES: u32 = 10;
 
+/// Tokens that a connection may bring while messages are limited: 50 at once, 5 a second. One takes up to a millisecond
+/// of the worker to verify (8 public keys), a hundred times as long as another message.
+const TOKEN_LIMIT: RateLimit =
+    RateLimit::new(NonZeroU32::new(5).expect("it is not 0"), NonZeroU32::new(50).expect("it is not 0"));
+
 /// What a connection keeps.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -36,8 +42,8 @@ pub(crate) struct Session {
     opened: Option<Instant>,
     limiter: RateLimiter,
     byte_limiter: RateLimiter,
-    /// When the window of refusals began, and how many there were since.
-    offences: Option<(Instant, u32)>,
+    token_limiter: RateLimiter,
+    offences: Offences,
     peer: SocketAddr,
     origin: Option<Box<str>>,
 }
@@ -59,7 +65,8 @@ impl Session {
             opened: None,
             limiter: RateLimiter::default(),
             byte_limiter: RateLimiter::default(),
-            offences: None,
+            token_limiter: RateLimiter::default(),
+            offences: Offences::default(),
             peer,
             origin: origin.map(Into::into),
         }
@@ -124,17 +131,23 @@ impl Session {
         Ok(())
     }
 
+    /// Whether one more token may be verified, on top of [`Self::admit`].
+    fn admit_token(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
+        let now = cx.now();
+        let hub = &cx.local().hub;
+        if hub.config.rate_limit.is_none() {
+            return Ok(());
+        }
+        let now = now.saturating_duration_since(hub.started);
+        self.token_limiter.check(&TOKEN_LIMIT, now).map_err(|retry| retry.0)
+    }
+
     /// Counts a refused message, and closes the connection if there were too many.
     fn offend(&mut self, cx: &mut Context<'_, Local>) {
         let now = cx.now();
-        let (since, count) = match self.offences {
-            Some((since, count)) if now.saturating_duration_since(since) < OFFENCE_WINDOW => {
-                (since, count + 1)
-            }
-            _ => (now, 1),
-        };
-        self.offences = Some((since, count));
-        let burst = cx.local().hub.config.rate_limit.map_or(0, |limit| limit.burst.get());
+        let hub = &cx.local().hub;
+        let burst = hub.config.rate_limit.map_or(0, |limit| limit.burst.get());
+        let count = self.offences.one_more(now.saturating_duration_since(hub.started));
         if count >= burst.max(LEAST_OFFENCES) {
             cx.close(CloseReason::new(CloseCode::PolicyViolation, "kept violating the rate limit"));
         }
@@ -185,7 +198,10 @@ impl Session {
                 let publish = commands::Publish { topic, message: *payload, exclude_self: *exclude_self };
                 commands::publish(self, id, &publish, &message.trace, cx);
             }
-            Command::Authenticate { token } => commands::authenticate(self, id, token, cx),
+            Command::Authenticate { token } => match self.admit_token(cx) {
+                Ok(()) => commands::authenticate(self, id, token, cx),
+                Err(wait) => self.refuse_for_rate(id, wait, cx),
+            },
             Command::Ping => commands::ping(self, id, cx),
         }
     }
@@ -206,6 +222,27 @@ impl Session {
         };
         self.reply_error(&error, cx);
         self.offend(cx);
+    }
+}
+
+/// Refused messages of the current window. 8 bytes.
+#[derive(Debug, Default)]
+struct Offences {
+    /// When the window began, in milliseconds of the hub's life, wrapping.
+    since: u32,
+    count: u32,
+}
+
+impl Offences {
+    /// Counts one at a time of the hub's life; how many there are in the window now.
+    fn one_more(&mut self, now: Duration) -> u32 {
+        let now = now.as_millis() as u32;
+        let age = Duration::from_millis(now.wrapping_sub(self.since).into());
+        if self.count == 0 || age >= OFFENCE_WINDOW {
+            *self = Self { since: now, count: 0 };
+        }
+        self.count += 1;
+        self.count
     }
 }
 
@@ -406,6 +443,17 @@ mod tests {
     #[test]
     fn a_session_is_small() {
         // Every idle connection costs this much.
-        assert!(size_of::<Session>() <= 160, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 152, "{}", size_of::<Session>());
+    }
+
+    #[test]
+    fn offences_are_counted_within_a_window() {
+        let mut offences = Offences::default();
+        let mut count = |seconds| offences.one_more(Duration::from_secs(seconds));
+        assert_eq!((count(3), count(3), count(12)), (1, 2, 3));
+        assert_eq!((count(13), count(22)), (1, 2), "a new window");
+        // The clock wraps after 49 days.
+        let wraps = u64::from(u32::MAX) / 1000;
+        assert_eq!((count(wraps - 1), count(wraps + 2)), (1, 2));
     }
 }
