@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deeperhub_protocol::handshake::Refusal;
+use deeperhub_security::proxy::TrustedProxies;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
-use crate::places::{NoPlace, Places};
+use crate::places::Places;
 use crate::worker::ToWorker;
 
 /// Pause after an error that only time can cure.
@@ -21,8 +22,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Connections at one time that are told why there is no place for them. More are dropped unanswered.
 const MAX_STANDING: usize = 256;
 
-/// When clients of a full server should come back.
-const FULL_RETRY: Duration = Duration::from_secs(5);
+/// When clients of a server that shuts down should come back.
+const DRAINING_RETRY: Duration = Duration::from_secs(5);
 
 /// Tokens of the acceptor's events.
 const SOCKET: Token = Token(0);
@@ -52,6 +53,7 @@ pub(crate) struct Acceptor {
     pub(crate) places: Arc<Places>,
     standing: Arc<Places>,
     pub(crate) draining: Arc<AtomicBool>,
+    trusted_proxies: TrustedProxies,
     pub(crate) metrics: Metrics,
 }
 
@@ -61,13 +63,14 @@ impl Acceptor {
         workers: Vec<mpsc::Sender<ToWorker>>,
         places: Arc<Places>,
         draining: Arc<AtomicBool>,
+        trusted_proxies: TrustedProxies,
         metrics: Metrics,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         poll.registry().register(&mut listener, SOCKET, Interest::READABLE)?;
         let stop = Arc::new(Waker::new(poll.registry(), STOP)?);
-        let standing = Arc::new(Places::new(MAX_STANDING, None, workers.len()));
-        Ok(Self { poll, listener, stop, workers, places, standing, draining, metrics })
+        let standing = Arc::new(Places::new(MAX_STANDING, None, None, workers.len()));
+        Ok(Self { poll, listener, stop, workers, places, standing, draining, trusted_proxies, metrics })
     }
 
     /// Ends [`run`](Self::run) when it is woken.
@@ -121,18 +124,16 @@ impl Acceptor {
     }
 
     fn hand_over(&self, socket: std::net::TcpStream, peer: SocketAddr) {
-        let address = peer.ip();
+        // IPv4 comes as IPv6 where the socket takes both.
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        // Of a proxy the client is not known yet.
+        let address = (!self.trusted_proxies.trusts(peer.ip())).then(|| peer.ip());
         let (place, refusal) = if self.draining.load(Ordering::Relaxed) {
-            (self.standing.take(address), Some(Refusal::draining(FULL_RETRY)))
+            (self.standing.take(None), Some(Refusal::draining(DRAINING_RETRY)))
         } else {
             match self.places.take(address) {
                 Ok(place) => (Ok(place), None),
-                Err(NoPlace::Full) => {
-                    (self.standing.take(address), Some(Refusal::too_many_connections(FULL_RETRY)))
-                }
-                Err(NoPlace::Address) => {
-                    (self.standing.take(address), Some(Refusal::rate_limited(FULL_RETRY)))
-                }
+                Err(no_place) => (self.standing.take(None), Some(no_place.refusal())),
             }
         };
         let Ok(place) = place else {

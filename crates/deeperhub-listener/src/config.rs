@@ -3,6 +3,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deeperhub_protocol::deflate;
+use deeperhub_security::RateLimit;
+use deeperhub_security::proxy::TrustedProxies;
+
+use crate::proxy::ProxyProtocol;
 
 /// Sockets, threads, sizes and times of a listener.
 #[derive(Debug, Clone)]
@@ -20,6 +24,14 @@ pub struct Config {
     pub max_connections: usize,
     /// Connections at one time of one address (IPv6: of one /64). `None`: no limit, the default.
     pub max_connections_per_ip: Option<usize>,
+    /// New connections of one address (IPv6: of one /64); more are refused with 429. `None`: no limit, the default, as
+    /// many clients may share an address.
+    pub connection_rate_per_ip: Option<RateLimit>,
+    /// Networks of proxies whose word on the client's address is taken: `X-Forwarded-For` and `Forwarded`, and the PROXY
+    /// protocol. The limits of addresses hold for clients, not for these. None by default.
+    pub trusted_proxies: TrustedProxies,
+    /// Whether those send a header of the PROXY protocol. Default: what comes first tells.
+    pub proxy_protocol: ProxyProtocol,
     /// Bytes of a message, all its fragments together. Default 65536.
     pub max_message_bytes: usize,
     /// Fragments of a message. Default 65,536: an attacker gains nothing by more, and no real client needs as many.
@@ -53,6 +65,9 @@ impl Default for Config {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             max_connections: 1000,
             max_connections_per_ip: None,
+            connection_rate_per_ip: None,
+            trusted_proxies: TrustedProxies::default(),
+            proxy_protocol: ProxyProtocol::default(),
             max_message_bytes: 65_536,
             max_fragments: 65_536,
             max_queue_bytes: 1 << 20,

@@ -58,7 +58,7 @@ pub(crate) struct Connection<S> {
     pub(crate) deadline: u32,
     pub(crate) flags: Flags,
     /// Gives the connection's place back when it is dropped.
-    pub(crate) _place: Place,
+    pub(crate) place: Place,
 }
 
 /// Bits of a connection's state.

@@ -7,15 +7,31 @@ use std::pin::Pin;
 use deeperhub_protocol::deflate::{self, Params};
 use deeperhub_protocol::handshake::{AcceptKey, Parsed, Refusal, Request};
 
+use deeperhub_security::proxy::v2::ProxyError;
+
 use crate::config::Config;
+use crate::places::{NoPlace, Place};
+use crate::proxy::{self, Start};
 use crate::session::Accepted;
 
 /// What the application answers.
 pub(crate) type Deciding<S> = Pin<Box<dyn Future<Output = Result<Accepted<S>, Refusal>>>>;
 
+/// What is still to be heard about the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proxied {
+    /// Nothing: it is the peer.
+    No,
+    /// The peer is a trusted proxy, whose header of the PROXY protocol comes first, or may.
+    Header,
+    /// The peer is a trusted proxy, whose headers in the request are believed.
+    Request,
+}
+
 /// The state of a handshake. A connection that is idle later has none.
 pub(crate) struct Handshake<S> {
     pub(crate) peer: SocketAddr,
+    pub(crate) proxied: Proxied,
     /// The head as far as it came, or what came behind it.
     pub(crate) head: Vec<u8>,
     /// Decided before the request was read: there is no place for it.
@@ -26,8 +42,8 @@ pub(crate) struct Handshake<S> {
 }
 
 impl<S> Handshake<S> {
-    pub(crate) fn new(peer: SocketAddr, refusal: Option<Refusal>) -> Self {
-        Self { peer, head: Vec::new(), refusal, deciding: None, deflate: None }
+    pub(crate) fn new(peer: SocketAddr, proxied: Proxied, refusal: Option<Refusal>) -> Self {
+        Self { peer, proxied, head: Vec::new(), refusal, deciding: None, deflate: None }
     }
 
     /// Takes in what came. `None`: the head is not complete yet.
@@ -45,6 +61,60 @@ impl<S> Handshake<S> {
             }
             Err(refusal) => Some(Err(self.refusal.take().unwrap_or(refusal))),
         }
+    }
+
+    /// Takes in what came of a proxy's header. Gives what came behind it when it is over, or when there is none.
+    ///
+    /// # Errors
+    ///
+    /// It is no good; there is nobody to tell.
+    pub(crate) fn preface(
+        &mut self,
+        bytes: &[u8],
+        config: &Config,
+        place: &mut Place,
+    ) -> Result<Option<Vec<u8>>, ProxyError> {
+        self.head.extend_from_slice(bytes);
+        match config.proxy_protocol.read(&self.head)? {
+            Start::Partial => return Ok(None),
+            Start::NoHeader => {}
+            Start::Header { length, source } => {
+                self.head.drain(..length);
+                if let Some(source) = source {
+                    self.peer = source;
+                }
+            }
+        }
+        self.proxied = Proxied::Request;
+        if !config.trusted_proxies.trusts(self.peer.ip()) {
+            self.proxied = Proxied::No;
+            if let Err(no_place) = place.claim(self.peer.ip()) {
+                self.refusal.get_or_insert(no_place.refusal());
+            }
+        }
+        Ok(Some(std::mem::take(&mut self.head)))
+    }
+
+    /// Takes the client's address from the request, and its part of the place.
+    ///
+    /// # Errors
+    ///
+    /// The request names several, or the address has no place left.
+    pub(crate) fn hear_of_client(
+        &mut self,
+        request: &Request,
+        config: &Config,
+        place: &mut Place,
+    ) -> Result<(), Refusal> {
+        let client = proxy::client(&config.trusted_proxies, self.peer.ip(), request)?;
+        if client != self.peer.ip() {
+            // Its port is not known.
+            self.peer = SocketAddr::new(client, 0);
+        }
+        if config.trusted_proxies.trusts(client) {
+            return Ok(());
+        }
+        place.claim(client).map_err(NoPlace::refusal)
     }
 
     fn check(&mut self, request: Request, config: &Config) -> Result<(Request, AcceptKey), Refusal> {

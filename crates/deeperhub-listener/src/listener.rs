@@ -74,8 +74,13 @@ impl Listener {
         let socket = listen(address, config.backlog).map_err(refused)?;
         let bound = socket.local_addr().map_err(refused)?;
         let worker_count = config.workers.clamp(1, cells.workers());
-        let places =
-            Arc::new(Places::new(config.max_connections, config.max_connections_per_ip, worker_count));
+        let places = Arc::new(Places::new(
+            config.max_connections,
+            config.max_connections_per_ip,
+            config.connection_rate_per_ip,
+            worker_count,
+        ));
+        let trusted_proxies = config.trusted_proxies.clone();
         let config = Arc::new(Config { workers: worker_count, ..config });
         let application = Arc::new(application);
 
@@ -103,9 +108,15 @@ impl Listener {
         }
 
         let draining = Arc::new(AtomicBool::new(false));
-        let acceptor =
-            Acceptor::new(socket, workers.clone(), Arc::clone(&places), Arc::clone(&draining), metrics)
-                .map_err(refused)?;
+        let acceptor = Acceptor::new(
+            socket,
+            workers.clone(),
+            Arc::clone(&places),
+            Arc::clone(&draining),
+            trusted_proxies,
+            metrics,
+        )
+        .map_err(refused)?;
         let stop_accepting = acceptor.stopper();
         let thread = thread::Builder::new().name("hub-acceptor".to_owned()).spawn(move || acceptor.run());
         threads.push(thread.map_err(StartError::Thread)?);

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use deeperhub_protocol::handshake::Refusal;
+use deeperhub_security::{AddressLimiter, RateLimit, RetryAfter};
 use tokio::sync::Notify;
 
 /// What counts as one address: an IPv4 address, or an IPv6 network of 64 bits, which one host can have whole.
@@ -27,11 +30,16 @@ impl AddressKey {
     }
 }
 
+/// When clients of a full server should come back.
+const FULL_RETRY: Duration = Duration::from_secs(5);
+
 /// Counts of open connections. The map of addresses is as large as the number of connections at most.
 #[derive(Debug)]
 pub(crate) struct Places {
     max: usize,
     max_per_address: Option<usize>,
+    rate: Option<AddressLimiter>,
+    started: Instant,
     open: AtomicUsize,
     addresses: Mutex<HashMap<AddressKey, usize>>,
     loads: Box<[AtomicUsize]>,
@@ -45,13 +53,32 @@ pub(crate) enum NoPlace {
     Full,
     /// The address has all of its own.
     Address,
+    /// The address comes too often.
+    TooOften(RetryAfter),
+}
+
+impl NoPlace {
+    pub(crate) fn refusal(self) -> Refusal {
+        match self {
+            Self::Full => Refusal::too_many_connections(FULL_RETRY),
+            Self::Address => Refusal::rate_limited(FULL_RETRY),
+            Self::TooOften(RetryAfter(time)) => Refusal::rate_limited(time),
+        }
+    }
 }
 
 impl Places {
-    pub(crate) fn new(max: usize, max_per_address: Option<usize>, workers: usize) -> Self {
+    pub(crate) fn new(
+        max: usize,
+        max_per_address: Option<usize>,
+        rate: Option<RateLimit>,
+        workers: usize,
+    ) -> Self {
         Self {
             max,
             max_per_address,
+            rate: rate.map(AddressLimiter::new),
+            started: Instant::now(),
             open: AtomicUsize::new(0),
             addresses: Mutex::default(),
             loads: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
@@ -59,26 +86,31 @@ impl Places {
         }
     }
 
-    /// Takes a place on the worker that has the fewest connections. Called by the acceptor alone.
-    pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, NoPlace> {
+    /// Takes a place on the worker that has the fewest connections. Called by the acceptor alone. `None`: whose it is
+    /// will be known [later](Place::claim).
+    pub(crate) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Place, NoPlace> {
         if self.open.load(Ordering::Relaxed) >= self.max {
             return Err(NoPlace::Full);
         }
-        let address = match self.max_per_address {
-            None => None,
-            Some(max) => {
-                let key = AddressKey::of(address);
-                let mut addresses = self.lock();
-                let count = addresses.entry(key).or_insert(0);
-                if *count >= max {
-                    return Err(NoPlace::Address);
-                }
-                *count += 1;
-                Some(key)
-            }
-        };
+        let address = address.map_or(Ok(None), |address| self.count(address))?;
         self.open.fetch_add(1, Ordering::Relaxed);
         Ok(self.place(address))
+    }
+
+    /// Counts a connection of an address; `Some`: it is to be counted down when it ends.
+    fn count(&self, address: IpAddr) -> Result<Option<AddressKey>, NoPlace> {
+        if let Some(rate) = &self.rate {
+            rate.check(address, self.started.elapsed()).map_err(NoPlace::TooOften)?;
+        }
+        let Some(max) = self.max_per_address else { return Ok(None) };
+        let key = AddressKey::of(address);
+        let mut addresses = self.lock();
+        let count = addresses.entry(key).or_insert(0);
+        if *count >= max {
+            return Err(NoPlace::Address);
+        }
+        *count += 1;
+        Ok(Some(key))
     }
 
     /// Connections that have a place.
@@ -126,6 +158,14 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Counts the place for an address that was not known when it was taken.
+    pub(crate) fn claim(&mut self, address: IpAddr) -> Result<(), NoPlace> {
+        if self.address.is_none() {
+            self.address = self.places.count(address)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn worker(&self) -> usize {
         self.worker.into()
     }
@@ -156,13 +196,13 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    fn address(text: &str) -> IpAddr {
-        text.parse().unwrap()
+    fn address(text: &str) -> Option<IpAddr> {
+        text.parse().ok()
     }
 
     #[test]
     fn places_are_given_back() {
-        let places = Arc::new(Places::new(2, None, 2));
+        let places = Arc::new(Places::new(2, None, None, 2));
         let first = places.take(address("127.0.0.1")).unwrap();
         let second = places.take(address("127.0.0.1")).unwrap();
         assert_ne!(first.worker(), second.worker());
@@ -176,7 +216,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_of_64_bits_is_one_address() {
-        let places = Arc::new(Places::new(10, Some(1), 1));
+        let places = Arc::new(Places::new(10, Some(1), None, 1));
         let _one = places.take(address("2001:db8::1")).unwrap();
         assert_eq!(places.take(address("2001:db8::ffff")).unwrap_err(), NoPlace::Address);
         let _mapped = places.take(address("::ffff:10.0.0.1")).unwrap();
@@ -186,10 +226,34 @@ mod tests {
 
     #[test]
     fn addresses_are_forgotten() {
-        let places = Arc::new(Places::new(1000, Some(1), 1));
-        let taken: Vec<_> = (0..200).map(|n| places.take(IpAddr::from([10, 0, 0, n])).unwrap()).collect();
+        let places = Arc::new(Places::new(1000, Some(1), None, 1));
+        let taken: Vec<_> =
+            (0..200).map(|n| places.take(Some(IpAddr::from([10, 0, 0, n]))).unwrap()).collect();
         drop(taken);
         assert!(places.lock().is_empty());
         assert!(places.lock().capacity() < 100);
+    }
+
+    #[test]
+    fn a_place_whose_client_becomes_known_later_counts_for_it() {
+        let places = Arc::new(Places::new(10, Some(1), None, 1));
+        let (mut one, mut other) = (places.take(None).unwrap(), places.take(None).unwrap());
+        let client = address("192.0.2.1").unwrap();
+        assert_eq!(one.claim(client), Ok(()));
+        assert_eq!(other.claim(client), Err(NoPlace::Address));
+        drop(one);
+        assert_eq!(other.claim(client), Ok(()));
+        drop(other);
+        assert!(places.lock().is_empty());
+    }
+
+    #[test]
+    fn an_address_that_comes_too_often_is_told_when_to_come_back() {
+        let one = std::num::NonZeroU32::MIN;
+        let places = Arc::new(Places::new(10, None, Some(RateLimit::new(one, one)), 1));
+        drop(places.take(address("192.0.2.1")).unwrap());
+        let refusal = places.take(address("192.0.2.1")).unwrap_err().refusal();
+        assert_eq!((refusal.status, refusal.code), (429, "rate_limited"));
+        assert!(places.take(address("192.0.2.2")).is_ok());
     }
 }

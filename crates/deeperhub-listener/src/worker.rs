@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::connections::{Closing, Connection, Connections, Core, Flags, State, too_slow};
 use crate::deflate::{self, Coders};
 use crate::drain::Drain;
-use crate::handshake::Handshake;
+use crate::handshake::{Handshake, Proxied};
 use crate::metrics::{CoderCells, Outcome};
 use crate::outbox::Outbox;
 use crate::places::Place;
@@ -205,7 +205,9 @@ impl<'a, A: Application> Worker<'a, A> {
         place: Place,
         refusal: Option<Refusal>,
     ) {
-        let transport = match Transport::new(socket, &self.core.config) {
+        let proxied =
+            if self.core.config.trusted_proxies.trusts(peer.ip()) { Proxied::Header } else { Proxied::No };
+        let transport = match Transport::new(socket, &self.core.config, proxied == Proxied::Header) {
             Ok(transport) => transport,
             Err(error) => {
                 self.core.metrics.handshake(Outcome::Lost);
@@ -224,12 +226,12 @@ impl<'a, A: Application> Worker<'a, A> {
         entry.insert(Connection {
             transport,
             waker: ConnectionWaker::waker(key, &self.core.ready),
-            state: State::Handshake(Box::new(Handshake::new(peer, refusal))),
+            state: State::Handshake(Box::new(Handshake::new(peer, proxied, refusal))),
             decoder: frame::FrameDecoder::new(),
             outbox: Outbox::default(),
             deadline,
             flags: Flags::default(),
-            _place: place,
+            place,
         });
         self.turn(key);
     }
@@ -314,23 +316,11 @@ impl<'a, A: Application> Worker<'a, A> {
     fn received(&mut self, key: u32, read: usize) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         match &mut connection.state {
-            State::Handshake(handshake) => match handshake.feed(&self.scratch[..read], &self.core.config) {
-                None => {}
-                Some(Err(refusal)) => self.refuse(key, &refusal),
-                Some(Ok((request, accept_key))) => {
-                    if let Some(drain) = &self.drain {
-                        let refusal = Refusal::draining(drain.slot(self.core.now));
-                        return self.refuse(key, &refusal);
-                    }
-                    let peer = Peer {
-                        address: handshake.peer,
-                        tls: connection.transport.is_tls(),
-                        user: connection.transport.user(),
-                    };
-                    handshake.deciding = Some((accept_key, Box::pin(self.application.accept(request, peer))));
-                    self.decide(key);
-                }
-            },
+            State::Handshake(_) => {
+                let scratch = std::mem::take(&mut self.scratch);
+                self.shake_hands(key, &scratch[..read]);
+                self.scratch = scratch;
+            }
             State::Open(_) => {
                 let mut scratch = std::mem::take(&mut self.scratch);
                 self.decode(key, &mut scratch[..read]);
@@ -356,6 +346,59 @@ impl<'a, A: Application> Worker<'a, A> {
                 }
             }
             State::Closing(_) => {}
+        }
+    }
+
+    /// Takes in what came of a handshake.
+    fn shake_hands(&mut self, key: u32, bytes: &[u8]) {
+        let core = &mut *self.core;
+        let Some(connection) = core.connections.get_mut(key as usize) else { return };
+        let State::Handshake(handshake) = &mut connection.state else { return };
+        if handshake.proxied == Proxied::Header {
+            return self.preface(key, bytes);
+        }
+        match handshake.feed(bytes, &core.config) {
+            None => {}
+            Some(Err(refusal)) => self.refuse(key, &refusal),
+            Some(Ok((request, accept_key))) => {
+                if let Some(drain) = &self.drain {
+                    let refusal = Refusal::draining(drain.slot(core.now));
+                    return self.refuse(key, &refusal);
+                }
+                if handshake.proxied == Proxied::Request {
+                    let told = handshake.hear_of_client(&request, &core.config, &mut connection.place);
+                    if let Err(refusal) = told {
+                        return self.refuse(key, &refusal);
+                    }
+                }
+                let peer = Peer {
+                    address: handshake.peer,
+                    tls: connection.transport.is_tls(),
+                    user: connection.transport.user(),
+                };
+                handshake.deciding = Some((accept_key, Box::pin(self.application.accept(request, peer))));
+                self.decide(key);
+            }
+        }
+    }
+
+    /// Takes in what comes before TLS and HTTP.
+    fn preface(&mut self, key: u32, bytes: &[u8]) {
+        let core = &mut *self.core;
+        let Some(connection) = core.connections.get_mut(key as usize) else { return };
+        let State::Handshake(handshake) = &mut connection.state else { return };
+        match handshake.preface(bytes, &core.config, &mut connection.place) {
+            Ok(None) => {}
+            Ok(Some(rest)) => match connection.transport.end_preface(rest) {
+                Some(rest) if rest.is_empty() => {}
+                Some(rest) => self.shake_hands(key, &rest),
+                None => core.turn.push(key),
+            },
+            Err(error) => {
+                tracing::debug!(peer = %handshake.peer, %error, "A proxy's header is no good.");
+                core.metrics.handshake(Outcome::Refused);
+                self.remove(key);
+            }
         }
     }
 
@@ -779,7 +822,8 @@ impl<'a, A: Application> Worker<'a, A> {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         match &connection.state {
             State::Handshake(handshake) => {
-                if handshake.head.is_empty() && handshake.deciding.is_none() {
+                let is_silent = handshake.head.is_empty() || handshake.proxied == Proxied::Header;
+                if is_silent && handshake.deciding.is_none() {
                     self.core.metrics.handshake(Outcome::TimedOut);
                     self.remove(key);
                 } else {

@@ -47,19 +47,30 @@ pub(crate) enum Transport {
 
 impl Transport {
     /// Registers a non-blocking socket with the reactor of the current thread.
-    pub(crate) fn new(socket: std::net::TcpStream, config: &Config) -> io::Result<Self> {
-        Self::on(Tcp::new(socket)?, config, &[])
-    }
-
-    /// Speaks TLS over a connection where that is configured. `incoming` was read from it already.
+    ///
+    /// With a `preface`, something comes before TLS: it is read as it is until [`end_preface`](Self::end_preface).
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
-    fn on(tcp: Tcp, config: &Config, incoming: &[u8]) -> io::Result<Self> {
+    pub(crate) fn new(socket: std::net::TcpStream, config: &Config, preface: bool) -> io::Result<Self> {
+        let tcp = Tcp::new(socket)?;
         #[cfg(feature = "tls")]
         if let Some(tls) = &config.tls {
-            let tls = Tls::new(tcp, tls.current(), incoming).map_err(io::Error::other)?;
+            let tls = Tls::new(tcp, tls.current(), preface).map_err(io::Error::other)?;
             return Ok(Self::Tls(Box::new(tls)));
         }
         Ok(Self::Tcp(tcp))
+    }
+
+    /// What was read of the preface is over, but for `rest`. Gives it back where that is plain; otherwise the next read
+    /// starts with it.
+    pub(crate) fn end_preface(&mut self, rest: Vec<u8>) -> Option<Vec<u8>> {
+        match self {
+            Self::Tcp(_) => Some(rest),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => {
+                tls.end_preface(rest);
+                None
+            }
+        }
     }
 
     /// Reads what is there. `Ok(0)`: the peer has ended its side. `InvalidData`: it broke the protocol below HTTP; what

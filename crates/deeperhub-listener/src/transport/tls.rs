@@ -37,6 +37,8 @@ impl Records {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// What comes is not TLS yet.
+    Preface,
     Handshake,
     Open,
     /// The peer has ended its side; it may still read.
@@ -65,18 +67,26 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// A connection whose handshake is to come; `incoming` was read from the socket already.
-    pub(crate) fn new(tcp: Tcp, config: Arc<ServerConfig>, incoming: &[u8]) -> Result<Self, rustls::Error> {
+    /// A connection whose handshake is to come, after a preface if there is one.
+    pub(super) fn new(tcp: Tcp, config: Arc<ServerConfig>, preface: bool) -> Result<Self, rustls::Error> {
         Ok(Self {
             tcp,
             session: UnbufferedServerConnection::new(config)?,
-            phase: Phase::Handshake,
+            phase: if preface { Phase::Preface } else { Phase::Handshake },
             short: false,
-            fresh: !incoming.is_empty(),
+            fresh: false,
             notified: false,
-            incoming: incoming.to_vec(),
+            incoming: Vec::new(),
             outgoing: Vec::new(),
         })
+    }
+
+    pub(super) fn end_preface(&mut self, rest: Vec<u8>) {
+        if self.phase == Phase::Preface {
+            self.phase = Phase::Handshake;
+            self.fresh = !rest.is_empty();
+            self.incoming = rest;
+        }
     }
 
     pub(super) fn tcp(&mut self) -> &mut Tcp {
@@ -93,7 +103,8 @@ impl Tls {
 
     pub(super) fn drained(&mut self) -> bool {
         // An end or a fault that came behind the data is still to be told by a read.
-        self.short && matches!(self.phase, Phase::Handshake | Phase::Open) && self.tcp.drained()
+        let is_to_end = matches!(self.phase, Phase::Preface | Phase::Handshake | Phase::Open);
+        self.short && is_to_end && self.tcp.drained()
     }
 
     /// One read of the socket at most, so that the worker decides how much one peer may send in a row. `buffer` has
@@ -101,6 +112,11 @@ impl Tls {
     pub(super) fn read(&mut self, buffer: &mut [u8], records: &mut Records) -> io::Result<usize> {
         match self.phase {
             Phase::Handshake | Phase::Open => {}
+            Phase::Preface => {
+                let read = self.tcp.read(buffer)?;
+                self.short = read < buffer.len();
+                return Ok(read);
+            }
             Phase::PeerClosed => return Ok(0),
             Phase::Broken => return Err(self.abandon()),
             Phase::Abandoned => return self.tcp.read(buffer),

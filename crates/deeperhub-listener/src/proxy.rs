@@ -1,0 +1,132 @@
+//! Who the client is when the connection comes from a proxy.
+
+use std::net::{IpAddr, SocketAddr};
+
+use deeperhub_protocol::handshake::{Refusal, Request};
+use deeperhub_security::proxy::v2::{self, Parsed, ProxyError};
+use deeperhub_security::proxy::{Header, TrustedProxies};
+
+/// Whether trusted proxies put a header of the PROXY protocol (version 2) before everything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum ProxyProtocol {
+    /// They do, or they don't: what comes first tells. Safe as long as none of them forwards TCP *without* the header,
+    /// since then a client can write one itself.
+    #[default]
+    Detect,
+    /// They all do; a connection without it is closed.
+    Required,
+    /// They don't.
+    Off,
+}
+
+/// What a connection of a trusted proxy starts with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// More must come to tell.
+    Partial,
+    /// The first bytes are the client's.
+    NoHeader,
+    /// The bytes after the first `length` are the client's.
+    Header {
+        length: usize,
+        /// `None`: the proxy speaks for itself.
+        source: Option<SocketAddr>,
+    },
+}
+
+impl ProxyProtocol {
+    /// Reads the first bytes of a connection.
+    pub(crate) fn read(self, bytes: &[u8]) -> Result<Start, ProxyError> {
+        if self == Self::Off {
+            return Ok(Start::NoHeader);
+        }
+        match v2::parse(bytes) {
+            Ok(Parsed::Partial) => Ok(Start::Partial),
+            Ok(Parsed::Complete { length, source }) => Ok(Start::Header { length, source }),
+            Err(ProxyError::Signature) if self == Self::Detect => Ok(Start::NoHeader),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The client of a request that came over a connection of `peer`, which is trusted.
+///
+/// `X-Forwarded-For` and `Forwarded` are both read. Proxies write one of them as a rule, and hand on what a client
+/// wrote into the other: so where both are there, they must agree.
+///
+/// # Errors
+///
+/// They do not: 400.
+pub(crate) fn client(trusted: &TrustedProxies, peer: IpAddr, request: &Request) -> Result<IpAddr, Refusal> {
+    let told = |header: Header| {
+        let values: Vec<_> = request.raw_headers(header.name()).map(String::from_utf8_lossy).collect();
+        let values = values.iter().map(AsRef::as_ref);
+        (values.len() > 0).then(|| trusted.client(peer, header, values))
+    };
+    match (told(Header::XForwardedFor), told(Header::Forwarded)) {
+        (Some(one), Some(other)) if one != other => {
+            Err(Refusal::bad_handshake("X-Forwarded-For and Forwarded name different clients"))
+        }
+        (Some(client), _) | (None, Some(client)) => Ok(client),
+        (None, None) => Ok(peer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deeperhub_protocol::handshake;
+
+    use super::*;
+
+    const HEADER: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\x12\x34\x1f\x90";
+
+    #[test]
+    fn a_header_is_told_from_a_request_by_the_first_bytes() {
+        let source = "192.0.2.1:4660".parse().ok();
+        let header = Ok(Start::Header { length: 28, source });
+        assert_eq!(ProxyProtocol::Detect.read(HEADER), header);
+        assert_eq!(ProxyProtocol::Detect.read(&HEADER[..5]), Ok(Start::Partial));
+        assert_eq!(ProxyProtocol::Detect.read(b"GET / HTTP/1.1\r\n"), Ok(Start::NoHeader));
+        assert_eq!(ProxyProtocol::Detect.read(&[22, 3, 1]), Ok(Start::NoHeader));
+        assert_eq!(ProxyProtocol::Required.read(HEADER), header);
+        assert_eq!(ProxyProtocol::Required.read(b"GET /"), Err(ProxyError::Signature));
+        assert_eq!(ProxyProtocol::Off.read(HEADER), Ok(Start::NoHeader));
+    }
+
+    #[test]
+    fn the_old_version_of_the_header_is_no_request() {
+        let old = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n";
+        assert_eq!(ProxyProtocol::Detect.read(old), Err(ProxyError::Version));
+    }
+
+    #[track_caller]
+    fn check(headers: &str, expected: Result<&str, u16>) {
+        let head = format!("GET / HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+        let head: Vec<u8> = head.bytes().map(|byte| if byte == b'~' { 0xff } else { byte }).collect();
+        let Ok(handshake::Parsed::Complete { request, .. }) = Request::parse(&head) else {
+            panic!("{headers}")
+        };
+        let trusted = TrustedProxies::parse(["10.0.0.0/8"]).unwrap();
+        let client = client(&trusted, "10.0.0.1".parse().unwrap(), &request);
+        assert_eq!(
+            client.map(|client| client.to_string()).map_err(|refusal| refusal.status),
+            expected.map(str::to_owned)
+        );
+    }
+
+    #[test]
+    fn the_client_is_the_one_that_the_trusted_proxies_name() {
+        check("", Ok("10.0.0.1"));
+        check("X-Forwarded-For: 6.6.6.6, 192.0.2.1\r\n", Ok("192.0.2.1"));
+        check("Forwarded: for=192.0.2.1\r\n", Ok("192.0.2.1"));
+        check("X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 192.0.2.1, 10.2.2.2\r\n", Ok("192.0.2.1"));
+    }
+
+    #[test]
+    fn what_the_client_itself_writes_beside_it_does_not_count() {
+        check("Forwarded: for=6.6.6.6\r\nX-Forwarded-For: 192.0.2.1\r\n", Err(400));
+        check("Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 192.0.2.1\r\n", Ok("192.0.2.1"));
+        check("X-Forwarded-For: ~~, 192.0.2.1\r\n", Ok("192.0.2.1"));
+    }
+}
