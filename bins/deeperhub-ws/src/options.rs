@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use clap::{Args, Command};
 use deeperhub_security::Secret;
 
-use crate::values::{Address, Host, LogFormat, LogLevel, NodeId, Switchable, Time, UrlPath, secret, whole};
+use crate::values::{
+    Address, Host, LogFormat, LogLevel, NodeId, ProxyProtocol, Switchable, Time, UrlPath, secret, whole,
+};
 
 const GENERAL: &str = "General";
 const LISTENING: &str = "Listening";
@@ -63,6 +65,21 @@ pub(crate) struct Options {
     /// Path that clients connect to; may be repeated [default: / and /ws]
     #[arg(long, value_delimiter = ',', help_heading = LISTENING)]
     pub(crate) path: Option<Vec<UrlPath>>,
+
+    /// Network of proxies whose word on a client's address is taken; may be repeated [default: none]
+    ///
+    /// An address or a network such as `10.0.0.0/8`. From there `X-Forwarded-For` or `Forwarded` in the request is
+    /// believed, and so is a header of the PROXY protocol, version 2, before everything else. Limits of addresses and
+    /// events then show clients instead of proxies.
+    #[arg(long, value_name = "NETWORK", value_delimiter = ',', help_heading = LISTENING)]
+    pub(crate) trusted_proxy: Option<Vec<String>>,
+
+    /// Whether trusted proxies put a header of the PROXY protocol before everything else [default: detect]
+    ///
+    /// Say `required` where they all do. A proxy that forwards TCP without it must not be trusted otherwise than with
+    /// `off`: its clients could write the header themselves.
+    #[arg(long, value_name = "WHEN", value_enum, help_heading = LISTENING)]
+    pub(crate) proxy_protocol: Option<ProxyProtocol>,
 
     /// Certificate for TLS, in PEM: the server's first, then those above it [default: none, no TLS]
     ///
@@ -171,6 +188,13 @@ pub(crate) struct Options {
     /// IPv6 addresses count by their /64.
     #[arg(long, value_name = "N", value_parser = whole::<usize>(0, MAX_COUNT), help_heading = LIMITS)]
     pub(crate) max_connections_per_ip: Option<usize>,
+
+    /// New connections a second of one address; more are refused with 429; 0 is no limit [default: 0]
+    ///
+    /// IPv6 addresses count by their /64. As many may come at once as in a second. Many clients can share an address: set
+    /// it well above what they need together.
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000), help_heading = LIMITS)]
+    pub(crate) connection_rate_per_ip: Option<u32>,
 
     /// Bytes of a message; a longer one closes its connection with 1009 [default: 65536]
     ///

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use deeperhub_api::ApiConfig;
+use deeperhub_security::proxy::TrustedProxies;
 use deeperhub_security::{OriginPolicy, RateLimit, Secret, auth};
 
 use crate::auth::{Auth, AuthSources};
@@ -13,7 +14,7 @@ use crate::options::{Options, flag, variable};
 use crate::problem::Problem;
 use crate::settings::{ApiSettings, Settings, Shown};
 use crate::tls::{Files, Tls};
-use crate::values::{Address, Host, Literal, LogFormat, LogLevel, Switchable, Time, UrlPath};
+use crate::values::{Address, Host, Literal, LogFormat, LogLevel, ProxyProtocol, Switchable, Time, UrlPath};
 
 /// Fills in the defaults and checks what the settings say together.
 ///
@@ -31,6 +32,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         host,
         port,
         path,
+        trusted_proxy,
+        proxy_protocol,
         tls_cert,
         tls_key,
         tls_client_ca,
@@ -52,6 +55,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         auth_leeway,
         max_connections,
         max_connections_per_ip,
+        connection_rate_per_ip,
         max_message_bytes,
         max_subscriptions,
         max_queue_bytes,
@@ -98,6 +102,9 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let address = Address { host: take!(host, Host::LOOPBACK), port: take!(port, Settings::PORT) };
     let paths = take!(path, listener.paths.iter().cloned().map(UrlPath).collect());
     listener.paths = paths.into_iter().map(|path| path.0).collect();
+    let trusted_proxies = take!(trusted_proxy, Vec::new());
+    listener.trusted_proxies = resolver.trusted_proxies(&trusted_proxies);
+    listener.proxy_protocol = take!(proxy_protocol, ProxyProtocol::Detect).into();
     let tls = Files { cert: take!(tls_cert), key: take!(tls_key), client_ca: take!(tls_client_ca) };
     let tls = resolver.tls(tls);
     listener.tls = tls.as_ref().map(|tls| Arc::clone(&tls.current));
@@ -126,6 +133,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.max_connections = take!(max_connections, listener.max_connections);
     let per_ip = take!(max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
     listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);
+    let per_second = take!(connection_rate_per_ip, 0);
+    listener.connection_rate_per_ip = NonZeroU32::new(per_second).map(|rate| RateLimit::new(rate, rate));
     listener.max_message_bytes = take!(max_message_bytes, listener.max_message_bytes);
     node.max_subscriptions = take!(max_subscriptions, node.max_subscriptions);
     listener.max_queue_bytes = take!(max_queue_bytes, listener.max_queue_bytes);
@@ -280,6 +289,18 @@ impl Resolver {
                 None
             }
         }
+    }
+
+    fn trusted_proxies(&mut self, networks: &[String]) -> TrustedProxies {
+        TrustedProxies::parse(networks).unwrap_or_else(|error| {
+            self.problems.push(Problem::Invalid {
+                key: "trusted_proxy".to_owned(),
+                origin: self.origin("trusted_proxy"),
+                value: error.text,
+                expected: error.problem.to_string(),
+            });
+            TrustedProxies::default()
+        })
     }
 
     /// TLS from files that are read here, so that `config check` finds what is wrong with them.
@@ -543,6 +564,16 @@ mod tests {
         let settings = settings(&["--auth-audience=hub", "--auth-issuer=me"]).unwrap();
         assert_eq!(settings.warnings.len(), 2);
         assert!(settings.warnings[0].starts_with("--auth-audience means nothing"), "{settings:?}");
+    }
+
+    #[test]
+    fn networks_of_proxies_are_checked() {
+        check_problem(
+            &["--trusted-proxy=10.0.0.0/8,10.0.0.1/8"],
+            "invalid value '10.0.0.1/8' for --trusted-proxy: its network is 10.0.0.0/8",
+        );
+        let settings = settings(&["--trusted-proxy=10.0.0.0/8", "--trusted-proxy=::1"]).unwrap();
+        assert!(settings.node.listener.trusted_proxies.trusts("::1".parse().unwrap()));
     }
 
     #[test]

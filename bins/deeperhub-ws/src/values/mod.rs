@@ -118,6 +118,27 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// Whether trusted proxies send a header of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ProxyProtocol {
+    /// What comes first tells.
+    Detect,
+    /// A connection without it is closed.
+    Required,
+    /// It is not looked for.
+    Off,
+}
+
+impl From<ProxyProtocol> for deeperhub_listener::ProxyProtocol {
+    fn from(value: ProxyProtocol) -> Self {
+        match value {
+            ProxyProtocol::Detect => Self::Detect,
+            ProxyProtocol::Required => Self::Required,
+            ProxyProtocol::Off => Self::Off,
+        }
+    }
+}
+
 impl Literal for Secret {
     fn literal(&self) -> String {
         quoted("********")
@@ -149,7 +170,7 @@ macro_rules! literal {
 
 literal!(plain: bool, usize, u32, u16, u8);
 literal!(quoted: String, Time, Host, Address, Switchable<Address>, UrlPath, NodeId);
-literal!(named: LogLevel, LogFormat);
+literal!(named: LogLevel, LogFormat, ProxyProtocol);
 
 fn plain(value: impl fmt::Display) -> String {
     value.to_string()
