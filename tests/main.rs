@@ -11,4 +11,6 @@ mod cli;
 mod compression;
 mod layering;
 mod messages;
+mod proxies;
 mod support;
+mod tls;

@@ -4,6 +4,7 @@ mod client;
 mod http;
 mod server;
 mod temporary;
+mod tls;
 mod tokens;
 pub(crate) mod wire;
 
@@ -13,6 +14,7 @@ pub(crate) use client::Client;
 pub(crate) use http::{Response, http};
 pub(crate) use server::{Finished, Server, run};
 pub(crate) use temporary::TemporaryDir;
+pub(crate) use tls::{Authority, Identity, TlsClient, connect_tls, over_tls, text};
 pub(crate) use tokens::{Issuer, from_now, jwks_file, signed, with_token};
 
 /// The workspace's folder.

@@ -89,7 +89,8 @@ impl Server {
 
     /// The URL of a path that clients connect to.
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("ws://{}{path}", self.clients)
+        let scheme = if self.start_line.contains("wss://") { "wss" } else { "ws" };
+        format!("{scheme}://{}{path}", self.clients)
     }
 
     /// Where the API listens.

@@ -1,0 +1,286 @@
+//! Clients behind proxies, and limits of addresses.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::{HeaderName, Request};
+
+use crate::support::{Authority, Client, Server, TlsClient, http, over_tls, patiently};
+
+const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+
+/// The `peer` of each connection, as backends see it in the events.
+struct Peers(BufReader<TcpStream>);
+
+impl Peers {
+    async fn watch(server: &Server) -> Self {
+        let mut stream = TcpStream::connect(server.api()).await.unwrap();
+        let request = "GET /v1/events?types=websocket_connected HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut events = BufReader::new(stream);
+        let mut line = String::new();
+        // The head of the answer.
+        while line != "\r\n" {
+            line.clear();
+            patiently("the head", events.read_line(&mut line)).await.unwrap();
+        }
+        Self(events)
+    }
+
+    async fn next(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            patiently("an event", self.0.read_line(&mut line)).await.unwrap();
+            if let Some(data) = line.strip_prefix("data: ") {
+                let event: Value = serde_json::from_str(data).unwrap();
+                return event["peer"].as_str().unwrap_or_else(|| panic!("{event}")).to_owned();
+            }
+        }
+    }
+}
+
+fn request(server: &Server, headers: &[(&'static str, &str)]) -> Request<()> {
+    let mut request = server.url("/").into_client_request().unwrap();
+    for (name, value) in headers {
+        request.headers_mut().append(HeaderName::from_static(name), value.parse().unwrap());
+    }
+    request
+}
+
+/// A header of the PROXY protocol, version 2.
+fn proxy_header(source: SocketAddr) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+    let addresses = match source {
+        SocketAddr::V4(source) => {
+            header.push(0x11);
+            [&source.ip().octets()[..], &[192, 0, 2, 99]].concat()
+        }
+        SocketAddr::V6(source) => {
+            header.push(0x21);
+            [&source.ip().octets()[..], &[0; 16]].concat()
+        }
+    };
+    header.extend([0, addresses.len() as u8 + 4]);
+    header.extend(addresses);
+    header.extend(source.port().to_be_bytes());
+    header.extend([0x1f, 0x90]);
+    header
+}
+
+#[tokio::test]
+async fn the_client_of_a_trusted_proxy_is_the_one_that_it_names() {
+    let server = Server::start(&["--trusted-proxy", "127.0.0.0/8"]);
+    let mut peers = Peers::watch(&server).await;
+    for (headers, peer) in [
+        (&[("x-forwarded-for", "6.6.6.6, 192.0.2.1")][..], "192.0.2.1:0"),
+        (&[("forwarded", "for=\"[2001:db8::1]:4711\";proto=https")], "[2001:db8::1]:0"),
+        (&[("x-forwarded-for", "192.0.2.1"), ("x-forwarded-for", "192.0.2.2, 127.0.0.9")], "192.0.2.2:0"),
+    ] {
+        let _client = Client::connect_with(request(&server, headers)).await.unwrap();
+        assert_eq!(peers.next().await, peer, "{headers:?}");
+    }
+    // Without a header it is the proxy itself.
+    let _client = Client::connect(&server).await;
+    assert!(peers.next().await.starts_with("127.0.0.1:"));
+}
+
+#[tokio::test]
+async fn headers_of_two_kinds_that_differ_are_refused() {
+    let server = Server::start(&["--trusted-proxy", "127.0.0.1"]);
+    let answer = http(
+        server.clients,
+        "GET /",
+        &[&(UPGRADE.trim_end().to_owned() + "\r\nForwarded: for=6.6.6.6\r\nX-Forwarded-For: 192.0.2.1")],
+        "",
+    )
+    .await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (400, &json!("bad_handshake")),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_others_say_of_themselves_is_not_believed() {
+    // Trusted is somebody, but not who connects.
+    let server = Server::start(&["--trusted-proxy", "10.0.0.0/8", "--max-connections-per-ip", "1"]);
+    let mut peers = Peers::watch(&server).await;
+    let headers = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.2")];
+    let _client = Client::connect_with(request(&server, &headers)).await.unwrap();
+    assert!(peers.next().await.starts_with("127.0.0.1:"));
+    let refused = http(server.clients, "GET /", &["X-Forwarded-For: 192.0.2.3"], "").await;
+    assert_eq!(refused.status, 429, "{refused:?}");
+    // The header of the PROXY protocol is no request.
+    let mut socket = connect_from("127.0.0.2", &server).await;
+    socket.write_all(&proxy_header("192.0.2.1:4711".parse().unwrap())).await.unwrap();
+    socket.write_all(format!("GET / HTTP/1.1\r\nHost: x\r\n{UPGRADE}\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let _ = patiently("the end", socket.read_to_string(&mut answer)).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test]
+async fn limits_of_addresses_hold_for_the_clients_of_a_proxy_and_not_for_the_proxy() {
+    let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--max-connections-per-ip", "1"]);
+    let connect = async |address: &str| {
+        Client::connect_with(request(&server, &[("x-forwarded-for", address)])).await.map_err(drop)
+    };
+    let one = connect("192.0.2.1").await.unwrap();
+    let _other = connect("192.0.2.2").await.unwrap();
+    let _v6 = connect("2001:db8:1:2::1").await.unwrap();
+    assert!(connect("192.0.2.1").await.is_err());
+    assert!(connect("2001:db8:1:2::ffff").await.is_err(), "an IPv6 network of 64 bits is one client");
+    let (_a, _b) = (Client::connect(&server).await, Client::connect(&server).await);
+    // A place that was given back is there for the same client.
+    drop(one);
+    patiently("its place again", async { while connect("192.0.2.1").await.is_err() {} }).await;
+}
+
+#[tokio::test]
+async fn a_header_of_the_proxy_protocol_names_the_client() {
+    let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--max-connections-per-ip", "1"]);
+    let mut peers = Peers::watch(&server).await;
+    for source in ["192.0.2.1:4711", "[2001:db8::1]:4711"] {
+        let mut socket = TcpStream::connect(server.clients).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        // In parts, as it may come.
+        for part in proxy_header(source.parse().unwrap()).chunks(5) {
+            socket.write_all(part).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let connect = tokio_tungstenite::client_async(server.url("/"), socket);
+        let (_client, _) = patiently("the handshake", connect).await.unwrap();
+        assert_eq!(peers.next().await, source);
+    }
+    // Behind it, headers of the request are what the client wrote: not believed, and the limit holds.
+    let mut socket = TcpStream::connect(server.clients).await.unwrap();
+    let mut all = proxy_header("192.0.2.9:4711".parse().unwrap());
+    let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 6.6.6.6\r\n{UPGRADE}\r\n");
+    all.extend(head.as_bytes());
+    socket.write_all(&all).await.unwrap();
+    assert_eq!(peers.next().await, "192.0.2.9:4711");
+    let mut again = TcpStream::connect(server.clients).await.unwrap();
+    again.write_all(&all).await.unwrap();
+    let mut answer = String::new();
+    let _ = patiently("the end", again.read_to_string(&mut answer)).await;
+    assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains("Retry-After"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_header_of_the_proxy_protocol_comes_before_tls() {
+    let authority = Authority::new();
+    let flags = ["--trusted-proxy", "127.0.0.1"];
+    let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
+    let mut peers = Peers::watch(&server).await;
+    let config = authority.trusting(None);
+    let mut socket = TcpStream::connect(server.clients).await.unwrap();
+    socket.write_all(&proxy_header("192.0.2.1:4711".parse().unwrap())).await.unwrap();
+    let stream = over_tls(socket, &config).await.unwrap();
+    let mut client = TlsClient::over(stream, server.url("/")).await.unwrap();
+    assert_eq!(peers.next().await, "192.0.2.1:4711");
+    assert_eq!(client.ask(&json!({"type": "echo", "data": 1})).await["data"], 1);
+
+    // A proxy that checks whether the server is there sends none, or one without addresses.
+    let _direct = TlsClient::connect(&server, &config).await;
+    assert!(peers.next().await.starts_with("127.0.0.1:"));
+    let mut socket = TcpStream::connect(server.clients).await.unwrap();
+    socket.write_all(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await.unwrap();
+    let stream = over_tls(socket, &config).await.unwrap();
+    let _local = TlsClient::over(stream, server.url("/")).await.unwrap();
+    assert!(peers.next().await.starts_with("127.0.0.1:"));
+
+    // TLS in one segment with the header.
+    let mut hello = proxy_header("192.0.2.2:1".parse().unwrap());
+    let mut tls = rustls::ClientConnection::new(config.clone(), "localhost".try_into().unwrap()).unwrap();
+    tls.write_tls(&mut hello).unwrap();
+    let mut socket = TcpStream::connect(server.clients).await.unwrap();
+    socket.write_all(&hello).await.unwrap();
+    let mut answer = [0; 3];
+    patiently("the server's hello", socket.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(answer[..2], [22, 3]);
+}
+
+#[tokio::test]
+async fn a_header_that_is_required_or_broken_ends_the_connection() {
+    let required = Server::start(&["--trusted-proxy", "127.0.0.1", "--proxy-protocol", "required"]);
+    let broken = Server::start(&["--trusted-proxy", "127.0.0.1"]);
+    for (server, start) in [
+        (&required, &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..]),
+        (&broken, b"\r\n\r\n\0\r\nQUIT\n\x91\x11\0\x0c"),
+        (&broken, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"),
+        (&broken, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+    ] {
+        let mut socket = TcpStream::connect(server.clients).await.unwrap();
+        socket.write_all(start).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = patiently("the end", socket.read_to_end(&mut answer)).await;
+        assert_eq!(answer, b"", "{}", String::from_utf8_lossy(&answer));
+    }
+    let off = Server::start(&["--trusted-proxy", "127.0.0.1", "--proxy-protocol", "off"]);
+    let mut socket = TcpStream::connect(off.clients).await.unwrap();
+    socket.write_all(&proxy_header("192.0.2.1:4711".parse().unwrap())).await.unwrap();
+    let mut answer = String::new();
+    let _ = patiently("the end", socket.read_to_string(&mut answer)).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_header_that_does_not_end_is_given_up_with_the_handshake_timeout() {
+    let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--handshake-timeout", "300ms"]);
+    let mut socket = TcpStream::connect(server.clients).await.unwrap();
+    socket.write_all(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x01\0").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = patiently("the end", socket.read_to_end(&mut answer)).await;
+    assert_eq!(answer, b"");
+}
+
+async fn connect_from(address: &str, server: &Server) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap();
+    patiently("a connection", socket.connect(server.clients)).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_address_that_connects_too_often_is_refused_and_told_when_to_come_back() {
+    let server = Server::start(&["--connection-rate-per-ip", "2"]);
+    let mut refused = None;
+    // A burst of two; the third within the same second is one too many, as fast as they can come.
+    for _ in 0..50 {
+        let answer = http(server.clients, "GET /", &[], "").await;
+        if answer.status == 429 {
+            refused = Some(answer);
+            break;
+        }
+        assert_eq!(answer.status, 426, "{answer:?}");
+    }
+    let refused = refused.expect("fifty in a row are too many");
+    assert_eq!(refused.json()["error"]["code"], "rate_limited");
+    assert_eq!(refused.header("retry-after"), Some("1"), "{refused:?}");
+    // Others are others.
+    let socket = connect_from("127.0.0.2", &server).await;
+    patiently("the handshake", tokio_tungstenite::client_async(server.url("/"), socket)).await.unwrap();
+    // And it may come again later.
+    patiently("its turn again", async {
+        while http(server.clients, "GET /", &[], "").await.status == 429 {}
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_rate_holds_for_clients_behind_a_proxy() {
+    let server = Server::start(&["--connection-rate-per-ip", "1", "--trusted-proxy", "127.0.0.1"]);
+    let connect = async |address: &str| {
+        Client::connect_with(request(&server, &[("x-forwarded-for", address)])).await.map_err(drop)
+    };
+    let mut refused = 0;
+    for n in 0..20 {
+        refused += usize::from(connect("192.0.2.1").await.is_err());
+        assert!(connect(&format!("198.51.100.{n}")).await.is_ok());
+    }
+    assert!(refused > 0);
+}

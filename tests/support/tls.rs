@@ -1,0 +1,224 @@
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use futures_util::{SinkExt, StreamExt};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message};
+
+use super::{Server, TemporaryDir, patiently};
+
+/// A certificate and its key, as files.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+impl Identity {
+    /// The flags of a server that shows it.
+    pub(crate) fn flags(&self) -> [&str; 4] {
+        ["--tls-cert", text(&self.cert), "--tls-key", text(&self.key)]
+    }
+
+    /// Puts it where another one was, as a tool that renews certificates does: each file whole, one after the other.
+    pub(crate) fn replace(&self, other: &Self) {
+        for (new, old) in [(&self.cert, &other.cert), (&self.key, &other.key)] {
+            let staged = old.with_extension("new");
+            std::fs::copy(new, &staged).expect("a file can be copied");
+            std::fs::rename(&staged, old).expect("a file can be renamed");
+        }
+    }
+}
+
+/// A path of the tests' own.
+pub(crate) fn text(path: &std::path::Path) -> &str {
+    path.to_str().expect("a temporary path is text")
+}
+
+/// A certificate authority of a test's own, made with the `openssl` command.
+#[derive(Debug)]
+pub(crate) struct Authority {
+    dir: TemporaryDir,
+    pub(crate) cert: PathBuf,
+    key: PathBuf,
+}
+
+impl Authority {
+    /// Makes one.
+    ///
+    /// # Panics
+    ///
+    /// When there is no `openssl` to run.
+    pub(crate) fn new() -> Self {
+        let dir = TemporaryDir::new();
+        let (cert, key) = (dir.path("ca.pem"), dir.path("ca.key"));
+        openssl(&format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=authority -keyout {} -out {}",
+            text(&key),
+            text(&cert)
+        ));
+        Self { dir, cert, key }
+    }
+
+    /// A certificate for `localhost` and `127.0.0.1`.
+    pub(crate) fn server(&self, name: &str) -> Identity {
+        self.sign(name, "subjectAltName=DNS:localhost,IP:127.0.0.1")
+    }
+
+    /// A certificate of a client.
+    pub(crate) fn client(&self, name: &str) -> Identity {
+        self.sign(name, "extendedKeyUsage=clientAuth")
+    }
+
+    fn sign(&self, name: &str, extension: &str) -> Identity {
+        let identity = Identity {
+            cert: self.dir.path(&format!("{name}.pem")),
+            key: self.dir.path(&format!("{name}.key")),
+        };
+        let request = self.dir.path(&format!("{name}.csr"));
+        let extensions = self.dir.write(&format!("{name}.ext"), extension);
+        openssl(&format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout {} -out {}",
+            text(&identity.key),
+            text(&request)
+        ));
+        openssl(&format!(
+            "x509 -req -days 2 -in {} -CA {} -CAkey {} -CAcreateserial -extfile {} -out {}",
+            text(&request),
+            text(&self.cert),
+            text(&self.key),
+            text(&extensions),
+            text(&identity.cert)
+        ));
+        identity
+    }
+
+    /// What clients need that trust this authority, with a certificate of their own where one is given.
+    pub(crate) fn trusting(&self, identity: Option<&Identity>) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        let authority = CertificateDer::from_pem_file(&self.cert).expect("the authority is a certificate");
+        roots.add(authority).expect("the authority can sign");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the versions are known")
+            .with_root_certificates(roots);
+        Arc::new(match identity {
+            None => config.with_no_client_auth(),
+            Some(identity) => {
+                let cert = CertificateDer::from_pem_file(&identity.cert).expect("a certificate");
+                let key = PrivateKeyDer::from_pem_file(&identity.key).expect("a key");
+                config.with_client_auth_cert(vec![cert], key).expect("they belong together")
+            }
+        })
+    }
+}
+
+/// Runs `openssl` with arguments that have no spaces.
+fn openssl(arguments: &str) {
+    let output = Command::new("openssl").args(arguments.split(' ')).output().expect("openssl can be run");
+    assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A TLS connection to a server, before HTTP.
+///
+/// # Errors
+///
+/// What TLS says.
+pub(crate) async fn connect_tls(
+    server: &Server,
+    config: &Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let socket = patiently("a connection", TcpStream::connect(server.clients)).await?;
+    over_tls(socket, config).await
+}
+
+/// TLS over a connection that is there.
+///
+/// # Errors
+///
+/// What TLS says.
+pub(crate) async fn over_tls(
+    socket: TcpStream,
+    config: &Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from("localhost").expect("localhost is a name");
+    patiently("the TLS handshake", TlsConnector::from(Arc::clone(config)).connect(name, socket)).await
+}
+
+/// A WebSocket client over TLS that speaks the hub's messages.
+#[derive(Debug)]
+pub(crate) struct TlsClient {
+    pub(crate) socket: WebSocketStream<TlsStream<TcpStream>>,
+    /// The `welcome` that it got.
+    pub(crate) welcome: Value,
+}
+
+impl TlsClient {
+    /// Connects and reads the `welcome`.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    pub(crate) async fn connect(server: &Server, config: &Arc<ClientConfig>) -> Self {
+        let stream = connect_tls(server, config).await.unwrap_or_else(|error| panic!("no TLS: {error}"));
+        Self::over(stream, server.url("/")).await.unwrap_or_else(|error| panic!("refused: {error}"))
+    }
+
+    /// Shakes hands over TLS and reads the `welcome`.
+    ///
+    /// # Errors
+    ///
+    /// The refusal.
+    pub(crate) async fn over(
+        stream: TlsStream<TcpStream>,
+        request: impl IntoClientRequest + Unpin,
+    ) -> Result<Self, Box<tungstenite::Error>> {
+        let limits = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
+        let handshake = tokio_tungstenite::client_async_with_config(request, stream, Some(limits));
+        let (socket, _) = patiently("the handshake", handshake).await?;
+        let mut client = Self { socket, welcome: Value::Null };
+        client.welcome = client.receive().await;
+        assert_eq!(client.welcome["type"], "welcome", "{}", client.welcome);
+        Ok(client)
+    }
+
+    /// Sends a message.
+    pub(crate) async fn send(&mut self, message: &Value) {
+        let message = Message::text(message.to_string());
+        patiently("sending", self.socket.send(message)).await.expect("the connection takes a message");
+    }
+
+    /// Sends a message and returns the next that comes.
+    pub(crate) async fn ask(&mut self, message: &Value) -> Value {
+        self.send(message).await;
+        self.receive().await
+    }
+
+    /// The next message; pings and pongs are passed over.
+    ///
+    /// # Panics
+    ///
+    /// When none comes in time, when it is not JSON, or when the connection ends.
+    pub(crate) async fn receive(&mut self) -> Value {
+        loop {
+            match patiently("a message", self.socket.next()).await {
+                Some(Ok(Message::Text(text))) => {
+                    return serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
+                }
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("a message was expected, not {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,522 @@
+//! TLS from outside: versions, resumption, certificates of clients, files that change, and peers that break it.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{
+    Authority, Identity, Issuer, PATIENCE, Server, TlsClient, connect_tls, from_now, http, patiently, run,
+    text, with_token,
+};
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+/// A server with TLS by an authority of its own.
+fn start(flags: &[&str]) -> (Authority, Identity, Server) {
+    let authority = Authority::new();
+    let identity = authority.server("server");
+    let server = Server::start(&[&identity.flags()[..], flags].concat());
+    (authority, identity, server)
+}
+
+fn echo(data: impl Into<Value>) -> Value {
+    json!({"type": "echo", "data": data.into()})
+}
+
+/// A metric's value.
+async fn metric(server: &Server, name: &str) -> u64 {
+    let text = http(server.api(), "GET /metrics", &[], "").await.body;
+    let line =
+        text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {text}"));
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+}
+
+/// Waits until a metric has reached a value.
+async fn wait_for_metric(server: &Server, name: &str, value: u64) {
+    patiently(name, async {
+        while metric(server, name).await < value {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+/// Asks for an upgrade with `openssl s_client` and returns what it wrote, up to the `welcome` at least.
+fn s_client(server: &Server, authority: &Authority, flags: &[&str]) -> String {
+    let address = server.clients.to_string();
+    let mut child = Command::new("openssl")
+        .args([
+            "s_client",
+            "-connect",
+            &address,
+            "-servername",
+            "localhost",
+            "-CAfile",
+            text(&authority.cert),
+        ])
+        .args(["-verify_return_error", "-alpn", "h2,http/1.1"])
+        .args(flags)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("openssl can be run");
+    child.stdin.as_mut().expect("a pipe").write_all(REQUEST.as_bytes()).expect("it takes a request");
+    let mut stdout = child.stdout.take().expect("a pipe");
+    let reader = std::thread::spawn(move || {
+        let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+        // With TLS 1.3 the ticket comes before the answer.
+        while !seen.windows(9).any(|window| window == b"\"welcome\"") {
+            match stdout.read(&mut buffer) {
+                Ok(read @ 1..) => seen.extend_from_slice(&buffer[..read]),
+                _ => break,
+            }
+        }
+        (seen, stdout)
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while !reader.is_finished() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // The end of its input ends it, and lets it write its session.
+    drop(child.stdin.take());
+    let (mut seen, mut stdout) = reader.join().expect("it can be read");
+    let _ = stdout.read_to_end(&mut seen);
+    let mut errors = String::new();
+    let _ = child.stderr.take().expect("a pipe").read_to_string(&mut errors);
+    child.wait().expect("it ends");
+    String::from_utf8_lossy(&seen).into_owned() + &errors
+}
+
+#[tokio::test]
+async fn openssl_connects_with_both_versions_and_resumes() {
+    let (authority, _, server) = start(&[]);
+    for (version, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
+        let session = authority.cert.with_extension(name);
+        let seen = s_client(&server, &authority, &[version, "-sess_out", text(&session)]);
+        assert!(seen.contains(&format!("New, {name}")), "{seen}");
+        assert!(seen.contains("Verification: OK") && seen.contains("ALPN protocol: http/1.1"), "{seen}");
+        assert!(seen.contains("101 Switching Protocols") && seen.contains("\"welcome\""), "{seen}");
+        let seen = s_client(&server, &authority, &[version, "-sess_in", text(&session)]);
+        assert!(seen.contains(&format!("Reused, {name}")) && seen.contains("\"welcome\""), "{seen}");
+    }
+    assert_eq!(metric(&server, "deeperhub_tls_handshakes_total{result=\"full\"}").await, 2);
+    assert_eq!(metric(&server, "deeperhub_tls_handshakes_total{result=\"resumed\"}").await, 2);
+}
+
+#[test]
+fn versions_of_the_past_are_refused() {
+    let (authority, _, server) = start(&[]);
+    let seen = s_client(&server, &authority, &["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"]);
+    assert!(!seen.contains("101 Switching"), "{seen}");
+}
+
+#[tokio::test]
+async fn the_start_line_says_that_tls_is_on() {
+    let (authority, identity, server) = start(&[]);
+    assert!(server.start_line.contains("wss://") && server.start_line.contains("TLS on ·"), "{server:?}");
+    let asking = [&identity.flags()[..], &["--tls-client-ca", text(&authority.cert)]].concat();
+    let server = Server::start(&asking);
+    assert!(server.start_line.contains("TLS on, with client certificates ·"), "{server:?}");
+}
+
+#[tokio::test]
+async fn messages_of_all_sizes_come_back_whole() {
+    let (authority, _, server) = start(&["--max-message-bytes", "3000000", "--rate-limit", "0"]);
+    let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
+    // Around the sizes of records, of what is encrypted at once, and up to the limit.
+    let overhead = echo("").to_string().len();
+    let sizes =
+        [0, 1, 125, 126, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537, 131_072, 1_000_003, 3_000_000];
+    for size in sizes {
+        let length = usize::saturating_sub(size, overhead);
+        let pattern: String = (0..length).map(|at| char::from(b'a' + (at % 23) as u8)).collect();
+        assert!(client.ask(&echo(&*pattern)).await["data"] == *pattern, "{size} bytes come back changed");
+    }
+}
+
+/// More than the sockets hold goes both ways before anything is read, so that writes stop in the middle of records.
+#[tokio::test]
+async fn a_slow_reader_gets_every_byte_in_order() {
+    let (authority, _, server) = start(&[
+        "--rate-limit",
+        "0",
+        "--max-queue-bytes",
+        "67108864",
+        "--max-message-bytes",
+        "100000",
+        "--no-compression",
+    ]);
+    let config = authority.trusting(None);
+    let mut slow = TlsClient::connect(&server, &config).await;
+    let mut publisher = TlsClient::connect(&server, &config).await;
+    slow.ask(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
+    let sizes: Vec<usize> = (0..600).map(|n| [10, 200, 3000, 40_000, 90_000][n % 5] + n).collect();
+    for (n, size) in sizes.iter().enumerate() {
+        let message = json!({"n": n, "pad": "x".repeat(*size)});
+        let publish = json!({"type": "publish", "id": n, "data": {"topic": "t", "message": message}});
+        assert_eq!(publisher.ask(&publish).await["type"], "published");
+        // Its own messages come in between.
+        if n % 50 == 0 {
+            slow.send(&json!({"type": "echo", "id": n, "data": n})).await;
+        }
+    }
+    let (mut deliveries, mut echoes) = (0, 0);
+    while deliveries < sizes.len() || echoes < 12 {
+        let message = slow.receive().await;
+        if message["type"] == "echo" {
+            assert_eq!(message["data"], echoes * 50);
+            echoes += 1;
+        } else {
+            let delivered = &message["data"]["message"];
+            assert_eq!(delivered["n"], deliveries);
+            assert_eq!(delivered["pad"].as_str().map(str::len), Some(sizes[deliveries]), "{deliveries}");
+            deliveries += 1;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_stands_still_is_closed_with_1013_and_the_others_go_on() {
+    let (authority, _, server) =
+        start(&["--rate-limit", "0", "--max-queue-bytes", "200000", "--no-compression"]);
+    let config = authority.trusting(None);
+    let mut stuck = TlsClient::connect(&server, &config).await;
+    let mut publisher = TlsClient::connect(&server, &config).await;
+    stuck.ask(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
+    let publish = json!({"type": "publish", "id": 1, "data": {"topic": "t", "message": "x".repeat(60_000)}});
+    patiently("nobody is subscribed any more", async {
+        while publisher.ask(&publish).await["data"]["subscribers"] == 1 {}
+    })
+    .await;
+    // What was under way comes whole, then the reason.
+    let code = loop {
+        match patiently("the end", stuck.socket.next()).await {
+            Some(Ok(Message::Text(_) | Message::Ping(_))) => {}
+            Some(Ok(Message::Close(Some(frame)))) => break u16::from(frame.code),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(code, 1013);
+}
+
+#[tokio::test]
+async fn the_end_is_announced_so_that_nothing_can_be_cut_off() {
+    let (authority, _, server) = start(&[]);
+    let config = authority.trusting(None);
+    // A refusal, and a connection that closes.
+    let mut refused = connect_tls(&server, &config).await.unwrap();
+    refused.write_all(b"GET /elsewhere HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    // An end without close_notify is an error here.
+    patiently("the end", refused.read_to_string(&mut answer)).await.expect("the end is announced");
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+
+    let mut client = TlsClient::connect(&server, &config).await;
+    client.socket.close(None).await.unwrap();
+    while let Some(message) = patiently("the end", client.socket.next()).await {
+        message.expect("it closes as it should");
+    }
+    let mut rest = Vec::new();
+    patiently("the end", client.socket.get_mut().read_to_end(&mut rest)).await.expect("the end is announced");
+}
+
+#[tokio::test]
+async fn a_drain_reaches_clients_over_tls() {
+    let (authority, _, mut server) = start(&["--drain-timeout", "5s"]);
+    let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
+    server.signal("TERM");
+    assert_eq!(client.receive().await["type"], "goodbye");
+    match patiently("the end", client.socket.next()).await {
+        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1001),
+        other => panic!("{other:?}"),
+    }
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+/// The certificate that a new connection is shown.
+async fn shown(server: &Server, authority: &Authority) -> Vec<u8> {
+    let stream = connect_tls(server, &authority.trusting(None)).await.unwrap();
+    let (_, connection) = stream.get_ref();
+    connection.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[tokio::test]
+async fn certificates_are_read_again_on_sighup_and_connections_stay() {
+    let (authority, identity, server) = start(&[]);
+    let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
+    let first = shown(&server, &authority).await;
+    authority.server("second").replace(&identity);
+    server.signal("HUP");
+    server.wait_for_stderr("Read again.");
+    assert_ne!(shown(&server, &authority).await, first);
+
+    // A bad one is told, and the good one stays.
+    let second = shown(&server, &authority).await;
+    std::fs::write(&identity.key, "no key").unwrap();
+    server.signal("HUP");
+    server.wait_for_stderr("Cannot be read again; what was read before stays.");
+    let log = server.stderr();
+    assert!(log.contains(&format!("{}: there is no private key in it", identity.key.display())), "{log}");
+    assert_eq!(shown(&server, &authority).await, second);
+    assert_eq!(client.ask(&echo(1)).await["data"], 1);
+}
+
+#[tokio::test]
+async fn certificates_are_read_again_when_their_files_change() {
+    let (authority, identity, server) = start(&[]);
+    let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
+    let first = shown(&server, &authority).await;
+    authority.server("second").replace(&identity);
+    server.wait_for_stderr("Read again.");
+    assert_ne!(shown(&server, &authority).await, first);
+    assert_eq!(client.ask(&echo(1)).await["data"], 1);
+    assert!(!server.stderr().contains("Cannot be read"), "{}", server.stderr());
+}
+
+/// The users of all clients, sorted.
+async fn users(server: &Server) -> Vec<Value> {
+    let list = http(server.api(), "GET /v1/clients", &[], "").await.json();
+    let clients = list["clients"].as_array().unwrap_or_else(|| panic!("{list}"));
+    let mut users: Vec<_> = clients.iter().map(|client| client["user"].clone()).collect();
+    users.sort_by_key(ToString::to_string);
+    users
+}
+
+#[tokio::test]
+async fn a_certificates_subject_is_the_user_unless_a_token_says_otherwise() {
+    let authority = Authority::new();
+    let identity = authority.server("server");
+    let issuer = Issuer::new("a secret of the tests, of more than 32 bytes");
+    let secret = issuer.file();
+    let flags = ["--tls-client-ca", text(&authority.cert), "--auth-secret-file", &secret];
+    let server = Server::start(&[&identity.flags()[..], &flags].concat());
+    let alice = authority.trusting(Some(&authority.client("alice")));
+    let token = |user: &str| issuer.token(&json!({"sub": user, "exp": from_now(Duration::from_secs(600))}));
+
+    let mut by_certificate = TlsClient::connect(&server, &alice).await;
+    let _nobody = TlsClient::connect(&server, &authority.trusting(None)).await;
+    let stream = connect_tls(&server, &alice).await.unwrap();
+    let _by_token = TlsClient::over(stream, with_token(&server, &token("bob"))).await.unwrap();
+    assert_eq!(users(&server).await, [json!("alice"), json!("bob"), json!(null)]);
+
+    // One that comes later says otherwise too; then it is the user who renews.
+    let log_in = |user: &str| json!({"type": "authenticate", "data": {"token": token(user)}});
+    assert_eq!(by_certificate.ask(&log_in("carol")).await["data"]["user"], "carol");
+    assert_eq!(users(&server).await, [json!("bob"), json!("carol"), json!(null)]);
+    assert_eq!(by_certificate.ask(&log_in("dave")).await["data"]["code"], "token_invalid");
+    for (user, clients) in [("alice", 0), ("carol", 1)] {
+        let request = format!("POST /v1/users/{user}/messages");
+        let sent = http(server.api(), &request, &[], r#"{"type":"hello"}"#).await.json();
+        assert_eq!(sent, json!({"clients": clients}), "{user}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_no_token_where_one_is_required() {
+    let authority = Authority::new();
+    let issuer = Issuer::new("a secret of the tests, of more than 32 bytes");
+    let secret = issuer.file();
+    let flags = ["--tls-client-ca", text(&authority.cert), "--auth-secret-file", &secret, "--auth-required"];
+    let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
+    let mut client = TlsClient::connect(&server, &authority.trusting(Some(&authority.client("alice")))).await;
+    assert_eq!(client.ask(&echo(1)).await["data"]["code"], "unauthorized");
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_is_refused() {
+    let authority = Authority::new();
+    let flags = ["--tls-client-ca", text(&authority.cert)];
+    let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
+    let strangers = Authority::new();
+    let stream = connect_tls(&server, &authority.trusting(Some(&strangers.client("alice")))).await;
+    // With TLS 1.3 the client hears of it after its own handshake is over.
+    let refused = match stream {
+        Err(_) => true,
+        Ok(stream) => TlsClient::over(stream, server.url("/")).await.is_err(),
+    };
+    assert!(refused);
+    wait_for_metric(&server, "deeperhub_tls_handshakes_total{result=\"failed\"}", 1).await;
+    wait_for_metric(&server, "deeperhub_handshakes_total{outcome=\"tls_failed\"}", 1).await;
+    assert_eq!(users(&server).await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn http_without_tls_is_told_that_this_port_speaks_tls() {
+    let (_, _, server) = start(&[]);
+    let answer = http(server.clients, "GET /", &[], "").await;
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("bad_handshake")));
+    assert!(answer.json()["error"]["message"].as_str().unwrap().contains("wss://"), "{answer:?}");
+}
+
+/// Reads a socket to its end, however it ends.
+async fn read_to_end(mut socket: TcpStream) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let _ = patiently("the end", socket.read_to_end(&mut answer)).await;
+    answer
+}
+
+#[tokio::test]
+async fn slow_half_open_and_broken_handshakes_cost_nobody_else_anything() {
+    let (authority, _, server) = start(&["--handshake-timeout", "2s", "--rate-limit", "0", "--workers", "1"]);
+    let config = authority.trusting(None);
+    let mut healthy = TlsClient::connect(&server, &config).await;
+    let hello = client_hello(&config);
+
+    let mut attackers = Vec::new();
+    for n in 0..150_usize {
+        let mut socket = patiently("a connection", TcpStream::connect(server.clients)).await.unwrap();
+        let start: Vec<u8> = match n % 6 {
+            // Nothing at all, a hello in parts, a hello without the rest, a record that is announced and never comes.
+            0 => Vec::new(),
+            1 => hello[..n].to_vec(),
+            2 => hello.clone(),
+            3 => b"\x16\x03\x01\x40\x00\x01\x00\xff\xff".to_vec(),
+            // Not TLS, and records of the wrong kind.
+            4 => (0..=255).cycle().take(3000 + n).map(|byte: u8| byte.wrapping_mul(37)).collect(),
+            _ => b"\x17\x03\x03\x00\x02hi".repeat(50),
+        };
+        let _ = socket.write_all(&start).await;
+        attackers.push(tokio::spawn(read_to_end(socket)));
+        assert_eq!(healthy.ask(&echo(n as u64)).await["data"], n);
+    }
+    let mut n = 0;
+    while attackers.iter().any(|attacker| !attacker.is_finished()) {
+        assert_eq!(healthy.ask(&echo(n)).await["data"], n);
+        n += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let alerts = futures_util::future::join_all(attackers).await;
+    // What broke the protocol was told so by an alert (21), in clear.
+    let broken = alerts.iter().skip(4).step_by(6).chain(alerts.iter().skip(5).step_by(6));
+    for answer in broken {
+        let answer = answer.as_ref().unwrap();
+        assert_eq!(answer.first(), Some(&21), "{answer:?}");
+    }
+    assert_eq!(metric(&server, "deeperhub_connections_active").await, 1);
+    assert!(metric(&server, "deeperhub_handshakes_total{outcome=\"timed_out\"}").await >= 100);
+    assert_eq!(metric(&server, "deeperhub_handshakes_total{outcome=\"tls_failed\"}").await, 50);
+    assert_eq!(metric(&server, "deeperhub_worker_restarts_total").await, 0);
+    assert_eq!(healthy.ask(&echo("still here")).await["data"], "still here");
+}
+
+/// The first flight of a client.
+fn client_hello(config: &std::sync::Arc<rustls::ClientConfig>) -> Vec<u8> {
+    let name = "localhost".try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(std::sync::Arc::clone(config), name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
+/// A handshake message that never ends, in whole records.
+#[tokio::test]
+async fn a_handshake_that_grows_is_cut_off() {
+    let (_, _, server) = start(&[]);
+    let mut socket = TcpStream::connect(server.clients).await.unwrap();
+    let mut record = vec![0x16, 3, 3, 0x40, 0];
+    record.extend([0; 0x4000]);
+    // The first says that a hello of 65,000 bytes begins.
+    record[5..9].copy_from_slice(&[1, 0, 0xfd, 0xe8]);
+    for _ in 0..4 {
+        if socket.write_all(&record).await.is_err() {
+            break;
+        }
+        record[5..9].fill(0);
+    }
+    let answer = read_to_end(socket).await;
+    assert!(!answer.starts_with(b"\x16"), "{answer:?}");
+    wait_for_metric(&server, "deeperhub_tls_handshakes_total{result=\"failed\"}", 1).await;
+}
+
+#[tokio::test]
+async fn records_that_were_tampered_with_end_the_connection() {
+    let (authority, _, server) = start(&[]);
+    let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
+    client.ask(&echo(1)).await;
+    let (socket, _) = client.socket.get_mut().get_mut();
+    socket.write_all(b"\x17\x03\x03\x00\x20 this was never encrypted by us!!").await.unwrap();
+    while let Some(Ok(_)) = patiently("the end", client.socket.next()).await {}
+    patiently("it is gone", async { while !users(&server).await.is_empty() {} }).await;
+    assert_eq!(metric(&server, "deeperhub_connections_active").await, 0);
+}
+
+#[tokio::test]
+async fn frames_of_many_records_and_records_of_many_frames_are_read() {
+    let (authority, _, server) = start(&["--rate-limit", "0"]);
+    let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
+    for n in 0..500 {
+        // Without a flush several frames share a record.
+        client.socket.feed(Message::text(echo(n).to_string())).await.unwrap();
+    }
+    client.socket.flush().await.unwrap();
+    for n in 0..500 {
+        assert_eq!(client.receive().await["data"], n);
+    }
+}
+
+#[test]
+fn bench_runs_over_tls() {
+    let (authority, _, server) = start(&["--rate-limit", "0"]);
+    let url = server.url("/");
+    let finished = run(
+        &[
+            "bench",
+            "fanout",
+            "--url",
+            &url,
+            "--ca",
+            text(&authority.cert),
+            "--connections",
+            "10",
+            "--messages",
+            "200",
+            "--json",
+            "--fail-on-loss",
+        ],
+        &[],
+    );
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let figures: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(figures["messages"]["delivered"], 2000, "{figures}");
+}
+
+#[track_caller]
+fn check_refused(flags: &[&str], expected: &str) {
+    for subcommand in [&["serve"][..], &["config", "check"]] {
+        let finished = run(&[subcommand, flags].concat(), &[]);
+        assert_eq!(finished.code, Some(2), "{finished:?}");
+        assert!(finished.stderr.contains(expected), "{expected}: {}", finished.stderr);
+    }
+}
+
+#[test]
+fn files_that_do_not_make_tls_exit_with_2_and_say_which_and_why() {
+    let authority = Authority::new();
+    let (one, other) = (authority.server("one"), authority.server("other"));
+    let (cert, key) = (text(&one.cert), text(&one.key));
+    check_refused(&["--tls-cert", cert], "--tls-cert needs --tls-key");
+    check_refused(&["--tls-key", key], "--tls-key needs --tls-cert");
+    check_refused(
+        &["--tls-cert", cert, "--tls-key", text(&other.key)],
+        &format!("invalid value '{}' for --tls-key: its private key is not that of", other.key.display()),
+    );
+    check_refused(
+        &["--tls-cert", "/nowhere.pem", "--tls-key", key],
+        "invalid value '/nowhere.pem' for --tls-cert: cannot be read: No such file",
+    );
+    check_refused(
+        &["--tls-cert", cert, "--tls-key", key, "--tls-client-ca", key],
+        &format!("invalid value '{key}' for --tls-client-ca: there is no certificate in it"),
+    );
+    assert!(Path::new(cert).exists());
+}
