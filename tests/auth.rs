@@ -465,6 +465,28 @@ async fn all_connections_of_a_user_are_disconnected_by_the_api() {
 }
 
 #[tokio::test]
+async fn a_user_with_more_connections_than_a_round_takes_is_reached_whole() {
+    const CONNECTIONS: usize = 1100;
+    let issuer = Issuer::new(SECRET);
+    let server = server_for(&issuer, &["--workers", "1", "--max-connections", "2000"]);
+    let token = issuer.token(&claims("ada", HOUR));
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        clients.push(Client::connect_with(with_token(&server, &token)).await.unwrap());
+    }
+    let answer = http(server.api(), "POST /v1/users/ada/messages", &[], r#"{"type":"hello"}"#).await;
+    assert_eq!(answer.json(), json!({"clients": CONNECTIONS}));
+    for client in &mut clients {
+        assert_eq!(client.receive().await["type"], "hello");
+    }
+    let answer = http(server.api(), "DELETE /v1/users/ada", &[], "").await;
+    assert_eq!(answer.json(), json!({"clients": CONNECTIONS}));
+    for client in &mut clients {
+        assert_eq!(client.closed().await.0, 4003);
+    }
+}
+
+#[tokio::test]
 async fn the_program_prints_tokens_that_a_server_with_its_settings_takes() {
     let issuer = Issuer::new(SECRET);
     let file = issuer.file();

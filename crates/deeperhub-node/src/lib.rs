@@ -33,7 +33,9 @@ mod node;
 mod phase;
 mod session;
 mod stats;
+mod sweep;
 mod top;
+mod users;
 
 pub use auth::AuthConfig;
 pub use canary::CanaryConfig;

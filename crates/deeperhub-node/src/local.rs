@@ -1,6 +1,5 @@
 //! What a worker keeps for its sessions, and what comes to them from elsewhere.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::{Instant, SystemTime};
@@ -19,7 +18,9 @@ use crate::hub::{Delivery, Hub, Request};
 use crate::id::Place;
 use crate::metrics::{Sent, WorkerMetrics};
 use crate::session::Session;
+use crate::sweep::{Action, STEPS_PER_ROUND, Sweep};
 use crate::top::Counting;
+use crate::users::Users;
 
 /// Requests of handles that one round takes.
 const REQUESTS_PER_ROUND: usize = 256;
@@ -33,27 +34,16 @@ pub(crate) struct Local {
     pub(crate) metrics: WorkerMetrics,
     /// Serial of the next connection.
     next_serial: u64,
-    /// Connections of each user, for sends to users.
-    users: HashMap<Arc<str>, Vec<Key>>,
+    users: Users,
     /// Sessions that wait for other workers to catch up before they read on.
     pub(crate) paused: Vec<Key>,
     /// The time of a round, and the same in seconds since 1970.
     clock: Option<(Instant, u64)>,
     inbox: Option<mpsc::Receiver<Request>>,
-    broadcast: Option<Broadcast>,
+    /// What is done to many connections; requests wait until it is over.
+    sweep: Option<Sweep>,
     /// What is busiest, while someone wants to know.
     pub(crate) counting: Option<Box<Counting>>,
-}
-
-/// A broadcast under way: it goes over the connections a part at a time.
-#[derive(Debug)]
-struct Broadcast {
-    frame: Frame,
-    next: Key,
-    /// Connections from this serial on came later and do not get it.
-    end: u64,
-    reached: u64,
-    reply: oneshot::Sender<u64>,
 }
 
 impl Local {
@@ -81,11 +71,11 @@ impl Local {
             metrics,
             // Room to count up without an overflow, and short enough to read.
             next_serial: start >> 24,
-            users: HashMap::new(),
+            users: Users::default(),
             paused: Vec::new(),
             clock: None,
             inbox: hub.take_inbox(worker),
-            broadcast: None,
+            sweep: None,
             counting: None,
             hub: Arc::clone(hub),
         }
@@ -109,19 +99,11 @@ impl Local {
     }
 
     pub(crate) fn add_user(&mut self, user: &Arc<str>, key: Key) {
-        self.users.entry(Arc::clone(user)).or_default().push(key);
+        self.users.add(user, key);
     }
 
     pub(crate) fn remove_user(&mut self, user: &Arc<str>, key: Key) {
-        if let Some(keys) = self.users.get_mut(user) {
-            keys.retain(|&other| other != key);
-            if keys.is_empty() {
-                self.users.remove(user);
-                if self.users.capacity() > 64 && self.users.len() < self.users.capacity() / 4 {
-                    self.users.shrink_to_fit();
-                }
-            }
-        }
+        self.users.remove(user, key);
     }
 
     /// Publishes an event if someone observes its kind.
@@ -181,14 +163,10 @@ impl Local {
                 let _ = reply.send(found && self.send(Sent::Raw, to.key, &frame, connections));
             }
             Request::SendToUser { user, frame, reply } => {
-                let keys = self.users.get(user.as_str()).cloned().unwrap_or_default();
-                let reached =
-                    keys.into_iter().filter(|&key| self.send(Sent::Raw, key, &frame, connections)).count();
-                let _ = reply.send(reached as u64);
+                self.sweep_user(Action::Send(frame), &user, reply);
             }
             Request::Broadcast { frame, reply } => {
-                let end = self.next_serial + 1;
-                self.broadcast = Some(Broadcast { frame, next: 0, end, reached: 0, reply });
+                self.sweep = Some(Sweep::of_all(Action::Send(frame), self.next_serial + 1, reply));
             }
             Request::Disconnect { client, reply } => {
                 let found = Self::find(client, connections).is_some();
@@ -198,21 +176,14 @@ impl Local {
                 let _ = reply.send(found);
             }
             Request::DisconnectUser { user, reply } => {
-                let keys = self.users.get(user.as_str()).cloned().unwrap_or_default();
-                for &key in &keys {
-                    connections.close(key, disconnected());
-                }
-                let _ = reply.send(keys.len() as u64);
+                self.sweep_user(Action::Disconnect, &user, reply);
             }
             Request::Unsubscribe { client, topic, reply } => {
                 let found = Self::find(client, connections).is_some();
                 let _ = reply.send(found.then(|| self.unsubscribe(client.key, &topic, connections)));
             }
             Request::UnsubscribeUser { user, topic, reply } => {
-                let keys = self.users.get(user.as_str()).cloned().unwrap_or_default();
-                let ended =
-                    keys.into_iter().filter(|&key| self.unsubscribe(key, &topic, connections)).count();
-                let _ = reply.send(ended as u64);
+                self.sweep_user(Action::Unsubscribe(topic), &user, reply);
             }
             Request::Top { reply } => {
                 let now = connections.now();
@@ -237,25 +208,37 @@ impl Local {
         }
     }
 
-    /// False: there is more of the broadcast to do.
-    fn go_on_with_broadcast(&mut self, connections: &mut Connections<'_, Session>) -> bool {
-        let Some(mut broadcast) = self.broadcast.take() else { return true };
-        while let Some(key) = connections.next_open(broadcast.next) {
+    /// Begins to do something to the connections that a user has now.
+    fn sweep_user(&mut self, action: Action, user: &str, reply: oneshot::Sender<u64>) {
+        let (keys, end) = (self.users.keys(user), self.next_serial + 1);
+        self.sweep = Some(Sweep::of_user(action, user, keys, end, reply));
+    }
+
+    /// False: there is more of it to do.
+    fn go_on_with_sweep(&mut self, connections: &mut Connections<'_, Session>) -> bool {
+        let Some(mut sweep) = self.sweep.take() else { return true };
+        for _ in 0..STEPS_PER_ROUND {
             if connections.room() == 0 {
-                self.broadcast = Some(broadcast);
-                return false;
+                break;
             }
-            broadcast.next = key + 1;
-            // One that must bring a token first is none of the clients that a backend has in mind.
-            let is_meant = connections.session(key).is_some_and(|session| {
-                session.place.serial < broadcast.end && session.is_admitted(&self.hub)
-            });
-            if is_meant && self.send(Sent::Raw, key, &broadcast.frame, connections) {
-                broadcast.reached += 1;
-            }
+            let Some(key) = sweep.next(connections) else {
+                let _ = sweep.reply.send(sweep.reached);
+                return true;
+            };
+            let is_meant = connections.session(key).is_some_and(|session| sweep.is_for(session, &self.hub));
+            let reached = is_meant
+                && match &sweep.action {
+                    Action::Send(frame) => self.send(Sent::Raw, key, frame, connections),
+                    Action::Unsubscribe(topic) => self.unsubscribe(key, topic, connections),
+                    Action::Disconnect => {
+                        connections.close(key, disconnected());
+                        true
+                    }
+                };
+            sweep.reached += u64::from(reached);
         }
-        let _ = broadcast.reply.send(broadcast.reached);
-        true
+        self.sweep = Some(sweep);
+        false
     }
 
     fn take_requests(
@@ -264,7 +247,7 @@ impl Local {
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
         for _ in 0..REQUESTS_PER_ROUND {
-            if !self.go_on_with_broadcast(connections) || connections.room() == 0 {
+            if !self.go_on_with_sweep(connections) || connections.room() == 0 {
                 return Poll::Ready(());
             }
             let Some(inbox) = &mut self.inbox else { return Poll::Pending };

@@ -1,0 +1,51 @@
+//! Which connections a user has.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use deeperhub_listener::Key;
+
+/// One worker's connections by their users. A user may have any number, such as all devices of a kind.
+#[derive(Debug, Default)]
+pub(crate) struct Users(HashMap<Arc<str>, BTreeSet<Key>>);
+
+impl Users {
+    pub(crate) fn add(&mut self, user: &Arc<str>, key: Key) {
+        self.0.entry(Arc::clone(user)).or_default().insert(key);
+    }
+
+    pub(crate) fn remove(&mut self, user: &Arc<str>, key: Key) {
+        let Some(keys) = self.0.get_mut(user) else { return };
+        keys.remove(&key);
+        if keys.is_empty() {
+            self.0.remove(user);
+            if self.0.capacity() > 64 && self.0.len() < self.0.capacity() / 4 {
+                self.0.shrink_to_fit();
+            }
+        }
+    }
+
+    pub(crate) fn keys(&self, user: &str) -> Vec<Key> {
+        self.0.get(user).map(|keys| keys.iter().copied().collect()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_have_the_connections_that_were_added_and_not_removed() {
+        let (ada, eve): (Arc<str>, Arc<str>) = ("ada".into(), "eve".into());
+        let mut users = Users::default();
+        for key in [3, 1, 2] {
+            users.add(&ada, key);
+        }
+        users.add(&eve, 4);
+        users.remove(&ada, 1);
+        users.remove(&eve, 3);
+        assert_eq!((users.keys("ada"), users.keys("eve"), users.keys("bob")), (vec![2, 3], vec![4], vec![]));
+        users.remove(&eve, 4);
+        assert_eq!(users.0.len(), 1, "who has none is forgotten");
+    }
+}
