@@ -12,5 +12,6 @@ mod compression;
 mod layering;
 mod messages;
 mod proxies;
+mod reload;
 mod support;
 mod tls;

@@ -59,6 +59,8 @@ pub(crate) enum ConfigAction {
     Check,
     /// Print the effective configuration and where each value came from
     Show,
+    /// Print a file with every setting, what it means and its default
+    Default,
 }
 
 /// The whole command line.

@@ -1,31 +1,64 @@
 //! The event bus in the log: connections from level `debug` on, messages at `trace`.
 
 use deeperhub_events::{Details, Event, EventFilter, EventKind, EventStream, Received};
-use deeperhub_node::NodeHandle;
+use deeperhub_node::{NodeHandle, Phase};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tracing::{Level, debug, enabled, trace, warn};
+use tracing::{debug, trace, warn};
 
-/// Observes what the log's level shows; `None` when that is nothing, so that the node does not even make the events.
-/// The task ends with the bus.
-pub(crate) fn spawn(node: &NodeHandle) -> Option<JoinHandle<()>> {
-    let filter = filter(enabled!(Level::DEBUG), enabled!(Level::TRACE))?;
-    let Some(events) = node.events(filter) else {
-        warn!("There are too many observers of events; the log shows none.");
-        return None;
-    };
-    Some(tokio::spawn(log(events)))
+use crate::values::LogLevel;
+
+/// Observes what the log's level shows, and nothing where that is nothing, so that the node does not even make the
+/// events. The task ends with the bus.
+pub(crate) fn spawn(node: NodeHandle, levels: watch::Receiver<LogLevel>) -> JoinHandle<()> {
+    // Before it returns, so that nothing is missed that happens right after.
+    let events = observe(&node, *levels.borrow());
+    tokio::spawn(follow(node, levels, events))
 }
 
-fn filter(debug: bool, trace: bool) -> Option<EventFilter> {
-    let connections = [EventKind::Connected, EventKind::Disconnected, EventKind::Error];
-    match (debug, trace) {
-        (_, true) => Some(EventFilter::all()),
-        (true, false) => Some(connections.into_iter().fold(EventFilter::none(), EventFilter::with)),
-        (false, false) => None,
+async fn follow(node: NodeHandle, mut levels: watch::Receiver<LogLevel>, mut events: Option<EventStream>) {
+    let mut phases = node.watch_phase();
+    loop {
+        let until_the_end = async {
+            match &mut events {
+                Some(events) => log(events).await,
+                // An error says that the node is gone.
+                None => drop(phases.wait_for(|phase| *phase == Phase::Stopped).await),
+            }
+        };
+        tokio::select! {
+            () = until_the_end => return,
+            level = next(&mut levels) => events = observe(&node, level),
+        }
     }
 }
 
-async fn log(mut events: EventStream) {
+/// The level after the next change; waits for ever when there will be none.
+async fn next(levels: &mut watch::Receiver<LogLevel>) -> LogLevel {
+    match levels.changed().await {
+        Ok(()) => *levels.borrow_and_update(),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn observe(node: &NodeHandle, level: LogLevel) -> Option<EventStream> {
+    let events = node.events(filter(level)?);
+    if events.is_none() {
+        warn!("There are too many observers of events; the log shows none.");
+    }
+    events
+}
+
+fn filter(level: LogLevel) -> Option<EventFilter> {
+    let connections = [EventKind::Connected, EventKind::Disconnected, EventKind::Error];
+    match level {
+        LogLevel::Trace => Some(EventFilter::all()),
+        LogLevel::Debug => Some(connections.into_iter().fold(EventFilter::none(), EventFilter::with)),
+        LogLevel::Info | LogLevel::Warn | LogLevel::Error => None,
+    }
+}
+
+async fn log(events: &mut EventStream) {
     while let Some(received) = events.recv().await {
         match received {
             Received::Event(event) => log_event(&event),
@@ -82,12 +115,12 @@ mod tests {
 
     #[test]
     fn nothing_is_observed_that_would_not_be_logged() {
-        assert_eq!(filter(false, false), None);
-        let at_debug = filter(true, false).unwrap();
+        assert_eq!(filter(LogLevel::Info), None);
+        let at_debug = filter(LogLevel::Debug).unwrap();
         assert!(at_debug.contains(EventKind::Connected) && at_debug.contains(EventKind::Error));
         assert!(
             !at_debug.contains(EventKind::MessageReceived) && !at_debug.contains(EventKind::BinaryReceived)
         );
-        assert_eq!(filter(true, true), Some(EventFilter::all()));
+        assert_eq!(filter(LogLevel::Trace), Some(EventFilter::all()));
     }
 }

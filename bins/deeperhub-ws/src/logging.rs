@@ -2,11 +2,12 @@
 
 use std::io::{self, IsTerminal};
 
+use tokio::sync::watch;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::SetGlobalDefaultError;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::{Layer, Registry};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::values::{LogFormat, LogLevel};
 
@@ -18,7 +19,7 @@ const OURS: &str = "deeperhub";
 /// # Errors
 ///
 /// There is one already.
-pub(crate) fn install(level: LogLevel, format: LogFormat) -> Result<(), SetGlobalDefaultError> {
+pub(crate) fn install(level: LogLevel, format: LogFormat) -> Result<Level, SetGlobalDefaultError> {
     // A log that cannot be written has nowhere to be complained about: the attempt would panic, on whatever thread.
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).log_internal_errors(false);
     let layer = match format {
@@ -32,7 +33,31 @@ pub(crate) fn install(level: LogLevel, format: LogFormat) -> Result<(), SetGloba
             layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
         }
     };
-    tracing::subscriber::set_global_default(Registry::default().with(layer.with_filter(filter(level))))
+    let (filter, handle) = reload::Layer::new(filter(level));
+    tracing::subscriber::set_global_default(Registry::default().with(layer.with_filter(filter)))?;
+    Ok(Level { handle, current: watch::Sender::new(level) })
+}
+
+/// What is logged, to be changed while the program runs.
+#[derive(Debug)]
+pub(crate) struct Level {
+    handle: reload::Handle<Targets, Registry>,
+    current: watch::Sender<LogLevel>,
+}
+
+impl Level {
+    /// Logs from now on what `level` says.
+    pub(crate) fn set(&self, level: LogLevel) {
+        let changed = self.current.send_if_modified(|current| std::mem::replace(current, level) != level);
+        if changed && let Err(error) = self.handle.reload(filter(level)) {
+            tracing::warn!(%error, "The level of the log cannot be changed.");
+        }
+    }
+
+    /// The level and its changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<LogLevel> {
+        self.current.subscribe()
+    }
 }
 
 /// Libraries say little below `trace`: what they debug is not what an operator of a hub debugs.

@@ -7,11 +7,13 @@ mod auth;
 mod bench;
 mod cli;
 mod completions;
+mod default_file;
 mod event_log;
 mod failure;
 mod file;
 mod health;
 mod layers;
+mod live;
 mod logging;
 mod nofile;
 mod options;
@@ -49,9 +51,15 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     match action {
-        Action::Serve => with_settings(&flags, serve::serve),
+        Action::Serve => {
+            with_settings(&flags, |settings| serve::serve(settings, flags.iter().copied().cloned().collect()))
+        }
         Action::Config(ConfigAction::Check) => with_settings(&flags, |settings| check(&settings)),
         Action::Config(ConfigAction::Show) => with_settings(&flags, |settings| print(&settings.show())),
+        Action::Config(ConfigAction::Default) => match default_file::default_file() {
+            Ok(file) => print(&file),
+            Err(problems) => complain(&problems),
+        },
         Action::Health => match layers(&flags) {
             Ok(layers) => health::check(layers.options.api_listen),
             Err(problems) => complain(&problems),

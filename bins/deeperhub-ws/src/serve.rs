@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::ArgMatches;
+use deeperhub_api::SharedApiConfig;
 use deeperhub_node::Node;
+use deeperhub_security::files::Stamp;
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::oneshot;
@@ -13,6 +16,8 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::failure::Failure;
+use crate::live::LiveSettings;
+use crate::logging::Level;
 use crate::reload::Reloads;
 use crate::settings::Settings;
 use crate::signals::{self, HangUps, Stops};
@@ -23,10 +28,10 @@ use crate::{FAILED, event_log, logging, nofile};
 /// What tasks that block (name look-ups) are given at the end.
 const LAST_TASKS: Duration = Duration::from_secs(1);
 
-/// Serves until a signal comes. Everything process-wide is set up here: log, limit of open files, signals.
-pub(crate) fn serve(settings: Settings) -> ExitCode {
-    match prepare(&settings).and_then(|runtime| {
-        let result = runtime.block_on(run(settings));
+/// Serves until a signal comes. `flags` are those that the settings are of, to read them again. Everything process-wide is set up here: log, limit of open files, signals.
+pub(crate) fn serve(settings: Settings, flags: Vec<ArgMatches>) -> ExitCode {
+    match prepare(&settings).and_then(|(runtime, level)| {
+        let result = runtime.block_on(run(settings, flags, level));
         runtime.shutdown_timeout(LAST_TASKS);
         result
     }) {
@@ -39,8 +44,8 @@ pub(crate) fn serve(settings: Settings) -> ExitCode {
 }
 
 /// The runtime that carries everything but clients' connections, which have threads of their own.
-fn prepare(settings: &Settings) -> Result<runtime::Runtime, Failure> {
-    logging::install(settings.log_level, settings.log_format)
+fn prepare(settings: &Settings) -> Result<(runtime::Runtime, Level), Failure> {
+    let level = logging::install(settings.log_level, settings.log_format)
         .map_err(|error| Failure::system("cannot write a log", io::Error::other(error)))?;
     for warning in &settings.warnings {
         warn!("{warning}");
@@ -52,10 +57,11 @@ fn prepare(settings: &Settings) -> Result<runtime::Runtime, Failure> {
     runtime::Builder::new_current_thread()
         .enable_all()
         .build()
+        .map(|runtime| (runtime, level))
         .map_err(|error| Failure::system("cannot make a runtime", error))
 }
 
-async fn run(settings: Settings) -> Result<(), Failure> {
+async fn run(settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Result<(), Failure> {
     // Before all else: a signal that comes during the start is not to be lost.
     let (mut stops, hang_ups) =
         signals::listen().map_err(|error| Failure::system("cannot listen to signals", error))?;
@@ -65,11 +71,20 @@ async fn run(settings: Settings) -> Result<(), Failure> {
         None => None,
     };
     let node = start_node(&settings)?;
-    let reloads = reloads(&settings);
     let clients = node.local_addr();
     let api = api_socket.map(|(socket, address)| Api::start(socket, address, &node, &settings));
     let api_address = api.as_ref().map(|api| api.address);
-    let event_log = event_log::spawn(&node.handle());
+    let event_log = event_log::spawn(node.handle(), level.watch());
+
+    let live = LiveSettings {
+        flags,
+        running: settings.shown.clone(),
+        api_key: settings.api.as_ref().and_then(|api| api.config.api_key.clone()),
+        node: node.handle(),
+        api: api.as_ref().map(|api| api.config.clone()),
+        level,
+    };
+    let reloads = reloads(&settings, live);
 
     announce(&start_line(&settings, clients, api_address));
     info!(%clients, api = api_address.map(tracing::field::display), "Serving.");
@@ -78,9 +93,9 @@ async fn run(settings: Settings) -> Result<(), Failure> {
         let serving = serve_until_stopped(node, api, &mut stops, settings.drain_timeout);
         while_watching(serving, reloads, hang_ups).await
     };
-    if let (Some(task), Ended::Completely) = (event_log, ended) {
+    if ended == Ended::Completely {
         // The node closed the bus, so this ends after what waits there; an error is a panic that was told.
-        let _ = task.await;
+        let _ = event_log.await;
     }
     info!("Stopped.");
     result
@@ -122,8 +137,10 @@ fn lookup(address: &Address) -> Result<SocketAddr, Failure> {
 }
 
 /// What is read again on SIGHUP and when files change.
-fn reloads(settings: &Settings) -> Reloads {
+fn reloads(settings: &Settings, mut live: LiveSettings) -> Reloads {
     let mut reloads = Reloads::default();
+    // On SIGHUP only: whoever edits a file of many settings says when it is ready.
+    reloads.watch("settings", Vec::new(), Stamp::default(), move || live.reload());
     if let Some(auth) = &settings.auth {
         auth.watch(&mut reloads);
     }
@@ -185,6 +202,7 @@ async fn serve_until_stopped(
 /// The server API while it runs.
 struct Api {
     address: SocketAddr,
+    config: SharedApiConfig,
     task: JoinHandle<io::Result<()>>,
     /// Dropping it asks the task to end.
     running: oneshot::Sender<()>,
@@ -199,8 +217,9 @@ impl Api {
         let shutdown = async {
             let _: Result<(), _> = stopped.await;
         };
-        let task = tokio::spawn(deeperhub_api::serve(socket, node.handle(), config, shutdown));
-        Self { address, task, running }
+        let config = SharedApiConfig::from(config);
+        let task = tokio::spawn(deeperhub_api::serve(socket, node.handle(), config.clone(), shutdown));
+        Self { address, config, task, running }
     }
 
     /// Waits for a failure of what should not end by itself.

@@ -46,7 +46,7 @@ pub(crate) struct ApiSettings {
 }
 
 /// One setting for `config show`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Shown {
     pub(crate) key: &'static str,
     /// The value as TOML; `None` when there is none.

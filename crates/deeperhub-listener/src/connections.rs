@@ -12,6 +12,7 @@ use slab::Slab;
 use crate::config::Config;
 use crate::deflate::Coders;
 use crate::handshake::Handshake;
+use crate::live::{Live, LiveCopy};
 use crate::metrics::Metrics;
 use crate::outbox::{NextWrite, Outbox};
 use crate::places::Place;
@@ -135,7 +136,9 @@ impl<S> Connection<S> {
 
 /// What a worker has, but for its sessions' common state.
 pub(crate) struct Core<S> {
-    pub(crate) config: Arc<Config>,
+    pub(crate) live: Arc<Live<Config>>,
+    /// As of this round.
+    pub(crate) config: LiveCopy<Config>,
     pub(crate) limits: FrameLimits,
     pub(crate) metrics: Metrics,
     pub(crate) connections: Slab<Connection<S>>,
@@ -166,14 +169,13 @@ pub(crate) struct Core<S> {
 }
 
 impl<S> Core<S> {
-    pub(crate) fn new(config: Arc<Config>, metrics: Metrics, now: Instant) -> Self {
-        let mut limits = FrameLimits::default();
-        limits.max_message_bytes = config.max_message_bytes;
-        limits.max_fragments = config.max_fragments;
+    pub(crate) fn new(live: Arc<Live<Config>>, metrics: Metrics, now: Instant) -> Self {
+        let config = live.copy();
         Self {
             coders: Coders::new(&config.compression),
+            limits: limits(&config),
+            live,
             config,
-            limits,
             metrics,
             connections: Slab::new(),
             ready: Arc::default(),
@@ -198,6 +200,9 @@ impl<S> Core<S> {
         self.room = ROOM;
         self.deliveries = DELIVERIES;
         self.records.handshake_steps = 0;
+        if self.config.refresh(&self.live) {
+            self.limits = limits(&self.config);
+        }
     }
 
     /// Lists a connection for the write at the end of the round.
@@ -209,6 +214,13 @@ impl<S> Core<S> {
             self.dirty.push(key);
         }
     }
+}
+
+fn limits(config: &Config) -> FrameLimits {
+    let mut limits = FrameLimits::default();
+    limits.max_message_bytes = config.max_message_bytes;
+    limits.max_fragments = config.max_fragments;
+    limits
 }
 
 /// What a worker's [`Local`](crate::Local) may do with the worker's connections.

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::accept::{Acceptor, listen};
 use crate::config::Config;
 use crate::connections::Core;
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::session::Application;
@@ -28,6 +29,7 @@ const ARRIVALS: usize = 256;
 pub struct Listener {
     address: SocketAddr,
     places: Arc<Places>,
+    config: Arc<Live<Config>>,
     draining: Arc<AtomicBool>,
     workers: Vec<mpsc::Sender<ToWorker>>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
@@ -81,7 +83,7 @@ impl Listener {
             worker_count,
         ));
         let trusted_proxies = config.trusted_proxies.clone();
-        let config = Arc::new(Config { workers: worker_count, ..config });
+        let config = Arc::new(Live::new(Config { workers: worker_count, ..config }));
         let application = Arc::new(application);
 
         let mut workers = Vec::with_capacity(worker_count);
@@ -120,7 +122,8 @@ impl Listener {
         let stop_accepting = acceptor.stopper();
         let thread = thread::Builder::new().name("hub-acceptor".to_owned()).spawn(move || acceptor.run());
         threads.push(thread.map_err(StartError::Thread)?);
-        Ok(Self { address: bound, places, draining, workers, threads: Mutex::new(threads), stop_accepting })
+        let threads = Mutex::new(threads);
+        Ok(Self { address: bound, places, config, draining, workers, threads, stop_accepting })
     }
 
     /// Where it listens.
@@ -131,6 +134,21 @@ impl Listener {
     /// Connections that have a place, handshakes and closing ones included.
     pub fn connections(&self) -> usize {
         self.places.open()
+    }
+
+    /// Takes other limits from `config`: connections (all, and by address), bytes of a message and of a queue. The rest
+    /// stays as it was at the start. Connections that are there stay too; workers follow within a second, and what is
+    /// over a limit then is seen when something comes to it.
+    pub fn reconfigure(&self, config: &Config) {
+        let current = self.config.current();
+        self.places.limit(config.max_connections, config.max_connections_per_ip);
+        self.config.replace(Config {
+            max_connections: config.max_connections,
+            max_connections_per_ip: config.max_connections_per_ip,
+            max_message_bytes: config.max_message_bytes,
+            max_queue_bytes: config.max_queue_bytes,
+            ..(*current).clone()
+        });
     }
 
     /// Refuses new connections with 503 `draining`, closes the others with 1001, spread over `time`, and returns

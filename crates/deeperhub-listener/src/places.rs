@@ -36,8 +36,9 @@ const FULL_RETRY: Duration = Duration::from_secs(5);
 /// Counts of open connections. The map of addresses is as large as the number of connections at most.
 #[derive(Debug)]
 pub(crate) struct Places {
-    max: usize,
-    max_per_address: Option<usize>,
+    max: AtomicUsize,
+    /// 0: no limit.
+    max_per_address: AtomicUsize,
     rate: Option<AddressLimiter>,
     started: Instant,
     open: AtomicUsize,
@@ -75,8 +76,8 @@ impl Places {
         workers: usize,
     ) -> Self {
         Self {
-            max,
-            max_per_address,
+            max: AtomicUsize::new(max),
+            max_per_address: AtomicUsize::new(max_per_address.unwrap_or(0)),
             rate: rate.map(AddressLimiter::new),
             started: Instant::now(),
             open: AtomicUsize::new(0),
@@ -86,10 +87,17 @@ impl Places {
         }
     }
 
+    /// Other limits from now on. Connections that are there stay; those that came while addresses had no limit do not
+    /// count against one.
+    pub(crate) fn limit(&self, max: usize, max_per_address: Option<usize>) {
+        self.max.store(max, Ordering::Relaxed);
+        self.max_per_address.store(max_per_address.unwrap_or(0), Ordering::Relaxed);
+    }
+
     /// Takes a place on the worker that has the fewest connections. Called by the acceptor alone. `None`: whose it is
     /// will be known [later](Place::claim).
     pub(crate) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Place, NoPlace> {
-        if self.open.load(Ordering::Relaxed) >= self.max {
+        if self.open.load(Ordering::Relaxed) >= self.max.load(Ordering::Relaxed) {
             return Err(NoPlace::Full);
         }
         let address = address.map_or(Ok(None), |address| self.count(address))?;
@@ -102,7 +110,10 @@ impl Places {
         if let Some(rate) = &self.rate {
             rate.check(address, self.started.elapsed()).map_err(NoPlace::TooOften)?;
         }
-        let Some(max) = self.max_per_address else { return Ok(None) };
+        let max = match self.max_per_address.load(Ordering::Relaxed) {
+            0 => return Ok(None),
+            max => max,
+        };
         let key = AddressKey::of(address);
         let mut addresses = self.lock();
         let count = addresses.entry(key).or_insert(0);

@@ -29,7 +29,8 @@ impl Application {
             return Err(Refusal::origin_not_allowed("more than one Origin"));
         }
         self.hub
-            .config
+            .live
+            .current()
             .origins
             .check(request.origin(), request.host(), peer.tls)
             .map_err(|error| Refusal::origin_not_allowed(error.to_string()))?;

@@ -8,6 +8,7 @@ use deeperhub_protocol::message::{ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use tokio::sync::{oneshot, watch};
 
+use crate::config::Config;
 use crate::health::Health;
 use crate::hub::{Hub, Request};
 use crate::id::Place;
@@ -271,6 +272,23 @@ impl NodeHandle {
     /// Where the node is in its life.
     pub fn phase(&self) -> Phase {
         *self.hub.phase.borrow()
+    }
+
+    /// Takes other limits from `config`, of connections, subscriptions, rates, bytes of a message and of a queue, and
+    /// other origins. The rest stays as it was at the start. Workers follow with their next round, within a second.
+    pub fn reconfigure(&self, config: &Config) {
+        let current = self.hub.live.current();
+        let mut next = (*current).clone();
+        next.origins = config.origins.clone();
+        next.rate_limit = config.rate_limit;
+        next.byte_rate_limit = config.byte_rate_limit;
+        next.max_subscriptions = config.max_subscriptions;
+        next.listener.max_connections = config.listener.max_connections;
+        next.listener.max_connections_per_ip = config.listener.max_connections_per_ip;
+        next.listener.max_message_bytes = config.listener.max_message_bytes;
+        next.listener.max_queue_bytes = config.listener.max_queue_bytes;
+        self.listener.reconfigure(&next.listener);
+        self.hub.live.replace(next);
     }
 
     /// Whether the node should get traffic: it serves, and every worker delivers.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use deeperhub_events::EventBus;
-use deeperhub_listener::Key;
+use deeperhub_listener::{Key, Live};
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ServerMessage, TraceContext, WelcomeLimits};
@@ -96,7 +96,10 @@ pub(crate) enum Request {
 
 #[derive(Debug)]
 pub(crate) struct Hub {
+    /// As at the start: for what does not change.
     pub(crate) config: Config,
+    /// What may change: limits and origins.
+    pub(crate) live: Live<Config>,
     pub(crate) node_id: String,
     pub(crate) router: Router<Delivery>,
     pub(crate) bus: EventBus,
@@ -113,11 +116,11 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    pub(crate) fn welcome_limits(&self) -> WelcomeLimits {
-        let listener = &self.config.listener;
+    pub(crate) fn welcome_limits(config: &Config) -> WelcomeLimits {
+        let listener = &config.listener;
         WelcomeLimits {
             max_message_bytes: listener.max_message_bytes as u64,
-            max_subscriptions: self.config.max_subscriptions as u64,
+            max_subscriptions: config.max_subscriptions as u64,
             ping_interval_ms: u64::try_from(listener.ping_interval.as_millis()).unwrap_or(u64::MAX),
         }
     }

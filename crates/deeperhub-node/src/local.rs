@@ -5,7 +5,7 @@ use std::task::{self, Poll};
 use std::time::{Instant, SystemTime};
 
 use deeperhub_events::{Details, Event, EventKind};
-use deeperhub_listener::{Connections, Key};
+use deeperhub_listener::{Connections, Key, LiveCopy};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
@@ -13,6 +13,7 @@ use deeperhub_router::{Flow, LOOPBACK, Shard, ShardId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::unix_seconds;
+use crate::config::Config;
 use crate::handle::ClientInfo;
 use crate::hub::{Delivery, Hub, Request};
 use crate::id::Place;
@@ -44,6 +45,8 @@ pub(crate) struct Local {
     sweep: Option<Sweep>,
     /// What is busiest, while someone wants to know.
     pub(crate) counting: Option<Box<Counting>>,
+    /// Limits as of this round.
+    pub(crate) live: LiveCopy<Config>,
 }
 
 impl Local {
@@ -77,6 +80,7 @@ impl Local {
             inbox: hub.take_inbox(worker),
             sweep: None,
             counting: None,
+            live: hub.live.copy(),
             hub: Arc::clone(hub),
         }
     }
@@ -306,6 +310,7 @@ impl deeperhub_listener::Local for Local {
     type Session = Session;
 
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
+        self.live.refresh(&self.hub.live);
         if self.counting.is_some() != self.hub.top.is_wanted(connections.now()) {
             self.counting = match self.counting {
                 None => Some(Box::new(Counting::new(connections.now()))),

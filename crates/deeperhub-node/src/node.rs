@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use deeperhub_events::EventBus;
-use deeperhub_listener::Listener;
+use deeperhub_listener::{Listener, Live};
 use deeperhub_metrics::{CellError, Cells, RegisterError, Registry, Unit};
 use deeperhub_protocol::ClientId;
 use deeperhub_router::Router;
@@ -110,6 +110,7 @@ impl Node {
         let started = Instant::now();
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
+            live: Live::new(config.clone()),
             config,
             router,
             bus,

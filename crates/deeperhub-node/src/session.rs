@@ -120,12 +120,12 @@ impl Session {
     /// Whether the rate limits let a message of `bytes` through; otherwise how long to wait.
     fn admit(&mut self, bytes: usize, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
         let now = cx.now();
-        let hub = &cx.local().hub;
-        let now = now.saturating_duration_since(hub.started);
-        if let Some(limit) = &hub.config.rate_limit {
+        let local = cx.local();
+        let now = now.saturating_duration_since(local.hub.started);
+        if let Some(limit) = &local.live.rate_limit {
             self.limiter.check(limit, now).map_err(|retry| retry.0)?;
         }
-        if let Some(limit) = &hub.config.byte_rate_limit {
+        if let Some(limit) = &local.live.byte_rate_limit {
             self.byte_limiter.check_amount(limit, bytes, now).map_err(|retry| retry.0)?;
         }
         Ok(())
@@ -145,9 +145,9 @@ impl Session {
     /// Counts a refused message, and closes the connection if there were too many.
     fn offend(&mut self, cx: &mut Context<'_, Local>) {
         let now = cx.now();
-        let hub = &cx.local().hub;
-        let burst = hub.config.rate_limit.map_or(0, |limit| limit.burst.get());
-        let count = self.offences.one_more(now.saturating_duration_since(hub.started));
+        let local = cx.local();
+        let burst = local.live.rate_limit.map_or(0, |limit| limit.burst.get());
+        let count = self.offences.one_more(now.saturating_duration_since(local.hub.started));
         if count >= burst.max(LEAST_OFFENCES) {
             cx.close(CloseReason::new(CloseCode::PolicyViolation, "kept violating the rate limit"));
         }
@@ -266,7 +266,7 @@ impl deeperhub_listener::Session for Session {
             peer: self.peer,
             origin: self.origin.clone(),
         });
-        let limits = local.hub.welcome_limits();
+        let limits = Hub::welcome_limits(&local.live);
         let client_id = self.client_id.clone();
         let welcome = ServerMessage::Welcome {
             client_id: &client_id,

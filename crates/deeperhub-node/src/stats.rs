@@ -66,7 +66,7 @@ impl Stats {
             uptime: hub.started.elapsed(),
             workers: hub.requests.len(),
             connections: positive(metrics.active.value()),
-            max_connections: hub.config.listener.max_connections,
+            max_connections: hub.live.current().listener.max_connections,
             accepted_total,
             refused_total: all_handshakes.saturating_sub(accepted_total),
             closed_total: metrics.closed.total(),

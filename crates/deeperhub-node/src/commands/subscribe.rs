@@ -21,7 +21,7 @@ pub(crate) fn subscribe(
     }
     let key = cx.key();
     let local = cx.local();
-    let full = local.shard.subscription_count(key) >= local.hub.config.max_subscriptions;
+    let full = local.shard.subscription_count(key) >= local.live.max_subscriptions;
     if full && !local.shard.is_subscribed(key, subscription) {
         let error = ServerMessage::Error {
             id,

@@ -1,0 +1,129 @@
+//! Settings that are read again while the server runs: what can change takes effect, and what cannot is told.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use clap::ArgMatches;
+use deeperhub_api::SharedApiConfig;
+use deeperhub_node::NodeHandle;
+use deeperhub_security::Secret;
+use tracing::{info, warn};
+
+use crate::layers::Layers;
+use crate::logging::Level;
+use crate::nofile;
+use crate::problem::Problem;
+use crate::resolve::resolve;
+use crate::settings::{Settings, Shown};
+
+/// The settings that take effect without a restart.
+pub(crate) const LIVE: &[&str] = &[
+    "api_key",
+    "max_batch_calls",
+    "max_batch_bytes",
+    "idempotency_ttl",
+    "max_idempotency_keys",
+    "max_idempotency_bytes",
+    "max_connections",
+    "max_connections_per_ip",
+    "max_message_bytes",
+    "max_subscriptions",
+    "max_queue_bytes",
+    "rate_limit",
+    "rate_burst",
+    "byte_rate_limit",
+    "byte_rate_burst",
+    "allowed_origin",
+    "log_level",
+];
+
+/// What a server runs with, and what takes another configuration.
+pub(crate) struct LiveSettings {
+    /// As typed when the program was started.
+    pub(crate) flags: Vec<ArgMatches>,
+    /// What is in effect.
+    pub(crate) running: Vec<Shown>,
+    pub(crate) api_key: Option<Arc<Secret>>,
+    pub(crate) node: NodeHandle,
+    pub(crate) api: Option<SharedApiConfig>,
+    pub(crate) level: Level,
+}
+
+/// Why settings were not read again.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+struct Problems(Vec<Problem>);
+
+impl LiveSettings {
+    /// Reads file and environment again and puts what can change in place.
+    ///
+    /// # Errors
+    ///
+    /// Something is wrong with the settings: nothing has changed.
+    pub(crate) fn reload(&mut self) -> Result<(), Box<dyn Error>> {
+        let settings =
+            Layers::gather(self.flags.iter(), std::env::vars_os()).and_then(resolve).map_err(Problems)?;
+        for warning in &settings.warnings {
+            warn!("{warning}");
+        }
+        self.apply(&settings);
+        self.tell(settings);
+        Ok(())
+    }
+
+    fn apply(&self, settings: &Settings) {
+        let listener = &settings.node.listener;
+        if let Err(sentence) = nofile::raise(listener.max_connections, listener.workers) {
+            warn!("{sentence}");
+        }
+        self.node.reconfigure(&settings.node);
+        if let (Some(shared), Some(api)) = (&self.api, &settings.api) {
+            let mut config = api.config.clone();
+            config.websocket_url.clone_from(&shared.current().websocket_url);
+            shared.replace(config);
+        }
+        self.level.set(settings.log_level);
+    }
+
+    /// Says what changed, and what would have but cannot.
+    fn tell(&mut self, settings: Settings) {
+        let api_key = settings.api.and_then(|api| api.config.api_key);
+        let key_changed =
+            self.api_key.as_ref().map(|key| key.expose()) != api_key.as_ref().map(|key| key.expose());
+        for (running, read) in self.running.iter_mut().zip(settings.shown) {
+            let key = read.key;
+            // A secret shows as the same text whatever it is.
+            let changed = if key == "api_key" { key_changed } else { running.literal != read.literal };
+            if !changed {
+                continue;
+            }
+            let (from, to) = (running.literal.as_deref(), read.literal.as_deref());
+            if LIVE.contains(&key) && (self.api.is_some() || key != "api_key") {
+                info!(setting = key, from, to, "A setting has changed.");
+                *running = read;
+            } else {
+                warn!(
+                    setting = key,
+                    from, to, "A setting has changed that takes effect at the next start only."
+                );
+            }
+        }
+        if self.api.is_some() {
+            self.api_key = api_key;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::Options;
+
+    #[test]
+    fn what_is_live_is_a_setting() {
+        let keys = Options::keys();
+        for live in LIVE {
+            assert!(keys.iter().any(|key| key == live), "{live}");
+        }
+    }
+}
