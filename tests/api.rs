@@ -60,7 +60,10 @@ async fn clients_are_listed_in_pages_and_disconnected() {
     assert_eq!(one.json(), json!({"client_id": clients[0].id(), "user": null, "subscriptions": []}));
     assert_eq!(http(server.api(), &format!("DELETE {path}"), &[], "").await.status, 200);
     let (code, _, goodbye) = clients[0].closed().await;
-    assert_eq!((code, &goodbye.unwrap()["data"]["reconnect"]), (4003, &json!(false)));
+    let farewell = json!({
+        "code": 4003, "reason": "disconnected by the server API", "reconnect": false, "retry_after_ms": 0,
+    });
+    assert_eq!((code, &goodbye.unwrap()["data"]), (4003, &farewell));
     let gone = http(server.api(), &format!("GET {path}"), &[], "").await;
     assert_eq!((gone.status, &gone.json()["error"]["code"]), (404, &json!("client_not_found")));
 }
@@ -89,6 +92,8 @@ async fn errors_are_json_with_a_code() {
         ("GET /v1/broadcast", "", 405, "method_not_allowed"),
         ("POST /v1/topics/a/messages", "{", 400, "invalid_json"),
         ("POST /v1/topics/a.*/messages", "1", 400, "invalid_topic"),
+        ("POST /v1/topics/%FF/messages", "1", 400, "invalid_topic"),
+        ("GET /v1/topics/%FF", "", 400, "invalid_topic"),
         ("POST /v1/broadcast", "{\"no\":\"type\"}", 400, "invalid_message"),
         ("POST /v1/topics/a/messages", long.as_str(), 413, "message_too_big"),
         ("GET /v1/clients?limit=0", "", 400, "invalid_parameter"),
@@ -122,9 +127,16 @@ async fn with_a_key_every_call_but_health_needs_it() {
 #[tokio::test]
 async fn a_web_page_of_another_host_is_refused() {
     let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
-    let evil = ["Origin: https://evil.example.org"];
-    let answer = http(server.api(), "GET /v1/clients", &evil, "").await;
-    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (403, Some("origin_not_allowed")));
+    // A page of another server on this machine is no backend either.
+    for origin in ["https://evil.example.org", "http://localhost:3000", "http://127.0.0.1:1", "null"] {
+        let answer = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
+        let error = (answer.status, answer.json()["error"]["code"].as_str().map(str::to_owned));
+        assert_eq!(error, (403, Some("origin_not_allowed".to_owned())), "{origin}");
+    }
+    for origin in ["https://app.example.com".to_owned(), format!("http://{}", server.api())] {
+        let answer = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
+        assert_eq!(answer.status, 200, "{origin}");
+    }
     for (origin, allowed) in [
         ("https://evil.example.org", false),
         ("https://app.example.com", true),

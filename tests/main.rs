@@ -5,10 +5,12 @@
 
 mod api;
 mod auth;
+mod autobahn;
 mod backend;
 mod bench;
 mod cli;
 mod compression;
+mod interop;
 mod layering;
 mod messages;
 mod proxies;

@@ -2,6 +2,7 @@
 
 mod client;
 mod http;
+mod peers;
 mod server;
 mod temporary;
 mod tls;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub(crate) use client::Client;
 pub(crate) use http::{Response, http};
+pub(crate) use peers::{Peer, install, python_bin, run_peer, script};
 pub(crate) use server::{Finished, Server, run};
 pub(crate) use temporary::TemporaryDir;
 pub(crate) use tls::{Authority, Identity, TlsClient, connect_tls, over_tls, text};

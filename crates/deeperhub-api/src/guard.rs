@@ -48,7 +48,7 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
         let host = text(&header::HOST)?;
         config
             .allowed_origins
-            .check(Some(origin), host, false)
+            .check_own(Some(origin), host, false)
             .map_err(|error| forbidden(error.to_string()))?;
     }
     if let Some(key) = &config.api_key

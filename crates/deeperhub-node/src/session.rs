@@ -328,7 +328,9 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn on_farewell(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
-        ServerMessage::Goodbye { reason, retry_after_ms: retry_after.map(milliseconds) }.write_frame(out);
+        // A client without a slot may come back now, if at all.
+        let retry_after_ms = retry_after.map_or(0, milliseconds);
+        ServerMessage::Goodbye { reason, retry_after_ms }.write_frame(out);
         self.sent += 1;
     }
 

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
-use super::{Body, PathText, answer, path, text, trace};
+use super::{Body, PathText, answer, path, text, topic_path, trace};
 use crate::answers::{Done, Published, Sent};
 use crate::error::ApiError;
 use crate::idempotency::{Key, REPLAYED};
@@ -38,7 +38,8 @@ pub(crate) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let publish = || calls::publish(&api, &path(topic)?, text(&body)?, Key::of(&headers)?, &trace(&headers));
+    let publish =
+        || calls::publish(&api, &topic_path(topic)?, text(&body)?, Key::of(&headers)?, &trace(&headers));
     match publish() {
         Ok((published, is_replayed)) => {
             let mut response = axum::Json(published).into_response();

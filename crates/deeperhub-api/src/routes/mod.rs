@@ -57,6 +57,17 @@ fn paths(paths: PathTexts) -> Result<(String, String), ApiError> {
     paths.map(|Path(texts)| texts).map_err(|_| bad_path())
 }
 
+/// As [`path`], where the parameter is a topic or a pattern.
+fn topic_path(path: PathText) -> Result<String, ApiError> {
+    self::path(path).map_err(|_| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_topic",
+            "a topic is UTF-8 behind its percent-encoding",
+        )
+    })
+}
+
 /// A body as text.
 fn text(body: &Body) -> Result<&str, ApiError> {
     match body {

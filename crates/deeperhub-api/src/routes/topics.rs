@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 
-use super::{PathText, answer, paging, path};
+use super::{PathText, answer, paging, topic_path};
 use crate::answers::{Topic, Topics};
 use crate::error::ApiError;
 use crate::{Api, calls};
@@ -36,6 +36,6 @@ pub(crate) async fn topics(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
     responses((status = 200, body = Topic, description = "The topic"), (status = 400, body = ApiError, description = "`invalid_topic`"))
 )]
 pub(crate) async fn topic(State(api): State<Arc<Api>>, topic: PathText) -> Response {
-    let find = || calls::topic(&api, &path(topic)?);
+    let find = || calls::topic(&api, &topic_path(topic)?);
     answer(find())
 }

@@ -96,8 +96,8 @@ pub enum ServerMessage<'a> {
     Goodbye {
         /// Why, and whether to come back.
         reason: &'a CloseReason,
-        /// When to come back, in milliseconds from now.
-        retry_after_ms: Option<u64>,
+        /// When to come back, in milliseconds from now; of no meaning where the code does not let it come back.
+        retry_after_ms: u64,
     },
     /// Answers a message that could not be carried out.
     Error {
@@ -244,7 +244,7 @@ impl ServerMessage<'_> {
                 sink.string(reason.text());
                 sink.raw(r#","reconnect":"#);
                 sink.raw(if reason.code().reconnect() { "true" } else { "false" });
-                retry_after(sink, retry_after_ms);
+                retry_after(sink, Some(retry_after_ms));
                 sink.raw("}}");
             }
             Self::Error { id, code, message, field, topic, retry_after_ms } => {

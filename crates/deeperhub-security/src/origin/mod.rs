@@ -49,10 +49,31 @@ impl OriginPolicy {
     ///
     /// [`OriginError`], to be answered with 403 (RFC 6455 section 4.2.2).
     pub fn check(&self, origin: Option<&str>, host: Option<&str>, tls: bool) -> Result<(), OriginError> {
+        self.check_by(origin, host, |origin, host| {
+            origin.authority.host.is_loopback() && host.host.is_loopback() || is_own(origin, host, tls)
+        })
+    }
+
+    /// As [`Self::check`], but a page from loopback passes only if it comes from this very host and port: for a server
+    /// that is no web page's business, such as one for backends.
+    ///
+    /// # Errors
+    ///
+    /// [`OriginError`], to be answered with 403.
+    pub fn check_own(&self, origin: Option<&str>, host: Option<&str>, tls: bool) -> Result<(), OriginError> {
+        self.check_by(origin, host, |origin, host| is_own(origin, host, tls))
+    }
+
+    fn check_by(
+        &self,
+        origin: Option<&str>,
+        host: Option<&str>,
+        is_own: impl FnOnce(&Origin<'_>, &Authority<'_>) -> bool,
+    ) -> Result<(), OriginError> {
         let Some(text) = origin else { return Ok(()) };
         let origin = Origin::parse(text);
         let own = origin.as_ref().zip(host.and_then(Authority::parse));
-        let own = own.is_some_and(|(origin, host)| is_own(origin, &host, tls));
+        let own = own.is_some_and(|(origin, host)| is_own(origin, &host));
         if own || self.allowed.iter().any(|allowed| allowed.allows(origin.as_ref())) {
             Ok(())
         } else if origin.is_some() || text == "null" {
@@ -64,9 +85,6 @@ impl OriginPolicy {
 }
 
 fn is_own(origin: &Origin<'_>, host: &Authority<'_>, tls: bool) -> bool {
-    if origin.authority.host.is_loopback() && host.host.is_loopback() {
-        return true;
-    }
     // Only pages from a web server have a port to compare.
     let Some(default) = default_port(origin.scheme) else { return false };
     let port = host.port.unwrap_or(if tls { 443 } else { default });

@@ -109,12 +109,12 @@ fn every_message_has_its_keys_in_order() {
             r#"{"type":"message","data":{"topic":"a","message":{},"from":"n1-42"},"meta":{"traceparent":"00-1"}}"#,
         ),
         (
-            ServerMessage::Goodbye { reason: &going, retry_after_ms: Some(1500) },
+            ServerMessage::Goodbye { reason: &going, retry_after_ms: 1500 },
             r#"{"type":"goodbye","data":{"code":1001,"reason":"the server shuts down","reconnect":true,"retry_after_ms":1500}}"#,
         ),
         (
-            ServerMessage::Goodbye { reason: &expired, retry_after_ms: None },
-            r#"{"type":"goodbye","data":{"code":4001,"reason":"token expired","reconnect":false}}"#,
+            ServerMessage::Goodbye { reason: &expired, retry_after_ms: 0 },
+            r#"{"type":"goodbye","data":{"code":4001,"reason":"token expired","reconnect":false,"retry_after_ms":0}}"#,
         ),
         (error, r#"{"type":"error","data":{"code":"invalid_json","message":"no \"JSON\""}}"#),
         (
@@ -235,9 +235,9 @@ proptest! {
                 }),
             ),
             (
-                ServerMessage::Goodbye { reason: &reason, retry_after_ms: flag.then_some(n) },
+                ServerMessage::Goodbye { reason: &reason, retry_after_ms: n },
                 json!({"type": "goodbye", "data": {
-                    "code": 1013, "reason": reason.text(), "reconnect": true, "retry_after_ms": flag.then_some(n),
+                    "code": 1013, "reason": reason.text(), "reconnect": true, "retry_after_ms": n,
                 }}),
             ),
             (

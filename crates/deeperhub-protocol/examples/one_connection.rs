@@ -1,6 +1,6 @@
 //! A server for one connection, made of this crate and `std::net`, and a client that talks to it.
 //!
-//! Run with `cargo run -p deeperhub-protocol --example echo`. A real server would read many connections from few
+//! Run with `cargo run -p deeperhub-protocol --example one_connection`. A real server would read many connections from few
 //! threads; what it does with their bytes is what [`Connection::receive`] does here.
 
 use std::error::Error;

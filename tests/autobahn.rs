@@ -1,0 +1,87 @@
+//! The Autobahn|Testsuite against the listener crate's `examples/echo.rs`: what is on the wire is RFC 6455.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::{ROOT, TemporaryDir, python_bin, run_peer};
+
+/// Frames, pings, reserved bits, opcodes, fragments, UTF-8, closing, limits, and fragments as they come.
+const GROUPS: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
+
+/// Cases that are not judged: they only record what a server does.
+const INFORMATIONAL: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
+
+/// The example, which goes when this does.
+struct Echo {
+    child: Child,
+    address: String,
+}
+
+impl Echo {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(built_example())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the example can be started");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("standard output is a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("the example says where it listens");
+        let address = line.trim().rsplit('/').next().unwrap_or_default().to_owned();
+        Self { child, address }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn built_example() -> String {
+    let arguments = ["build", "-p", "deeperhub-listener", "--example", "echo", "--message-format", "json"];
+    let output = Command::new(env!("CARGO")).args(arguments).current_dir(ROOT).output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut executables = messages.lines().filter_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        Some(message["executable"].as_str()?.to_owned())
+    });
+    executables.next_back().expect("cargo names the example that it built")
+}
+
+/// Runs these cases and returns each one's verdict, that of the close after it included.
+fn verdicts(echo: &Echo, cases: &[&str]) -> BTreeMap<String, String> {
+    let dir = TemporaryDir::new();
+    let reports = dir.path("reports").to_string_lossy().into_owned();
+    let mut arguments = vec!["--parallelism", "4", "--outdir", &reports];
+    arguments.extend(cases.iter().flat_map(|case| ["--include", case]));
+    arguments.push(&echo.address);
+    let finished = run_peer(python_bin().join("kosoku"), arguments);
+    let index = std::fs::read_to_string(dir.path("reports/index.json"));
+    let index = index.unwrap_or_else(|error| panic!("no report: {error}; it said: {finished:?}"));
+    let index: Value = serde_json::from_str(&index).expect("the report is JSON");
+    let agents = index.as_object().expect("the report names servers");
+    let mut verdicts = BTreeMap::new();
+    for (case, result) in agents.values().filter_map(Value::as_object).flatten() {
+        let text = |key: &str| result[key].as_str().unwrap_or("no verdict").to_owned();
+        let (behavior, close) = (text("behavior"), text("behaviorClose"));
+        verdicts.insert(case.clone(), if behavior == "OK" { close } else { behavior });
+    }
+    verdicts
+}
+
+#[test]
+fn every_case_of_the_basic_protocol_is_ok() {
+    let echo = Echo::start(&["--no-compression"]);
+    let verdicts = verdicts(&echo, &GROUPS);
+    assert_eq!(verdicts.len(), 301, "the suite has another number of cases: {verdicts:?}");
+    let expected = |case: &str| if INFORMATIONAL.contains(&case) { "INFORMATIONAL" } else { "OK" };
+    let others: Vec<_> = verdicts.iter().filter(|(case, verdict)| *verdict != expected(case)).collect();
+    assert!(others.is_empty(), "{others:?}");
+}

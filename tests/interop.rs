@@ -1,0 +1,28 @@
+//! Clients that are not ours: Python's `websockets`, npm's `ws`, a browser.
+
+use crate::support::{Peer, Server, install, python_bin, run_peer, script};
+
+fn check(finished: &crate::support::Finished) {
+    assert_eq!(finished.code, Some(0), "{}\n{}", finished.stdout, finished.stderr);
+}
+
+#[test]
+fn a_client_on_python_websockets_works() {
+    let python = python_bin().join("python");
+    let server = Server::start(&["--workers", "2"]);
+    check(&run_peer(python, [script("python_client.py"), server.url("/").into()]));
+}
+
+#[test]
+fn a_client_on_npm_ws_works() {
+    install(&[Peer::Node]);
+    let server = Server::start(&["--workers", "2"]);
+    check(&run_peer("node", [script("node_client.cjs"), server.url("/ws").into()]));
+}
+
+#[test]
+fn a_person_tries_the_hub_on_the_page_that_it_serves() {
+    install(&[Peer::Node, Peer::Chromium]);
+    let server = Server::start(&["--workers", "2"]);
+    check(&run_peer("node", [script("page.cjs"), format!("http://{}/", server.api()).into()]));
+}

@@ -1,0 +1,62 @@
+// A person in a browser on the page to try the hub: page.cjs URL [SCREENSHOT]. Ends with 0 when all was as it should be.
+"use strict";
+
+const assert = require("node:assert/strict");
+const { chromium } = require("playwright-core");
+
+const [url, screenshot] = process.argv.slice(2);
+
+// As root a browser has no sandbox; the rest keeps it from calling home.
+const args = [
+  "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+  "--disable-component-update", "--disable-sync",
+];
+
+async function main() {
+  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args });
+  try {
+    const page = await browser.newPage({ viewport: { width: 1000, height: 760 } });
+    const faults = [];
+    page.on("pageerror", (error) => faults.push(String(error)));
+    page.on("console", (message) => { if (message.type() === "error") faults.push(message.text()); });
+    await page.goto(url);
+
+    const logged = (text) => page.locator("#log li").filter({ hasText: text }).first().waitFor();
+    await page.getByRole("button", { name: "Connect", exact: true }).click();
+    await page.locator("#state").filter({ hasText: /^connected$/i }).waitFor();
+    await logged('"type":"welcome"');
+    await page.getByLabel("Topic or pattern").fill("sports.*");
+    await page.getByRole("button", { name: "Subscribe", exact: true }).click();
+    await logged('"type":"subscribed"');
+    await page.getByLabel("Topic", { exact: true }).fill("sports.chess");
+    await page.getByLabel("Message (").fill('{"move":"e4","clock":12345678901234567890}');
+    await page.getByRole("button", { name: "Publish" }).click();
+    await logged('"type":"published"');
+    // As it was typed: JavaScript would have rounded the number.
+    await logged('"message":{"move":"e4","clock":12345678901234567890}');
+    await page.getByLabel("Message (").fill("no JSON");
+    await page.getByRole("button", { name: "Echo" }).click();
+    await logged('"data":"no JSON"');
+    await page.getByLabel("Topic or pattern").fill("not a topic");
+    await page.getByRole("button", { name: "Subscribe", exact: true }).click();
+    await logged('"code":"invalid_topic"');
+    if (screenshot) await page.screenshot({ path: screenshot });
+
+    // The same in a browser's console, as the README has it.
+    const welcome = await page.evaluate((address) => new Promise((resolve, reject) => {
+      const hub = new WebSocket(address);
+      hub.onmessage = (event) => { resolve(JSON.parse(event.data)); hub.close(); };
+      hub.onerror = () => reject(new Error("no connection"));
+    }), await page.locator("#url").inputValue());
+    assert.equal(welcome.type, "welcome");
+
+    await page.getByRole("button", { name: "Disconnect" }).click();
+    await logged("closed with 1000");
+    assert.deepEqual(faults, []);
+    console.log("as it should be");
+  } finally {
+    await browser.close();
+  }
+}
+
+main().catch((error) => { console.error(error); process.exit(1); });
