@@ -197,3 +197,13 @@ impl Transport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_connection_pays_nothing_for_tls() {
+        assert!(size_of::<Transport>() <= size_of::<Tcp>() + size_of::<usize>());
+    }
+}
