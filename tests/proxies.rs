@@ -259,6 +259,9 @@ async fn an_address_that_connects_too_often_is_refused_and_told_when_to_come_bac
         assert_eq!(answer.status, 426, "{answer:?}");
     }
     let refused = refused.expect("fifty in a row are too many");
+    let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
+    let counted = "deeperhub_connections_limited_total{limit=\"connection_rate_per_ip\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
     assert_eq!(refused.json()["error"]["code"], "rate_limited");
     assert_eq!(refused.header("retry-after"), Some("1"), "{refused:?}");
     // Others are others.

@@ -133,7 +133,10 @@ impl Acceptor {
         } else {
             match self.places.take(address) {
                 Ok(place) => (Ok(place), None),
-                Err(no_place) => (self.standing.take(None), Some(no_place.refusal())),
+                Err(no_place) => {
+                    self.metrics.limited(no_place);
+                    (self.standing.take(None), Some(no_place.refusal()))
+                }
             }
         };
         let Ok(place) = place else {

@@ -10,7 +10,8 @@ use deeperhub_protocol::handshake::{AcceptKey, Parsed, Refusal, Request};
 use deeperhub_security::proxy::v2::ProxyError;
 
 use crate::config::Config;
-use crate::places::{NoPlace, Place};
+use crate::metrics::Metrics;
+use crate::places::Place;
 use crate::proxy::{self, Start};
 use crate::session::Accepted;
 
@@ -73,6 +74,7 @@ impl<S> Handshake<S> {
         bytes: &[u8],
         config: &Config,
         place: &mut Place,
+        metrics: &Metrics,
     ) -> Result<Option<Vec<u8>>, ProxyError> {
         self.head.extend_from_slice(bytes);
         match config.proxy_protocol.read(&self.head)? {
@@ -89,6 +91,7 @@ impl<S> Handshake<S> {
         if !config.trusted_proxies.trusts(self.peer.ip()) {
             self.proxied = Proxied::No;
             if let Err(no_place) = place.claim(self.peer.ip()) {
+                metrics.limited(no_place);
                 self.refusal.get_or_insert(no_place.refusal());
             }
         }
@@ -105,6 +108,7 @@ impl<S> Handshake<S> {
         request: &Request,
         config: &Config,
         place: &mut Place,
+        metrics: &Metrics,
     ) -> Result<(), Refusal> {
         let client = proxy::client(&config.trusted_proxies, self.peer.ip(), request)?;
         if client != self.peer.ip() {
@@ -114,7 +118,10 @@ impl<S> Handshake<S> {
         if config.trusted_proxies.trusts(client) {
             return Ok(());
         }
-        place.claim(client).map_err(NoPlace::refusal)
+        place.claim(client).map_err(|no_place| {
+            metrics.limited(no_place);
+            no_place.refusal()
+        })
     }
 
     fn check(&mut self, request: Request, config: &Config) -> Result<(Request, AcceptKey), Refusal> {

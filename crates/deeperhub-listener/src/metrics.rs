@@ -6,10 +6,14 @@ use deeperhub_metrics::{
 };
 
 use crate::deflate::{Coders, Sizes};
+use crate::places::NoPlace;
 use crate::transport::Ended;
 
 /// How handshakes end, in the order of [`Metrics::handshakes`].
 const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_failed"];
+
+/// Limits that new connections meet, in the order of [`Metrics::limited`].
+const LIMITS: &[&str] = &["max_connections", "max_connections_per_ip", "connection_rate_per_ip"];
 
 /// How TLS handshakes end, in the order of [`Metrics::tls_handshakes`].
 const TLS_RESULTS: &[&str] = &["full", "resumed", "failed"];
@@ -31,6 +35,8 @@ pub struct Metrics {
     pub handshakes: SharedCounterVec,
     /// TLS handshakes by how they ended. Clients that went away during theirs are not counted.
     pub tls_handshakes: SharedCounterVec,
+    /// Connections refused by a limit, by which; they are among the refused handshakes too, once they are told.
+    pub limited: SharedCounterVec,
     /// Errors of `accept` (no descriptors, aborted connections).
     pub accept_errors: SharedCounter,
     /// Connections that were dropped unanswered because too many were being refused already.
@@ -97,6 +103,7 @@ impl Metrics {
         Self {
             handshakes: SharedCounterVec::new("outcome", OUTCOMES),
             tls_handshakes: SharedCounterVec::new("result", TLS_RESULTS),
+            limited: SharedCounterVec::new("limit", LIMITS),
             accept_errors: SharedCounter::new(),
             accept_drops: SharedCounter::new(),
             slow_consumers: SharedCounter::new(),
@@ -142,6 +149,12 @@ impl Metrics {
             "TLS handshakes by how they ended",
             none,
             &self.tls_handshakes,
+        )?;
+        registry.register(
+            "deeperhub_connections_limited_total",
+            "Connections refused by a limit",
+            none,
+            &self.limited,
         )?;
         registry.register("deeperhub_accept_errors_total", "Errors of accept", none, &self.accept_errors)?;
         registry.register(
@@ -235,6 +248,14 @@ impl Metrics {
                 self.tls_handshakes.add(index, count);
             }
         }
+    }
+
+    pub(crate) fn limited(&self, by: NoPlace) {
+        self.limited.inc(match by {
+            NoPlace::Full => 0,
+            NoPlace::Address => 1,
+            NoPlace::TooOften(_) => 2,
+        });
     }
 
     pub(crate) fn handshake(&self, outcome: Outcome) {

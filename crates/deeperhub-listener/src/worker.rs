@@ -366,7 +366,12 @@ impl<'a, A: Application> Worker<'a, A> {
                     return self.refuse(key, &refusal);
                 }
                 if handshake.proxied == Proxied::Request {
-                    let told = handshake.hear_of_client(&request, &core.config, &mut connection.place);
+                    let told = handshake.hear_of_client(
+                        &request,
+                        &core.config,
+                        &mut connection.place,
+                        &core.metrics,
+                    );
                     if let Err(refusal) = told {
                         return self.refuse(key, &refusal);
                     }
@@ -387,7 +392,7 @@ impl<'a, A: Application> Worker<'a, A> {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
         let State::Handshake(handshake) = &mut connection.state else { return };
-        match handshake.preface(bytes, &core.config, &mut connection.place) {
+        match handshake.preface(bytes, &core.config, &mut connection.place, &core.metrics) {
             Ok(None) => {}
             Ok(Some(rest)) => match connection.transport.end_preface(rest) {
                 Some(rest) if rest.is_empty() => {}
