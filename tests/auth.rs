@@ -14,6 +14,8 @@ use crate::support::{
 };
 
 const SECRET: &str = "a secret of the tests, of more than 32 bytes";
+/// What the log says when new keys are in place.
+const KEYS_READ_AGAIN: &str = "Read again. what=\"keys for tokens\"";
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What the handshake of a request is answered with.
@@ -418,7 +420,7 @@ async fn keys_are_read_again_and_bad_ones_leave_the_old_in_place() {
 
     old.write("the next secret, of more than 32 bytes, too");
     server.signal("HUP");
-    server.wait_for_stderr("Read again.");
+    server.wait_for_stderr(KEYS_READ_AGAIN);
     let refused = handshake(&server, &format!("/?token={old_token}"), &["Connection: Upgrade"]).await;
     check_refused(&refused, "signed with the old key");
     let mut fresh = Client::connect_with(with_token(&server, &new_token)).await.unwrap();
@@ -440,7 +442,7 @@ async fn keys_are_read_again_when_their_file_changes() {
     let ed25519 = signed("jwt-ed25519.key", Algorithm::EdDSA, Some("ed25519"), &claims("ada", HOUR));
     check_error(&client.ask(&authenticate(&ed25519)).await, "token_invalid");
     directory.write("jwks.json", &only(3));
-    server.wait_for_stderr("Read again.");
+    server.wait_for_stderr(KEYS_READ_AGAIN);
     assert_eq!(client.ask(&authenticate(&ed25519)).await["type"], "authenticated");
 }
 
@@ -652,7 +654,7 @@ async fn tokens_and_keys_appear_in_no_log_event_or_error() {
     }
     http(server.api(), "GET /v1/clients", &["Authorization: Bearer not-the-key-of-the-api"], "").await;
     server.signal("HUP");
-    server.wait_for_stderr("Read again.");
+    server.wait_for_stderr(KEYS_READ_AGAIN);
     server.wait_for_stderr("Client disconnected.");
 
     // Enough was said that something could have been in it.

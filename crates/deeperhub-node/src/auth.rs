@@ -12,6 +12,23 @@ use deeperhub_security::{Claims, Grants};
 const BEARER: &str = "bearer.";
 
 /// Whether clients must say who they are, and how that is checked.
+///
+/// ```
+/// use deeperhub_node::Config;
+/// use deeperhub_security::Secret;
+/// use deeperhub_security::auth::{self, Authenticator, Reloadable};
+/// use std::sync::Arc;
+///
+/// let mut keys = auth::Config::default();
+/// keys.secret = Some(Secret::new("for the example, and long enough: 32"));
+/// let authenticator = Arc::new(Reloadable::new(Authenticator::new(keys)?));
+///
+/// let mut config = Config::default();
+/// config.auth.authenticator = Some(Arc::clone(&authenticator));
+/// config.auth.required = true;
+/// // When there are other keys: authenticator.replace(Authenticator::new(keys)?);
+/// # Ok::<(), auth::KeyError>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AuthConfig {
