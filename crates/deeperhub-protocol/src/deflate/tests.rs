@@ -406,15 +406,23 @@ fn payload(max: usize) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// A client's frames for one message: cut at `cuts`, masked, marked.
+/// A client's frames for one message: cut at `cuts`, masked, marked, with a ping before every third fragment.
 fn frames(payload: &[u8], cuts: &[usize]) -> Vec<u8> {
+    fragments(0x42, payload, cuts)
+}
+
+/// As [`frames`], with the first byte of the first frame, without FIN.
+fn fragments(start: u8, payload: &[u8], cuts: &[usize]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = payload;
     for i in 0..=cuts.len() {
         let len = cuts.get(i).map_or(rest.len(), |&cut| cut.min(rest.len()));
         let (part, after) = rest.split_at(len);
         rest = after;
-        let first = if i == 0 { 0x42 } else { 0 } | if i == cuts.len() { 0x80 } else { 0 };
+        if i % 3 == 1 {
+            out.extend_from_slice(&[0x89, 0x82, 0, 0, 0, 0, b'h', b'i']);
+        }
+        let first = if i == 0 { start } else { 0 } | if i == cuts.len() { 0x80 } else { 0 };
         out.push(first);
         match part.len() {
             len @ 0..126 => out.push(0x80 | len as u8),
@@ -439,7 +447,7 @@ proptest! {
 
     #[test]
     fn what_clients_compress_is_decoded_however_it_is_cut(
-        messages in proptest::collection::vec(payload(LIMIT), 1..5),
+        messages in proptest::collection::vec((payload(LIMIT), prop::bool::weighted(0.8)), 1..5),
         level in 0..=9u32,
         window_bits in 9..=15u8,
         takeover: bool,
@@ -448,7 +456,11 @@ proptest! {
         read in 1..5000usize,
     ) {
         let (mut client, mut wire) = (Client::new(level, window_bits), Vec::new());
-        for message in &messages {
+        for (message, compressed) in &messages {
+            if !compressed {
+                wire.extend(fragments(0x02, message, &cuts));
+                continue;
+            }
             if !takeover {
                 client = Client::new(level, window_bits);
             }
@@ -469,8 +481,15 @@ proptest! {
         for read in wire.chunks(read) {
             let (mut input, mut pos) = (read.to_vec(), 0);
             while let Some(found) = decoder.next_extended(&limits, &mut input, &mut pos).unwrap() {
-                let Extended::Marked { kind: MessageKind::Binary, payload } = found else { panic!("{found:?}") };
-                decoded.push(decode_with(&mut inflater, takeover.then_some(&mut history), payload).unwrap());
+                match found {
+                    Extended::Plain(Incoming::Ping(payload)) => assert_eq!(payload, b"hi"),
+                    Extended::Plain(Incoming::Binary(bytes)) => decoded.push((bytes.to_vec(), false)),
+                    Extended::Marked { kind: MessageKind::Binary, payload } => {
+                        let history = takeover.then_some(&mut history);
+                        decoded.push((decode_with(&mut inflater, history, payload).unwrap(), true));
+                    }
+                    _ => panic!("{found:?}"),
+                }
             }
         }
         prop_assert!(decoded == messages);
@@ -539,6 +558,40 @@ proptest! {
             }
         }
         prop_assert_eq!(rest, b"");
+    }
+
+    #[test]
+    fn a_mark_is_right_on_first_frames_of_data_only(
+        frames in proptest::collection::vec((any::<bool>(), any::<bool>(), 0..5usize), 1..8),
+    ) {
+        let (mut wire, mut decoder, limits) = (Vec::new(), FrameDecoder::new(), FrameLimits::default());
+        // Whether a message is under way, and whether the frames so far are right.
+        let (mut open, mut right) = (false, true);
+        for (marked, fin, kind) in frames {
+            let opcode = [0x0, 0x1, 0x2, 0x9, 0xa][kind];
+            let fin = fin || opcode > 0x2;
+            wire.extend([opcode | if marked { 0x40 } else { 0 } | if fin { 0x80 } else { 0 }, 0x80, 0, 0, 0, 0]);
+            right &= match opcode {
+                0x0 => open && !marked,
+                0x1 | 0x2 => !open,
+                _ => !marked,
+            };
+            if opcode <= 0x2 {
+                open = !fin;
+            }
+            if !right {
+                break;
+            }
+        }
+        let mut pos = 0;
+        let result = loop {
+            match decoder.next_extended(&limits, &mut wire, &mut pos) {
+                Ok(Some(_)) => {}
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error.close_reason().code().as_u16()),
+            }
+        };
+        prop_assert_eq!(result, if right { Ok(()) } else { Err(1002) });
     }
 
     #[test]
