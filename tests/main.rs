@@ -12,6 +12,7 @@ mod cli;
 mod compression;
 mod interop;
 mod layering;
+mod memory;
 mod messages;
 mod proxies;
 mod reload;

@@ -15,6 +15,7 @@ mod health;
 mod layers;
 mod live;
 mod logging;
+mod memory;
 mod nofile;
 mod options;
 mod problem;
@@ -38,6 +39,11 @@ use crate::cli::{Action, ConfigAction};
 use crate::layers::Layers;
 use crate::problem::Problem;
 use crate::settings::Settings;
+
+/// jemalloc gives memory back to the system when a burst is over, a second after it was freed (`.cargo/config.toml`);
+/// glibc's allocator keeps nearly all of it, with which a memory budget could never say that there is room again.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Could not start, or failed.
 const FAILED: u8 = 1;

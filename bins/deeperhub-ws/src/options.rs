@@ -210,6 +210,19 @@ pub(crate) struct Options {
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES), help_heading = LIMITS)]
     pub(crate) max_queue_bytes: Option<usize>,
 
+    /// Bytes of memory that this process may use; 0 is no limit [default: what the system grants]
+    ///
+    /// From 80 % on, new connections are refused with 503; from 90 % on, those with the most bytes waiting are closed with
+    /// 1013. The default is the smallest limit of the control groups (containers, systemd) or the machine's memory.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<u64>(0, 1 << 60), help_heading = LIMITS)]
+    pub(crate) max_memory: Option<u64>,
+
+    /// Clients a second that are asked to come back when the server is full or shuts down [default: 200]
+    ///
+    /// Refused and drained clients are told times to come back at, one behind the other at this rate.
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1, 1_000_000), help_heading = LIMITS)]
+    pub(crate) reconnect_rate: Option<u32>,
+
     /// Messages a second from a connection; 0 is no limit [default: 100]
     #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000), help_heading = LIMITS)]
     pub(crate) rate_limit: Option<u32>,

@@ -5,11 +5,13 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use deeperhub_api::ApiConfig;
+use deeperhub_listener::MemoryBudget;
 use deeperhub_security::proxy::TrustedProxies;
 use deeperhub_security::{OriginPolicy, RateLimit, Secret, auth};
 
 use crate::auth::{Auth, AuthSources};
 use crate::layers::{Layers, Origin};
+use crate::memory;
 use crate::options::{Options, flag, variable};
 use crate::problem::Problem;
 use crate::settings::{ApiSettings, Settings, Shown};
@@ -59,6 +61,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         max_message_bytes,
         max_subscriptions,
         max_queue_bytes,
+        max_memory,
+        reconnect_rate,
         rate_limit,
         rate_burst,
         byte_rate_limit,
@@ -138,6 +142,9 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.max_message_bytes = take!(max_message_bytes, listener.max_message_bytes);
     node.max_subscriptions = take!(max_subscriptions, node.max_subscriptions);
     listener.max_queue_bytes = take!(max_queue_bytes, listener.max_queue_bytes);
+    let max_memory = take!(max_memory, memory::granted().unwrap_or(0));
+    listener.memory = (max_memory > 0).then(|| Arc::new(MemoryBudget::new(max_memory)));
+    listener.reconnects_per_second = take!(reconnect_rate, listener.reconnects_per_second);
     let per_second = take!(rate_limit, node.rate_limit.map_or(0, |limit| limit.per_second.get()));
     let burst = take!(rate_burst, RateLimit::default().burst.get());
     node.rate_limit = NonZeroU32::new(per_second)

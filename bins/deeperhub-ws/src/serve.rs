@@ -3,10 +3,12 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ArgMatches;
 use deeperhub_api::SharedApiConfig;
+use deeperhub_listener::MemoryBudget;
 use deeperhub_node::Node;
 use deeperhub_security::files::Stamp;
 use tokio::net::TcpListener;
@@ -23,7 +25,7 @@ use crate::settings::Settings;
 use crate::signals::{self, HangUps, Stops};
 use crate::start_line::start_line;
 use crate::values::Address;
-use crate::{FAILED, event_log, logging, nofile};
+use crate::{FAILED, event_log, logging, memory, nofile};
 
 /// What tasks that block (name look-ups) are given at the end.
 const LAST_TASKS: Duration = Duration::from_secs(1);
@@ -71,6 +73,7 @@ async fn run(settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Result
         None => None,
     };
     let node = start_node(&settings)?;
+    let memory = settings.node.listener.memory.clone();
     let clients = node.local_addr();
     let api = api_socket.map(|(socket, address)| Api::start(socket, address, &node, &settings));
     let api_address = api.as_ref().map(|api| api.address);
@@ -91,7 +94,7 @@ async fn run(settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Result
 
     let (result, ended) = {
         let serving = serve_until_stopped(node, api, &mut stops, settings.drain_timeout);
-        while_watching(serving, reloads, hang_ups).await
+        while_watching(serving, reloads, hang_ups, memory).await
     };
     if ended == Ended::Completely {
         // The node closed the bus, so this ends after what waits there; an error is a panic that was told.
@@ -150,11 +153,17 @@ fn reloads(settings: &Settings, mut live: LiveSettings) -> Reloads {
     reloads
 }
 
-/// Reads again what is to be read again, for as long as `serving` lasts.
-async fn while_watching<T>(serving: impl Future<Output = T>, reloads: Reloads, hang_ups: HangUps) -> T {
+/// Reads again what is to be read again, and looks at the memory, for as long as `serving` lasts.
+async fn while_watching<T>(
+    serving: impl Future<Output = T>,
+    reloads: Reloads,
+    hang_ups: HangUps,
+    memory: Option<Arc<MemoryBudget>>,
+) -> T {
     tokio::select! {
         result = serving => result,
         never = reloads.run(hang_ups) => match never {},
+        never = memory::watch(memory) => match never {},
     }
 }
 

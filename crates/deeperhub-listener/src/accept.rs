@@ -1,10 +1,10 @@
 //! Takes new connections from the kernel and gives each to a worker.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deeperhub_protocol::handshake::Refusal;
 use deeperhub_security::proxy::TrustedProxies;
@@ -12,8 +12,11 @@ use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use tokio::sync::mpsc;
 
+use crate::budget::MemoryBudget;
+use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::places::Places;
+use crate::places::{Place, Places};
+use crate::slots::Slots;
 use crate::worker::ToWorker;
 
 /// Pause after an error that only time can cure.
@@ -21,9 +24,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections at one time that are told why there is no place for them. More are dropped unanswered.
 const MAX_STANDING: usize = 256;
-
-/// When clients of a server that shuts down should come back.
-const DRAINING_RETRY: Duration = Duration::from_secs(5);
 
 /// Tokens of the acceptor's events.
 const SOCKET: Token = Token(0);
@@ -52,6 +52,8 @@ pub(crate) struct Acceptor {
     pub(crate) workers: Vec<mpsc::Sender<ToWorker>>,
     pub(crate) places: Arc<Places>,
     standing: Arc<Places>,
+    slots: Slots,
+    memory: Option<Arc<MemoryBudget>>,
     pub(crate) draining: Arc<AtomicBool>,
     trusted_proxies: TrustedProxies,
     pub(crate) metrics: Metrics,
@@ -63,14 +65,28 @@ impl Acceptor {
         workers: Vec<mpsc::Sender<ToWorker>>,
         places: Arc<Places>,
         draining: Arc<AtomicBool>,
-        trusted_proxies: TrustedProxies,
+        config: &Config,
         metrics: Metrics,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         poll.registry().register(&mut listener, SOCKET, Interest::READABLE)?;
         let stop = Arc::new(Waker::new(poll.registry(), STOP)?);
         let standing = Arc::new(Places::new(MAX_STANDING, None, None, workers.len()));
-        Ok(Self { poll, listener, stop, workers, places, standing, draining, trusted_proxies, metrics })
+        let slots = Slots::new(config.reconnects_per_second, Instant::now());
+        let memory = config.memory.clone();
+        Ok(Self {
+            poll,
+            listener,
+            stop,
+            workers,
+            places,
+            standing,
+            slots,
+            memory,
+            draining,
+            trusted_proxies: config.trusted_proxies.clone(),
+            metrics,
+        })
     }
 
     /// Ends [`run`](Self::run) when it is woken.
@@ -128,16 +144,9 @@ impl Acceptor {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         // Of a proxy the client is not known yet.
         let address = (!self.trusted_proxies.trusts(peer.ip())).then(|| peer.ip());
-        let (place, refusal) = if self.draining.load(Ordering::Relaxed) {
-            (self.standing.take(None), Some(Refusal::draining(DRAINING_RETRY)))
-        } else {
-            match self.places.take(address) {
-                Ok(place) => (Ok(place), None),
-                Err(no_place) => {
-                    self.metrics.limited(no_place);
-                    (self.standing.take(None), Some(no_place.refusal()))
-                }
-            }
+        let (place, refusal) = match self.admit(address) {
+            Ok(place) => (Ok(place), None),
+            Err(refusal) => (self.standing.take(None), Some(refusal)),
         };
         let Ok(place) = place else {
             self.metrics.accept_drops.inc();
@@ -147,6 +156,22 @@ impl Acceptor {
         // A worker that is behind makes the acceptor wait; the kernel's backlog does the rest. One that has ended
         // takes no more, and the socket is closed.
         let _ = worker.blocking_send(ToWorker::Connection { socket, peer, place, refusal });
+    }
+
+    /// A place, or why there is none and when the client should come back.
+    fn admit(&self, address: Option<IpAddr>) -> Result<Place, Refusal> {
+        let slot = || self.slots.take(Instant::now());
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Refusal::draining(slot()));
+        }
+        if self.memory.as_ref().is_some_and(|memory| !memory.has_room()) {
+            self.metrics.memory_refusals.inc();
+            return Err(Refusal::too_many_connections(slot()));
+        }
+        self.places.take(address).map_err(|no_place| {
+            self.metrics.limited(no_place);
+            no_place.refusal(slot)
+        })
     }
 }
 

@@ -1,4 +1,3 @@
-#[cfg(feature = "tls")]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +6,8 @@ use deeperhub_security::RateLimit;
 use deeperhub_security::proxy::TrustedProxies;
 
 use crate::proxy::ProxyProtocol;
+
+use crate::budget::MemoryBudget;
 
 /// Sockets, threads, sizes and times of a listener.
 #[derive(Debug, Clone)]
@@ -51,9 +52,11 @@ pub struct Config {
     pub backlog: u32,
     /// Compression of messages (RFC 7692): on by default, and used with clients that offer it.
     pub compression: deflate::Config,
-    /// How many clients a second other nodes should get when this one drains; from it come the times at which
-    /// clients are told to come back. Default 200.
+    /// How many clients a second should come back, to this node or to others: clients that are refused or drained are
+    /// told times from it. Default 200.
     pub reconnects_per_second: u32,
+    /// A limit for the memory of the whole process, which somebody else measures. `None`: no limit, the default.
+    pub memory: Option<Arc<MemoryBudget>>,
 }
 
 impl Default for Config {
@@ -78,6 +81,7 @@ impl Default for Config {
             backlog: 4096,
             compression: deflate::Config::default(),
             reconnects_per_second: 200,
+            memory: None,
         }
     }
 }

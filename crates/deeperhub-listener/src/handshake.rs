@@ -11,7 +11,7 @@ use deeperhub_security::proxy::v2::ProxyError;
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::places::Place;
+use crate::places::{FULL_RETRY, Place};
 use crate::proxy::{self, Start};
 use crate::session::Accepted;
 
@@ -92,7 +92,7 @@ impl<S> Handshake<S> {
             self.proxied = Proxied::No;
             if let Err(no_place) = place.claim(self.peer.ip()) {
                 metrics.limited(no_place);
-                self.refusal.get_or_insert(no_place.refusal());
+                self.refusal.get_or_insert(no_place.refusal(|| FULL_RETRY));
             }
         }
         Ok(Some(std::mem::take(&mut self.head)))
@@ -120,7 +120,7 @@ impl<S> Handshake<S> {
         }
         place.claim(client).map_err(|no_place| {
             metrics.limited(no_place);
-            no_place.refusal()
+            no_place.refusal(|| FULL_RETRY)
         })
     }
 

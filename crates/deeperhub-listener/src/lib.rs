@@ -54,6 +54,7 @@
 //! `examples/echo.rs` is the whole program.
 
 mod accept;
+mod budget;
 mod config;
 mod connections;
 mod deflate;
@@ -66,10 +67,12 @@ mod outbox;
 mod places;
 mod proxy;
 mod session;
+mod slots;
 mod transport;
 mod waker;
 mod worker;
 
+pub use budget::MemoryBudget;
 pub use config::Config;
 pub use connections::Connections;
 pub use listener::{Listener, StartError};

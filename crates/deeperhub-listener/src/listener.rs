@@ -82,7 +82,6 @@ impl Listener {
             config.connection_rate_per_ip,
             worker_count,
         ));
-        let trusted_proxies = config.trusted_proxies.clone();
         let config = Arc::new(Live::new(Config { workers: worker_count, ..config }));
         let application = Arc::new(application);
 
@@ -115,7 +114,7 @@ impl Listener {
             workers.clone(),
             Arc::clone(&places),
             Arc::clone(&draining),
-            trusted_proxies,
+            &config.current(),
             metrics,
         )
         .map_err(refused)?;

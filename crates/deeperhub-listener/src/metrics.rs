@@ -43,6 +43,10 @@ pub struct Metrics {
     pub accept_drops: SharedCounter,
     /// Connections closed with 1013 because their queue passed the limit.
     pub slow_consumers: SharedCounter,
+    /// Connections refused because too little memory was left.
+    pub memory_refusals: SharedCounter,
+    /// Connections closed with 1013 because too little memory was left and they had the most bytes waiting.
+    pub memory_sheds: SharedCounter,
     /// Connections closed with 4200.
     pub pong_timeouts: SharedCounter,
     /// Panics of sessions; each closed its own connection with 1011.
@@ -107,6 +111,8 @@ impl Metrics {
             accept_errors: SharedCounter::new(),
             accept_drops: SharedCounter::new(),
             slow_consumers: SharedCounter::new(),
+            memory_refusals: SharedCounter::new(),
+            memory_sheds: SharedCounter::new(),
             pong_timeouts: SharedCounter::new(),
             session_panics: SharedCounter::new(),
             worker_restarts: SharedCounter::new(),
@@ -168,6 +174,18 @@ impl Metrics {
             "Connections closed with 1013 because their queue passed the limit",
             none,
             &self.slow_consumers,
+        )?;
+        registry.register(
+            "deeperhub_memory_refusals_total",
+            "Connections refused because too little memory was left",
+            none,
+            &self.memory_refusals,
+        )?;
+        registry.register(
+            "deeperhub_memory_sheds_total",
+            "Connections closed with 1013 because too little memory was left",
+            none,
+            &self.memory_sheds,
         )?;
         registry.register(
             "deeperhub_pong_timeouts_total",

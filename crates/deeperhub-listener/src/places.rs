@@ -30,8 +30,8 @@ impl AddressKey {
     }
 }
 
-/// When clients of a full server should come back.
-const FULL_RETRY: Duration = Duration::from_secs(5);
+/// When clients should come back that are refused behind a proxy, for what their own address did.
+pub(crate) const FULL_RETRY: Duration = Duration::from_secs(5);
 
 /// Counts of open connections. The map of addresses is as large as the number of connections at most.
 #[derive(Debug)]
@@ -59,10 +59,11 @@ pub(crate) enum NoPlace {
 }
 
 impl NoPlace {
-    pub(crate) fn refusal(self) -> Refusal {
+    /// The refusal, with the time that `slot` gives where only others' leaving makes room.
+    pub(crate) fn refusal(self, slot: impl FnOnce() -> Duration) -> Refusal {
         match self {
-            Self::Full => Refusal::too_many_connections(FULL_RETRY),
-            Self::Address => Refusal::rate_limited(FULL_RETRY),
+            Self::Full => Refusal::too_many_connections(slot()),
+            Self::Address => Refusal::rate_limited(slot()),
             Self::TooOften(RetryAfter(time)) => Refusal::rate_limited(time),
         }
     }
@@ -263,7 +264,7 @@ mod tests {
         let one = std::num::NonZeroU32::MIN;
         let places = Arc::new(Places::new(10, None, Some(RateLimit::new(one, one)), 1));
         drop(places.take(address("192.0.2.1")).unwrap());
-        let refusal = places.take(address("192.0.2.1")).unwrap_err().refusal();
+        let refusal = places.take(address("192.0.2.1")).unwrap_err().refusal(|| FULL_RETRY);
         assert_eq!((refusal.status, refusal.code), (429, "rate_limited"));
         assert!(places.take(address("192.0.2.2")).is_ok());
     }

@@ -13,6 +13,7 @@ use deeperhub_protocol::handshake::{self, Refusal};
 use deeperhub_protocol::{CloseCode, CloseReason};
 use tokio::sync::mpsc;
 
+use crate::budget::{LEAST_SHED, largest};
 use crate::connections::{Closing, Connection, Connections, Core, Flags, State, too_slow};
 use crate::deflate::{self, Coders};
 use crate::drain::Drain;
@@ -83,6 +84,8 @@ pub(crate) struct Worker<'a, A: Application> {
     started: Instant,
     sleep: Pin<Box<tokio::time::Sleep>>,
     next_tick: Instant,
+    /// The last measurement of memory that was acted upon.
+    shed_seen: u64,
     /// Where the look at deadlines goes on; `None` between two of them.
     tick_at: Option<usize>,
     queued: i64,
@@ -110,6 +113,7 @@ impl<'a, A: Application> Worker<'a, A> {
             started: now,
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             next_tick: now,
+            shed_seen: 0,
             tick_at: None,
             queued: 0,
             drain: None,
@@ -137,6 +141,7 @@ impl<'a, A: Application> Worker<'a, A> {
         more |= self.local.poll(cx, &mut connections).is_ready();
         self.close_listed();
         self.tick();
+        self.shed();
         self.write_dirty();
 
         self.cells.received.add(std::mem::take(&mut self.core.received));
@@ -850,6 +855,30 @@ impl<'a, A: Application> Worker<'a, A> {
                 connection.outbox.push_arena(start, self.core.arena.len());
                 self.core.mark_dirty(key);
             }
+        }
+    }
+
+    /// Gives up the largest queues where the memory budget says so.
+    fn shed(&mut self) {
+        let Some(memory) = &self.core.config.memory else { return };
+        let Some(bytes) = memory.to_shed(&mut self.shed_seen) else { return };
+        let share = bytes / self.core.config.workers.max(1) as u64;
+        let sizes = self.core.connections.iter().filter_map(|(key, connection)| {
+            let size = connection.outbox.len() + connection.decoder.buffered_bytes();
+            let counts = size >= LEAST_SHED && matches!(connection.state, State::Open(_));
+            counts.then_some((key as u32, size))
+        });
+        let largest: Vec<u32> = largest(sizes.collect(), share).collect();
+        if largest.is_empty() {
+            return;
+        }
+        tracing::warn!(
+            connections = largest.len(),
+            "Memory is short: the connections with the most bytes waiting are closed."
+        );
+        for key in largest {
+            self.core.metrics.memory_sheds.inc();
+            self.close(key, CloseReason::new(CloseCode::TooSlow, "too slow: memory is short"));
         }
     }
 

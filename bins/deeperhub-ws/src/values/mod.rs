@@ -168,7 +168,7 @@ macro_rules! literal {
     };
 }
 
-literal!(plain: bool, usize, u32, u16, u8);
+literal!(plain: bool, usize, u64, u32, u16, u8);
 literal!(quoted: String, Time, Host, Address, Switchable<Address>, UrlPath, NodeId);
 literal!(named: LogLevel, LogFormat, ProxyProtocol);
 

@@ -1,0 +1,107 @@
+//! The memory budget of the whole program.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio_tungstenite::connect_async;
+use tokio_tungstenite::tungstenite::Error;
+
+use crate::support::{Client, Server, http, patiently};
+
+/// Above what the program takes when nothing happens, and well below what one slow client could make it queue here.
+const BUDGET: u64 = 128 << 20;
+
+fn server() -> Server {
+    let budget = BUDGET.to_string();
+    Server::start(&[
+        "--max-memory",
+        &budget,
+        "--max-queue-bytes",
+        "1073741824",
+        "--rate-limit",
+        "0",
+        "--no-compression",
+        // Their pings would find out that the slow client does not answer.
+        "--ping-interval",
+        "0",
+    ])
+}
+
+async fn metric(server: &Server, name: &str) -> f64 {
+    let text = http(server.api(), "GET /metrics", &[], "").await.body;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+/// Publishes to a client that never reads until the server gives it up; returns how many messages that took.
+async fn flood(server: &Server) -> usize {
+    let mut publisher = Client::connect(server).await;
+    let payload = "x".repeat(60_000);
+    let message = json!({"type": "publish", "data": {"topic": "flood", "message": payload}}).to_string();
+    for count in 1..=8000 {
+        publisher.send_text(&message).await;
+        if count % 50 == 0 {
+            // Its turn comes behind the publishes: the server has taken them.
+            let pong = publisher.ask(&json!({"type": "ping"})).await;
+            assert_eq!(pong["type"], "pong");
+            if metric(server, "deeperhub_memory_sheds_total").await > 0.0 {
+                return count;
+            }
+        }
+    }
+    panic!(
+        "{} of memory are in use, and nobody was given up",
+        metric(server, "process_resident_memory_bytes").await
+    );
+}
+
+#[tokio::test]
+async fn the_largest_queue_is_given_up_before_memory_runs_out_and_others_go_on() {
+    let server = server();
+    let mut slow = Client::connect(&server).await;
+    slow.ask(&json!({"type": "subscribe", "data": {"topic": "flood"}})).await;
+    let mut healthy = Client::connect(&server).await;
+
+    flood(&server).await;
+
+    let echo = healthy.ask(&json!({"type": "echo", "id": 1, "data": "still here"})).await;
+    assert_eq!(echo["data"], "still here");
+    let (code, _, _) = slow.closed().await;
+    assert_eq!(code, 1013);
+    // The memory comes back, and with it room for new connections.
+    patiently("room for a new connection", async {
+        while let Err(error) = connect_async(server.url("/")).await {
+            let Error::Http(response) = error else { panic!("{error}") };
+            assert_eq!(response.status(), 503);
+            assert!(response.headers().contains_key("retry-after"), "{response:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_room_new_connections_are_refused_with_a_time_to_come_back() {
+    // Less than the program takes by itself.
+    let server = Server::start(&["--max-memory", "1000000"]);
+    patiently("a refusal", async {
+        loop {
+            match connect_async(server.url("/")).await {
+                // Before the first look at the memory.
+                Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(Error::Http(response)) => {
+                    assert_eq!(response.status(), 503);
+                    let wait =
+                        response.headers()["retry-after"].to_str().ok().and_then(|wait| wait.parse().ok());
+                    assert!((1..=60).contains(&wait.unwrap_or(0)), "{response:?}");
+                    let body = response.into_body().unwrap_or_default();
+                    assert!(String::from_utf8_lossy(&body).contains("\"too_many_connections\""), "{body:?}");
+                    break;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await;
+    assert!(metric(&server, "deeperhub_memory_refusals_total").await >= 1.0);
+}
