@@ -564,6 +564,9 @@ async fn tokens_of_a_connection_are_limited_beside_its_messages() {
         }
     }
     assert!(refused > 0);
+    let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
+    let counted = format!("deeperhub_messages_limited_total{{limit=\"tokens\"}} {refused}");
+    assert!(metrics.lines().any(|line| line == counted), "{counted} is not in {metrics}");
     assert_eq!(client.ask(&json!({"type": "ping"})).await["type"], "pong");
 }
 

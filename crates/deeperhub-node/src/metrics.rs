@@ -63,6 +63,18 @@ const ERRORS: &[&str] = &[
     "internal",
 ];
 
+/// Limits of a connection.
+const LIMITS: &[&str] = &["messages", "bytes", "tokens", "subscriptions"];
+
+/// Index into [`LIMITS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Messages,
+    Bytes,
+    Tokens,
+    Subscriptions,
+}
+
 /// How connections end.
 const CLOSED: &[&str] = &[
     "client", "lost", "1001", "1002", "1007", "1008", "1009", "1011", "1013", "4001", "4003", "4200", "other",
@@ -83,6 +95,8 @@ pub(crate) struct Metrics {
     size: Histogram,
     /// Error answers by code.
     pub(crate) errors: CounterVec,
+    /// Messages that a limit of their connection refused, by limit.
+    limited: CounterVec,
     /// Subscriptions of all connections.
     pub(crate) subscriptions: Gauge,
 }
@@ -96,6 +110,7 @@ impl Metrics {
             sent: CounterVec::new(cells, "type", SENT),
             size: Histogram::new(cells, Bounds::bytes(max_message_bytes as u64)),
             errors: CounterVec::new(cells, "code", ERRORS),
+            limited: CounterVec::new(cells, "limit", LIMITS),
             subscriptions: Gauge::new(cells),
         }
     }
@@ -119,6 +134,12 @@ impl Metrics {
         )?;
         registry.register("deeperhub_errors_total", "Error answers", none, &self.errors)?;
         registry.register(
+            "deeperhub_messages_limited_total",
+            "Messages refused by a limit",
+            none,
+            &self.limited,
+        )?;
+        registry.register(
             "deeperhub_subscriptions",
             "Subscriptions of all connections",
             none,
@@ -134,6 +155,7 @@ impl Metrics {
             sent: self.sent.cell(worker)?,
             size: self.size.cell(worker)?,
             errors: self.errors.cell(worker)?,
+            limited: self.limited.cell(worker)?,
             subscriptions: self.subscriptions.cell(worker)?,
         })
     }
@@ -148,12 +170,17 @@ pub(crate) struct WorkerMetrics {
     sent: CounterVecCell,
     pub(crate) size: HistogramCell,
     pub(crate) errors: CounterVecCell,
+    limited: CounterVecCell,
     pub(crate) subscriptions: GaugeCell,
 }
 
 impl WorkerMetrics {
     pub(crate) fn sent(&mut self, what: Sent, count: u64) {
         self.sent.add(what as usize, count);
+    }
+
+    pub(crate) fn limited(&mut self, by: Limit) {
+        self.limited.inc(by as usize);
     }
 
     pub(crate) fn closed(&mut self, by: &str) {
@@ -171,6 +198,10 @@ mod tests {
     #[test]
     fn tables_follow_the_protocol() {
         assert_eq!(&RECEIVED[..RECEIVED_BINARY], Command::TYPES);
+        assert_eq!(LIMITS[Limit::Messages as usize], "messages");
+        assert_eq!(LIMITS[Limit::Bytes as usize], "bytes");
+        assert_eq!(LIMITS[Limit::Tokens as usize], "tokens");
+        assert_eq!(LIMITS[Limit::Subscriptions as usize], "subscriptions");
         let errors: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(errors, ERRORS);
         assert_eq!(

@@ -17,7 +17,7 @@ use crate::commands;
 use crate::hub::Hub;
 use crate::id::Place;
 use crate::local::Local;
-use crate::metrics::{RECEIVED_BINARY, RECEIVED_INVALID, Sent};
+use crate::metrics::{Limit, RECEIVED_BINARY, RECEIVED_INVALID, Sent};
 
 /// The time within which refused messages are counted before the connection is closed.
 const OFFENCE_WINDOW: Duration = Duration::from_secs(10);
@@ -122,11 +122,17 @@ impl Session {
         let now = cx.now();
         let local = cx.local();
         let now = now.saturating_duration_since(local.hub.started);
-        if let Some(limit) = &local.live.rate_limit {
-            self.limiter.check(limit, now).map_err(|retry| retry.0)?;
+        if let Some(limit) = &local.live.rate_limit
+            && let Err(retry) = self.limiter.check(limit, now)
+        {
+            local.metrics.limited(Limit::Messages);
+            return Err(retry.0);
         }
-        if let Some(limit) = &local.live.byte_rate_limit {
-            self.byte_limiter.check_amount(limit, bytes, now).map_err(|retry| retry.0)?;
+        if let Some(limit) = &local.live.byte_rate_limit
+            && let Err(retry) = self.byte_limiter.check_amount(limit, bytes, now)
+        {
+            local.metrics.limited(Limit::Bytes);
+            return Err(retry.0);
         }
         Ok(())
     }
@@ -134,12 +140,15 @@ impl Session {
     /// Whether one more token may be verified, on top of [`Self::admit`].
     fn admit_token(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
         let now = cx.now();
-        let hub = &cx.local().hub;
-        if hub.config.rate_limit.is_none() {
+        let local = cx.local();
+        if local.live.rate_limit.is_none() {
             return Ok(());
         }
-        let now = now.saturating_duration_since(hub.started);
-        self.token_limiter.check(&TOKEN_LIMIT, now).map_err(|retry| retry.0)
+        let now = now.saturating_duration_since(local.hub.started);
+        self.token_limiter.check(&TOKEN_LIMIT, now).map_err(|retry| {
+            local.metrics.limited(Limit::Tokens);
+            retry.0
+        })
     }
 
     /// Counts a refused message, and closes the connection if there were too many.

@@ -4,7 +4,7 @@ use deeperhub_protocol::{ErrorCode, Subscription};
 use deeperhub_router::Subscribed;
 
 use crate::local::Local;
-use crate::metrics::Sent;
+use crate::metrics::{Limit, Sent};
 use crate::session::{Session, forbidden};
 
 /// Delivers what is published to a topic, or to what a pattern matches, from now on.
@@ -23,6 +23,7 @@ pub(crate) fn subscribe(
     let local = cx.local();
     let full = local.shard.subscription_count(key) >= local.live.max_subscriptions;
     if full && !local.shard.is_subscribed(key, subscription) {
+        local.metrics.limited(Limit::Subscriptions);
         let error = ServerMessage::Error {
             id,
             code: ErrorCode::TooManySubscriptions,
