@@ -12,6 +12,7 @@ mod cli;
 mod compression;
 mod interop;
 mod layering;
+mod limits;
 mod memory;
 mod messages;
 mod proxies;

@@ -9,7 +9,8 @@ use clap::{Args, Command};
 use deeperhub_security::Secret;
 
 use crate::values::{
-    Address, Host, LogFormat, LogLevel, NodeId, ProxyProtocol, Switchable, Time, UrlPath, secret, whole,
+    Address, Host, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol, Switchable, Time, UrlPath, secret,
+    whole,
 };
 
 const GENERAL: &str = "General";
@@ -209,6 +210,13 @@ pub(crate) struct Options {
     /// Bytes that may wait for a slow client before it is closed with 1013 [default: 1048576]
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES), help_heading = LIMITS)]
     pub(crate) max_queue_bytes: Option<usize>,
+
+    /// Whether rates and limits of addresses refuse, or only count whom they would have refused [default: enforce]
+    ///
+    /// Metrics count both alike (deeperhub_messages_limited_total, deeperhub_connections_limited_total). Limits that keep
+    /// memory in bounds (connections, message and queue bytes, subscriptions, memory) are enforced in either case.
+    #[arg(long, value_name = "MODE", value_enum, help_heading = LIMITS)]
+    pub(crate) limits: Option<Limits>,
 
     /// Bytes of memory that this process may use; 0 is no limit [default: what the system grants]
     ///

@@ -16,7 +16,9 @@ use crate::options::{Options, flag, variable};
 use crate::problem::Problem;
 use crate::settings::{ApiSettings, Settings, Shown};
 use crate::tls::{Files, Tls};
-use crate::values::{Address, Host, Literal, LogFormat, LogLevel, ProxyProtocol, Switchable, Time, UrlPath};
+use crate::values::{
+    Address, Host, Limits, Literal, LogFormat, LogLevel, ProxyProtocol, Switchable, Time, UrlPath,
+};
 
 /// Fills in the defaults and checks what the settings say together.
 ///
@@ -61,6 +63,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         max_message_bytes,
         max_subscriptions,
         max_queue_bytes,
+        limits,
         max_memory,
         reconnect_rate,
         rate_limit,
@@ -142,6 +145,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.max_message_bytes = take!(max_message_bytes, listener.max_message_bytes);
     node.max_subscriptions = take!(max_subscriptions, node.max_subscriptions);
     listener.max_queue_bytes = take!(max_queue_bytes, listener.max_queue_bytes);
+    listener.limit_mode = take!(limits, Limits::Enforce).into();
     let max_memory = take!(max_memory, memory::granted().unwrap_or(0));
     listener.memory = (max_memory > 0).then(|| Arc::new(MemoryBudget::new(max_memory)));
     listener.reconnects_per_second = take!(reconnect_rate, listener.reconnects_per_second);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use deeperhub_protocol::handshake::Refusal;
+use deeperhub_security::LimitMode;
 use deeperhub_security::proxy::TrustedProxies;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -15,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::budget::MemoryBudget;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::places::{Place, Places};
+use crate::places::{NoPlace, Place, Places};
 use crate::slots::Slots;
 use crate::worker::ToWorker;
 
@@ -54,6 +55,7 @@ pub(crate) struct Acceptor {
     standing: Arc<Places>,
     slots: Slots,
     memory: Option<Arc<MemoryBudget>>,
+    limit_mode: LimitMode,
     pub(crate) draining: Arc<AtomicBool>,
     trusted_proxies: TrustedProxies,
     pub(crate) metrics: Metrics,
@@ -83,6 +85,7 @@ impl Acceptor {
             standing,
             slots,
             memory,
+            limit_mode: config.limit_mode,
             draining,
             trusted_proxies: config.trusted_proxies.clone(),
             metrics,
@@ -168,10 +171,18 @@ impl Acceptor {
             self.metrics.memory_refusals.inc();
             return Err(Refusal::too_many_connections(slot()));
         }
-        self.places.take(address).map_err(|no_place| {
+        let refuse = |no_place: NoPlace| {
             self.metrics.limited(no_place);
             no_place.refusal(slot)
-        })
+        };
+        match self.places.take(address) {
+            // What is only observed is counted for no address.
+            Err(no_place) if no_place.is_of_address() && self.limit_mode == LimitMode::Observe => {
+                self.metrics.limited(no_place);
+                self.places.take(None).map_err(refuse)
+            }
+            taken => taken.map_err(refuse),
+        }
     }
 }
 

@@ -2,8 +2,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deeperhub_protocol::deflate;
-use deeperhub_security::RateLimit;
 use deeperhub_security::proxy::TrustedProxies;
+use deeperhub_security::{LimitMode, RateLimit};
 
 use crate::proxy::ProxyProtocol;
 
@@ -55,6 +55,8 @@ pub struct Config {
     /// How many clients a second should come back, to this node or to others: clients that are refused or drained are
     /// told times from it. Default 200.
     pub reconnects_per_second: u32,
+    /// Whether limits of addresses refuse connections, or are only counted. Default: they refuse.
+    pub limit_mode: LimitMode,
     /// A limit for the memory of the whole process, which somebody else measures. `None`: no limit, the default.
     pub memory: Option<Arc<MemoryBudget>>,
 }
@@ -81,6 +83,7 @@ impl Default for Config {
             backlog: 4096,
             compression: deflate::Config::default(),
             reconnects_per_second: 200,
+            limit_mode: LimitMode::Enforce,
             memory: None,
         }
     }

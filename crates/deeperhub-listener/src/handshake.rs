@@ -1,12 +1,13 @@
 //! The opening handshake of one connection.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 
 use deeperhub_protocol::deflate::{self, Params};
 use deeperhub_protocol::handshake::{AcceptKey, Parsed, Refusal, Request};
 
+use deeperhub_security::LimitMode;
 use deeperhub_security::proxy::v2::ProxyError;
 
 use crate::config::Config;
@@ -90,9 +91,8 @@ impl<S> Handshake<S> {
         self.proxied = Proxied::Request;
         if !config.trusted_proxies.trusts(self.peer.ip()) {
             self.proxied = Proxied::No;
-            if let Err(no_place) = place.claim(self.peer.ip()) {
-                metrics.limited(no_place);
-                self.refusal.get_or_insert(no_place.refusal(|| FULL_RETRY));
+            if let Err(refusal) = claim(place, self.peer.ip(), config, metrics) {
+                self.refusal.get_or_insert(refusal);
             }
         }
         Ok(Some(std::mem::take(&mut self.head)))
@@ -118,10 +118,7 @@ impl<S> Handshake<S> {
         if config.trusted_proxies.trusts(client) {
             return Ok(());
         }
-        place.claim(client).map_err(|no_place| {
-            metrics.limited(no_place);
-            no_place.refusal(|| FULL_RETRY)
-        })
+        claim(place, client, config, metrics)
     }
 
     fn check(&mut self, request: Request, config: &Config) -> Result<(Request, AcceptKey), Refusal> {
@@ -135,4 +132,15 @@ impl<S> Handshake<S> {
         self.deflate = deflate::negotiate(&config.compression, request.extensions())?;
         Ok((request, key))
     }
+}
+
+/// Counts a connection for the address that it turned out to be of.
+fn claim(place: &mut Place, address: IpAddr, config: &Config, metrics: &Metrics) -> Result<(), Refusal> {
+    place.claim(address).or_else(|no_place| {
+        metrics.limited(no_place);
+        match config.limit_mode {
+            LimitMode::Enforce => Err(no_place.refusal(|| FULL_RETRY)),
+            LimitMode::Observe => Ok(()),
+        }
+    })
 }

@@ -59,6 +59,11 @@ pub(crate) enum NoPlace {
 }
 
 impl NoPlace {
+    /// Whether the address did too much, rather than all together.
+    pub(crate) fn is_of_address(self) -> bool {
+        !matches!(self, Self::Full)
+    }
+
     /// The refusal, with the time that `slot` gives where only others' leaving makes room.
     pub(crate) fn refusal(self, slot: impl FnOnce() -> Duration) -> Refusal {
         match self {

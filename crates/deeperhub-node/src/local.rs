@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{self, Poll};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use deeperhub_events::{Details, Event, EventKind};
 use deeperhub_listener::{Connections, Key, LiveCopy};
@@ -10,6 +10,7 @@ use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
 use deeperhub_router::{Flow, LOOPBACK, Shard, ShardId};
+use deeperhub_security::{LimitMode, RetryAfter};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::unix_seconds;
@@ -17,7 +18,7 @@ use crate::config::Config;
 use crate::handle::ClientInfo;
 use crate::hub::{Delivery, Hub, Request};
 use crate::id::Place;
-use crate::metrics::{Sent, WorkerMetrics};
+use crate::metrics::{Limit, Sent, WorkerMetrics};
 use crate::session::Session;
 use crate::sweep::{Action, STEPS_PER_ROUND, Sweep};
 use crate::top::Counting;
@@ -82,6 +83,15 @@ impl Local {
             counting: None,
             live: hub.live.copy(),
             hub: Arc::clone(hub),
+        }
+    }
+
+    /// A message is over a rate: counts it, and says how long its client should wait where limits are enforced.
+    pub(crate) fn over_limit(&mut self, limit: Limit, retry: RetryAfter) -> Result<(), Duration> {
+        self.metrics.limited(limit);
+        match self.live.listener.limit_mode {
+            LimitMode::Enforce => Err(retry.0),
+            LimitMode::Observe => Ok(()),
         }
     }
 

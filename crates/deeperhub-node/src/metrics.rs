@@ -135,7 +135,7 @@ impl Metrics {
         registry.register("deeperhub_errors_total", "Error answers", none, &self.errors)?;
         registry.register(
             "deeperhub_messages_limited_total",
-            "Messages refused by a limit",
+            "Messages over a limit, refused or only observed",
             none,
             &self.limited,
         )?;

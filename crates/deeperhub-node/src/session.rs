@@ -125,14 +125,12 @@ impl Session {
         if let Some(limit) = &local.live.rate_limit
             && let Err(retry) = self.limiter.check(limit, now)
         {
-            local.metrics.limited(Limit::Messages);
-            return Err(retry.0);
+            local.over_limit(Limit::Messages, retry)?;
         }
         if let Some(limit) = &local.live.byte_rate_limit
             && let Err(retry) = self.byte_limiter.check_amount(limit, bytes, now)
         {
-            local.metrics.limited(Limit::Bytes);
-            return Err(retry.0);
+            local.over_limit(Limit::Bytes, retry)?;
         }
         Ok(())
     }
@@ -145,10 +143,7 @@ impl Session {
             return Ok(());
         }
         let now = now.saturating_duration_since(local.hub.started);
-        self.token_limiter.check(&TOKEN_LIMIT, now).map_err(|retry| {
-            local.metrics.limited(Limit::Tokens);
-            retry.0
-        })
+        self.token_limiter.check(&TOKEN_LIMIT, now).or_else(|retry| local.over_limit(Limit::Tokens, retry))
     }
 
     /// Counts a refused message, and closes the connection if there were too many.

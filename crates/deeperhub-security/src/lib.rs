@@ -47,7 +47,7 @@ pub use address::client_network;
 pub use grants::{Claims, Grants, MAX_USER_BYTES};
 pub use origin::{OriginError, OriginPolicy, OriginPolicyError};
 #[cfg(feature = "rate-limit")]
-pub use rate::{AddressLimiter, RateLimit, RateLimiter, RetryAfter};
+pub use rate::{AddressLimiter, LimitMode, RateLimit, RateLimiter, RetryAfter};
 pub use secret::Secret;
 
 /// The README's example runs with the doc tests.

@@ -54,6 +54,16 @@ impl From<RateLimit> for Quota {
     }
 }
 
+/// What becomes of what is over a limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum LimitMode {
+    /// It is refused. The default.
+    #[default]
+    Enforce,
+    /// It is counted and goes through: to find out whom a limit would meet before it is enforced.
+    Observe,
+}
+
 /// Too often: after this time it would be granted, if nothing else is until then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
 #[error("too often; again in {:.3} s", .0.as_secs_f64())]

@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use deeperhub_security::Secret;
+use deeperhub_security::{LimitMode, Secret};
 
 pub(crate) use address::{Address, Host, Switchable};
 pub(crate) use time::Time;
@@ -109,6 +109,24 @@ pub(crate) enum LogLevel {
     Trace,
 }
 
+/// What becomes of what is over a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Limits {
+    /// It is refused.
+    Enforce,
+    /// It is counted and goes through.
+    Observe,
+}
+
+impl From<Limits> for LimitMode {
+    fn from(value: Limits) -> Self {
+        match value {
+            Limits::Enforce => Self::Enforce,
+            Limits::Observe => Self::Observe,
+        }
+    }
+}
+
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LogFormat {
@@ -170,7 +188,7 @@ macro_rules! literal {
 
 literal!(plain: bool, usize, u64, u32, u16, u8);
 literal!(quoted: String, Time, Host, Address, Switchable<Address>, UrlPath, NodeId);
-literal!(named: LogLevel, LogFormat, ProxyProtocol);
+literal!(named: Limits, LogLevel, LogFormat, ProxyProtocol);
 
 fn plain(value: impl fmt::Display) -> String {
     value.to_string()
