@@ -19,3 +19,4 @@ mod proxies;
 mod reload;
 mod support;
 mod tls;
+mod top;

@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use crate::bench::Bench;
 use crate::options::Options;
 use crate::token::TokenArgs;
+use crate::top::Top;
 
 /// The program's name in messages, completions and the start line.
 pub(crate) const NAME: &str = env!("CARGO_PKG_NAME");
@@ -40,6 +41,10 @@ pub(crate) enum Action {
     /// and the first of --auth-audience and --auth-issuer become its `aud` and `iss`. Who can read the secret can be
     /// any user: in production tokens come from what logs users in.
     Token(TokenArgs),
+    /// Watch a running server: connections, rates, and its busiest topics and clients
+    ///
+    /// Reads --api-listen and --api-key from flags, environment and file as the server does, and asks its server API.
+    Top(Top),
     /// Drive a running server and measure it: rates, latency, loss
     ///
     /// Run it on another machine than the server where you can: on the same one, both share the processors.
@@ -85,6 +90,13 @@ pub(crate) fn command() -> Command {
                 let id = flag.get_id();
                 let matters = own.contains(id)
                     || ["config", "auth_secret_file", "auth_audience", "auth_issuer"].contains(&id.as_str());
+                flag.hide(!matters)
+            })
+        })
+        .mut_subcommand("top", |top| {
+            with_options(top).mut_args(|flag| {
+                let matters =
+                    ["config", "api_listen", "api_key", "interval"].contains(&flag.get_id().as_str());
                 flag.hide(!matters)
             })
         })
@@ -181,6 +193,7 @@ mod tests {
         check("deeperhub-ws health --api-listen off --rate-limit 5", Some(Action::Health));
         let token = check_token("deeperhub-ws --port 1 token --sub ada --auth-secret-file f --ttl 48h");
         assert!(format!("{token:?}").contains("ada"));
+        check("deeperhub-ws top --api-listen 127.0.0.1:9 --interval 10ms", None);
         check("deeperhub-ws completions bash", Some(Action::Completions { shell: Shell::Bash }));
     }
 

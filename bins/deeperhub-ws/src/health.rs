@@ -43,7 +43,7 @@ fn not_ready(reason: &str) -> ExitCode {
 }
 
 /// A server that listens on every interface is asked on loopback.
-fn to_connect(mut listen: SocketAddr) -> SocketAddr {
+pub(crate) fn to_connect(mut listen: SocketAddr) -> SocketAddr {
     match listen.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => listen.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => listen.set_ip(Ipv6Addr::LOCALHOST.into()),

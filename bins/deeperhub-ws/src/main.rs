@@ -27,6 +27,7 @@ mod signals;
 mod start_line;
 mod tls;
 mod token;
+mod top;
 mod values;
 
 use std::fmt::Display;
@@ -68,6 +69,10 @@ fn main() -> ExitCode {
         },
         Action::Health => match layers(&flags) {
             Ok(layers) => health::check(layers.options.api_listen),
+            Err(problems) => complain(&problems),
+        },
+        Action::Top(top) => match layers(&flags) {
+            Ok(layers) => top::run(layers.options, &top),
             Err(problems) => complain(&problems),
         },
         Action::Token(token) => match layers(&flags) {

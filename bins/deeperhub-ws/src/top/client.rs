@@ -1,0 +1,195 @@
+//! Asks a server API over HTTP.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use deeperhub_security::Secret;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::health::to_connect;
+use crate::values::Address;
+
+/// For connecting, asking and reading together.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// More than any answer.
+const MAX_ANSWER: usize = 4 << 20;
+
+/// Names that are asked for, of topics and of clients.
+const LIMIT: usize = 100;
+
+/// Where to ask, and with what.
+#[derive(Debug)]
+pub(crate) struct ApiClient {
+    pub(crate) address: Address,
+    pub(crate) key: Option<Secret>,
+}
+
+/// Why there is no answer, for the operator.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// Nobody answers there.
+    #[error("cannot reach the server API at {address}: {source} (--api-listen says where it is)")]
+    Unreachable { address: Address, source: io::Error },
+    /// The key is missing or wrong.
+    #[error(
+        "the server API at {address} refuses the key: give the server's own with --api-key or DEEPERHUB_API_KEY"
+    )]
+    Unauthorized { address: Address },
+    /// Something else is there.
+    #[error("what answers at {address} is no server API of this version: {what}")]
+    Strange { address: Address, what: String },
+}
+
+/// The numbers of `/v1/stats`, as far as they are shown.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Stats {
+    pub(crate) node_id: String,
+    pub(crate) version: String,
+    pub(crate) phase: String,
+    pub(crate) uptime_ms: u64,
+    pub(crate) workers: u64,
+    pub(crate) connections: Connections,
+    pub(crate) subscriptions: u64,
+    pub(crate) topics: u64,
+    pub(crate) messages: Messages,
+    pub(crate) bytes: Bytes,
+    pub(crate) canary: Canary,
+    pub(crate) process: Option<Process>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Connections {
+    pub(crate) active: u64,
+    pub(crate) max: u64,
+    pub(crate) accepted_total: u64,
+    pub(crate) closed_total: u64,
+    pub(crate) slow_total: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Messages {
+    pub(crate) received_total: u64,
+    pub(crate) sent_total: u64,
+    pub(crate) errors_total: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Bytes {
+    pub(crate) received_total: u64,
+    pub(crate) sent_total: u64,
+    pub(crate) queued: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Canary {
+    pub(crate) round_trip_us: Option<u64>,
+    pub(crate) failing_workers: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Process {
+    pub(crate) cpu_seconds_total: f64,
+    pub(crate) resident_bytes: u64,
+}
+
+/// What `/v1/top` says.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Busiest {
+    pub(crate) window_ms: u64,
+    pub(crate) topics: Vec<BusyTopic>,
+    pub(crate) clients: Vec<BusyClient>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct BusyTopic {
+    pub(crate) topic: String,
+    pub(crate) messages: u64,
+    pub(crate) deliveries: u64,
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct BusyClient {
+    pub(crate) client_id: String,
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+/// Both answers, and when they came.
+#[derive(Debug, Clone)]
+pub(crate) struct Sample {
+    pub(crate) at: Instant,
+    pub(crate) stats: Stats,
+    pub(crate) busiest: Busiest,
+}
+
+impl ApiClient {
+    /// Asks for everything that is shown.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    pub(crate) fn sample(&self) -> Result<Sample, AskError> {
+        let stats = self.get("/v1/stats")?;
+        let at = Instant::now();
+        let busiest = self.get(&format!("/v1/top?limit={LIMIT}"))?;
+        Ok(Sample { at, stats, busiest })
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
+        let address = || self.address.clone();
+        let strange = |what: String| AskError::Strange { address: address(), what };
+        let answer = self.ask(path).map_err(|source| AskError::Unreachable { address: address(), source })?;
+        let mut headers = [httparse::EMPTY_HEADER; 32];
+        let mut head = httparse::Response::new(&mut headers);
+        let Ok(httparse::Status::Complete(length)) = head.parse(&answer) else {
+            return Err(strange("it does not speak HTTP".to_owned()));
+        };
+        match head.code {
+            Some(200) => {
+                let body = answer.get(length..).unwrap_or_default();
+                serde_json::from_slice(body).map_err(|error| strange(error.to_string()))
+            }
+            Some(401) => Err(AskError::Unauthorized { address: address() }),
+            code => Err(strange(format!("{path} answered {}", code.unwrap_or_default()))),
+        }
+    }
+
+    /// The whole answer. The server ends the connection behind it, as it is asked to.
+    fn ask(&self, path: &str) -> io::Result<Vec<u8>> {
+        let deadline = Instant::now() + TIMEOUT;
+        let mut stream = TcpStream::connect_timeout(&to_connect(self.address.resolve()?), TIMEOUT)?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        let mut request =
+            format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address).into_bytes();
+        if let Some(key) = &self.key {
+            request.extend_from_slice(b"Authorization: Bearer ");
+            request.extend_from_slice(key.expose());
+            request.extend_from_slice(b"\r\n");
+        }
+        request.extend_from_slice(b"\r\n");
+        stream.write_all(&request)?;
+        let mut answer = Vec::new();
+        let mut buffer = [0; 16 * 1024];
+        while answer.len() < MAX_ANSWER {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            stream.set_read_timeout(Some(left))?;
+            match stream.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => answer.extend(buffer.iter().take(length)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(answer)
+    }
+}

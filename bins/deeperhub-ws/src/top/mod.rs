@@ -1,0 +1,175 @@
+//! Watches a running server in a terminal.
+
+mod client;
+mod state;
+mod view;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use ratatui::DefaultTerminal;
+use ratatui::crossterm::event::{self, Event, KeyEventKind};
+
+use self::client::{ApiClient, AskError, Sample};
+use self::state::State;
+use crate::options::Options;
+use crate::settings::Settings;
+use crate::values::{Address, Host, Switchable, Time};
+use crate::{FAILED, signals};
+
+/// How often keys are looked for.
+const KEYS: Duration = Duration::from_millis(50);
+
+/// How it watches.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct Top {
+    /// Time between two looks at the server
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval, help_heading = "Top")]
+    interval: Time,
+}
+
+fn interval(text: &str) -> Result<Time, String> {
+    let time: Time = text.parse()?;
+    if time.0 < Duration::from_millis(100) {
+        return Err("expected at least 100ms".to_owned());
+    }
+    Ok(time)
+}
+
+/// What the screen's thread is told.
+enum News {
+    Answer(Box<Result<Sample, AskError>>),
+    /// A signal asks for the end.
+    End,
+}
+
+/// Watches until `q` is pressed. `options` name the server API and its key.
+pub(crate) fn run(options: Options, top: &Top) -> ExitCode {
+    match watch(options, top.interval.0) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            let _ = writeln!(io::stderr(), "error: {problem}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn watch(options: Options, interval: Duration) -> Result<(), String> {
+    let default = Address { host: Host::LOOPBACK, port: Settings::API_PORT };
+    let address = match options.api_listen.unwrap_or(Switchable::On(default)) {
+        Switchable::Off => {
+            return Err("the server API is off (api_listen), so there is nothing to ask".to_owned());
+        }
+        Switchable::On(Address { port: 0, .. }) => {
+            return Err(
+                "the server API's port is 0 (api_listen); give the port that the server printed".to_owned()
+            );
+        }
+        Switchable::On(address) => address,
+    };
+    let shown = address.to_string();
+    let client = ApiClient { address, key: options.api_key };
+    // Before the screen changes, so that what is wrong stays readable.
+    let first = client.sample().map_err(|error| error.to_string())?;
+    if !io::stdout().is_terminal() {
+        return Err(
+            "standard output is no terminal; GET /v1/stats and /v1/top give the same as JSON".to_owned()
+        );
+    }
+    let (news, arriving) = mpsc::sync_channel(4);
+    let asking = move || {
+        // When it fails, the channel's end says on the screen that nobody asks any more.
+        let _ = ask(&client, interval, &news);
+    };
+    thread::Builder::new()
+        .name("top-client".to_owned())
+        .spawn(asking)
+        .map_err(|error| format!("cannot start a thread: {error}"))?;
+
+    // It restores the terminal on a panic, too.
+    let mut terminal = ratatui::try_init().map_err(|error| format!("cannot use the terminal: {error}"))?;
+    let mut state = State::default();
+    state.take(first);
+    let ended = show(&mut terminal, &mut state, &shown, &arriving);
+    let restored = ratatui::try_restore();
+    ended.and(restored).map_err(|error| format!("cannot use the terminal: {error}"))
+}
+
+/// Asks every `interval` and waits for signals, until the other end is gone. It is not waited for: it holds nothing.
+fn ask(client: &ApiClient, interval: Duration, news: &mpsc::SyncSender<News>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut stops, mut hang_ups) = signals::listen()?;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {
+                    if news.send(News::Answer(Box::new(client.sample()))).is_err() {
+                        return Ok(());
+                    }
+                }
+                _ = stops.recv() => break,
+                // The terminal was closed.
+                () = hang_ups.recv() => break,
+            }
+        }
+        // An error says that it has ended already.
+        let _ = news.send(News::End);
+        Ok(())
+    })
+}
+
+/// Draws and reads keys until the end.
+fn show(
+    terminal: &mut DefaultTerminal,
+    state: &mut State,
+    address: &str,
+    arriving: &mpsc::Receiver<News>,
+) -> io::Result<()> {
+    let mut is_stale = true;
+    loop {
+        if is_stale {
+            terminal.draw(|frame| view::draw(state, address, frame))?;
+        }
+        is_stale = false;
+        match arriving.recv_timeout(KEYS) {
+            Ok(News::Answer(answer)) => {
+                match *answer {
+                    Ok(sample) => state.take(sample),
+                    Err(error) => state.trouble = Some(trouble(&error)),
+                }
+                is_stale = true;
+            }
+            Ok(News::End) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                state.trouble = Some("nobody asks any more".to_owned());
+                thread::sleep(KEYS);
+            }
+        }
+        while event::poll(Duration::ZERO)? {
+            match event::read()? {
+                Event::Key(key) if key.kind != KeyEventKind::Release => {
+                    if !state.key(key) {
+                        return Ok(());
+                    }
+                    is_stale = true;
+                }
+                Event::Resize(..) => is_stale = true,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// In a few words, for the first line of the screen.
+fn trouble(error: &AskError) -> String {
+    match error {
+        AskError::Unreachable { .. } => "no answer".to_owned(),
+        AskError::Unauthorized { .. } => "the key is refused".to_owned(),
+        AskError::Strange { what, .. } => what.clone(),
+    }
+}

@@ -1,0 +1,157 @@
+//! `top`, in a pseudo-terminal of 80 columns and 24 lines.
+
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{Client, PATIENCE, Server, http, run};
+
+/// What leaves the second screen and shows the cursor again.
+const RESTORED: [&str; 2] = ["\x1b[?1049l", "\x1b[?25h"];
+
+/// A program in a terminal. It is killed when this value goes.
+struct Terminal {
+    child: Child,
+    keys: ChildStdin,
+    written: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Terminal {
+    /// Runs the program with these arguments. `script` makes the terminal and answers with the program's exit code.
+    fn start(arguments: &str) -> Self {
+        let program = env!("CARGO_BIN_EXE_deeperhub-ws");
+        let command = format!("stty rows 24 cols 80 && exec '{program}' {arguments}");
+        let mut child = Command::new("script")
+            .args(["--quiet", "--flush", "--return", "--command", &command, "/dev/null"])
+            .env("TERM", "xterm-256color")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("script (util-linux) runs");
+        let keys = child.stdin.take().unwrap();
+        let mut output = child.stdout.take().unwrap();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&written);
+        let reader = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = output.read(&mut buffer) {
+                sink.lock().unwrap().extend_from_slice(&buffer[..length]);
+            }
+        });
+        Self { child, keys, written, reader: Some(reader) }
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+        self.keys.flush().unwrap();
+    }
+
+    /// What a person sees now.
+    fn screen(&self) -> String {
+        let mut parser = vt100::Parser::new(24, 80, 0);
+        parser.process(&self.written.lock().unwrap());
+        parser.screen().contents()
+    }
+
+    fn wait_for(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.screen().contains(text) {
+            assert!(Instant::now() < deadline, "waited in vain for {text:?}; the screen:\n{}", self.screen());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits for the end, and answers the exit code and all that was written.
+    fn end(&mut self) -> (Option<i32>, String) {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "it does not end; the screen:\n{}", self.screen());
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        self.reader.take().unwrap().join().unwrap();
+        (status.code(), String::from_utf8_lossy(&self.written.lock().unwrap()).into_owned())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_server_is_watched_and_the_terminal_is_restored() {
+    let server = Server::start(&["--node-id", "watched", "--api-key", "secret-key", "--rate-limit", "0"]);
+    let mut client = Client::connect(&server).await;
+    client.ask(&json!({"type": "subscribe", "data": {"topic": "hot.topic"}})).await;
+    let arguments = format!("top --api-listen {} --api-key secret-key --interval 100ms", server.api());
+    let mut terminal = Terminal::start(&arguments);
+    terminal.wait_for("· watched ·");
+    terminal.wait_for("connections 1 of 1000");
+    terminal.wait_for("subscriptions 1   topics 1");
+    let deadline = Instant::now() + PATIENCE;
+    while !terminal.screen().contains("hot.topic") {
+        assert!(Instant::now() < deadline, "{}", terminal.screen());
+        client.send(&json!({"type": "publish", "data": {"topic": "hot.topic", "message": 1}})).await;
+        client.receive().await;
+    }
+    terminal.wait_for(client.id());
+    terminal.press("s");
+    terminal.wait_for("busiest topics by messages");
+    terminal.press("\x1b[C");
+    terminal.press("s");
+    terminal.wait_for("busiest clients by messages");
+    terminal.press("p");
+    terminal.wait_for("· paused");
+    terminal.press("q");
+    let (code, written) = terminal.end();
+    assert_eq!(code, Some(0), "{written}");
+    for sequence in RESTORED {
+        assert!(written.contains(sequence), "{sequence:?} is not in {written:?}");
+    }
+    assert!(!written.contains("secret-key"));
+}
+
+#[test]
+fn a_server_that_goes_away_is_told_and_a_signal_restores_the_terminal() {
+    let mut server = Server::start(&["--drain-timeout", "0"]);
+    let mut terminal = Terminal::start(&format!("top --api-listen {} --interval 100ms", server.api()));
+    terminal.wait_for("serving");
+    server.signal("TERM");
+    server.wait();
+    terminal.wait_for("no answer");
+    // Control and C, which in a terminal of whole keys is no signal.
+    terminal.press("\x03");
+    let (code, written) = terminal.end();
+    assert_eq!(code, Some(0), "{written}");
+    assert!(RESTORED.iter().all(|sequence| written.contains(sequence)), "{written:?}");
+}
+
+#[tokio::test]
+async fn without_server_key_or_terminal_it_says_what_is_missing() {
+    let server = Server::start(&["--api-key", "secret-key"]);
+    let address = server.api().to_string();
+    assert_eq!(http(server.api(), "GET /v1/top", &[], "").await.status, 401);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap();
+    for (listen, key, named) in [
+        (address.as_str(), "wrong-key", "refuses the key"),
+        (&port.to_string(), "secret-key", "cannot reach the server API"),
+        (&server.clients.to_string(), "secret-key", "is no server API"),
+        ("off", "secret-key", "is off"),
+        (&address, "secret-key", "no terminal"),
+    ] {
+        let finished = run(&["top", "--api-listen", listen], &[("DEEPERHUB_API_KEY", key)]);
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stderr.contains(named), "{named:?} is not in {}", finished.stderr);
+        assert!(!finished.stderr.contains(key), "{}", finished.stderr);
+    }
+}
