@@ -25,8 +25,8 @@ const OFFENCE_WINDOW: Duration = Duration::from_secs(10);
 /// Refused messages within the window that any connection is allowed.
 const LEAST_OFFENCES: u32 = 10;
 
-/// Tokens that a connection may bring while messages are limited: 50 at once, 5 a second. One takes up to a millisecond
-/// of the worker to verify (8 public keys), a hundred times as long as another message.
+/// Tokens that a connection may bring while messages are limited: 50 at once, 5 a second. One takes up to two
+/// milliseconds of the worker to verify (8 keys of P-384), some hundred times as long as another message.
 const TOKEN_LIMIT: RateLimit =
     RateLimit::new(NonZeroU32::new(5).expect("it is not 0"), NonZeroU32::new(50).expect("it is not 0"));
 
