@@ -18,5 +18,6 @@ mod messages;
 mod proxies;
 mod reload;
 mod support;
+mod telemetry;
 mod tls;
 mod top;

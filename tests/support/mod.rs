@@ -1,6 +1,7 @@
 //! What the tests share: a server on ports of its own, a WebSocket client, an HTTP client, and files that go away.
 
 mod client;
+mod collector;
 mod http;
 mod peers;
 mod server;
@@ -12,6 +13,7 @@ pub(crate) mod wire;
 use std::time::Duration;
 
 pub(crate) use client::Client;
+pub(crate) use collector::{Collector, SpanSeen};
 pub(crate) use http::{Response, http};
 pub(crate) use peers::{Peer, install, python_bin, run_peer, script};
 pub(crate) use server::{Finished, Server, run};

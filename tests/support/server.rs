@@ -165,7 +165,8 @@ impl Running {
         let mut command = Command::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
         // Variables of whoever runs the tests are not the tests'.
         for (name, _) in std::env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"DEEPERHUB_") {
+            let name_bytes = name.as_encoded_bytes();
+            if name_bytes.starts_with(b"DEEPERHUB_") || name_bytes.starts_with(b"OTEL_") {
                 command.env_remove(name);
             }
         }

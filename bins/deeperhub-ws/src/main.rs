@@ -25,6 +25,7 @@ mod serve;
 mod settings;
 mod signals;
 mod start_line;
+mod telemetry;
 mod tls;
 mod token;
 mod top;

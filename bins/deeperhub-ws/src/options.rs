@@ -9,8 +9,8 @@ use clap::{Args, Command};
 use deeperhub_security::Secret;
 
 use crate::values::{
-    Address, Host, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol, Switchable, Time, UrlPath, secret,
-    whole,
+    Address, Host, HttpUrl, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol, Ratio, Switchable, Time,
+    UrlPath, secret, whole,
 };
 
 const GENERAL: &str = "General";
@@ -22,6 +22,7 @@ const LIMITS: &str = "Limits";
 const COMPRESSION: &str = "Compression";
 const ORIGINS: &str = "Web pages";
 const LOGS: &str = "Logs";
+const TELEMETRY: &str = "Telemetry";
 
 /// 1 GiB: frames and queues are counted in 32 bits in places.
 const MAX_BYTES: u64 = 1 << 30;
@@ -301,6 +302,19 @@ pub(crate) struct Options {
     /// How it is logged [default: text]
     #[arg(long, value_name = "FORMAT", value_enum, help_heading = LOGS)]
     pub(crate) log_format: Option<LogFormat>,
+
+    /// Collector that spans and metrics go to by OTLP, or `off` [default: off]
+    ///
+    /// The URL of its gRPC port (4317) or of its HTTP port. `OTEL_EXPORTER_OTLP_ENDPOINT` and the other `OTEL_…`
+    /// variables of OpenTelemetry are honoured too, below this setting.
+    #[arg(long, value_name = "URL", help_heading = TELEMETRY)]
+    pub(crate) otlp_endpoint: Option<Switchable<HttpUrl>>,
+
+    /// Part of the traces that begin here which is recorded, from 0 to 1 [default: 1]
+    ///
+    /// Traces that clients and backends bring are recorded if they are sampled there.
+    #[arg(long, value_name = "RATIO", help_heading = TELEMETRY)]
+    pub(crate) trace_sample_ratio: Option<Ratio>,
 }
 
 impl Options {

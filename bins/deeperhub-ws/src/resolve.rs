@@ -80,6 +80,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         allowed_origin,
         log_level,
         log_format,
+        otlp_endpoint,
+        trace_sample_ratio,
     } = options;
     let mut resolver = Resolver { origins, shown: Vec::new(), warnings, problems: Vec::new() };
     let config = config.map(|path| (path, resolver.origin("config")));
@@ -171,6 +173,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     node.origins = resolver.origins_policy(&allowed_origins);
     let log_level = take!(log_level, LogLevel::Info);
     let log_format = take!(log_format, LogFormat::Text);
+    let otlp_endpoint = take!(otlp_endpoint);
+    let trace_sample_ratio = take!(trace_sample_ratio);
 
     let auth = resolver.auth(sources, node.auth.required);
     node.auth.authenticator = auth.as_ref().map(|auth| Arc::clone(&auth.authenticator));
@@ -191,6 +195,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         drain_timeout,
         log_level,
         log_format,
+        otlp_endpoint,
+        trace_sample_ratio,
         config,
         shown,
         warnings,

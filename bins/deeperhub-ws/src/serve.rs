@@ -24,13 +24,18 @@ use crate::reload::Reloads;
 use crate::settings::Settings;
 use crate::signals::{self, HangUps, Stops};
 use crate::start_line::start_line;
+use crate::telemetry::{Prepared, telemetry_config};
 use crate::values::Address;
 use crate::{FAILED, event_log, logging, memory, nofile};
 
 /// What tasks that block (name look-ups) are given at the end.
 const LAST_TASKS: Duration = Duration::from_secs(1);
 
-/// Serves until a signal comes. `flags` are those that the settings are of, to read them again. Everything process-wide is set up here: log, limit of open files, signals.
+/// What a collector is given to take what is left at the end.
+const LAST_TELEMETRY: Duration = Duration::from_secs(5);
+
+/// Serves until a signal comes. `flags` are those that the settings are of, to read them again. Everything process-wide is
+/// set up here: log, limit of open files, signals.
 pub(crate) fn serve(settings: Settings, flags: Vec<ArgMatches>) -> ExitCode {
     match prepare(&settings).and_then(|(runtime, level)| {
         let result = runtime.block_on(run(settings, flags, level));
@@ -63,7 +68,7 @@ fn prepare(settings: &Settings) -> Result<(runtime::Runtime, Level), Failure> {
         .map_err(|error| Failure::system("cannot make a runtime", error))
 }
 
-async fn run(settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Result<(), Failure> {
+async fn run(mut settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Result<(), Failure> {
     // Before all else: a signal that comes during the start is not to be lost.
     let (mut stops, hang_ups) =
         signals::listen().map_err(|error| Failure::system("cannot listen to signals", error))?;
@@ -72,8 +77,15 @@ async fn run(settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Result
         Some(api) => Some(listen_api(&api.address).await?),
         None => None,
     };
+    let telemetry = Prepared::new(telemetry_config(
+        settings.otlp_endpoint.as_ref(),
+        settings.trace_sample_ratio,
+        |name| std::env::var(name).ok(),
+    ));
+    settings.node.tracer = telemetry.tracer();
     let node = start_node(&settings)?;
     let memory = settings.node.listener.memory.clone();
+    let telemetry = telemetry.start(&node.handle());
     let clients = node.local_addr();
     let api = api_socket.map(|(socket, address)| Api::start(socket, address, &node, &settings));
     let api_address = api.as_ref().map(|api| api.address);
@@ -99,6 +111,8 @@ async fn run(settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Result
     if ended == Ended::Completely {
         // The node closed the bus, so this ends after what waits there; an error is a panic that was told.
         let _ = event_log.await;
+        // The last, as everything before it may record.
+        telemetry.stop(LAST_TELEMETRY).await;
     }
     info!("Stopped.");
     result

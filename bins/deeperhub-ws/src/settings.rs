@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::auth::Auth;
 use crate::layers::Origin;
 use crate::tls::Tls;
-use crate::values::{Address, LogFormat, LogLevel};
+use crate::values::{Address, HttpUrl, LogFormat, LogLevel, Ratio, Switchable};
 
 /// Valid by construction: only `resolve` makes them.
 #[derive(Debug)]
@@ -28,6 +28,10 @@ pub(crate) struct Settings {
     pub(crate) log_level: LogLevel,
     /// How.
     pub(crate) log_format: LogFormat,
+    /// Where telemetry goes; `None`: where the variables of OpenTelemetry say.
+    pub(crate) otlp_endpoint: Option<Switchable<HttpUrl>>,
+    /// Which part of new traces is recorded; `None` likewise.
+    pub(crate) trace_sample_ratio: Option<Ratio>,
     /// The file that was read, and who named it.
     pub(crate) config: Option<(PathBuf, Origin)>,
     /// Every setting as text, in the order of the options.

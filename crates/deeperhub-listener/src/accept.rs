@@ -158,7 +158,13 @@ impl Acceptor {
         let Some(worker) = self.workers.get(place.worker()) else { return };
         // A worker that is behind makes the acceptor wait; the kernel's backlog does the rest. One that has ended
         // takes no more, and the socket is closed.
-        let _ = worker.blocking_send(ToWorker::Connection { socket, peer, place, refusal });
+        let _ = worker.blocking_send(ToWorker::Connection {
+            socket,
+            peer,
+            place,
+            refusal,
+            since: Instant::now(),
+        });
     }
 
     /// A place, or why there is none and when the client should come back.

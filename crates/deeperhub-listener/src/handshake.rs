@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::time::Instant;
 
 use deeperhub_protocol::deflate::{self, Params};
 use deeperhub_protocol::handshake::{AcceptKey, Parsed, Refusal, Request};
@@ -41,11 +42,13 @@ pub(crate) struct Handshake<S> {
     pub(crate) deciding: Option<(AcceptKey, Deciding<S>)>,
     /// The compression that the client offered and will be answered.
     pub(crate) deflate: Option<Params>,
+    /// When the connection was accepted.
+    pub(crate) since: Instant,
 }
 
 impl<S> Handshake<S> {
-    pub(crate) fn new(peer: SocketAddr, proxied: Proxied, refusal: Option<Refusal>) -> Self {
-        Self { peer, proxied, head: Vec::new(), refusal, deciding: None, deflate: None }
+    pub(crate) fn new(peer: SocketAddr, proxied: Proxied, refusal: Option<Refusal>, since: Instant) -> Self {
+        Self { peer, proxied, head: Vec::new(), refusal, deciding: None, deflate: None, since }
     }
 
     /// Takes in what came. `None`: the head is not complete yet.

@@ -94,6 +94,7 @@ impl Listener {
                 sent: metrics.sent_bytes.cell(index)?,
                 queue: metrics.queue_bytes.cell(index)?,
                 coders: metrics.coders(index)?,
+                round: metrics.round_seconds.cell(index)?,
             };
             let application = Arc::clone(&application);
             let (config, metrics) = (Arc::clone(&config), metrics.clone());

@@ -1,8 +1,10 @@
 //! What a listener counts.
 
+use std::time::Duration;
+
 use deeperhub_metrics::{
-    CellError, Cells, Counter, CounterCell, Gauge, RegisterError, Registry, SharedCounter, SharedCounterVec,
-    Unit,
+    Bounds, CellError, Cells, Counter, CounterCell, Gauge, Histogram, RegisterError, Registry, SharedCounter,
+    SharedCounterVec, SharedHistogram, Unit,
 };
 
 use crate::deflate::{Coders, Sizes};
@@ -69,6 +71,12 @@ pub struct Metrics {
     pub decompression_input_bytes: Counter,
     /// Bytes that came out of them.
     pub decompression_output_bytes: Counter,
+    /// Time from accepting a connection to its worker taking it.
+    pub accept_seconds: SharedHistogram,
+    /// Time from accepting a connection to accepting its handshake. Refused ones are not counted.
+    pub handshake_seconds: SharedHistogram,
+    /// Time of each round of a worker, from its wake-up to the last write.
+    pub round_seconds: Histogram,
 }
 
 /// A worker's part of what is counted about compression.
@@ -124,6 +132,9 @@ impl Metrics {
             compression_output_bytes: Counter::new(cells),
             decompression_input_bytes: Counter::new(cells),
             decompression_output_bytes: Counter::new(cells),
+            accept_seconds: SharedHistogram::new(times(Duration::from_secs(10))),
+            handshake_seconds: SharedHistogram::new(times(Duration::from_secs(60))),
+            round_seconds: Histogram::new(cells, times(Duration::from_secs(1))),
         }
     }
 
@@ -223,7 +234,25 @@ impl Metrics {
             Unit::Bytes,
             &self.sent_bytes,
         )?;
-        self.register_compression(registry)
+        self.register_compression(registry)?;
+        registry.register(
+            "deeperhub_accept_seconds",
+            "Time from accepting a connection to its worker taking it",
+            Unit::Seconds,
+            &self.accept_seconds,
+        )?;
+        registry.register(
+            "deeperhub_handshake_seconds",
+            "Time from accepting a connection to accepting its handshake",
+            Unit::Seconds,
+            &self.handshake_seconds,
+        )?;
+        registry.register(
+            "deeperhub_worker_round_seconds",
+            "Time of a round of a worker",
+            Unit::Seconds,
+            &self.round_seconds,
+        )
     }
 
     fn register_compression(&self, registry: &mut Registry) -> Result<(), RegisterError> {
@@ -279,4 +308,9 @@ impl Metrics {
     pub(crate) fn handshake(&self, outcome: Outcome) {
         self.handshakes.inc(outcome as usize);
     }
+}
+
+/// From 10 microseconds up.
+fn times(max: Duration) -> Bounds {
+    Bounds::seconds(Duration::from_micros(10), max)
 }

@@ -28,12 +28,14 @@ pub struct Peer {
     pub tls: bool,
     /// The user that the client's certificate is for, where it showed one that a CA of the server has signed.
     pub user: Option<String>,
+    /// When its connection was accepted.
+    pub since: Instant,
 }
 
 impl Peer {
-    /// A peer at `address`, without a certificate.
-    pub fn new(address: SocketAddr, tls: bool) -> Self {
-        Self { address, tls, user: None }
+    /// A peer at `address`, accepted at `since`, without a certificate.
+    pub fn new(address: SocketAddr, tls: bool, since: Instant) -> Self {
+        Self { address, tls, user: None, since }
     }
 }
 
@@ -78,6 +80,12 @@ pub trait Local: 'static {
         cx: &mut task::Context<'_>,
         connections: &mut Connections<'_, Self::Session>,
     ) -> Poll<()>;
+
+    /// What was queued in this round is written, as far as sockets take it. Called at the end of each round, with the
+    /// time.
+    fn written(&mut self, now: Instant) {
+        let _ = now;
+    }
 }
 
 /// One connection's side of the application. Nothing in it waits.

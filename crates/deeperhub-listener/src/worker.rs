@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
-use deeperhub_metrics::{CounterCell, GaugeCell};
+use deeperhub_metrics::{CounterCell, GaugeCell, HistogramCell};
 use deeperhub_protocol::frame::{self, Extended, Incoming};
 use deeperhub_protocol::handshake::{self, Refusal};
 use deeperhub_protocol::{CloseCode, CloseReason};
@@ -59,6 +59,8 @@ pub(crate) enum ToWorker {
         peer: std::net::SocketAddr,
         place: Place,
         refusal: Option<Refusal>,
+        /// When it was accepted.
+        since: Instant,
     },
     /// Close all connections, spread over the time.
     Drain { until: Instant },
@@ -72,6 +74,8 @@ pub(crate) struct WorkerCells {
     pub(crate) sent: CounterCell,
     pub(crate) queue: GaugeCell,
     pub(crate) coders: CoderCells,
+    /// Time of each round.
+    pub(crate) round: HistogramCell,
 }
 
 pub(crate) struct Worker<'a, A: Application> {
@@ -143,6 +147,9 @@ impl<'a, A: Application> Worker<'a, A> {
         self.tick();
         self.shed();
         self.write_dirty();
+        let written = Instant::now();
+        self.local.written(written);
+        self.cells.round.observe_duration(written.saturating_duration_since(self.core.now));
 
         self.cells.received.add(std::mem::take(&mut self.core.received));
         self.cells.sent.add(std::mem::take(&mut self.core.sent));
@@ -188,8 +195,12 @@ impl<'a, A: Application> Worker<'a, A> {
         for _ in 0..ARRIVALS_PER_ROUND {
             match self.inbound.poll_recv(cx) {
                 Poll::Pending => return false,
-                Poll::Ready(Some(ToWorker::Connection { socket, peer, place, refusal })) => {
-                    self.arrive(socket, peer, place, refusal);
+                Poll::Ready(Some(ToWorker::Connection { socket, peer, place, refusal, since })) => {
+                    self.core
+                        .metrics
+                        .accept_seconds
+                        .observe_duration(self.core.now.saturating_duration_since(since));
+                    self.arrive(socket, peer, place, refusal, since);
                 }
                 Poll::Ready(Some(ToWorker::Drain { until })) => {
                     self.drain = Some(Drain::new(self.core.now, until, self.core.open, &self.core.config));
@@ -209,6 +220,7 @@ impl<'a, A: Application> Worker<'a, A> {
         peer: std::net::SocketAddr,
         place: Place,
         refusal: Option<Refusal>,
+        since: Instant,
     ) {
         let proxied =
             if self.core.config.trusted_proxies.trusts(peer.ip()) { Proxied::Header } else { Proxied::No };
@@ -231,7 +243,7 @@ impl<'a, A: Application> Worker<'a, A> {
         entry.insert(Connection {
             transport,
             waker: ConnectionWaker::waker(key, &self.core.ready),
-            state: State::Handshake(Box::new(Handshake::new(peer, proxied, refusal))),
+            state: State::Handshake(Box::new(Handshake::new(peer, proxied, refusal, since))),
             decoder: frame::FrameDecoder::new(),
             outbox: Outbox::default(),
             deadline,
@@ -385,6 +397,7 @@ impl<'a, A: Application> Worker<'a, A> {
                     address: handshake.peer,
                     tls: connection.transport.is_tls(),
                     user: connection.transport.user(),
+                    since: handshake.since,
                 };
                 handshake.deciding = Some((accept_key, Box::pin(self.application.accept(request, peer))));
                 self.decide(key);
@@ -430,7 +443,7 @@ impl<'a, A: Application> Worker<'a, A> {
             }
         };
         let Some((accept_key, _)) = handshake.deciding.take() else { return };
-        let mut rest = std::mem::take(&mut handshake.head);
+        let (mut rest, since) = (std::mem::take(&mut handshake.head), handshake.since);
         let start = self.core.arena.len();
         connection.flags.deflate = handshake.deflate;
         let extensions = handshake.deflate.map(|params| params.header_value());
@@ -444,6 +457,7 @@ impl<'a, A: Application> Worker<'a, A> {
         connection.state = State::Open(accepted.session);
         self.core.open += 1;
         self.core.metrics.handshake(Outcome::Accepted);
+        self.core.metrics.handshake_seconds.observe_duration(since.elapsed());
         // The first pings of clients that came together are spread over the interval.
         let interval = self.core.config.ping_interval;
         let first = interval.mul_f64(0.5 + f64::from(key % 64) / 128.0);

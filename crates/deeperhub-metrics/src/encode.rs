@@ -1,3 +1,4 @@
+use crate::snapshot::{MetricData, Number};
 use crate::{
     Counter, CounterVec, Gauge, Histogram, HistogramSnapshot, SharedCounter, SharedCounterVec, SharedGauge,
     SharedHistogram,
@@ -5,6 +6,7 @@ use crate::{
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// An instrument as the registry keeps it: read anew for every text.
@@ -21,6 +23,48 @@ pub(crate) enum Encoded {
     Histogram(Histogram),
     SharedHistogram(SharedHistogram),
     Info(Vec<(&'static str, String)>),
+}
+
+/// An instrument that both the text's encoder and the registry hold.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedEncoded(pub(crate) Arc<Encoded>);
+
+impl SharedEncoded {
+    pub(crate) fn new(metric: Encoded) -> Self {
+        Self(Arc::new(metric))
+    }
+
+    pub(crate) fn snapshot(&self) -> MetricData {
+        let counter = |value: u64| MetricData::Counter(vec![(None, value.into())]);
+        let vec = |label, values: &'static [&'static str], value: &dyn Fn(usize) -> u64| {
+            let points = values.iter().enumerate();
+            MetricData::Counter(points.map(|(index, of)| (Some((label, *of)), value(index).into())).collect())
+        };
+        match &*self.0 {
+            Encoded::Counter(counter_of) => counter(counter_of.value()),
+            Encoded::SharedCounter(counter_of) => counter(counter_of.value()),
+            Encoded::CounterFn(read) => counter(read()),
+            Encoded::CounterVec(of) => vec(of.label(), of.values(), &|index| of.value(index)),
+            Encoded::SharedCounterVec(of) => vec(of.label(), of.values(), &|index| of.value(index)),
+            Encoded::Gauge(gauge) => MetricData::Gauge(gauge.value().into()),
+            Encoded::SharedGauge(gauge) => MetricData::Gauge(gauge.value().into()),
+            Encoded::GaugeFn(read) => MetricData::Gauge(Number::Whole(read())),
+            Encoded::TimeFn(read) => MetricData::Gauge(Number::Float(read().as_secs_f64())),
+            Encoded::Histogram(histogram) => MetricData::Histogram(histogram.snapshot()),
+            Encoded::SharedHistogram(histogram) => MetricData::Histogram(histogram.snapshot()),
+            Encoded::Info(labels) => MetricData::Info(labels.clone()),
+        }
+    }
+}
+
+impl EncodeMetric for SharedEncoded {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        self.0.metric_type()
+    }
 }
 
 impl EncodeMetric for Encoded {

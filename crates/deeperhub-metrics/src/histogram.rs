@@ -1,8 +1,9 @@
 use crate::bounds::{Bounds, nanos};
 use crate::cells::{CellError, Cells, OwnedSlots, Slots};
+use crate::exemplar::{Exemplar, Exemplars};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How values are spread over fixed buckets, counted by workers each in cells of its own.
 ///
@@ -12,6 +13,7 @@ pub struct Histogram {
     bounds: Bounds,
     /// The sum of all values, then the buckets, the one of `+Inf` last.
     slots: Slots,
+    exemplars: Exemplars,
 }
 
 impl Histogram {
@@ -19,7 +21,8 @@ impl Histogram {
     #[must_use]
     pub fn new(cells: &Cells, bounds: Bounds) -> Self {
         let slots = cells.reserve(bounds.upper().len() + 2);
-        Self { bounds, slots }
+        let exemplars = Exemplars::new(bounds.upper().len() + 1);
+        Self { bounds, slots, exemplars }
     }
 
     /// The cells of a worker, counted from 0. They belong to one handle at a time: dropping the handle
@@ -29,7 +32,11 @@ impl Histogram {
     ///
     /// [`CellError`] when there is no such worker, or another handle of the cells is alive.
     pub fn cell(&self, worker: usize) -> Result<HistogramCell, CellError> {
-        Ok(HistogramCell { bounds: self.bounds.clone(), slots: self.slots.take(worker)? })
+        Ok(HistogramCell {
+            bounds: self.bounds.clone(),
+            slots: self.slots.take(worker)?,
+            exemplars: self.exemplars.clone(),
+        })
     }
 
     /// What was observed so far. The worker goes on meanwhile: the sum may be a value ahead of the
@@ -38,7 +45,8 @@ impl Histogram {
     pub fn snapshot(&self) -> HistogramSnapshot {
         let sum = self.slots.sum(0);
         let buckets = (0..=self.bounds.upper().len()).map(|bucket| self.slots.sum(bucket + 1)).collect();
-        HistogramSnapshot { bounds: self.bounds.clone(), buckets, sum }
+        let exemplars = self.exemplars.snapshot();
+        HistogramSnapshot { bounds: self.bounds.clone(), buckets, sum, exemplars }
     }
 }
 
@@ -47,6 +55,7 @@ impl Histogram {
 pub struct HistogramCell {
     bounds: Bounds,
     slots: OwnedSlots,
+    exemplars: Exemplars,
 }
 
 impl HistogramCell {
@@ -57,10 +66,30 @@ impl HistogramCell {
         self.slots.add(1 + self.bounds.bucket(value), 1);
     }
 
+    /// Keeps a time that was counted as its bucket's exemplar, with the span that it was observed in. Takes a lock, but
+    /// never waits for it: meant for the few observations that belong to a sampled trace.
+    pub fn exemplar(&self, time: Duration, trace_id: u128, span_id: u64, at: SystemTime) {
+        let value = nanos(time);
+        self.exemplars.keep(self.bounds.bucket(value), Exemplar { value, trace_id, span_id, at });
+    }
+
+    /// Counts the same value `times` times.
+    #[inline]
+    pub fn observe_many(&mut self, value: u64, times: u64) {
+        self.slots.add(0, value.wrapping_mul(times));
+        self.slots.add(1 + self.bounds.bucket(value), times);
+    }
+
     /// Counts a time, for bounds in [seconds](Bounds::seconds).
     #[inline]
     pub fn observe_duration(&mut self, time: Duration) {
         self.observe(nanos(time));
+    }
+
+    /// Counts the same time `times` times, for bounds in [seconds](Bounds::seconds).
+    #[inline]
+    pub fn observe_durations(&mut self, time: Duration, times: u64) {
+        self.observe_many(nanos(time), times);
     }
 }
 
@@ -100,7 +129,7 @@ impl SharedHistogram {
     pub fn snapshot(&self) -> HistogramSnapshot {
         let sum = self.sum.load(Ordering::Relaxed);
         let buckets = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
-        HistogramSnapshot { bounds: self.bounds.clone(), buckets, sum }
+        HistogramSnapshot { bounds: self.bounds.clone(), buckets, sum, exemplars: Box::default() }
     }
 }
 
@@ -110,6 +139,7 @@ pub struct HistogramSnapshot {
     bounds: Bounds,
     buckets: Box<[u64]>,
     sum: u64,
+    exemplars: Box<[Option<Exemplar>]>,
 }
 
 impl HistogramSnapshot {
@@ -130,6 +160,12 @@ impl HistogramSnapshot {
     #[must_use]
     pub fn buckets(&self) -> &[u64] {
         &self.buckets
+    }
+
+    /// The latest exemplar of each bucket, where there is one; empty for histograms that keep none.
+    #[must_use]
+    pub fn exemplars(&self) -> &[Option<Exemplar>] {
+        &self.exemplars
     }
 
     /// The buckets' bounds.

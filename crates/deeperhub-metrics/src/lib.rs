@@ -75,20 +75,24 @@ mod bounds;
 mod cells;
 mod counter;
 mod encode;
+mod exemplar;
 mod format;
 mod gauge;
 mod histogram;
 mod process;
 mod registry;
+mod snapshot;
 
 pub use bounds::Bounds;
 pub use cells::{CellError, Cells};
 pub use counter::{Counter, CounterCell, CounterVec, CounterVecCell, SharedCounter, SharedCounterVec};
+pub use exemplar::Exemplar;
 pub use format::Format;
 pub use gauge::{Gauge, GaugeCell, SharedGauge};
 pub use histogram::{Histogram, HistogramCell, HistogramSnapshot, SharedHistogram};
 pub use process::Process;
 pub use registry::{Metric, RegisterError, Registry, Unit};
+pub use snapshot::{Label, MetricData, MetricSnapshot, Number};
 
 /// The README's example runs with the doc tests.
 #[cfg(doctest)]

@@ -1,7 +1,8 @@
+use crate::registry::Unit;
+use crate::snapshot::{MetricData, MetricSnapshot, Number};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::Unit;
 use std::fmt;
 use std::fs;
 
@@ -21,7 +22,7 @@ pub(crate) const FAMILIES: [&str; 7] = [
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Reads `/proc` when a text is made.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ProcessCollector {
     /// In seconds since 1970; does not change, so it is read once.
     start_time: Option<f64>,
@@ -36,32 +37,114 @@ impl ProcessCollector {
     }
 }
 
-impl Collector for ProcessCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+impl ProcessCollector {
+    /// What can be read, in the order of [`FAMILIES`].
+    fn read(&self) -> Vec<Reading> {
         let read = |path| fs::read_to_string(path).ok();
         let stat = read("/proc/self/stat").and_then(|stat| Stat::parse(&stat));
         let resident = read("/proc/self/status").and_then(|status| resident_bytes(&status));
         let max_fds = read("/proc/self/limits").and_then(|limits| max_open_files(&limits));
+        let time = stat.as_ref().map(|stat| stat.processor_time.into());
+        let virtual_bytes = stat.as_ref().map(|stat| stat.virtual_bytes.into());
+        let threads = stat.as_ref().map(|stat| stat.threads.into());
+        let readings: [(&str, &str, &str, Unit, Option<Number>); FAMILIES.len()] = [
+            (
+                "process_cpu_seconds_total",
+                "process_cpu",
+                "Processor time used, user and system together",
+                Unit::Seconds,
+                time,
+            ),
+            (
+                "process_resident_memory_bytes",
+                "process_resident_memory",
+                "Memory in use",
+                Unit::Bytes,
+                resident.map(Into::into),
+            ),
+            (
+                "process_virtual_memory_bytes",
+                "process_virtual_memory",
+                "Address space",
+                Unit::Bytes,
+                virtual_bytes,
+            ),
+            (
+                "process_open_fds",
+                "process_open_fds",
+                "Open file descriptors",
+                Unit::None,
+                open_files().map(Into::into),
+            ),
+            (
+                "process_max_fds",
+                "process_max_fds",
+                "Most file descriptors that may be open",
+                Unit::None,
+                max_fds.map(Into::into),
+            ),
+            (
+                "process_start_time_seconds",
+                "process_start_time",
+                "When the process started, since 1970",
+                Unit::Seconds,
+                self.start_time.map(Into::into),
+            ),
+            ("process_threads", "process_threads", "Threads", Unit::None, threads),
+        ];
+        readings
+            .into_iter()
+            .filter_map(|(name, base, help, unit, value)| {
+                Some(Reading { name, base, help, unit, value: value? })
+            })
+            .collect()
+    }
 
-        if let Some(stat) = &stat {
-            let help = "Processor time used, user and system together.";
-            let mut metric =
-                encoder.encode_descriptor("process_cpu", help, Some(&Unit::Seconds), MetricType::Counter)?;
-            metric.encode_counter::<NoLabelSet, _, f64>(&stat.processor_time, None)?;
+    /// The same as numbers.
+    pub(crate) fn snapshot(&self) -> Vec<MetricSnapshot<'static>> {
+        let snapshot = |Reading { name, help, unit, value, .. }: Reading| {
+            let data = if name.ends_with("_total") {
+                MetricData::Counter(vec![(None, value)])
+            } else {
+                MetricData::Gauge(value)
+            };
+            MetricSnapshot { name, help, unit, data }
+        };
+        self.read().into_iter().map(snapshot).collect()
+    }
+}
+
+/// One of the numbers.
+#[derive(Debug)]
+struct Reading {
+    /// The full name.
+    name: &'static str,
+    /// What the encoder adds kind and unit to.
+    base: &'static str,
+    help: &'static str,
+    unit: Unit,
+    value: Number,
+}
+
+impl Collector for ProcessCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for Reading { name, base, help, unit, value } in self.read() {
+            let (help, unit) = (format!("{help}."), unit.to_prometheus());
+            let is_counter = name.ends_with("_total");
+            let kind = if is_counter { MetricType::Counter } else { MetricType::Gauge };
+            let mut metric = encoder.encode_descriptor(base, &help, unit.as_ref(), kind)?;
+            match value {
+                Number::Float(value) if is_counter => {
+                    metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?
+                }
+                Number::Whole(value) if is_counter => {
+                    metric.encode_counter::<NoLabelSet, _, f64>(&(value as f64), None)?;
+                }
+                Number::Float(value) => metric.encode_gauge(&value)?,
+                Number::Whole(value) => metric.encode_gauge(&value)?,
+            }
         }
-        gauge(&mut encoder, "process_resident_memory", "Memory in use.", Some(&Unit::Bytes), resident)?;
-        let virtual_bytes = stat.as_ref().map(|stat| stat.virtual_bytes);
-        gauge(&mut encoder, "process_virtual_memory", "Address space.", Some(&Unit::Bytes), virtual_bytes)?;
-        gauge(&mut encoder, "process_open_fds", "Open file descriptors.", None, open_files())?;
-        gauge(&mut encoder, "process_max_fds", "Most file descriptors that may be open.", None, max_fds)?;
-        let help = "When the process started, since 1970.";
-        if let Some(start_time) = self.start_time {
-            let unit = Some(&Unit::Seconds);
-            let mut metric =
-                encoder.encode_descriptor("process_start_time", help, unit, MetricType::Gauge)?;
-            metric.encode_gauge(&start_time)?;
-        }
-        gauge(&mut encoder, "process_threads", "Threads.", None, stat.map(|stat| stat.threads))
+        Ok(())
     }
 }
 
@@ -91,17 +174,6 @@ impl Process {
             threads: stat.threads,
         })
     }
-}
-
-fn gauge(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    unit: Option<&Unit>,
-    value: Option<u64>,
-) -> fmt::Result {
-    let Some(value) = value else { return Ok(()) };
-    encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?.encode_gauge(&value)
 }
 
 /// What is taken from `/proc/self/stat` (proc_pid_stat(5)).

@@ -1,12 +1,14 @@
-use crate::encode::Encoded;
+use crate::encode::{Encoded, SharedEncoded};
+use crate::exemplar::{Exemplar, add_exemplars};
 use crate::format::{Format, to_prometheus};
 use crate::process::{self, ProcessCollector};
+use crate::snapshot::MetricSnapshot;
 use crate::{
     Counter, CounterVec, Gauge, Histogram, SharedCounter, SharedCounterVec, SharedGauge, SharedHistogram,
 };
 use prometheus_client::registry as prometheus;
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 /// The metrics of a program, and their text.
@@ -20,6 +22,18 @@ pub struct Registry {
     families: HashSet<String>,
     /// Names of the labels that all metrics carry.
     labels: Vec<&'static str>,
+    /// Every metric, in the order of registering.
+    metrics: Vec<Registered>,
+    process: Option<ProcessCollector>,
+}
+
+/// A metric as it was registered.
+#[derive(Debug)]
+struct Registered {
+    name: String,
+    help: String,
+    unit: Unit,
+    metric: SharedEncoded,
 }
 
 /// What a metric is measured in, which is also the end of its name.
@@ -59,7 +73,7 @@ impl Registry {
         check_labels("*", &names, &[])?;
         let labels = labels.into_iter().map(|(name, value)| (Cow::Borrowed(name), Cow::Owned(value)));
         let inner = prometheus::Registry::with_labels(labels);
-        Ok(Self { inner, families: HashSet::new(), labels: names })
+        Ok(Self { inner, labels: names, ..Self::default() })
     }
 
     /// Adds a metric under its full name, as it will stand in the text and on dashboards.
@@ -158,7 +172,9 @@ impl Registry {
     pub fn register_process(&mut self) {
         if !self.families.contains(process::FAMILIES[0]) {
             self.families.extend(process::FAMILIES.map(str::to_owned));
-            self.inner.register_collector(Box::new(ProcessCollector::new()));
+            let collector = ProcessCollector::new();
+            self.process = Some(collector.clone());
+            self.inner.register_collector(Box::new(collector));
         }
     }
 
@@ -178,9 +194,44 @@ impl Registry {
         // refused by the reader.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.inner);
         match format {
-            Format::OpenMetrics => text,
+            Format::OpenMetrics => self.with_exemplars(text),
             Format::Prometheus => to_prometheus(&text),
         }
+    }
+
+    /// All metrics as numbers, in the order of registering, those of the process last. As with texts, workers go on
+    /// counting meanwhile.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<MetricSnapshot<'_>> {
+        let mut all: Vec<MetricSnapshot<'_>> =
+            Vec::with_capacity(self.metrics.len() + process::FAMILIES.len());
+        for Registered { name, help, unit, metric } in &self.metrics {
+            all.push(MetricSnapshot { name, help, unit: *unit, data: metric.snapshot() });
+        }
+        for reading in self.process.iter().flat_map(ProcessCollector::snapshot) {
+            all.push(reading);
+        }
+        all
+    }
+
+    /// The text with the exemplars that histograms keep.
+    fn with_exemplars(&self, text: String) -> String {
+        let mut exemplars: HashMap<&str, Vec<Option<(f64, Exemplar)>>> = HashMap::new();
+        for Registered { name, metric, .. } in &self.metrics {
+            if let Encoded::Histogram(histogram) = &*metric.0 {
+                let snapshot = histogram.snapshot();
+                if snapshot.exemplars().iter().any(Option::is_some) {
+                    let exposed = |exemplar: &Option<Exemplar>| {
+                        exemplar.map(|exemplar| (snapshot.bounds().exposed(exemplar.value), exemplar))
+                    };
+                    exemplars.insert(name, snapshot.exemplars().iter().map(exposed).collect());
+                }
+            }
+        }
+        if exemplars.is_empty() {
+            return text;
+        }
+        add_exemplars(&text, |name| exemplars.get(name).map(Vec::as_slice))
     }
 
     fn add(
@@ -195,6 +246,13 @@ impl Registry {
         if !self.families.insert(family.to_owned()) {
             return Err(RegisterError::Duplicate { name: name.to_owned() });
         }
+        let metric = SharedEncoded::new(metric);
+        self.metrics.push(Registered {
+            name: name.to_owned(),
+            help: help.to_owned(),
+            unit,
+            metric: metric.clone(),
+        });
         // The encoder ends the sentence itself and escapes nothing here.
         let help = help.trim_end_matches('.');
         let help = help.replace('\\', r"\\").replace('\n', r"\n").replace('"', r#"\""#);
@@ -270,7 +328,7 @@ impl Unit {
         }
     }
 
-    fn to_prometheus(self) -> Option<prometheus::Unit> {
+    pub(crate) fn to_prometheus(self) -> Option<prometheus::Unit> {
         match self {
             Self::None => None,
             Self::Bytes => Some(prometheus::Unit::Bytes),

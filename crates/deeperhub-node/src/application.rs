@@ -11,6 +11,7 @@ use crate::auth::Login;
 use crate::hub::Hub;
 use crate::local::Local;
 use crate::session::Session;
+use crate::trace::{HandshakeSpan, HandshakeTrace};
 
 /// The subprotocol of this version of the messages.
 const SUBPROTOCOL: &str = "deeperhub.v1.json";
@@ -24,7 +25,12 @@ pub(crate) struct Application {
 }
 
 impl Application {
-    fn decide(&self, request: &Request, peer: Peer) -> Result<Accepted<Session>, Refusal> {
+    fn decide(
+        &self,
+        request: &Request,
+        peer: Peer,
+        trace: Option<Box<HandshakeTrace>>,
+    ) -> Result<Accepted<Session>, Refusal> {
         if request.headers("origin").nth(1).is_some() {
             return Err(Refusal::origin_not_allowed("more than one Origin"));
         }
@@ -38,7 +44,7 @@ impl Application {
         // A token says more than a certificate, which may be a machine's that several users share.
         let of_certificate = || peer.user.map(|user| Login::of_certificate(user.into()));
         let login = self.hub.config.auth.decide(request)?.or_else(of_certificate);
-        let session = Session::new(peer.address, request.origin(), self.unnamed.clone(), login);
+        let session = Session::new(peer.address, request.origin(), self.unnamed.clone(), login, trace);
         Ok(Accepted { session, subprotocol: subprotocol.map(Into::into) })
     }
 }
@@ -56,7 +62,14 @@ impl deeperhub_listener::Application for Application {
         request: Request,
         peer: Peer,
     ) -> impl Future<Output = Result<Accepted<Session>, Refusal>> + 'static {
-        std::future::ready(self.decide(&request, peer))
+        let tracer = &self.hub.config.tracer;
+        let trace = HandshakeTrace::of(&request);
+        let span = HandshakeSpan::begin(tracer, trace.as_deref(), &request, &peer);
+        let decision = self.decide(&request, peer, trace);
+        if let Some(span) = span {
+            span.end(tracer, decision.as_ref().err());
+        }
+        std::future::ready(decision)
     }
 }
 

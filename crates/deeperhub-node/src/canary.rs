@@ -11,7 +11,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use deeperhub_metrics::{Bounds, RegisterError, Registry, SharedCounter, SharedHistogram, Unit};
-use deeperhub_protocol::message::TraceContext;
 use deeperhub_protocol::{RawJson, Topic};
 use tracing::{info, warn};
 
@@ -253,7 +252,7 @@ impl Canary {
         for (index, topic, number) in due {
             let text = number.to_string();
             let Ok(message) = RawJson::parse(&text) else { continue };
-            let published = hub.publish(&topic, message, None, &TraceContext::default());
+            let published = hub.publish(&topic, message, None, Instant::now(), None);
             if published.subscribers == 0
                 && let Some(probed) = self.state().workers.get_mut(index)
                 && probed.outstanding.is_some_and(|(outstanding, _)| outstanding == number)

@@ -2,6 +2,7 @@ use crate::canary::CanaryConfig;
 use deeperhub_security::{OriginPolicy, RateLimit};
 
 use crate::AuthConfig;
+use crate::trace::Tracer;
 
 /// What a node allows, with the defaults of the README's table.
 #[derive(Debug, Clone)]
@@ -28,6 +29,9 @@ pub struct Config {
     pub canary: CanaryConfig,
     /// Hand-over between workers.
     pub router: deeperhub_router::Config,
+    /// Which traces are recorded, and where their spans go. Default: none are recorded, and sampled ones that clients
+    /// bring are carried on.
+    pub tracer: Tracer,
 }
 
 impl Default for Config {
@@ -43,6 +47,7 @@ impl Default for Config {
             events: deeperhub_events::Config::default(),
             canary: CanaryConfig::default(),
             router: deeperhub_router::Config::default(),
+            tracer: Tracer::default(),
         }
     }
 }

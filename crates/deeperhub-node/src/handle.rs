@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_events::{EventFilter, EventStream};
 use deeperhub_listener::{Key, Listener};
-use deeperhub_metrics::Format;
+use deeperhub_metrics::{Format, MetricSnapshot};
 use deeperhub_protocol::message::{ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use tokio::sync::{oneshot, watch};
@@ -15,6 +15,7 @@ use crate::id::Place;
 use crate::phase::Phase;
 use crate::stats::Stats;
 use crate::top::Top;
+use crate::trace::{MessageSpan, Tracer};
 
 /// A running node, for backends and embedding programs. Cheap to clone, `Send + Sync`.
 ///
@@ -81,10 +82,17 @@ impl NodeHandle {
         Self { hub, listener }
     }
 
-    /// Publishes to a topic. Never waits.
+    /// Publishes to a topic, in a trace where `trace` names one. Never waits.
     pub fn publish(&self, topic: &Topic<'_>, message: RawJson<'_>, trace: &TraceContext<'_>) -> Delivered {
-        let published = self.hub.publish(topic, message, None, trace);
+        let tracer = &self.hub.config.tracer;
+        let span = MessageSpan::begin(tracer, trace, None);
+        let active = span.as_ref().map(|span| &span.span);
+        let published = self.hub.publish(topic, message, None, Instant::now(), active);
         self.hub.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
+        if let Some(mut span) = span {
+            span.subscribers = Some(published.subscribers);
+            tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
+        }
         Delivered { count: published.subscribers, cluster_unavailable: false }
     }
 
@@ -304,6 +312,16 @@ impl NodeHandle {
     /// All metrics as text for Prometheus.
     pub fn metrics_text(&self, format: Format) -> String {
         self.hub.registry.encode_as(format)
+    }
+
+    /// All metrics as numbers.
+    pub fn metrics_snapshot(&self) -> Vec<MetricSnapshot<'_>> {
+        self.hub.registry.snapshot()
+    }
+
+    /// What records this node's traces.
+    pub fn tracer(&self) -> &Tracer {
+        &self.hub.config.tracer
     }
 
     /// The name that this node's client ids begin with.

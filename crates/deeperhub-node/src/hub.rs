@@ -7,7 +7,7 @@ use deeperhub_events::EventBus;
 use deeperhub_listener::{Key, Live};
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::frame::Frame;
-use deeperhub_protocol::message::{ServerMessage, TraceContext, WelcomeLimits};
+use deeperhub_protocol::message::{ServerMessage, WelcomeLimits};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use deeperhub_router::{Published, Router};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,18 +19,21 @@ use crate::id::Place;
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::top::{Report, Wanted};
+use crate::trace::ActiveSpan;
+use crate::trace::fan_out::Stamp;
 
 /// Requests of handles that may wait for one worker; whoever makes more waits.
 pub(crate) const REQUESTS: usize = 1024;
 
 /// One publish on its way to a worker's subscribers.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Delivery {
     pub(crate) frame: Frame,
     /// The publisher, where it does not want its own message.
     pub(crate) exclude: Option<Place>,
     /// Only while someone observes sent messages.
     pub(crate) topic: Option<std::sync::Arc<str>>,
+    pub(crate) stamp: Stamp,
 }
 
 /// The client that publishes something.
@@ -125,33 +128,38 @@ impl Hub {
         }
     }
 
-    /// Encodes a delivery once and hands it to every worker with a subscriber.
+    /// Encodes a delivery once and hands it to every worker with a subscriber. `published` is when it began; a `span`
+    /// is there where it is sampled, and then goes along to the subscribers.
     pub(crate) fn publish(
         &self,
         topic: &Topic<'_>,
         message: RawJson<'_>,
         publisher: Option<Publisher<'_>>,
-        trace: &TraceContext<'_>,
+        published: Instant,
+        span: Option<&ActiveSpan>,
     ) -> Published {
-        // Traces are not carried on yet; a delivery has a context of its own only where its trace is sampled.
-        let _ = trace;
+        let traceparent = span.map(|span| span.context().to_string());
         let frame = ServerMessage::Message {
             topic: topic.as_str(),
             message,
             from: publisher.map(|client| client.id),
-            traceparent: None,
+            traceparent: traceparent.as_deref(),
+            tracestate: span.and_then(ActiveSpan::tracestate),
         }
         .to_frame();
         let observed = self.bus.is_observed(deeperhub_events::EventKind::MessageSent);
         let name = observed.then(|| std::sync::Arc::from(topic.as_str()));
         let alone = self.requests.len() == 1;
         let exclude = publisher.filter(|client| client.is_excluded).map(|client| client.place);
+        // Without a sink there is nobody to follow it for.
+        let span = span.filter(|_| self.config.tracer.records());
         let source = publisher.map(|client| client.place.source());
         self.router.publish(topic, source, frame.len(), || Delivery {
             // Each worker counts references on a cache line of its own.
             frame: if alone { frame.clone() } else { frame.fork() },
             exclude,
             topic: name.clone(),
+            stamp: Stamp::new(published, span),
         })
     }
 

@@ -35,6 +35,7 @@ mod session;
 mod stats;
 mod sweep;
 mod top;
+pub mod trace;
 mod users;
 
 pub use auth::AuthConfig;

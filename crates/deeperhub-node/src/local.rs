@@ -22,6 +22,7 @@ use crate::metrics::{Limit, Sent, WorkerMetrics};
 use crate::session::Session;
 use crate::sweep::{Action, STEPS_PER_ROUND, Sweep};
 use crate::top::Counting;
+use crate::trace::fan_out::FanOuts;
 use crate::users::Users;
 
 /// Requests of handles that one round takes.
@@ -41,6 +42,9 @@ pub(crate) struct Local {
     pub(crate) paused: Vec<Key>,
     /// The time of a round, and the same in seconds since 1970.
     clock: Option<(Instant, u64)>,
+    /// The code of the last error that a message was answered with, for its span.
+    pub(crate) answered_with: Option<&'static str>,
+    fan_outs: FanOuts,
     inbox: Option<mpsc::Receiver<Request>>,
     /// What is done to many connections; requests wait until it is over.
     sweep: Option<Sweep>,
@@ -78,6 +82,8 @@ impl Local {
             users: Users::default(),
             paused: Vec::new(),
             clock: None,
+            answered_with: None,
+            fan_outs: FanOuts::default(),
             inbox: hub.take_inbox(worker),
             sweep: None,
             counting: None,
@@ -282,8 +288,9 @@ impl Local {
         cx: &mut task::Context<'_>,
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
-        let Self { shard, metrics, hub, worker, .. } = self;
+        let Self { shard, metrics, hub, worker, fan_outs, .. } = self;
         let mut sent = 0;
+        let now = connections.now();
         let more = shard.poll_deliver(cx, |key, delivery| {
             if let Some(publisher) = delivery.exclude
                 && publisher.key == key
@@ -294,8 +301,13 @@ impl Local {
             }
             if connections.send(key, &delivery.frame) {
                 sent += 1;
+                let bytes = delivery.frame.len();
+                let followed = fan_outs.delivered(&delivery.stamp, bytes, now, metrics);
                 if let Some(session) = connections.session(key) {
                     session.sent += 1;
+                    if let Some(followed) = followed {
+                        fan_outs.delivered_to(followed, &session.client_id, session.trace(), bytes, now);
+                    }
                     if let Some(topic) = &delivery.topic {
                         let details = Details::MessageSent {
                             message_type: Sent::Message.name(),
@@ -318,6 +330,10 @@ impl Local {
 
 impl deeperhub_listener::Local for Local {
     type Session = Session;
+
+    fn written(&mut self, now: Instant) {
+        self.fan_outs.written(now, self.worker, &self.hub.config.tracer, &mut self.metrics);
+    }
 
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
         self.live.refresh(&self.hub.live);

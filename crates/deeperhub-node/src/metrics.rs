@@ -1,5 +1,7 @@
 //! What a node counts about messages.
 
+use std::time::Duration;
+
 use deeperhub_metrics::{
     Bounds, CellError, Cells, CounterVec, CounterVecCell, Gauge, GaugeCell, Histogram, HistogramCell,
     RegisterError, Registry, Unit,
@@ -99,6 +101,11 @@ pub(crate) struct Metrics {
     limited: CounterVec,
     /// Subscriptions of all connections.
     pub(crate) subscriptions: Gauge,
+    /// From a publish to the end of the write to each subscriber's socket, counted for each delivery. A publish begins
+    /// with the round of the worker that read it; what a slow socket does not take at once counts as written.
+    latency: Histogram,
+    /// From a publish to its first delivery by each worker that has subscribers.
+    queue_wait: Histogram,
 }
 
 impl Metrics {
@@ -112,6 +119,8 @@ impl Metrics {
             errors: CounterVec::new(cells, "code", ERRORS),
             limited: CounterVec::new(cells, "limit", LIMITS),
             subscriptions: Gauge::new(cells),
+            latency: Histogram::new(cells, fine_times()),
+            queue_wait: Histogram::new(cells, fine_times()),
         }
     }
 
@@ -144,6 +153,18 @@ impl Metrics {
             "Subscriptions of all connections",
             none,
             &self.subscriptions,
+        )?;
+        registry.register(
+            "deeperhub_publish_latency_seconds",
+            "Time from a publish to the write to a subscriber, for each delivery",
+            Unit::Seconds,
+            &self.latency,
+        )?;
+        registry.register(
+            "deeperhub_queue_wait_seconds",
+            "Time from a publish to its first delivery by a worker",
+            Unit::Seconds,
+            &self.queue_wait,
         )
     }
 
@@ -157,8 +178,15 @@ impl Metrics {
             errors: self.errors.cell(worker)?,
             limited: self.limited.cell(worker)?,
             subscriptions: self.subscriptions.cell(worker)?,
+            latency: self.latency.cell(worker)?,
+            queue_wait: self.queue_wait.cell(worker)?,
         })
     }
+}
+
+/// Fine enough for the 99.9th percentile.
+fn fine_times() -> Bounds {
+    Bounds::fine_seconds(Duration::from_micros(10), Duration::from_secs(10))
 }
 
 /// One worker's numbers.
@@ -172,6 +200,8 @@ pub(crate) struct WorkerMetrics {
     pub(crate) errors: CounterVecCell,
     limited: CounterVecCell,
     pub(crate) subscriptions: GaugeCell,
+    pub(crate) latency: HistogramCell,
+    pub(crate) queue_wait: HistogramCell,
 }
 
 impl WorkerMetrics {

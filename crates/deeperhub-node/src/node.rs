@@ -20,6 +20,7 @@ use crate::id::{is_node_id, random_node_id};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::top::Wanted;
+use crate::trace::TraceMetrics;
 
 /// A running node. When it is dropped, everything ends at once: call [`drain`](Self::drain) before.
 #[derive(Debug)]
@@ -95,8 +96,8 @@ impl Node {
         let router = Router::new(shards, config.router);
         let bus = EventBus::new(config.events.clone());
         let canary = Arc::new(Canary::new(config.canary.clone(), workers));
-        let mut registry =
-            registry(&metrics, &listener_metrics, &router, &bus).map_err(MetricsError::Register)?;
+        let mut registry = registry(&metrics, &listener_metrics, &router, &bus, config.tracer.metrics())
+            .map_err(MetricsError::Register)?;
         canary.register(&mut registry).map_err(MetricsError::Register)?;
 
         let (requests, inboxes) = (0..workers)
@@ -185,6 +186,7 @@ fn registry(
     listener: &deeperhub_listener::Metrics,
     router: &Router<crate::hub::Delivery>,
     bus: &EventBus,
+    traces: &TraceMetrics,
 ) -> Result<Registry, RegisterError> {
     let mut registry = Registry::new();
     metrics.register(&mut registry)?;
@@ -203,6 +205,7 @@ fn registry(
         Unit::None,
         move || bus.lost(),
     )?;
+    traces.register(&mut registry)?;
     registry.register_process();
     Ok(registry)
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use deeperhub_events::{Details, EventKind};
 use deeperhub_listener::{Closed, Context, Key, Message};
-use deeperhub_protocol::message::{ClientMessage, Command, MessageError, MessageId, ServerMessage};
+use deeperhub_protocol::message::{
+    ClientMessage, Command, MessageError, MessageId, ServerMessage, SpanContext,
+};
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode};
 use deeperhub_security::{RateLimit, RateLimiter};
 
@@ -18,6 +20,7 @@ use crate::hub::Hub;
 use crate::id::Place;
 use crate::local::Local;
 use crate::metrics::{Limit, RECEIVED_BINARY, RECEIVED_INVALID, Sent};
+use crate::trace::{HandshakeTrace, MessageSpan};
 
 /// The time within which refused messages are counted before the connection is closed.
 const OFFENCE_WINDOW: Duration = Duration::from_secs(10);
@@ -46,6 +49,8 @@ pub(crate) struct Session {
     offences: Offences,
     peer: SocketAddr,
     origin: Option<Box<str>>,
+    /// Where publishes belong that name no trace themselves.
+    trace: Option<Box<HandshakeTrace>>,
 }
 
 impl Session {
@@ -55,6 +60,7 @@ impl Session {
         origin: Option<&str>,
         unnamed: ClientId,
         login: Option<Login>,
+        trace: Option<Box<HandshakeTrace>>,
     ) -> Self {
         Self {
             place: Place { worker: 0, key: 0, serial: 0 },
@@ -69,6 +75,7 @@ impl Session {
             offences: Offences::default(),
             peer,
             origin: origin.map(Into::into),
+            trace,
         }
     }
 
@@ -109,6 +116,7 @@ impl Session {
         if let ServerMessage::Error { code, message, .. } = error {
             let local = cx.local();
             local.metrics.errors.inc(code.index());
+            local.answered_with = Some(code.as_str());
             local.event(EventKind::Error, &self.client_id, || Details::Error {
                 code: Cow::Borrowed(code.as_str()),
                 message: Cow::Owned((*message).to_owned()),
@@ -174,7 +182,11 @@ impl Session {
                     topic: topic_of(&message.command).map(Into::into),
                     bytes: text.len(),
                 });
-                self.carry_out(&message, cx);
+                let tracer = &cx.local().hub.config.tracer;
+                match MessageSpan::begin(tracer, &message.trace, self.trace.as_deref()) {
+                    None => self.carry_out(&message, None, cx),
+                    Some(span) => self.carry_out_traced(&message, span, cx),
+                }
             }
             Err(error) => {
                 let local = cx.local();
@@ -189,7 +201,35 @@ impl Session {
         }
     }
 
-    fn carry_out(&mut self, message: &ClientMessage<'_>, cx: &mut Context<'_, Local>) {
+    /// The trace that its handshake named, for links.
+    pub(crate) fn trace(&self) -> Option<SpanContext> {
+        self.trace.as_ref().map(|trace| trace.span)
+    }
+
+    #[cold]
+    fn carry_out_traced(
+        &mut self,
+        message: &ClientMessage<'_>,
+        mut span: MessageSpan,
+        cx: &mut Context<'_, Local>,
+    ) {
+        cx.local().answered_with = None;
+        self.carry_out(message, Some(&mut span), cx);
+        let local = cx.local();
+        let error = local.answered_with.take();
+        local
+            .hub
+            .config
+            .tracer
+            .record(|| span.end(&message.command, Some(self.client_id.as_str()), Some(self.peer), error));
+    }
+
+    fn carry_out(
+        &mut self,
+        message: &ClientMessage<'_>,
+        span: Option<&mut MessageSpan>,
+        cx: &mut Context<'_, Local>,
+    ) {
         let id = message.id;
         if !self.is_admitted(&cx.local().hub) && !matches!(message.command, Command::Authenticate { .. }) {
             return self.refuse_without_token(id, cx);
@@ -200,7 +240,7 @@ impl Session {
             Command::Unsubscribe { subscription } => commands::unsubscribe(self, id, subscription, cx),
             Command::Publish { topic, message: payload, exclude_self } => {
                 let publish = commands::Publish { topic, message: *payload, exclude_self: *exclude_self };
-                commands::publish(self, id, &publish, &message.trace, cx);
+                commands::publish(self, id, &publish, span, cx);
             }
             Command::Authenticate { token } => match self.admit_token(cx) {
                 Ok(()) => commands::authenticate(self, id, token, cx),

@@ -2,6 +2,7 @@
 //! itself as TOML that parses back.
 
 mod address;
+mod telemetry;
 mod time;
 
 use std::convert::Infallible;
@@ -12,6 +13,7 @@ use std::str::FromStr;
 use deeperhub_security::{LimitMode, Secret};
 
 pub(crate) use address::{Address, Host, Switchable};
+pub(crate) use telemetry::{HttpUrl, Ratio};
 pub(crate) use time::Time;
 
 /// A value as the file writes it.
@@ -186,8 +188,8 @@ macro_rules! literal {
     };
 }
 
-literal!(plain: bool, usize, u64, u32, u16, u8);
-literal!(quoted: String, Time, Host, Address, Switchable<Address>, UrlPath, NodeId);
+literal!(plain: bool, usize, u64, u32, u16, u8, Ratio);
+literal!(quoted: String, Time, Host, Address, Switchable<Address>, Switchable<HttpUrl>, UrlPath, NodeId);
 literal!(named: Limits, LogLevel, LogFormat, ProxyProtocol);
 
 fn plain(value: impl fmt::Display) -> String {

@@ -1,11 +1,12 @@
 use deeperhub_listener::Context;
-use deeperhub_protocol::message::{MessageId, ServerMessage, TraceContext};
+use deeperhub_protocol::message::{MessageId, ServerMessage};
 use deeperhub_protocol::{RawJson, Topic};
 
 use crate::hub::Publisher;
 use crate::local::Local;
 use crate::metrics::Sent;
 use crate::session::{Session, forbidden};
+use crate::trace::MessageSpan;
 
 /// What to publish.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +21,7 @@ pub(crate) fn publish(
     session: &mut Session,
     id: Option<MessageId<'_>>,
     publish: &Publish<'_>,
-    trace: &TraceContext<'_>,
+    span: Option<&mut MessageSpan>,
     cx: &mut Context<'_, Local>,
 ) {
     if session.login.as_ref().is_some_and(|login| !login.may_publish(publish.topic)) {
@@ -32,7 +33,11 @@ pub(crate) fn publish(
     let local = cx.local();
     let publisher =
         Publisher { id: &session.client_id, place: session.place, is_excluded: publish.exclude_self };
-    let published = local.hub.publish(publish.topic, publish.message, Some(publisher), trace);
+    let active = span.as_ref().map(|span| &span.span);
+    let published = local.hub.publish(publish.topic, publish.message, Some(publisher), now, active);
+    if let Some(span) = span {
+        span.subscribers = Some(published.subscribers);
+    }
     if let Some(counting) = &mut local.counting {
         counting.publish(publish.topic.as_str(), published.subscribers, publish.message.as_str().len(), now);
     }

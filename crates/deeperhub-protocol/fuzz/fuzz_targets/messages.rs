@@ -68,8 +68,13 @@ fn parsed(text: &str, value: Option<&str>) {
         Command::Publish { topic, message, exclude_self } => {
             assert!(same(topic.as_str(), "topic"));
             assert!(tree.is_none_or(|tree| (tree["data"]["exclude_self"] == true) == exclude_self));
-            let delivery =
-                ServerMessage::Message { topic: topic.as_str(), message, from: None, traceparent: None };
+            let delivery = ServerMessage::Message {
+                topic: topic.as_str(),
+                message,
+                from: None,
+                traceparent: None,
+                tracestate: None,
+            };
             let delivery = written(&delivery);
             assert!(
                 delivery.ends_with(&format!("\"message\":{message}}}}}")),

@@ -26,6 +26,7 @@ mod envelope;
 mod error;
 mod id;
 mod server;
+mod span;
 mod trace;
 mod write;
 
@@ -33,6 +34,7 @@ pub use client::{ClientMessage, Command};
 pub use error::MessageError;
 pub use id::MessageId;
 pub use server::{ServerMessage, WelcomeLimits, check_server_object};
+pub use span::SpanContext;
 pub use trace::TraceContext;
 
 /// Levels of arrays and objects that a message may have one inside the other, its own object

@@ -91,6 +91,8 @@ pub enum ServerMessage<'a> {
         from: Option<&'a ClientId>,
         /// W3C `traceparent` of the delivery, where its trace is sampled.
         traceparent: Option<&'a str>,
+        /// The `tracestate` beside it; without a `traceparent` it is left out.
+        tracestate: Option<&'a str>,
     },
     /// The last message before some closes.
     Goodbye {
@@ -218,7 +220,7 @@ impl ServerMessage<'_> {
                 reply(sink, r#"{"type":"pong""#, id);
                 sink.raw("}");
             }
-            Self::Message { topic, message, from, traceparent } => {
+            Self::Message { topic, message, from, traceparent, tracestate } => {
                 sink.raw(r#"{"type":"message","data":{"topic":"#);
                 sink.string(topic);
                 sink.raw(r#","message":"#);
@@ -233,6 +235,10 @@ impl ServerMessage<'_> {
                     Some(traceparent) => {
                         sink.raw(r#"},"meta":{"traceparent":"#);
                         sink.string(traceparent);
+                        if let Some(tracestate) = tracestate {
+                            sink.raw(r#","tracestate":"#);
+                            sink.string(tracestate);
+                        }
                         sink.raw("}}");
                     }
                 }

@@ -96,7 +96,13 @@ fn every_message_has_its_keys_in_order() {
         (ServerMessage::Pong { id: id(r#""p""#) }, r#"{"type":"pong","id":"p"}"#),
         (ServerMessage::Pong { id: None }, r#"{"type":"pong"}"#),
         (
-            ServerMessage::Message { topic: "a", message: raw("1.0"), from: None, traceparent: None },
+            ServerMessage::Message {
+                topic: "a",
+                message: raw("1.0"),
+                from: None,
+                traceparent: None,
+                tracestate: Some("left=out"),
+            },
             r#"{"type":"message","data":{"topic":"a","message":1.0}}"#,
         ),
         (
@@ -105,8 +111,19 @@ fn every_message_has_its_keys_in_order() {
                 message: raw("{}"),
                 from: Some(&client_id),
                 traceparent: Some("00-1"),
+                tracestate: None,
             },
             r#"{"type":"message","data":{"topic":"a","message":{},"from":"n1-42"},"meta":{"traceparent":"00-1"}}"#,
+        ),
+        (
+            ServerMessage::Message {
+                topic: "a",
+                message: raw("1"),
+                from: None,
+                traceparent: Some("00-1"),
+                tracestate: Some("a=\"1\""),
+            },
+            r#"{"type":"message","data":{"topic":"a","message":1},"meta":{"traceparent":"00-1","tracestate":"a=\"1\""}}"#,
         ),
         (
             ServerMessage::Goodbye { reason: &going, retry_after_ms: 1500 },
@@ -227,11 +244,12 @@ proptest! {
                     message: RawJson::parse(&payload_text).unwrap(),
                     from: flag.then_some(&client_id),
                     traceparent: some(b.as_str()),
+                    tracestate: some(a.as_str()),
                 },
                 json!({
                     "type": "message",
                     "data": {"topic": a, "message": payload, "from": flag.then_some("c-1")},
-                    "meta": flag.then(|| json!({"traceparent": b})),
+                    "meta": flag.then(|| json!({"traceparent": b, "tracestate": a})),
                 }),
             ),
             (

@@ -1,0 +1,122 @@
+use std::fmt;
+use std::str::FromStr;
+
+/// An `http` or `https` URL with host, optional port and path, as collectors have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HttpUrl {
+    /// Scheme and authority.
+    origin: String,
+    port: Option<u16>,
+    /// Empty, or begins with a slash; without one at its end.
+    path: String,
+}
+
+impl HttpUrl {
+    /// The port, where one is named.
+    pub(crate) const fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// The URL of a path below this one.
+    pub(crate) fn below(&self, path: &str) -> Self {
+        Self { path: format!("{}{path}", self.path), ..self.clone() }
+    }
+}
+
+impl FromStr for HttpUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str = "expected the URL of a collector, such as http://localhost:4317";
+        let parse = || {
+            let uri: http::Uri = text.parse().ok()?;
+            let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+            let is_plain = authority.as_str().contains('@') || uri.query().is_some() || text.contains('#');
+            if !["http", "https"].contains(&scheme) || is_plain || authority.host().is_empty() {
+                return None;
+            }
+            // A port that is none is left in the authority by the parser.
+            let port = match authority.as_str().strip_prefix(authority.host()) {
+                Some("") => None,
+                Some(rest) => Some(rest.strip_prefix(':')?.parse().ok()?),
+                None => return None,
+            };
+            let path = uri.path().trim_end_matches('/').to_owned();
+            Some(Self { origin: format!("{scheme}://{authority}"), port, path })
+        };
+        parse().ok_or_else(|| EXPECTED.to_owned())
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.origin, self.path)
+    }
+}
+
+/// A part of a whole, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Ratio(pub(crate) f64);
+
+impl FromStr for Ratio {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        ratio.map(Self).ok_or_else(|| "expected a number from 0 (none) to 1 (all), such as 0.01".to_owned())
+    }
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As TOML writes a number with a fraction.
+        write!(f, "{:?}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::values::check;
+
+    #[test]
+    fn collectors_have_urls() {
+        for (input, expected) in [
+            ("http://localhost:4317", Some("http://localhost:4317")),
+            ("https://otel.example.com", Some("https://otel.example.com")),
+            ("http://[::1]:4318/", Some("http://[::1]:4318")),
+            ("http://c:1/base/", Some("http://c:1/base")),
+            ("localhost:4317", None),
+            ("grpc://localhost:4317", None),
+            ("http://", None),
+            ("http://a:port", None),
+            ("http://a:99999", None),
+            ("http://user:pw@a", None),
+            ("http://a/?x=1", None),
+            ("", None),
+        ] {
+            check::<HttpUrl>(input, expected);
+        }
+        assert_eq!(
+            "http://c:1/base".parse::<HttpUrl>().map(|url| url.below("/v1").to_string()),
+            Ok("http://c:1/base/v1".to_owned())
+        );
+    }
+
+    #[test]
+    fn ratios_are_from_0_to_1() {
+        for (input, expected) in [
+            ("0", Some("0.0")),
+            ("1", Some("1.0")),
+            ("0.01", Some("0.01")),
+            ("1e-3", Some("0.001")),
+            ("1.01", None),
+            ("-0.5", None),
+            ("NaN", None),
+            ("1%", None),
+            ("", None),
+        ] {
+            check::<Ratio>(input, expected);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+/// A value that was observed, and the span in which it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Exemplar {
+    /// In the unit of the histogram's [`Bounds`](crate::Bounds).
+    pub value: u64,
+    /// Names the trace; 16 bytes, big end first.
+    pub trace_id: u128,
+    /// Names the span within it; 8 bytes, big end first.
+    pub span_id: u64,
+    /// When it was observed.
+    pub at: SystemTime,
+}
+
+/// The latest exemplar of each bucket of a histogram: as many as there are buckets, whatever is observed.
+#[derive(Debug, Clone)]
+pub(crate) struct Exemplars {
+    buckets: Arc<Mutex<Box<[Option<Exemplar>]>>>,
+}
+
+impl Exemplars {
+    pub(crate) fn new(buckets: usize) -> Self {
+        Self { buckets: Arc::new(Mutex::new(vec![None; buckets].into())) }
+    }
+
+    /// Keeps an exemplar, unless another thread is at it just now: nobody waits for one.
+    pub(crate) fn keep(&self, bucket: usize, exemplar: Exemplar) {
+        if let Ok(mut buckets) = self.buckets.try_lock()
+            && let Some(kept) = buckets.get_mut(bucket)
+        {
+            *kept = Some(exemplar);
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Box<[Option<Exemplar>]> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Adds exemplars to a text in the OpenMetrics format. `of` gives those of a histogram by its name, in the order of its
+/// buckets, with the value as it is exposed.
+pub(crate) fn add_exemplars<'e>(
+    text: &str,
+    of: impl Fn(&str) -> Option<&'e [Option<(f64, Exemplar)>]>,
+) -> String {
+    let mut out = String::with_capacity(text.len() + 4096);
+    let mut histogram: Option<(&str, &[Option<(f64, Exemplar)>])> = None;
+    let mut bucket = 0;
+    for line in text.lines() {
+        out.push_str(line);
+        let told = line.strip_prefix("# TYPE ").and_then(|told| told.split_once(' '));
+        if let Some((name, kind)) = told {
+            histogram = of(name).filter(|_| kind == "histogram").map(|exemplars| (name, exemplars));
+            bucket = 0;
+        } else if let Some((name, exemplars)) = histogram
+            && line.strip_prefix(name).is_some_and(|rest| rest.starts_with("_bucket{"))
+        {
+            if let Some(Some((value, exemplar))) = exemplars.get(bucket) {
+                let Exemplar { trace_id, span_id, at, .. } = exemplar;
+                let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+                // Writing into a string cannot fail.
+                let _ = write!(
+                    out,
+                    " # {{trace_id=\"{trace_id:032x}\",span_id=\"{span_id:016x}\"}} {value} {at:.3}"
+                );
+            }
+            bucket += 1;
+        }
+        out.push('\n');
+    }
+    out
+}

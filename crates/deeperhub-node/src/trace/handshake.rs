@@ -1,0 +1,126 @@
+use std::time::Instant;
+
+use deeperhub_listener::Peer;
+use deeperhub_protocol::handshake::{Refusal, Request};
+use deeperhub_protocol::message::{SpanContext, TraceContext};
+
+use super::{ActiveSpan, Span, SpanKind, Tracer};
+
+/// The trace that a client's handshake named: where its publishes belong that name none themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HandshakeTrace {
+    pub(crate) span: SpanContext,
+    pub(crate) tracestate: Option<Box<str>>,
+}
+
+impl HandshakeTrace {
+    /// What the headers say; `None` without a good `traceparent`, and where it comes twice (section 3.2.1).
+    pub(crate) fn of(request: &Request) -> Option<Box<Self>> {
+        let mut parents = request.headers("traceparent");
+        let (Some(parent), None) = (parents.next(), parents.next()) else { return None };
+        // Several headers of this name are one list (section 3.3.1).
+        let states: Vec<_> = request.headers("tracestate").collect();
+        let state = (!states.is_empty()).then(|| states.join(","));
+        let context = TraceContext::new(Some(parent.into()), state.map(Into::into));
+        let span = SpanContext::of(&context)?;
+        let tracestate = context.tracestate.map(|state| state.into_owned().into_boxed_str());
+        Some(Box::new(Self { span, tracestate }))
+    }
+}
+
+/// The span of a handshake: of an HTTP request that ends in an upgrade, or is refused.
+#[derive(Debug)]
+pub(crate) struct HandshakeSpan {
+    span: ActiveSpan,
+    /// As far as it is known before the decision.
+    name: String,
+    attributes: Vec<super::Attribute>,
+}
+
+impl HandshakeSpan {
+    /// `None`: the handshake's trace is not sampled, or nobody records spans.
+    pub(crate) fn begin(
+        tracer: &Tracer,
+        trace: Option<&HandshakeTrace>,
+        request: &Request,
+        peer: &Peer,
+    ) -> Option<Self> {
+        if !tracer.records() {
+            return None;
+        }
+        let span = tracer
+            .start(trace.map(|trace| trace.span))?
+            .with_tracestate(trace.and_then(|trace| trace.tracestate.as_deref()))
+            .since(peer.since);
+        // The path is one of those that are served; the query may hold a token.
+        let mut attributes: Vec<super::Attribute> = vec![
+            ("http.request.method", request.method().to_owned().into()),
+            ("http.route", request.path().to_owned().into()),
+            ("url.path", request.path().to_owned().into()),
+            ("url.scheme", if peer.tls { "wss" } else { "ws" }.into()),
+            ("network.protocol.name", "http".into()),
+            ("network.protocol.version", "1.1".into()),
+            ("network.peer.address", peer.address.ip().to_string().into()),
+            ("network.peer.port", peer.address.port().into()),
+            ("client.address", peer.address.ip().to_string().into()),
+        ];
+        if let Some(agent) = request.header("user-agent") {
+            attributes.push(("user_agent.original", shortened(agent).into()));
+        }
+        if let Some(host) = request.host() {
+            attributes.push(("server.address", shortened(host).into()));
+        }
+        Some(Self { span, name: format!("{} {}", request.method(), request.path()), attributes })
+    }
+
+    pub(crate) fn end(self, tracer: &Tracer, refusal: Option<&Refusal>) {
+        let Self { span, name, attributes } = self;
+        tracer.record(|| {
+            let mut ended: Span = span.end(Instant::now(), name, SpanKind::Server);
+            ended.attributes = attributes;
+            let status = refusal.map_or(101, |refusal| refusal.status);
+            // A refusal of the 4xx kind is the client's fault, so the server's span has not failed for it.
+            let fault = refusal.filter(|refusal| refusal.status >= 500).map(|refusal| refusal.code);
+            ended
+                .with("http.response.status_code", status)
+                .with_some("deeperhub.refusal", refusal.map(|refusal| refusal.code))
+                .failed(fault)
+        });
+    }
+}
+
+/// What a client may make long.
+fn shortened(text: &str) -> String {
+    text.chars().take(256).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deeperhub_protocol::handshake::Parsed;
+
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn check(headers: &str, expected: Option<Option<&str>>) {
+        let head = format!("GET /ws HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+        let Ok(Parsed::Complete { request, .. }) = Request::parse(head.as_bytes()) else {
+            panic!("{head:?} is a request");
+        };
+        let trace = HandshakeTrace::of(&request);
+        let state = trace.as_ref().map(|trace| trace.tracestate.as_deref());
+        assert_eq!(state, expected, "{headers:?}");
+    }
+
+    #[test]
+    fn a_handshake_names_its_trace_by_header() {
+        check(&format!("TraceParent: {PARENT}\r\n"), Some(None));
+        check(
+            &format!("traceparent: {PARENT}\r\ntracestate: a=1\r\ntracestate: b=2\r\n"),
+            Some(Some("a=1,b=2")),
+        );
+        check("", None);
+        check("traceparent: 00-1-2-3\r\n", None);
+        check("tracestate: a=1\r\n", None);
+        check(&format!("traceparent: {PARENT}\r\ntraceparent: {PARENT}\r\n"), None);
+    }
+}

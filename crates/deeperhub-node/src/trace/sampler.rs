@@ -1,0 +1,120 @@
+use deeperhub_protocol::message::SpanContext;
+
+/// Which traces are recorded.
+///
+/// The decision about a new trace depends on its id alone, in the way that OpenTelemetry's `TraceIdRatioBased` does it:
+/// programs with the same ratio decide alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sampler {
+    /// A trace is recorded where the low 63 bits of its id are below this.
+    below: u64,
+    /// Whoever began the trace has decided.
+    follows_parents: bool,
+}
+
+/// One more than the highest number of 63 bits.
+const ALL: u64 = 1 << 63;
+
+impl Sampler {
+    /// Does what the parent does; without one, records this part of the traces: from 0 (none) to 1 (all).
+    #[must_use]
+    pub fn parent_based(ratio: f64) -> Self {
+        Self { below: threshold(ratio), follows_parents: true }
+    }
+
+    /// Records this part of the traces, from 0 (none) to 1 (all), whatever their beginners decided.
+    #[must_use]
+    pub fn by_trace_id(ratio: f64) -> Self {
+        Self { below: threshold(ratio), follows_parents: false }
+    }
+
+    /// Whether a trace that begins here is never recorded.
+    #[inline]
+    pub(crate) const fn never_begins(self) -> bool {
+        self.below == 0
+    }
+
+    /// The id of the trace, and whether it is recorded.
+    #[inline]
+    pub(crate) fn decide(self, parent: Option<SpanContext>) -> (u128, bool) {
+        match parent {
+            Some(parent) if self.follows_parents => (parent.trace_id(), parent.is_sampled()),
+            Some(parent) => (parent.trace_id(), self.records(parent.trace_id() as u64)),
+            None => {
+                let low = fastrand::u64(..);
+                // The other half is not needed for most.
+                if self.records(low) {
+                    ((u128::from(fastrand::u64(1..)) << 64) | u128::from(low), true)
+                } else {
+                    (0, false)
+                }
+            }
+        }
+    }
+
+    #[inline]
+    const fn records(self, low: u64) -> bool {
+        (low >> 1) < self.below
+    }
+}
+
+impl Default for Sampler {
+    /// Does what the parent does, and begins no traces.
+    fn default() -> Self {
+        Self::parent_based(0.0)
+    }
+}
+
+/// What is no number counts as 0.
+fn threshold(ratio: f64) -> u64 {
+    if ratio >= 1.0 { ALL } else { (ratio.max(0.0) * ALL as f64) as u64 }
+}
+
+/// An id for a span, never 0.
+pub(super) fn span_id() -> u64 {
+    fastrand::u64(1..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(sampler: Sampler, parent: Option<SpanContext>) -> f64 {
+        let sampled = (0..20_000).filter(|_| sampler.decide(parent).1).count();
+        sampled as f64 / 20_000.0
+    }
+
+    #[test]
+    fn traces_without_a_parent_are_recorded_by_ratio() {
+        assert_eq!(share(Sampler::parent_based(0.0), None), 0.0);
+        assert_eq!(share(Sampler::parent_based(1.0), None), 1.0);
+        assert!((0.2..0.3).contains(&share(Sampler::parent_based(0.25), None)));
+        assert_eq!(Sampler::parent_based(f64::NAN), Sampler::default());
+        assert_eq!(Sampler::parent_based(-3.0), Sampler::default());
+        assert_eq!(Sampler::parent_based(7.0), Sampler::parent_based(1.0));
+    }
+
+    #[test]
+    fn parents_have_decided() {
+        for ratio in [0.0, 0.5, 1.0] {
+            let sampler = Sampler::parent_based(ratio);
+            assert_eq!(sampler.decide(SpanContext::new(5, 6, true)), (5, true));
+            assert_eq!(sampler.decide(SpanContext::new(5, 6, false)), (5, false));
+        }
+    }
+
+    #[test]
+    fn by_trace_id_parents_have_no_say() {
+        let sampler = Sampler::by_trace_id(0.5);
+        assert_eq!(sampler.decide(SpanContext::new(1, 6, false)), (1, true));
+        assert_eq!(sampler.decide(SpanContext::new(u128::from(u64::MAX), 6, true)).1, false);
+    }
+
+    #[test]
+    fn a_trace_id_decides_everywhere_alike() {
+        // As the specification's TraceIdRatioBased: the low 63 bits against the ratio of their range.
+        let sampler = Sampler::by_trace_id(0.25);
+        let sampled = |low: u64| sampler.decide(SpanContext::new((9 << 64) | u128::from(low), 1, false)).1;
+        assert!(sampled((1 << 62) - 1) && !sampled(1 << 62) && !sampled(u64::MAX));
+    }
+}

@@ -1,0 +1,114 @@
+//! The ids of a trace, as numbers.
+
+use std::fmt;
+
+use super::TraceContext;
+
+/// The `traceparent` of W3C trace context, read: which span of which trace something belongs to.
+///
+/// Neither id is ever zero, which the recommendation forbids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SpanContext {
+    trace_id: u128,
+    span_id: u64,
+    sampled: bool,
+}
+
+impl SpanContext {
+    /// A span of these ids; `None` when one of them is zero.
+    #[must_use]
+    pub const fn new(trace_id: u128, span_id: u64, sampled: bool) -> Option<Self> {
+        if trace_id == 0 || span_id == 0 { None } else { Some(Self { trace_id, span_id, sampled }) }
+    }
+
+    /// Reads a `traceparent`; `None` for one that is not well formed (section 3.2), which is to be treated as absent.
+    ///
+    /// ```
+    /// use deeperhub_protocol::message::SpanContext;
+    ///
+    /// let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    /// let span = SpanContext::parse(text).expect("it is well formed");
+    /// assert_eq!((span.span_id(), span.is_sampled()), (0x00f0_67aa_0ba9_02b7, true));
+    /// assert_eq!(span.to_string(), text);
+    /// assert_eq!(SpanContext::parse("00-0-0-01"), None);
+    /// ```
+    #[must_use]
+    pub fn parse(traceparent: &str) -> Option<Self> {
+        let context = TraceContext::new(Some(traceparent.into()), None);
+        Self::of(&context)
+    }
+
+    /// The ids of a context; `None` where it has no `traceparent`, or one that is not well formed.
+    #[must_use]
+    pub fn of(context: &TraceContext<'_>) -> Option<Self> {
+        let text = context.traceparent.as_deref()?;
+        let trace_id = u128::from_str_radix(text.get(3..35)?, 16).ok()?;
+        let span_id = u64::from_str_radix(text.get(36..52)?, 16).ok()?;
+        let flags = u8::from_str_radix(text.get(53..55)?, 16).ok()?;
+        Self::new(trace_id, span_id, flags & 1 == 1)
+    }
+
+    /// Names the trace.
+    #[must_use]
+    pub const fn trace_id(&self) -> u128 {
+        self.trace_id
+    }
+
+    /// Names the span within its trace.
+    #[must_use]
+    pub const fn span_id(&self) -> u64 {
+        self.span_id
+    }
+
+    /// Whether someone records the trace (the flag `01`).
+    #[must_use]
+    pub const fn is_sampled(&self) -> bool {
+        self.sampled
+    }
+}
+
+impl fmt::Display for SpanContext {
+    /// As a `traceparent` of version 00: 55 bytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn flags_of_later_versions_count_by_their_last_bit() {
+        let parse = |flags: &str| {
+            SpanContext::parse(&format!("00-{:032x}-{:016x}-{flags}", 1, 2)).map(|span| span.is_sampled())
+        };
+        assert_eq!(parse("00"), Some(false));
+        assert_eq!(parse("01"), Some(true));
+        assert_eq!(parse("03"), Some(true));
+        assert_eq!(parse("fe"), Some(false));
+        assert_eq!(parse("0x"), None);
+    }
+
+    #[test]
+    fn ids_of_zeros_are_none() {
+        assert_eq!(SpanContext::new(0, 1, true), None);
+        assert_eq!(SpanContext::new(1, 0, true), None);
+        assert_eq!(SpanContext::of(&TraceContext::default()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(trace_id in 1..u128::MAX, span_id in 1..u64::MAX, sampled: bool) {
+            let span = SpanContext::new(trace_id, span_id, sampled);
+            prop_assert_eq!(SpanContext::parse(&span.unwrap().to_string()), span);
+        }
+
+        #[test]
+        fn any_text_is_read_or_left(text in "\\PC{0,60}") {
+            let _ = SpanContext::parse(&text);
+            let _ = SpanContext::of(&TraceContext { traceparent: Some(text.into()), tracestate: None });
+        }
+    }
+}
