@@ -65,6 +65,7 @@ fn encode_delivery(bencher: Bencher<'_, '_>, size: usize) {
             message,
             from: Some(&id),
             traceparent: None,
+            tracestate: None,
         }
         .to_frame()
     });
