@@ -76,12 +76,44 @@ fn verdicts(echo: &Echo, cases: &[&str]) -> BTreeMap<String, String> {
     verdicts
 }
 
-#[test]
-fn every_case_of_the_basic_protocol_is_ok() {
-    let echo = Echo::start(&["--no-compression"]);
-    let verdicts = verdicts(&echo, &GROUPS);
-    assert_eq!(verdicts.len(), 301, "the suite has another number of cases: {verdicts:?}");
+/// Runs these cases, of which there are so many, and fails if one is not judged as it should be.
+fn check(echo: &Echo, cases: &[&str], count: usize) {
+    let verdicts = verdicts(echo, cases);
+    assert_eq!(verdicts.len(), count, "the suite has another number of cases: {verdicts:?}");
     let expected = |case: &str| if INFORMATIONAL.contains(&case) { "INFORMATIONAL" } else { "OK" };
     let others: Vec<_> = verdicts.iter().filter(|(case, verdict)| *verdict != expected(case)).collect();
     assert!(others.is_empty(), "{others:?}");
+}
+
+#[test]
+fn every_case_of_the_basic_protocol_is_ok() {
+    check(&Echo::start(&["--no-compression"]), &GROUPS, 301);
+}
+
+/// Of each kind of message and of offer two lengths, of which one is in fragments, and longer ones than small windows.
+#[test]
+fn a_sample_of_the_cases_of_compression_is_ok() {
+    let kinds = (1..=5).map(|kind| format!("12.{kind}")).chain((1..=7).map(|kind| format!("13.{kind}")));
+    let cases: Vec<_> = kinds.flat_map(|kind| [format!("{kind}.1"), format!("{kind}.11")]).collect();
+    let mut cases: Vec<_> = cases.iter().map(String::as_str).collect();
+    cases.extend(["12.1.5", "13.3.6", "13.5.6"]);
+    check(&Echo::start(&[]), &cases, 27);
+}
+
+/// All of them, 1000 messages each.
+#[test]
+#[ignore = "takes a quarter of an hour"]
+fn every_case_of_compression_is_ok() {
+    let echo = Echo::start(&[]);
+    for group in (1..=5).map(|kind| format!("12.{kind}.*")).chain((1..=7).map(|kind| format!("13.{kind}.*")))
+    {
+        check(&echo, &[&group], 18);
+    }
+}
+
+/// Clients that refer to their earlier messages, and the basic protocol where compression is agreed on.
+#[test]
+fn clients_may_refer_to_earlier_messages_where_that_is_allowed() {
+    let cases = ["12.1.3", "12.2.3", "12.3.11", "13.1.3", "13.4.3", "13.6.3", "1.*", "5.*"];
+    check(&Echo::start(&["--client-context-takeover"]), &cases, 6 + 16 + 20);
 }

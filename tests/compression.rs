@@ -1,10 +1,17 @@
 //! Compression of messages (RFC 7692): what is agreed on, what goes over the wire, and what costs the connection.
 
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
 use flate2::{Compress, Compression};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{ChildStdout, Command};
 
 use crate::support::wire::{RSV1, TEXT, Wire, deflated, deflated_by, masked};
-use crate::support::{Client, Server, http};
+use crate::support::{Client, Peer, Server, http, install, python_bin, script};
 
 const OFFER: &str = "permessage-deflate; client_max_window_bits";
 const AGREED: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
@@ -302,4 +309,102 @@ async fn a_closing_connection_is_heard_out_in_compressed_messages_too() {
     wire.send(0x88, b"\x0f\xa3").await;
     assert_eq!(wire.closed().await.0, 4003);
     assert_eq!(wire.receive().await, None, "the server ends the connection when it has seen the answer");
+}
+
+/// A browser takes its time to start on a busy machine.
+const PEER_PATIENCE: Duration = Duration::from_secs(120);
+
+/// A subscriber of another implementation: one of the scripts in `tests/peers`.
+struct Subscriber {
+    name: &'static str,
+    lines: Lines<BufReader<ChildStdout>>,
+    _child: tokio::process::Child,
+}
+
+impl Subscriber {
+    async fn start(
+        name: &'static str,
+        program: &Path,
+        file: &str,
+        server: &Server,
+        count: usize,
+        last: Option<&str>,
+    ) -> Self {
+        let (url, count) = (server.url("/ws"), count.to_string());
+        let mut command = Command::new(program);
+        command.arg(script(file)).args([&url, "peers.compressed", &count, name]).args(last);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
+        let lines = BufReader::new(child.stdout.take().expect("standard output is a pipe")).lines();
+        Self { name, lines, _child: child }
+    }
+
+    async fn line(&mut self) -> String {
+        let line = tokio::time::timeout(PEER_PATIENCE, self.lines.next_line()).await;
+        let line = line.unwrap_or_else(|_| panic!("waited in vain for {}", self.name));
+        line.expect("lines are UTF-8").unwrap_or_else(|| panic!("{} has ended", self.name))
+    }
+}
+
+/// Python's `websockets`, npm's `ws` with and without context takeover, a page in Chromium, and tokio-tungstenite, which
+/// does not compress: all subscribe to one topic, four of them publish there, and all must get the same bytes.
+async fn peers_get_the_same_bytes(flags: &[&str], expected: [&str; 4]) {
+    install(&[Peer::Python, Peer::Node, Peer::Chromium]);
+    let server = Server::start(flags);
+    let count = 1 + 4 * 2;
+    let python = python_bin().join("python");
+    let (node, api) = (Path::new("node"), format!("http://{}/", server.api()));
+    let mut peers = [
+        Subscriber::start("websockets", &python, "subscriber.py", &server, count, None).await,
+        Subscriber::start("ws", node, "subscriber.mjs", &server, count, None).await,
+        Subscriber::start("ws-alone", node, "subscriber.mjs", &server, count, Some("no-context-takeover"))
+            .await,
+        Subscriber::start("chromium", node, "subscriber_page.mjs", &server, count, Some(&api)).await,
+    ];
+    for (peer, expected) in peers.iter_mut().zip(expected) {
+        assert_eq!(peer.line().await, format!("subscribed {expected}"), "{}", peer.name);
+    }
+    let mut plain = Client::connect(&server).await;
+    plain.ask(&json!({"type": "subscribe", "data": {"topic": "peers.compressed"}})).await;
+    let start = json!({"topic": "peers.compressed", "message": "start; ".repeat(100)});
+    plain.send(&json!({"type": "publish", "data": start})).await;
+
+    let mut deliveries = Vec::new();
+    while deliveries.len() < count {
+        let message =
+            tokio::time::timeout(PEER_PATIENCE, plain.socket.next()).await.expect("a delivery in time");
+        let message = message.expect("the connection is open").expect("it works");
+        if message.is_text() {
+            deliveries.push(message.into_text().expect("text is UTF-8").as_str().to_owned());
+        }
+    }
+    for peer in &mut peers {
+        for (number, delivery) in deliveries.iter().enumerate() {
+            assert_eq!(&peer.line().await, delivery, "delivery {number} of {}", peer.name);
+        }
+    }
+    assert_eq!(counted(&server, "deeperhub_compressions_total").await, count as u64, "one for each message");
+    let (input, output) =
+        ("deeperhub_decompression_input_bytes_total", "deeperhub_decompression_output_bytes_total");
+    assert!(counted(&server, input).await > 0);
+    assert!(
+        counted(&server, output).await > 10 * counted(&server, input).await,
+        "what peers sent came compressed"
+    );
+}
+
+#[tokio::test]
+async fn peers_that_compress_and_one_that_does_not_get_the_same_bytes() {
+    peers_get_the_same_bytes(&["--workers", "2"], [AGREED; 4]).await;
+}
+
+#[tokio::test]
+async fn peers_with_context_takeover_get_the_same_bytes() {
+    let takeover = "permessage-deflate; server_no_context_takeover";
+    let flags = ["--workers", "2", "--client-context-takeover"];
+    peers_get_the_same_bytes(&flags, [takeover, takeover, AGREED, takeover]).await;
 }
