@@ -1,9 +1,15 @@
 //! Traces and metrics that leave the hub, taken by a collector of OpenTelemetry's own definition.
 
-use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
-use serde_json::{Value, json};
+use std::process::{Command, Stdio};
 
-use crate::support::{Client, Collector, Server};
+use opentelemetry_proto::tonic::metrics::v1::{metric, number_data_point};
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::support::{Client, Collector, PATIENCE, ROOT, Server, SpanSeen, TemporaryDir, http, patiently};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -139,4 +145,467 @@ async fn without_a_collector_sampled_traces_are_carried_on() {
         assert_eq!(delivery["data"]["message"], 1, "{delivery}");
         assert_eq!(delivery.get("meta"), None, "{meta} is not sampled: {delivery}");
     }
+}
+
+async fn connect_with_header(server: &Server, name: &'static str, value: &str) -> Client {
+    let mut request = server.url("/ws").into_client_request().expect("a URL");
+    request.headers_mut().insert(name, value.parse().expect("a header's value"));
+    Client::connect_with(request).await.unwrap_or_else(|error| panic!("refused: {error}"))
+}
+
+#[tokio::test]
+async fn a_publish_by_the_server_api_stands_below_its_call() {
+    let collector = Collector::http().await;
+    let server = server(&collector, &[], &[]);
+    let mut subscriber = subscribed(&server, "news").await;
+    let headers = [format!("traceparent: {}", traceparent("01")), "tracestate: vendor=1".to_owned()];
+    let headers: Vec<_> = headers.iter().map(String::as_str).collect();
+    let answer = http(server.api(), "POST /v1/topics/news/messages", &headers, "{}").await;
+    assert_eq!(answer.status, 200);
+
+    let delivery = subscriber.receive().await;
+    let (trace, span, _) = context(&delivery);
+    assert_eq!((trace.as_str(), &delivery["meta"]["tracestate"]), (TRACE, &json!("vendor=1")));
+
+    let published = collector.span("publish", |span| span.name == "publish").await;
+    let call = collector.span("the call", |span| span.span.kind() == SpanKind::Server && span.trace_id == TRACE).await;
+    assert_eq!((&published.trace_id, &published.span_id), (&trace, &span));
+    assert_eq!((&published.parent_id, call.parent_id.as_str()), (&call.span_id, PARENT));
+    assert_eq!(call.name, "POST /v1/topics/{topic}/messages");
+    for (name, value) in [
+        ("http.request.method", "POST"),
+        ("http.route", "/v1/topics/{topic}/messages"),
+        ("url.path", "/v1/topics/news/messages"),
+        ("http.response.status_code", "200"),
+    ] {
+        assert_eq!(call.attributes.get(name).map(String::as_str), Some(value), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_handshakes_trace_is_that_of_publishes_that_name_none() {
+    let collector = Collector::http().await;
+    let server = server(&collector, &["--trace-sample-ratio", "0"], &[]);
+    let mut subscriber = subscribed(&server, "news").await;
+    let mut publisher = connect_with_header(&server, "traceparent", &traceparent("01")).await;
+
+    let handshake = collector.span("the handshake", |span| span.name == "GET /ws").await;
+    assert_eq!((handshake.trace_id.as_str(), handshake.parent_id.as_str()), (TRACE, PARENT));
+    assert_eq!(handshake.span.kind(), SpanKind::Server);
+    assert_eq!(handshake.attributes["http.response.status_code"], "101");
+    assert_eq!(handshake.attributes["url.path"], "/ws");
+
+    publisher.send(&publish("news", &json!({}))).await;
+    assert_eq!(context(&subscriber.receive().await).0, TRACE);
+    let other = "00-11111111111111111111111111111111-2222222222222222-01";
+    publisher.send(&publish("news", &json!({"traceparent": other}))).await;
+    assert_eq!(context(&subscriber.receive().await).0, "1".repeat(32));
+}
+
+#[tokio::test]
+async fn a_subscriber_that_came_in_a_trace_is_linked() {
+    let collector = Collector::http().await;
+    let server = server(&collector, &["--trace-sample-ratio", "0"], &[]);
+    let mut subscriber = connect_with_header(&server, "traceparent", &traceparent("01")).await;
+    subscriber.ask(&json!({"type": "subscribe", "data": {"topic": "news"}})).await;
+    let other = "00-11111111111111111111111111111111-2222222222222222-01";
+    let mut publisher = Client::connect(&server).await;
+    publisher.send(&publish("news", &json!({"traceparent": other}))).await;
+    let deliver = collector.span("deliver", |span| span.name == "deliver").await;
+    let links: Vec<_> = deliver.span.links.iter().map(|link| link.trace_id.clone()).collect();
+    let hexed = |id: &[u8]| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let links: Vec<_> = links.iter().map(|id| hexed(id)).collect();
+    assert_eq!(links, ["1".repeat(32), TRACE.to_owned()]);
+}
+
+#[tokio::test]
+async fn only_the_first_deliveries_of_a_fan_out_have_spans_and_all_are_counted() {
+    let collector = Collector::http().await;
+    let server = server(&collector, &["--trace-sample-ratio", "0", "--workers", "1"], &[]);
+    let mut subscribers = Vec::new();
+    for _ in 0..40 {
+        subscribers.push(subscribed(&server, "news").await);
+    }
+    let mut publisher = Client::connect(&server).await;
+    publisher.send(&publish("news", &json!({"traceparent": traceparent("01")}))).await;
+    let first = context(&subscribers[0].receive().await);
+    for subscriber in &mut subscribers[1..] {
+        assert_eq!(context(&subscriber.receive().await), first, "encoded once, for all");
+    }
+    let fan_out = collector.span("fan_out", |span| span.name == "fan_out").await;
+    assert_eq!(fan_out.attributes["deeperhub.subscribers"], "40");
+    let delivers = collector.spans_so_far().iter().filter(|span| span.name == "deliver").count();
+    assert_eq!(delivers, 16);
+}
+
+#[tokio::test]
+async fn a_message_that_is_refused_has_a_span_that_failed() {
+    let collector = Collector::http().await;
+    let server = server(&collector, &["--max-subscriptions", "1"], &[]);
+    let mut client = subscribed(&server, "a").await;
+    let meta = json!({"traceparent": traceparent("01")});
+    let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": "b"}, "meta": meta})).await;
+    assert_eq!(reply["data"]["code"], "too_many_subscriptions");
+    let span = collector.span("subscribe", |span| span.trace_id == TRACE && span.name == "subscribe").await;
+    assert_eq!(span.attributes["error.type"], "too_many_subscriptions");
+    assert_eq!(span.span.status.map(|status| status.code()), Some(StatusCode::Error));
+}
+
+/// Publishes some messages that belong to no trace, and counts how many became one.
+async fn sampled(server: &Server, count: usize) -> usize {
+    let mut subscriber = subscribed(server, "news").await;
+    let mut publisher = Client::connect(server).await;
+    let mut sampled = 0;
+    for _ in 0..count {
+        publisher.send(&publish("news", &json!({}))).await;
+        sampled += usize::from(subscriber.receive().await.get("meta").is_some());
+    }
+    sampled
+}
+
+#[tokio::test]
+async fn new_traces_are_recorded_by_ratio() {
+    let collector = Collector::http().await;
+    let all = server(&collector, &[], &[]);
+    assert_eq!(sampled(&all, 20).await, 20);
+    collector.spans(20, |span| span.name == "publish" && span.parent_id.is_empty()).await;
+
+    let none = server(&collector, &["--trace-sample-ratio", "0"], &[]);
+    assert_eq!(sampled(&none, 20).await, 0);
+    let mut subscriber = subscribed(&none, "news").await;
+    let answer = http(none.api(), "POST /v1/topics/news/messages", &[], "{}").await;
+    assert_eq!((answer.status, subscriber.receive().await.get("meta")), (200, None));
+
+    let by_variable = server(&collector, &[], &[("OTEL_TRACES_SAMPLER", "always_off")]);
+    assert_eq!(sampled(&by_variable, 20).await, 0);
+
+    let flags = ["--trace-sample-ratio", "0.5", "--rate-limit", "0"];
+    let half = sampled(&server(&collector, &flags, &[]), 200).await;
+    assert!((50..150).contains(&half), "{half} of 200");
+}
+
+/// What the metrics say of spans that were lost for a reason.
+async fn lost(server: &Server, reason: &str) -> u64 {
+    let text = http(server.api(), "GET /metrics", &[], "").await.body;
+    let name = format!("deeperhub_trace_spans_dropped_total{{reason=\"{reason}\"}} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&name));
+    line.unwrap_or_else(|| panic!("no {name}in {text}")).parse().expect("a number")
+}
+
+async fn wait_for_lost(server: &Server, reason: &str) -> u64 {
+    patiently("lost spans", async {
+        loop {
+            let lost = lost(server, reason).await;
+            if lost > 0 {
+                return lost;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_collector_that_comes_later_gets_what_waited_for_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    for protocol in ["grpc", "http/protobuf"] {
+        let url = format!("http://{address}");
+        let variables = [SOON[0], SOON[1], ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)];
+        let server = Server::start_with(&["--otlp-endpoint", &url], &variables);
+        assert_eq!(sampled(&server, 3).await, 3, "nobody waits for the collector");
+        let listener = TcpListener::bind(address).await.unwrap();
+        let collector =
+            if protocol == "grpc" { Collector::grpc_on(listener) } else { Collector::http_on(listener) };
+        collector.spans(3, |span| span.name == "publish").await;
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_refuses_costs_spans_which_are_counted() {
+    let collector = Collector::http().await;
+    collector.refuse(Some(503));
+    // A short time to try, so that the batch is given up.
+    let server = server(&collector, &[], &[("OTEL_BSP_EXPORT_TIMEOUT", "1")]);
+    assert_eq!(sampled(&server, 3).await, 3);
+    collector.wait_for_refusals(1).await;
+    assert!(wait_for_lost(&server, "export_failed").await >= 1);
+    server.wait_for_stderr("Spans are lost");
+    collector.refuse(None);
+    assert_eq!(sampled(&server, 3).await, 3);
+    collector.spans(3, |span| span.name == "publish").await;
+    server.wait_for_stderr("The collector takes spans again.");
+}
+
+#[tokio::test]
+async fn spans_that_the_collector_rejects_are_counted() {
+    let collector = Collector::grpc().await;
+    collector.reject(1);
+    let server = server(&collector, &[], &[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]);
+    assert_eq!(sampled(&server, 1).await, 1);
+    wait_for_lost(&server, "rejected").await;
+}
+
+#[tokio::test]
+async fn a_collector_that_never_answers_costs_spans_and_holds_up_nothing() {
+    // Takes connections, and that is all.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let variables = [SOON[0], ("OTEL_BSP_MAX_QUEUE_SIZE", "8"), ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")];
+    let flags = ["--otlp-endpoint", &url, "--rate-limit", "0", "--drain-timeout", "0"];
+    let mut server = Server::start_with(&flags, &variables);
+    assert_eq!(sampled(&server, 100).await, 100);
+    assert!(wait_for_lost(&server, "queue_full").await > 50);
+    server.signal("TERM");
+    assert!(server.wait().success(), "it ends although the collector does not answer");
+}
+
+#[tokio::test]
+async fn what_is_recorded_last_is_sent_before_the_end() {
+    let collector = Collector::grpc().await;
+    // Far longer than the test: only the end sends it.
+    let variables = [("OTEL_BSP_SCHEDULE_DELAY", "3600000"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")];
+    let mut server = server(&collector, &["--drain-timeout", "0"], &variables);
+    assert_eq!(sampled(&server, 5).await, 5);
+    assert_eq!(collector.spans_so_far().len(), 0);
+    server.signal("TERM");
+    assert!(server.wait().success());
+    collector.spans(5, |span| span.name == "publish").await;
+}
+
+#[tokio::test]
+async fn metrics_go_out_from_the_same_cells_as_the_text() {
+    for (collector, protocol) in [(Collector::grpc().await, "grpc"), (Collector::http().await, "http/protobuf")] {
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=blue%20one"),
+            ("OTEL_SERVICE_NAME", "hub-under-test"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+        ];
+        let server = server(&collector, &[], &variables);
+        assert_eq!(sampled(&server, 4).await, 4);
+
+        let metric = collector
+            .metric("deeperhub_messages_received", |data| match data {
+                metric::Data::Sum(sum) => sum.is_monotonic && sum.data_points.iter().any(|point| {
+                    point.value == Some(number_data_point::Value::AsInt(4))
+                        && point.attributes.iter().any(|label| format!("{label:?}").contains("publish"))
+                }),
+                _ => false,
+            })
+            .await;
+        assert!(!metric.description.is_empty());
+        let latency = collector
+            .metric("deeperhub_publish_latency", |data| match data {
+                metric::Data::Histogram(histogram) => histogram.data_points[0].count == 4,
+                _ => false,
+            })
+            .await;
+        assert_eq!(latency.unit, "s");
+        let Some(metric::Data::Histogram(histogram)) = latency.data else { panic!("it is a histogram") };
+        let point = &histogram.data_points[0];
+        assert_eq!(point.bucket_counts.len(), point.explicit_bounds.len() + 1);
+        assert_eq!(point.bucket_counts.iter().sum::<u64>(), 4);
+        assert!(point.exemplars.iter().all(|exemplar| exemplar.trace_id.len() == 16));
+        assert!(!point.exemplars.is_empty());
+        collector.metric("process_resident_memory", |data| matches!(data, metric::Data::Gauge(_))).await;
+
+        assert_eq!(collector.header("x-tenant").as_deref(), Some("blue one"));
+        collector.spans(4, |span| span.name == "publish").await;
+        let resource = collector.resource();
+        assert_eq!(resource["service.name"], "hub-under-test");
+        assert_eq!(resource["deployment.environment.name"], "test");
+        assert!(resource.contains_key("service.instance.id"));
+    }
+}
+
+#[tokio::test]
+async fn telemetry_can_be_switched_off_by_the_variables() {
+    let collector = Collector::http().await;
+    let url = collector.url();
+    for switched_off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
+        let variables = [SOON[0], SOON[1], ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()), switched_off];
+        let server = Server::start_with(&[], &variables);
+        assert_eq!(sampled(&server, 3).await, 0, "{switched_off:?}");
+    }
+    let by_variable = [SOON[0], SOON[1], ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str())];
+    let server = Server::start_with(&[], &by_variable);
+    assert_eq!(sampled(&server, 3).await, 3);
+    collector.spans(3, |span| span.name == "publish").await;
+}
+
+#[tokio::test]
+async fn openmetrics_has_exemplars_that_name_traces() {
+    let collector = Collector::http().await;
+    let server = server(&collector, &["--trace-sample-ratio", "0"], &[]);
+    let mut subscriber = subscribed(&server, "news").await;
+    let mut publisher = Client::connect(&server).await;
+    publisher.send(&publish("news", &json!({"traceparent": traceparent("01")}))).await;
+    let (_, span, _) = context(&subscriber.receive().await);
+    let exemplar = format!(" # {{trace_id=\"{TRACE}\",span_id=\"{span}\"}} ");
+    patiently("an exemplar", async {
+        loop {
+            let headers = ["Accept: application/openmetrics-text"];
+            let text = http(server.api(), "GET /metrics", &headers, "").await.body;
+            let found = text.lines().find(|line| line.contains(&exemplar));
+            if let Some(line) = found {
+                assert!(line.starts_with("deeperhub_publish_latency_seconds_bucket{le="), "{line}");
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let plain = http(server.api(), "GET /metrics", &[], "").await.body;
+    assert!(!plain.contains("trace_id"), "the older format has no exemplars");
+}
+
+#[tokio::test]
+async fn log_lines_within_a_trace_name_it() {
+    let collector = Collector::http().await;
+    let flags = ["--log-format", "json", "--log-level", "debug", "--max-subscriptions", "1"];
+    let server = server(&collector, &flags, &[]);
+    let mut client = subscribed(&server, "a").await;
+    let meta = json!({"traceparent": traceparent("01")});
+    client.ask(&json!({"type": "subscribe", "data": {"topic": "b"}, "meta": meta})).await;
+    let header = format!("traceparent: {}", traceparent("01"));
+    http(server.api(), "GET /v1/topics", &[&header], "").await;
+    server.wait_for_stderr("Call answered.");
+    for message in ["A message was answered with an error.", "Call answered."] {
+        let log = server.stderr();
+        let line = log.lines().find(|line| line.contains(message)).unwrap_or_else(|| panic!("{message} in {log}"));
+        let line: Value = serde_json::from_str(line).expect("a line is JSON");
+        assert_eq!((&line["message"], &line["trace_id"]), (&json!(message), &json!(TRACE)));
+        assert_eq!(line["span_id"].as_str().map(str::len), Some(16));
+    }
+}
+
+fn promtool(arguments: &[&str], input: &str) {
+    use std::io::Write;
+
+    let installed = Command::new(format!("{ROOT}/tests/peers/install")).arg("prometheus").status();
+    assert!(installed.is_ok_and(|status| status.success()), "prometheus can be installed");
+    let mut child = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool runs");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("promtool reads");
+    let output = child.wait_with_output().expect("promtool ends");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+}
+
+#[tokio::test]
+async fn promtool_accepts_the_metrics() {
+    let server = Server::start(&[]);
+    sampled(&server, 3).await;
+    promtool(&["check", "metrics"], &http(server.api(), "GET /metrics", &[], "").await.body);
+}
+
+#[test]
+fn promtool_accepts_the_alerts_and_their_tests() {
+    let file = |name: &str| format!("{ROOT}/deploy/prometheus/{name}");
+    promtool(&["check", "rules", &file("alerts.yml")], "");
+    promtool(&["test", "rules", &file("alerts_test.yml")], "");
+    promtool(&["check", "config", &file("prometheus.yml")], "");
+}
+
+/// The metrics of ours that a text names, without the endings of histograms' parts.
+fn metrics_named_in(text: &str) -> Vec<String> {
+    let mut names: Vec<String> = text
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("deeperhub_") || word.starts_with("process_"))
+        .map(|word| {
+            let parts = ["_bucket", "_sum", "_count"];
+            parts.iter().find_map(|part| word.strip_suffix(part)).unwrap_or(word).to_owned()
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[tokio::test]
+async fn dashboard_and_alerts_name_metrics_that_there_are() {
+    let server = Server::start(&[]);
+    let text = http(server.api(), "GET /metrics", &[], "").await.body;
+    for file in ["deploy/grafana/deeperhub.json", "deploy/prometheus/alerts.yml"] {
+        let names = metrics_named_in(&std::fs::read_to_string(format!("{ROOT}/{file}")).expect(file));
+        assert!(names.len() > 5, "{file}: {names:?}");
+        for name in names {
+            assert!(text.contains(&format!("# TYPE {name} ")), "{file} names {name}, which is no metric");
+        }
+    }
+    let dashboard = std::fs::read_to_string(format!("{ROOT}/deploy/grafana/deeperhub.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&dashboard).expect("the dashboard is JSON");
+    let panels = dashboard["panels"].as_array().expect("it has panels");
+    let mut ids: Vec<_> = panels.iter().filter_map(|panel| panel["id"].as_u64()).collect();
+    ids.dedup();
+    assert_eq!(ids.len(), panels.len(), "each panel has an id of its own");
+}
+
+/// A Prometheus that scrapes a server; it ends with this value.
+struct Prometheus(std::process::Child);
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_real_prometheus_scrapes_metrics_and_exemplars() {
+    let installed = Command::new(format!("{ROOT}/tests/peers/install")).arg("prometheus").status();
+    assert!(installed.is_ok_and(|status| status.success()), "prometheus can be installed");
+    let collector = Collector::http().await;
+    let server = server(&collector, &[], &[]);
+    assert_eq!(sampled(&server, 5).await, 5);
+
+    let folder = TemporaryDir::new();
+    let config = format!(
+        "scrape_configs:\n- job_name: deeperhub\n  scrape_interval: 200ms\n  scrape_timeout: 200ms\n  \
+         static_configs: [{{targets: ['{}']}}]\n",
+        server.api()
+    );
+    let config_file = folder.write("prometheus.yml", &config);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let child = Command::new("prometheus")
+        .arg(format!("--config.file={}", config_file.display()))
+        .arg(format!("--storage.tsdb.path={}", folder.path("data").display()))
+        .arg(format!("--web.listen-address={port}"))
+        .arg("--enable-feature=exemplar-storage")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("prometheus runs");
+    let _prometheus = Prometheus(child);
+
+    let deadline = std::time::Instant::now() + PATIENCE * 2;
+    let ask = async |path: &str| -> Value {
+        loop {
+            assert!(std::time::Instant::now() < deadline, "no answer to {path}");
+            if tokio::net::TcpStream::connect(port).await.is_ok() {
+                let answer = http(port, &format!("GET {path}"), &[], "").await.json();
+                let found = &answer["data"]["result"].as_array().map_or(0, Vec::len)
+                    + &answer["data"].as_array().map_or(0, Vec::len);
+                if found > 0 {
+                    return answer;
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    let query = "/api/v1/query?query=deeperhub_messages_received_total%7Btype%3D%22publish%22%7D";
+    assert_eq!(ask(query).await["data"]["result"][0]["value"][1], "5");
+    let up = ask("/api/v1/query?query=up").await;
+    assert_eq!(up["data"]["result"][0]["value"][1], "1");
+    let exemplars = "/api/v1/query_exemplars?query=deeperhub_publish_latency_seconds_bucket&start=0&end=4000000000";
+    let exemplars = ask(exemplars).await;
+    let trace_id = exemplars["data"][0]["exemplars"][0]["labels"]["trace_id"].as_str();
+    assert_eq!(trace_id.map(str::len), Some(32), "{exemplars}");
 }

@@ -9,6 +9,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use crate::flood::Flood;
+use crate::log_lines::{JsonLines, TextLines, TraceIdsLayer};
 use crate::values::{LogFormat, LogLevel};
 
 /// What our own crates' targets begin with.
@@ -27,15 +29,22 @@ pub(crate) fn install(level: LogLevel, format: LogFormat) -> Result<Level, SetGl
         LogFormat::Text => {
             let colours = io::stderr().is_terminal()
                 && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            layer.with_ansi(colours).boxed()
+            layer.with_ansi(colours).event_format(TextLines::new(Flood::default())).boxed()
         }
-        LogFormat::Json => {
-            layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
-        }
+        LogFormat::Json => layer.with_ansi(false).event_format(JsonLines::new(Flood::default())).boxed(),
     };
     let (filter, handle) = reload::Layer::new(filter(level));
-    tracing::subscriber::set_global_default(Registry::default().with(layer.with_filter(filter)))?;
+    let log = Registry::default().with(layer.with_filter(filter)).with(TraceIdsLayer);
+    tracing::subscriber::set_global_default(log)?;
+    std::panic::set_hook(Box::new(log_panic));
     Ok(Level { handle, current: watch::Sender::new(level) })
+}
+
+/// A panic as a line like the others. Its message may show what a client sent, so it is left out: the place will do.
+fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let location = panic.location().map(tracing::field::display);
+    tracing::error!(thread = thread.name(), location, "Panicked.");
 }
 
 /// What is logged, to be changed while the program runs.

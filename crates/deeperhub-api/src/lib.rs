@@ -26,6 +26,7 @@ mod openapi;
 mod page;
 mod routes;
 mod serve;
+mod trace;
 
 use std::sync::Arc;
 
@@ -77,6 +78,8 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route("/openapi.json", get(routes::description))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        // Inside of the guard: calls that are not allowed have no spans.
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), trace::trace))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard))
         .with_state(api)
 }

@@ -213,10 +213,16 @@ impl Session {
         mut span: MessageSpan,
         cx: &mut Context<'_, Local>,
     ) {
+        let log = span.span.for_log().entered();
         cx.local().answered_with = None;
         self.carry_out(message, Some(&mut span), cx);
         let local = cx.local();
         let error = local.answered_with.take();
+        if let Some(code) = error {
+            let client_id = self.client_id.as_str();
+            tracing::debug!(client_id, code, "A message was answered with an error.");
+        }
+        drop(log);
         local
             .hub
             .config

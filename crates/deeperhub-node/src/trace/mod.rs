@@ -124,6 +124,13 @@ impl Tracer {
         })
     }
 
+    /// The parent of what belongs to a trace that was decided not to be recorded. It names no real span: not to be sent
+    /// to others.
+    #[must_use]
+    pub const fn declined() -> SpanContext {
+        SpanContext::DECLINED
+    }
+
     /// Whether spans are recorded anywhere: without that none need be made.
     #[must_use]
     pub const fn records(&self) -> bool {
@@ -154,6 +161,18 @@ impl ActiveSpan {
     pub fn with_tracestate(mut self, tracestate: Option<&str>) -> Self {
         self.tracestate = tracestate.map(Arc::from);
         self
+    }
+
+    /// A span of the log, whose lines then name the trace.
+    #[must_use]
+    pub fn for_log(&self) -> tracing::Span {
+        let (trace_id, span_id) = (self.context.trace_id(), self.context.span_id());
+        // Of the gravest level, so that no level of the log leaves it out.
+        tracing::error_span!(
+            "trace",
+            trace_id = %format_args!("{trace_id:032x}"),
+            span_id = %format_args!("{span_id:016x}")
+        )
     }
 
     /// Its own ids.

@@ -15,6 +15,10 @@ pub struct SpanContext {
 }
 
 impl SpanContext {
+    /// A span of a trace that is not sampled, by whatever ratio: its id is the highest. It stands for a decision within a
+    /// program and names no real span.
+    pub const DECLINED: Self = Self { trace_id: u128::MAX, span_id: u64::MAX, sampled: false };
+
     /// A span of these ids; `None` when one of them is zero.
     #[must_use]
     pub const fn new(trace_id: u128, span_id: u64, sampled: bool) -> Option<Self> {

@@ -1,0 +1,258 @@
+//! How log lines look: text for people, one JSON object a line for machines. Both name the trace that a line belongs to,
+//! and leave out lines that repeat too often.
+
+use std::fmt;
+use std::time::Instant;
+
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::fmt::format::{Format, Full, Writer};
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime as Clock};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::flood::{Flood, Verdict};
+
+/// The ids of the trace that a span of the log belongs to.
+#[derive(Debug, Default, Clone)]
+struct TraceIds {
+    trace_id: Option<String>,
+    span_id: Option<String>,
+}
+
+/// Keeps the ids of those spans of the log that name a trace (`trace_id`, `span_id`).
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct TraceIdsLayer;
+
+impl<S: Subscriber + for<'l> LookupSpan<'l>> Layer<S> for TraceIdsLayer {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut ids = TraceIds::default();
+        attributes.record(&mut ids);
+        if let (Some(span), true) = (context.span(id), ids.trace_id.is_some()) {
+            span.extensions_mut().insert(ids);
+        }
+    }
+}
+
+impl Visit for TraceIds {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        match field.name() {
+            "trace_id" => self.trace_id = Some(format!("{value:?}")),
+            "span_id" => self.span_id = Some(format!("{value:?}")),
+            _ => {}
+        }
+    }
+}
+
+/// The ids of the innermost span around an event that names a trace.
+fn trace_ids<S, N>(context: &FmtContext<'_, S, N>) -> Option<TraceIds>
+where
+    S: Subscriber + for<'l> LookupSpan<'l>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    // From the innermost outwards.
+    let mut scope = context.event_scope()?;
+    scope.find_map(|span| span.extensions().get::<TraceIds>().cloned())
+}
+
+/// Lines for people.
+#[derive(Debug)]
+pub(crate) struct TextLines {
+    lines: Format<Full>,
+    flood: Flood,
+}
+
+/// Lines for machines: `timestamp`, `level`, `target`, `message`, the fields, and `trace_id` and `span_id` where a trace
+/// is active.
+#[derive(Debug)]
+pub(crate) struct JsonLines {
+    flood: Flood,
+}
+
+impl TextLines {
+    pub(crate) fn new(flood: Flood) -> Self {
+        Self { lines: Format::default(), flood }
+    }
+}
+
+impl JsonLines {
+    pub(crate) fn new(flood: Flood) -> Self {
+        Self { flood }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for TextLines
+where
+    S: Subscriber + for<'l> LookupSpan<'l>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let left_out = match self.flood.check(event.metadata(), Instant::now()) {
+            Verdict::LeaveOut => return Ok(()),
+            Verdict::Write { left_out } => left_out,
+        };
+        if left_out == 0 {
+            return self.lines.format_event(context, writer, event);
+        }
+        // Before the line, as what comes behind it would stand on a line of its own.
+        write!(writer, "left_out={left_out} ")?;
+        self.lines.format_event(context, writer, event)
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for JsonLines
+where
+    S: Subscriber + for<'l> LookupSpan<'l>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let left_out = match self.flood.check(event.metadata(), Instant::now()) {
+            Verdict::LeaveOut => return Ok(()),
+            Verdict::Write { left_out } => left_out,
+        };
+        let mut timestamp = String::new();
+        Clock.format_time(&mut Writer::new(&mut timestamp))?;
+        let mut line = Map::new();
+        line.insert("timestamp".to_owned(), timestamp.into());
+        line.insert("level".to_owned(), event.metadata().level().as_str().into());
+        line.insert("target".to_owned(), event.metadata().target().into());
+        event.record(&mut Fields(&mut line));
+        if let Some(ids) = trace_ids(context) {
+            line.insert("trace_id".to_owned(), ids.trace_id.into());
+            line.insert("span_id".to_owned(), ids.span_id.into());
+        }
+        if left_out > 0 {
+            line.insert("left_out".to_owned(), left_out.into());
+        }
+        // A map with texts as keys can always be written.
+        let line = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
+        writeln!(writer, "{line}")
+    }
+}
+
+/// An event's fields as members of an object.
+struct Fields<'m>(&'m mut Map<String, Value>);
+
+impl Fields<'_> {
+    fn put(&mut self, field: &Field, value: impl Into<Value>) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+}
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::{Registry, fmt as log};
+
+    use super::*;
+
+    #[derive(Debug, Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(json: bool, say: impl FnOnce()) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let layer = log::layer().with_writer(move || writer.clone()).with_ansi(false);
+        let layer: Box<dyn Layer<_> + Send + Sync> = if json {
+            layer.event_format(JsonLines::new(Flood::default())).boxed()
+        } else {
+            layer.event_format(TextLines::new(Flood::default())).boxed()
+        };
+        tracing::subscriber::with_default(Registry::default().with(TraceIdsLayer).with(layer), say);
+        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_json_line_is_one_object_with_the_ids_of_its_trace() {
+        let text = written(true, || {
+            let span = tracing::error_span!("message", trace_id = %"0af7", span_id = %"b9c7");
+            span.in_scope(|| tracing::warn!(worker = 3, ratio = 0.5, ok = true, "It \"broke\".\nTwice."));
+            tracing::info!(user = "u", "Outside.");
+        });
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert_eq!(lines[0]["message"], "It \"broke\".\nTwice.");
+        assert_eq!((&lines[0]["worker"], &lines[0]["ratio"], &lines[0]["ok"]), (&3.into(), &0.5.into(), &true.into()));
+        assert_eq!((&lines[0]["trace_id"], &lines[0]["span_id"]), (&"0af7".into(), &"b9c7".into()));
+        assert_eq!((&lines[0]["level"], &lines[1]["user"]), (&"WARN".into(), &"u".into()));
+        assert_eq!(lines[1].get("trace_id"), None);
+        let timestamp = lines[0]["timestamp"].as_str().unwrap();
+        assert!(timestamp.ends_with('Z') && timestamp.contains('T'), "{timestamp}");
+    }
+
+    #[test]
+    fn a_text_line_shows_the_ids_of_its_trace() {
+        let text = written(false, || {
+            let span = tracing::error_span!("message", trace_id = %"0af7", span_id = %"b9c7");
+            span.in_scope(|| tracing::warn!("It broke."));
+        });
+        assert!(text.contains("trace_id=0af7") && text.contains("It broke."), "{text}");
+    }
+
+    #[test]
+    fn lines_of_one_kind_are_left_out_when_there_are_too_many() {
+        let text = written(true, || {
+            for _ in 0..10_000 {
+                tracing::warn!("The same.");
+            }
+            tracing::warn!("Another.");
+        });
+        let lines = text.lines().count();
+        assert!((11..1000).contains(&lines), "{lines} lines");
+        assert!(text.contains("Another."), "lines of another place are written");
+    }
+}

@@ -1,0 +1,141 @@
+//! A span for each call whose trace is sampled.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use deeperhub_node::trace::{ActiveSpan, Span, SpanKind, Tracer};
+use deeperhub_protocol::message::{SpanContext, TraceContext};
+use tracing::Instrument;
+
+use crate::Api;
+
+/// Makes a span of the call, and puts below it what the call publishes: the handlers see the span in the place of the
+/// caller's `traceparent`.
+pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
+    let tracer = api.node.tracer();
+    let is_call = request.uri().path().starts_with("/v1/");
+    if !tracer.records() || !is_call {
+        return next.run(request).await;
+    }
+    let began = Instant::now();
+    let context = context(request.headers());
+    let parent = SpanContext::of(&context);
+    let Some(span) = tracer.start(parent) else {
+        if parent.is_none() {
+            // It is decided; a publish must not be asked again.
+            put(request.headers_mut(), Tracer::declined());
+        }
+        return next.run(request).await;
+    };
+    let span = span.with_tracestate(context.tracestate.as_deref());
+    put(request.headers_mut(), span.context());
+    let description = Description::of(&request);
+    let response = next.run(request).instrument(span.for_log()).await;
+    span.for_log().in_scope(|| {
+        tracing::debug!(method = description.method, status = response.status().as_u16(), "Call answered.");
+    });
+    tracer.record(|| description.into_span(span.since(began), &response));
+    response
+}
+
+/// The context that the headers give; several `tracestate` are one list, several `traceparent` are none.
+fn context(headers: &HeaderMap) -> TraceContext<'static> {
+    let texts = |name| -> Vec<&str> {
+        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect()
+    };
+    let (parents, states) = (texts("traceparent"), texts("tracestate"));
+    let [parent] = parents[..] else { return TraceContext::default() };
+    let state = (!states.is_empty()).then(|| states.join(",").into());
+    TraceContext::new(Some(parent.to_owned().into()), state)
+}
+
+fn put(headers: &mut HeaderMap, span: SpanContext) {
+    if let Ok(value) = HeaderValue::from_str(&span.to_string()) {
+        headers.insert("traceparent", value);
+    }
+}
+
+/// What is known of a call before it is answered.
+#[derive(Debug)]
+struct Description {
+    method: String,
+    route: Option<String>,
+    path: String,
+    host: Option<String>,
+    agent: Option<String>,
+}
+
+impl Description {
+    fn of(request: &Request) -> Self {
+        let text = |name| -> Option<String> {
+            let text = request.headers().get(name)?.to_str().ok()?;
+            Some(text.chars().take(256).collect())
+        };
+        Self {
+            // As the conventions ask for: methods that are none of HTTP's are not told apart.
+            method: match request.method().as_str() {
+                known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH") => known.to_owned(),
+                _ => "_OTHER".to_owned(),
+            },
+            route: request.extensions().get::<MatchedPath>().map(|matched| matched.as_str().to_owned()),
+            path: request.uri().path().chars().take(1024).collect(),
+            host: text(header::HOST),
+            agent: text(header::USER_AGENT),
+        }
+    }
+
+    fn into_span(self, span: ActiveSpan, response: &Response) -> Span {
+        let Self { method, route, path, host, agent } = self;
+        let name = match &route {
+            Some(route) => format!("{method} {route}"),
+            None => method.clone(),
+        };
+        let status = response.status();
+        let fault = status.is_server_error().then(|| status.as_str().to_owned());
+        span.end(Instant::now(), name, SpanKind::Server)
+            .with("http.request.method", method)
+            .with_some("http.route", route)
+            .with("url.path", path)
+            .with("url.scheme", "http")
+            .with("http.response.status_code", status.as_u16())
+            .with_some("server.address", host)
+            .with_some("user_agent.original", agent)
+            .failed(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for &(name, value) in pairs {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn a_list_of_states_may_come_in_parts_and_a_parent_once() {
+        let whole = context(&headers(&[("traceparent", PARENT), ("tracestate", "a=1"), ("tracestate", "b=2")]));
+        assert_eq!(whole.tracestate.as_deref(), Some("a=1,b=2"));
+        assert!(context(&headers(&[("traceparent", PARENT), ("traceparent", PARENT)])).is_empty());
+        assert!(context(&headers(&[("tracestate", "a=1")])).is_empty());
+    }
+
+    #[test]
+    fn handlers_see_the_span_in_the_place_of_the_callers() {
+        let mut headers = headers(&[("traceparent", PARENT)]);
+        put(&mut headers, Tracer::declined());
+        let seen = SpanContext::of(&context(&headers));
+        assert_eq!(seen, Some(Tracer::declined()));
+        assert!(!Tracer::declined().is_sampled());
+    }
+}
