@@ -168,7 +168,9 @@ async fn a_publish_by_the_server_api_stands_below_its_call() {
     assert_eq!((trace.as_str(), &delivery["meta"]["tracestate"]), (TRACE, &json!("vendor=1")));
 
     let published = collector.span("publish", |span| span.name == "publish").await;
-    let call = collector.span("the call", |span| span.span.kind() == SpanKind::Server && span.trace_id == TRACE).await;
+    let call = collector
+        .span("the call", |span| span.span.kind() == SpanKind::Server && span.trace_id == TRACE)
+        .await;
     assert_eq!((&published.trace_id, &published.span_id), (&trace, &span));
     assert_eq!((&published.parent_id, call.parent_id.as_str()), (&call.span_id, PARENT));
     assert_eq!(call.name, "POST /v1/topics/{topic}/messages");
@@ -376,7 +378,9 @@ async fn what_is_recorded_last_is_sent_before_the_end() {
 
 #[tokio::test]
 async fn metrics_go_out_from_the_same_cells_as_the_text() {
-    for (collector, protocol) in [(Collector::grpc().await, "grpc"), (Collector::http().await, "http/protobuf")] {
+    for (collector, protocol) in
+        [(Collector::grpc().await, "grpc"), (Collector::http().await, "http/protobuf")]
+    {
         let variables = [
             ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
             ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=blue%20one"),
@@ -388,10 +392,16 @@ async fn metrics_go_out_from_the_same_cells_as_the_text() {
 
         let metric = collector
             .metric("deeperhub_messages_received", |data| match data {
-                metric::Data::Sum(sum) => sum.is_monotonic && sum.data_points.iter().any(|point| {
-                    point.value == Some(number_data_point::Value::AsInt(4))
-                        && point.attributes.iter().any(|label| format!("{label:?}").contains("publish"))
-                }),
+                metric::Data::Sum(sum) => {
+                    sum.is_monotonic
+                        && sum.data_points.iter().any(|point| {
+                            point.value == Some(number_data_point::Value::AsInt(4))
+                                && point
+                                    .attributes
+                                    .iter()
+                                    .any(|label| format!("{label:?}").contains("publish"))
+                        })
+                }
                 _ => false,
             })
             .await;
@@ -474,7 +484,8 @@ async fn log_lines_within_a_trace_name_it() {
     server.wait_for_stderr("Call answered.");
     for message in ["A message was answered with an error.", "Call answered."] {
         let log = server.stderr();
-        let line = log.lines().find(|line| line.contains(message)).unwrap_or_else(|| panic!("{message} in {log}"));
+        let line =
+            log.lines().find(|line| line.contains(message)).unwrap_or_else(|| panic!("{message} in {log}"));
         let line: Value = serde_json::from_str(line).expect("a line is JSON");
         assert_eq!((&line["message"], &line["trace_id"]), (&json!(message), &json!(TRACE)));
         assert_eq!(line["span_id"].as_str().map(str::len), Some(16));
@@ -604,7 +615,8 @@ async fn a_real_prometheus_scrapes_metrics_and_exemplars() {
     assert_eq!(ask(query).await["data"]["result"][0]["value"][1], "5");
     let up = ask("/api/v1/query?query=up").await;
     assert_eq!(up["data"]["result"][0]["value"][1], "1");
-    let exemplars = "/api/v1/query_exemplars?query=deeperhub_publish_latency_seconds_bucket&start=0&end=4000000000";
+    let exemplars =
+        "/api/v1/query_exemplars?query=deeperhub_publish_latency_seconds_bucket&start=0&end=4000000000";
     let exemplars = ask(exemplars).await;
     let trace_id = exemplars["data"][0]["exemplars"][0]["labels"]["trace_id"].as_str();
     assert_eq!(trace_id.map(str::len), Some(32), "{exemplars}");

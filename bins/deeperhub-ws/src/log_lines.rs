@@ -226,7 +226,10 @@ mod tests {
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 2, "{text}");
         assert_eq!(lines[0]["message"], "It \"broke\".\nTwice.");
-        assert_eq!((&lines[0]["worker"], &lines[0]["ratio"], &lines[0]["ok"]), (&3.into(), &0.5.into(), &true.into()));
+        assert_eq!(
+            (&lines[0]["worker"], &lines[0]["ratio"], &lines[0]["ok"]),
+            (&3.into(), &0.5.into(), &true.into())
+        );
         assert_eq!((&lines[0]["trace_id"], &lines[0]["span_id"]), (&"0af7".into(), &"b9c7".into()));
         assert_eq!((&lines[0]["level"], &lines[1]["user"]), (&"WARN".into(), &"u".into()));
         assert_eq!(lines[1].get("trace_id"), None);

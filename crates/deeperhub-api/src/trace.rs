@@ -78,7 +78,9 @@ impl Description {
         Self {
             // As the conventions ask for: methods that are none of HTTP's are not told apart.
             method: match request.method().as_str() {
-                known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH") => known.to_owned(),
+                known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH") => {
+                    known.to_owned()
+                }
                 _ => "_OTHER".to_owned(),
             },
             route: request.extensions().get::<MatchedPath>().map(|matched| matched.as_str().to_owned()),
@@ -124,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_list_of_states_may_come_in_parts_and_a_parent_once() {
-        let whole = context(&headers(&[("traceparent", PARENT), ("tracestate", "a=1"), ("tracestate", "b=2")]));
+        let whole =
+            context(&headers(&[("traceparent", PARENT), ("tracestate", "a=1"), ("tracestate", "b=2")]));
         assert_eq!(whole.tracestate.as_deref(), Some("a=1,b=2"));
         assert!(context(&headers(&[("traceparent", PARENT), ("traceparent", PARENT)])).is_empty());
         assert!(context(&headers(&[("tracestate", "a=1")])).is_empty());
