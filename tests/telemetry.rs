@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Client, Collector, PATIENCE, ROOT, Server, SpanSeen, TemporaryDir, http, patiently};
+use crate::support::{Client, Collector, PATIENCE, ROOT, Server, TemporaryDir, http, patiently};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -324,7 +324,7 @@ async fn a_collector_that_comes_later_gets_what_waited_for_it() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_refuses_costs_spans_which_are_counted() {
     let collector = Collector::http().await;
     collector.refuse(Some(503));
@@ -349,7 +349,7 @@ async fn spans_that_the_collector_rejects_are_counted() {
     wait_for_lost(&server, "rejected").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_never_answers_costs_spans_and_holds_up_nothing() {
     // Takes connections, and that is all.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -363,7 +363,7 @@ async fn a_collector_that_never_answers_costs_spans_and_holds_up_nothing() {
     assert!(server.wait().success(), "it ends although the collector does not answer");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_recorded_last_is_sent_before_the_end() {
     let collector = Collector::grpc().await;
     // Far longer than the test: only the end sends it.
@@ -471,7 +471,7 @@ async fn openmetrics_has_exemplars_that_name_traces() {
     assert!(!plain.contains("trace_id"), "the older format has no exemplars");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn log_lines_within_a_trace_name_it() {
     let collector = Collector::http().await;
     let flags = ["--log-format", "json", "--log-level", "debug", "--max-subscriptions", "1"];
@@ -569,7 +569,7 @@ impl Drop for Prometheus {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_real_prometheus_scrapes_metrics_and_exemplars() {
     let installed = Command::new(format!("{ROOT}/tests/peers/install")).arg("prometheus").status();
     assert!(installed.is_ok_and(|status| status.success()), "prometheus can be installed");

@@ -13,7 +13,7 @@ pub(crate) mod wire;
 use std::time::Duration;
 
 pub(crate) use client::Client;
-pub(crate) use collector::{Collector, SpanSeen};
+pub(crate) use collector::Collector;
 pub(crate) use http::{Response, http};
 pub(crate) use peers::{Peer, install, python_bin, run_peer, script};
 pub(crate) use server::{Finished, Server, run};
