@@ -9,6 +9,7 @@ mod autobahn;
 mod backend;
 mod bench;
 mod cli;
+mod cluster;
 mod compression;
 mod interop;
 mod layering;

@@ -1,5 +1,6 @@
-//! What the tests share: a server on ports of its own, a WebSocket client, an HTTP client, and files that go away.
+//! What the tests share: a server on ports of its own, a WebSocket client, an HTTP client, brokers, and files that go away.
 
+mod broker;
 mod client;
 mod collector;
 mod http;
@@ -12,6 +13,7 @@ pub(crate) mod wire;
 
 use std::time::Duration;
 
+pub(crate) use broker::{Broker, Engine, Proxy};
 pub(crate) use client::Client;
 pub(crate) use collector::Collector;
 pub(crate) use http::{Response, http};

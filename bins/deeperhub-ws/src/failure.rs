@@ -22,7 +22,11 @@ pub(crate) enum Failure {
     #[error("cannot find {address}: {source}")]
     Lookup { address: Address, source: io::Error },
 
-    /// The node did not start, for another reason than its address.
+    /// Another node of the cluster has the name.
+    #[error("{0} (--node-id, DEEPERHUB_NODE_ID or node_id)")]
+    NodeIdTaken(deeperhub_node::NodeIdTaken),
+
+    /// The node did not start, for another reason.
     #[error("{}", with_causes(.0))]
     Node(deeperhub_node::StartError),
 

@@ -73,7 +73,9 @@ impl Level {
 fn filter(level: LogLevel) -> Targets {
     let ours = LevelFilter::from(level);
     let theirs = if level == LogLevel::Trace { ours } else { ours.min(LevelFilter::INFO) };
-    Targets::new().with_default(theirs).with_target(OURS, ours)
+    // It tells of every event as information; what concerns an operator, the cluster tells.
+    let nats = if level == LogLevel::Trace { ours } else { LevelFilter::OFF };
+    Targets::new().with_default(theirs).with_target("async_nats", nats).with_target(OURS, ours)
 }
 
 impl From<LogLevel> for LevelFilter {

@@ -9,8 +9,8 @@ use clap::{Args, Command};
 use deeperhub_security::Secret;
 
 use crate::values::{
-    Address, Host, HttpUrl, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol, Ratio, Switchable, Time,
-    UrlPath, secret, whole,
+    Address, ClusterUrl, Host, HttpUrl, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol, Ratio,
+    Switchable, Time, UrlPath, WhenUnavailable, cluster_url, secret, whole,
 };
 
 const GENERAL: &str = "General";
@@ -21,6 +21,7 @@ const TOKENS: &str = "Tokens";
 const LIMITS: &str = "Limits";
 const COMPRESSION: &str = "Compression";
 const ORIGINS: &str = "Web pages";
+const CLUSTER: &str = "Cluster";
 const LOGS: &str = "Logs";
 const TELEMETRY: &str = "Telemetry";
 
@@ -294,6 +295,38 @@ pub(crate) struct Options {
     /// all. Clients that send no `Origin` are no browsers and always pass.
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',', help_heading = ORIGINS)]
     pub(crate) allowed_origin: Option<Vec<String>>,
+
+    /// Broker that carries messages between the nodes of a hub [default: none, the node is alone]
+    ///
+    /// `nats://HOST:4222` or `redis://HOST:6379`; over TLS `tls://` (NATS) or `rediss://`. User and password go before
+    /// the host (`nats://user:password@host`), several servers of one broker are separated by commas. Other users of the
+    /// machine can read flags: with a password prefer the variable or the file.
+    #[arg(long, value_name = "URL", value_parser = cluster_url, help_heading = CLUSTER)]
+    pub(crate) cluster: Option<ClusterUrl>,
+
+    /// What all names on the broker begin with, so that hubs can share one [default: deeperhub]
+    ///
+    /// 1 to 64 of `A-Z a-z 0-9 _ -`.
+    #[arg(long, value_name = "NAME", help_heading = CLUSTER)]
+    pub(crate) cluster_prefix: Option<String>,
+
+    /// Bytes that may wait for the broker before messages to other nodes are dropped [default: 16777216]
+    ///
+    /// As many may wait for this node after they came from it.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(65_536, MAX_BYTES), help_heading = CLUSTER)]
+    pub(crate) cluster_queue_bytes: Option<usize>,
+
+    /// What /health/ready says while the broker cannot be reached [default: unready]
+    #[arg(long, value_name = "STATE", value_enum, help_heading = CLUSTER)]
+    pub(crate) cluster_unavailable: Option<WhenUnavailable>,
+
+    /// NATS credentials file, or a file with the seed of an nkey [default: none]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = CLUSTER)]
+    pub(crate) cluster_credentials: Option<PathBuf>,
+
+    /// PEM file with the certificates that sign the broker's [default: those that the system trusts]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = CLUSTER)]
+    pub(crate) cluster_ca: Option<PathBuf>,
 
     /// What is logged, to standard error [default: info]
     #[arg(long, value_name = "LEVEL", value_enum, help_heading = LOGS)]

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use deeperhub_api::ApiConfig;
 use deeperhub_listener::MemoryBudget;
+use deeperhub_node::ClusterConfig;
 use deeperhub_security::proxy::TrustedProxies;
 use deeperhub_security::{OriginPolicy, RateLimit, Secret, auth};
 
@@ -17,7 +19,8 @@ use crate::problem::Problem;
 use crate::settings::{ApiSettings, Settings, Shown};
 use crate::tls::{Files, Tls};
 use crate::values::{
-    Address, Host, Limits, Literal, LogFormat, LogLevel, ProxyProtocol, Switchable, Time, UrlPath,
+    Address, ClusterUrl, Host, Limits, Literal, LogFormat, LogLevel, ProxyProtocol, Switchable, Time,
+    UrlPath, WhenUnavailable,
 };
 
 /// Fills in the defaults and checks what the settings say together.
@@ -78,6 +81,12 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         compression_level,
         client_context_takeover,
         allowed_origin,
+        cluster,
+        cluster_prefix,
+        cluster_queue_bytes,
+        cluster_unavailable,
+        cluster_credentials,
+        cluster_ca,
         log_level,
         log_format,
         otlp_endpoint,
@@ -171,6 +180,16 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     compression.client_context_takeover = take!(client_context_takeover, compression.client_context_takeover);
     let allowed_origins = take!(allowed_origin, Vec::new());
     node.origins = resolver.origins_policy(&allowed_origins);
+    let cluster = take!(cluster);
+    let cluster = ClusterSources {
+        url: cluster,
+        prefix: take!(cluster_prefix, Settings::CLUSTER_PREFIX.to_owned()),
+        queue_bytes: take!(cluster_queue_bytes, Settings::CLUSTER_QUEUE_BYTES),
+        ready_alone: take!(cluster_unavailable, WhenUnavailable::Unready) == WhenUnavailable::Ready,
+        credentials: take!(cluster_credentials),
+        ca: take!(cluster_ca),
+    };
+    node.cluster = resolver.cluster(cluster);
     let log_level = take!(log_level, LogLevel::Info);
     let log_format = take!(log_format, LogFormat::Text);
     let otlp_endpoint = take!(otlp_endpoint);
@@ -382,6 +401,60 @@ impl Resolver {
         }
     }
 
+    fn cluster(&mut self, sources: ClusterSources) -> Option<ClusterConfig> {
+        let ClusterSources { url, prefix, queue_bytes, ready_alone, credentials, ca } = sources;
+        let fits = deeperhub_cluster::is_prefix(&prefix);
+        self.must("cluster_prefix", &prefix, fits, "expected 1 to 64 of A-Z, a-z, 0-9, _ and -");
+        let Some(ClusterUrl(url)) = url else {
+            for (key, given) in [("cluster_credentials", &credentials), ("cluster_ca", &ca)] {
+                if given.is_some() {
+                    let name = self.origin(key).name_of(key);
+                    self.problems.push(Problem::Conflict(format!(
+                        "{name} is set and there is no cluster; expected a broker in {}, {} or cluster as well",
+                        flag("cluster"),
+                        variable("cluster"),
+                    )));
+                }
+            }
+            return None;
+        };
+        let url = match url {
+            Ok(url) => url,
+            Err(error) => {
+                self.problems.push(Problem::InvalidSecret {
+                    key: "cluster".to_owned(),
+                    origin: self.origin("cluster"),
+                    expected: error.to_string(),
+                });
+                return None;
+            }
+        };
+        if url.engine() != deeperhub_cluster::Engine::Nats
+            && let Some(file) = &credentials
+        {
+            let is_nats = "expected none with a broker that is not NATS: user and password stand in the URL";
+            self.must("cluster_credentials", &file.display(), false, is_nats);
+        }
+        for (key, file) in [("cluster_credentials", &credentials), ("cluster_ca", &ca)] {
+            if let Some(file) = file
+                && let Err(error) = std::fs::File::open(file)
+            {
+                self.must(
+                    key,
+                    &file.display(),
+                    false,
+                    &format!("expected a file that can be read ({error})"),
+                );
+            }
+        }
+        let mut broker = deeperhub_cluster::Config::new(url);
+        (broker.prefix, broker.queue_bytes) = (prefix, queue_bytes);
+        (broker.credentials, broker.ca) = (credentials, ca);
+        let mut config = ClusterConfig::new(broker);
+        config.ready_alone = ready_alone;
+        Some(config)
+    }
+
     fn check_queue(&mut self, listener: &deeperhub_listener::Config) {
         if listener.max_queue_bytes < listener.max_message_bytes {
             self.warnings.push(format!(
@@ -430,6 +503,16 @@ impl Resolver {
         config.max_body_bytes = node.listener.max_message_bytes;
         Some(ApiSettings { address, config })
     }
+}
+
+/// What was said of the cluster.
+struct ClusterSources {
+    url: Option<ClusterUrl>,
+    prefix: String,
+    queue_bytes: usize,
+    ready_alone: bool,
+    credentials: Option<PathBuf>,
+    ca: Option<PathBuf>,
 }
 
 /// Whether a text can stand behind `Bearer` in a header.
@@ -602,6 +685,42 @@ mod tests {
         check_problem(&["--tls-key=key.pem"], "--tls-key needs --tls-cert, DEEPERHUB_TLS_CERT or tls_cert");
         check_problem(&["--tls-client-ca=ca.pem"], "--tls-client-ca needs --tls-cert");
         check_problem(&["--tls-cert=c.pem", "--tls-client-ca=ca.pem"], "--tls-cert needs --tls-key");
+    }
+
+    #[test]
+    fn a_cluster_is_told_by_its_broker() {
+        let settings =
+            settings(&["--cluster=nats://u:hunter2@h:4222", "--cluster-unavailable=ready"]).unwrap();
+        let cluster = settings.node.cluster.as_ref().unwrap();
+        assert!(cluster.ready_alone);
+        assert_eq!(cluster.broker.prefix, "deeperhub");
+        let shown = settings.show().to_string();
+        assert!(shown.contains("cluster = \"nats://u:********@h:4222\""), "{shown}");
+        assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_cluster_is_told_without_its_password() {
+        check_problem(
+            &["--cluster=natz://u:hunter2@h"],
+            "invalid value for --cluster (not shown, as it is secret): expected the scheme nats, tls",
+        );
+        check_problem(
+            &["--cluster=nats://h", "--cluster-prefix=a.b"],
+            "invalid value 'a.b' for --cluster-prefix: expected 1 to 64 of",
+        );
+        check_problem(
+            &["--cluster-ca=/x"],
+            "--cluster-ca is set and there is no cluster; expected a broker in --cluster",
+        );
+        check_problem(
+            &["--cluster=redis://h", "--cluster-credentials=/dev/null"],
+            "invalid value '/dev/null' for --cluster-credentials: expected none with a broker that is not NATS",
+        );
+        check_problem(
+            &["--cluster=nats://h", "--cluster-credentials=/no/such"],
+            "invalid value '/no/such' for --cluster-credentials: expected a file that can be read",
+        );
     }
 
     #[test]

@@ -130,6 +130,7 @@ fn start_node(settings: &Settings) -> Result<Node, Failure> {
         deeperhub_node::StartError::Listener(deeperhub_listener::StartError::Listen { source, .. }) => {
             Failure::Listen { address: settings.address.clone(), purpose: "clients", flag: "--port", source }
         }
+        deeperhub_node::StartError::NodeIdTaken(taken) => Failure::NodeIdTaken(taken),
         error => Failure::Node(error),
     })
 }
@@ -198,8 +199,13 @@ async fn serve_until_stopped(
     drain_timeout: Duration,
 ) -> (Result<(), Failure>, Ended) {
     let mut result = Ok(());
+    let handle = node.handle();
     tokio::select! {
         signal = stops.recv() => info!(signal, ?drain_timeout, "Stopping; clients are told to come back later."),
+        taken = handle.failed() => {
+            error!(%taken, "Stopping.");
+            result = Err(Failure::NodeIdTaken(taken));
+        }
         failure = Api::failed(&mut api) => {
             error!(%failure, "Stopping, as there is no server API any more.");
             result = Err(failure);

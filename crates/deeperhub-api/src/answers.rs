@@ -1,6 +1,8 @@
 //! What calls answer, as the description shows it.
 
-use deeperhub_node::{Busy, ClientInfo, Delivered, Phase, Stats, Top, TopicInfo};
+use deeperhub_node::{
+    Busy, ClientInfo, ClusterStats, Delivered, Gathered, NodeInfo, Page, Phase, Stats, Top, TopicInfo,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -37,13 +39,6 @@ pub(crate) struct Unsubscribed {
     pub(crate) unsubscribed: bool,
 }
 
-/// How many connections a call reached.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
-pub(crate) struct Reached {
-    /// Connections of this node.
-    pub(crate) clients: u64,
-}
-
 /// A connection.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Client {
@@ -65,6 +60,10 @@ pub(crate) struct Clients {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     pub(crate) next_cursor: Option<String>,
+    /// Of the cluster: nodes that did not answer in time, whose part is missing. Otherwise absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<String>, required = false)]
+    pub(crate) unanswered: Option<Vec<String>>,
 }
 
 /// A topic or a pattern.
@@ -72,8 +71,12 @@ pub(crate) struct Clients {
 pub(crate) struct Topic {
     #[schema(example = "sports.football")]
     topic: String,
-    /// Its subscribers on this node.
+    /// Its subscribers on this node, or on all nodes where the cluster was asked.
     subscribers: u64,
+    /// Of the cluster: nodes that did not answer in time, whose part is missing. Otherwise absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<String>, required = false)]
+    unanswered: Option<Vec<String>>,
 }
 
 /// A part of the list of topics.
@@ -84,6 +87,10 @@ pub(crate) struct Topics {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     pub(crate) next_cursor: Option<String>,
+    /// Of the cluster: nodes that did not answer in time, whose part is missing. Otherwise absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<String>, required = false)]
+    pub(crate) unanswered: Option<Vec<String>>,
 }
 
 /// The node's numbers. Totals count from its start.
@@ -233,7 +240,123 @@ impl From<ClientInfo> for Client {
 
 impl From<TopicInfo> for Topic {
     fn from(topic: TopicInfo) -> Self {
-        Self { topic: topic.topic, subscribers: topic.subscribers }
+        Self { topic: topic.topic, subscribers: topic.subscribers, unanswered: None }
+    }
+}
+
+impl From<Gathered<TopicInfo>> for Topic {
+    fn from(gathered: Gathered<TopicInfo>) -> Self {
+        Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
+    }
+}
+
+impl From<Page<ClientInfo>> for Clients {
+    fn from(page: Page<ClientInfo>) -> Self {
+        let clients = page.items.into_iter().map(Client::from).collect();
+        Self { clients, next_cursor: page.next_cursor, unanswered: None }
+    }
+}
+
+impl From<Gathered<Page<ClientInfo>>> for Clients {
+    fn from(gathered: Gathered<Page<ClientInfo>>) -> Self {
+        Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
+    }
+}
+
+impl From<Page<TopicInfo>> for Topics {
+    fn from(page: Page<TopicInfo>) -> Self {
+        let topics = page.items.into_iter().map(Topic::from).collect();
+        Self { topics, next_cursor: page.next_cursor, unanswered: None }
+    }
+}
+
+impl From<Gathered<Page<TopicInfo>>> for Topics {
+    fn from(gathered: Gathered<Page<TopicInfo>>) -> Self {
+        Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
+    }
+}
+
+/// The numbers of all nodes together. Totals count from each node's start.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct ClusterNumbers {
+    /// Nodes that answered.
+    nodes: u64,
+    connections: ConnectionStats,
+    /// Subscriptions of all connections.
+    subscriptions: u64,
+    /// Topics and patterns with a subscriber, of each node: one that has some on two nodes counts twice.
+    topics: u64,
+    messages: MessageStats,
+    bytes: ByteStats,
+    /// Nodes that did not answer in time, whose part is missing.
+    unanswered: Vec<String>,
+}
+
+impl From<Gathered<ClusterStats>> for ClusterNumbers {
+    fn from(gathered: Gathered<ClusterStats>) -> Self {
+        let stats = gathered.answer;
+        Self {
+            nodes: stats.nodes,
+            connections: ConnectionStats {
+                active: stats.connections,
+                max: usize::try_from(stats.max_connections).unwrap_or(usize::MAX),
+                accepted_total: stats.accepted_total,
+                refused_total: stats.refused_total,
+                closed_total: stats.closed_total,
+                slow_total: stats.slow_consumers_total,
+            },
+            subscriptions: stats.subscriptions,
+            topics: stats.topics,
+            messages: MessageStats {
+                received_total: stats.received_total,
+                sent_total: stats.sent_total,
+                errors_total: stats.errors_total,
+            },
+            bytes: ByteStats {
+                received_total: stats.received_bytes_total,
+                sent_total: stats.sent_bytes_total,
+                queued: stats.queued_bytes,
+            },
+            unanswered: gathered.unanswered,
+        }
+    }
+}
+
+/// The nodes of a cluster.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct Nodes {
+    /// In the order of their names; this one is among them.
+    nodes: Vec<Node>,
+}
+
+/// A node of a cluster.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct Node {
+    /// The name that its client ids begin with.
+    node_id: String,
+    version: String,
+    /// Its open connections, of another node at its last heartbeat.
+    connections: u64,
+    /// Whether it is the node that answers.
+    #[serde(rename = "self")]
+    is_self: bool,
+    /// Since when it runs (this node) or has been known here (another).
+    known_ms: u64,
+    /// Since its last heartbeat; they come each second, and after 5 seconds without one it is gone.
+    silent_ms: u64,
+}
+
+impl From<Vec<NodeInfo>> for Nodes {
+    fn from(nodes: Vec<NodeInfo>) -> Self {
+        let node = |node: NodeInfo| Node {
+            node_id: node.node_id,
+            version: node.version,
+            connections: node.connections,
+            is_self: node.is_self,
+            known_ms: whole(node.known.as_millis()),
+            silent_ms: whole(node.silent.as_millis()),
+        };
+        Self { nodes: nodes.into_iter().map(node).collect() }
     }
 }
 

@@ -7,7 +7,7 @@ use deeperhub_protocol::message::{TraceContext, check_server_object};
 use deeperhub_protocol::{ClientId, RawJson, Subscription};
 
 use crate::Api;
-use crate::answers::{Client, Done, Published, Reached, Sent, Topic, Unsubscribed};
+use crate::answers::{Client, Done, Published, Sent, Topic, Unsubscribed};
 use crate::error::ApiError;
 use crate::idempotency::Key;
 
@@ -58,9 +58,9 @@ pub(crate) async fn unsubscribe_client(
     Ok(Unsubscribed { unsubscribed })
 }
 
-pub(crate) async fn unsubscribe_user(api: &Api, user: &str, topic: &str) -> Result<Reached, ApiError> {
+pub(crate) async fn unsubscribe_user(api: &Api, user: &str, topic: &str) -> Result<Sent, ApiError> {
     let topic = Subscription::parse(topic)?;
-    Ok(Reached { clients: api.node.unsubscribe_user(user, &topic).await })
+    Ok(api.node.unsubscribe_user(user, &topic).await.into())
 }
 
 pub(crate) async fn disconnect(api: &Api, client_id: &str) -> Result<Done, ApiError> {

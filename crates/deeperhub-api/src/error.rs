@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use deeperhub_node::{ClientNotFound, CursorError};
+use deeperhub_node::{ClientNotFound, CursorError, SendError};
 use deeperhub_protocol::{MessageError, TopicError};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -93,6 +93,15 @@ impl From<TopicError> for ApiError {
 impl From<ClientNotFound> for ApiError {
     fn from(error: ClientNotFound) -> Self {
         Self::new(StatusCode::NOT_FOUND, "client_not_found", error.to_string())
+    }
+}
+
+impl From<SendError> for ApiError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::NotFound(error) => error.into(),
+            other => Self::new(StatusCode::SERVICE_UNAVAILABLE, "cluster_unavailable", other.to_string()),
+        }
     }
 }
 

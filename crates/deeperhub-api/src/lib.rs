@@ -69,6 +69,7 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route("/v1/users/{user}/messages", post(routes::send_to_user))
         .route("/v1/broadcast", post(routes::broadcast))
         .route(guard::BATCH, post(routes::batch))
+        .route("/v1/nodes", get(routes::nodes))
         .route("/v1/stats", get(routes::stats))
         .route("/v1/top", get(routes::top))
         .route("/v1/events", get(routes::events))

@@ -7,7 +7,7 @@ use utoipa::{Modify, OpenApi};
 
 use crate::error::ApiError;
 use crate::guard;
-use crate::routes::{batch, clients, events, messages, operations, topics};
+use crate::routes::{batch, clients, cluster, events, messages, operations, topics};
 
 /// Name of the key in the description.
 const API_KEY: &str = "api_key";
@@ -20,7 +20,8 @@ const API_KEY: &str = "api_key";
                        messages pass through as the bytes that came. Every error is \
                        `{\"error\":{\"code\",\"message\"}}`; a path that is unknown answers 404 `not_found`, a method \
                        that a path does not take 405 `method_not_allowed`. In a cluster, sends and disconnects reach \
-                       clients of every node; counts and lists are this node's.",
+                       clients of every node; counts and lists are this node's, \
+                       those that take `scope` also all nodes'.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
         contact()
     ),
@@ -49,6 +50,7 @@ const API_KEY: &str = "api_key";
         topics::topics,
         topics::topic,
         events::events,
+        cluster::nodes,
         operations::stats,
         operations::top,
         operations::metrics,

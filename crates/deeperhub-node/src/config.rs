@@ -1,4 +1,5 @@
 use crate::canary::CanaryConfig;
+use crate::cluster::ClusterConfig;
 use deeperhub_security::{OriginPolicy, RateLimit};
 
 use crate::AuthConfig;
@@ -27,6 +28,8 @@ pub struct Config {
     pub events: deeperhub_events::Config,
     /// Proof that deliveries come through, which readiness depends on.
     pub canary: CanaryConfig,
+    /// The cluster that the node is part of. Default: none.
+    pub cluster: Option<ClusterConfig>,
     /// Hand-over between workers.
     pub router: deeperhub_router::Config,
     /// Which traces are recorded, and where their spans go. Default: none are recorded, and sampled ones that clients
@@ -46,6 +49,7 @@ impl Default for Config {
             node_id: None,
             events: deeperhub_events::Config::default(),
             canary: CanaryConfig::default(),
+            cluster: None,
             router: deeperhub_router::Config::default(),
             tracer: Tracer::default(),
         }

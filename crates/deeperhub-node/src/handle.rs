@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use deeperhub_cluster::{Message, RequestError, State};
 use deeperhub_events::{EventFilter, EventStream};
 use deeperhub_listener::{Key, Listener};
 use deeperhub_metrics::{Format, MetricSnapshot};
@@ -9,9 +10,10 @@ use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::Config;
-use crate::health::Health;
+use crate::gather;
+use crate::health::{Health, Unready};
 use crate::hub::{Hub, Request};
-use crate::id::Place;
+use crate::id::{Place, is_node_id};
 use crate::phase::Phase;
 use crate::stats::Stats;
 use crate::top::Top;
@@ -72,6 +74,23 @@ pub struct Page<T> {
 #[error("no client of this id is connected")]
 pub struct ClientNotFound;
 
+/// Another node of the cluster has this one's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("another node of the cluster is named {0:?}: give each node a name of its own")]
+pub struct NodeIdTaken(pub String);
+
+/// Why one client was not reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// No connection of this id is open on any node, or its node did not answer in time.
+    #[error(transparent)]
+    NotFound(#[from] ClientNotFound),
+    /// The client is another node's, and the cluster cannot be reached or takes no more.
+    #[error("the client is connected to another node, and the cluster cannot be reached")]
+    ClusterUnavailable,
+}
+
 /// The cursor does not come from an earlier page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("cursor is not one that a page gave")]
@@ -82,7 +101,7 @@ impl NodeHandle {
         Self { hub, listener }
     }
 
-    /// Publishes to a topic, in a trace where `trace` names one. Never waits.
+    /// Publishes to a topic, on all nodes, in a trace where `trace` names one. Never waits.
     pub fn publish(&self, topic: &Topic<'_>, message: RawJson<'_>, trace: &TraceContext<'_>) -> Delivered {
         let tracer = &self.hub.config.tracer;
         let span = MessageSpan::begin(tracer, trace, None);
@@ -93,28 +112,28 @@ impl NodeHandle {
             span.subscribers = Some(published.subscribers);
             tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
         }
-        Delivered { count: published.subscribers, cluster_unavailable: false }
+        Delivered { count: published.subscribers, cluster_unavailable: published.cluster_unavailable }
     }
 
-    /// Sends an object (see `message::check_server_object`) to one client.
+    /// Sends an object (see `message::check_server_object`) to one client, on whatever node it is.
     ///
     /// # Errors
     ///
-    /// [`ClientNotFound`], also when the client is being closed.
-    pub async fn send_to_client(
-        &self,
-        client: &ClientId,
-        message: RawJson<'_>,
-    ) -> Result<(), ClientNotFound> {
+    /// [`SendError`]; a client that is being closed is not found.
+    pub async fn send_to_client(&self, client: &ClientId, message: RawJson<'_>) -> Result<(), SendError> {
+        if let Some(node) = self.other_node(client) {
+            let ask = |request| Message::Send { request, client: client.clone(), payload: message };
+            return self.ask_for_client(node, ask).await;
+        }
         let to = self.place(client)?;
         let frame = ServerMessage::Raw(message).to_frame();
         match self.ask(to.worker.into(), |reply| Request::Send { to, frame, reply }).await {
             Some(true) => Ok(()),
-            _ => Err(ClientNotFound),
+            _ => Err(ClientNotFound.into()),
         }
     }
 
-    /// Sends to every connection of a user.
+    /// Sends to every connection of a user, on all nodes; the count is this node's.
     pub async fn send_to_user(&self, user: &str, message: RawJson<'_>) -> Delivered {
         let frame = ServerMessage::Raw(message).to_frame();
         let mut count = 0;
@@ -125,10 +144,12 @@ impl NodeHandle {
                 .await
                 .unwrap_or_default();
         }
-        Delivered { count, cluster_unavailable: false }
+        let others = self.hub.send_to_others(Message::SendToUser { user, payload: message });
+        Delivered { count, cluster_unavailable: !others }
     }
 
-    /// Sends to every client that is connected now; where tokens are required, to those with one.
+    /// Sends to every client that is connected now, on all nodes; where tokens are required, to those with one. The count
+    /// is this node's.
     pub async fn broadcast(&self, message: RawJson<'_>) -> Delivered {
         let frame = ServerMessage::Raw(message).to_frame();
         // All workers begin before the first is waited for.
@@ -143,36 +164,44 @@ impl NodeHandle {
         for answer in replies {
             count += answer.await.unwrap_or_default();
         }
-        Delivered { count, cluster_unavailable: false }
+        let others = self.hub.send_to_others(Message::Broadcast { payload: message });
+        Delivered { count, cluster_unavailable: !others }
     }
 
-    /// Ends a client's subscription to a topic or a pattern, which it is told by an `unsubscribed` without an `id`.
+    /// Ends a client's subscription to a topic or a pattern, on whatever node it is, which it is told by an `unsubscribed` without an `id`.
     /// False: it had none to this very topic or pattern, and is told nothing.
     ///
     /// # Errors
     ///
-    /// [`ClientNotFound`], also when the client is being closed.
+    /// [`SendError`]; a client that is being closed is not found.
     pub async fn unsubscribe_client(
         &self,
         client: &ClientId,
         topic: &Subscription<'_>,
-    ) -> Result<bool, ClientNotFound> {
+    ) -> Result<bool, SendError> {
+        if let Some(node) = self.other_node(client) {
+            let topic = topic.borrow();
+            let ask = |request| Message::Unsubscribe { request, client: client.clone(), topic };
+            return self.ask_about_client(node, ask).await.map(|answer| answer == gather::FOUND);
+        }
         let client = self.place(client)?;
         let topic = topic.borrow().into_owned();
         let ended =
             self.ask(client.worker.into(), |reply| Request::Unsubscribe { client, topic, reply }).await;
-        ended.flatten().ok_or(ClientNotFound)
+        ended.flatten().ok_or(ClientNotFound.into())
     }
 
-    /// Ends the subscriptions of a user's connections to a topic or a pattern, and answers of how many.
-    pub async fn unsubscribe_user(&self, user: &str, topic: &Subscription<'_>) -> u64 {
+    /// Ends the subscriptions of a user's connections to a topic or a pattern, on all nodes; the count is
+    /// this node's.
+    pub async fn unsubscribe_user(&self, user: &str, topic: &Subscription<'_>) -> Delivered {
         let mut count = 0;
         for worker in 0..self.hub.requests.len() {
             let (user, topic) = (user.to_owned(), topic.borrow().into_owned());
             let ended = self.ask(worker, |reply| Request::UnsubscribeUser { user, topic, reply }).await;
             count += ended.unwrap_or_default();
         }
-        count
+        let others = self.hub.send_to_others(Message::UnsubscribeUser { user, topic: topic.borrow() });
+        Delivered { count, cluster_unavailable: !others }
     }
 
     /// The node's numbers now.
@@ -195,20 +224,24 @@ impl NodeHandle {
         report.top(limit)
     }
 
-    /// Closes a connection with 4003.
+    /// Closes a connection with 4003, on whatever node it is.
     ///
     /// # Errors
     ///
-    /// [`ClientNotFound`], also when the client is being closed already.
-    pub async fn disconnect(&self, client: &ClientId) -> Result<(), ClientNotFound> {
+    /// [`SendError`]; a client that is being closed already is not found.
+    pub async fn disconnect(&self, client: &ClientId) -> Result<(), SendError> {
+        if let Some(node) = self.other_node(client) {
+            let ask = |request| Message::Disconnect { request, client: client.clone() };
+            return self.ask_for_client(node, ask).await;
+        }
         let client = self.place(client)?;
         match self.ask(client.worker.into(), |reply| Request::Disconnect { client, reply }).await {
             Some(true) => Ok(()),
-            _ => Err(ClientNotFound),
+            _ => Err(ClientNotFound.into()),
         }
     }
 
-    /// Closes every connection of a user with 4003.
+    /// Closes every connection of a user with 4003, on all nodes; the count is this node's.
     ///
     /// It keeps nobody out: a client with a token that is still good may come back.
     pub async fn disconnect_user(&self, user: &str) -> Delivered {
@@ -218,44 +251,35 @@ impl NodeHandle {
             count +=
                 self.ask(worker, |reply| Request::DisconnectUser { user, reply }).await.unwrap_or_default();
         }
-        Delivered { count, cluster_unavailable: false }
+        let others = self.hub.send_to_others(Message::DisconnectUser { user });
+        Delivered { count, cluster_unavailable: !others }
     }
 
-    /// One connection.
+    /// One connection, on whatever node it is.
     ///
     /// # Errors
     ///
-    /// [`ClientNotFound`], also when the client is being closed.
+    /// [`ClientNotFound`], also when the client is being closed, or its node does not answer.
     pub async fn client(&self, client: &ClientId) -> Result<ClientInfo, ClientNotFound> {
+        if let Some(node) = self.other_node(client) {
+            return self.client_of_other(node, client).await.ok_or(ClientNotFound);
+        }
         let client = self.place(client)?;
         let info = self.ask(client.worker.into(), |reply| Request::Client { client, reply }).await;
         info.flatten().ok_or(ClientNotFound)
     }
 
-    /// Connections, a page at a time. A client that stays connected through a whole listing appears exactly once.
+    /// Connections of this node, a page at a time. A client that stays connected through a whole listing appears exactly
+    /// once.
     ///
     /// # Errors
     ///
     /// [`CursorError`].
     pub async fn clients(&self, cursor: Option<&str>, limit: usize) -> Result<Page<ClientInfo>, CursorError> {
-        let (mut worker, mut from) = cursor.map_or(Ok((0, 0)), parse_cursor)?;
-        let mut items = Vec::new();
-        while worker < self.hub.requests.len() {
-            let left = limit.saturating_sub(items.len());
-            let page = self.ask(worker, |reply| Request::Clients { from, limit: left, reply }).await;
-            let next = page.and_then(|(clients, next)| {
-                items.extend(clients);
-                next
-            });
-            if let Some(next) = next {
-                return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{next:x}")) });
-            }
-            (worker, from) = (worker + 1, 0);
-        }
-        Ok(Page { items, next_cursor: None })
+        self.hub.clients(cursor, limit).await
     }
 
-    /// What is subscribed to, a page at a time.
+    /// What is subscribed to on this node, a page at a time.
     ///
     /// # Errors
     ///
@@ -301,12 +325,29 @@ impl NodeHandle {
 
     /// Whether the node should get traffic: it serves, and every worker delivers.
     pub fn health(&self) -> Health {
-        Health::new(self.phase(), &self.hub.canary)
+        let mut health = Health::new(self.phase(), &self.hub.canary);
+        let counts = self.hub.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);
+        if counts && let Some(fault) = self.hub.cluster_fault() {
+            health.reasons.push(Unready::of_cluster(fault));
+        }
+        health
     }
 
     /// Tells of changes of [`Self::phase`].
     pub fn watch_phase(&self) -> watch::Receiver<Phase> {
         self.hub.phase.subscribe()
+    }
+
+    /// Waits until the node cannot go on, and says why: another node of the cluster has its name.
+    pub async fn failed(&self) -> NodeIdTaken {
+        if let Some(broker) = &self.hub.broker {
+            let mut states = broker.watch();
+            // An error: nothing changes any more.
+            if states.wait_for(|state| *state == State::Taken).await.is_ok() {
+                return NodeIdTaken(self.hub.node_id.clone());
+            }
+        }
+        std::future::pending().await
     }
 
     /// All metrics as text for Prometheus.
@@ -346,11 +387,73 @@ impl NodeHandle {
         Place::of(client, &self.hub.node_id).ok_or(ClientNotFound)
     }
 
-    /// Asks a worker. `None`: it does not exist, or has ended.
+    /// The node that a client's id names, if it may be another of the cluster.
+    fn other_node<'c>(&self, client: &'c ClientId) -> Option<&'c str> {
+        let (node, _) = client.as_str().rsplit_once('.')?;
+        (self.hub.broker.is_some() && node != self.hub.node_id && is_node_id(node)).then_some(node)
+    }
+
+    /// Asks another node to do something with a client.
+    async fn ask_for_client<'m>(
+        &self,
+        node: &str,
+        ask: impl FnOnce(u64) -> Message<'m>,
+    ) -> Result<(), SendError> {
+        self.ask_about_client(node, ask).await.map(drop)
+    }
+
+    /// As above, with the answer, where the client was found.
+    async fn ask_about_client<'m>(
+        &self,
+        node: &str,
+        ask: impl FnOnce(u64) -> Message<'m>,
+    ) -> Result<String, SendError> {
+        let Some(broker) = &self.hub.broker else { return Err(ClientNotFound.into()) };
+        match broker.request(node, gather::DEADLINE, ask).await {
+            Ok(answer) if answer != gather::NOT_FOUND => Ok(answer),
+            Err(RequestError::Refused(_)) => Err(SendError::ClusterUnavailable),
+            _ => Err(ClientNotFound.into()),
+        }
+    }
+
     async fn ask<T>(&self, worker: usize, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        self.hub.ask(worker, request).await
+    }
+}
+
+impl Hub {
+    /// Asks a worker. `None`: it does not exist, or has ended.
+    pub(crate) async fn ask<T>(
+        &self,
+        worker: usize,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.hub.requests.get(worker)?.send(request(reply)).await.ok()?;
+        self.requests.get(worker)?.send(request(reply)).await.ok()?;
         answer.await.ok()
+    }
+
+    /// See [`NodeHandle::clients`].
+    pub(crate) async fn clients(
+        &self,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<ClientInfo>, CursorError> {
+        let (mut worker, mut from) = cursor.map_or(Ok((0, 0)), parse_cursor)?;
+        let mut items = Vec::new();
+        while worker < self.requests.len() {
+            let left = limit.saturating_sub(items.len());
+            let page = self.ask(worker, |reply| Request::Clients { from, limit: left, reply }).await;
+            let next = page.and_then(|(clients, next)| {
+                items.extend(clients);
+                next
+            });
+            if let Some(next) = next {
+                return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{next:x}")) });
+            }
+            (worker, from) = (worker + 1, 0);
+        }
+        Ok(Page { items, next_cursor: None })
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Health {
 pub struct Unready {
     /// What found it.
     pub check: Check,
-    /// A word for programs: `starting`, `draining`, `stopped`, `delivery_stalled`.
+    /// A word for programs: `starting`, `draining`, `stopped`, `delivery_stalled`, `cluster_unavailable`.
     pub code: &'static str,
     /// A sentence for people.
     pub message: Cow<'static, str>,
@@ -38,15 +38,18 @@ pub enum Check {
     Phase,
     /// Probes that workers must answer.
     Canary,
+    /// The cluster, if there is one and the node is not to serve without it.
+    Cluster,
 }
 
 impl Check {
-    /// The name in answers: `phase`, `canary`.
+    /// The name in answers: `phase`, `canary`, `cluster`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Phase => "phase",
             Self::Canary => "canary",
+            Self::Cluster => "cluster",
         }
     }
 }
@@ -63,6 +66,18 @@ impl Health {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.reasons.is_empty()
+    }
+}
+
+impl Unready {
+    pub(crate) fn of_cluster(fault: String) -> Self {
+        Self {
+            check: Check::Cluster,
+            code: "cluster_unavailable",
+            message: fault.into(),
+            worker: None,
+            since: None,
+        }
     }
 }
 

@@ -1,13 +1,15 @@
 //! What all workers and handles of a node share.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use deeperhub_cluster::Broker;
 use deeperhub_events::EventBus;
 use deeperhub_listener::{Key, Live};
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::frame::Frame;
-use deeperhub_protocol::message::{ServerMessage, WelcomeLimits};
+use deeperhub_protocol::message::{ServerMessage, TraceContext, WelcomeLimits};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use deeperhub_router::{Published, Router};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -43,6 +45,17 @@ pub(crate) struct Publisher<'a> {
     pub(crate) place: Place,
     /// It does not want its own message.
     pub(crate) is_excluded: bool,
+}
+
+/// What a publish reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reached {
+    /// Subscriptions of this node.
+    pub(crate) subscribers: u64,
+    /// A worker is behind: the publisher should pause.
+    pub(crate) congested: bool,
+    /// The other nodes do not get it.
+    pub(crate) cluster_unavailable: bool,
 }
 
 /// What a handle asks of a worker.
@@ -112,6 +125,8 @@ pub(crate) struct Hub {
     pub(crate) registry: Registry,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) canary: Arc<Canary>,
+    /// The way to the other nodes, where there is a cluster.
+    pub(crate) broker: Option<Broker>,
     pub(crate) started: Instant,
     pub(crate) requests: Vec<mpsc::Sender<Request>>,
     /// The workers' ends; a worker takes its own and gives it back when it is replaced.
@@ -128,8 +143,8 @@ impl Hub {
         }
     }
 
-    /// Encodes a delivery once and hands it to every worker with a subscriber. `published` is when it began; a `span`
-    /// is there where it is sampled, and then goes along to the subscribers.
+    /// Delivers on this node, and hands over for the others where there is a cluster. `published` is when it began; a
+    /// `span` is there where it is sampled, and then goes along to the subscribers.
     pub(crate) fn publish(
         &self,
         topic: &Topic<'_>,
@@ -137,23 +152,54 @@ impl Hub {
         publisher: Option<Publisher<'_>>,
         published: Instant,
         span: Option<&ActiveSpan>,
-    ) -> Published {
+    ) -> Reached {
         let traceparent = span.map(|span| span.context().to_string());
+        let trace = TraceContext {
+            traceparent: traceparent.as_deref().map(Cow::Borrowed),
+            tracestate: span.and_then(ActiveSpan::tracestate).map(Cow::Borrowed),
+        };
+        let from = publisher.map(|client| client.id);
+        let exclude = publisher.filter(|client| client.is_excluded).map(|client| client.place);
+        let source = publisher.map(|client| client.place.source());
+        let here = self.deliver(topic, (message, from, &trace), (exclude, source), (published, span));
+        let cluster_unavailable =
+            self.broker.is_some() && !self.publish_to_others(topic, message, from, trace.borrow());
+        Reached { subscribers: here.subscribers, congested: here.congested, cluster_unavailable }
+    }
+
+    /// Delivers what was published on another node, in the trace that it brings.
+    pub(crate) fn deliver_of_others(
+        &self,
+        topic: &Topic<'_>,
+        message: RawJson<'_>,
+        from: Option<&ClientId>,
+        source: Option<u64>,
+        trace: &TraceContext<'_>,
+    ) {
+        self.deliver(topic, (message, from, trace), (None, source), (Instant::now(), None));
+    }
+
+    /// Encodes a delivery once and hands it to every worker with a subscriber.
+    fn deliver(
+        &self,
+        topic: &Topic<'_>,
+        (message, from, trace): (RawJson<'_>, Option<&ClientId>, &TraceContext<'_>),
+        (exclude, source): (Option<Place>, Option<u64>),
+        (published, span): (Instant, Option<&ActiveSpan>),
+    ) -> Published {
         let frame = ServerMessage::Message {
             topic: topic.as_str(),
             message,
-            from: publisher.map(|client| client.id),
-            traceparent: traceparent.as_deref(),
-            tracestate: span.and_then(ActiveSpan::tracestate),
+            from,
+            traceparent: trace.traceparent.as_deref(),
+            tracestate: trace.tracestate.as_deref(),
         }
         .to_frame();
         let observed = self.bus.is_observed(deeperhub_events::EventKind::MessageSent);
         let name = observed.then(|| std::sync::Arc::from(topic.as_str()));
         let alone = self.requests.len() == 1;
-        let exclude = publisher.filter(|client| client.is_excluded).map(|client| client.place);
         // Without a sink there is nobody to follow it for.
         let span = span.filter(|_| self.config.tracer.records());
-        let source = publisher.map(|client| client.place.source());
         self.router.publish(topic, source, frame.len(), || Delivery {
             // Each worker counts references on a cache line of its own.
             frame: if alone { frame.clone() } else { frame.fork() },

@@ -21,8 +21,10 @@
 mod application;
 mod auth;
 mod canary;
+mod cluster;
 mod commands;
 mod config;
+mod gather;
 mod handle;
 mod health;
 mod hub;
@@ -40,8 +42,12 @@ mod users;
 
 pub use auth::AuthConfig;
 pub use canary::CanaryConfig;
+pub use cluster::ClusterConfig;
 pub use config::Config;
-pub use handle::{ClientInfo, ClientNotFound, CursorError, Delivered, NodeHandle, Page, TopicInfo};
+pub use gather::{ClusterStats, Gathered, NodeInfo};
+pub use handle::{
+    ClientInfo, ClientNotFound, CursorError, Delivered, NodeHandle, NodeIdTaken, Page, SendError, TopicInfo,
+};
 pub use health::{Check, Health, Unready};
 pub use node::{MetricsError, Node, StartError};
 pub use phase::Phase;

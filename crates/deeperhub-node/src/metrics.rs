@@ -168,6 +168,11 @@ impl Metrics {
         )
     }
 
+    /// Open connections now.
+    pub(crate) fn connections(&self) -> u64 {
+        u64::try_from(self.active.value()).unwrap_or_default()
+    }
+
     pub(crate) fn worker(&self, worker: usize) -> Result<WorkerMetrics, CellError> {
         Ok(WorkerMetrics {
             active: self.active.cell(worker)?,

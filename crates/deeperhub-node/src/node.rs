@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use deeperhub_cluster::Start;
 use deeperhub_events::EventBus;
 use deeperhub_listener::{Listener, Live};
 use deeperhub_metrics::{CellError, Cells, RegisterError, Registry, Unit};
@@ -13,8 +14,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
 use crate::canary::{Canary, CanaryThread};
+use crate::cluster::{ClusterThread, follow_interest};
 use crate::config::Config;
-use crate::handle::NodeHandle;
+use crate::handle::{NodeHandle, NodeIdTaken};
 use crate::hub::{Hub, REQUESTS};
 use crate::id::{is_node_id, random_node_id};
 use crate::metrics::Metrics;
@@ -27,6 +29,7 @@ use crate::trace::TraceMetrics;
 pub struct Node {
     handle: NodeHandle,
     canary: Option<CanaryThread>,
+    cluster: Option<ClusterThread>,
 }
 
 /// Why a node did not start.
@@ -51,6 +54,12 @@ pub enum StartError {
     /// The thread that proves deliveries could not be started.
     #[error("the canary's thread cannot be started")]
     Canary(#[source] std::io::Error),
+    /// Another node of the cluster has this one's name.
+    #[error(transparent)]
+    NodeIdTaken(#[from] NodeIdTaken),
+    /// The thread that keeps the connection to the cluster could not be started.
+    #[error("the cluster's thread cannot be started")]
+    Cluster(#[source] std::io::Error),
     /// The metrics could not be set up.
     #[error("metrics cannot be set up")]
     Metrics(#[from] MetricsError),
@@ -72,7 +81,7 @@ impl Node {
     /// Listens on `address` (port 0: any free one) and serves.
     ///
     /// Needs no runtime: connections run on threads of the node's own. The futures of [`NodeHandle`] run on the
-    /// caller's.
+    /// caller's. In a cluster it waits for its broker, at most three seconds, and serves without it if need be.
     ///
     /// # Errors
     ///
@@ -99,6 +108,17 @@ impl Node {
         let mut registry = registry(&metrics, &listener_metrics, &router, &bus, config.tracer.metrics())
             .map_err(MetricsError::Register)?;
         canary.register(&mut registry).map_err(MetricsError::Register)?;
+        let (broker, driver) = match config.cluster.as_ref() {
+            None => (None, None),
+            Some(cluster) => {
+                let version = env!("CARGO_PKG_VERSION");
+                let (broker, driver) = deeperhub_cluster::connect(cluster.broker.clone(), &node_id, version)
+                    .map_err(StartError::Random)?;
+                broker.register(&mut registry).map_err(MetricsError::Register)?;
+                follow_interest(&router, &broker);
+                (Some(broker), Some(driver))
+            }
+        };
 
         let (requests, inboxes) = (0..workers)
             .map(|_| {
@@ -121,6 +141,7 @@ impl Node {
             registry,
             phase: watch::Sender::new(Phase::Starting),
             canary,
+            broker: broker.clone(),
             started,
             requests,
             inboxes,
@@ -128,6 +149,18 @@ impl Node {
         });
         let Some(unnamed) = ClientId::parse(&hub.node_id) else {
             return Err(StartError::NodeId(hub.node_id.clone()));
+        };
+        // Before clients can come: a node whose name is taken must not have let any in.
+        let cluster = match broker.zip(driver) {
+            None => None,
+            Some((broker, driver)) => {
+                let (thread, start) =
+                    ClusterThread::start(&hub, broker, driver).map_err(StartError::Cluster)?;
+                if start == Some(Start::Taken) {
+                    return Err(NodeIdTaken(hub.node_id.clone()).into());
+                }
+                Some(thread)
+            }
         };
         let application = Application { hub: Arc::clone(&hub), unnamed };
         let listener = Listener::start(address, listener_config, application, &cells, listener_metrics)?;
@@ -137,7 +170,7 @@ impl Node {
             hub.canary.wait_for_first();
         }
         hub.phase.send_replace(Phase::Serving);
-        Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)), canary })
+        Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)), canary, cluster })
     }
 
     /// For backends and embedding programs.
@@ -159,6 +192,10 @@ impl Node {
     pub async fn stop(mut self) {
         drop(self.canary.take());
         self.handle.hub.phase.send_replace(Phase::Stopped);
+        if let Some(cluster) = self.cluster.take() {
+            // What the last clients published is on its way.
+            cluster.stop().await;
+        }
         self.handle.hub.bus.close();
         self.handle.listener.stop().await;
     }

@@ -91,6 +91,25 @@ impl<M: Send + 'static> Router<M> {
     }
 }
 
+impl<M: Send + 'static> Router<M> {
+    /// Up to `limit` names behind `after`, in the order of their bytes, with their subscribers: for lists that are put
+    /// together from several nodes'. It looks through the whole table, one part after another.
+    #[must_use]
+    pub fn list_by_name(&self, after: &str, limit: usize) -> Vec<(String, u64)> {
+        let mut found = Vec::new();
+        for part in 0..=STRIPES {
+            let (more, _) = match self.shared().numbered_stripe(part) {
+                Some(stripe) => lowest(stripe.iter(), after, limit),
+                None => lowest(read(&self.shared().patterns).iter(), after, limit),
+            };
+            found.extend(more);
+            found.sort_unstable();
+            found.truncate(limit);
+        }
+        found
+    }
+}
+
 /// Up to `limit` of the entries behind a name, in order, and whether there are more. Takes memory for `limit` only.
 fn lowest<'e>(
     entries: impl Iterator<Item = &'e Entry>,
@@ -158,6 +177,10 @@ mod tests {
             }
             assert!(seen == expected, "limit {limit}");
         }
+        let all: Vec<_> = expected.into_iter().collect();
+        assert_eq!(router.list_by_name("", usize::MAX), all);
+        assert_eq!(router.list_by_name(&all[499].0, 3), all[500..503]);
+        assert_eq!(router.list_by_name(&all[999].0, 3), []);
     }
 
     #[test]

@@ -198,39 +198,41 @@ impl Patterns {
         }
     }
 
-    /// Counts one subscriber less; the last one's pattern is forgotten.
-    pub(crate) fn subtract(&mut self, pattern: &str, shard: u16) {
-        self.change(pattern, |entry| entry.subtract(shard));
+    /// Counts one subscriber less; the last one's pattern is forgotten, which is answered.
+    pub(crate) fn subtract(&mut self, pattern: &str, shard: u16) -> bool {
+        self.change(pattern, |entry| entry.subtract(shard))
     }
 
-    /// Forgets a worker.
-    pub(crate) fn forget(&mut self, shard: u16) {
+    /// Forgets a worker; `lost` is called with each pattern that is forgotten with it.
+    pub(crate) fn forget(&mut self, shard: u16, mut lost: impl FnMut(&std::sync::Arc<str>)) {
         let names: Vec<_> = self
             .iter()
             .filter(|entry| entry.list(shard).is_some())
             .map(|entry| std::sync::Arc::clone(&entry.name))
             .collect();
         for name in names {
-            self.change(&name, |entry| entry.forget(shard));
+            if self.change(&name, |entry| entry.forget(shard)) {
+                lost(&name);
+            }
         }
     }
 
-    /// Changes an entry, and removes it with the nodes that only it needed if it is empty then.
-    fn change(&mut self, pattern: &str, change: impl FnOnce(&mut Entry)) {
+    /// Changes an entry, and removes it with the nodes that only it needed if it is empty then, which is answered.
+    fn change(&mut self, pattern: &str, change: impl FnOnce(&mut Entry)) -> bool {
         let (levels, has_tail) = split(pattern);
         let mut path = Vec::new();
         let mut node = ROOT;
         for level in levels {
-            let Some(child) = self.child(node, level) else { return };
+            let Some(child) = self.child(node, level) else { return false };
             path.push((node, level));
             node = child;
         }
-        let Some(last) = self.nodes.get_mut(node) else { return };
+        let Some(last) = self.nodes.get_mut(node) else { return false };
         let place = if has_tail { &mut last.tail } else { &mut last.exact };
-        let Some(entry) = place else { return };
+        let Some(entry) = place else { return false };
         change(entry);
         if !entry.slots.is_empty() {
-            return;
+            return false;
         }
         *place = None;
         self.len -= 1;
@@ -244,6 +246,7 @@ impl Patterns {
         }
         shrink(&mut self.edges);
         shrink(&mut self.symbols);
+        true
     }
 
     fn remove_edge(&mut self, parent: u32, level: &str) {
@@ -328,7 +331,7 @@ mod tests {
         }
         assert_eq!((patterns.len(), patterns.iter().count()), (1, 1));
         assert_eq!(patterns.find("a.*").map(Entry::subscribers), Some(1));
-        patterns.forget(1);
+        patterns.forget(1, |_| ());
         assert_eq!((patterns.len(), patterns.nodes.len()), (0, 1));
         assert!(patterns.edges.is_empty() && patterns.symbols.is_empty());
     }
@@ -338,7 +341,7 @@ mod tests {
         let names: Vec<_> = (0..2_000).map(|number| format!("room.{number}.*.{number}.>")).collect();
         let mut patterns = index(&names);
         assert!(patterns.nodes.len() > 6_000);
-        patterns.forget(0);
+        patterns.forget(0, |_| ());
         assert!(patterns.edges.capacity() <= 64 && patterns.symbols.capacity() <= 64);
     }
 

@@ -80,6 +80,19 @@ pub(crate) struct Shared<M> {
     pub(crate) patterns: RwLock<Patterns>,
     /// So that publishes need not look at the patterns where there are none.
     pattern_count: AtomicUsize,
+    observer: std::sync::OnceLock<Observer>,
+}
+
+/// What is called with each change of interest.
+type Observer = Box<dyn Fn(&std::sync::Arc<str>, Interest) + Send + Sync>;
+
+/// Whether anyone on this node is subscribed to a topic or a pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// The first subscriber came.
+    Gained,
+    /// The last one left.
+    Lost,
 }
 
 impl<M> Shared<M> {
@@ -95,6 +108,13 @@ impl<M> Shared<M> {
 
     pub(crate) fn numbered_stripe(&self, index: usize) -> Option<MutexGuard<'_, Stripe>> {
         Some(lock(&self.stripes.get(index)?.0))
+    }
+
+    /// To be called under the lock that the name's entry stands under, so that changes are told in their order.
+    pub(crate) fn tell_interest(&self, name: &std::sync::Arc<str>, interest: Interest) {
+        if let Some(observer) = self.observer.get() {
+            observer(name, interest);
+        }
     }
 
     /// To be called under the lock of the patterns, after each change of them.
@@ -121,8 +141,21 @@ impl<M: Send + 'static> Router<M> {
                 stripes: (0..STRIPES).map(|_| Padded(Mutex::new(Stripe::new()))).collect(),
                 patterns: RwLock::new(patterns),
                 pattern_count: AtomicUsize::new(0),
+                observer: std::sync::OnceLock::new(),
             }),
         }
+    }
+
+    /// Has `observer` called whenever the first subscriber of a topic or pattern has come, on whatever shard, and
+    /// whenever the last one has left: in the order of these changes for each name, and under a lock, so that it must be
+    /// quick and must not call the router. What a publish does is not changed by it.
+    ///
+    /// Only the first observer counts, and only if it comes before subscribers do.
+    pub fn observe_interest(
+        &self,
+        observer: impl Fn(&std::sync::Arc<str>, Interest) + Send + Sync + 'static,
+    ) {
+        let _ = self.shared.observer.set(Box::new(observer));
     }
 
     /// The part of one worker, which is the single consumer of its inbox.
@@ -140,12 +173,12 @@ impl<M: Send + 'static> Router<M> {
         let attachment = inbox.attach();
         for stripe in 0..STRIPES {
             if let Some(mut stripe) = shared.numbered_stripe(stripe) {
-                stripe.forget(shard.0, &shared.hasher);
+                stripe.forget(shard.0, &shared.hasher, |name| shared.tell_interest(name, Interest::Lost));
             }
         }
         {
             let mut patterns = write(&shared.patterns);
-            patterns.forget(shard.0);
+            patterns.forget(shard.0, |name| shared.tell_interest(name, Interest::Lost));
             shared.count_patterns(&patterns);
         }
         inbox.clear(&shared.congestion);

@@ -3,7 +3,7 @@
 use crate::arena::Arena;
 use crate::fanout::Fanouts;
 use crate::few::{Few, shrink};
-use crate::router::{ShardId, Shared};
+use crate::router::{Interest, ShardId, Shared};
 use crate::sync::{Arc, write};
 use deeperhub_protocol::{Subscription, Topic};
 use std::fmt;
@@ -208,6 +208,9 @@ impl<M: Send + 'static> Shard<M> {
         let lists = &mut self.tables.lists;
         let mut add = |entry: &mut crate::stripe::Entry| {
             let name = std::sync::Arc::clone(&entry.name);
+            if entry.slots.is_empty() {
+                shared.tell_interest(&name, Interest::Gained);
+            }
             let list = entry.add(shard, || lists.insert(List { name, subscribers: Few::new() }));
             // Publishes that are for this list push under the lock that is held here.
             (list, inbox.pushed())
@@ -278,14 +281,16 @@ impl<M: Send + 'static> Shard<M> {
         if is_pattern(&name) {
             let mut patterns = write(&shared.patterns);
             if inbox.attachment() == self.attachment {
-                patterns.subtract(&name, shard);
+                if patterns.subtract(&name, shard) {
+                    shared.tell_interest(&name, Interest::Lost);
+                }
                 shared.count_patterns(&patterns);
             }
         } else {
             let hash = shared.hash(&name);
             let mut stripe = shared.stripe(hash);
-            if inbox.attachment() == self.attachment {
-                stripe.subtract(hash, &name, shard, &shared.hasher);
+            if inbox.attachment() == self.attachment && stripe.subtract(hash, &name, shard, &shared.hasher) {
+                shared.tell_interest(&name, Interest::Lost);
             }
         }
         true

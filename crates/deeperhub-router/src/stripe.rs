@@ -105,24 +105,29 @@ impl Stripe {
         }
     }
 
-    /// Counts one subscriber less; the last one's topic is forgotten.
-    pub(crate) fn subtract(&mut self, hash: u64, name: &str, shard: u16, hasher: &RandomState) {
-        let Ok(mut place) = self.topics.find_entry(hash, |entry| *entry.name == *name) else { return };
+    /// Counts one subscriber less; the last one's topic is forgotten, which is answered.
+    pub(crate) fn subtract(&mut self, hash: u64, name: &str, shard: u16, hasher: &RandomState) -> bool {
+        let Ok(mut place) = self.topics.find_entry(hash, |entry| *entry.name == *name) else { return false };
         place.get_mut().subtract(shard);
-        if place.get().slots.is_empty() {
+        let is_empty = place.get().slots.is_empty();
+        if is_empty {
             place.remove();
             self.own -= usize::from(is_own(name));
             self.shrink(hasher);
         }
+        is_empty
     }
 
-    /// Forgets a worker.
-    pub(crate) fn forget(&mut self, shard: u16, hasher: &RandomState) {
+    /// Forgets a worker; `lost` is called with each topic that is forgotten with it.
+    pub(crate) fn forget(&mut self, shard: u16, hasher: &RandomState, mut lost: impl FnMut(&Arc<str>)) {
         self.topics.retain(|entry| {
             entry.forget(shard);
-            let stays = !entry.slots.is_empty();
-            self.own -= usize::from(!stays && is_own(&entry.name));
-            stays
+            let is_empty = entry.slots.is_empty();
+            if is_empty {
+                self.own -= usize::from(is_own(&entry.name));
+                lost(&entry.name);
+            }
+            !is_empty
         });
         self.shrink(hasher);
     }
@@ -156,7 +161,7 @@ mod tests {
             entry.add(3, || unreachable!("the worker's list is known"));
             assert_eq!((entry.subscribers(), entry.list(3), entry.list(5)), (3, Some(7), None));
         }
-        stripe.forget(4, &hasher);
+        stripe.forget(4, &hasher, |name| unreachable!("{name} has a subscriber"));
         assert_eq!(stripe.len(), 10_000);
         for name in &names {
             let hash = hasher.hash_one(name.as_str());

@@ -1,11 +1,11 @@
 //! The router against a plain model of what it promises.
 
-use crate::{Config, Flow, Key, LOOPBACK, Router, Shard, ShardId, Subscribed};
+use crate::{Config, Flow, Interest, Key, LOOPBACK, Router, Shard, ShardId, Subscribed};
 use deeperhub_protocol::{Subscription, Topic};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 
 const SHARDS: u16 = 2;
@@ -75,6 +75,8 @@ struct Model {
     subscriptions: BTreeMap<(u16, Key), BTreeMap<&'static str, u64>>,
     messages: Vec<Message>,
     received: BTreeMap<(u16, Key), Vec<usize>>,
+    /// What the observer was told.
+    interests: Arc<Mutex<BTreeSet<String>>>,
 }
 
 fn subscription(name: &str) -> Subscription<'_> {
@@ -84,6 +86,16 @@ fn subscription(name: &str) -> Subscription<'_> {
 impl Model {
     fn new() -> Self {
         let router = Router::new(SHARDS, Config::default());
+        let interests = Arc::new(Mutex::new(BTreeSet::new()));
+        let told = Arc::clone(&interests);
+        router.observe_interest(move |name, interest| {
+            let mut interests = told.lock().unwrap();
+            let changed = match interest {
+                Interest::Gained => interests.insert(name.to_string()),
+                Interest::Lost => interests.remove(&**name),
+            };
+            assert!(changed, "{interest:?} of {name} is told again");
+        });
         let shards = (0..SHARDS).map(|shard| router.attach(ShardId(shard))).collect();
         Self {
             router,
@@ -92,6 +104,7 @@ impl Model {
             subscriptions: BTreeMap::new(),
             messages: Vec::new(),
             received: BTreeMap::new(),
+            interests,
         }
     }
 
@@ -216,6 +229,8 @@ impl Model {
             assert_eq!(self.router.subscribers(&subscription(name)), count, "{name}");
         }
         assert_eq!(self.router.topics(), counts.len() as u64);
+        let interests = self.interests.lock().unwrap();
+        assert!(interests.iter().eq(counts.keys()), "{interests:?} are told, {counts:?} are there");
     }
 
     /// Delivers the rest, and looks at what everyone got.

@@ -2,6 +2,7 @@
 //! itself as TOML that parses back.
 
 mod address;
+mod cluster;
 mod telemetry;
 mod time;
 
@@ -13,6 +14,7 @@ use std::str::FromStr;
 use deeperhub_security::{LimitMode, Secret};
 
 pub(crate) use address::{Address, Host, Switchable};
+pub(crate) use cluster::{ClusterUrl, WhenUnavailable, cluster_url};
 pub(crate) use telemetry::{HttpUrl, Ratio};
 pub(crate) use time::Time;
 
@@ -190,7 +192,7 @@ macro_rules! literal {
 
 literal!(plain: bool, usize, u64, u32, u16, u8, Ratio);
 literal!(quoted: String, Time, Host, Address, Switchable<Address>, Switchable<HttpUrl>, UrlPath, NodeId);
-literal!(named: Limits, LogLevel, LogFormat, ProxyProtocol);
+literal!(named: Limits, LogLevel, LogFormat, ProxyProtocol, WhenUnavailable);
 
 fn plain(value: impl fmt::Display) -> String {
     value.to_string()

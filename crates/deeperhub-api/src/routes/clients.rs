@@ -5,26 +5,29 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 
-use super::{PathText, PathTexts, answer, paging, path, paths};
-use crate::answers::{Client, Clients, Done, Reached, Sent, Unsubscribed};
+use super::{PathText, PathTexts, Scope, answer, paging, path, paths, scope};
+use crate::answers::{Client, Clients, Done, Sent, Unsubscribed};
 use crate::error::ApiError;
 use crate::{Api, calls};
 
-/// Connections of this node, a page at a time.
+/// Connections of this node, or of all nodes, a page at a time.
 #[utoipa::path(
     get, path = "/v1/clients", tag = "clients",
     params(
         ("limit" = Option<u32>, Query, description = "Most of a page, default 100", minimum = 1, maximum = 1000),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`"),
     ),
     responses((status = 200, body = Clients, description = "A page"), (status = 400, body = ApiError, description = "`invalid_parameter`"))
 )]
 pub(crate) async fn clients(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let list = async || {
         let (limit, cursor) = paging(query.as_deref())?;
-        let page = api.node.clients(cursor.as_deref(), limit).await?;
-        let clients = page.items.into_iter().map(Client::from).collect();
-        Ok(Clients { clients, next_cursor: page.next_cursor })
+        let cursor = cursor.as_deref();
+        Ok(match scope(query.as_deref())? {
+            Scope::Node => Clients::from(api.node.clients(cursor, limit).await?),
+            Scope::Cluster => Clients::from(api.node.cluster_clients(cursor, limit).await?),
+        })
     };
     answer(list().await)
 }
@@ -94,7 +97,7 @@ pub(crate) async fn unsubscribe_client(State(api): State<Arc<Api>>, texts: PathT
         ("user" = String, Path, description = "Percent-encoded"),
         ("topic" = String, Path, description = "The topic or pattern as it was subscribed to, percent-encoded"),
     ),
-    responses((status = 200, body = Reached, description = "Of how many connections a subscription was ended"), (status = 400, body = ApiError, description = "`invalid_topic`"))
+    responses((status = 200, body = Sent, description = "Of how many connections a subscription was ended"), (status = 400, body = ApiError, description = "`invalid_topic`"))
 )]
 pub(crate) async fn unsubscribe_user(State(api): State<Arc<Api>>, texts: PathTexts) -> Response {
     let unsubscribe = async || {

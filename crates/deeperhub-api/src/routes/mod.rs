@@ -2,6 +2,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod clients;
+pub(crate) mod cluster;
 pub(crate) mod events;
 pub(crate) mod messages;
 pub(crate) mod operations;
@@ -22,6 +23,7 @@ pub(crate) use batch::batch;
 pub(crate) use clients::{
     client, clients, disconnect, disconnect_user, unsubscribe_client, unsubscribe_user,
 };
+pub(crate) use cluster::nodes;
 pub(crate) use events::events;
 pub(crate) use messages::{broadcast, publish, send_to_client, send_to_user};
 pub(crate) use operations::{description, live, metrics, ready, stats, top};
@@ -78,6 +80,28 @@ fn text(body: &Body) -> Result<&str, ApiError> {
             status => Err(ApiError::new(status, "invalid_message", "the body could not be read")),
         },
     }
+}
+
+/// Of which nodes a list or a count is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Node,
+    Cluster,
+}
+
+/// `scope` of a query: `node`, the default, or `cluster`.
+fn scope(query: Option<&str>) -> Result<Scope, ApiError> {
+    let mut scope = Scope::Node;
+    for (name, value) in pairs(query)? {
+        if name == "scope" {
+            scope = match value.as_str() {
+                "node" => Scope::Node,
+                "cluster" => Scope::Cluster,
+                _ => return Err(ApiError::parameter("scope is node or cluster")),
+            };
+        }
+    }
+    Ok(scope)
 }
 
 /// `limit` and `cursor` of a query.
@@ -147,6 +171,18 @@ mod tests {
         assert_eq!(decode("a%2Fb+c%C3%A9").as_deref(), Some("a/b cé"));
         for bad in ["%", "%4", "%zz", "%ff"] {
             assert_eq!(decode(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_scope_is_one_of_two() {
+        for (query, expected) in [
+            (None, Some(Scope::Node)),
+            (Some("scope=node"), Some(Scope::Node)),
+            (Some("limit=1&scope=cluster"), Some(Scope::Cluster)),
+            (Some("scope=all"), None),
+        ] {
+            assert_eq!(scope(query).ok(), expected, "{query:?}");
         }
     }
 

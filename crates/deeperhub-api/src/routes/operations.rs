@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::Api;
-use crate::answers::{Busiest, NodeStats};
+use crate::answers::{Busiest, ClusterNumbers, NodeStats};
 use crate::error::{ApiError, Detail};
 
 /// Metrics as Prometheus text, or as OpenMetrics where `Accept` prefers that.
@@ -24,10 +24,26 @@ pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> 
     ([(header::CONTENT_TYPE, format.content_type())], api.node.metrics_text(format)).into_response()
 }
 
-/// The node's numbers: connections, messages, bytes, health of deliveries, memory.
-#[utoipa::path(get, path = "/v1/stats", tag = "operations", responses((status = 200, body = NodeStats, description = "The numbers")))]
-pub(crate) async fn stats(State(api): State<Arc<Api>>) -> Response {
-    axum::Json(NodeStats::new(api.node.node_id(), &api.node.stats())).into_response()
+/// The node's numbers: connections, messages, bytes, health of deliveries, memory. With `scope=cluster`, what adds up
+/// over all nodes.
+#[utoipa::path(
+    get, path = "/v1/stats", tag = "operations",
+    params(("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`")),
+    responses(
+        (status = 200, description = "The numbers", content((NodeStats = "application/json"), (ClusterNumbers = "application/json"))),
+        (status = 400, body = ApiError, description = "`invalid_parameter`")
+    )
+)]
+pub(crate) async fn stats(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
+    match super::scope(query.as_deref()) {
+        Ok(super::Scope::Node) => {
+            axum::Json(NodeStats::new(api.node.node_id(), &api.node.stats())).into_response()
+        }
+        Ok(super::Scope::Cluster) => {
+            axum::Json(ClusterNumbers::from(api.node.cluster_stats().await)).into_response()
+        }
+        Err(error) => error.into_response(),
+    }
 }
 
 /// The busiest topics and clients.

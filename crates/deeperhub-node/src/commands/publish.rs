@@ -53,7 +53,7 @@ pub(crate) fn publish(
             id,
             topic: publish.topic.as_str(),
             subscribers: published.subscribers.saturating_sub(own),
-            cluster_unavailable: false,
+            cluster_unavailable: published.cluster_unavailable,
         };
         session.reply(Sent::Published, &reply, cx);
     }

@@ -30,6 +30,15 @@ impl<'a> TraceContext<'a> {
         Self { traceparent, tracestate }
     }
 
+    /// The same, borrowing from this one.
+    #[must_use]
+    pub fn borrow(&self) -> TraceContext<'_> {
+        TraceContext {
+            traceparent: self.traceparent.as_deref().map(Cow::Borrowed),
+            tracestate: self.tracestate.as_deref().map(Cow::Borrowed),
+        }
+    }
+
     /// Whether there is nothing.
     #[must_use]
     pub const fn is_empty(&self) -> bool {

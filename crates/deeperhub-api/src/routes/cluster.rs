@@ -1,0 +1,18 @@
+//! The nodes of a cluster.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+
+use crate::Api;
+use crate::answers::Nodes;
+
+/// The nodes of the cluster, this one among them. A node without a cluster lists itself.
+#[utoipa::path(
+    get, path = "/v1/nodes", tag = "operations",
+    responses((status = 200, body = Nodes, description = "The nodes"))
+)]
+pub(crate) async fn nodes(State(api): State<Arc<Api>>) -> Response {
+    axum::Json(Nodes::from(api.node.nodes())).into_response()
+}

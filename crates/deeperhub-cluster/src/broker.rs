@@ -1,0 +1,343 @@
+//! The node's side of the broker: hand over, ask, look.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use deeperhub_metrics::{RegisterError, Registry, Unit};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::config::Config;
+use crate::envelope::{Envelope, Message, Origin, topic_at};
+use crate::interest::Interests;
+use crate::metrics::{Dropped, Metrics};
+use crate::peers::{Peer, Peers};
+use crate::queue::{Destination, Full, Lane, Queue};
+
+/// Requests that may wait for answers of other nodes at one time.
+const MAX_REQUESTS: usize = 4096;
+
+/// Whether the cluster can be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// The broker is looked for, for the first time or again.
+    Away {
+        /// Why it is not reached; empty before the first attempt.
+        error: String,
+    },
+    /// Messages go to the other nodes and come from them.
+    Up,
+    /// Another node has this one's name. It will not come up again.
+    Taken,
+    /// The node has left.
+    Stopped,
+}
+
+/// Whether a node has a subscriber of a topic or pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// The first one came.
+    Gained,
+    /// The last one left.
+    Lost,
+}
+
+/// Why a message was not taken for the other nodes. It was counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// The broker cannot be reached.
+    #[error("the cluster cannot be reached")]
+    Unavailable,
+    /// [`Config::queue_bytes`] wait for it already.
+    #[error("too much waits for the cluster's broker")]
+    Full,
+    /// The broker does not take messages of this size.
+    #[error("the message is larger than the cluster's broker takes")]
+    TooLarge,
+}
+
+/// Why a request to another node has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// It was not sent.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// There is no such node.
+    #[error("no node of this name is known")]
+    UnknownNode,
+    /// The node did not answer in time.
+    #[error("the node did not answer in time")]
+    Unanswered,
+}
+
+/// A handle to the broker that all of a node's threads share. Cheap to clone; nothing but [`request`](Self::request)
+/// waits.
+///
+/// Messages are handed over to a bounded queue, which the [`Driver`](crate::Driver) drains in batches.
+#[derive(Clone)]
+pub struct Broker(pub(crate) Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) node: String,
+    pub(crate) incarnation: u64,
+    pub(crate) version: &'static str,
+    pub(crate) queue: Queue,
+    pub(crate) interests: Interests,
+    pub(crate) peers: Peers,
+    pub(crate) metrics: Metrics,
+    pub(crate) state: watch::Sender<State>,
+    /// Whether the state is `Up`, for those who publish.
+    pub(crate) is_up: AtomicBool,
+    /// The largest envelope that the broker takes.
+    pub(crate) max_envelope: AtomicUsize,
+    pub(crate) stop: Stop,
+    requests: Mutex<HashMap<u64, oneshot::Sender<String>>>,
+    next_request: AtomicU64,
+}
+
+/// When the driver is to end.
+#[derive(Debug, Default)]
+pub(crate) struct Stop {
+    pub(crate) wanted: Mutex<Option<Instant>>,
+    pub(crate) told: Notify,
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker").field("url", &self.0.config.url).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    pub(crate) fn new(config: Config, node: String, incarnation: u64, version: &'static str) -> Self {
+        Self(Arc::new(Shared {
+            queue: Queue::new(config.queue_bytes),
+            config,
+            node,
+            incarnation,
+            version,
+            interests: Interests::default(),
+            peers: Peers::default(),
+            metrics: Metrics::new(),
+            state: watch::Sender::new(State::Away { error: String::new() }),
+            is_up: AtomicBool::new(false),
+            max_envelope: AtomicUsize::new(usize::MAX),
+            stop: Stop::default(),
+            requests: Mutex::default(),
+            next_request: AtomicU64::new(incarnation),
+        }))
+    }
+
+    /// Hands a publish over for all nodes that have a subscriber of its topic, a send to a user or a broadcast for all
+    /// nodes. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`]: no other node gets it. Without an error those get it whose connection to the broker holds.
+    pub fn publish(&self, message: Message<'_>) -> Result<(), Refused> {
+        let to = match &message {
+            Message::Publish { topic, .. } => {
+                Destination::Topic { start: topic_at(self.0.node.len()), len: topic.as_str().len() }
+            }
+            _ => Destination::All,
+        };
+        self.hand_over(to, message)
+    }
+
+    fn hand_over(&self, to: Destination, message: Message<'_>) -> Result<(), Refused> {
+        let shared = &*self.0;
+        if !shared.is_up.load(Ordering::Acquire) {
+            shared.metrics.dropped(Dropped::Unavailable, 1);
+            return Err(Refused::Unavailable);
+        }
+        let envelope = shared.envelope(message);
+        if envelope.len() > shared.max_envelope.load(Ordering::Relaxed) {
+            shared.metrics.dropped(Dropped::TooLarge, 1);
+            return Err(Refused::TooLarge);
+        }
+        shared.queue.push(Lane::Data, to, envelope).map_err(|Full| {
+            shared.metrics.dropped(Dropped::Full, 1);
+            Refused::Full
+        })
+    }
+
+    /// Tells that the node's first subscriber of a topic or pattern has come, or its last one left.
+    ///
+    /// The broker is told soon after, of the last one only if no other came within two seconds.
+    pub fn interest(&self, name: &Arc<str>, interest: Interest) {
+        match interest {
+            Interest::Gained => self.0.interests.gained(name),
+            Interest::Lost => self.0.interests.lost(name, Instant::now()),
+        }
+    }
+
+    /// Asks one node and waits for its answer, at most `deadline`. `ask` makes the message from the number of the
+    /// request. Needs a runtime of tokio with time.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`]. A node that did not answer may have done what it was asked.
+    pub async fn request<'a>(
+        &self,
+        node: &str,
+        deadline: Duration,
+        ask: impl FnOnce(u64) -> Message<'a>,
+    ) -> Result<String, RequestError> {
+        let shared = &*self.0;
+        if !shared.is_up.load(Ordering::Acquire) {
+            return Err(Refused::Unavailable.into());
+        }
+        if !shared.peers.knows(node) {
+            return Err(RequestError::UnknownNode);
+        }
+        let request = shared.next_request.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        {
+            let mut requests = shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
+            if requests.len() >= MAX_REQUESTS {
+                return Err(Refused::Full.into());
+            }
+            requests.insert(request, sender);
+        }
+        // Also when the caller no longer waits.
+        let _forget = Forget { shared, request };
+        self.hand_over(Destination::Node(node.into()), ask(request))?;
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            _ => Err(RequestError::Unanswered),
+        }
+    }
+
+    /// Answers a question of another node.
+    pub fn answer(&self, node: &str, request: u64, text: &str) {
+        let envelope = self.0.envelope(Message::Answer { request, text });
+        // Whoever asked has a deadline.
+        let _ = self.0.queue.push(Lane::Control, Destination::Node(node.into()), envelope);
+    }
+
+    /// Whether the cluster is reached.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.0.state.borrow().clone()
+    }
+
+    /// Whether the cluster is reached, in one look.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.0.is_up.load(Ordering::Acquire)
+    }
+
+    /// Tells of changes of [`Self::state`].
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<State> {
+        self.0.state.subscribe()
+    }
+
+    /// The other nodes that were heard of lately, in the order of their names.
+    #[must_use]
+    pub fn peers(&self) -> Vec<Peer> {
+        self.0.peers.list(Instant::now())
+    }
+
+    /// Names on the broker that this node is subscribed to.
+    #[must_use]
+    pub fn interests(&self) -> usize {
+        self.0.interests.len()
+    }
+
+    /// Adds the cluster's metrics to a registry.
+    ///
+    /// # Errors
+    ///
+    /// A name is taken.
+    pub fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
+        self.0.metrics.register(registry)?;
+        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        let broker = self.clone();
+        registry.register_gauge_fn(
+            "deeperhub_cluster_queue_bytes",
+            "Bytes that wait for the broker",
+            Unit::Bytes,
+            move || gauge(broker.0.queue.bytes()),
+        )?;
+        let broker = self.clone();
+        registry.register_gauge_fn(
+            "deeperhub_cluster_subscriptions",
+            "Topics and patterns that the broker carries to this node",
+            Unit::None,
+            move || gauge(broker.0.interests.len()),
+        )?;
+        let broker = self.clone();
+        registry.register_gauge_fn(
+            "deeperhub_cluster_nodes",
+            "Nodes of the cluster that were heard of lately, this one among them",
+            Unit::None,
+            move || gauge(broker.0.peers.len() + 1),
+        )
+    }
+
+    /// Asks the driver to send what waits and to end, at the latest at `deadline`.
+    pub fn stop(&self, deadline: Instant) {
+        *self.0.stop.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
+        self.0.stop.told.notify_one();
+    }
+}
+
+/// Takes a request off the list when nobody waits for its answer any more.
+struct Forget<'a> {
+    shared: &'a Shared,
+    request: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.request);
+    }
+}
+
+impl Shared {
+    /// An envelope of this node, without its sequence.
+    pub(crate) fn envelope(&self, message: Message<'_>) -> Vec<u8> {
+        let origin = Origin { node: &self.node, incarnation: self.incarnation };
+        Envelope { origin, sequence: 0, message }.write()
+    }
+
+    /// Queues a message of the cluster's own.
+    pub(crate) fn control(&self, to: Destination, message: Message<'_>) {
+        // Full only when the broker does not take anything, which is told otherwise.
+        let _ = self.queue.push(Lane::Control, to, self.envelope(message));
+    }
+
+    /// Hands an answer to who waits for it.
+    pub(crate) fn answered(&self, request: u64, text: &str) {
+        let waiting = self.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(text.to_owned());
+        }
+    }
+
+    pub(crate) fn set_state(&self, state: State) {
+        let is_up = state == State::Up;
+        self.is_up.store(is_up, Ordering::Release);
+        self.metrics.up.set(is_up.into());
+        self.state.send_replace(state);
+        // What waited for it can go now.
+        self.queue.changed.notify_one();
+    }
+
+    pub(crate) fn stop_wanted(&self) -> Option<Instant> {
+        *self.stop.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,249 @@
+//! Which broker, and how.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use url::Url;
+
+use crate::names;
+
+/// How a node takes part in a cluster.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// The broker.
+    pub url: BrokerUrl,
+    /// What all names on the broker begin with: hubs with different prefixes do not know of each other. 1 to 64 bytes
+    /// of `A-Z a-z 0-9 _ -`. Default `deeperhub`.
+    pub prefix: String,
+    /// Bytes that may wait for the broker, and as many that may wait for this node after they came from it. What comes
+    /// when it is full is dropped and counted. Default 16 MiB.
+    pub queue_bytes: usize,
+    /// For NATS: a credentials file (JWT and seed), or a file with the seed of an nkey.
+    pub credentials: Option<PathBuf>,
+    /// PEM file with the certificates that sign the broker's; `None`: those that the system trusts.
+    pub ca: Option<PathBuf>,
+}
+
+impl Config {
+    /// With the defaults, for one broker.
+    #[must_use]
+    pub fn new(url: BrokerUrl) -> Self {
+        Self { url, prefix: "deeperhub".to_owned(), queue_bytes: 16 << 20, credentials: None, ca: None }
+    }
+}
+
+/// Whether a text can be [`Config::prefix`].
+#[must_use]
+pub fn is_prefix(text: &str) -> bool {
+    names::is_prefix(text)
+}
+
+/// A kind of broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Engine {
+    /// NATS, core only: no JetStream.
+    Nats,
+    /// Redis, its publish and subscribe; also Valkey and others that speak it.
+    Redis,
+}
+
+impl Engine {
+    /// Whether this program was built with it.
+    #[must_use]
+    pub const fn is_built_in(self) -> bool {
+        match self {
+            Self::Nats => cfg!(feature = "nats"),
+            Self::Redis => cfg!(feature = "redis"),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nats => "nats",
+            Self::Redis => "redis",
+        }
+    }
+}
+
+/// One broker's address, or several of its servers, separated by commas: `nats://user:password@host:4222`,
+/// `tls://host`, `redis://:password@host:6379`, `rediss://host`. Later ones may leave out scheme and user, which then
+/// are the first's. `Display` masks what is secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BrokerUrl {
+    engine: Engine,
+    servers: Vec<Url>,
+}
+
+/// Why a text is no [`BrokerUrl`]; it says nothing of the text, which may have a password in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BrokerUrlError {
+    /// It is no URL, or has no host.
+    #[error("expected a URL such as nats://host:4222 or redis://host:6379")]
+    NoUrl,
+    /// Another scheme.
+    #[error("expected the scheme nats, tls (NATS over TLS), redis or rediss (Redis over TLS)")]
+    Scheme,
+    /// Servers of different kinds.
+    #[error("expected servers of one scheme only")]
+    Mixed,
+    /// A path, query or fragment that means nothing there.
+    #[error("expected nothing behind the host and the port")]
+    Rest,
+    /// The program was built without the engine.
+    #[error("this program was built without the engine {0}")]
+    NotBuiltIn(&'static str),
+}
+
+impl BrokerUrl {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerUrlError`].
+    pub fn parse(text: &str) -> Result<Self, BrokerUrlError> {
+        let mut servers: Vec<Url> = Vec::new();
+        for part in text.split(',') {
+            let server = match servers.first() {
+                Some(first) if !part.contains("://") => {
+                    let mut url = parse(&format!("{}://{part}", first.scheme()))?;
+                    if url.username().is_empty() && url.password().is_none() {
+                        // Both succeed for a URL with a host.
+                        let _ = url.set_username(first.username());
+                        let _ = url.set_password(first.password());
+                    }
+                    url
+                }
+                _ => parse(part)?,
+            };
+            if servers.first().is_some_and(|first| first.scheme() != server.scheme()) {
+                return Err(BrokerUrlError::Mixed);
+            }
+            servers.push(server);
+        }
+        let engine = match servers.first().map(Url::scheme) {
+            Some("nats" | "tls") => Engine::Nats,
+            Some("redis" | "rediss") => Engine::Redis,
+            _ => return Err(BrokerUrlError::Scheme),
+        };
+        for server in &servers {
+            // A database number changes nothing for publish and subscribe, but is part of many a Redis URL.
+            let database = server.path().trim_start_matches('/');
+            let path_fits = match engine {
+                Engine::Nats => database.is_empty(),
+                Engine::Redis => database.parse::<u16>().is_ok() || database.is_empty(),
+            };
+            if !path_fits || server.query().is_some() || server.fragment().is_some() {
+                return Err(BrokerUrlError::Rest);
+            }
+        }
+        if !engine.is_built_in() {
+            return Err(BrokerUrlError::NotBuiltIn(engine.name()));
+        }
+        Ok(Self { engine, servers })
+    }
+
+    /// The kind of broker.
+    #[must_use]
+    pub const fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// The servers, at least one, as URLs with what is secret in them.
+    pub(crate) fn servers(&self) -> &[Url] {
+        &self.servers
+    }
+}
+
+fn parse(text: &str) -> Result<Url, BrokerUrlError> {
+    let url = Url::parse(text).map_err(|_| BrokerUrlError::NoUrl)?;
+    if !matches!(url.scheme(), "nats" | "tls" | "redis" | "rediss") {
+        return Err(BrokerUrlError::Scheme);
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(BrokerUrlError::NoUrl);
+    }
+    Ok(url)
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, server) in self.servers.iter().enumerate() {
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            let mut shown = server.clone();
+            if shown.password().is_some() {
+                let _ = shown.set_password(Some("********"));
+            } else if !shown.username().is_empty() && self.engine == Engine::Nats {
+                // A user without a password is a token there.
+                let _ = shown.set_username("********");
+            }
+            f.write_str(shown.as_str().trim_end_matches('/'))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(all(test, feature = "nats", feature = "redis"))]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Result<&str, BrokerUrlError>) {
+        let shown = BrokerUrl::parse(text).map(|url| url.to_string());
+        assert_eq!(shown.as_deref().map_err(|error| *error), expected, "{text}");
+    }
+
+    #[test]
+    fn urls_of_both_engines_are_taken() {
+        for text in [
+            "nats://localhost:4222",
+            "tls://hub.example",
+            "redis://[::1]:6379",
+            "rediss://h:1/0",
+            "redis://h/2",
+        ] {
+            check(text, Ok(text));
+        }
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        check("nats://me:secret@h:1", Ok("nats://me:********@h:1"));
+        check("nats://token@h:1", Ok("nats://********@h:1"));
+        check("redis://:secret@h:1", Ok("redis://:********@h:1"));
+        check("redis://me@h:1", Ok("redis://me@h:1"));
+        let url = BrokerUrl::parse("nats://me:secret@a:1,b:2").unwrap();
+        assert_eq!(format!("{url:?}"), "nats://me:********@a:1,nats://me:********@b:2");
+        assert_eq!(url.servers()[1].password(), Some("secret"));
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        use BrokerUrlError::{Mixed, NoUrl, Rest, Scheme};
+        for (text, error) in [
+            ("", NoUrl),
+            ("localhost:4222", Scheme),
+            ("nats://", NoUrl),
+            ("http://h", Scheme),
+            ("nats://a,redis://b", Mixed),
+            ("nats://a,tls://b", Mixed),
+            ("nats://a,", NoUrl),
+            ("nats://a/b", Rest),
+            ("redis://a/x", Rest),
+            ("redis://a?protocol=resp3", Rest),
+        ] {
+            check(text, Err(error));
+        }
+    }
+}

@@ -1,0 +1,594 @@
+//! What nodes say to each other, as bytes.
+//!
+//! All numbers are big-endian. Every envelope begins with
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 1 | version, 1 |
+//! | 1 | kind, see [`Message`] |
+//! | 8 | incarnation of the origin |
+//! | 8 | sequence, counted by the origin over all its envelopes |
+//! | 1 + n | name of the origin |
+//!
+//! and goes on with the fields of its kind; a payload is the rest, as it came from the client or the backend. Parsing is
+//! strict: what a broker carries may come from anyone who has its password.
+
+use std::borrow::Cow;
+
+use deeperhub_protocol::message::{TraceContext, check_server_object};
+use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
+
+/// The only version there is.
+const VERSION: u8 = 1;
+
+/// Where the sequence stands; it is filled in when the envelope gets its place in the queue.
+const SEQUENCE_AT: usize = 10;
+
+/// Where the origin's name begins.
+const ORIGIN_AT: usize = 18;
+
+/// Longest name of a node, in bytes.
+pub const MAX_NODE_ID_BYTES: usize = 32;
+
+/// Longest user of a send, in bytes.
+pub const MAX_USER_BYTES: usize = u16::MAX as usize;
+
+/// One life of one node: its name, and a number that grows with each start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin<'a> {
+    /// 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
+    pub node: &'a str,
+    /// Start time and chance in one number: of two lives of a name, the later has the larger.
+    pub incarnation: u64,
+}
+
+/// One message between nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Envelope<'a> {
+    /// Who sent it.
+    pub origin: Origin<'a>,
+    /// Its number among all that the origin sent.
+    pub sequence: u64,
+    /// What it says.
+    pub message: Message<'a>,
+}
+
+/// What an envelope says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Message<'a> {
+    /// A publish. Kind 1: topic (1 + n), publisher (1 + n, empty: a server), traceparent (2 + n), tracestate (2 + n),
+    /// payload.
+    Publish {
+        /// Where it was published.
+        topic: Topic<'a>,
+        /// The client that published it; `None`: a server.
+        from: Option<ClientId>,
+        /// The trace that it belongs to.
+        trace: TraceContext<'a>,
+        /// What was published.
+        payload: RawJson<'a>,
+    },
+    /// A send to a client of the receiving node; wants an answer. Kind 2: request (8), client (1 + n), payload.
+    Send {
+        /// To repeat in the answer.
+        request: u64,
+        /// To whom.
+        client: ClientId,
+        /// An object with a string `type`.
+        payload: RawJson<'a>,
+    },
+    /// Closes a client of the receiving node; wants an answer. Kind 3: request (8), client (1 + n).
+    Disconnect {
+        /// To repeat in the answer.
+        request: u64,
+        /// Whom.
+        client: ClientId,
+    },
+    /// A send to all connections of a user. Kind 4: user (2 + n), payload.
+    SendToUser {
+        /// To whom.
+        user: &'a str,
+        /// An object with a string `type`.
+        payload: RawJson<'a>,
+    },
+    /// A send to all clients. Kind 5: payload.
+    Broadcast {
+        /// An object with a string `type`.
+        payload: RawJson<'a>,
+    },
+    /// A question of the application; wants an answer. Kind 6: request (8), text.
+    Query {
+        /// To repeat in the answer.
+        request: u64,
+        /// The application's own.
+        text: &'a str,
+    },
+    /// An answer. Kind 7: request (8), text.
+    Answer {
+        /// Of the question.
+        request: u64,
+        /// The application's own.
+        text: &'a str,
+    },
+    /// "I am here", when joining and as a heartbeat. Kind 8: whether it has joined (1: 0 or 1), whether an answer is
+    /// wanted (1: 0 or 1), connections (8), version (1 + n).
+    Hello {
+        /// Whether its name has been its own for a while.
+        joined: bool,
+        /// Whether the receivers are to say that they are here too.
+        wants_answer: bool,
+        /// Its open connections.
+        connections: u64,
+        /// Of its program.
+        version: &'a str,
+    },
+    /// "Your name is mine". Kind 9: incarnation of the one that has to go (8).
+    Taken {
+        /// Of a node with the origin's name.
+        incarnation: u64,
+    },
+    /// "I am leaving". Kind 10.
+    Bye,
+    /// Closes all connections of a user. Kind 11: user (2 + n).
+    DisconnectUser {
+        /// Whose.
+        user: &'a str,
+    },
+    /// Ends a subscription of a client of the receiving node; wants an answer. Kind 12: request (8), client (1 + n), topic
+    /// or pattern (1 + n).
+    Unsubscribe {
+        /// To repeat in the answer.
+        request: u64,
+        /// Whose.
+        client: ClientId,
+        /// To what.
+        topic: Subscription<'a>,
+    },
+    /// Ends subscriptions of all connections of a user. Kind 13: user (2 + n), topic or pattern (1 + n).
+    UnsubscribeUser {
+        /// Whose.
+        user: &'a str,
+        /// To what.
+        topic: Subscription<'a>,
+    },
+}
+
+/// Why bytes are no envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnvelopeError {
+    /// It ends early, or goes on behind its end.
+    #[error("the envelope is not as long as it says")]
+    Length,
+    /// A version that this program does not know.
+    #[error("the envelope has version {0}, this program knows {VERSION}")]
+    Version(u8),
+    /// A kind that this program does not know: a later one's.
+    #[error("the envelope is of the unknown kind {0}")]
+    Kind(u8),
+    /// A field has a value that it cannot have.
+    #[error("the field {0} of the envelope is not of its form")]
+    Field(&'static str),
+}
+
+/// Whether a text can name a node.
+pub fn is_node_id(text: &str) -> bool {
+    (1..=MAX_NODE_ID_BYTES).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+}
+
+impl<'a> Envelope<'a> {
+    /// Reads an envelope; nothing is copied but the names of clients.
+    ///
+    /// # Errors
+    ///
+    /// [`EnvelopeError`], for everything that [`Self::write`] would not have written.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
+        let mut reader = Reader(bytes);
+        let version = reader.byte()?;
+        if version != VERSION {
+            return Err(EnvelopeError::Version(version));
+        }
+        let kind = reader.byte()?;
+        let incarnation = reader.number()?;
+        let sequence = reader.number()?;
+        let node = reader.short_text("origin")?;
+        if !is_node_id(node) {
+            return Err(EnvelopeError::Field("origin"));
+        }
+        let message = Message::read(kind, &mut reader)?;
+        Ok(Self { origin: Origin { node, incarnation }, sequence, message })
+    }
+
+    /// The envelope as bytes.
+    ///
+    /// Of what is too long for its field, the end is missing: names are short by their types.
+    pub fn write(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(ORIGIN_AT + 96 + self.message.payload_len());
+        out.extend([VERSION, self.message.kind()]);
+        out.extend(self.origin.incarnation.to_be_bytes());
+        out.extend(self.sequence.to_be_bytes());
+        short(&mut out, self.origin.node);
+        self.message.write(&mut out);
+        out
+    }
+}
+
+/// Fills in the sequence of bytes that [`Envelope::write`] made.
+pub(crate) fn set_sequence(envelope: &mut [u8], sequence: u64) {
+    if let Some(place) = envelope.get_mut(SEQUENCE_AT..ORIGIN_AT) {
+        place.copy_from_slice(&sequence.to_be_bytes());
+    }
+}
+
+/// Where in the bytes of a publish its topic stands, if the origin's name has this length.
+pub(crate) const fn topic_at(origin_len: usize) -> usize {
+    ORIGIN_AT + 1 + origin_len + 1
+}
+
+impl<'a> Message<'a> {
+    const fn kind(&self) -> u8 {
+        match self {
+            Self::Publish { .. } => 1,
+            Self::Send { .. } => 2,
+            Self::Disconnect { .. } => 3,
+            Self::SendToUser { .. } => 4,
+            Self::Broadcast { .. } => 5,
+            Self::Query { .. } => 6,
+            Self::Answer { .. } => 7,
+            Self::Hello { .. } => 8,
+            Self::Taken { .. } => 9,
+            Self::Bye => 10,
+            Self::DisconnectUser { .. } => 11,
+            Self::Unsubscribe { .. } => 12,
+            Self::UnsubscribeUser { .. } => 13,
+        }
+    }
+
+    const fn payload_len(&self) -> usize {
+        match self {
+            Self::Publish { payload, .. }
+            | Self::Send { payload, .. }
+            | Self::SendToUser { payload, .. }
+            | Self::Broadcast { payload } => payload.as_str().len(),
+            Self::Query { text, .. } | Self::Answer { text, .. } => text.len(),
+            _ => 0,
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Publish { topic, from, trace, payload } => {
+                short(out, topic.as_str());
+                short(out, from.as_ref().map_or("", ClientId::as_str));
+                long(out, trace.traceparent.as_deref().unwrap_or_default());
+                long(out, trace.tracestate.as_deref().unwrap_or_default());
+                out.extend(payload.as_str().as_bytes());
+            }
+            Self::Send { request, client, payload } => {
+                out.extend(request.to_be_bytes());
+                short(out, client.as_str());
+                out.extend(payload.as_str().as_bytes());
+            }
+            Self::Disconnect { request, client } => {
+                out.extend(request.to_be_bytes());
+                short(out, client.as_str());
+            }
+            Self::SendToUser { user, payload } => {
+                long(out, user);
+                out.extend(payload.as_str().as_bytes());
+            }
+            Self::Broadcast { payload } => out.extend(payload.as_str().as_bytes()),
+            Self::Query { request, text } | Self::Answer { request, text } => {
+                out.extend(request.to_be_bytes());
+                out.extend(text.as_bytes());
+            }
+            Self::Hello { joined, wants_answer, connections, version } => {
+                out.extend([u8::from(*joined), u8::from(*wants_answer)]);
+                out.extend(connections.to_be_bytes());
+                short(out, version);
+            }
+            Self::Taken { incarnation } => out.extend(incarnation.to_be_bytes()),
+            Self::Bye => {}
+            Self::DisconnectUser { user } => long(out, user),
+            Self::Unsubscribe { request, client, topic } => {
+                out.extend(request.to_be_bytes());
+                short(out, client.as_str());
+                short(out, topic.as_str());
+            }
+            Self::UnsubscribeUser { user, topic } => {
+                long(out, user);
+                short(out, topic.as_str());
+            }
+        }
+    }
+
+    fn read(kind: u8, reader: &mut Reader<'a>) -> Result<Self, EnvelopeError> {
+        let message = match kind {
+            1 => {
+                let topic = Topic::parse(reader.short_text("topic")?);
+                let from = match reader.short_text("from")? {
+                    "" => None,
+                    id => Some(ClientId::parse(id).ok_or(EnvelopeError::Field("from"))?),
+                };
+                let trace = reader.trace()?;
+                let payload = reader.payload(|text| RawJson::parse(text).ok())?;
+                Self::Publish {
+                    topic: topic.map_err(|_| EnvelopeError::Field("topic"))?,
+                    from,
+                    trace,
+                    payload,
+                }
+            }
+            2 => Self::Send {
+                request: reader.number()?,
+                client: reader.client()?,
+                payload: reader.server_object()?,
+            },
+            3 => Self::Disconnect { request: reader.number()?, client: reader.client()? },
+            4 => Self::SendToUser { user: reader.long_text("user")?, payload: reader.server_object()? },
+            5 => Self::Broadcast { payload: reader.server_object()? },
+            6 => Self::Query { request: reader.number()?, text: reader.rest("text")? },
+            7 => Self::Answer { request: reader.number()?, text: reader.rest("text")? },
+            8 => Self::Hello {
+                joined: reader.switch("joined")?,
+                wants_answer: reader.switch("wants_answer")?,
+                connections: reader.number()?,
+                version: reader.short_text("version")?,
+            },
+            9 => Self::Taken { incarnation: reader.number()? },
+            10 => Self::Bye,
+            11 => Self::DisconnectUser { user: reader.long_text("user")? },
+            12 => Self::Unsubscribe {
+                request: reader.number()?,
+                client: reader.client()?,
+                topic: reader.subscription()?,
+            },
+            13 => Self::UnsubscribeUser { user: reader.long_text("user")?, topic: reader.subscription()? },
+            unknown => return Err(EnvelopeError::Kind(unknown)),
+        };
+        if reader.0.is_empty() { Ok(message) } else { Err(EnvelopeError::Length) }
+    }
+}
+
+/// A text behind its length in one byte.
+fn short(out: &mut Vec<u8>, text: &str) {
+    let text = text.get(..text.floor_char_boundary(u8::MAX.into())).unwrap_or_default();
+    out.push(text.len() as u8);
+    out.extend(text.as_bytes());
+}
+
+/// A text behind its length in two bytes.
+fn long(out: &mut Vec<u8>, text: &str) {
+    let text = text.get(..text.floor_char_boundary(u16::MAX.into())).unwrap_or_default();
+    out.extend((text.len() as u16).to_be_bytes());
+    out.extend(text.as_bytes());
+}
+
+/// What is left to read.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], EnvelopeError> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(EnvelopeError::Length)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], EnvelopeError> {
+        self.take(N)?.try_into().map_err(|_| EnvelopeError::Length)
+    }
+
+    fn byte(&mut self) -> Result<u8, EnvelopeError> {
+        Ok(u8::from_be_bytes(self.array()?))
+    }
+
+    fn number(&mut self) -> Result<u64, EnvelopeError> {
+        Ok(u64::from_be_bytes(self.array()?))
+    }
+
+    fn switch(&mut self, field: &'static str) -> Result<bool, EnvelopeError> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(EnvelopeError::Field(field)),
+        }
+    }
+
+    fn short_text(&mut self, field: &'static str) -> Result<&'a str, EnvelopeError> {
+        let length = self.byte()?;
+        text(self.take(length.into())?, field)
+    }
+
+    fn long_text(&mut self, field: &'static str) -> Result<&'a str, EnvelopeError> {
+        let length = u16::from_be_bytes(self.array()?);
+        text(self.take(length.into())?, field)
+    }
+
+    fn rest(&mut self, field: &'static str) -> Result<&'a str, EnvelopeError> {
+        text(std::mem::take(&mut self.0), field)
+    }
+
+    fn client(&mut self) -> Result<ClientId, EnvelopeError> {
+        ClientId::parse(self.short_text("client")?).ok_or(EnvelopeError::Field("client"))
+    }
+
+    fn subscription(&mut self) -> Result<Subscription<'a>, EnvelopeError> {
+        Subscription::parse(self.short_text("topic")?).map_err(|_| EnvelopeError::Field("topic"))
+    }
+
+    fn trace(&mut self) -> Result<TraceContext<'a>, EnvelopeError> {
+        let mut field = |name| {
+            let text = self.long_text(name)?;
+            Ok((!text.is_empty()).then_some(Cow::Borrowed(text)))
+        };
+        let (traceparent, tracestate) = (field("traceparent")?, field("tracestate")?);
+        let trace = TraceContext::new(traceparent.clone(), tracestate.clone());
+        if trace.traceparent != traceparent {
+            return Err(EnvelopeError::Field("traceparent"));
+        }
+        if trace.tracestate != tracestate {
+            return Err(EnvelopeError::Field("tracestate"));
+        }
+        Ok(trace)
+    }
+
+    fn server_object(&mut self) -> Result<RawJson<'a>, EnvelopeError> {
+        self.payload(|text| check_server_object(text).ok())
+    }
+
+    /// The rest as JSON, without white space around it: that was cut off where it came in.
+    fn payload(
+        &mut self,
+        parse: impl FnOnce(&'a str) -> Option<RawJson<'a>>,
+    ) -> Result<RawJson<'a>, EnvelopeError> {
+        let text = self.rest("payload")?;
+        let is_whole = |json: &RawJson<'_>| json.as_str().len() == text.len();
+        parse(text).filter(is_whole).ok_or(EnvelopeError::Field("payload"))
+    }
+}
+
+fn text<'a>(bytes: &'a [u8], field: &'static str) -> Result<&'a str, EnvelopeError> {
+    std::str::from_utf8(bytes).map_err(|_| EnvelopeError::Field(field))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ORIGIN: Origin<'static> = Origin { node: "node-1", incarnation: 0x0102_0304_0506_0708 };
+    const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn client(id: &str) -> ClientId {
+        ClientId::parse(id).unwrap()
+    }
+
+    fn json(text: &str) -> RawJson<'_> {
+        RawJson::parse(text).unwrap()
+    }
+
+    fn messages() -> Vec<Message<'static>> {
+        vec![
+            Message::Publish {
+                topic: Topic::parse("a.é.c").unwrap(),
+                from: Some(client("node-1.0-1-2")),
+                trace: TraceContext::new(Some(TRACEPARENT.into()), Some("a=1".into())),
+                payload: json(r#"{"b" : 1.0,"a":12345678901234567890.10e5}"#),
+            },
+            Message::Publish {
+                topic: Topic::parse("t").unwrap(),
+                from: None,
+                trace: TraceContext::default(),
+                payload: json("null"),
+            },
+            Message::Send { request: 7, client: client("n.0-0-0"), payload: json(r#"{"type":"x"}"#) },
+            Message::Disconnect { request: u64::MAX, client: client("n.0-0-0") },
+            Message::SendToUser { user: "émile", payload: json(r#"{"type":"x","data":[1, 2]}"#) },
+            Message::Broadcast { payload: json(r#"{"type":"x"}"#) },
+            Message::Query { request: 1, text: "clients 10" },
+            Message::Answer { request: 1, text: "" },
+            Message::Hello { joined: true, wants_answer: false, connections: 5, version: "0.1.0" },
+            Message::Taken { incarnation: 9 },
+            Message::Bye,
+            Message::DisconnectUser { user: "émile" },
+            Message::Unsubscribe {
+                request: 1,
+                client: client("n.0-0-0"),
+                topic: Subscription::parse("a.*").unwrap(),
+            },
+            Message::UnsubscribeUser { user: "", topic: Subscription::parse("a").unwrap() },
+        ]
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for message in messages() {
+            let envelope = Envelope { origin: ORIGIN, sequence: 42, message };
+            let bytes = envelope.write();
+            assert_eq!(Envelope::parse(&bytes), Ok(envelope));
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_documentation() {
+        let message = Message::Publish {
+            topic: Topic::parse("ab").unwrap(),
+            from: Some(client("c")),
+            trace: TraceContext::default(),
+            payload: json("[1]"),
+        };
+        let bytes = Envelope { origin: ORIGIN, sequence: 0x11, message }.write();
+        assert_eq!(
+            bytes,
+            b"\x01\x01\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x11\x06node-1\x02ab\x01c\0\0\0\0[1]"
+        );
+        assert_eq!(bytes.get(topic_at(ORIGIN.node.len())..).unwrap().get(..2), Some(&b"ab"[..]));
+    }
+
+    #[test]
+    fn nothing_may_be_missing_and_nothing_too_much() {
+        for message in messages() {
+            let whole = Envelope { origin: ORIGIN, sequence: 1, message: message.clone() }.write();
+            let fixed = whole.len() - message.payload_len();
+            for end in 0..fixed {
+                assert_eq!(Envelope::parse(&whole[..end]), Err(EnvelopeError::Length), "{message:?} {end}");
+            }
+            if message.payload_len() == 0 && !matches!(message, Message::Answer { .. }) {
+                let more = [&whole[..], b"x"].concat();
+                assert_eq!(Envelope::parse(&more), Err(EnvelopeError::Length), "{message:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn fields_keep_to_their_form() {
+        let head = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x01\x01n";
+        for (version, kind, rest, error) in [
+            (0, 1, &b""[..], EnvelopeError::Version(0)),
+            (2, 1, b"", EnvelopeError::Version(2)),
+            (1, 0, b"", EnvelopeError::Kind(0)),
+            (1, 14, b"", EnvelopeError::Kind(14)),
+            (1, 1, b"\x03a.*\0\0\0\0\0null", EnvelopeError::Field("topic")),
+            (1, 1, b"\x02\xFF\xFF\0\0\0\0\0null", EnvelopeError::Field("topic")),
+            (1, 1, b"\x01a\x02a/\0\0\0\0null", EnvelopeError::Field("from")),
+            (1, 1, b"\x01a\0\0\x01x\0\0null", EnvelopeError::Field("traceparent")),
+            (1, 1, b"\x01a\0\0\0\0\x03a=1null", EnvelopeError::Field("tracestate")),
+            (1, 1, b"\x01a\0\0\0\0\0", EnvelopeError::Field("payload")),
+            (1, 1, b"\x01a\0\0\0\0\0{", EnvelopeError::Field("payload")),
+            (1, 1, b"\x01a\0\0\0\0\0 1", EnvelopeError::Field("payload")),
+            (1, 2, b"\0\0\0\0\0\0\0\x01\0{}", EnvelopeError::Field("client")),
+            (1, 2, b"\0\0\0\0\0\0\0\x01\x01c[]", EnvelopeError::Field("payload")),
+            (1, 5, b"{}", EnvelopeError::Field("payload")),
+            (1, 8, b"\x02\0\0\0\0\0\0\0\0\0\0", EnvelopeError::Field("joined")),
+        ] {
+            let bytes = [&[version, kind][..], head, rest].concat();
+            assert_eq!(Envelope::parse(&bytes), Err(error), "{}", bytes.escape_ascii());
+        }
+        let mut nameless = Envelope { origin: ORIGIN, sequence: 1, message: Message::Bye }.write();
+        nameless.truncate(ORIGIN_AT);
+        nameless.push(0);
+        assert_eq!(Envelope::parse(&nameless), Err(EnvelopeError::Field("origin")));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(envelope) = Envelope::parse(&bytes) {
+                prop_assert_eq!(envelope.write(), bytes);
+            }
+        }
+
+        #[test]
+        fn a_changed_byte_never_makes_two_readings(index in 0_usize..200, byte: u8, which in 0_usize..14) {
+            let message = messages().swap_remove(which);
+            let mut bytes = Envelope { origin: ORIGIN, sequence: 3, message }.write();
+            let length = bytes.len();
+            bytes[index % length] = byte;
+            if let Ok(envelope) = Envelope::parse(&bytes) {
+                prop_assert_eq!(envelope.write(), bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! NATS: one connection without echo, a subscription for each topic and pattern.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::client::{PublishErrorKind, RequestErrorKind};
+use async_nats::{Client, ConnectOptions, Event, Request, ServerAddr};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{SelectAll, TakeUntil};
+use tokio::sync::{mpsc, oneshot, watch};
+use url::Url;
+
+use crate::broker::Shared;
+use crate::driver::DEADLINE;
+use crate::link::{self, Link, LinkError};
+use crate::metrics::Dropped;
+use crate::names::Names;
+use crate::queue::{Destination, Outbound};
+
+/// Messages of one subscription that the library keeps until they are taken; those above are lost and counted. They are
+/// taken as soon as they come.
+const SUBSCRIPTION_CAPACITY: usize = 8192;
+
+/// Commands that the library keeps until they are written.
+const COMMANDS: usize = 2048;
+
+type Stream = TakeUntil<async_nats::Subscriber, oneshot::Receiver<()>>;
+
+pub(crate) struct Sender {
+    client: Client,
+    names: Names,
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Subscriber {
+    client: Client,
+    names: Names,
+    /// Dropping one ends its subscription.
+    running: HashMap<Arc<str>, oneshot::Sender<()>>,
+    streams: mpsc::UnboundedSender<Stream>,
+}
+
+pub(crate) struct Receiver {
+    /// New ones; not more than what the node is subscribed to.
+    streams: mpsc::UnboundedReceiver<Stream>,
+    running: SelectAll<Stream>,
+    lost: watch::Receiver<Option<String>>,
+    /// Those of the node itself have no end.
+    _own: Vec<oneshot::Sender<()>>,
+}
+
+/// Connects. The library's own way to connect again is left aside: a connection that is lost ends the link, so that
+/// what was under way is known.
+pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link, LinkError> {
+    let servers = shared.config.url.servers();
+    let server = servers.get(attempt % servers.len().max(1)).ok_or_else(|| LinkError::new("no server"))?;
+    let names = Names::new(shared.config.prefix.clone(), '.');
+    let (lost_sender, lost) = watch::channel(None);
+    let client = options(shared, server, lost_sender, &names)
+        .await?
+        .connect(address(server)?)
+        .await
+        .map_err(|error| LinkError(with_causes(&error)))?;
+    let max_payload = client.max_payload();
+    shared.max_envelope.store(max_payload, Ordering::Relaxed);
+
+    let (streams_sender, streams) = mpsc::unbounded_channel();
+    let mut running = SelectAll::new();
+    let mut own = Vec::new();
+    for subject in [names.all(), names.node(&shared.node)] {
+        let (stop, stopped) = oneshot::channel();
+        running.push(client.subscribe(subject).await.map_err(LinkError::new)?.take_until(stopped));
+        own.push(stop);
+    }
+    confirm(&client, &names).await?;
+    Ok(Link {
+        sender: link::Sender::Nats(Sender {
+            client: client.clone(),
+            names: names.clone(),
+            shared: Arc::clone(shared),
+        }),
+        subscriber: link::Subscriber::Nats(Subscriber {
+            client,
+            names,
+            running: HashMap::new(),
+            streams: streams_sender,
+        }),
+        receiver: link::Receiver::Nats(Receiver { streams, running, lost, _own: own }),
+        echoes: false,
+    })
+}
+
+async fn options(
+    shared: &Arc<Shared>,
+    server: &Url,
+    lost: watch::Sender<Option<String>>,
+    names: &Names,
+) -> Result<ConnectOptions, LinkError> {
+    let was_connected = Arc::new(AtomicBool::new(false));
+    let is_connected = Arc::clone(&was_connected);
+    let metrics = shared.metrics.clone();
+    let mut options = ConnectOptions::new()
+        .name(format!("deeperhub-ws {}", shared.node))
+        .no_echo()
+        .custom_inbox_prefix(names.inbox(&shared.node))
+        .connection_timeout(DEADLINE)
+        .ping_interval(Duration::from_secs(2))
+        .client_capacity(COMMANDS)
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .ignore_discovered_servers()
+        .max_reconnects(1)
+        // The runtime of this link is gone long before.
+        .reconnect_delay_callback(move |_| {
+            if was_connected.load(Ordering::Relaxed) { Duration::from_secs(3600) } else { Duration::ZERO }
+        })
+        .event_callback(move |event| {
+            let told = match &event {
+                Event::Connected => {
+                    is_connected.store(true, Ordering::Relaxed);
+                    None
+                }
+                Event::SlowConsumer(_) => {
+                    metrics.dropped(Dropped::SlowLink, 1);
+                    None
+                }
+                Event::Disconnected | Event::Closed => Some("the connection was lost".to_owned()),
+                // What a connection is closed for comes before its end.
+                Event::ServerError(error) => Some(error.to_string()),
+                _ => None,
+            };
+            if let Some(told) = told {
+                lost.send_if_modified(|lost| {
+                    let is_first = lost.is_none();
+                    if is_first {
+                        *lost = Some(told);
+                    }
+                    is_first
+                });
+            }
+            std::future::ready(())
+        });
+    if let Some(file) = &shared.config.credentials {
+        options = with_credentials(options, file).await?;
+    } else if !server.username().is_empty() || server.password().is_some() {
+        let user = decoded(server.username());
+        options = match server.password() {
+            Some(password) => options.user_and_password(user, decoded(password)),
+            None => options.token(user),
+        };
+    }
+    if let Some(ca) = &shared.config.ca {
+        options = options.add_root_certificates(ca.clone());
+    }
+    Ok(options)
+}
+
+/// A credentials file of `nsc`, or a file with nothing but the seed of an nkey.
+async fn with_credentials(options: ConnectOptions, file: &Path) -> Result<ConnectOptions, LinkError> {
+    let cannot = |error: std::io::Error| {
+        LinkError(format!("the NATS credentials in {} cannot be used: {error}", file.display()))
+    };
+    let text = std::fs::read_to_string(file).map_err(cannot)?;
+    if text.contains("BEGIN NATS USER JWT") {
+        options.credentials(&text).map_err(cannot)
+    } else {
+        Ok(options.nkey(text.trim().to_owned()))
+    }
+}
+
+/// The server without what is secret, which the options carry.
+fn address(server: &Url) -> Result<ServerAddr, LinkError> {
+    let mut url = server.clone();
+    // Both succeed for a URL with a host.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    ServerAddr::from_url(url).map_err(LinkError::new)
+}
+
+/// A part of a URL without its percent-encoding.
+fn decoded(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+/// Returns when the server has done all that was asked of it before. It answers a question to a subject that nobody is
+/// subscribed to at once, on the same connection and in order.
+async fn confirm(client: &Client, names: &Names) -> Result<(), LinkError> {
+    let request = Request::new().timeout(Some(DEADLINE));
+    match client.send_request(names.nobody(), request).await {
+        Ok(_) => Ok(()),
+        Err(error) => match error.kind() {
+            RequestErrorKind::NoResponders => Ok(()),
+            RequestErrorKind::TimedOut => Err(LinkError::new("the server does not answer")),
+            _ => Err(LinkError(with_causes(&error))),
+        },
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+impl Sender {
+    pub(crate) async fn send(&mut self, batch: &[Outbound]) -> Result<(), LinkError> {
+        for outbound in batch {
+            let subject = match &outbound.to {
+                Destination::Topic { start, len } => {
+                    let topic = outbound.envelope.get(*start..start + len).unwrap_or_default();
+                    self.names.topic(&String::from_utf8_lossy(topic))
+                }
+                Destination::Node(node) => self.names.node(node),
+                Destination::All => self.names.all(),
+            };
+            match self.client.publish(subject, outbound.envelope.clone()).await {
+                Ok(()) => {}
+                // It was queued when another server was connected.
+                Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+                    self.shared.metrics.dropped(Dropped::TooLarge, 1);
+                }
+                Err(error) => return Err(LinkError(with_causes(&error))),
+            }
+        }
+        confirm(&self.client, &self.names).await
+    }
+}
+
+impl Subscriber {
+    pub(crate) async fn follow(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+        for name in names {
+            let (stop, stopped) = oneshot::channel();
+            let subscriber = self.client.subscribe(self.names.topic(name)).await.map_err(LinkError::new)?;
+            self.running.insert(Arc::clone(name), stop);
+            if self.streams.send(subscriber.take_until(stopped)).is_err() {
+                return Err(LinkError::new("the connection was lost"));
+            }
+        }
+        confirm(&self.client, &self.names).await
+    }
+
+    // The same as for other engines, whose answer is waited for.
+    #[expect(clippy::unused_async, reason = "see above")]
+    pub(crate) async fn leave(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+        for name in names {
+            self.running.remove(name);
+        }
+        Ok(())
+    }
+}
+
+impl Receiver {
+    pub(crate) async fn next(&mut self) -> Result<Bytes, LinkError> {
+        let Self { streams, running, lost, .. } = self;
+        let lost = async { lost.wait_for(Option::is_some).await.ok().and_then(|lost| lost.clone()) };
+        tokio::pin!(lost);
+        loop {
+            tokio::select! {
+                biased;
+                lost = &mut lost => {
+                    return Err(LinkError(lost.unwrap_or_else(|| "the connection was lost".to_owned())));
+                }
+                Some(stream) = streams.recv() => running.push(stream),
+                message = running.next() => match message {
+                    Some(message) => return Ok(message.payload),
+                    None => return Err(LinkError::new("the connection was lost")),
+                },
+            }
+        }
+    }
+}

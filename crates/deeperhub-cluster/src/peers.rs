@@ -1,0 +1,171 @@
+//! The other nodes, as far as they are heard of.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A node that was silent for so long is gone: five heartbeats.
+pub(crate) const EXPIRY: Duration = Duration::from_secs(5);
+
+/// Nodes that are remembered.
+const MAX_PEERS: usize = 1024;
+
+/// Another node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Peer {
+    /// Its name.
+    pub node_id: String,
+    /// Of its program.
+    pub version: String,
+    /// Its open connections, at its last heartbeat.
+    pub connections: u64,
+    /// Since when it has been known here.
+    pub known: Duration,
+    /// Since when it has been silent; heartbeats come each second.
+    pub silent: Duration,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Peers(Mutex<BTreeMap<String, Entry>>);
+
+#[derive(Debug)]
+struct Entry {
+    incarnation: u64,
+    version: String,
+    connections: u64,
+    first: Instant,
+    last: Instant,
+    /// Heard of since the connection to the broker was made.
+    is_back: bool,
+}
+
+impl Peers {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A node said that it is here; answers whether it is new.
+    pub(crate) fn heard(
+        &self,
+        node: &str,
+        incarnation: u64,
+        version: &str,
+        connections: u64,
+        now: Instant,
+    ) -> bool {
+        let mut peers = self.lock();
+        if let Some(peer) = peers.get_mut(node) {
+            let is_other = peer.incarnation != incarnation;
+            if is_other {
+                peer.first = now;
+            }
+            peer.incarnation = incarnation;
+            version.clone_into(&mut peer.version);
+            (peer.connections, peer.last, peer.is_back) = (connections, now, true);
+            return is_other;
+        }
+        if peers.len() < MAX_PEERS {
+            let version = version.to_owned();
+            let entry = Entry { incarnation, version, connections, first: now, last: now, is_back: true };
+            peers.insert(node.to_owned(), entry);
+        }
+        true
+    }
+
+    /// A node said that it leaves; answers whether it was known.
+    pub(crate) fn left(&self, node: &str, incarnation: u64) -> bool {
+        let mut peers = self.lock();
+        let is_known = peers.get(node).is_some_and(|peer| peer.incarnation == incarnation);
+        if is_known {
+            peers.remove(node);
+        }
+        is_known
+    }
+
+    /// Forgets those that have been silent for too long, and names them.
+    pub(crate) fn expire(&self, now: Instant) -> Vec<String> {
+        let mut peers = self.lock();
+        let is_gone = |peer: &Entry| now.saturating_duration_since(peer.last) > EXPIRY;
+        let gone: Vec<_> =
+            peers.iter().filter(|(_, peer)| is_gone(peer)).map(|(node, _)| node.clone()).collect();
+        peers.retain(|_, peer| !is_gone(peer));
+        gone
+    }
+
+    /// Those known are to be heard of again, and have the usual time for it.
+    pub(crate) fn start_over(&self, now: Instant) {
+        for peer in self.lock().values_mut() {
+            (peer.is_back, peer.last) = (false, now);
+        }
+    }
+
+    /// Whether all that were known have been heard of again.
+    pub(crate) fn all_back(&self) -> bool {
+        self.lock().values().all(|peer| peer.is_back)
+    }
+
+    pub(crate) fn knows(&self, node: &str) -> bool {
+        self.lock().contains_key(node)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub(crate) fn list(&self, now: Instant) -> Vec<Peer> {
+        self.lock()
+            .iter()
+            .map(|(node, peer)| Peer {
+                node_id: node.clone(),
+                version: peer.version.clone(),
+                connections: peer.connections,
+                known: now.saturating_duration_since(peer.first),
+                silent: now.saturating_duration_since(peer.last),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_silent_are_forgotten() {
+        let peers = Peers::default();
+        let start = Instant::now();
+        assert!(peers.heard("a", 1, "1", 0, start));
+        assert!(peers.heard("b", 1, "1", 7, start));
+        assert!(!peers.heard("a", 1, "1", 3, start + EXPIRY));
+        assert_eq!(peers.expire(start + EXPIRY), [""; 0]);
+        assert_eq!(peers.expire(start + EXPIRY * 3 / 2), ["b"]);
+        let list = peers.list(start + EXPIRY);
+        assert_eq!((list.len(), list[0].connections, list[0].known), (1, 3, EXPIRY));
+    }
+
+    #[test]
+    fn a_node_that_started_again_is_new_and_its_former_life_cannot_leave_for_it() {
+        let peers = Peers::default();
+        let now = Instant::now();
+        assert!(peers.heard("a", 1, "1", 0, now));
+        assert!(peers.heard("a", 2, "1", 0, now));
+        assert!(!peers.left("a", 1));
+        assert!(peers.left("a", 2));
+        assert_eq!(peers.len(), 0);
+    }
+
+    #[test]
+    fn after_an_outage_all_are_waited_for() {
+        let peers = Peers::default();
+        let now = Instant::now();
+        peers.heard("a", 1, "1", 0, now);
+        peers.heard("b", 1, "1", 0, now);
+        peers.start_over(now);
+        assert!(!peers.all_back());
+        peers.heard("a", 1, "1", 0, now);
+        assert!(!peers.all_back());
+        peers.left("b", 1);
+        assert!(peers.all_back());
+    }
+}

@@ -1,0 +1,190 @@
+//! What waits for the broker.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::envelope::set_sequence;
+
+/// What an envelope costs besides its bytes.
+const OVERHEAD: usize = 96;
+
+/// Most that is handed to the broker in one go: enough that a round trip is shared by many, and little enough that a
+/// slow broker is noticed in time.
+const BATCH_MESSAGES: usize = 512;
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Messages of the cluster's own that may wait; they are few and small, or answers that nobody waits for much longer.
+const MAX_CONTROL: usize = 1024;
+
+/// To whom an envelope goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// All nodes that are subscribed to the topic that stands here in the envelope.
+    Topic { start: usize, len: usize },
+    /// One node.
+    Node(Box<str>),
+    /// All nodes.
+    All,
+}
+
+/// One envelope on its way to the broker.
+#[derive(Debug, Clone)]
+pub(crate) struct Outbound {
+    pub(crate) to: Destination,
+    pub(crate) envelope: Bytes,
+}
+
+/// Whether an envelope may go before the node has joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// The cluster's own messages: always, and before others.
+    Control,
+    /// Everything else.
+    Data,
+}
+
+/// The queue has no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Full;
+
+/// Bounded by bytes; a push never waits.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    inner: Mutex<Inner>,
+    /// Told of each push, and when the node has joined.
+    pub(crate) changed: Notify,
+    max_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    control: VecDeque<Outbound>,
+    data: VecDeque<Outbound>,
+    bytes: usize,
+    sequence: u64,
+}
+
+impl Queue {
+    pub(crate) fn new(max_bytes: usize) -> Self {
+        Self { inner: Mutex::default(), changed: Notify::new(), max_bytes }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives an envelope the next sequence and its place.
+    pub(crate) fn push(&self, lane: Lane, to: Destination, mut envelope: Vec<u8>) -> Result<(), Full> {
+        let cost = envelope.len() + OVERHEAD;
+        {
+            let mut inner = self.lock();
+            let is_full = match lane {
+                Lane::Control => inner.control.len() >= MAX_CONTROL,
+                // One that is larger than the whole queue passes when it is alone.
+                Lane::Data => inner.bytes > 0 && inner.bytes + cost > self.max_bytes,
+            };
+            if is_full {
+                return Err(Full);
+            }
+            inner.sequence += 1;
+            set_sequence(&mut envelope, inner.sequence);
+            inner.bytes += cost;
+            let outbound = Outbound { to, envelope: envelope.into() };
+            match lane {
+                Lane::Control => inner.control.push_back(outbound),
+                Lane::Data => inner.data.push_back(outbound),
+            }
+        }
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Takes the next of a lane, up to a batch.
+    pub(crate) fn take(&self, lane: Lane, batch: &mut Vec<Outbound>) {
+        let mut inner = self.lock();
+        let mut bytes = 0;
+        while batch.len() < BATCH_MESSAGES && bytes < BATCH_BYTES {
+            let next = match lane {
+                Lane::Control => inner.control.pop_front(),
+                Lane::Data => inner.data.pop_front(),
+            };
+            let Some(next) = next else { break };
+            bytes += next.envelope.len();
+            inner.bytes -= next.envelope.len() + OVERHEAD;
+            batch.push(next);
+        }
+    }
+
+    /// Forgets the cluster's own messages, which are of no use after an outage.
+    pub(crate) fn clear_control(&self) {
+        let mut inner = self.lock();
+        let freed: usize = inner.control.drain(..).map(|outbound| outbound.envelope.len() + OVERHEAD).sum();
+        inner.bytes -= freed;
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Envelopes of the data lane.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().data.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::{Envelope, Message, Origin};
+
+    fn envelope() -> Vec<u8> {
+        let origin = Origin { node: "n", incarnation: 1 };
+        Envelope { origin, sequence: 0, message: Message::Bye }.write()
+    }
+
+    fn take(queue: &Queue, lane: Lane) -> Vec<u64> {
+        let mut batch = Vec::new();
+        queue.take(lane, &mut batch);
+        batch.iter().map(|outbound| Envelope::parse(&outbound.envelope).unwrap().sequence).collect()
+    }
+
+    #[test]
+    fn sequences_follow_the_order_of_pushes() {
+        let queue = Queue::new(1 << 20);
+        for lane in [Lane::Data, Lane::Control, Lane::Data] {
+            assert_eq!(queue.push(lane, Destination::All, envelope()), Ok(()));
+        }
+        assert_eq!(take(&queue, Lane::Data), [1, 3]);
+        assert_eq!(take(&queue, Lane::Control), [2]);
+        assert_eq!((queue.bytes(), queue.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_goes_on_when_there_is_room() {
+        let cost = envelope().len() + OVERHEAD;
+        let queue = Queue::new(cost * 3);
+        for _ in 0..3 {
+            assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Ok(()));
+        }
+        assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Err(Full));
+        // Heartbeats go on.
+        assert_eq!(queue.push(Lane::Control, Destination::All, envelope()), Ok(()));
+        assert_eq!(take(&queue, Lane::Data), [1, 2, 3]);
+        queue.clear_control();
+        assert_eq!(queue.bytes(), 0);
+        assert_eq!(queue.push(Lane::Data, Destination::All, vec![0; cost * 9]), Ok(()));
+    }
+
+    #[test]
+    fn a_batch_has_an_end() {
+        let queue = Queue::new(1 << 20);
+        for _ in 0..BATCH_MESSAGES + 1 {
+            assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Ok(()));
+        }
+        assert_eq!(take(&queue, Lane::Data).len(), BATCH_MESSAGES);
+        assert_eq!(take(&queue, Lane::Data).len(), 1);
+    }
+}

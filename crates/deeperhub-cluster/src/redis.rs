@@ -1,0 +1,151 @@
+//! Redis: one connection to publish, one for what is subscribed to.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
+use redis::{AsyncConnectionConfig, Client, RedisError, TlsCertificates, Value};
+
+use crate::broker::Shared;
+use crate::driver::DEADLINE;
+use crate::link::{self, Link, LinkError};
+use crate::names::{Names, is_pattern};
+use crate::queue::{Destination, Outbound};
+
+/// The longest string that Redis takes by default (`proto-max-bulk-len`).
+const MAX_BULK: usize = 512 << 20;
+
+pub(crate) struct Sender {
+    connection: MultiplexedConnection,
+    names: Names,
+}
+
+pub(crate) struct Subscriber {
+    sink: PubSubSink,
+    names: Names,
+    /// How many patterns share a glob: `a.*` and `a.>` have the same.
+    globs: HashMap<String, u32>,
+}
+
+pub(crate) struct Receiver {
+    stream: PubSubStream,
+}
+
+impl From<RedisError> for LinkError {
+    fn from(error: RedisError) -> Self {
+        Self::new(error)
+    }
+}
+
+/// Connects to the first server that is reached and is no replica: those take a publish, and keep it to themselves.
+pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link, LinkError> {
+    let servers = shared.config.url.servers();
+    let server = servers.get(attempt % servers.len().max(1)).ok_or_else(|| LinkError::new("no server"))?;
+    let client = match &shared.config.ca {
+        None => Client::open(server.clone())?,
+        Some(ca) => {
+            let cannot = |error| LinkError(format!("cannot read {}: {error}", ca.display()));
+            let root_cert = Some(std::fs::read(ca).map_err(cannot)?);
+            Client::build_with_tls(server.clone(), TlsCertificates { client_tls: None, root_cert })?
+        }
+    };
+    let names = Names::new(shared.config.prefix.clone(), ':');
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(DEADLINE))
+        .set_response_timeout(Some(DEADLINE));
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    // Where the access list does not let us ask, the operator knows which server it is.
+    if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async::<Value>(&mut connection).await
+        && matches!(role.first(), Some(Value::BulkString(role)) if role == b"slave")
+    {
+        return Err(LinkError::new("the server is a replica, which does not carry messages to the others"));
+    }
+    let (mut sink, stream) = client.get_async_pubsub().await?.split();
+    sink.subscribe(vec![names.all(), names.node(&shared.node)]).await?;
+    shared.max_envelope.store(MAX_BULK, Ordering::Relaxed);
+    Ok(Link {
+        sender: link::Sender::Redis(Sender { connection, names: names.clone() }),
+        subscriber: link::Subscriber::Redis(Subscriber { sink, names, globs: HashMap::new() }),
+        receiver: link::Receiver::Redis(Receiver { stream }),
+        echoes: true,
+    })
+}
+
+impl Sender {
+    pub(crate) async fn send(&mut self, batch: &[Outbound]) -> Result<(), LinkError> {
+        let mut pipeline = redis::Pipeline::with_capacity(batch.len());
+        for outbound in batch {
+            let channel = match &outbound.to {
+                Destination::Topic { start, len } => {
+                    let topic = outbound.envelope.get(*start..start + len).unwrap_or_default();
+                    self.names.topic(&String::from_utf8_lossy(topic))
+                }
+                Destination::Node(node) => self.names.node(node),
+                Destination::All => self.names.all(),
+            };
+            pipeline.cmd("PUBLISH").arg(channel).arg(&outbound.envelope[..]).ignore();
+        }
+        pipeline.query_async::<()>(&mut self.connection).await.map_err(LinkError::from)
+    }
+}
+
+impl Subscriber {
+    /// Names of topics as channels, those of patterns as globs.
+    fn split(&self, names: &[Arc<str>]) -> (Vec<String>, Vec<String>) {
+        let (patterns, topics): (Vec<_>, Vec<_>) = names.iter().partition(|name| is_pattern(name));
+        (
+            topics.into_iter().map(|topic| self.names.topic(topic)).collect(),
+            patterns.into_iter().map(|pattern| self.names.glob(pattern)).collect(),
+        )
+    }
+
+    pub(crate) async fn follow(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+        let (channels, mut globs) = self.split(names);
+        globs.retain(|glob| {
+            let patterns = self.globs.entry(glob.clone()).or_default();
+            *patterns += 1;
+            *patterns == 1
+        });
+        if !channels.is_empty() {
+            self.sink.subscribe(channels).await?;
+        }
+        if !globs.is_empty() {
+            self.sink.psubscribe(globs).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn leave(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+        let (channels, mut globs) = self.split(names);
+        globs.retain(|glob| {
+            let patterns = self.globs.get_mut(glob);
+            let is_last = patterns.is_none_or(|patterns| {
+                *patterns -= 1;
+                *patterns == 0
+            });
+            if is_last {
+                self.globs.remove(glob);
+            }
+            is_last
+        });
+        if !channels.is_empty() {
+            self.sink.unsubscribe(channels).await?;
+        }
+        if !globs.is_empty() {
+            self.sink.punsubscribe(globs).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Receiver {
+    pub(crate) async fn next(&mut self) -> Result<Bytes, LinkError> {
+        match self.stream.next().await {
+            Some(message) => Ok(Bytes::copy_from_slice(message.get_payload_bytes())),
+            None => Err(LinkError::new("the connection for subscriptions was lost")),
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! Questions to all nodes, and what their answers add up to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deeperhub_cluster::{Message, RequestError};
+use deeperhub_protocol::ClientId;
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+
+use crate::handle::{ClientInfo, CursorError, NodeHandle, Page, TopicInfo};
+use crate::hub::{Hub, Request};
+use crate::id::Place;
+use crate::stats::Stats;
+
+/// What another node is given to answer.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Answers to requests that have no other.
+pub(crate) const FOUND: &str = "found";
+pub(crate) const NOT_FOUND: &str = "not_found";
+/// The client is there, and had no such subscription.
+pub(crate) const NONE: &str = "none";
+
+/// Bytes of one answer, with room below what NATS carries by default (1 MiB).
+const MAX_ANSWER_BYTES: usize = 700 << 10;
+
+/// What a node asks another.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Question {
+    Client { client_id: String },
+    Clients { cursor: Option<String>, limit: usize },
+    Topics { after: String, limit: usize },
+    Topic { name: String },
+    Stats,
+}
+
+impl Question {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    fn to_text(&self) -> String {
+        // Of names, numbers and texts; it cannot fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// Numbers of several nodes together, as in [`Stats`] for one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct ClusterStats {
+    /// Nodes that answered.
+    pub nodes: u64,
+    /// Open connections.
+    pub connections: u64,
+    /// The most that there may be.
+    pub max_connections: u64,
+    /// Handshakes that succeeded.
+    pub accepted_total: u64,
+    /// Handshakes that did not.
+    pub refused_total: u64,
+    /// Connections that ended.
+    pub closed_total: u64,
+    /// Those of them that were too slow.
+    pub slow_consumers_total: u64,
+    /// Subscriptions of all connections.
+    pub subscriptions: u64,
+    /// Topics and patterns with a subscriber, of each node: one that has some on two nodes counts twice.
+    pub topics: u64,
+    /// Messages that clients sent.
+    pub received_total: u64,
+    /// Replies and deliveries.
+    pub sent_total: u64,
+    /// Error answers, among those sent.
+    pub errors_total: u64,
+    /// Bytes read from sockets.
+    pub received_bytes_total: u64,
+    /// Bytes written to sockets.
+    pub sent_bytes_total: u64,
+    /// Bytes that wait to be sent.
+    pub queued_bytes: u64,
+}
+
+impl From<Stats> for ClusterStats {
+    fn from(stats: Stats) -> Self {
+        Self {
+            nodes: 1,
+            connections: stats.connections,
+            max_connections: stats.max_connections as u64,
+            accepted_total: stats.accepted_total,
+            refused_total: stats.refused_total,
+            closed_total: stats.closed_total,
+            slow_consumers_total: stats.slow_consumers_total,
+            subscriptions: stats.subscriptions,
+            topics: stats.topics,
+            received_total: stats.received_total,
+            sent_total: stats.sent_total,
+            errors_total: stats.errors_total,
+            received_bytes_total: stats.received_bytes_total,
+            sent_bytes_total: stats.sent_bytes_total,
+            queued_bytes: stats.queued_bytes,
+        }
+    }
+}
+
+impl ClusterStats {
+    fn add(&mut self, other: &Self) {
+        self.nodes += other.nodes;
+        self.connections += other.connections;
+        self.max_connections += other.max_connections;
+        self.accepted_total += other.accepted_total;
+        self.refused_total += other.refused_total;
+        self.closed_total += other.closed_total;
+        self.slow_consumers_total += other.slow_consumers_total;
+        self.subscriptions += other.subscriptions;
+        self.topics += other.topics;
+        self.received_total += other.received_total;
+        self.sent_total += other.sent_total;
+        self.errors_total += other.errors_total;
+        self.received_bytes_total += other.received_bytes_total;
+        self.sent_bytes_total += other.sent_bytes_total;
+        self.queued_bytes += other.queued_bytes;
+    }
+}
+
+/// What all nodes of a cluster say together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gathered<T> {
+    /// Put together from the nodes that answered, this one among them.
+    pub answer: T,
+    /// The nodes that did not answer in time.
+    pub unanswered: Vec<String>,
+}
+
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeInfo {
+    /// Its name.
+    pub node_id: String,
+    /// Of its program.
+    pub version: String,
+    /// Its open connections: of this node now, of others at their last heartbeat.
+    pub connections: u64,
+    /// Since when it runs (this node) or has been known here (others).
+    pub known: Duration,
+    /// Since when nothing was heard of it; heartbeats come each second. Zero for this node.
+    pub silent: Duration,
+    /// Whether it is this node.
+    pub is_self: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ClientText {
+    client_id: String,
+    user: Option<String>,
+    subscriptions: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ClientsText {
+    clients: Vec<ClientText>,
+    next: Option<String>,
+}
+
+impl From<ClientInfo> for ClientText {
+    fn from(info: ClientInfo) -> Self {
+        Self { client_id: info.client_id.to_string(), user: info.user, subscriptions: info.subscriptions }
+    }
+}
+
+impl ClientText {
+    fn info(self) -> Option<ClientInfo> {
+        let client_id = ClientId::parse(&self.client_id)?;
+        Some(ClientInfo { client_id, user: self.user, subscriptions: self.subscriptions })
+    }
+}
+
+/// This node's answer. `None`: it has none.
+pub(crate) async fn answer(hub: &Arc<Hub>, question: Question) -> Option<String> {
+    match question {
+        Question::Client { client_id } => {
+            let place = Place::of(&ClientId::parse(&client_id)?, &hub.node_id);
+            let info = match place {
+                Some(client) => {
+                    hub.ask(client.worker.into(), |reply| Request::Client { client, reply }).await
+                }
+                None => None,
+            };
+            serde_json::to_string(&info.flatten().map(ClientText::from)).ok()
+        }
+        Question::Clients { cursor, mut limit } => loop {
+            let page = hub.clients(cursor.as_deref(), limit).await.ok()?;
+            let clients = page.items.into_iter().map(ClientText::from).collect();
+            let text = serde_json::to_string(&ClientsText { clients, next: page.next_cursor }).ok()?;
+            if text.len() <= MAX_ANSWER_BYTES {
+                return Some(text);
+            }
+            // Their subscriptions are many; the rest comes with the next page.
+            limit /= 2;
+            if limit == 0 {
+                return None;
+            }
+        },
+        Question::Topics { after, limit } => {
+            // A thousand of the longest names are a quarter of an answer.
+            serde_json::to_string(&hub.router.list_by_name(&after, limit.min(1000))).ok()
+        }
+        Question::Topic { name } => {
+            let subscription = deeperhub_protocol::Subscription::parse(name).ok()?;
+            serde_json::to_string(&hub.router.subscribers(&subscription)).ok()
+        }
+        Question::Stats => serde_json::to_string(&ClusterStats::from(Stats::of(hub))).ok(),
+    }
+}
+
+impl Hub {
+    async fn ask_node(&self, node: &str, question: &Question) -> Result<String, RequestError> {
+        let broker = self.broker.as_ref().ok_or(RequestError::UnknownNode)?;
+        let text = question.to_text();
+        broker.request(node, DEADLINE, |request| Message::Query { request, text: &text }).await
+    }
+
+    /// Asks all other nodes at once; names those without an answer.
+    async fn ask_all<T: for<'de> Deserialize<'de>>(&self, question: &Question) -> (Vec<T>, Vec<String>) {
+        let nodes: Vec<_> =
+            self.broker.iter().flat_map(|broker| broker.peers()).map(|peer| peer.node_id).collect();
+        let answers = join_all(nodes.iter().map(|node| self.ask_node(node, question))).await;
+        let (mut said, mut unanswered) = (Vec::new(), Vec::new());
+        for (node, answer) in nodes.into_iter().zip(answers) {
+            match answer.ok().and_then(|text| serde_json::from_str(&text).ok()) {
+                Some(answer) => said.push(answer),
+                None => unanswered.push(node),
+            }
+        }
+        (said, unanswered)
+    }
+}
+
+impl NodeHandle {
+    /// The numbers of all nodes together.
+    pub async fn cluster_stats(&self) -> Gathered<ClusterStats> {
+        let (others, unanswered) = self.hub.ask_all::<ClusterStats>(&Question::Stats).await;
+        let mut answer = ClusterStats::from(self.stats());
+        others.iter().for_each(|other| answer.add(other));
+        Gathered { answer, unanswered }
+    }
+
+    /// One topic or pattern with the subscribers of all nodes.
+    pub async fn cluster_topic(&self, topic: &deeperhub_protocol::Subscription<'_>) -> Gathered<TopicInfo> {
+        let question = Question::Topic { name: topic.as_str().to_owned() };
+        let (others, unanswered) = self.hub.ask_all::<u64>(&question).await;
+        let mut answer = self.topic(topic);
+        answer.subscribers += others.iter().sum::<u64>();
+        Gathered { answer, unanswered }
+    }
+
+    /// What is subscribed to on any node, in the order of the names, with the subscribers of all nodes, a page at a
+    /// time.
+    ///
+    /// # Errors
+    ///
+    /// [`CursorError`].
+    pub async fn cluster_topics(
+        &self,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Gathered<Page<TopicInfo>>, CursorError> {
+        let limit = limit.clamp(1, 1000);
+        let after = cursor.map_or(Ok(String::new()), name_of_cursor)?;
+        let question = Question::Topics { after: after.clone(), limit };
+        let (others, unanswered) = self.hub.ask_all::<Vec<(String, u64)>>(&question).await;
+        let own = self.hub.router.list_by_name(&after, limit);
+        let mut topics = BTreeMap::<String, u64>::new();
+        for (topic, subscribers) in others.into_iter().flatten().chain(own) {
+            *topics.entry(topic).or_default() += subscribers;
+        }
+        // Each node named its first ones, so that all of these are complete.
+        let is_more = topics.len() >= limit;
+        let items: Vec<_> = topics
+            .into_iter()
+            .take(limit)
+            .map(|(topic, subscribers)| TopicInfo { topic, subscribers })
+            .collect();
+        let next_cursor = items.last().filter(|_| is_more).map(|last| cursor_of_name(&last.topic));
+        Ok(Gathered { answer: Page { items, next_cursor }, unanswered })
+    }
+
+    /// Connections of all nodes, node by node, a page at a time; a page may be shorter than the limit, except the last.
+    ///
+    /// # Errors
+    ///
+    /// [`CursorError`].
+    pub async fn cluster_clients(
+        &self,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Gathered<Page<ClientInfo>>, CursorError> {
+        let limit = limit.clamp(1, 1000);
+        let (start, mut local) = match cursor {
+            None => (String::new(), None),
+            Some(cursor) => {
+                let (node, local) = cursor.split_once('.').ok_or(CursorError)?;
+                (node.to_owned(), Some(local.to_owned()).filter(|local| !local.is_empty()))
+            }
+        };
+        let mut nodes: Vec<String> = self.nodes().into_iter().map(|node| node.node_id).collect();
+        nodes.retain(|node| *node >= start);
+        if nodes.first().is_none_or(|node| *node != start) {
+            // That node has gone, and its clients with it.
+            local = None;
+        }
+        let (mut items, mut unanswered) = (Vec::new(), Vec::new());
+        let mut nodes = nodes.into_iter().peekable();
+        while let Some(node) = nodes.next() {
+            let left = limit - items.len();
+            if left == 0 {
+                return Ok(page(items, Some(format!("{node}.")), unanswered));
+            }
+            let part = self.clients_of(&node, local.take(), left).await?;
+            let Some(part) = part else {
+                unanswered.push(node);
+                continue;
+            };
+            items.extend(part.items);
+            if let Some(next) = part.next_cursor {
+                return Ok(page(items, Some(format!("{node}.{next}")), unanswered));
+            }
+        }
+        Ok(page(items, None, unanswered))
+    }
+
+    async fn clients_of(
+        &self,
+        node: &str,
+        cursor: Option<String>,
+        limit: usize,
+    ) -> Result<Option<Page<ClientInfo>>, CursorError> {
+        if node == self.hub.node_id {
+            return self.hub.clients(cursor.as_deref(), limit).await.map(Some);
+        }
+        let Ok(text) = self.hub.ask_node(node, &Question::Clients { cursor, limit }).await else {
+            return Ok(None);
+        };
+        let page = serde_json::from_str::<ClientsText>(&text).ok().map(|page| Page {
+            items: page.clients.into_iter().filter_map(ClientText::info).collect(),
+            next_cursor: page.next,
+        });
+        Ok(page)
+    }
+
+    /// One connection of another node.
+    pub(crate) async fn client_of_other(&self, node: &str, client: &ClientId) -> Option<ClientInfo> {
+        let question = Question::Client { client_id: client.to_string() };
+        let text = self.hub.ask_node(node, &question).await.ok()?;
+        serde_json::from_str::<Option<ClientText>>(&text).ok()??.info()
+    }
+
+    /// The nodes of the cluster, this one among them, in the order of their names.
+    pub fn nodes(&self) -> Vec<NodeInfo> {
+        let hub = &self.hub;
+        let others = hub.broker.iter().flat_map(|broker| broker.peers()).map(|peer| NodeInfo {
+            node_id: peer.node_id,
+            version: peer.version,
+            connections: peer.connections,
+            known: peer.known,
+            silent: peer.silent,
+            is_self: false,
+        });
+        let own = NodeInfo {
+            node_id: hub.node_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            connections: hub.metrics.connections(),
+            known: hub.started.elapsed(),
+            silent: Duration::ZERO,
+            is_self: true,
+        };
+        let mut nodes: Vec<_> = others.chain([own]).collect();
+        nodes.sort_unstable_by(|one, other| one.node_id.cmp(&other.node_id));
+        nodes
+    }
+}
+
+const fn page(
+    items: Vec<ClientInfo>,
+    next_cursor: Option<String>,
+    unanswered: Vec<String>,
+) -> Gathered<Page<ClientInfo>> {
+    Gathered { answer: Page { items, next_cursor }, unanswered }
+}
+
+/// Hexadecimal, so that it goes into a URL as it is.
+fn cursor_of_name(name: &str) -> String {
+    name.bytes()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
+        .collect()
+}
+
+fn name_of_cursor(cursor: &str) -> Result<String, CursorError> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).ok_or(CursorError);
+    let bytes = cursor
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| match pair {
+            [high, low] => u8::try_from(digit(*high)? << 4 | digit(*low)?).map_err(|_| CursorError),
+            _ => Err(CursorError),
+        })
+        .collect::<Result<Vec<u8>, _>>()?;
+    String::from_utf8(bytes).map_err(|_| CursorError)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_carries_a_name() {
+        for name in ["", "a.b", "é.*.>"] {
+            assert_eq!(name_of_cursor(&cursor_of_name(name)).as_deref(), Ok(name));
+        }
+        for bad in ["0", "zz", "ff", "é"] {
+            assert_eq!(name_of_cursor(bad), Err(CursorError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn questions_are_read_as_they_are_asked() {
+        for question in [
+            Question::Client { client_id: "n.0-0-0".to_owned() },
+            Question::Clients { cursor: None, limit: 5 },
+            Question::Stats,
+        ] {
+            let text = question.to_text();
+            assert_eq!(Question::parse(&text).map(|question| question.to_text()), Some(text));
+        }
+        assert!(Question::parse("\"later\"").is_none());
+    }
+}

@@ -1,0 +1,366 @@
+//! What goes wrong between nodes and broker, and what each client received.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{
+    RECOVERY, eventually, linked, metric, node, nodes, publish, readiness, ready, subscribed, unready,
+};
+use crate::support::{Broker, Client, Engine, Proxy, Server, http, patiently};
+
+/// Numbers published by one client, with an answer for each.
+struct Publisher {
+    client: Client,
+    topic: &'static str,
+    next: u64,
+    /// Those of which the node said that others do not get them.
+    told: BTreeSet<u64>,
+}
+
+impl Publisher {
+    async fn new(node: &Server, topic: &'static str) -> Self {
+        Self { client: Client::connect(node).await, topic, next: 0, told: BTreeSet::new() }
+    }
+
+    /// Publishes the next number; answers whether other nodes get it.
+    async fn publish(&mut self) -> bool {
+        let n = self.next;
+        self.next += 1;
+        let data = json!({"topic": self.topic, "message": n});
+        let reply = self.client.ask(&json!({"type": "publish", "id": n, "data": data})).await;
+        assert_eq!(reply["type"], "published", "{reply}");
+        let is_taken = reply["data"]["cluster"].is_null();
+        if !is_taken {
+            assert_eq!(reply["data"]["cluster"], "unavailable", "{reply}");
+            self.told.insert(n);
+        }
+        is_taken
+    }
+
+    /// Publishes until the node says that the cluster is lost (false) or reached (true).
+    async fn until(&mut self, reached: bool) {
+        patiently("a change of the cluster", async {
+            while self.publish().await != reached {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    async fn many(&mut self, count: u64) {
+        for _ in 0..count {
+            self.publish().await;
+        }
+    }
+}
+
+/// Reads numbers up to one.
+async fn numbers(client: &mut Client, last: u64) -> Vec<u64> {
+    let mut received = Vec::new();
+    loop {
+        let message = client.receive().await;
+        let Some(n) = message["data"]["message"].as_u64() else { continue };
+        received.push(n);
+        if n == last {
+            return received;
+        }
+    }
+}
+
+/// No number twice, none out of order.
+fn check_order(received: &[u64]) {
+    assert!(received.windows(2).all(|pair| pair[0] < pair[1]), "{received:?}");
+}
+
+/// What was neither received nor told to be lost: the broker had it when it ended.
+fn untold(published: u64, received: &[u64], told: &BTreeSet<u64>) -> Vec<u64> {
+    let received: BTreeSet<_> = received.iter().copied().collect();
+    (0..published).filter(|n| !received.contains(n) && !told.contains(n)).collect()
+}
+
+/// Breaks the way between two nodes with `breaks`, restores it with `mends`, and compares what a subscriber of the one
+/// received with what a publisher of the other was told.
+async fn outage(
+    [a, b]: [&Server; 2],
+    topic: &'static str,
+    breaks: impl AsyncFnOnce(),
+    mends: impl AsyncFnOnce(),
+) {
+    let mut there = subscribed(b, &[topic]).await;
+    let mut here = subscribed(a, &[topic]).await;
+    linked(a, topic, &mut there).await;
+    let mut publisher = Publisher::new(a, topic).await;
+    publisher.many(50).await;
+    breaks().await;
+    publisher.until(false).await;
+    unready(a).await;
+    publisher.many(20).await;
+    assert!(publisher.told.len() >= 20);
+    mends().await;
+    publisher.until(true).await;
+    patiently("readiness", async {
+        tokio::time::timeout(RECOVERY, ready(a)).await.expect("recovery is bounded");
+        ready(b).await;
+    })
+    .await;
+    publisher.many(50).await;
+
+    let last = publisher.next - 1;
+    let received = numbers(&mut there, last).await;
+    check_order(&received);
+    let untold = untold(publisher.next, &received, &publisher.told);
+    // Only what was with the broker, or came to it while the other node was not back.
+    assert!(untold.len() <= 10, "lost without a word: {untold:?}, told: {:?}", publisher.told);
+    // This node's own clients missed nothing.
+    assert_eq!(numbers(&mut here, last).await, (0..=last).collect::<Vec<_>>());
+    assert_eq!(metric(a, "deeperhub_cluster_dropped_total").await, publisher.told.len() as u64);
+}
+
+#[tokio::test]
+async fn a_broker_that_is_killed_and_comes_back_costs_what_was_told() {
+    for engine in Engine::BOTH {
+        let broker = std::cell::RefCell::new(Broker::start(engine));
+        let url = broker.borrow().url();
+        let [a, b] = nodes(&url, &[]).await;
+        outage([&a, &b], "t", async || broker.borrow_mut().kill(), async || broker.borrow_mut().restart())
+            .await;
+        let log = a.stderr();
+        assert_eq!(log.matches("The cluster's broker cannot be reached").count(), 1, "{log}");
+        assert_eq!(log.matches("The cluster's broker is reached again").count(), 1, "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_is_paused_is_noticed_and_comes_back() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), &[]).await;
+        outage([&a, &b], "t", async || broker.signal("STOP"), async || broker.signal("CONT")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cut_connection_costs_what_was_told() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let proxy = Proxy::start(broker.address);
+        let a = node(&engine.url(proxy.address), "a", &[]);
+        let b = node(&broker.url(), "b", &[]);
+        ready(&a).await;
+        ready(&b).await;
+        outage([&a, &b], "t", async || proxy.cut(), async || proxy.mend()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_subscriber_that_is_cut_off_gets_what_comes_after_its_return() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let proxy = Proxy::start(broker.address);
+        let a = node(&broker.url(), "a", &[]);
+        let b = node(&engine.url(proxy.address), "b", &[]);
+        ready(&a).await;
+        ready(&b).await;
+        let mut there = subscribed(&b, &["t", "t.>"]).await;
+        linked(&a, "t", &mut there).await;
+        let mut publisher = Publisher::new(&a, "t").await;
+        publisher.many(30).await;
+        proxy.cut();
+        unready(&b).await;
+        publisher.many(30).await;
+        proxy.mend();
+        ready(&b).await;
+        let first = publisher.next;
+        publisher.many(30).await;
+        let received = numbers(&mut there, publisher.next - 1).await;
+        check_order(&received);
+        let after: Vec<_> = received.into_iter().filter(|n| *n >= first).collect();
+        assert_eq!(after, (first..publisher.next).collect::<Vec<_>>());
+        assert_eq!(publisher.told, BTreeSet::new());
+    }
+}
+
+#[tokio::test]
+async fn connections_that_redis_kills_are_made_again() {
+    for kind in ["normal", "pubsub"] {
+        let broker = Broker::start(Engine::Redis);
+        let [a, b] = nodes(&broker.url(), &[]).await;
+        let mut there = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut there).await;
+        let mut publisher = Publisher::new(&a, "t").await;
+        publisher.many(30).await;
+        let outages = metric(&a, "deeperhub_cluster_outages_total").await;
+        broker.redis_lines(&format!("CLIENT KILL TYPE {kind}"));
+        eventually("the loss to be noticed", async || {
+            publisher.publish().await;
+            metric(&a, "deeperhub_cluster_outages_total").await > outages
+        })
+        .await;
+        ready(&a).await;
+        ready(&b).await;
+        linked(&a, "t", &mut there).await;
+        publisher.until(true).await;
+        let first = publisher.next;
+        publisher.many(30).await;
+        let received = numbers(&mut there, publisher.next - 1).await;
+        check_order(&received);
+        let after: Vec<_> = received.into_iter().filter(|n| *n >= first).collect();
+        assert_eq!(after, (first..publisher.next).collect::<Vec<_>>(), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn a_killed_node_is_missed_and_the_others_go_on() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b, mut c] = nodes(&broker.url(), &[]).await;
+        let lost = Client::connect(&c).await;
+        let mut there = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut there).await;
+        let mut publisher = Publisher::new(&a, "t").await;
+        publisher.many(20).await;
+        c.signal("KILL");
+        c.wait();
+        publisher.many(20).await;
+        let received = numbers(&mut there, publisher.next - 1).await;
+        assert_eq!(received, (0..publisher.next).collect::<Vec<_>>());
+        assert_eq!(publisher.told, BTreeSet::new());
+        eventually("the node to be missed", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
+        let send = format!("POST /v1/clients/{}/messages", lost.id());
+        assert_eq!(http(a.api(), &send, &[], r#"{"type":"x"}"#).await.status, 404);
+        ready(&a).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_published_elsewhere_is_lost_while_a_node_drains() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b, mut c] = nodes(&broker.url(), &["--drain-timeout", "1s"]).await;
+        let mut there = subscribed(&b, &["t"]).await;
+        let mut leaving = subscribed(&c, &["t"]).await;
+        linked(&a, "t", &mut there).await;
+        linked(&a, "t", &mut leaving).await;
+        let mut publisher = Publisher::new(&a, "t").await;
+        c.signal("TERM");
+        patiently("the drain", async {
+            while c.stderr().matches("Stopped.").count() == 0 {
+                publisher.publish().await;
+            }
+        })
+        .await;
+        let (code, _, goodbye) = leaving.closed().await;
+        assert_eq!(code, 1001);
+        assert!(goodbye.is_some_and(|goodbye| goodbye["data"]["retry_after_ms"].is_u64()));
+        assert!(c.wait().success());
+        publisher.many(10).await;
+        let received = numbers(&mut there, publisher.next - 1).await;
+        assert_eq!(received, (0..publisher.next).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_slow_broker_slows_nobody_and_each_loss_is_told() {
+    const PUBLISHES: u64 = 1500;
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let proxy = Proxy::start(broker.address);
+        let a = node(&engine.url(proxy.address), "a", &["--cluster-queue-bytes", "65536"]);
+        let b = node(&broker.url(), "b", &[]);
+        ready(&a).await;
+        ready(&b).await;
+        let mut here = subscribed(&a, &["t"]).await;
+        let mut there = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut there).await;
+        proxy.slow(Duration::from_millis(20));
+        let mut publisher = Client::connect(&a).await;
+        let filler = "x".repeat(1000);
+        for n in 0..PUBLISHES {
+            let data = json!({"topic": "t", "message": [n, filler]});
+            publisher.send(&json!({"type": "publish", "id": n, "data": data})).await;
+        }
+        let mut told = BTreeSet::new();
+        for n in 0..PUBLISHES {
+            let reply = publisher.receive().await;
+            assert_eq!((&reply["type"], &reply["id"]), (&json!("published"), &json!(n)));
+            if reply["data"]["cluster"] == "unavailable" {
+                told.insert(n);
+            }
+        }
+        assert!(!told.is_empty(), "the queue was never full");
+        let number = |message: &Value| message["data"]["message"][0].as_u64();
+        let mut n = 0;
+        while n < PUBLISHES {
+            if let Some(received) = number(&here.receive().await) {
+                assert_eq!(received, n);
+                n += 1;
+            }
+        }
+        proxy.slow(Duration::ZERO);
+        let mut received = BTreeSet::new();
+        let mut last = None;
+        while received.len() as u64 + (told.len() as u64) < PUBLISHES {
+            if let Some(n) = number(&there.receive().await) {
+                assert!(last < Some(n), "{n} after {last:?}");
+                last = Some(n);
+                assert!(received.insert(n) && !told.contains(&n), "{n}");
+            }
+        }
+        assert_eq!(metric(&a, "deeperhub_cluster_dropped_total").await, told.len() as u64);
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_is_not_there_leaves_a_node_to_its_own_clients() {
+    for engine in Engine::BOTH {
+        let mut broker = Broker::start(engine);
+        let url = broker.url();
+        broker.kill();
+        let a = node(&url, "a", &[]);
+        unready(&a).await;
+        let alone = node(&url, "b", &["--cluster-unavailable", "ready"]);
+        assert_eq!(readiness(&alone).await, 200);
+        for node in [&a, &alone] {
+            let mut client = subscribed(node, &["t"]).await;
+            let answer = publish(node, "t", "1").await;
+            assert_eq!(answer, json!({"subscribers": 1, "cluster": "unavailable"}));
+            assert_eq!(client.receive().await["data"]["message"], 1);
+        }
+        let sent = http(a.api(), "POST /v1/clients/b.0-0-1/messages", &[], r#"{"type":"x"}"#).await;
+        assert_eq!((sent.status, &sent.json()["error"]["code"]), (503, &json!("cluster_unavailable")));
+        broker.restart();
+        ready(&a).await;
+        let mut client = subscribed(&alone, &["t"]).await;
+        eventually("both nodes", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
+        linked(&a, "t", &mut client).await;
+    }
+}
+
+#[tokio::test]
+async fn passwords_open_the_broker_and_are_not_shown() {
+    for engine in Engine::BOTH {
+        let flags: &[&str] = match engine {
+            Engine::Nats => &["--user", "hub", "--pass", "hunt%er2"],
+            Engine::Redis => &["--requirepass", "hunt%er2"],
+        };
+        let broker = Broker::start_with(engine, flags);
+        let url = |password: &str| match engine {
+            Engine::Nats => format!("nats://hub:{password}@{}", broker.address),
+            Engine::Redis => format!("redis://:{password}@{}", broker.address),
+        };
+        // The first server does not answer: the next is tried.
+        let servers = url("hunt%25er2").replacen('@', "@127.0.0.1:1,", 1);
+        let a = node(&servers, "a", &[]);
+        let refused = node(&url("hunter3"), "b", &["--log-level", "debug"]);
+        ready(&a).await;
+        unready(&refused).await;
+        for node in [&a, &refused] {
+            let log = node.stderr();
+            assert!(!log.contains("hunt"), "{log}");
+        }
+        let show = crate::support::run(&["config", "show", "--cluster", &url("hunter3")], &[]);
+        assert!(show.stdout.contains("********@") && !show.stdout.contains("hunter3"), "{}", show.stdout);
+    }
+}

@@ -1,0 +1,248 @@
+//! Every kind of message across nodes.
+
+use futures_util::StreamExt;
+use serde_json::json;
+
+use super::{linked, metric, nodes, nothing_comes, publish, subscribe, subscribed, until_end};
+use crate::support::{Broker, Client, Engine, Issuer, from_now, http, with_token};
+
+#[tokio::test]
+async fn a_publish_reaches_subscribers_of_other_nodes_once_and_unchanged() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b, c] = nodes(&broker.url(), &[]).await;
+        let mut own = subscribed(&a, &["sports.football"]).await;
+        let mut exact = subscribed(&b, &["sports.football"]).await;
+        let mut overlapping = subscribed(&b, &["sports.football", "sports.*", "sports.>", ">"]).await;
+        let mut pattern = subscribed(&c, &["*.football"]).await;
+        let mut other = subscribed(&c, &["sports.football.results", "sports.*.x"]).await;
+        linked(&a, "sports.football", &mut exact).await;
+        linked(&a, "sports.football", &mut pattern).await;
+        for (node, client) in [(&a, &mut own), (&b, &mut overlapping), (&c, &mut pattern), (&b, &mut exact)] {
+            publish(node, "sports.football", "\"end\"").await;
+            until_end(client).await;
+        }
+
+        let mut publisher = Client::connect(&a).await;
+        let payload = r#"{"b" : 1.0,"a":12345678901234567890.10e5,"s":"\u00e9é"}"#;
+        publisher
+            .send_text(&format!(
+                r#"{{"type":"publish","id":7,"data":{{"topic":"sports.football","message":{payload}}}}}"#
+            ))
+            .await;
+        let reply = publisher.receive().await;
+        // The count is this node's.
+        let published = json!({"topic": "sports.football", "subscribers": 1});
+        assert_eq!(reply, json!({"type": "published", "id": 7, "data": published}));
+        let expected = format!(
+            r#"{{"type":"message","data":{{"topic":"sports.football","message":{payload},"from":"{}"}}}}"#,
+            publisher.id()
+        );
+        for client in [&mut own, &mut exact, &mut overlapping, &mut pattern] {
+            loop {
+                let message = client.socket.next().await.unwrap().unwrap();
+                let text = message.to_text().unwrap();
+                // Ends of other clients' preparations are still on their way.
+                if !text.contains("\"end\"") && !text.contains("probe") {
+                    assert_eq!(text, expected, "{engine:?}");
+                    break;
+                }
+            }
+        }
+        publish(&b, "sports.football", "\"end\"").await;
+        for client in [&mut own, &mut exact, &mut overlapping, &mut pattern] {
+            let received = until_end(client).await;
+            assert_eq!(received, Default::default(), "{engine:?}: something came twice");
+        }
+        nothing_comes(&mut other).await;
+    }
+}
+
+#[tokio::test]
+async fn traces_go_along() {
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), &[]).await;
+        let mut here = subscribed(&a, &["t"]).await;
+        let mut there = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut there).await;
+        publish(&a, "t", "\"end\"").await;
+        until_end(&mut there).await;
+        until_end(&mut here).await;
+        let header = format!("traceparent: {traceparent}");
+        http(a.api(), "POST /v1/topics/t/messages", &[&header], "1").await;
+        let (here, there) = (here.receive().await, there.receive().await);
+        // Each delivery of a publish belongs to the same trace, on whatever node.
+        assert_eq!(there["data"], here["data"]);
+        let trace = |message: &serde_json::Value| {
+            message["meta"]["traceparent"].as_str().and_then(|text| text.split('-').nth(1)).map(str::to_owned)
+        };
+        assert!(trace(&here).is_none() || trace(&here) == trace(&there), "{here} {there}");
+    }
+}
+
+#[tokio::test]
+async fn sends_and_disconnects_reach_clients_of_other_nodes() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b, c] = nodes(&broker.url(), &[]).await;
+        let mut client = Client::connect(&b).await;
+        let mut bystander = Client::connect(&c).await;
+        let id = client.id().to_owned();
+        assert!(id.starts_with("b."), "{id}");
+
+        let send = format!("POST /v1/clients/{id}/messages");
+        let sent = http(a.api(), &send, &[], r#"{"type":"hello","n" : 1.0}"#).await;
+        assert_eq!(sent.status, 200, "{}", sent.body);
+        let message = client.socket.next().await.unwrap().unwrap();
+        assert_eq!(message.to_text().unwrap(), r#"{"type":"hello","n" : 1.0}"#);
+        let one = http(a.api(), &format!("GET /v1/clients/{id}"), &[], "").await;
+        assert_eq!((one.status, &one.json()["client_id"]), (200, &json!(id)));
+
+        for unknown in ["b.0-99-1", "nobody.0-0-1", "b", "a.0-99-1"] {
+            let answer =
+                http(a.api(), &format!("POST /v1/clients/{unknown}/messages"), &[], r#"{"type":"x"}"#).await;
+            assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("client_not_found")));
+        }
+
+        let broadcast = http(a.api(), "POST /v1/broadcast", &[], r#"{"type":"all"}"#).await;
+        // The count is this node's.
+        assert_eq!(broadcast.json(), json!({"clients": 0}));
+        assert_eq!(client.receive().await, json!({"type": "all"}));
+        assert_eq!(bystander.receive().await, json!({"type": "all"}));
+
+        let gone = http(a.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
+        assert_eq!(gone.status, 200, "{}", gone.body);
+        assert_eq!(client.closed().await.0, 4003);
+        let again = http(a.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
+        assert_eq!(again.status, 404);
+        nothing_comes(&mut bystander).await;
+    }
+}
+
+#[tokio::test]
+async fn a_user_is_reached_on_every_node() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let issuer = Issuer::new("a secret that nodes of one hub share, and nobody else");
+        let [a, b, c] = nodes(&broker.url(), &["--auth-secret-file", &issuer.file()]).await;
+        let token = |user: &str| {
+            issuer.token(&json!({"sub": user, "exp": from_now(std::time::Duration::from_secs(600))}))
+        };
+        let mut clients = Vec::new();
+        for node in [&a, &b, &c] {
+            clients.push(Client::connect_with(with_token(node, &token("zoé"))).await.unwrap());
+        }
+        let mut other = Client::connect_with(with_token(&b, &token("other"))).await.unwrap();
+        let sent = http(a.api(), "POST /v1/users/zo%C3%A9/messages", &[], r#"{"type":"for-you"}"#).await;
+        assert_eq!(sent.json(), json!({"clients": 1}));
+        for client in &mut clients {
+            assert_eq!(client.receive().await, json!({"type": "for-you"}));
+        }
+        nothing_comes(&mut other).await;
+    }
+}
+
+#[tokio::test]
+async fn publishers_keep_their_order_over_many_topics() {
+    const TOPICS: usize = 60;
+    const EACH: usize = 20;
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b, c] = nodes(&broker.url(), &["--max-subscriptions", "200"]).await;
+        let topics: Vec<_> = (0..TOPICS).map(|n| format!("room.{n}.é[x]?")).collect();
+        let names: Vec<_> = topics.iter().map(String::as_str).collect();
+        let mut subscribers = Vec::new();
+        for node in [&b, &c] {
+            let client = Client::connect(node).await;
+            subscribers.push(subscribe(client, &["end", "room.*.é[x]?"]).await);
+            let client = Client::connect(node).await;
+            let mut client = subscribe(client, &names).await;
+            client = subscribe(client, &["end"]).await;
+            subscribers.push(client);
+        }
+        for client in &mut subscribers {
+            linked(&a, "end", client).await;
+        }
+        for client in &mut subscribers {
+            // What others were linked with.
+            publish(&a, "end", "\"end\"").await;
+            until_end(client).await;
+        }
+        // By then the broker has the other subscriptions too: each node tells it of them in their order.
+        let mut publishers =
+            [Client::connect(&a).await, Client::connect(&a).await, Client::connect(&b).await];
+        for n in 0..EACH {
+            for (who, publisher) in publishers.iter_mut().enumerate() {
+                for topic in &names {
+                    let data = json!({"topic": topic, "message": [who, n]});
+                    publisher.send(&json!({"type": "publish", "data": data})).await;
+                }
+            }
+        }
+        for publisher in &mut publishers {
+            nothing_comes(publisher).await;
+        }
+        for client in &mut subscribers {
+            let mut received = std::collections::BTreeMap::<_, Vec<_>>::new();
+            let mut count = 0;
+            while count < TOPICS * EACH * 3 {
+                let message = client.receive().await;
+                let data = &message["data"];
+                if data["topic"] == "end" {
+                    continue;
+                }
+                let topic = data["topic"].as_str().unwrap().to_owned();
+                let who = data["message"][0].as_u64().unwrap();
+                received.entry((topic, who)).or_default().push(data["message"][1].as_u64().unwrap());
+                count += 1;
+            }
+            assert_eq!(received.len(), TOPICS * 3);
+            let in_order: Vec<_> = (0..EACH as u64).collect();
+            for (of, numbers) in received {
+                assert_eq!(numbers, in_order, "{engine:?} {of:?}");
+            }
+        }
+        assert_eq!(metric(&a, "deeperhub_cluster_dropped_total").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn hubs_with_different_prefixes_do_not_meet() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), &["--cluster-prefix", "one"]).await;
+        // The same name: it is another hub.
+        let other = super::node(&broker.url(), "a", &["--cluster-prefix", "two"]);
+        super::ready(&other).await;
+        let mut here = subscribed(&b, &["t"]).await;
+        let mut stranger = subscribed(&other, &["t", ">"]).await;
+        linked(&a, "t", &mut here).await;
+        nothing_comes(&mut stranger).await;
+        assert_eq!(super::names_of_nodes(&other).await, ["a"]);
+    }
+}
+
+#[tokio::test]
+async fn topics_are_carried_only_to_nodes_with_a_subscriber() {
+    let broker = Broker::start(Engine::Redis);
+    let [a, b] = nodes(&broker.url(), &[]).await;
+    let subscribers = |channel: &str| {
+        let mut lines = broker.redis_lines(&format!("PUBSUB NUMSUB {channel}"));
+        lines.pop().unwrap_or_default()
+    };
+    assert_eq!(subscribers("deeperhub:t:t"), ":0");
+    let client = subscribed(&b, &["t"]).await;
+    super::eventually("the subscription", async || subscribers("deeperhub:t:t") == ":1").await;
+    let second = subscribed(&b, &["t"]).await;
+    drop(client);
+    super::eventually("one subscriber", async || {
+        http(b.api(), "GET /v1/topics/t", &[], "").await.json()["subscribers"] == 1
+    })
+    .await;
+    assert_eq!(subscribers("deeperhub:t:t"), ":1");
+    drop(second);
+    super::eventually("the end of the subscription", async || subscribers("deeperhub:t:t") == ":0").await;
+    drop(a);
+}

@@ -1,0 +1,139 @@
+//! Several nodes as one hub, over real brokers.
+
+mod faults;
+mod lists;
+mod messages;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, PATIENCE, Server, http, patiently};
+
+/// Starts a node. Messages are not limited: the tests send many.
+fn node(url: &str, id: &str, flags: &[&str]) -> Server {
+    let mut all = vec!["--cluster", url, "--node-id", id, "--rate-limit", "0", "--workers", "2"];
+    all.extend(flags);
+    Server::start(&all)
+}
+
+/// Starts nodes with the names a, b, c… and waits until each knows all.
+async fn nodes<const N: usize>(url: &str, flags: &[&str]) -> [Server; N] {
+    let nodes = std::array::from_fn(|index| {
+        let id = char::from(b'a' + u8::try_from(index).expect("there are few nodes")).to_string();
+        node(url, &id, flags)
+    });
+    for node in &nodes {
+        ready(node).await;
+        eventually("all nodes", async || names_of_nodes(node).await.len() == N).await;
+    }
+    nodes
+}
+
+async fn names_of_nodes(node: &Server) -> Vec<String> {
+    let list = http(node.api(), "GET /v1/nodes", &[], "").await.json();
+    let nodes = list["nodes"].as_array().cloned().unwrap_or_default();
+    nodes.iter().filter_map(|node| Some(node["node_id"].as_str()?.to_owned())).collect()
+}
+
+/// Waits until something holds.
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    patiently(what, async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+async fn readiness(node: &Server) -> u16 {
+    http(node.api(), "GET /health/ready", &[], "").await.status
+}
+
+async fn ready(node: &Server) {
+    eventually("readiness", async || readiness(node).await == 200).await;
+}
+
+async fn unready(node: &Server) {
+    eventually("the end of readiness", async || readiness(node).await == 503).await;
+    let reasons = http(node.api(), "GET /health/ready", &[], "").await.json();
+    assert_eq!(reasons["error"]["code"], "cluster_unavailable", "{reasons}");
+}
+
+async fn subscribed(node: &Server, topics: &[&str]) -> Client {
+    subscribe(Client::connect(node).await, topics).await
+}
+
+async fn subscribe(mut client: Client, topics: &[&str]) -> Client {
+    for topic in topics {
+        let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        assert_eq!(reply["type"], "subscribed", "{reply}");
+    }
+    client
+}
+
+/// Publishes by the API of a node, and returns the answer.
+async fn publish(node: &Server, topic: &str, message: &str) -> Value {
+    let answer = http(node.api(), &format!("POST /v1/topics/{topic}/messages"), &[], message).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.json()
+}
+
+/// Waits until what is published on a node reaches a client of another: the broker learns of a subscription soon after
+/// the client.
+async fn linked(from: &Server, topic: &str, client: &mut Client) {
+    let mut probe = 0;
+    patiently("the way between two nodes", async {
+        loop {
+            probe += 1;
+            publish(from, topic, &format!("{{\"probe\":{probe}}}")).await;
+            let wait = Duration::from_millis(200);
+            if let Ok(message) = tokio::time::timeout(wait, client.receive()).await {
+                // All that were sent after it come too.
+                let mut last = message["data"]["message"]["probe"].as_u64().expect("a probe comes");
+                while last < probe {
+                    last =
+                        client.receive().await["data"]["message"]["probe"].as_u64().expect("a probe comes");
+                }
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+/// Reads deliveries until one is `"end"`, and returns the others by topic.
+async fn until_end(client: &mut Client) -> BTreeMap<String, Vec<Value>> {
+    let mut received = BTreeMap::<String, Vec<Value>>::new();
+    loop {
+        let message = client.receive().await;
+        assert_eq!(message["type"], "message", "{message}");
+        let data = &message["data"];
+        if data["message"] == "end" {
+            return received;
+        }
+        let topic = data["topic"].as_str().expect("a delivery has a topic");
+        received.entry(topic.to_owned()).or_default().push(data["message"].clone());
+    }
+}
+
+/// A number of a node's metrics.
+async fn metric(node: &Server, name: &str) -> u64 {
+    let text = http(node.api(), "GET /metrics", &[], "").await.body;
+    let sum: f64 = text
+        .lines()
+        .filter(|line| line.split(['{', ' ']).next() == Some(name))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum();
+    sum as u64
+}
+
+/// What must not come would come before the answer to a ping.
+async fn nothing_comes(client: &mut Client) {
+    let answer = client.ask(&json!({"type": "ping", "id": "nothing"})).await;
+    assert_eq!(answer, json!({"type": "pong", "id": "nothing"}));
+}
+
+/// How long a recovery may take: the longest pause between two attempts, the wait for other nodes and a busy machine.
+const RECOVERY: Duration = PATIENCE;

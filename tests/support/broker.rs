@@ -1,0 +1,297 @@
+//! Brokers of clusters: real servers on ports of their own, and a TCP proxy to cut or slow what is between.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::{PATIENCE, ROOT, TemporaryDir};
+
+/// A kind of broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Nats,
+    Redis,
+}
+
+impl Engine {
+    pub(crate) const BOTH: [Self; 2] = [Self::Nats, Self::Redis];
+
+    pub(crate) fn url(self, address: SocketAddr) -> String {
+        match self {
+            Self::Nats => format!("nats://{address}"),
+            Self::Redis => format!("redis://{address}"),
+        }
+    }
+}
+
+/// A server that is killed when this value goes.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    pub(crate) engine: Engine,
+    pub(crate) address: SocketAddr,
+    child: Child,
+    flags: Vec<String>,
+    files: TemporaryDir,
+}
+
+/// A port that is free now. Servers that take no port 0, or do not tell which they got, have to be given one.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("a listener has an address").port()
+}
+
+fn program(name: &str) -> Command {
+    // Debian has servers where the paths of users do not lead.
+    let places = ["/usr/sbin", "/usr/bin", "/usr/local/bin"];
+    let found = places.iter().map(|place| Path::new(place).join(name)).find(|path| path.exists());
+    // By its bare name, as it is called to be installed.
+    Command::new(found.unwrap_or_else(|| name.into()))
+}
+
+/// Brings a server that is missing.
+fn install(name: &str) {
+    let script = Path::new(ROOT).join("tests/peers/install");
+    let status = Command::new(script).arg(name).status();
+    assert!(status.is_ok_and(|status| status.success()), "{name} is missing and cannot be installed");
+}
+
+impl Broker {
+    /// Starts a server.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be had, or does not listen in time.
+    pub(crate) fn start(engine: Engine) -> Self {
+        Self::start_with(engine, &[])
+    }
+
+    /// Starts a server with further flags.
+    pub(crate) fn start_with(engine: Engine, flags: &[&str]) -> Self {
+        let files = TemporaryDir::new();
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        // Another program may take the port meanwhile.
+        for _ in 0..5 {
+            let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+            let mut child = Self::spawn(engine, address, &flags, &files);
+            if listens(address, &mut child) {
+                return Self { engine, address, child, flags, files };
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        panic!("{engine:?} cannot be started");
+    }
+
+    fn spawn(engine: Engine, address: SocketAddr, flags: &[String], files: &TemporaryDir) -> Child {
+        let port = address.port().to_string();
+        let mut command = match engine {
+            Engine::Nats => {
+                let mut command = program("nats-server");
+                command.args(["-a", "127.0.0.1", "-p", &port]);
+                command
+            }
+            Engine::Redis => {
+                let mut command = program("redis-server");
+                command.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--dir"]);
+                command.arg(files.path("."));
+                command
+            }
+        };
+        command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        match command.spawn() {
+            Ok(child) => child,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                install(command.get_program().to_str().expect("names of servers are plain"));
+                command.spawn().expect("what was installed can be started")
+            }
+            Err(error) => panic!("{engine:?} cannot be started: {error}"),
+        }
+    }
+
+    /// The URL for nodes.
+    pub(crate) fn url(&self) -> String {
+        self.engine.url(self.address)
+    }
+
+    /// Ends it without a goodbye.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again on the same port.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.child = Self::spawn(self.engine, self.address, &self.flags, &self.files);
+            if listens(self.address, &mut self.child) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{:?} does not start again", self.engine);
+        }
+    }
+
+    /// Sends a signal by its name, such as `STOP`.
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.child.id())).status();
+        assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name}");
+    }
+
+    /// Sends a command of Redis and returns the lines of its answer, which is a short one.
+    pub(crate) fn redis_lines(&self, command: &str) -> Vec<String> {
+        let mut stream = TcpStream::connect(self.address).expect("Redis takes connections");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
+        // It answers one after the other, so that the second answer ends the first.
+        let commands = format!("{command}\r\nECHO end-of-answer\r\n");
+        stream.write_all(commands.as_bytes()).expect("Redis takes a command");
+        let mut answer = String::new();
+        let mut buffer = [0; 512];
+        while !answer.ends_with("end-of-answer\r\n") {
+            let length = stream.read(&mut buffer).expect("Redis answers");
+            assert!(length > 0, "Redis closed the connection after {answer:?}");
+            answer.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+        let mut lines: Vec<_> = answer.lines().map(str::to_owned).collect();
+        // The second answer: its length and its text.
+        lines.truncate(lines.len() - 2);
+        lines
+    }
+}
+
+/// Waits until a server takes connections. False: it has ended.
+fn listens(address: SocketAddr, child: &mut Child) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if child.try_wait().expect("a child can be waited for").is_some() {
+            return false;
+        }
+        if TcpStream::connect(address).is_ok() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A TCP proxy whose connections can be cut and slowed.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    state: Arc<ProxyState>,
+}
+
+#[derive(Debug)]
+struct ProxyState {
+    upstream: SocketAddr,
+    is_cut: AtomicBool,
+    /// Microseconds that each part of up to 4 KiB is held back.
+    delay: AtomicU64,
+    connections: Mutex<Vec<TcpStream>>,
+    is_over: AtomicBool,
+}
+
+impl Proxy {
+    /// Starts a proxy before a server.
+    pub(crate) fn start(upstream: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let address = listener.local_addr().expect("a listener has an address");
+        let state = Arc::new(ProxyState {
+            upstream,
+            is_cut: AtomicBool::new(false),
+            delay: AtomicU64::new(0),
+            connections: Mutex::default(),
+            is_over: AtomicBool::new(false),
+        });
+        let accepting = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if accepting.is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+                accepting.carry(client);
+            }
+        });
+        Self { address, state }
+    }
+
+    /// Cuts all connections, and takes no new ones until [`Self::mend`].
+    pub(crate) fn cut(&self) {
+        self.state.is_cut.store(true, Ordering::SeqCst);
+        for connection in self.state.connections.lock().unwrap().drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Takes connections again.
+    pub(crate) fn mend(&self) {
+        self.state.is_cut.store(false, Ordering::SeqCst);
+    }
+
+    /// Holds back each part of what passes.
+    pub(crate) fn slow(&self, delay: Duration) {
+        let micros = u64::try_from(delay.as_micros()).expect("a delay is short");
+        self.state.delay.store(micros, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.state.is_over.store(true, Ordering::Relaxed);
+        self.cut();
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+impl ProxyState {
+    fn carry(self: &Arc<Self>, client: TcpStream) {
+        if self.is_cut.load(Ordering::SeqCst) {
+            return;
+        }
+        let Ok(server) = TcpStream::connect(self.upstream) else { return };
+        for (mut from, mut to) in [
+            (
+                client.try_clone().expect("a socket has copies"),
+                server.try_clone().expect("a socket has copies"),
+            ),
+            (
+                server.try_clone().expect("a socket has copies"),
+                client.try_clone().expect("a socket has copies"),
+            ),
+        ] {
+            let _ = to.set_nodelay(true);
+            let state = Arc::clone(self);
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = from.read(&mut buffer) {
+                    let delay = state.delay.load(Ordering::Relaxed);
+                    if delay > 0 {
+                        std::thread::sleep(Duration::from_micros(delay));
+                    }
+                    if to.write_all(&buffer[..length]).is_err() {
+                        break;
+                    }
+                }
+                let _ = from.shutdown(Shutdown::Both);
+                let _ = to.shutdown(Shutdown::Both);
+            });
+        }
+        let mut connections = self.connections.lock().unwrap();
+        connections.extend([client, server]);
+        if self.is_cut.load(Ordering::SeqCst) {
+            for connection in connections.drain(..) {
+                let _ = connection.shutdown(Shutdown::Both);
+            }
+        }
+    }
+}
