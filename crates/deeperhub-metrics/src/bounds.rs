@@ -191,9 +191,17 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "at most 64 bounds, not 65")]
+    #[should_panic(expected = "at most 96 bounds, not 97")]
     fn too_many_bounds_are_a_fault() {
-        let _ = Bounds::exact(0..65);
+        let _ = Bounds::exact(0..97);
+    }
+
+    #[test]
+    fn fine_times_are_a_quarter_apart_at_most() {
+        let bounds = Bounds::fine_seconds(Duration::from_micros(10), Duration::from_secs(10));
+        let upper = bounds.upper();
+        assert_eq!((upper.first(), upper.last(), upper.len()), (Some(&10_000), Some(&10_000_000_000), 73));
+        assert!(upper.windows(2).all(|pair| pair[0] < pair[1] && pair[1] * 4 <= pair[0] * 5), "{upper:?}");
     }
 
     #[test]
