@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Measures what a cluster costs: latency, throughput and CPU time per message from one node to another, over NATS and
+over Redis, beside the same on one node.
+
+    cargo build --release && benches/cluster/measure.py [target/release/deeperhub-ws]
+
+Needs nats-server and redis-server (`tests/peers/install nats-server redis-server`) and Python, without packages. A
+publisher and a subscriber, each on a connection of its own: 2000 publishes one at a time, then 100,000 at once.
+"""
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+ONE_BY_ONE = 2000
+AT_ONCE = 100_000
+PAYLOAD = "x" * 128
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def cpu_seconds(process):
+    with open(f"/proc/{process.pid}/stat") as stat:
+        fields = stat.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+class Client:
+    """A WebSocket client that can do no more than is needed here."""
+
+    def __init__(self, address):
+        self.socket = socket.create_connection(address)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.settimeout(60)
+        self.socket.sendall(
+            b"GET / HTTP/1.1\r\nHost: hub\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        self.buffer = b""
+        while b"\r\n\r\n" not in self.buffer:
+            self.buffer += self.socket.recv(65536)
+        self.buffer = self.buffer.split(b"\r\n\r\n", 1)[1]
+        self.receive()
+
+    @staticmethod
+    def frame(text):
+        payload = text.encode()
+        length = bytes([0x80 | len(payload)]) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2, "big")
+        return b"\x81" + length + b"\0\0\0\0" + payload
+
+    def send(self, text):
+        self.socket.sendall(self.frame(text))
+
+    def need(self, length):
+        while len(self.buffer) < length:
+            read = self.socket.recv(1 << 18)
+            if not read:
+                raise ConnectionError("the hub closed the connection")
+            self.buffer += read
+
+    def receive(self):
+        self.need(2)
+        head, length = 2, self.buffer[1]
+        if length == 126:
+            self.need(4)
+            head, length = 4, int.from_bytes(self.buffer[2:4], "big")
+        self.need(head + length)
+        payload, self.buffer = self.buffer[head : head + length], self.buffer[head + length :]
+        return payload
+
+    def count_messages(self, wanted):
+        """Reads until as many deliveries have come; looks at their ends only, so that it is not the bottleneck."""
+        seen, mark, rest = 0, b'"type":"message"', b""
+        data = self.buffer
+        self.buffer = b""
+        while True:
+            seen += (rest + data).count(mark)
+            rest = (rest + data)[-(len(mark) - 1) :]
+            if seen >= wanted:
+                return
+            data = self.socket.recv(1 << 18)
+            if not data:
+                raise ConnectionError("the hub closed the connection")
+
+
+def start_node(program, flags):
+    command = [program, "--port", "0", "--api-listen", "off", "--rate-limit", "0", "--workers", "1"]
+    command += ["--max-queue-bytes", "268435456", "--cluster-queue-bytes", "268435456"] + flags
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    host, port = process.stdout.readline().split("ws://")[1].split()[0].split(":")
+    return process, (host, int(port))
+
+
+def publish(number):
+    return '{"type":"publish","data":{"topic":"bench","message":[%d,"%s"]}}' % (number, PAYLOAD)
+
+
+def measure(name, program, broker):
+    processes, nodes = [], []
+    try:
+        if broker is None:
+            nodes = [start_node(program, [])]
+        else:
+            port = free_port()
+            command = {
+                "nats": ["nats-server", "-a", "127.0.0.1", "-p", str(port)],
+                "redis": ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""],
+            }[broker]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            processes.append(subprocess.Popen(command, **quiet))
+            time.sleep(1)
+            url = f"{broker}://127.0.0.1:{port}"
+            nodes = [start_node(program, ["--cluster", url, "--node-id", node]) for node in "ab"]
+        processes += [process for process, _ in nodes]
+        publisher, subscriber = Client(nodes[0][1]), Client(nodes[-1][1])
+        subscriber.send('{"type":"subscribe","data":{"topic":"bench"}}')
+        subscriber.receive()
+        time.sleep(1)
+
+        times = []
+        for number in range(ONE_BY_ONE):
+            began = time.perf_counter()
+            publisher.send(publish(number))
+            subscriber.receive()
+            times.append((time.perf_counter() - began) * 1e6)
+        times.sort()
+
+        before = [cpu_seconds(process) for process, _ in nodes]
+        frames = b"".join(Client.frame(publish(number)) for number in range(AT_ONCE))
+        began = time.perf_counter()
+        if os.fork() == 0:
+            publisher.socket.sendall(frames)
+            os._exit(0)
+        subscriber.count_messages(AT_ONCE)
+        took = time.perf_counter() - began
+        os.wait()
+        cpu = [(cpu_seconds(process) - was) / AT_ONCE * 1e6 for (process, _), was in zip(nodes, before)]
+        shown = ", ".join(f"{micros:.2f}" for micros in cpu)
+        print(
+            f"| {name} | {statistics.median(times):.0f} | {times[len(times) * 99 // 100]:.0f} "
+            f"| {AT_ONCE / took:,.0f} | {shown} |",
+            flush=True,
+        )
+    finally:
+        for process in reversed(processes):
+            process.kill()
+            process.wait()
+
+
+def main():
+    program = sys.argv[1] if len(sys.argv) > 1 else "target/release/deeperhub-ws"
+    os.environ["PATH"] += ":/usr/sbin"
+    print("| way | latency µs, median | 99 % | messages a second | CPU µs per message, sending and receiving node |")
+    print("|---|---|---|---|---|")
+    measure("one node", program, None)
+    measure("two nodes, NATS", program, "nats")
+    measure("two nodes, Redis", program, "redis")
+
+
+if __name__ == "__main__":
+    main()
