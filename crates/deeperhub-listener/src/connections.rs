@@ -24,6 +24,12 @@ use crate::waker::ReadyList;
 /// round, so that sockets and other topics get their turn in between: about 5 ms of writes.
 const ROOM: usize = 1024;
 
+/// What is kept of the arena however little of it is used.
+const KEEP: usize = 64 * 1024;
+
+/// Places for connections that are kept though they are empty.
+const KEPT_PLACES: usize = 1024;
+
 /// Deliveries of one round, however few connections they go to.
 const DELIVERIES: usize = 16 * ROOM;
 
@@ -152,6 +158,8 @@ pub(crate) struct Core<S> {
     /// Replies of the round.
     pub(crate) arena: Vec<u8>,
     pub(crate) coders: Coders,
+    /// The most that stood in the arena since the last look at deadlines.
+    pub(crate) arena_peak: usize,
     /// Buffer of small writes.
     pub(crate) gather: Vec<u8>,
     /// What TLS connections share.
@@ -183,6 +191,7 @@ impl<S> Core<S> {
             dirty: Vec::new(),
             to_close: Vec::new(),
             arena: Vec::new(),
+            arena_peak: 0,
             gather: Vec::new(),
             records: Records::default(),
             now,
@@ -202,6 +211,30 @@ impl<S> Core<S> {
         self.records.handshake_steps = 0;
         if self.config.refresh(&self.live) {
             self.limits = limits(&self.config);
+        }
+    }
+
+    /// To be called before the arena is made shorter.
+    pub(crate) fn note_arena(&mut self) {
+        self.arena_peak = self.arena_peak.max(self.arena.len());
+    }
+
+    /// Gives back the memory of the arena when it was much more than was used since the last call. Not after each
+    /// round: one large round usually is followed by another, and fresh memory costs a fault for each page.
+    pub(crate) fn shrink_arena(&mut self) {
+        let peak = std::mem::take(&mut self.arena_peak).max(self.arena.len());
+        if self.arena.capacity() > KEEP && self.arena.capacity() / 4 > peak {
+            self.arena.shrink_to(peak);
+        }
+    }
+
+    /// Gives back the memory of a crowd that has left, as far as those that stay have low keys.
+    pub(crate) fn shrink_connections(&mut self) {
+        if self.connections.capacity() > KEPT_PLACES && self.connections.len() < self.connections.capacity() / 4 {
+            self.connections.shrink_to_fit();
+            for list in [&mut self.turn, &mut self.dirty] {
+                list.shrink_to(self.connections.capacity());
+            }
         }
     }
 

@@ -155,9 +155,6 @@ impl<'a, A: Application> Worker<'a, A> {
         self.cells.sent.add(std::mem::take(&mut self.core.sent));
         self.cells.coders.take(&mut self.core.coders);
         self.core.metrics.tls(std::mem::take(&mut self.core.records.ended));
-        if self.core.arena.capacity() > KEEP {
-            self.core.arena = Vec::new();
-        }
         if self.core.gather.capacity() > KEEP {
             self.core.gather = Vec::new();
         }
@@ -499,6 +496,7 @@ impl<'a, A: Application> Worker<'a, A> {
         let mut close = None;
         let mut pause = false;
         let mut pos = 0;
+        let arena_start = core.arena.len();
         let (local, now, arena, limits) = (&mut self.local, core.now, &mut core.arena, &core.limits);
         let max_queue_bytes = core.config.max_queue_bytes;
         let (deflate, Coders { outgoing, incoming }) = (flags.deflate, &mut core.coders);
@@ -557,16 +555,18 @@ impl<'a, A: Application> Worker<'a, A> {
             flags.paused = true;
             core.paused += 1;
         }
-        if !outbox.is_empty() && !flags.dirty {
-            flags.dirty = true;
-            core.dirty.push(key);
+        if outbox.len() >= EARLY_WRITE && !flags.write_blocked {
+            if connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent).is_err() {
+                return self.lost(key);
+            }
+            // What the socket did not take was copied, so the next large reply gets the same memory, while it is
+            // in the cache.
+            core.arena_peak = core.arena_peak.max(core.arena.len());
+            core.arena.truncate(arena_start);
         }
-        let blocked = flags.write_blocked;
-        let early = outbox.len() >= EARLY_WRITE && !blocked;
-        if early
-            && connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent).is_err()
-        {
-            return self.lost(key);
+        if !connection.outbox.is_empty() && !connection.flags.dirty {
+            connection.flags.dirty = true;
+            core.dirty.push(key);
         }
         if let Some(reason) = close {
             return self.close(key, reason);
@@ -781,6 +781,7 @@ impl<'a, A: Application> Worker<'a, A> {
         dirty.append(&mut self.core.dirty);
         self.core.dirty = dirty;
         if self.core.dirty.is_empty() {
+            self.core.note_arena();
             self.core.arena.clear();
         } else {
             self.write_dirty();
@@ -812,6 +813,8 @@ impl<'a, A: Application> Worker<'a, A> {
         let from = match self.tick_at {
             Some(from) => from,
             None if self.core.now >= self.next_tick => {
+                self.core.shrink_arena();
+                self.core.shrink_connections();
                 self.next_tick = self.core.now + self.core.config.tick();
                 self.queued = 0;
                 0
