@@ -127,6 +127,17 @@ fn what_cannot_be_connected_to_exits_with_1_and_says_why() {
 }
 
 #[test]
+fn a_process_on_this_machine_can_be_measured_with_it() {
+    // Any process will do; what its figures mean is tested beside the report.
+    let own = std::process::id();
+    let figures = figures(&server(), &format!("idle --connections 5 --duration 300ms --server-pid {own}"));
+    assert!(figures["server"]["resident_bytes"].as_u64() > Some(0), "{figures}");
+    let finished = run(&["bench", "idle", "--server-pid", "4294967295"], &[]);
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{finished:?}");
+    assert!(finished.stderr.contains("--server-pid"), "{finished:?}");
+}
+
+#[test]
 fn flags_that_do_not_go_together_exit_with_2() {
     for (flags, named) in [
         ("topics --topics 5 --subscribers 4", "--topics 5"),

@@ -57,11 +57,24 @@ impl<S> Handshake<S> {
         bytes: &[u8],
         config: &Config,
     ) -> Option<Result<(Request, AcceptKey), Refusal>> {
-        self.head.extend_from_slice(bytes);
-        match Request::parse(&self.head) {
-            Ok(Parsed::Partial) => None,
+        // Nearly always the head comes whole, and need not be put together.
+        let came_before = !self.head.is_empty();
+        if came_before {
+            self.head.extend_from_slice(bytes);
+        }
+        match Request::parse(if came_before { &self.head } else { bytes }) {
+            Ok(Parsed::Partial) => {
+                if !came_before {
+                    self.head.extend_from_slice(bytes);
+                }
+                None
+            }
             Ok(Parsed::Complete { request, head_bytes }) => {
-                self.head.drain(..head_bytes);
+                if came_before {
+                    self.head.drain(..head_bytes);
+                } else {
+                    self.head.extend_from_slice(bytes.get(head_bytes..).unwrap_or_default());
+                }
                 Some(self.check(request, config))
             }
             Err(refusal) => Some(Err(self.refusal.take().unwrap_or(refusal))),

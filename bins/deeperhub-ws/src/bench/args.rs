@@ -226,6 +226,10 @@ pub(crate) struct OutputArgs {
     /// Print one JSON object instead of text
     #[arg(long, help_heading = OUTPUT)]
     pub(super) json: bool,
+
+    /// Process of the server, where it runs on this machine: adds its processor time and memory to the report
+    #[arg(long, value_name = "PID", value_parser = whole::<u32>(1, u32::MAX as u64), help_heading = OUTPUT)]
+    pub(super) server_pid: Option<u32>,
 }
 
 /// What the exit code says.

@@ -16,6 +16,7 @@ mod plan;
 mod progress;
 mod report;
 mod schedule;
+mod server_process;
 mod shared;
 mod stamp;
 mod tally;
@@ -40,7 +41,8 @@ use handshake::Handshake;
 use local::Local;
 use plan::{Extent, Plan};
 use progress::Progress;
-use report::{Clocks, Report};
+use report::{Clocks, Report, ServerClocks};
+use server_process::{ServerProcess, Usage};
 use shared::Shared;
 use tally::Tally;
 use worker::{Remote, Worker};
@@ -82,6 +84,16 @@ pub(crate) fn run(bench: Bench) -> ExitCode {
         let sentence = format!(
             "invalid value '{source}' for --source: the server is {}; expected {family} address of this machine",
             address.ip()
+        );
+        return refuse(BAD_CONFIGURATION, &sentence);
+    }
+    if let Some(server) = plan.server
+        && let Err(error) = server.usage()
+    {
+        let sentence = format!(
+            "invalid value '{}' for --server-pid: it cannot be looked at ({error}); expected the server's process id \
+             on this machine",
+            server.0
         );
         return refuse(BAD_CONFIGURATION, &sentence);
     }
@@ -138,7 +150,7 @@ fn carry_out(plan: &Plan, remote: &Remote) -> io::Result<(Tally, Clocks)> {
     let workers: Vec<_> = (0..plan.threads)
         .map(|index| Worker::new(Local::new(plan, &shared, &handshake, index, run), remote.clone()))
         .collect::<io::Result<_>>()?;
-    let mut meter = Meter::default();
+    let mut meter = Meter::new(plan);
     let mut tally = Tally::default();
     thread::scope(|scope| {
         let threads: Vec<_> = workers
@@ -215,36 +227,63 @@ fn not_carried_out(plan: &Plan, tally: &Tally) -> Option<String> {
 /// Looks at the clocks at the start and the end of the measured time, as near as the looks are.
 #[derive(Debug, Default)]
 struct Meter {
-    from: Option<(u64, u64)>,
-    to: Option<(u64, u64)>,
+    from: Option<Look>,
+    to: Option<Look>,
     over: bool,
+    /// What the server had before anything was asked of it.
+    before: Option<Usage>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Look {
+    at: u64,
+    cpu: u64,
+    server: Option<Usage>,
 }
 
 impl Meter {
+    fn new(plan: &Plan) -> Self {
+        Self { before: usage(plan.server), ..Self::default() }
+    }
+
     fn look(&mut self, plan: &Plan, shared: &Shared) {
         let Some(start) = shared.start() else { return };
-        let (now, cpu) = (shared.now(), cpu());
+        let at = shared.now();
         let (from, to) = measured(plan, start);
-        if now < from || self.over {
+        if at < from || self.over {
             return;
         }
-        self.from.get_or_insert((now, cpu));
-        self.to = Some((now, cpu));
-        self.over = now >= to || (plan.scenario.has_messages() && !shared.is_sending());
+        let look = Look { at, cpu: cpu(), server: usage(plan.server) };
+        self.from.get_or_insert(look);
+        self.to = Some(look);
+        self.over = at >= to || (plan.scenario.has_messages() && !shared.is_sending());
     }
 
     fn clocks(&self, plan: &Plan, shared: &Shared) -> Clocks {
         let start = shared.start().unwrap_or_default();
-        let ((seen_from, cpu_before), (seen_to, cpu_after)) =
-            (self.from.unwrap_or_default(), self.to.unwrap_or_default());
+        let (seen_from, seen_to) = (self.from.unwrap_or_default(), self.to.unwrap_or_default());
         let (from, to) = measured(plan, start);
+        let server = match (self.before, seen_from.server, seen_to.server) {
+            (Some(before), Some(from), Some(to)) => Some(ServerClocks {
+                cpu: to.cpu.saturating_sub(from.cpu),
+                resident_before: before.resident,
+                resident: to.resident,
+            }),
+            _ => None,
+        };
         Clocks {
             start,
-            measured: to.min(seen_to).saturating_sub(from),
-            cpu: cpu_after.saturating_sub(cpu_before),
-            cpu_of: seen_to.saturating_sub(seen_from),
+            measured: to.min(seen_to.at).saturating_sub(from),
+            cpu: seen_to.cpu.saturating_sub(seen_from.cpu),
+            cpu_of: seen_to.at.saturating_sub(seen_from.at),
+            server,
         }
     }
+}
+
+/// What the server uses; a process that has ended is told by its connections.
+fn usage(server: Option<ServerProcess>) -> Option<Usage> {
+    server.and_then(|server| server.usage().ok())
 }
 
 /// From when to when is measured, in nanoseconds since the epoch.

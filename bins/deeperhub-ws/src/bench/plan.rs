@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::args::{Bench, ExtentArgs, LossArgs, MessageArgs, OutputArgs, PublisherArgs, ServerArgs, Token};
+use super::server_process::ServerProcess;
 use super::stamp::MAX_STREAMS;
 use super::target::Target;
 use super::tls::Trust;
@@ -33,6 +34,7 @@ pub(super) struct Plan {
     pub(super) pace: Pace,
     pub(super) extent: Extent,
     pub(super) json: bool,
+    pub(super) server: Option<ServerProcess>,
     pub(super) fail_on_loss: bool,
 }
 
@@ -193,6 +195,7 @@ impl Plan {
             pace: Pace::InFlight(DEFAULT_IN_FLIGHT),
             extent: Extent::Messages(0),
             json: output.json,
+            server: output.server_pid.map(ServerProcess),
             fail_on_loss: false,
         }
     }

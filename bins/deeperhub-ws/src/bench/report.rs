@@ -32,8 +32,29 @@ pub(super) struct Report {
     /// Of one core: 200 is two. Left out when the run was too short to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     generator_cpu_percent: Option<f64>,
+    /// With `--server-pid`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<Server>,
     /// Why the figures may not be what they seem.
     warnings: Vec<String>,
+}
+
+/// What the server used in the measured time.
+#[derive(Debug, Serialize)]
+struct Server {
+    /// Of one core: 200 is two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_percent: Option<f64>,
+    /// Per delivery, or per cycle of `churn`: user and kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_microseconds_per_message: Option<f64>,
+    /// Before the first connection.
+    resident_bytes_before: u64,
+    /// At the end of the measured time.
+    resident_bytes: u64,
+    /// The difference, for each connection that is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resident_bytes_per_connection: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -149,6 +170,17 @@ pub(super) struct Clocks {
     pub(super) cpu: u64,
     /// The time in which that was, in nanoseconds: about the one that was measured.
     pub(super) cpu_of: u64,
+    pub(super) server: Option<ServerClocks>,
+}
+
+/// The same of the server.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ServerClocks {
+    /// Of the process, in nanoseconds of the time of [`Clocks::cpu_of`].
+    pub(super) cpu: u64,
+    /// In bytes.
+    pub(super) resident_before: u64,
+    pub(super) resident: u64,
 }
 
 const SECOND: f64 = 1e9;
@@ -221,8 +253,10 @@ impl Report {
             errors: tally.errors.clone(),
             measured_seconds: round(seconds, 1e6),
             generator_cpu_percent: cpu,
+            server: None,
             warnings: Vec::new(),
         };
+        report.server = clocks.server.map(|server| report.server(server, clocks.cpu_of));
         report.warnings = report.warn(plan, loss);
         report
     }
@@ -237,6 +271,28 @@ impl Report {
     /// The JSON form, on one line.
     pub(super) fn json(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string(self)
+    }
+
+    fn server(&self, server: ServerClocks, of: u64) -> Server {
+        let share = (of >= LEAST_FOR_CPU).then(|| server.cpu as f64 / of as f64);
+        let per_second = match (&self.messages, &self.churn) {
+            (Some(messages), _) => messages.delivered_per_second,
+            (None, Some(churn)) => churn.cycles_per_second,
+            (None, None) => 0.0,
+        };
+        let open = self.connections.opened.saturating_sub(self.connections.dropped);
+        Server {
+            cpu_percent: share.map(|share| round(share * 100.0, 10.0)),
+            cpu_microseconds_per_message: share
+                .filter(|_| per_second > 0.0)
+                .map(|share| round(share * 1e6 / per_second, 1000.0)),
+            resident_bytes_before: server.resident_before,
+            resident_bytes: server.resident,
+            resident_bytes_per_connection: (self.churn.is_none() && open > 0).then(|| {
+                let more = server.resident.saturating_sub(server.resident_before);
+                (more as f64 / open as f64).round()
+            }),
+        }
     }
 
     fn warn(&self, plan: &Plan, loss: Loss) -> Vec<String> {
@@ -383,6 +439,21 @@ impl fmt::Display for Report {
         if let Some(cpu) = self.generator_cpu_percent {
             writeln!(f, "generator    {cpu:.0} % of a core")?;
         }
+        if let Some(server) = &self.server {
+            f.write_str("server       ")?;
+            if let Some(cpu) = server.cpu_percent {
+                write!(f, "{cpu:.0} % of a core, ")?;
+            }
+            if let Some(microseconds) = server.cpu_microseconds_per_message {
+                let of = if self.churn.is_some() { "cycle" } else { "delivery" };
+                write!(f, "{microseconds:.2} µs a {of}, ")?;
+            }
+            write!(f, "{:.1} MB resident", server.resident_bytes as f64 / 1e6)?;
+            match server.resident_bytes_per_connection {
+                Some(bytes) => writeln!(f, ", {} bytes more a connection", Number(bytes))?,
+                None => writeln!(f)?,
+            }
+        }
         for warning in &self.warnings {
             writeln!(f, "warning: {warning}")?;
         }
@@ -438,8 +509,13 @@ mod tests {
     fn report(flags: &str, change: impl FnOnce(&mut Tally)) -> Report {
         let mut tally = Tally { opened: 2, last_opened: 500_000_000, ..Tally::default() };
         change(&mut tally);
-        let clocks =
-            Clocks { start: 1_000_000_000, measured: 2_000_000_000, cpu: 500_000_000, cpu_of: 2_000_000_000 };
+        let clocks = Clocks {
+            start: 1_000_000_000,
+            measured: 2_000_000_000,
+            cpu: 500_000_000,
+            cpu_of: 2_000_000_000,
+            server: None,
+        };
         Report::new(&plan(flags), &tally, clocks)
     }
 
@@ -493,7 +569,7 @@ mod tests {
 
     #[test]
     fn nothing_measured_is_no_number_that_json_has_not() {
-        let clocks = Clocks { start: 0, measured: 0, cpu: 0, cpu_of: 0 };
+        let clocks = Clocks { start: 0, measured: 0, cpu: 0, cpu_of: 0, server: None };
         let report = Report::new(&plan("fanout"), &Tally::default(), clocks);
         assert!(!report.json().unwrap().contains("null"));
         assert!(report.to_string().contains("latency      -"));
@@ -503,9 +579,33 @@ mod tests {
     fn a_generator_at_its_limit_says_so() {
         let mut tally = Tally::default();
         tally.error("error_rate_limited");
-        let clocks = Clocks { start: 0, measured: 1_000_000_000, cpu: 950_000_000, cpu_of: 1_000_000_000 };
+        let clocks = Clocks {
+            start: 0,
+            measured: 1_000_000_000,
+            cpu: 950_000_000,
+            cpu_of: 1_000_000_000,
+            server: None,
+        };
         let text = Report::new(&plan("fanout"), &tally, clocks).to_string();
         assert!(text.contains("--threads") && text.contains("--rate-limit 0"), "{text}");
+    }
+
+    #[test]
+    fn what_the_server_uses_is_told_per_delivery_and_per_connection() {
+        let tally = Tally { opened: 100, delivered_measured: 1000, ..Tally::default() };
+        let server = ServerClocks { cpu: 5_000_000, resident_before: 5_000_000, resident: 5_100_000 };
+        let clocks =
+            Clocks { start: 0, measured: 1_000_000_000, cpu: 0, cpu_of: 1_000_000_000, server: Some(server) };
+        let report = Report::new(&plan("fanout"), &tally, clocks);
+        let json: Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        assert_eq!(json["server"]["cpu_percent"], 0.5);
+        assert_eq!(json["server"]["cpu_microseconds_per_message"], 5.0);
+        assert_eq!(json["server"]["resident_bytes_per_connection"], 1000.0);
+        let text = report.to_string();
+        assert!(
+            text.contains("5.00 µs a delivery, 5.1 MB resident, 1,000 bytes more a connection"),
+            "{text}"
+        );
     }
 
     #[test]
