@@ -84,7 +84,7 @@ impl Figures {
             faults: ["lost", "duplicated", "out_of_order"]
                 .iter()
                 .filter_map(|kind| number(&format!("/messages/{kind}")))
-                .sum(),
+                .fold(0.0, |sum, count| sum + count),
         }
     }
 }
