@@ -7,6 +7,10 @@ use crate::config::Config;
 /// The longest pause between two closes of a worker: a few connections need not wait for the whole time.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
+/// How many clients in a row get different slots where closes are further apart than slots are long: each would get the
+/// first one there, and those whose timers are coarse would come together.
+const SPREAD: u32 = 100;
+
 /// A worker's drain under way.
 #[derive(Debug)]
 pub(crate) struct Drain {
@@ -16,6 +20,8 @@ pub(crate) struct Drain {
     /// Time between two clients that come back to other nodes.
     slot_length: Duration,
     next_slot: Instant,
+    /// Slots taken, less than [`SPREAD`].
+    taken: u32,
     pub(crate) cursor: u32,
 }
 
@@ -32,6 +38,7 @@ impl Drain {
             left: open,
             slot_length: Duration::from_secs_f64(1.0 / per_second),
             next_slot: now,
+            taken: 0,
             cursor: 0,
         }
     }
@@ -66,7 +73,8 @@ impl Drain {
     /// As [`Self::slot`], and takes it.
     pub(crate) fn take_slot(&mut self, now: Instant) -> Duration {
         self.next_slot = self.next_slot.max(now) + self.slot_length;
-        self.slot(now)
+        self.taken = self.taken % SPREAD + 1;
+        self.slot(now).max(self.slot_length * self.taken)
     }
 }
 
@@ -111,5 +119,13 @@ mod tests {
         let mut drain = Drain::new(now, now, 3, &config);
         let slots = [drain.take_slot(now), drain.take_slot(now), drain.take_slot(now)];
         assert_eq!(slots, [10, 20, 30].map(Duration::from_millis));
+    }
+
+    #[test]
+    fn neighbours_get_different_slots_however_far_apart_they_are_closed() {
+        let now = Instant::now();
+        let mut drain = Drain::new(now, now + Duration::from_secs(30), 50, &Config::default());
+        let slots: Vec<_> = (0..50).map(|n| drain.take_slot(now + n * LONGEST_PAUSE)).collect();
+        assert!(slots.windows(2).all(|pair| pair[0] < pair[1]), "{slots:?}");
     }
 }
