@@ -3,14 +3,17 @@
 // Helpers of tests are outside of `#[test]` functions, so clippy does not see that they are tests.
 #![allow(clippy::unwrap_used)]
 
+mod abuse;
 mod api;
 mod auth;
 mod autobahn;
 mod backend;
 mod bench;
 mod cli;
+mod closing;
 mod cluster;
 mod compression;
+mod handshake;
 mod interop;
 mod layering;
 mod limits;

@@ -102,6 +102,29 @@ impl Server {
         self.api.expect("the API is on")
     }
 
+    /// Memory of the process that is in RAM, in bytes.
+    ///
+    /// # Panics
+    ///
+    /// When the system does not tell.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.running.child.id());
+        let status = std::fs::read_to_string(path).expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.expect("the system tells what is resident") * 1024
+    }
+
+    /// File descriptors that the process has open.
+    ///
+    /// # Panics
+    ///
+    /// When the system does not tell.
+    pub(crate) fn open_files(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.running.child.id());
+        std::fs::read_dir(path).expect("the process runs").count()
+    }
+
     /// Sends a signal by its name, such as `TERM`.
     pub(crate) fn signal(&self, name: &str) {
         let id = self.running.child.id();

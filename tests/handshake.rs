@@ -1,0 +1,218 @@
+//! Which requests become connections, and what the others are told.
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::wire::masked;
+use crate::support::{Client, Server, http, patiently};
+
+/// The lines of a good handshake, without a `Host`.
+const UPGRADE: [&str; 4] = [
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+];
+
+/// Sends bytes and returns all that comes up to the end of the connection.
+async fn all_after(server: &Server, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(server.clients).await.expect("the server takes connections");
+    // A server that has refused already may not read all of it.
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = patiently("the end of the connection", stream.read_to_end(&mut answer)).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Sends a request and returns status line and headers.
+async fn head_of(server: &Server, request: &str, lines: &[&str]) -> String {
+    let mut stream = TcpStream::connect(server.clients).await.expect("the server takes connections");
+    let request = format!("{request} HTTP/1.1\r\n{}\r\n\r\n", lines.join("\r\n"));
+    stream.write_all(request.as_bytes()).await.expect("the server takes a request");
+    let mut head = String::new();
+    patiently("the answer", async {
+        while !head.ends_with("\r\n\r\n") {
+            head.push(stream.read_u8().await.expect("the answer has an end").into());
+        }
+    })
+    .await;
+    head
+}
+
+async fn check_refused(server: &Server, request: &str, headers: &[&str], status: u16, code: &str) -> String {
+    let answer = http(server.clients, request, headers, "").await;
+    let body = answer.json();
+    let error = &body["error"];
+    assert_eq!(
+        (answer.status, error["code"].as_str()),
+        (status, Some(code)),
+        "{request} {headers:?}: {answer:?}"
+    );
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/json"), "{answer:?}");
+    answer.head
+}
+
+#[tokio::test]
+async fn paths_are_those_that_are_set() {
+    let server = Server::start(&[]);
+    for path in ["/", "/ws", "/ws?room=1"] {
+        assert!(Client::connect_with(server.url(path)).await.is_ok(), "{path}");
+    }
+    for path in ["/nothing", "/ws/", "/WS"] {
+        check_refused(&server, &format!("GET {path}"), &UPGRADE, 404, "not_found").await;
+    }
+    let server = Server::start(&["--path", "/hub"]);
+    assert!(Client::connect_with(server.url("/hub")).await.is_ok());
+    check_refused(&server, "GET /", &UPGRADE, 404, "not_found").await;
+}
+
+#[tokio::test]
+async fn what_asks_for_no_websocket_of_version_13_is_told_to_upgrade() {
+    let server = Server::start(&[]);
+    let head = check_refused(&server, "GET /", &[], 426, "upgrade_required").await;
+    assert!(head.contains("\r\nUpgrade: websocket"), "{head}");
+    let version_8 =
+        UPGRADE.map(|line| if line.ends_with(": 13") { "Sec-WebSocket-Version: 8" } else { line });
+    let head = check_refused(&server, "GET /ws", &version_8, 426, "upgrade_required").await;
+    assert!(
+        head.contains("\r\nUpgrade: websocket") && head.contains("\r\nSec-WebSocket-Version: 13"),
+        "{head}"
+    );
+    let head = check_refused(&server, "POST /", &UPGRADE, 405, "method_not_allowed").await;
+    assert!(head.contains("\r\nAllow: GET"), "{head}");
+}
+
+#[tokio::test]
+async fn malformed_handshakes_are_refused_with_400() {
+    let server = Server::start(&[]);
+    let no_key = &UPGRADE[..3];
+    let bad_key = [no_key, &["Sec-WebSocket-Key: short"]].concat();
+    let two_keys = [&UPGRADE[..], &UPGRADE[3..]].concat();
+    let unknown_protocols = [&UPGRADE[..], &["Sec-WebSocket-Protocol: chat, superchat"]].concat();
+    for lines in [no_key, &bad_key, &two_keys, &unknown_protocols] {
+        check_refused(&server, "GET /", lines, 400, "bad_handshake").await;
+    }
+    let long_line = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(20_000));
+    let many_lines = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(500));
+    let no_host = format!("GET / HTTP/1.1\r\n{}\r\n\r\n", UPGRADE.join("\r\n"));
+    for bytes in [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".as_slice(),
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/2.0\r\n\r\n",
+        b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+        long_line.as_bytes(),
+        many_lines.as_bytes(),
+        no_host.as_bytes(),
+    ] {
+        let answer = all_after(&server, bytes).await;
+        let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{shown}: {answer}");
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let body: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"));
+        assert_eq!(body["error"]["code"], "bad_handshake", "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn the_subprotocol_is_answered_to_whom_it_offers_and_not_to_others() {
+    let server = Server::start(&[]);
+    let host = "Host: a";
+    let offering = |offer| [&[host, offer], &UPGRADE[..]].concat();
+    let head = head_of(&server, "GET /", &offering("Sec-WebSocket-Protocol: other, deeperhub.v1.json")).await;
+    assert!(head.contains("\r\nSec-WebSocket-Protocol: deeperhub.v1.json\r\n"), "{head}");
+    // Two lines are one list, and `Connection` may name more than one thing.
+    let lines = [
+        host,
+        "Upgrade: WebSocket",
+        "Connection: keep-alive",
+        "Connection: upgrade",
+        UPGRADE[2],
+        UPGRADE[3],
+        "Sec-WebSocket-Protocol: other",
+        "Sec-WebSocket-Protocol: deeperhub.v1.json",
+    ];
+    let head = head_of(&server, "GET /", &lines).await;
+    assert!(head.contains("\r\nSec-WebSocket-Protocol: deeperhub.v1.json\r\n"), "{head}");
+    let head = head_of(&server, "GET /", &[&[host], &UPGRADE[..]].concat()).await;
+    assert!(head.starts_with("HTTP/1.1 101 ") && !head.contains("Protocol:"), "{head}");
+    // The key and the answer of RFC 6455, section 1.3.
+    assert!(head.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn pages_connect_from_the_same_host_from_loopback_to_loopback_or_where_allowed() {
+    let server = Server::start(&[
+        "--allowed-origin",
+        "https://*.example.com",
+        "--allowed-origin",
+        "https://app.test:8443",
+    ]);
+    for (host, origin, is_allowed) in [
+        ("hub.test:8080", "http://hub.test:8080", true),
+        ("hub.test", "https://hub.test", true),
+        ("hub.test:8080", "http://hub.test:8081", false),
+        ("hub.test:8080", "http://localhost:8080", false),
+        ("hub.test:8080", "null", false),
+        ("localhost:8080", "http://localhost:3000", true),
+        ("localhost:8080", "http://127.0.0.1:3000", true),
+        ("127.0.0.1:8080", "http://[::1]", true),
+        ("localhost:8080", "http://localhost.example.org", false),
+        ("hub.test", "https://a.example.com", true),
+        ("hub.test", "https://a.b.example.com", true),
+        ("hub.test", "https://example.com", false),
+        ("hub.test", "http://a.example.com", false),
+        ("hub.test", "https://evilexample.com", false),
+        ("hub.test", "https://app.test:8443", true),
+        ("hub.test", "https://app.test", false),
+    ] {
+        let (host, origin) = (format!("Host: {host}"), format!("Origin: {origin}"));
+        let lines = [&[host.as_str(), &origin], &UPGRADE[..]].concat();
+        if is_allowed {
+            let head = head_of(&server, "GET /", &lines).await;
+            assert!(head.starts_with("HTTP/1.1 101 "), "{host} {origin}: {head}");
+        } else {
+            let request = format!("GET / HTTP/1.1\r\n{}\r\n\r\n", lines.join("\r\n"));
+            let answer = all_after(&server, request.as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 403 "), "{host} {origin}: {answer}");
+            assert!(answer.contains("\"origin_not_allowed\""), "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_place_one_is_told_when_to_come_back() {
+    let server = Server::start(&["--max-connections", "1"]);
+    let client = Client::connect(&server).await;
+    let head = check_refused(&server, "GET /", &UPGRADE, 503, "too_many_connections").await;
+    assert!(head.contains("\r\nRetry-After: "), "{head}");
+    drop(client);
+    // A place that is given back can be taken.
+    patiently("a place", async { while Client::connect_with(server.url("/")).await.is_err() {} }).await;
+
+    let server = Server::start(&["--max-connections-per-ip", "1"]);
+    let _client = Client::connect(&server).await;
+    let head = check_refused(&server, "GET /", &UPGRADE, 429, "rate_limited").await;
+    assert!(head.contains("\r\nRetry-After: "), "{head}");
+}
+
+#[tokio::test]
+async fn a_handshake_that_takes_too_long_is_refused() {
+    let server = Server::start(&["--handshake-timeout", "200ms"]);
+    let answer = all_after(&server, b"GET / HTTP/1.1\r\nHost: a\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"bad_handshake\""), "{answer}");
+    // Who says nothing is told nothing.
+    assert_eq!(all_after(&server, b"").await, "");
+}
+
+#[tokio::test]
+async fn messages_may_come_right_behind_the_handshake() {
+    let server = Server::start(&[]);
+    let mut bytes = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n\r\n", UPGRADE.join("\r\n")).into_bytes();
+    bytes.extend(masked(0x81, br#"{"type":"ping","id":"early"}"#));
+    bytes.extend(masked(0x88, &1000_u16.to_be_bytes()));
+    let all = all_after(&server, &bytes).await;
+    assert!(all.contains(r#"{"type":"pong","id":"early"}"#), "{all}");
+}
