@@ -20,6 +20,7 @@ mod limits;
 mod memory;
 mod messages;
 mod proxies;
+mod readme;
 mod reload;
 mod support;
 mod telemetry;

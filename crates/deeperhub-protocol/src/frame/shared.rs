@@ -96,12 +96,13 @@ impl Frame {
     }
 
     /// What to send to a client that has agreed on `params`: the compressed form of this frame, or the frame itself
-    /// where that is uncompressed for good reason: below the threshold, not smaller when compressed, too long for the
-    /// client's window ([`Params::can_take`]), or not one whole message.
+    /// where that is uncompressed for good reason: below the threshold, not smaller when compressed (unless the threshold
+    /// is 0, with which all is compressed), too long for the client's window ([`Params::can_take`]), or not one whole
+    /// message.
     ///
     /// The form is made when the first receiver needs it and only then, once for all forks: a worker that comes while
     /// another compresses waits for that. The decision against it is remembered likewise. Compression has saved
-    /// `frame.len() - frame.for_receiver(…).len()` bytes, and the frame keeps both forms while it lives.
+    /// `frame.len() - frame.for_receiver(…).len()` bytes (less than none, where a threshold of 0 made it grow), and the frame keeps both forms while it lives.
     ///
     /// ```
     /// use deeperhub_protocol::deflate::{Config, Deflater, negotiate};
