@@ -91,7 +91,7 @@ async fn check_one_trace(collector: &Collector, server: &Server) {
     assert_eq!(deliver.parent_id, fan_out.span_id);
     assert_eq!(deliver.attributes["messaging.client.id"], subscriber.id());
     let links: Vec<_> = deliver.span.links.iter().map(|link| link.span_id.clone()).collect();
-    assert_eq!(links, [published.span.span_id.clone()]);
+    assert_eq!(links, std::slice::from_ref(&published.span.span_id));
 
     for span in [&published, &fan_out, &deliver] {
         assert!(span.span.end_time_unix_nano >= span.span.start_time_unix_nano, "{span:?}");
@@ -602,8 +602,8 @@ async fn a_real_prometheus_scrapes_metrics_and_exemplars() {
             assert!(std::time::Instant::now() < deadline, "no answer to {path}");
             if tokio::net::TcpStream::connect(port).await.is_ok() {
                 let answer = http(port, &format!("GET {path}"), &[], "").await.json();
-                let found = &answer["data"]["result"].as_array().map_or(0, Vec::len)
-                    + &answer["data"].as_array().map_or(0, Vec::len);
+                let found = answer["data"]["result"].as_array().map_or(0, Vec::len)
+                    + answer["data"].as_array().map_or(0, Vec::len);
                 if found > 0 {
                     return answer;
                 }

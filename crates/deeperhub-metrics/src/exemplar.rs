@@ -41,14 +41,14 @@ impl Exemplars {
     }
 }
 
+/// The exemplars of a histogram's buckets, with their values as they are exposed.
+type OfBuckets<'e> = &'e [Option<(f64, Exemplar)>];
+
 /// Adds exemplars to a text in the OpenMetrics format. `of` gives those of a histogram by its name, in the order of its
 /// buckets, with the value as it is exposed.
-pub(crate) fn add_exemplars<'e>(
-    text: &str,
-    of: impl Fn(&str) -> Option<&'e [Option<(f64, Exemplar)>]>,
-) -> String {
+pub(crate) fn add_exemplars<'e>(text: &str, of: impl Fn(&str) -> Option<OfBuckets<'e>>) -> String {
     let mut out = String::with_capacity(text.len() + 4096);
-    let mut histogram: Option<(&str, &[Option<(f64, Exemplar)>])> = None;
+    let mut histogram: Option<(&str, OfBuckets<'e>)> = None;
     let mut bucket = 0;
     for line in text.lines() {
         out.push_str(line);

@@ -315,8 +315,7 @@ impl NodeHandle {
             local = None;
         }
         let (mut items, mut unanswered) = (Vec::new(), Vec::new());
-        let mut nodes = nodes.into_iter().peekable();
-        while let Some(node) = nodes.next() {
+        for node in nodes {
             let left = limit - items.len();
             if left == 0 {
                 return Ok(page(items, Some(format!("{node}.")), unanswered));

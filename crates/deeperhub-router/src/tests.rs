@@ -89,7 +89,7 @@ impl Model {
         let interests = Arc::new(Mutex::new(BTreeSet::new()));
         let told = Arc::clone(&interests);
         router.observe_interest(move |name, interest| {
-            let mut interests = told.lock().unwrap();
+            let mut interests = told.lock().expect("no test panicked with it");
             let changed = match interest {
                 Interest::Gained => interests.insert(name.to_string()),
                 Interest::Lost => interests.remove(&**name),
@@ -229,7 +229,7 @@ impl Model {
             assert_eq!(self.router.subscribers(&subscription(name)), count, "{name}");
         }
         assert_eq!(self.router.topics(), counts.len() as u64);
-        let interests = self.interests.lock().unwrap();
+        let interests = self.interests.lock().expect("no test panicked with it");
         assert!(interests.iter().eq(counts.keys()), "{interests:?} are told, {counts:?} are there");
     }
 
