@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{self, Poll, Waker};
 use std::time::Duration;
@@ -32,8 +32,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Stage {
     opened: AtomicUsize,
     closed: Mutex<Vec<Closed>>,
-    /// Frames of this size go to every connection of a worker when a session says `flood`.
-    kill_workers: AtomicBool,
     wakers: Mutex<Vec<Waker>>,
 }
 
@@ -42,6 +40,8 @@ struct Hub(Arc<Stage>);
 struct Worker {
     stage: Arc<Stage>,
     flood: Option<Key>,
+    /// A connection said `die`: the worker that it is on does, and no other.
+    dies: bool,
 }
 
 struct Talker;
@@ -51,7 +51,7 @@ impl Application for Hub {
     type Session = Talker;
 
     fn local(&self, _worker: usize) -> Worker {
-        Worker { stage: Arc::clone(&self.0), flood: None }
+        Worker { stage: Arc::clone(&self.0), flood: None, dies: false }
     }
 
     fn accept(
@@ -72,7 +72,7 @@ impl Local for Worker {
             wakers.push(cx.waker().clone());
         }
         drop(wakers);
-        if self.stage.kill_workers.swap(false, Ordering::Relaxed) {
+        if self.dies {
             panic!("a test kills this worker");
         }
         if let Some(key) = self.flood {
@@ -98,6 +98,7 @@ impl Session for Talker {
                 let key = cx.key();
                 cx.local().flood = Some(key);
             }
+            Message::Text("die") => cx.local().dies = true,
             Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
             Message::Text(text) => cx.reply(|out| frame::write_text(out, text)),
             Message::Binary(bytes) => cx.reply(|out| frame::write_binary(out, bytes)),
@@ -202,8 +203,7 @@ async fn a_worker_that_dies_is_replaced_and_the_others_notice_nothing() {
     let running = start(|config| config.workers = 2);
     // The least loaded worker gets the next connection, so these two are on different ones.
     let mut clients = [running.connect().await, running.connect().await];
-    running.stage.kill_workers.store(true, Ordering::Relaxed);
-    clients[0].send(Text::text("wake up")).await.unwrap();
+    clients[0].send(Text::text("die")).await.unwrap();
     running.wait_until(|running| running.metrics.worker_restarts.value() == 1).await;
     let (_, code) = read_to_close(&mut clients[0]).await;
     assert_eq!(code, Some(1011));
