@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::support::{Client, ROOT, Server, TemporaryDir, http, patiently, run};
 
 /// Compares a text with a file beside the tests; with `UPDATE_SNAPSHOTS` set, writes the file instead.
-fn check_snapshot(name: &str, text: &str) {
+pub(crate) fn check_snapshot(name: &str, text: &str) {
     let path = Path::new(ROOT).join("tests/snapshots").join(name);
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
         std::fs::write(&path, text).expect("a snapshot can be written");
@@ -72,7 +72,7 @@ fn bad_files_exit_with_2_and_name_file_line_key_and_what_would_be_right() {
         ("port = 1\nmax_conections = 5", ":2: unknown key 'max_conections'; did you mean 'max_connections'?"),
         ("\nhandshake_timeout = 'soon'", "'soon' for handshake_timeout in "),
         ("port = ", ":1: not TOML: "),
-        ("[limits]\nrate_limit = 1", ":1: unknown key 'limits'; there are no sections"),
+        ("[server]\nrate_limit = 1", ":1: unknown key 'server'; there are no sections"),
     ] {
         let path = dir.write("hub.toml", text);
         let path = path.to_str().expect("a temporary path is text");

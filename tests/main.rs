@@ -22,6 +22,7 @@ mod messages;
 mod proxies;
 mod readme;
 mod reload;
+mod schema;
 mod support;
 mod telemetry;
 mod tls;

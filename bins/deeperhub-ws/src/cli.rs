@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use crate::bench::Bench;
 use crate::options::Options;
+use crate::schema::Schema;
 use crate::token::TokenArgs;
 use crate::top::Top;
 
@@ -50,6 +51,11 @@ pub(crate) enum Action {
     /// Run it on another machine than the server where you can: on the same one, both share the processors.
     #[command(subcommand)]
     Bench(Box<Bench>),
+    /// Print a machine-readable description of what the server speaks
+    Schema {
+        /// What is described
+        schema: Schema,
+    },
     /// Print a completion script for a shell
     Completions {
         /// Shell that the script is for
@@ -141,7 +147,9 @@ pub(crate) fn action(matches: &ArgMatches) -> Result<(Action, Vec<&ArgMatches>),
         None => Action::Serve,
         Some(_) => Action::from_arg_matches(matches)?,
     };
-    if matches!(action, Action::Bench(_) | Action::Completions { .. }) && is_any_typed(matches) {
+    if matches!(action, Action::Bench(_) | Action::Schema { .. } | Action::Completions { .. })
+        && is_any_typed(matches)
+    {
         let name = matches.subcommand_name().unwrap_or_default();
         let message = format!("{name} takes no flags of the server before its name");
         return Err(command().error(ErrorKind::ArgumentConflict, message));

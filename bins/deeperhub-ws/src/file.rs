@@ -146,9 +146,9 @@ mod tests {
         );
         check("colour = 1", &[], &["hub.toml:1: unknown key 'colour'; expected one of workers, node_id, "]);
         check(
-            "[limits]\nmax_connections = 5",
+            "[server]\nmax_connections = 5",
             &[],
-            &["hub.toml:1: unknown key 'limits'; there are no sections, all keys stand at the top level"],
+            &["hub.toml:1: unknown key 'server'; there are no sections, all keys stand at the top level"],
         );
         check(
             "config = 'other.toml'",

@@ -23,6 +23,7 @@ mod options;
 mod problem;
 mod reload;
 mod resolve;
+mod schema;
 mod serve;
 mod settings;
 mod signals;
@@ -83,6 +84,13 @@ fn main() -> ExitCode {
             Err(problems) => complain(&problems),
         },
         Action::Bench(bench) => bench::run(*bench),
+        Action::Schema { schema } => match schema::text(schema) {
+            Ok(text) => print(&text),
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "error: the description cannot be written: {error}");
+                ExitCode::from(FAILED)
+            }
+        },
         Action::Completions { shell } => print(&completions::script(shell)),
     }
 }

@@ -1,0 +1,98 @@
+//! The AsyncAPI document of the WebSocket side, over the same definitions as the JSON Schema.
+
+use deeperhub_protocol::message::Command;
+use serde_json::{Map, Value, json};
+
+use super::messages::{self, SERVER, client, server};
+use crate::cli::VERSION;
+
+/// The document, from the server's side: it receives what clients send.
+pub(crate) fn document() -> Value {
+    let mut schemas = messages::schema();
+    let mut schemas = schemas.get_mut("$defs").map(Value::take).unwrap_or_default();
+    move_references(&mut schemas);
+    let of_clients: Vec<String> = Command::TYPES.iter().map(|kind| client(kind)).collect();
+    let of_server: Vec<String> = SERVER.iter().chain(&["raw"]).map(|kind| server(kind)).collect();
+
+    let (mut components, mut channel) = (Map::new(), Map::new());
+    for name in of_clients.iter().chain(&of_server) {
+        let payload = json!({ "$ref": format!("#/components/schemas/{name}") });
+        let message = json!({ "name": name, "contentType": "application/json", "payload": payload });
+        components.insert(name.clone(), message);
+        channel.insert(name.clone(), json!({ "$ref": format!("#/components/messages/{name}") }));
+    }
+    let of_channel = |names: &[String]| -> Vec<Value> {
+        names.iter().map(|name| json!({ "$ref": format!("#/channels/hub/messages/{name}") })).collect()
+    };
+    let hub = json!({ "$ref": "#/channels/hub" });
+    let mut operations = Map::new();
+    for kind in Command::TYPES {
+        let replies = [server(reply(kind)), server("error")];
+        let operation = json!({
+            "action": "receive",
+            "channel": hub,
+            "messages": of_channel(&[client(kind)]),
+            "reply": { "channel": hub, "messages": of_channel(&replies) },
+        });
+        operations.insert((*kind).to_owned(), operation);
+    }
+    let by_itself: Vec<String> =
+        ["welcome", "message", "unsubscribed", "goodbye", "raw"].iter().map(|kind| server(kind)).collect();
+    operations.insert(
+        "deliver".to_owned(),
+        json!({ "action": "send", "channel": hub, "messages": of_channel(&by_itself) }),
+    );
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "deeperhub-ws",
+            "version": VERSION,
+            "description": "A realtime WebSocket hub. Subprotocol `deeperhub.v1.json`, also without one.",
+            "license": { "name": "MIT OR Apache-2.0" },
+        },
+        "defaultContentType": "application/json",
+        "servers": {
+            "local": { "host": "localhost:8080", "protocol": "ws" },
+            "secure": { "host": "localhost:8080", "protocol": "wss", "description": "With --tls-cert" },
+        },
+        "channels": {
+            "hub": {
+                "address": "/",
+                "description": "Also `/ws`; --path replaces both.",
+                "messages": channel,
+            },
+        },
+        "operations": operations,
+        "components": { "messages": components, "schemas": schemas },
+    })
+}
+
+/// The type of the reply to a message.
+fn reply(kind: &str) -> &'static str {
+    match kind {
+        "subscribe" => "subscribed",
+        "unsubscribe" => "unsubscribed",
+        "publish" => "published",
+        "authenticate" => "authenticated",
+        "ping" => "pong",
+        _ => "echo",
+    }
+}
+
+/// Lets references lead to where the definitions lie in this document.
+fn move_references(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                match value {
+                    Value::String(text) if key == "$ref" => {
+                        *text = text.replace("#/$defs/", "#/components/schemas/");
+                    }
+                    other => move_references(other),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(move_references),
+        _ => {}
+    }
+}

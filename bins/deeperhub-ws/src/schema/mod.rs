@@ -1,0 +1,32 @@
+//! Machine-readable descriptions of what the server speaks.
+
+mod asyncapi;
+mod messages;
+
+use clap::ValueEnum;
+
+/// What is described.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Schema {
+    /// The server API, as OpenAPI 3.1
+    Openapi,
+    /// The WebSocket side, as AsyncAPI 3.0
+    Asyncapi,
+    /// The WebSocket messages, as JSON Schema 2020-12
+    Messages,
+}
+
+/// The description as indented JSON, with a line's end.
+///
+/// # Errors
+///
+/// None: what is made here can be written.
+pub(crate) fn text(schema: Schema) -> serde_json::Result<String> {
+    let mut text = match schema {
+        Schema::Openapi => deeperhub_api::openapi().to_pretty_json()?,
+        Schema::Asyncapi => serde_json::to_string_pretty(&asyncapi::document())?,
+        Schema::Messages => serde_json::to_string_pretty(&messages::schema())?,
+    };
+    text.push('\n');
+    Ok(text)
+}

@@ -1,0 +1,56 @@
+//! The machine-readable descriptions that the program prints.
+
+use serde_json::Value;
+
+use crate::cli::check_snapshot;
+use crate::support::run;
+
+fn described(what: &str) -> String {
+    let finished = run(&["schema", what], &[]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    finished.stdout
+}
+
+#[test]
+fn messages_are_described_as_committed() {
+    check_snapshot("messages.json", &described("messages"));
+}
+
+#[test]
+fn the_websocket_side_is_described_as_committed() {
+    check_snapshot("asyncapi.json", &described("asyncapi"));
+}
+
+#[test]
+fn the_server_api_is_described_as_it_is_served() {
+    let printed: Value = serde_json::from_str(&described("openapi")).unwrap();
+    let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/deeperhub-api/openapi.json");
+    let committed = std::fs::read_to_string(committed).unwrap();
+    assert_eq!(printed, serde_json::from_str::<Value>(&committed).unwrap());
+}
+
+/// Every reference of a document leads somewhere in it.
+fn check_references(document: &Value, value: &Value) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                if let ("$ref", Value::String(target)) = (key.as_str(), value) {
+                    let pointer =
+                        target.strip_prefix('#').unwrap_or_else(|| panic!("{target} leads elsewhere"));
+                    assert!(document.pointer(pointer).is_some(), "{target} leads nowhere");
+                }
+                check_references(document, value);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| check_references(document, item)),
+        _ => {}
+    }
+}
+
+#[test]
+fn references_lead_somewhere() {
+    for what in ["messages", "asyncapi", "openapi"] {
+        let document: Value = serde_json::from_str(&described(what)).unwrap();
+        check_references(&document, &document);
+    }
+}
