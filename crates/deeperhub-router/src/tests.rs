@@ -1,5 +1,8 @@
 //! The router against a plain model of what it promises.
 
+// Helpers here stand outside of test functions, where the lint cannot tell that they are tests.
+#![allow(clippy::unwrap_used)]
+
 use crate::{Config, Flow, Interest, Key, LOOPBACK, Router, Shard, ShardId, Subscribed};
 use deeperhub_protocol::{Subscription, Topic};
 use proptest::prelude::*;
