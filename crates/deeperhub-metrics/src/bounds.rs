@@ -56,17 +56,7 @@ impl Bounds {
         let (min, max) = (nanos(min), nanos(max));
         let decades = (3..19).map(|exponent| 10_u64.pow(exponent));
         let steps = decades.flat_map(|decade| [decade, decade / 10 * 25, decade.saturating_mul(5)]);
-        let mut upper: Vec<u64> = Vec::new();
-        for step in steps {
-            if step <= min {
-                upper.clear();
-            }
-            upper.push(step);
-            if step >= max && step >= min {
-                break;
-            }
-        }
-        Self::with(upper, Search::Sorted, 1e9)
+        Self::with(between(steps, min, max), Search::Sorted, 1e9)
     }
 
     /// As [`seconds`](Self::seconds), but with twelve steps to a decade (1, 1.2, 1.5, 1.8, 2.2 … 8.2): what is read
@@ -81,17 +71,7 @@ impl Bounds {
         let (min, max) = (nanos(min).max(1000), nanos(max));
         let decades = (1..16).map(|exponent| 10_u64.pow(exponent));
         let steps = decades.flat_map(|decade| STEPS.map(|step| step.saturating_mul(decade)));
-        let mut upper: Vec<u64> = Vec::new();
-        for step in steps {
-            if step <= min {
-                upper.clear();
-            }
-            upper.push(step);
-            if step >= max && step >= min {
-                break;
-            }
-        }
-        Self::with(upper, Search::Sorted, 1e9)
+        Self::with(between(steps, min, max), Search::Sorted, 1e9)
     }
 
     /// Bounds of your own, in whole units that are exposed as they are. They are sorted, and bounds
@@ -148,6 +128,21 @@ impl Bounds {
 /// Nanoseconds; 584 years at most.
 pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Those of rising `steps` from the one at or below `min` to the first that covers `max`.
+fn between(steps: impl Iterator<Item = u64>, min: u64, max: u64) -> Vec<u64> {
+    let mut upper = Vec::new();
+    for step in steps {
+        if step <= min {
+            upper.clear();
+        }
+        upper.push(step);
+        if step >= max && step >= min {
+            break;
+        }
+    }
+    upper
 }
 
 #[cfg(test)]
