@@ -182,7 +182,7 @@ async fn a_subscriber_that_does_not_read_is_closed_with_1013_and_the_others_are_
 #[tokio::test]
 async fn on_a_shutdown_each_client_gets_a_time_of_its_own() {
     const CLIENTS: usize = 20;
-    let mut server = Server::start(&["--drain-timeout", "20s", "--workers", "1"]);
+    let mut server = Server::start(&["--drain-timeout", "4s", "--workers", "2"]);
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         clients.push(Client::connect(&server).await);
@@ -214,6 +214,35 @@ async fn on_a_shutdown_each_client_gets_a_time_of_its_own() {
     times.dedup();
     assert_eq!(times.len(), CLIENTS, "{times:?}");
     drop(clients);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.stderr());
+}
+
+#[tokio::test]
+async fn a_few_clients_have_the_whole_time_of_a_drain_between_them() {
+    let mut server = Server::start(&["--drain-timeout", "1h", "--workers", "2", "--rate-limit", "0"]);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(Client::connect(&server).await);
+    }
+    server.signal("TERM");
+    // Which one is the first is the server's choice.
+    let first = patiently("the first close", async {
+        loop {
+            for (index, client) in clients.iter_mut().enumerate() {
+                let answer = client.ask(&json!({"type": "ping"})).await;
+                if answer["type"] == "goodbye" {
+                    return index;
+                }
+            }
+        }
+    })
+    .await;
+    clients.remove(first);
+    // The next one's time comes in twenty minutes.
+    for client in &mut clients {
+        assert_eq!(client.ask(&json!({"type": "ping"})).await, json!({"type": "pong"}));
+    }
+    server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0), "{}", server.stderr());
 }
 

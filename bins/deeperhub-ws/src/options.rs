@@ -50,6 +50,7 @@ pub(crate) struct Options {
 
     /// Time over which connections are closed at SIGTERM or SIGINT [default: 30s]
     ///
+    /// The first is closed at once, the others follow evenly, the last some time before the end, so that it can answer.
     /// New connections are refused with 503 meanwhile. The server exits as soon as all are gone, at the latest when
     /// the time is over; a second signal ends the wait. `0` closes all at once.
     #[arg(long, value_name = "TIME", help_heading = GENERAL)]

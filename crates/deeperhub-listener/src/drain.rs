@@ -1,80 +1,113 @@
-//! When each connection of a worker is closed while the server shuts down, and when it should come back.
+//! When each connection is closed while the listener shuts down, and when its client should come back.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
 
-/// The longest pause between two closes of a worker: a few connections need not wait for the whole time.
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-
 /// How many clients in a row get different slots where closes are further apart than slots are long: each would get the
 /// first one there, and those whose timers are coarse would come together.
-const SPREAD: u32 = 100;
+const SPREAD: u64 = 100;
 
-/// A worker's drain under way.
+/// A drain of all workers: closes and returns are spread over the listener, however its connections are divided.
 #[derive(Debug)]
-pub(crate) struct Drain {
-    next: Option<Instant>,
-    pause: Duration,
-    left: usize,
+pub(crate) struct DrainPlan {
+    start: Instant,
+    /// From the first close to where one more would be.
+    spread_over: Duration,
+    /// Connections at the start.
+    open: u64,
+    /// Closes that workers have taken upon them.
+    closes: AtomicU64,
     /// Time between two clients that come back to other nodes.
     slot_length: Duration,
-    next_slot: Instant,
-    /// Slots taken, less than [`SPREAD`].
-    taken: u32,
+    /// When the next slot begins, in nanoseconds since the start.
+    next_slot: AtomicU64,
+    slots_taken: AtomicU64,
+}
+
+impl DrainPlan {
+    /// Spreads `open` connections evenly over `time`, less what the last ones need to read their end: the time that a
+    /// peer has to answer a close, or a quarter of the whole if that is less.
+    pub(crate) fn new(start: Instant, time: Duration, open: usize, config: &Config) -> Self {
+        Self {
+            start,
+            spread_over: time - config.close_timeout.min(time / 4),
+            open: open.max(1) as u64,
+            closes: AtomicU64::new(0),
+            slot_length: Duration::from_secs_f64(1.0 / f64::from(config.reconnects_per_second.max(1))),
+            next_slot: AtomicU64::new(0),
+            slots_taken: AtomicU64::new(0),
+        }
+    }
+
+    /// The time of one more close. Those of connections that came after the start are the last.
+    fn take_close(&self) -> Instant {
+        let number = self.closes.fetch_add(1, Ordering::Relaxed).min(self.open);
+        let after = self.spread_over.as_nanos() * u128::from(number) / u128::from(self.open);
+        self.start + Duration::from_nanos(u64::try_from(after).unwrap_or(u64::MAX))
+    }
+
+    fn since_start(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The time after which one more client should come back, so that they do at a rate that others can accept.
+    fn slot(&self, now: Instant) -> Duration {
+        let next = self.next_slot.load(Ordering::Relaxed);
+        Duration::from_nanos(next.saturating_sub(self.since_start(now))).max(self.slot_length)
+    }
+
+    /// As [`Self::slot`], and takes it.
+    fn take_slot(&self, now: Instant) -> Duration {
+        let now = self.since_start(now);
+        let length = u64::try_from(self.slot_length.as_nanos()).unwrap_or(u64::MAX);
+        let after = |next: u64| next.max(now).saturating_add(length);
+        let taken =
+            self.next_slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| Some(after(next)));
+        let slot = after(taken.unwrap_or_else(|next| next)) - now;
+        let neighbour = self.slots_taken.fetch_add(1, Ordering::Relaxed) % SPREAD + 1;
+        Duration::from_nanos(slot.max(length.saturating_mul(neighbour)))
+    }
+}
+
+/// One worker's part in a drain under way.
+#[derive(Debug)]
+pub(crate) struct Drain {
+    plan: Arc<DrainPlan>,
+    /// Of the close that this worker has taken upon it.
+    due: Option<Instant>,
     pub(crate) cursor: u32,
 }
 
 impl Drain {
-    /// Spreads `open` connections over the time until `until`, less what the last one needs to read its end.
-    pub(crate) fn new(now: Instant, until: Instant, open: usize, config: &Config) -> Self {
-        let time = until.saturating_duration_since(now);
-        let usable = time.saturating_sub(config.close_timeout).max(time / 2);
-        let pause = (usable / u32::try_from(open.max(1)).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
-        let per_second = (f64::from(config.reconnects_per_second) / config.workers.max(1) as f64).max(0.1);
-        Self {
-            next: Some(now),
-            pause,
-            left: open,
-            slot_length: Duration::from_secs_f64(1.0 / per_second),
-            next_slot: now,
-            taken: 0,
-            cursor: 0,
+    pub(crate) const fn new(plan: Arc<DrainPlan>) -> Self {
+        Self { plan, due: None, cursor: 0 }
+    }
+
+    /// When the next connection is closed; `None` while none of the worker's is open.
+    pub(crate) fn due(&mut self, open: usize) -> Option<Instant> {
+        (open > 0).then(|| *self.due.get_or_insert_with(|| self.plan.take_close()))
+    }
+
+    /// Whether a connection is to be closed now; each call that says so is one of them.
+    pub(crate) fn take_due(&mut self, now: Instant, open: usize) -> bool {
+        let is_due = self.due(open).is_some_and(|due| due <= now);
+        if is_due {
+            self.due = None;
         }
+        is_due
     }
 
-    /// When the next connection is closed.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        self.next.filter(|_| self.left > 0)
-    }
-
-    /// A handshake that was under way when the drain began became a connection.
-    pub(crate) fn one_more(&mut self) {
-        self.left += 1;
-    }
-
-    /// Whether a connection is to be closed now; each call is one of them.
-    pub(crate) fn take_due(&mut self, now: Instant) -> bool {
-        match self.due() {
-            Some(next) if next <= now => {
-                self.left -= 1;
-                self.next = Some(next + self.pause);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// The time after which one more client should come back, so that they do at a rate that others can accept.
+    /// What a client that is refused is told.
     pub(crate) fn slot(&self, now: Instant) -> Duration {
-        self.next_slot.saturating_duration_since(now).max(self.slot_length)
+        self.plan.slot(now)
     }
 
-    /// As [`Self::slot`], and takes it.
-    pub(crate) fn take_slot(&mut self, now: Instant) -> Duration {
-        self.next_slot = self.next_slot.max(now) + self.slot_length;
-        self.taken = self.taken % SPREAD + 1;
-        self.slot(now).max(self.slot_length * self.taken)
+    /// A slot for one client.
+    pub(crate) fn take_slot(&self, now: Instant) -> Duration {
+        self.plan.take_slot(now)
     }
 }
 
@@ -82,50 +115,73 @@ impl Drain {
 mod tests {
     use super::*;
 
-    #[test]
-    fn closes_are_spread_over_the_time() {
-        let config = Config::default();
-        let now = Instant::now();
-        let mut drain = Drain::new(now, now + Duration::from_secs(30), 1000, &config);
-        let mut closed = 0;
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn plan(time: Duration, open: usize) -> Arc<DrainPlan> {
+        Arc::new(DrainPlan::new(Instant::now(), time, open, &Config::default()))
+    }
+
+    /// Milliseconds after the start at which workers with so many connections each close one.
+    fn closes(plan: &Arc<DrainPlan>, mut open: Vec<usize>) -> Vec<u64> {
+        let mut drains: Vec<_> = open.iter().map(|_| Drain::new(Arc::clone(plan))).collect();
+        let mut times = Vec::new();
         for ms in 0..30_000 {
-            while drain.take_due(now + Duration::from_millis(ms)) {
-                closed += 1;
-            }
-            if ms == 13_500 {
-                assert!((480..=520).contains(&closed), "{closed} of 1000 closed at half the usable time");
+            for (drain, open) in drains.iter_mut().zip(&mut open) {
+                while drain.take_due(plan.start + Duration::from_millis(ms), *open) {
+                    *open -= 1;
+                    times.push(ms);
+                }
             }
         }
-        assert_eq!(closed, 1000);
-        assert_eq!(drain.due(), None);
+        times
+    }
+
+    #[test]
+    fn closes_are_spread_evenly_over_the_time() {
+        let times = closes(&plan(SECOND * 30, 1000), vec![1000]);
+        assert_eq!((times.len(), times[0], times[999]), (1000, 0, 26_973));
+        assert!(times.windows(2).all(|pair| pair[1] - pair[0] == 27), "{times:?}");
+    }
+
+    #[test]
+    fn the_same_goes_for_a_few_connections_and_a_short_time() {
+        assert_eq!(closes(&plan(SECOND * 4, 4), vec![4]), [0, 750, 1500, 2250]);
+        assert_eq!(closes(&plan(SECOND * 30, 1), vec![1]), [0]);
+    }
+
+    #[test]
+    fn workers_share_the_time_whatever_their_part() {
+        for parts in [vec![3, 3], vec![1, 5], vec![0, 6], vec![2, 2, 2, 0]] {
+            assert_eq!(closes(&plan(SECOND * 8, 6), parts), [0, 1000, 2000, 3000, 4000, 5000]);
+        }
+    }
+
+    #[test]
+    fn who_came_after_the_start_goes_at_the_end() {
+        assert_eq!(closes(&plan(SECOND * 4, 2), vec![4]), [0, 1500, 3000, 3000]);
     }
 
     #[test]
     fn without_time_all_are_closed_at_once() {
-        let now = Instant::now();
-        let mut drain = Drain::new(now, now, 50, &Config::default());
-        let mut closed = 0;
-        while drain.take_due(now) {
-            closed += 1;
-        }
-        assert_eq!(closed, 50);
+        assert_eq!(closes(&plan(Duration::ZERO, 50), vec![20, 30]), [0; 50]);
     }
 
     #[test]
     fn slots_follow_each_other() {
         let mut config = Config::default();
-        (config.workers, config.reconnects_per_second) = (2, 200);
+        config.reconnects_per_second = 100;
         let now = Instant::now();
-        let mut drain = Drain::new(now, now, 3, &config);
-        let slots = [drain.take_slot(now), drain.take_slot(now), drain.take_slot(now)];
+        let plan = Arc::new(DrainPlan::new(now, SECOND, 3, &config));
+        // The workers' clients come back one behind the other too.
+        let drains = [Drain::new(Arc::clone(&plan)), Drain::new(plan)];
+        let slots = [0, 1, 0].map(|worker: usize| drains[worker].take_slot(now));
         assert_eq!(slots, [10, 20, 30].map(Duration::from_millis));
     }
 
     #[test]
     fn neighbours_get_different_slots_however_far_apart_they_are_closed() {
-        let now = Instant::now();
-        let mut drain = Drain::new(now, now + Duration::from_secs(30), 50, &Config::default());
-        let slots: Vec<_> = (0..50).map(|n| drain.take_slot(now + n * LONGEST_PAUSE)).collect();
+        let plan = plan(SECOND * 30, 50);
+        let slots: Vec<_> = (0..50).map(|n| plan.take_slot(plan.start + n * SECOND / 2)).collect();
         assert!(slots.windows(2).all(|pair| pair[0] < pair[1]), "{slots:?}");
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::accept::{Acceptor, listen};
 use crate::config::Config;
 use crate::connections::Core;
+use crate::drain::DrainPlan;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::places::Places;
@@ -155,10 +156,12 @@ impl Listener {
     /// when all are gone or the time is over. The listener goes on to refuse until it is dropped.
     pub async fn drain(&self, time: Duration) {
         self.draining.store(true, Ordering::Relaxed);
-        let until = Instant::now() + time;
+        let start = Instant::now();
+        let until = start + time;
+        let plan = Arc::new(DrainPlan::new(start, time, self.places.open(), &self.config.current()));
         for worker in &self.workers {
             // A worker that takes nothing has its own fault; the time below bounds the wait for it.
-            let _ = tokio::time::timeout(time, worker.send(ToWorker::Drain { until })).await;
+            let _ = tokio::time::timeout(time, worker.send(ToWorker::Drain(Arc::clone(&plan)))).await;
         }
         let _ = tokio::time::timeout_at(until.into(), self.places.wait_empty()).await;
     }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::budget::{LEAST_SHED, largest};
 use crate::connections::{Closing, Connection, Connections, Core, Flags, State, too_slow};
 use crate::deflate::{self, Coders};
-use crate::drain::Drain;
+use crate::drain::{Drain, DrainPlan};
 use crate::handshake::{Handshake, Proxied};
 use crate::metrics::{CoderCells, Outcome};
 use crate::outbox::Outbox;
@@ -63,7 +63,7 @@ pub(crate) enum ToWorker {
         since: Instant,
     },
     /// Close all connections, spread over the time.
-    Drain { until: Instant },
+    Drain(Arc<DrainPlan>),
     /// End the thread.
     Stop,
 }
@@ -172,8 +172,8 @@ impl<'a, A: Application> Worker<'a, A> {
         if self.core.paused > 0 {
             until = until.min(self.core.now + Duration::from_millis(5));
         }
-        if let Some(drain) = &self.drain
-            && let Some(due) = drain.due()
+        if let Some(drain) = &mut self.drain
+            && let Some(due) = drain.due(self.core.open)
         {
             until = until.min(due);
         }
@@ -199,9 +199,7 @@ impl<'a, A: Application> Worker<'a, A> {
                         .observe_duration(self.core.now.saturating_duration_since(since));
                     self.arrive(socket, peer, place, refusal, since);
                 }
-                Poll::Ready(Some(ToWorker::Drain { until })) => {
-                    self.drain = Some(Drain::new(self.core.now, until, self.core.open, &self.core.config));
-                }
+                Poll::Ready(Some(ToWorker::Drain(plan))) => self.drain = Some(Drain::new(plan)),
                 Poll::Ready(Some(ToWorker::Stop) | None) => {
                     self.stopped = true;
                     return false;
@@ -464,9 +462,6 @@ impl<'a, A: Application> Worker<'a, A> {
         }
         self.core.mark_dirty(key);
         self.with_session(key, |session, cx| session.on_open(cx));
-        if let Some(drain) = &mut self.drain {
-            drain.one_more();
-        }
         if !rest.is_empty() {
             self.decode(key, &mut rest);
         }
@@ -646,7 +641,7 @@ impl<'a, A: Application> Worker<'a, A> {
             }
             CloseCode::PongTimeout => self.core.metrics.pong_timeouts.inc(),
             CloseCode::GoingAway => {
-                retry_after = self.drain.as_mut().map(|drain| drain.take_slot(self.core.now))
+                retry_after = self.drain.as_ref().map(|drain| drain.take_slot(self.core.now))
             }
             CloseCode::PolicyViolation => retry_after = Some(Duration::from_secs(10)),
             CloseCode::InternalError => retry_after = Some(spread(key, Duration::from_secs(1))),
@@ -901,7 +896,7 @@ impl<'a, A: Application> Worker<'a, A> {
 
     fn drain_due(&mut self) {
         let Some(mut drain) = self.drain.take() else { return };
-        while drain.take_due(self.core.now) {
+        while drain.take_due(self.core.now, self.core.open) {
             let connections = Connections { core: self.core };
             let Some(key) = connections.next_open(drain.cursor).or_else(|| connections.next_open(0)) else {
                 break;
