@@ -11,21 +11,21 @@ use super::{
 use crate::support::{Broker, Client, Engine, Proxy, Server, http, patiently};
 
 /// Numbers published by one client, with an answer for each.
-struct Publisher {
+pub(super) struct Publisher {
     client: Client,
     topic: &'static str,
-    next: u64,
+    pub(super) next: u64,
     /// Those of which the node said that others do not get them.
-    told: BTreeSet<u64>,
+    pub(super) told: BTreeSet<u64>,
 }
 
 impl Publisher {
-    async fn new(node: &Server, topic: &'static str) -> Self {
+    pub(super) async fn new(node: &Server, topic: &'static str) -> Self {
         Self { client: Client::connect(node).await, topic, next: 0, told: BTreeSet::new() }
     }
 
     /// Publishes the next number; answers whether other nodes get it.
-    async fn publish(&mut self) -> bool {
+    pub(super) async fn publish(&mut self) -> bool {
         let n = self.next;
         self.next += 1;
         let data = json!({"topic": self.topic, "message": n});
@@ -40,7 +40,7 @@ impl Publisher {
     }
 
     /// Publishes until the node says that the cluster is lost (false) or reached (true).
-    async fn until(&mut self, reached: bool) {
+    pub(super) async fn until(&mut self, reached: bool) {
         patiently("a change of the cluster", async {
             while self.publish().await != reached {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -49,7 +49,7 @@ impl Publisher {
         .await;
     }
 
-    async fn many(&mut self, count: u64) {
+    pub(super) async fn many(&mut self, count: u64) {
         for _ in 0..count {
             self.publish().await;
         }
@@ -57,7 +57,7 @@ impl Publisher {
 }
 
 /// Reads numbers up to one.
-async fn numbers(client: &mut Client, last: u64) -> Vec<u64> {
+pub(super) async fn numbers(client: &mut Client, last: u64) -> Vec<u64> {
     let mut received = Vec::new();
     loop {
         let message = client.receive().await;
@@ -70,7 +70,7 @@ async fn numbers(client: &mut Client, last: u64) -> Vec<u64> {
 }
 
 /// No number twice, none out of order.
-fn check_order(received: &[u64]) {
+pub(super) fn check_order(received: &[u64]) {
     assert!(received.windows(2).all(|pair| pair[0] < pair[1]), "{received:?}");
 }
 

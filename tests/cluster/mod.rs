@@ -3,6 +3,8 @@
 mod faults;
 mod lists;
 mod messages;
+mod secure;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

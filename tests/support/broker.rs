@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{PATIENCE, ROOT, TemporaryDir};
+use super::{Identity, PATIENCE, ROOT, TemporaryDir, text};
 
 /// A kind of broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +35,13 @@ pub(crate) struct Broker {
     pub(crate) address: SocketAddr,
     child: Child,
     flags: Vec<String>,
+    /// What it shows to clients, which then speak TLS.
+    identity: Option<Identity>,
     files: TemporaryDir,
 }
 
 /// A port that is free now. Servers that take no port 0, or do not tell which they got, have to be given one.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     listener.local_addr().expect("a listener has an address").port()
 }
@@ -71,14 +73,23 @@ impl Broker {
 
     /// Starts a server with further flags.
     pub(crate) fn start_with(engine: Engine, flags: &[&str]) -> Self {
+        Self::begin(engine, flags, None)
+    }
+
+    /// Starts a server that speaks TLS alone.
+    pub(crate) fn start_over_tls(engine: Engine, identity: &Identity) -> Self {
+        Self::begin(engine, &[], Some(identity.clone()))
+    }
+
+    fn begin(engine: Engine, flags: &[&str], identity: Option<Identity>) -> Self {
         let files = TemporaryDir::new();
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         // Another program may take the port meanwhile.
         for _ in 0..5 {
             let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-            let mut child = Self::spawn(engine, address, &flags, &files);
+            let mut child = Self::spawn(engine, address, &flags, identity.as_ref(), &files);
             if listens(address, &mut child) {
-                return Self { engine, address, child, flags, files };
+                return Self { engine, address, child, flags, identity, files };
             }
             let _ = child.kill();
             let _ = child.wait();
@@ -86,18 +97,34 @@ impl Broker {
         panic!("{engine:?} cannot be started");
     }
 
-    fn spawn(engine: Engine, address: SocketAddr, flags: &[String], files: &TemporaryDir) -> Child {
+    fn spawn(
+        engine: Engine,
+        address: SocketAddr,
+        flags: &[String],
+        identity: Option<&Identity>,
+        files: &TemporaryDir,
+    ) -> Child {
         let port = address.port().to_string();
         let mut command = match engine {
             Engine::Nats => {
                 let mut command = program("nats-server");
                 command.args(["-a", "127.0.0.1", "-p", &port]);
+                if let Some(Identity { cert, key }) = identity {
+                    command.args(["--tls", "--tlscert", text(cert), "--tlskey", text(key)]);
+                }
                 command
             }
             Engine::Redis => {
                 let mut command = program("redis-server");
-                command.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--dir"]);
+                command.args(["--bind", "127.0.0.1", "--save", "", "--dir"]);
                 command.arg(files.path("."));
+                match identity {
+                    None => command.args(["--port", &port]),
+                    Some(Identity { cert, key }) => command
+                        .args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"])
+                        .args(["--tls-cert-file", text(cert), "--tls-key-file", text(key)])
+                        .args(["--tls-ca-cert-file", text(cert)]),
+                };
                 command
             }
         };
@@ -114,7 +141,11 @@ impl Broker {
 
     /// The URL for nodes.
     pub(crate) fn url(&self) -> String {
-        self.engine.url(self.address)
+        match (self.engine, &self.identity) {
+            (engine, None) => engine.url(self.address),
+            (Engine::Nats, Some(_)) => format!("tls://{}", self.address),
+            (Engine::Redis, Some(_)) => format!("rediss://{}", self.address),
+        }
     }
 
     /// Ends it without a goodbye.
@@ -128,7 +159,8 @@ impl Broker {
         self.kill();
         let deadline = Instant::now() + PATIENCE;
         loop {
-            self.child = Self::spawn(self.engine, self.address, &self.flags, &self.files);
+            let identity = self.identity.as_ref();
+            self.child = Self::spawn(self.engine, self.address, &self.flags, identity, &self.files);
             if listens(self.address, &mut self.child) {
                 return;
             }

@@ -13,7 +13,7 @@ pub(crate) mod wire;
 
 use std::time::Duration;
 
-pub(crate) use broker::{Broker, Engine, Proxy};
+pub(crate) use broker::{Broker, Engine, Proxy, free_port};
 pub(crate) use client::Client;
 pub(crate) use collector::Collector;
 pub(crate) use http::{Response, http};

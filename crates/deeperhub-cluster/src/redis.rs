@@ -56,7 +56,11 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(DEADLINE))
         .set_response_timeout(Some(DEADLINE));
-    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let over_tls = server.scheme() == "rediss";
+    let mut connection = client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+        .map_err(|error| unreached(error, over_tls))?;
     // Where the access list does not let us ask, the operator knows which server it is.
     if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async::<Value>(&mut connection).await
         && matches!(role.first(), Some(Value::BulkString(role)) if role == b"slave")
@@ -72,6 +76,18 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
         receiver: link::Receiver::Redis(Receiver { stream }),
         echoes: true,
     })
+}
+
+/// Says what the library's error leaves open: a server that speaks TLS, or does not, is silent or ends the connection.
+fn unreached(error: RedisError, over_tls: bool) -> LinkError {
+    let is_dropped = error.is_connection_dropped();
+    if over_tls && (is_dropped || error.is_timeout()) {
+        LinkError(format!("no TLS connection was made ({error}): does this port speak TLS?"))
+    } else if is_dropped {
+        LinkError(format!("no connection was made ({error}): does this port want TLS (rediss://)?"))
+    } else {
+        error.into()
+    }
 }
 
 impl Sender {

@@ -1,0 +1,188 @@
+//! Brokers that speak TLS, and those that ask who comes.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+
+use super::{eventually, linked, names_of_nodes, node, nodes, ready, subscribed, unready};
+use crate::support::{Authority, Broker, Engine, TemporaryDir, text};
+
+/// Two nodes of a broker, and that a message gets from one to the other.
+async fn meet(url: &str, flags: &[&str]) {
+    let [a, b] = nodes(url, flags).await;
+    let mut there = subscribed(&b, &["t", "t.*"]).await;
+    linked(&a, "t", &mut there).await;
+    linked(&a, "t.x", &mut there).await;
+}
+
+/// A node that the broker, or that refuses the broker, says why and serves its own clients.
+async fn refused(url: &str, flags: &[&str], reasons: &[&str]) {
+    let mut all = vec!["--log-level", "debug"];
+    all.extend(flags);
+    let a = node(url, "refused", &all);
+    unready(&a).await;
+    // The first attempt may not be over yet.
+    a.wait_for_stderr("The cluster's broker cannot be reached");
+    let log = a.stderr();
+    assert!(reasons.iter().any(|reason| log.contains(reason)), "none of {reasons:?} in {log}");
+    assert_eq!(log.matches("The cluster's broker cannot be reached").count(), 1, "{log}");
+    let mut client = subscribed(&a, &["t"]).await;
+    super::publish(&a, "t", "1").await;
+    assert_eq!(client.receive().await["data"]["message"], 1);
+}
+
+#[tokio::test]
+async fn brokers_over_tls_are_checked_by_an_authority_of_the_operators() {
+    for engine in Engine::BOTH {
+        let authority = Authority::new();
+        let broker = Broker::start_over_tls(engine, &authority.server("broker"));
+        let ca = text(&authority.cert).to_owned();
+        meet(&broker.url(), &["--cluster-ca", &ca]).await;
+        // Certificates are for names too.
+        meet(&broker.url().replace("127.0.0.1", "localhost"), &["--cluster-ca", &ca]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_broker_whose_certificate_another_authority_signed_is_refused() {
+    for engine in Engine::BOTH {
+        let authority = Authority::new();
+        let broker = Broker::start_over_tls(engine, &authority.server("broker"));
+        let other = Authority::new();
+        let reasons = ["UnknownIssuer", "invalid peer certificate"];
+        refused(&broker.url(), &["--cluster-ca", text(&other.cert)], &reasons).await;
+        // Nor does the system trust it.
+        refused(&broker.url(), &[], &reasons).await;
+        // A certificate of a client is for no name at all.
+        let nameless = Broker::start_over_tls(engine, &authority.client("nameless"));
+        refused(&nameless.url(), &["--cluster-ca", text(&authority.cert)], &["invalid peer certificate"])
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn what_lies_in_the_file_of_authorities_must_be_certificates() {
+    let files = TemporaryDir::new();
+    let authority = Authority::new();
+    for engine in Engine::BOTH {
+        let broker = Broker::start_over_tls(engine, &authority.server("broker"));
+        let none = files.write("none.pem", "no certificate\n");
+        refused(&broker.url(), &["--cluster-ca", text(&none)], &["certificate"]).await;
+    }
+}
+
+#[tokio::test]
+async fn plain_and_tls_do_not_meet_and_the_log_says_so() {
+    for engine in Engine::BOTH {
+        let plain = Broker::start(engine);
+        let over_tls = match engine {
+            Engine::Nats => plain.url().replace("nats://", "tls://"),
+            Engine::Redis => plain.url().replace("redis://", "rediss://"),
+        };
+        refused(&over_tls, &[], &["does this port speak TLS", "InvalidContentType"]).await;
+    }
+    // NATS says in the clear that it wants TLS, and gets it; Redis ends the connection.
+    let authority = Authority::new();
+    let broker = Broker::start_over_tls(Engine::Redis, &authority.server("broker"));
+    refused(&broker.url().replace("rediss://", "redis://"), &[], &["does this port want TLS"]).await;
+    let broker = Broker::start_over_tls(Engine::Nats, &authority.server("broker"));
+    meet(&broker.url().replace("tls://", "nats://"), &["--cluster-ca", text(&authority.cert)]).await;
+}
+
+#[tokio::test]
+async fn an_nkey_opens_nats() {
+    let files = TemporaryDir::new();
+    let user = KeyPair::new_user();
+    let config = format!("authorization {{ users = [ {{ nkey: {} }} ] }}\n", user.public_key());
+    let config = files.write("nats.conf", &config);
+    let broker = Broker::start_with(Engine::Nats, &["-c", text(&config)]);
+    let seed = files.write("hub.nk", &format!("{}\n", user.seed().unwrap()));
+    meet(&broker.url(), &["--cluster-credentials", text(&seed)]).await;
+    let stranger = files.write("stranger.nk", &KeyPair::new_user().seed().unwrap());
+    refused(&broker.url(), &["--cluster-credentials", text(&stranger)], &["authorization violation"]).await;
+    refused(&broker.url(), &[], &["authorization violation", "nkey"]).await;
+}
+
+/// A token of NATS: a JWT that is signed by an nkey.
+fn nats_token(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value) -> String {
+    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let header = part(json!({"typ": "JWT", "alg": "ed25519-nkey"}));
+    let claims = part(json!({
+        "jti": name,
+        "iat": 1_700_000_000,
+        "iss": issuer.public_key(),
+        "sub": subject.public_key(),
+        "name": name,
+        "nats": nats,
+    }));
+    let signature = issuer.sign(format!("{header}.{claims}").as_bytes()).expect("a seed signs");
+    format!("{header}.{claims}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[tokio::test]
+async fn a_credentials_file_opens_nats() {
+    let files = TemporaryDir::new();
+    let (operator, account, user) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_user());
+    let operator_token =
+        nats_token(&operator, &operator, "operator", json!({"type": "operator", "version": 2}));
+    let limits = json!({
+        "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
+    });
+    let account_claims = json!({"type": "account", "version": 2, "limits": limits});
+    let account_token = nats_token(&operator, &account, "account", account_claims);
+    let config = format!(
+        "operator: {operator_token}\nresolver: MEMORY\nresolver_preload: {{ {}: {account_token} }}\n",
+        account.public_key()
+    );
+    let config = files.write("nats.conf", &config);
+    let broker = Broker::start_with(Engine::Nats, &["-c", text(&config)]);
+
+    // May do what the README says that it needs, and nothing else.
+    let allowed = json!({"allow": ["deeperhub.>"]});
+    let rights = json!({
+        "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1, "pub": allowed, "sub": allowed,
+    });
+    let credentials = |issuer: &KeyPair| {
+        format!(
+            "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+            nats_token(issuer, &user, "hub", rights.clone()),
+            user.seed().expect("a user has a seed"),
+        )
+    };
+    let good = files.write("hub.creds", &credentials(&account));
+    meet(&broker.url(), &["--cluster-credentials", text(&good)]).await;
+    let forged = files.write("forged.creds", &credentials(&KeyPair::new_account()));
+    refused(&broker.url(), &["--cluster-credentials", text(&forged)], &["authorization violation"]).await;
+    let broken = files.write("broken.creds", "-----BEGIN NATS USER JWT-----\nnothing\n");
+    refused(&broker.url(), &["--cluster-credentials", text(&broken)], &["broken.creds cannot be used"]).await;
+}
+
+#[tokio::test]
+async fn a_token_opens_nats() {
+    let broker = Broker::start_with(Engine::Nats, &["--auth", "s3cret"]);
+    let url = |token: &str| broker.url().replace("://", &format!("://{token}@"));
+    meet(&url("s3cret"), &[]).await;
+    refused(&url("other"), &[], &["authorization violation"]).await;
+}
+
+#[tokio::test]
+async fn a_user_of_redis_needs_few_rights() {
+    let user = "hub on >s3cret resetchannels &* -@all \
+                +publish +subscribe +psubscribe +unsubscribe +punsubscribe";
+    let mut flags = vec!["--user"];
+    flags.extend(user.split_whitespace());
+    flags.extend(["--user", "default", "off"]);
+    let broker = Broker::start_with(Engine::Redis, &flags);
+    let url = |password: &str| broker.url().replace("://", &format!("://hub:{password}@"));
+    meet(&url("s3cret"), &[]).await;
+    refused(&url("wrong"), &[], &["WRONGPASS", "Password authentication failed"]).await;
+    refused(&broker.url(), &[], &["NOAUTH", "Authentication required"]).await;
+    eventually("a node that may", async || {
+        let a = node(&url("s3cret"), "a", &[]);
+        ready(&a).await;
+        names_of_nodes(&a).await == ["a"]
+    })
+    .await;
+}

@@ -1,0 +1,84 @@
+//! Brokers of several servers: when one is lost, nodes go on with the next.
+
+use super::faults::{Publisher, check_order, numbers};
+use super::{eventually, linked, names_of_nodes, node, ready, subscribed, unready};
+use crate::support::{Broker, Engine, free_port};
+
+#[tokio::test]
+async fn nodes_on_different_servers_of_nats_are_one_hub_and_outlive_a_server() {
+    let routes = format!("nats://127.0.0.1:{}", free_port());
+    let mut first = Broker::start_with(Engine::Nats, &["--cluster_name", "hub", "--cluster", &routes]);
+    let own = format!("nats://127.0.0.1:{}", free_port());
+    let second =
+        Broker::start_with(Engine::Nats, &["--cluster_name", "hub", "--cluster", &own, "--routes", &routes]);
+    let both = format!("nats://{},{}", first.address, second.address);
+    let a = node(&both, "a", &[]);
+    let b = node(&both, "b", &[]);
+    let other = node(&format!("nats://{},{}", second.address, first.address), "c", &[]);
+    let all = [&a, &b, &other];
+    for node in all {
+        ready(node).await;
+        eventually("all nodes", async || names_of_nodes(node).await == ["a", "b", "c"]).await;
+    }
+    let mut there = subscribed(&b, &["t", "t.>"]).await;
+    let mut beyond = subscribed(&other, &["*", "t"]).await;
+    linked(&a, "t", &mut there).await;
+    linked(&a, "t", &mut beyond).await;
+    let mut publisher = Publisher::new(&a, "t").await;
+    publisher.many(50).await;
+    for client in [&mut there, &mut beyond] {
+        assert_eq!(numbers(client, 49).await, (0..50).collect::<Vec<_>>());
+    }
+
+    first.kill();
+    publisher.until(false).await;
+    publisher.until(true).await;
+    for node in all {
+        ready(node).await;
+        eventually("all nodes", async || names_of_nodes(node).await == ["a", "b", "c"]).await;
+    }
+    linked(&a, "t", &mut there).await;
+    linked(&a, "t", &mut beyond).await;
+    let after = publisher.next;
+    publisher.many(50).await;
+    for client in [&mut there, &mut beyond] {
+        let received = numbers(client, publisher.next - 1).await;
+        check_order(&received);
+        assert!(received.ends_with(&(after..publisher.next).collect::<Vec<_>>()), "{after}: {received:?}");
+    }
+    let log = a.stderr();
+    assert_eq!(log.matches("The cluster's broker cannot be reached").count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn a_replica_of_redis_is_passed_over_until_it_is_made_the_primary() {
+    let mut primary = Broker::start(Engine::Redis);
+    let port = primary.address.port().to_string();
+    let replica = Broker::start_with(Engine::Redis, &["--replicaof", "127.0.0.1", &port]);
+    // The replica stands first.
+    let both = format!("redis://{},{}", replica.address, primary.address);
+    let a = node(&both, "a", &[]);
+    let b = node(&both, "b", &[]);
+    ready(&a).await;
+    ready(&b).await;
+    let mut there = subscribed(&b, &["t", "t.>"]).await;
+    linked(&a, "t", &mut there).await;
+    let mut publisher = Publisher::new(&a, "t").await;
+    publisher.many(50).await;
+    assert_eq!(numbers(&mut there, 49).await, (0..50).collect::<Vec<_>>());
+
+    primary.kill();
+    publisher.until(false).await;
+    unready(&a).await;
+    unready(&b).await;
+    replica.redis_lines("REPLICAOF NO ONE");
+    publisher.until(true).await;
+    ready(&a).await;
+    ready(&b).await;
+    linked(&a, "t", &mut there).await;
+    let after = publisher.next;
+    publisher.many(50).await;
+    let received = numbers(&mut there, publisher.next - 1).await;
+    check_order(&received);
+    assert!(received.ends_with(&(after..publisher.next).collect::<Vec<_>>()), "{after}: {received:?}");
+}
