@@ -3,7 +3,7 @@
 mod scan;
 mod string;
 
-pub(crate) use scan::{Fault, Key, MAX_NESTING, Scanner, Stop};
+pub(crate) use scan::{Fault, Key, MAX_NESTING, Scanner, Stop, Whole};
 pub(crate) use string::{escape, unescape};
 
 use crate::MessageError;
@@ -33,10 +33,25 @@ impl<'a> RawJson<'a> {
     ///
     /// # Errors
     /// [`ErrorCode::InvalidJson`](crate::ErrorCode::InvalidJson), with a sentence that says what was expected at which byte:
-    /// the text is no JSON value, has more behind it, or nests deeper than
-    /// [`Self::MAX_NESTING`].
+    /// the text is no JSON value, or has more behind it.
+    /// [`ErrorCode::InvalidMessage`](crate::ErrorCode::InvalidMessage): it nests deeper than [`Self::MAX_NESTING`].
     pub fn parse(text: &'a str) -> Result<Self, MessageError<'a>> {
-        Ok(Self(Scanner::whole(text, ENVELOPE_NESTING)?))
+        Self::parse_within(text, MAX_NESTING as usize)
+    }
+
+    /// As [`Self::parse`], for a payload of a message that may have `max_nesting` levels (at most
+    /// [`message::MAX_NESTING`](crate::message::MAX_NESTING)), of which the payload may have two
+    /// fewer.
+    ///
+    /// # Errors
+    /// As those of [`Self::parse`].
+    pub fn parse_within(text: &'a str, max_nesting: usize) -> Result<Self, MessageError<'a>> {
+        let max_nesting = levels(max_nesting);
+        let Whole { value, too_deep } = Scanner::new(text, max_nesting).whole(ENVELOPE_NESTING)?;
+        if too_deep {
+            return Err(MessageError::too_deep(max_nesting.saturating_sub(ENVELOPE_NESTING)));
+        }
+        Ok(Self(value))
     }
 
     /// `text` is a value that a scanner went over, without white space around it.
@@ -49,6 +64,11 @@ impl<'a> RawJson<'a> {
     pub const fn as_str(self) -> &'a str {
         self.0
     }
+}
+
+/// A limit of levels as scanners take it.
+pub(crate) fn levels(max_nesting: usize) -> u32 {
+    u32::try_from(max_nesting).map_or(MAX_NESTING, |levels| levels.min(MAX_NESTING))
 }
 
 impl AsRef<str> for RawJson<'_> {

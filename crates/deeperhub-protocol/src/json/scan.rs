@@ -2,8 +2,8 @@
 
 use super::string::{plain_len, unescape};
 
-/// Levels of arrays and objects that a text may have one inside the other: what serde_json reads
-/// with its own limit in place.
+/// Levels of arrays and objects that a text may have one inside the other at most, however a limit
+/// is set: what serde_json reads with its own limit in place.
 pub(crate) const MAX_NESTING: u32 = 127;
 
 /// Where a text stops being JSON.
@@ -32,6 +32,63 @@ pub(crate) struct Scanner<'a> {
     escaped: bool,
     /// What would have been right at the position, after a [`Stop`].
     expected: &'static str,
+    /// Levels that the text may have, at most [`MAX_NESTING`].
+    max_nesting: u32,
+    /// Whether it has more.
+    too_deep: bool,
+}
+
+/// A text that is one value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Whole<'a> {
+    /// Without the white space around it.
+    pub(crate) value: &'a str,
+    /// Whether it has more levels than it may have.
+    pub(crate) too_deep: bool,
+}
+
+/// Kinds of the open arrays and objects of a text, innermost last.
+trait Levels {
+    fn push(&mut self, is_object: bool);
+    fn pop(&mut self);
+    /// Whether the innermost is an object; anything when none is open.
+    fn is_object(&self) -> bool;
+}
+
+/// One bit for each level, the innermost lowest: 1 for an object.
+impl Levels for u128 {
+    #[inline]
+    fn push(&mut self, is_object: bool) {
+        *self = *self << 1 | Self::from(is_object);
+    }
+
+    #[inline]
+    fn pop(&mut self) {
+        *self >>= 1;
+    }
+
+    #[inline]
+    fn is_object(&self) -> bool {
+        *self & 1 == 1
+    }
+}
+
+/// Levels without end, for a text that will be refused: at most as many bytes as the text has.
+#[derive(Default)]
+struct ManyLevels(Vec<bool>);
+
+impl Levels for ManyLevels {
+    fn push(&mut self, is_object: bool) {
+        self.0.push(is_object);
+    }
+
+    fn pop(&mut self) {
+        self.0.pop();
+    }
+
+    fn is_object(&self) -> bool {
+        self.0.last().is_some_and(|&is_object| is_object)
+    }
 }
 
 /// The key of a member, without its quotes.
@@ -56,21 +113,28 @@ impl<'a> Key<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    pub(crate) const fn new(text: &'a str) -> Self {
-        Self { text, pos: 0, escaped: false, expected: "a value" }
+    /// A scanner that tells whether the text has more levels than `max_nesting`, or than
+    /// [`MAX_NESTING`] where that is less. It reads what is deeper all the same, to its end.
+    pub(crate) const fn new(text: &'a str, max_nesting: u32) -> Self {
+        let max_nesting = if max_nesting < MAX_NESTING { max_nesting } else { MAX_NESTING };
+        Self { text, pos: 0, escaped: false, expected: "a value", max_nesting, too_deep: false }
     }
 
     /// Scans a text that is one value and nothing else but white space around it.
     ///
     /// `outside` is the number of levels that will stand around the value, see [`Self::value`].
-    pub(crate) fn whole(text: &'a str, outside: u32) -> Result<&'a str, Fault> {
-        let mut scanner = Self::new(text);
-        scanner.skip_white();
-        let value = scanner.value(outside);
-        match value.and_then(|value| scanner.end().map(|()| value)) {
-            Ok(value) => Ok(value),
-            Err(Stop) => Err(scanner.fault()),
+    pub(crate) fn whole(mut self, outside: u32) -> Result<Whole<'a>, Fault> {
+        self.skip_white();
+        let value = self.value(outside);
+        match value.and_then(|value| self.end().map(|()| value)) {
+            Ok(value) => Ok(Whole { value, too_deep: self.too_deep }),
+            Err(Stop) => Err(self.fault()),
         }
+    }
+
+    /// Whether what was scanned has more levels than it may have.
+    pub(crate) const fn is_too_deep(&self) -> bool {
+        self.too_deep
     }
 
     /// Why the scanner stopped.
@@ -100,12 +164,12 @@ impl<'a> Scanner<'a> {
     /// `outside` levels count as open around it.
     pub(crate) fn value(&mut self, outside: u32) -> Result<&'a str, Stop> {
         let start = self.pos;
-        self.pos = self.after_value(start, outside)?;
+        self.pos = self.after_value(start, self.max_nesting.saturating_sub(outside), 0u128)?;
         Ok(self.since(start))
     }
 
     /// Scans the object at the position, gives its text, and calls `member` with each key, at its
-    /// value, which `member` must scan. The object must be no deeper than [`MAX_NESTING`].
+    /// value, which `member` must scan. The object itself is not looked at for its level.
     #[inline]
     pub(crate) fn object(
         &mut self,
@@ -149,25 +213,23 @@ impl<'a> Scanner<'a> {
         Ok(Key { inside, escaped: self.escaped })
     }
 
-    /// Not recursive: what a peer nests costs one bit of a word for each level.
-    fn after_value(&mut self, mut pos: usize, outside: u32) -> Result<usize, Stop> {
-        // One bit for each open level, the innermost lowest: 1 for an object.
-        let mut levels = 0u128;
+    /// Not recursive: what a peer nests costs one bit of a word for each level, up to `limit`.
+    fn after_value(&mut self, mut pos: usize, limit: u32, mut levels: impl Levels) -> Result<usize, Stop> {
         let mut open = 0u32;
         loop {
             // A value begins here.
             match self.byte(pos) {
                 b'"' => pos = self.after_string(pos)?,
                 bracket @ (b'{' | b'[') => {
-                    if outside + open >= MAX_NESTING {
-                        return Err(self.stop(pos, "at most 127 levels of arrays and objects"));
-                    }
                     let object = bracket == b'{';
-                    pos = self.after_white(pos + 1);
-                    if self.byte(pos) == if object { b'}' } else { b']' } {
-                        pos += 1;
+                    let inside = self.after_white(pos + 1);
+                    if open >= limit {
+                        pos = self.after_deep_value(pos)?;
+                    } else if self.byte(inside) == if object { b'}' } else { b']' } {
+                        pos = inside + 1;
                     } else {
-                        levels = levels << 1 | u128::from(object);
+                        pos = inside;
+                        levels.push(object);
                         open += 1;
                         if object {
                             pos = self.after_key(pos)?;
@@ -187,7 +249,7 @@ impl<'a> Scanner<'a> {
                 if open == 0 {
                     return Ok(pos);
                 }
-                let object = levels & 1 == 1;
+                let object = levels.is_object();
                 pos = self.after_white(pos);
                 match self.byte(pos) {
                     b',' => {
@@ -203,10 +265,19 @@ impl<'a> Scanner<'a> {
                     _ => return Err(self.stop(pos, if object { "`,` or `}`" } else { "`,` or `]`" })),
                 }
                 pos += 1;
-                levels >>= 1;
+                levels.pop();
                 open -= 1;
             }
         }
+    }
+
+    /// Reads an array or object that is deeper than the limit, so that what is refused for it is
+    /// known to be JSON.
+    #[cold]
+    #[inline(never)]
+    fn after_deep_value(&mut self, pos: usize) -> Result<usize, Stop> {
+        self.too_deep = true;
+        self.after_value(pos, u32::MAX, ManyLevels::default())
     }
 
     #[inline]

@@ -2,6 +2,7 @@
 
 use super::envelope::{Envelope, Part, string};
 use super::{MessageError, MessageId, TraceContext};
+use crate::json::levels;
 use crate::{ErrorCode, RawJson, Subscription, Topic};
 use std::borrow::Cow;
 
@@ -80,11 +81,10 @@ impl<'a> ClientMessage<'a> {
     ///
     /// # Errors
     /// The first of these that applies:
-    /// - [`ErrorCode::InvalidJson`], without an id: not JSON, or deeper than
-    ///   [`MAX_NESTING`](super::MAX_NESTING).
+    /// - [`ErrorCode::InvalidJson`], without an id: not JSON.
     /// - [`ErrorCode::InvalidMessage`]: not an object; a key of the envelope twice; `id` neither a
-    ///   string of at most 64 bytes nor an unsigned 64-bit integer; `meta` not an object; `type`
-    ///   missing or not a string.
+    ///   string of at most 64 bytes nor an unsigned 64-bit integer; deeper than
+    ///   [`MAX_NESTING`](super::MAX_NESTING); `meta` not an object; `type` missing or not a string.
     /// - [`ErrorCode::UnknownType`].
     /// - [`ErrorCode::InvalidMessage`]: a key of the type's own twice (once beside `type` and once
     ///   in `data` counts), missing, or with a value of the wrong kind. Where `data` is there but
@@ -95,8 +95,18 @@ impl<'a> ClientMessage<'a> {
     /// Every error carries the id, where there is a valid one, and the key at fault, where it is
     /// one.
     pub fn parse(text: &'a str) -> Result<Self, MessageError<'a>> {
+        Self::parse_within(text, super::MAX_NESTING)
+    }
+
+    /// As [`Self::parse`], with a limit of its own for the levels of arrays and objects, the
+    /// message's own object among them: 2, which every type of ours fits into, to
+    /// [`MAX_NESTING`](super::MAX_NESTING).
+    ///
+    /// # Errors
+    /// As those of [`Self::parse`].
+    pub fn parse_within(text: &'a str, max_nesting: usize) -> Result<Self, MessageError<'a>> {
         let mut envelope = Envelope::default();
-        if !envelope.scan(text)? {
+        if !envelope.scan(text, levels(max_nesting))? {
             return Err(MessageError::invalid("a message is a JSON object with a `type`"));
         }
         let id = match envelope.once(Part::Id)? {
@@ -108,6 +118,7 @@ impl<'a> ClientMessage<'a> {
                 .at("id")
             })?),
         };
+        envelope.check_depth().map_err(|error| error.with_id(id))?;
         let (trace, command) = content(&envelope).map_err(|error| error.with_id(id))?;
         Ok(Self { id, trace, command })
     }

@@ -85,23 +85,38 @@ pub(super) struct Envelope<'a> {
     twice: u8,
     traceparent: Option<&'a str>,
     tracestate: Option<&'a str>,
+    /// Levels that it may have, where it has more.
+    deeper_than: Option<u32>,
 }
 
 impl<'a> Envelope<'a> {
-    /// Scans the whole text, and tells whether it is an object. Not a constructor, because moving
+    /// Scans the whole text, which may have `max_nesting` levels, and tells whether it is an object. Not a constructor, because moving
     /// this costs more than the scan of a small message.
     #[inline]
-    pub(super) fn scan(&mut self, text: &'a str) -> Result<bool, Fault> {
-        let mut scanner = Scanner::new(text);
+    pub(super) fn scan(&mut self, text: &'a str, max_nesting: u32) -> Result<bool, Fault> {
+        let mut scanner = Scanner::new(text, max_nesting);
         scanner.skip_white();
         if scanner.peek() != b'{' {
-            return Scanner::whole(text, 0).map(|_| false);
+            return scanner.whole(0).map(|_| false);
         }
         let object = scanner.object(|scanner, key| self.member(scanner, key));
         match object.and_then(|_| scanner.end()) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                if scanner.is_too_deep() {
+                    self.deeper_than = Some(max_nesting);
+                }
+                Ok(true)
+            }
             Err(Stop) => Err(scanner.fault()),
         }
+    }
+
+    /// Whether it has no more levels than it may have.
+    ///
+    /// # Errors
+    /// It has.
+    pub(super) fn check_depth(&self) -> Result<(), MessageError<'a>> {
+        self.deeper_than.map_or(Ok(()), |limit| Err(MessageError::too_deep(limit)))
     }
 
     /// The value of a part, when its key came once.

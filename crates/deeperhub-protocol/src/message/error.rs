@@ -41,6 +41,12 @@ impl<'a> MessageError<'a> {
         Self { code: ErrorCode::InvalidMessage, id: None, field: None, message: Cow::Borrowed(message) }
     }
 
+    /// [`ErrorCode::InvalidMessage`]: it is JSON, and has more than `limit` levels.
+    pub(crate) fn too_deep(limit: u32) -> Self {
+        let message = format!("arrays and objects nest deeper than the limit of {limit}");
+        Self { message: Cow::Owned(message), ..Self::invalid("") }
+    }
+
     pub(super) fn at(self, field: &'static str) -> Self {
         Self { field: Some(field), ..self }
     }

@@ -33,10 +33,10 @@ mod write;
 pub use client::{ClientMessage, Command};
 pub use error::MessageError;
 pub use id::MessageId;
-pub use server::{ServerMessage, WelcomeLimits, check_server_object};
+pub use server::{ServerMessage, WelcomeLimits, check_server_object, check_server_object_within};
 pub use span::SpanContext;
 pub use trace::TraceContext;
 
-/// Levels of arrays and objects that a message may have one inside the other, its own object
-/// among them. What is deeper counts as not JSON.
+/// Levels of arrays and objects that a message may have one inside the other at most, its own object
+/// among them.
 pub const MAX_NESTING: usize = crate::json::MAX_NESTING as usize;

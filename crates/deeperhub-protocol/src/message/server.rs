@@ -4,6 +4,7 @@ use super::envelope::{Envelope, Part};
 use super::write::{Length, Sink};
 use super::{MessageError, MessageId};
 use crate::frame::{Frame, text_header};
+use crate::json::levels;
 use crate::{ClientId, CloseReason, ErrorCode, RawJson};
 
 /// Limits told in `welcome`.
@@ -278,14 +279,24 @@ impl ServerMessage<'_> {
 /// Checks a body that a backend sends to clients.
 ///
 /// # Errors
-/// [`ErrorCode::InvalidJson`]: not JSON, or deeper than [`MAX_NESTING`](super::MAX_NESTING).
-/// [`ErrorCode::InvalidMessage`]: not an object; `type`, `id`, `data` or `meta` twice; `type`
-/// missing or not a string.
+/// [`ErrorCode::InvalidJson`]: not JSON.
+/// [`ErrorCode::InvalidMessage`]: not an object; deeper than [`MAX_NESTING`](super::MAX_NESTING); `type`, `id`, `data`
+/// or `meta` twice; `type` missing or not a string.
 pub fn check_server_object(text: &str) -> Result<RawJson<'_>, MessageError<'_>> {
+    check_server_object_within(text, super::MAX_NESTING)
+}
+
+/// As [`check_server_object`], with a limit of its own for the levels of arrays and objects, at most
+/// [`MAX_NESTING`](super::MAX_NESTING).
+///
+/// # Errors
+/// As those of [`check_server_object`].
+pub fn check_server_object_within(text: &str, max_nesting: usize) -> Result<RawJson<'_>, MessageError<'_>> {
     let mut envelope = Envelope::default();
-    if !envelope.scan(text)? {
+    if !envelope.scan(text, levels(max_nesting))? {
         return Err(MessageError::invalid("a message is a JSON object with a `type`"));
     }
+    envelope.check_depth()?;
     for part in [Part::Id, Part::Data, Part::Meta] {
         envelope.once(part)?;
     }

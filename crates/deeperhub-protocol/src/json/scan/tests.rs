@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+/// Scans a text without a limit of its own; what is too deep is no fault of its JSON.
 fn scan(text: &str) -> Result<&str, Fault> {
-    Scanner::whole(text, 0)
+    Scanner::new(text, MAX_NESTING).whole(0).map(|whole| whole.value)
 }
 
 /// What serde_json takes for one value, without the white space around it.
@@ -177,16 +178,35 @@ fn nesting_has_the_limit_of_serde_json() {
         for (open, close) in [("[", "]"), ("{\"a\":[", "]}"), ("[ {\"a\":1,\"b\": ", "}]")] {
             let times = levels / (open.matches(['[', '{']).count());
             let text = open.repeat(times) + "[]" + &close.repeat(times);
-            assert_eq!(
-                scan(&text).is_ok(),
-                serde_json::from_str::<Value>(&text).is_ok(),
-                "{levels} of {open}"
-            );
+            let whole = Scanner::new(&text, MAX_NESTING).whole(0).unwrap();
+            let serde_reads_it = serde_json::from_str::<Value>(&text).is_ok();
+            assert_eq!((whole.value.len(), whole.too_deep), (text.len(), !serde_reads_it), "{levels} of {open}");
         }
     }
     let levels = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
     assert!(RawJson::parse(&levels(RawJson::MAX_NESTING)).is_ok());
     assert!(RawJson::parse(&levels(RawJson::MAX_NESTING + 1)).is_err());
+}
+
+#[test]
+fn what_is_too_deep_is_read_to_its_end_and_must_be_json_there_too() {
+    for (deep, is_json) in [
+        (r#"[[1],{"a":[{}],"b":{}},[]]"#, true),
+        (r#"{"a":[[[]]],"b":null}"#, true),
+        ("[[[1,]]]", false),
+        ("[[[}]]", false),
+        ("[[[", false),
+        (r#"{"a":{"b"}}"#, false),
+        (r#"[[["]]]"#, false),
+    ] {
+        for limit in [0, 1, 2] {
+            for text in [deep.to_owned(), format!("[0,{deep},[1]]"), format!(r#"{{"x":{deep},"y":"]"}}"#)] {
+                let whole = Scanner::new(&text, limit).whole(0);
+                assert_eq!(whole.is_ok(), is_json, "{text}");
+                assert!(whole.is_err() || whole == Ok(Whole { value: &text, too_deep: true }), "{text}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -213,7 +233,7 @@ fn a_fault_says_what_was_expected_where() {
 #[test]
 fn members_of_an_object_are_found() {
     let text = r#"{ "a" : [1, 2] , "\u0062":{"c":3},"\ud800":null}"#;
-    let (mut scanner, mut members) = (Scanner::new(text), Vec::new());
+    let (mut scanner, mut members) = (Scanner::new(text, MAX_NESTING), Vec::new());
     let found = scanner.object(|scanner, key| {
         members.push((key.find(str::to_owned), scanner.value(1)?));
         Ok(())

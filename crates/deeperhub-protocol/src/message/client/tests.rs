@@ -1,6 +1,6 @@
 use super::*;
 use crate::RawJson;
-use crate::message::MAX_NESTING;
+use crate::message::{MAX_NESTING, check_server_object_within};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -332,10 +332,47 @@ fn messages_nest_127_levels() {
         (r#"{"type":"ping","meta":{"other":$}}"#, MAX_NESTING - 2),
     ] {
         assert!(ClientMessage::parse(&text.replace('$', &nested(levels))).is_ok(), "{text}");
-        assert_eq!(refused(&text.replace('$', &nested(levels + 1))), ("invalid_json", None, None), "{text}");
+        for levels in [levels + 1, 10_000] {
+            let deep = text.replace('$', &nested(levels));
+            assert_eq!(refused(&deep), ("invalid_message", None, None), "{text}");
+            // Behind what is too deep the id is found all the same, and a fault is one.
+            let with_id = format!(r#"{},"id":7}}"#, deep.strip_suffix('}').unwrap());
+            assert_eq!(refused(&with_id), ("invalid_message", None, Some("7")), "{text}");
+            assert_eq!(refused(&deep.replacen(']', "}", 1)), ("invalid_json", None, None), "{text}");
+        }
     }
+    assert_eq!(refused(&nested(10_000)), ("invalid_message", None, None), "no object");
     assert_eq!(refused(&"[".repeat(1_000_000)), ("invalid_json", None, None));
     assert_eq!(refused(&"{\"a\":".repeat(1_000_000)), ("invalid_json", None, None));
+}
+
+#[test]
+fn fewer_levels_may_be_allowed() {
+    for (text, levels) in [
+        (r#"{"type":"ping"}"#, 1),
+        (r#"{"type":"echo","data":{}}"#, 2),
+        (r#"{"type":"subscribe","data":{"topic":"a"}}"#, 2),
+        (r#"{"type":"publish","data":{"topic":"a","message":[1]}}"#, 3),
+        // As deep as its delivery will be.
+        (r#"{"type":"publish","topic":"a","message":[1]}"#, 3),
+        (r#"{"type":"echo","data":[[[1],2],{"a":{"b":3}}]}"#, 4),
+    ] {
+        for limit in [levels, levels + 1, 127, usize::MAX] {
+            assert!(ClientMessage::parse_within(text, limit).is_ok(), "{text}, {limit}");
+        }
+        if levels <= 2 {
+            // Our own objects are always read.
+            continue;
+        }
+        let error = ClientMessage::parse_within(text, levels - 1).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidMessage, "{text}");
+        assert!(error.message.contains(&format!("the limit of {}", levels - 1)), "{error}");
+    }
+    assert!(RawJson::parse_within("[[]]", 4).is_ok());
+    let error = RawJson::parse_within("[[]]", 3).unwrap_err();
+    assert!(error.message.contains("the limit of 1"), "{error}");
+    assert!(check_server_object_within(r#"{"type":"a","data":[1]}"#, 2).is_ok());
+    assert!(check_server_object_within(r#"{"type":"a","data":[[1]]}"#, 2).is_err());
 }
 
 /// Messages that are nearly right: keys and values of ours, in any order and number.
