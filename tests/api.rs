@@ -1,9 +1,11 @@
 //! The server API from outside.
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Client, Server, http};
+use crate::support::{Client, Server, http, patiently};
 
 #[tokio::test]
 async fn a_backend_publishes_sends_and_broadcasts() {
@@ -146,6 +148,48 @@ async fn a_web_page_of_another_host_is_refused() {
         request.headers_mut().insert("origin", origin.parse().unwrap());
         assert_eq!(Client::connect_with(request).await.is_ok(), allowed, "{origin}");
     }
+}
+
+/// One request with a `Host` of its own, and the answer's status and body.
+async fn with_host(server: &Server, request: &str, host: &str, headers: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(server.api()).await.unwrap();
+    let head = format!("{request} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    patiently("an answer", stream.read_to_string(&mut answer)).await.unwrap();
+    (answer[9..12].parse().unwrap(), answer)
+}
+
+/// A page whose name was made to point to this machine sends it as `Host`, and no `Origin` with a GET.
+#[tokio::test]
+async fn without_a_key_a_page_that_rebinds_its_name_is_refused() {
+    let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
+    let own = "Origin: http://evil.example:8081\r\n";
+    for (request, headers) in [
+        ("GET /v1/clients", ""),
+        ("GET /v1/events", ""),
+        ("GET /metrics", own),
+        ("DELETE /v1/users/a", own),
+        ("GET http://evil.example:8081/v1/clients", ""),
+    ] {
+        let (status, answer) = with_host(&server, request, "evil.example:8081", headers).await;
+        assert!(status == 403 && answer.contains("\"origin_not_allowed\""), "{request}: {answer}");
+    }
+    let (status, answer) =
+        with_host(&server, "GET http://evil.example/v1/clients", &server.api().to_string(), "").await;
+    assert_eq!(status, 403, "{answer}");
+    for host in ["localhost:8081", "127.0.0.1", "[::1]:8081", "hub", "hub.internal:8081", "app.example.com"] {
+        let (status, answer) = with_host(&server, "GET /v1/clients", host, "").await;
+        assert_eq!(status, 200, "{host}: {answer}");
+    }
+    // Probes of load balancers name what they like.
+    assert_eq!(with_host(&server, "GET /health/live", "hub.example.com", "").await.0, 200);
+
+    // Where a key is needed, a name is nothing to be trusted by.
+    let server = Server::start(&["--api-key", "the-key-of-the-api"]);
+    let key = "Authorization: Bearer the-key-of-the-api\r\n";
+    assert_eq!(with_host(&server, "GET /v1/clients", "hub.example.com", key).await.0, 200);
+    assert_eq!(with_host(&server, "GET /v1/clients", "hub.example.com", "").await.0, 401);
 }
 
 #[tokio::test]

@@ -589,23 +589,6 @@ async fn bytes_of_a_connection_are_limited_beside_its_messages() {
     assert_eq!(client.closed().await.0, 1008);
 }
 
-#[tokio::test]
-async fn deep_json_is_refused_and_costs_nothing_else() {
-    let server = Server::start(&[]);
-    let mut client = Client::connect(&server).await;
-    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
-    for levels in [127, 1000, 30_000] {
-        client.send_text(&format!(r#"{{"type":"echo","id":1,"data":{}}}"#, nested(levels))).await;
-        let error = client.receive().await;
-        check_error(&error, "invalid_json");
-        assert!(error["data"]["message"].as_str().unwrap().contains("127"), "{error}");
-        let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
-        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("invalid_json")));
-    }
-    client.send_text(&format!(r#"{{"type":"echo","id":1,"data":{}}}"#, nested(126))).await;
-    assert_eq!(client.receive().await["type"], "echo");
-}
-
 /// Everything that a server says of a client that brings good and bad tokens in every way.
 #[tokio::test]
 async fn tokens_and_keys_appear_in_no_log_event_or_error() {

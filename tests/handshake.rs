@@ -84,6 +84,23 @@ async fn what_asks_for_no_websocket_of_version_13_is_told_to_upgrade() {
     assert!(head.contains("\r\nAllow: GET"), "{head}");
 }
 
+/// RFC 9110 section 9.3.2.
+#[tokio::test]
+async fn the_answer_to_head_has_no_body() {
+    let server = Server::start(&["--handshake-timeout", "500ms"]);
+    for (request, status) in [
+        ("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", "405 "),
+        ("HEAD /nothing HTTP/1.1\r\nHost: a\r\n\r\n", "404 "),
+        ("HEAD / HTTP/1.1\r\nHost : a\r\n\r\n", "400 "),
+        // It never ends.
+        ("HEAD / HTTP/1.1\r\n", "400 "),
+    ] {
+        let answer = all_after(&server, request.as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{request}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn malformed_handshakes_are_refused_with_400() {
     let server = Server::start(&[]);

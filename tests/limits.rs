@@ -1,8 +1,9 @@
 //! Limits that are only observed, and what they count.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Client, Server, http};
+use crate::support::wire::{TEXT, Wire, masked};
+use crate::support::{Client, Server, TemporaryDir, http, patiently};
 
 /// The value of a metric with its labels.
 async fn metric(server: &Server, name: &str) -> u64 {
@@ -60,4 +61,174 @@ async fn limits_that_keep_memory_in_bounds_hold_while_others_are_observed() {
         assert_eq!(answer["type"], expected, "{answer}");
     }
     assert_eq!(metric(&server, "deeperhub_messages_limited_total{limit=\"subscriptions\"}").await, 1);
+}
+
+fn nested(levels: usize) -> String {
+    "[".repeat(levels) + &"]".repeat(levels)
+}
+
+#[tokio::test]
+async fn json_that_nests_too_deep_is_an_invalid_message_and_costs_nothing_else() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(&server).await;
+    for levels in [127, 1000, 30_000] {
+        client.send_text(&format!(r#"{{"type":"echo","data":{},"id":"deep"}}"#, nested(levels))).await;
+        let error = client.receive().await;
+        assert_eq!((&error["data"]["code"], &error["id"]), (&json!("invalid_message"), &json!("deep")));
+        assert!(error["data"]["message"].as_str().unwrap().contains("127"), "{error}");
+        let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("invalid_message")));
+        // What is no JSON to its end is no message that nests too deep.
+        client.send_text(&"[".repeat(levels)).await;
+        assert_eq!(client.receive().await["data"]["code"], "invalid_json");
+    }
+    client.send_text(&format!(r#"{{"type":"echo","id":1,"data":{}}}"#, nested(126))).await;
+    assert_eq!(client.receive().await["type"], "echo");
+    assert_eq!(metric(&server, "deeperhub_messages_limited_total{limit=\"json_depth\"}").await, 3);
+}
+
+#[tokio::test]
+async fn fewer_levels_of_json_can_be_set() {
+    let server = Server::start(&["--max-json-depth", "4"]);
+    let mut client = Client::connect(&server).await;
+    for (levels, expected) in [(3, "echo"), (4, "error")] {
+        client.send_text(&format!(r#"{{"type":"echo","data":{}}}"#, nested(levels))).await;
+        assert_eq!(client.receive().await["type"], expected, "{levels}");
+    }
+    for (levels, status) in [(2, 200), (3, 400)] {
+        let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
+        assert_eq!(answer.status, status, "{levels}: {answer:?}");
+        let body = format!(r#"{{"type":"a","data":{{"b":{}}}}}"#, nested(levels));
+        let answer = http(server.api(), "POST /v1/broadcast", &[], &body).await;
+        assert_eq!(answer.status, status, "{levels}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn messages_over_the_limits_of_size_are_counted_by_limit() {
+    let server = Server::start(&["--max-message-bytes", "100", "--max-fragments", "3"]);
+    let mut at_the_limit = Wire::connect(&server, None).await;
+    for (first, part) in [(0x01, r#"{"type":"#), (0x00, r#""pi"#), (0x80, r#"ng"}"#)] {
+        at_the_limit.send(first, part.as_bytes()).await;
+    }
+    assert_eq!(at_the_limit.receive_text().await.0, r#"{"type":"pong"}"#);
+
+    let mut in_pieces = Wire::connect(&server, None).await;
+    for first in [0x01, 0x00, 0x00, 0x80] {
+        in_pieces.send(first, b"").await;
+    }
+    assert_eq!(in_pieces.closed().await, (1009, "message is in more than 3 fragments".to_owned()));
+    let mut long = Wire::connect(&server, None).await;
+    long.send(TEXT, &[b' '; 101]).await;
+    assert_eq!(long.closed().await, (1009, "message is over 100 bytes".to_owned()));
+    for limit in ["bytes", "fragments"] {
+        let name = format!("deeperhub_messages_too_big_total{{limit=\"{limit}\"}}");
+        assert_eq!(metric(&server, &name).await, 1, "{limit}");
+    }
+}
+
+/// A request whose head has so many bytes, and the answer's status.
+async fn status_of_head(server: &Server, bytes: usize) -> u16 {
+    let line = format!("X: {}", "x".repeat(bytes));
+    let fixed = http(server.clients, "GET /", &["X: "], "").await;
+    // The host and the lengths of what the helper adds are the same for both.
+    assert_eq!(fixed.status, 426);
+    http(server.clients, "GET /", &[&line], "").await.status
+}
+
+#[tokio::test]
+async fn bytes_of_a_handshake_have_a_limit_that_can_be_set() {
+    for (flags, fits, does_not) in [
+        (&[][..], 15_000, 16_400),
+        (&["--max-handshake-bytes", "1000"], 500, 1000),
+        (&["--max-handshake-bytes", "65535"], 60_000, 65_600),
+    ] {
+        let server = Server::start(flags);
+        assert_eq!(status_of_head(&server, fits).await, 426, "{flags:?}");
+        assert_eq!(status_of_head(&server, does_not).await, 400, "{flags:?}");
+        assert_eq!(metric(&server, "deeperhub_handshakes_limited_total{limit=\"head_bytes\"}").await, 1);
+    }
+}
+
+#[tokio::test]
+async fn handshakes_that_take_too_long_are_counted() {
+    let server = Server::start(&["--handshake-timeout", "100ms"]);
+    let _silent = tokio::net::TcpStream::connect(server.clients).await.unwrap();
+    patiently("the end of its time", async {
+        while metric(&server, "deeperhub_handshakes_limited_total{limit=\"time\"}").await < 1 {}
+    })
+    .await;
+}
+
+const PING: u8 = 0x89;
+
+#[tokio::test]
+async fn every_ping_within_the_limit_is_answered() {
+    let server = Server::start(&[]);
+    let mut wire = Wire::connect(&server, None).await;
+    for n in 0..100_u8 {
+        wire.send(PING, &[n]).await;
+    }
+    for n in 0..100_u8 {
+        let pong = wire.receive().await.expect("a pong");
+        assert_eq!((pong.first, pong.payload), (0x8a, vec![n]));
+    }
+    assert_eq!(metric(&server, "deeperhub_messages_limited_total{limit=\"control\"}").await, 0);
+}
+
+#[tokio::test]
+async fn whoever_goes_on_with_pings_over_the_limit_is_closed_with_1008() {
+    let server = Server::start(&["--control-rate-limit", "5"]);
+    let mut pinging = Wire::connect(&server, None).await;
+    pinging.write(&masked(PING, b"x").repeat(1000)).await;
+    let mut pongs = 0;
+    let (code, reason) = loop {
+        let frame = pinging.receive().await.expect("a close frame comes before the end");
+        match (frame.first, frame.payload.split_first_chunk()) {
+            (0x8a, _) => pongs += 1,
+            (0x88, Some((code, reason))) => break (u16::from_be_bytes(*code), reason.to_vec()),
+            _ => {}
+        }
+    };
+    assert_eq!((code, &*reason), (1008, &b"kept violating the rate limit"[..]));
+    assert!((10..100).contains(&pongs), "{pongs}");
+    assert!(metric(&server, "deeperhub_messages_limited_total{limit=\"control\"}").await >= 10);
+}
+
+#[tokio::test]
+async fn pings_that_are_observed_or_not_limited_are_all_answered() {
+    for flags in [&["--control-rate-limit", "1", "--limits", "observe"][..], &["--control-rate-limit", "0"]] {
+        let server = Server::start(flags);
+        let mut wire = Wire::connect(&server, None).await;
+        wire.write(&masked(PING, b"x").repeat(500)).await;
+        for _ in 0..500 {
+            assert_eq!(wire.receive().await.map(|frame| frame.first), Some(0x8a), "{flags:?}");
+        }
+        let counted = metric(&server, "deeperhub_messages_limited_total{limit=\"control\"}").await;
+        assert_eq!(counted > 0, flags.contains(&"observe"), "{counted}");
+    }
+}
+
+#[tokio::test]
+async fn limits_are_read_again_while_connections_stay() {
+    let directory = TemporaryDir::new();
+    let file = directory.write("hub.toml", "max_json_depth = 127\n");
+    let server = Server::start(&["--config", file.to_str().unwrap()]);
+    let mut client = Client::connect(&server).await;
+    let mut wire = Wire::connect(&server, None).await;
+    directory.write(
+        "hub.toml",
+        "max_json_depth = 3\nmax_fragments = 1\ncontrol_rate_limit = 1\nmax_handshake_bytes = 512\n",
+    );
+    server.signal("HUP");
+    server.wait_for_stderr("Read again. what=\"settings\"");
+    patiently("a shorter limit of levels", async {
+        let deep: Value = json!({"type": "echo", "data": [[[1]]]});
+        while client.ask(&deep).await["type"] != "error" {}
+    })
+    .await;
+    assert_eq!(status_of_head(&server, 600).await, 400);
+    wire.send(0x01, b"{").await;
+    wire.send(0x80, b"}").await;
+    assert_eq!(wire.closed().await.0, 1009);
 }

@@ -206,6 +206,17 @@ pub(crate) struct Options {
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES), help_heading = LIMITS)]
     pub(crate) max_message_bytes: Option<usize>,
 
+    /// Fragments of a message; more close the connection with 1009 [default: 65536]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1, MAX_COUNT), help_heading = LIMITS)]
+    pub(crate) max_fragments: Option<u32>,
+
+    /// Levels of arrays and objects in a message, its own object among them [default: 127]
+    ///
+    /// One that is deeper is answered with `invalid_message`. A payload may have two fewer, since its delivery puts two
+    /// around it; that holds for bodies of the server API, too.
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(2, 127), help_heading = LIMITS)]
+    pub(crate) max_json_depth: Option<usize>,
+
     /// Subscriptions of a connection [default: 128]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = LIMITS)]
     pub(crate) max_subscriptions: Option<usize>,
@@ -253,6 +264,16 @@ pub(crate) struct Options {
     /// A message larger than that counts as that many.
     #[arg(long, value_name = "BYTES", value_parser = whole::<u32>(1, MAX_BYTES), help_heading = LIMITS)]
     pub(crate) byte_rate_burst: Option<u32>,
+
+    /// WebSocket pings and pongs a second from a connection; 0 is no limit [default: 50]
+    ///
+    /// Twice as many may come at once. A ping that is over the limit gets no pong; whoever goes on is closed with 1008.
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000), help_heading = LIMITS)]
+    pub(crate) control_rate_limit: Option<u32>,
+
+    /// Bytes of a handshake's request line and headers; more are refused with 400 [default: 16384]
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(512, 65_535), help_heading = LIMITS)]
+    pub(crate) max_handshake_bytes: Option<usize>,
 
     /// Time from connecting to the end of the handshake [default: 10s]
     #[arg(long, value_name = "TIME", help_heading = LIMITS)]

@@ -64,6 +64,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         max_connections_per_ip,
         connection_rate_per_ip,
         max_message_bytes,
+        max_fragments,
+        max_json_depth,
         max_subscriptions,
         max_queue_bytes,
         limits,
@@ -73,6 +75,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         rate_burst,
         byte_rate_limit,
         byte_rate_burst,
+        control_rate_limit,
+        max_handshake_bytes,
         handshake_timeout,
         ping_interval,
         pong_timeout,
@@ -154,6 +158,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let per_second = take!(connection_rate_per_ip, 0);
     listener.connection_rate_per_ip = NonZeroU32::new(per_second).map(|rate| RateLimit::new(rate, rate));
     listener.max_message_bytes = take!(max_message_bytes, listener.max_message_bytes);
+    listener.max_fragments = take!(max_fragments, listener.max_fragments);
+    node.max_json_depth = take!(max_json_depth, node.max_json_depth);
     node.max_subscriptions = take!(max_subscriptions, node.max_subscriptions);
     listener.max_queue_bytes = take!(max_queue_bytes, listener.max_queue_bytes);
     listener.limit_mode = take!(limits, Limits::Enforce).into();
@@ -170,6 +176,10 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     node.byte_rate_limit = NonZeroU32::new(bytes_per_second)
         .zip(NonZeroU32::new(byte_burst))
         .map(|(per_second, burst)| RateLimit::new(per_second, burst));
+    let control = node.control_rate_limit.map_or(0, |limit| limit.per_second.get());
+    let control = take!(control_rate_limit, control);
+    node.control_rate_limit = NonZeroU32::new(control).map(deeperhub_node::control_rate_limit);
+    listener.max_head_bytes = take!(max_handshake_bytes, listener.max_head_bytes);
     listener.handshake_timeout = take_some_time!(handshake_timeout, listener.handshake_timeout);
     listener.ping_interval = take!(ping_interval, Time(listener.ping_interval)).0;
     listener.pong_timeout = take_some_time!(pong_timeout, listener.pong_timeout);
@@ -501,6 +511,7 @@ impl Resolver {
         config.api_key = key.map(Arc::new);
         config.allowed_origins = node.origins.clone();
         config.max_body_bytes = node.listener.max_message_bytes;
+        config.max_json_depth = node.max_json_depth;
         Some(ApiSettings { address, config })
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use deeperhub_node::ClientNotFound;
-use deeperhub_protocol::message::{TraceContext, check_server_object};
+use deeperhub_protocol::message::{TraceContext, check_server_object_within};
 use deeperhub_protocol::{ClientId, RawJson, Subscription};
 
 use crate::Api;
@@ -21,7 +21,7 @@ pub(crate) fn publish(
 ) -> Result<(Published, bool), ApiError> {
     let name = topic;
     let topic = deeperhub_protocol::Topic::parse(name)?;
-    let message = RawJson::parse(message)?;
+    let message = RawJson::parse_within(message, api.config.current().max_json_depth)?;
     let publish = || Published::from(api.node.publish(&topic, message, trace));
     match key {
         None => Ok((publish(), false)),
@@ -33,18 +33,18 @@ pub(crate) fn publish(
 }
 
 pub(crate) async fn send_to_client(api: &Api, client_id: &str, message: &str) -> Result<Done, ApiError> {
-    let message = check_server_object(message)?;
+    let message = check_server_object_within(message, api.config.current().max_json_depth)?;
     api.node.send_to_client(&parse_id(client_id)?, message).await?;
     Ok(Done {})
 }
 
 pub(crate) async fn send_to_user(api: &Api, user: &str, message: &str) -> Result<Sent, ApiError> {
-    let message = check_server_object(message)?;
+    let message = check_server_object_within(message, api.config.current().max_json_depth)?;
     Ok(api.node.send_to_user(user, message).await.into())
 }
 
 pub(crate) async fn broadcast(api: &Api, message: &str) -> Result<Sent, ApiError> {
-    let message = check_server_object(message)?;
+    let message = check_server_object_within(message, api.config.current().max_json_depth)?;
     Ok(api.node.broadcast(message).await.into())
 }
 

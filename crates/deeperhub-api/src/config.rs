@@ -1,6 +1,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use deeperhub_protocol::message;
 use deeperhub_security::{OriginPolicy, Secret};
 
 /// What the server API allows.
@@ -8,12 +9,16 @@ use deeperhub_security::{OriginPolicy, Secret};
 #[non_exhaustive]
 pub struct ApiConfig {
     /// The key that every call but health checks must bring as `Authorization: Bearer KEY`. `None`: none is needed,
-    /// the default; fit only for a listener on loopback.
+    /// the default; fit only for a listener on loopback. The `Host` of a call must then be one that no stranger can make
+    /// to mean this machine, see [`OriginPolicy::knows_host`].
     pub api_key: Option<Arc<Secret>>,
     /// Web pages that may call, besides those of the API's own host.
     pub allowed_origins: OriginPolicy,
     /// Bytes of a request's body, and of a message in a batch. Default 65536.
     pub max_body_bytes: usize,
+    /// Levels of arrays and objects in what is sent to clients, those of the message around a payload among them: at
+    /// most 127, the default.
+    pub max_json_depth: usize,
     /// Calls of a batch. Default 256.
     pub max_batch_calls: usize,
     /// Bytes of a batch. Default 1 MiB.
@@ -30,6 +35,7 @@ impl Default for ApiConfig {
             api_key: None,
             allowed_origins: OriginPolicy::default(),
             max_body_bytes: 65_536,
+            max_json_depth: message::MAX_NESTING,
             max_batch_calls: 256,
             max_batch_bytes: 1 << 20,
             idempotency: IdempotencyConfig::default(),

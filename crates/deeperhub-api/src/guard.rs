@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -44,8 +45,20 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
         return Err(forbidden("more than one Origin".to_owned()));
     }
     let origin = text(&header::ORIGIN)?;
+    let host = text(&header::HOST)?;
+    // Without a key whoever is on this machine is trusted, a browser too: not with a page whose name was made to point
+    // here. Its GET has no origin, so the host must tell.
+    if config.api_key.is_none()
+        && !is_open(request.uri().path())
+        && !(config.allowed_origins.knows_host(host)
+            && config.allowed_origins.knows_host(request.uri().authority().map(Authority::as_str)))
+    {
+        return Err(forbidden(
+            "without an API key, this host is none to be called by: use a loopback address, or set a key"
+                .to_owned(),
+        ));
+    }
     if let Some(origin) = origin {
-        let host = text(&header::HOST)?;
         config
             .allowed_origins
             .check_own(Some(origin), host, false)

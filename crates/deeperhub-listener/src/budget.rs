@@ -1,6 +1,7 @@
 //! How much memory there may be in use, and what is done as it comes near.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// From this share of the budget on, new connections are refused.
 const REFUSE_PERCENT: u64 = 80;
@@ -8,33 +9,80 @@ const REFUSE_PERCENT: u64 = 80;
 /// From this share on, the largest queues are given up, until the memory in use is below [`REFUSE_PERCENT`] again.
 const SHED_PERCENT: u64 = 90;
 
-/// A queue below this size is not worth its client's connection.
-pub(crate) const LEAST_SHED: usize = 16 * 1024;
+/// What holds less than this is not worth its client's connection. As small as what a connection costs anyway: with
+/// more, as many peers as there may be could each stay right below it.
+pub(crate) const LEAST_SHED: usize = 1024;
+
+/// Measurements after connections were given up in which only what came on top is given up, too. It takes an allocator
+/// a while to hand memory back to the system; those who did nothing are not to pay for that.
+const SETTLING: u32 = 10;
 
 /// A limit for the memory of the whole process, shared by all that can make it grow.
 ///
 /// Whoever can measure what is in use tells it by [`update`](Self::update), a few times a second; the listener then
-/// refuses new connections from 80 % on, and from 90 % on closes the connections with the most bytes waiting (queues to
-/// be sent, and messages that have not come whole) with 1013. Limits of single connections hold besides; this one is
-/// for many connections that each stay below theirs.
+/// refuses new connections from 80 % on, and from 90 % on closes the connections that hold the most (queues to be sent,
+/// messages, records and handshakes that have not come whole, what their sessions keep) with 1013. Limits of single
+/// connections hold besides; this one is for many connections that each stay below theirs.
 #[derive(Debug)]
 pub struct MemoryBudget {
     limit: u64,
     used: AtomicU64,
     /// Measurements so far, so that every worker acts on each of them once.
     measurements: AtomicU64,
+    /// What all workers together should give up since the last measurement.
+    wanted: AtomicU64,
+    /// What they gave up since the one before.
+    shed: AtomicU64,
+    last: Mutex<LastShed>,
+}
+
+/// When connections were given up last.
+#[derive(Debug, Default)]
+struct LastShed {
+    /// What was in use, at the most, since then.
+    used: u64,
+    /// What should have been given up and was not yet.
+    missing: u64,
+    /// For how many more measurements its effect is waited for.
+    settling: u32,
 }
 
 impl MemoryBudget {
     /// A budget of `limit` bytes, of which none is known to be in use.
     pub fn new(limit: u64) -> Self {
-        Self { limit: limit.max(1), used: AtomicU64::new(0), measurements: AtomicU64::new(0) }
+        Self {
+            limit: limit.max(1),
+            used: AtomicU64::new(0),
+            measurements: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            shed: AtomicU64::new(0),
+            last: Mutex::default(),
+        }
     }
 
     /// Tells how many bytes are in use now.
     pub fn update(&self, used: u64) {
         self.used.store(used, Ordering::Relaxed);
+        self.wanted.store(self.decide(used), Ordering::Relaxed);
         self.measurements.fetch_add(1, Ordering::Release);
+    }
+
+    /// How many bytes should be given up.
+    fn decide(&self, used: u64) -> u64 {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.missing = last.missing.saturating_sub(self.shed.swap(0, Ordering::Relaxed));
+        if used < self.share(SHED_PERCENT) {
+            last.settling = last.settling.saturating_sub(1);
+            return 0;
+        }
+        if last.settling > 0 {
+            last.settling -= 1;
+            last.missing += used.saturating_sub(last.used);
+            last.used = last.used.max(used);
+        } else {
+            *last = LastShed { used, missing: used - self.share(REFUSE_PERCENT), settling: SETTLING };
+        }
+        last.missing
     }
 
     /// Bytes that may be in use.
@@ -59,8 +107,12 @@ impl MemoryBudget {
             return None;
         }
         *seen = measurement;
-        let used = self.used();
-        (used >= self.share(SHED_PERCENT)).then(|| used - self.share(REFUSE_PERCENT))
+        Some(self.wanted.load(Ordering::Relaxed)).filter(|&bytes| bytes > 0)
+    }
+
+    /// Says how many bytes a worker gave up.
+    pub(crate) fn was_shed(&self, bytes: u64) {
+        self.shed.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn share(&self, percent: u64) -> u64 {
@@ -70,7 +122,7 @@ impl MemoryBudget {
 }
 
 /// Which connections to give up: those with the most bytes, until these are at least `bytes`. `sizes` are keys and bytes.
-pub(crate) fn largest(mut sizes: Vec<(u32, usize)>, bytes: u64) -> impl Iterator<Item = u32> {
+pub(crate) fn largest(mut sizes: Vec<(u32, usize)>, bytes: u64) -> impl Iterator<Item = (u32, usize)> {
     sizes.sort_unstable_by_key(|&(key, size)| (std::cmp::Reverse(size), key));
     let mut left = bytes;
     sizes.into_iter().map_while(move |(key, size)| {
@@ -78,7 +130,7 @@ pub(crate) fn largest(mut sizes: Vec<(u32, usize)>, bytes: u64) -> impl Iterator
             return None;
         }
         left = left.saturating_sub(size as u64);
-        Some(key)
+        Some((key, size))
     })
 }
 
@@ -99,15 +151,51 @@ mod tests {
     }
 
     #[test]
-    fn queues_are_given_up_from_nine_tenths_on_once_for_each_measurement() {
+    fn something_is_given_up_from_nine_tenths_on_once_for_each_measurement() {
         for (used, expected) in [(0, None), (899, None), (900, Some(100)), (2000, Some(1200))] {
             let budget = told(used);
             let mut seen = 0;
             assert_eq!(budget.to_shed(&mut seen), expected, "{used}");
             assert_eq!(budget.to_shed(&mut seen), None, "{used}, the second time");
-            budget.update(used);
-            assert_eq!(budget.to_shed(&mut seen), expected, "{used}, measured again");
         }
+    }
+
+    #[test]
+    fn the_effect_is_waited_for_and_only_what_comes_on_top_is_given_up_meanwhile() {
+        let budget = told(950);
+        let mut seen = 0;
+        assert_eq!(budget.to_shed(&mut seen), Some(150));
+        let mut next = |used, shed| {
+            budget.was_shed(shed);
+            budget.update(used);
+            budget.to_shed(&mut seen)
+        };
+        assert_eq!(next(950, 100), Some(50), "what the workers had not given up");
+        assert_eq!(next(950, 60), None, "the memory is not back yet");
+        assert_eq!(next(980, 0), Some(30), "more has come");
+        assert_eq!(next(970, 30), None);
+        assert_eq!(next(700, 0), None, "it is back");
+        for _ in 0..5 {
+            next(700, 0);
+        }
+        assert_eq!(next(900, 0), Some(100), "time and again");
+    }
+
+    #[test]
+    fn what_does_not_come_back_is_given_up_after_a_while() {
+        let budget = told(950);
+        let mut seen = 0;
+        assert_eq!(budget.to_shed(&mut seen), Some(150));
+        budget.was_shed(150);
+        let mut waits = 0;
+        loop {
+            budget.update(950);
+            match budget.to_shed(&mut seen) {
+                None => waits += 1,
+                Some(bytes) => break assert_eq!(bytes, 150),
+            }
+        }
+        assert_eq!(waits, SETTLING);
     }
 
     #[test]
@@ -121,7 +209,8 @@ mod tests {
             (131, vec![2, 4, 3, 1]),
             (1000, vec![2, 4, 3, 1]),
         ] {
-            assert_eq!(largest(sizes.clone(), bytes).collect::<Vec<_>>(), expected, "{bytes}");
+            let chosen: Vec<_> = largest(sizes.clone(), bytes).map(|(key, _)| key).collect();
+            assert_eq!(chosen, expected, "{bytes}");
         }
     }
 

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use deeperhub_protocol::deflate;
+use deeperhub_protocol::{deflate, handshake};
 use deeperhub_security::proxy::TrustedProxies;
 use deeperhub_security::{LimitMode, RateLimit};
 
@@ -33,6 +33,8 @@ pub struct Config {
     pub trusted_proxies: TrustedProxies,
     /// Whether those send a header of the PROXY protocol. Default: what comes first tells.
     pub proxy_protocol: ProxyProtocol,
+    /// Bytes of the head of a handshake, its request line and headers; at most 65,535. Default 16,384.
+    pub max_head_bytes: usize,
     /// Bytes of a message, all its fragments together. Default 65536.
     pub max_message_bytes: usize,
     /// Fragments of a message. Default 65,536: an attacker gains nothing by more, and no real client needs as many.
@@ -73,6 +75,7 @@ impl Default for Config {
             connection_rate_per_ip: None,
             trusted_proxies: TrustedProxies::default(),
             proxy_protocol: ProxyProtocol::default(),
+            max_head_bytes: handshake::MAX_HEAD_BYTES,
             max_message_bytes: 65_536,
             max_fragments: 65_536,
             max_queue_bytes: 1 << 20,

@@ -109,6 +109,14 @@ impl Decompression {
         Ok(Some(message))
     }
 
+    /// Heap bytes that are kept of what a connection that agreed on `params` has sent.
+    pub(crate) fn history_bytes(&self, key: u32, params: Option<Params>) -> usize {
+        if params.is_none_or(|params| params.client_no_context_takeover()) {
+            return 0;
+        }
+        self.histories.get(&key).map_or(0, History::heap_bytes)
+    }
+
     /// Forgets what a connection that agreed on `params` has sent.
     pub(crate) fn forget(&mut self, key: u32, params: Option<Params>) {
         if params.is_some_and(|params| !params.client_no_context_takeover()) {

@@ -12,7 +12,7 @@ use deeperhub_security::LimitMode;
 use deeperhub_security::proxy::v2::ProxyError;
 
 use crate::config::Config;
-use crate::metrics::Metrics;
+use crate::metrics::{HandshakeLimit, Metrics};
 use crate::places::{FULL_RETRY, Place};
 use crate::proxy::{self, Start};
 use crate::session::Accepted;
@@ -44,11 +44,22 @@ pub(crate) struct Handshake<S> {
     pub(crate) deflate: Option<Params>,
     /// When the connection was accepted.
     pub(crate) since: Instant,
+    /// The method is HEAD: whatever the answer is, it has no body.
+    pub(crate) is_head: bool,
 }
 
 impl<S> Handshake<S> {
     pub(crate) fn new(peer: SocketAddr, proxied: Proxied, refusal: Option<Refusal>, since: Instant) -> Self {
-        Self { peer, proxied, head: Vec::new(), refusal, deciding: None, deflate: None, since }
+        Self {
+            peer,
+            proxied,
+            head: Vec::new(),
+            refusal,
+            deciding: None,
+            deflate: None,
+            since,
+            is_head: false,
+        }
     }
 
     /// Takes in what came. `None`: the head is not complete yet.
@@ -56,13 +67,17 @@ impl<S> Handshake<S> {
         &mut self,
         bytes: &[u8],
         config: &Config,
+        metrics: &Metrics,
     ) -> Option<Result<(Request, AcceptKey), Refusal>> {
         // Nearly always the head comes whole, and need not be put together.
         let came_before = !self.head.is_empty();
         if came_before {
             self.head.extend_from_slice(bytes);
         }
-        match Request::parse(if came_before { &self.head } else { bytes }) {
+        let head = if came_before { &self.head[..] } else { bytes };
+        self.is_head = head.starts_with(b"HEAD ");
+        let is_over = head.len() >= config.max_head_bytes;
+        match Request::parse_within(head, config.max_head_bytes) {
             Ok(Parsed::Partial) => {
                 if !came_before {
                     self.head.extend_from_slice(bytes);
@@ -77,7 +92,12 @@ impl<S> Handshake<S> {
                 }
                 Some(self.check(request, config))
             }
-            Err(refusal) => Some(Err(self.refusal.take().unwrap_or(refusal))),
+            Err(refusal) => {
+                if is_over {
+                    metrics.handshakes_limited.inc(HandshakeLimit::HeadBytes as usize);
+                }
+                Some(Err(self.refusal.take().unwrap_or(refusal)))
+            }
         }
     }
 

@@ -7,6 +7,8 @@ use deeperhub_metrics::{
     SharedCounterVec, SharedHistogram, Unit,
 };
 
+use deeperhub_protocol::frame::FrameError;
+
 use crate::deflate::{Coders, Sizes};
 use crate::places::NoPlace;
 use crate::transport::Ended;
@@ -16,6 +18,19 @@ const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_fai
 
 /// Limits that new connections meet, in the order of [`Metrics::limited`].
 const LIMITS: &[&str] = &["max_connections", "max_connections_per_ip", "connection_rate_per_ip"];
+
+/// Limits that end handshakes, in the order of [`HandshakeLimit`].
+const HANDSHAKE_LIMITS: &[&str] = &["head_bytes", "time"];
+
+/// Indices into [`HANDSHAKE_LIMITS`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum HandshakeLimit {
+    HeadBytes,
+    Time,
+}
+
+/// Limits on the size of a message, in the order of [`Metrics::too_big`].
+const SIZES: &[&str] = &["bytes", "fragments"];
 
 /// How TLS handshakes end, in the order of [`Metrics::tls_handshakes`].
 const TLS_RESULTS: &[&str] = &["full", "resumed", "failed"];
@@ -39,6 +54,10 @@ pub struct Metrics {
     pub tls_handshakes: SharedCounterVec,
     /// Connections refused by a limit, by which; they are among the refused handshakes too, once they are told.
     pub limited: SharedCounterVec,
+    /// Handshakes ended by a limit of their own, by which.
+    pub handshakes_limited: SharedCounterVec,
+    /// Messages over a limit of size, by which; each closed its connection with 1009.
+    pub messages_too_big: SharedCounterVec,
     /// Errors of `accept` (no descriptors, aborted connections).
     pub accept_errors: SharedCounter,
     /// Connections that were dropped unanswered because too many were being refused already.
@@ -116,6 +135,8 @@ impl Metrics {
             handshakes: SharedCounterVec::new("outcome", OUTCOMES),
             tls_handshakes: SharedCounterVec::new("result", TLS_RESULTS),
             limited: SharedCounterVec::new("limit", LIMITS),
+            handshakes_limited: SharedCounterVec::new("limit", HANDSHAKE_LIMITS),
+            messages_too_big: SharedCounterVec::new("limit", SIZES),
             accept_errors: SharedCounter::new(),
             accept_drops: SharedCounter::new(),
             slow_consumers: SharedCounter::new(),
@@ -172,6 +193,18 @@ impl Metrics {
             "Connections refused by a limit",
             none,
             &self.limited,
+        )?;
+        registry.register(
+            "deeperhub_handshakes_limited_total",
+            "Handshakes ended by a limit of their own",
+            none,
+            &self.handshakes_limited,
+        )?;
+        registry.register(
+            "deeperhub_messages_too_big_total",
+            "Messages over a limit of size, whose connections were closed with 1009",
+            none,
+            &self.messages_too_big,
         )?;
         registry.register("deeperhub_accept_errors_total", "Errors of accept", none, &self.accept_errors)?;
         registry.register(
@@ -303,6 +336,15 @@ impl Metrics {
             NoPlace::Address => 1,
             NoPlace::TooOften(_) => 2,
         });
+    }
+
+    /// Counts a fault in a client's frames where it is one of size.
+    pub(crate) fn too_big(&self, error: &FrameError) {
+        match error {
+            FrameError::MessageTooBig { .. } => self.messages_too_big.inc(0),
+            FrameError::TooManyFragments { .. } => self.messages_too_big.inc(1),
+            _ => {}
+        }
     }
 
     pub(crate) fn handshake(&self, outcome: Outcome) {

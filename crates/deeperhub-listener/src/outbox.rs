@@ -70,6 +70,15 @@ impl Outbox {
         self.len == 0
     }
 
+    /// Heap bytes that it holds, those of frames included that others hold as well.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.len
+            + match &self.pieces {
+                Pieces::Empty | Pieces::One(_) => 0,
+                Pieces::Many(queue) => size_of::<Queue>() + queue.pieces.capacity() * size_of::<Piece>(),
+            }
+    }
+
     /// Appends a shared frame.
     pub(crate) fn push(&mut self, frame: &Frame) {
         self.len += frame.len();

@@ -101,6 +101,20 @@ pub trait Session: 'static {
     /// A whole message came.
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Self::Local>);
 
+    /// A ping came, or a pong that answers none of the listener's own pings. False: it is one too many, and a ping then
+    /// gets no pong.
+    fn admits_control(&mut self, cx: &mut Context<'_, Self::Local>) -> bool {
+        let _ = cx;
+        true
+    }
+
+    /// Heap bytes that are kept for this connection because of what its client did, in the session or elsewhere. Only
+    /// asked for when memory is short: who holds the most is closed.
+    fn held_bytes(&self, key: Key, local: &Self::Local) -> usize {
+        let _ = (key, local);
+        0
+    }
+
     /// Called about once a second (more often where timeouts are shorter).
     fn on_tick(&mut self, cx: &mut Context<'_, Self::Local>) {
         let _ = cx;

@@ -1,5 +1,7 @@
 //! One thread's loop over its connections.
 
+mod shed;
+
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -8,17 +10,16 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use deeperhub_metrics::{CounterCell, GaugeCell, HistogramCell};
-use deeperhub_protocol::frame::{self, Extended, Incoming};
+use deeperhub_protocol::frame::{self, Extended, FrameError, Incoming};
 use deeperhub_protocol::handshake::{self, Refusal};
 use deeperhub_protocol::{CloseCode, CloseReason};
 use tokio::sync::mpsc;
 
-use crate::budget::{LEAST_SHED, largest};
 use crate::connections::{Closing, Connection, Connections, Core, Flags, State, too_slow};
 use crate::deflate::{self, Coders};
 use crate::drain::{Drain, DrainPlan};
 use crate::handshake::{Handshake, Proxied};
-use crate::metrics::{CoderCells, Outcome};
+use crate::metrics::{CoderCells, HandshakeLimit, Outcome};
 use crate::outbox::Outbox;
 use crate::places::Place;
 use crate::session::{Application, Closed, Context, Local, Message, Peer, Session};
@@ -369,7 +370,7 @@ impl<'a, A: Application> Worker<'a, A> {
         if handshake.proxied == Proxied::Header {
             return self.preface(key, bytes);
         }
-        match handshake.feed(bytes, &core.config) {
+        match handshake.feed(bytes, &core.config, &core.metrics) {
             None => {}
             Some(Err(refusal)) => self.refuse(key, &refusal),
             Some(Ok((request, accept_key))) => {
@@ -474,7 +475,11 @@ impl<'a, A: Application> Worker<'a, A> {
         let deadline = self.deadline(self.core.config.close_timeout);
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let start = self.core.arena.len();
-        refusal.write(&mut self.core.arena);
+        match &connection.state {
+            // RFC 9110 section 9.3.2.
+            State::Handshake(handshake) if handshake.is_head => refusal.write_head(&mut self.core.arena),
+            _ => refusal.write(&mut self.core.arena),
+        }
         connection.outbox.push_arena(start, self.core.arena.len());
         connection.state = State::Closing(Closing::Eof);
         connection.deadline = deadline;
@@ -501,11 +506,28 @@ impl<'a, A: Application> Worker<'a, A> {
                     None => decoder.next(limits, input, &mut pos),
                     Some(params) => incoming.next(key, params, decoder, limits, input, &mut pos),
                 };
+                let mut cx = Context {
+                    key,
+                    now,
+                    local: &mut *local,
+                    outbox: &mut *outbox,
+                    arena: &mut *arena,
+                    outgoing: &mut *outgoing,
+                    deflate,
+                    close: &mut close,
+                    pause: &mut pause,
+                };
                 let message = match next {
                     Ok(None) => return Decoded::All,
                     Ok(Some(Incoming::Text(text))) => Message::Text(text),
                     Ok(Some(Incoming::Binary(bytes))) => Message::Binary(bytes),
                     Ok(Some(Incoming::Ping(payload))) => {
+                        if !session.admits_control(&mut cx) {
+                            if close.is_some() {
+                                return Decoded::All;
+                            }
+                            continue;
+                        }
                         let start = arena.len();
                         frame::write_pong(arena, payload);
                         if flags.write_blocked {
@@ -518,24 +540,19 @@ impl<'a, A: Application> Worker<'a, A> {
                         continue;
                     }
                     Ok(Some(Incoming::Pong(_))) => {
-                        flags.awaiting_pong = false;
+                        // One that answers our own ping costs nothing.
+                        if !std::mem::take(&mut flags.awaiting_pong) {
+                            session.admits_control(&mut cx);
+                        }
+                        if close.is_some() {
+                            return Decoded::All;
+                        }
                         continue;
                     }
                     Ok(Some(Incoming::Close(close))) => {
                         return Decoded::PeerClose(close.map(|(code, _)| code));
                     }
-                    Err(error) => return Decoded::Fault(error.close_reason()),
-                };
-                let mut cx = Context {
-                    key,
-                    now,
-                    local: &mut *local,
-                    outbox: &mut *outbox,
-                    arena: &mut *arena,
-                    outgoing: &mut *outgoing,
-                    deflate,
-                    close: &mut close,
-                    pause: &mut pause,
+                    Err(error) => return Decoded::Fault(error),
                 };
                 session.on_message(message, &mut cx);
                 if close.is_some() {
@@ -578,7 +595,10 @@ impl<'a, A: Application> Worker<'a, A> {
                 }
             }
             Ok(Decoded::PeerClose(code)) => self.answer_close(key, code),
-            Ok(Decoded::Fault(reason)) => self.close(key, reason),
+            Ok(Decoded::Fault(error)) => {
+                self.core.metrics.too_big(&error);
+                self.close(key, error.close_reason());
+            }
             Err(_) => self.panicked(key),
         }
     }
@@ -846,9 +866,11 @@ impl<'a, A: Application> Worker<'a, A> {
             State::Handshake(handshake) => {
                 let is_silent = handshake.head.is_empty() || handshake.proxied == Proxied::Header;
                 if is_silent && handshake.deciding.is_none() {
+                    self.core.metrics.handshakes_limited.inc(HandshakeLimit::Time as usize);
                     self.core.metrics.handshake(Outcome::TimedOut);
                     self.remove(key);
                 } else {
+                    self.core.metrics.handshakes_limited.inc(HandshakeLimit::Time as usize);
                     self.refuse(key, &Refusal::bad_handshake("the handshake took too long"));
                 }
             }
@@ -867,30 +889,6 @@ impl<'a, A: Application> Worker<'a, A> {
                 connection.outbox.push_arena(start, self.core.arena.len());
                 self.core.mark_dirty(key);
             }
-        }
-    }
-
-    /// Gives up the largest queues where the memory budget says so.
-    fn shed(&mut self) {
-        let Some(memory) = &self.core.config.memory else { return };
-        let Some(bytes) = memory.to_shed(&mut self.shed_seen) else { return };
-        let share = bytes / self.core.config.workers.max(1) as u64;
-        let sizes = self.core.connections.iter().filter_map(|(key, connection)| {
-            let size = connection.outbox.len() + connection.decoder.buffered_bytes();
-            let counts = size >= LEAST_SHED && matches!(connection.state, State::Open(_));
-            counts.then_some((key as u32, size))
-        });
-        let largest: Vec<u32> = largest(sizes.collect(), share).collect();
-        if largest.is_empty() {
-            return;
-        }
-        tracing::warn!(
-            connections = largest.len(),
-            "Memory is short: the connections with the most bytes waiting are closed."
-        );
-        for key in largest {
-            self.core.metrics.memory_sheds.inc();
-            self.close(key, CloseReason::new(CloseCode::TooSlow, "too slow: memory is short"));
         }
     }
 
@@ -917,7 +915,7 @@ enum Decoded {
     /// The queue is over its limit; there may be more input.
     Full,
     PeerClose(Option<u16>),
-    Fault(CloseReason),
+    Fault(FrameError),
 }
 
 /// A part of `time` that differs between neighbours.

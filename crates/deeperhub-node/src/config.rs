@@ -1,9 +1,21 @@
 use crate::canary::CanaryConfig;
 use crate::cluster::ClusterConfig;
+use std::num::NonZeroU32;
+
+use deeperhub_protocol::message;
 use deeperhub_security::{OriginPolicy, RateLimit};
 
 use crate::AuthConfig;
 use crate::trace::Tracer;
+
+/// Pings and pongs a second of one connection: what a client needs to watch the round trip, many times over.
+const DEFAULT_CONTROL_RATE: NonZeroU32 = NonZeroU32::new(50).expect("it is not 0");
+
+/// A limit of pings and pongs: as many a second, twice as many at once.
+#[must_use]
+pub fn control_rate_limit(per_second: NonZeroU32) -> RateLimit {
+    RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(1)))
+}
 
 /// What a node allows, with the defaults of the README's table.
 #[derive(Debug, Clone)]
@@ -20,6 +32,11 @@ pub struct Config {
     /// Bytes of one connection's messages; a message larger than the burst counts as the burst. `None`: no limit but
     /// that of messages and their size, the default.
     pub byte_rate_limit: Option<RateLimit>,
+    /// Pings and pongs of one connection; `None`: no limit. One that is over it gets no pong. Default 50 per second,
+    /// burst 100.
+    pub control_rate_limit: Option<RateLimit>,
+    /// Levels of arrays and objects in a message, its own object among them: 2 to 127, the default.
+    pub max_json_depth: usize,
     /// Subscriptions of one connection. Default 128.
     pub max_subscriptions: usize,
     /// This node's name: 1 to 32 bytes of `A-Z a-z 0-9 _ -`; client ids start with it. `None`: random, the default.
@@ -45,6 +62,8 @@ impl Default for Config {
             auth: AuthConfig::default(),
             rate_limit: Some(RateLimit::default()),
             byte_rate_limit: None,
+            control_rate_limit: Some(control_rate_limit(DEFAULT_CONTROL_RATE)),
+            max_json_depth: message::MAX_NESTING,
             max_subscriptions: 128,
             node_id: None,
             events: deeperhub_events::Config::default(),

@@ -306,18 +306,22 @@ impl NodeHandle {
         *self.hub.phase.borrow()
     }
 
-    /// Takes other limits from `config`, of connections, subscriptions, rates, bytes of a message and of a queue, and
-    /// other origins. The rest stays as it was at the start. Workers follow with their next round, within a second.
+    /// Takes other limits from `config`, of connections, subscriptions, rates, bytes of a handshake, of a message and of
+    /// a queue, fragments and levels, and other origins. The rest stays as it was at the start. Workers follow with their next round, within a second.
     pub fn reconfigure(&self, config: &Config) {
         let current = self.hub.live.current();
         let mut next = (*current).clone();
         next.origins = config.origins.clone();
         next.rate_limit = config.rate_limit;
         next.byte_rate_limit = config.byte_rate_limit;
+        next.control_rate_limit = config.control_rate_limit;
+        next.max_json_depth = config.max_json_depth;
         next.max_subscriptions = config.max_subscriptions;
         next.listener.max_connections = config.listener.max_connections;
         next.listener.max_connections_per_ip = config.listener.max_connections_per_ip;
+        next.listener.max_head_bytes = config.listener.max_head_bytes;
         next.listener.max_message_bytes = config.listener.max_message_bytes;
+        next.listener.max_fragments = config.listener.max_fragments;
         next.listener.max_queue_bytes = config.listener.max_queue_bytes;
         self.listener.reconfigure(&next.listener);
         self.hub.live.replace(next);

@@ -43,7 +43,7 @@ mod users;
 pub use auth::AuthConfig;
 pub use canary::CanaryConfig;
 pub use cluster::ClusterConfig;
-pub use config::Config;
+pub use config::{Config, control_rate_limit};
 pub use gather::{ClusterStats, Gathered, NodeInfo};
 pub use handle::{
     ClientInfo, ClientNotFound, CursorError, Delivered, NodeHandle, NodeIdTaken, Page, SendError, TopicInfo,

@@ -66,7 +66,7 @@ const ERRORS: &[&str] = &[
 ];
 
 /// Limits of a connection.
-const LIMITS: &[&str] = &["messages", "bytes", "tokens", "subscriptions"];
+const LIMITS: &[&str] = &["messages", "bytes", "tokens", "subscriptions", "control", "json_depth"];
 
 /// Index into [`LIMITS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +75,9 @@ pub(crate) enum Limit {
     Bytes,
     Tokens,
     Subscriptions,
+    /// Pings and pongs.
+    Control,
+    JsonDepth,
 }
 
 /// How connections end.

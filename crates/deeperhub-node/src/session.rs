@@ -28,6 +28,9 @@ const OFFENCE_WINDOW: Duration = Duration::from_secs(10);
 /// Refused messages within the window that any connection is allowed.
 const LEAST_OFFENCES: u32 = 10;
 
+/// About what a subscription costs beside its topic's name, where nobody else has the same.
+const SUBSCRIPTION_BYTES: usize = 200;
+
 /// Tokens that a connection may bring while messages are limited: 50 at once, 5 a second. One takes up to two
 /// milliseconds of the worker to verify (8 keys of P-384), some hundred times as long as another message.
 const TOKEN_LIMIT: RateLimit =
@@ -45,7 +48,8 @@ pub(crate) struct Session {
     opened: Option<Instant>,
     limiter: RateLimiter,
     byte_limiter: RateLimiter,
-    token_limiter: RateLimiter,
+    /// Boxed, since few connections do what they limit.
+    rare: Option<Box<RareLimiters>>,
     offences: Offences,
     peer: SocketAddr,
     origin: Option<Box<str>>,
@@ -71,7 +75,7 @@ impl Session {
             opened: None,
             limiter: RateLimiter::default(),
             byte_limiter: RateLimiter::default(),
-            token_limiter: RateLimiter::default(),
+            rare: None,
             offences: Offences::default(),
             peer,
             origin: origin.map(Into::into),
@@ -151,15 +155,18 @@ impl Session {
             return Ok(());
         }
         let now = now.saturating_duration_since(local.hub.started);
-        self.token_limiter.check(&TOKEN_LIMIT, now).or_else(|retry| local.over_limit(Limit::Tokens, retry))
+        self.rare().tokens.check(&TOKEN_LIMIT, now).or_else(|retry| local.over_limit(Limit::Tokens, retry))
     }
 
-    /// Counts a refused message, and closes the connection if there were too many.
-    fn offend(&mut self, cx: &mut Context<'_, Local>) {
+    fn rare(&mut self) -> &mut RareLimiters {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Counts something refused by `limit`, and closes the connection if that was too much.
+    fn offend(&mut self, limit: Option<RateLimit>, cx: &mut Context<'_, Local>) {
+        let burst = limit.map_or(0, |limit| limit.burst.get());
         let now = cx.now();
-        let local = cx.local();
-        let burst = local.live.rate_limit.map_or(0, |limit| limit.burst.get());
-        let count = self.offences.one_more(now.saturating_duration_since(local.hub.started));
+        let count = self.offences.one_more(now.saturating_duration_since(cx.local().hub.started));
         if count >= burst.max(LEAST_OFFENCES) {
             cx.close(CloseReason::new(CloseCode::PolicyViolation, "kept violating the rate limit"));
         }
@@ -167,7 +174,7 @@ impl Session {
 
     fn on_text(&mut self, text: &str, cx: &mut Context<'_, Local>) {
         let admitted = self.admit(text.len(), cx);
-        let message = ClientMessage::parse(text);
+        let message = ClientMessage::parse_within(text, cx.local().live.max_json_depth);
         if let Err(wait) = admitted {
             let id = message.as_ref().map_or_else(|error| error.id, |message| message.id);
             cx.local().metrics.received.inc(RECEIVED_INVALID);
@@ -191,6 +198,9 @@ impl Session {
             Err(error) => {
                 let local = cx.local();
                 local.metrics.received.inc(RECEIVED_INVALID);
+                if error.is_too_deep {
+                    local.metrics.limited(Limit::JsonDepth);
+                }
                 local.event(EventKind::MessageReceived, &self.client_id, || Details::MessageReceived {
                     message_type: "invalid",
                     topic: None,
@@ -271,8 +281,16 @@ impl Session {
             retry_after_ms: Some(milliseconds(wait)),
         };
         self.reply_error(&error, cx);
-        self.offend(cx);
+        let limit = cx.local().live.rate_limit;
+        self.offend(limit, cx);
     }
+}
+
+/// Limiters of tokens in messages, and of pings and pongs that nobody asked for.
+#[derive(Debug, Default)]
+struct RareLimiters {
+    tokens: RateLimiter,
+    control: RateLimiter,
 }
 
 /// Refused messages of the current window. 8 bytes.
@@ -359,6 +377,23 @@ impl deeperhub_listener::Session for Session {
         }
     }
 
+    fn admits_control(&mut self, cx: &mut Context<'_, Local>) -> bool {
+        let now = cx.now();
+        let local = cx.local();
+        let Some(limit) = local.live.control_rate_limit else { return true };
+        let now = now.saturating_duration_since(local.hub.started);
+        let refused = self.rare().control.check(&limit, now);
+        if refused.or_else(|retry| local.over_limit(Limit::Control, retry)).is_err() {
+            self.offend(Some(limit), cx);
+            return false;
+        }
+        true
+    }
+
+    fn held_bytes(&self, key: Key, local: &Local) -> usize {
+        local.shard.subscriptions(key).map(|topic| topic.len() + SUBSCRIPTION_BYTES).sum()
+    }
+
     fn on_tick(&mut self, cx: &mut Context<'_, Local>) {
         let now = cx.now();
         let local = cx.local();
@@ -443,7 +478,7 @@ pub(crate) fn refusal<'a>(
     code: ErrorCode,
     message: &'static str,
 ) -> MessageError<'a> {
-    MessageError { code, id, field: None, message: Cow::Borrowed(message) }
+    MessageError { code, id, field: None, message: Cow::Borrowed(message), is_too_deep: false }
 }
 
 /// The reply to a message about a topic that the client's token does not grant.

@@ -120,6 +120,15 @@ impl Transport {
         }
     }
 
+    /// Heap bytes of what came and is not complete, and of what was taken and is not with the kernel.
+    pub(crate) fn buffered_bytes(&self) -> usize {
+        match self {
+            Self::Tcp(_) => 0,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.buffered_bytes(),
+        }
+    }
+
     /// Gives the kernel what was taken before.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         match self {

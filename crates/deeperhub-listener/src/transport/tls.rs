@@ -261,6 +261,10 @@ impl Tls {
         io::ErrorKind::InvalidData.into()
     }
 
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.incoming.capacity() + self.outgoing.capacity()
+    }
+
     pub(super) fn is_flushed(&self) -> bool {
         self.outgoing.is_empty()
     }

@@ -78,6 +78,17 @@ impl Refusal {
     /// seconds rounded up, at least 1; for 401 `WWW-Authenticate: Bearer`, for 405 `Allow: GET`, for 426
     /// `Upgrade: websocket` and `Sec-WebSocket-Version: 13`. Close the connection when it is written.
     pub fn write(&self, out: &mut Vec<u8>) {
+        let body = self.write_status_and_headers(out);
+        out.extend_from_slice(&body);
+    }
+
+    /// As [`Self::write`], without the body: the answer to HEAD (RFC 9110 section 9.3.2).
+    pub fn write_head(&self, out: &mut Vec<u8>) {
+        self.write_status_and_headers(out);
+    }
+
+    /// Gives the body that goes behind them.
+    fn write_status_and_headers(&self, out: &mut Vec<u8>) -> Vec<u8> {
         let mut body = Vec::with_capacity(128);
         body.extend_from_slice(b"{\"error\":{\"code\":");
         json::escape(self.code, |piece| body.extend_from_slice(piece));
@@ -107,7 +118,7 @@ impl Refusal {
             _ => "",
         });
         push("\r\n\r\n");
-        out.extend_from_slice(&body);
+        body
     }
 
     fn new(status: u16, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
@@ -163,6 +174,15 @@ mod tests {
         assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{head}");
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!(body["error"]["message"], "kein Schlüssel");
+    }
+
+    #[test]
+    fn the_answer_to_head_is_the_same_without_its_body() {
+        let (mut with, mut without) = (Vec::new(), Vec::new());
+        Refusal::method_not_allowed().write(&mut with);
+        Refusal::method_not_allowed().write_head(&mut without);
+        assert!(without.ends_with(b"\r\n\r\n"));
+        assert!(with.starts_with(&without) && with[without.len()..].starts_with(b"{\"error\""));
     }
 
     #[test]

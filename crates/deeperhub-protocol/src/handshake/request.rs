@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::Refusal;
 
-/// Longest request head that is read, in bytes.
+/// Longest request head that [`Request::parse`] reads, in bytes.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Most header lines of a request.
@@ -63,14 +63,25 @@ impl Request {
     /// 400 `bad_handshake` for what is not HTTP/1, is over [`MAX_HEAD_BYTES`] or [`MAX_HEADERS`], or has a target that
     /// is neither a path nor a URL. What makes a good request a good handshake is for [`Self::check_upgrade`].
     pub fn parse(buffer: &[u8]) -> Result<Parsed, Refusal> {
+        Self::parse_within(buffer, MAX_HEAD_BYTES)
+    }
+
+    /// As [`Self::parse`], with a limit of its own for the head's bytes, 65,535 at most.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Self::parse`].
+    pub fn parse_within(buffer: &[u8], max_head_bytes: usize) -> Result<Parsed, Refusal> {
+        // Positions in the head are kept in 16 bits.
+        let max_head_bytes = max_head_bytes.min(usize::from(u16::MAX));
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut parsed = httparse::Request::new(&mut headers);
-        let within_limit = &buffer[..buffer.len().min(MAX_HEAD_BYTES)];
+        let within_limit = &buffer[..buffer.len().min(max_head_bytes)];
         let head_bytes = match parsed.parse(within_limit) {
             Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
-            Ok(httparse::Status::Partial) if buffer.len() >= MAX_HEAD_BYTES => {
+            Ok(httparse::Status::Partial) if buffer.len() >= max_head_bytes => {
                 return Err(Refusal::bad_handshake(format!(
-                    "The request head is over {MAX_HEAD_BYTES} bytes."
+                    "The request head is over {max_head_bytes} bytes."
                 )));
             }
             Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
@@ -399,6 +410,15 @@ mod tests {
             assert_eq!(refused(&filler(MAX_HEAD_BYTES + 1)[..read]), "The request head is over 16384 bytes.");
         }
         assert!(matches!(Request::parse(&filler(MAX_HEAD_BYTES)[..MAX_HEAD_BYTES - 1]), Ok(Parsed::Partial)));
+        for limit in [200, 40_000, usize::from(u16::MAX)] {
+            let parsed = |bytes| Request::parse_within(&filler(bytes), limit);
+            assert!(matches!(parsed(limit), Ok(Parsed::Complete { .. })));
+            assert_eq!(
+                parsed(limit + 1).unwrap_err().message,
+                format!("The request head is over {limit} bytes.")
+            );
+        }
+        assert!(Request::parse_within(&filler(1 << 16), usize::MAX).is_err());
         let lines = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(count));
         assert_eq!(parse(&lines(MAX_HEADERS)).headers("x").count(), MAX_HEADERS);
         assert_eq!(refused(lines(MAX_HEADERS + 1).as_bytes()), "The request has more than 96 header lines.");

@@ -20,6 +20,8 @@ pub struct MessageError<'a> {
     pub field: Option<&'static str>,
     /// A sentence for a person.
     pub message: Cow<'static, str>,
+    /// Whether it is refused for nothing but the levels of its arrays and objects.
+    pub is_too_deep: bool,
 }
 
 impl<'a> MessageError<'a> {
@@ -38,13 +40,19 @@ impl<'a> MessageError<'a> {
 
     /// [`ErrorCode::InvalidMessage`] without a key at fault.
     pub(super) const fn invalid(message: &'static str) -> Self {
-        Self { code: ErrorCode::InvalidMessage, id: None, field: None, message: Cow::Borrowed(message) }
+        Self {
+            code: ErrorCode::InvalidMessage,
+            id: None,
+            field: None,
+            message: Cow::Borrowed(message),
+            is_too_deep: false,
+        }
     }
 
     /// [`ErrorCode::InvalidMessage`]: it is JSON, and has more than `limit` levels.
     pub(crate) fn too_deep(limit: u32) -> Self {
         let message = format!("arrays and objects nest deeper than the limit of {limit}");
-        Self { message: Cow::Owned(message), ..Self::invalid("") }
+        Self { message: Cow::Owned(message), is_too_deep: true, ..Self::invalid("") }
     }
 
     pub(super) fn at(self, field: &'static str) -> Self {
@@ -58,7 +66,7 @@ impl<'a> MessageError<'a> {
 
 impl From<Fault> for MessageError<'_> {
     fn from(fault: Fault) -> Self {
-        Self { code: ErrorCode::InvalidJson, id: None, field: None, message: fault.to_string().into() }
+        Self { code: ErrorCode::InvalidJson, message: fault.to_string().into(), ..Self::invalid("") }
     }
 }
 
@@ -66,9 +74,9 @@ impl From<TopicError> for MessageError<'_> {
     fn from(error: TopicError) -> Self {
         Self {
             code: ErrorCode::InvalidTopic,
-            id: None,
             field: Some("topic"),
             message: error.to_string().into(),
+            ..Self::invalid("")
         }
     }
 }

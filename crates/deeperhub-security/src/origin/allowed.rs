@@ -83,6 +83,14 @@ impl Allowed {
         Ok(Self::Origin { scheme, hosts, port })
     }
 
+    /// Whether it allows pages of a host, whatever their scheme and port.
+    pub(super) fn is_at(&self, host: &Host<'_>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Origin { hosts, .. } => hosts.contain(host),
+        }
+    }
+
     /// `None` stands for an origin that is none: `null`, or something that cannot be read.
     pub(super) fn allows(&self, origin: Option<&Origin<'_>>) -> bool {
         match (self, origin) {

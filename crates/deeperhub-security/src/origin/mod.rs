@@ -6,6 +6,7 @@
 
 mod allowed;
 mod parts;
+mod rebinding;
 
 use self::allowed::Allowed;
 use self::parts::{Authority, Origin, default_port};

@@ -180,7 +180,11 @@ fn nesting_has_the_limit_of_serde_json() {
             let text = open.repeat(times) + "[]" + &close.repeat(times);
             let whole = Scanner::new(&text, MAX_NESTING).whole(0).unwrap();
             let serde_reads_it = serde_json::from_str::<Value>(&text).is_ok();
-            assert_eq!((whole.value.len(), whole.too_deep), (text.len(), !serde_reads_it), "{levels} of {open}");
+            assert_eq!(
+                (whole.value.len(), whole.too_deep),
+                (text.len(), !serde_reads_it),
+                "{levels} of {open}"
+            );
         }
     }
     let levels = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
