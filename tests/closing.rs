@@ -1,6 +1,8 @@
 //! What costs a connection, with which code, and what a client is told before.
 
+use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::wire::{Wire, masked};
 use crate::support::{Client, Server, http, patiently};
@@ -147,6 +149,19 @@ async fn a_peer_that_never_pongs_is_closed_with_4200() {
         }
     }
     assert_eq!(farewell(goodbye, 4200, true)["retry_after_ms"], 0);
+}
+
+#[tokio::test]
+async fn a_peer_that_pongs_is_pinged_at_the_interval_however_long_it_may_take() {
+    let server = Server::start(&["--ping-interval", "100ms", "--pong-timeout", "1h"]);
+    let mut client = Client::connect(&server).await;
+    for _ in 0..5 {
+        // The client answers by itself.
+        match patiently("a ping", client.socket.next()).await {
+            Some(Ok(Message::Ping(_))) => {}
+            other => panic!("a ping was expected, not {other:?}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod cli;
 mod closing;
 mod cluster;
 mod compression;
+mod deploy;
 mod handshake;
 mod interop;
 mod layering;

@@ -14,10 +14,10 @@ const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
 
 /// The `peer` of each connection, as backends see it in the events.
-struct Peers(BufReader<TcpStream>);
+pub(crate) struct Peers(BufReader<TcpStream>);
 
 impl Peers {
-    async fn watch(server: &Server) -> Self {
+    pub(crate) async fn watch(server: &Server) -> Self {
         let mut stream = TcpStream::connect(server.api()).await.unwrap();
         let request = "GET /v1/events?types=websocket_connected HTTP/1.1\r\nHost: localhost\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -31,7 +31,7 @@ impl Peers {
         Self(events)
     }
 
-    async fn next(&mut self) -> String {
+    pub(crate) async fn next(&mut self) -> String {
         loop {
             let mut line = String::new();
             patiently("an event", self.0.read_line(&mut line)).await.unwrap();

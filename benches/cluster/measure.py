@@ -5,7 +5,9 @@ over Redis, beside the same on one node.
     cargo build --release && benches/cluster/measure.py [target/release/deeperhub-ws]
 
 Needs nats-server and redis-server (`tests/peers/install nats-server redis-server`) and Python, without packages. A
-publisher and a subscriber, each on a connection of its own: 2000 publishes one at a time, then 100,000 at once.
+publisher and a subscriber, each on a connection of its own: 2000 publishes one at a time, then 100,000 at once. The
+three ways take turns, for five rounds, about two minutes in all; what is printed are medians of the rounds, and their
+range where one number would not do.
 """
 
 import os
@@ -17,6 +19,7 @@ import time
 
 ONE_BY_ONE = 2000
 AT_ONCE = 100_000
+ROUNDS = 5
 PAYLOAD = "x" * 128
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -103,7 +106,8 @@ def publish(number):
     return '{"type":"publish","data":{"topic":"bench","message":[%d,"%s"]}}' % (number, PAYLOAD)
 
 
-def measure(name, program, broker):
+def measure(program, broker):
+    """One round: percentiles of the latency in µs, messages a second, and CPU µs per message of each process."""
     processes, nodes = [], []
     try:
         if broker is None:
@@ -119,6 +123,7 @@ def measure(name, program, broker):
             time.sleep(1)
             url = f"{broker}://127.0.0.1:{port}"
             nodes = [start_node(program, ["--cluster", url, "--node-id", node]) for node in "ab"]
+        measured = [process for process, _ in nodes] + processes
         processes += [process for process, _ in nodes]
         publisher, subscriber = Client(nodes[0][1]), Client(nodes[-1][1])
         subscriber.send('{"type":"subscribe","data":{"topic":"bench"}}')
@@ -132,8 +137,9 @@ def measure(name, program, broker):
             subscriber.receive()
             times.append((time.perf_counter() - began) * 1e6)
         times.sort()
+        percentiles = [times[min(int(len(times) * part), len(times) - 1)] for part in (0.5, 0.9, 0.99, 0.999)]
 
-        before = [cpu_seconds(process) for process, _ in nodes]
+        before = [cpu_seconds(process) for process in measured]
         frames = b"".join(Client.frame(publish(number)) for number in range(AT_ONCE))
         began = time.perf_counter()
         if os.fork() == 0:
@@ -142,27 +148,36 @@ def measure(name, program, broker):
         subscriber.count_messages(AT_ONCE)
         took = time.perf_counter() - began
         os.wait()
-        cpu = [(cpu_seconds(process) - was) / AT_ONCE * 1e6 for (process, _), was in zip(nodes, before)]
-        shown = ", ".join(f"{micros:.2f}" for micros in cpu)
-        print(
-            f"| {name} | {statistics.median(times):.0f} | {times[len(times) * 99 // 100]:.0f} "
-            f"| {AT_ONCE / took:,.0f} | {shown} |",
-            flush=True,
-        )
+        cpu = [(cpu_seconds(process) - was) / AT_ONCE * 1e6 for process, was in zip(measured, before)]
+        return percentiles, AT_ONCE / took, cpu
     finally:
         for process in reversed(processes):
             process.kill()
             process.wait()
 
 
+def median_and_range(values, digits):
+    values = sorted(values)
+    shown = [f"{value:,.{digits}f}" for value in (statistics.median(values), values[0], values[-1])]
+    return f"{shown[0]} ({shown[1]}-{shown[2]})"
+
+
 def main():
     program = sys.argv[1] if len(sys.argv) > 1 else "target/release/deeperhub-ws"
     os.environ["PATH"] += ":/usr/sbin"
-    print("| way | latency µs, median | 99 % | messages a second | CPU µs per message, sending and receiving node |")
-    print("|---|---|---|---|---|")
-    measure("one node", program, None)
-    measure("two nodes, NATS", program, "nats")
-    measure("two nodes, Redis", program, "redis")
+    ways = {"one node": None, "two nodes, NATS": "nats", "two nodes, Redis": "redis"}
+    rounds = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, broker in ways.items():
+            rounds[name].append(measure(program, broker))
+    print("| way | latency µs: 50 % | 90 % | 99 % | 99.9 % | messages a second | CPU µs per message: sending node | receiving node | broker |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, results in rounds.items():
+        latencies = [f"{statistics.median(column):.0f}" for column in zip(*(percentiles for percentiles, _, _ in results))]
+        throughput = median_and_range([rate for _, rate, _ in results], 0)
+        cpu = [f"{statistics.median(column):.2f}" for column in zip(*(cpu for _, _, cpu in results))]
+        cells = [name, *latencies, throughput, *(cpu + ["-", "-"])[:3]]
+        print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ pub(crate) use broker::{Broker, Engine, Proxy, free_port};
 pub(crate) use client::Client;
 pub(crate) use collector::Collector;
 pub(crate) use http::{Response, http};
-pub(crate) use peers::{Peer, install, python_bin, run_peer, script};
+pub(crate) use peers::{Peer, install, install_named, python_bin, run_peer, script};
 pub(crate) use server::{Finished, Server, run};
 pub(crate) use temporary::TemporaryDir;
 pub(crate) use tls::{Authority, Identity, TlsClient, connect_tls, over_tls, text};

@@ -21,19 +21,32 @@ pub(crate) enum Peer {
 ///
 /// When one cannot be had, with what the installation said.
 pub(crate) fn install(peers: &[Peer]) {
-    let names = peers.iter().map(|peer| match peer {
+    install_all(peers.iter().map(|peer| match peer {
         Peer::Python => "python",
         Peer::Node => "node",
         Peer::Chromium => "chromium",
-    });
+    }));
+}
+
+/// Installs one program by the name that `tests/peers/install` has for it.
+///
+/// # Panics
+///
+/// When it cannot be had, with what the installation said.
+pub(crate) fn install_named(name: &str) {
+    install_all([name]);
+}
+
+fn install_all<'n>(names: impl IntoIterator<Item = &'n str>) {
+    let names: Vec<_> = names.into_iter().collect();
     let output = Command::new(Path::new(ROOT).join("tests/peers/install"))
-        .args(names)
+        .args(&names)
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|error| panic!("tests/peers/install cannot be run: {error}"));
     assert!(
         output.status.success(),
-        "{peers:?} cannot be installed by tests/peers/install: {}",
+        "{names:?} cannot be installed by tests/peers/install: {}",
         String::from_utf8_lossy(&output.stderr)
     );
 }

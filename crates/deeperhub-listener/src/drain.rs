@@ -168,8 +168,7 @@ mod tests {
 
     #[test]
     fn slots_follow_each_other() {
-        let mut config = Config::default();
-        config.reconnects_per_second = 100;
+        let config = Config { reconnects_per_second: 100, ..Config::default() };
         let now = Instant::now();
         let plan = Arc::new(DrainPlan::new(now, SECOND, 3, &config));
         // The workers' clients come back one behind the other too.

@@ -255,9 +255,13 @@ impl<'a, A: Application> Worker<'a, A> {
     }
 
     fn deadline(&self, after: Duration) -> u32 {
-        // Half the range, so that the difference keeps its sign.
-        let after = after.as_millis().min(i32::MAX as u128 / 2) as u32;
-        self.clock().wrapping_add(after)
+        deadline(self.clock(), after)
+    }
+
+    /// When an open connection is to be pinged that needs none before.
+    fn next_ping(&self) -> u32 {
+        let interval = self.core.config.ping_interval;
+        self.deadline(if interval.is_zero() { Duration::from_secs(3600) } else { interval })
     }
 
     /// Something may have happened at a connection: writes what was blocked, reads what is there.
@@ -488,9 +492,11 @@ impl<'a, A: Application> Worker<'a, A> {
 
     /// Decodes what came and gives it to the session.
     fn decode(&mut self, key: u32, input: &mut [u8]) {
+        let next_ping = self.next_ping();
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
-        let Connection { state: State::Open(session), decoder, outbox, flags, .. } = connection else {
+        let Connection { state: State::Open(session), decoder, outbox, flags, deadline, .. } = connection
+        else {
             return;
         };
         let mut close = None;
@@ -541,7 +547,9 @@ impl<'a, A: Application> Worker<'a, A> {
                     }
                     Ok(Some(Incoming::Pong(_))) => {
                         // One that answers our own ping costs nothing.
-                        if !std::mem::take(&mut flags.awaiting_pong) {
+                        if std::mem::take(&mut flags.awaiting_pong) {
+                            *deadline = next_ping;
+                        } else {
                             session.admits_control(&mut cx);
                         }
                         if close.is_some() {
@@ -859,8 +867,8 @@ impl<'a, A: Application> Worker<'a, A> {
 
     fn deadline_passed(&mut self, key: u32) {
         let timeout = self.deadline(self.core.config.pong_timeout);
-        let interval = self.core.config.ping_interval;
-        let next = self.deadline(if interval.is_zero() { Duration::from_secs(3600) } else { interval });
+        let next = self.next_ping();
+        let is_off = self.core.config.ping_interval.is_zero();
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         match &connection.state {
             State::Handshake(handshake) => {
@@ -879,8 +887,8 @@ impl<'a, A: Application> Worker<'a, A> {
                 self.close(key, CloseReason::new(CloseCode::PongTimeout, "no pong in time"));
             }
             State::Open(_) => {
-                connection.deadline = if interval.is_zero() { next } else { timeout };
-                if interval.is_zero() {
+                connection.deadline = if is_off { next } else { timeout };
+                if is_off {
                     return;
                 }
                 connection.flags.awaiting_pong = true;
@@ -916,6 +924,11 @@ enum Decoded {
     Full,
     PeerClose(Option<u16>),
     Fault(FrameError),
+}
+
+/// The time of a worker's clock after a while; half the range at most, so that differences keep their sign.
+fn deadline(now: u32, after: Duration) -> u32 {
+    now.wrapping_add(after.as_millis().min(i32::MAX as u128 / 2) as u32)
 }
 
 /// A part of `time` that differs between neighbours.
