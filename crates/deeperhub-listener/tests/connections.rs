@@ -11,8 +11,8 @@ use std::task::{self, Poll, Waker};
 use std::time::Duration;
 
 use deeperhub_listener::{
-    Accepted, Application, Closed, Config, Connections, Context, Key, Listener, Local, Message, Metrics,
-    Peer, Session,
+    Accepted, Application, Closed, Config, Connections, Context, Key, Listener, Local, MemoryBudget, Message,
+    Metrics, Peer, Session,
 };
 use deeperhub_metrics::Cells;
 use deeperhub_protocol::frame::{self, Frame};
@@ -340,4 +340,84 @@ async fn the_last_words_are_not_lost_to_a_reset() {
     }
     let _ = client.flush().await;
     assert_eq!(read_to_close(&mut client).await.1, Some(1009));
+}
+
+/// A handshake in bytes, with an offer of compression that keeps its context.
+const HANDSHAKE: &str = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+    Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+
+/// The start of a masked text frame (with a mask of zeros), and what of its payload comes.
+fn text_frame(first: u8, length: u16, payload: &[u8]) -> Vec<u8> {
+    let [high, low] = length.to_be_bytes();
+    [&[first, 0xfe, high, low, 0, 0, 0, 0], payload].concat()
+}
+
+/// A compressed text message of one stored block (RFC 1951 section 3.2.4), which history is made of.
+fn stored(text: &[u8]) -> Vec<u8> {
+    let [low, high] = u16::try_from(text.len()).unwrap().to_le_bytes();
+    let block = [&[0, low, high, !low, !high], text, &[0]].concat();
+    text_frame(0xc1, u16::try_from(block.len()).unwrap(), &block)
+}
+
+/// Tells the budget that nine tenths are in use until somebody was given up, and reads what that one is told.
+async fn given_up(running: &Running, budget: &MemoryBudget, sent: &[u8]) -> String {
+    let mut socket = TcpStream::connect(running.listener.local_addr()).await.unwrap();
+    let (before, received) = (running.metrics.memory_sheds.value(), running.metrics.received_bytes.value());
+    socket.write_all(sent).await.unwrap();
+    // While memory is short it would not be let in.
+    running
+        .wait_until(|running| running.metrics.received_bytes.value() >= received + sent.len() as u64)
+        .await;
+    patiently(async {
+        while running.metrics.memory_sheds.value() == before {
+            budget.update(900_000);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    budget.update(0);
+    let mut told = Vec::new();
+    let _ = patiently(socket.read_to_end(&mut told)).await;
+    String::from_utf8_lossy(&told).into_owned()
+}
+
+#[tokio::test]
+async fn whoever_makes_the_server_hold_something_is_given_up_when_memory_is_short() {
+    let budget = Arc::new(MemoryBudget::new(1_000_000));
+    let running = start(|config| {
+        config.memory = Some(Arc::clone(&budget));
+        config.compression.client_context_takeover = true;
+        config.handshake_timeout = PATIENCE;
+    });
+    let mut healthy = running.connect().await;
+    let unfinished = text_frame(0x81, 60_000, &[b'x'; 20_000]);
+    let fragment = text_frame(0x01, 20_000, &[b'x'; 20_000]);
+    for (what, sent) in [
+        ("a frame that does not come whole", unfinished),
+        ("a message that does not come whole", fragment),
+        ("what a client may refer to later", stored(&[b'x'; 20_000])),
+    ] {
+        let told = given_up(&running, &budget, &[HANDSHAKE.as_bytes(), &sent].concat()).await;
+        assert!(told.contains("too slow: memory is short"), "{what}: {told}");
+        echoes(&mut healthy).await;
+    }
+    let head = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(12_000));
+    let told = given_up(&running, &budget, head.as_bytes()).await;
+    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("\r\nRetry-After: "), "{told}");
+    echoes(&mut healthy).await;
+    running.wait_until(|running| running.stage.closed.lock().unwrap().len() == 3).await;
+    assert_eq!(running.metrics.memory_sheds.value(), 4);
+}
+
+#[tokio::test]
+async fn who_holds_nothing_is_not_given_up_however_short_memory_is() {
+    let budget = Arc::new(MemoryBudget::new(1_000_000));
+    let running = start(|config| config.memory = Some(Arc::clone(&budget)));
+    let mut healthy = running.connect().await;
+    for _ in 0..30 {
+        budget.update(999_999);
+        echoes(&mut healthy).await;
+    }
+    assert_eq!(running.metrics.memory_sheds.value(), 0);
 }
