@@ -63,7 +63,7 @@ impl Bystander {
 
 /// Lets many peers misbehave at once, three times. `peer` returns its connection, which is held until all have done
 /// their worst.
-async fn check_harmless<P, F, C>(flags: &[&str], peers: usize, peer: P)
+pub(crate) async fn check_harmless<P, F, C>(flags: &[&str], peers: usize, peer: P)
 where
     P: Fn(std::net::SocketAddr) -> F,
     F: Future<Output = C> + Send + 'static,
@@ -81,7 +81,7 @@ where
         let connections = attack.join_all().await;
         bystander.goes_on().await;
         drop(connections);
-        patiently("the end of the others' connections", async {
+        patiently("the end of the others' connections and subscriptions", async {
             while !only_one_is_left(&server).await {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -100,7 +100,10 @@ where
 
 async fn only_one_is_left(server: &Server) -> bool {
     let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
+    let topics = http(server.api(), "GET /v1/topics", &[], "").await.json();
     metrics.contains("\ndeeperhub_connections_active 1\n")
+        && metrics.contains("\ndeeperhub_subscriptions 0\n")
+        && topics["topics"] == json!([])
 }
 
 /// Connects and writes bytes, without reading what comes, for as long as the server takes them.
@@ -120,7 +123,10 @@ const HANDSHAKE: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nCo
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 /// As [`say`], behind a good handshake.
-async fn say_as_client(address: std::net::SocketAddr, parts: impl IntoIterator<Item = Vec<u8>>) -> TcpStream {
+pub(crate) async fn say_as_client(
+    address: std::net::SocketAddr,
+    parts: impl IntoIterator<Item = Vec<u8>>,
+) -> TcpStream {
     say(address, std::iter::once(HANDSHAKE.to_vec()).chain(parts)).await
 }
 

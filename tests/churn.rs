@@ -1,0 +1,204 @@
+//! Topics, patterns, pings and handshakes in numbers that no client needs: others go on, and memory comes back.
+
+use std::net::SocketAddr;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::abuse::{check_harmless, say_as_client};
+use crate::support::wire::{TEXT, masked};
+use crate::support::{Authority, Client, Server, TlsClient, connect_tls, http, patiently};
+
+const PING: u8 = 0x89;
+
+/// The last word of an attacker, which comes back when the server has done all that it was asked before.
+const LAST: &str = r#"{"type":"echo","data":"that was all"}"#;
+
+/// Sends messages as fast as the server takes them, and reads all that it says, to the end.
+async fn say_all(address: SocketAddr, messages: impl Iterator<Item = String>) -> TcpStream {
+    let (mut from, mut to) = say_as_client(address, []).await.into_split();
+    let reader = tokio::spawn(async move {
+        let (mut tail, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
+        while !tail.windows(12).any(|window| window == b"that was all") {
+            let read = patiently("answers", from.read(&mut buffer)).await.expect("the connection stays");
+            assert!(read > 0, "the connection ended: {}", String::from_utf8_lossy(&tail));
+            // What is looked for may come in two parts.
+            tail.drain(..tail.len().saturating_sub(16));
+            tail.extend_from_slice(&buffer[..read]);
+        }
+        from
+    });
+    let mut batch = Vec::new();
+    for message in messages.chain([LAST.to_owned()]) {
+        batch.extend(masked(TEXT, message.as_bytes()));
+        if batch.len() > 32 * 1024 || message == LAST {
+            patiently("writing", to.write_all(&batch)).await.expect("the connection stays");
+            batch.clear();
+        }
+    }
+    let from = reader.await.expect("all answers come");
+    from.reunite(to).expect("they belong together")
+}
+
+/// Each topic and pattern is subscribed to once and given up again, or published to: over all peers and rounds 144,000
+/// topics and 72,000 patterns, in half a million messages.
+#[tokio::test]
+async fn topics_and_patterns_that_nobody_ever_had_before() {
+    check_harmless(&["--no-compression"], 12, |address| async move {
+        let own = next_number();
+        let messages = (0..2000_u32).flat_map(move |n| {
+            let topic = format!("explosion.{own}.{n}.{}", "long.".repeat(10) + "name");
+            [
+                format!(r#"{{"type":"subscribe","data":{{"topic":"{topic}"}}}}"#),
+                format!(
+                    r#"{{"type":"publish","data":{{"topic":"{topic}","message":{n},"exclude_self":true}}}}"#
+                ),
+                format!(r#"{{"type":"unsubscribe","data":{{"topic":"{topic}"}}}}"#),
+                format!(r#"{{"type":"subscribe","data":{{"topic":"{own}.{n}.*.>"}}}}"#),
+                format!(r#"{{"type":"publish","data":{{"topic":"never.{own}.{n}","message":0}}}}"#),
+                format!(r#"{{"type":"unsubscribe","data":{{"topic":"{own}.{n}.*.>"}}}}"#),
+                // What is no topic leaves nothing behind either.
+                format!(r#"{{"type":"subscribe","data":{{"topic":"no..topic.{own}.{n}"}}}}"#),
+            ]
+        });
+        say_all(address, messages).await
+    })
+    .await;
+}
+
+/// A number that each call gives once.
+fn next_number() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// As many topics as a connection may have, all of them held when it goes.
+#[tokio::test]
+async fn connections_that_leave_with_all_the_subscriptions_they_may_have() {
+    check_harmless(&["--max-subscriptions", "2000"], 20, |address| async move {
+        let own = next_number();
+        let subscribe = move |n: u32| {
+            let topic =
+                if n.is_multiple_of(2) { format!("held.{own}.{n}") } else { format!("*.{own}.{n}.>") };
+            format!(r#"{{"type":"subscribe","data":{{"topic":"{topic}"}}}}"#)
+        };
+        // Some more than they may.
+        say_all(address, (0..2100).map(subscribe)).await
+    })
+    .await;
+}
+
+/// All come and go on the same few topics, which others are subscribed to.
+#[tokio::test]
+async fn subscriptions_that_come_and_go_on_shared_topics_lose_nobodys_messages() {
+    let server = Server::start(&["--workers", "2", "--rate-limit", "0", "--no-compression"]);
+    let mut subscriber = Client::connect(&server).await;
+    let mut publisher = Client::connect(&server).await;
+    for topic in ["shared.0", "shared.>"] {
+        subscriber.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+    }
+    let mut attack = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let messages = (0..3000_u32).map(|n| {
+            let kind = ["subscribe", "unsubscribe"][n as usize % 2];
+            let topic = ["shared.0", "shared.>", "shared.*"][n as usize / 2 % 3];
+            format!(r#"{{"type":"{kind}","data":{{"topic":"{topic}"}}}}"#)
+        });
+        attack.spawn(say_all(server.clients, messages));
+    }
+    let mut sent = 0;
+    while attack.len() > 0 {
+        let publish = json!({"type": "publish", "id": sent, "data": {"topic": "shared.0", "message": sent}});
+        let published = publisher.ask(&publish).await;
+        assert!(published["data"]["subscribers"].as_u64() >= Some(2), "{published}");
+        assert_eq!(subscriber.receive().await["data"]["message"], sent);
+        sent += 1;
+        while attack.try_join_next().is_some_and(|peer| peer.is_ok()) {}
+    }
+    let publish = json!({"type": "publish", "id": "last", "data": {"topic": "shared.0", "message": "last"}});
+    patiently("the end of the others' subscriptions", async {
+        while publisher.ask(&publish).await["data"]["subscribers"] != 2 {
+            assert_eq!(subscriber.receive().await["data"]["message"], "last");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pings_without_end_cost_those_who_send_them_their_connection() {
+    check_harmless(&[], 20, |address| async move {
+        let mut stream = say_as_client(address, [masked(PING, b"0123456789").repeat(20_000)]).await;
+        let mut all = Vec::new();
+        let _ = patiently("the end", stream.read_to_end(&mut all)).await;
+        let said = String::from_utf8_lossy(&all);
+        assert!(said.contains("kept violating the rate limit"), "{}", said.len());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pings_without_end_hold_up_nobody_where_they_are_allowed() {
+    check_harmless(&["--control-rate-limit", "0"], 20, |address| {
+        say_as_client(address, std::iter::repeat_n(masked(PING, b"").repeat(5000), 20))
+    })
+    .await;
+}
+
+/// Whole handshakes cost processor time, which is what a flood of them is after.
+#[tokio::test]
+async fn deliveries_go_on_while_others_shake_hands_without_end() {
+    let authority = Authority::new();
+    let identity = authority.server("server");
+    let flags = ["--workers", "1", "--rate-limit", "0", "--handshake-timeout", "2s"];
+    let server = Server::start(&[&identity.flags()[..], &flags].concat());
+    let config = authority.trusting(None);
+    let mut subscriber = TlsClient::connect(&server, &config).await;
+    let mut publisher = TlsClient::connect(&server, &config).await;
+    subscriber.ask(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
+
+    let mut attack = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let address = server.clients;
+        // Without what a client remembers of a server, so that none is resumed.
+        let config = authority.trusting(None);
+        attack.spawn(async move {
+            let mut slow = Vec::new();
+            for _ in 0..60 {
+                let socket = TcpStream::connect(address).await.expect("the server takes connections");
+                let _ = crate::support::over_tls(socket, &config).await;
+                // One more begins and does not go on.
+                let mut socket = TcpStream::connect(address).await.expect("the server takes connections");
+                let _ = socket.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").await;
+                slow.push(socket);
+            }
+            slow
+        });
+    }
+    let mut slow = Vec::new();
+    let mut sent = 0;
+    while !attack.is_empty() {
+        let publish = json!({"type": "publish", "id": sent, "data": {"topic": "t", "message": sent}});
+        assert_eq!(publisher.ask(&publish).await["data"]["subscribers"], 1);
+        assert_eq!(subscriber.receive().await["data"]["message"], sent);
+        sent += 1;
+        while let Some(done) = attack.try_join_next() {
+            slow.extend(done.expect("the server takes connections"));
+        }
+    }
+    assert!(connect_tls(&server, &config).await.is_ok());
+    patiently("the end of the handshakes", async {
+        let over = "\ndeeperhub_handshakes_total{outcome=\"timed_out\"} ";
+        loop {
+            let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
+            let count = metrics.split_once(over).and_then(|(_, rest)| rest.lines().next()?.parse().ok());
+            if count >= Some(360) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    drop(slow);
+}
