@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::SinkExt;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::support::{
-    Client, Issuer, PATIENCE, Response, Server, TemporaryDir, from_now, http, jwks_file, patiently, run,
-    signed, with_token,
+    Client, Issuer, Response, Server, TemporaryDir, from_now, http, jwks_file, patiently, run, signed,
+    with_token,
 };
 
 const SECRET: &str = "a secret of the tests, of more than 32 bytes";
@@ -587,121 +587,4 @@ async fn bytes_of_a_connection_are_limited_beside_its_messages() {
         let _ = client.socket.send(Message::text(echo.to_string())).await;
     }
     assert_eq!(client.closed().await.0, 1008);
-}
-
-/// Everything that a server says of a client that brings good and bad tokens in every way.
-#[tokio::test]
-async fn tokens_and_keys_appear_in_no_log_event_or_error() {
-    let issuer = Issuer::new(SECRET);
-    let server =
-        server_for(&issuer, &["--log-level", "trace", "--api-key", "the-key-of-the-api", "--workers", "1"]);
-    let key = "Authorization: Bearer the-key-of-the-api";
-    let mut events = server_sent_events(&server, key).await;
-
-    let good = issuer.token(&claims("ada", HOUR));
-    let bad = Issuer::new("a secret of somebody else, of more than 32 bytes").token(&claims("eve", HOUR));
-    let expired = issuer.token(&json!({"sub": "ada", "exp": 1}));
-    let mut said = String::new();
-    for token in [&good, &bad, &expired] {
-        for (target, header) in [
-            (format!("/?token={token}"), "X-Nothing: x".to_owned()),
-            (format!("/nowhere?token={token}"), "X-Nothing: x".to_owned()),
-            ("/".to_owned(), format!("Authorization: Bearer {token}")),
-            ("/".to_owned(), format!("Sec-WebSocket-Protocol: bearer.{token}")),
-        ] {
-            // Without what a handshake needs, or with a token that is refused: each ends with an answer.
-            let connection = if *token == good { "Connection: keep-alive" } else { "Connection: Upgrade" };
-            let answer = handshake(&server, &target, &[connection, &header]).await;
-            said += &answer.head;
-            said += &answer.body;
-        }
-    }
-    let in_query = server.url(&format!("/?token={good}")).into_client_request().unwrap();
-    for request in [with_token(&server, &good), in_query] {
-        let mut client = Client::connect_with(request).await.unwrap();
-        for token in [&good, &bad, &expired] {
-            said += &client.ask(&authenticate(token)).await.to_string();
-        }
-        for text in [
-            format!(r#"{{"type":"authenticate","data":{{"token":"{good}"}}"#),
-            format!(r#"{{"type":"authenticate","data":{{"token":["{good}"]}}}}"#),
-            format!(r#"{{"type":"authenticate","token":"{good}","data":{{"token":"{good}"}}}}"#),
-        ] {
-            client.send_text(&text).await;
-            said += &client.receive().await.to_string();
-        }
-        client.socket.close(None).await.unwrap();
-        while let Some(Ok(_)) = patiently("the end", client.socket.next()).await {}
-    }
-    for request in ["GET /v1/clients", "GET /metrics", "GET /v1/topics", "GET /nothing"] {
-        let answer = http(server.api(), request, &[key], "").await;
-        said += &answer.head;
-        said += &answer.body;
-    }
-    http(server.api(), "GET /v1/clients", &["Authorization: Bearer not-the-key-of-the-api"], "").await;
-    server.signal("HUP");
-    server.wait_for_stderr(KEYS_READ_AGAIN);
-    server.wait_for_stderr("Client disconnected.");
-
-    // Enough was said that something could have been in it.
-    said += &events.all_so_far().await;
-    let log = server.stderr();
-    for expected in ["websocket_disconnected", "token_expired", "401"] {
-        assert!(said.contains(expected), "{expected} is not in {said}");
-    }
-    assert!(log.contains("Message received."), "{log}");
-    let shown = run(
-        &["config", "show", "--auth-secret-file", &issuer.file(), "--api-key", "the-key-of-the-api"],
-        &[],
-    );
-    assert!(shown.stdout.contains("auth_secret_file = "), "{shown:?}");
-    let everything =
-        [said, log, server.stdout(), server.start_line.clone(), shown.stdout, shown.stderr].concat();
-    let mut forbidden = vec![SECRET, "the-key-of-the-api"];
-    for token in [&good, &bad, &expired] {
-        // Its middle is who it is for, which may be known; its end is what makes it good.
-        forbidden.extend(token.split('.').skip(1));
-    }
-    for text in forbidden {
-        if let Some(at) = everything.find(text) {
-            let around = &everything[everything.floor_char_boundary(at.saturating_sub(200))..at];
-            panic!("{text} stands behind {around}");
-        }
-    }
-}
-
-/// A stream of all events of a server.
-struct Events(tokio::net::TcpStream);
-
-async fn server_sent_events(server: &Server, key: &str) -> Events {
-    use tokio::io::AsyncWriteExt;
-
-    let mut stream = tokio::net::TcpStream::connect(server.api()).await.unwrap();
-    let request = format!("GET /v1/events HTTP/1.1\r\nHost: {}\r\n{key}\r\n\r\n", server.api());
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut events = Events(stream);
-    events.read_until("200 OK").await;
-    events
-}
-
-impl Events {
-    /// What came until both clients were gone.
-    async fn all_so_far(&mut self) -> String {
-        let first = self.read_until("websocket_disconnected").await;
-        first + &self.read_until("websocket_disconnected").await
-    }
-
-    async fn read_until(&mut self, text: &str) -> String {
-        use tokio::io::AsyncReadExt;
-
-        let mut read = String::new();
-        while !read.contains(text) {
-            let mut buffer = [0; 4096];
-            let count = tokio::time::timeout(PATIENCE, self.0.read(&mut buffer)).await;
-            let count = count.unwrap_or_else(|_| panic!("no {text} in {read}")).unwrap();
-            assert!(count > 0, "it ended after {read}");
-            read += &String::from_utf8_lossy(&buffer[..count]);
-        }
-        read
-    }
 }

@@ -25,6 +25,7 @@ mod proxies;
 mod readme;
 mod reload;
 mod schema;
+mod secrets;
 mod support;
 mod telemetry;
 mod tls;

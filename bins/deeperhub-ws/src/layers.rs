@@ -14,7 +14,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, FromArgMatches};
 
 use crate::file;
-use crate::options::{Options, VARIABLE_PREFIX, flag, variable};
+use crate::options::{Options, SECRET, VARIABLE_PREFIX, flag, variable};
 use crate::problem::{Problem, similar};
 
 /// Where a value came from.
@@ -199,7 +199,12 @@ fn check(parser: &mut Command, key: &str, given: &Given) -> Option<Problem> {
         _ if value.is_empty() => "expected a value".to_owned(),
         _ => error.kind().to_string(),
     };
-    Some(Problem::Invalid { key: key.to_owned(), origin: given.origin.clone(), value, expected })
+    let (key, origin) = (key.to_owned(), given.origin.clone());
+    Some(if SECRET.contains(&&*key) {
+        Problem::InvalidSecret { key, origin, expected }
+    } else {
+        Problem::Invalid { key, origin, value, expected }
+    })
 }
 
 fn arguments(key: &str, texts: &[OsString]) -> Vec<OsString> {
@@ -293,6 +298,14 @@ mod tests {
             invalid value '' for DEEPERHUB_API_LISTEN: expected an address and a port, such as 127.0.0.1:8081 or [::1]:8081, or off\n\
             invalid value 'loud' for DEEPERHUB_LOG_LEVEL: expected one of error, warn, info, debug, trace";
         assert_eq!(problems, expected);
+    }
+
+    #[test]
+    fn secrets_are_not_shown_when_they_have_the_wrong_form() {
+        let file = "api_key = ['hunter2', 'x']\ncluster = ['nats://me:hunter2@h', 'x']";
+        let problems = gather(&[], &[], Some(file)).unwrap_err();
+        assert!(problems.contains("api_key") && problems.contains("cluster"), "{problems}");
+        assert!(!problems.contains("hunter2"), "{problems}");
     }
 
     #[test]

@@ -394,6 +394,9 @@ pub(crate) fn variable(key: &str) -> String {
     format!("{VARIABLE_PREFIX}{}", key.to_ascii_uppercase())
 }
 
+/// Settings whose values are shown nowhere.
+pub(crate) const SECRET: &[&str] = &["api_key", "cluster"];
+
 /// What all our variables begin with.
 pub(crate) const VARIABLE_PREFIX: &str = "DEEPERHUB_";
 
