@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Error;
 
-use crate::support::{Client, Server, http, patiently};
+use crate::support::{Authority, Client, Server, TlsClient, connect_tls, http, patiently};
 
 /// Above what the program takes when nothing happens, and well below what one slow client could make it queue here.
 const BUDGET: u64 = 128 << 20;
@@ -104,4 +105,60 @@ async fn without_room_new_connections_are_refused_with_a_time_to_come_back() {
     })
     .await;
     assert!(metric(&server, "deeperhub_memory_refusals_total").await >= 1.0);
+}
+
+/// Connections that use TLS and have sent most of a record, which the server has to keep until the rest comes.
+#[tokio::test]
+async fn records_of_tls_that_do_not_come_whole_are_given_up_before_memory_runs_out() {
+    const PEERS: usize = 1000;
+    let authority = Authority::new();
+    let identity = authority.server("server");
+    let others = ["--workers", "2", "--max-connections", "2000", "--handshake-timeout", "60s"];
+    let flags = [&identity.flags()[..], &others].concat();
+    // What the program takes by itself, and then with connections that are idle; each of those holds 16 KiB more later.
+    let alone = Server::start(&flags).resident_bytes();
+    let idle = alone + 10 * 1024 * PEERS as u64;
+    let budget = idle / 8 * 10;
+    let server = Server::start(&[&flags[..], &["--max-memory", &budget.to_string()]].concat());
+    let config = authority.trusting(None);
+    let mut healthy = TlsClient::connect(&server, &config).await;
+
+    let mut attackers = Vec::new();
+    for _ in 0..PEERS {
+        attackers.push(TlsClient::connect(&server, &config).await);
+    }
+    assert_eq!(metric(&server, "deeperhub_memory_sheds_total").await, 0.0, "idle ones have their room");
+
+    let mut record = vec![0x17, 3, 3, 0x40, 0x10];
+    record.extend([0x5a; 0x4000]);
+    for (n, attacker) in attackers.iter_mut().enumerate() {
+        let (socket, _) = attacker.socket.get_mut().get_mut();
+        let _ = socket.write_all(&record).await;
+        if n % 10 == 0 {
+            // The program looks at its memory ten times a second, and its last tenth here is 4 MB only.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert_eq!(healthy.ask(&json!({"type": "echo", "data": n})).await["data"], n);
+            assert!(server.resident_bytes() <= budget, "{} of {budget}", server.resident_bytes());
+        }
+    }
+    patiently("somebody who is given up", async {
+        while metric(&server, "deeperhub_memory_sheds_total").await == 0.0 {
+            assert!(server.resident_bytes() <= budget, "{} of {budget}", server.resident_bytes());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(healthy.ask(&json!({"type": "echo", "data": "still here"})).await["data"], "still here");
+    drop(attackers);
+    patiently("room for a new connection", async {
+        loop {
+            // One that is refused is told so over TLS.
+            let stream = connect_tls(&server, &config).await.expect("TLS");
+            if TlsClient::over(stream, server.url("/")).await.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
 }

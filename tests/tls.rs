@@ -257,7 +257,7 @@ async fn certificates_are_read_again_on_sighup_and_connections_stay() {
     let first = shown(&server, &authority).await;
     authority.server("second").replace(&identity);
     server.signal("HUP");
-    server.wait_for_stderr("Read again.");
+    server.wait_for_stderr("Read again. what=\"TLS certificate\"");
     assert_ne!(shown(&server, &authority).await, first);
 
     // A bad one is told, and the good one stays.

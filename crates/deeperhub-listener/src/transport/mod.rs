@@ -120,6 +120,15 @@ impl Transport {
         }
     }
 
+    /// From now on reads say only that something came, and the end. Nothing of what came is kept.
+    pub(crate) fn ignore_input(&mut self) {
+        match self {
+            Self::Tcp(_) => {}
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.ignore_input(),
+        }
+    }
+
     /// Heap bytes of what came and is not complete, and of what was taken and is not with the kernel.
     pub(crate) fn buffered_bytes(&self) -> usize {
         match self {

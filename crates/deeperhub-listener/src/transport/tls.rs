@@ -60,6 +60,8 @@ pub(crate) struct Tls {
     fresh: bool,
     /// The end was announced.
     notified: bool,
+    /// What the peer still sends is not looked at.
+    ignores_input: bool,
     /// What has come of records or handshake messages that are not complete. Without memory when there is none.
     incoming: Vec<u8>,
     /// Encrypted, and not with the kernel yet. Without memory when there is none.
@@ -76,6 +78,7 @@ impl Tls {
             short: false,
             fresh: false,
             notified: false,
+            ignores_input: false,
             incoming: Vec::new(),
             outgoing: Vec::new(),
         })
@@ -111,6 +114,11 @@ impl Tls {
     /// room for all of it, since plain bytes are never more than encrypted ones.
     pub(super) fn read(&mut self, buffer: &mut [u8], records: &mut Records) -> io::Result<usize> {
         match self.phase {
+            _ if self.ignores_input => {
+                let read = self.tcp.read(buffer)?;
+                self.short = read < buffer.len();
+                return Ok(read);
+            }
             Phase::Handshake | Phase::Open => {}
             Phase::Preface => {
                 let read = self.tcp.read(buffer)?;
@@ -259,6 +267,12 @@ impl Tls {
     fn abandon(&mut self) -> io::Error {
         self.phase = Phase::Abandoned;
         io::ErrorKind::InvalidData.into()
+    }
+
+    /// Looks at nothing any more that the peer sends, so that nothing of it is kept.
+    pub(super) fn ignore_input(&mut self) {
+        self.ignores_input = true;
+        self.incoming = Vec::new();
     }
 
     pub(super) fn buffered_bytes(&self) -> usize {

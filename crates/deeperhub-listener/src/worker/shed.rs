@@ -61,12 +61,16 @@ impl<A: Application> Worker<'_, A> {
                 let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
                 // What it still sends is not looked at, so that nothing has to be kept for it.
                 connection.decoder = FrameDecoder::new();
+                connection.transport.ignore_input();
                 connection.state = State::Closing(Closing::Eof);
                 self.core.coders.incoming.forget(key, connection.flags.deflate);
             }
             // One whose TLS is not there yet cannot be told.
             State::Handshake(_) if !connection.transport.is_shaking_hands() => {
                 self.refuse(key, &Refusal::too_many_connections(spread(key, Duration::from_secs(2))));
+                if let Some(connection) = self.core.connections.get_mut(key as usize) {
+                    connection.transport.ignore_input();
+                }
             }
             State::Handshake(_) => self.lost(key),
             State::Closing(_) => self.remove(key),
