@@ -13,6 +13,8 @@ pub(crate) enum Peer {
     Node,
     /// A browser without a window.
     Chromium,
+    /// What puts certificates where browsers look for them.
+    Certutil,
 }
 
 /// Installs what is missing of these peers; takes no time when nothing is.
@@ -25,6 +27,7 @@ pub(crate) fn install(peers: &[Peer]) {
         Peer::Python => "python",
         Peer::Node => "node",
         Peer::Chromium => "chromium",
+        Peer::Certutil => "certutil",
     }));
 }
 
