@@ -27,6 +27,33 @@ fn a_person_tries_the_hub_on_the_page_that_it_serves() {
     check(&run_peer("node", [script("page.cjs"), format!("http://{}/", server.api()).into()]));
 }
 
+/// `env` gives each client the authority that it is to trust.
+fn check_over_tls(variable: &str, program: &str, script_name: &str) {
+    let authority = Authority::new();
+    let identity = authority.server("server");
+    let server = Server::start(&[&identity.flags()[..], &["--workers", "2"]].concat());
+    let url = format!("wss://localhost:{}/", server.clients.port());
+    let client = script(script_name).display().to_string();
+    let trust = format!("{variable}={}", authority.cert.display());
+    check(&run_peer("env", [&trust, program, &client, &url]));
+    let stranger = Authority::new();
+    let trust = format!("{variable}={}", stranger.cert.display());
+    let refused = run_peer("env", [&trust, program, &client, &url]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+}
+
+#[test]
+fn a_client_on_python_websockets_works_over_tls() {
+    let python = python_bin().join("python").display().to_string();
+    check_over_tls("SSL_CERT_FILE", &python, "python_client.py");
+}
+
+#[test]
+fn a_client_on_npm_ws_works_over_tls() {
+    install(&[Peer::Node]);
+    check_over_tls("NODE_EXTRA_CA_CERTS", "node", "node_client.cjs");
+}
+
 #[test]
 fn a_browser_that_trusts_the_authority_connects_over_tls_and_another_does_not() {
     install(&[Peer::Node, Peer::Chromium, Peer::Certutil]);

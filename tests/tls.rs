@@ -113,6 +113,31 @@ async fn openssl_connects_with_both_versions_and_resumes() {
 }
 
 #[test]
+fn openssl_connects_with_each_good_cipher_and_with_no_other() {
+    let (authority, _, server) = start(&[]);
+    for cipher in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"] {
+        let seen = s_client(&server, &authority, &["-tls1_3", "-ciphersuites", cipher]);
+        assert!(seen.contains(&format!("New, TLSv1.3, Cipher is {cipher}")), "{seen}");
+        assert!(seen.contains("\"welcome\""), "{seen}");
+    }
+    for cipher in
+        ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"]
+    {
+        let seen = s_client(&server, &authority, &["-tls1_2", "-cipher", cipher]);
+        assert!(seen.contains(&format!("New, TLSv1.2, Cipher is {cipher}")), "{seen}");
+        assert!(seen.contains("\"welcome\""), "{seen}");
+    }
+    // Without forward secrecy, without authenticated encryption, without encryption at all.
+    let others = "ALL:COMPLEMENTOFALL:!ECDHE+AESGCM:!ECDHE+CHACHA20:@SECLEVEL=0";
+    for flags in
+        [&["-tls1_2", "-cipher", others][..], &["-tls1_3", "-ciphersuites", "TLS_AES_128_CCM_8_SHA256"]]
+    {
+        let seen = s_client(&server, &authority, flags);
+        assert!(seen.contains("handshake failure") && !seen.contains("101 Switching"), "{seen}");
+    }
+}
+
+#[test]
 fn versions_of_the_past_are_refused() {
     let (authority, _, server) = start(&[]);
     let seen = s_client(&server, &authority, &["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"]);
