@@ -297,6 +297,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     assert_eq!(idle.ask(&echo).await, echo);
 
     // A hub that drains gets nobody any more, and the others go on.
+    let stay = [Client::connect(&one).await, Client::connect(&one).await, Client::connect(&one).await];
     one.signal("TERM");
     patiently("the drain", async {
         while http(one.api(), "GET /health/ready", &[], "").await.status != 503 {}
@@ -314,6 +315,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     })
     .await;
     assert!(newcomers.iter().all(|client| node_of(client) == "two"), "{kind:?}");
+    drop(stay);
     // Caddy does not ask the next one after an answer.
     assert!(refused <= usize::from(kind == Kind::Caddy), "{kind:?}: {refused} were refused");
 }
