@@ -82,7 +82,7 @@ fn untold(published: u64, received: &[u64], told: &BTreeSet<u64>) -> Vec<u64> {
 
 /// Breaks the way between two nodes with `breaks`, restores it with `mends`, and compares what a subscriber of the one
 /// received with what a publisher of the other was told.
-async fn outage(
+pub(super) async fn outage(
     [a, b]: [&Server; 2],
     topic: &'static str,
     breaks: impl AsyncFnOnce(),

@@ -3,6 +3,7 @@
 mod faults;
 mod lists;
 mod messages;
+mod network;
 mod secure;
 mod servers;
 

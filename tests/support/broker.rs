@@ -1,6 +1,6 @@
 //! Brokers of clusters: real servers on ports of their own, and a TCP proxy to cut or slow what is between.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{Identity, PATIENCE, ROOT, TemporaryDir, text};
+use super::{Identity, Network, PATIENCE, TemporaryDir, install_named, text};
 
 /// A kind of broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub(crate) struct Broker {
     flags: Vec<String>,
     /// What it shows to clients, which then speak TLS.
     identity: Option<Identity>,
+    /// The network namespace that it runs in; else where the tests run.
+    namespace: Option<String>,
     files: TemporaryDir,
 }
 
@@ -54,13 +56,6 @@ fn program(name: &str) -> Command {
     Command::new(found.unwrap_or_else(|| name.into()))
 }
 
-/// Brings a server that is missing.
-fn install(name: &str) {
-    let script = Path::new(ROOT).join("tests/peers/install");
-    let status = Command::new(script).arg(name).status();
-    assert!(status.is_ok_and(|status| status.success()), "{name} is missing and cannot be installed");
-}
-
 impl Broker {
     /// Starts a server.
     ///
@@ -73,23 +68,31 @@ impl Broker {
 
     /// Starts a server with further flags.
     pub(crate) fn start_with(engine: Engine, flags: &[&str]) -> Self {
-        Self::begin(engine, flags, None)
+        Self::begin(engine, flags, None, None)
+    }
+
+    /// Starts a server in a network namespace, where it listens on an address of its own.
+    pub(crate) fn start_within(engine: Engine, network: &Network) -> Self {
+        Self::begin(engine, &[], None, Some(network))
     }
 
     /// Starts a server that speaks TLS alone.
     pub(crate) fn start_over_tls(engine: Engine, identity: &Identity) -> Self {
-        Self::begin(engine, &[], Some(identity.clone()))
+        Self::begin(engine, &[], Some(identity.clone()), None)
     }
 
-    fn begin(engine: Engine, flags: &[&str], identity: Option<Identity>) -> Self {
+    fn begin(engine: Engine, flags: &[&str], identity: Option<Identity>, network: Option<&Network>) -> Self {
+        let namespace = network.map(|network| network.namespace().to_owned());
+        let host = network.map_or([127, 0, 0, 1].into(), |network| network.address(0));
         let files = TemporaryDir::new();
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         // Another program may take the port meanwhile.
         for _ in 0..5 {
-            let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-            let mut child = Self::spawn(engine, address, &flags, identity.as_ref(), &files);
+            let address = SocketAddr::from((host, free_port()));
+            let mut child =
+                Self::spawn(engine, address, &flags, identity.as_ref(), namespace.as_deref(), &files);
             if listens(address, &mut child) {
-                return Self { engine, address, child, flags, identity, files };
+                return Self { engine, address, child, flags, identity, namespace, files };
             }
             let _ = child.kill();
             let _ = child.wait();
@@ -102,13 +105,16 @@ impl Broker {
         address: SocketAddr,
         flags: &[String],
         identity: Option<&Identity>,
+        namespace: Option<&str>,
         files: &TemporaryDir,
     ) -> Child {
         let port = address.port().to_string();
+        // In a namespace it is reached by several addresses.
+        let bind = if namespace.is_some() { "0.0.0.0" } else { "127.0.0.1" };
         let mut command = match engine {
             Engine::Nats => {
                 let mut command = program("nats-server");
-                command.args(["-a", "127.0.0.1", "-p", &port]);
+                command.args(["-a", bind, "-p", &port]);
                 if let Some(Identity { cert, key }) = identity {
                     command.args(["--tls", "--tlscert", text(cert), "--tlskey", text(key)]);
                 }
@@ -116,7 +122,7 @@ impl Broker {
             }
             Engine::Redis => {
                 let mut command = program("redis-server");
-                command.args(["--bind", "127.0.0.1", "--save", "", "--dir"]);
+                command.args(["--bind", bind, "--protected-mode", "no", "--save", "", "--dir"]);
                 command.arg(files.path("."));
                 match identity {
                     None => command.args(["--port", &port]),
@@ -128,15 +134,18 @@ impl Broker {
                 command
             }
         };
-        command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        match command.spawn() {
-            Ok(child) => child,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                install(command.get_program().to_str().expect("names of servers are plain"));
-                command.spawn().expect("what was installed can be started")
-            }
-            Err(error) => panic!("{engine:?} cannot be started: {error}"),
+        command.args(flags);
+        if command.get_program().to_str().is_some_and(|program| !program.contains('/')) {
+            install_named(command.get_program().to_str().expect("names of servers are plain"));
         }
+        if let Some(namespace) = namespace {
+            let mut within = Command::new("ip");
+            // It becomes the program, so that signals reach it.
+            within.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
+            command = within;
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap_or_else(|error| panic!("{engine:?} cannot be started: {error}"))
     }
 
     /// The URL for nodes.
@@ -160,7 +169,9 @@ impl Broker {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let identity = self.identity.as_ref();
-            self.child = Self::spawn(self.engine, self.address, &self.flags, identity, &self.files);
+            let namespace = self.namespace.as_deref();
+            self.child =
+                Self::spawn(self.engine, self.address, &self.flags, identity, namespace, &self.files);
             if listens(self.address, &mut self.child) {
                 return;
             }

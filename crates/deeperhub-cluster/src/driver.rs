@@ -19,7 +19,7 @@ use crate::envelope::{Envelope, EnvelopeError, Message};
 use crate::link::{Link, LinkError, Receiver, Sender, Subscriber};
 use crate::metrics::Dropped;
 use crate::peers::EXPIRY;
-use crate::queue::{Destination, Lane, Outbound};
+use crate::queue::{BATCH_BYTES, Destination, Lane, Outbound};
 use crate::seen::Seen;
 
 /// The time in which a broker must do what it is asked; after it, it counts as lost. Long enough for a busy machine,
@@ -42,6 +42,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Answers of this node that may be under way at one time; what comes from the broker waits for the next to be done.
 const MAX_ANSWERS: usize = 1024;
+
+/// The smallest batch that goes to a slow broker.
+const LEAST_BATCH: usize = 8 << 10;
 
 /// Envelopes that are carried out before other parts of the driver have a turn.
 const RECEIVE_BUDGET: u32 = 128;
@@ -145,6 +148,8 @@ struct Life<I> {
     seen: RefCell<Seen>,
     /// What was given to the broker and not confirmed; it goes again, and who has it already knows.
     unconfirmed: RefCell<Vec<Outbound>>,
+    /// How much goes to the broker at a time.
+    batch_bytes: Cell<usize>,
     /// Whether the node has had its name for a while.
     joined: Cell<bool>,
     lost_at: Option<Instant>,
@@ -159,6 +164,7 @@ impl<I: Inbound> Life<I> {
             started,
             seen: RefCell::default(),
             unconfirmed: RefCell::default(),
+            batch_bytes: Cell::new(BATCH_BYTES),
             joined: Cell::new(false),
             lost_at: None,
             invalid_told: Cell::new(false),
@@ -315,7 +321,7 @@ impl<I: Inbound> Connection<'_, I> {
             loop {
                 let mut batch = std::mem::take(&mut *self.life.unconfirmed.borrow_mut());
                 if batch.is_empty() {
-                    shared.queue.take(Lane::Data, &mut batch);
+                    shared.queue.take(Lane::Data, BATCH_BYTES, &mut batch);
                 }
                 if batch.is_empty() {
                     break;
@@ -327,7 +333,7 @@ impl<I: Inbound> Connection<'_, I> {
             }
             shared.control(Destination::All, Message::Bye);
             let mut batch = Vec::new();
-            shared.queue.take(Lane::Control, &mut batch);
+            shared.queue.take(Lane::Control, BATCH_BYTES, &mut batch);
             let _ = sender.send(&batch).await;
         };
         let _ = tokio::time::timeout_at(deadline.into(), goodbye).await;
@@ -339,7 +345,7 @@ impl<I: Inbound> Connection<'_, I> {
         let shared = self.shared();
         loop {
             let mut batch = Vec::new();
-            shared.queue.take(Lane::Control, &mut batch);
+            shared.queue.take(Lane::Control, BATCH_BYTES, &mut batch);
             if !batch.is_empty()
                 && let Err(error) = send_in_time(sender, &batch, shared).await
             {
@@ -349,20 +355,26 @@ impl<I: Inbound> Connection<'_, I> {
                 shared.queue.changed.notified().await;
                 continue;
             }
+            let max_bytes = self.life.batch_bytes.get();
             let mut batch = std::mem::take(&mut *self.life.unconfirmed.borrow_mut());
             if batch.is_empty() {
-                shared.queue.take(Lane::Data, &mut batch);
+                shared.queue.take(Lane::Data, max_bytes, &mut batch);
+            } else {
+                *self.life.unconfirmed.borrow_mut() = split_off(&mut batch, max_bytes);
             }
             if batch.is_empty() {
                 shared.queue.changed.notified().await;
                 continue;
             }
+            let began = Instant::now();
             // Also when this future is dropped: it must not be lost.
-            let kept = Kept { batch: &mut batch, unconfirmed: &self.life.unconfirmed };
+            let kept = Kept { batch: &mut batch, life: self.life };
             if let Err(error) = send_in_time(sender, kept.batch, shared).await {
                 return error.into();
             }
             kept.batch.clear();
+            drop(kept);
+            self.life.batch_bytes.set(next_batch(max_bytes, began.elapsed()));
         }
     }
 
@@ -569,16 +581,44 @@ async fn send_in_time(sender: &mut Sender, batch: &[Outbound], shared: &Shared) 
     Ok(())
 }
 
-/// Puts a batch that was not confirmed where the next connection finds it.
-struct Kept<'b> {
-    batch: &'b mut Vec<Outbound>,
-    unconfirmed: &'b RefCell<Vec<Outbound>>,
+/// The size of the next batch, after one of `bytes` took so long: as large as can be confirmed well within the deadline,
+/// so that a thin link carries less at a time rather than the same again and again.
+fn next_batch(bytes: usize, took: Duration) -> usize {
+    if took > DEADLINE / 4 {
+        (bytes / 2).max(LEAST_BATCH)
+    } else if took < DEADLINE / 32 {
+        (bytes * 2).min(BATCH_BYTES)
+    } else {
+        bytes
+    }
 }
 
-impl Drop for Kept<'_> {
+/// Takes what is beyond so many bytes off the end of a batch, which keeps one message at least.
+fn split_off(batch: &mut Vec<Outbound>, max_bytes: usize) -> Vec<Outbound> {
+    let mut bytes = 0;
+    let fits = batch.iter().take_while(|outbound| {
+        let has_room = bytes < max_bytes;
+        bytes += outbound.envelope.len();
+        has_room
+    });
+    let fits = fits.count();
+    batch.split_off(fits)
+}
+
+/// Puts a batch that was not confirmed where the next connection finds it, before what did not fit into it. That one
+/// begins with less at a time: it may have been too much.
+struct Kept<'b, I> {
+    batch: &'b mut Vec<Outbound>,
+    life: &'b Life<I>,
+}
+
+impl<I> Drop for Kept<'_, I> {
     fn drop(&mut self) {
         if !self.batch.is_empty() {
-            *self.unconfirmed.borrow_mut() = std::mem::take(self.batch);
+            let mut unconfirmed = self.life.unconfirmed.borrow_mut();
+            self.batch.append(&mut unconfirmed);
+            *unconfirmed = std::mem::take(self.batch);
+            self.life.batch_bytes.set((self.life.batch_bytes.get() / 4).max(LEAST_BATCH));
         }
     }
 }
@@ -619,6 +659,38 @@ impl Backlog {
                 Some(envelope) => return envelope,
                 None => self.came.notified().await,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_fit_the_broker() {
+        let mut bytes = BATCH_BYTES;
+        for _ in 0..20 {
+            bytes = next_batch(bytes, DEADLINE);
+        }
+        assert_eq!(bytes, LEAST_BATCH);
+        assert_eq!(next_batch(bytes, DEADLINE / 10), bytes);
+        for _ in 0..20 {
+            bytes = next_batch(bytes, Duration::ZERO);
+        }
+        assert_eq!(bytes, BATCH_BYTES);
+    }
+
+    #[test]
+    fn what_does_not_fit_into_a_batch_follows_in_its_order() {
+        let of = |length: u8| Outbound { to: Destination::All, envelope: vec![length; length.into()].into() };
+        let lengths =
+            |batch: &[Outbound]| batch.iter().map(|outbound| outbound.envelope.len()).collect::<Vec<_>>();
+        for (max_bytes, expected) in [(1, 1), (10, 1), (11, 2), (30, 2), (31, 3), (1000, 4)] {
+            let mut batch: Vec<_> = [10, 20, 30, 40].map(of).into();
+            let rest = split_off(&mut batch, max_bytes);
+            assert_eq!(batch.len(), expected, "{max_bytes}");
+            assert_eq!([lengths(&batch), lengths(&rest)].concat(), [10, 20, 30, 40]);
         }
     }
 }

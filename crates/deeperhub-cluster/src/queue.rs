@@ -14,7 +14,7 @@ const OVERHEAD: usize = 96;
 /// Most that is handed to the broker in one go: enough that a round trip is shared by many, and little enough that a
 /// slow broker is noticed in time.
 const BATCH_MESSAGES: usize = 512;
-const BATCH_BYTES: usize = 256 << 10;
+pub(crate) const BATCH_BYTES: usize = 256 << 10;
 
 /// Messages of the cluster's own that may wait; they are few and small, or answers that nobody waits for much longer.
 const MAX_CONTROL: usize = 1024;
@@ -102,11 +102,11 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes the next of a lane, up to a batch.
-    pub(crate) fn take(&self, lane: Lane, batch: &mut Vec<Outbound>) {
+    /// Takes the next of a lane, up to a batch of so many bytes and one more message.
+    pub(crate) fn take(&self, lane: Lane, max_bytes: usize, batch: &mut Vec<Outbound>) {
         let mut inner = self.lock();
         let mut bytes = 0;
-        while batch.len() < BATCH_MESSAGES && bytes < BATCH_BYTES {
+        while batch.len() < BATCH_MESSAGES && bytes < max_bytes {
             let next = match lane {
                 Lane::Control => inner.control.pop_front(),
                 Lane::Data => inner.data.pop_front(),
@@ -147,7 +147,7 @@ mod tests {
 
     fn take(queue: &Queue, lane: Lane) -> Vec<u64> {
         let mut batch = Vec::new();
-        queue.take(lane, &mut batch);
+        queue.take(lane, BATCH_BYTES, &mut batch);
         batch.iter().map(|outbound| Envelope::parse(&outbound.envelope).unwrap().sequence).collect()
     }
 

@@ -1,0 +1,140 @@
+//! A network of the tests' own: a namespace with a link for each node, whose packets can be dropped or slowed.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::install_named;
+
+/// Links made so far by this process, so that each has addresses of its own.
+static LINKS: AtomicU8 = AtomicU8::new(0);
+
+/// A network namespace. It goes with this value, and with it its links and rules.
+#[derive(Debug)]
+pub(crate) struct Network {
+    namespace: String,
+    links: Vec<Link>,
+}
+
+#[derive(Debug)]
+struct Link {
+    /// Both ends have the same name, each on its side.
+    name: String,
+    /// The end within the namespace.
+    address: Ipv4Addr,
+}
+
+impl Network {
+    /// Makes a namespace with so many links. Where that is forbidden it says so, and why: the test cannot run there.
+    pub(crate) fn new(links: u8) -> Option<Self> {
+        for tool in ["iproute2", "nftables"] {
+            install_named(tool);
+        }
+        let first = LINKS.fetch_add(links, Ordering::Relaxed);
+        let namespace = format!("hub-{}-{first}", std::process::id());
+        if let Err(error) = run("ip", &["netns", "add", &namespace]) {
+            eprintln!("Skipped: network namespaces cannot be made here: {error}");
+            return None;
+        }
+        let mut network = Self { namespace, links: Vec::new() };
+        match network.link(first, links) {
+            Ok(()) => Some(network),
+            Err(error) => {
+                eprintln!("Skipped: links between network namespaces cannot be made here: {error}");
+                None
+            }
+        }
+    }
+
+    fn link(&mut self, first: u8, links: u8) -> Result<(), String> {
+        self.within(&["ip", "link", "set", "lo", "up"])?;
+        for number in first..first + links {
+            // From the range that is set aside for benchmarks (RFC 2544); four addresses a link.
+            let low = (number % 64) * 4;
+            let third = (std::process::id() % 256) as u8;
+            let here = Ipv4Addr::new(198, 18, third, low + 1);
+            let address = Ipv4Addr::new(198, 18, third, low + 2);
+            let name = format!("hub{}x{number}", std::process::id());
+            let there = ["peer", "name", &name, "netns", &self.namespace];
+            run("ip", &[&["link", "add", &name, "type", "veth"][..], &there].concat())?;
+            run("ip", &["address", "add", &format!("{here}/30"), "dev", &name])?;
+            run("ip", &["link", "set", &name, "up"])?;
+            self.within(&["ip", "address", "add", &format!("{address}/30"), "dev", &name])?;
+            self.within(&["ip", "link", "set", &name, "up"])?;
+            self.links.push(Link { name, address });
+        }
+        self.within(&["nft", "add", "table", "ip", "hub"])?;
+        for hook in ["input", "output"] {
+            let chain = format!("{{ type filter hook {hook} priority 0; }}");
+            self.within(&["nft", "add", "chain", "ip", "hub", hook, &chain])?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The address within the namespace that a link leads to.
+    pub(crate) fn address(&self, link: usize) -> Ipv4Addr {
+        self.links[link].address
+    }
+
+    /// Drops all packets of a link in both directions, without a word to either side.
+    pub(crate) fn drop_all(&self, link: usize) {
+        let name = &self.links[link].name;
+        self.must(&["nft", "add", "rule", "ip", "hub", "input", "iifname", name, "drop"]);
+        self.must(&["nft", "add", "rule", "ip", "hub", "output", "oifname", name, "drop"]);
+    }
+
+    /// Lets packets of all links pass again.
+    pub(crate) fn heal(&self) {
+        self.must(&["nft", "flush", "chain", "ip", "hub", "input"]);
+        self.must(&["nft", "flush", "chain", "ip", "hub", "output"]);
+    }
+
+    /// Lets a link carry no more than so much in each direction, such as `400kbit`.
+    pub(crate) fn limit(&self, link: usize, rate: &str) {
+        let name = &self.links[link].name;
+        let rule =
+            ["qdisc", "add", "dev", name, "root", "tbf", "rate", rate, "burst", "4kb", "latency", "400ms"];
+        run("tc", &rule).unwrap_or_else(|error| panic!("{error}"));
+        self.must(&[&["tc"][..], &rule].concat());
+    }
+
+    /// Ends [`Self::limit`].
+    pub(crate) fn unlimit(&self, link: usize) {
+        let rule = ["qdisc", "del", "dev", &self.links[link].name, "root"];
+        run("tc", &rule).unwrap_or_else(|error| panic!("{error}"));
+        self.must(&[&["tc"][..], &rule].concat());
+    }
+
+    fn within(&self, command: &[&str]) -> Result<(), String> {
+        run("ip", &[&["netns", "exec", &self.namespace][..], command].concat())
+    }
+
+    fn must(&self, command: &[&str]) {
+        self.within(command).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // The ends of links on this side go with those on the other.
+        let _ = run("ip", &["netns", "delete", &self.namespace]);
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{program} {}: {}", arguments.join(" "), said.trim()))
+}
