@@ -1,7 +1,7 @@
 //! What calls answer, as the description shows it.
 
 use deeperhub_node::{
-    Busy, ClientInfo, ClusterStats, Delivered, Gathered, NodeInfo, Page, Phase, Stats, Top, TopicInfo,
+    Busy, ClientInfo, ClusterStats, Delivered, Gathered, NodeInfo, Page, Phase, Stats, Top, TopicInfo, Totals,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -112,6 +112,10 @@ pub(crate) struct NodeStats {
     topics: u64,
     messages: MessageStats,
     bytes: ByteStats,
+    /// Times from a publish to the write to a subscriber's socket, of the last 5 to 10 seconds where somebody asks each
+    /// second; null when nothing was delivered.
+    #[schema(required = true)]
+    publish_latency: Option<LatencyStats>,
     /// Events that slow observers did not get.
     events_lost_total: u64,
     /// Workers that died and were replaced.
@@ -128,7 +132,7 @@ pub(crate) struct ConnectionStats {
     /// Open ones: after their handshake, until their close begins.
     active: u64,
     /// The most that there may be.
-    max: usize,
+    max: u64,
     accepted_total: u64,
     /// Handshakes that were refused, ran out of time or were given up.
     refused_total: u64,
@@ -156,12 +160,24 @@ pub(crate) struct ByteStats {
     queued: u64,
 }
 
+/// Percentiles of times.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct LatencyStats {
+    p50_us: u64,
+    p99_us: u64,
+    p999_us: u64,
+}
+
 /// The proof that deliveries come through.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct CanaryStats {
     /// How long the last probe took through router and worker, of the slowest worker; null before the first.
     #[schema(required = true)]
     round_trip_us: Option<u64>,
+    /// How long the last probe through the cluster's broker, router and worker took; null before the first, and without a
+    /// cluster.
+    #[schema(required = true)]
+    cluster_round_trip_us: Option<u64>,
     /// Workers whose probe is overdue.
     failing_workers: usize,
 }
@@ -276,6 +292,39 @@ impl From<Gathered<Page<TopicInfo>>> for Topics {
     }
 }
 
+impl From<&Totals> for ConnectionStats {
+    fn from(totals: &Totals) -> Self {
+        Self {
+            active: totals.connections,
+            max: totals.max_connections,
+            accepted_total: totals.accepted_total,
+            refused_total: totals.refused_total,
+            closed_total: totals.closed_total,
+            slow_total: totals.slow_consumers_total,
+        }
+    }
+}
+
+impl From<&Totals> for MessageStats {
+    fn from(totals: &Totals) -> Self {
+        Self {
+            received_total: totals.received_total,
+            sent_total: totals.sent_total,
+            errors_total: totals.errors_total,
+        }
+    }
+}
+
+impl From<&Totals> for ByteStats {
+    fn from(totals: &Totals) -> Self {
+        Self {
+            received_total: totals.received_bytes_total,
+            sent_total: totals.sent_bytes_total,
+            queued: totals.queued_bytes,
+        }
+    }
+}
+
 /// The numbers of all nodes together. Totals count from each node's start.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ClusterNumbers {
@@ -294,29 +343,14 @@ pub(crate) struct ClusterNumbers {
 
 impl From<Gathered<ClusterStats>> for ClusterNumbers {
     fn from(gathered: Gathered<ClusterStats>) -> Self {
-        let stats = gathered.answer;
+        let ClusterStats { nodes, totals, .. } = &gathered.answer;
         Self {
-            nodes: stats.nodes,
-            connections: ConnectionStats {
-                active: stats.connections,
-                max: usize::try_from(stats.max_connections).unwrap_or(usize::MAX),
-                accepted_total: stats.accepted_total,
-                refused_total: stats.refused_total,
-                closed_total: stats.closed_total,
-                slow_total: stats.slow_consumers_total,
-            },
-            subscriptions: stats.subscriptions,
-            topics: stats.topics,
-            messages: MessageStats {
-                received_total: stats.received_total,
-                sent_total: stats.sent_total,
-                errors_total: stats.errors_total,
-            },
-            bytes: ByteStats {
-                received_total: stats.received_bytes_total,
-                sent_total: stats.sent_bytes_total,
-                queued: stats.queued_bytes,
-            },
+            nodes: *nodes,
+            connections: totals.into(),
+            subscriptions: totals.subscriptions,
+            topics: totals.topics,
+            messages: totals.into(),
+            bytes: totals.into(),
             unanswered: gathered.unanswered,
         }
     }
@@ -362,6 +396,7 @@ impl From<Vec<NodeInfo>> for Nodes {
 
 impl NodeStats {
     pub(crate) fn new(node_id: &str, stats: &Stats) -> Self {
+        let totals = &stats.totals;
         Self {
             node_id: node_id.to_owned(),
             version: env!("CARGO_PKG_VERSION"),
@@ -373,30 +408,21 @@ impl NodeStats {
             },
             uptime_ms: whole(stats.uptime.as_millis()),
             workers: stats.workers,
-            connections: ConnectionStats {
-                active: stats.connections,
-                max: stats.max_connections,
-                accepted_total: stats.accepted_total,
-                refused_total: stats.refused_total,
-                closed_total: stats.closed_total,
-                slow_total: stats.slow_consumers_total,
-            },
-            subscriptions: stats.subscriptions,
-            topics: stats.topics,
-            messages: MessageStats {
-                received_total: stats.received_total,
-                sent_total: stats.sent_total,
-                errors_total: stats.errors_total,
-            },
-            bytes: ByteStats {
-                received_total: stats.received_bytes_total,
-                sent_total: stats.sent_bytes_total,
-                queued: stats.queued_bytes,
-            },
+            connections: totals.into(),
+            subscriptions: totals.subscriptions,
+            topics: totals.topics,
+            messages: totals.into(),
+            bytes: totals.into(),
+            publish_latency: stats.publish_latency.map(|times| LatencyStats {
+                p50_us: whole(times.p50.as_micros()),
+                p99_us: whole(times.p99.as_micros()),
+                p999_us: whole(times.p999.as_micros()),
+            }),
             events_lost_total: stats.events_lost_total,
             worker_restarts_total: stats.worker_restarts_total,
             canary: CanaryStats {
                 round_trip_us: stats.canary_round_trip.map(|time| whole(time.as_micros())),
+                cluster_round_trip_us: stats.canary_cluster_round_trip.map(|time| whole(time.as_micros())),
                 failing_workers: stats.canary_failing_workers,
             },
             process: deeperhub_metrics::Process::read().map(|process| ProcessStats {

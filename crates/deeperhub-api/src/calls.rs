@@ -40,12 +40,12 @@ pub(crate) async fn send_to_client(api: &Api, client_id: &str, message: &str) ->
 
 pub(crate) async fn send_to_user(api: &Api, user: &str, message: &str) -> Result<Sent, ApiError> {
     let message = check_server_object_within(message, api.config.current().max_json_depth)?;
-    Ok(api.node.send_to_user(user, message).await.into())
+    Ok(api.node.send_to_user(user, message).await?.into())
 }
 
 pub(crate) async fn broadcast(api: &Api, message: &str) -> Result<Sent, ApiError> {
     let message = check_server_object_within(message, api.config.current().max_json_depth)?;
-    Ok(api.node.broadcast(message).await.into())
+    Ok(api.node.broadcast(message).await?.into())
 }
 
 pub(crate) async fn unsubscribe_client(
@@ -60,7 +60,7 @@ pub(crate) async fn unsubscribe_client(
 
 pub(crate) async fn unsubscribe_user(api: &Api, user: &str, topic: &str) -> Result<Sent, ApiError> {
     let topic = Subscription::parse(topic)?;
-    Ok(api.node.unsubscribe_user(user, &topic).await.into())
+    Ok(api.node.unsubscribe_user(user, &topic).await?.into())
 }
 
 pub(crate) async fn disconnect(api: &Api, client_id: &str) -> Result<Done, ApiError> {
@@ -68,8 +68,8 @@ pub(crate) async fn disconnect(api: &Api, client_id: &str) -> Result<Done, ApiEr
     Ok(Done {})
 }
 
-pub(crate) async fn disconnect_user(api: &Api, user: &str) -> Sent {
-    api.node.disconnect_user(user).await.into()
+pub(crate) async fn disconnect_user(api: &Api, user: &str) -> Result<Sent, ApiError> {
+    Ok(api.node.disconnect_user(user).await?.into())
 }
 
 pub(crate) async fn client(api: &Api, client_id: &str) -> Result<Client, ApiError> {

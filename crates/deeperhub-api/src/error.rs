@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use deeperhub_node::{ClientNotFound, CursorError, SendError};
+use deeperhub_node::{ClientNotFound, CursorError, ListError, SendError, Unanswered};
 use deeperhub_protocol::{MessageError, TopicError};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -26,11 +26,15 @@ pub(crate) struct Detail {
     /// A sentence for people.
     #[schema(value_type = String)]
     message: Cow<'static, str>,
+    /// The key, parameter or header at fault, where it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, example = "limit")]
+    field: Option<&'static str>,
 }
 
 impl Detail {
     pub(crate) fn new(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code: Cow::Borrowed(code), message: message.into() }
+        Self { code: Cow::Borrowed(code), message: message.into(), field: None }
     }
 }
 
@@ -39,8 +43,14 @@ impl ApiError {
         Self { status, error: Detail::new(code, message) }
     }
 
-    pub(crate) fn parameter(message: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "invalid_parameter", message)
+    /// Something beside the body is not as it should be.
+    pub(crate) fn parameter(field: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_message", message).at(Some(field))
+    }
+
+    fn at(mut self, field: Option<&'static str>) -> Self {
+        self.error.field = field;
+        self
     }
 
     pub(crate) fn too_big() -> Self {
@@ -80,7 +90,7 @@ impl IntoResponse for ApiError {
 
 impl From<MessageError<'_>> for ApiError {
     fn from(error: MessageError<'_>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, error.code.as_str(), error.message)
+        Self::new(StatusCode::BAD_REQUEST, error.code.as_str(), error.message).at(error.field)
     }
 }
 
@@ -100,6 +110,7 @@ impl From<SendError> for ApiError {
     fn from(error: SendError) -> Self {
         match error {
             SendError::NotFound(error) => error.into(),
+            SendError::Unanswered(error) => error.into(),
             other => Self::new(StatusCode::SERVICE_UNAVAILABLE, "cluster_unavailable", other.to_string()),
         }
     }
@@ -107,6 +118,22 @@ impl From<SendError> for ApiError {
 
 impl From<CursorError> for ApiError {
     fn from(error: CursorError) -> Self {
-        Self::parameter(error.to_string())
+        Self::parameter("cursor", error.to_string())
+    }
+}
+
+impl From<ListError> for ApiError {
+    fn from(error: ListError) -> Self {
+        match error {
+            ListError::Cursor(error) => error.into(),
+            ListError::Unanswered(error) => error.into(),
+            other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", other.to_string()),
+        }
+    }
+}
+
+impl From<Unanswered> for ApiError {
+    fn from(error: Unanswered) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "delivery_stalled", error.to_string())
     }
 }

@@ -13,6 +13,9 @@ use crate::error::ApiError;
 /// The header that names a publish (draft-ietf-httpapi-idempotency-key-header).
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// What errors call it, which may stand in a header or in a batch.
+const KEY_FIELD: &str = "idempotency_key";
+
 /// The header of an answer that was given before.
 pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
@@ -32,9 +35,12 @@ impl<'a> Key<'a> {
         if (1..=MAX_KEY_BYTES).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
             Ok(Self(text))
         } else {
-            Err(ApiError::parameter(format!(
-                "an idempotency key is 1 to {MAX_KEY_BYTES} visible characters of ASCII, without spaces"
-            )))
+            Err(ApiError::parameter(
+                KEY_FIELD,
+                format!(
+                    "an idempotency key is 1 to {MAX_KEY_BYTES} visible characters of ASCII, without spaces"
+                ),
+            ))
         }
     }
 
@@ -43,7 +49,7 @@ impl<'a> Key<'a> {
         let mut values = headers.get_all(KEY).iter();
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() {
-            return Err(ApiError::parameter("more than one Idempotency-Key"));
+            return Err(ApiError::parameter(KEY_FIELD, "more than one Idempotency-Key"));
         }
         // A value that is no visible text fails in the same words as any other.
         Self::parse(value.to_str().unwrap_or_default()).map(Some)

@@ -18,7 +18,7 @@ const API_KEY: &str = "api_key";
         title = "deeperhub-ws server API",
         description = "What backends and operators ask of a hub node. Every body is JSON, whatever its `Content-Type`; \
                        messages pass through as the bytes that came. Every error is \
-                       `{\"error\":{\"code\",\"message\"}}`; a path that is unknown answers 404 `not_found`, a method \
+                       `{\"error\":{\"code\",\"message\"}}`, with `field` where one key or parameter is at fault; a path that is unknown answers 404 `not_found`, a method \
                        that a path does not take 405 `method_not_allowed`. In a cluster, sends and disconnects reach \
                        clients of every node; counts and lists are this node's, \
                        those that take `scope` also all nodes'.",
@@ -93,13 +93,16 @@ impl Modify for Common {
                     operation.security = Some(vec![required]);
                     error(operation, "401", "`unauthorized`: the key is missing or wrong");
                 }
-                error(operation, "403", "`origin_not_allowed`: a web page that may not call");
-                if operation.request_body.is_some() {
+                if asks_workers(path) {
                     error(
                         operation,
-                        "400",
-                        "`invalid_json`, `invalid_message`, `invalid_topic` or `invalid_parameter`",
+                        "503",
+                        "`delivery_stalled`: a worker does not answer; the call may be carried out later. `cluster_unavailable`: the client is another node's, which cannot be reached",
                     );
+                }
+                error(operation, "403", "`origin_not_allowed`: a web page that may not call");
+                if operation.request_body.is_some() {
+                    error(operation, "400", "`invalid_json`, `invalid_message` or `invalid_topic`");
                     let limit =
                         if path == guard::BATCH { "--max-batch-bytes" } else { "--max-message-bytes" };
                     error(operation, "413", &format!("`message_too_big`: the body is over `{limit}`"));
@@ -107,6 +110,11 @@ impl Modify for Common {
             }
         }
     }
+}
+
+/// Whether a call waits for a worker's answer.
+fn asks_workers(path: &str) -> bool {
+    path.starts_with("/v1/clients") || path.starts_with("/v1/users/") || path == "/v1/broadcast"
 }
 
 #[cfg(test)]

@@ -156,6 +156,22 @@ impl Broker {
         self.hand_over(to, message)
     }
 
+    /// Sends the node a probe of its own, by the way of all messages: behind those that wait, to the broker, and back to
+    /// [`Inbound`](crate::Inbound). From a broker that brings a connection nothing of its own (NATS) it is back with the
+    /// confirmation that the broker has dealt with it, which comes by the same connection. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], which is not counted. Without an error it may be lost with the connection.
+    pub fn probe(&self, number: u64) -> Result<(), Refused> {
+        if !self.is_up() {
+            return Err(Refused::Unavailable);
+        }
+        let envelope = self.0.envelope(Message::Probe { number });
+        let to = Destination::Node(self.0.node.as_str().into());
+        self.0.queue.push(Lane::Data, to, envelope).map_err(|Full| Refused::Full)
+    }
+
     fn hand_over(&self, to: Destination, message: Message<'_>) -> Result<(), Refused> {
         let shared = &*self.0;
         if !shared.is_up.load(Ordering::Acquire) {

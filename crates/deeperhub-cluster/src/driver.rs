@@ -54,7 +54,7 @@ pub type Answering = Pin<Box<dyn Future<Output = ()>>>;
 
 /// What a node does with messages of other nodes.
 pub trait Inbound: Send + 'static {
-    /// Carries out a message, in the order in which they came; none comes twice, none is the node's own. It may wait
+    /// Carries out a message, in the order in which they came; none comes twice, none but probes is the node's own. It may wait
     /// until the node's threads can take it, meanwhile others queue up. What is returned goes on beside the next.
     fn receive(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<Answering>>;
 
@@ -289,7 +289,7 @@ impl<I: Inbound> Connection<'_, I> {
     async fn run(&self, link: Link) -> End {
         let Link { mut sender, mut subscriber, mut receiver, echoes } = link;
         let end = tokio::select! {
-            end = self.send(&mut sender) => end,
+            end = self.send(&mut sender, echoes) => end,
             end = self.follow(&mut subscriber) => end,
             end = self.read(&mut receiver) => end,
             end = self.carry_out() => end,
@@ -341,7 +341,7 @@ impl<I: Inbound> Connection<'_, I> {
 
     /// Sends batches, one after the other: the next goes when the broker has confirmed the last, so that after a loss
     /// the order is known.
-    async fn send(&self, sender: &mut Sender) -> End {
+    async fn send(&self, sender: &mut Sender, echoes: bool) -> End {
         let shared = self.shared();
         loop {
             let mut batch = Vec::new();
@@ -372,9 +372,23 @@ impl<I: Inbound> Connection<'_, I> {
             if let Err(error) = send_in_time(sender, kept.batch, shared).await {
                 return error.into();
             }
+            if !echoes {
+                self.probes_are_back(kept.batch);
+            }
             kept.batch.clear();
             drop(kept);
             self.life.batch_bytes.set(next_batch(max_bytes, began.elapsed()));
+        }
+    }
+
+    /// What goes to the node itself, of a batch that the broker has confirmed, goes on as if it had been brought.
+    fn probes_are_back(&self, batch: &[Outbound]) {
+        let shared = self.shared();
+        for outbound in batch {
+            if matches!(&outbound.to, Destination::Node(node) if **node == *shared.node) {
+                // Without room it counts as lost, as what the broker brings does.
+                self.backlog.push(outbound.envelope.clone());
+            }
         }
     }
 
@@ -452,7 +466,10 @@ impl<I: Inbound> Connection<'_, I> {
         let origin = envelope.origin;
         if origin.node == shared.node && origin.incarnation == shared.incarnation {
             self.echoed.set(Instant::now());
-            return None;
+            return match envelope.message {
+                Message::Probe { .. } => self.life.inbound.receive(envelope).await,
+                _ => None,
+            };
         }
         if !self.life.seen.borrow_mut().is_new(origin.node, origin.incarnation, envelope.sequence) {
             shared.metrics.duplicates.inc();

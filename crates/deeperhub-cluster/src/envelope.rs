@@ -152,6 +152,11 @@ pub enum Message<'a> {
         /// To what.
         topic: Subscription<'a>,
     },
+    /// A probe of the origin to itself, which is to come back by the way of all messages. Kind 14: number (8).
+    Probe {
+        /// The application's own.
+        number: u64,
+    },
 }
 
 /// Why bytes are no envelope.
@@ -243,6 +248,7 @@ impl<'a> Message<'a> {
             Self::DisconnectUser { .. } => 11,
             Self::Unsubscribe { .. } => 12,
             Self::UnsubscribeUser { .. } => 13,
+            Self::Probe { .. } => 14,
         }
     }
 
@@ -301,6 +307,7 @@ impl<'a> Message<'a> {
                 long(out, user);
                 short(out, topic.as_str());
             }
+            Self::Probe { number } => out.extend(number.to_be_bytes()),
         }
     }
 
@@ -346,6 +353,7 @@ impl<'a> Message<'a> {
                 topic: reader.subscription()?,
             },
             13 => Self::UnsubscribeUser { user: reader.long_text("user")?, topic: reader.subscription()? },
+            14 => Self::Probe { number: reader.number()? },
             unknown => return Err(EnvelopeError::Kind(unknown)),
         };
         if reader.0.is_empty() { Ok(message) } else { Err(EnvelopeError::Length) }
@@ -499,6 +507,7 @@ mod tests {
                 topic: Subscription::parse("a.*").unwrap(),
             },
             Message::UnsubscribeUser { user: "", topic: Subscription::parse("a").unwrap() },
+            Message::Probe { number: u64::MAX },
         ]
     }
 
@@ -549,7 +558,7 @@ mod tests {
             (0, 1, &b""[..], EnvelopeError::Version(0)),
             (2, 1, b"", EnvelopeError::Version(2)),
             (1, 0, b"", EnvelopeError::Kind(0)),
-            (1, 14, b"", EnvelopeError::Kind(14)),
+            (1, 15, b"", EnvelopeError::Kind(15)),
             (1, 1, b"\x03a.*\0\0\0\0\0null", EnvelopeError::Field("topic")),
             (1, 1, b"\x02\xFF\xFF\0\0\0\0\0null", EnvelopeError::Field("topic")),
             (1, 1, b"\x01a\x02a/\0\0\0\0null", EnvelopeError::Field("from")),
@@ -581,7 +590,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_never_makes_two_readings(index in 0_usize..200, byte: u8, which in 0_usize..14) {
+        fn a_changed_byte_never_makes_two_readings(index in 0_usize..200, byte: u8, which in 0_usize..15) {
             let message = messages().swap_remove(which);
             let mut bytes = Envelope { origin: ORIGIN, sequence: 3, message }.write();
             let length = bytes.len();

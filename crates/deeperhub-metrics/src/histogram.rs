@@ -173,6 +173,36 @@ impl HistogramSnapshot {
     pub fn bounds(&self) -> &Bounds {
         &self.bounds
     }
+
+    /// What was observed after an earlier snapshot of the same histogram, without exemplars.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let pairs = self.buckets.iter().zip(&earlier.buckets);
+        Self {
+            bounds: self.bounds.clone(),
+            buckets: pairs.map(|(now, then)| now.saturating_sub(*then)).collect(),
+            sum: self.sum.wrapping_sub(earlier.sum),
+            exemplars: Box::default(),
+        }
+    }
+
+    /// The value that this share (0 to 1) of all is not above, as it is exposed (times in seconds). Within a bucket
+    /// values are taken to lie evenly; of those above all bounds, the last bound is told. `None`: there are no values.
+    #[must_use]
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let mut left = share.clamp(0.0, 1.0) * self.count() as f64;
+        let upper = self.bounds.upper();
+        let mut lower = 0.0;
+        for (&bound, &count) in upper.iter().zip(&self.buckets) {
+            let bound = self.bounds.exposed(bound);
+            if count > 0 && left <= count as f64 {
+                return Some(lower + (bound - lower) * left / count as f64);
+            }
+            left -= count as f64;
+            lower = bound;
+        }
+        (self.count() > 0).then_some(lower)
+    }
 }
 
 #[cfg(test)]
@@ -191,6 +221,22 @@ mod tests {
         let snapshot = histogram.snapshot();
         assert_eq!(snapshot.buckets(), [2, 1, 1, 1]);
         assert_eq!((snapshot.count(), snapshot.sum()), (5, 12_003_000));
+    }
+
+    #[test]
+    fn quantiles_lie_evenly_within_buckets() {
+        let histogram = SharedHistogram::new(Bounds::exact([10, 20, 40]));
+        assert_eq!(histogram.snapshot().quantile(0.5), None);
+        (0..10).for_each(|_| histogram.observe(15));
+        let first = histogram.snapshot();
+        assert_eq!((first.quantile(0.5), first.quantile(1.0)), (Some(15.0), Some(20.0)));
+        (0..30).for_each(|_| histogram.observe(30));
+        let both = histogram.snapshot();
+        assert_eq!((both.quantile(0.25), both.quantile(0.625)), (Some(20.0), Some(30.0)));
+        let second = both.since(&first);
+        assert_eq!((second.count(), second.sum(), second.quantile(0.5)), (30, 900, Some(30.0)));
+        histogram.observe(1000);
+        assert_eq!(histogram.snapshot().since(&both).quantile(0.5), Some(40.0));
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl ProcessCollector {
     fn read(&self) -> Vec<Reading> {
         let read = |path| fs::read_to_string(path).ok();
         let stat = read("/proc/self/stat").and_then(|stat| Stat::parse(&stat));
-        let resident = read("/proc/self/status").and_then(|status| resident_bytes(&status));
+        let resident = read("/proc/self/status").and_then(|status| kibibytes(&status, "VmRSS:"));
         let max_fds = read("/proc/self/limits").and_then(|limits| max_open_files(&limits));
         let time = stat.as_ref().map(|stat| stat.processor_time.into());
         let virtual_bytes = stat.as_ref().map(|stat| stat.virtual_bytes.into());
@@ -169,7 +169,7 @@ impl Process {
         let stat = Stat::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
         Some(Self {
             cpu_seconds: stat.processor_time,
-            resident_bytes: resident_bytes(&fs::read_to_string("/proc/self/status").ok()?)?,
+            resident_bytes: resident_bytes()?,
             open_files: open_files()?,
             threads: stat.threads,
         })
@@ -204,11 +204,19 @@ impl Stat {
     }
 }
 
-/// `VmRSS` of `/proc/self/status`; in pages it stands elsewhere, but how large these are is not told there.
-fn resident_bytes(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
-    kibibytes.checked_mul(1024)
+/// Memory that this process has in use: `VmRSS` of `/proc/self/status`. `None` where there is no `/proc`.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
+    // In pages it stands elsewhere, but how large these are is not told there.
+    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
+/// The bytes on a line `name 123 kB`, as files of `/proc` have them; the name includes its colon.
+#[must_use]
+pub fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let number: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
+    number.checked_mul(1024)
 }
 
 /// The soft limit; `None` also where there is none.
@@ -249,8 +257,8 @@ mod tests {
 
     #[test]
     fn memory_and_limits_are_found_by_name() {
-        assert_eq!(resident_bytes("VmHWM:\t  9000 kB\nVmRSS:\t    6144 kB\n"), Some(6_291_456));
-        assert_eq!(resident_bytes("Name:\tVmRSS\n"), None);
+        assert_eq!(kibibytes("VmHWM:\t  9000 kB\nVmRSS:\t    6144 kB\n", "VmRSS:"), Some(6_291_456));
+        assert_eq!(kibibytes("Name:\tVmRSS\n", "VmRSS:"), None);
         let limits = "Limit    Soft Limit  Hard Limit  Units\nMax open files   1024   524288   files\n";
         assert_eq!(max_open_files(limits), Some(1024));
         assert_eq!(max_open_files("Max open files  unlimited  unlimited  files"), None);
@@ -300,7 +308,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_read_or_left(text in "\\PC{0,80}|[0-9 )(]{0,120}", cut in 0..200_usize) {
-            let _ = (Stat::parse(&text), resident_bytes(&text), max_open_files(&text), boot_time(&text));
+            let _ = (Stat::parse(&text), kibibytes(&text, "VmRSS:"), max_open_files(&text), boot_time(&text));
             let cut = &STAT[..cut.min(STAT.len())];
             // 23 fields are needed.
             prop_assert_eq!(Stat::parse(cut).is_some(), cut.len() > cut_after_virtual_bytes());

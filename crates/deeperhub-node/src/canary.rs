@@ -4,12 +4,16 @@
 //! Each worker subscribes itself to a topic of the server's own. A thread publishes a probe to it every interval; the
 //! worker finds it among its deliveries and answers. A worker whose probe is not back in time is reported until it is.
 //! It gets no further probe meanwhile, so that nothing piles up in the inbox of one that is stuck.
+//!
+//! In a cluster one more probe goes to the broker first, as a publish for other nodes does, and what comes back from it
+//! is published to a worker.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
+use deeperhub_cluster::Broker;
 use deeperhub_metrics::{Bounds, RegisterError, Registry, SharedCounter, SharedHistogram, Unit};
 use deeperhub_protocol::{RawJson, Topic};
 use tracing::{info, warn};
@@ -37,7 +41,7 @@ impl Default for CanaryConfig {
 /// up one of them when it goes on, not all.
 const PARTS: u32 = 4;
 
-/// What is known of all workers.
+/// What is known of all workers, and of the broker.
 #[derive(Debug)]
 pub(crate) struct Canary {
     config: CanaryConfig,
@@ -48,11 +52,16 @@ pub(crate) struct Canary {
     round_trips: SharedHistogram,
     /// Probes that were not back in time.
     missed: SharedCounter,
+    /// The same of probes by the broker.
+    cluster_round_trips: SharedHistogram,
+    cluster_missed: SharedCounter,
 }
 
 #[derive(Debug)]
 struct State {
     workers: Vec<Probed>,
+    /// The way by the broker, where there is one.
+    cluster: Option<Probed>,
     /// Number of the next probe.
     next: u64,
     /// A worker began, so that a probe reaches it now.
@@ -60,11 +69,9 @@ struct State {
     is_stopped: bool,
 }
 
-/// One worker as its probes show it.
-#[derive(Debug)]
+/// One worker, or the broker, as its probes show it.
+#[derive(Debug, Default)]
 struct Probed {
-    /// What the worker subscribes itself to.
-    topic: Topic<'static>,
     /// It is to get a probe, and has not got it yet.
     is_due: bool,
     /// Number of the probe that is on its way, and since when.
@@ -79,25 +86,59 @@ impl Probed {
     fn owes(&self) -> bool {
         self.is_due || self.outstanding.is_some()
     }
+
+    /// Takes a probe that came back, if it is the one that is on its way. Answers how long it took, and whether it was
+    /// missed before.
+    fn came_back(&mut self, number: u64, now: Instant) -> Option<(Duration, bool)> {
+        let (_, since) = self.outstanding.take_if(|(outstanding, _)| *outstanding == number)?;
+        let round_trip = now.saturating_duration_since(since);
+        self.round_trip = Some(round_trip);
+        Some((round_trip, self.failing_since.take().is_some()))
+    }
+
+    /// Takes down that it is missed, if it is and was not before.
+    fn is_newly_missed(&mut self) -> bool {
+        let is_missed = self.owes() && self.failing_since.is_none();
+        if is_missed {
+            self.failing_since = Some(SystemTime::now());
+        }
+        is_missed
+    }
+}
+
+impl State {
+    fn all(&mut self) -> impl Iterator<Item = &mut Probed> {
+        self.workers.iter_mut().chain(&mut self.cluster)
+    }
+
+    fn owes(&self) -> bool {
+        self.workers.iter().chain(&self.cluster).any(Probed::owes)
+    }
+
+    /// Notes that a probe goes on its way, and numbers it.
+    fn number(next: &mut u64, probed: &mut Probed) -> u64 {
+        let number = *next;
+        *next += 1;
+        // Before it goes: the answer may be there at once.
+        probed.outstanding = Some((number, Instant::now()));
+        probed.is_due = false;
+        number
+    }
 }
 
 impl Canary {
-    pub(crate) fn new(config: CanaryConfig, workers: usize) -> Self {
-        let probed = |worker| Probed {
-            topic: Topic::of_server(format_args!("canary.{worker}")),
-            is_due: false,
-            outstanding: None,
-            round_trip: None,
-            failing_since: None,
-        };
-        let workers = (0..workers).map(probed).collect();
-        let bounds = Bounds::seconds(Duration::from_micros(10), Duration::from_secs(60));
+    pub(crate) fn new(config: CanaryConfig, workers: usize, has_cluster: bool) -> Self {
+        let workers = (0..workers).map(|_| Probed::default()).collect();
+        let cluster = has_cluster.then(Probed::default);
+        let bounds = || Bounds::seconds(Duration::from_micros(10), Duration::from_secs(60));
         Self {
             config,
-            state: Mutex::new(State { workers, next: 1, has_attached: false, is_stopped: false }),
+            state: Mutex::new(State { workers, cluster, next: 1, has_attached: false, is_stopped: false }),
             changed: Condvar::new(),
-            round_trips: SharedHistogram::new(bounds),
+            round_trips: SharedHistogram::new(bounds()),
             missed: SharedCounter::new(),
+            cluster_round_trips: SharedHistogram::new(bounds()),
+            cluster_missed: SharedCounter::new(),
         }
     }
 
@@ -125,13 +166,41 @@ impl Canary {
             "deeperhub_canary_failing_workers",
             "Workers whose probe is overdue",
             Unit::None,
-            move || i64::try_from(canary.reasons().len()).unwrap_or(i64::MAX),
+            move || i64::try_from(canary.failing_workers()).unwrap_or(i64::MAX),
+        )?;
+        if self.state().cluster.is_none() {
+            return Ok(());
+        }
+        registry.register(
+            "deeperhub_canary_cluster_round_trip_seconds",
+            "Times that probes took through broker, router and worker",
+            Unit::Seconds,
+            &self.cluster_round_trips,
+        )?;
+        registry.register(
+            "deeperhub_canary_cluster_missed_total",
+            "Probes through the broker that were not back in time",
+            Unit::None,
+            &self.cluster_missed,
+        )?;
+        let canary = Arc::clone(self);
+        registry.register_time_fn(
+            "deeperhub_canary_cluster_last_round_trip_seconds",
+            "Time that the last probe through the broker took",
+            move || canary.cluster_round_trip().unwrap_or_default(),
+        )?;
+        let canary = Arc::clone(self);
+        registry.register_gauge_fn(
+            "deeperhub_canary_cluster_failing",
+            "1 while a probe through the broker is overdue",
+            Unit::None,
+            move || canary.cluster_reason().is_some().into(),
         )
     }
 
     /// The topic that a worker subscribes itself to; then it says that it [is there](Self::attached).
     pub(crate) fn topic(&self, worker: u16) -> Option<Topic<'static>> {
-        Some(self.state().workers.get(usize::from(worker))?.topic.clone())
+        self.state().workers.get(usize::from(worker)).map(|_| topic_of(worker))
     }
 
     /// A worker begins, perhaps in the place of one that died: a probe that was on its way is lost with the old one's
@@ -149,25 +218,65 @@ impl Canary {
     /// A worker found a probe among its deliveries; `frame` is the probe as it came.
     pub(crate) fn came_back(&self, worker: u16, frame: &[u8]) {
         let now = Instant::now();
+        let Some(number) = number_of(frame) else { return };
         let mut state = self.state();
-        let Some(probed) = state.workers.get_mut(usize::from(worker)) else { return };
-        if let Some((number, since)) = probed.outstanding
-            && number_of(frame) == Some(number)
-        {
-            let round_trip = now.saturating_duration_since(since);
-            probed.outstanding = None;
-            probed.round_trip = Some(round_trip);
-            if probed.failing_since.take().is_some() {
+        let State { workers, cluster, .. } = &mut *state;
+        let own = workers.get_mut(usize::from(worker)).and_then(|probed| probed.came_back(number, now));
+        if let Some((round_trip, was_missed)) = own {
+            if was_missed {
                 info!(worker, ?round_trip, "Probes come back again.");
             }
             self.round_trips.observe_duration(round_trip);
-            self.changed.notify_all();
+        } else if let Some((round_trip, was_missed)) =
+            cluster.as_mut().and_then(|probed| probed.came_back(number, now))
+        {
+            if was_missed {
+                info!(?round_trip, "Probes through the broker come back again.");
+            }
+            self.cluster_round_trips.observe_duration(round_trip);
+        } else {
+            return;
         }
+        self.changed.notify_all();
+    }
+
+    /// The broker brought a probe back: it goes on to a worker, one of those that answer where there is one.
+    pub(crate) fn came_through_broker(&self, number: u64, hub: &Hub) {
+        let worker = {
+            let state = self.state();
+            let all = state.workers.len().max(1);
+            let first = usize::try_from(number).unwrap_or_default() % all;
+            let by_turns = || (first..all).chain(0..first);
+            let answers =
+                |index: &usize| state.workers.get(*index).is_some_and(|p| p.failing_since.is_none());
+            by_turns().find(answers).unwrap_or(first)
+        };
+        publish(hub, worker, number);
     }
 
     /// How long the last probe took, that of the slowest worker. `None` before the first.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
         self.state().workers.iter().filter_map(|probed| probed.round_trip).max()
+    }
+
+    /// How long the last probe through the broker took. `None` before the first.
+    pub(crate) fn cluster_round_trip(&self) -> Option<Duration> {
+        self.state().cluster.as_ref()?.round_trip
+    }
+
+    pub(crate) fn failing_workers(&self) -> usize {
+        self.state().workers.iter().filter(|probed| probed.failing_since.is_some()).count()
+    }
+
+    /// Why the node is not ready, where a probe through the broker is overdue.
+    pub(crate) fn cluster_reason(&self) -> Option<Unready> {
+        Some(Unready {
+            check: Check::Cluster,
+            code: "cluster_stalled",
+            message: "a probe through the cluster's broker did not come back in time".into(),
+            worker: None,
+            since: Some(self.state().cluster.as_ref()?.failing_since?),
+        })
     }
 
     /// The workers whose probes are overdue.
@@ -199,17 +308,33 @@ impl Canary {
     fn run(&self, hub: &Hub) {
         loop {
             let began = Instant::now();
-            for probed in &mut self.state().workers {
-                // One that still owes an answer gets nothing more.
-                probed.is_due |= probed.outstanding.is_none();
-            }
+            let connection = hub.broker.as_ref().map(Broker::watch);
+            self.begin(hub);
             self.probe(hub);
-            self.judge();
+            let has_held = connection.is_some_and(|state| matches!(state.has_changed(), Ok(false)));
+            self.judge(has_held);
             let rest = self.config.interval.saturating_sub(began.elapsed());
             let waited = self.changed.wait_timeout_while(self.state(), rest, |state| !state.is_stopped);
             if waited.unwrap_or_else(PoisonError::into_inner).0.is_stopped {
                 return;
             }
+        }
+    }
+
+    /// Decides who gets a probe.
+    fn begin(&self, hub: &Hub) {
+        let is_up = hub.broker.as_ref().is_some_and(Broker::is_up);
+        let mut state = self.state();
+        for probed in &mut state.workers {
+            // One that still owes an answer gets nothing more.
+            probed.is_due |= probed.outstanding.is_none();
+        }
+        if let Some(probed) = &mut state.cluster {
+            // A broker may have lost the last one, so the next goes in any case. One that is away is told of otherwise.
+            *probed = match is_up {
+                true => Probed { is_due: true, outstanding: None, ..std::mem::take(probed) },
+                false => Probed { round_trip: probed.round_trip, ..Probed::default() },
+            };
         }
     }
 
@@ -219,14 +344,12 @@ impl Canary {
             let end = Instant::now() + self.config.timeout / PARTS;
             loop {
                 self.publish_due(hub);
-                let goes_on = |state: &mut State| {
-                    !state.is_stopped && !state.has_attached && state.workers.iter().any(Probed::owes)
-                };
+                let goes_on = |state: &mut State| !state.is_stopped && !state.has_attached && state.owes();
                 let left = end.saturating_duration_since(Instant::now());
                 let waited = self.changed.wait_timeout_while(self.state(), left, goes_on);
                 let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
                 state.has_attached = false;
-                if state.is_stopped || !state.workers.iter().any(Probed::owes) {
+                if state.is_stopped || !state.owes() {
                     return;
                 }
                 if waited.timed_out() {
@@ -237,45 +360,69 @@ impl Canary {
     }
 
     fn publish_due(&self, hub: &Hub) {
-        let mut due = Vec::new();
+        let (mut due, mut by_broker) = (Vec::new(), None);
         {
             let mut state = self.state();
-            let State { workers, next, .. } = &mut *state;
-            for (index, probed) in workers.iter_mut().enumerate().filter(|(_, probed)| probed.is_due) {
-                // Before the publish: the answer may be there before that returns.
-                probed.outstanding = Some((*next, Instant::now()));
-                probed.is_due = false;
-                due.push((index, probed.topic.clone(), *next));
-                *next += 1;
+            let State { workers, cluster, next, .. } = &mut *state;
+            for (worker, probed) in workers.iter_mut().enumerate().filter(|(_, probed)| probed.is_due) {
+                due.push((worker, State::number(next, probed)));
+            }
+            if let Some(probed) = cluster.as_mut().filter(|probed| probed.is_due) {
+                by_broker = Some(State::number(next, probed));
             }
         }
-        for (index, topic, number) in due {
-            let text = number.to_string();
-            let Ok(message) = RawJson::parse(&text) else { continue };
-            let published = hub.publish(&topic, message, None, Instant::now(), None);
-            if published.subscribers == 0
-                && let Some(probed) = self.state().workers.get_mut(index)
-                && probed.outstanding.is_some_and(|(outstanding, _)| outstanding == number)
-            {
+        for (worker, number) in due {
+            if publish(hub, worker, number) == 0 {
                 // It is not there yet; it says so when it is.
-                (probed.outstanding, probed.is_due) = (None, true);
+                self.take_back(number);
+            }
+        }
+        if let (Some(broker), Some(number)) = (&hub.broker, by_broker)
+            && broker.probe(number).is_err()
+        {
+            self.take_back(number);
+        }
+    }
+
+    /// A probe could not go on its way: it is due again.
+    fn take_back(&self, number: u64) {
+        for probed in self.state().all() {
+            if probed.outstanding.take_if(|(outstanding, _)| *outstanding == number).is_some() {
+                probed.is_due = true;
             }
         }
     }
 
-    /// Sets down which workers fail.
-    fn judge(&self) {
+    /// Sets down what fails. A probe that was under way while the connection to the broker was lost says nothing.
+    fn judge(&self, has_held: bool) {
         let mut state = self.state();
         if state.is_stopped {
             return;
         }
         for (worker, probed) in state.workers.iter_mut().enumerate() {
-            if probed.owes() && probed.failing_since.is_none() {
-                probed.failing_since = Some(SystemTime::now());
+            if probed.is_newly_missed() {
                 self.missed.inc();
                 warn!(worker, "A probe did not come back in time; the node is not ready.");
             }
         }
+        if state.cluster.as_mut().is_some_and(|probed| has_held && probed.is_newly_missed()) {
+            self.cluster_missed.inc();
+            warn!("A probe through the cluster's broker did not come back in time.");
+        }
+    }
+}
+
+/// What a worker subscribes itself to.
+fn topic_of(worker: impl std::fmt::Display) -> Topic<'static> {
+    Topic::of_server(format_args!("canary.{worker}"))
+}
+
+/// Publishes a probe to a worker, as any message is; answers how many subscribers it has: one, or none before it is there.
+fn publish(hub: &Hub, worker: usize, number: u64) -> u64 {
+    let text = number.to_string();
+    match RawJson::parse(&text) {
+        Ok(message) => hub.publish(&topic_of(worker), message, None, Instant::now(), None).subscribers,
+        Err(_) => 0,
     }
 }
 

@@ -168,21 +168,20 @@ impl Receiver {
         }
     }
 
-    /// Hands a request to a worker, and gives what waits for its reply.
-    async fn ask<T: 'static>(
+    /// Hands a request to a worker, and gives what waits for its reply. One that is stuck holds up the others only
+    /// shortly.
+    async fn post<T>(
         &self,
         worker: usize,
         request: impl FnOnce(oneshot::Sender<T>) -> Request,
     ) -> Option<oneshot::Receiver<T>> {
-        let (reply, answer) = oneshot::channel();
-        self.hub.requests.get(worker)?.send(request(reply)).await.ok()?;
-        Some(answer)
+        tokio::time::timeout(RELIEF, self.hub.post(worker, request)).await.ok()?.ok()
     }
 
     /// Hands a request to every worker, and does not wait for replies.
     async fn tell_all<T: 'static>(&self, request: impl Fn(oneshot::Sender<T>) -> Request) {
         for worker in 0..self.hub.requests.len() {
-            drop(self.ask(worker, &request).await);
+            drop(self.post(worker, &request).await);
         }
     }
 
@@ -197,7 +196,7 @@ impl Receiver {
         let broker = self.hub.broker.clone()?;
         let place = Place::of(client, &self.hub.node_id);
         let answer = match place {
-            Some(place) => self.ask(place.worker.into(), |reply| make(place, reply)).await,
+            Some(place) => self.post(place.worker.into(), |reply| make(place, reply)).await,
             None => None,
         };
         let asker = asker.to_owned();
@@ -249,7 +248,7 @@ impl Inbound for Receiver {
                 let ended = match place {
                     Some(client) => {
                         let make = |reply| Request::Unsubscribe { client, topic, reply };
-                        self.ask(client.worker.into(), make).await
+                        self.post(client.worker.into(), make).await
                     }
                     None => None,
                 };
@@ -296,6 +295,10 @@ impl Inbound for Receiver {
                         broker.answer(&asker, request, &answer);
                     }
                 }))
+            }
+            Message::Probe { number } => {
+                self.hub.canary.came_through_broker(number, &self.hub);
+                None
             }
             // Kinds that a later version brings, and what the driver keeps to itself.
             _ => None,

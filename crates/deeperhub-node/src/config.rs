@@ -1,7 +1,9 @@
+use std::num::NonZeroU32;
+use std::time::Duration;
+
 use crate::canary::CanaryConfig;
 use crate::cluster::ClusterConfig;
-use std::num::NonZeroU32;
-
+use deeperhub_metrics::Unit;
 use deeperhub_protocol::message;
 use deeperhub_security::{OriginPolicy, RateLimit};
 
@@ -47,8 +49,12 @@ pub struct Config {
     pub canary: CanaryConfig,
     /// The cluster that the node is part of. Default: none.
     pub cluster: Option<ClusterConfig>,
+    /// How long a call of a handle waits for the worker that carries it out. Default 5 s.
+    pub answer_timeout: Duration,
     /// Hand-over between workers.
     pub router: deeperhub_router::Config,
+    /// Numbers of the embedding program that go with the node's metrics. Default: none.
+    pub gauges: Vec<OwnGauge>,
     /// Which traces are recorded, and where their spans go. Default: none are recorded, and sampled ones that clients
     /// bring are carried on.
     pub tracer: Tracer,
@@ -69,8 +75,23 @@ impl Default for Config {
             events: deeperhub_events::Config::default(),
             canary: CanaryConfig::default(),
             cluster: None,
+            answer_timeout: Duration::from_secs(5),
             router: deeperhub_router::Config::default(),
+            gauges: Vec::new(),
             tracer: Tracer::default(),
         }
     }
+}
+
+/// A number of the embedding program, such as what its allocator holds, to be shown with the node's metrics.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnGauge {
+    /// Its name, such as `deeperhub_memory_allocated_bytes`; the node does not start when it is taken or malformed.
+    pub name: &'static str,
+    /// What it tells, in a sentence without its full stop.
+    pub help: &'static str,
+    /// What it counts.
+    pub unit: Unit,
+    /// Reads it; called whenever metrics are asked for.
+    pub read: fn() -> i64,
 }

@@ -9,10 +9,10 @@ use deeperhub_protocol::ClientId;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
-use crate::handle::{ClientInfo, CursorError, NodeHandle, Page, TopicInfo};
+use crate::handle::{ClientInfo, CursorError, ListError, NodeHandle, Page, TopicInfo};
 use crate::hub::{Hub, Request};
 use crate::id::Place;
-use crate::stats::Stats;
+use crate::stats::{Stats, Totals};
 
 /// What another node is given to answer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
@@ -48,82 +48,28 @@ impl Question {
     }
 }
 
-/// Numbers of several nodes together, as in [`Stats`] for one.
+/// Numbers of several nodes together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct ClusterStats {
     /// Nodes that answered.
     pub nodes: u64,
-    /// Open connections.
-    pub connections: u64,
-    /// The most that there may be.
-    pub max_connections: u64,
-    /// Handshakes that succeeded.
-    pub accepted_total: u64,
-    /// Handshakes that did not.
-    pub refused_total: u64,
-    /// Connections that ended.
-    pub closed_total: u64,
-    /// Those of them that were too slow.
-    pub slow_consumers_total: u64,
-    /// Subscriptions of all connections.
-    pub subscriptions: u64,
-    /// Topics and patterns with a subscriber, of each node: one that has some on two nodes counts twice.
-    pub topics: u64,
-    /// Messages that clients sent.
-    pub received_total: u64,
-    /// Replies and deliveries.
-    pub sent_total: u64,
-    /// Error answers, among those sent.
-    pub errors_total: u64,
-    /// Bytes read from sockets.
-    pub received_bytes_total: u64,
-    /// Bytes written to sockets.
-    pub sent_bytes_total: u64,
-    /// Bytes that wait to be sent.
-    pub queued_bytes: u64,
+    /// What they add up to. Of topics those of each node: one that has subscribers on two nodes counts twice.
+    #[serde(flatten)]
+    pub totals: Totals,
 }
 
 impl From<Stats> for ClusterStats {
     fn from(stats: Stats) -> Self {
-        Self {
-            nodes: 1,
-            connections: stats.connections,
-            max_connections: stats.max_connections as u64,
-            accepted_total: stats.accepted_total,
-            refused_total: stats.refused_total,
-            closed_total: stats.closed_total,
-            slow_consumers_total: stats.slow_consumers_total,
-            subscriptions: stats.subscriptions,
-            topics: stats.topics,
-            received_total: stats.received_total,
-            sent_total: stats.sent_total,
-            errors_total: stats.errors_total,
-            received_bytes_total: stats.received_bytes_total,
-            sent_bytes_total: stats.sent_bytes_total,
-            queued_bytes: stats.queued_bytes,
-        }
+        Self { nodes: 1, totals: stats.totals }
     }
 }
 
 impl ClusterStats {
     fn add(&mut self, other: &Self) {
         self.nodes += other.nodes;
-        self.connections += other.connections;
-        self.max_connections += other.max_connections;
-        self.accepted_total += other.accepted_total;
-        self.refused_total += other.refused_total;
-        self.closed_total += other.closed_total;
-        self.slow_consumers_total += other.slow_consumers_total;
-        self.subscriptions += other.subscriptions;
-        self.topics += other.topics;
-        self.received_total += other.received_total;
-        self.sent_total += other.sent_total;
-        self.errors_total += other.errors_total;
-        self.received_bytes_total += other.received_bytes_total;
-        self.sent_bytes_total += other.sent_bytes_total;
-        self.queued_bytes += other.queued_bytes;
+        self.totals += &other.totals;
     }
 }
 
@@ -187,11 +133,11 @@ pub(crate) async fn answer(hub: &Arc<Hub>, question: Question) -> Option<String>
             let place = Place::of(&ClientId::parse(&client_id)?, &hub.node_id);
             let info = match place {
                 Some(client) => {
-                    hub.ask(client.worker.into(), |reply| Request::Client { client, reply }).await
+                    hub.ask(client.worker.into(), |reply| Request::Client { client, reply }).await.ok()?
                 }
                 None => None,
             };
-            serde_json::to_string(&info.flatten().map(ClientText::from)).ok()
+            serde_json::to_string(&info.map(ClientText::from)).ok()
         }
         Question::Clients { cursor, mut limit } => loop {
             let page = hub.clients(cursor.as_deref(), limit).await.ok()?;
@@ -340,7 +286,11 @@ impl NodeHandle {
         limit: usize,
     ) -> Result<Option<Page<ClientInfo>>, CursorError> {
         if node == self.hub.node_id {
-            return self.hub.clients(cursor.as_deref(), limit).await.map(Some);
+            return match self.hub.clients(cursor.as_deref(), limit).await {
+                Ok(page) => Ok(Some(page)),
+                Err(ListError::Cursor(error)) => Err(error),
+                Err(ListError::Unanswered(_)) => Ok(None),
+            };
         }
         let Ok(text) = self.hub.ask_node(node, &Question::Clients { cursor, limit }).await else {
             return Ok(None);

@@ -7,8 +7,9 @@ use deeperhub_listener::{Key, Listener};
 use deeperhub_metrics::{Format, MetricSnapshot};
 use deeperhub_protocol::message::{ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
+use crate::ask::Unanswered;
 use crate::config::Config;
 use crate::gather;
 use crate::health::{Health, Unready};
@@ -21,7 +22,8 @@ use crate::trace::{MessageSpan, Tracer};
 
 /// A running node, for backends and embedding programs. Cheap to clone, `Send + Sync`.
 ///
-/// A request waits while the worker that carries it out is behind; none is lost.
+/// A call waits while the worker that carries it out is behind, at most [`Config::answer_timeout`]; none overtakes what
+/// was published before it.
 #[derive(Debug, Clone)]
 pub struct NodeHandle {
     pub(crate) hub: Arc<Hub>,
@@ -86,6 +88,9 @@ pub enum SendError {
     /// No connection of this id is open on any node, or its node did not answer in time.
     #[error(transparent)]
     NotFound(#[from] ClientNotFound),
+    /// The client's worker did not answer in time.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
     /// The client is another node's, and the cluster cannot be reached or takes no more.
     #[error("the client is connected to another node, and the cluster cannot be reached")]
     ClusterUnavailable,
@@ -95,6 +100,18 @@ pub enum SendError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("cursor is not one that a page gave")]
 pub struct CursorError;
+
+/// Why there is no page of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListError {
+    /// The cursor does not come from an earlier page.
+    #[error(transparent)]
+    Cursor(#[from] CursorError),
+    /// A worker did not answer in time.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+}
 
 impl NodeHandle {
     pub(crate) fn new(hub: Arc<Hub>, listener: Arc<Listener>) -> Self {
@@ -127,45 +144,32 @@ impl NodeHandle {
         }
         let to = self.place(client)?;
         let frame = ServerMessage::Raw(message).to_frame();
-        match self.ask(to.worker.into(), |reply| Request::Send { to, frame, reply }).await {
-            Some(true) => Ok(()),
-            _ => Err(ClientNotFound.into()),
-        }
+        let found = self.hub.ask(to.worker.into(), |reply| Request::Send { to, frame, reply }).await?;
+        if found { Ok(()) } else { Err(ClientNotFound.into()) }
     }
 
     /// Sends to every connection of a user, on all nodes; the count is this node's.
-    pub async fn send_to_user(&self, user: &str, message: RawJson<'_>) -> Delivered {
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`]: the connections of a worker may get it later, all others got it.
+    pub async fn send_to_user(&self, user: &str, message: RawJson<'_>) -> Result<Delivered, Unanswered> {
         let frame = ServerMessage::Raw(message).to_frame();
-        let mut count = 0;
-        for worker in 0..self.hub.requests.len() {
-            let (user, frame) = (user.to_owned(), frame.fork());
-            count += self
-                .ask(worker, |reply| Request::SendToUser { user, frame, reply })
-                .await
-                .unwrap_or_default();
-        }
-        let others = self.hub.send_to_others(Message::SendToUser { user, payload: message });
-        Delivered { count, cluster_unavailable: !others }
+        let send = |reply| Request::SendToUser { user: user.to_owned(), frame: frame.fork(), reply };
+        let count = self.hub.count(send).await;
+        self.and_others(count, Message::SendToUser { user, payload: message })
     }
 
     /// Sends to every client that is connected now, on all nodes; where tokens are required, to those with one. The count
     /// is this node's.
-    pub async fn broadcast(&self, message: RawJson<'_>) -> Delivered {
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`]: the clients of a worker may get it later, all others got it.
+    pub async fn broadcast(&self, message: RawJson<'_>) -> Result<Delivered, Unanswered> {
         let frame = ServerMessage::Raw(message).to_frame();
-        // All workers begin before the first is waited for.
-        let mut replies = Vec::with_capacity(self.hub.requests.len());
-        for requests in &self.hub.requests {
-            let (reply, answer) = oneshot::channel();
-            if requests.send(Request::Broadcast { frame: frame.fork(), reply }).await.is_ok() {
-                replies.push(answer);
-            }
-        }
-        let mut count = 0;
-        for answer in replies {
-            count += answer.await.unwrap_or_default();
-        }
-        let others = self.hub.send_to_others(Message::Broadcast { payload: message });
-        Delivered { count, cluster_unavailable: !others }
+        let count = self.hub.count(|reply| Request::Broadcast { frame: frame.fork(), reply }).await;
+        self.and_others(count, Message::Broadcast { payload: message })
     }
 
     /// Ends a client's subscription to a topic or a pattern, on whatever node it is, which it is told by an `unsubscribed` without an `id`.
@@ -186,22 +190,28 @@ impl NodeHandle {
         }
         let client = self.place(client)?;
         let topic = topic.borrow().into_owned();
-        let ended =
-            self.ask(client.worker.into(), |reply| Request::Unsubscribe { client, topic, reply }).await;
-        ended.flatten().ok_or(ClientNotFound.into())
+        let unsubscribe = |reply| Request::Unsubscribe { client, topic, reply };
+        self.hub.ask(client.worker.into(), unsubscribe).await?.ok_or(ClientNotFound.into())
     }
 
     /// Ends the subscriptions of a user's connections to a topic or a pattern, on all nodes; the count is
     /// this node's.
-    pub async fn unsubscribe_user(&self, user: &str, topic: &Subscription<'_>) -> Delivered {
-        let mut count = 0;
-        for worker in 0..self.hub.requests.len() {
-            let (user, topic) = (user.to_owned(), topic.borrow().into_owned());
-            let ended = self.ask(worker, |reply| Request::UnsubscribeUser { user, topic, reply }).await;
-            count += ended.unwrap_or_default();
-        }
-        let others = self.hub.send_to_others(Message::UnsubscribeUser { user, topic: topic.borrow() });
-        Delivered { count, cluster_unavailable: !others }
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`]: those of a worker may end later, all others have ended.
+    pub async fn unsubscribe_user(
+        &self,
+        user: &str,
+        topic: &Subscription<'_>,
+    ) -> Result<Delivered, Unanswered> {
+        let owned = || (user.to_owned(), topic.borrow().into_owned());
+        let unsubscribe = |reply| {
+            let (user, topic) = owned();
+            Request::UnsubscribeUser { user, topic, reply }
+        };
+        let count = self.hub.count(unsubscribe).await;
+        self.and_others(count, Message::UnsubscribeUser { user, topic: topic.borrow() })
     }
 
     /// The node's numbers now.
@@ -215,12 +225,8 @@ impl NodeHandle {
         let now = Instant::now();
         self.hub.top.want(now);
         let mut report = self.hub.top.report(now);
-        for worker in 0..self.hub.requests.len() {
-            let asked = self.ask(worker, |reply| Request::Top { reply });
-            if let Ok(Some(part)) = tokio::time::timeout(Duration::from_secs(1), asked).await {
-                report.add(part);
-            }
-        }
+        let parts = self.hub.ask_workers(Duration::from_secs(1), |reply| Request::Top { reply }).await;
+        parts.into_iter().flatten().for_each(|part| report.add(part));
         report.top(limit)
     }
 
@@ -235,38 +241,35 @@ impl NodeHandle {
             return self.ask_for_client(node, ask).await;
         }
         let client = self.place(client)?;
-        match self.ask(client.worker.into(), |reply| Request::Disconnect { client, reply }).await {
-            Some(true) => Ok(()),
-            _ => Err(ClientNotFound.into()),
-        }
+        let found = self.hub.ask(client.worker.into(), |reply| Request::Disconnect { client, reply }).await?;
+        if found { Ok(()) } else { Err(ClientNotFound.into()) }
     }
 
     /// Closes every connection of a user with 4003, on all nodes; the count is this node's.
     ///
     /// It keeps nobody out: a client with a token that is still good may come back.
-    pub async fn disconnect_user(&self, user: &str) -> Delivered {
-        let mut count = 0;
-        for worker in 0..self.hub.requests.len() {
-            let user = user.to_owned();
-            count +=
-                self.ask(worker, |reply| Request::DisconnectUser { user, reply }).await.unwrap_or_default();
-        }
-        let others = self.hub.send_to_others(Message::DisconnectUser { user });
-        Delivered { count, cluster_unavailable: !others }
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`]: those of a worker may be closed later, all others are.
+    pub async fn disconnect_user(&self, user: &str) -> Result<Delivered, Unanswered> {
+        let disconnect = |reply| Request::DisconnectUser { user: user.to_owned(), reply };
+        let count = self.hub.count(disconnect).await;
+        self.and_others(count, Message::DisconnectUser { user })
     }
 
     /// One connection, on whatever node it is.
     ///
     /// # Errors
     ///
-    /// [`ClientNotFound`], also when the client is being closed, or its node does not answer.
-    pub async fn client(&self, client: &ClientId) -> Result<ClientInfo, ClientNotFound> {
+    /// [`SendError`]; a client that is being closed, or whose node does not answer, is not found.
+    pub async fn client(&self, client: &ClientId) -> Result<ClientInfo, SendError> {
         if let Some(node) = self.other_node(client) {
-            return self.client_of_other(node, client).await.ok_or(ClientNotFound);
+            return self.client_of_other(node, client).await.ok_or(ClientNotFound.into());
         }
         let client = self.place(client)?;
-        let info = self.ask(client.worker.into(), |reply| Request::Client { client, reply }).await;
-        info.flatten().ok_or(ClientNotFound)
+        let info = self.hub.ask(client.worker.into(), |reply| Request::Client { client, reply }).await?;
+        info.ok_or(ClientNotFound.into())
     }
 
     /// Connections of this node, a page at a time. A client that stays connected through a whole listing appears exactly
@@ -274,8 +277,8 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// [`CursorError`].
-    pub async fn clients(&self, cursor: Option<&str>, limit: usize) -> Result<Page<ClientInfo>, CursorError> {
+    /// [`ListError`].
+    pub async fn clients(&self, cursor: Option<&str>, limit: usize) -> Result<Page<ClientInfo>, ListError> {
         self.hub.clients(cursor, limit).await
     }
 
@@ -327,12 +330,14 @@ impl NodeHandle {
         self.hub.live.replace(next);
     }
 
-    /// Whether the node should get traffic: it serves, and every worker delivers.
+    /// Whether the node should get traffic: it serves, every worker delivers, and so does the cluster's broker, where the
+    /// node is not to serve without it.
     pub fn health(&self) -> Health {
         let mut health = Health::new(self.phase(), &self.hub.canary);
         let counts = self.hub.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);
-        if counts && let Some(fault) = self.hub.cluster_fault() {
-            health.reasons.push(Unready::of_cluster(fault));
+        if counts {
+            let fault = self.hub.cluster_fault().map(Unready::of_cluster);
+            health.reasons.extend(fault.or_else(|| self.hub.canary.cluster_reason()));
         }
         health
     }
@@ -420,38 +425,31 @@ impl NodeHandle {
         }
     }
 
-    async fn ask<T>(&self, worker: usize, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
-        self.hub.ask(worker, request).await
+    /// The other nodes are told too, also when a worker of this one does not answer.
+    fn and_others(
+        &self,
+        count: Result<u64, Unanswered>,
+        message: Message<'_>,
+    ) -> Result<Delivered, Unanswered> {
+        let others = self.hub.send_to_others(message);
+        Ok(Delivered { count: count?, cluster_unavailable: !others })
     }
 }
 
 impl Hub {
-    /// Asks a worker. `None`: it does not exist, or has ended.
-    pub(crate) async fn ask<T>(
-        &self,
-        worker: usize,
-        request: impl FnOnce(oneshot::Sender<T>) -> Request,
-    ) -> Option<T> {
-        let (reply, answer) = oneshot::channel();
-        self.requests.get(worker)?.send(request(reply)).await.ok()?;
-        answer.await.ok()
-    }
-
     /// See [`NodeHandle::clients`].
     pub(crate) async fn clients(
         &self,
         cursor: Option<&str>,
         limit: usize,
-    ) -> Result<Page<ClientInfo>, CursorError> {
+    ) -> Result<Page<ClientInfo>, ListError> {
         let (mut worker, mut from) = cursor.map_or(Ok((0, 0)), parse_cursor)?;
         let mut items = Vec::new();
         while worker < self.requests.len() {
             let left = limit.saturating_sub(items.len());
-            let page = self.ask(worker, |reply| Request::Clients { from, limit: left, reply }).await;
-            let next = page.and_then(|(clients, next)| {
-                items.extend(clients);
-                next
-            });
+            let asked = self.ask(worker, |reply| Request::Clients { from, limit: left, reply });
+            let (clients, next) = asked.await?;
+            items.extend(clients);
             if let Some(next) = next {
                 return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{next:x}")) });
             }

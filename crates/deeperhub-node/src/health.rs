@@ -20,7 +20,8 @@ pub struct Health {
 pub struct Unready {
     /// What found it.
     pub check: Check,
-    /// A word for programs: `starting`, `draining`, `stopped`, `delivery_stalled`, `cluster_unavailable`.
+    /// A word for programs: `starting`, `draining`, `stopped`, `delivery_stalled`, `cluster_unavailable`,
+    /// `cluster_stalled`.
     pub code: &'static str,
     /// A sentence for people.
     pub message: Cow<'static, str>,

@@ -14,12 +14,14 @@ use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use deeperhub_router::{Published, Router};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::ask::Posted;
 use crate::canary::Canary;
 use crate::config::Config;
 use crate::handle::ClientInfo;
 use crate::id::Place;
 use crate::metrics::Metrics;
 use crate::phase::Phase;
+use crate::recent::Recent;
 use crate::top::{Report, Wanted};
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::Stamp;
@@ -122,15 +124,17 @@ pub(crate) struct Hub {
     pub(crate) metrics: Metrics,
     pub(crate) listener_metrics: deeperhub_listener::Metrics,
     pub(crate) top: Wanted,
+    /// Latencies of deliveries, as they were told lately.
+    pub(crate) latency: Recent,
     pub(crate) registry: Registry,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) canary: Arc<Canary>,
     /// The way to the other nodes, where there is a cluster.
     pub(crate) broker: Option<Broker>,
     pub(crate) started: Instant,
-    pub(crate) requests: Vec<mpsc::Sender<Request>>,
+    pub(crate) requests: Vec<mpsc::Sender<Posted>>,
     /// The workers' ends; a worker takes its own and gives it back when it is replaced.
-    pub(crate) inboxes: Vec<Mutex<Option<mpsc::Receiver<Request>>>>,
+    pub(crate) inboxes: Vec<Mutex<Option<mpsc::Receiver<Posted>>>>,
 }
 
 impl Hub {
@@ -176,7 +180,8 @@ impl Hub {
         source: Option<u64>,
         trace: &TraceContext<'_>,
     ) {
-        self.deliver(topic, (message, from, trace), (None, source), (Instant::now(), None));
+        let here = self.deliver(topic, (message, from, trace), (None, source), (Instant::now(), None));
+        self.top.publish(topic.as_str(), here.subscribers, message.as_str().len());
     }
 
     /// Encodes a delivery once and hands it to every worker with a subscriber.
@@ -209,11 +214,11 @@ impl Hub {
         })
     }
 
-    pub(crate) fn take_inbox(&self, worker: usize) -> Option<mpsc::Receiver<Request>> {
+    pub(crate) fn take_inbox(&self, worker: usize) -> Option<mpsc::Receiver<Posted>> {
         self.inboxes.get(worker)?.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(crate) fn give_back_inbox(&self, worker: usize, inbox: mpsc::Receiver<Request>) {
+    pub(crate) fn give_back_inbox(&self, worker: usize, inbox: mpsc::Receiver<Posted>) {
         if let Some(place) = self.inboxes.get(worker) {
             *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(inbox);
         }

@@ -19,6 +19,7 @@
 //! logging, flags), which is the binary's.
 
 mod application;
+mod ask;
 mod auth;
 mod canary;
 mod cluster;
@@ -33,6 +34,7 @@ mod local;
 mod metrics;
 mod node;
 mod phase;
+mod recent;
 mod session;
 mod stats;
 mod sweep;
@@ -40,16 +42,19 @@ mod top;
 pub mod trace;
 mod users;
 
+pub use ask::Unanswered;
 pub use auth::AuthConfig;
 pub use canary::CanaryConfig;
 pub use cluster::ClusterConfig;
-pub use config::{Config, control_rate_limit};
+pub use config::{Config, OwnGauge, control_rate_limit};
 pub use gather::{ClusterStats, Gathered, NodeInfo};
 pub use handle::{
-    ClientInfo, ClientNotFound, CursorError, Delivered, NodeHandle, NodeIdTaken, Page, SendError, TopicInfo,
+    ClientInfo, ClientNotFound, CursorError, Delivered, ListError, NodeHandle, NodeIdTaken, Page, SendError,
+    TopicInfo,
 };
 pub use health::{Check, Health, Unready};
 pub use node::{MetricsError, Node, StartError};
 pub use phase::Phase;
-pub use stats::Stats;
+pub use recent::Quantiles;
+pub use stats::{Stats, Totals};
 pub use top::{Busy, Top};

@@ -9,10 +9,11 @@ use deeperhub_listener::{Connections, Key, LiveCopy};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
-use deeperhub_router::{Flow, LOOPBACK, Shard, ShardId};
+use deeperhub_router::{Flow, LOOPBACK, Mark, Shard, ShardId};
 use deeperhub_security::{LimitMode, RetryAfter};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::ask::Posted;
 use crate::auth::unix_seconds;
 use crate::config::Config;
 use crate::handle::ClientInfo;
@@ -27,6 +28,13 @@ use crate::users::Users;
 
 /// Requests of handles that one round takes.
 const REQUESTS_PER_ROUND: usize = 256;
+
+/// How much of what was published is delivered.
+enum Extent<'c, 'w> {
+    /// All, and then a wake-up is asked for.
+    All(&'c mut task::Context<'w>),
+    Until(Mark),
+}
 
 /// One worker's part of the node. Nothing in it is shared, so nothing is locked.
 #[derive(Debug)]
@@ -45,7 +53,9 @@ pub(crate) struct Local {
     /// The code of the last error that a message was answered with, for its span.
     pub(crate) answered_with: Option<&'static str>,
     fan_outs: FanOuts,
-    inbox: Option<mpsc::Receiver<Request>>,
+    inbox: Option<mpsc::Receiver<Posted>>,
+    /// A request that waits for deliveries before it.
+    next: Option<Posted>,
     /// What is done to many connections; requests wait until it is over.
     sweep: Option<Sweep>,
     /// What is busiest, while someone wants to know.
@@ -85,6 +95,7 @@ impl Local {
             answered_with: None,
             fan_outs: FanOuts::default(),
             inbox: hub.take_inbox(worker),
+            next: None,
             sweep: None,
             counting: None,
             live: hub.live.copy(),
@@ -270,28 +281,38 @@ impl Local {
             if !self.go_on_with_sweep(connections) || connections.room() == 0 {
                 return Poll::Ready(());
             }
-            let Some(inbox) = &mut self.inbox else { return Poll::Pending };
-            match inbox.poll_recv(cx) {
-                Poll::Ready(Some(request)) => self.carry_out(request, connections),
-                Poll::Ready(None) => {
-                    self.inbox = None;
-                    return Poll::Pending;
-                }
-                Poll::Pending => return Poll::Pending,
+            let posted = match (self.next.take(), &mut self.inbox) {
+                (Some(posted), _) => posted,
+                (None, None) => return Poll::Pending,
+                (None, Some(inbox)) => match inbox.poll_recv(cx) {
+                    Poll::Ready(Some(posted)) => posted,
+                    Poll::Ready(None) => {
+                        self.inbox = None;
+                        return Poll::Pending;
+                    }
+                    Poll::Pending => return Poll::Pending,
+                },
+            };
+            if !self.shard.has_delivered(posted.after) && !self.deliver_until(posted.after, connections) {
+                self.next = Some(posted);
+                return Poll::Ready(());
             }
+            self.carry_out(posted.request, connections);
         }
         Poll::Ready(())
     }
 
-    fn deliver(
-        &mut self,
-        cx: &mut task::Context<'_>,
-        connections: &mut Connections<'_, Session>,
-    ) -> Poll<()> {
+    /// Delivers up to a mark. False: there is no room for all of it in this round.
+    fn deliver_until(&mut self, mark: Mark, connections: &mut Connections<'_, Session>) -> bool {
+        self.deliver(Extent::Until(mark), connections).is_pending()
+    }
+
+    /// `Ready`: there is, or may be, more of it.
+    fn deliver(&mut self, extent: Extent<'_, '_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
         let Self { shard, metrics, hub, worker, fan_outs, .. } = self;
         let mut sent = 0;
         let now = connections.now();
-        let more = shard.poll_deliver(cx, |key, delivery| {
+        let to_one = |key, delivery: &Delivery| {
             if let Some(publisher) = delivery.exclude
                 && publisher.key == key
                 && publisher.worker == *worker
@@ -322,7 +343,12 @@ impl Local {
                 hub.canary.came_back(*worker, delivery.frame.as_bytes());
             }
             if connections.room() == 0 { Flow::Pause } else { Flow::Continue }
-        });
+        };
+        let more = match extent {
+            Extent::All(cx) => shard.poll_deliver(cx, to_one),
+            Extent::Until(mark) if shard.deliver_until(mark, to_one) => Poll::Pending,
+            Extent::Until(_) => Poll::Ready(()),
+        };
         metrics.sent(Sent::Message, sent);
         more
     }
@@ -344,7 +370,7 @@ impl deeperhub_listener::Local for Local {
             };
         }
         let requests = self.take_requests(cx, connections);
-        let deliveries = self.deliver(cx, connections);
+        let deliveries = self.deliver(Extent::All(cx), connections);
         if !self.paused.is_empty() && !self.hub.router.is_congested() {
             for key in self.paused.drain(..) {
                 connections.resume_reading(key);

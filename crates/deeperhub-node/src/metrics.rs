@@ -13,7 +13,7 @@ pub(crate) const RECEIVED: &[&str] =
 pub(crate) const RECEIVED_BINARY: usize = 6;
 pub(crate) const RECEIVED_INVALID: usize = 7;
 
-/// Types of sent messages.
+/// Types of sent messages: those of `ServerMessage::TYPES`, then what backends send.
 const SENT: &[&str] = &[
     "welcome",
     "echo",
@@ -106,7 +106,7 @@ pub(crate) struct Metrics {
     pub(crate) subscriptions: Gauge,
     /// From a publish to the end of the write to each subscriber's socket, counted for each delivery. A publish begins
     /// with the round of the worker that read it; what a slow socket does not take at once counts as written.
-    latency: Histogram,
+    pub(crate) latency: Histogram,
     /// From a publish to its first delivery by each worker that has subscribers.
     queue_wait: Histogram,
 }
@@ -231,11 +231,12 @@ impl WorkerMetrics {
 mod tests {
     use super::*;
     use deeperhub_protocol::ErrorCode;
-    use deeperhub_protocol::message::Command;
+    use deeperhub_protocol::message::{Command, ServerMessage};
 
     #[test]
     fn tables_follow_the_protocol() {
         assert_eq!(&RECEIVED[..RECEIVED_BINARY], Command::TYPES);
+        assert_eq!(SENT, [ServerMessage::TYPES, &["raw"]].concat());
         assert_eq!(LIMITS[Limit::Messages as usize], "messages");
         assert_eq!(LIMITS[Limit::Bytes as usize], "bytes");
         assert_eq!(LIMITS[Limit::Tokens as usize], "tokens");

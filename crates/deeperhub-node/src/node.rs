@@ -21,6 +21,7 @@ use crate::hub::{Hub, REQUESTS};
 use crate::id::{is_node_id, random_node_id};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
+use crate::recent::Recent;
 use crate::top::Wanted;
 use crate::trace::TraceMetrics;
 
@@ -104,10 +105,15 @@ impl Node {
         let listener_metrics = deeperhub_listener::Metrics::new(&cells);
         let router = Router::new(shards, config.router);
         let bus = EventBus::new(config.events.clone());
-        let canary = Arc::new(Canary::new(config.canary.clone(), workers));
+        let canary = Arc::new(Canary::new(config.canary.clone(), workers, config.cluster.is_some()));
         let mut registry = registry(&metrics, &listener_metrics, &router, &bus, config.tracer.metrics())
             .map_err(MetricsError::Register)?;
         canary.register(&mut registry).map_err(MetricsError::Register)?;
+        for gauge in &config.gauges {
+            registry
+                .register_gauge_fn(gauge.name, gauge.help, gauge.unit, gauge.read)
+                .map_err(MetricsError::Register)?;
+        }
         let (broker, driver) = match config.cluster.as_ref() {
             None => (None, None),
             Some(cluster) => {
@@ -138,6 +144,7 @@ impl Node {
             metrics,
             listener_metrics: listener_metrics.clone(),
             top: Wanted::new(started),
+            latency: Recent::default(),
             registry,
             phase: watch::Sender::new(Phase::Starting),
             canary,

@@ -240,7 +240,7 @@ impl Wanted {
         }
     }
 
-    /// A backend published something.
+    /// A backend, or a client of another node, published something.
     pub(crate) fn publish(&self, topic: &str, deliveries: u64, bytes: usize) {
         // Without a look at the clock while nobody ever asked.
         if self.until.load(Ordering::Relaxed) == 0 {
@@ -257,7 +257,7 @@ impl Wanted {
         backends.get_or_insert_with(|| Counting::new(now)).publish(topic, deliveries, bytes, now);
     }
 
-    /// What backends published.
+    /// What came by no worker.
     pub(crate) fn report(&self, now: Instant) -> Report {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         backends.get_or_insert_with(|| Counting::new(now)).report(now)

@@ -153,6 +153,12 @@ impl<M> Fanouts<M> {
         self.queue.is_empty() && self.running.is_empty() && self.held.is_empty()
     }
 
+    /// Whether no envelope up to this number is left.
+    pub(crate) fn has_finished(&self, number: u64) -> bool {
+        let batches = self.running.iter().flat_map(|running| &running.batch);
+        self.queue.iter().chain(&self.held).chain(batches).all(|envelope| envelope.number > number)
+    }
+
     /// Delivers until everything is done or it is told to pause. Whatever was paused, the small and new ones and the
     /// large ones under way take turns.
     pub(crate) fn deliver(&mut self, tables: &Tables, deliver: &mut impl FnMut(Key, &M) -> Flow) -> Flow {

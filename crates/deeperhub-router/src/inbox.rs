@@ -249,6 +249,25 @@ impl<M> Inbox<M> {
         true
     }
 
+    /// As [`take`](Self::take), up to an envelope's number, and without falling asleep. False: another worker has the
+    /// inbox.
+    pub(crate) fn take_until(&self, attachment: u64, queue: &mut VecDeque<Envelope<M>>, number: u64) -> bool {
+        let mut state = lock(&self.state);
+        if self.attachment() != attachment {
+            return false;
+        }
+        let later = state.queue.partition_point(|envelope| envelope.number <= number);
+        let later = state.queue.split_off(later);
+        std::mem::swap(&mut state.queue, queue);
+        state.queue = later;
+        true
+    }
+
+    /// Number of the first envelope that the worker has not taken.
+    pub(crate) fn first(&self) -> Option<u64> {
+        lock(&self.state).queue.front().map(|envelope| envelope.number)
+    }
+
     /// Counts what the worker has finished, and, with a waker, registers it as asleep if there is
     /// nothing; false means that.
     pub(crate) fn finish(

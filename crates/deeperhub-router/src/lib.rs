@@ -62,7 +62,7 @@ mod sync;
 mod tests;
 
 pub use page::{BadCursor, Page};
-pub use router::{Config, Interest, Published, Router, ShardId};
+pub use router::{Config, Interest, Mark, Published, Router, ShardId};
 pub use shard::{Flow, Key, LOOPBACK, Shard, Subscribed};
 
 /// The README's example runs with the doc tests.

@@ -20,6 +20,10 @@ pub(crate) const STRIPES: usize = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u16);
 
+/// A place in the stream of what is handed to one shard: behind all that was published before it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(pub(crate) u64);
+
 /// What a publish reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
@@ -251,6 +255,16 @@ impl<M: Send + 'static> Router<M> {
         drop(stripe);
         wakers.wake();
         published
+    }
+
+    /// The place that a shard's stream has come to, for something that is not to overtake what was published before
+    /// (see [`Shard::deliver_until`]).
+    ///
+    /// # Panics
+    /// If there is no such shard.
+    #[must_use]
+    pub fn mark(&self, shard: ShardId) -> Mark {
+        Mark(self.shared.inboxes[usize::from(shard.0)].pushed())
     }
 
     /// Whether any inbox is over its soft limit.

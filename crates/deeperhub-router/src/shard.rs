@@ -3,7 +3,7 @@
 use crate::arena::Arena;
 use crate::fanout::Fanouts;
 use crate::few::{Few, shrink};
-use crate::router::{Interest, ShardId, Shared};
+use crate::router::{Interest, Mark, ShardId, Shared};
 use crate::sync::{Arc, write};
 use deeperhub_protocol::{Subscription, Topic};
 use std::fmt;
@@ -318,6 +318,33 @@ impl<M: Send + 'static> Shard<M> {
     pub fn matches(&self, key: Key, topic: &Topic<'_>) -> u64 {
         let matches = |name: &&str| Subscription::parse(*name).is_ok_and(|own| own.matches(topic));
         self.tables.names(key).filter(matches).count() as u64
+    }
+
+    /// Whether everything up to a [mark](crate::Router::mark) of this shard has been delivered.
+    #[must_use]
+    pub fn has_delivered(&self, mark: Mark) -> bool {
+        let inbox = &self.shared.inboxes[usize::from(self.id.0)];
+        self.fanouts.has_finished(mark.0) && inbox.first().is_none_or(|first| first > mark.0)
+    }
+
+    /// Delivers as [`poll_deliver`](Self::poll_deliver) does, but only up to a mark. False: `deliver` has answered
+    /// [`Flow::Pause`] before that.
+    pub fn deliver_until(&mut self, mark: Mark, mut deliver: impl FnMut(Key, &M) -> Flow) -> bool {
+        while !self.has_delivered(mark) {
+            let shared = &*self.shared;
+            let inbox = &shared.inboxes[usize::from(self.id.0)];
+            let fanouts = &mut self.fanouts;
+            if fanouts.queue.is_empty() && !inbox.take_until(self.attachment, &mut fanouts.queue, mark.0) {
+                return true;
+            }
+            let flow = fanouts.deliver(&self.tables, &mut deliver);
+            let limits = (&shared.config, &shared.congestion);
+            inbox.finish(self.attachment, &mut fanouts.finished, None, limits);
+            if flow == Flow::Pause {
+                return self.has_delivered(mark);
+            }
+        }
+        true
     }
 
     /// Delivers what is in the inbox: calls `deliver(key, &message)` for each subscriber, each client at most once for

@@ -405,6 +405,47 @@ fn messages_of_a_large_fan_out_are_delivered_together() {
 }
 
 #[test]
+fn what_was_published_before_a_mark_can_be_delivered_alone() {
+    let router = Router::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    for key in 0..5 {
+        shard.subscribe(key, &subscription("large"));
+    }
+    shard.subscribe(9, &subscription("small"));
+    let publish = |topic, number| {
+        router.publish(&Topic::parse(topic).unwrap(), Some(1), 1, || number);
+    };
+    assert!(shard.has_delivered(router.mark(ShardId(0))), "nothing was published");
+    publish("large", 1);
+    publish("small", 2);
+    let mark = router.mark(ShardId(0));
+    publish("small", 3);
+    assert!(!shard.has_delivered(mark));
+    let mut order = Vec::new();
+    let mut calls = 0;
+    loop {
+        calls += 1;
+        let is_done = shard.deliver_until(mark, |key, number| {
+            order.push((key, *number));
+            if order.len() == 2 { Flow::Pause } else { Flow::Continue }
+        });
+        assert_eq!(is_done, shard.has_delivered(mark));
+        if is_done {
+            break;
+        }
+    }
+    let before = [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (9, 2)];
+    assert_eq!((calls, order.as_slice()), (2, &before[..]));
+    let mut cx = Context::from_waker(Waker::noop());
+    let rest = shard.poll_deliver(&mut cx, |key, number| {
+        order.push((key, *number));
+        Flow::Continue
+    });
+    assert!(rest.is_pending());
+    assert_eq!(order.last(), Some(&(9, 3)));
+}
+
+#[test]
 fn threads_agree_on_one_order() {
     const MESSAGES: usize = 500;
     const PUBLISHERS: usize = 3;

@@ -166,7 +166,7 @@ async fn carry_out(
         }
         Call::UnsubscribeUser { user, topic } => raw(&calls::unsubscribe_user(api, user, topic).await?),
         Call::Disconnect { client_id } => raw(&calls::disconnect(api, client_id).await?),
-        Call::DisconnectUser { user } => raw(&calls::disconnect_user(api, user).await),
+        Call::DisconnectUser { user } => raw(&calls::disconnect_user(api, user).await?),
         Call::Client { client_id } => raw(&calls::client(api, client_id).await?),
         Call::Topic { topic } => raw(&calls::topic(api, topic)?),
     })

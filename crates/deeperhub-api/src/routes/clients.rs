@@ -18,7 +18,7 @@ use crate::{Api, calls};
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
         ("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`"),
     ),
-    responses((status = 200, body = Clients, description = "A page"), (status = 400, body = ApiError, description = "`invalid_parameter`"))
+    responses((status = 200, body = Clients, description = "A page"), (status = 400, body = ApiError, description = "`invalid_message`"))
 )]
 pub(crate) async fn clients(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let list = async || {
@@ -61,7 +61,7 @@ pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathText)
     responses((status = 200, body = Sent, description = "How many there were"))
 )]
 pub(crate) async fn disconnect_user(State(api): State<Arc<Api>>, user: PathText) -> Response {
-    let disconnect = async || Ok(calls::disconnect_user(&api, &path(user)?).await);
+    let disconnect = async || calls::disconnect_user(&api, &path(user)?).await;
     answer(disconnect().await)
 }
 

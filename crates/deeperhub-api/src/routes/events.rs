@@ -27,7 +27,7 @@ use crate::error::ApiError;
     responses(
         (status = 200, body = String, content_type = "text/event-stream",
             description = "Events until the client goes; `events_lost` tells how many a slow observer has missed"),
-        (status = 400, body = ApiError, description = "`invalid_parameter`: a name is none of an event"),
+        (status = 400, body = ApiError, description = "`invalid_message`: a name is none of an event"),
         (status = 503, body = ApiError, description = "`too_many_observers`")
     )
 )]
@@ -36,8 +36,8 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
         let mut filter = EventFilter::all();
         for (name, value) in pairs(query.as_deref())? {
             if name == "types" {
-                filter =
-                    EventFilter::parse(&value).map_err(|error| ApiError::parameter(error.to_string()))?;
+                filter = EventFilter::parse(&value)
+                    .map_err(|error| ApiError::parameter("types", error.to_string()))?;
             }
         }
         api.node.events(filter).ok_or_else(|| {

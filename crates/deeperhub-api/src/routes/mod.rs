@@ -46,7 +46,7 @@ type PathTexts = Result<Path<(String, String)>, PathRejection>;
 type Body = Result<Bytes, BytesRejection>;
 
 fn bad_path() -> ApiError {
-    ApiError::parameter("the path is not UTF-8 behind its percent-encoding")
+    ApiError::parameter("path", "the path is not UTF-8 behind its percent-encoding")
 }
 
 /// The one parameter of a path, percent-decoded.
@@ -97,7 +97,7 @@ fn scope(query: Option<&str>) -> Result<Scope, ApiError> {
             scope = match value.as_str() {
                 "node" => Scope::Node,
                 "cluster" => Scope::Cluster,
-                _ => return Err(ApiError::parameter("scope is node or cluster")),
+                _ => return Err(ApiError::parameter("scope", "scope is node or cluster")),
             };
         }
     }
@@ -110,7 +110,7 @@ fn paging(query: Option<&str>) -> Result<(usize, Option<String>), ApiError> {
     for (name, value) in pairs(query)? {
         match name.as_str() {
             "limit" => {
-                let bad = || ApiError::parameter(format!("limit is a number from 1 to {MAX_LIMIT}"));
+                let bad = || ApiError::parameter("limit", format!("limit is a number from 1 to {MAX_LIMIT}"));
                 limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit)).ok_or_else(bad)?;
             }
             "cursor" => cursor = Some(value),
@@ -125,7 +125,8 @@ fn pairs(query: Option<&str>) -> Result<Vec<(String, String)>, ApiError> {
     let mut pairs = Vec::new();
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let decode = |text| decode(text).ok_or_else(|| ApiError::parameter("the query is not well encoded"));
+        let decode =
+            |text| decode(text).ok_or_else(|| ApiError::parameter("query", "the query is not well encoded"));
         pairs.push((decode(name)?, decode(value)?));
     }
     Ok(pairs)

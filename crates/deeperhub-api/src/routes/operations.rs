@@ -30,20 +30,28 @@ pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> 
     get, path = "/v1/stats", tag = "operations",
     params(("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`")),
     responses(
-        (status = 200, description = "The numbers", content((NodeStats = "application/json"), (ClusterNumbers = "application/json"))),
-        (status = 400, body = ApiError, description = "`invalid_parameter`")
+        (status = 200, body = Numbers, description = "The numbers"),
+        (status = 400, body = ApiError, description = "`invalid_message`")
     )
 )]
 pub(crate) async fn stats(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
-    match super::scope(query.as_deref()) {
-        Ok(super::Scope::Node) => {
-            axum::Json(NodeStats::new(api.node.node_id(), &api.node.stats())).into_response()
-        }
-        Ok(super::Scope::Cluster) => {
-            axum::Json(ClusterNumbers::from(api.node.cluster_stats().await)).into_response()
-        }
-        Err(error) => error.into_response(),
-    }
+    let numbers = async || {
+        Ok(match super::scope(query.as_deref())? {
+            super::Scope::Node => {
+                Numbers::Node(Box::new(NodeStats::new(api.node.node_id(), &api.node.stats())))
+            }
+            super::Scope::Cluster => Numbers::Cluster(api.node.cluster_stats().await.into()),
+        })
+    };
+    super::answer(numbers().await)
+}
+
+/// What `scope` asks for.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Numbers {
+    Node(#[schema(inline = false)] Box<NodeStats>),
+    Cluster(ClusterNumbers),
 }
 
 /// The busiest topics and clients.
@@ -54,14 +62,14 @@ pub(crate) async fn stats(State(api): State<Arc<Api>>, RawQuery(query): RawQuery
 #[utoipa::path(
     get, path = "/v1/top", tag = "operations",
     params(("limit" = Option<u32>, Query, description = "Most of each, default 20", minimum = 1, maximum = 128)),
-    responses((status = 200, body = Busiest, description = "The busiest"), (status = 400, body = ApiError, description = "`invalid_parameter`"))
+    responses((status = 200, body = Busiest, description = "The busiest"), (status = 400, body = ApiError, description = "`invalid_message`"))
 )]
 pub(crate) async fn top(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let top = async || {
         let mut limit = 20;
         for (name, value) in super::pairs(query.as_deref())? {
             if name == "limit" {
-                let bad = || ApiError::parameter("limit is a number from 1 to 128");
+                let bad = || ApiError::parameter("limit", "limit is a number from 1 to 128");
                 limit = value.parse().ok().filter(|limit| (1..=128).contains(limit)).ok_or_else(bad)?;
             }
         }

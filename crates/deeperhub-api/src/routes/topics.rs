@@ -20,7 +20,7 @@ use crate::{Api, calls};
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
         ("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`"),
     ),
-    responses((status = 200, body = Topics, description = "A page"), (status = 400, body = ApiError, description = "`invalid_parameter`"))
+    responses((status = 200, body = Topics, description = "A page"), (status = 400, body = ApiError, description = "`invalid_message`"))
 )]
 pub(crate) async fn topics(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let list = async || {

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 use deeperhub_events::EventFilter;
 use deeperhub_metrics::Format;
 
+use deeperhub_router::ShardId;
+
 use super::*;
+use crate::ask::Posted;
 use crate::hub::Request;
 use crate::{Config, Node, Phase};
 
@@ -28,7 +31,9 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) {
 }
 
 fn run_on(node: &Node, worker: usize, action: fn()) {
-    node.handle().hub.requests[worker].try_send(Request::Run(action)).unwrap();
+    let hub = node.handle().hub;
+    let after = hub.router.mark(ShardId(worker.try_into().unwrap()));
+    hub.requests[worker].try_send(Posted { request: Request::Run(action), after }).unwrap();
 }
 
 #[test]

@@ -123,6 +123,20 @@ pub enum ServerMessage<'a> {
 }
 
 impl ServerMessage<'_> {
+    /// All types but those that backends choose ([`Self::Raw`]).
+    pub const TYPES: &'static [&'static str] = &[
+        "welcome",
+        "echo",
+        "subscribed",
+        "unsubscribed",
+        "published",
+        "authenticated",
+        "pong",
+        "message",
+        "goodbye",
+        "error",
+    ];
+
     /// Appends the message as one complete unmasked text frame (header and JSON) to `out`.
     pub fn write_frame(&self, out: &mut Vec<u8>) {
         self.write_frame_of(self.json_len(), out);

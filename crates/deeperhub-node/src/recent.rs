@@ -1,0 +1,76 @@
+//! What a histogram counted lately, for those who look now and then.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use deeperhub_metrics::HistogramSnapshot;
+
+/// With a look each second, the numbers are those of the last 5 to 10 seconds.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// How values lie: half of them are at most `p50`, and so on. Between the bounds of buckets they are taken to lie evenly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Quantiles {
+    /// The median.
+    pub p50: Duration,
+    /// 99 of 100 are at most this.
+    pub p99: Duration,
+    /// 999 of 1,000 are at most this.
+    pub p999: Duration,
+}
+
+/// Keeps what a histogram had at former looks.
+#[derive(Debug, Default)]
+pub(crate) struct Recent {
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    before: Option<HistogramSnapshot>,
+    last: Option<(Instant, HistogramSnapshot)>,
+}
+
+impl Recent {
+    /// What came since the look before the last (at the first, since the start). `None`: nothing.
+    pub(crate) fn quantiles(&self, current: HistogramSnapshot, now: Instant) -> Option<Quantiles> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.last.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= WINDOW) {
+            let last = kept.last.replace((now, current.clone()));
+            kept.before = last.map(|(_, snapshot)| snapshot);
+        }
+        let recent = match &kept.before {
+            Some(before) => current.since(before),
+            None => current,
+        };
+        let quantile = |share| Some(Duration::from_secs_f64(recent.quantile(share)?));
+        Some(Quantiles { p50: quantile(0.5)?, p99: quantile(0.99)?, p999: quantile(0.999)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deeperhub_metrics::{Bounds, SharedHistogram};
+
+    use super::*;
+
+    #[test]
+    fn old_values_are_forgotten() {
+        let bounds = Bounds::seconds(Duration::from_millis(1), Duration::from_secs(10));
+        let histogram = SharedHistogram::new(bounds);
+        let (recent, start) = (Recent::default(), Instant::now());
+        let look = |seconds| recent.quantiles(histogram.snapshot(), start + Duration::from_secs(seconds));
+        assert_eq!(look(0), None);
+        histogram.observe_duration(Duration::from_secs(8));
+        assert!(look(1).is_some_and(|quantiles| quantiles.p50 > Duration::from_secs(4)));
+        assert!(look(5).is_some(), "it is not long ago");
+        for _ in 0..1000 {
+            histogram.observe_duration(Duration::from_millis(1));
+        }
+        let mixed = look(9).unwrap();
+        assert!(mixed.p50 <= Duration::from_millis(1) && mixed.p999 <= Duration::from_millis(1));
+        look(10);
+        assert_eq!(look(15), None, "nothing came since");
+    }
+}
