@@ -13,6 +13,9 @@ const BURST: u32 = 20;
 /// The time in which one more may come.
 const REFILL: Duration = Duration::from_millis(500);
 
+/// Where lines come from that nobody but an operator causes: what a reload changed is told to the end.
+const OPERATORS: [&str; 2] = ["deeperhub_ws::live", "deeperhub_ws::reload"];
+
 /// Limits lines of level `info` and graver by the place in the program that they come from: what a client can cause, it
 /// can cause without end. (Lines of `debug` and `trace` are asked for by whoever wants to see each.)
 ///
@@ -29,19 +32,11 @@ struct Place {
     left_out: u64,
 }
 
-/// What to do with a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Write it, and say how many of its kind were left out before it.
-    Write { left_out: u64 },
-    /// Count it, no more.
-    LeaveOut,
-}
-
 impl Flood {
-    pub(crate) fn check(&self, line: &Metadata<'_>, now: Instant) -> Verdict {
-        if *line.level() > Level::INFO {
-            return Verdict::Write { left_out: 0 };
+    /// How many of a line's kind were left out before it; `None`: it is to be left out too.
+    pub(crate) fn check(&self, line: &Metadata<'_>, now: Instant) -> Option<u64> {
+        if *line.level() > Level::INFO || OPERATORS.contains(&line.target()) {
+            return Some(0);
         }
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let place =
@@ -51,7 +46,7 @@ impl Flood {
 }
 
 impl Place {
-    fn check(&mut self, now: Instant) -> Verdict {
+    fn check(&mut self, now: Instant) -> Option<u64> {
         let refills = now.saturating_duration_since(self.since).as_nanos() / REFILL.as_nanos();
         let refills = u32::try_from(refills).unwrap_or(u32::MAX);
         if refills > 0 {
@@ -61,11 +56,11 @@ impl Place {
         match self.allowed.checked_sub(1) {
             Some(left) => {
                 self.allowed = left;
-                Verdict::Write { left_out: std::mem::take(&mut self.left_out) }
+                Some(std::mem::take(&mut self.left_out))
             }
             None => {
                 self.left_out += 1;
-                Verdict::LeaveOut
+                None
             }
         }
     }
@@ -79,10 +74,7 @@ mod tests {
     fn a_burst_passes_and_then_a_line_now_and_then() {
         let start = Instant::now();
         let mut place = Place { allowed: BURST, since: start, left_out: 0 };
-        let mut written = |at| match place.check(start + at) {
-            Verdict::Write { left_out } => Some(left_out),
-            Verdict::LeaveOut => None,
-        };
+        let mut written = |at| place.check(start + at);
         for _ in 0..BURST {
             assert_eq!(written(Duration::ZERO), Some(0));
         }

@@ -7,6 +7,7 @@ use clap::ArgMatches;
 use deeperhub_api::SharedApiConfig;
 use deeperhub_node::NodeHandle;
 use deeperhub_security::Secret;
+use tracing::field::display;
 use tracing::{info, warn};
 
 use crate::layers::Layers;
@@ -101,7 +102,8 @@ impl LiveSettings {
             if !changed {
                 continue;
             }
-            let (from, to) = (running.literal.as_deref(), read.literal.as_deref());
+            let shown = |literal: Option<&'_ str>| literal.map(|text| display(text.to_owned()));
+            let (from, to) = (shown(running.literal.as_deref()), shown(read.literal.as_deref()));
             if LIVE.contains(&key) && (self.api.is_some() || key != "api_key") {
                 info!(setting = key, from, to, "A setting has changed.");
                 *running = read;

@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::flood::{Flood, Verdict};
+use crate::flood::Flood;
 
 /// The ids of the trace that a span of the log belongs to.
 #[derive(Debug, Default, Clone)]
@@ -96,16 +96,13 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let left_out = match self.flood.check(event.metadata(), Instant::now()) {
-            Verdict::LeaveOut => return Ok(()),
-            Verdict::Write { left_out } => left_out,
-        };
+        let Some(left_out) = self.flood.check(event.metadata(), Instant::now()) else { return Ok(()) };
         if left_out == 0 {
             return self.lines.format_event(context, writer, event);
         }
-        // Before the line, as what comes behind it would stand on a line of its own.
-        write!(writer, "left_out={left_out} ")?;
-        self.lines.format_event(context, writer, event)
+        let mut line = String::new();
+        self.lines.format_event(context, Writer::new(&mut line), event)?;
+        writeln!(writer, "{} left_out={left_out}", line.trim_end())
     }
 }
 
@@ -120,10 +117,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let left_out = match self.flood.check(event.metadata(), Instant::now()) {
-            Verdict::LeaveOut => return Ok(()),
-            Verdict::Write { left_out } => left_out,
-        };
+        let Some(left_out) = self.flood.check(event.metadata(), Instant::now()) else { return Ok(()) };
         let mut timestamp = String::new();
         Clock.format_time(&mut Writer::new(&mut timestamp))?;
         let mut line = Map::new();
@@ -244,6 +238,20 @@ mod tests {
             span.in_scope(|| tracing::warn!("It broke."));
         });
         assert!(text.contains("trace_id=0af7") && text.contains("It broke."), "{text}");
+    }
+
+    #[test]
+    fn what_was_left_out_is_told_at_the_end_of_a_line() {
+        let warn = || tracing::warn!("The same.");
+        let text = written(false, || {
+            for _ in 0..1000 {
+                warn();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(600));
+            warn();
+        });
+        let last = text.lines().last().unwrap();
+        assert!(last.starts_with('2') && last.contains("The same. left_out="), "{text}");
     }
 
     #[test]

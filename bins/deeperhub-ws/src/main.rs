@@ -3,6 +3,7 @@
 //! Exit codes: 0 done (for `serve`: stopped by a signal), 1 could not start or failed (for `health`: not ready; for
 //! `bench`: not carried out), 2 an error in flags, environment or file.
 
+mod allocator;
 mod auth;
 mod bench;
 mod cli;
@@ -13,6 +14,7 @@ mod failure;
 mod file;
 mod flood;
 mod health;
+mod http_get;
 mod layers;
 mod live;
 mod log_lines;
@@ -44,11 +46,6 @@ use crate::cli::{Action, ConfigAction};
 use crate::layers::Layers;
 use crate::problem::Problem;
 use crate::settings::Settings;
-
-/// jemalloc gives memory back to the system when a burst is over, a second after it was freed (`.cargo/config.toml`);
-/// glibc's allocator keeps nearly all of it, with which a memory budget could never say that there is room again.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Could not start, or failed.
 const FAILED: u8 = 1;

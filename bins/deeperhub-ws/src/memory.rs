@@ -32,28 +32,15 @@ pub(crate) async fn watch(budget: Option<Arc<MemoryBudget>>) -> Infallible {
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         interval.tick().await;
-        if let Some(used) = in_use() {
+        if let Some(used) = deeperhub_metrics::resident_bytes() {
             budget.update(used);
         }
     }
 }
 
-/// Resident bytes of this process.
-fn in_use() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    kibibytes(&status, "VmRSS:")
-}
-
 /// `MemTotal` of `/proc/meminfo`, in bytes.
 fn total(meminfo: &str) -> Option<u64> {
-    kibibytes(meminfo, "MemTotal:")
-}
-
-/// The bytes on a line `name: 123 kB`.
-fn kibibytes(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let number: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
-    number.checked_mul(1024)
+    deeperhub_metrics::kibibytes(meminfo, "MemTotal:")
 }
 
 /// The limits that hold for the groups of `/proc/self/cgroup`: of each group and of all above it.
@@ -114,7 +101,7 @@ mod tests {
 
     #[test]
     fn this_process_has_memory_and_uses_some() {
-        let (granted, used) = (granted().unwrap(), in_use().unwrap());
+        let (granted, used) = (granted().unwrap(), deeperhub_metrics::resident_bytes().unwrap());
         assert!(0 < used && used < granted, "{used} of {granted}");
     }
 }

@@ -130,8 +130,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let tls = Files { cert: take!(tls_cert), key: take!(tls_key), client_ca: take!(tls_client_ca) };
     let tls = resolver.tls(tls);
     listener.tls = tls.as_ref().map(|tls| Arc::clone(&tls.current));
-    let api_listen =
-        take!(api_listen, Switchable::On(Address { host: Host::LOOPBACK, port: Settings::API_PORT }));
+    let api_listen = take!(api_listen, Switchable::On(Settings::API_ADDRESS));
     let api_key = take!(api_key);
     node.canary.interval = take!(canary_interval, Time(node.canary.interval)).0;
     node.canary.timeout = take_some_time!(canary_timeout, node.canary.timeout);

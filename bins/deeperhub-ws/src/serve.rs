@@ -26,7 +26,7 @@ use crate::signals::{self, HangUps, Stops};
 use crate::start_line::start_line;
 use crate::telemetry::{Prepared, telemetry_config};
 use crate::values::Address;
-use crate::{FAILED, event_log, logging, memory, nofile};
+use crate::{FAILED, allocator, event_log, logging, memory, nofile};
 
 /// What tasks that block (name look-ups) are given at the end.
 const LAST_TASKS: Duration = Duration::from_secs(1);
@@ -83,6 +83,7 @@ async fn run(mut settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Re
         |name| std::env::var(name).ok(),
     ));
     settings.node.tracer = telemetry.tracer();
+    settings.node.gauges = allocator::GAUGES.to_vec();
     let node = start_node(&settings)?;
     let memory = settings.node.listener.memory.clone();
     let telemetry = telemetry.start(&node.handle());

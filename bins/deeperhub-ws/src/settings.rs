@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::auth::Auth;
 use crate::layers::Origin;
 use crate::tls::Tls;
-use crate::values::{Address, HttpUrl, LogFormat, LogLevel, Ratio, Switchable};
+use crate::values::{Address, Host, HttpUrl, LogFormat, LogLevel, Ratio, Switchable};
 
 /// Valid by construction: only `resolve` makes them.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ pub(crate) struct Shown {
 
 impl Settings {
     pub(crate) const PORT: u16 = 8080;
-    pub(crate) const API_PORT: u16 = 8081;
+    pub(crate) const API_ADDRESS: Address = Address { host: Host::LOOPBACK, port: 8081 };
     pub(crate) const BYTE_RATE_BURST: u32 = 1 << 20;
     pub(crate) const CLUSTER_PREFIX: &str = "deeperhub";
     pub(crate) const CLUSTER_QUEUE_BYTES: usize = 16 << 20;

@@ -1,9 +1,9 @@
 //! The AsyncAPI document of the WebSocket side, over the same definitions as the JSON Schema.
 
-use deeperhub_protocol::message::Command;
+use deeperhub_protocol::message::{Command, ServerMessage};
 use serde_json::{Map, Value, json};
 
-use super::messages::{self, SERVER, client, server};
+use super::messages::{self, client, server};
 use crate::cli::VERSION;
 
 /// The document, from the server's side: it receives what clients send.
@@ -12,7 +12,8 @@ pub(crate) fn document() -> Value {
     let mut schemas = schemas.get_mut("$defs").map(Value::take).unwrap_or_default();
     move_references(&mut schemas);
     let of_clients: Vec<String> = Command::TYPES.iter().map(|kind| client(kind)).collect();
-    let of_server: Vec<String> = SERVER.iter().chain(&["raw"]).map(|kind| server(kind)).collect();
+    let of_server: Vec<String> =
+        ServerMessage::TYPES.iter().chain(&["raw"]).map(|kind| server(kind)).collect();
 
     let (mut components, mut channel) = (Map::new(), Map::new());
     for name in of_clients.iter().chain(&of_server) {

@@ -1,22 +1,8 @@
 //! The JSON Schema of the messages that clients and the server send, over the protocol's own tables.
 
-use deeperhub_protocol::message::Command;
+use deeperhub_protocol::message::{Command, ServerMessage};
 use deeperhub_protocol::{CloseCode, ErrorCode, Topic};
 use serde_json::{Map, Value, json};
-
-/// Types of messages that the server sends, besides what backends send through it.
-pub(crate) const SERVER: &[&str] = &[
-    "welcome",
-    "echo",
-    "subscribed",
-    "unsubscribed",
-    "published",
-    "authenticated",
-    "pong",
-    "message",
-    "goodbye",
-    "error",
-];
 
 /// The name of a client message's definition.
 pub(crate) fn client(kind: &str) -> String {
@@ -33,12 +19,12 @@ pub(crate) fn schema() -> Value {
     let reference = |name: String| json!({ "$ref": format!("#/$defs/{name}") });
     let mut definitions = common();
     let of_clients: Vec<Value> = Command::TYPES.iter().map(|kind| reference(client(kind))).collect();
-    let mut of_server: Vec<Value> = SERVER.iter().map(|kind| reference(server(kind))).collect();
+    let mut of_server: Vec<Value> = ServerMessage::TYPES.iter().map(|kind| reference(server(kind))).collect();
     of_server.push(reference(server("raw")));
     for kind in Command::TYPES {
         definitions.insert(client(kind), client_message(kind));
     }
-    for kind in SERVER {
+    for kind in ServerMessage::TYPES {
         definitions.insert(server(kind), server_message(kind));
     }
     definitions.insert(server("raw"), raw());

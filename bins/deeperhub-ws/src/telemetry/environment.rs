@@ -46,6 +46,8 @@ pub(crate) struct Target {
     pub(crate) is_compressed: bool,
     /// The certificates to trust rather than the system's.
     pub(crate) certificate: Option<PathBuf>,
+    /// The certificate to show a collector that asks for one, and its key.
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Headers; what they say is not shown.
@@ -218,7 +220,22 @@ impl Reader<'_> {
             None => false,
         };
         let certificate = self.of_signal(signal, "CERTIFICATE").map(|(_, path)| path.into());
-        Some(Target { url, protocol, headers, timeout, is_compressed, certificate })
+        let identity = self.identity(signal);
+        Some(Target { url, protocol, headers, timeout, is_compressed, certificate, identity })
+    }
+
+    /// Both files, or neither.
+    fn identity(&mut self, signal: Signal) -> Option<(PathBuf, PathBuf)> {
+        let certificate = self.of_signal(signal, "CLIENT_CERTIFICATE");
+        let key = self.of_signal(signal, "CLIENT_KEY");
+        match (certificate, key) {
+            (Some((_, certificate)), Some((_, key))) => Some((certificate.into(), key.into())),
+            (None, None) => None,
+            (Some((name, path)), None) | (None, Some((name, path))) => {
+                self.warn(&name, &path, "a certificate and its key, each by its variable");
+                None
+            }
+        }
     }
 
     fn url(&mut self, name: &str) -> Option<HttpUrl> {
@@ -436,6 +453,16 @@ mod tests {
         let expected = [("deployment.environment.name", "prod,eu"), ("service.name", "b")]
             .map(|(a, b)| (a.to_owned(), b.to_owned()));
         assert_eq!(config(None, &variables).resource, expected);
+    }
+
+    #[test]
+    fn an_identity_has_a_certificate_and_a_key() {
+        let certificate = ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/c.pem");
+        let key = ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/c.key");
+        let both = config(Some("https://c"), &[certificate, key]);
+        assert_eq!(both.traces.unwrap().identity, Some(("/c.pem".into(), "/c.key".into())));
+        assert_eq!(both.metrics.unwrap().identity, None);
+        assert!(both.warnings.iter().any(|warning| warning.contains("CLIENT_CERTIFICATE")));
     }
 
     #[test]

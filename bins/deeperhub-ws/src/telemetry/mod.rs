@@ -22,6 +22,7 @@ pub(crate) use environment::{TelemetryConfig, telemetry_config};
 
 use convert::Origin;
 use spans::SpanQueue;
+use transport::with_causes;
 
 /// What is set up before the node, as its tracer is part of the node's configuration.
 #[derive(Debug)]
@@ -48,7 +49,7 @@ impl Prepared {
         let metrics = TraceMetrics::default();
         let client = config.traces.as_ref().and_then(|target| {
             transport::Client::new(target)
-                .inspect_err(|error| warn!(%error, "Spans cannot be exported."))
+                .inspect_err(|error| warn!(error = with_causes(error), "Spans cannot be exported."))
                 .ok()
         });
         let (spans, tracer) = match client {
@@ -80,7 +81,7 @@ impl Prepared {
                     let exporter = metrics::Exporter::new(client, node.clone(), self.config.metrics_interval);
                     tasks.push(tokio::spawn(exporter.run(origin, stopped)));
                 }
-                Err(error) => warn!(%error, "Metrics cannot be exported."),
+                Err(error) => warn!(error = with_causes(&error), "Metrics cannot be exported."),
             }
         }
         Telemetry { stop, tasks }

@@ -1,6 +1,8 @@
 //! Sends requests to a collector: OTLP over gRPC, or over HTTP as protobuf.
 
+use std::error::Error as _;
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use flate2::Compression;
@@ -8,31 +10,36 @@ use flate2::write::GzEncoder;
 use http::header::{
     CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
 };
+use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
 use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use prost::Message;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
+use tonic::client::Grpc;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
+use tonic_prost::ProstCodec;
 
 use super::environment::{Protocol, Target};
 
 /// The most that is read of a collector's answer.
 const MAX_ANSWER: usize = 64 * 1024;
+
+/// The methods of OTLP's services.
+const TRACES: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+const METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
 
 /// What we call ourselves.
 const AGENT: &str = concat!("deeperhub-ws/", env!("CARGO_PKG_VERSION"));
@@ -98,8 +105,8 @@ impl ExportError {
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    #[error("certificates cannot be read")]
-    Certificates(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the certificates of {0} cannot be used")]
+    Certificates(String, #[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the endpoint is no URL: {0}")]
     Url(#[from] http::uri::InvalidUri),
     #[error("{0:?} cannot be a header")]
@@ -109,10 +116,6 @@ pub(crate) enum ClientError {
 impl Client {
     pub(crate) fn new(target: &Target) -> Result<Self, ClientError> {
         let url: Uri = target.url.to_string().parse()?;
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(target.timeout));
-        connector.set_nodelay(true);
-        connector.enforce_http(false);
         let tls = tls(target, url.scheme_str() == Some("https"))?;
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
         let mut builder = legacy::Client::builder(TokioExecutor::new());
@@ -139,27 +142,8 @@ impl Client {
 
     /// Sends spans; answers how many of them were rejected.
     pub(crate) async fn send_spans(&self, request: ExportTraceServiceRequest) -> Result<u64, ExportError> {
-        let send = async {
-            match self.protocol {
-                Protocol::HttpProtobuf => {
-                    let answer = self.post(&request).await?;
-                    Ok(ExportTraceServiceResponse::decode(&*answer).unwrap_or_default())
-                }
-                Protocol::Grpc => {
-                    let mut client = TraceServiceClient::with_origin(self.http.clone(), self.url.clone());
-                    if self.is_compressed {
-                        client = client.send_compressed(CompressionEncoding::Gzip);
-                    }
-                    let answer = client.export(self.with_headers(request)).await;
-                    answer
-                        .map(tonic::Response::into_inner)
-                        .map_err(|status| ExportError::Grpc(Box::new(status)))
-                }
-            }
-        };
-        let answer = self.in_time(send).await?;
-        let rejected = answer.partial_success.map_or(0, |partial| partial.rejected_spans);
-        Ok(u64::try_from(rejected).unwrap_or(0))
+        let answer: ExportTraceServiceResponse = self.in_time(self.export(request, TRACES)).await?;
+        Ok(rejected(answer.partial_success.map(|partial| partial.rejected_spans)))
     }
 
     /// Sends metrics; answers how many points of them were rejected.
@@ -167,27 +151,32 @@ impl Client {
         &self,
         request: ExportMetricsServiceRequest,
     ) -> Result<u64, ExportError> {
-        let send = async {
-            match self.protocol {
-                Protocol::HttpProtobuf => {
-                    let answer = self.post(&request).await?;
-                    Ok(ExportMetricsServiceResponse::decode(&*answer).unwrap_or_default())
-                }
-                Protocol::Grpc => {
-                    let mut client = MetricsServiceClient::with_origin(self.http.clone(), self.url.clone());
-                    if self.is_compressed {
-                        client = client.send_compressed(CompressionEncoding::Gzip);
-                    }
-                    let answer = client.export(self.with_headers(request)).await;
-                    answer
-                        .map(tonic::Response::into_inner)
-                        .map_err(|status| ExportError::Grpc(Box::new(status)))
-                }
-            }
-        };
-        let answer = self.in_time(send).await?;
-        let rejected = answer.partial_success.map_or(0, |partial| partial.rejected_data_points);
-        Ok(u64::try_from(rejected).unwrap_or(0))
+        let answer: ExportMetricsServiceResponse = self.in_time(self.export(request, METRICS)).await?;
+        Ok(rejected(answer.partial_success.map(|partial| partial.rejected_data_points)))
+    }
+
+    /// Sends a request; `method` is its path over gRPC.
+    async fn export<Q, A>(&self, request: Q, method: &'static str) -> Result<A, ExportError>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        if self.protocol == Protocol::HttpProtobuf {
+            let answer = self.post(&request).await?;
+            return Ok(A::decode(&*answer).unwrap_or_default());
+        }
+        let mut client = Grpc::with_origin(self.http.clone(), self.url.clone());
+        if self.is_compressed {
+            client = client.send_compressed(CompressionEncoding::Gzip);
+        }
+        client.ready().await.map_err(|error| ExportError::Connection(with_causes(&error)))?;
+        let codec = ProstCodec::<Q, A>::default();
+        let answer = client.unary(self.with_headers(request), PathAndQuery::from_static(method), codec).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| match status.source() {
+            // What no collector said.
+            Some(error) => ExportError::Connection(with_causes(error)),
+            None => ExportError::Grpc(Box::new(status)),
+        })
     }
 
     async fn in_time<T>(&self, send: impl Future<Output = Result<T, ExportError>>) -> Result<T, ExportError> {
@@ -229,6 +218,11 @@ impl Client {
     }
 }
 
+/// Of what a collector says that it did not take.
+fn rejected(count: Option<i64>) -> u64 {
+    count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default()
+}
+
 fn plain(target: &Target) -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(target.timeout));
@@ -237,31 +231,45 @@ fn plain(target: &Target) -> HttpConnector {
     connector
 }
 
-/// Trusts the system's certificates, or those of the file that is named instead.
+/// Trusts the system's certificates, or those of the file that is named instead, and shows one of our own where there is
+/// one.
 fn tls(target: &Target, is_needed: bool) -> Result<ClientConfig, ClientError> {
-    let fault = |error: Box<dyn std::error::Error + Send + Sync>| ClientError::Certificates(error);
+    let of =
+        |path: Option<&Path>| path.map_or_else(|| "the system".to_owned(), |path| path.display().to_string());
+    let fault = |path: Option<&Path>, error: Box<dyn std::error::Error + Send + Sync>| {
+        ClientError::Certificates(of(path), error)
+    };
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| fault(error.into()))?;
-    let config = match &target.certificate {
+        .map_err(|error| fault(None, error.into()))?;
+    let trusting = match target.certificate.as_deref() {
         _ if !is_needed => builder.with_root_certificates(RootCertStore::empty()),
-        None => builder.with_native_roots().map_err(|error| fault(error.into()))?,
+        None => builder.with_native_roots().map_err(|error| fault(None, error.into()))?,
         Some(path) => {
             let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fault(error.into()))? {
-                roots
-                    .add(certificate.map_err(|error| fault(error.into()))?)
-                    .map_err(|error| fault(error.into()))?;
-            }
-            if roots.is_empty() {
-                let nothing = format!("{} holds no certificate", path.display());
-                return Err(fault(io::Error::other(nothing).into()));
+            for certificate in certificates(path).map_err(|error| fault(Some(path), error))? {
+                roots.add(certificate).map_err(|error| fault(Some(path), error.into()))?;
             }
             builder.with_root_certificates(roots)
         }
     };
-    Ok(config.with_no_client_auth())
+    match &target.identity {
+        Some((certificate, key)) if is_needed => {
+            let chain = certificates(certificate).map_err(|error| fault(Some(certificate), error))?;
+            let own = PrivateKeyDer::from_pem_file(key).map_err(|error| fault(Some(key), error.into()))?;
+            trusting.with_client_auth_cert(chain, own).map_err(|error| fault(Some(certificate), error.into()))
+        }
+        _ => Ok(trusting.with_no_client_auth()),
+    }
+}
+
+/// The certificates of a file, at least one.
+fn certificates(
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, Box<dyn std::error::Error + Send + Sync>> {
+    let certificates = CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>()?;
+    if certificates.is_empty() { Err("there is no certificate in it".into()) } else { Ok(certificates) }
 }
 
 fn headers(target: &Target) -> Result<HeaderMap, ClientError> {
@@ -285,7 +293,8 @@ fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// An error with all that led to it.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| (*cause).source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

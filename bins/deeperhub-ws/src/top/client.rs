@@ -1,21 +1,17 @@
 //! Asks a server API over HTTP.
 
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::io;
 use std::time::{Duration, Instant};
 
 use deeperhub_security::Secret;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::health::to_connect;
+use crate::http_get;
 use crate::values::Address;
 
 /// For connecting, asking and reading together.
 const TIMEOUT: Duration = Duration::from_secs(3);
-
-/// More than any answer.
-const MAX_ANSWER: usize = 4 << 20;
 
 /// Names that are asked for, of topics and of clients.
 const LIMIT: usize = 100;
@@ -56,6 +52,7 @@ pub(crate) struct Stats {
     pub(crate) topics: u64,
     pub(crate) messages: Messages,
     pub(crate) bytes: Bytes,
+    pub(crate) publish_latency: Option<Latency>,
     pub(crate) canary: Canary,
     pub(crate) process: Option<Process>,
 }
@@ -84,8 +81,16 @@ pub(crate) struct Bytes {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Latency {
+    pub(crate) p50_us: u64,
+    pub(crate) p99_us: u64,
+    pub(crate) p999_us: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Canary {
     pub(crate) round_trip_us: Option<u64>,
+    pub(crate) cluster_round_trip_us: Option<u64>,
     pub(crate) failing_workers: u64,
 }
 
@@ -142,54 +147,17 @@ impl ApiClient {
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
         let address = || self.address.clone();
         let strange = |what: String| AskError::Strange { address: address(), what };
-        let answer = self.ask(path).map_err(|source| AskError::Unreachable { address: address(), source })?;
-        let mut headers = [httparse::EMPTY_HEADER; 32];
-        let mut head = httparse::Response::new(&mut headers);
-        let Ok(httparse::Status::Complete(length)) = head.parse(&answer) else {
-            return Err(strange("it does not speak HTTP".to_owned()));
+        let answer = match http_get::get(&self.address, path, self.key.as_ref(), TIMEOUT) {
+            Ok(answer) => answer,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(strange("it does not speak HTTP".to_owned()));
+            }
+            Err(source) => return Err(AskError::Unreachable { address: address(), source }),
         };
-        match head.code {
-            Some(200) => {
-                let body = answer.get(length..).unwrap_or_default();
-                serde_json::from_slice(body).map_err(|error| strange(error.to_string()))
-            }
-            Some(401) => Err(AskError::Unauthorized { address: address() }),
-            code => Err(strange(format!("{path} answered {}", code.unwrap_or_default()))),
+        match answer.status {
+            200 => serde_json::from_slice(&answer.body).map_err(|error| strange(error.to_string())),
+            401 => Err(AskError::Unauthorized { address: address() }),
+            status => Err(strange(format!("{path} answered {status}"))),
         }
-    }
-
-    /// The whole answer. The server ends the connection behind it, as it is asked to.
-    fn ask(&self, path: &str) -> io::Result<Vec<u8>> {
-        let deadline = Instant::now() + TIMEOUT;
-        let mut stream = TcpStream::connect_timeout(&to_connect(self.address.resolve()?), TIMEOUT)?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        let mut request =
-            format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address).into_bytes();
-        if let Some(key) = &self.key {
-            request.extend_from_slice(b"Authorization: Bearer ");
-            request.extend_from_slice(key.expose());
-            request.extend_from_slice(b"\r\n");
-        }
-        request.extend_from_slice(b"\r\n");
-        stream.write_all(&request)?;
-        let mut answer = Vec::new();
-        let mut buffer = [0; 16 * 1024];
-        while answer.len() < MAX_ANSWER {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            stream.set_read_timeout(Some(left))?;
-            match stream.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(length) => answer.extend(buffer.iter().take(length)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(answer)
     }
 }

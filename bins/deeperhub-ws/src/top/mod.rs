@@ -16,9 +16,9 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
 use self::client::{ApiClient, AskError, Sample};
 use self::state::State;
+use crate::health::to_ask;
 use crate::options::Options;
-use crate::settings::Settings;
-use crate::values::{Address, Host, Switchable, Time};
+use crate::values::Time;
 use crate::{FAILED, signals};
 
 /// How often keys are looked for.
@@ -59,18 +59,7 @@ pub(crate) fn run(options: Options, top: &Top) -> ExitCode {
 }
 
 fn watch(options: Options, interval: Duration) -> Result<(), String> {
-    let default = Address { host: Host::LOOPBACK, port: Settings::API_PORT };
-    let address = match options.api_listen.unwrap_or(Switchable::On(default)) {
-        Switchable::Off => {
-            return Err("the server API is off (api_listen), so there is nothing to ask".to_owned());
-        }
-        Switchable::On(Address { port: 0, .. }) => {
-            return Err(
-                "the server API's port is 0 (api_listen); give the port that the server printed".to_owned()
-            );
-        }
-        Switchable::On(address) => address,
-    };
+    let address = to_ask(options.api_listen)?;
     let shown = address.to_string();
     let client = ApiClient { address, key: options.api_key };
     // Before the screen changes, so that what is wrong stays readable.

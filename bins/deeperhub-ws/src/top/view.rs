@@ -18,7 +18,7 @@ const KEYS: &str = " q quit · ←→ table · ↑↓ scroll · s sort · p paus
 pub(crate) fn draw(state: &State, address: &str, frame: &mut Frame<'_>) {
     let [title, numbers, curves, tables, keys] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(4),
+        Constraint::Length(5),
         Constraint::Length(4),
         Constraint::Min(3),
         Constraint::Length(1),
@@ -66,7 +66,7 @@ fn number_lines<'a>(stats: &Stats, rates: &Rates) -> Vec<Line<'a>> {
     let label = |text: &'static str| Span::from(text).dim();
     let connections = &stats.connections;
     let canary = match (stats.canary.failing_workers, stats.canary.round_trip_us) {
-        (0, Some(time)) => Span::from(format!("{:.1} ms", time as f64 / 1000.0)).green(),
+        (0, Some(time)) => Span::from(milliseconds(time).to_string()).green(),
         (0, None) => Span::from("off"),
         (failing, _) => {
             Span::from(format!("{failing} of {} workers do not deliver", stats.workers)).red().bold()
@@ -79,7 +79,22 @@ fn number_lines<'a>(stats: &Stats, rates: &Rates) -> Vec<Line<'a>> {
     if let Some(memory) = stats.process.as_ref().map(|process| process.resident_bytes) {
         process.extend([label("   memory "), Span::from(bytes(memory as f64).to_string())]);
     }
-    process.extend([label("   canary "), canary]);
+    let mut delivered = Vec::new();
+    if let Some(latency) = &stats.publish_latency {
+        let percentiles = [
+            ("publish to write p50 ", latency.p50_us),
+            ("  p99 ", latency.p99_us),
+            ("  p99.9 ", latency.p999_us),
+        ];
+        for (name, time) in percentiles {
+            delivered.extend([label(name), Span::from(milliseconds(time).to_string()).bold()]);
+        }
+        delivered.push(Span::from("   "));
+    }
+    delivered.extend([label("probe "), canary]);
+    if let Some(time) = stats.canary.cluster_round_trip_us {
+        process.extend([label("   probe by broker "), Span::from(milliseconds(time).to_string())]);
+    }
     let errors = format!("{}/s", count(rates.errors));
     vec![
         Line::from(vec![
@@ -100,15 +115,16 @@ fn number_lines<'a>(stats: &Stats, rates: &Rates) -> Vec<Line<'a>> {
             Span::from(stats.topics.to_string()),
             label("   errors "),
             if rates.errors > 0.0 { Span::from(errors).yellow() } else { Span::from(errors) },
-            label("   queued "),
-            Span::from(bytes(stats.bytes.queued as f64).to_string()),
         ]),
         Line::from(vec![
             label("bytes in "),
             Span::from(format!("{}/s", bytes(rates.received_bytes))),
             label("   out "),
             Span::from(format!("{}/s", bytes(rates.sent_bytes))),
+            label("   queued "),
+            Span::from(bytes(stats.bytes.queued as f64).to_string()),
         ]),
+        Line::from(delivered),
         Line::from(process),
     ]
 }
@@ -191,6 +207,19 @@ fn bytes(number: f64) -> impl fmt::Display {
     })
 }
 
+/// `0.12 ms`, `3.4 ms`, `120 ms`, `2.5 s`, from microseconds.
+fn milliseconds(micros: u64) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        let time = micros as f64 / 1000.0;
+        match time {
+            time if time < 0.995 => write!(f, "{time:.2} ms"),
+            time if time < 9.95 => write!(f, "{time:.1} ms"),
+            time if time < 999.5 => write!(f, "{time:.0} ms"),
+            time => write!(f, "{:.1} s", time / 1000.0),
+        }
+    })
+}
+
 /// With one decimal where that says something.
 fn short(f: &mut fmt::Formatter<'_>, number: f64) -> fmt::Result {
     if number == 0.0 || number >= 9.95 { write!(f, "{number:.0}") } else { write!(f, "{number:.1}") }
@@ -230,7 +259,8 @@ mod tests {
             "subscriptions": 30, "topics": 4,
             "messages": {"received_total": total, "sent_total": total * 10, "errors_total": 0},
             "bytes": {"received_total": total * 100, "sent_total": total * 1000, "queued": 2048},
-            "canary": {"round_trip_us": 240, "failing_workers": 0},
+            "publish_latency": {"p50_us": 120, "p99_us": 3400, "p999_us": 1_300_000},
+            "canary": {"round_trip_us": 240, "cluster_round_trip_us": 1200, "failing_workers": 0},
             "process": {"cpu_seconds_total": seconds as f64 / 4.0, "resident_bytes": 10 << 20}
         });
         let busiest = json!({
@@ -271,7 +301,8 @@ mod tests {
             "queued 2.0 KiB",
             "messages in 50/s",
             "messages out 500/s",
-            "cpu 25 %   memory 10 MiB   canary 0.2 ms",
+            "publish to write p50 0.12 ms  p99 3.4 ms  p99.9 1.3 s   probe 0.24 ms",
+            "cpu 25 %   memory 10 MiB   probe by broker 1.2 ms",
             "sports.football",
             "1.2k",
             "n1.0-1f-5c2a",
