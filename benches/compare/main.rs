@@ -4,11 +4,14 @@
 //! scenario with every server, a new process each time, the order turning from round to round. Where the machine has
 //! two cores or more, servers have the first and the generator the second. It prints medians.
 //!
+//! With `--telemetry` it compares the server with itself: without telemetry, with metrics, and with traces.
+//!
 //! Only Linux: it needs `/proc` and `taskset`.
 
 mod scenario;
 mod servers;
 mod table;
+mod telemetry;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -33,6 +36,10 @@ struct Options {
     /// Only the scenarios whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+
+    /// Measure what metrics and traces cost, rather than other servers
+    #[arg(long)]
+    telemetry: bool,
 }
 
 fn main() -> ExitCode {
@@ -46,7 +53,11 @@ fn main() -> ExitCode {
 }
 
 fn compare(options: &Options) -> Result<(), Box<dyn Error>> {
-    let tools = Tools::build()?;
+    let tools = Tools::build(!options.telemetry)?;
+    if options.telemetry {
+        println!("{}", telemetry::cost(&tools, options.rounds, options.seconds, &options.only));
+        return Ok(());
+    }
     let servers = tools.servers();
     let scenarios: Vec<_> =
         SCENARIOS.iter().filter(|scenario| scenario.name.contains(&options.only)).collect();

@@ -46,7 +46,7 @@ pub(crate) struct Tools {
 }
 
 /// Ends the process when it is dropped.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -57,8 +57,8 @@ impl Drop for Running {
 }
 
 impl Tools {
-    /// Builds the servers in this profile, and fetches `ws`.
-    pub(crate) fn build() -> Result<Self, Box<dyn Error>> {
+    /// Builds the servers in this profile, and fetches `ws` if it is wanted.
+    pub(crate) fn build(wants_ws: bool) -> Result<Self, Box<dyn Error>> {
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let built = Command::new(cargo)
             .args([
@@ -78,7 +78,8 @@ impl Tools {
         let own = env::current_exe()?;
         let programs = own.parent().ok_or("this program lies nowhere")?.to_owned();
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        Ok(Self { programs, modules: install_ws(), pins: cores > 1 && runs("taskset", "--version") })
+        let modules = if wants_ws { install_ws() } else { None };
+        Ok(Self { programs, modules, pins: cores > 1 && runs("taskset", "--version") })
     }
 
     pub(crate) fn servers(&self) -> Vec<Server> {
@@ -121,7 +122,36 @@ impl Tools {
         }
         let running = Running(command.spawn()?);
         wait_for(port)?;
+        self.bench(&running, port, scenario, seconds)
+    }
 
+    /// The flags of our server for what is not to limit it.
+    pub(crate) fn limits(&self) -> Vec<&str> {
+        LIMITS.to_vec()
+    }
+
+    /// Starts one of this workspace's programs on a core of its own, where there are two.
+    pub(crate) fn start_on(
+        &self,
+        core: &str,
+        program: &str,
+        arguments: &[String],
+        variables: &[(&str, String)],
+    ) -> Result<Running, Box<dyn Error>> {
+        let mut command = self.on_core(core, &self.programs.join(program));
+        command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Running(command.spawn()?))
+    }
+
+    /// Drives a server that runs.
+    pub(crate) fn bench(
+        &self,
+        running: &Running,
+        port: u16,
+        scenario: &Scenario,
+        seconds: u64,
+    ) -> Result<Figures, Box<dyn Error>> {
         let mut bench = self.on_core("1", &self.programs.join("deeperhub-ws"));
         bench.arg("bench").args(scenario.flags).args(["--json", "--connect-timeout", "60s"]);
         bench.args(["--duration", &format!("{seconds}s")]);
@@ -148,7 +178,8 @@ impl Tools {
     }
 }
 
-fn wait_for(port: u16) -> Result<(), Box<dyn Error>> {
+/// Waits until something listens.
+pub(crate) fn wait_for(port: u16) -> Result<(), Box<dyn Error>> {
     let end = Instant::now() + Duration::from_secs(20);
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
         if Instant::now() > end {

@@ -57,7 +57,8 @@ impl Table {
     }
 }
 
-fn median(sorted: &[f64]) -> Option<f64> {
+/// The middle of figures in ascending order.
+pub(crate) fn median(sorted: &[f64]) -> Option<f64> {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 {
         return sorted.get(middle).copied();
