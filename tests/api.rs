@@ -98,15 +98,18 @@ async fn errors_are_json_with_a_code() {
         ("GET /v1/topics/%FF", "", 400, "invalid_topic"),
         ("POST /v1/broadcast", "{\"no\":\"type\"}", 400, "invalid_message"),
         ("POST /v1/topics/a/messages", long.as_str(), 413, "message_too_big"),
-        ("GET /v1/clients?limit=0", "", 400, "invalid_parameter"),
-        ("GET /v1/clients?cursor=x", "", 400, "invalid_parameter"),
-        ("GET /v1/events?types=nonsense", "", 400, "invalid_parameter"),
+        ("GET /v1/clients?limit=0", "", 400, "invalid_message"),
+        ("GET /v1/clients?cursor=x", "", 400, "invalid_message"),
+        ("GET /v1/events?types=nonsense", "", 400, "invalid_message"),
         ("DELETE /v1/clients/nobody", "", 404, "client_not_found"),
     ] {
         let answer = http(server.api(), request, &[], body).await;
         let error = &answer.json()["error"];
         assert_eq!((answer.status, error["code"].as_str()), (status, Some(code)), "{request}: {answer:?}");
         assert!(error["message"].is_string());
+        if let Some((_, query)) = request.split_once('?') {
+            assert_eq!(error["field"].as_str(), query.split('=').next(), "{request}: {answer:?}");
+        }
         if status == 405 {
             assert!(answer.header("allow").is_some_and(|allow| allow.contains("POST")), "{answer:?}");
         }
@@ -207,5 +210,83 @@ async fn what_happens_is_counted() {
         "deeperhub_message_size_bytes_count 2",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_counts_as_json_whatever_its_content_type() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(&server).await;
+    client.ask(&json!({"type": "subscribe", "data": {"topic": "a"}})).await;
+    for kind in [
+        "",
+        "Content-Type: application/json",
+        "Content-Type: application/json; charset=utf-8",
+        "Content-Type: text/plain",
+        "Content-Type: application/x-www-form-urlencoded",
+        "Content-Type: multipart/form-data; boundary=x",
+        "Content-Type: nonsense",
+    ] {
+        let headers: Vec<_> = [kind].into_iter().filter(|kind| !kind.is_empty()).collect();
+        let answer = http(server.api(), "POST /v1/topics/a/messages", &headers, "[1.0, \"\\u00e9\"]").await;
+        assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 1})), "{kind}");
+        assert!(client.receive_text().await.contains("\"message\":[1.0, \"\\u00e9\"]"), "{kind}");
+        for call in ["POST /v1/broadcast", "POST /v1/users/u/messages"] {
+            assert_eq!(http(server.api(), call, &headers, "{\"type\":\"x\"}").await.status, 200, "{call}");
+        }
+        assert_eq!(client.receive().await, json!({"type": "x"}));
+        let batch = r#"{"calls":[{"topic":{"topic":"a"}}]}"#;
+        assert_eq!(http(server.api(), "POST /v1/batch", &headers, batch).await.status, 200, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn topics_in_paths_are_percent_encoded() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(&server).await;
+    for (path, topic) in [
+        ("a%2Fb", "a/b"),
+        ("c%2fd", "c/d"),
+        ("100%25", "100%"),
+        ("%25FF", "%FF"),
+        ("caf%C3%A9", "café"),
+        ("café", "café"),
+        ("a+b", "a+b"),
+        ("%3F%23%26=", "?#&="),
+        ("%F0%9F%A6%80.x", "🦀.x"),
+        ("..", ".."),
+    ] {
+        let subscribed = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        let answer = http(server.api(), &format!("POST /v1/topics/{path}/messages"), &[], "1").await;
+        let shown = http(server.api(), &format!("GET /v1/topics/{path}"), &[], "").await;
+        if subscribed["type"] == "error" {
+            assert_eq!((answer.status, shown.status), (400, 400), "{path}");
+            continue;
+        }
+        assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 1})), "{path}");
+        assert_eq!(client.receive().await["data"]["topic"], topic);
+        assert_eq!(shown.json(), json!({"topic": topic, "subscribers": 1}), "{path}");
+        let ended = format!("DELETE /v1/clients/{}/subscriptions/{path}", client.id());
+        assert_eq!(http(server.api(), &ended, &[], "").await.json(), json!({"unsubscribed": true}), "{path}");
+        assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": topic}}));
+    }
+    // What is no UTF-8 behind its encoding is a fault of the caller, wherever it stands.
+    for (request, body) in [
+        ("POST /v1/topics/%C3/messages", "1"),
+        ("GET /v1/topics/a%80b", ""),
+        ("POST /v1/users/%FF/messages", "{\"type\":\"x\"}"),
+        ("DELETE /v1/users/%FF", ""),
+        ("DELETE /v1/users/%FF/subscriptions/a", ""),
+        ("DELETE /v1/users/u/subscriptions/%FF", ""),
+        ("POST /v1/clients/%FF/messages", "{\"type\":\"x\"}"),
+        ("GET /v1/clients/%FF", ""),
+        ("GET /v1/clients?cursor=%FF", ""),
+        ("GET /v1/events?types=%FF", ""),
+    ] {
+        let answer = http(server.api(), request, &[], body).await;
+        let code = answer.json()["error"]["code"].as_str().map(str::to_owned);
+        let is_told =
+            code.as_deref().is_some_and(|code| ["invalid_topic", "invalid_message"].contains(&code));
+        assert!(answer.status == 400 && is_told, "{request}: {answer:?}");
     }
 }

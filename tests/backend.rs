@@ -145,7 +145,7 @@ async fn a_publish_with_an_idempotency_key_is_made_once() {
     );
     check_error(&publish("k-1", "a", "2").await, 422, "idempotency_key_reused");
     check_error(&publish("k-1", "b", "1").await, 422, "idempotency_key_reused");
-    check_error(&publish("two words", "a", "1").await, 400, "invalid_parameter");
+    check_error(&publish("two words", "a", "1").await, 400, "invalid_message");
     assert_eq!(publish("k-2", "a", "2").await.status, 200);
 
     // One that fails is not remembered.
@@ -227,7 +227,7 @@ async fn the_busiest_are_found_once_someone_asks() {
     assert_eq!(found["topics"].as_array().map(Vec::len), Some(1));
     assert_eq!(found["clients"][0]["client_id"], clients[0].id(), "{found}");
     assert!(top("").await.json()["topics"].as_array().is_some_and(|topics| topics.len() == 2));
-    check_error(&top("?limit=0").await, 400, "invalid_parameter");
+    check_error(&top("?limit=0").await, 400, "invalid_message");
 }
 
 #[tokio::test]

@@ -99,3 +99,47 @@ fn the_default_file_is_valid_as_it_is_printed() {
     let shown = run(&["config", "show", "--config", path.to_str().unwrap()], &[]);
     assert!(shown.stdout.lines().any(|line| line.starts_with("port = 9090")), "{}", shown.stdout);
 }
+
+#[test]
+fn each_setting_that_changed_is_told_however_many_there_are() {
+    let changed = [
+        "drain_timeout = '3s'",
+        "path = ['/elsewhere']",
+        "proxy_protocol = 'off'",
+        "canary_interval = '1s'",
+        "canary_timeout = '1s'",
+        "auth_grace = '1s'",
+        "auth_leeway = '1s'",
+        "connection_rate_per_ip = 4",
+        "limits = 'observe'",
+        "max_memory = 0",
+        "reconnect_rate = 3",
+        "handshake_timeout = '1s'",
+        "ping_interval = '9s'",
+        "pong_timeout = '9s'",
+        "no_compression = true",
+        "compression_threshold = 300",
+        "compression_level = 3",
+        "client_context_takeover = true",
+        "cluster_prefix = 'p'",
+        "cluster_queue_bytes = 70000",
+        "log_format = 'json'",
+        "trace_sample_ratio = 0.5",
+        "otlp_endpoint = 'http://localhost:1'",
+    ];
+    let dir = TemporaryDir::new();
+    let path = dir.write("hub.toml", "");
+    let server = Server::start(&["--config", path.to_str().unwrap()]);
+    dir.write("hub.toml", &changed.join("\n"));
+    server.signal("HUP");
+    server.wait_for_stderr("Read again.");
+    let log = server.stderr();
+    for line in changed {
+        let key = line.split(' ').next().unwrap();
+        let told = log.lines().any(|line| {
+            line.contains("takes effect at the next start only")
+                && line.contains(&format!("setting=\"{key}\""))
+        });
+        assert!(told, "{key} is not told: {log}");
+    }
+}

@@ -9,19 +9,20 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Client, Collector, PATIENCE, ROOT, Server, TemporaryDir, http, patiently};
+use crate::support::{Client, Collector, Peer, ROOT, Server, http, install, patiently};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 
 /// Sends soon, so that no test waits long.
-const SOON: [(&str, &str); 2] = [("OTEL_BSP_SCHEDULE_DELAY", "20"), ("OTEL_METRIC_EXPORT_INTERVAL", "100")];
+pub(crate) const SOON: [(&str, &str); 2] =
+    [("OTEL_BSP_SCHEDULE_DELAY", "20"), ("OTEL_METRIC_EXPORT_INTERVAL", "100")];
 
 fn traceparent(flags: &str) -> String {
     format!("00-{TRACE}-{PARENT}-{flags}")
 }
 
-fn server(collector: &Collector, flags: &[&str], variables: &[(&str, &str)]) -> Server {
+pub(crate) fn server(collector: &Collector, flags: &[&str], variables: &[(&str, &str)]) -> Server {
     let url = collector.url();
     let mut all = vec!["--otlp-endpoint", &url];
     all.extend(flags);
@@ -50,7 +51,7 @@ fn context(message: &Value) -> (String, String, String) {
 }
 
 /// Publishes in a trace and looks at what the subscriber and the collector get.
-async fn check_one_trace(collector: &Collector, server: &Server) {
+pub(crate) async fn check_one_trace(collector: &Collector, server: &Server) {
     let mut subscriber = subscribed(server, "news.local").await;
     let mut publisher = Client::connect(server).await;
     let meta = json!({"traceparent": traceparent("01"), "tracestate": "vendor=1"});
@@ -254,7 +255,7 @@ async fn a_message_that_is_refused_has_a_span_that_failed() {
 }
 
 /// Publishes some messages that belong to no trace, and counts how many became one.
-async fn sampled(server: &Server, count: usize) -> usize {
+pub(crate) async fn sampled(server: &Server, count: usize) -> usize {
     let mut subscriber = subscribed(server, "news").await;
     let mut publisher = Client::connect(server).await;
     let mut sampled = 0;
@@ -495,8 +496,7 @@ async fn log_lines_within_a_trace_name_it() {
 fn promtool(arguments: &[&str], input: &str) {
     use std::io::Write;
 
-    let installed = Command::new(format!("{ROOT}/tests/peers/install")).arg("prometheus").status();
-    assert!(installed.is_ok_and(|status| status.success()), "prometheus can be installed");
+    install(&[Peer::Prometheus]);
     let mut child = Command::new("promtool")
         .args(arguments)
         .stdin(Stdio::piped())
@@ -523,101 +523,4 @@ fn promtool_accepts_the_alerts_and_their_tests() {
     promtool(&["check", "rules", &file("alerts.yml")], "");
     promtool(&["test", "rules", &file("alerts_test.yml")], "");
     promtool(&["check", "config", &file("prometheus.yml")], "");
-}
-
-/// The metrics of ours that a text names, without the endings of histograms' parts.
-fn metrics_named_in(text: &str) -> Vec<String> {
-    let mut names: Vec<String> = text
-        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-        .filter(|word| word.starts_with("deeperhub_") || word.starts_with("process_"))
-        .map(|word| {
-            let parts = ["_bucket", "_sum", "_count"];
-            parts.iter().find_map(|part| word.strip_suffix(part)).unwrap_or(word).to_owned()
-        })
-        .collect();
-    names.sort();
-    names.dedup();
-    names
-}
-
-#[tokio::test]
-async fn dashboard_and_alerts_name_metrics_that_there_are() {
-    let server = Server::start(&[]);
-    let text = http(server.api(), "GET /metrics", &[], "").await.body;
-    for file in ["deploy/grafana/deeperhub.json", "deploy/prometheus/alerts.yml"] {
-        let names = metrics_named_in(&std::fs::read_to_string(format!("{ROOT}/{file}")).expect(file));
-        assert!(names.len() > 5, "{file}: {names:?}");
-        for name in names {
-            assert!(text.contains(&format!("# TYPE {name} ")), "{file} names {name}, which is no metric");
-        }
-    }
-    let dashboard = std::fs::read_to_string(format!("{ROOT}/deploy/grafana/deeperhub.json")).unwrap();
-    let dashboard: Value = serde_json::from_str(&dashboard).expect("the dashboard is JSON");
-    let panels = dashboard["panels"].as_array().expect("it has panels");
-    let mut ids: Vec<_> = panels.iter().filter_map(|panel| panel["id"].as_u64()).collect();
-    ids.dedup();
-    assert_eq!(ids.len(), panels.len(), "each panel has an id of its own");
-}
-
-/// A Prometheus that scrapes a server; it ends with this value.
-struct Prometheus(std::process::Child);
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_real_prometheus_scrapes_metrics_and_exemplars() {
-    let installed = Command::new(format!("{ROOT}/tests/peers/install")).arg("prometheus").status();
-    assert!(installed.is_ok_and(|status| status.success()), "prometheus can be installed");
-    let collector = Collector::http().await;
-    let server = server(&collector, &[], &[]);
-    assert_eq!(sampled(&server, 5).await, 5);
-
-    let folder = TemporaryDir::new();
-    let config = format!(
-        "scrape_configs:\n- job_name: deeperhub\n  scrape_interval: 200ms\n  scrape_timeout: 200ms\n  \
-         static_configs: [{{targets: ['{}']}}]\n",
-        server.api()
-    );
-    let config_file = folder.write("prometheus.yml", &config);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let child = Command::new("prometheus")
-        .arg(format!("--config.file={}", config_file.display()))
-        .arg(format!("--storage.tsdb.path={}", folder.path("data").display()))
-        .arg(format!("--web.listen-address={port}"))
-        .arg("--enable-feature=exemplar-storage")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("prometheus runs");
-    let _prometheus = Prometheus(child);
-
-    let deadline = std::time::Instant::now() + PATIENCE * 2;
-    let ask = async |path: &str| -> Value {
-        loop {
-            assert!(std::time::Instant::now() < deadline, "no answer to {path}");
-            if tokio::net::TcpStream::connect(port).await.is_ok() {
-                let answer = http(port, &format!("GET {path}"), &[], "").await.json();
-                let found = answer["data"]["result"].as_array().map_or(0, Vec::len)
-                    + answer["data"].as_array().map_or(0, Vec::len);
-                if found > 0 {
-                    return answer;
-                }
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-    };
-    let query = "/api/v1/query?query=deeperhub_messages_received_total%7Btype%3D%22publish%22%7D";
-    assert_eq!(ask(query).await["data"]["result"][0]["value"][1], "5");
-    let up = ask("/api/v1/query?query=up").await;
-    assert_eq!(up["data"]["result"][0]["value"][1], "1");
-    let exemplars =
-        "/api/v1/query_exemplars?query=deeperhub_publish_latency_seconds_bucket&start=0&end=4000000000";
-    let exemplars = ask(exemplars).await;
-    let trace_id = exemplars["data"][0]["exemplars"][0]["labels"]["trace_id"].as_str();
-    assert_eq!(trace_id.map(str::len), Some(32), "{exemplars}");
 }

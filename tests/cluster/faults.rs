@@ -312,6 +312,45 @@ async fn a_slow_broker_slows_nobody_and_each_loss_is_told() {
     }
 }
 
+/// Whether a node says that a probe through the broker is overdue.
+async fn is_stalled(node: &Server) -> bool {
+    let answer = http(node.api(), "GET /health/ready", &[], "").await;
+    let reasons = answer.json()["reasons"].as_array().cloned().unwrap_or_default();
+    let stalled = |reason: &Value| reason["check"] == "cluster" && reason["code"] == "cluster_stalled";
+    let is_stalled = reasons.iter().any(stalled);
+    assert!(!is_stalled || answer.status == 503);
+    is_stalled
+}
+
+#[tokio::test]
+async fn readiness_is_proved_through_the_broker_too() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let proxy = Proxy::start(broker.address);
+        let probes = ["--canary-interval", "50ms", "--canary-timeout", "400ms"];
+        let a = node(&engine.url(proxy.address), "a", &probes);
+        let flags = [&probes[..], &["--cluster-unavailable", "ready"]].concat();
+        let alone = node(&engine.url(proxy.address), "b", &flags);
+        let round_trips = async || metric(&a, "deeperhub_canary_cluster_round_trip_seconds_count").await;
+        eventually("probes that come back", async || round_trips().await >= 3).await;
+        let stats = http(a.api(), "GET /v1/stats", &[], "").await.json();
+        assert!(stats["canary"]["cluster_round_trip_us"].as_u64().is_some_and(|time| time > 0), "{stats}");
+
+        // The connections hold; what goes through them is late.
+        proxy.slow(Duration::from_millis(600));
+        eventually("a probe to be missed", async || is_stalled(&a).await).await;
+        assert!(metric(&a, "deeperhub_canary_cluster_missed_total").await >= 1);
+        eventually("a probe to be missed by the other", async || {
+            metric(&alone, "deeperhub_canary_cluster_failing").await == 1
+        })
+        .await;
+        assert!(!is_stalled(&alone).await, "it serves without its cluster, as it was told to");
+        proxy.slow(Duration::ZERO);
+        eventually("probes that come back again", async || !is_stalled(&a).await).await;
+        ready(&a).await;
+    }
+}
+
 #[tokio::test]
 async fn a_broker_that_is_not_there_leaves_a_node_to_its_own_clients() {
     for engine in Engine::BOTH {

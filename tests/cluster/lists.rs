@@ -71,7 +71,7 @@ async fn lists_and_counts_are_of_the_node_or_of_the_cluster() {
         );
         assert_eq!(names_of_nodes(&a).await, ["a", "b", "c"]);
         let wrong = http(a.api(), "GET /v1/stats?scope=world", &[], "").await;
-        assert_eq!((wrong.status, &wrong.json()["error"]["code"]), (400, &json!("invalid_parameter")));
+        assert_eq!((wrong.status, &wrong.json()["error"]["code"]), (400, &json!("invalid_message")));
     }
 }
 

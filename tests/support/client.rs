@@ -71,10 +71,18 @@ impl Client {
     ///
     /// When none comes in time, when it is not JSON, or when the connection ends.
     pub(crate) async fn receive(&mut self) -> Value {
+        let text = self.receive_text().await;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+    }
+
+    /// The next message as it came.
+    ///
+    /// # Panics
+    ///
+    /// When none comes in time, or when the connection ends.
+    pub(crate) async fn receive_text(&mut self) -> String {
         match self.next().await {
-            Some(Ok(Message::Text(text))) => {
-                serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
-            }
+            Some(Ok(Message::Text(text))) => text.to_string(),
             other => panic!("a message was expected, not {other:?}"),
         }
     }

@@ -59,9 +59,28 @@ pub(crate) async fn http(server: SocketAddr, request: &str, headers: &[&str], bo
     let answer = String::from_utf8_lossy(&answer).into_owned();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP answer: {answer:?}"));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Response {
+    let response = Response {
         status: status.unwrap_or_else(|| panic!("no status: {head}")),
         head: head.to_owned(),
         body: body.to_owned(),
+    };
+    match response.header("transfer-encoding") {
+        Some("chunked") => Response { body: joined(body), ..response },
+        _ => response,
     }
+}
+
+/// A body that came in chunks (RFC 9112 section 7.1), of text in ASCII.
+fn joined(mut chunks: &str) -> String {
+    let mut body = String::new();
+    while let Some((size, rest)) = chunks.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("a chunk has a size");
+        if size == 0 {
+            break;
+        }
+        let (chunk, rest) = rest.split_at(size);
+        body.push_str(chunk);
+        chunks = rest.strip_prefix("\r\n").expect("a chunk has an end");
+    }
+    body
 }

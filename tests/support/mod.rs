@@ -6,6 +6,7 @@ mod collector;
 mod http;
 mod network;
 mod peers;
+mod prometheus;
 mod server;
 mod temporary;
 mod tls;
@@ -20,9 +21,10 @@ pub(crate) use collector::Collector;
 pub(crate) use http::{Response, http};
 pub(crate) use network::Network;
 pub(crate) use peers::{Peer, install, install_named, python_bin, run_peer, script};
+pub(crate) use prometheus::Prometheus;
 pub(crate) use server::{Finished, Server, run};
 pub(crate) use temporary::TemporaryDir;
-pub(crate) use tls::{Authority, Identity, TlsClient, connect_tls, over_tls, text};
+pub(crate) use tls::{Authority, Identity, TlsClient, TlsFront, connect_tls, over_tls, text};
 pub(crate) use tokens::{Issuer, from_now, jwks_file, signed, with_token};
 
 /// The workspace's folder.

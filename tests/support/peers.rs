@@ -15,6 +15,8 @@ pub(crate) enum Peer {
     Chromium,
     /// What puts certificates where browsers look for them.
     Certutil,
+    /// Prometheus and its `promtool`.
+    Prometheus,
 }
 
 /// Installs what is missing of these peers; takes no time when nothing is.
@@ -28,6 +30,7 @@ pub(crate) fn install(peers: &[Peer]) {
         Peer::Node => "node",
         Peer::Chromium => "chromium",
         Peer::Certutil => "certutil",
+        Peer::Prometheus => "prometheus",
     }));
 }
 

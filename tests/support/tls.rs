@@ -222,3 +222,68 @@ impl TlsClient {
         }
     }
 }
+
+/// TLS in front of a plain server of the tests' own.
+#[derive(Debug)]
+pub(crate) struct TlsFront {
+    port: u16,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl TlsFront {
+    /// Shows `identity`, and takes only clients with a certificate of `clients`, where that is given.
+    pub(crate) async fn start(
+        identity: &Identity,
+        clients: Option<&Authority>,
+        behind: std::net::SocketAddr,
+    ) -> Self {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("the versions are known");
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(authority) => {
+                let mut roots = RootCertStore::empty();
+                roots
+                    .add(CertificateDer::from_pem_file(&authority.cert).expect("a certificate"))
+                    .expect("an authority");
+                let verifier =
+                    rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                        .build();
+                builder.with_client_cert_verifier(verifier.expect("a verifier"))
+            }
+        };
+        let cert = CertificateDer::from_pem_file(&identity.cert).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(&identity.key).expect("a key");
+        let mut config = builder.with_single_cert(vec![cert], key).expect("they belong together");
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let port = listener.local_addr().expect("it listens").port();
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                connections.spawn(async move {
+                    // A client that goes, or trusts nobody here, is the test's affair.
+                    let mut outside = acceptor.accept(socket).await?;
+                    let mut inside = TcpStream::connect(behind).await?;
+                    tokio::io::copy_bidirectional(&mut outside, &mut inside).await
+                });
+            }
+        });
+        Self { port, task }
+    }
+
+    /// By a name that its certificate has.
+    pub(crate) fn url(&self) -> String {
+        format!("https://localhost:{}", self.port)
+    }
+}
+
+impl Drop for TlsFront {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,136 @@
+//! The dashboard and the alerts, against the metrics that there are and a real Prometheus.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Broker, Client, Collector, Engine, Prometheus, ROOT, Server, http};
+use crate::telemetry::{sampled, server};
+
+fn file(name: &str) -> String {
+    std::fs::read_to_string(format!("{ROOT}/{name}")).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn panels() -> Vec<Value> {
+    let dashboard: Value = serde_json::from_str(&file("deploy/grafana/deeperhub.json")).expect("it is JSON");
+    dashboard["panels"].as_array().expect("it has panels").clone()
+}
+
+/// The metrics of ours that a text names, without the endings of histograms' parts.
+fn metrics_named_in(text: &str) -> Vec<String> {
+    let mut names: Vec<String> = text
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("deeperhub_") || word.starts_with("process_"))
+        .map(|word| {
+            let parts = ["_bucket", "_sum", "_count"];
+            parts.iter().find_map(|part| word.strip_suffix(part)).unwrap_or(word).to_owned()
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[tokio::test]
+async fn dashboard_and_alerts_name_metrics_that_there_are() {
+    // Nobody listens there; the node has the metrics of a cluster all the same.
+    let server = Server::start(&["--cluster", "nats://127.0.0.1:1"]);
+    let text = http(server.api(), "GET /metrics", &[], "").await.body;
+    for name in ["deploy/grafana/deeperhub.json", "deploy/prometheus/alerts.yml"] {
+        let names = metrics_named_in(&file(name));
+        assert!(names.len() > 5, "{name}: {names:?}");
+        for metric in names {
+            assert!(text.contains(&format!("# TYPE {metric} ")), "{name} names {metric}, which is no metric");
+        }
+    }
+}
+
+#[test]
+fn panels_have_ids_and_places_of_their_own() {
+    let panels = panels();
+    let mut ids: Vec<_> = panels.iter().filter_map(|panel| panel["id"].as_u64()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), panels.len(), "each panel has an id of its own");
+    let place = |panel: &Value| {
+        let side = |name: &str| panel["gridPos"][name].as_u64().expect("a panel has a place");
+        (side("x")..side("x") + side("w"), side("y")..side("y") + side("h"))
+    };
+    for (index, panel) in panels.iter().enumerate() {
+        let (x, y) = place(panel);
+        assert!(x.end <= 24, "{} is too wide", panel["title"]);
+        for other in &panels[index + 1..] {
+            let (other_x, other_y) = place(other);
+            let overlap = x.start < other_x.end
+                && other_x.start < x.end
+                && y.start < other_y.end
+                && other_y.start < y.end;
+            assert!(!overlap, "{} lies over {}", panel["title"], other["title"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_query_of_the_dashboard_finds_something_under_load() {
+    let broker = Broker::start(Engine::Nats);
+    let collector = Collector::http().await;
+    let url = broker.url();
+    let flags = ["--cluster", &url, "--rate-limit", "0", "--canary-interval", "200ms"];
+    let server = server(&collector, &flags, &[]);
+    let prometheus = Prometheus::scraping(server.api());
+    let load = async {
+        loop {
+            sampled(&server, 20).await;
+            let mut client = Client::connect(&server).await;
+            client.ask(&json!({"type": "nonsense"})).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let look = async {
+        let mut queries = 0;
+        for panel in panels() {
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                let expression = target["expr"].as_str().expect("a target has an expression");
+                let query = expression
+                    .replace("$job", ".*")
+                    .replace("$instance", ".*")
+                    .replace("$__rate_interval", "20s");
+                assert!(!query.contains('$'), "{query}");
+                let found = prometheus.query(&query).await;
+                assert!(
+                    found.as_array().is_some_and(|found| !found.is_empty()),
+                    "{}: {query}",
+                    panel["title"]
+                );
+                queries += 1;
+            }
+        }
+        assert!(queries > 50, "{queries}");
+        // What is shown is what happened.
+        let p99 =
+            "histogram_quantile(0.99, sum by (le) (rate(deeperhub_publish_latency_seconds_bucket[20s])))";
+        let value =
+            prometheus.query(p99).await[0]["value"][1].as_str().and_then(|value| value.parse::<f64>().ok());
+        assert!(value.is_some_and(|seconds| seconds > 0.0 && seconds < 30.0), "{value:?}");
+    };
+    tokio::select! {
+        () = load => unreachable!("the load has no end"),
+        () = look => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_prometheus_scrapes_metrics_and_exemplars() {
+    let collector = Collector::http().await;
+    let server = server(&collector, &[], &[]);
+    assert_eq!(sampled(&server, 5).await, 5);
+    let prometheus = Prometheus::scraping(server.api());
+    let received = prometheus.query("deeperhub_messages_received_total{type=\"publish\"}").await;
+    assert_eq!(received[0]["value"][1], "5");
+    assert_eq!(prometheus.query("up").await[0]["value"][1], "1");
+    let parameters =
+        [("query", "deeperhub_publish_latency_seconds_bucket"), ("start", "0"), ("end", "4000000000")];
+    let exemplars = prometheus.ask("/api/v1/query_exemplars", &parameters).await;
+    let trace_id = exemplars[0]["exemplars"][0]["labels"]["trace_id"].as_str();
+    assert_eq!(trace_id.map(str::len), Some(32), "{exemplars}");
+}

@@ -1,0 +1,87 @@
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use super::{Peer, TemporaryDir, http, install, patiently};
+
+/// A real Prometheus that scrapes servers; it ends with this value.
+#[derive(Debug)]
+pub(crate) struct Prometheus {
+    address: SocketAddr,
+    child: Child,
+    _files: TemporaryDir,
+}
+
+impl Prometheus {
+    /// Scrapes the server API at `target` five times a second.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be had.
+    pub(crate) fn scraping(target: SocketAddr) -> Self {
+        install(&[Peer::Prometheus]);
+        let files = TemporaryDir::new();
+        let config = format!(
+            "scrape_configs:\n- job_name: deeperhub\n  scrape_interval: 200ms\n  scrape_timeout: 200ms\n  \
+             static_configs: [{{targets: ['{target}']}}]\n"
+        );
+        let config = files.write("prometheus.yml", &config);
+        let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let address = address.expect("a port is free");
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!("--storage.tsdb.path={}", files.path("data").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .arg("--enable-feature=exemplar-storage")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("prometheus runs");
+        Self { address, child, _files: files }
+    }
+
+    /// The `data` of an answer of its API, once that has results. `parameters` are names and values.
+    ///
+    /// # Panics
+    ///
+    /// When there are none in time.
+    pub(crate) async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
+        let parameters = parameters.iter().map(|(name, value)| format!("{name}={}", encoded(value)));
+        let request = format!("GET {path}?{}", parameters.collect::<Vec<_>>().join("&"));
+        patiently(&request, async {
+            loop {
+                if TcpStream::connect(self.address).await.is_ok() {
+                    let answer = http(self.address, &request, &[], "").await.json();
+                    assert_ne!(answer["errorType"], "bad_data", "{request}: {answer}");
+                    let data = &answer["data"];
+                    let results = data.as_array().or_else(|| data["result"].as_array());
+                    if results.is_some_and(|results| !results.is_empty()) {
+                        return data.clone();
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await
+    }
+
+    /// The results of a query now.
+    pub(crate) async fn query(&self, query: &str) -> Value {
+        self.ask("/api/v1/query", &[("query", query)]).await["result"].clone()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A text as it stands in a query.
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
