@@ -78,7 +78,9 @@ impl LiveSettings {
 
     fn apply(&self, settings: &Settings) {
         let listener = &settings.node.listener;
-        if let Err(sentence) = nofile::raise(listener.max_connections, listener.workers) {
+        if let Err(sentence) =
+            nofile::raise(listener.max_connections, listener.workers, settings.api_connections())
+        {
             warn!("{sentence}");
         }
         self.node.reconfigure(&settings.node);

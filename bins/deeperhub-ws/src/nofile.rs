@@ -1,16 +1,16 @@
 //! The limit of open files: each connection is one.
 
 /// Files that are open besides connections: standard streams, listeners, connections that are told why there is no
-/// place for them, calls of the API.
-const OTHERS: u64 = 512;
+/// place for them.
+const OTHERS: u64 = 320;
 
-/// Raises this process's limit of open files as far as `max_connections` and `workers` need it.
+/// Raises this process's limit of open files as far as `max_connections`, `workers` and `api_connections` need it.
 ///
 /// # Errors
 ///
 /// A sentence for the operator when the limit stays too low; fewer connections than allowed will fit.
-pub(crate) fn raise(max_connections: usize, workers: usize) -> Result<(), String> {
-    let needed = needed(max_connections, workers);
+pub(crate) fn raise(max_connections: usize, workers: usize, api_connections: usize) -> Result<(), String> {
+    let needed = needed(max_connections, workers).saturating_add(api_connections as u64);
     let (soft, hard) = rlimit::Resource::NOFILE
         .get()
         .map_err(|error| format!("cannot read the limit of open files (RLIMIT_NOFILE): {error}"))?;
@@ -41,13 +41,13 @@ mod tests {
     #[test]
     fn a_limit_that_suffices_is_left_alone() {
         let before = rlimit::Resource::NOFILE.get().unwrap();
-        assert_eq!(raise(1, 1), Ok(()));
+        assert_eq!(raise(1, 1, 1), Ok(()));
         assert_eq!(rlimit::Resource::NOFILE.get().unwrap(), before);
     }
 
     #[test]
     fn a_limit_that_stays_too_low_is_named() {
-        let sentence = raise(usize::MAX, 1).unwrap_err();
+        let sentence = raise(usize::MAX, 1, 1).unwrap_err();
         assert!(sentence.contains("RLIMIT_NOFILE") && sentence.contains("max_connections"), "{sentence}");
     }
 }

@@ -116,6 +116,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "KEY", value_parser = secret, help_heading = API)]
     pub(crate) api_key: Option<Secret>,
 
+    /// Connections of the server API at one time; more wait until others end [default: 512]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = API)]
+    pub(crate) max_api_connections: Option<usize>,
+
     /// Time between two probes that prove delivery for /health/ready; 0 sends none [default: 5s]
     ///
     /// A probe is published to each worker and must come back. While one is missing, /health/ready answers 503.

@@ -46,6 +46,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         tls_client_ca,
         api_listen,
         api_key,
+        max_api_connections,
         canary_interval,
         canary_timeout,
         max_batch_calls,
@@ -132,6 +133,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.tls = tls.as_ref().map(|tls| Arc::clone(&tls.current));
     let api_listen = take!(api_listen, Switchable::On(Settings::API_ADDRESS));
     let api_key = take!(api_key);
+    let mut api_config = ApiConfig::default();
+    api_config.max_connections = take!(max_api_connections, api_config.max_connections);
     node.canary.interval = take!(canary_interval, Time(node.canary.interval)).0;
     node.canary.timeout = take_some_time!(canary_timeout, node.canary.timeout);
     let mut sources = AuthSources {
@@ -144,7 +147,6 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     sources.audience = take!(auth_audience, sources.audience);
     sources.issuer = take!(auth_issuer, sources.issuer);
     sources.leeway = take!(auth_leeway, Time(auth::Config::default().leeway)).0;
-    let mut api_config = ApiConfig::default();
     api_config.max_batch_calls = take!(max_batch_calls, api_config.max_batch_calls);
     api_config.max_batch_bytes = take!(max_batch_bytes, api_config.max_batch_bytes);
     let idempotency = &mut api_config.idempotency;

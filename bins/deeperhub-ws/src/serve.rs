@@ -58,7 +58,9 @@ fn prepare(settings: &Settings) -> Result<(runtime::Runtime, Level), Failure> {
         warn!("{warning}");
     }
     let listener = &settings.node.listener;
-    if let Err(sentence) = nofile::raise(listener.max_connections, listener.workers) {
+    if let Err(sentence) =
+        nofile::raise(listener.max_connections, listener.workers, settings.api_connections())
+    {
         warn!("{sentence}");
     }
     runtime::Builder::new_current_thread()

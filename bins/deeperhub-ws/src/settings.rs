@@ -71,6 +71,11 @@ impl Settings {
         if self.tls.is_some() { "wss" } else { "ws" }
     }
 
+    /// Connections that the server API may have at one time.
+    pub(crate) fn api_connections(&self) -> usize {
+        self.api.as_ref().map_or(0, |api| api.config.max_connections)
+    }
+
     /// The effective configuration as TOML with the origin of each value as a comment. A setting without a value is a
     /// comment altogether; secrets are masked.
     pub(crate) fn show(&self) -> impl fmt::Display {

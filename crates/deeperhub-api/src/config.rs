@@ -14,6 +14,11 @@ pub struct ApiConfig {
     pub api_key: Option<Arc<Secret>>,
     /// Web pages that may call, besides those of the API's own host.
     pub allowed_origins: OriginPolicy,
+    /// Connections at one time; more wait until others end. Default 512.
+    pub max_connections: usize,
+    /// Time from the last answer on a connection, or from its beginning, to the end of the next request's head; then it is
+    /// closed. Longer than clients keep idle connections. Default 2 minutes.
+    pub head_timeout: Duration,
     /// Bytes of a request's body, and of a message in a batch. Default 65536.
     pub max_body_bytes: usize,
     /// Levels of arrays and objects in what is sent to clients, those of the message around a payload among them: at
@@ -34,6 +39,8 @@ impl Default for ApiConfig {
         Self {
             api_key: None,
             allowed_origins: OriginPolicy::default(),
+            max_connections: 512,
+            head_timeout: Duration::from_secs(120),
             max_body_bytes: 65_536,
             max_json_depth: message::MAX_NESTING,
             max_batch_calls: 256,
