@@ -107,7 +107,10 @@ async fn only_one_is_left(server: &Server) -> bool {
 }
 
 /// Connects and writes bytes, without reading what comes, for as long as the server takes them.
-async fn say(address: std::net::SocketAddr, parts: impl IntoIterator<Item = Vec<u8>>) -> TcpStream {
+pub(crate) async fn say(
+    address: std::net::SocketAddr,
+    parts: impl IntoIterator<Item = Vec<u8>>,
+) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.expect("the server takes connections");
     for part in parts {
         // A peer that is not read from any more, since it reads nothing itself, waits in vain: that is its end.

@@ -6,8 +6,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::abuse::{check_harmless, say_as_client};
-use crate::support::wire::{TEXT, masked};
+use crate::abuse::{check_harmless, say, say_as_client};
+use crate::support::wire::{RSV1, TEXT, deflated, masked};
 use crate::support::{Authority, Client, Server, TlsClient, connect_tls, http, patiently};
 
 const PING: u8 = 0x89;
@@ -109,7 +109,7 @@ async fn subscriptions_that_come_and_go_on_shared_topics_lose_nobodys_messages()
         attack.spawn(say_all(server.clients, messages));
     }
     let mut sent = 0;
-    while attack.len() > 0 {
+    while !attack.is_empty() {
         let publish = json!({"type": "publish", "id": sent, "data": {"topic": "shared.0", "message": sent}});
         let published = publisher.ask(&publish).await;
         assert!(published["data"]["subscribers"].as_u64() >= Some(2), "{published}");
@@ -142,6 +142,39 @@ async fn pings_without_end_cost_those_who_send_them_their_connection() {
 async fn pings_without_end_hold_up_nobody_where_they_are_allowed() {
     check_harmless(&["--control-rate-limit", "0"], 20, |address| {
         say_as_client(address, std::iter::repeat_n(masked(PING, b"").repeat(5000), 20))
+    })
+    .await;
+}
+
+/// A few hundred bytes each that would be 16 MiB.
+#[tokio::test]
+async fn messages_that_would_be_huge_when_they_are_decompressed() {
+    let bomb = deflated(&vec![b' '; 16 << 20]);
+    check_harmless(&[], 50, move |address| {
+        let offer = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+            Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+        let message = masked(TEXT | RSV1, &bomb);
+        async move {
+            let mut stream = say(address, [offer.to_vec(), message]).await;
+            let mut all = Vec::new();
+            let _ = patiently("the end", stream.read_to_end(&mut all)).await;
+            let said = String::from_utf8_lossy(&all);
+            assert!(said.contains("message is over 65536 bytes"), "{said}");
+        }
+    })
+    .await;
+}
+
+/// Each publishes to a topic that all of them are subscribed to, and none of them reads.
+#[tokio::test]
+async fn subscribers_of_a_hot_topic_that_never_read() {
+    check_harmless(&["--max-queue-bytes", "200000", "--no-compression"], 20, |address| {
+        let subscribe = masked(TEXT, br#"{"type":"subscribe","data":{"topic":"hot"}}"#);
+        let message = "x".repeat(60_000);
+        let publish = format!(r#"{{"type":"publish","data":{{"topic":"hot","message":"{message}"}}}}"#);
+        let publish = masked(TEXT, publish.as_bytes());
+        say_as_client(address, std::iter::once(subscribe).chain(std::iter::repeat_n(publish, 60)))
     })
     .await;
 }
