@@ -1,10 +1,11 @@
 //! From the node's spans to a collector: a bounded queue and the task that empties it.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deeperhub_node::trace::{Span, SpanLoss, SpanSink, TraceMetrics};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -18,19 +19,30 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest of these pauses.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Spans that wait to be sent. The exporter is woken for a whole batch only: to be woken for each span would cost more
+/// than all the rest of it.
+#[derive(Debug)]
+struct Waiting<T = Span> {
+    spans: Mutex<VecDeque<T>>,
+    /// The most there may be.
+    capacity: usize,
+    batch: usize,
+    /// Told when there is a batch.
+    has_batch: Notify,
+}
+
 /// Where the node's threads put spans. What does not fit is dropped and counted: nobody waits.
 #[derive(Debug)]
 pub(crate) struct SpanQueue {
-    sender: mpsc::Sender<Span>,
+    waiting: Arc<Waiting>,
     metrics: TraceMetrics,
 }
 
 /// Empties the queue.
 #[derive(Debug)]
 pub(crate) struct Exporter {
-    queue: mpsc::Receiver<Span>,
+    waiting: Arc<Waiting>,
     client: Client,
-    batch: usize,
     delay: Duration,
     export_timeout: Duration,
     metrics: TraceMetrics,
@@ -38,25 +50,63 @@ pub(crate) struct Exporter {
     is_failing: bool,
 }
 
+impl<T> Waiting<T> {
+    fn new(capacity: usize, batch: usize) -> Self {
+        Self { spans: Mutex::new(VecDeque::new()), capacity, batch, has_batch: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False: there is no room.
+    fn push(&self, span: T) -> bool {
+        let mut spans = self.lock();
+        if spans.len() >= self.capacity {
+            return false;
+        }
+        spans.push_back(span);
+        let is_batch = spans.len() == self.batch;
+        drop(spans);
+        if is_batch {
+            self.has_batch.notify_one();
+        }
+        true
+    }
+
+    /// The oldest, at most a batch.
+    fn take(&self) -> Vec<T> {
+        let mut spans = self.lock();
+        let count = spans.len().min(self.batch);
+        spans.drain(..count).collect()
+    }
+
+    /// Returns when there is a batch, at once where there is one already.
+    async fn batch(&self) {
+        while self.lock().len() < self.batch {
+            self.has_batch.notified().await;
+        }
+    }
+}
+
 impl SpanQueue {
     pub(crate) fn new(client: Client, config: &TelemetryConfig, metrics: TraceMetrics) -> (Self, Exporter) {
-        let (sender, queue) = mpsc::channel(config.queue);
+        let waiting = Arc::new(Waiting::new(config.queue, config.batch));
         let exporter = Exporter {
-            queue,
+            waiting: Arc::clone(&waiting),
             client,
-            batch: config.batch,
             delay: config.delay,
             export_timeout: config.export_timeout,
             metrics: metrics.clone(),
             is_failing: false,
         };
-        (Self { sender, metrics }, exporter)
+        (Self { waiting, metrics }, exporter)
     }
 }
 
 impl SpanSink for SpanQueue {
     fn record(&self, span: Span) {
-        if self.sender.try_send(span).is_err() {
+        if !self.waiting.push(span) {
             self.metrics.dropped(SpanLoss::QueueFull, 1);
         }
     }
@@ -65,53 +115,28 @@ impl SpanSink for SpanQueue {
 impl Exporter {
     /// Sends batches until it is told to stop, and then what is left in the queue.
     pub(crate) async fn run(mut self, origin: Arc<Origin>, mut stop: watch::Receiver<bool>) {
-        let mut batch = Vec::with_capacity(self.batch);
         loop {
-            let is_last = self.gather(&mut batch, &mut stop).await;
+            tokio::select! {
+                () = self.waiting.batch() => {}
+                () = tokio::time::sleep(self.delay) => {}
+                // An error says that whoever could tell it to stop is gone.
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+            // In this order: what was recorded before the end is sent.
+            let is_last = *stop.borrow() || stop.has_changed().is_err();
+            let batch = self.waiting.take();
             if !batch.is_empty() {
-                self.send(&origin, &mut batch, &mut stop).await;
+                self.send(&origin, batch, &mut stop).await;
             } else if is_last {
                 return;
             }
         }
     }
 
-    /// Waits for a span, and then for others to go with it. True: it was told to stop, or the node is gone.
-    async fn gather(&mut self, batch: &mut Vec<Span>, stop: &mut watch::Receiver<bool>) -> bool {
-        let mut deadline = None;
-        while batch.len() < self.batch {
-            let room = self.batch - batch.len();
-            if *stop.borrow() {
-                while batch.len() < self.batch
-                    && let Ok(span) = self.queue.try_recv()
-                {
-                    batch.push(span);
-                }
-                return true;
-            }
-            tokio::select! {
-                taken = self.queue.recv_many(batch, room) => {
-                    if taken == 0 {
-                        return true;
-                    }
-                    deadline.get_or_insert_with(|| Instant::now() + self.delay);
-                }
-                () = sleep_until(deadline) => return false,
-                // An error says that whoever could tell it to stop is gone.
-                changed = stop.wait_for(|stop| *stop) => {
-                    if changed.is_err() {
-                        return true;
-                    }
-                }
-            }
-        }
-        false
-    }
-
     /// Tries for a bounded time. While it waits the queue fills, and then drops.
-    async fn send(&mut self, origin: &Origin, batch: &mut Vec<Span>, stop: &mut watch::Receiver<bool>) {
+    async fn send(&mut self, origin: &Origin, batch: Vec<Span>, stop: &mut watch::Receiver<bool>) {
         let spans = batch.len() as u64;
-        let request = convert::spans(origin, batch.drain(..));
+        let request = convert::spans(origin, batch.into_iter());
         let give_up = Instant::now() + self.export_timeout;
         let mut pause = FIRST_PAUSE;
         loop {
@@ -145,9 +170,44 @@ impl Exporter {
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake, Waker};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_exporter_is_woken_for_a_whole_batch_only() {
+        let waiting = Waiting::new(10, 3);
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        let mut cx = Context::from_waker(&waker);
+        let mut batch = pin!(waiting.batch());
+        assert!(batch.as_mut().poll(&mut cx).is_pending());
+        assert!(waiting.push(1) && waiting.push(2));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+        assert!(waiting.push(3) && waiting.push(4));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert!(batch.as_mut().poll(&mut cx).is_ready());
+        assert_eq!((waiting.take(), waiting.take(), waiting.take()), (vec![1, 2, 3], vec![4], vec![]));
+    }
+
+    #[test]
+    fn there_is_room_for_so_many() {
+        let waiting = Waiting::new(2, 2);
+        assert_eq!([1, 2, 3].map(|span| waiting.push(span)), [true, true, false]);
+        assert_eq!(waiting.take(), [1, 2]);
+        assert!(waiting.push(4));
     }
 }
