@@ -7,12 +7,21 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{self, Block, Borders, Cell, Paragraph, Sparkline, TableState};
+use ratatui::widgets::{self, Block, Borders, Cell, Paragraph, RenderDirection, Sparkline, TableState};
 
 use super::client::Stats;
 use super::state::{Rates, Row, Sort, State, Table};
 
 const KEYS: &str = " q quit · ←→ table · ↑↓ scroll · s sort · p pause";
+
+/// Columns from which both tables are shown; with fewer, the chosen one.
+const BOTH_TABLES: u16 = 64;
+
+/// Columns of names in a table, where there is room.
+const LEAST_NAME: u16 = 24;
+
+/// Columns of a number in a table.
+const NUMBER: u16 = 6;
 
 /// Draws everything.
 pub(crate) fn draw(state: &State, address: &str, frame: &mut Frame<'_>) {
@@ -35,10 +44,14 @@ pub(crate) fn draw(state: &State, address: &str, frame: &mut Frame<'_>) {
     curve("messages in", state.rates.received, &state.received, Color::Cyan, frame, received);
     curve("messages out", state.rates.sent, &state.sent, Color::Green, frame, sent);
 
-    let [topics, clients] =
-        Layout::horizontal([Constraint::Fill(6), Constraint::Fill(5)]).spacing(1).areas(tables);
-    table(state, Table::Topics, frame, topics);
-    table(state, Table::Clients, frame, clients);
+    if tables.width < BOTH_TABLES {
+        table(state, state.focus, frame, tables);
+    } else {
+        let [topics, clients] =
+            Layout::horizontal([Constraint::Fill(6), Constraint::Fill(5)]).spacing(1).areas(tables);
+        table(state, Table::Topics, frame, topics);
+        table(state, Table::Clients, frame, clients);
+    }
     frame.render_widget(Paragraph::new(KEYS).dim(), keys);
 }
 
@@ -132,9 +145,11 @@ fn number_lines<'a>(stats: &Stats, rates: &Rates) -> Vec<Line<'a>> {
 fn curve(name: &str, rate: f64, history: &VecDeque<u64>, colour: Color, frame: &mut Frame<'_>, area: Rect) {
     let block = Block::new().borders(Borders::TOP).title(format!(" {name} {}/s ", count(rate)));
     let width = usize::from(area.width);
-    let shown: Vec<u64> = history.iter().skip(history.len().saturating_sub(width)).copied().collect();
+    // The latest stands at the right edge.
+    let shown: Vec<u64> = history.iter().rev().take(width).copied().collect();
     let most = shown.iter().copied().max().unwrap_or(0).max(1);
-    frame.render_widget(Sparkline::default().block(block).data(&shown).max(most).fg(colour), area);
+    let curve = Sparkline::default().direction(RenderDirection::RightToLeft).data(&shown).max(most);
+    frame.render_widget(curve.block(block).fg(colour), area);
 }
 
 fn table(state: &State, table: Table, frame: &mut Frame<'_>, area: Rect) {
@@ -157,12 +172,17 @@ fn table(state: &State, table: Table, frame: &mut Frame<'_>, area: Rect) {
         let title = Line::from(title).right_aligned();
         Cell::from(if column == sort { title.underlined() } else { title })
     }));
+    // Numbers stand beside the names, however wide the screen is.
+    let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+    let room = area.width.saturating_sub((NUMBER + 1) * columns.len() as u16);
+    let name_width = u16::try_from(longest).unwrap_or(u16::MAX).max(LEAST_NAME).min(room);
     let body = rows.iter().map(|row| {
         let values =
             columns.iter().map(|&(_, column)| Cell::from(Line::from(value(row, column)).right_aligned()));
-        widgets::Row::new([Cell::from(row.name.clone())].into_iter().chain(values))
+        widgets::Row::new([Cell::from(shortened(&row.name, name_width.into()))].into_iter().chain(values))
     });
-    let widths = [Constraint::Fill(1)].into_iter().chain(columns.iter().map(|_| Constraint::Length(6)));
+    let numbers = columns.iter().map(|_| Constraint::Length(NUMBER));
+    let widths = [Constraint::Length(name_width)].into_iter().chain(numbers);
     let title = format!(" busiest {name} by {} ", sort.name());
     let mut block = Block::new().borders(Borders::TOP).title(title);
     if has_focus {
@@ -175,6 +195,17 @@ fn table(state: &State, table: Table, frame: &mut Frame<'_>, area: Rect) {
         .row_highlight_style(highlight)
         .block(block);
     frame.render_stateful_widget(widget, area, &mut TableState::new().with_selected(selected));
+}
+
+/// A name in so many characters: what is too long loses its middle, as names differ at their ends.
+fn shortened(name: &str, width: usize) -> String {
+    let length = name.chars().count();
+    if length <= width {
+        return name.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    let (start, end) = (kept / 3, kept - kept / 3);
+    name.chars().take(start).chain(['…']).chain(name.chars().skip(length - end)).collect()
 }
 
 /// A number in few characters: `7`, `1.2k`, `45k`, `3.1M`.
@@ -310,6 +341,24 @@ mod tests {
         ] {
             assert!(screen.contains(text), "{text:?} is not in\n{screen}");
         }
+    }
+
+    #[test]
+    fn long_names_lose_their_middle() {
+        assert_eq!(shortened("bench.57f99e05.00000024", 11), "ben…0000024");
+        for (name, width, expected) in [("short", 5, "short"), ("é.ü.ä.ö", 4, "é….ö"), ("abc", 1, "…")]
+        {
+            assert_eq!(shortened(name, width), expected);
+        }
+    }
+
+    #[test]
+    fn a_narrow_screen_has_room_for_the_chosen_table() {
+        let mut state = state();
+        let narrow = |state: &State| screen(state, 50, 18);
+        assert!(narrow(&state).contains("busiest topics") && !narrow(&state).contains("busiest clients"));
+        state.key(KeyEvent::from(KeyCode::Right));
+        assert!(!narrow(&state).contains("busiest topics") && narrow(&state).contains("n1.0-1f-5c2a"));
     }
 
     #[test]
