@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Instant;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
@@ -120,22 +121,46 @@ where
         let Some(left_out) = self.flood.check(event.metadata(), Instant::now()) else { return Ok(()) };
         let mut timestamp = String::new();
         Clock.format_time(&mut Writer::new(&mut timestamp))?;
-        let mut line = Map::new();
-        line.insert("timestamp".to_owned(), timestamp.into());
-        line.insert("level".to_owned(), event.metadata().level().as_str().into());
-        line.insert("target".to_owned(), event.metadata().target().into());
-        event.record(&mut Fields(&mut line));
-        if let Some(ids) = trace_ids(context) {
-            line.insert("trace_id".to_owned(), ids.trace_id.into());
-            line.insert("span_id".to_owned(), ids.span_id.into());
-        }
-        if left_out > 0 {
-            line.insert("left_out".to_owned(), left_out.into());
-        }
+        let mut fields = Map::new();
+        event.record(&mut Fields(&mut fields));
+        let ids = trace_ids(context).unwrap_or_default();
+        let line = JsonLine {
+            timestamp,
+            level: event.metadata().level().as_str(),
+            target: event.metadata().target(),
+            message: fields.remove("message"),
+            fields,
+            trace_id: ids.trace_id,
+            span_id: ids.span_id,
+            left_out,
+        };
         // A map with texts as keys can always be written.
         let line = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
         writeln!(writer, "{line}")
     }
+}
+
+/// A line as it stands, so that people can read it too.
+#[derive(Serialize)]
+struct JsonLine<'l> {
+    timestamp: String,
+    level: &'l str,
+    target: &'l str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Value>,
+    #[serde(flatten)]
+    fields: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    span_id: Option<String>,
+    #[serde(skip_serializing_if = "is_zero")]
+    left_out: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// An event's fields as members of an object.
@@ -219,6 +244,10 @@ mod tests {
         });
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 2, "{text}");
+        assert!(
+            text.starts_with("{\"timestamp\":\"") && text.contains("\"level\":\"WARN\",\"target\":"),
+            "{text}"
+        );
         assert_eq!(lines[0]["message"], "It \"broke\".\nTwice.");
         assert_eq!(
             (&lines[0]["worker"], &lines[0]["ratio"], &lines[0]["ok"]),

@@ -478,6 +478,10 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.metrics.handshake(Outcome::Refused);
         let deadline = self.deadline(self.core.config.close_timeout);
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+        if let State::Handshake(handshake) = &connection.state {
+            let Refusal { status, code, message, .. } = refusal;
+            tracing::debug!(peer = %handshake.peer, status, code, why = %message, "A handshake was refused.");
+        }
         let start = self.core.arena.len();
         match &connection.state {
             // RFC 9110 section 9.3.2.
