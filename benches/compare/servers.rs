@@ -125,6 +125,20 @@ impl Tools {
         self.bench(&running, port, scenario, seconds)
     }
 
+    /// Leaves the server's core to the server: what asks its API runs beside the generator.
+    pub(crate) fn step_aside(&self) {
+        if self.pins {
+            let own = std::process::id().to_string();
+            let moved = Command::new("taskset")
+                .args(["--cpu-list", "--pid", "1", &own])
+                .stdout(Stdio::null())
+                .status();
+            if !moved.is_ok_and(|status| status.success()) {
+                eprintln!("this program cannot be moved off the server's core");
+            }
+        }
+    }
+
     /// The flags of our server for what is not to limit it.
     pub(crate) fn limits(&self) -> Vec<&str> {
         LIMITS.to_vec()

@@ -59,6 +59,7 @@ pub(crate) fn cost(tools: &Tools, rounds: usize, seconds: u64, only: &str) -> St
         MEASURED.iter().any(|end| scenario.name.ends_with(end)) && scenario.name.contains(only)
     };
     let scenarios: Vec<_> = SCENARIOS.iter().filter(is_measured).collect();
+    tools.step_aside();
     // By scenario, then setup; a round that failed is `None`.
     let mut figures = vec![vec![Vec::new(); Setup::ALL.len()]; scenarios.len()];
     for round in 0..rounds {

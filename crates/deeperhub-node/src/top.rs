@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Names that a sketch keeps. What has more than a 128th of all the weight is certainly among them.
@@ -48,7 +48,7 @@ pub struct Busy {
 
 #[derive(Debug, Clone)]
 struct Entry {
-    name: Box<str>,
+    name: Arc<str>,
     /// What it is ranked by; at least its true value, at most `error` above it.
     weight: u64,
     error: u64,
@@ -61,7 +61,10 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Sketch {
     entries: Vec<Entry>,
-    places: HashMap<Box<str>, usize, ahash::RandomState>,
+    places: HashMap<Arc<str>, usize, ahash::RandomState>,
+    /// No entry is lighter than this; some may be as light, from `hand` on.
+    least: u64,
+    hand: usize,
 }
 
 impl Sketch {
@@ -81,14 +84,15 @@ impl Sketch {
 
     /// Makes room for a name, in the place of the lightest when there is none.
     fn take_in(&mut self, name: &str) -> usize {
+        let name: Arc<str> = name.into();
         let mut entry =
-            Entry { name: name.into(), weight: 0, error: 0, messages: 0, deliveries: 0, bytes: 0 };
+            Entry { name: Arc::clone(&name), weight: 0, error: 0, messages: 0, deliveries: 0, bytes: 0 };
         let place = if self.entries.len() < KEPT {
             self.entries.push(entry);
             self.entries.len() - 1
         } else {
-            let weights = self.entries.iter().map(|entry| entry.weight).enumerate();
-            let (place, least) = weights.min_by_key(|&(_, weight)| weight).unwrap_or((0, 0));
+            let place = self.lightest();
+            let least = self.least;
             // It may have been here before, and as heavy as the one it pushes out.
             (entry.weight, entry.error) = (least, least);
             if let Some(lightest) = self.entries.get_mut(place) {
@@ -97,13 +101,28 @@ impl Sketch {
             }
             place
         };
-        self.places.insert(name.into(), place);
+        self.places.insert(name, place);
+        place
+    }
+
+    /// The place of an entry that none is lighter than. Weights only grow, so that a walk over all of them is due but
+    /// once for all that are as light as the lightest.
+    fn lightest(&mut self) -> usize {
+        let from_hand = self.entries.iter().enumerate().skip(self.hand);
+        if let Some((place, _)) = from_hand.into_iter().find(|(_, entry)| entry.weight == self.least) {
+            self.hand = place + 1;
+            return place;
+        }
+        let weights = self.entries.iter().map(|entry| entry.weight).enumerate();
+        let (place, least) = weights.min_by_key(|&(_, weight)| weight).unwrap_or_default();
+        (self.least, self.hand) = (least, place + 1);
         place
     }
 
     fn clear(&mut self) {
         self.entries.clear();
         self.places.clear();
+        (self.least, self.hand) = (0, 0);
     }
 }
 
@@ -186,11 +205,11 @@ impl Report {
 }
 
 fn busiest(entries: Vec<Entry>, limit: usize) -> Vec<Busy> {
-    let mut by_name: HashMap<Box<str>, Entry> = HashMap::new();
+    let mut by_name: HashMap<Arc<str>, Entry> = HashMap::new();
     for entry in entries {
         match by_name.get_mut(&entry.name) {
             None => {
-                by_name.insert(entry.name.clone(), entry);
+                by_name.insert(Arc::clone(&entry.name), entry);
             }
             Some(sum) => {
                 sum.weight += entry.weight;
@@ -205,7 +224,7 @@ fn busiest(entries: Vec<Entry>, limit: usize) -> Vec<Busy> {
     entries.sort_unstable_by(|a, b| b.weight.cmp(&a.weight).then_with(|| a.name.cmp(&b.name)));
     entries.truncate(limit);
     let busy = |entry: Entry| Busy {
-        name: entry.name.into(),
+        name: entry.name.as_ref().to_owned(),
         messages: entry.messages,
         deliveries: entry.deliveries,
         bytes: entry.bytes,
@@ -312,6 +331,24 @@ mod tests {
             let truth = truth[&*entry.name];
             assert!(entry.weight >= truth && entry.weight - entry.error <= truth, "{entry:?} {truth}");
             assert!(entry.error <= 50_000 / KEPT as u64);
+        }
+    }
+
+    #[test]
+    fn the_name_that_goes_is_always_one_of_the_lightest() {
+        let mut sketch = Sketch::default();
+        let mut state = 7_u64;
+        for _ in 0..20_000 {
+            state = state * 48_271 % 0x7fff_ffff;
+            let name = format!("{}", state % 300);
+            let is_known = sketch.places.contains_key(name.as_str());
+            let least = sketch.entries.iter().map(|entry| entry.weight).min().unwrap_or(0);
+            let is_full = sketch.entries.len() == KEPT;
+            sketch.add(&name, state % 5, 1);
+            if is_full && !is_known {
+                let entry = &sketch.entries[sketch.places[name.as_str()]];
+                assert_eq!(entry.error, least);
+            }
         }
     }
 
