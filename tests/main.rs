@@ -20,6 +20,7 @@ mod dashboard;
 mod deploy;
 mod handshake;
 mod interop;
+mod late_readers;
 mod layering;
 mod limits;
 mod memory;

@@ -9,6 +9,7 @@ use deeperhub_protocol::frame::{Frame, FrameDecoder, FrameLimits};
 use deeperhub_protocol::{CloseCode, CloseReason};
 use slab::Slab;
 
+use crate::arena::{Arena, Multicast};
 use crate::config::Config;
 use crate::deflate::Coders;
 use crate::handshake::Handshake;
@@ -23,9 +24,6 @@ use crate::waker::ReadyList;
 /// Connections that a fan-out may newly list for writing in one round. What comes after them waits for the next
 /// round, so that sockets and other topics get their turn in between: about 5 ms of writes.
 const ROOM: usize = 1024;
-
-/// What is kept of the arena however little of it is used.
-const KEEP: usize = 64 * 1024;
 
 /// Places for connections that are kept though they are empty.
 const KEPT_PLACES: usize = 1024;
@@ -100,14 +98,14 @@ impl<S> Connection<S> {
     /// The socket is broken.
     pub(crate) fn flush(
         &mut self,
-        arena: &[u8],
+        arena: &Arena,
         gather: &mut Vec<u8>,
         records: &mut Records,
         sent: &mut u64,
     ) -> std::io::Result<()> {
         let mut cx = std::task::Context::from_waker(&self.waker);
         loop {
-            let result = match self.outbox.next_write(arena, gather) {
+            let result = match self.outbox.next_write(arena.bytes(), gather) {
                 NextWrite::Nothing if self.transport.is_flushed() => {
                     self.flags.write_blocked = false;
                     return Ok(());
@@ -155,11 +153,9 @@ pub(crate) struct Core<S> {
     pub(crate) dirty: Vec<u32>,
     /// Connections to close at the end of the step under way.
     pub(crate) to_close: Vec<(u32, CloseReason)>,
-    /// Replies of the round.
-    pub(crate) arena: Vec<u8>,
+    /// What is sent in the round.
+    pub(crate) arena: Arena,
     pub(crate) coders: Coders,
-    /// The most that stood in the arena since the last look at deadlines.
-    pub(crate) arena_peak: usize,
     /// Buffer of small writes.
     pub(crate) gather: Vec<u8>,
     /// What TLS connections share.
@@ -190,8 +186,7 @@ impl<S> Core<S> {
             turn: Vec::new(),
             dirty: Vec::new(),
             to_close: Vec::new(),
-            arena: Vec::new(),
-            arena_peak: 0,
+            arena: Arena::default(),
             gather: Vec::new(),
             records: Records::default(),
             now,
@@ -211,20 +206,6 @@ impl<S> Core<S> {
         self.records.handshake_steps = 0;
         if self.config.refresh(&self.live) {
             self.limits = limits(&self.config);
-        }
-    }
-
-    /// To be called before the arena is made shorter.
-    pub(crate) fn note_arena(&mut self) {
-        self.arena_peak = self.arena_peak.max(self.arena.len());
-    }
-
-    /// Gives back the memory of the arena when it was much more than was used since the last call. Not after each
-    /// round: one large round usually is followed by another, and fresh memory costs a fault for each page.
-    pub(crate) fn shrink_arena(&mut self) {
-        let peak = std::mem::take(&mut self.arena_peak).max(self.arena.len());
-        if self.arena.capacity() > KEEP && self.arena.capacity() / 4 > peak {
-            self.arena.shrink_to(peak);
         }
     }
 
@@ -249,6 +230,13 @@ impl<S> Core<S> {
             self.dirty.push(key);
         }
     }
+}
+
+/// The connection, where something can be queued for it.
+#[inline(always)]
+fn receiver<S>(connections: &mut Slab<Connection<S>>, key: Key) -> Option<&mut Connection<S>> {
+    let connection = connections.get_mut(key as usize)?;
+    (matches!(connection.state, State::Open(_)) && !connection.flags.too_slow).then_some(connection)
 }
 
 fn limits(config: &Config) -> FrameLimits {
@@ -279,18 +267,42 @@ impl<S> Connections<'_, S> {
         self.core.open
     }
 
-    /// Queues a frame for a connection. False: it is not open, or too slow and about to be closed.
-    pub fn send(&mut self, key: Key, frame: &Frame) -> bool {
+    /// Queues a frame for a connection, and gives its session. None: it is not open, or too slow and about to be closed.
+    pub fn send(&mut self, key: Key, frame: &Frame) -> Option<&mut S> {
         let core = &mut *self.core;
-        let Some(connection) = core.connections.get_mut(key as usize) else { return false };
-        if !matches!(connection.state, State::Open(_)) || connection.flags.too_slow {
-            return false;
-        }
-        let frame = match connection.flags.deflate {
+        let connection = receiver(&mut core.connections, key)?;
+        connection.outbox.push(match connection.flags.deflate {
             None => frame,
             Some(params) => core.coders.outgoing.shared(params, frame),
+        });
+        self.queued(key)
+    }
+
+    /// As [`send`](Self::send), for a frame that goes to several connections.
+    pub fn send_multicast(&mut self, key: Key, multicast: &Multicast) -> Option<&mut S> {
+        let core = &mut *self.core;
+        let connection = receiver(&mut core.connections, key)?;
+        let frame = match connection.flags.deflate {
+            None => multicast.frame(),
+            Some(params) => core.coders.outgoing.shared(params, multicast.frame()),
         };
-        connection.outbox.push(frame);
+        // A socket that takes nothing would only need the frame itself again.
+        let copy = match connection.flags.write_blocked {
+            false => core.arena.copy(frame, multicast.copy_of(frame)),
+            true => None,
+        };
+        match copy {
+            Some(start) => connection.outbox.push_arena(start, start + frame.len()),
+            None => connection.outbox.push(frame),
+        }
+        self.queued(key)
+    }
+
+    /// Something was queued for a connection.
+    #[inline(always)]
+    fn queued(&mut self, key: Key) -> Option<&mut S> {
+        let core = &mut *self.core;
+        let connection = core.connections.get_mut(key as usize)?;
         core.deliveries = core.deliveries.saturating_sub(1);
         if !connection.flags.dirty {
             connection.flags.dirty = true;
@@ -306,10 +318,13 @@ impl<S> Connections<'_, S> {
             if connection.outbox.len() > core.config.max_queue_bytes {
                 connection.flags.too_slow = true;
                 core.to_close.push((key, too_slow()));
-                return false;
+                return None;
             }
         }
-        true
+        match &mut connection.state {
+            State::Open(session) => Some(session),
+            _ => None,
+        }
     }
 
     /// The session of an open connection.

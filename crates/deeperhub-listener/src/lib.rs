@@ -54,6 +54,7 @@
 //! `examples/echo.rs` is the whole program.
 
 mod accept;
+mod arena;
 mod budget;
 mod config;
 mod connections;
@@ -72,6 +73,7 @@ mod transport;
 mod waker;
 mod worker;
 
+pub use arena::Multicast;
 pub use budget::MemoryBudget;
 pub use config::Config;
 pub use connections::Connections;

@@ -5,6 +5,8 @@ use std::io::IoSlice;
 
 use deeperhub_protocol::frame::Frame;
 
+use crate::arena::Arena;
+
 /// Slices of one vectored write. More are written by the next call of the same round.
 pub(crate) const MAX_SLICES: usize = 64;
 
@@ -144,17 +146,34 @@ impl Outbox {
     }
 
     /// Makes every piece independent of the arena, which is emptied at the end of the round.
-    pub(crate) fn detach(&mut self, arena: &[u8]) {
-        let own = |piece: &mut Piece| {
-            if matches!(piece, Piece::Arena { .. }) {
-                *piece = Piece::Shared(Frame::from_encoded(piece.bytes(arena)));
-            }
-        };
-        match &mut self.pieces {
-            Pieces::Empty => {}
-            Pieces::One(piece) => own(piece),
+    pub(crate) fn detach(&mut self, arena: &Arena) {
+        let is_in_arena = |piece: &Piece| matches!(piece, Piece::Arena { .. });
+        match &self.pieces {
+            Pieces::One(piece) if is_in_arena(piece) => {}
             // What was detached before stands in front, what came in this round at the back.
-            Pieces::Many(queue) => queue.pieces.iter_mut().for_each(own),
+            Pieces::Many(queue) if queue.pieces.iter().any(is_in_arena) => {}
+            _ => return,
+        }
+        let queue = self.queue();
+        let pieces = std::mem::take(&mut queue.pieces);
+        for (nth, piece) in pieces.into_iter().enumerate() {
+            let Piece::Arena { start, len } = piece else {
+                queue.pieces.push_back(piece);
+                continue;
+            };
+            let mut frames = arena.frames(start as usize, start as usize + len as usize);
+            if nth == 0 {
+                // Of several frames in one piece some may be with the kernel.
+                queue.pongs = 0;
+                for frame in frames.by_ref() {
+                    if queue.written < frame.len() {
+                        queue.pieces.push_back(Piece::Shared(frame));
+                        break;
+                    }
+                    queue.written -= frame.len();
+                }
+            }
+            queue.pieces.extend(frames.map(Piece::Shared));
         }
     }
 
@@ -269,6 +288,7 @@ pub(crate) enum NextWrite<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arena::Multicast;
     use deeperhub_protocol::frame;
 
     fn text(payload: &str) -> Frame {
@@ -279,6 +299,12 @@ mod tests {
         let mut out = Vec::new();
         frame::write_pong(&mut out, payload);
         Frame::from_encoded(&out)
+    }
+
+    fn in_arena(bytes: &[u8]) -> Arena {
+        let mut arena = Arena::default();
+        arena.replies().extend_from_slice(bytes);
+        arena
     }
 
     /// Writes all that waits, `step` bytes at a time.
@@ -332,8 +358,49 @@ mod tests {
         let arena = b"reply".to_vec();
         outbox.push_arena(0, 5);
         outbox.advance(2);
-        outbox.detach(&arena);
+        outbox.detach(&in_arena(&arena));
         assert_eq!(drain(&mut outbox, &[], 10), b"ply");
+    }
+
+    #[test]
+    fn frames_of_a_fan_out_are_one_piece_and_wait_as_shared_ones() {
+        let frames = ["one", "two", "three"].map(Frame::text);
+        let expected: Vec<u8> = frames.iter().flat_map(|frame| frame.as_bytes().to_vec()).collect();
+        for taken in 0..expected.len() {
+            let fan_out = frames.clone().map(Multicast::new);
+            let mut arena = Arena::default();
+            let mut outboxes: [Outbox; 10] = Default::default();
+            for outbox in &mut outboxes {
+                for multicast in &fan_out {
+                    let frame = multicast.frame();
+                    match arena.copy(frame, multicast.copy_of(frame)) {
+                        Some(start) => outbox.push_arena(start, start + frame.len()),
+                        None => outbox.push(frame),
+                    }
+                }
+            }
+            let last = &mut outboxes[9];
+            assert!(matches!(last.pieces, Pieces::One(Piece::Arena { .. })));
+            if taken > 0 {
+                last.advance(taken);
+            }
+            last.detach(&arena);
+            arena.clear();
+            assert_eq!(last.len(), expected.len() - taken);
+            if let Pieces::Many(queue) = &last.pieces {
+                let shares = |piece: &Piece| match piece {
+                    Piece::Shared(frame) => fan_out
+                        .iter()
+                        .any(|multicast| multicast.frame().as_bytes().as_ptr() == frame.as_bytes().as_ptr()),
+                    Piece::Arena { .. } => false,
+                };
+                assert!(queue.pieces.iter().all(shares));
+            }
+            last.push_pong(pong(b"p"));
+            let rest = drain(last, &[], 3);
+            assert_eq!(rest.len(), expected.len() - taken + pong(b"p").len());
+            assert!(rest.ends_with(fan_out[2].frame().as_bytes()) || taken > expected.len() - 7);
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::handshake::{Handshake, Proxied};
 use crate::metrics::{CoderCells, HandshakeLimit, Outcome};
 use crate::outbox::Outbox;
 use crate::places::Place;
-use crate::session::{Application, Closed, Context, Local, Message, Peer, Session};
+use crate::session::{Application, Closed, Context, Local, Message, Peer, Session, Wire};
 use crate::transport::Transport;
 use crate::waker::ConnectionWaker;
 
@@ -448,7 +448,7 @@ impl<'a, A: Application> Worker<'a, A> {
         connection.flags.deflate = handshake.deflate;
         let extensions = handshake.deflate.map(|params| params.header_value());
         handshake::write_accept(
-            &mut self.core.arena,
+            self.core.arena.replies(),
             &accept_key,
             accepted.subprotocol.as_deref(),
             extensions.as_deref(),
@@ -485,8 +485,10 @@ impl<'a, A: Application> Worker<'a, A> {
         let start = self.core.arena.len();
         match &connection.state {
             // RFC 9110 section 9.3.2.
-            State::Handshake(handshake) if handshake.is_head => refusal.write_head(&mut self.core.arena),
-            _ => refusal.write(&mut self.core.arena),
+            State::Handshake(handshake) if handshake.is_head => {
+                refusal.write_head(self.core.arena.replies());
+            }
+            _ => refusal.write(self.core.arena.replies()),
         }
         connection.outbox.push_arena(start, self.core.arena.len());
         connection.state = State::Closing(Closing::Eof);
@@ -499,7 +501,8 @@ impl<'a, A: Application> Worker<'a, A> {
         let next_ping = self.next_ping();
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
-        let Connection { state: State::Open(session), decoder, outbox, flags, deadline, .. } = connection
+        let Connection { state: State::Open(session), decoder, outbox, flags, deadline, transport, .. } =
+            connection
         else {
             return;
         };
@@ -507,9 +510,11 @@ impl<'a, A: Application> Worker<'a, A> {
         let mut pause = false;
         let mut pos = 0;
         let arena_start = core.arena.len();
-        let (local, now, arena, limits) = (&mut self.local, core.now, &mut core.arena, &core.limits);
+        let (local, now, arena, limits) = (&mut self.local, core.now, core.arena.replies(), &core.limits);
         let max_queue_bytes = core.config.max_queue_bytes;
         let (deflate, Coders { outgoing, incoming }) = (flags.deflate, &mut core.coders);
+        let (records, sent) = (&mut core.records, &mut core.sent);
+        let (end, is_direct) = (input.len(), !transport.is_tls());
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 let next = match deflate {
@@ -526,6 +531,12 @@ impl<'a, A: Application> Worker<'a, A> {
                     deflate,
                     close: &mut close,
                     pause: &mut pause,
+                    // Not while more of this client's messages stand here, whose replies leave together.
+                    wire: (pos == end && is_direct && !flags.write_blocked).then_some(Wire {
+                        transport: &mut *transport,
+                        records: &mut *records,
+                        sent: &mut *sent,
+                    }),
                 };
                 let message = match next {
                     Ok(None) => return Decoded::All,
@@ -585,7 +596,6 @@ impl<'a, A: Application> Worker<'a, A> {
             }
             // What the socket did not take was copied, so the next large reply gets the same memory, while it is
             // in the cache.
-            core.arena_peak = core.arena_peak.max(core.arena.len());
             core.arena.truncate(arena_start);
         }
         if !connection.outbox.is_empty() && !connection.flags.dirty {
@@ -626,11 +636,12 @@ impl<'a, A: Application> Worker<'a, A> {
             now: core.now,
             local: &mut self.local,
             outbox,
-            arena: &mut core.arena,
+            arena: core.arena.replies(),
             outgoing: &mut core.coders.outgoing,
             deflate: flags.deflate,
             close: &mut close,
             pause: &mut pause,
+            wire: None,
         };
         let result = catch_unwind(AssertUnwindSafe(|| call(session, &mut cx)));
         if pause && !flags.paused {
@@ -681,7 +692,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
         let start = self.core.arena.len();
         if code.says_goodbye() {
-            let arena = &mut self.core.arena;
+            let arena = self.core.arena.replies();
             let said =
                 catch_unwind(AssertUnwindSafe(|| session.on_farewell(&reason, retry_after, arena))).is_ok();
             if !said {
@@ -689,7 +700,7 @@ impl<'a, A: Application> Worker<'a, A> {
                 self.core.arena.truncate(start);
             }
         }
-        frame::write_close(&mut self.core.arena, Some(code.as_u16()), reason.text());
+        frame::write_close(self.core.arena.replies(), Some(code.as_u16()), reason.text());
         connection.outbox.push_arena(start, self.core.arena.len());
         let wait = match code {
             CloseCode::ProtocolError | CloseCode::InvalidUtf8 | CloseCode::MessageTooBig => Closing::Eof,
@@ -702,7 +713,7 @@ impl<'a, A: Application> Worker<'a, A> {
     fn answer_close(&mut self, key: u32, code: Option<u16>) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let start = self.core.arena.len();
-        frame::write_close(&mut self.core.arena, code, "");
+        frame::write_close(self.core.arena.replies(), code, "");
         connection.outbox.push_arena(start, self.core.arena.len());
         self.end_session(key, &Closed::ByPeer { code }, Closing::Nothing);
     }
@@ -808,7 +819,6 @@ impl<'a, A: Application> Worker<'a, A> {
         dirty.append(&mut self.core.dirty);
         self.core.dirty = dirty;
         if self.core.dirty.is_empty() {
-            self.core.note_arena();
             self.core.arena.clear();
         } else {
             self.write_dirty();
@@ -840,7 +850,7 @@ impl<'a, A: Application> Worker<'a, A> {
         let from = match self.tick_at {
             Some(from) => from,
             None if self.core.now >= self.next_tick => {
-                self.core.shrink_arena();
+                self.core.arena.shrink();
                 self.core.shrink_connections();
                 self.next_tick = self.core.now + self.core.config.tick();
                 self.queued = 0;
@@ -897,7 +907,7 @@ impl<'a, A: Application> Worker<'a, A> {
                 }
                 connection.flags.awaiting_pong = true;
                 let start = self.core.arena.len();
-                frame::write_ping(&mut self.core.arena, b"");
+                frame::write_ping(self.core.arena.replies(), b"");
                 connection.outbox.push_arena(start, self.core.arena.len());
                 self.core.mark_dirty(key);
             }

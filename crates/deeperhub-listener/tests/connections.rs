@@ -77,7 +77,7 @@ impl Local for Worker {
         }
         if let Some(key) = self.flood {
             let frame = Frame::binary(&vec![7; 64 * 1024]);
-            while connections.room() > 0 && connections.send(key, &frame) {}
+            while connections.room() > 0 && connections.send(key, &frame).is_some() {}
             self.flood = None;
         }
         Poll::Pending

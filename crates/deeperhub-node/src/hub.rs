@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use deeperhub_cluster::Broker;
 use deeperhub_events::EventBus;
-use deeperhub_listener::{Key, Live};
+use deeperhub_listener::{Key, Live, Multicast};
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ServerMessage, TraceContext, WelcomeLimits};
@@ -32,7 +32,7 @@ pub(crate) const REQUESTS: usize = 1024;
 /// One publish on its way to a worker's subscribers.
 #[derive(Debug)]
 pub(crate) struct Delivery {
-    pub(crate) frame: Frame,
+    pub(crate) frame: Multicast,
     /// The publisher, where it does not want its own message.
     pub(crate) exclude: Option<Place>,
     /// Only while someone observes sent messages.
@@ -207,7 +207,7 @@ impl Hub {
         let span = span.filter(|_| self.config.tracer.records());
         self.router.publish(topic, source, frame.len(), || Delivery {
             // Each worker counts references on a cache line of its own.
-            frame: if alone { frame.clone() } else { frame.fork() },
+            frame: Multicast::new(if alone { frame.clone() } else { frame.fork() }),
             exclude,
             topic: name.clone(),
             stamp: Stamp::new(published, span),

@@ -5,7 +5,7 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use deeperhub_events::{Details, Event, EventKind};
-use deeperhub_listener::{Connections, Key, LiveCopy};
+use deeperhub_listener::{Connections, Key, LiveCopy, Multicast};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
@@ -155,18 +155,19 @@ impl Local {
         frame: &Frame,
         connections: &mut Connections<'_, Session>,
     ) -> bool {
-        if !connections.send(key, frame) {
-            return false;
-        }
+        self.count(what, connections.send(key, frame), frame.len())
+    }
+
+    /// Counts what was sent, if it was.
+    fn count(&mut self, what: Sent, session: Option<&mut Session>, bytes: usize) -> bool {
+        let Some(session) = session else { return false };
+        session.sent += 1;
         self.metrics.sent(what, 1);
-        if let Some(session) = connections.session(key) {
-            session.sent += 1;
-            self.event(EventKind::MessageSent, &session.client_id, || Details::MessageSent {
-                message_type: what.name(),
-                topic: None,
-                bytes: frame.len(),
-            });
-        }
+        self.event(EventKind::MessageSent, &session.client_id, || Details::MessageSent {
+            message_type: what.name(),
+            topic: None,
+            bytes,
+        });
         true
     }
 
@@ -194,10 +195,11 @@ impl Local {
                 let _ = reply.send(found && self.send(Sent::Raw, to.key, &frame, connections));
             }
             Request::SendToUser { user, frame, reply } => {
-                self.sweep_user(Action::Send(frame), &user, reply);
+                self.sweep_user(Action::Send(Multicast::new(frame)), &user, reply);
             }
             Request::Broadcast { frame, reply } => {
-                self.sweep = Some(Sweep::of_all(Action::Send(frame), self.next_serial + 1, reply));
+                self.sweep =
+                    Some(Sweep::of_all(Action::Send(Multicast::new(frame)), self.next_serial + 1, reply));
             }
             Request::Disconnect { client, reply } => {
                 let found = Self::find(client, connections).is_some();
@@ -259,7 +261,10 @@ impl Local {
             let is_meant = connections.session(key).is_some_and(|session| sweep.is_for(session, &self.hub));
             let reached = is_meant
                 && match &sweep.action {
-                    Action::Send(frame) => self.send(Sent::Raw, key, frame, connections),
+                    Action::Send(multicast) => {
+                        let session = connections.send_multicast(key, multicast);
+                        self.count(Sent::Raw, session, multicast.frame().len())
+                    }
                     Action::Unsubscribe(topic) => self.unsubscribe(key, topic, connections),
                     Action::Disconnect => {
                         connections.close(key, disconnected());
@@ -320,27 +325,24 @@ impl Local {
             {
                 return Flow::Continue;
             }
-            if connections.send(key, &delivery.frame) {
+            if let Some(session) = connections.send_multicast(key, &delivery.frame) {
                 sent += 1;
-                let bytes = delivery.frame.len();
-                let followed = fan_outs.delivered(&delivery.stamp, bytes, now, metrics);
-                if let Some(session) = connections.session(key) {
-                    session.sent += 1;
-                    if let Some(followed) = followed {
-                        fan_outs.delivered_to(followed, &session.client_id, session.trace(), bytes, now);
-                    }
-                    if let Some(topic) = &delivery.topic {
-                        let details = Details::MessageSent {
-                            message_type: Sent::Message.name(),
-                            topic: Some(Arc::clone(topic)),
-                            bytes: delivery.frame.len(),
-                        };
-                        hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
-                    }
+                session.sent += 1;
+                let bytes = delivery.frame.frame().len();
+                if let Some(followed) = fan_outs.delivered(&delivery.stamp, bytes, now, metrics) {
+                    fan_outs.delivered_to(followed, &session.client_id, session.trace(), bytes, now);
+                }
+                if let Some(topic) = &delivery.topic {
+                    let details = Details::MessageSent {
+                        message_type: Sent::Message.name(),
+                        topic: Some(Arc::clone(topic)),
+                        bytes,
+                    };
+                    hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
                 }
             } else if key == LOOPBACK {
                 // Here, where no connection was found, it costs the usual delivery nothing.
-                hub.canary.came_back(*worker, delivery.frame.as_bytes());
+                hub.canary.came_back(*worker, delivery.frame.frame().as_bytes());
             }
             if connections.room() == 0 { Flow::Pause } else { Flow::Continue }
         };

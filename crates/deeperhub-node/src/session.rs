@@ -11,7 +11,7 @@ use deeperhub_listener::{Closed, Context, Key, Message};
 use deeperhub_protocol::message::{
     ClientMessage, Command, MessageError, MessageId, ServerMessage, SpanContext,
 };
-use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode};
+use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode, RawJson};
 use deeperhub_security::{RateLimit, RateLimiter};
 
 use crate::auth::Login;
@@ -105,6 +105,32 @@ impl Session {
             message.write_frame(out);
             bytes = out.len() - start;
         });
+        self.replied(what, bytes, cx);
+    }
+
+    /// Sends a reply whose payload may be written from where it stands.
+    pub(crate) fn reply_around(
+        &mut self,
+        what: Sent,
+        message: &ServerMessage<'_>,
+        payload: RawJson<'_>,
+        cx: &mut Context<'_, Local>,
+    ) {
+        let payload = payload.as_str().as_bytes();
+        if !cx.writes_in_place(payload.len()) {
+            return self.reply(what, message, cx);
+        }
+        let mut bytes = payload.len();
+        cx.reply_around(payload, |out| {
+            let start = out.len();
+            let at = message.write_frame_around(out);
+            bytes += out.len() - start;
+            at
+        });
+        self.replied(what, bytes, cx);
+    }
+
+    fn replied(&mut self, what: Sent, bytes: usize, cx: &mut Context<'_, Local>) {
         self.sent += 1;
         let local = cx.local();
         local.metrics.sent(what, 1);

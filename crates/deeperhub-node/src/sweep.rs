@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use deeperhub_listener::{Connections, Key};
+use deeperhub_listener::{Connections, Key, Multicast};
 use deeperhub_protocol::Subscription;
-use deeperhub_protocol::frame::Frame;
 use tokio::sync::oneshot;
 
 use crate::hub::Hub;
@@ -16,7 +15,7 @@ pub(crate) const STEPS_PER_ROUND: usize = 1024;
 /// What is done to each connection.
 #[derive(Debug)]
 pub(crate) enum Action {
-    Send(Frame),
+    Send(Multicast),
     Disconnect,
     Unsubscribe(Subscription<'static>),
 }

@@ -13,5 +13,5 @@ pub(crate) fn echo(
     data: RawJson<'_>,
     cx: &mut Context<'_, Local>,
 ) {
-    session.reply(Sent::Echo, &ServerMessage::Echo { id, data }, cx);
+    session.reply_around(Sent::Echo, &ServerMessage::Echo { id, data }, data, cx);
 }

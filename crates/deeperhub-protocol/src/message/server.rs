@@ -1,7 +1,7 @@
 //! What the server says.
 
 use super::envelope::{Envelope, Part};
-use super::write::{Length, Sink};
+use super::write::{Around, Length, Sink};
 use super::{MessageError, MessageId};
 use crate::frame::{Frame, text_header};
 use crate::json::levels;
@@ -142,6 +142,17 @@ impl ServerMessage<'_> {
         self.write_frame_of(self.json_len(), out);
     }
 
+    /// As [`write_frame`](Self::write_frame), but leaves out the payload of an [`Echo`](Self::Echo): for who can send it
+    /// from where it stands. Answers at which length of `out` it belongs; `None` for other messages, which are appended
+    /// whole.
+    pub fn write_frame_around(&self, out: &mut Vec<u8>) -> Option<usize> {
+        let (header, header_len) = text_header(self.json_len());
+        out.extend_from_slice(header.get(..header_len).unwrap_or_default());
+        let mut around = Around { out, at: None };
+        self.write(&mut around);
+        around.at
+    }
+
     /// The message as a frame that many connections can share.
     #[must_use]
     pub fn to_frame(&self) -> Frame {
@@ -200,7 +211,7 @@ impl ServerMessage<'_> {
             Self::Echo { id, data } => {
                 reply(sink, r#"{"type":"echo""#, id);
                 sink.raw(r#","data":"#);
-                sink.raw(data.as_str());
+                sink.payload(data.as_str());
                 sink.raw("}");
             }
             Self::Subscribed { id, topic } => {

@@ -7,6 +7,11 @@ use crate::json::escape;
 pub(super) trait Sink: Sized {
     fn raw(&mut self, json: &str);
 
+    /// A message's payload.
+    fn payload(&mut self, json: &str) {
+        self.raw(json);
+    }
+
     /// `text` as a JSON string, with its quotes.
     fn string(&mut self, text: &str);
 
@@ -36,5 +41,27 @@ impl Sink for Length {
 
     fn string(&mut self, text: &str) {
         escape(text, |piece| self.0 += piece.len());
+    }
+}
+
+/// Leaves a payload out.
+#[derive(Debug)]
+pub(super) struct Around<'a> {
+    pub(super) out: &'a mut Vec<u8>,
+    /// Where in `out` the payload belongs.
+    pub(super) at: Option<usize>,
+}
+
+impl Sink for Around<'_> {
+    fn raw(&mut self, json: &str) {
+        self.out.raw(json);
+    }
+
+    fn payload(&mut self, _: &str) {
+        self.at = Some(self.out.len());
+    }
+
+    fn string(&mut self, text: &str) {
+        self.out.string(text);
     }
 }

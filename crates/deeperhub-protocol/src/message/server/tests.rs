@@ -19,6 +19,14 @@ fn written(message: &ServerMessage<'_>) -> String {
     let mut expected = Vec::new();
     write_text(&mut expected, text);
     assert_eq!(expected, frame.as_bytes(), "the header says how long the text is");
+    let mut around = b"before".to_vec();
+    match (message.write_frame_around(&mut around), message) {
+        (Some(at), ServerMessage::Echo { data, .. }) => {
+            around.splice(at..at, data.as_str().bytes());
+        }
+        (at, _) => assert_eq!(at, None),
+    }
+    assert_eq!(around, out, "the parts make the whole");
     text.to_owned()
 }
 

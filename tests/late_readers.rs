@@ -1,0 +1,122 @@
+//! Clients that read late: what waited for them comes whole, once and in order, whatever part of it the socket took.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpSocket;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async};
+
+use crate::support::{Client, Server, http, patiently};
+
+/// Without limits that these tests are not about.
+const FLAGS: &[&str] = &["--workers", "1", "--rate-limit", "0", "--max-queue-bytes", "67108864"];
+
+/// A client with a small receive buffer, so that the server's socket is soon full.
+async fn with_small_buffer(server: &Server) -> Client {
+    let url = server.url("/");
+    let address = url.trim_start_matches("ws://").trim_end_matches('/').parse().unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let stream = socket.connect(address).await.unwrap();
+    let (socket, _): (WebSocketStream<_>, _) =
+        patiently("the handshake", client_async(url, MaybeTlsStream::Plain(stream))).await.unwrap();
+    let mut client = Client { socket, welcome: Value::Null };
+    client.welcome = client.receive().await;
+    client
+}
+
+#[tokio::test]
+async fn long_echoes_wait_for_a_client_that_reads_late() {
+    const MESSAGES: usize = 1000;
+    let server = Server::start(FLAGS);
+    let mut client = with_small_buffer(&server).await;
+    // Of different lengths, so that the socket fills up at different places of a frame.
+    let message = |n: usize| {
+        let data = json!({"n": n, "pad": "é".repeat(4000 + n * 37 % 5000)});
+        json!({"type": "echo", "id": n, "data": data})
+    };
+    let mut pings = 0;
+    for n in 0..MESSAGES {
+        client.send(&message(n)).await;
+        if n % 10 == 0 {
+            patiently("a ping", client.socket.send(Message::Ping(n.to_string().into()))).await.unwrap();
+            pings += 1;
+        }
+    }
+    something_waits(&server).await;
+    let (mut echoes, mut pongs) = (0, 0);
+    while echoes < MESSAGES {
+        match patiently("an echo", client.socket.next()).await.unwrap().unwrap() {
+            Message::Text(text) => {
+                assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), message(echoes));
+                echoes += 1;
+            }
+            Message::Pong(_) => pongs += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(pongs <= pings);
+    assert_eq!(client.ask(&json!({"type": "ping", "id": 1})).await, json!({"type": "pong", "id": 1}));
+}
+
+#[tokio::test]
+async fn bursts_to_many_wait_for_those_who_read_late() {
+    const ROUNDS: usize = 300;
+    const BURST: usize = 8;
+    let server = Server::start(FLAGS);
+    let mut late = Vec::new();
+    for _ in 0..6 {
+        late.push(with_small_buffer(&server).await);
+    }
+    let mut prompt = Vec::new();
+    for _ in 0..8 {
+        prompt.push(Client::connect(&server).await);
+    }
+    for (n, client) in late.iter_mut().chain(&mut prompt).enumerate() {
+        let topics: &[&str] = if n % 2 == 0 { &["a"] } else { &["a", "b.*"] };
+        for topic in topics {
+            let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+            assert_eq!(reply["type"], "subscribed");
+        }
+    }
+    let mut publisher = Client::connect(&server).await;
+    let message = |n: usize| json!({"n": n, "pad": "x".repeat(2000 + n * 131 % 3000)});
+    let topic = |n: usize| if n.is_multiple_of(3) { "b.c" } else { "a" };
+    for round in 0..ROUNDS {
+        for n in round * BURST..(round + 1) * BURST {
+            let data = json!({"topic": topic(n), "message": message(n)});
+            client_feed(&mut publisher, &json!({"type": "publish", "data": data})).await;
+        }
+        patiently("a burst", publisher.socket.flush()).await.unwrap();
+    }
+    something_waits(&server).await;
+    for (n, client) in prompt.iter_mut().chain(&mut late).enumerate() {
+        for n in (0..ROUNDS * BURST).filter(|m| n % 2 == 1 || topic(*m) == "a") {
+            let delivery = client.receive().await;
+            assert_eq!(delivery["data"]["topic"], topic(n));
+            assert_eq!(delivery["data"]["message"], message(n));
+        }
+        assert_eq!(client.ask(&json!({"type": "ping", "id": 1})).await, json!({"type": "pong", "id": 1}));
+    }
+}
+
+/// Waits until the server says that its queues are not empty: sockets are full then.
+async fn something_waits(server: &Server) {
+    patiently("queues that are not empty", async {
+        loop {
+            let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
+            let waiting = metrics.lines().find_map(|line| line.strip_prefix("deeperhub_queue_bytes "));
+            if waiting.is_some_and(|bytes| bytes.parse::<f64>().is_ok_and(|bytes| bytes > 0.0)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+async fn client_feed(client: &mut Client, message: &Value) {
+    patiently("sending", client.socket.feed(Message::text(message.to_string()))).await.unwrap();
+}
