@@ -1,10 +1,25 @@
 //! Masking of payloads (RFC 6455 section 5.3).
 
+use fearless_simd::{Level, dispatch};
+
+/// From this length on, the widest instructions of the processor are worth a look at which it has. They halve the time
+/// at 16 KiB, and lose a few nanoseconds below 1 KiB.
+const LONG: usize = 2048;
+
 /// Applies `mask` to `payload`, whose first byte meets the first byte of the mask.
-///
-/// Eight bytes at a time in a loop without branches, which the compiler turns into vector instructions.
 #[inline]
 pub(super) fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    if payload.len() < LONG { apply(payload, mask) } else { unmask_long(payload, mask) }
+}
+
+fn unmask_long(payload: &mut [u8], mask: [u8; 4]) {
+    dispatch!(Level::new(), _simd => apply(payload, mask));
+}
+
+/// Eight bytes at a time in a loop without branches, which the compiler turns into the vector instructions of whoever
+/// it is inlined into.
+#[inline(always)]
+fn apply(payload: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
     let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
     let (chunks, rest) = payload.as_chunks_mut::<8>();
@@ -23,8 +38,8 @@ mod tests {
     #[test]
     fn every_byte_meets_its_byte_of_the_mask() {
         let mask = [0x12, 0x34, 0x56, 0x78];
-        for length in 0..100 {
-            let mut payload: Vec<u8> = (0..length).collect();
+        for length in (0..100).chain(LONG - 9..LONG + 100) {
+            let mut payload: Vec<u8> = (0..length).map(|i| i as u8).collect();
             unmask(&mut payload, mask);
             for (i, byte) in payload.iter().enumerate() {
                 assert_eq!(*byte, i as u8 ^ mask[i % 4]);
