@@ -403,3 +403,58 @@ async fn passwords_open_the_broker_and_are_not_shown() {
         assert!(show.stdout.contains("********@") && !show.stdout.contains("hunter3"), "{}", show.stdout);
     }
 }
+
+#[tokio::test]
+async fn a_node_that_was_held_up_for_a_moment_gets_all_that_came_meanwhile() {
+    const PUBLISHES: u64 = 20_000;
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "100000000"]).await;
+        let mut there = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut there).await;
+        let mut publisher = Client::connect(&a).await;
+        b.signal("STOP");
+        for n in 0..PUBLISHES {
+            publisher
+                .send_text(&format!(r#"{{"type":"publish","data":{{"topic":"t","message":{n}}}}}"#))
+                .await;
+        }
+        // The broker has all, or the node could not have been asked for this.
+        publisher.ask(&json!({"type": "ping"})).await;
+        eventually("the hand-over", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0).await;
+        b.signal("CONT");
+        let received = numbers(&mut there, PUBLISHES - 1).await;
+        check_order(&received);
+        assert_eq!(received.len() as u64, PUBLISHES, "{engine:?}");
+        assert_eq!(metric(&b, "deeperhub_cluster_dropped_total").await, 0, "{engine:?}");
+    }
+}
+
+#[tokio::test]
+async fn two_nodes_of_a_name_that_meet_after_an_outage_become_one() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let proxy = Proxy::start(broker.address);
+        let flags = ["--drain-timeout", "0"];
+        let mut first = node(&engine.url(proxy.address), "a", &flags);
+        let other = node(&broker.url(), "b", &flags);
+        ready(&first).await;
+        ready(&other).await;
+        proxy.cut();
+        unready(&first).await;
+        eventually("the first to be missed", async || super::names_of_nodes(&other).await == ["b"]).await;
+        // Nobody objects now.
+        let mut second = node(&broker.url(), "a", &flags);
+        ready(&second).await;
+        proxy.mend();
+        // The one that was started first stays.
+        assert_eq!(second.wait().code(), Some(1), "{}", second.stderr());
+        assert!(second.stderr().contains("another node of the cluster is named"), "{}", second.stderr());
+        ready(&first).await;
+        let mut client = subscribed(&first, &["t"]).await;
+        linked(&other, "t", &mut client).await;
+        eventually("both nodes", async || super::names_of_nodes(&other).await == ["a", "b"]).await;
+        first.signal("TERM");
+        assert_eq!(first.wait().code(), Some(0));
+    }
+}

@@ -246,3 +246,102 @@ async fn topics_are_carried_only_to_nodes_with_a_subscriber() {
     super::eventually("the end of the subscription", async || subscribers("deeperhub:t:t") == ":0").await;
     drop(a);
 }
+
+#[tokio::test]
+async fn topics_of_every_kind_and_payloads_of_every_size_get_over_unchanged() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "10000000"]).await;
+        let longest = "é".repeat(127) + "x";
+        let topics = [
+            "a[b]?c",
+            "\\\\",
+            "[^a]",
+            "a.[b-z].\\*",
+            "{x}",
+            "日本.語",
+            "%2F/:#",
+            longest.as_str(),
+            "x\"y",
+            "t:t",
+            "hub.t",
+        ];
+        // A star stands for a whole level only.
+        let topics = topics.map(|topic| topic.replace('*', "+").replace("\\\\", "\\"));
+        let names: Vec<_> = topics.iter().map(String::as_str).collect();
+        let mut exact = subscribed(&b, &names).await;
+        let mut all = subscribed(&b, &[">"]).await;
+        linked(&a, "probe", &mut all).await;
+        let last = subscribed(&b, &["probe"]).await;
+        let mut exact_and_probe = super::subscribe(exact, &["probe"]).await;
+        linked(&a, "probe", &mut exact_and_probe).await;
+        exact = exact_and_probe;
+        let large = format!("\"{}\"", "\\u00e9ü".repeat(8000));
+        let payloads = [
+            "1.000",
+            "-0.0e+7",
+            "123456789012345678901234567890",
+            r#"{ "b":1 ,"a":[ ] }"#,
+            r#""\ud83d\ude00 😀\/""#,
+            &large,
+        ];
+        let mut publisher = Client::connect(&a).await;
+        for topic in &names {
+            for payload in payloads {
+                let name = serde_json::to_string(topic).unwrap();
+                publisher
+                    .send_text(&format!(
+                        r#"{{"type":"publish","data":{{"topic":{name},"message":{payload}}}}}"#
+                    ))
+                    .await;
+            }
+        }
+        for client in [&mut exact, &mut all] {
+            let mut received = std::collections::BTreeMap::<String, Vec<String>>::new();
+            while received.values().map(Vec::len).sum::<usize>() < names.len() * payloads.len() {
+                let message = client.socket.next().await.unwrap().unwrap();
+                let text = message.to_text().unwrap_or_default();
+                let Some((_, rest)) = text.split_once("\"message\":") else { continue };
+                let parsed: serde_json::Value = serde_json::from_str(text).unwrap();
+                let topic = parsed["data"]["topic"].as_str().unwrap().to_owned();
+                if topic != "probe" {
+                    let (payload, _) = rest.rsplit_once(",\"from\"").unwrap();
+                    received.entry(topic).or_default().push(payload.to_owned());
+                }
+            }
+            for topic in &names {
+                assert_eq!(
+                    received.get(*topic).map(Vec::as_slice),
+                    Some(&payloads.map(str::to_owned)[..]),
+                    "{engine:?}"
+                );
+            }
+        }
+        drop(last);
+    }
+}
+
+#[tokio::test]
+async fn subscriptions_and_connections_end_on_other_nodes() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let issuer = Issuer::new("a secret that nodes of one hub share, and nobody else");
+        let [a, b] = nodes(&broker.url(), &["--auth-secret-file", &issuer.file()]).await;
+        let token =
+            issuer.token(&json!({"sub": "ana", "exp": from_now(std::time::Duration::from_secs(600))}));
+        let client = Client::connect_with(with_token(&b, &token)).await.unwrap();
+        let mut client = subscribe(client, &["x", "y.>"]).await;
+        let path = format!("DELETE /v1/clients/{}/subscriptions/x", client.id());
+        for expected in [true, false] {
+            let answer = http(a.api(), &path, &[], "").await;
+            assert_eq!((answer.status, answer.json()), (200, json!({"unsubscribed": expected})));
+        }
+        assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": "x"}}));
+        let answer = http(a.api(), "DELETE /v1/users/ana/subscriptions/y.%3E", &[], "").await;
+        // The count is this node's.
+        assert_eq!(answer.json(), json!({"clients": 0}));
+        assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": "y.>"}}));
+        assert_eq!(http(a.api(), "DELETE /v1/users/ana", &[], "").await.status, 200);
+        assert_eq!(client.closed().await.0, 4003);
+    }
+}

@@ -22,8 +22,9 @@ use crate::names::Names;
 use crate::queue::{Destination, Outbound};
 
 /// Messages of one subscription that the library keeps until they are taken; those above are lost and counted. They are
-/// taken as soon as they come.
-const SUBSCRIPTION_CAPACITY: usize = 8192;
+/// taken as soon as they come, but the library may read all that the system has buffered before this driver has its turn:
+/// some megabytes, of messages of a hundred bytes or so. Memory is taken for those that are there only.
+const SUBSCRIPTION_CAPACITY: usize = 1 << 17;
 
 /// Commands that the library keeps until they are written.
 const COMMANDS: usize = 2048;
