@@ -4,6 +4,7 @@ mod faults;
 mod lists;
 mod messages;
 mod network;
+mod rolling;
 mod secure;
 mod servers;
 

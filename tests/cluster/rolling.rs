@@ -1,0 +1,79 @@
+//! A rolling restart: each node goes and comes back, and its clients are with the others meanwhile.
+
+use std::time::{Duration, Instant};
+
+use super::faults::{Publisher, check_order, numbers};
+use super::{eventually, linked, names_of_nodes, node, nodes, ready, subscribed};
+use crate::support::{Broker, Client, Engine, patiently};
+
+const FLAGS: &[&str] = &["--drain-timeout", "1s"];
+
+/// Reads to the end, and gives the time at which the client is to come back.
+async fn slot(client: &mut Client) -> Duration {
+    let (code, _, goodbye) = client.closed().await;
+    assert_eq!(code, 1001);
+    let goodbye = goodbye.expect("a drained client is told");
+    assert_eq!(goodbye["data"]["reconnect"], true, "{goodbye}");
+    Duration::from_millis(goodbye["data"]["retry_after_ms"].as_u64().expect("it has a slot"))
+}
+
+#[tokio::test]
+async fn clients_move_on_while_nodes_restart_one_after_the_other() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let mut hub = nodes::<3>(&broker.url(), FLAGS).await;
+        for leaving in 0..3 {
+            let topic = ["t0", "t1", "t2"][leaving];
+            let (next, other) = ((leaving + 1) % 3, (leaving + 2) % 3);
+            let mut staying = [next, other].map(|_| Vec::new());
+            for (clients, node) in staying.iter_mut().zip([next, other]) {
+                clients.push(subscribed(&hub[node], &[topic]).await);
+            }
+            let mut moving = Vec::new();
+            for _ in 0..5 {
+                moving.push(subscribed(&hub[leaving], &[topic]).await);
+            }
+            linked(&hub[next], topic, &mut staying[1][0]).await;
+            linked(&hub[next], topic, &mut moving[0]).await;
+
+            let mut publisher = Publisher::new(&hub[next], topic).await;
+            hub[leaving].signal("TERM");
+            patiently("the drain", async {
+                while !hub[leaving].stderr().contains("Stopped.") {
+                    publisher.publish().await;
+                }
+            })
+            .await;
+            assert!(hub[leaving].wait().success());
+            let gone = Instant::now();
+            let mut back = Vec::new();
+            for (n, client) in moving.iter_mut().enumerate() {
+                let slot = patiently("the end", slot(client)).await;
+                tokio::time::sleep_until((gone + slot).into()).await;
+                let to = if n % 2 == 0 { next } else { other };
+                back.push(subscribed(&hub[to], &[topic]).await);
+            }
+            hub[leaving] = node(&broker.url(), ["a", "b", "c"][leaving], FLAGS);
+            for node in &hub {
+                ready(node).await;
+                eventually("all nodes", async || names_of_nodes(node).await == ["a", "b", "c"]).await;
+            }
+            back.push(subscribed(&hub[leaving], &[topic]).await);
+            for client in &mut back {
+                linked(&hub[next], topic, client).await;
+            }
+
+            let after = publisher.next;
+            publisher.many(20).await;
+            let all: Vec<_> = (0..publisher.next).collect();
+            for client in staying.iter_mut().flatten() {
+                assert_eq!(numbers(client, publisher.next - 1).await, all);
+            }
+            for client in &mut back {
+                let received = numbers(client, publisher.next - 1).await;
+                check_order(&received);
+                assert!(received.ends_with(&all[after as usize..]), "{after}: {received:?}");
+            }
+        }
+    }
+}
