@@ -209,10 +209,7 @@ impl<L> Context<'_, L> {
     pub fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.arena.len();
         write(self.arena);
-        if let Some(params) = self.deflate {
-            self.outgoing.replies(params, self.arena, start);
-        }
-        self.outbox.push_arena(start, self.arena.len());
+        self.queue_replies(start);
     }
 
     /// Whether a reply with a payload of `len` bytes goes to the socket at once and out of where the payload stands, by
@@ -240,13 +237,18 @@ impl<L> Context<'_, L> {
             }
             self.arena.splice(at..at, payload.iter().copied());
         }
+        self.queue_replies(start);
+        if written > 0 {
+            self.outbox.advance(written);
+        }
+    }
+
+    /// Queues the replies that stand in the arena from `start`, compressed where that was agreed on.
+    fn queue_replies(&mut self, start: usize) {
         if let Some(params) = self.deflate {
             self.outgoing.replies(params, self.arena, start);
         }
         self.outbox.push_arena(start, self.arena.len());
-        if written > 0 {
-            self.outbox.advance(written);
-        }
     }
 
     /// How many bytes of the frame the socket took.

@@ -6,6 +6,7 @@ use deeperhub_metrics::{
     Bounds, CellError, Cells, CounterVec, CounterVecCell, Gauge, GaugeCell, Histogram, HistogramCell,
     RegisterError, Registry, Unit,
 };
+use deeperhub_protocol::message::ServerMessage;
 
 /// Types of received messages: those of `Command::TYPES`, then two of the node's own.
 pub(crate) const RECEIVED: &[&str] =
@@ -14,19 +15,12 @@ pub(crate) const RECEIVED_BINARY: usize = 6;
 pub(crate) const RECEIVED_INVALID: usize = 7;
 
 /// Types of sent messages: those of `ServerMessage::TYPES`, then what backends send.
-const SENT: &[&str] = &[
-    "welcome",
-    "echo",
-    "subscribed",
-    "unsubscribed",
-    "published",
-    "authenticated",
-    "pong",
-    "message",
-    "goodbye",
-    "error",
-    "raw",
-];
+const SENT: &[&str] = &{
+    let mut all = ["raw"; ServerMessage::TYPES.len() + 1];
+    let (own, _) = all.split_at_mut(ServerMessage::TYPES.len());
+    own.copy_from_slice(ServerMessage::TYPES);
+    all
+};
 
 /// Index into [`SENT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,7 +225,7 @@ impl WorkerMetrics {
 mod tests {
     use super::*;
     use deeperhub_protocol::ErrorCode;
-    use deeperhub_protocol::message::{Command, ServerMessage};
+    use deeperhub_protocol::message::Command;
 
     #[test]
     fn tables_follow_the_protocol() {
