@@ -8,7 +8,7 @@ use tokio::net::TcpSocket;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async};
 
-use crate::support::{Client, Server, http, patiently};
+use crate::support::{Client, Server, metric, patiently};
 
 /// Without limits that these tests are not about.
 const FLAGS: &[&str] = &["--workers", "1", "--rate-limit", "0", "--max-queue-bytes", "67108864"];
@@ -105,12 +105,7 @@ async fn bursts_to_many_wait_for_those_who_read_late() {
 /// Waits until the server says that its queues are not empty: sockets are full then.
 async fn something_waits(server: &Server) {
     patiently("queues that are not empty", async {
-        loop {
-            let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
-            let waiting = metrics.lines().find_map(|line| line.strip_prefix("deeperhub_queue_bytes "));
-            if waiting.is_some_and(|bytes| bytes.parse::<f64>().is_ok_and(|bytes| bytes > 0.0)) {
-                return;
-            }
+        while metric(server, "deeperhub_queue_bytes").await == 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })

@@ -3,14 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::wire::{TEXT, Wire, masked};
-use crate::support::{Client, Server, TemporaryDir, http, patiently};
-
-/// The value of a metric with its labels.
-async fn metric(server: &Server, name: &str) -> u64 {
-    let text = http(server.api(), "GET /metrics", &[], "").await.body;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
-}
+use crate::support::{Client, Server, TemporaryDir, http, metric, patiently};
 
 const RATE: [&str; 4] = ["--rate-limit", "1", "--rate-burst", "2"];
 

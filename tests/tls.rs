@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    Authority, Identity, Issuer, PATIENCE, Server, TlsClient, connect_tls, from_now, http, patiently, run,
-    text, with_token,
+    Authority, Identity, Issuer, PATIENCE, Server, TlsClient, connect_tls, from_now, http, metric, patiently,
+    run, text, with_token,
 };
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -29,14 +29,6 @@ fn start(flags: &[&str]) -> (Authority, Identity, Server) {
 
 fn echo(data: impl Into<Value>) -> Value {
     json!({"type": "echo", "data": data.into()})
-}
-
-/// A metric's value.
-async fn metric(server: &Server, name: &str) -> u64 {
-    let text = http(server.api(), "GET /metrics", &[], "").await.body;
-    let line =
-        text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {text}"));
-    line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{line}"))
 }
 
 /// Waits until a metric has reached a value.

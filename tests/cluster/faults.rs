@@ -261,6 +261,26 @@ async fn nothing_published_elsewhere_is_lost_while_a_node_drains() {
     }
 }
 
+/// Publishes numbered messages of 1 KiB on `t`, all before an answer is read. Returns those of which the node said that
+/// others do not get them.
+pub(super) async fn publish_at_once(node: &Server, count: u64) -> BTreeSet<u64> {
+    let mut publisher = Client::connect(node).await;
+    let filler = "x".repeat(1000);
+    for n in 0..count {
+        let data = json!({"topic": "t", "message": [n, filler]});
+        publisher.send(&json!({"type": "publish", "id": n, "data": data})).await;
+    }
+    let mut told = BTreeSet::new();
+    for n in 0..count {
+        let reply = publisher.receive().await;
+        assert_eq!((&reply["type"], &reply["id"]), (&json!("published"), &json!(n)));
+        if reply["data"]["cluster"] == "unavailable" {
+            told.insert(n);
+        }
+    }
+    told
+}
+
 #[tokio::test]
 async fn a_slow_broker_slows_nobody_and_each_loss_is_told() {
     const PUBLISHES: u64 = 1500;
@@ -275,20 +295,7 @@ async fn a_slow_broker_slows_nobody_and_each_loss_is_told() {
         let mut there = subscribed(&b, &["t"]).await;
         linked(&a, "t", &mut there).await;
         proxy.slow(Duration::from_millis(20));
-        let mut publisher = Client::connect(&a).await;
-        let filler = "x".repeat(1000);
-        for n in 0..PUBLISHES {
-            let data = json!({"topic": "t", "message": [n, filler]});
-            publisher.send(&json!({"type": "publish", "id": n, "data": data})).await;
-        }
-        let mut told = BTreeSet::new();
-        for n in 0..PUBLISHES {
-            let reply = publisher.receive().await;
-            assert_eq!((&reply["type"], &reply["id"]), (&json!("published"), &json!(n)));
-            if reply["data"]["cluster"] == "unavailable" {
-                told.insert(n);
-            }
-        }
+        let told = publish_at_once(&a, PUBLISHES).await;
         assert!(!told.is_empty(), "the queue was never full");
         let number = |message: &Value| message["data"]["message"][0].as_u64();
         let mut n = 0;

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::json;
-
-use super::faults::{Publisher, check_order, numbers, outage};
+use super::faults::{Publisher, check_order, numbers, outage, publish_at_once};
 use super::{linked, metric, node, ready, subscribed, unready};
-use crate::support::{Broker, Client, Engine, Network, PATIENCE, Server};
+use crate::support::{Broker, Engine, Network, PATIENCE, Server};
 
 /// A broker in a namespace, and two nodes that reach it by links of their own.
 struct Apart {
@@ -73,20 +71,7 @@ async fn over_a_thin_link(engine: Engine, flags: &[&str]) -> Option<(Apart, BTre
     let mut there = subscribed(b, &["t"]).await;
     linked(a, "t", &mut there).await;
     apart.network.limit(0, "400kbit");
-    let mut publisher = Client::connect(a).await;
-    let filler = "x".repeat(1000);
-    for n in 0..PUBLISHES {
-        let data = json!({"topic": "t", "message": [n, filler]});
-        publisher.send(&json!({"type": "publish", "id": n, "data": data})).await;
-    }
-    let mut told = BTreeSet::new();
-    for n in 0..PUBLISHES {
-        let reply = publisher.receive().await;
-        assert_eq!((&reply["type"], &reply["id"]), (&json!("published"), &json!(n)));
-        if reply["data"]["cluster"] == "unavailable" {
-            told.insert(n);
-        }
-    }
+    let told = publish_at_once(a, PUBLISHES).await;
     let mut last = None;
     let mut received = 0;
     // Twenty seconds' worth of such a link; pings come in between.

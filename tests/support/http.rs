@@ -4,7 +4,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::patiently;
+use super::{Server, patiently};
 
 /// What a server answered.
 #[derive(Debug)]
@@ -83,4 +83,15 @@ fn joined(mut chunks: &str) -> String {
         chunks = rest.strip_prefix("\r\n").expect("a chunk has an end");
     }
     body
+}
+
+/// The value of a metric, which is named with its labels.
+///
+/// # Panics
+///
+/// When there is none, or it is no whole number.
+pub(crate) async fn metric(server: &Server, name: &str) -> u64 {
+    let text = http(server.api(), "GET /metrics", &[], "").await.body;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
 }

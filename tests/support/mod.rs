@@ -18,7 +18,7 @@ use std::time::Duration;
 pub(crate) use broker::{Broker, Engine, Proxy, free_port};
 pub(crate) use client::Client;
 pub(crate) use collector::Collector;
-pub(crate) use http::{Response, http};
+pub(crate) use http::{Response, http, metric};
 pub(crate) use network::Network;
 pub(crate) use peers::{Peer, install, install_named, python_bin, run_peer, script};
 pub(crate) use prometheus::Prometheus;
