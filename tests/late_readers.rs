@@ -63,9 +63,21 @@ async fn long_echoes_wait_for_a_client_that_reads_late() {
 
 #[tokio::test]
 async fn bursts_to_many_wait_for_those_who_read_late() {
+    check_bursts("auto").await;
+}
+
+#[tokio::test]
+async fn bursts_wait_as_well_where_each_connection_is_written_alone() {
+    check_bursts("off").await;
+}
+
+async fn check_bursts(io_uring: &str) {
     const ROUNDS: usize = 300;
     const BURST: usize = 8;
-    let server = Server::start(FLAGS);
+    let server = Server::start(&[FLAGS, &["--io-uring", io_uring]].concat());
+    if io_uring == "off" {
+        assert_eq!(metric(&server, "deeperhub_io_uring_workers").await, 0);
+    }
     let mut late = Vec::new();
     for _ in 0..6 {
         late.push(with_small_buffer(&server).await);

@@ -201,6 +201,58 @@ async fn a_slow_reader_gets_every_byte_in_order() {
     }
 }
 
+/// A fan-out over TLS is encrypted for each and leaves for many at once; some of them read only when all is over.
+#[tokio::test]
+async fn a_fan_out_reaches_prompt_and_late_readers_whole_and_in_order() {
+    const CLIENTS: usize = 24;
+    const MESSAGES: usize = 1500;
+    for io_uring in ["auto", "off"] {
+        let (authority, _, server) = start(&[
+            "--rate-limit",
+            "0",
+            "--max-queue-bytes",
+            "67108864",
+            "--no-compression",
+            "--workers",
+            "1",
+            "--io-uring",
+            io_uring,
+        ]);
+        let config = authority.trusting(None);
+        let subscribe = json!({"type": "subscribe", "data": {"topic": "t"}});
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            let mut client = TlsClient::connect(&server, &config).await;
+            assert_eq!(client.ask(&subscribe).await["type"], "subscribed");
+            clients.push(client);
+        }
+        let size = |n: usize| [10, 200, 3000, 9000, 17_000][n % 5] + n;
+        let (late, prompt) = clients.split_at_mut(CLIENTS / 2);
+        let mut publisher = TlsClient::connect(&server, &config).await;
+        let publish = async {
+            for n in 0..MESSAGES {
+                let message = json!({"n": n, "pad": "x".repeat(size(n))});
+                let publish = json!({"type": "publish", "data": {"topic": "t", "message": message}});
+                publisher.send(&publish).await;
+            }
+        };
+        let read = async |client: &mut TlsClient| {
+            for n in 0..MESSAGES {
+                let delivered = &client.receive().await["data"]["message"];
+                assert_eq!(delivered["n"], n);
+                assert_eq!(delivered["pad"].as_str().map(str::len), Some(size(n)), "{n}");
+            }
+        };
+        let read_promptly = async {
+            futures_util::future::join_all(prompt.iter_mut().map(read)).await;
+        };
+        futures_util::future::join(publish, read_promptly).await;
+        for client in late {
+            read(client).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_reader_that_stands_still_is_closed_with_1013_and_the_others_go_on() {
     let (authority, _, server) =

@@ -9,7 +9,7 @@ use clap::{Args, Command};
 use deeperhub_security::Secret;
 
 use crate::values::{
-    Address, ClusterUrl, Host, HttpUrl, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol, Ratio,
+    Address, ClusterUrl, Host, HttpUrl, IoUring, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol, Ratio,
     Switchable, Time, UrlPath, WhenUnavailable, cluster_url, secret, whole,
 };
 
@@ -41,6 +41,13 @@ pub(crate) struct Options {
     /// Threads that carry connections [default: the cores]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, 1024), help_heading = GENERAL)]
     pub(crate) workers: Option<usize>,
+
+    /// Whether many connections are written by one system call (Linux's io_uring) [default: auto]
+    ///
+    /// `auto`: where the system lets the server, which most container engines do not by default; a log line says so, and
+    /// deeperhub_io_uring_workers counts the workers that do. It takes up to a third off the CPU time of a fan-out.
+    #[arg(long, value_name = "WHEN", value_enum, help_heading = GENERAL)]
+    pub(crate) io_uring: Option<IoUring>,
 
     /// Name of this node, with which client ids begin [default: random]
     ///

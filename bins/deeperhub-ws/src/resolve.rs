@@ -19,8 +19,8 @@ use crate::problem::Problem;
 use crate::settings::{ApiSettings, Settings, Shown};
 use crate::tls::{Files, Tls};
 use crate::values::{
-    Address, ClusterUrl, Host, Limits, Literal, LogFormat, LogLevel, ProxyProtocol, Switchable, Time,
-    UrlPath, WhenUnavailable,
+    Address, ClusterUrl, Host, IoUring, Limits, Literal, LogFormat, LogLevel, ProxyProtocol, Switchable,
+    Time, UrlPath, WhenUnavailable,
 };
 
 /// Fills in the defaults and checks what the settings say together.
@@ -34,6 +34,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let Options {
         config,
         workers,
+        io_uring,
         node_id,
         drain_timeout,
         host,
@@ -120,6 +121,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let mut node = deeperhub_node::Config::default();
     let listener = &mut node.listener;
     listener.workers = take!(workers, listener.workers);
+    listener.io_uring = take!(io_uring, IoUring::Auto) == IoUring::Auto;
     node.node_id = take!(node_id).map(|id| id.0);
     let drain_timeout = take!(drain_timeout, Time(Settings::DRAIN_TIMEOUT)).0;
     let address = Address { host: take!(host, Host::LOOPBACK), port: take!(port, Settings::PORT) };

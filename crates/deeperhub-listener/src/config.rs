@@ -54,6 +54,10 @@ pub struct Config {
     pub backlog: u32,
     /// Compression of messages (RFC 7692): on by default, and used with clients that offer it.
     pub compression: deflate::Config,
+    /// Whether many connections are written by one system call (`io_uring`), where the system lets this program. Default:
+    /// they are.
+    #[cfg(feature = "io-uring")]
+    pub io_uring: bool,
     /// How many clients a second should come back, to this node or to others: clients that are refused or drained are
     /// told times from it. Default 200.
     pub reconnects_per_second: u32,
@@ -85,6 +89,8 @@ impl Default for Config {
             close_timeout: Duration::from_secs(3),
             backlog: 4096,
             compression: deflate::Config::default(),
+            #[cfg(feature = "io-uring")]
+            io_uring: true,
             reconnects_per_second: 200,
             limit_mode: LimitMode::Enforce,
             memory: None,

@@ -10,6 +10,8 @@ use deeperhub_protocol::{CloseCode, CloseReason};
 use slab::Slab;
 
 use crate::arena::{Arena, Multicast};
+#[cfg(feature = "io-uring")]
+use crate::batch::{self, Batch};
 use crate::config::Config;
 use crate::deflate::Coders;
 use crate::handshake::Handshake;
@@ -151,6 +153,8 @@ pub(crate) struct Core<S> {
     pub(crate) turn: Vec<u32>,
     /// Connections with something new in their outbox.
     pub(crate) dirty: Vec<u32>,
+    /// Connections that are written one by one: a buffer of the writing.
+    pub(crate) due: Vec<u32>,
     /// Connections to close at the end of the step under way.
     pub(crate) to_close: Vec<(u32, CloseReason)>,
     /// What is sent in the round.
@@ -160,6 +164,8 @@ pub(crate) struct Core<S> {
     pub(crate) gather: Vec<u8>,
     /// What TLS connections share.
     pub(crate) records: Records,
+    #[cfg(feature = "io-uring")]
+    pub(crate) batch: Option<Batch>,
     pub(crate) now: Instant,
     /// Connections that may still be listed for writing in this round.
     pub(crate) room: usize,
@@ -185,10 +191,13 @@ impl<S> Core<S> {
             ready: Arc::default(),
             turn: Vec::new(),
             dirty: Vec::new(),
+            due: Vec::new(),
             to_close: Vec::new(),
             arena: Arena::default(),
             gather: Vec::new(),
             records: Records::default(),
+            #[cfg(feature = "io-uring")]
+            batch: None,
             now,
             room: ROOM,
             deliveries: DELIVERIES,
@@ -215,10 +224,36 @@ impl<S> Core<S> {
             && self.connections.len() < self.connections.capacity() / 4
         {
             self.connections.shrink_to_fit();
-            for list in [&mut self.turn, &mut self.dirty] {
+            for list in [&mut self.turn, &mut self.dirty, &mut self.due] {
                 list.shrink_to(self.connections.capacity());
             }
         }
+    }
+
+    /// Whether connections are written in batches.
+    pub(crate) fn is_batching(&self) -> bool {
+        #[cfg(feature = "io-uring")]
+        return self.batch.is_some();
+        #[cfg(not(feature = "io-uring"))]
+        false
+    }
+
+    /// Takes some of the dirty connections off their list (their number is the answer), and adds to `due` those that are
+    /// to be written one by one; the others are written.
+    pub(crate) fn begin_writing(&mut self, dirty: &[u32], due: &mut Vec<u32>) -> usize {
+        #[cfg(feature = "io-uring")]
+        if self.batch.is_some() && dirty.len() >= batch::FEW {
+            return self.write_batch(dirty, due);
+        }
+        for &key in dirty {
+            // A key is there twice when its connection is gone and another has its place.
+            if let Some(connection) = self.connections.get_mut(key as usize)
+                && std::mem::take(&mut connection.flags.dirty)
+            {
+                due.push(key);
+            }
+        }
+        dirty.len()
     }
 
     /// Lists a connection for the write at the end of the round.

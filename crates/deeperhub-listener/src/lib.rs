@@ -55,6 +55,8 @@
 
 mod accept;
 mod arena;
+#[cfg(feature = "io-uring")]
+mod batch;
 mod budget;
 mod config;
 mod connections;

@@ -94,6 +94,7 @@ impl Listener {
                 received: metrics.received_bytes.cell(index)?,
                 sent: metrics.sent_bytes.cell(index)?,
                 queue: metrics.queue_bytes.cell(index)?,
+                io_uring: metrics.io_uring_workers.cell(index)?,
                 coders: metrics.coders(index)?,
                 round: metrics.round_seconds.cell(index)?,
             };

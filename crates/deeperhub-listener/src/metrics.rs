@@ -74,6 +74,8 @@ pub struct Metrics {
     pub session_panics: SharedCounter,
     /// Workers that died and were replaced.
     pub worker_restarts: SharedCounter,
+    /// Workers that write many connections by one system call.
+    pub io_uring_workers: Gauge,
     /// Bytes that wait in queues to be sent, as of each worker's last look.
     pub queue_bytes: Gauge,
     /// Bytes read from sockets, handshakes included; of TLS what is inside.
@@ -145,6 +147,7 @@ impl Metrics {
             pong_timeouts: SharedCounter::new(),
             session_panics: SharedCounter::new(),
             worker_restarts: SharedCounter::new(),
+            io_uring_workers: Gauge::new(cells),
             queue_bytes: Gauge::new(cells),
             received_bytes: Counter::new(cells),
             sent_bytes: Counter::new(cells),
@@ -248,6 +251,12 @@ impl Metrics {
             "Workers replaced",
             none,
             &self.worker_restarts,
+        )?;
+        registry.register(
+            "deeperhub_io_uring_workers",
+            "Workers that write many connections by one system call",
+            none,
+            &self.io_uring_workers,
         )?;
         registry.register(
             "deeperhub_queue_bytes",

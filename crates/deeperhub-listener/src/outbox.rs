@@ -177,38 +177,53 @@ impl Outbox {
         }
     }
 
+    /// All that waits, where it stands side by side.
+    pub(crate) fn contiguous<'a>(&'a self, arena: &'a [u8]) -> Option<&'a [u8]> {
+        match &self.pieces {
+            Pieces::Empty => None,
+            Pieces::One(piece) => Some(piece.bytes(arena)),
+            Pieces::Many(queue) => match queue.pieces.front() {
+                Some(piece) if queue.pieces.len() == 1 => Some(&piece.bytes(arena)[queue.written..]),
+                _ => None,
+            },
+        }
+    }
+
+    /// Appends all that waits to `out`.
+    pub(crate) fn gather(&self, arena: &[u8], out: &mut Vec<u8>) {
+        match &self.pieces {
+            Pieces::Empty => {}
+            Pieces::One(piece) => out.extend_from_slice(piece.bytes(arena)),
+            Pieces::Many(queue) => {
+                let mut written = queue.written;
+                for piece in &queue.pieces {
+                    out.extend_from_slice(&piece.bytes(arena)[std::mem::take(&mut written)..]);
+                }
+            }
+        }
+    }
+
     /// What to write next: a slice where one holds all or enough of it, otherwise several.
     ///
     /// `gather` is used as a buffer when the pieces are small.
     pub(crate) fn next_write<'a>(&'a self, arena: &'a [u8], gather: &'a mut Vec<u8>) -> NextWrite<'a> {
-        match &self.pieces {
-            Pieces::Empty => NextWrite::Nothing,
-            Pieces::One(piece) => NextWrite::Slice(piece.bytes(arena)),
-            Pieces::Many(queue) => {
-                let mut pieces = queue.pieces.iter();
-                let Some(first) = pieces.next() else { return NextWrite::Nothing };
-                let first = &first.bytes(arena)[queue.written..];
-                if queue.pieces.len() == 1 {
-                    return NextWrite::Slice(first);
-                }
-                if self.len <= GATHER_LIMIT {
-                    gather.clear();
-                    gather.extend_from_slice(first);
-                    for piece in pieces {
-                        gather.extend_from_slice(piece.bytes(arena));
-                    }
-                    return NextWrite::Slice(gather);
-                }
-                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-                slices[0] = IoSlice::new(first);
-                let mut count = 1;
-                for (slice, piece) in slices[1..].iter_mut().zip(pieces) {
-                    *slice = IoSlice::new(piece.bytes(arena));
-                    count += 1;
-                }
-                NextWrite::Slices(slices, count)
-            }
+        if let Some(bytes) = self.contiguous(arena) {
+            return NextWrite::Slice(bytes);
         }
+        let Pieces::Many(queue) = &self.pieces else { return NextWrite::Nothing };
+        if self.len <= GATHER_LIMIT {
+            gather.clear();
+            self.gather(arena, gather);
+            return NextWrite::Slice(gather);
+        }
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut written = queue.written;
+        let mut count = 0;
+        for (slice, piece) in slices.iter_mut().zip(&queue.pieces) {
+            *slice = IoSlice::new(&piece.bytes(arena)[std::mem::take(&mut written)..]);
+            count += 1;
+        }
+        NextWrite::Slices(slices, count)
     }
 
     /// Takes off what the kernel took.

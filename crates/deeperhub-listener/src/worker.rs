@@ -74,6 +74,8 @@ pub(crate) struct WorkerCells {
     pub(crate) received: CounterCell,
     pub(crate) sent: CounterCell,
     pub(crate) queue: GaugeCell,
+    /// Whether it writes in batches.
+    pub(crate) io_uring: GaugeCell,
     pub(crate) coders: CoderCells,
     /// Time of each round.
     pub(crate) round: HistogramCell,
@@ -156,6 +158,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.cells.sent.add(std::mem::take(&mut self.core.sent));
         self.cells.coders.take(&mut self.core.coders);
         self.core.metrics.tls(std::mem::take(&mut self.core.records.ended));
+        self.cells.io_uring.set(self.core.is_batching().into());
         if self.core.gather.capacity() > KEEP {
             self.core.gather = Vec::new();
         }
@@ -795,26 +798,17 @@ impl<'a, A: Application> Worker<'a, A> {
     /// One write for each connection that got something in this round.
     fn write_dirty(&mut self) {
         let mut dirty = std::mem::take(&mut self.core.dirty);
-        for key in dirty.drain(..) {
-            let core = &mut *self.core;
-            let Some(connection) = core.connections.get_mut(key as usize) else { continue };
-            if !std::mem::take(&mut connection.flags.dirty) {
-                continue;
-            }
-            if connection.flags.write_blocked {
-                connection.outbox.detach(&core.arena);
-                continue;
-            }
-            if connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent).is_err() {
-                self.lost(key);
-                continue;
-            }
-            if let State::Closing(wait) = connection.state
-                && connection.is_written()
-            {
-                self.written_to_the_end(key, wait);
+        let mut due = std::mem::take(&mut self.core.due);
+        let mut rest = &dirty[..];
+        while !rest.is_empty() {
+            let looked_at = self.core.begin_writing(rest, &mut due);
+            rest = &rest[looked_at..];
+            for key in due.drain(..) {
+                self.write(key);
             }
         }
+        self.core.due = due;
+        dirty.clear();
         // `lost` lists nothing new but what was removed; the order of the list does not matter.
         dirty.append(&mut self.core.dirty);
         self.core.dirty = dirty;
@@ -822,6 +816,24 @@ impl<'a, A: Application> Worker<'a, A> {
             self.core.arena.clear();
         } else {
             self.write_dirty();
+        }
+    }
+
+    /// Writes what waits for a connection, and ends it if that was all that it was there for.
+    fn write(&mut self, key: u32) {
+        let core = &mut *self.core;
+        let Some(connection) = core.connections.get_mut(key as usize) else { return };
+        if connection.flags.write_blocked {
+            connection.outbox.detach(&core.arena);
+            return;
+        }
+        if connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent).is_err() {
+            return self.lost(key);
+        }
+        if let State::Closing(wait) = connection.state
+            && connection.is_written()
+        {
+            self.written_to_the_end(key, wait);
         }
     }
 
@@ -969,6 +981,8 @@ pub(crate) fn run<A: Application>(
     mut cells: WorkerCells,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    #[cfg(feature = "io-uring")]
+    core.batch(index);
     runtime.block_on(tokio::task::unconstrained(async {
         loop {
             let life = catch_unwind_future(|| {

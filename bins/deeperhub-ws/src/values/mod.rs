@@ -140,6 +140,15 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// Whether many connections are written by one system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum IoUring {
+    /// Where the system lets the server.
+    Auto,
+    /// Each connection is written by a call of its own.
+    Off,
+}
+
 /// Whether trusted proxies send a header of the PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ProxyProtocol {
@@ -192,7 +201,7 @@ macro_rules! literal {
 
 literal!(plain: bool, usize, u64, u32, u16, u8, Ratio);
 literal!(quoted: String, Time, Host, Address, Switchable<Address>, Switchable<HttpUrl>, UrlPath, NodeId);
-literal!(named: Limits, LogLevel, LogFormat, ProxyProtocol, WhenUnavailable);
+literal!(named: IoUring, Limits, LogLevel, LogFormat, ProxyProtocol, WhenUnavailable);
 
 fn plain(value: impl fmt::Display) -> String {
     value.to_string()

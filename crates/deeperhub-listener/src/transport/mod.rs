@@ -5,6 +5,8 @@ mod tcp;
 mod tls;
 
 pub(crate) use tcp::Tcp;
+#[cfg(all(feature = "tls", feature = "io-uring"))]
+pub(crate) use tls::OVERHEAD;
 #[cfg(feature = "tls")]
 pub(crate) use tls::Tls;
 
@@ -144,6 +146,16 @@ impl Transport {
             Self::Tcp(_) => Ok(()),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.flush(),
+        }
+    }
+
+    /// Where the bytes go that were encrypted for it, or bytes of a plain connection.
+    #[cfg(feature = "io-uring")]
+    pub(crate) fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        match self {
+            Self::Tcp(tcp) => tcp.descriptor(),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.descriptor(),
         }
     }
 

@@ -46,6 +46,11 @@ impl Tcp {
         self.stream.poll_write_ready(cx)
     }
 
+    #[cfg(feature = "io-uring")]
+    pub(super) fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.stream)
+    }
+
     pub(super) fn shutdown_write(&mut self) -> io::Result<()> {
         // The socket is shut down through a reference of the descriptor; it stays registered and readable.
         socket2::SockRef::from(&self.stream).shutdown(Shutdown::Write)

@@ -17,7 +17,7 @@ use super::{Records, Tcp};
 const PLAIN: usize = 64 * 1024;
 
 /// Room for what encryption adds: at most some 40 bytes for each record, and a key update or an alert before them.
-const OVERHEAD: usize = 1024;
+pub(crate) const OVERHEAD: usize = 1024;
 
 /// Bytes of records that are not complete, or of handshake messages that are not. A record has at most 18,437; a
 /// handshake message of several records is a client's chain of certificates, of a few thousand bytes.
@@ -332,6 +332,28 @@ impl Tls {
         };
         self.outgoing.extend_from_slice(&room[sent..written]);
         Ok(bytes.len())
+    }
+
+    /// Encrypts all of `bytes` to the end of `staged`, from where the caller sends it and says by [`staged_sent`](Self::staged_sent) how far
+    /// that went. To be called only when all before is [flushed](Self::is_flushed).
+    #[cfg(feature = "io-uring")]
+    pub(crate) fn stage(&mut self, bytes: &[u8], staged: &mut Vec<u8>) -> io::Result<()> {
+        let start = staged.len();
+        staged.resize(start + bytes.len() + OVERHEAD, 0);
+        let written = self.encrypt(bytes, &mut staged[start..]);
+        staged.truncate(start + written.as_ref().map_or(0, |&written| written));
+        written.map(drop)
+    }
+
+    /// The socket took `sent` bytes of what was staged; the rest waits with the connection.
+    #[cfg(feature = "io-uring")]
+    pub(crate) fn staged_sent(&mut self, staged: &[u8], sent: usize) {
+        self.outgoing.extend_from_slice(&staged[sent..]);
+    }
+
+    #[cfg(feature = "io-uring")]
+    pub(super) fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.tcp.descriptor()
     }
 
     fn encrypt(&mut self, bytes: &[u8], room: &mut [u8]) -> io::Result<usize> {

@@ -1,0 +1,210 @@
+//! The writes of a round, many by one system call.
+
+use std::io;
+
+use deeperhub_uring::{Batcher, MAX_BATCH, SendOp};
+
+use crate::connections::{Connection, Core, State};
+use crate::outbox::GATHER_LIMIT;
+#[cfg(feature = "tls")]
+use crate::transport::OVERHEAD;
+use crate::transport::Transport;
+
+/// Fewer connections than this are written one by one: two cost as much by a batch as by a `send` for each.
+pub(crate) const FEW: usize = 3;
+
+/// Bytes that are put together for the connections of a batch. More make a batch of their own: they would leave the cache
+/// before they are sent.
+const STAGED: usize = 128 * 1024;
+
+/// What a worker needs to write in batches.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    batcher: Batcher,
+    sends: Vec<Planned>,
+    /// Bytes that do not stand side by side in a connection's outbox: small pieces of a plain connection, records of an
+    /// encrypted one.
+    staged: Vec<u8>,
+}
+
+/// A connection's part of a batch.
+#[derive(Debug, Clone, Copy)]
+struct Planned {
+    key: u32,
+    source: Source,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// All of its outbox, from where it stands.
+    Outbox,
+    /// All of its outbox, from a copy.
+    Gathered(Staged),
+    /// All of its outbox, encrypted.
+    #[cfg(feature = "tls")]
+    Encrypted(Staged),
+}
+
+/// A part of the staged bytes.
+#[derive(Debug, Clone, Copy)]
+struct Staged {
+    start: u32,
+    end: u32,
+}
+
+impl Staged {
+    fn of(self, staged: &[u8]) -> &[u8] {
+        &staged[self.start as usize..self.end as usize]
+    }
+}
+
+/// What becomes of a connection that is to be written.
+enum Plan {
+    Batch(Source),
+    /// It is written alone: it has too much for a batch, waits for its socket, or has a fault that will show then.
+    Alone,
+    /// It belongs to the next batch.
+    Full,
+}
+
+impl Batch {
+    /// To be called on the thread that writes.
+    ///
+    /// # Errors
+    ///
+    /// The system does not offer it, or not to this program.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { batcher: Batcher::new()?, sends: Vec::new(), staged: Vec::new() })
+    }
+}
+
+impl<S> Core<S> {
+    /// Writes in batches from now on, where that is wanted and possible. To be called on the worker's thread.
+    pub(crate) fn batch(&mut self, worker: usize) {
+        if !self.config.io_uring {
+            return;
+        }
+        match Batch::new() {
+            Ok(batch) => self.batch = Some(batch),
+            Err(error) => tracing::info!(
+                %error,
+                worker,
+                "io_uring is not offered here: each connection is written by a system call of its own."
+            ),
+        }
+    }
+
+    /// [`begin_writing`](Self::begin_writing) by batches, the first of which this is.
+    pub(crate) fn write_batch(&mut self, dirty: &[u32], due: &mut Vec<u32>) -> usize {
+        let Some(batch) = &mut self.batch else { return 0 };
+        let Batch { batcher, sends, staged } = batch;
+        let (connections, arena) = (&mut self.connections, self.arena.bytes());
+        sends.clear();
+        staged.clear();
+        let mut looked_at = 0;
+        for &key in dirty {
+            if sends.len() == MAX_BATCH {
+                break;
+            }
+            // A key is there twice when its connection is gone and another has its place.
+            if let Some(connection) = connections.get_mut(key as usize)
+                && std::mem::take(&mut connection.flags.dirty)
+            {
+                match connection.plan(arena, staged, &mut self.gather) {
+                    Plan::Batch(source) => sends.push(Planned { key, source }),
+                    Plan::Alone => due.push(key),
+                    Plan::Full => {
+                        connection.flags.dirty = true;
+                        break;
+                    }
+                }
+            }
+            looked_at += 1;
+        }
+
+        let ops = sends.iter().filter_map(|send| {
+            let connection = connections.get(send.key as usize)?;
+            let bytes = match send.source {
+                Source::Outbox => connection.outbox.contiguous(arena)?,
+                Source::Gathered(part) => part.of(staged),
+                #[cfg(feature = "tls")]
+                Source::Encrypted(part) => part.of(staged),
+            };
+            Some(SendOp { to: connection.transport.descriptor(), bytes })
+        });
+        let outcomes = batcher.send(ops);
+        // Each has its outcome: nothing was left out above, since nothing has happened to the connections meanwhile.
+        debug_assert_eq!(outcomes.len(), sends.len());
+        for (send, outcome) in sends.iter().zip(outcomes) {
+            let Some(connection) = connections.get_mut(send.key as usize) else { continue };
+            // A fault shows again when the connection is written alone.
+            let taken = outcome.unwrap_or(0);
+            match send.source {
+                Source::Outbox | Source::Gathered(_) => {
+                    self.sent += taken as u64;
+                    connection.outbox.advance(taken);
+                }
+                // What the socket does not take waits with the connection, encrypted.
+                #[cfg(feature = "tls")]
+                Source::Encrypted(part) => {
+                    let len = connection.outbox.len();
+                    self.sent += len as u64;
+                    connection.outbox.advance(len);
+                    if let Transport::Tls(tls) = &mut connection.transport {
+                        tls.staged_sent(part.of(staged), taken);
+                    }
+                }
+            }
+            if !connection.is_written() || !matches!(connection.state, State::Open(_)) {
+                due.push(send.key);
+            }
+        }
+        if !batcher.is_working() {
+            tracing::warn!(
+                "io_uring does not work any more: each connection is written by a system call of its own."
+            );
+            self.batch = None;
+        }
+        looked_at
+    }
+}
+
+impl<S> Connection<S> {
+    #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
+    fn plan(&mut self, arena: &[u8], staged: &mut Vec<u8>, gather: &mut Vec<u8>) -> Plan {
+        if self.flags.write_blocked || !self.transport.is_flushed() {
+            return Plan::Alone;
+        }
+        let (start, len) = (staged.len(), self.outbox.len());
+        match &mut self.transport {
+            Transport::Tcp(_) if self.outbox.contiguous(arena).is_some() => Plan::Batch(Source::Outbox),
+            _ if len == 0 || len > GATHER_LIMIT => Plan::Alone,
+            Transport::Tcp(_) if start + len > STAGED => Plan::Full,
+            Transport::Tcp(_) => {
+                self.outbox.gather(arena, staged);
+                Plan::Batch(Source::Gathered(from(start, staged)))
+            }
+            #[cfg(feature = "tls")]
+            Transport::Tls(_) if start + len + OVERHEAD > STAGED => Plan::Full,
+            #[cfg(feature = "tls")]
+            Transport::Tls(tls) => {
+                let bytes = match self.outbox.contiguous(arena) {
+                    Some(bytes) => bytes,
+                    None => {
+                        gather.clear();
+                        self.outbox.gather(arena, gather);
+                        gather
+                    }
+                };
+                match tls.stage(bytes, staged) {
+                    Ok(()) => Plan::Batch(Source::Encrypted(from(start, staged))),
+                    Err(_) => Plan::Alone,
+                }
+            }
+        }
+    }
+}
+
+fn from(start: usize, staged: &[u8]) -> Staged {
+    Staged { start: start as u32, end: staged.len() as u32 }
+}
