@@ -1,6 +1,7 @@
 //! The hand-over from publishers to one worker.
 
 use crate::Config;
+use crate::sleepers::Sleepers;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -87,26 +88,6 @@ impl Congestion {
     }
 }
 
-/// Wakers to call once all locks are released.
-#[derive(Debug, Default)]
-pub(crate) struct Wakers {
-    first: Option<Waker>,
-    others: Vec<Waker>,
-}
-
-impl Wakers {
-    fn push(&mut self, waker: Waker) {
-        match self.first {
-            None => self.first = Some(waker),
-            Some(_) => self.others.push(waker),
-        }
-    }
-
-    pub(crate) fn wake(self) {
-        self.first.into_iter().chain(self.others).for_each(Waker::wake);
-    }
-}
-
 /// Many publishers push, one worker takes. It has no hard bound: a push never waits, since it
 /// happens under locks of the routing table. What is over the soft limits makes publishers pause.
 // Two cache lines, as processors fetch them in pairs.
@@ -182,14 +163,14 @@ impl<M> Inbox<M> {
         lock(&self.state).pushed
     }
 
-    /// Answers whether the inbox is congested.
+    /// Answers whether the inbox, which is the `shard`'s, is congested.
     pub(crate) fn push(
         &self,
         (topic, source): (u64, Option<u64>),
         lists: Lists,
         (bytes, message): (usize, M),
         (config, congestion): (&Config, &Congestion),
-        wakers: &mut Wakers,
+        (shard, sleepers): (u16, &mut Sleepers<'_>),
     ) -> bool {
         let mut state = lock(&self.state);
         state.pushed += 1;
@@ -205,20 +186,48 @@ impl<M> Inbox<M> {
             congestion.begin();
         }
         if self.armed.load(Ordering::Relaxed) {
-            self.armed.store(false, Ordering::Relaxed);
-            if let Some(waker) = state.waker.take() {
-                wakers.push(waker);
+            match sleepers {
+                Sleepers::Wake(wakers) => {
+                    if let Some(waker) = self.disarmed(&mut state) {
+                        wakers.push(waker);
+                    }
+                }
+                // It stays armed, so that the next push of somebody else need not wait for this one's wake-up.
+                Sleepers::Note(shards) => shards.insert(shard),
             }
         }
         state.congested
+    }
+
+    /// Wakes the worker if it still sleeps over a push that has only noted it.
+    pub(crate) fn wake(&self) {
+        let waker = {
+            let mut state = lock(&self.state);
+            // With nothing here it has run meanwhile, and taken what it was noted for.
+            if state.queue.is_empty() || !self.armed.load(Ordering::Relaxed) {
+                return;
+            }
+            self.disarmed(&mut state)
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whoever gets the waker has to call it.
+    fn disarmed(&self, state: &mut State<M>) -> Option<Waker> {
+        self.armed.store(false, Ordering::Relaxed);
+        state.waker.take()
     }
 
     /// The worker runs, and will take or sleep before it waits: nobody needs to wake it until then.
     ///
     /// No lock is needed. A push that still sees it armed wakes once too often; one that sees it
     /// disarmed is ordered before the worker's next lock, which finds the envelope.
-    pub(crate) fn disarm(&self) {
-        self.armed.store(false, Ordering::Relaxed);
+    pub(crate) fn disarm(&self, attachment: u64) {
+        if self.armed.load(Ordering::Relaxed) && self.attachment() == attachment {
+            self.armed.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Moves everything into `queue`, which is empty. When there is nothing and a waker is given,
@@ -243,7 +252,7 @@ impl<M> Inbox<M> {
                 return false;
             }
         } else {
-            self.disarm();
+            self.armed.store(false, Ordering::Relaxed);
             std::mem::swap(&mut state.queue, queue);
         }
         true
@@ -317,7 +326,7 @@ impl<M> Inbox<M> {
     pub(crate) fn clear(&self, congestion: &Congestion) {
         let (queue, waker, congested) = {
             let mut state = lock(&self.state);
-            self.disarm();
+            self.armed.store(false, Ordering::Relaxed);
             (state.waiting, state.waiting_bytes) = (0, 0);
             (
                 std::mem::take(&mut state.queue),

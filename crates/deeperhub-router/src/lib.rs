@@ -3,7 +3,8 @@
 //! A [`Router`] is shared by all threads. It knows for each topic and pattern which workers ("shards") have how many
 //! subscribers of it, and no subscriber by itself: those stand in the [`Shard`] of the worker that serves them, which
 //! nobody else touches. A publish takes one lock, puts one envelope into the inbox of each shard that has a match, and
-//! wakes a worker only if it sleeps. The worker then walks its own lists, without any lock.
+//! wakes a worker only if it sleeps. The worker then walks its own lists, without any lock. What a worker publishes itself
+//! ([`Shard::publish`]) wakes the others when it says so, once for all of a burst.
 //!
 //! # What is promised
 //! - All subscribers of a topic, on whatever shard, are given its messages in one and the same order.
@@ -56,6 +57,7 @@ mod page;
 mod patterns;
 mod router;
 mod shard;
+mod sleepers;
 mod stripe;
 mod sync;
 #[cfg(all(test, not(loom)))]

@@ -32,6 +32,11 @@ impl Wake for Unpark {
     }
 }
 
+/// As a worker does it.
+fn publish_from(shard: &mut crate::Shard<u32>, message: u32) -> u64 {
+    shard.publish(&Topic::parse("a").unwrap(), None, 1, || message).subscribers
+}
+
 /// A worker that sleeps whenever it is told that there is nothing, until it has `count` messages.
 fn receive(shard: &mut crate::Shard<u32>, count: usize) -> Vec<u32> {
     let waker = Waker::from(Arc::new(Unpark(loom::thread::current())));
@@ -63,6 +68,61 @@ fn no_wake_up_is_lost() {
         });
         assert_eq!(receive(&mut shard, 2), [1, 2]);
         assert_eq!(publisher.join().unwrap(), (1, 1));
+    });
+}
+
+#[test]
+fn no_wake_up_is_lost_that_a_worker_puts_off() {
+    check(3, || {
+        let router = router(2);
+        let mut shard = router.attach(ShardId(0));
+        shard.subscribe(0, &Subscription::parse("a").unwrap());
+        let mut publishing = router.attach(ShardId(1));
+        let publisher = loom::thread::spawn(move || {
+            let first = publish_from(&mut publishing, 1);
+            publishing.wake_others();
+            // This one's is made when the worker ends.
+            (first, publish_from(&mut publishing, 2))
+        });
+        assert_eq!(receive(&mut shard, 2), [1, 2]);
+        assert_eq!(publisher.join().unwrap(), (1, 1));
+    });
+}
+
+#[test]
+fn no_wake_up_is_lost_between_one_that_is_put_off_and_one_at_once() {
+    check(3, || {
+        let router = router(2);
+        let mut shard = router.attach(ShardId(0));
+        shard.subscribe(0, &Subscription::parse("a").unwrap());
+        let mut publishing = router.attach(ShardId(1));
+        let late = loom::thread::spawn(move || publish_from(&mut publishing, 1));
+        let prompt = loom::thread::spawn(move || publish(&router, 2));
+        let mut received = receive(&mut shard, 2);
+        received.sort_unstable();
+        assert_eq!(received, [1, 2]);
+        assert_eq!((late.join().unwrap(), prompt.join().unwrap()), (1, 1));
+    });
+}
+
+#[test]
+fn workers_that_publish_agree_on_the_order_and_sleep_through_nothing() {
+    check(3, || {
+        let router = router(2);
+        let mut shards = [router.attach(ShardId(0)), router.attach(ShardId(1))];
+        for (shard, name) in shards.iter_mut().zip(["a", "*"]) {
+            shard.subscribe(0, &Subscription::parse(name).unwrap());
+            // It has slept before: its waker is known.
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(shard.poll_deliver(&mut cx, |_, _| unreachable!("nothing is published")).is_pending());
+        }
+        let [mut first, mut second] = shards;
+        let other = loom::thread::spawn(move || {
+            publish_from(&mut second, 2);
+            receive(&mut second, 2)
+        });
+        publish_from(&mut first, 1);
+        assert_eq!(receive(&mut first, 2), other.join().unwrap());
     });
 }
 

@@ -1,8 +1,9 @@
 //! The routing table that all threads share.
 
-use crate::inbox::{Congestion, Inbox, Lists, Wakers};
+use crate::inbox::{Congestion, Inbox, Lists};
 use crate::patterns::Patterns;
 use crate::shard::Shard;
+use crate::sleepers::{Sleepers, Wakers};
 use crate::stripe::{Stripe, is_own};
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock, read, write};
 use ahash::RandomState;
@@ -121,6 +122,68 @@ impl<M> Shared<M> {
         }
     }
 
+    /// See [`Router::publish`].
+    pub(crate) fn publish(
+        &self,
+        topic: &Topic<'_>,
+        source: Option<u64>,
+        bytes: usize,
+        mut make: impl FnMut() -> M,
+        mut sleepers: Sleepers<'_>,
+    ) -> Published {
+        let name = topic.as_str();
+        let hash = self.hash(name);
+        let mut published = Published { subscribers: 0, congested: false };
+        let mut push = |published: &mut Published, shard: u16, lists| {
+            if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
+                let limits = (&self.config, &self.congestion);
+                let sleepers = (shard, &mut sleepers);
+                published.congested |= inbox.push((hash, source), lists, (bytes, make()), limits, sleepers);
+            }
+        };
+
+        // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
+        let mut stripe = self.stripe(hash);
+        if self.pattern_count.load(Ordering::Acquire) == 0 || is_own(name) {
+            if let Some(entry) = stripe.find(hash, name) {
+                for slot in entry.slots.as_slice() {
+                    published.subscribers += u64::from(slot.subscribers);
+                    push(&mut published, slot.shard, Lists::One(slot.list));
+                }
+            }
+        } else {
+            let mut matched = std::mem::take(&mut stripe.matched);
+            let patterns = read(&self.patterns);
+            let mut collect = |entry: &crate::stripe::Entry| {
+                for slot in entry.slots.as_slice() {
+                    published.subscribers += u64::from(slot.subscribers);
+                    matched.push((slot.shard, slot.list));
+                }
+            };
+            stripe.find(hash, name).into_iter().for_each(&mut collect);
+            patterns.matching(name, &mut collect);
+            matched.sort_unstable();
+            for of_shard in matched.chunk_by(|a, b| a.0 == b.0) {
+                match of_shard {
+                    [(shard, list)] => push(&mut published, *shard, Lists::One(*list)),
+                    [(shard, _), ..] => {
+                        let lists = of_shard.iter().map(|(_, list)| *list).collect();
+                        push(&mut published, *shard, Lists::Many(lists));
+                    }
+                    [] => {}
+                }
+            }
+            // Not before the pushes: who subscribes to a pattern counts on it.
+            drop(patterns);
+            matched.clear();
+            crate::few::shrink(&mut matched);
+            stripe.matched = matched;
+        }
+        drop(stripe);
+        drop(sleepers);
+        published
+    }
+
     /// To be called under the lock of the patterns, after each change of them.
     pub(crate) fn count_patterns(&self, patterns: &Patterns) {
         self.pattern_count.store(patterns.len(), Ordering::Release);
@@ -200,61 +263,9 @@ impl<M: Send + 'static> Router<M> {
         topic: &Topic<'_>,
         source: Option<u64>,
         bytes: usize,
-        mut make: impl FnMut() -> M,
+        make: impl FnMut() -> M,
     ) -> Published {
-        let shared = &*self.shared;
-        let name = topic.as_str();
-        let hash = shared.hash(name);
-        let mut wakers = Wakers::default();
-        let mut published = Published { subscribers: 0, congested: false };
-        let mut push = |published: &mut Published, shard: u16, lists| {
-            if let Some(inbox) = shared.inboxes.get(usize::from(shard)) {
-                let limits = (&shared.config, &shared.congestion);
-                published.congested |=
-                    inbox.push((hash, source), lists, (bytes, make()), limits, &mut wakers);
-            }
-        };
-
-        // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
-        let mut stripe = shared.stripe(hash);
-        if shared.pattern_count.load(Ordering::Acquire) == 0 || is_own(name) {
-            if let Some(entry) = stripe.find(hash, name) {
-                for slot in entry.slots.as_slice() {
-                    published.subscribers += u64::from(slot.subscribers);
-                    push(&mut published, slot.shard, Lists::One(slot.list));
-                }
-            }
-        } else {
-            let mut matched = std::mem::take(&mut stripe.matched);
-            let patterns = read(&shared.patterns);
-            let mut collect = |entry: &crate::stripe::Entry| {
-                for slot in entry.slots.as_slice() {
-                    published.subscribers += u64::from(slot.subscribers);
-                    matched.push((slot.shard, slot.list));
-                }
-            };
-            stripe.find(hash, name).into_iter().for_each(&mut collect);
-            patterns.matching(name, &mut collect);
-            matched.sort_unstable();
-            for of_shard in matched.chunk_by(|a, b| a.0 == b.0) {
-                match of_shard {
-                    [(shard, list)] => push(&mut published, *shard, Lists::One(*list)),
-                    [(shard, _), ..] => {
-                        let lists = of_shard.iter().map(|(_, list)| *list).collect();
-                        push(&mut published, *shard, Lists::Many(lists));
-                    }
-                    [] => {}
-                }
-            }
-            // Not before the pushes: who subscribes to a pattern counts on it.
-            drop(patterns);
-            matched.clear();
-            crate::few::shrink(&mut matched);
-            stripe.matched = matched;
-        }
-        drop(stripe);
-        wakers.wake();
-        published
+        self.shared.publish(topic, source, bytes, make, Sleepers::Wake(Wakers::default()))
     }
 
     /// The place that a shard's stream has come to, for something that is not to overtake what was published before

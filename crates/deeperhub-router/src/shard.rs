@@ -3,7 +3,8 @@
 use crate::arena::Arena;
 use crate::fanout::Fanouts;
 use crate::few::{Few, shrink};
-use crate::router::{Interest, Mark, ShardId, Shared};
+use crate::router::{Interest, Mark, Published, ShardId, Shared};
+use crate::sleepers::{ShardSet, Sleepers};
 use crate::sync::{Arc, write};
 use deeperhub_protocol::{Subscription, Topic};
 use std::fmt;
@@ -34,6 +35,8 @@ pub enum Flow {
 }
 
 /// The worker's own part: its inbox and its subscribers. Nothing of it is shared but the hand-over.
+///
+/// Whom it has left asleep ([`publish`](Self::publish)) is woken when it is dropped.
 pub struct Shard<M> {
     shared: Arc<Shared<M>>,
     id: ShardId,
@@ -41,6 +44,8 @@ pub struct Shard<M> {
     attachment: u64,
     tables: Tables,
     fanouts: Fanouts<M>,
+    /// Shards that slept when something was published to them from here.
+    left_asleep: ShardSet,
 }
 
 /// Who is subscribed to what, both ways.
@@ -194,7 +199,24 @@ impl<M> fmt::Debug for Shard<M> {
 impl<M: Send + 'static> Shard<M> {
     pub(crate) fn new(shared: Arc<Shared<M>>, id: ShardId, attachment: u64) -> Self {
         let tables = Tables { lists: Arena::new(), clients: Vec::new(), loopback: Few::new() };
-        Self { shared, id, attachment, tables, fanouts: Fanouts::new() }
+        let left_asleep = ShardSet::new(shared.inboxes.len());
+        Self { shared, id, attachment, tables, fanouts: Fanouts::new(), left_asleep }
+    }
+
+    /// Publishes as [`Router::publish`](crate::Router::publish) does, but leaves other workers asleep until
+    /// [`wake_others`](Self::wake_others), so that they find all messages of a burst at once. What somebody else
+    /// publishes meanwhile wakes them as ever.
+    ///
+    /// This worker is not woken either: it is to call [`poll_deliver`](Self::poll_deliver) before it waits.
+    pub fn publish(
+        &mut self,
+        topic: &Topic<'_>,
+        source: Option<u64>,
+        bytes: usize,
+        make: impl FnMut() -> M,
+    ) -> Published {
+        self.shared.inboxes[usize::from(self.id.0)].disarm(self.attachment);
+        self.shared.publish(topic, source, bytes, make, Sleepers::Note(&mut self.left_asleep))
     }
 
     /// Subscribes a client. Everything published from now on is delivered to it, nothing from before.
@@ -354,15 +376,18 @@ impl<M: Send + 'static> Shard<M> {
     ///
     /// `Ready`: there is, or may be, more to do; call again soon. `Pending`: there is nothing left, and the waker of
     /// `cx` is called when something comes.
+    ///
+    /// Begins with [`wake_others`](Self::wake_others).
     pub fn poll_deliver(
         &mut self,
         cx: &mut Context<'_>,
         mut deliver: impl FnMut(Key, &M) -> Flow,
     ) -> Poll<()> {
+        self.wake_others();
         let shared = &*self.shared;
         let inbox = &shared.inboxes[usize::from(self.id.0)];
         let fanouts = &mut self.fanouts;
-        inbox.disarm();
+        inbox.disarm(self.attachment);
         if fanouts.queue.is_empty() {
             let asleep_if_none = fanouts.is_empty().then_some(cx.waker());
             if !inbox.take(self.attachment, &mut fanouts.queue, asleep_if_none) {
@@ -378,6 +403,23 @@ impl<M: Send + 'static> Shard<M> {
         } else {
             Poll::Pending
         }
+    }
+}
+
+impl<M> Shard<M> {
+    /// Wakes the workers that [`publish`](Self::publish) has left asleep and nobody has woken since, each once.
+    pub fn wake_others(&mut self) {
+        while let Some(shard) = self.left_asleep.pop() {
+            if let Some(inbox) = self.shared.inboxes.get(shard) {
+                inbox.wake();
+            }
+        }
+    }
+}
+
+impl<M> Drop for Shard<M> {
+    fn drop(&mut self) {
+        self.wake_others();
     }
 }
 

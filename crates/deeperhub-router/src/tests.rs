@@ -34,6 +34,12 @@ enum Step {
     Publish {
         topic: usize,
         source: Option<u64>,
+        /// The worker that publishes it; otherwise it comes from elsewhere.
+        from: Option<u16>,
+    },
+    /// The worker wakes the others.
+    WakeOthers {
+        shard: u16,
     },
     /// Pauses at every `pause`th delivery.
     Deliver {
@@ -54,8 +60,9 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (shard(), key(), 0..SUBSCRIPTIONS.len())
             .prop_map(|(shard, key, from)| Step::Unsubscribe { shard, key, from }),
         1 => (shard(), key()).prop_map(|(shard, key)| Step::Remove { shard, key }),
-        12 => (0..TOPICS.len(), proptest::option::of(0..3_u64))
-            .prop_map(|(topic, source)| Step::Publish { topic, source }),
+        12 => (0..TOPICS.len(), proptest::option::of(0..3_u64), proptest::option::of(shard()))
+            .prop_map(|(topic, source, from)| Step::Publish { topic, source, from }),
+        3 => shard().prop_map(|shard| Step::WakeOthers { shard }),
         12 => (shard(), 1..8_usize).prop_map(|(shard, pause)| Step::Deliver { shard, pause }),
         1 => shard().prop_map(|shard| Step::Replace { shard }),
     ]
@@ -71,9 +78,34 @@ struct Message {
     delivered: BTreeSet<(u16, Key)>,
 }
 
+/// Whether a worker sleeps, and what is to wake it.
+#[derive(Debug, Default)]
+struct Sleep {
+    wake_ups: Arc<Count>,
+    /// How often it must have been woken by now.
+    expected: usize,
+    is_asleep: bool,
+    /// The workers that have left it asleep over a message.
+    left_by: BTreeSet<u16>,
+}
+
+impl Sleep {
+    fn is_woken(&mut self) {
+        self.expected += usize::from(std::mem::take(&mut self.is_asleep));
+        self.left_by.clear();
+    }
+
+    /// It runs, by itself or because it was woken.
+    fn runs(&mut self) {
+        self.is_asleep = false;
+        self.left_by.clear();
+    }
+}
+
 struct Model {
     router: Router<usize>,
     shards: Vec<Shard<usize>>,
+    sleeps: Vec<Sleep>,
     next: u64,
     subscriptions: BTreeMap<(u16, Key), BTreeMap<&'static str, u64>>,
     messages: Vec<Message>,
@@ -103,6 +135,7 @@ impl Model {
         Self {
             router,
             shards,
+            sleeps: (0..SHARDS).map(|_| Sleep::default()).collect(),
             next: 0,
             subscriptions: BTreeMap::new(),
             messages: Vec::new(),
@@ -133,7 +166,11 @@ impl Model {
                 let own = self.subscriptions.remove(&(shard, key)).unwrap_or_default();
                 assert_eq!(self.shards[usize::from(shard)].remove(key), own.len());
             }
-            Step::Publish { topic, source } => self.publish(TOPICS[topic], source),
+            Step::Publish { topic, source, from } => self.publish(TOPICS[topic], source, from),
+            Step::WakeOthers { shard } => {
+                self.shards[usize::from(shard)].wake_others();
+                self.others_are_woken(shard);
+            }
             Step::Deliver { shard, pause } => {
                 self.deliver(shard, pause);
             }
@@ -151,6 +188,9 @@ impl Model {
                 }
                 let mut cx = Context::from_waker(Waker::noop());
                 assert!(dead.poll_deliver(&mut cx, |_, _| Flow::Continue).is_pending());
+                drop(dead);
+                self.sleeps[usize::from(shard)].runs();
+                self.others_are_woken(shard);
                 self.subscriptions.retain(|client, _| client.0 != shard);
                 for message in &mut self.messages {
                     message.receivers.retain(|client, _| client.0 != shard);
@@ -158,9 +198,20 @@ impl Model {
             }
         }
         self.check_tables();
+        for (shard, sleep) in self.sleeps.iter().enumerate() {
+            assert_eq!(sleep.wake_ups.0.load(Ordering::Relaxed), sleep.expected, "wake-ups of {shard}");
+        }
     }
 
-    fn publish(&mut self, topic: &'static str, source: Option<u64>) {
+    fn others_are_woken(&mut self, by: u16) {
+        for sleep in &mut self.sleeps {
+            if sleep.left_by.contains(&by) {
+                sleep.is_woken();
+            }
+        }
+    }
+
+    fn publish(&mut self, topic: &'static str, source: Option<u64>, from: Option<u16>) {
         let number = self.messages.len();
         let parsed = Topic::parse(topic).expect("a topic");
         let mut receivers = BTreeMap::new();
@@ -179,19 +230,37 @@ impl Model {
             }
         }
         let mut made = 0;
-        let published = self.router.publish(&parsed, source, 10, || {
+        let make = || {
             made += 1;
             number
-        });
+        };
+        let published = match from {
+            Some(shard) => self.shards[usize::from(shard)].publish(&parsed, source, 10, make),
+            None => self.router.publish(&parsed, source, 10, make),
+        };
         assert_eq!(published.subscribers, receivers.values().map(BTreeSet::len).sum::<usize>() as u64);
         let shards: BTreeSet<_> = receivers.keys().map(|client| client.0).collect();
         assert_eq!(made, shards.len(), "one for each worker");
+        if let Some(from) = from {
+            self.sleeps[usize::from(from)].runs();
+        }
+        for shard in shards {
+            let sleep = &mut self.sleeps[usize::from(shard)];
+            match from {
+                Some(from) if sleep.is_asleep => {
+                    sleep.left_by.insert(from);
+                }
+                Some(_) => {}
+                None => sleep.is_woken(),
+            }
+        }
         self.messages.push(Message { topic, source, receivers, delivered: BTreeSet::new() });
     }
 
     /// Answers whether there may be more.
     fn deliver(&mut self, shard: u16, pause: usize) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
+        let waker = Waker::from(Arc::clone(&self.sleeps[usize::from(shard)].wake_ups));
+        let mut cx = Context::from_waker(&waker);
         let mut deliveries = 0;
         let mut paused_at = None;
         let Self { shards, messages, subscriptions, received, .. } = self;
@@ -212,6 +281,10 @@ impl Model {
             }
             Flow::Continue
         });
+        self.others_are_woken(shard);
+        let sleep = &mut self.sleeps[usize::from(shard)];
+        sleep.runs();
+        sleep.is_asleep = more.is_pending();
         more.is_ready()
     }
 
@@ -285,7 +358,7 @@ proptest! {
     }
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Count(AtomicUsize);
 
 impl Wake for Count {
@@ -319,6 +392,104 @@ fn a_sleeping_worker_is_woken_once_for_many_publishes() {
     assert_eq!(delivered, 10);
     // Nobody to wake, nothing to hand over.
     router.publish(&Topic::parse("b").unwrap(), None, 1, || unreachable!("nobody is subscribed"));
+}
+
+/// A worker that sleeps, subscribed to `a`, and how often it is woken.
+fn asleep(router: &Router<u32>, shard: u16) -> (Shard<u32>, Arc<Count>) {
+    let mut worker = router.attach(ShardId(shard));
+    worker.subscribe(0, &subscription("a"));
+    let count = Arc::new(Count::default());
+    assert_eq!(drain(&mut worker, &count), []);
+    (worker, count)
+}
+
+/// Delivers all that there is, and falls asleep.
+fn drain(worker: &mut Shard<u32>, count: &Arc<Count>) -> Vec<u32> {
+    let waker = Waker::from(Arc::clone(count));
+    let mut cx = Context::from_waker(&waker);
+    let mut delivered = Vec::new();
+    let mut deliver = |_, message: &u32| {
+        delivered.push(*message);
+        Flow::Continue
+    };
+    while worker.poll_deliver(&mut cx, &mut deliver).is_ready() {}
+    delivered
+}
+
+fn publish_from(worker: &mut Shard<u32>, message: u32) {
+    worker.publish(&Topic::parse("a").unwrap(), None, 1, || message);
+}
+
+#[test]
+fn others_are_woken_once_for_all_that_a_worker_publishes() {
+    let router = Router::new(3, Config::default());
+    let [(mut first, own), (mut second, count), (_third, last)] =
+        [0, 1, 2].map(|shard| asleep(&router, shard));
+    let woken = || [&own, &count, &last].map(|count| count.0.load(Ordering::Relaxed));
+    for message in 0..5 {
+        publish_from(&mut first, message);
+    }
+    assert_eq!(woken(), [0, 0, 0]);
+    first.wake_others();
+    first.wake_others();
+    assert_eq!(woken(), [0, 1, 1], "it runs itself");
+    assert_eq!(drain(&mut second, &count), [0, 1, 2, 3, 4]);
+
+    publish_from(&mut first, 5);
+    assert_eq!(drain(&mut first, &own), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(
+        woken(),
+        [0, 2, 1],
+        "a worker that goes to sleep leaves nobody asleep; one that is awake needs no call"
+    );
+}
+
+#[test]
+fn a_worker_that_another_left_asleep_is_woken_by_the_next_publish_from_elsewhere() {
+    let router = Router::new(2, Config::default());
+    let [(mut first, _), (mut second, count)] = [0, 1].map(|shard| asleep(&router, shard));
+    let woken = || count.0.load(Ordering::Relaxed);
+    publish_from(&mut first, 1);
+    router.publish(&Topic::parse("a").unwrap(), None, 1, || 2);
+    assert_eq!(woken(), 1);
+    first.wake_others();
+    assert_eq!(woken(), 1, "once is enough");
+    assert_eq!(drain(&mut second, &count), [1, 2]);
+
+    publish_from(&mut first, 3);
+    assert_eq!(drain(&mut second, &count), [3], "it woke by itself");
+    first.wake_others();
+    assert_eq!(woken(), 1);
+}
+
+#[test]
+fn a_worker_that_panics_leaves_nobody_asleep() {
+    let router = Router::new(2, Config::default());
+    let [(mut first, _), (mut second, count)] = [0, 1].map(|shard| asleep(&router, shard));
+    let died = std::thread::spawn(move || {
+        publish_from(&mut first, 1);
+        panic!("a worker dies in a test");
+    });
+    died.join().unwrap_err();
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    assert_eq!(drain(&mut second, &count), [1]);
+}
+
+#[test]
+fn a_publish_that_panics_wakes_whom_it_had_reached() {
+    let router = Router::new(2, Config::default());
+    let [(_first, own), (_second, count)] = [0, 1].map(|shard| asleep(&router, shard));
+    let mut made = 0;
+    let publish = std::panic::AssertUnwindSafe(|| {
+        router.publish(&Topic::parse("a").unwrap(), None, 1, || {
+            made += 1;
+            assert!(made < 2, "a publish fails in a test");
+            1
+        })
+    });
+    std::panic::catch_unwind(publish).unwrap_err();
+    let woken: usize = [own, count].iter().map(|count| count.0.load(Ordering::Relaxed)).sum();
+    assert_eq!(woken, 1);
 }
 
 #[test]
@@ -449,7 +620,7 @@ fn what_was_published_before_a_mark_can_be_delivered_alone() {
 fn threads_agree_on_one_order() {
     const MESSAGES: usize = 500;
     const PUBLISHERS: usize = 3;
-    let router = Router::new(SHARDS, Config::default());
+    let router = Router::new(SHARDS + PUBLISHERS as u16, Config::default());
     let (starter, started) = std::sync::mpsc::channel();
     let workers: Vec<_> = (0..SHARDS)
         .map(|shard| {
@@ -493,11 +664,19 @@ fn threads_agree_on_one_order() {
         for publisher in 0..PUBLISHERS {
             let router = &router;
             scope.spawn(move || {
+                // The first from anywhere, the others as workers, which wake others now and then.
+                let mut own = router.attach(ShardId(SHARDS + publisher as u16));
                 for message in 0..MESSAGES {
                     let topic = Topic::parse("a.b").unwrap();
-                    let published =
-                        router.publish(&topic, Some(publisher as u64), 1, || (publisher, message));
+                    let (source, make) = (Some(publisher as u64), || (publisher, message));
+                    let published = match publisher {
+                        0 => router.publish(&topic, source, 1, make),
+                        _ => own.publish(&topic, source, 1, make),
+                    };
                     assert_eq!(published.subscribers, 24);
+                    if publisher > 0 && message % (publisher * 10) == 0 {
+                        own.wake_others();
+                    }
                 }
             });
         }
