@@ -11,7 +11,7 @@ use deeperhub_metrics::Registry;
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ServerMessage, TraceContext, WelcomeLimits};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
-use deeperhub_router::{Published, Router};
+use deeperhub_router::{Published, Router, Shard};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ask::Posted;
@@ -41,12 +41,14 @@ pub(crate) struct Delivery {
 }
 
 /// The client that publishes something.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Publisher<'a> {
     pub(crate) id: &'a ClientId,
     pub(crate) place: Place,
     /// It does not want its own message.
     pub(crate) is_excluded: bool,
+    /// Its worker's part, which leaves the other workers asleep until it has read what came.
+    pub(crate) shard: &'a mut Shard<Delivery>,
 }
 
 /// What a publish reached.
@@ -162,10 +164,11 @@ impl Hub {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),
             tracestate: span.and_then(ActiveSpan::tracestate).map(Cow::Borrowed),
         };
-        let from = publisher.map(|client| client.id);
-        let exclude = publisher.filter(|client| client.is_excluded).map(|client| client.place);
-        let source = publisher.map(|client| client.place.source());
-        let here = self.deliver(topic, (message, from, &trace), (exclude, source), (published, span));
+        let from = publisher.as_ref().map(|client| client.id);
+        let exclude = publisher.as_ref().filter(|client| client.is_excluded).map(|client| client.place);
+        let source = publisher.as_ref().map(|client| client.place.source());
+        let shard = publisher.map(|client| client.shard);
+        let here = self.deliver(topic, (message, from, &trace), (exclude, source), (published, span), shard);
         let cluster_unavailable =
             self.broker.is_some() && !self.publish_to_others(topic, message, from, trace.borrow());
         Reached { subscribers: here.subscribers, congested: here.congested, cluster_unavailable }
@@ -180,17 +183,18 @@ impl Hub {
         source: Option<u64>,
         trace: &TraceContext<'_>,
     ) {
-        let here = self.deliver(topic, (message, from, trace), (None, source), (Instant::now(), None));
+        let here = self.deliver(topic, (message, from, trace), (None, source), (Instant::now(), None), None);
         self.top.publish(topic.as_str(), here.subscribers, message.as_str().len());
     }
 
-    /// Encodes a delivery once and hands it to every worker with a subscriber.
+    /// Encodes a delivery once and hands it to every worker with a subscriber, from the worker of `shard` or from elsewhere.
     fn deliver(
         &self,
         topic: &Topic<'_>,
         (message, from, trace): (RawJson<'_>, Option<&ClientId>, &TraceContext<'_>),
         (exclude, source): (Option<Place>, Option<u64>),
         (published, span): (Instant, Option<&ActiveSpan>),
+        shard: Option<&mut Shard<Delivery>>,
     ) -> Published {
         let frame = ServerMessage::Message {
             topic: topic.as_str(),
@@ -205,13 +209,17 @@ impl Hub {
         let alone = self.requests.len() == 1;
         // Without a sink there is nobody to follow it for.
         let span = span.filter(|_| self.config.tracer.records());
-        self.router.publish(topic, source, frame.len(), || Delivery {
+        let make = || Delivery {
             // Each worker counts references on a cache line of its own.
             frame: Multicast::new(if alone { frame.clone() } else { frame.fork() }),
             exclude,
             topic: name.clone(),
             stamp: Stamp::new(published, span),
-        })
+        };
+        match shard {
+            Some(shard) => shard.publish(topic, source, frame.len(), make),
+            None => self.router.publish(topic, source, frame.len(), make),
+        }
     }
 
     pub(crate) fn take_inbox(&self, worker: usize) -> Option<mpsc::Receiver<Posted>> {

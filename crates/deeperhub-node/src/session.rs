@@ -373,6 +373,7 @@ impl deeperhub_listener::Session for Session {
 
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Local>) {
         self.received += 1;
+        cx.local().on_message();
         let now = cx.now();
         if let Some(counting) = &mut cx.local().counting {
             let bytes = match message {

@@ -31,8 +31,12 @@ pub(crate) fn publish(
     }
     let (key, now) = (cx.key(), cx.now());
     let local = cx.local();
-    let publisher =
-        Publisher { id: &session.client_id, place: session.place, is_excluded: publish.exclude_self };
+    let publisher = Publisher {
+        id: &session.client_id,
+        place: session.place,
+        is_excluded: publish.exclude_self,
+        shard: &mut local.shard,
+    };
     let active = span.as_ref().map(|span| &span.span);
     let published = local.hub.publish(publish.topic, publish.message, Some(publisher), now, active);
     if let Some(span) = span {

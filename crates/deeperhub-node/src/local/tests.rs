@@ -1,0 +1,76 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Wake, Waker};
+
+use deeperhub_protocol::{RawJson, Topic};
+
+use super::*;
+use crate::hub::Publisher;
+use crate::{Config, Node};
+
+/// What two workers share, whose threads have ended: here the test is the first of them.
+fn hub() -> Arc<Hub> {
+    let mut config = Config::default();
+    config.listener.workers = 2;
+    config.canary.interval = Duration::ZERO;
+    let node = Node::start(([127, 0, 0, 1], 0).into(), config).unwrap();
+    let hub = Arc::clone(&node.handle().hub);
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(node.stop());
+    hub
+}
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The second worker, which has a subscriber and sleeps, and how often it is woken.
+fn sleeper(hub: &Hub) -> (Shard<Delivery>, Arc<Count>) {
+    let mut shard = hub.router.attach(ShardId(1));
+    shard.subscribe(0, &Subscription::parse("a").unwrap());
+    let count = Arc::new(Count::default());
+    let waker = Waker::from(Arc::clone(&count));
+    let mut cx = task::Context::from_waker(&waker);
+    assert!(shard.poll_deliver(&mut cx, |_, _| unreachable!("nothing is published")).is_pending());
+    (shard, count)
+}
+
+fn publish(local: &mut Local) {
+    local.on_message();
+    let place = Place { worker: 0, key: 0, serial: 0 };
+    let id = place.client_id("n").unwrap();
+    let publisher = Publisher { id: &id, place, is_excluded: false, shard: &mut local.shard };
+    let (topic, message) = (Topic::parse("a").unwrap(), RawJson::parse("1").unwrap());
+    let reached = local.hub.publish(&topic, message, Some(publisher), Instant::now(), None);
+    assert_eq!(reached.subscribers, 1);
+}
+
+#[test]
+fn others_are_not_left_asleep_over_more_than_64_messages() {
+    let hub = hub();
+    let (_sleeper, count) = sleeper(&hub);
+    let mut local = Local::new(&hub, 0);
+    publish(&mut local);
+    for _ in 1..64 {
+        local.on_message();
+    }
+    assert_eq!(count.0.load(Ordering::Relaxed), 0);
+    local.on_message();
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_worker_that_dies_while_it_reads_leaves_nobody_asleep() {
+    let hub = hub();
+    let (_sleeper, count) = sleeper(&hub);
+    let dies = std::thread::spawn(move || {
+        let mut local = Local::new(&hub, 0);
+        publish(&mut local);
+        panic!("a worker dies in a test");
+    });
+    dies.join().unwrap_err();
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+}
