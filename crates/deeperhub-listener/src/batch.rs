@@ -1,4 +1,4 @@
-//! The writes of a round, many by one system call.
+//! The writes of a round, many by one system call. Its reads are in `worker/reads.rs`.
 
 use std::io;
 
@@ -20,7 +20,7 @@ const STAGED: usize = 128 * 1024;
 /// What a worker needs to write in batches.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    batcher: Batcher,
+    pub(crate) batcher: Batcher,
     sends: Vec<Planned>,
     /// Bytes that do not stand side by side in a connection's outbox: small pieces of a plain connection, records of an
     /// encrypted one.
@@ -159,13 +159,16 @@ impl<S> Core<S> {
                 due.push(send.key);
             }
         }
-        if !batcher.is_working() {
-            tracing::warn!(
-                "io_uring does not work any more: each connection is written by a system call of its own."
-            );
+        self.keep_batching();
+        looked_at
+    }
+
+    /// Goes on without batches where the system has ended them.
+    pub(crate) fn keep_batching(&mut self) {
+        if self.batch.as_ref().is_some_and(|batch| !batch.batcher.is_working()) {
+            tracing::warn!("io_uring does not work any more: each connection has system calls of its own.");
             self.batch = None;
         }
-        looked_at
     }
 }
 

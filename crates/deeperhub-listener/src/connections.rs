@@ -83,6 +83,11 @@ pub(crate) struct Flags {
     pub(crate) too_slow: bool,
     /// The sending side was ended.
     pub(crate) shut: bool,
+    /// Its last read brought more than there is room for in a batch.
+    pub(crate) reads_long: bool,
+    /// It is in the batch of reads that is put together.
+    #[cfg(feature = "io-uring")]
+    pub(crate) in_batch: bool,
     /// The compression that was agreed on.
     pub(crate) deflate: Option<Params>,
 }

@@ -1,5 +1,7 @@
 //! One thread's loop over its connections.
 
+#[cfg(feature = "io-uring")]
+mod reads;
 mod shed;
 
 use std::io;
@@ -46,6 +48,9 @@ const EARLY_WRITE: usize = 8 * 1024;
 /// Bytes of the read buffer that all connections of a worker share.
 const SCRATCH: usize = 64 * 1024;
 
+/// What is more than this is read by a system call of its own the next time: a batch has as much room for each connection.
+const LONG_READ: usize = 4096;
+
 /// Slots of the slab that one round looks at for deadlines.
 const TICK_SLICE: usize = 4096;
 
@@ -88,6 +93,9 @@ pub(crate) struct Worker<'a, A: Application> {
     inbound: &'a mut mpsc::Receiver<ToWorker>,
     cells: &'a mut WorkerCells,
     scratch: Vec<u8>,
+    /// Room for the reads of a batch; empty until there is one.
+    #[cfg(feature = "io-uring")]
+    slots: Vec<u8>,
     started: Instant,
     sleep: Pin<Box<tokio::time::Sleep>>,
     next_tick: Instant,
@@ -117,6 +125,8 @@ impl<'a, A: Application> Worker<'a, A> {
             inbound,
             cells,
             scratch: vec![0; SCRATCH],
+            #[cfg(feature = "io-uring")]
+            slots: Vec::new(),
             started: now,
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             next_tick: now,
@@ -138,9 +148,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.ready.take(&mut self.core.turn);
         let count = self.core.turn.len().min(READS_PER_ROUND);
         let turn = std::mem::take(&mut self.core.turn);
-        for &key in &turn[..count] {
-            self.turn(key);
-        }
+        self.take_turns(&turn[..count]);
         self.put_back(turn, count);
 
         // Own sessions' publishes are in the inbox by now, so that they leave in this round.
@@ -267,6 +275,17 @@ impl<'a, A: Application> Worker<'a, A> {
         self.deadline(if interval.is_zero() { Duration::from_secs(3600) } else { interval })
     }
 
+    /// Reads from each of these, in batches where that pays.
+    fn take_turns(&mut self, keys: &[u32]) {
+        #[cfg(feature = "io-uring")]
+        if self.core.is_batching() {
+            return self.take_turns_in_batches(keys);
+        }
+        for &key in keys {
+            self.turn(key);
+        }
+    }
+
     /// Something may have happened at a connection: writes what was blocked, reads what is there.
     fn turn(&mut self, key: u32) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
@@ -309,8 +328,11 @@ impl<'a, A: Application> Worker<'a, A> {
                 Err(_) => return self.lost(key),
             };
             core.received += read as u64;
+            connection.flags.reads_long = read > LONG_READ;
             let drained = read < self.scratch.len() && connection.transport.drained();
-            self.received(key, read);
+            let mut scratch = std::mem::take(&mut self.scratch);
+            self.received(key, &mut scratch[..read]);
+            self.scratch = scratch;
             if drained && !self.arm(key) {
                 return;
             }
@@ -332,24 +354,16 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// Handles the first `read` bytes of the scratch buffer.
-    fn received(&mut self, key: u32, read: usize) {
+    /// Handles what was read.
+    fn received(&mut self, key: u32, bytes: &mut [u8]) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         match &mut connection.state {
-            State::Handshake(_) => {
-                let scratch = std::mem::take(&mut self.scratch);
-                self.shake_hands(key, &scratch[..read]);
-                self.scratch = scratch;
-            }
-            State::Open(_) => {
-                let mut scratch = std::mem::take(&mut self.scratch);
-                self.decode(key, &mut scratch[..read]);
-                self.scratch = scratch;
-            }
+            State::Handshake(_) => self.shake_hands(key, bytes),
+            State::Open(_) => self.decode(key, bytes),
             State::Closing(Closing::CloseFrame) => {
                 let mut pos = 0;
                 loop {
-                    let (deflate, input) = (connection.flags.deflate, &mut self.scratch[..read]);
+                    let (deflate, input) = (connection.flags.deflate, &mut *bytes);
                     match deflate::skip(deflate, &mut connection.decoder, &self.core.limits, input, &mut pos)
                     {
                         Ok(Some(Extended::Plain(Incoming::Close(_)))) => {

@@ -98,6 +98,8 @@ impl Session for Talker {
                 let key = cx.key();
                 cx.local().flood = Some(key);
             }
+            // What others send meanwhile is there when the worker looks again.
+            Message::Text("stall") => std::thread::sleep(Duration::from_millis(20)),
             Message::Text("die") => cx.local().dies = true,
             Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
             Message::Text(text) => cx.reply(|out| frame::write_text(out, text)),
@@ -196,6 +198,75 @@ async fn a_session_that_panics_costs_its_own_connection_only() {
     assert_eq!(read_to_close(&mut doomed).await.1, Some(1011));
     assert_eq!(running.metrics.session_panics.value(), 1);
     echoes(&mut healthy).await;
+}
+
+/// Many clients that the worker finds ready at once: short and long messages, several at a time, parts of one, clients that
+/// have left.
+async fn check_that_all_get_their_own_echoes(change: impl FnOnce(&mut Config)) {
+    const CLIENTS: usize = 40;
+    const ROUNDS: usize = 12;
+    let running = start(|config| {
+        config.max_connections = 2 * CLIENTS;
+        change(config);
+    });
+    let mut staller = running.connect().await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(running.connect().await);
+    }
+    let message = |client: usize, round: usize| {
+        // Around the sizes at which a read takes another way, among others.
+        let sizes = [1, 125, 126, 3000, 4080, 4088, 4096, 4340, 4346, 4352, 5000, 30_000, 60_000];
+        let size = sizes[(client * 7 + round * 5) % sizes.len()];
+        format!("{client} {round} {}", "x".repeat(size))
+    };
+    for round in 0..ROUNDS {
+        staller.send(Text::text("stall")).await.unwrap();
+        for (nth, client) in clients.iter_mut().enumerate() {
+            for part in 0..=nth % 3 {
+                client.feed(Text::text(message(nth, round + part))).await.unwrap();
+            }
+        }
+        // From all of them before any is answered.
+        for client in &mut clients {
+            patiently(client.flush()).await.unwrap();
+        }
+        for (nth, client) in clients.iter_mut().enumerate() {
+            for part in 0..=nth % 3 {
+                let echo = patiently(client.next()).await.unwrap().unwrap();
+                assert_eq!(echo, Text::text(message(nth, round + part)));
+            }
+        }
+    }
+    // Some say something and leave, by a reset, by the end of their side, and with a close frame.
+    staller.send(Text::text("stall")).await.unwrap();
+    for (nth, client) in clients.iter_mut().enumerate().take(CLIENTS / 2) {
+        client.send(Text::text("last words")).await.unwrap();
+        let MaybeTlsStream::Plain(socket) = client.get_mut() else { panic!("no TLS here") };
+        match nth % 3 {
+            0 => socket.set_zero_linger().unwrap(),
+            1 => socket.shutdown().await.unwrap(),
+            _ => client.close(None).await.unwrap(),
+        }
+    }
+    drop(clients.drain(..CLIENTS / 2));
+    for client in &mut clients {
+        echoes(client).await;
+    }
+    running.wait_until(|running| running.listener.connections() == CLIENTS / 2 + 1).await;
+    assert_eq!(running.stage.closed.lock().unwrap().len(), CLIENTS / 2);
+    assert_eq!(running.metrics.worker_restarts.value(), 0);
+}
+
+#[tokio::test]
+async fn all_get_their_own_echoes() {
+    check_that_all_get_their_own_echoes(|_| {}).await;
+}
+
+#[cfg(feature = "io-uring")]
+#[tokio::test]
+async fn all_get_their_own_echoes_where_each_has_system_calls_of_its_own() {
+    check_that_all_get_their_own_echoes(|config| config.io_uring = false).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,113 @@
+//! Reads of many connections by one system call.
+
+use std::io;
+
+use deeperhub_uring::RecvOp;
+
+use super::{LONG_READ, SCRATCH, Worker};
+use crate::batch::FEW;
+use crate::connections::{Connection, State};
+use crate::session::Application;
+use crate::transport::Transport;
+
+/// Room of each connection. No power of two, so that not all starts meet at one place of the processor's cache.
+const SLOT: usize = LONG_READ + 256;
+
+/// Connections of a batch. More would save little.
+const READS: usize = SCRATCH / SLOT;
+
+type Outcomes = [Option<io::Result<usize>>; READS];
+
+impl<A: Application> Worker<'_, A> {
+    /// Lets each of these have its turn.
+    pub(super) fn take_turns_in_batches(&mut self, keys: &[u32]) {
+        let mut slots = std::mem::take(&mut self.slots);
+        slots.resize(READS * SLOT, 0);
+        for keys in keys.chunks(READS) {
+            let outcomes = self.read_batch(keys, &mut slots);
+            for ((&key, slot), outcome) in keys.iter().zip(slots.chunks_exact_mut(SLOT)).zip(outcomes) {
+                match outcome {
+                    None => self.turn(key),
+                    Some(outcome) => self.was_read(key, slot, outcome),
+                }
+            }
+        }
+        self.slots = slots;
+        self.core.keep_batching();
+    }
+
+    /// Reads from those that are likely to have no more than there is room for, each into its slot.
+    fn read_batch(&mut self, keys: &[u32], slots: &mut [u8]) -> Outcomes {
+        let mut outcomes = [const { None }; READS];
+        let core = &mut *self.core;
+        let Some(batch) = &mut core.batch else { return outcomes };
+        let mut chosen = [false; READS];
+        for (&key, chosen) in keys.iter().zip(&mut chosen) {
+            if let Some(connection) = core.connections.get_mut(key as usize)
+                && connection.may_read_in_batch()
+            {
+                // A key is there twice when it may read and write: its second turn comes after the first.
+                connection.flags.in_batch = true;
+                *chosen = true;
+            }
+        }
+        let is_worth_it = chosen.iter().filter(|&&chosen| chosen).count() >= FEW;
+        for (&key, chosen) in keys.iter().zip(&mut chosen) {
+            if let Some(connection) = core.connections.get_mut(key as usize)
+                && *chosen
+            {
+                connection.flags.in_batch = false;
+                *chosen = is_worth_it;
+            }
+        }
+        if !is_worth_it {
+            return outcomes;
+        }
+        let connections = &core.connections;
+        let of_chosen = keys.iter().zip(slots.chunks_exact_mut(SLOT)).zip(chosen);
+        let ops = of_chosen.filter_map(|((&key, buffer), chosen)| {
+            let connection = connections.get(key as usize).filter(|_| chosen)?;
+            Some(RecvOp { from: connection.transport.descriptor(), buffer })
+        });
+        let results = batch.batcher.recv(ops);
+        let places = outcomes.iter_mut().zip(chosen).filter_map(|(place, chosen)| chosen.then_some(place));
+        for (place, result) in places.zip(results) {
+            *place = Some(result);
+        }
+        outcomes
+    }
+
+    /// Goes on after a read in a batch as [`read`](Self::read) does after one of its own.
+    fn was_read(&mut self, key: u32, slot: &mut [u8], outcome: io::Result<usize>) {
+        let core = &mut *self.core;
+        let Some(connection) = core.connections.get_mut(key as usize) else { return };
+        match outcome {
+            Ok(0) => return self.end_of_stream(key),
+            Ok(read) => {
+                core.received += read as u64;
+                let is_drained = read < slot.len() && connection.transport.drained();
+                connection.flags.reads_long = !is_drained;
+                self.received(key, &mut slot[..read]);
+                if is_drained && !self.arm(key) {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if connection.transport.drained() && !self.arm(key) {
+                    return;
+                }
+            }
+            // It shows again.
+            Err(_) => {}
+        }
+        self.read(key);
+    }
+}
+
+impl<S> Connection<S> {
+    fn may_read_in_batch(&self) -> bool {
+        let flags = &self.flags;
+        matches!((&self.state, &self.transport), (State::Open(_), Transport::Tcp(_)))
+            && !(flags.reads_long || flags.in_batch || flags.write_blocked || flags.paused || flags.too_slow)
+    }
+}
