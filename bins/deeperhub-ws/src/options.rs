@@ -42,7 +42,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, 1024), help_heading = GENERAL)]
     pub(crate) workers: Option<usize>,
 
-    /// Whether many connections are written by one system call (Linux's io_uring) [default: auto]
+    /// Whether many connections are written and read by one system call (Linux's io_uring) [default: auto]
     ///
     /// `auto`: where the system lets the server, which most container engines do not by default; a log line says so, and
     /// deeperhub_io_uring_workers counts the workers that do. It takes up to a third off the CPU time of a fan-out.

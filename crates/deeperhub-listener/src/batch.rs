@@ -89,7 +89,7 @@ impl<S> Core<S> {
             Err(error) => tracing::info!(
                 %error,
                 worker,
-                "io_uring is not offered here: each connection is written by a system call of its own."
+                "io_uring is not offered here: each connection has system calls of its own."
             ),
         }
     }

@@ -54,7 +54,7 @@ pub struct Config {
     pub backlog: u32,
     /// Compression of messages (RFC 7692): on by default, and used with clients that offer it.
     pub compression: deflate::Config,
-    /// Whether many connections are written by one system call (`io_uring`), where the system lets this program. Default:
+    /// Whether many connections are written, and read, by one system call (`io_uring`), where the system lets this program. Default:
     /// they are.
     #[cfg(feature = "io-uring")]
     pub io_uring: bool,
