@@ -33,6 +33,9 @@ const KEPT_PLACES: usize = 1024;
 /// Deliveries of one round, however few connections they go to.
 const DELIVERIES: usize = 16 * ROOM;
 
+/// Connections that make a burst of messages worth waiting for more of it.
+const BURST: usize = 64;
+
 /// Where a connection is in its life.
 pub(crate) enum State<S> {
     /// The request head is on its way, or the application is deciding.
@@ -211,6 +214,12 @@ impl<S> Core<S> {
             sent: 0,
             received: 0,
         }
+    }
+
+    /// Whether many connections were sent two messages or more in this round, on average, which shared a write.
+    pub(crate) fn is_in_burst(&self) -> bool {
+        let (connections, deliveries) = (ROOM - self.room, DELIVERIES - self.deliveries);
+        connections >= BURST && deliveries >= 2 * connections
     }
 
     pub(crate) fn begin_round(&mut self, now: Instant) {

@@ -51,6 +51,9 @@ const SCRATCH: usize = 64 * 1024;
 /// What is more than this is read by a system call of its own the next time: a batch has as much room for each connection.
 const LONG_READ: usize = 4096;
 
+/// The longest wait for more messages of a burst.
+const MAX_HOLD: Duration = Duration::from_micros(500);
+
 /// Slots of the slab that one round looks at for deadlines.
 const TICK_SLICE: usize = 4096;
 
@@ -105,6 +108,8 @@ pub(crate) struct Worker<'a, A: Application> {
     tick_at: Option<usize>,
     queued: i64,
     drain: Option<Drain>,
+    /// Not to begin a round before: see [`hold`].
+    hold_until: Option<Instant>,
     stopped: bool,
 }
 
@@ -134,13 +139,21 @@ impl<'a, A: Application> Worker<'a, A> {
             tick_at: None,
             queued: 0,
             drain: None,
+            hold_until: None,
             stopped: false,
         }
     }
 
     /// One round. `Ready` only when the worker was told to stop.
     pub(crate) fn poll_round(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
-        self.core.begin_round(Instant::now());
+        let now = Instant::now();
+        if let Some(wait) = self.hold_until.take().and_then(|until| until.checked_duration_since(now)) {
+            std::thread::sleep(wait);
+            // By way of the reactor, which has what came meanwhile.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.core.begin_round(now);
         let mut more = self.take_arrivals(cx);
         if self.stopped {
             return Poll::Ready(());
@@ -172,6 +185,9 @@ impl<'a, A: Application> Worker<'a, A> {
         }
 
         more |= !self.core.turn.is_empty() || self.tick_at.is_some() || !self.core.dirty.is_empty();
+        if !more && self.core.is_in_burst() {
+            self.hold_until = Some(written + hold(written.saturating_duration_since(self.core.now)));
+        }
         if more || !self.fall_asleep(cx) {
             cx.waker().wake_by_ref();
         }
@@ -971,6 +987,13 @@ fn deadline(now: u32, after: Duration) -> u32 {
     now.wrapping_add(after.as_millis().min(i32::MAX as u128 / 2) as u32)
 }
 
+/// How long to wait after a round of a burst that took `took`, so that those who publish to the same connections share
+/// writes: each is answered by the end of the last round, so their next messages come one close behind the other, and
+/// the first must not have a round of its own, for which all the others would wait.
+fn hold(took: Duration) -> Duration {
+    (took / 8).min(MAX_HOLD)
+}
+
 /// A part of `time` that differs between neighbours.
 fn spread(key: u32, time: Duration) -> Duration {
     time.mul_f64(0.5 + f64::from(key.wrapping_mul(2_654_435_769) >> 16) / 131_072.0)
@@ -1053,4 +1076,18 @@ fn bury<S>(core: &mut Core<S>) {
     core.coders = Coders::new(&core.config.compression);
     core.open = 0;
     core.paused = 0;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_in_a_burst_waits_for_a_small_part_of_a_round() {
+        for micros in [0, 1, 80, 3999, 4000, 4001, 1_000_000] {
+            let took = Duration::from_micros(micros);
+            assert!(hold(took) <= took / 8 && hold(took) <= MAX_HOLD, "{micros} µs");
+        }
+        assert_eq!(hold(Duration::from_millis(2)), Duration::from_micros(250));
+    }
 }
