@@ -27,6 +27,10 @@ enum Piece {
 }
 
 impl Piece {
+    fn is_in_arena(&self) -> bool {
+        matches!(self, Self::Arena { .. })
+    }
+
     fn bytes<'a>(&'a self, arena: &'a [u8]) -> &'a [u8] {
         match self {
             Self::Shared(frame) => frame.as_bytes(),
@@ -42,6 +46,27 @@ struct Queue {
     written: usize,
     /// How many pongs stand at the front (behind the first piece, when that is partly written).
     pongs: usize,
+    /// How many pieces are in the arena. They are among the last: those of earlier rounds were detached.
+    in_arena: usize,
+}
+
+impl Queue {
+    fn push_back(&mut self, piece: Piece) {
+        self.in_arena += usize::from(piece.is_in_arena());
+        self.pieces.push_back(piece);
+    }
+
+    fn pop_front(&mut self) {
+        if let Some(piece) = self.pieces.pop_front() {
+            self.in_arena -= usize::from(piece.is_in_arena());
+        }
+    }
+
+    fn pop_back(&mut self) -> Option<Piece> {
+        let piece = self.pieces.pop_back()?;
+        self.in_arena -= usize::from(piece.is_in_arena());
+        Some(piece)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -136,6 +161,7 @@ impl Outbox {
             self.len = 0;
         } else {
             queue.pieces.truncate(1);
+            queue.in_arena = queue.pieces.iter().filter(|piece| piece.is_in_arena()).count();
             // The arena of this round may still hold the piece: its length is what counts.
             self.len = match queue.pieces.front() {
                 Some(Piece::Shared(frame)) => frame.len() - queue.written,
@@ -147,27 +173,30 @@ impl Outbox {
 
     /// Makes every piece independent of the arena, which is emptied at the end of the round.
     pub(crate) fn detach(&mut self, arena: &Arena) {
-        let is_in_arena = |piece: &Piece| matches!(piece, Piece::Arena { .. });
         match &self.pieces {
-            Pieces::One(piece) if is_in_arena(piece) => {}
-            // What was detached before stands in front, what came in this round at the back.
-            Pieces::Many(queue) if queue.pieces.iter().any(is_in_arena) => {}
+            Pieces::One(piece) if piece.is_in_arena() => {}
+            Pieces::Many(queue) if queue.in_arena > 0 => {}
             _ => return,
         }
         let queue = self.queue();
-        let pieces = std::mem::take(&mut queue.pieces);
-        for (nth, piece) in pieces.into_iter().enumerate() {
+        // Only what came in this round: a peer that does not read must not cost a walk over all that waits for it.
+        let mut recent = Vec::new();
+        while queue.in_arena > 0 {
+            let Some(piece) = queue.pop_back() else { break };
+            recent.push(piece);
+        }
+        for piece in recent.into_iter().rev() {
             let Piece::Arena { start, len } = piece else {
-                queue.pieces.push_back(piece);
+                queue.push_back(piece);
                 continue;
             };
             let mut frames = arena.frames(start as usize, start as usize + len as usize);
-            if nth == 0 {
+            if queue.pieces.is_empty() {
                 // Of several frames in one piece some may be with the kernel.
                 queue.pongs = 0;
                 for frame in frames.by_ref() {
                     if queue.written < frame.len() {
-                        queue.pieces.push_back(Piece::Shared(frame));
+                        queue.push_back(Piece::Shared(frame));
                         break;
                     }
                     queue.written -= frame.len();
@@ -253,15 +282,15 @@ impl Outbox {
                 queue.pongs = queue.pongs.saturating_sub(1);
             }
             queue.written = 0;
-            queue.pieces.pop_front();
+            queue.pop_front();
         }
     }
 
     fn append(&mut self, piece: Piece) {
         match &mut self.pieces {
             Pieces::Empty => self.pieces = Pieces::One(piece),
-            Pieces::One(_) => self.queue().pieces.push_back(piece),
-            Pieces::Many(queue) => queue.pieces.push_back(piece),
+            Pieces::One(_) => self.queue().push_back(piece),
+            Pieces::Many(queue) => queue.push_back(piece),
         }
     }
 
@@ -278,7 +307,7 @@ impl Outbox {
         if !matches!(self.pieces, Pieces::Many(_)) {
             let mut queue = Box::<Queue>::default();
             if let Pieces::One(piece) = std::mem::take(&mut self.pieces) {
-                queue.pieces.push_back(piece);
+                queue.push_back(piece);
             }
             self.pieces = Pieces::Many(queue);
         }
@@ -415,6 +444,42 @@ mod tests {
             let rest = drain(last, &[], 3);
             assert_eq!(rest.len(), expected.len() - taken + pong(b"p").len());
             assert!(rest.ends_with(fan_out[2].frame().as_bytes()) || taken > expected.len() - 7);
+        }
+    }
+
+    /// Rounds of replies and deliveries to a peer that takes a little now and then.
+    #[test]
+    fn what_comes_round_after_round_waits_in_order() {
+        for step in [0, 1, 2, 5, 11, 40] {
+            let mut outbox = Outbox::default();
+            let (mut expected, mut taken) = (Vec::new(), Vec::new());
+            for round in 0..40 {
+                let mut arena = Arena::default();
+                for nth in 0..round % 5 {
+                    let frame = text(&format!("{round}.{nth}"));
+                    expected.extend_from_slice(frame.as_bytes());
+                    if (round + nth) % 3 == 0 {
+                        outbox.push(&frame);
+                    } else {
+                        let start = arena.len();
+                        arena.replies().extend_from_slice(frame.as_bytes());
+                        outbox.push_arena(start, arena.len());
+                    }
+                }
+                let mut gather = Vec::new();
+                outbox.gather(arena.bytes(), &mut gather);
+                assert_eq!(gather.len(), outbox.len());
+                let step = step.min(gather.len());
+                taken.extend_from_slice(&gather[..step]);
+                outbox.advance(step);
+                outbox.detach(&arena);
+                if let Pieces::Many(queue) = &outbox.pieces {
+                    assert_eq!(queue.in_arena, 0);
+                    assert!(!queue.pieces.iter().any(Piece::is_in_arena));
+                }
+            }
+            taken.extend(drain(&mut outbox, &[], 7));
+            assert_eq!(taken, expected, "{step} bytes a round");
         }
     }
 
