@@ -29,8 +29,8 @@ pub(crate) fn raise(max_connections: usize, workers: usize, api_connections: usi
 }
 
 fn needed(max_connections: usize, workers: usize) -> u64 {
-    // A runtime's poller, its waker and a copy of it, for each worker.
-    let workers = u64::try_from(workers).unwrap_or(u64::MAX).saturating_mul(4);
+    // A runtime's poller, its waker and a copy of it, and an io_uring, for each worker.
+    let workers = u64::try_from(workers).unwrap_or(u64::MAX).saturating_mul(5);
     u64::try_from(max_connections).unwrap_or(u64::MAX).saturating_add(workers).saturating_add(OTHERS)
 }
 
