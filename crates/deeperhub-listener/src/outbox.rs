@@ -46,27 +46,8 @@ struct Queue {
     written: usize,
     /// How many pongs stand at the front (behind the first piece, when that is partly written).
     pongs: usize,
-    /// How many pieces are in the arena. They are among the last: those of earlier rounds were detached.
-    in_arena: usize,
-}
-
-impl Queue {
-    fn push_back(&mut self, piece: Piece) {
-        self.in_arena += usize::from(piece.is_in_arena());
-        self.pieces.push_back(piece);
-    }
-
-    fn pop_front(&mut self) {
-        if let Some(piece) = self.pieces.pop_front() {
-            self.in_arena -= usize::from(piece.is_in_arena());
-        }
-    }
-
-    fn pop_back(&mut self) -> Option<Piece> {
-        let piece = self.pieces.pop_back()?;
-        self.in_arena -= usize::from(piece.is_in_arena());
-        Some(piece)
-    }
+    /// How many pieces in front are known not to be in the arena: the last detach went through them.
+    detached: usize,
 }
 
 #[derive(Debug, Default)]
@@ -145,6 +126,10 @@ impl Outbox {
         } else {
             queue.pieces.insert(at, Piece::Shared(frame));
             queue.pongs += 1;
+            // In front of them, or right behind.
+            if at <= queue.detached {
+                queue.detached += 1;
+            }
         }
     }
 
@@ -161,7 +146,7 @@ impl Outbox {
             self.len = 0;
         } else {
             queue.pieces.truncate(1);
-            queue.in_arena = queue.pieces.iter().filter(|piece| piece.is_in_arena()).count();
+            queue.detached = queue.detached.min(1);
             // The arena of this round may still hold the piece: its length is what counts.
             self.len = match queue.pieces.front() {
                 Some(Piece::Shared(frame)) => frame.len() - queue.written,
@@ -173,21 +158,23 @@ impl Outbox {
 
     /// Makes every piece independent of the arena, which is emptied at the end of the round.
     pub(crate) fn detach(&mut self, arena: &Arena) {
-        match &self.pieces {
-            Pieces::One(piece) if piece.is_in_arena() => {}
-            Pieces::Many(queue) if queue.in_arena > 0 => {}
+        let recent = match &mut self.pieces {
+            Pieces::One(piece) if piece.is_in_arena() => self.queue().pieces.split_off(0),
+            // Only what came in this round: a peer that does not read must not cost a walk over all that waits for it.
+            Pieces::Many(queue) => {
+                let first = queue.pieces.range(queue.detached..).position(Piece::is_in_arena);
+                let Some(first) = first else {
+                    queue.detached = queue.pieces.len();
+                    return;
+                };
+                queue.pieces.split_off(queue.detached + first)
+            }
             _ => return,
-        }
+        };
         let queue = self.queue();
-        // Only what came in this round: a peer that does not read must not cost a walk over all that waits for it.
-        let mut recent = Vec::new();
-        while queue.in_arena > 0 {
-            let Some(piece) = queue.pop_back() else { break };
-            recent.push(piece);
-        }
-        for piece in recent.into_iter().rev() {
+        for piece in recent {
             let Piece::Arena { start, len } = piece else {
-                queue.push_back(piece);
+                queue.pieces.push_back(piece);
                 continue;
             };
             let mut frames = arena.frames(start as usize, start as usize + len as usize);
@@ -196,7 +183,7 @@ impl Outbox {
                 queue.pongs = 0;
                 for frame in frames.by_ref() {
                     if queue.written < frame.len() {
-                        queue.push_back(Piece::Shared(frame));
+                        queue.pieces.push_back(Piece::Shared(frame));
                         break;
                     }
                     queue.written -= frame.len();
@@ -204,6 +191,7 @@ impl Outbox {
             }
             queue.pieces.extend(frames.map(Piece::Shared));
         }
+        queue.detached = queue.pieces.len();
     }
 
     /// All that waits, where it stands side by side.
@@ -282,15 +270,16 @@ impl Outbox {
                 queue.pongs = queue.pongs.saturating_sub(1);
             }
             queue.written = 0;
-            queue.pop_front();
+            queue.pieces.pop_front();
+            queue.detached = queue.detached.saturating_sub(1);
         }
     }
 
     fn append(&mut self, piece: Piece) {
         match &mut self.pieces {
             Pieces::Empty => self.pieces = Pieces::One(piece),
-            Pieces::One(_) => self.queue().push_back(piece),
-            Pieces::Many(queue) => queue.push_back(piece),
+            Pieces::One(_) => self.queue().pieces.push_back(piece),
+            Pieces::Many(queue) => queue.pieces.push_back(piece),
         }
     }
 
@@ -307,7 +296,7 @@ impl Outbox {
         if !matches!(self.pieces, Pieces::Many(_)) {
             let mut queue = Box::<Queue>::default();
             if let Pieces::One(piece) = std::mem::take(&mut self.pieces) {
-                queue.push_back(piece);
+                queue.pieces.push_back(piece);
             }
             self.pieces = Pieces::Many(queue);
         }
@@ -474,12 +463,52 @@ mod tests {
                 outbox.advance(step);
                 outbox.detach(&arena);
                 if let Pieces::Many(queue) = &outbox.pieces {
-                    assert_eq!(queue.in_arena, 0);
+                    assert_eq!(queue.detached, queue.pieces.len());
                     assert!(!queue.pieces.iter().any(Piece::is_in_arena));
                 }
             }
             taken.extend(drain(&mut outbox, &[], 7));
             assert_eq!(taken, expected, "{step} bytes a round");
+        }
+    }
+
+    /// The pieces in front that a detach leaves alone must not be in the arena, whatever came between two of them.
+    #[test]
+    fn what_is_left_alone_by_a_detach_does_not_need_the_arena() {
+        for (step, clears) in [(0, false), (1, false), (4, true), (9, false), (30, true)] {
+            let mut outbox = Outbox::default();
+            for round in 0..60_usize {
+                let mut arena = Arena::default();
+                let before = round % 4 == 0;
+                if before {
+                    outbox.push_pong(pong(b"before"));
+                }
+                for nth in 0..round % 3 {
+                    let start = arena.len();
+                    arena.replies().extend_from_slice(text("reply").as_bytes());
+                    outbox.push_arena(start, arena.len());
+                    // Not side by side with the next one.
+                    arena.replies().extend_from_slice(text("of another").as_bytes());
+                    if nth == 1 {
+                        outbox.push(&text("shared"));
+                    }
+                }
+                outbox.advance(step.min(outbox.len()));
+                if round % 5 == 0 {
+                    outbox.push_pong(pong(b"between"));
+                }
+                if clears && round % 7 == 0 {
+                    outbox.clear();
+                }
+                if let Pieces::Many(queue) = &outbox.pieces {
+                    assert!(queue.detached <= queue.pieces.len());
+                    assert!(!queue.pieces.iter().take(queue.detached).any(Piece::is_in_arena));
+                }
+                outbox.detach(&arena);
+                let (waiting, mut bytes) = (outbox.len(), Vec::new());
+                outbox.gather(&[], &mut bytes);
+                assert_eq!(bytes.len(), waiting, "round {round}, {step} bytes a round");
+            }
         }
     }
 
