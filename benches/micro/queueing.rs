@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use deeperhub_protocol::frame::Frame;
+use deeperhub_protocol::frame::{self, Frame};
 use divan::Bencher;
 
 use crate::arena::{Arena, Multicast};
@@ -14,16 +14,21 @@ fn frames(count: usize, bytes: usize) -> Vec<Frame> {
 
 /// Writes all, as far as a socket would take it at once, and answers how many writes that were.
 fn write_all(outbox: &mut Outbox, arena: &Arena, gather: &mut Vec<u8>) -> usize {
+    write_by(usize::MAX, outbox, arena, gather)
+}
+
+/// The same to a socket that takes so many bytes of each write.
+fn write_by(most: usize, outbox: &mut Outbox, arena: &Arena, gather: &mut Vec<u8>) -> usize {
     let mut writes = 0;
     loop {
-        let taken = match outbox.next_write(arena.bytes(), gather) {
+        let offered: usize = match outbox.next_write(arena.bytes(), gather) {
             NextWrite::Nothing => return writes,
             NextWrite::Slice(bytes) => black_box(bytes).len(),
             NextWrite::Slices(slices, count) => {
                 slices[..count].iter().map(|slice| black_box(slice).len()).sum()
             }
         };
-        outbox.advance(taken);
+        outbox.advance(offered.min(most));
         writes += 1;
     }
 }
@@ -46,6 +51,32 @@ fn long_frames(bencher: Bencher<'_, '_>, count: usize) {
     bencher.bench_local(|| {
         let mut outbox = Outbox::default();
         frames.iter().for_each(|frame| outbox.push(frame));
+        write_all(&mut outbox, &arena, &mut gather)
+    });
+}
+
+/// Ten frames, of which the socket takes two and a half at a time: small ones are gathered anew for each write.
+#[divan::bench(args = [128, 4096])]
+fn frames_taken_in_parts(bencher: Bencher<'_, '_>, bytes: usize) {
+    let (frames, arena, mut gather) = (frames(10, bytes), Arena::default(), Vec::new());
+    bencher.bench_local(|| {
+        let mut outbox = Outbox::default();
+        frames.iter().for_each(|frame| outbox.push(frame));
+        write_by(bytes * 5 / 2, &mut outbox, &arena, &mut gather)
+    });
+}
+
+/// Pongs that overtake a frame; more than 32 take each other's place.
+#[divan::bench(args = [1, 32, 200])]
+fn pongs(bencher: Bencher<'_, '_>, count: usize) {
+    let mut pong = Vec::new();
+    frame::write_pong(&mut pong, b"12345678");
+    let (data, pong) = (Frame::text("a delivery"), Frame::from_encoded(&pong));
+    let (arena, mut gather) = (Arena::default(), Vec::new());
+    bencher.bench_local(|| {
+        let mut outbox = Outbox::default();
+        outbox.push(&data);
+        (0..count).for_each(|_| outbox.push_pong(pong.clone()));
         write_all(&mut outbox, &arena, &mut gather)
     });
 }
@@ -92,21 +123,36 @@ fn frames_of_a_fan_out(bencher: Bencher<'_, '_>, count: usize) {
     });
 }
 
-/// A round's reply to a peer for whom so many frames wait.
-#[divan::bench(args = [0, 100, 10_000])]
-fn reply_behind_what_waits(bencher: Bencher<'_, '_>, waiting: usize) {
+/// Times a reply, kept for a peer for whom so many frames wait; `waits` makes the queue that it finds.
+fn bench_reply_kept(bencher: Bencher<'_, '_>, waits: impl Fn(&Arena) -> Outbox) {
     let (frame, mut arena) = (Frame::text(&"x".repeat(128)), Arena::default());
     arena.replies().extend_from_slice(frame.as_bytes());
-    bencher
-        .with_inputs(|| {
-            let mut outbox = Outbox::default();
-            frames(1, 128).iter().cycle().take(waiting).for_each(|frame| outbox.push(frame));
-            outbox.advance(waiting.min(1));
-            outbox
-        })
-        .bench_local_values(|mut outbox| {
-            outbox.push_arena(0, frame.len());
-            outbox.detach(&arena);
-            outbox
-        });
+    bencher.with_inputs(|| waits(&arena)).bench_local_values(|mut outbox| {
+        outbox.push_arena(0, frame.len());
+        outbox.detach(&arena);
+        outbox
+    });
+}
+
+fn queue_of(waiting: usize) -> Outbox {
+    let mut outbox = Outbox::default();
+    frames(1, 128).iter().cycle().take(waiting).for_each(|frame| outbox.push(frame));
+    outbox.advance(waiting.min(1));
+    outbox
+}
+
+/// Behind frames of earlier rounds, each of which ended with a detach.
+#[divan::bench(args = [0, 100, 10_000])]
+fn reply_behind_what_waits(bencher: Bencher<'_, '_>, waiting: usize) {
+    bench_reply_kept(bencher, |arena| {
+        let mut outbox = queue_of(waiting);
+        outbox.detach(arena);
+        outbox
+    });
+}
+
+/// Behind frames that all came in the same round.
+#[divan::bench(args = [100, 10_000])]
+fn reply_behind_a_burst(bencher: Bencher<'_, '_>, waiting: usize) {
+    bench_reply_kept(bencher, |_| queue_of(waiting));
 }
