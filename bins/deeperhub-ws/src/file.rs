@@ -144,7 +144,7 @@ mod tests {
             &["port=1"],
             &["hub.toml:3: unknown key 'max-connections'; did you mean 'max_connections'?"],
         );
-        check("colour = 1", &[], &["hub.toml:1: unknown key 'colour'; expected one of workers, node_id, "]);
+        check("colour = 1", &[], &["hub.toml:1: unknown key 'colour'; expected one of workers, io_uring, "]);
         check(
             "[server]\nmax_connections = 5",
             &[],
