@@ -33,37 +33,32 @@ fn write_by(most: usize, outbox: &mut Outbox, arena: &Arena, gather: &mut Vec<u8
     }
 }
 
-/// References to shared frames of 128 bytes, gathered into one write.
-#[divan::bench(args = [1, 8, 64])]
-fn shared_frames(bencher: Bencher<'_, '_>, count: usize) {
-    let (frames, arena, mut gather) = (frames(count, 128), Arena::default(), Vec::new());
+/// Times queueing so many frames of a size, and writing them to a socket that takes `most` bytes of each write.
+fn bench_frames(bencher: Bencher<'_, '_>, (count, bytes): (usize, usize), most: usize) {
+    let (frames, arena, mut gather) = (frames(count, bytes), Arena::default(), Vec::new());
     bencher.bench_local(|| {
         let mut outbox = Outbox::default();
         frames.iter().for_each(|frame| outbox.push(frame));
-        write_all(&mut outbox, &arena, &mut gather)
+        write_by(most, &mut outbox, &arena, &mut gather)
     });
+}
+
+/// References to shared frames of 128 bytes, gathered into one write.
+#[divan::bench(args = [1, 8, 64])]
+fn shared_frames(bencher: Bencher<'_, '_>, count: usize) {
+    bench_frames(bencher, (count, 128), usize::MAX);
 }
 
 /// Frames of 4 KiB, which leave by vectored writes.
 #[divan::bench(args = [8, 100])]
 fn long_frames(bencher: Bencher<'_, '_>, count: usize) {
-    let (frames, arena, mut gather) = (frames(count, 4096), Arena::default(), Vec::new());
-    bencher.bench_local(|| {
-        let mut outbox = Outbox::default();
-        frames.iter().for_each(|frame| outbox.push(frame));
-        write_all(&mut outbox, &arena, &mut gather)
-    });
+    bench_frames(bencher, (count, 4096), usize::MAX);
 }
 
 /// Ten frames, of which the socket takes two and a half at a time: small ones are gathered anew for each write.
 #[divan::bench(args = [128, 4096])]
 fn frames_taken_in_parts(bencher: Bencher<'_, '_>, bytes: usize) {
-    let (frames, arena, mut gather) = (frames(10, bytes), Arena::default(), Vec::new());
-    bencher.bench_local(|| {
-        let mut outbox = Outbox::default();
-        frames.iter().for_each(|frame| outbox.push(frame));
-        write_by(bytes * 5 / 2, &mut outbox, &arena, &mut gather)
-    });
+    bench_frames(bencher, (10, bytes), bytes * 5 / 2);
 }
 
 /// Pongs that overtake a frame; more than 32 take each other's place.

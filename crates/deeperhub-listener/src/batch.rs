@@ -4,7 +4,7 @@ use std::io;
 
 use deeperhub_uring::{Batcher, MAX_BATCH, SendOp};
 
-use crate::connections::{Connection, Core, State};
+use crate::connections::{Connection, Core, State, take_dirty};
 use crate::outbox::GATHER_LIMIT;
 #[cfg(feature = "tls")]
 use crate::transport::OVERHEAD;
@@ -106,10 +106,7 @@ impl<S> Core<S> {
             if sends.len() == MAX_BATCH {
                 break;
             }
-            // A key is there twice when its connection is gone and another has its place.
-            if let Some(connection) = connections.get_mut(key as usize)
-                && std::mem::take(&mut connection.flags.dirty)
-            {
+            if let Some(connection) = take_dirty(connections, key) {
                 match connection.plan(arena, staged, &mut self.gather) {
                     Plan::Batch(source) => sends.push(Planned { key, source }),
                     Plan::Alone => due.push(key),

@@ -88,9 +88,6 @@ pub(crate) struct Flags {
     pub(crate) shut: bool,
     /// Its last read brought more than there is room for in a batch.
     pub(crate) reads_long: bool,
-    /// It is in the batch of reads that is put together.
-    #[cfg(feature = "io-uring")]
-    pub(crate) in_batch: bool,
     /// The compression that was agreed on.
     pub(crate) deflate: Option<Params>,
 }
@@ -260,10 +257,7 @@ impl<S> Core<S> {
             return self.write_batch(dirty, due);
         }
         for &key in dirty {
-            // A key is there twice when its connection is gone and another has its place.
-            if let Some(connection) = self.connections.get_mut(key as usize)
-                && std::mem::take(&mut connection.flags.dirty)
-            {
+            if take_dirty(&mut self.connections, key).is_some() {
                 due.push(key);
             }
         }
@@ -279,6 +273,13 @@ impl<S> Core<S> {
             self.dirty.push(key);
         }
     }
+}
+
+/// The connection that a key of the dirty list stands for, once: a key is there twice when its connection is gone and
+/// another has its place.
+pub(crate) fn take_dirty<S>(connections: &mut Slab<Connection<S>>, key: u32) -> Option<&mut Connection<S>> {
+    let connection = connections.get_mut(key as usize)?;
+    std::mem::take(&mut connection.flags.dirty).then_some(connection)
 }
 
 /// The connection, where something can be queued for it.

@@ -179,7 +179,6 @@ impl<'a, A: Application> Worker<'a, A> {
         self.cells.sent.add(std::mem::take(&mut self.core.sent));
         self.cells.coders.take(&mut self.core.coders);
         self.core.metrics.tls(std::mem::take(&mut self.core.records.ended));
-        self.cells.io_uring.set(self.core.is_batching().into());
         if self.core.gather.capacity() > KEEP {
             self.core.gather = Vec::new();
         }
@@ -918,6 +917,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.tick_at = (to < capacity).then_some(to);
         if self.tick_at.is_none() {
             self.cells.queue.set(self.queued);
+            self.cells.io_uring.set(self.core.is_batching().into());
         }
     }
 

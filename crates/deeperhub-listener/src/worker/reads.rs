@@ -41,29 +41,16 @@ impl<A: Application> Worker<'_, A> {
         let mut outcomes = [const { None }; READS];
         let core = &mut *self.core;
         let Some(batch) = &mut core.batch else { return outcomes };
+        let connections = &core.connections;
         let mut chosen = [false; READS];
-        for (&key, chosen) in keys.iter().zip(&mut chosen) {
-            if let Some(connection) = core.connections.get_mut(key as usize)
-                && connection.may_read_in_batch()
-            {
-                // A key is there twice when it may read and write: its second turn comes after the first.
-                connection.flags.in_batch = true;
-                *chosen = true;
-            }
+        for (nth, &key) in keys.iter().enumerate() {
+            // A key is there twice when it may read and write: its second turn comes after the first.
+            chosen[nth] = !keys[..nth].contains(&key)
+                && connections.get(key as usize).is_some_and(Connection::may_read_in_batch);
         }
-        let is_worth_it = chosen.iter().filter(|&&chosen| chosen).count() >= FEW;
-        for (&key, chosen) in keys.iter().zip(&mut chosen) {
-            if let Some(connection) = core.connections.get_mut(key as usize)
-                && *chosen
-            {
-                connection.flags.in_batch = false;
-                *chosen = is_worth_it;
-            }
-        }
-        if !is_worth_it {
+        if chosen.iter().filter(|&&chosen| chosen).count() < FEW {
             return outcomes;
         }
-        let connections = &core.connections;
         let of_chosen = keys.iter().zip(slots.chunks_exact_mut(SLOT)).zip(chosen);
         let ops = of_chosen.filter_map(|((&key, buffer), chosen)| {
             let connection = connections.get(key as usize).filter(|_| chosen)?;
@@ -108,6 +95,6 @@ impl<S> Connection<S> {
     fn may_read_in_batch(&self) -> bool {
         let flags = &self.flags;
         matches!((&self.state, &self.transport), (State::Open(_), Transport::Tcp(_)))
-            && !(flags.reads_long || flags.in_batch || flags.write_blocked || flags.paused || flags.too_slow)
+            && !(flags.reads_long || flags.write_blocked || flags.paused || flags.too_slow)
     }
 }
