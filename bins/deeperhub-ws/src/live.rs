@@ -32,6 +32,8 @@ pub(crate) const LIVE: &[&str] = &[
     "max_json_depth",
     "max_subscriptions",
     "max_queue_bytes",
+    "round_bytes",
+    "round_time",
     "rate_limit",
     "rate_burst",
     "byte_rate_limit",

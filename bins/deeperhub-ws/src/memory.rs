@@ -20,21 +20,79 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// `None`: it does not say.
 pub(crate) fn granted() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let read = |path: &Path| fs::read_to_string(path).ok();
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
-    limits(&groups, &read).chain(machine).min()
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| total(&text));
+    limited_groups(&groups, &read).map(|(_, limit)| limit).chain(machine).min()
 }
 
 /// Tells the budget, if there is one, every now and then what is in use.
 pub(crate) async fn watch(budget: Option<Arc<MemoryBudget>>) -> Infallible {
     let Some(budget) = budget else { return std::future::pending().await };
+    let group = charged_group();
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         interval.tick().await;
-        if let Some(used) = deeperhub_metrics::resident_bytes() {
+        // The larger counts: the kernel ends the container for what its group is charged, and the process alone for what
+        // is resident.
+        let charged = group.as_ref().and_then(|group| group.charged(&read));
+        if let Some(used) = deeperhub_metrics::resident_bytes().max(charged) {
             budget.update(used);
         }
+    }
+}
+
+fn read(path: &Path) -> Option<String> {
+    fs::read_to_string(path).ok()
+}
+
+/// The control group whose limit is the smallest, where one has a limit below the machine's memory: the one that the
+/// kernel ends this process for.
+fn charged_group() -> Option<Group> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| total(&text)).unwrap_or(u64::MAX);
+    smallest(&groups, machine, &read)
+}
+
+fn smallest(groups: &str, machine: u64, read: &dyn Fn(&Path) -> Option<String>) -> Option<Group> {
+    limited_groups(groups, read)
+        .filter(|&(_, limit)| limit < machine)
+        .min_by_key(|&(_, limit)| limit)
+        .map(|(group, _)| group)
+}
+
+/// A control group that counts memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Group {
+    folder: PathBuf,
+    version: Version,
+}
+
+/// Version of the kernel's interface to control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+impl Group {
+    fn limit(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
+        limit(&read(&self.folder.join(match self.version {
+            Version::One => "memory.limit_in_bytes",
+            Version::Two => "memory.max",
+        }))?)
+    }
+
+    /// Bytes that are charged to the group less those of files that were not used lately, which the kernel takes back
+    /// before it ends anybody. Buffers of sockets are among them.
+    fn charged(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
+        let (usage, inactive) = match self.version {
+            Version::One => ("memory.usage_in_bytes", "total_inactive_file "),
+            Version::Two => ("memory.current", "inactive_file "),
+        };
+        let usage: u64 = read(&self.folder.join(usage))?.trim().parse().ok()?;
+        let statistics = read(&self.folder.join("memory.stat")).unwrap_or_default();
+        let inactive = statistics.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
+        Some(usage.saturating_sub(inactive.unwrap_or(0)))
     }
 }
 
@@ -43,27 +101,33 @@ fn total(meminfo: &str) -> Option<u64> {
     deeperhub_metrics::kibibytes(meminfo, "MemTotal:")
 }
 
-/// The limits that hold for the groups of `/proc/self/cgroup`: of each group and of all above it.
-fn limits<'a>(groups: &'a str, read: &'a dyn Fn(&Path) -> Option<String>) -> impl Iterator<Item = u64> + 'a {
+/// The groups of `/proc/self/cgroup` that count memory, each with all above it, and their limits.
+fn limited_groups<'a>(
+    groups: &'a str,
+    read: &'a dyn Fn(&Path) -> Option<String>,
+) -> impl Iterator<Item = (Group, u64)> + 'a {
     groups.lines().flat_map(move |line| {
         // `0::/path` in version 2, `4:memory:/path` in version 1.
         let mut fields = line.splitn(3, ':');
         let (_, controllers, path) =
             (fields.next(), fields.next().unwrap_or_default(), fields.next().unwrap_or("/"));
-        let (root, file) = if controllers.is_empty() {
-            (PathBuf::from(CGROUPS), "memory.max")
+        let (root, version) = if controllers.is_empty() {
+            (PathBuf::from(CGROUPS), Version::Two)
         } else {
-            (Path::new(CGROUPS).join("memory"), "memory.limit_in_bytes")
+            (Path::new(CGROUPS).join("memory"), Version::One)
         };
         let concerns_memory = controllers.is_empty() || controllers.split(',').any(|name| name == "memory");
         let group = root.join(path.trim_start_matches('/'));
-        let groups: Vec<PathBuf> = group
+        let groups: Vec<Group> = group
             .ancestors()
             .take_while(|group| group.starts_with(&root))
-            .map(|group| group.join(file))
+            .map(|group| Group { folder: group.to_owned(), version })
             .collect();
         // In a container the group's own path may not be visible; its mount then is the group itself, the last one.
-        groups.into_iter().filter(move |_| concerns_memory).filter_map(move |path| limit(&read(&path)?))
+        groups.into_iter().filter(move |_| concerns_memory).filter_map(move |group| {
+            let limit = group.limit(read)?;
+            Some((group, limit))
+        })
     })
 }
 
@@ -86,7 +150,7 @@ mod tests {
             "/sys/fs/cgroup/memory/memory.limit_in_bytes" => Some("3000\n".to_owned()),
             other => panic!("{other} is no limit of memory"),
         };
-        let found = |groups: &str| limits(groups, &read).collect::<Vec<_>>();
+        let found = |groups: &str| limited_groups(groups, &read).map(|(_, limit)| limit).collect::<Vec<_>>();
         assert_eq!(found("0::/a/b\n"), [1000, 2000]);
         assert_eq!(found("5:cpu,cpuacct:/x\n4:memory:/c\n"), [3000]);
         assert_eq!(found("0::/\n"), [2000]);
@@ -96,7 +160,30 @@ mod tests {
     #[test]
     fn a_group_that_cannot_be_seen_has_the_limit_of_its_mount() {
         let read = |path: &Path| (path == Path::new("/sys/fs/cgroup/memory.max")).then(|| "512".to_owned());
-        assert_eq!(limits("0::/kubepods/pod1/c1\n", &read).collect::<Vec<_>>(), [512]);
+        let limits = limited_groups("0::/kubepods/pod1/c1\n", &read).map(|(_, limit)| limit);
+        assert_eq!(limits.collect::<Vec<_>>(), [512]);
+    }
+
+    #[test]
+    fn what_a_group_is_charged_counts_without_files_that_were_not_used_lately() {
+        let read = |path: &Path| {
+            let text = match path.to_str()? {
+                "/sys/fs/cgroup/a/memory.max" => "4000",
+                "/sys/fs/cgroup/a/b/memory.max" => "max",
+                "/sys/fs/cgroup/a/memory.current" => "900\n",
+                "/sys/fs/cgroup/a/memory.stat" => "anon 500\ninactive_file 300\nsock 100\n",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes" => "3000",
+                "/sys/fs/cgroup/memory/memory.usage_in_bytes" => "700",
+                "/sys/fs/cgroup/memory/memory.stat" => "inactive_file 1\ntotal_inactive_file 50\n",
+                _ => return None,
+            };
+            Some(text.to_owned())
+        };
+        let charged = |groups: &str, machine| smallest(groups, machine, &read)?.charged(&read);
+        assert_eq!(charged("0::/a/b\n", 5000), Some(600), "of the group that has the limit");
+        assert_eq!(charged("0::/a/b\n", 4000), None, "the machine has no more than that");
+        assert_eq!(charged("4:memory:/x\n", 5000), Some(650));
+        assert_eq!(charged("0::/c\n", 5000), None);
     }
 
     #[test]

@@ -236,6 +236,18 @@ pub(crate) struct Options {
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES), help_heading = LIMITS)]
     pub(crate) max_queue_bytes: Option<usize>,
 
+    /// Work of a round for what clients send, in bytes [default: 4194304]
+    ///
+    /// Counted are bytes read, decompressed and replied, and 512 for each message or frame. A connection has a sixteenth for
+    /// its turn; what it has sent beyond waits for its next one, behind the others. Less keeps others' latency lower while
+    /// some send much; more costs less per message then.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(4096, 1 << 30), help_heading = LIMITS)]
+    pub(crate) round_bytes: Option<usize>,
+
+    /// Time of a round after which no more of what clients send is handled in it [default: 5ms]
+    #[arg(long, value_name = "TIME", help_heading = LIMITS)]
+    pub(crate) round_time: Option<Time>,
+
     /// Whether rates and limits of addresses refuse, or only count whom they would have refused [default: enforce]
     ///
     /// Metrics count both alike (deeperhub_messages_limited_total, deeperhub_connections_limited_total). Limits that keep
@@ -245,8 +257,9 @@ pub(crate) struct Options {
 
     /// Bytes of memory that this process may use; 0 is no limit [default: what the system grants]
     ///
-    /// From 80 % on, new connections are refused with 503; from 90 % on, those with the most bytes waiting are closed with
-    /// 1013. The default is the smallest limit of the control groups (containers, systemd) or the machine's memory.
+    /// What counts is the larger of resident memory and what the control group with the smallest limit is charged. From
+    /// 80 % on, new connections are refused with 503; from 90 % on, those that hold the most are closed with 1013, and up
+    /// to 95 % is taken in between two measurements. The default is the smallest limit of the control groups (containers, systemd) or the machine's memory.
     #[arg(long, value_name = "BYTES", value_parser = whole::<u64>(0, 1 << 60), help_heading = LIMITS)]
     pub(crate) max_memory: Option<u64>,
 

@@ -71,6 +71,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         max_subscriptions,
         max_queue_bytes,
         limits,
+        round_bytes,
+        round_time,
         max_memory,
         reconnect_rate,
         rate_limit,
@@ -165,6 +167,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     node.max_json_depth = take!(max_json_depth, node.max_json_depth);
     node.max_subscriptions = take!(max_subscriptions, node.max_subscriptions);
     listener.max_queue_bytes = take!(max_queue_bytes, listener.max_queue_bytes);
+    listener.round_bytes = take!(round_bytes, listener.round_bytes);
+    listener.round_time = take_some_time!(round_time, listener.round_time);
     listener.limit_mode = take!(limits, Limits::Enforce).into();
     let max_memory = take!(max_memory, memory::granted().unwrap_or(0));
     listener.memory = (max_memory > 0).then(|| Arc::new(MemoryBudget::new(max_memory)));

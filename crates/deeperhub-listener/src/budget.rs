@@ -9,9 +9,15 @@ const REFUSE_PERCENT: u64 = 80;
 /// From this share on, the largest queues are given up, until the memory in use is below [`REFUSE_PERCENT`] again.
 const SHED_PERCENT: u64 = 90;
 
-/// What holds less than this is not worth its client's connection. As small as what a connection costs anyway: with
-/// more, as many peers as there may be could each stay right below it.
-pub(crate) const LEAST_SHED: usize = 1024;
+/// Up to this share of the budget workers may take in what clients send until memory is measured again.
+const INTAKE_PERCENT: u64 = 95;
+
+/// A connection that holds less than this is never shed: it is about what a connection costs anyway.
+const LEAST_SHED: usize = 1024;
+
+/// A connection that holds less than this part of an even share of what is to be given up is not shed, either: all of
+/// those together would not bring back what is missing, and the memory is somebody else's.
+const SHARE_PART: u64 = 16;
 
 /// Measurements after connections were given up in which only what came on top is given up, too. It takes an allocator
 /// a while to hand memory back to the system; those who did nothing are not to pay for that.
@@ -100,9 +106,19 @@ impl MemoryBudget {
         self.used() < self.share(REFUSE_PERCENT)
     }
 
+    /// Measurements so far.
+    pub(crate) fn measurements(&self) -> u64 {
+        self.measurements.load(Ordering::Acquire)
+    }
+
+    /// Bytes that all workers together may take in until the next measurement.
+    pub(crate) fn room(&self) -> u64 {
+        self.share(INTAKE_PERCENT).saturating_sub(self.used())
+    }
+
     /// How many bytes all workers together should give up, if they have not since the measurement `seen`.
     pub(crate) fn to_shed(&self, seen: &mut u64) -> Option<u64> {
-        let measurement = self.measurements.load(Ordering::Acquire);
+        let measurement = self.measurements();
         if *seen == measurement {
             return None;
         }
@@ -121,12 +137,15 @@ impl MemoryBudget {
     }
 }
 
-/// Which connections to give up: those with the most bytes, until these are at least `bytes`. `sizes` are keys and bytes.
+/// Returns the connections to shed, as keys and bytes: those that hold the most, until these are at least `bytes`, and
+/// none that holds less than a share worth it.
 pub(crate) fn largest(mut sizes: Vec<(u32, usize)>, bytes: u64) -> impl Iterator<Item = (u32, usize)> {
+    let even = bytes / sizes.len().max(1) as u64 / SHARE_PART;
+    let least = usize::try_from(even).unwrap_or(usize::MAX).max(LEAST_SHED);
     sizes.sort_unstable_by_key(|&(key, size)| (std::cmp::Reverse(size), key));
     let mut left = bytes;
     sizes.into_iter().map_while(move |(key, size)| {
-        if left == 0 {
+        if left == 0 || size < least {
             return None;
         }
         left = left.saturating_sub(size as u64);
@@ -200,18 +219,25 @@ mod tests {
 
     #[test]
     fn the_largest_go_first_and_no_more_than_needed() {
-        let sizes = vec![(1, 10), (2, 50), (3, 30), (4, 50)];
-        for (bytes, expected) in [
-            (0, vec![]),
-            (1, vec![2]),
-            (50, vec![2]),
-            (51, vec![2, 4]),
-            (131, vec![2, 4, 3, 1]),
-            (1000, vec![2, 4, 3, 1]),
-        ] {
-            let chosen: Vec<_> = largest(sizes.clone(), bytes).map(|(key, _)| key).collect();
+        let sizes = [(1, 10), (2, 50), (3, 30), (4, 50)].map(|(key, size)| (key, size << 10));
+        for (bytes, expected) in
+            [(0, vec![]), (1, vec![2]), (50, vec![2]), (51, vec![2, 4]), (131, vec![2, 4, 3, 1])]
+        {
+            let chosen: Vec<_> = largest(sizes.to_vec(), bytes << 10).map(|(key, _)| key).collect();
             assert_eq!(chosen, expected, "{bytes}");
         }
+    }
+
+    #[test]
+    fn nobody_is_shed_who_holds_too_little_to_matter() {
+        let chosen =
+            |sizes: Vec<(u32, usize)>, bytes| largest(sizes, bytes).map(|(key, _)| key).collect::<Vec<_>>();
+        let silent: Vec<(u32, usize)> = (0..100).map(|key| (key, LEAST_SHED - 1)).collect();
+        assert_eq!(chosen(silent.clone(), 1), [0; 0], "about what a connection costs anyway");
+        // 100 MiB are missing, and all of these together hold 2: somebody else holds the memory.
+        let idle: Vec<(u32, usize)> = (0..100).map(|key| (key, 20 << 10)).collect();
+        assert_eq!(chosen(idle.clone(), 100 << 20), [0; 0]);
+        assert_eq!(chosen([idle, vec![(777, 50 << 20)]].concat(), 100 << 20), [777]);
     }
 
     #[test]

@@ -41,13 +41,20 @@ pub struct Config {
     pub max_fragments: u32,
     /// Bytes that may wait to be sent to one connection. Default 1 MiB.
     pub max_queue_bytes: usize,
+    /// Work of a worker's round for what clients send, in bytes: those read, those decompressed, those of replies, and 512
+    /// for each message or frame. A connection has a sixteenth of it for its turn; the rest of what it has sent waits, and
+    /// others go first. Default 4 MiB, about four milliseconds.
+    pub round_bytes: usize,
+    /// Time of the same, after which no more is read in a round. Default 5 ms.
+    pub round_time: Duration,
     /// Time from accepting a connection to the end of its handshake. Default 10 s.
     pub handshake_timeout: Duration,
     /// Time between two pings. Zero: none. Default 25 s.
     pub ping_interval: Duration,
-    /// Time for the pong. Default 10 s.
+    /// Time for a sign of life after a ping: any byte that comes, or is taken while others wait. Default 10 s.
     pub pong_timeout: Duration,
-    /// Time that a closing connection is given to read the end. Default 3 s.
+    /// Time that a closing connection is given to read the end; one that goes on reading gets it again, twenty times at
+    /// most. Default 3 s.
     pub close_timeout: Duration,
     /// Connections that wait to be accepted (`listen`'s backlog; the kernel caps it at `net.core.somaxconn`).
     /// Default 4096.
@@ -83,6 +90,8 @@ impl Default for Config {
             max_message_bytes: 65_536,
             max_fragments: 65_536,
             max_queue_bytes: 1 << 20,
+            round_bytes: 4 << 20,
+            round_time: Duration::from_millis(5),
             handshake_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(25),
             pong_timeout: Duration::from_secs(10),

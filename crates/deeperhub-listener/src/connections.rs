@@ -1,5 +1,6 @@
 //! A worker's connections, and what reaches them from outside their own messages.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
@@ -15,10 +16,12 @@ use crate::batch::{self, Batch};
 use crate::config::Config;
 use crate::deflate::Coders;
 use crate::handshake::Handshake;
+use crate::intake::Intake;
 use crate::live::{Live, LiveCopy};
 use crate::metrics::Metrics;
 use crate::outbox::{NextWrite, Outbox};
 use crate::places::Place;
+use crate::round::{MESSAGE_COST, RoundBudget};
 use crate::session::Key;
 use crate::transport::{Records, Transport};
 use crate::waker::ReadyList;
@@ -32,6 +35,10 @@ const KEPT_PLACES: usize = 1024;
 
 /// Deliveries of one round, however few connections they go to.
 const DELIVERIES: usize = 16 * ROOM;
+
+/// Cost of the deliveries of one round, in that of bytes: what is long, or has to be compressed first, counts for more
+/// than its number. About 10 ms of writes.
+const DELIVERY_COST: usize = 32 * 1024 * 1024;
 
 /// Connections that make a burst of messages worth waiting for more of it.
 const BURST: usize = 64;
@@ -82,6 +89,12 @@ pub(crate) struct Flags {
     pub(crate) paused: bool,
     /// A ping waits for its pong.
     pub(crate) awaiting_pong: bool,
+    /// What is known of the peer's life.
+    pub(crate) sign: Sign,
+    /// It waits among those that come back for the rest of what they have sent.
+    pub(crate) in_backlog: bool,
+    /// Bytes of it were read and wait for its next turn.
+    pub(crate) has_unread: bool,
     /// Its queue is over the limit; it is in the list of those to close and gets nothing more.
     pub(crate) too_slow: bool,
     /// The sending side was ended.
@@ -92,10 +105,60 @@ pub(crate) struct Flags {
     pub(crate) deflate: Option<Params>,
 }
 
+/// What is known of a peer's life. Any byte that comes from it is a sign, and so is one of ours that it takes while
+/// others wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Sign {
+    /// It lived when its deadline was set last.
+    #[default]
+    Seen,
+    /// It was sent a ping.
+    Awaited,
+    /// Its time is over; before it is closed, what may have come meanwhile is looked at in a turn of its own.
+    LastLook,
+    /// Nothing had come.
+    Missing,
+}
+
+/// Bytes that were read from a connection and not handled in its turn.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    pub(crate) bytes: Vec<u8>,
+    /// Where the next turn goes on.
+    pub(crate) at: usize,
+}
+
+/// What a peer had taken when it was looked at last.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Progress {
+    pub(crate) acknowledged: u64,
+    /// How often a closing connection was given more time for it.
+    pub(crate) extensions: u32,
+}
+
 impl<S> Connection<S> {
     /// Whether all that was queued is with the kernel.
     pub(crate) fn is_written(&self) -> bool {
         self.outbox.is_empty() && self.transport.is_flushed()
+    }
+
+    /// As [`flush`](Self::flush), and asks the socket itself even where the reactor does not know yet that it takes
+    /// something again.
+    ///
+    /// # Errors
+    ///
+    /// The socket is broken.
+    pub(crate) fn offer(
+        &mut self,
+        arena: &Arena,
+        gather: &mut Vec<u8>,
+        records: &mut Records,
+        sent: &mut u64,
+    ) -> std::io::Result<()> {
+        self.transport.ask_socket(true);
+        let result = self.flush(arena, gather, records, sent);
+        self.transport.ask_socket(false);
+        result
     }
 
     /// Writes what is queued, as far as the socket takes it; the rest is made independent of the arena.
@@ -156,6 +219,16 @@ pub(crate) struct Core<S> {
     pub(crate) ready: Arc<ReadyList>,
     /// Keys that have something to do in this round or the next.
     pub(crate) turn: Vec<u32>,
+    /// Keys whose turn was over before all that they have sent was handled.
+    pub(crate) backlog: Vec<u32>,
+    /// Bytes that were read and not handled yet. At most those of one read for each connection.
+    pub(crate) unread: HashMap<u32, Unread>,
+    /// What peers had taken that are behind with reading.
+    pub(crate) progress: HashMap<u32, Progress>,
+    /// What this round may still do for what clients send.
+    pub(crate) round: RoundBudget,
+    /// What may be taken in while memory is short.
+    pub(crate) intake: Intake,
     /// Connections with something new in their outbox.
     pub(crate) dirty: Vec<u32>,
     /// Connections that are written one by one: a buffer of the writing.
@@ -175,12 +248,16 @@ pub(crate) struct Core<S> {
     /// Connections that may still be listed for writing in this round.
     pub(crate) room: usize,
     pub(crate) deliveries: usize,
+    /// Cost of deliveries that this round may still have.
+    pub(crate) delivery_cost: usize,
     /// Open sessions.
     pub(crate) open: usize,
     /// Connections whose session asked not to read.
     pub(crate) paused: usize,
     pub(crate) sent: u64,
     pub(crate) received: u64,
+    /// Turns that ended with bytes left.
+    pub(crate) deferred: u64,
 }
 
 impl<S> Core<S> {
@@ -190,11 +267,15 @@ impl<S> Core<S> {
             coders: Coders::new(&config.compression),
             limits: limits(&config),
             live,
-            config,
             metrics,
             connections: Slab::new(),
             ready: Arc::default(),
             turn: Vec::new(),
+            backlog: Vec::new(),
+            unread: HashMap::new(),
+            progress: HashMap::new(),
+            round: RoundBudget::new(config.round_bytes, config.round_time, now),
+            intake: Intake::new(config.memory.clone(), config.workers),
             dirty: Vec::new(),
             due: Vec::new(),
             to_close: Vec::new(),
@@ -206,10 +287,13 @@ impl<S> Core<S> {
             now,
             room: ROOM,
             deliveries: DELIVERIES,
+            delivery_cost: DELIVERY_COST,
             open: 0,
             paused: 0,
             sent: 0,
             received: 0,
+            deferred: 0,
+            config,
         }
     }
 
@@ -223,9 +307,44 @@ impl<S> Core<S> {
         self.now = now;
         self.room = ROOM;
         self.deliveries = DELIVERIES;
+        self.delivery_cost = DELIVERY_COST;
         self.records.handshake_steps = 0;
         if self.config.refresh(&self.live) {
             self.limits = limits(&self.config);
+        }
+        self.intake.begin_round(now);
+        let bytes = self.config.round_bytes.min(self.intake.left());
+        self.round = RoundBudget::new(bytes, self.config.round_time, now);
+    }
+
+    /// Takes what the round has spent off what may be taken in.
+    pub(crate) fn take_in(&mut self) {
+        self.intake.spend(self.round.spent());
+    }
+
+    /// Lets a connection come back for the rest of what it has sent, behind the others.
+    pub(crate) fn defer(&mut self, key: u32) {
+        if let Some(connection) = self.connections.get_mut(key as usize)
+            && !std::mem::replace(&mut connection.flags.in_backlog, true)
+        {
+            self.backlog.push(key);
+        }
+    }
+
+    /// Drops what was read from a connection and not handled.
+    pub(crate) fn forget_unread(&mut self, key: u32) {
+        if let Some(connection) = self.connections.get_mut(key as usize)
+            && std::mem::take(&mut connection.flags.has_unread)
+        {
+            self.unread.remove(&key);
+            self.shrink_unread();
+        }
+    }
+
+    /// Gives back the memory of a crowd of unread connections once there is none.
+    pub(crate) fn shrink_unread(&mut self) {
+        if self.unread.is_empty() {
+            self.unread.shrink_to_fit();
         }
     }
 
@@ -235,7 +354,7 @@ impl<S> Core<S> {
             && self.connections.len() < self.connections.capacity() / 4
         {
             self.connections.shrink_to_fit();
-            for list in [&mut self.turn, &mut self.dirty, &mut self.due] {
+            for list in [&mut self.turn, &mut self.backlog, &mut self.dirty, &mut self.due] {
                 list.shrink_to(self.connections.capacity());
             }
         }
@@ -309,7 +428,8 @@ impl<S> Connections<'_, S> {
 
     /// How many more connections should be sent to in this round; at 0 it is the others' turn.
     pub fn room(&self) -> usize {
-        if self.core.deliveries == 0 { 0 } else { self.core.room }
+        let is_over = self.core.deliveries == 0 || self.core.delivery_cost == 0;
+        if is_over { 0 } else { self.core.room }
     }
 
     /// Open sessions of this worker.
@@ -325,7 +445,7 @@ impl<S> Connections<'_, S> {
             None => frame,
             Some(params) => core.coders.outgoing.shared(params, frame),
         });
-        self.queued(key)
+        self.queued(key, frame.len())
     }
 
     /// As [`send`](Self::send), for a frame that goes to several connections.
@@ -342,29 +462,33 @@ impl<S> Connections<'_, S> {
             true => None,
         };
         match copy {
-            Some(start) => connection.outbox.push_arena(start, start + frame.len()),
+            Some(start) => connection.outbox.push_arena(core.arena.bytes(), start..start + frame.len()),
             None => connection.outbox.push(frame),
         }
-        self.queued(key)
+        let bytes = frame.len();
+        self.queued(key, bytes)
     }
 
-    /// Something was queued for a connection.
+    /// Something of `bytes` was queued for a connection.
     #[inline(always)]
-    fn queued(&mut self, key: Key) -> Option<&mut S> {
+    fn queued(&mut self, key: Key, bytes: usize) -> Option<&mut S> {
         let core = &mut *self.core;
         let connection = core.connections.get_mut(key as usize)?;
         core.deliveries = core.deliveries.saturating_sub(1);
+        let mut cost = MESSAGE_COST + bytes;
+        if connection.flags.deflate.is_some() {
+            cost += core.coders.outgoing.take_cost();
+        }
+        core.delivery_cost = core.delivery_cost.saturating_sub(cost);
         if !connection.flags.dirty {
             connection.flags.dirty = true;
             core.dirty.push(key);
             core.room = core.room.saturating_sub(1);
         }
         if connection.outbox.len() > core.config.max_queue_bytes {
-            // Only a peer that does not read is too slow: not one that gets a burst within one round.
-            if !connection.flags.write_blocked {
-                // An error shows again at the end of the round.
-                let _ = connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent);
-            }
+            // Only a peer that does not read is too slow: not one that gets a burst within one round. An error shows
+            // again at the end of the round.
+            let _ = connection.offer(&core.arena, &mut core.gather, &mut core.records, &mut core.sent);
             if connection.outbox.len() > core.config.max_queue_bytes {
                 connection.flags.too_slow = true;
                 core.to_close.push((key, too_slow()));

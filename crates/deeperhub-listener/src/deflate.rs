@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use deeperhub_protocol::deflate::{self, Deflater, History, Inflater, Params};
 use deeperhub_protocol::frame::{Extended, Frame, FrameDecoder, FrameError, FrameLimits, Incoming};
 
+use crate::round::{COMPRESSED_BYTE_COST, COPIED_BYTES};
+
 /// What a worker compresses and decompresses with. Holds no memory until a connection needs it.
 #[derive(Debug)]
 pub(crate) struct Coders {
@@ -15,11 +17,18 @@ pub(crate) struct Coders {
 impl Coders {
     pub(crate) fn new(config: &deflate::Config) -> Self {
         Self {
-            outgoing: Outgoing { deflater: Deflater::new(config), runs: 0, sizes: Sizes::default() },
+            outgoing: Outgoing {
+                deflater: Deflater::new(config),
+                runs: 0,
+                charged: 0,
+                sizes: Sizes::default(),
+            },
             incoming: Decompression {
                 inflater: Inflater::new(),
                 histories: HashMap::new(),
                 sizes: Sizes::default(),
+                came_out: 0,
+                brought: 0,
             },
         }
     }
@@ -38,6 +47,8 @@ pub(crate) struct Outgoing {
     deflater: Deflater,
     /// Of [`Deflater::runs`], those that were taken.
     runs: u64,
+    /// Of [`Deflater::input_bytes`], those whose cost was taken.
+    charged: u64,
     /// Of the frames that went compressed, for each receiver.
     pub(crate) sizes: Sizes,
 }
@@ -63,6 +74,13 @@ impl Outgoing {
         }
     }
 
+    /// What compressing has cost since this was last asked, in the cost of bytes.
+    pub(crate) fn take_cost(&mut self) -> usize {
+        let input = self.deflater.input_bytes();
+        let new = input - std::mem::replace(&mut self.charged, input);
+        usize::try_from(new).unwrap_or(usize::MAX).saturating_mul(COMPRESSED_BYTE_COST)
+    }
+
     /// Messages that were compressed since this was last asked.
     pub(crate) fn take_runs(&mut self) -> u64 {
         let runs = self.deflater.runs();
@@ -79,6 +97,10 @@ pub(crate) struct Decompression {
     histories: HashMap<u32, History>,
     /// Of the messages that came compressed.
     pub(crate) sizes: Sizes,
+    /// Bytes that came out since the cost was last taken.
+    came_out: usize,
+    /// Of [`Inflater::window_bytes`], those whose cost was taken.
+    brought: u64,
 }
 
 impl Decompression {
@@ -101,12 +123,21 @@ impl Decompression {
         let history = (!params.client_no_context_takeover()).then(|| self.histories.entry(key).or_default());
         let message = self.inflater.decode(history, limits.max_message_bytes, kind, payload)?;
         self.sizes.input += payload.len() as u64;
-        self.sizes.output += match message {
-            Incoming::Text(text) => text.len() as u64,
-            Incoming::Binary(bytes) => bytes.len() as u64,
+        let len = match message {
+            Incoming::Text(text) => text.len(),
+            Incoming::Binary(bytes) => bytes.len(),
             _ => 0,
         };
+        self.sizes.output += len as u64;
+        self.came_out += len;
         Ok(Some(message))
+    }
+
+    /// What decompressing has cost since this was last asked, in the cost of bytes.
+    pub(crate) fn take_cost(&mut self) -> usize {
+        let brought = self.inflater.window_bytes();
+        let new = brought - std::mem::replace(&mut self.brought, brought);
+        std::mem::take(&mut self.came_out) + usize::try_from(new).unwrap_or(usize::MAX) / COPIED_BYTES
     }
 
     /// Heap bytes that are kept of what a connection that agreed on `params` has sent.

@@ -93,6 +93,7 @@ impl Listener {
             let cells = WorkerCells {
                 received: metrics.received_bytes.cell(index)?,
                 sent: metrics.sent_bytes.cell(index)?,
+                deferred: metrics.turns_deferred.cell(index)?,
                 queue: metrics.queue_bytes.cell(index)?,
                 io_uring: metrics.io_uring_workers.cell(index)?,
                 coders: metrics.coders(index)?,
@@ -151,6 +152,8 @@ impl Listener {
             max_message_bytes: config.max_message_bytes,
             max_fragments: config.max_fragments,
             max_queue_bytes: config.max_queue_bytes,
+            round_bytes: config.round_bytes,
+            round_time: config.round_time,
             ..(*current).clone()
         });
     }

@@ -82,6 +82,8 @@ pub struct Metrics {
     pub received_bytes: Counter,
     /// Bytes written to sockets, handshakes included; of TLS what is inside.
     pub sent_bytes: Counter,
+    /// Turns of connections that ended with bytes left that were read: they had sent more than their share of a round.
+    pub turns_deferred: Counter,
     /// Messages compressed. One that many clients get counts once, or at most once for each of its forms.
     pub compressions: Counter,
     /// Bytes of frames that went compressed, as they were before, for each receiver.
@@ -151,6 +153,7 @@ impl Metrics {
             queue_bytes: Gauge::new(cells),
             received_bytes: Counter::new(cells),
             sent_bytes: Counter::new(cells),
+            turns_deferred: Counter::new(cells),
             compressions: Counter::new(cells),
             compression_input_bytes: Counter::new(cells),
             compression_output_bytes: Counter::new(cells),
@@ -275,6 +278,12 @@ impl Metrics {
             "Bytes written to sockets",
             Unit::Bytes,
             &self.sent_bytes,
+        )?;
+        registry.register(
+            "deeperhub_turns_deferred_total",
+            "Turns of connections that ended before all that they had sent was handled",
+            Unit::None,
+            &self.turns_deferred,
         )?;
         self.register_compression(registry)?;
         registry.register(

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::ops::Range;
 
 use deeperhub_protocol::frame::Frame;
 
@@ -17,6 +18,10 @@ pub(crate) const GATHER_LIMIT: usize = 16 * 1024;
 
 /// Pongs that wait for one connection.
 const MAX_PONGS: usize = 32;
+
+/// The end of what pieces name of an arena, whose places are 32 bits wide. What stands beyond is copied to its connection;
+/// the budget of a round ends reading long before.
+const MAX_PLACE: usize = 64 << 20;
 
 /// Complete frames: shared with other connections, or this connection's own replies of the round in the worker's
 /// arena.
@@ -93,9 +98,16 @@ impl Outbox {
         self.append(Piece::Shared(frame.clone()));
     }
 
-    /// Appends frames that stand in the arena from `start` to its end.
-    pub(crate) fn push_arena(&mut self, start: usize, end: usize) {
+    /// Appends frames that stand at `range` of the arena.
+    pub(crate) fn push_arena(&mut self, arena: &[u8], range: Range<usize>) {
+        let Range { start, end } = range;
         if end <= start {
+            return;
+        }
+        if end > MAX_PLACE {
+            if let Some(bytes) = arena.get(start..end) {
+                self.push(&Frame::from_encoded(bytes));
+            }
             return;
         }
         let len = end - start;
@@ -372,8 +384,8 @@ mod tests {
             let mut outbox = Outbox::default();
             let arena = b"onetwo".to_vec();
             outbox.push(&text("a"));
-            outbox.push_arena(0, 3);
-            outbox.push_arena(3, 6);
+            outbox.push_arena(&arena, 0..3);
+            outbox.push_arena(&arena, 3..6);
             outbox.push(&text(&large));
             outbox.push(&text(&large));
             let mut expected = text("a").as_bytes().to_vec();
@@ -389,7 +401,7 @@ mod tests {
     fn what_was_detached_does_not_need_the_arena() {
         let mut outbox = Outbox::default();
         let arena = b"reply".to_vec();
-        outbox.push_arena(0, 5);
+        outbox.push_arena(&arena, 0..5);
         outbox.advance(2);
         outbox.detach(&in_arena(&arena));
         assert_eq!(drain(&mut outbox, &[], 10), b"ply");
@@ -407,7 +419,7 @@ mod tests {
                 for multicast in &fan_out {
                     let frame = multicast.frame();
                     match arena.copy(frame, multicast.copy_of(frame)) {
-                        Some(start) => outbox.push_arena(start, start + frame.len()),
+                        Some(start) => outbox.push_arena(arena.bytes(), start..start + frame.len()),
                         None => outbox.push(frame),
                     }
                 }
@@ -452,7 +464,7 @@ mod tests {
                     } else {
                         let start = arena.len();
                         arena.replies().extend_from_slice(frame.as_bytes());
-                        outbox.push_arena(start, arena.len());
+                        outbox.push_arena(arena.bytes(), start..arena.len());
                     }
                 }
                 let mut gather = Vec::new();
@@ -486,7 +498,7 @@ mod tests {
                 for nth in 0..round % 3 {
                     let start = arena.len();
                     arena.replies().extend_from_slice(text("reply").as_bytes());
-                    outbox.push_arena(start, arena.len());
+                    outbox.push_arena(arena.bytes(), start..arena.len());
                     // Not side by side with the next one.
                     arena.replies().extend_from_slice(text("of another").as_bytes());
                     if nth == 1 {

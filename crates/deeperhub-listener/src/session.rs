@@ -171,6 +171,8 @@ pub struct Context<'a, L> {
     pub(crate) deflate: Option<Params>,
     pub(crate) close: &'a mut Option<CloseReason>,
     pub(crate) pause: &'a mut bool,
+    /// What the session's work costs beside the message.
+    pub(crate) charged: &'a mut usize,
     /// The socket, where a reply may go out ahead of the end of the round.
     pub(crate) wire: Option<Wire<'a>>,
 }
@@ -248,7 +250,7 @@ impl<L> Context<'_, L> {
         if let Some(params) = self.deflate {
             self.outgoing.replies(params, self.arena, start);
         }
-        self.outbox.push_arena(start, self.arena.len());
+        self.outbox.push_arena(self.arena, start..self.arena.len());
     }
 
     /// How many bytes of the frame the socket took.
@@ -274,8 +276,14 @@ impl<L> Context<'_, L> {
         self.close.get_or_insert(reason);
     }
 
+    /// Counts work that costs much more than the message that caused it against the connection's turn, in the cost of
+    /// bytes: one stands for about a nanosecond. The rest of what the client has sent then waits behind others.
+    pub fn charge(&mut self, cost: usize) {
+        *self.charged = self.charged.saturating_add(cost);
+    }
+
     /// Stops reading from this connection until [`Connections::resume_reading`]: what the client sends then waits
-    /// in the kernel, and TCP slows it down.
+    /// in the kernel, and TCP slows it down. What was read already is kept, and not handled before either.
     pub fn pause_reading(&mut self) {
         *self.pause = true;
     }

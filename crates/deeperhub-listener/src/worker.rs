@@ -1,5 +1,7 @@
 //! One thread's loop over its connections.
 
+mod intake;
+mod liveness;
 #[cfg(feature = "io-uring")]
 mod reads;
 mod shed;
@@ -12,44 +14,28 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use deeperhub_metrics::{CounterCell, GaugeCell, HistogramCell};
-use deeperhub_protocol::frame::{self, Extended, FrameError, Incoming};
+use deeperhub_protocol::frame;
 use deeperhub_protocol::handshake::{self, Refusal};
 use deeperhub_protocol::{CloseCode, CloseReason};
 use tokio::sync::mpsc;
 
-use crate::connections::{Closing, Connection, Connections, Core, Flags, State, too_slow};
-use crate::deflate::{self, Coders};
+use crate::connections::{Closing, Connection, Connections, Core, Flags, Sign, State};
+use crate::deflate::Coders;
 use crate::drain::{Drain, DrainPlan};
 use crate::handshake::{Handshake, Proxied};
-use crate::metrics::{CoderCells, HandshakeLimit, Outcome};
+use crate::metrics::{CoderCells, Outcome};
 use crate::outbox::Outbox;
 use crate::places::Place;
-use crate::session::{Application, Closed, Context, Local, Message, Peer, Session, Wire};
+use crate::round::{HANDSHAKE_COST, Turn};
+use crate::session::{Application, Closed, Context, Local, Peer, Session};
 use crate::transport::Transport;
 use crate::waker::ConnectionWaker;
-
-/// Sockets that one round reads from; the others' turn comes in the next.
-const READS_PER_ROUND: usize = 256;
-
-/// Reads of one socket in a row, so that a peer that sends without end does not hold up the others.
-const READS_PER_TURN: usize = 4;
-
-/// Steps of TLS handshakes that one round takes. One with an RSA certificate costs most of a millisecond, so a flood of
-/// them holds up the others' messages by some milliseconds only.
-const HANDSHAKES_PER_ROUND: usize = 8;
 
 /// New connections of one round.
 const ARRIVALS_PER_ROUND: usize = 64;
 
-/// A connection whose own replies reach this size is written right after its read: large replies of many
-/// connections would leave the cache before the end of the round.
-const EARLY_WRITE: usize = 8 * 1024;
-
 /// Bytes of the read buffer that all connections of a worker share.
 const SCRATCH: usize = 64 * 1024;
-
-/// What is more than this is read by a system call of its own the next time: a batch has as much room for each connection.
-const LONG_READ: usize = 4096;
 
 /// The longest wait for more messages of a burst.
 const MAX_HOLD: Duration = Duration::from_micros(500);
@@ -81,6 +67,8 @@ pub(crate) enum ToWorker {
 pub(crate) struct WorkerCells {
     pub(crate) received: CounterCell,
     pub(crate) sent: CounterCell,
+    /// Turns that ended before all that was read was handled.
+    pub(crate) deferred: CounterCell,
     pub(crate) queue: GaugeCell,
     /// Whether it writes in batches.
     pub(crate) io_uring: GaugeCell,
@@ -158,11 +146,7 @@ impl<'a, A: Application> Worker<'a, A> {
         if self.stopped {
             return Poll::Ready(());
         }
-        self.core.ready.take(&mut self.core.turn);
-        let count = self.core.turn.len().min(READS_PER_ROUND);
-        let turn = std::mem::take(&mut self.core.turn);
-        self.take_turns(&turn[..count]);
-        self.put_back(turn, count);
+        self.poll_ready();
 
         // Own sessions' publishes are in the inbox by now, so that they leave in this round.
         let mut connections = Connections { core: self.core };
@@ -177,13 +161,20 @@ impl<'a, A: Application> Worker<'a, A> {
 
         self.cells.received.add(std::mem::take(&mut self.core.received));
         self.cells.sent.add(std::mem::take(&mut self.core.sent));
+        let deferred = std::mem::take(&mut self.core.deferred);
+        if deferred > 0 {
+            self.cells.deferred.add(deferred);
+        }
         self.cells.coders.take(&mut self.core.coders);
         self.core.metrics.tls(std::mem::take(&mut self.core.records.ended));
         if self.core.gather.capacity() > KEEP {
             self.core.gather = Vec::new();
         }
 
-        more |= !self.core.turn.is_empty() || self.tick_at.is_some() || !self.core.dirty.is_empty();
+        more |= self.tick_at.is_some() || !self.core.dirty.is_empty();
+        // While nothing may be taken in, those that wait are no reason to go on.
+        more |=
+            !self.core.intake.is_used_up() && !(self.core.turn.is_empty() && self.core.backlog.is_empty());
         if !more && self.core.is_in_burst() {
             self.hold_until = Some(written + hold(written.saturating_duration_since(self.core.now)));
         }
@@ -196,7 +187,7 @@ impl<'a, A: Application> Worker<'a, A> {
     /// Arms the wake-ups. False: there is something to do already.
     fn fall_asleep(&mut self, cx: &mut task::Context<'_>) -> bool {
         let mut until = self.next_tick;
-        if self.core.paused > 0 {
+        if self.core.paused > 0 || self.core.intake.is_used_up() {
             until = until.min(self.core.now + Duration::from_millis(5));
         }
         if let Some(drain) = &mut self.drain
@@ -206,13 +197,6 @@ impl<'a, A: Application> Worker<'a, A> {
         }
         self.sleep.as_mut().reset(until.into());
         self.sleep.as_mut().poll_unpin_pending(cx) && self.core.ready.sleep(cx.waker())
-    }
-
-    /// Puts those whose turn did not come in front of those who asked meanwhile.
-    fn put_back(&mut self, mut turn: Vec<u32>, done: usize) {
-        turn.drain(..done);
-        turn.append(&mut self.core.turn);
-        self.core.turn = turn;
     }
 
     fn take_arrivals(&mut self, cx: &mut task::Context<'_>) -> bool {
@@ -290,121 +274,13 @@ impl<'a, A: Application> Worker<'a, A> {
         self.deadline(if interval.is_zero() { Duration::from_secs(3600) } else { interval })
     }
 
-    /// Reads from each of these, in batches where that pays.
-    fn take_turns(&mut self, keys: &[u32]) {
-        #[cfg(feature = "io-uring")]
-        if self.core.is_batching() {
-            return self.take_turns_in_batches(keys);
-        }
-        for &key in keys {
-            self.turn(key);
-        }
-    }
-
-    /// Something may have happened at a connection: writes what was blocked, reads what is there.
-    fn turn(&mut self, key: u32) {
-        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
-        if connection.flags.write_blocked {
-            connection.flags.write_blocked = false;
-            self.core.mark_dirty(key);
-        }
-        self.read(key);
-    }
-
-    fn read(&mut self, key: u32) {
-        for _ in 0..READS_PER_TURN {
-            let core = &mut *self.core;
-            let Some(connection) = core.connections.get_mut(key as usize) else { return };
-            match &connection.state {
-                State::Handshake(handshake) if handshake.deciding.is_some() => return self.decide(key),
-                State::Open(_) if connection.flags.paused || connection.flags.too_slow => return,
-                _ => {}
-            }
-            if connection.transport.is_shaking_hands() && core.records.handshake_steps >= HANDSHAKES_PER_ROUND
-            {
-                break;
-            }
-            let read = connection.transport.read(&mut self.scratch, &mut core.records);
-            if !connection.transport.is_flushed() && !connection.flags.dirty {
-                connection.flags.dirty = true;
-                core.dirty.push(key);
-            }
-            let read = match read {
-                Ok(0) => return self.end_of_stream(key),
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.arm(key) {
-                        continue;
-                    }
-                    return;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => return self.spoke_no_tls(key),
-                Err(_) => return self.lost(key),
-            };
-            core.received += read as u64;
-            connection.flags.reads_long = read > LONG_READ;
-            let drained = read < self.scratch.len() && connection.transport.drained();
-            let mut scratch = std::mem::take(&mut self.scratch);
-            self.received(key, &mut scratch[..read]);
-            self.scratch = scratch;
-            if drained && !self.arm(key) {
-                return;
-            }
-        }
-        self.core.turn.push(key);
-    }
-
-    /// Asks for a wake-up when there is more to read. True: there is now.
-    fn arm(&mut self, key: u32) -> bool {
-        let Some(connection) = self.core.connections.get_mut(key as usize) else { return false };
-        let mut cx = task::Context::from_waker(&connection.waker);
-        match connection.transport.arm_read(&mut cx) {
-            Poll::Pending => false,
-            Poll::Ready(Ok(())) => true,
-            Poll::Ready(Err(_)) => {
-                self.lost(key);
-                false
-            }
-        }
-    }
-
-    /// Handles what was read.
-    fn received(&mut self, key: u32, bytes: &mut [u8]) {
-        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
-        match &mut connection.state {
-            State::Handshake(_) => self.shake_hands(key, bytes),
-            State::Open(_) => self.decode(key, bytes),
-            State::Closing(Closing::CloseFrame) => {
-                let mut pos = 0;
-                loop {
-                    let (deflate, input) = (connection.flags.deflate, &mut *bytes);
-                    match deflate::skip(deflate, &mut connection.decoder, &self.core.limits, input, &mut pos)
-                    {
-                        Ok(Some(Extended::Plain(Incoming::Close(_)))) => {
-                            connection.state = State::Closing(Closing::Nothing);
-                            break self.core.mark_dirty(key);
-                        }
-                        Ok(Some(_)) => {}
-                        Ok(None) => break,
-                        Err(_) => {
-                            connection.state = State::Closing(Closing::Eof);
-                            break self.core.mark_dirty(key);
-                        }
-                    }
-                }
-            }
-            State::Closing(_) => {}
-        }
-    }
-
     /// Takes in what came of a handshake.
-    fn shake_hands(&mut self, key: u32, bytes: &[u8]) {
+    fn shake_hands(&mut self, key: u32, bytes: &[u8], turn: &mut Turn) {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
         let State::Handshake(handshake) = &mut connection.state else { return };
         if handshake.proxied == Proxied::Header {
-            return self.preface(key, bytes);
+            return self.preface(key, bytes, turn);
         }
         match handshake.feed(bytes, &core.config, &core.metrics) {
             None => {}
@@ -432,13 +308,13 @@ impl<'a, A: Application> Worker<'a, A> {
                     since: handshake.since,
                 };
                 handshake.deciding = Some((accept_key, Box::pin(self.application.accept(request, peer))));
-                self.decide(key);
+                self.decide(key, turn);
             }
         }
     }
 
     /// Takes in what comes before TLS and HTTP.
-    fn preface(&mut self, key: u32, bytes: &[u8]) {
+    fn preface(&mut self, key: u32, bytes: &[u8], turn: &mut Turn) {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
         let State::Handshake(handshake) = &mut connection.state else { return };
@@ -446,7 +322,7 @@ impl<'a, A: Application> Worker<'a, A> {
             Ok(None) => {}
             Ok(Some(rest)) => match connection.transport.end_preface(rest) {
                 Some(rest) if rest.is_empty() => {}
-                Some(rest) => self.shake_hands(key, &rest),
+                Some(rest) => self.shake_hands(key, &rest, turn),
                 None => core.turn.push(key),
             },
             Err(error) => {
@@ -458,7 +334,8 @@ impl<'a, A: Application> Worker<'a, A> {
     }
 
     /// Asks the application about a handshake.
-    fn decide(&mut self, key: u32) {
+    fn decide(&mut self, key: u32, turn: &mut Turn) {
+        self.core.round.spend(turn, HANDSHAKE_COST);
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let State::Handshake(handshake) = &mut connection.state else { return };
         let Some((_, deciding)) = &mut handshake.deciding else { return };
@@ -485,7 +362,7 @@ impl<'a, A: Application> Worker<'a, A> {
             accepted.subprotocol.as_deref(),
             extensions.as_deref(),
         );
-        connection.outbox.push_arena(start, self.core.arena.len());
+        connection.outbox.push_arena(self.core.arena.bytes(), start..self.core.arena.len());
         connection.state = State::Open(accepted.session);
         self.core.open += 1;
         self.core.metrics.handshake(Outcome::Accepted);
@@ -500,7 +377,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.mark_dirty(key);
         self.with_session(key, |session, cx| session.on_open(cx));
         if !rest.is_empty() {
-            self.decode(key, &mut rest);
+            self.handle(key, &mut rest, turn);
         }
         // What came while the application was deciding waits in the kernel.
         self.core.turn.push(key);
@@ -522,139 +399,10 @@ impl<'a, A: Application> Worker<'a, A> {
             }
             _ => refusal.write(self.core.arena.replies()),
         }
-        connection.outbox.push_arena(start, self.core.arena.len());
+        connection.outbox.push_arena(self.core.arena.bytes(), start..self.core.arena.len());
         connection.state = State::Closing(Closing::Eof);
         connection.deadline = deadline;
         self.core.mark_dirty(key);
-    }
-
-    /// Decodes what came and gives it to the session.
-    fn decode(&mut self, key: u32, input: &mut [u8]) {
-        let next_ping = self.next_ping();
-        let core = &mut *self.core;
-        let Some(connection) = core.connections.get_mut(key as usize) else { return };
-        let Connection { state: State::Open(session), decoder, outbox, flags, deadline, transport, .. } =
-            connection
-        else {
-            return;
-        };
-        let mut close = None;
-        let mut pause = false;
-        let mut pos = 0;
-        let arena_start = core.arena.len();
-        let (local, now, arena, limits) = (&mut self.local, core.now, core.arena.replies(), &core.limits);
-        let max_queue_bytes = core.config.max_queue_bytes;
-        let (deflate, Coders { outgoing, incoming }) = (flags.deflate, &mut core.coders);
-        let (records, sent) = (&mut core.records, &mut core.sent);
-        let (end, is_direct) = (input.len(), !transport.is_tls());
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let next = match deflate {
-                    None => decoder.next(limits, input, &mut pos),
-                    Some(params) => incoming.next(key, params, decoder, limits, input, &mut pos),
-                };
-                let mut cx = Context {
-                    key,
-                    now,
-                    local: &mut *local,
-                    outbox: &mut *outbox,
-                    arena: &mut *arena,
-                    outgoing: &mut *outgoing,
-                    deflate,
-                    close: &mut close,
-                    pause: &mut pause,
-                    // Not while more of this client's messages stand here, whose replies leave together.
-                    wire: (pos == end && is_direct && !flags.write_blocked).then_some(Wire {
-                        transport: &mut *transport,
-                        records: &mut *records,
-                        sent: &mut *sent,
-                    }),
-                };
-                let message = match next {
-                    Ok(None) => return Decoded::All,
-                    Ok(Some(Incoming::Text(text))) => Message::Text(text),
-                    Ok(Some(Incoming::Binary(bytes))) => Message::Binary(bytes),
-                    Ok(Some(Incoming::Ping(payload))) => {
-                        if !session.admits_control(&mut cx) {
-                            if close.is_some() {
-                                return Decoded::All;
-                            }
-                            continue;
-                        }
-                        let start = arena.len();
-                        frame::write_pong(arena, payload);
-                        if flags.write_blocked {
-                            // Only where deliveries wait is there something to overtake.
-                            outbox.push_pong(frame::Frame::from_encoded(&arena[start..]));
-                            arena.truncate(start);
-                        } else {
-                            outbox.push_arena(start, arena.len());
-                        }
-                        continue;
-                    }
-                    Ok(Some(Incoming::Pong(_))) => {
-                        // One that answers our own ping costs nothing.
-                        if std::mem::take(&mut flags.awaiting_pong) {
-                            *deadline = next_ping;
-                        } else {
-                            session.admits_control(&mut cx);
-                        }
-                        if close.is_some() {
-                            return Decoded::All;
-                        }
-                        continue;
-                    }
-                    Ok(Some(Incoming::Close(close))) => {
-                        return Decoded::PeerClose(close.map(|(code, _)| code));
-                    }
-                    Err(error) => return Decoded::Fault(error),
-                };
-                session.on_message(message, &mut cx);
-                if close.is_some() {
-                    return Decoded::All;
-                }
-                if outbox.len() > max_queue_bytes {
-                    return Decoded::Full;
-                }
-            }
-        }));
-        if pause && !flags.paused {
-            flags.paused = true;
-            core.paused += 1;
-        }
-        if outbox.len() >= EARLY_WRITE && !flags.write_blocked {
-            if connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent).is_err() {
-                return self.lost(key);
-            }
-            // What the socket did not take was copied, so the next large reply gets the same memory, while it is
-            // in the cache.
-            core.arena.truncate(arena_start);
-        }
-        if !connection.outbox.is_empty() && !connection.flags.dirty {
-            connection.flags.dirty = true;
-            core.dirty.push(key);
-        }
-        if let Some(reason) = close {
-            return self.close(key, reason);
-        }
-        match result {
-            Ok(Decoded::All) => {}
-            Ok(Decoded::Full) => {
-                let full = self.core.connections.get(key as usize).map(|connection| connection.outbox.len());
-                if full.is_some_and(|full| full > self.core.config.max_queue_bytes) {
-                    self.close(key, too_slow());
-                } else {
-                    let (_, rest) = input.split_at_mut(pos);
-                    self.decode(key, rest);
-                }
-            }
-            Ok(Decoded::PeerClose(code)) => self.answer_close(key, code),
-            Ok(Decoded::Fault(error)) => {
-                self.core.metrics.too_big(&error);
-                self.close(key, error.close_reason());
-            }
-            Err(_) => self.panicked(key),
-        }
     }
 
     /// Calls the session of an open connection.
@@ -662,7 +410,7 @@ impl<'a, A: Application> Worker<'a, A> {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
         let Connection { state: State::Open(session), outbox, flags, .. } = connection else { return };
-        let (mut close, mut pause) = (None, false);
+        let (mut close, mut pause, mut charged) = (None, false, 0);
         let mut cx = Context {
             key,
             now: core.now,
@@ -673,6 +421,7 @@ impl<'a, A: Application> Worker<'a, A> {
             deflate: flags.deflate,
             close: &mut close,
             pause: &mut pause,
+            charged: &mut charged,
             wire: None,
         };
         let result = catch_unwind(AssertUnwindSafe(|| call(session, &mut cx)));
@@ -733,11 +482,12 @@ impl<'a, A: Application> Worker<'a, A> {
             }
         }
         frame::write_close(self.core.arena.replies(), Some(code.as_u16()), reason.text());
-        connection.outbox.push_arena(start, self.core.arena.len());
+        connection.outbox.push_arena(self.core.arena.bytes(), start..self.core.arena.len());
         let wait = match code {
             CloseCode::ProtocolError | CloseCode::InvalidUtf8 | CloseCode::MessageTooBig => Closing::Eof,
             _ => Closing::CloseFrame,
         };
+        self.watch_progress(key);
         self.end_session(key, &Closed::ByServer(reason), wait);
     }
 
@@ -746,7 +496,7 @@ impl<'a, A: Application> Worker<'a, A> {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let start = self.core.arena.len();
         frame::write_close(self.core.arena.replies(), code, "");
-        connection.outbox.push_arena(start, self.core.arena.len());
+        connection.outbox.push_arena(self.core.arena.bytes(), start..self.core.arena.len());
         self.end_session(key, &Closed::ByPeer { code }, Closing::Nothing);
     }
 
@@ -762,12 +512,13 @@ impl<'a, A: Application> Worker<'a, A> {
         };
         connection.deadline = deadline;
         connection.flags.awaiting_pong = false;
-        if std::mem::take(&mut connection.flags.paused) {
-            // It reads again, to its end.
+        connection.flags.sign = Sign::Seen;
+        let was_paused = std::mem::take(&mut connection.flags.paused);
+        if was_paused {
             self.core.paused -= 1;
-            self.core.turn.push(key);
         }
-        if std::mem::take(&mut connection.flags.too_slow) {
+        // It is read again, to its end.
+        if std::mem::take(&mut connection.flags.too_slow) || was_paused || connection.flags.has_unread {
             self.core.turn.push(key);
         }
         self.core.open -= 1;
@@ -785,6 +536,11 @@ impl<'a, A: Application> Worker<'a, A> {
             State::Closing(_) if !connection.is_written() => {
                 connection.state = State::Closing(Closing::Nothing);
                 self.core.mark_dirty(key);
+            }
+            // The same right behind its last message: the replies go out, and then nothing more comes.
+            State::Open(_) => {
+                self.watch_progress(key);
+                self.end_session(key, &Closed::Lost, Closing::Nothing);
             }
             _ => self.lost(key),
         }
@@ -819,8 +575,12 @@ impl<'a, A: Application> Worker<'a, A> {
 
     fn remove(&mut self, key: u32) {
         // The lists may still hold the key: all that look at them check what they find.
+        self.core.forget_unread(key);
         if let Some(connection) = self.core.connections.try_remove(key as usize) {
             self.core.coders.incoming.forget(key, connection.flags.deflate);
+            if !self.core.progress.is_empty() {
+                self.core.progress.remove(&key);
+            }
         }
     }
 
@@ -921,41 +681,6 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    fn deadline_passed(&mut self, key: u32) {
-        let timeout = self.deadline(self.core.config.pong_timeout);
-        let next = self.next_ping();
-        let is_off = self.core.config.ping_interval.is_zero();
-        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
-        match &connection.state {
-            State::Handshake(handshake) => {
-                let is_silent = handshake.head.is_empty() || handshake.proxied == Proxied::Header;
-                if is_silent && handshake.deciding.is_none() {
-                    self.core.metrics.handshakes_limited.inc(HandshakeLimit::Time as usize);
-                    self.core.metrics.handshake(Outcome::TimedOut);
-                    self.remove(key);
-                } else {
-                    self.core.metrics.handshakes_limited.inc(HandshakeLimit::Time as usize);
-                    self.refuse(key, &Refusal::bad_handshake("the handshake took too long"));
-                }
-            }
-            State::Closing(_) => self.remove(key),
-            State::Open(_) if connection.flags.awaiting_pong => {
-                self.close(key, CloseReason::new(CloseCode::PongTimeout, "no pong in time"));
-            }
-            State::Open(_) => {
-                connection.deadline = if is_off { next } else { timeout };
-                if is_off {
-                    return;
-                }
-                connection.flags.awaiting_pong = true;
-                let start = self.core.arena.len();
-                frame::write_ping(self.core.arena.replies(), b"");
-                connection.outbox.push_arena(start, self.core.arena.len());
-                self.core.mark_dirty(key);
-            }
-        }
-    }
-
     fn drain_due(&mut self) {
         let Some(mut drain) = self.drain.take() else { return };
         while drain.take_due(self.core.now, self.core.open) {
@@ -971,15 +696,6 @@ impl<'a, A: Application> Worker<'a, A> {
         }
         self.drain = Some(drain);
     }
-}
-
-/// How far the decoder came.
-enum Decoded {
-    All,
-    /// The queue is over its limit; there may be more input.
-    Full,
-    PeerClose(Option<u16>),
-    Fault(FrameError),
 }
 
 /// The time of a worker's clock after a while; half the range at most, so that differences keep their sign.
@@ -1070,6 +786,9 @@ fn bury<S>(core: &mut Core<S>) {
         }
     }
     core.turn.clear();
+    core.backlog.clear();
+    core.unread.clear();
+    core.progress.clear();
     core.dirty.clear();
     core.to_close.clear();
     core.arena.clear();

@@ -326,6 +326,8 @@ impl NodeHandle {
         next.listener.max_message_bytes = config.listener.max_message_bytes;
         next.listener.max_fragments = config.listener.max_fragments;
         next.listener.max_queue_bytes = config.listener.max_queue_bytes;
+        next.listener.round_bytes = config.listener.round_bytes;
+        next.listener.round_time = config.listener.round_time;
         self.listener.reconfigure(&next.listener);
         self.hub.live.replace(next);
     }

@@ -25,6 +25,9 @@ use crate::recent::Recent;
 use crate::top::Wanted;
 use crate::trace::TraceMetrics;
 
+/// The part of a memory budget that messages may take that wait for workers, all of them together.
+const INBOX_PART: u64 = 16;
+
 /// A running node. When it is dropped, everything ends at once: call [`drain`](Self::drain) before.
 #[derive(Debug)]
 pub struct Node {
@@ -103,7 +106,7 @@ impl Node {
         let cells = Cells::new(workers);
         let metrics = Metrics::new(&cells, config.listener.max_message_bytes);
         let listener_metrics = deeperhub_listener::Metrics::new(&cells);
-        let router = Router::new(shards, config.router);
+        let router = Router::new(shards, router_within(&config, shards));
         let bus = EventBus::new(config.events.clone());
         let canary = Arc::new(Canary::new(config.canary.clone(), workers, config.cluster.is_some()));
         let mut registry = registry(&metrics, &listener_metrics, &router, &bus, config.tracer.metrics())
@@ -252,4 +255,14 @@ fn registry(
     traces.register(&mut registry)?;
     registry.register_process();
     Ok(registry)
+}
+/// What may wait in workers' inboxes before publishers pause, which is a part of the memory budget where that is small.
+fn router_within(config: &Config, shards: u16) -> deeperhub_router::Config {
+    let mut router = config.router;
+    if let Some(memory) = &config.listener.memory {
+        let part = memory.limit() / INBOX_PART / u64::from(shards.max(1));
+        let part = usize::try_from(part).unwrap_or(usize::MAX).max(config.listener.max_message_bytes);
+        router.inbox_soft_limit_bytes = router.inbox_soft_limit_bytes.min(part);
+    }
+    router
 }

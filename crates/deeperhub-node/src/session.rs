@@ -51,6 +51,7 @@ pub(crate) struct Session {
     /// Boxed, since few connections do what they limit.
     rare: Option<Box<RareLimiters>>,
     offences: Offences,
+    pub(crate) waiting: WaitingPublishes,
     peer: SocketAddr,
     origin: Option<Box<str>>,
     /// Where publishes belong that name no trace themselves.
@@ -77,6 +78,7 @@ impl Session {
             byte_limiter: RateLimiter::default(),
             rare: None,
             offences: Offences::default(),
+            waiting: WaitingPublishes::default(),
             peer,
             origin: origin.map(Into::into),
             trace,
@@ -319,6 +321,28 @@ struct RareLimiters {
     control: RateLimiter,
 }
 
+/// Bytes that a connection has published and that may wait for workers that are behind. 8 bytes.
+#[derive(Debug, Default)]
+pub(crate) struct WaitingPublishes {
+    /// The worker's [`Local::relief`] when the first of them was published.
+    since: u32,
+    bytes: u32,
+}
+
+impl WaitingPublishes {
+    /// Counts a publish.
+    pub(crate) fn add(&mut self, bytes: usize, relief: u32) {
+        let before = self.bytes(relief);
+        self.since = relief;
+        self.bytes = u32::try_from(before.saturating_add(bytes)).unwrap_or(u32::MAX);
+    }
+
+    /// Those that may still wait.
+    fn bytes(&self, relief: u32) -> usize {
+        if self.since == relief { self.bytes as usize } else { 0 }
+    }
+}
+
 /// Refused messages of the current window. 8 bytes.
 #[derive(Debug, Default)]
 struct Offences {
@@ -418,7 +442,9 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn held_bytes(&self, key: Key, local: &Local) -> usize {
-        local.shard.subscriptions(key).map(|topic| topic.len() + SUBSCRIPTION_BYTES).sum()
+        let subscriptions: usize =
+            local.shard.subscriptions(key).map(|topic| topic.len() + SUBSCRIPTION_BYTES).sum();
+        subscriptions + self.waiting.bytes(local.relief)
     }
 
     fn on_tick(&mut self, cx: &mut Context<'_, Local>) {
@@ -558,6 +584,18 @@ mod tests {
     fn a_session_is_small() {
         // Every idle connection costs this much.
         assert!(size_of::<Session>() <= 160, "{}", size_of::<Session>());
+    }
+
+    #[test]
+    fn publishes_count_as_held_until_no_worker_is_behind() {
+        let mut waiting = WaitingPublishes::default();
+        waiting.add(1000, 7);
+        waiting.add(500, 7);
+        assert_eq!((waiting.bytes(7), waiting.bytes(8)), (1500, 0));
+        waiting.add(10, 8);
+        assert_eq!(waiting.bytes(8), 10);
+        waiting.add(usize::MAX, 8);
+        assert_eq!(waiting.bytes(8), u32::MAX as usize);
     }
 
     #[test]

@@ -1,13 +1,35 @@
-//! Where there is no `io_uring`.
+//! Where there is no `io_uring`, and no `TCP_INFO`.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
+#[cfg(feature = "ring")]
 use crate::{RecvOp, SendOp};
 
+/// What the kernel knows of the bytes that a TCP socket was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendProgress {
+    /// Bytes that the peer's kernel has acknowledged.
+    pub acknowledged: u64,
+    /// Whether bytes wait in the kernel.
+    pub is_outstanding: bool,
+}
+
+/// Answers [`Unsupported`](io::ErrorKind::Unsupported).
+///
+/// # Errors
+///
+/// Always.
+pub fn send_progress(_socket: BorrowedFd<'_>) -> io::Result<SendProgress> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(feature = "ring")]
 /// It cannot be made.
 #[derive(Debug)]
 pub(crate) enum Ring {}
 
+#[cfg(feature = "ring")]
 impl Ring {
     pub(crate) fn new() -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())

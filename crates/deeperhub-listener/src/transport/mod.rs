@@ -13,6 +13,8 @@ pub(crate) use tls::Tls;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
+use deeperhub_uring::SendProgress;
+
 use crate::config::Config;
 
 /// What the TLS connections of a worker share: a buffer for the records under way, and what to count.
@@ -122,6 +124,17 @@ impl Transport {
         }
     }
 
+    /// Whether writes go to the socket itself though the reactor does not know yet that it takes something again: one that
+    /// became writable a moment ago shows only when the reactor is asked.
+    pub(crate) fn ask_socket(&mut self, asks: bool) {
+        self.tcp_mut().ask_socket(asks);
+    }
+
+    /// How far the peer has come with what the kernel was given.
+    pub(crate) fn progress(&self) -> io::Result<SendProgress> {
+        self.tcp().progress()
+    }
+
     /// From now on reads say only that something came, and the end. Nothing of what came is kept.
     pub(crate) fn ignore_input(&mut self) {
         match self {
@@ -171,19 +184,19 @@ impl Transport {
 
     /// Asks for a wake-up when the socket is readable. `Ready`: it is now.
     pub(crate) fn arm_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp().arm_read(cx)
+        self.tcp_mut().arm_read(cx)
     }
 
     /// Asks for a wake-up when the socket is writable. `Ready`: it is now.
     pub(crate) fn arm_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp().arm_write(cx)
+        self.tcp_mut().arm_write(cx)
     }
 
     /// Ends the sending side, so that the peer reads the end after all that was written. To be called when all is
     /// [flushed](Self::is_flushed).
     pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
         self.say_goodbye();
-        self.tcp().shutdown_write()
+        self.tcp_mut().shutdown_write()
     }
 
     /// Tells the peer that nothing more comes, where the protocol has a word for it; for a connection that is dropped
@@ -219,11 +232,19 @@ impl Transport {
         }
     }
 
-    fn tcp(&mut self) -> &mut Tcp {
+    fn tcp(&self) -> &Tcp {
         match self {
             Self::Tcp(tcp) => tcp,
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.tcp(),
+        }
+    }
+
+    fn tcp_mut(&mut self) -> &mut Tcp {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.tcp_mut(),
         }
     }
 }

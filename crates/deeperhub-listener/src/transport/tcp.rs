@@ -2,6 +2,8 @@ use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::task::{Context, Poll};
 
+use deeperhub_uring::SendProgress;
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -9,12 +11,14 @@ use tokio::net::TcpStream;
 #[derive(Debug)]
 pub(crate) struct Tcp {
     stream: TcpStream,
+    /// A write goes to the socket though the reactor does not know yet that it takes something.
+    asks_socket: bool,
 }
 
 impl Tcp {
     /// Registers a non-blocking socket with the reactor of the current thread.
     pub(crate) fn new(socket: std::net::TcpStream) -> io::Result<Self> {
-        Ok(Self { stream: TcpStream::from_std(socket)? })
+        Ok(Self { stream: TcpStream::from_std(socket)?, asks_socket: false })
     }
 
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -22,11 +26,29 @@ impl Tcp {
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.try_write(bytes)
+        match self.stream.try_write(bytes) {
+            Err(error) if self.asks_socket && error.kind() == io::ErrorKind::WouldBlock => {
+                SockRef::from(&self.stream).send(bytes)
+            }
+            result => result,
+        }
     }
 
     pub(super) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.stream.try_write_vectored(slices)
+        match self.stream.try_write_vectored(slices) {
+            Err(error) if self.asks_socket && error.kind() == io::ErrorKind::WouldBlock => {
+                SockRef::from(&self.stream).send_vectored(slices)
+            }
+            result => result,
+        }
+    }
+
+    pub(super) fn ask_socket(&mut self, asks: bool) {
+        self.asks_socket = asks;
+    }
+
+    pub(super) fn progress(&self) -> io::Result<SendProgress> {
+        deeperhub_uring::send_progress(std::os::fd::AsFd::as_fd(&self.stream))
     }
 
     pub(super) fn drained(&mut self) -> bool {
@@ -53,6 +75,6 @@ impl Tcp {
 
     pub(super) fn shutdown_write(&mut self) -> io::Result<()> {
         // The socket is shut down through a reference of the descriptor; it stays registered and readable.
-        socket2::SockRef::from(&self.stream).shutdown(Shutdown::Write)
+        SockRef::from(&self.stream).shutdown(Shutdown::Write)
     }
 }

@@ -92,7 +92,11 @@ impl Tls {
         }
     }
 
-    pub(super) fn tcp(&mut self) -> &mut Tcp {
+    pub(super) fn tcp(&self) -> &Tcp {
+        &self.tcp
+    }
+
+    pub(super) fn tcp_mut(&mut self) -> &mut Tcp {
         &mut self.tcp
     }
 

@@ -4,7 +4,8 @@ use std::io;
 
 use deeperhub_uring::RecvOp;
 
-use super::{LONG_READ, SCRATCH, Worker};
+use super::intake::LONG_READ;
+use super::{SCRATCH, Worker};
 use crate::batch::FEW;
 use crate::connections::{Connection, State};
 use crate::session::Application;
@@ -19,11 +20,16 @@ const READS: usize = SCRATCH / SLOT;
 type Outcomes = [Option<io::Result<usize>>; READS];
 
 impl<A: Application> Worker<'_, A> {
-    /// Lets each of these have its turn.
-    pub(super) fn take_turns_in_batches(&mut self, keys: &[u32]) {
+    /// Lets each of these have its turn, as far as the round reaches. Returns how many had it.
+    pub(super) fn take_turns_in_batches(&mut self, keys: &[u32]) -> usize {
         let mut slots = std::mem::take(&mut self.slots);
         slots.resize(READS * SLOT, 0);
+        let mut done = 0;
         for keys in keys.chunks(READS) {
+            if self.core.round.is_spent() {
+                break;
+            }
+            done += keys.len();
             let outcomes = self.read_batch(keys, &mut slots);
             for ((&key, slot), outcome) in keys.iter().zip(slots.chunks_exact_mut(SLOT)).zip(outcomes) {
                 match outcome {
@@ -34,6 +40,7 @@ impl<A: Application> Worker<'_, A> {
         }
         self.slots = slots;
         self.core.keep_batching();
+        done
     }
 
     /// Reads from those that are likely to have no more than there is room for, each into its slot.
@@ -66,6 +73,7 @@ impl<A: Application> Worker<'_, A> {
 
     /// Goes on after a read in a batch as [`read`](Self::read) does after one of its own.
     fn was_read(&mut self, key: u32, slot: &mut [u8], outcome: io::Result<usize>) {
+        let mut turn = self.core.round.turn();
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
         match outcome {
@@ -74,20 +82,20 @@ impl<A: Application> Worker<'_, A> {
                 core.received += read as u64;
                 let is_drained = read < slot.len() && connection.transport.drained();
                 connection.flags.reads_long = !is_drained;
-                self.received(key, &mut slot[..read]);
-                if is_drained && !self.arm(key) {
+                self.handle(key, &mut slot[..read], &mut turn);
+                if is_drained && !self.has_unread(key) && !self.arm(key) {
                     return;
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if connection.transport.drained() && !self.arm(key) {
-                    return;
+                    return self.found_nothing(key);
                 }
             }
             // It shows again.
             Err(_) => {}
         }
-        self.read(key);
+        self.read_in_turn(key, &mut turn);
     }
 }
 
@@ -95,6 +103,7 @@ impl<S> Connection<S> {
     fn may_read_in_batch(&self) -> bool {
         let flags = &self.flags;
         matches!((&self.state, &self.transport), (State::Open(_), Transport::Tcp(_)))
+            && !(flags.in_backlog || flags.has_unread)
             && !(flags.reads_long || flags.write_blocked || flags.paused || flags.too_slow)
     }
 }

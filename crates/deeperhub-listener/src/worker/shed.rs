@@ -6,7 +6,7 @@ use deeperhub_protocol::{CloseCode, CloseReason};
 use std::time::Duration;
 
 use super::{Worker, spread};
-use crate::budget::{LEAST_SHED, largest};
+use crate::budget::largest;
 use crate::connections::{Closing, State};
 use crate::session::{Application, Session};
 
@@ -16,10 +16,7 @@ impl<A: Application> Worker<'_, A> {
         let Some(memory) = self.core.config.memory.clone() else { return };
         let Some(bytes) = memory.to_shed(&mut self.shed_seen) else { return };
         let share = bytes.div_ceil(self.core.config.workers.max(1) as u64);
-        let sizes = self.core.connections.iter().filter_map(|(key, _)| {
-            let size = self.held_bytes(key as u32);
-            (size >= LEAST_SHED).then_some((key as u32, size))
-        });
+        let sizes = self.core.connections.iter().map(|(key, _)| (key as u32, self.held_bytes(key as u32)));
         let chosen: Vec<(u32, usize)> = largest(sizes.collect(), share).collect();
         if chosen.is_empty() {
             return;
@@ -48,6 +45,7 @@ impl<A: Application> Worker<'_, A> {
             State::Closing(_) => 0,
         };
         of_state
+            + self.core.unread.get(&key).map_or(0, |unread| unread.bytes.capacity())
             + connection.outbox.heap_bytes()
             + connection.decoder.buffered_bytes()
             + connection.transport.buffered_bytes()
@@ -64,6 +62,7 @@ impl<A: Application> Worker<'_, A> {
                 connection.transport.ignore_input();
                 connection.state = State::Closing(Closing::Eof);
                 self.core.coders.incoming.forget(key, connection.flags.deflate);
+                self.core.forget_unread(key);
             }
             // One whose TLS is not there yet cannot be told.
             State::Handshake(_) if !connection.transport.is_shaking_hands() => {

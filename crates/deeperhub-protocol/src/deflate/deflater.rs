@@ -24,6 +24,7 @@ pub struct Deflater {
     threshold_bytes: usize,
     output: Vec<u8>,
     runs: u64,
+    input_bytes: u64,
 }
 
 impl Deflater {
@@ -36,6 +37,7 @@ impl Deflater {
             threshold_bytes: config.threshold_bytes,
             output: Vec::new(),
             runs: 0,
+            input_bytes: 0,
         }
     }
 
@@ -43,6 +45,12 @@ impl Deflater {
     #[must_use]
     pub fn runs(&self) -> u64 {
         self.runs
+    }
+
+    /// Bytes of those messages.
+    #[must_use]
+    pub fn input_bytes(&self) -> u64 {
+        self.input_bytes
     }
 
     /// The compressed payload of a message, if that is worth it: `None` below the threshold, and where it would not be
@@ -66,6 +74,7 @@ impl Deflater {
         self.output.reserve(payload.len() + payload.len() / 1024 + 64);
         let slot = self.streams.get_mut(usize::from(window_bits.checked_sub(MIN_WINDOW_BITS + 1)?))?;
         self.runs += 1;
+        self.input_bytes += payload.len() as u64;
         let stream = match slot {
             Some(stream) => {
                 stream.reset();

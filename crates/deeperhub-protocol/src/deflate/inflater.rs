@@ -30,6 +30,7 @@ const MAX_FINAL_BLOCKS: usize = 256;
 pub struct Inflater {
     stream: Option<Decompress>,
     output: Vec<u8>,
+    window_bytes: u64,
 }
 
 /// The end of what one connection's compressed messages held, for a client that refers to its earlier messages.
@@ -43,11 +44,11 @@ impl Inflater {
     /// Without memory yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { stream: None, output: Vec::new() }
+        Self { stream: None, output: Vec::new(), window_bytes: 0 }
     }
 
     /// Decompresses a message that [`Extended::Marked`](crate::frame::Extended::Marked) gave, and checks that text is
-    /// UTF-8. Gives [`Incoming::Text`] or [`Incoming::Binary`].
+    /// UTF-8. Returns [`Incoming::Text`] or [`Incoming::Binary`].
     ///
     /// `history` is that of the connection, if its client uses context takeover. More than `max_message_bytes` are
     /// never decompressed but for one byte, so that a message that would be larger costs no more memory than one that
@@ -74,6 +75,13 @@ impl Inflater {
         }
     }
 
+    /// Bytes of windows that were brought over so far, to streams that start within a message or refer to an earlier
+    /// one: work that is in no proportion to what comes in or out.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        self.window_bytes
+    }
+
     #[cfg(test)]
     pub(super) fn output_capacity(&self) -> usize {
         self.output.capacity()
@@ -97,6 +105,7 @@ impl Inflater {
         let mut run = Run {
             stream,
             output: &mut self.output,
+            window_bytes: &mut self.window_bytes,
             max_message_bytes,
             before: history.as_deref().map(|h| &h.0[..]),
         };
@@ -138,6 +147,7 @@ impl History {
 struct Run<'a> {
     stream: &'a mut Decompress,
     output: &'a mut Vec<u8>,
+    window_bytes: &'a mut u64,
     max_message_bytes: usize,
     /// What the connection's earlier messages held.
     before: Option<&'a [u8]>,
@@ -188,6 +198,7 @@ impl Run<'_> {
         let before = tail(self.before.unwrap_or_default(), WINDOW_BYTES - own.len());
         for part in [before, own] {
             if !part.is_empty() {
+                *self.window_bytes += part.len() as u64;
                 self.stream.set_dictionary(part).map_err(|_| FrameError::MalformedDeflate)?;
             }
         }

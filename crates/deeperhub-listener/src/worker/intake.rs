@@ -1,0 +1,426 @@
+//! What a round takes in: turns of connections, reads, messages.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{self, Poll};
+
+use deeperhub_protocol::frame::{self, Extended, FrameError, Incoming};
+
+use super::Worker;
+use crate::connections::{Closing, Connection, Sign, State, Unread, too_slow};
+use crate::deflate::{self, Coders};
+use crate::round::{HANDSHAKE_COST, MESSAGE_COST, Turn};
+use crate::session::{Application, Context, Message, Session, Wire};
+
+/// Sockets that one round reads from; the others' turn comes in the next.
+const READS_PER_ROUND: usize = 256;
+
+/// Reads of one socket in a row, so that a peer that sends without end does not hold up the others.
+const READS_PER_TURN: usize = 4;
+
+/// Steps of TLS handshakes that one round takes. One with an RSA certificate costs most of a millisecond, so a flood of
+/// them holds up the others' messages by some milliseconds only.
+const HANDSHAKES_PER_ROUND: usize = 8;
+
+/// A connection whose own replies reach this size is written right after its read: large replies of many
+/// connections would leave the cache before the end of the round.
+const EARLY_WRITE: usize = 8 * 1024;
+
+/// A read of more bytes than this is followed by one of its own the next time: a batch has as much room for each
+/// connection.
+pub(super) const LONG_READ: usize = 4096;
+
+impl<A: Application> Worker<'_, A> {
+    /// Gives their turn to connections that are ready, as far as the round's budget reaches: first those that are newly
+    /// ready, then those that came back for the rest of what they have sent.
+    pub(super) fn poll_ready(&mut self) {
+        self.core.ready.take(&mut self.core.turn);
+        if self.core.intake.is_used_up() {
+            return;
+        }
+        let mut backlog = std::mem::take(&mut self.core.backlog);
+        if !backlog.is_empty() {
+            self.core.round.reserve();
+        }
+        let mut fresh = std::mem::take(&mut self.core.turn);
+        let count = fresh.len().min(READS_PER_ROUND);
+        let done = self.take_turns(&fresh[..count]);
+        fresh.drain(..done);
+        // Those whose turn did not come stand in front of those that asked meanwhile.
+        fresh.append(&mut self.core.turn);
+        self.core.turn = fresh;
+
+        self.core.round.release();
+        let mut done = 0;
+        for &key in backlog.iter().take(READS_PER_ROUND) {
+            if self.core.round.is_spent() {
+                break;
+            }
+            done += 1;
+            // A key may stand here of a connection that is gone.
+            let connection = self.core.connections.get_mut(key as usize);
+            if connection.is_some_and(|connection| std::mem::take(&mut connection.flags.in_backlog)) {
+                self.read(key);
+            }
+        }
+        backlog.drain(..done);
+        backlog.append(&mut self.core.backlog);
+        self.core.backlog = backlog;
+        self.core.take_in();
+    }
+
+    /// Reads from each of these, in batches where that pays. Returns how many of them had their turn.
+    fn take_turns(&mut self, keys: &[u32]) -> usize {
+        #[cfg(feature = "io-uring")]
+        if self.core.is_batching() {
+            return self.take_turns_in_batches(keys);
+        }
+        for (nth, &key) in keys.iter().enumerate() {
+            if self.core.round.is_spent() {
+                return nth;
+            }
+            self.turn(key);
+        }
+        keys.len()
+    }
+
+    /// Something may have happened at a connection: writes what was blocked, reads what is there.
+    pub(super) fn turn(&mut self, key: u32) {
+        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+        if connection.flags.write_blocked {
+            connection.flags.write_blocked = false;
+            self.core.mark_dirty(key);
+        }
+        self.read(key);
+    }
+
+    /// Handles what was read before and what can be read now, up to the connection's share of the round.
+    pub(super) fn read(&mut self, key: u32) {
+        let mut turn = self.core.round.turn();
+        self.read_in_turn(key, &mut turn);
+    }
+
+    pub(super) fn read_in_turn(&mut self, key: u32, turn: &mut Turn) {
+        for nth in 0.. {
+            let core = &mut *self.core;
+            let Some(connection) = core.connections.get_mut(key as usize) else { return };
+            match &connection.state {
+                State::Handshake(handshake) if handshake.deciding.is_some() => return self.decide(key, turn),
+                State::Open(_) if connection.flags.paused || connection.flags.too_slow => return,
+                _ => {}
+            }
+            // Its turn to be read comes with those that come back.
+            if connection.flags.in_backlog {
+                return;
+            }
+            if turn.is_over() || nth == READS_PER_TURN {
+                break;
+            }
+            if connection.flags.has_unread {
+                self.handle_unread(key, turn);
+                continue;
+            }
+            if connection.transport.is_shaking_hands() && core.records.handshake_steps >= HANDSHAKES_PER_ROUND
+            {
+                break;
+            }
+            let read = connection.transport.read(&mut self.scratch, &mut core.records);
+            if !connection.transport.is_flushed() && !connection.flags.dirty {
+                connection.flags.dirty = true;
+                core.dirty.push(key);
+            }
+            let read = match read {
+                Ok(0) => return self.end_of_stream(key),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.arm(key) {
+                        continue;
+                    }
+                    return self.found_nothing(key);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => return self.spoke_no_tls(key),
+                Err(_) => return self.lost(key),
+            };
+            core.received += read as u64;
+            connection.flags.reads_long = read > LONG_READ;
+            let drained = read < self.scratch.len() && connection.transport.drained();
+            let mut scratch = std::mem::take(&mut self.scratch);
+            self.handle(key, &mut scratch[..read], turn);
+            self.scratch = scratch;
+            if drained && !self.has_unread(key) && !self.arm(key) {
+                return;
+            }
+        }
+        self.core.defer(key);
+    }
+
+    /// Asks for a wake-up when there is more to read. True: there is now.
+    pub(super) fn arm(&mut self, key: u32) -> bool {
+        let Some(connection) = self.core.connections.get_mut(key as usize) else { return false };
+        let mut cx = task::Context::from_waker(&connection.waker);
+        match connection.transport.arm_read(&mut cx) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(_)) => {
+                self.lost(key);
+                false
+            }
+        }
+    }
+
+    /// The socket had nothing: a connection that was given a last look before it counts as silent now does.
+    pub(super) fn found_nothing(&mut self, key: u32) {
+        let now = self.clock();
+        if let Some(connection) = self.core.connections.get_mut(key as usize)
+            && connection.flags.sign == Sign::LastLook
+        {
+            connection.flags.sign = Sign::Missing;
+            connection.deadline = now;
+        }
+    }
+
+    pub(super) fn has_unread(&self, key: u32) -> bool {
+        self.core.connections.get(key as usize).is_some_and(|connection| connection.flags.has_unread)
+    }
+
+    /// Handles bytes that were read, and keeps what is left of them for the connection's next turn.
+    pub(super) fn handle(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) {
+        // Others of the same batch may have taken what was left of the round.
+        let handled = if turn.is_over() { 0 } else { self.received(key, bytes, turn) };
+        if let Some(rest) = bytes.get(handled..)
+            && !rest.is_empty()
+        {
+            self.keep_unread(key, Unread { bytes: rest.to_vec(), at: 0 });
+        }
+    }
+
+    fn handle_unread(&mut self, key: u32, turn: &mut Turn) {
+        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+        connection.flags.has_unread = false;
+        let Some(Unread { mut bytes, at }) = self.core.unread.remove(&key) else { return };
+        let handled = self.received(key, bytes.get_mut(at..).unwrap_or_default(), turn);
+        let at = at + handled;
+        if at < bytes.len() {
+            self.keep_unread(key, Unread { bytes, at });
+        } else {
+            self.core.shrink_unread();
+        }
+    }
+
+    fn keep_unread(&mut self, key: u32, unread: Unread) {
+        if let Some(connection) = self.core.connections.get_mut(key as usize) {
+            connection.flags.has_unread = true;
+            self.core.unread.insert(key, unread);
+            self.core.deferred += 1;
+        }
+    }
+
+    /// Handles what was read, as far as the turn reaches, and returns how far that was. A pause ends it at once.
+    fn received(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) -> usize {
+        let mut at = 0;
+        loop {
+            let next_ping = self.next_ping();
+            let Some(connection) = self.core.connections.get_mut(key as usize) else { return bytes.len() };
+            let rest = bytes.get_mut(at..).unwrap_or_default();
+            match &connection.state {
+                State::Handshake(_) => {
+                    self.core.round.spend(turn, HANDSHAKE_COST);
+                    self.shake_hands(key, rest, turn);
+                    return bytes.len();
+                }
+                State::Open(_) => {
+                    // Any byte is a sign of life.
+                    if connection.flags.sign != Sign::Seen {
+                        connection.flags.sign = Sign::Seen;
+                        connection.deadline = next_ping;
+                        self.core.progress.remove(&key);
+                    }
+                    at += self.decode(key, rest, turn);
+                    let connection = self.core.connections.get(key as usize);
+                    if connection.is_some_and(|connection| matches!(connection.state, State::Open(_))) {
+                        return at;
+                    }
+                }
+                State::Closing(Closing::CloseFrame) => {
+                    self.core.round.spend(turn, rest.len());
+                    self.skip_to_close(key, rest);
+                    return bytes.len();
+                }
+                State::Closing(_) => return bytes.len(),
+            }
+        }
+    }
+
+    /// Looks for the close frame of a client that was sent one.
+    fn skip_to_close(&mut self, key: u32, bytes: &mut [u8]) {
+        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+        let mut pos = 0;
+        loop {
+            let (deflate, input) = (connection.flags.deflate, &mut *bytes);
+            match deflate::skip(deflate, &mut connection.decoder, &self.core.limits, input, &mut pos) {
+                Ok(Some(Extended::Plain(Incoming::Close(_)))) => {
+                    connection.state = State::Closing(Closing::Nothing);
+                    return self.core.mark_dirty(key);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return,
+                Err(_) => {
+                    connection.state = State::Closing(Closing::Eof);
+                    return self.core.mark_dirty(key);
+                }
+            }
+        }
+    }
+
+    /// Decodes what came and gives it to the session. Returns how far that went.
+    fn decode(&mut self, key: u32, input: &mut [u8], turn: &mut Turn) -> usize {
+        let mut pos = 0;
+        // Again as long as a queue that passed its limit was taken by the socket.
+        while self.decode_on(key, input, &mut pos, turn) {}
+        pos
+    }
+
+    /// Decodes from `pos` on. True: the queue passed its limit, the socket took it, and there may be more input.
+    fn decode_on(&mut self, key: u32, input: &mut [u8], pos: &mut usize, turn: &mut Turn) -> bool {
+        let core = &mut *self.core;
+        let Some(connection) = core.connections.get_mut(key as usize) else { return false };
+        let Connection { state: State::Open(session), decoder, outbox, flags, transport, .. } = connection
+        else {
+            return false;
+        };
+        let mut close = None;
+        let mut pause = false;
+        let arena_start = core.arena.len();
+        let (local, now, arena, limits) = (&mut self.local, core.now, core.arena.replies(), &core.limits);
+        let max_queue_bytes = core.config.max_queue_bytes;
+        let (deflate, Coders { outgoing, incoming }) = (flags.deflate, &mut core.coders);
+        let (records, sent, round) = (&mut core.records, &mut core.sent, &mut core.round);
+        let (end, is_direct) = (input.len(), !transport.is_tls());
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let (before, arena_before) = (*pos, arena.len());
+                let next = match deflate {
+                    None => decoder.next(limits, input, pos),
+                    Some(params) => incoming.next(key, params, decoder, limits, input, pos),
+                };
+                let mut charged = 0;
+                let mut cx = Context {
+                    key,
+                    now,
+                    local: &mut *local,
+                    outbox: &mut *outbox,
+                    arena: &mut *arena,
+                    outgoing: &mut *outgoing,
+                    deflate,
+                    close: &mut close,
+                    pause: &mut pause,
+                    charged: &mut charged,
+                    // Not while more of this client's messages stand here, whose replies leave together.
+                    wire: (*pos == end && is_direct && !flags.write_blocked).then_some(Wire {
+                        transport: &mut *transport,
+                        records: &mut *records,
+                        sent: &mut *sent,
+                    }),
+                };
+                match next {
+                    Ok(None) => return Decoded::All,
+                    Ok(Some(Incoming::Text(text))) => session.on_message(Message::Text(text), &mut cx),
+                    Ok(Some(Incoming::Binary(bytes))) => {
+                        session.on_message(Message::Binary(bytes), &mut cx);
+                    }
+                    Ok(Some(Incoming::Ping(payload))) => {
+                        if session.admits_control(&mut cx) {
+                            let start = arena.len();
+                            frame::write_pong(arena, payload);
+                            if flags.write_blocked {
+                                // Only where deliveries wait is there something to overtake.
+                                outbox.push_pong(frame::Frame::from_encoded(&arena[start..]));
+                                arena.truncate(start);
+                            } else {
+                                outbox.push_arena(arena, start..arena.len());
+                            }
+                        }
+                    }
+                    Ok(Some(Incoming::Pong(_))) => {
+                        // One that answers our own ping costs nothing.
+                        if !std::mem::take(&mut flags.awaiting_pong) {
+                            session.admits_control(&mut cx);
+                        }
+                    }
+                    Ok(Some(Incoming::Close(close))) => {
+                        return Decoded::PeerClose(close.map(|(code, _)| code));
+                    }
+                    Err(error) => return Decoded::Fault(error),
+                }
+                let came_out = incoming.take_cost() + outgoing.take_cost();
+                let replied = arena.len().saturating_sub(arena_before);
+                round.spend(turn, MESSAGE_COST + (*pos - before) + came_out + replied + charged);
+                if close.is_some() {
+                    return Decoded::Part;
+                }
+                if outbox.len() > max_queue_bytes {
+                    return Decoded::Full;
+                }
+                if pause || turn.is_over() {
+                    return Decoded::Part;
+                }
+            }
+        }));
+        if pause && !flags.paused {
+            flags.paused = true;
+            core.paused += 1;
+        }
+        let is_full = outbox.len() > max_queue_bytes;
+        if is_full || (outbox.len() >= EARLY_WRITE && !flags.write_blocked) {
+            let written = match is_full {
+                true => connection.offer(&core.arena, &mut core.gather, &mut core.records, &mut core.sent),
+                false => connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent),
+            };
+            if written.is_err() {
+                self.lost(key);
+                return false;
+            }
+            // What the socket did not take was copied, so the next large reply gets the same memory, while it is
+            // in the cache.
+            core.arena.truncate(arena_start);
+        }
+        if !connection.outbox.is_empty() && !connection.flags.dirty {
+            connection.flags.dirty = true;
+            core.dirty.push(key);
+        }
+        if let Some(reason) = close {
+            self.close(key, reason);
+            return false;
+        }
+        match result {
+            Ok(Decoded::All | Decoded::Part) => {}
+            Ok(Decoded::Full) => {
+                if connection.outbox.len() > max_queue_bytes {
+                    self.close(key, too_slow());
+                } else {
+                    return !pause && !turn.is_over();
+                }
+            }
+            Ok(Decoded::PeerClose(code)) => self.answer_close(key, code),
+            Ok(Decoded::Fault(error)) => {
+                self.core.metrics.too_big(&error);
+                self.close(key, error.close_reason());
+            }
+            Err(_) => self.panicked(key),
+        }
+        false
+    }
+}
+
+/// How far the decoder came.
+enum Decoded {
+    /// All input is used up.
+    All,
+    /// There may be more: the session closed or paused the connection, or its turn is over.
+    Part,
+    /// The queue is over its limit; there may be more input.
+    Full,
+    PeerClose(Option<u16>),
+    Fault(FrameError),
+}

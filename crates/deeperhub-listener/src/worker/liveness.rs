@@ -1,0 +1,116 @@
+//! Deadlines, and what counts as a sign of life.
+
+use deeperhub_protocol::frame;
+use deeperhub_protocol::handshake::Refusal;
+use deeperhub_protocol::{CloseCode, CloseReason};
+
+use super::Worker;
+use crate::connections::{Closing, Progress, Sign, State};
+use crate::handshake::Proxied;
+use crate::metrics::{HandshakeLimit, Outcome};
+use crate::session::Application;
+
+/// How often a closing connection that goes on reading gets its time again.
+const MAX_EXTENSIONS: u32 = 20;
+
+impl<A: Application> Worker<'_, A> {
+    pub(super) fn deadline_passed(&mut self, key: u32) {
+        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+        match &connection.state {
+            State::Handshake(handshake) => {
+                let is_silent = handshake.head.is_empty() || handshake.proxied == Proxied::Header;
+                self.core.metrics.handshakes_limited.inc(HandshakeLimit::Time as usize);
+                if is_silent && handshake.deciding.is_none() {
+                    self.core.metrics.handshake(Outcome::TimedOut);
+                    self.remove(key);
+                } else {
+                    self.refuse(key, &Refusal::bad_handshake("the handshake took too long"));
+                }
+            }
+            State::Closing(wait) => {
+                let wait = *wait;
+                self.closing_took_its_time(key, wait);
+            }
+            State::Open(_) => self.ask_for_life(key),
+        }
+    }
+
+    /// Pings an open connection, or closes one that has given no sign of life since it was pinged.
+    fn ask_for_life(&mut self, key: u32) {
+        let timeout = self.deadline(self.core.config.pong_timeout);
+        let soon = self.deadline(self.core.config.tick());
+        let next = self.next_ping();
+        let is_off = self.core.config.ping_interval.is_zero();
+        let has_come_on = self.has_come_on(key);
+        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+        match connection.flags.sign {
+            Sign::Seen if is_off => connection.deadline = next,
+            Sign::Seen => {
+                connection.deadline = timeout;
+                connection.flags.sign = Sign::Awaited;
+                connection.flags.awaiting_pong = true;
+                let start = self.core.arena.len();
+                frame::write_ping(self.core.arena.replies(), b"");
+                connection.outbox.push_arena(self.core.arena.bytes(), start..self.core.arena.len());
+                self.core.mark_dirty(key);
+            }
+            // A connection that is not read cannot give a sign, and one that has come on has given one.
+            Sign::Awaited | Sign::LastLook | Sign::Missing if connection.flags.paused || has_come_on => {
+                connection.flags.sign = Sign::Awaited;
+                connection.deadline = timeout;
+            }
+            Sign::Awaited => {
+                // What came while others had their turn was not looked at yet.
+                connection.flags.sign = Sign::LastLook;
+                connection.deadline = soon;
+                self.core.turn.push(key);
+            }
+            // Its turn has not come.
+            Sign::LastLook => connection.deadline = soon,
+            Sign::Missing => {
+                self.close(key, CloseReason::new(CloseCode::PongTimeout, "no pong in time"));
+            }
+        }
+    }
+
+    /// Whether the peer has taken bytes since it was last asked for. A pong waits behind what the peer has yet to read, so
+    /// one that reads slowly cannot answer in time; its kernel's acknowledgements show that it lives. They count only
+    /// where bytes waited before, since a kernel acknowledges a ping alone for a program that hangs.
+    fn has_come_on(&mut self, key: u32) -> bool {
+        let Some(connection) = self.core.connections.get(key as usize) else { return false };
+        let Ok(now) = connection.transport.progress() else { return false };
+        let before = self.core.progress.remove(&key);
+        if now.is_outstanding || !connection.is_written() {
+            let progress = Progress { acknowledged: now.acknowledged, extensions: 0 };
+            self.core.progress.insert(key, progress);
+        }
+        before.is_some_and(|before| now.acknowledged > before.acknowledged)
+    }
+
+    /// Notes how far the peer of a connection has come that is about to be closed.
+    pub(super) fn watch_progress(&mut self, key: u32) {
+        self.core.progress.remove(&key);
+        self.has_come_on(key);
+    }
+
+    /// A closing connection that has read nothing meanwhile is dropped; one that goes on reading gets the time again, so
+    /// that the end reaches it, too.
+    fn closing_took_its_time(&mut self, key: u32, wait: Closing) {
+        let deadline = self.deadline(self.core.config.close_timeout);
+        let before = self.core.progress.get(&key).copied();
+        let has_come_on = self.has_come_on(key);
+        let extensions = before.map_or(0, |before| before.extensions) + 1;
+        if !has_come_on || extensions > MAX_EXTENSIONS {
+            return self.remove(key);
+        }
+        if let Some(progress) = self.core.progress.get_mut(&key) {
+            progress.extensions = extensions;
+        } else if wait == Closing::Nothing {
+            // All of it is with the peer's kernel.
+            return self.remove(key);
+        }
+        if let Some(connection) = self.core.connections.get_mut(key as usize) {
+            connection.deadline = deadline;
+        }
+    }
+}
