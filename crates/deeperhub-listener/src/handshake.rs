@@ -37,6 +37,8 @@ pub(crate) struct Handshake<S> {
     pub(crate) proxied: Proxied,
     /// The head as far as it came, or what came behind it.
     pub(crate) head: Vec<u8>,
+    /// Bytes of the head when it was parsed last.
+    parsed: usize,
     /// Decided before the request was read: there is no place for it.
     pub(crate) refusal: Option<Refusal>,
     pub(crate) deciding: Option<(AcceptKey, Deciding<S>)>,
@@ -54,6 +56,7 @@ impl<S> Handshake<S> {
             peer,
             proxied,
             head: Vec::new(),
+            parsed: 0,
             refusal,
             deciding: None,
             deflate: None,
@@ -73,6 +76,10 @@ impl<S> Handshake<S> {
         let came_before = !self.head.is_empty();
         if came_before {
             self.head.extend_from_slice(bytes);
+            if !self.is_worth_parsing(bytes.len(), config.max_head_bytes) {
+                return None;
+            }
+            self.parsed = self.head.len();
         }
         let head = if came_before { &self.head[..] } else { bytes };
         self.is_head = head.starts_with(b"HEAD ");
@@ -99,6 +106,17 @@ impl<S> Handshake<S> {
                 Some(Err(self.refusal.take().unwrap_or(refusal)))
             }
         }
+    }
+
+    /// Whether a head that came in parts is to be parsed again: when its end has come, its limit is reached, or it has
+    /// doubled. A client that sends it byte by byte would otherwise cost a parse for each.
+    fn is_worth_parsing(&self, new: usize, max_head_bytes: usize) -> bool {
+        let len = self.head.len();
+        // The end is an empty line, which may have begun before.
+        let tail = self.head.get(len.saturating_sub(new + 3)..).unwrap_or_default();
+        let has_ended =
+            tail.windows(2).any(|two| two == b"\n\n") || tail.windows(3).any(|three| three == b"\n\r\n");
+        has_ended || len >= max_head_bytes || len / 2 >= self.parsed
     }
 
     /// Takes in what came of a proxy's header. Gives what came behind it when it is over, or when there is none.
@@ -179,4 +197,31 @@ fn claim(place: &mut Place, address: IpAddr, config: &Config, metrics: &Metrics)
             LimitMode::Observe => Ok(()),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use deeperhub_metrics::Cells;
+
+    use super::*;
+
+    #[test]
+    fn a_head_that_comes_byte_by_byte_is_parsed_a_few_times() {
+        let config = Config::default();
+        let metrics = Metrics::new(&Cells::new(1));
+        let padding = "x".repeat(8000);
+        let head = format!("GET / HTTP/1.1\r\nHost: here\r\nX-Padding: {padding}\r\n\r\n");
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let mut handshake = Handshake::<()>::new(peer, Proxied::No, None, Instant::now());
+        let mut parses = 0;
+        for (nth, byte) in head.bytes().enumerate() {
+            let before = handshake.parsed;
+            let answer = handshake.feed(&[byte], &config, &metrics);
+            parses += usize::from(handshake.parsed != before);
+            assert_eq!(answer.is_some(), nth + 1 == head.len(), "byte {nth}");
+        }
+        assert!(parses < 30, "{parses}");
+    }
 }

@@ -31,12 +31,14 @@ const LONGEST: usize = 8 * 1024;
 /// What a message costs beside its bytes, as the documentation of `Config::round_bytes` has it.
 const MESSAGE: usize = 512;
 
+/// More than the kernels' buffers take between a server and a client that does not read.
+const LONG_REPLY: usize = 8 << 20;
+
 #[derive(Default)]
 struct Seen {
     /// What sessions were given in the round under way, and in the one that was given the most.
     now: AtomicUsize,
     most: AtomicUsize,
-    /// Connections that got a message in a round in which others had more to say.
     messages: AtomicUsize,
     closed: Mutex<Vec<Closed>>,
     is_held: std::sync::atomic::AtomicBool,
@@ -98,6 +100,11 @@ impl Session for Counted {
                 worker.1.push(key);
                 cx.pause_reading();
             }
+            Message::Text("long") => {
+                for _ in 0..LONG_REPLY / LONGEST {
+                    cx.reply(|out| frame::write_binary(out, &[7; LONGEST]));
+                }
+            }
             Message::Text(text) if text.starts_with("echo") => cx.reply(|out| frame::write_text(out, text)),
             _ => {}
         }
@@ -130,7 +137,10 @@ fn start(change: impl FnOnce(&mut Config)) -> (Listener, Metrics, Arc<Seen>) {
 }
 
 fn connect(address: SocketAddr) -> TcpStream {
-    let mut socket = TcpStream::connect(address).unwrap();
+    upgrade(TcpStream::connect(address).unwrap())
+}
+
+fn upgrade(mut socket: TcpStream) -> TcpStream {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let request = "GET / HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
@@ -325,4 +335,59 @@ fn a_client_that_reads_is_not_too_slow_however_small_its_queue_is() {
         }
     }
     assert_eq!(metrics.slow_consumers.value(), 0);
+}
+
+/// A connection whose kernel takes little ahead of its program.
+fn connect_slowly(address: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    socket.connect(&address.into()).unwrap();
+    upgrade(socket.into())
+}
+
+/// Reads up to `bytes` at a pace at which that takes `time`, longer than any single wait of the server's.
+fn read_slowly(client: &mut TcpStream, bytes: usize, time: Duration) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    while all.len() < bytes {
+        match client.read(&mut buffer).unwrap() {
+            0 => break,
+            new => {
+                all.extend_from_slice(&buffer[..new]);
+                std::thread::sleep(time.mul_f64(new as f64 / bytes as f64));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn a_peer_that_reads_slowly_lives_though_its_pong_is_late() {
+    let (listener, metrics, _seen) = start(|config| {
+        config.ping_interval = Duration::from_millis(200);
+        config.pong_timeout = Duration::from_millis(1500);
+    });
+    let mut client = connect_slowly(listener.local_addr());
+    client.write_all(&text("long")).unwrap();
+    // No pong ever comes from it; that it takes bytes is all that shows its life.
+    let read = read_slowly(&mut client, LONG_REPLY / 2, Duration::from_secs(6)).len();
+    assert!(read >= LONG_REPLY / 2 && metrics.pong_timeouts.value() == 0, "{read} bytes were read");
+    // And once it takes nothing any more, it is closed.
+    until("it is closed", || metrics.pong_timeouts.value() == 1);
+}
+
+#[test]
+fn the_last_words_reach_a_slow_peer_that_goes_on_reading() {
+    let (listener, metrics, seen) = start(|config| {
+        config.close_timeout = Duration::from_millis(1500);
+        config.max_queue_bytes = 64 * 1024;
+    });
+    let mut client = connect_slowly(listener.local_addr());
+    client.write_all(&text("long")).unwrap();
+    until("it is closed as too slow", || metrics.slow_consumers.value() == 1);
+    assert_eq!(seen.closed.lock().unwrap().len(), 1);
+    // Some more than there is, so that it is read to the end.
+    let all = read_slowly(&mut client, LONG_REPLY + 1024, Duration::from_secs(5));
+    let reason = b"too slow: the queue passed its limit";
+    assert!(all.ends_with(reason), "{} bytes end in {:?}", all.len(), &all[all.len().saturating_sub(40)..]);
 }

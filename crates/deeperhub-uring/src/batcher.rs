@@ -35,7 +35,7 @@ pub struct RecvOp<'a> {
 /// not carried out answers `WouldBlock`, and [`is_working`](Self::is_working) is false from then on.
 #[derive(Debug)]
 pub struct Batcher {
-    ring: ring::Ring,
+    pub(crate) ring: ring::Ring,
 }
 
 impl Batcher {
