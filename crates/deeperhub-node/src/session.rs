@@ -48,10 +48,9 @@ pub(crate) struct Session {
     opened: Option<Instant>,
     limiter: RateLimiter,
     byte_limiter: RateLimiter,
-    /// Boxed, since few connections do what they limit.
+    /// Boxed, since few connections do what they limit or count.
     rare: Option<Box<RareLimiters>>,
     offences: Offences,
-    pub(crate) waiting: WaitingPublishes,
     peer: SocketAddr,
     origin: Option<Box<str>>,
     /// Where publishes belong that name no trace themselves.
@@ -78,7 +77,6 @@ impl Session {
             byte_limiter: RateLimiter::default(),
             rare: None,
             offences: Offences::default(),
-            waiting: WaitingPublishes::default(),
             peer,
             origin: origin.map(Into::into),
             trace,
@@ -184,6 +182,11 @@ impl Session {
         }
         let now = now.saturating_duration_since(local.hub.started);
         self.rare().tokens.check(&TOKEN_LIMIT, now).or_else(|retry| local.over_limit(Limit::Tokens, retry))
+    }
+
+    /// Counts bytes that it has published.
+    pub(crate) fn published(&mut self, bytes: usize, relief: u32) {
+        self.rare().publishes.add(bytes, relief);
     }
 
     fn rare(&mut self) -> &mut RareLimiters {
@@ -314,16 +317,17 @@ impl Session {
     }
 }
 
-/// Limiters of tokens in messages, and of pings and pongs that nobody asked for.
+/// Limiters of tokens in messages, and of pings and pongs that nobody asked for; and what a publisher makes others hold.
 #[derive(Debug, Default)]
 struct RareLimiters {
     tokens: RateLimiter,
     control: RateLimiter,
+    publishes: WaitingPublishes,
 }
 
 /// Bytes that a connection has published and that may wait for workers that are behind. 8 bytes.
 #[derive(Debug, Default)]
-pub(crate) struct WaitingPublishes {
+struct WaitingPublishes {
     /// The worker's [`Local::relief`] when the first of them was published.
     since: u32,
     bytes: u32,
@@ -331,7 +335,7 @@ pub(crate) struct WaitingPublishes {
 
 impl WaitingPublishes {
     /// Counts a publish.
-    pub(crate) fn add(&mut self, bytes: usize, relief: u32) {
+    fn add(&mut self, bytes: usize, relief: u32) {
         let before = self.bytes(relief);
         self.since = relief;
         self.bytes = u32::try_from(before.saturating_add(bytes)).unwrap_or(u32::MAX);
@@ -444,7 +448,8 @@ impl deeperhub_listener::Session for Session {
     fn held_bytes(&self, key: Key, local: &Local) -> usize {
         let subscriptions: usize =
             local.shard.subscriptions(key).map(|topic| topic.len() + SUBSCRIPTION_BYTES).sum();
-        subscriptions + self.waiting.bytes(local.relief)
+        let publishes = self.rare.as_ref().map_or(0, |rare| rare.publishes.bytes(local.relief));
+        subscriptions + publishes
     }
 
     fn on_tick(&mut self, cx: &mut Context<'_, Local>) {

@@ -36,7 +36,7 @@ impl<A: Application> Worker<'_, A> {
     pub(super) fn poll_ready(&mut self) {
         self.core.ready.take(&mut self.core.turn);
         if self.core.intake.is_used_up() {
-            return;
+            return self.only_write();
         }
         let mut backlog = std::mem::take(&mut self.core.backlog);
         if !backlog.is_empty() {
@@ -69,6 +69,19 @@ impl<A: Application> Worker<'_, A> {
         self.core.take_in();
     }
 
+    /// Nothing may be taken in now: what waits to be sent goes on, since that makes room, and so do connections that end.
+    fn only_write(&mut self) {
+        for key in std::mem::take(&mut self.core.turn) {
+            let Some(connection) = self.core.connections.get_mut(key as usize) else { continue };
+            if matches!(connection.state, State::Closing(_)) {
+                self.turn(key);
+            } else {
+                self.may_write(key);
+                self.core.defer(key);
+            }
+        }
+    }
+
     /// Reads from each of these, in batches where that pays. Returns how many of them had their turn.
     fn take_turns(&mut self, keys: &[u32]) -> usize {
         #[cfg(feature = "io-uring")]
@@ -86,12 +99,17 @@ impl<A: Application> Worker<'_, A> {
 
     /// Something may have happened at a connection: writes what was blocked, reads what is there.
     pub(super) fn turn(&mut self, key: u32) {
-        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
-        if connection.flags.write_blocked {
-            connection.flags.write_blocked = false;
+        self.may_write(key);
+        self.read(key);
+    }
+
+    /// The socket may take what it did not take before.
+    fn may_write(&mut self, key: u32) {
+        if let Some(connection) = self.core.connections.get_mut(key as usize)
+            && std::mem::take(&mut connection.flags.write_blocked)
+        {
             self.core.mark_dirty(key);
         }
-        self.read(key);
     }
 
     /// Handles what was read before and what can be read now, up to the connection's share of the round.
@@ -324,7 +342,10 @@ impl<A: Application> Worker<'_, A> {
                     }),
                 };
                 match next {
-                    Ok(None) => return Decoded::All,
+                    Ok(None) => {
+                        round.spend(turn, *pos - before);
+                        return Decoded::All;
+                    }
                     Ok(Some(Incoming::Text(text))) => session.on_message(Message::Text(text), &mut cx),
                     Ok(Some(Incoming::Binary(bytes))) => {
                         session.on_message(Message::Binary(bytes), &mut cx);

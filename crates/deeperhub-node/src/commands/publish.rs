@@ -45,7 +45,7 @@ pub(crate) fn publish(
     if let Some(counting) = &mut local.counting {
         counting.publish(publish.topic.as_str(), published.subscribers, publish.message.as_str().len(), now);
     }
-    session.waiting.add(publish.message.as_str().len(), local.relief);
+    session.published(publish.message.as_str().len(), local.relief);
     if published.congested {
         // Another worker is behind: this publisher waits, and TCP slows its client down.
         local.paused.push(key);
