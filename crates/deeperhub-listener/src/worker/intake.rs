@@ -374,7 +374,10 @@ impl<A: Application> Worker<'_, A> {
                     }
                     Err(error) => return Decoded::Fault(error),
                 }
-                let came_out = incoming.take_cost() + outgoing.take_cost();
+                let came_out = match deflate {
+                    Some(_) => incoming.take_cost() + outgoing.take_cost(),
+                    None => 0,
+                };
                 let replied = arena.len().saturating_sub(arena_before);
                 round.spend(turn, MESSAGE_COST + (*pos - before) + came_out + replied + charged);
                 if close.is_some() {
