@@ -9,6 +9,10 @@ pub(crate) const MESSAGE_COST: usize = 512;
 /// What a step of a handshake costs: parsing a head, and asking the application.
 pub(crate) const HANDSHAKE_COST: usize = 16 * 1024;
 
+/// What a step of a TLS handshake costs: a signature with a key of P-256 takes about as long as this many bytes, one with
+/// RSA several times as long, which the clock sees.
+pub(crate) const TLS_STEP_COST: usize = 128 * 1024;
+
 /// What a byte costs that is compressed, in bytes that are only read.
 pub(crate) const COMPRESSED_BYTE_COST: usize = 8;
 

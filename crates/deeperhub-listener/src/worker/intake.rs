@@ -9,7 +9,7 @@ use deeperhub_protocol::frame::{self, Extended, FrameError, Incoming};
 use super::Worker;
 use crate::connections::{Closing, Connection, Sign, State, Unread, too_slow};
 use crate::deflate::{self, Coders};
-use crate::round::{HANDSHAKE_COST, MESSAGE_COST, Turn};
+use crate::round::{HANDSHAKE_COST, MESSAGE_COST, TLS_STEP_COST, Turn};
 use crate::session::{Application, Context, Message, Session, Wire};
 
 /// Sockets that one round reads from; the others' turn comes in the next.
@@ -142,7 +142,11 @@ impl<A: Application> Worker<'_, A> {
             {
                 break;
             }
+            let steps = core.records.handshake_steps;
             let read = connection.transport.read(&mut self.scratch, &mut core.records);
+            if core.records.handshake_steps > steps {
+                core.round.spend(turn, TLS_STEP_COST);
+            }
             if !connection.transport.is_flushed() && !connection.flags.dirty {
                 connection.flags.dirty = true;
                 core.dirty.push(key);
