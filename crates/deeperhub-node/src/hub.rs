@@ -156,6 +156,7 @@ impl Hub {
         topic: &Topic<'_>,
         message: RawJson<'_>,
         publisher: Option<Publisher<'_>>,
+            max_delivery_bytes: ServerMessage::max_delivery_bytes(listener.max_message_bytes as u64),
         published: Instant,
         span: Option<&ActiveSpan>,
     ) -> Reached {
