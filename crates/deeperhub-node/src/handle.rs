@@ -121,7 +121,7 @@ impl NodeHandle {
     /// Publishes to a topic, on all nodes, in a trace where `trace` names one. Never waits.
     pub fn publish(&self, topic: &Topic<'_>, message: RawJson<'_>, trace: &TraceContext<'_>) -> Delivered {
         let tracer = &self.hub.config.tracer;
-        let span = MessageSpan::begin(tracer, trace, None);
+        let span = MessageSpan::begin_for_server(tracer, trace);
         let active = span.as_ref().map(|span| &span.span);
         let published = self.hub.publish(topic, message, None, Instant::now(), active);
         self.hub.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
