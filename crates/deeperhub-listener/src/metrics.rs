@@ -14,7 +14,7 @@ use crate::places::NoPlace;
 use crate::transport::Ended;
 
 /// How handshakes end, in the order of [`Metrics::handshakes`].
-const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_failed"];
+const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_failed", "probe"];
 
 /// Limits that new connections meet, in the order of [`Metrics::limited`].
 const LIMITS: &[&str] = &["max_connections", "max_connections_per_ip", "connection_rate_per_ip"];
@@ -43,12 +43,14 @@ pub(crate) enum Outcome {
     TimedOut,
     Lost,
     TlsFailed,
+    Probe,
 }
 
 /// Instruments of a listener. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    /// Handshakes by how they ended. Refusals before the request was read are `refused`.
+    /// Handshakes by how they ended. Refusals before the request was read are `refused`; `probe` are requests that asked
+    /// for no WebSocket but for whether the application is ready.
     pub handshakes: SharedCounterVec,
     /// TLS handshakes by how they ended. Clients that went away during theirs are not counted.
     pub tls_handshakes: SharedCounterVec,

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::ask::Unanswered;
 use crate::config::Config;
 use crate::gather;
-use crate::health::{Health, Unready};
+use crate::health::Health;
 use crate::hub::{Hub, Request};
 use crate::id::{Place, is_node_id};
 use crate::phase::Phase;
@@ -333,13 +333,7 @@ impl NodeHandle {
     /// Whether the node should get traffic: it serves, every worker delivers, and so does the cluster's broker, where the
     /// node is not to serve without it.
     pub fn health(&self) -> Health {
-        let mut health = Health::new(self.phase(), &self.hub.canary);
-        let counts = self.hub.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);
-        if counts {
-            let fault = self.hub.cluster_fault().map(Unready::of_cluster);
-            health.reasons.extend(fault.or_else(|| self.hub.canary.cluster_reason()));
-        }
-        health
+        self.hub.health()
     }
 
     /// Tells of changes of [`Self::phase`].
