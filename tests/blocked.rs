@@ -1,4 +1,5 @@
-//! What nobody reads, and what cannot be read, blocks no client, no call of the server API and no signal.
+//! What nobody reads, and what cannot be read, blocks no client, no call of the server API and no
+//! signal.
 
 use std::fs::File;
 use std::io::Write;
@@ -63,7 +64,8 @@ async fn what_the_log_lost_is_told_when_it_is_read_again() {
     server.wait_for_stderr("Stopped.");
 }
 
-/// A pipe that is full and not read, as where `2>&1` leads both to one that somebody else has filled.
+/// A pipe that is full and not read, as where `2>&1` leads both to one that somebody else has
+/// filled.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standard_output_that_nobody_reads_stops_nothing() {
     let (_reader, mut full) = std::io::pipe().expect("there are pipes");
@@ -181,7 +183,8 @@ async fn a_file_that_blocks_holds_up_no_more_than_its_own_reading() {
     drop(opened);
     let mut server = starting.ready();
     server.wait_for_stderr("The signal has no effect. signal=\"SIGUSR1\"");
-    // The signal that came during the start has the settings read again, from a pipe that nobody writes to.
+    // The signal that came during the start has the settings read again, from a pipe that nobody
+    // writes to.
     server.wait_for_stderr("Reading again takes long");
     check_alive(&server).await;
     let mut opened = pipe.opened();

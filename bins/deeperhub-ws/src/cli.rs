@@ -92,8 +92,8 @@ const OTHERS: [&str; 12] = [
     "-V",
 ];
 
-/// Whether the program will certainly serve, or refuse to, by a look that takes no time. A value that is the name of a
-/// subcommand leaves it open.
+/// Whether the program will certainly serve, or refuse to, by a look that takes no time. A value
+/// that is the name of a subcommand leaves it open.
 pub(crate) fn serves(arguments: impl IntoIterator<Item = OsString>) -> bool {
     !arguments.into_iter().skip(1).any(|argument| OTHERS.iter().any(|other| argument == *other))
 }

@@ -1,5 +1,5 @@
-//! The bounded queue between threads that log and standard error: a reader of standard error that stalls blocks the
-//! queue's own thread and no other.
+//! The bounded queue between threads that log and standard error: a reader of standard error that
+//! stalls blocks the queue's own thread and no other.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -26,8 +26,8 @@ thread_local! {
 
 /// A handle to the queue. Cheap to clone; clones are the same queue.
 ///
-/// A line that finds no room is dropped and counted. When there is room again, a line tells how many are missing at that
-/// place.
+/// A line that finds no room is dropped and counted. When there is room again, a line tells how
+/// many are missing at that place.
 #[derive(Debug, Clone)]
 pub(crate) struct LogQueue(Arc<Shared>);
 
@@ -49,8 +49,8 @@ struct State {
     is_writing: bool,
     /// Lines that were dropped since the last [`Item::Lost`].
     lost: u64,
-    /// By [`Class`]: a line was dropped, and there is not much room yet. Without this, a slow reader would get every other
-    /// line, and a line about each gap.
+    /// By [`Class`]: a line was dropped, and there is not much room yet. Without this, a slow
+    /// reader would get every other line, and a line about each gap.
     refuses: [bool; 2],
 }
 
@@ -72,8 +72,8 @@ enum Class {
 }
 
 impl LogQueue {
-    /// A queue of `capacity` bytes whose thread writes to `out`. `tell_lost` makes the line about missing ones, on that
-    /// thread.
+    /// A queue of `capacity` bytes whose thread writes to `out`. `tell_lost` makes the line about
+    /// missing ones, on that thread.
     ///
     /// # Errors
     ///
@@ -205,7 +205,8 @@ impl State {
     }
 }
 
-/// As [`Write::write_all`], but waits where standard error is non-blocking (whoever shares the pipe can make it so).
+/// As [`Write::write_all`], but waits where standard error is non-blocking (whoever shares the pipe
+/// can make it so).
 fn write_all(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {

@@ -19,7 +19,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// How often a change is waited out that goes on and on.
 const MAX_UNSETTLED: u32 = 2;
 
-/// How long the others wait for one that is read, which may lie on a disk that is gone or be a pipe that nobody writes to.
+/// How long the others wait for one that is read, which may lie on a disk that is gone or be a pipe
+/// that nobody writes to.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Reads again and puts what was read in place of what was before. When it fails, the old must stay.
@@ -116,7 +117,8 @@ impl Reloads {
     }
 }
 
-/// One thing that can be read again, with a thread to read it on: the runtime carries the server API.
+/// One thing that can be read again, with a thread to read it on: the runtime carries the server
+/// API.
 struct Reader {
     what: &'static str,
     has_files: bool,

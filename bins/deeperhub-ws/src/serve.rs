@@ -34,7 +34,8 @@ use crate::{FAILED, allocator, event_log, logging, memory, nofile};
 /// What tasks that block (name look-ups, files on a disk that is gone) are given at the end.
 const LAST_TASKS: Duration = Duration::from_secs(1);
 
-/// What a node is given to end its start when a signal comes meanwhile: as long as it waits for its broker.
+/// What a node is given to end its start when a signal comes meanwhile: as long as it waits for its
+/// broker.
 const LAST_START: Duration = Duration::from_secs(3);
 
 /// What a collector is given to take what is left at the end.
@@ -49,7 +50,8 @@ const FIRST_LINE: Duration = Duration::from_secs(1);
 /// The thread that controls a server, before it knows its settings.
 #[derive(Debug)]
 pub(crate) struct Control {
-    /// Carries everything but clients' connections, which have threads of their own. Nothing on it blocks.
+    /// Carries everything but clients' connections, which have threads of their own. Nothing on it
+    /// blocks.
     runtime: Runtime,
     signals: Signals,
 }
@@ -82,8 +84,9 @@ impl From<Failure> for Ending {
     }
 }
 
-/// Serves until a signal comes. Settings are those of `flags`, and of environment and file, which are read again on SIGHUP.
-/// Everything process-wide is set up here: log, limit of open files, signals.
+/// Serves until a signal comes. Settings are those of `flags`, and of environment and file, which
+/// are read again on SIGHUP. Everything process-wide is set up here: log, limit of open files,
+/// signals.
 pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
     let Control { runtime, signals } = control;
     let mut log = None;
@@ -108,8 +111,8 @@ pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
     code
 }
 
-/// Carries out what may block for long, such as reading files, away from the control thread. `None`: a signal came that
-/// ends the server, and what is under way is left behind.
+/// Carries out what may block for long, such as reading files, away from the control thread.
+/// `None`: a signal came that ends the server, and what is under way is left behind.
 async fn unless_stopped<T: Send + 'static>(
     stops: &mut Stops,
     work: impl FnOnce() -> T + Send + 'static,
@@ -149,8 +152,8 @@ fn exports(settings: &Settings) -> TelemetryConfig {
     })
 }
 
-/// What a start would find out beyond the settings themselves, without listening anywhere: host names, and the files of
-/// exporters.
+/// What a start would find out beyond the settings themselves, without listening anywhere: host
+/// names, and the files of exporters.
 ///
 /// # Errors
 ///
@@ -277,7 +280,8 @@ enum Started {
     Stopped(Option<Node>),
 }
 
-/// Starts the node away from the control thread, as it waits for its cluster's broker and for its first probes.
+/// Starts the node away from the control thread, as it waits for its cluster's broker and for its
+/// first probes.
 async fn start_node(clients: ListenOn, settings: &Settings, stops: &mut Stops) -> Result<Started, Failure> {
     let config = settings.node.clone();
     let mut starting = tokio::task::spawn_blocking(move || Node::start_on(clients, config));

@@ -70,7 +70,8 @@ impl Settings {
     pub(crate) const CLUSTER_QUEUE_BYTES: usize = 16 << 20;
     pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
     pub(crate) const LOG_QUEUE_BYTES: usize = 1 << 20;
-    /// Enough to follow a few clients that are looked into, and each of them costs up to some twenty spans a message.
+    /// Enough to follow a few clients that are looked into, and each of them costs up to some
+    /// twenty spans a message.
     pub(crate) const TRACE_CLIENT_RATE: u32 = 10;
 
     /// How the URLs begin that clients connect to.

@@ -14,8 +14,9 @@ pub(crate) struct Signals {
     pub(crate) ignored: Ignored,
 }
 
-/// From now on these signals no longer end the process by themselves: they are kept until somebody asks for them. (SIGPIPE
-/// is ignored by the standard library.) To be called in the context of a runtime.
+/// From now on these signals no longer end the process by themselves: they are kept until somebody
+/// asks for them. (SIGPIPE is ignored by the standard library.) To be called in the context of a
+/// runtime.
 ///
 /// # Errors
 ///
@@ -65,8 +66,8 @@ impl HangUps {
     }
 }
 
-/// SIGUSR1 and SIGUSR2, with which other programs are asked to open their logs anew or to be replaced. By default they
-/// would end this one.
+/// SIGUSR1 and SIGUSR2, with which other programs are asked to open their logs anew or to be
+/// replaced. By default they would end this one.
 #[derive(Debug)]
 pub(crate) struct Ignored {
     one: Signal,

@@ -162,8 +162,8 @@ async fn options(
 /// What a file of `nsc` has.
 const USER_JWT: &str = "BEGIN NATS USER JWT";
 
-/// Whether a text is what [`Config::credentials`](crate::Config::credentials) may hold: credentials of `nsc`, or the seed of
-/// an nkey. Whether a server takes them is not known.
+/// Whether a text is what [`Config::credentials`](crate::Config::credentials) may hold: credentials
+/// of `nsc`, or the seed of an nkey. Whether a server takes them is not known.
 ///
 /// # Errors
 ///

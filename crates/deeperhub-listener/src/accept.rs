@@ -47,10 +47,11 @@ const MAX_TRIES: u32 = 100;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ListenOn {
-    /// One address. `[::]` takes IPv4 as well where the system is set up so, as most are; port 0: any free one.
+    /// One address. `[::]` takes IPv4 as well where the system is set up so, as most are; port 0:
+    /// any free one.
     Address(SocketAddr),
-    /// Both loopback addresses, 127.0.0.1 and ::1, as what `localhost` stands for depends on the client. Where the system
-    /// has one of them only, that one.
+    /// Both loopback addresses, 127.0.0.1 and ::1, as what `localhost` stands for depends on the
+    /// client. Where the system has one of them only, that one.
     Loopback {
         /// The port of both; 0: any that is free at both.
         port: u16,

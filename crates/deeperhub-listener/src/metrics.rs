@@ -49,8 +49,8 @@ pub(crate) enum Outcome {
 /// Instruments of a listener. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    /// Handshakes by how they ended. Refusals before the request was read are `refused`; `probe` are requests that asked
-    /// for no WebSocket but for whether the application is ready.
+    /// Handshakes by how they ended. Refusals before the request was read are `refused`; `probe`
+    /// are requests that asked for no WebSocket but for whether the application is ready.
     pub handshakes: SharedCounterVec,
     /// TLS handshakes by how they ended. Clients that went away during theirs are not counted.
     pub tls_handshakes: SharedCounterVec,

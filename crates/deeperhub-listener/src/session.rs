@@ -60,8 +60,8 @@ pub trait Application: Send + Sync + 'static {
     /// Makes the state of worker `worker` (0 to `workers - 1`); called again for a worker that is replaced.
     fn local(&self, worker: usize) -> Self::Local;
 
-    /// Whether new connections should come; asked for each probe ([`Config::probe_path`](crate::Config::probe_path)), on a
-    /// worker's thread: must not wait.
+    /// Whether new connections should come; asked for each probe
+    /// ([`Config::probe_path`](crate::Config::probe_path)), on a worker's thread: must not wait.
     fn is_ready(&self) -> bool {
         true
     }

@@ -535,7 +535,8 @@ impl<'a, A: Application> Worker<'a, A> {
         });
     }
 
-    /// Answers with HTTP what does not become a WebSocket; `write` is told whether the method is HEAD.
+    /// Answers with HTTP what does not become a WebSocket; `write` is told whether the method is
+    /// HEAD.
     fn end_handshake(&mut self, key: u32, outcome: Outcome, write: impl FnOnce(&mut Vec<u8>, bool)) {
         self.core.metrics.handshake(outcome);
         let deadline = self.deadline(self.core.config.close_timeout);

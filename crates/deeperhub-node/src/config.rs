@@ -99,7 +99,8 @@ pub struct OwnGauge {
     pub read: fn() -> i64,
 }
 
-/// A counter of the embedding program, such as of what its log lost, to be shown with the node's metrics.
+/// A counter of the embedding program, such as of what its log lost, to be shown with the node's
+/// metrics.
 #[derive(Debug, Clone)]
 pub struct OwnCounter {
     /// Its name, which ends in `_total`; the node does not start when it is taken or malformed.

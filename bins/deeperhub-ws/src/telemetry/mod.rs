@@ -54,8 +54,8 @@ pub(crate) struct Telemetry {
 }
 
 impl Prepared {
-    /// Reads certificates, which may block. What cannot be set up is left out and said in the warnings: a hub without
-    /// telemetry is better than none.
+    /// Reads certificates, which may block. What cannot be set up is left out and said in the
+    /// warnings: a hub without telemetry is better than none.
     pub(crate) fn new(config: TelemetryConfig) -> (Self, Vec<String>) {
         let mut warnings = config.warnings.clone();
         let mut client = |target: &Option<Target>, what: &str| {

@@ -171,8 +171,8 @@ impl Exporter {
     }
 }
 
-/// Whether something that is to come after `wait` comes before `end`. A collector can ask for a wait of any length, which
-/// must not be added to a time.
+/// Whether something that is to come after `wait` comes before `end`. A collector can ask for a
+/// wait of any length, which must not be added to a time.
 fn fits(wait: Duration, end: Instant, now: Instant) -> bool {
     wait <= end.saturating_duration_since(now)
 }

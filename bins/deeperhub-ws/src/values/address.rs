@@ -34,7 +34,8 @@ impl Host {
         }
     }
 
-    /// Whether sockets of both with one port get in each other's way, as far as that is known without looking names up.
+    /// Whether sockets of both with one port get in each other's way, as far as that is known
+    /// without looking names up.
     fn overlaps(&self, other: &Self) -> bool {
         let addresses = |host: &Self| -> Vec<IpAddr> {
             match host {

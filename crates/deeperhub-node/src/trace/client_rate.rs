@@ -1,14 +1,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// How many of the clients' sampled traces are followed: so many a second, and as many at once. Shared by all workers, and
-/// only asked for a message or a handshake in such a trace.
+/// How many of the clients' sampled traces are followed: so many a second, and as many at once.
+/// Shared by all workers, and only asked for a message or a handshake in such a trace.
 #[derive(Debug)]
 pub(super) struct ClientRate {
     since: Instant,
     /// Nanoseconds between two; 0: none are followed.
     interval: u64,
-    /// When the burst is whole again, in nanoseconds since `since` (GCRA's theoretical arrival time).
+    /// When the burst is whole again, in nanoseconds since `since` (GCRA's theoretical arrival
+    /// time).
     full_at: AtomicU64,
 }
 

@@ -47,8 +47,8 @@ pub enum SpanLoss {
     ExportFailed,
     /// The collector took the batch, but not these.
     Rejected,
-    /// A worker was delivering too many sampled publishes to follow one more: its span `fan_out`, with those below it,
-    /// counts once.
+    /// A worker was delivering too many sampled publishes to follow one more: its span `fan_out`,
+    /// with those below it, counts once.
     TooMany,
 }
 
@@ -123,9 +123,10 @@ impl Tracer {
         Self { sampler, sink: Some(sink), metrics, client_rate: None }
     }
 
-    /// Limits how many messages and handshakes a second are recorded because their clients say that their trace is sampled:
-    /// anyone can say so. What is over it is recorded with the sampler's ratio, by chance and not by the trace's id, which
-    /// clients choose too; with 0 that holds for all of them. As many as in a second may come at once.
+    /// Limits how many messages and handshakes a second are recorded because their clients say that
+    /// their trace is sampled: anyone can say so. What is over it is recorded with the sampler's
+    /// ratio, by chance and not by the trace's id, which clients choose too; with 0 that holds for
+    /// all of them. As many as in a second may come at once.
     ///
     /// Without a call of this there is no such limit. What servers bring has none in any case.
     #[must_use]

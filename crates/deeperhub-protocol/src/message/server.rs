@@ -21,8 +21,8 @@ pub struct WelcomeLimits {
     pub ping_interval_ms: u64,
 }
 
-/// Bytes of the longest delivery of what a server published, without the payload: each byte of the topic and of
-/// `tracestate` can be one that is escaped.
+/// Bytes of the longest delivery of what a server published, without the payload: each byte of the
+/// topic and of `tracestate` can be one that is escaped.
 const MAX_AROUND_PAYLOAD: usize = r#"{"type":"message","data":{"topic":,"message":}"#.len()
     + max_escaped(Topic::MAX_BYTES)
     + r#","meta":{"traceparent":,"tracestate":}}"#.len()
@@ -153,11 +153,12 @@ impl ServerMessage<'_> {
         "error",
     ];
 
-    /// The length of the longest message that goes to a client, in bytes of JSON, where clients' messages and payloads of
-    /// servers have at most `max_message_bytes`.
+    /// The length of the longest message that goes to a client, in bytes of JSON, where clients'
+    /// messages and payloads of servers have at most `max_message_bytes`.
     ///
-    /// It is a delivery of what a server published: its payload may be that long by itself, while that of a client's message
-    /// has the rest of the message around it, which is longer than what names the client in the delivery.
+    /// It is a delivery of what a server published: its payload may be that long by itself, while
+    /// that of a client's message has the rest of the message around it, which is longer than what
+    /// names the client in the delivery.
     #[must_use]
     pub const fn max_delivery_bytes(max_message_bytes: u64) -> u64 {
         max_message_bytes.saturating_add(MAX_AROUND_PAYLOAD as u64)
