@@ -114,7 +114,8 @@ async fn a_load_balancer_probes_the_client_port() {
     let client = Client::connect(&server).await;
     check_refused(&server, "GET /", &UPGRADE, 503, "too_many_connections").await;
     assert_eq!(probed(&server, "GET /healthz").await, ready);
-    assert_eq!(metric(&server, "deeperhub_handshakes_total{outcome=\"probe\"}").await, 4);
+    assert_eq!(metric(&server, "deeperhub_probes_total{answer=\"ready\"}").await, 4);
+    assert_eq!(metric(&server, "deeperhub_handshakes_total{outcome=\"accepted\"}").await, 1);
 
     server.signal("TERM");
     patiently("the drain", async { while probed(&server, "GET /healthz").await.0 != 503 {} }).await;

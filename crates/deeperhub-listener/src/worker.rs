@@ -514,7 +514,8 @@ impl<'a, A: Application> Worker<'a, A> {
             Some(drain) => Some(Refusal::draining(drain.slot(self.core.now))),
             None => (!ready).then(Refusal::not_ready),
         };
-        self.end_handshake(key, Outcome::Probe, |out, is_head| match (&refusal, is_head) {
+        self.core.metrics.probes.inc(usize::from(refusal.is_none()));
+        self.answer_http(key, |out, is_head| match (&refusal, is_head) {
             (None, _) => write_ready(out, is_head),
             (Some(refusal), true) => refusal.write_head(out),
             (Some(refusal), false) => refusal.write(out),
@@ -528,7 +529,8 @@ impl<'a, A: Application> Worker<'a, A> {
             let Refusal { status, code, message, .. } = refusal;
             tracing::debug!(peer = %handshake.peer, status, code, why = %message, "A handshake was refused.");
         }
-        self.end_handshake(key, Outcome::Refused, |out, is_head| match is_head {
+        self.core.metrics.handshake(Outcome::Refused);
+        self.answer_http(key, |out, is_head| match is_head {
             // RFC 9110 section 9.3.2.
             true => refusal.write_head(out),
             false => refusal.write(out),
@@ -537,8 +539,7 @@ impl<'a, A: Application> Worker<'a, A> {
 
     /// Answers with HTTP what does not become a WebSocket; `write` is told whether the method is
     /// HEAD.
-    fn end_handshake(&mut self, key: u32, outcome: Outcome, write: impl FnOnce(&mut Vec<u8>, bool)) {
-        self.core.metrics.handshake(outcome);
+    fn answer_http(&mut self, key: u32, write: impl FnOnce(&mut Vec<u8>, bool)) {
         let deadline = self.deadline(self.core.config.close_timeout);
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let is_head = matches!(&connection.state, State::Handshake(handshake) if handshake.is_head);
