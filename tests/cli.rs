@@ -214,6 +214,71 @@ fn a_server_says_where_it_listens_and_is_ready() {
 }
 
 #[test]
+fn both_loopback_addresses_are_listened_on_with_one_port() {
+    let server = Server::start(&[]);
+    let addresses: Vec<std::net::SocketAddr> = server
+        .start_line
+        .split("ws://")
+        .skip(1)
+        .map(|rest| rest.split([' ', ')']).next().unwrap_or_default().parse().expect("it is an address"))
+        .collect();
+    // A machine may have IPv4 only, or IPv6 only.
+    let has = |ip: &str| std::net::TcpListener::bind((ip, 0)).is_ok();
+    let expected: Vec<_> = ["127.0.0.1", "::1"].into_iter().filter(|ip| has(ip)).collect();
+    let ips: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    assert_eq!(ips, expected, "{}", server.start_line);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    for address in &addresses {
+        assert_eq!(address.port(), server.clients.port(), "{}", server.start_line);
+        runtime.block_on(async {
+            let connected = Client::connect_with(format!("ws://{address}/")).await;
+            assert_eq!(connected.expect("it is let in").welcome["type"], "welcome");
+        });
+    }
+    let name = format!("ws://localhost:{}/", server.clients.port());
+    assert!(runtime.block_on(Client::connect_with(name)).is_ok());
+    // One address stays one address.
+    let server = Server::start(&["--host", "127.0.0.1"]);
+    assert_eq!(server.start_line.matches("ws://").count(), 1, "{}", server.start_line);
+}
+
+#[test]
+fn a_check_finds_what_a_start_would() {
+    let dir = TemporaryDir::new();
+    let none = dir.write("none.pem", "no certificate\n");
+    let none = none.to_str().expect("a temporary path is text");
+    check_refused(
+        &["config", "check", "--host", "no-such-host.invalid"],
+        &[],
+        &["cannot find no-such-host.invalid:8080"],
+    );
+    check_refused(
+        &["config", "check", "--api-listen", "no-such-host.invalid:1", "--api-key", "k"],
+        &[],
+        &["cannot find no-such-host.invalid:1"],
+    );
+    check_refused(&["config", "check", "--host", "::", "--port", "8081"], &[], &["127.0.0.1:8081", "--port"]);
+    check_refused(&["config", "check", "--port", "8081"], &[], &["127.0.0.1:8081", "--port"]);
+    check_refused(&["config", "check", "--workers", "0"], &[], &["--workers", "0"]);
+    let with_bom = dir.write("hub.toml", "\u{feff}port = 1\n");
+    let checked = run(&["config", "check", "--config", with_bom.to_str().expect("it is text")], &[]);
+    assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{checked:?}");
+    // What would be served without is a warning.
+    let variables = [
+        ("DEEPERHUB_OTLP_ENDPOINT", "https://localhost:4318"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", none),
+        ("OTEL_BSP_SCHEDULE_DELAY", "soon"),
+    ];
+    let checked = run(&["config", "check"], &variables);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    for text in
+        ["warning: spans cannot be exported: ", "warning: metrics cannot", none, "OTEL_BSP_SCHEDULE_DELAY"]
+    {
+        assert!(checked.stderr.contains(text), "{text:?} is not in: {}", checked.stderr);
+    }
+}
+
+#[test]
 fn health_asks_on_loopback_when_the_api_is_on_every_interface() {
     let server = Server::start(&["--api-listen", "0.0.0.0:0", "--api-key", "hunter2"]);
     let finished = run(&["health"], &[("DEEPERHUB_API_LISTEN", &format!("0.0.0.0:{}", server.api().port()))]);

@@ -80,7 +80,7 @@ async fn a_collector_that_is_not_trusted_gets_nothing_and_costs_nothing_else() {
 async fn a_file_of_certificates_that_cannot_be_read_is_named_and_the_hub_serves() {
     let variables = [("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem")];
     let server = Server::start_with(&["--otlp-endpoint", "https://localhost:4318"], &variables);
-    server.wait_for_stderr("Spans cannot be exported.");
+    server.wait_for_stderr("spans cannot be exported: ");
     let log = server.stderr();
     assert!(log.contains("/nowhere/ca.pem"), "{log}");
     let mut client = Client::connect(&server).await;

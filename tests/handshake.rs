@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::wire::masked;
-use crate::support::{Client, Server, http, patiently};
+use crate::support::{Client, Server, http, metric, patiently};
 
 /// The lines of a good handshake, without a `Host`.
 const UPGRADE: [&str; 4] = [
@@ -82,6 +82,57 @@ async fn what_asks_for_no_websocket_of_version_13_is_told_to_upgrade() {
     );
     let head = check_refused(&server, "POST /", &UPGRADE, 405, "method_not_allowed").await;
     assert!(head.contains("\r\nAllow: GET"), "{head}");
+}
+
+/// Status and body of a plain request at the client port.
+async fn probed(server: &Server, request: &str) -> (u16, String) {
+    let answer = http(server.clients, request, &[], "").await;
+    (answer.status, answer.body)
+}
+
+#[tokio::test]
+async fn a_load_balancer_probes_the_client_port() {
+    let mut server = Server::start(&[
+        "--probe-path",
+        "/healthz",
+        "--max-connections",
+        "1",
+        "--drain-timeout",
+        "1m",
+        "--connection-rate-per-ip",
+        "1000",
+    ]);
+    let ready = (200, "ready\n".to_owned());
+    assert_eq!(probed(&server, "GET /healthz").await, ready);
+    assert_eq!(probed(&server, "GET /healthz?from=lb").await, ready);
+    assert_eq!(probed(&server, "HEAD /healthz").await, (200, String::new()));
+    // Anything else is as it was.
+    check_refused(&server, "POST /healthz", &[], 404, "not_found").await;
+    check_refused(&server, "GET /healthz", &UPGRADE, 404, "not_found").await;
+    check_refused(&server, "GET /health", &[], 404, "not_found").await;
+    // A server that is full is still a healthy one.
+    let client = Client::connect(&server).await;
+    check_refused(&server, "GET /", &UPGRADE, 503, "too_many_connections").await;
+    assert_eq!(probed(&server, "GET /healthz").await, ready);
+    assert_eq!(metric(&server, "deeperhub_probes_total{answer=\"ready\"}").await, 4);
+    assert_eq!(metric(&server, "deeperhub_handshakes_total{outcome=\"accepted\"}").await, 1);
+
+    server.signal("TERM");
+    patiently("the drain", async { while probed(&server, "GET /healthz").await.0 != 503 {} }).await;
+    check_refused(&server, "GET /healthz", &[], 503, "draining").await;
+    assert_eq!(probed(&server, "HEAD /healthz").await, (503, String::new()));
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_probe_may_have_the_path_of_the_clients_and_is_off_by_default() {
+    let server = Server::start(&["--probe-path", "/"]);
+    assert_eq!(probed(&server, "GET /").await.0, 200);
+    assert!(Client::connect_with(server.url("/")).await.is_ok());
+    check_refused(&server, "GET /ws", &[], 426, "upgrade_required").await;
+    let server = Server::start(&[]);
+    check_refused(&server, "GET /healthz", &[], 404, "not_found").await;
 }
 
 /// RFC 9110 section 9.3.2.

@@ -9,6 +9,7 @@ mod auth;
 mod autobahn;
 mod backend;
 mod bench;
+mod blocked;
 mod churn;
 mod cli;
 mod closing;

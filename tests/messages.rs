@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Server};
+use crate::support::{Client, Server, http};
 
 async fn subscribed(server: &Server, topics: &[&str]) -> Client {
     let mut client = Client::connect(server).await;
@@ -24,8 +24,56 @@ async fn a_welcome_tells_who_one_is_and_what_is_allowed() {
     let data = &client.welcome["data"];
     assert!(!client.id().is_empty());
     assert_eq!(data["version"], env!("CARGO_PKG_VERSION"));
-    let limits = json!({"max_message_bytes": 1000, "max_subscriptions": 128, "ping_interval_ms": 7000});
+    let limits = json!({
+        "max_message_bytes": 1000,
+        "max_delivery_bytes": data["limits"]["max_delivery_bytes"],
+        "max_subscriptions": 128,
+        "ping_interval_ms": 7000,
+    });
     assert_eq!(data["limits"], limits);
+}
+
+#[tokio::test]
+async fn the_longest_delivery_is_as_long_as_the_welcome_says() {
+    let server = Server::start(&["--max-message-bytes", "1000"]);
+    let topic = "\"".repeat(255);
+    let mut client = subscribed(&server, &[&topic]).await;
+    let announced = client.welcome["data"]["limits"]["max_delivery_bytes"].as_u64().expect("it is a number");
+    // What a backend publishes has the longest payload, and each byte of topic and `tracestate` is
+    // escaped.
+    let traceparent = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let tracestate = format!("tracestate: {}", "\\".repeat(512));
+    let call = format!("POST /v1/topics/{}/messages", "%22".repeat(255));
+    let body = format!("  {}\n", "7".repeat(997));
+    for (body, expected) in [("7".repeat(1000), announced), (body, announced - 3)] {
+        let answer = http(server.api(), &call, &[traceparent, &tracestate], &body).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(client.receive_text().await.len() as u64, expected);
+    }
+    let answer = http(server.api(), &call, &[], &"7".repeat(1001)).await;
+    assert_eq!(answer.status, 413, "{answer:?}");
+    let raw = format!(r#"{{"type":"x","data":"{}"}}"#, "y".repeat(1000 - 22));
+    assert_eq!(raw.len(), 1000);
+    let answer = http(server.api(), &format!("POST /v1/clients/{}/messages", client.id()), &[], &raw).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!((client.receive_text().await.len() as u64) < announced);
+}
+
+#[tokio::test]
+async fn null_for_what_may_be_left_out_counts_as_absent() {
+    let server = Server::start(&[]);
+    let mut client = subscribed(&server, &["a"]).await;
+    let text =
+        r#"{"type":"publish","id":null,"meta":null,"data":{"topic":"a","message":1,"exclude_self":null}}"#;
+    client.send_text(text).await;
+    assert_eq!(client.receive().await["data"]["message"], 1);
+    let pong = client.ask(&json!({"type": "ping", "id": null, "data": null, "meta": null})).await;
+    assert_eq!(pong, json!({"type": "pong"}));
+    let call = json!({"publish": {"topic": "a", "message": 2, "idempotency_key": null}});
+    let answer =
+        http(server.api(), "POST /v1/batch", &[], &json!({ "calls": [call] }).to_string()).await.json();
+    assert_eq!(answer["results"][0]["status"], 200, "{answer}");
+    assert_eq!(client.receive().await["data"]["message"], 2);
 }
 
 #[tokio::test]

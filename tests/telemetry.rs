@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Client, Collector, Peer, ROOT, Server, http, install, patiently};
+use crate::support::{Client, Collector, Peer, ROOT, Server, http, install, metric, patiently};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -339,6 +339,55 @@ async fn a_collector_that_refuses_costs_spans_which_are_counted() {
     assert_eq!(sampled(&server, 3).await, 3);
     collector.spans(3, |span| span.name == "publish").await;
     server.wait_for_stderr("The collector takes spans again.");
+}
+
+/// A time that no clock can show must not end the exporter.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_retry_after_is_too_long() {
+    let collector = Collector::http().await;
+    for (round, retry_after) in
+        ["18446744073709551615", "18446744073709551616", "-1", "Fri, 31 Dec 9999 23:59:59 GMT"]
+            .into_iter()
+            .enumerate()
+    {
+        collector.refuse(Some(503));
+        collector.retry_after(retry_after);
+        let server = server(&collector, &[], &[("OTEL_BSP_EXPORT_TIMEOUT", "500")]);
+        assert_eq!(sampled(&server, 3).await, 3);
+        assert!(wait_for_lost(&server, "export_failed").await >= 1, "{retry_after}");
+        collector.refuse(None);
+        assert_eq!(sampled(&server, 3).await, 3);
+        collector.spans(3 * (round + 1), |span| span.name == "publish").await;
+        assert!(!server.stderr().contains("Panicked"), "{retry_after}: {}", server.stderr());
+    }
+}
+
+#[tokio::test]
+async fn clients_cannot_have_every_message_recorded() {
+    let collector = Collector::http().await;
+    let meta = json!({"traceparent": traceparent("01")});
+    for (rate, ratio, expected) in [("0", "0", 0..=0), ("5", "0", 5..=150), ("0", "1", 200..=200)] {
+        let flags = ["--trace-client-rate", rate, "--trace-sample-ratio", ratio, "--rate-limit", "0"];
+        let server = server(&collector, &flags, &[]);
+        let mut subscriber = subscribed(&server, "news").await;
+        let mut publisher = Client::connect(&server).await;
+        let mut recorded = 0;
+        for _ in 0..200 {
+            publisher.send(&publish("news", &meta)).await;
+            recorded += usize::from(subscriber.receive().await["meta"]["traceparent"].is_string());
+        }
+        assert!(expected.contains(&recorded), "{recorded} with {flags:?}");
+        let limited = metric(&server, "deeperhub_trace_clients_limited_total").await;
+        let over = if ratio == "1" { 200 } else { 200 - recorded };
+        assert_eq!(limited, over as u64, "{recorded} are recorded");
+        // Backends are believed.
+        for _ in 0..20 {
+            let headers = [format!("traceparent: {}", traceparent("01"))];
+            let answer = http(server.api(), "POST /v1/topics/news/messages", &[&headers[0]], "1").await;
+            assert_eq!(answer.status, 200);
+            assert_eq!(context(&subscriber.receive().await).0, TRACE);
+        }
+    }
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ fn replies(bencher: Bencher<'_, '_>, count: usize) {
         for _ in 0..count {
             let start = arena.len();
             arena.replies().extend_from_slice(frame.as_bytes());
-            outbox.push_arena(start, arena.len());
+            outbox.push_arena(arena.bytes(), start..arena.len());
         }
         let writes = write_all(&mut outbox, &arena, &mut gather);
         arena.clear();
@@ -103,7 +103,7 @@ fn frames_of_a_fan_out(bencher: Bencher<'_, '_>, count: usize) {
         for multicast in &multicasts {
             let frame = multicast.frame();
             match arena.copy(frame, multicast.copy_of(frame)) {
-                Some(start) => outbox.push_arena(start, start + frame.len()),
+                Some(start) => outbox.push_arena(arena.bytes(), start..start + frame.len()),
                 None => outbox.push(frame),
             }
         }
@@ -123,7 +123,7 @@ fn bench_reply_kept(bencher: Bencher<'_, '_>, waits: impl Fn(&Arena) -> Outbox) 
     let (frame, mut arena) = (Frame::text(&"x".repeat(128)), Arena::default());
     arena.replies().extend_from_slice(frame.as_bytes());
     bencher.with_inputs(|| waits(&arena)).bench_local_values(|mut outbox| {
-        outbox.push_arena(0, frame.len());
+        outbox.push_arena(arena.bytes(), 0..frame.len());
         outbox.detach(&arena);
         outbox
     });

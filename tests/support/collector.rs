@@ -56,6 +56,8 @@ struct All {
     headers: BTreeMap<String, String>,
     /// Requests are answered with this HTTP status, or gRPC's `UNAVAILABLE`, while it is set.
     refusal: Option<u16>,
+    /// Goes with refusals over HTTP.
+    retry_after: Option<String>,
     refused: u64,
     /// Spans of a request of which it says that it rejected them.
     rejected: i64,
@@ -130,6 +132,11 @@ impl Collector {
     /// Refuses with this HTTP status, over gRPC with `UNAVAILABLE`, or takes again.
     pub(crate) fn refuse(&self, status: Option<u16>) {
         self.received.all.lock().unwrap().refusal = status;
+    }
+
+    /// Says with each refusal over HTTP when to come back.
+    pub(crate) fn retry_after(&self, text: &str) {
+        self.received.all.lock().unwrap().retry_after = Some(text.to_owned());
     }
 
     /// Says of each request that so many of its spans were rejected.
@@ -265,12 +272,13 @@ impl From<Span> for SpanSeen {
 
 async fn http_traces(State(received): State<Arc<Received>>, headers: HeaderMap, body: Bytes) -> Response {
     let Some(request) = decoded(&headers, &body) else { return StatusCode::BAD_REQUEST.into_response() };
-    http_answer(received.take_spans(&headers, request))
+    http_answer(&received, received.take_spans(&headers, request))
 }
 
 async fn http_metrics(State(received): State<Arc<Received>>, headers: HeaderMap, body: Bytes) -> Response {
     let Some(request) = decoded(&headers, &body) else { return StatusCode::BAD_REQUEST.into_response() };
-    http_answer(received.take_metrics(&headers, request).map(|()| ExportMetricsServiceResponse::default()))
+    let taken = received.take_metrics(&headers, request).map(|()| ExportMetricsServiceResponse::default());
+    http_answer(&received, taken)
 }
 
 fn decoded<T: Message + Default>(headers: &HeaderMap, body: &Bytes) -> Option<T> {
@@ -286,10 +294,16 @@ fn decoded<T: Message + Default>(headers: &HeaderMap, body: &Bytes) -> Option<T>
     T::decode(&body[..]).ok()
 }
 
-fn http_answer(taken: Result<impl Message, u16>) -> Response {
+fn http_answer(received: &Received, taken: Result<impl Message, u16>) -> Response {
     match taken {
         Ok(answer) => ([("content-type", "application/x-protobuf")], answer.encode_to_vec()).into_response(),
-        Err(status) => StatusCode::from_u16(status).expect("a status").into_response(),
+        Err(status) => {
+            let status = StatusCode::from_u16(status).expect("a status");
+            match received.all.lock().unwrap().retry_after.clone() {
+                Some(retry_after) => (status, [("retry-after", retry_after)]).into_response(),
+                None => status.into_response(),
+            }
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) use http::{Response, http, metric};
 pub(crate) use network::Network;
 pub(crate) use peers::{Peer, install, install_named, python_bin, run_peer, script};
 pub(crate) use prometheus::Prometheus;
-pub(crate) use server::{Finished, Server, run};
+pub(crate) use server::{Finished, Server, Starting, run};
 pub(crate) use temporary::TemporaryDir;
 pub(crate) use tls::{Authority, Identity, TlsClient, TlsFront, connect_tls, over_tls, text};
 pub(crate) use tokens::{Issuer, from_now, jwks_file, signed, with_token};

@@ -1,6 +1,6 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
@@ -60,31 +60,12 @@ impl Server {
 
     /// As [`Self::start`], with variables.
     pub(crate) fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut arguments = Vec::new();
-        for (flag, free) in [("--port", "0"), ("--api-listen", "127.0.0.1:0")] {
-            if !flags.contains(&flag) {
-                arguments.extend([flag, free]);
-            }
-        }
-        arguments.extend(flags);
-        let mut running = Running::start(&arguments, variables);
-        let start_line = match running.stdout.recv_timeout(PATIENCE) {
-            Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => panic!("no start line; it wrote: {}", running.stderr()),
-            Err(RecvTimeoutError::Disconnected) => {
-                let status = running.wait();
-                panic!("{status} before it was ready; it wrote: {}", running.into_stderr());
-            }
-        };
-        let after = |scheme: &str| {
-            let rest = start_line.split_once(scheme)?.1;
-            rest.split([' ', ')']).next()?.parse().ok()
-        };
-        let clients = after("ws://")
-            .or_else(|| after("wss://"))
-            .unwrap_or_else(|| panic!("no address in the start line: {start_line}"));
-        let api = after("http://");
-        Self { running, clients, api, start_line }
+        Starting::with(flags, variables, Reads::All).ready()
+    }
+
+    /// As [`Self::start`], with a standard error that nobody reads before [`Self::read_stderr`].
+    pub(crate) fn start_unread(flags: &[&str]) -> Self {
+        Starting::with(flags, &[], Reads::Stdout).ready()
     }
 
     /// The URL of a path that clients connect to.
@@ -127,9 +108,12 @@ impl Server {
 
     /// Sends a signal by its name, such as `TERM`.
     pub(crate) fn signal(&self, name: &str) {
-        let id = self.running.child.id();
-        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {id}")).status();
-        assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name} to {id}");
+        self.running.signal(name);
+    }
+
+    /// Begins to read its standard error.
+    pub(crate) fn read_stderr(&mut self) {
+        self.running.read_stderr();
     }
 
     /// Waits for the end.
@@ -162,10 +146,81 @@ impl Server {
     ///
     /// When it does not come in time, with what came instead.
     pub(crate) fn wait_for_stderr(&self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.stderr().contains(text) {
-            assert!(Instant::now() < deadline, "waited in vain for {text:?}; it wrote: {}", self.stderr());
-            std::thread::sleep(POLL);
+        self.running.wait_for_stderr(text);
+    }
+}
+
+/// What a program writes that is read, so that its pipe does not get full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    All,
+    Stdout,
+}
+
+/// A server that may not serve yet. It is killed when this value goes.
+#[derive(Debug)]
+pub(crate) struct Starting(Running);
+
+impl Starting {
+    /// Starts a server as [`Server::start`] does, without a wait for its line.
+    pub(crate) fn new(flags: &[&str]) -> Self {
+        Self::with(flags, &[], Reads::All)
+    }
+
+    fn with(flags: &[&str], variables: &[(&str, &str)], reads: Reads) -> Self {
+        let mut arguments = Vec::new();
+        for (flag, free) in [("--port", "0"), ("--api-listen", "127.0.0.1:0")] {
+            if !flags.contains(&flag) {
+                arguments.extend([flag, free]);
+            }
+        }
+        arguments.extend(flags);
+        Self(Running::start_reading(&arguments, variables, reads))
+    }
+
+    /// Waits for its line.
+    ///
+    /// # Panics
+    ///
+    /// When it does not print its line in time, with what it wrote instead.
+    pub(crate) fn ready(self) -> Server {
+        let Self(mut running) = self;
+        let start_line = match running.stdout.recv_timeout(PATIENCE) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => panic!("no start line; it wrote: {}", running.stderr()),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = running.wait();
+                panic!("{status} before it was ready; it wrote: {}", running.into_stderr());
+            }
+        };
+        let after = |scheme: &str| {
+            let rest = start_line.split_once(scheme)?.1;
+            rest.split([' ', ')']).next()?.parse().ok()
+        };
+        let clients = after("ws://")
+            .or_else(|| after("wss://"))
+            .unwrap_or_else(|| panic!("no address in the start line: {start_line}"));
+        let api = after("http://");
+        Server { running, clients, api, start_line }
+    }
+
+    /// Sends a signal by its name, such as `TERM`.
+    pub(crate) fn signal(&self, name: &str) {
+        self.0.signal(name);
+    }
+
+    /// Waits for the end, and gives what it wrote.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come in time.
+    pub(crate) fn wait(mut self) -> Finished {
+        let status = self.0.wait();
+        let stdout: Vec<_> = self.0.stdout.iter().collect();
+        Finished {
+            code: status.code(),
+            stdout: stdout.iter().map(|line| format!("{line}\n")).collect(),
+            stderr: self.0.into_stderr(),
         }
     }
 }
@@ -181,10 +236,16 @@ struct Running {
     stderr: Arc<Mutex<Vec<u8>>>,
     stderr_reader: Option<JoinHandle<()>>,
     stop_reading: Arc<AtomicBool>,
+    /// Standard error as long as nobody reads it.
+    unread: Option<ChildStderr>,
 }
 
 impl Running {
     fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::start_reading(arguments, variables, Reads::All)
+    }
+
+    fn start_reading(arguments: &[&str], variables: &[(&str, &str)], reads: Reads) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
         // Variables of whoever runs the tests are not the tests'.
         for (name, _) in std::env::vars_os() {
@@ -208,12 +269,25 @@ impl Running {
         std::thread::spawn(move || {
             from_child.lines().map_while(Result::ok).try_for_each(|line| lines.send(line).map_err(drop))
         });
-        let stderr = Arc::new(Mutex::new(Vec::new()));
-        let mut from_child = child.stderr.take().expect("standard error is a pipe");
-        let written = Arc::clone(&stderr);
-        let stop_reading = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&stop_reading);
-        let stderr_reader = std::thread::spawn(move || {
+        let unread = child.stderr.take();
+        let mut running = Self {
+            child,
+            stdout,
+            stderr: Arc::default(),
+            stderr_reader: None,
+            stop_reading: Arc::default(),
+            unread,
+        };
+        if reads == Reads::All {
+            running.read_stderr();
+        }
+        running
+    }
+
+    fn read_stderr(&mut self) {
+        let mut from_child = self.unread.take().expect("standard error is a pipe that is not read yet");
+        let (written, stop) = (Arc::clone(&self.stderr), Arc::clone(&self.stop_reading));
+        self.stderr_reader = Some(std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(length @ 1..) = from_child.read(&mut buffer) {
                 written.lock().unwrap().extend_from_slice(&buffer[..length]);
@@ -221,8 +295,21 @@ impl Running {
                     break;
                 }
             }
-        });
-        Self { child, stdout, stderr, stderr_reader: Some(stderr_reader), stop_reading }
+        }));
+    }
+
+    fn wait_for_stderr(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.stderr().contains(text) {
+            assert!(Instant::now() < deadline, "waited in vain for {text:?}; it wrote: {}", self.stderr());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id();
+        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {id}")).status();
+        assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name} to {id}");
     }
 
     fn wait(&mut self) -> ExitStatus {

@@ -1,5 +1,7 @@
 //! The command line: subcommands and what they do with the settings.
 
+use std::ffi::OsString;
+
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
@@ -72,6 +74,28 @@ pub(crate) enum ConfigAction {
     Show,
     /// Print a file with every setting, what it means and its default
     Default,
+}
+
+/// Subcommands that do not serve, and flags with which nothing is served.
+const OTHERS: [&str; 12] = [
+    "config",
+    "health",
+    "token",
+    "top",
+    "bench",
+    "schema",
+    "completions",
+    "help",
+    "--help",
+    "-h",
+    "--version",
+    "-V",
+];
+
+/// Whether the program will certainly serve, or refuse to, by a look that takes no time. A value
+/// that is the name of a subcommand leaves it open.
+pub(crate) fn serves(arguments: impl IntoIterator<Item = OsString>) -> bool {
+    !arguments.into_iter().skip(1).any(|argument| OTHERS.iter().any(|other| argument == *other))
 }
 
 /// The whole command line.
@@ -192,6 +216,16 @@ mod tests {
         check("deeperhub-ws --port 0", Some(Action::Serve));
         check("deeperhub-ws serve --port 0", Some(Action::Serve));
         check("deeperhub-ws --port 0 serve", Some(Action::Serve));
+    }
+
+    #[test]
+    fn a_quick_look_knows_all_that_does_not_serve() {
+        let serving = |line: &str| serves(line.split(' ').map(OsString::from));
+        for subcommand in command().get_subcommands().map(Command::get_name) {
+            assert_eq!(serving(&format!("deeperhub-ws --port 0 {subcommand}")), subcommand == "serve");
+        }
+        assert!(serving("deeperhub-ws") && serving("config --port 0"));
+        assert!(!serving("deeperhub-ws --help") && !serving("deeperhub-ws -V"));
     }
 
     #[test]

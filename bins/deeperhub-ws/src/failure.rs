@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 
 use crate::values::Address;
 
@@ -11,7 +12,7 @@ pub(crate) enum Failure {
     /// An address cannot be listened on.
     #[error("cannot listen on {address} for {purpose}: {}", listen_advice(source, flag))]
     Listen {
-        address: Address,
+        address: SocketAddr,
         purpose: &'static str,
         /// The flag that chooses another.
         flag: &'static str,

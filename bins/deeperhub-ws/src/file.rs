@@ -22,6 +22,8 @@ pub(crate) fn read(path: &Path, origin: &Origin, keys: &[String], problems: &mut
 
 /// Takes a file's text apart.
 fn parse(text: &str, path: &Path, keys: &[String], problems: &mut Vec<Problem>) -> Layer {
+    // Some editors put a byte order mark before it.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut layer = Layer::new();
     let (table, errors) = DeTable::parse_recoverable(text);
     problems.extend(errors.iter().map(|error| Problem::Syntax {
@@ -135,6 +137,8 @@ mod tests {
         check("path = ['/a', '/b']", &["path=/a,/b"], &[]);
         check("path = []", &["path="], &[]);
         check("", &[], &[]);
+        check("\u{feff}port = 1\r\nhost = '::1'\r\n", &["host=::1", "port=1"], &[]);
+        check("port = 1\n\u{feff}host = '::1'", &[], &["hub.toml:2: not TOML: "]);
     }
 
     #[test]

@@ -1,29 +1,34 @@
-//! Where log lines go: to standard error, as text or JSON.
+//! Where log lines go: through a queue to standard error, as text or JSON.
 
 use std::io::{self, IsTerminal};
 
 use tokio::sync::watch;
 use tracing::level_filters::LevelFilter;
-use tracing::subscriber::SetGlobalDefaultError;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::flood::Flood;
 use crate::log_lines::{JsonLines, TextLines, TraceIdsLayer};
+use crate::log_queue::{LogQueue, captured};
 use crate::values::{LogFormat, LogLevel};
 
 /// What our own crates' targets begin with.
 const OURS: &str = "deeperhub";
 
-/// Installs the log for the whole process.
+/// Installs the log for the whole process. At most `queue_bytes` of its lines wait to be written.
 ///
 /// # Errors
 ///
-/// There is one already.
-pub(crate) fn install(level: LogLevel, format: LogFormat) -> Result<Level, SetGlobalDefaultError> {
+/// There is one already, or its thread cannot be started.
+pub(crate) fn install(
+    level: LogLevel,
+    format: LogFormat,
+    queue_bytes: usize,
+) -> io::Result<(Level, LogQueue)> {
+    let queue = LogQueue::start(queue_bytes, io::stderr(), line_about_lost)?;
     // A log that cannot be written has nowhere to be complained about: the attempt would panic, on whatever thread.
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).log_internal_errors(false);
+    let layer = tracing_subscriber::fmt::layer().with_writer(queue.clone()).log_internal_errors(false);
     let layer = match format {
         // Colours only for a person, who did not decline them (https://no-color.org).
         LogFormat::Text => {
@@ -35,9 +40,20 @@ pub(crate) fn install(level: LogLevel, format: LogFormat) -> Result<Level, SetGl
     };
     let (filter, handle) = reload::Layer::new(filter(level));
     let log = Registry::default().with(layer.with_filter(filter)).with(TraceIdsLayer);
-    tracing::subscriber::set_global_default(log)?;
+    tracing::subscriber::set_global_default(log).map_err(io::Error::other)?;
     std::panic::set_hook(Box::new(log_panic));
-    Ok(Level { handle, current: watch::Sender::new(level) })
+    Ok((Level { handle, current: watch::Sender::new(level) }, queue))
+}
+
+/// The line that stands where `lines` are missing.
+fn line_about_lost(lines: u64) -> Vec<u8> {
+    captured(|| {
+        tracing::warn!(
+            target: "deeperhub_ws::log_queue",
+            lines,
+            "Log lines were lost, as standard error was not read in time (--log-queue-bytes)."
+        );
+    })
 }
 
 /// A panic as a line like the others. Its message may show what a client sent, so it is left out: the place will do.

@@ -18,6 +18,7 @@ mod http_get;
 mod layers;
 mod live;
 mod log_lines;
+mod log_queue;
 mod logging;
 mod memory;
 mod nofile;
@@ -45,6 +46,7 @@ use clap::ArgMatches;
 use crate::cli::{Action, ConfigAction};
 use crate::layers::Layers;
 use crate::problem::Problem;
+use crate::serve::Control;
 use crate::settings::Settings;
 
 /// Could not start, or failed.
@@ -53,15 +55,21 @@ const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
+    // Before all that takes time: a signal that comes during the start must not end the process.
+    let mut early = cli::serves(std::env::args_os()).then(Control::take);
     let matches = cli::command().get_matches();
     let (action, flags) = match cli::action(&matches) {
         Ok(found) => found,
         Err(error) => error.exit(),
     };
     match action {
-        Action::Serve => {
-            with_settings(&flags, |settings| serve::serve(settings, flags.iter().copied().cloned().collect()))
-        }
+        Action::Serve => match early.take().unwrap_or_else(Control::take) {
+            Ok(control) => serve::serve(control, flags.iter().copied().cloned().collect()),
+            Err(failure) => {
+                let _ = writeln!(io::stderr(), "error: {failure}");
+                ExitCode::from(FAILED)
+            }
+        },
         Action::Config(ConfigAction::Check) => with_settings(&flags, |settings| check(&settings)),
         Action::Config(ConfigAction::Show) => with_settings(&flags, |settings| print(&settings.show())),
         Action::Config(ConfigAction::Default) => match default_file::default_file() {
@@ -111,7 +119,14 @@ fn complain(problems: &[Problem]) -> ExitCode {
 }
 
 fn check(settings: &Settings) -> ExitCode {
-    for warning in &settings.warnings {
+    let warnings = match serve::rehearse(settings) {
+        Ok(warnings) => warnings,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "error: {failure}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    for warning in settings.warnings.iter().chain(&warnings) {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     print(&"The configuration is valid.\n")

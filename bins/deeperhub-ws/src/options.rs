@@ -63,9 +63,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", help_heading = GENERAL)]
     pub(crate) drain_timeout: Option<Time>,
 
-    /// Address that clients connect to [default: 127.0.0.1]
+    /// Address that clients connect to [default: localhost]
     ///
-    /// An IP address or a host name; `0.0.0.0` and `::` stand for every interface.
+    /// An IP address or a host name; `localhost` stands for both loopback addresses, 127.0.0.1 and
+    /// ::1, and `0.0.0.0` and `::` for every interface.
     #[arg(long, value_name = "ADDRESS", help_heading = LISTENING)]
     pub(crate) host: Option<Host>,
 
@@ -76,6 +77,15 @@ pub(crate) struct Options {
     /// Path that clients connect to; may be repeated [default: / and /ws]
     #[arg(long, value_delimiter = ',', help_heading = LISTENING)]
     pub(crate) path: Option<Vec<UrlPath>>,
+
+    /// Path on the client port where a load balancer sees whether the node is ready, or `off`
+    /// [default: off]
+    ///
+    /// A plain GET or HEAD is answered with 200, and with 503 while the node starts, drains or is
+    /// not ready, also when it has as many connections as it may have. WebSocket handshakes are
+    /// answered as ever, so it may be one of --path.
+    #[arg(long, value_name = "PATH", help_heading = LISTENING)]
+    pub(crate) probe_path: Option<Switchable<UrlPath>>,
 
     /// Network of proxies whose word on a client's address is taken; may be repeated [default: none]
     ///
@@ -382,6 +392,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FORMAT", value_enum, help_heading = LOGS)]
     pub(crate) log_format: Option<LogFormat>,
 
+    /// Bytes of log lines that may wait for whoever reads standard error; more are dropped and
+    /// counted [default: 1048576]
+    ///
+    /// A line tells where lines are missing (deeperhub_log_lines_lost_total counts them). The last
+    /// quarter is for lines of level `info` and graver.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(4096, MAX_BYTES), help_heading = LOGS)]
+    pub(crate) log_queue_bytes: Option<usize>,
+
     /// Collector that spans and metrics go to by OTLP, or `off` [default: off]
     ///
     /// The URL of its gRPC port (4317) or of its HTTP port. `OTEL_EXPORTER_OTLP_ENDPOINT` and the other `OTEL_…`
@@ -391,9 +409,18 @@ pub(crate) struct Options {
 
     /// Part of the traces that begin here which is recorded, from 0 to 1 [default: 1]
     ///
-    /// Traces that clients and backends bring are recorded if they are sampled there.
+    /// Traces that backends bring are recorded if they are sampled there, those that clients bring
+    /// up to --trace-client-rate.
     #[arg(long, value_name = "RATIO", help_heading = TELEMETRY)]
     pub(crate) trace_sample_ratio: Option<Ratio>,
+
+    /// Messages and handshakes a second that are recorded because a client says that its trace is
+    /// sampled [default: 10]
+    ///
+    /// Of all clients of the node together. What is over it, all with 0, is recorded with the ratio
+    /// of traces that begin here (--trace-sample-ratio).
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000), help_heading = TELEMETRY)]
+    pub(crate) trace_client_rate: Option<u32>,
 }
 
 impl Options {

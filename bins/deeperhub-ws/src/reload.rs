@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use deeperhub_security::files::Stamp;
+use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::failure::with_causes;
@@ -17,6 +18,10 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// How often a change is waited out that goes on and on.
 const MAX_UNSETTLED: u32 = 2;
+
+/// How long the others wait for one that is read, which may lie on a disk that is gone or be a pipe
+/// that nobody writes to.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Reads again and puts what was read in place of what was before. When it fails, the old must stay.
 type Reload = Box<dyn FnMut() -> Result<(), Box<dyn Error>> + Send>;
@@ -48,6 +53,15 @@ impl Watched {
         self.seen = Some(now);
         self.unsettled += 1;
         settled
+    }
+
+    /// Reads it again if that is due, or was asked for.
+    fn look(&mut self, asked: bool) {
+        if asked {
+            self.reload("SIGHUP");
+        } else if self.is_due() {
+            self.reload("files changed");
+        }
     }
 
     fn reload(&mut self, why: &'static str) {
@@ -83,46 +97,95 @@ impl Reloads {
         self.0.push(Watched { what, paths, read, seen: None, unsettled: 0, reload: Box::new(reload) });
     }
 
-    /// Watches until it is dropped.
-    pub(crate) async fn run(mut self, mut hang_ups: HangUps) -> Infallible {
+    /// Watches until it is dropped. What blocks while it is read holds up itself only.
+    pub(crate) async fn run(self, mut hang_ups: HangUps) -> Infallible {
+        let mut readers: Vec<_> = self.0.into_iter().map(Reader::new).collect();
         loop {
             // Both are cancel-safe.
+            let looks = readers.iter().any(Reader::is_looked_at);
             let asked = tokio::select! {
                 () = hang_ups.recv() => true,
-                () = tokio::time::sleep(LOOK), if self.has_files() => false,
+                () = tokio::time::sleep(LOOK), if looks => false,
             };
-            if asked && self.0.is_empty() {
+            if asked && readers.is_empty() {
                 info!("SIGHUP came, and nothing is configured that could be read again.");
-                continue;
             }
-            // Files may lie on a disk that is slow or gone; the runtime carries the server API.
-            let looked = tokio::task::spawn_blocking(move || {
-                self.look(asked);
-                self
-            });
-            self = match looked.await {
-                Ok(reloads) => reloads,
-                Err(error) => {
-                    warn!(%error, "Reading again failed for good; files and SIGHUP are not looked at any more.");
-                    return std::future::pending().await;
+            for reader in &mut readers {
+                reader.look(asked).await;
+            }
+        }
+    }
+}
+
+/// One thing that can be read again, with a thread to read it on: the runtime carries the server
+/// API.
+struct Reader {
+    what: &'static str,
+    has_files: bool,
+    /// A signal asked for it while it was being read.
+    asked: bool,
+    state: ReaderState,
+}
+
+enum ReaderState {
+    Idle(Watched),
+    Reading(JoinHandle<Watched>),
+    /// It panicked.
+    Failed,
+}
+
+impl Reader {
+    fn new(watched: Watched) -> Self {
+        let has_files = !watched.paths.is_empty();
+        Self { what: watched.what, has_files, asked: false, state: ReaderState::Idle(watched) }
+    }
+
+    /// Whether there may be something to do without a signal.
+    fn is_looked_at(&self) -> bool {
+        self.has_files || matches!(self.state, ReaderState::Reading(_))
+    }
+
+    async fn look(&mut self, asked: bool) {
+        self.asked |= asked;
+        if let ReaderState::Reading(_) = self.state {
+            self.end().await;
+        }
+        match std::mem::replace(&mut self.state, ReaderState::Failed) {
+            ReaderState::Idle(mut watched) => {
+                let asked = std::mem::take(&mut self.asked);
+                let reading = tokio::task::spawn_blocking(move || {
+                    watched.look(asked);
+                    watched
+                });
+                self.wait(reading, PATIENCE).await;
+                if matches!(self.state, ReaderState::Reading(_)) {
+                    warn!(what = self.what, "Reading again takes long; it goes on, and so does the server.");
                 }
-            };
+            }
+            other => self.state = other,
         }
     }
 
-    fn has_files(&self) -> bool {
-        self.0.iter().any(|watched| !watched.paths.is_empty())
-    }
-
-    /// Reads again what is due; when it was asked for, everything.
-    fn look(&mut self, asked: bool) {
-        for watched in &mut self.0 {
-            if asked {
-                watched.reload("SIGHUP");
-            } else if watched.is_due() {
-                watched.reload("files changed");
+    /// Takes back what was being read, if that is done.
+    async fn end(&mut self) {
+        if let ReaderState::Reading(reading) = std::mem::replace(&mut self.state, ReaderState::Failed) {
+            self.wait(reading, Duration::ZERO).await;
+            if matches!(self.state, ReaderState::Idle(_)) {
+                info!(what = self.what, "What took long to read again is read.");
             }
         }
+    }
+
+    async fn wait(&mut self, mut reading: JoinHandle<Watched>, time: Duration) {
+        self.state = match tokio::time::timeout(time, &mut reading).await {
+            Ok(Ok(watched)) => ReaderState::Idle(watched),
+            Ok(Err(error)) => {
+                warn!(what = self.what, %error, "Reading again failed for good; files and SIGHUP are not looked at any more.");
+                self.has_files = false;
+                ReaderState::Failed
+            }
+            Err(_) => ReaderState::Reading(reading),
+        };
     }
 }
 
@@ -157,7 +220,7 @@ mod tests {
         }
 
         fn reads_after_look(&mut self, asked: bool) -> usize {
-            self.reloads.look(asked);
+            self.reloads.0.iter_mut().for_each(|watched| watched.look(asked));
             self.reads.load(Ordering::Relaxed)
         }
     }
@@ -205,6 +268,38 @@ mod tests {
         write(&fixture.path, "7");
         fixture.reads_after_look(false);
         assert_eq!(fixture.reads_after_look(false), 2);
+    }
+
+    #[test]
+    fn what_blocks_holds_up_itself_only() {
+        let (unblock, blocked) = std::sync::mpsc::channel::<()>();
+        let reads = Arc::new(AtomicUsize::new(0));
+        let mut reloads = Reloads::default();
+        reloads.watch("a pipe", Vec::new(), Stamp::default(), move || Ok(blocked.recv()?));
+        let count = Arc::clone(&reads);
+        reloads.watch("other", Vec::new(), Stamp::default(), move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
+        let mut readers: Vec<_> = reloads.0.into_iter().map(Reader::new).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            for expected in [1, 2] {
+                for reader in &mut readers {
+                    reader.look(true).await;
+                }
+                assert_eq!(reads.load(Ordering::Relaxed), expected);
+            }
+            assert!(matches!(readers[0].state, ReaderState::Reading(_)) && readers[0].asked);
+            // The signal that came meanwhile is not forgotten.
+            unblock.send(()).unwrap();
+            unblock.send(()).unwrap();
+            while readers[0].asked {
+                readers[0].look(false).await;
+                tokio::task::yield_now().await;
+            }
+            assert!(matches!(readers[0].state, ReaderState::Idle(_)));
+        });
     }
 
     #[test]

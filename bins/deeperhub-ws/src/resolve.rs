@@ -17,6 +17,7 @@ use crate::memory;
 use crate::options::{Options, flag, variable};
 use crate::problem::Problem;
 use crate::settings::{ApiSettings, Settings, Shown};
+use crate::telemetry;
 use crate::tls::{Files, Tls};
 use crate::values::{
     Address, ClusterUrl, Host, IoUring, Limits, Literal, LogFormat, LogLevel, ProxyProtocol, Switchable,
@@ -40,6 +41,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         host,
         port,
         path,
+        probe_path,
         trusted_proxy,
         proxy_protocol,
         tls_cert,
@@ -97,8 +99,10 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         cluster_ca,
         log_level,
         log_format,
+        log_queue_bytes,
         otlp_endpoint,
         trace_sample_ratio,
+        trace_client_rate,
     } = options;
     let mut resolver = Resolver { origins, shown: Vec::new(), warnings, problems: Vec::new() };
     let config = config.map(|path| (path, resolver.origin("config")));
@@ -126,9 +130,13 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.io_uring = take!(io_uring, IoUring::Auto) == IoUring::Auto;
     node.node_id = take!(node_id).map(|id| id.0);
     let drain_timeout = take!(drain_timeout, Time(Settings::DRAIN_TIMEOUT)).0;
-    let address = Address { host: take!(host, Host::LOOPBACK), port: take!(port, Settings::PORT) };
+    let address = Address { host: take!(host, Host::localhost()), port: take!(port, Settings::PORT) };
     let paths = take!(path, listener.paths.iter().cloned().map(UrlPath).collect());
     listener.paths = paths.into_iter().map(|path| path.0).collect();
+    listener.probe_path = match take!(probe_path, Switchable::Off) {
+        Switchable::On(path) => Some(path.0),
+        Switchable::Off => None,
+    };
     let trusted_proxies = take!(trusted_proxy, Vec::new());
     listener.trusted_proxies = resolver.trusted_proxies(&trusted_proxies);
     listener.proxy_protocol = take!(proxy_protocol, ProxyProtocol::Detect).into();
@@ -209,8 +217,10 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     node.cluster = resolver.cluster(cluster);
     let log_level = take!(log_level, LogLevel::Info);
     let log_format = take!(log_format, LogFormat::Text);
+    let log_queue_bytes = take!(log_queue_bytes, Settings::LOG_QUEUE_BYTES);
     let otlp_endpoint = take!(otlp_endpoint);
     let trace_sample_ratio = take!(trace_sample_ratio);
+    let trace_client_rate = take!(trace_client_rate, Settings::TRACE_CLIENT_RATE);
 
     let auth = resolver.auth(sources, node.auth.required);
     node.auth.authenticator = auth.as_ref().map(|auth| Arc::clone(&auth.authenticator));
@@ -231,8 +241,10 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         drain_timeout,
         log_level,
         log_format,
+        log_queue_bytes,
         otlp_endpoint,
         trace_sample_ratio,
+        trace_client_rate,
         config,
         shown,
         warnings,
@@ -446,22 +458,36 @@ impl Resolver {
                 return None;
             }
         };
-        if url.engine() != deeperhub_cluster::Engine::Nats
-            && let Some(file) = &credentials
-        {
-            let is_nats = "expected none with a broker that is not NATS: user and password stand in the URL";
-            self.must("cluster_credentials", &file.display(), false, is_nats);
+        let is_nats = url.engine() == deeperhub_cluster::Engine::Nats;
+        if !is_nats && let Some(file) = &credentials {
+            let none = "expected none with a broker that is not NATS: user and password stand in the URL";
+            self.must("cluster_credentials", &file.display(), false, none);
         }
-        for (key, file) in [("cluster_credentials", &credentials), ("cluster_ca", &ca)] {
-            if let Some(file) = file
-                && let Err(error) = std::fs::File::open(file)
-            {
-                self.must(
-                    key,
-                    &file.display(),
-                    false,
-                    &format!("expected a file that can be read ({error})"),
-                );
+        let read = |file: &PathBuf| {
+            std::fs::read_to_string(file)
+                .map_err(|error| format!("expected a file that can be read ({error})"))
+        };
+        let faults = [
+            (
+                "cluster_credentials",
+                credentials.as_ref().filter(|_| is_nats).map(|file| {
+                    (file, read(file).and_then(|text| deeperhub_cluster::check_credentials(&text)))
+                }),
+            ),
+            (
+                "cluster_ca",
+                ca.as_ref().map(|file| {
+                    let certificates = |_| {
+                        telemetry::certificates(file)
+                            .map_err(|error| format!("expected one or more certificates in PEM ({error})"))
+                    };
+                    (file, read(file).and_then(certificates).map(drop))
+                }),
+            ),
+        ];
+        for (key, checked) in faults {
+            if let Some((file, Err(expected))) = checked {
+                self.must(key, &file.display(), false, &expected);
             }
         }
         let mut broker = deeperhub_cluster::Config::new(url);
@@ -509,7 +535,7 @@ impl Resolver {
                 variable("api_key"),
             )));
         }
-        if address.port != 0 && address == *clients {
+        if address.overlaps(clients) {
             self.problems.push(Problem::Conflict(format!(
                 "invalid value '{address}' for {name}: clients connect there ({}); expected another port",
                 self.origin("port").name_of("port"),
@@ -565,7 +591,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_documentation() {
         let settings = settings(&[]).unwrap();
-        assert_eq!(settings.address.to_string(), "127.0.0.1:8080");
+        assert_eq!(settings.address.to_string(), "localhost:8080");
         assert_eq!(settings.node.listener.paths, ["/", "/ws"]);
         assert_eq!(settings.api.map(|api| api.address.to_string()), Some("127.0.0.1:8081".to_owned()));
         assert_eq!(settings.node.listener.max_connections, 1000);

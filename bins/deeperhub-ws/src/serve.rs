@@ -8,52 +8,173 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use deeperhub_api::SharedApiConfig;
-use deeperhub_listener::MemoryBudget;
-use deeperhub_node::Node;
+use deeperhub_listener::{ListenOn, MemoryBudget};
+use deeperhub_node::{Node, OwnCounter};
 use deeperhub_security::files::Stamp;
 use tokio::net::TcpListener;
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::failure::Failure;
+use crate::layers::Layers;
 use crate::live::LiveSettings;
-use crate::logging::Level;
+use crate::log_queue::LogQueue;
+use crate::problem::Problem;
 use crate::reload::Reloads;
+use crate::resolve::resolve;
 use crate::settings::Settings;
-use crate::signals::{self, HangUps, Stops};
+use crate::signals::{self, HangUps, Ignored, Signals, Stops};
 use crate::start_line::start_line;
-use crate::telemetry::{Prepared, telemetry_config};
+use crate::telemetry::{self, TelemetryConfig, telemetry_config};
 use crate::values::Address;
 use crate::{FAILED, allocator, event_log, logging, memory, nofile};
 
-/// What tasks that block (name look-ups) are given at the end.
+/// What tasks that block (name look-ups, files on a disk that is gone) are given at the end.
 const LAST_TASKS: Duration = Duration::from_secs(1);
+
+/// What a node is given to end its start when a signal comes meanwhile: as long as it waits for its
+/// broker.
+const LAST_START: Duration = Duration::from_secs(3);
 
 /// What a collector is given to take what is left at the end.
 const LAST_TELEMETRY: Duration = Duration::from_secs(5);
 
-/// Serves until a signal comes. `flags` are those that the settings are of, to read them again. Everything process-wide is
-/// set up here: log, limit of open files, signals.
-pub(crate) fn serve(settings: Settings, flags: Vec<ArgMatches>) -> ExitCode {
-    match prepare(&settings).and_then(|(runtime, level)| {
-        let result = runtime.block_on(run(settings, flags, level));
-        runtime.shutdown_timeout(LAST_TASKS);
-        result
-    }) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let _ = writeln!(io::stderr(), "error: {failure}");
-            ExitCode::from(FAILED)
-        }
+/// What a reader of standard error is given to take the last lines of the log.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// What a reader of standard output is given to take the line that says where the server listens.
+const FIRST_LINE: Duration = Duration::from_secs(1);
+
+/// The thread that controls a server, before it knows its settings.
+#[derive(Debug)]
+pub(crate) struct Control {
+    /// Carries everything but clients' connections, which have threads of their own. Nothing on it
+    /// blocks.
+    runtime: Runtime,
+    signals: Signals,
+}
+
+impl Control {
+    /// From now on signals are kept for the server rather than end the process.
+    pub(crate) fn take() -> Result<Self, Failure> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::system("cannot make a runtime", error))?;
+        let signals = {
+            let _context = runtime.enter();
+            signals::listen().map_err(|error| Failure::system("cannot listen to signals", error))?
+        };
+        Ok(Self { runtime, signals })
     }
 }
 
-/// The runtime that carries everything but clients' connections, which have threads of their own.
-fn prepare(settings: &Settings) -> Result<(runtime::Runtime, Level), Failure> {
-    let level = logging::install(settings.log_level, settings.log_format)
-        .map_err(|error| Failure::system("cannot write a log", io::Error::other(error)))?;
+/// Why nothing was served, or no more.
+#[derive(Debug)]
+enum Ending {
+    Problems(Vec<Problem>),
+    Failure(Failure),
+}
+
+impl From<Failure> for Ending {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+/// Serves until a signal comes. Settings are those of `flags`, and of environment and file, which
+/// are read again on SIGHUP. Everything process-wide is set up here: log, limit of open files,
+/// signals.
+pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
+    let Control { runtime, signals } = control;
+    let mut log = None;
+    let result = runtime.block_on(run(signals, flags, &mut log));
+    runtime.shutdown_timeout(LAST_TASKS);
+    let code = match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Ending::Problems(problems)) => crate::complain(&problems),
+        Err(Ending::Failure(failure)) => {
+            let line = format!("error: {failure}\n");
+            match &log {
+                // Behind what was logged, and without a wait for whoever does not read it.
+                Some(log) => log.line(&line),
+                None => drop(io::stderr().write_all(line.as_bytes())),
+            }
+            ExitCode::from(FAILED)
+        }
+    };
+    if let Some(log) = log {
+        log.flush(LAST_LINES);
+    }
+    code
+}
+
+/// Carries out what may block for long, such as reading files, away from the control thread.
+/// `None`: a signal came that ends the server, and what is under way is left behind.
+async fn unless_stopped<T: Send + 'static>(
+    stops: &mut Stops,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<Option<T>, Failure> {
+    tokio::select! {
+        done = tokio::task::spawn_blocking(work) => {
+            done.map(Some).map_err(|error| Failure::system("the start failed", io::Error::other(error)))
+        }
+        _ = stops.recv() => Ok(None),
+    }
+}
+
+/// What is needed before clients can come, all of which may block: where to listen, and exporters.
+struct Prepared {
+    clients: ListenOn,
+    api: Option<SocketAddr>,
+    telemetry: telemetry::Prepared,
+    warnings: Vec<String>,
+}
+
+impl Prepared {
+    fn new(address: &Address, api: Option<&Address>, config: TelemetryConfig) -> Result<Self, Failure> {
+        let clients = match address.listen_on() {
+            Some(known) => known,
+            None => lookup(address)?.into(),
+        };
+        let api = api.map(lookup).transpose()?;
+        let (telemetry, warnings) = telemetry::Prepared::new(config);
+        Ok(Self { clients, api, telemetry, warnings })
+    }
+}
+
+/// What is exported, with the variables of OpenTelemetry.
+fn exports(settings: &Settings) -> TelemetryConfig {
+    telemetry_config(settings.otlp_endpoint.as_ref(), settings.trace_sample_ratio, |name| {
+        std::env::var(name).ok()
+    })
+}
+
+/// What a start would find out beyond the settings themselves, without listening anywhere: host
+/// names, and the files of exporters.
+///
+/// # Errors
+///
+/// The server would not start.
+pub(crate) fn rehearse(settings: &Settings) -> Result<Vec<String>, Failure> {
+    let api = settings.api.as_ref().map(|api| &api.address);
+    Ok(Prepared::new(&settings.address, api, exports(settings))?.warnings)
+}
+
+async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue>) -> Result<(), Ending> {
+    let Signals { mut stops, hang_ups, ignored } = signals;
+    let own = flags.clone();
+    let read = move || Layers::gather(&own, std::env::vars_os()).and_then(resolve);
+    let mut settings = match unless_stopped(&mut stops, read).await? {
+        Some(settings) => settings.map_err(Ending::Problems)?,
+        None => return Ok(()),
+    };
+    let (level, queue) = logging::install(settings.log_level, settings.log_format, settings.log_queue_bytes)
+        .map_err(|error| Failure::system("cannot write a log", error))?;
+    let lost_lines = queue.lost();
+    *log = Some(queue);
     for warning in &settings.warnings {
         warn!("{warning}");
     }
@@ -63,33 +184,51 @@ fn prepare(settings: &Settings) -> Result<(runtime::Runtime, Level), Failure> {
     {
         warn!("{sentence}");
     }
-    runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map(|runtime| (runtime, level))
-        .map_err(|error| Failure::system("cannot make a runtime", error))
-}
+    let config = exports(&settings);
+    let (address, api) = (settings.address.clone(), settings.api.as_ref().map(|api| api.address.clone()));
+    let prepare = move || Prepared::new(&address, api.as_ref(), config);
+    let Some(prepared) = unless_stopped(&mut stops, prepare).await? else {
+        info!("Stopped during the start.");
+        return Ok(());
+    };
+    let Prepared { clients, api, telemetry, warnings } = prepared?;
+    for warning in &warnings {
+        warn!("{warning}");
+    }
 
-async fn run(mut settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Result<(), Failure> {
-    // Before all else: a signal that comes during the start is not to be lost.
-    let (mut stops, hang_ups) =
-        signals::listen().map_err(|error| Failure::system("cannot listen to signals", error))?;
     // The API's port first: when it is taken, no client must have been let in.
-    let api_socket = match &settings.api {
-        Some(api) => Some(listen_api(&api.address).await?),
+    let api_socket = match api {
+        Some(api) => Some(listen_api(api).await?),
         None => None,
     };
-    let telemetry = Prepared::new(telemetry_config(
-        settings.otlp_endpoint.as_ref(),
-        settings.trace_sample_ratio,
-        |name| std::env::var(name).ok(),
-    ));
-    settings.node.tracer = telemetry.tracer();
+    settings.node.tracer = telemetry.tracer(settings.trace_client_rate);
     settings.node.gauges = allocator::GAUGES.to_vec();
-    let node = start_node(&settings)?;
+    settings.node.counters = vec![
+        OwnCounter {
+            name: "deeperhub_log_lines_lost_total",
+            help: "Lines of the log that were dropped, as standard error was not read in time",
+            counter: lost_lines,
+        },
+        OwnCounter {
+            name: "deeperhub_exporter_panics_total",
+            help: "Panics of the tasks that export spans and metrics, which go on",
+            counter: telemetry.panics(),
+        },
+    ];
+    let node = match start_node(clients, &settings, &mut stops).await? {
+        Started::Node(node) => *node,
+        Started::Stopped(node) => {
+            if let Some(node) = node {
+                node.drain(settings.drain_timeout).await;
+                node.stop().await;
+            }
+            info!("Stopped during the start.");
+            return Ok(());
+        }
+    };
     let memory = settings.node.listener.memory.clone();
     let telemetry = telemetry.start(&node.handle());
-    let clients = node.local_addr();
+    let clients = node.local_addrs().to_vec();
     let api = api_socket.map(|(socket, address)| Api::start(socket, address, &node, &settings));
     let api_address = api.as_ref().map(|api| api.address);
     let event_log = event_log::spawn(node.handle(), level.watch());
@@ -104,12 +243,14 @@ async fn run(mut settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Re
     };
     let reloads = reloads(&settings, live);
 
-    announce(&start_line(&settings, clients, api_address));
-    info!(%clients, api = api_address.map(tracing::field::display), "Serving.");
+    announce(start_line(&settings, &clients, api_address).to_string()).await;
+    for address in &clients {
+        info!(clients = %address, api = api_address.map(tracing::field::display), "Serving.");
+    }
 
     let (result, ended) = {
         let serving = serve_until_stopped(node, api, &mut stops, settings.drain_timeout);
-        while_watching(serving, reloads, hang_ups, memory).await
+        while_watching(serving, reloads, hang_ups, ignored, memory).await
     };
     if ended == Ended::Completely {
         // The node closed the bus, so this ends after what waits there; an error is a panic that was told.
@@ -118,35 +259,65 @@ async fn run(mut settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Re
         telemetry.stop(LAST_TELEMETRY).await;
     }
     info!("Stopped.");
-    result
+    Ok(result?)
 }
 
 /// To standard output, for people and for programs that wait for the ports; that nobody reads it is no fault.
-fn announce(line: &impl std::fmt::Display) {
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+async fn announce(line: String) {
+    let write = tokio::task::spawn_blocking(move || {
+        let mut out = io::stdout().lock();
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    });
+    if tokio::time::timeout(FIRST_LINE, write).await.is_err() {
+        warn!("Standard output is not read; serving all the same.");
+    }
 }
 
-fn start_node(settings: &Settings) -> Result<Node, Failure> {
-    let address = lookup(&settings.address)?;
-    Node::start(address, settings.node.clone()).map_err(|error| match error {
-        deeperhub_node::StartError::Listener(deeperhub_listener::StartError::Listen { source, .. }) => {
-            Failure::Listen { address: settings.address.clone(), purpose: "clients", flag: "--port", source }
+/// What came of starting a node.
+enum Started {
+    Node(Box<Node>),
+    /// A signal came that ends the server; `None`: the start has not ended in time.
+    Stopped(Option<Node>),
+}
+
+/// Starts the node away from the control thread, as it waits for its cluster's broker and for its
+/// first probes.
+async fn start_node(clients: ListenOn, settings: &Settings, stops: &mut Stops) -> Result<Started, Failure> {
+    let config = settings.node.clone();
+    let mut starting = tokio::task::spawn_blocking(move || Node::start_on(clients, config));
+    let ended = tokio::select! {
+        ended = &mut starting => Ok(ended),
+        signal = stops.recv() => Err(signal),
+    };
+    let (ended, is_stopped) = match ended {
+        Ok(ended) => (ended, false),
+        Err(signal) => {
+            info!(signal, "Stopping during the start.");
+            match tokio::time::timeout(LAST_START, starting).await {
+                Ok(ended) => (ended, true),
+                Err(_) => return Ok(Started::Stopped(None)),
+            }
+        }
+    };
+    let started = ended.map_err(|error| Failure::system("the start failed", io::Error::other(error)))?;
+    let node = started.map_err(|error| match error {
+        deeperhub_node::StartError::Listener(deeperhub_listener::StartError::Listen { address, source }) => {
+            Failure::Listen { address, purpose: "clients", flag: "--port", source }
         }
         deeperhub_node::StartError::NodeIdTaken(taken) => Failure::NodeIdTaken(taken),
         error => Failure::Node(error),
-    })
+    })?;
+    Ok(if is_stopped { Started::Stopped(Some(node)) } else { Started::Node(Box::new(node)) })
 }
 
-async fn listen_api(address: &Address) -> Result<(TcpListener, SocketAddr), Failure> {
-    let socket = lookup(address)?;
+async fn listen_api(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
     let listen = async {
-        let listener = TcpListener::bind(socket).await?;
+        let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
         Ok((listener, bound))
     };
     listen.await.map_err(|source| Failure::Listen {
-        address: address.clone(),
+        address,
         purpose: "the server API",
         flag: "--api-listen",
         source,
@@ -176,11 +347,13 @@ async fn while_watching<T>(
     serving: impl Future<Output = T>,
     reloads: Reloads,
     hang_ups: HangUps,
+    ignored: Ignored,
     memory: Option<Arc<MemoryBudget>>,
 ) -> T {
     tokio::select! {
         result = serving => result,
         never = reloads.run(hang_ups) => match never {},
+        never = ignored.tell() => match never {},
         never = memory::watch(memory) => match never {},
     }
 }

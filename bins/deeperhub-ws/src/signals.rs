@@ -1,18 +1,38 @@
 //! The signals that a server listens to.
 
+use std::convert::Infallible;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::info;
 
-/// From now on these signals no longer end the process by themselves.
+/// What a server is told by signals.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    pub(crate) stops: Stops,
+    pub(crate) hang_ups: HangUps,
+    pub(crate) ignored: Ignored,
+}
+
+/// From now on these signals no longer end the process by themselves: they are kept until somebody
+/// asks for them. (SIGPIPE is ignored by the standard library.) To be called in the context of a
+/// runtime.
 ///
 /// # Errors
 ///
 /// The system does not let this process handle them.
-pub(crate) fn listen() -> io::Result<(Stops, HangUps)> {
-    let stops =
-        Stops { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
-    Ok((stops, HangUps(signal(SignalKind::hangup())?)))
+pub(crate) fn listen() -> io::Result<Signals> {
+    Ok(Signals {
+        stops: Stops {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        },
+        hang_ups: HangUps(signal(SignalKind::hangup())?),
+        ignored: Ignored {
+            one: signal(SignalKind::user_defined1())?,
+            two: signal(SignalKind::user_defined2())?,
+        },
+    })
 }
 
 /// SIGTERM and SIGINT: they end the server.
@@ -42,6 +62,28 @@ impl HangUps {
     pub(crate) async fn recv(&mut self) {
         if self.0.recv().await.is_none() {
             std::future::pending().await
+        }
+    }
+}
+
+/// SIGUSR1 and SIGUSR2, with which other programs are asked to open their logs anew or to be
+/// replaced. By default they would end this one.
+#[derive(Debug)]
+pub(crate) struct Ignored {
+    one: Signal,
+    two: Signal,
+}
+
+impl Ignored {
+    /// Says in the log that they have no effect.
+    pub(crate) async fn tell(mut self) -> Infallible {
+        loop {
+            let signal = tokio::select! {
+                Some(()) = self.one.recv() => "SIGUSR1",
+                Some(()) = self.two.recv() => "SIGUSR2",
+                else => return std::future::pending().await,
+            };
+            info!(signal, "The signal has no effect.");
         }
     }
 }

@@ -10,13 +10,18 @@ use crate::values::Time;
 /// The addresses with the ports they really got, TLS, the limits and the version, in one line.
 pub(crate) fn start_line(
     settings: &Settings,
-    clients: SocketAddr,
+    clients: &[SocketAddr],
     api: Option<SocketAddr>,
 ) -> impl fmt::Display {
     fmt::from_fn(move |f| {
         let node = &settings.node;
         let listener = &node.listener;
-        write!(f, "{NAME} {VERSION} listening on {}://{clients} (API ", settings.scheme())?;
+        write!(f, "{NAME} {VERSION} listening on ")?;
+        for (number, address) in clients.iter().enumerate() {
+            let and = if number == 0 { "" } else { " and " };
+            write!(f, "{and}{}://{address}", settings.scheme())?;
+        }
+        f.write_str(" (API ")?;
         match api {
             Some(api) => write!(f, "http://{api}")?,
             None => f.write_str("off")?,
@@ -70,8 +75,8 @@ mod tests {
     fn check(flags: &[&str], api: Option<&str>, expected: &str) {
         let matches = Options::parser().get_matches_from(flags);
         let settings = Layers::gather([&matches], []).and_then(resolve).unwrap();
-        let clients = "127.0.0.1:8080".parse().unwrap();
-        let line = start_line(&settings, clients, api.map(|api| api.parse().unwrap())).to_string();
+        let clients = ["127.0.0.1:8080", "[::1]:8080"].map(|address| address.parse().unwrap());
+        let line = start_line(&settings, &clients, api.map(|api| api.parse().unwrap())).to_string();
         assert_eq!(line, format!("deeperhub-ws {VERSION} {expected}"));
     }
 
@@ -80,7 +85,7 @@ mod tests {
         check(
             &[],
             Some("127.0.0.1:8081"),
-            "listening on ws://127.0.0.1:8080 (API http://127.0.0.1:8081) · TLS off · up to 1000 connections · \
+            "listening on ws://127.0.0.1:8080 and ws://[::1]:8080 (API http://127.0.0.1:8081) · TLS off · up to 1000 connections · \
              messages up to 64 KiB, 100/s (burst 200) · 128 subscriptions and 1 MiB of queue per connection · \
              ping every 25s",
         );
@@ -96,7 +101,7 @@ mod tests {
                 "--max-message-bytes=1000",
             ],
             None,
-            "listening on ws://127.0.0.1:8080 (API off) · TLS off · up to 1000 connections, 5 per address · \
+            "listening on ws://127.0.0.1:8080 and ws://[::1]:8080 (API off) · TLS off · up to 1000 connections, 5 per address · \
              messages up to 1000 bytes, no rate limit · 128 subscriptions and 1 MiB of queue per connection",
         );
     }

@@ -159,13 +159,39 @@ async fn options(
     Ok(options)
 }
 
+/// What a file of `nsc` has.
+const USER_JWT: &str = "BEGIN NATS USER JWT";
+
+/// Whether a text is what [`Config::credentials`](crate::Config::credentials) may hold: credentials
+/// of `nsc`, or the seed of an nkey. Whether a server takes them is not known.
+///
+/// # Errors
+///
+/// What is wrong with it, without what is secret.
+pub fn check_credentials(text: &str) -> Result<(), String> {
+    if text.contains(USER_JWT) {
+        return ConnectOptions::with_credentials(text)
+            .map(drop)
+            .map_err(|error| format!("expected credentials as nsc writes them ({error})"));
+    }
+    let seed = text.trim();
+    let is_seed = seed.len() == 58
+        && seed.starts_with("SU")
+        && seed.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'2'..=b'7'));
+    if is_seed {
+        Ok(())
+    } else {
+        Err("expected credentials as nsc writes them, or the seed of a user's nkey (SU…)".to_owned())
+    }
+}
+
 /// A credentials file of `nsc`, or a file with nothing but the seed of an nkey.
 async fn with_credentials(options: ConnectOptions, file: &Path) -> Result<ConnectOptions, LinkError> {
     let cannot = |error: std::io::Error| {
         LinkError(format!("the NATS credentials in {} cannot be used: {error}", file.display()))
     };
     let text = std::fs::read_to_string(file).map_err(cannot)?;
-    if text.contains("BEGIN NATS USER JWT") {
+    if text.contains(USER_JWT) {
         options.credentials(&text).map_err(cannot)
     } else {
         Ok(options.nkey(text.trim().to_owned()))

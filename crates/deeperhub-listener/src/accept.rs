@@ -1,7 +1,7 @@
 //! Takes new connections from the kernel and gives each to a worker.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -37,12 +37,89 @@ const SOON: Duration = Duration::from_millis(2);
 /// acceptor, it is woken for several at once, and so are the workers: 4 of 57 µs of each connection's processor time.
 const GATHER: Duration = Duration::from_micros(500);
 
-/// Tokens of the acceptor's events.
-const SOCKET: Token = Token(0);
-const STOP: Token = Token(1);
+/// Token of the acceptor's own events; those of its sockets are their positions.
+const STOP: Token = Token(usize::MAX);
 
-/// Opens the listening socket.
-pub(crate) fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+/// Ports that are tried until one is free at both loopback addresses.
+const MAX_TRIES: u32 = 100;
+
+/// Where a listener listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ListenOn {
+    /// One address. `[::]` takes IPv4 as well where the system is set up so, as most are; port 0:
+    /// any free one.
+    Address(SocketAddr),
+    /// Both loopback addresses, 127.0.0.1 and ::1, as what `localhost` stands for depends on the
+    /// client. Where the system has one of them only, that one.
+    Loopback {
+        /// The port of both; 0: any that is free at both.
+        port: u16,
+    },
+}
+
+impl From<SocketAddr> for ListenOn {
+    fn from(address: SocketAddr) -> Self {
+        Self::Address(address)
+    }
+}
+
+/// Opens the listening sockets, at least one.
+///
+/// # Errors
+///
+/// The address that cannot be listened on, and why.
+pub(crate) fn listen_on(on: ListenOn, backlog: u32) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+    let port = match on {
+        ListenOn::Address(address) => {
+            return listen(address, backlog).map(|socket| vec![socket]).map_err(|error| (address, error));
+        }
+        ListenOn::Loopback { port } => port,
+    };
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match listen_on_loopback(port, backlog) {
+            // The port that the system chose for the first address is taken at the second.
+            Err((_, error)) if port == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < MAX_TRIES => {
+            }
+            done => return done,
+        }
+    }
+}
+
+fn listen_on_loopback(port: u16, backlog: u32) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+    let mut sockets = Vec::with_capacity(2);
+    let mut missing = None;
+    let mut port = port;
+    for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        let address = SocketAddr::new(ip, port);
+        let opened = listen(address, backlog).and_then(|socket| Ok((socket.local_addr()?.port(), socket)));
+        match opened {
+            Ok((taken, socket)) => {
+                port = taken;
+                sockets.push(socket);
+            }
+            Err(error) if is_unavailable(&error) => missing = Some((address, error)),
+            Err(error) => return Err((address, error)),
+        }
+    }
+    match missing {
+        Some(missing) if sockets.is_empty() => Err(missing),
+        _ => Ok(sockets),
+    }
+}
+
+/// Whether the system has no such address, or nothing of its protocol at all.
+fn is_unavailable(error: &io::Error) -> bool {
+    const EPROTONOSUPPORT: i32 = 93;
+    const EAFNOSUPPORT: i32 = 97;
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || matches!(error.raw_os_error(), Some(EPROTONOSUPPORT | EAFNOSUPPORT))
+}
+
+/// Opens a listening socket.
+fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     let domain = socket2::Domain::for_address(address);
     let socket =
         socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), Some(socket2::Protocol::TCP))?;
@@ -59,7 +136,7 @@ pub(crate) fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListene
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     poll: Poll,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     stop: Arc<Waker>,
     pub(crate) workers: Vec<mpsc::Sender<ToWorker>>,
     pub(crate) places: Arc<Places>,
@@ -74,7 +151,7 @@ pub(crate) struct Acceptor {
 
 impl Acceptor {
     pub(crate) fn new(
-        mut listener: TcpListener,
+        mut listeners: Vec<TcpListener>,
         workers: Vec<mpsc::Sender<ToWorker>>,
         places: Arc<Places>,
         draining: Arc<AtomicBool>,
@@ -82,14 +159,16 @@ impl Acceptor {
         metrics: Metrics,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
-        poll.registry().register(&mut listener, SOCKET, Interest::READABLE)?;
+        for (index, listener) in listeners.iter_mut().enumerate() {
+            poll.registry().register(listener, Token(index), Interest::READABLE)?;
+        }
         let stop = Arc::new(Waker::new(poll.registry(), STOP)?);
         let standing = Arc::new(Places::new(MAX_STANDING, None, None, workers.len()));
         let slots = Slots::new(config.reconnects_per_second, Instant::now());
         let memory = config.memory.clone();
         Ok(Self {
             poll,
-            listener,
+            listeners,
             stop,
             workers,
             places,
@@ -113,6 +192,8 @@ impl Acceptor {
         let mut failing = false;
         let mut events = Events::with_capacity(4);
         let mut accepted = Vec::with_capacity(BATCH);
+        // Events come in edges: a socket is ready until it has given all.
+        let mut ready = vec![false; self.listeners.len()];
         let mut last = Instant::now();
         loop {
             match self.poll.poll(&mut events, None) {
@@ -123,24 +204,25 @@ impl Acceptor {
                     return;
                 }
             }
-            if events.iter().any(|event| event.token() == STOP) {
+            if is_stopped(&events, &mut ready) {
                 return;
             }
             if last.elapsed() < SOON {
                 std::thread::sleep(GATHER);
             }
-            // Events come in edges: accept until there is none left.
-            let mut exhausted = false;
-            while !exhausted {
-                match self.listener.accept() {
+            let mut next = 0;
+            while let Some(index) = next_ready(&ready, next) {
+                match self.listeners[index].accept() {
                     Ok((socket, peer)) => {
                         failing = false;
                         accepted.push((socket, peer));
                         if accepted.len() < BATCH {
                             continue;
                         }
+                        // The others have their turn.
+                        next = index + 1;
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => exhausted = true,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready[index] = false,
                     Err(error) => {
                         self.metrics.accept_errors.inc();
                         if concerns_one_connection(&error) {
@@ -152,8 +234,7 @@ impl Acceptor {
                         failing = true;
                         self.hand_over_all(&mut accepted);
                         // Also the way to hear of a stop meanwhile.
-                        if self.poll.poll(&mut events, Some(PAUSE)).is_ok()
-                            && events.iter().any(|event| event.token() == STOP)
+                        if self.poll.poll(&mut events, Some(PAUSE)).is_ok() && is_stopped(&events, &mut ready)
                         {
                             return;
                         }
@@ -221,10 +302,68 @@ impl Acceptor {
     }
 }
 
+/// Notes which sockets have connections. Returns `true` if the acceptor is stopped.
+fn is_stopped(events: &Events, ready: &mut [bool]) -> bool {
+    for event in events {
+        if let Some(ready) = ready.get_mut(event.token().0) {
+            *ready = true;
+        }
+    }
+    events.iter().any(|event| event.token() == STOP)
+}
+
+/// The first socket from `from` on, and round, that has connections.
+fn next_ready(ready: &[bool], from: usize) -> Option<usize> {
+    let (before, behind) = ready.split_at(from.min(ready.len()));
+    let position = |part: &[bool]| part.iter().position(|ready| *ready);
+    position(behind).map(|index| before.len() + index).or_else(|| position(before))
+}
+
 /// Whether an error of `accept` says something about the connection, not about this process (accept(2)).
 fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, PermissionDenied};
     const EPROTO: i32 = 71;
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | PermissionDenied)
         || error.raw_os_error() == Some(EPROTO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(sockets: &[TcpListener]) -> Vec<SocketAddr> {
+        sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
+    }
+
+    #[test]
+    fn both_loopback_addresses_get_the_same_port() {
+        for _ in 0..10 {
+            let sockets = listen_on(ListenOn::Loopback { port: 0 }, 16).unwrap();
+            let addresses = addresses(&sockets);
+            assert!(!addresses.is_empty() && addresses.iter().all(|address| address.ip().is_loopback()));
+            assert!(addresses[0].port() > 0);
+            assert!(addresses.iter().all(|address| address.port() == addresses[0].port()), "{addresses:?}");
+            let again = listen_on(ListenOn::Loopback { port: addresses[0].port() }, 16);
+            assert!(again.is_err_and(|(_, error)| error.kind() == io::ErrorKind::AddrInUse));
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_taken_at_one_of_them_is_said_to_be_taken() {
+        let Ok(taken) = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) else { return };
+        let address = taken.local_addr().unwrap();
+        let refused = listen_on(ListenOn::Loopback { port: address.port() }, 16);
+        // Where another program has it at 127.0.0.1, that is what is told.
+        let (told, error) = refused.unwrap_err();
+        assert_eq!((told.port(), error.kind()), (address.port(), io::ErrorKind::AddrInUse));
+    }
+
+    #[test]
+    fn sockets_take_turns() {
+        assert_eq!(next_ready(&[true, true], 0), Some(0));
+        assert_eq!(next_ready(&[true, true], 1), Some(1));
+        assert_eq!(next_ready(&[true, true], 2), Some(0));
+        assert_eq!(next_ready(&[true, false], 1), Some(0));
+        assert_eq!(next_ready(&[false, false], 1), None);
+    }
 }

@@ -15,6 +15,10 @@ use crate::budget::MemoryBudget;
 pub struct Config {
     /// Paths that are served; others are answered with 404. Empty: every path. Default `/` and `/ws`.
     pub paths: Vec<String>,
+    /// Where a plain GET or HEAD is answered with 200 if the application is ready
+    /// ([`Application::is_ready`](crate::Application::is_ready)) and nothing is drained, otherwise
+    /// with 503: for a load balancer's probes. May be one of `paths`. `None`: nowhere, the default.
+    pub probe_path: Option<String>,
     /// What TLS connections are made with; those that are there keep what they were made with. `None`: no TLS, the
     /// default.
     #[cfg(feature = "tls")]
@@ -78,6 +82,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             paths: vec!["/".to_owned(), "/ws".to_owned()],
+            probe_path: None,
             #[cfg(feature = "tls")]
             tls: None,
             workers: std::thread::available_parallelism().map_or(1, usize::from),

@@ -20,6 +20,15 @@ use crate::session::Accepted;
 /// What the application answers.
 pub(crate) type Deciding<S> = Pin<Box<dyn Future<Output = Result<Accepted<S>, Refusal>>>>;
 
+/// What a client asks for.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// A WebSocket.
+    Upgrade(Request, AcceptKey),
+    /// Whether there could be one.
+    Probe,
+}
+
 /// What is still to be heard about the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Proxied {
@@ -71,7 +80,7 @@ impl<S> Handshake<S> {
         bytes: &[u8],
         config: &Config,
         metrics: &Metrics,
-    ) -> Option<Result<(Request, AcceptKey), Refusal>> {
+    ) -> Option<Result<Asked, Refusal>> {
         // Nearly always the head comes whole, and need not be put together.
         let came_before = !self.head.is_empty();
         if came_before {
@@ -175,7 +184,10 @@ impl<S> Handshake<S> {
         claim(place, client, config, metrics)
     }
 
-    fn check(&mut self, request: Request, config: &Config) -> Result<(Request, AcceptKey), Refusal> {
+    fn check(&mut self, request: Request, config: &Config) -> Result<Asked, Refusal> {
+        if is_probe(&request, config) {
+            return Ok(Asked::Probe);
+        }
         if !config.paths.is_empty() && !config.paths.iter().any(|path| path == request.path()) {
             return Err(Refusal::not_found());
         }
@@ -184,7 +196,24 @@ impl<S> Handshake<S> {
         }
         let key = request.check_upgrade()?;
         self.deflate = deflate::negotiate(&config.compression, request.extensions())?;
-        Ok((request, key))
+        Ok(Asked::Upgrade(request, key))
+    }
+}
+
+fn is_probe(request: &Request, config: &Config) -> bool {
+    config.probe_path.as_deref() == Some(request.path())
+        && matches!(request.method(), "GET" | "HEAD")
+        && request.header("upgrade").is_none()
+}
+
+/// Appends the answer to a probe of what is ready.
+pub(crate) fn write_ready(out: &mut Vec<u8>, is_head: bool) {
+    out.extend_from_slice(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\nCache-Control: no-store\r\n\
+          Connection: close\r\n\r\n",
+    );
+    if !is_head {
+        out.extend_from_slice(b"ready\n");
     }
 }
 

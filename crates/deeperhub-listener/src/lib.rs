@@ -77,6 +77,7 @@ mod transport;
 mod waker;
 mod worker;
 
+pub use accept::ListenOn;
 pub use arena::Multicast;
 pub use budget::MemoryBudget;
 pub use config::Config;

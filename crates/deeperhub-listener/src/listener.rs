@@ -1,16 +1,17 @@
 //! A running listener and what owns its threads.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use deeperhub_metrics::{CellError, Cells};
+use mio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use crate::accept::{Acceptor, listen};
+use crate::accept::{Acceptor, ListenOn, listen_on};
 use crate::config::Config;
 use crate::connections::Core;
 use crate::drain::DrainPlan;
@@ -23,12 +24,16 @@ use crate::worker::{self, ToWorker, WorkerCells};
 /// New connections that may wait for one worker; the acceptor waits when there are more.
 const ARRIVALS: usize = 256;
 
+/// The longest time of a drain: a year.
+const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// A listening socket, the thread of its acceptor and those of its workers.
 ///
 /// When it is dropped, everything ends at once and without a word to the clients: call [`drain`](Self::drain) before.
 #[derive(Debug)]
 pub struct Listener {
-    address: SocketAddr,
+    /// At least one.
+    addresses: Vec<SocketAddr>,
     places: Arc<Places>,
     config: Arc<Live<Config>>,
     draining: Arc<AtomicBool>,
@@ -73,9 +78,30 @@ impl Listener {
         cells: &Cells,
         metrics: Metrics,
     ) -> Result<Self, StartError> {
-        let refused = |source| StartError::Listen { address, source };
-        let socket = listen(address, config.backlog).map_err(refused)?;
-        let bound = socket.local_addr().map_err(refused)?;
+        Self::start_on(address.into(), config, application, cells, metrics)
+    }
+
+    /// As [`start`](Self::start), where it may listen on several addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; then nothing runs.
+    pub fn start_on<A: Application>(
+        on: ListenOn,
+        config: Config,
+        application: A,
+        cells: &Cells,
+        metrics: Metrics,
+    ) -> Result<Self, StartError> {
+        let sockets = listen_on(on, config.backlog)
+            .map_err(|(address, source)| StartError::Listen { address, source })?;
+        let asked = match on {
+            ListenOn::Address(address) => address,
+            ListenOn::Loopback { port } => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        };
+        let refused = |source| StartError::Listen { address: asked, source };
+        let addresses =
+            sockets.iter().map(TcpListener::local_addr).collect::<Result<_, _>>().map_err(refused)?;
         let worker_count = config.workers.clamp(1, cells.workers());
         let places = Arc::new(Places::new(
             config.max_connections,
@@ -114,7 +140,7 @@ impl Listener {
 
         let draining = Arc::new(AtomicBool::new(false));
         let acceptor = Acceptor::new(
-            socket,
+            sockets,
             workers.clone(),
             Arc::clone(&places),
             Arc::clone(&draining),
@@ -126,12 +152,17 @@ impl Listener {
         let thread = thread::Builder::new().name("hub-acceptor".to_owned()).spawn(move || acceptor.run());
         threads.push(thread.map_err(StartError::Thread)?);
         let threads = Mutex::new(threads);
-        Ok(Self { address: bound, places, config, draining, workers, threads, stop_accepting })
+        Ok(Self { addresses, places, config, draining, workers, threads, stop_accepting })
     }
 
-    /// Where it listens.
+    /// Where it listens; the first of [`local_addrs`](Self::local_addrs).
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.addresses[0]
+    }
+
+    /// All addresses that it listens on, at least one.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// Connections that have a place, handshakes and closing ones included.
@@ -163,6 +194,8 @@ impl Listener {
     pub async fn drain(&self, time: Duration) {
         self.draining.store(true, Ordering::Relaxed);
         let start = Instant::now();
+        // No later than a clock can show.
+        let time = time.min(LONGEST_DRAIN);
         let until = start + time;
         let plan = Arc::new(DrainPlan::new(start, time, self.places.open(), &self.config.current()));
         for worker in &self.workers {

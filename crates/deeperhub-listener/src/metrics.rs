@@ -16,6 +16,9 @@ use crate::transport::Ended;
 /// How handshakes end, in the order of [`Metrics::handshakes`].
 const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_failed"];
 
+/// How probes are answered, in the order of [`Metrics::probes`].
+const ANSWERS: &[&str] = &["unready", "ready"];
+
 /// Limits that new connections meet, in the order of [`Metrics::limited`].
 const LIMITS: &[&str] = &["max_connections", "max_connections_per_ip", "connection_rate_per_ip"];
 
@@ -50,6 +53,8 @@ pub(crate) enum Outcome {
 pub struct Metrics {
     /// Handshakes by how they ended. Refusals before the request was read are `refused`.
     pub handshakes: SharedCounterVec,
+    /// Probes of load balancers by their answers. They are no handshakes.
+    pub probes: SharedCounterVec,
     /// TLS handshakes by how they ended. Clients that went away during theirs are not counted.
     pub tls_handshakes: SharedCounterVec,
     /// Connections refused by a limit, by which; they are among the refused handshakes too, once they are told.
@@ -137,6 +142,7 @@ impl Metrics {
     pub fn new(cells: &Cells) -> Self {
         Self {
             handshakes: SharedCounterVec::new("outcome", OUTCOMES),
+            probes: SharedCounterVec::new("answer", ANSWERS),
             tls_handshakes: SharedCounterVec::new("result", TLS_RESULTS),
             limited: SharedCounterVec::new("limit", LIMITS),
             handshakes_limited: SharedCounterVec::new("limit", HANDSHAKE_LIMITS),
@@ -187,6 +193,12 @@ impl Metrics {
             "Handshakes by how they ended",
             none,
             &self.handshakes,
+        )?;
+        registry.register(
+            "deeperhub_probes_total",
+            "Probes of the client port by their answers",
+            none,
+            &self.probes,
         )?;
         registry.register(
             "deeperhub_tls_handshakes_total",

@@ -60,6 +60,12 @@ pub trait Application: Send + Sync + 'static {
     /// Makes the state of worker `worker` (0 to `workers - 1`); called again for a worker that is replaced.
     fn local(&self, worker: usize) -> Self::Local;
 
+    /// Whether new connections should come; asked for each probe
+    /// ([`Config::probe_path`](crate::Config::probe_path)), on a worker's thread: must not wait.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     /// Decides on a handshake whose form is right (RFC 6455 section 4.2.1). May wait, under the handshake timeout.
     fn accept(
         &self,

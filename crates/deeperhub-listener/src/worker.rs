@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use crate::connections::{Closing, Connection, Connections, Core, Flags, Sign, State};
 use crate::deflate::Coders;
 use crate::drain::{Drain, DrainPlan};
-use crate::handshake::{Handshake, Proxied};
+use crate::handshake::{Asked, Handshake, Proxied, write_ready};
 use crate::metrics::{CoderCells, Outcome};
 use crate::outbox::Outbox;
 use crate::places::Place;
@@ -285,7 +285,8 @@ impl<'a, A: Application> Worker<'a, A> {
         match handshake.feed(bytes, &core.config, &core.metrics) {
             None => {}
             Some(Err(refusal)) => self.refuse(key, &refusal),
-            Some(Ok((request, accept_key))) => {
+            Some(Ok(Asked::Probe)) => self.answer_probe(key),
+            Some(Ok(Asked::Upgrade(request, accept_key))) => {
                 if let Some(drain) = &self.drain {
                     let refusal = Refusal::draining(drain.slot(core.now));
                     return self.refuse(key, &refusal);
@@ -383,22 +384,44 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.turn.push(key);
     }
 
+    /// Answers a load balancer that asks whether clients should come.
+    fn answer_probe(&mut self, key: u32) {
+        let ready = catch_unwind(AssertUnwindSafe(|| self.application.is_ready())).unwrap_or(false);
+        let refusal = match &self.drain {
+            Some(drain) => Some(Refusal::draining(drain.slot(self.core.now))),
+            None => (!ready).then(Refusal::not_ready),
+        };
+        self.core.metrics.probes.inc(usize::from(refusal.is_none()));
+        self.answer_http(key, |out, is_head| match (&refusal, is_head) {
+            (None, _) => write_ready(out, is_head),
+            (Some(refusal), true) => refusal.write_head(out),
+            (Some(refusal), false) => refusal.write(out),
+        });
+    }
+
     fn refuse(&mut self, key: u32, refusal: &Refusal) {
-        self.core.metrics.handshake(Outcome::Refused);
-        let deadline = self.deadline(self.core.config.close_timeout);
-        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
-        if let State::Handshake(handshake) = &connection.state {
+        if let Some(connection) = self.core.connections.get_mut(key as usize)
+            && let State::Handshake(handshake) = &connection.state
+        {
             let Refusal { status, code, message, .. } = refusal;
             tracing::debug!(peer = %handshake.peer, status, code, why = %message, "A handshake was refused.");
         }
-        let start = self.core.arena.len();
-        match &connection.state {
+        self.core.metrics.handshake(Outcome::Refused);
+        self.answer_http(key, |out, is_head| match is_head {
             // RFC 9110 section 9.3.2.
-            State::Handshake(handshake) if handshake.is_head => {
-                refusal.write_head(self.core.arena.replies());
-            }
-            _ => refusal.write(self.core.arena.replies()),
-        }
+            true => refusal.write_head(out),
+            false => refusal.write(out),
+        });
+    }
+
+    /// Answers with HTTP what does not become a WebSocket; `write` is told whether the method is
+    /// HEAD.
+    fn answer_http(&mut self, key: u32, write: impl FnOnce(&mut Vec<u8>, bool)) {
+        let deadline = self.deadline(self.core.config.close_timeout);
+        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+        let is_head = matches!(&connection.state, State::Handshake(handshake) if handshake.is_head);
+        let start = self.core.arena.len();
+        write(self.core.arena.replies(), is_head);
         connection.outbox.push_arena(self.core.arena.bytes(), start..self.core.arena.len());
         connection.state = State::Closing(Closing::Eof);
         connection.deadline = deadline;

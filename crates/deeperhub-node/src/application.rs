@@ -57,6 +57,10 @@ impl deeperhub_listener::Application for Application {
         Local::new(&self.hub, worker)
     }
 
+    fn is_ready(&self) -> bool {
+        self.hub.health().is_ready()
+    }
+
     fn accept(
         &self,
         request: Request,

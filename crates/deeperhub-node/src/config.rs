@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use crate::canary::CanaryConfig;
 use crate::cluster::ClusterConfig;
-use deeperhub_metrics::Unit;
+use deeperhub_metrics::{SharedCounter, Unit};
 use deeperhub_protocol::message;
 use deeperhub_security::{OriginPolicy, RateLimit};
 
@@ -55,6 +55,8 @@ pub struct Config {
     pub router: deeperhub_router::Config,
     /// Numbers of the embedding program that go with the node's metrics. Default: none.
     pub gauges: Vec<OwnGauge>,
+    /// Counters of the embedding program, likewise. Default: none.
+    pub counters: Vec<OwnCounter>,
     /// Which traces are recorded, and where their spans go. Default: none are recorded, and sampled ones that clients
     /// bring are carried on.
     pub tracer: Tracer,
@@ -78,6 +80,7 @@ impl Default for Config {
             answer_timeout: Duration::from_secs(5),
             router: deeperhub_router::Config::default(),
             gauges: Vec::new(),
+            counters: Vec::new(),
             tracer: Tracer::default(),
         }
     }
@@ -94,4 +97,16 @@ pub struct OwnGauge {
     pub unit: Unit,
     /// Reads it; called whenever metrics are asked for.
     pub read: fn() -> i64,
+}
+
+/// A counter of the embedding program, such as of what its log lost, to be shown with the node's
+/// metrics.
+#[derive(Debug, Clone)]
+pub struct OwnCounter {
+    /// Its name, which ends in `_total`; the node does not start when it is taken or malformed.
+    pub name: &'static str,
+    /// What it counts, in a sentence without its full stop.
+    pub help: &'static str,
+    /// Read whenever metrics are asked for.
+    pub counter: SharedCounter,
 }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::ask::Unanswered;
 use crate::config::Config;
 use crate::gather;
-use crate::health::{Health, Unready};
+use crate::health::Health;
 use crate::hub::{Hub, Request};
 use crate::id::{Place, is_node_id};
 use crate::phase::Phase;
@@ -121,7 +121,7 @@ impl NodeHandle {
     /// Publishes to a topic, on all nodes, in a trace where `trace` names one. Never waits.
     pub fn publish(&self, topic: &Topic<'_>, message: RawJson<'_>, trace: &TraceContext<'_>) -> Delivered {
         let tracer = &self.hub.config.tracer;
-        let span = MessageSpan::begin(tracer, trace, None);
+        let span = MessageSpan::begin_for_server(tracer, trace);
         let active = span.as_ref().map(|span| &span.span);
         let published = self.hub.publish(topic, message, None, Instant::now(), active);
         self.hub.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
@@ -335,13 +335,7 @@ impl NodeHandle {
     /// Whether the node should get traffic: it serves, every worker delivers, and so does the cluster's broker, where the
     /// node is not to serve without it.
     pub fn health(&self) -> Health {
-        let mut health = Health::new(self.phase(), &self.hub.canary);
-        let counts = self.hub.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);
-        if counts {
-            let fault = self.hub.cluster_fault().map(Unready::of_cluster);
-            health.reasons.extend(fault.or_else(|| self.hub.canary.cluster_reason()));
-        }
-        health
+        self.hub.health()
     }
 
     /// Tells of changes of [`Self::phase`].

@@ -18,6 +18,7 @@ use crate::ask::Posted;
 use crate::canary::Canary;
 use crate::config::Config;
 use crate::handle::ClientInfo;
+use crate::health::{Health, Unready};
 use crate::id::Place;
 use crate::metrics::Metrics;
 use crate::phase::Phase;
@@ -140,10 +141,22 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
+    /// Whether the node should get traffic.
+    pub(crate) fn health(&self) -> Health {
+        let mut health = Health::new(*self.phase.borrow(), &self.canary);
+        let counts = self.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);
+        if counts {
+            let fault = self.cluster_fault().map(Unready::of_cluster);
+            health.reasons.extend(fault.or_else(|| self.canary.cluster_reason()));
+        }
+        health
+    }
+
     pub(crate) fn welcome_limits(config: &Config) -> WelcomeLimits {
         let listener = &config.listener;
         WelcomeLimits {
             max_message_bytes: listener.max_message_bytes as u64,
+            max_delivery_bytes: ServerMessage::max_delivery_bytes(listener.max_message_bytes as u64),
             max_subscriptions: config.max_subscriptions as u64,
             ping_interval_ms: u64::try_from(listener.ping_interval.as_millis()).unwrap_or(u64::MAX),
         }

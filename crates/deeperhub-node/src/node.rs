@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_cluster::Start;
 use deeperhub_events::EventBus;
-use deeperhub_listener::{Listener, Live};
+use deeperhub_listener::{ListenOn, Listener, Live};
 use deeperhub_metrics::{CellError, Cells, RegisterError, Registry, Unit};
 use deeperhub_protocol::ClientId;
 use deeperhub_router::Router;
@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use crate::application::Application;
 use crate::canary::{Canary, CanaryThread};
 use crate::cluster::{ClusterThread, follow_interest};
-use crate::config::Config;
+use crate::config::{Config, OwnCounter};
 use crate::handle::{NodeHandle, NodeIdTaken};
 use crate::hub::{Hub, REQUESTS};
 use crate::id::{is_node_id, random_node_id};
@@ -90,7 +90,16 @@ impl Node {
     /// # Errors
     ///
     /// [`StartError`]; then nothing runs.
-    pub fn start(address: SocketAddr, mut config: Config) -> Result<Self, StartError> {
+    pub fn start(address: SocketAddr, config: Config) -> Result<Self, StartError> {
+        Self::start_on(address.into(), config)
+    }
+
+    /// As [`start`](Self::start), where it may listen on several addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; then nothing runs.
+    pub fn start_on(on: ListenOn, mut config: Config) -> Result<Self, StartError> {
         if config.auth.required && config.auth.authenticator.is_none() {
             return Err(StartError::NoAuthenticator);
         }
@@ -116,6 +125,9 @@ impl Node {
             registry
                 .register_gauge_fn(gauge.name, gauge.help, gauge.unit, gauge.read)
                 .map_err(MetricsError::Register)?;
+        }
+        for OwnCounter { name, help, counter } in &config.counters {
+            registry.register(name, help, Unit::None, counter).map_err(MetricsError::Register)?;
         }
         let (broker, driver) = match config.cluster.as_ref() {
             None => (None, None),
@@ -173,7 +185,7 @@ impl Node {
             }
         };
         let application = Application { hub: Arc::clone(&hub), unnamed };
-        let listener = Listener::start(address, listener_config, application, &cells, listener_metrics)?;
+        let listener = Listener::start_on(on, listener_config, application, &cells, listener_metrics)?;
         let canary = CanaryThread::start(&hub).map_err(StartError::Canary)?;
         if canary.is_some() {
             // Ready means proved: by now each worker has delivered something, or it is known which has not.
@@ -188,9 +200,14 @@ impl Node {
         self.handle.clone()
     }
 
-    /// Where clients connect.
+    /// Where clients connect; the first of [`local_addrs`](Self::local_addrs).
     pub fn local_addr(&self) -> SocketAddr {
         self.handle.listener.local_addr()
+    }
+
+    /// All addresses that clients can connect to, at least one.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        self.handle.listener.local_addrs()
     }
 
     /// See [`NodeHandle::drain`].

@@ -44,7 +44,7 @@ impl Recent {
             Some(before) => current.since(before),
             None => current,
         };
-        let quantile = |share| Some(Duration::from_secs_f64(recent.quantile(share)?));
+        let quantile = |share| Duration::try_from_secs_f64(recent.quantile(share)?).ok();
         Some(Quantiles { p50: quantile(0.5)?, p99: quantile(0.99)?, p999: quantile(0.999)? })
     }
 }

@@ -33,7 +33,7 @@ pub(crate) fn schema() -> Value {
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Messages of deeperhub-ws",
-        "description": "One text message is one JSON object. Keys without a meaning are ignored in what clients send. Older clients put `topic` and `message` beside `type`; the server takes that as if they stood in `data`.",
+        "description": "One text message is one JSON object. Keys without a meaning are ignored in what clients send, and `null` for one that may be left out counts as absent. Older clients put `topic` and `message` beside `type`; the server takes that as if they stood in `data`.",
         "anyOf": [{ "$ref": "#/$defs/client" }, { "$ref": "#/$defs/server" }],
         "$defs": definitions,
     })
@@ -89,7 +89,10 @@ fn client_message(kind: &str) -> Value {
             let properties = json!({
                 "topic": { "$ref": "#/$defs/topic" },
                 "message": { "description": "Any JSON." },
-                "exclude_self": { "description": "Leaves the publisher's own subscriptions out.", "type": "boolean" },
+                "exclude_self": {
+                    "description": "Leaves the publisher's own subscriptions out.",
+                    "type": ["boolean", "null"],
+                },
             });
             (json!({ "type": "object", "required": ["topic", "message"], "properties": properties }), true)
         }
@@ -106,9 +109,9 @@ fn client_message(kind: &str) -> Value {
         "required": keys,
         "properties": {
             "type": { "const": kind },
-            "id": { "$ref": "#/$defs/id" },
+            "id": { "anyOf": [{ "$ref": "#/$defs/id" }, { "type": "null" }] },
             "data": data,
-            "meta": { "$ref": "#/$defs/meta" },
+            "meta": { "anyOf": [{ "$ref": "#/$defs/meta" }, { "type": "null" }] },
         },
     })
 }
@@ -125,9 +128,16 @@ fn server_message(kind: &str) -> Value {
                 "version": { "type": "string" },
                 "limits": {
                     "type": "object",
-                    "required": ["max_message_bytes", "max_subscriptions", "ping_interval_ms"],
+                    "required": [
+                        "max_message_bytes", "max_delivery_bytes", "max_subscriptions", "ping_interval_ms",
+                    ],
                     "properties": {
                         "max_message_bytes": number,
+                        "max_delivery_bytes": {
+                            "description": "The longest message that a client must be able to take.",
+                            "type": "integer",
+                            "minimum": 0,
+                        },
                         "max_subscriptions": number,
                         "ping_interval_ms": number,
                     },

@@ -1,6 +1,5 @@
 //! From the node's metrics to a collector.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use deeperhub_node::NodeHandle;
@@ -26,14 +25,14 @@ impl Exporter {
     }
 
     /// Sends until it is told to stop, and then once more.
-    pub(crate) async fn run(mut self, origin: Arc<Origin>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(&mut self, origin: &Origin, stop: &mut watch::Receiver<bool>) {
         loop {
             let stopped = tokio::select! {
                 () = tokio::time::sleep(self.interval) => false,
                 // An error says that whoever could tell it is gone.
                 _ = stop.wait_for(|stop| *stop) => true,
             };
-            self.send(&origin).await;
+            self.send(origin).await;
             if stopped {
                 return;
             }

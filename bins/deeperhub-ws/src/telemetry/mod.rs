@@ -9,27 +9,41 @@ mod metrics;
 mod spans;
 mod transport;
 
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
+use deeperhub_metrics::SharedCounter;
 use deeperhub_node::NodeHandle;
-use deeperhub_node::trace::{TraceMetrics, Tracer};
+use deeperhub_node::trace::{Sampler, TraceMetrics, Tracer};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tracing::warn;
+use tracing::{error, warn};
 
 pub(crate) use environment::{TelemetryConfig, telemetry_config};
+pub(crate) use transport::certificates;
 
 use convert::Origin;
+use environment::Target;
 use spans::SpanQueue;
-use transport::with_causes;
+use transport::{Client, with_causes};
+
+/// Pause before an exporter goes on that has panicked.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// What is set up before the node, as its tracer is part of the node's configuration.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     config: TelemetryConfig,
-    spans: Option<spans::Exporter>,
-    tracer: Tracer,
+    /// The exporter of spans, and the sink that fills its queue.
+    spans: Option<(spans::Exporter, Arc<SpanQueue>)>,
+    metrics: Option<Client>,
+    trace_metrics: TraceMetrics,
+    panics: SharedCounter,
 }
 
 /// The exporters while they run.
@@ -40,52 +54,79 @@ pub(crate) struct Telemetry {
 }
 
 impl Prepared {
-    /// Makes the tracer. What cannot be set up is warned about and left out: a hub without telemetry is better than
-    /// none.
-    pub(crate) fn new(config: TelemetryConfig) -> Self {
-        for warning in &config.warnings {
-            warn!("{warning}");
-        }
-        let metrics = TraceMetrics::default();
-        let client = config.traces.as_ref().and_then(|target| {
-            transport::Client::new(target)
-                .inspect_err(|error| warn!(error = with_causes(error), "Spans cannot be exported."))
+    /// Reads certificates, which may block. What cannot be set up is left out and said in the
+    /// warnings: a hub without telemetry is better than none.
+    pub(crate) fn new(config: TelemetryConfig) -> (Self, Vec<String>) {
+        let mut warnings = config.warnings.clone();
+        let mut client = |target: &Option<Target>, what: &str| {
+            let client = Client::new(target.as_ref()?);
+            client
+                .map_err(|error| warnings.push(format!("{what} cannot be exported: {}", with_causes(&error))))
                 .ok()
-        });
-        let (spans, tracer) = match client {
-            Some(client) => {
-                let (queue, exporter) = SpanQueue::new(client, &config, metrics.clone());
-                (Some(exporter), Tracer::new(config.sampler, Arc::new(queue), metrics))
-            }
-            None => (None, Tracer::default()),
         };
-        Self { config, spans, tracer }
+        let trace_metrics = TraceMetrics::default();
+        let spans = client(&config.traces, "spans").map(|client| {
+            let (queue, exporter) = SpanQueue::new(client, &config, trace_metrics.clone());
+            (exporter, Arc::new(queue))
+        });
+        let metrics = client(&config.metrics, "metrics");
+        (Self { config, spans, metrics, trace_metrics, panics: SharedCounter::new() }, warnings)
     }
 
-    /// What the node needs.
-    pub(crate) fn tracer(&self) -> Tracer {
-        self.tracer.clone()
+    /// What the node needs. `client_rate`: see [`Tracer::with_client_rate`].
+    pub(crate) fn tracer(&self, client_rate: u32) -> Tracer {
+        let Some((_, queue)) = &self.spans else { return Tracer::default() };
+        let sampler: Sampler = self.config.sampler;
+        Tracer::new(sampler, queue.clone(), self.trace_metrics.clone()).with_client_rate(client_rate)
+    }
+
+    /// Panics of exporters, each of which went on.
+    pub(crate) fn panics(&self) -> SharedCounter {
+        self.panics.clone()
     }
 
     /// Starts to export what the node records, on the runtime of the caller.
     pub(crate) fn start(self, node: &NodeHandle) -> Telemetry {
+        let Self { config, spans, metrics, panics, .. } = self;
         let (stop, stopped) = watch::channel(false);
-        let origin = Arc::new(Origin::new(&self.config, node.node_id()));
+        let origin = Arc::new(Origin::new(&config, node.node_id()));
         let mut tasks = Vec::new();
-        if let Some(spans) = self.spans {
-            tasks.push(tokio::spawn(spans.run(Arc::clone(&origin), stopped.clone())));
-        }
-        if let Some(target) = &self.config.metrics {
-            match transport::Client::new(target) {
-                Ok(client) => {
-                    let exporter = metrics::Exporter::new(client, node.clone(), self.config.metrics_interval);
-                    tasks.push(tokio::spawn(exporter.run(origin, stopped)));
+        if let Some((mut exporter, _)) = spans {
+            let (origin, mut stop, panics) = (Arc::clone(&origin), stopped.clone(), panics.clone());
+            tasks.push(tokio::spawn(async move {
+                while caught(exporter.run(&origin, &mut stop)).await.is_err() {
+                    after_panic("spans", &panics).await;
                 }
-                Err(error) => warn!(error = with_causes(&error), "Metrics cannot be exported."),
-            }
+            }));
+        }
+        if let Some(client) = metrics {
+            let mut exporter = metrics::Exporter::new(client, node.clone(), config.metrics_interval);
+            let mut stop = stopped;
+            tasks.push(tokio::spawn(async move {
+                while caught(exporter.run(&origin, &mut stop)).await.is_err() {
+                    after_panic("metrics", &panics).await;
+                }
+            }));
         }
         Telemetry { stop, tasks }
     }
+}
+
+/// Counts and tells a panic, before the exporter goes on.
+async fn after_panic(what: &'static str, panics: &SharedCounter) {
+    panics.inc();
+    error!(what, "An exporter panicked; it goes on.");
+    tokio::time::sleep(AFTER_PANIC).await;
+}
+
+/// A future whose panic is an error. What it borrows must be good after a panic.
+async fn caught<T>(future: impl Future<Output = T>) -> thread::Result<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
 }
 
 impl Telemetry {
@@ -102,5 +143,24 @@ impl Telemetry {
         if ended.await.is_err() {
             warn!("The collector did not take the last of the telemetry in time.");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_a_future_is_an_error() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let ended = |panics: bool| {
+            runtime.block_on(caught(async {
+                tokio::task::yield_now().await;
+                assert!(!panics, "it panics");
+                7
+            }))
+        };
+        assert_eq!(ended(false).ok(), Some(7));
+        assert!(ended(true).is_err());
     }
 }

@@ -114,7 +114,7 @@ impl SpanSink for SpanQueue {
 
 impl Exporter {
     /// Sends batches until it is told to stop, and then what is left in the queue.
-    pub(crate) async fn run(mut self, origin: Arc<Origin>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(&mut self, origin: &Origin, stop: &mut watch::Receiver<bool>) {
         loop {
             tokio::select! {
                 () = self.waiting.batch() => {}
@@ -126,7 +126,7 @@ impl Exporter {
             let is_last = *stop.borrow() || stop.has_changed().is_err();
             let batch = self.waiting.take();
             if !batch.is_empty() {
-                self.send(&origin, batch, &mut stop).await;
+                self.send(origin, batch, stop).await;
             } else if is_last {
                 return;
             }
@@ -136,6 +136,7 @@ impl Exporter {
     /// Tries for a bounded time. While it waits the queue fills, and then drops.
     async fn send(&mut self, origin: &Origin, batch: Vec<Span>, stop: &mut watch::Receiver<bool>) {
         let spans = batch.len() as u64;
+        let mut batch_lost = LostUnlessDone { spans, metrics: self.metrics.clone() };
         let request = convert::spans(origin, batch.into_iter());
         let give_up = Instant::now() + self.export_timeout;
         let mut pause = FIRST_PAUSE;
@@ -143,6 +144,7 @@ impl Exporter {
             let error = match self.client.send_spans(request.clone()).await {
                 Ok(rejected) => {
                     let rejected = rejected.min(spans);
+                    batch_lost.spans = 0;
                     self.metrics.exported(spans - rejected);
                     self.metrics.dropped(SpanLoss::Rejected, rejected);
                     if std::mem::take(&mut self.is_failing) {
@@ -154,8 +156,7 @@ impl Exporter {
             };
             // Not in step with others that lost the same collector.
             let wait = error.retry_after().unwrap_or_else(|| pause.mul_f64(0.5 + 0.5 * fastrand::f64()));
-            if !error.is_transient() || *stop.borrow() || Instant::now() + wait > give_up {
-                self.metrics.dropped(SpanLoss::ExportFailed, spans);
+            if !error.is_transient() || *stop.borrow() || !fits(wait, give_up, Instant::now()) {
                 if !std::mem::replace(&mut self.is_failing, true) {
                     warn!(%error, "Spans are lost; that the next ones are too is counted, not told.");
                 }
@@ -167,6 +168,25 @@ impl Exporter {
                 _ = stop.wait_for(|stop| *stop) => {}
             }
         }
+    }
+}
+
+/// Whether something that is to come after `wait` comes before `end`. A collector can ask for a
+/// wait of any length, which must not be added to a time.
+fn fits(wait: Duration, end: Instant, now: Instant) -> bool {
+    wait <= end.saturating_duration_since(now)
+}
+
+/// Counts the spans of a batch as lost when it is dropped, also by a panic.
+#[derive(Debug)]
+struct LostUnlessDone {
+    spans: u64,
+    metrics: TraceMetrics,
+}
+
+impl Drop for LostUnlessDone {
+    fn drop(&mut self) {
+        self.metrics.dropped(SpanLoss::ExportFailed, self.spans);
     }
 }
 
@@ -201,6 +221,16 @@ mod tests {
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
         assert!(batch.as_mut().poll(&mut cx).is_ready());
         assert_eq!((waiting.take(), waiting.take(), waiting.take()), (vec![1, 2, 3], vec![4], vec![]));
+    }
+
+    #[test]
+    fn no_wait_is_too_long_to_be_compared() {
+        let now = Instant::now();
+        let end = now + Duration::from_secs(30);
+        assert!(fits(Duration::from_secs(30), end, now));
+        assert!(!fits(Duration::from_secs(31), end, now));
+        assert!(!fits(Duration::from_secs(u64::MAX), end, now));
+        assert!(!fits(Duration::MAX, now, end));
     }
 
     #[test]

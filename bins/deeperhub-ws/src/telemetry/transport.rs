@@ -12,7 +12,7 @@ use http::header::{
 };
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -214,7 +214,10 @@ impl Client {
             return Err(ExportError::Http { status, retry_after: retry_after.map(Duration::from_secs) });
         }
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-        body.map(|body| body.to_bytes().to_vec()).map_err(|error| broken(&*error))
+        body.map(|body| body.to_bytes().to_vec()).map_err(|error| match error.is::<LengthLimitError>() {
+            true => ExportError::Connection(format!("the collector's answer is over {MAX_ANSWER} bytes")),
+            false => broken(&*error),
+        })
     }
 }
 
@@ -265,7 +268,7 @@ fn tls(target: &Target, is_needed: bool) -> Result<ClientConfig, ClientError> {
 }
 
 /// The certificates of a file, at least one.
-fn certificates(
+pub(crate) fn certificates(
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, Box<dyn std::error::Error + Send + Sync>> {
     let certificates = CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>()?;

@@ -16,10 +16,11 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
 use self::client::{ApiClient, AskError, Sample};
 use self::state::State;
+use crate::FAILED;
 use crate::health::to_ask;
 use crate::options::Options;
+use crate::signals::{self, Signals};
 use crate::values::Time;
-use crate::{FAILED, signals};
 
 /// How often keys are looked for.
 const KEYS: Duration = Duration::from_millis(50);
@@ -92,7 +93,7 @@ fn watch(options: Options, interval: Duration) -> Result<(), String> {
 fn ask(client: &ApiClient, interval: Duration, news: &mpsc::SyncSender<News>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (mut stops, mut hang_ups) = signals::listen()?;
+        let Signals { mut stops, mut hang_ups, .. } = signals::listen()?;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(interval) => {

@@ -1,6 +1,8 @@
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
+
+use deeperhub_listener::ListenOn;
 
 use super::whole;
 
@@ -13,14 +15,46 @@ pub(crate) enum Host {
     Name(String),
 }
 
+/// The name of both loopback addresses (RFC 6761), which is not looked up.
+const LOCALHOST: &str = "localhost";
+
 impl Host {
+    /// Both loopback addresses.
+    pub(crate) fn localhost() -> Self {
+        Self::Name(LOCALHOST.to_owned())
+    }
+
     pub(crate) const LOOPBACK: Self = Self::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
     /// Whether only this machine reaches it. Of names, `localhost` is all that is known without resolving.
     pub(crate) fn is_loopback(&self) -> bool {
         match self {
             Self::Ip(ip) => ip.to_canonical().is_loopback(),
-            Self::Name(name) => name.eq_ignore_ascii_case("localhost"),
+            Self::Name(name) => name.eq_ignore_ascii_case(LOCALHOST),
+        }
+    }
+
+    /// Whether sockets of both with one port get in each other's way, as far as that is known
+    /// without looking names up.
+    fn overlaps(&self, other: &Self) -> bool {
+        let addresses = |host: &Self| -> Vec<IpAddr> {
+            match host {
+                Self::Ip(ip) => vec![*ip],
+                Self::Name(_) if host.is_loopback() => {
+                    vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+                }
+                Self::Name(_) => Vec::new(),
+            }
+        };
+        // `::` takes IPv4 as well.
+        let covers = |one: IpAddr, other: IpAddr| {
+            one == other || one.is_unspecified() && (one.is_ipv6() || other.is_ipv4())
+        };
+        match (self, other) {
+            (Self::Name(one), Self::Name(other)) if one.eq_ignore_ascii_case(other) => true,
+            _ => addresses(self)
+                .iter()
+                .any(|&one| addresses(other).iter().any(|&other| covers(one, other) || covers(other, one))),
         }
     }
 }
@@ -67,6 +101,20 @@ pub(crate) struct Address {
 }
 
 impl Address {
+    /// Whether two sockets cannot listen there at the same time.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        self.port != 0 && self.port == other.port && self.host.overlaps(&other.host)
+    }
+
+    /// Where clients connect, where that is known without looking a name up.
+    pub(crate) fn listen_on(&self) -> Option<ListenOn> {
+        match &self.host {
+            Host::Ip(ip) => Some(SocketAddr::new(*ip, self.port).into()),
+            Host::Name(_) if self.host.is_loopback() => Some(ListenOn::Loopback { port: self.port }),
+            Host::Name(_) => None,
+        }
+    }
+
     /// Looks a name up; of several addresses an IPv4 one goes first, as that is what people try.
     pub(crate) fn resolve(&self) -> std::io::Result<SocketAddr> {
         let name = match &self.host {
@@ -176,6 +224,27 @@ mod tests {
             ("hub.example.com", false),
         ] {
             assert_eq!(host.parse::<Host>().map(|host| host.is_loopback()), Ok(expected), "{host}");
+        }
+    }
+
+    #[test]
+    fn sockets_that_overlap_are_known() {
+        for (one, other, expected) in [
+            ("127.0.0.1:1", "127.0.0.1:1", true),
+            ("127.0.0.1:1", "127.0.0.1:2", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("localhost:1", "127.0.0.1:1", true),
+            ("localhost:1", "[::1]:1", true),
+            ("localhost:1", "127.0.0.2:1", false),
+            ("0.0.0.0:1", "127.0.0.1:1", true),
+            ("0.0.0.0:1", "[::1]:1", false),
+            ("[::]:1", "127.0.0.1:1", true),
+            ("[::]:1", "localhost:1", true),
+            ("Hub.example.com:1", "hub.example.com:1", true),
+            ("hub.example.com:1", "127.0.0.1:1", false),
+        ] {
+            let [one, other] = [one, other].map(|text| text.parse::<Address>().unwrap());
+            assert_eq!((one.overlaps(&other), other.overlaps(&one)), (expected, expected), "{one} {other}");
         }
     }
 

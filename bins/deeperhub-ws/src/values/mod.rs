@@ -200,7 +200,7 @@ macro_rules! literal {
 }
 
 literal!(plain: bool, usize, u64, u32, u16, u8, Ratio);
-literal!(quoted: String, Time, Host, Address, Switchable<Address>, Switchable<HttpUrl>, UrlPath, NodeId);
+literal!(quoted: String, Time, Host, Address, Switchable<Address>, Switchable<HttpUrl>, Switchable<UrlPath>, UrlPath, NodeId);
 literal!(named: IoUring, Limits, LogLevel, LogFormat, ProxyProtocol, WhenUnavailable);
 
 fn plain(value: impl fmt::Display) -> String {

@@ -8,7 +8,7 @@ use deeperhub_protocol::ClientId;
 use deeperhub_protocol::message::SpanContext;
 
 use super::message::SYSTEM;
-use super::{ActiveSpan, Span, SpanKind, Tracer};
+use super::{ActiveSpan, Span, SpanKind, SpanLoss, Tracer};
 use crate::metrics::WorkerMetrics;
 
 /// Spans `deliver` of one publish and worker: the first deliveries stand for all.
@@ -40,6 +40,8 @@ pub(crate) struct FanOuts {
     round: u32,
     of_round: Vec<OfRound>,
     followed: Vec<Followed>,
+    /// Sampled publishes that were too many to be followed, and are not counted yet.
+    unfollowed: u64,
 }
 
 /// One publish in one round.
@@ -75,7 +77,7 @@ struct Deliver {
 
 impl Default for FanOuts {
     fn default() -> Self {
-        Self { round: 1, of_round: Vec::new(), followed: Vec::new() }
+        Self { round: 1, of_round: Vec::new(), followed: Vec::new(), unfollowed: 0 }
     }
 }
 
@@ -113,8 +115,12 @@ impl FanOuts {
         }
         let followed = stamp.span.as_ref().and_then(|span| {
             let known = self.followed.iter().position(|followed| Arc::ptr_eq(&followed.publish, span));
-            if known.is_some() || !is_new || self.followed.len() >= MAX_FOLLOWED {
+            if known.is_some() || !is_new {
                 return known;
+            }
+            if self.followed.len() >= MAX_FOLLOWED {
+                self.unfollowed += 1;
+                return None;
             }
             self.followed.push(Followed {
                 fan_out: span.child(now)?,
@@ -182,6 +188,9 @@ impl FanOuts {
                 }
             }
         }
+        if self.unfollowed > 0 {
+            tracer.metrics().dropped(SpanLoss::TooMany, std::mem::take(&mut self.unfollowed));
+        }
         // 0 stands for never.
         self.round = self.round.checked_add(1).unwrap_or(1);
         if !self.followed.is_empty() {
@@ -234,5 +243,33 @@ impl Deliver {
             .with("messaging.message.envelope.size", self.bytes)
             .linked(Some(publish))
             .linked(self.subscriber)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deeperhub_metrics::Cells;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn fan_outs_that_are_too_many_to_follow_are_counted() {
+        let mut metrics = Metrics::new(&Cells::new(1), 1000).worker(0).unwrap();
+        let (tracer, now) = (Tracer::default(), Instant::now());
+        let mut fan_outs = FanOuts::default();
+        let stamps: Vec<_> = (0..MAX_FOLLOWED + 3)
+            .map(|_| Stamp::new(now, tracer.start(SpanContext::new(1, 2, true)).as_ref()))
+            .collect();
+        let mut followed = 0;
+        // The second delivery of a publish counts nothing.
+        for _ in 0..2 {
+            for stamp in &stamps {
+                followed += usize::from(fan_outs.delivered(stamp, 1, now, &mut metrics).is_some());
+            }
+        }
+        fan_outs.written(now, 0, &tracer, &mut metrics);
+        assert_eq!(followed, 2 * MAX_FOLLOWED);
+        assert_eq!(tracer.metrics().dropped.value(SpanLoss::TooMany as usize), 3);
     }
 }

@@ -49,7 +49,7 @@ impl HandshakeSpan {
             return None;
         }
         let span = tracer
-            .start(trace.map(|trace| trace.span))?
+            .start_for_client(trace.map(|trace| trace.span))?
             .with_tracestate(trace.and_then(|trace| trace.tracestate.as_deref()))
             .since(peer.since);
         // The path is one of those that are served; the query may hold a token.

@@ -26,12 +26,18 @@ impl MessageSpan {
         handshake: Option<&HandshakeTrace>,
     ) -> Option<Self> {
         let span = if own.traceparent.is_some() {
-            tracer.start(SpanContext::of(own))?.with_tracestate(own.tracestate.as_deref())
+            tracer.start_for_client(SpanContext::of(own))?.with_tracestate(own.tracestate.as_deref())
         } else if let Some(handshake) = handshake {
-            tracer.start(Some(handshake.span))?.with_tracestate(handshake.tracestate.as_deref())
+            tracer.start_for_client(Some(handshake.span))?.with_tracestate(handshake.tracestate.as_deref())
         } else {
             tracer.start(None)?
         };
+        Some(Self { span, subscribers: None })
+    }
+
+    /// Begins a span for what a server sends, likewise.
+    pub(crate) fn begin_for_server(tracer: &Tracer, own: &TraceContext<'_>) -> Option<Self> {
+        let span = tracer.start(SpanContext::of(own))?.with_tracestate(own.tracestate.as_deref());
         Some(Self { span, subscribers: None })
     }
 

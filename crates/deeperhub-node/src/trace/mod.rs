@@ -7,6 +7,7 @@
 //! Where spans go is the embedding program's affair: it gives a [`Tracer`] with a [`SpanSink`] to the node's
 //! [`Config`](crate::Config). Without a sink, traces that clients bring are carried on all the same.
 
+mod client_rate;
 pub(crate) mod fan_out;
 mod handshake;
 mod message;
@@ -20,6 +21,7 @@ use std::time::{Instant, SystemTime};
 use deeperhub_metrics::{RegisterError, Registry, SharedCounter, SharedCounterVec, Unit};
 use deeperhub_protocol::message::{SpanContext, TraceContext};
 
+use client_rate::ClientRate;
 pub(crate) use handshake::{HandshakeSpan, HandshakeTrace};
 pub(crate) use message::MessageSpan;
 pub use sampler::Sampler;
@@ -33,7 +35,7 @@ pub trait SpanSink: Send + Sync + std::fmt::Debug {
 }
 
 /// Why spans are lost, in the order of [`TraceMetrics::dropped`].
-const REASONS: &[&str] = &["queue_full", "export_failed", "rejected"];
+const REASONS: &[&str] = &["queue_full", "export_failed", "rejected", "too_many"];
 
 /// Why spans are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +47,9 @@ pub enum SpanLoss {
     ExportFailed,
     /// The collector took the batch, but not these.
     Rejected,
+    /// A worker was delivering too many sampled publishes to follow one more: its span `fan_out`,
+    /// with those below it, counts once.
+    TooMany,
 }
 
 /// What a sink counts. Cheap to clone; clones are the same counters.
@@ -52,11 +57,16 @@ pub enum SpanLoss {
 pub struct TraceMetrics {
     exported: SharedCounter,
     dropped: SharedCounterVec,
+    limited: SharedCounter,
 }
 
 impl Default for TraceMetrics {
     fn default() -> Self {
-        Self { exported: SharedCounter::new(), dropped: SharedCounterVec::new("reason", REASONS) }
+        Self {
+            exported: SharedCounter::new(),
+            dropped: SharedCounterVec::new("reason", REASONS),
+            limited: SharedCounter::new(),
+        }
     }
 }
 
@@ -79,7 +89,18 @@ impl TraceMetrics {
             none,
             &self.exported,
         )?;
-        registry.register("deeperhub_trace_spans_dropped_total", "Spans that were lost", none, &self.dropped)
+        registry.register(
+            "deeperhub_trace_spans_dropped_total",
+            "Spans that were lost",
+            none,
+            &self.dropped,
+        )?;
+        registry.register(
+            "deeperhub_trace_clients_limited_total",
+            "Messages and handshakes in sampled traces of clients that were over the rate of these",
+            none,
+            &self.limited,
+        )
     }
 }
 
@@ -91,13 +112,27 @@ pub struct Tracer {
     sampler: Sampler,
     sink: Option<Arc<dyn SpanSink>>,
     metrics: TraceMetrics,
+    /// `None`: whatever clients bring is followed.
+    client_rate: Option<Arc<ClientRate>>,
 }
 
 impl Tracer {
     /// A tracer whose spans go to `sink`, which counts in `metrics`.
     #[must_use]
     pub fn new(sampler: Sampler, sink: Arc<dyn SpanSink>, metrics: TraceMetrics) -> Self {
-        Self { sampler, sink: Some(sink), metrics }
+        Self { sampler, sink: Some(sink), metrics, client_rate: None }
+    }
+
+    /// Limits how many messages and handshakes a second are recorded because their clients say that
+    /// their trace is sampled: anyone can say so. What is over it is recorded with the sampler's
+    /// ratio, by chance and not by the trace's id, which clients choose too; with 0 that holds for
+    /// all of them. As many as in a second may come at once.
+    ///
+    /// Without a call of this there is no such limit. What servers bring has none in any case.
+    #[must_use]
+    pub fn with_client_rate(mut self, per_second: u32) -> Self {
+        self.client_rate = Some(Arc::new(ClientRate::new(per_second, Instant::now())));
+        self
     }
 
     pub(crate) const fn metrics(&self) -> &TraceMetrics {
@@ -122,6 +157,19 @@ impl Tracer {
             started: Instant::now(),
             wall: SystemTime::now(),
         })
+    }
+
+    /// As [`start`](Self::start), of something that a client sent.
+    #[inline]
+    #[must_use]
+    pub(crate) fn start_for_client(&self, parent: Option<SpanContext>) -> Option<ActiveSpan> {
+        let span = self.start(parent)?;
+        let (Some(rate), Some(_)) = (&self.client_rate, parent) else { return Some(span) };
+        if rate.take(span.started) {
+            return Some(span);
+        }
+        self.metrics.limited.inc();
+        self.sampler.draws().then_some(span)
     }
 
     /// The parent of what belongs to a trace that was decided not to be recorded. It names no real span: not to be sent
@@ -270,6 +318,33 @@ mod tests {
         assert_eq!((span.context().trace_id(), span.context().is_sampled()), (7, true));
         assert_ne!(span.context().span_id(), 8);
         assert!(!tracer.records());
+    }
+
+    fn limited(ratio: f64, per_second: u32) -> Tracer {
+        let sink: Arc<dyn SpanSink> = Arc::new(Kept::default());
+        Tracer::new(Sampler::parent_based(ratio), sink, TraceMetrics::default()).with_client_rate(per_second)
+    }
+
+    #[test]
+    fn clients_cannot_have_more_traces_recorded_than_the_rate_and_the_ratio_allow() {
+        let recorded =
+            |tracer: &Tracer| (0..1000).filter(|_| tracer.start_for_client(parent(true)).is_some()).count();
+        let tracer = limited(0.0, 10);
+        assert!((10..50).contains(&recorded(&tracer)));
+        assert!((950..=990).contains(&tracer.metrics().limited.value()));
+        assert!((0..1000).all(|_| tracer.start(parent(true)).is_some()), "servers are believed");
+        assert_eq!(recorded(&limited(0.0, 0)), 0);
+        // Trace ids of clients' choice do not help.
+        assert!((50..200).contains(&recorded(&limited(0.1, 0))));
+        assert_eq!(recorded(&limited(1.0, 0)), 1000);
+    }
+
+    #[test]
+    fn what_clients_do_not_sample_is_not_limited() {
+        let tracer = limited(1.0, 0);
+        assert!(tracer.start_for_client(parent(false)).is_none());
+        assert!(tracer.start_for_client(None).is_some());
+        assert_eq!(tracer.metrics().limited.value(), 0);
     }
 
     #[test]

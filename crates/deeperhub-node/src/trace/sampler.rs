@@ -52,6 +52,11 @@ impl Sampler {
         }
     }
 
+    /// Decides by chance, with the ratio of traces that begin here.
+    pub(crate) fn draws(self) -> bool {
+        self.records(fastrand::u64(..))
+    }
+
     #[inline]
     const fn records(self, low: u64) -> bool {
         (low >> 1) < self.below

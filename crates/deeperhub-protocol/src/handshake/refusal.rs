@@ -72,6 +72,12 @@ impl Refusal {
         Self::new(503, "draining", "The server is shutting down.").after(retry_after)
     }
 
+    /// 503 `not_ready`: the answer to a probe while clients should not come.
+    #[must_use]
+    pub fn not_ready() -> Self {
+        Self::new(503, "not_ready", "The server is not ready.")
+    }
+
     /// Appends the whole HTTP answer to `out`: status line, headers, and `{"error":{"code","message"}}`.
     ///
     /// Headers are `Content-Type: application/json`, `Content-Length`, `Connection: close`, `Retry-After` in whole

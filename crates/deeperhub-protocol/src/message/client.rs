@@ -77,7 +77,9 @@ impl<'a> ClientMessage<'a> {
     ///
     /// Keys may come in any order and with escapes (`"\u0074ype"` is `type`); keys that have no
     /// meaning are skipped, in the envelope, in `data` and in `meta`. `topic` and `message` are
-    /// accepted beside `type` as if they stood in `data`, as older clients put them.
+    /// accepted beside `type` as if they stood in `data`, as older clients put them. `null` for a
+    /// key that may be left out counts as absent; for `message`, and for `data` of an `echo`, it is
+    /// the payload.
     ///
     /// # Errors
     /// The first of these that applies:
@@ -109,7 +111,7 @@ impl<'a> ClientMessage<'a> {
         if !envelope.scan(text, levels(max_nesting))? {
             return Err(MessageError::invalid("a message is a JSON object with a `type`"));
         }
-        let id = match envelope.once(Part::Id)? {
+        let id = match envelope.once(Part::Id)?.filter(is_given) {
             None => None,
             Some(json) => Some(MessageId::of_value(json).ok_or_else(|| {
                 MessageError::invalid(
@@ -127,13 +129,13 @@ impl<'a> ClientMessage<'a> {
 fn content<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Command<'a>), MessageError<'a>> {
     let (kind, data, meta) =
         (envelope.once(Part::Type)?, envelope.once(Part::Data)?, envelope.once(Part::Meta)?);
-    if meta.is_some_and(|meta| !is_object(meta)) {
+    if meta.filter(is_given).is_some_and(|meta| !is_object(meta)) {
         return Err(MessageError::invalid("`meta` is an object").at("meta"));
     }
     let Some(kind) = kind.filter(|json| is_string(json)) else {
         return Err(MessageError::invalid("a message has a `type`, which is a string").at("type"));
     };
-    let fields = Fields { envelope, data };
+    let fields = Fields { envelope, data: data.filter(is_given) };
     // A type that is no Unicode text is no type of ours.
     let command = match &*string(kind).unwrap_or_default() {
         "echo" => match data {
@@ -171,7 +173,7 @@ impl<'a> Fields<'_, 'a> {
             return Err(MessageError::invalid("`publish` needs a `message`, any JSON").at("message"));
         };
         let exclude_self = match self.optional(Part::ExcludeSelf)? {
-            None | Some("false") => false,
+            None | Some("false" | "null") => false,
             Some("true") => true,
             Some(_) => {
                 return Err(MessageError::invalid("`exclude_self` is `true` or `false`").at("exclude_self"));
@@ -201,6 +203,11 @@ impl<'a> Fields<'_, 'a> {
         }
         self.envelope.once(part)
     }
+}
+
+/// Whether the value of a key that may be left out is one.
+fn is_given(json: &&str) -> bool {
+    *json != "null"
 }
 
 fn is_object(json: &str) -> bool {

@@ -2,20 +2,36 @@
 
 use super::envelope::{Envelope, Part};
 use super::write::{Around, Length, Sink};
-use super::{MessageError, MessageId};
+use super::{MessageError, MessageId, TraceContext};
 use crate::frame::{Frame, text_header};
 use crate::json::levels;
-use crate::{ClientId, CloseReason, ErrorCode, RawJson};
+use crate::{ClientId, CloseReason, ErrorCode, RawJson, Topic};
 
 /// Limits told in `welcome`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WelcomeLimits {
     /// The longest message that a client may send, in bytes.
     pub max_message_bytes: u64,
+    /// The longest message that a client must be able to take, in bytes
+    /// ([`ServerMessage::max_delivery_bytes`]).
+    pub max_delivery_bytes: u64,
     /// How many subscriptions a connection may have at a time.
     pub max_subscriptions: u64,
     /// How often the server sends a WebSocket ping, in milliseconds.
     pub ping_interval_ms: u64,
+}
+
+/// Bytes of the longest delivery of what a server published, without the payload: each byte of the
+/// topic and of `tracestate` can be one that is escaped.
+const MAX_AROUND_PAYLOAD: usize = r#"{"type":"message","data":{"topic":,"message":}"#.len()
+    + max_escaped(Topic::MAX_BYTES)
+    + r#","meta":{"traceparent":,"tracestate":}}"#.len()
+    + "\"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\"".len()
+    + max_escaped(TraceContext::MAX_TRACESTATE_BYTES);
+
+/// The longest JSON string for so many bytes without control characters.
+const fn max_escaped(bytes: usize) -> usize {
+    2 * bytes + 2
 }
 
 /// What the server sends.
@@ -137,6 +153,17 @@ impl ServerMessage<'_> {
         "error",
     ];
 
+    /// The length of the longest message that goes to a client, in bytes of JSON, where clients'
+    /// messages and payloads of servers have at most `max_message_bytes`.
+    ///
+    /// It is a delivery of what a server published: its payload may be that long by itself, while
+    /// that of a client's message has the rest of the message around it, which is longer than what
+    /// names the client in the delivery.
+    #[must_use]
+    pub const fn max_delivery_bytes(max_message_bytes: u64) -> u64 {
+        max_message_bytes.saturating_add(MAX_AROUND_PAYLOAD as u64)
+    }
+
     /// Appends the message as one complete unmasked text frame (header and JSON) to `out`.
     pub fn write_frame(&self, out: &mut Vec<u8>) {
         self.write_frame_of(self.json_len(), out);
@@ -202,6 +229,8 @@ impl ServerMessage<'_> {
                 sink.string(version);
                 sink.raw(r#","limits":{"max_message_bytes":"#);
                 sink.number(limits.max_message_bytes);
+                sink.raw(r#","max_delivery_bytes":"#);
+                sink.number(limits.max_delivery_bytes);
                 sink.raw(r#","max_subscriptions":"#);
                 sink.number(limits.max_subscriptions);
                 sink.raw(r#","ping_interval_ms":"#);

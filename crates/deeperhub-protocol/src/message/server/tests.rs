@@ -1,6 +1,7 @@
 use super::*;
 use crate::CloseCode;
 use crate::frame::write_text;
+use crate::message::{ClientMessage, Command, SpanContext};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -41,8 +42,12 @@ fn raw(json: &str) -> RawJson<'_> {
 #[test]
 fn every_message_has_its_keys_in_order() {
     let client_id = ClientId::parse("n1-42").unwrap();
-    let limits =
-        WelcomeLimits { max_message_bytes: 65_536, max_subscriptions: 128, ping_interval_ms: 25_000 };
+    let limits = WelcomeLimits {
+        max_message_bytes: 65_536,
+        max_delivery_bytes: 67_000,
+        max_subscriptions: 128,
+        ping_interval_ms: 25_000,
+    };
     let going = CloseReason::new(CloseCode::GoingAway, "the server shuts down");
     let expired = CloseReason::new(CloseCode::TokenExpired, "token expired");
     let error = ServerMessage::Error {
@@ -69,7 +74,7 @@ fn every_message_has_its_keys_in_order() {
                 version: "0.1.0",
                 limits,
             },
-            r#"{"type":"welcome","data":{"client_id":"n1-42","server":"deeperhub-ws","version":"0.1.0","limits":{"max_message_bytes":65536,"max_subscriptions":128,"ping_interval_ms":25000}}}"#,
+            r#"{"type":"welcome","data":{"client_id":"n1-42","server":"deeperhub-ws","version":"0.1.0","limits":{"max_message_bytes":65536,"max_delivery_bytes":67000,"max_subscriptions":128,"ping_interval_ms":25000}}}"#,
         ),
         (
             ServerMessage::Echo { id: id("0"), data: raw(" [1,  2] ") },
@@ -292,5 +297,81 @@ fn leave_out_nulls(value: &mut Value) {
     if let Value::Object(members) = value {
         members.retain(|_, value| !value.is_null());
         members.values_mut().for_each(leave_out_nulls);
+    }
+}
+
+/// The JSON of a delivery of `message`; without a publisher it is a server's.
+fn delivery(topic: &str, message: &str, from: Option<&ClientId>, tracestate: &str) -> String {
+    let traceparent = SpanContext::new(u128::MAX, u64::MAX, true).unwrap().to_string();
+    let context = TraceContext::new(Some(traceparent.into()), Some(tracestate.into()));
+    written(&ServerMessage::Message {
+        topic: Topic::parse(topic).unwrap().as_str(),
+        message: raw(message),
+        from,
+        traceparent: context.traceparent.as_deref(),
+        tracestate: context.tracestate.as_deref(),
+    })
+}
+
+#[test]
+fn the_longest_delivery_is_as_long_as_is_told() {
+    let (topic, tracestate) =
+        ("\"".repeat(Topic::MAX_BYTES), "\\".repeat(TraceContext::MAX_TRACESTATE_BYTES));
+    for max_message_bytes in [1, 100, 65_536] {
+        let told = ServerMessage::max_delivery_bytes(max_message_bytes);
+        let payload = "7".repeat(max_message_bytes as usize);
+        assert_eq!(delivery(&topic, &payload, None, &tracestate).len() as u64, told);
+    }
+    // What a client can publish with a message of so many bytes stays below, whatever its topic.
+    let client_id = ClientId::parse(&"x".repeat(ClientId::MAX_BYTES)).unwrap();
+    for topic in ["a", &topic] {
+        let mut text = format!(r#"{{"type":"publish","topic":{},"message":7"#, json!(topic));
+        text.push_str(&"7".repeat(65_536 - text.len() - 1));
+        text.push('}');
+        assert_eq!(text.len(), 65_536);
+        let message = ClientMessage::parse(&text).unwrap();
+        let Command::Publish { message, .. } = message.command else { panic!("it publishes") };
+        let length = delivery(topic, message.as_str(), Some(&client_id), &tracestate).len() as u64;
+        assert!(length < ServerMessage::max_delivery_bytes(65_536), "{length}");
+    }
+    assert_eq!(ServerMessage::max_delivery_bytes(u64::MAX), u64::MAX);
+}
+
+#[test]
+fn other_messages_are_shorter_than_the_longest_delivery() {
+    let client_id = ClientId::parse(&"x".repeat(ClientId::MAX_BYTES)).unwrap();
+    let topic = "\"".repeat(Topic::MAX_BYTES);
+    let escaped_id = format!("\"{}\"", "\\u0078".repeat(MessageId::MAX_BYTES));
+    let limits = WelcomeLimits {
+        max_message_bytes: u64::MAX,
+        max_delivery_bytes: u64::MAX,
+        max_subscriptions: u64::MAX,
+        ping_interval_ms: u64::MAX,
+    };
+    let shortest = ServerMessage::max_delivery_bytes(1);
+    for message in [
+        ServerMessage::Welcome {
+            client_id: &client_id,
+            server: "deeperhub-ws",
+            version: "100.100.100",
+            limits,
+        },
+        ServerMessage::Subscribed { id: id(&escaped_id), topic: &topic },
+        ServerMessage::Published {
+            id: id(&escaped_id),
+            topic: &topic,
+            subscribers: u64::MAX,
+            cluster_unavailable: true,
+        },
+        ServerMessage::Error {
+            id: id(&escaped_id),
+            code: ErrorCode::TooManySubscriptions,
+            message: &"x".repeat(200),
+            field: Some("exclude_self"),
+            topic: Some(&topic),
+            retry_after_ms: Some(u64::MAX),
+        },
+    ] {
+        assert!((written(&message).len() as u64) < shortest, "{message:?}");
     }
 }
