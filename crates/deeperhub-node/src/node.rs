@@ -253,3 +253,6 @@ fn registry(
     registry.register_process();
     Ok(registry)
 }
+
+#[cfg(test)]
+mod tests;
