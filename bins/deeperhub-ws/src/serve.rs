@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::signals::{self, HangUps, Stops};
 use crate::start_line::start_line;
 use crate::telemetry::{Prepared, telemetry_config};
 use crate::values::Address;
-use crate::{FAILED, allocator, event_log, logging, memory, nofile};
+use crate::{FAILED, allocator, event_log, logging, memory, nofile, supervise};
 
 /// What tasks that block (name look-ups) are given at the end.
 const LAST_TASKS: Duration = Duration::from_secs(1);
@@ -38,9 +39,9 @@ const LAST_TELEMETRY: Duration = Duration::from_secs(5);
 /// set up here: log, limit of open files, signals.
 pub(crate) fn serve(settings: Settings, flags: Vec<ArgMatches>) -> ExitCode {
     match prepare(&settings).and_then(|(runtime, level)| {
-        let result = runtime.block_on(run(settings, flags, level));
+        let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(settings, flags, level))));
         runtime.shutdown_timeout(LAST_TASKS);
-        result
+        result.unwrap_or(Err(Failure::Panic))
     }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -86,6 +87,7 @@ async fn run(mut settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Re
     ));
     settings.node.tracer = telemetry.tracer();
     settings.node.gauges = allocator::GAUGES.to_vec();
+    settings.node.gauges.push(supervise::GAUGE);
     let node = start_node(&settings)?;
     let memory = settings.node.listener.memory.clone();
     let telemetry = telemetry.start(&node.handle());
@@ -181,7 +183,7 @@ async fn while_watching<T>(
     tokio::select! {
         result = serving => result,
         never = reloads.run(hang_ups) => match never {},
-        never = memory::watch(memory) => match never {},
+        never = supervise::keep("memory", || memory::watch(memory.clone())) => match never {},
     }
 }
 
