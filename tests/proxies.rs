@@ -275,6 +275,40 @@ async fn an_address_that_connects_too_often_is_refused_and_told_when_to_come_bac
 }
 
 #[tokio::test]
+async fn by_default_an_address_may_come_a_thousand_times_at_once_and_loopback_more_often() {
+    let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--max-connections", "4000"]);
+    let head = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n";
+    let status = async || {
+        let mut socket = TcpStream::connect(server.clients).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        socket.read_exact(&mut start).await.unwrap();
+        String::from_utf8_lossy(&start[9..]).into_owned()
+    };
+    // Several at a time, so that they come faster than the rate also on a busy machine.
+    let mut admitted = 0;
+    patiently("a refusal", async {
+        loop {
+            let answers = futures_util::future::join_all((0..50).map(|_| status())).await;
+            let refused = answers.iter().filter(|status| *status == "429").count();
+            admitted += answers.iter().filter(|status| *status == "101").count();
+            assert_eq!(answers.iter().filter(|status| *status != "429" && *status != "101").count(), 0);
+            if refused > 0 {
+                break;
+            }
+        }
+    })
+    .await;
+    assert!(admitted >= 1000, "{admitted}");
+
+    let server = Server::start(&[]);
+    for _ in 0..1300 {
+        assert_eq!(http(server.clients, "GET /", &[], "").await.status, 426);
+    }
+}
+
+#[tokio::test]
 async fn the_rate_holds_for_clients_behind_a_proxy() {
     let server = Server::start(&["--connection-rate-per-ip", "1", "--trusted-proxy", "127.0.0.1"]);
     let connect = async |address: &str| {

@@ -49,6 +49,7 @@ async fn clients_move_on_while_nodes_restart_one_after_the_other() {
             let mut back = Vec::new();
             for (n, client) in moving.iter_mut().enumerate() {
                 let slot = patiently("the end", slot(client)).await;
+                assert!(slot < Duration::from_secs(5), "the others are there, it need not wait: {slot:?}");
                 tokio::time::sleep_until((gone + slot).into()).await;
                 let to = if n % 2 == 0 { next } else { other };
                 back.push(subscribed(&hub[to], &[topic]).await);

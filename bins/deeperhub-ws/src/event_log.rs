@@ -6,14 +6,19 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{debug, trace, warn};
 
+use crate::supervise;
 use crate::values::LogLevel;
 
 /// Observes what the log's level shows, and nothing where that is nothing, so that the node does not even make the
 /// events. The task ends with the bus.
 pub(crate) fn spawn(node: NodeHandle, levels: watch::Receiver<LogLevel>) -> JoinHandle<()> {
     // Before it returns, so that nothing is missed that happens right after.
-    let events = observe(&node, *levels.borrow());
-    tokio::spawn(follow(node, levels, events))
+    let mut first = Some(observe(&node, *levels.borrow()));
+    let follow = move || {
+        let level = *levels.borrow();
+        follow(node.clone(), levels.clone(), first.take().unwrap_or_else(|| observe(&node, level)))
+    };
+    tokio::spawn(supervise::keep("event log", follow))
 }
 
 async fn follow(node: NodeHandle, mut levels: watch::Receiver<LogLevel>, mut events: Option<EventStream>) {

@@ -31,6 +31,10 @@ pub(crate) enum Failure {
     #[error("{}", with_causes(.0))]
     Node(deeperhub_node::StartError),
 
+    /// A fault in the program, which the log tells of.
+    #[error("the server failed by a fault of its own; the log says where")]
+    Panic,
+
     /// Something that the system should have given.
     #[error("{what}: {source}")]
     System { what: &'static str, source: io::Error },

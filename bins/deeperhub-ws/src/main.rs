@@ -31,6 +31,7 @@ mod serve;
 mod settings;
 mod signals;
 mod start_line;
+mod supervise;
 mod telemetry;
 mod tls;
 mod token;

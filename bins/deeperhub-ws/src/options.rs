@@ -63,6 +63,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", help_heading = GENERAL)]
     pub(crate) drain_timeout: Option<Time>,
 
+    /// Time from the end of the server to when its successor listens [default: 5s]
+    ///
+    /// Where no other node is there, clients that a drain closes or refuses are told to come back
+    /// when the drain is over and this time has passed; with other nodes in the cluster, at once.
+    /// Either way one follows the other, at `--reconnect-rate`.
+    #[arg(long, value_name = "TIME", help_heading = GENERAL)]
+    pub(crate) restart_time: Option<Time>,
+
     /// Address that clients connect to [default: localhost]
     ///
     /// An IP address or a host name; `localhost` stands for both loopback addresses, 127.0.0.1 and
@@ -214,10 +222,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = whole::<usize>(0, MAX_COUNT), help_heading = LIMITS)]
     pub(crate) max_connections_per_ip: Option<usize>,
 
-    /// New connections a second of one address; more are refused with 429; 0 is no limit [default: 0]
+    /// New connections a second of one address; more are refused with 429; 0 is no limit [default: 200]
     ///
-    /// IPv6 addresses count by their /64. As many may come at once as in a second. Many clients can share an address: set
-    /// it well above what they need together.
+    /// IPv6 addresses count by their /64. Five times as many may come at once. Many clients can
+    /// share an address: set it well above what they need together, and not below
+    /// `--reconnect-rate`. Loopback addresses have no limit unless this is set.
     #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000), help_heading = LIMITS)]
     pub(crate) connection_rate_per_ip: Option<u32>,
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -69,7 +70,10 @@ impl Watched {
         self.read = Stamp::of(&self.paths);
         self.seen = None;
         self.unsettled = 0;
-        match (self.reload)() {
+        // A panic is a failure like others: what is watched besides must not suffer from it.
+        let reload = || (self.reload)();
+        let reloaded = catch_unwind(AssertUnwindSafe(reload)).unwrap_or_else(|_| Err("it panicked".into()));
+        match reloaded {
             Ok(()) => info!(what = self.what, why, "Read again."),
             Err(error) => {
                 let error = with_causes(error.as_ref());
@@ -300,6 +304,21 @@ mod tests {
             }
             assert!(matches!(readers[0].state, ReaderState::Idle(_)));
         });
+    }
+
+    #[test]
+    fn what_panics_when_it_is_read_keeps_nothing_else_from_being_read() {
+        let mut fixture = Fixture::new("panic");
+        let panics = Watched {
+            what: "fault",
+            paths: Vec::new(),
+            read: Stamp::default(),
+            seen: None,
+            unsettled: 0,
+            reload: Box::new(|| panic!("a test makes this panic")),
+        };
+        fixture.reloads.0.insert(0, panics);
+        assert_eq!((fixture.reads_after_look(true), fixture.reads_after_look(true)), (1, 2));
     }
 
     #[test]

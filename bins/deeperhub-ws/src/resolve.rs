@@ -38,6 +38,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         io_uring,
         node_id,
         drain_timeout,
+        restart_time,
         host,
         port,
         path,
@@ -130,6 +131,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.io_uring = take!(io_uring, IoUring::Auto) == IoUring::Auto;
     node.node_id = take!(node_id).map(|id| id.0);
     let drain_timeout = take!(drain_timeout, Time(Settings::DRAIN_TIMEOUT)).0;
+    listener.restart_time = take!(restart_time, Time(listener.restart_time)).0;
     let address = Address { host: take!(host, Host::localhost()), port: take!(port, Settings::PORT) };
     let paths = take!(path, listener.paths.iter().cloned().map(UrlPath).collect());
     listener.paths = paths.into_iter().map(|path| path.0).collect();
@@ -168,8 +170,13 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.max_connections = take!(max_connections, listener.max_connections);
     let per_ip = take!(max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
     listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);
-    let per_second = take!(connection_rate_per_ip, 0);
-    listener.connection_rate_per_ip = NonZeroU32::new(per_second).map(|rate| RateLimit::new(rate, rate));
+    // A proxy of this machine gives all its clients one address, so loopback is only limited by a
+    // decision.
+    listener.limits_loopback = connection_rate_per_ip.is_some();
+    let per_second = listener.connection_rate_per_ip.map_or(0, |limit| limit.per_second.get());
+    let per_second = take!(connection_rate_per_ip, per_second);
+    listener.connection_rate_per_ip =
+        NonZeroU32::new(per_second).map(deeperhub_listener::connection_rate_limit);
     listener.max_message_bytes = take!(max_message_bytes, listener.max_message_bytes);
     listener.max_fragments = take!(max_fragments, listener.max_fragments);
     node.max_json_depth = take!(max_json_depth, node.max_json_depth);

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use crate::signals::{self, HangUps, Ignored, Signals, Stops};
 use crate::start_line::start_line;
 use crate::telemetry::{self, TelemetryConfig, telemetry_config};
 use crate::values::Address;
-use crate::{FAILED, allocator, event_log, logging, memory, nofile};
+use crate::{FAILED, allocator, event_log, logging, memory, nofile, supervise};
 
 /// What tasks that block (name look-ups, files on a disk that is gone) are given at the end.
 const LAST_TASKS: Duration = Duration::from_secs(1);
@@ -90,7 +91,8 @@ impl From<Failure> for Ending {
 pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
     let Control { runtime, signals } = control;
     let mut log = None;
-    let result = runtime.block_on(run(signals, flags, &mut log));
+    let served = catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(signals, flags, &mut log))));
+    let result = served.unwrap_or(Err(Failure::Panic.into()));
     runtime.shutdown_timeout(LAST_TASKS);
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -203,6 +205,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     };
     settings.node.tracer = telemetry.tracer(settings.trace_client_rate);
     settings.node.gauges = allocator::GAUGES.to_vec();
+    settings.node.gauges.push(supervise::GAUGE);
     settings.node.counters = vec![
         OwnCounter {
             name: "deeperhub_log_lines_lost_total",
@@ -354,7 +357,7 @@ async fn while_watching<T>(
         result = serving => result,
         never = reloads.run(hang_ups) => match never {},
         never = ignored.tell() => match never {},
-        never = memory::watch(memory) => match never {},
+        never = supervise::keep("memory", || memory::watch(memory.clone())) => match never {},
     }
 }
 

@@ -11,7 +11,8 @@ use std::task::{self, Poll};
 use std::time::Duration;
 
 use deeperhub_listener::{
-    Accepted, Application, Config, Connections, Context, Listener, Local, Message, Metrics, Peer, Session,
+    Accepted, Application, Config, Connections, Context, Listener, Local, Message, Metrics, Peer, ReturnTo,
+    Session,
 };
 use deeperhub_metrics::Cells;
 use deeperhub_protocol::frame;
@@ -97,7 +98,7 @@ async fn main() -> ExitCode {
     };
     println!("listening on ws://{}", listener.local_addr());
     if tokio::signal::ctrl_c().await.is_ok() {
-        listener.drain(Duration::from_secs(2)).await;
+        listener.drain(Duration::from_secs(2), ReturnTo::ThisNode).await;
     }
     listener.stop().await;
     ExitCode::SUCCESS

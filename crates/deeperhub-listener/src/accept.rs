@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use deeperhub_protocol::handshake::Refusal;
@@ -11,14 +11,14 @@ use deeperhub_security::LimitMode;
 use deeperhub_security::proxy::TrustedProxies;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
-use tokio::sync::mpsc;
 
 use crate::budget::MemoryBudget;
 use crate::config::Config;
+use crate::control::{Arrival, Control, Phase};
 use crate::metrics::Metrics;
 use crate::places::{NoPlace, Place, Places};
+use crate::restart::RestartDelay;
 use crate::slots::Slots;
-use crate::worker::ToWorker;
 
 /// Pause after an error that only time can cure.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -39,6 +39,16 @@ const GATHER: Duration = Duration::from_micros(500);
 
 /// Token of the acceptor's own events; those of its sockets are their positions.
 const STOP: Token = Token(usize::MAX);
+
+/// The first pause while all workers have as many new connections waiting as they may; each further
+/// one doubles it.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// The longest of these pauses.
+const MAX_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often the acceptor looks whether a worker takes what it was given, while something waits.
+const REASSIGN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Ports that are tried until one is free at both loopback addresses.
 const MAX_TRIES: u32 = 100;
@@ -137,24 +147,28 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
 pub(crate) struct Acceptor {
     poll: Poll,
     listeners: Vec<TcpListener>,
+    /// Sockets that may have connections to give. Events come in edges: a socket is ready until it
+    /// has given all.
+    ready: Vec<bool>,
     stop: Arc<Waker>,
-    pub(crate) workers: Vec<mpsc::Sender<ToWorker>>,
+    control: Arc<Control>,
     pub(crate) places: Arc<Places>,
     standing: Arc<Places>,
     slots: Slots,
     memory: Option<Arc<MemoryBudget>>,
     limit_mode: LimitMode,
-    pub(crate) draining: Arc<AtomicBool>,
     trusted_proxies: TrustedProxies,
     pub(crate) metrics: Metrics,
+    /// Times that a test has it die.
+    #[cfg(test)]
+    faults: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Acceptor {
     pub(crate) fn new(
         mut listeners: Vec<TcpListener>,
-        workers: Vec<mpsc::Sender<ToWorker>>,
+        control: Arc<Control>,
         places: Arc<Places>,
-        draining: Arc<AtomicBool>,
         config: &Config,
         metrics: Metrics,
     ) -> io::Result<Self> {
@@ -163,22 +177,24 @@ impl Acceptor {
             poll.registry().register(listener, Token(index), Interest::READABLE)?;
         }
         let stop = Arc::new(Waker::new(poll.registry(), STOP)?);
-        let standing = Arc::new(Places::new(MAX_STANDING, None, None, workers.len()));
+        let standing = Arc::new(Places::new(MAX_STANDING, None, None, config.workers));
         let slots = Slots::new(config.reconnects_per_second, Instant::now());
         let memory = config.memory.clone();
         Ok(Self {
             poll,
+            ready: vec![true; listeners.len()],
             listeners,
             stop,
-            workers,
+            control,
             places,
             standing,
             slots,
             memory,
             limit_mode: config.limit_mode,
-            draining,
             trusted_proxies: config.trusted_proxies.clone(),
             metrics,
+            #[cfg(test)]
+            faults: Arc::default(),
         })
     }
 
@@ -187,31 +203,57 @@ impl Acceptor {
         Arc::clone(&self.stop)
     }
 
-    /// Accepts until it is stopped.
+    /// Accepts until it is stopped. A panic costs the connections that were accepted last, not the
+    /// listening socket.
     pub(crate) fn run(mut self) {
+        let mut delay = RestartDelay::default();
+        loop {
+            let began = Instant::now();
+            if catch_unwind(AssertUnwindSafe(|| self.accept_until_stopped())).is_ok() {
+                return;
+            }
+            self.metrics.acceptor_restarts.inc();
+            tracing::error!("Acceptor thread panicked; restarting");
+            if self.is_stopped_within(delay.after(began.elapsed())) {
+                return;
+            }
+        }
+    }
+
+    fn accept_until_stopped(&mut self) {
         let mut failing = false;
         let mut events = Events::with_capacity(4);
         let mut accepted = Vec::with_capacity(BATCH);
-        // Events come in edges: a socket is ready until it has given all.
-        let mut ready = vec![false; self.listeners.len()];
         let mut last = Instant::now();
+        // The first look is for what came before there was one: events come in edges.
+        let mut wait = Some(Duration::ZERO);
         loop {
-            match self.poll.poll(&mut events, None) {
+            match self.poll.poll(&mut events, wait) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    tracing::error!(%error, "The listening socket cannot be watched; no more connections.");
-                    return;
+                    if !failing {
+                        tracing::error!(%error, "Listening socket cannot be polled; retrying");
+                    }
+                    failing = true;
+                    std::thread::sleep(PAUSE);
                 }
             }
-            if is_stopped(&events, &mut ready) {
+            if self.control.is_stopping() {
                 return;
             }
-            if last.elapsed() < SOON {
+            for event in &events {
+                if let Some(ready) = self.ready.get_mut(event.token().0) {
+                    *ready = true;
+                }
+            }
+            #[cfg(test)]
+            tests::die_if_wanted(&self.faults);
+            if last.elapsed() < SOON && !events.is_empty() {
                 std::thread::sleep(GATHER);
             }
             let mut next = 0;
-            while let Some(index) = next_ready(&ready, next) {
+            while let Some(index) = next_ready(&self.ready, next) {
                 match self.listeners[index].accept() {
                     Ok((socket, peer)) => {
                         failing = false;
@@ -222,7 +264,7 @@ impl Acceptor {
                         // The others have their turn.
                         next = index + 1;
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready[index] = false,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.ready[index] = false,
                     Err(error) => {
                         self.metrics.accept_errors.inc();
                         if concerns_one_connection(&error) {
@@ -233,26 +275,75 @@ impl Acceptor {
                         }
                         failing = true;
                         self.hand_over_all(&mut accepted);
-                        // Also the way to hear of a stop meanwhile.
-                        if self.poll.poll(&mut events, Some(PAUSE)).is_ok() && is_stopped(&events, &mut ready)
-                        {
+                        if self.is_stopped_within(PAUSE) {
                             return;
                         }
                     }
                 }
                 self.hand_over_all(&mut accepted);
+                if self.control.is_stopping() {
+                    return;
+                }
             }
+            self.reassign();
+            wait = self.control.has_arrivals().then_some(REASSIGN_INTERVAL);
             last = Instant::now();
         }
     }
 
-    fn hand_over_all(&self, accepted: &mut Vec<(mio::net::TcpStream, SocketAddr)>) {
-        for (socket, peer) in accepted.drain(..) {
-            self.hand_over(socket.into(), peer);
+    /// Gives others what waits for a worker that hangs.
+    fn reassign(&self) {
+        let moved = self.control.reassign(Instant::now());
+        if moved > 0 {
+            self.metrics.arrivals_moved.add(moved as u64);
+            tracing::warn!(moved, "New connections reassigned from a stalled worker");
         }
     }
 
-    fn hand_over(&self, socket: std::net::TcpStream, peer: SocketAddr) {
+    /// Waits for a stop. What comes to the listening sockets meanwhile waits there.
+    fn is_stopped_within(&mut self, time: Duration) -> bool {
+        // Their events are lost here, and come in edges.
+        self.ready.fill(true);
+        let mut events = Events::with_capacity(4);
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if self.control.is_stopping() || left.is_zero() {
+                return self.control.is_stopping();
+            }
+            if self.poll.poll(&mut events, Some(left)).is_err() {
+                std::thread::sleep(left.min(PAUSE));
+            }
+        }
+    }
+
+    /// Gives each connection to a worker. None of them is waited for: only when all have as many
+    /// new connections waiting as they may does this pause, and the kernel's backlog does the rest.
+    fn hand_over_all(&mut self, accepted: &mut Vec<(mio::net::TcpStream, SocketAddr)>) {
+        let mut pause = FIRST_PAUSE;
+        for (socket, peer) in accepted.drain(..) {
+            let Some(arrival) = self.admitted(socket.into(), peer) else { continue };
+            let worker = loop {
+                let now = Instant::now();
+                if let Some(worker) = self.control.next_worker(&arrival.place, now) {
+                    break worker;
+                }
+                self.metrics.accept_pauses.inc();
+                if pause == FIRST_PAUSE {
+                    tracing::warn!("Accept paused: all workers are behind");
+                }
+                if self.is_stopped_within(pause) {
+                    return;
+                }
+                pause = (pause * 2).min(MAX_PAUSE);
+                self.reassign();
+            };
+            self.control.hand_over(worker, arrival, Instant::now());
+        }
+    }
+
+    /// A connection with its place; `None`: it is dropped, as too many are being refused already.
+    fn admitted(&self, socket: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
         // IPv4 comes as IPv6 where the socket takes both.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         // Of a proxy the client is not known yet.
@@ -263,25 +354,22 @@ impl Acceptor {
         };
         let Ok(place) = place else {
             self.metrics.accept_drops.inc();
-            return;
+            return None;
         };
-        let Some(worker) = self.workers.get(place.worker()) else { return };
-        // A worker that is behind makes the acceptor wait; the kernel's backlog does the rest. One that has ended
-        // takes no more, and the socket is closed.
-        let _ = worker.blocking_send(ToWorker::Connection {
-            socket,
-            peer,
-            place,
-            refusal,
-            since: Instant::now(),
-        });
+        Some(Arrival { socket, peer, place, refusal, since: Instant::now() })
     }
 
     /// A place, or why there is none and when the client should come back.
     fn admit(&self, address: Option<IpAddr>) -> Result<Place, Refusal> {
-        let slot = || self.slots.take(Instant::now());
-        if self.draining.load(Ordering::Relaxed) {
-            return Err(Refusal::draining(slot()));
+        let now = Instant::now();
+        let slot = || self.slots.take(now, Duration::ZERO);
+        match self.control.phase() {
+            Phase::Running => {}
+            Phase::Draining(plan) => {
+                let slot = self.slots.take(now, plan.until_first_return(now));
+                return Err(Refusal::draining(slot));
+            }
+            Phase::Stopping => return Err(Refusal::draining(slot())),
         }
         if self.memory.as_ref().is_some_and(|memory| !memory.has_room()) {
             self.metrics.memory_refusals.inc();
@@ -302,16 +390,6 @@ impl Acceptor {
     }
 }
 
-/// Notes which sockets have connections. Returns `true` if the acceptor is stopped.
-fn is_stopped(events: &Events, ready: &mut [bool]) -> bool {
-    for event in events {
-        if let Some(ready) = ready.get_mut(event.token().0) {
-            *ready = true;
-        }
-    }
-    events.iter().any(|event| event.token() == STOP)
-}
-
 /// The first socket from `from` on, and round, that has connections.
 fn next_ready(ready: &[bool], from: usize) -> Option<usize> {
     let (before, behind) = ready.split_at(from.min(ready.len()));
@@ -329,6 +407,10 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use deeperhub_metrics::Cells;
+
     use super::*;
 
     fn addresses(sockets: &[TcpListener]) -> Vec<SocketAddr> {
@@ -365,5 +447,46 @@ mod tests {
         assert_eq!(next_ready(&[true, true], 2), Some(0));
         assert_eq!(next_ready(&[true, false], 1), Some(0));
         assert_eq!(next_ready(&[false, false], 1), None);
+    }
+
+    /// Dies as often as a test wants.
+    pub(super) fn die_if_wanted(faults: &AtomicUsize) {
+        let wanted =
+            faults.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |faults| faults.checked_sub(1));
+        assert!(wanted.is_err(), "a test kills the acceptor");
+    }
+
+    #[test]
+    fn an_acceptor_that_dies_goes_on_with_the_same_socket() {
+        let socket = listen(([127, 0, 0, 1], 0).into(), 128).unwrap();
+        let address = socket.local_addr().unwrap();
+        let control = Arc::new(Control::new(1));
+        let places = Arc::new(Places::new(10, None, None, 1));
+        let metrics = Metrics::new(&Cells::new(1));
+        let config = Config { workers: 1, ..Config::default() };
+        let acceptor =
+            Acceptor::new(vec![socket], Arc::clone(&control), places, &config, metrics.clone()).unwrap();
+        let (faults, stopper) = (Arc::clone(&acceptor.faults), acceptor.stopper());
+        let thread = std::thread::spawn(move || acceptor.run());
+        let accepts_one = || {
+            let client = std::net::TcpStream::connect(address).unwrap();
+            let end = Instant::now() + Duration::from_secs(30);
+            loop {
+                if let Some(arrival) = control.mailbox(0).pop() {
+                    assert_eq!(arrival.peer, client.local_addr().unwrap());
+                    return;
+                }
+                assert!(Instant::now() < end, "it is not accepted");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        accepts_one();
+        faults.store(2, Ordering::Relaxed);
+        accepts_one();
+        accepts_one();
+        assert_eq!(metrics.acceptor_restarts.value(), 2);
+        control.stop();
+        stopper.wake().unwrap();
+        thread.join().unwrap();
     }
 }

@@ -1,3 +1,4 @@
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,18 @@ use deeperhub_security::{LimitMode, RateLimit};
 use crate::proxy::ProxyProtocol;
 
 use crate::budget::MemoryBudget;
+
+/// New connections of an address a second.
+const DEFAULT_CONNECTION_RATE: NonZeroU32 = NonZeroU32::new(200).expect("it is not 0");
+
+/// Seconds of the rate that an address may have at once.
+const CONNECTION_BURST: NonZeroU32 = NonZeroU32::new(5).expect("it is not 0");
+
+/// A limit of new connections of an address: as many a second, five times as many at once.
+#[must_use]
+pub fn connection_rate_limit(per_second: NonZeroU32) -> RateLimit {
+    RateLimit::new(per_second, per_second.saturating_mul(CONNECTION_BURST))
+}
 
 /// Sockets, threads, sizes and times of a listener.
 #[derive(Debug, Clone)]
@@ -29,9 +42,16 @@ pub struct Config {
     pub max_connections: usize,
     /// Connections at one time of one address (IPv6: of one /64). `None`: no limit, the default.
     pub max_connections_per_ip: Option<usize>,
-    /// New connections of one address (IPv6: of one /64); more are refused with 429. `None`: no limit, the default, as
-    /// many clients may share an address.
+    /// New connections of one address (IPv6: of one /64); more are refused with 429. `None`: no
+    /// limit. Default 200 a second, burst 1000: the pace at which
+    /// [`reconnects_per_second`](Self::reconnects_per_second) asks clients to come back, so that
+    /// those of one address may be as many as it tells of, and a thousand more that nobody told
+    /// anything.
     pub connection_rate_per_ip: Option<RateLimit>,
+    /// Whether `connection_rate_per_ip` holds for loopback addresses too. Default: it does not, as
+    /// what connects from this machine is mostly a proxy, behind which all clients have one
+    /// address.
+    pub limits_loopback: bool,
     /// Networks of proxies whose word on the client's address is taken: `X-Forwarded-For` and `Forwarded`, and the PROXY
     /// protocol. The limits of addresses hold for clients, not for these. None by default.
     pub trusted_proxies: TrustedProxies,
@@ -72,6 +92,9 @@ pub struct Config {
     /// How many clients a second should come back, to this node or to others: clients that are refused or drained are
     /// told times from it. Default 200.
     pub reconnects_per_second: u32,
+    /// How long it takes from the end of this node to when its successor listens. Clients of a node
+    /// without others are told to come back after that. Default 5 s.
+    pub restart_time: Duration,
     /// Whether limits of addresses refuse connections, or are only counted. Default: they refuse.
     pub limit_mode: LimitMode,
     /// A limit for the memory of the whole process, which somebody else measures. `None`: no limit, the default.
@@ -88,7 +111,8 @@ impl Default for Config {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             max_connections: 1000,
             max_connections_per_ip: None,
-            connection_rate_per_ip: None,
+            connection_rate_per_ip: Some(connection_rate_limit(DEFAULT_CONNECTION_RATE)),
+            limits_loopback: false,
             trusted_proxies: TrustedProxies::default(),
             proxy_protocol: ProxyProtocol::default(),
             max_head_bytes: handshake::MAX_HEAD_BYTES,
@@ -106,6 +130,7 @@ impl Default for Config {
             #[cfg(feature = "io-uring")]
             io_uring: true,
             reconnects_per_second: 200,
+            restart_time: Duration::from_secs(5),
             limit_mode: LimitMode::Enforce,
             memory: None,
         }

@@ -10,6 +10,16 @@ use crate::config::Config;
 /// first one there, and those whose timers are coarse would come together.
 const SPREAD: u64 = 100;
 
+/// Where the clients of a listener that drains are to come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReturnTo {
+    /// To other nodes, which are there: the first may come at once.
+    OtherNodes,
+    /// To the node that takes this one's place, which is there when this one has ended and
+    /// [`restart_time`](Config::restart_time) has passed.
+    ThisNode,
+}
+
 /// A drain of all workers: closes and returns are spread over the listener, however its connections are divided.
 #[derive(Debug)]
 pub(crate) struct DrainPlan {
@@ -20,24 +30,38 @@ pub(crate) struct DrainPlan {
     open: u64,
     /// Closes that workers have taken upon them.
     closes: AtomicU64,
-    /// Time between two clients that come back to other nodes.
+    /// Time between two clients that come back.
     slot_length: Duration,
+    /// From the start to when the first client may come back.
+    first_return: Duration,
     /// When the next slot begins, in nanoseconds since the start.
     next_slot: AtomicU64,
     slots_taken: AtomicU64,
 }
 
 impl DrainPlan {
-    /// Spreads `open` connections evenly over `time`, less what the last ones need to read their end: the time that a
-    /// peer has to answer a close, or a quarter of the whole if that is less.
-    pub(crate) fn new(start: Instant, time: Duration, open: usize, config: &Config) -> Self {
+    /// Spreads `open` connections evenly over `time`, less what the last ones need to read their
+    /// end: the time that a peer has to answer a close, or a quarter of the whole if that is less.
+    /// Clients come back from now on, or from when this node has been started again.
+    pub(crate) fn new(
+        start: Instant,
+        time: Duration,
+        open: usize,
+        return_to: ReturnTo,
+        config: &Config,
+    ) -> Self {
+        let first_return = match return_to {
+            ReturnTo::OtherNodes => Duration::ZERO,
+            ReturnTo::ThisNode => time.saturating_add(config.restart_time),
+        };
         Self {
             start,
             spread_over: time - config.close_timeout.min(time / 4),
             open: open.max(1) as u64,
             closes: AtomicU64::new(0),
             slot_length: Duration::from_secs_f64(1.0 / f64::from(config.reconnects_per_second.max(1))),
-            next_slot: AtomicU64::new(0),
+            first_return,
+            next_slot: AtomicU64::new(nanos(first_return)),
             slots_taken: AtomicU64::new(0),
         }
     }
@@ -50,7 +74,12 @@ impl DrainPlan {
     }
 
     fn since_start(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
+        nanos(now.saturating_duration_since(self.start))
+    }
+
+    /// How long no client should come back.
+    pub(crate) fn until_first_return(&self, now: Instant) -> Duration {
+        self.first_return.saturating_sub(now.saturating_duration_since(self.start))
     }
 
     /// The time after which one more client should come back, so that they do at a rate that others can accept.
@@ -62,7 +91,7 @@ impl DrainPlan {
     /// As [`Self::slot`], and takes it.
     fn take_slot(&self, now: Instant) -> Duration {
         let now = self.since_start(now);
-        let length = u64::try_from(self.slot_length.as_nanos()).unwrap_or(u64::MAX);
+        let length = nanos(self.slot_length);
         let after = |next: u64| next.max(now).saturating_add(length);
         let taken =
             self.next_slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| Some(after(next)));
@@ -70,6 +99,10 @@ impl DrainPlan {
         let neighbour = self.slots_taken.fetch_add(1, Ordering::Relaxed) % SPREAD + 1;
         Duration::from_nanos(slot.max(length.saturating_mul(neighbour)))
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// One worker's part in a drain under way.
@@ -84,6 +117,10 @@ pub(crate) struct Drain {
 impl Drain {
     pub(crate) const fn new(plan: Arc<DrainPlan>) -> Self {
         Self { plan, due: None, cursor: 0 }
+    }
+
+    pub(crate) fn is_of(&self, plan: &Arc<DrainPlan>) -> bool {
+        Arc::ptr_eq(&self.plan, plan)
     }
 
     /// When the next connection is closed; `None` while none of the worker's is open.
@@ -118,7 +155,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn plan(time: Duration, open: usize) -> Arc<DrainPlan> {
-        Arc::new(DrainPlan::new(Instant::now(), time, open, &Config::default()))
+        Arc::new(DrainPlan::new(Instant::now(), time, open, ReturnTo::OtherNodes, &Config::default()))
     }
 
     /// Milliseconds after the start at which workers with so many connections each close one.
@@ -170,11 +207,32 @@ mod tests {
     fn slots_follow_each_other() {
         let config = Config { reconnects_per_second: 100, ..Config::default() };
         let now = Instant::now();
-        let plan = Arc::new(DrainPlan::new(now, SECOND, 3, &config));
+        let plan = Arc::new(DrainPlan::new(now, SECOND, 3, ReturnTo::OtherNodes, &config));
         // The workers' clients come back one behind the other too.
         let drains = [Drain::new(Arc::clone(&plan)), Drain::new(plan)];
         let slots = [0, 1, 0].map(|worker: usize| drains[worker].take_slot(now));
         assert_eq!(slots, [10, 20, 30].map(Duration::from_millis));
+    }
+
+    #[test]
+    fn clients_of_a_node_that_is_alone_come_back_when_it_has_been_started_again() {
+        let restart_time = SECOND * 7;
+        let config = Config { reconnects_per_second: 10, restart_time, ..Config::default() };
+        let start = Instant::now();
+        let plan = DrainPlan::new(start, SECOND * 30, 3, ReturnTo::ThisNode, &config);
+        let slot = |seconds| plan.take_slot(start + SECOND * seconds).as_millis();
+        // Whenever they are closed, one comes behind the other from 37 s on.
+        assert_eq!((slot(0), slot(10), slot(27)), (37_100, 27_200, 10_300));
+        assert_eq!(plan.until_first_return(start + SECOND * 30), restart_time);
+        assert_eq!(plan.until_first_return(start + SECOND * 38), Duration::ZERO);
+    }
+
+    #[test]
+    fn no_time_is_too_long() {
+        let config = Config { restart_time: Duration::MAX, ..Config::default() };
+        let plan = DrainPlan::new(Instant::now(), Duration::MAX, 3, ReturnTo::ThisNode, &config);
+        plan.take_close();
+        assert!(plan.take_slot(plan.start) > SECOND);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! A running listener and what owns its threads.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,15 +14,16 @@ use tokio::sync::mpsc;
 use crate::accept::{Acceptor, ListenOn, listen_on};
 use crate::config::Config;
 use crate::connections::Core;
-use crate::drain::DrainPlan;
+use crate::control::Control;
+use crate::drain::{DrainPlan, ReturnTo};
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::session::Application;
-use crate::worker::{self, ToWorker, WorkerCells};
+use crate::worker::{self, WorkerCells};
 
-/// New connections that may wait for one worker; the acceptor waits when there are more.
-const ARRIVALS: usize = 256;
+/// Time that [`Listener::stop`] gives the threads. One that takes longer hangs, and is left behind.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest time of a drain: a year.
 const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -36,10 +37,51 @@ pub struct Listener {
     addresses: Vec<SocketAddr>,
     places: Arc<Places>,
     config: Arc<Live<Config>>,
-    draining: Arc<AtomicBool>,
-    workers: Vec<mpsc::Sender<ToWorker>>,
-    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+    control: Arc<Control>,
+    threads: Mutex<Option<Threads>>,
     stop_accepting: Arc<mio::Waker>,
+}
+
+/// The threads of a listener.
+#[derive(Debug)]
+struct Threads {
+    handles: Vec<thread::JoinHandle<()>>,
+    /// Ends when the last thread has.
+    last_ended: mpsc::Receiver<Infallible>,
+}
+
+impl Threads {
+    /// Starts a thread.
+    fn spawn(
+        &mut self,
+        name: String,
+        running: &mpsc::Sender<Infallible>,
+        run: impl FnOnce() + Send + 'static,
+    ) -> Result<(), StartError> {
+        let running = running.clone();
+        let run = move || {
+            // Dropped last, whatever happens.
+            let _running = running;
+            run();
+        };
+        self.handles.push(thread::Builder::new().name(name).spawn(run).map_err(StartError::Thread)?);
+        Ok(())
+    }
+
+    /// Waits for the threads, and leaves those behind that hang.
+    async fn join(mut self, time: Duration) {
+        if tokio::time::timeout(time, self.last_ended.recv()).await.is_ok() {
+            for thread in self.handles {
+                // A panic there was caught and counted already.
+                let _ = thread.join();
+            }
+            return;
+        }
+        for thread in self.handles.iter().filter(|thread| !thread.is_finished()) {
+            let thread = thread.thread().name().unwrap_or_default();
+            tracing::warn!(thread, ?time, "Thread did not stop in time");
+        }
+    }
 }
 
 /// Why a listener did not start.
@@ -103,19 +145,38 @@ impl Listener {
         let addresses =
             sockets.iter().map(TcpListener::local_addr).collect::<Result<_, _>>().map_err(refused)?;
         let worker_count = config.workers.clamp(1, cells.workers());
-        let places = Arc::new(Places::new(
+        let places = Places::new(
             config.max_connections,
             config.max_connections_per_ip,
             config.connection_rate_per_ip,
             worker_count,
-        ));
+        );
+        let places = Arc::new(places.limiting_loopback(config.limits_loopback));
         let config = Arc::new(Live::new(Config { workers: worker_count, ..config }));
         let application = Arc::new(application);
 
-        let mut workers = Vec::with_capacity(worker_count);
-        let mut threads = Vec::with_capacity(worker_count);
+        let control = Arc::new(Control::new(worker_count));
+        let acceptor = Acceptor::new(
+            sockets,
+            Arc::clone(&control),
+            Arc::clone(&places),
+            &config.current(),
+            metrics.clone(),
+        )
+        .map_err(refused)?;
+        let stop_accepting = acceptor.stopper();
+        let (running, last_ended) = mpsc::channel(1);
+        let mut threads = Threads { handles: Vec::with_capacity(worker_count + 1), last_ended };
+        // Ends the threads that were started when one cannot be.
+        let listener = Self {
+            addresses,
+            places,
+            config: Arc::clone(&config),
+            control: Arc::clone(&control),
+            threads: Mutex::new(None),
+            stop_accepting,
+        };
         for index in 0..worker_count {
-            let (sender, inbound) = mpsc::channel(ARRIVALS);
             let cells = WorkerCells {
                 received: metrics.received_bytes.cell(index)?,
                 sent: metrics.sent_bytes.cell(index)?,
@@ -125,34 +186,22 @@ impl Listener {
                 coders: metrics.coders(index)?,
                 round: metrics.round_seconds.cell(index)?,
             };
+            let runtime = worker::runtime().map_err(StartError::Thread)?;
             let application = Arc::clone(&application);
-            let (config, metrics) = (Arc::clone(&config), metrics.clone());
-            let thread = thread::Builder::new().name(format!("hub-worker-{index}")).spawn(move || {
+            let (config, metrics, control) = (Arc::clone(&config), metrics.clone(), Arc::clone(&control));
+            threads.spawn(format!("hub-worker-{index}"), &running, move || {
                 // Made here: sessions never leave their thread.
                 let core = Core::new(config, metrics, Instant::now());
-                if let Err(error) = worker::run(&application, index, core, inbound, cells) {
-                    tracing::error!(%error, worker = index, "A worker could not be started.");
-                }
-            });
-            threads.push(thread.map_err(StartError::Thread)?);
-            workers.push(sender);
+                worker::run(&*application, index, &runtime, &control, core, cells);
+            })?;
         }
+        threads.spawn("hub-acceptor".to_owned(), &running, move || acceptor.run())?;
+        *listener.lock_threads() = Some(threads);
+        Ok(listener)
+    }
 
-        let draining = Arc::new(AtomicBool::new(false));
-        let acceptor = Acceptor::new(
-            sockets,
-            workers.clone(),
-            Arc::clone(&places),
-            Arc::clone(&draining),
-            &config.current(),
-            metrics,
-        )
-        .map_err(refused)?;
-        let stop_accepting = acceptor.stopper();
-        let thread = thread::Builder::new().name("hub-acceptor".to_owned()).spawn(move || acceptor.run());
-        threads.push(thread.map_err(StartError::Thread)?);
-        let threads = Mutex::new(threads);
-        Ok(Self { addresses, places, config, draining, workers, threads, stop_accepting })
+    fn lock_threads(&self) -> std::sync::MutexGuard<'_, Option<Threads>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it listens; the first of [`local_addrs`](Self::local_addrs).
@@ -189,44 +238,39 @@ impl Listener {
         });
     }
 
-    /// Refuses new connections with 503 `draining`, closes the others with 1001, spread over `time`, and returns
-    /// when all are gone or the time is over. The listener goes on to refuse until it is dropped.
-    pub async fn drain(&self, time: Duration) {
-        self.draining.store(true, Ordering::Relaxed);
-        let start = Instant::now();
+    /// Refuses new connections with 503 `draining`, closes the others with 1001, spread over
+    /// `time`, and returns when all are gone or the time is over. The listener goes on to refuse
+    /// until it is dropped. Clients are told when to come back: `return_to` says where they find a
+    /// server then.
+    ///
+    /// A worker that hangs keeps its connections, and nobody waits for it longer than that.
+    pub async fn drain(&self, time: Duration, return_to: ReturnTo) {
         // No later than a clock can show.
         let time = time.min(LONGEST_DRAIN);
-        let until = start + time;
-        let plan = Arc::new(DrainPlan::new(start, time, self.places.open(), &self.config.current()));
-        for worker in &self.workers {
-            // A worker that takes nothing has its own fault; the time below bounds the wait for it.
-            let _ = tokio::time::timeout(time, worker.send(ToWorker::Drain(Arc::clone(&plan)))).await;
-        }
-        let _ = tokio::time::timeout_at(until.into(), self.places.wait_empty()).await;
+        let open = self.places.open();
+        let plan = DrainPlan::new(Instant::now(), time, open, return_to, &self.config.current());
+        self.control.drain(Arc::new(plan));
+        let _ = tokio::time::timeout(time, self.places.wait_empty()).await;
     }
 
-    /// Ends the acceptor and the threads, and waits for them. Connections that are still there are dropped.
+    /// Ends the acceptor and the threads, and waits for them, five seconds at most: a thread that
+    /// hangs is logged and left behind. Connections that are still there are dropped.
     pub async fn stop(&self) {
-        let _ = self.stop_accepting.wake();
-        for worker in &self.workers {
-            let _ = worker.send(ToWorker::Stop).await;
+        self.end_threads();
+        let threads = self.lock_threads().take();
+        if let Some(threads) = threads {
+            threads.join(STOP_TIMEOUT).await;
         }
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        let joined = tokio::task::spawn_blocking(move || {
-            for thread in threads {
-                // A panic there was caught and counted already.
-                let _ = thread.join();
-            }
-        });
-        let _ = joined.await;
+    }
+
+    fn end_threads(&self) {
+        self.control.stop();
+        let _ = self.stop_accepting.wake();
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let _ = self.stop_accepting.wake();
-        for worker in &self.workers {
-            let _ = worker.try_send(ToWorker::Stop);
-        }
+        self.end_threads();
     }
 }

@@ -67,6 +67,11 @@ pub struct Metrics {
     pub accept_errors: SharedCounter,
     /// Connections that were dropped unanswered because too many were being refused already.
     pub accept_drops: SharedCounter,
+    /// Times that accepting paused, as each worker had as many new connections waiting as it may.
+    pub accept_pauses: SharedCounter,
+    /// New connections that were taken back from a worker that hung, or had died, and given to
+    /// another.
+    pub arrivals_moved: SharedCounter,
     /// Connections closed with 1013 because their queue passed the limit.
     pub slow_consumers: SharedCounter,
     /// Connections refused because too little memory was left.
@@ -79,6 +84,8 @@ pub struct Metrics {
     pub session_panics: SharedCounter,
     /// Workers that died and were replaced.
     pub worker_restarts: SharedCounter,
+    /// Times that the thread that accepts connections died and was replaced.
+    pub acceptor_restarts: SharedCounter,
     /// Workers that write many connections by one system call.
     pub io_uring_workers: Gauge,
     /// Bytes that wait in queues to be sent, as of each worker's last look.
@@ -149,12 +156,15 @@ impl Metrics {
             messages_too_big: SharedCounterVec::new("limit", SIZES),
             accept_errors: SharedCounter::new(),
             accept_drops: SharedCounter::new(),
+            accept_pauses: SharedCounter::new(),
+            arrivals_moved: SharedCounter::new(),
             slow_consumers: SharedCounter::new(),
             memory_refusals: SharedCounter::new(),
             memory_sheds: SharedCounter::new(),
             pong_timeouts: SharedCounter::new(),
             session_panics: SharedCounter::new(),
             worker_restarts: SharedCounter::new(),
+            acceptor_restarts: SharedCounter::new(),
             io_uring_workers: Gauge::new(cells),
             queue_bytes: Gauge::new(cells),
             received_bytes: Counter::new(cells),
@@ -232,6 +242,18 @@ impl Metrics {
             &self.accept_drops,
         )?;
         registry.register(
+            "deeperhub_accept_pauses_total",
+            "Pauses of accepting because all workers were behind",
+            none,
+            &self.accept_pauses,
+        )?;
+        registry.register(
+            "deeperhub_arrivals_moved_total",
+            "New connections moved away from a worker that did not take them",
+            none,
+            &self.arrivals_moved,
+        )?;
+        registry.register(
             "deeperhub_slow_consumers_total",
             "Connections closed with 1013 because their queue passed the limit",
             none,
@@ -266,6 +288,12 @@ impl Metrics {
             "Workers replaced",
             none,
             &self.worker_restarts,
+        )?;
+        registry.register(
+            "deeperhub_acceptor_restarts_total",
+            "Restarts of the thread that accepts connections",
+            none,
+            &self.acceptor_restarts,
         )?;
         registry.register(
             "deeperhub_io_uring_workers",

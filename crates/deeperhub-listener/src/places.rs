@@ -40,6 +40,8 @@ pub(crate) struct Places {
     /// 0: no limit.
     max_per_address: AtomicUsize,
     rate: Option<AddressLimiter>,
+    /// Whether the rate holds for loopback addresses too.
+    limits_loopback: bool,
     started: Instant,
     open: AtomicUsize,
     addresses: Mutex<HashMap<AddressKey, usize>>,
@@ -85,12 +87,19 @@ impl Places {
             max: AtomicUsize::new(max),
             max_per_address: AtomicUsize::new(max_per_address.unwrap_or(0)),
             rate: rate.map(AddressLimiter::new),
+            limits_loopback: true,
             started: Instant::now(),
             open: AtomicUsize::new(0),
             addresses: Mutex::default(),
             loads: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             changed: Notify::new(),
         }
+    }
+
+    /// Says whether the rate of new connections holds for loopback addresses too.
+    pub(crate) fn limiting_loopback(mut self, limits_loopback: bool) -> Self {
+        self.limits_loopback = limits_loopback;
+        self
     }
 
     /// Other limits from now on. Connections that are there stay; those that came while addresses had no limit do not
@@ -100,20 +109,22 @@ impl Places {
         self.max_per_address.store(max_per_address.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Takes a place on the worker that has the fewest connections. Called by the acceptor alone. `None`: whose it is
-    /// will be known [later](Place::claim).
+    /// Takes a place, which is no worker's [yet](Place::assign). Called by the acceptor alone.
+    /// `None`: whose address it is will be known [later](Place::claim).
     pub(crate) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Place, NoPlace> {
         if self.open.load(Ordering::Relaxed) >= self.max.load(Ordering::Relaxed) {
             return Err(NoPlace::Full);
         }
         let address = address.map_or(Ok(None), |address| self.count(address))?;
         self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(self.place(address))
+        Ok(Place { places: Arc::clone(self), address, worker: None })
     }
 
     /// Counts a connection of an address; `Some`: it is to be counted down when it ends.
     fn count(&self, address: IpAddr) -> Result<Option<AddressKey>, NoPlace> {
-        if let Some(rate) = &self.rate {
+        if let Some(rate) = &self.rate
+            && (self.limits_loopback || !address.to_canonical().is_loopback())
+        {
             rate.check(address, self.started.elapsed()).map_err(NoPlace::TooOften)?;
         }
         let max = match self.max_per_address.load(Ordering::Relaxed) {
@@ -154,13 +165,6 @@ impl Places {
         }
     }
 
-    fn place(self: &Arc<Self>, address: Option<AddressKey>) -> Place {
-        let loads = self.loads.iter().map(|load| load.load(Ordering::Relaxed));
-        let worker = loads.enumerate().min_by_key(|&(_, load)| load).map_or(0, |(worker, _)| worker);
-        self.loads[worker].fetch_add(1, Ordering::Relaxed);
-        Place { places: Arc::clone(self), address, worker: worker as u16 }
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<AddressKey, usize>> {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -171,7 +175,7 @@ impl Places {
 pub(crate) struct Place {
     places: Arc<Places>,
     address: Option<AddressKey>,
-    worker: u16,
+    worker: Option<u16>,
 }
 
 impl Place {
@@ -183,14 +187,31 @@ impl Place {
         Ok(())
     }
 
-    pub(crate) fn worker(&self) -> usize {
-        self.worker.into()
+    /// Counts the connection as one of a worker.
+    pub(crate) fn assign(&mut self, worker: usize) {
+        self.unassign();
+        if let (Some(load), Ok(worker)) = (self.places.loads.get(worker), u16::try_from(worker)) {
+            load.fetch_add(1, Ordering::Relaxed);
+            self.worker = Some(worker);
+        }
+    }
+
+    /// The connection is no worker's any more.
+    pub(crate) fn unassign(&mut self) {
+        if let Some(load) = self.worker.take().and_then(|worker| self.places.loads.get(usize::from(worker))) {
+            load.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many connections a worker has, of those that are counted together with this one.
+    pub(crate) fn connections_of(&self, worker: usize) -> usize {
+        self.places.loads.get(worker).map_or(0, |load| load.load(Ordering::Relaxed))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.loads[self.worker()].fetch_sub(1, Ordering::Relaxed);
+        self.unassign();
         if let Some(key) = self.address {
             let mut addresses = self.places.lock();
             if let Some(count) = addresses.get_mut(&key) {
@@ -220,13 +241,16 @@ mod tests {
     #[test]
     fn places_are_given_back() {
         let places = Arc::new(Places::new(2, None, None, 2));
-        let first = places.take(address("127.0.0.1")).unwrap();
-        let second = places.take(address("127.0.0.1")).unwrap();
-        assert_ne!(first.worker(), second.worker());
+        let mut first = places.take(address("127.0.0.1")).unwrap();
+        let mut second = places.take(address("127.0.0.1")).unwrap();
+        first.assign(0);
+        second.assign(0);
+        second.assign(1);
+        assert_eq!((places.load(0), places.load(1)), (1, 1));
         assert_eq!(places.take(address("127.0.0.1")).unwrap_err(), NoPlace::Full);
-        let worker = first.worker();
         drop(first);
-        assert_eq!(places.take(address("127.0.0.2")).unwrap().worker(), worker);
+        assert_eq!((second.connections_of(0), second.connections_of(1)), (0, 1));
+        drop(places.take(address("127.0.0.2")).unwrap());
         drop(second);
         assert_eq!((places.open(), places.load(0), places.load(1)), (0, 0, 0));
     }
@@ -272,5 +296,39 @@ mod tests {
         let refusal = places.take(address("192.0.2.1")).unwrap_err().refusal(|| FULL_RETRY);
         assert_eq!((refusal.status, refusal.code), (429, "rate_limited"));
         assert!(places.take(address("192.0.2.2")).is_ok());
+    }
+
+    #[test]
+    fn loopback_is_limited_only_where_that_is_wanted() {
+        let one = std::num::NonZeroU32::MIN;
+        let refused = |limits_loopback, from: &str| {
+            let places = Places::new(10, None, Some(RateLimit::new(one, one)), 1);
+            let places = Arc::new(places.limiting_loopback(limits_loopback));
+            drop(places.take(address(from)).unwrap());
+            places.take(address(from)).is_err()
+        };
+        for loopback in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
+            assert!(!refused(false, loopback) && refused(true, loopback), "{loopback}");
+        }
+        assert!(refused(false, "192.0.2.1"));
+    }
+
+    /// What an office or a carrier's NAT does after a restart, and what a client does that comes
+    /// back as fast as it can.
+    #[test]
+    fn the_default_rate_lets_a_crowd_behind_one_address_in_and_holds_up_a_storm() {
+        let config = crate::Config::default();
+        let rate = AddressLimiter::new(config.connection_rate_per_ip.unwrap());
+        let from = address("192.0.2.1").unwrap();
+        // A crowd of a thousand in a moment, then as many as slots are given, for a minute.
+        let pace = Duration::from_secs(1) / config.reconnects_per_second;
+        let crowd = (0..1000).map(|_| Duration::ZERO);
+        let paced = (1..=60 * config.reconnects_per_second).map(|n| pace * n);
+        let refused = crowd.chain(paced).filter(|&at| rate.check(from, at).is_err()).count();
+        assert_eq!(refused, 0);
+        // Ten thousand within a second that follows at once.
+        let storm = (0..10_000).map(|n| Duration::from_secs(60) + Duration::from_micros(100) * n);
+        let admitted = storm.filter(|&at| rate.check(from, at).is_ok()).count();
+        assert!(admitted <= 201, "{admitted}");
     }
 }

@@ -134,7 +134,9 @@ pub trait Session: 'static {
         let _ = (reason, retry_after, out);
     }
 
-    /// The connection is closing; called exactly once for each session that was opened, and nothing is called after it.
+    /// The connection is closing; called exactly once for each session that was opened, unless the
+    /// listener stops, and nothing is called after it. Where the worker died, `local` is that of
+    /// its replacement, which knows nothing of the session.
     fn on_close(&mut self, key: Key, closed: &Closed, local: &mut Self::Local) {
         let _ = (key, closed, local);
     }

@@ -5,11 +5,10 @@ mod liveness;
 #[cfg(feature = "io-uring")]
 mod reads;
 mod shed;
+mod supervise;
 
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,19 +16,19 @@ use deeperhub_metrics::{CounterCell, GaugeCell, HistogramCell};
 use deeperhub_protocol::frame;
 use deeperhub_protocol::handshake::{self, Refusal};
 use deeperhub_protocol::{CloseCode, CloseReason};
-use tokio::sync::mpsc;
 
 use crate::connections::{Closing, Connection, Connections, Core, Flags, Sign, State};
-use crate::deflate::Coders;
-use crate::drain::{Drain, DrainPlan};
+use crate::control::{Arrival, Control, Phase};
+use crate::drain::Drain;
 use crate::handshake::{Asked, Handshake, Proxied, write_ready};
 use crate::metrics::{CoderCells, Outcome};
 use crate::outbox::Outbox;
-use crate::places::Place;
 use crate::round::{HANDSHAKE_COST, Turn};
 use crate::session::{Application, Closed, Context, Local, Peer, Session};
 use crate::transport::Transport;
 use crate::waker::ConnectionWaker;
+
+pub(crate) use supervise::{run, runtime};
 
 /// New connections of one round.
 const ARRIVALS_PER_ROUND: usize = 64;
@@ -45,23 +44,6 @@ const TICK_SLICE: usize = 4096;
 
 /// What is kept of the buffers of a round that was larger.
 const KEEP: usize = 256 * 1024;
-
-/// What a worker is told.
-pub(crate) enum ToWorker {
-    /// A new socket; with a refusal when there is no place for it.
-    Connection {
-        socket: std::net::TcpStream,
-        peer: std::net::SocketAddr,
-        place: Place,
-        refusal: Option<Refusal>,
-        /// When it was accepted.
-        since: Instant,
-    },
-    /// Close all connections, spread over the time.
-    Drain(Arc<DrainPlan>),
-    /// End the thread.
-    Stop,
-}
 
 /// Numbers of this worker.
 pub(crate) struct WorkerCells {
@@ -81,7 +63,8 @@ pub(crate) struct Worker<'a, A: Application> {
     application: &'a A,
     local: A::Local,
     core: &'a mut Core<A::Session>,
-    inbound: &'a mut mpsc::Receiver<ToWorker>,
+    control: &'a Control,
+    index: usize,
     cells: &'a mut WorkerCells,
     scratch: Vec<u8>,
     /// Room for the reads of a batch; empty until there is one.
@@ -107,7 +90,7 @@ impl<'a, A: Application> Worker<'a, A> {
         application: &'a A,
         index: usize,
         core: &'a mut Core<A::Session>,
-        inbound: &'a mut mpsc::Receiver<ToWorker>,
+        control: &'a Control,
         cells: &'a mut WorkerCells,
     ) -> Self {
         let now = Instant::now();
@@ -115,7 +98,8 @@ impl<'a, A: Application> Worker<'a, A> {
             application,
             local: application.local(index),
             core,
-            inbound,
+            control,
+            index,
             cells,
             scratch: vec![0; SCRATCH],
             #[cfg(feature = "io-uring")]
@@ -142,7 +126,7 @@ impl<'a, A: Application> Worker<'a, A> {
             return Poll::Pending;
         }
         self.core.begin_round(now);
-        let mut more = self.take_arrivals(cx);
+        let mut more = self.take_arrivals();
         if self.stopped {
             return Poll::Ready(());
         }
@@ -199,35 +183,36 @@ impl<'a, A: Application> Worker<'a, A> {
         self.sleep.as_mut().poll_unpin_pending(cx) && self.core.ready.sleep(cx.waker())
     }
 
-    fn take_arrivals(&mut self, cx: &mut task::Context<'_>) -> bool {
-        for _ in 0..ARRIVALS_PER_ROUND {
-            match self.inbound.poll_recv(cx) {
-                Poll::Pending => return false,
-                Poll::Ready(Some(ToWorker::Connection { socket, peer, place, refusal, since })) => {
-                    self.core
-                        .metrics
-                        .accept_seconds
-                        .observe_duration(self.core.now.saturating_duration_since(since));
-                    self.arrive(socket, peer, place, refusal, since);
-                }
-                Poll::Ready(Some(ToWorker::Drain(plan))) => self.drain = Some(Drain::new(plan)),
-                Poll::Ready(Some(ToWorker::Stop) | None) => {
-                    self.stopped = true;
-                    return false;
+    /// Looks at the listener's phase and takes new connections, where there is news of either.
+    /// Answers whether there are more.
+    fn take_arrivals(&mut self) -> bool {
+        let mailbox = self.control.mailbox(self.index);
+        if !mailbox.take_notification() {
+            return false;
+        }
+        match self.control.phase() {
+            Phase::Running => {}
+            Phase::Draining(plan) => {
+                if self.drain.as_ref().is_none_or(|drain| !drain.is_of(&plan)) {
+                    self.drain = Some(Drain::new(plan));
                 }
             }
+            Phase::Stopping => {
+                self.stopped = true;
+                return false;
+            }
         }
+        for _ in 0..ARRIVALS_PER_ROUND {
+            let Some(arrival) = mailbox.pop() else { return false };
+            let waited = self.core.now.saturating_duration_since(arrival.since);
+            self.core.metrics.accept_seconds.observe_duration(waited);
+            self.arrive(arrival);
+        }
+        mailbox.look_again(self.core.now);
         true
     }
 
-    fn arrive(
-        &mut self,
-        socket: std::net::TcpStream,
-        peer: std::net::SocketAddr,
-        place: Place,
-        refusal: Option<Refusal>,
-        since: Instant,
-    ) {
+    fn arrive(&mut self, Arrival { socket, peer, place, refusal, since }: Arrival) {
         let proxied =
             if self.core.config.trusted_proxies.trusts(peer.ip()) { Proxied::Header } else { Proxied::No };
         let transport = match Transport::new(socket, &self.core.config, proxied == Proxied::Header) {
@@ -746,78 +731,6 @@ impl PollPending for Pin<&mut tokio::time::Sleep> {
     fn poll_unpin_pending(self, cx: &mut task::Context<'_>) -> bool {
         std::future::Future::poll(self, cx).is_pending()
     }
-}
-
-/// Keeps a worker going: one that dies is replaced, its connections are told where that can be.
-pub(crate) fn run<A: Application>(
-    application: &Arc<A>,
-    index: usize,
-    mut core: Core<A::Session>,
-    mut inbound: mpsc::Receiver<ToWorker>,
-    mut cells: WorkerCells,
-) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    #[cfg(feature = "io-uring")]
-    core.batch(index);
-    runtime.block_on(tokio::task::unconstrained(async {
-        loop {
-            let life = catch_unwind_future(|| {
-                let mut worker = Worker::new(&**application, index, &mut core, &mut inbound, &mut cells);
-                move |cx: &mut task::Context<'_>| worker.poll_round(cx)
-            });
-            if life.await {
-                return;
-            }
-            core.metrics.worker_restarts.inc();
-            tracing::error!(
-                worker = index,
-                "A worker died and is replaced; its connections are closed with 1011."
-            );
-            bury(&mut core);
-        }
-    }));
-    Ok(())
-}
-
-/// Makes a worker and polls it until it ends (true) or panics (false).
-async fn catch_unwind_future<F, P>(make: F) -> bool
-where
-    F: FnOnce() -> P,
-    P: FnMut(&mut task::Context<'_>) -> Poll<()>,
-{
-    let Ok(mut poll) = catch_unwind(AssertUnwindSafe(make)) else {
-        // A worker that cannot even be made: not in a hot loop.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        return false;
-    };
-    std::future::poll_fn(move |cx| match catch_unwind(AssertUnwindSafe(|| poll(cx))) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(())) => Poll::Ready(true),
-        Err(_) => Poll::Ready(false),
-    })
-    .await
-}
-
-/// Tells the connections of a dead worker that it was not their fault, where a frame can still be written whole.
-fn bury<S>(core: &mut Core<S>) {
-    let mut close = Vec::new();
-    frame::write_close(&mut close, Some(CloseCode::InternalError.as_u16()), "a fault inside the server");
-    for mut connection in core.connections.drain() {
-        if matches!(connection.state, State::Open(_)) && !connection.flags.write_blocked {
-            let _ = connection.transport.write(&close, &mut core.records);
-            let _ = connection.transport.shutdown_write();
-        }
-    }
-    core.turn.clear();
-    core.backlog.clear();
-    core.unread.clear();
-    core.progress.clear();
-    core.dirty.clear();
-    core.to_close.clear();
-    core.arena.clear();
-    core.coders = Coders::new(&core.config.compression);
-    core.open = 0;
-    core.paused = 0;
 }
 
 #[cfg(test)]

@@ -6,13 +6,13 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::task::{self, Poll, Waker};
 use std::time::Duration;
 
 use deeperhub_listener::{
     Accepted, Application, Closed, Config, Connections, Context, Key, Listener, Local, MemoryBudget, Message,
-    Metrics, Peer, Session,
+    Metrics, Peer, ReturnTo, Session,
 };
 use deeperhub_metrics::Cells;
 use deeperhub_protocol::frame::{self, Frame};
@@ -33,6 +33,31 @@ struct Stage {
     opened: AtomicUsize,
     closed: Mutex<Vec<Closed>>,
     wakers: Mutex<Vec<Waker>>,
+    /// How often workers still die as soon as they look at what waits for them.
+    deaths: AtomicUsize,
+    hangs: Mutex<Hangs>,
+    released: Condvar,
+}
+
+/// Workers that hang because a connection said so, until they are released.
+#[derive(Default)]
+struct Hangs {
+    now: usize,
+    is_released: bool,
+}
+
+impl Stage {
+    fn hang(&self) {
+        let mut hangs = self.hangs.lock().unwrap();
+        hangs.now += 1;
+        let wait = self.released.wait_timeout_while(hangs, 4 * PATIENCE, |hangs| !hangs.is_released);
+        wait.unwrap().0.now -= 1;
+    }
+
+    fn release(&self) {
+        self.hangs.lock().unwrap().is_released = true;
+        self.released.notify_all();
+    }
 }
 
 struct Hub(Arc<Stage>);
@@ -72,7 +97,10 @@ impl Local for Worker {
             wakers.push(cx.waker().clone());
         }
         drop(wakers);
-        if self.dies {
+        let dies_again = || {
+            self.stage.deaths.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
+        };
+        if self.dies || dies_again() {
             panic!("a test kills this worker");
         }
         if let Some(key) = self.flood {
@@ -100,6 +128,7 @@ impl Session for Talker {
             }
             // What others send meanwhile is there when the worker looks again.
             Message::Text("stall") => std::thread::sleep(Duration::from_millis(20)),
+            Message::Text("hang") => cx.local().stage.hang(),
             Message::Text("die") => cx.local().dies = true,
             Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
             Message::Text(text) => cx.reply(|out| frame::write_text(out, text)),
@@ -285,6 +314,142 @@ async fn a_worker_that_dies_is_replaced_and_the_others_notice_nothing() {
     }
 }
 
+impl Running {
+    /// Two workers, one of which hangs, and a client of each.
+    async fn with_a_worker_that_hangs() -> (Self, Client, Client) {
+        let running = start(|config| config.workers = 2);
+        let (mut hung, healthy) = (running.connect().await, running.connect().await);
+        hung.send(Text::text("hang")).await.unwrap();
+        running.wait_until(|running| running.stage.hangs.lock().unwrap().now == 1).await;
+        (running, hung, healthy)
+    }
+}
+
+#[tokio::test]
+async fn new_clients_do_not_wait_for_a_worker_that_hangs() {
+    let (running, mut hung, mut healthy) = Running::with_a_worker_that_hangs().await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        // The first of them may have been given to the one that hangs, and are then taken back.
+        let mut client = running.connect().await;
+        echoes(&mut client).await;
+        clients.push(client);
+    }
+    echoes(&mut healthy).await;
+    assert_eq!(running.stage.hangs.lock().unwrap().now, 1, "it hangs still");
+    running.stage.release();
+    echoes(&mut hung).await;
+    assert_eq!(running.listener.connections(), 22);
+}
+
+#[tokio::test]
+async fn accepting_pauses_when_no_worker_takes_anything_and_goes_on_later() {
+    const CLIENTS: usize = 400;
+    let running = start(|config| {
+        config.max_connections = 2 * CLIENTS;
+        config.handshake_timeout = PATIENCE;
+    });
+    let mut hung = running.connect().await;
+    hung.send(Text::text("hang")).await.unwrap();
+    running.wait_until(|running| running.stage.hangs.lock().unwrap().now == 1).await;
+    let mut sockets = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut socket = TcpStream::connect(running.listener.local_addr()).await.unwrap();
+        socket.write_all(UPGRADE.as_bytes()).await.unwrap();
+        sockets.push(socket);
+    }
+    running.wait_until(|running| running.metrics.accept_pauses.value() > 3).await;
+    assert!(running.listener.connections() < CLIENTS);
+    running.stage.release();
+    for socket in &mut sockets {
+        let mut start = [0; 12];
+        patiently(socket.read_exact(&mut start)).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 101");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_and_a_stop_reach_the_others_of_a_worker_that_hangs_and_end() {
+    let (running, hung, mut healthy) = Running::with_a_worker_that_hangs().await;
+    let reading = tokio::spawn(async move { read_to_close(&mut healthy).await.1 });
+    patiently(running.listener.drain(Duration::from_millis(500), ReturnTo::ThisNode)).await;
+    assert_eq!(reading.await.unwrap(), Some(1001));
+    patiently(running.listener.stop()).await;
+    assert_eq!(running.stage.hangs.lock().unwrap().now, 1, "it hangs still");
+    drop(hung);
+    running.stage.release();
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_tells_each_session_and_lets_go_of_its_places() {
+    let running = start(|_| {});
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(running.connect().await);
+    }
+    // What was answered before is not lost.
+    clients[0].send(Text::text("last words")).await.unwrap();
+    clients[0].send(Text::text("die")).await.unwrap();
+    for (nth, client) in clients.iter_mut().enumerate() {
+        let words = if nth == 0 { vec!["last words".to_owned()] } else { Vec::new() };
+        assert_eq!(read_to_close(client).await, (words, Some(1011)));
+        let _ = patiently(client.next()).await;
+    }
+    running.wait_until(|running| running.listener.connections() == 0).await;
+    let closed = running.stage.closed.lock().unwrap().clone();
+    assert_eq!(closed.len(), 5);
+    let is_fault = |closed: &Closed| matches!(closed, Closed::ByServer(reason) if reason.code() == CloseCode::InternalError);
+    assert!(closed.iter().all(is_fault), "{closed:?}");
+    echoes(&mut running.connect().await).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_again_and_again_tells_each_session_once_and_comes_back() {
+    let running = start(|_| {});
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(running.connect().await);
+    }
+    running.stage.deaths.store(3, Ordering::Relaxed);
+    clients[0].send(Text::text("die")).await.unwrap();
+    for client in &mut clients {
+        assert_eq!(read_to_close(client).await.1, Some(1011));
+    }
+    running.wait_until(|running| running.metrics.worker_restarts.value() == 4).await;
+    let mut client = running.connect().await;
+    echoes(&mut client).await;
+    assert_eq!(running.stage.closed.lock().unwrap().len(), 5);
+}
+
+#[tokio::test]
+async fn who_takes_the_place_of_a_worker_that_died_knows_of_the_drain() {
+    let running = start(|_| {});
+    let mut clients = [running.connect().await, running.connect().await, running.connect().await];
+    let mut late = TcpStream::connect(running.listener.local_addr()).await.unwrap();
+    running.wait_until(|running| running.listener.connections() == 4).await;
+    let listener = &running.listener;
+    let dies = async {
+        // One of them is closed at once, the others in an hour.
+        for client in &mut clients {
+            let _ = client.send(Text::text("die")).await;
+        }
+        running.wait_until(|running| running.metrics.worker_restarts.value() == 1).await;
+        late.write_all(UPGRADE.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        patiently(late.read_to_string(&mut answer)).await.unwrap();
+        answer
+    };
+    let drain = listener.drain(Duration::from_secs(3600), ReturnTo::ThisNode);
+    let answer = tokio::select! {
+        biased;
+        () = drain => panic!("the drain ended before its time"),
+        answer = dies => answer,
+    };
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\"draining\""), "{answer}");
+    let retry = answer.lines().find_map(|line| line.strip_prefix("Retry-After: ")).unwrap();
+    assert!(retry.parse::<u64>().unwrap() > 3600, "the server is not back before the drain is over: {retry}");
+}
+
 #[tokio::test]
 async fn a_peer_that_does_not_read_is_closed_with_1013_once_it_does() {
     let running = start(|config| config.max_queue_bytes = 100_000);
@@ -390,7 +555,7 @@ async fn a_drain_closes_all_with_1001_and_refuses_newcomers() {
             let _ = patiently(client.next()).await;
         }
     });
-    patiently(running.listener.drain(PATIENCE)).await;
+    patiently(running.listener.drain(PATIENCE, ReturnTo::OtherNodes)).await;
     reading.await.unwrap();
     assert_eq!(running.listener.connections(), 0);
     let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };

@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 
 use crate::hub::{Hub, Request};
 
-/// A worker did not answer in time: it is stuck, or has far too much to do. What it was asked may be carried out later.
+/// A worker did not answer: it is stuck, has far too much to do, or died. What it was asked may be
+/// carried out later, unless it died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a worker does not answer; what was asked of it may be carried out later")]
 pub struct Unanswered;
@@ -87,4 +88,4 @@ impl Hub {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

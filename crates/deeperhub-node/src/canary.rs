@@ -8,15 +8,19 @@
 //! In a cluster one more probe goes to the broker first, as a publish for other nodes does, and what comes back from it
 //! is published to a worker.
 
+use std::convert::Infallible;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use deeperhub_cluster::Broker;
+use deeperhub_listener::RestartDelay;
 use deeperhub_metrics::{Bounds, RegisterError, Registry, SharedCounter, SharedHistogram, Unit};
 use deeperhub_protocol::{RawJson, Topic};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::health::{Check, Unready};
 use crate::hub::Hub;
@@ -41,6 +45,10 @@ impl Default for CanaryConfig {
 /// up one of them when it goes on, not all.
 const PARTS: u32 = 4;
 
+/// Time that the thread is given at the end. It waits for nothing longer, unless something that it
+/// calls hangs.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What is known of all workers, and of the broker.
 #[derive(Debug)]
 pub(crate) struct Canary {
@@ -55,6 +63,11 @@ pub(crate) struct Canary {
     /// The same of probes by the broker.
     cluster_round_trips: SharedHistogram,
     cluster_missed: SharedCounter,
+    /// Times that the thread died and went on.
+    restarts: SharedCounter,
+    /// Times that a test has it die.
+    #[cfg(test)]
+    faults: std::sync::atomic::AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -139,6 +152,9 @@ impl Canary {
             missed: SharedCounter::new(),
             cluster_round_trips: SharedHistogram::new(bounds()),
             cluster_missed: SharedCounter::new(),
+            restarts: SharedCounter::new(),
+            #[cfg(test)]
+            faults: Default::default(),
         }
     }
 
@@ -154,6 +170,12 @@ impl Canary {
             "Probes that were not back in time",
             Unit::None,
             &self.missed,
+        )?;
+        registry.register(
+            "deeperhub_canary_restarts_total",
+            "Restarts of the thread that sends probes",
+            Unit::None,
+            &self.restarts,
         )?;
         let canary = Arc::clone(self);
         registry.register_time_fn(
@@ -304,18 +326,38 @@ impl Canary {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends probes until it is stopped.
+    /// Sends probes until it is stopped. What panics in it goes on after a delay.
     fn run(&self, hub: &Hub) {
+        let mut delay = RestartDelay::default();
         loop {
+            let began = Instant::now();
+            if catch_unwind(AssertUnwindSafe(|| self.probe_until_stopped(hub))).is_ok() {
+                return;
+            }
+            self.restarts.inc();
+            error!("Canary thread panicked; restarting");
+            if self.is_stopped_within(delay.after(began.elapsed())) {
+                return;
+            }
+        }
+    }
+
+    fn is_stopped_within(&self, time: Duration) -> bool {
+        let waited = self.changed.wait_timeout_while(self.state(), time, |state| !state.is_stopped);
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_stopped
+    }
+
+    fn probe_until_stopped(&self, hub: &Hub) {
+        loop {
+            #[cfg(test)]
+            tests::die_if_wanted(self);
             let began = Instant::now();
             let connection = hub.broker.as_ref().map(Broker::watch);
             self.begin(hub);
             self.probe(hub);
             let has_held = connection.is_some_and(|state| matches!(state.has_changed(), Ok(false)));
             self.judge(has_held);
-            let rest = self.config.interval.saturating_sub(began.elapsed());
-            let waited = self.changed.wait_timeout_while(self.state(), rest, |state| !state.is_stopped);
-            if waited.unwrap_or_else(PoisonError::into_inner).0.is_stopped {
+            if self.is_stopped_within(self.config.interval.saturating_sub(began.elapsed())) {
                 return;
             }
         }
@@ -437,6 +479,8 @@ fn number_of(frame: &[u8]) -> Option<u64> {
 pub(crate) struct CanaryThread {
     canary: Arc<Canary>,
     thread: Option<JoinHandle<()>>,
+    /// Ends when the thread does.
+    ended: mpsc::Receiver<Infallible>,
 }
 
 impl CanaryThread {
@@ -447,9 +491,13 @@ impl CanaryThread {
             return Ok(None);
         }
         let hub = Arc::clone(hub);
-        let thread =
-            thread::Builder::new().name("hub-canary".to_owned()).spawn(move || hub.canary.run(&hub))?;
-        Ok(Some(Self { canary, thread: Some(thread) }))
+        let (running, ended) = mpsc::channel();
+        let run = move || {
+            let _running = running;
+            hub.canary.run(&hub);
+        };
+        let thread = thread::Builder::new().name("hub-canary".to_owned()).spawn(run)?;
+        Ok(Some(Self { canary, thread: Some(thread), ended }))
     }
 }
 
@@ -457,6 +505,9 @@ impl Drop for CanaryThread {
     fn drop(&mut self) {
         self.canary.state().is_stopped = true;
         self.canary.changed.notify_all();
+        if self.ended.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            return warn!("Canary thread did not stop in time");
+        }
         if let Some(thread) = self.thread.take() {
             // A panic there was told already.
             let _ = thread.join();

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{Message, RequestError, State};
 use deeperhub_events::{EventFilter, EventStream};
-use deeperhub_listener::{Key, Listener};
+use deeperhub_listener::{Key, Listener, ReturnTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
 use deeperhub_protocol::message::{ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
@@ -375,8 +375,10 @@ impl NodeHandle {
         &self.hub.node_id
     }
 
-    /// Starts the drain: no new connections, the others are closed with 1001 spread over `time`; returns when all are
-    /// gone or the time is over.
+    /// Starts the drain: no new connections, the others are closed with 1001 spread over `time`;
+    /// returns when all are gone or the time is over. Where there are other nodes, clients are told
+    /// to come back at once, one after the other; otherwise when the drain is over and
+    /// [`restart_time`](deeperhub_listener::Config::restart_time) has passed.
     pub async fn drain(&self, time: Duration) {
         self.hub.phase.send_if_modified(|phase| {
             let drains = *phase < Phase::Draining;
@@ -385,7 +387,9 @@ impl NodeHandle {
             }
             drains
         });
-        self.listener.drain(time).await;
+        let has_others = self.hub.broker.as_ref().is_some_and(|broker| !broker.peers().is_empty());
+        let return_to = if has_others { ReturnTo::OtherNodes } else { ReturnTo::ThisNode };
+        self.listener.drain(time, return_to).await;
     }
 
     fn place(&self, client: &ClientId) -> Result<Place, ClientNotFound> {

@@ -20,6 +20,7 @@ use crate::handle::ClientInfo;
 use crate::hub::{Delivery, Hub, Request};
 use crate::id::Place;
 use crate::metrics::{Limit, Sent, WorkerMetrics};
+use crate::phase::Phase;
 use crate::session::Session;
 use crate::sweep::{Action, STEPS_PER_ROUND, Sweep};
 use crate::top::Counting;
@@ -83,7 +84,8 @@ impl Local {
             Ok(metrics) => metrics,
             Err(error) => panic!("the worker's cells are taken: {error}"),
         };
-        metrics.active.set(0);
+        // Subscriptions ended with the old worker's shard. Its sessions did not: each is told here
+        // that it ends, and counts itself down then.
         metrics.subscriptions.set(0);
         // Without the system's randomness the clock keeps serials apart over restarts.
         let start = getrandom::u64().unwrap_or_else(|_| {
@@ -414,7 +416,16 @@ impl deeperhub_listener::Local for Local {
 
 impl Drop for Local {
     fn drop(&mut self) {
-        if let Some(inbox) = self.inbox.take() {
+        if *self.hub.phase.borrow() != Phase::Stopped {
+            // The worker died. Its subscriptions end now, not when there is another, which may take
+            // a while: nothing more is published to it, and it congests nobody.
+            drop(self.hub.router.attach(ShardId(self.worker)));
+            self.metrics.subscriptions.set(0);
+        }
+        if let Some(mut inbox) = self.inbox.take() {
+            // Whoever waits for an answer hears at once that none comes: the clients that it is
+            // about are gone.
+            while inbox.try_recv().is_ok() {}
             self.hub.give_back_inbox(self.worker.into(), inbox);
         }
     }

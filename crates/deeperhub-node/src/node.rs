@@ -283,3 +283,6 @@ fn router_within(config: &Config, shards: u16) -> deeperhub_router::Config {
     }
     router
 }
+
+#[cfg(test)]
+mod tests;

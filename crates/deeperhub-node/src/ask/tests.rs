@@ -11,9 +11,9 @@ use crate::id::Place;
 use crate::{Config, ListError, Node, NodeHandle, SendError};
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-fn start(workers: usize) -> Node {
+pub(crate) fn start(workers: usize) -> Node {
     let mut config = Config::default();
     config.listener.workers = workers;
     config.canary.interval = Duration::ZERO;
@@ -22,18 +22,24 @@ fn start(workers: usize) -> Node {
     Node::start(([127, 0, 0, 1], 0).into(), config).unwrap()
 }
 
-fn run<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-type Client = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+pub(crate) type Client =
+    tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
-async fn receive(client: &mut Client) -> serde_json::Value {
-    let message = tokio::time::timeout(PATIENCE, client.next()).await.unwrap().unwrap().unwrap();
+pub(crate) async fn patiently<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it comes in time")
+}
+
+pub(crate) async fn receive(client: &mut Client) -> serde_json::Value {
+    let message = patiently(client.next()).await.unwrap().unwrap();
     serde_json::from_str(message.to_text().unwrap()).unwrap()
 }
 
-async fn stop_worker(handle: &NodeHandle, worker: usize, action: fn()) {
+/// Has a worker do something, for which its others wait.
+pub(crate) async fn run_on_worker(handle: &NodeHandle, worker: usize, action: fn()) {
     let hub = &handle.hub;
     let after = hub.router.mark(ShardId(worker.try_into().unwrap()));
     hub.requests[worker].send(Posted { request: Request::Run(action), after }).await.unwrap();
@@ -45,7 +51,7 @@ fn no_call_waits_without_end_for_a_worker_that_is_stuck() {
     let node = start(2);
     let handle = node.handle();
     run(async {
-        stop_worker(&handle, 1, || {
+        run_on_worker(&handle, 1, || {
             STUCK.wait();
         })
         .await;
@@ -86,7 +92,7 @@ fn a_request_does_not_overtake_what_was_published_before_it() {
         client.send(Message::text(subscribe)).await.unwrap();
         receive(&mut client).await;
         // All of it is there when the worker looks again.
-        stop_worker(&handle, 0, || {
+        run_on_worker(&handle, 0, || {
             STUCK.wait();
         })
         .await;

@@ -90,6 +90,24 @@ fn a_worker_that_died_is_replaced_and_proved_again() {
     assert!(handle.health().is_ready());
 }
 
+/// Dies as often as a test wants.
+pub(super) fn die_if_wanted(canary: &Canary) {
+    use std::sync::atomic::Ordering::Relaxed;
+    let wanted = canary.faults.fetch_update(Relaxed, Relaxed, |faults| faults.checked_sub(1));
+    assert!(wanted.is_err(), "a test kills the canary");
+}
+
+#[test]
+fn a_thread_of_probes_that_dies_goes_on() {
+    let node = start(PATIENCE);
+    let canary = &node.handle().hub.canary;
+    canary.faults.store(2, std::sync::atomic::Ordering::Relaxed);
+    wait_until("its restarts", || canary.restarts.value() == 2);
+    let before = canary.round_trips.snapshot().count();
+    wait_until("more probes", || canary.round_trips.snapshot().count() > before + 2);
+    assert!(node.handle().health().is_ready());
+}
+
 #[test]
 fn without_an_interval_there_are_no_probes() {
     let mut config = Config::default();

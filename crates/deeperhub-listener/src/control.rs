@@ -1,0 +1,419 @@
+//! How new connections, a drain and a stop reach the workers. Nobody waits for a worker here.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use deeperhub_protocol::handshake::Refusal;
+
+use crate::drain::DrainPlan;
+use crate::places::Place;
+
+/// New connections that may wait for one worker. When all workers have as many, accepting pauses.
+pub(crate) const MAX_ARRIVALS: usize = 256;
+
+/// A worker that has left a new connection waiting for so long is behind, and others are preferred.
+/// A round of a busy worker is over sooner.
+const BEHIND_AFTER: Duration = Duration::from_millis(20);
+
+/// A new connection that its worker has not taken for so long is given to another worker.
+const RECLAIM_AFTER: Duration = Duration::from_millis(250);
+
+/// A new connection on its way to a worker.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) socket: std::net::TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) place: Place,
+    /// Why the client is not let in.
+    pub(crate) refusal: Option<Refusal>,
+    /// When it was accepted.
+    pub(crate) since: Instant,
+}
+
+/// Where a listener is in its life.
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    Running,
+    /// Connections are closed, spread over time.
+    Draining(Arc<DrainPlan>),
+    /// Threads end.
+    Stopping,
+}
+
+/// What the threads of a listener share. A worker looks at it when its [`Mailbox`] is notified, so
+/// the phase reaches each worker that runs, however full its queue is and however long another
+/// hangs, and a worker that replaces another finds it.
+#[derive(Debug)]
+pub(crate) struct Control {
+    phase: Mutex<Phase>,
+    mailboxes: Box<[Mailbox]>,
+}
+
+impl Control {
+    pub(crate) fn new(workers: usize) -> Self {
+        let started = Instant::now();
+        let mailboxes = (0..workers).map(|_| Mailbox::new(started)).collect();
+        Self { phase: Mutex::new(Phase::Running), mailboxes }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        lock(&self.phase).clone()
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        matches!(*lock(&self.phase), Phase::Stopping)
+    }
+
+    /// Begins a drain, or goes on with another plan.
+    pub(crate) fn drain(&self, plan: Arc<DrainPlan>) {
+        {
+            let mut phase = lock(&self.phase);
+            if matches!(*phase, Phase::Stopping) {
+                return;
+            }
+            *phase = Phase::Draining(plan);
+        }
+        self.notify_all();
+    }
+
+    pub(crate) fn stop(&self) {
+        *lock(&self.phase) = Phase::Stopping;
+        self.notify_all();
+    }
+
+    fn notify_all(&self) {
+        let now = Instant::now();
+        for mailbox in &self.mailboxes {
+            mailbox.notify(now);
+        }
+    }
+
+    pub(crate) fn mailbox(&self, worker: usize) -> &Mailbox {
+        &self.mailboxes[worker]
+    }
+
+    /// Returns the worker that the next new connection goes to, as [`choose`] says. `None`: all
+    /// have as many waiting as they may. Called by the acceptor alone, as what follows.
+    pub(crate) fn next_worker(&self, place: &Place, now: Instant) -> Option<usize> {
+        choose(self.mailboxes.iter().enumerate().map(|(worker, mailbox)| Candidate {
+            connections: place.connections_of(worker),
+            waiting: mailbox.waiting.load(Ordering::Relaxed),
+            is_behind: mailbox.is_behind(now),
+        }))
+    }
+
+    /// Gives a new connection to a worker that has [room](Self::next_worker) for it. Does not wait.
+    pub(crate) fn hand_over(&self, worker: usize, mut arrival: Arrival, now: Instant) {
+        arrival.place.assign(worker);
+        self.mailboxes[worker].push(arrival, now);
+    }
+
+    /// Whether a new connection waits for a worker.
+    pub(crate) fn has_arrivals(&self) -> bool {
+        self.mailboxes.iter().any(|mailbox| mailbox.waiting.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Takes back new connections that wait for a worker that hangs, while another keeps up, and
+    /// gives them to those that do. Returns how many.
+    pub(crate) fn reassign(&self, now: Instant) -> usize {
+        let mut moved = 0;
+        for mailbox in &self.mailboxes {
+            let has_other = || self.mailboxes.iter().any(|other| !other.is_behind(now));
+            if !mailbox.has_not_looked_for(RECLAIM_AFTER, now) || !has_other() {
+                continue;
+            }
+            for mut arrival in mailbox.take_all() {
+                arrival.place.unassign();
+                // There is room at least where it came from.
+                if let Some(worker) = self.next_worker(&arrival.place, now) {
+                    self.hand_over(worker, arrival, now);
+                    moved += 1;
+                }
+            }
+        }
+        moved
+    }
+}
+
+/// What is known of a worker that may get a new connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Candidate {
+    /// Its connections, those that wait for it among them.
+    pub(crate) connections: usize,
+    /// New connections that it has not taken yet.
+    pub(crate) waiting: usize,
+    /// It has not taken what waits for some time.
+    pub(crate) is_behind: bool,
+}
+
+/// Returns the worker that gets the next connection: of those that keep up the one with the fewest
+/// connections, and only where none does one that is behind. `None`: the queues of all are full.
+pub(crate) fn choose(candidates: impl Iterator<Item = Candidate>) -> Option<usize> {
+    candidates
+        .enumerate()
+        .filter(|(_, candidate)| candidate.waiting < MAX_ARRIVALS)
+        .min_by_key(|(_, candidate)| (candidate.is_behind, candidate.connections))
+        .map(|(worker, _)| worker)
+}
+
+/// A worker's end of a [`Control`].
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    /// Something changed since the worker looked last: the phase, or new connections. Costs a round
+    /// one load.
+    is_notified: AtomicBool,
+    /// Since when it is, in milliseconds since `started`.
+    notified_at: AtomicU64,
+    started: Instant,
+    waker: Mutex<Option<Waker>>,
+    arrivals: Mutex<VecDeque<Arrival>>,
+    /// Length of `arrivals`, which only the acceptor makes longer.
+    waiting: AtomicUsize,
+    /// The worker died, and its replacement is not there yet.
+    is_vacant: AtomicBool,
+}
+
+impl Mailbox {
+    fn new(started: Instant) -> Self {
+        Self {
+            is_notified: AtomicBool::new(true),
+            notified_at: AtomicU64::new(0),
+            started,
+            waker: Mutex::new(None),
+            arrivals: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            is_vacant: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on a notification wakes this.
+    pub(crate) fn attach(&self, waker: &Waker) {
+        *lock(&self.waker) = Some(waker.clone());
+    }
+
+    /// Tells the acceptor whether there is a worker.
+    pub(crate) fn set_vacant(&self, is_vacant: bool) {
+        self.is_vacant.store(is_vacant, Ordering::Relaxed);
+    }
+
+    /// Makes the worker look, and wakes it where it does not know yet.
+    fn notify(&self, now: Instant) {
+        if !self.is_notified.swap(true, Ordering::AcqRel) {
+            self.notified_at.store(self.millis(now), Ordering::Relaxed);
+            if let Some(waker) = &*lock(&self.waker) {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// Whether the worker is to look; answered once for each notification.
+    pub(crate) fn take_notification(&self) -> bool {
+        self.is_notified.load(Ordering::Relaxed) && self.is_notified.swap(false, Ordering::AcqRel)
+    }
+
+    /// Lets the next round look, without a wake-up.
+    pub(crate) fn look_again(&self, now: Instant) {
+        self.notified_at.store(self.millis(now), Ordering::Relaxed);
+        self.is_notified.store(true, Ordering::Release);
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn push(&self, arrival: Arrival, now: Instant) {
+        {
+            let mut arrivals = lock(&self.arrivals);
+            arrivals.push_back(arrival);
+            self.waiting.store(arrivals.len(), Ordering::Relaxed);
+        }
+        self.notify(now);
+    }
+
+    /// The next new connection.
+    pub(crate) fn pop(&self) -> Option<Arrival> {
+        let mut arrivals = lock(&self.arrivals);
+        let arrival = arrivals.pop_front()?;
+        self.waiting.store(arrivals.len(), Ordering::Relaxed);
+        Some(arrival)
+    }
+
+    fn take_all(&self) -> VecDeque<Arrival> {
+        let mut arrivals = lock(&self.arrivals);
+        self.waiting.store(0, Ordering::Relaxed);
+        std::mem::take(&mut *arrivals)
+    }
+
+    fn is_behind(&self, now: Instant) -> bool {
+        self.has_not_looked_for(BEHIND_AFTER, now)
+    }
+
+    /// Whether there is no worker, or it was notified so long ago and has not looked.
+    fn has_not_looked_for(&self, time: Duration, now: Instant) -> bool {
+        let since = || self.millis(now).saturating_sub(self.notified_at.load(Ordering::Relaxed));
+        self.is_vacant.load(Ordering::Relaxed)
+            || self.is_notified.load(Ordering::Acquire) && u128::from(since()) >= time.as_millis()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that could panic happens under these locks, and what they guard is valid at any time.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::places::Places;
+
+    fn candidate(connections: usize, waiting: usize, is_behind: bool) -> Candidate {
+        Candidate { connections, waiting, is_behind }
+    }
+
+    #[test]
+    fn the_worker_with_the_fewest_connections_gets_the_next() {
+        let candidates = [candidate(7, 3, false), candidate(5, 9, false), candidate(5, 0, false)];
+        assert_eq!(choose(candidates.into_iter()), Some(1));
+    }
+
+    #[test]
+    fn a_worker_that_is_behind_is_passed_over_while_another_keeps_up() {
+        let keeps_up = candidate(9000, MAX_ARRIVALS - 1, false);
+        assert_eq!(choose([candidate(0, 1, true), keeps_up].into_iter()), Some(1));
+        assert_eq!(choose([candidate(2, 1, true), candidate(1, 1, true)].into_iter()), Some(1));
+    }
+
+    #[test]
+    fn a_full_queue_gets_nothing_whatever_else_speaks_for_it() {
+        let full = candidate(0, MAX_ARRIVALS, false);
+        assert_eq!(choose([full, candidate(9, 1, true)].into_iter()), Some(1));
+        assert_eq!(choose([full, full].into_iter()), None);
+        assert_eq!(choose([].into_iter()), None);
+    }
+
+    /// Makes new connections of one place each.
+    struct Arrivals(TcpListener, Arc<Places>, Vec<TcpStream>);
+
+    impl Arrivals {
+        fn new(workers: usize) -> Self {
+            let places = Arc::new(Places::new(10_000, None, None, workers));
+            Self(TcpListener::bind("127.0.0.1:0").unwrap(), places, Vec::new())
+        }
+
+        fn next(&mut self) -> Arrival {
+            let Self(listener, places, clients) = self;
+            clients.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            let (socket, peer) = listener.accept().unwrap();
+            let place = places.take(None).unwrap();
+            Arrival { socket, peer, place, refusal: None, since: Instant::now() }
+        }
+    }
+
+    fn waiting(control: &Control) -> Vec<usize> {
+        control.mailboxes.iter().map(|mailbox| lock(&mailbox.arrivals).len()).collect()
+    }
+
+    fn give(control: &Control, arrival: Arrival, now: Instant) {
+        let worker = control.next_worker(&arrival.place, now).unwrap();
+        control.hand_over(worker, arrival, now);
+    }
+
+    /// The workers have begun.
+    fn begun(control: &Control) -> Instant {
+        assert!(control.mailboxes.iter().all(Mailbox::take_notification));
+        Instant::now()
+    }
+
+    /// What a worker does at the beginning of a round.
+    fn take(mailbox: &Mailbox) -> Vec<Arrival> {
+        mailbox.take_notification();
+        std::iter::from_fn(|| mailbox.pop()).collect()
+    }
+
+    #[test]
+    fn new_connections_pass_over_who_does_not_take_them_and_wait_when_all_are_full() {
+        let (control, mut arrivals) = (Control::new(2), Arrivals::new(2));
+        let start = begun(&control);
+        give(&control, arrivals.next(), start);
+        give(&control, arrivals.next(), start);
+        assert_eq!(waiting(&control), [1, 1]);
+        // The second takes what it has; the first does not.
+        let later = start + BEHIND_AFTER * 2;
+        let taken = take(control.mailbox(1));
+        for _ in 0..3 {
+            give(&control, arrivals.next(), later);
+            assert_eq!(waiting(&control), [1, 1]);
+            assert_eq!(take(control.mailbox(1)).len(), 1);
+        }
+        drop(taken);
+        control.mailbox(1).set_vacant(true);
+        while waiting(&control) != [MAX_ARRIVALS; 2] {
+            give(&control, arrivals.next(), start);
+        }
+        let one_more = arrivals.next();
+        assert_eq!(control.next_worker(&one_more.place, start), None);
+        control.mailbox(0).pop().unwrap();
+        give(&control, one_more, start);
+        let places = Arc::clone(&arrivals.1);
+        assert_eq!(places.open(), 2 * MAX_ARRIVALS);
+        drop(control);
+        assert_eq!(places.open(), 0);
+    }
+
+    #[test]
+    fn what_waits_for_a_worker_that_hangs_goes_to_another_that_does_not() {
+        let (control, mut arrivals) = (Control::new(2), Arrivals::new(2));
+        let start = begun(&control);
+        for _ in 0..4 {
+            give(&control, arrivals.next(), start);
+        }
+        assert!(control.has_arrivals());
+        let places = Arc::clone(&arrivals.1);
+        let late = start + RECLAIM_AFTER;
+        assert_eq!(control.reassign(late), 0, "there is none that keeps up");
+        drop(take(control.mailbox(1)));
+        assert_eq!(control.reassign(start + BEHIND_AFTER), 0, "it may only be busy");
+        assert_eq!(control.reassign(late), 2);
+        assert_eq!(waiting(&control), [0, 2]);
+        let moved = take(control.mailbox(1));
+        assert_eq!((moved[0].place.connections_of(0), moved[0].place.connections_of(1)), (0, 2));
+        // It still has not looked, so it gets nothing that would only have to be taken back.
+        give(&control, arrivals.next(), late);
+        assert_eq!(waiting(&control), [0, 1]);
+        drop((moved, control));
+        assert_eq!(places.open(), 0);
+    }
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_worker_is_woken_once_until_it_has_looked() {
+        let (control, count) = (Control::new(1), Arc::new(Count::default()));
+        let mailbox = control.mailbox(0);
+        mailbox.attach(&Waker::from(Arc::clone(&count)));
+        assert!(mailbox.take_notification(), "a new worker looks at once");
+        assert!(!mailbox.take_notification());
+        let mut arrivals = Arrivals::new(1);
+        for _ in 0..3 {
+            give(&control, arrivals.next(), Instant::now());
+        }
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert!(mailbox.take_notification());
+        control.stop();
+        assert_eq!(count.0.load(Ordering::Relaxed), 2);
+        assert!(control.is_stopping());
+    }
+}

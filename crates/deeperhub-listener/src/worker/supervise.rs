@@ -1,0 +1,256 @@
+//! A worker's thread: one life of a worker after the other, and what each leaves to the next.
+
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::{self, Poll};
+use std::time::{Duration, Instant};
+
+use deeperhub_protocol::frame;
+use deeperhub_protocol::{CloseCode, CloseReason};
+use tokio::runtime::{self, Runtime};
+
+use super::{Worker, WorkerCells};
+use crate::arena::Arena;
+use crate::connections::{Closing, Connection, Core, State};
+use crate::control::{Control, Mailbox};
+use crate::deflate::Coders;
+use crate::metrics::Outcome;
+use crate::restart::RestartDelay;
+use crate::session::{Application, Closed, Key, Session};
+use crate::transport::Records;
+
+/// What a worker that died leaves to the one that takes its place.
+enum Recovery<S> {
+    /// It is the first of its thread.
+    Nothing,
+    /// Its connections as they were, to be closed one by one in the ordinary way.
+    Connections,
+    /// Sessions only, that are to be told of their end: their connections are closed. The worker
+    /// died again at once, so one of the connections may be the cause.
+    Sessions(Vec<(Key, S)>),
+}
+
+/// What a worker's sockets and timers are registered with.
+///
+/// # Errors
+///
+/// The system gives no descriptors.
+pub(crate) fn runtime() -> io::Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_io().enable_time().build()
+}
+
+/// Keeps a worker going until the listener stops: one that dies is replaced, at once the first time
+/// and after a growing delay when it goes on to die. Sessions of a dead worker end with 1011, and
+/// each hears of its end.
+pub(crate) fn run<A: Application>(
+    application: &A,
+    index: usize,
+    runtime: &Runtime,
+    control: &Control,
+    mut core: Core<A::Session>,
+    mut cells: WorkerCells,
+) {
+    #[cfg(feature = "io-uring")]
+    core.batch(index);
+    let mailbox = control.mailbox(index);
+    // Deadlines of connections are counted from here, also by a worker that takes them over.
+    let started = Instant::now();
+    runtime.block_on(tokio::task::unconstrained(async {
+        mailbox.attach(&std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
+        let mut restarts = RestartDelay::default();
+        let mut recovery = Recovery::Nothing;
+        loop {
+            // The phase may be another than the last worker knew, and new connections may wait.
+            mailbox.look_again(Instant::now());
+            mailbox.set_vacant(false);
+            let began = Instant::now();
+            let exit = run_worker(
+                || Worker { started, ..Worker::new(application, index, &mut core, control, &mut cells) },
+                &mut recovery,
+            );
+            if exit.await == WorkerExit::Stopped {
+                return;
+            }
+            mailbox.set_vacant(true);
+            core.metrics.worker_restarts.inc();
+            tracing::error!(
+                worker = index,
+                "A worker died and is replaced; its connections are closed with 1011."
+            );
+            let delay = restarts.after(began.elapsed());
+            // It counts what waits anew.
+            cells.queue.set(0);
+            recovery = match recovery {
+                Recovery::Nothing if delay.is_zero() => Recovery::Connections,
+                Recovery::Nothing | Recovery::Connections => Recovery::Sessions(abort_connections(&mut core)),
+                Recovery::Sessions(mut sessions) => {
+                    sessions.append(&mut abort_connections(&mut core));
+                    Recovery::Sessions(sessions)
+                }
+            };
+            if is_stopped_within(delay, control, mailbox).await {
+                return;
+            }
+        }
+    }));
+}
+
+/// How a worker's life ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WorkerExit {
+    /// The listener stopped.
+    Stopped,
+    /// It panicked.
+    Panicked,
+}
+
+/// Makes a worker and polls it to its end. What it is to recover is spent when its first round is
+/// over.
+async fn run_worker<'a, A: Application>(
+    make: impl FnOnce() -> Worker<'a, A>,
+    recovery: &mut Recovery<A::Session>,
+) -> WorkerExit {
+    let Ok(mut worker) = catch_unwind(AssertUnwindSafe(make)) else { return WorkerExit::Panicked };
+    let mut is_first = true;
+    let end = std::future::poll_fn(|cx| {
+        let round = catch_unwind(AssertUnwindSafe(|| {
+            if !is_first {
+                return worker.poll_round(cx);
+            }
+            worker.recover(recovery);
+            let round = worker.poll_round(cx);
+            *recovery = Recovery::Nothing;
+            is_first = false;
+            round
+        }));
+        match round {
+            Ok(round) => round.map(|()| WorkerExit::Stopped),
+            Err(_) => Poll::Ready(WorkerExit::Panicked),
+        }
+    })
+    .await;
+    // What the application keeps for the worker may panic here as well.
+    match catch_unwind(AssertUnwindSafe(|| drop(worker))) {
+        Ok(()) => end,
+        Err(_) => WorkerExit::Panicked,
+    }
+}
+
+/// Waits, and answers early when the listener stops.
+async fn is_stopped_within(delay: Duration, control: &Control, mailbox: &Mailbox) -> bool {
+    let mut delay = pin!(tokio::time::sleep(delay));
+    std::future::poll_fn(|cx: &mut task::Context<'_>| {
+        // So that the next notification wakes this again.
+        mailbox.take_notification();
+        match control.is_stopping() {
+            true => Poll::Ready(true),
+            false => delay.as_mut().poll(cx).map(|()| false),
+        }
+    })
+    .await
+}
+
+impl<A: Application> Worker<'_, A> {
+    /// Sees to what a worker left that died.
+    fn recover(&mut self, recovery: &mut Recovery<A::Session>) {
+        match recovery {
+            Recovery::Nothing => {}
+            Recovery::Connections => self.close_after_panic(),
+            Recovery::Sessions(sessions) => {
+                let closed = Closed::ByServer(fault());
+                while let Some((key, mut session)) = sessions.pop() {
+                    let local = &mut self.local;
+                    if catch_unwind(AssertUnwindSafe(|| session.on_close(key, &closed, local))).is_err() {
+                        self.core.metrics.session_panics.inc();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Closes the connections of the worker that died in the ordinary way, behind what they were
+    /// sent, so that their clients read the end and their sessions are told. Handshakes go on.
+    fn close_after_panic(&mut self) {
+        let core = &mut *self.core;
+        core.begin_round(Instant::now());
+        // A round was interrupted: its lists are made anew, of all connections.
+        for list in [&mut core.turn, &mut core.backlog, &mut core.dirty, &mut core.due] {
+            list.clear();
+        }
+        core.to_close.clear();
+        core.coders = Coders::new(&core.config.compression);
+        core.records = Records::default();
+        (core.open, core.paused) = (0, 0);
+        let mut open = Vec::new();
+        for (key, connection) in &mut core.connections {
+            let key = key as Key;
+            core.turn.push(key);
+            core.dirty.push(key);
+            connection.flags.dirty = true;
+            connection.flags.in_backlog = false;
+            connection.flags.has_unread = core.unread.contains_key(&key);
+            core.paused += usize::from(connection.flags.paused);
+            if matches!(connection.state, State::Open(_)) {
+                open.push(key);
+            }
+        }
+        core.open = open.len();
+        for key in open {
+            self.close(key, fault());
+        }
+    }
+}
+
+/// Closes the connections of a dead worker without going through what may have killed it: with 1011
+/// where a frame can still be written whole. Returns their sessions.
+fn abort_connections<S>(core: &mut Core<S>) -> Vec<(Key, S)> {
+    let mut close = Vec::new();
+    let reason = fault();
+    frame::write_close(&mut close, Some(reason.code().as_u16()), reason.text());
+    core.records = Records::default();
+    core.unread.clear();
+    core.progress.clear();
+    core.backlog.clear();
+    let mut sessions = Vec::with_capacity(core.open);
+    for (key, connection) in std::mem::take(&mut core.connections) {
+        let Connection { mut transport, state, outbox, flags, .. } = connection;
+        // What waits for a socket that is not full was not begun to be written.
+        let takes_a_frame = match state {
+            State::Open(session) => {
+                sessions.push((key as Key, session));
+                !flags.write_blocked
+            }
+            State::Closing(Closing::CloseFrame) => !flags.write_blocked && !outbox.is_empty(),
+            State::Closing(_) => false,
+            State::Handshake(handshake) => {
+                core.metrics.handshake(Outcome::Lost);
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(handshake)));
+                false
+            }
+        };
+        let records = &mut core.records;
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            if takes_a_frame {
+                let _ = transport.write(&close, records);
+                let _ = transport.shutdown_write();
+            }
+            drop((transport, outbox));
+        }));
+    }
+    for list in [&mut core.turn, &mut core.backlog, &mut core.dirty, &mut core.due] {
+        list.clear();
+    }
+    core.to_close.clear();
+    core.arena = Arena::default();
+    core.gather = Vec::new();
+    core.coders = Coders::new(&core.config.compression);
+    core.records = Records::default();
+    (core.open, core.paused) = (0, 0);
+    sessions
+}
+
+fn fault() -> CloseReason {
+    CloseReason::new(CloseCode::InternalError, "a fault inside the server")
+}
