@@ -51,17 +51,20 @@ mod arena;
 mod fanout;
 mod few;
 mod inbox;
+mod matched;
 #[cfg(all(test, loom))]
 mod models;
 mod page;
 mod patterns;
 mod router;
+mod shapes;
 mod shard;
 mod sleepers;
 mod stripe;
 mod sync;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod wildcard;
 
 pub use page::{BadCursor, Page};
 pub use router::{Config, Interest, Mark, Published, Router, ShardId};

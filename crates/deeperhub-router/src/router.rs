@@ -1,7 +1,8 @@
 //! The routing table that all threads share.
 
 use crate::inbox::{Congestion, Inbox, Lists};
-use crate::patterns::Patterns;
+use crate::matched::Matched;
+use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
 use crate::sleepers::{Sleepers, Wakers};
 use crate::stripe::{Stripe, is_own};
@@ -75,7 +76,7 @@ impl<M> fmt::Debug for Router<M> {
 #[repr(align(128))]
 struct Padded<T>(T);
 
-/// Locks are taken in this order: a stripe, the patterns, an inbox; never two stripes.
+/// Locks are taken in this order: the patterns, a stripe, an inbox; never two stripes.
 pub(crate) struct Shared<M> {
     pub(crate) config: Config,
     pub(crate) hasher: RandomState,
@@ -142,44 +143,52 @@ impl<M> Shared<M> {
             }
         };
 
+        // Patterns are matched before the stripe is locked, so that a match holds up other subscribers
+        // of patterns, but no publish.
+        let mut matched = Matched::new();
+        let mut matching = || {
+            let patterns = read(&self.patterns);
+            patterns.matching(name, &mut |entry| {
+                for slot in entry.slots.as_slice() {
+                    published.subscribers += u64::from(slot.subscribers);
+                    matched.push(slot.shard, slot.list);
+                }
+            });
+            patterns
+        };
+        let may_have_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_own(name);
+        let mut patterns = may_have_patterns().then(&mut matching);
         // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
         let mut stripe = self.stripe(hash);
-        if self.pattern_count.load(Ordering::Acquire) == 0 || is_own(name) {
-            if let Some(entry) = stripe.find(hash, name) {
-                for slot in entry.slots.as_slice() {
-                    published.subscribers += u64::from(slot.subscribers);
-                    push(&mut published, slot.shard, Lists::One(slot.list));
-                }
+        if patterns.is_none() && may_have_patterns() {
+            // The first pattern has come meanwhile. Its subscriber may get a message of this topic that
+            // another thread has pushed before the stripe was locked here, so it has to get this one as well.
+            drop(stripe);
+            patterns = Some(matching());
+            stripe = self.stripe(hash);
+        }
+        let exact = stripe.find(hash, name);
+        if patterns.is_none() {
+            for slot in exact.iter().flat_map(|entry| entry.slots.as_slice()) {
+                published.subscribers += u64::from(slot.subscribers);
+                push(&mut published, slot.shard, Lists::One(slot.list));
             }
         } else {
-            let mut matched = std::mem::take(&mut stripe.matched);
-            let patterns = read(&self.patterns);
-            let mut collect = |entry: &crate::stripe::Entry| {
-                for slot in entry.slots.as_slice() {
-                    published.subscribers += u64::from(slot.subscribers);
-                    matched.push((slot.shard, slot.list));
-                }
-            };
-            stripe.find(hash, name).into_iter().for_each(&mut collect);
-            patterns.matching(name, &mut collect);
-            matched.sort_unstable();
-            for of_shard in matched.chunk_by(|a, b| a.0 == b.0) {
-                match of_shard {
-                    [(shard, list)] => push(&mut published, *shard, Lists::One(*list)),
-                    [(shard, _), ..] => {
-                        let lists = of_shard.iter().map(|(_, list)| *list).collect();
-                        push(&mut published, *shard, Lists::Many(lists));
-                    }
-                    [] => {}
-                }
+            for slot in exact.iter().flat_map(|entry| entry.slots.as_slice()) {
+                published.subscribers += u64::from(slot.subscribers);
+                matched.push(slot.shard, slot.list);
             }
-            // Not before the pushes: who subscribes to a pattern counts on it.
-            drop(patterns);
-            matched.clear();
-            crate::few::shrink(&mut matched);
-            stripe.matched = matched;
+            matched.for_each_shard(|shard, lists| {
+                let lists = match lists {
+                    [list] => Lists::One(*list as u32),
+                    lists => Lists::Many(lists.iter().map(|list| *list as u32).collect()),
+                };
+                push(&mut published, shard, lists);
+            });
         }
         drop(stripe);
+        // Not before the pushes: who subscribes to a pattern counts on it.
+        drop(patterns);
         drop(sleepers);
         published
     }
@@ -301,7 +310,8 @@ impl<M: Send + 'static> Router<M> {
                 shared.stripe(hash).find(hash, name).map_or(0, |entry| entry.subscribers())
             }
             Subscription::Pattern(_) => {
-                read(&shared.patterns).find(name).map_or(0, |entry| entry.subscribers())
+                let key = PatternKey::new(name, &shared.hasher);
+                read(&shared.patterns).find(&key).map_or(0, |entry| entry.subscribers())
             }
         }
     }
@@ -314,6 +324,13 @@ impl<M: Send + 'static> Router<M> {
             .map(|stripe| stripe.len())
             .sum();
         (topics + read(&self.shared.patterns).len()) as u64
+    }
+
+    /// Heap bytes of the tables, by their capacities.
+    #[cfg(test)]
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let stripes = (0..STRIPES).filter_map(|index| self.shared.numbered_stripe(index));
+        stripes.map(|stripe| stripe.heap_bytes()).sum::<usize>() + read(&self.shared.patterns).heap_bytes()
     }
 
     pub(crate) fn shared(&self) -> &Shared<M> {
