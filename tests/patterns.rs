@@ -69,7 +69,8 @@ async fn topics_that_overlapping_patterns_nearly_match_hold_up_nobody() {
         echoes
     });
     // With a step for each level of each pattern these take minutes, instead of a second or two.
-    let published = patiently("the end of all publishes", publish(&server, &deep_topic("a"), PUBLISHES)).await;
+    let published =
+        patiently("the end of all publishes", publish(&server, &deep_topic("a"), PUBLISHES)).await;
     is_over.store(true, Ordering::Relaxed);
     assert_eq!(published["subscribers"], 0);
     let echoes = echoes.await.expect("the bystander's echoes came back");
@@ -90,7 +91,10 @@ async fn messages_that_all_of_many_patterns_match_come_once_to_each_client() {
     for subscriber in &mut subscribers {
         for number in 0..PUBLISHES {
             let message = subscriber.receive().await;
-            assert_eq!((&message["data"]["topic"], &message["data"]["message"]), (&json!(topic), &json!(number)));
+            assert_eq!(
+                (&message["data"]["topic"], &message["data"]["message"]),
+                (&json!(topic), &json!(number))
+            );
         }
         // Nothing comes twice.
         assert_eq!(subscriber.ask(&json!({"type": "ping"})).await["type"], "pong");

@@ -97,7 +97,8 @@ fn publish_among_10_000_patterns(bencher: Bencher<'_, '_>) {
 fn publish_among_patterns_of_its_depth(bencher: Bencher<'_, '_>, patterns: u32) {
     bench_publish(bencher, &["sports.football.results"], 1, |shard| {
         for number in 0..patterns / 3 {
-            for name in [format!("room.{number}.*"), format!("*.{number}.state"), format!("user.{number}.>")] {
+            for name in [format!("room.{number}.*"), format!("*.{number}.state"), format!("user.{number}.>")]
+            {
                 shard.subscribe(number + 10, &subscription(&name));
             }
         }

@@ -54,7 +54,13 @@ pub(crate) struct Running<M> {
 impl<M> Running<M> {
     fn new(envelope: Envelope<M>) -> Self {
         let seeds = RandomState::with_seeds(1, 2, 3, 4);
-        Self { batch: vec![envelope], list: 0, index: 0, has_begun: false, given: HashSet::with_hasher(seeds) }
+        Self {
+            batch: vec![envelope],
+            list: 0,
+            index: 0,
+            has_begun: false,
+            given: HashSet::with_hasher(seeds),
+        }
     }
 
     fn lists(&self) -> &[u32] {

@@ -315,8 +315,9 @@ mod tests {
         let mut names: BTreeSet<_> = deep(10).into_iter().collect();
         for length in 1..=5_u32 {
             for choice in 0..4_u32.pow(length) {
-                let levels: Vec<_> =
-                    (0..length).map(|level| ["*", "a", "b", "c"][(choice >> (2 * level) & 3) as usize]).collect();
+                let levels: Vec<_> = (0..length)
+                    .map(|level| ["*", "a", "b", "c"][(choice >> (2 * level) & 3) as usize])
+                    .collect();
                 let name = levels.join(".");
                 names.insert(format!("{name}.>"));
                 if levels.contains(&"*") {

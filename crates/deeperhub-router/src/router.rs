@@ -5,7 +5,7 @@ use crate::matched::Matched;
 use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
 use crate::sleepers::{Sleepers, Wakers};
-use crate::stripe::{Stripe, is_own};
+use crate::stripe::{Entry, Stripe, is_own};
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock, read, write};
 use ahash::RandomState;
 use deeperhub_protocol::{Subscription, Topic};
@@ -134,63 +134,70 @@ impl<M> Shared<M> {
     ) -> Published {
         let name = topic.as_str();
         let hash = self.hash(name);
-        let mut published = Published { subscribers: 0, congested: false };
-        let mut push = |published: &mut Published, shard: u16, lists| {
+        let mut congested = false;
+        let mut push = |shard: u16, lists| {
             if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
                 let limits = (&self.config, &self.congestion);
                 let sleepers = (shard, &mut sleepers);
-                published.congested |= inbox.push((hash, source), lists, (bytes, make()), limits, sleepers);
+                congested |= inbox.push((hash, source), lists, (bytes, make()), limits, sleepers);
             }
         };
+        let subscribers = match self.push_to_topic(hash, name, &mut push) {
+            Some(subscribers) => subscribers,
+            None => self.push_to_topic_and_patterns(hash, name, &mut push),
+        };
+        drop(sleepers);
+        Published { subscribers, congested }
+    }
 
-        // Patterns are matched before the stripe is locked, so that a match holds up other subscribers
-        // of patterns, but no publish.
-        let mut matched = Matched::new();
-        let mut matching = || {
-            let patterns = read(&self.patterns);
-            patterns.matching(name, &mut |entry| {
-                for slot in entry.slots.as_slice() {
-                    published.subscribers += u64::from(slot.subscribers);
-                    matched.push(slot.shard, slot.list);
-                }
-            });
-            patterns
-        };
-        let may_have_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_own(name);
-        let mut patterns = may_have_patterns().then(&mut matching);
-        // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
-        let mut stripe = self.stripe(hash);
-        if patterns.is_none() && may_have_patterns() {
-            // The first pattern has come meanwhile. Its subscriber may get a message of this topic that
-            // another thread has pushed before the stripe was locked here, so it has to get this one as well.
-            drop(stripe);
-            patterns = Some(matching());
-            stripe = self.stripe(hash);
+    /// Pushes to the subscribers of the topic itself, and answers how many there are; does nothing where there are
+    /// patterns that it could match.
+    fn push_to_topic(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, Lists)) -> Option<u64> {
+        let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_own(name);
+        if may_match_patterns() {
+            return None;
         }
-        let exact = stripe.find(hash, name);
-        if patterns.is_none() {
-            for slot in exact.iter().flat_map(|entry| entry.slots.as_slice()) {
-                published.subscribers += u64::from(slot.subscribers);
-                push(&mut published, slot.shard, Lists::One(slot.list));
-            }
-        } else {
-            for slot in exact.iter().flat_map(|entry| entry.slots.as_slice()) {
-                published.subscribers += u64::from(slot.subscribers);
+        // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
+        let stripe = self.stripe(hash);
+        // The first pattern may have come before the stripe was had. Its subscriber may have got a message of this
+        // topic that another thread pushed meanwhile, so it has to get this one as well.
+        if may_match_patterns() {
+            return None;
+        }
+        let mut subscribers = 0;
+        for slot in stripe.find(hash, name).into_iter().flat_map(|entry| entry.slots.as_slice()) {
+            subscribers += u64::from(slot.subscribers);
+            push(slot.shard, Lists::One(slot.list));
+        }
+        Some(subscribers)
+    }
+
+    /// Pushes to the subscribers of the topic and of patterns that match it, and answers how many subscriptions those are.
+    fn push_to_topic_and_patterns(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, Lists)) -> u64 {
+        let mut subscribers = 0;
+        let mut matched = Matched::new();
+        let mut add = |entry: &Entry| {
+            for slot in entry.slots.as_slice() {
+                subscribers += u64::from(slot.subscribers);
                 matched.push(slot.shard, slot.list);
             }
-            matched.for_each_shard(|shard, lists| {
-                let lists = match lists {
-                    [list] => Lists::One(*list as u32),
-                    lists => Lists::Many(lists.iter().map(|list| *list as u32).collect()),
-                };
-                push(&mut published, shard, lists);
-            });
-        }
+        };
+        // Held until all is pushed: who subscribes to a pattern counts on it. Matching comes before the stripe is
+        // locked, so that it holds up no other publish.
+        let patterns = read(&self.patterns);
+        patterns.matching(name, &mut add);
+        let stripe = self.stripe(hash);
+        stripe.find(hash, name).into_iter().for_each(&mut add);
+        matched.for_each_shard(|shard, lists| {
+            let lists = match lists {
+                [list] => Lists::One(*list as u32),
+                lists => Lists::Many(lists.iter().map(|list| *list as u32).collect()),
+            };
+            push(shard, lists);
+        });
         drop(stripe);
-        // Not before the pushes: who subscribes to a pattern counts on it.
         drop(patterns);
-        drop(sleepers);
-        published
+        subscribers
     }
 
     /// To be called under the lock of the patterns, after each change of them.

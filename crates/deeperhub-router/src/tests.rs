@@ -727,11 +727,7 @@ fn the_servers_own_topics_reach_the_worker_and_nobody_else() {
 }
 
 /// Who subscribes to what: clients of two workers, and names by client and number.
-fn subscribed(
-    clients: u32,
-    names: u32,
-    name: impl Fn(u32, u32) -> String,
-) -> (Router<u32>, Vec<Shard<u32>>) {
+fn subscribed(clients: u32, names: u32, name: impl Fn(u32, u32) -> String) -> (Router<u32>, Vec<Shard<u32>>) {
     let router = Router::new(SHARDS, Config::default());
     let mut shards: Vec<_> = (0..SHARDS).map(|shard| router.attach(ShardId(shard))).collect();
     for client in 0..clients {
