@@ -52,6 +52,7 @@
 //! ```
 
 mod arena;
+mod choices;
 mod fanout;
 mod few;
 mod inbox;

@@ -3,7 +3,6 @@
 use crate::arena::Arena;
 use crate::shapes::{MAX_LEVELS, Shape, Shapes, Work, level_hash, seed};
 use crate::stripe::Entry;
-use crate::wildcard::is_match;
 use ahash::RandomState;
 use hashbrown::HashTable;
 
@@ -85,11 +84,10 @@ impl Patterns {
 
     /// Calls `visit` with each pattern that matches a topic of this name.
     pub(crate) fn matching<'p>(&'p self, topic: &str, visit: &mut impl FnMut(&'p Entry)) -> Work {
-        self.shapes.for_topic(topic, &self.hasher, &mut |hash| {
+        self.shapes.for_topic(topic, &self.hasher, &mut |hash, is_match| {
             let number = self.by_hash.find(hash, |number| {
-                self.patterns
-                    .get(*number)
-                    .is_some_and(|pattern| pattern.hash == hash && is_match(&pattern.entry.name, topic))
+                let pattern = self.patterns.get(*number);
+                pattern.is_some_and(|pattern| pattern.hash == hash && is_match(&pattern.entry.name))
             });
             if let Some(pattern) = number.and_then(|number| self.patterns.get(*number)) {
                 visit(&pattern.entry);

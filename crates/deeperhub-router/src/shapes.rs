@@ -1,5 +1,7 @@
 //! What the patterns look like, apart from their names: what a publish has to look for.
 
+use crate::choices::Choices;
+use crate::wildcard::is_match;
 use ahash::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -11,8 +13,8 @@ pub(crate) const MAX_LEVELS: usize = 128;
 /// Levels of a topic that is shallow, as nearly all are.
 const FEW_LEVELS: usize = 8;
 
-/// Additions that are done one by one before tables of sums pay.
-const MAX_DIRECT_ADDITIONS: usize = if cfg!(test) { 256 } else { 4096 };
+/// Additions that are done one by one before [`Choices`] pay.
+const MAX_DIRECT_ADDITIONS: usize = if cfg!(test) { 128 } else { 1024 };
 
 /// Which levels of a pattern have names, and how many levels there are.
 ///
@@ -45,6 +47,8 @@ pub(crate) struct Shapes {
 struct Group {
     /// See [`seed`].
     seed: u64,
+    levels: u8,
+    has_tail: bool,
     shapes: HashTable<Counted>,
 }
 
@@ -94,7 +98,8 @@ impl Shapes {
         let levels = usize::from(shape.levels);
         for missing in groups.len()..=levels {
             let seed = seed(hasher, missing as u8, shape.has_tail);
-            groups.push(Group { seed, shapes: HashTable::new() });
+            let (levels, has_tail) = (missing as u8, shape.has_tail);
+            groups.push(Group { seed, levels, has_tail, shapes: HashTable::new() });
         }
         let Some(group) = groups.get_mut(levels) else { return };
         let named = words(shape.named);
@@ -141,8 +146,14 @@ impl Shapes {
     }
 
     /// Calls `visit` with a hash for each shape that a topic could match: of the one pattern of that
-    /// shape that matches it, if there is one.
-    pub(crate) fn for_topic(&self, topic: &str, hasher: &RandomState, visit: &mut impl FnMut(u64)) -> Work {
+    /// shape that matches it, if there is one. The second argument tells whether a pattern of that hash
+    /// and shape is the one.
+    pub(crate) fn for_topic(
+        &self,
+        topic: &str,
+        hasher: &RandomState,
+        visit: &mut impl FnMut(u64, &mut dyn FnMut(&str) -> bool),
+    ) -> Work {
         let depth = topic.bytes().filter(|byte| *byte == b'.').count() + 1;
         let exact = self.exact.get(depth).filter(|group| !group.shapes.is_empty());
         // A `>` stands for one level at least.
@@ -159,14 +170,14 @@ impl Shapes {
         let groups = exact.into_iter().chain(tailed);
         if levels <= FEW_LEVELS {
             let hashes = hashes::<FEW_LEVELS>(topic, levels, hasher);
-            return look(groups, visit, |named| add_up(&hashes, named));
+            return look(groups, &hashes, topic, visit);
         }
         let hashes = hashes::<MAX_LEVELS>(topic, levels, hasher);
         let shapes: usize = groups.clone().map(|group| group.shapes.len()).sum();
         if shapes.saturating_mul(levels) <= MAX_DIRECT_ADDITIONS {
-            return look(groups, visit, |named| add_up(&hashes, named));
+            return look(groups, &hashes, topic, visit);
         }
-        look_by_tables(groups, visit, &hashes, levels)
+        look_by_choices(groups, Choices::new(topic, &hashes, levels), levels, visit)
     }
 
     #[cfg(test)]
@@ -221,50 +232,42 @@ fn add_up(hashes: &[u64], named: [u64; 2]) -> (u64, usize) {
 /// Visits the hash of each shape of these groups.
 fn look<'g>(
     groups: impl Iterator<Item = &'g Group>,
-    visit: &mut impl FnMut(u64),
-    sum: impl Fn([u64; 2]) -> (u64, usize),
+    hashes: &[u64],
+    topic: &str,
+    visit: &mut impl FnMut(u64, &mut dyn FnMut(&str) -> bool),
 ) -> Work {
     let mut work = Work::default();
     for group in groups {
         for shape in &group.shapes {
-            let (sum, additions) = sum(shape.named);
+            let (sum, additions) = add_up(hashes, shape.named);
             work.additions += additions;
             work.looks += 1;
-            visit(group.seed.wrapping_add(sum));
+            visit(group.seed.wrapping_add(sum), &mut |pattern| is_match(pattern, topic));
         }
     }
     work
 }
 
-/// As [`look`], for many deep shapes: the sums of all choices from eight levels each are made once,
-/// so that a shape needs 16 additions at most, not 128.
+/// As [`look`], for many deep shapes.
 #[inline(never)]
-fn look_by_tables<'g>(
+fn look_by_choices<'g>(
     groups: impl Iterator<Item = &'g Group>,
-    visit: &mut impl FnMut(u64),
-    hashes: &[u64; MAX_LEVELS],
+    mut choices: Choices<'_>,
     levels: usize,
+    visit: &mut impl FnMut(u64, &mut dyn FnMut(&str) -> bool),
 ) -> Work {
-    let mut tables = [[0_u64; 256]; MAX_LEVELS / 8];
-    let tables_used = levels.div_ceil(8);
-    for (table, hashes) in tables.iter_mut().zip(hashes.chunks(8)).take(tables_used) {
-        for choice in 1..table.len() {
-            // The choice without its lowest level stands further down in the table.
-            let without = table.get(choice & (choice - 1)).copied().unwrap_or_default();
-            let lowest = hashes.get(choice.trailing_zeros() as usize).copied().unwrap_or_default();
-            if let Some(sum) = table.get_mut(choice) {
-                *sum = without.wrapping_add(lowest);
-            }
+    let mut work = Work { additions: Choices::additions(levels), looks: 0 };
+    for group in groups {
+        let levels = usize::from(group.levels);
+        choices.begin_group(levels);
+        for shape in &group.shapes {
+            let (sum, additions) = choices.sum(shape.named, levels);
+            work.additions += additions;
+            work.looks += 1;
+            visit(group.seed.wrapping_add(sum), &mut |pattern| {
+                choices.is_text(pattern, shape.named, levels, group.has_tail)
+            });
         }
     }
-    let mut work = look(groups, visit, |named| {
-        let mut sum = 0_u64;
-        let choices = named.into_iter().flat_map(u64::to_le_bytes);
-        for (table, choice) in tables.iter().zip(choices).take(tables_used) {
-            sum = sum.wrapping_add(table[usize::from(choice)]);
-        }
-        (sum, tables_used)
-    });
-    work.additions += tables_used * 256;
     work
 }
