@@ -65,7 +65,7 @@ impl<'t> Choices<'t> {
 
     /// The next shapes all have so many levels.
     pub(crate) fn begin_group(&mut self, levels: usize) {
-        let partial = (levels % PART > 0).then_some(levels / PART);
+        let partial = (!levels.is_multiple_of(PART)).then_some(levels / PART);
         for part in self.partial.into_iter().chain(partial) {
             if let Some(places) = self.places.get_mut(part * CHOICES..(part + 1) * CHOICES) {
                 places.fill((0, 0));

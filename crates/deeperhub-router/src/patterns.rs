@@ -396,10 +396,10 @@ mod tests {
         prop_assert_eq!(patterns.len(), names.len());
         prop_assert_eq!(&all(&patterns), &*names);
         for topic in topics {
-            let parsed = Topic::parse(topic.as_str()).unwrap();
+            let parsed = Topic::parse(topic.as_str()).expect("a topic");
             let expected: Vec<_> = names
                 .iter()
-                .filter(|name| TopicPattern::parse(name.as_str()).unwrap().matches(&parsed))
+                .filter(|name| TopicPattern::parse(name.as_str()).expect("a pattern").matches(&parsed))
                 .collect();
             prop_assert_eq!(matching(&patterns, &topic), expected);
             let depth = parsed.levels().count();
