@@ -78,8 +78,8 @@ async fn publish(server: &Server, topic: &str, count: usize) -> Value {
 
 #[tokio::test]
 async fn topics_that_overlapping_patterns_nearly_match_hold_up_nobody() {
-    const PUBLISHES: usize = 400;
-    const ECHOES: usize = 4;
+    const PUBLISHES: usize = 1_000;
+    const ECHOES: usize = 3;
     /// Of the unoptimised program. A step for each level of each pattern takes several times as much.
     const EACH: Duration = Duration::from_millis(4);
     let server = Server::start(&["--workers", "1", "--rate-limit", "0"]);
@@ -89,12 +89,13 @@ async fn topics_that_overlapping_patterns_nearly_match_hold_up_nobody() {
     }
     let bystander = Bystander::start(&server).await;
     let before = server.processor_time();
-    let published = patiently("the end of all publishes", publish(&server, &deep_topic("a"), PUBLISHES)).await;
+    let published =
+        patiently("the end of all publishes", publish(&server, &deep_topic("a"), PUBLISHES)).await;
     let taken = server.processor_time() - before;
     // Those that came back while the publishes were still under way.
     let echoes = bystander.stop().await;
     assert_eq!(published["data"]["subscribers"], 0, "{published}");
-    println!("MEASURE {taken:?} {echoes}");
+
     assert!(echoes >= ECHOES, "{echoes} echoes during {PUBLISHES} publishes");
     assert!(taken < EACH * PUBLISHES as u32, "{taken:?} of processor time for {PUBLISHES} publishes");
 }

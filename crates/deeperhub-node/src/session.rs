@@ -415,7 +415,8 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn held_bytes(&self, key: Key, local: &Local) -> usize {
-        local.shard.held_bytes(key)
+        let per_topic = local.hub.broker.as_ref().map_or(0, deeperhub_cluster::Broker::bytes_per_topic);
+        local.shard.held_bytes(key, per_topic)
     }
 
     fn on_tick(&mut self, cx: &mut Context<'_, Local>) {

@@ -365,16 +365,17 @@ impl<M: Send + 'static> Shard<M> {
     }
 
     /// Bytes that a client's subscriptions make the server hold, here and in the table that all threads share. What a
-    /// topic or pattern itself needs is divided among the subscribers that it has on this worker.
+    /// topic or pattern itself needs, and `per_topic` that others hold for it, is divided among the subscribers that it
+    /// has on this worker.
     #[must_use]
-    pub fn held_bytes(&self, key: Key) -> usize {
+    pub fn held_bytes(&self, key: Key, per_topic: usize) -> usize {
         self.tables
             .places(key)
             .iter()
             .filter_map(|place| {
                 let list = self.tables.lists.get(place.list)?;
                 let entry = if is_pattern(&list.name) { Patterns::ENTRY_BYTES } else { Stripe::ENTRY_BYTES };
-                let own = entry + LIST_BYTES + arc_bytes(&list.name);
+                let own = entry + LIST_BYTES + arc_bytes(&list.name) + per_topic;
                 Some(SUBSCRIPTION_BYTES + own / list.subscribers.len().max(1))
             })
             .sum()

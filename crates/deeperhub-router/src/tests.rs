@@ -768,7 +768,7 @@ fn what_subscriptions_take_is_accounted_to_their_clients() {
             let (router, shards) = subscribed(clients, 128, name);
             let held = router.heap_bytes() - empty + shards.iter().map(Shard::heap_bytes).sum::<usize>();
             let accounted: usize =
-                (0..clients).map(|client| shards[(client % 2) as usize].held_bytes(client / 2)).sum();
+                (0..clients).map(|client| shards[(client % 2) as usize].held_bytes(client / 2, 0)).sum();
             assert!(
                 accounted * 10 >= held * 8 && accounted <= held * 3,
                 "{what} of {clients} clients: {accounted} of {held} bytes are accounted"
