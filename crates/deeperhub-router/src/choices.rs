@@ -28,6 +28,7 @@ pub(crate) struct Choices<'t> {
 
 impl<'t> Choices<'t> {
     /// Takes the hashes of the topic's first levels.
+    #[inline]
     pub(crate) fn new(topic: &'t str, hashes: &[u64; MAX_LEVELS], levels: usize) -> Self {
         let topic = topic.as_bytes();
         let mut starts = [0; MAX_LEVELS + 1];
@@ -109,9 +110,10 @@ impl<'t> Choices<'t> {
             let begin = self.texts.len();
             for level in part * PART..levels.min((part + 1) * PART) {
                 let name = match (self.starts.get(level), self.starts.get(level + 1)) {
-                    (Some(&start), Some(&next)) if choice >> (level % PART) & 1 == 1 => {
-                        self.topic.get(usize::from(start)..usize::from(next) - 1).unwrap_or_default()
-                    }
+                    (Some(&start), Some(&next)) if choice >> (level % PART) & 1 == 1 => self
+                        .topic
+                        .get(usize::from(start)..usize::from(next).saturating_sub(1))
+                        .unwrap_or_default(),
                     _ => b"*",
                 };
                 self.texts.extend_from_slice(name);

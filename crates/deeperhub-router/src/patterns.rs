@@ -21,9 +21,31 @@ pub(crate) struct Patterns {
 }
 
 #[derive(Debug)]
-struct Pattern {
+pub(crate) struct Pattern {
     hash: u64,
     entry: Entry,
+}
+
+/// The patterns, to be found by their hashes.
+#[derive(Clone, Copy)]
+pub(crate) struct ByHash<'p> {
+    numbers: &'p HashTable<u32>,
+    patterns: &'p Arena<Pattern>,
+}
+
+impl<'p> ByHash<'p> {
+    /// The pattern of a hash that is the right one.
+    #[inline]
+    pub(crate) fn find(self, hash: u64, mut is_it: impl FnMut(&str) -> bool) -> Option<&'p Entry> {
+        let pattern = |number: u32| self.patterns.get(number).filter(|pattern| pattern.hash == hash);
+        let first = pattern(*self.numbers.find(hash, |number| pattern(*number).is_some())?)?;
+        if is_it(&first.entry.name) {
+            return Some(&first.entry);
+        }
+        // Two patterns of one hash: a coincidence that is not to be expected, but not impossible.
+        let others = self.numbers.iter_hash(hash).filter_map(|number| pattern(*number));
+        others.map(|pattern| &pattern.entry).find(|entry| is_it(&entry.name))
+    }
 }
 
 /// A pattern's text, read: made before a lock is taken.
@@ -84,15 +106,8 @@ impl Patterns {
 
     /// Calls `visit` with each pattern that matches a topic of this name.
     pub(crate) fn matching<'p>(&'p self, topic: &str, visit: &mut impl FnMut(&'p Entry)) -> Work {
-        self.shapes.for_topic(topic, &self.hasher, &mut |hash, is_match| {
-            let number = self.by_hash.find(hash, |number| {
-                let pattern = self.patterns.get(*number);
-                pattern.is_some_and(|pattern| pattern.hash == hash && is_match(&pattern.entry.name))
-            });
-            if let Some(pattern) = number.and_then(|number| self.patterns.get(*number)) {
-                visit(&pattern.entry);
-            }
-        })
+        let patterns = ByHash { numbers: &self.by_hash, patterns: &self.patterns };
+        self.shapes.for_topic(topic, &self.hasher, patterns, visit)
     }
 
     pub(crate) fn find(&self, key: &PatternKey<'_>) -> Option<&Entry> {

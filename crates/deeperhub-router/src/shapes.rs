@@ -1,10 +1,12 @@
 //! What the patterns look like, apart from their names: what a publish has to look for.
 
 use crate::choices::Choices;
+use crate::patterns::ByHash;
+use crate::stripe::Entry;
 use crate::wildcard::is_match;
 use ahash::RandomState;
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
+use hashbrown::hash_table::Entry as Place;
 use std::hash::{BuildHasher, Hasher};
 
 /// Levels of the longest topic: one byte each, and a dot between.
@@ -105,8 +107,8 @@ impl Shapes {
         let named = words(shape.named);
         let hash = |counted: &Counted| hasher.hash_one(counted.named);
         match group.shapes.entry(hasher.hash_one(named), |counted| counted.named == named, hash) {
-            Entry::Occupied(mut known) => known.get_mut().patterns += 1,
-            Entry::Vacant(place) => {
+            Place::Occupied(mut known) => known.get_mut().patterns += 1,
+            Place::Vacant(place) => {
                 place.insert(Counted { named, patterns: 1 });
             }
         }
@@ -145,14 +147,13 @@ impl Shapes {
         }
     }
 
-    /// Calls `visit` with a hash for each shape that a topic could match: of the one pattern of that
-    /// shape that matches it, if there is one. The second argument tells whether a pattern of that hash
-    /// and shape is the one.
-    pub(crate) fn for_topic(
+    /// Calls `visit` with each pattern that matches a topic.
+    pub(crate) fn for_topic<'p>(
         &self,
         topic: &str,
         hasher: &RandomState,
-        visit: &mut impl FnMut(u64, &mut dyn FnMut(&str) -> bool),
+        patterns: ByHash<'p>,
+        visit: &mut impl FnMut(&'p Entry),
     ) -> Work {
         let depth = topic.bytes().filter(|byte| *byte == b'.').count() + 1;
         let exact = self.exact.get(depth).filter(|group| !group.shapes.is_empty());
@@ -170,14 +171,14 @@ impl Shapes {
         let groups = exact.into_iter().chain(tailed);
         if levels <= FEW_LEVELS {
             let hashes = hashes::<FEW_LEVELS>(topic, levels, hasher);
-            return look(groups, &hashes, topic, visit);
+            return look(groups, &hashes, topic, patterns, visit);
         }
         let hashes = hashes::<MAX_LEVELS>(topic, levels, hasher);
         let shapes: usize = groups.clone().map(|group| group.shapes.len()).sum();
         if shapes.saturating_mul(levels) <= MAX_DIRECT_ADDITIONS {
-            return look(groups, &hashes, topic, visit);
+            return look(groups, &hashes, topic, patterns, visit);
         }
-        look_by_choices(groups, Choices::new(topic, &hashes, levels), levels, visit)
+        look_by_choices(groups, (&hashes, levels), topic, patterns, visit)
     }
 
     #[cfg(test)]
@@ -229,12 +230,13 @@ fn add_up(hashes: &[u64], named: [u64; 2]) -> (u64, usize) {
     (sum, additions)
 }
 
-/// Visits the hash of each shape of these groups.
-fn look<'g>(
+/// Looks for the pattern of each shape of these groups.
+fn look<'g, 'p>(
     groups: impl Iterator<Item = &'g Group>,
     hashes: &[u64],
     topic: &str,
-    visit: &mut impl FnMut(u64, &mut dyn FnMut(&str) -> bool),
+    patterns: ByHash<'p>,
+    visit: &mut impl FnMut(&'p Entry),
 ) -> Work {
     let mut work = Work::default();
     for group in groups {
@@ -242,7 +244,8 @@ fn look<'g>(
             let (sum, additions) = add_up(hashes, shape.named);
             work.additions += additions;
             work.looks += 1;
-            visit(group.seed.wrapping_add(sum), &mut |pattern| is_match(pattern, topic));
+            let found = patterns.find(group.seed.wrapping_add(sum), |name| is_match(name, topic));
+            found.into_iter().for_each(&mut *visit);
         }
     }
     work
@@ -250,12 +253,14 @@ fn look<'g>(
 
 /// As [`look`], for many deep shapes.
 #[inline(never)]
-fn look_by_choices<'g>(
+fn look_by_choices<'g, 'p>(
     groups: impl Iterator<Item = &'g Group>,
-    mut choices: Choices<'_>,
-    levels: usize,
-    visit: &mut impl FnMut(u64, &mut dyn FnMut(&str) -> bool),
+    (hashes, levels): (&[u64; MAX_LEVELS], usize),
+    topic: &str,
+    patterns: ByHash<'p>,
+    visit: &mut impl FnMut(&'p Entry),
 ) -> Work {
+    let mut choices = Choices::new(topic, hashes, levels);
     let mut work = Work { additions: Choices::additions(levels), looks: 0 };
     for group in groups {
         let levels = usize::from(group.levels);
@@ -264,9 +269,10 @@ fn look_by_choices<'g>(
             let (sum, additions) = choices.sum(shape.named, levels);
             work.additions += additions;
             work.looks += 1;
-            visit(group.seed.wrapping_add(sum), &mut |pattern| {
-                choices.is_text(pattern, shape.named, levels, group.has_tail)
+            let found = patterns.find(group.seed.wrapping_add(sum), |name| {
+                choices.is_text(name, shape.named, levels, group.has_tail)
             });
+            found.into_iter().for_each(&mut *visit);
         }
     }
     work
