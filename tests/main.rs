@@ -26,6 +26,7 @@ mod layering;
 mod limits;
 mod memory;
 mod messages;
+mod patterns;
 mod proxies;
 mod readme;
 mod reload;

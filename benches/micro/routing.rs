@@ -92,6 +92,76 @@ fn publish_among_10_000_patterns(bencher: Bencher<'_, '_>) {
     });
 }
 
+/// One subscriber, among as many that have other patterns of the usual shapes.
+#[divan::bench(args = [3, 1000, 100_000])]
+fn publish_among_patterns_of_its_depth(bencher: Bencher<'_, '_>, patterns: u32) {
+    bench_publish(bencher, &["sports.football.results"], 1, |shard| {
+        for number in 0..patterns / 3 {
+            for name in [format!("room.{number}.*"), format!("*.{number}.state"), format!("user.{number}.>")]
+            {
+                shard.subscribe(number + 10, &subscription(&name));
+            }
+        }
+    });
+}
+
+/// The patterns of clients that are as deep as can be and match a topic up to its last level.
+fn deep_patterns(shard: &mut Shard<Frame>, clients: u32, last: &str) {
+    for number in 0..clients * 128 {
+        let levels = (0..127).map(|level| if level < 16 && number >> level & 1 == 0 { "a" } else { "*" });
+        let name = levels.chain([last]).collect::<Vec<_>>().join(".");
+        shard.subscribe(number / 128 + 10, &subscription(&name));
+    }
+}
+
+/// A topic of 128 levels, among patterns that it matches up to the last level.
+#[divan::bench(args = [10, 50])]
+fn publish_among_deep_patterns_of_clients(bencher: Bencher<'_, '_>, clients: u32) {
+    let router = Router::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    deep_patterns(&mut shard, clients, "x");
+    let (name, frame) = (["a"; 128].join("."), Frame::text("a delivery"));
+    let topic = topic(&name);
+    bencher.bench_local(|| {
+        assert_eq!(router.publish(&topic, Some(7), frame.len(), || frame.clone()).subscribers, 0);
+    });
+}
+
+/// The same where all of them match.
+#[divan::bench(args = [10, 50])]
+fn publish_to_deep_patterns_of_clients(bencher: Bencher<'_, '_>, clients: u32) {
+    let router = Router::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    deep_patterns(&mut shard, clients, "*");
+    let (name, frame) = (["a"; 128].join("."), Frame::text("a delivery"));
+    let topic = topic(&name);
+    bencher.bench_local(|| {
+        router.publish(&topic, Some(7), frame.len(), || frame.clone());
+        assert_eq!(deliver(&mut shard), u64::from(clients));
+    });
+}
+
+/// A topic of three levels, beside the deep patterns of 50 clients.
+#[divan::bench]
+fn publish_beside_deep_patterns(bencher: Bencher<'_, '_>) {
+    bench_publish(bencher, &["sports.football.results"], 1, |shard| deep_patterns(shard, 50, "x"));
+}
+
+/// A client comes, subscribes to a pattern of its own among 100,000 others, and goes.
+#[divan::bench]
+fn subscribe_to_a_pattern_and_leave(bencher: Bencher<'_, '_>) {
+    let router = Router::<Frame>::new(1, Config::default());
+    let mut shard = router.attach(ShardId(0));
+    for number in 0..100_000 {
+        shard.subscribe(number + 10, &subscription(&format!("room.{number}.*")));
+    }
+    let name = subscription("room.lobby.*");
+    bencher.bench_local(|| {
+        shard.subscribe(3, black_box(&name));
+        shard.remove(3)
+    });
+}
+
 /// One publish for many workers: what grows with the number of cores.
 #[divan::bench(args = [1, 2, 8, 64])]
 fn publish_to_workers(bencher: Bencher<'_, '_>, workers: u16) {

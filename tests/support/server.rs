@@ -96,6 +96,23 @@ impl Server {
         kib.expect("the system tells what is resident") * 1024
     }
 
+    /// Time that the process has been on a processor, all threads together.
+    ///
+    /// # Panics
+    ///
+    /// When the system does not tell.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let path = format!("/proc/{}/task", self.running.child.id());
+        let tasks = std::fs::read_dir(path).expect("the process runs");
+        let nanoseconds = |task: std::io::Result<std::fs::DirEntry>| {
+            let path = task.expect("the process runs").path().join("schedstat");
+            // A thread may have ended meanwhile.
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            text.split(' ').next().and_then(|first| first.parse::<u64>().ok()).unwrap_or_default()
+        };
+        Duration::from_nanos(tasks.map(nanoseconds).sum())
+    }
+
     /// File descriptors that the process has open.
     ///
     /// # Panics

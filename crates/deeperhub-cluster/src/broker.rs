@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use deeperhub_metrics::{RegisterError, Registry, Unit};
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::config::Config;
+use crate::config::{Config, Engine};
 use crate::envelope::{Envelope, Message, Origin, topic_at};
 use crate::interest::Interests;
 use crate::metrics::{Dropped, Metrics};
@@ -138,6 +138,16 @@ impl Broker {
             requests: Mutex::default(),
             next_request: AtomicU64::new(incarnation),
         }))
+    }
+
+    /// About what this node holds for each topic or pattern that it has a subscriber of, in bytes: most of it is the
+    /// client library's queue of a subscription, where that has one.
+    #[must_use]
+    pub fn bytes_per_topic(&self) -> usize {
+        match self.0.config.url.engine() {
+            Engine::Nats => 4400,
+            Engine::Redis => 256,
+        }
     }
 
     /// Hands a publish over for all nodes that have a subscriber of its topic, a send to a user or a broadcast for all

@@ -28,9 +28,6 @@ const OFFENCE_WINDOW: Duration = Duration::from_secs(10);
 /// Refused messages within the window that any connection is allowed.
 const LEAST_OFFENCES: u32 = 10;
 
-/// About what a subscription costs beside its topic's name, where nobody else has the same.
-const SUBSCRIPTION_BYTES: usize = 200;
-
 /// Tokens that a connection may bring while messages are limited: 50 at once, 5 a second. One takes up to two
 /// milliseconds of the worker to verify (8 keys of P-384), some hundred times as long as another message.
 const TOKEN_LIMIT: RateLimit =
@@ -446,10 +443,9 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn held_bytes(&self, key: Key, local: &Local) -> usize {
-        let subscriptions: usize =
-            local.shard.subscriptions(key).map(|topic| topic.len() + SUBSCRIPTION_BYTES).sum();
+        let per_topic = local.hub.broker.as_ref().map_or(0, deeperhub_cluster::Broker::bytes_per_topic);
         let publishes = self.rare.as_ref().map_or(0, |rare| rare.publishes.bytes(local.relief));
-        subscriptions + publishes
+        local.shard.held_bytes(key, per_topic) + publishes
     }
 
     fn on_tick(&mut self, cx: &mut Context<'_, Local>) {

@@ -66,8 +66,17 @@ impl<T> Arena<T> {
         self.items.get_mut(number as usize)?.as_mut()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.items.iter().flatten()
+    /// The items under the numbers from `from` on, `most` numbers at most, and the number behind
+    /// them, if there are more.
+    pub(crate) fn part(&self, from: usize, most: usize) -> (impl Iterator<Item = &T>, Option<usize>) {
+        let rest = self.items.get(from..).unwrap_or_default();
+        let part = rest.get(..most).unwrap_or(rest);
+        (part.iter().flatten(), (part.len() < rest.len()).then_some(from + part.len()))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.items.capacity() * size_of::<Option<T>>() + self.free.capacity() * size_of::<u32>()
     }
 }
 

@@ -14,6 +14,11 @@ const MAX_RUNNING: usize = if cfg!(test) { 2 } else { 16 };
 /// Messages that one fan-out carries to each subscriber at once.
 const MAX_BATCH: usize = if cfg!(test) { 3 } else { 64 };
 
+/// Subscriptions of a client up to which they are looked through again at each of them that a message
+/// matches. Who has more is remembered, so that a client's part in a message grows with its
+/// subscriptions, not with their square.
+const FEW_SUBSCRIPTIONS: usize = if cfg!(test) { 2 } else { 8 };
+
 /// The envelopes that a worker has taken and not finished.
 #[derive(Debug)]
 pub(crate) struct Fanouts<M> {
@@ -40,15 +45,22 @@ pub(crate) struct Running<M> {
     index: u32,
     /// Somebody may have been given the batch: no more can join.
     has_begun: bool,
-    /// Clients that have left a list in which they had been given the messages. Without this, a client on two of the
-    /// lists would be given them again.
-    left: HashSet<Key, RandomState>,
+    /// Clients that have been given the messages and that their subscriptions do not tell: those with more than
+    /// [`FEW_SUBSCRIPTIONS`], and those that have left the list in which it was. Without this, a client on two of
+    /// the lists would be given them again.
+    given: HashSet<Key, RandomState>,
 }
 
 impl<M> Running<M> {
     fn new(envelope: Envelope<M>) -> Self {
         let seeds = RandomState::with_seeds(1, 2, 3, 4);
-        Self { batch: vec![envelope], list: 0, index: 0, has_begun: false, left: HashSet::with_hasher(seeds) }
+        Self {
+            batch: vec![envelope],
+            list: 0,
+            index: 0,
+            has_begun: false,
+            given: HashSet::with_hasher(seeds),
+        }
     }
 
     fn lists(&self) -> &[u32] {
@@ -82,10 +94,11 @@ impl<M> Running<M> {
 
     /// The subscriber at `index` of a list has left it.
     pub(crate) fn subscriber_left(&mut self, list: u32, index: u32, key: Key, since: u64) {
-        let Some(at) = self.lists().iter().position(|own| *own == list) else { return };
+        // They are in ascending order.
+        let Ok(at) = self.lists().binary_search(&list) else { return };
         let is_done = at < self.list || (at == self.list && index < self.index);
         if is_done && self.lists().len() > 1 && since < self.last_number() {
-            self.left.insert(key);
+            self.given.insert(key);
         }
         if at == self.list && index < self.index {
             self.index -= 1;
@@ -100,6 +113,7 @@ impl<M> Running<M> {
         };
         self.has_begun = true;
         let last_number = self.last_number();
+        let first_number = self.batch.first().map_or(0, |envelope| envelope.number);
         while let Some(&list) = lists.get(self.list) {
             let subscribers = tables.subscribers(list);
             while let Some(subscriber) = subscribers.get(self.index as usize) {
@@ -110,11 +124,18 @@ impl<M> Running<M> {
                 }
                 if lists.len() > 1 {
                     let done = lists.get(..self.list).unwrap_or_default();
-                    if self.left.contains(&key) || tables.stands_in(key, done, last_number) {
+                    let is_remembered = if tables.subscription_count(key) > FEW_SUBSCRIPTIONS {
+                        !self.given.insert(key)
+                    } else {
+                        self.given.contains(&key)
+                    };
+                    if is_remembered || tables.stands_in(key, done, last_number) {
                         continue;
                     }
                     // It is given all messages here, in order, also those that only its other lists entitle it to.
-                    since = tables.since(key, lists).unwrap_or(since);
+                    if since >= first_number {
+                        since = tables.since(key, lists).unwrap_or(since);
+                    }
                 }
                 let mut flow = Flow::Continue;
                 for envelope in self.batch.iter().filter(|envelope| since < envelope.number) {

@@ -35,6 +35,14 @@ impl<T> Few<T> {
         self.len() == 0
     }
 
+    #[cfg(test)]
+    pub(crate) fn heap_bytes(&self) -> usize {
+        match self {
+            Self::One(_) => 0,
+            Self::Other(items) => items.capacity() * size_of::<T>(),
+        }
+    }
+
     pub(crate) fn push(&mut self, item: T) {
         *self = match std::mem::replace(self, Self::new()) {
             Self::One(first) => Self::Other(vec![first, item]),

@@ -41,6 +41,13 @@ impl Lists {
             Self::Many(lists) => lists,
         }
     }
+
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::One(_) => 0,
+            Self::Many(lists) => size_of_val(&**lists),
+        }
+    }
 }
 
 /// Inboxes that are over their soft limits, and who waits for that to end.
@@ -172,6 +179,8 @@ impl<M> Inbox<M> {
         (config, congestion): (&Config, &Congestion),
         (shard, sleepers): (u16, &mut Sleepers<'_>),
     ) -> bool {
+        // A message that many patterns match may be shorter than their numbers.
+        let bytes = bytes.saturating_add(lists.heap_bytes());
         let mut state = lock(&self.state);
         state.pushed += 1;
         let number = state.pushed;

@@ -171,6 +171,34 @@ fn who_was_counted_gets_it_and_nobody_else() {
 }
 
 #[test]
+fn the_first_pattern_gets_all_that_comes_behind_what_it_gets() {
+    check(3, || {
+        let router = router(2);
+        let mut first = router.attach(ShardId(0));
+        first.subscribe(0, &Subscription::parse("a").unwrap());
+        let mut second = router.attach(ShardId(1));
+        let other = loom::thread::spawn(move || {
+            second.subscribe(0, &Subscription::parse("*").unwrap());
+            publish_from(&mut second, 2);
+            second
+        });
+        publish(&router, 1);
+        let mut second = other.join().unwrap();
+        let order = receive(&mut first, 2);
+        let mut received = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        while second
+            .poll_deliver(&mut cx, |_, message| {
+                received.push(*message);
+                Flow::Continue
+            })
+            .is_ready()
+        {}
+        assert!(order.ends_with(&received) && received.contains(&2), "{received:?} of {order:?}");
+    });
+}
+
+#[test]
 fn a_worker_that_is_replaced_leaves_nothing() {
     check(2, || {
         let router = router(1);

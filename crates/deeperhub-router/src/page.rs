@@ -4,6 +4,10 @@ use crate::router::{Router, STRIPES};
 use crate::stripe::Entry;
 use crate::sync::read;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+/// Patterns that are looked through under one lock.
+const PATTERNS_AT_ONCE: usize = if cfg!(test) { 64 } else { 1024 };
 
 /// A part of the list of topics and patterns.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,10 +79,7 @@ impl<M: Send + 'static> Router<M> {
         for part in cursor.as_ref().map_or(0, |cursor| cursor.part)..=STRIPES {
             let after = cursor.take().map_or(String::new(), |cursor| cursor.name);
             let room = limit - topics.len();
-            let (found, more) = match self.shared().numbered_stripe(part) {
-                Some(stripe) => lowest(stripe.iter(), &after, room),
-                None => lowest(read(&self.shared().patterns).iter(), &after, room),
-            };
+            let (found, more) = self.lowest(part, &after, room);
             topics.extend(found);
             // The page may have been full when this part began.
             if more {
@@ -98,10 +99,7 @@ impl<M: Send + 'static> Router<M> {
     pub fn list_by_name(&self, after: &str, limit: usize) -> Vec<(String, u64)> {
         let mut found = Vec::new();
         for part in 0..=STRIPES {
-            let (more, _) = match self.shared().numbered_stripe(part) {
-                Some(stripe) => lowest(stripe.iter(), after, limit),
-                None => lowest(read(&self.shared().patterns).iter(), after, limit),
-            };
+            let (more, _) = self.lowest(part, after, limit);
             found.extend(more);
             found.sort_unstable();
             found.truncate(limit);
@@ -110,32 +108,57 @@ impl<M: Send + 'static> Router<M> {
     }
 }
 
-/// Up to `limit` of the entries behind a name, in order, and whether there are more. Takes memory for `limit` only.
-fn lowest<'e>(
-    entries: impl Iterator<Item = &'e Entry>,
-    after: &str,
-    limit: usize,
-) -> (Vec<(String, u64)>, bool) {
-    let mut heap: BinaryHeap<(&str, u64)> = BinaryHeap::new();
-    let mut more = false;
-    for entry in entries.filter(|entry| *entry.name > *after) {
-        if heap.len() < limit {
-            heap.push((&entry.name, entry.subscribers()));
-            continue;
+impl<M: Send + 'static> Router<M> {
+    /// Up to `limit` of a part's entries behind a name, in order, and whether there are more. The part
+    /// behind the stripes is that of the patterns.
+    fn lowest(&self, part: usize, after: &str, limit: usize) -> (Vec<(String, u64)>, bool) {
+        let mut lowest = Lowest { after, limit, heap: BinaryHeap::new(), more: false };
+        if let Some(stripe) = self.shared().numbered_stripe(part) {
+            stripe.iter().for_each(|entry| lowest.see(entry));
+            return lowest.into_sorted();
         }
-        more = true;
-        if let Some(mut highest) = heap.peek_mut()
-            && *entry.name < *highest.0
+        // The lock of the patterns is every publisher's, so it is not held for all of them at once. A
+        // pattern that is there throughout keeps its number, and is seen.
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let patterns = read(&self.shared().patterns);
+            let (entries, rest) = patterns.part(from, PATTERNS_AT_ONCE);
+            entries.for_each(|entry| lowest.see(entry));
+            next = rest;
+        }
+        lowest.into_sorted()
+    }
+}
+
+/// The lowest names behind one, as they come. Takes memory for `limit` only.
+struct Lowest<'a> {
+    after: &'a str,
+    limit: usize,
+    heap: BinaryHeap<(Arc<str>, u64)>,
+    more: bool,
+}
+
+impl Lowest<'_> {
+    fn see(&mut self, entry: &Entry) {
+        if *entry.name <= *self.after {
+            return;
+        }
+        if self.heap.len() < self.limit {
+            self.heap.push((Arc::clone(&entry.name), entry.subscribers()));
+            return;
+        }
+        self.more = true;
+        if let Some(mut highest) = self.heap.peek_mut()
+            && entry.name < highest.0
         {
-            *highest = (&entry.name, entry.subscribers());
+            *highest = (Arc::clone(&entry.name), entry.subscribers());
         }
     }
-    let found = heap
-        .into_sorted_vec()
-        .into_iter()
-        .map(|(name, subscribers)| (name.to_owned(), subscribers))
-        .collect();
-    (found, more)
+
+    fn into_sorted(self) -> (Vec<(String, u64)>, bool) {
+        let sorted = self.heap.into_sorted_vec().into_iter();
+        (sorted.map(|(name, subscribers)| (name.to_string(), subscribers)).collect(), self.more)
+    }
 }
 
 #[cfg(all(test, not(loom)))]

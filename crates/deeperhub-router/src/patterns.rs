@@ -1,297 +1,223 @@
 //! Which worker has how many subscribers of a pattern, and which patterns a topic matches.
 
 use crate::arena::Arena;
+use crate::shapes::{MAX_LEVELS, Shape, Shapes, Work, level_hash, seed};
 use crate::stripe::Entry;
 use ahash::RandomState;
-use std::collections::HashMap;
+use hashbrown::HashTable;
 
-/// No number, and the symbol of a name that no pattern has.
-const NONE: u32 = u32::MAX;
-
-/// Levels of the longest topic: one byte each, and a dot between.
-const MAX_LEVELS: usize = 128;
-
-/// The root's number in the trie.
-const ROOT: u32 = 0;
-
-/// All patterns, as a trie by level.
+/// All patterns, found by their shapes and names.
 ///
-/// Its cost is bounded by what is in it. A match walks down a tree, so it comes to each node at
-/// most once, however many wildcards there are: not more nodes than the trie has at the topic's
-/// depths, and not more than 2 to the power of a depth at it. A pattern has at most 128 nodes, and
-/// usually shares most of them.
+/// A match takes one look for each [`Shape`] that the topic could have, of which there are at most
+/// as many as patterns, and at most 2 to the power of one more than the topic's levels. What a look
+/// costs does not depend on how long the patterns are or how much of them agrees with the topic.
 #[derive(Debug)]
 pub(crate) struct Patterns {
-    nodes: Arena<Node>,
-    /// From a node by a level's name, as its symbol, to the node below.
-    edges: HashMap<(u32, u32), u32, RandomState>,
-    /// Numbers for the names of levels, so that a match hashes each level of a topic once.
-    symbols: HashMap<Box<str>, Symbol, RandomState>,
-    next_symbol: u32,
-    len: usize,
+    patterns: Arena<Pattern>,
+    /// Their numbers, by [`PatternKey::hash`].
+    by_hash: HashTable<u32>,
+    shapes: Shapes,
+    hasher: RandomState,
 }
 
 #[derive(Debug)]
-struct Symbol {
-    number: u32,
-    edges: u32,
+pub(crate) struct Pattern {
+    hash: u64,
+    entry: Entry,
 }
 
-#[derive(Debug)]
-struct Node {
-    /// The pattern that ends here.
-    exact: Option<Box<Entry>>,
-    /// The pattern that ends here with a further level `>`.
-    tail: Option<Box<Entry>>,
-    /// The node below for a level `*`.
-    star: u32,
-    /// Nodes below for named levels.
-    named: u32,
+/// The patterns, to be found by their hashes.
+#[derive(Clone, Copy)]
+pub(crate) struct ByHash<'p> {
+    numbers: &'p HashTable<u32>,
+    patterns: &'p Arena<Pattern>,
 }
 
-impl Node {
-    const fn new() -> Self {
-        Self { exact: None, tail: None, star: NONE, named: 0 }
+impl<'p> ByHash<'p> {
+    /// The pattern of a hash that is the right one.
+    #[inline]
+    pub(crate) fn find(self, hash: u64, mut is_it: impl FnMut(&str) -> bool) -> Option<&'p Entry> {
+        let pattern = |number: u32| self.patterns.get(number).filter(|pattern| pattern.hash == hash);
+        let first = pattern(*self.numbers.find(hash, |number| pattern(*number).is_some())?)?;
+        if is_it(&first.entry.name) {
+            return Some(&first.entry);
+        }
+        // Two patterns of one hash: a coincidence that is not to be expected, but not impossible.
+        let others = self.numbers.iter_hash(hash).filter_map(|number| pattern(*number));
+        others.map(|pattern| &pattern.entry).find(|entry| is_it(&entry.name))
     }
+}
 
-    fn is_unused(&self) -> bool {
-        self.exact.is_none() && self.tail.is_none() && self.star == NONE && self.named == 0
+/// A pattern's text, read: made before a lock is taken.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PatternKey<'p> {
+    name: &'p str,
+    shape: Shape,
+    /// The [`seed`] of its length and the [hashes](level_hash) of its names, added up.
+    hash: u64,
+}
+
+impl<'p> PatternKey<'p> {
+    /// Takes a valid pattern.
+    pub(crate) fn new(name: &'p str, hasher: &RandomState) -> Self {
+        let (levels, has_tail) = match name.strip_suffix('>') {
+            Some(levels) => (levels.strip_suffix('.').unwrap_or_default(), true),
+            None => (name, false),
+        };
+        let mut shape = Shape { named: 0, levels: 0, has_tail };
+        let mut sum = 0_u64;
+        let levels = levels.split('.').filter(|level| !level.is_empty()).take(MAX_LEVELS);
+        for (number, level) in levels.enumerate() {
+            shape.levels += 1;
+            if level != "*" {
+                shape.named |= 1 << number;
+                sum = sum.wrapping_add(level_hash(hasher, number, level.as_bytes()));
+            }
+        }
+        Self { name, shape, hash: seed(hasher, shape.levels, has_tail).wrapping_add(sum) }
     }
 }
 
 impl Patterns {
+    /// What a pattern takes beside its name, in tables that double: itself, its number, and a shape that
+    /// it alone has.
+    pub(crate) const ENTRY_BYTES: usize =
+        2 * (size_of::<Option<Pattern>>() + size_of::<u32>() + 1 + Shapes::SHAPE_BYTES);
+
     pub(crate) fn new(hasher: &RandomState) -> Self {
-        let mut nodes = Arena::new();
-        nodes.insert(Node::new());
         Self {
-            nodes,
-            edges: HashMap::with_hasher(hasher.clone()),
-            symbols: HashMap::with_hasher(hasher.clone()),
-            next_symbol: 0,
-            len: 0,
+            patterns: Arena::new(),
+            by_hash: HashTable::new(),
+            shapes: Shapes::new(),
+            hasher: hasher.clone(),
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.patterns.len()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.nodes.iter().flat_map(|node| [&node.exact, &node.tail]).flatten().map(Box::as_ref)
+    /// The patterns from a number on, as many as `most` numbers have, and the number behind them, if
+    /// there are more. A pattern keeps its number for as long as it is there.
+    pub(crate) fn part(&self, from: usize, most: usize) -> (impl Iterator<Item = &Entry>, Option<usize>) {
+        let (part, next) = self.patterns.part(from, most);
+        (part.map(|pattern| &pattern.entry), next)
     }
 
     /// Calls `visit` with each pattern that matches a topic of this name.
-    pub(crate) fn matching<'p>(&'p self, topic: &str, visit: &mut impl FnMut(&'p Entry)) {
-        let mut symbols = [NONE; MAX_LEVELS];
-        let mut depth = 0;
-        for (symbol, level) in symbols.iter_mut().zip(topic.split('.')) {
-            *symbol = self.symbols.get(level).map_or(NONE, |symbol| symbol.number);
-            depth += 1;
-        }
-        self.walk(ROOT, symbols.get(..depth).unwrap_or_default(), visit);
+    pub(crate) fn matching<'p>(&'p self, topic: &str, visit: &mut impl FnMut(&'p Entry)) -> Work {
+        let patterns = ByHash { numbers: &self.by_hash, patterns: &self.patterns };
+        self.shapes.for_topic(topic, &self.hasher, patterns, visit)
     }
 
-    /// Answers how many nodes it came to.
-    fn walk<'p>(&'p self, node: u32, levels: &[u32], visit: &mut impl FnMut(&'p Entry)) -> usize {
-        let number = node;
-        let Some(node) = self.nodes.get(number) else { return 0 };
-        let Some((&level, rest)) = levels.split_first() else {
-            node.exact.as_deref().into_iter().for_each(visit);
-            return 1;
+    pub(crate) fn find(&self, key: &PatternKey<'_>) -> Option<&Entry> {
+        self.patterns.get(self.number(key)?).map(|pattern| &pattern.entry)
+    }
+
+    fn number(&self, key: &PatternKey<'_>) -> Option<u32> {
+        let is_it = |number: &u32| {
+            self.patterns
+                .get(*number)
+                .is_some_and(|pattern| pattern.hash == key.hash && *pattern.entry.name == *key.name)
         };
-        node.tail.as_deref().into_iter().for_each(&mut *visit);
-        let mut nodes = 1;
-        if node.star != NONE {
-            nodes += self.walk(node.star, rest, visit);
-        }
-        if node.named > 0
-            && level != NONE
-            && let Some(&child) = self.edges.get(&(number, level))
-        {
-            nodes += self.walk(child, rest, visit);
-        }
-        nodes
+        self.by_hash.find(key.hash, is_it).copied()
     }
 
-    pub(crate) fn find(&self, pattern: &str) -> Option<&Entry> {
-        let (levels, has_tail) = split(pattern);
-        let mut node = ROOT;
-        for level in levels {
-            node = self.child(node, level)?;
-        }
-        let node = self.nodes.get(node)?;
-        if has_tail { node.tail.as_deref() } else { node.exact.as_deref() }
-    }
-
-    fn child(&self, node: u32, level: &str) -> Option<u32> {
-        if level == "*" {
-            return self.nodes.get(node).map(|node| node.star).filter(|&star| star != NONE);
-        }
-        let symbol = self.symbols.get(level)?.number;
-        self.edges.get(&(node, symbol)).copied()
-    }
-
-    pub(crate) fn find_or_insert(&mut self, pattern: &str) -> &mut Entry {
-        let (levels, has_tail) = split(pattern);
-        let mut node = ROOT;
-        for level in levels {
-            node = match self.child(node, level) {
-                Some(child) => child,
-                None => self.insert_child(node, level),
-            };
-        }
-        let node = self.nodes.get_mut(node).expect("edges lead to nodes");
-        let place = if has_tail { &mut node.tail } else { &mut node.exact };
-        place.get_or_insert_with(|| {
-            self.len += 1;
-            Box::new(Entry::new(pattern))
-        })
-    }
-
-    fn insert_child(&mut self, node: u32, level: &str) -> u32 {
-        let child = self.nodes.insert(Node::new());
-        let parent = self.nodes.get_mut(node).expect("edges lead to nodes");
-        if level == "*" {
-            parent.star = child;
-        } else {
-            parent.named += 1;
-            let symbol = match self.symbols.get_mut(level) {
-                Some(symbol) => {
-                    symbol.edges += 1;
-                    symbol.number
-                }
-                None => {
-                    let number = self.unused_symbol();
-                    self.symbols.insert(level.into(), Symbol { number, edges: 1 });
-                    number
-                }
-            };
-            self.edges.insert((node, symbol), child);
-        }
-        child
-    }
-
-    /// Symbols are counted up and not used again, until there are none left.
-    fn unused_symbol(&mut self) -> u32 {
-        if self.next_symbol == NONE {
-            self.renumber();
-        }
-        let symbol = self.next_symbol;
-        self.next_symbol += 1;
-        symbol
-    }
-
-    /// Gives the symbols in use the lowest numbers.
-    fn renumber(&mut self) {
-        let mut renamed = HashMap::with_hasher(RandomState::with_seed(0));
-        self.next_symbol = 0;
-        for symbol in self.symbols.values_mut() {
-            renamed.insert(symbol.number, self.next_symbol);
-            symbol.number = self.next_symbol;
-            self.next_symbol += 1;
-        }
-        let edges = std::mem::replace(&mut self.edges, HashMap::with_hasher(self.symbols.hasher().clone()));
-        for ((node, symbol), child) in edges {
-            if let Some(&symbol) = renamed.get(&symbol) {
-                self.edges.insert((node, symbol), child);
+    pub(crate) fn find_or_insert(&mut self, key: &PatternKey<'_>) -> &mut Entry {
+        let number = match self.number(key) {
+            Some(number) => number,
+            None => {
+                let number = self.patterns.insert(Pattern { hash: key.hash, entry: Entry::new(key.name) });
+                self.by_hash.insert_unique(key.hash, number, hash_of(&self.patterns));
+                self.shapes.add(key.shape, &self.hasher);
+                number
             }
-        }
+        };
+        &mut self.patterns.get_mut(number).expect("the table's numbers are those of patterns").entry
     }
 
     /// Counts one subscriber less; the last one's pattern is forgotten, which is answered.
-    pub(crate) fn subtract(&mut self, pattern: &str, shard: u16) -> bool {
-        self.change(pattern, |entry| entry.subtract(shard))
+    pub(crate) fn subtract(&mut self, key: &PatternKey<'_>, shard: u16) -> bool {
+        let Some(number) = self.number(key) else { return false };
+        let Some(pattern) = self.patterns.get_mut(number) else { return false };
+        pattern.entry.subtract(shard);
+        let is_empty = pattern.entry.slots.is_empty();
+        if is_empty {
+            self.remove(number, key);
+        }
+        is_empty
     }
 
     /// Forgets a worker; `lost` is called with each pattern that is forgotten with it.
     pub(crate) fn forget(&mut self, shard: u16, mut lost: impl FnMut(&std::sync::Arc<str>)) {
-        let names: Vec<_> = self
-            .iter()
+        let (all, _) = self.part(0, usize::MAX);
+        let names: Vec<_> = all
             .filter(|entry| entry.list(shard).is_some())
             .map(|entry| std::sync::Arc::clone(&entry.name))
             .collect();
         for name in names {
-            if self.change(&name, |entry| entry.forget(shard)) {
+            let key = PatternKey::new(&name, &self.hasher);
+            let Some(number) = self.number(&key) else { continue };
+            let Some(pattern) = self.patterns.get_mut(number) else { continue };
+            pattern.entry.forget(shard);
+            if pattern.entry.slots.is_empty() {
+                self.remove(number, &key);
                 lost(&name);
             }
         }
     }
 
-    /// Changes an entry, and removes it with the nodes that only it needed if it is empty then, which is answered.
-    fn change(&mut self, pattern: &str, change: impl FnOnce(&mut Entry)) -> bool {
-        let (levels, has_tail) = split(pattern);
-        let mut path = Vec::new();
-        let mut node = ROOT;
-        for level in levels {
-            let Some(child) = self.child(node, level) else { return false };
-            path.push((node, level));
-            node = child;
+    fn remove(&mut self, number: u32, key: &PatternKey<'_>) {
+        if let Ok(place) = self.by_hash.find_entry(key.hash, |own| *own == number) {
+            place.remove();
         }
-        let Some(last) = self.nodes.get_mut(node) else { return false };
-        let place = if has_tail { &mut last.tail } else { &mut last.exact };
-        let Some(entry) = place else { return false };
-        change(entry);
-        if !entry.slots.is_empty() {
-            return false;
+        if self.by_hash.capacity() > 64 && self.by_hash.len() < self.by_hash.capacity() / 8 {
+            let room = self.by_hash.len() * 2;
+            self.by_hash.shrink_to(room, hash_of(&self.patterns));
         }
-        *place = None;
-        self.len -= 1;
-        while let Some((parent, level)) = path.pop() {
-            if !self.nodes.get(node).is_some_and(Node::is_unused) {
-                break;
-            }
-            self.nodes.remove(node);
-            self.remove_edge(parent, level);
-            node = parent;
-        }
-        shrink(&mut self.edges);
-        shrink(&mut self.symbols);
-        true
+        self.patterns.remove(number);
+        self.shapes.subtract(key.shape, &self.hasher);
     }
 
-    fn remove_edge(&mut self, parent: u32, level: &str) {
-        let Some(node) = self.nodes.get_mut(parent) else { return };
-        if level == "*" {
-            node.star = NONE;
-            return;
-        }
-        node.named -= 1;
-        if let Some(symbol) = self.symbols.get_mut(level) {
-            self.edges.remove(&(parent, symbol.number));
-            symbol.edges -= 1;
-            if symbol.edges == 0 {
-                self.symbols.remove(level);
-            }
-        }
+    #[cfg(test)]
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let (all, _) = self.part(0, usize::MAX);
+        self.patterns.heap_bytes()
+            + self.by_hash.allocation_size()
+            + self.shapes.heap_bytes()
+            + all.map(Entry::heap_bytes).sum::<usize>()
     }
 }
 
-/// The levels of a pattern that have nodes, and whether a `>` follows.
-fn split(pattern: &str) -> (impl Iterator<Item = &str>, bool) {
-    let has_tail = pattern.ends_with('>');
-    let levels = if has_tail { pattern.strip_suffix(".>").unwrap_or_default() } else { pattern };
-    (levels.split('.').filter(|level| !level.is_empty()), has_tail)
+fn hash_of(patterns: &Arena<Pattern>) -> impl Fn(&u32) -> u64 {
+    |number| patterns.get(*number).map_or(0, |pattern| pattern.hash)
 }
 
-fn shrink<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V, RandomState>) {
-    if map.capacity() > 64 && map.len() < map.capacity() / 8 {
-        map.shrink_to(map.len() * 2);
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use deeperhub_protocol::{Topic, TopicPattern};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
+    fn hasher() -> RandomState {
+        RandomState::with_seeds(1, 2, 3, 4)
+    }
+
+    fn key(name: &str) -> PatternKey<'_> {
+        PatternKey::new(name, &hasher())
+    }
+
     fn index(names: impl IntoIterator<Item = impl AsRef<str>>) -> Patterns {
-        let mut patterns = Patterns::new(&RandomState::with_seeds(1, 2, 3, 4));
+        let mut patterns = Patterns::new(&hasher());
         for name in names {
-            patterns.find_or_insert(name.as_ref()).add(0, || 0);
+            patterns.find_or_insert(&key(name.as_ref())).add(0, || 0);
         }
         patterns
+    }
+
+    fn all(patterns: &Patterns) -> BTreeSet<String> {
+        patterns.part(0, usize::MAX).0.map(|entry| entry.name.to_string()).collect()
     }
 
     fn matching<'p>(patterns: &'p Patterns, topic: &str) -> Vec<&'p str> {
@@ -301,13 +227,9 @@ mod tests {
         names
     }
 
-    /// Nodes that the match of a topic came to.
-    fn visited(patterns: &Patterns, topic: &str) -> usize {
-        let symbols: Vec<_> = topic
-            .split('.')
-            .map(|level| patterns.symbols.get(level).map_or(NONE, |symbol| symbol.number))
-            .collect();
-        patterns.walk(ROOT, &symbols, &mut |_| {})
+    /// What the match of a topic costs.
+    fn work(patterns: &Patterns, topic: &str) -> Work {
+        patterns.matching(topic, &mut |_| {})
     }
 
     #[test]
@@ -321,91 +243,184 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_takes_its_nodes_with_it() {
+    fn the_longest_patterns_are_found() {
+        let topic = ["a"; 128].join(".");
+        assert_eq!(topic.len(), Topic::MAX_BYTES);
+        let stars = ["*"; 127].join(".");
+        let names = [format!("{stars}.*"), format!("{stars}.a"), format!("{stars}.>"), format!("{stars}.x")];
+        assert_eq!(matching(&index(names), &topic).len(), 3);
+    }
+
+    #[test]
+    fn what_leaves_takes_everything_with_it() {
         let names = ["a.*", "a.b.c.d.>", ">", "*.b", "*.*.*", "a.b.*"];
         let mut patterns = index(names);
-        patterns.find_or_insert("a.*").add(1, || 0);
+        patterns.find_or_insert(&key("a.*")).add(1, || 0);
         for name in names {
-            patterns.subtract(name, 0);
-            patterns.subtract(name, 0);
+            patterns.subtract(&key(name), 0);
+            patterns.subtract(&key(name), 0);
         }
-        assert_eq!((patterns.len(), patterns.iter().count()), (1, 1));
-        assert_eq!(patterns.find("a.*").map(Entry::subscribers), Some(1));
+        assert_eq!((patterns.len(), all(&patterns).len()), (1, 1));
+        assert_eq!(patterns.find(&key("a.*")).map(Entry::subscribers), Some(1));
         patterns.forget(1, |_| ());
-        assert_eq!((patterns.len(), patterns.nodes.len()), (0, 1));
-        assert!(patterns.edges.is_empty() && patterns.symbols.is_empty());
+        assert_eq!((patterns.len(), patterns.shapes.len(), patterns.by_hash.len()), (0, 0, 0));
+        assert_eq!(work(&patterns, "a.b"), Work::default());
     }
 
     #[test]
     fn a_crowd_that_leaves_gives_its_memory_back() {
         let names: Vec<_> = (0..2_000).map(|number| format!("room.{number}.*.{number}.>")).collect();
         let mut patterns = index(&names);
-        assert!(patterns.nodes.len() > 6_000);
+        assert!(patterns.heap_bytes() > 100_000);
         patterns.forget(0, |_| ());
-        assert!(patterns.edges.capacity() <= 64 && patterns.symbols.capacity() <= 64);
+        assert!(patterns.heap_bytes() < 4_000, "{} bytes are left", patterns.heap_bytes());
+    }
+
+    /// The patterns of some clients, 128 each: every choice of `a` and `*` for the first levels of 128, and an end that
+    /// only the last level of a topic decides about.
+    fn deep(clients: u32) -> Vec<String> {
+        let name = |choice: u32| {
+            let levels = (0..127).map(|level| if level < 16 && choice >> level & 1 == 0 { "a" } else { "*" });
+            levels.chain(["x"]).collect::<Vec<_>>().join(".")
+        };
+        (0..128 * clients).map(name).collect()
     }
 
     #[test]
-    fn symbols_that_run_out_are_numbered_anew() {
-        let mut patterns = index(["a.b.*", "b.a.>"]);
-        patterns.next_symbol = NONE;
-        patterns.find_or_insert("c.*").add(0, || 0);
-        assert_eq!(patterns.next_symbol, 3);
-        assert_eq!(matching(&patterns, "a.b.c"), ["a.b.*"]);
-        assert_eq!(matching(&patterns, "b.a.c"), ["b.a.>"]);
-        assert_eq!(matching(&patterns, "c.a"), ["c.*"]);
+    fn a_deep_topic_costs_one_look_for_each_pattern_whatever_they_have_in_common() {
+        for clients in [1, 10, 50] {
+            let names = deep(clients);
+            let patterns = index(&names);
+            assert_eq!(patterns.len(), names.len());
+            for (last, matches) in [("a", 0), ("x", names.len())] {
+                let topic = [&["a"; 127][..], &[last]].concat().join(".");
+                assert_eq!(matching(&patterns, &topic).len(), matches);
+                let work = work(&patterns, &topic);
+                assert_eq!(work.looks, names.len());
+                // 16 for each look, and the tables.
+                assert!(work.additions <= 16 * work.looks + 4096, "{work:?}");
+            }
+            // Topics of other lengths do not meet them at all.
+            assert_eq!(work(&patterns, &["a"; 127].join(".")), Work::default());
+        }
     }
 
     #[test]
-    fn wildcards_at_every_level_cost_no_more_than_the_nodes_there_are() {
-        // Every choice of `a` and `*` over 10 levels, which all branches of the walk lead into.
-        let deep = (0..1_u32 << 10).map(|choice| {
-            let levels: Vec<_> =
-                (0..10).map(|level| if choice >> level & 1 == 0 { "a" } else { "*" }).collect();
-            format!("{}.*.x", levels.join("."))
-        });
-        let patterns = index(deep);
-        assert_eq!(matching(&patterns, &["a"; 12].join(".")).len(), 0);
-        assert!(visited(&patterns, &["a"; 12].join(".")) <= patterns.nodes.len());
-        assert_eq!(matching(&patterns, &format!("{}.x", ["a"; 11].join("."))).len(), 1 << 10);
-
-        // Few long patterns: 2^127 branches to try for a search that goes back, few nodes for ours.
-        let stars = ["*"; 127].join(".");
-        let patterns = index([format!("{stars}.x"), format!("{stars}.>"), ["a.*"; 64].join(".")]);
+    fn names_at_all_levels_cost_no_more_than_names_at_the_first() {
+        // Names and wildcards by a multiplier's bits, over the whole length.
+        let name = |number: u32| {
+            let bits = u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+            let levels = (0..128).map(|level| if bits >> level & 1 == 0 { "a" } else { "*" });
+            levels.collect::<Vec<_>>().join(".")
+        };
+        let names: BTreeSet<_> = (1..=1_280).map(name).collect();
+        let patterns = index(&names);
         let topic = ["a"; 128].join(".");
-        assert_eq!(topic.len(), Topic::MAX_BYTES);
-        assert_eq!(matching(&patterns, &topic).len(), 2);
-        assert!(visited(&patterns, &topic) <= 3 * 128);
+        assert_eq!(matching(&patterns, &topic).len(), names.len());
+        let work = work(&patterns, &topic);
+        assert_eq!(work.looks, names.len());
+        assert!(work.additions <= 16 * work.looks + 4096, "{work:?}");
+    }
+
+    #[test]
+    fn a_shallow_topic_costs_little_whatever_the_patterns_are() {
+        // All patterns of up to five levels from three names, and longer ones.
+        let mut names: BTreeSet<_> = deep(10).into_iter().collect();
+        for length in 1..=5_u32 {
+            for choice in 0..4_u32.pow(length) {
+                let levels: Vec<_> = (0..length)
+                    .map(|level| ["*", "a", "b", "c"][(choice >> (2 * level) & 3) as usize])
+                    .collect();
+                let name = levels.join(".");
+                names.insert(format!("{name}.>"));
+                if levels.contains(&"*") {
+                    names.insert(name);
+                }
+            }
+        }
+        let patterns = index(&names);
+        for depth in 1..=5 {
+            let work = work(&patterns, &vec!["a"; depth].join("."));
+            assert!(work.looks <= 1 << (depth + 1), "{work:?} for {depth} levels");
+            assert!(work.additions <= depth << (depth + 1), "{work:?} for {depth} levels");
+        }
+    }
+
+    #[test]
+    fn ordinary_patterns_cost_one_look_together() {
+        let names = (0..10_000).flat_map(|room| [format!("room.{room}.*"), format!("*.{room}.state.>")]);
+        let patterns = index(names);
+        assert_eq!(matching(&patterns, "room.77.state"), ["room.77.*"]);
+        assert_eq!(matching(&patterns, "house.77.state.door"), ["*.77.state.>"]);
+        assert_eq!(work(&patterns, "room.77.state").looks, 1);
+        assert_eq!(work(&patterns, "house.77.state.door").looks, 1);
+    }
+
+    #[test]
+    fn a_long_pattern_takes_little_more_than_its_text() {
+        let names = deep(1);
+        let bytes = index(&names).heap_bytes() / names.len();
+        assert!(bytes < 255 + 250, "{bytes} bytes each");
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(256))]
+        #![proptest_config(ProptestConfig::with_cases(512))]
 
         #[test]
-        fn the_trie_agrees_with_each_pattern(
+        fn the_index_agrees_with_each_pattern(
             mut names in proptest::collection::btree_set("(([ab*]\\.){0,3}[*>])|(\\*(\\.[ab*]){1,3})", 0..20),
             removed in proptest::collection::vec(any::<proptest::sample::Index>(), 0..10),
             topics in proptest::collection::vec("([abc]\\.){0,4}[abc]", 10),
         ) {
-            let mut patterns = index(&names);
-            for name in removed {
+            check_against_each(&mut names, removed, topics)?;
+        }
+
+        #[test]
+        fn the_index_agrees_with_each_deep_pattern(
+            mut names in proptest::collection::btree_set("((a|bb|\\*|\\*)\\.){8,40}[*>]", 0..60),
+            removed in proptest::collection::vec(any::<proptest::sample::Index>(), 0..10),
+            of_one in proptest::collection::vec((any::<proptest::sample::Index>(), "(a|bb|ccc)", 0..3_usize), 10),
+            mut topics in proptest::collection::vec("((a|bb)\\.){8,40}a", 4),
+        ) {
+            // Topics that one of the patterns matches, now and then with one level more.
+            for (index, level, more) in of_one {
                 if !names.is_empty() {
-                    let name = name.get(&names.iter().collect::<Vec<_>>()).to_string();
-                    patterns.subtract(&name, 0);
-                    names.remove(&name);
+                    let names: Vec<_> = names.iter().collect();
+                    let name = index.get(&names);
+                    topics.push(name.replace(['*', '>'], &level) + &".a".repeat(more / 2));
                 }
             }
-            prop_assert_eq!(patterns.len(), names.len());
-            prop_assert_eq!(patterns.iter().map(|entry| entry.name.to_string()).collect::<BTreeSet<_>>(), names.clone());
-            for topic in topics {
-                let parsed = Topic::parse(topic.as_str()).unwrap();
-                let expected: Vec<_> = names
-                    .iter()
-                    .filter(|name| TopicPattern::parse(name.as_str()).unwrap().matches(&parsed))
-                    .collect();
-                prop_assert_eq!(matching(&patterns, &topic), expected);
-                prop_assert!(visited(&patterns, &topic) <= patterns.nodes.len());
+            check_against_each(&mut names, removed, topics)?;
+        }
+    }
+
+    /// Removes some of the patterns, and compares what the index finds with what each pattern says of itself.
+    fn check_against_each(
+        names: &mut BTreeSet<String>,
+        removed: Vec<proptest::sample::Index>,
+        topics: Vec<String>,
+    ) -> Result<(), TestCaseError> {
+        let mut patterns = index(&*names);
+        for name in removed {
+            if !names.is_empty() {
+                let name = name.get(&names.iter().collect::<Vec<_>>()).to_string();
+                prop_assert!(patterns.subtract(&key(&name), 0));
+                names.remove(&name);
             }
         }
+        prop_assert_eq!(patterns.len(), names.len());
+        prop_assert_eq!(&all(&patterns), &*names);
+        for topic in topics {
+            let parsed = Topic::parse(topic.as_str()).expect("a topic");
+            let expected: Vec<_> = names
+                .iter()
+                .filter(|name| TopicPattern::parse(name.as_str()).expect("a pattern").matches(&parsed))
+                .collect();
+            prop_assert_eq!(matching(&patterns, &topic), expected);
+            let depth = parsed.levels().count();
+            let work = work(&patterns, &topic);
+            prop_assert!(work.looks <= names.len().min(2 << depth.min(60)));
+        }
+        Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! The routing table that all threads share.
 
 use crate::inbox::{Congestion, Inbox, Lists};
-use crate::patterns::Patterns;
+use crate::matched::Matched;
+use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
 use crate::sleepers::{Sleepers, Wakers};
-use crate::stripe::{Stripe, is_own};
+use crate::stripe::{Entry, Stripe, is_own};
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock, read, write};
 use ahash::RandomState;
 use deeperhub_protocol::{Subscription, Topic};
@@ -75,7 +76,7 @@ impl<M> fmt::Debug for Router<M> {
 #[repr(align(128))]
 struct Padded<T>(T);
 
-/// Locks are taken in this order: a stripe, the patterns, an inbox; never two stripes.
+/// Locks are taken in this order: the patterns, a stripe, an inbox; never two stripes.
 pub(crate) struct Shared<M> {
     pub(crate) config: Config,
     pub(crate) hasher: RandomState,
@@ -133,55 +134,70 @@ impl<M> Shared<M> {
     ) -> Published {
         let name = topic.as_str();
         let hash = self.hash(name);
-        let mut published = Published { subscribers: 0, congested: false };
-        let mut push = |published: &mut Published, shard: u16, lists| {
+        let mut congested = false;
+        let mut push = |shard: u16, lists| {
             if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
                 let limits = (&self.config, &self.congestion);
                 let sleepers = (shard, &mut sleepers);
-                published.congested |= inbox.push((hash, source), lists, (bytes, make()), limits, sleepers);
+                congested |= inbox.push((hash, source), lists, (bytes, make()), limits, sleepers);
             }
         };
-
-        // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
-        let mut stripe = self.stripe(hash);
-        if self.pattern_count.load(Ordering::Acquire) == 0 || is_own(name) {
-            if let Some(entry) = stripe.find(hash, name) {
-                for slot in entry.slots.as_slice() {
-                    published.subscribers += u64::from(slot.subscribers);
-                    push(&mut published, slot.shard, Lists::One(slot.list));
-                }
-            }
-        } else {
-            let mut matched = std::mem::take(&mut stripe.matched);
-            let patterns = read(&self.patterns);
-            let mut collect = |entry: &crate::stripe::Entry| {
-                for slot in entry.slots.as_slice() {
-                    published.subscribers += u64::from(slot.subscribers);
-                    matched.push((slot.shard, slot.list));
-                }
-            };
-            stripe.find(hash, name).into_iter().for_each(&mut collect);
-            patterns.matching(name, &mut collect);
-            matched.sort_unstable();
-            for of_shard in matched.chunk_by(|a, b| a.0 == b.0) {
-                match of_shard {
-                    [(shard, list)] => push(&mut published, *shard, Lists::One(*list)),
-                    [(shard, _), ..] => {
-                        let lists = of_shard.iter().map(|(_, list)| *list).collect();
-                        push(&mut published, *shard, Lists::Many(lists));
-                    }
-                    [] => {}
-                }
-            }
-            // Not before the pushes: who subscribes to a pattern counts on it.
-            drop(patterns);
-            matched.clear();
-            crate::few::shrink(&mut matched);
-            stripe.matched = matched;
-        }
-        drop(stripe);
+        let subscribers = match self.push_to_topic(hash, name, &mut push) {
+            Some(subscribers) => subscribers,
+            None => self.push_to_topic_and_patterns(hash, name, &mut push),
+        };
         drop(sleepers);
-        published
+        Published { subscribers, congested }
+    }
+
+    /// Pushes to the subscribers of the topic itself, and answers how many there are; does nothing where there are
+    /// patterns that it could match.
+    fn push_to_topic(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, Lists)) -> Option<u64> {
+        let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_own(name);
+        if may_match_patterns() {
+            return None;
+        }
+        // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
+        let stripe = self.stripe(hash);
+        // The first pattern may have come before the stripe was had. Its subscriber may have got a message of this
+        // topic that another thread pushed meanwhile, so it has to get this one as well.
+        if may_match_patterns() {
+            return None;
+        }
+        let mut subscribers = 0;
+        for slot in stripe.find(hash, name).into_iter().flat_map(|entry| entry.slots.as_slice()) {
+            subscribers += u64::from(slot.subscribers);
+            push(slot.shard, Lists::One(slot.list));
+        }
+        Some(subscribers)
+    }
+
+    /// Pushes to the subscribers of the topic and of patterns that match it, and answers how many subscriptions those are.
+    fn push_to_topic_and_patterns(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, Lists)) -> u64 {
+        let mut subscribers = 0;
+        let mut matched = Matched::new();
+        let mut add = |entry: &Entry| {
+            for slot in entry.slots.as_slice() {
+                subscribers += u64::from(slot.subscribers);
+                matched.push(slot.shard, slot.list);
+            }
+        };
+        // Held until all is pushed: who subscribes to a pattern counts on it. Matching comes before the stripe is
+        // locked, so that it holds up no other publish.
+        let patterns = read(&self.patterns);
+        patterns.matching(name, &mut add);
+        let stripe = self.stripe(hash);
+        stripe.find(hash, name).into_iter().for_each(&mut add);
+        matched.for_each_shard(|shard, lists| {
+            let lists = match lists {
+                [list] => Lists::One(*list as u32),
+                lists => Lists::Many(lists.iter().map(|list| *list as u32).collect()),
+            };
+            push(shard, lists);
+        });
+        drop(stripe);
+        drop(patterns);
+        subscribers
     }
 
     /// To be called under the lock of the patterns, after each change of them.
@@ -301,7 +317,8 @@ impl<M: Send + 'static> Router<M> {
                 shared.stripe(hash).find(hash, name).map_or(0, |entry| entry.subscribers())
             }
             Subscription::Pattern(_) => {
-                read(&shared.patterns).find(name).map_or(0, |entry| entry.subscribers())
+                let key = PatternKey::new(name, &shared.hasher);
+                read(&shared.patterns).find(&key).map_or(0, |entry| entry.subscribers())
             }
         }
     }
@@ -314,6 +331,13 @@ impl<M: Send + 'static> Router<M> {
             .map(|stripe| stripe.len())
             .sum();
         (topics + read(&self.shared.patterns).len()) as u64
+    }
+
+    /// Heap bytes of the tables, by their capacities.
+    #[cfg(test)]
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let stripes = (0..STRIPES).filter_map(|index| self.shared.numbered_stripe(index));
+        stripes.map(|stripe| stripe.heap_bytes()).sum::<usize>() + read(&self.shared.patterns).heap_bytes()
     }
 
     pub(crate) fn shared(&self) -> &Shared<M> {

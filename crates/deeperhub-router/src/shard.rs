@@ -3,9 +3,12 @@
 use crate::arena::Arena;
 use crate::fanout::Fanouts;
 use crate::few::{Few, shrink};
+use crate::patterns::{PatternKey, Patterns};
 use crate::router::{Interest, Mark, Published, ShardId, Shared};
 use crate::sleepers::{ShardSet, Sleepers};
+use crate::stripe::{Stripe, arc_bytes};
 use crate::sync::{Arc, write};
+use crate::wildcard::is_match;
 use deeperhub_protocol::{Subscription, Topic};
 use std::fmt;
 use std::task::{Context, Poll};
@@ -24,6 +27,12 @@ pub enum Subscribed {
     /// It was already.
     Already,
 }
+
+/// What a subscription takes beside its topic: the two places that name each other, in lists that double.
+const SUBSCRIPTION_BYTES: usize = 2 * (size_of::<Subscriber>() + size_of::<Place>());
+
+/// What a list takes, in a table that doubles.
+const LIST_BYTES: usize = 2 * size_of::<Option<List>>();
 
 /// Answer of a delivery: how the worker goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +65,9 @@ pub(crate) struct Tables {
     clients: Vec<Few<Place>>,
     /// Of [`LOOPBACK`].
     loopback: Few<Place>,
+    /// Of clients, by [`since`](Self::since).
+    #[cfg(test)]
+    looked_at: std::cell::Cell<usize>,
 }
 
 /// The subscribers of one topic or pattern.
@@ -97,6 +109,8 @@ impl Tables {
 
     /// Since when a client has been on any of these lists (in ascending order).
     pub(crate) fn since(&self, key: Key, lists: &[u32]) -> Option<u64> {
+        #[cfg(test)]
+        self.looked_at.set(self.looked_at.get() + self.places(key).len());
         let on_them = self.places(key).iter().filter(|place| lists.binary_search(&place.list).is_ok());
         on_them.filter_map(|place| Some(self.subscriber(*place)?.since)).min()
     }
@@ -104,6 +118,10 @@ impl Tables {
     fn places(&self, key: Key) -> &[Place] {
         let places = if key == LOOPBACK { Some(&self.loopback) } else { self.clients.get(key as usize) };
         places.map_or(&[], Few::as_slice)
+    }
+
+    pub(crate) fn subscription_count(&self, key: Key) -> usize {
+        self.places(key).len()
     }
 
     fn names(&self, key: Key) -> impl Iterator<Item = &str> {
@@ -162,6 +180,14 @@ impl Tables {
         Some((place, subscriber))
     }
 
+    #[cfg(test)]
+    fn heap_bytes(&self) -> usize {
+        self.lists.heap_bytes()
+            + self.lists.part(0, usize::MAX).0.map(|list| list.subscribers.heap_bytes()).sum::<usize>()
+            + self.clients.capacity() * size_of::<Few<Place>>()
+            + self.clients.iter().map(Few::heap_bytes).sum::<usize>()
+    }
+
     fn move_subscriber(&mut self, list: u32, from: u32, to: u32) {
         let Some(subscribers) = self.lists.get_mut(list).map(|list| list.subscribers.as_mut_slice()) else {
             return;
@@ -198,7 +224,13 @@ impl<M> fmt::Debug for Shard<M> {
 
 impl<M: Send + 'static> Shard<M> {
     pub(crate) fn new(shared: Arc<Shared<M>>, id: ShardId, attachment: u64) -> Self {
-        let tables = Tables { lists: Arena::new(), clients: Vec::new(), loopback: Few::new() };
+        let tables = Tables {
+            lists: Arena::new(),
+            clients: Vec::new(),
+            loopback: Few::new(),
+            #[cfg(test)]
+            looked_at: std::cell::Cell::new(0),
+        };
         let left_asleep = ShardSet::new(shared.inboxes.len());
         Self { shared, id, attachment, tables, fanouts: Fanouts::new(), left_asleep }
     }
@@ -247,11 +279,12 @@ impl<M: Send + 'static> Shard<M> {
                 add(stripe.find_or_insert(hash, name, &shared.hasher))
             }
             Subscription::Pattern(_) => {
+                let pattern = PatternKey::new(name, &shared.hasher);
                 let mut patterns = write(&shared.patterns);
                 if inbox.attachment() != self.attachment {
                     return Subscribed::New;
                 }
-                let added = add(patterns.find_or_insert(name));
+                let added = add(patterns.find_or_insert(&pattern));
                 shared.count_patterns(&patterns);
                 added
             }
@@ -301,9 +334,10 @@ impl<M: Send + 'static> Shard<M> {
         }
         let inbox = &shared.inboxes[usize::from(shard)];
         if is_pattern(&name) {
+            let pattern = PatternKey::new(&name, &shared.hasher);
             let mut patterns = write(&shared.patterns);
             if inbox.attachment() == self.attachment {
-                if patterns.subtract(&name, shard) {
+                if patterns.subtract(&pattern, shard) {
                     shared.tell_interest(&name, Interest::Lost);
                 }
                 shared.count_patterns(&patterns);
@@ -327,7 +361,24 @@ impl<M: Send + 'static> Shard<M> {
     /// Number of a client's subscriptions.
     #[must_use]
     pub fn subscription_count(&self, key: Key) -> usize {
-        self.tables.places(key).len()
+        self.tables.subscription_count(key)
+    }
+
+    /// Bytes that a client's subscriptions make the server hold, here and in the table that all threads share. What a
+    /// topic or pattern itself needs, and `per_topic` that others hold for it, is divided among the subscribers that it
+    /// has on this worker.
+    #[must_use]
+    pub fn held_bytes(&self, key: Key, per_topic: usize) -> usize {
+        self.tables
+            .places(key)
+            .iter()
+            .filter_map(|place| {
+                let list = self.tables.lists.get(place.list)?;
+                let entry = if is_pattern(&list.name) { Patterns::ENTRY_BYTES } else { Stripe::ENTRY_BYTES };
+                let own = entry + LIST_BYTES + arc_bytes(&list.name) + per_topic;
+                Some(SUBSCRIPTION_BYTES + own / list.subscribers.len().max(1))
+            })
+            .sum()
     }
 
     /// A client's subscriptions by name, in no particular order.
@@ -335,11 +386,21 @@ impl<M: Send + 'static> Shard<M> {
         self.tables.names(key)
     }
 
+    #[cfg(test)]
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.tables.heap_bytes()
+    }
+
+    /// How many of its clients' subscriptions deliveries have looked through for others.
+    #[cfg(test)]
+    pub(crate) fn places_looked_at(&self) -> usize {
+        self.tables.looked_at.get()
+    }
+
     /// How many of a client's subscriptions a topic matches.
     #[must_use]
     pub fn matches(&self, key: Key, topic: &Topic<'_>) -> u64 {
-        let matches = |name: &&str| Subscription::parse(*name).is_ok_and(|own| own.matches(topic));
-        self.tables.names(key).filter(matches).count() as u64
+        self.tables.names(key).filter(|name| is_match(name, topic.as_str())).count() as u64
     }
 
     /// Whether everything up to a [mark](crate::Router::mark) of this shard has been delivered.

@@ -59,6 +59,11 @@ impl Entry {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn heap_bytes(&self) -> usize {
+        arc_bytes(&self.name) + self.slots.heap_bytes()
+    }
+
     /// Forgets a worker.
     pub(crate) fn forget(&mut self, shard: u16) {
         if let Some(index) = self.slots.as_slice().iter().position(|slot| slot.shard == shard) {
@@ -73,13 +78,14 @@ pub(crate) struct Stripe {
     topics: HashTable<Entry>,
     /// How many of them are the server's own, which are in no list or count.
     own: usize,
-    /// What a publish has matched, by worker and list: kept for its memory only.
-    pub(crate) matched: Vec<(u16, u32)>,
 }
 
 impl Stripe {
+    /// What a topic takes beside its name, in a table that doubles.
+    pub(crate) const ENTRY_BYTES: usize = 2 * (size_of::<Entry>() + 1);
+
     pub(crate) const fn new() -> Self {
-        Self { topics: HashTable::new(), own: 0, matched: Vec::new() }
+        Self { topics: HashTable::new(), own: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -132,12 +138,22 @@ impl Stripe {
         self.shrink(hasher);
     }
 
+    #[cfg(test)]
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.topics.allocation_size() + self.topics.iter().map(Entry::heap_bytes).sum::<usize>()
+    }
+
     fn shrink(&mut self, hasher: &RandomState) {
         if self.topics.capacity() > 64 && self.topics.len() < self.topics.capacity() / 8 {
             let room = self.topics.len() * 2;
             self.topics.shrink_to(room, |entry| hasher.hash_one(&*entry.name));
         }
     }
+}
+
+/// Heap bytes of a shared text: two counts before it, and the whole in words.
+pub(crate) fn arc_bytes(text: &str) -> usize {
+    (2 * size_of::<usize>() + text.len()).next_multiple_of(size_of::<usize>())
 }
 
 /// Whether a topic is the server's own.

@@ -725,3 +725,74 @@ fn the_servers_own_topics_reach_the_worker_and_nobody_else() {
     assert!(next.unsubscribe(LOOPBACK, &Subscription::Topic(own.borrow())));
     assert_eq!((router.topics(), next.subscription_count(LOOPBACK)), (0, 0));
 }
+
+/// Who subscribes to what: clients of two workers, and names by client and number.
+fn subscribed(clients: u32, names: u32, name: impl Fn(u32, u32) -> String) -> (Router<u32>, Vec<Shard<u32>>) {
+    let router = Router::new(SHARDS, Config::default());
+    let mut shards: Vec<_> = (0..SHARDS).map(|shard| router.attach(ShardId(shard))).collect();
+    for client in 0..clients {
+        for number in 0..names {
+            let name = name(client, number);
+            shards[(client % 2) as usize].subscribe(client / 2, &subscription(&name));
+        }
+    }
+    (router, shards)
+}
+
+#[test]
+fn what_subscriptions_take_is_accounted_to_their_clients() {
+    let deep = |client: u32, number: u32| {
+        let choice = client * 128 + number;
+        let levels = (0..127).map(|level| if choice >> (level % 24) & 1 == 0 { "a" } else { "*" });
+        levels.chain(["*"]).collect::<Vec<_>>().join(".")
+    };
+    let long = |client: u32, number: u32| format!("{client}.{number}.{}", "x".repeat(240));
+    let short = |client: u32, number: u32| format!("{client}.{number}");
+    let (short_patterns, long_patterns) = (
+        move |client: u32, number: u32| short(client, number) + ".*",
+        move |client: u32, number: u32| long(client, number) + ".>",
+    );
+    let everyones = |_, number: u32| format!("room.{number}");
+    type Name<'n> = &'n dyn Fn(u32, u32) -> String;
+    let cases: [(&str, Name<'_>); 6] = [
+        ("deep patterns", &deep),
+        ("long topics", &long),
+        ("short topics", &short),
+        ("short patterns", &short_patterns),
+        ("long patterns", &long_patterns),
+        ("topics of everyone", &everyones),
+    ];
+    for (what, name) in cases {
+        for clients in [1, 10, 90] {
+            let empty = subscribed(0, 0, name).0.heap_bytes();
+            let (router, shards) = subscribed(clients, 128, name);
+            let held = router.heap_bytes() - empty + shards.iter().map(Shard::heap_bytes).sum::<usize>();
+            let accounted: usize =
+                (0..clients).map(|client| shards[(client % 2) as usize].held_bytes(client / 2, 0)).sum();
+            assert!(
+                accounted * 10 >= held * 8 && accounted <= held * 3,
+                "{what} of {clients} clients: {accounted} of {held} bytes are accounted"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_client_costs_a_message_grows_with_its_subscriptions_and_not_with_their_square() {
+    const CLIENTS: u32 = 10;
+    const PATTERNS: u32 = 512;
+    let pattern = |_, number: u32| {
+        let levels = (0..9).map(|level| if number >> level & 1 == 0 { "a" } else { "*" });
+        levels.chain(["*"]).collect::<Vec<_>>().join(".")
+    };
+    let (router, mut shards) = subscribed(CLIENTS, PATTERNS, pattern);
+    // All of them match, also where some that do not stand before them.
+    let topic = ["a"; 10].join(".");
+    let published = router.publish(&Topic::parse(topic.as_str()).unwrap(), None, 1, || 7);
+    assert_eq!(published.subscribers, u64::from(CLIENTS * PATTERNS));
+    for shard in &mut shards {
+        assert_eq!(drain(shard, &Arc::new(Count::default())), [7; CLIENTS as usize / 2]);
+        let looks = shard.places_looked_at();
+        assert!(looks <= (CLIENTS / 2 * PATTERNS) as usize, "{looks} looks at subscriptions");
+    }
+}

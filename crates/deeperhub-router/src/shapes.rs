@@ -1,0 +1,279 @@
+//! What the patterns look like, apart from their names: what a publish has to look for.
+
+use crate::choices::Choices;
+use crate::patterns::ByHash;
+use crate::stripe::Entry;
+use crate::wildcard::is_match;
+use ahash::RandomState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Place;
+use std::hash::{BuildHasher, Hasher};
+
+/// Levels of the longest topic: one byte each, and a dot between.
+pub(crate) const MAX_LEVELS: usize = 128;
+
+/// Levels of a topic that is shallow, as nearly all are.
+const FEW_LEVELS: usize = 8;
+
+/// Additions that are done one by one before [`Choices`] pay.
+const MAX_DIRECT_ADDITIONS: usize = if cfg!(test) { 128 } else { 1024 };
+
+/// Which levels of a pattern have names, and how many levels there are.
+///
+/// Of all patterns of one shape at most one matches a given topic: the one that has the topic's
+/// names at the shape's named levels. So a publish needs one look into a hash table for each shape,
+/// however many patterns there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// A bit for each level that is not a `*`; the first level has the lowest.
+    pub(crate) named: u128,
+    /// Levels, without the `>`.
+    pub(crate) levels: u8,
+    /// A `>` follows.
+    pub(crate) has_tail: bool,
+}
+
+/// The shapes that patterns have.
+#[derive(Debug)]
+pub(crate) struct Shapes {
+    /// Without a `>`, by the number of levels.
+    exact: Vec<Group>,
+    /// With a `>`, by the number of levels before it.
+    tailed: Vec<Group>,
+    /// A bit for each group of `tailed` that is not empty.
+    tails: u128,
+}
+
+/// The shapes of one length.
+#[derive(Debug)]
+struct Group {
+    /// See [`seed`].
+    seed: u64,
+    levels: u8,
+    has_tail: bool,
+    shapes: HashTable<Counted>,
+}
+
+/// One shape, and how many patterns have it.
+#[derive(Debug)]
+struct Counted {
+    /// [`Shape::named`] in two words, which need no alignment of 16 bytes.
+    named: [u64; 2],
+    patterns: u32,
+}
+
+/// What a match cost, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Work {
+    /// Hashes of levels that were added up.
+    pub(crate) additions: usize,
+    /// Shapes, each with one look into the table of patterns.
+    pub(crate) looks: usize,
+}
+
+/// Where the hashes of a group begin, so that patterns with the same names and of different lengths
+/// do not meet.
+pub(crate) fn seed(hasher: &RandomState, levels: u8, has_tail: bool) -> u64 {
+    hasher.hash_one((levels, has_tail))
+}
+
+/// The part that a name at a level has in a pattern's hash. The parts are added up, so that those of
+/// many patterns can share their sums.
+pub(crate) fn level_hash(hasher: &RandomState, level: usize, name: &[u8]) -> u64 {
+    let mut hasher = hasher.build_hasher();
+    hasher.write(name);
+    hasher.write_u8(level as u8);
+    hasher.finish()
+}
+
+impl Shapes {
+    /// What a shape takes, in a table without room for more.
+    pub(crate) const SHAPE_BYTES: usize = size_of::<Counted>() + 1;
+
+    pub(crate) const fn new() -> Self {
+        Self { exact: Vec::new(), tailed: Vec::new(), tails: 0 }
+    }
+
+    /// Counts one pattern more.
+    pub(crate) fn add(&mut self, shape: Shape, hasher: &RandomState) {
+        let groups = if shape.has_tail { &mut self.tailed } else { &mut self.exact };
+        let levels = usize::from(shape.levels);
+        for missing in groups.len()..=levels {
+            let seed = seed(hasher, missing as u8, shape.has_tail);
+            let (levels, has_tail) = (missing as u8, shape.has_tail);
+            groups.push(Group { seed, levels, has_tail, shapes: HashTable::new() });
+        }
+        let Some(group) = groups.get_mut(levels) else { return };
+        let named = words(shape.named);
+        let hash = |counted: &Counted| hasher.hash_one(counted.named);
+        match group.shapes.entry(hasher.hash_one(named), |counted| counted.named == named, hash) {
+            Place::Occupied(mut known) => known.get_mut().patterns += 1,
+            Place::Vacant(place) => {
+                place.insert(Counted { named, patterns: 1 });
+            }
+        }
+        if shape.has_tail {
+            self.tails |= 1 << levels;
+        }
+    }
+
+    /// Counts one pattern less.
+    pub(crate) fn subtract(&mut self, shape: Shape, hasher: &RandomState) {
+        let groups = if shape.has_tail { &mut self.tailed } else { &mut self.exact };
+        let levels = usize::from(shape.levels);
+        let Some(group) = groups.get_mut(levels) else { return };
+        let named = words(shape.named);
+        let found = group.shapes.find_entry(hasher.hash_one(named), |counted| counted.named == named);
+        let Ok(mut known) = found else { return };
+        known.get_mut().patterns -= 1;
+        if known.get().patterns > 0 {
+            return;
+        }
+        known.remove();
+        if group.shapes.is_empty() {
+            group.shapes = HashTable::new();
+            if shape.has_tail {
+                self.tails &= !(1 << levels);
+            }
+        } else if group.shapes.capacity() > 64 && group.shapes.len() < group.shapes.capacity() / 8 {
+            let room = group.shapes.len() * 2;
+            group.shapes.shrink_to(room, |counted| hasher.hash_one(counted.named));
+        }
+        while groups.last().is_some_and(|group| group.shapes.is_empty()) {
+            groups.pop();
+        }
+        if groups.is_empty() {
+            *groups = Vec::new();
+        }
+    }
+
+    /// Calls `visit` with each pattern that matches a topic.
+    pub(crate) fn for_topic<'p>(
+        &self,
+        topic: &str,
+        hasher: &RandomState,
+        patterns: ByHash<'p>,
+        visit: &mut impl FnMut(&'p Entry),
+    ) -> Work {
+        let depth = topic.bytes().filter(|byte| *byte == b'.').count() + 1;
+        let exact = self.exact.get(depth).filter(|group| !group.shapes.is_empty());
+        // A `>` stands for one level at least.
+        let tails = if depth < MAX_LEVELS { self.tails & ((1 << depth) - 1) } else { self.tails };
+        let levels = match exact {
+            Some(_) => depth,
+            // The longest of them says which names are needed; without one, none is.
+            None => (u128::BITS - tails.leading_zeros()).saturating_sub(1) as usize,
+        };
+        if exact.is_none() && tails == 0 {
+            return Work::default();
+        }
+        let tailed = bits(tails).filter_map(|levels| self.tailed.get(levels));
+        let groups = exact.into_iter().chain(tailed);
+        if levels <= FEW_LEVELS {
+            let hashes = hashes::<FEW_LEVELS>(topic, levels, hasher);
+            return look(groups, &hashes, topic, patterns, visit);
+        }
+        let hashes = hashes::<MAX_LEVELS>(topic, levels, hasher);
+        let shapes: usize = groups.clone().map(|group| group.shapes.len()).sum();
+        if shapes.saturating_mul(levels) <= MAX_DIRECT_ADDITIONS {
+            return look(groups, &hashes, topic, patterns, visit);
+        }
+        look_by_choices(groups, (&hashes, levels), topic, patterns, visit)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let groups = (self.exact.capacity() + self.tailed.capacity()) * size_of::<Group>();
+        let shapes = self.exact.iter().chain(&self.tailed).map(|group| group.shapes.allocation_size());
+        groups + shapes.sum::<usize>()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.exact.iter().chain(&self.tailed).map(|group| group.shapes.len()).sum()
+    }
+}
+
+fn words(named: u128) -> [u64; 2] {
+    [named as u64, (named >> 64) as u64]
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut word: u128) -> impl Iterator<Item = usize> + Clone {
+    std::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(bit)
+    })
+}
+
+/// The hashes of a topic's first levels.
+fn hashes<const ROOM: usize>(topic: &str, levels: usize, hasher: &RandomState) -> [u64; ROOM] {
+    let mut hashes = [0; ROOM];
+    let names = topic.as_bytes().split(|byte| *byte == b'.');
+    for (level, (hash, name)) in hashes.iter_mut().zip(names).take(levels).enumerate() {
+        *hash = level_hash(hasher, level, name);
+    }
+    hashes
+}
+
+/// Sums the hashes of the named levels; also answers how many there are.
+fn add_up(hashes: &[u64], named: [u64; 2]) -> (u64, usize) {
+    let (mut sum, mut additions) = (0_u64, 0);
+    for (mut word, hashes) in named.into_iter().zip(hashes.chunks(64)) {
+        while word != 0 {
+            sum = sum.wrapping_add(hashes.get(word.trailing_zeros() as usize).copied().unwrap_or_default());
+            word &= word - 1;
+            additions += 1;
+        }
+    }
+    (sum, additions)
+}
+
+/// Looks for the pattern of each shape of these groups.
+fn look<'g, 'p>(
+    groups: impl Iterator<Item = &'g Group>,
+    hashes: &[u64],
+    topic: &str,
+    patterns: ByHash<'p>,
+    visit: &mut impl FnMut(&'p Entry),
+) -> Work {
+    let mut work = Work::default();
+    for group in groups {
+        for shape in &group.shapes {
+            let (sum, additions) = add_up(hashes, shape.named);
+            work.additions += additions;
+            work.looks += 1;
+            let found = patterns.find(group.seed.wrapping_add(sum), |name| is_match(name, topic));
+            found.into_iter().for_each(&mut *visit);
+        }
+    }
+    work
+}
+
+/// As [`look`], for many deep shapes.
+#[inline(never)]
+fn look_by_choices<'g, 'p>(
+    groups: impl Iterator<Item = &'g Group>,
+    (hashes, levels): (&[u64; MAX_LEVELS], usize),
+    topic: &str,
+    patterns: ByHash<'p>,
+    visit: &mut impl FnMut(&'p Entry),
+) -> Work {
+    let mut choices = Choices::new(topic, hashes, levels);
+    let mut work = Work { additions: Choices::additions(levels), looks: 0 };
+    for group in groups {
+        let levels = usize::from(group.levels);
+        choices.begin_group(levels);
+        for shape in &group.shapes {
+            let (sum, additions) = choices.sum(shape.named, levels);
+            work.additions += additions;
+            work.looks += 1;
+            let found = patterns.find(group.seed.wrapping_add(sum), |name| {
+                choices.is_text(name, shape.named, levels, group.has_tail)
+            });
+            found.into_iter().for_each(&mut *visit);
+        }
+    }
+    work
+}

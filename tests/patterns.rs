@@ -1,0 +1,125 @@
+//! Patterns that overlap as much as they can: they cost their clients' share, and nobody else's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, Server, patiently};
+
+/// As many as a client may have by default.
+const PATTERNS: usize = 128;
+
+/// Clients that subscribe to the patterns.
+const CLIENTS: usize = 10;
+
+/// Levels of the longest topic.
+const LEVELS: usize = 128;
+
+/// Topics that all patterns agree with up to the last level, which is `last`.
+fn deep_topic(last: &str) -> String {
+    "a.".repeat(LEVELS - 1) + last
+}
+
+/// A client with [`PATTERNS`] patterns that differ from all others' in their first levels, and have a name in the last.
+async fn subscriber(server: &Server, client: usize, last: &str) -> Client {
+    let mut connection = Client::connect(server).await;
+    for number in client * PATTERNS..(client + 1) * PATTERNS {
+        let first: String = (0..16).map(|level| if number >> level & 1 == 0 { "a." } else { "*." }).collect();
+        let name = first + &"*.".repeat(LEVELS - 17) + last;
+        let answer = connection.ask(&json!({"type": "subscribe", "data": {"topic": name}})).await;
+        assert_eq!(answer["type"], "subscribed", "{answer}");
+    }
+    connection
+}
+
+/// An echo client beside others, which counts what comes back until it is stopped.
+struct Bystander {
+    is_over: Arc<AtomicBool>,
+    echoes: tokio::task::JoinHandle<usize>,
+}
+
+impl Bystander {
+    async fn start(server: &Server) -> Self {
+        let mut client = Client::connect(server).await;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&is_over);
+        let echoes = tokio::spawn(async move {
+            let mut echoes = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let echo = json!({"type": "echo", "id": echoes, "data": "y"});
+                assert_eq!(client.ask(&echo).await, echo);
+                echoes += 1;
+            }
+            echoes
+        });
+        Self { is_over, echoes }
+    }
+
+    async fn stop(self) -> usize {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.echoes.await.expect("the bystander's echoes came back")
+    }
+}
+
+/// Publishes the numbers up to `count` as fast as the server takes them, and waits for the answer to the last.
+async fn publish(server: &Server, topic: &str, count: usize) -> Value {
+    let mut publisher = Client::connect(server).await;
+    for number in 0..count {
+        let mut publish = json!({"type": "publish", "data": {"topic": topic, "message": number}});
+        if number + 1 == count {
+            publish["id"] = json!(number);
+        }
+        publisher.send(&publish).await;
+    }
+    publisher.receive().await
+}
+
+#[tokio::test]
+async fn topics_that_overlapping_patterns_nearly_match_hold_up_nobody() {
+    const PUBLISHES: usize = 1_000;
+    const ECHOES: usize = 3;
+    /// Of the unoptimised program. A step for each level of each pattern takes several times as much.
+    const EACH: Duration = Duration::from_millis(4);
+    let server = Server::start(&["--workers", "1", "--rate-limit", "0"]);
+    let mut subscribers = Vec::new();
+    for client in 0..CLIENTS {
+        subscribers.push(subscriber(&server, client, "x").await);
+    }
+    let bystander = Bystander::start(&server).await;
+    let before = server.processor_time();
+    let published =
+        patiently("the end of all publishes", publish(&server, &deep_topic("a"), PUBLISHES)).await;
+    let taken = server.processor_time() - before;
+    // Those that came back while the publishes were still under way.
+    let echoes = bystander.stop().await;
+    assert_eq!(published["data"]["subscribers"], 0, "{published}");
+
+    assert!(echoes >= ECHOES, "{echoes} echoes during {PUBLISHES} publishes");
+    assert!(taken < EACH * PUBLISHES as u32, "{taken:?} of processor time for {PUBLISHES} publishes");
+}
+
+#[tokio::test]
+async fn messages_that_all_of_many_patterns_match_come_once_to_each_client() {
+    const PUBLISHES: usize = 100;
+    let server = Server::start(&["--workers", "2", "--rate-limit", "0"]);
+    let mut subscribers = Vec::new();
+    for client in 0..CLIENTS {
+        subscribers.push(subscriber(&server, client, "*").await);
+    }
+    let topic = deep_topic("a");
+    let published = publish(&server, &topic, PUBLISHES).await;
+    assert_eq!(published["data"]["subscribers"], CLIENTS * PATTERNS, "{published}");
+    for subscriber in &mut subscribers {
+        for number in 0..PUBLISHES {
+            let message = subscriber.receive().await;
+            assert_eq!(
+                (&message["data"]["topic"], &message["data"]["message"]),
+                (&json!(topic), &json!(number))
+            );
+        }
+        // Nothing comes twice.
+        assert_eq!(subscriber.ask(&json!({"type": "ping"})).await["type"], "pong");
+    }
+}
