@@ -6,10 +6,10 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use deeperhub_protocol::deflate::{self, Params};
-use deeperhub_protocol::handshake::{AcceptKey, Parsed, Refusal, Request};
+use deeperhub_protocol::handshake::{AcceptKey, HeadError, HeadLimit, Parsed, Refusal, Request};
 
 use deeperhub_security::LimitMode;
-use deeperhub_security::proxy::v2::ProxyError;
+use deeperhub_security::proxy::ProxyError;
 
 use crate::config::Config;
 use crate::metrics::{HandshakeLimit, Metrics};
@@ -37,6 +37,8 @@ pub(crate) struct Handshake<S> {
     pub(crate) proxied: Proxied,
     /// The head as far as it came, or what came behind it.
     pub(crate) head: Vec<u8>,
+    /// How much of the head was there when it was parsed last.
+    parsed: usize,
     /// Decided before the request was read: there is no place for it.
     pub(crate) refusal: Option<Refusal>,
     pub(crate) deciding: Option<(AcceptKey, Deciding<S>)>,
@@ -54,6 +56,7 @@ impl<S> Handshake<S> {
             peer,
             proxied,
             head: Vec::new(),
+            parsed: 0,
             refusal,
             deciding: None,
             deflate: None,
@@ -76,8 +79,16 @@ impl<S> Handshake<S> {
         }
         let head = if came_before { &self.head[..] } else { bytes };
         self.is_head = head.starts_with(b"HEAD ");
-        let is_over = head.len() >= config.max_head_bytes;
-        match Request::parse_within(head, config.max_head_bytes) {
+        // A head that comes byte by byte is parsed as often as it has doubled, and when its end is there: parsing
+        // starts anew each time, and the work of all times together must not grow faster than the head.
+        let is_due = head.len() >= config.max_head_bytes
+            || head.len() / 2 >= self.parsed
+            || has_blank_line(&head[(head.len() - bytes.len()).saturating_sub(2)..]);
+        if !is_due {
+            return None;
+        }
+        self.parsed = head.len();
+        match Request::parse_within(head, config.head_limits()) {
             Ok(Parsed::Partial) => {
                 if !came_before {
                     self.head.extend_from_slice(bytes);
@@ -92,9 +103,15 @@ impl<S> Handshake<S> {
                 }
                 Some(self.check(request, config))
             }
-            Err(refusal) => {
-                if is_over {
-                    metrics.handshakes_limited.inc(HandshakeLimit::HeadBytes as usize);
+            Err(HeadError { refusal, limit }) => {
+                match limit {
+                    Some(HeadLimit::Bytes) => {
+                        metrics.handshakes_limited.inc(HandshakeLimit::HeadBytes as usize);
+                    }
+                    Some(HeadLimit::Lines) => {
+                        metrics.handshakes_limited.inc(HandshakeLimit::HeadLines as usize);
+                    }
+                    None => {}
                 }
                 Some(Err(self.refusal.take().unwrap_or(refusal)))
             }
@@ -146,7 +163,7 @@ impl<S> Handshake<S> {
         place: &mut Place,
         metrics: &Metrics,
     ) -> Result<(), Refusal> {
-        let client = proxy::client(&config.trusted_proxies, self.peer.ip(), request)?;
+        let client = proxy::client(&config.trusted_proxies, config.forwarded_header, self.peer.ip(), request)?;
         if client != self.peer.ip() {
             // Its port is not known.
             self.peer = SocketAddr::new(client, 0);
@@ -170,6 +187,11 @@ impl<S> Handshake<S> {
     }
 }
 
+/// Whether a line without anything ends in these bytes: the end of a head, as far as it has one.
+fn has_blank_line(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|pair| pair == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
+}
+
 /// Counts a connection for the address that it turned out to be of.
 fn claim(place: &mut Place, address: IpAddr, config: &Config, metrics: &Metrics) -> Result<(), Refusal> {
     place.claim(address).or_else(|no_place| {
@@ -179,4 +201,73 @@ fn claim(place: &mut Place, address: IpAddr, config: &Config, metrics: &Metrics)
             LimitMode::Observe => Ok(()),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use deeperhub_metrics::Cells;
+
+    use super::*;
+
+    const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+    fn handshake() -> Handshake<()> {
+        let peer = SocketAddr::new(IpAddr::from([192, 0, 2, 1]), 1);
+        Handshake::new(peer, Proxied::No, None, Instant::now())
+    }
+
+    /// Feeds a head in parts of one size; the answer, and after how many bytes it came.
+    fn feed(head: &[u8], part: usize) -> (Option<Result<(), u16>>, usize) {
+        let (config, metrics) = (Config::default(), Metrics::new(&Cells::new(1)));
+        let (mut handshake, mut fed) = (handshake(), 0);
+        for bytes in head.chunks(part) {
+            fed += bytes.len();
+            if let Some(result) = handshake.feed(bytes, &config, &metrics) {
+                return (Some(result.map(drop).map_err(|refusal| refusal.status)), fed);
+            }
+        }
+        (None, fed)
+    }
+
+    #[test]
+    fn a_head_is_read_as_soon_as_it_is_whole_however_it_comes() {
+        let whole = [HEAD, b"\r\n"].concat();
+        for part in 1..=whole.len() {
+            let (result, fed) = feed(&whole, part);
+            assert_eq!((result, fed), (Some(Ok(())), whole.len()), "in parts of {part}");
+            assert_eq!(feed(HEAD, part).0, None, "in parts of {part}");
+        }
+    }
+
+    #[test]
+    fn a_head_that_comes_byte_by_byte_is_parsed_a_few_times_only() {
+        let (config, metrics) = (Config::default(), Metrics::new(&Cells::new(1)));
+        let (mut handshake, mut parses, mut last) = (handshake(), 0, 0);
+        let head = [HEAD, b"X: ", &[b'x'; 20_000]].concat();
+        for byte in head.chunks(1) {
+            assert!(handshake.feed(byte, &config, &metrics).is_none());
+            parses += usize::from(handshake.parsed != last);
+            last = handshake.parsed;
+        }
+        assert!(parses < 20, "{parses}");
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_without_waiting_for_its_end() {
+        let (result, fed) = feed(b"\x16\x03\x01 this is something else entirely", 1);
+        assert_eq!(result, Some(Err(400)));
+        assert!(fed < 8, "{fed}");
+        assert_eq!(feed(&[HEAD, b"a b: c\r\n", &[b'x'; 1000]].concat(), 1).0, Some(Err(400)));
+    }
+
+    #[test]
+    fn a_head_over_the_limit_is_refused_at_once() {
+        let long = [b"GET / HTTP/1.1\r\nX: ", &[b'x'; 100_000][..]].concat();
+        for part in [1, 1000, 100_000] {
+            let (result, fed) = feed(&long, part);
+            assert_eq!(result, Some(Err(400)));
+            assert!(fed < Config::default().max_head_bytes + part, "{part}: {fed}");
+        }
+    }
 }

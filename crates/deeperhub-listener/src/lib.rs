@@ -82,5 +82,5 @@ pub use connections::Connections;
 pub use listener::{Listener, StartError};
 pub use live::{Live, LiveCopy};
 pub use metrics::Metrics;
-pub use proxy::ProxyProtocol;
+pub use proxy::{ForwardedHeader, ProxyProtocol};
 pub use session::{Accepted, Application, Closed, Context, Key, Local, Message, Peer, Session};

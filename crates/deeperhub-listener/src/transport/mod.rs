@@ -13,6 +13,9 @@ pub(crate) use tls::Tls;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
+#[cfg(feature = "tls")]
+use deeperhub_security::tls::ClientAuthFault;
+
 use crate::config::Config;
 
 /// What the TLS connections of a worker share: a buffer for the records under way, and what to count.
@@ -33,6 +36,9 @@ pub(crate) struct Ended {
     pub(crate) full: u64,
     pub(crate) resumed: u64,
     pub(crate) failed: u64,
+    /// Of those that failed, the ones refused for the client's certificate, by why.
+    #[cfg(feature = "tls")]
+    pub(crate) client_auth: [u64; ClientAuthFault::COUNT],
 }
 
 /// A non-blocking byte stream whose readiness comes through a waker.
