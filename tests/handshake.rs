@@ -243,3 +243,34 @@ async fn a_refusal_is_told_in_the_log_of_who_wants_details() {
     let line = log.lines().find(|line| line.contains("A handshake was refused.")).unwrap();
     assert!(line.contains("status=404 code=\"not_found\"") && line.contains("peer=127.0.0.1:"), "{line}");
 }
+
+/// As gateways send them that know of a header and not of its value.
+#[tokio::test]
+async fn lists_without_elements_count_as_absent() {
+    let server = Server::start(&[]);
+    let with = async |lines: &[&str]| {
+        let all = [&["Host: localhost"][..], &UPGRADE, lines].concat();
+        head_of(&server, "GET /", &all).await
+    };
+    for lines in [
+        &["Sec-WebSocket-Extensions:"][..],
+        &["Sec-WebSocket-Extensions: , ,"],
+        &["Sec-WebSocket-Extensions:", "Sec-WebSocket-Extensions: ,"],
+        &["Sec-WebSocket-Protocol:"],
+        &["Sec-WebSocket-Protocol: , ,", "Sec-WebSocket-Extensions: foo, , bar"],
+        &["Connection:", "Upgrade: , ,", "Sec-WebSocket-Version: ,"],
+    ] {
+        let head = with(lines).await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{lines:?}: {head}");
+        assert!(!head.contains("Sec-WebSocket-Extensions") && !head.contains("Protocol"), "{lines:?}: {head}");
+    }
+    for lines in [
+        &["Sec-WebSocket-Extensions:", "Sec-WebSocket-Extensions: , permessage-deflate,"][..],
+        &["Sec-WebSocket-Extensions: foo; a=\"b\" , permessage-deflate; server_max_window_bits=\"15\""],
+    ] {
+        let head = with(lines).await;
+        assert!(head.contains("\r\nSec-WebSocket-Extensions: permessage-deflate"), "{lines:?}: {head}");
+    }
+    let head = with(&["Sec-WebSocket-Protocol: ,", "Sec-WebSocket-Protocol: , deeperhub.v1.json,"]).await;
+    assert!(head.contains("\r\nSec-WebSocket-Protocol: deeperhub.v1.json\r\n"), "{head}");
+}
