@@ -145,7 +145,9 @@ async fn bytes_of_a_handshake_have_a_limit_that_can_be_set() {
 
 #[tokio::test]
 async fn header_lines_of_a_handshake_have_a_limit_that_can_be_set() {
-    for (flags, limit) in [(&[][..], 96), (&["--max-handshake-headers", "10"], 10), (&["--max-handshake-headers=200"], 200)] {
+    for (flags, limit) in
+        [(&[][..], 96), (&["--max-handshake-headers", "10"], 10), (&["--max-handshake-headers=200"], 200)]
+    {
         let server = Server::start(flags);
         let status = async |lines: usize| {
             let head = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(lines));

@@ -442,8 +442,11 @@ async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and
     let identity = authority.server("server");
     let (good, expired) = (authority.client("alice"), authority.expired_client("bob"));
     let foreign = strangers.client("alice");
-    for (mode, without) in [(&[][..], false), (&["--tls-client-auth", "required"], false), (&["--tls-client-auth=optional"], true)]
-    {
+    for (mode, without) in [
+        (&[][..], false),
+        (&["--tls-client-auth", "required"], false),
+        (&["--tls-client-auth=optional"], true),
+    ] {
         let flags = ["--tls-client-ca", text(&authority.cert)];
         let server = Server::start(&[&identity.flags()[..], &flags, mode].concat());
         assert!(is_let_in(&server, &authority, Some(&good)).await, "{mode:?}");

@@ -9,8 +9,8 @@ use clap::{Args, Command};
 use deeperhub_security::Secret;
 
 use crate::values::{
-    Address, ClientAuth, ClusterUrl, ForwardedHeader, Host, HttpUrl, IoUring, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol, Ratio,
-    Switchable, Time, UrlPath, WhenUnavailable, cluster_url, secret, whole,
+    Address, ClientAuth, ClusterUrl, ForwardedHeader, Host, HttpUrl, IoUring, Limits, LogFormat, LogLevel,
+    NodeId, ProxyProtocol, Ratio, Switchable, Time, UrlPath, WhenUnavailable, cluster_url, secret, whole,
 };
 
 const GENERAL: &str = "General";
@@ -224,10 +224,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = whole::<usize>(0, MAX_COUNT), help_heading = LIMITS)]
     pub(crate) max_connections_per_ip: Option<usize>,
 
-    /// New connections a second of one address; more are refused with 429; 0 is no limit [default: 0]
+    /// New connections a second of one address; more are refused with 429; 0 is no limit [default: 1000]
     ///
-    /// IPv6 addresses count by their /64. As many may come at once as in a second. Many clients can share an address: set
-    /// it well above what they need together.
+    /// IPv6 addresses count by their /64. As many may come at once as in a second, and by default as many as
+    /// --max-connections if those are more. Many clients can share an address: set it well above what they need together.
     #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000), help_heading = LIMITS)]
     pub(crate) connection_rate_per_ip: Option<u32>,
 

@@ -19,8 +19,8 @@ use crate::problem::Problem;
 use crate::settings::{ApiSettings, Settings, Shown};
 use crate::tls::{Files, Tls};
 use crate::values::{
-    Address, ClusterUrl, ForwardedHeader, Host, IoUring, Limits, Literal, LogFormat, LogLevel, ProxyProtocol, Switchable,
-    Time, UrlPath, WhenUnavailable,
+    Address, ClusterUrl, ForwardedHeader, Host, IoUring, Limits, Literal, LogFormat, LogLevel, ProxyProtocol,
+    Switchable, Time, UrlPath, WhenUnavailable,
 };
 
 /// Fills in the defaults and checks what the settings say together.
@@ -172,8 +172,13 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.max_connections = take!(max_connections, listener.max_connections);
     let per_ip = take!(max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
     listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);
-    let per_second = take!(connection_rate_per_ip, 0);
-    listener.connection_rate_per_ip = NonZeroU32::new(per_second).map(|rate| RateLimit::new(rate, rate));
+    let rate_is_given = connection_rate_per_ip.is_some();
+    let per_second = take!(connection_rate_per_ip, Settings::CONNECTION_RATE_PER_IP);
+    listener.connection_rate_per_ip = NonZeroU32::new(per_second).map(|rate| {
+        // All clients of a full server may share an address, and come back at once.
+        let all = u32::try_from(listener.max_connections).ok().and_then(NonZeroU32::new);
+        RateLimit::new(rate, all.filter(|_| !rate_is_given).map_or(rate, |all| all.max(rate)))
+    });
     listener.max_message_bytes = take!(max_message_bytes, listener.max_message_bytes);
     listener.max_fragments = take!(max_fragments, listener.max_fragments);
     node.max_json_depth = take!(max_json_depth, node.max_json_depth);
@@ -801,12 +806,28 @@ mod tests {
     }
 
     #[test]
+    fn all_clients_may_come_at_once_from_one_address_by_default() {
+        let rate = |flags: &[&str]| {
+            let rate = settings(flags).unwrap().node.listener.connection_rate_per_ip;
+            rate.map(|rate| (rate.per_second.get(), rate.burst.get()))
+        };
+        assert_eq!(rate(&[]), Some((1000, 1000)));
+        assert_eq!(rate(&["--max-connections=11000"]), Some((1000, 11_000)));
+        assert_eq!(rate(&["--max-connections=10"]), Some((1000, 1000)));
+        assert_eq!(rate(&["--max-connections=11000", "--connection-rate-per-ip=5"]), Some((5, 5)));
+        assert_eq!(rate(&["--connection-rate-per-ip=0"]), None);
+    }
+
+    #[test]
     fn tokens_that_fit_nowhere_are_warned_about() {
         let warnings = |flags: &[&str]| settings(flags).unwrap().warnings;
         assert_eq!(warnings(&["--max-token-bytes=30000"]), [""; 0]);
         assert_eq!(warnings(&["--max-handshake-bytes=600"]), [""; 0]);
         let warned = warnings(&["--max-token-bytes=70000"]);
-        assert!(warned[0].starts_with("--max-token-bytes is 70000 bytes, and --max-handshake-bytes"), "{warned:?}");
+        assert!(
+            warned[0].starts_with("--max-token-bytes is 70000 bytes, and --max-handshake-bytes"),
+            "{warned:?}"
+        );
         assert!(warned[1].contains("--max-message-bytes takes 65536"), "{warned:?}");
     }
 

@@ -163,7 +163,8 @@ impl<S> Handshake<S> {
         place: &mut Place,
         metrics: &Metrics,
     ) -> Result<(), Refusal> {
-        let client = proxy::client(&config.trusted_proxies, config.forwarded_header, self.peer.ip(), request)?;
+        let client =
+            proxy::client(&config.trusted_proxies, config.forwarded_header, self.peer.ip(), request)?;
         if client != self.peer.ip() {
             // Its port is not known.
             self.peer = SocketAddr::new(client, 0);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use deeperhub_protocol::handshake::Refusal;
-use deeperhub_security::{AddressLimiter, RateLimit, RetryAfter};
+use deeperhub_security::{AddressLimiter, MAX_ADDRESSES, RateLimit, RetryAfter};
 use tokio::sync::Notify;
 
 /// What counts as one address: an IPv4 address, or an IPv6 network of 64 bits, which one host can have whole.
@@ -114,7 +114,16 @@ impl Places {
     /// Counts a connection of an address; `Some`: it is to be counted down when it ends.
     fn count(&self, address: IpAddr) -> Result<Option<AddressKey>, NoPlace> {
         if let Some(rate) = &self.rate {
-            rate.check(address, self.started.elapsed()).map_err(NoPlace::TooOften)?;
+            let checked = rate.check(address, self.started.elapsed());
+            let forgotten = rate.take_evicted();
+            if forgotten > 0 {
+                tracing::warn!(
+                    forgotten,
+                    max = MAX_ADDRESSES,
+                    "Addresses of new connections forgotten too early"
+                );
+            }
+            checked.map_err(NoPlace::TooOften)?;
         }
         let max = match self.max_per_address.load(Ordering::Relaxed) {
             0 => return Ok(None),

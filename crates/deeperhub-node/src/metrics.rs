@@ -60,7 +60,8 @@ const ERRORS: &[&str] = &[
 ];
 
 /// Limits of a connection.
-const LIMITS: &[&str] = &["messages", "bytes", "tokens", "subscriptions", "control", "json_depth", "first_burst"];
+const LIMITS: &[&str] =
+    &["messages", "bytes", "tokens", "subscriptions", "control", "json_depth", "first_burst"];
 
 /// Index into [`LIMITS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -158,7 +158,8 @@ impl Session {
             self.over_rate(Kind::Messages, (limit, 1), (now, retry), local)?;
         }
         if let Some(limit) = local.live.byte_rate_limit
-            && let Err(retry) = self.limiter(Kind::Bytes, &limit, local).limiter.check_amount(&limit, bytes, now)
+            && let Err(retry) =
+                self.limiter(Kind::Bytes, &limit, local).limiter.check_amount(&limit, bytes, now)
         {
             self.over_rate(Kind::Bytes, (limit, bytes), (now, retry), local)?;
         }
@@ -192,7 +193,11 @@ impl Session {
             }
             let forgotten = bursts.take_evicted();
             if forgotten > 0 {
-                tracing::warn!(forgotten, max = MAX_ADDRESSES, "Addresses of new connections forgotten too early");
+                tracing::warn!(
+                    forgotten,
+                    max = MAX_ADDRESSES,
+                    "Addresses of new connections forgotten too early"
+                );
             }
         }
         local.over_limit(by, retry)

@@ -50,7 +50,8 @@ pub use grants::{Claims, Grants, MAX_USER_BYTES};
 pub use origin::{OriginError, OriginPolicy, OriginPolicyError};
 #[cfg(feature = "rate-limit")]
 pub use rate::{
-    AddressLimiter, BurstPool, Drawn, FirstBurst, LimitMode, MAX_ADDRESSES, RateLimit, RateLimiter, RetryAfter,
+    AddressLimiter, BurstPool, Drawn, FirstBurst, LimitMode, MAX_ADDRESSES, RateLimit, RateLimiter,
+    RetryAfter,
 };
 pub use secret::Secret;
 

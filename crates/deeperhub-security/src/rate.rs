@@ -304,8 +304,9 @@ pub enum Drawn {
 }
 
 impl FirstBurst {
-    /// A part of a burst that is drawn at once, so that a pool is asked a few times only: 1/8.
-    const PART: u32 = 8;
+    /// A part of a burst that is drawn at once, so that a pool is asked a few times only: 1/20, which of a burst of 200
+    /// messages is what a client sends when it starts.
+    const PART: u32 = 20;
 
     /// Draws what `needed` more take, for a connection that began at `begun`, and grants it to `limiter`. `pool` gives as
     /// much as there is of what it is asked for.

@@ -6,8 +6,8 @@
 
 use deeperhub_protocol::{ErrorCode, Subscription, Topic};
 use deeperhub_security::auth::{
-    Advice, AuthError, Authenticator, Config, DEFAULT_MAX_TOKEN_BYTES, Jwks, KeyError, KeyFault, Keys, LeftOut,
-    MAX_KEYS, MAX_PATTERNS, MintError, Recipient, Reloadable, mint, mint_for,
+    Advice, AuthError, Authenticator, Config, DEFAULT_MAX_TOKEN_BYTES, Jwks, KeyError, KeyFault, Keys,
+    LeftOut, MAX_KEYS, MAX_PATTERNS, MintError, Recipient, Reloadable, mint, mint_for,
 };
 use deeperhub_security::{Claims, Grants, Secret};
 use jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER;
@@ -412,14 +412,21 @@ fn what_is_no_token_is_refused() {
 fn a_token_may_be_as_long_as_is_said() {
     let padded = |bytes: usize| {
         let rest = changed(json!({ "x": "" })).len();
-        (0..4).map(|more| changed(json!({ "x": "x".repeat((bytes - rest) / 4 * 3 + more) }))).collect::<Vec<_>>()
+        (0..4)
+            .map(|more| changed(json!({ "x": "x".repeat((bytes - rest) / 4 * 3 + more) })))
+            .collect::<Vec<_>>()
     };
     for max_token_bytes in [300, 8 * 1024, DEFAULT_MAX_TOKEN_BYTES, 60_000] {
         let config = Config { secret: Some(secret()), max_token_bytes, ..Config::default() };
         let authenticator = Authenticator::new(config).unwrap();
         for token in padded(max_token_bytes) {
             let verified = authenticator.verify(&token, NOW);
-            assert_eq!(verified.is_ok(), token.len() <= max_token_bytes, "{} of {max_token_bytes}", token.len());
+            assert_eq!(
+                verified.is_ok(),
+                token.len() <= max_token_bytes,
+                "{} of {max_token_bytes}",
+                token.len()
+            );
             if verified.is_err() {
                 refused(&authenticator, &token, "over max_token_bytes");
             }
@@ -435,7 +442,8 @@ fn a_token_may_be_as_long_as_is_said() {
 fn numbers_with_and_without_leading_zeros_and_padding_are_the_same_key() {
     use base64::Engine;
     let set: Value = serde_json::from_slice(&fixture_bytes("jwks.json")).unwrap();
-    let named = |id: &str| set["keys"].as_array().unwrap().iter().find(|key| key["kid"] == id).unwrap().clone();
+    let named =
+        |id: &str| set["keys"].as_array().unwrap().iter().find(|key| key["kid"] == id).unwrap().clone();
     let decoded = |key: &Value, field: &str| {
         base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(key[field].as_str().unwrap()).unwrap()
     };
@@ -443,7 +451,8 @@ fn numbers_with_and_without_leading_zeros_and_padding_are_the_same_key() {
     let standard = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
     let check = |mut key: Value, field: &str, value: String, algorithm: Algorithm, private: &EncodingKey| {
         key[field] = value.clone().into();
-        let token = signed_text(&json!({ "alg": algorithm }).to_string(), &good().to_string(), algorithm, private);
+        let token =
+            signed_text(&json!({ "alg": algorithm }).to_string(), &good().to_string(), algorithm, private);
         assert!(with_key(&key).verify(&token, NOW).is_ok(), "{field}: {value}");
     };
     let rsa = EncodingKey::from_rsa_der(&private_der("jwt-rsa.key"));
@@ -505,15 +514,19 @@ fn sign_with(scalar: &[u8], point: &[u8]) -> String {
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
     let pair = EcdsaKeyPair::from_private_key_and_public_key(&ECDSA_P256_SHA256_FIXED_SIGNING, scalar, point);
-    let message =
-        format!("{}.{}", base64(json!({ "alg": "ES256" }).to_string().as_bytes()), base64(good().to_string().as_bytes()));
+    let message = format!(
+        "{}.{}",
+        base64(json!({ "alg": "ES256" }).to_string().as_bytes()),
+        base64(good().to_string().as_bytes())
+    );
     let signature = pair.unwrap().sign(&SystemRandom::new(), message.as_bytes()).unwrap();
     format!("{message}.{}", base64(signature.as_ref()))
 }
 
 #[test]
 fn a_key_that_cannot_work_is_named_with_its_field() {
-    let point = json!({ "kty": "EC", "crv": "P-256", "kid": "k1", "x": base64(&[7; 32]), "y": base64(&[9; 32]) });
+    let point =
+        json!({ "kty": "EC", "crv": "P-256", "kid": "k1", "x": base64(&[7; 32]), "y": base64(&[9; 32]) });
     let change = |field: &str, value: Value| {
         let mut key = point.clone();
         key[field] = value;
@@ -523,8 +536,14 @@ fn a_key_that_cannot_work_is_named_with_its_field() {
         (point.clone(), "key 1 (kid \"k1\"): x and y are no point of its curve"),
         (change("y", Value::Null), "key 1 (kid \"k1\"): y is not a string"),
         (change("y", json!("?")), "key 1 (kid \"k1\"): y is not base64url"),
-        (change("y", json!(base64(&[1; 33]))), "key 1 (kid \"k1\"): y is longer than a coordinate of its curve"),
-        (change("kid", json!("x".repeat(100))), &*format!("key 1 (kid {:?}): x and y are no", "x".repeat(64))),
+        (
+            change("y", json!(base64(&[1; 33]))),
+            "key 1 (kid \"k1\"): y is longer than a coordinate of its curve",
+        ),
+        (
+            change("kid", json!("x".repeat(100))),
+            &*format!("key 1 (kid {:?}): x and y are no", "x".repeat(64)),
+        ),
         (json!({ "kty": "OKP", "crv": "Ed25519", "x": base64(&[1; 31]) }), "key 1: x is not 32 bytes long"),
         (json!({ "kty": "OKP", "crv": "Ed25519", "x": base64(&[1; 33]) }), "key 1: x is not 32 bytes long"),
         (json!({ "kty": "OKP", "crv": "Ed25519" }), "key 1: x is missing"),

@@ -7,8 +7,8 @@
 use deeperhub_security::Secret;
 use deeperhub_security::files::Stamp;
 use deeperhub_security::tls::{
-    ClientAuth, ClientAuthFault, Config, Pem, Problem, REMEMBERED_SESSIONS, Reloadable, TlsError, Warning, has_expired,
-    user,
+    ClientAuth, ClientAuthFault, Config, Pem, Problem, REMEMBERED_SESSIONS, Reloadable, TlsError, Warning,
+    has_expired, user,
 };
 use proptest::prelude::*;
 use rustls::client::Resumption;
@@ -227,7 +227,9 @@ fn pem_loads_with_marks_other_line_ends_comments_and_further_sections() {
             &|text| text.to_owned(),
             &|text| format!("\u{feff}{text}"),
             &|text| text.replace('\n', "\r\n"),
-            &|text| format!("\u{feff}subject=/CN=someone\r\nBag Attributes\r\n{}", text.replace('\n', "\r\n")),
+            &|text| {
+                format!("\u{feff}subject=/CN=someone\r\nBag Attributes\r\n{}", text.replace('\n', "\r\n"))
+            },
             &|text| text.replace("-----\n", "----- \n"),
             &|text| text.trim_end().to_owned(),
         ];
@@ -242,7 +244,8 @@ fn pem_loads_with_marks_other_line_ends_comments_and_further_sections() {
 #[test]
 fn pem_in_utf_16_is_told_so() {
     let text: String = std::fs::read_to_string(fixture("server.pem")).unwrap();
-    let utf16: Vec<u8> = "\u{feff}".encode_utf16().chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    let utf16: Vec<u8> =
+        "\u{feff}".encode_utf16().chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect();
     let mut config = config("server.pem", "server.sec1.key", None);
     config.certificates = Pem::new("cert", Secret::new(utf16));
     let error = config.build(NOW).unwrap_err().to_string();

@@ -156,7 +156,9 @@ mod tests {
         ] {
             check(line, Err(ProxyError::Addresses));
         }
-        for line in ["PROXY UDP4 192.0.2.1 192.0.2.2 1 2", "PROXY  TCP4", "PROXY TCP", "PROXY TCP44 ", "PROXY "] {
+        for line in
+            ["PROXY UDP4 192.0.2.1 192.0.2.2 1 2", "PROXY  TCP4", "PROXY TCP", "PROXY TCP44 ", "PROXY "]
+        {
             check(line, Err(ProxyError::Family));
         }
         for line in ["PROPFIND / HTTP/1.1", "POST / HTTP/1.1", "proxy TCP4 "] {
@@ -172,7 +174,9 @@ mod tests {
 
     #[test]
     fn every_beginning_of_a_header_waits_for_more() {
-        for whole in ["PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "PROXY UNKNOWN\r\n", "PROXY TCP6 :: :: 1 2\r\n"] {
+        for whole in
+            ["PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "PROXY UNKNOWN\r\n", "PROXY TCP6 :: :: 1 2\r\n"]
+        {
             for cut in 0..whole.len() {
                 assert_eq!(parse(&whole.as_bytes()[..cut]), Ok(Parsed::Partial), "{cut} of {whole}");
             }

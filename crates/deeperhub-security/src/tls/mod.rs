@@ -153,7 +153,9 @@ impl Config {
             .map_err(TlsError::Library)?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
-            Some(pem) => builder.with_client_cert_verifier(client_verifier(pem, self.client_auth, &provider)?),
+            Some(pem) => {
+                builder.with_client_cert_verifier(client_verifier(pem, self.client_auth, &provider)?)
+            }
         };
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|error| match error {
