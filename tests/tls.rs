@@ -468,6 +468,29 @@ async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and
     }
 }
 
+/// A session that is resumed verifies no certificate again; its client's may have ended since.
+#[tokio::test]
+async fn a_session_is_not_resumed_when_its_clients_certificate_has_expired() {
+    let authority = Authority::new();
+    let flags = ["--tls-client-ca", text(&authority.cert)];
+    let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
+    // One configuration, so that its tickets are kept: each connection resumes and gets the next one.
+    let config = authority.trusting(Some(&authority.client_for("alice", 12)));
+    let is_let_in = async || match connect_tls(&server, &config).await {
+        Err(_) => false,
+        Ok(stream) => TlsClient::over(stream, server.url("/")).await.is_ok(),
+    };
+    assert!(is_let_in().await);
+    patiently("the end of its certificate", async {
+        while is_let_in().await {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    })
+    .await;
+    assert!(metric(&server, "deeperhub_tls_handshakes_total{result=\"resumed\"}").await > 0);
+    refused_for(&server, "expired", 1).await;
+}
+
 #[tokio::test]
 async fn openssl_is_told_that_a_certificate_is_required_with_both_versions() {
     let authority = Authority::new();

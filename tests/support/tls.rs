@@ -85,6 +85,14 @@ impl Authority {
         self.sign_for(name, "extendedKeyUsage=clientAuth", "20200101000000Z", "20200102000000Z")
     }
 
+    /// A certificate of a client that ends after so many seconds.
+    pub(crate) fn client_for(&self, name: &str, seconds: u64) -> Identity {
+        let ends =
+            Command::new("date").args(["-u", "-d", &format!("{seconds} seconds"), "+%Y%m%d%H%M%SZ"]).output();
+        let ends = String::from_utf8(ends.expect("date can be run").stdout).expect("a date is text");
+        self.sign_for(name, "extendedKeyUsage=clientAuth", "20200101000000Z", ends.trim())
+    }
+
     /// Signs by `openssl ca`, which can be told both ends of a certificate's time.
     fn sign_for(&self, name: &str, extension: &str, starts: &str, ends: &str) -> Identity {
         let identity = self.request(name);
