@@ -4,10 +4,12 @@
 pub(crate) const MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The text is UTF-16, as some shells write it by default, which nothing here reads.
+#[cfg(feature = "auth")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Utf16;
 
 /// The text without a byte order mark in front.
+#[cfg(feature = "auth")]
 pub(crate) fn without_mark(text: &[u8]) -> Result<&[u8], Utf16> {
     if is_utf16(text) {
         return Err(Utf16);
@@ -60,6 +62,7 @@ mod tests {
         check("\u{feff}", "");
     }
 
+    #[cfg(feature = "auth")]
     #[test]
     fn a_mark_is_taken_off_once_and_utf_16_is_told() {
         for (text, expected) in [
