@@ -588,3 +588,107 @@ async fn bytes_of_a_connection_are_limited_beside_its_messages() {
     }
     assert_eq!(client.closed().await.0, 1008);
 }
+
+/// A token with 157 groups has more than 8 KiB.
+#[tokio::test]
+async fn long_tokens_are_taken_in_the_handshake_and_in_messages() {
+    let issuer = Issuer::new(SECRET);
+    let groups: Vec<_> = (0..157).map(|n| format!("6f1c2d3e-0000-4000-8000-{n:012}")).collect();
+    let mut long = claims("ada", HOUR);
+    long["groups"] = json!(groups);
+    let token = issuer.token(&long);
+    assert!(token.len() > 8192, "{}", token.len());
+    let server = server_for(&issuer, &[]);
+    let client = Client::connect_with(with_token(&server, &token)).await.expect("it is let in");
+    drop(client);
+    let mut client = Client::connect(&server).await;
+    assert_eq!(client.ask(&authenticate(&token)).await["type"], "authenticated");
+
+    let server = server_for(&issuer, &["--max-token-bytes", "8192"]);
+    let lines = ["Connection: Upgrade", &format!("Authorization: Bearer {token}")];
+    let answer = handshake(&server, "/", &lines).await;
+    check_refused(&answer, "over the limit");
+    assert!(answer.json()["error"]["message"].as_str().unwrap().contains("max_token_bytes"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn the_rate_of_tokens_can_be_set() {
+    let issuer = Issuer::new(SECRET);
+    for (rate, refused) in [("1", true), ("0", false)] {
+        let server = server_for(&issuer, &["--rate-limit", "0", "--token-rate-limit", rate]);
+        let mut client = Client::connect(&server).await;
+        let mut limited = false;
+        for _ in 0..60 {
+            limited = client.ask(&authenticate("nonsense")).await["data"]["code"] == "rate_limited";
+            if limited {
+                break;
+            }
+        }
+        assert_eq!(limited, refused, "{rate}");
+    }
+}
+
+/// A set of keys as an issuer of another habit writes it: a mark in front, padding, leading zeros.
+#[tokio::test]
+async fn keys_in_other_forms_verify_tokens() {
+    use base64::Engine;
+    use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
+    let text = std::fs::read_to_string(jwks_file()).unwrap();
+    let mut set: Value = serde_json::from_str(&text).unwrap();
+    for key in set["keys"].as_array_mut().unwrap() {
+        for field in ["n", "e", "x", "y"] {
+            if let Some(text) = key[field].as_str() {
+                let bytes = URL_SAFE_NO_PAD.decode(text).unwrap();
+                key[field] = URL_SAFE.encode([&[0], &*bytes].concat()).into();
+            }
+        }
+    }
+    let directory = TemporaryDir::new();
+    let file = directory.write("jwks.json", &format!("\u{feff}{set}"));
+    let server = Server::start(&["--auth-jwks-file", file.to_str().unwrap(), "--auth-audience", "hub"]);
+    let mut good = claims("ada", HOUR);
+    good["aud"] = "hub".into();
+    for (file, algorithm) in [
+        ("jwt-rsa.key", Algorithm::RS256),
+        ("jwt-p256.key", Algorithm::ES256),
+        ("jwt-p384.key", Algorithm::ES384),
+        ("jwt-ed25519.key", Algorithm::EdDSA),
+    ] {
+        let token = signed(file, algorithm, None, &good);
+        assert!(Client::connect_with(with_token(&server, &token)).await.is_ok(), "{algorithm:?}");
+    }
+}
+
+#[test]
+fn config_check_tells_what_is_odd_about_keys_and_refuses_what_cannot_work() {
+    let directory = TemporaryDir::new();
+    let check = |flag: &str, name: &str, text: &str| {
+        let file = directory.write(name, text);
+        let finished = run(&["config", "check", flag, file.to_str().unwrap()], &[]);
+        (finished.code, finished.stderr, file.display().to_string())
+    };
+    for (text, seen) in [
+        (format!("\u{feff}{SECRET}\n"), "begins with a byte order mark"),
+        (format!("{SECRET} \n"), "begins or ends with blanks"),
+        (format!("{SECRET}\n\n"), "more than one line end"),
+    ] {
+        let (code, told, file) = check("--auth-secret-file", "secret", &text);
+        assert_eq!(code, Some(0), "{told}");
+        assert!(told.contains(&format!("{file}: the secret")) && told.contains(seen), "{told}");
+        assert!(!told.contains(SECRET), "{told}");
+    }
+    for text in [SECRET.to_owned(), format!("{SECRET}\n"), format!("{SECRET}\r\n")] {
+        let (code, told, _) = check("--auth-secret-file", "secret", &text);
+        assert_eq!((code, &*told), (Some(0), ""));
+    }
+    let number =
+        |byte: u8| base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, [byte; 32]);
+    let off_curve =
+        json!({"keys": [{"kty": "EC", "crv": "P-256", "kid": "main", "x": number(7), "y": number(9)}]});
+    let (code, told, file) = check("--auth-jwks-file", "jwks.json", &off_curve.to_string());
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains(&file) && told.contains("key 1 (kid \"main\"): x and y are no point of its curve"),
+        "{told}"
+    );
+}

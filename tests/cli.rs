@@ -407,3 +407,12 @@ fn a_log_that_nobody_reads_any_more_ends_nothing() {
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
 }
+
+#[test]
+fn a_file_of_settings_may_begin_with_a_byte_order_mark() {
+    let directory = TemporaryDir::new();
+    let file = directory.write("hub.toml", "\u{feff}max_connections = 7\n");
+    let finished = run(&["config", "show", "--config", file.to_str().unwrap()], &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(finished.stdout.contains("max_connections = 7"), "{finished:?}");
+}

@@ -162,7 +162,7 @@ async fn malformed_handshakes_are_refused_with_400() {
     for lines in [no_key, &bad_key, &two_keys, &unknown_protocols] {
         check_refused(&server, "GET /", lines, 400, "bad_handshake").await;
     }
-    let long_line = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(20_000));
+    let long_line = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(40_000));
     let many_lines = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(500));
     let no_host = format!("GET / HTTP/1.1\r\n{}\r\n\r\n", UPGRADE.join("\r\n"));
     for bytes in [
@@ -293,4 +293,36 @@ async fn a_refusal_is_told_in_the_log_of_who_wants_details() {
     let log = server.stderr();
     let line = log.lines().find(|line| line.contains("A handshake was refused.")).unwrap();
     assert!(line.contains("status=404 code=\"not_found\"") && line.contains("peer=127.0.0.1:"), "{line}");
+}
+
+/// As gateways send them that know of a header and not of its value.
+#[tokio::test]
+async fn lists_without_elements_count_as_absent() {
+    let server = Server::start(&[]);
+    let with = async |lines: &[&str]| {
+        let all = [&["Host: localhost"][..], &UPGRADE, lines].concat();
+        head_of(&server, "GET /", &all).await
+    };
+    for lines in [
+        &["Sec-WebSocket-Extensions:"][..],
+        &["Sec-WebSocket-Extensions: , ,"],
+        &["Sec-WebSocket-Extensions:", "Sec-WebSocket-Extensions: ,"],
+        &["Sec-WebSocket-Protocol:"],
+        &["Sec-WebSocket-Protocol: , ,", "Sec-WebSocket-Extensions: foo, , bar"],
+        &["Connection:", "Upgrade: , ,", "Sec-WebSocket-Version: ,"],
+    ] {
+        let head = with(lines).await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{lines:?}: {head}");
+        // The key is answered, and nothing else.
+        assert_eq!(head.matches("\r\nSec-WebSocket-").count(), 1, "{lines:?}: {head}");
+    }
+    for lines in [
+        &["Sec-WebSocket-Extensions:", "Sec-WebSocket-Extensions: , permessage-deflate,"][..],
+        &["Sec-WebSocket-Extensions: foo; a=\"b\" , permessage-deflate; server_max_window_bits=\"15\""],
+    ] {
+        let head = with(lines).await;
+        assert!(head.contains("\r\nSec-WebSocket-Extensions: permessage-deflate"), "{lines:?}: {head}");
+    }
+    let head = with(&["Sec-WebSocket-Protocol: ,", "Sec-WebSocket-Protocol: , deeperhub.v1.json,"]).await;
+    assert!(head.contains("\r\nSec-WebSocket-Protocol: deeperhub.v1.json\r\n"), "{head}");
 }

@@ -132,7 +132,7 @@ async fn status_of_head(server: &Server, bytes: usize) -> u16 {
 #[tokio::test]
 async fn bytes_of_a_handshake_have_a_limit_that_can_be_set() {
     for (flags, fits, does_not) in [
-        (&[][..], 15_000, 16_400),
+        (&[][..], 31_000, 32_800),
         (&["--max-handshake-bytes", "1000"], 500, 1000),
         (&["--max-handshake-bytes", "65535"], 60_000, 65_600),
     ] {
@@ -141,6 +141,72 @@ async fn bytes_of_a_handshake_have_a_limit_that_can_be_set() {
         assert_eq!(status_of_head(&server, does_not).await, 400, "{flags:?}");
         assert_eq!(metric(&server, "deeperhub_handshakes_limited_total{limit=\"head_bytes\"}").await, 1);
     }
+}
+
+#[tokio::test]
+async fn header_lines_of_a_handshake_have_a_limit_that_can_be_set() {
+    for (flags, limit) in
+        [(&[][..], 96), (&["--max-handshake-headers", "10"], 10), (&["--max-handshake-headers=200"], 200)]
+    {
+        let server = Server::start(flags);
+        let status = async |lines: usize| {
+            let head = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(lines));
+            let mut stream = tokio::net::TcpStream::connect(server.clients).await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            let read = tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer);
+            let _ = patiently("the answer", read).await;
+            answer.split(' ').nth(1).map(str::to_owned)
+        };
+        assert_eq!(status(limit).await.as_deref(), Some("426"), "{limit}");
+        assert_eq!(status(limit + 1).await.as_deref(), Some("400"), "{limit}");
+        assert_eq!(metric(&server, "deeperhub_handshakes_limited_total{limit=\"head_lines\"}").await, 1);
+    }
+}
+
+/// Echoes that get through to one address that connects, sends a burst and connects again; and for how long it did.
+async fn reconnect_in_a_loop(server: &Server) -> (u64, std::time::Duration) {
+    let started = std::time::Instant::now();
+    let mut echoes = 0;
+    for _ in 0..60 {
+        let mut client = Client::connect(server).await;
+        for n in 0..20 {
+            client.send(&json!({"type": "echo", "id": n, "data": n})).await;
+        }
+        for _ in 0..20 {
+            echoes += u64::from(client.receive().await["type"] == "echo");
+        }
+    }
+    (echoes, started.elapsed())
+}
+
+#[tokio::test]
+async fn whoever_reconnects_gets_no_whole_burst_again_and_again() {
+    let rate = ["--rate-limit", "10", "--rate-burst", "20"];
+    let server = Server::start(&[&rate[..], &["--burst-rate-per-ip", "1"]].concat());
+    let (echoes, time) = reconnect_in_a_loop(&server).await;
+    // Five bursts at once, then one a second, and what each connection earns while it lasts.
+    let bound = 5 * 20 + ((20 + 10) * time.as_millis() as u64).div_ceil(1000) + 1;
+    assert!((100..=bound).contains(&echoes), "{echoes} of {bound} in {time:?}");
+    if bound < 1200 {
+        assert!(metric(&server, "deeperhub_messages_limited_total{limit=\"first_burst\"}").await > 0);
+    }
+    // Without the limit each connection has a burst of its own.
+    let server = Server::start(&[&rate[..], &["--burst-rate-per-ip", "0"]].concat());
+    assert_eq!(reconnect_in_a_loop(&server).await.0, 1200);
+}
+
+#[tokio::test]
+async fn clients_that_share_an_address_and_send_little_lose_nothing() {
+    let server = Server::start(&["--rate-limit", "10", "--rate-burst", "20"]);
+    for _ in 0..100 {
+        let mut client = Client::connect(&server).await;
+        for n in 0..5 {
+            let echo = json!({"type": "echo", "id": n, "data": n});
+            assert_eq!(client.ask(&echo).await, echo);
+        }
+    }
+    assert_eq!(metric(&server, "deeperhub_messages_limited_total{limit=\"first_burst\"}").await, 0);
 }
 
 #[tokio::test]
@@ -211,7 +277,8 @@ async fn limits_are_read_again_while_connections_stay() {
     let mut wire = Wire::connect(&server, None).await;
     directory.write(
         "hub.toml",
-        "max_json_depth = 3\nmax_fragments = 1\ncontrol_rate_limit = 1\nmax_handshake_bytes = 512\n",
+        "max_json_depth = 3\nmax_fragments = 1\ncontrol_rate_limit = 1\nmax_handshake_bytes = 512\n\
+         token_rate_limit = 1\nmax_handshake_headers = 20\n",
     );
     server.signal("HUP");
     server.wait_for_stderr("Read again. what=\"settings\"");

@@ -8,7 +8,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::{HeaderName, Request};
 
-use crate::support::{Authority, Client, Server, TlsClient, http, over_tls, patiently};
+use crate::support::{Authority, Client, Server, TlsClient, http, metric, over_tls, patiently};
 
 const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
@@ -103,6 +103,7 @@ async fn headers_of_two_kinds_that_differ_are_refused() {
         (400, &json!("bad_handshake")),
         "{answer:?}"
     );
+    server.wait_for_stderr("--forwarded-header");
 }
 
 #[tokio::test]
@@ -213,7 +214,8 @@ async fn a_header_that_is_required_or_broken_ends_the_connection() {
         (&required, &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..]),
         (&broken, b"\r\n\r\n\0\r\nQUIT\n\x91\x11\0\x0c"),
         (&broken, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"),
-        (&broken, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (&broken, b"PROXY UDP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (&broken, b"PROXY TCP4 192.0.2.1\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"),
     ] {
         let mut socket = TcpStream::connect(server.clients).await.unwrap();
         socket.write_all(start).await.unwrap();
@@ -221,12 +223,56 @@ async fn a_header_that_is_required_or_broken_ends_the_connection() {
         let _ = patiently("the end", socket.read_to_end(&mut answer)).await;
         assert_eq!(answer, b"", "{}", String::from_utf8_lossy(&answer));
     }
+    // An operator sees which, and how many.
+    server_tells(&required, 1, "it does not start with the signature of the PROXY protocol").await;
+    server_tells(&broken, 4, "its addresses and ports are not two of each").await;
     let off = Server::start(&["--trusted-proxy", "127.0.0.1", "--proxy-protocol", "off"]);
     let mut socket = TcpStream::connect(off.clients).await.unwrap();
     socket.write_all(&proxy_header("192.0.2.1:4711".parse().unwrap())).await.unwrap();
     let mut answer = String::new();
     let _ = patiently("the end", socket.read_to_string(&mut answer)).await;
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+async fn server_tells(server: &Server, failed: u64, why: &str) {
+    assert_eq!(metric(server, "deeperhub_handshakes_total{outcome=\"proxy_failed\"}").await, failed);
+    server.wait_for_stderr("Invalid PROXY protocol header");
+    server.wait_for_stderr(why);
+}
+
+#[tokio::test]
+async fn a_header_of_version_1_names_the_client() {
+    for mode in ["detect", "required"] {
+        let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--proxy-protocol", mode]);
+        let mut peers = Peers::watch(&server).await;
+        for (header, source) in [
+            ("PROXY TCP4 192.0.2.1 192.0.2.2 4711 443\r\n", "192.0.2.1:4711"),
+            ("PROXY TCP6 2001:db8::1 2001:db8::2 4711 443\r\n", "[2001:db8::1]:4711"),
+            ("PROXY UNKNOWN\r\n", "127.0.0.1:"),
+        ] {
+            let mut socket = TcpStream::connect(server.clients).await.unwrap();
+            socket.set_nodelay(true).unwrap();
+            for part in header.as_bytes().chunks(7) {
+                socket.write_all(part).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            let connect = tokio_tungstenite::client_async(server.url("/"), socket);
+            let (_client, _) = patiently("the handshake", connect).await.unwrap();
+            let peer = peers.next().await;
+            assert!(peer.starts_with(source), "{peer} instead of {source}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_header_that_is_named_is_believed_and_the_other_is_not_looked_at() {
+    for (header, peer) in [("x-forwarded-for", "192.0.2.1:0"), ("forwarded", "192.0.2.2:0")] {
+        let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--forwarded-header", header]);
+        let mut peers = Peers::watch(&server).await;
+        let headers = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.2")];
+        let _client = Client::connect_with(request(&server, &headers)).await.unwrap();
+        assert_eq!(peers.next().await, peer);
+    }
 }
 
 #[tokio::test]

@@ -142,7 +142,9 @@ async fn the_start_line_says_that_tls_is_on() {
     assert!(server.start_line.contains("wss://") && server.start_line.contains("TLS on ·"), "{server:?}");
     let asking = [&identity.flags()[..], &["--tls-client-ca", text(&authority.cert)]].concat();
     let server = Server::start(&asking);
-    assert!(server.start_line.contains("TLS on, with client certificates ·"), "{server:?}");
+    assert!(server.start_line.contains("TLS on, client certificates required ·"), "{server:?}");
+    let server = Server::start(&[&asking[..], &["--tls-client-auth", "optional"]].concat());
+    assert!(server.start_line.contains("TLS on, client certificates optional ·"), "{server:?}");
 }
 
 #[tokio::test]
@@ -367,6 +369,7 @@ async fn a_certificates_subject_is_the_user_unless_a_token_says_otherwise() {
     let issuer = Issuer::new("a secret of the tests, of more than 32 bytes");
     let secret = issuer.file();
     let flags = ["--tls-client-ca", text(&authority.cert), "--auth-secret-file", &secret];
+    let flags = [&flags[..], &["--tls-client-auth", "optional"]].concat();
     let server = Server::start(&[&identity.flags()[..], &flags].concat());
     let alice = authority.trusting(Some(&authority.client("alice")));
     let token = |user: &str| issuer.token(&json!({"sub": user, "exp": from_now(Duration::from_secs(600))}));
@@ -416,6 +419,92 @@ async fn a_certificate_of_another_authority_is_refused() {
     wait_for_metric(&server, "deeperhub_tls_handshakes_total{result=\"failed\"}", 1).await;
     wait_for_metric(&server, "deeperhub_handshakes_total{outcome=\"tls_failed\"}", 1).await;
     assert_eq!(users(&server).await, Vec::<Value>::new());
+}
+
+/// Whether a client gets a connection with its certificate, or without one.
+async fn is_let_in(server: &Server, authority: &Authority, identity: Option<&Identity>) -> bool {
+    // With TLS 1.3 the client hears of it after its own handshake is over.
+    match connect_tls(server, &authority.trusting(identity)).await {
+        Err(_) => false,
+        Ok(stream) => TlsClient::over(stream, server.url("/")).await.is_ok(),
+    }
+}
+
+async fn refused_for(server: &Server, reason: &str, count: u64) {
+    let name = format!("deeperhub_tls_client_auth_refused_total{{reason=\"{reason}\"}}");
+    wait_for_metric(server, &name, count).await;
+    assert_eq!(metric(server, &name).await, count, "{reason}");
+}
+
+#[tokio::test]
+async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and_counted_by_why() {
+    let (authority, strangers) = (Authority::new(), Authority::new());
+    let identity = authority.server("server");
+    let (good, expired) = (authority.client("alice"), authority.expired_client("bob"));
+    let foreign = strangers.client("alice");
+    for (mode, without) in [
+        (&[][..], false),
+        (&["--tls-client-auth", "required"], false),
+        (&["--tls-client-auth=optional"], true),
+    ] {
+        let flags = ["--tls-client-ca", text(&authority.cert)];
+        let server = Server::start(&[&identity.flags()[..], &flags, mode].concat());
+        assert!(is_let_in(&server, &authority, Some(&good)).await, "{mode:?}");
+        assert_eq!(is_let_in(&server, &authority, None).await, without, "{mode:?}");
+        assert!(!is_let_in(&server, &authority, Some(&expired)).await, "{mode:?}");
+        assert!(!is_let_in(&server, &authority, Some(&foreign)).await, "{mode:?}");
+        refused_for(&server, "absent", u64::from(!without)).await;
+        refused_for(&server, "expired", 1).await;
+        refused_for(&server, "unknown_ca", 1).await;
+        refused_for(&server, "other", 0).await;
+        let failed = 2 + u64::from(!without);
+        wait_for_metric(&server, "deeperhub_tls_handshakes_total{result=\"failed\"}", failed).await;
+        // It holds after the files were read again.
+        authority.server("second").replace(&identity);
+        server.signal("HUP");
+        server.wait_for_stderr("Read again. what=\"TLS certificate\"");
+        assert_eq!(is_let_in(&server, &authority, None).await, without, "{mode:?}");
+        assert!(is_let_in(&server, &authority, Some(&good)).await, "{mode:?}");
+    }
+}
+
+/// A session that is resumed verifies no certificate again; its client's may have ended since.
+#[tokio::test]
+async fn a_session_is_not_resumed_when_its_clients_certificate_has_expired() {
+    let authority = Authority::new();
+    let flags = ["--tls-client-ca", text(&authority.cert)];
+    let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
+    // One configuration, so that its tickets are kept: each connection resumes and gets the next one.
+    let config = authority.trusting(Some(&authority.client_for("alice", 12)));
+    let is_let_in = async || match connect_tls(&server, &config).await {
+        Err(_) => false,
+        Ok(stream) => TlsClient::over(stream, server.url("/")).await.is_ok(),
+    };
+    assert!(is_let_in().await);
+    patiently("the end of its certificate", async {
+        while is_let_in().await {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    })
+    .await;
+    assert!(metric(&server, "deeperhub_tls_handshakes_total{result=\"resumed\"}").await > 0);
+    refused_for(&server, "expired", 1).await;
+}
+
+#[tokio::test]
+async fn openssl_is_told_that_a_certificate_is_required_with_both_versions() {
+    let authority = Authority::new();
+    let flags = ["--tls-client-ca", text(&authority.cert)];
+    let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
+    let client = authority.client("alice");
+    let shown = ["-cert", text(&client.cert), "-key", text(&client.key)];
+    for (n, version) in ["-tls1_2", "-tls1_3"].into_iter().enumerate() {
+        let seen = s_client(&server, &authority, &[&[version][..], &shown].concat());
+        assert!(seen.contains("\"welcome\""), "{seen}");
+        let seen = s_client(&server, &authority, &[version]);
+        assert!(!seen.contains("101 Switching") && seen.contains("alert"), "{seen}");
+        refused_for(&server, "absent", n as u64 + 1).await;
+    }
 }
 
 #[tokio::test]
@@ -574,6 +663,8 @@ fn files_that_do_not_make_tls_exit_with_2_and_say_which_and_why() {
     let (cert, key) = (text(&one.cert), text(&one.key));
     check_refused(&["--tls-cert", cert], "--tls-cert needs --tls-key");
     check_refused(&["--tls-key", key], "--tls-key needs --tls-cert");
+    let without_ca = ["--tls-cert", cert, "--tls-key", key, "--tls-client-auth", "optional"];
+    check_refused(&without_ca, "--tls-client-auth needs --tls-client-ca");
     check_refused(
         &["--tls-cert", cert, "--tls-key", text(&other.key)],
         &format!("invalid value '{}' for --tls-key: its private key is not that of", other.key.display()),

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use crate::scenario::{Figures, Scenario};
 
 /// Whatever is asked for: no limit of our server is to be what is measured. The rate limit counts all the same.
-const LIMITS: [&str; 10] = [
+const LIMITS: [&str; 12] = [
     "--max-connections",
     "20000",
+    "--connection-rate-per-ip",
+    "0",
     "--rate-limit",
     "1000000",
     "--rate-burst",

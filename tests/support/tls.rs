@@ -80,18 +80,49 @@ impl Authority {
         self.sign(name, "extendedKeyUsage=clientAuth")
     }
 
+    /// A certificate of a client whose time is over.
+    pub(crate) fn expired_client(&self, name: &str) -> Identity {
+        self.sign_for(name, "extendedKeyUsage=clientAuth", "20200101000000Z", "20200102000000Z")
+    }
+
+    /// A certificate of a client that ends after so many seconds.
+    pub(crate) fn client_for(&self, name: &str, seconds: u64) -> Identity {
+        let ends =
+            Command::new("date").args(["-u", "-d", &format!("{seconds} seconds"), "+%Y%m%d%H%M%SZ"]).output();
+        let ends = String::from_utf8(ends.expect("date can be run").stdout).expect("a date is text");
+        self.sign_for(name, "extendedKeyUsage=clientAuth", "20200101000000Z", ends.trim())
+    }
+
+    /// Signs by `openssl ca`, which can be told both ends of a certificate's time.
+    fn sign_for(&self, name: &str, extension: &str, starts: &str, ends: &str) -> Identity {
+        let identity = self.request(name);
+        let extensions = self.dir.write(&format!("{name}.ext"), extension);
+        let index = self.dir.write(&format!("{name}.index"), "");
+        let config = self.dir.write(
+            &format!("{name}.cnf"),
+            &format!(
+                "[ca]\ndefault_ca=d\n[d]\ndatabase={}\nnew_certs_dir={}\nrand_serial=yes\ndefault_md=sha256\npolicy=p\n\
+                 [p]\ncommonName=supplied\n",
+                text(&index),
+                text(index.parent().expect("it lies in a directory")),
+            ),
+        );
+        openssl(&format!(
+            "ca -batch -config {} -in {} -cert {} -keyfile {} -extfile {} -startdate {starts} -enddate {ends} -out {} -notext",
+            text(&config),
+            text(&self.dir.path(&format!("{name}.csr"))),
+            text(&self.cert),
+            text(&self.key),
+            text(&extensions),
+            text(&identity.cert)
+        ));
+        identity
+    }
+
     fn sign(&self, name: &str, extension: &str) -> Identity {
-        let identity = Identity {
-            cert: self.dir.path(&format!("{name}.pem")),
-            key: self.dir.path(&format!("{name}.key")),
-        };
+        let identity = self.request(name);
         let request = self.dir.path(&format!("{name}.csr"));
         let extensions = self.dir.write(&format!("{name}.ext"), extension);
-        openssl(&format!(
-            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout {} -out {}",
-            text(&identity.key),
-            text(&request)
-        ));
         openssl(&format!(
             "x509 -req -days 2 -in {} -CA {} -CAkey {} -CAcreateserial -extfile {} -out {}",
             text(&request),
@@ -99,6 +130,21 @@ impl Authority {
             text(&self.key),
             text(&extensions),
             text(&identity.cert)
+        ));
+        identity
+    }
+
+    /// A key, and a request for its certificate.
+    fn request(&self, name: &str) -> Identity {
+        let identity = Identity {
+            cert: self.dir.path(&format!("{name}.pem")),
+            key: self.dir.path(&format!("{name}.key")),
+        };
+        let request = self.dir.path(&format!("{name}.csr"));
+        openssl(&format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout {} -out {}",
+            text(&identity.key),
+            text(&request)
         ));
         identity
     }

@@ -19,11 +19,22 @@ pub(crate) struct AuthSources {
     pub(crate) audience: Vec<String>,
     pub(crate) issuer: Vec<String>,
     pub(crate) leeway: Duration,
+    pub(crate) max_token_bytes: usize,
 }
 
 impl AuthSources {
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         [&self.secret_file, &self.jwks_file].into_iter().filter_map(|path| path.as_deref())
+    }
+
+    /// What an operator should know of the keys, with the file that it is about.
+    fn advice(&self, keys: &Authenticator) -> Vec<String> {
+        let told = keys.advice().iter().map(|advice| {
+            let file = if advice.is_of_secret() { &self.secret_file } else { &self.jwks_file };
+            let name = file.as_deref().map_or_else(String::new, |file| format!("{}: ", file.display()));
+            format!("{name}{advice}")
+        });
+        told.collect()
     }
 
     /// Reads the files, now.
@@ -33,6 +44,7 @@ impl AuthSources {
         config.audience.clone_from(&self.audience);
         config.issuer.clone_from(&self.issuer);
         config.leeway = self.leeway;
+        config.max_token_bytes = self.max_token_bytes;
         Ok(Authenticator::new(config)?)
     }
 }
@@ -77,7 +89,7 @@ impl Auth {
 
     /// What an operator should know of the keys.
     pub(crate) fn advice(&self) -> Vec<String> {
-        self.authenticator.current().advice().iter().map(ToString::to_string).collect()
+        self.sources.advice(&self.authenticator.current())
     }
 
     /// Reads the files again on SIGHUP and when they change. Connections stay as they are: what they may do was said
@@ -87,7 +99,7 @@ impl Auth {
         let paths = sources.files().map(Path::to_owned).collect();
         reloads.watch("keys for tokens", paths, self.read.clone(), move || {
             let new = sources.load().map_err(Box::<dyn Error>::from)?;
-            for advice in new.advice() {
+            for advice in sources.advice(&new) {
                 warn!("{advice}");
             }
             authenticator.replace(new);

@@ -39,7 +39,9 @@ pub(crate) const LIVE: &[&str] = &[
     "byte_rate_limit",
     "byte_rate_burst",
     "control_rate_limit",
+    "token_rate_limit",
     "max_handshake_bytes",
+    "max_handshake_headers",
     "allowed_origin",
     "log_level",
 ];

@@ -9,8 +9,8 @@ use clap::{Args, Command};
 use deeperhub_security::Secret;
 
 use crate::values::{
-    Address, ClusterUrl, Host, HttpUrl, IoUring, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol, Ratio,
-    Switchable, Time, UrlPath, WhenUnavailable, cluster_url, secret, whole,
+    Address, ClientAuth, ClusterUrl, ForwardedHeader, Host, HttpUrl, IoUring, Limits, LogFormat, LogLevel,
+    NodeId, ProxyProtocol, Ratio, Switchable, Time, UrlPath, WhenUnavailable, cluster_url, secret, whole,
 };
 
 const GENERAL: &str = "General";
@@ -98,10 +98,17 @@ pub(crate) struct Options {
     /// Network of proxies whose word on a client's address is taken; may be repeated [default: none]
     ///
     /// An address or a network such as `10.0.0.0/8`. From there `X-Forwarded-For` or `Forwarded` in the request is
-    /// believed, and so is a header of the PROXY protocol, version 2, before everything else. Limits of addresses and
+    /// believed, and so is a header of the PROXY protocol, version 1 or 2, before everything else. Limits of addresses and
     /// events then show clients instead of proxies.
     #[arg(long, value_name = "NETWORK", value_delimiter = ',', help_heading = LISTENING)]
     pub(crate) trusted_proxy: Option<Vec<String>>,
+
+    /// Header in which trusted proxies name the client [default: auto]
+    ///
+    /// `auto` takes the one that is there, and refuses a request with 400 whose two headers name different clients: one
+    /// of them may be the client's own invention. Name the one that your proxies write where they write both.
+    #[arg(long, value_name = "HEADER", value_enum, help_heading = LISTENING)]
+    pub(crate) forwarded_header: Option<ForwardedHeader>,
 
     /// Whether trusted proxies put a header of the PROXY protocol before everything else [default: detect]
     ///
@@ -121,12 +128,19 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = TLS)]
     pub(crate) tls_key: Option<PathBuf>,
 
-    /// CAs whose certificates clients may show, in PEM [default: clients are not asked]
+    /// CAs whose certificates clients show, in PEM [default: clients are not asked]
     ///
     /// The common name of a client's certificate is its user, unless it brings a token. Clients without a certificate
-    /// are let in; those with one of another CA are not.
+    /// are refused in the TLS handshake, unless --tls-client-auth is `optional`; those with one of another CA, or with
+    /// one that is past its time, are refused in either case.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = TLS)]
     pub(crate) tls_client_ca: Option<PathBuf>,
+
+    /// Whether clients must show a certificate of --tls-client-ca [default: required]
+    ///
+    /// Needs --tls-client-ca. With `optional` a client without a certificate is let in; one with a bad certificate is not.
+    #[arg(long, value_name = "WHEN", value_enum, help_heading = TLS)]
+    pub(crate) tls_client_auth: Option<ClientAuth>,
 
     /// Address of the server API, or `off` [default: 127.0.0.1:8081]
     ///
@@ -191,6 +205,12 @@ pub(crate) struct Options {
     /// How far in the future a token's `nbf` may be, as clocks differ [default: 10s]
     #[arg(long, value_name = "TIME", help_heading = TOKENS)]
     pub(crate) auth_leeway: Option<Time>,
+
+    /// Bytes of a token; a longer one is refused [default: 16384]
+    ///
+    /// A token in the handshake counts for --max-handshake-bytes too, one in a message for --max-message-bytes.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(64, MAX_BYTES), help_heading = TOKENS)]
+    pub(crate) max_token_bytes: Option<usize>,
 
     /// Calls in one request of POST /v1/batch [default: 256]
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = API)]
@@ -314,9 +334,27 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000), help_heading = LIMITS)]
     pub(crate) control_rate_limit: Option<u32>,
 
-    /// Bytes of a handshake's request line and headers; more are refused with 400 [default: 16384]
+    /// `authenticate` messages a second from a connection; 0 is no limit [default: 5]
+    ///
+    /// Ten times as many may come at once.
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000), help_heading = LIMITS)]
+    pub(crate) token_rate_limit: Option<u32>,
+
+    /// Bursts a second that new connections of one address may take together; 0 is no limit [default: 20]
+    ///
+    /// Five times as many may be taken at once. A connection takes of a burst (--rate-burst and the like) what it sends
+    /// beyond its rate while it is new; with none left for its address it sends at its rate alone. Who reconnects gains
+    /// nothing that way. IPv6 addresses count by their /64; trusted proxies themselves are exempt.
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(0, 1_000_000_000), help_heading = LIMITS)]
+    pub(crate) burst_rate_per_ip: Option<u32>,
+
+    /// Bytes of a handshake's request line and headers; more are refused with 400 [default: 32768]
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(512, 65_535), help_heading = LIMITS)]
     pub(crate) max_handshake_bytes: Option<usize>,
+
+    /// Header lines of a handshake; more are refused with 400 [default: 96]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(8, 4096), help_heading = LIMITS)]
+    pub(crate) max_handshake_headers: Option<usize>,
 
     /// Time from connecting to the end of the handshake [default: 10s]
     #[arg(long, value_name = "TIME", help_heading = LIMITS)]

@@ -20,8 +20,8 @@ use crate::settings::{ApiSettings, Settings, Shown};
 use crate::telemetry;
 use crate::tls::{Files, Tls};
 use crate::values::{
-    Address, ClusterUrl, Host, IoUring, Limits, Literal, LogFormat, LogLevel, ProxyProtocol, Switchable,
-    Time, UrlPath, WhenUnavailable,
+    Address, ClusterUrl, ForwardedHeader, Host, IoUring, Limits, Literal, LogFormat, LogLevel, ProxyProtocol,
+    Switchable, Time, UrlPath, WhenUnavailable,
 };
 
 /// Fills in the defaults and checks what the settings say together.
@@ -44,10 +44,12 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         path,
         probe_path,
         trusted_proxy,
+        forwarded_header,
         proxy_protocol,
         tls_cert,
         tls_key,
         tls_client_ca,
+        tls_client_auth,
         api_listen,
         api_key,
         max_api_connections,
@@ -65,6 +67,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         auth_audience,
         auth_issuer,
         auth_leeway,
+        max_token_bytes,
         max_connections,
         max_connections_per_ip,
         connection_rate_per_ip,
@@ -83,7 +86,10 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         byte_rate_limit,
         byte_rate_burst,
         control_rate_limit,
+        token_rate_limit,
+        burst_rate_per_ip,
         max_handshake_bytes,
+        max_handshake_headers,
         handshake_timeout,
         ping_interval,
         pong_timeout,
@@ -141,8 +147,14 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     };
     let trusted_proxies = take!(trusted_proxy, Vec::new());
     listener.trusted_proxies = resolver.trusted_proxies(&trusted_proxies);
+    listener.forwarded_header = take!(forwarded_header, ForwardedHeader::Auto).into();
     listener.proxy_protocol = take!(proxy_protocol, ProxyProtocol::Detect).into();
-    let tls = Files { cert: take!(tls_cert), key: take!(tls_key), client_ca: take!(tls_client_ca) };
+    let tls = Files {
+        cert: take!(tls_cert),
+        key: take!(tls_key),
+        client_ca: take!(tls_client_ca),
+        client_auth: take!(tls_client_auth).map(Into::into),
+    };
     let tls = resolver.tls(tls);
     listener.tls = tls.as_ref().map(|tls| Arc::clone(&tls.current));
     let api_listen = take!(api_listen, Switchable::On(Settings::API_ADDRESS));
@@ -161,6 +173,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     sources.audience = take!(auth_audience, sources.audience);
     sources.issuer = take!(auth_issuer, sources.issuer);
     sources.leeway = take!(auth_leeway, Time(auth::Config::default().leeway)).0;
+    sources.max_token_bytes = take!(max_token_bytes, auth::DEFAULT_MAX_TOKEN_BYTES);
+    let max_token_bytes = sources.max_token_bytes;
     api_config.max_batch_calls = take!(max_batch_calls, api_config.max_batch_calls);
     api_config.max_batch_bytes = take!(max_batch_bytes, api_config.max_batch_bytes);
     let idempotency = &mut api_config.idempotency;
@@ -201,7 +215,14 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let control = node.control_rate_limit.map_or(0, |limit| limit.per_second.get());
     let control = take!(control_rate_limit, control);
     node.control_rate_limit = NonZeroU32::new(control).map(deeperhub_node::control_rate_limit);
+    let tokens = node.token_rate_limit.map_or(0, |limit| limit.per_second.get());
+    let tokens = take!(token_rate_limit, tokens);
+    node.token_rate_limit = NonZeroU32::new(tokens).map(deeperhub_node::token_rate_limit);
+    let bursts = node.burst_rate_per_ip.map_or(0, |limit| limit.per_second.get());
+    let bursts = take!(burst_rate_per_ip, bursts);
+    node.burst_rate_per_ip = NonZeroU32::new(bursts).map(deeperhub_node::burst_rate_per_ip);
     listener.max_head_bytes = take!(max_handshake_bytes, listener.max_head_bytes);
+    listener.max_head_lines = take!(max_handshake_headers, listener.max_head_lines);
     listener.handshake_timeout = take_some_time!(handshake_timeout, listener.handshake_timeout);
     listener.ping_interval = take!(ping_interval, Time(listener.ping_interval)).0;
     listener.pong_timeout = take_some_time!(pong_timeout, listener.pong_timeout);
@@ -233,6 +254,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     node.auth.authenticator = auth.as_ref().map(|auth| Arc::clone(&auth.authenticator));
     resolver.check_host(&address, node.auth.required);
     resolver.check_queue(&node.listener);
+    resolver.check_tokens(max_token_bytes, &node.listener);
     let api = resolver.api((api_listen, api_key), &address, &node, api_config);
 
     let Resolver { shown, warnings, problems, .. } = resolver;
@@ -505,6 +527,23 @@ impl Resolver {
         Some(config)
     }
 
+    /// A token that is allowed and fits nowhere is refused all the same, in words that do not name the setting.
+    fn check_tokens(&mut self, max_token_bytes: usize, listener: &deeperhub_listener::Config) {
+        for (key, room) in [
+            ("max_handshake_bytes", listener.max_head_bytes),
+            ("max_message_bytes", listener.max_message_bytes),
+        ] {
+            if self.origin("max_token_bytes") != Origin::Default && room <= max_token_bytes {
+                self.warnings.push(format!(
+                    "{} is {max_token_bytes} bytes, and {} takes {room} with all that goes with a token: one that is \
+                     longer does not fit",
+                    self.origin("max_token_bytes").name_of("max_token_bytes"),
+                    flag(key),
+                ));
+            }
+        }
+    }
+
     fn check_queue(&mut self, listener: &deeperhub_listener::Config) {
         if listener.max_queue_bytes < listener.max_message_bytes {
             self.warnings.push(format!(
@@ -735,6 +774,14 @@ mod tests {
         );
         check_problem(&["--tls-key=key.pem"], "--tls-key needs --tls-cert, DEEPERHUB_TLS_CERT or tls_cert");
         check_problem(&["--tls-client-ca=ca.pem"], "--tls-client-ca needs --tls-cert");
+        check_problem(
+            &["--tls-client-auth=optional"],
+            "--tls-client-auth needs --tls-client-ca, DEEPERHUB_TLS_CLIENT_CA or tls_client_ca as well",
+        );
+        check_problem(
+            &["--tls-cert=c.pem", "--tls-key=k.pem", "--tls-client-auth=required"],
+            "--tls-client-auth needs --tls-client-ca",
+        );
         check_problem(&["--tls-cert=c.pem", "--tls-client-ca=ca.pem"], "--tls-cert needs --tls-key");
     }
 
@@ -788,6 +835,32 @@ mod tests {
         let settings = settings(&["--host=0.0.0.0"]).unwrap();
         assert_eq!(settings.warnings.len(), 1);
         assert!(settings.warnings[0].starts_with("--host is 0.0.0.0, which is not loopback"), "{settings:?}");
+    }
+
+    #[test]
+    fn all_clients_may_come_at_once_from_one_address_by_default() {
+        let rate = |flags: &[&str]| {
+            let rate = settings(flags).unwrap().node.listener.connection_rate_per_ip;
+            rate.map(|rate| (rate.per_second.get(), rate.burst.get()))
+        };
+        assert_eq!(rate(&[]), Some((1000, 1000)));
+        assert_eq!(rate(&["--max-connections=11000"]), Some((1000, 11_000)));
+        assert_eq!(rate(&["--max-connections=10"]), Some((1000, 1000)));
+        assert_eq!(rate(&["--max-connections=11000", "--connection-rate-per-ip=5"]), Some((5, 5)));
+        assert_eq!(rate(&["--connection-rate-per-ip=0"]), None);
+    }
+
+    #[test]
+    fn tokens_that_fit_nowhere_are_warned_about() {
+        let warnings = |flags: &[&str]| settings(flags).unwrap().warnings;
+        assert_eq!(warnings(&["--max-token-bytes=30000"]), [""; 0]);
+        assert_eq!(warnings(&["--max-handshake-bytes=600"]), [""; 0]);
+        let warned = warnings(&["--max-token-bytes=70000"]);
+        assert!(
+            warned[0].starts_with("--max-token-bytes is 70000 bytes, and --max-handshake-bytes"),
+            "{warned:?}"
+        );
+        assert!(warned[1].contains("--max-message-bytes takes 65536"), "{warned:?}");
     }
 
     #[test]

@@ -66,6 +66,8 @@ impl Settings {
     pub(crate) const PORT: u16 = 8080;
     pub(crate) const API_ADDRESS: Address = Address { host: Host::LOOPBACK, port: 8081 };
     pub(crate) const BYTE_RATE_BURST: u32 = 1 << 20;
+    /// All clients of a server with default settings within a second.
+    pub(crate) const CONNECTION_RATE_PER_IP: u32 = 1000;
     pub(crate) const CLUSTER_PREFIX: &str = "deeperhub";
     pub(crate) const CLUSTER_QUEUE_BYTES: usize = 16 << 20;
     pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);

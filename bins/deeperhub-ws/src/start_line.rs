@@ -3,8 +3,11 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use deeperhub_security::tls::ClientAuth;
+
 use crate::cli::{NAME, VERSION};
 use crate::settings::Settings;
+use crate::tls::Tls;
 use crate::values::Time;
 
 /// The addresses with the ports they really got, TLS, the limits and the version, in one line.
@@ -26,10 +29,11 @@ pub(crate) fn start_line(
             Some(api) => write!(f, "http://{api}")?,
             None => f.write_str("off")?,
         }
-        f.write_str(match &settings.tls {
+        f.write_str(match settings.tls.as_ref().map(Tls::client_auth) {
             None => ") · TLS off",
-            Some(tls) if tls.asks_clients() => ") · TLS on, with client certificates",
-            Some(_) => ") · TLS on",
+            Some(None) => ") · TLS on",
+            Some(Some(ClientAuth::Required)) => ") · TLS on, client certificates required",
+            Some(Some(ClientAuth::Optional)) => ") · TLS on, client certificates optional",
         })?;
         write!(f, " · up to {} connections", listener.max_connections)?;
         if let Some(per_ip) = listener.max_connections_per_ip {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use deeperhub_security::files::Stamp;
-use deeperhub_security::tls::{Config, Reloadable, Server, TlsError};
+use deeperhub_security::tls::{ClientAuth, Config, Reloadable, Server, TlsError};
 use tracing::{info, warn};
 
 use crate::failure::with_causes;
@@ -17,6 +17,8 @@ pub(crate) struct Files {
     pub(crate) cert: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
     pub(crate) client_ca: Option<PathBuf>,
+    /// `None`: nothing was said.
+    pub(crate) client_auth: Option<ClientAuth>,
 }
 
 impl Files {
@@ -27,11 +29,14 @@ impl Files {
     /// The setting that was given, and the one that it needs as well.
     pub(crate) fn together(self) -> Result<Option<Paths>, (&'static str, &'static str)> {
         match self {
-            Self { cert: None, key: None, client_ca: None } => Ok(None),
-            Self { cert: Some(cert), key: Some(key), client_ca } => Ok(Some(Paths { cert, key, client_ca })),
+            Self { client_ca: None, client_auth: Some(_), .. } => Err(("tls_client_auth", "tls_client_ca")),
+            Self { cert: None, key: None, client_ca: None, .. } => Ok(None),
+            Self { cert: Some(cert), key: Some(key), client_ca, client_auth } => {
+                Ok(Some(Paths { cert, key, client_ca, client_auth: client_auth.unwrap_or_default() }))
+            }
             Self { cert: Some(_), key: None, .. } => Err(("tls_cert", "tls_key")),
             Self { cert: None, key: Some(_), .. } => Err(("tls_key", "tls_cert")),
-            Self { cert: None, key: None, client_ca: Some(_) } => Err(("tls_client_ca", "tls_cert")),
+            Self { cert: None, key: None, client_ca: Some(_), .. } => Err(("tls_client_ca", "tls_cert")),
         }
     }
 }
@@ -42,6 +47,7 @@ pub(crate) struct Paths {
     cert: PathBuf,
     key: PathBuf,
     client_ca: Option<PathBuf>,
+    client_auth: ClientAuth,
 }
 
 impl Paths {
@@ -52,7 +58,9 @@ impl Paths {
     /// Reads them, now.
     fn read(&self) -> Result<Server, TlsError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        Config::load(&self.cert, &self.key, self.client_ca.as_deref())?.build(now)
+        let mut config = Config::load(&self.cert, &self.key, self.client_ca.as_deref())?;
+        config.client_auth = self.client_auth;
+        config.build(now)
     }
 }
 
@@ -85,9 +93,9 @@ impl Tls {
         Ok((Self { paths, stamp, current: Arc::new(Reloadable::new(server)) }, warnings))
     }
 
-    /// Whether clients are asked for certificates.
-    pub(crate) fn asks_clients(&self) -> bool {
-        self.paths.client_ca.is_some()
+    /// Whether clients must show certificates, where they are asked for them.
+    pub(crate) fn client_auth(&self) -> Option<ClientAuth> {
+        self.paths.client_ca.as_ref().map(|_| self.paths.client_auth)
     }
 
     /// Has the files read again when they change.

@@ -2,11 +2,12 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use deeperhub_protocol::handshake::HeadLimits;
 use deeperhub_protocol::{deflate, handshake};
 use deeperhub_security::proxy::TrustedProxies;
 use deeperhub_security::{LimitMode, RateLimit};
 
-use crate::proxy::ProxyProtocol;
+use crate::proxy::{ForwardedHeader, ProxyProtocol};
 
 use crate::budget::MemoryBudget;
 
@@ -55,10 +56,14 @@ pub struct Config {
     /// Networks of proxies whose word on the client's address is taken: `X-Forwarded-For` and `Forwarded`, and the PROXY
     /// protocol. The limits of addresses hold for clients, not for these. None by default.
     pub trusted_proxies: TrustedProxies,
+    /// In which header of the request they name the client. Default: in the one that is there.
+    pub forwarded_header: ForwardedHeader,
     /// Whether those send a header of the PROXY protocol. Default: what comes first tells.
     pub proxy_protocol: ProxyProtocol,
-    /// Bytes of the head of a handshake, its request line and headers; at most 65,535. Default 16,384.
+    /// Bytes of the head of a handshake, its request line and headers; at most 65,535. Default 32,768.
     pub max_head_bytes: usize,
+    /// Header lines of a handshake. Default 96.
+    pub max_head_lines: usize,
     /// Bytes of a message, all its fragments together. Default 65536.
     pub max_message_bytes: usize,
     /// Fragments of a message. Default 65,536: an attacker gains nothing by more, and no real client needs as many.
@@ -114,8 +119,10 @@ impl Default for Config {
             connection_rate_per_ip: Some(connection_rate_limit(DEFAULT_CONNECTION_RATE)),
             limits_loopback: false,
             trusted_proxies: TrustedProxies::default(),
+            forwarded_header: ForwardedHeader::default(),
             proxy_protocol: ProxyProtocol::default(),
             max_head_bytes: handshake::MAX_HEAD_BYTES,
+            max_head_lines: handshake::MAX_HEADERS,
             max_message_bytes: 65_536,
             max_fragments: 65_536,
             max_queue_bytes: 1 << 20,
@@ -138,6 +145,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// What is read of a handshake.
+    pub(crate) fn head_limits(&self) -> HeadLimits {
+        HeadLimits { bytes: self.max_head_bytes, lines: self.max_head_lines }
+    }
+
     /// How often a worker looks at its connections' deadlines: often enough that a time is kept to an eighth.
     pub(crate) fn tick(&self) -> Duration {
         let times = [self.handshake_timeout, self.ping_interval, self.pong_timeout, self.close_timeout];

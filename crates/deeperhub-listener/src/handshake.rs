@@ -6,10 +6,10 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use deeperhub_protocol::deflate::{self, Params};
-use deeperhub_protocol::handshake::{AcceptKey, Parsed, Refusal, Request};
+use deeperhub_protocol::handshake::{AcceptKey, HeadError, HeadLimit, Parsed, Refusal, Request};
 
 use deeperhub_security::LimitMode;
-use deeperhub_security::proxy::v2::ProxyError;
+use deeperhub_security::proxy::ProxyError;
 
 use crate::config::Config;
 use crate::metrics::{HandshakeLimit, Metrics};
@@ -46,7 +46,7 @@ pub(crate) struct Handshake<S> {
     pub(crate) proxied: Proxied,
     /// The head as far as it came, or what came behind it.
     pub(crate) head: Vec<u8>,
-    /// Bytes of the head when it was parsed last.
+    /// How much of the head was there when it was parsed last.
     parsed: usize,
     /// Decided before the request was read: there is no place for it.
     pub(crate) refusal: Option<Refusal>,
@@ -85,15 +85,19 @@ impl<S> Handshake<S> {
         let came_before = !self.head.is_empty();
         if came_before {
             self.head.extend_from_slice(bytes);
-            if !self.is_worth_parsing(bytes.len(), config.max_head_bytes) {
-                return None;
-            }
-            self.parsed = self.head.len();
         }
         let head = if came_before { &self.head[..] } else { bytes };
         self.is_head = head.starts_with(b"HEAD ");
-        let is_over = head.len() >= config.max_head_bytes;
-        match Request::parse_within(head, config.max_head_bytes) {
+        // A head that comes byte by byte is parsed as often as it has doubled, and when its end is there: parsing
+        // starts anew each time, and the work of all times together must not grow faster than the head.
+        let is_due = head.len() >= config.max_head_bytes
+            || head.len() / 2 >= self.parsed
+            || has_blank_line(&head[(head.len() - bytes.len()).saturating_sub(2)..]);
+        if !is_due {
+            return None;
+        }
+        self.parsed = head.len();
+        match Request::parse_within(head, config.head_limits()) {
             Ok(Parsed::Partial) => {
                 if !came_before {
                     self.head.extend_from_slice(bytes);
@@ -108,24 +112,19 @@ impl<S> Handshake<S> {
                 }
                 Some(self.check(request, config))
             }
-            Err(refusal) => {
-                if is_over {
-                    metrics.handshakes_limited.inc(HandshakeLimit::HeadBytes as usize);
+            Err(HeadError { refusal, limit }) => {
+                match limit {
+                    Some(HeadLimit::Bytes) => {
+                        metrics.handshakes_limited.inc(HandshakeLimit::HeadBytes as usize);
+                    }
+                    Some(HeadLimit::Lines) => {
+                        metrics.handshakes_limited.inc(HandshakeLimit::HeadLines as usize);
+                    }
+                    None => {}
                 }
                 Some(Err(self.refusal.take().unwrap_or(refusal)))
             }
         }
-    }
-
-    /// Whether a head that came in parts is to be parsed again: when its end has come, its limit is reached, or it has
-    /// doubled. A client that sends it byte by byte would otherwise cost a parse for each.
-    fn is_worth_parsing(&self, new: usize, max_head_bytes: usize) -> bool {
-        let len = self.head.len();
-        // The end is an empty line, which may have begun before.
-        let tail = self.head.get(len.saturating_sub(new + 3)..).unwrap_or_default();
-        let has_ended =
-            tail.windows(2).any(|two| two == b"\n\n") || tail.windows(3).any(|three| three == b"\n\r\n");
-        has_ended || len >= max_head_bytes || len / 2 >= self.parsed
     }
 
     /// Takes in what came of a proxy's header. Gives what came behind it when it is over, or when there is none.
@@ -173,7 +172,8 @@ impl<S> Handshake<S> {
         place: &mut Place,
         metrics: &Metrics,
     ) -> Result<(), Refusal> {
-        let client = proxy::client(&config.trusted_proxies, self.peer.ip(), request)?;
+        let client =
+            proxy::client(&config.trusted_proxies, config.forwarded_header, self.peer.ip(), request)?;
         if client != self.peer.ip() {
             // Its port is not known.
             self.peer = SocketAddr::new(client, 0);
@@ -217,6 +217,11 @@ pub(crate) fn write_ready(out: &mut Vec<u8>, is_head: bool) {
     }
 }
 
+/// Whether a line without anything ends in these bytes: the end of a head, as far as it has one.
+fn has_blank_line(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|pair| pair == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
+}
+
 /// Counts a connection for the address that it turned out to be of.
 fn claim(place: &mut Place, address: IpAddr, config: &Config, metrics: &Metrics) -> Result<(), Refusal> {
     place.claim(address).or_else(|no_place| {
@@ -230,27 +235,69 @@ fn claim(place: &mut Place, address: IpAddr, config: &Config, metrics: &Metrics)
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use deeperhub_metrics::Cells;
 
     use super::*;
 
-    #[test]
-    fn a_head_that_comes_byte_by_byte_is_parsed_a_few_times() {
-        let config = Config::default();
-        let metrics = Metrics::new(&Cells::new(1));
-        let padding = "x".repeat(8000);
-        let head = format!("GET / HTTP/1.1\r\nHost: here\r\nX-Padding: {padding}\r\n\r\n");
-        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let mut handshake = Handshake::<()>::new(peer, Proxied::No, None, Instant::now());
-        let mut parses = 0;
-        for (nth, byte) in head.bytes().enumerate() {
-            let before = handshake.parsed;
-            let answer = handshake.feed(&[byte], &config, &metrics);
-            parses += usize::from(handshake.parsed != before);
-            assert_eq!(answer.is_some(), nth + 1 == head.len(), "byte {nth}");
+    const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+    fn handshake() -> Handshake<()> {
+        let peer = SocketAddr::new(IpAddr::from([192, 0, 2, 1]), 1);
+        Handshake::new(peer, Proxied::No, None, Instant::now())
+    }
+
+    /// Feeds a head in parts of one size; the answer, and after how many bytes it came.
+    fn feed(head: &[u8], part: usize) -> (Option<Result<(), u16>>, usize) {
+        let (config, metrics) = (Config::default(), Metrics::new(&Cells::new(1)));
+        let (mut handshake, mut fed) = (handshake(), 0);
+        for bytes in head.chunks(part) {
+            fed += bytes.len();
+            if let Some(result) = handshake.feed(bytes, &config, &metrics) {
+                return (Some(result.map(drop).map_err(|refusal| refusal.status)), fed);
+            }
         }
-        assert!(parses < 30, "{parses}");
+        (None, fed)
+    }
+
+    #[test]
+    fn a_head_is_read_as_soon_as_it_is_whole_however_it_comes() {
+        let whole = [HEAD, b"\r\n"].concat();
+        for part in 1..=whole.len() {
+            let (result, fed) = feed(&whole, part);
+            assert_eq!((result, fed), (Some(Ok(())), whole.len()), "in parts of {part}");
+            assert_eq!(feed(HEAD, part).0, None, "in parts of {part}");
+        }
+    }
+
+    #[test]
+    fn a_head_that_comes_byte_by_byte_is_parsed_a_few_times_only() {
+        let (config, metrics) = (Config::default(), Metrics::new(&Cells::new(1)));
+        let (mut handshake, mut parses, mut last) = (handshake(), 0, 0);
+        let head = [HEAD, b"X: ", &[b'x'; 20_000]].concat();
+        for byte in head.chunks(1) {
+            assert!(handshake.feed(byte, &config, &metrics).is_none());
+            parses += usize::from(handshake.parsed != last);
+            last = handshake.parsed;
+        }
+        assert!(parses < 20, "{parses}");
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_without_waiting_for_its_end() {
+        let (result, fed) = feed(b"\x16\x03\x01 this is something else entirely", 1);
+        assert_eq!(result, Some(Err(400)));
+        assert!(fed < 8, "{fed}");
+        assert_eq!(feed(&[HEAD, b"a b: c\r\n", &[b'x'; 1000]].concat(), 1).0, Some(Err(400)));
+    }
+
+    #[test]
+    fn a_head_over_the_limit_is_refused_at_once() {
+        let long = [b"GET / HTTP/1.1\r\nX: ", &[b'x'; 100_000][..]].concat();
+        for part in [1, 1000, 100_000] {
+            let (result, fed) = feed(&long, part);
+            assert_eq!(result, Some(Err(400)));
+            assert!(fed < Config::default().max_head_bytes + part, "{part}: {fed}");
+        }
     }
 }

@@ -88,6 +88,6 @@ pub use drain::ReturnTo;
 pub use listener::{Listener, StartError};
 pub use live::{Live, LiveCopy};
 pub use metrics::Metrics;
-pub use proxy::ProxyProtocol;
+pub use proxy::{ForwardedHeader, ProxyProtocol};
 pub use restart::RestartDelay;
 pub use session::{Accepted, Application, Closed, Context, Key, Local, Message, Peer, Session};

@@ -229,6 +229,7 @@ impl Listener {
             max_connections: config.max_connections,
             max_connections_per_ip: config.max_connections_per_ip,
             max_head_bytes: config.max_head_bytes,
+            max_head_lines: config.max_head_lines,
             max_message_bytes: config.max_message_bytes,
             max_fragments: config.max_fragments,
             max_queue_bytes: config.max_queue_bytes,

@@ -8,13 +8,15 @@ use deeperhub_metrics::{
 };
 
 use deeperhub_protocol::frame::FrameError;
+#[cfg(feature = "tls")]
+use deeperhub_security::tls::ClientAuthFault;
 
 use crate::deflate::{Coders, Sizes};
 use crate::places::NoPlace;
 use crate::transport::Ended;
 
 /// How handshakes end, in the order of [`Metrics::handshakes`].
-const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_failed"];
+const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_failed", "proxy_failed"];
 
 /// How probes are answered, in the order of [`Metrics::probes`].
 const ANSWERS: &[&str] = &["unready", "ready"];
@@ -23,13 +25,14 @@ const ANSWERS: &[&str] = &["unready", "ready"];
 const LIMITS: &[&str] = &["max_connections", "max_connections_per_ip", "connection_rate_per_ip"];
 
 /// Limits that end handshakes, in the order of [`HandshakeLimit`].
-const HANDSHAKE_LIMITS: &[&str] = &["head_bytes", "time"];
+const HANDSHAKE_LIMITS: &[&str] = &["head_bytes", "time", "head_lines"];
 
 /// Indices into [`HANDSHAKE_LIMITS`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum HandshakeLimit {
     HeadBytes,
     Time,
+    HeadLines,
 }
 
 /// Limits on the size of a message, in the order of [`Metrics::too_big`].
@@ -46,6 +49,7 @@ pub(crate) enum Outcome {
     TimedOut,
     Lost,
     TlsFailed,
+    ProxyFailed,
 }
 
 /// Instruments of a listener. Cheap to clone.
@@ -57,6 +61,9 @@ pub struct Metrics {
     pub probes: SharedCounterVec,
     /// TLS handshakes by how they ended. Clients that went away during theirs are not counted.
     pub tls_handshakes: SharedCounterVec,
+    /// Clients refused in the TLS handshake for their certificate, by why; each is a failed TLS handshake too.
+    #[cfg(feature = "tls")]
+    pub tls_client_auth_refused: SharedCounterVec,
     /// Connections refused by a limit, by which; they are among the refused handshakes too, once they are told.
     pub limited: SharedCounterVec,
     /// Handshakes ended by a limit of their own, by which.
@@ -151,6 +158,8 @@ impl Metrics {
             handshakes: SharedCounterVec::new("outcome", OUTCOMES),
             probes: SharedCounterVec::new("answer", ANSWERS),
             tls_handshakes: SharedCounterVec::new("result", TLS_RESULTS),
+            #[cfg(feature = "tls")]
+            tls_client_auth_refused: SharedCounterVec::new("reason", ClientAuthFault::NAMES),
             limited: SharedCounterVec::new("limit", LIMITS),
             handshakes_limited: SharedCounterVec::new("limit", HANDSHAKE_LIMITS),
             messages_too_big: SharedCounterVec::new("limit", SIZES),
@@ -215,6 +224,13 @@ impl Metrics {
             "TLS handshakes by how they ended",
             none,
             &self.tls_handshakes,
+        )?;
+        #[cfg(feature = "tls")]
+        registry.register(
+            "deeperhub_tls_client_auth_refused_total",
+            "Clients refused in the TLS handshake for their certificate, by why",
+            none,
+            &self.tls_client_auth_refused,
         )?;
         registry.register(
             "deeperhub_connections_limited_total",
@@ -384,6 +400,12 @@ impl Metrics {
             // Mostly there were none in a round, and the counter is shared between workers.
             if count > 0 {
                 self.tls_handshakes.add(index, count);
+            }
+        }
+        #[cfg(feature = "tls")]
+        if ended.failed > 0 {
+            for (index, count) in ended.client_auth.into_iter().enumerate().filter(|&(_, count)| count > 0) {
+                self.tls_client_auth_refused.add(index, count);
             }
         }
     }

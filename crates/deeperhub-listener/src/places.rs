@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use deeperhub_protocol::handshake::Refusal;
-use deeperhub_security::{AddressLimiter, RateLimit, RetryAfter};
+use deeperhub_security::{AddressLimiter, MAX_ADDRESSES, RateLimit, RetryAfter};
 use tokio::sync::Notify;
 
 /// What counts as one address: an IPv4 address, or an IPv6 network of 64 bits, which one host can have whole.
@@ -125,7 +125,16 @@ impl Places {
         if let Some(rate) = &self.rate
             && (self.limits_loopback || !address.to_canonical().is_loopback())
         {
-            rate.check(address, self.started.elapsed()).map_err(NoPlace::TooOften)?;
+            let checked = rate.check(address, self.started.elapsed());
+            let forgotten = rate.take_evicted();
+            if forgotten > 0 {
+                tracing::warn!(
+                    forgotten,
+                    max = MAX_ADDRESSES,
+                    "Addresses of new connections forgotten too early"
+                );
+            }
+            checked.map_err(NoPlace::TooOften)?;
         }
         let max = match self.max_per_address.load(Ordering::Relaxed) {
             0 => return Ok(None),

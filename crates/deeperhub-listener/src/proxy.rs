@@ -3,10 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use deeperhub_protocol::handshake::{Refusal, Request};
-use deeperhub_security::proxy::v2::{self, Parsed, ProxyError};
-use deeperhub_security::proxy::{Header, TrustedProxies};
+use deeperhub_security::proxy::{self, Header, Parsed, ProxyError, TrustedProxies};
 
-/// Whether trusted proxies put a header of the PROXY protocol (version 2) before everything else.
+/// Whether trusted proxies put a header of the PROXY protocol (version 1 or 2) before everything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ProxyProtocol {
@@ -41,7 +40,7 @@ impl ProxyProtocol {
         if self == Self::Off {
             return Ok(Start::NoHeader);
         }
-        match v2::parse(bytes) {
+        match proxy::parse(bytes) {
             Ok(Parsed::Partial) => Ok(Start::Partial),
             Ok(Parsed::Complete { length, source }) => Ok(Start::Header { length, source }),
             Err(ProxyError::Signature) if self == Self::Detect => Ok(Start::NoHeader),
@@ -50,22 +49,45 @@ impl ProxyProtocol {
     }
 }
 
+/// In which header of a request trusted proxies name the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum ForwardedHeader {
+    /// In the one that is there. Proxies write one of them as a rule, and hand on what a client wrote into the other:
+    /// so where both are there and name different clients, the request is refused. The default.
+    #[default]
+    Auto,
+    /// In this one; the other is not looked at.
+    Only(Header),
+}
+
 /// The client of a request that came over a connection of `peer`, which is trusted.
-///
-/// `X-Forwarded-For` and `Forwarded` are both read. Proxies write one of them as a rule, and hand on what a client
-/// wrote into the other: so where both are there, they must agree.
 ///
 /// # Errors
 ///
-/// They do not: 400.
-pub(crate) fn client(trusted: &TrustedProxies, peer: IpAddr, request: &Request) -> Result<IpAddr, Refusal> {
+/// The request names two: 400.
+pub(crate) fn client(
+    trusted: &TrustedProxies,
+    header: ForwardedHeader,
+    peer: IpAddr,
+    request: &Request,
+) -> Result<IpAddr, Refusal> {
     let told = |header: Header| {
         let values: Vec<_> = request.raw_headers(header.name()).map(String::from_utf8_lossy).collect();
         let values = values.iter().map(AsRef::as_ref);
         (values.len() > 0).then(|| trusted.client(peer, header, values))
     };
+    if let ForwardedHeader::Only(header) = header {
+        return Ok(told(header).unwrap_or(peer));
+    }
     match (told(Header::XForwardedFor), told(Header::Forwarded)) {
         (Some(one), Some(other)) if one != other => {
+            tracing::warn!(
+                proxy = %peer,
+                x_forwarded_for = %one,
+                forwarded = %other,
+                "A proxy's headers name different clients: --forwarded-header says which to believe"
+            );
             Err(Refusal::bad_handshake("X-Forwarded-For and Forwarded name different clients"))
         }
         (Some(client), _) | (None, Some(client)) => Ok(client),
@@ -91,24 +113,34 @@ mod tests {
         assert_eq!(ProxyProtocol::Detect.read(&[22, 3, 1]), Ok(Start::NoHeader));
         assert_eq!(ProxyProtocol::Required.read(HEADER), header);
         assert_eq!(ProxyProtocol::Required.read(b"GET /"), Err(ProxyError::Signature));
+        assert_eq!(ProxyProtocol::Detect.read(b"PRO"), Ok(Start::Partial));
+        assert_eq!(ProxyProtocol::Detect.read(b"PROPFIND /"), Ok(Start::NoHeader));
         assert_eq!(ProxyProtocol::Off.read(HEADER), Ok(Start::NoHeader));
     }
 
     #[test]
-    fn the_old_version_of_the_header_is_no_request() {
-        let old = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n";
-        assert_eq!(ProxyProtocol::Detect.read(old), Err(ProxyError::Version));
+    fn both_versions_of_the_header_are_read() {
+        let old = b"PROXY TCP4 192.0.2.1 192.0.2.2 4660 2\r\n";
+        let header = Ok(Start::Header { length: old.len(), source: "192.0.2.1:4660".parse().ok() });
+        assert_eq!(ProxyProtocol::Detect.read(old), header);
+        assert_eq!(ProxyProtocol::Required.read(old), header);
+        assert_eq!(ProxyProtocol::Detect.read(b"PROXY UDP4 "), Err(ProxyError::Family));
     }
 
     #[track_caller]
     fn check(headers: &str, expected: Result<&str, u16>) {
+        check_by(ForwardedHeader::Auto, headers, expected);
+    }
+
+    #[track_caller]
+    fn check_by(header: ForwardedHeader, headers: &str, expected: Result<&str, u16>) {
         let head = format!("GET / HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
         let head: Vec<u8> = head.bytes().map(|byte| if byte == b'~' { 0xff } else { byte }).collect();
         let Ok(handshake::Parsed::Complete { request, .. }) = Request::parse(&head) else {
             panic!("{headers}")
         };
         let trusted = TrustedProxies::parse(["10.0.0.0/8"]).unwrap();
-        let client = client(&trusted, "10.0.0.1".parse().unwrap(), &request);
+        let client = client(&trusted, header, "10.0.0.1".parse().unwrap(), &request);
         assert_eq!(
             client.map(|client| client.to_string()).map_err(|refusal| refusal.status),
             expected.map(str::to_owned)
@@ -128,5 +160,15 @@ mod tests {
         check("Forwarded: for=6.6.6.6\r\nX-Forwarded-For: 192.0.2.1\r\n", Err(400));
         check("Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 192.0.2.1\r\n", Ok("192.0.2.1"));
         check("X-Forwarded-For: ~~, 192.0.2.1\r\n", Ok("192.0.2.1"));
+    }
+
+    #[test]
+    fn the_header_that_is_named_is_the_only_one_that_is_read() {
+        let both = "Forwarded: for=192.0.2.2\r\nX-Forwarded-For: 192.0.2.1\r\n";
+        check(both, Err(400));
+        check_by(ForwardedHeader::Only(Header::XForwardedFor), both, Ok("192.0.2.1"));
+        check_by(ForwardedHeader::Only(Header::Forwarded), both, Ok("192.0.2.2"));
+        let other = "X-Forwarded-For: 6.6.6.6\r\n";
+        check_by(ForwardedHeader::Only(Header::Forwarded), other, Ok("10.0.0.1"));
     }
 }

@@ -312,8 +312,8 @@ impl<'a, A: Application> Worker<'a, A> {
                 None => core.turn.push(key),
             },
             Err(error) => {
-                tracing::debug!(peer = %handshake.peer, %error, "A proxy's header is no good.");
-                core.metrics.handshake(Outcome::Refused);
+                tracing::warn!(peer = %handshake.peer, %error, "Invalid PROXY protocol header");
+                core.metrics.handshake(Outcome::ProxyFailed);
                 self.remove(key);
             }
         }

@@ -13,6 +13,26 @@ use crate::trace::Tracer;
 /// Pings and pongs a second of one connection: what a client needs to watch the round trip, many times over.
 const DEFAULT_CONTROL_RATE: NonZeroU32 = NonZeroU32::new(50).expect("it is not 0");
 
+/// Tokens a second of one connection. One takes up to two milliseconds of the worker to verify (8 keys of P-384), some
+/// hundred times as long as another message.
+const DEFAULT_TOKEN_RATE: NonZeroU32 = NonZeroU32::new(5).expect("it is not 0");
+
+/// Bursts a second for new connections of one address: a thousand clients behind one address that reconnect within a few
+/// seconds and send ten messages each take half of what is there.
+const DEFAULT_BURST_RATE: NonZeroU32 = NonZeroU32::new(20).expect("it is not 0");
+
+/// A limit of `authenticate` messages: as many a second, ten times as many at once.
+#[must_use]
+pub fn token_rate_limit(per_second: NonZeroU32) -> RateLimit {
+    RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(9)))
+}
+
+/// A limit of bursts for new connections of an address: as many a second, five times as many at once.
+#[must_use]
+pub fn burst_rate_per_ip(per_second: NonZeroU32) -> RateLimit {
+    RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(4)))
+}
+
 /// A limit of pings and pongs: as many a second, twice as many at once.
 #[must_use]
 pub fn control_rate_limit(per_second: NonZeroU32) -> RateLimit {
@@ -37,6 +57,12 @@ pub struct Config {
     /// Pings and pongs of one connection; `None`: no limit. One that is over it gets no pong. Default 50 per second,
     /// burst 100.
     pub control_rate_limit: Option<RateLimit>,
+    /// `authenticate` messages of one connection; `None`: no limit. Default 5 per second, burst 50.
+    pub token_rate_limit: Option<RateLimit>,
+    /// Whole bursts that new connections of one address (IPv6: of one /64) may take, of whatever has a rate: beyond
+    /// them a new connection sends at its rates alone. `None`: each new connection has its bursts for itself. Default 20
+    /// per second, 100 at once. Does not change while the node runs.
+    pub burst_rate_per_ip: Option<RateLimit>,
     /// Levels of arrays and objects in a message, its own object among them: 2 to 127, the default.
     pub max_json_depth: usize,
     /// Subscriptions of one connection. Default 128.
@@ -71,6 +97,8 @@ impl Default for Config {
             rate_limit: Some(RateLimit::default()),
             byte_rate_limit: None,
             control_rate_limit: Some(control_rate_limit(DEFAULT_CONTROL_RATE)),
+            token_rate_limit: Some(token_rate_limit(DEFAULT_TOKEN_RATE)),
+            burst_rate_per_ip: Some(burst_rate_per_ip(DEFAULT_BURST_RATE)),
             max_json_depth: message::MAX_NESTING,
             max_subscriptions: 128,
             node_id: None,

@@ -318,11 +318,13 @@ impl NodeHandle {
         next.rate_limit = config.rate_limit;
         next.byte_rate_limit = config.byte_rate_limit;
         next.control_rate_limit = config.control_rate_limit;
+        next.token_rate_limit = config.token_rate_limit;
         next.max_json_depth = config.max_json_depth;
         next.max_subscriptions = config.max_subscriptions;
         next.listener.max_connections = config.listener.max_connections;
         next.listener.max_connections_per_ip = config.listener.max_connections_per_ip;
         next.listener.max_head_bytes = config.listener.max_head_bytes;
+        next.listener.max_head_lines = config.listener.max_head_lines;
         next.listener.max_message_bytes = config.listener.max_message_bytes;
         next.listener.max_fragments = config.listener.max_fragments;
         next.listener.max_queue_bytes = config.listener.max_queue_bytes;

@@ -12,6 +12,7 @@ use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ServerMessage, TraceContext, WelcomeLimits};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use deeperhub_router::{Published, Router, Shard};
+use deeperhub_security::BurstPool;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ask::Posted;
@@ -136,6 +137,8 @@ pub(crate) struct Hub {
     pub(crate) broker: Option<Broker>,
     pub(crate) started: Instant,
     pub(crate) requests: Vec<mpsc::Sender<Posted>>,
+    /// Bursts for new connections, by address; `None`: each has its own.
+    pub(crate) bursts: Option<BurstPool>,
     /// The workers' ends; a worker takes its own and gives it back when it is replaced.
     pub(crate) inboxes: Vec<Mutex<Option<mpsc::Receiver<Posted>>>>,
 }

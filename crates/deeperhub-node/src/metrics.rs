@@ -60,7 +60,8 @@ const ERRORS: &[&str] = &[
 ];
 
 /// Limits of a connection.
-const LIMITS: &[&str] = &["messages", "bytes", "tokens", "subscriptions", "control", "json_depth"];
+const LIMITS: &[&str] =
+    &["messages", "bytes", "tokens", "subscriptions", "control", "json_depth", "first_burst"];
 
 /// Index into [`LIMITS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,8 @@ pub(crate) enum Limit {
     /// Pings and pongs.
     Control,
     JsonDepth,
+    /// What a new connection may send at once, of its address.
+    FirstBurst,
 }
 
 /// How connections end.
@@ -235,6 +238,7 @@ mod tests {
         assert_eq!(LIMITS[Limit::Bytes as usize], "bytes");
         assert_eq!(LIMITS[Limit::Tokens as usize], "tokens");
         assert_eq!(LIMITS[Limit::Subscriptions as usize], "subscriptions");
+        assert_eq!(LIMITS[Limit::FirstBurst as usize], "first_burst");
         let errors: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(errors, ERRORS);
         assert_eq!(

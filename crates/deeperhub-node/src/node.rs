@@ -153,6 +153,7 @@ impl Node {
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
             live: Live::new(config.clone()),
+            bursts: config.burst_rate_per_ip.map(deeperhub_security::BurstPool::new),
             config,
             router,
             bus,

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use deeperhub_protocol::message::{
     ClientMessage, Command, MessageError, MessageId, ServerMessage, SpanContext,
 };
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode, RawJson};
-use deeperhub_security::{RateLimit, RateLimiter};
+use deeperhub_security::{Drawn, FirstBurst, MAX_ADDRESSES, RateLimit, RateLimiter, RetryAfter};
 
 use crate::auth::Login;
 use crate::commands;
@@ -28,11 +27,6 @@ const OFFENCE_WINDOW: Duration = Duration::from_secs(10);
 /// Refused messages within the window that any connection is allowed.
 const LEAST_OFFENCES: u32 = 10;
 
-/// Tokens that a connection may bring while messages are limited: 50 at once, 5 a second. One takes up to two
-/// milliseconds of the worker to verify (8 keys of P-384), some hundred times as long as another message.
-const TOKEN_LIMIT: RateLimit =
-    RateLimit::new(NonZeroU32::new(5).expect("it is not 0"), NonZeroU32::new(50).expect("it is not 0"));
-
 /// What a connection keeps.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -43,8 +37,7 @@ pub(crate) struct Session {
     pub(crate) received: u64,
     pub(crate) sent: u64,
     opened: Option<Instant>,
-    limiter: RateLimiter,
-    byte_limiter: RateLimiter,
+    messages: SessionLimiter,
     /// Boxed, since few connections do what they limit or count.
     rare: Option<Box<RareLimiters>>,
     offences: Offences,
@@ -70,8 +63,7 @@ impl Session {
             received: 0,
             sent: 0,
             opened: None,
-            limiter: RateLimiter::default(),
-            byte_limiter: RateLimiter::default(),
+            messages: SessionLimiter::default(),
             rare: None,
             offences: Offences::default(),
             peer,
@@ -157,37 +149,104 @@ impl Session {
         let now = cx.now();
         let local = cx.local();
         let now = now.saturating_duration_since(local.hub.started);
-        if let Some(limit) = &local.live.rate_limit
-            && let Err(retry) = self.limiter.check(limit, now)
+        if let Some(limit) = local.live.rate_limit
+            && let Err(retry) = self.messages.limiter.check(&limit, now)
         {
-            local.over_limit(Limit::Messages, retry)?;
+            self.over_rate(Kind::Messages, (limit, 1), (now, retry), local)?;
         }
-        if let Some(limit) = &local.live.byte_rate_limit
-            && let Err(retry) = self.byte_limiter.check_amount(limit, bytes, now)
+        if let Some(limit) = local.live.byte_rate_limit
+            && let Err(retry) =
+                self.limiter(Kind::Bytes, &limit, local).limiter.check_amount(&limit, bytes, now)
         {
-            local.over_limit(Limit::Bytes, retry)?;
+            self.over_rate(Kind::Bytes, (limit, bytes), (now, retry), local)?;
         }
         Ok(())
     }
 
-    /// Whether one more token may be verified, on top of [`Self::admit`].
-    fn admit_token(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
-        let now = cx.now();
-        let local = cx.local();
-        if local.live.rate_limit.is_none() {
-            return Ok(());
+    /// A limiter would refuse: draws what is left of the connection's first burst and asks it again; otherwise counts it,
+    /// and says how long its client should wait where limits are enforced.
+    #[cold]
+    fn over_rate(
+        &mut self,
+        kind: Kind,
+        (limit, amount): (RateLimit, usize),
+        (now, mut retry): (Duration, RetryAfter),
+        local: &mut Local,
+    ) -> Result<(), Duration> {
+        let mut by = kind.limit();
+        if let Some(begun) = self.begun(local)
+            && let Some(bursts) = &local.hub.bursts
+        {
+            let address = self.peer.ip();
+            let pool = |amount| bursts.draw(address, amount, limit.burst, now);
+            let SessionLimiter { limiter, first } = self.limiter(kind, &limit, local);
+            match first.draw(limiter, &limit, amount, (begun, now), pool) {
+                Drawn::Some => match limiter.check_amount(&limit, amount, now) {
+                    Ok(()) => return Ok(()),
+                    Err(again) => retry = again,
+                },
+                Drawn::Refused => by = Limit::FirstBurst,
+                Drawn::Spent => {}
+            }
+            let forgotten = bursts.take_evicted();
+            if forgotten > 0 {
+                tracing::warn!(
+                    forgotten,
+                    max = MAX_ADDRESSES,
+                    "Addresses of new connections forgotten too early"
+                );
+            }
         }
-        let now = now.saturating_duration_since(local.hub.started);
-        self.rare().tokens.check(&TOKEN_LIMIT, now).or_else(|retry| local.over_limit(Limit::Tokens, retry))
+        local.over_limit(by, retry)
     }
 
     /// Counts bytes that it has published.
     pub(crate) fn published(&mut self, bytes: usize, relief: u32) {
-        self.rare().publishes.add(bytes, relief);
+        self.rare.get_or_insert_default().publishes.add(bytes, relief);
     }
 
-    fn rare(&mut self) -> &mut RareLimiters {
-        self.rare.get_or_insert_default()
+    /// When the connection began to send, in the hub's time, where its bursts come out of its address's pool. A trusted
+    /// proxy's own connections have them for themselves, since it may speak for any number of clients.
+    fn begun(&self, local: &Local) -> Option<Duration> {
+        local.hub.bursts.as_ref()?;
+        let opened = self.opened?.saturating_duration_since(local.hub.started);
+        (!local.hub.config.listener.trusted_proxies.trusts(self.peer.ip())).then_some(opened)
+    }
+
+    /// The limiter of a kind, which is made when it is needed first.
+    fn limiter(&mut self, kind: Kind, limit: &RateLimit, local: &Local) -> &mut SessionLimiter {
+        let begun = self.begun(local);
+        if let Kind::Messages = kind {
+            return &mut self.messages;
+        }
+        let rare = self.rare.get_or_insert_default();
+        let slot = match kind {
+            Kind::Messages | Kind::Bytes => &mut rare.bytes,
+            Kind::Tokens => &mut rare.tokens,
+            Kind::Control => &mut rare.control,
+        };
+        slot.get_or_insert_with(|| SessionLimiter::new(limit, begun))
+    }
+
+    /// Whether one more token may be verified, on top of [`Self::admit`].
+    fn admit_token(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
+        let Some(limit) = cx.local().live.token_rate_limit else { return Ok(()) };
+        self.admit_rare(Kind::Tokens, limit, cx)
+    }
+
+    fn admit_rare(
+        &mut self,
+        kind: Kind,
+        limit: RateLimit,
+        cx: &mut Context<'_, Local>,
+    ) -> Result<(), Duration> {
+        let now = cx.now();
+        let local = cx.local();
+        let now = now.saturating_duration_since(local.hub.started);
+        match self.limiter(kind, &limit, local).limiter.check(&limit, now) {
+            Ok(()) => Ok(()),
+            Err(retry) => self.over_rate(kind, (limit, 1), (now, retry), local),
+        }
     }
 
     /// Counts something refused by `limit`, and closes the connection if that was too much.
@@ -314,12 +373,49 @@ impl Session {
     }
 }
 
-/// Limiters of tokens in messages, and of pings and pongs that nobody asked for; and what a publisher makes others hold.
+/// Limiters of the bytes of messages, of tokens in messages, and of pings and pongs that nobody asked for; and what a
+/// publisher makes others hold.
 #[derive(Debug, Default)]
 struct RareLimiters {
-    tokens: RateLimiter,
-    control: RateLimiter,
+    bytes: Option<SessionLimiter>,
+    tokens: Option<SessionLimiter>,
+    control: Option<SessionLimiter>,
     publishes: WaitingPublishes,
+}
+
+/// What a connection has a rate of.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Messages,
+    Bytes,
+    Tokens,
+    Control,
+}
+
+impl Kind {
+    const fn limit(self) -> Limit {
+        match self {
+            Self::Messages => Limit::Messages,
+            Self::Bytes => Limit::Bytes,
+            Self::Tokens => Limit::Tokens,
+            Self::Control => Limit::Control,
+        }
+    }
+}
+
+/// A limiter, and what its connection has drawn of its first burst. 16 bytes.
+#[derive(Debug, Default)]
+struct SessionLimiter {
+    limiter: RateLimiter,
+    first: FirstBurst,
+}
+
+impl SessionLimiter {
+    /// Without a burst where that is to be drawn: `begun` is when the connection began.
+    fn new(limit: &RateLimit, begun: Option<Duration>) -> Self {
+        let limiter = begun.map_or_else(RateLimiter::default, |begun| RateLimiter::empty(limit, begun));
+        Self { limiter, first: FirstBurst::default() }
+    }
 }
 
 /// Bytes that a connection has published and that may wait for workers that are behind. 8 bytes.
@@ -376,6 +472,9 @@ impl deeperhub_listener::Session for Session {
             self.client_id = id;
         }
         self.opened = Some(now);
+        if let Some(limit) = &local.live.rate_limit {
+            self.messages = SessionLimiter::new(limit, self.begun(local));
+        }
         local.metrics.active.inc();
         if let Some(user) = self.user() {
             local.add_user(user, key);
@@ -430,12 +529,8 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn admits_control(&mut self, cx: &mut Context<'_, Local>) -> bool {
-        let now = cx.now();
-        let local = cx.local();
-        let Some(limit) = local.live.control_rate_limit else { return true };
-        let now = now.saturating_duration_since(local.hub.started);
-        let refused = self.rare().control.check(&limit, now);
-        if refused.or_else(|retry| local.over_limit(Limit::Control, retry)).is_err() {
+        let Some(limit) = cx.local().live.control_rate_limit else { return true };
+        if self.admit_rare(Kind::Control, limit, cx).is_err() {
             self.offend(Some(limit), cx);
             return false;
         }

@@ -2,7 +2,7 @@
 //! value that is asked with everything it needs; no sockets, no clock, no runtime.
 //!
 //! [`OriginPolicy`] knows which web pages may connect, [`RateLimiter`] how often a connection may send,
-//! [`AddressLimiter`] how often an address may connect, [`Grants`] what the bearer of a token may do, and [`Secret`]
+//! [`AddressLimiter`] how often an address may connect, [`BurstPool`] what its new connections may send at once, [`Grants`] what the bearer of a token may do, and [`Secret`]
 //! whether a key is the right one. The modules `auth` (JWTs), `tls` (a rustls configuration from PEM) and `proxy` (clients
 //! behind proxies) are features of these names, off by default.
 //!
@@ -40,6 +40,8 @@ pub mod proxy;
 #[cfg(feature = "rate-limit")]
 mod rate;
 mod secret;
+#[cfg(any(feature = "auth", feature = "tls"))]
+mod text;
 #[cfg(feature = "tls")]
 pub mod tls;
 
@@ -47,7 +49,10 @@ pub use address::client_network;
 pub use grants::{Claims, Grants, MAX_USER_BYTES};
 pub use origin::{OriginError, OriginPolicy, OriginPolicyError};
 #[cfg(feature = "rate-limit")]
-pub use rate::{AddressLimiter, LimitMode, RateLimit, RateLimiter, RetryAfter};
+pub use rate::{
+    AddressLimiter, BurstPool, Drawn, FirstBurst, LimitMode, MAX_ADDRESSES, RateLimit, RateLimiter,
+    RetryAfter,
+};
 pub use secret::Secret;
 
 /// The README's example runs with the doc tests.

@@ -7,15 +7,15 @@ use ahash::RandomState;
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
-use governor::state::keyed::DashMapStateStore;
 use governor::state::{NotKeyed, StateStore};
 use governor::{NotUntil, Quota};
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How often something may happen: `burst` at once, and `per_second` in the long run.
@@ -36,6 +36,16 @@ impl RateLimit {
 
     fn quota(self) -> Quota {
         Quota::per_second(self.per_second).allow_burst(self.burst)
+    }
+
+    /// The time in which one more is earned, in nanoseconds, as governor counts it.
+    fn interval(self) -> u64 {
+        (1_000_000_000 / u64::from(self.per_second.get())).max(1)
+    }
+
+    /// The time in which a whole burst is earned, in nanoseconds.
+    fn burst_nanos(self) -> u64 {
+        self.interval() * u64::from(self.burst.get())
     }
 }
 
@@ -80,6 +90,18 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
+    /// A limiter that began at `begun` with nothing of its burst: one more is granted when it has been earned.
+    #[must_use]
+    pub fn empty(limit: &RateLimit, begun: Duration) -> Self {
+        Self { arrival: nanos(begun).saturating_add(limit.burst_nanos()) }
+    }
+
+    /// Grants `amount` in advance, so that as many more are granted from now on; never more than the burst together.
+    pub fn grant(&mut self, limit: &RateLimit, amount: u32, now: Duration) {
+        let earlier = limit.interval().saturating_mul(amount.into());
+        self.arrival = self.arrival.saturating_sub(earlier).max(nanos(now));
+    }
+
     /// Whether one more is granted at the time `now`, counted from whatever point the caller keeps to.
     ///
     /// A time before that of the last call counts as that much longer to wait. The limit may change between calls.
@@ -165,49 +187,216 @@ impl Clock for At {
 ///
 /// An IPv6 address counts as its /64, which is what one household or one machine has to choose from; an IPv4 address
 /// written as IPv6 (`::ffff:1.2.3.4`) is that IPv4 address. An address is forgotten some time after its burst is whole
-/// again, so the memory is bounded by how many addresses come within a few such times.
+/// again, and at most [`MAX_ADDRESSES`] are remembered: then the one that is forgotten has the most of its burst again.
+#[derive(Debug)]
 pub struct AddressLimiter {
-    limiter:
-        governor::RateLimiter<IpAddr, DashMapStateStore<IpAddr, RandomState>, Latest, NoOpMiddleware<Nanos>>,
-    latest: Latest,
-    /// The time between two sweeps, in nanoseconds.
-    sweep_every: u64,
-    next_sweep: AtomicU64,
+    limit: RateLimit,
+    arrivals: Arrivals,
 }
 
 impl AddressLimiter {
-    /// The longest and the shortest time between two sweeps for addresses to forget.
-    const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-
     /// Limits each address to `limit`.
     #[must_use]
     pub fn new(limit: RateLimit) -> Self {
-        let whole_again = limit.quota().burst_size_replenished_in();
-        let sweep_every = nanos(whole_again.clamp(Self::SWEEP.0, Self::SWEEP.1));
-        let latest = Latest::default();
-        let store = DashMapStateStore::with_hasher(RandomState::new());
-        let limiter = governor::RateLimiter::new(limit.quota(), store, latest.clone());
-        Self { limiter, latest, sweep_every, next_sweep: AtomicU64::new(sweep_every) }
+        Self { limit, arrivals: Arrivals::new(limit.burst_nanos()) }
     }
 
     /// Whether one more is granted to `address` at the time `now`, counted from whatever point the caller keeps to.
     ///
-    /// A time before that of another call counts as that one's. Once in a while a call also forgets addresses, which
-    /// takes as long as there are many.
+    /// Once in a while a call also forgets addresses, which takes as long as there are many.
     ///
     /// # Errors
     ///
     /// [`RetryAfter`] when it is too often; that uses up nothing.
     pub fn check(&self, address: IpAddr, now: Duration) -> Result<(), RetryAfter> {
-        let now = self.latest.advance(nanos(now));
-        self.sweep(now);
-        self.limiter.check_key(&client_network(address)).map_err(|not_until| retry_after(&not_until, now))
+        let now = nanos(now);
+        self.arrivals.update(address, now, |arrival| {
+            let mut limiter = RateLimiter { arrival };
+            let checked = limiter.check(&self.limit, Duration::from_nanos(now));
+            (limiter.arrival, checked)
+        })
     }
 
     /// How many addresses (or /64s) are remembered.
     #[must_use]
     pub fn addresses(&self) -> usize {
-        self.limiter.len()
+        self.arrivals.len()
+    }
+
+    /// How many addresses had to be forgotten too early since this was asked last, as there were [`MAX_ADDRESSES`].
+    pub fn take_evicted(&self) -> u64 {
+        self.arrivals.take_evicted()
+    }
+}
+
+/// Bursts for new connections, by their address: whoever ends a connection and makes another gets no burst beyond
+/// those that its address has. For any number of threads.
+///
+/// A connection draws from it what it sends beyond its rate while it is new ([`FirstBurst`]), so clients that share an
+/// address and send little at first take little. The unit is a whole burst, whatever it is of: of messages, of bytes.
+/// Addresses count, and are forgotten, as those of an [`AddressLimiter`].
+#[derive(Debug)]
+pub struct BurstPool {
+    /// In nanoseconds: between two bursts.
+    interval: u64,
+    /// In nanoseconds: in which an empty pool is full again.
+    capacity: u64,
+    arrivals: Arrivals,
+}
+
+impl BurstPool {
+    /// A pool that for each address holds as many bursts as `limit.burst` says and gains `limit.per_second`.
+    #[must_use]
+    pub fn new(limit: RateLimit) -> Self {
+        let capacity = limit.burst_nanos();
+        Self { interval: limit.interval(), capacity, arrivals: Arrivals::new(capacity) }
+    }
+
+    /// Takes up to `amount` out of the pool of `address` at the time `now`, where a whole burst is of `burst`: as much
+    /// as there is, which it returns.
+    pub fn draw(&self, address: IpAddr, amount: u32, burst: NonZeroU32, now: Duration) -> u32 {
+        let now = nanos(now);
+        let (interval, burst) = (u128::from(self.interval), u128::from(burst.get()));
+        self.arrivals.update(address, now, |arrival| {
+            let arrival = arrival.max(now);
+            let there = now.saturating_add(self.capacity).saturating_sub(arrival);
+            let units = u128::from(there) * burst / interval;
+            let drawn = u32::try_from(units).unwrap_or(u32::MAX).min(amount);
+            let cost = (u128::from(drawn) * interval).div_ceil(burst);
+            (arrival.saturating_add(u64::try_from(cost).unwrap_or(u64::MAX)), drawn)
+        })
+    }
+
+    /// How many addresses (or /64s) are remembered.
+    #[must_use]
+    pub fn addresses(&self) -> usize {
+        self.arrivals.len()
+    }
+
+    /// As [`AddressLimiter::take_evicted`].
+    pub fn take_evicted(&self) -> u64 {
+        self.arrivals.take_evicted()
+    }
+}
+
+/// What a new connection has drawn of the burst of a [`RateLimit`]. 8 bytes.
+///
+/// Its [`RateLimiter`] starts [empty](RateLimiter::empty), and what a full one would have had beyond that may be drawn.
+/// A full limiter earns nothing, so what the connection earns before it draws is no longer there to draw: once it is as
+/// old as a burst takes to earn, nothing is left, and the limiter alone decides.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct FirstBurst {
+    /// What was drawn of the burst, or earned where a full limiter would have earned nothing.
+    spent: u32,
+    /// How old the connection was when it drew last, in milliseconds.
+    last: u32,
+}
+
+/// What came of drawing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drawn {
+    /// The limiter was granted something: it is to be asked again.
+    Some,
+    /// The connection has nothing to draw any more.
+    Spent,
+    /// There would be something to draw, and the pool is empty.
+    Refused,
+}
+
+impl FirstBurst {
+    /// A part of a burst that is drawn at once, so that a pool is asked a few times only: 1/20, which of a burst of 200
+    /// messages is what a client sends when it starts.
+    const PART: u32 = 20;
+
+    /// Draws what `needed` more take, for a connection that began at `begun`, and grants it to `limiter`. `pool` gives as
+    /// much as there is of what it is asked for.
+    pub fn draw(
+        &mut self,
+        limiter: &mut RateLimiter,
+        limit: &RateLimit,
+        needed: usize,
+        (begun, now): (Duration, Duration),
+        pool: impl FnOnce(u32) -> u32,
+    ) -> Drawn {
+        let burst = limit.burst.get();
+        let age = u32::try_from(now.saturating_sub(begun).as_millis()).unwrap_or(u32::MAX);
+        let idle = u64::from(age.saturating_sub(self.last)) * 1_000_000;
+        self.spent = self.spent.max(u32::try_from(idle / limit.interval()).unwrap_or(u32::MAX));
+        self.last = age;
+        let left = burst.saturating_sub(self.spent);
+        if left == 0 {
+            return Drawn::Spent;
+        }
+        let needed = u32::try_from(needed).unwrap_or(u32::MAX);
+        let granted = pool(needed.max(burst / Self::PART).min(left)).min(left);
+        if granted == 0 {
+            return Drawn::Refused;
+        }
+        self.spent = self.spent.saturating_add(granted);
+        limiter.grant(limit, granted, now);
+        Drawn::Some
+    }
+}
+
+/// The most addresses that an [`AddressLimiter`] or a [`BurstPool`] remembers: some 3 MiB.
+pub const MAX_ADDRESSES: usize = 65_536;
+
+/// Parts of the memory of addresses that can be used side by side.
+const SHARDS: usize = 64;
+
+/// For each address the theoretical arrival time of what is next (see [`RateLimiter`]), in nanoseconds of the caller's
+/// time. One that lies in the past says nothing, so it need not be remembered.
+struct Arrivals {
+    shards: Box<[Mutex<HashMap<IpAddr, u64, RandomState>>]>,
+    hasher: RandomState,
+    /// The time between two sweeps, in nanoseconds.
+    sweep_every: u64,
+    next_sweep: AtomicU64,
+    evicted: AtomicU64,
+}
+
+impl Arrivals {
+    /// The shortest and the longest time between two sweeps for addresses to forget.
+    const SWEEP: (u64, u64) = (1_000_000_000, 60_000_000_000);
+
+    /// For bursts that are whole again after so long.
+    fn new(whole_again: u64) -> Self {
+        let sweep_every = whole_again.clamp(Self::SWEEP.0, Self::SWEEP.1);
+        let hasher = RandomState::new();
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect(),
+            hasher,
+            sweep_every,
+            next_sweep: AtomicU64::new(sweep_every),
+            evicted: AtomicU64::new(0),
+        }
+    }
+
+    /// Puts the arrival time that `decide` gives in place of the one that it is given.
+    fn update<R>(&self, address: IpAddr, now: u64, decide: impl FnOnce(u64) -> (u64, R)) -> R {
+        self.sweep(now);
+        let address = client_network(address);
+        let mut shard = lock(&self.shards[self.hasher.hash_one(address) as usize % SHARDS]);
+        let (arrival, result) = decide(shard.get(&address).copied().unwrap_or(0));
+        if arrival > now {
+            if shard.len() >= MAX_ADDRESSES / SHARDS && !shard.contains_key(&address) {
+                self.make_room(&mut shard, now);
+            }
+            shard.insert(address, arrival);
+        }
+        result
+    }
+
+    /// Forgets those whose time has passed, or else the one whose time comes first.
+    fn make_room(&self, shard: &mut HashMap<IpAddr, u64, RandomState>, now: u64) {
+        shard.retain(|_, arrival| *arrival > now);
+        if shard.len() < MAX_ADDRESSES / SHARDS {
+            return;
+        }
+        if let Some((&first, _)) = shard.iter().min_by_key(|(_, arrival)| **arrival) {
+            shard.remove(&first);
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn sweep(&self, now: u64) {
@@ -217,34 +406,34 @@ impl AddressLimiter {
         let claim =
             || self.next_sweep.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if now >= due && claim() {
-            self.limiter.retain_recent();
-            self.limiter.shrink_to_fit();
+            for shard in &self.shards {
+                let mut shard = lock(shard);
+                shard.retain(|_, arrival| *arrival > now);
+                if shard.capacity() / 4 > shard.len() {
+                    shard.shrink_to_fit();
+                }
+            }
         }
     }
+
+    fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    fn take_evicted(&self) -> u64 {
+        // Mostly there are none, and a load does not take the line from others.
+        if self.evicted.load(Ordering::Relaxed) == 0 { 0 } else { self.evicted.swap(0, Ordering::Relaxed) }
+    }
 }
 
-impl fmt::Debug for AddressLimiter {
+impl fmt::Debug for Arrivals {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("AddressLimiter").field("addresses", &self.addresses()).finish_non_exhaustive()
+        formatter.debug_struct("Arrivals").field("addresses", &self.len()).finish_non_exhaustive()
     }
 }
 
-/// A clock that shows the latest time that any thread brought.
-#[derive(Clone, Default)]
-struct Latest(Arc<AtomicU64>);
-
-impl Latest {
-    fn advance(&self, now: u64) -> u64 {
-        self.0.fetch_max(now, Ordering::Relaxed).max(now)
-    }
-}
-
-impl Clock for Latest {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        Nanos::new(self.0.load(Ordering::Relaxed))
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn retry_after(not_until: &NotUntil<Nanos>, now: u64) -> RetryAfter {
@@ -329,8 +518,147 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_keeps_eight_bytes() {
-        assert_eq!(size_of::<RateLimiter>(), 8);
+    fn a_connection_keeps_eight_bytes_and_eight_of_its_first_burst() {
+        assert_eq!((size_of::<RateLimiter>(), size_of::<FirstBurst>()), (8, 8));
+    }
+
+    /// Connections of one address that draw their bursts of messages from one pool.
+    struct Drawing {
+        limit: RateLimit,
+        pool: BurstPool,
+        address: IpAddr,
+    }
+
+    struct Connection {
+        limiter: RateLimiter,
+        first: FirstBurst,
+        begun: Duration,
+    }
+
+    impl Drawing {
+        /// 10 messages a second in bursts of 20; an address gains a burst each second and holds 3.
+        fn new() -> Self {
+            let address = IpAddr::from([192, 0, 2, 1]);
+            Self { limit: limit(10, 20), pool: BurstPool::new(limit(1, 3)), address }
+        }
+
+        fn connect(&self, begun: Duration) -> Connection {
+            let limiter = RateLimiter::empty(&self.limit, begun);
+            Connection { limiter, first: FirstBurst::default(), begun }
+        }
+
+        fn send(&self, connection: &mut Connection, now: Duration) -> Result<(), Drawn> {
+            let Connection { limiter, first, begun } = connection;
+            loop {
+                if limiter.check(&self.limit, now).is_ok() {
+                    return Ok(());
+                }
+                let pool = |amount| self.pool.draw(self.address, amount, self.limit.burst, now);
+                match first.draw(limiter, &self.limit, 1, (*begun, now), pool) {
+                    Drawn::Some => {}
+                    drawn => return Err(drawn),
+                }
+            }
+        }
+
+        /// How many messages in a row get through.
+        fn send_all(&self, connection: &mut Connection, now: Duration) -> (usize, Drawn) {
+            let mut sent = 0;
+            loop {
+                match self.send(connection, now) {
+                    Ok(()) => sent += 1,
+                    Err(drawn) => return (sent, drawn),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_connection_has_a_burst_as_before() {
+        let (drawing, start) = (Drawing::new(), Duration::from_secs(7));
+        for (sent, left) in [(0, 20), (1, 20), (5, 20), (20, 10), (15, 15)] {
+            let drawing = Drawing { pool: BurstPool::new(limit(1, 3)), ..drawing };
+            let mut connection = drawing.connect(start);
+            for _ in 0..sent {
+                assert_eq!(drawing.send(&mut connection, start), Ok(()));
+            }
+            let later = start + Duration::from_secs(1);
+            let (more, drawn) = drawing.send_all(&mut connection, later);
+            // What was drawn with the last that was sent, and not used, comes on top.
+            assert!((left..=left + 1).contains(&more), "{sent}, then {more}");
+            assert_eq!(drawn, Drawn::Spent);
+        }
+        // One that is old has a whole burst without a pool.
+        let mut old = drawing.connect(start);
+        assert_eq!(drawing.send_all(&mut old, start + Duration::from_secs(2)), (20, Drawn::Spent));
+        assert_eq!(drawing.pool.addresses(), 0);
+        assert_eq!(drawing.send_all(&mut old, start + Duration::from_secs(3)), (10, Drawn::Spent));
+    }
+
+    #[test]
+    fn whoever_connects_again_finds_the_pool_of_the_address_as_it_was_left() {
+        let (drawing, start) = (Drawing::new(), Duration::from_secs(7));
+        let all = |now| drawing.send_all(&mut drawing.connect(now), now);
+        for _ in 0..3 {
+            assert_eq!(all(start), (20, Drawn::Spent));
+        }
+        assert_eq!(all(start), (0, Drawn::Refused));
+        assert_eq!(all(start + Duration::from_millis(500)), (10, Drawn::Refused));
+        assert_eq!(all(start + Duration::from_millis(1500)), (20, Drawn::Spent));
+        assert_eq!(all(start + Duration::from_secs(100)), (20, Drawn::Spent));
+        // Without the pool it earns at its rate.
+        let mut poor = drawing.connect(start);
+        assert_eq!(drawing.send(&mut poor, start), Err(Drawn::Refused));
+        assert_eq!(drawing.send(&mut poor, start + Duration::from_millis(100)), Ok(()));
+    }
+
+    #[test]
+    fn clients_that_send_little_share_an_address_in_large_numbers() {
+        let (drawing, start) = (Drawing::new(), Duration::from_secs(7));
+        let mut clients: Vec<_> = (0..30).map(|_| drawing.connect(start)).collect();
+        for client in &mut clients {
+            assert_eq!(drawing.send(client, start), Ok(()));
+        }
+        // A hundred that come within ten seconds and send as much again.
+        for n in 0..100 {
+            let now = start + Duration::from_secs(3) + Duration::from_millis(100 * n);
+            assert_eq!(drawing.send(&mut drawing.connect(now), now), Ok(()), "{n}");
+        }
+    }
+
+    #[test]
+    fn other_addresses_and_other_kinds_of_bursts_draw_shares() {
+        let pool = BurstPool::new(limit(1, 2));
+        let now = Duration::from_secs(7);
+        let draw = |address: &str, amount, burst| {
+            pool.draw(address.parse().unwrap(), amount, NonZeroU32::new(burst).unwrap(), now)
+        };
+        assert_eq!(draw("192.0.2.1", 1 << 20, 1 << 20), 1 << 20, "one of bytes");
+        assert_eq!(draw("192.0.2.1", 15, 20), 15, "three quarters of one of messages");
+        assert_eq!(draw("192.0.2.1", 15, 20), 5);
+        assert_eq!(draw("192.0.2.1", 1, u32::MAX), 0);
+        assert_eq!(draw("192.0.2.2", 100, 20), 40);
+        assert_eq!((draw("2001:db8::1", 40, 20), draw("2001:db8::2", 1, 20)), (40, 0));
+    }
+
+    #[test]
+    fn only_so_many_addresses_are_remembered() {
+        let pool = BurstPool::new(limit(1, 1));
+        let (burst, now) = (NonZeroU32::new(100).unwrap(), Duration::from_secs(1) / 2);
+        let address = |n: u32| IpAddr::from(n.to_be_bytes());
+        for n in 0..100_000 {
+            // The first ones draw most, so that they are the last to be forgotten.
+            let amount = if n < 100 { 100 } else { 10 };
+            assert_eq!(pool.draw(address(n), amount, burst, now), amount);
+        }
+        assert!(pool.addresses() <= MAX_ADDRESSES, "{}", pool.addresses());
+        assert_eq!(pool.take_evicted(), 100_000 - pool.addresses() as u64);
+        assert_eq!(pool.take_evicted(), 0);
+        for n in 0..100 {
+            assert_eq!(pool.draw(address(n), 1, burst, now), 0, "{n}");
+        }
+        assert_eq!(pool.draw(address(0), 1, burst, Duration::from_secs(9)), 1);
+        assert_eq!(pool.addresses(), 1);
     }
 
     #[test]
@@ -399,6 +727,53 @@ mod tests {
                     RetryAfter(not_until.wait_time_from(governor::clock::Clock::now(&clock)))
                 });
                 prop_assert_eq!(ours.check(&limit, now), expected);
+            }
+        }
+
+        /// Whatever connections of one address do, they get no more than what each earns and what the pool has.
+        #[test]
+        fn an_address_gets_its_pool_and_what_its_connections_earn(
+            steps in prop::collection::vec((0..4_u8, 0..400_u64, 0..40_usize), 1..200),
+        ) {
+            let (drawing, start) = (Drawing::new(), Duration::from_secs(7));
+            let (mut now, mut sent, mut earning) = (start, 0_u64, Duration::ZERO);
+            let mut connections = vec![drawing.connect(now)];
+            for (what, pause, messages) in steps {
+                let pause = Duration::from_millis(pause);
+                now += pause;
+                earning += pause * connections.len() as u32;
+                match what {
+                    0 => connections.push(drawing.connect(now)),
+                    1 => {
+                        connections.pop();
+                    }
+                    _ => {}
+                }
+                if let Some(connection) = connections.last_mut() {
+                    let granted = (0..messages).map_while(|_| drawing.send(connection, now).ok()).count();
+                    sent += granted as u64;
+                }
+                let earned = earning.as_millis() / 100;
+                let pool = 20 * (3000 + (now - start).as_millis()) / 1000;
+                prop_assert!(u128::from(sent) <= earned + pool, "{} of {} and {}", sent, earned, pool);
+            }
+        }
+
+        #[test]
+        fn a_draw_takes_what_it_says(
+            draws in prop::collection::vec((0..3_000_000_000_u64, 0..5_000_u32, 1..3_000_u32), 1..60),
+        ) {
+            // In parts of a burst, in whole numbers: the pool holds 4 and gains 2 a second.
+            let pool = BurstPool::new(limit(2, 4));
+            let address = IpAddr::from([192, 0, 2, 1]);
+            let (mut now, mut taken) = (Duration::from_secs(1), 0.0_f64);
+            let start = now;
+            for (pause, amount, burst) in draws {
+                now += Duration::from_nanos(pause);
+                let drawn = pool.draw(address, amount, NonZeroU32::new(burst).unwrap(), now);
+                prop_assert!(drawn <= amount);
+                taken += f64::from(drawn) / f64::from(burst);
+                prop_assert!(taken <= 4.0 + 2.0 * (now - start).as_secs_f64() + 1e-6, "{}", taken);
             }
         }
 

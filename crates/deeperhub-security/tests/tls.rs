@@ -7,7 +7,8 @@
 use deeperhub_security::Secret;
 use deeperhub_security::files::Stamp;
 use deeperhub_security::tls::{
-    Config, Pem, Problem, REMEMBERED_SESSIONS, Reloadable, TlsError, Warning, user,
+    ClientAuth, ClientAuthFault, Config, Pem, Problem, REMEMBERED_SESSIONS, Reloadable, TlsError, Warning,
+    has_expired, user,
 };
 use proptest::prelude::*;
 use rustls::client::Resumption;
@@ -161,8 +162,10 @@ fn tickets_are_given_and_as_many_sessions_are_remembered_as_are_said() {
 }
 
 #[test]
-fn a_client_may_show_a_certificate_of_the_ca_or_none() {
-    let server = server(Some("ca.pem"));
+fn a_client_may_show_a_certificate_of_the_ca_or_none_where_that_is_optional() {
+    let mut config = config("server.pem", "server.sec1.key", Some("ca.pem"));
+    config.client_auth = ClientAuth::Optional;
+    let server = config.build(NOW).unwrap().config;
     for version in rustls::ALL_VERSIONS {
         let connected = |certificate| {
             let client = Client { versions: Some(version), certificate, ..Client::default() };
@@ -175,6 +178,78 @@ fn a_client_may_show_a_certificate_of_the_ca_or_none() {
         let nameless = Some(("client-nameless.pem", "server.sec1.key"));
         assert_eq!(connected(nameless).unwrap(), None);
     }
+}
+
+#[test]
+fn a_client_must_show_a_certificate_of_the_ca_unless_that_is_optional() {
+    let server = server(Some("ca.pem"));
+    for version in rustls::ALL_VERSIONS {
+        let connected = |certificate| {
+            let client = Client { versions: Some(version), certificate, ..Client::default() };
+            connect(&server, &client.config()).map(drop).map_err(|error| ClientAuthFault::of(&error))
+        };
+        assert_eq!(connected(Some(("client.pem", "client.key"))), Ok(()));
+        assert_eq!(connected(None), Err(Some(ClientAuthFault::Absent)));
+        // One that is signed by itself may not be one of a CA's, whoever knows it.
+        assert_eq!(connected(Some(("stranger.pem", "client.key"))), Err(Some(ClientAuthFault::Other)));
+    }
+    assert_eq!(ClientAuthFault::NAMES[ClientAuthFault::Absent as usize], "absent");
+    assert_eq!(ClientAuthFault::NAMES[ClientAuthFault::Other as usize], "other");
+    assert_eq!(ClientAuthFault::of(&rustls::Error::DecryptError), None);
+}
+
+#[test]
+fn a_certificate_expires_when_its_time_is_over() {
+    let certificate = CertificateDer::from_pem_file(fixture("server.pem")).unwrap();
+    let ends = config("server.pem", "server.sec1.key", None).build(NOW).unwrap().ends;
+    assert!(!has_expired(&certificate, ends) && has_expired(&certificate, ends + 1));
+    assert!(has_expired(&CertificateDer::from(vec![1, 2, 3]), 0), "one that cannot be read");
+}
+
+/// As editors and shells of other systems write them, and as files are joined.
+#[test]
+fn pem_loads_with_marks_other_line_ends_comments_and_further_sections() {
+    let text = |name: &str| std::fs::read_to_string(fixture(name)).unwrap();
+    let build = |certificates: &str, key: &str, ca: &str| {
+        let pem = |name: &str, text: &str| Pem::new(name, Secret::new(text));
+        let config = Config {
+            certificates: pem("cert", certificates),
+            key: pem("key", key),
+            client_ca: Some(pem("ca", ca)),
+            client_auth: ClientAuth::Required,
+        };
+        config.build(NOW).map(drop).map_err(|error| error.to_string())
+    };
+    let (certificates, ca) = (text("server.pem"), text("ca.pem"));
+    let parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+    for key in [text("server.pkcs8.key"), parameters.to_owned() + &text("server.sec1.key")] {
+        let forms: [&dyn Fn(&str) -> String; 6] = [
+            &|text| text.to_owned(),
+            &|text| format!("\u{feff}{text}"),
+            &|text| text.replace('\n', "\r\n"),
+            &|text| {
+                format!("\u{feff}subject=/CN=someone\r\nBag Attributes\r\n{}", text.replace('\n', "\r\n"))
+            },
+            &|text| text.replace("-----\n", "----- \n"),
+            &|text| text.trim_end().to_owned(),
+        ];
+        for (n, form) in forms.iter().enumerate() {
+            assert_eq!(build(&form(&certificates), &form(&key), &form(&ca)), Ok(()), "{n}");
+        }
+    }
+    let joined = format!("\u{feff}{certificates}\u{feff}{ca}");
+    assert_eq!(build(&joined, &text("server.pkcs8.key"), &ca), Ok(()));
+}
+
+#[test]
+fn pem_in_utf_16_is_told_so() {
+    let text: String = std::fs::read_to_string(fixture("server.pem")).unwrap();
+    let utf16: Vec<u8> =
+        "\u{feff}".encode_utf16().chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    let mut config = config("server.pem", "server.sec1.key", None);
+    config.certificates = Pem::new("cert", Secret::new(utf16));
+    let error = config.build(NOW).unwrap_err().to_string();
+    assert_eq!(error, "cert: it is UTF-16, not UTF-8; save it as UTF-8 or ASCII");
 }
 
 #[test]
@@ -236,7 +311,9 @@ fn damaged_files_are_refused() {
     let text = |name: &str| std::fs::read(fixture(name)).unwrap();
     let build = |certificates: Vec<u8>, key: Vec<u8>| {
         let pem = |name: &str, text: Vec<u8>| Pem::new(name, Secret::new(text));
-        Config { certificates: pem("cert", certificates), key: pem("key", key), client_ca: None }.build(NOW)
+        let client_auth = ClientAuth::default();
+        let (certificates, key) = (pem("cert", certificates), pem("key", key));
+        Config { certificates, key, client_ca: None, client_auth }.build(NOW)
     };
     let (certificates, key) = (text("server.pem"), text("server.pkcs8.key"));
     assert!(build(certificates.clone(), key.clone()).is_ok());

@@ -11,6 +11,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use deeperhub_security::proxy::Header;
 use deeperhub_security::{LimitMode, Secret};
 
 pub(crate) use address::{Address, Host, Switchable};
@@ -149,6 +150,45 @@ pub(crate) enum IoUring {
     Off,
 }
 
+/// Whether clients show certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ClientAuth {
+    /// They must.
+    Required,
+    /// They may.
+    Optional,
+}
+
+impl From<ClientAuth> for deeperhub_security::tls::ClientAuth {
+    fn from(value: ClientAuth) -> Self {
+        match value {
+            ClientAuth::Required => Self::Required,
+            ClientAuth::Optional => Self::Optional,
+        }
+    }
+}
+
+/// Which header of a trusted proxy names the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ForwardedHeader {
+    /// The one that is there; where both are and name different clients, the request is refused.
+    Auto,
+    /// `X-Forwarded-For`; the other is not looked at.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239); the other is not looked at.
+    Forwarded,
+}
+
+impl From<ForwardedHeader> for deeperhub_listener::ForwardedHeader {
+    fn from(value: ForwardedHeader) -> Self {
+        match value {
+            ForwardedHeader::Auto => Self::Auto,
+            ForwardedHeader::XForwardedFor => Self::Only(Header::XForwardedFor),
+            ForwardedHeader::Forwarded => Self::Only(Header::Forwarded),
+        }
+    }
+}
+
 /// Whether trusted proxies send a header of the PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ProxyProtocol {
@@ -201,7 +241,7 @@ macro_rules! literal {
 
 literal!(plain: bool, usize, u64, u32, u16, u8, Ratio);
 literal!(quoted: String, Time, Host, Address, Switchable<Address>, Switchable<HttpUrl>, Switchable<UrlPath>, UrlPath, NodeId);
-literal!(named: IoUring, Limits, LogLevel, LogFormat, ProxyProtocol, WhenUnavailable);
+literal!(named: ClientAuth, ForwardedHeader, IoUring, Limits, LogLevel, LogFormat, ProxyProtocol, WhenUnavailable);
 
 fn plain(value: impl fmt::Display) -> String {
     value.to_string()

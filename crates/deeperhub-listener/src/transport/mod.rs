@@ -13,6 +13,8 @@ pub(crate) use tls::Tls;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
+#[cfg(feature = "tls")]
+use deeperhub_security::tls::ClientAuthFault;
 use deeperhub_uring::SendProgress;
 
 use crate::config::Config;
@@ -35,6 +37,9 @@ pub(crate) struct Ended {
     pub(crate) full: u64,
     pub(crate) resumed: u64,
     pub(crate) failed: u64,
+    /// Of those that failed, the ones refused for the client's certificate, by why.
+    #[cfg(feature = "tls")]
+    pub(crate) client_auth: [u64; ClientAuthFault::COUNT],
 }
 
 /// A non-blocking byte stream whose readiness comes through a waker.

@@ -3,8 +3,10 @@
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use deeperhub_protocol::handshake::Refusal;
+use deeperhub_security::tls::{ClientAuthFault, has_expired};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
@@ -54,6 +56,8 @@ pub(crate) struct Tls {
     tcp: Tcp,
     session: UnbufferedServerConnection,
     phase: Phase,
+    /// The client was refused for its certificate; still to be counted.
+    refused: Option<ClientAuthFault>,
     /// The last read of the socket brought less than there was room for.
     short: bool,
     /// `incoming` came with the socket and was not looked at yet.
@@ -75,6 +79,7 @@ impl Tls {
             tcp,
             session: UnbufferedServerConnection::new(config)?,
             phase: if preface { Phase::Preface } else { Phase::Handshake },
+            refused: None,
             short: false,
             fresh: false,
             notified: false,
@@ -166,6 +171,9 @@ impl Tls {
                 (Phase::Open, _) => records.ended.full += 1,
                 _ => records.ended.failed += 1,
             }
+            if let Some(fault) = self.refused.take() {
+                records.ended.client_auth[fault as usize] += 1;
+            }
         }
         match self.phase {
             _ if plain > 0 => Ok(plain),
@@ -222,23 +230,41 @@ impl Tls {
                 Ok(_) => self.phase = Phase::Broken,
                 Err(error) => {
                     tracing::debug!(%error, "A TLS connection failed.");
+                    if self.phase == Phase::Handshake {
+                        self.refused = ClientAuthFault::of(&error);
+                    }
                     self.phase = Phase::Broken;
                     self.alert(&mut input[progress.consumed..]);
                 }
             }
             progress.consumed += discard;
-            match self.phase {
-                Phase::Handshake if !self.session.is_handshaking() => self.phase = Phase::Open,
-                Phase::Broken | Phase::PeerClosed => {
-                    progress.consumed = input.len();
-                    return progress;
+            if self.phase == Phase::Handshake && !self.session.is_handshaking() {
+                self.phase = Phase::Open;
+                if self.resumes_expired() {
+                    tracing::debug!("The certificate of a client that resumes its TLS session has expired");
+                    self.refused = Some(ClientAuthFault::Expired);
+                    self.phase = Phase::Broken;
                 }
-                _ => {}
+            }
+            if matches!(self.phase, Phase::Broken | Phase::PeerClosed) {
+                progress.consumed = input.len();
+                return progress;
             }
             if done {
                 return progress;
             }
         }
+    }
+
+    /// Whether the handshake has resumed a session whose client's certificate is past its time by now: it was verified
+    /// when the session began, which may be hours ago, and is not verified again.
+    fn resumes_expired(&self) -> bool {
+        if self.session.handshake_kind() != Some(HandshakeKind::Resumed) {
+            return false;
+        }
+        let Some(certificate) = self.session.peer_certificates().and_then(<[_]>::first) else { return false };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        has_expired(certificate, now.map_or(0, |now| now.as_secs()))
     }
 
     /// Takes the alert that goes with an error.
@@ -259,6 +285,7 @@ impl Tls {
     /// Keeps what was not used up until more has come.
     fn keep(&mut self, rest: &[u8]) {
         if rest.len() > MAX_PENDING {
+            tracing::warn!(limit = MAX_PENDING, "Unfinished TLS message over its fixed limit of bytes");
             self.phase = Phase::Broken;
         } else if !rest.is_empty() {
             self.incoming.clear();

@@ -21,7 +21,7 @@ pub(super) struct Parameter<'a> {
 pub(super) struct Malformed;
 
 /// Reads the value of one header line and appends its elements to `extensions`. Empty elements are passed over, as
-/// lists in HTTP allow; that there is one element at least is for the caller to see, over all lines.
+/// lists in HTTP allow.
 pub(super) fn parse<'a>(line: &'a [u8], extensions: &mut Vec<Extension<'a>>) -> Result<(), Malformed> {
     // All of the grammar is ASCII: quoted values must be tokens too.
     let line = std::str::from_utf8(line).map_err(|_| Malformed)?;

@@ -128,7 +128,8 @@ impl fmt::Display for Params {
 /// # Errors
 ///
 /// 400 `bad_handshake` for a header that is not a list of extensions: RFC 6455 sections 4.2.1 and 9.1 want the
-/// connection refused, not the header ignored. Where compression is not enabled the header is not read.
+/// connection refused, not the header ignored. A list without elements counts as no header, since some gateways send
+/// an empty one where the client sent none. Where compression is not enabled the header is not read.
 pub fn negotiate<'a>(
     config: &Config,
     lines: impl IntoIterator<Item = &'a [u8]>,
@@ -139,7 +140,7 @@ pub fn negotiate<'a>(
     }
     let mut extensions = Vec::new();
     let parsed = lines.try_for_each(|line| header::parse(line, &mut extensions));
-    if parsed.is_err() || extensions.is_empty() {
+    if parsed.is_err() {
         return Err(Refusal::bad_handshake("The header sec-websocket-extensions is malformed."));
     }
     Ok(extensions.iter().find_map(|extension| accept(config, extension)))
@@ -318,10 +319,16 @@ mod tests {
     }
 
     #[test]
+    fn a_list_without_elements_counts_as_absent() {
+        for lines in [&[""][..], &[" \t"], &[","], &[", ,"], &["", ""], &[",", " "]] {
+            check(lines, None);
+        }
+        check(&[",, permessage-deflate ,", ""], Some(""));
+    }
+
+    #[test]
     fn a_header_that_is_no_list_refuses_the_connection() {
-        for lines in
-            [&["permessage-deflate;"][..], &["permessage-deflate", "foo bar"], &[""], &[",", " "], &["\"a\""]]
-        {
+        for lines in [&["permessage-deflate;"][..], &["permessage-deflate", "foo bar"], &[";"], &["\"a\""]] {
             assert_eq!(answer(&Config::default(), lines), Err(400), "{lines:?}");
         }
         let bytes = negotiate(&Config::default(), [&b"permessage-deflate; \xff"[..]]).unwrap_err();

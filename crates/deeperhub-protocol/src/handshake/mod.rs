@@ -29,5 +29,5 @@ mod request;
 mod upgrade;
 
 pub use refusal::Refusal;
-pub use request::{MAX_HEAD_BYTES, MAX_HEADERS, Parsed, Request};
+pub use request::{HeadError, HeadLimit, HeadLimits, MAX_HEAD_BYTES, MAX_HEADERS, Parsed, Request};
 pub use upgrade::{AcceptKey, write_accept};

@@ -6,11 +6,50 @@ use std::ops::Range;
 
 use super::Refusal;
 
-/// Longest request head that [`Request::parse`] reads, in bytes.
-pub const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Longest request head that [`Request::parse`] reads, in bytes: a long token and all that goes with it.
+pub const MAX_HEAD_BYTES: usize = 32 * 1024;
 
-/// Most header lines of a request.
+/// Most header lines that [`Request::parse`] reads.
 pub const MAX_HEADERS: usize = 96;
+
+/// How much of a request's head is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadLimits {
+    /// Its bytes, 65,535 at most. Default [`MAX_HEAD_BYTES`].
+    pub bytes: usize,
+    /// Its header lines. Default [`MAX_HEADERS`]; for more, each parse takes memory for as many.
+    pub lines: usize,
+}
+
+impl Default for HeadLimits {
+    fn default() -> Self {
+        Self { bytes: MAX_HEAD_BYTES, lines: MAX_HEADERS }
+    }
+}
+
+/// Which of the [`HeadLimits`] a head is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadLimit {
+    /// Its bytes.
+    Bytes,
+    /// Its header lines.
+    Lines,
+}
+
+/// A head that is not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadError {
+    /// What to answer: always 400 `bad_handshake`.
+    pub refusal: Refusal,
+    /// The limit that it is over, where that is why.
+    pub limit: Option<HeadLimit>,
+}
+
+impl From<Refusal> for HeadError {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, limit: None }
+    }
+}
 
 /// A request head, owned. Header names compare without case.
 ///
@@ -63,32 +102,51 @@ impl Request {
     /// 400 `bad_handshake` for what is not HTTP/1, is over [`MAX_HEAD_BYTES`] or [`MAX_HEADERS`], or has a target that
     /// is neither a path nor a URL. What makes a good request a good handshake is for [`Self::check_upgrade`].
     pub fn parse(buffer: &[u8]) -> Result<Parsed, Refusal> {
-        Self::parse_within(buffer, MAX_HEAD_BYTES)
+        Self::parse_within(buffer, HeadLimits::default()).map_err(|error| error.refusal)
     }
 
-    /// As [`Self::parse`], with a limit of its own for the head's bytes, 65,535 at most.
+    /// As [`Self::parse`], with limits of its own.
     ///
     /// # Errors
     ///
-    /// As those of [`Self::parse`].
-    pub fn parse_within(buffer: &[u8], max_head_bytes: usize) -> Result<Parsed, Refusal> {
+    /// As those of [`Self::parse`], and which limit it was.
+    pub fn parse_within(buffer: &[u8], limits: HeadLimits) -> Result<Parsed, HeadError> {
         // Positions in the head are kept in 16 bits.
-        let max_head_bytes = max_head_bytes.min(usize::from(u16::MAX));
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut parsed = httparse::Request::new(&mut headers);
+        let max_head_bytes = limits.bytes.min(usize::from(u16::MAX));
+        // A line takes four bytes at least, so more lines than that would never be used.
+        let lines = limits.lines.min(max_head_bytes / 4);
+        let mut few = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut many = Vec::new();
+        let headers = match few.get_mut(..lines) {
+            Some(headers) => headers,
+            None => {
+                many.resize(lines, httparse::EMPTY_HEADER);
+                &mut many[..]
+            }
+        };
+        let mut parsed = httparse::Request::new(headers);
         let within_limit = &buffer[..buffer.len().min(max_head_bytes)];
         let head_bytes = match parsed.parse(within_limit) {
             Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
             Ok(httparse::Status::Partial) if buffer.len() >= max_head_bytes => {
-                return Err(Refusal::bad_handshake(format!(
-                    "The request head is over {max_head_bytes} bytes."
-                )));
+                let message = format!("The request head is over {max_head_bytes} bytes.");
+                return Err(HeadError {
+                    refusal: Refusal::bad_handshake(message),
+                    limit: Some(HeadLimit::Bytes),
+                });
             }
             Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
-            Err(error) => return Err(malformed(error)),
+            Err(httparse::Error::TooManyHeaders) => {
+                let message = format!("The request has more than {lines} header lines.");
+                return Err(HeadError {
+                    refusal: Refusal::bad_handshake(message),
+                    limit: Some(HeadLimit::Lines),
+                });
+            }
+            Err(error) => return Err(malformed(error).into()),
         };
         let (Some(method), Some(target)) = (parsed.method, parsed.path) else {
-            return Err(Refusal::bad_handshake("The request line is incomplete."));
+            return Err(Refusal::bad_handshake("The request line is incomplete.").into());
         };
         let head = &within_limit[..head_bytes];
         let target = Target::parse(target)?;
@@ -268,9 +326,6 @@ impl<'a> Target<'a> {
 
 fn malformed(error: httparse::Error) -> Refusal {
     Refusal::bad_handshake(match error {
-        httparse::Error::TooManyHeaders => {
-            return Refusal::bad_handshake(format!("The request has more than {MAX_HEADERS} header lines."));
-        }
         httparse::Error::HeaderName => "The request has a malformed header name.",
         httparse::Error::HeaderValue => "The request has a malformed header value.",
         httparse::Error::Version => "The request is not HTTP/1.1.",
@@ -407,21 +462,32 @@ mod tests {
         };
         assert!(matches!(Request::parse(&filler(MAX_HEAD_BYTES)), Ok(Parsed::Complete { .. })));
         for read in [MAX_HEAD_BYTES, MAX_HEAD_BYTES + 1] {
-            assert_eq!(refused(&filler(MAX_HEAD_BYTES + 1)[..read]), "The request head is over 16384 bytes.");
+            assert_eq!(refused(&filler(MAX_HEAD_BYTES + 1)[..read]), "The request head is over 32768 bytes.");
         }
         assert!(matches!(Request::parse(&filler(MAX_HEAD_BYTES)[..MAX_HEAD_BYTES - 1]), Ok(Parsed::Partial)));
         for limit in [200, 40_000, usize::from(u16::MAX)] {
-            let parsed = |bytes| Request::parse_within(&filler(bytes), limit);
+            let limits = HeadLimits { bytes: limit, ..HeadLimits::default() };
+            let parsed = |bytes| Request::parse_within(&filler(bytes), limits);
             assert!(matches!(parsed(limit), Ok(Parsed::Complete { .. })));
-            assert_eq!(
-                parsed(limit + 1).unwrap_err().message,
-                format!("The request head is over {limit} bytes.")
-            );
+            let error = parsed(limit + 1).unwrap_err();
+            assert_eq!(error.refusal.message, format!("The request head is over {limit} bytes."));
+            assert_eq!(error.limit, Some(HeadLimit::Bytes));
         }
-        assert!(Request::parse_within(&filler(1 << 16), usize::MAX).is_err());
+        let none = HeadLimits { bytes: usize::MAX, lines: usize::MAX };
+        assert!(Request::parse_within(&filler(1 << 16), none).is_err());
         let lines = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(count));
         assert_eq!(parse(&lines(MAX_HEADERS)).headers("x").count(), MAX_HEADERS);
         assert_eq!(refused(lines(MAX_HEADERS + 1).as_bytes()), "The request has more than 96 header lines.");
+        for limit in [1, 8, 95, 97, 1000] {
+            let limits = HeadLimits { lines: limit, ..HeadLimits::default() };
+            let parsed = |count| Request::parse_within(lines(count).as_bytes(), limits);
+            assert!(matches!(parsed(limit), Ok(Parsed::Complete { .. })), "{limit}");
+            let error = parsed(limit + 1).unwrap_err();
+            assert_eq!(error.refusal.message, format!("The request has more than {limit} header lines."));
+            assert_eq!(error.limit, Some(HeadLimit::Lines));
+        }
+        let error = Request::parse_within(b"GET\r\n", HeadLimits::default()).unwrap_err();
+        assert_eq!(error.limit, None);
     }
 
     #[test]

@@ -34,7 +34,8 @@ impl Request {
             return Err(Refusal::method_not_allowed());
         }
         let has = |name, token: &str| self.list(name).any(|element| element.eq_ignore_ascii_case(token));
-        let mut versions = self.headers("sec-websocket-version").peekable();
+        // A gateway may join two lines to `13, 13`.
+        let mut versions = self.list("sec-websocket-version").peekable();
         let is_version_13 = versions.peek().is_some() && versions.all(|version| version == "13");
         if !has("connection", "upgrade") || !has("upgrade", "websocket") || !is_version_13 {
             return Err(Refusal::upgrade_required());
@@ -55,8 +56,8 @@ impl Request {
         if self.header("host").is_none_or(str::is_empty) {
             return Err(Refusal::bad_handshake("The header host is missing."));
         }
-        let announces_body = self.headers("content-length").any(|length| length != "0")
-            || self.headers("transfer-encoding").next().is_some();
+        let announces_body = self.raw_headers("content-length").any(|length| !is_zero(length))
+            || self.raw_headers("transfer-encoding").next().is_some();
         if announces_body {
             return Err(Refusal::bad_handshake("A handshake has no body."));
         }
@@ -88,6 +89,15 @@ pub fn write_accept(out: &mut Vec<u8>, key: &AcceptKey, subprotocol: Option<&str
         push(extensions);
     }
     push("\r\n\r\n");
+}
+
+/// Whether a `Content-Length` is 0 in any form that RFC 9110 section 8.6 allows: `0`, `00`, and `0, 0` where a gateway
+/// joined two lines.
+fn is_zero(length: &[u8]) -> bool {
+    length.split(|&byte| byte == b',').all(|element| {
+        let digits = element.trim_ascii();
+        !digits.is_empty() && digits.iter().all(|&digit| digit == b'0')
+    })
 }
 
 /// 16 bytes are 22 characters and two of padding. Bits of the last character that mean nothing may be set, as clients
@@ -131,6 +141,13 @@ mod tests {
             ("Upgrade: websocket", "upgrade: h2c, WebSocket"),
             ("GET /ws", "GET ws://example.com/ws"),
             ("Host: ", "Content-Length: 0\r\nHost:"),
+            ("Host: ", "Content-Length: 00\r\nContent-Length: 0, 0\r\nHost:"),
+            ("Version: 13", "Version: 13\r\nSec-WebSocket-Version: 13"),
+            ("Version: 13", "Version: 13, 13"),
+            ("Version: 13", "Version: ,13 ,"),
+            ("Connection: Upgrade", "Connection:\r\nConnection: , ,Upgrade"),
+            ("Upgrade: websocket", "Upgrade:\r\nUpgrade: , websocket,"),
+            ("Host: ", "Sec-WebSocket-Protocol:\r\nSec-WebSocket-Protocol: , ,\r\nHost: "),
         ] {
             assert!(check_with(part, replacement).is_ok(), "{replacement}");
         }
@@ -148,6 +165,8 @@ mod tests {
             ("Version: 13", "Version: 8", 426),
             ("Version: 13", "Version: 13\r\nSec-WebSocket-Version: 8", 426),
             ("Version: 13", "Version: 13, 8", 426),
+            ("Version: 13", "Version: ,", 426),
+            ("Version: 13", "Version:", 426),
             ("Sec-WebSocket-Version: 13\r\n", "", 426),
             ("HTTP/1.1", "HTTP/1.0", 400),
             ("Host: example.com\r\n", "", 400),
@@ -157,6 +176,11 @@ mod tests {
             ("Host", "Authorization: Bearer a\r\nAuthorization: Bearer b\r\nHost", 400),
             ("Host", "Content-Length: 5\r\nHost", 400),
             ("Host", "Content-Length: x\r\nHost", 400),
+            ("Host", "Content-Length:\r\nHost", 400),
+            ("Host", "Content-Length: 0, 5\r\nHost", 400),
+            ("Host", "Content-Length: \u{1}\r\nHost", 400),
+            ("Host", "Transfer-Encoding: \u{e4}\r\nHost", 400),
+            ("Host", "Content-Length: \u{e4}\r\nHost", 400),
             ("Host", "Transfer-Encoding: chunked\r\nHost", 400),
             ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "", 400),
             ("dGhlIHNhbXBsZSBub25jZQ==", "", 400),

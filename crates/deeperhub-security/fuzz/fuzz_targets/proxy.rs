@@ -5,8 +5,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use deeperhub_security::proxy::v2::{MAX_BYTES, Parsed, parse};
-use deeperhub_security::proxy::{Header, Network, TrustedProxies};
+use deeperhub_security::proxy::v2::MAX_BYTES;
+use deeperhub_security::proxy::{Header, Network, Parsed, TrustedProxies, parse};
 use libfuzzer_sys::fuzz_target;
 
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
@@ -14,6 +14,8 @@ const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 fuzz_target!(|bytes: &[u8]| {
     decided(bytes);
     decided(&[b"\r\n\r\n\0\r\nQUIT\n", bytes].concat());
+    decided(&[b"PROXY ", bytes].concat());
+    decided(&[b"PROXY TCP4 ", bytes, b"\r\n"].concat());
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(network) = text.parse::<Network>() {
         assert_eq!(network.to_string().parse(), Ok(network));

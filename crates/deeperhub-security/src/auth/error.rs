@@ -39,6 +39,9 @@ pub enum KeyError {
     /// A secret of no bytes, or of a line's end alone.
     #[error("the secret is empty")]
     EmptySecret,
+    /// A set of keys in UTF-16.
+    #[error("it is UTF-16, not UTF-8")]
+    Utf16,
     /// What should be a set of keys is no JSON object, or a key of an object stands twice in it.
     #[error("it is not a JSON object in which each key stands once")]
     NotJson,
@@ -54,12 +57,12 @@ pub enum KeyError {
         /// Which one, counted from 1.
         position: usize,
     },
-    /// There is no key that a token could be verified with.
-    #[error("it has no key that tokens can be verified with: {reason}")]
-    NoUsableKey {
-        /// Why the first one is none.
-        reason: &'static str,
-    },
+    /// The set has no keys at all.
+    #[error("it has no keys")]
+    EmptySet,
+    /// There is no key that a token could be verified with; this is the first one.
+    #[error("it has no key that tokens can be verified with: {0}")]
+    NoUsableKey(LeftOut),
 }
 
 impl KeyError {
@@ -69,39 +72,84 @@ impl KeyError {
         match self {
             Self::NoKeys => "a secret, a JWKS, or both",
             Self::EmptySecret => "at least 32 random bytes, such as from: openssl rand -base64 32",
-            Self::NotJson | Self::NotKeys | Self::TooManyKeys => {
+            Self::Utf16 => "save it as UTF-8",
+            Self::NotJson | Self::NotKeys | Self::TooManyKeys | Self::EmptySet => {
                 "a JWKS is {\"keys\": [{\"kty\": …}, …]} (RFC 7517), of 64 keys at most"
             }
             Self::SharedSecretInSet { .. } => {
                 "a JWKS has public keys only; a shared secret goes into a file of its own"
             }
-            Self::NoUsableKey { .. } => {
+            Self::NoUsableKey(_) => {
                 "a public key for signatures: RSA of 2048 to 8192 bits, EC on P-256 or P-384, or Ed25519"
             }
         }
     }
 }
 
+/// What is wrong with a key of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("{field} {problem}")]
+pub struct KeyFault {
+    /// The member of the key that is at fault, such as `n`.
+    pub field: &'static str,
+    /// What is wrong with it; a sentence when it stands behind the member's name.
+    pub problem: &'static str,
+}
+
+/// A key of a set that tokens cannot be verified with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LeftOut {
+    /// Which one, counted from 1.
+    pub position: usize,
+    /// Its `kid`, where it has one; only the start of a long one.
+    pub id: Option<String>,
+    /// Why.
+    pub fault: KeyFault,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "key {}", self.position)?;
+        if let Some(id) = &self.id {
+            write!(formatter, " (kid {id:?})")?;
+        }
+        write!(formatter, ": {}", self.fault)
+    }
+}
+
 /// What an operator should know of keys that work. Nothing of a key stands in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Advice {
     /// The secret is shorter than the 32 bytes that HS256 needs (RFC 7518 section 3.2), so it may be guessed.
     ShortSecret,
+    /// The secret begins with a byte order mark, which tokens must be signed with as well.
+    SecretMark,
+    /// The secret is text that begins or ends with blanks, which tokens must be signed with as well.
+    SecretBlanks,
+    /// The secret is text that ends with a line's end, beside the one that is not counted in a file: tokens must be
+    /// signed with it as well.
+    SecretLineEnd,
+    /// More than [`MAX_TRIES`](super::MAX_TRIES) keys are for one algorithm: a token without a `kid` is tried with the
+    /// first ones only.
+    TooManyToTry,
     /// Public keys without an audience: a token that their issuer made for another service is accepted as well.
     AudienceNotChecked,
     /// A key of the JWKS is left out.
-    KeyLeftOut {
-        /// Which one, counted from 1.
-        position: usize,
-        /// Why.
-        reason: &'static str,
-    },
+    KeyLeftOut(LeftOut),
     /// A key of the JWKS has its private part with it, which belongs to the issuer alone.
     PrivateKey {
         /// Which one, counted from 1.
         position: usize,
     },
+}
+
+impl Advice {
+    /// Whether it is about the shared secret; otherwise it is about the set of keys.
+    #[must_use]
+    pub const fn is_of_secret(&self) -> bool {
+        matches!(self, Self::ShortSecret | Self::SecretMark | Self::SecretBlanks | Self::SecretLineEnd)
+    }
 }
 
 impl fmt::Display for Advice {
@@ -110,12 +158,28 @@ impl fmt::Display for Advice {
             Self::ShortSecret => {
                 formatter.write_str("the secret is shorter than 32 bytes and may be guessed")
             }
+            Self::SecretMark => formatter.write_str(
+                "the secret begins with a byte order mark, which counts as part of it: tokens that are signed \
+                 without it are refused",
+            ),
+            Self::SecretBlanks => formatter.write_str(
+                "the secret begins or ends with blanks, which count as part of it: tokens that are signed without \
+                 them are refused",
+            ),
+            Self::SecretLineEnd => formatter.write_str(
+                "the secret ends with more than one line end, and only the last is not part of it: tokens that are \
+                 signed without the others are refused",
+            ),
+            Self::TooManyToTry => write!(
+                formatter,
+                "more than {} keys of the JWKS are for the same algorithm: tokens without a kid are tried with the \
+                 first {0} only",
+                super::MAX_TRIES
+            ),
             Self::AudienceNotChecked => {
                 formatter.write_str("no audience is set: tokens made for other services are accepted as well")
             }
-            Self::KeyLeftOut { position, reason } => {
-                write!(formatter, "key {position} of the JWKS is left out: {reason}")
-            }
+            Self::KeyLeftOut(key) => write!(formatter, "a key of the JWKS is left out: {key}"),
             Self::PrivateKey { position } => {
                 write!(formatter, "key {position} of the JWKS has its private part with it")
             }

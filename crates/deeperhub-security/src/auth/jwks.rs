@@ -1,12 +1,28 @@
 //! Sets of public keys (RFC 7517).
 
-use super::error::{Advice, KeyError};
+use super::error::{Advice, KeyError, KeyFault, LeftOut};
 use super::json;
 use super::key::{self, Key};
+use crate::text;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
+    RsaPublicKeyComponents, VerificationAlgorithm,
+};
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
+
+/// RFC 7515 section 2 wants no padding; encoders exist that write it.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Bytes of a key's name that are shown; the rest of a longer one is left out.
+const SHOWN_ID: usize = 64;
 
 /// The most keys that a set may have.
 pub const MAX_KEYS: usize = 64;
@@ -24,11 +40,15 @@ impl Jwks {
     /// A key that tokens cannot be verified with here (of another type or curve, for encryption, incomplete) is left
     /// out with an [`Advice`], as RFC 7517 section 5 wants it, so that a provider may add new kinds of keys.
     ///
+    /// Each key is made as it will be used, so what loads also verifies: a point must lie on its curve. Numbers may be
+    /// written with leading zeros or without, base64url with padding or without, and a byte order mark may come first.
+    ///
     /// # Errors
     ///
     /// [`KeyError`] for what is no set of keys, has no usable key or too many, and for a set with a shared secret
     /// (`oct`) in it: such sets are published, and who can read this one could make tokens.
     pub fn parse(json: &[u8]) -> Result<Self, KeyError> {
+        let json = text::without_mark(json).map_err(|text::Utf16| KeyError::Utf16)?;
         let mut document = json::object(json).ok_or(KeyError::NotJson)?;
         let keys = match document.remove("keys") {
             Some(Value::Array(keys)) => keys,
@@ -39,6 +59,7 @@ impl Jwks {
             return Err(KeyError::TooManyKeys);
         }
         let mut set = Self { keys: Vec::new(), advice: Vec::new() };
+        let mut first = None;
         for (position, key) in (1..).zip(&keys) {
             let Value::Object(key) = key else { return Err(KeyError::NotKeys) };
             if key.get("kty").is_some_and(|kind| kind == "oct") {
@@ -49,15 +70,15 @@ impl Jwks {
             }
             match verifying(key) {
                 Ok(key) => set.keys.push(key),
-                Err(reason) => set.advice.push(Advice::KeyLeftOut { position, reason }),
+                Err(fault) => {
+                    let left_out = LeftOut { position, id: shown_id(key), fault };
+                    first.get_or_insert_with(|| left_out.clone());
+                    set.advice.push(Advice::KeyLeftOut(left_out));
+                }
             }
         }
         if set.keys.is_empty() {
-            let first = set.advice.iter().find_map(|advice| match advice {
-                Advice::KeyLeftOut { reason, .. } => Some(*reason),
-                _ => None,
-            });
-            return Err(KeyError::NoUsableKey { reason: first.unwrap_or("the set is empty") });
+            return Err(first.map_or(KeyError::EmptySet, KeyError::NoUsableKey));
         }
         Ok(set)
     }
@@ -85,76 +106,128 @@ impl Jwks {
     }
 }
 
+/// The name of a key as it may be shown.
+fn shown_id(jwk: &Map<String, Value>) -> Option<String> {
+    let id = jwk.get("kid")?.as_str()?;
+    Some(id[..id.floor_char_boundary(SHOWN_ID)].to_owned())
+}
+
 /// The key of a JWK, or why it is none to verify with.
-fn verifying(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
+fn verifying(jwk: &Map<String, Value>) -> Result<Key, KeyFault> {
     if jwk.get("use").is_some_and(|purpose| purpose != "sig") {
-        return Err("its use is not sig");
+        return Err(fault("use", "is not sig"));
     }
     match jwk.get("key_ops") {
         None => {}
         Some(Value::Array(operations)) if operations.iter().any(|operation| operation == "verify") => {}
-        Some(_) => return Err("its key_ops do not include verify"),
+        Some(_) => return Err(fault("key_ops", "does not include verify")),
     }
     let id = match jwk.get("kid") {
         None => None,
         Some(Value::String(id)) => Some(id.clone()),
-        Some(_) => return Err("its kid is not a string"),
+        Some(_) => return Err(fault("kid", "is not a string")),
     };
     let (possible, key): (&[Algorithm], _) = match text(jwk, "kty")? {
         "RSA" => (key::RSA, rsa(jwk)?),
         "EC" => match text(jwk, "crv")? {
-            "P-256" => (&[Algorithm::ES256], ec(jwk, 32)?),
-            "P-384" => (&[Algorithm::ES384], ec(jwk, 48)?),
-            _ => return Err("its curve is neither P-256 nor P-384"),
+            "P-256" => (&[Algorithm::ES256], ec(jwk, 32, &ECDSA_P256_SHA256_FIXED)?),
+            "P-384" => (&[Algorithm::ES384], ec(jwk, 48, &ECDSA_P384_SHA384_FIXED)?),
+            _ => return Err(fault("crv", "is neither P-256 nor P-384")),
         },
         "OKP" => match text(jwk, "crv")? {
             "Ed25519" => (&[Algorithm::EdDSA], ed25519(jwk)?),
-            _ => return Err("its curve is not Ed25519"),
+            _ => return Err(fault("crv", "is not Ed25519")),
         },
-        _ => return Err("its type is neither RSA nor EC nor OKP"),
+        _ => return Err(fault("kty", "is neither RSA nor EC nor OKP")),
     };
     let Some(named) = jwk.get("alg") else { return Ok(Key::new(id, possible, key)) };
     match named.as_str().and_then(key::algorithm) {
         Some(algorithm) if possible.contains(&algorithm) => Ok(Key::new(id, &[algorithm], key)),
-        _ => Err("its alg is not one of its type that is known here"),
+        _ => Err(fault("alg", "is not one of its type that is known here")),
     }
 }
 
-fn rsa(jwk: &Map<String, Value>) -> Result<DecodingKey, &'static str> {
+fn rsa(jwk: &Map<String, Value>) -> Result<DecodingKey, KeyFault> {
     let (n, e) = (bytes(jwk, "n")?, bytes(jwk, "e")?);
-    // Some write a leading zero, as ASN.1 would need it.
-    let n = n.iter().position(|&byte| byte != 0).and_then(|start| n.get(start..)).unwrap_or_default();
+    // Some write leading zeros: one as ASN.1 needs it, or as many as fill a word (`AAEAAQ` for 65537). The
+    // cryptographic library takes none.
+    let (n, e) = (without_zeros(&n), without_zeros(&e));
     let bits = n.len() * 8 - n.first().map_or(0, |byte| byte.leading_zeros() as usize);
     if !(2048..=8192).contains(&bits) {
-        return Err("it is not of 2048 to 8192 bits");
+        return Err(fault("n", "is not of 2048 to 8192 bits"));
     }
     if e.is_empty() || e.len() > 4 || e.last().is_none_or(|last| last % 2 == 0) || e == [1] {
-        return Err("its exponent is none of RSA");
+        return Err(fault("e", "is no exponent of RSA"));
     }
-    Ok(DecodingKey::from_rsa_raw_components(n, &e))
+    if n.last().is_none_or(|last| last % 2 == 0) {
+        return Err(fault("n", "is even, so it is no product of two primes"));
+    }
+    RsaPublicKeyComponents { n, e }
+        .to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256)
+        .map_err(|_| fault("n", "makes no RSA key with e"))?;
+    Ok(DecodingKey::from_rsa_raw_components(n, e))
 }
 
-fn ec(jwk: &Map<String, Value>, coordinate_bytes: usize) -> Result<DecodingKey, &'static str> {
-    let (x, y) = (bytes(jwk, "x")?, bytes(jwk, "y")?);
-    if x.len() != coordinate_bytes || y.len() != coordinate_bytes {
-        return Err("its coordinates are not as long as its curve's");
-    }
+fn ec(
+    jwk: &Map<String, Value>,
+    coordinate_bytes: usize,
+    algorithm: &'static dyn VerificationAlgorithm,
+) -> Result<DecodingKey, KeyFault> {
     // An uncompressed point: SEC 1 section 2.3.3.
-    Ok(DecodingKey::from_ec_der(&[&[4], &*x, &*y].concat()))
-}
-
-fn ed25519(jwk: &Map<String, Value>) -> Result<DecodingKey, &'static str> {
-    let x = bytes(jwk, "x")?;
-    if x.len() != 32 {
-        return Err("it is not 32 bytes long");
+    let mut point = vec![4];
+    for field in ["x", "y"] {
+        let coordinate = bytes(jwk, field)?;
+        // As long as the curve's by RFC 7518 section 6.2.1.2. Some leave leading zeros out, or add the one that ASN.1
+        // needs.
+        let digits = without_zeros(&coordinate);
+        let Some(zeros) = coordinate_bytes.checked_sub(digits.len()) else {
+            return Err(fault(field, "is longer than a coordinate of its curve"));
+        };
+        point.resize(point.len() + zeros, 0);
+        point.extend_from_slice(digits);
     }
-    Ok(DecodingKey::from_ed_der(&x))
+    ParsedPublicKey::new(algorithm, &point).map_err(|_| fault("x", "and y are no point of its curve"))?;
+    Ok(DecodingKey::from_ec_der(&point))
 }
 
-fn text<'a>(jwk: &'a Map<String, Value>, name: &str) -> Result<&'a str, &'static str> {
-    jwk.get(name).and_then(Value::as_str).ok_or("it lacks a member that its type needs")
+fn ed25519(jwk: &Map<String, Value>) -> Result<DecodingKey, KeyFault> {
+    let x = bytes(jwk, "x")?;
+    // These are bytes, not a number. One more in front is what a BIT STRING of ASN.1 begins with.
+    let key = match x.split_first() {
+        Some((0, key)) if key.len() == 32 => key,
+        _ => &x,
+    };
+    if key.len() != 32 {
+        return Err(fault("x", "is not 32 bytes long"));
+    }
+    ParsedPublicKey::new(&ED25519, key).map_err(|_| fault("x", "is no Ed25519 key"))?;
+    Ok(DecodingKey::from_ed_der(key))
 }
 
-fn bytes(jwk: &Map<String, Value>, name: &str) -> Result<Vec<u8>, &'static str> {
-    URL_SAFE_NO_PAD.decode(text(jwk, name)?).map_err(|_| "a member of it is not base64url")
+fn text<'a>(jwk: &'a Map<String, Value>, field: &'static str) -> Result<&'a str, KeyFault> {
+    match jwk.get(field) {
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(fault(field, "is not a string")),
+        None => Err(fault(field, "is missing")),
+    }
+}
+
+fn bytes(jwk: &Map<String, Value>, field: &'static str) -> Result<Vec<u8>, KeyFault> {
+    let text = text(jwk, field)?;
+    // The two characters in which base64 differs from base64url cannot be mistaken for others.
+    let text = if text.contains(['+', '/']) {
+        Cow::Owned(text.replace('+', "-").replace('/', "_"))
+    } else {
+        Cow::Borrowed(text)
+    };
+    BASE64.decode(text.as_bytes()).map_err(|_| fault(field, "is not base64url"))
+}
+
+/// A big-endian number without its leading zeros.
+fn without_zeros(number: &[u8]) -> &[u8] {
+    number.iter().position(|&byte| byte != 0).and_then(|start| number.get(start..)).unwrap_or_default()
+}
+
+const fn fault(field: &'static str, problem: &'static str) -> KeyFault {
+    KeyFault { field, problem }
 }

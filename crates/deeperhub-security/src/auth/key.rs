@@ -18,6 +18,9 @@ pub(super) const RSA: &[Algorithm] = &[
     Algorithm::PS512,
 ];
 
+/// Algorithms of keys on curves, each of which has but one.
+pub(super) const CURVES: &[Algorithm] = &[Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA];
+
 /// The algorithm of a header or of a JWK; `None` for any that is not known here, such as `none`.
 ///
 /// `Ed25519` is what RFC 9864 calls the one `EdDSA` that there is here.

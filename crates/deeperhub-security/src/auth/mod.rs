@@ -45,19 +45,22 @@ mod mint;
 mod reloadable;
 
 pub use claims::MAX_PATTERNS;
-pub use error::{Advice, AuthError, KeyError};
+pub use error::{Advice, AuthError, KeyError, KeyFault, LeftOut};
 pub use jwks::{Jwks, MAX_KEYS};
 pub use keys::{Keys, KeysError};
 pub use mint::{MintError, Recipient, mint, mint_for};
 pub use reloadable::Reloadable;
 
-use crate::{Claims, Secret};
+use crate::{Claims, Secret, text};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use claims::{Expected, invalid};
 use key::Key;
 use serde_json::Value;
 use std::time::Duration;
+
+/// 16 KiB: tokens with a list of groups in them take more than 8.
+pub const DEFAULT_MAX_TOKEN_BYTES: usize = 16 * 1024;
 
 /// The most keys that one token is tried with.
 pub const MAX_TRIES: usize = 8;
@@ -75,7 +78,8 @@ pub struct Config {
     pub issuer: Vec<String>,
     /// How far in the future a token's `nbf` may be, since clocks differ. Default: 10 s.
     pub leeway: Duration,
-    /// The longest token, in bytes; a longer one is refused before anything is done with it. Default: 8 KiB.
+    /// The longest token, in bytes; a longer one is refused before anything is done with it. Default:
+    /// [`DEFAULT_MAX_TOKEN_BYTES`].
     pub max_token_bytes: usize,
 }
 
@@ -87,7 +91,7 @@ impl Default for Config {
             audience: Vec::new(),
             issuer: Vec::new(),
             leeway: Duration::from_secs(10),
-            max_token_bytes: 8 * 1024,
+            max_token_bytes: DEFAULT_MAX_TOKEN_BYTES,
         }
     }
 }
@@ -118,6 +122,7 @@ impl Authenticator {
                 1..32 => advice.push(Advice::ShortSecret),
                 _ => {}
             }
+            advice.extend(oddity(secret.expose()));
             keys.push(Key::shared(secret));
         }
         if let Some(jwks) = config.jwks {
@@ -126,6 +131,11 @@ impl Authenticator {
                 advice.push(Advice::AudienceNotChecked);
             }
             keys.extend(jwks.into_keys());
+            if key::RSA.iter().chain(key::CURVES).any(|&algorithm| {
+                keys.iter().filter(|key| key.fits(algorithm, None)).nth(MAX_TRIES).is_some()
+            }) {
+                advice.push(Advice::TooManyToTry);
+            }
         }
         if keys.is_empty() {
             return Err(KeyError::NoKeys);
@@ -149,7 +159,7 @@ impl Authenticator {
     /// [`AuthError`], in which nothing of the token stands.
     pub fn verify(&self, token: &str, now: u64) -> Result<Claims, AuthError> {
         if token.len() > self.max_token_bytes {
-            return Err(invalid("it is too long"));
+            return Err(invalid("it is over max_token_bytes"));
         }
         // The compact serialisation, RFC 7515 section 3.1: what is signed is the text up to the second dot.
         let (message, signature) = token.rsplit_once('.').ok_or(SHAPE)?;
@@ -189,6 +199,22 @@ impl Authenticator {
     #[must_use]
     pub fn advice(&self) -> &[Advice] {
         &self.advice
+    }
+}
+
+/// What a secret has at its ends that its keeper may not know of. A secret of random bytes may have anything there, so
+/// blanks and line ends are told of text only.
+fn oddity(secret: &[u8]) -> Option<Advice> {
+    if secret.starts_with(text::MARK) || text::is_utf16(secret) {
+        return Some(Advice::SecretMark);
+    }
+    let is_text = secret.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace());
+    let (first, last) = (secret.first()?, secret.last()?);
+    match last {
+        _ if !is_text => None,
+        b'\n' | b'\r' => Some(Advice::SecretLineEnd),
+        last if last.is_ascii_whitespace() || first.is_ascii_whitespace() => Some(Advice::SecretBlanks),
+        _ => None,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! What a connection or a request says of its client is worth as much as who says it. [`TrustedProxies`] are the
 //! networks whose word is taken; [`TrustedProxies::client`] finds the client in `Forwarded` or `X-Forwarded-For`, and
-//! [`v2::parse`] reads the header that a proxy of TCP puts before everything else.
+//! [`parse`] reads the header that a proxy of TCP puts before everything else.
 //!
 //! ```
 //! use deeperhub_security::proxy::{Header, TrustedProxies};
@@ -17,10 +17,13 @@
 //! ```
 
 mod forwarded;
+mod header;
 mod network;
+pub mod v1;
 pub mod v2;
 
 pub use forwarded::Header;
+pub use header::{Parsed, ProxyError, parse};
 pub use network::{Network, NetworkError, NetworkProblem};
 
 use std::net::IpAddr;

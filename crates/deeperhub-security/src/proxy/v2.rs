@@ -2,7 +2,7 @@
 //! addresses of the connection that it forwards.
 //!
 //! A listener either expects it of a peer or does not look for it: where it is optional, a client can claim to be
-//! anyone. What the proxy adds of its own (TLVs) is skipped. Version 1, in text, is told apart and refused.
+//! anyone. What the proxy adds of its own (TLVs) is skipped.
 //!
 //! ```
 //! use deeperhub_security::proxy::v2::{Parsed, parse};
@@ -13,6 +13,8 @@
 //! assert_eq!(parse(&header[..20])?, Parsed::Partial);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+
+pub use super::{Parsed, ProxyError};
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -25,45 +27,6 @@ const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version and command, family and protocol, length.
 const FIXED_BYTES: usize = 16;
 
-/// What has come of a header so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Parsed {
-    /// All right so far; to be asked again with more, from the first byte on.
-    Partial,
-    /// The whole header.
-    Complete {
-        /// Its bytes; those after it are the client's.
-        length: usize,
-        /// The client's address and port; `None` where the proxy speaks for itself, as to check that the server is
-        /// there (`LOCAL`), or forwards what has no IP address. Then it is the connection's own peer.
-        source: Option<SocketAddr>,
-    },
-}
-
-/// What came is no header that is read here. The connection is to be closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProxyError {
-    /// It starts differently: perhaps what connected is no proxy, or one that does not send the header.
-    #[error("it does not start with the signature of PROXY protocol version 2")]
-    Signature,
-    /// It is of version 1, or of one that there is not yet.
-    #[error("it is not of version 2 of the PROXY protocol")]
-    Version,
-    /// The command is neither `LOCAL` nor `PROXY`.
-    #[error("its command is not known")]
-    Command,
-    /// The addresses are of an unknown family, or not of a stream.
-    #[error("its addresses are not of a stream over IPv4, IPv6 or Unix")]
-    Family,
-    /// The length has no room for the addresses.
-    #[error("it is too short for its addresses")]
-    TooShort,
-    /// Longer than [`MAX_BYTES`].
-    #[error("it is longer than {MAX_BYTES} bytes")]
-    TooLong,
-}
-
 /// Reads the header that `bytes` start with. Any number of bytes may follow it.
 ///
 /// # Errors
@@ -72,8 +35,7 @@ pub enum ProxyError {
 pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyError> {
     let shared = SIGNATURE.len().min(bytes.len());
     if bytes.get(..shared) != SIGNATURE.get(..shared) {
-        let is_version_1 = bytes.starts_with(b"PROXY ");
-        return Err(if is_version_1 { ProxyError::Version } else { ProxyError::Signature });
+        return Err(ProxyError::Signature);
     }
     let command = match bytes.get(12) {
         None => return Ok(Parsed::Partial),
@@ -198,7 +160,6 @@ mod tests {
         let check = |bytes: &[u8], expected| assert_eq!(parse(bytes), Err(expected), "{bytes:?}");
         check(b"G", ProxyError::Signature);
         check(b"\r\n\r\nGET", ProxyError::Signature);
-        check(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", ProxyError::Version);
         check(&header(0x11, 0x11, IPV4), ProxyError::Version);
         check(&header(0x31, 0x11, IPV4), ProxyError::Version);
         check(&header(0x22, 0x11, IPV4), ProxyError::Command);
@@ -246,7 +207,6 @@ mod tests {
                     (Ok(Parsed::Complete { length, source }), Ok(Parsed::Complete { length: of_all, source: known })) => {
                         prop_assert!(length <= cut && length == of_all && source == known);
                     }
-                    // A beginning may be told apart less well than all of it, as of version 1.
                     (Err(_), whole) => prop_assert!(whole.is_err()),
                     (Ok(complete), whole) => prop_assert!(false, "{complete:?}, then {whole:?}"),
                 }

@@ -38,6 +38,12 @@ fn text(name: &AttributeTypeAndValue) -> Option<&str> {
     }
 }
 
+/// Whether a certificate is past its time at `now`, in seconds since 1970. One that cannot be read is.
+#[must_use]
+pub fn has_expired(certificate: &CertificateDer<'_>, now: u64) -> bool {
+    Validity::of(certificate).is_none_or(|validity| now > validity.ends)
+}
+
 /// From when to when a certificate is good, in seconds since 1970.
 pub(super) struct Validity {
     pub(super) starts: u64,

@@ -26,6 +26,9 @@ pub enum TlsError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
+    /// It is UTF-16 text.
+    #[error("it is UTF-16, not UTF-8")]
+    Utf16,
     /// A section of it is broken.
     #[error("it is not PEM, or is damaged")]
     NotPem,
@@ -60,6 +63,7 @@ impl Problem {
     #[must_use]
     pub const fn expected(&self) -> &'static str {
         match self {
+            Self::Utf16 => "save it as UTF-8 or ASCII",
             Self::NotPem => "PEM has whole sections from -----BEGIN …----- to -----END …-----",
             Self::NoCertificate | Self::Certificate => {
                 "the server's certificate comes first, as -----BEGIN CERTIFICATE-----, then those above it"

@@ -4,9 +4,10 @@
 //! whose keys change every six hours and are forgotten when a new configuration takes over. No early data: what comes
 //! in it could be sent again by others.
 //!
-//! With a CA for clients, a client may show a certificate. One that shows none is let in (a token can tell who it is);
-//! one that shows a certificate which that CA did not sign, or which is past its time, is not. [`user`] says whom a
-//! certificate is for.
+//! With a CA for clients, a client must show a certificate of it ([`ClientAuth::Required`]), or may
+//! ([`ClientAuth::Optional`]: one that shows none is let in, and a token can tell who it is). A certificate that the CA
+//! did not sign, or that is past its time, is refused in either case; [`ClientAuthFault`] says why. [`user`] says whom
+//! a certificate is for.
 //!
 //! ```no_run
 //! use deeperhub_security::tls::{Config, Reloadable};
@@ -25,15 +26,17 @@
 //! ```
 
 mod certificate;
+mod client_auth;
 mod error;
 mod reloadable;
 
-pub use certificate::user;
+pub use certificate::{has_expired, user};
+pub use client_auth::{ClientAuth, ClientAuthFault};
 pub use error::{Problem, TlsError, Warning};
 pub use reloadable::Reloadable;
 
-use crate::Secret;
 use crate::files::{self, FileError};
+use crate::{Secret, text};
 use certificate::Validity;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -60,10 +63,10 @@ pub struct Pem {
 }
 
 impl Pem {
-    /// PEM text under a name: the file's or the setting's that it is from.
+    /// PEM text under a name: the file's or the setting's that it is from. Byte order marks are no part of it.
     #[must_use]
     pub fn new(name: impl Into<String>, text: Secret) -> Self {
-        Self { name: name.into(), text }
+        Self { name: name.into(), text: text::without_marks(text) }
     }
 
     /// The text of a file, under the file's name.
@@ -75,8 +78,9 @@ impl Pem {
         Ok(Self::new(path.display().to_string(), files::read(path)?))
     }
 
-    fn bytes(&self) -> &[u8] {
-        self.text.expose()
+    fn bytes(&self) -> Result<&[u8], TlsError> {
+        let bytes = self.text.expose();
+        if text::is_utf16(bytes) { Err(self.wrong(Problem::Utf16)) } else { Ok(bytes) }
     }
 
     fn wrong(&self, problem: Problem) -> TlsError {
@@ -98,8 +102,10 @@ pub struct Config {
     pub certificates: Pem,
     /// The certificate's private key: PKCS#8, SEC1 or PKCS#1, not encrypted.
     pub key: Pem,
-    /// CAs whose certificates clients may show; `None`: clients are not asked for one.
+    /// CAs whose certificates clients show; `None`: clients are not asked for one.
     pub client_ca: Option<Pem>,
+    /// Whether clients must show one, where there is a CA. Default: they must.
+    pub client_auth: ClientAuth,
 }
 
 /// TLS that is ready to serve.
@@ -114,7 +120,7 @@ pub struct Server {
 }
 
 impl Config {
-    /// Reads the files, now.
+    /// Reads the files, now. Clients must show a certificate where a CA is named.
     ///
     /// # Errors
     ///
@@ -124,6 +130,7 @@ impl Config {
             certificates: Pem::read(certificates)?,
             key: Pem::read(key)?,
             client_ca: client_ca.map(Pem::read).transpose()?,
+            client_auth: ClientAuth::default(),
         })
     }
 
@@ -146,7 +153,9 @@ impl Config {
             .map_err(TlsError::Library)?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
-            Some(pem) => builder.with_client_cert_verifier(client_verifier(pem, &provider)?),
+            Some(pem) => {
+                builder.with_client_cert_verifier(client_verifier(pem, self.client_auth, &provider)?)
+            }
         };
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|error| match error {
@@ -169,15 +178,16 @@ impl Config {
 }
 
 fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.bytes()).collect();
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.bytes()?).collect();
     let chain = chain.map_err(|_| pem.wrong(Problem::NotPem))?;
     if chain.is_empty() { Err(pem.wrong(Problem::NoCertificate)) } else { Ok(chain) }
 }
 
 fn signing_key(pem: &Pem) -> Result<Arc<dyn SigningKey>, TlsError> {
-    let mut key = PrivateKeyDer::from_pem_slice(pem.bytes()).map_err(|error| {
+    let bytes = pem.bytes()?;
+    let mut key = PrivateKeyDer::from_pem_slice(bytes).map_err(|error| {
         const ENCRYPTED: &[u8] = b"ENCRYPTED";
-        let encrypted = pem.bytes().windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
+        let encrypted = bytes.windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
         pem.wrong(match error {
             _ if encrypted => Problem::EncryptedKey,
             pem::Error::NoItemsFound => Problem::NoKey,
@@ -192,14 +202,17 @@ fn signing_key(pem: &Pem) -> Result<Arc<dyn SigningKey>, TlsError> {
 
 fn client_verifier(
     pem: &Pem,
+    client_auth: ClientAuth,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
         roots.add(certificate).map_err(|_| pem.wrong(Problem::Ca))?;
     }
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
-        .allow_unauthenticated()
-        .build()
-        .map_err(|_| pem.wrong(Problem::Ca))
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    let verifier = match client_auth {
+        ClientAuth::Required => verifier,
+        ClientAuth::Optional => verifier.allow_unauthenticated(),
+    };
+    verifier.build().map_err(|_| pem.wrong(Problem::Ca))
 }

@@ -1,0 +1,80 @@
+//! Text that editors and shells of some systems begin with a byte order mark.
+
+/// U+FEFF in UTF-8.
+pub(crate) const MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The text is UTF-16, as some shells write it by default, which nothing here reads.
+#[cfg(feature = "auth")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Utf16;
+
+/// The text without a byte order mark in front.
+#[cfg(feature = "auth")]
+pub(crate) fn without_mark(text: &[u8]) -> Result<&[u8], Utf16> {
+    if is_utf16(text) {
+        return Err(Utf16);
+    }
+    Ok(text.strip_prefix(MARK).unwrap_or(text))
+}
+
+/// The text without the byte order marks that begin it, or a line of it where files were joined.
+#[cfg(feature = "tls")]
+pub(crate) fn without_marks(text: crate::Secret) -> crate::Secret {
+    use zeroize::Zeroizing;
+    if !text.expose().windows(MARK.len()).any(|window| window == MARK) {
+        return text;
+    }
+    let mut rest = text.expose();
+    // Room for all of it, so that no copy is left behind by a buffer that had to grow.
+    let mut cleaned = Zeroizing::new(Vec::with_capacity(rest.len()));
+    while let Some(&first) = rest.first() {
+        let is_line_start = cleaned.last().is_none_or(|last| matches!(last, b'\n' | b'\r'));
+        match rest.strip_prefix(MARK) {
+            Some(after) if is_line_start => rest = after,
+            _ => {
+                cleaned.push(first);
+                rest = &rest[1..];
+            }
+        }
+    }
+    crate::Secret::from_zeroizing(cleaned)
+}
+
+/// Whether it begins with the byte order mark of UTF-16.
+pub(crate) fn is_utf16(text: &[u8]) -> bool {
+    text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn marks_go_where_files_were_joined() {
+        let check = |text: &str, expected: &str| {
+            let cleaned = without_marks(crate::Secret::new(text));
+            assert_eq!(cleaned.expose(), expected.as_bytes(), "{text:?}");
+        };
+        check("a\nb", "a\nb");
+        check("\u{feff}a\r\n\u{feff}\u{feff}b\r\u{feff}c", "a\r\nb\rc");
+        check("a\u{feff}b\u{feff}", "a\u{feff}b\u{feff}");
+        check("\u{feff}", "");
+    }
+
+    #[cfg(feature = "auth")]
+    #[test]
+    fn a_mark_is_taken_off_once_and_utf_16_is_told() {
+        for (text, expected) in [
+            (&b"{}"[..], Ok(&b"{}"[..])),
+            (b"", Ok(b"")),
+            (b"\xef\xbb\xbf{}", Ok(b"{}")),
+            (b"\xef\xbb\xbf\xef\xbb\xbf{}", Ok(b"\xef\xbb\xbf{}")),
+            (b"\xef\xbb", Ok(b"\xef\xbb")),
+            (b"\xff\xfe{\0}\0", Err(Utf16)),
+            (b"\xfe\xff\0{\0}", Err(Utf16)),
+        ] {
+            assert_eq!(without_mark(text), expected, "{text:?}");
+        }
+    }
+}
