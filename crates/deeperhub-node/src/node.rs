@@ -114,6 +114,9 @@ impl Node {
                 .register_gauge_fn(gauge.name, gauge.help, gauge.unit, gauge.read)
                 .map_err(MetricsError::Register)?;
         }
+        for number in &config.numbers {
+            number.register(&mut registry).map_err(MetricsError::Register)?;
+        }
         let (broker, driver) = match config.cluster.as_ref() {
             None => (None, None),
             Some(cluster) => {
@@ -241,6 +244,13 @@ fn registry(
         "Topics and patterns with a subscriber",
         Unit::None,
         move || i64::try_from(topics.topics()).unwrap_or(i64::MAX),
+    )?;
+    let waiting = bus.clone();
+    registry.register_gauge_fn(
+        "deeperhub_events_queued_bytes",
+        "Bytes of events that wait for observers",
+        Unit::Bytes,
+        move || i64::try_from(waiting.queued_bytes()).unwrap_or(i64::MAX),
     )?;
     let bus = bus.clone();
     registry.register_counter_fn(
