@@ -56,6 +56,12 @@ impl<'a> Key<'a> {
     }
 }
 
+/// What came of a publish.
+pub(crate) trait Outcome: Copy {
+    /// A part of it could not be done, and can be when it is asked for again.
+    fn is_half_done(&self) -> bool;
+}
+
 /// What is remembered of publishes.
 #[derive(Debug)]
 pub(crate) struct Memory<A> {
@@ -78,7 +84,7 @@ struct Entry<A> {
     answer: A,
 }
 
-impl<A: Copy> Memory<A> {
+impl<A: Outcome> Memory<A> {
     pub(crate) fn new() -> Self {
         let inner = Inner { entries: HashMap::new(), order: VecDeque::new(), bytes: 0 };
         Self { inner: Mutex::new(inner), hashers: [RandomState::new(), RandomState::new()] }
@@ -86,7 +92,8 @@ impl<A: Copy> Memory<A> {
 
     /// Does something unless it was done under this key before. Answers what came of it, and whether that was before.
     ///
-    /// `act` runs under a lock, so that of two requests at the same time one waits for the other: it must be quick.
+    /// `act` gets the answer of a time before that left something undone ([`Outcome::is_half_done`]), and does the
+    /// rest. It runs under a lock, so that of two requests at the same time one waits for the other: it must be quick.
     ///
     /// # Errors
     ///
@@ -97,17 +104,22 @@ impl<A: Copy> Memory<A> {
         request: (&str, &str),
         config: &IdempotencyConfig,
         now: Instant,
-        act: impl FnOnce() -> A,
+        act: impl FnOnce(Option<A>) -> A,
     ) -> Result<(A, bool), ApiError> {
         if config.ttl.is_zero() {
-            return Ok((act(), false));
+            return Ok((act(None), false));
         }
         let request = [self.hashers[0].hash_one(request), self.hashers[1].hash_one(request)];
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         // Limits too: they may have been lowered.
         inner.forget(|inner, at| now.saturating_duration_since(at) >= config.ttl || inner.is_over(config));
-        if let Some(known) = inner.entries.get(key.0) {
+        if let Some(known) = inner.entries.get_mut(key.0) {
             if known.request == request {
+                if known.answer.is_half_done() {
+                    known.answer = act(Some(known.answer));
+                    // Answered as before only if nothing more was done.
+                    return Ok((known.answer, known.answer.is_half_done()));
+                }
                 return Ok((known.answer, true));
             }
             return Err(ApiError::new(
@@ -116,7 +128,7 @@ impl<A: Copy> Memory<A> {
                 "another topic or message was published under this idempotency key",
             ));
         }
-        let answer = act();
+        let answer = act(None);
         let name: Arc<str> = key.0.into();
         inner.bytes += name.len() + ENTRY_BYTES;
         inner.order.push_back((now, Arc::clone(&name)));
@@ -157,6 +169,13 @@ mod tests {
         IdempotencyConfig { ttl: Duration::from_secs(10), max_keys: 3, max_bytes: 1 << 20 }
     }
 
+    impl Outcome for u32 {
+        /// From 100 on.
+        fn is_half_done(&self) -> bool {
+            *self >= 100
+        }
+    }
+
     /// Publishes are numbered by `done`; what one under this key answers, `None` where the key is taken.
     fn ask(
         memory: &Memory<u32>,
@@ -165,7 +184,8 @@ mod tests {
         now: Instant,
         done: &mut u32,
     ) -> Option<(u32, bool)> {
-        let act = || {
+        let act = |before: Option<u32>| {
+            assert_eq!(before, None);
             *done += 1;
             *done
         };
@@ -183,6 +203,25 @@ mod tests {
         assert_eq!(ask(&memory, &config, ("b", "1"), later, &mut done), Some((2, false)));
         let over = start + Duration::from_secs(10);
         assert_eq!(ask(&memory, &config, ("a", "2"), over, &mut done), Some((3, false)));
+    }
+
+    #[test]
+    fn what_was_half_done_is_completed_when_it_is_asked_for_again() {
+        let (memory, now) = (Memory::new(), Instant::now());
+        let ask = |outcome: u32, expected: Option<u32>| {
+            let act = |before: Option<u32>| {
+                assert_eq!(before, expected);
+                outcome
+            };
+            memory.once(Key::parse("a").unwrap(), ("topic", "1"), &config(), now, act).unwrap()
+        };
+        assert_eq!(ask(100, None), (100, false));
+        // Still in vain: the answer is that of before.
+        assert_eq!(ask(100, Some(100)), (100, true));
+        assert_eq!(ask(1, Some(100)), (1, false));
+        let never = |_| unreachable!("it is done");
+        let again = memory.once(Key::parse("a").unwrap(), ("topic", "1"), &config(), now, never);
+        assert_eq!(again.unwrap(), (1, true));
     }
 
     #[test]

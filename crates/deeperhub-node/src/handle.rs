@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,28 @@ impl NodeHandle {
             tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
         }
         Delivered { count: published.subscribers, cluster_unavailable: published.cluster_unavailable }
+    }
+
+    /// Publishes to the other nodes only: the rest of a publish that was answered with
+    /// [`cluster_unavailable`](Delivered::cluster_unavailable). Returns `false` if they cannot be reached. Never waits.
+    pub fn publish_to_others(
+        &self,
+        topic: &Topic<'_>,
+        message: RawJson<'_>,
+        trace: &TraceContext<'_>,
+    ) -> bool {
+        let tracer = &self.hub.config.tracer;
+        let span = MessageSpan::begin(tracer, trace, None);
+        let traceparent = span.as_ref().map(|span| span.span.context().to_string());
+        let context = TraceContext {
+            traceparent: traceparent.as_deref().map(Cow::Borrowed),
+            tracestate: span.as_ref().and_then(|span| span.span.tracestate()).map(Cow::Borrowed),
+        };
+        let is_taken = self.hub.publish_to_others(topic, message, None, context);
+        if let Some(span) = span {
+            tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
+        }
+        is_taken
     }
 
     /// Sends an object (see `message::check_server_object`) to one client, on whatever node it is.
