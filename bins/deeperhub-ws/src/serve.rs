@@ -86,6 +86,7 @@ async fn run(mut settings: Settings, flags: Vec<ArgMatches>, level: Level) -> Re
     ));
     settings.node.tracer = telemetry.tracer();
     settings.node.gauges = allocator::GAUGES.to_vec();
+    settings.node.numbers = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
     let node = start_node(&settings)?;
     let memory = settings.node.listener.memory.clone();
     let telemetry = telemetry.start(&node.handle());

@@ -73,7 +73,8 @@ impl Settings {
 
     /// Connections that the server API may have at one time.
     pub(crate) fn api_connections(&self) -> usize {
-        self.api.as_ref().map_or(0, |api| api.config.max_connections)
+        let reserved = 2 * deeperhub_api::RESERVED_CONNECTIONS;
+        self.api.as_ref().map_or(0, |api| api.config.max_connections.saturating_add(reserved))
     }
 
     /// The effective configuration as TOML with the origin of each value as a comment. A setting without a value is a

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{Body, answer, text, trace};
+use super::{answer, trace};
+use crate::body::Body;
 use crate::error::ApiError;
 use crate::idempotency::Key;
 use crate::{Api, calls};
@@ -110,7 +111,7 @@ pub(crate) struct CallResult {
 pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Response {
     let carry_out = async || {
         let config = api.config.current();
-        let body = text(&body)?;
+        let body = body.text()?;
         let batch: Batch<'_> = serde_json::from_str(body).map_err(|error| malformed(&error))?;
         if batch.calls.is_empty() || batch.calls.len() > config.max_batch_calls {
             let message = format!("a batch has 1 to {} calls", config.max_batch_calls);
