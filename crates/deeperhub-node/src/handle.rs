@@ -53,6 +53,18 @@ pub struct ClientInfo {
     pub subscriptions: Vec<String>,
 }
 
+/// Bytes of names after which a page of connections ends, whatever its limit: subscriptions may take 32 KiB of each.
+pub(crate) const CLIENTS_BYTES: usize = 512 * 1024;
+
+impl ClientInfo {
+    /// About what it takes in memory and in an answer.
+    pub(crate) fn bytes(&self) -> usize {
+        let user = self.user.as_ref().map_or(0, String::len);
+        let names: usize = self.subscriptions.iter().map(|name| name.len() + size_of::<String>()).sum();
+        size_of::<Self>() + self.client_id.as_str().len() + user + names
+    }
+}
+
 /// One topic or pattern that is subscribed to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -295,7 +307,7 @@ impl NodeHandle {
         info.ok_or(ClientNotFound.into())
     }
 
-    /// Connections of this node, a page at a time. A client that stays connected through a whole listing appears exactly
+    /// Connections of this node, a page at a time; a page ends after 512 KiB of names, too. A client that stays connected through a whole listing appears exactly
     /// once.
     ///
     /// # Errors
@@ -467,11 +479,15 @@ impl Hub {
         limit: usize,
     ) -> Result<Page<ClientInfo>, ListError> {
         let (mut worker, mut from) = cursor.map_or(Ok((0, 0)), parse_cursor)?;
-        let mut items = Vec::new();
+        let (mut items, mut bytes) = (Vec::new(), 0);
         while worker < self.requests.len() {
+            if bytes >= CLIENTS_BYTES {
+                return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{from:x}")) });
+            }
             let left = limit.saturating_sub(items.len());
             let asked = self.ask(worker, |reply| Request::Clients { from, limit: left, reply });
             let (clients, next) = asked.await?;
+            bytes += clients.iter().map(ClientInfo::bytes).sum::<usize>();
             items.extend(clients);
             if let Some(next) = next {
                 return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{next:x}")) });
