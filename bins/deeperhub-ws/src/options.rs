@@ -125,8 +125,9 @@ pub(crate) struct Options {
 
     /// Connections of the server API at one time [default: 512]
     ///
-    /// Over it, the connection that has been idle the longest is closed. While none is idle, health checks and metrics
-    /// are answered nevertheless; other requests get 503 when no connection becomes idle within a second.
+    /// Over it, the connection that has been idle the longest is closed. While none has been for 5 s, 256 more are served
+    /// one request each: health checks and metrics always, others when fewer than this number are being served within a
+    /// second, or they get 503.
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = API)]
     pub(crate) max_api_connections: Option<usize>,
 

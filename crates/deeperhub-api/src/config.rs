@@ -16,8 +16,9 @@ pub struct ApiConfig {
     pub api_key: Option<Arc<Secret>>,
     /// Web pages that may call, besides those of the API's own host.
     pub allowed_origins: OriginPolicy,
-    /// Connections at one time. Over it, the one that has been idle the longest is closed; while none is idle, requests
-    /// other than health checks and metrics get 503. Read once, at the start. Default 512.
+    /// Connections at one time, and requests that are served at one time. Over it, the connection that has been idle the
+    /// longest is closed, or a connection is served one request. Health checks and metrics are always answered. Read once, at the
+    /// start. Default 512.
     pub max_connections: usize,
     /// Time that a connection may be open without a request. Longer than clients keep idle connections. Read once, at the
     /// start. Default 2 minutes.

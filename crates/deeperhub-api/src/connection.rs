@@ -101,6 +101,8 @@ struct State {
     is_leaving: bool,
     /// The peer has ended its side.
     is_eof: bool,
+    /// A request was answered.
+    is_served: bool,
     /// The beginning of the head that is being read.
     head: Vec<u8>,
     /// What the answer holds.
@@ -120,6 +122,7 @@ impl Link {
             blocked_since: None,
             is_leaving: false,
             is_eof: false,
+            is_served: false,
             head: Vec::new(),
             lease: None,
         };
@@ -198,6 +201,7 @@ impl Link {
         if state.phase == Phase::Call && state.is_answered {
             (state.phase, state.since) = (Phase::Idle, Instant::now());
             state.lease = None;
+            state.is_served = true;
             self.permit.set(Activity::Idle);
         }
     }
@@ -319,8 +323,9 @@ impl hyper::rt::Write for Socket {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    /// Left to the end of the connection's task: it may have something to say, and input to discard.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -418,9 +423,9 @@ pub(crate) async fn serve_connection(
         })
         .await
     };
-    let (phase, is_leaving, is_eof) = {
+    let (phase, is_leaving, is_eof, is_served) = {
         let mut state = link.lock();
-        let before = (state.phase, state.is_leaving, state.is_eof);
+        let before = (state.phase, state.is_leaving, state.is_eof, state.is_served);
         state.phase = Phase::End;
         before
     };
@@ -444,7 +449,10 @@ pub(crate) async fn serve_connection(
             (phase == Phase::Head && is_leaving && error.is_incomplete_message())
                 .then(ApiError::too_many_connections)
         }
-        Ended::Closed(Ok(())) => None,
+        // A client that has just connected expects an answer; one that was answered knows that idle connections end.
+        Ended::Closed(Ok(())) => {
+            (phase == Phase::Idle && is_leaving && !is_served).then(ApiError::too_many_connections)
+        }
     };
     if let Some(error) = last_words {
         // What does not fit into an empty socket's buffer is not worth a wait.
@@ -463,9 +471,10 @@ async fn linger(stream: &mut TcpStream, permit: &ConnectionPermit) {
     }
     let discard = async {
         let mut discarded = 0;
-        let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
         while discarded < LINGER_BYTES {
             let read = std::future::poll_fn(|cx| {
+                // Not of the future, which every connection has for its whole life.
+                let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
                 let mut read = ReadBuf::uninit(&mut space);
                 ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
                 Poll::Ready(io::Result::Ok(read.filled().len()))

@@ -13,7 +13,6 @@ use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
-use crate::admission::Tier;
 use crate::connection::Link;
 use crate::error::ApiError;
 
@@ -52,14 +51,14 @@ impl Service<Request<Incoming>> for Calls {
         let link = Arc::clone(&self.link);
         let body = request.body().size_hint();
         link.begin_call(!request.body().is_end_stream());
-        let tier = link.permit.begin_request();
+        let is_health = is_health(request.uri().path());
+        let may_go_on = link.permit.begin_request(is_health);
         let (router, max_bytes) = (self.router.clone(), self.max_bytes);
         Box::pin(async move {
             let is_small = body.upper().is_some_and(|bytes| bytes <= SMALL_BODY)
                 && !request.headers().contains_key(header::EXPECT);
             let is_read_only = matches!(*request.method(), Method::GET | Method::HEAD);
-            let is_health = is_health(request.uri().path());
-            let is_admitted = tier == Tier::Regular || is_health || link.permit.wait_for_place().await;
+            let is_admitted = may_go_on || link.permit.wait_for_turn().await;
             request.extensions_mut().insert(Arc::clone(&link));
             let mut response = if is_admitted {
                 let Ok(response) = router.call(request).await;
@@ -90,7 +89,7 @@ impl Service<Request<Incoming>> for Calls {
     }
 }
 
-/// What is answered when no regular place is left.
+/// What is answered however many requests are being served.
 fn is_health(path: &str) -> bool {
     path.starts_with("/health/") || path == "/metrics"
 }

@@ -9,6 +9,7 @@ use axum::response::Response;
 use deeperhub_protocol::message::TraceContext;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{answer, trace};
@@ -99,8 +100,20 @@ pub(crate) struct CallResult {
     body: Box<RawValue>,
 }
 
+impl CallResult {
+    fn not_carried_out() -> Self {
+        let message = "the calls before this one took as long as a batch may; it was not carried out";
+        let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_carried_out", message);
+        Self { status: error.status().as_u16(), body: raw(&error) }
+    }
+}
+
+/// Calls that are carried out before others get a turn.
+const CALLS_AT_ONCE: usize = 16;
+
 /// Carries out many calls, one after the other and each whatever came of the others.
 ///
+/// Calls that are left after `--api-timeout` are not carried out (503 `not_carried_out`).
 /// Answers 200 when the batch could be read, with a result for each call. Of publishes to one topic, and of sends to
 /// one client, the order stays. `traceparent` holds for all publishes.
 #[utoipa::path(
@@ -119,8 +132,18 @@ pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body:
         }
         let trace = trace(&headers);
         let mut results = Vec::with_capacity(batch.calls.len());
-        for call in batch.calls {
-            results.push(result(&api, call.get(), config.max_body_bytes, &trace).await);
+        let deadline = Instant::now() + config.timeout;
+        for (number, call) in batch.calls.into_iter().enumerate() {
+            if number % CALLS_AT_ONCE == CALLS_AT_ONCE - 1 {
+                // Other callers are served meanwhile.
+                tokio::task::yield_now().await;
+            }
+            results.push(if Instant::now() < deadline {
+                result(&api, call.get(), config.max_body_bytes, &trace).await
+            } else {
+                // Each call may wait for a worker that hangs, all of them together for much too long.
+                CallResult::not_carried_out()
+            });
         }
         Ok(Results { results })
     };
