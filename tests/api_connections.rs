@@ -307,6 +307,7 @@ async fn what_cannot_be_read_is_refused_with_a_reason() {
     for (request, status, code) in [
         ("nonsense\r\n\r\n".to_owned(), 400, "invalid_message"),
         ("GET /v1/stats HTTP/1.1\r\nno colon\r\n\r\n".to_owned(), 400, "invalid_message"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), 505, "invalid_message"),
         (long, 431, "message_too_big"),
         (many, 431, "message_too_big"),
         (publish("Content-Length: 1\r\nContent-Length: 2", "1"), 400, "invalid_message"),

@@ -56,7 +56,9 @@ pub(crate) enum Tier {
 pub(crate) enum Activity {
     /// Between two requests.
     Idle,
-    /// Without a whole request yet, or with input that is discarded after the last answer.
+    /// With input that is discarded after the last answer.
+    Discarding,
+    /// Without a whole request yet.
     Silent,
     /// With a request that waits for others to be served.
     Waiting,
@@ -279,8 +281,8 @@ impl Table {
 
     /// The one that gives way first among those that have had their time.
     fn victim(&self, tier: Tier, age: Duration, now: Instant) -> Option<(Activity, u64)> {
-        let activities = [Activity::Idle, Activity::Silent, Activity::Waiting, Activity::Busy];
-        activities
+        use Activity::{Busy, Discarding, Idle, Silent, Waiting};
+        [Idle, Discarding, Silent, Waiting, Busy]
             .into_iter()
             .find_map(|activity| self.aged(tier, activity, age, now).map(|number| (activity, number)))
     }
@@ -306,7 +308,7 @@ impl ConnectionPermit {
             table.change(self.number, tier, activity, Some(Instant::now()));
         }
         drop(table);
-        if matches!(activity, Activity::Idle | Activity::Silent) {
+        if matches!(activity, Activity::Idle | Activity::Discarding) {
             self.admission.room.notify_one();
         }
     }

@@ -429,9 +429,17 @@ pub(crate) async fn serve_connection(
         state.phase = Phase::End;
         before
     };
-    let mut stream = connection.into_parts().io.stream;
+    let Socket { mut stream, instead, .. } = connection.into_parts().io;
+    let is_refused = instead.is_some();
+    // A client that has just connected expects an answer; one that was answered knows that idle connections end.
+    let is_unanswered = match phase {
+        Phase::Idle => !is_served,
+        Phase::Head => true,
+        Phase::Call | Phase::End => false,
+    };
+    let is_killed = matches!(ended, Ended::Killed);
     let last_words = match ended {
-        Ended::Killed => return,
+        Ended::Killed => is_unanswered.then(ApiError::too_many_connections),
         Ended::TimedOut(Phase::Idle) => None,
         Ended::TimedOut(Phase::Head) => {
             link.permit.metrics().timed_out();
@@ -445,21 +453,27 @@ pub(crate) async fn serve_connection(
         }
         Ended::Closed(Err(error)) => {
             tracing::debug!(%error, "Server API connection failed");
-            // Only a part of a head was there when the connection had to make room.
-            (phase == Phase::Head && is_leaving && error.is_incomplete_message())
-                .then(ApiError::too_many_connections)
+            if is_unanswered && is_leaving && error.is_incomplete_message() {
+                Some(ApiError::too_many_connections())
+            } else if is_unanswered && error.is_parse() && !is_refused {
+                // hyper says nothing to a client that begins with HTTP/2.
+                Some(ApiError::new(
+                    StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+                    "invalid_message",
+                    "the server API speaks HTTP/1.1",
+                ))
+            } else {
+                None
+            }
         }
-        // A client that has just connected expects an answer; one that was answered knows that idle connections end.
-        Ended::Closed(Ok(())) => {
-            (phase == Phase::Idle && is_leaving && !is_served).then(ApiError::too_many_connections)
-        }
+        Ended::Closed(Ok(())) => (is_unanswered && is_leaving).then(ApiError::too_many_connections),
     };
     if let Some(error) = last_words {
         // What does not fit into an empty socket's buffer is not worth a wait.
         let _ = stream.try_write(&error.to_http());
     }
-    if !is_eof {
-        link.permit.set(Activity::Silent);
+    if !is_eof && !is_killed {
+        link.permit.set(Activity::Discarding);
         linger(&mut stream, &link.permit).await;
     }
 }
