@@ -338,6 +338,10 @@ async fn what_cannot_be_read_is_refused_with_a_reason() {
         assert_eq!(body["error"]["code"], code, "{start}: {answer}");
         assert!(body["error"]["message"].is_string(), "{answer}");
     }
+    // As in clients' messages.
+    let mut client = Client::connect(&server).await;
+    client.send_text("\u{feff}{\"type\":\"ping\"}").await;
+    assert_eq!(client.receive().await["data"]["code"], "invalid_json");
     for headers in ["Content-Encoding: identity", "Content-Encoding: IDENTITY", "Content-Encoding:"] {
         let answer = http(server.api(), "POST /v1/topics/a/messages", &[headers], "1").await;
         assert_eq!(answer.status, 200, "{headers}");

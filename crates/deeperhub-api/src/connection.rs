@@ -157,6 +157,8 @@ impl Link {
         let mut state = self.lock();
         state.is_stream = is_stream;
         state.lease = lease;
+        // Not of `100 Continue`: the body may have taken long since then.
+        (state.began_writing, state.written, state.blocked_since) = (None, 0, None);
     }
 
     /// Notes that nothing more belongs to the answer.
@@ -387,8 +389,8 @@ pub(crate) async fn serve_connection(
     // A client may end its side behind its request and still wait for the answer.
     http.half_close(true).max_buf_size(MAX_HEAD_BYTES);
     let mut connection = http.serve_connection(socket, calls);
+    let mut is_draining = false;
     let ended = {
-        let mut is_draining = false;
         let timer = tokio::time::sleep_until(Instant::now());
         tokio::pin!(timer);
         std::future::poll_fn(|cx| {
@@ -472,7 +474,9 @@ pub(crate) async fn serve_connection(
         // What does not fit into an empty socket's buffer is not worth a wait.
         let _ = stream.try_write(&error.to_http());
     }
-    if !is_eof && !is_killed {
+    // The end of the server is not to wait for clients that keep idle connections open.
+    let is_idle_at_the_end = is_draining && phase == Phase::Idle;
+    if !(is_eof || is_killed || is_idle_at_the_end) {
         link.permit.set(Activity::Discarding);
         linger(&mut stream, &link.permit).await;
     }
@@ -507,5 +511,94 @@ async fn linger(stream: &mut TcpStream, permit: &ConnectionPermit) {
         () = discard => {}
         () = tokio::time::sleep(LINGER) => {}
         () = told_to_end => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Admission;
+    use crate::metrics::ApiMetrics;
+
+    const STEP: Duration = Duration::from_secs(30);
+
+    fn link() -> Arc<Link> {
+        let permit = Admission::new(1, ApiMetrics::default()).admit(Instant::now());
+        Link::new(permit, Times { idle: STEP * 4, step: STEP })
+    }
+
+    /// As if everything up to now had happened so long ago.
+    fn age(link: &Link, by: Duration) {
+        let mut state = link.lock();
+        state.since -= by;
+        state.began_writing = state.began_writing.map(|at| at - by);
+        state.blocked_since = state.blocked_since.map(|at| at - by);
+    }
+
+    /// Seconds until the wait that is under way is over.
+    fn left(link: &Link) -> Option<u64> {
+        let left = link.deadline()?.saturating_duration_since(Instant::now());
+        Some(left.as_secs_f64().ceil() as u64)
+    }
+
+    #[tokio::test]
+    async fn each_wait_has_an_end() {
+        let link = link();
+        assert_eq!(left(&link), Some(120));
+        link.received(b"GET /");
+        assert_eq!(left(&link), Some(30));
+        age(&link, Duration::from_secs(20));
+        link.received(b"v1");
+        assert_eq!(left(&link), Some(10), "more of a head is not more time");
+        link.begin_call(false);
+        assert_eq!(left(&link), None, "the call has an end of its own");
+        link.begin_answer(false, None);
+        link.blocked();
+        assert_eq!(left(&link), Some(30));
+        age(&link, Duration::from_secs(20));
+        link.sent(4096 * 5);
+        link.blocked();
+        assert_eq!(left(&link), Some(15), "at least 4 KiB a second on the whole");
+        link.end_answer();
+        link.flushed();
+        assert_eq!(left(&link), Some(120));
+    }
+
+    #[tokio::test]
+    async fn a_stream_only_has_to_go_on() {
+        let link = link();
+        link.begin_call(false);
+        link.begin_answer(true, None);
+        link.sent(1);
+        age(&link, STEP * 100);
+        link.blocked();
+        assert_eq!(left(&link), Some(30));
+        age(&link, Duration::from_secs(20));
+        link.sent(1);
+        assert_eq!(left(&link), None);
+    }
+
+    #[tokio::test]
+    async fn the_time_of_an_answer_does_not_begin_with_100_continue() {
+        let link = link();
+        link.begin_call(true);
+        link.sent(25);
+        age(&link, STEP * 2);
+        link.begin_answer(false, None);
+        link.blocked();
+        assert_eq!(left(&link), Some(30));
+    }
+
+    #[test]
+    fn transfer_codings_are_found_in_a_head() {
+        for (head, expected) in [
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n", true),
+            ("POST / HTTP/1.1\r\ntransfer-encoding:chunked , x\r\n", true),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n", false),
+            ("POST /transfer-encoding:gzip HTTP/1.1\r\nX: transfer-encoding: gzip\r\n", false),
+            ("", false),
+        ] {
+            assert_eq!(has_unknown_coding(head.as_bytes()), expected, "{head}");
+        }
     }
 }

@@ -205,3 +205,40 @@ fn malformed(error: &serde_json::Error) -> ApiError {
     let code = if error.is_data() { "invalid_message" } else { "invalid_json" };
     ApiError::new(StatusCode::BAD_REQUEST, code, error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::http::Request;
+    use deeperhub_node::{Config, Node};
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::*;
+    use crate::{ApiConfig, router};
+
+    /// The status of each call of a batch that may take this long.
+    async fn statuses(timeout: Duration) -> Vec<u64> {
+        let node = Node::start(([127, 0, 0, 1], 0).into(), Config::default()).unwrap();
+        let config = ApiConfig { timeout, ..ApiConfig::default() };
+        let service = TowerToHyperService::new(router(node.handle(), config));
+        let calls = vec![r#"{"publish":{"topic":"a","message":1}}"#; 40].join(",");
+        let request = Request::post("/v1/batch")
+            .header("host", "localhost")
+            .body(axum::body::Body::from(format!(r#"{{"calls":[{calls}]}}"#)))
+            .unwrap();
+        let answer = service.call(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        let results: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let results = results["results"].as_array().unwrap();
+        results.iter().map(|result| result["status"].as_u64().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn calls_beyond_the_time_of_a_batch_are_answered_and_not_carried_out() {
+        assert_eq!(statuses(Duration::from_secs(60)).await, [200; 40]);
+        assert_eq!(statuses(Duration::ZERO).await, [503; 40]);
+    }
+}
