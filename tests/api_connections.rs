@@ -184,6 +184,21 @@ async fn idle_connections_up_to_the_limit_keep_nobody_out() {
 }
 
 #[tokio::test]
+async fn a_connection_that_has_to_go_before_its_request_is_told_why() {
+    let server = Server::start(&["--max-api-connections", "1"]);
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(connect(&server).await);
+    }
+    // The first takes the regular place, the second gives way when the reserve is full.
+    let answer = rest(silent.remove(1)).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("too_many_connections"), "{answer}");
+    assert!(is_live(&server).await);
+    assert!(metric(&server, "deeperhub_api_connections_refused_total").await >= 1);
+    server.wait_for_stderr("Server API connection limit reached");
+}
+
+#[tokio::test]
 async fn a_burst_of_publishes_over_the_limit_is_carried_out() {
     let server = Server::start(&["--max-api-connections", "16"]);
     let mut callers = Vec::new();

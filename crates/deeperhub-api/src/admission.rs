@@ -209,7 +209,6 @@ impl Admission {
                 .victim(Tier::Reserved, RESERVED_GRACE, now)
                 .or_else(|| table.victim(Tier::Reserved, Duration::ZERO, now))
         {
-            self.metrics.connection_evicted();
             let command = if activity == Activity::Busy { Command::Kill } else { Command::Leave };
             table.command(victim, Tier::Leaving, command);
         }

@@ -338,6 +338,11 @@ impl Socket {
         let status = status.and_then(|status| StatusCode::from_bytes(status).ok());
         let error = match status {
             Some(status @ (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::URI_TOO_LONG)) => {
+                tracing::info!(
+                    limit = "api_head_bytes",
+                    max = MAX_HEAD_BYTES,
+                    "Server API request head too long"
+                );
                 ApiError::new(status, "message_too_big", "the head of the request is too long")
             }
             _ if has_unknown_coding(&self.link.lock().head) => ApiError::unknown_coding(),
@@ -471,6 +476,9 @@ pub(crate) async fn serve_connection(
         Ended::Closed(Ok(())) => (is_unanswered && is_leaving).then(ApiError::too_many_connections),
     };
     if let Some(error) = last_words {
+        if error.status() == StatusCode::SERVICE_UNAVAILABLE {
+            link.permit.metrics().connection_refused();
+        }
         // What does not fit into an empty socket's buffer is not worth a wait.
         let _ = stream.try_write(&error.to_http());
     }

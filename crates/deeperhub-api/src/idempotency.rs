@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::config::IdempotencyConfig;
 use crate::error::ApiError;
+use crate::metrics::ApiMetrics;
 
 /// The header that names a publish (draft-ietf-httpapi-idempotency-key-header).
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -66,6 +67,7 @@ pub(crate) trait Outcome: Copy {
 #[derive(Debug)]
 pub(crate) struct Memory<A> {
     inner: Mutex<Inner<A>>,
+    metrics: ApiMetrics,
     /// Two, so that together they tell 2^128 requests apart.
     hashers: [RandomState; 2],
 }
@@ -85,9 +87,9 @@ struct Entry<A> {
 }
 
 impl<A: Outcome> Memory<A> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(metrics: ApiMetrics) -> Self {
         let inner = Inner { entries: HashMap::new(), order: VecDeque::new(), bytes: 0 };
-        Self { inner: Mutex::new(inner), hashers: [RandomState::new(), RandomState::new()] }
+        Self { inner: Mutex::new(inner), metrics, hashers: [RandomState::new(), RandomState::new()] }
     }
 
     /// Does something unless it was done under this key before. Answers what came of it, and whether that was before.
@@ -134,6 +136,7 @@ impl<A: Outcome> Memory<A> {
         inner.order.push_back((now, Arc::clone(&name)));
         inner.entries.insert(name, Entry { request, answer });
         inner.forget(|inner, _| inner.is_over(config));
+        self.metrics.set_idempotency_bytes(inner.bytes);
         Ok((answer, false))
     }
 }
@@ -194,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_same_key_does_it_once_and_answers_the_same_until_its_time_is_over() {
-        let (memory, start, mut done) = (Memory::new(), Instant::now(), 0);
+        let (memory, start, mut done) = (Memory::new(ApiMetrics::default()), Instant::now(), 0);
         let config = config();
         assert_eq!(ask(&memory, &config, ("a", "1"), start, &mut done), Some((1, false)));
         let later = start + Duration::from_secs(9);
@@ -207,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_was_half_done_is_completed_when_it_is_asked_for_again() {
-        let (memory, now) = (Memory::new(), Instant::now());
+        let (memory, now) = (Memory::new(ApiMetrics::default()), Instant::now());
         let ask = |outcome: u32, expected: Option<u32>| {
             let act = |before: Option<u32>| {
                 assert_eq!(before, expected);
@@ -226,7 +229,7 @@ mod tests {
 
     #[test]
     fn limits_of_keys_and_bytes_hold_and_the_oldest_goes_first() {
-        let (memory, now, mut done) = (Memory::new(), Instant::now(), 0);
+        let (memory, now, mut done) = (Memory::new(ApiMetrics::default()), Instant::now(), 0);
         for key in ["a", "b", "c", "d"] {
             ask(&memory, &config(), (key, "1"), now, &mut done);
         }
@@ -249,7 +252,7 @@ mod tests {
 
     #[test]
     fn without_a_time_nothing_is_remembered() {
-        let (memory, now, mut done) = (Memory::new(), Instant::now(), 0);
+        let (memory, now, mut done) = (Memory::new(ApiMetrics::default()), Instant::now(), 0);
         let off = IdempotencyConfig { ttl: Duration::ZERO, ..config() };
         for expected in 1..3 {
             assert_eq!(ask(&memory, &off, ("a", "1"), now, &mut done), Some((expected, false)));

@@ -68,8 +68,8 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
     let page = page::Page::new(start.websocket_url.as_deref());
     let metrics = start.metrics.clone();
     let description = openapi().to_json().unwrap_or_default().into();
-    let api =
-        Arc::new(Api { node, config, metrics, page, description, published: idempotency::Memory::new() });
+    let published = idempotency::Memory::new(metrics.clone());
+    let api = Arc::new(Api { node, config, metrics, page, description, published });
     Router::new()
         .route("/", get(routes::page))
         .route("/v1/topics", get(routes::topics))

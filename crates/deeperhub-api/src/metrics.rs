@@ -15,6 +15,7 @@ struct Counts {
     connections: AtomicUsize,
     event_streams: AtomicUsize,
     bytes: AtomicUsize,
+    idempotency_bytes: AtomicUsize,
     evicted: AtomicU64,
     refused: AtomicU64,
     timeouts: AtomicU64,
@@ -52,6 +53,13 @@ impl ApiMetrics {
                 |counts| counts.bytes.load(Ordering::Relaxed) as u64,
             ),
             number(
+                "deeperhub_api_idempotency_bytes",
+                "Bytes that remembered idempotency keys take",
+                Unit::Bytes,
+                NumberKind::Gauge,
+                |counts| counts.idempotency_bytes.load(Ordering::Relaxed) as u64,
+            ),
+            number(
                 "deeperhub_api_connections_evicted_total",
                 "Idle connections of the server API that were closed to make room for others",
                 Unit::None,
@@ -60,7 +68,7 @@ impl ApiMetrics {
             ),
             number(
                 "deeperhub_api_connections_refused_total",
-                "Requests of the server API that were answered with 503, since too many connections were busy",
+                "Connections of the server API that were answered with 503, since too many others were open or busy",
                 Unit::None,
                 NumberKind::Counter,
                 |counts| counts.refused.load(Ordering::Relaxed),
@@ -84,6 +92,10 @@ impl ApiMetrics {
 
     pub(crate) fn set_connections(&self, open: usize) {
         self.0.connections.store(open, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_idempotency_bytes(&self, bytes: usize) {
+        self.0.idempotency_bytes.store(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn connection_evicted(&self) {
