@@ -28,9 +28,12 @@ const IDLE_GRACE: Duration = Duration::from_secs(5);
 /// Time for which a connection without a whole request is left alone before another's request takes its place.
 const SILENT_GRACE: Duration = Duration::from_secs(1);
 
-/// Time that a reserved connection has while the reserve is full and others wait to be accepted. A full backlog of 1,024 is
-/// through in two seconds.
+/// Times that a reserved connection, and one on its way out, has while the reserve is full and others wait to be accepted:
+/// to bring a request, for its request to wait for others, and to read its answer while its input is discarded. The
+/// backlog of the kernel must not fill up, or it drops the beginnings of connections, health checks among them.
 const RESERVED_GRACE: Duration = Duration::from_millis(500);
+const WAITING_GRACE: Duration = Duration::from_millis(50);
+const DISCARDING_GRACE: Duration = Duration::from_millis(100);
 
 /// Time that a request waits for others to be served before it is turned away.
 const PLACE_WAIT: Duration = Duration::from_secs(1);
@@ -108,6 +111,15 @@ impl Signal {
     }
 }
 
+/// Which connections may give way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    /// Those that have been doing the same for a while.
+    HadItsTime,
+    /// All: the bound on connections comes first.
+    Any,
+}
+
 /// All connections of a server.
 #[derive(Debug)]
 pub(crate) struct Admission {
@@ -157,9 +169,9 @@ impl Admission {
         table.counts[Tier::Regular as usize] < self.max_connections
             || table.aged(Tier::Regular, Activity::Idle, IDLE_GRACE, now).is_some()
             || table.counts[Tier::Reserved as usize] < RESERVED_CONNECTIONS
-            || (table.victim(Tier::Reserved, RESERVED_GRACE, now).is_some()
+            || (table.victim(Tier::Reserved, Victim::HadItsTime, now).is_some()
                 && (table.counts[Tier::Leaving as usize] < RESERVED_CONNECTIONS
-                    || table.victim(Tier::Leaving, RESERVED_GRACE, now).is_some()))
+                    || table.victim(Tier::Leaving, Victim::HadItsTime, now).is_some()))
     }
 
     /// Takes in a connection that was accepted, whatever it takes of others.
@@ -206,14 +218,14 @@ impl Admission {
     fn trim(&self, table: &mut Table, now: Instant) {
         while table.counts[Tier::Reserved as usize] > RESERVED_CONNECTIONS
             && let Some((activity, victim)) = table
-                .victim(Tier::Reserved, RESERVED_GRACE, now)
-                .or_else(|| table.victim(Tier::Reserved, Duration::ZERO, now))
+                .victim(Tier::Reserved, Victim::HadItsTime, now)
+                .or_else(|| table.victim(Tier::Reserved, Victim::Any, now))
         {
             let command = if activity == Activity::Busy { Command::Kill } else { Command::Leave };
             table.command(victim, Tier::Leaving, command);
         }
         while table.counts[Tier::Leaving as usize] > RESERVED_CONNECTIONS
-            && let Some((_, victim)) = table.victim(Tier::Leaving, Duration::ZERO, now)
+            && let Some((_, victim)) = table.victim(Tier::Leaving, Victim::Any, now)
         {
             table.command(victim, Tier::Gone, Command::Kill);
         }
@@ -278,12 +290,21 @@ impl Table {
         (now.saturating_duration_since(entry.since) >= age).then_some(number)
     }
 
-    /// The one that gives way first among those that have had their time.
-    fn victim(&self, tier: Tier, age: Duration, now: Instant) -> Option<(Activity, u64)> {
-        use Activity::{Busy, Discarding, Idle, Silent, Waiting};
-        [Idle, Discarding, Silent, Waiting, Busy]
-            .into_iter()
-            .find_map(|activity| self.aged(tier, activity, age, now).map(|number| (activity, number)))
+    /// The one that gives way first. A request that waits goes before a connection without one, which may be a health
+    /// check's.
+    fn victim(&self, tier: Tier, which: Victim, now: Instant) -> Option<(Activity, u64)> {
+        [
+            (Activity::Idle, Duration::ZERO),
+            (Activity::Discarding, DISCARDING_GRACE),
+            (Activity::Waiting, WAITING_GRACE),
+            (Activity::Silent, RESERVED_GRACE),
+            (Activity::Busy, RESERVED_GRACE),
+        ]
+        .into_iter()
+        .find_map(|(activity, grace)| {
+            let age = if which == Victim::Any { Duration::ZERO } else { grace };
+            self.aged(tier, activity, age, now).map(|number| (activity, number))
+        })
     }
 
     fn open(&self) -> usize {
