@@ -70,6 +70,43 @@ async fn clients_are_listed_in_pages_and_disconnected() {
     assert_eq!((gone.status, &gone.json()["error"]["code"]), (404, &json!("client_not_found")));
 }
 
+/// Each client may have 32 KiB of names, so the number of clients alone bounds no answer.
+#[tokio::test]
+async fn a_page_of_clients_is_bounded_in_bytes() {
+    let server = Server::start(&["--workers", "2", "--rate-limit", "0"]);
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let mut client = Client::connect(&server).await;
+        for number in 0..100 {
+            let topic = format!("{number}.{}", "x".repeat(240));
+            client.send(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        }
+        clients.push(client);
+    }
+    for client in &mut clients {
+        for _ in 0..100 {
+            client.receive().await;
+        }
+    }
+    let (mut listed, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
+    loop {
+        let answer = http(server.api(), &format!("GET /v1/clients?limit=1000{cursor}"), &[], "").await;
+        assert!(answer.body.len() < 700_000, "{}", answer.body.len());
+        pages += 1;
+        let page = answer.json();
+        for client in page["clients"].as_array().unwrap() {
+            assert_eq!(client["subscriptions"].as_array().unwrap().len(), 100);
+            listed.push(client["client_id"].as_str().unwrap().to_owned());
+        }
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    listed.sort();
+    let mut expected: Vec<_> = clients.iter().map(|client| client.id().to_owned()).collect();
+    expected.sort();
+    assert_eq!((listed, pages >= 2), (expected, true));
+}
+
 #[tokio::test]
 async fn topics_are_listed_with_their_subscribers() {
     let server = Server::start(&[]);

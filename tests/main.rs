@@ -5,6 +5,7 @@
 
 mod abuse;
 mod api;
+mod api_connections;
 mod auth;
 mod autobahn;
 mod backend;

@@ -384,6 +384,59 @@ async fn a_broker_that_is_not_there_leaves_a_node_to_its_own_clients() {
     }
 }
 
+/// A retry of a publish that the other nodes did not get reaches them, and nobody twice.
+#[tokio::test]
+async fn a_retry_with_an_idempotency_key_does_the_half_that_was_left() {
+    for engine in Engine::BOTH {
+        let mut broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), &[]).await;
+        let (mut here, mut there) = (subscribed(&a, &["t"]).await, subscribed(&b, &["t"]).await);
+        linked(&a, "t", &mut there).await;
+        let publish = async |body: &str| {
+            let header = "Idempotency-Key: k-1";
+            let answer = http(a.api(), "POST /v1/topics/t/messages", &[header], body).await;
+            let is_replayed = answer.header("idempotency-replayed") == Some("true");
+            (answer.status, answer.json(), is_replayed)
+        };
+        let batch = r#"{"calls":[{"publish":{"topic":"t","message":"batch","idempotency_key":"k-2"}}]}"#;
+        let in_batch = async || {
+            let answer = http(a.api(), "POST /v1/batch", &[], batch).await.json();
+            answer["results"][0]["body"].clone()
+        };
+        let half = json!({"subscribers": 1, "cluster": "unavailable"});
+        broker.kill();
+        unready(&a).await;
+        assert_eq!(publish("1").await, (200, half.clone(), false));
+        assert_eq!(publish("1").await, (200, half.clone(), true), "still in vain");
+        assert_eq!(publish("2").await.0, 422, "another message");
+        assert_eq!(in_batch().await, half);
+
+        broker.restart();
+        for node in [&a, &b] {
+            ready(node).await;
+        }
+        eventually("both nodes", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
+        // With other messages, so that the way is known to be open.
+        linked(&a, "t", &mut there).await;
+        let whole = json!({"subscribers": 1});
+        assert_eq!(publish("1").await, (200, whole.clone(), false));
+        assert_eq!(publish("1").await, (200, whole.clone(), true));
+        assert_eq!(in_batch().await, whole);
+        assert_eq!(in_batch().await, whole);
+        super::publish(&a, "t", "\"end\"").await;
+        for (client, place) in [(&mut there, "there"), (&mut here, "here")] {
+            let mut got = Vec::new();
+            while got.last() != Some(&json!("end")) {
+                let message = client.receive().await["data"]["message"].clone();
+                if !message.to_string().contains("probe") {
+                    got.push(message);
+                }
+            }
+            assert_eq!(got, [json!(1), json!("batch"), json!("end")], "{place}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn passwords_open_the_broker_and_are_not_shown() {
     for engine in Engine::BOTH {

@@ -155,9 +155,43 @@ pub(crate) struct Options {
     #[arg(long, value_name = "KEY", value_parser = secret, help_heading = API)]
     pub(crate) api_key: Option<Secret>,
 
-    /// Connections of the server API at one time; more wait until others end [default: 512]
+    /// Connections of the server API at one time [default: 512]
+    ///
+    /// Over it, the connection that has been idle the longest is closed. While none has been for 5 s, 256 more are served
+    /// one request each: health checks and metrics always, others when fewer than this number are being served within a
+    /// second, or they get 503.
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = API)]
     pub(crate) max_api_connections: Option<usize>,
+
+    /// Time that a connection of the server API may be open without a request [default: 2m]
+    ///
+    /// Longer than backends keep idle connections.
+    #[arg(long, value_name = "TIME", help_heading = API)]
+    pub(crate) api_idle_timeout: Option<Time>,
+
+    /// Time that a caller of the server API has for each step of a request [default: 30s]
+    ///
+    /// For the rest of a request's head, for its body, and to take some more of an answer or of events. A body, and an
+    /// answer, gets another second for each 4 KiB.
+    #[arg(long, value_name = "TIME", help_heading = API)]
+    pub(crate) api_timeout: Option<Time>,
+
+    /// Bytes that bodies and answers of the server API may take together; a request that needs more gets 503
+    /// [default: 67108864]
+    ///
+    /// Answers of up to 8 KiB do not count.
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES), help_heading = API)]
+    pub(crate) max_api_bytes: Option<usize>,
+
+    /// Streams of GET /v1/events at one time; more get 503 [default: 64]
+    ///
+    /// At most half of --max-api-connections.
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT), help_heading = API)]
+    pub(crate) max_event_streams: Option<usize>,
+
+    /// Bytes of events that may wait for one stream; more are lost to it, and it is told how many [default: 4194304]
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES), help_heading = API)]
+    pub(crate) max_event_bytes: Option<usize>,
 
     /// Time between two probes that prove delivery for /health/ready; 0 sends none [default: 5s]
     ///

@@ -53,6 +53,11 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         api_listen,
         api_key,
         max_api_connections,
+        api_idle_timeout,
+        api_timeout,
+        max_api_bytes,
+        max_event_streams,
+        max_event_bytes,
         canary_interval,
         canary_timeout,
         max_batch_calls,
@@ -161,6 +166,13 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let api_key = take!(api_key);
     let mut api_config = ApiConfig::default();
     api_config.max_connections = take!(max_api_connections, api_config.max_connections);
+    api_config.idle_timeout = take_some_time!(api_idle_timeout, api_config.idle_timeout);
+    api_config.timeout = take_some_time!(api_timeout, api_config.timeout);
+    api_config.max_held_bytes = take!(max_api_bytes, api_config.max_held_bytes);
+    api_config.max_event_streams = take!(max_event_streams, api_config.max_event_streams);
+    // One more for the log of events, which is an observer too.
+    node.events.max_observers = api_config.max_event_streams.saturating_add(1);
+    node.events.max_queue_bytes = take!(max_event_bytes, node.events.max_queue_bytes);
     node.canary.interval = take!(canary_interval, Time(node.canary.interval)).0;
     node.canary.timeout = take_some_time!(canary_timeout, node.canary.timeout);
     let mut sources = AuthSources {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use clap::ArgMatches;
 use deeperhub_api::SharedApiConfig;
 use deeperhub_listener::{ListenOn, MemoryBudget};
-use deeperhub_node::{Node, OwnCounter};
+use deeperhub_metrics::{SharedCounter, Unit};
+use deeperhub_node::{Node, NumberKind, OwnNumber};
 use deeperhub_security::files::Stamp;
 use tokio::net::TcpListener;
 use tokio::runtime::{self, Runtime};
@@ -206,18 +207,17 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     settings.node.tracer = telemetry.tracer(settings.trace_client_rate);
     settings.node.gauges = allocator::GAUGES.to_vec();
     settings.node.gauges.push(supervise::GAUGE);
-    settings.node.counters = vec![
-        OwnCounter {
-            name: "deeperhub_log_lines_lost_total",
-            help: "Lines of the log that were dropped, as standard error was not read in time",
-            counter: lost_lines,
-        },
-        OwnCounter {
-            name: "deeperhub_exporter_panics_total",
-            help: "Panics of the tasks that export spans and metrics, which go on",
-            counter: telemetry.panics(),
-        },
-    ];
+    settings.node.numbers = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
+    settings.node.numbers.push(counter(
+        "deeperhub_log_lines_lost_total",
+        "Lines of the log that were dropped, as standard error was not read in time",
+        lost_lines,
+    ));
+    settings.node.numbers.push(counter(
+        "deeperhub_exporter_panics_total",
+        "Panics of the tasks that export spans and metrics, which go on",
+        telemetry.panics(),
+    ));
     let node = match start_node(clients, &settings, &mut stops).await? {
         Started::Node(node) => *node,
         Started::Stopped(node) => {
@@ -263,6 +263,10 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     }
     info!("Stopped.");
     Ok(result?)
+}
+
+fn counter(name: &'static str, help: &'static str, counter: SharedCounter) -> OwnNumber {
+    OwnNumber::new(name, help, Unit::None, NumberKind::Counter, move || counter.value())
 }
 
 /// To standard output, for people and for programs that wait for the ports; that nobody reads it is no fault.

@@ -66,8 +66,6 @@ impl Settings {
     pub(crate) const PORT: u16 = 8080;
     pub(crate) const API_ADDRESS: Address = Address { host: Host::LOOPBACK, port: 8081 };
     pub(crate) const BYTE_RATE_BURST: u32 = 1 << 20;
-    /// All clients of a server with default settings within a second.
-    pub(crate) const CONNECTION_RATE_PER_IP: u32 = 1000;
     pub(crate) const CLUSTER_PREFIX: &str = "deeperhub";
     pub(crate) const CLUSTER_QUEUE_BYTES: usize = 16 << 20;
     pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -83,7 +81,8 @@ impl Settings {
 
     /// Connections that the server API may have at one time.
     pub(crate) fn api_connections(&self) -> usize {
-        self.api.as_ref().map_or(0, |api| api.config.max_connections)
+        let reserved = 2 * deeperhub_api::RESERVED_CONNECTIONS;
+        self.api.as_ref().map_or(0, |api| api.config.max_connections.saturating_add(reserved))
     }
 
     /// The effective configuration as TOML with the origin of each value as a comment. A setting without a value is a

@@ -6,6 +6,8 @@ use deeperhub_node::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::idempotency::Outcome;
+
 /// What a publish reached.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct Published {
@@ -231,6 +233,19 @@ pub(crate) struct BusyClient {
 impl From<Delivered> for Published {
     fn from(delivered: Delivered) -> Self {
         Self { subscribers: delivered.count, cluster: unavailable(delivered) }
+    }
+}
+
+impl Published {
+    /// The same publish after a second attempt to reach the other nodes.
+    pub(crate) fn with_others(self, is_reached: bool) -> Self {
+        Self { cluster: if is_reached { None } else { self.cluster }, ..self }
+    }
+}
+
+impl Outcome for Published {
+    fn is_half_done(&self) -> bool {
+        self.cluster.is_some()
     }
 }
 

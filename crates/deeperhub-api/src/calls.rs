@@ -22,9 +22,13 @@ pub(crate) fn publish(
     let name = topic;
     let topic = deeperhub_protocol::Topic::parse(name)?;
     let message = RawJson::parse_within(message, api.config.current().max_json_depth)?;
-    let publish = || Published::from(api.node.publish(&topic, message, trace));
+    let publish = |before: Option<Published>| match before {
+        None => Published::from(api.node.publish(&topic, message, trace)),
+        // This node's clients have it.
+        Some(before) => before.with_others(api.node.publish_to_others(&topic, message, trace)),
+    };
     match key {
-        None => Ok((publish(), false)),
+        None => Ok((publish(None), false)),
         Some(key) => {
             let config = api.config.current().idempotency;
             api.published.once(key, (name, message.as_str()), &config, Instant::now(), publish)

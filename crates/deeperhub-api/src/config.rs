@@ -4,6 +4,8 @@ use std::time::Duration;
 use deeperhub_protocol::message;
 use deeperhub_security::{OriginPolicy, Secret};
 
+use crate::metrics::ApiMetrics;
+
 /// What the server API allows.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -14,11 +16,23 @@ pub struct ApiConfig {
     pub api_key: Option<Arc<Secret>>,
     /// Web pages that may call, besides those of the API's own host.
     pub allowed_origins: OriginPolicy,
-    /// Connections at one time; more wait until others end. Default 512.
+    /// Connections at one time, and requests that are served at one time. Over it, the connection that has been idle the
+    /// longest is closed, or a connection is served one request. Health checks and metrics are always answered. Read once, at the
+    /// start. Default 512.
     pub max_connections: usize,
-    /// Time from the last answer on a connection, or from its beginning, to the end of the next request's head; then it is
-    /// closed. Longer than clients keep idle connections. Default 2 minutes.
-    pub head_timeout: Duration,
+    /// Time that a connection may be open without a request. Longer than clients keep idle connections. Read once, at the
+    /// start. Default 2 minutes.
+    pub idle_timeout: Duration,
+    /// Time for a step of a request: its head from the first byte on, its body, and for the caller to take some more of
+    /// an answer or of events. A body, and an answer, gets another second for each 4 KiB. Default 30 s.
+    pub timeout: Duration,
+    /// Streams of events at one time, at most half of [`max_connections`](Self::max_connections). More get 503. Default 64.
+    pub max_event_streams: usize,
+    /// Bytes that bodies and answers over 8 KiB of all requests may take. A request that needs more gets 503. Default
+    /// 64 MiB.
+    pub max_held_bytes: usize,
+    /// What the API counts. Read once, at the start.
+    pub metrics: ApiMetrics,
     /// Bytes of a request's body, and of a message in a batch. Default 65536.
     pub max_body_bytes: usize,
     /// Levels of arrays and objects in what is sent to clients, those of the message around a payload among them: at
@@ -40,7 +54,11 @@ impl Default for ApiConfig {
             api_key: None,
             allowed_origins: OriginPolicy::default(),
             max_connections: 512,
-            head_timeout: Duration::from_secs(120),
+            idle_timeout: Duration::from_secs(120),
+            timeout: Duration::from_secs(30),
+            max_event_streams: 64,
+            max_held_bytes: 64 << 20,
+            metrics: ApiMetrics::default(),
             max_body_bytes: 65_536,
             max_json_depth: message::MAX_NESTING,
             max_batch_calls: 256,

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use deeperhub_node::{ClientNotFound, CursorError, ListError, SendError, Unanswered};
 use deeperhub_protocol::{MessageError, TopicError};
@@ -14,8 +14,22 @@ use utoipa::ToSchema;
 pub(crate) struct ApiError {
     #[serde(skip)]
     status: StatusCode,
+    /// Headers beside those of every error.
+    #[serde(skip)]
+    headers: Headers,
     error: Detail,
 }
+
+/// Names, in lower case, and values.
+type Headers = &'static [(&'static str, &'static str)];
+
+/// A refusal that says nothing of the request: the same one may succeed a moment later.
+const RETRY: Headers = &[("retry-after", "1")];
+
+/// A connection whose request was not read to its end takes no further one.
+const CLOSE: Headers = &[("connection", "close")];
+
+const RETRY_AND_CLOSE: Headers = &[("retry-after", "1"), ("connection", "close")];
 
 /// What went wrong.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -40,12 +54,17 @@ impl Detail {
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, error: Detail::new(code, message) }
+        Self { status, headers: &[], error: Detail::new(code, message) }
     }
 
     /// Something beside the body is not as it should be.
     pub(crate) fn parameter(field: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_message", message).at(Some(field))
+    }
+
+    pub(crate) fn with_headers(mut self, headers: Headers) -> Self {
+        self.headers = headers;
+        self
     }
 
     fn at(mut self, field: Option<&'static str>) -> Self {
@@ -61,6 +80,63 @@ impl ApiError {
         )
     }
 
+    pub(crate) fn invalid_json(message: &'static str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_json", message)
+    }
+
+    /// The request did not arrive in time.
+    pub(crate) fn timeout(message: &'static str) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message).with_headers(CLOSE)
+    }
+
+    /// The body is encoded.
+    pub(crate) fn unknown_content_encoding() -> Self {
+        let message = "send the body as it is, without Content-Encoding";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
+            // RFC 9110 section 15.5.16 asks for what would be taken.
+            .with_headers(&[("accept-encoding", "identity")])
+    }
+
+    /// The body is carried in a way that is not known here.
+    pub(crate) fn unknown_coding() -> Self {
+        let message = "of transfer codings only chunked is implemented";
+        Self::new(StatusCode::NOT_IMPLEMENTED, "unsupported_encoding", message).with_headers(CLOSE)
+    }
+
+    /// No place is left for another request.
+    pub(crate) fn too_many_connections() -> Self {
+        let message = "as many connections as the server API may have are busy";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message)
+            .with_headers(RETRY_AND_CLOSE)
+    }
+
+    /// Requests hold as many bytes as they may.
+    pub(crate) fn overloaded() -> Self {
+        let message = "bodies and answers of other requests take all the memory that they may";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message).with_headers(RETRY)
+    }
+
+    /// As many streams of events are open as may be.
+    pub(crate) fn too_many_observers() -> Self {
+        let message = "as many observers as there may be are connected";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_observers", message).with_headers(RETRY)
+    }
+
+    /// The whole answer as it goes over a connection that ends with it.
+    pub(crate) fn to_http(&self) -> Vec<u8> {
+        let body = serde_json::to_string(self).unwrap_or_default();
+        let mut head = format!(
+            "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\
+             cache-control: no-store\r\nx-content-type-options: nosniff\r\n",
+            self.status,
+            body.len()
+        );
+        for (name, value) in self.headers.iter().filter(|(name, _)| *name != "connection") {
+            head += &format!("{name}: {value}\r\n");
+        }
+        format!("{head}\r\n{body}").into_bytes()
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
@@ -74,15 +150,17 @@ impl ApiError {
     }
 
     pub(crate) fn unauthorized() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "send the key as Authorization: Bearer KEY")
+        let message = "send the key as Authorization: Bearer KEY";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+            .with_headers(&[("www-authenticate", "Bearer")])
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(&self)).into_response();
-        if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        for &(name, value) in self.headers {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
         response
     }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -20,12 +20,9 @@ pub(crate) fn is_open(path: &str) -> bool {
 }
 
 /// Checks origin and key, and adds the headers that every answer has.
-pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let config = api.config.current();
-    let is_batch = request.uri().path() == BATCH;
-    let limit = if is_batch { config.max_batch_bytes } else { config.max_body_bytes };
-    DefaultBodyLimit::max(limit).apply(&mut request);
-    let mut response = match check(&config, &request) {
+    let mut response = match check(&config, &request).and_then(|()| check_path(request.uri().path())) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
@@ -63,18 +60,118 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
             .allowed_origins
             .check_own(Some(origin), host, false)
             .map_err(|error| forbidden(error.to_string()))?;
+    } else if !may_come_without_origin(request) {
+        return Err(forbidden("a web page of another site may not call".to_owned()));
     }
     if let Some(key) = &config.api_key
         && !is_open(request.uri().path())
     {
-        let value = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-        let given = value.and_then(|value| {
-            let (scheme, key) = value.split_at_checked(7)?;
-            scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
-        });
-        if !given.is_some_and(|given| key.matches(given)) {
+        let mut given = request.headers().get_all(header::AUTHORIZATION).iter().peekable();
+        // Each of several: which one a proxy before this server looked at cannot be known.
+        let is_given = given.peek().is_some()
+            && given.all(|value| bearer(value.as_bytes()).is_some_and(|given| key.matches(given)));
+        if !is_given {
             return Err(ApiError::unauthorized());
         }
     }
     Ok(())
+}
+
+/// The key of an `Authorization: Bearer KEY`.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+}
+
+/// Returns `true` unless a browser says that a page of another site makes the request.
+///
+/// Browsers send no `Origin` with an image, a script or a `fetch` of mode `no-cors`, but they say where it comes from
+/// (W3C Fetch Metadata). Whoever is no browser does not send `Sec-Fetch-Site`. A link from elsewhere may lead a person to
+/// a page, which its own site cannot read; the calls below `/v1/` are no pages.
+fn may_come_without_origin(request: &Request) -> bool {
+    let header = |name| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
+    let is_own = |site: &[u8]| matches!(site, b"same-origin" | b"none");
+    let is = |name, expected: &[u8]| {
+        let mut values = header(name).peekable();
+        values.peek().is_some() && values.all(|value| value == expected)
+    };
+    header("sec-fetch-site").all(is_own)
+        || (matches!(*request.method(), Method::GET | Method::HEAD)
+            && !request.uri().path().starts_with("/v1/")
+            && is("sec-fetch-mode", b"navigate")
+            && is("sec-fetch-dest", b"document"))
+}
+
+/// Refuses a path whose percent-encoding is broken, as in a query.
+fn check_path(path: &str) -> Result<(), ApiError> {
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        let mut is_digit = || bytes.next().is_some_and(|digit| digit.is_ascii_hexdigit());
+        if byte == b'%' && !(is_digit() && is_digit()) {
+            let message = "the path has a % without two hexadecimal digits behind it; a % itself is %25";
+            return Err(if path.starts_with("/v1/topics/") {
+                ApiError::new(StatusCode::BAD_REQUEST, "invalid_topic", message)
+            } else {
+                ApiError::parameter("path", message)
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    fn check_fetch(request: &str, headers: &[(&str, &str)], expected: bool) {
+        let (method, path) = request.split_once(' ').unwrap();
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::empty()).unwrap();
+        assert_eq!(may_come_without_origin(&request), expected, "{request:?}");
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_told_by_fetch_metadata() {
+        let (site, mode, dest) = ("sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest");
+        check_fetch("GET /v1/events", &[], true);
+        // Node's fetch.
+        check_fetch("GET /v1/events", &[(mode, "cors")], true);
+        for own in ["same-origin", "none"] {
+            check_fetch("GET /v1/events", &[(site, own)], true);
+        }
+        for other in ["cross-site", "same-site", "", "Cross-Site", "none, cross-site", "future-value"] {
+            check_fetch("GET /v1/events", &[(site, other)], false);
+            check_fetch("GET /health/live", &[(site, other), (mode, "no-cors"), (dest, "image")], false);
+            check_fetch("GET /v1/events", &[(site, other), (mode, "navigate"), (dest, "document")], false);
+            check_fetch("GET /", &[(site, other), (mode, "navigate"), (dest, "document")], true);
+            check_fetch("GET /metrics", &[(site, other), (mode, "navigate"), (dest, "iframe")], false);
+            check_fetch("POST /", &[(site, other), (mode, "navigate"), (dest, "document")], false);
+        }
+        check_fetch("GET /v1/events", &[(site, "none"), (site, "cross-site")], false);
+    }
+
+    #[test]
+    fn paths_are_well_encoded() {
+        for good in ["/", "/v1/topics/100%25", "/v1/topics/%fF/messages", "*", ""] {
+            assert!(check_path(good).is_ok(), "{good}");
+        }
+        for bad in ["/v1/topics/50%", "/v1/users/%zz", "/%", "/v1/topics/%4", "/v1/topics/%%20", "/%2"] {
+            assert!(check_path(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_read_whatever_the_case_of_its_scheme() {
+        for good in ["Bearer k", "bearer k", "BEARER  k "] {
+            assert_eq!(bearer(good.as_bytes()), Some(&b"k"[..]), "{good}");
+        }
+        for bad in ["", "Bearer", "Basic k", "Bearerk", "k"] {
+            assert_eq!(bearer(bad.as_bytes()), None, "{bad}");
+        }
+    }
 }

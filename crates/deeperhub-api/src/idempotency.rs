@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::config::IdempotencyConfig;
 use crate::error::ApiError;
+use crate::metrics::ApiMetrics;
 
 /// The header that names a publish (draft-ietf-httpapi-idempotency-key-header).
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -56,10 +57,17 @@ impl<'a> Key<'a> {
     }
 }
 
+/// What came of a publish.
+pub(crate) trait Outcome: Copy {
+    /// A part of it could not be done, and can be when it is asked for again.
+    fn is_half_done(&self) -> bool;
+}
+
 /// What is remembered of publishes.
 #[derive(Debug)]
 pub(crate) struct Memory<A> {
     inner: Mutex<Inner<A>>,
+    metrics: ApiMetrics,
     /// Two, so that together they tell 2^128 requests apart.
     hashers: [RandomState; 2],
 }
@@ -78,15 +86,16 @@ struct Entry<A> {
     answer: A,
 }
 
-impl<A: Copy> Memory<A> {
-    pub(crate) fn new() -> Self {
+impl<A: Outcome> Memory<A> {
+    pub(crate) fn new(metrics: ApiMetrics) -> Self {
         let inner = Inner { entries: HashMap::new(), order: VecDeque::new(), bytes: 0 };
-        Self { inner: Mutex::new(inner), hashers: [RandomState::new(), RandomState::new()] }
+        Self { inner: Mutex::new(inner), metrics, hashers: [RandomState::new(), RandomState::new()] }
     }
 
     /// Does something unless it was done under this key before. Answers what came of it, and whether that was before.
     ///
-    /// `act` runs under a lock, so that of two requests at the same time one waits for the other: it must be quick.
+    /// `act` gets the answer of a time before that left something undone ([`Outcome::is_half_done`]), and does the
+    /// rest. It runs under a lock, so that of two requests at the same time one waits for the other: it must be quick.
     ///
     /// # Errors
     ///
@@ -97,17 +106,22 @@ impl<A: Copy> Memory<A> {
         request: (&str, &str),
         config: &IdempotencyConfig,
         now: Instant,
-        act: impl FnOnce() -> A,
+        act: impl FnOnce(Option<A>) -> A,
     ) -> Result<(A, bool), ApiError> {
         if config.ttl.is_zero() {
-            return Ok((act(), false));
+            return Ok((act(None), false));
         }
         let request = [self.hashers[0].hash_one(request), self.hashers[1].hash_one(request)];
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         // Limits too: they may have been lowered.
         inner.forget(|inner, at| now.saturating_duration_since(at) >= config.ttl || inner.is_over(config));
-        if let Some(known) = inner.entries.get(key.0) {
+        if let Some(known) = inner.entries.get_mut(key.0) {
             if known.request == request {
+                if known.answer.is_half_done() {
+                    known.answer = act(Some(known.answer));
+                    // Answered as before only if nothing more was done.
+                    return Ok((known.answer, known.answer.is_half_done()));
+                }
                 return Ok((known.answer, true));
             }
             return Err(ApiError::new(
@@ -116,12 +130,13 @@ impl<A: Copy> Memory<A> {
                 "another topic or message was published under this idempotency key",
             ));
         }
-        let answer = act();
+        let answer = act(None);
         let name: Arc<str> = key.0.into();
         inner.bytes += name.len() + ENTRY_BYTES;
         inner.order.push_back((now, Arc::clone(&name)));
         inner.entries.insert(name, Entry { request, answer });
         inner.forget(|inner, _| inner.is_over(config));
+        self.metrics.set_idempotency_bytes(inner.bytes);
         Ok((answer, false))
     }
 }
@@ -157,6 +172,13 @@ mod tests {
         IdempotencyConfig { ttl: Duration::from_secs(10), max_keys: 3, max_bytes: 1 << 20 }
     }
 
+    impl Outcome for u32 {
+        /// From 100 on.
+        fn is_half_done(&self) -> bool {
+            *self >= 100
+        }
+    }
+
     /// Publishes are numbered by `done`; what one under this key answers, `None` where the key is taken.
     fn ask(
         memory: &Memory<u32>,
@@ -165,7 +187,8 @@ mod tests {
         now: Instant,
         done: &mut u32,
     ) -> Option<(u32, bool)> {
-        let act = || {
+        let act = |before: Option<u32>| {
+            assert_eq!(before, None);
             *done += 1;
             *done
         };
@@ -174,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_same_key_does_it_once_and_answers_the_same_until_its_time_is_over() {
-        let (memory, start, mut done) = (Memory::new(), Instant::now(), 0);
+        let (memory, start, mut done) = (Memory::new(ApiMetrics::default()), Instant::now(), 0);
         let config = config();
         assert_eq!(ask(&memory, &config, ("a", "1"), start, &mut done), Some((1, false)));
         let later = start + Duration::from_secs(9);
@@ -186,8 +209,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_half_done_is_completed_when_it_is_asked_for_again() {
+        let (memory, now) = (Memory::new(ApiMetrics::default()), Instant::now());
+        let ask = |outcome: u32, expected: Option<u32>| {
+            let act = |before: Option<u32>| {
+                assert_eq!(before, expected);
+                outcome
+            };
+            memory.once(Key::parse("a").unwrap(), ("topic", "1"), &config(), now, act).unwrap()
+        };
+        assert_eq!(ask(100, None), (100, false));
+        // Still in vain: the answer is that of before.
+        assert_eq!(ask(100, Some(100)), (100, true));
+        assert_eq!(ask(1, Some(100)), (1, false));
+        let never = |_| unreachable!("it is done");
+        let again = memory.once(Key::parse("a").unwrap(), ("topic", "1"), &config(), now, never);
+        assert_eq!(again.unwrap(), (1, true));
+    }
+
+    #[test]
     fn limits_of_keys_and_bytes_hold_and_the_oldest_goes_first() {
-        let (memory, now, mut done) = (Memory::new(), Instant::now(), 0);
+        let (memory, now, mut done) = (Memory::new(ApiMetrics::default()), Instant::now(), 0);
         for key in ["a", "b", "c", "d"] {
             ask(&memory, &config(), (key, "1"), now, &mut done);
         }
@@ -210,7 +252,7 @@ mod tests {
 
     #[test]
     fn without_a_time_nothing_is_remembered() {
-        let (memory, now, mut done) = (Memory::new(), Instant::now(), 0);
+        let (memory, now, mut done) = (Memory::new(ApiMetrics::default()), Instant::now(), 0);
         let off = IdempotencyConfig { ttl: Duration::ZERO, ..config() };
         for expected in 1..3 {
             assert_eq!(ask(&memory, &off, ("a", "1"), now, &mut done), Some((expected, false)));

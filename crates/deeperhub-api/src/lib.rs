@@ -16,12 +16,17 @@
 //! # }
 //! ```
 
+mod admission;
 mod answers;
+mod body;
 mod calls;
 mod config;
+mod connection;
+mod dispatch;
 mod error;
 mod guard;
 mod idempotency;
+mod metrics;
 mod openapi;
 mod page;
 mod routes;
@@ -31,10 +36,13 @@ mod trace;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::routing::{delete, get, post};
 use deeperhub_node::NodeHandle;
 
+pub use admission::RESERVED_CONNECTIONS;
 pub use config::{ApiConfig, IdempotencyConfig, SharedApiConfig};
+pub use metrics::ApiMetrics;
 pub use openapi::openapi;
 pub use serve::serve;
 
@@ -45,7 +53,10 @@ use crate::error::ApiError;
 pub(crate) struct Api {
     node: NodeHandle,
     config: SharedApiConfig,
+    metrics: ApiMetrics,
     page: page::Page,
+    /// The description of the API, which is long to make.
+    description: Bytes,
     /// Publishes with an idempotency key.
     published: idempotency::Memory<answers::Published>,
 }
@@ -53,8 +64,12 @@ pub(crate) struct Api {
 /// All calls over a node.
 pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
     let config = config.into();
-    let page = page::Page::new(config.current().websocket_url.as_deref());
-    let api = Arc::new(Api { node, config, page, published: idempotency::Memory::new() });
+    let start = config.current();
+    let page = page::Page::new(start.websocket_url.as_deref());
+    let metrics = start.metrics.clone();
+    let description = openapi().to_json().unwrap_or_default().into();
+    let published = idempotency::Memory::new(metrics.clone());
+    let api = Arc::new(Api { node, config, metrics, page, description, published });
     Router::new()
         .route("/", get(routes::page))
         .route("/v1/topics", get(routes::topics))

@@ -12,6 +12,14 @@ use crate::routes::{batch, clients, cluster, events, messages, operations, topic
 /// Name of the key in the description.
 const API_KEY: &str = "api_key";
 
+/// What a 503 says of workers and nodes.
+const STALLED: &str = "`delivery_stalled`: a worker does not answer; the call may be carried out later. \
+    `cluster_unavailable`: the client is another node's, which cannot be reached";
+
+/// What a 503 says of the API itself, with `Retry-After`.
+const BUSY: &str = "`too_many_connections`: `--max-api-connections` are busy. `overloaded`: bodies and answers take \
+    `--max-api-bytes`";
+
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -94,15 +102,20 @@ impl Modify for Common {
                     error(operation, "401", "`unauthorized`: the key is missing or wrong");
                 }
                 if asks_workers(path) {
-                    error(
-                        operation,
-                        "503",
-                        "`delivery_stalled`: a worker does not answer; the call may be carried out later. `cluster_unavailable`: the client is another node's, which cannot be reached",
-                    );
+                    error(operation, "503", &format!("{STALLED}. {BUSY}"));
+                } else if !path.starts_with("/health/") {
+                    error(operation, "503", BUSY);
                 }
                 error(operation, "403", "`origin_not_allowed`: a web page that may not call");
                 if operation.request_body.is_some() {
                     error(operation, "400", "`invalid_json`, `invalid_message` or `invalid_topic`");
+                    error(operation, "408", "`request_timeout`: the body did not arrive in time");
+                    error(
+                        operation,
+                        "415",
+                        "`unsupported_encoding`: a `Content-Encoding` other than `identity`",
+                    );
+                    error(operation, "501", "`unsupported_encoding`: a transfer coding other than `chunked`");
                     let limit =
                         if path == guard::BATCH { "--max-batch-bytes" } else { "--max-message-bytes" };
                     error(operation, "413", &format!("`message_too_big`: the body is over `{limit}`"));

@@ -1,17 +1,14 @@
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use deeperhub_node::NodeHandle;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
+use crate::admission::Admission;
+use crate::connection::{Times, serve_connection};
 use crate::{SharedApiConfig, router};
 
 /// Time that calls under way are given when the server ends.
@@ -22,8 +19,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the API until `shutdown` is ready. Calls under way are then given five seconds.
 ///
-/// A connection over [`max_connections`](crate::ApiConfig::max_connections) waits until another one ends; one on which no
-/// request comes whole within [`head_timeout`](crate::ApiConfig::head_timeout) is closed. Both are read once, at the start.
+/// Every wait has an end: for a request ([`idle_timeout`](crate::ApiConfig::idle_timeout)), for the rest of it and for the
+/// caller to take the answer ([`timeout`](crate::ApiConfig::timeout)). Over
+/// [`max_connections`](crate::ApiConfig::max_connections) the longest idle connection is closed. At most
+/// [`RESERVED_CONNECTIONS`](crate::RESERVED_CONNECTIONS) more are served one request each: health checks at once, other
+/// requests as soon as fewer than the limit are being served; after a second they get 503. As many again may be on their
+/// way out.
 ///
 /// # Errors
 ///
@@ -36,42 +37,35 @@ pub async fn serve(
 ) -> io::Result<()> {
     let config = config.into();
     let start = config.current();
-    let places = Arc::new(Semaphore::new(start.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(start.head_timeout);
-    let service = TowerToHyperService::new(router(node, config));
-    let graceful = GracefulShutdown::new();
+    let admission = Admission::new(start.max_connections, start.metrics.clone());
+    let times = Times { idle: start.idle_timeout, step: start.timeout };
+    let max_bytes = start.max_held_bytes;
+    let router = router(node, config);
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
-        // All are cancel-safe: a place that was taken is given back.
-        let (place, socket) = tokio::select! {
+        let socket = tokio::select! {
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => continue,
-            accepted = accept(&listener, &places) => accepted,
+            socket = async { admission.ready().await; accept(&listener).await } => socket,
         };
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service.clone()));
-        connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "A connection of the server API failed.");
-            }
-            drop(place);
-        });
+        let permit = admission.admit(Instant::now());
+        connections.spawn(serve_connection(socket, permit, times, router.clone(), max_bytes));
+        // Whoever was asked to make room does, and what has arrived is served, before the next one comes.
+        tokio::task::yield_now().await;
     }
     drop(listener);
+    admission.drain();
+    let ended = async { while connections.join_next().await.is_some() {} };
     tokio::select! {
-        () = graceful.shutdown() => {}
+        () = ended => {}
         () = tokio::time::sleep(LAST_CALLS) => {}
     }
     Ok(())
 }
 
-/// The next connection, once there is a place for it.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream) {
-    let Ok(place) = Arc::clone(places).acquire_owned().await else {
-        // It is closed by nobody.
-        return std::future::pending().await;
-    };
+/// The next connection.
+async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
@@ -79,7 +73,7 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaph
                 if let Err(error) = socket.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY could not be set.");
                 }
-                return (place, socket);
+                return socket;
             }
             Err(error) => {
                 tracing::debug!(%error, "A connection of the server API could not be accepted.");
@@ -113,30 +107,108 @@ mod tests {
         answer
     }
 
+    const HEALTH: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+    /// Sends a request and reads its answer, on a connection that stays.
+    async fn ask(socket: &mut TcpStream, request: &[u8]) -> String {
+        socket.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            let mut part = [0; 1024];
+            let read = tokio::time::timeout(Duration::from_secs(30), socket.read(&mut part));
+            let length = read.await.expect("an answer comes in time").unwrap();
+            assert!(length > 0, "the connection ended");
+            answer.extend_from_slice(&part[..length]);
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
     #[tokio::test]
     async fn a_request_that_never_comes_whole_does_not_keep_its_connection() {
-        let config = ApiConfig { head_timeout: Duration::from_millis(200), ..ApiConfig::default() };
+        let time = Duration::from_millis(200);
+        let config = ApiConfig { idle_timeout: time, timeout: time, ..ApiConfig::default() };
         let (address, _node, _serving) = start(config).await;
-        for start in ["", "GET /health/live HTTP/1.1\r\nHost: localhost\r\n"] {
+        for (start, status) in [
+            ("", ""),
+            ("GET /health/live HTTP/1.1\r\nHost: localhost\r\n", "HTTP/1.1 408 "),
+            ("POST /v1/broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{", "HTTP/1.1 408 "),
+        ] {
             let mut socket = TcpStream::connect(address).await.unwrap();
             socket.write_all(start.as_bytes()).await.unwrap();
             let answer = read_to_end(socket).await;
-            assert!(!answer.contains("200 OK"), "{answer}");
+            assert!(answer.starts_with(status) && answer.is_empty() == start.is_empty(), "{answer}");
         }
     }
 
     #[tokio::test]
-    async fn a_connection_over_the_limit_waits_for_a_place() {
+    async fn over_the_limit_the_longest_idle_connection_makes_room() {
         let config = ApiConfig { max_connections: 2, ..ApiConfig::default() };
         let (address, _node, _serving) = start(config).await;
-        let idle = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
-        let mut waiting = TcpStream::connect(address).await.unwrap();
-        let request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        waiting.write_all(request).await.unwrap();
-        let answer = waiting.readable();
-        assert!(tokio::time::timeout(Duration::from_millis(200), answer).await.is_err(), "there is no place");
-        drop(idle);
-        let answer = read_to_end(waiting).await;
+        let mut idle =
+            [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+        for socket in idle.iter_mut().rev() {
+            assert!(ask(socket, HEALTH).await.starts_with("HTTP/1.1 200 OK"));
+        }
+        let [newer, older] = &mut idle;
+        // Served nevertheless, one request each.
+        loop {
+            let mut third = TcpStream::connect(address).await.unwrap();
+            assert!(ask(&mut third, HEALTH).await.starts_with("HTTP/1.1 200 OK"));
+            drop(third);
+            // Both are left alone for a moment.
+            let ended = tokio::time::timeout(Duration::from_millis(100), older.read(&mut [0])).await;
+            if let Ok(ended) = ended {
+                assert_eq!(ended.unwrap(), 0, "it was closed");
+                break;
+            }
+        }
+        assert!(ask(newer, HEALTH).await.starts_with("HTTP/1.1 200 OK"));
+    }
+
+    #[tokio::test]
+    async fn while_all_are_busy_health_is_told_and_the_rest_is_turned_away() {
+        let config = ApiConfig { max_connections: 2, ..ApiConfig::default() };
+        let (address, _node, _serving) = start(config).await;
+        let mut busy = Vec::new();
+        for _ in 0..2 {
+            let mut socket = TcpStream::connect(address).await.unwrap();
+            socket
+                .write_all(
+                    b"POST /v1/broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{\"type\"",
+                )
+                .await
+                .unwrap();
+            busy.push(socket);
+        }
+        for _ in 0..3 * crate::RESERVED_CONNECTIONS {
+            busy.push(TcpStream::connect(address).await.unwrap());
+        }
+        for path in ["/health/live", "/health/ready", "/metrics"] {
+            let mut socket = TcpStream::connect(address).await.unwrap();
+            socket
+                .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())
+                .await
+                .unwrap();
+            let answer = read_to_end(socket).await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK"), "{path}: {answer}");
+            assert!(answer.contains("connection: close"), "{path}: {answer}");
+        }
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(b"GET /v1/stats HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let answer = read_to_end(socket).await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("too_many_connections"), "{answer}");
+        assert!(answer.contains("retry-after: 1") && answer.contains("connection: close"), "{answer}");
+        // What was under way goes on.
+        assert!(ask(&mut busy[0], b":\"x\"}").await.starts_with("HTTP/1.1 200 OK"));
+    }
+
+    #[tokio::test]
+    async fn a_client_may_end_its_side_behind_its_request() {
+        let (address, _node, _serving) = start(ApiConfig::default()).await;
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(b"GET /v1/clients HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        socket.shutdown().await.unwrap();
+        let answer = read_to_end(socket).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     }
 }

@@ -116,6 +116,12 @@ impl EventBus {
         self.shared.lost.load(Ordering::Relaxed)
     }
 
+    /// Returns how many bytes wait for observers: an event that waits for two counts twice.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.shared.read().queues.iter().map(|queue| queue.bytes()).sum()
+    }
+
     /// Ends all streams after what waits in them; what is published from now on reaches nobody.
     pub fn close(&self) {
         let mut observers = self.shared.write();

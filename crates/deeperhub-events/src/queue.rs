@@ -70,6 +70,10 @@ impl Queue {
         Pushed { lost, waker: state.waker.take() }
     }
 
+    pub(crate) fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
     pub(crate) fn try_pop(&self) -> Option<Received> {
         self.lock().pop()
     }

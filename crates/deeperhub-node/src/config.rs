@@ -1,9 +1,11 @@
+use std::fmt;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::canary::CanaryConfig;
 use crate::cluster::ClusterConfig;
-use deeperhub_metrics::{SharedCounter, Unit};
+use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::message;
 use deeperhub_security::{OriginPolicy, RateLimit};
 
@@ -81,8 +83,8 @@ pub struct Config {
     pub router: deeperhub_router::Config,
     /// Numbers of the embedding program that go with the node's metrics. Default: none.
     pub gauges: Vec<OwnGauge>,
-    /// Counters of the embedding program, likewise. Default: none.
-    pub counters: Vec<OwnCounter>,
+    /// Numbers of the node's edges, such as a server API, that go with its metrics. Default: none.
+    pub numbers: Vec<OwnNumber>,
     /// Which traces are recorded, and where their spans go. Default: none are recorded, and sampled ones that clients
     /// bring are carried on.
     pub tracer: Tracer,
@@ -108,7 +110,7 @@ impl Default for Config {
             answer_timeout: Duration::from_secs(5),
             router: deeperhub_router::Config::default(),
             gauges: Vec::new(),
-            counters: Vec::new(),
+            numbers: Vec::new(),
             tracer: Tracer::default(),
         }
     }
@@ -127,14 +129,69 @@ pub struct OwnGauge {
     pub read: fn() -> i64,
 }
 
-/// A counter of the embedding program, such as of what its log lost, to be shown with the node's
-/// metrics.
-#[derive(Debug, Clone)]
-pub struct OwnCounter {
-    /// Its name, which ends in `_total`; the node does not start when it is taken or malformed.
-    pub name: &'static str,
-    /// What it counts, in a sentence without its full stop.
-    pub help: &'static str,
-    /// Read whenever metrics are asked for.
-    pub counter: SharedCounter,
+/// Whether a number may fall.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NumberKind {
+    /// It only grows.
+    Counter,
+    /// It says how much there is now.
+    Gauge,
+}
+
+/// A number that something beside the node keeps, to be shown with the node's metrics.
+#[derive(Clone)]
+pub struct OwnNumber {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) unit: Unit,
+    pub(crate) kind: NumberKind,
+    pub(crate) read: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
+
+impl OwnNumber {
+    /// `read` is called whenever metrics are asked for. The name of a counter ends in `_total`; the node does not start
+    /// when a name is taken or malformed.
+    pub fn new(
+        name: &'static str,
+        help: &'static str,
+        unit: Unit,
+        kind: NumberKind,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Self {
+        Self { name, help, unit, kind, read: Arc::new(read) }
+    }
+
+    /// The metric's name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Returns the number now.
+    #[must_use]
+    pub fn read(&self) -> u64 {
+        (self.read)()
+    }
+
+    pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
+        let read = Arc::clone(&self.read);
+        match self.kind {
+            NumberKind::Counter => {
+                registry.register_counter_fn(self.name, self.help, self.unit, move || read())
+            }
+            NumberKind::Gauge => {
+                let read = move || i64::try_from(read()).unwrap_or(i64::MAX);
+                registry.register_gauge_fn(self.name, self.help, self.unit, read)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for OwnNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnNumber")
+            .field("name", &self.name)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
 }

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,18 @@ pub struct ClientInfo {
     pub user: Option<String>,
     /// Topics and patterns it is subscribed to.
     pub subscriptions: Vec<String>,
+}
+
+/// Bytes of names after which a page of connections ends, whatever its limit: subscriptions may take 32 KiB of each.
+pub(crate) const CLIENTS_BYTES: usize = 512 * 1024;
+
+impl ClientInfo {
+    /// About what it takes in memory and in an answer.
+    pub(crate) fn bytes(&self) -> usize {
+        let user = self.user.as_ref().map_or(0, String::len);
+        let names: usize = self.subscriptions.iter().map(|name| name.len() + size_of::<String>()).sum();
+        size_of::<Self>() + self.client_id.as_str().len() + user + names
+    }
 }
 
 /// One topic or pattern that is subscribed to.
@@ -130,6 +143,28 @@ impl NodeHandle {
             tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
         }
         Delivered { count: published.subscribers, cluster_unavailable: published.cluster_unavailable }
+    }
+
+    /// Publishes to the other nodes only: the rest of a publish that was answered with
+    /// [`cluster_unavailable`](Delivered::cluster_unavailable). Returns `false` if they cannot be reached. Never waits.
+    pub fn publish_to_others(
+        &self,
+        topic: &Topic<'_>,
+        message: RawJson<'_>,
+        trace: &TraceContext<'_>,
+    ) -> bool {
+        let tracer = &self.hub.config.tracer;
+        let span = MessageSpan::begin(tracer, trace, None);
+        let traceparent = span.as_ref().map(|span| span.span.context().to_string());
+        let context = TraceContext {
+            traceparent: traceparent.as_deref().map(Cow::Borrowed),
+            tracestate: span.as_ref().and_then(|span| span.span.tracestate()).map(Cow::Borrowed),
+        };
+        let is_taken = self.hub.publish_to_others(topic, message, None, context);
+        if let Some(span) = span {
+            tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
+        }
+        is_taken
     }
 
     /// Sends an object (see `message::check_server_object`) to one client, on whatever node it is.
@@ -272,7 +307,7 @@ impl NodeHandle {
         info.ok_or(ClientNotFound.into())
     }
 
-    /// Connections of this node, a page at a time. A client that stays connected through a whole listing appears exactly
+    /// Connections of this node, a page at a time; a page ends after 512 KiB of names, too. A client that stays connected through a whole listing appears exactly
     /// once.
     ///
     /// # Errors
@@ -446,11 +481,15 @@ impl Hub {
         limit: usize,
     ) -> Result<Page<ClientInfo>, ListError> {
         let (mut worker, mut from) = cursor.map_or(Ok((0, 0)), parse_cursor)?;
-        let mut items = Vec::new();
+        let (mut items, mut bytes) = (Vec::new(), 0);
         while worker < self.requests.len() {
+            if bytes >= CLIENTS_BYTES {
+                return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{from:x}")) });
+            }
             let left = limit.saturating_sub(items.len());
             let asked = self.ask(worker, |reply| Request::Clients { from, limit: left, reply });
             let (clients, next) = asked.await?;
+            bytes += clients.iter().map(ClientInfo::bytes).sum::<usize>();
             items.extend(clients);
             if let Some(next) = next {
                 return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{next:x}")) });

@@ -46,7 +46,9 @@ pub use ask::Unanswered;
 pub use auth::AuthConfig;
 pub use canary::CanaryConfig;
 pub use cluster::ClusterConfig;
-pub use config::{Config, OwnCounter, OwnGauge, burst_rate_per_ip, control_rate_limit, token_rate_limit};
+pub use config::{
+    Config, NumberKind, OwnGauge, OwnNumber, burst_rate_per_ip, control_rate_limit, token_rate_limit,
+};
 pub use gather::{ClusterStats, Gathered, NodeInfo};
 pub use handle::{
     ClientInfo, ClientNotFound, CursorError, Delivered, ListError, NodeHandle, NodeIdTaken, Page, SendError,

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::ask::Posted;
 use crate::auth::unix_seconds;
 use crate::config::Config;
-use crate::handle::ClientInfo;
+use crate::handle::{CLIENTS_BYTES, ClientInfo};
 use crate::hub::{Delivery, Hub, Request};
 use crate::id::Place;
 use crate::metrics::{Limit, Sent, WorkerMetrics};
@@ -257,10 +257,12 @@ impl Local {
                 let _ = reply.send(info);
             }
             Request::Clients { from, limit, reply } => {
-                let mut clients = Vec::new();
+                let (mut clients, mut bytes) = (Vec::new(), 0);
                 let mut next = connections.next_open(from);
-                while let Some(key) = next.filter(|_| clients.len() < limit) {
-                    clients.extend(connections.session(key).map(|session| info(session, &self.shard)));
+                while let Some(key) = next.filter(|_| clients.len() < limit && bytes < CLIENTS_BYTES) {
+                    let client = connections.session(key).map(|session| info(session, &self.shard));
+                    bytes += client.as_ref().map_or(0, ClientInfo::bytes);
+                    clients.extend(client);
                     next = key.checked_add(1).and_then(|key| connections.next_open(key));
                 }
                 let _ = reply.send((clients, next));

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use crate::application::Application;
 use crate::canary::{Canary, CanaryThread};
 use crate::cluster::{ClusterThread, follow_interest};
-use crate::config::{Config, OwnCounter};
+use crate::config::Config;
 use crate::handle::{NodeHandle, NodeIdTaken};
 use crate::hub::{Hub, REQUESTS};
 use crate::id::{is_node_id, random_node_id};
@@ -126,8 +126,8 @@ impl Node {
                 .register_gauge_fn(gauge.name, gauge.help, gauge.unit, gauge.read)
                 .map_err(MetricsError::Register)?;
         }
-        for OwnCounter { name, help, counter } in &config.counters {
-            registry.register(name, help, Unit::None, counter).map_err(MetricsError::Register)?;
+        for number in &config.numbers {
+            number.register(&mut registry).map_err(MetricsError::Register)?;
         }
         let (broker, driver) = match config.cluster.as_ref() {
             None => (None, None),
@@ -262,6 +262,13 @@ fn registry(
         "Topics and patterns with a subscriber",
         Unit::None,
         move || i64::try_from(topics.topics()).unwrap_or(i64::MAX),
+    )?;
+    let waiting = bus.clone();
+    registry.register_gauge_fn(
+        "deeperhub_events_queued_bytes",
+        "Bytes of events that wait for observers",
+        Unit::Bytes,
+        move || i64::try_from(waiting.queued_bytes()).unwrap_or(i64::MAX),
     )?;
     let bus = bus.clone();
     registry.register_counter_fn(

@@ -9,9 +9,11 @@ use axum::response::Response;
 use deeperhub_protocol::message::TraceContext;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use super::{Body, answer, text, trace};
+use super::{answer, trace};
+use crate::body::Body;
 use crate::error::ApiError;
 use crate::idempotency::Key;
 use crate::{Api, calls};
@@ -98,8 +100,20 @@ pub(crate) struct CallResult {
     body: Box<RawValue>,
 }
 
+impl CallResult {
+    fn not_carried_out() -> Self {
+        let message = "the calls before this one took as long as a batch may; it was not carried out";
+        let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_carried_out", message);
+        Self { status: error.status().as_u16(), body: raw(&error) }
+    }
+}
+
+/// Calls that are carried out before others get a turn.
+const CALLS_AT_ONCE: usize = 16;
+
 /// Carries out many calls, one after the other and each whatever came of the others.
 ///
+/// Calls that are left after `--api-timeout` are not carried out (503 `not_carried_out`).
 /// Answers 200 when the batch could be read, with a result for each call. Of publishes to one topic, and of sends to
 /// one client, the order stays. `traceparent` holds for all publishes.
 #[utoipa::path(
@@ -110,7 +124,7 @@ pub(crate) struct CallResult {
 pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Response {
     let carry_out = async || {
         let config = api.config.current();
-        let body = text(&body)?;
+        let body = body.text()?;
         let batch: Batch<'_> = serde_json::from_str(body).map_err(|error| malformed(&error))?;
         if batch.calls.is_empty() || batch.calls.len() > config.max_batch_calls {
             let message = format!("a batch has 1 to {} calls", config.max_batch_calls);
@@ -118,8 +132,18 @@ pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body:
         }
         let trace = trace(&headers);
         let mut results = Vec::with_capacity(batch.calls.len());
-        for call in batch.calls {
-            results.push(result(&api, call.get(), config.max_body_bytes, &trace).await);
+        let deadline = Instant::now() + config.timeout;
+        for (number, call) in batch.calls.into_iter().enumerate() {
+            if number % CALLS_AT_ONCE == CALLS_AT_ONCE - 1 {
+                // Other callers are served meanwhile.
+                tokio::task::yield_now().await;
+            }
+            results.push(if Instant::now() < deadline {
+                result(&api, call.get(), config.max_body_bytes, &trace).await
+            } else {
+                // Each call may wait for a worker that hangs, all of them together for much too long.
+                CallResult::not_carried_out()
+            });
         }
         Ok(Results { results })
     };
@@ -180,4 +204,41 @@ fn raw(answer: &impl Serialize) -> Box<RawValue> {
 fn malformed(error: &serde_json::Error) -> ApiError {
     let code = if error.is_data() { "invalid_message" } else { "invalid_json" };
     ApiError::new(StatusCode::BAD_REQUEST, code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::http::Request;
+    use deeperhub_node::{Config, Node};
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::*;
+    use crate::{ApiConfig, router};
+
+    /// The status of each call of a batch that may take this long.
+    async fn statuses(timeout: Duration) -> Vec<u64> {
+        let node = Node::start(([127, 0, 0, 1], 0).into(), Config::default()).unwrap();
+        let config = ApiConfig { timeout, ..ApiConfig::default() };
+        let service = TowerToHyperService::new(router(node.handle(), config));
+        let calls = vec![r#"{"publish":{"topic":"a","message":1}}"#; 40].join(",");
+        let request = Request::post("/v1/batch")
+            .header("host", "localhost")
+            .body(axum::body::Body::from(format!(r#"{{"calls":[{calls}]}}"#)))
+            .unwrap();
+        let answer = service.call(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        let results: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let results = results["results"].as_array().unwrap();
+        results.iter().map(|result| result["status"].as_u64().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn calls_beyond_the_time_of_a_batch_are_answered_and_not_carried_out() {
+        assert_eq!(statuses(Duration::from_secs(60)).await, [200; 40]);
+        assert_eq!(statuses(Duration::ZERO).await, [503; 40]);
+    }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use deeperhub_events::{EventFilter, EventStream, Received};
@@ -14,7 +13,9 @@ use futures_core::Stream;
 
 use super::pairs;
 use crate::Api;
+use crate::dispatch::IsStream;
 use crate::error::ApiError;
+use crate::metrics::EventStreamGuard;
 
 /// What happens on this node from now on.
 ///
@@ -28,7 +29,7 @@ use crate::error::ApiError;
         (status = 200, body = String, content_type = "text/event-stream",
             description = "Events until the client goes; `events_lost` tells how many a slow observer has missed"),
         (status = 400, body = ApiError, description = "`invalid_message`: a name is none of an event"),
-        (status = 503, body = ApiError, description = "`too_many_observers`")
+        (status = 503, body = ApiError, description = "`too_many_observers`: `--max-event-streams` are open, or half of `--max-api-connections`. `too_many_connections`: `--max-api-connections` are busy")
     )
 )]
 pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
@@ -40,16 +41,23 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
                     .map_err(|error| ApiError::parameter("types", error.to_string()))?;
             }
         }
-        api.node.events(filter).ok_or_else(|| {
-            ApiError::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too_many_observers",
-                "as many observers as there may be are connected",
-            )
+        let config = api.config.current();
+        // Streams stay: they may not take every connection.
+        let max = config.max_event_streams.min(config.max_connections / 2).max(1);
+        let guard = api.metrics.event_stream(max);
+        let observed =
+            guard.and_then(|guard| Some(Observed { stream: api.node.events(filter)?, _guard: guard }));
+        observed.ok_or_else(|| {
+            tracing::warn!(limit = "max_event_streams", max, "Event stream limit reached");
+            ApiError::too_many_observers()
         })
     };
     match observe() {
-        Ok(stream) => Sse::new(Observed { stream }).keep_alive(KeepAlive::default()).into_response(),
+        Ok(stream) => {
+            let mut response = Sse::new(stream).keep_alive(KeepAlive::default()).into_response();
+            response.extensions_mut().insert(IsStream);
+            response
+        }
         Err(error) => error.into_response(),
     }
 }
@@ -57,6 +65,7 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
 /// An observer's events in the form of the stream.
 struct Observed {
     stream: EventStream,
+    _guard: EventStreamGuard,
 }
 
 impl Stream for Observed {

@@ -6,8 +6,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
-use super::{Body, PathText, answer, path, text, topic_path, trace};
+use super::{PathText, answer, path, topic_path, trace};
 use crate::answers::{Done, Published, Sent};
+use crate::body::Body;
 use crate::error::ApiError;
 use crate::idempotency::{Key, REPLAYED};
 use crate::{Api, calls};
@@ -15,7 +16,8 @@ use crate::{Api, calls};
 /// Publishes the body to a topic.
 ///
 /// With `Idempotency-Key`, the same request again publishes nothing and gets the same answer, for as long as the server
-/// remembers the key (`--idempotency-ttl`, 5 minutes); such an answer has the header `Idempotency-Replayed: true`.
+/// remembers the key (`--idempotency-ttl`, 5 minutes); such an answer has the header `Idempotency-Replayed: true`. After
+/// an answer with `cluster: "unavailable"`, the same request again publishes to the other nodes, and only to them.
 #[utoipa::path(
     post, path = "/v1/topics/{topic}/messages", tag = "messages",
     params(
@@ -39,7 +41,7 @@ pub(crate) async fn publish(
     body: Body,
 ) -> Response {
     let publish =
-        || calls::publish(&api, &topic_path(topic)?, text(&body)?, Key::of(&headers)?, &trace(&headers));
+        || calls::publish(&api, &topic_path(topic)?, body.text()?, Key::of(&headers)?, &trace(&headers));
     match publish() {
         Ok((published, is_replayed)) => {
             let mut response = axum::Json(published).into_response();
@@ -60,7 +62,7 @@ pub(crate) async fn publish(
     responses((status = 200, body = Done, description = "Done"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
 pub(crate) async fn send_to_client(State(api): State<Arc<Api>>, client_id: PathText, body: Body) -> Response {
-    let send = async || calls::send_to_client(&api, &path(client_id)?, text(&body)?).await;
+    let send = async || calls::send_to_client(&api, &path(client_id)?, body.text()?).await;
     answer(send().await)
 }
 
@@ -72,7 +74,7 @@ pub(crate) async fn send_to_client(State(api): State<Arc<Api>>, client_id: PathT
     responses((status = 200, body = Sent, description = "Sent"))
 )]
 pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathText, body: Body) -> Response {
-    let send = async || calls::send_to_user(&api, &path(user)?, text(&body)?).await;
+    let send = async || calls::send_to_user(&api, &path(user)?, body.text()?).await;
     answer(send().await)
 }
 
@@ -83,6 +85,6 @@ pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathText, bo
     responses((status = 200, body = Sent, description = "Sent"))
 )]
 pub(crate) async fn broadcast(State(api): State<Arc<Api>>, body: Body) -> Response {
-    let send = async || calls::broadcast(&api, text(&body)?).await;
+    let send = async || calls::broadcast(&api, body.text()?).await;
     answer(send().await)
 }

@@ -11,8 +11,7 @@ pub(crate) mod topics;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -43,7 +42,6 @@ pub(crate) async fn page(State(api): State<Arc<Api>>) -> Response {
 
 type PathText = Result<Path<String>, PathRejection>;
 type PathTexts = Result<Path<(String, String)>, PathRejection>;
-type Body = Result<Bytes, BytesRejection>;
 
 fn bad_path() -> ApiError {
     ApiError::parameter("path", "the path is not UTF-8 behind its percent-encoding")
@@ -68,18 +66,6 @@ fn topic_path(path: PathText) -> Result<String, ApiError> {
             "a topic is UTF-8 behind its percent-encoding",
         )
     })
-}
-
-/// A body as text.
-fn text(body: &Body) -> Result<&str, ApiError> {
-    match body {
-        Ok(bytes) => std::str::from_utf8(bytes)
-            .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", "the body is not UTF-8")),
-        Err(rejection) => match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Err(ApiError::too_big()),
-            status => Err(ApiError::new(status, "invalid_message", "the body could not be read")),
-        },
-    }
 }
 
 /// Of which nodes a list or a count is to be.

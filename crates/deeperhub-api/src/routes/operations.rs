@@ -160,6 +160,6 @@ impl Reason {
 /// This description.
 #[utoipa::path(get, path = "/openapi.json", tag = "operations",
     responses((status = 200, body = Object, description = "The description")))]
-pub(crate) async fn description() -> Response {
-    axum::Json(crate::openapi()).into_response()
+pub(crate) async fn description(State(api): State<Arc<Api>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], api.description.clone()).into_response()
 }

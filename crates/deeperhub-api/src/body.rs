@@ -1,0 +1,154 @@
+//! Bodies of requests: bounded in bytes and time, and counted.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, HeaderName, header};
+use hyper::body::Body as _;
+use tokio::time::Instant;
+
+use crate::connection::{Link, allowance};
+use crate::error::ApiError;
+use crate::guard::BATCH;
+use crate::metrics::Lease;
+use crate::{Api, ApiConfig};
+
+/// What a request brought, or what is answered instead.
+///
+/// A body that is too long, or encoded, is refused before `100 Continue` asks the client for it.
+#[derive(Debug)]
+pub(crate) struct Body(Result<Whole, ApiError>);
+
+#[derive(Debug)]
+struct Whole {
+    bytes: Vec<u8>,
+    /// Counts them for as long as they are held.
+    _lease: Lease,
+}
+
+impl Body {
+    /// The body as text.
+    pub(crate) fn text(&self) -> Result<&str, ApiError> {
+        let whole = self.0.as_ref().map_err(Clone::clone)?;
+        let text =
+            std::str::from_utf8(&whole.bytes).map_err(|_| ApiError::invalid_json("the body is not UTF-8"))?;
+        if text.starts_with('\u{feff}') {
+            // RFC 8259 section 8.1; the payload would leave as other bytes than came.
+            return Err(ApiError::invalid_json(
+                "the body begins with a byte order mark, which JSON must not have",
+            ));
+        }
+        Ok(text)
+    }
+}
+
+impl FromRequest<Arc<Api>> for Body {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Self::Rejection> {
+        Ok(Self(read(request, &api.config.current(), api.metrics.lease()).await))
+    }
+}
+
+async fn read(request: Request, config: &ApiConfig, mut lease: Lease) -> Result<Whole, ApiError> {
+    check_codings(request.headers())?;
+    let limit = if request.uri().path() == BATCH { config.max_batch_bytes } else { config.max_body_bytes };
+    let link = request.extensions().get::<Arc<Link>>().cloned();
+    let mut body = request.into_body();
+    let known = body.size_hint();
+    if known.lower() > limit as u64 {
+        return Err(ApiError::too_big());
+    }
+    let (began, mut bytes) = (Instant::now(), Vec::new());
+    while let Some(frame) = {
+        let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+        let deadline = allowance(began, config.timeout, bytes.len() as u64);
+        tokio::time::timeout_at(deadline, next).await.map_err(|_| {
+            api_timed_out(link.as_deref());
+            ApiError::timeout("the body of the request did not arrive in time")
+        })?
+    } {
+        let frame = frame.map_err(|_| ApiError::parameter("body", "the body could not be read"))?;
+        // Trailers are of no use here.
+        let Ok(data): Result<Bytes, _> = frame.into_data() else { continue };
+        if data.len() > limit - bytes.len() {
+            return Err(ApiError::too_big());
+        }
+        if !lease.try_grow(data.len(), config.max_held_bytes) {
+            return Err(ApiError::overloaded());
+        }
+        if bytes.capacity() - bytes.len() < data.len() {
+            // Once where the length is known, but never much ahead of what has arrived.
+            let left = usize::try_from(known.lower()).unwrap_or(usize::MAX).saturating_sub(bytes.len());
+            bytes.reserve(left.min(4 * (bytes.len() + data.len())).max(data.len()));
+        }
+        bytes.extend_from_slice(&data);
+    }
+    if let Some(link) = link {
+        link.body_read();
+    }
+    Ok(Whole { bytes, _lease: lease })
+}
+
+fn api_timed_out(link: Option<&Link>) {
+    if let Some(link) = link {
+        link.permit.metrics().timed_out();
+    }
+    tracing::info!(limit = "api_timeout", "Server API request body timed out");
+}
+
+/// Refuses bodies that would have to be decoded.
+fn check_codings(headers: &HeaderMap) -> Result<(), ApiError> {
+    let is_only = |name: HeaderName, known: &[u8]| {
+        headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b',')).all(
+            |coding| {
+                let coding = coding.trim_ascii();
+                coding.is_empty() || coding.eq_ignore_ascii_case(known)
+            },
+        )
+    };
+    if !is_only(header::TRANSFER_ENCODING, b"chunked") {
+        return Err(ApiError::unknown_coding());
+    }
+    if !is_only(header::CONTENT_ENCODING, b"identity") {
+        return Err(ApiError::unknown_content_encoding());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderValue, StatusCode};
+
+    use super::*;
+
+    fn check(pairs: &[(HeaderName, &'static str)], expected: Option<StatusCode>) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        let status = check_codings(&headers).err().map(|error| error.status());
+        assert_eq!(status, expected, "{pairs:?}");
+    }
+
+    #[test]
+    fn only_plain_bodies_are_read() {
+        use axum::http::header::{CONTENT_ENCODING as CONTENT, TRANSFER_ENCODING as TRANSFER};
+        let (unsupported, unknown) =
+            (Some(StatusCode::UNSUPPORTED_MEDIA_TYPE), Some(StatusCode::NOT_IMPLEMENTED));
+        check(&[], None);
+        check(&[(CONTENT, "")], None);
+        check(&[(CONTENT, "identity"), (TRANSFER, "Chunked")], None);
+        check(&[(CONTENT, "Identity, identity")], None);
+        for encoding in ["gzip", "GZIP", "identity, br", "deflate,identity", "x"] {
+            check(&[(CONTENT, encoding)], unsupported);
+        }
+        check(&[(CONTENT, "identity"), (CONTENT, "gzip")], unsupported);
+        for coding in ["gzip, chunked", "gzip,Chunked", "x", "identity"] {
+            check(&[(TRANSFER, coding)], unknown);
+        }
+        check(&[(TRANSFER, "gzip"), (TRANSFER, "chunked")], unknown);
+    }
+}

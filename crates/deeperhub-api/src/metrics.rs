@@ -1,0 +1,203 @@
+//! What the server API counts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use deeperhub_metrics::Unit;
+use deeperhub_node::{NumberKind, OwnNumber};
+
+/// Counts of a server API, to be shown with its node's metrics: see [`numbers`](Self::numbers). Clones are the same ones.
+#[derive(Debug, Clone, Default)]
+pub struct ApiMetrics(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    connections: AtomicUsize,
+    event_streams: AtomicUsize,
+    bytes: AtomicUsize,
+    idempotency_bytes: AtomicUsize,
+    evicted: AtomicU64,
+    refused: AtomicU64,
+    timeouts: AtomicU64,
+    overloads: AtomicU64,
+}
+
+impl ApiMetrics {
+    /// The counts in the form that [`deeperhub_node::Config::numbers`] takes.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<OwnNumber> {
+        let number = |name, help, unit, kind, read: fn(&Counts) -> u64| {
+            let counts = Arc::clone(&self.0);
+            OwnNumber::new(name, help, unit, kind, move || read(&counts))
+        };
+        vec![
+            number(
+                "deeperhub_api_connections",
+                "Open connections of the server API",
+                Unit::None,
+                NumberKind::Gauge,
+                |counts| counts.connections.load(Ordering::Relaxed) as u64,
+            ),
+            number(
+                "deeperhub_api_event_streams",
+                "Callers that are reading the stream of events",
+                Unit::None,
+                NumberKind::Gauge,
+                |counts| counts.event_streams.load(Ordering::Relaxed) as u64,
+            ),
+            number(
+                "deeperhub_api_held_bytes",
+                "Bytes of request bodies and of answers over 8 KiB that the server API holds",
+                Unit::Bytes,
+                NumberKind::Gauge,
+                |counts| counts.bytes.load(Ordering::Relaxed) as u64,
+            ),
+            number(
+                "deeperhub_api_idempotency_bytes",
+                "Bytes that remembered idempotency keys take",
+                Unit::Bytes,
+                NumberKind::Gauge,
+                |counts| counts.idempotency_bytes.load(Ordering::Relaxed) as u64,
+            ),
+            number(
+                "deeperhub_api_connections_evicted_total",
+                "Idle connections of the server API that were closed to make room for others",
+                Unit::None,
+                NumberKind::Counter,
+                |counts| counts.evicted.load(Ordering::Relaxed),
+            ),
+            number(
+                "deeperhub_api_connections_refused_total",
+                "Connections of the server API that were answered with 503, since too many others were open or busy",
+                Unit::None,
+                NumberKind::Counter,
+                |counts| counts.refused.load(Ordering::Relaxed),
+            ),
+            number(
+                "deeperhub_api_timeouts_total",
+                "Connections of the server API that were closed because the caller sent or read too slowly",
+                Unit::None,
+                NumberKind::Counter,
+                |counts| counts.timeouts.load(Ordering::Relaxed),
+            ),
+            number(
+                "deeperhub_api_overloads_total",
+                "Requests of the server API that were answered with 503, since requests held too many bytes",
+                Unit::None,
+                NumberKind::Counter,
+                |counts| counts.overloads.load(Ordering::Relaxed),
+            ),
+        ]
+    }
+
+    pub(crate) fn set_connections(&self, open: usize) {
+        self.0.connections.store(open, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_idempotency_bytes(&self, bytes: usize) {
+        self.0.idempotency_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn connection_evicted(&self) {
+        self.0.evicted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn connection_refused(&self) {
+        self.0.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn timed_out(&self) {
+        self.0.timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an event stream for as long as the guard lives, unless there are `max` already.
+    pub(crate) fn event_stream(&self, max: usize) -> Option<EventStreamGuard> {
+        let streams = &self.0.event_streams;
+        let more = |open| (open < max).then_some(open + 1);
+        streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(EventStreamGuard(self.clone()))
+    }
+
+    /// Counts bytes for as long as the lease lives.
+    pub(crate) fn lease(&self) -> Lease {
+        Lease { metrics: self.clone(), bytes: 0 }
+    }
+}
+
+/// One event stream that is open.
+#[derive(Debug)]
+pub(crate) struct EventStreamGuard(ApiMetrics);
+
+impl Drop for EventStreamGuard {
+    fn drop(&mut self) {
+        self.0.0.event_streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that one request holds.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    metrics: ApiMetrics,
+    bytes: usize,
+}
+
+impl Lease {
+    /// Adds bytes unless all requests together would then hold more than `max`.
+    pub(crate) fn try_grow(&mut self, bytes: usize, max: usize) -> bool {
+        let counts = &self.metrics.0;
+        let more = |held: usize| held.checked_add(bytes).filter(|&held| held <= max);
+        if counts.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            counts.overloads.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(limit = "max_api_bytes", max, "Server API memory limit reached");
+            return false;
+        }
+        self.bytes += bytes;
+        true
+    }
+
+    /// Adds bytes that are there already.
+    pub(crate) fn grow(&mut self, bytes: usize) {
+        self.metrics.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.metrics.0.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(metrics: &ApiMetrics, name: &str) -> u64 {
+        metrics.numbers().iter().find(|number| number.name() == name).unwrap().read()
+    }
+
+    #[test]
+    fn bytes_are_counted_while_they_are_held_and_bounded_together() {
+        let metrics = ApiMetrics::default();
+        let (mut first, mut second) = (metrics.lease(), metrics.lease());
+        assert!(first.try_grow(60, 100));
+        assert!(!second.try_grow(41, 100) && second.try_grow(40, 100));
+        second.grow(5);
+        assert_eq!(read(&metrics, "deeperhub_api_held_bytes"), 105);
+        drop(first);
+        assert_eq!(read(&metrics, "deeperhub_api_held_bytes"), 45);
+        drop(second);
+        assert_eq!(read(&metrics, "deeperhub_api_held_bytes"), 0);
+        assert_eq!(read(&metrics, "deeperhub_api_overloads_total"), 1);
+    }
+
+    #[test]
+    fn event_streams_have_a_limit_of_their_own() {
+        let metrics = ApiMetrics::default();
+        let first = metrics.event_stream(1);
+        assert!(first.is_some() && metrics.event_stream(1).is_none());
+        drop(first);
+        assert!(metrics.event_stream(1).is_some());
+        assert_eq!(read(&metrics, "deeperhub_api_event_streams"), 0);
+    }
+}

@@ -1,0 +1,449 @@
+//! Connections of the server API: every wait has an end, health is always told, and an answer arrives.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::SinkExt;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{
+    Client, PATIENCE, Peer, Server, http, install, metric, patiently, python_bin, run_peer, script,
+};
+
+/// A body that no buffer of a socket takes whole.
+const LONG: usize = 10 << 20;
+
+async fn connect(server: &Server) -> TcpStream {
+    patiently("a connection", TcpStream::connect(server.api())).await.unwrap()
+}
+
+/// A connection whose peer is soon stuck when nobody reads.
+async fn connect_with_small_buffer(server: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    patiently("a connection", socket.connect(server)).await.unwrap()
+}
+
+async fn send(stream: &mut TcpStream, text: &str) {
+    patiently("the server to read", stream.write_all(text.as_bytes())).await.unwrap();
+}
+
+/// Reads to the end, which must not be a reset.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut answer = Vec::new();
+    patiently("the end", stream.read_to_end(&mut answer)).await.expect("the connection ends well");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Waits until only the connection that asks is left.
+async fn all_gone(server: &Server) {
+    patiently("the ends of connections", async {
+        while metric(server, "deeperhub_api_connections").await > 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+async fn is_live(server: &Server) -> bool {
+    http(server.api(), "GET /health/live", &[], "").await.status == 200
+}
+
+#[tokio::test]
+async fn whoever_sends_or_reads_too_slowly_loses_its_connection_and_health_is_told_meanwhile() {
+    let server = Server::start(&[
+        "--max-api-connections",
+        "12",
+        "--api-timeout",
+        "1s",
+        "--api-idle-timeout",
+        "1s",
+        "--max-batch-bytes",
+        "1000000",
+    ]);
+    let mut stuck = Vec::new();
+    for start in [
+        "",
+        "GET /v1/st",
+        "GET /v1/stats HTTP/1.1\r\nHost: localhost\r\n",
+        "POST /v1/topics/a/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n\"",
+        "POST /v1/topics/a/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n\"",
+        "POST /v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n{",
+        "GET /v1/stats HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+    ] {
+        let mut stream = connect(&server).await;
+        send(&mut stream, start).await;
+        stuck.push(stream);
+    }
+    // Answers that nobody takes.
+    let request = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(400);
+    for _ in 0..5 {
+        let mut stream = connect_with_small_buffer(server.api()).await;
+        let _ = tokio::time::timeout(PATIENCE / 10, stream.write_all(request.as_bytes())).await;
+        stuck.push(stream);
+    }
+    for _ in 0..20 {
+        assert!(is_live(&server).await);
+    }
+    all_gone(&server).await;
+    assert!(metric(&server, "deeperhub_api_timeouts_total").await >= 5);
+    assert_eq!(metric(&server, "deeperhub_api_held_bytes").await, 0);
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn a_body_that_drips_does_not_hold_its_connection() {
+    let server = Server::start(&["--api-timeout", "500ms"]);
+    let mut stream = connect(&server).await;
+    send(
+        &mut stream,
+        "POST /v1/topics/a/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n\"",
+    )
+    .await;
+    let (mut reader, mut writer) = stream.into_split();
+    let drip = async {
+        // Each byte comes well within the time of a step.
+        while writer.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut answer = [0; 1024];
+    let length = tokio::select! {
+        () = drip => unreachable!(),
+        length = patiently("an answer", reader.read(&mut answer)) => length.unwrap(),
+    };
+    let answer = String::from_utf8_lossy(&answer[..length]);
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("request_timeout"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_stream_of_events_that_nobody_reads_ends_and_its_memory_is_bounded() {
+    let server = Server::start(&["--api-timeout", "1s", "--max-event-bytes", "100000", "--rate-limit", "0"]);
+    let mut stuck = connect_with_small_buffer(server.api()).await;
+    send(&mut stuck, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    // The head of the answer, so that it observes.
+    patiently("the head", stuck.readable()).await.unwrap();
+    let mut client = Client::connect(&server).await;
+    let pad = "x".repeat(60_000);
+    patiently("the end of the stream", async {
+        while metric(&server, "deeperhub_api_event_streams").await > 0 {
+            for _ in 0..20 {
+                client.socket.send(Message::Binary(pad.clone().into())).await.unwrap();
+            }
+            assert!(metric(&server, "deeperhub_events_queued_bytes").await <= 100_000);
+        }
+    })
+    .await;
+    assert!(metric(&server, "deeperhub_events_lost_total").await > 0);
+    assert_eq!(metric(&server, "deeperhub_events_queued_bytes").await, 0);
+}
+
+#[tokio::test]
+async fn streams_of_events_cannot_take_every_place_and_end_with_their_reader() {
+    let server = Server::start(&["--max-api-connections", "8", "--max-event-streams", "100"]);
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let mut stream = connect(&server).await;
+        send(&mut stream, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        patiently("the head", stream.readable()).await.unwrap();
+        streams.push(stream);
+    }
+    let refused = http(server.api(), "GET /v1/events", &[], "").await;
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("too_many_observers")));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(http(server.api(), "GET /v1/stats", &[], "").await.status, 200);
+    // One whose reader only ends its side is over, too.
+    streams[0].shutdown().await.unwrap();
+    drop(streams.split_off(1));
+    patiently("the ends of streams", async {
+        while metric(&server, "deeperhub_api_event_streams").await > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn idle_connections_up_to_the_limit_keep_nobody_out() {
+    let server = Server::start(&["--max-api-connections", "32"]);
+    let mut idle = Vec::new();
+    for _ in 0..32 {
+        let mut stream = connect(&server).await;
+        send(&mut stream, "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        patiently("an answer", stream.readable()).await.unwrap();
+        idle.push(stream);
+    }
+    for request in ["GET /health/live", "GET /health/ready", "GET /v1/stats", "POST /v1/topics/a/messages"] {
+        let body = if request.starts_with("POST") { "1" } else { "" };
+        assert_eq!(http(server.api(), request, &[], body).await.status, 200, "{request}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_has_to_go_before_its_request_is_told_why() {
+    let server = Server::start(&["--max-api-connections", "1"]);
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(connect(&server).await);
+    }
+    // The first takes the regular place, the second gives way when the reserve is full.
+    let answer = rest(silent.remove(1)).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("too_many_connections"), "{answer}");
+    assert!(is_live(&server).await);
+    assert!(metric(&server, "deeperhub_api_connections_refused_total").await >= 1);
+    server.wait_for_stderr("Server API connection limit reached");
+}
+
+#[tokio::test]
+async fn a_burst_of_publishes_over_the_limit_is_carried_out() {
+    let server = Server::start(&["--max-api-connections", "16"]);
+    let mut callers = Vec::new();
+    for number in 0..200 {
+        let mut stream = connect(&server).await;
+        callers.push(tokio::spawn(async move {
+            // Kept alive: each connection stays open and idle afterwards.
+            let body = number.to_string();
+            let head = format!(
+                "POST /v1/topics/a/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            send(&mut stream, &head).await;
+            let mut answer = [0; 12];
+            patiently("an answer", stream.read_exact(&mut answer)).await.unwrap();
+            (String::from_utf8_lossy(&answer).into_owned(), stream)
+        }));
+    }
+    let mut open = Vec::new();
+    for caller in callers {
+        let (answer, stream) = caller.await.unwrap();
+        assert_eq!(answer, "HTTP/1.1 200");
+        open.push(stream);
+    }
+    assert!(is_live(&server).await);
+}
+
+/// The head of a request whose body is refused, and the status that says so.
+fn refused() -> [(&'static str, u16); 5] {
+    [
+        ("POST /v1/topics/a/messages", 413),
+        ("POST /v1/batch", 413),
+        ("POST /nothing", 404),
+        ("POST /v1/stats", 405),
+        ("DELETE /v1/clients/nobody", 404),
+    ]
+}
+
+/// The client reads only after it has sent the whole body, as many do.
+#[tokio::test]
+async fn an_answer_to_a_body_that_is_still_coming_arrives() {
+    let server = Server::start(&[]);
+    let locked = Server::start(&["--api-key", "the-key-of-the-api"]);
+    let body = vec![b' '; LONG];
+    let unauthorized = [("POST /v1/topics/a/messages", 401)];
+    for (server, cases) in [(&server, &refused()[..]), (&locked, &unauthorized[..])] {
+        for (request, status) in cases {
+            for framing in ["Content-Length: 10485760", "Transfer-Encoding: chunked"] {
+                let mut stream = connect(server).await;
+                send(&mut stream, &format!("{request} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"))
+                    .await;
+                let sent = if framing.starts_with('C') {
+                    patiently("the server to read", stream.write_all(&body)).await
+                } else {
+                    let chunk = [b"100000\r\n", &body[..1 << 20], b"\r\n"].concat();
+                    let mut sent = Ok(());
+                    for _ in 0..10 {
+                        sent = sent.and(patiently("the server to read", stream.write_all(&chunk)).await);
+                    }
+                    sent
+                };
+                sent.unwrap_or_else(|error| panic!("{request}, {framing}: {error}"));
+                let answer = rest(stream).await;
+                let expected = format!("HTTP/1.1 {status} ");
+                assert!(answer.starts_with(&expected), "{request}, {framing}: {answer}");
+                assert!(answer.contains("\r\nconnection: close\r\n"), "{request}, {framing}: {answer}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_first_is_refused_before_it_sends() {
+    let server = Server::start(&[]);
+    for (request, status) in refused() {
+        let mut stream = connect(&server).await;
+        let head = "Host: localhost\r\nContent-Length: 10485760\r\nExpect: 100-continue\r\n\r\n";
+        send(&mut stream, &format!("{request} HTTP/1.1\r\n{head}")).await;
+        let mut answer = [0; 12];
+        patiently("an answer", stream.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"), "{request}");
+    }
+    // One that is not refused is asked for its body.
+    let mut stream = connect(&server).await;
+    let head = "Host: localhost\r\nContent-Length: 1\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n";
+    send(&mut stream, &format!("POST /v1/topics/a/messages HTTP/1.1\r\n{head}")).await;
+    let mut answer = [0; 25];
+    patiently("an answer", stream.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+    send(&mut stream, "1").await;
+    assert!(rest(stream).await.starts_with("HTTP/1.1 200 OK"));
+}
+
+#[test]
+fn python_and_node_get_the_answer_to_a_body_that_is_refused() {
+    install(&[Peer::Node]);
+    let server = Server::start(&[]);
+    let locked = Server::start(&["--api-key", "the-key-of-the-api"]);
+    let urls = [server.api(), locked.api()].map(|address| format!("http://{address}"));
+    for (program, name) in
+        [("node".into(), "refused_bodies.mjs"), (python_bin().join("python"), "refused_bodies.py")]
+    {
+        let arguments = [script(name), urls[0].clone().into(), urls[1].clone().into()];
+        let finished = run_peer(program, arguments);
+        assert_eq!(finished.code, Some(0), "{name}: {}\n{}", finished.stdout, finished.stderr);
+    }
+}
+
+/// Heads that are refused, with the status and the code.
+#[tokio::test]
+async fn what_cannot_be_read_is_refused_with_a_reason() {
+    let server = Server::start(&[]);
+    let long = format!("GET /v1/stats HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(40_000));
+    let many = format!("GET /v1/stats HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X: y\r\n".repeat(200));
+    let publish = |headers: &str, body: &str| {
+        format!(
+            "POST /v1/topics/a/messages HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n\r\n{body}"
+        )
+    };
+    let length = "Content-Length: 1";
+    for (request, status, code) in [
+        ("nonsense\r\n\r\n".to_owned(), 400, "invalid_message"),
+        ("GET /v1/stats HTTP/1.1\r\nno colon\r\n\r\n".to_owned(), 400, "invalid_message"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), 505, "invalid_message"),
+        (long, 431, "message_too_big"),
+        (many, 431, "message_too_big"),
+        (publish("Content-Length: 1\r\nContent-Length: 2", "1"), 400, "invalid_message"),
+        (publish("Transfer-Encoding: gzip", "1"), 501, "unsupported_encoding"),
+        (publish("Transfer-Encoding: nonsense", "1"), 501, "unsupported_encoding"),
+        (publish("transfer-encoding:  Gzip , chunked", "1\r\n1\r\n0\r\n\r\n"), 501, "unsupported_encoding"),
+        (publish(&format!("{length}\r\nContent-Encoding: gzip"), "1"), 415, "unsupported_encoding"),
+        (
+            publish(&format!("{length}\r\ncontent-encoding: identity , GZIP"), "1"),
+            415,
+            "unsupported_encoding",
+        ),
+        (
+            publish(&format!("{length}\r\nContent-Encoding: identity\r\nContent-Encoding: br"), "1"),
+            415,
+            "unsupported_encoding",
+        ),
+        (publish("Content-Length: 4", "\u{feff}1"), 400, "invalid_json"),
+    ] {
+        let mut stream = connect(&server).await;
+        send(&mut stream, &request).await;
+        stream.shutdown().await.unwrap();
+        let answer = rest(stream).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let body: Value = serde_json::from_str(body).unwrap_or_default();
+        let start: String = request.chars().take(160).collect();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{start}: {answer}");
+        assert_eq!(body["error"]["code"], code, "{start}: {answer}");
+        assert!(body["error"]["message"].is_string(), "{answer}");
+    }
+    // As in clients' messages.
+    let mut client = Client::connect(&server).await;
+    client.send_text("\u{feff}{\"type\":\"ping\"}").await;
+    assert_eq!(client.receive().await["data"]["code"], "invalid_json");
+    for headers in ["Content-Encoding: identity", "Content-Encoding: IDENTITY", "Content-Encoding:"] {
+        let answer = http(server.api(), "POST /v1/topics/a/messages", &[headers], "1").await;
+        assert_eq!(answer.status, 200, "{headers}");
+    }
+}
+
+#[tokio::test]
+async fn paths_with_broken_percent_encoding_are_refused() {
+    let server = Server::start(&[]);
+    for (request, body, code) in [
+        ("POST /v1/topics/50%/messages", "1", "invalid_topic"),
+        ("GET /v1/topics/%zz", "", "invalid_topic"),
+        ("GET /v1/topics/%4", "", "invalid_topic"),
+        ("POST /v1/users/50%/messages", "{\"type\":\"x\"}", "invalid_message"),
+        ("DELETE /v1/users/u/subscriptions/%g1", "", "invalid_message"),
+        ("GET /v1/clients/%2", "", "invalid_message"),
+        ("GET /v1/clients?cursor=50%", "", "invalid_message"),
+    ] {
+        let answer = http(server.api(), request, &[], body).await;
+        assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (400, Some(code)), "{request}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_is_told_by_what_its_browser_says() {
+    let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
+    let status =
+        async |request: &str, headers: &[&str]| http(server.api(), request, headers, "").await.status;
+    for site in ["cross-site", "same-site"] {
+        let site = format!("Sec-Fetch-Site: {site}");
+        for request in
+            ["GET /v1/events", "GET /v1/clients", "GET /metrics", "GET /health/live", "HEAD /v1/stats"]
+        {
+            let image = [site.as_str(), "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: image"];
+            assert_eq!(status(request, &image).await, 403, "{request}");
+        }
+        // Where there is an origin, it decides.
+        let allowed = [site.as_str(), "Sec-Fetch-Mode: cors", "Origin: https://app.example.com"];
+        assert_eq!(status("GET /v1/clients", &allowed).await, 200);
+        let other = [site.as_str(), "Sec-Fetch-Mode: cors", "Origin: https://evil.example.org"];
+        assert_eq!(status("GET /v1/clients", &other).await, 403);
+        // A link leads a person to the page, and nobody to a call.
+        let link = [site.as_str(), "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"];
+        assert_eq!(status("GET /", &link).await, 200);
+        assert_eq!(status("GET /v1/clients", &link).await, 403);
+    }
+    for site in ["same-origin", "none"] {
+        assert_eq!(status("GET /v1/clients", &[&format!("Sec-Fetch-Site: {site}")]).await, 200, "{site}");
+    }
+}
+
+#[tokio::test]
+async fn several_keys_must_all_be_right() {
+    let server = Server::start(&["--api-key", "the-key-of-the-api"]);
+    let (right, wrong) = ("Authorization: Bearer the-key-of-the-api", "Authorization: Bearer another");
+    let lower = "authorization: bearer the-key-of-the-api";
+    for (headers, status) in [
+        (&[right][..], 200),
+        (&[lower], 200),
+        (&[right, right], 200),
+        (&[right, wrong], 401),
+        (&[wrong, right], 401),
+        (&[], 401),
+    ] {
+        assert_eq!(http(server.api(), "GET /v1/stats", headers, "").await.status, status, "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_take_no_more_memory_together_than_they_may() {
+    let server = Server::start(&["--max-api-bytes", "100000", "--max-batch-bytes", "1000000"]);
+    let mut first = connect(&server).await;
+    let head = "POST /v1/topics/a/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60002\r\n\r\n";
+    send(&mut first, &format!("{head}\"{}", "x".repeat(59_000))).await;
+    patiently("the first body", async {
+        while metric(&server, "deeperhub_api_held_bytes").await < 59_000 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let body = format!("\"{}\"", "x".repeat(60_000));
+    let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &body).await;
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!("overloaded")));
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert!(is_live(&server).await);
+    send(&mut first, &format!("{}\"", "x".repeat(1000))).await;
+    patiently("an answer", first.readable()).await.unwrap();
+    assert_eq!(http(server.api(), "POST /v1/topics/a/messages", &[], &body).await.status, 200);
+    assert_eq!(metric(&server, "deeperhub_api_overloads_total").await, 1);
+}
