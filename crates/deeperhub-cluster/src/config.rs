@@ -23,13 +23,23 @@ pub struct Config {
     pub credentials: Option<PathBuf>,
     /// PEM file with the certificates that sign the broker's; `None`: those that the system trusts.
     pub ca: Option<PathBuf>,
+    /// The largest payload that the node takes from its clients and its backend. A broker that announces that it
+    /// takes less with its envelope is warned of. Default 0: unknown.
+    pub max_payload_bytes: usize,
 }
 
 impl Config {
     /// With the defaults, for one broker.
     #[must_use]
     pub fn new(url: BrokerUrl) -> Self {
-        Self { url, prefix: "deeperhub".to_owned(), queue_bytes: 16 << 20, credentials: None, ca: None }
+        Self {
+            url,
+            prefix: "deeperhub".to_owned(),
+            queue_bytes: 16 << 20,
+            credentials: None,
+            ca: None,
+            max_payload_bytes: 0,
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::{Message, RequestError, State};
+use deeperhub_cluster::{Message, Refused, RequestError, State};
 use deeperhub_events::{EventFilter, EventStream};
 use deeperhub_listener::{Key, Listener};
 use deeperhub_metrics::{Format, MetricSnapshot};
-use deeperhub_protocol::message::{ServerMessage, TraceContext};
+use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use tokio::sync::watch;
 
@@ -36,8 +36,8 @@ pub struct NodeHandle {
 pub struct Delivered {
     /// Subscriptions matched on this node (publish), or connections reached (sends).
     pub count: u64,
-    /// The cluster could not be reached: other nodes did not get it.
-    pub cluster_unavailable: bool,
+    /// Why other nodes did not get it; `None`: they did, or there are none.
+    pub cluster: Option<ClusterFault>,
 }
 
 /// One connection as lists show it.
@@ -94,6 +94,9 @@ pub enum SendError {
     /// The client is another node's, and the cluster cannot be reached or takes no more.
     #[error("the client is connected to another node, and the cluster cannot be reached")]
     ClusterUnavailable,
+    /// The client is another node's, and the broker does not take messages of this size.
+    #[error("the client is connected to another node, and the message is larger than the cluster's broker takes")]
+    TooLarge,
 }
 
 /// The cursor does not come from an earlier page.
@@ -129,7 +132,39 @@ impl NodeHandle {
             span.subscribers = Some(published.subscribers);
             tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
         }
-        Delivered { count: published.subscribers, cluster_unavailable: published.cluster_unavailable }
+        Delivered { count: published.subscribers, cluster: published.cluster }
+    }
+
+    /// Does only the other nodes' part of a [`publish`](Self::publish) whose [`Delivered::cluster`] says that they did not get
+    /// it. Returns why they do not get it this time either, if so. Never waits.
+    pub fn publish_to_cluster_only(
+        &self,
+        topic: &Topic<'_>,
+        message: RawJson<'_>,
+        trace: &TraceContext<'_>,
+    ) -> Option<ClusterFault> {
+        self.hub.publish_to_others(topic, message, None, trace.borrow())
+    }
+
+    /// Does only the other nodes' part of a [`send_to_user`](Self::send_to_user), as
+    /// [`publish_to_cluster_only`](Self::publish_to_cluster_only) does for a publish.
+    pub fn send_to_user_on_others(&self, user: &str, message: RawJson<'_>) -> Option<ClusterFault> {
+        self.hub.send_to_others(Message::SendToUser { user, payload: message })
+    }
+
+    /// Does only the other nodes' part of a [`broadcast`](Self::broadcast).
+    pub fn broadcast_to_others(&self, message: RawJson<'_>) -> Option<ClusterFault> {
+        self.hub.send_to_others(Message::Broadcast { payload: message })
+    }
+
+    /// Does only the other nodes' part of an [`unsubscribe_user`](Self::unsubscribe_user).
+    pub fn unsubscribe_user_on_others(&self, user: &str, topic: &Subscription<'_>) -> Option<ClusterFault> {
+        self.hub.send_to_others(Message::UnsubscribeUser { user, topic: topic.borrow() })
+    }
+
+    /// Does only the other nodes' part of a [`disconnect_user`](Self::disconnect_user).
+    pub fn disconnect_user_on_others(&self, user: &str) -> Option<ClusterFault> {
+        self.hub.send_to_others(Message::DisconnectUser { user })
     }
 
     /// Sends an object (see `message::check_server_object`) to one client, on whatever node it is.
@@ -382,6 +417,9 @@ impl NodeHandle {
     /// Starts the drain: no new connections, the others are closed with 1001 spread over `time`; returns when all are
     /// gone or the time is over.
     pub async fn drain(&self, time: Duration) {
+        if let Some(end) = Instant::now().checked_add(time) {
+            let _ = self.hub.drained_by.set(end);
+        }
         self.hub.phase.send_if_modified(|phase| {
             let drains = *phase < Phase::Draining;
             if drains {
@@ -420,6 +458,7 @@ impl NodeHandle {
         let Some(broker) = &self.hub.broker else { return Err(ClientNotFound.into()) };
         match broker.request(node, gather::DEADLINE, ask).await {
             Ok(answer) if answer != gather::NOT_FOUND => Ok(answer),
+            Err(RequestError::Refused(Refused::TooLarge)) => Err(SendError::TooLarge),
             Err(RequestError::Refused(_)) => Err(SendError::ClusterUnavailable),
             _ => Err(ClientNotFound.into()),
         }
@@ -431,8 +470,8 @@ impl NodeHandle {
         count: Result<u64, Unanswered>,
         message: Message<'_>,
     ) -> Result<Delivered, Unanswered> {
-        let others = self.hub.send_to_others(message);
-        Ok(Delivered { count: count?, cluster_unavailable: !others })
+        let cluster = self.hub.send_to_others(message);
+        Ok(Delivered { count: count?, cluster })
     }
 }
 

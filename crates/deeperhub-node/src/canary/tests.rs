@@ -111,3 +111,35 @@ fn a_probes_number_is_read_from_its_frame() {
         assert_eq!(number_of(frame), expected, "{}", frame.escape_ascii());
     }
 }
+
+#[test]
+fn a_probe_through_the_broker_that_reached_no_worker_is_due_again_and_not_missed() {
+    let node = start(PATIENCE);
+    let hub = node.handle().hub;
+    let canary = Canary::new(CanaryConfig::default(), 2, true);
+    let send = || {
+        let mut state = canary.state();
+        let State { cluster, next, .. } = &mut *state;
+        State::number(next, cluster.as_mut().unwrap())
+    };
+    let is_due = || canary.state().cluster.as_ref().unwrap().is_due;
+    canary.came_through_broker(send(), &hub);
+    assert!(!is_due(), "it reached a worker");
+
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(node.stop());
+    wait_until("the end of the workers", || publish(&hub, 0, 0) + publish(&hub, 1, 0) == 0);
+    canary.came_through_broker(send(), &hub);
+    assert!(is_due());
+    canary.judge(true);
+    assert_eq!(canary.cluster_reason().map(|reason| reason.code), None);
+    canary.attached(1);
+    canary.judge(true);
+    assert_eq!(canary.cluster_reason().map(|reason| reason.code), Some("cluster_stalled"));
+}
+
+#[test]
+fn a_timeout_beyond_the_clock_is_no_panic() {
+    let node = start(Duration::MAX);
+    assert!(node.handle().health().is_ready());
+    drop(node);
+}
