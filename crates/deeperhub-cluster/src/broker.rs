@@ -262,8 +262,11 @@ impl Broker {
             warn!(node, bytes = envelope.len(), limit, "Answer to another node exceeds the broker's max_payload");
             return;
         }
-        // Whoever asked has a deadline.
-        let _ = self.0.queue.push(Lane::Control, Destination::Node(node.into()), envelope);
+        if self.0.queue.push(Lane::Control, Destination::Node(node.into()), envelope).is_err() {
+            // Whoever asked has a deadline.
+            self.0.metrics.dropped(Dropped::Full, 1);
+            warn!(node, "Answer to another node dropped: too many answers wait for the broker");
+        }
     }
 
     /// Whether the cluster is reached.

@@ -9,7 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use futures_util::stream::FuturesUnordered;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, oneshot};
@@ -56,6 +56,9 @@ const FINISH: Duration = Duration::from_secs(5);
 
 /// A driver that ran for so long before it panicked begins again at once.
 const STEADY: Duration = Duration::from_secs(60);
+
+/// Batches that are taken from a connection that has ended.
+const MAX_RESTS: usize = 1024;
 
 /// Room for envelopes that is kept when there are none.
 const KEPT_BATCH: usize = 4096;
@@ -453,6 +456,7 @@ impl<I: Inbound> Connection<'_, I> {
             () = self.taken.notified() => End::Taken,
             () = self.life.flushed() => End::Stopped,
         };
+        self.read_rest(&mut receiver);
         if matches!(end, End::Stopped) {
             self.say_goodbye(&mut sender).await;
         }
@@ -574,6 +578,18 @@ impl<I: Inbound> Connection<'_, I> {
                 batch = Vec::new();
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Takes in what came before the connection ended.
+    fn read_rest(&self, receiver: &mut Receiver) {
+        let (mut batch, now) = (Vec::new(), Instant::now());
+        for _ in 0..MAX_RESTS {
+            let is_open = matches!(receiver.next(&mut batch).now_or_never(), Some(Ok(())));
+            batch.drain(..).for_each(|envelope| self.take_in(envelope, now));
+            if !is_open {
+                return;
+            }
         }
     }
 

@@ -284,18 +284,18 @@ impl Subscriber {
 impl Receiver {
     pub(crate) async fn next(&mut self, batch: &mut Vec<Bytes>) -> Result<(), LinkError> {
         let mut lost = self.lost.clone();
-        tokio::select! {
+        let is_open = tokio::select! {
+            // What came before the loss is taken first.
             biased;
-            lost = lost.wait_for(Option::is_some) => {
-                let lost = lost.ok().and_then(|lost| lost.clone());
-                Err(LinkError(lost.unwrap_or_else(|| "the connection was lost".to_owned())))
-            }
             // All queues are to be emptied at one moment. The runtime would have some look empty.
-            is_open = unconstrained(poll_fn(|cx| self.poll_all(cx, batch))) => match is_open {
-                true => Ok(()),
-                false => Err(LinkError::new("the connection was lost")),
-            }
+            is_open = unconstrained(poll_fn(|cx| self.poll_all(cx, batch))) => is_open,
+            _ = lost.wait_for(Option::is_some) => false,
+        };
+        if is_open {
+            return Ok(());
         }
+        let lost = self.lost.borrow();
+        Err(LinkError::new(lost.as_deref().unwrap_or("the connection was lost")))
     }
 
     /// Empties all queues. The task that fills them runs on this thread, so that they do not change meanwhile. Gives
