@@ -246,7 +246,12 @@ impl Canary {
     /// The broker brought a probe back: it goes on to a worker, one of those that answer where there is one. If it reaches
     /// no worker, it proves nothing, and another one is due.
     pub(crate) fn came_through_broker(&self, number: u64, hub: &Hub) {
-        if !self.turns(number).into_iter().any(|worker| publish(hub, worker, number) > 0) {
+        self.offer(number, |worker| publish(hub, worker, number));
+    }
+
+    /// Publishes a probe to workers by turns until it has a subscriber.
+    fn offer(&self, number: u64, publish: impl Fn(usize) -> u64) {
+        if !self.turns(number).into_iter().any(|worker| publish(worker) > 0) {
             self.take_back(number);
         }
     }
