@@ -1,7 +1,8 @@
 //! What calls answer, as the description shows it.
 
 use deeperhub_node::{
-    Busy, ClientInfo, ClusterFault, ClusterStats, Delivered, Gathered, NodeInfo, Page, Phase, Stats, Top, TopicInfo, Totals,
+    Busy, ClientInfo, ClusterFault, ClusterStats, Delivered, Gathered, NodeInfo, Page, Phase, Stats, Top,
+    TopicInfo, Totals,
 };
 use serde::Serialize;
 use utoipa::ToSchema;

@@ -259,7 +259,12 @@ impl Broker {
         let limit = self.0.max_envelope.load(Ordering::Relaxed);
         if envelope.len() > limit {
             self.0.metrics.dropped(Dropped::TooLarge, 1);
-            warn!(node, bytes = envelope.len(), limit, "Answer to another node exceeds the broker's max_payload");
+            warn!(
+                node,
+                bytes = envelope.len(),
+                limit,
+                "Answer to another node exceeds the broker's max_payload"
+            );
             return;
         }
         if self.0.queue.push(Lane::Control, Destination::Node(node.into()), envelope).is_err() {

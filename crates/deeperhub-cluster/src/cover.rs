@@ -73,7 +73,7 @@ pub(crate) struct Patterns {
 
 #[derive(Debug, Default)]
 struct Node {
-    children: HashMap<Box<str>, Node, RandomState>,
+    children: HashMap<Box<str>, Self, RandomState>,
     /// The pattern that ends here.
     pattern: Option<Arc<str>>,
     /// Patterns that end here or below.

@@ -9,8 +9,8 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, sleep_until, timeout};
@@ -291,12 +291,13 @@ impl<I: Inbound> Life<I> {
 
     /// Counts and names what the broker has not taken.
     fn stopped(&self) {
+        // First, so that nothing more is taken.
+        self.shared.set_state(State::Stopped);
         let messages = self.waiting();
         if messages > 0 {
             self.shared.metrics.dropped(Dropped::Stopped, messages as u64);
             warn!(messages, "Stopped before the cluster's broker took all messages");
         }
-        self.shared.set_state(State::Stopped);
     }
 
     /// When the end is to come even if the broker has not taken everything; `None`: it is not to end.
@@ -361,12 +362,8 @@ impl<I: Inbound> Life<I> {
         let now = Instant::now();
         self.shared.interests.start_over();
         self.shared.peers.start_over(now);
-        let connection = Connection {
-            life: self,
-            followed: Notify::new(),
-            taken: Notify::new(),
-            echoed: Cell::new(now),
-        };
+        let connection =
+            Connection { life: self, followed: Notify::new(), taken: Notify::new(), echoed: Cell::new(now) };
         let end = connection.run(link).await;
         if self.is_up() {
             // The outage before it is over; what comes now is another.
@@ -470,11 +467,36 @@ impl<I: Inbound> Connection<'_, I> {
     /// Leaves.
     async fn say_goodbye(&self, sender: &mut Sender) {
         let shared = self.shared();
+        // From here on publishers are told that others do not get it.
+        shared.set_state(State::Stopped);
+        if shared.stop_wanted().is_some_and(|stop| stop.deadline > Instant::now()) {
+            let _ = timeout(GOODBYE, self.send_rest(sender)).await;
+        }
         shared.queue.clear_control();
         shared.control(Destination::All, Message::Bye);
         let mut batch = Vec::new();
         shared.queue.take(Lane::Control, BATCH_BYTES, &mut batch);
         let _ = timeout(GOODBYE, sender.send(&batch)).await;
+    }
+
+    /// Sends what came while the last of the flush was confirmed.
+    async fn send_rest(&self, sender: &mut Sender) {
+        let shared = self.shared();
+        loop {
+            let mut batch = std::mem::take(&mut *self.life.unconfirmed.borrow_mut());
+            if batch.is_empty() {
+                shared.queue.take(Lane::Data, BATCH_BYTES, &mut batch);
+            }
+            if batch.is_empty() {
+                return;
+            }
+            self.life.under_way.set(batch.len());
+            let kept = Kept { batch: &mut batch, life: self.life };
+            if send_in_time(sender, kept.batch, shared).await.is_err() {
+                return;
+            }
+            kept.batch.clear();
+        }
     }
 
     /// Sends batches, one after the other: the next goes when the broker has confirmed the last, so that after a loss
@@ -638,15 +660,13 @@ impl<I: Inbound> Connection<'_, I> {
                     shared.control(Destination::Node(origin.node.into()), self.hello(false));
                 }
             }
-            Message::Taken { incarnation } => {
-                if origin.node == shared.node && incarnation == shared.incarnation {
-                    self.taken.notify_one();
-                }
+            Message::Taken { incarnation }
+                if origin.node == shared.node && incarnation == shared.incarnation =>
+            {
+                self.taken.notify_one();
             }
-            Message::Bye => {
-                if shared.peers.left(origin.node, origin.incarnation) {
-                    info!(node = origin.node, "A node has left the cluster.");
-                }
+            Message::Bye if shared.peers.left(origin.node, origin.incarnation) => {
+                info!(node = origin.node, "A node has left the cluster.");
             }
             Message::Answer { request, text } => shared.answered(request, text),
             _ => {}
@@ -890,16 +910,27 @@ mod tests {
             assert_eq!([lengths(&batch), lengths(&rest)].concat(), [10, 20, 30, 40]);
         }
     }
+}
+
+/// Those that need the address of a broker, which is not reached.
+#[cfg(test)]
+#[cfg(feature = "nats")]
+mod tests_of_life {
+    use super::*;
+
     /// Notes what it receives, after `pause` for each.
     #[derive(Debug, Default)]
     struct Notes {
         received: Arc<std::sync::Mutex<Vec<u64>>>,
         pause: Duration,
+        /// The one that it panics at.
+        panics_at: Option<u64>,
     }
 
     impl Inbound for Notes {
         async fn receive(&self, envelope: Envelope<'_>) -> Option<Answering> {
             sleep(self.pause).await;
+            assert_ne!(Some(envelope.sequence), self.panics_at, "a panic that a test wants");
             self.received.lock().unwrap().push(envelope.sequence);
             None
         }
@@ -909,7 +940,6 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "nats")]
     fn life(inbound: Notes, queue_bytes: usize) -> Life<Notes> {
         let mut config = crate::Config::new(crate::BrokerUrl::parse("nats://localhost").unwrap());
         config.queue_bytes = queue_bytes;
@@ -932,17 +962,12 @@ mod tests {
         Message::Broadcast { payload: deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap() }
     }
 
-    #[cfg(feature = "nats")]
     #[test]
     fn signs_of_life_and_copies_are_noted_when_they_are_read() {
         let life = life(Notes::default(), 1000);
         let now = Instant::now();
-        let connection = Connection {
-            life: &life,
-            followed: Notify::new(),
-            taken: Notify::new(),
-            echoed: Cell::new(now),
-        };
+        let connection =
+            Connection { life: &life, followed: Notify::new(), taken: Notify::new(), echoed: Cell::new(now) };
         let later = now + Duration::from_secs(9);
         let (shared, metrics) = (&life.shared, &life.shared.metrics);
         // Nothing is carried out meanwhile: the node's workers are behind.
@@ -968,11 +993,11 @@ mod tests {
         assert!(bytes > 500 && bytes <= 1000, "{bytes}");
     }
 
-    #[cfg(feature = "nats")]
     #[test]
     fn what_came_is_carried_out_in_order_over_connections() {
         let received = Arc::<std::sync::Mutex<Vec<u64>>>::default();
-        let notes = Notes { received: Arc::clone(&received), pause: Duration::from_millis(1) };
+        let notes =
+            Notes { received: Arc::clone(&received), pause: Duration::from_millis(1), panics_at: None };
         let life = life(notes, 100_000);
         for sequence in 0..30 {
             assert!(life.backlog.push(&life.shared, envelope("other", sequence, broadcast())));
@@ -990,7 +1015,35 @@ mod tests {
         assert_eq!(life.shared.backlog_bytes.load(Ordering::Relaxed), 0);
     }
 
-    #[cfg(feature = "nats")]
+    #[test]
+    fn a_panic_costs_what_it_happened_at() {
+        let received = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+        let notes = Notes { received: Arc::clone(&received), panics_at: Some(2), ..Notes::default() };
+        let life = life(notes, 100_000);
+        let broker = Broker(Arc::clone(&life.shared));
+        life.shared.set_state(State::Up);
+        let payload = deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap();
+        broker.publish(Message::Broadcast { payload }).unwrap();
+        for sequence in 0..5 {
+            assert!(life.backlog.push(&life.shared, envelope("other", sequence, broadcast())));
+        }
+        let run = || {
+            let all = async {
+                while life.shared.backlog_bytes.load(Ordering::Relaxed) > 0 {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            runtime().unwrap().block_on(life.carrying_out(all));
+        };
+        supervise(run, |panics| panicked(&life.shared, panics));
+        assert_eq!(*received.lock().unwrap(), [0, 1, 3, 4]);
+        let metrics = &life.shared.metrics;
+        assert_eq!((metrics.restarts.value(), metrics.dropped_for(Dropped::SlowNode)), (1, 1));
+        // What waited for the broker still does.
+        assert_eq!(life.waiting(), 1);
+        assert!(matches!(broker.state(), State::Away { .. }));
+    }
+
     #[test]
     fn what_the_broker_has_not_taken_at_the_end_is_counted() {
         let life = life(Notes::default(), 100_000);

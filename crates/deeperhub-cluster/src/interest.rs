@@ -194,7 +194,8 @@ impl Interests {
         let mut steps = 0;
         // In this order, and none again: a name that is left in one change must not be followed in it, as all
         // that is followed is told first.
-        let phases: [fn(&mut Inner, &mut Changes) -> bool; 4] = [Inner::retire_next, Inner::place_next, Inner::end_next, Inner::sweep_next];
+        let phases: [fn(&mut Inner, &mut Changes) -> bool; 4] =
+            [Inner::retire_next, Inner::place_next, Inner::end_next, Inner::sweep_next];
         for next in phases {
             while next(&mut inner, &mut changes) {
                 steps += 1 + inner.patterns.take_steps();
@@ -613,7 +614,12 @@ mod tests {
 
         fn wanted(&self) -> Vec<Arc<str>> {
             let inner = self.interests.lock();
-            inner.names.iter().filter(|(_, entry)| entry.is_wanted).map(|(name, _)| Arc::clone(name)).collect()
+            inner
+                .names
+                .iter()
+                .filter(|(_, entry)| entry.is_wanted)
+                .map(|(name, _)| Arc::clone(name))
+                .collect()
         }
 
         fn brings(&self, name: &str) -> bool {
@@ -843,12 +849,14 @@ mod tests {
 
     fn some_name() -> impl Strategy<Value = String> {
         let level = prop_oneof![3 => Just("a"), 2 => Just("b"), 3 => Just("*")];
-        (proptest::collection::vec(level, 1..5), proptest::bool::weighted(0.2)).prop_map(|(mut levels, tail)| {
-            if tail && let Some(last) = levels.last_mut() {
-                *last = ">";
-            }
-            levels.join(".")
-        })
+        (proptest::collection::vec(level, 1..5), proptest::bool::weighted(0.2)).prop_map(
+            |(mut levels, tail)| {
+                if tail && let Some(last) = levels.last_mut() {
+                    *last = ">";
+                }
+                levels.join(".")
+            },
+        )
     }
 
     proptest! {

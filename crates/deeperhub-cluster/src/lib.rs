@@ -44,7 +44,9 @@ mod seen;
 pub use broker::{Broker, Interest, Refused, RequestError, State};
 pub use config::{BrokerUrl, BrokerUrlError, Config, Engine, is_prefix};
 pub use driver::{Answering, Driver, Inbound, Running, Start};
-pub use envelope::{ENVELOPE_BYTES, Envelope, EnvelopeError, MAX_NODE_ID_BYTES, MAX_USER_BYTES, Message, Origin, is_node_id};
+pub use envelope::{
+    ENVELOPE_BYTES, Envelope, EnvelopeError, MAX_NODE_ID_BYTES, MAX_USER_BYTES, Message, Origin, is_node_id,
+};
 pub use peers::Peer;
 
 use std::time::SystemTime;

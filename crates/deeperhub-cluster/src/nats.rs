@@ -88,7 +88,8 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     let largest = shared.config.max_payload_bytes;
     if before != max_payload && largest > 0 && max_payload < largest.saturating_add(ENVELOPE_BYTES) {
         warn!(
-            max_payload, max_message_bytes = largest,
+            max_payload,
+            max_message_bytes = largest,
             "NATS server takes smaller messages than this node: raise its max_payload or lower max_message_bytes"
         );
     }
@@ -108,11 +109,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
             names: names.clone(),
             shared: Arc::clone(shared),
         }),
-        subscriber: link::Subscriber::Nats(Subscriber {
-            client,
-            names,
-            changes: changes_sender,
-        }),
+        subscriber: link::Subscriber::Nats(Subscriber { client, names, changes: changes_sender }),
         receiver: link::Receiver::Nats(Receiver {
             changes,
             running,

@@ -10,9 +10,9 @@ use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
 use redis::{AsyncConnectionConfig, Client, RedisError, TlsCertificates, Value};
 
 use crate::broker::Shared;
+use crate::cover::is_pattern;
 use crate::driver::DEADLINE;
 use crate::link::{self, Link, LinkError};
-use crate::cover::is_pattern;
 use crate::names::Names;
 use crate::queue::{Destination, Outbound};
 

@@ -454,7 +454,9 @@ mod tests {
         assert!(matches!(read(&whole), TopicsText::All(all) if all.len() == 100));
         let cut = topics_text(topics(0..100), 1000).unwrap();
         assert!(cut.len() <= 1000);
-        assert!(matches!(read(&cut), TopicsText::Cut { cut } if cut.len() > 20 && cut == topics(0..cut.len())));
+        assert!(
+            matches!(read(&cut), TopicsText::Cut { cut } if cut.len() > 20 && cut == topics(0..cut.len()))
+        );
         assert_eq!(topics_text(topics(0..100), 10), None);
         assert_eq!(topics_text(Vec::new(), 10).as_deref(), Some("[]"));
     }

@@ -95,7 +95,9 @@ pub enum SendError {
     #[error("the client is connected to another node, and the cluster cannot be reached")]
     ClusterUnavailable,
     /// The client is another node's, and the broker does not take messages of this size.
-    #[error("the client is connected to another node, and the message is larger than the cluster's broker takes")]
+    #[error(
+        "the client is connected to another node, and the message is larger than the cluster's broker takes"
+    )]
     TooLarge,
 }
 

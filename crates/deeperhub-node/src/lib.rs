@@ -46,8 +46,8 @@ pub use ask::Unanswered;
 pub use auth::AuthConfig;
 pub use canary::CanaryConfig;
 pub use cluster::ClusterConfig;
-pub use deeperhub_protocol::message::ClusterFault;
 pub use config::{Config, OwnGauge, control_rate_limit};
+pub use deeperhub_protocol::message::ClusterFault;
 pub use gather::{ClusterStats, Gathered, NodeInfo};
 pub use handle::{
     ClientInfo, ClientNotFound, CursorError, Delivered, ListError, NodeHandle, NodeIdTaken, Page, SendError,

@@ -120,8 +120,8 @@ impl Node {
                 let version = env!("CARGO_PKG_VERSION");
                 let mut settings = cluster.broker.clone();
                 settings.max_payload_bytes = config.listener.max_message_bytes;
-                let (broker, driver) = deeperhub_cluster::connect(settings, &node_id, version)
-                    .map_err(StartError::Random)?;
+                let (broker, driver) =
+                    deeperhub_cluster::connect(settings, &node_id, version).map_err(StartError::Random)?;
                 broker.register(&mut registry).map_err(MetricsError::Register)?;
                 follow_interest(&router, &broker);
                 (Some(broker), Some(driver))
