@@ -133,7 +133,8 @@ impl fmt::Debug for Shared {
 
 impl Broker {
     pub(crate) fn new(config: Config, node: String, incarnation: u64, version: &'static str) -> Self {
-        let wildcards = match config.url.engine() {
+        let engine = config.url.engine();
+        let wildcards = match engine {
             Engine::Nats => Wildcards::Levels,
             Engine::Redis => Wildcards::Globs,
         };
@@ -143,7 +144,7 @@ impl Broker {
             node,
             incarnation,
             version,
-            interests: Interests::new(wildcards),
+            interests: Interests::new(wildcards, engine.subscription_bytes()),
             peers: Peers::default(),
             metrics: Metrics::new(),
             state: watch::Sender::new(State::Away { error: String::new() }),
@@ -329,7 +330,7 @@ impl Broker {
         let broker = self.clone();
         registry.register_gauge_fn(
             "deeperhub_cluster_subscription_bytes",
-            "Memory of the names that the node follows, or would without others that cover them, about",
+            "Estimated memory of subscriptions to the broker, and of topics and patterns that others cover",
             Unit::Bytes,
             move || gauge(broker.0.interests.bytes()),
         )?;

@@ -48,6 +48,8 @@ pub(crate) struct Interests {
     inner: Mutex<Inner>,
     /// Told when there is something to tell the broker.
     pub(crate) changed: Notify,
+    /// What the client library keeps for a name that is followed.
+    each_followed: usize,
 }
 
 #[derive(Debug)]
@@ -125,7 +127,7 @@ pub(crate) struct Changes {
 }
 
 impl Interests {
-    pub(crate) fn new(wildcards: Wildcards) -> Self {
+    pub(crate) fn new(wildcards: Wildcards, each_followed: usize) -> Self {
         let inner = Inner {
             names: BTreeMap::new(),
             patterns: Patterns::new(wildcards),
@@ -140,7 +142,7 @@ impl Interests {
             bytes: 0,
             now: Instant::now(),
         };
-        Self { inner: Mutex::new(inner), changed: Notify::new() }
+        Self { inner: Mutex::new(inner), changed: Notify::new(), each_followed }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -223,9 +225,10 @@ impl Interests {
         self.lock().followed
     }
 
-    /// Memory of all names, about.
+    /// Memory of all names and of the client library's part, about.
     pub(crate) fn bytes(&self) -> usize {
-        self.lock().bytes
+        let inner = self.lock();
+        inner.bytes + inner.followed * self.each_followed
     }
 }
 
@@ -600,7 +603,7 @@ mod tests {
 
     impl Told {
         fn new(wildcards: Wildcards) -> Self {
-            let (interests, names) = (Interests::new(wildcards), BTreeSet::new());
+            let (interests, names) = (Interests::new(wildcards, 1000), BTreeSet::new());
             Self { interests, names, wildcards, now: Instant::now(), changes: 0 }
         }
 

@@ -112,7 +112,7 @@ impl Subscriber {
 
 #[cfg_attr(
     not(any(feature = "nats", feature = "redis")),
-    expect(unused_variables, clippy::unused_async, reason = "there are no engines")
+    expect(unused_variables, clippy::unused_async, clippy::ptr_arg, reason = "there are no engines")
 )]
 impl Receiver {
     /// Waits for envelopes and adds those that are there to a batch, in the order in which the broker sent them. An

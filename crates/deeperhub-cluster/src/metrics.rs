@@ -62,7 +62,7 @@ impl Metrics {
         self.dropped.add(reason as usize, count);
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "nats"))]
     pub(crate) fn dropped_for(&self, reason: Dropped) -> u64 {
         self.dropped.value(reason as usize)
     }

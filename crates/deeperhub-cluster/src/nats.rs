@@ -248,6 +248,8 @@ impl Sender {
                 // It was queued when another server was connected.
                 Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                     self.shared.metrics.dropped(Dropped::TooLarge, 1);
+                    let bytes = outbound.envelope.len();
+                    warn!(bytes, "Queued message dropped: it exceeds the max_payload of the new NATS server");
                 }
                 Err(error) => return Err(LinkError(with_causes(&error))),
             }
