@@ -1,5 +1,6 @@
 //! Several nodes as one hub, over real brokers.
 
+mod busy;
 mod copies;
 mod faults;
 mod lists;
