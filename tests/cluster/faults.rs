@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     RECOVERY, eventually, linked, metric, node, nodes, publish, readiness, ready, subscribed, unready,
 };
-use crate::support::{Broker, Client, Engine, Proxy, Server, http, patiently};
+use crate::support::{Broker, Client, Engine, Proxy, Server, TemporaryDir, http, patiently};
 
 /// Numbers published by one client, with an answer for each.
 pub(super) struct Publisher {
@@ -517,4 +517,89 @@ async fn two_nodes_of_a_name_that_meet_after_an_outage_become_one() {
         first.signal("TERM");
         assert_eq!(first.wait().code(), Some(0));
     }
+}
+
+#[tokio::test]
+async fn what_was_taken_is_flushed_as_long_as_the_drain_has_time() {
+    const PUBLISHES: u64 = 250;
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let proxy = Proxy::start(broker.address);
+        let mut a = node(&engine.url(proxy.address), "a", &["--drain-timeout", "60s"]);
+        let b = node(&broker.url(), "b", &[]);
+        ready(&a).await;
+        ready(&b).await;
+        let mut there = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut there).await;
+        // About 40 kB/s.
+        proxy.slow(Duration::from_millis(100));
+        let told = publish_at_once(&a, PUBLISHES).await;
+        assert_eq!(told, BTreeSet::new());
+        a.signal("TERM");
+        assert_eq!(a.wait().code(), Some(0));
+        let log = a.stderr();
+        assert!(!log.contains("Stopped before the cluster's broker took all messages"), "{log}");
+        let mut received = Vec::new();
+        while received.last() != Some(&(PUBLISHES - 1)) {
+            received.extend(there.receive().await["data"]["message"][0].as_u64());
+        }
+        assert_eq!(received, (0..PUBLISHES).collect::<Vec<_>>(), "{engine:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_flushed_in_time_is_told() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let proxy = Proxy::start(broker.address);
+        let mut a = node(&engine.url(proxy.address), "a", &["--drain-timeout", "0"]);
+        ready(&a).await;
+        proxy.slow(Duration::from_millis(700));
+        let told = publish_at_once(&a, 500).await;
+        assert_eq!(told, BTreeSet::new());
+        a.signal("TERM");
+        assert_eq!(a.wait().code(), Some(0));
+        let log = a.stderr();
+        assert!(log.contains("Stopped before the cluster's broker took all messages"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_over_the_brokers_limit_has_a_word_of_its_own() {
+    let files = TemporaryDir::new();
+    let file = files.path("nats.conf");
+    std::fs::write(&file, "max_payload: 20000\n").unwrap();
+    let broker = Broker::start_with(Engine::Nats, &["-c", file.to_str().unwrap()]);
+    let [a, b] = nodes(&broker.url(), &["--max-subscriptions", "200"]).await;
+    a.wait_for_stderr("NATS server takes smaller messages than this node");
+    let large = format!("\"{}\"", "x".repeat(30_000));
+    let answer = http(a.api(), "POST /v1/topics/t/messages", &[], &large).await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 0, "cluster": "too_large"})));
+    let sent = http(a.api(), "POST /v1/broadcast", &[], &format!(r#"{{"type":"x","of":{large}}}"#)).await;
+    assert_eq!(sent.json(), json!({"clients": 0, "cluster": "too_large"}));
+    let mut publisher = Client::connect(&a).await;
+    let data = json!({"topic": "t", "message": "x".repeat(30_000)});
+    let reply = publisher.ask(&json!({"type": "publish", "id": 1, "data": data})).await;
+    assert_eq!(reply["data"], json!({"topic": "t", "subscribers": 0, "cluster": "too_large"}));
+    let there = Client::connect(&b).await;
+    let send = format!("POST /v1/clients/{}/messages", there.id());
+    let sent = http(a.api(), &send, &[], &format!(r#"{{"type":"x","of":{large}}}"#)).await;
+    assert_eq!((sent.status, &sent.json()["error"]["code"]), (413, &json!("message_too_big")));
+
+    // Lists that are longer than one answer come whole, in more pages.
+    let names: Vec<_> = (0..150).map(|n| format!("{n:03}{}", "x".repeat(200))).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let _there = super::subscribe(there, &names).await;
+    let (mut topics, mut cursor) = (BTreeSet::new(), String::new());
+    loop {
+        let list = http(a.api(), &format!("GET /v1/topics?scope=cluster{cursor}"), &[], "").await.json();
+        assert_eq!(list["unanswered"], json!([]), "{list}");
+        let page = list["topics"].as_array().unwrap().clone();
+        topics.extend(page.iter().filter_map(|topic| Some(topic["topic"].as_str()?.to_owned())));
+        match list["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(topics.iter().map(String::as_str).collect::<Vec<_>>(), names);
 }

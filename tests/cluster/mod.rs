@@ -1,5 +1,7 @@
 //! Several nodes as one hub, over real brokers.
 
+mod busy;
+mod copies;
 mod faults;
 mod lists;
 mod messages;

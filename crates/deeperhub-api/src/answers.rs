@@ -1,7 +1,8 @@
 //! What calls answer, as the description shows it.
 
 use deeperhub_node::{
-    Busy, ClientInfo, ClusterStats, Delivered, Gathered, NodeInfo, Page, Phase, Stats, Top, TopicInfo, Totals,
+    Busy, ClientInfo, ClusterFault, ClusterStats, Delivered, Gathered, NodeInfo, Page, Phase, Stats, Top,
+    TopicInfo, Totals,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -13,7 +14,8 @@ use crate::idempotency::Outcome;
 pub(crate) struct Published {
     /// Subscriptions of this node that matched; a client that matches by two counts twice, and gets it once.
     subscribers: u64,
-    /// `unavailable` when the other nodes of the cluster could not be reached; otherwise absent.
+    /// `unavailable` when the other nodes of the cluster could not be reached, `too_large` when their broker takes no
+    /// messages of this size; otherwise absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "unavailable")]
     cluster: Option<&'static str>,
@@ -24,7 +26,8 @@ pub(crate) struct Published {
 pub(crate) struct Sent {
     /// Connections of this node.
     clients: u64,
-    /// `unavailable` when the other nodes of the cluster could not be reached; otherwise absent.
+    /// `unavailable` when the other nodes of the cluster could not be reached, `too_large` when their broker takes no
+    /// messages of this size; otherwise absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "unavailable")]
     cluster: Option<&'static str>,
@@ -232,31 +235,32 @@ pub(crate) struct BusyClient {
 
 impl From<Delivered> for Published {
     fn from(delivered: Delivered) -> Self {
-        Self { subscribers: delivered.count, cluster: unavailable(delivered) }
+        Self { subscribers: delivered.count, cluster: cluster_fault(delivered) }
     }
 }
 
 impl Published {
     /// The same publish after a second attempt to reach the other nodes.
-    pub(crate) fn with_others(self, is_reached: bool) -> Self {
-        Self { cluster: if is_reached { None } else { self.cluster }, ..self }
+    pub(crate) fn with_others(self, fault: Option<ClusterFault>) -> Self {
+        Self { cluster: fault.map(ClusterFault::as_str), ..self }
     }
 }
 
 impl Outcome for Published {
     fn is_half_done(&self) -> bool {
-        self.cluster.is_some()
+        // A message that is too large for the broker will be the next time, too.
+        self.cluster == Some(ClusterFault::Unavailable.as_str())
     }
 }
 
 impl From<Delivered> for Sent {
     fn from(delivered: Delivered) -> Self {
-        Self { clients: delivered.count, cluster: unavailable(delivered) }
+        Self { clients: delivered.count, cluster: cluster_fault(delivered) }
     }
 }
 
-fn unavailable(delivered: Delivered) -> Option<&'static str> {
-    delivered.cluster_unavailable.then_some("unavailable")
+fn cluster_fault(delivered: Delivered) -> Option<&'static str> {
+    delivered.cluster.map(ClusterFault::as_str)
 }
 
 impl From<ClientInfo> for Client {

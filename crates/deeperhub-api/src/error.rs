@@ -189,6 +189,9 @@ impl From<SendError> for ApiError {
         match error {
             SendError::NotFound(error) => error.into(),
             SendError::Unanswered(error) => error.into(),
+            SendError::TooLarge => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "message_too_big", error.to_string())
+            }
             other => Self::new(StatusCode::SERVICE_UNAVAILABLE, "cluster_unavailable", other.to_string()),
         }
     }

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use deeperhub_metrics::{RegisterError, Registry, Unit};
 use tokio::sync::{Notify, oneshot, watch};
+use tracing::warn;
 
 use crate::config::{Config, Engine};
-use crate::envelope::{Envelope, Message, Origin, topic_at};
+use crate::cover::Wildcards;
+use crate::envelope::{ENVELOPE_BYTES, Envelope, Message, Origin, topic_at};
 use crate::interest::Interests;
 use crate::metrics::{Dropped, Metrics};
 use crate::peers::{Peer, Peers};
@@ -96,6 +98,8 @@ pub(crate) struct Shared {
     pub(crate) is_up: AtomicBool,
     /// The largest envelope that the broker takes.
     pub(crate) max_envelope: AtomicUsize,
+    /// What came from the broker and waits for this node, with what it costs to keep.
+    pub(crate) backlog_bytes: AtomicUsize,
     pub(crate) stop: Stop,
     requests: Mutex<HashMap<u64, oneshot::Sender<String>>>,
     next_request: AtomicU64,
@@ -104,8 +108,15 @@ pub(crate) struct Shared {
 /// When the driver is to end.
 #[derive(Debug, Default)]
 pub(crate) struct Stop {
-    pub(crate) wanted: Mutex<Option<Instant>>,
+    pub(crate) wanted: Mutex<Option<StopBy>>,
     pub(crate) told: Notify,
+}
+
+/// Since when the driver is to end, and when it must have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StopBy {
+    pub(crate) since: Instant,
+    pub(crate) deadline: Instant,
 }
 
 impl fmt::Debug for Broker {
@@ -122,18 +133,24 @@ impl fmt::Debug for Shared {
 
 impl Broker {
     pub(crate) fn new(config: Config, node: String, incarnation: u64, version: &'static str) -> Self {
+        let engine = config.url.engine();
+        let wildcards = match engine {
+            Engine::Nats => Wildcards::Levels,
+            Engine::Redis => Wildcards::Globs,
+        };
         Self(Arc::new(Shared {
             queue: Queue::new(config.queue_bytes),
             config,
             node,
             incarnation,
             version,
-            interests: Interests::default(),
+            interests: Interests::new(wildcards, engine.subscription_bytes()),
             peers: Peers::default(),
             metrics: Metrics::new(),
             state: watch::Sender::new(State::Away { error: String::new() }),
             is_up: AtomicBool::new(false),
             max_envelope: AtomicUsize::new(usize::MAX),
+            backlog_bytes: AtomicUsize::new(0),
             stop: Stop::default(),
             requests: Mutex::default(),
             next_request: AtomicU64::new(incarnation),
@@ -246,11 +263,26 @@ impl Broker {
         }
     }
 
-    /// Answers a question of another node.
+    /// Answers a question of another node. An answer over [`max_answer_bytes`](Self::max_answer_bytes) is dropped, counted
+    /// and logged.
     pub fn answer(&self, node: &str, request: u64, text: &str) {
         let envelope = self.0.envelope(Message::Answer { request, text });
-        // Whoever asked has a deadline.
-        let _ = self.0.queue.push(Lane::Control, Destination::Node(node.into()), envelope);
+        let limit = self.0.max_envelope.load(Ordering::Relaxed);
+        if envelope.len() > limit {
+            self.0.metrics.dropped(Dropped::TooLarge, 1);
+            warn!(
+                node,
+                bytes = envelope.len(),
+                limit,
+                "Answer to another node exceeds the broker's max_payload"
+            );
+            return;
+        }
+        if self.0.queue.push(Lane::Control, Destination::Node(node.into()), envelope).is_err() {
+            // Whoever asked has a deadline.
+            self.0.metrics.dropped(Dropped::Full, 1);
+            warn!(node, "Answer to another node dropped: too many answers wait for the broker");
+        }
     }
 
     /// Whether the cluster is reached.
@@ -307,6 +339,20 @@ impl Broker {
         )?;
         let broker = self.clone();
         registry.register_gauge_fn(
+            "deeperhub_cluster_subscription_bytes",
+            "Estimated memory of subscriptions to the broker, and of topics and patterns that others cover",
+            Unit::Bytes,
+            move || gauge(broker.0.interests.bytes()),
+        )?;
+        let broker = self.clone();
+        registry.register_gauge_fn(
+            "deeperhub_cluster_backlog_bytes",
+            "Bytes that came from the broker and wait for this node's workers",
+            Unit::Bytes,
+            move || gauge(broker.0.backlog_bytes.load(Ordering::Relaxed)),
+        )?;
+        let broker = self.clone();
+        registry.register_gauge_fn(
             "deeperhub_cluster_nodes",
             "Nodes of the cluster that were heard of lately, this one among them",
             Unit::None,
@@ -314,9 +360,20 @@ impl Broker {
         )
     }
 
-    /// Asks the driver to send what waits and to end, at the latest at `deadline`.
+    /// Returns the longest text of an [`answer`](Self::answer) that the broker takes.
+    #[must_use]
+    pub fn max_answer_bytes(&self) -> usize {
+        self.0.max_envelope.load(Ordering::Relaxed).saturating_sub(ENVELOPE_BYTES)
+    }
+
+    /// Asks the driver to send what waits and to end, at the latest at `deadline`. What the broker has not taken by then is
+    /// dropped, counted and logged.
     pub fn stop(&self, deadline: Instant) {
-        *self.0.stop.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
+        {
+            let mut wanted = self.0.stop.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let since = wanted.map_or_else(Instant::now, |stop| stop.since);
+            *wanted = Some(StopBy { since, deadline });
+        }
         self.0.stop.told.notify_one();
     }
 }
@@ -363,7 +420,7 @@ impl Shared {
         self.queue.changed.notify_one();
     }
 
-    pub(crate) fn stop_wanted(&self) -> Option<Instant> {
+    pub(crate) fn stop_wanted(&self) -> Option<StopBy> {
         *self.stop.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -16,20 +16,30 @@ pub struct Config {
     /// What all names on the broker begin with: hubs with different prefixes do not know of each other. 1 to 64 bytes
     /// of `A-Z a-z 0-9 _ -`. Default `deeperhub`.
     pub prefix: String,
-    /// Bytes that may wait for the broker, and as many that may wait for this node after they came from it. What comes
-    /// when it is full is dropped and counted. Default 16 MiB.
+    /// Bytes that may wait for the broker, as many that may wait for this node after they came from it, and as many of
+    /// answers to other nodes. What comes when it is full is dropped and counted. Default 16 MiB.
     pub queue_bytes: usize,
     /// For NATS: a credentials file (JWT and seed), or a file with the seed of an nkey.
     pub credentials: Option<PathBuf>,
     /// PEM file with the certificates that sign the broker's; `None`: those that the system trusts.
     pub ca: Option<PathBuf>,
+    /// The largest payload that the node takes from its clients and its backend. A broker that announces that it
+    /// takes less with its envelope is warned of. Default 0: unknown.
+    pub max_payload_bytes: usize,
 }
 
 impl Config {
     /// With the defaults, for one broker.
     #[must_use]
     pub fn new(url: BrokerUrl) -> Self {
-        Self { url, prefix: "deeperhub".to_owned(), queue_bytes: 16 << 20, credentials: None, ca: None }
+        Self {
+            url,
+            prefix: "deeperhub".to_owned(),
+            queue_bytes: 16 << 20,
+            credentials: None,
+            ca: None,
+            max_payload_bytes: 0,
+        }
     }
 }
 
@@ -56,6 +66,14 @@ impl Engine {
         match self {
             Self::Nats => cfg!(feature = "nats"),
             Self::Redis => cfg!(feature = "redis"),
+        }
+    }
+
+    /// Returns the memory that its client library keeps for each subscription, about; see the README's costs.
+    pub(crate) const fn subscription_bytes(self) -> usize {
+        match self {
+            Self::Nats => 4400,
+            Self::Redis => 256,
         }
     }
 

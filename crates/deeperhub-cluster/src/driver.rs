@@ -2,20 +2,22 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, sleep_until, timeout};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::broker::{Broker, Shared, State};
-use crate::envelope::{Envelope, EnvelopeError, Message};
+use crate::envelope::{Envelope, EnvelopeError, Header, Message};
 use crate::link::{Link, LinkError, Receiver, Sender, Subscriber};
 use crate::metrics::Dropped;
 use crate::peers::EXPIRY;
@@ -42,6 +44,27 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Answers of this node that may be under way at one time; what comes from the broker waits for the next to be done.
 const MAX_ANSWERS: usize = 1024;
+
+/// How long the flush at the end waits for a broker that is away: enough to connect again and to join.
+const AWAY_AT_END: Duration = Duration::from_secs(5);
+
+/// The time for the last word to the other nodes.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// How long what is being carried out when a connection ends may go on; then it counts as dropped.
+const FINISH: Duration = Duration::from_secs(5);
+
+/// A driver that ran for so long before it panicked begins again at once.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// Batches that are taken from a connection that has ended.
+const MAX_RESTS: usize = 1024;
+
+/// Room for envelopes that is kept when there are none.
+const KEPT_BATCH: usize = 4096;
+
+/// What an envelope in the backlog costs besides its bytes.
+const BACKLOG_OVERHEAD: usize = 64;
 
 /// The smallest batch that goes to a slow broker.
 const LEAST_BATCH: usize = 8 << 10;
@@ -133,11 +156,53 @@ impl Driver {
         let (started, start) = mpsc::channel();
         let (end, ended) = oneshot::channel::<()>();
         std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
-            Life::new(self.shared, inbound, started).run();
+            let shared = Arc::clone(&self.shared);
+            let mut life = Life::new(self.shared, inbound, started);
+            supervise(|| life.run(), |panics| panicked(&shared, panics));
             drop(end);
         })?;
         Ok(Running { start, ended })
     }
+}
+
+/// Runs something until it ends by itself; after a panic it runs again, with `restart` in between, which gets the number
+/// of panics in a row and answers whether there is to be another run.
+fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
+    let mut panics = 0;
+    loop {
+        let began = Instant::now();
+        if catch_unwind(AssertUnwindSafe(&mut run)).is_ok() {
+            return;
+        }
+        panics = if began.elapsed() >= STEADY { 1 } else { panics + 1 };
+        if !restart(panics) {
+            return;
+        }
+    }
+}
+
+/// Tells of a driver that panicked, and waits before it runs again. What waits for the broker stays where it is.
+fn panicked(shared: &Shared, panics: usize) -> bool {
+    shared.metrics.restarts.inc();
+    let pause = pause_after(panics);
+    error!(panics, ?pause, "Cluster driver panicked and begins again");
+    shared.set_state(State::Away { error: "the cluster's driver panicked".to_owned() });
+    shared.queue.clear_control();
+    if shared.stop_wanted().is_none() {
+        std::thread::sleep(pause);
+        return true;
+    }
+    let lost = shared.queue.len() as u64;
+    shared.metrics.dropped(Dropped::Stopped, lost);
+    shared.set_state(State::Stopped);
+    false
+}
+
+/// Grows with the number of attempts; cut by up to half at random, so that nodes do not come all at once.
+fn pause_after(attempts: usize) -> Duration {
+    let doubled = FIRST_PAUSE.saturating_mul(1 << attempts.min(10));
+    let chance = getrandom::u32().unwrap_or(u32::MAX / 2);
+    doubled.min(LONGEST_PAUSE).mul_f64(1.0 - f64::from(chance) / f64::from(u32::MAX) / 2.0)
 }
 
 /// All that outlives a connection.
@@ -148,25 +213,34 @@ struct Life<I> {
     seen: RefCell<Seen>,
     /// What was given to the broker and not confirmed; it goes again, and who has it already knows.
     unconfirmed: RefCell<Vec<Outbound>>,
+    /// Messages that the broker was given and has not confirmed yet.
+    under_way: Cell<usize>,
+    /// Told when a batch was confirmed.
+    confirmed: Notify,
+    /// What came and was not carried out yet.
+    backlog: Backlog,
     /// How much goes to the broker at a time.
     batch_bytes: Cell<usize>,
     /// Whether the node has had its name for a while.
     joined: Cell<bool>,
-    lost_at: Option<Instant>,
+    lost_at: Cell<Option<Instant>>,
     invalid_told: Cell<bool>,
 }
 
 impl<I: Inbound> Life<I> {
     fn new(shared: Arc<Shared>, inbound: I, started: mpsc::Sender<Start>) -> Self {
         Self {
+            backlog: Backlog::new(shared.config.queue_bytes),
             shared,
             inbound,
             started,
             seen: RefCell::default(),
             unconfirmed: RefCell::default(),
+            under_way: Cell::new(0),
+            confirmed: Notify::new(),
             batch_bytes: Cell::new(BATCH_BYTES),
             joined: Cell::new(false),
-            lost_at: None,
+            lost_at: Cell::new(None),
             invalid_told: Cell::new(false),
         }
     }
@@ -176,12 +250,12 @@ impl<I: Inbound> Life<I> {
         loop {
             // One runtime for each connection: with it all tasks end that client libraries have left behind.
             let end = match runtime() {
-                Ok(runtime) => runtime.block_on(self.connection(attempt)),
+                Ok(runtime) => runtime.block_on(self.carrying_out(self.connection(attempt))),
                 Err(error) => End::Lost(LinkError::new(error)),
             };
             attempt = if self.is_up() { 0 } else { attempt + 1 };
             match end {
-                End::Stopped => return self.shared.set_state(State::Stopped),
+                End::Stopped => return self.stopped(),
                 End::Taken => {
                     self.shared.set_state(State::Taken);
                     let _ = self.started.send(Start::Taken);
@@ -190,21 +264,19 @@ impl<I: Inbound> Life<I> {
                 End::Lost(error) => self.lost(error),
             }
             if self.pause(attempt) {
-                return self.shared.set_state(State::Stopped);
+                return self.stopped();
             }
         }
     }
 
-    fn lost(&mut self, error: LinkError) {
+    fn lost(&self, error: LinkError) {
         let shared = &self.shared;
         let _ = self.started.send(Start::Unreachable(error.0.clone()));
-        let is_first = self.lost_at.is_none();
-        if is_first {
-            self.lost_at = Some(Instant::now());
+        if self.lost_at.get().is_none() {
+            self.lost_at.set(Some(Instant::now()));
             shared.metrics.outages.inc();
-            let waiting = shared.queue.len() + self.unconfirmed.borrow().len();
             warn!(
-                broker = %shared.config.url, %error, waiting,
+                broker = %shared.config.url, %error, waiting = self.waiting(),
                 "The cluster's broker cannot be reached; this node serves its own clients until it can."
             );
         }
@@ -212,33 +284,75 @@ impl<I: Inbound> Life<I> {
         shared.queue.clear_control();
     }
 
+    /// Messages that the broker has not confirmed.
+    fn waiting(&self) -> usize {
+        self.shared.queue.len() + self.unconfirmed.borrow().len() + self.under_way.get()
+    }
+
+    /// Counts and names what the broker has not taken.
+    fn stopped(&self) {
+        // First, so that nothing more is taken.
+        self.shared.set_state(State::Stopped);
+        let messages = self.waiting();
+        if messages > 0 {
+            self.shared.metrics.dropped(Dropped::Stopped, messages as u64);
+            warn!(messages, "Stopped before the cluster's broker took all messages");
+        }
+    }
+
+    /// When the end is to come even if the broker has not taken everything; `None`: it is not to end.
+    fn stop_at(&self) -> Option<Instant> {
+        let stop = self.shared.stop_wanted()?;
+        if self.is_up() {
+            return Some(stop.deadline);
+        }
+        let away_since = self.lost_at.get().map_or(stop.since, |lost_at| lost_at.max(stop.since));
+        Some(stop.deadline.min(away_since + AWAY_AT_END))
+    }
+
+    /// Waits until the node is to end and the broker has taken everything, or the time for it is over.
+    async fn flushed(&self) {
+        loop {
+            match self.stop_at() {
+                None => self.shared.stop.told.notified().await,
+                Some(at) if self.waiting() == 0 || at <= Instant::now() => return,
+                Some(at) => {
+                    tokio::select! {
+                        () = self.confirmed.notified() => {}
+                        // The deadline may come nearer.
+                        () = self.shared.stop.told.notified() => {}
+                        () = sleep_until(at.into()) => {}
+                    }
+                }
+            }
+        }
+    }
+
     /// Waits before the next attempt; answers whether the driver is to end instead.
     fn pause(&self, attempt: usize) -> bool {
-        let doubled = FIRST_PAUSE.saturating_mul(1 << attempt.min(10));
-        let chance = getrandom::u32().unwrap_or(u32::MAX / 2);
-        let pause = doubled.min(LONGEST_PAUSE).mul_f64(1.0 - f64::from(chance) / f64::from(u32::MAX) / 2.0);
+        let pause = pause_after(attempt);
         let wait = async {
             tokio::select! {
-                () = sleep(pause) => {}
-                () = self.shared.stop.told.notified() => {}
+                () = sleep(pause) => false,
+                () = self.flushed() => true,
             }
         };
         match runtime() {
-            Ok(runtime) => runtime.block_on(wait),
-            Err(_) => std::thread::sleep(pause),
+            Ok(runtime) => runtime.block_on(self.carrying_out(wait)),
+            Err(_) => {
+                std::thread::sleep(pause);
+                self.shared.stop_wanted().is_some()
+            }
         }
-        self.shared.stop_wanted().is_some()
     }
 
     /// One connection from its beginning to its end.
-    async fn connection(&mut self, attempt: usize) -> End {
-        if self.shared.stop_wanted().is_some() {
-            return End::Stopped;
-        }
+    async fn connection(&self, attempt: usize) -> End {
         let connecting = timeout(DEADLINE + DEADLINE, Link::connect(&self.shared, attempt));
         let link = tokio::select! {
+            biased;
+            () = self.flushed() => return End::Stopped,
             link = connecting => link,
-            () = self.shared.stop.told.notified() => return End::Stopped,
         };
         let link = match link {
             Ok(Ok(link)) => link,
@@ -248,24 +362,68 @@ impl<I: Inbound> Life<I> {
         let now = Instant::now();
         self.shared.interests.start_over();
         self.shared.peers.start_over(now);
-        let end = Connection {
-            life: self,
-            backlog: Backlog::new(self.shared.config.queue_bytes),
-            followed: Notify::new(),
-            taken: Notify::new(),
-            echoed: Cell::new(now),
-        }
-        .run(link)
-        .await;
+        let connection =
+            Connection { life: self, followed: Notify::new(), taken: Notify::new(), echoed: Cell::new(now) };
+        let end = connection.run(link).await;
         if self.is_up() {
             // The outage before it is over; what comes now is another.
-            self.lost_at = None;
+            self.lost_at.set(None);
         }
         end
     }
 
+    /// Carries out what came, in its order, beside something else, with which it ends. What is being carried out then is
+    /// not given up.
+    async fn carrying_out<T>(&self, other: impl Future<Output = T>) -> T {
+        let over = Notify::new();
+        let carrying = self.carry_out(&over);
+        tokio::pin!(carrying);
+        let result = tokio::select! {
+            result = other => result,
+            () = &mut carrying => unreachable!("it ends when it is told"),
+        };
+        over.notify_one();
+        let _ = timeout(FINISH, carrying).await;
+        result
+    }
+
+    async fn carry_out(&self, over: &Notify) {
+        let shared = &self.shared;
+        let mut answers: FuturesUnordered<Answering> = FuturesUnordered::new();
+        let mut budget = 0;
+        loop {
+            let envelope = tokio::select! {
+                biased;
+                () = over.notified() => return,
+                Some(()) = answers.next(), if !answers.is_empty() => continue,
+                envelope = self.backlog.next(shared), if answers.len() < MAX_ANSWERS => envelope,
+            };
+            let in_hand = InHand(shared);
+            match Envelope::parse(&envelope) {
+                // Of a node that has this one's name: it is about to go, or this one is.
+                Ok(envelope)
+                    if envelope.origin.node == shared.node
+                        && envelope.origin.incarnation != shared.incarnation => {}
+                Ok(envelope) => answers.extend(self.inbound.receive(envelope).await),
+                Err(error) => self.invalid(error),
+            }
+            std::mem::forget(in_hand);
+            budget += 1;
+            if budget % RECEIVE_BUDGET == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn invalid(&self, error: EnvelopeError) {
+        self.shared.metrics.invalid.inc();
+        if !self.invalid_told.replace(true) {
+            warn!(%error, "A message of the cluster cannot be read: perhaps another program uses the prefix.");
+        }
+    }
+
     fn is_up(&self) -> bool {
-        self.shared.is_up.load(std::sync::atomic::Ordering::Acquire)
+        self.shared.is_up.load(Ordering::Acquire)
     }
 }
 
@@ -276,7 +434,6 @@ fn runtime() -> std::io::Result<Runtime> {
 /// One connection while it holds.
 struct Connection<'l, I> {
     life: &'l Life<I>,
-    backlog: Backlog,
     /// Told when the broker has been told all that is wanted.
     followed: Notify,
     /// Told when another node has this one's name.
@@ -292,51 +449,54 @@ impl<I: Inbound> Connection<'_, I> {
             end = self.send(&mut sender, echoes) => end,
             end = self.follow(&mut subscriber) => end,
             end = self.read(&mut receiver) => end,
-            end = self.carry_out() => end,
             end = self.take_part(echoes) => end,
             () = self.taken.notified() => End::Taken,
-            () = self.stopped() => End::Stopped,
+            () = self.life.flushed() => End::Stopped,
         };
+        self.read_rest(&mut receiver);
         if matches!(end, End::Stopped) {
             self.say_goodbye(&mut sender).await;
         }
         end
     }
 
-    async fn stopped(&self) {
-        while self.shared().stop_wanted().is_none() {
-            self.shared().stop.told.notified().await;
-        }
-    }
-
     fn shared(&self) -> &Shared {
         &self.life.shared
     }
 
-    /// Sends what waits, and leaves.
+    /// Leaves.
     async fn say_goodbye(&self, sender: &mut Sender) {
         let shared = self.shared();
-        let Some(deadline) = shared.stop_wanted() else { return };
-        let goodbye = async {
-            loop {
-                let mut batch = std::mem::take(&mut *self.life.unconfirmed.borrow_mut());
-                if batch.is_empty() {
-                    shared.queue.take(Lane::Data, BATCH_BYTES, &mut batch);
-                }
-                if batch.is_empty() {
-                    break;
-                }
-                if sender.send(&batch).await.is_err() {
-                    return;
-                }
-                shared.metrics.sent.add(batch.len() as u64);
+        // From here on publishers are told that others do not get it.
+        shared.set_state(State::Stopped);
+        if shared.stop_wanted().is_some_and(|stop| stop.deadline > Instant::now()) {
+            let _ = timeout(GOODBYE, self.send_rest(sender)).await;
+        }
+        shared.queue.clear_control();
+        shared.control(Destination::All, Message::Bye);
+        let mut batch = Vec::new();
+        shared.queue.take(Lane::Control, BATCH_BYTES, &mut batch);
+        let _ = timeout(GOODBYE, sender.send(&batch)).await;
+    }
+
+    /// Sends what came while the last of the flush was confirmed.
+    async fn send_rest(&self, sender: &mut Sender) {
+        let shared = self.shared();
+        loop {
+            let mut batch = std::mem::take(&mut *self.life.unconfirmed.borrow_mut());
+            if batch.is_empty() {
+                shared.queue.take(Lane::Data, BATCH_BYTES, &mut batch);
             }
-            shared.control(Destination::All, Message::Bye);
-            let mut batch = Vec::new();
-            shared.queue.take(Lane::Control, BATCH_BYTES, &mut batch);
-            let _ = sender.send(&batch).await;
-        };
-        let _ = tokio::time::timeout_at(deadline.into(), goodbye).await;
+            if batch.is_empty() {
+                return;
+            }
+            self.life.under_way.set(batch.len());
+            let kept = Kept { batch: &mut batch, life: self.life };
+            if send_in_time(sender, kept.batch, shared).await.is_err() {
+                return;
+            }
+            kept.batch.clear();
+        }
     }
 
     /// Sends batches, one after the other: the next goes when the broker has confirmed the last, so that after a loss
@@ -368,6 +528,7 @@ impl<I: Inbound> Connection<'_, I> {
             }
             let began = Instant::now();
             // Also when this future is dropped: it must not be lost.
+            self.life.under_way.set(batch.len());
             let kept = Kept { batch: &mut batch, life: self.life };
             if let Err(error) = send_in_time(sender, kept.batch, shared).await {
                 return error.into();
@@ -377,6 +538,7 @@ impl<I: Inbound> Connection<'_, I> {
             }
             kept.batch.clear();
             drop(kept);
+            self.life.confirmed.notify_one();
             self.life.batch_bytes.set(next_batch(max_bytes, began.elapsed()));
         }
     }
@@ -387,7 +549,7 @@ impl<I: Inbound> Connection<'_, I> {
         for outbound in batch {
             if matches!(&outbound.to, Destination::Node(node) if **node == *shared.node) {
                 // Without room it counts as lost, as what the broker brings does.
-                self.backlog.push(outbound.envelope.clone());
+                self.life.backlog.push(shared, outbound.envelope.clone());
             }
         }
     }
@@ -398,6 +560,10 @@ impl<I: Inbound> Connection<'_, I> {
         loop {
             let changes = interests.take(Instant::now());
             if changes.follow.is_empty() && changes.leave.is_empty() {
+                if changes.is_more {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 self.followed.notify_one();
                 let due = interests.due();
                 tokio::select! {
@@ -407,8 +573,11 @@ impl<I: Inbound> Connection<'_, I> {
                 continue;
             }
             let tell = async {
-                subscriber.leave(&changes.leave).await?;
-                if changes.follow.is_empty() { Ok(()) } else { subscriber.follow(&changes.follow).await }
+                // In this order, as what is followed may be what is left with other names.
+                if !changes.follow.is_empty() {
+                    subscriber.follow(&changes.follow).await?;
+                }
+                subscriber.leave(&changes.leave).await
             };
             match timeout(DEADLINE, tell).await {
                 Ok(Ok(())) => {}
@@ -420,95 +589,87 @@ impl<I: Inbound> Connection<'_, I> {
 
     /// Reads what the broker brings, always at once: a broker that has to wait drops the connection.
     async fn read(&self, receiver: &mut Receiver) -> End {
-        let mut budget = 0;
+        let mut batch = Vec::new();
         loop {
-            match receiver.next().await {
-                Ok(envelope) => {
-                    if !self.backlog.push(envelope) {
-                        self.shared().metrics.dropped(Dropped::SlowNode, 1);
-                    }
-                }
-                Err(error) => return error.into(),
+            if let Err(error) = receiver.next(&mut batch).await {
+                return error.into();
             }
-            budget += 1;
-            if budget % RECEIVE_BUDGET == 0 {
-                tokio::task::yield_now().await;
+            let now = Instant::now();
+            batch.drain(..).for_each(|envelope| self.take_in(envelope, now));
+            if batch.capacity() > KEPT_BATCH {
+                batch = Vec::new();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Takes in what came before the connection ended.
+    fn read_rest(&self, receiver: &mut Receiver) {
+        let (mut batch, now) = (Vec::new(), Instant::now());
+        for _ in 0..MAX_RESTS {
+            let is_open = matches!(receiver.next(&mut batch).now_or_never(), Some(Ok(())));
+            batch.drain(..).for_each(|envelope| self.take_in(envelope, now));
+            if !is_open {
+                return;
             }
         }
     }
 
-    /// Carries out what was read, in its order.
-    async fn carry_out(&self) -> End {
-        let mut answers: FuturesUnordered<Answering> = FuturesUnordered::new();
-        let mut budget = 0;
-        loop {
-            let envelope = tokio::select! {
-                Some(()) = answers.next(), if !answers.is_empty() => continue,
-                envelope = self.backlog.next(), if answers.len() < MAX_ANSWERS => envelope,
-            };
-            answers.extend(self.on_envelope(&envelope).await);
-            budget += 1;
-            if budget % RECEIVE_BUDGET == 0 {
-                tokio::task::yield_now().await;
-            }
-        }
-    }
-
-    async fn on_envelope(&self, bytes: &[u8]) -> Option<Answering> {
+    /// Deals with what another driver says, and with copies, before anything waits for the node's workers.
+    fn take_in(&self, bytes: Bytes, now: Instant) {
         let shared = self.shared();
-        let envelope = match Envelope::parse(bytes) {
-            Ok(envelope) => envelope,
-            Err(error) => {
-                self.invalid(error);
-                return None;
-            }
+        let header = match Header::parse(&bytes) {
+            Ok(header) => header,
+            Err(error) => return self.life.invalid(error),
         };
-        let origin = envelope.origin;
+        let origin = header.origin;
         if origin.node == shared.node && origin.incarnation == shared.incarnation {
-            self.echoed.set(Instant::now());
-            return match envelope.message {
-                Message::Probe { .. } => self.life.inbound.receive(envelope).await,
-                _ => None,
-            };
+            self.echoed.set(now);
+            if header.is_probe() {
+                self.life.backlog.push(shared, bytes);
+            }
+            return;
         }
-        if !self.life.seen.borrow_mut().is_new(origin.node, origin.incarnation, envelope.sequence) {
+        if !self.life.seen.borrow_mut().is_new(origin.node, origin.incarnation, header.sequence) {
             shared.metrics.duplicates.inc();
-            return None;
+            return;
         }
         shared.metrics.received.inc();
+        if header.is_of_driver() {
+            match Envelope::parse(&bytes) {
+                Ok(envelope) => self.on_driver(&envelope, now),
+                Err(error) => self.life.invalid(error),
+            }
+        } else if !self.life.backlog.push(shared, bytes) {
+            shared.metrics.dropped(Dropped::SlowNode, 1);
+        }
+    }
+
+    fn on_driver(&self, envelope: &Envelope<'_>, now: Instant) {
+        let shared = self.shared();
+        let origin = envelope.origin;
         match envelope.message {
             Message::Hello { joined, wants_answer, connections, version } => {
                 if origin.node == shared.node {
-                    self.on_namesake(origin.incarnation, joined);
-                    return None;
+                    return self.on_namesake(origin.incarnation, joined);
                 }
-                if shared.peers.heard(origin.node, origin.incarnation, version, connections, Instant::now()) {
+                if shared.peers.heard(origin.node, origin.incarnation, version, connections, now) {
                     info!(node = origin.node, version, "Another node of the cluster is there.");
                 }
                 if wants_answer {
                     shared.control(Destination::Node(origin.node.into()), self.hello(false));
                 }
-                None
             }
-            Message::Taken { incarnation } => {
-                if origin.node == shared.node && incarnation == shared.incarnation {
-                    self.taken.notify_one();
-                }
-                None
+            Message::Taken { incarnation }
+                if origin.node == shared.node && incarnation == shared.incarnation =>
+            {
+                self.taken.notify_one();
             }
-            Message::Bye => {
-                if shared.peers.left(origin.node, origin.incarnation) {
-                    info!(node = origin.node, "A node has left the cluster.");
-                }
-                None
+            Message::Bye if shared.peers.left(origin.node, origin.incarnation) => {
+                info!(node = origin.node, "A node has left the cluster.");
             }
-            Message::Answer { request, text } => {
-                shared.answered(request, text);
-                None
-            }
-            // Of a node that has this one's name: it is about to go, or this one is.
-            _ if origin.node == shared.node => None,
-            _ => self.life.inbound.receive(envelope).await,
+            Message::Answer { request, text } => shared.answered(request, text),
+            _ => {}
         }
     }
 
@@ -526,13 +687,6 @@ impl<I: Inbound> Connection<'_, I> {
             shared.control(Destination::All, Message::Taken { incarnation });
         } else {
             shared.control(Destination::All, self.hello(true));
-        }
-    }
-
-    fn invalid(&self, error: EnvelopeError) {
-        self.shared().metrics.invalid.inc();
-        if !self.life.invalid_told.replace(true) {
-            warn!(%error, "A message of the cluster cannot be read: perhaps another program uses the prefix.");
         }
     }
 
@@ -579,7 +733,7 @@ impl<I: Inbound> Connection<'_, I> {
         let shared = self.shared();
         shared.set_state(State::Up);
         let nodes = shared.peers.len() + 1;
-        match self.life.lost_at {
+        match self.life.lost_at.get() {
             Some(lost_at) => {
                 info!(outage = ?lost_at.elapsed(), nodes, "The cluster's broker is reached again.")
             }
@@ -631,6 +785,7 @@ struct Kept<'b, I> {
 
 impl<I> Drop for Kept<'_, I> {
     fn drop(&mut self) {
+        self.life.under_way.set(0);
         if !self.batch.is_empty() {
             let mut unconfirmed = self.life.unconfirmed.borrow_mut();
             self.batch.append(&mut unconfirmed);
@@ -640,7 +795,16 @@ impl<I> Drop for Kept<'_, I> {
     }
 }
 
-/// What came from the broker and waits for the node, bounded by bytes.
+/// Counts an envelope as dropped that was taken from the backlog and not carried out.
+struct InHand<'s>(&'s Shared);
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.dropped(Dropped::SlowNode, 1);
+    }
+}
+
+/// What came from the broker and waits for the node, bounded by bytes. It outlives connections.
 struct Backlog {
     inner: RefCell<(VecDeque<Bytes>, usize)>,
     came: Notify,
@@ -653,23 +817,29 @@ impl Backlog {
     }
 
     /// False: there is no room, it is dropped.
-    fn push(&self, envelope: Bytes) -> bool {
+    fn push(&self, shared: &Shared, envelope: Bytes) -> bool {
         let mut inner = self.inner.borrow_mut();
-        if inner.1 > 0 && inner.1 + envelope.len() > self.max_bytes {
+        let bytes = inner.1.saturating_add(envelope.len() + BACKLOG_OVERHEAD);
+        if inner.1 > 0 && bytes > self.max_bytes {
             return false;
         }
-        inner.1 += envelope.len();
+        inner.1 = bytes;
         inner.0.push_back(envelope);
+        shared.backlog_bytes.store(bytes, Ordering::Relaxed);
         self.came.notify_one();
         true
     }
 
-    async fn next(&self) -> Bytes {
+    async fn next(&self, shared: &Shared) -> Bytes {
         loop {
             let next = {
                 let mut inner = self.inner.borrow_mut();
                 let next = inner.0.pop_front();
-                inner.1 -= next.as_ref().map_or(0, Bytes::len);
+                inner.1 -= next.as_ref().map_or(0, |envelope| envelope.len() + BACKLOG_OVERHEAD);
+                if inner.0.is_empty() && inner.0.capacity() > KEPT_BATCH {
+                    inner.0 = VecDeque::new();
+                }
+                shared.backlog_bytes.store(inner.1, Ordering::Relaxed);
                 next
             };
             match next {
@@ -683,6 +853,36 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_driver_that_panics_runs_again_until_it_ends_by_itself() {
+        let (mut runs, mut panics) = (0, Vec::new());
+        let run = || {
+            runs += 1;
+            assert!(runs > 3, "a panic that this test wants");
+        };
+        supervise(run, |count| {
+            panics.push(count);
+            true
+        });
+        assert_eq!((runs, panics), (4, vec![1, 2, 3]));
+        let mut runs = 0;
+        let run = || {
+            runs += 1;
+            panic!("another panic that this test wants");
+        };
+        supervise(run, |_| false);
+        assert_eq!(runs, 1);
+    }
+
+    #[test]
+    fn pauses_grow_to_a_bound() {
+        for attempts in [0, 1, 5, 10, 1000] {
+            let longest = FIRST_PAUSE.saturating_mul(1 << attempts.min(10)).min(LONGEST_PAUSE);
+            let pause = pause_after(attempts);
+            assert!(pause >= longest / 2 && pause <= longest, "{attempts}: {pause:?}");
+        }
+    }
 
     #[test]
     fn batches_fit_the_broker() {
@@ -709,5 +909,163 @@ mod tests {
             assert_eq!(batch.len(), expected, "{max_bytes}");
             assert_eq!([lengths(&batch), lengths(&rest)].concat(), [10, 20, 30, 40]);
         }
+    }
+}
+
+/// Those that need the address of a broker, which is not reached.
+#[cfg(test)]
+#[cfg(feature = "nats")]
+mod tests_of_life {
+    use super::*;
+
+    /// Notes what it receives, after `pause` for each.
+    #[derive(Debug, Default)]
+    struct Notes {
+        received: Arc<std::sync::Mutex<Vec<u64>>>,
+        pause: Duration,
+        /// The one that it panics at.
+        panics_at: Option<u64>,
+    }
+
+    impl Inbound for Notes {
+        async fn receive(&self, envelope: Envelope<'_>) -> Option<Answering> {
+            sleep(self.pause).await;
+            assert_ne!(Some(envelope.sequence), self.panics_at, "a panic that a test wants");
+            self.received.lock().unwrap().push(envelope.sequence);
+            None
+        }
+
+        fn connections(&self) -> u64 {
+            0
+        }
+    }
+
+    fn life(inbound: Notes, queue_bytes: usize) -> Life<Notes> {
+        let mut config = crate::Config::new(crate::BrokerUrl::parse("nats://localhost").unwrap());
+        config.queue_bytes = queue_bytes;
+        let broker = Broker::new(config, "own".to_owned(), 7, "1");
+        Life::new(broker.0, inbound, mpsc::channel().0)
+    }
+
+    fn envelope(node: &str, sequence: u64, message: Message<'_>) -> Bytes {
+        let origin = crate::Origin { node, incarnation: 7 };
+        let mut bytes = Envelope { origin, sequence: 0, message }.write();
+        crate::envelope::set_sequence(&mut bytes, sequence);
+        bytes.into()
+    }
+
+    fn hello() -> Message<'static> {
+        Message::Hello { joined: true, wants_answer: false, connections: 1, version: "1" }
+    }
+
+    fn broadcast() -> Message<'static> {
+        Message::Broadcast { payload: deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap() }
+    }
+
+    #[test]
+    fn signs_of_life_and_copies_are_noted_when_they_are_read() {
+        let life = life(Notes::default(), 1000);
+        let now = Instant::now();
+        let connection =
+            Connection { life: &life, followed: Notify::new(), taken: Notify::new(), echoed: Cell::new(now) };
+        let later = now + Duration::from_secs(9);
+        let (shared, metrics) = (&life.shared, &life.shared.metrics);
+        // Nothing is carried out meanwhile: the node's workers are behind.
+        for _ in 0..3 {
+            connection.take_in(envelope("other", 1, broadcast()), now);
+        }
+        assert_eq!(life.backlog.inner.borrow().0.len(), 1);
+        assert_eq!((metrics.received.value(), metrics.duplicates.value()), (1, 2));
+        connection.take_in(envelope("own", 1, hello()), later);
+        connection.take_in(envelope("other", 2, hello()), later);
+        assert_eq!(connection.echoed.get(), later);
+        assert_eq!(shared.peers.list(later).first().map(|peer| peer.silent), Some(Duration::ZERO));
+        assert_eq!(life.backlog.inner.borrow().0.len(), 1);
+
+        // What has no room is counted; what has is accounted.
+        for sequence in 3..100 {
+            connection.take_in(envelope("other", sequence, broadcast()), now);
+        }
+        let kept = life.backlog.inner.borrow().0.len() as u64;
+        assert!(kept > 3 && kept < 20, "{kept}");
+        assert_eq!(metrics.dropped_for(Dropped::SlowNode), 98 - kept);
+        let bytes = shared.backlog_bytes.load(Ordering::Relaxed);
+        assert!(bytes > 500 && bytes <= 1000, "{bytes}");
+    }
+
+    #[test]
+    fn what_came_is_carried_out_in_order_over_connections() {
+        let received = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+        let notes =
+            Notes { received: Arc::clone(&received), pause: Duration::from_millis(1), panics_at: None };
+        let life = life(notes, 100_000);
+        for sequence in 0..30 {
+            assert!(life.backlog.push(&life.shared, envelope("other", sequence, broadcast())));
+        }
+        // Connections that end while something is being carried out.
+        for _ in 0..10_000 {
+            if received.lock().unwrap().len() == 30 {
+                break;
+            }
+            let connection = async { sleep(Duration::from_millis(3)).await };
+            runtime().unwrap().block_on(life.carrying_out(connection));
+        }
+        assert_eq!(*received.lock().unwrap(), (0..30).collect::<Vec<_>>());
+        assert_eq!(life.shared.metrics.dropped_for(Dropped::SlowNode), 0);
+        assert_eq!(life.shared.backlog_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_panic_costs_what_it_happened_at() {
+        let received = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+        let notes = Notes { received: Arc::clone(&received), panics_at: Some(2), ..Notes::default() };
+        let life = life(notes, 100_000);
+        let broker = Broker(Arc::clone(&life.shared));
+        life.shared.set_state(State::Up);
+        let payload = deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap();
+        broker.publish(Message::Broadcast { payload }).unwrap();
+        for sequence in 0..5 {
+            assert!(life.backlog.push(&life.shared, envelope("other", sequence, broadcast())));
+        }
+        let run = || {
+            let all = async {
+                while life.shared.backlog_bytes.load(Ordering::Relaxed) > 0 {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            runtime().unwrap().block_on(life.carrying_out(all));
+        };
+        supervise(run, |panics| panicked(&life.shared, panics));
+        assert_eq!(*received.lock().unwrap(), [0, 1, 3, 4]);
+        let metrics = &life.shared.metrics;
+        assert_eq!((metrics.restarts.value(), metrics.dropped_for(Dropped::SlowNode)), (1, 1));
+        // What waited for the broker still does.
+        assert_eq!(life.waiting(), 1);
+        assert!(matches!(broker.state(), State::Away { .. }));
+    }
+
+    #[test]
+    fn what_the_broker_has_not_taken_at_the_end_is_counted() {
+        let life = life(Notes::default(), 100_000);
+        let broker = Broker(Arc::clone(&life.shared));
+        life.shared.set_state(State::Up);
+        let payload = deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap();
+        for _ in 0..3 {
+            broker.publish(Message::Broadcast { payload }).unwrap();
+        }
+        let mut batch = Vec::new();
+        life.shared.queue.take(Lane::Data, 1, &mut batch);
+        drop(Kept { batch: &mut batch, life: &life });
+        assert_eq!(life.stop_at(), None);
+        let deadline = Instant::now();
+        broker.stop(deadline);
+        assert_eq!(life.stop_at(), Some(deadline));
+        runtime().unwrap().block_on(life.flushed());
+        life.stopped();
+        assert_eq!(life.shared.metrics.dropped_for(Dropped::Stopped), 3);
+        assert_eq!(broker.state(), State::Stopped);
+        // A broker that is away is waited for a while, and not for the whole of a long drain.
+        broker.stop(Instant::now() + Duration::from_secs(1000));
+        assert!(life.stop_at().is_some_and(|at| at <= Instant::now() + AWAY_AT_END));
     }
 }

@@ -24,8 +24,19 @@ const VERSION: u8 = 1;
 /// Where the sequence stands; it is filled in when the envelope gets its place in the queue.
 const SEQUENCE_AT: usize = 10;
 
+/// Kinds that are looked for before the rest is read.
+const ANSWER: u8 = 7;
+const HELLO: u8 = 8;
+const TAKEN: u8 = 9;
+const BYE: u8 = 10;
+const PROBE: u8 = 14;
+
 /// Where the origin's name begins.
 const ORIGIN_AT: usize = 18;
+
+/// What an envelope adds to a payload at most: its header, the longest topic, client and trace. Sends to
+/// a user add the user.
+pub const ENVELOPE_BYTES: usize = 1024;
 
 /// Longest name of a node, in bytes.
 pub const MAX_NODE_ID_BYTES: usize = 32;
@@ -191,19 +202,9 @@ impl<'a> Envelope<'a> {
     /// [`EnvelopeError`], for everything that [`Self::write`] would not have written.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         let mut reader = Reader(bytes);
-        let version = reader.byte()?;
-        if version != VERSION {
-            return Err(EnvelopeError::Version(version));
-        }
-        let kind = reader.byte()?;
-        let incarnation = reader.number()?;
-        let sequence = reader.number()?;
-        let node = reader.short_text("origin")?;
-        if !is_node_id(node) {
-            return Err(EnvelopeError::Field("origin"));
-        }
+        let Header { kind, origin, sequence } = Header::read(&mut reader)?;
         let message = Message::read(kind, &mut reader)?;
-        Ok(Self { origin: Origin { node, incarnation }, sequence, message })
+        Ok(Self { origin, sequence, message })
     }
 
     /// The envelope as bytes.
@@ -218,6 +219,53 @@ impl<'a> Envelope<'a> {
         self.message.write(&mut out);
         out
     }
+}
+
+/// What every envelope begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header<'a> {
+    kind: u8,
+    pub(crate) origin: Origin<'a>,
+    pub(crate) sequence: u64,
+}
+
+impl<'a> Header<'a> {
+    /// Reads the beginning of an envelope, whatever follows.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
+        Self::read(&mut Reader(bytes))
+    }
+
+    fn read(reader: &mut Reader<'a>) -> Result<Self, EnvelopeError> {
+        let version = reader.byte()?;
+        if version != VERSION {
+            return Err(EnvelopeError::Version(version));
+        }
+        let kind = reader.byte()?;
+        let incarnation = reader.number()?;
+        let sequence = reader.number()?;
+        let node = reader.short_text("origin")?;
+        if !is_node_id(node) {
+            return Err(EnvelopeError::Field("origin"));
+        }
+        Ok(Self { kind, origin: Origin { node, incarnation }, sequence })
+    }
+
+    /// Returns `true` for messages between drivers, which wait for nothing: answers, heartbeats and the like.
+    pub(crate) const fn is_of_driver(&self) -> bool {
+        matches!(self.kind, ANSWER | HELLO | TAKEN | BYE)
+    }
+
+    /// Returns `true` for a probe of the origin to itself.
+    pub(crate) const fn is_probe(&self) -> bool {
+        self.kind == PROBE
+    }
+}
+
+/// Returns what orders the envelopes of one life of a node as it sent them; zero for what is no envelope.
+#[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only that library loses the order"))]
+pub(crate) fn order_of(envelope: &[u8]) -> u128 {
+    let key = envelope.get(ORIGIN_AT - 16..ORIGIN_AT).and_then(|key| key.try_into().ok());
+    key.map_or(0, u128::from_be_bytes)
 }
 
 /// Fills in the sequence of bytes that [`Envelope::write`] made.
@@ -241,14 +289,14 @@ impl<'a> Message<'a> {
             Self::SendToUser { .. } => 4,
             Self::Broadcast { .. } => 5,
             Self::Query { .. } => 6,
-            Self::Answer { .. } => 7,
-            Self::Hello { .. } => 8,
-            Self::Taken { .. } => 9,
-            Self::Bye => 10,
+            Self::Answer { .. } => ANSWER,
+            Self::Hello { .. } => HELLO,
+            Self::Taken { .. } => TAKEN,
+            Self::Bye => BYE,
             Self::DisconnectUser { .. } => 11,
             Self::Unsubscribe { .. } => 12,
             Self::UnsubscribeUser { .. } => 13,
-            Self::Probe { .. } => 14,
+            Self::Probe { .. } => PROBE,
         }
     }
 

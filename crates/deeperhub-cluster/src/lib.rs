@@ -26,6 +26,7 @@
 
 mod broker;
 mod config;
+mod cover;
 mod driver;
 mod envelope;
 mod interest;
@@ -43,7 +44,9 @@ mod seen;
 pub use broker::{Broker, Interest, Refused, RequestError, State};
 pub use config::{BrokerUrl, BrokerUrlError, Config, Engine, is_prefix};
 pub use driver::{Answering, Driver, Inbound, Running, Start};
-pub use envelope::{Envelope, EnvelopeError, MAX_NODE_ID_BYTES, MAX_USER_BYTES, Message, Origin, is_node_id};
+pub use envelope::{
+    ENVELOPE_BYTES, Envelope, EnvelopeError, MAX_NODE_ID_BYTES, MAX_USER_BYTES, Message, Origin, is_node_id,
+};
 #[cfg(feature = "nats")]
 pub use nats::check_credentials;
 pub use peers::Peer;

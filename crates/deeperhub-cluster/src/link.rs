@@ -112,11 +112,12 @@ impl Subscriber {
 
 #[cfg_attr(
     not(any(feature = "nats", feature = "redis")),
-    expect(clippy::unused_async, reason = "there are no engines")
+    expect(unused_variables, clippy::unused_async, clippy::ptr_arg, reason = "there are no engines")
 )]
 impl Receiver {
-    /// The next envelope. An error is the end of the connection.
-    pub(crate) async fn next(&mut self) -> Result<Bytes, LinkError> {
-        engine!(self, inner => inner.next().await)
+    /// Waits for envelopes and adds those that are there to a batch, in the order in which the broker sent them. An
+    /// error is the end of the connection.
+    pub(crate) async fn next(&mut self, batch: &mut Vec<Bytes>) -> Result<(), LinkError> {
+        engine!(self, inner => inner.next(batch).await)
     }
 }

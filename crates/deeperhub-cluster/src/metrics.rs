@@ -3,7 +3,7 @@
 use deeperhub_metrics::{RegisterError, Registry, SharedCounter, SharedCounterVec, SharedGauge, Unit};
 
 /// Reasons why something was dropped.
-const REASONS: &[&str] = &["unavailable", "full", "too_large", "slow_node", "slow_link"];
+const REASONS: &[&str] = &["unavailable", "full", "too_large", "slow_node", "slow_link", "stopped"];
 
 /// Index into the reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub(crate) enum Dropped {
     /// It came from the broker, and the client library's queue was full.
     #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only that library tells"))]
     SlowLink,
+    /// The node ended before the broker took it.
+    Stopped,
 }
 
 /// Instruments of the cluster.
@@ -36,6 +38,8 @@ pub(crate) struct Metrics {
     dropped: SharedCounterVec,
     /// Times that the broker was lost.
     pub(crate) outages: SharedCounter,
+    /// Times that the driver panicked and began again.
+    pub(crate) restarts: SharedCounter,
     /// 1 while the broker is reached and this node has joined.
     pub(crate) up: SharedGauge,
 }
@@ -49,12 +53,18 @@ impl Metrics {
             invalid: SharedCounter::new(),
             dropped: SharedCounterVec::new("reason", REASONS),
             outages: SharedCounter::new(),
+            restarts: SharedCounter::new(),
             up: SharedGauge::new(),
         }
     }
 
     pub(crate) fn dropped(&self, reason: Dropped, count: u64) {
         self.dropped.add(reason as usize, count);
+    }
+
+    #[cfg(all(test, feature = "nats"))]
+    pub(crate) fn dropped_for(&self, reason: Dropped) -> u64 {
+        self.dropped.value(reason as usize)
     }
 
     pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
@@ -65,6 +75,12 @@ impl Metrics {
             "Times that the broker was lost",
             none,
             &self.outages,
+        )?;
+        registry.register(
+            "deeperhub_cluster_driver_restarts_total",
+            "Times that the thread of the broker's connection panicked and began again",
+            none,
+            &self.restarts,
         )?;
         registry.register(
             "deeperhub_cluster_sent_total",

@@ -4,6 +4,7 @@
 //! characters, no empty level, `*` and `>` only as whole levels of patterns) are at least as strict as those for
 //! subjects of NATS, and channels of Redis take any bytes. Only Redis' glob characters need an escape, in patterns.
 
+#[cfg(test)]
 use deeperhub_protocol::Subscription;
 
 /// The longest prefix, in bytes.
@@ -84,11 +85,6 @@ impl Names {
         }
         glob
     }
-}
-
-/// Whether a name of a subscription is a pattern.
-pub(crate) fn is_pattern(name: &str) -> bool {
-    matches!(Subscription::parse(name), Ok(Subscription::Pattern(_)))
 }
 
 #[cfg(test)]

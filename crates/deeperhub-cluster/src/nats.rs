@@ -1,9 +1,11 @@
 //! NATS: one connection without echo, a subscription for each topic and pattern.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::client::{PublishErrorKind, RequestErrorKind};
@@ -12,10 +14,13 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, TakeUntil};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::unconstrained;
+use tracing::warn;
 use url::Url;
 
 use crate::broker::Shared;
 use crate::driver::DEADLINE;
+use crate::envelope::{ENVELOPE_BYTES, order_of};
 use crate::link::{self, Link, LinkError};
 use crate::metrics::Dropped;
 use crate::names::Names;
@@ -29,6 +34,12 @@ const SUBSCRIPTION_CAPACITY: usize = 1 << 17;
 /// Commands that the library keeps until they are written.
 const COMMANDS: usize = 2048;
 
+/// A subscription that begins or ends, for the receiver.
+enum Change {
+    Follow(Arc<str>, async_nats::Subscriber),
+    Leave(Arc<str>),
+}
+
 type Stream = TakeUntil<async_nats::Subscriber, oneshot::Receiver<()>>;
 
 pub(crate) struct Sender {
@@ -40,15 +51,21 @@ pub(crate) struct Sender {
 pub(crate) struct Subscriber {
     client: Client,
     names: Names,
-    /// Dropping one ends its subscription.
-    running: HashMap<Arc<str>, oneshot::Sender<()>>,
-    streams: mpsc::UnboundedSender<Stream>,
+    changes: mpsc::UnboundedSender<Change>,
 }
 
+/// The library gives each subscription a queue of its own, and so loses the order in which the server sent messages of
+/// several. It is restored with what all queues hold at one moment: everything the server sent up to then is there, and
+/// everything later comes later. Each node's messages are then put in their sequence, which is the order in which the
+/// server had them.
 pub(crate) struct Receiver {
-    /// New ones; not more than what the node is subscribed to.
-    streams: mpsc::UnboundedReceiver<Stream>,
+    /// Not more than what the node is subscribed to.
+    changes: mpsc::UnboundedReceiver<Change>,
     running: SelectAll<Stream>,
+    /// Dropping one ends its subscription.
+    stops: HashMap<Arc<str>, oneshot::Sender<()>>,
+    /// Those of subscriptions that end as soon as their queues are empty.
+    ending: Vec<oneshot::Sender<()>>,
     lost: watch::Receiver<Option<String>>,
     /// Those of the node itself have no end.
     _own: Vec<oneshot::Sender<()>>,
@@ -67,9 +84,17 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
         .await
         .map_err(|error| LinkError(with_causes(&error)))?;
     let max_payload = client.max_payload();
-    shared.max_envelope.store(max_payload, Ordering::Relaxed);
+    let before = shared.max_envelope.swap(max_payload, Ordering::Relaxed);
+    let largest = shared.config.max_payload_bytes;
+    if before != max_payload && largest > 0 && max_payload < largest.saturating_add(ENVELOPE_BYTES) {
+        warn!(
+            max_payload,
+            max_message_bytes = largest,
+            "NATS server takes smaller messages than this node: raise its max_payload or lower max_message_bytes"
+        );
+    }
 
-    let (streams_sender, streams) = mpsc::unbounded_channel();
+    let (changes_sender, changes) = mpsc::unbounded_channel();
     let mut running = SelectAll::new();
     let mut own = Vec::new();
     for subject in [names.all(), names.node(&shared.node)] {
@@ -84,13 +109,15 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
             names: names.clone(),
             shared: Arc::clone(shared),
         }),
-        subscriber: link::Subscriber::Nats(Subscriber {
-            client,
-            names,
-            running: HashMap::new(),
-            streams: streams_sender,
+        subscriber: link::Subscriber::Nats(Subscriber { client, names, changes: changes_sender }),
+        receiver: link::Receiver::Nats(Receiver {
+            changes,
+            running,
+            stops: HashMap::new(),
+            ending: Vec::new(),
+            lost,
+            _own: own,
         }),
-        receiver: link::Receiver::Nats(Receiver { streams, running, lost, _own: own }),
         echoes: false,
     })
 }
@@ -247,6 +274,8 @@ impl Sender {
                 // It was queued when another server was connected.
                 Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                     self.shared.metrics.dropped(Dropped::TooLarge, 1);
+                    let bytes = outbound.envelope.len();
+                    warn!(bytes, "Queued message dropped: it exceeds the max_payload of the new NATS server");
                 }
                 Err(error) => return Err(LinkError(with_causes(&error))),
             }
@@ -258,12 +287,9 @@ impl Sender {
 impl Subscriber {
     pub(crate) async fn follow(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         for name in names {
-            let (stop, stopped) = oneshot::channel();
             let subscriber = self.client.subscribe(self.names.topic(name)).await.map_err(LinkError::new)?;
-            self.running.insert(Arc::clone(name), stop);
-            if self.streams.send(subscriber.take_until(stopped)).is_err() {
-                return Err(LinkError::new("the connection was lost"));
-            }
+            // Without a pause, so that the receiver knows of it before its first message.
+            self.tell(Change::Follow(Arc::clone(name), subscriber))?;
         }
         confirm(&self.client, &self.names).await
     }
@@ -271,30 +297,92 @@ impl Subscriber {
     // The same as for other engines, whose answer is waited for.
     #[expect(clippy::unused_async, reason = "see above")]
     pub(crate) async fn leave(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
-        for name in names {
-            self.running.remove(name);
-        }
-        Ok(())
+        // What came up to now is taken before it ends.
+        names.iter().try_for_each(|name| self.tell(Change::Leave(Arc::clone(name))))
+    }
+
+    fn tell(&self, change: Change) -> Result<(), LinkError> {
+        self.changes.send(change).map_err(|_| LinkError::new("the connection was lost"))
     }
 }
 
 impl Receiver {
-    pub(crate) async fn next(&mut self) -> Result<Bytes, LinkError> {
-        let Self { streams, running, lost, .. } = self;
-        let lost = async { lost.wait_for(Option::is_some).await.ok().and_then(|lost| lost.clone()) };
-        tokio::pin!(lost);
-        loop {
-            tokio::select! {
-                biased;
-                lost = &mut lost => {
-                    return Err(LinkError(lost.unwrap_or_else(|| "the connection was lost".to_owned())));
+    pub(crate) async fn next(&mut self, batch: &mut Vec<Bytes>) -> Result<(), LinkError> {
+        let mut lost = self.lost.clone();
+        let is_open = tokio::select! {
+            // What came before the loss is taken first.
+            biased;
+            // All queues are to be emptied at one moment. The runtime would have some look empty.
+            is_open = unconstrained(poll_fn(|cx| self.poll_all(cx, batch))) => is_open,
+            _ = lost.wait_for(Option::is_some) => false,
+        };
+        if is_open {
+            return Ok(());
+        }
+        let lost = self.lost.borrow();
+        Err(LinkError::new(lost.as_deref().unwrap_or("the connection was lost")))
+    }
+
+    /// Empties all queues. The task that fills them runs on this thread, so that they do not change meanwhile. Gives
+    /// `false` if there are none any more.
+    fn poll_all(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Bytes>) -> Poll<bool> {
+        while let Poll::Ready(Some(change)) = self.changes.poll_recv(cx) {
+            match change {
+                Change::Follow(name, subscriber) => {
+                    let (stop, stopped) = oneshot::channel();
+                    self.running.push(subscriber.take_until(stopped));
+                    self.ending.extend(self.stops.insert(name, stop));
                 }
-                Some(stream) = streams.recv() => running.push(stream),
-                message = running.next() => match message {
-                    Some(message) => return Ok(message.payload),
-                    None => return Err(LinkError::new("the connection was lost")),
-                },
+                Change::Leave(name) => self.ending.extend(self.stops.remove(&name)),
             }
         }
+        loop {
+            match self.running.poll_next_unpin(cx) {
+                Poll::Ready(Some(message)) => batch.push(message.payload),
+                Poll::Ready(None) => return Poll::Ready(false),
+                Poll::Pending => break,
+            }
+        }
+        self.ending.clear();
+        if batch.is_empty() {
+            return Poll::Pending;
+        }
+        in_order(batch);
+        Poll::Ready(true)
+    }
+}
+
+/// Puts the envelopes of each origin in the order in which it sent them.
+fn in_order(batch: &mut [Bytes]) {
+    batch.sort_by_key(|envelope| order_of(envelope));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::{Envelope, Message, Origin, set_sequence};
+
+    #[test]
+    fn what_several_queues_held_is_put_in_each_origins_order() {
+        let envelope = |incarnation, sequence| {
+            let origin = Origin { node: "n", incarnation };
+            let mut bytes = Envelope { origin, sequence: 0, message: Message::Bye }.write();
+            set_sequence(&mut bytes, sequence);
+            Bytes::from(bytes)
+        };
+        let mut batch: Vec<_> = [(2, 4), (1, 3), (2, 5), (1, 1), (2, 4), (1, 1 << 40), (1, 2)]
+            .map(|(incarnation, sequence)| envelope(incarnation, sequence))
+            .into();
+        batch.push(Bytes::from_static(b"short"));
+        in_order(&mut batch);
+        let sequences = |incarnation| {
+            let all = batch.iter().filter_map(|bytes| Envelope::parse(bytes).ok());
+            all.filter(|envelope| envelope.origin.incarnation == incarnation)
+                .map(|envelope| envelope.sequence)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(sequences(1), [1, 2, 3, 1 << 40]);
+        assert_eq!(sequences(2), [4, 4, 5]);
+        assert_eq!(batch.len(), 8);
     }
 }

@@ -16,8 +16,12 @@ const OVERHEAD: usize = 96;
 const BATCH_MESSAGES: usize = 512;
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
 
-/// Messages of the cluster's own that may wait; they are few and small, or answers that nobody waits for much longer.
+/// Messages of the cluster's own that may wait, in `max_bytes` besides those of the data lane. They are few and small,
+/// or answers that nobody waits for much longer.
 const MAX_CONTROL: usize = 1024;
+
+/// Messages of the cluster's own up to this size go on when answers have filled their bytes.
+const SMALL_CONTROL: usize = 1024;
 
 /// To whom an envelope goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +68,8 @@ struct Inner {
     control: VecDeque<Outbound>,
     data: VecDeque<Outbound>,
     bytes: usize,
+    /// Those of `bytes` that are the control lane's.
+    control_bytes: usize,
     sequence: u64,
 }
 
@@ -82,9 +88,17 @@ impl Queue {
         {
             let mut inner = self.lock();
             let is_full = match lane {
-                Lane::Control => inner.control.len() >= MAX_CONTROL,
+                Lane::Control => {
+                    let fits = cost <= SMALL_CONTROL
+                        || inner.control_bytes == 0
+                        || inner.control_bytes + cost <= self.max_bytes;
+                    inner.control.len() >= MAX_CONTROL || !fits
+                }
                 // One that is larger than the whole queue passes when it is alone.
-                Lane::Data => inner.bytes > 0 && inner.bytes + cost > self.max_bytes,
+                Lane::Data => {
+                    let bytes = inner.bytes - inner.control_bytes;
+                    bytes > 0 && bytes + cost > self.max_bytes
+                }
             };
             if is_full {
                 return Err(Full);
@@ -94,7 +108,10 @@ impl Queue {
             inner.bytes += cost;
             let outbound = Outbound { to, envelope: envelope.into() };
             match lane {
-                Lane::Control => inner.control.push_back(outbound),
+                Lane::Control => {
+                    inner.control_bytes += cost;
+                    inner.control.push_back(outbound);
+                }
                 Lane::Data => inner.data.push_back(outbound),
             }
         }
@@ -114,6 +131,9 @@ impl Queue {
             let Some(next) = next else { break };
             bytes += next.envelope.len();
             inner.bytes -= next.envelope.len() + OVERHEAD;
+            if lane == Lane::Control {
+                inner.control_bytes -= next.envelope.len() + OVERHEAD;
+            }
             batch.push(next);
         }
     }
@@ -123,6 +143,7 @@ impl Queue {
         let mut inner = self.lock();
         let freed: usize = inner.control.drain(..).map(|outbound| outbound.envelope.len() + OVERHEAD).sum();
         inner.bytes -= freed;
+        inner.control_bytes = 0;
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -176,6 +197,24 @@ mod tests {
         queue.clear_control();
         assert_eq!(queue.bytes(), 0);
         assert_eq!(queue.push(Lane::Data, Destination::All, vec![0; cost * 9]), Ok(()));
+    }
+
+    #[test]
+    fn answers_are_bounded_and_keep_nothing_else_out() {
+        let queue = Queue::new(10_000);
+        let answer = || vec![0; 4000];
+        assert_eq!(queue.push(Lane::Control, Destination::All, answer()), Ok(()));
+        assert_eq!(queue.push(Lane::Control, Destination::All, answer()), Ok(()));
+        assert_eq!(queue.push(Lane::Control, Destination::All, answer()), Err(Full));
+        assert_eq!(queue.push(Lane::Control, Destination::All, envelope()), Ok(()));
+        assert_eq!(queue.push(Lane::Data, Destination::All, answer()), Ok(()));
+        queue.clear_control();
+        assert_eq!(queue.bytes(), 4000 + OVERHEAD);
+        assert_eq!(queue.push(Lane::Control, Destination::All, vec![0; 40_000]), Ok(()));
+        let mut batch = Vec::new();
+        queue.take(Lane::Control, usize::MAX, &mut batch);
+        assert_eq!(batch.len(), 1);
+        assert_eq!(queue.bytes(), 4000 + OVERHEAD);
     }
 
     #[test]

@@ -5,18 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
 use redis::{AsyncConnectionConfig, Client, RedisError, TlsCertificates, Value};
 
 use crate::broker::Shared;
+use crate::cover::is_pattern;
 use crate::driver::DEADLINE;
 use crate::link::{self, Link, LinkError};
-use crate::names::{Names, is_pattern};
+use crate::names::Names;
 use crate::queue::{Destination, Outbound};
 
 /// The longest string that Redis takes by default (`proto-max-bulk-len`).
 const MAX_BULK: usize = 512 << 20;
+
+/// Messages that are taken from the library at a time.
+const MAX_BATCH: usize = 512;
 
 pub(crate) struct Sender {
     connection: MultiplexedConnection,
@@ -158,10 +162,20 @@ impl Subscriber {
 }
 
 impl Receiver {
-    pub(crate) async fn next(&mut self) -> Result<Bytes, LinkError> {
-        match self.stream.next().await {
-            Some(message) => Ok(Bytes::copy_from_slice(message.get_payload_bytes())),
-            None => Err(LinkError::new("the connection for subscriptions was lost")),
+    pub(crate) async fn next(&mut self, batch: &mut Vec<Bytes>) -> Result<(), LinkError> {
+        let mut next = self.stream.next().await;
+        loop {
+            let Some(message) = next else {
+                return Err(LinkError::new("the connection for subscriptions was lost"));
+            };
+            batch.push(Bytes::copy_from_slice(message.get_payload_bytes()));
+            if batch.len() >= MAX_BATCH {
+                return Ok(());
+            }
+            match self.stream.next().now_or_never() {
+                Some(more) => next = more,
+                None => return Ok(()),
+            }
         }
     }
 }

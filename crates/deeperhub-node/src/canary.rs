@@ -91,6 +91,8 @@ struct Probed {
     outstanding: Option<(u64, Instant)>,
     /// How long the last one took.
     round_trip: Option<Duration>,
+    /// A worker that has subscribed itself.
+    is_attached: bool,
     /// When one was first missed, of those since the last that came back in time.
     failing_since: Option<SystemTime>,
 }
@@ -232,6 +234,7 @@ impl Canary {
         if let Some(probed) = state.workers.get_mut(usize::from(worker)) {
             probed.is_due = probed.owes();
             probed.outstanding = None;
+            probed.is_attached = true;
             state.has_attached = true;
             self.changed.notify_all();
         }
@@ -262,18 +265,27 @@ impl Canary {
         self.changed.notify_all();
     }
 
-    /// The broker brought a probe back: it goes on to a worker, one of those that answer where there is one.
+    /// The broker brought a probe back: it goes on to a worker, one of those that answer where there is one. If it reaches
+    /// no worker, it proves nothing, and another one is due.
     pub(crate) fn came_through_broker(&self, number: u64, hub: &Hub) {
-        let worker = {
-            let state = self.state();
-            let all = state.workers.len().max(1);
-            let first = usize::try_from(number).unwrap_or_default() % all;
-            let by_turns = || (first..all).chain(0..first);
-            let answers =
-                |index: &usize| state.workers.get(*index).is_some_and(|p| p.failing_since.is_none());
-            by_turns().find(answers).unwrap_or(first)
-        };
-        publish(hub, worker, number);
+        self.offer(number, |worker| publish(hub, worker, number));
+    }
+
+    /// Publishes a probe to workers by turns until it has a subscriber.
+    fn offer(&self, number: u64, publish: impl Fn(usize) -> u64) {
+        if !self.turns(number).into_iter().any(|worker| publish(worker) > 0) {
+            self.take_back(number);
+        }
+    }
+
+    /// The workers in the order in which a probe through the broker is offered to them.
+    fn turns(&self, number: u64) -> Vec<usize> {
+        let state = self.state();
+        let all = state.workers.len().max(1);
+        let first = usize::try_from(number % all as u64).unwrap_or_default();
+        let mut turns: Vec<_> = (first..all).chain(0..first).collect();
+        turns.sort_by_key(|index| state.workers.get(*index).is_none_or(|p| p.failing_since.is_some()));
+        turns
     }
 
     /// How long the last probe took, that of the slowest worker. `None` before the first.
@@ -383,11 +395,13 @@ impl Canary {
     /// Publishes what is due and waits until all is back or the time is over.
     fn probe(&self, hub: &Hub) {
         for _ in 0..PARTS {
-            let end = Instant::now() + self.config.timeout / PARTS;
+            let part = self.config.timeout / PARTS;
+            // `None`: longer than the clock can tell.
+            let end = Instant::now().checked_add(part);
             loop {
                 self.publish_due(hub);
                 let goes_on = |state: &mut State| !state.is_stopped && !state.has_attached && state.owes();
-                let left = end.saturating_duration_since(Instant::now());
+                let left = end.map_or(part, |end| end.saturating_duration_since(Instant::now()));
                 let waited = self.changed.wait_timeout_while(self.state(), left, goes_on);
                 let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
                 state.has_attached = false;
@@ -447,7 +461,9 @@ impl Canary {
                 warn!(worker, "A probe did not come back in time; the node is not ready.");
             }
         }
-        if state.cluster.as_mut().is_some_and(|probed| has_held && probed.is_newly_missed()) {
+        // Before a worker has subscribed, no probe can come through, whatever the broker does.
+        let is_judged = has_held && state.workers.iter().any(|probed| probed.is_attached);
+        if state.cluster.as_mut().is_some_and(|probed| is_judged && probed.is_newly_missed()) {
             self.cluster_missed.inc();
             warn!("A probe through the cluster's broker did not come back in time.");
         }

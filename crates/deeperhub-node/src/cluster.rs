@@ -8,10 +8,10 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{
-    Answering, Broker, Driver, Envelope, Inbound, Interest, Message, Running, Start, State,
+    Answering, Broker, Driver, Envelope, Inbound, Interest, Message, Refused, Running, Start, State,
 };
 use deeperhub_protocol::frame::Frame;
-use deeperhub_protocol::message::{ServerMessage, TraceContext};
+use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Topic};
 use deeperhub_router::Router;
 use tokio::sync::oneshot;
@@ -23,8 +23,11 @@ use crate::id::Place;
 /// How long the start waits for the broker; then the node serves its own clients until it is reached.
 const START: Duration = Duration::from_secs(3);
 
-/// What the end waits for what is on its way to the broker.
+/// What the end waits at least for what is on its way to the broker. It waits longer if the drain has time left.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// What it waits besides for a driver that is stuck.
+const STUCK: Duration = Duration::from_secs(2);
 
 /// How long messages of other nodes wait for a worker that is behind. After it they are handed over nonetheless: what
 /// piles up elsewhere meanwhile is bounded, and a client that is too slow is closed.
@@ -64,12 +67,15 @@ impl ClusterThread {
         Ok((Self { broker, running: Some(running) }, start))
     }
 
-    /// Sends what waits, says goodbye to the other nodes, and ends.
-    pub(crate) async fn stop(mut self) {
-        self.broker.stop(Instant::now() + FLUSH);
+    /// Sends what waits, at least until `deadline`, says goodbye to the other nodes, and ends.
+    pub(crate) async fn stop(mut self, deadline: Option<Instant>) {
+        let least = Instant::now() + FLUSH;
+        let deadline = deadline.map_or(least, |deadline| deadline.max(least));
+        self.broker.stop(deadline);
         if let Some(running) = self.running.take() {
             // The driver keeps to the deadline unless it is stuck in the system.
-            let _ = tokio::time::timeout(FLUSH * 2, running.ended()).await;
+            let end = deadline.checked_add(STUCK).unwrap_or(deadline);
+            let _ = tokio::time::timeout_at(end.into(), running.ended()).await;
         }
     }
 }
@@ -98,25 +104,28 @@ pub(crate) fn follow_interest(router: &Router<Delivery>, broker: &Broker) {
 }
 
 impl Hub {
-    /// Hands a publish of this node over for the others. False: they do not get it.
+    /// Hands a publish of this node over for the others. Returns why they do not get it, if so.
     pub(crate) fn publish_to_others(
         &self,
         topic: &Topic<'_>,
         payload: RawJson<'_>,
         from: Option<&ClientId>,
         trace: TraceContext<'_>,
-    ) -> bool {
-        let Some(broker) = &self.broker else { return true };
+    ) -> Option<ClusterFault> {
         if topic.as_str().starts_with('$') {
-            return true;
+            return None;
         }
         let message = Message::Publish { topic: topic.borrow(), from: from.cloned(), trace, payload };
-        broker.publish(message).is_ok()
+        self.send_to_others(message)
     }
 
-    /// Hands a send or broadcast over for all other nodes. False: they do not get it.
-    pub(crate) fn send_to_others(&self, message: Message<'_>) -> bool {
-        self.broker.as_ref().is_none_or(|broker| broker.publish(message).is_ok())
+    /// Hands a message over for other nodes. Returns why they do not get it, if so.
+    pub(crate) fn send_to_others(&self, message: Message<'_>) -> Option<ClusterFault> {
+        match self.broker.as_ref()?.publish(message) {
+            Ok(()) => None,
+            Err(Refused::TooLarge) => Some(ClusterFault::TooLarge),
+            Err(_) => Some(ClusterFault::Unavailable),
+        }
     }
 
     /// Since when and why the cluster cannot be reached; `None`: it can, or there is none.

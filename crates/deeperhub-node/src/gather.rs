@@ -8,6 +8,7 @@ use deeperhub_cluster::{Message, RequestError};
 use deeperhub_protocol::ClientId;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::handle::{ClientInfo, CursorError, ListError, NodeHandle, Page, TopicInfo};
 use crate::hub::{Hub, Request};
@@ -23,8 +24,11 @@ pub(crate) const NOT_FOUND: &str = "not_found";
 /// The client is there, and had no such subscription.
 pub(crate) const NONE: &str = "none";
 
-/// Bytes of one answer, with room below what NATS carries by default (1 MiB).
+/// Bytes of one answer, or fewer if the broker carries less. What does not fit comes with the next page.
 const MAX_ANSWER_BYTES: usize = 700 << 10;
+
+/// Topics in one answer.
+const MAX_ANSWER_TOPICS: usize = 1000;
 
 /// What a node asks another.
 #[derive(Debug, Serialize, Deserialize)]
@@ -113,6 +117,16 @@ struct ClientsText {
     next: Option<String>,
 }
 
+/// Topics in the order of their names.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum TopicsText {
+    /// As many as were asked for, or all that there are.
+    All(Vec<(String, u64)>),
+    /// As many as an answer carries.
+    Cut { cut: Vec<(String, u64)> },
+}
+
 impl From<ClientInfo> for ClientText {
     fn from(info: ClientInfo) -> Self {
         Self { client_id: info.client_id.to_string(), user: info.user, subscriptions: info.subscriptions }
@@ -143,18 +157,23 @@ pub(crate) async fn answer(hub: &Arc<Hub>, question: Question) -> Option<String>
             let page = hub.clients(cursor.as_deref(), limit).await.ok()?;
             let clients = page.items.into_iter().map(ClientText::from).collect();
             let text = serde_json::to_string(&ClientsText { clients, next: page.next_cursor }).ok()?;
-            if text.len() <= MAX_ANSWER_BYTES {
+            if text.len() <= max_answer_bytes(hub) {
                 return Some(text);
             }
             // Their subscriptions are many; the rest comes with the next page.
             limit /= 2;
             if limit == 0 {
+                exceeds("clients", text.len(), hub);
                 return None;
             }
         },
         Question::Topics { after, limit } => {
-            // A thousand of the longest names are a quarter of an answer.
-            serde_json::to_string(&hub.router.list_by_name(&after, limit.min(1000))).ok()
+            let topics = hub.router.list_by_name(&after, limit.min(MAX_ANSWER_TOPICS));
+            let text = topics_text(topics, max_answer_bytes(hub));
+            if text.is_none() {
+                exceeds("topics", 0, hub);
+            }
+            text
         }
         Question::Topic { name } => {
             let subscription = deeperhub_protocol::Subscription::parse(name).ok()?;
@@ -162,6 +181,59 @@ pub(crate) async fn answer(hub: &Arc<Hub>, question: Question) -> Option<String>
         }
         Question::Stats => serde_json::to_string(&ClusterStats::from(Stats::of(hub))).ok(),
     }
+}
+
+fn max_answer_bytes(hub: &Hub) -> usize {
+    hub.broker.as_ref().map_or(MAX_ANSWER_BYTES, |broker| broker.max_answer_bytes().min(MAX_ANSWER_BYTES))
+}
+
+/// Tells of an answer that cannot be made short enough.
+fn exceeds(list: &str, bytes: usize, hub: &Hub) {
+    let max_answer_bytes = max_answer_bytes(hub);
+    warn!(list, bytes, max_answer_bytes, "One list entry exceeds the limit for answers between nodes");
+}
+
+/// As many topics as fit, marked as cut if there are more. `None`: not even one does.
+fn topics_text(mut topics: Vec<(String, u64)>, max_bytes: usize) -> Option<String> {
+    let text = serde_json::to_string(&topics).ok()?;
+    if text.len() <= max_bytes {
+        return Some(text);
+    }
+    loop {
+        topics.truncate(topics.len() / 2);
+        if topics.is_empty() {
+            return None;
+        }
+        let text = serde_json::to_string(&TopicsText::Cut { cut: topics.clone() }).ok()?;
+        if text.len() <= max_bytes {
+            return Some(text);
+        }
+    }
+}
+
+/// Puts together what nodes named. A node whose answer was cut has not named what comes behind its last name, so that
+/// nothing behind that is complete; the second part says whether there is more.
+fn merge_topics(answers: Vec<TopicsText>, limit: usize) -> (Vec<TopicInfo>, bool) {
+    let mut topics = BTreeMap::<String, u64>::new();
+    let mut end: Option<String> = None;
+    for answer in answers {
+        let named = match answer {
+            TopicsText::All(named) => named,
+            TopicsText::Cut { cut } => {
+                let last = cut.last().map(|(topic, _)| topic.clone());
+                end = [end, last].into_iter().flatten().min();
+                cut
+            }
+        };
+        for (topic, subscribers) in named {
+            *topics.entry(topic).or_default() += subscribers;
+        }
+    }
+    let is_cut = end.is_some();
+    topics.retain(|topic, _| end.as_ref().is_none_or(|end| topic <= end));
+    let is_more = is_cut || topics.len() >= limit;
+    let info = |(topic, subscribers)| TopicInfo { topic, subscribers };
+    (topics.into_iter().take(limit).map(info).collect(), is_more)
 }
 
 impl Hub {
@@ -219,19 +291,10 @@ impl NodeHandle {
         let limit = limit.clamp(1, 1000);
         let after = cursor.map_or(Ok(String::new()), name_of_cursor)?;
         let question = Question::Topics { after: after.clone(), limit };
-        let (others, unanswered) = self.hub.ask_all::<Vec<(String, u64)>>(&question).await;
-        let own = self.hub.router.list_by_name(&after, limit);
-        let mut topics = BTreeMap::<String, u64>::new();
-        for (topic, subscribers) in others.into_iter().flatten().chain(own) {
-            *topics.entry(topic).or_default() += subscribers;
-        }
+        let (mut answers, unanswered) = self.hub.ask_all::<TopicsText>(&question).await;
+        answers.push(TopicsText::All(self.hub.router.list_by_name(&after, limit)));
         // Each node named its first ones, so that all of these are complete.
-        let is_more = topics.len() >= limit;
-        let items: Vec<_> = topics
-            .into_iter()
-            .take(limit)
-            .map(|(topic, subscribers)| TopicInfo { topic, subscribers })
-            .collect();
+        let (items, is_more) = merge_topics(answers, limit);
         let next_cursor = items.last().filter(|_| is_more).map(|last| cursor_of_name(&last.topic));
         Ok(Gathered { answer: Page { items, next_cursor }, unanswered })
     }
@@ -375,6 +438,43 @@ mod tests {
         for bad in ["0", "zz", "ff", "é"] {
             assert_eq!(name_of_cursor(bad), Err(CursorError), "{bad}");
         }
+    }
+
+    fn topics(names: std::ops::Range<usize>) -> Vec<(String, u64)> {
+        names.map(|number| (format!("topic.{number:04}"), 1)).collect()
+    }
+
+    fn read(text: &str) -> TopicsText {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_cut_to_what_the_broker_carries() {
+        let whole = topics_text(topics(0..100), MAX_ANSWER_BYTES).unwrap();
+        assert!(matches!(read(&whole), TopicsText::All(all) if all.len() == 100));
+        let cut = topics_text(topics(0..100), 1000).unwrap();
+        assert!(cut.len() <= 1000);
+        assert!(
+            matches!(read(&cut), TopicsText::Cut { cut } if cut.len() > 20 && cut == topics(0..cut.len()))
+        );
+        assert_eq!(topics_text(topics(0..100), 10), None);
+        assert_eq!(topics_text(Vec::new(), 10).as_deref(), Some("[]"));
+    }
+
+    #[test]
+    fn what_is_behind_the_end_of_a_cut_answer_comes_with_the_next_page() {
+        let names = |(items, is_more): (Vec<TopicInfo>, bool)| {
+            (items.into_iter().map(|item| (item.topic, item.subscribers)).collect::<Vec<_>>(), is_more)
+        };
+        let all = || TopicsText::All(topics(0..50));
+        let mut doubled = topics(0..10);
+        doubled.iter_mut().for_each(|(_, subscribers)| *subscribers = 2);
+        let answers = vec![all(), TopicsText::Cut { cut: topics(0..10) }];
+        assert_eq!(names(merge_topics(answers, 100)), (doubled, true));
+        assert_eq!(names(merge_topics(vec![all()], 100)), (topics(0..50), false));
+        assert_eq!(names(merge_topics(vec![all()], 20)), (topics(0..20), true));
+        let answers = vec![TopicsText::Cut { cut: topics(5..6) }, TopicsText::Cut { cut: topics(0..3) }];
+        assert_eq!(names(merge_topics(answers, 100)), (topics(0..3), true));
     }
 
     #[test]

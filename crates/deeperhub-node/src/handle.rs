@@ -2,11 +2,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::{Message, RequestError, State};
+use deeperhub_cluster::{Message, Refused, RequestError, State};
 use deeperhub_events::{EventFilter, EventStream};
 use deeperhub_listener::{Key, Listener, ReturnTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
-use deeperhub_protocol::message::{ServerMessage, TraceContext};
+use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use tokio::sync::watch;
 
@@ -37,8 +37,8 @@ pub struct NodeHandle {
 pub struct Delivered {
     /// Subscriptions matched on this node (publish), or connections reached (sends).
     pub count: u64,
-    /// The cluster could not be reached: other nodes did not get it.
-    pub cluster_unavailable: bool,
+    /// Why other nodes did not get it; `None`: they did, or there are none.
+    pub cluster: Option<ClusterFault>,
 }
 
 /// One connection as lists show it.
@@ -107,6 +107,11 @@ pub enum SendError {
     /// The client is another node's, and the cluster cannot be reached or takes no more.
     #[error("the client is connected to another node, and the cluster cannot be reached")]
     ClusterUnavailable,
+    /// The client is another node's, and the broker does not take messages of this size.
+    #[error(
+        "the client is connected to another node, and the message is larger than the cluster's broker takes"
+    )]
+    TooLarge,
 }
 
 /// The cursor does not come from an earlier page.
@@ -142,17 +147,17 @@ impl NodeHandle {
             span.subscribers = Some(published.subscribers);
             tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
         }
-        Delivered { count: published.subscribers, cluster_unavailable: published.cluster_unavailable }
+        Delivered { count: published.subscribers, cluster: published.cluster }
     }
 
     /// Publishes to the other nodes only: the rest of a publish that was answered with
-    /// [`cluster_unavailable`](Delivered::cluster_unavailable). Returns `false` if they cannot be reached. Never waits.
+    /// a fault in [`Delivered::cluster`]. Returns why they do not get it this time either, if so. Never waits.
     pub fn publish_to_others(
         &self,
         topic: &Topic<'_>,
         message: RawJson<'_>,
         trace: &TraceContext<'_>,
-    ) -> bool {
+    ) -> Option<ClusterFault> {
         let tracer = &self.hub.config.tracer;
         let span = MessageSpan::begin(tracer, trace, None);
         let traceparent = span.as_ref().map(|span| span.span.context().to_string());
@@ -160,11 +165,11 @@ impl NodeHandle {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),
             tracestate: span.as_ref().and_then(|span| span.span.tracestate()).map(Cow::Borrowed),
         };
-        let is_taken = self.hub.publish_to_others(topic, message, None, context);
+        let fault = self.hub.publish_to_others(topic, message, None, context);
         if let Some(span) = span {
             tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
         }
-        is_taken
+        fault
     }
 
     /// Sends an object (see `message::check_server_object`) to one client, on whatever node it is.
@@ -417,6 +422,9 @@ impl NodeHandle {
     /// to come back at once, one after the other; otherwise when the drain is over and
     /// [`restart_time`](deeperhub_listener::Config::restart_time) has passed.
     pub async fn drain(&self, time: Duration) {
+        if let Some(end) = Instant::now().checked_add(time) {
+            let _ = self.hub.drained_by.set(end);
+        }
         self.hub.phase.send_if_modified(|phase| {
             let drains = *phase < Phase::Draining;
             if drains {
@@ -457,6 +465,7 @@ impl NodeHandle {
         let Some(broker) = &self.hub.broker else { return Err(ClientNotFound.into()) };
         match broker.request(node, gather::DEADLINE, ask).await {
             Ok(answer) if answer != gather::NOT_FOUND => Ok(answer),
+            Err(RequestError::Refused(Refused::TooLarge)) => Err(SendError::TooLarge),
             Err(RequestError::Refused(_)) => Err(SendError::ClusterUnavailable),
             _ => Err(ClientNotFound.into()),
         }
@@ -468,8 +477,8 @@ impl NodeHandle {
         count: Result<u64, Unanswered>,
         message: Message<'_>,
     ) -> Result<Delivered, Unanswered> {
-        let others = self.hub.send_to_others(message);
-        Ok(Delivered { count: count?, cluster_unavailable: !others })
+        let cluster = self.hub.send_to_others(message);
+        Ok(Delivered { count: count?, cluster })
     }
 }
 

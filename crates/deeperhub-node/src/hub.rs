@@ -1,7 +1,7 @@
 //! What all workers and handles of a node share.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use deeperhub_cluster::Broker;
@@ -9,7 +9,7 @@ use deeperhub_events::EventBus;
 use deeperhub_listener::{Key, Live, Multicast};
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::frame::Frame;
-use deeperhub_protocol::message::{ServerMessage, TraceContext, WelcomeLimits};
+use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, WelcomeLimits};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use deeperhub_router::{Published, Router, Shard};
 use deeperhub_security::BurstPool;
@@ -60,8 +60,8 @@ pub(crate) struct Reached {
     pub(crate) subscribers: u64,
     /// A worker is behind: the publisher should pause.
     pub(crate) congested: bool,
-    /// The other nodes do not get it.
-    pub(crate) cluster_unavailable: bool,
+    /// Why the other nodes do not get it; `None`: they do, or there are none.
+    pub(crate) cluster: Option<ClusterFault>,
 }
 
 /// What a handle asks of a worker.
@@ -139,6 +139,8 @@ pub(crate) struct Hub {
     pub(crate) requests: Vec<mpsc::Sender<Posted>>,
     /// Bursts for new connections, by address; `None`: each has its own.
     pub(crate) bursts: Option<BurstPool>,
+    /// When the drain's time is over, if there is a drain.
+    pub(crate) drained_by: OnceLock<Instant>,
     /// The workers' ends; a worker takes its own and gives it back when it is replaced.
     pub(crate) inboxes: Vec<Mutex<Option<mpsc::Receiver<Posted>>>>,
 }
@@ -185,9 +187,11 @@ impl Hub {
         let source = publisher.as_ref().map(|client| client.place.source());
         let shard = publisher.map(|client| client.shard);
         let here = self.deliver(topic, (message, from, &trace), (exclude, source), (published, span), shard);
-        let cluster_unavailable =
-            self.broker.is_some() && !self.publish_to_others(topic, message, from, trace.borrow());
-        Reached { subscribers: here.subscribers, congested: here.congested, cluster_unavailable }
+        let cluster = match self.broker {
+            Some(_) => self.publish_to_others(topic, message, from, trace.borrow()),
+            None => None,
+        };
+        Reached { subscribers: here.subscribers, congested: here.congested, cluster }
     }
 
     /// Delivers what was published on another node, in the trace that it brings.

@@ -49,6 +49,7 @@ pub use cluster::ClusterConfig;
 pub use config::{
     Config, NumberKind, OwnGauge, OwnNumber, burst_rate_per_ip, control_rate_limit, token_rate_limit,
 };
+pub use deeperhub_protocol::message::ClusterFault;
 pub use gather::{ClusterStats, Gathered, NodeInfo};
 pub use handle::{
     ClientInfo, ClientNotFound, CursorError, Delivered, ListError, NodeHandle, NodeIdTaken, Page, SendError,

@@ -1,7 +1,7 @@
 //! A node from its start to its end.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use deeperhub_cluster::Start;
@@ -133,8 +133,10 @@ impl Node {
             None => (None, None),
             Some(cluster) => {
                 let version = env!("CARGO_PKG_VERSION");
-                let (broker, driver) = deeperhub_cluster::connect(cluster.broker.clone(), &node_id, version)
-                    .map_err(StartError::Random)?;
+                let mut settings = cluster.broker.clone();
+                settings.max_payload_bytes = config.listener.max_message_bytes;
+                let (broker, driver) =
+                    deeperhub_cluster::connect(settings, &node_id, version).map_err(StartError::Random)?;
                 broker.register(&mut registry).map_err(MetricsError::Register)?;
                 follow_interest(&router, &broker);
                 (Some(broker), Some(driver))
@@ -168,6 +170,7 @@ impl Node {
             started,
             requests,
             inboxes,
+            drained_by: OnceLock::new(),
             node_id,
         });
         let Some(unnamed) = ClientId::parse(&hub.node_id) else {
@@ -222,7 +225,8 @@ impl Node {
         self.handle.hub.phase.send_replace(Phase::Stopped);
         if let Some(cluster) = self.cluster.take() {
             // What the last clients published is on its way.
-            cluster.stop().await;
+            let drained_by = self.handle.hub.drained_by.get().copied();
+            cluster.stop(drained_by).await;
         }
         self.handle.hub.bus.close();
         self.handle.listener.stop().await;

@@ -147,7 +147,7 @@ fn server_message(kind: &str) -> Value {
         "subscribed" | "unsubscribed" => (&["topic"][..], json!({ "topic": topic })),
         "published" => (
             &["topic", "subscribers"][..],
-            json!({ "topic": topic, "subscribers": number, "cluster": { "const": "unavailable" } }),
+            json!({ "topic": topic, "subscribers": number, "cluster": { "enum": ["unavailable", "too_large"] } }),
         ),
         "authenticated" => {
             (&["user", "expires_at"][..], json!({ "user": { "type": "string" }, "expires_at": number }))

@@ -129,3 +129,38 @@ fn a_probes_number_is_read_from_its_frame() {
         assert_eq!(number_of(frame), expected, "{}", frame.escape_ascii());
     }
 }
+
+#[test]
+fn a_probe_through_the_broker_that_reached_no_worker_is_due_again_and_not_missed() {
+    let canary = Canary::new(CanaryConfig::default(), 3, true);
+    let send = || {
+        let mut state = canary.state();
+        let State { cluster, next, .. } = &mut *state;
+        State::number(next, cluster.as_mut().unwrap())
+    };
+    let is_due = || canary.state().cluster.as_ref().unwrap().is_due;
+    let code = || canary.cluster_reason().map(|reason| reason.code);
+    // It is offered to all workers, and no worker is there.
+    let offered = std::cell::RefCell::new(Vec::new());
+    canary.offer(send(), |worker| {
+        offered.borrow_mut().push(worker);
+        0
+    });
+    offered.borrow_mut().sort_unstable();
+    assert_eq!((offered.into_inner(), is_due()), (vec![0, 1, 2], true));
+    canary.judge(true);
+    assert_eq!(code(), None);
+    // One worker is enough, and then the broker is judged.
+    canary.attached(1);
+    canary.offer(send(), |worker| u64::from(worker == 1));
+    assert!(!is_due());
+    canary.judge(true);
+    assert_eq!(code(), Some("cluster_stalled"));
+}
+
+#[test]
+fn a_timeout_beyond_the_clock_is_no_panic() {
+    let node = start(Duration::MAX);
+    assert!(node.handle().health().is_ready());
+    drop(node);
+}

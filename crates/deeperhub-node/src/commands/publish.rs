@@ -58,7 +58,7 @@ pub(crate) fn publish(
             id,
             topic: publish.topic.as_str(),
             subscribers: published.subscribers.saturating_sub(own),
-            cluster_unavailable: published.cluster_unavailable,
+            cluster: published.cluster,
         };
         session.reply(Sent::Published, &reply, cx);
     }

@@ -33,7 +33,9 @@ mod write;
 pub use client::{ClientMessage, Command};
 pub use error::MessageError;
 pub use id::MessageId;
-pub use server::{ServerMessage, WelcomeLimits, check_server_object, check_server_object_within};
+pub use server::{
+    ClusterFault, ServerMessage, WelcomeLimits, check_server_object, check_server_object_within,
+};
 pub use span::SpanContext;
 pub use trace::TraceContext;
 

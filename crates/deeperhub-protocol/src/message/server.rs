@@ -34,6 +34,27 @@ const fn max_escaped(bytes: usize) -> usize {
     2 * bytes + 2
 }
 
+/// Why the other nodes of a cluster do not get a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClusterFault {
+    /// The broker cannot be reached, or too much waits for it. A later attempt may succeed.
+    Unavailable,
+    /// The broker does not take messages of this size.
+    TooLarge,
+}
+
+impl ClusterFault {
+    /// Returns the value of `cluster` in replies.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
 /// What the server sends.
 ///
 /// Keys are written in the order `type`, `id`, `data`, `meta`; those without a value are left
@@ -81,8 +102,8 @@ pub enum ServerMessage<'a> {
         topic: &'a str,
         /// How many subscriptions of this node matched.
         subscribers: u64,
-        /// Whether the other nodes could not be reached. Left out unless it is true.
-        cluster_unavailable: bool,
+        /// Why the other nodes do not get it. Left out if they do.
+        cluster: Option<ClusterFault>,
     },
     /// Answers `authenticate`.
     Authenticated {
@@ -255,13 +276,17 @@ impl ServerMessage<'_> {
                 sink.string(topic);
                 sink.raw("}}");
             }
-            Self::Published { id, topic, subscribers, cluster_unavailable } => {
+            Self::Published { id, topic, subscribers, cluster } => {
                 reply(sink, r#"{"type":"published""#, id);
                 sink.raw(r#","data":{"topic":"#);
                 sink.string(topic);
                 sink.raw(r#","subscribers":"#);
                 sink.number(subscribers);
-                sink.raw(if cluster_unavailable { r#","cluster":"unavailable"}}"# } else { "}}" });
+                sink.raw(match cluster {
+                    None => "}}",
+                    Some(ClusterFault::Unavailable) => r#","cluster":"unavailable"}}"#,
+                    Some(ClusterFault::TooLarge) => r#","cluster":"too_large"}}"#,
+                });
             }
             Self::Authenticated { id, user, expires_at } => {
                 reply(sink, r#"{"type":"authenticated""#, id);

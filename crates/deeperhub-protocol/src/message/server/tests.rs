@@ -90,7 +90,7 @@ fn every_message_has_its_keys_in_order() {
             r#"{"type":"unsubscribed","data":{"topic":"q\"\\"}}"#,
         ),
         (
-            ServerMessage::Published { id: id("7"), topic: "é", subscribers: 0, cluster_unavailable: false },
+            ServerMessage::Published { id: id("7"), topic: "é", subscribers: 0, cluster: None },
             r#"{"type":"published","id":7,"data":{"topic":"é","subscribers":0}}"#,
         ),
         (
@@ -98,9 +98,18 @@ fn every_message_has_its_keys_in_order() {
                 id: id("7"),
                 topic: "a",
                 subscribers: u64::MAX,
-                cluster_unavailable: true,
+                cluster: Some(ClusterFault::Unavailable),
             },
             r#"{"type":"published","id":7,"data":{"topic":"a","subscribers":18446744073709551615,"cluster":"unavailable"}}"#,
+        ),
+        (
+            ServerMessage::Published {
+                id: None,
+                topic: "a",
+                subscribers: 1,
+                cluster: Some(ClusterFault::TooLarge),
+            },
+            r#"{"type":"published","data":{"topic":"a","subscribers":1,"cluster":"too_large"}}"#,
         ),
         (
             ServerMessage::Authenticated { id: id("1"), user: "eve\n", expires_at: 1_900_000_000 },
@@ -244,7 +253,12 @@ proptest! {
                 json!({"type": "subscribed", "data": {"topic": a}}),
             ),
             (
-                ServerMessage::Published { id: None, topic: a, subscribers: m, cluster_unavailable: flag },
+                ServerMessage::Published {
+                    id: None,
+                    topic: a,
+                    subscribers: m,
+                    cluster: flag.then_some(ClusterFault::Unavailable),
+                },
                 json!({"type": "published", "data": {"topic": a, "subscribers": m, "cluster": flag.then_some("unavailable")}}),
             ),
             (

@@ -1,0 +1,463 @@
+//! Which patterns bring the same topics from a broker: coverage, overlap, and the pattern that holds several.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use ahash::RandomState;
+
+/// The deepest pattern that is followed as it is. A deeper one is followed as its first levels and `>`.
+pub(crate) const MAX_LEVELS: usize = 32;
+
+/// Nodes that one search for a crowd may look at, besides [`SEARCH_STEPS_EACH`] for each pattern. A
+/// search that needs more counts as having found one, so that no set of patterns costs time without
+/// end.
+const SEARCH_STEPS: usize = 4096;
+const SEARCH_STEPS_EACH: usize = 8;
+
+/// How a broker reads the wildcards of a pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wildcards {
+    /// `*` is one level, and `>` at the end is one level or more: subjects of NATS.
+    Levels,
+    /// Both are one level or more, wherever they stand: the globs of Redis do not stop at levels.
+    Globs,
+}
+
+/// Returns `true` if a name is a pattern's. In topics, `*` and `>` do not occur.
+pub(crate) fn is_pattern(name: &str) -> bool {
+    name.contains(['*', '>'])
+}
+
+/// The levels before the first wildcard with their dots: all names that a pattern covers begin with them.
+pub(crate) fn literal_prefix(pattern: &str) -> &str {
+    let end = pattern.find(['*', '>']).unwrap_or(pattern.len());
+    pattern.get(..end).unwrap_or_default()
+}
+
+/// Returns the narrowest pattern that covers both, which may be other patterns or topics.
+pub(crate) fn join(one: &str, other: &str) -> String {
+    let (ones, others): (Vec<_>, Vec<_>) = (one.split('.').collect(), other.split('.').collect());
+    let mut levels = Vec::new();
+    for (one, other) in ones.iter().zip(&others) {
+        match (*one, *other) {
+            (">", _) | (_, ">") => {
+                levels.push(">");
+                return levels.join(".");
+            }
+            (one, other) => levels.push(if one == other { one } else { "*" }),
+        }
+    }
+    if ones.len() != others.len() {
+        levels.pop();
+        levels.push(">");
+    }
+    levels.join(".")
+}
+
+/// Returns what a pattern with too many levels is followed as; `None`: as it is.
+pub(crate) fn shorten(pattern: &str) -> Option<String> {
+    let levels: Vec<_> = pattern.split('.').take(MAX_LEVELS + 1).collect();
+    (levels.len() > MAX_LEVELS)
+        .then(|| format!("{}.>", levels.get(..MAX_LEVELS - 1).unwrap_or_default().join(".")))
+}
+
+/// A set of patterns that can be asked which of them cover a name or match the same topics.
+#[derive(Debug)]
+pub(crate) struct Patterns {
+    wildcards: Wildcards,
+    root: Node,
+    /// Nodes that were looked at so far: what all questions together cost.
+    steps: Cell<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    children: HashMap<Box<str>, Self, RandomState>,
+    /// The pattern that ends here.
+    pattern: Option<Arc<str>>,
+    /// Patterns that end here or below.
+    count: usize,
+    /// It was reached by a wildcard that takes further levels.
+    repeats: bool,
+}
+
+impl Patterns {
+    pub(crate) fn new(wildcards: Wildcards) -> Self {
+        Self { wildcards, root: Node::default(), steps: Cell::new(0) }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.root = Node::default();
+    }
+
+    /// Nodes that were looked at since the last call.
+    pub(crate) fn take_steps(&self) -> usize {
+        self.steps.take()
+    }
+
+    fn repeats(&self, level: &str) -> bool {
+        level == ">" || (level == "*" && self.wildcards == Wildcards::Globs)
+    }
+
+    /// Adds a pattern that is not in the set.
+    pub(crate) fn insert(&mut self, pattern: &Arc<str>) {
+        let globs = self.wildcards == Wildcards::Globs;
+        let mut node = &mut self.root;
+        node.count += 1;
+        for level in pattern.split('.') {
+            node = node.children.entry(level.into()).or_default();
+            node.repeats = level == ">" || (level == "*" && globs);
+            node.count += 1;
+        }
+        node.pattern = Some(Arc::clone(pattern));
+    }
+
+    /// Takes a pattern out of the set, if it is in it.
+    pub(crate) fn remove(&mut self, pattern: &str) {
+        self.root.remove(pattern.split('.'));
+    }
+
+    /// Returns a pattern of the set, other than the name itself, that matches all that the name matches.
+    pub(crate) fn find_cover(&self, name: &str) -> Option<&Arc<str>> {
+        let mut nodes = vec![&self.root];
+        for level in name.split('.') {
+            let mut next = Vec::new();
+            for node in &nodes {
+                if node.repeats {
+                    next.push(*node);
+                }
+                let is_wildcard = matches!(level, "*" | ">");
+                if !is_wildcard {
+                    next.extend(node.children.get(level));
+                }
+                if level != ">" || self.wildcards == Wildcards::Globs {
+                    next.extend(node.children.get("*"));
+                }
+                next.extend(node.children.get(">"));
+            }
+            self.distinct(&mut next);
+            nodes = next;
+        }
+        nodes.into_iter().filter_map(|node| node.pattern.as_ref()).find(|pattern| ***pattern != *name)
+    }
+
+    /// A glob's level may be reached in several ways.
+    fn distinct(&self, nodes: &mut Vec<&Node>) {
+        if self.wildcards == Wildcards::Globs && nodes.len() > 1 {
+            nodes.sort_unstable_by_key(|node| std::ptr::from_ref(*node));
+            nodes.dedup_by(|one, other| std::ptr::eq(*one, *other));
+        }
+        self.steps.set(self.steps.get().saturating_add(nodes.len() + 1));
+    }
+
+    /// Returns patterns of the set that match a common topic together with `pattern`, if there are `least` of them or
+    /// more; otherwise nothing.
+    pub(crate) fn crowd(&self, pattern: &str, least: usize) -> Vec<Arc<str>> {
+        let search = Search {
+            patterns: self,
+            own: pattern.split('.').collect(),
+            least,
+            seen: RefCell::default(),
+            steps_left: Cell::new(
+                SEARCH_STEPS.saturating_add(self.root.count.saturating_mul(SEARCH_STEPS_EACH)),
+            ),
+        };
+        search.at(1, &[&self.root], 0).unwrap_or_default()
+    }
+}
+
+impl Node {
+    /// Returns `true` if the pattern was there.
+    fn remove<'l>(&mut self, mut levels: impl Iterator<Item = &'l str>) -> bool {
+        let is_removed = match levels.next() {
+            None => self.pattern.take().is_some(),
+            Some(level) => match self.children.get_mut(level) {
+                None => false,
+                Some(child) => {
+                    let is_removed = child.remove(levels);
+                    if child.count == 0 {
+                        self.children.remove(level);
+                    }
+                    is_removed
+                }
+            },
+        };
+        self.count -= usize::from(is_removed);
+        is_removed
+    }
+
+    fn next_for<'n>(&'n self, level: Option<&str>, next: &mut Vec<&'n Self>) {
+        if self.repeats {
+            next.push(self);
+        }
+        next.extend(level.and_then(|level| self.children.get(level)));
+        next.extend(self.children.get("*"));
+        next.extend(self.children.get(">"));
+    }
+
+    fn collect(&self, patterns: &mut Vec<Arc<str>>) {
+        patterns.extend(self.pattern.iter().cloned());
+        self.children.values().for_each(|child| child.collect(patterns));
+    }
+}
+
+/// Looks for a topic that a pattern and many of a set match, level by level.
+struct Search<'s> {
+    patterns: &'s Patterns,
+    own: Vec<&'s str>,
+    least: usize,
+    /// Where it has been: positions in the own pattern, and addresses of nodes.
+    seen: RefCell<HashSet<(u64, Vec<usize>), RandomState>>,
+    steps_left: Cell<usize>,
+}
+
+impl Search<'_> {
+    /// Bits of the positions in the own pattern after one more level of the topic; `None` is a name that no pattern has.
+    fn own_after(&self, positions: u64, level: Option<&str>) -> u64 {
+        let mut next = 0;
+        for position in 0..=self.own.len() {
+            if positions & (1 << position) == 0 {
+                continue;
+            }
+            let before = position.checked_sub(1).and_then(|before| self.own.get(before));
+            if before.is_some_and(|before| self.patterns.repeats(before)) {
+                next |= 1 << position;
+            }
+            if let Some(own) = self.own.get(position)
+                && (matches!(*own, "*" | ">") || Some(*own) == level)
+            {
+                next |= 1 << (position + 1);
+            }
+        }
+        next
+    }
+
+    fn at(&self, own: u64, nodes: &[&Node], depth: usize) -> Option<Vec<Arc<str>>> {
+        if own & (1 << self.own.len()) != 0 {
+            let here: Vec<_> = nodes.iter().filter_map(|node| node.pattern.clone()).collect();
+            if here.len() >= self.least {
+                return Some(here);
+            }
+        }
+        // Longer topics bring nothing new but combinations of globs; the stack is not to grow with them.
+        if depth >= MAX_LEVELS * 2 {
+            return None;
+        }
+        let own_levels = self.own.iter().enumerate().filter(|(position, _)| own & (1 << position) != 0);
+        let mut levels: Vec<Option<&str>> = nodes
+            .iter()
+            .flat_map(|node| node.children.keys().map(|level| &**level))
+            .chain(own_levels.map(|(_, level)| *level))
+            .filter(|level| !matches!(*level, "*" | ">"))
+            .map(Some)
+            .collect();
+        levels.sort_unstable();
+        levels.dedup();
+        levels.push(None);
+        for level in levels {
+            let own_next = self.own_after(own, level);
+            if own_next == 0 {
+                continue;
+            }
+            let mut next = Vec::new();
+            nodes.iter().for_each(|node| node.next_for(level, &mut next));
+            self.patterns.distinct(&mut next);
+            let Some(left) = self.steps_left.get().checked_sub(next.len() + 1) else {
+                let mut all = Vec::new();
+                nodes.iter().for_each(|node| node.collect(&mut all));
+                all.sort_unstable();
+                all.dedup();
+                return Some(all);
+            };
+            self.steps_left.set(left);
+            if next.iter().map(|node| node.count).sum::<usize>() < self.least {
+                continue;
+            }
+            let mut addresses: Vec<_> = next.iter().map(|node| std::ptr::from_ref(*node).addr()).collect();
+            addresses.sort_unstable();
+            if !self.seen.borrow_mut().insert((own_next, addresses)) {
+                continue;
+            }
+            let found = self.at(own_next, &next, depth + 1);
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deeperhub_protocol::{Topic, TopicPattern};
+    use proptest::prelude::*;
+
+    fn set(wildcards: Wildcards, patterns: &[&str]) -> Patterns {
+        let mut set = Patterns::new(wildcards);
+        patterns.iter().for_each(|pattern| set.insert(&Arc::from(*pattern)));
+        set
+    }
+
+    fn cover(wildcards: Wildcards, pattern: &str, name: &str) -> bool {
+        set(wildcards, &[pattern]).find_cover(name).is_some()
+    }
+
+    #[test]
+    fn a_broader_pattern_covers_a_narrower_one() {
+        use Wildcards::{Globs, Levels};
+        for (pattern, name, levels, globs) in [
+            (">", "a", true, true),
+            (">", "a.b.>", true, true),
+            ("a.*", "a.b", true, true),
+            ("a.*", "a.b.c", false, true),
+            ("a.*", "a.>", false, true),
+            ("a.>", "a.*", true, true),
+            ("a.>", "a", false, false),
+            ("*.c", "a.b.c", false, true),
+            ("*.c", "*.*.c", false, true),
+            ("a.b", "a.*", false, false),
+            ("a.*.c", "a.b.*", false, false),
+            ("*.*", "*.>", false, true),
+            ("*.*.*", "a.b.>", false, true),
+        ] {
+            assert_eq!(cover(Levels, pattern, name), levels, "{pattern} {name}");
+            assert_eq!(cover(Globs, pattern, name), globs, "{pattern} {name} as globs");
+            assert!(!cover(Levels, pattern, pattern), "{pattern} is no cover of itself");
+        }
+    }
+
+    #[test]
+    fn what_is_removed_covers_nothing() {
+        let mut set = set(Wildcards::Levels, &["a.>", "*.b"]);
+        assert!(set.find_cover("a.b").is_some());
+        set.remove("a.>");
+        set.remove("a.>");
+        assert_eq!(set.find_cover("a.c"), None);
+        assert_eq!(set.find_cover("a.b").map(|cover| &**cover), Some("*.b"));
+        set.remove("*.b");
+        assert_eq!((set.root.count, set.root.children.len()), (0, 0));
+    }
+
+    #[test]
+    fn joins_hold_both() {
+        for (one, other, joined) in [
+            ("a.*.c", "a.b.*", "a.*.*"),
+            ("a.b", "a.b.c", "a.>"),
+            ("a.b.c.d", "a.x.>", "a.*.>"),
+            ("a", "b.c", ">"),
+            ("a.b", "a.b", "a.b"),
+        ] {
+            assert_eq!(join(one, other), joined);
+            assert_eq!(join(other, one), joined);
+        }
+    }
+
+    #[test]
+    fn deep_patterns_are_shortened_to_what_covers_them() {
+        let deep = vec!["*"; MAX_LEVELS].join(".");
+        assert_eq!(shorten(&deep), None);
+        let deeper = format!("{deep}.a");
+        let short = shorten(&deeper).unwrap();
+        assert_eq!(short.split('.').count(), MAX_LEVELS);
+        assert!(cover(Wildcards::Levels, &short, &deeper));
+    }
+
+    #[test]
+    fn a_crowd_is_found_where_many_patterns_match_one_topic() {
+        let crowd = ["a.*.*.d", "a.b.*.*", "*.b.c.*", "*.*.c.d"];
+        let patterns = set(Wildcards::Levels, &crowd);
+        let mut found: Vec<_> = patterns.crowd("*.b.*.d", 4).iter().map(ToString::to_string).collect();
+        found.sort();
+        let mut expected = crowd.to_vec();
+        expected.sort_unstable();
+        assert_eq!(found, expected);
+        assert!(patterns.crowd("*.b.*.d", 5).is_empty());
+        assert!(patterns.crowd("x.b.*.d", 3).is_empty());
+    }
+
+    #[test]
+    fn patterns_that_only_share_another_are_no_crowd() {
+        let tenants: Vec<_> = (0..20_000).map(|tenant| format!("t{tenant}.>")).collect();
+        let names: Vec<_> = tenants.iter().map(String::as_str).collect();
+        for wildcards in [Wildcards::Levels, Wildcards::Globs] {
+            let patterns = set(wildcards, &names);
+            assert!(patterns.crowd("*.alerts", 4).is_empty());
+            assert!(patterns.crowd("*.alerts", 1).len() == 1);
+        }
+    }
+
+    #[test]
+    fn globs_of_different_lengths_crowd() {
+        let patterns = ["*.c", "*.*.c", "*.*.*.c", "*.*.*.*.c"];
+        assert!(set(Wildcards::Levels, &patterns).crowd("*.*.*.*.*.c", 1).is_empty());
+        assert_eq!(set(Wildcards::Globs, &patterns).crowd("*.*.*.*.*.c", 4).len(), 4);
+    }
+
+    #[test]
+    fn a_search_has_an_end() {
+        // All but their last levels match each other in every combination, and no two end alike.
+        let patterns: Vec<String> = (0..4096_u32)
+            .map(|bits| {
+                let levels = (0..12).map(|level| if bits & (1 << level) == 0 { "*" } else { "a" });
+                format!("{}.x{bits}", levels.collect::<Vec<_>>().join("."))
+            })
+            .collect();
+        let names: Vec<_> = patterns.iter().map(String::as_str).collect();
+        for wildcards in [Wildcards::Levels, Wildcards::Globs] {
+            let patterns = set(wildcards, &names);
+            patterns.crowd("*.*.*.*.*.*.*.*.*.*.*.*.y", 2);
+            let limit = SEARCH_STEPS + SEARCH_STEPS_EACH * 4096;
+            let steps = patterns.take_steps();
+            assert!(steps > 4096 && steps < limit * 2, "{steps}");
+        }
+    }
+
+    fn level() -> impl Strategy<Value = &'static str> {
+        prop_oneof![Just("a"), Just("b"), Just("*")]
+    }
+
+    fn name(tail: bool, levels: &[&str]) -> String {
+        let mut levels = levels.to_vec();
+        if tail && let Some(last) = levels.last_mut() {
+            *last = ">";
+        }
+        levels.join(".")
+    }
+
+    fn matches(pattern: &str, topic: &str) -> bool {
+        let topic = Topic::parse(topic).unwrap();
+        match TopicPattern::parse(pattern) {
+            Ok(pattern) => pattern.matches(&topic),
+            Err(_) => pattern == topic.as_str(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_cover_matches_all_that_is_covered(
+            one in proptest::collection::vec(level(), 1..5), one_tail: bool,
+            other in proptest::collection::vec(level(), 1..5), other_tail: bool,
+            topic in proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("c")], 1..6),
+        ) {
+            let (one, other, topic) = (name(one_tail, &one), name(other_tail, &other), topic.join("."));
+            let joined = join(&one, &other);
+            for of in [&one, &other] {
+                prop_assert!(joined == *of || cover(Wildcards::Levels, &joined, of), "{} {}", joined, of);
+                prop_assert!(joined == *of || cover(Wildcards::Globs, &joined, of), "{} {}", joined, of);
+                prop_assert!(!matches(of, &topic) || matches(&joined, &topic));
+            }
+            if cover(Wildcards::Levels, &one, &other) {
+                prop_assert!(!matches(&other, &topic) || matches(&one, &topic), "{} {}", one, other);
+                prop_assert!(cover(Wildcards::Globs, &one, &other));
+            }
+            if one != other && is_pattern(&one) && is_pattern(&other)
+                && matches(&one, &topic) && matches(&other, &topic)
+            {
+                let crowd = set(Wildcards::Levels, &[&one]).crowd(&other, 1);
+                prop_assert_eq!(crowd.len(), 1, "{} {} {}", one, other, topic);
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! A node whose workers are busy for long, as the cluster's part of it sees them.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use deeperhub_cluster::{
+    Answering, Broker as Handle, BrokerUrl, Config, Envelope, Inbound, Message, Running, Start, State,
+    connect,
+};
+use deeperhub_protocol::RawJson;
+
+use super::eventually;
+use crate::support::{Broker, Engine, PATIENCE};
+
+/// Longer than a node may be silent.
+const BUSY: Duration = Duration::from_secs(7);
+
+/// Takes its time for the first message.
+#[derive(Debug, Default)]
+struct Busy {
+    for_first: Duration,
+    received: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Inbound for Busy {
+    async fn receive(&self, envelope: Envelope<'_>) -> Option<Answering> {
+        if let Message::Broadcast { payload } = envelope.message {
+            let number = payload.as_str().rsplit_once(':')?.1.trim_end_matches('}').parse().ok()?;
+            if number == 0 {
+                tokio::time::sleep(self.for_first).await;
+            }
+            self.received.lock().unwrap().push(number);
+        }
+        None
+    }
+
+    fn connections(&self) -> u64 {
+        0
+    }
+}
+
+fn join(url: &str, node: &str, inbound: Busy) -> (Handle, Running) {
+    let url = BrokerUrl::parse(url).expect("a broker has a URL");
+    let (broker, driver) = connect(Config::new(url), node, "1").expect("there is chance");
+    let running = driver.spawn(inbound).expect("there are threads");
+    assert_eq!(running.start(PATIENCE), Some(Start::Joined));
+    (broker, running)
+}
+
+#[tokio::test]
+async fn a_node_that_is_busy_for_long_keeps_its_link_and_gets_all() {
+    const MESSAGES: u64 = 3000;
+    for engine in Engine::BOTH {
+        let server = Broker::start(engine);
+        let received = Arc::default();
+        let busy = Busy { for_first: BUSY, received: Arc::clone(&received) };
+        let (there, running) = join(&server.url(), "b", busy);
+        let (here, running_here) = join(&server.url(), "a", Busy::default());
+        let mut states = there.watch();
+        states.mark_unchanged();
+        for number in 0..MESSAGES {
+            let payload = format!(r#"{{"type":"x","n":{number}}}"#);
+            let payload = RawJson::parse(&payload).expect("it is JSON");
+            here.publish(Message::Broadcast { payload }).expect("there is room");
+        }
+        eventually("all messages", async || received.lock().unwrap().len() as u64 == MESSAGES).await;
+        assert_eq!(*received.lock().unwrap(), (0..MESSAGES).collect::<Vec<_>>(), "{engine:?}");
+        assert!(!states.has_changed().expect("the driver is there"), "{engine:?}: {:?}", there.state());
+        assert_eq!(there.state(), State::Up);
+        // Each knew all the time that the other was there.
+        assert_eq!((there.peers().len(), here.peers().len()), (1, 1), "{engine:?}");
+        for (handle, running) in [(there, running), (here, running_here)] {
+            handle.stop(Instant::now() + Duration::from_secs(1));
+            running.ended().await;
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What a node asks its broker for: each message once, in order, and nothing that nobody wants.
+
+use serde_json::json;
+
+use super::faults::{Publisher, check_order, numbers};
+use super::{eventually, linked, metric, nodes, subscribe, subscribed};
+use crate::support::{Broker, Client, Engine, Server, patiently};
+
+async fn subscriptions(node: &Server) -> u64 {
+    metric(node, "deeperhub_cluster_subscriptions").await
+}
+
+async fn duplicates(node: &Server) -> u64 {
+    metric(node, "deeperhub_cluster_duplicates_total").await
+}
+
+async fn unsubscribe(client: &mut Client, topic: &str) {
+    let reply = client.ask(&json!({"type": "unsubscribe", "data": {"topic": topic}})).await;
+    assert_eq!(reply["type"], "unsubscribed", "{reply}");
+}
+
+/// All patterns of six levels behind `a` with three named ones: none covers another, and all match one topic.
+fn crowd() -> Vec<String> {
+    (0_u32..64)
+        .filter(|bits| bits.count_ones() == 3)
+        .map(|bits| {
+            let level = |level: u32| if bits & (1 << level) == 0 { "*" } else { "x" };
+            format!("a.{}", (0..6).map(level).collect::<Vec<_>>().join("."))
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn one_clients_overlapping_patterns_bring_each_message_once() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), &[]).await;
+        let mut there =
+            subscribed(&b, &["t.u.v", "t.u.*", "t.*.v", "*.u.v", "t.>", "*.*.*", "*.>", ">"]).await;
+        eventually("the broadest alone", async || subscriptions(&b).await == 1).await;
+        linked(&a, "t.u.v", &mut there).await;
+        let before = duplicates(&b).await;
+        let mut publisher = Publisher::new(&a, "t.u.v").await;
+        publisher.many(100).await;
+        let received = numbers(&mut there, publisher.next - 1).await;
+        assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
+        assert_eq!(duplicates(&b).await, before, "{engine:?}");
+    }
+}
+
+#[tokio::test]
+async fn patterns_that_do_not_cover_each_other_bring_few_copies() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), &[]).await;
+        let crowd = crowd();
+        let names: Vec<_> = crowd.iter().map(String::as_str).collect();
+        let mut there = subscribed(&b, &names).await;
+        eventually("few subscriptions", async || (1..=4).contains(&subscriptions(&b).await)).await;
+        linked(&a, "a.x.x.x.x.x.x", &mut there).await;
+        let before = duplicates(&b).await;
+        let mut publisher = Publisher::new(&a, "a.x.x.x.x.x.x").await;
+        publisher.many(100).await;
+        let received = numbers(&mut there, publisher.next - 1).await;
+        assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
+        assert!(duplicates(&b).await - before <= 100 * 3, "{engine:?}");
+        for name in &names[1..] {
+            unsubscribe(&mut there, name).await;
+        }
+        eventually("the pattern itself", async || subscriptions(&b).await == 1).await;
+        publisher.many(100).await;
+        let received = numbers(&mut there, publisher.next - 1).await;
+        assert_eq!(received, (publisher.next - 100..publisher.next).collect::<Vec<_>>(), "{engine:?}");
+        drop(there);
+        eventually("no subscription", async || subscriptions(&b).await == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_missed_when_a_broad_pattern_comes_and_goes() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), &[]).await;
+        let mut there = subscribed(&b, &["t", "end"]).await;
+        linked(&a, "t", &mut there).await;
+        let mut publisher = Publisher::new(&a, "t").await;
+        for pattern in [">", "*"] {
+            let broad = subscribed(&b, &[pattern]).await;
+            // The broker leaves out what it covers, then takes it up again.
+            patiently("the broad one alone", async {
+                while subscriptions(&b).await != 1 {
+                    publisher.publish().await;
+                }
+            })
+            .await;
+            drop(broad);
+            patiently("the others", async {
+                while subscriptions(&b).await != 2 {
+                    publisher.publish().await;
+                }
+            })
+            .await;
+        }
+        publisher.many(20).await;
+        let received = numbers(&mut there, publisher.next - 1).await;
+        assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_keeps_its_order_while_patterns_begin_and_end() {
+    const ROUNDS: u64 = 12;
+    const BURST: u64 = 1000;
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "100000000"]).await;
+        // Two topics, of which the broker brings one more often: the order holds among them too.
+        let mut there = subscribed(&b, &["t.u", "t.v"]).await;
+        linked(&a, "t.u", &mut there).await;
+        linked(&a, "t.v", &mut there).await;
+        let mut publisher = Client::connect(&a).await;
+        let mut others = Vec::new();
+        let patterns = ["t.*", ">", "*.u", "t.>", "*.*", "*.v"];
+        for round in 0..ROUNDS {
+            // What the node finds when it goes on are bursts of all its subscriptions.
+            let is_held_up = round % 2 == 0;
+            if is_held_up {
+                b.signal("STOP");
+            }
+            let first = round * BURST;
+            for n in first..first + BURST {
+                let topic = if n % 5 == 0 { "t.u" } else { "t.v" };
+                let data = json!({"topic": topic, "message": n});
+                publisher.send(&json!({"type": "publish", "data": data})).await;
+                if !is_held_up && n == first + BURST / 3 {
+                    let pattern = patterns[round as usize / 2 % patterns.len()];
+                    others.push(subscribed(&b, &[pattern]).await);
+                }
+            }
+            publisher.ask(&json!({"type": "ping"})).await;
+            if is_held_up {
+                // The broker has all of it.
+                eventually("the hand-over", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0)
+                    .await;
+                b.signal("CONT");
+            }
+            if round % 4 == 3 {
+                others.clear();
+            }
+        }
+        let received = numbers(&mut there, ROUNDS * BURST - 1).await;
+        check_order(&received);
+        assert_eq!(received.len() as u64, ROUNDS * BURST, "{engine:?}");
+    }
+}
+
+#[tokio::test]
+async fn names_that_nobody_wants_end_at_the_broker() {
+    for engine in Engine::BOTH {
+        let broker = Broker::start(engine);
+        let [_a, b] = nodes(&broker.url(), &["--max-subscriptions", "5000"]).await;
+        for round in 0..3 {
+            let names: Vec<_> = (0..3000).map(|n| format!("room{round}.{n}")).collect();
+            let names: Vec<_> = names.iter().map(String::as_str).collect();
+            let client = subscribe(Client::connect(&b).await, &names).await;
+            drop(client);
+        }
+        eventually("no subscription", async || subscriptions(&b).await == 0).await;
+        eventually("no names", async || metric(&b, "deeperhub_cluster_subscription_bytes").await == 0).await;
+    }
+}
