@@ -108,11 +108,24 @@ impl Server {
     ///
     /// When the system does not tell.
     pub(crate) fn resident_bytes(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most memory that the process has had in RAM at a time, in bytes.
+    ///
+    /// # Panics
+    ///
+    /// When the system does not tell.
+    pub(crate) fn peak_resident_bytes(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, key: &str) -> u64 {
         let path = format!("/proc/{}/status", self.running.child.id());
         let status = std::fs::read_to_string(path).expect("the process runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kib.expect("the system tells what is resident") * 1024
+        kib.expect("the system tells how much memory it has") * 1024
     }
 
     /// File descriptors that the process has open.
