@@ -23,6 +23,9 @@ const CLOSE: u8 = 0x88;
 /// few bytes comes back in full length.
 pub(crate) const COMPRESSED: &str = "permessage-deflate; server_max_window_bits=8";
 
+/// Empty final blocks of a message: fewer than the server takes.
+const FINAL_BLOCKS: usize = 250;
+
 /// The longest wait of an attacker for anything.
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -352,7 +355,10 @@ impl Attack {
                 (vec![], texts(churn.collect()), Reading::All)
             }
             Self::EmptyBlocks => {
-                let payload = [[3, 0].repeat(600), deflated(br#"{"type":"ping"}"#)].concat();
+                // What comes before them fills the window, which a decoder may carry over each of them.
+                let window = [deflated(&[b' '; 40_000]), vec![0, 0, 0xff, 0xff]].concat();
+                let blocks = [3, 0].repeat(FINAL_BLOCKS);
+                let payload = [window, blocks, deflated(br#"{"type":"ping"}"#)].concat();
                 (vec![], vec![masked(TEXT | RSV1, &payload)], Reading::All)
             }
             Self::Fragments => {

@@ -38,6 +38,8 @@ scenes! {
     the_shortest_messages: 64 ShortMessages [];
     messages_that_are_no_json: 64 Garbage [];
     publishes_to_each_other: 16 FanOut [];
+    names_by_more_clients_than_may_connect: 60 LongNames ["--max-connections", "40"];
+    handshakes_of_an_address_that_has_its_connections: 30 Handshakes ["--max-connections-per-ip", "20"];
     tokens_that_are_not_good: 32 WrongTokens [];
     pings: 100 Pings [];
     overlapping_patterns_of_128_levels: 10 DeepPatterns [];
@@ -46,6 +48,23 @@ scenes! {
     echoes_that_are_never_read: 40 UnreadEchoes [];
     publishes_that_are_never_read: 24 UnreadFanOut [];
     readers_of_20_kilobytes_a_second: 60 SlowReaders [];
+}
+
+/// Messages of full size as fast as a limit of bytes allows.
+#[tokio::test]
+async fn echoes_at_the_limit_of_bytes() {
+    let limits = Limits { rate: 3.0, burst: 15.0, ..Limits::default() };
+    let stage = Stage::new(Variation::pairs()[6], &["--byte-rate-limit", "200000"], BUDGET, limits).await;
+    stage.check(Attack::FullEchoes, 40, SHORT).await;
+}
+
+/// As many names as a server with many clients may have to keep.
+#[tokio::test]
+#[ignore = "long: 216,000 names"]
+async fn names_of_1700_clients() {
+    let stage =
+        Stage::new(Variation::pairs()[1], &["--max-connections", "2000"], 512 << 20, Limits::default()).await;
+    stage.check(Attack::LongNames, 1688, Duration::from_secs(20)).await;
 }
 
 /// What 78 clients make the server answer at once is far more than it may hold.
