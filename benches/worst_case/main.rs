@@ -1,9 +1,9 @@
-//! Measures what clients cost that stay within every limit:
+//! Measures what attacks that stay within every limit cost other clients:
 //! `cargo run --release -p deeperhub-benches --bin worst-case`.
 //!
-//! It builds deeperhub-ws and starts it with default limits and one worker on one core, a new process for each row. A
-//! crowd on the other core attacks at exactly one limit; clients that do nothing wrong measure how long their echoes
-//! and deliveries take meanwhile. The attacks are those of `tests/adversary`.
+//! Builds deeperhub-ws and starts it with default limits and one worker on the first core, a new process for each row.
+//! Attackers on the second core stay at exactly one limit; healthy clients beside them measure the latency of echoes and
+//! deliveries. The attacks are those of `tests/adversary`.
 //!
 //! Only Linux: it needs `/proc` and `taskset`.
 
@@ -20,6 +20,7 @@ mod server;
 mod wire;
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -29,20 +30,24 @@ use crate::attack::Attack;
 use crate::row::{HEAD, Row};
 use crate::server::{Server, Tools};
 
-/// Measures what attacks cost that stay at exactly one limit.
+/// Measures what attacks that stay within every limit cost other clients.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Attackers in each row
+    /// Attackers per row
     #[arg(long, value_name = "N", default_value_t = 100)]
     clients: usize,
 
-    /// Seconds of each measurement
+    /// Seconds per row
     #[arg(long, value_name = "N", default_value_t = 5)]
     seconds: u64,
 
     /// Only the attacks whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+
+    /// Server program to attack; without it, one is built in the release profile
+    #[arg(long, value_name = "FILE")]
+    server: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -56,7 +61,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
-    let tools = Tools::build()?;
+    let tools = Tools::prepare(options.server.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let time = Duration::from_secs(options.seconds);
     println!("{HEAD}");
@@ -71,11 +76,11 @@ fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Waits for what must come, as the tests' clients do.
+/// Awaits a future with a timeout, for the tests' wire client.
 ///
 /// # Panics
 ///
-/// When it does not come in time.
+/// After 30 s.
 async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
     let waited = tokio::time::timeout(Duration::from_secs(30), future).await;
     waited.unwrap_or_else(|_| panic!("waited in vain for {what}"))

@@ -1,29 +1,29 @@
-//! One attack, and what it costs.
+//! One attack and its cost.
 
 use std::error::Error;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::attack::{COMPRESSED, Crowd, Entrance};
-use crate::healthy::{Healthy, Report};
+use crate::attack::{Attackers, COMPRESSED, ConnectOptions};
+use crate::healthy::{HealthyClients, Report};
 use crate::{Attack, Tools};
 
-/// The head of the table.
+/// Table head in Markdown.
 pub(crate) const HEAD: &str = "| limit | attack | clients × allowed | taken a second | others' echo p50, ms | p99, ms \
                                | delivery p99, ms | CPU of a core | peak MiB | others |\n\
                                |---|---|---|---|---|---|---|---|---|---|";
 
-/// A row of the table.
+/// A row of the table: an attack and its size.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Row {
-    /// `None`: nobody attacks.
+    /// `None` for the row without attackers.
     attack: Option<Attack>,
     is_compressed: bool,
     clients: usize,
 }
 
 impl Row {
-    /// The healthy alone, and then each attack; plain and compressed where that makes a difference.
+    /// Returns the row without attackers, then each attack: plain, and compressed where that is more work.
     pub(crate) fn all(clients: usize) -> Vec<Self> {
         let mut rows = vec![Self { attack: None, is_compressed: false, clients: 0 }];
         for attack in Attack::ALL {
@@ -38,13 +38,13 @@ impl Row {
         rows
     }
 
-    /// What is done.
+    /// Returns the attack's description.
     pub(crate) fn name(self) -> String {
         let name = self.attack.map_or("none", Attack::name);
         if self.is_compressed { format!("{name}, compressed") } else { name.to_owned() }
     }
 
-    /// At which limit.
+    /// Returns the limit that the attack stays at.
     pub(crate) const fn limit(self) -> &'static str {
         match self.attack {
             Some(attack) => attack.limit(),
@@ -52,32 +52,33 @@ impl Row {
         }
     }
 
-    /// Attacks a server of its own for a while.
+    /// Starts a server, attacks it and measures.
     ///
     /// # Errors
     ///
-    /// When there is no server to attack.
+    /// If the server does not start or refuses the healthy clients.
     pub(crate) async fn measure(self, tools: &Tools, time: Duration) -> Result<Figures, Box<dyn Error>> {
         let server = tools.start(self.attack == Some(Attack::WrongTokens))?;
-        let plain = Entrance::plain(server.clients);
-        let attackers = Entrance { offer: self.is_compressed.then_some(COMPRESSED), ..plain.clone() };
-        let healthy = Healthy::start(&[plain], 4, 2)?;
-        let mut crowd = Crowd::default();
+        let plain = ConnectOptions::plain(server.clients);
+        let offer = self.is_compressed.then_some(COMPRESSED);
+        let options = ConnectOptions { offer, ..plain.clone() };
+        let healthy = HealthyClients::start(&[plain], 4, 2)?;
+        let mut attackers = Attackers::default();
         if let Some(attack) = self.attack {
-            crowd.gather(attack, &[attackers], self.clients);
+            attackers.spawn(attack, &[options], self.clients);
         }
         let (began, cpu) = (Instant::now(), server.cpu_time()?);
         tokio::time::sleep(time).await;
         let elapsed = began.elapsed().as_secs_f64();
         let cpu = (server.cpu_time()? - cpu).as_secs_f64() / elapsed;
-        let sent = crowd.tally.messages() as f64 / elapsed;
-        let wrong = crowd.disperse().await.err();
+        let sent = attackers.counters.messages() as f64 / elapsed;
+        let wrong = attackers.stop().await.err();
         let healthy = healthy.stop();
         Ok(Figures { row: self, sent, cpu, peak: server.peak_resident_bytes()?, wrong, healthy })
     }
 }
 
-/// Whether little compressed is a lot of work.
+/// Returns `true` if compression multiplies the attack's work.
 const fn gains_by_compression(attack: Attack) -> bool {
     matches!(
         attack,
@@ -90,15 +91,15 @@ const fn gains_by_compression(attack: Attack) -> bool {
     )
 }
 
-/// What a row has shown.
+/// The measured figures of a row.
 #[derive(Debug)]
 pub(crate) struct Figures {
     row: Row,
-    /// Messages or handshakes a second that attackers got rid of.
+    /// Messages or handshakes per second that the server took.
     sent: f64,
     cpu: f64,
     peak: u64,
-    /// What an attacker got that was not its own.
+    /// Wrong bytes that an attacker received.
     wrong: Option<String>,
     healthy: Result<Report, String>,
 }

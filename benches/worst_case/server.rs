@@ -1,4 +1,4 @@
-//! The server that is attacked.
+//! Starts the server to attack and measures its process.
 
 use std::env;
 use std::error::Error;
@@ -9,37 +9,31 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What was built, and where it may run.
+/// The server program and the core that it runs on.
 #[derive(Debug)]
 pub(crate) struct Tools {
     server: PathBuf,
-    /// Keys of tokens, for what attacks them.
+    /// Secret for tokens.
     secret: PathBuf,
-    /// Whether server and attackers have a core each.
+    /// Whether the server and the attackers have one core each.
     pins: bool,
 }
 
 impl Tools {
-    /// Builds the server, and leaves the first core to it.
-    pub(crate) fn build() -> Result<Self, Box<dyn Error>> {
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo)
-            .args(["build", "--release", "--package", "deeperhub-ws"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()?;
-        if !built.success() {
-            return Err("the server could not be built".into());
-        }
-        let own = env::current_exe()?;
-        let programs = own.parent().ok_or("this program lies nowhere")?;
-        let secret = programs.join("worst-case.secret");
+    /// Builds the server unless one is given, and moves this process off the first core.
+    pub(crate) fn prepare(server: Option<PathBuf>) -> Result<Self, Box<dyn Error>> {
+        let server = match server {
+            Some(server) => server,
+            None => build()?,
+        };
+        let secret = env::temp_dir().join(format!("worst-case-{}.secret", std::process::id()));
         fs::write(&secret, "a secret of 32 bytes, which is enough\n")?;
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let pins = cores > 1 && moves_off_the_first_core();
+        let pins = cores > 1 && move_off_first_core();
         if !pins {
-            eprintln!("server and attackers share their cores: the figures say less");
+            eprintln!("the server and the attackers share their cores, so the figures say less");
         }
-        Ok(Self { server: programs.join("deeperhub-ws"), secret, pins })
+        Ok(Self { server, secret, pins })
     }
 
     /// Starts a server with default limits and one worker.
@@ -70,8 +64,29 @@ impl Tools {
     }
 }
 
-/// Leaves the server's core to the server.
-fn moves_off_the_first_core() -> bool {
+impl Drop for Tools {
+    fn drop(&mut self) {
+        // Only a leftover file in the folder for temporary files.
+        let _ = fs::remove_file(&self.secret);
+    }
+}
+
+/// Builds the server in the release profile and returns its path.
+fn build() -> Result<PathBuf, Box<dyn Error>> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = Command::new(cargo)
+        .args(["build", "--release", "--package", "deeperhub-ws"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()?;
+    if !built.success() {
+        return Err("the server could not be built".into());
+    }
+    let own = env::current_exe()?;
+    Ok(own.parent().ok_or("this program has no folder")?.join("deeperhub-ws"))
+}
+
+/// Moves this process off the server's core; returns `true` on success.
+fn move_off_first_core() -> bool {
     let own = std::process::id().to_string();
     let moved = Command::new("taskset")
         .args(["--all-tasks", "--cpu-list", "--pid", "1", &own])
@@ -80,21 +95,21 @@ fn moves_off_the_first_core() -> bool {
     moved.is_ok_and(|status| status.success())
 }
 
-/// A server that runs; its process ends with this value.
+/// A running server; dropping it ends the process.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
-    /// Where clients connect.
+    /// Address for clients.
     pub(crate) clients: SocketAddr,
 }
 
 impl Server {
-    /// Time of processors that it has used so far.
+    /// Returns the CPU time used so far.
     pub(crate) fn cpu_time(&self) -> Result<Duration, Box<dyn Error>> {
-        /// Linux counts for all programs in hundredths of a second.
+        /// `USER_HZ`, which is 100 on all supported architectures.
         const TICKS: u64 = 100;
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name in brackets may have blanks in it.
+        // The name in brackets may contain blanks.
         let (_, fields) = stat.rsplit_once(')').ok_or("no name in /proc/PID/stat")?;
         let mut fields = fields.split_whitespace().skip(11);
         let mut ticks = || fields.next()?.parse::<u64>().ok();
@@ -102,7 +117,7 @@ impl Server {
         Ok(Duration::from_millis((user + system) * (1000 / TICKS)))
     }
 
-    /// The most memory that it had at a time.
+    /// Returns the peak of resident memory.
     pub(crate) fn peak_resident_bytes(&self) -> Result<u64, Box<dyn Error>> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -113,7 +128,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // One that has ended already is what is wanted.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

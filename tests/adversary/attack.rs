@@ -1,4 +1,4 @@
-//! What clients can do that stay within every limit: for each limit, an attack at exactly that limit.
+//! Attacks that stay within every limit: for each limit, one attack at exactly that limit.
 //!
 //! The worst-case table of `benches/` runs the same attacks, so nothing here depends on how tests start a server.
 
@@ -19,34 +19,34 @@ const BINARY: u8 = 0x82;
 const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
 
-/// Asks for compression so that the server cannot compress its answers: zlib has no window of 256 bytes. A bomb of a
-/// few bytes comes back in full length.
+/// Offers compression with a window of 256 bytes. zlib has no such window, so the server sends its replies
+/// uncompressed: a bomb of a few bytes comes back in full length.
 pub(crate) const COMPRESSED: &str = "permessage-deflate; server_max_window_bits=8";
 
-/// Empty final blocks of a message: fewer than the server takes.
+/// Empty final blocks in a message; the server accepts 256.
 const FINAL_BLOCKS: usize = 250;
 
-/// The longest wait of an attacker for anything.
-const WAIT: Duration = Duration::from_secs(60);
+/// Longest wait of an attacker for a reply or a close.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Between two connections of an attacker that lost the first one.
-const COME_BACK: Duration = Duration::from_millis(50);
+/// Delay before an attacker reconnects.
+const RECONNECT_DELAY: Duration = Duration::from_millis(50);
 
 /// Wraps a TCP connection in TLS.
 pub(crate) type Tls =
     Arc<dyn Fn(TcpStream) -> BoxFuture<'static, std::io::Result<Box<dyn Duplex>>> + Send + Sync>;
 
-/// The limits of the server that attackers stay within.
+/// Server limits that attackers stay within.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) message_bytes: usize,
     pub(crate) fragments: usize,
     pub(crate) json_depth: usize,
     pub(crate) subscriptions: usize,
-    /// Messages a second.
+    /// Messages per second.
     pub(crate) rate: f64,
     pub(crate) burst: f64,
-    /// Pings a second; twice as many may come at once.
+    /// Pings per second; the burst is twice as many.
     pub(crate) control_rate: f64,
     pub(crate) handshake_bytes: usize,
 }
@@ -67,28 +67,28 @@ impl Default for Limits {
     }
 }
 
-/// How a client comes in.
+/// How a client connects.
 #[derive(Clone)]
-pub(crate) struct Entrance {
+pub(crate) struct ConnectOptions {
     pub(crate) address: SocketAddr,
     pub(crate) tls: Option<Tls>,
-    /// What it offers in `Sec-WebSocket-Extensions`. With an offer it sends every message compressed.
+    /// Value of `Sec-WebSocket-Extensions`; with an offer, the client compresses every message.
     pub(crate) offer: Option<&'static str>,
     pub(crate) token: Option<String>,
     pub(crate) limits: Limits,
 }
 
-impl Entrance {
-    /// Connects with nothing but an address.
+impl ConnectOptions {
+    /// Connects over TCP, without compression and without a token.
     pub(crate) fn plain(address: SocketAddr) -> Self {
         Self { address, tls: None, offer: None, token: None, limits: Limits::default() }
     }
 
-    /// Opens a connection, with TLS where the server has it.
+    /// Opens a TCP connection, and TLS over it if configured.
     ///
     /// # Errors
     ///
-    /// What the system or TLS says.
+    /// The error of the connection or of the TLS handshake.
     pub(crate) async fn open(&self) -> std::io::Result<Box<dyn Duplex>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
@@ -102,7 +102,7 @@ impl Entrance {
     ///
     /// # Errors
     ///
-    /// The refusal.
+    /// The server's refusal.
     pub(crate) async fn connect(&self) -> Result<Wire, String> {
         let stream = self.open().await.map_err(|error| format!("no connection: {error}"))?;
         let mut lines = Vec::new();
@@ -111,7 +111,7 @@ impl Entrance {
         Wire::over(stream, &upgrade(self.address, &lines)).await
     }
 
-    /// A text message in one frame, compressed where that was offered.
+    /// Returns a text message as one frame, compressed if compression was offered.
     pub(crate) fn frame(&self, text: &str) -> Vec<u8> {
         match self.offer {
             None => masked(TEXT, text.as_bytes()),
@@ -120,55 +120,55 @@ impl Entrance {
     }
 }
 
-/// One way to use up a limit.
+/// One way to exhaust a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attack {
-    /// Echoes of full size that are read and compared with what was sent.
+    /// Echoes of the maximum size; each reply is compared with its request.
     FullEchoes,
-    /// Echoes of full size by clients that never read.
+    /// Echoes of the maximum size from clients that never read.
     UnreadEchoes,
-    /// Publishes to one topic that all attackers are subscribed to.
+    /// Publishes to one topic that all attackers subscribe to.
     FanOut,
-    /// The same in full size, and nobody reads.
+    /// The same with messages of the maximum size, from clients that never read.
     UnreadFanOut,
-    /// Publishes of full size that nobody is subscribed to: nothing but decoding.
+    /// Publishes of the maximum size without a subscriber: pure decoding.
     UnwantedPublishes,
-    /// Patterns of 128 levels that overlap, and publishes that match all but their last level.
+    /// Overlapping patterns of 128 levels, and publishes that match all levels except the last.
     DeepPatterns,
-    /// As many subscriptions as a client may have, each with the longest name.
+    /// The most subscriptions per client, each with the longest name.
     LongNames,
-    /// Patterns that are subscribed to and given up at once.
+    /// Patterns that are subscribed to and unsubscribed from at once.
     PatternChurn,
-    /// Hundreds of empty final blocks of DEFLATE ahead of a short message.
+    /// Hundreds of empty final DEFLATE blocks in front of a short message.
     EmptyBlocks,
-    /// Messages in as many fragments as they may have.
+    /// Messages in the most fragments.
     Fragments,
-    /// Messages of full size that nest as deep as they may.
+    /// Messages of the maximum size and nesting depth.
     DeepJson,
     /// The shortest messages.
     ShortMessages,
-    /// Messages that are no JSON.
+    /// Messages that are not JSON.
     Garbage,
-    /// Binary messages of full size.
+    /// Binary messages of the maximum size.
     Binary,
     /// WebSocket pings.
     Pings,
-    /// Tokens that are not good.
+    /// Tokens with an invalid signature.
     WrongTokens,
-    /// Connections that are closed as soon as they are welcomed.
+    /// Connections that are closed right after the `welcome`.
     Handshakes,
-    /// Heads that come in crumbs and never end.
+    /// Request heads in small pieces that never end (slowloris).
     SlowHeads,
-    /// Connections that begin a handshake, or TLS, and say no more.
+    /// Connections that stop in the middle of the handshake.
     HalfOpen,
-    /// Connections that send the burst they may and come back for another one.
+    /// Connections that send a full burst, close and reconnect.
     Reconnects,
-    /// Clients that read 20 KB a second of echoes of full size.
+    /// Clients that read echoes of the maximum size at 20 KB/s.
     SlowReaders,
 }
 
 impl Attack {
-    /// All of them, in the order of the table of limits.
+    /// All attacks, in the order of the table of limits.
     pub(crate) const ALL: [Self; 21] = [
         Self::Handshakes,
         Self::Reconnects,
@@ -193,34 +193,34 @@ impl Attack {
         Self::SlowReaders,
     ];
 
-    /// What it does, for a table or a message.
+    /// Returns a short description.
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::FullEchoes => "echoes of full size",
-            Self::UnreadEchoes => "echoes of full size, never read",
+            Self::FullEchoes => "echoes of the maximum size",
+            Self::UnreadEchoes => "echoes of the maximum size, never read",
             Self::FanOut => "publishes to each other, 1 KiB",
-            Self::UnreadFanOut => "publishes of full size to each other, never read",
-            Self::UnwantedPublishes => "publishes of full size to nobody",
+            Self::UnreadFanOut => "publishes of the maximum size to each other, never read",
+            Self::UnwantedPublishes => "publishes of the maximum size without subscribers",
             Self::DeepPatterns => "overlapping patterns of 128 levels",
             Self::LongNames => "subscriptions to names of 255 bytes",
-            Self::PatternChurn => "patterns subscribed to and given up",
-            Self::EmptyBlocks => "empty final blocks in a message",
+            Self::PatternChurn => "pattern subscribe/unsubscribe churn",
+            Self::EmptyBlocks => "empty final DEFLATE blocks",
             Self::Fragments => "messages in the most fragments",
-            Self::DeepJson => "JSON of full size and depth",
+            Self::DeepJson => "JSON of the maximum size and depth",
             Self::ShortMessages => "the shortest messages",
-            Self::Garbage => "messages that are no JSON",
-            Self::Binary => "binary messages of full size",
+            Self::Garbage => "messages that are not JSON",
+            Self::Binary => "binary messages of the maximum size",
             Self::Pings => "WebSocket pings",
-            Self::WrongTokens => "tokens that are not good",
+            Self::WrongTokens => "tokens with an invalid signature",
             Self::Handshakes => "handshakes",
-            Self::SlowHeads => "heads in crumbs",
-            Self::HalfOpen => "handshakes that stop",
-            Self::Reconnects => "bursts of connections that come back",
-            Self::SlowReaders => "readers of 20 KB/s",
+            Self::SlowHeads => "request heads in small pieces",
+            Self::HalfOpen => "unfinished handshakes",
+            Self::Reconnects => "full bursts of reconnecting clients",
+            Self::SlowReaders => "slow readers, 20 KB/s",
         }
     }
 
-    /// The limit that it stays at.
+    /// Returns the limit that the attack stays at.
     pub(crate) const fn limit(self) -> &'static str {
         match self {
             Self::FullEchoes | Self::UnwantedPublishes | Self::Binary => "--max-message-bytes",
@@ -238,66 +238,82 @@ impl Attack {
         }
     }
 
-    /// The rate that each attacker is allowed, for a table.
+    /// Returns the rate that each attacker is allowed.
     pub(crate) const fn allowance(self) -> &'static str {
         match self {
             Self::Pings => "50/s",
             Self::WrongTokens => "5/s",
-            Self::Handshakes | Self::Reconnects => "as fast as it is let in",
+            Self::Handshakes | Self::Reconnects => "no limit by default",
             Self::SlowHeads | Self::HalfOpen => "one at a time",
             Self::SlowReaders | Self::LongNames => "held",
             _ => "100/s",
         }
     }
 
-    /// Whether it is none without compression.
+    /// Returns `true` if the attack needs compression.
     pub(crate) const fn is_compressed_only(self) -> bool {
         matches!(self, Self::EmptyBlocks)
     }
 
-    /// Attacks until it is dropped; returns only when the server gave wrong bytes, with what was wrong.
-    pub(crate) async fn go_on(self, entrance: &Entrance, client: usize, tally: &Tally) -> String {
+    /// Attacks and reconnects until the future is dropped. Returns only if the server sent wrong bytes, with a
+    /// description of them.
+    pub(crate) async fn run(
+        self,
+        options: &ConnectOptions,
+        client: usize,
+        counters: &AttackCounters,
+    ) -> String {
         loop {
-            match self.attack_once(entrance, client, tally).await {
-                Fault::Ended(how) => tally.ended(how),
-                Fault::Wrong(what) => return what,
+            match self.attack_once(options, client, counters).await {
+                AttackEnd::Closed(how) => counters.ended(how),
+                AttackEnd::WrongBytes(what) => return what,
             }
-            tokio::time::sleep(COME_BACK).await;
+            tokio::time::sleep(RECONNECT_DELAY).await;
         }
     }
 
-    async fn attack_once(self, entrance: &Entrance, client: usize, tally: &Tally) -> Fault {
-        let attack: BoxFuture<'_, Attacked> = match self {
-            Self::Handshakes => Box::pin(shake_hands(entrance, tally)),
-            Self::SlowHeads => Box::pin(send_head_in_crumbs(entrance, tally)),
-            Self::HalfOpen => Box::pin(open_half(entrance, tally)),
-            Self::Reconnects => Box::pin(send_burst_and_leave(entrance, tally)),
-            Self::SlowReaders => Box::pin(read_slowly(entrance, tally)),
-            _ => Box::pin(self.send_at_the_rate(entrance, client, tally)),
+    async fn attack_once(
+        self,
+        options: &ConnectOptions,
+        client: usize,
+        counters: &AttackCounters,
+    ) -> AttackEnd {
+        let attack: BoxFuture<'_, AttackResult> = match self {
+            Self::Handshakes => Box::pin(shake_hands(options, counters)),
+            Self::SlowHeads => Box::pin(send_head_in_crumbs(options, counters)),
+            Self::HalfOpen => Box::pin(open_half(options, counters)),
+            Self::Reconnects => Box::pin(send_burst_and_leave(options, counters)),
+            Self::SlowReaders => Box::pin(read_slowly(options, counters)),
+            _ => Box::pin(self.send_at_rate(options, client, counters)),
         };
         attack.await.unwrap_or_else(|fault| fault)
     }
 
-    /// The attacks that are made of messages.
-    async fn send_at_the_rate(self, entrance: &Entrance, client: usize, tally: &Tally) -> Attacked {
-        let wire = entrance.connect().await.map_err(Fault::Ended)?;
-        tally.connected();
-        let Some(Plan { ahead, again, reading, bucket }) = self.plan(entrance, client) else {
-            return Err(Fault::Wrong(format!("{} is not made of messages alone", self.name())));
+    /// Runs an attack that consists of messages.
+    async fn send_at_rate(
+        self,
+        options: &ConnectOptions,
+        client: usize,
+        counters: &AttackCounters,
+    ) -> AttackResult {
+        let wire = options.connect().await.map_err(AttackEnd::Closed)?;
+        counters.connected();
+        let Some(MessagePlan { ahead, again, reading, bucket }) = self.plan(options, client) else {
+            return Err(AttackEnd::WrongBytes(format!("{} does not consist of messages", self.name())));
         };
         let (stream, read) = wire.into_parts();
         let (from, to) = tokio::io::split(stream);
-        let mut sender = Sender { to, bucket, tally };
+        let mut sender = Sender { to, bucket, counters };
         tokio::select! {
             sent = sender.send(&ahead, &again) => sent,
             read = reading.read(from, read) => read,
         }
     }
 
-    /// What a client sends and reads; `None` where an attack is not made of messages alone.
-    fn plan(self, entrance: &Entrance, client: usize) -> Option<Plan> {
-        let limits = entrance.limits;
-        let mut bucket = Bucket::new(limits.rate, limits.burst);
+    /// Returns what a client sends and reads; `None` if the attack does not consist of messages.
+    fn plan(self, options: &ConnectOptions, client: usize) -> Option<MessagePlan> {
+        let limits = options.limits;
+        let mut bucket = TokenBucket::new(limits.rate, limits.burst);
         let letter = letter(client);
         let full = |head: &str, tail: &str| {
             let fill = limits.message_bytes - head.len() - tail.len();
@@ -308,10 +324,10 @@ impl Attack {
                 (format!(r#"{{"type":"publish","data":{{"topic":"{topic}","message":""#), r#""}}"#);
             format!("{head}{}{tail}", letter.to_string().repeat(len - head.len() - tail.len()))
         };
-        let texts = |texts: Vec<String>| texts.iter().map(|text| entrance.frame(text)).collect::<Vec<_>>();
+        let texts = |texts: Vec<String>| texts.iter().map(|text| options.frame(text)).collect::<Vec<_>>();
         let (ahead, again, reading) = match self {
             Self::FullEchoes => {
-                // Of different lengths, so that an answer of another message, or of another client, is seen.
+                // Different lengths and letters: a reply to another message or another client shows.
                 let echoes: Vec<_> = (0..4)
                     .map(|n| {
                         let mut echo = full(&format!(r#"{{"type":"echo","id":{n},"data":""#), r#""}"#);
@@ -339,7 +355,7 @@ impl Attack {
             Self::DeepPatterns => {
                 let patterns = (0..limits.subscriptions).map(|n| subscribe(&deep_pattern(client, n)));
                 let deepest = publish(&vec!["a"; 128].join("."), 400);
-                // Some publish, the others only hold what has to be matched.
+                // A quarter of the clients publish; the others only hold patterns.
                 let again = if client.is_multiple_of(4) { texts(vec![deepest]) } else { vec![] };
                 (texts(patterns.collect()), again, Reading::All)
             }
@@ -355,7 +371,7 @@ impl Attack {
                 (vec![], texts(churn.collect()), Reading::All)
             }
             Self::EmptyBlocks => {
-                // What comes before them fills the window, which a decoder may carry over each of them.
+                // The output before them fills the window that a decoder carries over each block.
                 let window = [deflated(&[b' '; 40_000]), vec![0, 0, 0xff, 0xff]].concat();
                 let blocks = [3, 0].repeat(FINAL_BLOCKS);
                 let payload = [window, blocks, deflated(br#"{"type":"ping"}"#)].concat();
@@ -377,11 +393,11 @@ impl Attack {
             Self::Garbage => (vec![], texts(vec![r#"{"type":"#.to_owned()]), Reading::All),
             Self::Binary => (vec![], vec![masked(BINARY, &vec![0; limits.message_bytes])], Reading::All),
             Self::Pings => {
-                bucket = Bucket::new(limits.control_rate, 2.0 * limits.control_rate);
+                bucket = TokenBucket::new(limits.control_rate, 2.0 * limits.control_rate);
                 (vec![], vec![masked(PING, &[b'x'; 125])], Reading::All)
             }
             Self::WrongTokens => {
-                bucket = Bucket::new(5.0, 50.0);
+                bucket = TokenBucket::new(5.0, 50.0);
                 let text = format!(r#"{{"type":"authenticate","data":{{"token":"{WRONG_TOKEN}"}}}}"#);
                 (vec![], texts(vec![text]), Reading::All)
             }
@@ -389,21 +405,21 @@ impl Attack {
                 return None;
             }
         };
-        Some(Plan { ahead, again, reading, bucket })
+        Some(MessagePlan { ahead, again, reading, bucket })
     }
 }
 
-/// What a client of an attack does that is made of messages.
-struct Plan {
-    /// Frames that are sent once.
+/// What one client of a message attack sends and reads.
+struct MessagePlan {
+    /// Frames to send once.
     ahead: Vec<Vec<u8>>,
-    /// Frames that are sent again and again after that.
+    /// Frames to send repeatedly after that.
     again: Vec<Vec<u8>>,
     reading: Reading,
-    bucket: Bucket,
+    bucket: TokenBucket,
 }
 
-/// Well formed, signed with a key that nobody has, and good for a long time.
+/// A well-formed token with an invalid signature and a distant expiry.
 const WRONG_TOKEN: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJub2JvZHkiLCJleHAiOjk5OTk5OTk5OTl9.\
     AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
@@ -411,12 +427,12 @@ fn subscribe(topic: &str) -> String {
     format!(r#"{{"type":"subscribe","data":{{"topic":"{topic}"}}}}"#)
 }
 
-/// What the messages of a client are filled with.
+/// Returns the letter that fills the messages of a client.
 fn letter(client: usize) -> char {
     char::from(b'a' + u8::try_from(client % 26).unwrap_or_default())
 }
 
-/// Differs from all others, of this client and of others, only in its first levels.
+/// Returns a pattern that differs from all other patterns only in its first levels.
 fn deep_pattern(client: usize, n: usize) -> String {
     let number = client * 128 + n;
     let first = (0..16).map(|bit| if number >> bit & 1 == 0 { "*" } else { "a" });
@@ -424,37 +440,37 @@ fn deep_pattern(client: usize, n: usize) -> String {
     levels.join(".")
 }
 
-/// Of the greatest length, every other one a pattern.
+/// Returns a name of the maximum length; every other one is a pattern.
 fn long_name(client: usize, n: usize) -> String {
     let name = format!("{}.{client}.{n}.", if n.is_multiple_of(2) { "*" } else { "attack" });
     format!("{name}{}", "x".repeat(255 - name.len()))
 }
 
-/// Why an attacker's connection is over.
+/// Why an attacker's connection ended.
 #[derive(Debug)]
-enum Fault {
-    /// It was refused or closed, which may be the limit's own answer.
-    Ended(String),
-    /// The server sent what it must not send.
-    Wrong(String),
+enum AttackEnd {
+    /// The server refused or closed it, which may be how the limit is enforced.
+    Closed(String),
+    /// The server sent bytes that it must not send.
+    WrongBytes(String),
 }
 
-/// Nothing good can come of an attack: it goes on until it fails.
-type Attacked = Result<Fault, Fault>;
+/// An attack runs until its connection ends, so both variants are an end.
+type AttackResult = Result<AttackEnd, AttackEnd>;
 
-/// A sender that keeps to its rate.
+/// Sends messages at the allowed rate.
 struct Sender<'a> {
     to: WriteHalf<Box<dyn Duplex>>,
-    bucket: Bucket,
-    tally: &'a Tally,
+    bucket: TokenBucket,
+    counters: &'a AttackCounters,
 }
 
-/// Bytes that an attacker writes at once.
+/// Most bytes in one write of an attacker.
 const BATCH: usize = 256 * 1024;
 
 impl Sender<'_> {
-    /// Sends some messages once and others again and again.
-    async fn send(&mut self, ahead: &[Vec<u8>], again: &[Vec<u8>]) -> Attacked {
+    /// Sends `ahead` once and then `again` repeatedly.
+    async fn send(&mut self, ahead: &[Vec<u8>], again: &[Vec<u8>]) -> AttackResult {
         let message = |n: usize| match n.checked_sub(ahead.len()) {
             None => ahead.get(n),
             Some(n) => again.get(n.checked_rem(again.len())?),
@@ -473,36 +489,36 @@ impl Sender<'_> {
             let count = (next - first) as u64;
             self.bucket.take(count);
             let written = self.to.write_all(&batch).await;
-            written.map_err(|error| Fault::Ended(format!("not written: {error}")))?;
-            self.tally.sent(count);
+            written.map_err(|error| AttackEnd::Closed(format!("not written: {error}")))?;
+            self.counters.sent(count);
         }
-        // What is held is all that there is to do.
+        // The attack holds what it has.
         std::future::pending().await
     }
 }
 
-/// Messages that may be sent now, as the server counts them; a little slower, so that clocks make no difference.
+/// Messages that may be sent now. Refills 3 % slower than the server's bucket, so that clocks make no difference.
 #[derive(Debug)]
-struct Bucket {
+struct TokenBucket {
     rate: f64,
     burst: f64,
     tokens: f64,
     last: Instant,
 }
 
-impl Bucket {
+impl TokenBucket {
     fn new(rate: f64, burst: f64) -> Self {
         Self { rate: rate * 0.97, burst, tokens: burst, last: Instant::now() }
     }
 
-    /// Waits until some may be sent; how many.
+    /// Waits until messages may be sent and returns how many.
     async fn wait(&mut self) -> u64 {
         loop {
             let now = Instant::now();
             let filled = (now - self.last).as_secs_f64() * self.rate;
             self.tokens = (self.tokens + filled).min(self.burst);
             self.last = now;
-            // A few together, as a client does that has a timer.
+            // A twentieth of a second's worth at a time, as a client with a timer.
             let few = (self.rate / 20.0).max(1.0);
             if self.tokens >= few {
                 return self.tokens as u64;
@@ -516,18 +532,18 @@ impl Bucket {
     }
 }
 
-/// What an attacker does with what comes.
+/// How an attacker reads.
 enum Reading {
-    /// It never reads.
+    /// Never.
     Never,
-    /// It reads and forgets.
+    /// Reads and discards everything.
     All,
-    /// It expects these, again and again in this order.
+    /// Compares replies with these texts, repeatedly in this order.
     Compare(Vec<String>),
 }
 
 impl Reading {
-    async fn read(&self, mut from: ReadHalf<Box<dyn Duplex>>, mut read: Vec<u8>) -> Attacked {
+    async fn read(&self, mut from: ReadHalf<Box<dyn Duplex>>, mut read: Vec<u8>) -> AttackResult {
         let mut buffer = vec![0; 64 * 1024];
         let mut expected = match self {
             Self::Never => return std::future::pending().await,
@@ -541,26 +557,26 @@ impl Reading {
                     compare(&frame, expected)?;
                 }
             } else {
-                // The end is told in a frame at the end.
+                // Keep the end: it has the close frame.
                 read.drain(..read.len().saturating_sub(200));
             }
-            let len = from.read(&mut buffer).await.map_err(|error| Fault::Ended(error.to_string()))?;
+            let len = from.read(&mut buffer).await.map_err(|error| AttackEnd::Closed(error.to_string()))?;
             if len == 0 {
-                return Ok(Fault::Ended(last_words(&read)));
+                return Ok(AttackEnd::Closed(last_words(&read)));
             }
             read.extend_from_slice(&buffer[..len]);
         }
     }
 }
 
-/// The readable end of what came last.
+/// Returns the readable end of what was received.
 fn last_words(read: &[u8]) -> String {
     let tail = &read[read.len().saturating_sub(80)..];
     let text: String = String::from_utf8_lossy(tail).chars().filter(|c| c.is_ascii_graphic()).collect();
     format!("ended after {text:?}")
 }
 
-fn compare<'a>(frame: &WireFrame, expected: &mut impl Iterator<Item = &'a String>) -> Result<(), Fault> {
+fn compare<'a>(frame: &WireFrame, expected: &mut impl Iterator<Item = &'a String>) -> Result<(), AttackEnd> {
     match frame.first & !RSV1 {
         TEXT => {
             let got = frame.text();
@@ -568,11 +584,11 @@ fn compare<'a>(frame: &WireFrame, expected: &mut impl Iterator<Item = &'a String
                 return Ok(());
             }
             let expected = expected.next().map(String::as_str).unwrap_or_default();
-            // Who may not do this is told so for each message.
+            // A client without a token gets an error for each message.
             if got == expected || got.starts_with(r#"{"type":"error""#) {
                 return Ok(());
             }
-            Err(Fault::Wrong(format!(
+            Err(AttackEnd::WrongBytes(format!(
                 "an attacker that sent {} bytes {:?} got {} bytes {:?}",
                 expected.len(),
                 ends(expected),
@@ -580,12 +596,12 @@ fn compare<'a>(frame: &WireFrame, expected: &mut impl Iterator<Item = &'a String
                 ends(&got)
             )))
         }
-        CLOSE => Err(Fault::Ended(close_reason(frame))),
+        CLOSE => Err(AttackEnd::Closed(close_reason(frame))),
         _ => Ok(()),
     }
 }
 
-/// The code and the reason of a close frame.
+/// Describes a close frame by code and reason.
 pub(crate) fn close_reason(frame: &WireFrame) -> String {
     match frame.payload.split_first_chunk() {
         Some((code, reason)) => {
@@ -595,7 +611,7 @@ pub(crate) fn close_reason(frame: &WireFrame) -> String {
     }
 }
 
-/// Where a long text begins and how it ends.
+/// Shortens a text to its beginning and its end.
 pub(crate) fn ends(text: &str) -> String {
     if text.len() <= 80 || !text.is_ascii() {
         return text.chars().take(80).collect();
@@ -603,14 +619,14 @@ pub(crate) fn ends(text: &str) -> String {
     format!("{}…{}", &text[..40], &text[text.len() - 30..])
 }
 
-async fn shake_hands(entrance: &Entrance, tally: &Tally) -> Attacked {
+async fn shake_hands(options: &ConnectOptions, counters: &AttackCounters) -> AttackResult {
     loop {
-        // A refusal is one's due; the next attempt comes at once all the same.
-        match entrance.connect().await {
-            Ok(_) => tally.connected(),
-            Err(refusal) => tally.ended(first_line(&refusal)),
+        // The next attempt follows a refusal at once.
+        match options.connect().await {
+            Ok(_) => counters.connected(),
+            Err(refusal) => counters.ended(first_line(&refusal)),
         }
-        tally.sent(1);
+        counters.sent(1);
         tokio::task::yield_now().await;
     }
 }
@@ -619,93 +635,93 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-async fn send_head_in_crumbs(entrance: &Entrance, tally: &Tally) -> Attacked {
-    let mut stream = entrance.open().await.map_err(|error| Fault::Ended(error.to_string()))?;
-    tally.connected();
-    let head = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(entrance.limits.handshake_bytes));
+async fn send_head_in_crumbs(options: &ConnectOptions, counters: &AttackCounters) -> AttackResult {
+    let mut stream = options.open().await.map_err(|error| AttackEnd::Closed(error.to_string()))?;
+    counters.connected();
+    let head = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(options.limits.handshake_bytes));
     let mut buffer = [0; 1024];
-    for crumb in head.as_bytes()[..entrance.limits.handshake_bytes - 4].chunks(64) {
-        stream.write_all(crumb).await.map_err(|error| Fault::Ended(error.to_string()))?;
+    for crumb in head.as_bytes()[..options.limits.handshake_bytes - 4].chunks(64) {
+        stream.write_all(crumb).await.map_err(|error| AttackEnd::Closed(error.to_string()))?;
         let pause = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut buffer)).await;
         if let Ok(Ok(0) | Err(_)) = pause {
-            return Ok(Fault::Ended("the head took too long".to_owned()));
+            return Ok(AttackEnd::Closed("the head took too long".to_owned()));
         }
     }
     until_closed(stream).await
 }
 
-async fn open_half(entrance: &Entrance, tally: &Tally) -> Attacked {
-    let stream = TcpStream::connect(entrance.address).await;
-    let mut stream = stream.map_err(|error| Fault::Ended(error.to_string()))?;
-    tally.connected();
-    let begun: &[u8] = match entrance.tls {
-        // Most of a client's first record.
+async fn open_half(options: &ConnectOptions, counters: &AttackCounters) -> AttackResult {
+    let stream = TcpStream::connect(options.address).await;
+    let mut stream = stream.map_err(|error| AttackEnd::Closed(error.to_string()))?;
+    counters.connected();
+    let begun: &[u8] = match options.tls {
+        // The beginning of a ClientHello.
         Some(_) => b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         None => b"GET / HTTP/1.1\r\nHost: ",
     };
-    stream.write_all(begun).await.map_err(|error| Fault::Ended(error.to_string()))?;
+    stream.write_all(begun).await.map_err(|error| AttackEnd::Closed(error.to_string()))?;
     until_closed(Box::new(stream)).await
 }
 
-async fn until_closed(mut stream: Box<dyn Duplex>) -> Attacked {
+async fn until_closed(mut stream: Box<dyn Duplex>) -> AttackResult {
     let mut all = Vec::new();
-    let ended = tokio::time::timeout(WAIT, stream.read_to_end(&mut all)).await;
-    Ok(Fault::Ended(match ended {
+    let ended = tokio::time::timeout(ANSWER_TIMEOUT, stream.read_to_end(&mut all)).await;
+    Ok(AttackEnd::Closed(match ended {
         Ok(_) => format!("answered {:?}", first_line(&String::from_utf8_lossy(&all))),
-        Err(_) => format!("not ended in {WAIT:?}"),
+        Err(_) => format!("not ended in {ANSWER_TIMEOUT:?}"),
     }))
 }
 
-async fn send_burst_and_leave(entrance: &Entrance, tally: &Tally) -> Attacked {
-    let burst = entrance.frame(r#"{"type":"ping"}"#).repeat(entrance.limits.burst as usize - 1);
-    let last = entrance.frame(r#"{"type":"echo","data":"that was all"}"#);
+async fn send_burst_and_leave(options: &ConnectOptions, counters: &AttackCounters) -> AttackResult {
+    let burst = options.frame(r#"{"type":"ping"}"#).repeat(options.limits.burst as usize - 1);
+    let last = options.frame(r#"{"type":"echo","data":"that was all"}"#);
     loop {
-        let wire = match entrance.connect().await {
+        let wire = match options.connect().await {
             Ok(wire) => wire,
             Err(refusal) => {
-                tally.ended(first_line(&refusal));
+                counters.ended(first_line(&refusal));
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 continue;
             }
         };
-        tally.connected();
+        counters.connected();
         let (mut stream, mut read) = wire.into_parts();
         let written = stream.write_all(&[&burst[..], &last].concat()).await;
-        written.map_err(|error| Fault::Ended(error.to_string()))?;
-        tally.sent(entrance.limits.burst as u64);
+        written.map_err(|error| AttackEnd::Closed(error.to_string()))?;
+        counters.sent(options.limits.burst as u64);
         let mut buffer = vec![0; 16 * 1024];
-        // The answer, or that it came too fast.
+        // Until the reply to the last message, or the first `rate_limited`.
         while !read.windows(12).any(|window| window == b"that was all")
             && !read.windows(12).any(|window| window == b"rate_limited")
         {
             read.drain(..read.len().saturating_sub(16));
-            let came = tokio::time::timeout(WAIT, stream.read(&mut buffer)).await;
+            let came = tokio::time::timeout(ANSWER_TIMEOUT, stream.read(&mut buffer)).await;
             match came {
                 Ok(Ok(len @ 1..)) => read.extend_from_slice(&buffer[..len]),
-                Ok(_) => return Ok(Fault::Ended(last_words(&read))),
-                Err(_) => return Ok(Fault::Ended(format!("no answer in {WAIT:?}"))),
+                Ok(_) => return Ok(AttackEnd::Closed(last_words(&read))),
+                Err(_) => return Ok(AttackEnd::Closed(format!("no answer in {ANSWER_TIMEOUT:?}"))),
             }
         }
     }
 }
 
-/// Bytes a second that a slow reader takes.
-const SLOW: usize = 20_000;
+/// Bytes per second of a slow reader.
+const SLOW_READ_RATE: usize = 20_000;
 
-async fn read_slowly(entrance: &Entrance, tally: &Tally) -> Attacked {
-    let wire = entrance.connect().await.map_err(Fault::Ended)?;
-    tally.connected();
+async fn read_slowly(options: &ConnectOptions, counters: &AttackCounters) -> AttackResult {
+    let wire = options.connect().await.map_err(AttackEnd::Closed)?;
+    counters.connected();
     let (mut stream, _) = wire.into_parts();
-    let data = "s".repeat(entrance.limits.message_bytes - 30);
-    let echo = entrance.frame(&format!(r#"{{"type":"echo","data":"{data}"}}"#));
-    stream.write_all(&echo.repeat(4)).await.map_err(|error| Fault::Ended(error.to_string()))?;
-    tally.sent(4);
-    let mut buffer = vec![0; SLOW / 10];
+    let data = "s".repeat(options.limits.message_bytes - 30);
+    let echo = options.frame(&format!(r#"{{"type":"echo","data":"{data}"}}"#));
+    stream.write_all(&echo.repeat(4)).await.map_err(|error| AttackEnd::Closed(error.to_string()))?;
+    counters.sent(4);
+    let mut buffer = vec![0; SLOW_READ_RATE / 10];
     let mut tail = Vec::new();
     loop {
-        let len = stream.read(&mut buffer).await.map_err(|error| Fault::Ended(error.to_string()))?;
+        let len = stream.read(&mut buffer).await.map_err(|error| AttackEnd::Closed(error.to_string()))?;
         if len == 0 {
-            return Ok(Fault::Ended(last_words(&tail)));
+            return Ok(AttackEnd::Closed(last_words(&tail)));
         }
         tail.extend_from_slice(&buffer[..len]);
         tail.drain(..tail.len().saturating_sub(100));
@@ -713,17 +729,17 @@ async fn read_slowly(entrance: &Entrance, tally: &Tally) -> Attacked {
     }
 }
 
-/// What attackers did and what became of it.
+/// Counts what attackers did and how their connections ended.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct AttackCounters {
     connected: AtomicU64,
     sent: AtomicU64,
     ended: AtomicU64,
-    /// How the last one ended.
+    /// How the last connection ended.
     last_end: std::sync::Mutex<String>,
 }
 
-impl Tally {
+impl AttackCounters {
     fn connected(&self) {
         self.connected.fetch_add(1, Ordering::Relaxed);
     }
@@ -739,18 +755,18 @@ impl Tally {
         }
     }
 
-    /// Messages, or handshakes, that attackers have sent.
+    /// Returns the number of messages (or handshakes) sent.
     pub(crate) fn messages(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Connections that attackers have had.
+    /// Returns the number of connections opened.
     pub(crate) fn connections(&self) -> u64 {
         self.connected.load(Ordering::Relaxed)
     }
 }
 
-impl std::fmt::Display for Tally {
+impl std::fmt::Display for AttackCounters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} connections, {} messages", self.connections(), self.messages())?;
         let ended = self.ended.load(Ordering::Relaxed);
@@ -762,37 +778,37 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// Attackers at work.
+/// Tasks of attackers; dropping it ends them.
 #[derive(Debug, Default)]
-pub(crate) struct Crowd {
+pub(crate) struct Attackers {
     tasks: JoinSet<String>,
-    pub(crate) tally: Arc<Tally>,
+    pub(crate) counters: Arc<AttackCounters>,
 }
 
-impl Crowd {
-    /// Lets so many more clients attack, who come in by each of the entrances in turn.
-    pub(crate) fn gather(&mut self, attack: Attack, entrances: &[Entrance], clients: usize) {
-        for (client, entrance) in entrances.iter().cycle().take(clients).enumerate() {
-            let (entrance, tally) = (entrance.clone(), Arc::clone(&self.tally));
-            self.tasks.spawn(async move { attack.go_on(&entrance, client, &tally).await });
+impl Attackers {
+    /// Starts attackers, which take `options` in turn.
+    pub(crate) fn spawn(&mut self, attack: Attack, options: &[ConnectOptions], clients: usize) {
+        for (client, options) in options.iter().cycle().take(clients).enumerate() {
+            let (options, counters) = (options.clone(), Arc::clone(&self.counters));
+            self.tasks.spawn(async move { attack.run(&options, client, &counters).await });
         }
     }
 
-    /// Ends all of it.
+    /// Ends all attackers.
     ///
     /// # Errors
     ///
-    /// What an attacker got that was not its due.
-    pub(crate) async fn disperse(mut self) -> Result<Arc<Tally>, String> {
+    /// A description of the wrong bytes, if an attacker received any.
+    pub(crate) async fn stop(mut self) -> Result<Arc<AttackCounters>, String> {
         self.tasks.abort_all();
         while let Some(done) = self.tasks.join_next().await {
             match done {
                 Ok(wrong) => return Err(wrong),
-                // Whoever waited in vain for something says so by a panic.
+                // A wait of the wire client that timed out.
                 Err(error) if error.is_panic() => return Err(format!("an attacker failed: {error}")),
                 Err(_) => {}
             }
         }
-        Ok(self.tally)
+        Ok(self.counters)
     }
 }

@@ -1,4 +1,4 @@
-//! The server API under attack: what proves health goes on, every wait has an end, and answers arrive.
+//! The server API under attack: health checks answer, waits end, and responses arrive.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -8,29 +8,29 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::attack::{Entrance, ends};
-use crate::healthy::Healthy;
+use crate::attack::{ConnectOptions, ends};
+use crate::healthy::HealthyClients;
 use crate::support::{Server, http};
 
-/// The places of the API that attackers take.
-const PLACES: usize = 8;
+/// `--max-api-connections`; attackers open more than that.
+const MAX_CONNECTIONS: usize = 8;
 
-/// How long an answer may take that does not depend on the attackers.
-const SOON: Duration = Duration::from_secs(10);
+/// Bound on a response while attackers hold their connections.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn start(flags: &[&str]) -> Server {
     Server::start(&[&["--max-api-connections", "8"], flags].concat())
 }
 
-/// Opens a connection to the API and says something.
+/// Opens a connection to the API and writes `text`.
 async fn say(api: SocketAddr, text: &str) -> TcpStream {
     let mut stream = TcpStream::connect(api).await.expect("the API takes connections");
-    // What the server does not want any more is lost.
+    // The server may have closed it already.
     let _ = stream.write_all(text.as_bytes()).await;
     stream
 }
 
-/// The status of a call on a connection of its own; 0 where the connection ended without an answer.
+/// Returns the status of a GET on a new connection; 0 if the connection ended without a response.
 async fn status(api: SocketAddr, path: &str) -> Result<u16, String> {
     let call = async {
         let mut stream =
@@ -40,11 +40,11 @@ async fn status(api: SocketAddr, path: &str) -> Result<u16, String> {
         let answer = String::from_utf8_lossy(&answer).into_owned();
         answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
     };
-    let answer = tokio::time::timeout(SOON, call).await;
-    answer.map_err(|_| format!("GET {path} was not answered in {SOON:?}"))
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, call).await;
+    answer.map_err(|_| format!("GET {path} was not answered in {ANSWER_TIMEOUT:?}"))
 }
 
-/// What an orchestrator asks is answered, and other calls are answered or refused.
+/// Checks that health checks answer 200 and that other calls are answered or refused.
 async fn check_health(server: &Server, attack: &str) {
     for _ in 0..3 {
         for path in ["/health/live", "/health/ready"] {
@@ -56,37 +56,37 @@ async fn check_health(server: &Server, attack: &str) {
     assert!([200, 503, 0].contains(&status), "{attack}: GET /v1/stats answered {status}");
 }
 
-async fn take_all_places(server: &Server, text: &str) -> Vec<TcpStream> {
-    join_all((0..PLACES + 4).map(|_| say(server.api(), text))).await
+async fn open_all(server: &Server, text: &str) -> Vec<TcpStream> {
+    join_all((0..MAX_CONNECTIONS + 4).map(|_| say(server.api(), text))).await
 }
 
 #[tokio::test]
-async fn health_is_told_while_idle_connections_take_all_places() {
+async fn health_checks_answer_beside_idle_connections() {
     let server = start(&[]);
     let request = format!("GET /health/live HTTP/1.1\r\nHost: {}\r\n\r\n", server.api());
-    let mut idle = take_all_places(&server, &request).await;
+    let mut idle = open_all(&server, &request).await;
     let mut answered = 0;
     for stream in &mut idle {
         let mut buffer = [0; 1024];
         let read = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut buffer)).await;
         answered += usize::from(matches!(read, Ok(Ok(1..))));
     }
-    assert!(answered >= PLACES, "{answered} of {PLACES} connections were answered");
+    assert!(answered >= MAX_CONNECTIONS, "{answered} of {MAX_CONNECTIONS} connections were answered");
     check_health(&server, "idle connections").await;
 }
 
 #[tokio::test]
-async fn health_is_told_while_heads_that_never_end_take_all_places() {
+async fn health_checks_answer_beside_unfinished_heads() {
     let server = start(&[]);
-    let _held = take_all_places(&server, "GET /v1/stats HTTP/1.1\r\nHost: ").await;
-    check_health(&server, "heads that never end").await;
+    let _held = open_all(&server, "GET /v1/stats HTTP/1.1\r\nHost: ").await;
+    check_health(&server, "unfinished heads").await;
 }
 
 #[tokio::test]
-async fn health_is_told_while_bodies_that_never_end_take_all_places() {
+async fn health_checks_answer_beside_unfinished_bodies() {
     let server = start(&[]);
-    let _held = take_all_places(&server, &unfinished_body(&server)).await;
-    check_health(&server, "bodies that never end").await;
+    let _held = open_all(&server, &unfinished_body(&server)).await;
+    check_health(&server, "unfinished bodies").await;
 }
 
 fn unfinished_body(server: &Server) -> String {
@@ -98,9 +98,9 @@ fn unfinished_body(server: &Server) -> String {
 
 #[tokio::test]
 #[ignore = "long: up to two minutes"]
-async fn a_body_that_never_ends_is_given_up() {
+async fn an_unfinished_body_times_out() {
     let server = start(&[]);
-    let held = take_all_places(&server, &unfinished_body(&server)).await;
+    let held = open_all(&server, &unfinished_body(&server)).await;
     for mut stream in held {
         let mut answer = Vec::new();
         let ended = tokio::time::timeout(Duration::from_secs(120), stream.read_to_end(&mut answer)).await;
@@ -108,32 +108,31 @@ async fn a_body_that_never_ends_is_given_up() {
     }
 }
 
-/// Each takes all events and reads none, while clients cause many.
 #[tokio::test]
-async fn health_is_told_while_event_streams_are_never_read() {
+async fn health_checks_answer_beside_unread_event_streams() {
     let server = start(&[]);
     let request = format!("GET /v1/events HTTP/1.1\r\nHost: {}\r\n\r\n", server.api());
-    let _held = take_all_places(&server, &request).await;
+    let _held = open_all(&server, &request).await;
     let before = server.resident_bytes();
-    let entrance = Entrance::plain(server.clients);
+    let options = ConnectOptions::plain(server.clients);
     let healthy =
-        Healthy::start(std::slice::from_ref(&entrance), 4, 1).unwrap_or_else(|error| panic!("{error}"));
-    // Events of binary messages have their payload in them.
-    let mut crowd = crate::attack::Crowd::default();
-    crowd.gather(crate::attack::Attack::Binary, &[entrance], 2);
+        HealthyClients::start(std::slice::from_ref(&options), 4, 1).unwrap_or_else(|error| panic!("{error}"));
+    // Events of binary messages contain the payload.
+    let mut attackers = crate::attack::Attackers::default();
+    attackers.spawn(crate::attack::Attack::Binary, &[options], 2);
     let end = Instant::now() + Duration::from_secs(2);
     while Instant::now() < end {
-        check_health(&server, "event streams that are never read").await;
+        check_health(&server, "unread event streams").await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let tally = crowd.disperse().await.unwrap_or_else(|error| panic!("{error}"));
-    let report = healthy.stop().unwrap_or_else(|error| panic!("{error}; {tally}"));
+    let counters = attackers.stop().await.unwrap_or_else(|error| panic!("{error}"));
+    let report = healthy.stop().unwrap_or_else(|error| panic!("{error}; {counters}"));
     let grown = server.peak_resident_bytes().saturating_sub(before) >> 20;
-    println!("{tally}; {report}{grown} MiB more");
+    println!("{counters}; {report}{grown} MiB more");
     assert!(grown < 128, "streams that nobody reads took {grown} MiB");
 }
 
-/// Sends a whole request, and only then reads the answer.
+/// Sends a whole request before it reads the response.
 async fn status_read_late(api: SocketAddr, head: &str, body: usize) -> Result<u16, String> {
     let call = async {
         let mut stream = say(api, &format!("{head}Host: {api}\r\nContent-Length: {body}\r\n\r\n")).await;
@@ -152,7 +151,7 @@ async fn status_read_late(api: SocketAddr, head: &str, body: usize) -> Result<u1
                 Err(error) if answer.is_empty() => return Err(error.to_string()),
                 Err(_) => break,
             }
-            // A connection that stays open has answered as well.
+            // The server may keep the connection open.
             if answer.windows(4).any(|window| window == b"\r\n\r\n") {
                 break;
             }
@@ -161,11 +160,13 @@ async fn status_read_late(api: SocketAddr, head: &str, body: usize) -> Result<u1
         let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
         status.ok_or_else(|| format!("no status in {:?}", ends(&answer)))
     };
-    tokio::time::timeout(SOON, call).await.unwrap_or_else(|_| Err(format!("no answer in {SOON:?}")))
+    tokio::time::timeout(ANSWER_TIMEOUT, call)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer in {ANSWER_TIMEOUT:?}")))
 }
 
 #[tokio::test]
-async fn a_refusal_reaches_a_backend_whose_body_is_still_coming() {
+async fn a_refusal_reaches_a_backend_that_still_sends_the_body() {
     let server = Server::start(&["--api-key", "the-key"]);
     let authorized = "Authorization: Bearer the-key\r\n";
     for (what, head, body, expected) in [
@@ -180,14 +181,14 @@ async fn a_refusal_reaches_a_backend_whose_body_is_still_coming() {
     }
 }
 
-/// Batches of the most calls, one after the other on several connections.
+/// Batches of the maximum size without a pause on several connections.
 #[tokio::test]
-async fn batches_of_the_most_calls_hold_nobody_up() {
+async fn batches_of_the_maximum_size_do_not_delay_clients() {
     let server = Server::start(&["--workers", "1"]);
     let calls = vec![r#"{"publish":{"topic":"batch.nobody","message":1}}"#; 256].join(",");
     let batch = format!(r#"{{"calls":[{calls}]}}"#);
-    let healthy =
-        Healthy::start(&[Entrance::plain(server.clients)], 4, 2).unwrap_or_else(|error| panic!("{error}"));
+    let healthy = HealthyClients::start(&[ConnectOptions::plain(server.clients)], 4, 2)
+        .unwrap_or_else(|error| panic!("{error}"));
     let mut attack = JoinSet::new();
     let end = Instant::now() + Duration::from_secs(2);
     for _ in 0..8 {

@@ -1,4 +1,5 @@
-//! Clients that do nothing wrong while others attack: each of their messages is answered, in order, with its own bytes.
+//! Healthy clients beside attackers: they check that each message is answered, in order and with its own bytes, and
+//! measure latency.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,17 +9,17 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 
-use crate::attack::{Entrance, close_reason, ends};
+use crate::attack::{ConnectOptions, close_reason, ends};
 use crate::wire::{RSV1, TEXT, Wire};
 
-/// Between two messages of a client: within the default rate.
+/// Interval between two messages of a client; within the default rate limit.
 const PACE: Duration = Duration::from_millis(15);
 
-/// The longest wait for an answer.
-const WAIT: Duration = Duration::from_secs(25);
+/// Longest wait for a reply or a delivery.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// How long the healthy waited, in microseconds. A long wait counts for all the messages that would have been sent
-/// meanwhile, so that one stall is no outlier.
+/// Latency in microseconds. A long wait counts for every message that would have been sent meanwhile (no coordinated
+/// omission).
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) echoes: Histogram<u64>,
@@ -37,7 +38,7 @@ impl Report {
         self.deliveries += &other.deliveries;
     }
 
-    /// The longest wait that 99 of 100 messages did not exceed, of echoes or deliveries, whichever is longer.
+    /// Returns p99 of echoes or of deliveries, whichever is longer.
     pub(crate) fn p99(&self) -> Duration {
         let p99 = |histogram: &Histogram<u64>| histogram.value_at_quantile(0.99);
         Duration::from_micros(p99(&self.echoes).max(p99(&self.deliveries)))
@@ -48,9 +49,10 @@ impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (name, histogram) in [("echo", &self.echoes), ("delivery", &self.deliveries)] {
             if !histogram.is_empty() {
+                let separator = if name == "echo" { "" } else { ", " };
                 write!(
                     f,
-                    "{name} p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms ({} of them); ",
+                    "{separator}{name} p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms, n={}",
                     histogram.value_at_quantile(0.5) as f64 / 1000.0,
                     histogram.value_at_quantile(0.99) as f64 / 1000.0,
                     histogram.max() as f64 / 1000.0,
@@ -62,36 +64,35 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Healthy clients on a thread of their own, so that attackers in the same process hold them up as little as they can.
+/// Healthy clients on a thread of their own, so that attackers in this process delay them little.
 #[derive(Debug)]
-pub(crate) struct Healthy {
+pub(crate) struct HealthyClients {
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<Result<Report, String>>,
 }
 
-impl Healthy {
-    /// Connects so many clients that send echoes, and so many pairs of a publisher and a subscriber, who come in by each
-    /// of the entrances in turn.
+impl HealthyClients {
+    /// Connects echo clients and pairs of publisher and subscriber, which take `options` in turn.
     ///
     /// # Errors
     ///
-    /// Why one of them was not let in.
-    pub(crate) fn start(entrances: &[Entrance], echoes: usize, pairs: usize) -> Result<Self, String> {
+    /// The refusal, if the server refuses one of them.
+    pub(crate) fn start(options: &[ConnectOptions], echoes: usize, pairs: usize) -> Result<Self, String> {
         let stop = Arc::<AtomicBool>::default();
         let stopped = Arc::clone(&stop);
-        let entrances = entrances.to_vec();
+        let options = options.to_vec();
         let (is_ready, ready) = channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.map_err(|error| error.to_string())?.block_on(async {
                 let mut tasks = JoinSet::new();
-                for (n, entrance) in entrances.iter().cycle().take(echoes).enumerate() {
-                    tasks.spawn(EchoClient::connect(entrance, n).await?.go_on(Arc::clone(&stopped)));
+                for (n, options) in options.iter().cycle().take(echoes).enumerate() {
+                    tasks.spawn(EchoClient::connect(options, n).await?.run(Arc::clone(&stopped)));
                 }
-                for (n, entrance) in entrances.iter().cycle().take(pairs).enumerate() {
-                    tasks.spawn(Pair::connect(entrance, n).await?.go_on(Arc::clone(&stopped)));
+                for (n, options) in options.iter().cycle().take(pairs).enumerate() {
+                    tasks.spawn(Pair::connect(options, n).await?.run(Arc::clone(&stopped)));
                 }
-                // Nobody waits for it any more only where the test has failed.
+                // The receiver is gone only if the test has failed.
                 let _ = is_ready.send(());
                 let mut all = Report::new();
                 while let Some(done) = tasks.join_next().await {
@@ -110,16 +111,16 @@ impl Healthy {
         }
     }
 
-    /// Whether one of them has failed already.
+    /// Returns `true` if a client has failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// Lets them finish what is under way.
+    /// Stops all clients after their current message.
     ///
     /// # Errors
     ///
-    /// What went wrong with one of them.
+    /// What the first failed client saw.
     pub(crate) fn stop(self) -> Result<Report, String> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| "the thread of the healthy clients failed".to_owned())?
@@ -133,13 +134,13 @@ struct EchoClient {
 }
 
 impl EchoClient {
-    async fn connect(entrance: &Entrance, n: usize) -> Result<Self, String> {
+    async fn connect(options: &ConnectOptions, n: usize) -> Result<Self, String> {
         let name = format!("healthy echo client {n}");
-        let wire = entrance.connect().await.map_err(|refusal| format!("{name} was refused: {refusal}"))?;
-        Ok(Self { name, wire, compresses: entrance.offer.is_some() })
+        let wire = options.connect().await.map_err(|refusal| format!("{name} was refused: {refusal}"))?;
+        Ok(Self { name, wire, compresses: options.offer.is_some() })
     }
 
-    async fn go_on(mut self, stop: Arc<AtomicBool>) -> Result<Report, String> {
+    async fn run(mut self, stop: Arc<AtomicBool>) -> Result<Report, String> {
         let mut report = Report::new();
         let mut n = 0;
         while !stop.load(Ordering::Relaxed) {
@@ -169,11 +170,11 @@ struct Pair {
 }
 
 impl Pair {
-    async fn connect(entrance: &Entrance, n: usize) -> Result<Self, String> {
+    async fn connect(options: &ConnectOptions, n: usize) -> Result<Self, String> {
         let name = format!("healthy pair {n}");
         let refused = |refusal| format!("{name} was refused: {refusal}");
-        let publisher = entrance.connect().await.map_err(refused)?;
-        let mut subscriber = entrance.connect().await.map_err(refused)?;
+        let publisher = options.connect().await.map_err(refused)?;
+        let mut subscriber = options.connect().await.map_err(refused)?;
         let subscription =
             if n.is_multiple_of(2) { format!("healthy.{n}.x") } else { format!("healthy.{n}.*") };
         let subscribe = format!(r#"{{"type":"subscribe","data":{{"topic":"{subscription}"}}}}"#);
@@ -183,10 +184,10 @@ impl Pair {
             return Err(format!("{name} could not subscribe: {reply}"));
         }
         let topic = format!("healthy.{n}.x");
-        Ok(Self { name, topic, publisher, subscriber, compresses: entrance.offer.is_some() })
+        Ok(Self { name, topic, publisher, subscriber, compresses: options.offer.is_some() })
     }
 
-    async fn go_on(mut self, stop: Arc<AtomicBool>) -> Result<Report, String> {
+    async fn run(mut self, stop: Arc<AtomicBool>) -> Result<Report, String> {
         let mut report = Report::new();
         let mut n = 0;
         while !stop.load(Ordering::Relaxed) {
@@ -228,10 +229,10 @@ async fn send(wire: &mut Wire, text: &str, compresses: bool) {
     }
 }
 
-/// The next message; nothing else is to come.
+/// Receives the next text message; anything else is an error.
 async fn receive(wire: &mut Wire, name: &str) -> Result<String, String> {
-    let frame = tokio::time::timeout(WAIT, wire.receive()).await;
-    match frame.map_err(|_| format!("{name} waited {WAIT:?} for an answer in vain"))? {
+    let frame = tokio::time::timeout(ANSWER_TIMEOUT, wire.receive()).await;
+    match frame.map_err(|_| format!("{name} waited {ANSWER_TIMEOUT:?} for an answer in vain"))? {
         None => Err(format!("{name} lost its connection without a close frame")),
         Some(frame) if frame.first & !RSV1 == TEXT => {
             let text = frame.text();
@@ -247,6 +248,6 @@ async fn receive(wire: &mut Wire, name: &str) -> Result<String, String> {
 
 fn record(histogram: &mut Histogram<u64>, began: Instant) {
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
-    // It grows as far as it has to.
+    // The histogram resizes itself.
     let _ = histogram.record_correct(micros(began.elapsed()), micros(PACE));
 }

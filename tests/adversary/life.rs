@@ -1,4 +1,4 @@
-//! Who counts as alive, what reaches those who read slowly or have said their last word, and what reconnecting is worth.
+//! Liveness, slow readers, half-closed connections, reconnects and memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
-use crate::attack::{Entrance, Limits, close_reason, ends};
-use crate::healthy::Healthy;
-use crate::stage::{BUDGET, Stage, Variation};
+use crate::attack::{ConnectOptions, Limits, close_reason, ends};
+use crate::healthy::HealthyClients;
+use crate::scenario::{BUDGET, Scenario, ServerSetup};
 use crate::support::{PATIENCE, Server, http, metric, patiently};
 use crate::wire::{Duplex, RSV1, TEXT, Wire, masked, parse, upgrade};
 
 const CLOSE: u8 = 0x88;
 
-const PLAIN: Variation = Variation {
+const PLAIN_SETUP: ServerSetup = ServerSetup {
     has_two_workers: false,
     has_io_uring: true,
     has_tls: false,
@@ -24,7 +24,7 @@ const PLAIN: Variation = Variation {
     has_tokens: false,
 };
 
-/// A connection with a small receive buffer, so that what is sent to it waits at the server.
+/// Connects with a small receive buffer, so that messages wait at the server.
 async fn with_small_buffer(server: &Server) -> Box<dyn Duplex> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(8 * 1024).unwrap();
@@ -33,7 +33,7 @@ async fn with_small_buffer(server: &Server) -> Box<dyn Duplex> {
     wire.unwrap_or_else(|refusal| panic!("{refusal}")).into_parts().0
 }
 
-/// Reads so many bytes a second and answers nothing, until a frame of text is as long as this, or the end.
+/// Reads `rate` bytes per second and never answers pings, until a text frame of `length` bytes or the end.
 async fn read_at(stream: &mut Box<dyn Duplex>, rate: usize, length: usize) -> Result<(), String> {
     let (mut read, mut buffer) = (Vec::new(), vec![0; rate / 20]);
     let began = Instant::now();
@@ -42,7 +42,6 @@ async fn read_at(stream: &mut Box<dyn Duplex>, rate: usize, length: usize) -> Re
             format!("after {:.1} s and {} bytes: {error}", began.elapsed().as_secs_f64(), read.len())
         })?;
         read.extend_from_slice(&buffer[..len]);
-        // Whole frames of the server ahead of the long one are short.
         while let Some((frame, len)) = parse(&read) {
             match frame.first {
                 CLOSE => {
@@ -61,18 +60,18 @@ async fn read_at(stream: &mut Box<dyn Duplex>, rate: usize, length: usize) -> Re
     }
 }
 
-/// Pings that nobody answers: only bytes tell of life.
-const IMPATIENT: [&str; 4] = ["--ping-interval", "500ms", "--pong-timeout", "1500ms"];
+/// Frequent pings. The clients here never answer them, so only bytes prove liveness.
+const SHORT_PINGS: [&str; 4] = ["--ping-interval", "500ms", "--pong-timeout", "1500ms"];
 
 fn long_echo(length: usize) -> String {
     let (head, tail) = (r#"{"type":"echo","data":""#, r#""}"#);
     format!("{head}{}{tail}", "l".repeat(length - head.len() - tail.len()))
 }
 
-/// Sends an echo of `length` bytes and reads it at `rate`.
+/// Sends an echo of `length` bytes and reads the reply at `rate`.
 async fn check_slow_reader(length: usize, rate: usize) {
     let flags = ["--max-message-bytes", "1048576", "--max-queue-bytes", "8388608"];
-    let server = Server::start(&[&flags[..], &IMPATIENT].concat());
+    let server = Server::start(&[&flags[..], &SHORT_PINGS].concat());
     let readers = join_all((0..4).map(|_| async {
         let mut stream = with_small_buffer(&server).await;
         stream.write_all(&masked(TEXT, long_echo(length).as_bytes())).await.unwrap();
@@ -82,22 +81,22 @@ async fn check_slow_reader(length: usize, rate: usize) {
         result.unwrap_or_else(|error| panic!("a reader of {rate} bytes a second: {error}"));
     }
     let timeouts = metric(&server, "deeperhub_pong_timeouts_total").await;
-    assert_eq!(timeouts, 0, "readers of {rate} bytes a second were given up");
+    assert_eq!(timeouts, 0, "closed with 4200 although they read {rate} bytes a second");
 }
 
 #[tokio::test]
-async fn a_long_message_to_a_slow_reader_is_life_as_long_as_any_of_it_is_taken() {
+async fn a_slow_reader_of_a_long_message_is_alive_while_bytes_are_taken() {
     check_slow_reader(1 << 20, 160_000).await;
 }
 
 #[tokio::test]
-async fn a_message_in_the_buffers_of_the_system_is_life_as_long_as_any_of_it_is_taken() {
+async fn a_slow_reader_of_the_kernels_send_buffer_is_alive_while_bytes_are_taken() {
     check_slow_reader(100_000, 20_000).await;
 }
 
 #[tokio::test]
 #[ignore = "long: a minute"]
-async fn a_megabyte_at_20_kilobytes_a_second_is_read_to_its_end() {
+async fn a_reader_of_20_kilobytes_per_second_receives_a_megabyte() {
     let flags = ["--max-message-bytes", "1048576", "--max-queue-bytes", "8388608"];
     let server = Server::start(&flags);
     let mut stream = with_small_buffer(&server).await;
@@ -106,8 +105,8 @@ async fn a_megabyte_at_20_kilobytes_a_second_is_read_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_subscriber_that_reads_slowly_but_keeps_up_is_not_given_up() {
-    let server = Server::start(&IMPATIENT);
+async fn a_slow_subscriber_that_keeps_up_is_alive() {
+    let server = Server::start(&SHORT_PINGS);
     let mut stream = with_small_buffer(&server).await;
     stream.write_all(&masked(TEXT, br#"{"type":"subscribe","data":{"topic":"t"}}"#)).await.unwrap();
     let publish = async {
@@ -116,7 +115,7 @@ async fn a_subscriber_that_reads_slowly_but_keeps_up_is_not_given_up() {
             http(server.api(), "POST /v1/topics/t/messages", &[], &message).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        // What the subscriber waits for.
+        // The subscriber reads up to this one.
         http(server.api(), "POST /v1/topics/t/messages", &[], &format!("\"{}\"", "p".repeat(3000))).await;
     };
     let last = r#"{"type":"message","data":{"topic":"t","message":""}}"#.len() + 3000;
@@ -124,15 +123,15 @@ async fn a_subscriber_that_reads_slowly_but_keeps_up_is_not_given_up() {
     read.unwrap_or_else(|error| panic!("a subscriber that keeps up: {error}"));
 }
 
-/// Healthy clients do not answer pings, but send.
+/// Healthy clients never answer pings, but send messages.
 #[tokio::test]
-async fn without_a_sign_of_life_a_client_is_given_up_in_time_and_whoever_sends_is_not() {
+async fn dead_clients_are_closed_with_4200_and_sending_clients_are_not() {
     let server = Server::start(&["--ping-interval", "200ms", "--pong-timeout", "600ms"]);
     let mut silent = Vec::new();
     for _ in 0..10 {
-        silent.push(Entrance::plain(server.clients).connect().await.unwrap());
+        silent.push(ConnectOptions::plain(server.clients).connect().await.unwrap());
     }
-    // The sockets of these are full, and they take nothing.
+    // Their sockets are full.
     let mut stuck = Vec::new();
     for _ in 0..10 {
         let mut stream = with_small_buffer(&server).await;
@@ -140,19 +139,19 @@ async fn without_a_sign_of_life_a_client_is_given_up_in_time_and_whoever_sends_i
         let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(&echoes)).await;
         stuck.push(stream);
     }
-    let healthy = Healthy::start(&[Entrance::plain(server.clients)], 2, 0).unwrap();
+    let healthy = HealthyClients::start(&[ConnectOptions::plain(server.clients)], 2, 0).unwrap();
     let began = Instant::now();
     patiently("the end of those without a sign of life", async {
         while metric(&server, "deeperhub_connections_active").await > 2 {
-            assert!(!healthy.has_failed(), "a healthy client failed: {:?}", std::thread::current().id());
+            assert!(!healthy.has_failed(), "a healthy client failed");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
     .await;
-    println!("the silent were gone {:?} after the last had come", began.elapsed());
-    // Several pings go by.
+    println!("dead clients were closed after {:?}", began.elapsed());
+    // Several ping intervals.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let report = healthy.stop().unwrap_or_else(|error| panic!("who sends is alive: {error}"));
+    let report = healthy.stop().unwrap_or_else(|error| panic!("a client that sends was closed: {error}"));
     println!("{report}");
     for mut silent in silent {
         let (code, reason) = silent.closed().await;
@@ -160,25 +159,25 @@ async fn without_a_sign_of_life_a_client_is_given_up_in_time_and_whoever_sends_i
     }
 }
 
-/// Sends all and ends its side at once; all answers come, in order, and then the end.
-async fn check_half_close(entrance: &Entrance, echo_bytes: usize) -> Result<(), String> {
+/// Sends messages, half-closes at once, and expects all replies in order and then the end.
+async fn check_half_close(options: &ConnectOptions, echo_bytes: usize) -> Result<(), String> {
     const MESSAGES: usize = 20;
-    let wire = entrance.connect().await?;
+    let wire = options.connect().await?;
     let (mut stream, mut read) = wire.into_parts();
     let mut all = Vec::new();
     let mut expected = Vec::new();
     for n in 0..MESSAGES {
         let echo = long_echo(echo_bytes).replacen("{", &format!(r#"{{"id":{n},"#), 1);
-        all.extend(entrance.frame(&echo));
+        all.extend(options.frame(&echo));
         expected.push(format!(r#"{{"type":"echo","id":{n},"#));
         let publish = format!(r#"{{"type":"publish","id":"p{n}","data":{{"topic":"half","message":{n}}}}}"#);
-        all.extend(entrance.frame(&publish));
+        all.extend(options.frame(&publish));
         expected.push(format!(r#"{{"type":"published","id":"p{n}","#));
     }
     let wrote = async {
         let (mut from, mut to) = tokio::io::split(&mut stream);
         let write = async {
-            // A server that gave the connection up is seen by what it did not answer.
+            // A write error shows as missing replies.
             let _ = to.write_all(&all).await;
             let _ = to.shutdown().await;
         };
@@ -206,49 +205,54 @@ async fn check_half_close(entrance: &Entrance, echo_bytes: usize) -> Result<(), 
     }
     if answers < 2 * MESSAGES {
         let ended = ended.map(|ended| ended.map(|_| ())).map_err(|_| "no end in time");
-        return Err(format!("{answers} of {} answers came, then {ended:?}", 2 * MESSAGES));
+        return Err(format!("{answers} of {} replies came, then {ended:?}", 2 * MESSAGES));
     }
     match ended {
         Ok(_) => Ok(()),
-        Err(_) => Err("all answers came, but never the end".to_owned()),
+        Err(_) => Err("all replies came, but never the end".to_owned()),
     }
 }
 
-async fn check_half_closes(variation: Variation) {
+async fn check_half_closes(setup: ServerSetup) {
     let limits = Limits { rate: 0.0, ..Limits::default() };
-    let stage = Stage::new(variation, &["--rate-limit", "0"], BUDGET, limits).await;
-    let entrance = stage.entrance();
+    let scenario = Scenario::new(setup, &["--rate-limit", "0"], BUDGET, limits).await;
+    let options = scenario.options();
     for echo_bytes in [100, 30_000] {
-        let results = join_all((0..20).map(|_| check_half_close(&entrance, echo_bytes))).await;
+        let results = join_all((0..20).map(|_| check_half_close(&options, echo_bytes))).await;
         let failures: Vec<_> = results.into_iter().filter_map(Result::err).collect();
         assert!(
             failures.is_empty(),
-            "echoes of {echo_bytes} bytes, {variation}: {} of 20 clients that ended their side behind the last \
-             message: {failures:?}",
+            "echoes of {echo_bytes} bytes, {setup}: {} of 20 clients that half-closed: {failures:?}",
             failures.len()
         );
     }
 }
 
 #[tokio::test]
-async fn all_answers_reach_a_client_that_ends_its_side_behind_the_last_message() {
-    check_half_closes(PLAIN).await;
+async fn a_client_that_half_closes_receives_all_replies() {
+    check_half_closes(PLAIN_SETUP).await;
 }
 
 #[tokio::test]
-async fn all_answers_reach_a_client_that_ends_its_side_over_tls() {
-    check_half_closes(Variation { has_tls: true, is_compressed: true, has_two_workers: true, ..PLAIN }).await;
+async fn a_client_that_half_closes_over_tls_receives_all_replies() {
+    check_half_closes(ServerSetup {
+        has_tls: true,
+        is_compressed: true,
+        has_two_workers: true,
+        ..PLAIN_SETUP
+    })
+    .await;
 }
 
-/// Clients that read all, with queues that hold less than a burst.
+/// Clients that read everything, with a queue limit below the size of one burst.
 #[tokio::test]
-async fn nobody_who_reads_is_closed_where_queues_are_short() {
+async fn clients_that_read_are_not_closed_with_a_short_queue() {
     const ROUNDS: usize = 20;
     const BURST: usize = 10;
     let server = Server::start(&["--max-queue-bytes", "4096", "--rate-limit", "0"]);
-    let entrance = Entrance::plain(server.clients);
+    let options = ConnectOptions::plain(server.clients);
     let clients = (0..8).map(async |n| {
-        let mut wire = entrance.connect().await?;
+        let mut wire = options.connect().await?;
         wire.send(TEXT, br#"{"type":"subscribe","data":{"topic":"short"}}"#).await;
         let (mut echoes, mut deliveries) = (0, 0);
         for round in 0..ROUNDS {
@@ -277,7 +281,7 @@ async fn nobody_who_reads_is_closed_where_queues_are_short() {
     assert!(failures.is_empty(), "{} of 8 clients that read: {failures:?}", failures.len());
 }
 
-/// Reads at a rate to the end; the code of the goodbye and the close frame.
+/// Reads at `rate` to the end and returns the goodbye and the close reason.
 async fn last_words(stream: &mut Box<dyn Duplex>, rate: usize) -> (Option<String>, Option<String>) {
     let (mut read, mut buffer) = (Vec::new(), vec![0; rate / 20]);
     let (mut goodbye, mut close) = (None, None);
@@ -299,9 +303,8 @@ async fn last_words(stream: &mut Box<dyn Duplex>, rate: usize) -> (Option<String
     }
 }
 
-/// Too slow for its queue, but it reads all the time.
 #[tokio::test]
-async fn a_goodbye_and_a_close_frame_reach_a_slow_consumer_that_still_reads() {
+async fn a_slow_consumer_that_reads_on_receives_goodbye_and_close() {
     let server = Server::start(&["--max-queue-bytes", "200000"]);
     let mut stream = with_small_buffer(&server).await;
     stream.write_all(&masked(TEXT, br#"{"type":"subscribe","data":{"topic":"t"}}"#)).await.unwrap();
@@ -318,7 +321,7 @@ async fn a_goodbye_and_a_close_frame_reach_a_slow_consumer_that_still_reads() {
 }
 
 #[tokio::test]
-async fn a_goodbye_and_a_close_frame_reach_a_slow_reader_that_is_disconnected() {
+async fn a_disconnected_slow_reader_receives_goodbye_and_close() {
     let server = Server::start(&["--max-queue-bytes", "8388608"]);
     let mut stream = with_small_buffer(&server).await;
     stream.write_all(&masked(TEXT, long_echo(60_000).as_bytes()).repeat(6)).await.unwrap();
@@ -338,22 +341,22 @@ async fn a_goodbye_and_a_close_frame_reach_a_slow_reader_that_is_disconnected() 
     assert!(close.contains("4003"), "the goodbye was {goodbye:?}, the close {close:?}");
 }
 
-/// Clients of one address that have used up their burst come back for another one, over and over.
+/// Clients of one address reconnect whenever they have used up their burst.
 #[tokio::test]
-async fn reconnecting_earns_no_more_messages_than_staying() {
+async fn reconnecting_does_not_refill_the_burst() {
     const CLIENTS: usize = 4;
     const TIME: Duration = Duration::from_secs(2);
     let server = Server::start(&[]);
-    let entrance = Arc::new(Entrance::plain(server.clients));
-    let burst = entrance.limits.burst as usize;
+    let options = Arc::new(ConnectOptions::plain(server.clients));
+    let burst = options.limits.burst as usize;
     let began = Instant::now();
     let clients = (0..CLIENTS).map(|_| {
-        let entrance = Arc::clone(&entrance);
+        let options = Arc::clone(&options);
         async move {
             let mut answers = HashMap::<&str, usize>::new();
             while began.elapsed() < TIME {
-                // Whoever is refused may come a moment later.
-                let Ok(mut wire) = entrance.connect().await else {
+                // Retry a moment later.
+                let Ok(mut wire) = options.connect().await else {
                     *answers.entry("refused connection").or_default() += 1;
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
@@ -376,7 +379,7 @@ async fn reconnecting_earns_no_more_messages_than_staying() {
         }
     }
     let seconds = began.elapsed().as_secs_f64();
-    let staying = CLIENTS as f64 * (entrance.limits.burst + entrance.limits.rate * seconds);
+    let staying = CLIENTS as f64 * (options.limits.burst + options.limits.rate * seconds);
     let taken = all.get("pong").copied().unwrap_or_default();
     println!("in {seconds:.1} s: {all:?}; {CLIENTS} clients that stay may send {staying:.0}");
     assert!(
@@ -386,33 +389,33 @@ async fn reconnecting_earns_no_more_messages_than_staying() {
     );
 }
 
-/// Clients that do nothing, beside others that make the server take all the memory that it may have.
+/// Silent clients beside attackers that fill the memory budget.
 #[tokio::test]
-async fn those_who_use_up_memory_pay_and_the_silent_do_not() {
-    use crate::attack::{Attack, Crowd};
+async fn memory_is_shed_from_attackers_and_not_from_silent_clients() {
+    use crate::attack::{Attack, Attackers};
     const BUDGET: u64 = 160 << 20;
-    let variation = Variation { has_two_workers: true, is_compressed: true, ..PLAIN };
-    // Far more than memory may wait for each of them.
+    let setup = ServerSetup { has_two_workers: true, is_compressed: true, ..PLAIN_SETUP };
+    // The queue limits allow far more than the budget.
     let flags = ["--max-queue-bytes", "67108864"];
-    let stage = Stage::new(variation, &flags, BUDGET, Limits::default()).await;
-    let entrance = stage.entrance();
+    let scenario = Scenario::new(setup, &flags, BUDGET, Limits::default()).await;
+    let options = scenario.options();
     let mut silent = Vec::new();
     for _ in 0..20 {
-        silent.push(entrance.connect().await.unwrap());
+        silent.push(options.connect().await.unwrap());
     }
     let healthy =
-        Healthy::start(std::slice::from_ref(&entrance), 4, 2).unwrap_or_else(|error| panic!("{error}"));
-    let mut crowd = Crowd::default();
-    crowd.gather(Attack::UnreadFanOut, std::slice::from_ref(&entrance), 40);
+        HealthyClients::start(std::slice::from_ref(&options), 4, 2).unwrap_or_else(|error| panic!("{error}"));
+    let mut attackers = Attackers::default();
+    attackers.spawn(Attack::UnreadFanOut, std::slice::from_ref(&options), 40);
     let end = Instant::now() + Duration::from_secs(4);
     while Instant::now() < end && !healthy.has_failed() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let tally = crowd.disperse().await.unwrap_or_else(|error| panic!("{error}"));
+    let counters = attackers.stop().await.unwrap_or_else(|error| panic!("{error}"));
     let report = healthy.stop();
-    let peak = stage.server.peak_resident_bytes();
-    let sheds = metric(&stage.server, "deeperhub_memory_sheds_total").await;
-    let scene = format!("{tally}; {sheds} shed; peak {} MiB of {} MiB", peak >> 20, BUDGET >> 20);
+    let peak = scenario.server.peak_resident_bytes();
+    let sheds = metric(&scenario.server, "deeperhub_memory_sheds_total").await;
+    let scene = format!("{counters}; {sheds} shed; peak {} MiB of {} MiB", peak >> 20, BUDGET >> 20);
     println!("{scene}");
     let mut lost = Vec::new();
     for (n, wire) in silent.iter_mut().enumerate() {
@@ -424,9 +427,9 @@ async fn those_who_use_up_memory_pay_and_the_silent_do_not() {
             other => lost.push(other.map_or("ended".to_owned(), |frame| ends(&frame.text()))),
         }
     }
-    assert!(lost.is_empty(), "{} of 20 silent clients paid: {lost:?}; {scene}", lost.len());
+    assert!(lost.is_empty(), "{} of 20 silent clients were closed: {lost:?}; {scene}", lost.len());
     report.unwrap_or_else(|error| panic!("{error}; {scene}"));
-    assert!(peak <= BUDGET / 10 * 11, "memory is over its budget by more than a tenth: {scene}");
+    assert!(peak <= BUDGET / 10 * 11, "peak memory is over --max-memory + 10 %: {scene}");
     drop(silent);
-    stage.check_aftermath(&scene).await;
+    scenario.check_cleanup(&scene).await;
 }

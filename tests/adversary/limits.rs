@@ -1,18 +1,18 @@
-//! Each limit, with a crowd of clients at exactly that limit.
+//! One scenario for each limit: attackers at exactly that limit.
 
 use std::time::Duration;
 
 use crate::attack::{Attack, Limits};
-use crate::stage::{BUDGET, Stage, Variation};
+use crate::scenario::{BUDGET, Scenario, ServerSetup};
 
-/// How long the short form of a scene goes on.
-const SHORT: Duration = Duration::from_millis(1500);
+/// Duration of a scenario in the short form.
+const SHORT_RUN: Duration = Duration::from_millis(1500);
 
-/// Attacks a server with a setting of its own for each attack, so that all pairs of settings occur.
+/// Attacks a server with one of the setups: all of them occur over the attacks.
 async fn check(attack: Attack, clients: usize, flags: &[&str]) {
     let at = Attack::ALL.iter().position(|&other| other == attack).unwrap_or_default();
-    let variation = Variation::pairs()[at % 8].suits(attack);
-    Stage::new(variation, flags, BUDGET, Limits::default()).await.check(attack, clients, SHORT).await;
+    let setup = ServerSetup::pairs()[at % 8].adapted_to(attack);
+    Scenario::new(setup, flags, BUDGET, Limits::default()).await.check(attack, clients, SHORT_RUN).await;
 }
 
 macro_rules! scenes {
@@ -25,64 +25,65 @@ macro_rules! scenes {
 }
 
 scenes! {
-    handshakes_without_end: 8 Handshakes [];
-    bursts_of_clients_that_come_back: 8 Reconnects [];
-    heads_in_crumbs: 200 SlowHeads ["--handshake-timeout", "1s"];
-    handshakes_that_stop: 200 HalfOpen ["--handshake-timeout", "1s"];
-    echoes_of_full_size: 16 FullEchoes [];
-    publishes_of_full_size_that_inflate_from_little: 32 UnwantedPublishes [];
-    binary_messages_of_full_size: 8 Binary [];
-    empty_final_blocks: 64 EmptyBlocks [];
+    handshake_flood: 8 Handshakes [];
+    bursts_of_reconnecting_clients: 8 Reconnects [];
+    slow_request_heads: 200 SlowHeads ["--handshake-timeout", "1s"];
+    unfinished_handshakes: 200 HalfOpen ["--handshake-timeout", "1s"];
+    echoes_of_maximum_size: 16 FullEchoes [];
+    publishes_that_inflate_to_the_maximum_size: 32 UnwantedPublishes [];
+    binary_messages_of_maximum_size: 8 Binary [];
+    empty_final_deflate_blocks: 64 EmptyBlocks [];
     messages_in_the_most_fragments: 3 Fragments [];
-    json_of_full_size_and_depth: 8 DeepJson [];
-    the_shortest_messages: 64 ShortMessages [];
-    messages_that_are_no_json: 64 Garbage [];
+    json_of_maximum_size_and_depth: 8 DeepJson [];
+    shortest_messages: 64 ShortMessages [];
+    messages_that_are_not_json: 64 Garbage [];
     publishes_to_each_other: 16 FanOut [];
-    names_by_more_clients_than_may_connect: 60 LongNames ["--max-connections", "40"];
-    handshakes_of_an_address_that_has_its_connections: 30 Handshakes ["--max-connections-per-ip", "20"];
-    tokens_that_are_not_good: 32 WrongTokens [];
-    pings: 100 Pings [];
+    subscriptions_at_max_connections: 60 LongNames ["--max-connections", "40"];
+    handshake_flood_at_max_connections_per_ip: 30 Handshakes ["--max-connections-per-ip", "20"];
+    tokens_with_an_invalid_signature: 32 WrongTokens [];
+    ping_flood: 100 Pings [];
     overlapping_patterns_of_128_levels: 10 DeepPatterns [];
     subscriptions_to_long_names: 40 LongNames [];
-    patterns_that_come_and_go: 16 PatternChurn [];
-    echoes_that_are_never_read: 40 UnreadEchoes [];
-    publishes_that_are_never_read: 24 UnreadFanOut [];
-    readers_of_20_kilobytes_a_second: 60 SlowReaders [];
+    pattern_churn: 16 PatternChurn [];
+    echoes_that_nobody_reads: 40 UnreadEchoes [];
+    publishes_that_nobody_reads: 24 UnreadFanOut [];
+    slow_readers: 60 SlowReaders [];
 }
 
-/// Messages of full size as fast as a limit of bytes allows.
+/// Echoes of the maximum size as fast as the byte rate allows.
 #[tokio::test]
-async fn echoes_at_the_limit_of_bytes() {
+async fn echoes_at_the_byte_rate_limit() {
     let limits = Limits { rate: 3.0, burst: 15.0, ..Limits::default() };
-    let stage = Stage::new(Variation::pairs()[6], &["--byte-rate-limit", "200000"], BUDGET, limits).await;
-    stage.check(Attack::FullEchoes, 40, SHORT).await;
+    let scenario =
+        Scenario::new(ServerSetup::pairs()[6], &["--byte-rate-limit", "200000"], BUDGET, limits).await;
+    scenario.check(Attack::FullEchoes, 40, SHORT_RUN).await;
 }
 
-/// As many names as a server with many clients may have to keep.
+/// 216,000 distinct names.
 #[tokio::test]
 #[ignore = "long: 216,000 names"]
 async fn names_of_1700_clients() {
-    let stage =
-        Stage::new(Variation::pairs()[1], &["--max-connections", "2000"], 512 << 20, Limits::default()).await;
-    stage.check(Attack::LongNames, 1688, Duration::from_secs(20)).await;
-}
-
-/// What 78 clients make the server answer at once is far more than it may hold.
-#[tokio::test]
-async fn answers_to_bombs_reach_those_they_belong_to() {
-    check_big_answers(24, 40.0, SHORT).await;
+    let scenario =
+        Scenario::new(ServerSetup::pairs()[1], &["--max-connections", "2000"], 512 << 20, Limits::default())
+            .await;
+    scenario.check(Attack::LongNames, 1688, Duration::from_secs(20)).await;
 }
 
 #[tokio::test]
-#[ignore = "long: gigabytes of answers"]
-async fn answers_of_gigabytes_reach_those_they_belong_to() {
-    check_big_answers(78, 200.0, Duration::from_secs(20)).await;
+async fn large_replies_reach_the_client_that_caused_them() {
+    check_large_replies(24, 40.0, SHORT_RUN).await;
 }
 
-/// Compressed echoes of 1 MiB whose answers cannot be compressed, with room for 64 MiB in each queue. Each attacker
-/// compares what it gets.
-async fn check_big_answers(clients: usize, burst: f64, time: Duration) {
-    let variation = Variation {
+#[tokio::test]
+#[ignore = "long: gigabytes of replies"]
+async fn gigabytes_of_replies_reach_the_client_that_caused_them() {
+    check_large_replies(78, 200.0, Duration::from_secs(20)).await;
+}
+
+/// Sends compressed echoes of 1 MiB that come back uncompressed, with 64 MiB of queue for each client: far more than
+/// the server may hold. Each attacker compares the replies with its own messages.
+async fn check_large_replies(clients: usize, burst: f64, time: Duration) {
+    let setup = ServerSetup {
         has_two_workers: false,
         has_io_uring: true,
         has_tls: false,
@@ -91,20 +92,21 @@ async fn check_big_answers(clients: usize, burst: f64, time: Duration) {
     };
     let flags = ["--max-message-bytes", "1048576", "--max-queue-bytes", "67108864"];
     let limits = Limits { message_bytes: 1 << 20, burst, ..Limits::default() };
-    Stage::new(variation, &flags, 512 << 20, limits).await.check(Attack::FullEchoes, clients, time).await;
+    Scenario::new(setup, &flags, 512 << 20, limits).await.check(Attack::FullEchoes, clients, time).await;
 }
 
-/// Each limit in all pairs of settings.
+/// Attacks each limit in every setup.
 #[tokio::test]
 #[ignore = "long: 20 minutes"]
-async fn each_limit_in_all_pairs_of_settings() {
+async fn every_attack_in_every_setup() {
     for attack in Attack::ALL {
-        for variation in Variation::pairs() {
-            let stage = Stage::new(variation.suits(attack), &LONG, BUDGET, Limits::default()).await;
-            stage.check(attack, 100, Duration::from_secs(5)).await;
+        for setup in ServerSetup::pairs() {
+            let scenario =
+                Scenario::new(setup.adapted_to(attack), &LONG_RUN_FLAGS, BUDGET, Limits::default()).await;
+            scenario.check(attack, 100, Duration::from_secs(5)).await;
         }
     }
 }
 
-/// The defaults, with a shorter time for handshakes: they are given up while the scene goes on.
-const LONG: [&str; 2] = ["--handshake-timeout", "2s"];
+/// A handshake timeout shorter than the scenario.
+const LONG_RUN_FLAGS: [&str; 2] = ["--handshake-timeout", "2s"];

@@ -18,7 +18,7 @@ mod healthy;
 mod life;
 mod limits;
 mod mixture;
-mod stage;
+mod scenario;
 #[allow(dead_code, unused_imports, reason = "shared with the other whole-server tests, which use all of it")]
 #[path = "../support/mod.rs"]
 mod support;

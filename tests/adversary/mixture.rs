@@ -1,24 +1,24 @@
-//! Attackers of every kind at once, at random.
+//! Random mixtures of attacks against a server with random settings.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
 use crate::attack::{Attack, Limits};
-use crate::stage::{BUDGET, Stage, Variation};
+use crate::scenario::{BUDGET, Scenario, ServerSetup};
 
-/// Says which mixture is repeated.
+/// The variable that repeats a mixture.
 const SEED: &str = "DEEPERHUB_ADVERSARY_SEED";
 
 fn seed() -> u64 {
     std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..))
 }
 
-/// A server of random settings, and a few attackers of each of some kinds.
+/// Attacks a server with random settings by four random attacks with up to `most` clients each.
 async fn check_mixture(seed: u64, most: usize, time: Duration) {
     println!("{SEED}={seed}");
     let mut rng = Rng::with_seed(seed);
-    let variation = Variation {
+    let setup = ServerSetup {
         has_two_workers: rng.bool(),
         has_io_uring: rng.bool(),
         has_tls: rng.bool(),
@@ -46,13 +46,13 @@ async fn check_mixture(seed: u64, most: usize, time: Duration) {
     rng.shuffle(&mut kinds);
     let kinds: Vec<_> = kinds
         .into_iter()
-        .filter(|attack| attack.is_compressed_only() <= variation.is_compressed)
+        .filter(|attack| attack.is_compressed_only() <= setup.is_compressed)
         .take(4)
         .map(|attack| (attack, rng.usize(1..=most)))
         .collect();
-    println!("{variation}, {}, {kinds:?}", flags.join(" "));
-    let stage = Stage::new(variation, &flags, BUDGET, limits).await;
-    stage.check_all(&kinds, time).await;
+    println!("{setup}, {}, {kinds:?}", flags.join(" "));
+    let scenario = Scenario::new(setup, &flags, BUDGET, limits).await;
+    scenario.check_all(&kinds, time).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! A server under attack: how it is set up, who is beside the attackers, and what is looked at afterwards.
+//! Runs a server under attack beside healthy clients and checks latency, memory and cleanup.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,24 +8,24 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::attack::{Attack, COMPRESSED, Crowd, Entrance, Limits};
-use crate::healthy::{Healthy, Report};
+use crate::attack::{Attack, Attackers, COMPRESSED, ConnectOptions, Limits};
+use crate::healthy::{HealthyClients, Report};
 use crate::support::{Authority, Issuer, Server, from_now, http, over_tls};
 use crate::wire::Duplex;
 
-/// How a server is set up and how clients come in.
+/// How the server is configured and how clients connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Variation {
+pub(crate) struct ServerSetup {
     pub(crate) has_two_workers: bool,
     pub(crate) has_io_uring: bool,
     pub(crate) has_tls: bool,
     pub(crate) is_compressed: bool,
-    /// Tokens are required; every other attacker has none.
+    /// The server requires tokens; every other attacker has none.
     pub(crate) has_tokens: bool,
 }
 
-impl Variation {
-    /// Eight of them, in which every two settings occur with all four pairs of their values.
+impl ServerSetup {
+    /// Returns eight setups in which any two settings take all four combinations of values.
     pub(crate) fn pairs() -> [Self; 8] {
         std::array::from_fn(|row| {
             let bit = |n: usize| row >> n & 1 == 1;
@@ -39,15 +39,15 @@ impl Variation {
         })
     }
 
-    /// As it must be for an attack.
-    pub(crate) fn suits(mut self, attack: Attack) -> Self {
+    /// Returns the setup with what an attack needs.
+    pub(crate) fn adapted_to(mut self, attack: Attack) -> Self {
         self.is_compressed |= attack.is_compressed_only();
         self.has_tokens |= attack == Attack::WrongTokens;
         self
     }
 }
 
-impl fmt::Display for Variation {
+impl fmt::Display for ServerSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.has_two_workers { "2 workers" } else { "1 worker" })?;
         f.write_str(if self.has_io_uring { ", io_uring auto" } else { ", io_uring off" })?;
@@ -57,26 +57,26 @@ impl fmt::Display for Variation {
     }
 }
 
-/// Bytes of memory that a server may use where a scene does not say so.
+/// Default `--max-memory`.
 pub(crate) const BUDGET: u64 = 320 << 20;
 
-/// What memory may differ by before and after: buffers that workers keep, and what an allocator does not give back.
-const SLACK: u64 = 64 << 20;
+/// Memory that may remain after an attack: worker buffers and what the allocator retains.
+const MEMORY_SLACK: u64 = 64 << 20;
 
-/// How long 99 of 100 answers to the healthy may take, on a machine that does nothing else.
-const BOUND: Duration = Duration::from_secs(1);
+/// Bound on p99 of healthy clients on an otherwise idle machine.
+const MAX_P99: Duration = Duration::from_secs(1);
 
-/// How long it may take until nothing is left of an attack.
-const AFTERMATH: Duration = Duration::from_secs(25);
+/// Time after which an attack must have left nothing behind.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Attackers take all of the machine, so one scene at a time.
-static STAGE: Mutex<()> = Mutex::const_new(());
+/// Serializes scenarios: each one loads the whole machine.
+static ONE_SCENARIO: Mutex<()> = Mutex::const_new(());
 
-/// A server and those who come to it.
-pub(crate) struct Stage {
-    variation: Variation,
+/// A server to attack, with what was measured before the attack.
+pub(crate) struct Scenario {
+    setup: ServerSetup,
     pub(crate) server: Server,
-    /// Does nothing but echo for one client, which tells how busy the machine is.
+    /// An idle server whose echo latency shows how busy the machine is.
     control: Server,
     budget: u64,
     limits: Limits,
@@ -87,19 +87,19 @@ pub(crate) struct Stage {
     _only: MutexGuard<'static, ()>,
 }
 
-impl Stage {
-    /// Starts a server with flags of a scene, and a budget of memory.
-    pub(crate) async fn new(variation: Variation, flags: &[&str], budget: u64, limits: Limits) -> Self {
-        let only = STAGE.lock().await;
-        let authority = variation.has_tls.then(Authority::new);
+impl Scenario {
+    /// Starts the server with further flags and a memory budget.
+    pub(crate) async fn new(setup: ServerSetup, flags: &[&str], budget: u64, limits: Limits) -> Self {
+        let only = ONE_SCENARIO.lock().await;
+        let authority = setup.has_tls.then(Authority::new);
         let identity = authority.as_ref().map(|authority| authority.server("server"));
-        let issuer = variation.has_tokens.then(|| Issuer::new("a secret of 32 bytes, which is enough"));
+        let issuer = setup.has_tokens.then(|| Issuer::new("a secret of 32 bytes, which is enough"));
         let memory = budget.to_string();
         let mut all = vec![
             "--workers",
-            if variation.has_two_workers { "2" } else { "1" },
+            if setup.has_two_workers { "2" } else { "1" },
             "--io-uring",
-            if variation.has_io_uring { "auto" } else { "off" },
+            if setup.has_io_uring { "auto" } else { "off" },
         ];
         if !flags.contains(&"--max-memory") {
             all.extend(["--max-memory", &memory]);
@@ -113,14 +113,14 @@ impl Stage {
         let server = Server::start(&all);
         let control = Server::start(&["--workers", "1"]);
         let (resident, files) = (server.resident_bytes(), server.open_files());
-        Self { variation, server, control, budget, limits, authority, issuer, resident, files, _only: only }
+        Self { setup, server, control, budget, limits, authority, issuer, resident, files, _only: only }
     }
 
-    /// How clients come in who may do everything.
-    pub(crate) fn entrance(&self) -> Entrance {
+    /// Returns how clients with all permissions connect.
+    pub(crate) fn options(&self) -> ConnectOptions {
         let tls = self.authority.as_ref().map(|authority| {
             let mut config = (*authority.trusting(None)).clone();
-            // Each handshake is a whole one.
+            // Full handshakes only.
             config.resumption = rustls::client::Resumption::disabled();
             let config = Arc::new(config);
             let tls: crate::attack::Tls = Arc::new(move |stream: TcpStream| {
@@ -130,32 +130,32 @@ impl Stage {
             tls
         });
         let claims = json!({"sub": "ada", "exp": from_now(Duration::from_secs(3600))});
-        Entrance {
+        ConnectOptions {
             address: self.server.clients,
             tls,
-            offer: self.variation.is_compressed.then_some(COMPRESSED),
+            offer: self.setup.is_compressed.then_some(COMPRESSED),
             token: self.issuer.as_ref().map(|issuer| issuer.token(&claims)),
             limits: self.limits,
         }
     }
 
-    /// How attackers come in: where tokens are required, every other one without.
-    pub(crate) fn entrances(&self) -> Vec<Entrance> {
-        let good = self.entrance();
-        let bad = good.token.is_some().then(|| Entrance { token: None, ..good.clone() });
+    /// Returns how attackers connect: every other one without a token, if tokens are required.
+    pub(crate) fn attacker_options(&self) -> Vec<ConnectOptions> {
+        let good = self.options();
+        let bad = good.token.is_some().then(|| ConnectOptions { token: None, ..good.clone() });
         std::iter::once(good).chain(bad).collect()
     }
 
-    /// Lets healthy clients and attackers at the server for a while, and looks at all that must hold.
+    /// Runs an attack beside healthy clients and checks all guarantees.
     ///
     /// # Panics
     ///
-    /// When something does not hold, with what was seen.
+    /// If a guarantee does not hold, with what was measured.
     pub(crate) async fn check(self, attack: Attack, clients: usize, time: Duration) {
         self.check_all(&[(attack, clients)], time).await;
     }
 
-    /// As [`Self::check`], with several attacks at once.
+    /// Runs several attacks at once; otherwise as [`Self::check`].
     pub(crate) async fn check_all(self, attacks: &[(Attack, usize)], time: Duration) {
         let what: Vec<_> = attacks
             .iter()
@@ -163,62 +163,72 @@ impl Stage {
                 format!("{clients} × {} ({}, {})", attack.name(), attack.limit(), attack.allowance())
             })
             .collect();
-        let (what, variation) = (what.join(" and "), self.variation);
+        let (what, setup) = (what.join(" and "), self.setup);
         let healthy = self.healthy();
-        let mut crowd = Crowd::default();
+        let mut attackers = Attackers::default();
         for &(attack, clients) in attacks {
-            crowd.gather(attack, &self.entrances(), clients);
+            attackers.spawn(attack, &self.attacker_options(), clients);
         }
-        let seen = self.watch(&healthy, time).await;
-        let tally = crowd.disperse().await;
-        let (report, control) = self.part(healthy);
-        let attackers = tally.as_ref().map_or_else(Clone::clone, ToString::to_string);
+        let seen = self.wait_while_ready(&healthy, time).await;
+        let counters = attackers.stop().await;
+        let (report, control) = self.stop_healthy(healthy);
+        let attackers = counters.as_ref().map_or_else(Clone::clone, ToString::to_string);
         let mib = |bytes: u64| bytes >> 20;
         let scene = format!(
-            "{what} ({variation}): {attackers}; {}on an idle server: {}peak memory {} MiB of {} MiB",
+            "{what} ({setup}): {attackers}; healthy: {}; idle server: {}; peak memory {} MiB of {} MiB",
             report.as_ref().map_or_else(Clone::clone, ToString::to_string),
             control.as_ref().map_or_else(Clone::clone, ToString::to_string),
             mib(self.server.peak_resident_bytes()),
             mib(self.budget),
         );
         println!("{scene}");
-        assert!(tally.is_ok(), "an attacker got what was not its own: {scene}");
-        assert!(tally.is_ok_and(|tally| tally.connections() > 0), "no attacker came in: {scene}");
+        assert!(counters.is_ok(), "an attacker got wrong bytes: {scene}");
+        assert!(
+            counters.is_ok_and(|counters| counters.connections() > 0),
+            "no attacker could connect: {scene}"
+        );
         let report = report.unwrap_or_else(|error| panic!("{error}; {scene}"));
         seen.unwrap_or_else(|error| panic!("{error}; {scene}"));
         let control = control.map_or(Duration::ZERO, |control| control.p99());
-        let bound = BOUND.max(5 * control);
-        assert!(report.p99() <= bound, "the healthy waited longer than {bound:?}: {scene}");
+        let bound = MAX_P99.max(5 * control);
+        assert!(report.p99() <= bound, "p99 of healthy clients is over {bound:?}: {scene}");
         assert!(
             self.server.peak_resident_bytes() <= self.budget / 10 * 11,
-            "memory is over its budget by more than a tenth: {scene}"
+            "peak memory is over --max-memory + 10 %: {scene}"
         );
-        self.check_aftermath(&scene).await;
+        self.check_cleanup(&scene).await;
     }
 
-    /// Clients at this server and at the one that nobody attacks.
-    pub(crate) fn healthy(&self) -> [Healthy; 2] {
-        let start = |entrance, echoes, pairs| {
-            Healthy::start(&[entrance], echoes, pairs).unwrap_or_else(|error| panic!("{error}"))
+    /// Starts healthy clients at this server and at the idle one.
+    pub(crate) fn healthy(&self) -> [HealthyClients; 2] {
+        let start = |options, echoes, pairs| {
+            HealthyClients::start(&[options], echoes, pairs).unwrap_or_else(|error| panic!("{error}"))
         };
-        [start(self.entrance(), 4, 2), start(Entrance::plain(self.control.clients), 1, 0)]
+        [start(self.options(), 4, 2), start(ConnectOptions::plain(self.control.clients), 1, 0)]
     }
 
-    /// Ends what [`Self::healthy`] began: what was seen here, and at the other server.
-    pub(crate) fn part(&self, healthy: [Healthy; 2]) -> (Result<Report, String>, Result<Report, String>) {
+    /// Stops healthy clients and returns the reports of this server and of the idle one.
+    pub(crate) fn stop_healthy(
+        &self,
+        healthy: [HealthyClients; 2],
+    ) -> (Result<Report, String>, Result<Report, String>) {
         let [here, there] = healthy;
         (here.stop(), there.stop())
     }
 
-    /// Waits, and asks whether the server is ready meanwhile.
-    pub(crate) async fn watch(&self, healthy: &[Healthy; 2], time: Duration) -> Result<(), String> {
+    /// Waits and checks readiness meanwhile.
+    pub(crate) async fn wait_while_ready(
+        &self,
+        healthy: &[HealthyClients; 2],
+        time: Duration,
+    ) -> Result<(), String> {
         let end = Instant::now() + time;
         while Instant::now() < end && !healthy[0].has_failed() {
             tokio::time::sleep(Duration::from_millis(100).min(time)).await;
             let began = Instant::now();
             let answer = http(self.server.api(), "GET /health/ready", &[], "").await;
             if answer.status != 200 {
-                return Err(format!("it was not ready: {}", answer.body));
+                return Err(format!("/health/ready answered {}: {}", answer.status, answer.body));
             }
             if began.elapsed() > Duration::from_secs(10) {
                 return Err(format!("/health/ready took {:?}", began.elapsed()));
@@ -227,20 +237,23 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until nothing is left: connections, subscriptions, topics, queues, files and memory.
-    pub(crate) async fn check_aftermath(&self, scene: &str) {
-        let end = Instant::now() + AFTERMATH;
+    /// Waits until connections, subscriptions, topics, queues, files and memory are back to where they were.
+    pub(crate) async fn check_cleanup(&self, scene: &str) {
+        let end = Instant::now() + CLEANUP_TIMEOUT;
         loop {
             let left = self.left().await;
             if left.is_empty() {
                 return;
             }
-            assert!(Instant::now() < end, "{AFTERMATH:?} after the attack there is left: {left}; {scene}");
+            assert!(
+                Instant::now() < end,
+                "{CLEANUP_TIMEOUT:?} after the attack there still are: {left}; {scene}"
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// What is not as it was before anybody came.
+    /// Returns what differs from before the attack.
     async fn left(&self) -> String {
         let metrics = http(self.server.api(), "GET /metrics", &[], "").await.body;
         let mut left = Vec::new();
@@ -252,7 +265,7 @@ impl Stage {
         ] {
             let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             if value != Some("0") {
-                left.push(format!("{name} {}", value.unwrap_or("that does not exist")));
+                left.push(format!("{name} {}", value.unwrap_or("(missing)")));
             }
         }
         let topics = http(self.server.api(), "GET /v1/topics", &[], "").await.body;
@@ -263,7 +276,7 @@ impl Stage {
         if files > self.files + 4 {
             left.push(format!("{files} open files, {} before", self.files));
         }
-        if resident > self.resident + SLACK {
+        if resident > self.resident + MEMORY_SLACK {
             left.push(format!("{resident} bytes of memory, {} before", self.resident));
         }
         left.join(", ")
