@@ -9,7 +9,7 @@ use crate::healthy::{HealthyClients, Report};
 use crate::{Attack, Tools};
 
 /// Table head in Markdown.
-pub(crate) const HEAD: &str = "| limit | attack | clients × allowed | taken a second | others' echo p50, ms | p99, ms \
+pub(crate) const HEAD: &str = "| limit | attack | clients × allowed | sent per second | others' echo p50, ms | p99, ms \
                                | delivery p99, ms | CPU of a core | peak MiB | others |\n\
                                |---|---|---|---|---|---|---|---|---|---|";
 
@@ -95,7 +95,7 @@ const fn gains_by_compression(attack: Attack) -> bool {
 #[derive(Debug)]
 pub(crate) struct Figures {
     row: Row,
-    /// Messages or handshakes per second that the server took.
+    /// Messages or handshakes per second that attackers sent.
     sent: f64,
     cpu: f64,
     peak: u64,

@@ -11,8 +11,12 @@ const SHORT_RUN: Duration = Duration::from_millis(1500);
 /// Attacks a server with one of the setups: all of them occur over the attacks.
 async fn check(attack: Attack, clients: usize, flags: &[&str]) {
     let at = Attack::ALL.iter().position(|&other| other == attack).unwrap_or_default();
-    let setup = ServerSetup::pairs()[at % 8].adapted_to(attack);
-    Scenario::new(setup, flags, BUDGET, Limits::default()).await.check(attack, clients, SHORT_RUN).await;
+    check_in(ServerSetup::pairs()[at % 8], attack, clients, flags).await;
+}
+
+async fn check_in(setup: ServerSetup, attack: Attack, clients: usize, flags: &[&str]) {
+    let scenario = Scenario::new(setup.adapted_to(attack), flags, BUDGET, Limits::default()).await;
+    scenario.check(attack, clients, SHORT_RUN).await;
 }
 
 macro_rules! scenes {
@@ -48,6 +52,16 @@ scenes! {
     echoes_that_nobody_reads: 40 UnreadEchoes [];
     publishes_that_nobody_reads: 24 UnreadFanOut [];
     slow_readers: 60 SlowReaders [];
+}
+
+#[tokio::test]
+async fn tls_handshake_flood() {
+    check_in(ServerSetup::pairs()[5], Attack::Handshakes, 8, &[]).await;
+}
+
+#[tokio::test]
+async fn unfinished_tls_handshakes() {
+    check_in(ServerSetup::pairs()[4], Attack::HalfOpen, 200, &["--handshake-timeout", "1s"]).await;
 }
 
 /// Echoes of the maximum size as fast as the byte rate allows.

@@ -116,6 +116,7 @@ impl Server {
     /// # Panics
     ///
     /// When the system does not tell.
+    #[allow(dead_code, reason = "only the adversary suite measures peaks")]
     pub(crate) fn peak_resident_bytes(&self) -> u64 {
         self.status_bytes("VmHWM:")
     }

@@ -89,6 +89,7 @@ impl Wire {
     }
 
     /// The connection itself, with what was read and not yet taken.
+    #[allow(dead_code, reason = "only the adversary suite reads and writes at once")]
     pub(crate) fn into_parts(self) -> (Box<dyn Duplex>, Vec<u8>) {
         (self.stream, self.read)
     }
