@@ -15,6 +15,8 @@ use crate::support::{PATIENCE, Server, http, metric, patiently};
 use crate::wire::{Duplex, RSV1, TEXT, Wire, masked, parse, upgrade};
 
 const CLOSE: u8 = 0x88;
+const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
 
 const PLAIN_SETUP: ServerSetup = ServerSetup {
     has_two_workers: false,
@@ -33,7 +35,8 @@ async fn with_small_buffer(server: &Server) -> Box<dyn Duplex> {
     wire.unwrap_or_else(|refusal| panic!("{refusal}")).into_parts().0
 }
 
-/// Reads `rate` bytes per second and never answers pings, until a text frame of `length` bytes or the end.
+/// Reads `rate` bytes per second and answers pings when it comes to them, until a text frame of `length` bytes or the
+/// end.
 async fn read_at(stream: &mut Box<dyn Duplex>, rate: usize, length: usize) -> Result<(), String> {
     let (mut read, mut buffer) = (Vec::new(), vec![0; rate / 20]);
     let began = Instant::now();
@@ -49,6 +52,10 @@ async fn read_at(stream: &mut Box<dyn Duplex>, rate: usize, length: usize) -> Re
                     return Err(format!("after {seconds:.1} s it was {}", close_reason(&frame)));
                 }
                 TEXT if frame.payload.len() == length => return Ok(()),
+                PING => {
+                    // If the connection is lost, the next read tells.
+                    let _ = stream.write_all(&masked(PONG, &frame.payload)).await;
+                }
                 _ => {}
             }
             read.drain(..len);
@@ -60,7 +67,7 @@ async fn read_at(stream: &mut Box<dyn Duplex>, rate: usize, length: usize) -> Re
     }
 }
 
-/// Frequent pings. The clients here never answer them, so only bytes prove liveness.
+/// Frequent pings. They wait behind what a slow reader has not read yet, so only bytes prove liveness in time.
 const SHORT_PINGS: [&str; 4] = ["--ping-interval", "500ms", "--pong-timeout", "1500ms"];
 
 fn long_echo(length: usize) -> String {

@@ -129,6 +129,26 @@ impl Server {
         kib.expect("the system tells how much memory it has") * 1024
     }
 
+    /// Time that the threads of the process have run, and that they have waited for a processor meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// When the system does not tell.
+    #[allow(dead_code, reason = "only the adversary suite judges how busy the machine is")]
+    pub(crate) fn scheduled(&self) -> (Duration, Duration) {
+        let path = format!("/proc/{}/task", self.running.child.id());
+        let threads = std::fs::read_dir(path).expect("the process runs").filter_map(Result::ok);
+        let mut total = (Duration::ZERO, Duration::ZERO);
+        for thread in threads {
+            // A thread may have ended since the folder was read.
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            let mut times = text.split(' ').map_while(|nanoseconds| nanoseconds.trim().parse().ok());
+            total.0 += Duration::from_nanos(times.next().unwrap_or(0));
+            total.1 += Duration::from_nanos(times.next().unwrap_or(0));
+        }
+        total
+    }
+
     /// File descriptors that the process has open.
     ///
     /// # Panics
