@@ -89,11 +89,45 @@ impl Server {
     ///
     /// When the system does not tell.
     pub(crate) fn resident_bytes(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most memory that the process has had in RAM at a time, in bytes.
+    ///
+    /// # Panics
+    ///
+    /// When the system does not tell.
+    #[allow(dead_code, reason = "only the adversary suite measures peaks")]
+    pub(crate) fn peak_resident_bytes(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, key: &str) -> u64 {
         let path = format!("/proc/{}/status", self.running.child.id());
         let status = std::fs::read_to_string(path).expect("the process runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kib.expect("the system tells what is resident") * 1024
+        kib.expect("the system tells how much memory it has") * 1024
+    }
+
+    /// Time that the threads of the process have run, and that they have waited for a processor meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// When the system does not tell.
+    #[allow(dead_code, reason = "only the adversary suite judges how busy the machine is")]
+    pub(crate) fn scheduled(&self) -> (Duration, Duration) {
+        let path = format!("/proc/{}/task", self.running.child.id());
+        let threads = std::fs::read_dir(path).expect("the process runs").filter_map(Result::ok);
+        let mut total = (Duration::ZERO, Duration::ZERO);
+        for thread in threads {
+            // A thread may have ended since the folder was read.
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            let mut times = text.split(' ').map_while(|nanoseconds| nanoseconds.trim().parse().ok());
+            total.0 += Duration::from_nanos(times.next().unwrap_or(0));
+            total.1 += Duration::from_nanos(times.next().unwrap_or(0));
+        }
+        total
     }
 
     /// Time that the process has been on a processor, all threads together.

@@ -1,5 +1,5 @@
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{Server, patiently};
@@ -10,13 +10,27 @@ pub(crate) const TEXT: u8 = 0x81;
 /// RSV1, with which `permessage-deflate` marks the first frame of a compressed message.
 pub(crate) const RSV1: u8 = 0x40;
 
+/// A connection of bytes, plain or over TLS.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug> Duplex for T {}
+
 /// A client that writes its frames by hand, for what other clients do not send, and sees the bits of those that it gets.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    stream: TcpStream,
+    stream: Box<dyn Duplex>,
     read: Vec<u8>,
     /// The value of `Sec-WebSocket-Extensions` in the answer.
     pub(crate) extensions: Option<String>,
+}
+
+/// The request that begins a WebSocket connection at `/`, with further lines of its head.
+pub(crate) fn upgrade(host: impl std::fmt::Display, lines: &[String]) -> String {
+    let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+    format!(
+        "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{lines}\r\n"
+    )
 }
 
 /// A frame of the server.
@@ -37,29 +51,47 @@ impl Wire {
     pub(crate) async fn connect(server: &Server, offer: Option<&str>) -> Self {
         let stream = patiently("a connection", TcpStream::connect(server.clients)).await;
         let stream = stream.expect("the server takes connections");
+        let lines: Vec<_> =
+            offer.map(|offer| format!("Sec-WebSocket-Extensions: {offer}")).into_iter().collect();
+        let request = upgrade(server.clients, &lines);
+        Self::over(Box::new(stream), &request).await.unwrap_or_else(|refusal| panic!("{refusal}"))
+    }
+
+    /// Sends a request over a connection that is there, and reads the `welcome`.
+    ///
+    /// # Errors
+    ///
+    /// The answer to the request where it is a refusal, or what came instead of a `welcome`.
+    pub(crate) async fn over(stream: Box<dyn Duplex>, request: &str) -> Result<Self, String> {
         let mut wire = Self { stream, read: Vec::new(), extensions: None };
-        let offer = offer.map(|offer| format!("Sec-WebSocket-Extensions: {offer}\r\n")).unwrap_or_default();
-        let request = format!(
-            "GET / HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{offer}\r\n",
-            server.clients
-        );
         wire.write(request.as_bytes()).await;
         let head_len = loop {
             if let Some(at) = wire.read.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
             }
-            assert!(wire.fill().await, "the connection ended in the handshake");
+            if !wire.fill().await {
+                return Err("the connection ended in the handshake".to_owned());
+            }
         };
-        let head = String::from_utf8(wire.read.drain(..head_len).collect()).expect("the answer is text");
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let head = String::from_utf8_lossy(&wire.read[..head_len]).into_owned();
+        if !head.starts_with("HTTP/1.1 101 ") {
+            return Err(String::from_utf8_lossy(&wire.read).into_owned());
+        }
+        wire.read.drain(..head_len);
         wire.extensions = head.lines().find_map(|line| {
             let (name, value) = line.split_once(": ")?;
             name.eq_ignore_ascii_case("sec-websocket-extensions").then(|| value.to_owned())
         });
-        let welcome = wire.receive().await.expect("a welcome");
-        assert!(welcome.text().contains("\"welcome\""), "{welcome:?}");
-        wire
+        match wire.receive().await {
+            Some(welcome) if welcome.text().contains("\"welcome\"") => Ok(wire),
+            other => Err(format!("no welcome but {other:?}")),
+        }
+    }
+
+    /// The connection itself, with what was read and not yet taken.
+    #[allow(dead_code, reason = "only the adversary suite reads and writes at once")]
+    pub(crate) fn into_parts(self) -> (Box<dyn Duplex>, Vec<u8>) {
+        (self.stream, self.read)
     }
 
     /// Sends a masked frame. `first` is its first byte.
@@ -184,7 +216,7 @@ fn inflated(payload: &[u8]) -> Vec<u8> {
 }
 
 /// The frame that `bytes` begin with, and its length.
-fn parse(bytes: &[u8]) -> Option<(WireFrame, usize)> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<(WireFrame, usize)> {
     let (&[first, length], rest) = bytes.split_first_chunk()?;
     let (header, length) = match length {
         126 => (4, usize::from(u16::from_be_bytes(*rest.first_chunk()?))),
