@@ -398,7 +398,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", help_heading = LIMITS)]
     pub(crate) ping_interval: Option<Time>,
 
-    /// Time for the pong, after which a connection is closed with 4200 [default: 10s]
+    /// Time for a sign of life after a ping [default: 10s]
+    ///
+    /// Any byte that comes or is taken counts. Without one, 4200 closes the connection.
     #[arg(long, value_name = "TIME", help_heading = LIMITS)]
     pub(crate) pong_timeout: Option<Time>,
 
