@@ -850,15 +850,13 @@ mod tests {
     }
 
     #[test]
-    fn all_clients_may_come_at_once_from_one_address_by_default() {
+    fn an_address_has_a_rate_of_new_connections_by_default() {
         let rate = |flags: &[&str]| {
             let rate = settings(flags).unwrap().node.listener.connection_rate_per_ip;
             rate.map(|rate| (rate.per_second.get(), rate.burst.get()))
         };
-        assert_eq!(rate(&[]), Some((1000, 1000)));
-        assert_eq!(rate(&["--max-connections=11000"]), Some((1000, 11_000)));
-        assert_eq!(rate(&["--max-connections=10"]), Some((1000, 1000)));
-        assert_eq!(rate(&["--max-connections=11000", "--connection-rate-per-ip=5"]), Some((5, 5)));
+        assert_eq!(rate(&[]), Some((200, 1000)));
+        assert_eq!(rate(&["--connection-rate-per-ip=5"]), Some((5, 25)));
         assert_eq!(rate(&["--connection-rate-per-ip=0"]), None);
     }
 

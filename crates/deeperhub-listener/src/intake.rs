@@ -28,7 +28,8 @@ pub(crate) struct Intake {
 
 impl Intake {
     pub(crate) fn new(memory: Option<Arc<MemoryBudget>>, workers: usize) -> Self {
-        Self { memory, workers: workers.max(1) as u64, left: u64::MAX, seen: 0, until: None }
+        let left = if memory.is_some() { FLOOR } else { u64::MAX };
+        Self { memory, workers: workers.max(1) as u64, left, seen: 0, until: None }
     }
 
     /// Looks for a new measurement.
@@ -36,7 +37,8 @@ impl Intake {
         let Some(memory) = &self.memory else { return };
         let measurement = memory.measurements();
         if measurement != self.seen || self.until.is_none_or(|until| now >= until) {
-            self.left = if measurement != self.seen { memory.room() / self.workers } else { 0 }.max(FLOOR);
+            let left = if measurement == self.seen { self.left } else { memory.room() / self.workers };
+            self.left = left.max(FLOOR);
             self.seen = measurement;
             self.until = now.checked_add(PERIOD);
         }
@@ -87,6 +89,9 @@ mod tests {
         assert!(intake.is_used_up(), "until it is measured again");
         memory.update(75 << 20);
         intake.begin_round(now);
+        assert_eq!(intake.left(), 10 << 20);
+        // A measurement that is late takes nothing away.
+        intake.begin_round(now + 2 * PERIOD);
         assert_eq!(intake.left(), 10 << 20);
     }
 

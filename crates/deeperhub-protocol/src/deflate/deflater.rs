@@ -70,8 +70,13 @@ impl Deflater {
         }
         self.output.clear();
         self.output.shrink_to(KEPT_CAPACITY);
-        // What cannot be compressed is stored with five bytes for each block; the tail is taken off again.
-        self.output.reserve(payload.len() + payload.len() / 1024 + 64);
+        // What cannot be compressed is stored with five bytes for each block; the tail is taken off again. Where that is
+        // sent all the same, there is room for fixed codes, which make nine bits of eight, and for blocks of small windows.
+        let overhead = match self.threshold_bytes {
+            0 => payload.len() / 8 + payload.len() / 64,
+            _ => payload.len() / 1024,
+        };
+        self.output.reserve(payload.len() + overhead + 64);
         let slot = self.streams.get_mut(usize::from(window_bits.checked_sub(MIN_WINDOW_BITS + 1)?))?;
         self.runs += 1;
         self.input_bytes += payload.len() as u64;

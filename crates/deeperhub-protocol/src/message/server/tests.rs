@@ -375,7 +375,7 @@ fn other_messages_are_shorter_than_the_longest_delivery() {
             id: id(&escaped_id),
             topic: &topic,
             subscribers: u64::MAX,
-            cluster_unavailable: true,
+            cluster: Some(ClusterFault::Unavailable),
         },
         ServerMessage::Error {
             id: id(&escaped_id),
