@@ -254,7 +254,7 @@ async fn peers_that_neither_read_nor_answer_pings_are_let_go() {
     for mut stream in silent {
         let mut all = Vec::new();
         tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("it ends").ok();
-        assert!(String::from_utf8_lossy(&all).contains("no pong in time"));
+        assert!(String::from_utf8_lossy(&all).contains("no sign of life in time"));
     }
     let mut wire = Wire::connect(&server, None).await;
     wire.send(TEXT, br#"{"type":"ping"}"#).await;

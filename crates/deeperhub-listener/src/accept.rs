@@ -224,7 +224,7 @@ impl Acceptor {
         let mut failing = false;
         let mut events = Events::with_capacity(4);
         let mut accepted = Vec::with_capacity(BATCH);
-        let mut last = Instant::now();
+        let (mut last, mut reassigned) = (Instant::now(), Instant::now());
         // The first look is for what came before there was one: events come in edges.
         let mut wait = Some(Duration::ZERO);
         loop {
@@ -284,8 +284,14 @@ impl Acceptor {
                 if self.control.is_stopping() {
                     return;
                 }
+                // Also in a rush that does not end.
+                if reassigned.elapsed() >= REASSIGN_INTERVAL {
+                    self.reassign();
+                    reassigned = Instant::now();
+                }
             }
             self.reassign();
+            reassigned = Instant::now();
             wait = self.control.has_arrivals().then_some(REASSIGN_INTERVAL);
             last = Instant::now();
         }

@@ -219,6 +219,8 @@ pub(crate) struct Core<S> {
     pub(crate) ready: Arc<ReadyList>,
     /// Keys that have something to do in this round or the next.
     pub(crate) turn: Vec<u32>,
+    /// Keys of the round's new connections.
+    pub(crate) arrived: Vec<u32>,
     /// Keys whose turn was over before all that they have sent was handled.
     pub(crate) backlog: Vec<u32>,
     /// Bytes that were read and not handled yet. At most those of one read for each connection.
@@ -271,6 +273,7 @@ impl<S> Core<S> {
             connections: Slab::new(),
             ready: Arc::default(),
             turn: Vec::new(),
+            arrived: Vec::new(),
             backlog: Vec::new(),
             unread: HashMap::new(),
             progress: HashMap::new(),

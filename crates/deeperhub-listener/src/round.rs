@@ -24,7 +24,7 @@ pub(crate) const COPIED_BYTES: usize = 8;
 const TURNS_PER_ROUND: usize = 16;
 
 /// Cost after which the clock is read again: often enough to keep to milliseconds, too seldom to be noticed.
-const CLOCK_COST: usize = 64 * 1024;
+const CLOCK_COST: usize = 16 * 1024;
 
 /// The part of a round that connections may have that came back for the rest of what they sent. Connections that are
 /// newly ready go first, up to the remainder, so that nobody waits for those that send without end.
@@ -43,6 +43,7 @@ pub(crate) struct RoundBudget {
     /// Kept for the connections that come back.
     reserve: usize,
     until: Instant,
+    time: Duration,
     since_clock: usize,
     /// Cost of the round so far.
     spent: usize,
@@ -64,6 +65,7 @@ impl RoundBudget {
             reserve: 0,
             // A time too long for the clock is no limit: an hour is as good.
             until: now.checked_add(time).unwrap_or(now + Duration::from_secs(3600)),
+            time,
             since_clock: 0,
             spent: 0,
         }
@@ -104,10 +106,22 @@ impl RoundBudget {
     #[cold]
     fn look_at_clock(&mut self, turn: &mut Turn) {
         self.since_clock = 0;
-        if Instant::now() >= self.until {
-            self.left = 0;
-            turn.left = 0;
+        if Instant::now() < self.until {
+            return;
         }
+        turn.left = 0;
+        if self.reserve == 0 {
+            self.left = 0;
+        } else {
+            // Connections that come back have a part of the time as well.
+            self.left = self.left.min(self.reserve);
+            self.until = self.until.checked_add(self.time / BACKLOG_PART as u32).unwrap_or(self.until);
+        }
+    }
+
+    /// Whether a part is kept for connections that come back.
+    pub(crate) fn has_reserve(&self) -> bool {
+        self.reserve > 0
     }
 
     /// Cost of all that was done.
@@ -166,6 +180,20 @@ mod tests {
         assert!(!turn.is_over(), "the clock is not read for so little");
         round.spend(&mut turn, 1);
         assert!(turn.is_over() && round.is_spent());
+    }
+
+    #[test]
+    fn the_clock_leaves_a_part_for_those_that_come_back() {
+        let mut round = RoundBudget::new(64 * CLOCK_COST, Duration::ZERO, Instant::now());
+        round.reserve();
+        let mut turn = round.turn();
+        round.spend(&mut turn, CLOCK_COST);
+        assert!(turn.is_over() && round.is_spent());
+        round.release();
+        assert!(!round.is_spent() && !round.turn().is_over());
+        let mut turn = round.turn();
+        round.spend(&mut turn, CLOCK_COST);
+        assert!(round.is_spent());
     }
 
     #[test]

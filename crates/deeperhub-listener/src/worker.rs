@@ -241,7 +241,7 @@ impl<'a, A: Application> Worker<'a, A> {
             flags: Flags::default(),
             place,
         });
-        self.turn(key);
+        self.core.arrived.push(key);
     }
 
     /// Milliseconds of the worker's clock. Wraps after 49 days; deadlines are compared by their difference.
@@ -501,6 +501,9 @@ impl<'a, A: Application> Worker<'a, A> {
 
     /// The client closed: answers with its code (RFC 6455 section 5.5.1) behind what is queued.
     fn answer_close(&mut self, key: u32, code: Option<u16>) {
+        if self.core.connections.get(key as usize).is_some_and(|connection| !connection.is_written()) {
+            self.watch_progress(key);
+        }
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let start = self.core.arena.len();
         frame::write_close(self.core.arena.replies(), code, "");
@@ -588,6 +591,9 @@ impl<'a, A: Application> Worker<'a, A> {
             self.core.coders.incoming.forget(key, connection.flags.deflate);
             if !self.core.progress.is_empty() {
                 self.core.progress.remove(&key);
+                if self.core.progress.is_empty() {
+                    self.core.progress.shrink_to_fit();
+                }
             }
         }
     }

@@ -27,6 +27,8 @@ pub(crate) struct Records {
     bytes: Vec<u8>,
     /// Steps of handshakes since this was reset.
     pub(crate) handshake_steps: usize,
+    /// The last read brought something, if only a part of a record.
+    pub(crate) has_come: bool,
     /// Handshakes that ended since this was reset.
     pub(crate) ended: Ended,
 }

@@ -152,6 +152,7 @@ impl Tls {
             self.short = held + read < room;
             read
         };
+        let has_come = read > 0;
         input[..held].copy_from_slice(&self.incoming);
         let was_shaking_hands = self.is_shaking_hands();
 
@@ -162,6 +163,7 @@ impl Tls {
             Progress { consumed: held + read, plain: 0 }
         });
         self.keep(&input[consumed..held + read]);
+        records.has_come = has_come;
 
         if was_shaking_hands {
             records.handshake_steps += 1;

@@ -35,6 +35,8 @@ impl<A: Application> Worker<'_, A> {
     /// ready, then those that came back for the rest of what they have sent.
     pub(super) fn poll_ready(&mut self) {
         self.core.ready.take(&mut self.core.turn);
+        // New connections come behind those that wait longer.
+        self.core.turn.append(&mut self.core.arrived);
         if self.core.intake.is_used_up() {
             return self.only_write();
         }
@@ -138,11 +140,16 @@ impl<A: Application> Worker<'_, A> {
                 self.handle_unread(key, turn);
                 continue;
             }
-            if connection.transport.is_shaking_hands() && core.records.handshake_steps >= HANDSHAKES_PER_ROUND
-            {
+            let steps = core.records.handshake_steps;
+            let max_steps = match core.round.has_reserve() {
+                // Some are left for those that come back.
+                true => HANDSHAKES_PER_ROUND * 3 / 4,
+                false => HANDSHAKES_PER_ROUND,
+            };
+            if connection.transport.is_shaking_hands() && steps >= max_steps {
                 break;
             }
-            let steps = core.records.handshake_steps;
+            core.records.has_come = false;
             let read = connection.transport.read(&mut self.scratch, &mut core.records);
             if core.records.handshake_steps > steps {
                 core.round.spend(turn, TLS_STEP_COST);
@@ -155,6 +162,10 @@ impl<A: Application> Worker<'_, A> {
                 Ok(0) => return self.end_of_stream(key),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // A part of a record is a sign of life, too.
+                    if std::mem::take(&mut core.records.has_come) {
+                        self.gave_sign(key);
+                    }
                     if self.arm(key) {
                         continue;
                     }
@@ -202,6 +213,10 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
+    fn is_paused(&self, key: u32) -> bool {
+        self.core.connections.get(key as usize).is_some_and(|connection| connection.flags.paused)
+    }
+
     pub(super) fn has_unread(&self, key: u32) -> bool {
         self.core.connections.get(key as usize).is_some_and(|connection| connection.flags.has_unread)
     }
@@ -209,10 +224,12 @@ impl<A: Application> Worker<'_, A> {
     /// Handles bytes that were read, and keeps what is left of them for the connection's next turn.
     pub(super) fn handle(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) {
         // Others of the same batch may have taken what was left of the round.
-        let handled = if turn.is_over() { 0 } else { self.received(key, bytes, turn) };
+        let is_held = turn.is_over() || self.is_paused(key);
+        let handled = if is_held { 0 } else { self.received(key, bytes, turn) };
         if let Some(rest) = bytes.get(handled..)
             && !rest.is_empty()
         {
+            self.core.intake.spend(rest.len());
             self.keep_unread(key, Unread { bytes: rest.to_vec(), at: 0 });
         }
     }
@@ -242,7 +259,6 @@ impl<A: Application> Worker<'_, A> {
     fn received(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) -> usize {
         let mut at = 0;
         loop {
-            let next_ping = self.next_ping();
             let Some(connection) = self.core.connections.get_mut(key as usize) else { return bytes.len() };
             let rest = bytes.get_mut(at..).unwrap_or_default();
             match &connection.state {
@@ -254,9 +270,7 @@ impl<A: Application> Worker<'_, A> {
                 State::Open(_) => {
                     // Any byte is a sign of life.
                     if connection.flags.sign != Sign::Seen {
-                        connection.flags.sign = Sign::Seen;
-                        connection.deadline = next_ping;
-                        self.core.progress.remove(&key);
+                        self.gave_sign(key);
                     }
                     at += self.decode(key, rest, turn);
                     let connection = self.core.connections.get(key as usize);
@@ -269,7 +283,10 @@ impl<A: Application> Worker<'_, A> {
                     self.skip_to_close(key, rest);
                     return bytes.len();
                 }
-                State::Closing(_) => return bytes.len(),
+                State::Closing(_) => {
+                    self.core.round.spend(turn, rest.len());
+                    return bytes.len();
+                }
             }
         }
     }
@@ -376,7 +393,10 @@ impl<A: Application> Worker<'_, A> {
                     Ok(Some(Incoming::Close(close))) => {
                         return Decoded::PeerClose(close.map(|(code, _)| code));
                     }
-                    Err(error) => return Decoded::Fault(error),
+                    Err(error) => {
+                        round.spend(turn, MESSAGE_COST + incoming.take_cost());
+                        return Decoded::Fault(error);
+                    }
                 }
                 let came_out = match deflate {
                     Some(_) => incoming.take_cost() + outgoing.take_cost(),

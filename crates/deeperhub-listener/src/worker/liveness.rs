@@ -5,7 +5,7 @@ use deeperhub_protocol::handshake::Refusal;
 use deeperhub_protocol::{CloseCode, CloseReason};
 
 use super::Worker;
-use crate::connections::{Closing, Progress, Sign, State};
+use crate::connections::{Progress, Sign, State};
 use crate::handshake::Proxied;
 use crate::metrics::{HandshakeLimit, Outcome};
 use crate::session::Application;
@@ -27,10 +27,7 @@ impl<A: Application> Worker<'_, A> {
                     self.refuse(key, &Refusal::bad_handshake("the handshake took too long"));
                 }
             }
-            State::Closing(wait) => {
-                let wait = *wait;
-                self.closing_took_its_time(key, wait);
-            }
+            State::Closing(_) => self.closing_took_its_time(key),
             State::Open(_) => self.ask_for_life(key),
         }
     }
@@ -68,8 +65,19 @@ impl<A: Application> Worker<'_, A> {
             // Its turn has not come.
             Sign::LastLook => connection.deadline = soon,
             Sign::Missing => {
-                self.close(key, CloseReason::new(CloseCode::PongTimeout, "no pong in time"));
+                self.close(key, CloseReason::new(CloseCode::PongTimeout, "no sign of life in time"));
             }
+        }
+    }
+
+    /// An open connection has given a sign of life.
+    pub(super) fn gave_sign(&mut self, key: u32) {
+        let next = self.next_ping();
+        let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
+        if connection.flags.sign != Sign::Seen && matches!(connection.state, State::Open(_)) {
+            connection.flags.sign = Sign::Seen;
+            connection.deadline = next;
+            self.core.progress.remove(&key);
         }
     }
 
@@ -93,20 +101,15 @@ impl<A: Application> Worker<'_, A> {
         self.has_come_on(key);
     }
 
-    /// A closing connection that has read nothing meanwhile is dropped; one that goes on reading gets the time again, so
-    /// that the end reaches it, too.
-    fn closing_took_its_time(&mut self, key: u32, wait: Closing) {
+    /// A closing connection that has read nothing meanwhile is dropped, and so is one whose kernel has all of it. One that
+    /// goes on reading gets the time again, so that the end reaches it, too.
+    fn closing_took_its_time(&mut self, key: u32) {
         let deadline = self.deadline(self.core.config.close_timeout);
         let before = self.core.progress.get(&key).copied();
         let has_come_on = self.has_come_on(key);
         let extensions = before.map_or(0, |before| before.extensions) + 1;
-        if !has_come_on || extensions > MAX_EXTENSIONS {
-            return self.remove(key);
-        }
-        if let Some(progress) = self.core.progress.get_mut(&key) {
-            progress.extensions = extensions;
-        } else if wait == Closing::Nothing {
-            // All of it is with the peer's kernel.
+        let is_behind = self.core.progress.get_mut(&key).map(|progress| progress.extensions = extensions);
+        if !has_come_on || is_behind.is_none() || extensions > MAX_EXTENSIONS {
             return self.remove(key);
         }
         if let Some(connection) = self.core.connections.get_mut(key as usize) {

@@ -176,7 +176,7 @@ impl<A: Application> Worker<'_, A> {
         let core = &mut *self.core;
         core.begin_round(Instant::now());
         // A round was interrupted: its lists are made anew, of all connections.
-        for list in [&mut core.turn, &mut core.backlog, &mut core.dirty, &mut core.due] {
+        for list in [&mut core.turn, &mut core.arrived, &mut core.backlog, &mut core.dirty, &mut core.due] {
             list.clear();
         }
         core.to_close.clear();
@@ -213,6 +213,7 @@ fn abort_connections<S>(core: &mut Core<S>) -> Vec<(Key, S)> {
     core.unread.clear();
     core.progress.clear();
     core.backlog.clear();
+    core.arrived.clear();
     let mut sessions = Vec::with_capacity(core.open);
     for (key, connection) in std::mem::take(&mut core.connections) {
         let Connection { mut transport, state, outbox, flags, .. } = connection;
@@ -239,7 +240,7 @@ fn abort_connections<S>(core: &mut Core<S>) -> Vec<(Key, S)> {
             drop((transport, outbox));
         }));
     }
-    for list in [&mut core.turn, &mut core.backlog, &mut core.dirty, &mut core.due] {
+    for list in [&mut core.turn, &mut core.arrived, &mut core.backlog, &mut core.dirty, &mut core.due] {
         list.clear();
     }
     core.to_close.clear();
