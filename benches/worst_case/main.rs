@@ -38,7 +38,7 @@ struct Options {
     clients: usize,
 
     /// Seconds per row
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 8)]
     seconds: u64,
 
     /// Only the attacks whose name contains this

@@ -62,7 +62,7 @@ impl Default for Limits {
             rate: 100.0,
             burst: 200.0,
             control_rate: 50.0,
-            handshake_bytes: 16_384,
+            handshake_bytes: 32_768,
         }
     }
 }
@@ -230,11 +230,11 @@ impl Attack {
             Self::Fragments => "--max-fragments",
             Self::DeepJson => "--max-json-depth",
             Self::Pings => "--control-rate-limit",
-            Self::WrongTokens => "tokens of a connection",
+            Self::WrongTokens => "--token-rate-limit",
             Self::Handshakes => "--max-connections",
             Self::SlowHeads => "--max-handshake-bytes",
             Self::HalfOpen => "--handshake-timeout",
-            Self::Reconnects => "--rate-burst",
+            Self::Reconnects => "--burst-rate-per-ip",
         }
     }
 
@@ -398,7 +398,7 @@ impl Attack {
             }
             Self::WrongTokens => {
                 bucket = TokenBucket::new(5.0, 50.0);
-                let text = format!(r#"{{"type":"authenticate","data":{{"token":"{WRONG_TOKEN}"}}}}"#);
+                let text = format!(r#"{{"type":"authenticate","data":{{"token":"{}"}}}}"#, wrong_token());
                 (vec![], texts(vec![text]), Reading::All)
             }
             Self::Handshakes | Self::SlowHeads | Self::HalfOpen | Self::Reconnects | Self::SlowReaders => {
@@ -419,9 +419,14 @@ struct MessagePlan {
     bucket: TokenBucket,
 }
 
-/// A well-formed token with an invalid signature and a distant expiry.
-const WRONG_TOKEN: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJub2JvZHkiLCJleHAiOjk5OTk5OTk5OTl9.\
-    AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+/// Bytes of a token; the server accepts 16 KiB.
+const TOKEN_BYTES: usize = 16_000;
+
+/// Returns a well-formed token of nearly the maximum size with an invalid signature.
+fn wrong_token() -> String {
+    let (head, signature) = ("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9", "A".repeat(43));
+    format!("{head}.{}.{signature}", "e30A".repeat((TOKEN_BYTES - head.len() - signature.len()) / 4))
+}
 
 fn subscribe(topic: &str) -> String {
     format!(r#"{{"type":"subscribe","data":{{"topic":"{topic}"}}}}"#)

@@ -419,6 +419,7 @@ async fn memory_is_shed_from_attackers_and_not_from_silent_clients() {
         HealthyClients::start(std::slice::from_ref(&options), 4, 2).unwrap_or_else(|error| panic!("{error}"));
     let mut attackers = Attackers::default();
     attackers.spawn(Attack::UnreadFanOut, std::slice::from_ref(&options), 40);
+    attackers.spawn(Attack::UnreadEchoes, std::slice::from_ref(&options), 40);
     let end = Instant::now() + Duration::from_secs(4);
     while Instant::now() < end && !healthy.has_failed() {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -6,7 +6,7 @@ use crate::attack::{Attack, Limits};
 use crate::scenario::{BUDGET, Scenario, ServerSetup};
 
 /// Duration of a scenario in the short form.
-const SHORT_RUN: Duration = Duration::from_millis(1500);
+const SHORT_RUN: Duration = Duration::from_secs(1);
 
 /// Attacks a server with one of the setups: all of them occur over the attacks.
 async fn check(attack: Attack, clients: usize, flags: &[&str]) {
@@ -31,8 +31,8 @@ macro_rules! scenes {
 scenes! {
     handshake_flood: 8 Handshakes [];
     bursts_of_reconnecting_clients: 8 Reconnects [];
-    slow_request_heads: 200 SlowHeads ["--handshake-timeout", "1s"];
-    unfinished_handshakes: 200 HalfOpen ["--handshake-timeout", "1s"];
+    slow_request_heads: 200 SlowHeads ["--handshake-timeout", "600ms"];
+    unfinished_handshakes: 200 HalfOpen ["--handshake-timeout", "600ms"];
     echoes_of_maximum_size: 16 FullEchoes [];
     publishes_that_inflate_to_the_maximum_size: 32 UnwantedPublishes [];
     binary_messages_of_maximum_size: 8 Binary [];
@@ -61,7 +61,7 @@ async fn tls_handshake_flood() {
 
 #[tokio::test]
 async fn unfinished_tls_handshakes() {
-    check_in(ServerSetup::pairs()[4], Attack::HalfOpen, 200, &["--handshake-timeout", "1s"]).await;
+    check_in(ServerSetup::pairs()[4], Attack::HalfOpen, 200, &["--handshake-timeout", "600ms"]).await;
 }
 
 /// Echoes of the maximum size as fast as the byte rate allows.
