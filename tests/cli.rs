@@ -1,7 +1,8 @@
 //! The command line: what is printed, what is refused and how, exit codes, signals.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::support::{Client, ROOT, Server, TemporaryDir, http, patiently, run};
 
@@ -169,7 +170,17 @@ fn bash_completes_flags_and_what_stands_behind_a_subcommand() {
             current = words[last],
             previous = words[last - 1],
         );
-        let output = Command::new("bash").args(["--norc", "-c", &asked]).output().expect("bash runs");
+        // The script is longer than an argument may be.
+        let mut bash = Command::new("bash")
+            .args(["--norc", "-s"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("bash runs");
+        let mut stdin = bash.stdin.take().expect("it is piped");
+        stdin.write_all(asked.as_bytes()).expect("bash reads");
+        drop(stdin);
+        let output = bash.wait_with_output().expect("bash ends");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     };
     assert_eq!(complete(&["deeperhub-ws", "--max-q"]), "--max-queue-bytes");

@@ -132,6 +132,8 @@ pub(crate) struct Unread {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Progress {
     pub(crate) acknowledged: u64,
+    /// Bytes waited for it then.
+    pub(crate) is_behind: bool,
     /// How often a closing connection was given more time for it.
     pub(crate) extensions: u32,
 }

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 /// user time, and a byte that is unmasked, scanned or inflated about one.
 pub(crate) const MESSAGE_COST: usize = 512;
 
+/// What a frame of a message in parts costs beside its bytes.
+pub(crate) const FRAME_COST: usize = 64;
+
 /// What a step of a handshake costs: parsing a head, and asking the application.
 pub(crate) const HANDSHAKE_COST: usize = 16 * 1024;
 

@@ -157,8 +157,8 @@ impl<'a, A: Application> Worker<'a, A> {
 
         more |= self.tick_at.is_some() || !self.core.dirty.is_empty();
         // While nothing may be taken in, those that wait are no reason to go on.
-        more |=
-            !self.core.intake.is_used_up() && !(self.core.turn.is_empty() && self.core.backlog.is_empty());
+        let has_waiting = !self.core.turn.is_empty() || !self.core.backlog.is_empty();
+        more |= has_waiting && !self.core.intake.is_used_up();
         if !more && self.core.is_in_burst() {
             self.hold_until = Some(written + hold(written.saturating_duration_since(self.core.now)));
         }

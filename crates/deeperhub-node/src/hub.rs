@@ -60,6 +60,8 @@ pub(crate) struct Reached {
     pub(crate) subscribers: u64,
     /// A worker is behind: the publisher should pause.
     pub(crate) congested: bool,
+    /// Steps that matching patterns took.
+    pub(crate) steps: usize,
     /// Why the other nodes do not get it; `None`: they do, or there are none.
     pub(crate) cluster: Option<ClusterFault>,
 }
@@ -191,7 +193,7 @@ impl Hub {
             Some(_) => self.publish_to_others(topic, message, from, trace.borrow()),
             None => None,
         };
-        Reached { subscribers: here.subscribers, congested: here.congested, cluster }
+        Reached { subscribers: here.subscribers, congested: here.congested, steps: here.steps, cluster }
     }
 
     /// Delivers what was published on another node, in the trace that it brings.

@@ -48,7 +48,7 @@ pub fn send_progress(socket: BorrowedFd<'_>) -> io::Result<SendProgress> {
     let half = |at: usize| {
         let bytes = word(at).to_ne_bytes();
         let [a, b, c, d, e, f, g, h] = bytes;
-        u32::from_ne_bytes(if at % 8 == 0 { [a, b, c, d] } else { [e, f, g, h] })
+        u32::from_ne_bytes(if at.is_multiple_of(8) { [a, b, c, d] } else { [e, f, g, h] })
     };
     // Offsets in `struct tcp_info`: tcpi_unacked, tcpi_bytes_acked, tcpi_notsent_bytes.
     Ok(SendProgress { acknowledged: word(120), is_outstanding: half(24) > 0 || half(144) > 0 })

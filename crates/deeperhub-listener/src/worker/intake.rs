@@ -9,7 +9,7 @@ use deeperhub_protocol::frame::{self, Extended, FrameError, Incoming};
 use super::Worker;
 use crate::connections::{Closing, Connection, Sign, State, Unread, too_slow};
 use crate::deflate::{self, Coders};
-use crate::round::{HANDSHAKE_COST, MESSAGE_COST, TLS_STEP_COST, Turn};
+use crate::round::{FRAME_COST, HANDSHAKE_COST, MESSAGE_COST, TLS_STEP_COST, Turn};
 use crate::session::{Application, Context, Message, Session, Wire};
 
 /// Sockets that one round reads from; the others' turn comes in the next.
@@ -364,7 +364,8 @@ impl<A: Application> Worker<'_, A> {
                 };
                 match next {
                     Ok(None) => {
-                        round.spend(turn, *pos - before);
+                        let frames = decoder.take_frames() as usize * FRAME_COST;
+                        round.spend(turn, *pos - before + frames);
                         return Decoded::All;
                     }
                     Ok(Some(Incoming::Text(text))) => session.on_message(Message::Text(text), &mut cx),
@@ -403,7 +404,8 @@ impl<A: Application> Worker<'_, A> {
                     None => 0,
                 };
                 let replied = arena.len().saturating_sub(arena_before);
-                round.spend(turn, MESSAGE_COST + (*pos - before) + came_out + replied + charged);
+                let frames = decoder.take_frames() as usize * FRAME_COST;
+                round.spend(turn, MESSAGE_COST + (*pos - before) + frames + came_out + replied + charged);
                 if close.is_some() {
                     return Decoded::Part;
                 }

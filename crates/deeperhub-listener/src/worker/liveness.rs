@@ -13,6 +13,9 @@ use crate::session::Application;
 /// How often a closing connection that goes on reading gets its time again.
 const MAX_EXTENSIONS: u32 = 20;
 
+/// A ping and what it is encrypted in, at the most.
+const PING_BYTES: u64 = 64;
+
 impl<A: Application> Worker<'_, A> {
     pub(super) fn deadline_passed(&mut self, key: u32) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
@@ -81,18 +84,19 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Whether the peer has taken bytes since it was last asked for. A pong waits behind what the peer has yet to read, so
-    /// one that reads slowly cannot answer in time; its kernel's acknowledgements show that it lives. They count only
-    /// where bytes waited before, since a kernel acknowledges a ping alone for a program that hangs.
+    /// Whether the peer has taken bytes since this was last asked. A pong waits behind what the peer has yet to read, so
+    /// one that reads slowly cannot answer in time; its kernel's acknowledgements show that it lives. Those of a ping alone
+    /// do not count, since a kernel acknowledges it for a program that hangs.
     fn has_come_on(&mut self, key: u32) -> bool {
         let Some(connection) = self.core.connections.get(key as usize) else { return false };
         let Ok(now) = connection.transport.progress() else { return false };
-        let before = self.core.progress.remove(&key);
-        if now.is_outstanding || !connection.is_written() {
-            let progress = Progress { acknowledged: now.acknowledged, extensions: 0 };
-            self.core.progress.insert(key, progress);
-        }
-        before.is_some_and(|before| now.acknowledged > before.acknowledged)
+        let is_behind = now.is_outstanding || !connection.is_written();
+        let progress = Progress { acknowledged: now.acknowledged, is_behind, extensions: 0 };
+        let before = self.core.progress.insert(key, progress);
+        before.is_some_and(|before| {
+            let ping = if before.is_behind { 0 } else { PING_BYTES };
+            now.acknowledged.saturating_sub(before.acknowledged) > ping
+        })
     }
 
     /// Notes how far the peer of a connection has come that is about to be closed.
@@ -108,8 +112,11 @@ impl<A: Application> Worker<'_, A> {
         let before = self.core.progress.get(&key).copied();
         let has_come_on = self.has_come_on(key);
         let extensions = before.map_or(0, |before| before.extensions) + 1;
-        let is_behind = self.core.progress.get_mut(&key).map(|progress| progress.extensions = extensions);
-        if !has_come_on || is_behind.is_none() || extensions > MAX_EXTENSIONS {
+        let is_behind = self.core.progress.get_mut(&key).is_some_and(|progress| {
+            progress.extensions = extensions;
+            progress.is_behind
+        });
+        if !has_come_on || !is_behind || extensions > MAX_EXTENSIONS {
             return self.remove(key);
         }
         if let Some(connection) = self.core.connections.get_mut(key as usize) {

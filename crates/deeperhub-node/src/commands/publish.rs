@@ -8,6 +8,9 @@ use crate::metrics::Sent;
 use crate::session::{Session, forbidden};
 use crate::trace::MessageSpan;
 
+/// What a step of matching patterns costs, in the listener's cost of bytes.
+const MATCHING_STEP_COST: usize = 16;
+
 /// What to publish.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Publish<'a> {
@@ -46,6 +49,8 @@ pub(crate) fn publish(
         counting.publish(publish.topic.as_str(), published.subscribers, publish.message.as_str().len(), now);
     }
     session.published(publish.message.as_str().len(), local.relief);
+    cx.charge(published.steps * MATCHING_STEP_COST);
+    let local = cx.local();
     if published.congested {
         // Another worker is behind: this publisher waits, and TCP slows its client down.
         local.paused.push(key);

@@ -14,6 +14,8 @@ pub(super) struct Assembly {
     control: ControlPayload,
     /// What the caller was given last, and so will not need any more when it comes back.
     lent: Option<Completed>,
+    /// Frames that were opened since this was taken.
+    frames: u32,
 }
 
 /// The frame whose payload is arriving.
@@ -41,6 +43,11 @@ impl Assembly {
             Some(Completed::Control(_)) => self.control.len = 0,
             None => {}
         }
+    }
+
+    /// Returns how many frames were opened since this was last called.
+    pub(super) fn take_frames(&mut self) -> u32 {
+        std::mem::take(&mut self.frames)
     }
 
     /// Whether there is nothing to keep.
@@ -80,6 +87,7 @@ impl Assembly {
     /// Starts to take the payload of an admitted frame, which may bring its message to `max_message_bytes`.
     pub(super) fn open(&mut self, header: &Header, payload_len: usize, limits: &FrameLimits) {
         let Header { opcode, fin, mask, .. } = *header;
+        self.frames = self.frames.saturating_add(1);
         if !opcode.is_control() {
             let message = self.message.get_or_insert_with(|| Message::new(header));
             message.fragments = message.fragments.saturating_add(1);

@@ -119,6 +119,13 @@ impl FrameDecoder {
         self.partial.as_ref().is_some_and(|partial| partial.is_mid_message())
     }
 
+    /// Returns how many frames of messages in parts were begun since this was last called: a client can send a message in
+    /// thousands of frames that have no bytes of their own, and each is work.
+    #[inline]
+    pub fn take_frames(&mut self) -> u32 {
+        self.partial.as_mut().map_or(0, |partial| partial.take_frames())
+    }
+
     /// Heap bytes held for an incomplete message, or for the last one until the next call.
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {
