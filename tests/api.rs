@@ -70,7 +70,8 @@ async fn clients_are_listed_in_pages_and_disconnected() {
     assert_eq!((gone.status, &gone.json()["error"]["code"]), (404, &json!("client_not_found")));
 }
 
-/// Each client may have 32 KiB of names, so the number of clients alone bounds no answer.
+/// Each client may have 32 KiB of names, so limiting the number of clients does not bound a
+/// response.
 #[tokio::test]
 async fn a_page_of_clients_is_bounded_in_bytes() {
     let server = Server::start(&["--workers", "2", "--rate-limit", "0"]);

@@ -1,4 +1,4 @@
-//! Connections of the server API: every wait has an end, health is always told, and an answer arrives.
+//! Server API connections: every wait ends, health checks always answer, and responses arrive.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::support::{
     Client, PATIENCE, Peer, Server, http, install, metric, patiently, python_bin, run_peer, script,
 };
 
-/// A body that no buffer of a socket takes whole.
+/// Bytes of a body that does not fit into a socket buffer.
 const LONG: usize = 10 << 20;
 
 async fn connect(server: &Server) -> TcpStream {
     patiently("a connection", TcpStream::connect(server.api())).await.unwrap()
 }
 
-/// A connection whose peer is soon stuck when nobody reads.
+/// Connects with a small receive buffer, so that the server soon blocks when nobody reads.
 async fn connect_with_small_buffer(server: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -31,14 +31,14 @@ async fn send(stream: &mut TcpStream, text: &str) {
     patiently("the server to read", stream.write_all(text.as_bytes())).await.unwrap();
 }
 
-/// Reads to the end, which must not be a reset.
+/// Reads to the end of the stream, which must not be a reset.
 async fn rest(mut stream: TcpStream) -> String {
     let mut answer = Vec::new();
     patiently("the end", stream.read_to_end(&mut answer)).await.expect("the connection ends well");
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// Waits until only the connection that asks is left.
+/// Waits until only the connection that reads the metric is left.
 async fn all_gone(server: &Server) {
     patiently("the ends of connections", async {
         while metric(server, "deeperhub_api_connections").await > 1 {
@@ -78,7 +78,7 @@ async fn whoever_sends_or_reads_too_slowly_loses_its_connection_and_health_is_to
         send(&mut stream, start).await;
         stuck.push(stream);
     }
-    // Answers that nobody takes.
+    // Responses that nobody reads.
     let request = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(400);
     for _ in 0..5 {
         let mut stream = connect_with_small_buffer(server.api()).await;
@@ -105,7 +105,7 @@ async fn a_body_that_drips_does_not_hold_its_connection() {
     .await;
     let (mut reader, mut writer) = stream.into_split();
     let drip = async {
-        // Each byte comes well within the time of a step.
+        // Each byte arrives well within the timeout of one step.
         while writer.write_all(b"x").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -125,7 +125,7 @@ async fn a_stream_of_events_that_nobody_reads_ends_and_its_memory_is_bounded() {
     let server = Server::start(&["--api-timeout", "1s", "--max-event-bytes", "100000", "--rate-limit", "0"]);
     let mut stuck = connect_with_small_buffer(server.api()).await;
     send(&mut stuck, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-    // The head of the answer, so that it observes.
+    // The response head shows that the event stream is open.
     patiently("the head", stuck.readable()).await.unwrap();
     let mut client = Client::connect(&server).await;
     let pad = "x".repeat(60_000);
@@ -156,7 +156,7 @@ async fn streams_of_events_cannot_take_every_place_and_end_with_their_reader() {
     assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("too_many_observers")));
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(http(server.api(), "GET /v1/stats", &[], "").await.status, 200);
-    // One whose reader only ends its side is over, too.
+    // A stream also ends when its reader only half-closes.
     streams[0].shutdown().await.unwrap();
     drop(streams.split_off(1));
     patiently("the ends of streams", async {
@@ -190,7 +190,7 @@ async fn a_connection_that_has_to_go_before_its_request_is_told_why() {
     for _ in 0..300 {
         silent.push(connect(&server).await);
     }
-    // The first takes the regular place, the second gives way when the reserve is full.
+    // The first takes the regular connection; the second is evicted when the reserve is full.
     let answer = rest(silent.remove(1)).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("too_many_connections"), "{answer}");
     assert!(is_live(&server).await);
@@ -205,7 +205,7 @@ async fn a_burst_of_publishes_over_the_limit_is_carried_out() {
     for number in 0..200 {
         let mut stream = connect(&server).await;
         callers.push(tokio::spawn(async move {
-            // Kept alive: each connection stays open and idle afterwards.
+            // HTTP keep-alive: each connection stays open and idle afterwards.
             let body = number.to_string();
             let head = format!(
                 "POST /v1/topics/a/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
@@ -226,7 +226,7 @@ async fn a_burst_of_publishes_over_the_limit_is_carried_out() {
     assert!(is_live(&server).await);
 }
 
-/// The head of a request whose body is refused, and the status that says so.
+/// Returns request lines whose body is refused, each with the expected status.
 fn refused() -> [(&'static str, u16); 5] {
     [
         ("POST /v1/topics/a/messages", 413),
@@ -237,7 +237,7 @@ fn refused() -> [(&'static str, u16); 5] {
     ]
 }
 
-/// The client reads only after it has sent the whole body, as many do.
+/// Like many clients, this one reads only after it has sent the whole body.
 #[tokio::test]
 async fn an_answer_to_a_body_that_is_still_coming_arrives() {
     let server = Server::start(&[]);
@@ -281,7 +281,7 @@ async fn a_client_that_asks_first_is_refused_before_it_sends() {
         patiently("an answer", stream.read_exact(&mut answer)).await.unwrap();
         assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"), "{request}");
     }
-    // One that is not refused is asked for its body.
+    // An accepted request gets `100 Continue`.
     let mut stream = connect(&server).await;
     let head = "Host: localhost\r\nContent-Length: 1\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n";
     send(&mut stream, &format!("POST /v1/topics/a/messages HTTP/1.1\r\n{head}")).await;
@@ -307,7 +307,7 @@ fn python_and_node_get_the_answer_to_a_body_that_is_refused() {
     }
 }
 
-/// Heads that are refused, with the status and the code.
+/// Checks the status and the code of requests that cannot be parsed.
 #[tokio::test]
 async fn what_cannot_be_read_is_refused_with_a_reason() {
     let server = Server::start(&[]);
@@ -353,7 +353,7 @@ async fn what_cannot_be_read_is_refused_with_a_reason() {
         assert_eq!(body["error"]["code"], code, "{start}: {answer}");
         assert!(body["error"]["message"].is_string(), "{answer}");
     }
-    // As in clients' messages.
+    // The same holds for clients' messages.
     let mut client = Client::connect(&server).await;
     client.send_text("\u{feff}{\"type\":\"ping\"}").await;
     assert_eq!(client.receive().await["data"]["code"], "invalid_json");
@@ -393,12 +393,12 @@ async fn a_page_of_another_site_is_told_by_what_its_browser_says() {
             let image = [site.as_str(), "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: image"];
             assert_eq!(status(request, &image).await, 403, "{request}");
         }
-        // Where there is an origin, it decides.
+        // An `Origin` header takes precedence.
         let allowed = [site.as_str(), "Sec-Fetch-Mode: cors", "Origin: https://app.example.com"];
         assert_eq!(status("GET /v1/clients", &allowed).await, 200);
         let other = [site.as_str(), "Sec-Fetch-Mode: cors", "Origin: https://evil.example.org"];
         assert_eq!(status("GET /v1/clients", &other).await, 403);
-        // A link leads a person to the page, and nobody to a call.
+        // A link may open the page, but not call the API.
         let link = [site.as_str(), "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"];
         assert_eq!(status("GET /", &link).await, 200);
         assert_eq!(status("GET /v1/clients", &link).await, 403);

@@ -589,7 +589,7 @@ async fn bytes_of_a_connection_are_limited_beside_its_messages() {
     assert_eq!(client.closed().await.0, 1008);
 }
 
-/// A token with 157 groups has more than 8 KiB.
+/// Uses a token with 157 groups, which is larger than 8 KiB.
 #[tokio::test]
 async fn long_tokens_are_taken_in_the_handshake_and_in_messages() {
     let issuer = Issuer::new(SECRET);
@@ -628,7 +628,7 @@ async fn the_rate_of_tokens_can_be_set() {
     }
 }
 
-/// A set of keys as an issuer of another habit writes it: a mark in front, padding, leading zeros.
+/// Uses a JWKS with a byte order mark, base64 padding and leading zeros, as some issuers write it.
 #[tokio::test]
 async fn keys_in_other_forms_verify_tokens() {
     use base64::Engine;

@@ -1,5 +1,5 @@
-//! What nobody reads, and what cannot be read, blocks no client, no call of the server API and no
-//! signal.
+//! Outputs that nobody reads and inputs that block do not block clients, server API calls or
+//! signals.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,7 +16,7 @@ use crate::support::{
     Client, PATIENCE, Server, Starting, TemporaryDir, free_port, http, metric, patiently, text,
 };
 
-/// Lets handshakes be refused, each of which is a line of the log at `debug`.
+/// Causes refused handshakes; each one logs a line at `debug`.
 async fn refuse_handshakes(server: &Server, count: usize) {
     let mut all = JoinSet::new();
     for _ in 0..50 {
@@ -60,16 +60,16 @@ async fn what_the_log_lost_is_told_when_it_is_read_again() {
     refuse_handshakes(&server, 50).await;
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
-    // What is logged at the end is written to the end.
+    // Lines logged during shutdown are written.
     server.wait_for_stderr("Stopped.");
 }
 
-/// A pipe that is full and not read, as where `2>&1` leads both to one that somebody else has
-/// filled.
+/// Starts with a full, unread pipe for both outputs, as with `2>&1` into a pipe that another
+/// process has filled.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standard_output_that_nobody_reads_stops_nothing() {
     let (_reader, mut full) = std::io::pipe().expect("there are pipes");
-    // As many bytes as a pipe takes (pipe(7)).
+    // Capacity of a pipe (pipe(7)).
     full.write_all(&vec![b'x'; 65_536]).expect("a pipe takes 64 KiB");
     let (port, api) = (free_port(), format!("127.0.0.1:{}", free_port()));
     let mut command = Command::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
@@ -101,7 +101,7 @@ async fn a_standard_output_that_nobody_reads_stops_nothing() {
     assert_eq!(status.and_then(|status| status.code()), Some(0));
 }
 
-/// A failure is told behind a log that nobody reads, and ends all the same.
+/// A startup failure is the last line of the log and ends the process.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_is_the_last_line() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
@@ -112,7 +112,7 @@ async fn a_failure_is_the_last_line() {
     assert!(last.starts_with("error: cannot listen on 127.0.0.1:"), "{finished:?}");
 }
 
-/// A pipe with a name, which blocks whoever reads it until somebody writes.
+/// A named pipe; reading it blocks until a writer opens it.
 struct Pipe(PathBuf);
 
 impl Pipe {
@@ -123,7 +123,7 @@ impl Pipe {
         Self(path)
     }
 
-    /// Waits for a reader.
+    /// Waits for a reader and returns the writing end.
     fn opened(&self) -> File {
         const O_NONBLOCK: i32 = 0o4000;
         let deadline = Instant::now() + PATIENCE;
@@ -158,7 +158,7 @@ fn signals_during_the_start_are_kept_or_end_it_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_ends_a_start_that_waits_for_its_broker() {
-    // It accepts connections and says nothing.
+    // A broker that accepts connections and sends nothing.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
     let url = format!("nats://{}", silent.local_addr().expect("it has an address"));
     let starting = Starting::new(&["--cluster", &url]);
@@ -183,8 +183,7 @@ async fn a_file_that_blocks_holds_up_no_more_than_its_own_reading() {
     drop(opened);
     let mut server = starting.ready();
     server.wait_for_stderr("The signal has no effect. signal=\"SIGUSR1\"");
-    // The signal that came during the start has the settings read again, from a pipe that nobody
-    // writes to.
+    // The SIGHUP sent during startup reloads the settings, from a pipe without a writer.
     server.wait_for_stderr("Reading again takes long");
     check_alive(&server).await;
     let mut opened = pipe.opened();

@@ -170,7 +170,7 @@ fn bash_completes_flags_and_what_stands_behind_a_subcommand() {
             current = words[last],
             previous = words[last - 1],
         );
-        // The script is longer than an argument may be.
+        // The script exceeds the maximum length of an argument.
         let mut bash = Command::new("bash")
             .args(["--norc", "-s"])
             .stdin(Stdio::piped())
@@ -233,7 +233,7 @@ fn both_loopback_addresses_are_listened_on_with_one_port() {
         .skip(1)
         .map(|rest| rest.split([' ', ')']).next().unwrap_or_default().parse().expect("it is an address"))
         .collect();
-    // A machine may have IPv4 only, or IPv6 only.
+    // A machine may have only IPv4 or only IPv6.
     let has = |ip: &str| std::net::TcpListener::bind((ip, 0)).is_ok();
     let expected: Vec<_> = ["127.0.0.1", "::1"].into_iter().filter(|ip| has(ip)).collect();
     let ips: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
@@ -248,7 +248,7 @@ fn both_loopback_addresses_are_listened_on_with_one_port() {
     }
     let name = format!("ws://localhost:{}/", server.clients.port());
     assert!(runtime.block_on(Client::connect_with(name)).is_ok());
-    // One address stays one address.
+    // With an IP address, the server listens on that address only.
     let server = Server::start(&["--host", "127.0.0.1"]);
     assert_eq!(server.start_line.matches("ws://").count(), 1, "{}", server.start_line);
 }
@@ -274,7 +274,7 @@ fn a_check_finds_what_a_start_would() {
     let with_bom = dir.write("hub.toml", "\u{feff}port = 1\n");
     let checked = run(&["config", "check", "--config", with_bom.to_str().expect("it is text")], &[]);
     assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{checked:?}");
-    // What would be served without is a warning.
+    // Telemetry that the server would start without is a warning.
     let variables = [
         ("DEEPERHUB_OTLP_ENDPOINT", "https://localhost:4318"),
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", none),

@@ -214,7 +214,7 @@ async fn on_a_shutdown_each_client_gets_a_time_of_its_own() {
         (503, Some("draining")),
         "{refused:?}"
     );
-    // The server is alone: nobody is to come back before its successor listens.
+    // The server has no peers: clients must not return before its successor listens.
     assert!(
         refused.header("retry-after").is_some_and(|seconds| seconds.parse::<u64>().is_ok_and(|s| s >= 7)),
         "{refused:?}"

@@ -84,7 +84,7 @@ async fn what_asks_for_no_websocket_of_version_13_is_told_to_upgrade() {
     assert!(head.contains("\r\nAllow: GET"), "{head}");
 }
 
-/// Status and body of a plain request at the client port.
+/// Returns status and body of a plain request to the client port.
 async fn probed(server: &Server, request: &str) -> (u16, String) {
     let answer = http(server.clients, request, &[], "").await;
     (answer.status, answer.body)
@@ -106,11 +106,11 @@ async fn a_load_balancer_probes_the_client_port() {
     assert_eq!(probed(&server, "GET /healthz").await, ready);
     assert_eq!(probed(&server, "GET /healthz?from=lb").await, ready);
     assert_eq!(probed(&server, "HEAD /healthz").await, (200, String::new()));
-    // Anything else is as it was.
+    // All other requests are unaffected.
     check_refused(&server, "POST /healthz", &[], 404, "not_found").await;
     check_refused(&server, "GET /healthz", &UPGRADE, 404, "not_found").await;
     check_refused(&server, "GET /health", &[], 404, "not_found").await;
-    // A server that is full is still a healthy one.
+    // A full server is still healthy.
     let client = Client::connect(&server).await;
     check_refused(&server, "GET /", &UPGRADE, 503, "too_many_connections").await;
     assert_eq!(probed(&server, "GET /healthz").await, ready);
@@ -295,7 +295,7 @@ async fn a_refusal_is_told_in_the_log_of_who_wants_details() {
     assert!(line.contains("status=404 code=\"not_found\"") && line.contains("peer=127.0.0.1:"), "{line}");
 }
 
-/// As gateways send them that know of a header and not of its value.
+/// Some gateways send these headers without a value.
 #[tokio::test]
 async fn lists_without_elements_count_as_absent() {
     let server = Server::start(&[]);
@@ -313,7 +313,7 @@ async fn lists_without_elements_count_as_absent() {
     ] {
         let head = with(lines).await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{lines:?}: {head}");
-        // The key is answered, and nothing else.
+        // The response has `Sec-WebSocket-Accept` and no other such header.
         assert_eq!(head.matches("\r\nSec-WebSocket-").count(), 1, "{lines:?}: {head}");
     }
     for lines in [

@@ -164,7 +164,8 @@ async fn header_lines_of_a_handshake_have_a_limit_that_can_be_set() {
     }
 }
 
-/// Echoes that get through to one address that connects, sends a burst and connects again; and for how long it did.
+/// Connects, sends a burst and reconnects repeatedly from one address. Returns the number of echoes
+/// and the time taken.
 async fn reconnect_in_a_loop(server: &Server) -> (u64, std::time::Duration) {
     let started = std::time::Instant::now();
     let mut echoes = 0;
@@ -185,13 +186,13 @@ async fn whoever_reconnects_gets_no_whole_burst_again_and_again() {
     let rate = ["--rate-limit", "10", "--rate-burst", "20"];
     let server = Server::start(&[&rate[..], &["--burst-rate-per-ip", "1"]].concat());
     let (echoes, time) = reconnect_in_a_loop(&server).await;
-    // Five bursts at once, then one a second, and what each connection earns while it lasts.
+    // Five bursts at once, then one per second, plus each connection's refill while it lasts.
     let bound = 5 * 20 + ((20 + 10) * time.as_millis() as u64).div_ceil(1000) + 1;
     assert!((100..=bound).contains(&echoes), "{echoes} of {bound} in {time:?}");
     if bound < 1200 {
         assert!(metric(&server, "deeperhub_messages_limited_total{limit=\"first_burst\"}").await > 0);
     }
-    // Without the limit each connection has a burst of its own.
+    // Without the limit, each connection has its own burst.
     let server = Server::start(&[&rate[..], &["--burst-rate-per-ip", "0"]].concat());
     assert_eq!(reconnect_in_a_loop(&server).await.0, 1200);
 }

@@ -39,8 +39,7 @@ async fn the_longest_delivery_is_as_long_as_the_welcome_says() {
     let topic = "\"".repeat(255);
     let mut client = subscribed(&server, &[&topic]).await;
     let announced = client.welcome["data"]["limits"]["max_delivery_bytes"].as_u64().expect("it is a number");
-    // What a backend publishes has the longest payload, and each byte of topic and `tracestate` is
-    // escaped.
+    // A backend's publish has the longest payload. Each byte of topic and `tracestate` is escaped.
     let traceparent = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let tracestate = format!("tracestate: {}", "\\".repeat(512));
     let call = format!("POST /v1/topics/{}/messages", "%22".repeat(255));

@@ -1,4 +1,4 @@
-//! Patterns that overlap as much as they can: they cost their clients' share, and nobody else's.
+//! Patterns that overlap as much as possible: they must not delay other clients.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, Server, patiently};
 
-/// As many as a client may have by default.
+/// Patterns per client; the default `--max-subscriptions`.
 const PATTERNS: usize = 128;
 
 /// Clients that subscribe to the patterns.
@@ -17,12 +17,13 @@ const CLIENTS: usize = 10;
 /// Levels of the longest topic.
 const LEVELS: usize = 128;
 
-/// Topics that all patterns agree with up to the last level, which is `last`.
+/// Returns a topic that matches all patterns up to the last level, which is `last`.
 fn deep_topic(last: &str) -> String {
     "a.".repeat(LEVELS - 1) + last
 }
 
-/// A client with [`PATTERNS`] patterns that differ from all others' in their first levels, and have a name in the last.
+/// Connects a client with [`PATTERNS`] patterns that differ from all others in their first levels
+/// and end in `last`.
 async fn subscriber(server: &Server, client: usize, last: &str) -> Client {
     let mut connection = Client::connect(server).await;
     for number in client * PATTERNS..(client + 1) * PATTERNS {
@@ -34,7 +35,7 @@ async fn subscriber(server: &Server, client: usize, last: &str) -> Client {
     connection
 }
 
-/// An echo client beside others, which counts what comes back until it is stopped.
+/// An echo client that counts replies until it is stopped.
 struct Bystander {
     is_over: Arc<AtomicBool>,
     echoes: tokio::task::JoinHandle<usize>,
@@ -63,7 +64,8 @@ impl Bystander {
     }
 }
 
-/// Publishes the numbers up to `count` as fast as the server takes them, and waits for the answer to the last.
+/// Publishes `count` numbers as fast as the server reads them, and returns the reply to the last
+/// one.
 async fn publish(server: &Server, topic: &str, count: usize) -> Value {
     let mut publisher = Client::connect(server).await;
     for number in 0..count {
@@ -80,7 +82,8 @@ async fn publish(server: &Server, topic: &str, count: usize) -> Value {
 async fn topics_that_overlapping_patterns_nearly_match_hold_up_nobody() {
     const PUBLISHES: usize = 1_000;
     const ECHOES: usize = 3;
-    /// Of the unoptimised program. A step for each level of each pattern takes several times as much.
+    /// CPU time per publish in a debug build. Matching each level of each pattern takes several
+    /// times as long.
     const EACH: Duration = Duration::from_millis(4);
     let server = Server::start(&["--workers", "1", "--rate-limit", "0"]);
     let mut subscribers = Vec::new();
@@ -92,7 +95,7 @@ async fn topics_that_overlapping_patterns_nearly_match_hold_up_nobody() {
     let published =
         patiently("the end of all publishes", publish(&server, &deep_topic("a"), PUBLISHES)).await;
     let taken = server.processor_time() - before;
-    // Those that came back while the publishes were still under way.
+    // Echoes that came back during the publishes.
     let echoes = bystander.stop().await;
     assert_eq!(published["data"]["subscribers"], 0, "{published}");
 
@@ -119,7 +122,7 @@ async fn messages_that_all_of_many_patterns_match_come_once_to_each_client() {
                 (&json!(topic), &json!(number))
             );
         }
-        // Nothing comes twice.
+        // No message is delivered twice.
         assert_eq!(subscriber.ask(&json!({"type": "ping"})).await["type"], "pong");
     }
 }

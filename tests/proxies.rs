@@ -223,7 +223,7 @@ async fn a_header_that_is_required_or_broken_ends_the_connection() {
         let _ = patiently("the end", socket.read_to_end(&mut answer)).await;
         assert_eq!(answer, b"", "{}", String::from_utf8_lossy(&answer));
     }
-    // An operator sees which, and how many.
+    // The log and the metrics show the reason and the count.
     server_tells(&required, 1, "it does not start with the signature of the PROXY protocol").await;
     server_tells(&broken, 4, "its addresses and ports are not two of each").await;
     let off = Server::start(&["--trusted-proxy", "127.0.0.1", "--proxy-protocol", "off"]);
@@ -332,7 +332,7 @@ async fn by_default_an_address_may_come_a_thousand_times_at_once_and_loopback_mo
         socket.read_exact(&mut start).await.unwrap();
         String::from_utf8_lossy(&start[9..]).into_owned()
     };
-    // Several at a time, so that they come faster than the rate also on a busy machine.
+    // Several at a time, to exceed the rate on a busy machine too.
     let mut admitted = 0;
     patiently("a refusal", async {
         loop {

@@ -341,7 +341,7 @@ async fn a_collector_that_refuses_costs_spans_which_are_counted() {
     server.wait_for_stderr("The collector takes spans again.");
 }
 
-/// A time that no clock can show must not end the exporter.
+/// A `Retry-After` that overflows `Instant` must not end the exporter.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_retry_after_is_too_long() {
     let collector = Collector::http().await;
@@ -380,7 +380,7 @@ async fn clients_cannot_have_every_message_recorded() {
         let limited = metric(&server, "deeperhub_trace_clients_limited_total").await;
         let over = if ratio == "1" { 200 } else { 200 - recorded };
         assert_eq!(limited, over as u64, "{recorded} are recorded");
-        // Backends are believed.
+        // The rate for clients does not limit backends.
         for _ in 0..20 {
             let headers = [format!("traceparent: {}", traceparent("01"))];
             let answer = http(server.api(), "POST /v1/topics/news/messages", &[&headers[0]], "1").await;

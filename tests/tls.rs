@@ -421,9 +421,9 @@ async fn a_certificate_of_another_authority_is_refused() {
     assert_eq!(users(&server).await, Vec::<Value>::new());
 }
 
-/// Whether a client gets a connection with its certificate, or without one.
+/// Returns `true` if a client can connect with this certificate, or without one.
 async fn is_let_in(server: &Server, authority: &Authority, identity: Option<&Identity>) -> bool {
-    // With TLS 1.3 the client hears of it after its own handshake is over.
+    // With TLS 1.3, the client sees the rejection after its own handshake has finished.
     match connect_tls(server, &authority.trusting(identity)).await {
         Err(_) => false,
         Ok(stream) => TlsClient::over(stream, server.url("/")).await.is_ok(),
@@ -459,7 +459,7 @@ async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and
         refused_for(&server, "other", 0).await;
         let failed = 2 + u64::from(!without);
         wait_for_metric(&server, "deeperhub_tls_handshakes_total{result=\"failed\"}", failed).await;
-        // It holds after the files were read again.
+        // The requirement still holds after a reload.
         authority.server("second").replace(&identity);
         server.signal("HUP");
         server.wait_for_stderr("Read again. what=\"TLS certificate\"");
@@ -468,13 +468,13 @@ async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and
     }
 }
 
-/// A session that is resumed verifies no certificate again; its client's may have ended since.
+/// Resumption does not verify certificates again; the client's may have expired since.
 #[tokio::test]
 async fn a_session_is_not_resumed_when_its_clients_certificate_has_expired() {
     let authority = Authority::new();
     let flags = ["--tls-client-ca", text(&authority.cert)];
     let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
-    // One configuration, so that its tickets are kept: each connection resumes and gets the next one.
+    // One shared configuration keeps the tickets: each connection resumes and gets the next one.
     let config = authority.trusting(Some(&authority.client_for("alice", 12)));
     let is_let_in = async || match connect_tls(&server, &config).await {
         Err(_) => false,

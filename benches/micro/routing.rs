@@ -92,7 +92,7 @@ fn publish_among_10_000_patterns(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// One subscriber, among as many that have other patterns of the usual shapes.
+/// Publishes to one subscriber among `patterns` non-matching patterns of common shapes.
 #[divan::bench(args = [3, 1000, 100_000])]
 fn publish_among_patterns_of_its_depth(bencher: Bencher<'_, '_>, patterns: u32) {
     bench_publish(bencher, &["sports.football.results"], 1, |shard| {
@@ -105,7 +105,7 @@ fn publish_among_patterns_of_its_depth(bencher: Bencher<'_, '_>, patterns: u32) 
     });
 }
 
-/// The patterns of clients that are as deep as can be and match a topic up to its last level.
+/// Subscribes clients to patterns of the maximum depth that match a topic up to its last level.
 fn deep_patterns(shard: &mut Shard<Frame>, clients: u32, last: &str) {
     for number in 0..clients * 128 {
         let levels = (0..127).map(|level| if level < 16 && number >> level & 1 == 0 { "a" } else { "*" });
@@ -114,7 +114,7 @@ fn deep_patterns(shard: &mut Shard<Frame>, clients: u32, last: &str) {
     }
 }
 
-/// A topic of 128 levels, among patterns that it matches up to the last level.
+/// Publishes to a topic of 128 levels that matches all patterns up to the last level.
 #[divan::bench(args = [10, 50])]
 fn publish_among_deep_patterns_of_clients(bencher: Bencher<'_, '_>, clients: u32) {
     let router = Router::new(1, Config::default());
@@ -127,7 +127,7 @@ fn publish_among_deep_patterns_of_clients(bencher: Bencher<'_, '_>, clients: u32
     });
 }
 
-/// The same where all of them match.
+/// Publishes to a topic of 128 levels that matches all patterns.
 #[divan::bench(args = [10, 50])]
 fn publish_to_deep_patterns_of_clients(bencher: Bencher<'_, '_>, clients: u32) {
     let router = Router::new(1, Config::default());
@@ -141,13 +141,13 @@ fn publish_to_deep_patterns_of_clients(bencher: Bencher<'_, '_>, clients: u32) {
     });
 }
 
-/// A topic of three levels, beside the deep patterns of 50 clients.
+/// Publishes to a topic of three levels beside the deep patterns of 50 clients.
 #[divan::bench]
 fn publish_beside_deep_patterns(bencher: Bencher<'_, '_>) {
     bench_publish(bencher, &["sports.football.results"], 1, |shard| deep_patterns(shard, 50, "x"));
 }
 
-/// A client comes, subscribes to a pattern of its own among 100,000 others, and goes.
+/// Subscribes a client to its own pattern among 100,000 others, and removes it.
 #[divan::bench]
 fn subscribe_to_a_pattern_and_leave(bencher: Bencher<'_, '_>) {
     let router = Router::<Frame>::new(1, Config::default());

@@ -1,11 +1,12 @@
 //! Measures what attacks that stay within every limit cost other clients:
 //! `cargo run --release -p deeperhub-benches --bin worst-case`.
 //!
-//! Builds deeperhub-ws and starts it with default limits and one worker on the first core, a new process for each row.
-//! Attackers on the second core stay at exactly one limit; healthy clients beside them measure the latency of echoes and
-//! deliveries. The attacks are those of `tests/adversary`.
+//! Builds deeperhub-ws and starts it with default limits and one worker on the first core, a new
+//! process for each row. Attackers on the second core stay at exactly one limit. Healthy clients
+//! beside them measure the latency of echoes and deliveries. The attacks are the same as in
+//! `tests/adversary`.
 //!
-//! Only Linux: it needs `/proc` and `taskset`.
+//! Runs on Linux only: it needs `/proc` and `taskset`.
 
 #[path = "../../tests/adversary/attack.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]

@@ -23,7 +23,8 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Returns the row without attackers, then each attack: plain, and compressed where that is more work.
+    /// Returns the row without attackers, then each attack: plain, and also compressed if that is
+    /// more work for the server.
     pub(crate) fn all(clients: usize) -> Vec<Self> {
         let mut rows = vec![Self { attack: None, is_compressed: false, clients: 0 }];
         for attack in Attack::ALL {

@@ -15,7 +15,7 @@ pub(crate) struct Tools {
     server: PathBuf,
     /// Secret for tokens.
     secret: PathBuf,
-    /// Whether the server and the attackers have one core each.
+    /// `true` if the server and the attackers have one core each.
     pins: bool,
 }
 
@@ -109,7 +109,7 @@ impl Server {
         /// `USER_HZ`, which is 100 on all supported architectures.
         const TICKS: u64 = 100;
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name in brackets may contain blanks.
+        // The process name in parentheses may contain spaces.
         let (_, fields) = stat.rsplit_once(')').ok_or("no name in /proc/PID/stat")?;
         let mut fields = fields.split_whitespace().skip(11);
         let mut ticks = || fields.next()?.parse::<u64>().ok();
@@ -128,7 +128,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // An error means that it has ended already.
+        // An error means that the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,6 +1,7 @@
 //! Attacks that stay within every limit: for each limit, one attack at exactly that limit.
 //!
-//! The worst-case table of `benches/` runs the same attacks, so nothing here depends on how tests start a server.
+//! The worst-case table of `benches/` runs the same attacks, so nothing here depends on how tests
+//! start a server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ const BINARY: u8 = 0x82;
 const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
 
-/// Offers compression with a window of 256 bytes. zlib has no such window, so the server sends its replies
-/// uncompressed: a bomb of a few bytes comes back in full length.
+/// Offer of compression with a window of 256 bytes. zlib has no such window, so the server sends
+/// its replies uncompressed: a bomb of a few bytes comes back in full length.
 pub(crate) const COMPRESSED: &str = "permessage-deflate; server_max_window_bits=8";
 
 /// Empty final blocks in a message; the server accepts 256.
@@ -32,7 +33,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Delay before an attacker reconnects.
 const RECONNECT_DELAY: Duration = Duration::from_millis(50);
 
-/// Wraps a TCP connection in TLS.
+/// Function that wraps a TCP connection in TLS.
 pub(crate) type Tls =
     Arc<dyn Fn(TcpStream) -> BoxFuture<'static, std::io::Result<Box<dyn Duplex>>> + Send + Sync>;
 
@@ -67,7 +68,7 @@ impl Default for Limits {
     }
 }
 
-/// How a client connects.
+/// Connection options of a client.
 #[derive(Clone)]
 pub(crate) struct ConnectOptions {
     pub(crate) address: SocketAddr,
@@ -120,7 +121,7 @@ impl ConnectOptions {
     }
 }
 
-/// One way to exhaust a limit.
+/// An attack that exhausts one limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attack {
     /// Echoes of the maximum size; each reply is compared with its request.
@@ -129,7 +130,7 @@ pub(crate) enum Attack {
     UnreadEchoes,
     /// Publishes to one topic that all attackers subscribe to.
     FanOut,
-    /// The same with messages of the maximum size, from clients that never read.
+    /// The same as `FanOut` with messages of the maximum size, from clients that never read.
     UnreadFanOut,
     /// Publishes of the maximum size without a subscriber: pure decoding.
     UnwantedPublishes,
@@ -255,8 +256,8 @@ impl Attack {
         matches!(self, Self::EmptyBlocks)
     }
 
-    /// Attacks and reconnects until the future is dropped. Returns only if the server sent wrong bytes, with a
-    /// description of them.
+    /// Attacks and reconnects until the future is dropped. Returns only if the server sent wrong
+    /// bytes, with a description of them.
     pub(crate) async fn run(
         self,
         options: &ConnectOptions,
@@ -310,7 +311,7 @@ impl Attack {
         }
     }
 
-    /// Returns what a client sends and reads; `None` if the attack does not consist of messages.
+    /// Returns the client's message plan; `None` if the attack does not consist of messages.
     fn plan(self, options: &ConnectOptions, client: usize) -> Option<MessagePlan> {
         let limits = options.limits;
         let mut bucket = TokenBucket::new(limits.rate, limits.burst);
@@ -327,7 +328,8 @@ impl Attack {
         let texts = |texts: Vec<String>| texts.iter().map(|text| options.frame(text)).collect::<Vec<_>>();
         let (ahead, again, reading) = match self {
             Self::FullEchoes => {
-                // Different lengths and letters: a reply to another message or another client shows.
+                // Lengths and letters differ, so a reply meant for another message or client is
+                // detected.
                 let echoes: Vec<_> = (0..4)
                     .map(|n| {
                         let mut echo = full(&format!(r#"{{"type":"echo","id":{n},"data":""#), r#""}"#);
@@ -409,7 +411,7 @@ impl Attack {
     }
 }
 
-/// What one client of a message attack sends and reads.
+/// Frames that one client of a message attack sends, and its reading behavior.
 struct MessagePlan {
     /// Frames to send once.
     ahead: Vec<Vec<u8>>,
@@ -451,7 +453,7 @@ fn long_name(client: usize, n: usize) -> String {
     format!("{name}{}", "x".repeat(255 - name.len()))
 }
 
-/// Why an attacker's connection ended.
+/// Reason that an attacker's connection ended.
 #[derive(Debug)]
 enum AttackEnd {
     /// The server refused or closed it, which may be how the limit is enforced.
@@ -460,7 +462,7 @@ enum AttackEnd {
     WrongBytes(String),
 }
 
-/// An attack runs until its connection ends, so both variants are an end.
+/// Result of one connection. An attack runs until its connection ends, so both variants are an end.
 type AttackResult = Result<AttackEnd, AttackEnd>;
 
 /// Sends messages at the allowed rate.
@@ -497,12 +499,13 @@ impl Sender<'_> {
             written.map_err(|error| AttackEnd::Closed(format!("not written: {error}")))?;
             self.counters.sent(count);
         }
-        // The attack holds what it has.
+        // Nothing left to send: keep the connection open.
         std::future::pending().await
     }
 }
 
-/// Messages that may be sent now. Refills 3 % slower than the server's bucket, so that clocks make no difference.
+/// Messages that may be sent now. Refills 3 % slower than the server's bucket, so that clock
+/// differences do not matter.
 #[derive(Debug)]
 struct TokenBucket {
     rate: f64,
@@ -523,7 +526,7 @@ impl TokenBucket {
             let filled = (now - self.last).as_secs_f64() * self.rate;
             self.tokens = (self.tokens + filled).min(self.burst);
             self.last = now;
-            // A twentieth of a second's worth at a time, as a client with a timer.
+            // Releases at least 50 ms worth of tokens at a time, like a client with a timer.
             let few = (self.rate / 20.0).max(1.0);
             if self.tokens >= few {
                 return self.tokens as u64;
@@ -537,9 +540,9 @@ impl TokenBucket {
     }
 }
 
-/// How an attacker reads.
+/// Reading behavior of an attacker.
 enum Reading {
-    /// Never.
+    /// Never reads.
     Never,
     /// Reads and discards everything.
     All,
@@ -740,7 +743,7 @@ pub(crate) struct AttackCounters {
     connected: AtomicU64,
     sent: AtomicU64,
     ended: AtomicU64,
-    /// How the last connection ended.
+    /// Description of how the last connection ended.
     last_end: std::sync::Mutex<String>,
 }
 
@@ -809,7 +812,7 @@ impl Attackers {
         while let Some(done) = self.tasks.join_next().await {
             match done {
                 Ok(wrong) => return Err(wrong),
-                // A wait of the wire client that timed out.
+                // A timeout of the wire client panics.
                 Err(error) if error.is_panic() => return Err(format!("an attacker failed: {error}")),
                 Err(_) => {}
             }

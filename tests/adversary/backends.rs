@@ -12,7 +12,7 @@ use crate::attack::{ConnectOptions, ends};
 use crate::healthy::HealthyClients;
 use crate::support::{Server, http};
 
-/// `--max-api-connections`; attackers open more than that.
+/// Value of `--max-api-connections`; attackers open more connections.
 const MAX_CONNECTIONS: usize = 8;
 
 /// Bound on a response while attackers hold their connections.
@@ -181,7 +181,7 @@ async fn a_refusal_reaches_a_backend_that_still_sends_the_body() {
     }
 }
 
-/// Batches of the maximum size without a pause on several connections.
+/// Sends batches of the maximum size without a pause on several connections.
 #[tokio::test]
 async fn batches_of_the_maximum_size_do_not_delay_clients() {
     let server = Server::start(&["--workers", "1"]);

@@ -1,5 +1,5 @@
-//! Healthy clients beside attackers: they check that each message is answered, in order and with its own bytes, and
-//! measure latency.
+//! Healthy clients beside attackers. They check that each message is answered in order with its own
+//! bytes, and measure latency.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,12 +18,12 @@ const PACE: Duration = Duration::from_millis(15);
 /// Longest wait for a reply or a delivery.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Latency in microseconds. A long wait counts for every message that would have been sent meanwhile (no coordinated
-/// omission).
+/// Latency in microseconds. A long wait counts for every message that would have been sent
+/// meanwhile (no coordinated omission).
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) echoes: Histogram<u64>,
-    /// From a publish to its delivery.
+    /// Latency from a publish to its delivery.
     pub(crate) deliveries: Histogram<u64>,
 }
 
@@ -120,7 +120,7 @@ impl HealthyClients {
     ///
     /// # Errors
     ///
-    /// What the first failed client saw.
+    /// A description of what the first failed client saw.
     pub(crate) fn stop(self) -> Result<Report, String> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| "the thread of the healthy clients failed".to_owned())?

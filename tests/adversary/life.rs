@@ -35,8 +35,8 @@ async fn with_small_buffer(server: &Server) -> Box<dyn Duplex> {
     wire.unwrap_or_else(|refusal| panic!("{refusal}")).into_parts().0
 }
 
-/// Reads `rate` bytes per second and answers pings when it comes to them, until a text frame of `length` bytes or the
-/// end.
+/// Reads `rate` bytes per second and answers pings as it reads them, until a text frame of `length`
+/// bytes or the end.
 async fn read_at(stream: &mut Box<dyn Duplex>, rate: usize, length: usize) -> Result<(), String> {
     let (mut read, mut buffer) = (Vec::new(), vec![0; rate / 20]);
     let began = Instant::now();
@@ -53,7 +53,7 @@ async fn read_at(stream: &mut Box<dyn Duplex>, rate: usize, length: usize) -> Re
                 }
                 TEXT if frame.payload.len() == length => return Ok(()),
                 PING => {
-                    // If the connection is lost, the next read tells.
+                    // A lost connection shows at the next read.
                     let _ = stream.write_all(&masked(PONG, &frame.payload)).await;
                 }
                 _ => {}
@@ -67,7 +67,8 @@ async fn read_at(stream: &mut Box<dyn Duplex>, rate: usize, length: usize) -> Re
     }
 }
 
-/// Frequent pings. They wait behind what a slow reader has not read yet, so only bytes prove liveness in time.
+/// Flags for frequent pings. A ping queues behind unread bytes of a slow reader, so only read bytes
+/// prove liveness in time.
 const SHORT_PINGS: [&str; 4] = ["--ping-interval", "500ms", "--pong-timeout", "1500ms"];
 
 fn long_echo(length: usize) -> String {
@@ -122,7 +123,7 @@ async fn a_slow_subscriber_that_keeps_up_is_alive() {
             http(server.api(), "POST /v1/topics/t/messages", &[], &message).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        // The subscriber reads up to this one.
+        // The subscriber reads up to this message.
         http(server.api(), "POST /v1/topics/t/messages", &[], &format!("\"{}\"", "p".repeat(3000))).await;
     };
     let last = r#"{"type":"message","data":{"topic":"t","message":""}}"#.len() + 3000;
@@ -138,7 +139,7 @@ async fn dead_clients_are_closed_with_4200_and_sending_clients_are_not() {
     for _ in 0..10 {
         silent.push(ConnectOptions::plain(server.clients).connect().await.unwrap());
     }
-    // Their sockets are full.
+    // These clients' sockets are full.
     let mut stuck = Vec::new();
     for _ in 0..10 {
         let mut stream = with_small_buffer(&server).await;
@@ -348,7 +349,8 @@ async fn a_disconnected_slow_reader_receives_goodbye_and_close() {
     assert!(close.contains("4003"), "the goodbye was {goodbye:?}, the close {close:?}");
 }
 
-/// Full bursts that new connections of one address have at once, and those that they gain each second.
+/// Full bursts that one address may use at once for new connections, and bursts refilled per
+/// second.
 const BURSTS_OF_AN_ADDRESS: f64 = 100.0;
 const BURSTS_PER_SECOND: f64 = 20.0;
 

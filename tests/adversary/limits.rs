@@ -8,7 +8,7 @@ use crate::scenario::{BUDGET, Scenario, ServerSetup};
 /// Duration of a scenario in the short form.
 const SHORT_RUN: Duration = Duration::from_secs(1);
 
-/// Attacks a server with one of the setups: all of them occur over the attacks.
+/// Attacks a server in one of the setups. Over all attacks, every setup is used.
 async fn check(attack: Attack, clients: usize, flags: &[&str]) {
     let at = Attack::ALL.iter().position(|&other| other == attack).unwrap_or_default();
     check_in(ServerSetup::pairs()[at % 8], attack, clients, flags).await;
@@ -77,7 +77,7 @@ async fn echoes_at_the_byte_rate_limit() {
 #[tokio::test]
 #[ignore = "long: 216,000 names"]
 async fn names_of_1700_clients() {
-    // The bursts of one address are fewer than so many clients need.
+    // One address has fewer bursts than this many clients need.
     let flags = ["--max-connections", "2000", "--rate-limit", "0"];
     let setup = ServerSetup { has_two_workers: true, ..ServerSetup::pairs()[0] };
     let scenario = Scenario::new(setup, &flags, 512 << 20, Limits::default()).await;
@@ -95,8 +95,9 @@ async fn gigabytes_of_replies_reach_the_client_that_caused_them() {
     check_large_replies(78, 200.0, Duration::from_secs(20)).await;
 }
 
-/// Sends compressed echoes of 1 MiB that come back uncompressed, with 64 MiB of queue for each client: far more than
-/// the server may hold. Each attacker compares the replies with its own messages.
+/// Sends compressed echoes of 1 MiB that come back uncompressed, with 64 MiB of queue for each
+/// client: far more than the server may hold. Each attacker compares the replies with its own
+/// messages.
 async fn check_large_replies(clients: usize, burst: f64, time: Duration) {
     let setup = ServerSetup {
         has_two_workers: false,
@@ -123,5 +124,5 @@ async fn every_attack_in_every_setup() {
     }
 }
 
-/// A handshake timeout shorter than the scenario.
+/// Flags with a handshake timeout shorter than the scenario.
 const LONG_RUN_FLAGS: [&str; 2] = ["--handshake-timeout", "2s"];

@@ -1,15 +1,20 @@
-//! Attacks by clients and backends that stay within every limit, with healthy clients beside them: none of the healthy
-//! is closed, each of their messages is answered in order and with its own bytes, 99 of 100 of them in bounded time,
-//! memory stays within its budget and a tenth, and nothing is left afterwards.
+//! Attacks by clients and backends that stay within every limit, with healthy clients beside them.
+//! No healthy client is closed. Each of its messages is answered in order with its own bytes, and
+//! p99 latency is bounded. Memory stays within 110 % of its budget, and nothing is left afterwards.
 //!
-//! `cargo test -p deeperhub-ws --test adversary` is the short form, some seconds for each scene. The long form attacks
-//! each limit in all pairs of settings and then at random:
-//! `cargo test --release -p deeperhub-ws --test adversary -- --ignored --nocapture --test-threads 1`.
+//! `cargo test -p deeperhub-ws --test adversary` runs the short form, a few seconds per scenario.
+//! The long form attacks each limit in all pairs of settings and then at random:
+//!
+//! ```sh
+//! cargo test --release -p deeperhub-ws --test adversary -- --ignored --nocapture --test-threads 1
+//! ```
+//!
 //! `DEEPERHUB_ADVERSARY_SEED=N` repeats a mixture.
 //!
-//! A program of its own, so that no other test takes the processor while the healthy wait.
+//! The suite is a separate program, so that no other test competes for the CPU while latency is
+//! measured.
 
-// Helpers of tests are outside of `#[test]` functions, so clippy does not see that they are tests.
+// Test helpers are outside `#[test]` functions, so clippy does not treat them as test code.
 #![allow(clippy::unwrap_used)]
 
 mod attack;

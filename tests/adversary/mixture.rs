@@ -7,14 +7,14 @@ use fastrand::Rng;
 use crate::attack::{Attack, Limits};
 use crate::scenario::{BUDGET, Scenario, ServerSetup};
 
-/// The variable that repeats a mixture.
+/// Environment variable with the seed of a mixture to repeat.
 const SEED: &str = "DEEPERHUB_ADVERSARY_SEED";
 
 fn seed() -> u64 {
     std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..))
 }
 
-/// Attacks a server with random settings by four random attacks with up to `most` clients each.
+/// Runs four random attacks with up to `most` clients each against a server with random settings.
 async fn check_mixture(seed: u64, most: usize, time: Duration) {
     println!("{SEED}={seed}");
     let mut rng = Rng::with_seed(seed);

@@ -13,7 +13,7 @@ use crate::healthy::{HealthyClients, Report};
 use crate::support::{Authority, Issuer, Server, from_now, http, over_tls};
 use crate::wire::Duplex;
 
-/// How the server is configured and how clients connect.
+/// Configuration of the server and of its clients' connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ServerSetup {
     pub(crate) has_two_workers: bool,
@@ -39,7 +39,7 @@ impl ServerSetup {
         })
     }
 
-    /// Returns the setup with what an attack needs.
+    /// Returns the setup with the settings that an attack needs.
     pub(crate) fn adapted_to(mut self, attack: Attack) -> Self {
         self.is_compressed |= attack.is_compressed_only();
         self.has_tokens |= attack == Attack::WrongTokens;
@@ -75,7 +75,7 @@ const CLEANUP_TIMEOUT: Duration = Duration::from_secs(25);
 /// Serializes scenarios: each one loads the whole machine.
 static ONE_SCENARIO: Mutex<()> = Mutex::const_new(());
 
-/// A server to attack, with what was measured before the attack.
+/// A server to attack, with its measurements before the attack.
 pub(crate) struct Scenario {
     setup: ServerSetup,
     pub(crate) server: Server,
@@ -119,7 +119,7 @@ impl Scenario {
         Self { setup, server, control, budget, limits, authority, issuer, resident, files, _only: only }
     }
 
-    /// Returns how clients with all permissions connect.
+    /// Returns the connection options of clients with all permissions.
     pub(crate) fn options(&self) -> ConnectOptions {
         let tls = self.authority.as_ref().map(|authority| {
             let mut config = (*authority.trusting(None)).clone();
@@ -142,7 +142,8 @@ impl Scenario {
         }
     }
 
-    /// Returns how attackers connect: every other one without a token, if tokens are required.
+    /// Returns attackers' connection options: every other attacker has no token if tokens are
+    /// required.
     pub(crate) fn attacker_options(&self) -> Vec<ConnectOptions> {
         let good = self.options();
         let bad = good.token.is_some().then(|| ConnectOptions { token: None, ..good.clone() });
@@ -153,12 +154,12 @@ impl Scenario {
     ///
     /// # Panics
     ///
-    /// If a guarantee does not hold, with what was measured.
+    /// If a guarantee does not hold, with the measurements.
     pub(crate) async fn check(self, attack: Attack, clients: usize, time: Duration) {
         self.check_all(&[(attack, clients)], time).await;
     }
 
-    /// Runs several attacks at once; otherwise as [`Self::check`].
+    /// Runs several attacks at once; otherwise like [`Self::check`].
     pub(crate) async fn check_all(self, attacks: &[(Attack, usize)], time: Duration) {
         let what: Vec<_> = attacks
             .iter()
@@ -243,7 +244,8 @@ impl Scenario {
         Ok(())
     }
 
-    /// Waits until connections, subscriptions, topics, queues, files and memory are back to where they were.
+    /// Waits until connections, subscriptions, topics, queues, files and memory are back at their
+    /// values before the attack.
     pub(crate) async fn check_cleanup(&self, scene: &str) {
         let end = Instant::now() + CLEANUP_TIMEOUT;
         loop {
@@ -259,7 +261,7 @@ impl Scenario {
         }
     }
 
-    /// Returns what differs from before the attack.
+    /// Returns the metrics that differ from before the attack.
     async fn left(&self) -> String {
         let metrics = http(self.server.api(), "GET /metrics", &[], "").await.body;
         let mut left = Vec::new();
@@ -289,8 +291,8 @@ impl Scenario {
     }
 }
 
-/// Returns by what factor other programs slowed a server down: the time that its threads ran and waited for a
-/// processor, over the time that they ran.
+/// Returns the factor by which other programs slowed a server down: the time that its threads ran
+/// or waited for a CPU, divided by the time that they ran.
 fn slowdown(before: (Duration, Duration), after: (Duration, Duration)) -> f64 {
     let ran = after.0.saturating_sub(before.0).as_secs_f64();
     let waited = after.1.saturating_sub(before.1).as_secs_f64();

@@ -1,4 +1,4 @@
-//! A node whose workers are busy for long, as the cluster's part of it sees them.
+//! A node whose workers stay busy for long, tested through the cluster crate.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use deeperhub_protocol::RawJson;
 use super::eventually;
 use crate::support::{Broker, Engine, PATIENCE};
 
-/// Longer than a node may be silent.
+/// Time that the first message takes; longer than a node may be silent.
 const BUSY: Duration = Duration::from_secs(7);
 
-/// Takes its time for the first message.
+/// Receiver that sleeps on the first message.
 #[derive(Debug, Default)]
 struct Busy {
     for_first: Duration,
@@ -67,7 +67,7 @@ async fn a_node_that_is_busy_for_long_keeps_its_link_and_gets_all() {
         assert_eq!(*received.lock().unwrap(), (0..MESSAGES).collect::<Vec<_>>(), "{engine:?}");
         assert!(!states.has_changed().expect("the driver is there"), "{engine:?}: {:?}", there.state());
         assert_eq!(there.state(), State::Up);
-        // Each knew all the time that the other was there.
+        // Both nodes still know each other.
         assert_eq!((there.peers().len(), here.peers().len()), (1, 1), "{engine:?}");
         for (handle, running) in [(there, running), (here, running_here)] {
             handle.stop(Instant::now() + Duration::from_secs(1));

@@ -1,4 +1,5 @@
-//! What a node asks its broker for: each message once, in order, and nothing that nobody wants.
+//! Broker subscriptions of a node: each message arrives once, in order, and only if a client wants
+//! it.
 
 use serde_json::json;
 
@@ -19,7 +20,8 @@ async fn unsubscribe(client: &mut Client, topic: &str) {
     assert_eq!(reply["type"], "unsubscribed", "{reply}");
 }
 
-/// All patterns of six levels behind `a` with three named ones: none covers another, and all match one topic.
+/// Returns all patterns of six levels below `a` with three named levels. None covers another, and
+/// all match one topic.
 fn crowd() -> Vec<String> {
     (0_u32..64)
         .filter(|bits| bits.count_ones() == 3)
@@ -86,7 +88,7 @@ async fn nothing_is_missed_when_a_broad_pattern_comes_and_goes() {
         let mut publisher = Publisher::new(&a, "t").await;
         for pattern in [">", "*"] {
             let broad = subscribed(&b, &[pattern]).await;
-            // The broker leaves out what it covers, then takes it up again.
+            // The broker drops the covered subscriptions, then restores them.
             patiently("the broad one alone", async {
                 while subscriptions(&b).await != 1 {
                     publisher.publish().await;
@@ -114,7 +116,7 @@ async fn a_publisher_keeps_its_order_while_patterns_begin_and_end() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "100000000"]).await;
-        // Two topics, of which the broker brings one more often: the order holds among them too.
+        // Two topics: order must also hold between them.
         let mut there = subscribed(&b, &["t.u", "t.v"]).await;
         linked(&a, "t.u", &mut there).await;
         linked(&a, "t.v", &mut there).await;
@@ -122,7 +124,7 @@ async fn a_publisher_keeps_its_order_while_patterns_begin_and_end() {
         let mut others = Vec::new();
         let patterns = ["t.*", ">", "*.u", "t.>", "*.*", "*.v"];
         for round in 0..ROUNDS {
-            // What the node finds when it goes on are bursts of all its subscriptions.
+            // When the node resumes, it receives bursts from all its subscriptions.
             let is_held_up = round % 2 == 0;
             if is_held_up {
                 b.signal("STOP");
@@ -139,7 +141,7 @@ async fn a_publisher_keeps_its_order_while_patterns_begin_and_end() {
             }
             publisher.ask(&json!({"type": "ping"})).await;
             if is_held_up {
-                // The broker has all of it.
+                // Waits until the broker has every message.
                 eventually("the hand-over", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0)
                     .await;
                 b.signal("CONT");

@@ -384,7 +384,7 @@ async fn a_broker_that_is_not_there_leaves_a_node_to_its_own_clients() {
     }
 }
 
-/// A retry of a publish that the other nodes did not get reaches them, and nobody twice.
+/// A retry of a publish that missed the other nodes is delivered there, and to no subscriber twice.
 #[tokio::test]
 async fn a_retry_with_an_idempotency_key_does_the_half_that_was_left() {
     for engine in Engine::BOTH {
@@ -416,7 +416,7 @@ async fn a_retry_with_an_idempotency_key_does_the_half_that_was_left() {
             ready(node).await;
         }
         eventually("both nodes", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
-        // With other messages, so that the way is known to be open.
+        // Uses other messages to check that the link is open.
         linked(&a, "t", &mut there).await;
         let whole = json!({"subscribers": 1});
         assert_eq!(publish("1").await, (200, whole.clone(), false));
@@ -586,7 +586,7 @@ async fn a_message_over_the_brokers_limit_has_a_word_of_its_own() {
     let sent = http(a.api(), &send, &[], &format!(r#"{{"type":"x","of":{large}}}"#)).await;
     assert_eq!((sent.status, &sent.json()["error"]["code"]), (413, &json!("message_too_big")));
 
-    // Lists that are longer than one answer come whole, in more pages.
+    // Lists longer than one response are complete over several pages.
     let names: Vec<_> = (0..150).map(|n| format!("{n:03}{}", "x".repeat(200))).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let _there = super::subscribe(there, &names).await;

@@ -61,7 +61,7 @@ async fn a_broker_whose_certificate_another_authority_signed_is_refused() {
     }
 }
 
-/// Runs what must be refused before anything is connected.
+/// Checks that `config check` and `serve` reject the settings before they connect.
 fn check_invalid(url: &str, flags: &[&str], named: &[&str]) {
     for action in [&["config", "check"][..], &["serve"]] {
         let finished = run(&[action, &["--cluster", url], flags].concat(), &[]);

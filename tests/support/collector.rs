@@ -56,7 +56,7 @@ struct All {
     headers: BTreeMap<String, String>,
     /// Requests are answered with this HTTP status, or gRPC's `UNAVAILABLE`, while it is set.
     refusal: Option<u16>,
-    /// Goes with refusals over HTTP.
+    /// Value of `Retry-After` in refusals over HTTP.
     retry_after: Option<String>,
     refused: u64,
     /// Spans of a request of which it says that it rejected them.
@@ -134,7 +134,7 @@ impl Collector {
         self.received.all.lock().unwrap().refusal = status;
     }
 
-    /// Says with each refusal over HTTP when to come back.
+    /// Sends `Retry-After` with each refusal over HTTP.
     pub(crate) fn retry_after(&self, text: &str) {
         self.received.all.lock().unwrap().retry_after = Some(text.to_owned());
     }

@@ -63,7 +63,7 @@ impl Server {
         Starting::with(flags, variables, Reads::All).ready()
     }
 
-    /// As [`Self::start`], with a standard error that nobody reads before [`Self::read_stderr`].
+    /// Starts like [`Self::start`], but leaves standard error unread until [`Self::read_stderr`].
     pub(crate) fn start_unread(flags: &[&str]) -> Self {
         Starting::with(flags, &[], Reads::Stdout).ready()
     }
@@ -92,7 +92,7 @@ impl Server {
         self.status_bytes("VmRSS:")
     }
 
-    /// The most memory that the process has had in RAM at a time, in bytes.
+    /// Returns the peak of resident memory in bytes.
     ///
     /// # Panics
     ///
@@ -110,7 +110,7 @@ impl Server {
         kib.expect("the system tells how much memory it has") * 1024
     }
 
-    /// Time that the threads of the process have run, and that they have waited for a processor meanwhile.
+    /// Returns the time that the live threads of the process have run, and have waited for a CPU.
     ///
     /// # Panics
     ///
@@ -121,7 +121,7 @@ impl Server {
         let threads = std::fs::read_dir(path).expect("the process runs").filter_map(Result::ok);
         let mut total = (Duration::ZERO, Duration::ZERO);
         for thread in threads {
-            // A thread may have ended since the folder was read.
+            // A thread may have ended since the directory was read.
             let text = std::fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
             let mut times = text.split(' ').map_while(|nanoseconds| nanoseconds.trim().parse().ok());
             total.0 += Duration::from_nanos(times.next().unwrap_or(0));
@@ -130,7 +130,7 @@ impl Server {
         total
     }
 
-    /// Time that the process has been on a processor, all threads together.
+    /// Returns the CPU time of all live threads.
     ///
     /// # Panics
     ///
@@ -140,7 +140,7 @@ impl Server {
         let tasks = std::fs::read_dir(path).expect("the process runs");
         let nanoseconds = |task: std::io::Result<std::fs::DirEntry>| {
             let path = task.expect("the process runs").path().join("schedstat");
-            // A thread may have ended meanwhile.
+            // A thread may have ended since the directory was read.
             let text = std::fs::read_to_string(path).unwrap_or_default();
             text.split(' ').next().and_then(|first| first.parse::<u64>().ok()).unwrap_or_default()
         };
@@ -162,7 +162,7 @@ impl Server {
         self.running.signal(name);
     }
 
-    /// Begins to read its standard error.
+    /// Starts to read standard error.
     pub(crate) fn read_stderr(&mut self) {
         self.running.read_stderr();
     }
@@ -201,19 +201,19 @@ impl Server {
     }
 }
 
-/// What a program writes that is read, so that its pipe does not get full.
+/// Outputs of a program that are read, so that their pipes do not fill up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reads {
     All,
     Stdout,
 }
 
-/// A server that may not serve yet. It is killed when this value goes.
+/// A server that may still be starting. It is killed on drop.
 #[derive(Debug)]
 pub(crate) struct Starting(Running);
 
 impl Starting {
-    /// Starts a server as [`Server::start`] does, without a wait for its line.
+    /// Starts a server like [`Server::start`], without waiting for its start line.
     pub(crate) fn new(flags: &[&str]) -> Self {
         Self::with(flags, &[], Reads::All)
     }
@@ -229,7 +229,7 @@ impl Starting {
         Self(Running::start_reading(&arguments, variables, reads))
     }
 
-    /// Waits for its line.
+    /// Waits for the start line.
     ///
     /// # Panics
     ///
@@ -260,7 +260,7 @@ impl Starting {
         self.0.signal(name);
     }
 
-    /// Waits for the end, and gives what it wrote.
+    /// Waits for the end and returns the output.
     ///
     /// # Panics
     ///
@@ -287,7 +287,7 @@ struct Running {
     stderr: Arc<Mutex<Vec<u8>>>,
     stderr_reader: Option<JoinHandle<()>>,
     stop_reading: Arc<AtomicBool>,
-    /// Standard error as long as nobody reads it.
+    /// Standard error while it is unread.
     unread: Option<ChildStderr>,
 }
 

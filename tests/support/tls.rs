@@ -80,12 +80,12 @@ impl Authority {
         self.sign(name, "extendedKeyUsage=clientAuth")
     }
 
-    /// A certificate of a client whose time is over.
+    /// Issues an expired client certificate.
     pub(crate) fn expired_client(&self, name: &str) -> Identity {
         self.sign_for(name, "extendedKeyUsage=clientAuth", "20200101000000Z", "20200102000000Z")
     }
 
-    /// A certificate of a client that ends after so many seconds.
+    /// Issues a client certificate that expires in `seconds`.
     pub(crate) fn client_for(&self, name: &str, seconds: u64) -> Identity {
         let ends =
             Command::new("date").args(["-u", "-d", &format!("{seconds} seconds"), "+%Y%m%d%H%M%SZ"]).output();
@@ -93,7 +93,7 @@ impl Authority {
         self.sign_for(name, "extendedKeyUsage=clientAuth", "20200101000000Z", ends.trim())
     }
 
-    /// Signs by `openssl ca`, which can be told both ends of a certificate's time.
+    /// Signs with `openssl ca`, which accepts both ends of the validity period.
     fn sign_for(&self, name: &str, extension: &str, starts: &str, ends: &str) -> Identity {
         let identity = self.request(name);
         let extensions = self.dir.write(&format!("{name}.ext"), extension);
@@ -134,7 +134,7 @@ impl Authority {
         identity
     }
 
-    /// A key, and a request for its certificate.
+    /// Creates a key and a certificate signing request.
     fn request(&self, name: &str) -> Identity {
         let identity = Identity {
             cert: self.dir.path(&format!("{name}.pem")),

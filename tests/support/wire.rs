@@ -10,7 +10,7 @@ pub(crate) const TEXT: u8 = 0x81;
 /// RSV1, with which `permessage-deflate` marks the first frame of a compressed message.
 pub(crate) const RSV1: u8 = 0x40;
 
-/// A connection of bytes, plain or over TLS.
+/// A byte stream, plain or over TLS.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug> Duplex for T {}
@@ -24,7 +24,7 @@ pub(crate) struct Wire {
     pub(crate) extensions: Option<String>,
 }
 
-/// The request that begins a WebSocket connection at `/`, with further lines of its head.
+/// Returns the upgrade request for `/` with additional header lines.
 pub(crate) fn upgrade(host: impl std::fmt::Display, lines: &[String]) -> String {
     let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
     format!(
@@ -57,11 +57,11 @@ impl Wire {
         Self::over(Box::new(stream), &request).await.unwrap_or_else(|refusal| panic!("{refusal}"))
     }
 
-    /// Sends a request over a connection that is there, and reads the `welcome`.
+    /// Sends a request over an open connection and reads the `welcome`.
     ///
     /// # Errors
     ///
-    /// The answer to the request where it is a refusal, or what came instead of a `welcome`.
+    /// The response if the request was refused, or the frame received instead of a `welcome`.
     pub(crate) async fn over(stream: Box<dyn Duplex>, request: &str) -> Result<Self, String> {
         let mut wire = Self { stream, read: Vec::new(), extensions: None };
         wire.write(request.as_bytes()).await;
@@ -88,7 +88,7 @@ impl Wire {
         }
     }
 
-    /// The connection itself, with what was read and not yet taken.
+    /// Returns the stream and the bytes that were read but not consumed.
     #[allow(dead_code, reason = "only the adversary suite reads and writes at once")]
     pub(crate) fn into_parts(self) -> (Box<dyn Duplex>, Vec<u8>) {
         (self.stream, self.read)

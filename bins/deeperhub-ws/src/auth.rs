@@ -27,7 +27,7 @@ impl AuthSources {
         [&self.secret_file, &self.jwks_file].into_iter().filter_map(|path| path.as_deref())
     }
 
-    /// What an operator should know of the keys, with the file that it is about.
+    /// Returns advice about the keys, each prefixed with the file that it concerns.
     fn advice(&self, keys: &Authenticator) -> Vec<String> {
         let told = keys.advice().iter().map(|advice| {
             let file = if advice.is_of_secret() { &self.secret_file } else { &self.jwks_file };

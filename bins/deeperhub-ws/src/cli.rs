@@ -76,7 +76,7 @@ pub(crate) enum ConfigAction {
     Default,
 }
 
-/// Subcommands that do not serve, and flags with which nothing is served.
+/// Subcommands and flags that do not start a server.
 const OTHERS: [&str; 12] = [
     "config",
     "health",
@@ -92,8 +92,8 @@ const OTHERS: [&str; 12] = [
     "-V",
 ];
 
-/// Whether the program will certainly serve, or refuse to, by a look that takes no time. A value
-/// that is the name of a subcommand leaves it open.
+/// Returns `true` if the command line certainly starts a server or is rejected. A cheap check
+/// before parsing: a value that equals the name of another subcommand gives `false`.
 pub(crate) fn serves(arguments: impl IntoIterator<Item = OsString>) -> bool {
     !arguments.into_iter().skip(1).any(|argument| OTHERS.iter().any(|other| argument == *other))
 }

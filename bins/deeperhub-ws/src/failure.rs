@@ -31,7 +31,7 @@ pub(crate) enum Failure {
     #[error("{}", with_causes(.0))]
     Node(deeperhub_node::StartError),
 
-    /// A fault in the program, which the log tells of.
+    /// A panic; the log shows its location.
     #[error("the server failed by a fault of its own; the log says where")]
     Panic,
 

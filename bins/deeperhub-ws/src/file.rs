@@ -12,7 +12,7 @@ use crate::problem::{Problem, similar};
 /// Reads a file; what is wrong with it is added to `problems`.
 pub(crate) fn read(path: &Path, origin: &Origin, keys: &[String], problems: &mut Vec<Problem>) -> Layer {
     match std::fs::read_to_string(path) {
-        // Some editors begin a file with a byte order mark; it is no part of what they show.
+        // Some editors start a file with a byte order mark, which is not TOML.
         Ok(text) => parse(text.strip_prefix('\u{feff}').unwrap_or(&text), path, keys, problems),
         Err(source) => {
             problems.push(Problem::Unreadable { path: path.to_owned(), origin: origin.clone(), source });
@@ -23,7 +23,7 @@ pub(crate) fn read(path: &Path, origin: &Origin, keys: &[String], problems: &mut
 
 /// Takes a file's text apart.
 fn parse(text: &str, path: &Path, keys: &[String], problems: &mut Vec<Problem>) -> Layer {
-    // Some editors put a byte order mark before it.
+    // Some editors start a file with a byte order mark, which is not TOML.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut layer = Layer::new();
     let (table, errors) = DeTable::parse_recoverable(text);

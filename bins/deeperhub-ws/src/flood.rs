@@ -13,8 +13,8 @@ const BURST: u32 = 20;
 /// The time in which one more may come.
 const REFILL: Duration = Duration::from_millis(500);
 
-/// Where lines come from that nobody but an operator causes (what a reload changed is told to the
-/// end), and those about lines that are missing.
+/// Targets that are not rate-limited. Only operators cause their lines, so a reload reports every
+/// change; or the lines report lost lines.
 const OPERATORS: [&str; 3] = ["deeperhub_ws::live", "deeperhub_ws::log_queue", "deeperhub_ws::reload"];
 
 /// Limits lines of level `info` and graver by the place in the program that they come from: what a client can cause, it

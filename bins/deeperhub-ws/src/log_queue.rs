@@ -1,5 +1,5 @@
-//! The bounded queue between threads that log and standard error: a reader of standard error that
-//! stalls blocks the queue's own thread and no other.
+//! The bounded queue between logging threads and standard error. A stalled reader of standard error
+//! blocks only the queue's own thread.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -13,21 +13,21 @@ use deeperhub_metrics::SharedCounter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Bytes that are written by one call, so that room comes back in steps with a reader that is slow.
+/// Bytes up to which lines are joined for one write, so that a slow reader frees space in steps.
 const CHUNK: usize = 16 * 1024;
 
-/// Pause before another try where standard error is non-blocking and full.
+/// Delay before a retry when standard error is non-blocking and full.
 const RETRY: Duration = Duration::from_millis(10);
 
 thread_local! {
-    /// Lines of the queue's own thread, which it writes itself where they belong.
+    /// Lines captured on this thread by [`captured`] instead of being queued.
     static OWN_LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// A handle to the queue. Cheap to clone; clones are the same queue.
+/// A handle to the queue. Clones are cheap and share the queue.
 ///
-/// A line that finds no room is dropped and counted. When there is room again, a line tells how
-/// many are missing at that place.
+/// A line that does not fit is dropped and counted. Once there is room again, a line in its place
+/// reports how many were lost.
 #[derive(Debug, Clone)]
 pub(crate) struct LogQueue(Arc<Shared>);
 
@@ -35,7 +35,7 @@ pub(crate) struct LogQueue(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// Bytes of lines that may wait.
+    /// Maximum bytes of queued lines.
     capacity: usize,
     lost: SharedCounter,
 }
@@ -43,14 +43,15 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     items: VecDeque<Item>,
-    /// Bytes of all items, and of the one that is being written.
+    /// Bytes of all items, including the one that is being written.
     bytes: usize,
-    /// An item was taken off and is not written yet.
+    /// `true` while an item is off the queue but not yet written.
     is_writing: bool,
-    /// Lines that were dropped since the last [`Item::Lost`].
+    /// Lines dropped since the last [`Item::Lost`].
     lost: u64,
-    /// By [`Class`]: a line was dropped, and there is not much room yet. Without this, a slow
-    /// reader would get every other line, and a line about each gap.
+    /// Per [`Class`]: `true` from a dropped line until the queue shrinks to half of the class's
+    /// limit. Without this hysteresis, a slow reader would get every other line and a report for
+    /// each gap.
     refuses: [bool; 2],
 }
 
@@ -58,26 +59,26 @@ struct State {
 enum Item {
     /// Whole lines.
     Lines(Vec<u8>),
-    /// So many lines are missing here.
+    /// Number of lines lost at this position.
     Lost(u64),
 }
 
-/// Which lines have a part of the queue for themselves.
+/// Priority of a line, which decides how much of the queue it may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// `debug` and `trace`, of which clients can cause any number. They may fill three quarters.
+    /// `debug` and `trace`, limited to three quarters of the queue: clients can cause any number.
     Verbose,
     /// `info` and graver.
     Grave,
 }
 
 impl LogQueue {
-    /// A queue of `capacity` bytes whose thread writes to `out`. `tell_lost` makes the line about
-    /// missing ones, on that thread.
+    /// Starts a queue of `capacity` bytes whose thread writes to `out`. That thread calls
+    /// `tell_lost` to format the line about lost lines.
     ///
     /// # Errors
     ///
-    /// The thread cannot be started.
+    /// If the thread cannot be started.
     pub(crate) fn start(
         capacity: usize,
         mut out: impl Write + Send + 'static,
@@ -101,17 +102,17 @@ impl LogQueue {
         Ok(queue)
     }
 
-    /// Lines that were dropped so far.
+    /// Returns the counter of lost lines.
     pub(crate) fn lost(&self) -> SharedCounter {
         self.0.lost.clone()
     }
 
-    /// Queues a line that is no event of the log. It must end in a line feed.
+    /// Queues a line that is not a log event. It must end in a line feed.
     pub(crate) fn line(&self, line: &str) {
         self.0.push(line.as_bytes(), Class::Grave);
     }
 
-    /// Waits until all that is queued is written, at most for `time`. Returns `true` if it is.
+    /// Waits up to `time` for the queue to drain. Returns `true` if everything is written.
     pub(crate) fn flush(&self, time: Duration) -> bool {
         let state = self.0.lock();
         let waiting = |state: &mut State| state.is_writing || !state.items.is_empty() || state.lost > 0;
@@ -122,7 +123,7 @@ impl LogQueue {
     }
 }
 
-/// Runs `log` and returns the lines that it logs on this thread, which are then not queued.
+/// Runs `log` and returns the lines that it logs on this thread instead of queueing them.
 pub(crate) fn captured(log: impl FnOnce()) -> Vec<u8> {
     OWN_LINES.with(|own| own.replace(Some(Vec::new())));
     log();
@@ -171,7 +172,7 @@ impl Shared {
         match item {
             Item::Lines(lines) => {
                 if write_all(out, &lines).is_err() {
-                    // There is nowhere to tell of it.
+                    // A write error of the log has nowhere to be logged.
                     self.lost.add(lines.iter().filter(|&&byte| byte == b'\n').count() as u64);
                 }
                 self.written(lines.len());
@@ -185,7 +186,7 @@ impl Shared {
 
     fn written(&self, bytes: usize) {
         let mut state = self.lock();
-        // A panic here would log, and wait for the lock that it holds.
+        // Saturates because a panic here would log and deadlock on this lock.
         state.bytes = state.bytes.saturating_sub(bytes);
         state.is_writing = false;
         drop(state);
@@ -205,8 +206,8 @@ impl State {
     }
 }
 
-/// As [`Write::write_all`], but waits where standard error is non-blocking (whoever shares the pipe
-/// can make it so).
+/// Writes all bytes like [`Write::write_all`], but waits when standard error is non-blocking and
+/// full. Any process that shares the pipe can make it non-blocking.
 fn write_all(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {
@@ -233,7 +234,7 @@ impl<'q> MakeWriter<'q> for LogQueue {
     }
 }
 
-/// Takes one line, by one call.
+/// Writer for a single line, passed in one call.
 #[derive(Debug)]
 pub(crate) struct LineWriter<'q> {
     shared: &'q Shared,
@@ -268,7 +269,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// A reader that takes a write only when it is told to.
+    /// A writer that completes a write only when allowed to.
     struct Stalled {
         allowed: Receiver<()>,
         written: Arc<Mutex<Vec<u8>>>,

@@ -1,4 +1,4 @@
-//! Where log lines go: through a queue to standard error, as text or JSON.
+//! Log setup: lines go through a queue to standard error, as text or JSON.
 
 use std::io::{self, IsTerminal};
 
@@ -16,11 +16,11 @@ use crate::values::{LogFormat, LogLevel};
 /// What our own crates' targets begin with.
 const OURS: &str = "deeperhub";
 
-/// Installs the log for the whole process. At most `queue_bytes` of its lines wait to be written.
+/// Installs the log for the whole process. At most `queue_bytes` bytes of lines are queued.
 ///
 /// # Errors
 ///
-/// There is one already, or its thread cannot be started.
+/// If a log is already installed, or its thread cannot be started.
 pub(crate) fn install(
     level: LogLevel,
     format: LogFormat,
@@ -45,7 +45,7 @@ pub(crate) fn install(
     Ok((Level { handle, current: watch::Sender::new(level) }, queue))
 }
 
-/// The line that stands where `lines` are missing.
+/// Returns the line that reports `lines` lost lines.
 fn line_about_lost(lines: u64) -> Vec<u8> {
     captured(|| {
         tracing::warn!(

@@ -56,7 +56,7 @@ const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
-    // Before all that takes time: a signal that comes during the start must not end the process.
+    // Comes first: a signal that arrives during startup must not end the process.
     let mut early = cli::serves(std::env::args_os()).then(Control::take);
     let matches = cli::command().get_matches();
     let (action, flags) = match cli::action(&matches) {

@@ -32,8 +32,8 @@ pub(crate) async fn watch(budget: Option<Arc<MemoryBudget>>) -> Infallible {
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         interval.tick().await;
-        // The larger counts: the kernel ends the container for what its group is charged, and the process alone for what
-        // is resident.
+        // The larger value counts. The kernel kills the container for its group's charge, and a
+        // lone process for its resident memory.
         let charged = group.as_ref().and_then(|group| group.charged(&read));
         if let Some(used) = deeperhub_metrics::resident_bytes().max(charged) {
             budget.update(used);
@@ -45,8 +45,8 @@ fn read(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-/// The control group whose limit is the smallest, where one has a limit below the machine's memory: the one that the
-/// kernel ends this process for.
+/// Returns the control group with the smallest limit, if that is below the machine's memory. The
+/// kernel kills this process when the group exceeds it.
 fn charged_group() -> Option<Group> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| total(&text)).unwrap_or(u64::MAX);
@@ -60,14 +60,14 @@ fn smallest(groups: &str, machine: u64, read: &dyn Fn(&Path) -> Option<String>) 
         .map(|(group, _)| group)
 }
 
-/// A control group that counts memory.
+/// A control group with a memory controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Group {
     folder: PathBuf,
     version: Version,
 }
 
-/// Version of the kernel's interface to control groups.
+/// Version of the kernel's control group interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
     One,
@@ -82,8 +82,8 @@ impl Group {
         }))?)
     }
 
-    /// Bytes that are charged to the group less those of files that were not used lately, which the kernel takes back
-    /// before it ends anybody. Buffers of sockets are among them.
+    /// Returns the bytes charged to the group, including socket buffers, less inactive file pages.
+    /// The kernel reclaims those before it kills a process.
     fn charged(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
         let (usage, inactive) = match self.version {
             Version::One => ("memory.usage_in_bytes", "total_inactive_file "),
@@ -101,7 +101,8 @@ fn total(meminfo: &str) -> Option<u64> {
     deeperhub_metrics::kibibytes(meminfo, "MemTotal:")
 }
 
-/// The groups of `/proc/self/cgroup` that count memory, each with all above it, and their limits.
+/// Returns the memory groups of `/proc/self/cgroup` that have a limit, each with its ancestors, and
+/// their limits.
 fn limited_groups<'a>(
     groups: &'a str,
     read: &'a dyn Fn(&Path) -> Option<String>,

@@ -20,8 +20,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// How often a change is waited out that goes on and on.
 const MAX_UNSETTLED: u32 = 2;
 
-/// How long the others wait for one that is read, which may lie on a disk that is gone or be a pipe
-/// that nobody writes to.
+/// Maximum time that one reload delays the others. Its file may be on a lost disk, or be a pipe
+/// without a writer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Reads again and puts what was read in place of what was before. When it fails, the old must stay.
@@ -56,7 +56,7 @@ impl Watched {
         settled
     }
 
-    /// Reads it again if that is due, or was asked for.
+    /// Reloads if a signal asked for it or a change is due.
     fn look(&mut self, asked: bool) {
         if asked {
             self.reload("SIGHUP");
@@ -70,7 +70,7 @@ impl Watched {
         self.read = Stamp::of(&self.paths);
         self.seen = None;
         self.unsettled = 0;
-        // A panic is a failure like others: what is watched besides must not suffer from it.
+        // A panic is a failed reload; it must not affect the other watched items.
         let reload = || (self.reload)();
         let reloaded = catch_unwind(AssertUnwindSafe(reload)).unwrap_or_else(|_| Err("it panicked".into()));
         match reloaded {
@@ -101,7 +101,7 @@ impl Reloads {
         self.0.push(Watched { what, paths, read, seen: None, unsettled: 0, reload: Box::new(reload) });
     }
 
-    /// Watches until it is dropped. What blocks while it is read holds up itself only.
+    /// Watches until the future is dropped. A reload that blocks delays only itself.
     pub(crate) async fn run(self, mut hang_ups: HangUps) -> Infallible {
         let mut readers: Vec<_> = self.0.into_iter().map(Reader::new).collect();
         loop {
@@ -121,12 +121,12 @@ impl Reloads {
     }
 }
 
-/// One thing that can be read again, with a thread to read it on: the runtime carries the server
+/// A watched item that reloads on a blocking thread, because the runtime also serves the server
 /// API.
 struct Reader {
     what: &'static str,
     has_files: bool,
-    /// A signal asked for it while it was being read.
+    /// `true` if a signal arrived during a reload.
     asked: bool,
     state: ReaderState,
 }
@@ -134,7 +134,7 @@ struct Reader {
 enum ReaderState {
     Idle(Watched),
     Reading(JoinHandle<Watched>),
-    /// It panicked.
+    /// The reload task panicked.
     Failed,
 }
 
@@ -144,7 +144,7 @@ impl Reader {
         Self { what: watched.what, has_files, asked: false, state: ReaderState::Idle(watched) }
     }
 
-    /// Whether there may be something to do without a signal.
+    /// Returns `true` if there may be work without a signal.
     fn is_looked_at(&self) -> bool {
         self.has_files || matches!(self.state, ReaderState::Reading(_))
     }
@@ -170,12 +170,12 @@ impl Reader {
         }
     }
 
-    /// Takes back what was being read, if that is done.
+    /// Collects a running reload if it has finished.
     async fn end(&mut self) {
         if let ReaderState::Reading(reading) = std::mem::replace(&mut self.state, ReaderState::Failed) {
             self.wait(reading, Duration::ZERO).await;
             if matches!(self.state, ReaderState::Idle(_)) {
-                info!(what = self.what, "What took long to read again is read.");
+                info!(what = self.what, "Slow reload finished.");
             }
         }
     }
@@ -184,7 +184,7 @@ impl Reader {
         self.state = match tokio::time::timeout(time, &mut reading).await {
             Ok(Ok(watched)) => ReaderState::Idle(watched),
             Ok(Err(error)) => {
-                warn!(what = self.what, %error, "Reading again failed for good; files and SIGHUP are not looked at any more.");
+                warn!(what = self.what, %error, "Reload task failed; reload disabled until restart.");
                 self.has_files = false;
                 ReaderState::Failed
             }
@@ -295,7 +295,7 @@ mod tests {
                 assert_eq!(reads.load(Ordering::Relaxed), expected);
             }
             assert!(matches!(readers[0].state, ReaderState::Reading(_)) && readers[0].asked);
-            // The signal that came meanwhile is not forgotten.
+            // The signal that arrived during the reload still takes effect.
             unblock.send(()).unwrap();
             unblock.send(()).unwrap();
             while readers[0].asked {

@@ -170,7 +170,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     api_config.timeout = take_some_time!(api_timeout, api_config.timeout);
     api_config.max_held_bytes = take!(max_api_bytes, api_config.max_held_bytes);
     api_config.max_event_streams = take!(max_event_streams, api_config.max_event_streams);
-    // One more for the log of events, which is an observer too.
+    // One more for the event log, which is also an observer.
     node.events.max_observers = api_config.max_event_streams.saturating_add(1);
     node.events.max_queue_bytes = take!(max_event_bytes, node.events.max_queue_bytes);
     node.canary.interval = take!(canary_interval, Time(node.canary.interval)).0;
@@ -196,8 +196,8 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.max_connections = take!(max_connections, listener.max_connections);
     let per_ip = take!(max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
     listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);
-    // A proxy of this machine gives all its clients one address, so loopback is only limited by a
-    // decision.
+    // A local proxy gives all its clients one address, so loopback is limited only if the option is
+    // set explicitly.
     listener.limits_loopback = connection_rate_per_ip.is_some();
     let per_second = listener.connection_rate_per_ip.map_or(0, |limit| limit.per_second.get());
     let per_second = take!(connection_rate_per_ip, per_second);
@@ -539,7 +539,8 @@ impl Resolver {
         Some(config)
     }
 
-    /// A token that is allowed and fits nowhere is refused all the same, in words that do not name the setting.
+    /// Warns when `max_token_bytes` allows tokens that do not fit into a handshake or a message.
+    /// The server rejects them with an error that does not name that setting.
     fn check_tokens(&mut self, max_token_bytes: usize, listener: &deeperhub_listener::Config) {
         for (key, room) in [
             ("max_handshake_bytes", listener.max_head_bytes),

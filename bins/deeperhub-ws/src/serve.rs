@@ -33,33 +33,32 @@ use crate::telemetry::{self, TelemetryConfig, telemetry_config};
 use crate::values::Address;
 use crate::{FAILED, allocator, event_log, logging, memory, nofile, supervise};
 
-/// What tasks that block (name look-ups, files on a disk that is gone) are given at the end.
+/// Shutdown timeout for blocking tasks, such as name look-ups or files on a lost disk.
 const LAST_TASKS: Duration = Duration::from_secs(1);
 
-/// What a node is given to end its start when a signal comes meanwhile: as long as it waits for its
-/// broker.
+/// Time for a node to finish starting after a stop signal; as long as it waits for its broker.
 const LAST_START: Duration = Duration::from_secs(3);
 
 /// What a collector is given to take what is left at the end.
 const LAST_TELEMETRY: Duration = Duration::from_secs(5);
 
-/// What a reader of standard error is given to take the last lines of the log.
+/// Timeout for flushing the last log lines to standard error.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// What a reader of standard output is given to take the line that says where the server listens.
+/// Timeout for writing the start line to standard output.
 const FIRST_LINE: Duration = Duration::from_secs(1);
 
-/// The thread that controls a server, before it knows its settings.
+/// The runtime and signal handlers of the control thread, set up before settings are read.
 #[derive(Debug)]
 pub(crate) struct Control {
-    /// Carries everything but clients' connections, which have threads of their own. Nothing on it
+    /// Runs everything except client connections, which have their own threads. Nothing on it
     /// blocks.
     runtime: Runtime,
     signals: Signals,
 }
 
 impl Control {
-    /// From now on signals are kept for the server rather than end the process.
+    /// Installs signal handlers: from now on, signals are kept instead of ending the process.
     pub(crate) fn take() -> Result<Self, Failure> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -73,7 +72,7 @@ impl Control {
     }
 }
 
-/// Why nothing was served, or no more.
+/// Reason that the server did not start or stopped.
 #[derive(Debug)]
 enum Ending {
     Problems(Vec<Problem>),
@@ -86,9 +85,8 @@ impl From<Failure> for Ending {
     }
 }
 
-/// Serves until a signal comes. Settings are those of `flags`, and of environment and file, which
-/// are read again on SIGHUP. Everything process-wide is set up here: log, limit of open files,
-/// signals.
+/// Serves until a signal arrives. Settings come from `flags`, the environment and the file, and are
+/// reloaded on SIGHUP. Sets up the process-wide log and limit of open files.
 pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
     let Control { runtime, signals } = control;
     let mut log = None;
@@ -101,7 +99,7 @@ pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
         Err(Ending::Failure(failure)) => {
             let line = format!("error: {failure}\n");
             match &log {
-                // Behind what was logged, and without a wait for whoever does not read it.
+                // After all queued lines, and without blocking on a stalled reader.
                 Some(log) => log.line(&line),
                 None => drop(io::stderr().write_all(line.as_bytes())),
             }
@@ -114,8 +112,8 @@ pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
     code
 }
 
-/// Carries out what may block for long, such as reading files, away from the control thread.
-/// `None`: a signal came that ends the server, and what is under way is left behind.
+/// Runs `work`, which may block, off the control thread. Returns `None` if a stop signal arrives
+/// first; the work is then abandoned.
 async fn unless_stopped<T: Send + 'static>(
     stops: &mut Stops,
     work: impl FnOnce() -> T + Send + 'static,
@@ -128,7 +126,8 @@ async fn unless_stopped<T: Send + 'static>(
     }
 }
 
-/// What is needed before clients can come, all of which may block: where to listen, and exporters.
+/// Resolved addresses and exporters, which are needed before clients connect. Setting them up may
+/// block.
 struct Prepared {
     clients: ListenOn,
     api: Option<SocketAddr>,
@@ -148,19 +147,19 @@ impl Prepared {
     }
 }
 
-/// What is exported, with the variables of OpenTelemetry.
+/// Returns the telemetry configuration from settings and OpenTelemetry's variables.
 fn exports(settings: &Settings) -> TelemetryConfig {
     telemetry_config(settings.otlp_endpoint.as_ref(), settings.trace_sample_ratio, |name| {
         std::env::var(name).ok()
     })
 }
 
-/// What a start would find out beyond the settings themselves, without listening anywhere: host
-/// names, and the files of exporters.
+/// Resolves host names and reads exporter files as a start does, without listening. Returns the
+/// warnings.
 ///
 /// # Errors
 ///
-/// The server would not start.
+/// If the server would not start.
 pub(crate) fn rehearse(settings: &Settings) -> Result<Vec<String>, Failure> {
     let api = settings.api.as_ref().map(|api| &api.address);
     Ok(Prepared::new(&settings.address, api, exports(settings))?.warnings)
@@ -276,19 +275,19 @@ async fn announce(line: String) {
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     });
     if tokio::time::timeout(FIRST_LINE, write).await.is_err() {
-        warn!("Standard output is not read; serving all the same.");
+        warn!("Standard output blocked; continuing without the start line.");
     }
 }
 
-/// What came of starting a node.
+/// Outcome of starting a node.
 enum Started {
     Node(Box<Node>),
-    /// A signal came that ends the server; `None`: the start has not ended in time.
+    /// A stop signal arrived. `None` if the start did not finish in time.
     Stopped(Option<Node>),
 }
 
-/// Starts the node away from the control thread, as it waits for its cluster's broker and for its
-/// first probes.
+/// Starts the node off the control thread, because it waits for its cluster's broker and its first
+/// probes.
 async fn start_node(clients: ListenOn, settings: &Settings, stops: &mut Stops) -> Result<Started, Failure> {
     let config = settings.node.clone();
     let mut starting = tokio::task::spawn_blocking(move || Node::start_on(clients, config));

@@ -28,13 +28,13 @@ pub(crate) struct Settings {
     pub(crate) log_level: LogLevel,
     /// How.
     pub(crate) log_format: LogFormat,
-    /// Bytes of it that may wait to be written.
+    /// Maximum bytes of log lines that are queued.
     pub(crate) log_queue_bytes: usize,
     /// Where telemetry goes; `None`: where the variables of OpenTelemetry say.
     pub(crate) otlp_endpoint: Option<Switchable<HttpUrl>>,
     /// Which part of new traces is recorded; `None` likewise.
     pub(crate) trace_sample_ratio: Option<Ratio>,
-    /// Messages and handshakes a second that are recorded because clients say so.
+    /// Messages and handshakes per second that are traced because clients request it.
     pub(crate) trace_client_rate: u32,
     /// The file that was read, and who named it.
     pub(crate) config: Option<(PathBuf, Origin)>,
@@ -70,8 +70,8 @@ impl Settings {
     pub(crate) const CLUSTER_QUEUE_BYTES: usize = 16 << 20;
     pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
     pub(crate) const LOG_QUEUE_BYTES: usize = 1 << 20;
-    /// Enough to follow a few clients that are looked into, and each of them costs up to some
-    /// twenty spans a message.
+    /// Enough to trace a few clients under investigation. Each message costs up to about twenty
+    /// spans.
     pub(crate) const TRACE_CLIENT_RATE: u32 = 10;
 
     /// How the URLs begin that clients connect to.

@@ -6,7 +6,7 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::info;
 
-/// What a server is told by signals.
+/// The signals that a server handles.
 #[derive(Debug)]
 pub(crate) struct Signals {
     pub(crate) stops: Stops,
@@ -14,9 +14,10 @@ pub(crate) struct Signals {
     pub(crate) ignored: Ignored,
 }
 
-/// From now on these signals no longer end the process by themselves: they are kept until somebody
-/// asks for them. (SIGPIPE is ignored by the standard library.) To be called in the context of a
-/// runtime.
+/// Installs the handlers: from now on, these signals no longer end the process but are kept until
+/// received. The standard library ignores SIGPIPE.
+///
+/// Must be called in the context of a runtime.
 ///
 /// # Errors
 ///
@@ -66,8 +67,8 @@ impl HangUps {
     }
 }
 
-/// SIGUSR1 and SIGUSR2, with which other programs are asked to open their logs anew or to be
-/// replaced. By default they would end this one.
+/// SIGUSR1 and SIGUSR2, which ask other programs to reopen logs or to upgrade. Unhandled, they
+/// would end this process.
 #[derive(Debug)]
 pub(crate) struct Ignored {
     one: Signal,
@@ -75,7 +76,7 @@ pub(crate) struct Ignored {
 }
 
 impl Ignored {
-    /// Says in the log that they have no effect.
+    /// Logs that these signals have no effect.
     pub(crate) async fn tell(mut self) -> Infallible {
         loop {
             let signal = tokio::select! {

@@ -1,4 +1,4 @@
-//! Tasks of the process that go on when they panic.
+//! Supervision: restarts tasks that panic.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +14,7 @@ use tracing::error;
 
 static RESTARTS: AtomicI64 = AtomicI64::new(0);
 
-/// How often a task died.
+/// Gauge of task restarts after a panic.
 pub(crate) const GAUGE: OwnGauge = OwnGauge {
     name: "deeperhub_task_restarts",
     help: "Restarts of tasks of the process that died",
@@ -22,8 +22,8 @@ pub(crate) const GAUGE: OwnGauge = OwnGauge {
     read: || RESTARTS.load(Ordering::Relaxed),
 };
 
-/// Runs a task to its end. One that panics is made anew, at once the first time and after a growing
-/// delay when it goes on to die.
+/// Runs a task to its end and restarts it when it panics: at once the first time, then with a
+/// growing backoff.
 pub(crate) async fn keep<F: Future>(task: &'static str, mut make: impl FnMut() -> F) -> F::Output {
     let mut delay = RestartDelay::default();
     loop {
@@ -37,7 +37,7 @@ pub(crate) async fn keep<F: Future>(task: &'static str, mut make: impl FnMut() -
     }
 }
 
-/// `None`: it panicked.
+/// Runs a future to its end. Returns `None` if it panicked.
 async fn until_panic<F: Future>(make: impl FnOnce() -> F) -> Option<F::Output> {
     let mut future = pin!(catch_unwind(AssertUnwindSafe(make)).ok()?);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {

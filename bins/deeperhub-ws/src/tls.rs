@@ -17,7 +17,7 @@ pub(crate) struct Files {
     pub(crate) cert: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
     pub(crate) client_ca: Option<PathBuf>,
-    /// `None`: nothing was said.
+    /// `None` if not set.
     pub(crate) client_auth: Option<ClientAuth>,
 }
 
@@ -93,7 +93,7 @@ impl Tls {
         Ok((Self { paths, stamp, current: Arc::new(Reloadable::new(server)) }, warnings))
     }
 
-    /// Whether clients must show certificates, where they are asked for them.
+    /// Returns the client certificate requirement; `None` if there is no client CA.
     pub(crate) fn client_auth(&self) -> Option<ClientAuth> {
         self.paths.client_ca.as_ref().map(|_| self.paths.client_auth)
     }

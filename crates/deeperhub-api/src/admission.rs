@@ -1,10 +1,11 @@
-//! Which connections may be open at one time, and which give way.
+//! Limits on open connections, and the choice of connections to evict.
 //!
-//! Regular connections are bounded by a setting, and so are the requests that are served at one time. Over it, the
-//! connection that has been idle the longest gives way. When none has been idle for long, a few reserved connections
-//! take one request each: health checks are answered at once, others as soon as fewer than the limit are being served,
-//! and after a second without that they are turned away. When the reserve is full, connections wait to be accepted until
-//! one in it has had its time. So a caller always gets an answer, and memory and files stay bounded.
+//! One setting limits both regular connections and concurrent requests. Over the limit, the
+//! connection that has been idle the longest is evicted. If none has been idle for long, a few
+//! reserved connections take one request each. Health checks are answered at once. Other requests
+//! wait until fewer than the limit are being served, and get 503 after a second. When the reserve
+//! is full, new connections wait to be accepted until the grace time of a reserved one is over. So
+//! every caller gets an answer, and memory and file descriptors stay bounded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -17,65 +18,66 @@ use tokio::time::Instant;
 
 use crate::metrics::ApiMetrics;
 
-/// Connections beyond [`max_connections`](crate::ApiConfig::max_connections) that are open to answer health checks or to
-/// turn requests away, and as many again on their way out.
+/// Number of connections beyond [`max_connections`](crate::ApiConfig::max_connections) that may be
+/// open to serve or refuse one request each. As many again may be closing.
 pub const RESERVED_CONNECTIONS: usize = 256;
 
-/// Time for which an idle connection is left alone: its client may be about to use it again, and would lose a request that
-/// it may not repeat. A client that is busy itself notices late that a connection has ended.
+/// Minimum idle time before a connection is evicted. Its client may be about to reuse it, and would
+/// lose a request that it may not be able to retry. A busy client notices late that a connection
+/// has ended.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
 
-/// Time for which a connection without a whole request is left alone before another's request takes its place.
+/// Minimum time without a whole request before a connection is evicted for another's request.
 const SILENT_GRACE: Duration = Duration::from_secs(1);
 
-/// Times that a reserved connection, and one on its way out, has while the reserve is full and others wait to be accepted:
-/// to bring a request, for its request to wait for others, and to read its answer while its input is discarded. The
-/// backlog of the kernel must not fill up, or it drops the beginnings of connections, health checks among them.
+/// Grace times of reserved and closing connections while the reserve is full and others wait to be
+/// accepted: to send a request, to wait for others' requests, and to read an answer while input is
+/// discarded. If the kernel's backlog fills up, it drops new connections, health checks among them.
 const RESERVED_GRACE: Duration = Duration::from_millis(500);
 const WAITING_GRACE: Duration = Duration::from_millis(50);
 const DISCARDING_GRACE: Duration = Duration::from_millis(100);
 
-/// Time that a request waits for others to be served before it is turned away.
+/// Time that a request waits for others to finish before it gets 503.
 const PLACE_WAIT: Duration = Duration::from_secs(1);
 
-/// Time between two looks for a connection that has been idle for long enough.
+/// Interval between two checks for a connection that can be evicted.
 const POLL: Duration = Duration::from_millis(10);
 
-/// What a connection may do.
+/// Class of a connection, which decides what it may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Tier {
-    /// Everything.
+    /// Any number of requests.
     Regular,
-    /// One request, when fewer than the limit are served; health checks in any case.
+    /// One request, if fewer than the limit are being served; a health check in any case.
     Reserved,
-    /// It was asked to end. A request that arrives nevertheless makes it reserved again.
+    /// The connection was asked to end. A request that still arrives makes it reserved again.
     Leaving,
-    /// It was told to end at once and counts no more.
+    /// The connection was told to end at once and no longer counts.
     Gone,
 }
 
-/// What a connection is doing, the first to give way first.
+/// Current activity of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Activity {
     /// Between two requests.
     Idle,
-    /// With input that is discarded after the last answer.
+    /// Discarding input after the last answer.
     Discarding,
-    /// Without a whole request yet.
+    /// Without a whole request so far.
     Silent,
-    /// With a request that waits for others to be served.
+    /// With a request that waits for others to finish.
     Waiting,
     /// With a request that is being served.
     Busy,
 }
 
-/// What a connection is told from outside.
+/// Command to a connection's task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Command {
-    /// Nothing.
+    /// Carry on.
     Stay,
-    /// End after the request that is under way: the server stops.
+    /// End after the current request, since the server stops.
     Drain,
     /// End unless a request has arrived.
     Leave,
@@ -94,7 +96,7 @@ impl Command {
     }
 }
 
-/// The way from outside to a connection's task.
+/// Channel for commands to a connection's task.
 #[derive(Debug, Default)]
 struct Signal {
     command: AtomicU8,
@@ -111,34 +113,34 @@ impl Signal {
     }
 }
 
-/// Which connections may give way.
+/// Set of connections that may be evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
-    /// Those that have been doing the same for a while.
+    /// Connections whose grace time is over.
     HadItsTime,
-    /// All: the bound on connections comes first.
+    /// All connections, since the limit comes first.
     Any,
 }
 
-/// All connections of a server.
+/// Registry of a server's connections.
 #[derive(Debug)]
 pub(crate) struct Admission {
     max_connections: usize,
     metrics: ApiMetrics,
     table: Mutex<Table>,
-    /// A request has been served.
+    /// Wakes a waiting request when another request or a connection has ended.
     room: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     entries: HashMap<u64, Entry>,
-    /// By what they may do and do, the longest in that state first.
+    /// Connections by tier and activity, the longest in that state first.
     order: BTreeMap<(Tier, Activity, u64), u64>,
     counts: [usize; 4],
-    /// Requests that are being served.
+    /// Number of requests being served.
     busy: usize,
-    /// Of connections and of their states alike.
+    /// Source of both connection numbers and state stamps.
     next_number: u64,
 }
 
@@ -157,7 +159,8 @@ impl Admission {
         Arc::new(Self { max_connections: max_connections.max(1), metrics, table, room: Notify::new() })
     }
 
-    /// Waits until another connection can be taken in: until one in the reserve, and one on its way out, has had its time.
+    /// Waits until another connection can be admitted. If the reserve is full, the grace time of
+    /// one of its connections must be over, and there must be room for it among the closing ones.
     pub(crate) async fn ready(&self) {
         while !self.can_admit(Instant::now()) {
             tokio::time::sleep(POLL).await;
@@ -174,11 +177,11 @@ impl Admission {
                     || table.victim(Tier::Leaving, Victim::HadItsTime, now).is_some()))
     }
 
-    /// Takes in a connection that was accepted, whatever it takes of others.
+    /// Admits an accepted connection, and evicts others if necessary.
     pub(crate) fn admit(self: &Arc<Self>, now: Instant) -> ConnectionPermit {
         let signal = Arc::<Signal>::default();
         let mut table = self.lock();
-        // It has no request yet, so it takes no place of another that has none.
+        // The connection has no request yet, so it does not evict another that has none.
         let tier = if self.has_room(&mut table, false, now) { Tier::Regular } else { Tier::Reserved };
         let number = table.insert(tier, now, Arc::clone(&signal));
         self.trim(&mut table, now);
@@ -194,13 +197,13 @@ impl Admission {
         ConnectionPermit { admission: Arc::clone(self), number, signal }
     }
 
-    /// Asks all connections to end after the request that is under way.
+    /// Asks all connections to end after their current request.
     pub(crate) fn drain(&self) {
         self.lock().entries.values().for_each(|entry| entry.signal.send(Command::Drain));
     }
 
-    /// Returns `true` if there is a regular place, if need be by asking a connection to leave: an idle one, or for a
-    /// request also one that has none.
+    /// Returns `true` if there is room for a regular connection. If necessary, asks another one to
+    /// leave: an idle one or, for a request, a silent one.
     fn has_room(&self, table: &mut Table, for_request: bool, now: Instant) -> bool {
         if table.counts[Tier::Regular as usize] < self.max_connections {
             return true;
@@ -214,7 +217,7 @@ impl Admission {
         true
     }
 
-    /// Ends what is beyond the reserve.
+    /// Closes connections beyond the reserve.
     fn trim(&self, table: &mut Table, now: Instant) {
         while table.counts[Tier::Reserved as usize] > RESERVED_CONNECTIONS
             && let Some((activity, victim)) = table
@@ -232,7 +235,7 @@ impl Admission {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // Every change below is complete before anything can fail.
+        // Every change to the table is complete before anything can panic.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -259,7 +262,8 @@ impl Table {
         self.counts[entry.tier as usize] -= 1;
     }
 
-    /// Puts a connection where it belongs; with another activity, the time that it spends there begins.
+    /// Moves a connection to a tier and an activity. With `now`, its time in that state starts
+    /// again.
     fn change(&mut self, number: u64, tier: Tier, activity: Activity, now: Option<Instant>) {
         let stamp = self.number();
         let Some(entry) = self.entries.get_mut(&number) else { return };
@@ -282,7 +286,7 @@ impl Table {
         }
     }
 
-    /// The connection that has been doing this the longest, if that is for at least `age`.
+    /// Returns the connection that has been in this state the longest, if for at least `age`.
     fn aged(&self, tier: Tier, activity: Activity, age: Duration, now: Instant) -> Option<u64> {
         let range = (tier, activity, 0)..=(tier, activity, u64::MAX);
         let (_, &number) = self.order.range(range).next()?;
@@ -290,8 +294,8 @@ impl Table {
         (now.saturating_duration_since(entry.since) >= age).then_some(number)
     }
 
-    /// The one that gives way first. A request that waits goes before a connection without one, which may be a health
-    /// check's.
+    /// Returns the next connection to evict. One with a waiting request comes before a silent one,
+    /// which may be about to send a health check.
     fn victim(&self, tier: Tier, which: Victim, now: Instant) -> Option<(Activity, u64)> {
         [
             (Activity::Idle, Duration::ZERO),
@@ -312,7 +316,7 @@ impl Table {
     }
 }
 
-/// One connection's part. Dropping it gives its place back.
+/// Permit of one open connection. Dropping it frees the connection's place.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     admission: Arc<Admission>,
@@ -321,7 +325,7 @@ pub(crate) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Notes what the connection does now.
+    /// Records what the connection does now.
     pub(crate) fn set(&self, activity: Activity) {
         let mut table = self.admission.lock();
         if let Some(&Entry { tier, .. }) = table.entries.get(&self.number) {
@@ -333,7 +337,8 @@ impl ConnectionPermit {
         }
     }
 
-    /// Notes that a whole request has arrived. Returns `true` if it may be served now; `always` says that it is in any case.
+    /// Records that a whole request has arrived. Returns `true` if it may be served now, as it may
+    /// in any case if `always` is set.
     pub(crate) fn begin_request(&self, always: bool) -> bool {
         let now = Instant::now();
         let mut table = self.admission.lock();
@@ -342,7 +347,7 @@ impl ConnectionPermit {
             table.change(self.number, tier, Activity::Busy, Some(now));
             return true;
         }
-        // What it was told is void: it is not idle.
+        // A command to leave no longer applies: the connection is not idle.
         let (leave, stay) = (Command::Leave as u8, Command::Stay as u8);
         let _ = self.signal.command.compare_exchange(leave, stay, Ordering::AcqRel, Ordering::Relaxed);
         table.change(self.number, Tier::Reserved, Activity::Waiting, Some(now));
@@ -354,7 +359,8 @@ impl ConnectionPermit {
         may_go_on || always
     }
 
-    /// Waits until the request may be served. Returns `false` if it may not in time, or others need the reserved place.
+    /// Waits until the request may be served. Returns `false` after [`PLACE_WAIT`], or if the
+    /// connection is told to leave.
     pub(crate) async fn wait_for_turn(&self) -> bool {
         let deadline = Instant::now() + PLACE_WAIT;
         let found = loop {
@@ -378,8 +384,8 @@ impl ConnectionPermit {
         found
     }
 
-    /// Begins to serve the request that waits, if few enough are served: in a regular place where there is one, otherwise
-    /// as the connection's only request.
+    /// Returns `true` if the waiting request may be served, and marks it as served. The connection
+    /// becomes regular if there is room; otherwise this is its only request.
     fn go_on(&self, table: &mut Table, now: Instant) -> bool {
         let may_stay = self.admission.has_room(table, true, now);
         let may_go_on = may_stay || table.busy < self.admission.max_connections;
@@ -390,7 +396,7 @@ impl ConnectionPermit {
         may_go_on
     }
 
-    /// What the connection is told; the task is woken when that changes.
+    /// Returns the current command. The task is woken when it changes.
     pub(crate) fn poll_command(&self, cx: &Context<'_>) -> Command {
         let mut waker = self.signal.waker.lock().unwrap_or_else(PoisonError::into_inner);
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -509,7 +515,7 @@ mod tests {
                 permit.begin_request(number % 2 == 0);
             }
             permits.push(permit);
-            // A task that is told to end at once does.
+            // A task that is told to end at once does so.
             permits.retain(|permit| command(permit) != Command::Kill);
             assert!(permits.len() <= 2 + 2 * RESERVED_CONNECTIONS + 1, "{}", permits.len());
         }

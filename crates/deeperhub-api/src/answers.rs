@@ -240,7 +240,7 @@ impl From<Delivered> for Published {
 }
 
 impl Published {
-    /// The same publish after a second attempt to reach the other nodes.
+    /// Returns the same answer after a second attempt to reach the other nodes.
     pub(crate) fn with_others(self, fault: Option<ClusterFault>) -> Self {
         Self { cluster: fault.map(ClusterFault::as_str), ..self }
     }
@@ -248,7 +248,7 @@ impl Published {
 
 impl Outcome for Published {
     fn is_half_done(&self) -> bool {
-        // A message that is too large for the broker will be the next time, too.
+        // A retry does not help if the message is too large for the broker.
         self.cluster == Some(ClusterFault::Unavailable.as_str())
     }
 }

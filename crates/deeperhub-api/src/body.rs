@@ -1,4 +1,4 @@
-//! Bodies of requests: bounded in bytes and time, and counted.
+//! Request bodies, limited in bytes and time, and counted.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,27 +15,28 @@ use crate::guard::BATCH;
 use crate::metrics::Lease;
 use crate::{Api, ApiConfig};
 
-/// What a request brought, or what is answered instead.
+/// The body of a request, or the error to answer with.
 ///
-/// A body that is too long, or encoded, is refused before `100 Continue` asks the client for it.
+/// A body that is too long or encoded is refused before `100 Continue` asks the client for it.
 #[derive(Debug)]
 pub(crate) struct Body(Result<Whole, ApiError>);
 
 #[derive(Debug)]
 struct Whole {
     bytes: Vec<u8>,
-    /// Counts them for as long as they are held.
+    /// Counts the bytes for as long as they are held.
     _lease: Lease,
 }
 
 impl Body {
-    /// The body as text.
+    /// Returns the body as text.
     pub(crate) fn text(&self) -> Result<&str, ApiError> {
         let whole = self.0.as_ref().map_err(Clone::clone)?;
         let text =
             std::str::from_utf8(&whole.bytes).map_err(|_| ApiError::invalid_json("the body is not UTF-8"))?;
         if text.starts_with('\u{feff}') {
-            // RFC 8259 section 8.1; the payload would leave as other bytes than came.
+            // RFC 8259 section 8.1. Without the mark, the payload would not be delivered byte for
+            // byte.
             return Err(ApiError::invalid_json(
                 "the body begins with a byte order mark, which JSON must not have",
             ));
@@ -71,7 +72,7 @@ async fn read(request: Request, config: &ApiConfig, mut lease: Lease) -> Result<
         })?
     } {
         let frame = frame.map_err(|_| ApiError::parameter("body", "the body could not be read"))?;
-        // Trailers are of no use here.
+        // Trailers are ignored.
         let Ok(data): Result<Bytes, _> = frame.into_data() else { continue };
         if data.len() > limit - bytes.len() {
             return Err(ApiError::too_big());
@@ -80,7 +81,7 @@ async fn read(request: Request, config: &ApiConfig, mut lease: Lease) -> Result<
             return Err(ApiError::overloaded());
         }
         if bytes.capacity() - bytes.len() < data.len() {
-            // Once where the length is known, but never much ahead of what has arrived.
+            // Reserves once if the length is known, but never far ahead of what has arrived.
             let left = usize::try_from(known.lower()).unwrap_or(usize::MAX).saturating_sub(bytes.len());
             bytes.reserve(left.min(4 * (bytes.len() + data.len())).max(data.len()));
         }

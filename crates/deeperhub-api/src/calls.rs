@@ -24,7 +24,7 @@ pub(crate) fn publish(
     let message = RawJson::parse_within(message, api.config.current().max_json_depth)?;
     let publish = |before: Option<Published>| match before {
         None => Published::from(api.node.publish(&topic, message, trace)),
-        // This node's clients have it.
+        // This node's subscribers already have the message.
         Some(before) => before.with_others(api.node.publish_to_others(&topic, message, trace)),
     };
     match key {

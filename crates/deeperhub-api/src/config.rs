@@ -16,22 +16,24 @@ pub struct ApiConfig {
     pub api_key: Option<Arc<Secret>>,
     /// Web pages that may call, besides those of the API's own host.
     pub allowed_origins: OriginPolicy,
-    /// Connections at one time, and requests that are served at one time. Over it, the connection that has been idle the
-    /// longest is closed, or a connection is served one request. Health checks and metrics are always answered. Read once, at the
-    /// start. Default 512.
+    /// Maximum number of connections, and of concurrent requests. Over it, the connection that has
+    /// been idle the longest is evicted, or the new one is served a single request. Health checks
+    /// and metrics are always answered. Read once, at the start. Default 512.
     pub max_connections: usize,
-    /// Time that a connection may be open without a request. Longer than clients keep idle connections. Read once, at the
-    /// start. Default 2 minutes.
+    /// Maximum time that a connection stays open without a request. Longer than clients keep idle
+    /// connections. Read once, at the start. Default 2 minutes.
     pub idle_timeout: Duration,
-    /// Time for a step of a request: its head from the first byte on, its body, and for the caller to take some more of
-    /// an answer or of events. A body, and an answer, gets another second for each 4 KiB. Default 30 s.
+    /// Maximum time for each step of a request: for its head from the first byte, for its body, and
+    /// for the caller to read more of an answer or of events. A body or an answer gets another
+    /// second for each 4 KiB. Default 30 s.
     pub timeout: Duration,
-    /// Streams of events at one time, at most half of [`max_connections`](Self::max_connections). More get 503. Default 64.
+    /// Maximum number of event streams, at most half of [`max_connections`](Self::max_connections).
+    /// Others get 503. Default 64.
     pub max_event_streams: usize,
-    /// Bytes that bodies and answers over 8 KiB of all requests may take. A request that needs more gets 503. Default
-    /// 64 MiB.
+    /// Maximum total bytes of request bodies and of answers over 8 KiB. A request that needs more
+    /// gets 503. Default 64 MiB.
     pub max_held_bytes: usize,
-    /// What the API counts. Read once, at the start.
+    /// Metrics of the API. Read once, at the start.
     pub metrics: ApiMetrics,
     /// Bytes of a request's body, and of a message in a batch. Default 65536.
     pub max_body_bytes: usize,

@@ -1,16 +1,19 @@
-//! One connection: HTTP by hyper, with an end to every wait.
+//! One connection: HTTP over hyper, with a timeout for every wait.
 //!
-//! [`Link`] is what the socket, the calls and the connection's task share. The socket tells it what was read and
-//! written, the calls when a request begins and its answer ends. The task looks at the [deadline](Link::deadline) that
-//! follows from both. What ends a connection:
+//! [`Link`] is the state that the socket, the calls and the connection's task share. The socket
+//! records what was read and written; the calls record when a request begins and its answer ends.
+//! The task enforces the [deadline](Link::deadline) that follows from both. A connection ends
+//! because of:
 //!
-//! - no request within the idle time, or not the rest of its head within the time of a step;
-//! - a body that does not arrive (the [`Body`](crate::body::Body) of a call answers 408);
-//! - an answer that the peer does not take: nothing of it for the time of a step, or less than [`MIN_RATE`] on the whole;
-//! - whoever needs its place ([`crate::admission`]).
+//! - no request within the idle timeout, or no complete head within the step timeout;
+//! - a body that does not arrive in time (the [`Body`](crate::body::Body) of a call answers 408);
+//! - a peer that does not read its answer: nothing within the step timeout, or less than
+//!   [`MIN_RATE`] on average;
+//! - another connection that needs its place ([`crate::admission`]).
 //!
-//! After the last answer the peer may still be sending. A socket that is closed with input unread resets the connection,
-//! and the peer loses the answer. So the sending side is ended first, and input is discarded for a while ([`linger`]).
+//! After the last answer the peer may still be sending. Closing a socket with unread input resets
+//! the connection, and the peer loses the answer. So the sending side is shut down first, and input
+//! is discarded for a while ([`linger`]).
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -32,38 +35,40 @@ use crate::dispatch::Calls;
 use crate::error::ApiError;
 use crate::metrics::Lease;
 
-/// Bytes a second that a body or an answer makes at least, once the time of a step is over. Slower peers would hold their
-/// places for as long as they like.
+/// Minimum rate of a body or an answer in bytes per second, once the step timeout has passed.
+/// Slower peers could hold their places for as long as they like.
 pub(crate) const MIN_RATE: u32 = 4096;
 
-/// Bytes of the longest head of a request; also of what hyper keeps of an answer before it asks the body for more.
+/// Maximum length of a request head in bytes; also of the part of an answer that hyper buffers
+/// before it polls the body for more.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 
-/// Bytes of a head that are kept to tell what was wrong with it.
+/// Number of bytes of a head that are kept to find out what is wrong with it.
 const KEPT_HEAD_BYTES: usize = 4096;
 
-/// Bytes that are read at once.
+/// Maximum number of bytes in one read.
 const READ_BYTES: usize = 8 * 1024;
 
-/// Time and bytes for which input is discarded after the last answer, and the longest pause in it. Clients that send a
-/// whole body before they read need all of it; 64 MiB take half a second on a fast network.
+/// Limits on discarding input after the last answer: total time, longest pause, and bytes. Clients
+/// that send a whole body before they read need all of it. 64 MiB take half a second on a fast
+/// network.
 const LINGER: Duration = Duration::from_secs(10);
 const LINGER_PAUSE: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 64 << 20;
 
-/// Time that a reserved connection has for each step.
+/// Maximum time that a reserved connection has to begin a request, and to complete its head.
 const RESERVED_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection may wait.
+/// Timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
-    /// For the next request.
+    /// Maximum wait for the next request.
     pub(crate) idle: Duration,
-    /// For the rest of a head, a body, and the peer to take an answer.
+    /// Maximum wait for the rest of a head, and for the peer to read more of an answer.
     pub(crate) step: Duration,
 }
 
-/// Where a connection is.
+/// Phase of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Nothing of the next request has arrived.
@@ -72,11 +77,11 @@ enum Phase {
     Head,
     /// A request is being served.
     Call,
-    /// Nothing more is served.
+    /// No further request is served.
     End,
 }
 
-/// What the socket, the calls and the task of a connection share.
+/// State that the socket, the calls and the task of a connection share.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) permit: ConnectionPermit,
@@ -88,24 +93,24 @@ pub(crate) struct Link {
 struct State {
     phase: Phase,
     since: Instant,
-    /// All of the answer is in hyper's hands.
+    /// `true` if hyper has the whole answer.
     is_answered: bool,
-    /// The answer has no end of its own.
+    /// `true` if the answer is a stream without an end of its own.
     is_stream: bool,
-    /// The body of the request was read, or there is none.
+    /// `true` if the body of the request was read, or there is none.
     is_body_read: bool,
     began_writing: Option<Instant>,
     written: u64,
     blocked_since: Option<Instant>,
-    /// The connection was asked to leave.
+    /// `true` if the connection was asked to leave.
     is_leaving: bool,
-    /// The peer has ended its side.
+    /// `true` if the peer has shut down its sending side.
     is_eof: bool,
-    /// A request was answered.
+    /// `true` if a request was answered.
     is_served: bool,
-    /// The beginning of the head that is being read.
+    /// First bytes of the head that is being read.
     head: Vec<u8>,
-    /// What the answer holds.
+    /// Lease on the bytes of the answer.
     lease: Option<Lease>,
 }
 
@@ -133,7 +138,7 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a call begins.
+    /// Records that a call begins.
     pub(crate) fn begin_call(&self, has_body: bool) {
         let mut state = self.lock();
         state.phase = Phase::Call;
@@ -143,7 +148,7 @@ impl Link {
         state.head = Vec::new();
     }
 
-    /// Notes that the call has read its body.
+    /// Records that the call has read its body.
     pub(crate) fn body_read(&self) {
         self.lock().is_body_read = true;
     }
@@ -152,16 +157,16 @@ impl Link {
         self.lock().is_body_read
     }
 
-    /// Notes what kind of answer follows, and what it holds until it is written.
+    /// Records the kind of answer that follows, and the lease that it holds until it is written.
     pub(crate) fn begin_answer(&self, is_stream: bool, lease: Option<Lease>) {
         let mut state = self.lock();
         state.is_stream = is_stream;
         state.lease = lease;
-        // Not of `100 Continue`: the body may have taken long since then.
+        // Writing `100 Continue` does not count: the body may have taken long since then.
         (state.began_writing, state.written, state.blocked_since) = (None, 0, None);
     }
 
-    /// Notes that nothing more belongs to the answer.
+    /// Records that the answer has ended.
     pub(crate) fn end_answer(&self) {
         self.lock().is_answered = true;
     }
@@ -196,7 +201,7 @@ impl Link {
         state.blocked_since.get_or_insert(now);
     }
 
-    /// All that there is to write has been written.
+    /// Records that all pending output was written.
     fn flushed(&self) {
         let mut state = self.lock();
         state.blocked_since = None;
@@ -208,7 +213,7 @@ impl Link {
         }
     }
 
-    /// When the wait that is under way is over.
+    /// Returns the deadline of the current wait; `None` if it has none.
     fn deadline(&self) -> Option<Instant> {
         let state = self.lock();
         let of_request = |time: Duration| {
@@ -231,16 +236,17 @@ impl Link {
     }
 }
 
-/// When bytes that began to be carried at `began` must have made it, by how many have.
+/// Returns the deadline of a transfer that began at `began`: one `step`, and a second for each
+/// [`MIN_RATE`] bytes so far.
 pub(crate) fn allowance(began: Instant, step: Duration, bytes: u64) -> Instant {
     began + step + Duration::from_millis(bytes.saturating_mul(1000) / u64::from(MIN_RATE))
 }
 
-/// A socket that tells its link what it does.
+/// Socket that records its reads and writes in its [`Link`].
 struct Socket {
     stream: TcpStream,
     link: Arc<Link>,
-    /// What is left to send in the place of an answer of hyper's own.
+    /// Answer sent instead of one of hyper's own, and the number of its bytes sent so far.
     instead: Option<(Vec<u8>, usize)>,
 }
 
@@ -261,7 +267,7 @@ impl hyper::rt::Read for Socket {
                 buf.put_slice(read.filled());
                 Poll::Ready(Ok(()))
             }
-            // There is no input, so there is no request that would be lost: as if the peer had ended.
+            // Without input no request gets lost, so act as if the peer had shut down its side.
             Poll::Pending if this.link.lock().is_leaving => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
         }
@@ -296,7 +302,7 @@ impl hyper::rt::Write for Socket {
             };
         };
         while *done < bytes.len() {
-            // The deadline of the head goes on meanwhile.
+            // The deadline of the head still applies meanwhile.
             *done += ready!(Pin::new(&mut this.stream).poll_write(cx, &bytes[*done..]))?;
         }
         Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
@@ -306,12 +312,14 @@ impl hyper::rt::Write for Socket {
         true
     }
 
-    /// Called when hyper has nothing more to write, and whenever it looks at the connection.
+    /// Records that nothing is left to write. Hyper calls it when all is written, and whenever it
+    /// polls the connection.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.link.flushed();
         if this.link.lock().is_stream {
-            // Nothing may follow such a request, but its end says that nobody reads any more.
+            // Nothing may follow the request of a stream, but end of input means that its caller is
+            // gone.
             let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
             let mut read = ReadBuf::uninit(&mut space);
             if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, &mut read) {
@@ -325,14 +333,15 @@ impl hyper::rt::Write for Socket {
         Poll::Ready(Ok(()))
     }
 
-    /// Left to the end of the connection's task: it may have something to say, and input to discard.
+    /// Does nothing: the connection's task shuts down, since it may still send an answer and
+    /// discard input.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 }
 
 impl Socket {
-    /// What is answered to a head that hyper cannot read. Its own answer has no body.
+    /// Returns the answer to a head that hyper cannot read. Hyper's own answer has no body.
     fn refusal(&self, bufs: &[IoSlice<'_>]) -> Vec<u8> {
         let status = bufs.first().and_then(|buf| buf.get(9..12));
         let status = status.and_then(|status| StatusCode::from_bytes(status).ok());
@@ -369,13 +378,13 @@ fn has_unknown_coding(head: &[u8]) -> bool {
     })
 }
 
-/// Why a connection is served no more.
+/// Reason why a connection is no longer served.
 enum Ended {
-    /// By HTTP's rules, by a fault, or because the peer ended.
+    /// Closed by HTTP's rules, by a fault, or by the peer.
     Closed(hyper::Result<()>),
-    /// It was told to.
+    /// Ended by a command.
     Killed,
-    /// A wait was over.
+    /// A wait that timed out in this phase.
     TimedOut(Phase),
 }
 
@@ -391,7 +400,7 @@ pub(crate) async fn serve_connection(
     let socket = Socket { stream, link: Arc::clone(&link), instead: None };
     let calls = Calls::new(router, Arc::clone(&link), max_bytes);
     let mut http = http1::Builder::new();
-    // A client may end its side behind its request and still wait for the answer.
+    // A client may shut down its sending side after its request and still wait for the answer.
     http.half_close(true).max_buf_size(MAX_HEAD_BYTES);
     let mut connection = http.serve_connection(socket, calls);
     let mut is_draining = false;
@@ -438,7 +447,8 @@ pub(crate) async fn serve_connection(
     };
     let Socket { mut stream, instead, .. } = connection.into_parts().io;
     let is_refused = instead.is_some();
-    // A client that has just connected expects an answer; one that was answered knows that idle connections end.
+    // A client that has just connected expects an answer; one that was answered before knows that
+    // idle connections end.
     let is_unanswered = match phase {
         Phase::Idle => !is_served,
         Phase::Head => true,
@@ -463,7 +473,7 @@ pub(crate) async fn serve_connection(
             if is_unanswered && is_leaving && error.is_incomplete_message() {
                 Some(ApiError::too_many_connections())
             } else if is_unanswered && error.is_parse() && !is_refused {
-                // hyper says nothing to a client that begins with HTTP/2.
+                // hyper sends no answer to a client that starts with HTTP/2.
                 Some(ApiError::new(
                     StatusCode::HTTP_VERSION_NOT_SUPPORTED,
                     "invalid_message",
@@ -479,10 +489,10 @@ pub(crate) async fn serve_connection(
         if error.status() == StatusCode::SERVICE_UNAVAILABLE {
             link.permit.metrics().connection_refused();
         }
-        // What does not fit into an empty socket's buffer is not worth a wait.
+        // An answer that does not fit into the empty socket buffer is not worth a wait.
         let _ = stream.try_write(&error.to_http());
     }
-    // The end of the server is not to wait for clients that keep idle connections open.
+    // The server's shutdown must not wait for clients that keep idle connections open.
     let is_idle_at_the_end = is_draining && phase == Phase::Idle;
     if !(is_eof || is_killed || is_idle_at_the_end) {
         link.permit.set(Activity::Discarding);
@@ -490,7 +500,8 @@ pub(crate) async fn serve_connection(
     }
 }
 
-/// Ends the sending side, and discards input until the peer ends its side, or has sent enough.
+/// Shuts down the sending side, and discards input until the peer does the same or a limit is
+/// reached.
 async fn linger(stream: &mut TcpStream, permit: &ConnectionPermit) {
     if std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await.is_err() {
         return;
@@ -499,7 +510,7 @@ async fn linger(stream: &mut TcpStream, permit: &ConnectionPermit) {
         let mut discarded = 0;
         while discarded < LINGER_BYTES {
             let read = std::future::poll_fn(|cx| {
-                // Not of the future, which every connection has for its whole life.
+                // Not stored in the future, which every connection keeps for its whole life.
                 let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
                 let mut read = ReadBuf::uninit(&mut space);
                 ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
@@ -535,7 +546,7 @@ mod tests {
         Link::new(permit, Times { idle: STEP * 4, step: STEP })
     }
 
-    /// As if everything up to now had happened so long ago.
+    /// Moves all recorded times into the past by `by`.
     fn age(link: &Link, by: Duration) {
         let mut state = link.lock();
         state.since -= by;
@@ -543,7 +554,7 @@ mod tests {
         state.blocked_since = state.blocked_since.map(|at| at - by);
     }
 
-    /// Seconds until the wait that is under way is over.
+    /// Returns the seconds until the current wait times out.
     fn left(link: &Link) -> Option<u64> {
         let left = link.deadline()?.saturating_duration_since(Instant::now());
         Some(left.as_secs_f64().ceil() as u64)

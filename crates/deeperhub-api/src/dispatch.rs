@@ -1,4 +1,4 @@
-//! From a request to its call and to the answer.
+//! Dispatch of requests to their calls, and of answers to hyper.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,20 +16,21 @@ use hyper_util::service::TowerToHyperService;
 use crate::connection::Link;
 use crate::error::ApiError;
 
-/// Bytes of an answer that is not counted: as many connections as there may be hold little of these.
+/// Maximum bytes of an answer that is not counted: even at the connection limit, these take little
+/// memory.
 const SMALL_ANSWER: u64 = 8 * 1024;
 
-/// Bytes of an answer that hyper gets at once.
+/// Maximum bytes of an answer that hyper gets at once.
 const SLICE_BYTES: usize = 64 * 1024;
 
-/// Bytes of a body that a call left unread and that hyper may be left to discard.
+/// Maximum bytes of an unread body that is left to hyper to discard.
 const SMALL_BODY: u64 = 4 * 1024;
 
-/// The mark of an answer that has no end of its own.
+/// Marker for an answer that has no end of its own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct IsStream;
 
-/// The calls of one connection.
+/// Service for the calls of one connection.
 pub(crate) struct Calls {
     router: TowerToHyperService<Router>,
     link: Arc<Link>,
@@ -73,7 +74,7 @@ impl Service<Request<Incoming>> for Calls {
                 let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
                 let held = lease.insert(link.permit.metrics().lease());
                 if !is_read_only || is_health {
-                    // It is done, or must be known.
+                    // The call was carried out, or is a health check: it is answered in any case.
                     held.grow(bytes);
                 } else if !held.try_grow(bytes, max_bytes) {
                     response = ApiError::overloaded().into_response();
@@ -89,12 +90,12 @@ impl Service<Request<Incoming>> for Calls {
     }
 }
 
-/// What is answered however many requests are being served.
+/// Returns `true` if a path is always answered, however many requests are being served.
 fn is_health(path: &str) -> bool {
     path.starts_with("/health/") || path == "/metrics"
 }
 
-/// The body of an answer. It is given to hyper in slices, and tells its connection when it ends.
+/// Body of an answer. It goes to hyper in slices, and tells its connection when it ends.
 pub(crate) struct Answer {
     inner: Body,
     rest: Bytes,

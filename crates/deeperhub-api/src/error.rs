@@ -20,13 +20,13 @@ pub(crate) struct ApiError {
     error: Detail,
 }
 
-/// Names, in lower case, and values.
+/// Header names in lower case, and their values.
 type Headers = &'static [(&'static str, &'static str)];
 
-/// A refusal that says nothing of the request: the same one may succeed a moment later.
+/// Headers of an error that does not depend on the request: a retry may succeed a moment later.
 const RETRY: Headers = &[("retry-after", "1")];
 
-/// A connection whose request was not read to its end takes no further one.
+/// Headers of an error sent before a request was read to its end: its connection takes no other.
 const CLOSE: Headers = &[("connection", "close")];
 
 const RETRY_AND_CLOSE: Headers = &[("retry-after", "1"), ("connection", "close")];
@@ -84,45 +84,45 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_json", message)
     }
 
-    /// The request did not arrive in time.
+    /// Returns the error for a request that did not arrive in time.
     pub(crate) fn timeout(message: &'static str) -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message).with_headers(CLOSE)
     }
 
-    /// The body is encoded.
+    /// Returns the error for a body with a `Content-Encoding`.
     pub(crate) fn unknown_content_encoding() -> Self {
         let message = "send the body as it is, without Content-Encoding";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
-            // RFC 9110 section 15.5.16 asks for what would be taken.
+            // RFC 9110 section 15.5.16 asks for the encodings that are accepted.
             .with_headers(&[("accept-encoding", "identity")])
     }
 
-    /// The body is carried in a way that is not known here.
+    /// Returns the error for a transfer coding other than `chunked`.
     pub(crate) fn unknown_coding() -> Self {
         let message = "of transfer codings only chunked is implemented";
         Self::new(StatusCode::NOT_IMPLEMENTED, "unsupported_encoding", message).with_headers(CLOSE)
     }
 
-    /// No place is left for another request.
+    /// Returns the error for a request over the limit on connections.
     pub(crate) fn too_many_connections() -> Self {
         let message = "as many connections as the server API may have are busy";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message)
             .with_headers(RETRY_AND_CLOSE)
     }
 
-    /// Requests hold as many bytes as they may.
+    /// Returns the error for a request over the limit on held bytes.
     pub(crate) fn overloaded() -> Self {
         let message = "bodies and answers of other requests take all the memory that they may";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message).with_headers(RETRY)
     }
 
-    /// As many streams of events are open as may be.
+    /// Returns the error for an event stream over the limit.
     pub(crate) fn too_many_observers() -> Self {
         let message = "as many observers as there may be are connected";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_observers", message).with_headers(RETRY)
     }
 
-    /// The whole answer as it goes over a connection that ends with it.
+    /// Returns the whole HTTP answer, which is the last one on its connection.
     pub(crate) fn to_http(&self) -> Vec<u8> {
         let body = serde_json::to_string(self).unwrap_or_default();
         let mut head = format!(

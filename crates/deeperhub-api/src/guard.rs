@@ -67,7 +67,7 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
         && !is_open(request.uri().path())
     {
         let mut given = request.headers().get_all(header::AUTHORIZATION).iter().peekable();
-        // Each of several: which one a proxy before this server looked at cannot be known.
+        // All values must match: it is unknown which one a proxy in front of this server checked.
         let is_given = given.peek().is_some()
             && given.all(|value| bearer(value.as_bytes()).is_some_and(|given| key.matches(given)));
         if !is_given {
@@ -77,17 +77,17 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The key of an `Authorization: Bearer KEY`.
+/// Returns the key of an `Authorization: Bearer KEY`.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
 }
 
-/// Returns `true` unless a browser says that a page of another site makes the request.
+/// Returns `true` unless a browser reports that a page of another site makes the request.
 ///
-/// Browsers send no `Origin` with an image, a script or a `fetch` of mode `no-cors`, but they say where it comes from
-/// (W3C Fetch Metadata). Whoever is no browser does not send `Sec-Fetch-Site`. A link from elsewhere may lead a person to
-/// a page, which its own site cannot read; the calls below `/v1/` are no pages.
+/// Browsers send no `Origin` with an image, a script or a `fetch` of mode `no-cors`, but they send
+/// `Sec-Fetch-Site` (W3C Fetch Metadata). Other clients do not send it. A link on another site may
+/// lead to a page, which that site cannot read; the calls below `/v1/` are not pages.
 fn may_come_without_origin(request: &Request) -> bool {
     let header = |name| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
     let is_own = |site: &[u8]| matches!(site, b"same-origin" | b"none");
@@ -102,7 +102,7 @@ fn may_come_without_origin(request: &Request) -> bool {
             && is("sec-fetch-dest", b"document"))
 }
 
-/// Refuses a path whose percent-encoding is broken, as in a query.
+/// Refuses a path with invalid percent-encoding, as in a query.
 fn check_path(path: &str) -> Result<(), ApiError> {
     let mut bytes = path.bytes();
     while let Some(byte) = bytes.next() {
@@ -139,7 +139,7 @@ mod tests {
     fn pages_of_other_sites_are_told_by_fetch_metadata() {
         let (site, mode, dest) = ("sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest");
         check_fetch("GET /v1/events", &[], true);
-        // Node's fetch.
+        // Sent by Node's `fetch`.
         check_fetch("GET /v1/events", &[(mode, "cors")], true);
         for own in ["same-origin", "none"] {
             check_fetch("GET /v1/events", &[(site, own)], true);

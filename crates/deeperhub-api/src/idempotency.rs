@@ -57,9 +57,9 @@ impl<'a> Key<'a> {
     }
 }
 
-/// What came of a publish.
+/// Outcome of a publish.
 pub(crate) trait Outcome: Copy {
-    /// A part of it could not be done, and can be when it is asked for again.
+    /// Returns `true` if a part failed that a retry can complete.
     fn is_half_done(&self) -> bool;
 }
 
@@ -94,8 +94,9 @@ impl<A: Outcome> Memory<A> {
 
     /// Does something unless it was done under this key before. Answers what came of it, and whether that was before.
     ///
-    /// `act` gets the answer of a time before that left something undone ([`Outcome::is_half_done`]), and does the
-    /// rest. It runs under a lock, so that of two requests at the same time one waits for the other: it must be quick.
+    /// `act` gets the earlier answer if that left something undone ([`Outcome::is_half_done`]), and
+    /// does the rest. It runs under a lock, so of two concurrent requests one waits for the other:
+    /// it must be quick.
     ///
     /// # Errors
     ///
@@ -119,7 +120,7 @@ impl<A: Outcome> Memory<A> {
             if known.request == request {
                 if known.answer.is_half_done() {
                     known.answer = act(Some(known.answer));
-                    // Answered as before only if nothing more was done.
+                    // Counts as a replay only if nothing more was done.
                     return Ok((known.answer, known.answer.is_half_done()));
                 }
                 return Ok((known.answer, true));
@@ -173,7 +174,7 @@ mod tests {
     }
 
     impl Outcome for u32 {
-        /// From 100 on.
+        /// Returns `true` from 100 on.
         fn is_half_done(&self) -> bool {
             *self >= 100
         }
@@ -219,7 +220,7 @@ mod tests {
             memory.once(Key::parse("a").unwrap(), ("topic", "1"), &config(), now, act).unwrap()
         };
         assert_eq!(ask(100, None), (100, false));
-        // Still in vain: the answer is that of before.
+        // The retry failed too: the answer stays the same.
         assert_eq!(ask(100, Some(100)), (100, true));
         assert_eq!(ask(1, Some(100)), (1, false));
         let never = |_| unreachable!("it is done");

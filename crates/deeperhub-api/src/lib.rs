@@ -55,7 +55,7 @@ pub(crate) struct Api {
     config: SharedApiConfig,
     metrics: ApiMetrics,
     page: page::Page,
-    /// The description of the API, which is long to make.
+    /// The OpenAPI document, kept because it is slow to generate.
     description: Bytes,
     /// Publishes with an idempotency key.
     published: idempotency::Memory<answers::Published>,

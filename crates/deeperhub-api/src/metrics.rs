@@ -1,4 +1,4 @@
-//! What the server API counts.
+//! Metrics of the server API.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use deeperhub_metrics::Unit;
 use deeperhub_node::{NumberKind, OwnNumber};
 
-/// Counts of a server API, to be shown with its node's metrics: see [`numbers`](Self::numbers). Clones are the same ones.
+/// Metrics of a server API, exported with those of its node: see [`numbers`](Self::numbers). Clones
+/// share the same counts.
 #[derive(Debug, Clone, Default)]
 pub struct ApiMetrics(Arc<Counts>);
 
@@ -23,7 +24,7 @@ struct Counts {
 }
 
 impl ApiMetrics {
-    /// The counts in the form that [`deeperhub_node::Config::numbers`] takes.
+    /// Returns the counts in the form that [`deeperhub_node::Config::numbers`] takes.
     #[must_use]
     pub fn numbers(&self) -> Vec<OwnNumber> {
         let number = |name, help, unit, kind, read: fn(&Counts) -> u64| {
@@ -110,7 +111,8 @@ impl ApiMetrics {
         self.0.timeouts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts an event stream for as long as the guard lives, unless there are `max` already.
+    /// Counts an event stream for as long as the guard lives. Returns `None` if `max` are already
+    /// open.
     pub(crate) fn event_stream(&self, max: usize) -> Option<EventStreamGuard> {
         let streams = &self.0.event_streams;
         let more = |open| (open < max).then_some(open + 1);
@@ -118,13 +120,13 @@ impl ApiMetrics {
         Some(EventStreamGuard(self.clone()))
     }
 
-    /// Counts bytes for as long as the lease lives.
+    /// Returns an empty lease, which counts its bytes for as long as it lives.
     pub(crate) fn lease(&self) -> Lease {
         Lease { metrics: self.clone(), bytes: 0 }
     }
 }
 
-/// One event stream that is open.
+/// Guard of one open event stream.
 #[derive(Debug)]
 pub(crate) struct EventStreamGuard(ApiMetrics);
 
@@ -134,7 +136,7 @@ impl Drop for EventStreamGuard {
     }
 }
 
-/// Bytes that one request holds.
+/// Bytes that one request holds, counted until the lease is dropped.
 #[derive(Debug)]
 pub(crate) struct Lease {
     metrics: ApiMetrics,
@@ -142,7 +144,7 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Adds bytes unless all requests together would then hold more than `max`.
+    /// Adds bytes and returns `true`, unless all requests together would then hold more than `max`.
     pub(crate) fn try_grow(&mut self, bytes: usize, max: usize) -> bool {
         let counts = &self.metrics.0;
         let more = |held: usize| held.checked_add(bytes).filter(|&held| held <= max);
@@ -155,7 +157,7 @@ impl Lease {
         true
     }
 
-    /// Adds bytes that are there already.
+    /// Adds bytes that are already held, whatever the limit.
     pub(crate) fn grow(&mut self, bytes: usize) {
         self.metrics.0.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.bytes += bytes;

@@ -12,11 +12,11 @@ use crate::routes::{batch, clients, cluster, events, messages, operations, topic
 /// Name of the key in the description.
 const API_KEY: &str = "api_key";
 
-/// What a 503 says of workers and nodes.
+/// Description of a 503 about workers and nodes.
 const STALLED: &str = "`delivery_stalled`: a worker does not answer; the call may be carried out later. \
     `cluster_unavailable`: the client is another node's, which cannot be reached";
 
-/// What a 503 says of the API itself, with `Retry-After`.
+/// Description of a 503 about the API itself, with `Retry-After`.
 const BUSY: &str = "`too_many_connections`: `--max-api-connections` are busy. `overloaded`: bodies and answers take \
     `--max-api-bytes`";
 

@@ -19,12 +19,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the API until `shutdown` is ready. Calls under way are then given five seconds.
 ///
-/// Every wait has an end: for a request ([`idle_timeout`](crate::ApiConfig::idle_timeout)), for the rest of it and for the
-/// caller to take the answer ([`timeout`](crate::ApiConfig::timeout)). Over
-/// [`max_connections`](crate::ApiConfig::max_connections) the longest idle connection is closed. At most
-/// [`RESERVED_CONNECTIONS`](crate::RESERVED_CONNECTIONS) more are served one request each: health checks at once, other
-/// requests as soon as fewer than the limit are being served; after a second they get 503. As many again may be on their
-/// way out.
+/// Every wait has a timeout: for a request ([`idle_timeout`](crate::ApiConfig::idle_timeout)), for
+/// the rest of it and for the caller to read the answer ([`timeout`](crate::ApiConfig::timeout)).
+/// Over [`max_connections`](crate::ApiConfig::max_connections) the longest idle connection is
+/// evicted. At most [`RESERVED_CONNECTIONS`](crate::RESERVED_CONNECTIONS) more are served one
+/// request each: health checks at once, other requests as soon as fewer than the limit are being
+/// served. Those get 503 after a second. As many connections again may be closing.
 ///
 /// # Errors
 ///
@@ -51,7 +51,7 @@ pub async fn serve(
         };
         let permit = admission.admit(Instant::now());
         connections.spawn(serve_connection(socket, permit, times, router.clone(), max_bytes));
-        // Whoever was asked to make room does, and what has arrived is served, before the next one comes.
+        // Lets evicted connections leave, and arrived requests be served, before the next accept.
         tokio::task::yield_now().await;
     }
     drop(listener);
@@ -64,7 +64,7 @@ pub async fn serve(
     Ok(())
 }
 
-/// The next connection.
+/// Accepts the next connection.
 async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
@@ -109,7 +109,7 @@ mod tests {
 
     const HEALTH: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-    /// Sends a request and reads its answer, on a connection that stays.
+    /// Sends a request and reads its answer, on a connection that stays open.
     async fn ask(socket: &mut TcpStream, request: &[u8]) -> String {
         socket.write_all(request).await.unwrap();
         let mut answer = Vec::new();
@@ -150,12 +150,12 @@ mod tests {
             assert!(ask(socket, HEALTH).await.starts_with("HTTP/1.1 200 OK"));
         }
         let [newer, older] = &mut idle;
-        // Served nevertheless, one request each.
+        // New connections are served nevertheless, one request each.
         loop {
             let mut third = TcpStream::connect(address).await.unwrap();
             assert!(ask(&mut third, HEALTH).await.starts_with("HTTP/1.1 200 OK"));
             drop(third);
-            // Both are left alone for a moment.
+            // Both idle connections are left alone for a moment.
             let ended = tokio::time::timeout(Duration::from_millis(100), older.read(&mut [0])).await;
             if let Ok(ended) = ended {
                 assert_eq!(ended.unwrap(), 0, "it was closed");
@@ -198,7 +198,7 @@ mod tests {
         let answer = read_to_end(socket).await;
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("too_many_connections"), "{answer}");
         assert!(answer.contains("retry-after: 1") && answer.contains("connection: close"), "{answer}");
-        // What was under way goes on.
+        // Requests that were under way are still served.
         assert!(ask(&mut busy[0], b":\"x\"}").await.starts_with("HTTP/1.1 200 OK"));
     }
 

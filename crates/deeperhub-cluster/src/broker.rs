@@ -98,7 +98,7 @@ pub(crate) struct Shared {
     pub(crate) is_up: AtomicBool,
     /// The largest envelope that the broker takes.
     pub(crate) max_envelope: AtomicUsize,
-    /// What came from the broker and waits for this node, with what it costs to keep.
+    /// Cost in bytes of the envelopes that came from the broker and wait for this node.
     pub(crate) backlog_bytes: AtomicUsize,
     pub(crate) stop: Stop,
     requests: Mutex<HashMap<u64, oneshot::Sender<String>>>,
@@ -112,7 +112,7 @@ pub(crate) struct Stop {
     pub(crate) told: Notify,
 }
 
-/// Since when the driver is to end, and when it must have.
+/// Time when the stop was first requested, and its deadline.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StopBy {
     pub(crate) since: Instant,
@@ -157,8 +157,8 @@ impl Broker {
         }))
     }
 
-    /// About what this node holds for each topic or pattern that it has a subscriber of, in bytes: most of it is the
-    /// client library's queue of a subscription, where that has one.
+    /// Returns the approximate memory per subscribed topic or pattern, in bytes. Most of it is the
+    /// client library's queue of a subscription, if it has one.
     #[must_use]
     pub fn bytes_per_topic(&self) -> usize {
         match self.0.config.url.engine() {
@@ -263,25 +263,21 @@ impl Broker {
         }
     }
 
-    /// Answers a question of another node. An answer over [`max_answer_bytes`](Self::max_answer_bytes) is dropped, counted
+    /// Answers a request of another node. An answer that exceeds the broker's limit (see
+    /// [`max_answer_bytes`](Self::max_answer_bytes)) or finds the queue full is dropped, counted
     /// and logged.
     pub fn answer(&self, node: &str, request: u64, text: &str) {
         let envelope = self.0.envelope(Message::Answer { request, text });
         let limit = self.0.max_envelope.load(Ordering::Relaxed);
         if envelope.len() > limit {
             self.0.metrics.dropped(Dropped::TooLarge, 1);
-            warn!(
-                node,
-                bytes = envelope.len(),
-                limit,
-                "Answer to another node exceeds the broker's max_payload"
-            );
+            warn!(node, bytes = envelope.len(), limit, "Answer dropped: exceeds the broker's max_payload");
             return;
         }
         if self.0.queue.push(Lane::Control, Destination::Node(node.into()), envelope).is_err() {
-            // Whoever asked has a deadline.
+            // The requester times out.
             self.0.metrics.dropped(Dropped::Full, 1);
-            warn!(node, "Answer to another node dropped: too many answers wait for the broker");
+            warn!(node, "Answer dropped: too many wait for the broker");
         }
     }
 
@@ -360,14 +356,15 @@ impl Broker {
         )
     }
 
-    /// Returns the longest text of an [`answer`](Self::answer) that the broker takes.
+    /// Returns the length in bytes of the longest [`answer`](Self::answer) that surely fits the
+    /// broker's limit.
     #[must_use]
     pub fn max_answer_bytes(&self) -> usize {
         self.0.max_envelope.load(Ordering::Relaxed).saturating_sub(ENVELOPE_BYTES)
     }
 
-    /// Asks the driver to send what waits and to end, at the latest at `deadline`. What the broker has not taken by then is
-    /// dropped, counted and logged.
+    /// Asks the driver to flush the queue and to end by `deadline`. Messages that the broker has
+    /// not taken by then are dropped, counted and logged.
     pub fn stop(&self, deadline: Instant) {
         {
             let mut wanted = self.0.stop.wanted.lock().unwrap_or_else(PoisonError::into_inner);

@@ -16,15 +16,16 @@ pub struct Config {
     /// What all names on the broker begin with: hubs with different prefixes do not know of each other. 1 to 64 bytes
     /// of `A-Z a-z 0-9 _ -`. Default `deeperhub`.
     pub prefix: String,
-    /// Bytes that may wait for the broker, as many that may wait for this node after they came from it, and as many of
-    /// answers to other nodes. What comes when it is full is dropped and counted. Default 16 MiB.
+    /// Byte limit of each of three queues: messages for the broker, messages from the broker for
+    /// this node, and answers to other nodes. Messages that find their queue full are dropped and
+    /// counted. Default 16 MiB.
     pub queue_bytes: usize,
     /// For NATS: a credentials file (JWT and seed), or a file with the seed of an nkey.
     pub credentials: Option<PathBuf>,
     /// PEM file with the certificates that sign the broker's; `None`: those that the system trusts.
     pub ca: Option<PathBuf>,
-    /// The largest payload that the node takes from its clients and its backend. A broker that announces that it
-    /// takes less with its envelope is warned of. Default 0: unknown.
+    /// Largest payload that the node takes from its clients and its backend. Logs a warning if the
+    /// limit that the broker announces is too small for it and its envelope. Default 0: unknown.
     pub max_payload_bytes: usize,
 }
 
@@ -69,7 +70,8 @@ impl Engine {
         }
     }
 
-    /// Returns the memory that its client library keeps for each subscription, about; see the README's costs.
+    /// Returns the approximate memory that the client library keeps per subscription; see the
+    /// README's costs.
     pub(crate) const fn subscription_bytes(self) -> usize {
         match self {
             Self::Nats => 4400,

@@ -1,4 +1,4 @@
-//! Which patterns bring the same topics from a broker: coverage, overlap, and the pattern that holds several.
+//! Coverage and overlap of patterns at a broker, and the pattern that covers several.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -6,36 +6,37 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
-/// The deepest pattern that is followed as it is. A deeper one is followed as its first levels and `>`.
+/// Most levels of a pattern that is followed as it is. A deeper one is followed as its first levels
+/// and `>`.
 pub(crate) const MAX_LEVELS: usize = 32;
 
-/// Nodes that one search for a crowd may look at, besides [`SEARCH_STEPS_EACH`] for each pattern. A
-/// search that needs more counts as having found one, so that no set of patterns costs time without
-/// end.
+/// Step budget of one search for a crowd, besides [`SEARCH_STEPS_EACH`] per pattern. A search that
+/// exceeds it counts as successful, so that no set of patterns costs unbounded time.
 const SEARCH_STEPS: usize = 4096;
 const SEARCH_STEPS_EACH: usize = 8;
 
-/// How a broker reads the wildcards of a pattern.
+/// Interpretation of wildcards by a broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wildcards {
-    /// `*` is one level, and `>` at the end is one level or more: subjects of NATS.
+    /// NATS subjects: `*` is one level, and a trailing `>` is one level or more.
     Levels,
-    /// Both are one level or more, wherever they stand: the globs of Redis do not stop at levels.
+    /// Redis globs: both are one level or more, anywhere, since globs do not stop at levels.
     Globs,
 }
 
-/// Returns `true` if a name is a pattern's. In topics, `*` and `>` do not occur.
+/// Returns `true` if a name is a pattern. Topics never contain `*` or `>`.
 pub(crate) fn is_pattern(name: &str) -> bool {
     name.contains(['*', '>'])
 }
 
-/// The levels before the first wildcard with their dots: all names that a pattern covers begin with them.
+/// Returns the levels before the first wildcard, with their dots. All names that a pattern covers
+/// begin with them.
 pub(crate) fn literal_prefix(pattern: &str) -> &str {
     let end = pattern.find(['*', '>']).unwrap_or(pattern.len());
     pattern.get(..end).unwrap_or_default()
 }
 
-/// Returns the narrowest pattern that covers both, which may be other patterns or topics.
+/// Returns the narrowest pattern that covers both arguments, each a pattern or a topic.
 pub(crate) fn join(one: &str, other: &str) -> String {
     let (ones, others): (Vec<_>, Vec<_>) = (one.split('.').collect(), other.split('.').collect());
     let mut levels = Vec::new();
@@ -55,30 +56,31 @@ pub(crate) fn join(one: &str, other: &str) -> String {
     levels.join(".")
 }
 
-/// Returns what a pattern with too many levels is followed as; `None`: as it is.
+/// Returns the broader pattern to follow instead of one with too many levels; `None` if it is short
+/// enough.
 pub(crate) fn shorten(pattern: &str) -> Option<String> {
     let levels: Vec<_> = pattern.split('.').take(MAX_LEVELS + 1).collect();
     (levels.len() > MAX_LEVELS)
         .then(|| format!("{}.>", levels.get(..MAX_LEVELS - 1).unwrap_or_default().join(".")))
 }
 
-/// A set of patterns that can be asked which of them cover a name or match the same topics.
+/// Set of patterns with queries for coverage and overlap.
 #[derive(Debug)]
 pub(crate) struct Patterns {
     wildcards: Wildcards,
     root: Node,
-    /// Nodes that were looked at so far: what all questions together cost.
+    /// Nodes visited since the last `take_steps`: the cost of all queries together.
     steps: Cell<usize>,
 }
 
 #[derive(Debug, Default)]
 struct Node {
     children: HashMap<Box<str>, Self, RandomState>,
-    /// The pattern that ends here.
+    /// Pattern that ends here.
     pattern: Option<Arc<str>>,
-    /// Patterns that end here or below.
+    /// Number of patterns that end here or below.
     count: usize,
-    /// It was reached by a wildcard that takes further levels.
+    /// `true` if the wildcard that leads here also matches further levels.
     repeats: bool,
 }
 
@@ -91,7 +93,7 @@ impl Patterns {
         self.root = Node::default();
     }
 
-    /// Nodes that were looked at since the last call.
+    /// Returns the number of nodes visited since the last call.
     pub(crate) fn take_steps(&self) -> usize {
         self.steps.take()
     }
@@ -113,12 +115,13 @@ impl Patterns {
         node.pattern = Some(Arc::clone(pattern));
     }
 
-    /// Takes a pattern out of the set, if it is in it.
+    /// Removes a pattern from the set, if present.
     pub(crate) fn remove(&mut self, pattern: &str) {
         self.root.remove(pattern.split('.'));
     }
 
-    /// Returns a pattern of the set, other than the name itself, that matches all that the name matches.
+    /// Returns a pattern of the set, other than the name itself, that matches everything the name
+    /// matches.
     pub(crate) fn find_cover(&self, name: &str) -> Option<&Arc<str>> {
         let mut nodes = vec![&self.root];
         for level in name.split('.') {
@@ -142,7 +145,7 @@ impl Patterns {
         nodes.into_iter().filter_map(|node| node.pattern.as_ref()).find(|pattern| ***pattern != *name)
     }
 
-    /// A glob's level may be reached in several ways.
+    /// Removes duplicates, since globs may reach a node in several ways. Counts the steps.
     fn distinct(&self, nodes: &mut Vec<&Node>) {
         if self.wildcards == Wildcards::Globs && nodes.len() > 1 {
             nodes.sort_unstable_by_key(|node| std::ptr::from_ref(*node));
@@ -151,8 +154,9 @@ impl Patterns {
         self.steps.set(self.steps.get().saturating_add(nodes.len() + 1));
     }
 
-    /// Returns patterns of the set that match a common topic together with `pattern`, if there are `least` of them or
-    /// more; otherwise nothing.
+    /// Returns patterns of the set that match a common topic together with `pattern`, if there are
+    /// at least `least` of them. Otherwise returns an empty list. A search that runs out of steps
+    /// returns all candidates that it has left.
     pub(crate) fn crowd(&self, pattern: &str, least: usize) -> Vec<Arc<str>> {
         let search = Search {
             patterns: self,
@@ -168,7 +172,7 @@ impl Patterns {
 }
 
 impl Node {
-    /// Returns `true` if the pattern was there.
+    /// Returns `true` if the pattern was present.
     fn remove<'l>(&mut self, mut levels: impl Iterator<Item = &'l str>) -> bool {
         let is_removed = match levels.next() {
             None => self.pattern.take().is_some(),
@@ -202,18 +206,19 @@ impl Node {
     }
 }
 
-/// Looks for a topic that a pattern and many of a set match, level by level.
+/// Level-by-level search for a topic that a pattern and many patterns of a set match.
 struct Search<'s> {
     patterns: &'s Patterns,
     own: Vec<&'s str>,
     least: usize,
-    /// Where it has been: positions in the own pattern, and addresses of nodes.
+    /// States visited so far: positions in the own pattern, and addresses of nodes.
     seen: RefCell<HashSet<(u64, Vec<usize>), RandomState>>,
     steps_left: Cell<usize>,
 }
 
 impl Search<'_> {
-    /// Bits of the positions in the own pattern after one more level of the topic; `None` is a name that no pattern has.
+    /// Returns the bit set of positions in the own pattern after one more level of the topic. A
+    /// `level` of `None` is a name that occurs in no pattern.
     fn own_after(&self, positions: u64, level: Option<&str>) -> u64 {
         let mut next = 0;
         for position in 0..=self.own.len() {
@@ -240,7 +245,7 @@ impl Search<'_> {
                 return Some(here);
             }
         }
-        // Longer topics bring nothing new but combinations of globs; the stack is not to grow with them.
+        // Longer topics add only combinations of globs, and the recursion depth must stay bounded.
         if depth >= MAX_LEVELS * 2 {
             return None;
         }
@@ -397,7 +402,8 @@ mod tests {
 
     #[test]
     fn a_search_has_an_end() {
-        // All but their last levels match each other in every combination, and no two end alike.
+        // All but their last levels overlap in every combination, and no two have the same last
+        // level.
         let patterns: Vec<String> = (0..4096_u32)
             .map(|bits| {
                 let levels = (0..12).map(|level| if bits & (1 << level) == 0 { "*" } else { "a" });

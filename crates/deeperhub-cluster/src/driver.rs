@@ -45,25 +45,26 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Answers of this node that may be under way at one time; what comes from the broker waits for the next to be done.
 const MAX_ANSWERS: usize = 1024;
 
-/// How long the flush at the end waits for a broker that is away: enough to connect again and to join.
+/// Time that the final flush waits for an unreachable broker: enough to reconnect and to join.
 const AWAY_AT_END: Duration = Duration::from_secs(5);
 
-/// The time for the last word to the other nodes.
+/// Time limit of each send on leaving: the rest of the queue, then the goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
-/// How long what is being carried out when a connection ends may go on; then it counts as dropped.
+/// Time limit for the envelope in progress when a connection ends. After it, the envelope counts as
+/// dropped.
 const FINISH: Duration = Duration::from_secs(5);
 
-/// A driver that ran for so long before it panicked begins again at once.
+/// Run time after which a panic counts as the first in a row again, which resets the backoff.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// Batches that are taken from a connection that has ended.
+/// Most batches read from a connection after it has ended.
 const MAX_RESTS: usize = 1024;
 
-/// Room for envelopes that is kept when there are none.
+/// Largest capacity, in envelopes, that an empty buffer keeps.
 const KEPT_BATCH: usize = 4096;
 
-/// What an envelope in the backlog costs besides its bytes.
+/// Cost of an envelope in the backlog besides its bytes.
 const BACKLOG_OVERHEAD: usize = 64;
 
 /// The smallest batch that goes to a slow broker.
@@ -165,8 +166,8 @@ impl Driver {
     }
 }
 
-/// Runs something until it ends by itself; after a panic it runs again, with `restart` in between, which gets the number
-/// of panics in a row and answers whether there is to be another run.
+/// Runs `run` until it returns, and again after each panic. Between runs it calls `restart` with
+/// the number of panics in a row; `false` ends the loop.
 fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
     let mut panics = 0;
     loop {
@@ -181,11 +182,12 @@ fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
     }
 }
 
-/// Tells of a driver that panicked, and waits before it runs again. What waits for the broker stays where it is.
+/// Counts and logs a driver panic. Returns `true` after a backoff, or `false` if the driver is to
+/// end. Messages queued for the broker are kept.
 fn panicked(shared: &Shared, panics: usize) -> bool {
     shared.metrics.restarts.inc();
     let pause = pause_after(panics);
-    error!(panics, ?pause, "Cluster driver panicked and begins again");
+    error!(panics, ?pause, "Cluster driver panicked");
     shared.set_state(State::Away { error: "the cluster's driver panicked".to_owned() });
     shared.queue.clear_control();
     if shared.stop_wanted().is_none() {
@@ -198,7 +200,8 @@ fn panicked(shared: &Shared, panics: usize) -> bool {
     false
 }
 
-/// Grows with the number of attempts; cut by up to half at random, so that nodes do not come all at once.
+/// Returns the exponential backoff after so many attempts. Jitter cuts it by up to half, so that
+/// nodes do not reconnect all at once.
 fn pause_after(attempts: usize) -> Duration {
     let doubled = FIRST_PAUSE.saturating_mul(1 << attempts.min(10));
     let chance = getrandom::u32().unwrap_or(u32::MAX / 2);
@@ -213,11 +216,11 @@ struct Life<I> {
     seen: RefCell<Seen>,
     /// What was given to the broker and not confirmed; it goes again, and who has it already knows.
     unconfirmed: RefCell<Vec<Outbound>>,
-    /// Messages that the broker was given and has not confirmed yet.
+    /// Number of messages sent to the broker and not confirmed yet.
     under_way: Cell<usize>,
-    /// Told when a batch was confirmed.
+    /// Notified when the broker has confirmed a batch.
     confirmed: Notify,
-    /// What came and was not carried out yet.
+    /// Received envelopes that are not processed yet.
     backlog: Backlog,
     /// How much goes to the broker at a time.
     batch_bytes: Cell<usize>,
@@ -284,14 +287,14 @@ impl<I: Inbound> Life<I> {
         shared.queue.clear_control();
     }
 
-    /// Messages that the broker has not confirmed.
+    /// Returns the number of messages that the broker has not confirmed.
     fn waiting(&self) -> usize {
         self.shared.queue.len() + self.unconfirmed.borrow().len() + self.under_way.get()
     }
 
-    /// Counts and names what the broker has not taken.
+    /// Counts and logs the messages that the broker has not taken.
     fn stopped(&self) {
-        // First, so that nothing more is taken.
+        // First, so that no more messages are taken.
         self.shared.set_state(State::Stopped);
         let messages = self.waiting();
         if messages > 0 {
@@ -300,7 +303,7 @@ impl<I: Inbound> Life<I> {
         }
     }
 
-    /// When the end is to come even if the broker has not taken everything; `None`: it is not to end.
+    /// Returns the deadline of the final flush; `None` if the driver is not to end.
     fn stop_at(&self) -> Option<Instant> {
         let stop = self.shared.stop_wanted()?;
         if self.is_up() {
@@ -310,7 +313,8 @@ impl<I: Inbound> Life<I> {
         Some(stop.deadline.min(away_since + AWAY_AT_END))
     }
 
-    /// Waits until the node is to end and the broker has taken everything, or the time for it is over.
+    /// Waits until the driver is to end and the broker has taken everything, or the deadline has
+    /// passed.
     async fn flushed(&self) {
         loop {
             match self.stop_at() {
@@ -319,7 +323,7 @@ impl<I: Inbound> Life<I> {
                 Some(at) => {
                     tokio::select! {
                         () = self.confirmed.notified() => {}
-                        // The deadline may come nearer.
+                        // The deadline may move closer.
                         () = self.shared.stop.told.notified() => {}
                         () = sleep_until(at.into()) => {}
                     }
@@ -372,8 +376,8 @@ impl<I: Inbound> Life<I> {
         end
     }
 
-    /// Carries out what came, in its order, beside something else, with which it ends. What is being carried out then is
-    /// not given up.
+    /// Processes the backlog in order while `other` runs, and stops when `other` ends. The envelope
+    /// in progress is still finished, within [`FINISH`].
     async fn carrying_out<T>(&self, other: impl Future<Output = T>) -> T {
         let over = Notify::new();
         let carrying = self.carry_out(&over);
@@ -400,7 +404,7 @@ impl<I: Inbound> Life<I> {
             };
             let in_hand = InHand(shared);
             match Envelope::parse(&envelope) {
-                // Of a node that has this one's name: it is about to go, or this one is.
+                // From another node with this one's name: one of the two is about to leave.
                 Ok(envelope)
                     if envelope.origin.node == shared.node
                         && envelope.origin.incarnation != shared.incarnation => {}
@@ -464,10 +468,10 @@ impl<I: Inbound> Connection<'_, I> {
         &self.life.shared
     }
 
-    /// Leaves.
+    /// Sends the rest of the queue and a goodbye.
     async fn say_goodbye(&self, sender: &mut Sender) {
         let shared = self.shared();
-        // From here on publishers are told that others do not get it.
+        // From here on, publishers learn that other nodes do not get their messages.
         shared.set_state(State::Stopped);
         if shared.stop_wanted().is_some_and(|stop| stop.deadline > Instant::now()) {
             let _ = timeout(GOODBYE, self.send_rest(sender)).await;
@@ -479,7 +483,7 @@ impl<I: Inbound> Connection<'_, I> {
         let _ = timeout(GOODBYE, sender.send(&batch)).await;
     }
 
-    /// Sends what came while the last of the flush was confirmed.
+    /// Sends messages that were queued while the last batch of the flush was confirmed.
     async fn send_rest(&self, sender: &mut Sender) {
         let shared = self.shared();
         loop {
@@ -573,7 +577,7 @@ impl<I: Inbound> Connection<'_, I> {
                 continue;
             }
             let tell = async {
-                // In this order, as what is followed may be what is left with other names.
+                // Follow first: a followed name may replace names that are left.
                 if !changes.follow.is_empty() {
                     subscriber.follow(&changes.follow).await?;
                 }
@@ -603,7 +607,7 @@ impl<I: Inbound> Connection<'_, I> {
         }
     }
 
-    /// Takes in what came before the connection ended.
+    /// Reads envelopes that arrived before the connection ended.
     fn read_rest(&self, receiver: &mut Receiver) {
         let (mut batch, now) = (Vec::new(), Instant::now());
         for _ in 0..MAX_RESTS {
@@ -615,7 +619,8 @@ impl<I: Inbound> Connection<'_, I> {
         }
     }
 
-    /// Deals with what another driver says, and with copies, before anything waits for the node's workers.
+    /// Handles messages between drivers and drops duplicates at once; only the rest waits for the
+    /// node's workers.
     fn take_in(&self, bytes: Bytes, now: Instant) {
         let shared = self.shared();
         let header = match Header::parse(&bytes) {
@@ -795,7 +800,7 @@ impl<I> Drop for Kept<'_, I> {
     }
 }
 
-/// Counts an envelope as dropped that was taken from the backlog and not carried out.
+/// Guard that counts an envelope from the backlog as dropped unless it is processed.
 struct InHand<'s>(&'s Shared);
 
 impl Drop for InHand<'_> {
@@ -804,7 +809,7 @@ impl Drop for InHand<'_> {
     }
 }
 
-/// What came from the broker and waits for the node, bounded by bytes. It outlives connections.
+/// Received envelopes that wait for the node, bounded by bytes. Outlives connections.
 struct Backlog {
     inner: RefCell<(VecDeque<Bytes>, usize)>,
     came: Notify,
@@ -912,18 +917,18 @@ mod tests {
     }
 }
 
-/// Those that need the address of a broker, which is not reached.
+/// Tests that need the URL of a broker but never reach it.
 #[cfg(test)]
 #[cfg(feature = "nats")]
 mod tests_of_life {
     use super::*;
 
-    /// Notes what it receives, after `pause` for each.
+    /// Receiver that records each sequence after `pause`.
     #[derive(Debug, Default)]
     struct Notes {
         received: Arc<std::sync::Mutex<Vec<u64>>>,
         pause: Duration,
-        /// The one that it panics at.
+        /// Sequence to panic at.
         panics_at: Option<u64>,
     }
 
@@ -970,7 +975,7 @@ mod tests_of_life {
             Connection { life: &life, followed: Notify::new(), taken: Notify::new(), echoed: Cell::new(now) };
         let later = now + Duration::from_secs(9);
         let (shared, metrics) = (&life.shared, &life.shared.metrics);
-        // Nothing is carried out meanwhile: the node's workers are behind.
+        // The backlog is not processed meanwhile: the node's workers are behind.
         for _ in 0..3 {
             connection.take_in(envelope("other", 1, broadcast()), now);
         }
@@ -982,7 +987,7 @@ mod tests_of_life {
         assert_eq!(shared.peers.list(later).first().map(|peer| peer.silent), Some(Duration::ZERO));
         assert_eq!(life.backlog.inner.borrow().0.len(), 1);
 
-        // What has no room is counted; what has is accounted.
+        // Envelopes without room are counted as dropped; the others are accounted.
         for sequence in 3..100 {
             connection.take_in(envelope("other", sequence, broadcast()), now);
         }
@@ -1002,7 +1007,7 @@ mod tests_of_life {
         for sequence in 0..30 {
             assert!(life.backlog.push(&life.shared, envelope("other", sequence, broadcast())));
         }
-        // Connections that end while something is being carried out.
+        // Connections end while an envelope is being processed.
         for _ in 0..10_000 {
             if received.lock().unwrap().len() == 30 {
                 break;
@@ -1039,7 +1044,7 @@ mod tests_of_life {
         assert_eq!(*received.lock().unwrap(), [0, 1, 3, 4]);
         let metrics = &life.shared.metrics;
         assert_eq!((metrics.restarts.value(), metrics.dropped_for(Dropped::SlowNode)), (1, 1));
-        // What waited for the broker still does.
+        // Messages queued for the broker are kept.
         assert_eq!(life.waiting(), 1);
         assert!(matches!(broker.state(), State::Away { .. }));
     }
@@ -1064,7 +1069,7 @@ mod tests_of_life {
         life.stopped();
         assert_eq!(life.shared.metrics.dropped_for(Dropped::Stopped), 3);
         assert_eq!(broker.state(), State::Stopped);
-        // A broker that is away is waited for a while, and not for the whole of a long drain.
+        // The flush waits for an unreachable broker, but not for the whole of a long drain.
         broker.stop(Instant::now() + Duration::from_secs(1000));
         assert!(life.stop_at().is_some_and(|at| at <= Instant::now() + AWAY_AT_END));
     }

@@ -24,7 +24,7 @@ const VERSION: u8 = 1;
 /// Where the sequence stands; it is filled in when the envelope gets its place in the queue.
 const SEQUENCE_AT: usize = 10;
 
-/// Kinds that are looked for before the rest is read.
+/// Kinds that [`Header`] recognizes before the rest is parsed.
 const ANSWER: u8 = 7;
 const HELLO: u8 = 8;
 const TAKEN: u8 = 9;
@@ -34,8 +34,8 @@ const PROBE: u8 = 14;
 /// Where the origin's name begins.
 const ORIGIN_AT: usize = 18;
 
-/// What an envelope adds to a payload at most: its header, the longest topic, client and trace. Sends to
-/// a user add the user.
+/// Most bytes that an envelope adds to a payload: its header, the longest topic, client and trace.
+/// Sends to a user add the user.
 pub const ENVELOPE_BYTES: usize = 1024;
 
 /// Longest name of a node, in bytes.
@@ -221,7 +221,7 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// What every envelope begins with.
+/// Fields at the start of every envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header<'a> {
     kind: u8,
@@ -230,7 +230,7 @@ pub(crate) struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
-    /// Reads the beginning of an envelope, whatever follows.
+    /// Parses the start of an envelope and ignores the rest.
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         Self::read(&mut Reader(bytes))
     }
@@ -250,18 +250,20 @@ impl<'a> Header<'a> {
         Ok(Self { kind, origin: Origin { node, incarnation }, sequence })
     }
 
-    /// Returns `true` for messages between drivers, which wait for nothing: answers, heartbeats and the like.
+    /// Returns `true` if the message is for the driver (answers, heartbeats and the like). Such
+    /// messages never wait in the backlog.
     pub(crate) const fn is_of_driver(&self) -> bool {
         matches!(self.kind, ANSWER | HELLO | TAKEN | BYE)
     }
 
-    /// Returns `true` for a probe of the origin to itself.
+    /// Returns `true` if the message is a probe of the origin to itself.
     pub(crate) const fn is_probe(&self) -> bool {
         self.kind == PROBE
     }
 }
 
-/// Returns what orders the envelopes of one life of a node as it sent them; zero for what is no envelope.
+/// Returns a key that sorts the envelopes of one incarnation in sending order; zero if the bytes
+/// are too short for an envelope.
 #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only that library loses the order"))]
 pub(crate) fn order_of(envelope: &[u8]) -> u128 {
     let key = envelope.get(ORIGIN_AT - 16..ORIGIN_AT).and_then(|key| key.try_into().ok());

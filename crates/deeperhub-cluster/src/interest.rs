@@ -1,9 +1,10 @@
 //! Which topics and patterns this node wants to get from the broker.
 //!
-//! The broker brings a message once for each of the node's subscriptions that match it. So it is told of a name only if no
-//! pattern that it was told of covers the name already, and of [`MAX_COPIES`] patterns at most that match a common topic:
-//! more are followed as one broader pattern that covers them all. What a pattern covers is subscribed to before the
-//! pattern is left, so that nothing is missed.
+//! The broker delivers a message once for each of the node's subscriptions that match it. So a name
+//! is not subscribed to if a followed pattern covers it. At most [`MAX_COPIES`] followed patterns
+//! may match a common topic; beyond that, one broader pattern that covers them all is followed
+//! instead. Names that lose their cover are followed before the cover is left, so that no message
+//! is missed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
@@ -20,26 +21,26 @@ use crate::cover::{Patterns, Wildcards, is_pattern, join, literal_prefix, shorte
 /// change their connection, cost the broker nothing.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Bytes of names that linger at one time; when there are more, those that linger longest end at once.
+/// Limit of the lingering names' cost in bytes. Over it, the names that linger longest end at once.
 const MAX_LINGERING_BYTES: usize = 8 << 20;
 
-/// What a name costs besides its bytes.
+/// Cost of a name besides its bytes.
 const OVERHEAD: usize = 128;
 
 /// Names that one change takes to the broker.
 const BATCH: usize = 1024;
 
-/// Names and nodes of the tree of patterns that are looked at for one change.
+/// Most names and pattern-tree nodes visited for one change.
 const MAX_STEPS: usize = 32_768;
 
-/// Copies of a message that patterns which do not cover each other may bring.
+/// Most copies of a message that patterns may bring when none covers another.
 pub(crate) const MAX_COPIES: usize = 4;
 
-/// A pattern that was made for a crowd ends when it holds no more patterns than this.
+/// Number of covered patterns at or below which a crowd's broader pattern ends.
 const SMALL_CROWD: usize = MAX_COPIES / 2;
 
-/// Names that a new pattern covers are left after it was followed for so long: one that comes and
-/// goes leaves them as they are.
+/// Delay before the names that a new pattern covers are left. A pattern that comes and goes within
+/// it leaves them untouched.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// What this node's subscribers want, and what the broker has been told.
@@ -48,46 +49,46 @@ pub(crate) struct Interests {
     inner: Mutex<Inner>,
     /// Told when there is something to tell the broker.
     pub(crate) changed: Notify,
-    /// What the client library keeps for a name that is followed.
+    /// Memory that the client library keeps per followed name.
     each_followed: usize,
 }
 
 #[derive(Debug)]
 struct Inner {
     names: BTreeMap<Arc<str>, Entry>,
-    /// The patterns that the broker was told of, without those that are about to be left.
+    /// Followed patterns, without those about to be left.
     patterns: Patterns,
-    /// What each pattern covers of what would be followed without it.
+    /// Names that each pattern covers and that would be followed without it.
     covered: HashMap<Arc<str>, Covered, RandomState>,
-    /// Names to follow, or to find a cover for.
+    /// Names to follow or to find a cover for.
     waiting: VecDeque<Arc<str>>,
-    /// When names without a subscriber end, in about that order; some may have one again.
+    /// End times of names without a subscriber, roughly in order. Some may have a subscriber again.
     lingering: VecDeque<(Instant, Arc<str>)>,
     lingering_bytes: usize,
-    /// Patterns to leave when what they cover is followed, in that order.
+    /// Patterns to leave, in this order, once the names that they cover are placed elsewhere.
     retiring: VecDeque<Arc<str>>,
-    /// Names with this beginning may be covered by a new pattern; they are looked at from then on.
+    /// Prefix of the names that a new pattern may cover, and the time from which they are checked.
     unswept: Option<(Instant, String)>,
     sweep: Option<Sweep>,
-    /// Names that the broker was told of.
+    /// Number of names subscribed to at the broker.
     followed: usize,
     bytes: usize,
-    /// Of the change that is put together.
+    /// Time of the change that is being built.
     now: Instant,
 }
 
-/// Looks through all names with a beginning for those that a pattern covers now.
+/// Scan of all names with a prefix for those that a pattern covers now.
 #[derive(Debug)]
 struct Sweep {
     prefix: String,
-    /// The last one that was looked at.
+    /// Last name visited.
     after: Option<Arc<str>>,
 }
 
 #[derive(Debug, Default)]
 struct Covered {
     names: BTreeSet<Arc<str>>,
-    /// How many of them are patterns.
+    /// Number of patterns among them.
     patterns: usize,
 }
 
@@ -96,33 +97,34 @@ struct Entry {
     is_wanted: bool,
     /// It stands in `waiting`.
     is_waiting: bool,
-    /// When it ends, if nobody wants it; then it stands in `lingering`.
+    /// End time of a name without a subscriber. While set, the name is in `lingering`.
     ends: Option<Instant>,
-    /// It is there for others: it ends when it covers fewer patterns than this. Zero: only for itself.
+    /// For a pattern followed on behalf of others: it ends when it covers fewer patterns than this.
+    /// Zero: followed only for itself.
     least: usize,
     told: Told,
 }
 
-/// What the broker was told of a name.
+/// State of a name at the broker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 enum Told {
     #[default]
     Nothing,
     Followed,
-    /// This pattern brings it.
+    /// Delivered through this pattern.
     Covered(Arc<str>),
-    /// It is to be left when what it covers is followed.
+    /// To be left once the names that it covers are placed elsewhere.
     Retiring {
         is_followed: bool,
     },
 }
 
-/// What to tell the broker: first what to follow, and when it has confirmed that, what to leave.
+/// Subscriptions to add at the broker and, once it has confirmed them, subscriptions to remove.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) follow: Vec<Arc<str>>,
     pub(crate) leave: Vec<Arc<str>>,
-    /// There is more to do at once.
+    /// More changes can be taken at once.
     pub(crate) is_more: bool,
 }
 
@@ -194,8 +196,8 @@ impl Interests {
         inner.now = now;
         let mut changes = Changes::default();
         let mut steps = 0;
-        // In this order, and none again: a name that is left in one change must not be followed in it, as all
-        // that is followed is told first.
+        // The order matters, and each phase runs once. A name left in one change must not be
+        // followed in the same change, since all additions are sent first.
         let phases: [fn(&mut Inner, &mut Changes) -> bool; 4] =
             [Inner::retire_next, Inner::place_next, Inner::end_next, Inner::sweep_next];
         for next in phases {
@@ -207,7 +209,7 @@ impl Interests {
                 }
             }
         }
-        // What ended may have left something to retire.
+        // Names that ended may have left a pattern to retire.
         changes.is_more = !inner.retiring.is_empty();
         changes
     }
@@ -220,12 +222,12 @@ impl Interests {
         self.changed.notify_one();
     }
 
-    /// Number of names that the broker was told of.
+    /// Returns the number of names subscribed to at the broker.
     pub(crate) fn len(&self) -> usize {
         self.lock().followed
     }
 
-    /// Memory of all names and of the client library's part, about.
+    /// Returns the approximate memory of all names and of the client library's subscriptions.
     pub(crate) fn bytes(&self) -> usize {
         let inner = self.lock();
         inner.bytes + inner.followed * self.each_followed
@@ -255,7 +257,7 @@ impl Inner {
         }
     }
 
-    /// Tells the broker of a name.
+    /// Follows a name: adds it to the change's additions.
     fn follow(&mut self, name: Arc<str>, changes: &mut Changes) {
         self.entry(&name).told = Told::Followed;
         self.followed += 1;
@@ -266,7 +268,7 @@ impl Inner {
         changes.follow.push(name);
     }
 
-    /// Leaves a name that the broker was told of; the caller says what has become of it.
+    /// Adds a followed name to the change's removals; the caller records the name's new state.
     fn leave(&mut self, name: Arc<str>, changes: &mut Changes) {
         self.followed -= 1;
         if is_pattern(&name) {
@@ -283,7 +285,7 @@ impl Inner {
         }
     }
 
-    /// Takes a name from what its cover covers. A cover that was made for a crowd may have no reason any more.
+    /// Removes a name from its cover. Retires a cover that is no longer needed.
     fn detach(&mut self, name: &str, cover: &Arc<str>) {
         let Some(covered) = self.covered.get_mut(cover) else { return };
         if covered.names.remove(name) {
@@ -297,7 +299,7 @@ impl Inner {
         }
     }
 
-    /// Returns `true` if a followed name is wanted, lingers, or holds a crowd together.
+    /// Returns `true` if a followed name is wanted, lingers, or replaces a crowd.
     fn is_needed(&self, name: &str) -> bool {
         let patterns = self.covered.get(name).map_or(0, |covered| covered.patterns);
         self.names.get(name).is_some_and(|entry| {
@@ -313,7 +315,7 @@ impl Inner {
         self.retiring.push_back(Arc::clone(name));
     }
 
-    /// A name that was to be left stays.
+    /// Cancels the retirement of a name.
     fn restore(&mut self, name: &Arc<str>, is_followed: bool) {
         self.retiring.retain(|retiring| retiring != name);
         self.entry(name).told = if is_followed { Told::Followed } else { Told::Nothing };
@@ -322,7 +324,7 @@ impl Inner {
         }
     }
 
-    /// Finds a cover for a name, or follows it.
+    /// Attaches a name to a pattern that covers it, or follows the name.
     fn place(&mut self, name: &Arc<str>, changes: &mut Changes) {
         if let Some(cover) = self.patterns.find_cover(name).cloned() {
             self.attach(name, &cover);
@@ -333,7 +335,7 @@ impl Inner {
         }
     }
 
-    /// Follows a pattern, or a broader one where too many match the same topics.
+    /// Follows a pattern, or a broader one if it is too deep or too many match the same topics.
     fn place_pattern(&mut self, name: &Arc<str>, changes: &mut Changes) {
         let (mut broad, mut least) = match shorten(name) {
             Some(short) => (Arc::from(short), 1),
@@ -353,7 +355,7 @@ impl Inner {
             }
         }
         if members.contains(&broad) {
-            // One of them holds all others.
+            // One member covers all others.
             self.patterns.insert(&broad);
         }
         if broad == *name {
@@ -361,7 +363,7 @@ impl Inner {
         } else {
             info!(
                 pattern = %broad, members = members.len() + 1,
-                "Following a broader pattern: too many match the same topics."
+                "Subscribed to a broader pattern instead"
             );
             self.raise(&broad, least, changes);
             self.attach(name, &broad);
@@ -371,7 +373,7 @@ impl Inner {
         }
     }
 
-    /// Follows a pattern for the sake of others.
+    /// Follows a pattern on behalf of others.
     fn raise(&mut self, name: &Arc<str>, least: usize, changes: &mut Changes) {
         let entry = self.entry(name);
         entry.least = entry.least.max(least);
@@ -382,7 +384,7 @@ impl Inner {
         match self.told(name) {
             Some(Told::Followed) => {}
             Some(Told::Covered(cover)) => {
-                // Not reached: what covers it would have covered the names that it is for.
+                // Not reached: a cover of this pattern would have covered the names that it is for.
                 let cover = Arc::clone(cover);
                 self.detach(name, &cover);
                 self.follow(Arc::clone(name), changes);
@@ -390,7 +392,7 @@ impl Inner {
             _ => self.follow(Arc::clone(name), changes),
         }
         if let Some(index) = followed {
-            // The broker has not been told yet that it is left.
+            // The broker has not been told of the removal yet.
             changes.leave.swap_remove(index);
             changes.follow.pop();
         }
@@ -412,8 +414,8 @@ impl Inner {
         self.names.get(name).is_some_and(|entry| entry.is_wanted || entry.ends.is_some() || entry.is_waiting)
     }
 
-    /// Gives one name of the next pattern that is to be left another cover, or leaves the pattern. Returns `false` if there
-    /// is nothing to do, as do those below.
+    /// Places one name of the next retiring pattern elsewhere, or leaves the pattern. Returns
+    /// `false` if there is nothing to do, as do the phases below.
     fn retire_next(&mut self, changes: &mut Changes) -> bool {
         let Some(name) = self.retiring.front().cloned() else { return false };
         let Some(Told::Retiring { is_followed }) = self.told(&name).cloned() else {
@@ -452,7 +454,7 @@ impl Inner {
         true
     }
 
-    /// Tells of the next name that waits.
+    /// Places the next waiting name.
     fn place_next(&mut self, changes: &mut Changes) -> bool {
         let Some(name) = self.waiting.pop_front() else { return false };
         let Some(entry) = self.names.get_mut(&name) else { return true };
@@ -474,7 +476,7 @@ impl Inner {
         true
     }
 
-    /// Ends a name that the broker was not told of.
+    /// Ends a name that has no subscription at the broker.
     fn end_untold(&mut self, name: &Arc<str>) {
         if self.covered.contains_key(name) {
             self.retire(name, false);
@@ -483,7 +485,7 @@ impl Inner {
         }
     }
 
-    /// Ends the next name that has lingered for long enough.
+    /// Ends the next lingering name that is due, or the oldest one if they exceed their limit.
     fn end_next(&mut self, changes: &mut Changes) -> bool {
         let now = self.now;
         let is_full = self.lingering_bytes > MAX_LINGERING_BYTES;
@@ -497,14 +499,14 @@ impl Inner {
             return true;
         }
         if let Some(ends) = ends.filter(|ends| *ends > now && !is_full) {
-            // It was wanted again meanwhile, and lost again.
+            // It gained and lost a subscriber again meanwhile.
             entry.ends = Some(ends);
             self.lingering_bytes += cost(&name);
             self.lingering.push_back((ends, name));
             return true;
         }
         match entry.told.clone() {
-            // It is dealt with when its turn comes.
+            // `retire_next` handles it.
             Told::Retiring { .. } => {}
             Told::Nothing if entry.is_waiting => {}
             Told::Nothing => self.end_untold(&name),
@@ -523,7 +525,7 @@ impl Inner {
         true
     }
 
-    /// Notes that names may be covered by a new pattern.
+    /// Schedules a check of the names that a new pattern may cover.
     fn sweep_later(&mut self, pattern: &str) {
         let prefix = literal_prefix(pattern);
         match &mut self.unswept {
@@ -536,7 +538,7 @@ impl Inner {
         }
     }
 
-    /// Looks whether the next name is covered by a pattern that came after it.
+    /// Checks whether a newer pattern covers the next name.
     fn sweep_next(&mut self, changes: &mut Changes) -> bool {
         let now = self.now;
         if self.sweep.is_none()
@@ -576,7 +578,7 @@ impl Inner {
         self.bytes = self.names.keys().map(|name| cost(name)).sum();
         for (name, entry) in &mut self.names {
             *entry = Entry { is_wanted: true, is_waiting: true, ..Entry::default() };
-            // Patterns first: what they cover is not told of at all.
+            // Patterns first, so that the names they cover are never sent.
             if is_pattern(name) {
                 self.waiting.push_front(Arc::clone(name));
             } else {
@@ -592,7 +594,7 @@ mod tests {
     use deeperhub_protocol::{Topic, TopicPattern};
     use proptest::prelude::*;
 
-    /// A broker that does what it is told, and a clock.
+    /// Fake broker that applies each change, with a clock.
     struct Told {
         interests: Interests,
         names: BTreeSet<String>,
@@ -633,7 +635,7 @@ mod tests {
             self.names.contains(name) || patterns.find_cover(name).is_some()
         }
 
-        /// Tells the broker all that there is to tell now.
+        /// Applies all changes that are due now.
         fn tell(&mut self) {
             loop {
                 let changes = self.interests.take(self.now);
@@ -658,7 +660,7 @@ mod tests {
             assert_eq!(self.interests.len(), self.names.len());
         }
 
-        /// Lets so much time pass that nothing is left to do.
+        /// Advances the clock until there is nothing left to do.
         fn settle(&mut self) {
             for _ in 0..4 {
                 self.now += LINGER.max(SETTLE);
@@ -717,12 +719,13 @@ mod tests {
         let mut told = Told::new(Wildcards::Levels);
         told.gain(&["a"]);
         told.lose(&["a"]);
-        // It ends while it still waits to be told.
+        // The name ends while it is still waiting.
         told.now += LINGER;
         told.tell();
         told.settle();
         assert_eq!((told.changes, told.interests.bytes()), (0, 0));
-        // And the same for more than one change can tell, of which the last are lost meanwhile.
+        // The same with more names than one change holds: half of them still wait when all are
+        // lost.
         let names: Vec<_> = (0..BATCH * 2).map(|name| format!("a{name}")).collect();
         let names: Vec<_> = names.iter().map(String::as_str).collect();
         told.gain(&names);
@@ -766,12 +769,13 @@ mod tests {
             told.tell();
             told.settle();
             assert_eq!(told.told(), ["a.>", "x"]);
-            // What comes later is not followed at all.
+            // Names gained later are not followed at all.
             let changes = told.changes;
             told.gain(&["a.b.d", "a.*.d"]);
             told.tell();
             assert_eq!(told.changes, changes);
-            // The broad one goes: what it covered is told of before it is left.
+            // When the broad pattern goes, the names that it covered are followed before it is
+            // left.
             told.lose(&["a.>"]);
             told.settle();
             assert_eq!(told.told(), ["a.*.d", "a.b.*", "x"]);
@@ -797,7 +801,8 @@ mod tests {
     #[test]
     fn many_patterns_that_match_one_topic_become_one() {
         let mut told = Told::new(Wildcards::Levels);
-        // All patterns of six levels with three named ones: each topic matches the twenty of them, none covers another.
+        // All patterns of six levels with three named ones: all twenty match `a.x.x.x.x.x.x`, and
+        // none covers another.
         let patterns: Vec<String> = (0_u32..64)
             .filter(|bits| bits.count_ones() == 3)
             .map(|bits| {
@@ -810,7 +815,7 @@ mod tests {
         told.tell();
         told.settle();
         assert!(told.names.len() <= MAX_COPIES, "{:?}", told.names);
-        // When few are left, they are followed again instead.
+        // When few are left, they are followed individually again.
         told.lose(&names[2..]);
         told.settle();
         let mut left = names[..2].to_vec();
@@ -843,7 +848,7 @@ mod tests {
         told.interests.start_over();
         told.names.clear();
         told.tell();
-        // Nothing is told of that another covers.
+        // Covered names are not subscribed to.
         assert_eq!(told.told(), ["b.*", "d"]);
         told.gain(&["a"]);
         told.settle();

@@ -115,8 +115,8 @@ impl Subscriber {
     expect(unused_variables, clippy::unused_async, clippy::ptr_arg, reason = "there are no engines")
 )]
 impl Receiver {
-    /// Waits for envelopes and adds those that are there to a batch, in the order in which the broker sent them. An
-    /// error is the end of the connection.
+    /// Waits for envelopes and adds the available ones to a batch, in the order in which the broker
+    /// sent them. An error means that the connection has ended.
     pub(crate) async fn next(&mut self, batch: &mut Vec<Bytes>) -> Result<(), LinkError> {
         engine!(self, inner => inner.next(batch).await)
     }

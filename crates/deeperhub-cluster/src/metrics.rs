@@ -19,7 +19,7 @@ pub(crate) enum Dropped {
     /// It came from the broker, and the client library's queue was full.
     #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only that library tells"))]
     SlowLink,
-    /// The node ended before the broker took it.
+    /// The node stopped before the broker took it.
     Stopped,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Metrics {
     dropped: SharedCounterVec,
     /// Times that the broker was lost.
     pub(crate) outages: SharedCounter,
-    /// Times that the driver panicked and began again.
+    /// Restarts of the driver after a panic.
     pub(crate) restarts: SharedCounter,
     /// 1 while the broker is reached and this node has joined.
     pub(crate) up: SharedGauge,

@@ -34,7 +34,7 @@ const SUBSCRIPTION_CAPACITY: usize = 1 << 17;
 /// Commands that the library keeps until they are written.
 const COMMANDS: usize = 2048;
 
-/// A subscription that begins or ends, for the receiver.
+/// Start or end of a subscription, sent to the receiver.
 enum Change {
     Follow(Arc<str>, async_nats::Subscriber),
     Leave(Arc<str>),
@@ -54,17 +54,17 @@ pub(crate) struct Subscriber {
     changes: mpsc::UnboundedSender<Change>,
 }
 
-/// The library gives each subscription a queue of its own, and so loses the order in which the server sent messages of
-/// several. It is restored with what all queues hold at one moment: everything the server sent up to then is there, and
-/// everything later comes later. Each node's messages are then put in their sequence, which is the order in which the
-/// server had them.
+/// Receiving side, which restores the order of messages across subscriptions. The library queues
+/// each subscription separately and so loses the server's order. The receiver empties all queues at
+/// one moment: they hold everything sent until then, and later messages arrive later. Sorting each
+/// node's messages by sequence then restores the server's order.
 pub(crate) struct Receiver {
-    /// Not more than what the node is subscribed to.
+    /// Pending changes, no more than the node has subscriptions.
     changes: mpsc::UnboundedReceiver<Change>,
     running: SelectAll<Stream>,
-    /// Dropping one ends its subscription.
+    /// Handles that end a subscription when dropped.
     stops: HashMap<Arc<str>, oneshot::Sender<()>>,
-    /// Those of subscriptions that end as soon as their queues are empty.
+    /// Handles of subscriptions that end once their queues are empty.
     ending: Vec<oneshot::Sender<()>>,
     lost: watch::Receiver<Option<String>>,
     /// Those of the node itself have no end.
@@ -186,15 +186,15 @@ async fn options(
     Ok(options)
 }
 
-/// What a file of `nsc` has.
+/// Marker in credentials files of `nsc`.
 const USER_JWT: &str = "BEGIN NATS USER JWT";
 
-/// Whether a text is what [`Config::credentials`](crate::Config::credentials) may hold: credentials
-/// of `nsc`, or the seed of an nkey. Whether a server takes them is not known.
+/// Checks the contents of a [`Config::credentials`](crate::Config::credentials) file: credentials
+/// of `nsc`, or the seed of an nkey. It does not ask a server whether it accepts them.
 ///
 /// # Errors
 ///
-/// What is wrong with it, without what is secret.
+/// A description of the problem, without secrets.
 pub fn check_credentials(text: &str) -> Result<(), String> {
     if text.contains(USER_JWT) {
         return ConnectOptions::with_credentials(text)
@@ -275,7 +275,7 @@ impl Sender {
                 Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                     self.shared.metrics.dropped(Dropped::TooLarge, 1);
                     let bytes = outbound.envelope.len();
-                    warn!(bytes, "Queued message dropped: it exceeds the max_payload of the new NATS server");
+                    warn!(bytes, "Queued message dropped: exceeds the new server's max_payload");
                 }
                 Err(error) => return Err(LinkError(with_causes(&error))),
             }
@@ -288,7 +288,8 @@ impl Subscriber {
     pub(crate) async fn follow(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         for name in names {
             let subscriber = self.client.subscribe(self.names.topic(name)).await.map_err(LinkError::new)?;
-            // Without a pause, so that the receiver knows of it before its first message.
+            // Without a pause, so that the receiver knows the subscription before its first
+            // message.
             self.tell(Change::Follow(Arc::clone(name), subscriber))?;
         }
         confirm(&self.client, &self.names).await
@@ -297,7 +298,7 @@ impl Subscriber {
     // The same as for other engines, whose answer is waited for.
     #[expect(clippy::unused_async, reason = "see above")]
     pub(crate) async fn leave(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
-        // What came up to now is taken before it ends.
+        // The receiver takes messages that have arrived before it ends the subscription.
         names.iter().try_for_each(|name| self.tell(Change::Leave(Arc::clone(name))))
     }
 
@@ -310,9 +311,10 @@ impl Receiver {
     pub(crate) async fn next(&mut self, batch: &mut Vec<Bytes>) -> Result<(), LinkError> {
         let mut lost = self.lost.clone();
         let is_open = tokio::select! {
-            // What came before the loss is taken first.
+            // Messages that came before the loss are taken first.
             biased;
-            // All queues are to be emptied at one moment. The runtime would have some look empty.
+            // All queues must be emptied at one moment. Under tokio's cooperative budget, some
+            // would look empty.
             is_open = unconstrained(poll_fn(|cx| self.poll_all(cx, batch))) => is_open,
             _ = lost.wait_for(Option::is_some) => false,
         };
@@ -323,8 +325,8 @@ impl Receiver {
         Err(LinkError::new(lost.as_deref().unwrap_or("the connection was lost")))
     }
 
-    /// Empties all queues. The task that fills them runs on this thread, so that they do not change meanwhile. Gives
-    /// `false` if there are none any more.
+    /// Empties all queues. The task that fills them runs on this thread, so they do not change
+    /// meanwhile. Returns `false` if there are no queues left.
     fn poll_all(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Bytes>) -> Poll<bool> {
         while let Poll::Ready(Some(change)) = self.changes.poll_recv(cx) {
             match change {
@@ -352,7 +354,7 @@ impl Receiver {
     }
 }
 
-/// Puts the envelopes of each origin in the order in which it sent them.
+/// Sorts the envelopes of each origin into the order in which it sent them.
 fn in_order(batch: &mut [Bytes]) {
     batch.sort_by_key(|envelope| order_of(envelope));
 }

@@ -16,11 +16,11 @@ const OVERHEAD: usize = 96;
 const BATCH_MESSAGES: usize = 512;
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
 
-/// Messages of the cluster's own that may wait, in `max_bytes` besides those of the data lane. They are few and small,
-/// or answers that nobody waits for much longer.
+/// Most control messages that may wait. Their `max_bytes` are separate from the data lane's. They
+/// are few and small, or answers whose requester soon times out.
 const MAX_CONTROL: usize = 1024;
 
-/// Messages of the cluster's own up to this size go on when answers have filled their bytes.
+/// Largest cost of a control message that is queued even when answers have filled the lane's bytes.
 const SMALL_CONTROL: usize = 1024;
 
 /// To whom an envelope goes.
@@ -68,7 +68,7 @@ struct Inner {
     control: VecDeque<Outbound>,
     data: VecDeque<Outbound>,
     bytes: usize,
-    /// Those of `bytes` that are the control lane's.
+    /// The control lane's part of `bytes`.
     control_bytes: usize,
     sequence: u64,
 }

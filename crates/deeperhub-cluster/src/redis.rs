@@ -19,7 +19,7 @@ use crate::queue::{Destination, Outbound};
 /// The longest string that Redis takes by default (`proto-max-bulk-len`).
 const MAX_BULK: usize = 512 << 20;
 
-/// Messages that are taken from the library at a time.
+/// Most messages taken from the library at once.
 const MAX_BATCH: usize = 512;
 
 pub(crate) struct Sender {

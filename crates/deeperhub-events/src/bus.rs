@@ -116,7 +116,8 @@ impl EventBus {
         self.shared.lost.load(Ordering::Relaxed)
     }
 
-    /// Returns how many bytes wait for observers: an event that waits for two counts twice.
+    /// Returns the number of bytes queued for observers. An event queued for two observers counts
+    /// twice.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         self.shared.read().queues.iter().map(|queue| queue.bytes()).sum()

@@ -37,33 +37,32 @@ const SOON: Duration = Duration::from_millis(2);
 /// acceptor, it is woken for several at once, and so are the workers: 4 of 57 µs of each connection's processor time.
 const GATHER: Duration = Duration::from_micros(500);
 
-/// Token of the acceptor's own events; those of its sockets are their positions.
+/// Token of the stop waker. A listening socket's token is its index.
 const STOP: Token = Token(usize::MAX);
 
-/// The first pause while all workers have as many new connections waiting as they may; each further
-/// one doubles it.
+/// First pause of accepting while every worker's queue is full; each further pause doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
-/// The longest of these pauses.
+/// Upper bound of that pause.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
 
-/// How often the acceptor looks whether a worker takes what it was given, while something waits.
+/// Interval at which the acceptor checks for stalled workers while connections are queued.
 const REASSIGN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Ports that are tried until one is free at both loopback addresses.
+/// Maximum attempts to find a port that is free on both loopback addresses.
 const MAX_TRIES: u32 = 100;
 
-/// Where a listener listens.
+/// Addresses that a listener binds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ListenOn {
-    /// One address. `[::]` takes IPv4 as well where the system is set up so, as most are; port 0:
-    /// any free one.
+    /// One address. `[::]` also accepts IPv4 if the system allows it, as most do. Port 0 picks any
+    /// free port.
     Address(SocketAddr),
-    /// Both loopback addresses, 127.0.0.1 and ::1, as what `localhost` stands for depends on the
-    /// client. Where the system has one of them only, that one.
+    /// Both loopback addresses, 127.0.0.1 and ::1, because `localhost` may resolve to either. If
+    /// the system has only one of them, that one.
     Loopback {
-        /// The port of both; 0: any that is free at both.
+        /// Port of both addresses; 0 picks one that is free on both.
         port: u16,
     },
 }
@@ -78,7 +77,7 @@ impl From<SocketAddr> for ListenOn {
 ///
 /// # Errors
 ///
-/// The address that cannot be listened on, and why.
+/// Returns the address that could not be bound, and the error.
 pub(crate) fn listen_on(on: ListenOn, backlog: u32) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
     let port = match on {
         ListenOn::Address(address) => {
@@ -90,7 +89,7 @@ pub(crate) fn listen_on(on: ListenOn, backlog: u32) -> Result<Vec<TcpListener>, 
     loop {
         tries += 1;
         match listen_on_loopback(port, backlog) {
-            // The port that the system chose for the first address is taken at the second.
+            // The port that the system chose for the first address is taken on the second: retry.
             Err((_, error)) if port == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < MAX_TRIES => {
             }
             done => return done,
@@ -120,7 +119,7 @@ fn listen_on_loopback(port: u16, backlog: u32) -> Result<Vec<TcpListener>, (Sock
     }
 }
 
-/// Whether the system has no such address, or nothing of its protocol at all.
+/// Returns `true` if the system lacks the address or its protocol family.
 fn is_unavailable(error: &io::Error) -> bool {
     const EPROTONOSUPPORT: i32 = 93;
     const EAFNOSUPPORT: i32 = 97;
@@ -147,8 +146,8 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
 pub(crate) struct Acceptor {
     poll: Poll,
     listeners: Vec<TcpListener>,
-    /// Sockets that may have connections to give. Events come in edges: a socket is ready until it
-    /// has given all.
+    /// Whether each socket may have connections to accept. Events are edge-triggered: a socket
+    /// stays ready until `accept` finds no more.
     ready: Vec<bool>,
     stop: Arc<Waker>,
     control: Arc<Control>,
@@ -159,7 +158,7 @@ pub(crate) struct Acceptor {
     limit_mode: LimitMode,
     trusted_proxies: TrustedProxies,
     pub(crate) metrics: Metrics,
-    /// Times that a test has it die.
+    /// Number of panics that a test still injects.
     #[cfg(test)]
     faults: Arc<std::sync::atomic::AtomicUsize>,
 }
@@ -203,8 +202,8 @@ impl Acceptor {
         Arc::clone(&self.stop)
     }
 
-    /// Accepts until it is stopped. A panic costs the connections that were accepted last, not the
-    /// listening socket.
+    /// Accepts connections until the listener stops. A panic loses the connections accepted last,
+    /// not the listening sockets.
     pub(crate) fn run(mut self) {
         let mut delay = RestartDelay::default();
         loop {
@@ -225,7 +224,8 @@ impl Acceptor {
         let mut events = Events::with_capacity(4);
         let mut accepted = Vec::with_capacity(BATCH);
         let (mut last, mut reassigned) = (Instant::now(), Instant::now());
-        // The first look is for what came before there was one: events come in edges.
+        // The first poll does not wait: connections may have arrived before it, and events are
+        // edge-triggered.
         let mut wait = Some(Duration::ZERO);
         loop {
             match self.poll.poll(&mut events, wait) {
@@ -261,7 +261,7 @@ impl Acceptor {
                         if accepted.len() < BATCH {
                             continue;
                         }
-                        // The others have their turn.
+                        // Let the other sockets have their turn.
                         next = index + 1;
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.ready[index] = false,
@@ -284,7 +284,7 @@ impl Acceptor {
                 if self.control.is_stopping() {
                     return;
                 }
-                // Also in a rush that does not end.
+                // Also check during a rush that does not end.
                 if reassigned.elapsed() >= REASSIGN_INTERVAL {
                     self.reassign();
                     reassigned = Instant::now();
@@ -297,7 +297,7 @@ impl Acceptor {
         }
     }
 
-    /// Gives others what waits for a worker that hangs.
+    /// Moves connections queued for a stalled worker to other workers.
     fn reassign(&self) {
         let moved = self.control.reassign(Instant::now());
         if moved > 0 {
@@ -306,9 +306,10 @@ impl Acceptor {
         }
     }
 
-    /// Waits for a stop. What comes to the listening sockets meanwhile waits there.
+    /// Waits up to `time` and returns `true` if the listener stopped. New connections wait in the
+    /// kernel's backlog.
     fn is_stopped_within(&mut self, time: Duration) -> bool {
-        // Their events are lost here, and come in edges.
+        // Polling here consumes edge-triggered events, so every socket may be ready afterwards.
         self.ready.fill(true);
         let mut events = Events::with_capacity(4);
         let until = Instant::now() + time;
@@ -323,8 +324,8 @@ impl Acceptor {
         }
     }
 
-    /// Gives each connection to a worker. None of them is waited for: only when all have as many
-    /// new connections waiting as they may does this pause, and the kernel's backlog does the rest.
+    /// Hands each connection to a worker without waiting for it. Pauses only when every worker's
+    /// queue is full; new connections then wait in the kernel's backlog.
     fn hand_over_all(&mut self, accepted: &mut Vec<(mio::net::TcpStream, SocketAddr)>) {
         let mut pause = FIRST_PAUSE;
         for (socket, peer) in accepted.drain(..) {
@@ -348,7 +349,8 @@ impl Acceptor {
         }
     }
 
-    /// A connection with its place; `None`: it is dropped, as too many are being refused already.
+    /// Returns the connection with its place. `None`: it is dropped, because too many are being
+    /// refused already.
     fn admitted(&self, socket: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
         // IPv4 comes as IPv6 where the socket takes both.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
@@ -396,7 +398,7 @@ impl Acceptor {
     }
 }
 
-/// The first socket from `from` on, and round, that has connections.
+/// Returns the first ready socket at or after `from`, wrapping around.
 fn next_ready(ready: &[bool], from: usize) -> Option<usize> {
     let (before, behind) = ready.split_at(from.min(ready.len()));
     let position = |part: &[bool]| part.iter().position(|ready| *ready);
@@ -441,7 +443,7 @@ mod tests {
         let Ok(taken) = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) else { return };
         let address = taken.local_addr().unwrap();
         let refused = listen_on(ListenOn::Loopback { port: address.port() }, 16);
-        // Where another program has it at 127.0.0.1, that is what is told.
+        // If another program holds the port on 127.0.0.1, the error names that address.
         let (told, error) = refused.unwrap_err();
         assert_eq!((told.port(), error.kind()), (address.port(), io::ErrorKind::AddrInUse));
     }
@@ -455,7 +457,7 @@ mod tests {
         assert_eq!(next_ready(&[false, false], 1), None);
     }
 
-    /// Dies as often as a test wants.
+    /// Panics as often as the test asked for.
     pub(super) fn die_if_wanted(faults: &AtomicUsize) {
         let wanted =
             faults.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |faults| faults.checked_sub(1));

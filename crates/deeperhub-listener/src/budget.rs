@@ -9,14 +9,15 @@ const REFUSE_PERCENT: u64 = 80;
 /// From this share on, the largest queues are given up, until the memory in use is below [`REFUSE_PERCENT`] again.
 const SHED_PERCENT: u64 = 90;
 
-/// Up to this share of the budget workers may take in what clients send until memory is measured again.
+/// Share of the budget, in percent, up to which workers may take in client data before the next
+/// measurement.
 const INTAKE_PERCENT: u64 = 95;
 
-/// A connection that holds less than this is never shed: it is about what a connection costs anyway.
+/// Least bytes that a connection must hold to be shed: about what every connection costs anyway.
 const LEAST_SHED: usize = 1024;
 
-/// A connection that holds less than this part of an even share of what is to be given up is not shed, either: all of
-/// those together would not bring back what is missing, and the memory is somebody else's.
+/// Divisor of an even share of the bytes to free. Connections that hold less than the result are
+/// not shed. All of them together would free too little; something else holds the memory.
 const SHARE_PART: u64 = 16;
 
 /// Measurements after connections were given up in which only what came on top is given up, too. It takes an allocator
@@ -106,12 +107,12 @@ impl MemoryBudget {
         self.used() < self.share(REFUSE_PERCENT)
     }
 
-    /// Measurements so far.
+    /// Returns the number of measurements so far.
     pub(crate) fn measurements(&self) -> u64 {
         self.measurements.load(Ordering::Acquire)
     }
 
-    /// Bytes that all workers together may take in until the next measurement.
+    /// Returns the bytes that all workers together may take in before the next measurement.
     pub(crate) fn room(&self) -> u64 {
         self.share(INTAKE_PERCENT).saturating_sub(self.used())
     }
@@ -137,8 +138,8 @@ impl MemoryBudget {
     }
 }
 
-/// Returns the connections to shed, as keys and bytes: those that hold the most, until these are at least `bytes`, and
-/// none that holds less than a share worth it.
+/// Returns keys and sizes of the connections to shed, largest first, until they add up to `bytes`.
+/// Connections too small to matter are left out.
 pub(crate) fn largest(mut sizes: Vec<(u32, usize)>, bytes: u64) -> impl Iterator<Item = (u32, usize)> {
     let even = bytes / sizes.len().max(1) as u64 / SHARE_PART;
     let least = usize::try_from(even).unwrap_or(usize::MAX).max(LEAST_SHED);
@@ -234,7 +235,7 @@ mod tests {
             |sizes: Vec<(u32, usize)>, bytes| largest(sizes, bytes).map(|(key, _)| key).collect::<Vec<_>>();
         let silent: Vec<(u32, usize)> = (0..100).map(|key| (key, LEAST_SHED - 1)).collect();
         assert_eq!(chosen(silent.clone(), 1), [0; 0], "about what a connection costs anyway");
-        // 100 MiB are missing, and all of these together hold 2: somebody else holds the memory.
+        // 100 MiB are missing, and these hold 2 MiB together: something else holds the memory.
         let idle: Vec<(u32, usize)> = (0..100).map(|key| (key, 20 << 10)).collect();
         assert_eq!(chosen(idle.clone(), 100 << 20), [0; 0]);
         assert_eq!(chosen([idle, vec![(777, 50 << 20)]].concat(), 100 << 20), [777]);

@@ -11,13 +11,13 @@ use crate::proxy::{ForwardedHeader, ProxyProtocol};
 
 use crate::budget::MemoryBudget;
 
-/// New connections of an address a second.
+/// Default rate of new connections per address and second.
 const DEFAULT_CONNECTION_RATE: NonZeroU32 = NonZeroU32::new(200).expect("it is not 0");
 
-/// Seconds of the rate that an address may have at once.
+/// Burst of new connections per address, in seconds of the rate.
 const CONNECTION_BURST: NonZeroU32 = NonZeroU32::new(5).expect("it is not 0");
 
-/// A limit of new connections of an address: as many a second, five times as many at once.
+/// Returns a limit for new connections per address: `per_second`, with a burst of five times that.
 #[must_use]
 pub fn connection_rate_limit(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(CONNECTION_BURST))
@@ -29,9 +29,9 @@ pub fn connection_rate_limit(per_second: NonZeroU32) -> RateLimit {
 pub struct Config {
     /// Paths that are served; others are answered with 404. Empty: every path. Default `/` and `/ws`.
     pub paths: Vec<String>,
-    /// Where a plain GET or HEAD is answered with 200 if the application is ready
-    /// ([`Application::is_ready`](crate::Application::is_ready)) and nothing is drained, otherwise
-    /// with 503: for a load balancer's probes. May be one of `paths`. `None`: nowhere, the default.
+    /// Path of load balancer probes, a plain GET or HEAD. The answer is 200 if the application is
+    /// ready ([`Application::is_ready`](crate::Application::is_ready)) and no drain is under way,
+    /// otherwise 503. May be one of `paths`. `None`, the default: no probes.
     pub probe_path: Option<String>,
     /// What TLS connections are made with; those that are there keep what they were made with. `None`: no TLS, the
     /// default.
@@ -43,26 +43,25 @@ pub struct Config {
     pub max_connections: usize,
     /// Connections at one time of one address (IPv6: of one /64). `None`: no limit, the default.
     pub max_connections_per_ip: Option<usize>,
-    /// New connections of one address (IPv6: of one /64); more are refused with 429. `None`: no
-    /// limit. Default 200 a second, burst 1000: the pace at which
-    /// [`reconnects_per_second`](Self::reconnects_per_second) asks clients to come back, so that
-    /// those of one address may be as many as it tells of, and a thousand more that nobody told
-    /// anything.
+    /// Rate of new connections per address (IPv6: per /64); those over it get 429. `None`: no
+    /// limit. Default 200 a second, burst 1000. That is the pace at which
+    /// [`reconnects_per_second`](Self::reconnects_per_second) asks clients to come back. All
+    /// clients behind one address may return at that pace, plus a thousand more at once.
     pub connection_rate_per_ip: Option<RateLimit>,
-    /// Whether `connection_rate_per_ip` holds for loopback addresses too. Default: it does not, as
-    /// what connects from this machine is mostly a proxy, behind which all clients have one
-    /// address.
+    /// Whether `connection_rate_per_ip` also applies to loopback addresses. Default `false`: a
+    /// local peer is mostly a proxy, behind which all clients share one address.
     pub limits_loopback: bool,
     /// Networks of proxies whose word on the client's address is taken: `X-Forwarded-For` and `Forwarded`, and the PROXY
     /// protocol. The limits of addresses hold for clients, not for these. None by default.
     pub trusted_proxies: TrustedProxies,
-    /// In which header of the request they name the client. Default: in the one that is there.
+    /// Header in which trusted proxies name the client. Default: the one that is present.
     pub forwarded_header: ForwardedHeader,
     /// Whether those send a header of the PROXY protocol. Default: what comes first tells.
     pub proxy_protocol: ProxyProtocol,
-    /// Bytes of the head of a handshake, its request line and headers; at most 65,535. Default 32,768.
+    /// Maximum bytes of a handshake's head (request line and headers); at most 65,535. Default
+    /// 32,768.
     pub max_head_bytes: usize,
-    /// Header lines of a handshake. Default 96.
+    /// Maximum header lines of a handshake. Default 96.
     pub max_head_lines: usize,
     /// Bytes of a message, all its fragments together. Default 65536.
     pub max_message_bytes: usize,
@@ -70,20 +69,22 @@ pub struct Config {
     pub max_fragments: u32,
     /// Bytes that may wait to be sent to one connection. Default 1 MiB.
     pub max_queue_bytes: usize,
-    /// Work of a worker's round for what clients send, in bytes: those read, those decompressed, those of replies, and 512
-    /// for each message or frame. A connection has a sixteenth of it for its turn; the rest of what it has sent waits, and
-    /// others go first. Default 4 MiB, about four milliseconds.
+    /// Work budget of a worker's round for client input, in bytes. It counts bytes read,
+    /// decompressed and replied, and 512 for each message or control frame. A connection gets a
+    /// sixteenth of it per turn; the rest of its input waits behind others. Default 4 MiB, about
+    /// four milliseconds.
     pub round_bytes: usize,
-    /// Time of the same, after which no more is read in a round. Default 5 ms.
+    /// Time after which a round reads no more. Default 5 ms.
     pub round_time: Duration,
     /// Time from accepting a connection to the end of its handshake. Default 10 s.
     pub handshake_timeout: Duration,
     /// Time between two pings. Zero: none. Default 25 s.
     pub ping_interval: Duration,
-    /// Time for a sign of life after a ping: any byte that comes, or is taken while others wait. Default 10 s.
+    /// Time for a sign of life after a ping: any byte received, or bytes that the peer takes while
+    /// more are queued. Default 10 s.
     pub pong_timeout: Duration,
-    /// Time that a closing connection is given to read the end; one that goes on reading gets it again, twenty times at
-    /// most. Default 3 s.
+    /// Time for a closing connection to read what is left. A peer that keeps reading gets it again,
+    /// at most twenty times. Default 3 s.
     pub close_timeout: Duration,
     /// Connections that wait to be accepted (`listen`'s backlog; the kernel caps it at `net.core.somaxconn`).
     /// Default 4096.
@@ -97,8 +98,8 @@ pub struct Config {
     /// How many clients a second should come back, to this node or to others: clients that are refused or drained are
     /// told times from it. Default 200.
     pub reconnects_per_second: u32,
-    /// How long it takes from the end of this node to when its successor listens. Clients of a node
-    /// without others are told to come back after that. Default 5 s.
+    /// Time from the end of this node until its successor listens. Clients of a node without others
+    /// are told to come back after that. Default 5 s.
     pub restart_time: Duration,
     /// Whether limits of addresses refuse connections, or are only counted. Default: they refuse.
     pub limit_mode: LimitMode,
@@ -145,7 +146,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What is read of a handshake.
+    /// Returns the limits for the head of a handshake.
     pub(crate) fn head_limits(&self) -> HeadLimits {
         HeadLimits { bytes: self.max_head_bytes, lines: self.max_head_lines }
     }

@@ -36,8 +36,8 @@ const KEPT_PLACES: usize = 1024;
 /// Deliveries of one round, however few connections they go to.
 const DELIVERIES: usize = 16 * ROOM;
 
-/// Cost of the deliveries of one round, in that of bytes: what is long, or has to be compressed first, counts for more
-/// than its number. About 10 ms of writes.
+/// Budget for the deliveries of one round, in byte cost. A long message, or one to be compressed
+/// first, costs more than others. About 10 ms of writes.
 const DELIVERY_COST: usize = 32 * 1024 * 1024;
 
 /// Connections that make a burst of messages worth waiting for more of it.
@@ -89,11 +89,11 @@ pub(crate) struct Flags {
     pub(crate) paused: bool,
     /// A ping waits for its pong.
     pub(crate) awaiting_pong: bool,
-    /// What is known of the peer's life.
+    /// Liveness of the peer.
     pub(crate) sign: Sign,
-    /// It waits among those that come back for the rest of what they have sent.
+    /// Whether it is in the backlog, for the rest of its input.
     pub(crate) in_backlog: bool,
-    /// Bytes of it were read and wait for its next turn.
+    /// Whether bytes of it were read and wait for its next turn.
     pub(crate) has_unread: bool,
     /// Its queue is over the limit; it is in the list of those to close and gets nothing more.
     pub(crate) too_slow: bool,
@@ -105,36 +105,37 @@ pub(crate) struct Flags {
     pub(crate) deflate: Option<Params>,
 }
 
-/// What is known of a peer's life. Any byte that comes from it is a sign, and so is one of ours that it takes while
-/// others wait.
+/// Liveness of a peer. Any received byte is a sign of life, and so are bytes that the peer takes
+/// while more are queued.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Sign {
-    /// It lived when its deadline was set last.
+    /// The peer showed life when its deadline was last set.
     #[default]
     Seen,
-    /// It was sent a ping.
+    /// A ping was sent.
     Awaited,
-    /// Its time is over; before it is closed, what may have come meanwhile is looked at in a turn of its own.
+    /// The timeout passed. Before it is closed, the connection gets one more turn to read pending
+    /// input.
     LastLook,
-    /// Nothing had come.
+    /// The last turn found nothing to read.
     Missing,
 }
 
-/// Bytes that were read from a connection and not handled in its turn.
+/// Bytes that were read from a connection but not handled in its turn.
 #[derive(Debug)]
 pub(crate) struct Unread {
     pub(crate) bytes: Vec<u8>,
-    /// Where the next turn goes on.
+    /// Position at which the next turn continues.
     pub(crate) at: usize,
 }
 
-/// What a peer had taken when it was looked at last.
+/// Send progress of a peer when it was last checked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Progress {
     pub(crate) acknowledged: u64,
-    /// Bytes waited for it then.
+    /// Whether bytes were still queued or unacknowledged then.
     pub(crate) is_behind: bool,
-    /// How often a closing connection was given more time for it.
+    /// Number of times that a closing connection got more time.
     pub(crate) extensions: u32,
 }
 
@@ -144,8 +145,8 @@ impl<S> Connection<S> {
         self.outbox.is_empty() && self.transport.is_flushed()
     }
 
-    /// As [`flush`](Self::flush), and asks the socket itself even where the reactor does not know yet that it takes
-    /// something again.
+    /// Writes like [`flush`](Self::flush), but tries the socket even if the reactor has not
+    /// reported it writable yet.
     ///
     /// # Errors
     ///
@@ -221,17 +222,17 @@ pub(crate) struct Core<S> {
     pub(crate) ready: Arc<ReadyList>,
     /// Keys that have something to do in this round or the next.
     pub(crate) turn: Vec<u32>,
-    /// Keys of the round's new connections.
+    /// Keys of connections that arrived in this round.
     pub(crate) arrived: Vec<u32>,
-    /// Keys whose turn was over before all that they have sent was handled.
+    /// Keys of connections whose turn ended with input left.
     pub(crate) backlog: Vec<u32>,
-    /// Bytes that were read and not handled yet. At most those of one read for each connection.
+    /// Bytes that were read but not handled yet, at most those of one read per connection.
     pub(crate) unread: HashMap<u32, Unread>,
-    /// What peers had taken that are behind with reading.
+    /// Send progress of peers, as of their last ping or close.
     pub(crate) progress: HashMap<u32, Progress>,
-    /// What this round may still do for what clients send.
+    /// Work left in this round for client input.
     pub(crate) round: RoundBudget,
-    /// What may be taken in while memory is short.
+    /// Limit of client input while memory is short.
     pub(crate) intake: Intake,
     /// Connections with something new in their outbox.
     pub(crate) dirty: Vec<u32>,
@@ -252,7 +253,7 @@ pub(crate) struct Core<S> {
     /// Connections that may still be listed for writing in this round.
     pub(crate) room: usize,
     pub(crate) deliveries: usize,
-    /// Cost of deliveries that this round may still have.
+    /// Delivery cost left in this round.
     pub(crate) delivery_cost: usize,
     /// Open sessions.
     pub(crate) open: usize,
@@ -260,7 +261,7 @@ pub(crate) struct Core<S> {
     pub(crate) paused: usize,
     pub(crate) sent: u64,
     pub(crate) received: u64,
-    /// Turns that ended with bytes left.
+    /// Turns that ended with bytes read but not handled.
     pub(crate) deferred: u64,
 }
 
@@ -322,12 +323,13 @@ impl<S> Core<S> {
         self.round = RoundBudget::new(bytes, self.config.round_time, now);
     }
 
-    /// Takes what the round has spent off what may be taken in.
+    /// Deducts the cost of this round from the intake limit.
     pub(crate) fn take_in(&mut self) {
         self.intake.spend(self.round.spent());
     }
 
-    /// Lets a connection come back for the rest of what it has sent, behind the others.
+    /// Puts a connection in the backlog, so that the rest of its input is handled after the
+    /// others'.
     pub(crate) fn defer(&mut self, key: u32) {
         if let Some(connection) = self.connections.get_mut(key as usize)
             && !std::mem::replace(&mut connection.flags.in_backlog, true)
@@ -336,7 +338,7 @@ impl<S> Core<S> {
         }
     }
 
-    /// Drops what was read from a connection and not handled.
+    /// Drops bytes that were read from a connection but not handled.
     pub(crate) fn forget_unread(&mut self, key: u32) {
         if let Some(connection) = self.connections.get_mut(key as usize)
             && std::mem::take(&mut connection.flags.has_unread)
@@ -346,7 +348,7 @@ impl<S> Core<S> {
         }
     }
 
-    /// Gives back the memory of a crowd of unread connections once there is none.
+    /// Frees the memory of the map of unread bytes once it is empty.
     pub(crate) fn shrink_unread(&mut self) {
         if self.unread.is_empty() {
             self.unread.shrink_to_fit();
@@ -474,7 +476,8 @@ impl<S> Connections<'_, S> {
         self.queued(key, bytes)
     }
 
-    /// Something of `bytes` was queued for a connection.
+    /// Charges `bytes` queued for a connection, marks it dirty, and lists it for closing if its
+    /// queue is over the limit.
     #[inline(always)]
     fn queued(&mut self, key: Key, bytes: usize) -> Option<&mut S> {
         let core = &mut *self.core;
@@ -491,8 +494,8 @@ impl<S> Connections<'_, S> {
             core.room = core.room.saturating_sub(1);
         }
         if connection.outbox.len() > core.config.max_queue_bytes {
-            // Only a peer that does not read is too slow: not one that gets a burst within one round. An error shows
-            // again at the end of the round.
+            // Only a peer that does not read is a slow consumer, not one that gets a burst within a
+            // round. A write error shows again at the end of the round.
             let _ = connection.offer(&core.arena, &mut core.gather, &mut core.records, &mut core.sent);
             if connection.outbox.len() > core.config.max_queue_bytes {
                 connection.flags.too_slow = true;

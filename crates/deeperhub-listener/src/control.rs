@@ -1,4 +1,4 @@
-//! How new connections, a drain and a stop reach the workers. Nobody waits for a worker here.
+//! Passes new connections, drains and stops to the workers. Nothing here waits for a worker.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -12,14 +12,14 @@ use deeperhub_protocol::handshake::Refusal;
 use crate::drain::DrainPlan;
 use crate::places::Place;
 
-/// New connections that may wait for one worker. When all workers have as many, accepting pauses.
+/// Maximum new connections queued for one worker. When every queue is full, accepting pauses.
 pub(crate) const MAX_ARRIVALS: usize = 256;
 
-/// A worker that has left a new connection waiting for so long is behind, and others are preferred.
-/// A round of a busy worker is over sooner.
+/// Time after which a worker that has not looked at its mailbox is behind, and others are
+/// preferred. A round of a busy worker ends sooner.
 const BEHIND_AFTER: Duration = Duration::from_millis(20);
 
-/// A new connection that its worker has not taken for so long is given to another worker.
+/// Time after which connections queued for a worker that has not looked are given to another.
 const RECLAIM_AFTER: Duration = Duration::from_millis(250);
 
 /// A new connection on its way to a worker.
@@ -28,25 +28,25 @@ pub(crate) struct Arrival {
     pub(crate) socket: std::net::TcpStream,
     pub(crate) peer: SocketAddr,
     pub(crate) place: Place,
-    /// Why the client is not let in.
+    /// Refusal of the client, if it is not admitted.
     pub(crate) refusal: Option<Refusal>,
-    /// When it was accepted.
+    /// Time at which it was accepted.
     pub(crate) since: Instant,
 }
 
-/// Where a listener is in its life.
+/// Lifecycle phase of a listener.
 #[derive(Debug, Clone)]
 pub(crate) enum Phase {
     Running,
-    /// Connections are closed, spread over time.
+    /// Connections are being closed, spread over time.
     Draining(Arc<DrainPlan>),
-    /// Threads end.
+    /// The threads are ending.
     Stopping,
 }
 
-/// What the threads of a listener share. A worker looks at it when its [`Mailbox`] is notified, so
-/// the phase reaches each worker that runs, however full its queue is and however long another
-/// hangs, and a worker that replaces another finds it.
+/// State shared by the threads of a listener. A worker reads it when its [`Mailbox`] is notified.
+/// So the phase reaches every running worker, even if its queue is full or another worker hangs. A
+/// replacement worker finds it too.
 #[derive(Debug)]
 pub(crate) struct Control {
     phase: Mutex<Phase>,
@@ -68,7 +68,7 @@ impl Control {
         matches!(*lock(&self.phase), Phase::Stopping)
     }
 
-    /// Begins a drain, or goes on with another plan.
+    /// Starts a drain, or replaces the plan of a running one.
     pub(crate) fn drain(&self, plan: Arc<DrainPlan>) {
         {
             let mut phase = lock(&self.phase);
@@ -96,8 +96,8 @@ impl Control {
         &self.mailboxes[worker]
     }
 
-    /// Returns the worker that the next new connection goes to, as [`choose`] says. `None`: all
-    /// have as many waiting as they may. Called by the acceptor alone, as what follows.
+    /// Returns the worker for the next connection, as [`choose`] picks it. `None`: every queue is
+    /// full. Called by the acceptor alone, like the methods below.
     pub(crate) fn next_worker(&self, place: &Place, now: Instant) -> Option<usize> {
         choose(self.mailboxes.iter().enumerate().map(|(worker, mailbox)| Candidate {
             connections: place.connections_of(worker),
@@ -106,19 +106,20 @@ impl Control {
         }))
     }
 
-    /// Gives a new connection to a worker that has [room](Self::next_worker) for it. Does not wait.
+    /// Queues a new connection for a worker that has [room](Self::next_worker) for it. Does not
+    /// wait.
     pub(crate) fn hand_over(&self, worker: usize, mut arrival: Arrival, now: Instant) {
         arrival.place.assign(worker);
         self.mailboxes[worker].push(arrival, now);
     }
 
-    /// Whether a new connection waits for a worker.
+    /// Returns `true` if a new connection is queued for a worker.
     pub(crate) fn has_arrivals(&self) -> bool {
         self.mailboxes.iter().any(|mailbox| mailbox.waiting.load(Ordering::Relaxed) > 0)
     }
 
-    /// Takes back new connections that wait for a worker that hangs, while another keeps up, and
-    /// gives them to those that do. Returns how many.
+    /// Moves connections queued for stalled workers to other workers, if any keeps up. Returns how
+    /// many moved.
     pub(crate) fn reassign(&self, now: Instant) -> usize {
         let mut moved = 0;
         for mailbox in &self.mailboxes {
@@ -128,7 +129,7 @@ impl Control {
             }
             for mut arrival in mailbox.take_all() {
                 arrival.place.unassign();
-                // There is room at least where it came from.
+                // At least the queue it came from has room.
                 if let Some(worker) = self.next_worker(&arrival.place, now) {
                     self.hand_over(worker, arrival, now);
                     moved += 1;
@@ -139,19 +140,19 @@ impl Control {
     }
 }
 
-/// What is known of a worker that may get a new connection.
+/// State of a worker that may get a new connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Candidate {
-    /// Its connections, those that wait for it among them.
+    /// Its connections, including those still queued for it.
     pub(crate) connections: usize,
-    /// New connections that it has not taken yet.
+    /// New connections in its queue.
     pub(crate) waiting: usize,
-    /// It has not taken what waits for some time.
+    /// Whether it has not looked at its mailbox for some time.
     pub(crate) is_behind: bool,
 }
 
-/// Returns the worker that gets the next connection: of those that keep up the one with the fewest
-/// connections, and only where none does one that is behind. `None`: the queues of all are full.
+/// Returns the worker for the next connection: the one with the fewest connections among those that
+/// keep up. Workers that are behind come last. `None`: every queue is full.
 pub(crate) fn choose(candidates: impl Iterator<Item = Candidate>) -> Option<usize> {
     candidates
         .enumerate()
@@ -163,17 +164,16 @@ pub(crate) fn choose(candidates: impl Iterator<Item = Candidate>) -> Option<usiz
 /// A worker's end of a [`Control`].
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    /// Something changed since the worker looked last: the phase, or new connections. Costs a round
-    /// one load.
+    /// Whether the phase or the queue changed since the worker last looked. Costs a round one load.
     is_notified: AtomicBool,
-    /// Since when it is, in milliseconds since `started`.
+    /// Time of that notification, in milliseconds since `started`.
     notified_at: AtomicU64,
     started: Instant,
     waker: Mutex<Option<Waker>>,
     arrivals: Mutex<VecDeque<Arrival>>,
-    /// Length of `arrivals`, which only the acceptor makes longer.
+    /// Length of `arrivals`. Only the acceptor makes it grow.
     waiting: AtomicUsize,
-    /// The worker died, and its replacement is not there yet.
+    /// Whether the worker died and its replacement has not started yet.
     is_vacant: AtomicBool,
 }
 
@@ -190,17 +190,17 @@ impl Mailbox {
         }
     }
 
-    /// From now on a notification wakes this.
+    /// Sets the waker that notifications wake.
     pub(crate) fn attach(&self, waker: &Waker) {
         *lock(&self.waker) = Some(waker.clone());
     }
 
-    /// Tells the acceptor whether there is a worker.
+    /// Tells the acceptor whether the worker is missing.
     pub(crate) fn set_vacant(&self, is_vacant: bool) {
         self.is_vacant.store(is_vacant, Ordering::Relaxed);
     }
 
-    /// Makes the worker look, and wakes it where it does not know yet.
+    /// Notifies the worker, and wakes it unless it was notified already.
     fn notify(&self, now: Instant) {
         if !self.is_notified.swap(true, Ordering::AcqRel) {
             self.notified_at.store(self.millis(now), Ordering::Relaxed);
@@ -210,12 +210,12 @@ impl Mailbox {
         }
     }
 
-    /// Whether the worker is to look; answered once for each notification.
+    /// Returns `true` once for each notification.
     pub(crate) fn take_notification(&self) -> bool {
         self.is_notified.load(Ordering::Relaxed) && self.is_notified.swap(false, Ordering::AcqRel)
     }
 
-    /// Lets the next round look, without a wake-up.
+    /// Notifies the next round, without a wake-up.
     pub(crate) fn look_again(&self, now: Instant) {
         self.notified_at.store(self.millis(now), Ordering::Relaxed);
         self.is_notified.store(true, Ordering::Release);
@@ -234,7 +234,7 @@ impl Mailbox {
         self.notify(now);
     }
 
-    /// The next new connection.
+    /// Takes the next new connection from the queue.
     pub(crate) fn pop(&self) -> Option<Arrival> {
         let mut arrivals = lock(&self.arrivals);
         let arrival = arrivals.pop_front()?;
@@ -252,7 +252,7 @@ impl Mailbox {
         self.has_not_looked_for(BEHIND_AFTER, now)
     }
 
-    /// Whether there is no worker, or it was notified so long ago and has not looked.
+    /// Returns `true` if there is no worker, or if it was notified `time` ago and has not looked.
     fn has_not_looked_for(&self, time: Duration, now: Instant) -> bool {
         let since = || self.millis(now).saturating_sub(self.notified_at.load(Ordering::Relaxed));
         self.is_vacant.load(Ordering::Relaxed)
@@ -261,7 +261,7 @@ impl Mailbox {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that could panic happens under these locks, and what they guard is valid at any time.
+    // No code that could panic runs under these locks, and the guarded data is valid at any time.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(choose([].into_iter()), None);
     }
 
-    /// Makes new connections of one place each.
+    /// Source of new connections with one place each.
     struct Arrivals(TcpListener, Arc<Places>, Vec<TcpStream>);
 
     impl Arrivals {
@@ -324,13 +324,13 @@ mod tests {
         control.hand_over(worker, arrival, now);
     }
 
-    /// The workers have begun.
+    /// Takes each worker's first notification and returns the time.
     fn begun(control: &Control) -> Instant {
         assert!(control.mailboxes.iter().all(Mailbox::take_notification));
         Instant::now()
     }
 
-    /// What a worker does at the beginning of a round.
+    /// Takes the notification and the queue, as a worker does at the start of a round.
     fn take(mailbox: &Mailbox) -> Vec<Arrival> {
         mailbox.take_notification();
         std::iter::from_fn(|| mailbox.pop()).collect()
@@ -343,7 +343,7 @@ mod tests {
         give(&control, arrivals.next(), start);
         give(&control, arrivals.next(), start);
         assert_eq!(waiting(&control), [1, 1]);
-        // The second takes what it has; the first does not.
+        // The second worker empties its queue; the first does not.
         let later = start + BEHIND_AFTER * 2;
         let taken = take(control.mailbox(1));
         for _ in 0..3 {
@@ -383,7 +383,8 @@ mod tests {
         assert_eq!(waiting(&control), [0, 2]);
         let moved = take(control.mailbox(1));
         assert_eq!((moved[0].place.connections_of(0), moved[0].place.connections_of(1)), (0, 2));
-        // It still has not looked, so it gets nothing that would only have to be taken back.
+        // The first worker still has not looked, so it gets no connection that would have to move
+        // again.
         give(&control, arrivals.next(), late);
         assert_eq!(waiting(&control), [0, 1]);
         drop((moved, control));

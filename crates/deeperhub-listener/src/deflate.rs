@@ -47,7 +47,7 @@ pub(crate) struct Outgoing {
     deflater: Deflater,
     /// Of [`Deflater::runs`], those that were taken.
     runs: u64,
-    /// Of [`Deflater::input_bytes`], those whose cost was taken.
+    /// Part of [`Deflater::input_bytes`] whose cost was taken.
     charged: u64,
     /// Of the frames that went compressed, for each receiver.
     pub(crate) sizes: Sizes,
@@ -74,7 +74,7 @@ impl Outgoing {
         }
     }
 
-    /// What compressing has cost since this was last asked, in the cost of bytes.
+    /// Returns the cost of compression since the last call, in byte cost.
     pub(crate) fn take_cost(&mut self) -> usize {
         let input = self.deflater.input_bytes();
         let new = input - std::mem::replace(&mut self.charged, input);
@@ -97,9 +97,9 @@ pub(crate) struct Decompression {
     histories: HashMap<u32, History>,
     /// Of the messages that came compressed.
     pub(crate) sizes: Sizes,
-    /// Bytes that came out since the cost was last taken.
+    /// Decompressed bytes since the cost was last taken.
     came_out: usize,
-    /// Of [`Inflater::window_bytes`], those whose cost was taken.
+    /// Part of [`Inflater::window_bytes`] whose cost was taken.
     brought: u64,
 }
 
@@ -133,7 +133,7 @@ impl Decompression {
         Ok(Some(message))
     }
 
-    /// What decompressing has cost since this was last asked, in the cost of bytes.
+    /// Returns the cost of decompression since the last call, in byte cost.
     pub(crate) fn take_cost(&mut self) -> usize {
         let brought = self.inflater.window_bytes();
         let new = brought - std::mem::replace(&mut self.brought, brought);

@@ -10,12 +10,12 @@ use crate::config::Config;
 /// first one there, and those whose timers are coarse would come together.
 const SPREAD: u64 = 100;
 
-/// Where the clients of a listener that drains are to come back.
+/// Server that clients of a draining listener should come back to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReturnTo {
-    /// To other nodes, which are there: the first may come at once.
+    /// Other nodes, which are up: the first client may come back at once.
     OtherNodes,
-    /// To the node that takes this one's place, which is there when this one has ended and
+    /// The successor of this node. It is up once this node has ended and
     /// [`restart_time`](Config::restart_time) has passed.
     ThisNode,
 }
@@ -32,7 +32,7 @@ pub(crate) struct DrainPlan {
     closes: AtomicU64,
     /// Time between two clients that come back.
     slot_length: Duration,
-    /// From the start to when the first client may come back.
+    /// Time from the start until the first client may come back.
     first_return: Duration,
     /// When the next slot begins, in nanoseconds since the start.
     next_slot: AtomicU64,
@@ -40,9 +40,9 @@ pub(crate) struct DrainPlan {
 }
 
 impl DrainPlan {
-    /// Spreads `open` connections evenly over `time`, less what the last ones need to read their
-    /// end: the time that a peer has to answer a close, or a quarter of the whole if that is less.
-    /// Clients come back from now on, or from when this node has been started again.
+    /// Spreads `open` closes evenly over `time`, less the time that the last peers need to read
+    /// theirs. That is the close timeout, or a quarter of `time` if that is less. Clients come back
+    /// from now on, or once this node has restarted.
     pub(crate) fn new(
         start: Instant,
         time: Duration,
@@ -77,7 +77,7 @@ impl DrainPlan {
         nanos(now.saturating_duration_since(self.start))
     }
 
-    /// How long no client should come back.
+    /// Returns the time until the first client may come back.
     pub(crate) fn until_first_return(&self, now: Instant) -> Duration {
         self.first_return.saturating_sub(now.saturating_duration_since(self.start))
     }
@@ -221,7 +221,7 @@ mod tests {
         let start = Instant::now();
         let plan = DrainPlan::new(start, SECOND * 30, 3, ReturnTo::ThisNode, &config);
         let slot = |seconds| plan.take_slot(start + SECOND * seconds).as_millis();
-        // Whenever they are closed, one comes behind the other from 37 s on.
+        // Whenever they are closed, clients come back one by one from 37 s on.
         assert_eq!((slot(0), slot(10), slot(27)), (37_100, 27_200, 10_300));
         assert_eq!(plan.until_first_return(start + SECOND * 30), restart_time);
         assert_eq!(plan.until_first_return(start + SECOND * 38), Duration::ZERO);

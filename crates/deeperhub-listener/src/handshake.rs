@@ -20,12 +20,12 @@ use crate::session::Accepted;
 /// What the application answers.
 pub(crate) type Deciding<S> = Pin<Box<dyn Future<Output = Result<Accepted<S>, Refusal>>>>;
 
-/// What a client asks for.
+/// Request of a client.
 #[derive(Debug)]
 pub(crate) enum Asked {
-    /// A WebSocket.
+    /// Upgrade to a WebSocket.
     Upgrade(Request, AcceptKey),
-    /// Whether there could be one.
+    /// Readiness probe of a load balancer.
     Probe,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Handshake<S> {
     pub(crate) proxied: Proxied,
     /// The head as far as it came, or what came behind it.
     pub(crate) head: Vec<u8>,
-    /// How much of the head was there when it was parsed last.
+    /// Length of the head when it was last parsed.
     parsed: usize,
     /// Decided before the request was read: there is no place for it.
     pub(crate) refusal: Option<Refusal>,
@@ -88,8 +88,8 @@ impl<S> Handshake<S> {
         }
         let head = if came_before { &self.head[..] } else { bytes };
         self.is_head = head.starts_with(b"HEAD ");
-        // A head that comes byte by byte is parsed as often as it has doubled, and when its end is there: parsing
-        // starts anew each time, and the work of all times together must not grow faster than the head.
+        // A head that comes byte by byte is parsed when it has doubled, or when its end is there.
+        // Parsing starts anew each time, and the total work must not grow faster than the head.
         let is_due = head.len() >= config.max_head_bytes
             || head.len() / 2 >= self.parsed
             || has_blank_line(&head[(head.len() - bytes.len()).saturating_sub(2)..]);
@@ -206,7 +206,7 @@ fn is_probe(request: &Request, config: &Config) -> bool {
         && request.header("upgrade").is_none()
 }
 
-/// Appends the answer to a probe of what is ready.
+/// Appends the 200 response to a readiness probe.
 pub(crate) fn write_ready(out: &mut Vec<u8>, is_head: bool) {
     out.extend_from_slice(
         b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\nCache-Control: no-store\r\n\
@@ -217,7 +217,7 @@ pub(crate) fn write_ready(out: &mut Vec<u8>, is_head: bool) {
     }
 }
 
-/// Whether a line without anything ends in these bytes: the end of a head, as far as it has one.
+/// Returns `true` if an empty line ends in these bytes. An empty line ends a head.
 fn has_blank_line(bytes: &[u8]) -> bool {
     bytes.windows(2).any(|pair| pair == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
 }
@@ -247,7 +247,7 @@ mod tests {
         Handshake::new(peer, Proxied::No, None, Instant::now())
     }
 
-    /// Feeds a head in parts of one size; the answer, and after how many bytes it came.
+    /// Feeds a head in parts of one size. Returns the result, and the bytes fed until it came.
     fn feed(head: &[u8], part: usize) -> (Option<Result<(), u16>>, usize) {
         let (config, metrics) = (Config::default(), Metrics::new(&Cells::new(1)));
         let (mut handshake, mut fed) = (handshake(), 0);

@@ -1,27 +1,29 @@
-//! How much a worker may take in while memory is short.
+//! Limits a worker's intake while memory is short.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::budget::MemoryBudget;
 
-/// How long what may be taken in lasts at the least, whether or not somebody measures.
+/// Period after which intake is raised to at least [`FLOOR`], even without a new measurement.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// What may be taken in each period however short memory is: enough for pongs and closes of many, and for messages to go
-/// on slowly. Nothing stands still for good because of memory that something else holds.
+/// Minimum intake per period, however short memory is. It suffices for pongs and closes of many
+/// clients, and for slow message traffic. Memory that something else holds never stops a worker for
+/// good.
 const FLOOR: u64 = 256 * 1024;
 
-/// A worker's part of the room that is left below the memory budget, in the cost of what it takes in.
+/// A worker's share of the room left below the memory budget, in byte cost.
 ///
-/// Memory is measured a few times a second. What comes in between two measurements is bounded by what was left at the
-/// first: without that, clients that send compressed messages can make a worker hold gigabytes before anybody looks.
+/// Memory is measured a few times a second. Intake between two measurements is bounded by the room
+/// left at the first. Without that bound, clients that send compressed messages could make a worker
+/// hold gigabytes before the next measurement.
 #[derive(Debug)]
 pub(crate) struct Intake {
     memory: Option<Arc<MemoryBudget>>,
     workers: u64,
     left: u64,
-    /// The measurement that `left` is from.
+    /// Measurement that `left` was computed from.
     seen: u64,
     until: Option<Instant>,
 }
@@ -32,7 +34,7 @@ impl Intake {
         Self { memory, workers: workers.max(1) as u64, left, seen: 0, until: None }
     }
 
-    /// Looks for a new measurement.
+    /// Renews the limit if memory was measured again or the period is over.
     pub(crate) fn begin_round(&mut self, now: Instant) {
         let Some(memory) = &self.memory else { return };
         let measurement = memory.measurements();
@@ -44,17 +46,17 @@ impl Intake {
         }
     }
 
-    /// Cost that may be spent now.
+    /// Returns the cost that may be spent now.
     pub(crate) fn left(&self) -> usize {
         usize::try_from(self.left).unwrap_or(usize::MAX)
     }
 
-    /// Whether nothing may be read until memory is measured again.
+    /// Returns `true` if nothing may be read until the limit is renewed.
     pub(crate) fn is_used_up(&self) -> bool {
         self.left == 0
     }
 
-    /// Takes off what a round has taken in.
+    /// Deducts the cost of a round.
     pub(crate) fn spend(&mut self, cost: usize) {
         if self.memory.is_some() {
             self.left = self.left.saturating_sub(cost as u64);
@@ -90,7 +92,7 @@ mod tests {
         memory.update(75 << 20);
         intake.begin_round(now);
         assert_eq!(intake.left(), 10 << 20);
-        // A measurement that is late takes nothing away.
+        // A late measurement takes nothing away.
         intake.begin_round(now + 2 * PERIOD);
         assert_eq!(intake.left(), 10 << 20);
     }

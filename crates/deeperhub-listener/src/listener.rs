@@ -22,10 +22,10 @@ use crate::places::Places;
 use crate::session::Application;
 use crate::worker::{self, WorkerCells};
 
-/// Time that [`Listener::stop`] gives the threads. One that takes longer hangs, and is left behind.
+/// Time that [`Listener::stop`] waits for the threads. A thread that takes longer is left behind.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest time of a drain: a year.
+/// Longest time of a drain: a year.
 const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A listening socket, the thread of its acceptor and those of its workers.
@@ -33,7 +33,7 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// When it is dropped, everything ends at once and without a word to the clients: call [`drain`](Self::drain) before.
 #[derive(Debug)]
 pub struct Listener {
-    /// At least one.
+    /// Bound addresses, at least one.
     addresses: Vec<SocketAddr>,
     places: Arc<Places>,
     config: Arc<Live<Config>>,
@@ -42,11 +42,11 @@ pub struct Listener {
     stop_accepting: Arc<mio::Waker>,
 }
 
-/// The threads of a listener.
+/// Acceptor and worker threads of a listener.
 #[derive(Debug)]
 struct Threads {
     handles: Vec<thread::JoinHandle<()>>,
-    /// Ends when the last thread has.
+    /// Channel that closes when the last thread ends.
     last_ended: mpsc::Receiver<Infallible>,
 }
 
@@ -60,7 +60,7 @@ impl Threads {
     ) -> Result<(), StartError> {
         let running = running.clone();
         let run = move || {
-            // Dropped last, whatever happens.
+            // Dropped when the thread ends, even after a panic.
             let _running = running;
             run();
         };
@@ -68,7 +68,7 @@ impl Threads {
         Ok(())
     }
 
-    /// Waits for the threads, and leaves those behind that hang.
+    /// Waits for the threads, at most for `time`. Threads that hang are logged and left behind.
     async fn join(mut self, time: Duration) {
         if tokio::time::timeout(time, self.last_ended.recv()).await.is_ok() {
             for thread in self.handles {
@@ -123,7 +123,7 @@ impl Listener {
         Self::start_on(address.into(), config, application, cells, metrics)
     }
 
-    /// As [`start`](Self::start), where it may listen on several addresses.
+    /// Starts like [`start`](Self::start), but may listen on several addresses.
     ///
     /// # Errors
     ///
@@ -167,7 +167,7 @@ impl Listener {
         let stop_accepting = acceptor.stopper();
         let (running, last_ended) = mpsc::channel(1);
         let mut threads = Threads { handles: Vec::with_capacity(worker_count + 1), last_ended };
-        // Ends the threads that were started when one cannot be.
+        // If a thread cannot be started, dropping this ends the others.
         let listener = Self {
             addresses,
             places,
@@ -204,12 +204,12 @@ impl Listener {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where it listens; the first of [`local_addrs`](Self::local_addrs).
+    /// Returns the first of [`local_addrs`](Self::local_addrs).
     pub fn local_addr(&self) -> SocketAddr {
         self.addresses[0]
     }
 
-    /// All addresses that it listens on, at least one.
+    /// Returns all addresses that it listens on, at least one.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.addresses
     }
@@ -239,14 +239,13 @@ impl Listener {
         });
     }
 
-    /// Refuses new connections with 503 `draining`, closes the others with 1001, spread over
-    /// `time`, and returns when all are gone or the time is over. The listener goes on to refuse
-    /// until it is dropped. Clients are told when to come back: `return_to` says where they find a
-    /// server then.
+    /// Refuses new connections with 503 `draining` and closes the others with 1001, spread over
+    /// `time`. Returns when all are gone or the time is over. The listener keeps refusing until it
+    /// is dropped. Clients are told when to come back; `return_to` says to which server.
     ///
-    /// A worker that hangs keeps its connections, and nobody waits for it longer than that.
+    /// A worker that hangs keeps its connections; the drain does not wait for it beyond `time`.
     pub async fn drain(&self, time: Duration, return_to: ReturnTo) {
-        // No later than a clock can show.
+        // Keep the deadline within the clock's range.
         let time = time.min(LONGEST_DRAIN);
         let open = self.places.open();
         let plan = DrainPlan::new(Instant::now(), time, open, return_to, &self.config.current());
@@ -254,8 +253,8 @@ impl Listener {
         let _ = tokio::time::timeout(time, self.places.wait_empty()).await;
     }
 
-    /// Ends the acceptor and the threads, and waits for them, five seconds at most: a thread that
-    /// hangs is logged and left behind. Connections that are still there are dropped.
+    /// Stops the acceptor and the workers, and waits at most five seconds for their threads. A
+    /// thread that hangs is logged and left behind. Open connections are dropped.
     pub async fn stop(&self) {
         self.end_threads();
         let threads = self.lock_threads().take();

@@ -18,7 +18,7 @@ use crate::transport::Ended;
 /// How handshakes end, in the order of [`Metrics::handshakes`].
 const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_failed", "proxy_failed"];
 
-/// How probes are answered, in the order of [`Metrics::probes`].
+/// Answers to probes, in the order of [`Metrics::probes`].
 const ANSWERS: &[&str] = &["unready", "ready"];
 
 /// Limits that new connections meet, in the order of [`Metrics::limited`].
@@ -57,11 +57,12 @@ pub(crate) enum Outcome {
 pub struct Metrics {
     /// Handshakes by how they ended. Refusals before the request was read are `refused`.
     pub handshakes: SharedCounterVec,
-    /// Probes of load balancers by their answers. They are no handshakes.
+    /// Load balancer probes by answer. They are not handshakes.
     pub probes: SharedCounterVec,
     /// TLS handshakes by how they ended. Clients that went away during theirs are not counted.
     pub tls_handshakes: SharedCounterVec,
-    /// Clients refused in the TLS handshake for their certificate, by why; each is a failed TLS handshake too.
+    /// Clients refused in the TLS handshake for their certificate, by reason. Each is a failed TLS
+    /// handshake too.
     #[cfg(feature = "tls")]
     pub tls_client_auth_refused: SharedCounterVec,
     /// Connections refused by a limit, by which; they are among the refused handshakes too, once they are told.
@@ -74,10 +75,9 @@ pub struct Metrics {
     pub accept_errors: SharedCounter,
     /// Connections that were dropped unanswered because too many were being refused already.
     pub accept_drops: SharedCounter,
-    /// Times that accepting paused, as each worker had as many new connections waiting as it may.
+    /// Pauses of accepting because every worker's queue of new connections was full.
     pub accept_pauses: SharedCounter,
-    /// New connections that were taken back from a worker that hung, or had died, and given to
-    /// another.
+    /// New connections taken back from a stalled or dead worker and given to another.
     pub arrivals_moved: SharedCounter,
     /// Connections closed with 1013 because their queue passed the limit.
     pub slow_consumers: SharedCounter,
@@ -91,7 +91,7 @@ pub struct Metrics {
     pub session_panics: SharedCounter,
     /// Workers that died and were replaced.
     pub worker_restarts: SharedCounter,
-    /// Times that the thread that accepts connections died and was replaced.
+    /// Restarts of the acceptor thread after a panic.
     pub acceptor_restarts: SharedCounter,
     /// Workers that write many connections by one system call.
     pub io_uring_workers: Gauge,
@@ -101,7 +101,8 @@ pub struct Metrics {
     pub received_bytes: Counter,
     /// Bytes written to sockets, handshakes included; of TLS what is inside.
     pub sent_bytes: Counter,
-    /// Turns of connections that ended with bytes left that were read: they had sent more than their share of a round.
+    /// Turns that ended with bytes read but not handled: the connection sent more than its share of
+    /// a round.
     pub turns_deferred: Counter,
     /// Messages compressed. One that many clients get counts once, or at most once for each of its forms.
     pub compressions: Counter,

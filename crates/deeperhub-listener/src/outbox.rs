@@ -19,8 +19,8 @@ pub(crate) const GATHER_LIMIT: usize = 16 * 1024;
 /// Pongs that wait for one connection.
 const MAX_PONGS: usize = 32;
 
-/// The end of what pieces name of an arena, whose places are 32 bits wide. What stands beyond is copied to its connection;
-/// the budget of a round ends reading long before.
+/// Highest arena offset that pieces refer to; their offsets are 32 bits wide. Frames beyond it are
+/// copied to their connection. The budget of a round ends reading long before.
 const MAX_PLACE: usize = 64 << 20;
 
 /// Complete frames: shared with other connections, or this connection's own replies of the round in the worker's
@@ -98,7 +98,7 @@ impl Outbox {
         self.append(Piece::Shared(frame.clone()));
     }
 
-    /// Appends frames that stand at `range` of the arena.
+    /// Appends the frames at `range` of the arena.
     pub(crate) fn push_arena(&mut self, arena: &[u8], range: Range<usize>) {
         let Range { start, end } = range;
         if end <= start {

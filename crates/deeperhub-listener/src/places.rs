@@ -40,7 +40,7 @@ pub(crate) struct Places {
     /// 0: no limit.
     max_per_address: AtomicUsize,
     rate: Option<AddressLimiter>,
-    /// Whether the rate holds for loopback addresses too.
+    /// Whether the rate also applies to loopback addresses.
     limits_loopback: bool,
     started: Instant,
     open: AtomicUsize,
@@ -96,7 +96,7 @@ impl Places {
         }
     }
 
-    /// Says whether the rate of new connections holds for loopback addresses too.
+    /// Sets whether the rate of new connections also applies to loopback addresses.
     pub(crate) fn limiting_loopback(mut self, limits_loopback: bool) -> Self {
         self.limits_loopback = limits_loopback;
         self
@@ -109,8 +109,8 @@ impl Places {
         self.max_per_address.store(max_per_address.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Takes a place, which is no worker's [yet](Place::assign). Called by the acceptor alone.
-    /// `None`: whose address it is will be known [later](Place::claim).
+    /// Takes a place that belongs to no worker [yet](Place::assign). Called by the acceptor alone.
+    /// With `None`, the address is [claimed](Place::claim) later.
     pub(crate) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Place, NoPlace> {
         if self.open.load(Ordering::Relaxed) >= self.max.load(Ordering::Relaxed) {
             return Err(NoPlace::Full);
@@ -196,7 +196,7 @@ impl Place {
         Ok(())
     }
 
-    /// Counts the connection as one of a worker.
+    /// Counts the connection for a worker.
     pub(crate) fn assign(&mut self, worker: usize) {
         self.unassign();
         if let (Some(load), Ok(worker)) = (self.places.loads.get(worker), u16::try_from(worker)) {
@@ -205,14 +205,14 @@ impl Place {
         }
     }
 
-    /// The connection is no worker's any more.
+    /// Stops counting the connection for its worker.
     pub(crate) fn unassign(&mut self) {
         if let Some(load) = self.worker.take().and_then(|worker| self.places.loads.get(usize::from(worker))) {
             load.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// How many connections a worker has, of those that are counted together with this one.
+    /// Returns a worker's number of connections, as counted in the same [`Places`].
     pub(crate) fn connections_of(&self, worker: usize) -> usize {
         self.places.loads.get(worker).map_or(0, |load| load.load(Ordering::Relaxed))
     }
@@ -322,20 +322,20 @@ mod tests {
         assert!(refused(false, "192.0.2.1"));
     }
 
-    /// What an office or a carrier's NAT does after a restart, and what a client does that comes
-    /// back as fast as it can.
+    /// Simulates clients behind one NAT that reconnect after a restart, then one that reconnects as
+    /// fast as it can.
     #[test]
     fn the_default_rate_lets_a_crowd_behind_one_address_in_and_holds_up_a_storm() {
         let config = crate::Config::default();
         let rate = AddressLimiter::new(config.connection_rate_per_ip.unwrap());
         let from = address("192.0.2.1").unwrap();
-        // A crowd of a thousand in a moment, then as many as slots are given, for a minute.
+        // A thousand at once, then one for each reconnect slot, for a minute.
         let pace = Duration::from_secs(1) / config.reconnects_per_second;
         let crowd = (0..1000).map(|_| Duration::ZERO);
         let paced = (1..=60 * config.reconnects_per_second).map(|n| pace * n);
         let refused = crowd.chain(paced).filter(|&at| rate.check(from, at).is_err()).count();
         assert_eq!(refused, 0);
-        // Ten thousand within a second that follows at once.
+        // Ten thousand within the next second.
         let storm = (0..10_000).map(|n| Duration::from_secs(60) + Duration::from_micros(100) * n);
         let admitted = storm.filter(|&at| rate.check(from, at).is_ok()).count();
         assert!(admitted <= 201, "{admitted}");

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use deeperhub_protocol::handshake::{Refusal, Request};
 use deeperhub_security::proxy::{self, Header, Parsed, ProxyError, TrustedProxies};
 
-/// Whether trusted proxies put a header of the PROXY protocol (version 1 or 2) before everything else.
+/// Use of PROXY protocol headers (version 1 or 2) by trusted proxies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ProxyProtocol {
@@ -49,15 +49,16 @@ impl ProxyProtocol {
     }
 }
 
-/// In which header of a request trusted proxies name the client.
+/// Header in which trusted proxies name the client of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ForwardedHeader {
-    /// In the one that is there. Proxies write one of them as a rule, and hand on what a client wrote into the other:
-    /// so where both are there and name different clients, the request is refused. The default.
+    /// The header that is present. Proxies usually write one of the two, and pass on the other as
+    /// the client wrote it. So a request whose headers name different clients is refused. The
+    /// default.
     #[default]
     Auto,
-    /// In this one; the other is not looked at.
+    /// This header; the other is ignored.
     Only(Header),
 }
 
@@ -65,7 +66,7 @@ pub enum ForwardedHeader {
 ///
 /// # Errors
 ///
-/// The request names two: 400.
+/// Returns 400 if the headers name different clients.
 pub(crate) fn client(
     trusted: &TrustedProxies,
     header: ForwardedHeader,
@@ -86,7 +87,7 @@ pub(crate) fn client(
                 proxy = %peer,
                 x_forwarded_for = %one,
                 forwarded = %other,
-                "A proxy's headers name different clients: --forwarded-header says which to believe"
+                "Proxy headers name different clients; set --forwarded-header"
             );
             Err(Refusal::bad_handshake("X-Forwarded-For and Forwarded name different clients"))
         }

@@ -1,18 +1,19 @@
-//! How soon something that died is started again.
+//! Backoff between restarts of a thread or task that panicked.
 
 use std::time::Duration;
 
-/// A life of this length says that the last start was good.
+/// Lifetime after which the last start counts as good.
 const STEADY: Duration = Duration::from_secs(30);
 
-/// The delay of the second restart in a row; each further one doubles it.
+/// Delay of the second restart in a row; each further one doubles it.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 
-/// The longest delay.
+/// Upper bound of the delay.
 const MAX_DELAY: Duration = Duration::from_secs(5);
 
-/// Delays between the lives of a thread or task that dies: the first restart comes at once, those
-/// that follow soon after come later and later, so that a fault that stays is no hot loop.
+/// Backoff between restarts of a thread or task that panics. The first restart comes at once;
+/// further ones soon after are delayed more and more. So a lasting fault does not become a hot
+/// loop.
 ///
 /// ```
 /// use std::time::Duration;
@@ -30,8 +31,8 @@ pub struct RestartDelay {
 }
 
 impl RestartDelay {
-    /// Returns the delay after a life of this length; 5 s at most. A life of half a minute counts
-    /// as the end of the fault.
+    /// Returns the delay before the next restart, at most 5 s, after a lifetime of `life`. A
+    /// lifetime of half a minute resets the backoff.
     pub fn after(&mut self, life: Duration) -> Duration {
         if life >= STEADY {
             self.next = Duration::ZERO;

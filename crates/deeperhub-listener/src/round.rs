@@ -1,49 +1,50 @@
-//! The work that a worker's round may do for what clients have sent.
+//! Work budget of a worker's round for client input.
 
 use std::time::{Duration, Instant};
 
-/// What a message, a control frame or a delivery costs beside its bytes. An echo of 128 bytes takes about 400 ns of
-/// user time, and a byte that is unmasked, scanned or inflated about one.
+/// Fixed cost of a message, a control frame or a delivery, on top of its bytes. An echo of 128
+/// bytes takes about 400 ns of user time. Unmasking, scanning or inflating a byte takes about 1 ns.
 pub(crate) const MESSAGE_COST: usize = 512;
 
-/// What a frame of a message in parts costs beside its bytes.
+/// Fixed cost of a frame of a fragmented message, on top of its bytes.
 pub(crate) const FRAME_COST: usize = 64;
 
-/// What a step of a handshake costs: parsing a head, and asking the application.
+/// Cost of a handshake step: parsing a head, and asking the application.
 pub(crate) const HANDSHAKE_COST: usize = 16 * 1024;
 
-/// What a step of a TLS handshake costs: a signature with a key of P-256 takes about as long as this many bytes, one with
-/// RSA several times as long, which the clock sees.
+/// Cost of a TLS handshake step: about that of a P-256 signature. An RSA signature takes several
+/// times as long, which the clock catches.
 pub(crate) const TLS_STEP_COST: usize = 128 * 1024;
 
-/// What a byte costs that is compressed, in bytes that are only read.
+/// Cost of compressing a byte, relative to reading one.
 pub(crate) const COMPRESSED_BYTE_COST: usize = 8;
 
-/// Bytes that are only copied, and cost as much as one that is read.
+/// Number of bytes whose copying costs as much as reading one.
 pub(crate) const COPIED_BYTES: usize = 8;
 
-/// A connection's part of a round. With fewer, a few connections that send all they may would take all of it; with
-/// more, a connection would have to come back for each long message.
+/// Full turns in a round. With fewer, a few connections that send at full speed would take all of
+/// it. With more, each long message would need several turns.
 const TURNS_PER_ROUND: usize = 16;
 
-/// Cost after which the clock is read again: often enough to keep to milliseconds, too seldom to be noticed.
+/// Cost after which the clock is read again. Often enough to keep to milliseconds, too seldom to
+/// matter.
 const CLOCK_COST: usize = 16 * 1024;
 
-/// The part of a round that connections may have that came back for the rest of what they sent. Connections that are
-/// newly ready go first, up to the remainder, so that nobody waits for those that send without end.
+/// Divisor of a round for the part reserved for the backlog. Newly ready connections go first, up
+/// to the remainder, so that they never wait for peers that send without end.
 const BACKLOG_PART: usize = 4;
 
-/// What is left of a round, in the cost of bytes.
+/// Work left in a round, in byte cost.
 ///
-/// All that a client can cause within a round is spent here: the bytes that come, those that come out of decompression,
-/// those of replies, a fixed cost for each message and frame. The time of the round is looked at besides, for what costs
-/// more than it should. When either is used up, the connections that are left wait for the next round; what has to go on
-/// whatever clients do (arrivals, deadlines, deliveries, writes, the drain) has its turn in between.
+/// Everything that a client can cause within a round is charged here: bytes received, decompressed
+/// and replied, and a fixed cost per message and frame. The clock bounds work that costs more than
+/// estimated. When either limit is reached, the remaining connections wait for the next round.
+/// Arrivals, deadlines, deliveries, writes and the drain run in between, whatever clients do.
 #[derive(Debug)]
 pub(crate) struct RoundBudget {
     left: usize,
     turn: usize,
-    /// Kept for the connections that come back.
+    /// Part reserved for the backlog.
     reserve: usize,
     until: Instant,
     time: Duration,
@@ -52,21 +53,21 @@ pub(crate) struct RoundBudget {
     spent: usize,
 }
 
-/// What is left of one connection's turn.
+/// Work left in one connection's turn.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Turn {
     left: usize,
 }
 
 impl RoundBudget {
-    /// A round of `bytes` and `time` that begins `now`.
+    /// Creates the budget of a round of `bytes` and `time` that begins `now`.
     pub(crate) fn new(bytes: usize, time: Duration, now: Instant) -> Self {
         let bytes = bytes.max(1);
         Self {
             left: bytes,
             turn: (bytes / TURNS_PER_ROUND).max(1),
             reserve: 0,
-            // A time too long for the clock is no limit: an hour is as good.
+            // A time beyond the clock's range is no limit; an hour is as good.
             until: now.checked_add(time).unwrap_or(now + Duration::from_secs(3600)),
             time,
             since_clock: 0,
@@ -74,27 +75,27 @@ impl RoundBudget {
         }
     }
 
-    /// Keeps a part of the round for connections that come back.
+    /// Reserves a part of the round for the backlog.
     pub(crate) fn reserve(&mut self) {
         self.reserve = self.left / BACKLOG_PART;
     }
 
-    /// Gives up what was kept: it is their turn.
+    /// Releases the reserved part when the backlog's turn comes.
     pub(crate) fn release(&mut self) {
         self.reserve = 0;
     }
 
-    /// Whether no further connection may have its turn.
+    /// Returns `true` if no further connection may have a turn.
     pub(crate) fn is_spent(&self) -> bool {
         self.left <= self.reserve
     }
 
-    /// The turn of one connection.
+    /// Returns the turn of one connection.
     pub(crate) fn turn(&self) -> Turn {
         Turn { left: self.turn.min(self.left.saturating_sub(self.reserve)) }
     }
 
-    /// Takes off what was done for a connection in its turn.
+    /// Charges work done for a connection in its turn.
     #[inline]
     pub(crate) fn spend(&mut self, turn: &mut Turn, cost: usize) {
         turn.left = turn.left.saturating_sub(cost);
@@ -116,25 +117,25 @@ impl RoundBudget {
         if self.reserve == 0 {
             self.left = 0;
         } else {
-            // Connections that come back have a part of the time as well.
+            // The backlog gets a part of the time as well.
             self.left = self.left.min(self.reserve);
             self.until = self.until.checked_add(self.time / BACKLOG_PART as u32).unwrap_or(self.until);
         }
     }
 
-    /// Whether a part is kept for connections that come back.
+    /// Returns `true` if a part is reserved for the backlog.
     pub(crate) fn has_reserve(&self) -> bool {
         self.reserve > 0
     }
 
-    /// Cost of all that was done.
+    /// Returns the cost of the round so far.
     pub(crate) fn spent(&self) -> usize {
         self.spent
     }
 }
 
 impl Turn {
-    /// Whether the rest of what the connection has sent waits for its next turn.
+    /// Returns `true` if the rest of the connection's input waits for its next turn.
     #[inline]
     pub(crate) fn is_over(self) -> bool {
         self.left == 0

@@ -60,8 +60,9 @@ pub trait Application: Send + Sync + 'static {
     /// Makes the state of worker `worker` (0 to `workers - 1`); called again for a worker that is replaced.
     fn local(&self, worker: usize) -> Self::Local;
 
-    /// Whether new connections should come; asked for each probe
-    /// ([`Config::probe_path`](crate::Config::probe_path)), on a worker's thread: must not wait.
+    /// Returns `true` if clients should connect. Called for each probe
+    /// ([`Config::probe_path`](crate::Config::probe_path)) on a worker's thread, so it must not
+    /// block.
     fn is_ready(&self) -> bool {
         true
     }
@@ -134,9 +135,9 @@ pub trait Session: 'static {
         let _ = (reason, retry_after, out);
     }
 
-    /// The connection is closing; called exactly once for each session that was opened, unless the
-    /// listener stops, and nothing is called after it. Where the worker died, `local` is that of
-    /// its replacement, which knows nothing of the session.
+    /// Handles the close of the connection. Called exactly once for each session that was opened,
+    /// unless the listener stops; nothing is called after it. If the worker died, `local` is that
+    /// of its replacement, which knows nothing of the session.
     fn on_close(&mut self, key: Key, closed: &Closed, local: &mut Self::Local) {
         let _ = (key, closed, local);
     }
@@ -179,7 +180,7 @@ pub struct Context<'a, L> {
     pub(crate) deflate: Option<Params>,
     pub(crate) close: &'a mut Option<CloseReason>,
     pub(crate) pause: &'a mut bool,
-    /// What the session's work costs beside the message.
+    /// Cost of the session's work, on top of the message.
     pub(crate) charged: &'a mut usize,
     /// The socket, where a reply may go out ahead of the end of the round.
     pub(crate) wire: Option<Wire<'a>>,
@@ -284,14 +285,16 @@ impl<L> Context<'_, L> {
         self.close.get_or_insert(reason);
     }
 
-    /// Counts work that costs much more than the message that caused it against the connection's turn, in the cost of
-    /// bytes: one stands for about a nanosecond. The rest of what the client has sent then waits behind others.
+    /// Charges work that costs much more than the message that caused it to the connection's turn.
+    /// The unit is byte cost: one stands for about a nanosecond. The rest of the client's input
+    /// then waits behind others.
     pub fn charge(&mut self, cost: usize) {
         *self.charged = self.charged.saturating_add(cost);
     }
 
-    /// Stops reading from this connection until [`Connections::resume_reading`]: what the client sends then waits
-    /// in the kernel, and TCP slows it down. What was read already is kept, and not handled before either.
+    /// Stops reading from this connection until [`Connections::resume_reading`]. Further input
+    /// waits in the kernel, and TCP slows the client down. Bytes that were read already are kept,
+    /// and handled only after that, too.
     pub fn pause_reading(&mut self) {
         *self.pause = true;
     }

@@ -9,7 +9,7 @@ const EARLIEST: Duration = Duration::from_secs(1);
 /// The latest, however many are refused: clients that wait for minutes have given up.
 const LATEST: Duration = Duration::from_secs(60);
 
-/// The longest wait for a server that is away: whoever is told more would not believe it.
+/// Longest wait that clients are given while the server is down; they would ignore a longer one.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Gives each refused client a time of its own, one behind the other.
@@ -25,7 +25,8 @@ impl Slots {
         Self { length: Duration::from_secs(1) / per_second.max(1), next: Cell::new(now) }
     }
 
-    /// The time after which the client refused now should come back: not before `wait` is over.
+    /// Returns the time after which the client refused now should come back, not before `wait` is
+    /// over.
     pub(crate) fn take(&self, now: Instant, wait: Duration) -> Duration {
         let earliest = now + wait.clamp(EARLIEST, MAX_WAIT);
         let mut slot = self.next.get().max(earliest) + self.length;

@@ -49,7 +49,7 @@ const KEEP: usize = 256 * 1024;
 pub(crate) struct WorkerCells {
     pub(crate) received: CounterCell,
     pub(crate) sent: CounterCell,
-    /// Turns that ended before all that was read was handled.
+    /// Turns that ended with bytes read but not handled.
     pub(crate) deferred: CounterCell,
     pub(crate) queue: GaugeCell,
     /// Whether it writes in batches.
@@ -156,7 +156,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
 
         more |= self.tick_at.is_some() || !self.core.dirty.is_empty();
-        // While nothing may be taken in, those that wait are no reason to go on.
+        // While the intake limit is used up, waiting connections are no reason to go on.
         let has_waiting = !self.core.turn.is_empty() || !self.core.backlog.is_empty();
         more |= has_waiting && !self.core.intake.is_used_up();
         if !more && self.core.is_in_burst() {
@@ -183,8 +183,8 @@ impl<'a, A: Application> Worker<'a, A> {
         self.sleep.as_mut().poll_unpin_pending(cx) && self.core.ready.sleep(cx.waker())
     }
 
-    /// Looks at the listener's phase and takes new connections, where there is news of either.
-    /// Answers whether there are more.
+    /// Reads the listener's phase and takes new connections, if the mailbox was notified. Returns
+    /// `true` if more may be queued.
     fn take_arrivals(&mut self) -> bool {
         let mailbox = self.control.mailbox(self.index);
         if !mailbox.take_notification() {
@@ -369,7 +369,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.turn.push(key);
     }
 
-    /// Answers a load balancer that asks whether clients should come.
+    /// Answers a load balancer's readiness probe.
     fn answer_probe(&mut self, key: u32) {
         let ready = catch_unwind(AssertUnwindSafe(|| self.application.is_ready())).unwrap_or(false);
         let refusal = match &self.drain {
@@ -399,8 +399,8 @@ impl<'a, A: Application> Worker<'a, A> {
         });
     }
 
-    /// Answers with HTTP what does not become a WebSocket; `write` is told whether the method is
-    /// HEAD.
+    /// Writes the HTTP response to a request that does not become a WebSocket. `write` is told
+    /// whether the method is HEAD.
     fn answer_http(&mut self, key: u32, write: impl FnOnce(&mut Vec<u8>, bool)) {
         let deadline = self.deadline(self.core.config.close_timeout);
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
@@ -528,7 +528,7 @@ impl<'a, A: Application> Worker<'a, A> {
         if was_paused {
             self.core.paused -= 1;
         }
-        // It is read again, to its end.
+        // The connection is read again, to its end.
         if std::mem::take(&mut connection.flags.too_slow) || was_paused || connection.flags.has_unread {
             self.core.turn.push(key);
         }
@@ -548,7 +548,8 @@ impl<'a, A: Application> Worker<'a, A> {
                 connection.state = State::Closing(Closing::Nothing);
                 self.core.mark_dirty(key);
             }
-            // The same right behind its last message: the replies go out, and then nothing more comes.
+            // The client ends its side right after its last message: replies go out, then the
+            // connection ends.
             State::Open(_) => {
                 self.watch_progress(key);
                 self.end_session(key, &Closed::Lost, Closing::Nothing);

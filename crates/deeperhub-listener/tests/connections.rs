@@ -33,13 +33,13 @@ struct Stage {
     opened: AtomicUsize,
     closed: Mutex<Vec<Closed>>,
     wakers: Mutex<Vec<Waker>>,
-    /// How often workers still die as soon as they look at what waits for them.
+    /// Number of panics that workers still raise when they are polled.
     deaths: AtomicUsize,
     hangs: Mutex<Hangs>,
     released: Condvar,
 }
 
-/// Workers that hang because a connection said so, until they are released.
+/// Workers that hang at a client's request until they are released.
 #[derive(Default)]
 struct Hangs {
     now: usize,
@@ -315,7 +315,7 @@ async fn a_worker_that_dies_is_replaced_and_the_others_notice_nothing() {
 }
 
 impl Running {
-    /// Two workers, one of which hangs, and a client of each.
+    /// Starts two workers, one of which hangs, with a client of each.
     async fn with_a_worker_that_hangs() -> (Self, Client, Client) {
         let running = start(|config| config.workers = 2);
         let (mut hung, healthy) = (running.connect().await, running.connect().await);
@@ -330,7 +330,7 @@ async fn new_clients_do_not_wait_for_a_worker_that_hangs() {
     let (running, mut hung, mut healthy) = Running::with_a_worker_that_hangs().await;
     let mut clients = Vec::new();
     for _ in 0..20 {
-        // The first of them may have been given to the one that hangs, and are then taken back.
+        // The first may be queued for the hung worker, and are then reassigned.
         let mut client = running.connect().await;
         echoes(&mut client).await;
         clients.push(client);
@@ -387,7 +387,7 @@ async fn a_worker_that_dies_tells_each_session_and_lets_go_of_its_places() {
     for _ in 0..5 {
         clients.push(running.connect().await);
     }
-    // What was answered before is not lost.
+    // Replies from before the panic are not lost.
     clients[0].send(Text::text("last words")).await.unwrap();
     clients[0].send(Text::text("die")).await.unwrap();
     for (nth, client) in clients.iter_mut().enumerate() {
@@ -429,7 +429,7 @@ async fn who_takes_the_place_of_a_worker_that_died_knows_of_the_drain() {
     running.wait_until(|running| running.listener.connections() == 4).await;
     let listener = &running.listener;
     let dies = async {
-        // One of them is closed at once, the others in an hour.
+        // One client is closed at once, the others within an hour.
         for client in &mut clients {
             let _ = client.send(Text::text("die")).await;
         }

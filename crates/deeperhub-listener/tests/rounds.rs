@@ -1,4 +1,4 @@
-//! Rounds end within their budget, whatever clients send: by what is counted, not by the clock.
+//! Rounds end within their budget, whatever clients send, as measured by cost, not by the clock.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,29 +19,29 @@ use deeperhub_protocol::deflate::{self, Deflater, negotiate, write_text_compress
 use deeperhub_protocol::frame;
 use deeperhub_protocol::handshake::{Refusal, Request};
 
-/// Far more than anything here takes on a busy machine.
+/// Timeout far longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Of a round, in the listener's cost of bytes.
+/// Budget of a round, in byte cost.
 const ROUND: usize = 64 * 1024;
 
-/// The longest message.
+/// Bytes of the longest message.
 const LONGEST: usize = 8 * 1024;
 
-/// The longest message as it is sent: those that are longer are compressed.
+/// Bytes of the longest message on the wire; longer messages are compressed.
 const SENT: usize = 1000;
 
 const CLIENTS: usize = 24;
 
-/// What a message costs beside its bytes, as the documentation of `Config::round_bytes` has it.
+/// Fixed cost of a message, as documented for `Config::round_bytes`.
 const MESSAGE: usize = 512;
 
-/// More than the kernels' buffers take between a server and a client that does not read.
+/// Bytes that exceed the kernels' buffers between a server and a client that does not read.
 const LONG_REPLY: usize = 8 << 20;
 
 #[derive(Default)]
 struct Seen {
-    /// What sessions were given in the round under way, and in the one that was given the most.
+    /// Cost given to sessions in the current round; `most` is the maximum of all rounds.
     now: AtomicUsize,
     most: AtomicUsize,
     messages: AtomicUsize,
@@ -161,7 +161,7 @@ fn upgrade(mut socket: TcpStream) -> TcpStream {
     socket
 }
 
-/// The frame of a server as a client sends it: masked, with zeros.
+/// Converts a server's frame to a client's, masked with zeros.
 fn masked(server: &[u8]) -> Vec<u8> {
     let header = match server[1] {
         126 => 4,
@@ -186,7 +186,7 @@ fn compressed(text: &str) -> Vec<u8> {
     masked(&out)
 }
 
-/// An empty message in as many final blocks, each of which brings the window over again.
+/// Builds a message with `blocks` empty final blocks, each of which copies the window again.
 fn final_blocks(blocks: usize) -> Vec<u8> {
     let mut deflated = Vec::new();
     // One stored block that fills the window first (RFC 1951 section 3.2.4).
@@ -208,7 +208,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// A small generator, so that a failure can be repeated by its seed.
+/// Small random generator, so that a failure can be repeated by its seed.
 struct Random(u64);
 
 impl Random {
@@ -264,7 +264,8 @@ fn check_that_rounds_keep_to_their_budget(seed: u64, change: impl FnOnce(&mut Co
     until("all messages are handled", || seen.messages.load(Ordering::Relaxed) >= expected);
     assert_eq!(seen.messages.load(Ordering::Relaxed), expected, "seed {seed}");
     let most = seen.most.load(Ordering::Relaxed);
-    // The last message of the round may go beyond it; and of each client's first one a part was counted in a round before.
+    // The last message of a round may exceed it, and part of each client's first message was
+    // counted in an earlier round.
     let bound = ROUND + LONGEST + MESSAGE + CLIENTS * SENT;
     assert!(most <= bound, "{most} of {bound} in a round, seed {seed}");
     assert!(metrics.turns_deferred.value() > 0, "seed {seed}");
@@ -296,7 +297,7 @@ fn a_pause_holds_what_was_read_already() {
     let burst = [text("first"), text("pause"), text("second"), text("third")].concat();
     client.write_all(&burst).unwrap();
     until("two messages are handled", || seen.messages.load(Ordering::Relaxed) >= 2);
-    // Others go on meanwhile, so that the worker surely has had its rounds.
+    // Another client goes on meanwhile, so that the worker surely had its rounds.
     let mut other = connect(listener.local_addr());
     for _ in 0..20 {
         other.write_all(&text("echo")).unwrap();
@@ -330,7 +331,7 @@ fn a_client_that_reads_is_not_too_slow_however_small_its_queue_is() {
     let message = text(&format!("echo{}", "x".repeat(1000)));
     for count in [1, 5, 7, 8, 30, 60] {
         client.write_all(&message.repeat(count)).unwrap();
-        // Uncompressed or not, what comes back is read to the last reply.
+        // Read up to the last reply, compressed or not.
         client.write_all(&text("echo the last")).unwrap();
         let mut tail = Vec::new();
         let mut buffer = [0; 4096];
@@ -343,7 +344,7 @@ fn a_client_that_reads_is_not_too_slow_however_small_its_queue_is() {
     assert_eq!(metrics.slow_consumers.value(), 0);
 }
 
-/// A connection whose kernel takes little ahead of its program.
+/// Connects with a small receive buffer.
 fn connect_slowly(address: SocketAddr) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(128 * 1024).unwrap();
@@ -351,7 +352,7 @@ fn connect_slowly(address: SocketAddr) -> TcpStream {
     upgrade(socket.into())
 }
 
-/// Reads up to `bytes` at a pace at which that takes `time`, longer than any single wait of the server's.
+/// Reads up to `bytes` over about `time`, which is longer than any single timeout of the server.
 fn read_slowly(client: &mut TcpStream, bytes: usize, time: Duration) -> Vec<u8> {
     let mut all = Vec::new();
     let mut buffer = [0; 16 * 1024];
@@ -376,10 +377,10 @@ fn a_peer_that_reads_slowly_lives_though_its_pong_is_late() {
     });
     let mut client = connect_slowly(listener.local_addr());
     client.write_all(&text("long")).unwrap();
-    // No pong ever comes from it; that it takes bytes is all that shows its life.
+    // The client never sends a pong; taking bytes is its only sign of life.
     let read = read_slowly(&mut client, LONG_REPLY / 2, Duration::from_secs(6)).len();
     assert!(read >= LONG_REPLY / 2 && metrics.pong_timeouts.value() == 0, "{read} bytes were read");
-    // And once it takes nothing any more, it is closed.
+    // Once it takes no more bytes, it is closed.
     until("it is closed", || metrics.pong_timeouts.value() == 1);
 }
 
@@ -394,7 +395,7 @@ fn the_last_words_reach_a_slow_peer_that_goes_on_reading() {
     client.write_all(&text("long")).unwrap();
     until("it is closed as too slow", || metrics.slow_consumers.value() == 1);
     assert_eq!(seen.closed.lock().unwrap().len(), 1);
-    // Some more than there is, so that it is read to the end.
+    // Ask for more bytes than there are, to read to the end.
     let all = read_slowly(&mut client, LONG_REPLY + 1024, Duration::from_secs(5));
     let reason = b"too slow: the queue passed its limit";
     assert!(all.ends_with(reason), "{} bytes end in {:?}", all.len(), &all[all.len().saturating_sub(40)..]);

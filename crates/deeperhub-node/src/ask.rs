@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 
 use crate::hub::{Hub, Request};
 
-/// A worker did not answer: it is stuck, has far too much to do, or died. What it was asked may be
-/// carried out later, unless it died.
+/// Error for a worker that did not answer: it is stuck, overloaded, or died. It may carry out the
+/// request later, unless it died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a worker does not answer; what was asked of it may be carried out later")]
 pub struct Unanswered;

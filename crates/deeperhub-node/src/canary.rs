@@ -45,8 +45,7 @@ impl Default for CanaryConfig {
 /// up one of them when it goes on, not all.
 const PARTS: u32 = 4;
 
-/// Time that the thread is given at the end. It waits for nothing longer, unless something that it
-/// calls hangs.
+/// Time that a stop waits for the thread. The thread ends sooner, unless a call of its hangs.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is known of all workers, and of the broker.
@@ -63,9 +62,9 @@ pub(crate) struct Canary {
     /// The same of probes by the broker.
     cluster_round_trips: SharedHistogram,
     cluster_missed: SharedCounter,
-    /// Times that the thread died and went on.
+    /// Restarts of the thread after a panic.
     restarts: SharedCounter,
-    /// Times that a test has it die.
+    /// Number of panics that a test still injects.
     #[cfg(test)]
     faults: std::sync::atomic::AtomicUsize,
 }
@@ -91,7 +90,7 @@ struct Probed {
     outstanding: Option<(u64, Instant)>,
     /// How long the last one took.
     round_trip: Option<Duration>,
-    /// A worker that has subscribed itself.
+    /// Whether the worker has subscribed.
     is_attached: bool,
     /// When one was first missed, of those since the last that came back in time.
     failing_since: Option<SystemTime>,
@@ -265,20 +264,20 @@ impl Canary {
         self.changed.notify_all();
     }
 
-    /// The broker brought a probe back: it goes on to a worker, one of those that answer where there is one. If it reaches
-    /// no worker, it proves nothing, and another one is due.
+    /// Passes on a probe that came back from the broker to a worker, preferably one that answers. A
+    /// probe that reaches no worker proves nothing, and another one is due.
     pub(crate) fn came_through_broker(&self, number: u64, hub: &Hub) {
         self.offer(number, |worker| publish(hub, worker, number));
     }
 
-    /// Publishes a probe to workers by turns until it has a subscriber.
+    /// Publishes a probe to one worker after the other until it has a subscriber.
     fn offer(&self, number: u64, publish: impl Fn(usize) -> u64) {
         if !self.turns(number).into_iter().any(|worker| publish(worker) > 0) {
             self.take_back(number);
         }
     }
 
-    /// The workers in the order in which a probe through the broker is offered to them.
+    /// Returns the workers in the order in which they are offered a probe from the broker.
     fn turns(&self, number: u64) -> Vec<usize> {
         let state = self.state();
         let all = state.workers.len().max(1);
@@ -338,7 +337,7 @@ impl Canary {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends probes until it is stopped. What panics in it goes on after a delay.
+    /// Sends probes until it is stopped, and starts again with a backoff after a panic.
     fn run(&self, hub: &Hub) {
         let mut delay = RestartDelay::default();
         loop {
@@ -396,7 +395,7 @@ impl Canary {
     fn probe(&self, hub: &Hub) {
         for _ in 0..PARTS {
             let part = self.config.timeout / PARTS;
-            // `None`: longer than the clock can tell.
+            // `None`: beyond the clock's range.
             let end = Instant::now().checked_add(part);
             loop {
                 self.publish_due(hub);
@@ -461,7 +460,7 @@ impl Canary {
                 warn!(worker, "A probe did not come back in time; the node is not ready.");
             }
         }
-        // Before a worker has subscribed, no probe can come through, whatever the broker does.
+        // Until a worker has subscribed, no probe can come through, whatever the broker does.
         let is_judged = has_held && state.workers.iter().any(|probed| probed.is_attached);
         if state.cluster.as_mut().is_some_and(|probed| is_judged && probed.is_newly_missed()) {
             self.cluster_missed.inc();
@@ -495,7 +494,7 @@ fn number_of(frame: &[u8]) -> Option<u64> {
 pub(crate) struct CanaryThread {
     canary: Arc<Canary>,
     thread: Option<JoinHandle<()>>,
-    /// Ends when the thread does.
+    /// Channel that closes when the thread ends.
     ended: mpsc::Receiver<Infallible>,
 }
 

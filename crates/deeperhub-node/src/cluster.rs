@@ -23,10 +23,11 @@ use crate::id::Place;
 /// How long the start waits for the broker; then the node serves its own clients until it is reached.
 const START: Duration = Duration::from_secs(3);
 
-/// What the end waits at least for what is on its way to the broker. It waits longer if the drain has time left.
+/// Minimum time that a stop waits to flush messages to the broker. It waits longer if the drain has
+/// time left.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// What it waits besides for a driver that is stuck.
+/// Extra time that a stop waits for a driver that is stuck.
 const STUCK: Duration = Duration::from_secs(2);
 
 /// How long messages of other nodes wait for a worker that is behind. After it they are handed over nonetheless: what
@@ -67,7 +68,8 @@ impl ClusterThread {
         Ok((Self { broker, running: Some(running) }, start))
     }
 
-    /// Sends what waits, at least until `deadline`, says goodbye to the other nodes, and ends.
+    /// Flushes queued messages, says goodbye to the other nodes, and ends. Waits up to `deadline`,
+    /// or [`FLUSH`] if that is later.
     pub(crate) async fn stop(mut self, deadline: Option<Instant>) {
         let least = Instant::now() + FLUSH;
         let deadline = deadline.map_or(least, |deadline| deadline.max(least));
@@ -104,7 +106,8 @@ pub(crate) fn follow_interest(router: &Router<Delivery>, broker: &Broker) {
 }
 
 impl Hub {
-    /// Hands a publish of this node over for the others. Returns why they do not get it, if so.
+    /// Hands a publish of this node to the broker for the other nodes. Returns the fault if they do
+    /// not get it.
     pub(crate) fn publish_to_others(
         &self,
         topic: &Topic<'_>,
@@ -119,7 +122,7 @@ impl Hub {
         self.send_to_others(message)
     }
 
-    /// Hands a message over for other nodes. Returns why they do not get it, if so.
+    /// Hands a message to the broker for other nodes. Returns the fault if they do not get it.
     pub(crate) fn send_to_others(&self, message: Message<'_>) -> Option<ClusterFault> {
         match self.broker.as_ref()?.publish(message) {
             Ok(()) => None,

@@ -15,21 +15,22 @@ use crate::trace::Tracer;
 /// Pings and pongs a second of one connection: what a client needs to watch the round trip, many times over.
 const DEFAULT_CONTROL_RATE: NonZeroU32 = NonZeroU32::new(50).expect("it is not 0");
 
-/// Tokens a second of one connection. One takes up to two milliseconds of the worker to verify (8 keys of P-384), some
-/// hundred times as long as another message.
+/// Default rate of tokens per connection and second. Verifying one takes the worker up to two
+/// milliseconds (8 keys of P-384), some hundred times as long as another message.
 const DEFAULT_TOKEN_RATE: NonZeroU32 = NonZeroU32::new(5).expect("it is not 0");
 
-/// Bursts a second for new connections of one address: a thousand clients behind one address that reconnect within a few
-/// seconds and send ten messages each take half of what is there.
+/// Default rate of bursts for new connections of one address. A thousand clients behind one address
+/// that reconnect within a few seconds and send ten messages each take half of what is there.
 const DEFAULT_BURST_RATE: NonZeroU32 = NonZeroU32::new(20).expect("it is not 0");
 
-/// A limit of `authenticate` messages: as many a second, ten times as many at once.
+/// Returns a limit for `authenticate` messages: `per_second`, with a burst of ten times that.
 #[must_use]
 pub fn token_rate_limit(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(9)))
 }
 
-/// A limit of bursts for new connections of an address: as many a second, five times as many at once.
+/// Returns a limit for bursts of new connections per address: `per_second`, five times as many at
+/// once.
 #[must_use]
 pub fn burst_rate_per_ip(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(4)))
@@ -59,11 +60,13 @@ pub struct Config {
     /// Pings and pongs of one connection; `None`: no limit. One that is over it gets no pong. Default 50 per second,
     /// burst 100.
     pub control_rate_limit: Option<RateLimit>,
-    /// `authenticate` messages of one connection; `None`: no limit. Default 5 per second, burst 50.
+    /// Rate of `authenticate` messages per connection. `None`: no limit. Default 5 per second,
+    /// burst 50.
     pub token_rate_limit: Option<RateLimit>,
-    /// Whole bursts that new connections of one address (IPv6: of one /64) may take, of whatever has a rate: beyond
-    /// them a new connection sends at its rates alone. `None`: each new connection has its bursts for itself. Default 20
-    /// per second, 100 at once. Does not change while the node runs.
+    /// Rate of whole bursts for new connections of one address (IPv6: of one /64), for everything
+    /// that has a rate. Beyond it, a new connection sends at its rates alone. `None`: each new
+    /// connection has its own bursts. Default 20 per second, 100 at once. Does not change while the
+    /// node runs.
     pub burst_rate_per_ip: Option<RateLimit>,
     /// Levels of arrays and objects in a message, its own object among them: 2 to 127, the default.
     pub max_json_depth: usize,
@@ -83,7 +86,8 @@ pub struct Config {
     pub router: deeperhub_router::Config,
     /// Numbers of the embedding program that go with the node's metrics. Default: none.
     pub gauges: Vec<OwnGauge>,
-    /// Numbers of the node's edges, such as a server API, that go with its metrics. Default: none.
+    /// Metrics of components beside the node, such as a server API, shown with its own. Default:
+    /// none.
     pub numbers: Vec<OwnNumber>,
     /// Which traces are recorded, and where their spans go. Default: none are recorded, and sampled ones that clients
     /// bring are carried on.
@@ -129,16 +133,16 @@ pub struct OwnGauge {
     pub read: fn() -> i64,
 }
 
-/// Whether a number may fall.
+/// Kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NumberKind {
-    /// It only grows.
+    /// Value that only grows.
     Counter,
-    /// It says how much there is now.
+    /// Current value, which may fall.
     Gauge,
 }
 
-/// A number that something beside the node keeps, to be shown with the node's metrics.
+/// Metric of a component beside the node, shown with the node's metrics.
 #[derive(Clone)]
 pub struct OwnNumber {
     pub(crate) name: &'static str,
@@ -149,8 +153,8 @@ pub struct OwnNumber {
 }
 
 impl OwnNumber {
-    /// `read` is called whenever metrics are asked for. The name of a counter ends in `_total`; the node does not start
-    /// when a name is taken or malformed.
+    /// Creates a metric; `read` is called whenever metrics are read. The name of a counter ends in
+    /// `_total`. The node does not start if a name is taken or malformed.
     pub fn new(
         name: &'static str,
         help: &'static str,
@@ -161,13 +165,13 @@ impl OwnNumber {
         Self { name, help, unit, kind, read: Arc::new(read) }
     }
 
-    /// The metric's name.
+    /// Returns the metric's name.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Returns the number now.
+    /// Returns the current value.
     #[must_use]
     pub fn read(&self) -> u64 {
         (self.read)()

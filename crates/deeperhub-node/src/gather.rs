@@ -24,10 +24,11 @@ pub(crate) const NOT_FOUND: &str = "not_found";
 /// The client is there, and had no such subscription.
 pub(crate) const NONE: &str = "none";
 
-/// Bytes of one answer, or fewer if the broker carries less. What does not fit comes with the next page.
+/// Maximum bytes of one answer, or fewer if the broker carries less. The rest comes with the next
+/// page.
 const MAX_ANSWER_BYTES: usize = 700 << 10;
 
-/// Topics in one answer.
+/// Maximum topics in one answer.
 const MAX_ANSWER_TOPICS: usize = 1000;
 
 /// What a node asks another.
@@ -117,13 +118,13 @@ struct ClientsText {
     next: Option<String>,
 }
 
-/// Topics in the order of their names.
+/// Topics in name order.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 enum TopicsText {
-    /// As many as were asked for, or all that there are.
+    /// As many as were requested, or all there are.
     All(Vec<(String, u64)>),
-    /// As many as an answer carries.
+    /// As many as fit in an answer.
     Cut { cut: Vec<(String, u64)> },
 }
 
@@ -187,13 +188,13 @@ fn max_answer_bytes(hub: &Hub) -> usize {
     hub.broker.as_ref().map_or(MAX_ANSWER_BYTES, |broker| broker.max_answer_bytes().min(MAX_ANSWER_BYTES))
 }
 
-/// Tells of an answer that cannot be made short enough.
+/// Logs an answer that cannot be made short enough.
 fn exceeds(list: &str, bytes: usize, hub: &Hub) {
     let max_answer_bytes = max_answer_bytes(hub);
-    warn!(list, bytes, max_answer_bytes, "One list entry exceeds the limit for answers between nodes");
+    warn!(list, bytes, max_answer_bytes, "List entry exceeds the cluster answer limit");
 }
 
-/// As many topics as fit, marked as cut if there are more. `None`: not even one does.
+/// Serializes as many topics as fit, marked as cut if there are more. `None`: not even one fits.
 fn topics_text(mut topics: Vec<(String, u64)>, max_bytes: usize) -> Option<String> {
     let text = serde_json::to_string(&topics).ok()?;
     if text.len() <= max_bytes {
@@ -211,8 +212,8 @@ fn topics_text(mut topics: Vec<(String, u64)>, max_bytes: usize) -> Option<Strin
     }
 }
 
-/// Puts together what nodes named. A node whose answer was cut has not named what comes behind its last name, so that
-/// nothing behind that is complete; the second part says whether there is more.
+/// Merges the topics that nodes named. Counts beyond the last name of a cut answer are incomplete,
+/// so those topics are left out. Also returns whether there is more.
 fn merge_topics(answers: Vec<TopicsText>, limit: usize) -> (Vec<TopicInfo>, bool) {
     let mut topics = BTreeMap::<String, u64>::new();
     let mut end: Option<String> = None;

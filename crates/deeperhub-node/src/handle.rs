@@ -37,7 +37,7 @@ pub struct NodeHandle {
 pub struct Delivered {
     /// Subscriptions matched on this node (publish), or connections reached (sends).
     pub count: u64,
-    /// Why other nodes did not get it; `None`: they did, or there are none.
+    /// Fault that kept it from other nodes. `None`: they got it, or there are none.
     pub cluster: Option<ClusterFault>,
 }
 
@@ -53,11 +53,12 @@ pub struct ClientInfo {
     pub subscriptions: Vec<String>,
 }
 
-/// Bytes of names after which a page of connections ends, whatever its limit: subscriptions may take 32 KiB of each.
+/// Bytes of names after which a page of connections ends, whatever its limit. Subscriptions may
+/// take 32 KiB per connection.
 pub(crate) const CLIENTS_BYTES: usize = 512 * 1024;
 
 impl ClientInfo {
-    /// About what it takes in memory and in an answer.
+    /// Returns its approximate size in memory and in an answer.
     pub(crate) fn bytes(&self) -> usize {
         let user = self.user.as_ref().map_or(0, String::len);
         let names: usize = self.subscriptions.iter().map(|name| name.len() + size_of::<String>()).sum();
@@ -107,7 +108,7 @@ pub enum SendError {
     /// The client is another node's, and the cluster cannot be reached or takes no more.
     #[error("the client is connected to another node, and the cluster cannot be reached")]
     ClusterUnavailable,
-    /// The client is another node's, and the broker does not take messages of this size.
+    /// The client is connected to another node, and the broker does not take messages of this size.
     #[error(
         "the client is connected to another node, and the message is larger than the cluster's broker takes"
     )]
@@ -150,8 +151,9 @@ impl NodeHandle {
         Delivered { count: published.subscribers, cluster: published.cluster }
     }
 
-    /// Publishes to the other nodes only: the rest of a publish that was answered with
-    /// a fault in [`Delivered::cluster`]. Returns why they do not get it this time either, if so. Never waits.
+    /// Publishes to the other nodes only, to complete a publish that returned a fault in
+    /// [`Delivered::cluster`]. Returns the fault if they do not get it this time either. Never
+    /// waits.
     pub fn publish_to_others(
         &self,
         topic: &Topic<'_>,
@@ -312,8 +314,8 @@ impl NodeHandle {
         info.ok_or(ClientNotFound.into())
     }
 
-    /// Connections of this node, a page at a time; a page ends after 512 KiB of names, too. A client that stays connected through a whole listing appears exactly
-    /// once.
+    /// Lists connections of this node, a page at a time. A page also ends after 512 KiB of names. A
+    /// client that stays connected through a whole listing appears exactly once.
     ///
     /// # Errors
     ///
@@ -417,10 +419,10 @@ impl NodeHandle {
         &self.hub.node_id
     }
 
-    /// Starts the drain: no new connections, the others are closed with 1001 spread over `time`;
-    /// returns when all are gone or the time is over. Where there are other nodes, clients are told
-    /// to come back at once, one after the other; otherwise when the drain is over and
-    /// [`restart_time`](deeperhub_listener::Config::restart_time) has passed.
+    /// Starts the drain: refuses new connections, and closes the others with 1001, spread over
+    /// `time`. Returns when all are gone or the time is over. If there are other nodes, clients are
+    /// told to come back at once, one after the other. Otherwise they are told to come back after
+    /// the drain and [`restart_time`](deeperhub_listener::Config::restart_time).
     pub async fn drain(&self, time: Duration) {
         if let Some(end) = Instant::now().checked_add(time) {
             let _ = self.hub.drained_by.set(end);

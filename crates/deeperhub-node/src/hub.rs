@@ -60,9 +60,9 @@ pub(crate) struct Reached {
     pub(crate) subscribers: u64,
     /// A worker is behind: the publisher should pause.
     pub(crate) congested: bool,
-    /// Steps that matching patterns took.
+    /// Number of pattern-matching steps.
     pub(crate) steps: usize,
-    /// Why the other nodes do not get it; `None`: they do, or there are none.
+    /// Fault that keeps it from other nodes. `None`: they get it, or there are none.
     pub(crate) cluster: Option<ClusterFault>,
 }
 
@@ -139,16 +139,16 @@ pub(crate) struct Hub {
     pub(crate) broker: Option<Broker>,
     pub(crate) started: Instant,
     pub(crate) requests: Vec<mpsc::Sender<Posted>>,
-    /// Bursts for new connections, by address; `None`: each has its own.
+    /// Pool of bursts for new connections, by address. `None`: each connection has its own.
     pub(crate) bursts: Option<BurstPool>,
-    /// When the drain's time is over, if there is a drain.
+    /// Deadline of the drain, if there is one.
     pub(crate) drained_by: OnceLock<Instant>,
     /// The workers' ends; a worker takes its own and gives it back when it is replaced.
     pub(crate) inboxes: Vec<Mutex<Option<mpsc::Receiver<Posted>>>>,
 }
 
 impl Hub {
-    /// Whether the node should get traffic.
+    /// Returns whether the node should get traffic, and the reasons if not.
     pub(crate) fn health(&self) -> Health {
         let mut health = Health::new(*self.phase.borrow(), &self.canary);
         let counts = self.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);

@@ -56,7 +56,8 @@ pub(crate) struct Local {
     users: Users,
     /// Sessions that wait for other workers to catch up before they read on.
     pub(crate) paused: Vec<Key>,
-    /// Counts the rounds in which no worker was behind: what was published before the last of them is delivered, or soon.
+    /// Number of rounds in which no worker was behind. Messages published before the last of them
+    /// are delivered, or will be soon.
     pub(crate) relief: u32,
     /// The time of a round, and the same in seconds since 1970.
     clock: Option<(Instant, u64)>,
@@ -84,8 +85,8 @@ impl Local {
             Ok(metrics) => metrics,
             Err(error) => panic!("the worker's cells are taken: {error}"),
         };
-        // Subscriptions ended with the old worker's shard. Its sessions did not: each is told here
-        // that it ends, and counts itself down then.
+        // Subscriptions ended with the old worker's shard. Its sessions are told of their end here,
+        // and each decrements the count of active ones then.
         metrics.subscriptions.set(0);
         // Without the system's randomness the clock keeps serials apart over restarts.
         let start = getrandom::u64().unwrap_or_else(|_| {
@@ -419,14 +420,13 @@ impl deeperhub_listener::Local for Local {
 impl Drop for Local {
     fn drop(&mut self) {
         if *self.hub.phase.borrow() != Phase::Stopped {
-            // The worker died. Its subscriptions end now, not when there is another, which may take
-            // a while: nothing more is published to it, and it congests nobody.
+            // The worker died. Its subscriptions end now, not when its replacement starts, which
+            // may take a while. So nothing more is published to it, and it congests no publisher.
             drop(self.hub.router.attach(ShardId(self.worker)));
             self.metrics.subscriptions.set(0);
         }
         if let Some(mut inbox) = self.inbox.take() {
-            // Whoever waits for an answer hears at once that none comes: the clients that it is
-            // about are gone.
+            // Callers get an error at once: the clients that they ask about are gone.
             while inbox.try_recv().is_ok() {}
             self.hub.give_back_inbox(self.worker.into(), inbox);
         }

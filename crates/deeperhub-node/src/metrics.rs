@@ -73,7 +73,7 @@ pub(crate) enum Limit {
     /// Pings and pongs.
     Control,
     JsonDepth,
-    /// What a new connection may send at once, of its address.
+    /// First burst of a new connection, from its address's pool.
     FirstBurst,
 }
 

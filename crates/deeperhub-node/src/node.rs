@@ -25,7 +25,7 @@ use crate::recent::Recent;
 use crate::top::Wanted;
 use crate::trace::TraceMetrics;
 
-/// The part of a memory budget that messages may take that wait for workers, all of them together.
+/// Divisor of the memory budget for the messages queued for workers, all of them together.
 const INBOX_PART: u64 = 16;
 
 /// A running node. When it is dropped, everything ends at once: call [`drain`](Self::drain) before.
@@ -94,7 +94,7 @@ impl Node {
         Self::start_on(address.into(), config)
     }
 
-    /// As [`start`](Self::start), where it may listen on several addresses.
+    /// Starts like [`start`](Self::start), but may listen on several addresses.
     ///
     /// # Errors
     ///
@@ -204,12 +204,12 @@ impl Node {
         self.handle.clone()
     }
 
-    /// Where clients connect; the first of [`local_addrs`](Self::local_addrs).
+    /// Returns the first of [`local_addrs`](Self::local_addrs).
     pub fn local_addr(&self) -> SocketAddr {
         self.handle.listener.local_addr()
     }
 
-    /// All addresses that clients can connect to, at least one.
+    /// Returns all addresses that clients can connect to, at least one.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         self.handle.listener.local_addrs()
     }
@@ -285,7 +285,8 @@ fn registry(
     registry.register_process();
     Ok(registry)
 }
-/// What may wait in workers' inboxes before publishers pause, which is a part of the memory budget where that is small.
+/// Returns the router's settings. A small memory budget lowers the inbox limit at which publishers
+/// pause.
 fn router_within(config: &Config, shards: u16) -> deeperhub_router::Config {
     let mut router = config.router;
     if let Some(memory) = &config.listener.memory {

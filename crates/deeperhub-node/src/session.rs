@@ -38,7 +38,7 @@ pub(crate) struct Session {
     pub(crate) sent: u64,
     opened: Option<Instant>,
     messages: SessionLimiter,
-    /// Boxed, since few connections do what they limit or count.
+    /// Boxed, since few connections do what these limit or count.
     rare: Option<Box<RareLimiters>>,
     offences: Offences,
     peer: SocketAddr,
@@ -163,8 +163,9 @@ impl Session {
         Ok(())
     }
 
-    /// A limiter would refuse: draws what is left of the connection's first burst and asks it again; otherwise counts it,
-    /// and says how long its client should wait where limits are enforced.
+    /// Handles a refusal by a limiter: draws from the connection's first burst and asks it again.
+    /// If that fails, counts the refusal, and returns how long the client should wait if limits are
+    /// enforced.
     #[cold]
     fn over_rate(
         &mut self,
@@ -200,20 +201,21 @@ impl Session {
         local.over_limit(by, retry)
     }
 
-    /// Counts bytes that it has published.
+    /// Counts bytes that the connection has published.
     pub(crate) fn published(&mut self, bytes: usize, relief: u32) {
         self.rare.get_or_insert_default().publishes.add(bytes, relief);
     }
 
-    /// When the connection began to send, in the hub's time, where its bursts come out of its address's pool. A trusted
-    /// proxy's own connections have them for themselves, since it may speak for any number of clients.
+    /// Returns when the connection opened, in the hub's time, if its bursts come out of its
+    /// address's pool. A trusted proxy's own connections have their own bursts, since it may speak
+    /// for any number of clients.
     fn begun(&self, local: &Local) -> Option<Duration> {
         local.hub.bursts.as_ref()?;
         let opened = self.opened?.saturating_duration_since(local.hub.started);
         (!local.hub.config.listener.trusted_proxies.trusts(self.peer.ip())).then_some(opened)
     }
 
-    /// The limiter of a kind, which is made when it is needed first.
+    /// Returns the limiter of a kind, and creates it on first use.
     fn limiter(&mut self, kind: Kind, limit: &RateLimit, local: &Local) -> &mut SessionLimiter {
         let begun = self.begun(local);
         if let Kind::Messages = kind {
@@ -373,8 +375,8 @@ impl Session {
     }
 }
 
-/// Limiters of the bytes of messages, of tokens in messages, and of pings and pongs that nobody asked for; and what a
-/// publisher makes others hold.
+/// Limiters of message bytes, of tokens in messages, and of unsolicited pings and pongs. Also
+/// counts the bytes that a publisher makes others hold.
 #[derive(Debug, Default)]
 struct RareLimiters {
     bytes: Option<SessionLimiter>,
@@ -383,7 +385,7 @@ struct RareLimiters {
     publishes: WaitingPublishes,
 }
 
-/// What a connection has a rate of.
+/// Kind of rate limit of a connection.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Messages,
@@ -403,7 +405,7 @@ impl Kind {
     }
 }
 
-/// A limiter, and what its connection has drawn of its first burst. 16 bytes.
+/// Limiter with the state of its connection's first burst. 16 bytes.
 #[derive(Debug, Default)]
 struct SessionLimiter {
     limiter: RateLimiter,
@@ -411,17 +413,19 @@ struct SessionLimiter {
 }
 
 impl SessionLimiter {
-    /// Without a burst where that is to be drawn: `begun` is when the connection began.
+    /// Creates a limiter. It starts without a burst if that is drawn from a pool; `begun` is when
+    /// the connection began.
     fn new(limit: &RateLimit, begun: Option<Duration>) -> Self {
         let limiter = begun.map_or_else(RateLimiter::default, |begun| RateLimiter::empty(limit, begun));
         Self { limiter, first: FirstBurst::default() }
     }
 }
 
-/// Bytes that a connection has published and that may wait for workers that are behind. 8 bytes.
+/// Bytes that a connection has published and that may still be queued for workers that are behind.
+/// 8 bytes.
 #[derive(Debug, Default)]
 struct WaitingPublishes {
-    /// The worker's [`Local::relief`] when the first of them was published.
+    /// Value of the worker's [`Local::relief`] at the last publish.
     since: u32,
     bytes: u32,
 }
@@ -434,7 +438,7 @@ impl WaitingPublishes {
         self.bytes = u32::try_from(before.saturating_add(bytes)).unwrap_or(u32::MAX);
     }
 
-    /// Those that may still wait.
+    /// Returns the bytes that may still be queued.
     fn bytes(&self, relief: u32) -> usize {
         if self.since == relief { self.bytes as usize } else { 0 }
     }

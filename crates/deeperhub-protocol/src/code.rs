@@ -108,7 +108,7 @@ pub enum CloseCode {
     TokenExpired,
     /// 4003: disconnected by the server API.
     Disconnected,
-    /// 4200: no sign of life in time; no byte came, and none was taken, since the ping.
+    /// 4200: liveness timeout; since the ping, the client sent no byte and accepted none.
     PongTimeout,
 }
 

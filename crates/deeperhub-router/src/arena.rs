@@ -66,8 +66,8 @@ impl<T> Arena<T> {
         self.items.get_mut(number as usize)?.as_mut()
     }
 
-    /// The items under the numbers from `from` on, `most` numbers at most, and the number behind
-    /// them, if there are more.
+    /// Returns the items numbered `from` and up, at most `most` numbers, and the next number if
+    /// there are more.
     pub(crate) fn part(&self, from: usize, most: usize) -> (impl Iterator<Item = &T>, Option<usize>) {
         let rest = self.items.get(from..).unwrap_or_default();
         let part = rest.get(..most).unwrap_or(rest);

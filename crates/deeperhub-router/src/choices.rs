@@ -1,33 +1,33 @@
-//! What many deep shapes have in common with a topic: sums and texts of eight levels at a time.
+//! Sums and texts of a topic's levels, eight at a time, shared by many deep shapes.
 
 use crate::shapes::MAX_LEVELS;
 use deeperhub_protocol::Topic;
 
-/// Levels of a part, and choices of which of them have names.
+/// Levels of a part, and the number of ways to choose named levels among them.
 const PART: usize = 8;
 const CHOICES: usize = 1 << PART;
 const PARTS: usize = MAX_LEVELS / PART;
 
-/// Bytes that are copied at once.
+/// Bytes per copy.
 const BLOCK: usize = 32;
 
-/// A topic cut into parts of eight levels, with what each choice of named levels makes of a part.
-/// So a shape costs 16 steps at most, not one for each level.
+/// A topic in parts of eight levels, with the sum and text of each choice of named levels. A shape
+/// thus costs 16 steps at most, not one per level.
 pub(crate) struct Choices<'t> {
     topic: &'t [u8],
-    /// Where each level begins, and where one behind the last would.
+    /// Start of each level, and the start that one more level would have.
     starts: [u16; MAX_LEVELS + 1],
     sums: [[u64; CHOICES]; PARTS],
-    /// Where the text of a choice stands in `texts`, and its length. Made when it is needed, since
-    /// only a pattern that most probably matches needs it.
+    /// Position in `texts` and length of each choice's text. Filled on demand, since only a pattern
+    /// that most probably matches needs it.
     places: Vec<(u32, u32)>,
     texts: Vec<u8>,
-    /// The part whose texts are those of a group that ends within it.
+    /// Part in which the current group ends; its texts are valid for that group only.
     partial: Option<usize>,
 }
 
 impl<'t> Choices<'t> {
-    /// Takes the hashes of the topic's first levels.
+    /// Sums the hashes of the topic's first `levels` levels for every choice.
     #[inline]
     pub(crate) fn new(topic: &'t str, hashes: &[u64; MAX_LEVELS], levels: usize) -> Self {
         let topic = topic.as_bytes();
@@ -39,7 +39,7 @@ impl<'t> Choices<'t> {
         let mut sums = [[0_u64; CHOICES]; PARTS];
         for (sums, hashes) in sums.iter_mut().zip(hashes.chunks(PART)).take(levels.div_ceil(PART)) {
             for choice in 1..CHOICES {
-                // The choice without its lowest level stands further down.
+                // The choice without its lowest level has a smaller index, so its sum is known.
                 let without = sums[choice & (choice - 1)];
                 let lowest = hashes.get(choice.trailing_zeros() as usize).copied().unwrap_or_default();
                 sums[choice] = without.wrapping_add(lowest);
@@ -48,13 +48,12 @@ impl<'t> Choices<'t> {
         Self { topic, starts, sums, places: Vec::new(), texts: Vec::new(), partial: None }
     }
 
-    /// Additions that making it took.
+    /// Returns the number of additions that [`new`](Self::new) makes.
     pub(crate) fn additions(levels: usize) -> usize {
         levels.div_ceil(PART) * CHOICES
     }
 
-    /// Sums the hashes of the named levels of a shape with so many levels; also answers how many
-    /// additions that took.
+    /// Returns the sum of the hashes of a shape's named levels, and the number of additions.
     pub(crate) fn sum(&self, named: [u64; 2], levels: usize) -> (u64, usize) {
         let parts = levels.div_ceil(PART);
         let mut sum = 0_u64;
@@ -64,7 +63,7 @@ impl<'t> Choices<'t> {
         (sum, parts)
     }
 
-    /// The next shapes all have so many levels.
+    /// Prepares for shapes of `levels` levels: forgets the texts of parts in which a group ends.
     pub(crate) fn begin_group(&mut self, levels: usize) {
         let partial = (!levels.is_multiple_of(PART)).then_some(levels / PART);
         for part in self.partial.into_iter().chain(partial) {
@@ -75,16 +74,16 @@ impl<'t> Choices<'t> {
         self.partial = partial;
     }
 
-    /// Returns `true` if `pattern` is what a shape makes of the topic, a `*` for each level without a
-    /// name: then it matches, if there are enough levels for its `>`.
+    /// Returns `true` if `pattern` equals the topic with a `*` at each unnamed level. It then
+    /// matches if there are enough levels for its `>`.
     pub(crate) fn is_text(&mut self, pattern: &str, named: [u64; 2], levels: usize, has_tail: bool) -> bool {
         const ROOM: usize = (Topic::MAX_BYTES + 1).next_multiple_of(BLOCK) + BLOCK;
         let mut text = [0; ROOM];
         let mut len = 0;
         for (part, choice) in choices(named).enumerate().take(levels.div_ceil(PART)) {
             let (at, bytes) = self.text(part, choice, levels);
-            // Whole blocks, so that what is copied does not depend on the length: it would be
-            // mispredicted. The next one writes over what was too much.
+            // Copies whole blocks, since a copy of variable length would be mispredicted. The next
+            // copy overwrites the excess.
             for block in (0..bytes).step_by(BLOCK) {
                 let from = self.texts.get(at + block..at + block + BLOCK);
                 let to = text.get_mut(len + block..len + block + BLOCK);
@@ -93,14 +92,14 @@ impl<'t> Choices<'t> {
             }
             len += bytes;
         }
-        // Each level has brought its dot.
+        // Each level ends with a dot.
         match pattern.as_bytes().split_last() {
             Some((b'>', head)) => has_tail && text.get(..len) == Some(head),
             _ => !has_tail && len > 0 && text.get(..len - 1) == Some(pattern.as_bytes()),
         }
     }
 
-    /// Place and length of the text of one choice.
+    /// Returns the position and length of a choice's text, built on first use.
     fn text(&mut self, part: usize, choice: u8, levels: usize) -> (usize, usize) {
         if self.places.is_empty() {
             self.places.resize(PARTS * CHOICES, (0, 0));
@@ -127,7 +126,7 @@ impl<'t> Choices<'t> {
     }
 }
 
-/// Which of its levels each part has names at.
+/// Returns the named levels of each part, as bits.
 fn choices(named: [u64; 2]) -> impl Iterator<Item = u8> {
     named.into_iter().flat_map(u64::to_le_bytes)
 }

@@ -14,9 +14,9 @@ const MAX_RUNNING: usize = if cfg!(test) { 2 } else { 16 };
 /// Messages that one fan-out carries to each subscriber at once.
 const MAX_BATCH: usize = if cfg!(test) { 3 } else { 64 };
 
-/// Subscriptions of a client up to which they are looked through again at each of them that a message
-/// matches. Who has more is remembered, so that a client's part in a message grows with its
-/// subscriptions, not with their square.
+/// Most subscriptions of a client that are searched again at each of its matches. Clients with more
+/// are remembered instead, so that the cost of a message grows linearly with a client's
+/// subscriptions, not quadratically.
 const FEW_SUBSCRIPTIONS: usize = if cfg!(test) { 2 } else { 8 };
 
 /// The envelopes that a worker has taken and not finished.
@@ -45,9 +45,9 @@ pub(crate) struct Running<M> {
     index: u32,
     /// Somebody may have been given the batch: no more can join.
     has_begun: bool,
-    /// Clients that have been given the messages and that their subscriptions do not tell: those with more than
-    /// [`FEW_SUBSCRIPTIONS`], and those that have left the list in which it was. Without this, a client on two of
-    /// the lists would be given them again.
+    /// Clients that already got the messages, where their subscriptions do not show it. They have
+    /// more than [`FEW_SUBSCRIPTIONS`], or have left the list through which they got them. Without
+    /// this, a client on two lists would get the messages twice.
     given: HashSet<Key, RandomState>,
 }
 
@@ -94,7 +94,7 @@ impl<M> Running<M> {
 
     /// The subscriber at `index` of a list has left it.
     pub(crate) fn subscriber_left(&mut self, list: u32, index: u32, key: Key, since: u64) {
-        // They are in ascending order.
+        // Lists are in ascending order.
         let Ok(at) = self.lists().binary_search(&list) else { return };
         let is_done = at < self.list || (at == self.list && index < self.index);
         if is_done && self.lists().len() > 1 && since < self.last_number() {

@@ -179,7 +179,7 @@ impl<M> Inbox<M> {
         (config, congestion): (&Config, &Congestion),
         (shard, sleepers): (u16, &mut Sleepers<'_>),
     ) -> bool {
-        // A message that many patterns match may be shorter than their numbers.
+        // The numbers of many matching lists may take more bytes than the message.
         let bytes = bytes.saturating_add(lists.heap_bytes());
         let mut state = lock(&self.state);
         state.pushed += 1;

@@ -17,12 +17,13 @@
 //!
 //! # Bounds
 //! Inboxes have a soft limit ([`Config`]): a push never waits, since it happens under a lock, but tells the publisher to
-//! pause. The tables are as large as what is subscribed to, and give memory back when subscribers leave. How much one
-//! client may subscribe to is the caller's to limit; [`Shard::held_bytes`] tells what that takes.
+//! pause. The tables are as large as what is subscribed to, and give memory back when subscribers
+//! leave. The caller limits the subscriptions of a client; [`Shard::held_bytes`] returns the memory
+//! that they hold.
 //!
-//! A publish makes one hash lookup for each different shape of patterns that its topic could match, whatever the patterns
-//! are: at most as many as there are patterns, and at most `2^(n + 1)` for a topic of `n` levels. Whatever else it does
-//! is linear in what it matches.
+//! A publish makes one hash lookup for each shape of pattern that its topic could match. There are
+//! at most as many shapes as patterns, and at most `2^(n + 1)` for a topic of `n` levels. The rest
+//! of the cost is linear in the number of matches.
 //!
 //! ```
 //! use deeperhub_protocol::{Subscription, Topic};

@@ -1,15 +1,15 @@
-//! What a publish has matched.
+//! Matches of a publish, grouped by worker.
 
-/// Matches that need no memory of their own.
+/// Most matches that need no heap memory.
 const FEW: usize = 16;
 
-/// Lists of workers, each as the worker's number above the list's own, so that sorting brings
-/// together what goes to one worker.
+/// Matching lists, each with the worker's number above the list's own. Sorting groups them by
+/// worker.
 #[derive(Debug)]
 pub(crate) struct Matched {
     few: [u64; FEW],
     len: usize,
-    /// All of them, if there are more than `few` has room for.
+    /// All matches, if there are more than [`FEW`].
     many: Vec<u64>,
 }
 
@@ -33,7 +33,7 @@ impl Matched {
         self.len += 1;
     }
 
-    /// Calls `visit` with each worker and its lists, of which there is one at least, in ascending order.
+    /// Calls `visit` with each worker and its lists (at least one), in ascending order.
     pub(crate) fn for_each_shard(&mut self, mut visit: impl FnMut(u16, &[u64])) {
         let all = if self.many.is_empty() {
             self.few.get_mut(..self.len).unwrap_or_default()

@@ -6,7 +6,7 @@ use crate::sync::read;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-/// Patterns that are looked through under one lock.
+/// Most patterns visited under one lock.
 const PATTERNS_AT_ONCE: usize = if cfg!(test) { 64 } else { 1024 };
 
 /// A part of the list of topics and patterns.
@@ -109,16 +109,16 @@ impl<M: Send + 'static> Router<M> {
 }
 
 impl<M: Send + 'static> Router<M> {
-    /// Up to `limit` of a part's entries behind a name, in order, and whether there are more. The part
-    /// behind the stripes is that of the patterns.
+    /// Returns up to `limit` entries of a part that follow a name, in order, and `true` if there
+    /// are more. The patterns are the part behind the stripes.
     fn lowest(&self, part: usize, after: &str, limit: usize) -> (Vec<(String, u64)>, bool) {
         let mut lowest = Lowest { after, limit, heap: BinaryHeap::new(), more: false };
         if let Some(stripe) = self.shared().numbered_stripe(part) {
             stripe.iter().for_each(|entry| lowest.see(entry));
             return lowest.into_sorted();
         }
-        // The lock of the patterns is every publisher's, so it is not held for all of them at once. A
-        // pattern that is there throughout keeps its number, and is seen.
+        // Every publisher needs the lock of the patterns, so it is not held for all of them at
+        // once. A pattern that stays subscribed to keeps its number, so it is visited.
         let mut next = Some(0);
         while let Some(from) = next {
             let patterns = read(&self.shared().patterns);
@@ -130,7 +130,7 @@ impl<M: Send + 'static> Router<M> {
     }
 }
 
-/// The lowest names behind one, as they come. Takes memory for `limit` only.
+/// Collector of the lowest names that follow a given one. Takes memory for `limit` names only.
 struct Lowest<'a> {
     after: &'a str,
     limit: usize,

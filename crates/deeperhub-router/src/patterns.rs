@@ -6,15 +6,15 @@ use crate::stripe::Entry;
 use ahash::RandomState;
 use hashbrown::HashTable;
 
-/// All patterns, found by their shapes and names.
+/// All patterns, indexed by shapes and names.
 ///
-/// A match takes one look for each [`Shape`] that the topic could have, of which there are at most
-/// as many as patterns, and at most 2 to the power of one more than the topic's levels. What a look
-/// costs does not depend on how long the patterns are or how much of them agrees with the topic.
+/// A match makes one lookup for each [`Shape`] that the topic could have: at most as many as there
+/// are patterns, and at most `2^(n + 1)` for a topic of `n` levels. The cost of a lookup does not
+/// depend on how long the patterns are or how much of them agrees with the topic.
 #[derive(Debug)]
 pub(crate) struct Patterns {
     patterns: Arena<Pattern>,
-    /// Their numbers, by [`PatternKey::hash`].
+    /// Numbers of the patterns, by [`PatternKey::hash`].
     by_hash: HashTable<u32>,
     shapes: Shapes,
     hasher: RandomState,
@@ -26,7 +26,7 @@ pub(crate) struct Pattern {
     entry: Entry,
 }
 
-/// The patterns, to be found by their hashes.
+/// Lookup of patterns by hash.
 #[derive(Clone, Copy)]
 pub(crate) struct ByHash<'p> {
     numbers: &'p HashTable<u32>,
@@ -34,7 +34,7 @@ pub(crate) struct ByHash<'p> {
 }
 
 impl<'p> ByHash<'p> {
-    /// The pattern of a hash that is the right one.
+    /// Returns the pattern of this hash for which `is_it` returns `true`.
     #[inline]
     pub(crate) fn find(self, hash: u64, mut is_it: impl FnMut(&str) -> bool) -> Option<&'p Entry> {
         let pattern = |number: u32| self.patterns.get(number).filter(|pattern| pattern.hash == hash);
@@ -42,23 +42,23 @@ impl<'p> ByHash<'p> {
         if is_it(&first.entry.name) {
             return Some(&first.entry);
         }
-        // Two patterns of one hash: a coincidence that is not to be expected, but not impossible.
+        // Two patterns share a hash: unlikely, but possible.
         let others = self.numbers.iter_hash(hash).filter_map(|number| pattern(*number));
         others.map(|pattern| &pattern.entry).find(|entry| is_it(&entry.name))
     }
 }
 
-/// A pattern's text, read: made before a lock is taken.
+/// Parsed text of a pattern, made before a lock is taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PatternKey<'p> {
     name: &'p str,
     shape: Shape,
-    /// The [`seed`] of its length and the [hashes](level_hash) of its names, added up.
+    /// Sum of the [`seed`] of its length and the [hashes](level_hash) of its names.
     hash: u64,
 }
 
 impl<'p> PatternKey<'p> {
-    /// Takes a valid pattern.
+    /// Parses a valid pattern.
     pub(crate) fn new(name: &'p str, hasher: &RandomState) -> Self {
         let (levels, has_tail) = match name.strip_suffix('>') {
             Some(levels) => (levels.strip_suffix('.').unwrap_or_default(), true),
@@ -79,8 +79,8 @@ impl<'p> PatternKey<'p> {
 }
 
 impl Patterns {
-    /// What a pattern takes beside its name, in tables that double: itself, its number, and a shape that
-    /// it alone has.
+    /// Memory of a pattern besides its name, in tables that double: the pattern, its number, and a
+    /// shape of its own.
     pub(crate) const ENTRY_BYTES: usize =
         2 * (size_of::<Option<Pattern>>() + size_of::<u32>() + 1 + Shapes::SHAPE_BYTES);
 
@@ -97,8 +97,8 @@ impl Patterns {
         self.patterns.len()
     }
 
-    /// The patterns from a number on, as many as `most` numbers have, and the number behind them, if
-    /// there are more. A pattern keeps its number for as long as it is there.
+    /// Returns the patterns numbered `from` and up, at most `most` numbers, and the next number if
+    /// there are more. A pattern keeps its number for its lifetime.
     pub(crate) fn part(&self, from: usize, most: usize) -> (impl Iterator<Item = &Entry>, Option<usize>) {
         let (part, next) = self.patterns.part(from, most);
         (part.map(|pattern| &pattern.entry), next)
@@ -227,7 +227,7 @@ mod tests {
         names
     }
 
-    /// What the match of a topic costs.
+    /// Returns the cost of matching a topic.
     fn work(patterns: &Patterns, topic: &str) -> Work {
         patterns.matching(topic, &mut |_| {})
     }
@@ -276,8 +276,8 @@ mod tests {
         assert!(patterns.heap_bytes() < 4_000, "{} bytes are left", patterns.heap_bytes());
     }
 
-    /// The patterns of some clients, 128 each: every choice of `a` and `*` for the first levels of 128, and an end that
-    /// only the last level of a topic decides about.
+    /// Returns the patterns of some clients, 128 each. The first levels of 128 choose between `a`
+    /// and `*`; only the last level of a topic decides whether they match.
     fn deep(clients: u32) -> Vec<String> {
         let name = |choice: u32| {
             let levels = (0..127).map(|level| if level < 16 && choice >> level & 1 == 0 { "a" } else { "*" });
@@ -297,17 +297,17 @@ mod tests {
                 assert_eq!(matching(&patterns, &topic).len(), matches);
                 let work = work(&patterns, &topic);
                 assert_eq!(work.looks, names.len());
-                // 16 for each look, and the tables.
+                // 16 per lookup, and the tables.
                 assert!(work.additions <= 16 * work.looks + 4096, "{work:?}");
             }
-            // Topics of other lengths do not meet them at all.
+            // Topics of other lengths cost nothing.
             assert_eq!(work(&patterns, &["a"; 127].join(".")), Work::default());
         }
     }
 
     #[test]
     fn names_at_all_levels_cost_no_more_than_names_at_the_first() {
-        // Names and wildcards by a multiplier's bits, over the whole length.
+        // Names and wildcards over the whole length, from a multiplier's bits.
         let name = |number: u32| {
             let bits = u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
             let levels = (0..128).map(|level| if bits >> level & 1 == 0 { "a" } else { "*" });
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_shallow_topic_costs_little_whatever_the_patterns_are() {
-        // All patterns of up to five levels from three names, and longer ones.
+        // All patterns of up to five levels over three names, and longer ones.
         let mut names: BTreeSet<_> = deep(10).into_iter().collect();
         for length in 1..=5_u32 {
             for choice in 0..4_u32.pow(length) {
@@ -382,7 +382,7 @@ mod tests {
             of_one in proptest::collection::vec((any::<proptest::sample::Index>(), "(a|bb|ccc)", 0..3_usize), 10),
             mut topics in proptest::collection::vec("((a|bb)\\.){8,40}a", 4),
         ) {
-            // Topics that one of the patterns matches, now and then with one level more.
+            // Topics that one of the patterns matches, some with one more level.
             for (index, level, more) in of_one {
                 if !names.is_empty() {
                     let names: Vec<_> = names.iter().collect();
@@ -394,7 +394,7 @@ mod tests {
         }
     }
 
-    /// Removes some of the patterns, and compares what the index finds with what each pattern says of itself.
+    /// Removes some patterns, then compares the index with each pattern's own answer.
     fn check_against_each(
         names: &mut BTreeSet<String>,
         removed: Vec<proptest::sample::Index>,

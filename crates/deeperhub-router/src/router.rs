@@ -35,8 +35,8 @@ pub struct Published {
     /// An inbox that got the message is over its soft limit: the publisher should pause until
     /// [`Router::is_congested`] is false.
     pub congested: bool,
-    /// Steps that matching patterns took: looks into their table, and parts of the topic put together for them. What a
-    /// publisher's turn may be charged for; 0 where there are no patterns.
+    /// Steps of matching patterns: lookups in their table, and hashes of the topic's levels added
+    /// up. Callers may charge them to the publisher. 0 where there are no patterns.
     pub steps: usize,
 }
 
@@ -79,7 +79,7 @@ impl<M> fmt::Debug for Router<M> {
 #[repr(align(128))]
 struct Padded<T>(T);
 
-/// Locks are taken in this order: the patterns, a stripe, an inbox; never two stripes.
+/// State that all threads share. Lock order: patterns, one stripe, one inbox; never two stripes.
 pub(crate) struct Shared<M> {
     pub(crate) config: Config,
     pub(crate) hasher: RandomState,
@@ -153,8 +153,8 @@ impl<M> Shared<M> {
         Published { subscribers, congested, steps }
     }
 
-    /// Pushes to the subscribers of the topic itself, and answers how many there are; does nothing where there are
-    /// patterns that it could match.
+    /// Pushes to the subscribers of the topic itself and returns their number. Returns `None` and
+    /// does nothing if there are patterns that the topic could match.
     fn push_to_topic(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, Lists)) -> Option<u64> {
         let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_own(name);
         if may_match_patterns() {
@@ -162,8 +162,9 @@ impl<M> Shared<M> {
         }
         // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
         let stripe = self.stripe(hash);
-        // The first pattern may have come before the stripe was had. Its subscriber may have got a message of this
-        // topic that another thread pushed meanwhile, so it has to get this one as well.
+        // Check again: the first pattern may have been added before the stripe was locked. Its
+        // subscriber may already have a message of this topic from another thread, so it must get
+        // this one too.
         if may_match_patterns() {
             return None;
         }
@@ -175,8 +176,8 @@ impl<M> Shared<M> {
         Some(subscribers)
     }
 
-    /// Pushes to the subscribers of the topic and of patterns that match it. Returns how many subscriptions those are, and
-    /// the steps of matching.
+    /// Pushes to the subscribers of the topic and of patterns that match it. Returns the number of
+    /// subscriptions, and the steps of matching.
     fn push_to_topic_and_patterns(
         &self,
         hash: u64,
@@ -191,8 +192,8 @@ impl<M> Shared<M> {
                 matched.push(slot.shard, slot.list);
             }
         };
-        // Held until all is pushed: who subscribes to a pattern counts on it. Matching comes before the stripe is
-        // locked, so that it holds up no other publish.
+        // Held until all is pushed: subscribing to a pattern relies on it. Matching comes before
+        // the lock of the stripe, so that it delays no other publish.
         let patterns = read(&self.patterns);
         let work = patterns.matching(name, &mut add);
         let stripe = self.stripe(hash);
@@ -342,7 +343,7 @@ impl<M: Send + 'static> Router<M> {
         (topics + read(&self.shared.patterns).len()) as u64
     }
 
-    /// Heap bytes of the tables, by their capacities.
+    /// Returns the heap bytes of the tables, from their capacities.
     #[cfg(test)]
     pub(crate) fn heap_bytes(&self) -> usize {
         let stripes = (0..STRIPES).filter_map(|index| self.shared.numbered_stripe(index));

@@ -1,4 +1,4 @@
-//! What the patterns look like, apart from their names: what a publish has to look for.
+//! Shapes of patterns: the lookups that a publish has to make.
 
 use crate::choices::Choices;
 use crate::patterns::ByHash;
@@ -12,49 +12,48 @@ use std::hash::{BuildHasher, Hasher};
 /// Levels of the longest topic: one byte each, and a dot between.
 pub(crate) const MAX_LEVELS: usize = 128;
 
-/// Levels of a topic that is shallow, as nearly all are.
+/// Most levels of a shallow topic, as nearly all are.
 const FEW_LEVELS: usize = 8;
 
-/// Additions that are done one by one before [`Choices`] pay.
+/// Most additions made one by one, before [`Choices`] pay off.
 const MAX_DIRECT_ADDITIONS: usize = if cfg!(test) { 128 } else { 1024 };
 
-/// Which levels of a pattern have names, and how many levels there are.
+/// Named levels of a pattern, and its number of levels.
 ///
-/// Of all patterns of one shape at most one matches a given topic: the one that has the topic's
-/// names at the shape's named levels. So a publish needs one look into a hash table for each shape,
-/// however many patterns there are.
+/// At most one pattern of a shape matches a given topic: the one with the topic's names at the
+/// named levels. So a publish needs one hash lookup per shape, however many patterns there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
-    /// A bit for each level that is not a `*`; the first level has the lowest.
+    /// Bit set of the levels that are not `*`; the first level is the lowest bit.
     pub(crate) named: u128,
-    /// Levels, without the `>`.
+    /// Number of levels, without the `>`.
     pub(crate) levels: u8,
-    /// A `>` follows.
+    /// `true` if a `>` follows.
     pub(crate) has_tail: bool,
 }
 
-/// The shapes that patterns have.
+/// Shapes of all patterns.
 #[derive(Debug)]
 pub(crate) struct Shapes {
-    /// Without a `>`, by the number of levels.
+    /// Shapes without a `>`, by the number of levels.
     exact: Vec<Group>,
-    /// With a `>`, by the number of levels before it.
+    /// Shapes with a `>`, by the number of levels before it.
     tailed: Vec<Group>,
-    /// A bit for each group of `tailed` that is not empty.
+    /// Bit set of the groups of `tailed` that are not empty.
     tails: u128,
 }
 
-/// The shapes of one length.
+/// Shapes of one length.
 #[derive(Debug)]
 struct Group {
-    /// See [`seed`].
+    /// Start of the patterns' hashes, see [`seed`].
     seed: u64,
     levels: u8,
     has_tail: bool,
     shapes: HashTable<Counted>,
 }
 
-/// One shape, and how many patterns have it.
+/// A shape, and the number of patterns that have it.
 #[derive(Debug)]
 struct Counted {
     /// [`Shape::named`] in two words, which need no alignment of 16 bytes.
@@ -62,23 +61,23 @@ struct Counted {
     patterns: u32,
 }
 
-/// What a match cost, counted.
+/// Cost of a match, in steps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Work {
-    /// Hashes of levels that were added up.
+    /// Hashes of levels added up.
     pub(crate) additions: usize,
-    /// Shapes, each with one look into the table of patterns.
+    /// Shapes, each with one lookup in the table of patterns.
     pub(crate) looks: usize,
 }
 
-/// Where the hashes of a group begin, so that patterns with the same names and of different lengths
-/// do not meet.
+/// Returns the start of the hashes of a group, so that patterns with the same names but different
+/// lengths do not collide.
 pub(crate) fn seed(hasher: &RandomState, levels: u8, has_tail: bool) -> u64 {
     hasher.hash_one((levels, has_tail))
 }
 
-/// The part that a name at a level has in a pattern's hash. The parts are added up, so that those of
-/// many patterns can share their sums.
+/// Returns the hash of a name at a level. A pattern's hash adds these up, so that many patterns can
+/// share partial sums.
 pub(crate) fn level_hash(hasher: &RandomState, level: usize, name: &[u8]) -> u64 {
     let mut hasher = hasher.build_hasher();
     hasher.write(name);
@@ -87,14 +86,14 @@ pub(crate) fn level_hash(hasher: &RandomState, level: usize, name: &[u8]) -> u64
 }
 
 impl Shapes {
-    /// What a shape takes, in a table without room for more.
+    /// Memory of a shape in a table without spare capacity.
     pub(crate) const SHAPE_BYTES: usize = size_of::<Counted>() + 1;
 
     pub(crate) const fn new() -> Self {
         Self { exact: Vec::new(), tailed: Vec::new(), tails: 0 }
     }
 
-    /// Counts one pattern more.
+    /// Counts one more pattern of a shape.
     pub(crate) fn add(&mut self, shape: Shape, hasher: &RandomState) {
         let groups = if shape.has_tail { &mut self.tailed } else { &mut self.exact };
         let levels = usize::from(shape.levels);
@@ -117,7 +116,7 @@ impl Shapes {
         }
     }
 
-    /// Counts one pattern less.
+    /// Counts one pattern less of a shape.
     pub(crate) fn subtract(&mut self, shape: Shape, hasher: &RandomState) {
         let groups = if shape.has_tail { &mut self.tailed } else { &mut self.exact };
         let levels = usize::from(shape.levels);
@@ -157,11 +156,11 @@ impl Shapes {
     ) -> Work {
         let depth = topic.bytes().filter(|byte| *byte == b'.').count() + 1;
         let exact = self.exact.get(depth).filter(|group| !group.shapes.is_empty());
-        // A `>` stands for one level at least.
+        // A `>` stands for at least one level.
         let tails = if depth < MAX_LEVELS { self.tails & ((1 << depth) - 1) } else { self.tails };
         let levels = match exact {
             Some(_) => depth,
-            // The longest of them says which names are needed; without one, none is.
+            // The longest of them says how many hashes are needed; without one, none is.
             None => (u128::BITS - tails.leading_zeros()).saturating_sub(1) as usize,
         };
         if exact.is_none() && tails == 0 {
@@ -198,7 +197,7 @@ fn words(named: u128) -> [u64; 2] {
     [named as u64, (named >> 64) as u64]
 }
 
-/// The numbers of the bits that are set.
+/// Returns the positions of the set bits.
 fn bits(mut word: u128) -> impl Iterator<Item = usize> + Clone {
     std::iter::from_fn(move || {
         let bit = (word != 0).then(|| word.trailing_zeros() as usize)?;
@@ -207,7 +206,7 @@ fn bits(mut word: u128) -> impl Iterator<Item = usize> + Clone {
     })
 }
 
-/// The hashes of a topic's first levels.
+/// Returns the hashes of a topic's first levels.
 fn hashes<const ROOM: usize>(topic: &str, levels: usize, hasher: &RandomState) -> [u64; ROOM] {
     let mut hashes = [0; ROOM];
     let names = topic.as_bytes().split(|byte| *byte == b'.');
@@ -217,7 +216,7 @@ fn hashes<const ROOM: usize>(topic: &str, levels: usize, hasher: &RandomState) -
     hashes
 }
 
-/// Sums the hashes of the named levels; also answers how many there are.
+/// Returns the sum of the named levels' hashes, and the number of additions.
 fn add_up(hashes: &[u64], named: [u64; 2]) -> (u64, usize) {
     let (mut sum, mut additions) = (0_u64, 0);
     for (mut word, hashes) in named.into_iter().zip(hashes.chunks(64)) {
@@ -230,7 +229,7 @@ fn add_up(hashes: &[u64], named: [u64; 2]) -> (u64, usize) {
     (sum, additions)
 }
 
-/// Looks for the pattern of each shape of these groups.
+/// Looks up the pattern of each shape of these groups.
 fn look<'g, 'p>(
     groups: impl Iterator<Item = &'g Group>,
     hashes: &[u64],
@@ -251,7 +250,7 @@ fn look<'g, 'p>(
     work
 }
 
-/// As [`look`], for many deep shapes.
+/// Works like [`look`], for many deep shapes.
 #[inline(never)]
 fn look_by_choices<'g, 'p>(
     groups: impl Iterator<Item = &'g Group>,

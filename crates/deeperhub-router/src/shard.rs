@@ -28,10 +28,11 @@ pub enum Subscribed {
     Already,
 }
 
-/// What a subscription takes beside its topic: the two places that name each other, in lists that double.
+/// Memory of a subscription besides its topic: two places that refer to each other, in lists that
+/// double.
 const SUBSCRIPTION_BYTES: usize = 2 * (size_of::<Subscriber>() + size_of::<Place>());
 
-/// What a list takes, in a table that doubles.
+/// Memory of a list, in a table that doubles.
 const LIST_BYTES: usize = 2 * size_of::<Option<List>>();
 
 /// Answer of a delivery: how the worker goes on.
@@ -65,7 +66,7 @@ pub(crate) struct Tables {
     clients: Vec<Few<Place>>,
     /// Of [`LOOPBACK`].
     loopback: Few<Place>,
-    /// Of clients, by [`since`](Self::since).
+    /// Client subscriptions visited by [`since`](Self::since).
     #[cfg(test)]
     looked_at: std::cell::Cell<usize>,
 }
@@ -364,9 +365,9 @@ impl<M: Send + 'static> Shard<M> {
         self.tables.subscription_count(key)
     }
 
-    /// Bytes that a client's subscriptions make the server hold, here and in the table that all threads share. What a
-    /// topic or pattern itself needs, and `per_topic` that others hold for it, is divided among the subscribers that it
-    /// has on this worker.
+    /// Returns the bytes that a client's subscriptions hold, here and in the table that all threads
+    /// share. The memory of a topic or pattern itself, and `per_topic` held for it elsewhere, is
+    /// divided among its subscribers on this worker.
     #[must_use]
     pub fn held_bytes(&self, key: Key, per_topic: usize) -> usize {
         self.tables
@@ -391,7 +392,7 @@ impl<M: Send + 'static> Shard<M> {
         self.tables.heap_bytes()
     }
 
-    /// How many of its clients' subscriptions deliveries have looked through for others.
+    /// Returns the number of client subscriptions that deliveries have visited.
     #[cfg(test)]
     pub(crate) fn places_looked_at(&self) -> usize {
         self.tables.looked_at.get()

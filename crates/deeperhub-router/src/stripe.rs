@@ -81,7 +81,7 @@ pub(crate) struct Stripe {
 }
 
 impl Stripe {
-    /// What a topic takes beside its name, in a table that doubles.
+    /// Memory of a topic besides its name, in a table that doubles.
     pub(crate) const ENTRY_BYTES: usize = 2 * (size_of::<Entry>() + 1);
 
     pub(crate) const fn new() -> Self {
@@ -151,7 +151,7 @@ impl Stripe {
     }
 }
 
-/// Heap bytes of a shared text: two counts before it, and the whole in words.
+/// Returns the heap bytes of an `Arc<str>`: two counters and the text, rounded up to words.
 pub(crate) fn arc_bytes(text: &str) -> usize {
     (2 * size_of::<usize>() + text.len()).next_multiple_of(size_of::<usize>())
 }

@@ -726,7 +726,7 @@ fn the_servers_own_topics_reach_the_worker_and_nobody_else() {
     assert_eq!((router.topics(), next.subscription_count(LOOPBACK)), (0, 0));
 }
 
-/// Who subscribes to what: clients of two workers, and names by client and number.
+/// Subscribes clients of two workers to names made from client and number.
 fn subscribed(clients: u32, names: u32, name: impl Fn(u32, u32) -> String) -> (Router<u32>, Vec<Shard<u32>>) {
     let router = Router::new(SHARDS, Config::default());
     let mut shards: Vec<_> = (0..SHARDS).map(|shard| router.attach(ShardId(shard))).collect();
@@ -786,7 +786,7 @@ fn what_a_client_costs_a_message_grows_with_its_subscriptions_and_not_with_their
         levels.chain(["*"]).collect::<Vec<_>>().join(".")
     };
     let (router, mut shards) = subscribed(CLIENTS, PATTERNS, pattern);
-    // All of them match, also where some that do not stand before them.
+    // All patterns match the topic.
     let topic = ["a"; 10].join(".");
     let published = router.publish(&Topic::parse(topic.as_str()).unwrap(), None, 1, || 7);
     assert_eq!(published.subscribers, u64::from(CLIENTS * PATTERNS));

@@ -1,15 +1,15 @@
-//! Whether a pattern matches a topic, by their texts.
+//! Wildcard matching of a pattern's text against a topic's.
 
-/// Bytes that are compared at a time.
+/// Bytes compared at a time.
 const CHUNK: usize = 16;
 
 /// Returns `true` if a valid pattern, or topic, matches a valid topic.
 ///
 /// Reads each byte of both a fixed number of times, whatever the wildcards are: a `*` stands for
-/// exactly one level, so there is nothing to go back to.
+/// exactly one level, so matching never backtracks.
 pub(crate) fn is_match(pattern: &str, topic: &str) -> bool {
     let (pattern, mut topic) = (pattern.as_bytes(), topic.as_bytes());
-    // A `>` is never a part of a name, so as the last byte it is a whole level.
+    // A `>` is never part of a name, so as the last byte it is a whole level.
     let (pattern, has_tail) = match pattern.split_last() {
         Some((b'>', head)) => (head, true),
         _ => (pattern, false),
@@ -23,7 +23,7 @@ pub(crate) fn is_match(pattern: &str, topic: &str) -> bool {
         let is_behind_star = at > 0 && pattern.get(at - 1) == Some(&b'*');
         let rest_of_level = || topic.iter().position(|byte| *byte == b'.');
         match pattern.get(at) {
-            // The head of `a.>` ends with its dot: anything more is one level or several.
+            // The head of `a.>` ends with its dot: remaining bytes are one level or more.
             None if has_tail => return !topic.is_empty(),
             None if is_behind_star => return rest_of_level().is_none(),
             None => return topic.is_empty(),
@@ -37,15 +37,15 @@ pub(crate) fn is_match(pattern: &str, topic: &str) -> bool {
     }
 }
 
-/// Returns how many bytes from the start are the same, or a `*` in the pattern.
+/// Returns the number of leading bytes that are equal, or a `*` in the pattern.
 ///
-/// As long as both agreed so far, a `*` stands at the start of a level of the topic, so that it
-/// never agrees with a dot: topics have no empty levels.
+/// While both agree, a `*` stands at the start of a level of the topic. It never meets a dot, since
+/// topics have no empty levels.
 fn agreeing_bytes(pattern: &[u8], topic: &[u8]) -> usize {
     let agrees = |(pattern, topic): (&u8, &u8)| pattern == topic || *pattern == b'*';
     let mut at = 0;
     while let Some((pattern, topic)) = pattern.get(at..at + CHUNK).zip(topic.get(at..at + CHUNK)) {
-        // Without a way out in between, so that the compiler compares all bytes by one instruction.
+        // No early exit, so that the compiler compares all bytes with one instruction.
         if !pattern.iter().zip(topic).fold(true, |all, bytes| all & agrees(bytes)) {
             break;
         }

@@ -2,9 +2,10 @@
 //! value that is asked with everything it needs; no sockets, no clock, no runtime.
 //!
 //! [`OriginPolicy`] knows which web pages may connect, [`RateLimiter`] how often a connection may send,
-//! [`AddressLimiter`] how often an address may connect, [`BurstPool`] what its new connections may send at once, [`Grants`] what the bearer of a token may do, and [`Secret`]
-//! whether a key is the right one. The modules `auth` (JWTs), `tls` (a rustls configuration from PEM) and `proxy` (clients
-//! behind proxies) are features of these names, off by default.
+//! [`AddressLimiter`] how often an address may connect, [`BurstPool`] what its new connections may
+//! send at once, [`Grants`] what the bearer of a token may do, and [`Secret`] whether a key is the
+//! right one. The modules `auth` (JWTs), `tls` (a rustls configuration from PEM) and `proxy`
+//! (clients behind proxies) are features of these names, off by default.
 //!
 #![cfg_attr(feature = "rate-limit", doc = "```")]
 #![cfg_attr(not(feature = "rate-limit"), doc = "```ignore")]

@@ -38,12 +38,12 @@ impl RateLimit {
         Quota::per_second(self.per_second).allow_burst(self.burst)
     }
 
-    /// The time in which one more is earned, in nanoseconds, as governor counts it.
+    /// Returns the time in which one more is earned, in nanoseconds, as governor computes it.
     fn interval(self) -> u64 {
         (1_000_000_000 / u64::from(self.per_second.get())).max(1)
     }
 
-    /// The time in which a whole burst is earned, in nanoseconds.
+    /// Returns the time in which a whole burst is earned, in nanoseconds.
     fn burst_nanos(self) -> u64 {
         self.interval() * u64::from(self.burst.get())
     }
@@ -90,13 +90,15 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// A limiter that began at `begun` with nothing of its burst: one more is granted when it has been earned.
+    /// Returns a limiter that started at `begun` with an empty burst. It grants only what it has
+    /// earned since then.
     #[must_use]
     pub fn empty(limit: &RateLimit, begun: Duration) -> Self {
         Self { arrival: nanos(begun).saturating_add(limit.burst_nanos()) }
     }
 
-    /// Grants `amount` in advance, so that as many more are granted from now on; never more than the burst together.
+    /// Credits `amount` in advance, so that as many more are granted from now on. The total never
+    /// exceeds the burst.
     pub fn grant(&mut self, limit: &RateLimit, amount: u32, now: Duration) {
         let earlier = limit.interval().saturating_mul(amount.into());
         self.arrival = self.arrival.saturating_sub(earlier).max(nanos(now));
@@ -186,8 +188,9 @@ impl Clock for At {
 /// How often each address may do something, such as connect. For any number of threads.
 ///
 /// An IPv6 address counts as its /64, which is what one household or one machine has to choose from; an IPv4 address
-/// written as IPv6 (`::ffff:1.2.3.4`) is that IPv4 address. An address is forgotten some time after its burst is whole
-/// again, and at most [`MAX_ADDRESSES`] are remembered: then the one that is forgotten has the most of its burst again.
+/// written as IPv6 (`::ffff:1.2.3.4`) is that IPv4 address. An address is forgotten some time after
+/// its burst is whole again. At most [`MAX_ADDRESSES`] are remembered; beyond that, one with most
+/// of its burst left is evicted.
 #[derive(Debug)]
 pub struct AddressLimiter {
     limit: RateLimit,
@@ -203,7 +206,8 @@ impl AddressLimiter {
 
     /// Whether one more is granted to `address` at the time `now`, counted from whatever point the caller keeps to.
     ///
-    /// Once in a while a call also forgets addresses, which takes as long as there are many.
+    /// Occasionally a call also removes expired addresses, in time proportional to the number
+    /// remembered.
     ///
     /// # Errors
     ///
@@ -217,43 +221,46 @@ impl AddressLimiter {
         })
     }
 
-    /// How many addresses (or /64s) are remembered.
+    /// Returns the number of addresses (or /64s) remembered.
     #[must_use]
     pub fn addresses(&self) -> usize {
         self.arrivals.len()
     }
 
-    /// How many addresses had to be forgotten too early since this was asked last, as there were [`MAX_ADDRESSES`].
+    /// Returns the number of addresses evicted since the last call because there were too many
+    /// ([`MAX_ADDRESSES`]), and resets it.
     pub fn take_evicted(&self) -> u64 {
         self.arrivals.take_evicted()
     }
 }
 
-/// Bursts for new connections, by their address: whoever ends a connection and makes another gets no burst beyond
-/// those that its address has. For any number of threads.
+/// Bursts for new connections, shared per address: a client that reconnects gets no burst beyond
+/// those of its address. For any number of threads.
 ///
-/// A connection draws from it what it sends beyond its rate while it is new ([`FirstBurst`]), so clients that share an
-/// address and send little at first take little. The unit is a whole burst, whatever it is of: of messages, of bytes.
-/// Addresses count, and are forgotten, as those of an [`AddressLimiter`].
+/// While a connection is new, it draws from the pool what it sends beyond its rate
+/// ([`FirstBurst`]). So clients that share an address and send little at first take little. The
+/// unit is a whole burst, of messages or of bytes. Addresses are grouped and forgotten as in an
+/// [`AddressLimiter`].
 #[derive(Debug)]
 pub struct BurstPool {
-    /// In nanoseconds: between two bursts.
+    /// Time in which one burst is gained, in nanoseconds.
     interval: u64,
-    /// In nanoseconds: in which an empty pool is full again.
+    /// Time in which an empty pool fills up, in nanoseconds.
     capacity: u64,
     arrivals: Arrivals,
 }
 
 impl BurstPool {
-    /// A pool that for each address holds as many bursts as `limit.burst` says and gains `limit.per_second`.
+    /// Returns a pool that holds `limit.burst` bursts for each address and gains `limit.per_second`
+    /// of them a second.
     #[must_use]
     pub fn new(limit: RateLimit) -> Self {
         let capacity = limit.burst_nanos();
         Self { interval: limit.interval(), capacity, arrivals: Arrivals::new(capacity) }
     }
 
-    /// Takes up to `amount` out of the pool of `address` at the time `now`, where a whole burst is of `burst`: as much
-    /// as there is, which it returns.
+    /// Draws up to `amount` from the pool of `address` at the time `now`, where a whole burst is
+    /// `burst`. Returns the amount drawn, which is less than `amount` if the pool has less.
     pub fn draw(&self, address: IpAddr, amount: u32, burst: NonZeroU32, now: Duration) -> u32 {
         let now = nanos(now);
         let (interval, burst) = (u128::from(self.interval), u128::from(burst.get()));
@@ -273,43 +280,44 @@ impl BurstPool {
         self.arrivals.len()
     }
 
-    /// As [`AddressLimiter::take_evicted`].
+    /// Returns the number of evicted addresses, as [`AddressLimiter::take_evicted`] does.
     pub fn take_evicted(&self) -> u64 {
         self.arrivals.take_evicted()
     }
 }
 
-/// What a new connection has drawn of the burst of a [`RateLimit`]. 8 bytes.
+/// The part of a [`RateLimit`]'s burst that a new connection has drawn. 8 bytes.
 ///
-/// Its [`RateLimiter`] starts [empty](RateLimiter::empty), and what a full one would have had beyond that may be drawn.
-/// A full limiter earns nothing, so what the connection earns before it draws is no longer there to draw: once it is as
-/// old as a burst takes to earn, nothing is left, and the limiter alone decides.
+/// The connection's [`RateLimiter`] starts [empty](RateLimiter::empty), and may draw the burst that
+/// a full one would have. A full limiter earns nothing, so earnings before a draw reduce what is
+/// left to draw. Once the connection is as old as a burst takes to earn, nothing is left, and the
+/// limiter alone decides.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct FirstBurst {
-    /// What was drawn of the burst, or earned where a full limiter would have earned nothing.
+    /// Amount drawn of the burst, or earned while a full limiter would have earned nothing.
     spent: u32,
-    /// How old the connection was when it drew last, in milliseconds.
+    /// Age of the connection at its last draw, in milliseconds.
     last: u32,
 }
 
-/// What came of drawing.
+/// Result of a draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drawn {
-    /// The limiter was granted something: it is to be asked again.
+    /// The limiter was credited; check it again.
     Some,
-    /// The connection has nothing to draw any more.
+    /// The connection has nothing left to draw.
     Spent,
-    /// There would be something to draw, and the pool is empty.
+    /// The connection has something left to draw, but the pool is empty.
     Refused,
 }
 
 impl FirstBurst {
-    /// A part of a burst that is drawn at once, so that a pool is asked a few times only: 1/20, which of a burst of 200
-    /// messages is what a client sends when it starts.
+    /// Divisor for the smallest draw: 1/20 of a burst, so that the pool is asked only a few times.
+    /// Of a burst of 200 messages, that is what a client sends at its start.
     const PART: u32 = 20;
 
-    /// Draws what `needed` more take, for a connection that began at `begun`, and grants it to `limiter`. `pool` gives as
-    /// much as there is of what it is asked for.
+    /// Draws enough for `needed` more, for a connection that started at `begun`, and credits it to
+    /// `limiter`. `pool` returns as much of the requested amount as it has.
     pub fn draw(
         &mut self,
         limiter: &mut RateLimiter,
@@ -338,14 +346,16 @@ impl FirstBurst {
     }
 }
 
-/// The most addresses that an [`AddressLimiter`] or a [`BurstPool`] remembers: some 3 MiB.
+/// Maximum number of addresses that an [`AddressLimiter`] or a [`BurstPool`] remembers, in about 3
+/// MiB.
 pub const MAX_ADDRESSES: usize = 65_536;
 
-/// Parts of the memory of addresses that can be used side by side.
+/// Number of shards of the address table, which threads can use in parallel.
 const SHARDS: usize = 64;
 
-/// For each address the theoretical arrival time of what is next (see [`RateLimiter`]), in nanoseconds of the caller's
-/// time. One that lies in the past says nothing, so it need not be remembered.
+/// Theoretical arrival time of the next event for each address (see [`RateLimiter`]), in
+/// nanoseconds of the caller's time. A time in the past carries no information, so it need not be
+/// kept.
 struct Arrivals {
     shards: Box<[Mutex<HashMap<IpAddr, u64, RandomState>>]>,
     hasher: RandomState,
@@ -356,10 +366,10 @@ struct Arrivals {
 }
 
 impl Arrivals {
-    /// The shortest and the longest time between two sweeps for addresses to forget.
+    /// Shortest and longest time between two sweeps of expired addresses, in nanoseconds.
     const SWEEP: (u64, u64) = (1_000_000_000, 60_000_000_000);
 
-    /// For bursts that are whole again after so long.
+    /// Returns an empty table for bursts that are whole again after `whole_again` nanoseconds.
     fn new(whole_again: u64) -> Self {
         let sweep_every = whole_again.clamp(Self::SWEEP.0, Self::SWEEP.1);
         let hasher = RandomState::new();
@@ -372,7 +382,7 @@ impl Arrivals {
         }
     }
 
-    /// Puts the arrival time that `decide` gives in place of the one that it is given.
+    /// Replaces the arrival time of `address` with the one that `decide` returns for it.
     fn update<R>(&self, address: IpAddr, now: u64, decide: impl FnOnce(u64) -> (u64, R)) -> R {
         self.sweep(now);
         let address = client_network(address);
@@ -387,7 +397,7 @@ impl Arrivals {
         result
     }
 
-    /// Forgets those whose time has passed, or else the one whose time comes first.
+    /// Removes expired addresses. If there are none, evicts the one with the earliest arrival time.
     fn make_room(&self, shard: &mut HashMap<IpAddr, u64, RandomState>, now: u64) {
         shard.retain(|_, arrival| *arrival > now);
         if shard.len() < MAX_ADDRESSES / SHARDS {
@@ -421,7 +431,7 @@ impl Arrivals {
     }
 
     fn take_evicted(&self) -> u64 {
-        // Mostly there are none, and a load does not take the line from others.
+        // The count is mostly 0, and a load does not take the cache line from other cores.
         if self.evicted.load(Ordering::Relaxed) == 0 { 0 } else { self.evicted.swap(0, Ordering::Relaxed) }
     }
 }
@@ -536,7 +546,8 @@ mod tests {
     }
 
     impl Drawing {
-        /// 10 messages a second in bursts of 20; an address gains a burst each second and holds 3.
+        /// Allows 10 messages a second in bursts of 20. An address gains a burst each second and
+        /// holds 3.
         fn new() -> Self {
             let address = IpAddr::from([192, 0, 2, 1]);
             Self { limit: limit(10, 20), pool: BurstPool::new(limit(1, 3)), address }
@@ -561,7 +572,7 @@ mod tests {
             }
         }
 
-        /// How many messages in a row get through.
+        /// Returns how many messages in a row get through.
         fn send_all(&self, connection: &mut Connection, now: Duration) -> (usize, Drawn) {
             let mut sent = 0;
             loop {
@@ -584,11 +595,11 @@ mod tests {
             }
             let later = start + Duration::from_secs(1);
             let (more, drawn) = drawing.send_all(&mut connection, later);
-            // What was drawn with the last that was sent, and not used, comes on top.
+            // The unused rest of the last draw comes on top.
             assert!((left..=left + 1).contains(&more), "{sent}, then {more}");
             assert_eq!(drawn, Drawn::Spent);
         }
-        // One that is old has a whole burst without a pool.
+        // An old connection has a whole burst without the pool.
         let mut old = drawing.connect(start);
         assert_eq!(drawing.send_all(&mut old, start + Duration::from_secs(2)), (20, Drawn::Spent));
         assert_eq!(drawing.pool.addresses(), 0);
@@ -606,7 +617,7 @@ mod tests {
         assert_eq!(all(start + Duration::from_millis(500)), (10, Drawn::Refused));
         assert_eq!(all(start + Duration::from_millis(1500)), (20, Drawn::Spent));
         assert_eq!(all(start + Duration::from_secs(100)), (20, Drawn::Spent));
-        // Without the pool it earns at its rate.
+        // Without the pool, a connection earns at its rate.
         let mut poor = drawing.connect(start);
         assert_eq!(drawing.send(&mut poor, start), Err(Drawn::Refused));
         assert_eq!(drawing.send(&mut poor, start + Duration::from_millis(100)), Ok(()));
@@ -619,7 +630,7 @@ mod tests {
         for client in &mut clients {
             assert_eq!(drawing.send(client, start), Ok(()));
         }
-        // A hundred that come within ten seconds and send as much again.
+        // A hundred more clients connect within ten seconds and send one message each.
         for n in 0..100 {
             let now = start + Duration::from_secs(3) + Duration::from_millis(100 * n);
             assert_eq!(drawing.send(&mut drawing.connect(now), now), Ok(()), "{n}");
@@ -647,7 +658,7 @@ mod tests {
         let (burst, now) = (NonZeroU32::new(100).unwrap(), Duration::from_secs(1) / 2);
         let address = |n: u32| IpAddr::from(n.to_be_bytes());
         for n in 0..100_000 {
-            // The first ones draw most, so that they are the last to be forgotten.
+            // The first addresses draw the most, so they are evicted last.
             let amount = if n < 100 { 100 } else { 10 };
             assert_eq!(pool.draw(address(n), amount, burst, now), amount);
         }
@@ -730,7 +741,7 @@ mod tests {
             }
         }
 
-        /// Whatever connections of one address do, they get no more than what each earns and what the pool has.
+        /// Checks that connections of one address never get more than they earn and the pool has.
         #[test]
         fn an_address_gets_its_pool_and_what_its_connections_earn(
             steps in prop::collection::vec((0..4_u8, 0..400_u64, 0..40_usize), 1..200),
@@ -763,7 +774,7 @@ mod tests {
         fn a_draw_takes_what_it_says(
             draws in prop::collection::vec((0..3_000_000_000_u64, 0..5_000_u32, 1..3_000_u32), 1..60),
         ) {
-            // In parts of a burst, in whole numbers: the pool holds 4 and gains 2 a second.
+            // `taken` is in bursts; the pool holds 4 and gains 2 a second.
             let pool = BurstPool::new(limit(2, 4));
             let address = IpAddr::from([192, 0, 2, 1]);
             let (mut now, mut taken) = (Duration::from_secs(1), 0.0_f64);

@@ -1,14 +1,14 @@
-//! Text that editors and shells of some systems begin with a byte order mark.
+//! Byte order marks, which some editors and shells put before text.
 
 /// U+FEFF in UTF-8.
 pub(crate) const MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The text is UTF-16, as some shells write it by default, which nothing here reads.
+/// Error for UTF-16 text, which some shells write by default and nothing here reads.
 #[cfg(feature = "auth")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Utf16;
 
-/// The text without a byte order mark in front.
+/// Returns the text without a leading byte order mark.
 #[cfg(feature = "auth")]
 pub(crate) fn without_mark(text: &[u8]) -> Result<&[u8], Utf16> {
     if is_utf16(text) {
@@ -17,7 +17,8 @@ pub(crate) fn without_mark(text: &[u8]) -> Result<&[u8], Utf16> {
     Ok(text.strip_prefix(MARK).unwrap_or(text))
 }
 
-/// The text without the byte order marks that begin it, or a line of it where files were joined.
+/// Returns the text without byte order marks at its start, or at the start of lines where files
+/// were joined.
 #[cfg(feature = "tls")]
 pub(crate) fn without_marks(text: crate::Secret) -> crate::Secret {
     use zeroize::Zeroizing;
@@ -25,7 +26,7 @@ pub(crate) fn without_marks(text: crate::Secret) -> crate::Secret {
         return text;
     }
     let mut rest = text.expose();
-    // Room for all of it, so that no copy is left behind by a buffer that had to grow.
+    // The full capacity, so that a growing buffer leaves no copy behind.
     let mut cleaned = Zeroizing::new(Vec::with_capacity(rest.len()));
     while let Some(&first) = rest.first() {
         let is_line_start = cleaned.last().is_none_or(|last| matches!(last, b'\n' | b'\r'));
@@ -40,7 +41,7 @@ pub(crate) fn without_marks(text: crate::Secret) -> crate::Secret {
     crate::Secret::from_zeroizing(cleaned)
 }
 
-/// Whether it begins with the byte order mark of UTF-16.
+/// Returns `true` if the text begins with the byte order mark of UTF-16.
 pub(crate) fn is_utf16(text: &[u8]) -> bool {
     text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff")
 }

@@ -1,4 +1,4 @@
-//! The batches.
+//! Batches of sends and reads over `io_uring`.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -8,56 +8,58 @@ use crate::ring;
 #[cfg(not(target_os = "linux"))]
 use crate::unsupported as ring;
 
-/// What one call carries out at most.
+/// Maximum operations in one call.
 pub const MAX_BATCH: usize = 256;
 
-/// Bytes for a socket.
+/// Bytes to send to a socket.
 #[derive(Debug, Clone, Copy)]
 pub struct SendOp<'a> {
     /// A connected socket.
     pub to: BorrowedFd<'a>,
-    /// What it should send; it may take only the first of them.
+    /// Bytes to send; the socket may take only a prefix.
     pub bytes: &'a [u8],
 }
 
-/// Room for what a socket has received.
+/// Buffer for a read from a socket.
 #[derive(Debug)]
 pub struct RecvOp<'a> {
     /// A connected socket.
     pub from: BorrowedFd<'a>,
-    /// Where its bytes go, from the start.
+    /// Buffer that the bytes are written to, from its start.
     pub buffer: &'a mut [u8],
 }
 
-/// Carries out batches. It belongs to one thread at a time.
+/// Ring that carries out batches. It belongs to one thread at a time.
 ///
-/// When the kernel stops serving it (it has no memory, or a filter of system calls was put in place meanwhile), what was
-/// not carried out answers `WouldBlock`, and [`is_working`](Self::is_working) is false from then on.
+/// If the kernel stops serving it (no memory is left, or a system call filter was installed
+/// meanwhile), the remaining operations return `WouldBlock`. From then on,
+/// [`is_working`](Self::is_working) returns `false`.
 #[derive(Debug)]
 pub struct Batcher {
     pub(crate) ring: ring::Ring,
 }
 
 impl Batcher {
-    /// Asks the kernel for a ring, and tries it. Costs a file descriptor and about 25 KiB of the kernel's memory.
+    /// Creates a ring and tries it. Costs a file descriptor and about 25 KiB of kernel memory.
     ///
     /// # Errors
     ///
-    /// `ENOSYS`, `EINVAL`: the kernel is older than Linux 5.18, or no Linux ([`Unsupported`](io::ErrorKind::Unsupported)).
-    /// `EPERM`, `EACCES`: `kernel.io_uring_disabled` is set, or a filter of system calls (as those of most container
-    /// engines) does not let it. `EMFILE`, `ENOMEM`: no descriptor or memory is left.
+    /// `ENOSYS`, `EINVAL`: the kernel is older than Linux 5.18, or the system is not Linux
+    /// ([`Unsupported`](io::ErrorKind::Unsupported)). `EPERM`, `EACCES`: `kernel.io_uring_disabled`
+    /// is set, or a system call filter (as in most container engines) forbids it. `EMFILE`,
+    /// `ENOMEM`: no descriptor or memory is left.
     pub fn new() -> io::Result<Self> {
         Ok(Self { ring: ring::Ring::new()? })
     }
 
-    /// Whether calls are still carried out.
+    /// Returns `true` if calls are still carried out.
     pub fn is_working(&self) -> bool {
         self.ring.is_working()
     }
 
-    /// Sends to each of the sockets, and answers for each, in the same order, how many of the bytes it took.
+    /// Sends to each socket. Returns, in the same order, how many bytes each of them took.
     ///
-    /// They are in no order with each other: no socket should be there twice.
+    /// The operations run in no particular order, so no socket should be listed twice.
     ///
     /// # Panics
     ///
@@ -66,8 +68,8 @@ impl Batcher {
         Outcomes { results: self.ring.send(sends).iter() }
     }
 
-    /// Reads from each of the sockets, and answers for each, in the same order, how many bytes came; 0 for one whose peer
-    /// has ended its side (and for an empty buffer).
+    /// Reads from each socket. Returns, in the same order, how many bytes came: 0 if the peer has
+    /// ended its side, or for an empty buffer.
     ///
     /// # Panics
     ///
@@ -77,7 +79,7 @@ impl Batcher {
     }
 }
 
-/// How the parts of a batch ended, in their order.
+/// Results of a batch's operations, in their order.
 #[derive(Debug)]
 pub struct Outcomes<'a> {
     results: std::slice::Iter<'a, i32>,

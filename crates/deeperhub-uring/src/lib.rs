@@ -1,5 +1,5 @@
-//! Sends and reads of many sockets by one system call each, behind a safe interface; and what the kernel knows of a
-//! connection's progress ([`send_progress`]).
+//! Batched sends and reads over many sockets with one system call each, behind a safe interface.
+//! Also reads a connection's send progress from the kernel ([`send_progress`]).
 //!
 //! A server that has something for a thousand clients pays for a thousand system calls, and their entry and exit cost
 //! about as much as the kernel's own work for small messages. [`Batcher`] hands the kernel up to [`MAX_BATCH`] of them at

@@ -1,29 +1,29 @@
-//! How far the peer of a TCP connection has come with what it was sent.
+//! Send progress of a TCP connection.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// What the kernel knows of the bytes that a TCP socket was given.
+/// Send progress of a TCP socket, as its kernel knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendProgress {
-    /// Bytes that the peer's kernel has acknowledged since the connection was made. It only grows; a peer that does not
-    /// read stops acknowledging once its receive buffer is full.
+    /// Bytes that the peer's kernel has acknowledged since the connection was made. The number only
+    /// grows. A peer that does not read stops acknowledging once its receive buffer is full.
     pub acknowledged: u64,
     /// Whether bytes wait in the kernel: not sent yet, or sent and not acknowledged.
     pub is_outstanding: bool,
 }
 
-/// Bytes of `struct tcp_info` up to the last field that is read here (Linux 4.6).
+/// Bytes of `struct tcp_info` up to the last field read here (Linux 4.6).
 const INFO_BYTES: usize = 148;
 
-/// Asks the kernel how far the peer of a connected TCP socket has come (`TCP_INFO`): one system call.
+/// Returns the send progress of a connected TCP socket (`TCP_INFO`), with one system call.
 ///
 /// # Errors
 ///
-/// `ENOTSOCK`, `EOPNOTSUPP`: it is no TCP socket. [`Unsupported`](io::ErrorKind::Unsupported): the kernel is older than
-/// Linux 4.6, or no Linux.
+/// `ENOTSOCK`, `EOPNOTSUPP`: not a TCP socket. [`Unsupported`](io::ErrorKind::Unsupported): the
+/// kernel is older than Linux 4.6, or the system is not Linux.
 pub fn send_progress(socket: BorrowedFd<'_>) -> io::Result<SendProgress> {
-    // Whole words, so that the kernel writes to memory that is aligned as its structure is.
+    // Whole words, so that the memory is aligned as the kernel's structure is.
     let mut info = [0_u64; INFO_BYTES.div_ceil(size_of::<u64>())];
     let mut len = size_of_val(&info) as libc::socklen_t;
     #[expect(unsafe_code, reason = "the kernel writes to the address that it is given")]
@@ -73,7 +73,7 @@ mod tests {
         send_progress(socket.as_fd()).expect("the kernel knows")
     }
 
-    /// Waits for the kernel's answer to be as it should; acknowledgements take their time.
+    /// Waits until the progress is as expected; acknowledgements take time.
     fn until(socket: &TcpStream, is_as_expected: impl Fn(SendProgress) -> bool) -> SendProgress {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -101,7 +101,7 @@ mod tests {
         server.set_nonblocking(true).expect("it can be set");
         let mut written = 0;
         let mut quiet = 0;
-        // Until nothing moves any more: both kernels' buffers are full.
+        // Write until both kernels' buffers are full.
         while quiet < 20 {
             match server.write(&[7; 64 * 1024]) {
                 Ok(taken) => (written, quiet) = (written + taken, 0),

@@ -1,4 +1,4 @@
-//! Where there is no `io_uring`, and no `TCP_INFO`.
+//! Stand-ins for systems without `io_uring` and `TCP_INFO`.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 #[cfg(feature = "ring")]
 use crate::{RecvOp, SendOp};
 
-/// What the kernel knows of the bytes that a TCP socket was given.
+/// Send progress of a TCP socket, as its kernel knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendProgress {
     /// Bytes that the peer's kernel has acknowledged.
@@ -15,7 +15,7 @@ pub struct SendProgress {
     pub is_outstanding: bool,
 }
 
-/// Answers [`Unsupported`](io::ErrorKind::Unsupported).
+/// Returns [`Unsupported`](io::ErrorKind::Unsupported).
 ///
 /// # Errors
 ///

@@ -32,14 +32,14 @@ use environment::Target;
 use spans::SpanQueue;
 use transport::{Client, with_causes};
 
-/// Pause before an exporter goes on that has panicked.
+/// Delay before a panicked exporter restarts.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// What is set up before the node, as its tracer is part of the node's configuration.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     config: TelemetryConfig,
-    /// The exporter of spans, and the sink that fills its queue.
+    /// The span exporter and the sink that fills its queue.
     spans: Option<(spans::Exporter, Arc<SpanQueue>)>,
     metrics: Option<Client>,
     trace_metrics: TraceMetrics,
@@ -54,8 +54,8 @@ pub(crate) struct Telemetry {
 }
 
 impl Prepared {
-    /// Reads certificates, which may block. What cannot be set up is left out and said in the
-    /// warnings: a hub without telemetry is better than none.
+    /// Creates the exporters; reads certificates, which may block. An exporter that fails is left
+    /// out with a warning: a hub without telemetry is better than none.
     pub(crate) fn new(config: TelemetryConfig) -> (Self, Vec<String>) {
         let mut warnings = config.warnings.clone();
         let mut client = |target: &Option<Target>, what: &str| {
@@ -73,14 +73,14 @@ impl Prepared {
         (Self { config, spans, metrics, trace_metrics, panics: SharedCounter::new() }, warnings)
     }
 
-    /// What the node needs. `client_rate`: see [`Tracer::with_client_rate`].
+    /// Returns the node's tracer. For `client_rate` see [`Tracer::with_client_rate`].
     pub(crate) fn tracer(&self, client_rate: u32) -> Tracer {
         let Some((_, queue)) = &self.spans else { return Tracer::default() };
         let sampler: Sampler = self.config.sampler;
         Tracer::new(sampler, queue.clone(), self.trace_metrics.clone()).with_client_rate(client_rate)
     }
 
-    /// Panics of exporters, each of which went on.
+    /// Returns the counter of exporter panics.
     pub(crate) fn panics(&self) -> SharedCounter {
         self.panics.clone()
     }
@@ -112,14 +112,14 @@ impl Prepared {
     }
 }
 
-/// Counts and tells a panic, before the exporter goes on.
+/// Counts and logs a panic, and waits before the exporter restarts.
 async fn after_panic(what: &'static str, panics: &SharedCounter) {
     panics.inc();
-    error!(what, "An exporter panicked; it goes on.");
+    error!(what, "Exporter panicked; restarting.");
     tokio::time::sleep(AFTER_PANIC).await;
 }
 
-/// A future whose panic is an error. What it borrows must be good after a panic.
+/// Runs a future and returns its panic as an error. Borrowed state must stay valid after a panic.
 async fn caught<T>(future: impl Future<Output = T>) -> thread::Result<T> {
     let mut future = pin!(future);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {

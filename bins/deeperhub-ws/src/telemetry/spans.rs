@@ -171,13 +171,13 @@ impl Exporter {
     }
 }
 
-/// Whether something that is to come after `wait` comes before `end`. A collector can ask for a
-/// wait of any length, which must not be added to a time.
+/// Returns `true` if `wait` ends by `end`. Compares durations, because a collector may request a
+/// wait so long that adding it to an `Instant` would overflow.
 fn fits(wait: Duration, end: Instant, now: Instant) -> bool {
     wait <= end.saturating_duration_since(now)
 }
 
-/// Counts the spans of a batch as lost when it is dropped, also by a panic.
+/// Guard that counts the spans of a batch as lost on drop, including a panic.
 #[derive(Debug)]
 struct LostUnlessDone {
     spans: u64,

@@ -15,11 +15,11 @@ pub(crate) enum Host {
     Name(String),
 }
 
-/// The name of both loopback addresses (RFC 6761), which is not looked up.
+/// Name of both loopback addresses (RFC 6761); never looked up.
 const LOCALHOST: &str = "localhost";
 
 impl Host {
-    /// Both loopback addresses.
+    /// Returns the name of both loopback addresses.
     pub(crate) fn localhost() -> Self {
         Self::Name(LOCALHOST.to_owned())
     }
@@ -34,8 +34,8 @@ impl Host {
         }
     }
 
-    /// Whether sockets of both with one port get in each other's way, as far as that is known
-    /// without looking names up.
+    /// Returns `true` if sockets on both hosts conflict on the same port, as far as is known
+    /// without a look-up.
     fn overlaps(&self, other: &Self) -> bool {
         let addresses = |host: &Self| -> Vec<IpAddr> {
             match host {
@@ -46,7 +46,7 @@ impl Host {
                 Self::Name(_) => Vec::new(),
             }
         };
-        // `::` takes IPv4 as well.
+        // `::` also accepts IPv4.
         let covers = |one: IpAddr, other: IpAddr| {
             one == other || one.is_unspecified() && (one.is_ipv6() || other.is_ipv4())
         };
@@ -101,12 +101,12 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// Whether two sockets cannot listen there at the same time.
+    /// Returns `true` if two sockets cannot listen on both addresses at once.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.port != 0 && self.port == other.port && self.host.overlaps(&other.host)
     }
 
-    /// Where clients connect, where that is known without looking a name up.
+    /// Returns the addresses to listen on, or `None` if the name needs a look-up.
     pub(crate) fn listen_on(&self) -> Option<ListenOn> {
         match &self.host {
             Host::Ip(ip) => Some(SocketAddr::new(*ip, self.port).into()),

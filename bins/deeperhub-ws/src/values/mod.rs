@@ -150,7 +150,7 @@ pub(crate) enum IoUring {
     Off,
 }
 
-/// Whether clients show certificates.
+/// Requirement for client certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ClientAuth {
     /// They must.
@@ -168,7 +168,7 @@ impl From<ClientAuth> for deeperhub_security::tls::ClientAuth {
     }
 }
 
-/// Which header of a trusted proxy names the client.
+/// Header in which a trusted proxy names the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ForwardedHeader {
     /// The one that is there; where both are and name different clients, the request is refused.

@@ -108,7 +108,7 @@ impl CallResult {
     }
 }
 
-/// Calls that are carried out before others get a turn.
+/// Number of calls that are carried out before other tasks get a turn.
 const CALLS_AT_ONCE: usize = 16;
 
 /// Carries out many calls, one after the other and each whatever came of the others.
@@ -135,13 +135,13 @@ pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body:
         let deadline = Instant::now() + config.timeout;
         for (number, call) in batch.calls.into_iter().enumerate() {
             if number % CALLS_AT_ONCE == CALLS_AT_ONCE - 1 {
-                // Other callers are served meanwhile.
+                // Lets other callers be served.
                 tokio::task::yield_now().await;
             }
             results.push(if Instant::now() < deadline {
                 result(&api, call.get(), config.max_body_bytes, &trace).await
             } else {
-                // Each call may wait for a worker that hangs, all of them together for much too long.
+                // Each call may wait for a hung worker, and all of them together for far too long.
                 CallResult::not_carried_out()
             });
         }
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
     use crate::{ApiConfig, router};
 
-    /// The status of each call of a batch that may take this long.
+    /// Returns the status of each call of a batch with this timeout.
     async fn statuses(timeout: Duration) -> Vec<u64> {
         let node = Node::start(([127, 0, 0, 1], 0).into(), Config::default()).unwrap();
         let config = ApiConfig { timeout, ..ApiConfig::default() };

@@ -42,7 +42,7 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
             }
         }
         let config = api.config.current();
-        // Streams stay: they may not take every connection.
+        // Streams are long-lived, so they must not take every connection.
         let max = config.max_event_streams.min(config.max_connections / 2).max(1);
         let guard = api.metrics.event_stream(max);
         let observed =

@@ -27,7 +27,7 @@ pub(crate) struct Records {
     bytes: Vec<u8>,
     /// Steps of handshakes since this was reset.
     pub(crate) handshake_steps: usize,
-    /// The last read brought something, if only a part of a record.
+    /// Whether the last read brought any bytes, even a part of a record.
     pub(crate) has_come: bool,
     /// Handshakes that ended since this was reset.
     pub(crate) ended: Ended,
@@ -39,7 +39,7 @@ pub(crate) struct Ended {
     pub(crate) full: u64,
     pub(crate) resumed: u64,
     pub(crate) failed: u64,
-    /// Of those that failed, the ones refused for the client's certificate, by why.
+    /// Failed handshakes refused for the client's certificate, by reason.
     #[cfg(feature = "tls")]
     pub(crate) client_auth: [u64; ClientAuthFault::COUNT],
 }
@@ -131,13 +131,13 @@ impl Transport {
         }
     }
 
-    /// Whether writes go to the socket itself though the reactor does not know yet that it takes something again: one that
-    /// became writable a moment ago shows only when the reactor is asked.
+    /// Sets whether writes try the socket even if the reactor has not reported it writable yet. A
+    /// socket that just became writable shows only when the reactor is polled.
     pub(crate) fn ask_socket(&mut self, asks: bool) {
         self.tcp_mut().ask_socket(asks);
     }
 
-    /// How far the peer has come with what the kernel was given.
+    /// Returns the peer's progress with the bytes given to the kernel.
     pub(crate) fn progress(&self) -> io::Result<SendProgress> {
         self.tcp().progress()
     }

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 #[derive(Debug)]
 pub(crate) struct Tcp {
     stream: TcpStream,
-    /// A write goes to the socket though the reactor does not know yet that it takes something.
+    /// Whether writes try the socket even if the reactor has not reported it writable yet.
     asks_socket: bool,
 }
 

@@ -56,7 +56,7 @@ pub(crate) struct Tls {
     tcp: Tcp,
     session: UnbufferedServerConnection,
     phase: Phase,
-    /// The client was refused for its certificate; still to be counted.
+    /// Fault for which the client's certificate was refused, until it is counted.
     refused: Option<ClientAuthFault>,
     /// The last read of the socket brought less than there was room for.
     short: bool,
@@ -243,7 +243,7 @@ impl Tls {
             if self.phase == Phase::Handshake && !self.session.is_handshaking() {
                 self.phase = Phase::Open;
                 if self.resumes_expired() {
-                    tracing::debug!("The certificate of a client that resumes its TLS session has expired");
+                    tracing::debug!("Client certificate expired in resumed TLS session");
                     self.refused = Some(ClientAuthFault::Expired);
                     self.phase = Phase::Broken;
                 }
@@ -258,8 +258,9 @@ impl Tls {
         }
     }
 
-    /// Whether the handshake has resumed a session whose client's certificate is past its time by now: it was verified
-    /// when the session began, which may be hours ago, and is not verified again.
+    /// Returns `true` if the handshake resumed a session whose client certificate has expired. The
+    /// certificate was verified when the session began, perhaps hours ago, and is not verified
+    /// again.
     fn resumes_expired(&self) -> bool {
         if self.session.handshake_kind() != Some(HandshakeKind::Resumed) {
             return false;
@@ -287,7 +288,7 @@ impl Tls {
     /// Keeps what was not used up until more has come.
     fn keep(&mut self, rest: &[u8]) {
         if rest.len() > MAX_PENDING {
-            tracing::warn!(limit = MAX_PENDING, "Unfinished TLS message over its fixed limit of bytes");
+            tracing::warn!(limit = MAX_PENDING, "Unfinished TLS message over the size limit");
             self.phase = Phase::Broken;
         } else if !rest.is_empty() {
             self.incoming.clear();

@@ -1,4 +1,4 @@
-//! What a round takes in: turns of connections, reads, messages.
+//! Intake of a round: turns of connections, reads, messages.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,30 +12,30 @@ use crate::deflate::{self, Coders};
 use crate::round::{FRAME_COST, HANDSHAKE_COST, MESSAGE_COST, TLS_STEP_COST, Turn};
 use crate::session::{Application, Context, Message, Session, Wire};
 
-/// Sockets that one round reads from; the others' turn comes in the next.
+/// Sockets that one round reads from; the others wait for the next.
 const READS_PER_ROUND: usize = 256;
 
 /// Reads of one socket in a row, so that a peer that sends without end does not hold up the others.
 const READS_PER_TURN: usize = 4;
 
-/// Steps of TLS handshakes that one round takes. One with an RSA certificate costs most of a millisecond, so a flood of
-/// them holds up the others' messages by some milliseconds only.
+/// TLS handshake steps per round. One with an RSA certificate costs most of a millisecond, so a
+/// flood of them delays other messages by a few milliseconds only.
 const HANDSHAKES_PER_ROUND: usize = 8;
 
-/// A connection whose own replies reach this size is written right after its read: large replies of many
-/// connections would leave the cache before the end of the round.
+/// Size from which a connection's own replies are written right after its read. Large replies of
+/// many connections would leave the cache before the end of the round.
 const EARLY_WRITE: usize = 8 * 1024;
 
-/// A read of more bytes than this is followed by one of its own the next time: a batch has as much room for each
-/// connection.
+/// Size of a read after which the connection's next read is not batched. A batch has this much room
+/// for each connection.
 pub(super) const LONG_READ: usize = 4096;
 
 impl<A: Application> Worker<'_, A> {
-    /// Gives their turn to connections that are ready, as far as the round's budget reaches: first those that are newly
-    /// ready, then those that came back for the rest of what they have sent.
+    /// Gives ready connections their turn, within the round's budget. Newly ready ones go first,
+    /// then the backlog.
     pub(super) fn poll_ready(&mut self) {
         self.core.ready.take(&mut self.core.turn);
-        // New connections come behind those that wait longer.
+        // New connections go behind those that waited longer.
         self.core.turn.append(&mut self.core.arrived);
         if self.core.intake.is_used_up() {
             return self.only_write();
@@ -48,7 +48,7 @@ impl<A: Application> Worker<'_, A> {
         let count = fresh.len().min(READS_PER_ROUND);
         let done = self.take_turns(&fresh[..count]);
         fresh.drain(..done);
-        // Those whose turn did not come stand in front of those that asked meanwhile.
+        // Connections whose turn did not come go in front of those that became ready meanwhile.
         fresh.append(&mut self.core.turn);
         self.core.turn = fresh;
 
@@ -59,7 +59,7 @@ impl<A: Application> Worker<'_, A> {
                 break;
             }
             done += 1;
-            // A key may stand here of a connection that is gone.
+            // The list may hold keys of connections that are gone.
             let connection = self.core.connections.get_mut(key as usize);
             if connection.is_some_and(|connection| std::mem::take(&mut connection.flags.in_backlog)) {
                 self.read(key);
@@ -71,7 +71,8 @@ impl<A: Application> Worker<'_, A> {
         self.core.take_in();
     }
 
-    /// Nothing may be taken in now: what waits to be sent goes on, since that makes room, and so do connections that end.
+    /// Reads only from closing connections, while the intake limit is used up. Queued writes go on,
+    /// since they free memory.
     fn only_write(&mut self) {
         for key in std::mem::take(&mut self.core.turn) {
             let Some(connection) = self.core.connections.get_mut(key as usize) else { continue };
@@ -84,7 +85,7 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Reads from each of these, in batches where that pays. Returns how many of them had their turn.
+    /// Reads from each connection, in batches where that pays. Returns how many had their turn.
     fn take_turns(&mut self, keys: &[u32]) -> usize {
         #[cfg(feature = "io-uring")]
         if self.core.is_batching() {
@@ -99,13 +100,13 @@ impl<A: Application> Worker<'_, A> {
         keys.len()
     }
 
-    /// Something may have happened at a connection: writes what was blocked, reads what is there.
+    /// Serves a connection that may be ready: schedules blocked writes and reads its input.
     pub(super) fn turn(&mut self, key: u32) {
         self.may_write(key);
         self.read(key);
     }
 
-    /// The socket may take what it did not take before.
+    /// Lists a connection for writing again if its last write was blocked.
     fn may_write(&mut self, key: u32) {
         if let Some(connection) = self.core.connections.get_mut(key as usize)
             && std::mem::take(&mut connection.flags.write_blocked)
@@ -114,7 +115,7 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Handles what was read before and what can be read now, up to the connection's share of the round.
+    /// Handles pending and new input, up to the connection's share of the round.
     pub(super) fn read(&mut self, key: u32) {
         let mut turn = self.core.round.turn();
         self.read_in_turn(key, &mut turn);
@@ -129,7 +130,7 @@ impl<A: Application> Worker<'_, A> {
                 State::Open(_) if connection.flags.paused || connection.flags.too_slow => return,
                 _ => {}
             }
-            // Its turn to be read comes with those that come back.
+            // A connection in the backlog is read in its backlog turn.
             if connection.flags.in_backlog {
                 return;
             }
@@ -142,7 +143,7 @@ impl<A: Application> Worker<'_, A> {
             }
             let steps = core.records.handshake_steps;
             let max_steps = match core.round.has_reserve() {
-                // Some are left for those that come back.
+                // Some are left for the backlog.
                 true => HANDSHAKES_PER_ROUND * 3 / 4,
                 false => HANDSHAKES_PER_ROUND,
             };
@@ -188,7 +189,7 @@ impl<A: Application> Worker<'_, A> {
         self.core.defer(key);
     }
 
-    /// Asks for a wake-up when there is more to read. True: there is now.
+    /// Requests a wake-up when there is more to read. Returns `true` if there is already.
     pub(super) fn arm(&mut self, key: u32) -> bool {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return false };
         let mut cx = task::Context::from_waker(&connection.waker);
@@ -202,7 +203,7 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// The socket had nothing: a connection that was given a last look before it counts as silent now does.
+    /// Handles a read that found nothing. A connection on its last look now counts as silent.
     pub(super) fn found_nothing(&mut self, key: u32) {
         let now = self.clock();
         if let Some(connection) = self.core.connections.get_mut(key as usize)
@@ -221,9 +222,9 @@ impl<A: Application> Worker<'_, A> {
         self.core.connections.get(key as usize).is_some_and(|connection| connection.flags.has_unread)
     }
 
-    /// Handles bytes that were read, and keeps what is left of them for the connection's next turn.
+    /// Handles bytes that were read, and keeps the rest for the connection's next turn.
     pub(super) fn handle(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) {
-        // Others of the same batch may have taken what was left of the round.
+        // Other connections of the batch may have used up the round.
         let is_held = turn.is_over() || self.is_paused(key);
         let handled = if is_held { 0 } else { self.received(key, bytes, turn) };
         if let Some(rest) = bytes.get(handled..)
@@ -255,7 +256,8 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Handles what was read, as far as the turn reaches, and returns how far that was. A pause ends it at once.
+    /// Handles bytes that were read, within the turn, and returns how many. A pause ends it at
+    /// once.
     fn received(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) -> usize {
         let mut at = 0;
         loop {
@@ -291,7 +293,7 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Looks for the close frame of a client that was sent one.
+    /// Skips input up to the close frame of a client that was sent one.
     fn skip_to_close(&mut self, key: u32, bytes: &mut [u8]) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let mut pos = 0;
@@ -312,15 +314,16 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Decodes what came and gives it to the session. Returns how far that went.
+    /// Decodes input and gives messages to the session. Returns the number of bytes handled.
     fn decode(&mut self, key: u32, input: &mut [u8], turn: &mut Turn) -> usize {
         let mut pos = 0;
-        // Again as long as a queue that passed its limit was taken by the socket.
+        // Repeats while the socket takes a queue that passed its limit.
         while self.decode_on(key, input, &mut pos, turn) {}
         pos
     }
 
-    /// Decodes from `pos` on. True: the queue passed its limit, the socket took it, and there may be more input.
+    /// Decodes from `pos` on. Returns `true` if the queue passed its limit, the socket took it, and
+    /// input may be left.
     fn decode_on(&mut self, key: u32, input: &mut [u8], pos: &mut usize, turn: &mut Turn) -> bool {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return false };
@@ -355,7 +358,8 @@ impl<A: Application> Worker<'_, A> {
                     close: &mut close,
                     pause: &mut pause,
                     charged: &mut charged,
-                    // Not while more of this client's messages stand here, whose replies leave together.
+                    // Not while more messages of this client are buffered, whose replies leave
+                    // together.
                     wire: (*pos == end && is_direct && !flags.write_blocked).then_some(Wire {
                         transport: &mut *transport,
                         records: &mut *records,
@@ -377,7 +381,7 @@ impl<A: Application> Worker<'_, A> {
                             let start = arena.len();
                             frame::write_pong(arena, payload);
                             if flags.write_blocked {
-                                // Only where deliveries wait is there something to overtake.
+                                // A pong has something to overtake only while deliveries wait.
                                 outbox.push_pong(frame::Frame::from_encoded(&arena[start..]));
                                 arena.truncate(start);
                             } else {
@@ -386,7 +390,7 @@ impl<A: Application> Worker<'_, A> {
                         }
                     }
                     Ok(Some(Incoming::Pong(_))) => {
-                        // One that answers our own ping costs nothing.
+                        // A pong that answers our own ping is not rate-limited.
                         if !std::mem::take(&mut flags.awaiting_pong) {
                             session.admits_control(&mut cx);
                         }
@@ -431,8 +435,8 @@ impl<A: Application> Worker<'_, A> {
                 self.lost(key);
                 return false;
             }
-            // What the socket did not take was copied, so the next large reply gets the same memory, while it is
-            // in the cache.
+            // Bytes that the socket did not take were copied, so the next large reply reuses this
+            // memory while it is in the cache.
             core.arena.truncate(arena_start);
         }
         if !connection.outbox.is_empty() && !connection.flags.dirty {
@@ -463,13 +467,13 @@ impl<A: Application> Worker<'_, A> {
     }
 }
 
-/// How far the decoder came.
+/// Outcome of decoding.
 enum Decoded {
-    /// All input is used up.
+    /// All input was decoded.
     All,
-    /// There may be more: the session closed or paused the connection, or its turn is over.
+    /// Input may be left: the session closed or paused the connection, or its turn is over.
     Part,
-    /// The queue is over its limit; there may be more input.
+    /// The queue is over its limit; input may be left.
     Full,
     PeerClose(Option<u16>),
     Fault(FrameError),

@@ -1,4 +1,4 @@
-//! Deadlines, and what counts as a sign of life.
+//! Deadlines of connections, and signs of life.
 
 use deeperhub_protocol::frame;
 use deeperhub_protocol::handshake::Refusal;
@@ -10,10 +10,10 @@ use crate::handshake::Proxied;
 use crate::metrics::{HandshakeLimit, Outcome};
 use crate::session::Application;
 
-/// How often a closing connection that goes on reading gets its time again.
+/// Maximum times that a closing connection that keeps reading gets its close timeout again.
 const MAX_EXTENSIONS: u32 = 20;
 
-/// A ping and what it is encrypted in, at the most.
+/// Maximum bytes of a ping on the wire, encryption included.
 const PING_BYTES: u64 = 64;
 
 impl<A: Application> Worker<'_, A> {
@@ -35,7 +35,7 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Pings an open connection, or closes one that has given no sign of life since it was pinged.
+    /// Pings an open connection, or closes one that gave no sign of life since its ping.
     fn ask_for_life(&mut self, key: u32) {
         let timeout = self.deadline(self.core.config.pong_timeout);
         let soon = self.deadline(self.core.config.tick());
@@ -54,18 +54,19 @@ impl<A: Application> Worker<'_, A> {
                 connection.outbox.push_arena(self.core.arena.bytes(), start..self.core.arena.len());
                 self.core.mark_dirty(key);
             }
-            // A connection that is not read cannot give a sign, and one that has come on has given one.
+            // A connection that is not read cannot give a sign; one that made progress has given
+            // one.
             Sign::Awaited | Sign::LastLook | Sign::Missing if connection.flags.paused || has_come_on => {
                 connection.flags.sign = Sign::Awaited;
                 connection.deadline = timeout;
             }
             Sign::Awaited => {
-                // What came while others had their turn was not looked at yet.
+                // Input that arrived while others had their turn was not looked at yet.
                 connection.flags.sign = Sign::LastLook;
                 connection.deadline = soon;
                 self.core.turn.push(key);
             }
-            // Its turn has not come.
+            // Its last turn has not come yet.
             Sign::LastLook => connection.deadline = soon,
             Sign::Missing => {
                 self.close(key, CloseReason::new(CloseCode::PongTimeout, "no sign of life in time"));
@@ -73,7 +74,7 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// An open connection has given a sign of life.
+    /// Records a sign of life of an open connection.
     pub(super) fn gave_sign(&mut self, key: u32) {
         let next = self.next_ping();
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
@@ -84,9 +85,10 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Whether the peer has taken bytes since this was last asked. A pong waits behind what the peer has yet to read, so
-    /// one that reads slowly cannot answer in time; its kernel's acknowledgements show that it lives. Those of a ping alone
-    /// do not count, since a kernel acknowledges it for a program that hangs.
+    /// Returns `true` if the peer took bytes since the last call. A pong waits behind the data that
+    /// the peer has yet to read, so a slow reader cannot answer in time. Acknowledgements by its
+    /// kernel show that it lives. Those of a ping alone do not count, since a kernel acknowledges
+    /// it for a program that hangs.
     fn has_come_on(&mut self, key: u32) -> bool {
         let Some(connection) = self.core.connections.get(key as usize) else { return false };
         let Ok(now) = connection.transport.progress() else { return false };
@@ -99,14 +101,14 @@ impl<A: Application> Worker<'_, A> {
         })
     }
 
-    /// Notes how far the peer of a connection has come that is about to be closed.
+    /// Records the send progress of a connection that is about to be closed.
     pub(super) fn watch_progress(&mut self, key: u32) {
         self.core.progress.remove(&key);
         self.has_come_on(key);
     }
 
-    /// A closing connection that has read nothing meanwhile is dropped, and so is one whose kernel has all of it. One that
-    /// goes on reading gets the time again, so that the end reaches it, too.
+    /// Drops a closing connection that read nothing meanwhile, or whose kernel has everything. A
+    /// peer that keeps reading gets the time again, so that the close frame reaches it, too.
     fn closing_took_its_time(&mut self, key: u32) {
         let deadline = self.deadline(self.core.config.close_timeout);
         let before = self.core.progress.get(&key).copied();

@@ -20,7 +20,7 @@ const READS: usize = SCRATCH / SLOT;
 type Outcomes = [Option<io::Result<usize>>; READS];
 
 impl<A: Application> Worker<'_, A> {
-    /// Lets each of these have its turn, as far as the round reaches. Returns how many had it.
+    /// Gives each connection its turn, within the round's budget. Returns how many had it.
     pub(super) fn take_turns_in_batches(&mut self, keys: &[u32]) -> usize {
         let mut slots = std::mem::take(&mut self.slots);
         slots.resize(READS * SLOT, 0);

@@ -1,4 +1,4 @@
-//! A worker's thread: one life of a worker after the other, and what each leaves to the next.
+//! Supervises a worker's thread: replaces a worker that panicked, and hands over its state.
 
 use std::future::Future;
 use std::io;
@@ -21,29 +21,29 @@ use crate::restart::RestartDelay;
 use crate::session::{Application, Closed, Key, Session};
 use crate::transport::Records;
 
-/// What a worker that died leaves to the one that takes its place.
+/// State that a dead worker leaves to its replacement.
 enum Recovery<S> {
-    /// It is the first of its thread.
+    /// Nothing is left to recover.
     Nothing,
     /// Its connections as they were, to be closed one by one in the ordinary way.
     Connections,
-    /// Sessions only, that are to be told of their end: their connections are closed. The worker
-    /// died again at once, so one of the connections may be the cause.
+    /// Sessions only, to be told of their end; their connections are closed. The worker died again
+    /// at once, so one of the connections may be the cause.
     Sessions(Vec<(Key, S)>),
 }
 
-/// What a worker's sockets and timers are registered with.
+/// Creates the runtime for a worker's sockets and timers.
 ///
 /// # Errors
 ///
-/// The system gives no descriptors.
+/// Returns an error if the system gives no descriptors.
 pub(crate) fn runtime() -> io::Result<Runtime> {
     runtime::Builder::new_current_thread().enable_io().enable_time().build()
 }
 
-/// Keeps a worker going until the listener stops: one that dies is replaced, at once the first time
-/// and after a growing delay when it goes on to die. Sessions of a dead worker end with 1011, and
-/// each hears of its end.
+/// Runs a worker until the listener stops, and replaces it after a panic. The first restart comes
+/// at once; repeated ones are delayed more and more. Sessions of a dead worker end with 1011, and
+/// each is told.
 pub(crate) fn run<A: Application>(
     application: &A,
     index: usize,
@@ -55,14 +55,15 @@ pub(crate) fn run<A: Application>(
     #[cfg(feature = "io-uring")]
     core.batch(index);
     let mailbox = control.mailbox(index);
-    // Deadlines of connections are counted from here, also by a worker that takes them over.
+    // Deadlines of connections count from here, also for replacement workers.
     let started = Instant::now();
     runtime.block_on(tokio::task::unconstrained(async {
         mailbox.attach(&std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
         let mut restarts = RestartDelay::default();
         let mut recovery = Recovery::Nothing;
         loop {
-            // The phase may be another than the last worker knew, and new connections may wait.
+            // The phase may have changed since the last worker looked, and connections may be
+            // queued.
             mailbox.look_again(Instant::now());
             mailbox.set_vacant(false);
             let began = Instant::now();
@@ -80,7 +81,7 @@ pub(crate) fn run<A: Application>(
                 "A worker died and is replaced; its connections are closed with 1011."
             );
             let delay = restarts.after(began.elapsed());
-            // It counts what waits anew.
+            // The replacement counts queued bytes anew.
             cells.queue.set(0);
             recovery = match recovery {
                 Recovery::Nothing if delay.is_zero() => Recovery::Connections,
@@ -97,17 +98,16 @@ pub(crate) fn run<A: Application>(
     }));
 }
 
-/// How a worker's life ended.
+/// Reason for a worker's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WorkerExit {
     /// The listener stopped.
     Stopped,
-    /// It panicked.
+    /// The worker panicked.
     Panicked,
 }
 
-/// Makes a worker and polls it to its end. What it is to recover is spent when its first round is
-/// over.
+/// Creates a worker and polls it until it ends. Clears `recovery` after its first round.
 async fn run_worker<'a, A: Application>(
     make: impl FnOnce() -> Worker<'a, A>,
     recovery: &mut Recovery<A::Session>,
@@ -131,18 +131,18 @@ async fn run_worker<'a, A: Application>(
         }
     })
     .await;
-    // What the application keeps for the worker may panic here as well.
+    // Dropping the application's worker state may panic as well.
     match catch_unwind(AssertUnwindSafe(|| drop(worker))) {
         Ok(()) => end,
         Err(_) => WorkerExit::Panicked,
     }
 }
 
-/// Waits, and answers early when the listener stops.
+/// Waits for `delay`. Returns `true`, and early, if the listener stops.
 async fn is_stopped_within(delay: Duration, control: &Control, mailbox: &Mailbox) -> bool {
     let mut delay = pin!(tokio::time::sleep(delay));
     std::future::poll_fn(|cx: &mut task::Context<'_>| {
-        // So that the next notification wakes this again.
+        // Take the notification, so that the next one wakes this task again.
         mailbox.take_notification();
         match control.is_stopping() {
             true => Poll::Ready(true),
@@ -153,7 +153,7 @@ async fn is_stopped_within(delay: Duration, control: &Control, mailbox: &Mailbox
 }
 
 impl<A: Application> Worker<'_, A> {
-    /// Sees to what a worker left that died.
+    /// Handles the state that a dead worker left.
     fn recover(&mut self, recovery: &mut Recovery<A::Session>) {
         match recovery {
             Recovery::Nothing => {}
@@ -170,12 +170,12 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// Closes the connections of the worker that died in the ordinary way, behind what they were
-    /// sent, so that their clients read the end and their sessions are told. Handshakes go on.
+    /// Closes the dead worker's connections in the ordinary way, after their queued frames. Clients
+    /// read the close frame, and sessions are told. Handshakes go on.
     fn close_after_panic(&mut self) {
         let core = &mut *self.core;
         core.begin_round(Instant::now());
-        // A round was interrupted: its lists are made anew, of all connections.
+        // A round was interrupted: rebuild its lists from all connections.
         for list in [&mut core.turn, &mut core.arrived, &mut core.backlog, &mut core.dirty, &mut core.due] {
             list.clear();
         }
@@ -203,8 +203,8 @@ impl<A: Application> Worker<'_, A> {
     }
 }
 
-/// Closes the connections of a dead worker without going through what may have killed it: with 1011
-/// where a frame can still be written whole. Returns their sessions.
+/// Closes a dead worker's connections without the code that may have panicked. Sends 1011 where a
+/// frame can still be written whole. Returns the sessions.
 fn abort_connections<S>(core: &mut Core<S>) -> Vec<(Key, S)> {
     let mut close = Vec::new();
     let reason = fault();
@@ -217,7 +217,7 @@ fn abort_connections<S>(core: &mut Core<S>) -> Vec<(Key, S)> {
     let mut sessions = Vec::with_capacity(core.open);
     for (key, connection) in std::mem::take(&mut core.connections) {
         let Connection { mut transport, state, outbox, flags, .. } = connection;
-        // What waits for a socket that is not full was not begun to be written.
+        // Frames queued for a socket that is not full are not partly written.
         let takes_a_frame = match state {
             State::Open(session) => {
                 sessions.push((key as Key, session));

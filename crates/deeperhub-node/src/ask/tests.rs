@@ -38,7 +38,7 @@ pub(crate) async fn receive(client: &mut Client) -> serde_json::Value {
     serde_json::from_str(message.to_text().unwrap()).unwrap()
 }
 
-/// Has a worker do something, for which its others wait.
+/// Runs `action` on a worker, whose other work waits for it.
 pub(crate) async fn run_on_worker(handle: &NodeHandle, worker: usize, action: fn()) {
     let hub = &handle.hub;
     let after = hub.router.mark(ShardId(worker.try_into().unwrap()));

@@ -90,7 +90,7 @@ fn a_worker_that_died_is_replaced_and_proved_again() {
     assert!(handle.health().is_ready());
 }
 
-/// Dies as often as a test wants.
+/// Panics as often as the test asked for.
 pub(super) fn die_if_wanted(canary: &Canary) {
     use std::sync::atomic::Ordering::Relaxed;
     let wanted = canary.faults.fetch_update(Relaxed, Relaxed, |faults| faults.checked_sub(1));
@@ -140,7 +140,7 @@ fn a_probe_through_the_broker_that_reached_no_worker_is_due_again_and_not_missed
     };
     let is_due = || canary.state().cluster.as_ref().unwrap().is_due;
     let code = || canary.cluster_reason().map(|reason| reason.code);
-    // It is offered to all workers, and no worker is there.
+    // The probe is offered to all workers, but none has subscribed.
     let offered = std::cell::RefCell::new(Vec::new());
     canary.offer(send(), |worker| {
         offered.borrow_mut().push(worker);
@@ -150,7 +150,7 @@ fn a_probe_through_the_broker_that_reached_no_worker_is_due_again_and_not_missed
     assert_eq!((offered.into_inner(), is_due()), (vec![0, 1, 2], true));
     canary.judge(true);
     assert_eq!(code(), None);
-    // One worker is enough, and then the broker is judged.
+    // One subscribed worker is enough to judge the broker.
     canary.attached(1);
     canary.offer(send(), |worker| u64::from(worker == 1));
     assert!(!is_due());

@@ -7,8 +7,8 @@ use crate::local::Local;
 use crate::metrics::Sent;
 use crate::session::{Session, refusal};
 
-/// What a token costs to verify, in the listener's cost of bytes: up to two milliseconds where all keys of P-384 have to be
-/// tried, most often a tenth of that.
+/// Cost of verifying a token, in the listener's byte cost. It takes up to two milliseconds if all
+/// P-384 keys have to be tried, most often a tenth of that.
 const VERIFICATION_COST: usize = 128 * 1024;
 
 /// Logs in, or renews. A token that is refused changes nothing.

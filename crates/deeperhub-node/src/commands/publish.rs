@@ -8,7 +8,7 @@ use crate::metrics::Sent;
 use crate::session::{Session, forbidden};
 use crate::trace::MessageSpan;
 
-/// What a step of matching patterns costs, in the listener's cost of bytes.
+/// Cost of a pattern-matching step, in the listener's byte cost.
 const MATCHING_STEP_COST: usize = 16;
 
 /// What to publish.

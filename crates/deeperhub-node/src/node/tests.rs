@@ -48,7 +48,7 @@ fn a_worker_that_dies_leaves_nothing_behind() {
             };
             assert_eq!((*code, *messages_received), (Some(1011), 2));
         }
-        // A new client comes behind all that.
+        // A new client is served after all that.
         let mut client = connect(&node).await;
         assert_eq!(metric(&handle, "deeperhub_connections_active"), "1");
         assert_eq!(metric(&handle, "deeperhub_subscriptions"), "0");
@@ -80,7 +80,7 @@ fn calls_that_wait_for_a_worker_that_dies_get_an_error_at_once() {
         .await;
         let message = RawJson::parse(r#"{"type":"x"}"#).unwrap();
         let mut calls = Box::pin(async { tokio::join!(handle.broadcast(message), handle.clients(None, 10)) });
-        // They are under way.
+        // The calls are under way.
         let asked = tokio::time::timeout(Duration::from_millis(20), &mut calls).await;
         assert!(asked.is_err(), "{asked:?}");
         STUCK.wait();
@@ -99,7 +99,7 @@ fn a_node_ends_although_a_worker_hangs() {
     let handle = node.handle();
     run(async {
         run_on_worker(&handle, 1, || {
-            // It is stuck from here on until the test ends.
+            // The worker hangs from here until the test ends.
             STUCK.wait();
             STUCK.wait();
         })

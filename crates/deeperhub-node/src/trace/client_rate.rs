@@ -1,15 +1,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// How many of the clients' sampled traces are followed: so many a second, and as many at once.
-/// Shared by all workers, and only asked for a message or a handshake in such a trace.
+/// Rate limit for sampled traces that clients bring: a number per second, and as many at once.
+/// Shared by all workers, and checked only for a message or handshake in such a trace.
 #[derive(Debug)]
 pub(super) struct ClientRate {
     since: Instant,
-    /// Nanoseconds between two; 0: none are followed.
+    /// Nanoseconds between two traces; 0: none are followed.
     interval: u64,
-    /// When the burst is whole again, in nanoseconds since `since` (GCRA's theoretical arrival
-    /// time).
+    /// Time at which the burst is full again, in nanoseconds since `since` (GCRA's theoretical
+    /// arrival time).
     full_at: AtomicU64,
 }
 
@@ -21,7 +21,7 @@ impl ClientRate {
         Self { since: now, interval, full_at: AtomicU64::new(0) }
     }
 
-    /// Whether one more may be followed.
+    /// Returns `true` if one more may be followed.
     pub(super) fn take(&self, now: Instant) -> bool {
         if self.interval == 0 {
             return false;

@@ -40,7 +40,7 @@ pub(crate) struct FanOuts {
     round: u32,
     of_round: Vec<OfRound>,
     followed: Vec<Followed>,
-    /// Sampled publishes that were too many to be followed, and are not counted yet.
+    /// Sampled publishes over the limit of followed ones that are not counted yet.
     unfollowed: u64,
 }
 
@@ -262,7 +262,7 @@ mod tests {
             .map(|_| Stamp::new(now, tracer.start(SpanContext::new(1, 2, true)).as_ref()))
             .collect();
         let mut followed = 0;
-        // The second delivery of a publish counts nothing.
+        // The second delivery of a publish is not counted.
         for _ in 0..2 {
             for stamp in &stamps {
                 followed += usize::from(fan_outs.delivered(stamp, 1, now, &mut metrics).is_some());

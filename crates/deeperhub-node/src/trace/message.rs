@@ -35,7 +35,7 @@ impl MessageSpan {
         Some(Self { span, subscribers: None })
     }
 
-    /// Begins a span for what a server sends, likewise.
+    /// Begins a span for a message that a server sends.
     pub(crate) fn begin_for_server(tracer: &Tracer, own: &TraceContext<'_>) -> Option<Self> {
         let span = tracer.start(SpanContext::of(own))?.with_tracestate(own.tracestate.as_deref());
         Some(Self { span, subscribers: None })

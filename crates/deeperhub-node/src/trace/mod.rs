@@ -47,8 +47,8 @@ pub enum SpanLoss {
     ExportFailed,
     /// The collector took the batch, but not these.
     Rejected,
-    /// A worker was delivering too many sampled publishes to follow one more: its span `fan_out`,
-    /// with those below it, counts once.
+    /// A worker followed too many sampled publishes to follow one more. Its `fan_out` span, with
+    /// those below it, counts once.
     TooMany,
 }
 
@@ -112,7 +112,7 @@ pub struct Tracer {
     sampler: Sampler,
     sink: Option<Arc<dyn SpanSink>>,
     metrics: TraceMetrics,
-    /// `None`: whatever clients bring is followed.
+    /// `None`: all traces that clients bring are followed.
     client_rate: Option<Arc<ClientRate>>,
 }
 
@@ -123,12 +123,12 @@ impl Tracer {
         Self { sampler, sink: Some(sink), metrics, client_rate: None }
     }
 
-    /// Limits how many messages and handshakes a second are recorded because their clients say that
-    /// their trace is sampled: anyone can say so. What is over it is recorded with the sampler's
-    /// ratio, by chance and not by the trace's id, which clients choose too; with 0 that holds for
-    /// all of them. As many as in a second may come at once.
+    /// Limits how many messages and handshakes per second are recorded because their clients marked
+    /// the trace as sampled, which anyone can do. Those over the limit are recorded with the
+    /// sampler's ratio. That is by chance and not by trace id, which clients choose too. With 0, it
+    /// applies to all of them. The burst is one second's worth.
     ///
-    /// Without a call of this there is no such limit. What servers bring has none in any case.
+    /// Without this call there is no such limit. Traces that servers bring are never limited.
     #[must_use]
     pub fn with_client_rate(mut self, per_second: u32) -> Self {
         self.client_rate = Some(Arc::new(ClientRate::new(per_second, Instant::now())));
@@ -159,7 +159,7 @@ impl Tracer {
         })
     }
 
-    /// As [`start`](Self::start), of something that a client sent.
+    /// Starts a span like [`start`](Self::start), for something that a client sent.
     #[inline]
     #[must_use]
     pub(crate) fn start_for_client(&self, parent: Option<SpanContext>) -> Option<ActiveSpan> {
@@ -334,7 +334,7 @@ mod tests {
         assert!((950..=990).contains(&tracer.metrics().limited.value()));
         assert!((0..1000).all(|_| tracer.start(parent(true)).is_some()), "servers are believed");
         assert_eq!(recorded(&limited(0.0, 0)), 0);
-        // Trace ids of clients' choice do not help.
+        // Trace ids that clients choose do not help.
         assert!((50..200).contains(&recorded(&limited(0.1, 0))));
         assert_eq!(recorded(&limited(1.0, 0)), 1000);
     }

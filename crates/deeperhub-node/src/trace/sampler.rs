@@ -52,7 +52,7 @@ impl Sampler {
         }
     }
 
-    /// Decides by chance, with the ratio of traces that begin here.
+    /// Returns `true` by chance, with the ratio of traces that begin here.
     pub(crate) fn draws(self) -> bool {
         self.records(fastrand::u64(..))
     }

@@ -47,7 +47,7 @@ impl Deflater {
         self.runs
     }
 
-    /// Bytes of those messages.
+    /// Returns the number of payload bytes passed to the compressor so far.
     #[must_use]
     pub fn input_bytes(&self) -> u64 {
         self.input_bytes
@@ -70,8 +70,9 @@ impl Deflater {
         }
         self.output.clear();
         self.output.shrink_to(KEPT_CAPACITY);
-        // What cannot be compressed is stored with five bytes for each block; the tail is taken off again. Where that is
-        // sent all the same, there is room for fixed codes, which make nine bits of eight, and for blocks of small windows.
+        // Incompressible data is stored in blocks with five bytes of overhead each; the tail is
+        // removed again. With threshold 0 the result is sent even if it is larger. Then fixed codes
+        // may turn eight bits into nine, and small windows add blocks.
         let overhead = match self.threshold_bytes {
             0 => payload.len() / 8 + payload.len() / 64,
             _ => payload.len() / 1024,

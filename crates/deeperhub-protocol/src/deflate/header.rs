@@ -20,8 +20,8 @@ pub(super) struct Parameter<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// Reads the value of one header line and appends its elements to `extensions`. Empty elements are passed over, as
-/// lists in HTTP allow.
+/// Reads the value of one header line and appends its elements to `extensions`. Empty elements are
+/// skipped, as HTTP lists allow.
 pub(super) fn parse<'a>(line: &'a [u8], extensions: &mut Vec<Extension<'a>>) -> Result<(), Malformed> {
     // All of the grammar is ASCII: quoted values must be tokens too.
     let line = std::str::from_utf8(line).map_err(|_| Malformed)?;

@@ -75,8 +75,8 @@ impl Inflater {
         }
     }
 
-    /// Bytes of windows that were brought over so far, to streams that start within a message or refer to an earlier
-    /// one: work that is in no proportion to what comes in or out.
+    /// Returns the number of window bytes copied so far into streams that start within a message or
+    /// refer to an earlier one. This work is not proportional to the input or the output.
     #[must_use]
     pub fn window_bytes(&self) -> u64 {
         self.window_bytes

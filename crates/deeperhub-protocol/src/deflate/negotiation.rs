@@ -128,8 +128,9 @@ impl fmt::Display for Params {
 /// # Errors
 ///
 /// 400 `bad_handshake` for a header that is not a list of extensions: RFC 6455 sections 4.2.1 and 9.1 want the
-/// connection refused, not the header ignored. A list without elements counts as no header, since some gateways send
-/// an empty one where the client sent none. Where compression is not enabled the header is not read.
+/// connection refused, not the header ignored. A list without elements counts as absent, since some
+/// gateways send an empty header if the client sent none. If compression is disabled, the header is
+/// not read.
 pub fn negotiate<'a>(
     config: &Config,
     lines: impl IntoIterator<Item = &'a [u8]>,

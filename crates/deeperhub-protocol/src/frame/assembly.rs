@@ -14,7 +14,7 @@ pub(super) struct Assembly {
     control: ControlPayload,
     /// What the caller was given last, and so will not need any more when it comes back.
     lent: Option<Completed>,
-    /// Frames that were opened since this was taken.
+    /// Number of frames opened since the last [`Self::take_frames`].
     frames: u32,
 }
 
@@ -45,7 +45,7 @@ impl Assembly {
         }
     }
 
-    /// Returns how many frames were opened since this was last called.
+    /// Returns the number of frames opened since the last call, and resets it.
     pub(super) fn take_frames(&mut self) -> u32 {
         std::mem::take(&mut self.frames)
     }

@@ -119,8 +119,9 @@ impl FrameDecoder {
         self.partial.as_ref().is_some_and(|partial| partial.is_mid_message())
     }
 
-    /// Returns how many frames of messages in parts were begun since this was last called: a client can send a message in
-    /// thousands of frames that have no bytes of their own, and each is work.
+    /// Returns the number of frames of fragmented messages that began since the last call, and
+    /// resets it. A client can split a message into thousands of empty frames, and each one costs
+    /// work.
     #[inline]
     pub fn take_frames(&mut self) -> u32 {
         self.partial.as_mut().map_or(0, |partial| partial.take_frames())

@@ -72,7 +72,7 @@ impl Refusal {
         Self::new(503, "draining", "The server is shutting down.").after(retry_after)
     }
 
-    /// 503 `not_ready`: the answer to a probe while clients should not come.
+    /// 503 `not_ready`: the answer to a readiness probe while clients should not connect.
     #[must_use]
     pub fn not_ready() -> Self {
         Self::new(503, "not_ready", "The server is not ready.")

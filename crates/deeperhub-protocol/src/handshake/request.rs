@@ -6,18 +6,18 @@ use std::ops::Range;
 
 use super::Refusal;
 
-/// Longest request head that [`Request::parse`] reads, in bytes: a long token and all that goes with it.
+/// Longest request head that [`Request::parse`] reads, in bytes. It has room for a long token.
 pub const MAX_HEAD_BYTES: usize = 32 * 1024;
 
-/// Most header lines that [`Request::parse`] reads.
+/// Maximum number of header lines that [`Request::parse`] reads.
 pub const MAX_HEADERS: usize = 96;
 
-/// How much of a request's head is read.
+/// Limits on the size of a request head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
-    /// Its bytes, 65,535 at most. Default [`MAX_HEAD_BYTES`].
+    /// Maximum length of the head in bytes, at most 65,535. Default [`MAX_HEAD_BYTES`].
     pub bytes: usize,
-    /// Its header lines. Default [`MAX_HEADERS`]; for more, each parse takes memory for as many.
+    /// Maximum number of header lines. Default [`MAX_HEADERS`]; above it, each parse allocates.
     pub lines: usize,
 }
 
@@ -27,21 +27,21 @@ impl Default for HeadLimits {
     }
 }
 
-/// Which of the [`HeadLimits`] a head is over.
+/// The one of the [`HeadLimits`] that a head exceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadLimit {
-    /// Its bytes.
+    /// The length of the head in bytes.
     Bytes,
-    /// Its header lines.
+    /// The number of header lines.
     Lines,
 }
 
-/// A head that is not read.
+/// Error for a request head that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeadError {
-    /// What to answer: always 400 `bad_handshake`.
+    /// The answer to send: always 400 `bad_handshake`.
     pub refusal: Refusal,
-    /// The limit that it is over, where that is why.
+    /// The limit that the head exceeds, if that is the cause.
     pub limit: Option<HeadLimit>,
 }
 
@@ -105,15 +105,15 @@ impl Request {
         Self::parse_within(buffer, HeadLimits::default()).map_err(|error| error.refusal)
     }
 
-    /// As [`Self::parse`], with limits of its own.
+    /// Parses a request head as [`Self::parse`] does, within `limits`.
     ///
     /// # Errors
     ///
-    /// As those of [`Self::parse`], and which limit it was.
+    /// The errors of [`Self::parse`], with the limit that the head exceeds.
     pub fn parse_within(buffer: &[u8], limits: HeadLimits) -> Result<Parsed, HeadError> {
         // Positions in the head are kept in 16 bits.
         let max_head_bytes = limits.bytes.min(usize::from(u16::MAX));
-        // A line takes four bytes at least, so more lines than that would never be used.
+        // A header line takes at least four bytes, so more lines than this are never used.
         let lines = limits.lines.min(max_head_bytes / 4);
         let mut few = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut many = Vec::new();

@@ -34,7 +34,7 @@ impl Request {
             return Err(Refusal::method_not_allowed());
         }
         let has = |name, token: &str| self.list(name).any(|element| element.eq_ignore_ascii_case(token));
-        // A gateway may join two lines to `13, 13`.
+        // A gateway may join two header lines into `13, 13`.
         let mut versions = self.list("sec-websocket-version").peekable();
         let is_version_13 = versions.peek().is_some() && versions.all(|version| version == "13");
         if !has("connection", "upgrade") || !has("upgrade", "websocket") || !is_version_13 {
@@ -91,8 +91,8 @@ pub fn write_accept(out: &mut Vec<u8>, key: &AcceptKey, subprotocol: Option<&str
     push("\r\n\r\n");
 }
 
-/// Whether a `Content-Length` is 0 in any form that RFC 9110 section 8.6 allows: `0`, `00`, and `0, 0` where a gateway
-/// joined two lines.
+/// Returns `true` if a `Content-Length` is 0 in any form that RFC 9110 section 8.6 allows: `0`,
+/// `00`, or `0, 0` if a gateway joined two header lines.
 fn is_zero(length: &[u8]) -> bool {
     length.split(|&byte| byte == b',').all(|element| {
         let digits = element.trim_ascii();

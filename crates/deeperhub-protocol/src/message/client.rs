@@ -77,9 +77,9 @@ impl<'a> ClientMessage<'a> {
     ///
     /// Keys may come in any order and with escapes (`"\u0074ype"` is `type`); keys that have no
     /// meaning are skipped, in the envelope, in `data` and in `meta`. `topic` and `message` are
-    /// accepted beside `type` as if they stood in `data`, as older clients put them. `null` for a
-    /// key that may be left out counts as absent; for `message`, and for `data` of an `echo`, it is
-    /// the payload.
+    /// accepted beside `type` as if they stood in `data`, as older clients put them. `null` for an
+    /// optional key counts as absent; for `message`, and for `data` of an `echo`, it is the
+    /// payload.
     ///
     /// # Errors
     /// The first of these that applies:
@@ -205,7 +205,7 @@ impl<'a> Fields<'_, 'a> {
     }
 }
 
-/// Whether the value of a key that may be left out is one.
+/// Returns `true` unless the value of an optional key is `null`, which counts as absent.
 fn is_given(json: &&str) -> bool {
     *json != "null"
 }

@@ -12,7 +12,7 @@ use crate::{ClientId, CloseReason, ErrorCode, RawJson, Topic};
 pub struct WelcomeLimits {
     /// The longest message that a client may send, in bytes.
     pub max_message_bytes: u64,
-    /// The longest message that a client must be able to take, in bytes
+    /// The longest message that a client must be able to receive, in bytes
     /// ([`ServerMessage::max_delivery_bytes`]).
     pub max_delivery_bytes: u64,
     /// How many subscriptions a connection may have at a time.
@@ -21,26 +21,26 @@ pub struct WelcomeLimits {
     pub ping_interval_ms: u64,
 }
 
-/// Bytes of the longest delivery of what a server published, without the payload: each byte of the
-/// topic and of `tracestate` can be one that is escaped.
+/// Length in bytes of the longest delivery of a server's publish, without its payload. Every byte
+/// of the topic and of `tracestate` may need an escape.
 const MAX_AROUND_PAYLOAD: usize = r#"{"type":"message","data":{"topic":,"message":}"#.len()
     + max_escaped(Topic::MAX_BYTES)
     + r#","meta":{"traceparent":,"tracestate":}}"#.len()
     + "\"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\"".len()
     + max_escaped(TraceContext::MAX_TRACESTATE_BYTES);
 
-/// The longest JSON string for so many bytes without control characters.
+/// Returns the length of the longest JSON string for `bytes` bytes without control characters.
 const fn max_escaped(bytes: usize) -> usize {
     2 * bytes + 2
 }
 
-/// Why the other nodes of a cluster do not get a message.
+/// Reason why the other nodes of a cluster do not get a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClusterFault {
-    /// The broker cannot be reached, or too much waits for it. A later attempt may succeed.
+    /// The broker cannot be reached, or its backlog is full. A later attempt may succeed.
     Unavailable,
-    /// The broker does not take messages of this size.
+    /// The message is larger than the broker accepts.
     TooLarge,
 }
 
@@ -102,7 +102,7 @@ pub enum ServerMessage<'a> {
         topic: &'a str,
         /// How many subscriptions of this node matched.
         subscribers: u64,
-        /// Why the other nodes do not get it. Left out if they do.
+        /// Reason why the other nodes do not get the message. Left out if they do.
         cluster: Option<ClusterFault>,
     },
     /// Answers `authenticate`.
@@ -174,12 +174,12 @@ impl ServerMessage<'_> {
         "error",
     ];
 
-    /// The length of the longest message that goes to a client, in bytes of JSON, where clients'
-    /// messages and payloads of servers have at most `max_message_bytes`.
+    /// Returns the length of the longest message to a client, in bytes of JSON, if clients'
+    /// messages and servers' payloads have at most `max_message_bytes`.
     ///
-    /// It is a delivery of what a server published: its payload may be that long by itself, while
-    /// that of a client's message has the rest of the message around it, which is longer than what
-    /// names the client in the delivery.
+    /// The longest message is a delivery of a server's publish, whose payload alone may have
+    /// `max_message_bytes`. A client's payload is shorter by the rest of its message. That rest is
+    /// longer than the client's id in the delivery.
     #[must_use]
     pub const fn max_delivery_bytes(max_message_bytes: u64) -> u64 {
         max_message_bytes.saturating_add(MAX_AROUND_PAYLOAD as u64)

@@ -60,7 +60,7 @@ pub enum KeyError {
     /// The set has no keys at all.
     #[error("it has no keys")]
     EmptySet,
-    /// There is no key that a token could be verified with; this is the first one.
+    /// No key of the set can verify tokens; this is the first one.
     #[error("it has no key that tokens can be verified with: {0}")]
     NoUsableKey(LeftOut),
 }
@@ -86,24 +86,24 @@ impl KeyError {
     }
 }
 
-/// What is wrong with a key of a set.
+/// Fault of a key in a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{field} {problem}")]
 pub struct KeyFault {
     /// The member of the key that is at fault, such as `n`.
     pub field: &'static str,
-    /// What is wrong with it; a sentence when it stands behind the member's name.
+    /// Problem with the member; a sentence when it follows the member's name.
     pub problem: &'static str,
 }
 
-/// A key of a set that tokens cannot be verified with.
+/// A key of a set that cannot verify tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LeftOut {
-    /// Which one, counted from 1.
+    /// Position of the key in the set, counted from 1.
     pub position: usize,
-    /// Its `kid`, where it has one; only the start of a long one.
+    /// The key's `kid`, if it has one; a long one is truncated.
     pub id: Option<String>,
-    /// Why.
+    /// Reason why the key is left out.
     pub fault: KeyFault,
 }
 
@@ -123,15 +123,15 @@ impl fmt::Display for LeftOut {
 pub enum Advice {
     /// The secret is shorter than the 32 bytes that HS256 needs (RFC 7518 section 3.2), so it may be guessed.
     ShortSecret,
-    /// The secret begins with a byte order mark, which tokens must be signed with as well.
+    /// The secret begins with a byte order mark, which counts as part of it.
     SecretMark,
-    /// The secret is text that begins or ends with blanks, which tokens must be signed with as well.
+    /// The secret is text that begins or ends with blanks, which count as part of it.
     SecretBlanks,
-    /// The secret is text that ends with a line's end, beside the one that is not counted in a file: tokens must be
-    /// signed with it as well.
+    /// The secret is text that ends with a line end, which counts as part of it. Of a file, only
+    /// the last line end does not count.
     SecretLineEnd,
-    /// More than [`MAX_TRIES`](super::MAX_TRIES) keys are for one algorithm: a token without a `kid` is tried with the
-    /// first ones only.
+    /// More than [`MAX_TRIES`](super::MAX_TRIES) keys are for one algorithm. A token without a
+    /// `kid` is tried with the first ones only.
     TooManyToTry,
     /// Public keys without an audience: a token that their issuer made for another service is accepted as well.
     AudienceNotChecked,
@@ -145,7 +145,8 @@ pub enum Advice {
 }
 
 impl Advice {
-    /// Whether it is about the shared secret; otherwise it is about the set of keys.
+    /// Returns `true` if the advice is about the shared secret; otherwise it is about the set of
+    /// keys.
     #[must_use]
     pub const fn is_of_secret(&self) -> bool {
         matches!(self, Self::ShortSecret | Self::SecretMark | Self::SecretBlanks | Self::SecretLineEnd)

@@ -15,13 +15,13 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
-/// RFC 7515 section 2 wants no padding; encoders exist that write it.
+/// RFC 7515 section 2 requires no padding, but some encoders write it.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Bytes of a key's name that are shown; the rest of a longer one is left out.
+/// Maximum length of a `kid` in messages, in bytes; a longer one is truncated.
 const SHOWN_ID: usize = 64;
 
 /// The most keys that a set may have.
@@ -40,8 +40,9 @@ impl Jwks {
     /// A key that tokens cannot be verified with here (of another type or curve, for encryption, incomplete) is left
     /// out with an [`Advice`], as RFC 7517 section 5 wants it, so that a provider may add new kinds of keys.
     ///
-    /// Each key is made as it will be used, so what loads also verifies: a point must lie on its curve. Numbers may be
-    /// written with leading zeros or without, base64url with padding or without, and a byte order mark may come first.
+    /// Each key is parsed as it will be used, so an invalid one (such as a point off its curve) is
+    /// found here. Numbers may have leading zeros, base64url may have padding, and a byte order
+    /// mark may come first.
     ///
     /// # Errors
     ///
@@ -106,7 +107,7 @@ impl Jwks {
     }
 }
 
-/// The name of a key as it may be shown.
+/// Returns the `kid` of a key, truncated for messages.
 fn shown_id(jwk: &Map<String, Value>) -> Option<String> {
     let id = jwk.get("kid")?.as_str()?;
     Some(id[..id.floor_char_boundary(SHOWN_ID)].to_owned())
@@ -149,8 +150,8 @@ fn verifying(jwk: &Map<String, Value>) -> Result<Key, KeyFault> {
 
 fn rsa(jwk: &Map<String, Value>) -> Result<DecodingKey, KeyFault> {
     let (n, e) = (bytes(jwk, "n")?, bytes(jwk, "e")?);
-    // Some write leading zeros: one as ASN.1 needs it, or as many as fill a word (`AAEAAQ` for 65537). The
-    // cryptographic library takes none.
+    // Some encoders write leading zeros: one as ASN.1 needs it, or enough to fill a word (`AAEAAQ`
+    // for 65537). The cryptographic library accepts none.
     let (n, e) = (without_zeros(&n), without_zeros(&e));
     let bits = n.len() * 8 - n.first().map_or(0, |byte| byte.leading_zeros() as usize);
     if !(2048..=8192).contains(&bits) {
@@ -177,8 +178,8 @@ fn ec(
     let mut point = vec![4];
     for field in ["x", "y"] {
         let coordinate = bytes(jwk, field)?;
-        // As long as the curve's by RFC 7518 section 6.2.1.2. Some leave leading zeros out, or add the one that ASN.1
-        // needs.
+        // RFC 7518 section 6.2.1.2 fixes the length of a coordinate. Some encoders omit leading
+        // zeros, or add the one that ASN.1 needs.
         let digits = without_zeros(&coordinate);
         let Some(zeros) = coordinate_bytes.checked_sub(digits.len()) else {
             return Err(fault(field, "is longer than a coordinate of its curve"));
@@ -192,7 +193,7 @@ fn ec(
 
 fn ed25519(jwk: &Map<String, Value>) -> Result<DecodingKey, KeyFault> {
     let x = bytes(jwk, "x")?;
-    // These are bytes, not a number. One more in front is what a BIT STRING of ASN.1 begins with.
+    // The key is a byte string, not a number. A zero byte in front comes from an ASN.1 BIT STRING.
     let key = match x.split_first() {
         Some((0, key)) if key.len() == 32 => key,
         _ => &x,
@@ -214,7 +215,7 @@ fn text<'a>(jwk: &'a Map<String, Value>, field: &'static str) -> Result<&'a str,
 
 fn bytes(jwk: &Map<String, Value>, field: &'static str) -> Result<Vec<u8>, KeyFault> {
     let text = text(jwk, field)?;
-    // The two characters in which base64 differs from base64url cannot be mistaken for others.
+    // `+` and `/`, in which base64 differs from base64url, are unambiguous.
     let text = if text.contains(['+', '/']) {
         Cow::Owned(text.replace('+', "-").replace('/', "_"))
     } else {
@@ -223,7 +224,7 @@ fn bytes(jwk: &Map<String, Value>, field: &'static str) -> Result<Vec<u8>, KeyFa
     BASE64.decode(text.as_bytes()).map_err(|_| fault(field, "is not base64url"))
 }
 
-/// A big-endian number without its leading zeros.
+/// Returns a big-endian number without its leading zeros.
 fn without_zeros(number: &[u8]) -> &[u8] {
     number.iter().position(|&byte| byte != 0).and_then(|start| number.get(start..)).unwrap_or_default()
 }

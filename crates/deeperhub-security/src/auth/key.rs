@@ -18,7 +18,7 @@ pub(super) const RSA: &[Algorithm] = &[
     Algorithm::PS512,
 ];
 
-/// Algorithms of keys on curves, each of which has but one.
+/// Algorithms of elliptic-curve keys, one for each curve.
 pub(super) const CURVES: &[Algorithm] = &[Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA];
 
 /// The algorithm of a header or of a JWK; `None` for any that is not known here, such as `none`.

@@ -59,7 +59,8 @@ use key::Key;
 use serde_json::Value;
 use std::time::Duration;
 
-/// 16 KiB: tokens with a list of groups in them take more than 8.
+/// Default of [`Config::max_token_bytes`], 16 KiB: tokens with a list of groups take more than 8
+/// KiB.
 pub const DEFAULT_MAX_TOKEN_BYTES: usize = 16 * 1024;
 
 /// The most keys that one token is tried with.
@@ -78,7 +79,7 @@ pub struct Config {
     pub issuer: Vec<String>,
     /// How far in the future a token's `nbf` may be, since clocks differ. Default: 10 s.
     pub leeway: Duration,
-    /// The longest token, in bytes; a longer one is refused before anything is done with it. Default:
+    /// Maximum length of a token in bytes; a longer one is refused before any other check. Default:
     /// [`DEFAULT_MAX_TOKEN_BYTES`].
     pub max_token_bytes: usize,
 }
@@ -202,8 +203,8 @@ impl Authenticator {
     }
 }
 
-/// What a secret has at its ends that its keeper may not know of. A secret of random bytes may have anything there, so
-/// blanks and line ends are told of text only.
+/// Returns advice on bytes at the ends of a secret that its owner may not know of. Random bytes may
+/// be anything, so blanks and line ends are only reported for text.
 fn oddity(secret: &[u8]) -> Option<Advice> {
     if secret.starts_with(text::MARK) || text::is_utf16(secret) {
         return Some(Advice::SecretMark);

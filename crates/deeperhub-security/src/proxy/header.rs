@@ -1,31 +1,32 @@
-//! What a header of the PROXY protocol says, in either version.
+//! Headers of the PROXY protocol, in either version.
 
 use super::{v1, v2};
 use std::net::SocketAddr;
 
-/// What has come of a header so far.
+/// Result of parsing a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Parsed {
-    /// All right so far; to be asked again with more, from the first byte on.
+    /// Valid so far. Parse again from the first byte when more bytes have arrived.
     Partial,
-    /// The whole header.
+    /// The header is complete.
     Complete {
-        /// Its bytes; those after it are the client's.
+        /// Length of the header in bytes; the client's bytes follow it.
         length: usize,
-        /// The client's address and port; `None` where the proxy speaks for itself, as to check that the server is
-        /// there (`LOCAL`), or forwards what has no IP address (`UNKNOWN`). Then it is the connection's own peer.
+        /// Address and port of the client. `None` if the proxy speaks for itself, such as for a
+        /// health check (`LOCAL`), or forwards a connection without IP addresses (`UNKNOWN`). Then
+        /// the client is the connection's own peer.
         source: Option<SocketAddr>,
     },
 }
 
-/// What came is no header that is read here. The connection is to be closed.
+/// Error for bytes that are not a valid header. The connection must be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProxyError {
-    /// It starts differently: perhaps what connected is no proxy, or one that does not send the header.
+    /// The signature is missing. The peer may be no proxy, or one that does not send the header.
     #[error("it does not start with the signature of the PROXY protocol")]
     Signature,
-    /// It is of a version that there is not yet.
+    /// The version is not supported.
     #[error("it is neither of version 1 nor of version 2 of the PROXY protocol")]
     Version,
     /// The command is neither `LOCAL` nor `PROXY`.
@@ -34,22 +35,22 @@ pub enum ProxyError {
     /// The addresses are of an unknown family, or not of a stream.
     #[error("its addresses are not of a stream over IPv4, IPv6 or Unix")]
     Family,
-    /// An address or a port of version 1 is none, or there are more or fewer than four.
+    /// An address or a port of version 1 is invalid, or there are not two of each.
     #[error("its addresses and ports are not two of each")]
     Addresses,
-    /// The length has no room for the addresses.
+    /// The length is too short for the addresses.
     #[error("it is too short for its addresses")]
     TooShort,
-    /// Longer than [`v2::MAX_BYTES`], or than [`v1::MAX_BYTES`] in version 1.
+    /// The header is longer than [`v2::MAX_BYTES`], or than [`v1::MAX_BYTES`] in version 1.
     #[error("it is longer than {} bytes, or {} in version 1", v2::MAX_BYTES, v1::MAX_BYTES)]
     TooLong,
 }
 
-/// Reads the header that `bytes` start with, in the version that it has. Any number of bytes may follow it.
+/// Parses the header at the start of `bytes`, in either version. Any number of bytes may follow it.
 ///
 /// # Errors
 ///
-/// [`ProxyError`] as soon as it is clear, whatever more would come.
+/// [`ProxyError`] as soon as no further bytes can make the header valid.
 pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyError> {
     match bytes.first() {
         Some(b'P') => v1::parse(bytes),

@@ -2,7 +2,7 @@
 //!
 //! What a connection or a request says of its client is worth as much as who says it. [`TrustedProxies`] are the
 //! networks whose word is taken; [`TrustedProxies::client`] finds the client in `Forwarded` or `X-Forwarded-For`, and
-//! [`parse`] reads the header that a proxy of TCP puts before everything else.
+//! [`parse`] reads the header that a TCP proxy sends before all other bytes.
 //!
 //! ```
 //! use deeperhub_security::proxy::{Header, TrustedProxies};

@@ -1,5 +1,5 @@
-//! The PROXY protocol, version 1: a line of text that a proxy of TCP sends before everything else, with the addresses
-//! of the connection that it forwards.
+//! The PROXY protocol, version 1: a line of text that a TCP proxy sends before all other bytes,
+//! with the addresses of the forwarded connection.
 //!
 //! ```
 //! use deeperhub_security::proxy::{Parsed, v1::parse};
@@ -15,17 +15,17 @@ use super::{Parsed, ProxyError};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-/// The longest header that there is: two IPv6 addresses, two ports and the line's end.
+/// Maximum length of a header in bytes: two IPv6 addresses, two ports and the line end.
 pub const MAX_BYTES: usize = 107;
 
-/// What each header starts with; a request in HTTP has no such method.
+/// Start of each header; HTTP has no such method.
 const SIGNATURE: &[u8] = b"PROXY ";
 
-/// Reads the header that `bytes` start with. Any number of bytes may follow it.
+/// Parses the header at the start of `bytes`. Any number of bytes may follow it.
 ///
 /// # Errors
 ///
-/// [`ProxyError`] as soon as it is clear, whatever more would come.
+/// [`ProxyError`] as soon as no further bytes can make the header valid.
 pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyError> {
     let shared = SIGNATURE.len().min(bytes.len());
     if bytes.get(..shared) != SIGNATURE.get(..shared) {
@@ -40,9 +40,9 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyError> {
     let line = bytes.get(SIGNATURE.len()..end).unwrap_or_default();
     let line = std::str::from_utf8(line).map_err(|_| ProxyError::Addresses)?;
     let source = match family {
-        // The line ended before it was told.
+        // The line ended before its family was known.
         None => return Err(ProxyError::Family),
-        // What stands behind it is to be skipped.
+        // The protocol requires receivers to skip the rest of the line.
         Some(Family::Unknown) => None,
         Some(Family::Tcp4) => Some(source::<Ipv4Addr>("TCP4", line)?),
         Some(Family::Tcp6) => Some(source::<Ipv6Addr>("TCP6", line)?),
@@ -58,7 +58,7 @@ enum Family {
 }
 
 impl Family {
-    /// The family that a line starts with; `None` as long as that cannot be told.
+    /// Returns the family that a line starts with; `None` if more bytes are needed to know it.
     fn of(line: &[u8]) -> Result<Option<Self>, ProxyError> {
         let mut may_be = false;
         for (name, family) in [("TCP4", Self::Tcp4), ("TCP6", Self::Tcp6), ("UNKNOWN", Self::Unknown)] {
@@ -74,7 +74,8 @@ impl Family {
     }
 }
 
-/// Family, source and destination address, source and destination port, with one blank between them.
+/// Parses family, source and destination address, source and destination port, separated by single
+/// blanks. Returns the source.
 fn source<A: FromStr + Into<IpAddr>>(family: &str, line: &str) -> Result<SocketAddr, ProxyError> {
     let mut parts = line.split(' ');
     if parts.next() != Some(family) {
@@ -83,7 +84,7 @@ fn source<A: FromStr + Into<IpAddr>>(family: &str, line: &str) -> Result<SocketA
     let mut address = || parts.next()?.parse::<A>().ok();
     let (from, to) = (address(), address());
     let mut port = || {
-        // No sign, as `parse` would take it, and no leading zeros.
+        // Excludes signs and leading zeros, which `parse` would accept.
         let digits = parts.next().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
         (digits == "0" || !digits.starts_with('0')).then(|| digits.parse::<u16>().ok())?
     };
@@ -168,7 +169,7 @@ mod tests {
         assert_eq!(parse(without_end.as_bytes()), Err(ProxyError::TooLong));
         let late_end = format!("PROXY UNKNOWN {}\r\n", "x".repeat(MAX_BYTES - 15));
         assert_eq!(parse(late_end.as_bytes()), Err(ProxyError::TooLong));
-        // A line's end alone is none, so the line goes on.
+        // A line feed alone does not end the line.
         assert_eq!(parse(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\n"), Ok(Parsed::Partial));
     }
 
@@ -186,7 +187,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-        /// What is decided of the beginning stays so with more.
+        /// Checks that a decision on a prefix still holds when more bytes arrive.
         #[test]
         fn any_bytes_are_decided_the_same_however_they_come(
             start in prop_oneof![Just(""), Just("PROXY "), Just("PROXY TCP4 "), Just("PROXY UNKNOWN")],

@@ -2,7 +2,7 @@
 //! addresses of the connection that it forwards.
 //!
 //! A listener either expects it of a peer or does not look for it: where it is optional, a client can claim to be
-//! anyone. What the proxy adds of its own (TLVs) is skipped.
+//! anyone. Extra fields of the proxy (TLVs) are skipped.
 //!
 //! ```
 //! use deeperhub_security::proxy::v2::{Parsed, parse};

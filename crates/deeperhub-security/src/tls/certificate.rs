@@ -38,7 +38,7 @@ fn text(name: &AttributeTypeAndValue) -> Option<&str> {
     }
 }
 
-/// Whether a certificate is past its time at `now`, in seconds since 1970. One that cannot be read is.
+/// Returns `true` if a certificate has expired at `now`, in seconds since 1970, or cannot be read.
 #[must_use]
 pub fn has_expired(certificate: &CertificateDer<'_>, now: u64) -> bool {
     Validity::of(certificate).is_none_or(|validity| now > validity.ends)

@@ -1,40 +1,42 @@
-//! Whether clients show certificates, and why one is refused.
+//! Client certificates: whether they are required, and why a client is refused.
 
 use rustls::{CertificateError, Error};
 
-/// Whether a client must show a certificate of a CA of its server.
+/// Policy for client certificates, which a CA of the server must have signed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum ClientAuth {
-    /// It must; one without is refused in the TLS handshake. The default.
+    /// Clients without a certificate are refused in the TLS handshake. The default.
     #[default]
     Required,
-    /// It may; one without is let in.
+    /// Clients without a certificate are accepted.
     Optional,
 }
 
-/// Why a client is refused for its certificate.
+/// Reason why a client is refused for its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ClientAuthFault {
-    /// It shows none.
+    /// The client presents no certificate.
     Absent,
-    /// Its certificate, or one above it, is past its time.
+    /// The certificate, or one above it, has expired.
     Expired,
-    /// The time of its certificate, or of one above it, has not come.
+    /// The certificate, or one above it, is not valid yet.
     NotYetValid,
-    /// No CA of the server has signed its certificate, or the client does not have the certificate's key.
+    /// No CA of the server signed the certificate, or the client does not have its key.
     UnknownCa,
-    /// Its certificate is for something else, is signed by itself, cannot be read, or breaks a rule of its CA's.
+    /// The certificate is for another purpose, is self-signed, cannot be read, or breaks a rule of
+    /// its CA.
     Other,
 }
 
 impl ClientAuthFault {
-    /// How many there are.
+    /// Number of faults.
     pub const COUNT: usize = 5;
 
-    /// Their names in metrics, in their order.
+    /// Names of the faults in metrics, in the order of the variants.
     pub const NAMES: &[&str; Self::COUNT] = &["absent", "expired", "not_yet_valid", "unknown_ca", "other"];
 
-    /// The fault that a server's handshake has failed by; `None` where it was something else.
+    /// Returns the fault that made a server's handshake fail; `None` if it failed for another
+    /// reason.
     #[must_use]
     pub fn of(error: &Error) -> Option<Self> {
         Some(match error {
@@ -44,7 +46,8 @@ impl ClientAuthFault {
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                     Self::NotYetValid
                 }
-                // A CA of the same name as one of ours has another key, so the signature is wrong.
+                // A foreign CA with the name of one of ours has another key, so its signature is
+                // wrong.
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownCa,
                 _ => Self::Other,
             },

@@ -26,7 +26,7 @@ pub enum TlsError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// It is UTF-16 text.
+    /// The file is UTF-16 text.
     #[error("it is UTF-16, not UTF-8")]
     Utf16,
     /// A section of it is broken.

@@ -4,10 +4,10 @@
 //! whose keys change every six hours and are forgotten when a new configuration takes over. No early data: what comes
 //! in it could be sent again by others.
 //!
-//! With a CA for clients, a client must show a certificate of it ([`ClientAuth::Required`]), or may
-//! ([`ClientAuth::Optional`]: one that shows none is let in, and a token can tell who it is). A certificate that the CA
-//! did not sign, or that is past its time, is refused in either case; [`ClientAuthFault`] says why. [`user`] says whom
-//! a certificate is for.
+//! With a CA for clients, a client certificate is required ([`ClientAuth::Required`]) or optional
+//! ([`ClientAuth::Optional`]). If it is optional, a client without one is accepted, and a token can
+//! identify it. A certificate that the CA did not sign, or that has expired, is refused in either
+//! case; [`ClientAuthFault`] says why. [`user`] returns the user of a certificate.
 //!
 //! ```no_run
 //! use deeperhub_security::tls::{Config, Reloadable};
@@ -63,7 +63,8 @@ pub struct Pem {
 }
 
 impl Pem {
-    /// PEM text under a name: the file's or the setting's that it is from. Byte order marks are no part of it.
+    /// Returns PEM text under the name of the file or the setting that it is from. Byte order marks
+    /// are removed.
     #[must_use]
     pub fn new(name: impl Into<String>, text: Secret) -> Self {
         Self { name: name.into(), text: text::without_marks(text) }
@@ -102,9 +103,9 @@ pub struct Config {
     pub certificates: Pem,
     /// The certificate's private key: PKCS#8, SEC1 or PKCS#1, not encrypted.
     pub key: Pem,
-    /// CAs whose certificates clients show; `None`: clients are not asked for one.
+    /// CAs that sign clients' certificates. `None`: clients are not asked for one.
     pub client_ca: Option<Pem>,
-    /// Whether clients must show one, where there is a CA. Default: they must.
+    /// Policy for client certificates, if there is a CA. Default: required.
     pub client_auth: ClientAuth,
 }
 
@@ -120,7 +121,7 @@ pub struct Server {
 }
 
 impl Config {
-    /// Reads the files, now. Clients must show a certificate where a CA is named.
+    /// Reads the files now. If a CA is given, clients must present a certificate.
     ///
     /// # Errors
     ///

@@ -118,7 +118,7 @@ fn null_for_what_may_be_left_out_counts_as_absent() {
     let traced = r#"{"type":"ping","data":null,"meta":{"traceparent":null,"tracestate":null}}"#;
     assert_eq!(ClientMessage::parse(traced).map(|message| message.trace.is_empty()), Ok(true));
     assert_eq!(command(r#"{"type":"subscribe","topic":"a","data":null}"#), subscribe("a"));
-    // Payloads are what they are, and what is needed is needed.
+    // A `null` payload stays `null`, and required keys stay required.
     assert_eq!(command(r#"{"type":"echo","data":null}"#), Command::Echo { data: raw("null") });
     assert_eq!(
         command(r#"{"type":"publish","data":{"topic":"a","message":null}}"#),

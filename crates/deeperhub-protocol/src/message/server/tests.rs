@@ -314,7 +314,7 @@ fn leave_out_nulls(value: &mut Value) {
     }
 }
 
-/// The JSON of a delivery of `message`; without a publisher it is a server's.
+/// Returns the JSON of a delivery of `message`. Without `from`, a server published it.
 fn delivery(topic: &str, message: &str, from: Option<&ClientId>, tracestate: &str) -> String {
     let traceparent = SpanContext::new(u128::MAX, u64::MAX, true).unwrap().to_string();
     let context = TraceContext::new(Some(traceparent.into()), Some(tracestate.into()));
@@ -336,7 +336,7 @@ fn the_longest_delivery_is_as_long_as_is_told() {
         let payload = "7".repeat(max_message_bytes as usize);
         assert_eq!(delivery(&topic, &payload, None, &tracestate).len() as u64, told);
     }
-    // What a client can publish with a message of so many bytes stays below, whatever its topic.
+    // The delivery of a client's publish is always shorter, whatever its topic.
     let client_id = ClientId::parse(&"x".repeat(ClientId::MAX_BYTES)).unwrap();
     for topic in ["a", &topic] {
         let mut text = format!(r#"{{"type":"publish","topic":{},"message":7"#, json!(topic));
