@@ -311,9 +311,10 @@ pub(crate) struct Options {
 
     /// Work of a round for what clients send, in bytes [default: 4194304]
     ///
-    /// Counted are bytes read, decompressed and replied, and 512 for each message or frame. A connection has a sixteenth for
-    /// its turn; what it has sent beyond waits for its next one, behind the others. Less keeps others' latency lower while
-    /// some send much; more costs less per message then.
+    /// Counts bytes read, decompressed and replied, 512 for each message or control frame, and 64 for
+    /// each fragment. A connection gets a sixteenth for its turn; the rest of its input waits for its
+    /// next turn, behind the others. A smaller value keeps others' latency lower under load; a larger
+    /// one costs less per message.
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(4096, 1 << 30), help_heading = LIMITS)]
     pub(crate) round_bytes: Option<usize>,
 
