@@ -12,8 +12,7 @@ use crate::problem::{Problem, similar};
 /// Reads a file; what is wrong with it is added to `problems`.
 pub(crate) fn read(path: &Path, origin: &Origin, keys: &[String], problems: &mut Vec<Problem>) -> Layer {
     match std::fs::read_to_string(path) {
-        // Some editors start a file with a byte order mark, which is not TOML.
-        Ok(text) => parse(text.strip_prefix('\u{feff}').unwrap_or(&text), path, keys, problems),
+        Ok(text) => parse(&text, path, keys, problems),
         Err(source) => {
             problems.push(Problem::Unreadable { path: path.to_owned(), origin: origin.clone(), source });
             Layer::new()
