@@ -86,7 +86,7 @@ fn crates_depend_on_each_other_as_the_architecture_says() {
 #[test]
 fn pure_crates_pull_in_no_runtime() {
     let metadata = metadata();
-    for name in ["deeperhub-protocol", "deeperhub-router", "deeperhub-metrics"] {
+    for name in ["deeperhub-types", "deeperhub-protocol", "deeperhub-router", "deeperhub-metrics"] {
         let pulled_in = pulled_in_by(&metadata, name);
         for runtime in ["tokio", "mio", "async-std", "smol", "socket2"] {
             assert!(!pulled_in.contains(runtime), "{name} pulls in {runtime}: {pulled_in:?}");

@@ -3,7 +3,7 @@
 //! `cargo run -p deeperhub-events --example watch`
 
 use deeperhub_events::{Config, Details, Event, EventBus, EventFilter, EventKind, Received};
-use deeperhub_protocol::ClientId;
+use deeperhub_types::ClientId;
 use std::error::Error;
 use std::time::SystemTime;
 

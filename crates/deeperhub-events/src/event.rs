@@ -4,7 +4,7 @@ use crate::EventKind;
 use crate::json::{write_string, write_string_or_null};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use deeperhub_protocol::ClientId;
+use deeperhub_types::ClientId;
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::SocketAddr;

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use deeperhub_events::{Details, Event, EventBus, EventFilter, EventKind, Received};
-//! use deeperhub_protocol::ClientId;
+//! use deeperhub_types::ClientId;
 //! use std::time::SystemTime;
 //!
 //! let bus = EventBus::default();

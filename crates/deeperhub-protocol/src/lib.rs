@@ -40,21 +40,18 @@
 //! # Ok::<(), deeperhub_protocol::frame::FrameError>(())
 //! ```
 
-pub mod code;
 #[cfg(feature = "deflate")]
 pub mod deflate;
 pub mod frame;
 pub mod handshake;
-mod id;
 mod json;
 pub mod message;
-mod topic;
 
-pub use code::{CloseCode, CloseReason, ErrorCode};
-pub use id::ClientId;
+pub use deeperhub_types::{
+    ClientId, CloseCode, CloseReason, ErrorCode, Subscription, Topic, TopicError, TopicPattern, code,
+};
 pub use json::RawJson;
 pub use message::{ClientMessage, MessageError, MessageId, ServerMessage};
-pub use topic::{Subscription, Topic, TopicError, TopicPattern};
 
 /// The README's example runs with the doc tests.
 #[cfg(doctest)]

@@ -2,8 +2,8 @@
 //!
 //! Run it with `cargo run -p deeperhub-router --example threads`.
 
-use deeperhub_protocol::{Subscription, Topic};
 use deeperhub_router::{Config, Flow, Router, Shard, ShardId};
+use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};

@@ -1,7 +1,7 @@
 //! Sums and texts of a topic's levels, eight at a time, shared by many deep shapes.
 
 use crate::shapes::MAX_LEVELS;
-use deeperhub_protocol::Topic;
+use deeperhub_types::Topic;
 
 /// Levels of a part, and the number of ways to choose named levels among them.
 const PART: usize = 8;

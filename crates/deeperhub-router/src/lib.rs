@@ -26,7 +26,7 @@
 //! of the cost is linear in the number of matches.
 //!
 //! ```
-//! use deeperhub_protocol::{Subscription, Topic};
+//! use deeperhub_types::{Subscription, Topic};
 //! use deeperhub_router::{Config, Flow, Router, ShardId};
 //! use std::task::{Context, Waker};
 //!
@@ -49,7 +49,7 @@
 //! {}
 //! delivered.sort_unstable();
 //! assert_eq!(delivered, [(7, "2 : 1"), (8, "2 : 1")]);
-//! # Ok::<(), deeperhub_protocol::TopicError>(())
+//! # Ok::<(), deeperhub_types::TopicError>(())
 //! ```
 
 mod arena;

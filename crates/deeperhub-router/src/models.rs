@@ -3,7 +3,7 @@
 
 use crate::{Config, Flow, Router, ShardId};
 use ahash::RandomState;
-use deeperhub_protocol::{Subscription, Topic};
+use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};

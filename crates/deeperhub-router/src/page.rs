@@ -165,7 +165,7 @@ impl Lowest<'_> {
 mod tests {
     use super::*;
     use crate::{Config, ShardId};
-    use deeperhub_protocol::Subscription;
+    use deeperhub_types::Subscription;
     use std::collections::BTreeMap;
 
     #[test]

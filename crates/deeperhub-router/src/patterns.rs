@@ -196,7 +196,7 @@ fn hash_of(patterns: &Arena<Pattern>) -> impl Fn(&u32) -> u64 {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use deeperhub_protocol::{Topic, TopicPattern};
+    use deeperhub_types::{Topic, TopicPattern};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 

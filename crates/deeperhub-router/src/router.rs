@@ -8,7 +8,7 @@ use crate::sleepers::{Sleepers, Wakers};
 use crate::stripe::{Entry, Stripe, is_own};
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock, read, write};
 use ahash::RandomState;
-use deeperhub_protocol::{Subscription, Topic};
+use deeperhub_types::{Subscription, Topic};
 use std::fmt;
 
 /// Parts of the table of exact topics, each under a lock of its own: enough that 64 threads seldom

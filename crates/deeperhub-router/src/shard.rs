@@ -9,7 +9,7 @@ use crate::sleepers::{ShardSet, Sleepers};
 use crate::stripe::{Stripe, arc_bytes};
 use crate::sync::{Arc, write};
 use crate::wildcard::is_match;
-use deeperhub_protocol::{Subscription, Topic};
+use deeperhub_types::{Subscription, Topic};
 use std::fmt;
 use std::task::{Context, Poll};
 

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::{Config, Flow, Interest, Key, LOOPBACK, Router, Shard, ShardId, Subscribed};
-use deeperhub_protocol::{Subscription, Topic};
+use deeperhub_types::{Subscription, Topic};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -58,7 +58,7 @@ fn agreeing_bytes(pattern: &[u8], topic: &[u8]) -> usize {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use deeperhub_protocol::{Subscription, Topic};
+    use deeperhub_types::{Subscription, Topic};
     use proptest::prelude::*;
 
     #[test]

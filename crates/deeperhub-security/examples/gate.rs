@@ -2,8 +2,8 @@
 //!
 //! `cargo run -p deeperhub-security --example gate`
 
-use deeperhub_protocol::{Subscription, Topic};
 use deeperhub_security::{AddressLimiter, Grants, OriginPolicy, RateLimit, RateLimiter, RetryAfter, Secret};
+use deeperhub_types::{Subscription, Topic};
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;

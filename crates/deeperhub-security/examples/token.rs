@@ -2,9 +2,9 @@
 //!
 //! `cargo run -p deeperhub-security --features auth --example token -- ada 'room.*'`
 
-use deeperhub_protocol::{Subscription, Topic};
 use deeperhub_security::auth::{Authenticator, Config, mint};
 use deeperhub_security::{Grants, Secret};
+use deeperhub_types::{Subscription, Topic};
 use std::error::Error;
 use std::time::{Duration, SystemTime};
 

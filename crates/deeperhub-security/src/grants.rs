@@ -1,6 +1,6 @@
 //! What a token's bearer may do.
 
-use deeperhub_protocol::{Subscription, Topic};
+use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
 
 /// The most bytes of a user's name.

@@ -4,12 +4,12 @@
 // Helpers here stand outside of test functions, where the lint cannot tell that they are tests.
 #![allow(clippy::unwrap_used)]
 
-use deeperhub_protocol::{ErrorCode, Subscription, Topic};
 use deeperhub_security::auth::{
     Advice, AuthError, Authenticator, Config, DEFAULT_MAX_TOKEN_BYTES, Jwks, KeyError, KeyFault, Keys,
     LeftOut, MAX_KEYS, MAX_PATTERNS, MintError, Recipient, Reloadable, mint, mint_for,
 };
 use deeperhub_security::{Claims, Grants, Secret};
+use deeperhub_types::{ErrorCode, Subscription, Topic};
 use jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER;
 use jsonwebtoken::{Algorithm, EncodingKey};
 use proptest::prelude::*;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::Details;
-use deeperhub_protocol::ClientId;
+use deeperhub_types::ClientId;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicUsize;

@@ -4,7 +4,7 @@ use super::error::AuthError;
 use super::json;
 use crate::grants::is_user;
 use crate::{Claims, Grants};
-use deeperhub_protocol::Subscription;
+use deeperhub_types::Subscription;
 use serde_json::{Map, Value};
 
 /// The most patterns that each list of a token's `deeperhub` claim may have.

@@ -1,6 +1,6 @@
 //! Why a token, or the keys for tokens, are refused.
 
-use deeperhub_protocol::ErrorCode;
+use deeperhub_types::ErrorCode;
 use std::fmt;
 
 /// Why a token is refused. Nothing of the token or of a key stands in it, so it may be logged and sent.

@@ -5,7 +5,7 @@ use crate::grants::is_user;
 use crate::{Grants, Secret};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use deeperhub_protocol::Subscription;
+use deeperhub_types::Subscription;
 use jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER;
 use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Map, Value, json};

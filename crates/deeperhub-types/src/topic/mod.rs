@@ -96,43 +96,61 @@ impl fmt::Display for Topic<'_> {
 /// The rule that a text breaks which should be a topic or a pattern.
 ///
 /// Whoever chose the name is at fault: a client's message is answered with `invalid_topic`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TopicError {
     /// There is no text.
-    #[error("a topic needs at least one character")]
     Empty,
     /// There are more bytes than [`Topic::MAX_BYTES`].
-    #[error("a topic has at most {max} bytes of UTF-8, not {bytes}", max = Topic::MAX_BYTES)]
     TooLong {
         /// How many there are.
         bytes: usize,
     },
     /// One of the characters is white space.
-    #[error("a topic has no white space; write `-`, `_` or `.` in its place")]
     WhiteSpace,
     /// One of the characters is a control character.
-    #[error("a topic has no control characters; leave them out")]
     Control,
     /// The first character is `$`.
-    #[error("topics that start with `$` are reserved to the server; start with another character")]
     Reserved,
     /// There is nothing before, after or between dots.
-    #[error("a topic has at least one character before, after and between its dots, as in `a.b`")]
     EmptyLevel,
     /// `*` or `>` stands beside other characters in its level.
-    #[error("`*` and `>` stand for a whole level, as in `a.*`, never for a part of one")]
     PartialWildcard,
     /// A level follows `>`.
-    #[error("`>` stands only at the end, as in `a.>`; in other places use `*`")]
     InnerTail,
     /// It is a pattern, where one topic is asked for.
-    #[error("one topic is asked for here, without the wildcards `*` and `>`")]
     Wildcard,
     /// It is a topic, where a pattern is asked for.
-    #[error("a pattern has a level that is `*`, or ends in `>`")]
     NoWildcard,
 }
+
+impl fmt::Display for TopicError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Empty => "a topic needs at least one character",
+            Self::TooLong { bytes } => {
+                let max = Topic::MAX_BYTES;
+                return write!(formatter, "a topic has at most {max} bytes of UTF-8, not {bytes}");
+            }
+            Self::WhiteSpace => "a topic has no white space; write `-`, `_` or `.` in its place",
+            Self::Control => "a topic has no control characters; leave them out",
+            Self::Reserved => {
+                "topics that start with `$` are reserved to the server; start with another character"
+            }
+            Self::EmptyLevel => {
+                "a topic has at least one character before, after and between its dots, as in `a.b`"
+            }
+            Self::PartialWildcard => {
+                "`*` and `>` stand for a whole level, as in `a.*`, never for a part of one"
+            }
+            Self::InnerTail => "`>` stands only at the end, as in `a.>`; in other places use `*`",
+            Self::Wildcard => "one topic is asked for here, without the wildcards `*` and `>`",
+            Self::NoWildcard => "a pattern has a level that is `*`, or ends in `>`",
+        })
+    }
+}
+
+impl std::error::Error for TopicError {}
 
 /// Which of the two a valid text is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,28 @@
+//! Value types shared by the crates of a realtime hub. No dependencies, no I/O.
+//!
+//! - [`Topic`], [`TopicPattern`] and [`Subscription`] are valid by construction: the only way to get one is to parse it.
+//! - [`ClientId`] names a connection.
+//! - [`ErrorCode`] and [`CloseCode`] are the tables of codes that clients and backends see; [`CloseReason`] is a close
+//!   code with its text.
+//!
+//! ```
+//! use deeperhub_types::{Topic, TopicError, TopicPattern};
+//!
+//! let goals = Topic::parse("sports.football.goals")?;
+//! assert!(TopicPattern::parse("sports.>")?.matches(&goals));
+//! assert_eq!(Topic::parse("sports..goals"), Err(TopicError::EmptyLevel));
+//! # Ok::<(), TopicError>(())
+//! ```
+
+mod client_id;
+pub mod code;
+mod topic;
+
+pub use client_id::ClientId;
+pub use code::{CloseCode, CloseReason, ErrorCode};
+pub use topic::{Subscription, Topic, TopicError, TopicPattern};
+
+/// Runs the README's example as a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
