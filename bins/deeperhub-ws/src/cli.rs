@@ -7,11 +7,11 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use clap_complete::Shell;
 
-use crate::bench::Bench;
 use crate::options::Options;
 use crate::schema::Schema;
 use crate::token::TokenArgs;
 use crate::top::Top;
+use deeperhub_bench::Bench;
 
 /// The program's name in messages, completions and the start line.
 pub(crate) const NAME: &str = env!("CARGO_PKG_NAME");

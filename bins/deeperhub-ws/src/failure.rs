@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 
-use crate::values::Address;
+use deeperhub_args::Address;
 
 /// What ended the program with exit code 1.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::http_get::get;
 use crate::settings::Settings;
-use crate::values::{Address, Switchable};
+use deeperhub_args::{Address, Switchable};
 
 /// For connecting, asking and reading together.
 const TIMEOUT: Duration = Duration::from_secs(3);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_security::Secret;
 
-use crate::values::Address;
+use deeperhub_args::Address;
 
 /// More than any answer.
 const MAX_ANSWER: usize = 4 << 20;
@@ -89,7 +89,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::values::Host;
+    use deeperhub_args::Host;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 

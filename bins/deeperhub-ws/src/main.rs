@@ -5,7 +5,6 @@
 
 mod allocator;
 mod auth;
-mod bench;
 mod cli;
 mod completions;
 mod default_file;
@@ -32,7 +31,6 @@ mod settings;
 mod signals;
 mod start_line;
 mod supervise;
-mod telemetry;
 mod tls;
 mod token;
 mod top;
@@ -89,7 +87,7 @@ fn main() -> ExitCode {
             Ok(layers) => token::print(&layers, &token),
             Err(problems) => complain(&problems),
         },
-        Action::Bench(bench) => bench::run(*bench),
+        Action::Bench(bench) => deeperhub_bench::run(*bench),
         Action::Schema { schema } => match schema::text(schema) {
             Ok(text) => print(&text),
             Err(error) => {

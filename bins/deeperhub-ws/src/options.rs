@@ -9,9 +9,10 @@ use clap::{Args, Command};
 use deeperhub_security::Secret;
 
 use crate::values::{
-    Address, ClientAuth, ClusterUrl, ForwardedHeader, Host, HttpUrl, IoUring, Limits, LogFormat, LogLevel,
-    NodeId, ProxyProtocol, Ratio, Switchable, Time, UrlPath, WhenUnavailable, cluster_url, secret, whole,
+    ClientAuth, ClusterUrl, ForwardedHeader, IoUring, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol,
+    WhenUnavailable, cluster_url, secret,
 };
+use deeperhub_args::{Address, Host, HttpUrl, Ratio, Switchable, Time, UrlPath, whole};
 
 const GENERAL: &str = "General";
 const LISTENING: &str = "Listening";

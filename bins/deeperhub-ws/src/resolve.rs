@@ -17,12 +17,12 @@ use crate::memory;
 use crate::options::{Options, flag, variable};
 use crate::problem::Problem;
 use crate::settings::{ApiSettings, Settings, Shown};
-use crate::telemetry;
 use crate::tls::{Files, Tls};
 use crate::values::{
-    Address, ClusterUrl, ForwardedHeader, Host, IoUring, Limits, Literal, LogFormat, LogLevel, ProxyProtocol,
-    Switchable, Time, UrlPath, WhenUnavailable,
+    ClusterUrl, ForwardedHeader, IoUring, Limits, Literal, LogFormat, LogLevel, ProxyProtocol,
+    WhenUnavailable,
 };
+use deeperhub_args::{Address, Host, Switchable, Time, UrlPath};
 
 /// Fills in the defaults and checks what the settings say together.
 ///
@@ -519,7 +519,7 @@ impl Resolver {
                 "cluster_ca",
                 ca.as_ref().map(|file| {
                     let certificates = |_| {
-                        telemetry::certificates(file)
+                        deeperhub_telemetry::certificates(file)
                             .map_err(|error| format!("expected one or more certificates in PEM ({error})"))
                     };
                     (file, read(file).and_then(certificates).map(drop))

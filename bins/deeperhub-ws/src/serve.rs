@@ -29,9 +29,9 @@ use crate::resolve::resolve;
 use crate::settings::Settings;
 use crate::signals::{self, HangUps, Ignored, Signals, Stops};
 use crate::start_line::start_line;
-use crate::telemetry::{self, TelemetryConfig, telemetry_config};
-use crate::values::Address;
 use crate::{FAILED, allocator, event_log, logging, memory, nofile, supervise};
+use deeperhub_args::{Address, Host};
+use deeperhub_telemetry::{TelemetryConfig, telemetry_config};
 
 /// Shutdown timeout for blocking tasks, such as name look-ups or files on a lost disk.
 const LAST_TASKS: Duration = Duration::from_secs(1);
@@ -131,18 +131,18 @@ async fn unless_stopped<T: Send + 'static>(
 struct Prepared {
     clients: ListenOn,
     api: Option<SocketAddr>,
-    telemetry: telemetry::Prepared,
+    telemetry: deeperhub_telemetry::Prepared,
     warnings: Vec<String>,
 }
 
 impl Prepared {
     fn new(address: &Address, api: Option<&Address>, config: TelemetryConfig) -> Result<Self, Failure> {
-        let clients = match address.listen_on() {
+        let clients = match listen_on(&address) {
             Some(known) => known,
             None => lookup(address)?.into(),
         };
         let api = api.map(lookup).transpose()?;
-        let (telemetry, warnings) = telemetry::Prepared::new(config);
+        let (telemetry, warnings) = deeperhub_telemetry::Prepared::new(config);
         Ok(Self { clients, api, telemetry, warnings })
     }
 }
@@ -466,4 +466,13 @@ impl Api {
 fn websocket_url(scheme: &str, clients: SocketAddr, paths: &[String]) -> Option<String> {
     let path = paths.first().map_or("/", String::as_str);
     (!clients.ip().is_unspecified()).then(|| format!("{scheme}://{clients}{path}"))
+}
+
+/// Returns the addresses to listen on, or `None` if the name needs a look-up.
+fn listen_on(address: &Address) -> Option<ListenOn> {
+    match &address.host {
+        Host::Ip(ip) => Some(SocketAddr::new(*ip, address.port).into()),
+        Host::Name(_) if address.host.is_loopback() => Some(ListenOn::Loopback { port: address.port }),
+        Host::Name(_) => None,
+    }
 }

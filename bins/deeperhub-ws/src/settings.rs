@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::auth::Auth;
 use crate::layers::Origin;
 use crate::tls::Tls;
-use crate::values::{Address, Host, HttpUrl, LogFormat, LogLevel, Ratio, Switchable};
+use crate::values::{LogFormat, LogLevel};
+use deeperhub_args::{Address, Host, HttpUrl, Ratio, Switchable};
 
 /// Valid by construction: only `resolve` makes them.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use deeperhub_security::tls::ClientAuth;
 use crate::cli::{NAME, VERSION};
 use crate::settings::Settings;
 use crate::tls::Tls;
-use crate::values::Time;
+use deeperhub_args::Time;
 
 /// The addresses with the ports they really got, TLS, the limits and the version, in one line.
 pub(crate) fn start_line(

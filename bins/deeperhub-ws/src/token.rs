@@ -11,7 +11,7 @@ use deeperhub_security::auth::{Keys, MintError, Recipient, mint_for};
 use crate::layers::Layers;
 use crate::options::{flag, variable};
 use crate::problem::Problem;
-use crate::values::Time;
+use deeperhub_args::Time;
 
 /// The longest time that a token may be made for: a year.
 const LONGEST_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);

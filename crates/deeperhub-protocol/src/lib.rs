@@ -46,6 +46,8 @@ pub mod frame;
 pub mod handshake;
 mod json;
 pub mod message;
+#[cfg(feature = "schema")]
+pub mod schema;
 
 pub use deeperhub_types::{
     ClientId, CloseCode, CloseReason, ErrorCode, Subscription, Topic, TopicError, TopicPattern, code,

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::http_get;
-use crate::values::Address;
+use deeperhub_args::Address;
 
 /// For connecting, asking and reading together.
 const TIMEOUT: Duration = Duration::from_secs(3);

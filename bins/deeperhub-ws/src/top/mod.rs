@@ -20,7 +20,7 @@ use crate::FAILED;
 use crate::health::to_ask;
 use crate::options::Options;
 use crate::signals::{self, Signals};
-use crate::values::Time;
+use deeperhub_args::Time;
 
 /// How often keys are looked for.
 const KEYS: Duration = Duration::from_millis(50);

@@ -1,74 +1,23 @@
 //! The values that settings take: each parses from the text that a flag, a variable or a file gives, and writes
 //! itself as TOML that parses back.
 
-mod address;
 mod cluster;
-mod telemetry;
-mod time;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use deeperhub_args::{Address, Host, HttpUrl, Ratio, Switchable, Time, UrlPath};
 use deeperhub_security::proxy::Header;
 use deeperhub_security::{LimitMode, Secret};
 
-pub(crate) use address::{Address, Host, Switchable};
 pub(crate) use cluster::{ClusterUrl, WhenUnavailable, cluster_url};
-pub(crate) use telemetry::{HttpUrl, Ratio};
-pub(crate) use time::Time;
 
 /// A value as the file writes it.
 pub(crate) trait Literal {
     /// The TOML literal; a secret masks itself.
     fn literal(&self) -> String;
-}
-
-/// A whole number between two bounds.
-pub(crate) fn whole<N: TryFrom<u64>>(
-    min: u64,
-    max: u64,
-) -> impl Fn(&str) -> Result<N, String> + Clone + Send + Sync + 'static {
-    move |text| {
-        text.parse::<u64>()
-            .ok()
-            .filter(|number| (min..=max).contains(number))
-            .and_then(|number| N::try_from(number).ok())
-            .ok_or_else(|| {
-                // Kubernetes gives containers such variables for a service of our name.
-                let hint = if text.starts_with("tcp://") {
-                    " (Kubernetes sets this for a service named deeperhub: switch `enableServiceLinks` off)"
-                } else {
-                    ""
-                };
-                format!("expected a whole number from {min} to {max}{hint}")
-            })
-    }
-}
-
-/// The path of a URL: `/`, `/ws`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct UrlPath(pub(crate) String);
-
-impl FromStr for UrlPath {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let allowed = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&byte);
-        if text.starts_with('/') && text.bytes().all(allowed) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err("expected a path that begins with /, such as /ws, percent-encoded and without ? or #"
-                .to_owned())
-        }
-    }
-}
-
-impl fmt::Display for UrlPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 /// A node's name: 1 to 32 of `A-Z a-z 0-9 _ -`.
@@ -269,39 +218,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_begin_with_a_slash() {
-        for (input, expected) in [
-            ("/", Some("/")),
-            ("/ws/v1", Some("/ws/v1")),
-            ("/a%20b", Some("/a%20b")),
-            ("", None),
-            ("ws", None),
-            ("/a?b", None),
-            ("/a b", None),
-            ("/a#b", None),
-            ("/é", None),
-        ] {
-            check::<UrlPath>(input, expected);
-        }
-    }
-
-    #[test]
     fn node_ids_are_short_and_plain() {
         check::<NodeId>("node_1-a", Some("node_1-a"));
         check::<NodeId>("", None);
         check::<NodeId>("a.b", None);
         check::<NodeId>(&"a".repeat(32), Some(&"a".repeat(32)));
         check::<NodeId>(&"a".repeat(33), None);
-    }
-
-    #[test]
-    fn numbers_stay_between_their_bounds() {
-        let port = whole::<u16>(0, 65_535);
-        assert_eq!(port("65535"), Ok(65_535));
-        for text in ["65536", "-1", "", "8080 ", "0x10", "1e3", "1.0", "99999999999999999999"] {
-            assert_eq!(port(text), Err("expected a whole number from 0 to 65535".to_owned()), "{text}");
-        }
-        assert!(port("tcp://10.0.0.1:8080").is_err_and(|reason| reason.contains("enableServiceLinks")));
     }
 
     #[test]

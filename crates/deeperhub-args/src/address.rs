@@ -1,14 +1,14 @@
+//! Hosts and addresses.
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 
-use deeperhub_listener::ListenOn;
-
-use super::whole;
+use crate::whole;
 
 /// Where a socket listens, without the port: an IP address or a name that resolves to one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Host {
+pub enum Host {
     /// An address.
     Ip(IpAddr),
     /// A name, resolved when the server starts.
@@ -20,14 +20,15 @@ const LOCALHOST: &str = "localhost";
 
 impl Host {
     /// Returns the name of both loopback addresses.
-    pub(crate) fn localhost() -> Self {
+    pub fn localhost() -> Self {
         Self::Name(LOCALHOST.to_owned())
     }
 
-    pub(crate) const LOOPBACK: Self = Self::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    /// The IPv4 loopback address, 127.0.0.1.
+    pub const LOOPBACK: Self = Self::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
     /// Whether only this machine reaches it. Of names, `localhost` is all that is known without resolving.
-    pub(crate) fn is_loopback(&self) -> bool {
+    pub fn is_loopback(&self) -> bool {
         match self {
             Self::Ip(ip) => ip.to_canonical().is_loopback(),
             Self::Name(name) => name.eq_ignore_ascii_case(LOCALHOST),
@@ -95,28 +96,21 @@ impl fmt::Display for Host {
 
 /// A host and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Address {
-    pub(crate) host: Host,
-    pub(crate) port: u16,
+pub struct Address {
+    /// The host.
+    pub host: Host,
+    /// The TCP port.
+    pub port: u16,
 }
 
 impl Address {
     /// Returns `true` if two sockets cannot listen on both addresses at once.
-    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+    pub fn overlaps(&self, other: &Self) -> bool {
         self.port != 0 && self.port == other.port && self.host.overlaps(&other.host)
     }
 
-    /// Returns the addresses to listen on, or `None` if the name needs a look-up.
-    pub(crate) fn listen_on(&self) -> Option<ListenOn> {
-        match &self.host {
-            Host::Ip(ip) => Some(SocketAddr::new(*ip, self.port).into()),
-            Host::Name(_) if self.host.is_loopback() => Some(ListenOn::Loopback { port: self.port }),
-            Host::Name(_) => None,
-        }
-    }
-
     /// Looks a name up; of several addresses an IPv4 one goes first, as that is what people try.
-    pub(crate) fn resolve(&self) -> std::io::Result<SocketAddr> {
+    pub fn resolve(&self) -> std::io::Result<SocketAddr> {
         let name = match &self.host {
             Host::Ip(ip) => return Ok(SocketAddr::new(*ip, self.port)),
             Host::Name(name) => name,
@@ -158,7 +152,7 @@ impl fmt::Display for Address {
 
 /// A value, or `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Switchable<T> {
+pub enum Switchable<T> {
     /// Switched off.
     Off,
     /// Switched on, with this value.
@@ -188,7 +182,7 @@ impl<T: fmt::Display> fmt::Display for Switchable<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::values::check;
+    use crate::check;
 
     #[test]
     fn hosts_are_addresses_or_names() {

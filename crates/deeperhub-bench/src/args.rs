@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::stamp::{MAX_STREAMS, SHORTEST};
 use super::target::Target;
-use crate::values::{Time, whole};
+use deeperhub_args::{Time, whole};
 
 const SERVER: &str = "Server";
 const LOAD: &str = "Load";
@@ -23,7 +23,7 @@ const MAX_RATE: u64 = 100_000_000;
 
 /// What to do to the server.
 #[derive(Debug, PartialEq, Eq, Subcommand)]
-pub(crate) enum Bench {
+pub enum Bench {
     /// Round trips: each connection sends messages and gets them back
     Echo {
         #[command(flatten)]
@@ -135,7 +135,7 @@ pub(crate) enum Bench {
 
 /// Where to connect and how.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct ServerArgs {
+pub struct ServerArgs {
     /// Server to connect to
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080/", help_heading = SERVER)]
     pub(super) url: Target,
@@ -176,7 +176,7 @@ pub(crate) struct ServerArgs {
 
 /// Who publishes.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct PublisherArgs {
+pub struct PublisherArgs {
     /// Connections that publish
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_STREAMS_U64), default_value = "1", help_heading = LOAD)]
     pub(super) publishers: usize,
@@ -184,7 +184,7 @@ pub(crate) struct PublisherArgs {
 
 /// What is sent and how fast.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct MessageArgs {
+pub struct MessageArgs {
     /// Bytes of the JSON that a message carries
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(SHORTEST as u64, MAX_SIZE), default_value = "128", help_heading = LOAD)]
     pub(super) size: usize,
@@ -206,7 +206,7 @@ pub(crate) struct MessageArgs {
 
 /// How much is measured.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct ExtentArgs {
+pub struct ExtentArgs {
     /// Messages that are sent by all senders together, instead of a time
     #[arg(long, value_name = "N", value_parser = whole::<u64>(1, 1 << 39), conflicts_with_all = ["duration", "warmup"], help_heading = EXTENT)]
     pub(super) messages: Option<u64>,
@@ -222,7 +222,7 @@ pub(crate) struct ExtentArgs {
 
 /// What is printed.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct OutputArgs {
+pub struct OutputArgs {
     /// Print one JSON object instead of text
     #[arg(long, help_heading = OUTPUT)]
     pub(super) json: bool,
@@ -234,7 +234,7 @@ pub(crate) struct OutputArgs {
 
 /// What the exit code says.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct LossArgs {
+pub struct LossArgs {
     /// Exit with 1 if messages were lost, came twice or came out of order
     #[arg(long, help_heading = OUTPUT)]
     pub(super) fail_on_loss: bool,
@@ -242,7 +242,7 @@ pub(crate) struct LossArgs {
 
 /// A token; shows nothing of itself.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Token(pub(super) String);
+pub struct Token(pub(super) String);
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -244,7 +244,7 @@ pub(super) struct Receiver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::plan::tests::plan;
+    use crate::plan::tests::plan;
 
     /// Streams that a receiver of a topic has accounts of, in their order.
     fn streams(flags: &str, topic: u32) -> Vec<u32> {

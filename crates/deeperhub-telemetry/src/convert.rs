@@ -14,7 +14,7 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1 as trace;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Status, span, status};
 
-use super::environment::TelemetryConfig;
+use crate::environment::TelemetryConfig;
 
 /// The flags of a span in OTLP: the parent's context is known to be local or remote.
 const HAS_IS_REMOTE: u32 = 0x100;

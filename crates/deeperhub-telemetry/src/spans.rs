@@ -9,9 +9,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::convert::{self, Origin};
-use super::environment::TelemetryConfig;
-use super::transport::Client;
+use crate::convert::{self, Origin};
+use crate::environment::TelemetryConfig;
+use crate::transport::Client;
 
 /// The first pause before a batch is tried again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

@@ -1,10 +1,12 @@
+//! Durations.
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 /// A duration: `500ms`, `10s`, `2m`, `1h`, or `0`. At most a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Time(pub(crate) Duration);
+pub struct Time(pub Duration);
 
 const LONGEST_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -19,7 +21,7 @@ impl FromStr for Time {
 
 impl Time {
     /// A duration that is no longer than `longest`; `None` for anything else.
-    pub(crate) fn up_to(text: &str, longest: Duration) -> Option<Self> {
+    pub fn up_to(text: &str, longest: Duration) -> Option<Self> {
         if text == "0" {
             return Some(Self(Duration::ZERO));
         }
@@ -57,7 +59,7 @@ impl fmt::Display for Time {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::values::check;
+    use crate::check;
 
     #[test]
     fn durations_have_a_unit_and_show_the_largest_that_is_exact() {

@@ -1,13 +1,13 @@
 //! The AsyncAPI document of the WebSocket side, over the same definitions as the JSON Schema.
 
-use deeperhub_protocol::message::{Command, ServerMessage};
+use crate::message::{Command, ServerMessage};
 use serde_json::{Map, Value, json};
 
 use super::messages::{self, client, server};
-use crate::cli::VERSION;
 
 /// The document, from the server's side: it receives what clients send.
-pub(crate) fn document() -> Value {
+#[must_use]
+pub fn document() -> Value {
     let mut schemas = messages::schema();
     let mut schemas = schemas.get_mut("$defs").map(Value::take).unwrap_or_default();
     move_references(&mut schemas);
@@ -47,7 +47,7 @@ pub(crate) fn document() -> Value {
         "asyncapi": "3.0.0",
         "info": {
             "title": "deeperhub-ws",
-            "version": VERSION,
+            "version": env!("CARGO_PKG_VERSION"),
             "description": "A realtime WebSocket hub. Subprotocol `deeperhub.v1.json`, also without one.",
             "license": { "name": "MIT OR Apache-2.0" },
         },

@@ -321,13 +321,13 @@ pub(super) mod tests {
 
     use super::*;
 
-    pub(in crate::bench) fn try_plan(flags: &str) -> Result<Plan, String> {
+    pub(crate) fn try_plan(flags: &str) -> Result<Plan, String> {
         let command = Bench::augment_subcommands(Command::new("bench").no_binary_name(true));
         let matches = command.try_get_matches_from(flags.split(' ')).unwrap();
         Plan::new(Bench::from_arg_matches(&matches).unwrap())
     }
 
-    pub(in crate::bench) fn plan(flags: &str) -> Plan {
+    pub(crate) fn plan(flags: &str) -> Plan {
         try_plan(flags).unwrap()
     }
 

@@ -123,7 +123,7 @@ impl Handshake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::plan;
+    use crate::plan;
 
     const NONCE: &str = "dGhlIHNhbXBsZSBub25jZQ==";
     const OK: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

@@ -32,7 +32,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
-use super::environment::{Protocol, Target};
+use crate::environment::{Protocol, Target};
 
 /// The most that is read of a collector's answer.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -268,7 +268,7 @@ fn tls(target: &Target, is_needed: bool) -> Result<ClientConfig, ClientError> {
 }
 
 /// The certificates of a file, at least one.
-pub(crate) fn certificates(
+pub fn certificates(
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, Box<dyn std::error::Error + Send + Sync>> {
     let certificates = CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>()?;

@@ -9,50 +9,50 @@ use std::time::Duration;
 
 use deeperhub_node::trace::Sampler;
 
-use crate::values::{HttpUrl, Ratio, Switchable};
+use deeperhub_args::{HttpUrl, Ratio, Switchable};
 
 /// What is exported, and where to.
 #[derive(Debug, Clone)]
-pub(crate) struct TelemetryConfig {
+pub struct TelemetryConfig {
     /// Where spans go; `None`: nowhere.
-    pub(crate) traces: Option<Target>,
+    pub traces: Option<Target>,
     /// Where metrics go; `None`: nowhere.
-    pub(crate) metrics: Option<Target>,
-    pub(crate) sampler: Sampler,
+    pub metrics: Option<Target>,
+    pub sampler: Sampler,
     /// Attributes of everything that is sent.
-    pub(crate) resource: Vec<(String, String)>,
+    pub resource: Vec<(String, String)>,
     /// Spans that may wait to be sent.
-    pub(crate) queue: usize,
+    pub queue: usize,
     /// Spans that are sent at once.
-    pub(crate) batch: usize,
+    pub batch: usize,
     /// How long a span waits for others to go with.
-    pub(crate) delay: Duration,
+    pub delay: Duration,
     /// How long it is tried to send a batch.
-    pub(crate) export_timeout: Duration,
-    pub(crate) metrics_interval: Duration,
-    pub(crate) warnings: Vec<String>,
+    pub export_timeout: Duration,
+    pub metrics_interval: Duration,
+    pub warnings: Vec<String>,
 }
 
 /// Where one kind of telemetry goes.
 #[derive(Debug, Clone)]
-pub(crate) struct Target {
+pub struct Target {
     /// The whole URL for HTTP, the origin for gRPC.
-    pub(crate) url: HttpUrl,
-    pub(crate) protocol: Protocol,
+    pub url: HttpUrl,
+    pub protocol: Protocol,
     /// Names and values of headers, which may be secrets.
-    pub(crate) headers: Headers,
+    pub headers: Headers,
     /// For one attempt.
-    pub(crate) timeout: Duration,
-    pub(crate) is_compressed: bool,
+    pub timeout: Duration,
+    pub is_compressed: bool,
     /// The certificates to trust rather than the system's.
-    pub(crate) certificate: Option<PathBuf>,
+    pub certificate: Option<PathBuf>,
     /// The certificate to show a collector that asks for one, and its key.
-    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Headers; what they say is not shown.
 #[derive(Clone, Default)]
-pub(crate) struct Headers(pub(crate) Vec<(String, String)>);
+pub struct Headers(pub Vec<(String, String)>);
 
 impl std::fmt::Debug for Headers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -62,7 +62,7 @@ impl std::fmt::Debug for Headers {
 
 /// How telemetry is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub enum Protocol {
     Grpc,
     HttpProtobuf,
 }
@@ -92,7 +92,7 @@ impl Signal {
 }
 
 /// Puts our settings over the variables that `read` gives by name.
-pub(crate) fn telemetry_config(
+pub fn telemetry_config(
     endpoint: Option<&Switchable<HttpUrl>>,
     ratio: Option<Ratio>,
     read: impl Fn(&str) -> Option<String>,

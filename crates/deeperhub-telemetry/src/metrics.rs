@@ -6,8 +6,8 @@ use deeperhub_node::NodeHandle;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::convert::{self, Origin};
-use super::transport::Client;
+use crate::convert::{self, Origin};
+use crate::transport::Client;
 
 /// Reads and sends all metrics from time to time.
 #[derive(Debug)]

@@ -24,8 +24,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
-pub(crate) use environment::{TelemetryConfig, telemetry_config};
-pub(crate) use transport::certificates;
+pub use environment::{TelemetryConfig, telemetry_config};
+pub use transport::certificates;
 
 use convert::Origin;
 use environment::Target;
@@ -37,7 +37,7 @@ const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// What is set up before the node, as its tracer is part of the node's configuration.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub struct Prepared {
     config: TelemetryConfig,
     /// The span exporter and the sink that fills its queue.
     spans: Option<(spans::Exporter, Arc<SpanQueue>)>,
@@ -48,7 +48,7 @@ pub(crate) struct Prepared {
 
 /// The exporters while they run.
 #[derive(Debug)]
-pub(crate) struct Telemetry {
+pub struct Telemetry {
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Telemetry {
 impl Prepared {
     /// Creates the exporters; reads certificates, which may block. An exporter that fails is left
     /// out with a warning: a hub without telemetry is better than none.
-    pub(crate) fn new(config: TelemetryConfig) -> (Self, Vec<String>) {
+    pub fn new(config: TelemetryConfig) -> (Self, Vec<String>) {
         let mut warnings = config.warnings.clone();
         let mut client = |target: &Option<Target>, what: &str| {
             let client = Client::new(target.as_ref()?);
@@ -74,19 +74,19 @@ impl Prepared {
     }
 
     /// Returns the node's tracer. For `client_rate` see [`Tracer::with_client_rate`].
-    pub(crate) fn tracer(&self, client_rate: u32) -> Tracer {
+    pub fn tracer(&self, client_rate: u32) -> Tracer {
         let Some((_, queue)) = &self.spans else { return Tracer::default() };
         let sampler: Sampler = self.config.sampler;
         Tracer::new(sampler, queue.clone(), self.trace_metrics.clone()).with_client_rate(client_rate)
     }
 
     /// Returns the counter of exporter panics.
-    pub(crate) fn panics(&self) -> SharedCounter {
+    pub fn panics(&self) -> SharedCounter {
         self.panics.clone()
     }
 
     /// Starts to export what the node records, on the runtime of the caller.
-    pub(crate) fn start(self, node: &NodeHandle) -> Telemetry {
+    pub fn start(self, node: &NodeHandle) -> Telemetry {
         let Self { config, spans, metrics, panics, .. } = self;
         let (stop, stopped) = watch::channel(false);
         let origin = Arc::new(Origin::new(&config, node.node_id()));
@@ -131,7 +131,7 @@ async fn caught<T>(future: impl Future<Output = T>) -> thread::Result<T> {
 
 impl Telemetry {
     /// Sends what waits, for at most `time`. To be called when nothing is recorded any more.
-    pub(crate) async fn stop(self, time: Duration) {
+    pub async fn stop(self, time: Duration) {
         self.stop.send_replace(true);
         let ended = tokio::time::timeout(time, async {
             for task in self.tasks {

@@ -1,7 +1,7 @@
 //! The JSON Schema of the messages that clients and the server send, over the protocol's own tables.
 
-use deeperhub_protocol::message::{Command, ServerMessage};
-use deeperhub_protocol::{CloseCode, ErrorCode, Topic};
+use crate::message::{Command, ServerMessage};
+use crate::{CloseCode, ErrorCode, Topic};
 use serde_json::{Map, Value, json};
 
 /// The name of a client message's definition.
@@ -15,7 +15,8 @@ pub(crate) fn server(kind: &str) -> String {
 }
 
 /// The whole schema: any message, and by reference to `#/$defs/client` and `#/$defs/server` those of one side.
-pub(crate) fn schema() -> Value {
+#[must_use]
+pub fn schema() -> Value {
     let reference = |name: String| json!({ "$ref": format!("#/$defs/{name}") });
     let mut definitions = common();
     let of_clients: Vec<Value> = Command::TYPES.iter().map(|kind| reference(client(kind))).collect();

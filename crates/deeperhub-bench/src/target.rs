@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::values::{Address, Host};
+use deeperhub_args::{Address, Host};
 
 /// A `ws://` or `wss://` URL taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]

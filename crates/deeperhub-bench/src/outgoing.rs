@@ -73,8 +73,8 @@ mod tests {
     use deeperhub_protocol::message::{ClientMessage, Command};
 
     use super::*;
-    use crate::bench::plan::tests::plan;
-    use crate::bench::stamp::Finder;
+    use crate::plan::tests::plan;
+    use crate::stamp::Finder;
 
     /// Reads the one message in `bytes` as the server does.
     fn parsed(mut bytes: Vec<u8>, then: impl FnOnce(Command<'_>)) {

@@ -27,6 +27,7 @@ mod transport;
 mod wire;
 mod worker;
 
+use std::fmt::Display;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -36,7 +37,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use tungstenite::handshake::client::generate_key;
 
-pub(crate) use args::Bench;
+pub use args::Bench;
 use handshake::Handshake;
 use local::Local;
 use plan::{Extent, Plan};
@@ -47,7 +48,10 @@ use shared::Shared;
 use tally::Tally;
 use worker::{Remote, Worker};
 
-use crate::{BAD_CONFIGURATION, FAILED, print};
+/// The run could not be carried out, or lost messages.
+const FAILED: u8 = 1;
+/// Flags that do not go together.
+const BAD_CONFIGURATION: u8 = 2;
 
 /// Between two looks at a run that goes on.
 const LOOK: Duration = Duration::from_millis(50);
@@ -58,7 +62,7 @@ const OTHER_FILES: u64 = 64;
 ///
 /// Exit codes: 0 when the run was carried out, whatever it showed; 1 when it could not be, or when messages were lost
 /// and `--fail-on-loss` is given; 2 for flags that do not go together.
-pub(crate) fn run(bench: Bench) -> ExitCode {
+pub fn run(bench: Bench) -> ExitCode {
     let refuse = |code: u8, sentence: &str| {
         let _ = writeln!(io::stderr(), "error: {sentence}");
         ExitCode::from(code)
@@ -303,4 +307,16 @@ fn cpu() -> u64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// Prints to standard output. A closed pipe is no error, as with `| head`.
+fn print(text: &dyn Display) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(io::stderr(), "error: cannot write to standard output: {error}");
+            ExitCode::from(FAILED)
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }

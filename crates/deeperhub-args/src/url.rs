@@ -1,9 +1,11 @@
+//! URLs of collectors, and paths of URLs.
+
 use std::fmt;
 use std::str::FromStr;
 
 /// An `http` or `https` URL with host, optional port and path, as collectors have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HttpUrl {
+pub struct HttpUrl {
     /// Scheme and authority.
     origin: String,
     port: Option<u16>,
@@ -13,12 +15,12 @@ pub(crate) struct HttpUrl {
 
 impl HttpUrl {
     /// The port, where one is named.
-    pub(crate) const fn port(&self) -> Option<u16> {
+    pub const fn port(&self) -> Option<u16> {
         self.port
     }
 
     /// The URL of a path below this one.
-    pub(crate) fn below(&self, path: &str) -> Self {
+    pub fn below(&self, path: &str) -> Self {
         Self { path: format!("{}{path}", self.path), ..self.clone() }
     }
 }
@@ -54,30 +56,34 @@ impl fmt::Display for HttpUrl {
     }
 }
 
-/// A part of a whole, from 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Ratio(pub(crate) f64);
+/// The path of a URL: `/`, `/ws`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UrlPath(pub String);
 
-impl FromStr for Ratio {
+impl FromStr for UrlPath {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
-        ratio.map(Self).ok_or_else(|| "expected a number from 0 (none) to 1 (all), such as 0.01".to_owned())
+        let allowed = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&byte);
+        if text.starts_with('/') && text.bytes().all(allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("expected a path that begins with /, such as /ws, percent-encoded and without ? or #"
+                .to_owned())
+        }
     }
 }
 
-impl fmt::Display for Ratio {
+impl fmt::Display for UrlPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // As TOML writes a number with a fraction.
-        write!(f, "{:?}", self.0)
+        f.write_str(&self.0)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::values::check;
+    use crate::check;
 
     #[test]
     fn collectors_have_urls() {
@@ -104,19 +110,19 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_from_0_to_1() {
+    fn paths_begin_with_a_slash() {
         for (input, expected) in [
-            ("0", Some("0.0")),
-            ("1", Some("1.0")),
-            ("0.01", Some("0.01")),
-            ("1e-3", Some("0.001")),
-            ("1.01", None),
-            ("-0.5", None),
-            ("NaN", None),
-            ("1%", None),
+            ("/", Some("/")),
+            ("/ws/v1", Some("/ws/v1")),
+            ("/a%20b", Some("/a%20b")),
             ("", None),
+            ("ws", None),
+            ("/a?b", None),
+            ("/a b", None),
+            ("/a#b", None),
+            ("/é", None),
         ] {
-            check::<Ratio>(input, expected);
+            check::<UrlPath>(input, expected);
         }
     }
 }

@@ -206,7 +206,7 @@ impl Report {
         let mut report = Self {
             scenario: scenario.name(),
             url: plan.target.to_string(),
-            version: crate::cli::VERSION,
+            version: env!("CARGO_PKG_VERSION"),
             threads: plan.threads,
             compression: plan.compression,
             connections: Connections {
@@ -504,7 +504,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::bench::plan::tests::plan;
+    use crate::plan::tests::plan;
 
     fn report(flags: &str, change: impl FnOnce(&mut Tally)) -> Report {
         let mut tally = Tally { opened: 2, last_opened: 500_000_000, ..Tally::default() };

@@ -1,9 +1,7 @@
 //! Machine-readable descriptions of what the server speaks.
 
-mod asyncapi;
-mod messages;
-
 use clap::ValueEnum;
+use deeperhub_protocol::schema;
 
 /// What is described.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -21,11 +19,11 @@ pub(crate) enum Schema {
 /// # Errors
 ///
 /// None: what is made here can be written.
-pub(crate) fn text(schema: Schema) -> serde_json::Result<String> {
-    let mut text = match schema {
+pub(crate) fn text(kind: Schema) -> serde_json::Result<String> {
+    let mut text = match kind {
         Schema::Openapi => deeperhub_api::openapi().to_pretty_json()?,
-        Schema::Asyncapi => serde_json::to_string_pretty(&asyncapi::document())?,
-        Schema::Messages => serde_json::to_string_pretty(&messages::schema())?,
+        Schema::Asyncapi => serde_json::to_string_pretty(&schema::asyncapi())?,
+        Schema::Messages => serde_json::to_string_pretty(&schema::messages())?,
     };
     text.push('\n');
     Ok(text)

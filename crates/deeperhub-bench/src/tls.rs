@@ -10,7 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::values::Host;
+use deeperhub_args::Host;
 
 /// Where systems keep the authorities that they trust.
 const SYSTEM_BUNDLES: [&str; 5] = [
