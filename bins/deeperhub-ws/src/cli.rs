@@ -7,10 +7,11 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use clap_complete::Shell;
 
-use crate::options::Options;
-use crate::schema::Schema;
-use crate::token::TokenArgs;
-use crate::top::Top;
+use crate::commands::config::ConfigAction;
+use crate::commands::schema::Schema;
+use crate::commands::token::TokenArgs;
+use crate::commands::top::Top;
+use crate::config::options::Options;
 use deeperhub_bench::Bench;
 
 /// The program's name in messages, completions and the start line.
@@ -63,17 +64,6 @@ pub(crate) enum Action {
         /// Shell that the script is for
         shell: Shell,
     },
-}
-
-/// What to do with the configuration.
-#[derive(Debug, PartialEq, Eq, Subcommand)]
-pub(crate) enum ConfigAction {
-    /// Check flags, environment and file: exit 0 if they are valid, 2 if not
-    Check,
-    /// Print the effective configuration and where each value came from
-    Show,
-    /// Print a file with every setting, what it means and its default
-    Default,
 }
 
 /// Subcommands and flags that do not start a server.

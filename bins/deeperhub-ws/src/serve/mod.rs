@@ -1,5 +1,8 @@
 //! Serving: from settings to a node that runs, until a signal comes.
 
+pub(crate) mod error;
+mod start_line;
+
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,17 +22,19 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::failure::Failure;
-use crate::layers::Layers;
-use crate::live::LiveSettings;
-use crate::log_queue::LogQueue;
-use crate::problem::Problem;
+use self::error::Failure;
+use self::start_line::start_line;
+use crate::config::effective::Settings;
+use crate::config::error::Problem;
+use crate::config::layers::Layers;
+use crate::config::resolve::resolve;
+use crate::exit::{FAILED, bad_configuration};
+use crate::log::queue::LogQueue;
+use crate::log::{self, events};
+use crate::process::signals::{self, HangUps, Ignored, Signals, Stops};
+use crate::process::{allocator, memory, nofile, supervise};
 use crate::reload::Reloads;
-use crate::resolve::resolve;
-use crate::settings::Settings;
-use crate::signals::{self, HangUps, Ignored, Signals, Stops};
-use crate::start_line::start_line;
-use crate::{FAILED, allocator, event_log, logging, memory, nofile, supervise};
+use crate::reload::settings::LiveSettings;
 use deeperhub_args::{Address, Host};
 use deeperhub_telemetry::{TelemetryConfig, telemetry_config};
 
@@ -95,7 +100,7 @@ pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
     runtime.shutdown_timeout(LAST_TASKS);
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Ending::Problems(problems)) => crate::complain(&problems),
+        Err(Ending::Problems(problems)) => bad_configuration(&problems),
         Err(Ending::Failure(failure)) => {
             let line = format!("error: {failure}\n");
             match &log {
@@ -173,7 +178,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
         Some(settings) => settings.map_err(Ending::Problems)?,
         None => return Ok(()),
     };
-    let (level, queue) = logging::install(settings.log_level, settings.log_format, settings.log_queue_bytes)
+    let (level, queue) = log::install(settings.log_level, settings.log_format, settings.log_queue_bytes)
         .map_err(|error| Failure::system("cannot write a log", error))?;
     let lost_lines = queue.lost();
     *log = Some(queue);
@@ -233,7 +238,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     let clients = node.local_addrs().to_vec();
     let api = api_socket.map(|(socket, address)| Api::start(socket, address, &node, &settings));
     let api_address = api.as_ref().map(|api| api.address);
-    let event_log = event_log::spawn(node.handle(), level.watch());
+    let event_log = events::spawn(node.handle(), level.watch());
 
     let live = LiveSettings {
         flags,

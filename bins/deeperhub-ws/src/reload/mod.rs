@@ -1,5 +1,9 @@
 //! What is read again while the server runs: on SIGHUP, and when files change.
 
+pub(crate) mod keys;
+pub(crate) mod settings;
+pub(crate) mod tls;
+
 use std::convert::Infallible;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,8 +14,8 @@ use deeperhub_security::files::Stamp;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::failure::with_causes;
-use crate::signals::HangUps;
+use crate::process::signals::HangUps;
+use crate::serve::error::with_causes;
 
 /// Between two looks at the files. A change is acted on when two looks in a row saw the same, so that a certificate
 /// and its key, written one after the other, are read together: 4 to 6 seconds after the last write.

@@ -15,7 +15,8 @@ const REFILL: Duration = Duration::from_millis(500);
 
 /// Targets that are not rate-limited. Only operators cause their lines, so a reload reports every
 /// change; or the lines report lost lines.
-const OPERATORS: [&str; 3] = ["deeperhub_ws::live", "deeperhub_ws::log_queue", "deeperhub_ws::reload"];
+const OPERATORS: [&str; 3] =
+    ["deeperhub_ws::reload::settings", "deeperhub_ws::log::queue", "deeperhub_ws::reload"];
 
 /// Limits lines of level `info` and graver by the place in the program that they come from: what a client can cause, it
 /// can cause without end. (Lines of `debug` and `trace` are asked for by whoever wants to see each.)

@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::flood::Flood;
+use crate::log::rate_limit::Flood;
 
 /// The ids of the trace that a span of the log belongs to.
 #[derive(Debug, Default, Clone)]

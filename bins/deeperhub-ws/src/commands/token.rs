@@ -8,9 +8,9 @@ use deeperhub_protocol::Subscription;
 use deeperhub_security::Grants;
 use deeperhub_security::auth::{Keys, MintError, Recipient, mint_for};
 
-use crate::layers::Layers;
-use crate::options::{flag, variable};
-use crate::problem::Problem;
+use crate::config::error::Problem;
+use crate::config::layers::Layers;
+use crate::config::options::{flag, variable};
 use deeperhub_args::Time;
 
 /// The longest time that a token may be made for: a year.
@@ -51,8 +51,8 @@ fn ttl(text: &str) -> Result<Time, String> {
 /// Prints a token that a server with the same settings takes.
 pub(crate) fn print(layers: &Layers, token: &TokenArgs) -> ExitCode {
     match make(layers, token) {
-        Ok(token) => crate::print(&format_args!("{token}\n")),
-        Err(problem) => crate::complain(&[problem]),
+        Ok(token) => crate::exit::print(&format_args!("{token}\n")),
+        Err(problem) => crate::exit::bad_configuration(&[problem]),
     }
 }
 
@@ -69,13 +69,13 @@ fn make(layers: &Layers, token: &TokenArgs) -> Result<String, Problem> {
         let origin = layers.origins.get("auth_secret_file").cloned();
         Problem::Invalid {
             key: "auth_secret_file".to_owned(),
-            origin: origin.unwrap_or(crate::layers::Origin::Default),
+            origin: origin.unwrap_or(crate::config::layers::Origin::Default),
             value: path.display().to_string(),
             expected: reason,
         }
     };
     let keys = Keys::load(Some(path), None)
-        .map_err(|error| invalid(crate::auth::AuthError::from(error).reason()))?;
+        .map_err(|error| invalid(crate::reload::keys::AuthError::from(error).reason()))?;
     let secret = keys.secret.ok_or_else(|| invalid("it holds no secret".to_owned()))?;
     let grants = match (&*token.subscribe, &*token.publish) {
         ([], []) => Grants::unrestricted(),

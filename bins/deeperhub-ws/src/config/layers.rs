@@ -13,9 +13,9 @@ use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, FromArgMatches};
 
-use crate::file;
-use crate::options::{Options, SECRET, VARIABLE_PREFIX, flag, variable};
-use crate::problem::{Problem, similar};
+use crate::config::error::{Problem, similar};
+use crate::config::file;
+use crate::config::options::{Options, SECRET, VARIABLE_PREFIX, flag, variable};
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]

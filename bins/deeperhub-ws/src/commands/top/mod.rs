@@ -16,10 +16,10 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
 use self::client::{ApiClient, AskError, Sample};
 use self::state::State;
-use crate::FAILED;
-use crate::health::to_ask;
-use crate::options::Options;
-use crate::signals::{self, Signals};
+use crate::commands::health::to_ask;
+use crate::config::options::Options;
+use crate::exit::FAILED;
+use crate::process::signals::{self, Signals};
 use deeperhub_args::Time;
 
 /// How often keys are looked for.

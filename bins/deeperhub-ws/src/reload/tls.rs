@@ -8,8 +8,8 @@ use deeperhub_security::files::Stamp;
 use deeperhub_security::tls::{ClientAuth, Config, Reloadable, Server, TlsError};
 use tracing::{info, warn};
 
-use crate::failure::with_causes;
 use crate::reload::Reloads;
+use crate::serve::error::with_causes;
 
 /// The files as they were given.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use deeperhub_security::tls::ClientAuth;
 
 use crate::cli::{NAME, VERSION};
-use crate::settings::Settings;
-use crate::tls::Tls;
+use crate::config::effective::Settings;
+use crate::reload::tls::Tls;
 use deeperhub_args::Time;
 
 /// The addresses with the ports they really got, TLS, the limits and the version, in one line.
@@ -72,9 +72,9 @@ fn bytes(count: usize) -> impl fmt::Display {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layers::Layers;
-    use crate::options::Options;
-    use crate::resolve::resolve;
+    use crate::config::layers::Layers;
+    use crate::config::options::Options;
+    use crate::config::resolve::resolve;
 
     fn check(flags: &[&str], api: Option<&str>, expected: &str) {
         let matches = Options::parser().get_matches_from(flags);

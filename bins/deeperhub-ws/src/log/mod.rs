@@ -1,5 +1,10 @@
 //! Log setup: lines go through a queue to standard error, as text or JSON.
 
+pub(crate) mod events;
+mod format;
+pub(crate) mod queue;
+mod rate_limit;
+
 use std::io::{self, IsTerminal};
 
 use tokio::sync::watch;
@@ -8,10 +13,10 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
-use crate::flood::Flood;
-use crate::log_lines::{JsonLines, TextLines, TraceIdsLayer};
-use crate::log_queue::{LogQueue, captured};
-use crate::values::{LogFormat, LogLevel};
+use crate::config::values::{LogFormat, LogLevel};
+use crate::log::format::{JsonLines, TextLines, TraceIdsLayer};
+use crate::log::queue::{LogQueue, captured};
+use crate::log::rate_limit::Flood;
 
 /// What our own crates' targets begin with.
 const OURS: &str = "deeperhub";
@@ -49,7 +54,7 @@ pub(crate) fn install(
 fn line_about_lost(lines: u64) -> Vec<u8> {
     captured(|| {
         tracing::warn!(
-            target: "deeperhub_ws::log_queue",
+            target: "deeperhub_ws::log::queue",
             lines,
             "Log lines were lost, as standard error was not read in time (--log-queue-bytes)."
         );

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Command};
 use deeperhub_security::Secret;
 
-use crate::values::{
+use crate::config::values::{
     ClientAuth, ClusterUrl, ForwardedHeader, IoUring, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol,
     WhenUnavailable, cluster_url, secret,
 };

@@ -3,11 +3,11 @@
 use std::fmt::{self, Write};
 
 use crate::cli::{NAME, VERSION};
-use crate::layers::Layers;
-use crate::options::Options;
-use crate::problem::Problem;
-use crate::resolve::resolve;
-use crate::settings::Shown;
+use crate::config::effective::Shown;
+use crate::config::error::Problem;
+use crate::config::layers::Layers;
+use crate::config::options::Options;
+use crate::config::resolve::resolve;
 
 /// Columns that a comment takes.
 const WIDTH: usize = 100;

@@ -7,7 +7,7 @@ use deeperhub_security::Secret;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::http_get;
+use crate::commands::http_get;
 use deeperhub_args::Address;
 
 /// For connecting, asking and reading together.

@@ -10,12 +10,12 @@ use deeperhub_security::Secret;
 use tracing::field::display;
 use tracing::{info, warn};
 
-use crate::layers::Layers;
-use crate::logging::Level;
-use crate::nofile;
-use crate::problem::Problem;
-use crate::resolve::resolve;
-use crate::settings::{Settings, Shown};
+use crate::config::effective::{Settings, Shown};
+use crate::config::error::Problem;
+use crate::config::layers::Layers;
+use crate::config::resolve::resolve;
+use crate::log::Level;
+use crate::process::nofile;
 
 /// The settings that take effect without a restart.
 pub(crate) const LIVE: &[&str] = &[
@@ -129,7 +129,7 @@ impl LiveSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Options;
+    use crate::config::options::Options;
 
     #[test]
     fn what_is_live_is_a_setting() {

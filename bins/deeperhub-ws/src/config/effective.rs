@@ -4,10 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::auth::Auth;
-use crate::layers::Origin;
-use crate::tls::Tls;
-use crate::values::{LogFormat, LogLevel};
+use crate::config::layers::Origin;
+use crate::config::values::{LogFormat, LogLevel};
+use crate::reload::keys::Auth;
+use crate::reload::tls::Tls;
 use deeperhub_args::{Address, Host, HttpUrl, Ratio, Switchable};
 
 /// Valid by construction: only `resolve` makes them.

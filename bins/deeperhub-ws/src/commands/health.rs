@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::http_get::get;
-use crate::settings::Settings;
+use crate::commands::http_get::get;
+use crate::config::effective::Settings;
 use deeperhub_args::{Address, Switchable};
 
 /// For connecting, asking and reading together.
@@ -47,5 +47,5 @@ pub(crate) fn to_ask(listen: Option<Switchable<Address>>) -> Result<Address, &'s
 
 fn not_ready(reason: &str) -> ExitCode {
     let _ = writeln!(io::stderr(), "not ready: {reason}");
-    ExitCode::from(crate::FAILED)
+    ExitCode::from(crate::exit::FAILED)
 }

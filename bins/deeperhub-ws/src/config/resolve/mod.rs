@@ -11,17 +11,17 @@ use deeperhub_node::ClusterConfig;
 use deeperhub_security::proxy::TrustedProxies;
 use deeperhub_security::{OriginPolicy, RateLimit, Secret, auth};
 
-use crate::auth::{Auth, AuthSources};
-use crate::layers::{Layers, Origin};
-use crate::memory;
-use crate::options::{Options, flag, variable};
-use crate::problem::Problem;
-use crate::settings::{ApiSettings, Settings, Shown};
-use crate::tls::{Files, Tls};
-use crate::values::{
+use crate::config::effective::{ApiSettings, Settings, Shown};
+use crate::config::error::Problem;
+use crate::config::layers::{Layers, Origin};
+use crate::config::options::{Options, flag, variable};
+use crate::config::values::{
     ClusterUrl, ForwardedHeader, IoUring, Limits, Literal, LogFormat, LogLevel, ProxyProtocol,
     WhenUnavailable,
 };
+use crate::process::memory;
+use crate::reload::keys::{Auth, AuthSources};
+use crate::reload::tls::{Files, Tls};
 use deeperhub_args::{Address, Host, Switchable, Time, UrlPath};
 
 /// Fills in the defaults and checks what the settings say together.

@@ -6,8 +6,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{debug, trace, warn};
 
-use crate::supervise;
-use crate::values::LogLevel;
+use crate::config::values::LogLevel;
+use crate::process::supervise;
 
 /// Observes what the log's level shows, and nothing where that is nothing, so that the node does not even make the
 /// events. The task ends with the bus.

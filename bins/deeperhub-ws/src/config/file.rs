@@ -6,8 +6,8 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::layers::{Given, Layer, Origin};
-use crate::problem::{Problem, similar};
+use crate::config::error::{Problem, similar};
+use crate::config::layers::{Given, Layer, Origin};
 
 /// Reads a file; what is wrong with it is added to `problems`.
 pub(crate) fn read(path: &Path, origin: &Origin, keys: &[String], problems: &mut Vec<Problem>) -> Layer {
@@ -106,7 +106,7 @@ fn line_at(text: &str, offset: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Options;
+    use crate::config::options::Options;
 
     /// What is read from a file's text, `key=text,text` for each key, and what is wrong with it.
     fn check(text: &str, expected: &[&str], expected_problems: &[&str]) {

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::layers::Origin;
+use crate::config::layers::Origin;
 
 /// One thing that is wrong with flags, environment or file.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ pub(crate) fn similar<'a>(typed: &str, candidates: &'a [String]) -> Option<&'a s
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Options;
+    use crate::config::options::Options;
 
     #[test]
     fn a_typing_slip_is_recognised_and_another_word_is_not() {

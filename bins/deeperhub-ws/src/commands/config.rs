@@ -1,0 +1,46 @@
+//! Looks at the configuration: `config check`, `config show` and `config default`.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::config::default_file::default_file;
+use crate::config::effective::Settings;
+use crate::config::error::Problem;
+use crate::config::layers::Layers;
+use crate::config::resolve::resolve;
+use crate::exit::{bad_configuration, print};
+use crate::serve;
+
+/// What to do with the configuration.
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Check flags, environment and file: exit 0 if they are valid, 2 if not
+    Check,
+    /// Print the effective configuration and where each value came from
+    Show,
+    /// Print a file with every setting, what it means and its default
+    Default,
+}
+
+/// Does it, with the settings that `layers` reads.
+pub(crate) fn run(action: &ConfigAction, layers: impl FnOnce() -> Result<Layers, Vec<Problem>>) -> ExitCode {
+    let done = match action {
+        ConfigAction::Check => layers().and_then(resolve).map(|settings| check(&settings)),
+        ConfigAction::Show => layers().and_then(resolve).map(|settings| print(&settings.show())),
+        ConfigAction::Default => default_file().map(|file| print(&file)),
+    };
+    done.unwrap_or_else(|problems| bad_configuration(&problems))
+}
+
+fn check(settings: &Settings) -> ExitCode {
+    let warnings = match serve::rehearse(settings) {
+        Ok(warnings) => warnings,
+        Err(failure) => return bad_configuration(&[failure]),
+    };
+    for warning in settings.warnings.iter().chain(&warnings) {
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
+    print(&"The configuration is valid.\n")
+}

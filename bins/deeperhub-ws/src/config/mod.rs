@@ -1,0 +1,10 @@
+//! The configuration: options as typed, layers of them, and the settings that they resolve to.
+
+pub(crate) mod default_file;
+pub(crate) mod effective;
+pub(crate) mod error;
+mod file;
+pub(crate) mod layers;
+pub(crate) mod options;
+pub(crate) mod resolve;
+pub(crate) mod values;
