@@ -10,7 +10,7 @@ use clap_complete::Shell;
 use crate::commands::config::ConfigAction;
 use crate::commands::schema::Schema;
 use crate::commands::token::TokenArgs;
-use crate::commands::top::Top;
+use crate::commands::top::TopArgs;
 use crate::config::options::Options;
 use deeperhub_bench::Bench;
 
@@ -48,7 +48,7 @@ pub(crate) enum Action {
     /// Watch a running server: connections, rates, and its busiest topics and clients
     ///
     /// Reads --api-listen and --api-key from flags, environment and file as the server does, and asks its server API.
-    Top(Top),
+    TopArgs(TopArgs),
     /// Drive a running server and measure it: rates, latency, loss
     ///
     /// Run it on another machine than the server where you can: on the same one, both share the processors.
@@ -67,7 +67,7 @@ pub(crate) enum Action {
 }
 
 /// Subcommands and flags that do not start a server.
-const OTHERS: [&str; 12] = [
+const NON_SERVING_ARGUMENTS: [&str; 12] = [
     "config",
     "health",
     "token",
@@ -85,7 +85,10 @@ const OTHERS: [&str; 12] = [
 /// Returns `true` if the command line certainly starts a server or is rejected. A cheap check
 /// before parsing: a value that equals the name of another subcommand gives `false`.
 pub(crate) fn serves(arguments: impl IntoIterator<Item = OsString>) -> bool {
-    !arguments.into_iter().skip(1).any(|argument| OTHERS.iter().any(|other| argument == *other))
+    !arguments
+        .into_iter()
+        .skip(1)
+        .any(|argument| NON_SERVING_ARGUMENTS.iter().any(|other| argument == *other))
 }
 
 /// The whole command line.

@@ -16,8 +16,8 @@ pub(crate) fn failed(error: &dyn Display) -> ExitCode {
 }
 
 /// Prints each configuration error to standard error.
-pub(crate) fn bad_configuration(problems: &[impl Display]) -> ExitCode {
-    for problem in problems {
+pub(crate) fn bad_configuration(errors: &[impl Display]) -> ExitCode {
+    for problem in errors {
         let _ = writeln!(io::stderr(), "error: {problem}");
     }
     ExitCode::from(BAD_CONFIGURATION)

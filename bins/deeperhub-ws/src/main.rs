@@ -18,14 +18,14 @@ use clap::ArgMatches;
 
 use crate::cli::Action;
 use crate::commands::{completions, config as config_command, health, schema, token, top};
-use crate::config::error::Problem;
+use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
 use crate::exit::{bad_configuration, failed, print};
 use crate::serve::Control;
 
 fn main() -> ExitCode {
     // Comes first: a signal that arrives during startup must not end the process.
-    let mut early = cli::serves(std::env::args_os()).then(Control::take);
+    let mut early = cli::serves(std::env::args_os()).then(Control::new);
     let matches = cli::command().get_matches();
     let (action, flags) = match cli::action(&matches) {
         Ok(found) => found,
@@ -33,12 +33,12 @@ fn main() -> ExitCode {
     };
     let with_layers = |run: &dyn Fn(Layers) -> ExitCode| match layers(&flags) {
         Ok(layers) => run(layers),
-        Err(problems) => bad_configuration(&problems),
+        Err(errors) => bad_configuration(&errors),
     };
     match action {
-        Action::Serve => match early.take().unwrap_or_else(Control::take) {
+        Action::Serve => match early.take().unwrap_or_else(Control::new) {
             Ok(control) => serve::serve(control, flags.iter().copied().cloned().collect()),
-            Err(failure) => failed(&failure),
+            Err(error) => failed(&error),
         },
         Action::Config(action) => config_command::run(&action, || layers(&flags)),
         Action::Health => with_layers(&|layers| health::check(layers.options.api_listen)),
@@ -53,6 +53,6 @@ fn main() -> ExitCode {
     }
 }
 
-fn layers(flags: &[&ArgMatches]) -> Result<Layers, Vec<Problem>> {
-    Layers::gather(flags.iter().copied(), std::env::vars_os())
+fn layers(flags: &[&ArgMatches]) -> Result<Layers, Vec<ConfigError>> {
+    Layers::read(flags.iter().copied(), std::env::vars_os())
 }

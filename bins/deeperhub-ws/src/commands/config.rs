@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use crate::config::default_file::default_file;
 use crate::config::effective::Settings;
-use crate::config::error::Problem;
+use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
 use crate::config::resolve::resolve;
 use crate::exit::{bad_configuration, print};
@@ -25,17 +25,20 @@ pub(crate) enum ConfigAction {
 }
 
 /// Does it, with the settings that `layers` reads.
-pub(crate) fn run(action: &ConfigAction, layers: impl FnOnce() -> Result<Layers, Vec<Problem>>) -> ExitCode {
+pub(crate) fn run(
+    action: &ConfigAction,
+    layers: impl FnOnce() -> Result<Layers, Vec<ConfigError>>,
+) -> ExitCode {
     let done = match action {
         ConfigAction::Check => layers().and_then(resolve).map(|settings| check(&settings)),
         ConfigAction::Show => layers().and_then(resolve).map(|settings| print(&settings.show())),
         ConfigAction::Default => default_file().map(|file| print(&file)),
     };
-    done.unwrap_or_else(|problems| bad_configuration(&problems))
+    done.unwrap_or_else(|errors| bad_configuration(&errors))
 }
 
 fn check(settings: &Settings) -> ExitCode {
-    let warnings = match serve::rehearse(settings) {
+    let warnings = match serve::preflight(settings) {
         Ok(warnings) => warnings,
         Err(failure) => return bad_configuration(&[failure]),
     };

@@ -8,13 +8,13 @@ use deeperhub_protocol::Subscription;
 use deeperhub_security::Grants;
 use deeperhub_security::auth::{Keys, MintError, Recipient, mint_for};
 
-use crate::config::error::Problem;
+use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
 use crate::config::options::{flag, variable};
 use deeperhub_args::Time;
 
 /// The longest time that a token may be made for: a year.
-const LONGEST_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// What the token says.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -43,23 +43,23 @@ fn pattern(text: &str) -> Result<Subscription<'static>, String> {
 }
 
 fn ttl(text: &str) -> Result<Time, String> {
-    let time = Time::up_to(text, LONGEST_TTL);
+    let time = Time::up_to(text, MAX_TTL);
     let time = time.ok_or("expected a duration such as 30s, 10m or 24h, at most 8760h")?;
     if time.0 < Duration::from_secs(1) { Err("expected a second at least".to_owned()) } else { Ok(time) }
 }
 
 /// Prints a token that a server with the same settings takes.
 pub(crate) fn print(layers: &Layers, token: &TokenArgs) -> ExitCode {
-    match make(layers, token) {
+    match mint(layers, token) {
         Ok(token) => crate::exit::print(&format_args!("{token}\n")),
         Err(problem) => crate::exit::bad_configuration(&[problem]),
     }
 }
 
-fn make(layers: &Layers, token: &TokenArgs) -> Result<String, Problem> {
+fn mint(layers: &Layers, token: &TokenArgs) -> Result<String, ConfigError> {
     let options = &layers.options;
     let Some(path) = &options.auth_secret_file else {
-        return Err(Problem::Conflict(format!(
+        return Err(ConfigError::Conflict(format!(
             "no secret to sign with: name its file with {}, {} or auth_secret_file",
             flag("auth_secret_file"),
             variable("auth_secret_file"),
@@ -67,9 +67,9 @@ fn make(layers: &Layers, token: &TokenArgs) -> Result<String, Problem> {
     };
     let invalid = |reason: String| {
         let origin = layers.origins.get("auth_secret_file").cloned();
-        Problem::Invalid {
+        ConfigError::Invalid {
             key: "auth_secret_file".to_owned(),
-            origin: origin.unwrap_or(crate::config::layers::Origin::Default),
+            origin: origin.unwrap_or(crate::config::layers::SettingOrigin::Default),
             value: path.display().to_string(),
             expected: reason,
         }
@@ -92,6 +92,6 @@ fn make(layers: &Layers, token: &TokenArgs) -> Result<String, Problem> {
             MintError::TooManyPatterns => "--subscribe and --publish: ",
             _ => "",
         };
-        Problem::Conflict(format!("{argument}{error}"))
+        ConfigError::Conflict(format!("{argument}{error}"))
     })
 }

@@ -3,8 +3,8 @@
 use std::fmt::{self, Write};
 
 use crate::cli::{NAME, VERSION};
-use crate::config::effective::Shown;
-use crate::config::error::Problem;
+use crate::config::effective::EffectiveSetting;
+use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
 use crate::config::options::Options;
 use crate::config::resolve::resolve;
@@ -20,15 +20,15 @@ const NOT_SET: &str = "  # not set by default";
 /// # Errors
 ///
 /// None, as defaults are valid.
-pub(crate) fn default_file() -> Result<String, Vec<Problem>> {
+pub(crate) fn default_file() -> Result<String, Vec<ConfigError>> {
     let defaults = resolve(Layers::default())?;
     let mut file = String::new();
     // Writing to a string cannot fail.
-    let _ = write_all(&mut file, &defaults.shown);
+    let _ = write_all(&mut file, &defaults.effective);
     Ok(file)
 }
 
-fn write_all(file: &mut String, defaults: &[Shown]) -> fmt::Result {
+fn write_all(file: &mut String, defaults: &[EffectiveSetting]) -> fmt::Result {
     writeln!(file, "# {NAME} {VERSION}: every setting with its default.")?;
     writeln!(
         file,
@@ -38,7 +38,7 @@ fn write_all(file: &mut String, defaults: &[Shown]) -> fmt::Result {
     let mut heading = None;
     for option in parser.get_arguments() {
         let key = option.get_id().as_str();
-        let Some(shown) = defaults.iter().find(|shown| shown.key == key) else {
+        let Some(effective) = defaults.iter().find(|effective| effective.key == key) else {
             // The file cannot name itself.
             continue;
         };
@@ -49,8 +49,8 @@ fn write_all(file: &mut String, defaults: &[Shown]) -> fmt::Result {
         writeln!(file)?;
         let help = option.get_long_help().or(option.get_help()).map(ToString::to_string);
         comment(file, &help.unwrap_or_default())?;
-        match &shown.literal {
-            Some(literal) => writeln!(file, "#{key} = {literal}")?,
+        match &effective.toml {
+            Some(toml) => writeln!(file, "#{key} = {toml}")?,
             None => {
                 let form = option.get_value_names().and_then(|names| names.first());
                 writeln!(file, "#{key} = \"{}\"{NOT_SET}", form.map_or("", |form| form.as_str()))?;
@@ -86,10 +86,10 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let flag = format!("--config={}", path.display());
         let matches = Options::parser().get_matches_from([flag]);
-        let resolved = Layers::gather([&matches], []).and_then(resolve);
+        let resolved = Layers::read([&matches], []).and_then(resolve);
         let _ = std::fs::remove_file(&path);
-        let shown = resolved.unwrap_or_else(|problems| panic!("{problems:?}")).shown;
-        shown.into_iter().map(|shown| (shown.key.to_owned(), shown.literal)).collect()
+        let effective = resolved.unwrap_or_else(|errors| panic!("{errors:?}")).effective;
+        effective.into_iter().map(|effective| (effective.key.to_owned(), effective.toml)).collect()
     }
 
     #[test]

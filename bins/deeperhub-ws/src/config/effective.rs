@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::layers::Origin;
+use crate::config::layers::SettingOrigin;
 use crate::config::values::{LogFormat, LogLevel};
 use crate::reload::keys::Auth;
 use crate::reload::tls::Tls;
@@ -38,9 +38,9 @@ pub(crate) struct Settings {
     /// Messages and handshakes per second that are traced because clients request it.
     pub(crate) trace_client_rate: u32,
     /// The file that was read, and who named it.
-    pub(crate) config: Option<(PathBuf, Origin)>,
+    pub(crate) config: Option<(PathBuf, SettingOrigin)>,
     /// Every setting as text, in the order of the options.
-    pub(crate) shown: Vec<Shown>,
+    pub(crate) effective: Vec<EffectiveSetting>,
     /// What is no error but probably not meant.
     pub(crate) warnings: Vec<String>,
 }
@@ -56,11 +56,11 @@ pub(crate) struct ApiSettings {
 
 /// One setting for `config show`.
 #[derive(Debug, Clone)]
-pub(crate) struct Shown {
+pub(crate) struct EffectiveSetting {
     pub(crate) key: &'static str,
     /// The value as TOML; `None` when there is none.
-    pub(crate) literal: Option<String>,
-    pub(crate) origin: Origin,
+    pub(crate) toml: Option<String>,
+    pub(crate) origin: SettingOrigin,
 }
 
 impl Settings {
@@ -94,16 +94,16 @@ impl Settings {
                 writeln!(f, "# File {} (from {origin}).", path.display())?;
             }
             let assignments: Vec<_> = self
-                .shown
+                .effective
                 .iter()
-                .map(|Shown { key, literal, .. }| match literal {
-                    Some(literal) => format!("{key} = {literal}"),
+                .map(|EffectiveSetting { key, toml, .. }| match toml {
+                    Some(toml) => format!("{key} = {toml}"),
                     None => format!("# {key} is not set"),
                 })
                 .collect();
             let width =
                 assignments.iter().map(|assignment| assignment.chars().count()).max().unwrap_or(0).min(48);
-            for (Shown { key, origin, .. }, assignment) in self.shown.iter().zip(assignments) {
+            for (EffectiveSetting { key, origin, .. }, assignment) in self.effective.iter().zip(assignments) {
                 writeln!(f, "{assignment:width$}  # {}", origin.of(key))?;
             }
             Ok(())

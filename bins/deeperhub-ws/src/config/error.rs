@@ -3,14 +3,14 @@
 
 use std::path::PathBuf;
 
-use crate::config::layers::Origin;
+use crate::config::layers::SettingOrigin;
 
 /// One thing that is wrong with flags, environment or file.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Problem {
+pub(crate) enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read config file {} (from {origin}): {source}", path.display())]
-    Unreadable { path: PathBuf, origin: Origin, source: std::io::Error },
+    Unreadable { path: PathBuf, origin: SettingOrigin, source: std::io::Error },
 
     /// The file is not TOML.
     #[error("{}:{line}: not TOML: {message}", path.display())]
@@ -22,11 +22,11 @@ pub(crate) enum Problem {
 
     /// A value is not of the right form.
     #[error("invalid value '{value}' for {key}: {expected}", key = origin.name_of(key))]
-    Invalid { key: String, origin: Origin, value: String, expected: String },
+    Invalid { key: String, origin: SettingOrigin, value: String, expected: String },
 
     /// A value that may not be shown is not of the right form.
     #[error("invalid value for {key} (not shown, as it is secret): {expected}", key = origin.name_of(key))]
-    InvalidSecret { key: String, origin: Origin, expected: String },
+    InvalidSecret { key: String, origin: SettingOrigin, expected: String },
 
     /// Values that are right by themselves do not go together.
     #[error("{0}")]

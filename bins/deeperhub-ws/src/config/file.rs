@@ -6,32 +6,37 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::config::error::{Problem, similar};
-use crate::config::layers::{Given, Layer, Origin};
+use crate::config::error::{ConfigError, similar};
+use crate::config::layers::{Layer, LayerValue, SettingOrigin};
 
 /// Reads a file; what is wrong with it is added to `problems`.
-pub(crate) fn read(path: &Path, origin: &Origin, keys: &[String], problems: &mut Vec<Problem>) -> Layer {
+pub(crate) fn read(
+    path: &Path,
+    origin: &SettingOrigin,
+    keys: &[String],
+    errors: &mut Vec<ConfigError>,
+) -> Layer {
     match std::fs::read_to_string(path) {
-        Ok(text) => parse(&text, path, keys, problems),
+        Ok(text) => parse(&text, path, keys, errors),
         Err(source) => {
-            problems.push(Problem::Unreadable { path: path.to_owned(), origin: origin.clone(), source });
+            errors.push(ConfigError::Unreadable { path: path.to_owned(), origin: origin.clone(), source });
             Layer::new()
         }
     }
 }
 
 /// Takes a file's text apart.
-fn parse(text: &str, path: &Path, keys: &[String], problems: &mut Vec<Problem>) -> Layer {
+fn parse(text: &str, path: &Path, keys: &[String], errors: &mut Vec<ConfigError>) -> Layer {
     // Some editors start a file with a byte order mark, which is not TOML.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut layer = Layer::new();
-    let (table, errors) = DeTable::parse_recoverable(text);
-    problems.extend(errors.iter().map(|error| Problem::Syntax {
+    let (table, syntax_errors) = DeTable::parse_recoverable(text);
+    errors.extend(syntax_errors.iter().map(|error| ConfigError::Syntax {
         path: path.to_owned(),
         line: line_at(text, error.span().map_or(0, |span| span.start)),
         message: error.message().lines().collect::<Vec<_>>().join("; "),
     }));
-    if !errors.is_empty() {
+    if !syntax_errors.is_empty() {
         return layer;
     }
     let mut entries: Vec<_> = table.get_ref().iter().collect();
@@ -42,15 +47,15 @@ fn parse(text: &str, path: &Path, keys: &[String], problems: &mut Vec<Problem>) 
         // The file cannot name itself.
         if name == "config" || !keys.iter().any(|known| known == name) {
             let hint = hint(name, value, keys);
-            problems.push(Problem::UnknownKey { path: path.to_owned(), line, key: name.to_owned(), hint });
+            errors.push(ConfigError::UnknownKey { path: path.to_owned(), line, key: name.to_owned(), hint });
             continue;
         }
-        let origin = Origin::File { path: path.to_owned(), line };
+        let origin = SettingOrigin::File { path: path.to_owned(), line };
         match texts(value) {
             Some(texts) => {
-                layer.insert(name.to_owned(), Given { origin, texts });
+                layer.insert(name.to_owned(), LayerValue { origin, texts });
             }
-            None => problems.push(Problem::Invalid {
+            None => errors.push(ConfigError::Invalid {
                 key: name.to_owned(),
                 origin,
                 value: text.get(value.span()).unwrap_or_default().to_owned(),
@@ -110,8 +115,8 @@ mod tests {
 
     /// What is read from a file's text, `key=text,text` for each key, and what is wrong with it.
     fn check(text: &str, expected: &[&str], expected_problems: &[&str]) {
-        let mut problems = Vec::new();
-        let layer = parse(text, Path::new("hub.toml"), &Options::keys(), &mut problems);
+        let mut errors = Vec::new();
+        let layer = parse(text, Path::new("hub.toml"), &Options::keys(), &mut errors);
         let found: Vec<_> = layer
             .iter()
             .map(|(key, given)| {
@@ -119,10 +124,10 @@ mod tests {
                 format!("{key}={}", texts.join(","))
             })
             .collect();
-        let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
         assert_eq!(found, expected, "{text}");
-        assert_eq!(problems.len(), expected_problems.len(), "{problems:?}");
-        for (problem, expected) in problems.iter().zip(expected_problems) {
+        assert_eq!(errors.len(), expected_problems.len(), "{errors:?}");
+        for (problem, expected) in errors.iter().zip(expected_problems) {
             assert!(problem.starts_with(expected), "{problem}");
         }
     }

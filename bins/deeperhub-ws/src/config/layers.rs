@@ -13,13 +13,13 @@ use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, FromArgMatches};
 
-use crate::config::error::{Problem, similar};
+use crate::config::error::{ConfigError, similar};
 use crate::config::file;
-use crate::config::options::{Options, SECRET, VARIABLE_PREFIX, flag, variable};
+use crate::config::options::{Options, SECRET_KEYS, VARIABLE_PREFIX, flag, variable};
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Origin {
+pub(crate) enum SettingOrigin {
     /// The command line.
     Flag,
     /// The environment.
@@ -30,7 +30,7 @@ pub(crate) enum Origin {
     Default,
 }
 
-impl Origin {
+impl SettingOrigin {
     /// The setting in the words of the layer: `--port`, `DEEPERHUB_PORT`, `port in hub.toml:3`.
     pub(crate) fn name_of(&self, key: &str) -> String {
         match self {
@@ -52,8 +52,8 @@ impl Origin {
     }
 }
 
-impl fmt::Display for Origin {
-    /// As [`Origin::of`] the key `config`, the one setting that is read before the file is.
+impl fmt::Display for SettingOrigin {
+    /// As [`SettingOrigin::of`] the key `config`, the one setting that is read before the file is.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.of("config"))
     }
@@ -61,14 +61,14 @@ impl fmt::Display for Origin {
 
 /// What one layer says about one setting.
 #[derive(Debug, Clone)]
-pub(crate) struct Given {
-    pub(crate) origin: Origin,
+pub(crate) struct LayerValue {
+    pub(crate) origin: SettingOrigin,
     /// One text, or several where the setting is a list.
     pub(crate) texts: Vec<OsString>,
 }
 
 /// What one layer says.
-pub(crate) type Layer = BTreeMap<String, Given>;
+pub(crate) type Layer = BTreeMap<String, LayerValue>;
 
 /// What all layers say together.
 #[derive(Debug, Default)]
@@ -76,7 +76,7 @@ pub(crate) struct Layers {
     /// The values that count.
     pub(crate) options: Options,
     /// Where they came from; what is absent is at its default.
-    pub(crate) origins: BTreeMap<String, Origin>,
+    pub(crate) origins: BTreeMap<String, SettingOrigin>,
     /// What is no error but probably not meant.
     pub(crate) warnings: Vec<String>,
 }
@@ -89,40 +89,40 @@ impl Layers {
     ///
     /// Everything that is wrong in environment and file, not just the first. (What is wrong in flags was told before
     /// there were matches.)
-    pub(crate) fn gather<'a>(
+    pub(crate) fn read<'a>(
         flags: impl IntoIterator<Item = &'a ArgMatches>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> Result<Self, Vec<Problem>> {
+    ) -> Result<Self, Vec<ConfigError>> {
         let keys = Options::keys();
-        let mut problems = Vec::new();
+        let mut errors = Vec::new();
         let from_flags = flags_layer(flags, &keys);
         let (from_environment, warnings) = environment_layer(environment, &keys);
         let from_file = config_file(&from_flags, &from_environment)
-            .map(|(path, origin)| file::read(&path, &origin, &keys, &mut problems))
+            .map(|(path, origin)| file::read(&path, &origin, &keys, &mut errors))
             .unwrap_or_default();
-        let layers = Self::merge([from_file, from_environment, from_flags], problems)?;
+        let layers = Self::merge([from_file, from_environment, from_flags], errors)?;
         Ok(Self { warnings, ..layers })
     }
 
     /// Lets later layers win over earlier ones. `problems` are those found so far.
     fn merge(
         layers: impl IntoIterator<Item = Layer>,
-        mut problems: Vec<Problem>,
-    ) -> Result<Self, Vec<Problem>> {
+        mut errors: Vec<ConfigError>,
+    ) -> Result<Self, Vec<ConfigError>> {
         let mut parser = Options::parser();
         let mut merged = Layer::new();
         for layer in layers {
             // Also what another layer outdoes is checked: it would be in the way on the day that layer goes.
-            problems.extend(layer.iter().filter_map(|(key, given)| check(&mut parser, key, given)));
+            errors.extend(layer.iter().filter_map(|(key, given)| check(&mut parser, key, given)));
             merged.extend(layer);
         }
-        if !problems.is_empty() {
-            return Err(problems);
+        if !errors.is_empty() {
+            return Err(errors);
         }
         let options = parser
             .try_get_matches_from_mut(merged.iter().flat_map(|(key, given)| arguments(key, &given.texts)))
             .and_then(|matches| Options::from_arg_matches(&matches))
-            .map_err(|error| vec![Problem::Conflict(error.to_string())])?;
+            .map_err(|error| vec![ConfigError::Conflict(error.to_string())])?;
         let origins = merged.into_iter().map(|(key, given)| (key, given.origin)).collect();
         Ok(Self { options, origins, warnings: Vec::new() })
     }
@@ -137,7 +137,7 @@ fn flags_layer<'a>(flags: impl IntoIterator<Item = &'a ArgMatches>, keys: &[Stri
                 && let Some(texts) = matches.get_raw(key)
             {
                 let texts = texts.map(OsStr::to_owned).collect();
-                layer.insert(key.clone(), Given { origin: Origin::Flag, texts });
+                layer.insert(key.clone(), LayerValue { origin: SettingOrigin::Flag, texts });
             }
         }
     }
@@ -156,7 +156,7 @@ fn environment_layer(
         };
         let key = name[VARIABLE_PREFIX.len()..].to_ascii_lowercase();
         if keys.contains(&key) && variable(&key) == name {
-            layer.insert(key, Given { origin: Origin::Variable, texts: vec![text] });
+            layer.insert(key, LayerValue { origin: SettingOrigin::Variable, texts: vec![text] });
         } else if !from_kubernetes(name, &text) {
             let hint = similar(&key, keys).map_or_else(
                 || "the program does not read it".to_owned(),
@@ -178,13 +178,13 @@ fn from_kubernetes(name: &str, text: &OsStr) -> bool {
         || text.as_encoded_bytes().starts_with(b"tcp://")
 }
 
-fn config_file(flags: &Layer, environment: &Layer) -> Option<(PathBuf, Origin)> {
+fn config_file(flags: &Layer, environment: &Layer) -> Option<(PathBuf, SettingOrigin)> {
     let given = flags.get("config").or_else(|| environment.get("config"))?;
     Some((given.texts.last().map(PathBuf::from)?, given.origin.clone()))
 }
 
 /// What is wrong with one value.
-fn check(parser: &mut Command, key: &str, given: &Given) -> Option<Problem> {
+fn check(parser: &mut Command, key: &str, given: &LayerValue) -> Option<ConfigError> {
     let error = parser.try_get_matches_from_mut(arguments(key, &given.texts)).err()?;
     let value = match error.get(ContextKind::InvalidValue) {
         Some(ContextValue::String(value)) => value.clone(),
@@ -200,10 +200,10 @@ fn check(parser: &mut Command, key: &str, given: &Given) -> Option<Problem> {
         _ => error.kind().to_string(),
     };
     let (key, origin) = (key.to_owned(), given.origin.clone());
-    Some(if SECRET.contains(&&*key) {
-        Problem::InvalidSecret { key, origin, expected }
+    Some(if SECRET_KEYS.contains(&&*key) {
+        ConfigError::InvalidSecret { key, origin, expected }
     } else {
-        Problem::Invalid { key, origin, value, expected }
+        ConfigError::Invalid { key, origin, value, expected }
     })
 }
 
@@ -233,10 +233,10 @@ mod tests {
         }
         let matches = Options::parser().try_get_matches_from(flags).unwrap();
         let environment = environment.iter().map(|(name, text)| (OsString::from(name), OsString::from(text)));
-        let gathered = Layers::gather([&matches], environment);
+        let gathered = Layers::read([&matches], environment);
         let _ = std::fs::remove_file(&path);
-        gathered.map_err(|problems| {
-            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        gathered.map_err(|errors| {
+            let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
             lines.join("\n").replace(&path.display().to_string(), "hub.toml")
         })
     }
@@ -250,8 +250,8 @@ mod tests {
         assert_eq!(layers.options.max_connections, Some(6));
         assert_eq!(layers.options.host, "::1".parse().ok());
         assert_eq!(layers.options.rate_limit, None);
-        assert_eq!(layers.origins["port"], Origin::Flag);
-        assert_eq!(layers.origins["max_connections"], Origin::Variable);
+        assert_eq!(layers.origins["port"], SettingOrigin::Flag);
+        assert_eq!(layers.origins["max_connections"], SettingOrigin::Variable);
         assert_eq!(layers.origins["host"].of("host").rsplit_once(':').map(|(_, line)| line), Some("2"));
         assert!(!layers.origins.contains_key("rate_limit"));
     }
@@ -260,16 +260,16 @@ mod tests {
     fn the_subcommands_flag_wins_over_the_one_before_it() {
         let before = Options::parser().get_matches_from(["--port=1", "--workers=3"]);
         let after = Options::parser().get_matches_from(["--port=2"]);
-        let layers = Layers::gather([&before, &after], []).unwrap();
+        let layers = Layers::read([&before, &after], []).unwrap();
         assert_eq!((layers.options.port, layers.options.workers), (Some(2), Some(3)));
     }
 
     #[test]
     fn the_file_may_be_named_by_the_environment() {
-        let problems = gather(&[], &[("DEEPERHUB_CONFIG", "/nowhere/hub.toml")], None).unwrap_err();
+        let errors = gather(&[], &[("DEEPERHUB_CONFIG", "/nowhere/hub.toml")], None).unwrap_err();
         assert!(
-            problems.starts_with("cannot read config file /nowhere/hub.toml (from DEEPERHUB_CONFIG): "),
-            "{problems}"
+            errors.starts_with("cannot read config file /nowhere/hub.toml (from DEEPERHUB_CONFIG): "),
+            "{errors}"
         );
     }
 
@@ -290,22 +290,22 @@ mod tests {
     fn every_wrong_value_is_told_with_its_key_and_what_would_be_right() {
         let file = "port = 'many'\nping_interval = 25\nworkers = [1, 2]";
         let variables = [("DEEPERHUB_LOG_LEVEL", "loud"), ("DEEPERHUB_API_LISTEN", "")];
-        let problems = gather(&["--port=1"], &variables, Some(file)).unwrap_err();
+        let errors = gather(&["--port=1"], &variables, Some(file)).unwrap_err();
         let expected = "\
             invalid value '25' for ping_interval in hub.toml:2: expected a duration such as 500ms, 10s, 2m or 1h, at most 24h\n\
             invalid value 'many' for port in hub.toml:1: expected a whole number from 0 to 65535\n\
             invalid value '1,2' for workers in hub.toml:3: expected one value, not a list\n\
             invalid value '' for DEEPERHUB_API_LISTEN: expected an address and a port, such as 127.0.0.1:8081 or [::1]:8081, or off\n\
             invalid value 'loud' for DEEPERHUB_LOG_LEVEL: expected one of error, warn, info, debug, trace";
-        assert_eq!(problems, expected);
+        assert_eq!(errors, expected);
     }
 
     #[test]
     fn secrets_are_not_shown_when_they_have_the_wrong_form() {
         let file = "api_key = ['hunter2', 'x']\ncluster = ['nats://me:hunter2@h', 'x']";
-        let problems = gather(&[], &[], Some(file)).unwrap_err();
-        assert!(problems.contains("api_key") && problems.contains("cluster"), "{problems}");
-        assert!(!problems.contains("hunter2"), "{problems}");
+        let errors = gather(&[], &[], Some(file)).unwrap_err();
+        assert!(errors.contains("api_key") && errors.contains("cluster"), "{errors}");
+        assert!(!errors.contains("hunter2"), "{errors}");
     }
 
     #[test]
@@ -337,7 +337,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
 
         let variable = (OsString::from("DEEPERHUB_PORT"), OsString::from_vec(vec![b'8', 0xFF]));
-        let problems = Layers::gather([], [variable]).unwrap_err();
-        assert!(problems[0].to_string().contains("DEEPERHUB_PORT"), "{problems:?}");
+        let errors = Layers::read([], [variable]).unwrap_err();
+        assert!(errors[0].to_string().contains("DEEPERHUB_PORT"), "{errors:?}");
     }
 }

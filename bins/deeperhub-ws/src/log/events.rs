@@ -13,12 +13,12 @@ use crate::process::supervise;
 /// events. The task ends with the bus.
 pub(crate) fn spawn(node: NodeHandle, levels: watch::Receiver<LogLevel>) -> JoinHandle<()> {
     // Before it returns, so that nothing is missed that happens right after.
-    let mut first = Some(observe(&node, *levels.borrow()));
+    let mut first = Some(subscribe(&node, *levels.borrow()));
     let follow = move || {
         let level = *levels.borrow();
-        follow(node.clone(), levels.clone(), first.take().unwrap_or_else(|| observe(&node, level)))
+        follow(node.clone(), levels.clone(), first.take().unwrap_or_else(|| subscribe(&node, level)))
     };
-    tokio::spawn(supervise::keep("event log", follow))
+    tokio::spawn(supervise::restart_on_panic("event log", follow))
 }
 
 async fn follow(node: NodeHandle, mut levels: watch::Receiver<LogLevel>, mut events: Option<EventStream>) {
@@ -33,20 +33,20 @@ async fn follow(node: NodeHandle, mut levels: watch::Receiver<LogLevel>, mut eve
         };
         tokio::select! {
             () = until_the_end => return,
-            level = next(&mut levels) => events = observe(&node, level),
+            level = next_level(&mut levels) => events = subscribe(&node, level),
         }
     }
 }
 
 /// The level after the next change; waits for ever when there will be none.
-async fn next(levels: &mut watch::Receiver<LogLevel>) -> LogLevel {
+async fn next_level(levels: &mut watch::Receiver<LogLevel>) -> LogLevel {
     match levels.changed().await {
         Ok(()) => *levels.borrow_and_update(),
         Err(_) => std::future::pending().await,
     }
 }
 
-fn observe(node: &NodeHandle, level: LogLevel) -> Option<EventStream> {
+fn subscribe(node: &NodeHandle, level: LogLevel) -> Option<EventStream> {
     let events = node.events(filter(level)?);
     if events.is_none() {
         warn!("There are too many observers of events; the log shows none.");

@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::log::rate_limit::Flood;
+use crate::log::rate_limit::LogRateLimit;
 
 /// The ids of the trace that a span of the log belongs to.
 #[derive(Debug, Default, Clone)]
@@ -64,25 +64,25 @@ where
 #[derive(Debug)]
 pub(crate) struct TextLines {
     lines: Format<Full>,
-    flood: Flood,
+    rate_limit: LogRateLimit,
 }
 
 /// Lines for machines: `timestamp`, `level`, `target`, `message`, the fields, and `trace_id` and `span_id` where a trace
 /// is active.
 #[derive(Debug)]
 pub(crate) struct JsonLines {
-    flood: Flood,
+    rate_limit: LogRateLimit,
 }
 
 impl TextLines {
-    pub(crate) fn new(flood: Flood) -> Self {
-        Self { lines: Format::default(), flood }
+    pub(crate) fn new(rate_limit: LogRateLimit) -> Self {
+        Self { lines: Format::default(), rate_limit }
     }
 }
 
 impl JsonLines {
-    pub(crate) fn new(flood: Flood) -> Self {
-        Self { flood }
+    pub(crate) fn new(rate_limit: LogRateLimit) -> Self {
+        Self { rate_limit }
     }
 }
 
@@ -97,7 +97,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let Some(left_out) = self.flood.check(event.metadata(), Instant::now()) else { return Ok(()) };
+        let Some(left_out) = self.rate_limit.check(event.metadata(), Instant::now()) else { return Ok(()) };
         if left_out == 0 {
             return self.lines.format_event(context, writer, event);
         }
@@ -118,7 +118,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let Some(left_out) = self.flood.check(event.metadata(), Instant::now()) else { return Ok(()) };
+        let Some(left_out) = self.rate_limit.check(event.metadata(), Instant::now()) else { return Ok(()) };
         let mut timestamp = String::new();
         Clock.format_time(&mut Writer::new(&mut timestamp))?;
         let mut fields = Map::new();
@@ -227,9 +227,9 @@ mod tests {
         let writer = written.clone();
         let layer = log::layer().with_writer(move || writer.clone()).with_ansi(false);
         let layer: Box<dyn Layer<_> + Send + Sync> = if json {
-            layer.event_format(JsonLines::new(Flood::default())).boxed()
+            layer.event_format(JsonLines::new(LogRateLimit::default())).boxed()
         } else {
-            layer.event_format(TextLines::new(Flood::default())).boxed()
+            layer.event_format(TextLines::new(LogRateLimit::default())).boxed()
         };
         tracing::subscriber::with_default(Registry::default().with(TraceIdsLayer).with(layer), say);
         String::from_utf8(written.0.lock().unwrap().clone()).unwrap()

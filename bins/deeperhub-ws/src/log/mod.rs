@@ -16,10 +16,10 @@ use tracing_subscriber::{Layer, Registry, reload};
 use crate::config::values::{LogFormat, LogLevel};
 use crate::log::format::{JsonLines, TextLines, TraceIdsLayer};
 use crate::log::queue::{LogQueue, captured};
-use crate::log::rate_limit::Flood;
+use crate::log::rate_limit::LogRateLimit;
 
 /// What our own crates' targets begin with.
-const OURS: &str = "deeperhub";
+const OWN_TARGET_PREFIX: &str = "deeperhub";
 
 /// Installs the log for the whole process. At most `queue_bytes` bytes of lines are queued.
 ///
@@ -31,7 +31,7 @@ pub(crate) fn install(
     format: LogFormat,
     queue_bytes: usize,
 ) -> io::Result<(Level, LogQueue)> {
-    let queue = LogQueue::start(queue_bytes, io::stderr(), line_about_lost)?;
+    let queue = LogQueue::start(queue_bytes, io::stderr(), lost_lines_report)?;
     // A log that cannot be written has nowhere to be complained about: the attempt would panic, on whatever thread.
     let layer = tracing_subscriber::fmt::layer().with_writer(queue.clone()).log_internal_errors(false);
     let layer = match format {
@@ -39,9 +39,11 @@ pub(crate) fn install(
         LogFormat::Text => {
             let colours = io::stderr().is_terminal()
                 && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            layer.with_ansi(colours).event_format(TextLines::new(Flood::default())).boxed()
+            layer.with_ansi(colours).event_format(TextLines::new(LogRateLimit::default())).boxed()
         }
-        LogFormat::Json => layer.with_ansi(false).event_format(JsonLines::new(Flood::default())).boxed(),
+        LogFormat::Json => {
+            layer.with_ansi(false).event_format(JsonLines::new(LogRateLimit::default())).boxed()
+        }
     };
     let (filter, handle) = reload::Layer::new(filter(level));
     let log = Registry::default().with(layer.with_filter(filter)).with(TraceIdsLayer);
@@ -51,7 +53,7 @@ pub(crate) fn install(
 }
 
 /// Returns the line that reports `lines` lost lines.
-fn line_about_lost(lines: u64) -> Vec<u8> {
+fn lost_lines_report(lines: u64) -> Vec<u8> {
     captured(|| {
         tracing::warn!(
             target: "deeperhub_ws::log::queue",
@@ -96,7 +98,7 @@ fn filter(level: LogLevel) -> Targets {
     let theirs = if level == LogLevel::Trace { ours } else { ours.min(LevelFilter::INFO) };
     // It tells of every event as information; what concerns an operator, the cluster tells.
     let nats = if level == LogLevel::Trace { ours } else { LevelFilter::OFF };
-    Targets::new().with_default(theirs).with_target("async_nats", nats).with_target(OURS, ours)
+    Targets::new().with_default(theirs).with_target("async_nats", nats).with_target(OWN_TARGET_PREFIX, ours)
 }
 
 impl From<LogLevel> for LevelFilter {

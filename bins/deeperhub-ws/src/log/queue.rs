@@ -14,14 +14,14 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes up to which lines are joined for one write, so that a slow reader frees space in steps.
-const CHUNK: usize = 16 * 1024;
+const MAX_WRITE_BYTES: usize = 16 * 1024;
 
 /// Delay before a retry when standard error is non-blocking and full.
-const RETRY: Duration = Duration::from_millis(10);
+const FULL_RETRY_DELAY: Duration = Duration::from_millis(10);
 
 thread_local! {
     /// Lines captured on this thread by [`captured`] instead of being queued.
-    static OWN_LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+    static CAPTURED_LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
 /// A handle to the queue. Clones are cheap and share the queue.
@@ -49,7 +49,7 @@ struct State {
     is_writing: bool,
     /// Lines dropped since the last [`Item::Lost`].
     lost: u64,
-    /// Per [`Class`]: `true` from a dropped line until the queue shrinks to half of the class's
+    /// Per [`LineClass`]: `true` from a dropped line until the queue shrinks to half of the class's
     /// limit. Without this hysteresis, a slow reader would get every other line and a report for
     /// each gap.
     refuses: [bool; 2],
@@ -65,11 +65,11 @@ enum Item {
 
 /// Priority of a line, which decides how much of the queue it may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
+enum LineClass {
     /// `debug` and `trace`, limited to three quarters of the queue: clients can cause any number.
     Verbose,
     /// `info` and graver.
-    Grave,
+    Important,
 }
 
 impl LogQueue {
@@ -82,7 +82,7 @@ impl LogQueue {
     pub(crate) fn start(
         capacity: usize,
         mut out: impl Write + Send + 'static,
-        tell_lost: impl Fn(u64) -> Vec<u8> + Send + 'static,
+        format_lost: impl Fn(u64) -> Vec<u8> + Send + 'static,
     ) -> io::Result<Self> {
         let queue = Self(Arc::new(Shared {
             state: Mutex::default(),
@@ -93,7 +93,7 @@ impl LogQueue {
         let shared = Arc::clone(&queue.0);
         thread::Builder::new().name("hub-log".to_owned()).spawn(move || {
             loop {
-                let write = || shared.write_next(&mut out, &tell_lost);
+                let write = || shared.write_next(&mut out, &format_lost);
                 if catch_unwind(AssertUnwindSafe(write)).is_err() {
                     shared.written(0);
                 }
@@ -109,7 +109,7 @@ impl LogQueue {
 
     /// Queues a line that is not a log event. It must end in a line feed.
     pub(crate) fn line(&self, line: &str) {
-        self.0.push(line.as_bytes(), Class::Grave);
+        self.0.push(line.as_bytes(), LineClass::Important);
     }
 
     /// Waits up to `time` for the queue to drain. Returns `true` if everything is written.
@@ -125,9 +125,9 @@ impl LogQueue {
 
 /// Runs `log` and returns the lines that it logs on this thread instead of queueing them.
 pub(crate) fn captured(log: impl FnOnce()) -> Vec<u8> {
-    OWN_LINES.with(|own| own.replace(Some(Vec::new())));
+    CAPTURED_LINES.with(|own| own.replace(Some(Vec::new())));
     log();
-    OWN_LINES.with(RefCell::take).unwrap_or_default()
+    CAPTURED_LINES.with(RefCell::take).unwrap_or_default()
 }
 
 impl Shared {
@@ -135,7 +135,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, line: &[u8], class: Class) {
+    fn push(&self, line: &[u8], class: LineClass) {
         let mut state = self.lock();
         if !state.has_room(line.len(), class, self.capacity) {
             state.lost += 1;
@@ -148,7 +148,9 @@ impl Shared {
         }
         state.bytes += line.len();
         match state.items.back_mut() {
-            Some(Item::Lines(lines)) if lines.len() + line.len() <= CHUNK => lines.extend_from_slice(line),
+            Some(Item::Lines(lines)) if lines.len() + line.len() <= MAX_WRITE_BYTES => {
+                lines.extend_from_slice(line)
+            }
             _ => state.items.push_back(Item::Lines(line.to_vec())),
         }
         drop(state);
@@ -156,7 +158,7 @@ impl Shared {
     }
 
     /// Waits for an item and writes it.
-    fn write_next(&self, out: &mut impl Write, tell_lost: &impl Fn(u64) -> Vec<u8>) {
+    fn write_next(&self, out: &mut impl Write, format_lost: &impl Fn(u64) -> Vec<u8>) {
         let mut state = self.lock();
         let item = loop {
             if let Some(item) = state.items.pop_front() {
@@ -178,7 +180,7 @@ impl Shared {
                 self.written(lines.len());
             }
             Item::Lost(lines) => {
-                let _ = write_all(out, &tell_lost(lines));
+                let _ = write_all(out, &format_lost(lines));
                 self.written(0);
             }
         }
@@ -195,10 +197,10 @@ impl Shared {
 }
 
 impl State {
-    fn has_room(&mut self, length: usize, class: Class, capacity: usize) -> bool {
+    fn has_room(&mut self, length: usize, class: LineClass, capacity: usize) -> bool {
         let limit = match class {
-            Class::Verbose => capacity - capacity / 4,
-            Class::Grave => capacity,
+            LineClass::Verbose => capacity - capacity / 4,
+            LineClass::Important => capacity,
         };
         let refuses = &mut self.refuses[class as usize];
         *refuses = if *refuses { self.bytes > limit / 2 } else { self.bytes.saturating_add(length) > limit };
@@ -214,7 +216,7 @@ fn write_all(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(FULL_RETRY_DELAY),
             Err(error) => return Err(error),
         }
     }
@@ -225,11 +227,11 @@ impl<'q> MakeWriter<'q> for LogQueue {
     type Writer = LineWriter<'q>;
 
     fn make_writer(&'q self) -> LineWriter<'q> {
-        LineWriter { shared: &self.0, class: Class::Grave }
+        LineWriter { shared: &self.0, class: LineClass::Important }
     }
 
     fn make_writer_for(&'q self, event: &Metadata<'_>) -> LineWriter<'q> {
-        let class = if *event.level() <= Level::INFO { Class::Grave } else { Class::Verbose };
+        let class = if *event.level() <= Level::INFO { LineClass::Important } else { LineClass::Verbose };
         LineWriter { shared: &self.0, class }
     }
 }
@@ -238,12 +240,12 @@ impl<'q> MakeWriter<'q> for LogQueue {
 #[derive(Debug)]
 pub(crate) struct LineWriter<'q> {
     shared: &'q Shared,
-    class: Class,
+    class: LineClass,
 }
 
 impl Write for LineWriter<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let is_own = OWN_LINES.with_borrow_mut(|own| match own {
+        let is_own = CAPTURED_LINES.with_borrow_mut(|own| match own {
             Some(own) => {
                 own.extend_from_slice(line);
                 true
@@ -267,7 +269,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
     /// A writer that completes a write only when allowed to.
     struct Stalled {
@@ -312,9 +314,9 @@ mod tests {
         for _ in 0..1000 {
             allow.send(()).unwrap();
         }
-        assert!(queue.flush(PATIENCE));
+        assert!(queue.flush(TEST_TIMEOUT));
         queue.line("later\n");
-        assert!(queue.flush(PATIENCE));
+        assert!(queue.flush(TEST_TIMEOUT));
         let text = text(&written);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[99..], ["000000099", "900 lost", "later"], "{text}");
@@ -333,7 +335,7 @@ mod tests {
         for _ in 0..100 {
             allow.send(()).unwrap();
         }
-        assert!(queue.flush(PATIENCE));
+        assert!(queue.flush(TEST_TIMEOUT));
         assert_eq!(text(&written), format!("{}2 lost\n", ten.repeat(4)));
     }
 
@@ -341,7 +343,7 @@ mod tests {
     fn verbose_lines_leave_room_for_graver_ones() {
         let (queue, _allow, _written) = stalled(400);
         for _ in 0..100 {
-            queue.0.push(b"123456789\n", Class::Verbose);
+            queue.0.push(b"123456789\n", LineClass::Verbose);
         }
         assert_eq!(queue.lost().value(), 70);
         for _ in 0..10 {
@@ -358,7 +360,7 @@ mod tests {
         drop(allow);
         queue.line("a\n");
         queue.line("b\n");
-        assert!(queue.flush(PATIENCE));
+        assert!(queue.flush(TEST_TIMEOUT));
         assert_eq!(queue.lost().value(), 2);
     }
 

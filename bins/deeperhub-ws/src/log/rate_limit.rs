@@ -8,14 +8,14 @@ use tracing::callsite::Identifier;
 use tracing::{Level, Metadata};
 
 /// Lines of one kind that may come at once.
-const BURST: u32 = 20;
+const BURST_LINES: u32 = 20;
 
 /// The time in which one more may come.
-const REFILL: Duration = Duration::from_millis(500);
+const REFILL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Targets that are not rate-limited. Only operators cause their lines, so a reload reports every
 /// change; or the lines report lost lines.
-const OPERATORS: [&str; 3] =
+const UNLIMITED_TARGETS: [&str; 3] =
     ["deeperhub_ws::reload::settings", "deeperhub_ws::log::queue", "deeperhub_ws::reload"];
 
 /// Limits lines of level `info` and graver by the place in the program that they come from: what a client can cause, it
@@ -23,37 +23,41 @@ const OPERATORS: [&str; 3] =
 ///
 /// Places are as many as the program has, so the table does not grow with what happens.
 #[derive(Debug, Default)]
-pub(crate) struct Flood {
-    places: Mutex<HashMap<Identifier, Place>>,
+pub(crate) struct LogRateLimit {
+    budgets: Mutex<HashMap<Identifier, CallsiteBudget>>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct CallsiteBudget {
     allowed: u32,
     since: Instant,
     left_out: u64,
 }
 
-impl Flood {
+impl LogRateLimit {
     /// How many of a line's kind were left out before it; `None`: it is to be left out too.
     pub(crate) fn check(&self, line: &Metadata<'_>, now: Instant) -> Option<u64> {
-        if *line.level() > Level::INFO || OPERATORS.contains(&line.target()) {
+        if *line.level() > Level::INFO || UNLIMITED_TARGETS.contains(&line.target()) {
             return Some(0);
         }
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let place =
-            places.entry(line.callsite()).or_insert(Place { allowed: BURST, since: now, left_out: 0 });
-        place.check(now)
+        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        let budget = budgets.entry(line.callsite()).or_insert(CallsiteBudget {
+            allowed: BURST_LINES,
+            since: now,
+            left_out: 0,
+        });
+        budget.check(now)
     }
 }
 
-impl Place {
+impl CallsiteBudget {
     fn check(&mut self, now: Instant) -> Option<u64> {
-        let refills = now.saturating_duration_since(self.since).as_nanos() / REFILL.as_nanos();
+        let refills = now.saturating_duration_since(self.since).as_nanos() / REFILL_INTERVAL.as_nanos();
         let refills = u32::try_from(refills).unwrap_or(u32::MAX);
         if refills > 0 {
-            self.allowed = self.allowed.saturating_add(refills).min(BURST);
-            self.since = if self.allowed == BURST { now } else { self.since + REFILL * refills };
+            self.allowed = self.allowed.saturating_add(refills).min(BURST_LINES);
+            self.since =
+                if self.allowed == BURST_LINES { now } else { self.since + REFILL_INTERVAL * refills };
         }
         match self.allowed.checked_sub(1) {
             Some(left) => {
@@ -75,18 +79,18 @@ mod tests {
     #[test]
     fn a_burst_passes_and_then_a_line_now_and_then() {
         let start = Instant::now();
-        let mut place = Place { allowed: BURST, since: start, left_out: 0 };
-        let mut written = |at| place.check(start + at);
-        for _ in 0..BURST {
+        let mut budget = CallsiteBudget { allowed: BURST_LINES, since: start, left_out: 0 };
+        let mut written = |at| budget.check(start + at);
+        for _ in 0..BURST_LINES {
             assert_eq!(written(Duration::ZERO), Some(0));
         }
         for _ in 0..5 {
             assert_eq!(written(Duration::from_millis(1)), None);
         }
-        assert_eq!(written(REFILL), Some(5));
-        assert_eq!(written(REFILL), None);
-        assert_eq!(written(REFILL * 2), Some(1));
-        for _ in 0..BURST {
+        assert_eq!(written(REFILL_INTERVAL), Some(5));
+        assert_eq!(written(REFILL_INTERVAL), None);
+        assert_eq!(written(REFILL_INTERVAL * 2), Some(1));
+        for _ in 0..BURST_LINES {
             assert_eq!(written(Duration::from_secs(3600)), Some(0));
         }
         assert_eq!(written(Duration::from_secs(3600)), None);

@@ -11,16 +11,16 @@ use tokio::time::MissedTickBehavior;
 
 /// Time between two looks at the memory in use: at 10 Gbit/s 125 MB may come in between, a tenth of a gigabyte of slack
 /// being what the budget's last tenth is for.
-const INTERVAL: Duration = Duration::from_millis(100);
+const MEASUREMENT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where control groups are mounted (cgroups(7)).
-const CGROUPS: &str = "/sys/fs/cgroup";
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// What the system grants: the smallest limit of the control groups that this process is in, or the machine's memory.
 /// `None`: it does not say.
-pub(crate) fn granted() -> Option<u64> {
+pub(crate) fn memory_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let machine = read(Path::new("/proc/meminfo")).and_then(|text| total(&text));
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| mem_total(&text));
     limited_groups(&groups, &read).map(|(_, limit)| limit).chain(machine).min()
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn granted() -> Option<u64> {
 pub(crate) async fn watch(budget: Option<Arc<MemoryBudget>>) -> Infallible {
     let Some(budget) = budget else { return std::future::pending().await };
     let group = charged_group();
-    let mut interval = tokio::time::interval(INTERVAL);
+    let mut interval = tokio::time::interval(MEASUREMENT_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         interval.tick().await;
@@ -47,13 +47,13 @@ fn read(path: &Path) -> Option<String> {
 
 /// Returns the control group with the smallest limit, if that is below the machine's memory. The
 /// kernel kills this process when the group exceeds it.
-fn charged_group() -> Option<Group> {
+fn charged_group() -> Option<Cgroup> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let machine = read(Path::new("/proc/meminfo")).and_then(|text| total(&text)).unwrap_or(u64::MAX);
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| mem_total(&text)).unwrap_or(u64::MAX);
     smallest(&groups, machine, &read)
 }
 
-fn smallest(groups: &str, machine: u64, read: &dyn Fn(&Path) -> Option<String>) -> Option<Group> {
+fn smallest(groups: &str, machine: u64, read: &dyn Fn(&Path) -> Option<String>) -> Option<Cgroup> {
     limited_groups(groups, read)
         .filter(|&(_, limit)| limit < machine)
         .min_by_key(|&(_, limit)| limit)
@@ -62,23 +62,23 @@ fn smallest(groups: &str, machine: u64, read: &dyn Fn(&Path) -> Option<String>) 
 
 /// A control group with a memory controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Group {
+struct Cgroup {
     folder: PathBuf,
-    version: Version,
+    version: CgroupVersion,
 }
 
 /// Version of the kernel's control group interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
+enum CgroupVersion {
     One,
     Two,
 }
 
-impl Group {
+impl Cgroup {
     fn limit(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
         limit(&read(&self.folder.join(match self.version {
-            Version::One => "memory.limit_in_bytes",
-            Version::Two => "memory.max",
+            CgroupVersion::One => "memory.limit_in_bytes",
+            CgroupVersion::Two => "memory.max",
         }))?)
     }
 
@@ -86,8 +86,8 @@ impl Group {
     /// The kernel reclaims those before it kills a process.
     fn charged(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
         let (usage, inactive) = match self.version {
-            Version::One => ("memory.usage_in_bytes", "total_inactive_file "),
-            Version::Two => ("memory.current", "inactive_file "),
+            CgroupVersion::One => ("memory.usage_in_bytes", "total_inactive_file "),
+            CgroupVersion::Two => ("memory.current", "inactive_file "),
         };
         let usage: u64 = read(&self.folder.join(usage))?.trim().parse().ok()?;
         let statistics = read(&self.folder.join("memory.stat")).unwrap_or_default();
@@ -97,7 +97,7 @@ impl Group {
 }
 
 /// `MemTotal` of `/proc/meminfo`, in bytes.
-fn total(meminfo: &str) -> Option<u64> {
+fn mem_total(meminfo: &str) -> Option<u64> {
     deeperhub_metrics::kibibytes(meminfo, "MemTotal:")
 }
 
@@ -106,23 +106,23 @@ fn total(meminfo: &str) -> Option<u64> {
 fn limited_groups<'a>(
     groups: &'a str,
     read: &'a dyn Fn(&Path) -> Option<String>,
-) -> impl Iterator<Item = (Group, u64)> + 'a {
+) -> impl Iterator<Item = (Cgroup, u64)> + 'a {
     groups.lines().flat_map(move |line| {
         // `0::/path` in version 2, `4:memory:/path` in version 1.
         let mut fields = line.splitn(3, ':');
         let (_, controllers, path) =
             (fields.next(), fields.next().unwrap_or_default(), fields.next().unwrap_or("/"));
         let (root, version) = if controllers.is_empty() {
-            (PathBuf::from(CGROUPS), Version::Two)
+            (PathBuf::from(CGROUP_ROOT), CgroupVersion::Two)
         } else {
-            (Path::new(CGROUPS).join("memory"), Version::One)
+            (Path::new(CGROUP_ROOT).join("memory"), CgroupVersion::One)
         };
         let concerns_memory = controllers.is_empty() || controllers.split(',').any(|name| name == "memory");
         let group = root.join(path.trim_start_matches('/'));
-        let groups: Vec<Group> = group
+        let groups: Vec<Cgroup> = group
             .ancestors()
             .take_while(|group| group.starts_with(&root))
-            .map(|group| Group { folder: group.to_owned(), version })
+            .map(|group| Cgroup { folder: group.to_owned(), version })
             .collect();
         // In a container the group's own path may not be visible; its mount then is the group itself, the last one.
         groups.into_iter().filter(move |_| concerns_memory).filter_map(move |group| {
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn this_process_has_memory_and_uses_some() {
-        let (granted, used) = (granted().unwrap(), deeperhub_metrics::resident_bytes().unwrap());
-        assert!(0 < used && used < granted, "{used} of {granted}");
+        let (memory_limit, used) = (memory_limit().unwrap(), deeperhub_metrics::resident_bytes().unwrap());
+        assert!(0 < used && used < memory_limit, "{used} of {memory_limit}");
     }
 }

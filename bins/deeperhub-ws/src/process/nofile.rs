@@ -2,7 +2,7 @@
 
 /// Files that are open besides connections: standard streams, listeners, connections that are told why there is no
 /// place for them.
-const OTHERS: u64 = 320;
+const RESERVED_FILES: u64 = 320;
 
 /// Raises this process's limit of open files as far as `max_connections`, `workers` and `api_connections` need it.
 ///
@@ -31,7 +31,7 @@ pub(crate) fn raise(max_connections: usize, workers: usize, api_connections: usi
 fn needed(max_connections: usize, workers: usize) -> u64 {
     // A runtime's poller, its waker and a copy of it, and an io_uring, for each worker.
     let workers = u64::try_from(workers).unwrap_or(u64::MAX).saturating_mul(5);
-    u64::try_from(max_connections).unwrap_or(u64::MAX).saturating_add(workers).saturating_add(OTHERS)
+    u64::try_from(max_connections).unwrap_or(u64::MAX).saturating_add(workers).saturating_add(RESERVED_FILES)
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use tracing::info;
 /// The signals that a server handles.
 #[derive(Debug)]
 pub(crate) struct Signals {
-    pub(crate) stops: Stops,
-    pub(crate) hang_ups: HangUps,
-    pub(crate) ignored: Ignored,
+    pub(crate) stops: StopSignals,
+    pub(crate) reloads: ReloadSignals,
+    pub(crate) ignored: IgnoredSignals,
 }
 
 /// Installs the handlers: from now on, these signals no longer end the process but are kept until
@@ -24,12 +24,12 @@ pub(crate) struct Signals {
 /// The system does not let this process handle them.
 pub(crate) fn listen() -> io::Result<Signals> {
     Ok(Signals {
-        stops: Stops {
+        stops: StopSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         },
-        hang_ups: HangUps(signal(SignalKind::hangup())?),
-        ignored: Ignored {
+        reloads: ReloadSignals(signal(SignalKind::hangup())?),
+        ignored: IgnoredSignals {
             one: signal(SignalKind::user_defined1())?,
             two: signal(SignalKind::user_defined2())?,
         },
@@ -38,12 +38,12 @@ pub(crate) fn listen() -> io::Result<Signals> {
 
 /// SIGTERM and SIGINT: they end the server.
 #[derive(Debug)]
-pub(crate) struct Stops {
+pub(crate) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Stops {
+impl StopSignals {
     /// Waits for one, and names it. Cancel-safe.
     pub(crate) async fn recv(&mut self) -> &'static str {
         tokio::select! {
@@ -56,9 +56,9 @@ impl Stops {
 
 /// SIGHUP: files are to be read again.
 #[derive(Debug)]
-pub(crate) struct HangUps(Signal);
+pub(crate) struct ReloadSignals(Signal);
 
-impl HangUps {
+impl ReloadSignals {
     /// Waits for one. Cancel-safe.
     pub(crate) async fn recv(&mut self) {
         if self.0.recv().await.is_none() {
@@ -70,14 +70,14 @@ impl HangUps {
 /// SIGUSR1 and SIGUSR2, which ask other programs to reopen logs or to upgrade. Unhandled, they
 /// would end this process.
 #[derive(Debug)]
-pub(crate) struct Ignored {
+pub(crate) struct IgnoredSignals {
     one: Signal,
     two: Signal,
 }
 
-impl Ignored {
+impl IgnoredSignals {
     /// Logs that these signals have no effect.
-    pub(crate) async fn tell(mut self) -> Infallible {
+    pub(crate) async fn log(mut self) -> Infallible {
         loop {
             let signal = tokio::select! {
                 Some(()) = self.one.recv() => "SIGUSR1",

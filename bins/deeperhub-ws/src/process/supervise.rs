@@ -24,7 +24,10 @@ pub(crate) const GAUGE: OwnGauge = OwnGauge {
 
 /// Runs a task to its end and restarts it when it panics: at once the first time, then with a
 /// growing backoff.
-pub(crate) async fn keep<F: Future>(task: &'static str, mut make: impl FnMut() -> F) -> F::Output {
+pub(crate) async fn restart_on_panic<F: Future>(
+    task: &'static str,
+    mut make: impl FnMut() -> F,
+) -> F::Output {
     let mut delay = RestartDelay::default();
     loop {
         let began = Instant::now();
@@ -54,7 +57,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_panics_is_started_again() {
         let mut lives = 0;
-        let ended = keep("test", || {
+        let ended = restart_on_panic("test", || {
             lives += 1;
             let life = lives;
             async move {

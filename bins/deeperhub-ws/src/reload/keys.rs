@@ -9,7 +9,7 @@ use deeperhub_security::auth::{Authenticator, Keys, KeysError, Reloadable};
 use deeperhub_security::files::Stamp;
 use tracing::warn;
 
-use crate::reload::Reloads;
+use crate::reload::Reloader;
 
 /// Where keys come from, and what else a token must say.
 #[derive(Debug, Clone, Default)]
@@ -94,7 +94,7 @@ impl Auth {
 
     /// Reads the files again on SIGHUP and when they change. Connections stay as they are: what they may do was said
     /// by a token that was good then, until it expires.
-    pub(crate) fn watch(&self, reloads: &mut Reloads) {
+    pub(crate) fn watch(&self, reloads: &mut Reloader) {
         let (sources, authenticator) = (self.sources.clone(), Arc::clone(&self.authenticator));
         let paths = sources.files().map(Path::to_owned).collect();
         reloads.watch("keys for tokens", paths, self.read.clone(), move || {

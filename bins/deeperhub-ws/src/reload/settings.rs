@@ -10,15 +10,15 @@ use deeperhub_security::Secret;
 use tracing::field::display;
 use tracing::{info, warn};
 
-use crate::config::effective::{Settings, Shown};
-use crate::config::error::Problem;
+use crate::config::effective::{EffectiveSetting, Settings};
+use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
 use crate::config::resolve::resolve;
 use crate::log::Level;
 use crate::process::nofile;
 
 /// The settings that take effect without a restart.
-pub(crate) const LIVE: &[&str] = &[
+pub(crate) const RELOADABLE_KEYS: &[&str] = &[
     "api_key",
     "max_batch_calls",
     "max_batch_bytes",
@@ -47,11 +47,11 @@ pub(crate) const LIVE: &[&str] = &[
 ];
 
 /// What a server runs with, and what takes another configuration.
-pub(crate) struct LiveSettings {
+pub(crate) struct SettingsReload {
     /// As typed when the program was started.
     pub(crate) flags: Vec<ArgMatches>,
     /// What is in effect.
-    pub(crate) running: Vec<Shown>,
+    pub(crate) running: Vec<EffectiveSetting>,
     pub(crate) api_key: Option<Arc<Secret>>,
     pub(crate) node: NodeHandle,
     pub(crate) api: Option<SharedApiConfig>,
@@ -61,9 +61,9 @@ pub(crate) struct LiveSettings {
 /// Why settings were not read again.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-struct Problems(Vec<Problem>);
+struct ConfigErrors(Vec<ConfigError>);
 
-impl LiveSettings {
+impl SettingsReload {
     /// Reads file and environment again and puts what can change in place.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl LiveSettings {
     /// Something is wrong with the settings: nothing has changed.
     pub(crate) fn reload(&mut self) -> Result<(), Box<dyn Error>> {
         let settings =
-            Layers::gather(self.flags.iter(), std::env::vars_os()).and_then(resolve).map_err(Problems)?;
+            Layers::read(self.flags.iter(), std::env::vars_os()).and_then(resolve).map_err(ConfigErrors)?;
         for warning in &settings.warnings {
             warn!("{warning}");
         }
@@ -101,16 +101,16 @@ impl LiveSettings {
         let api_key = settings.api.and_then(|api| api.config.api_key);
         let key_changed =
             self.api_key.as_ref().map(|key| key.expose()) != api_key.as_ref().map(|key| key.expose());
-        for (running, read) in self.running.iter_mut().zip(settings.shown) {
+        for (running, read) in self.running.iter_mut().zip(settings.effective) {
             let key = read.key;
             // A secret shows as the same text whatever it is.
-            let changed = if key == "api_key" { key_changed } else { running.literal != read.literal };
+            let changed = if key == "api_key" { key_changed } else { running.toml != read.toml };
             if !changed {
                 continue;
             }
-            let shown = |literal: Option<&'_ str>| literal.map(|text| display(text.to_owned()));
-            let (from, to) = (shown(running.literal.as_deref()), shown(read.literal.as_deref()));
-            if LIVE.contains(&key) && (self.api.is_some() || key != "api_key") {
+            let effective = |toml: Option<&'_ str>| toml.map(|text| display(text.to_owned()));
+            let (from, to) = (effective(running.toml.as_deref()), effective(read.toml.as_deref()));
+            if RELOADABLE_KEYS.contains(&key) && (self.api.is_some() || key != "api_key") {
                 info!(setting = key, from, to, "A setting has changed.");
                 *running = read;
             } else {
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn what_is_live_is_a_setting() {
         let keys = Options::keys();
-        for live in LIVE {
+        for live in RELOADABLE_KEYS {
             assert!(keys.iter().any(|key| key == live), "{live}");
         }
     }

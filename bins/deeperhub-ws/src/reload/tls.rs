@@ -8,12 +8,12 @@ use deeperhub_security::files::Stamp;
 use deeperhub_security::tls::{ClientAuth, Config, Reloadable, Server, TlsError};
 use tracing::{info, warn};
 
-use crate::reload::Reloads;
+use crate::reload::Reloader;
 use crate::serve::error::with_causes;
 
 /// The files as they were given.
 #[derive(Debug)]
-pub(crate) struct Files {
+pub(crate) struct TlsFileOptions {
     pub(crate) cert: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
     pub(crate) client_ca: Option<PathBuf>,
@@ -21,18 +21,18 @@ pub(crate) struct Files {
     pub(crate) client_auth: Option<ClientAuth>,
 }
 
-impl Files {
+impl TlsFileOptions {
     /// What they are together: nothing, or all that TLS needs.
     ///
     /// # Errors
     ///
     /// The setting that was given, and the one that it needs as well.
-    pub(crate) fn together(self) -> Result<Option<Paths>, (&'static str, &'static str)> {
+    pub(crate) fn into_paths(self) -> Result<Option<TlsPaths>, (&'static str, &'static str)> {
         match self {
             Self { client_ca: None, client_auth: Some(_), .. } => Err(("tls_client_auth", "tls_client_ca")),
             Self { cert: None, key: None, client_ca: None, .. } => Ok(None),
             Self { cert: Some(cert), key: Some(key), client_ca, client_auth } => {
-                Ok(Some(Paths { cert, key, client_ca, client_auth: client_auth.unwrap_or_default() }))
+                Ok(Some(TlsPaths { cert, key, client_ca, client_auth: client_auth.unwrap_or_default() }))
             }
             Self { cert: Some(_), key: None, .. } => Err(("tls_cert", "tls_key")),
             Self { cert: None, key: Some(_), .. } => Err(("tls_key", "tls_cert")),
@@ -43,14 +43,14 @@ impl Files {
 
 /// The files of TLS.
 #[derive(Debug, Clone)]
-pub(crate) struct Paths {
+pub(crate) struct TlsPaths {
     cert: PathBuf,
     key: PathBuf,
     client_ca: Option<PathBuf>,
     client_auth: ClientAuth,
 }
 
-impl Paths {
+impl TlsPaths {
     fn all(&self) -> Vec<PathBuf> {
         [&self.cert, &self.key].into_iter().chain(&self.client_ca).cloned().collect()
     }
@@ -67,7 +67,7 @@ impl Paths {
 /// TLS that is on.
 #[derive(Debug)]
 pub(crate) struct Tls {
-    paths: Paths,
+    paths: TlsPaths,
     /// What the files looked like before they were read.
     stamp: Stamp,
     /// What connections are made with.
@@ -76,7 +76,7 @@ pub(crate) struct Tls {
 
 /// What is wrong with the files.
 #[derive(Debug)]
-pub(crate) struct Fault {
+pub(crate) struct TlsFileError {
     /// The setting at fault.
     pub(crate) key: &'static str,
     pub(crate) path: PathBuf,
@@ -86,9 +86,9 @@ pub(crate) struct Fault {
 
 impl Tls {
     /// Reads the files; beside TLS come warnings about the certificate.
-    pub(crate) fn load(paths: Paths) -> Result<(Self, Vec<String>), Fault> {
+    pub(crate) fn load(paths: TlsPaths) -> Result<(Self, Vec<String>), TlsFileError> {
         let stamp = Stamp::of(paths.all());
-        let server = paths.read().map_err(|error| Fault::new(&paths, &error))?;
+        let server = paths.read().map_err(|error| TlsFileError::new(&paths, &error))?;
         let warnings = server.warnings.iter().map(ToString::to_string).collect();
         Ok((Self { paths, stamp, current: Arc::new(Reloadable::new(server)) }, warnings))
     }
@@ -99,7 +99,7 @@ impl Tls {
     }
 
     /// Has the files read again when they change.
-    pub(crate) fn watch(&self, reloads: &mut Reloads) {
+    pub(crate) fn watch(&self, reloads: &mut Reloader) {
         let (paths, current) = (self.paths.clone(), Arc::clone(&self.current));
         reloads.watch("TLS certificate", paths.all(), self.stamp.clone(), move || {
             let server = paths.read()?;
@@ -113,8 +113,8 @@ impl Tls {
     }
 }
 
-impl Fault {
-    fn new(paths: &Paths, error: &TlsError) -> Self {
+impl TlsFileError {
+    fn new(paths: &TlsPaths, error: &TlsError) -> Self {
         let (name, problem) = match error {
             TlsError::File(file) => {
                 (file.path.display().to_string(), format!("cannot be read: {}", file.error))

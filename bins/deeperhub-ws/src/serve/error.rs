@@ -8,7 +8,7 @@ use deeperhub_args::Address;
 
 /// What ended the program with exit code 1.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub(crate) enum ServeError {
     /// An address cannot be listened on.
     #[error("cannot listen on {address} for {purpose}: {}", listen_advice(source, flag))]
     Listen {
@@ -40,7 +40,7 @@ pub(crate) enum Failure {
     System { what: &'static str, source: io::Error },
 }
 
-impl Failure {
+impl ServeError {
     pub(crate) fn system(what: &'static str, source: io::Error) -> Self {
         Self::System { what, source }
     }
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_said_to_be_taken_and_how_to_choose_another() {
-        let failure = Failure::Listen {
+        let failure = ServeError::Listen {
             address: "127.0.0.1:8080".parse().unwrap(),
             purpose: "clients",
             flag: "--port",

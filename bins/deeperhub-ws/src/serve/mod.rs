@@ -22,36 +22,36 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use self::error::Failure;
+use self::error::ServeError;
 use self::start_line::start_line;
 use crate::config::effective::Settings;
-use crate::config::error::Problem;
+use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
 use crate::config::resolve::resolve;
 use crate::exit::{FAILED, bad_configuration};
 use crate::log::queue::LogQueue;
 use crate::log::{self, events};
-use crate::process::signals::{self, HangUps, Ignored, Signals, Stops};
+use crate::process::signals::{self, IgnoredSignals, ReloadSignals, Signals, StopSignals};
 use crate::process::{allocator, memory, nofile, supervise};
-use crate::reload::Reloads;
-use crate::reload::settings::LiveSettings;
+use crate::reload::Reloader;
+use crate::reload::settings::SettingsReload;
 use deeperhub_args::{Address, Host};
 use deeperhub_telemetry::{TelemetryConfig, telemetry_config};
 
 /// Shutdown timeout for blocking tasks, such as name look-ups or files on a lost disk.
-const LAST_TASKS: Duration = Duration::from_secs(1);
+const BLOCKING_TASKS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time for a node to finish starting after a stop signal; as long as it waits for its broker.
-const LAST_START: Duration = Duration::from_secs(3);
+const START_ABORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a collector is given to take what is left at the end.
-const LAST_TELEMETRY: Duration = Duration::from_secs(5);
+const TELEMETRY_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeout for flushing the last log lines to standard error.
-const LAST_LINES: Duration = Duration::from_secs(1);
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Timeout for writing the start line to standard output.
-const FIRST_LINE: Duration = Duration::from_secs(1);
+const START_LINE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The runtime and signal handlers of the control thread, set up before settings are read.
 #[derive(Debug)]
@@ -64,14 +64,14 @@ pub(crate) struct Control {
 
 impl Control {
     /// Installs signal handlers: from now on, signals are kept instead of ending the process.
-    pub(crate) fn take() -> Result<Self, Failure> {
+    pub(crate) fn new() -> Result<Self, ServeError> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|error| Failure::system("cannot make a runtime", error))?;
+            .map_err(|error| ServeError::system("cannot make a runtime", error))?;
         let signals = {
             let _context = runtime.enter();
-            signals::listen().map_err(|error| Failure::system("cannot listen to signals", error))?
+            signals::listen().map_err(|error| ServeError::system("cannot listen to signals", error))?
         };
         Ok(Self { runtime, signals })
     }
@@ -79,14 +79,14 @@ impl Control {
 
 /// Reason that the server did not start or stopped.
 #[derive(Debug)]
-enum Ending {
-    Problems(Vec<Problem>),
-    Failure(Failure),
+enum RunError {
+    Config(Vec<ConfigError>),
+    Serve(ServeError),
 }
 
-impl From<Failure> for Ending {
-    fn from(failure: Failure) -> Self {
-        Self::Failure(failure)
+impl From<ServeError> for RunError {
+    fn from(error: ServeError) -> Self {
+        Self::Serve(error)
     }
 }
 
@@ -96,13 +96,13 @@ pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
     let Control { runtime, signals } = control;
     let mut log = None;
     let served = catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(signals, flags, &mut log))));
-    let result = served.unwrap_or(Err(Failure::Panic.into()));
-    runtime.shutdown_timeout(LAST_TASKS);
+    let result = served.unwrap_or(Err(ServeError::Panic.into()));
+    runtime.shutdown_timeout(BLOCKING_TASKS_TIMEOUT);
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Ending::Problems(problems)) => bad_configuration(&problems),
-        Err(Ending::Failure(failure)) => {
-            let line = format!("error: {failure}\n");
+        Err(RunError::Config(errors)) => bad_configuration(&errors),
+        Err(RunError::Serve(error)) => {
+            let line = format!("error: {error}\n");
             match &log {
                 // After all queued lines, and without blocking on a stalled reader.
                 Some(log) => log.line(&line),
@@ -112,7 +112,7 @@ pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
         }
     };
     if let Some(log) = log {
-        log.flush(LAST_LINES);
+        log.flush(LOG_FLUSH_TIMEOUT);
     }
     code
 }
@@ -120,12 +120,12 @@ pub(crate) fn serve(control: Control, flags: Vec<ArgMatches>) -> ExitCode {
 /// Runs `work`, which may block, off the control thread. Returns `None` if a stop signal arrives
 /// first; the work is then abandoned.
 async fn unless_stopped<T: Send + 'static>(
-    stops: &mut Stops,
+    stops: &mut StopSignals,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<Option<T>, Failure> {
+) -> Result<Option<T>, ServeError> {
     tokio::select! {
         done = tokio::task::spawn_blocking(work) => {
-            done.map(Some).map_err(|error| Failure::system("the start failed", io::Error::other(error)))
+            done.map(Some).map_err(|error| ServeError::system("the start failed", io::Error::other(error)))
         }
         _ = stops.recv() => Ok(None),
     }
@@ -133,15 +133,15 @@ async fn unless_stopped<T: Send + 'static>(
 
 /// Resolved addresses and exporters, which are needed before clients connect. Setting them up may
 /// block.
-struct Prepared {
+struct Preflight {
     clients: ListenOn,
     api: Option<SocketAddr>,
     telemetry: deeperhub_telemetry::Prepared,
     warnings: Vec<String>,
 }
 
-impl Prepared {
-    fn new(address: &Address, api: Option<&Address>, config: TelemetryConfig) -> Result<Self, Failure> {
+impl Preflight {
+    fn new(address: &Address, api: Option<&Address>, config: TelemetryConfig) -> Result<Self, ServeError> {
         let clients = match listen_on(&address) {
             Some(known) => known,
             None => lookup(address)?.into(),
@@ -153,7 +153,7 @@ impl Prepared {
 }
 
 /// Returns the telemetry configuration from settings and OpenTelemetry's variables.
-fn exports(settings: &Settings) -> TelemetryConfig {
+fn telemetry_settings(settings: &Settings) -> TelemetryConfig {
     telemetry_config(settings.otlp_endpoint.as_ref(), settings.trace_sample_ratio, |name| {
         std::env::var(name).ok()
     })
@@ -165,21 +165,21 @@ fn exports(settings: &Settings) -> TelemetryConfig {
 /// # Errors
 ///
 /// If the server would not start.
-pub(crate) fn rehearse(settings: &Settings) -> Result<Vec<String>, Failure> {
+pub(crate) fn preflight(settings: &Settings) -> Result<Vec<String>, ServeError> {
     let api = settings.api.as_ref().map(|api| &api.address);
-    Ok(Prepared::new(&settings.address, api, exports(settings))?.warnings)
+    Ok(Preflight::new(&settings.address, api, telemetry_settings(settings))?.warnings)
 }
 
-async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue>) -> Result<(), Ending> {
-    let Signals { mut stops, hang_ups, ignored } = signals;
+async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue>) -> Result<(), RunError> {
+    let Signals { mut stops, reloads, ignored } = signals;
     let own = flags.clone();
-    let read = move || Layers::gather(&own, std::env::vars_os()).and_then(resolve);
+    let read = move || Layers::read(&own, std::env::vars_os()).and_then(resolve);
     let mut settings = match unless_stopped(&mut stops, read).await? {
-        Some(settings) => settings.map_err(Ending::Problems)?,
+        Some(settings) => settings.map_err(RunError::Config)?,
         None => return Ok(()),
     };
     let (level, queue) = log::install(settings.log_level, settings.log_format, settings.log_queue_bytes)
-        .map_err(|error| Failure::system("cannot write a log", error))?;
+        .map_err(|error| ServeError::system("cannot write a log", error))?;
     let lost_lines = queue.lost();
     *log = Some(queue);
     for warning in &settings.warnings {
@@ -191,14 +191,14 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     {
         warn!("{sentence}");
     }
-    let config = exports(&settings);
+    let config = telemetry_settings(&settings);
     let (address, api) = (settings.address.clone(), settings.api.as_ref().map(|api| api.address.clone()));
-    let prepare = move || Prepared::new(&address, api.as_ref(), config);
-    let Some(prepared) = unless_stopped(&mut stops, prepare).await? else {
+    let prepare = move || Preflight::new(&address, api.as_ref(), config);
+    let Some(preflight_result) = unless_stopped(&mut stops, prepare).await? else {
         info!("Stopped during the start.");
         return Ok(());
     };
-    let Prepared { clients, api, telemetry, warnings } = prepared?;
+    let Preflight { clients, api, telemetry, warnings } = preflight_result?;
     for warning in &warnings {
         warn!("{warning}");
     }
@@ -240,9 +240,9 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     let api_address = api.as_ref().map(|api| api.address);
     let event_log = events::spawn(node.handle(), level.watch());
 
-    let live = LiveSettings {
+    let live = SettingsReload {
         flags,
-        running: settings.shown.clone(),
+        running: settings.effective.clone(),
         api_key: settings.api.as_ref().and_then(|api| api.config.api_key.clone()),
         node: node.handle(),
         api: api.as_ref().map(|api| api.config.clone()),
@@ -250,20 +250,20 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     };
     let reloads = reloads(&settings, live);
 
-    announce(start_line(&settings, &clients, api_address).to_string()).await;
+    print_start_line(start_line(&settings, &clients, api_address).to_string()).await;
     for address in &clients {
         info!(clients = %address, api = api_address.map(tracing::field::display), "Serving.");
     }
 
     let (result, ended) = {
         let serving = serve_until_stopped(node, api, &mut stops, settings.drain_timeout);
-        while_watching(serving, reloads, hang_ups, ignored, memory).await
+        while_watching(serving, reloads, reloads, ignored, memory).await
     };
-    if ended == Ended::Completely {
+    if ended == Shutdown::Graceful {
         // The node closed the bus, so this ends after what waits there; an error is a panic that was told.
         let _ = event_log.await;
         // The last, as everything before it may record.
-        telemetry.stop(LAST_TELEMETRY).await;
+        telemetry.stop(TELEMETRY_FLUSH_TIMEOUT).await;
     }
     info!("Stopped.");
     Ok(result?)
@@ -274,12 +274,12 @@ fn counter(name: &'static str, help: &'static str, counter: SharedCounter) -> Ow
 }
 
 /// To standard output, for people and for programs that wait for the ports; that nobody reads it is no fault.
-async fn announce(line: String) {
+async fn print_start_line(line: String) {
     let write = tokio::task::spawn_blocking(move || {
         let mut out = io::stdout().lock();
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     });
-    if tokio::time::timeout(FIRST_LINE, write).await.is_err() {
+    if tokio::time::timeout(START_LINE_TIMEOUT, write).await.is_err() {
         warn!("Standard output blocked; continuing without the start line.");
     }
 }
@@ -293,7 +293,11 @@ enum Started {
 
 /// Starts the node off the control thread, because it waits for its cluster's broker and its first
 /// probes.
-async fn start_node(clients: ListenOn, settings: &Settings, stops: &mut Stops) -> Result<Started, Failure> {
+async fn start_node(
+    clients: ListenOn,
+    settings: &Settings,
+    stops: &mut StopSignals,
+) -> Result<Started, ServeError> {
     let config = settings.node.clone();
     let mut starting = tokio::task::spawn_blocking(move || Node::start_on(clients, config));
     let ended = tokio::select! {
@@ -304,30 +308,30 @@ async fn start_node(clients: ListenOn, settings: &Settings, stops: &mut Stops) -
         Ok(ended) => (ended, false),
         Err(signal) => {
             info!(signal, "Stopping during the start.");
-            match tokio::time::timeout(LAST_START, starting).await {
+            match tokio::time::timeout(START_ABORT_TIMEOUT, starting).await {
                 Ok(ended) => (ended, true),
                 Err(_) => return Ok(Started::Stopped(None)),
             }
         }
     };
-    let started = ended.map_err(|error| Failure::system("the start failed", io::Error::other(error)))?;
+    let started = ended.map_err(|error| ServeError::system("the start failed", io::Error::other(error)))?;
     let node = started.map_err(|error| match error {
         deeperhub_node::StartError::Listener(deeperhub_listener::StartError::Listen { address, source }) => {
-            Failure::Listen { address, purpose: "clients", flag: "--port", source }
+            ServeError::Listen { address, purpose: "clients", flag: "--port", source }
         }
-        deeperhub_node::StartError::NodeIdTaken(taken) => Failure::NodeIdTaken(taken),
-        error => Failure::Node(error),
+        deeperhub_node::StartError::NodeIdTaken(taken) => ServeError::NodeIdTaken(taken),
+        error => ServeError::Node(error),
     })?;
     Ok(if is_stopped { Started::Stopped(Some(node)) } else { Started::Node(Box::new(node)) })
 }
 
-async fn listen_api(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+async fn listen_api(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
     let listen = async {
         let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
         Ok((listener, bound))
     };
-    listen.await.map_err(|source| Failure::Listen {
+    listen.await.map_err(|source| ServeError::Listen {
         address,
         purpose: "the server API",
         flag: "--api-listen",
@@ -335,13 +339,13 @@ async fn listen_api(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Fa
     })
 }
 
-fn lookup(address: &Address) -> Result<SocketAddr, Failure> {
-    address.resolve().map_err(|source| Failure::Lookup { address: address.clone(), source })
+fn lookup(address: &Address) -> Result<SocketAddr, ServeError> {
+    address.resolve().map_err(|source| ServeError::Lookup { address: address.clone(), source })
 }
 
 /// What is read again on SIGHUP and when files change.
-fn reloads(settings: &Settings, mut live: LiveSettings) -> Reloads {
-    let mut reloads = Reloads::default();
+fn reloads(settings: &Settings, mut live: SettingsReload) -> Reloader {
+    let mut reloads = Reloader::default();
     // On SIGHUP only: whoever edits a file of many settings says when it is ready.
     reloads.watch("settings", Vec::new(), Stamp::default(), move || live.reload());
     if let Some(auth) = &settings.auth {
@@ -356,46 +360,46 @@ fn reloads(settings: &Settings, mut live: LiveSettings) -> Reloads {
 /// Reads again what is to be read again, and looks at the memory, for as long as `serving` lasts.
 async fn while_watching<T>(
     serving: impl Future<Output = T>,
-    reloads: Reloads,
-    hang_ups: HangUps,
-    ignored: Ignored,
+    reloads: Reloader,
+    reloads: ReloadSignals,
+    ignored: IgnoredSignals,
     memory: Option<Arc<MemoryBudget>>,
 ) -> T {
     tokio::select! {
         result = serving => result,
-        never = reloads.run(hang_ups) => match never {},
-        never = ignored.tell() => match never {},
-        never = supervise::keep("memory", || memory::watch(memory.clone())) => match never {},
+        never = reloads.run(reloads) => match never {},
+        never = ignored.log() => match never {},
+        never = supervise::restart_on_panic("memory", || memory::watch(memory.clone())) => match never {},
     }
 }
 
 /// How the end went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
+enum Shutdown {
     /// One after the other.
-    Completely,
+    Graceful,
     /// A second signal came: what runs is dropped.
-    AtOnce,
+    Immediate,
 }
 
 /// Waits for a signal, then drains and ends everything in the order in which one needs the other.
 async fn serve_until_stopped(
     node: Node,
     mut api: Option<Api>,
-    stops: &mut Stops,
+    stops: &mut StopSignals,
     drain_timeout: Duration,
-) -> (Result<(), Failure>, Ended) {
+) -> (Result<(), ServeError>, Shutdown) {
     let mut result = Ok(());
     let handle = node.handle();
     tokio::select! {
         signal = stops.recv() => info!(signal, ?drain_timeout, "Stopping; clients are told to come back later."),
         taken = handle.failed() => {
             error!(%taken, "Stopping.");
-            result = Err(Failure::NodeIdTaken(taken));
+            result = Err(ServeError::NodeIdTaken(taken));
         }
-        failure = Api::failed(&mut api) => {
-            error!(%failure, "Stopping, as there is no server API any more.");
-            result = Err(failure);
+        error = Api::failed(&mut api) => {
+            error!(%error, "Stopping, as there is no server API any more.");
+            result = Err(error);
         }
     }
     let end = async move {
@@ -406,10 +410,10 @@ async fn serve_until_stopped(
         }
     };
     let ended = tokio::select! {
-        () = end => Ended::Completely,
+        () = end => Shutdown::Graceful,
         signal = stops.recv() => {
             warn!(signal, "A second signal came; nothing is waited for any more.");
-            Ended::AtOnce
+            Shutdown::Immediate
         }
     };
     (result, ended)
@@ -439,7 +443,7 @@ impl Api {
     }
 
     /// Waits for a failure of what should not end by itself.
-    async fn failed(api: &mut Option<Self>) -> Failure {
+    async fn failed(api: &mut Option<Self>) -> ServeError {
         match api {
             None => std::future::pending().await,
             Some(running) => {
@@ -450,7 +454,7 @@ impl Api {
                     Ok(Err(error)) => error,
                     Err(error) => io::Error::other(error),
                 };
-                Failure::system("the server API failed", error)
+                ServeError::system("the server API failed", error)
             }
         }
     }

@@ -78,7 +78,7 @@ mod tests {
 
     fn check(flags: &[&str], api: Option<&str>, expected: &str) {
         let matches = Options::parser().get_matches_from(flags);
-        let settings = Layers::gather([&matches], []).and_then(resolve).unwrap();
+        let settings = Layers::read([&matches], []).and_then(resolve).unwrap();
         let clients = ["127.0.0.1:8080", "[::1]:8080"].map(|address| address.parse().unwrap());
         let line = start_line(&settings, &clients, api.map(|api| api.parse().unwrap())).to_string();
         assert_eq!(line, format!("deeperhub-ws {VERSION} {expected}"));

@@ -11,10 +11,10 @@ use crate::commands::http_get;
 use deeperhub_args::Address;
 
 /// For connecting, asking and reading together.
-const TIMEOUT: Duration = Duration::from_secs(3);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Names that are asked for, of topics and of clients.
-const LIMIT: usize = 100;
+const MAX_NAMES: usize = 100;
 
 /// Where to ask, and with what.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct ApiClient {
 
 /// Why there is no answer, for the operator.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum AskError {
+pub(crate) enum ApiError {
     /// Nobody answers there.
     #[error("cannot reach the server API at {address}: {source} (--api-listen says where it is)")]
     Unreachable { address: Address, source: io::Error },
@@ -36,7 +36,7 @@ pub(crate) enum AskError {
     Unauthorized { address: Address },
     /// Something else is there.
     #[error("what answers at {address} is no server API of this version: {what}")]
-    Strange { address: Address, what: String },
+    Unexpected { address: Address, what: String },
 }
 
 /// The numbers of `/v1/stats`, as far as they are shown.
@@ -136,28 +136,28 @@ impl ApiClient {
     ///
     /// # Errors
     ///
-    /// [`AskError`].
-    pub(crate) fn sample(&self) -> Result<Sample, AskError> {
+    /// [`ApiError`].
+    pub(crate) fn sample(&self) -> Result<Sample, ApiError> {
         let stats = self.get("/v1/stats")?;
         let at = Instant::now();
-        let busiest = self.get(&format!("/v1/top?limit={LIMIT}"))?;
+        let busiest = self.get(&format!("/v1/top?limit={MAX_NAMES}"))?;
         Ok(Sample { at, stats, busiest })
     }
 
-    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let address = || self.address.clone();
-        let strange = |what: String| AskError::Strange { address: address(), what };
-        let answer = match http_get::get(&self.address, path, self.key.as_ref(), TIMEOUT) {
+        let unexpected = |what: String| ApiError::Unexpected { address: address(), what };
+        let answer = match http_get::get(&self.address, path, self.key.as_ref(), REQUEST_TIMEOUT) {
             Ok(answer) => answer,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(strange("it does not speak HTTP".to_owned()));
+                return Err(unexpected("it does not speak HTTP".to_owned()));
             }
-            Err(source) => return Err(AskError::Unreachable { address: address(), source }),
+            Err(source) => return Err(ApiError::Unreachable { address: address(), source }),
         };
         match answer.status {
-            200 => serde_json::from_slice(&answer.body).map_err(|error| strange(error.to_string())),
-            401 => Err(AskError::Unauthorized { address: address() }),
-            status => Err(strange(format!("{path} answered {status}"))),
+            200 => serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string())),
+            401 => Err(ApiError::Unauthorized { address: address() }),
+            status => Err(unexpected(format!("{path} answered {status}"))),
         }
     }
 }

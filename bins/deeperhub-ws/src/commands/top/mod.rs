@@ -14,7 +14,7 @@ use clap::Args;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
-use self::client::{ApiClient, AskError, Sample};
+use self::client::{ApiClient, ApiError, Sample};
 use self::state::State;
 use crate::commands::health::to_ask;
 use crate::config::options::Options;
@@ -23,11 +23,11 @@ use crate::process::signals::{self, Signals};
 use deeperhub_args::Time;
 
 /// How often keys are looked for.
-const KEYS: Duration = Duration::from_millis(50);
+const KEY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How it watches.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct Top {
+pub(crate) struct TopArgs {
     /// Time between two looks at the server
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval, help_heading = "Top")]
     interval: Time,
@@ -42,14 +42,14 @@ fn interval(text: &str) -> Result<Time, String> {
 }
 
 /// What the screen's thread is told.
-enum News {
-    Answer(Box<Result<Sample, AskError>>),
+enum TopEvent {
+    Answer(Box<Result<Sample, ApiError>>),
     /// A signal asks for the end.
     End,
 }
 
 /// Watches until `q` is pressed. `options` name the server API and its key.
-pub(crate) fn run(options: Options, top: &Top) -> ExitCode {
+pub(crate) fn run(options: Options, top: &TopArgs) -> ExitCode {
     match watch(options, top.interval.0) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
@@ -70,10 +70,10 @@ fn watch(options: Options, interval: Duration) -> Result<(), String> {
             "standard output is no terminal; GET /v1/stats and /v1/top give the same as JSON".to_owned()
         );
     }
-    let (news, arriving) = mpsc::sync_channel(4);
+    let (events, arriving) = mpsc::sync_channel(4);
     let asking = move || {
         // When it fails, the channel's end says on the screen that nobody asks any more.
-        let _ = ask(&client, interval, &news);
+        let _ = ask(&client, interval, &events);
     };
     thread::Builder::new()
         .name("top-client".to_owned())
@@ -90,24 +90,24 @@ fn watch(options: Options, interval: Duration) -> Result<(), String> {
 }
 
 /// Asks every `interval` and waits for signals, until the other end is gone. It is not waited for: it holds nothing.
-fn ask(client: &ApiClient, interval: Duration, news: &mpsc::SyncSender<News>) -> io::Result<()> {
+fn ask(client: &ApiClient, interval: Duration, events: &mpsc::SyncSender<TopEvent>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Signals { mut stops, mut hang_ups, .. } = signals::listen()?;
+        let Signals { mut stops, mut reloads, .. } = signals::listen()?;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(interval) => {
-                    if news.send(News::Answer(Box::new(client.sample()))).is_err() {
+                    if events.send(TopEvent::Answer(Box::new(client.sample()))).is_err() {
                         return Ok(());
                     }
                 }
                 _ = stops.recv() => break,
                 // The terminal was closed.
-                () = hang_ups.recv() => break,
+                () = reloads.recv() => break,
             }
         }
         // An error says that it has ended already.
-        let _ = news.send(News::End);
+        let _ = events.send(TopEvent::End);
         Ok(())
     })
 }
@@ -117,7 +117,7 @@ fn show(
     terminal: &mut DefaultTerminal,
     state: &mut State,
     address: &str,
-    arriving: &mpsc::Receiver<News>,
+    arriving: &mpsc::Receiver<TopEvent>,
 ) -> io::Result<()> {
     let mut is_stale = true;
     loop {
@@ -125,19 +125,19 @@ fn show(
             terminal.draw(|frame| view::draw(state, address, frame))?;
         }
         is_stale = false;
-        match arriving.recv_timeout(KEYS) {
-            Ok(News::Answer(answer)) => {
+        match arriving.recv_timeout(KEY_POLL_INTERVAL) {
+            Ok(TopEvent::Answer(answer)) => {
                 match *answer {
                     Ok(sample) => state.take(sample),
                     Err(error) => state.trouble = Some(trouble(&error)),
                 }
                 is_stale = true;
             }
-            Ok(News::End) => return Ok(()),
+            Ok(TopEvent::End) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 state.trouble = Some("nobody asks any more".to_owned());
-                thread::sleep(KEYS);
+                thread::sleep(KEY_POLL_INTERVAL);
             }
         }
         while event::poll(Duration::ZERO)? {
@@ -156,10 +156,10 @@ fn show(
 }
 
 /// In a few words, for the first line of the screen.
-fn trouble(error: &AskError) -> String {
+fn trouble(error: &ApiError) -> String {
     match error {
-        AskError::Unreachable { .. } => "no answer".to_owned(),
-        AskError::Unauthorized { .. } => "the key is refused".to_owned(),
-        AskError::Strange { what, .. } => what.clone(),
+        ApiError::Unreachable { .. } => "no answer".to_owned(),
+        ApiError::Unauthorized { .. } => "the key is refused".to_owned(),
+        ApiError::Unexpected { what, .. } => what.clone(),
     }
 }

@@ -8,7 +8,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use super::client::{Sample, Stats};
 
 /// Samples whose rates are kept for the curves.
-const HISTORY: usize = 240;
+const MAX_HISTORY_SAMPLES: usize = 240;
 
 /// What the screen is drawn from.
 #[derive(Debug, Default)]
@@ -202,7 +202,7 @@ impl Rates {
 }
 
 fn push(history: &mut VecDeque<u64>, rate: f64) {
-    if history.len() == HISTORY {
+    if history.len() == MAX_HISTORY_SAMPLES {
         history.pop_front();
     }
     history.push_back(rate.round() as u64);

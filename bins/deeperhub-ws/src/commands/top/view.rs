@@ -12,16 +12,16 @@ use ratatui::widgets::{self, Block, Borders, Cell, Paragraph, RenderDirection, S
 use super::client::Stats;
 use super::state::{Rates, Row, Sort, State, Table};
 
-const KEYS: &str = " q quit · ←→ table · ↑↓ scroll · s sort · p pause";
+const KEY_HELP: &str = " q quit · ←→ table · ↑↓ scroll · s sort · p pause";
 
 /// Columns from which both tables are shown; with fewer, the chosen one.
-const BOTH_TABLES: u16 = 64;
+const TWO_TABLES_MIN_WIDTH: u16 = 64;
 
 /// Columns of names in a table, where there is room.
-const LEAST_NAME: u16 = 24;
+const MIN_NAME_WIDTH: u16 = 24;
 
 /// Columns of a number in a table.
-const NUMBER: u16 = 6;
+const NUMBER_WIDTH: u16 = 6;
 
 /// Draws everything.
 pub(crate) fn draw(state: &State, address: &str, frame: &mut Frame<'_>) {
@@ -44,7 +44,7 @@ pub(crate) fn draw(state: &State, address: &str, frame: &mut Frame<'_>) {
     curve("messages in", state.rates.received, &state.received, Color::Cyan, frame, received);
     curve("messages out", state.rates.sent, &state.sent, Color::Green, frame, sent);
 
-    if tables.width < BOTH_TABLES {
+    if tables.width < TWO_TABLES_MIN_WIDTH {
         table(state, state.focus, frame, tables);
     } else {
         let [topics, clients] =
@@ -52,7 +52,7 @@ pub(crate) fn draw(state: &State, address: &str, frame: &mut Frame<'_>) {
         table(state, Table::Topics, frame, topics);
         table(state, Table::Clients, frame, clients);
     }
-    frame.render_widget(Paragraph::new(KEYS).dim(), keys);
+    frame.render_widget(Paragraph::new(KEY_HELP).dim(), keys);
 }
 
 fn title_line<'a>(stats: &Stats, state: &State, address: &str) -> Line<'a> {
@@ -174,14 +174,14 @@ fn table(state: &State, table: Table, frame: &mut Frame<'_>, area: Rect) {
     }));
     // Numbers stand beside the names, however wide the screen is.
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
-    let room = area.width.saturating_sub((NUMBER + 1) * columns.len() as u16);
-    let name_width = u16::try_from(longest).unwrap_or(u16::MAX).max(LEAST_NAME).min(room);
+    let room = area.width.saturating_sub((NUMBER_WIDTH + 1) * columns.len() as u16);
+    let name_width = u16::try_from(longest).unwrap_or(u16::MAX).max(MIN_NAME_WIDTH).min(room);
     let body = rows.iter().map(|row| {
         let values =
             columns.iter().map(|&(_, column)| Cell::from(Line::from(value(row, column)).right_aligned()));
         widgets::Row::new([Cell::from(shortened(&row.name, name_width.into()))].into_iter().chain(values))
     });
-    let numbers = columns.iter().map(|_| Constraint::Length(NUMBER));
+    let numbers = columns.iter().map(|_| Constraint::Length(NUMBER_WIDTH));
     let widths = [Constraint::Length(name_width)].into_iter().chain(numbers);
     let title = format!(" busiest {name} by {} ", sort.name());
     let mut block = Block::new().borders(Borders::TOP).title(title);

@@ -9,8 +9,8 @@ use clap::{Args, Command};
 use deeperhub_security::Secret;
 
 use crate::config::values::{
-    ClientAuth, ClusterUrl, ForwardedHeader, IoUring, Limits, LogFormat, LogLevel, NodeId, ProxyProtocol,
-    WhenUnavailable, cluster_url, secret,
+    ClientAuth, ClusterUrl, ForwardedHeader, IoUring, LimitEnforcement, LogFormat, LogLevel, NodeId,
+    ProxyProtocol, UnavailableReadiness, cluster_url, secret,
 };
 use deeperhub_args::{Address, Host, HttpUrl, Ratio, Switchable, Time, UrlPath, whole};
 
@@ -328,7 +328,7 @@ pub(crate) struct Options {
     /// Metrics count both alike (deeperhub_messages_limited_total, deeperhub_connections_limited_total). Limits that keep
     /// memory in bounds (connections, message and queue bytes, subscriptions, memory) are enforced in either case.
     #[arg(long, value_name = "MODE", value_enum, help_heading = LIMITS)]
-    pub(crate) limits: Option<Limits>,
+    pub(crate) limits: Option<LimitEnforcement>,
 
     /// Bytes of memory that this process may use; 0 is no limit [default: what the system grants]
     ///
@@ -459,7 +459,7 @@ pub(crate) struct Options {
 
     /// What /health/ready says while the broker cannot be reached [default: unready]
     #[arg(long, value_name = "STATE", value_enum, help_heading = CLUSTER)]
-    pub(crate) cluster_unavailable: Option<WhenUnavailable>,
+    pub(crate) cluster_unavailable: Option<UnavailableReadiness>,
 
     /// NATS credentials file, or a file with the seed of an nkey [default: none]
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = CLUSTER)]
@@ -531,7 +531,7 @@ pub(crate) fn variable(key: &str) -> String {
 }
 
 /// Settings whose values are shown nowhere.
-pub(crate) const SECRET: &[&str] = &["api_key", "cluster"];
+pub(crate) const SECRET_KEYS: &[&str] = &["api_key", "cluster"];
 
 /// What all our variables begin with.
 pub(crate) const VARIABLE_PREFIX: &str = "DEEPERHUB_";

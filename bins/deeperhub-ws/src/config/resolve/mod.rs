@@ -11,17 +11,17 @@ use deeperhub_node::ClusterConfig;
 use deeperhub_security::proxy::TrustedProxies;
 use deeperhub_security::{OriginPolicy, RateLimit, Secret, auth};
 
-use crate::config::effective::{ApiSettings, Settings, Shown};
-use crate::config::error::Problem;
-use crate::config::layers::{Layers, Origin};
+use crate::config::effective::{ApiSettings, EffectiveSetting, Settings};
+use crate::config::error::ConfigError;
+use crate::config::layers::{Layers, SettingOrigin};
 use crate::config::options::{Options, flag, variable};
 use crate::config::values::{
-    ClusterUrl, ForwardedHeader, IoUring, Limits, Literal, LogFormat, LogLevel, ProxyProtocol,
-    WhenUnavailable,
+    ClusterUrl, ForwardedHeader, IoUring, LimitEnforcement, LogFormat, LogLevel, ProxyProtocol, ToToml,
+    UnavailableReadiness,
 };
 use crate::process::memory;
 use crate::reload::keys::{Auth, AuthSources};
-use crate::reload::tls::{Files, Tls};
+use crate::reload::tls::{Tls, TlsFileOptions};
 use deeperhub_args::{Address, Host, Switchable, Time, UrlPath};
 
 /// Fills in the defaults and checks what the settings say together.
@@ -29,7 +29,7 @@ use deeperhub_args::{Address, Host, Switchable, Time, UrlPath};
 /// # Errors
 ///
 /// Everything that is wrong, not just the first.
-pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
+pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
     let Layers { options, origins, warnings } = layers;
     // Without `..`: a new option must be given its meaning here.
     let Options {
@@ -116,7 +116,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         trace_sample_ratio,
         trace_client_rate,
     } = options;
-    let mut resolver = Resolver { origins, shown: Vec::new(), warnings, problems: Vec::new() };
+    let mut resolver = Resolver { origins, effective: Vec::new(), warnings, errors: Vec::new() };
     let config = config.map(|path| (path, resolver.origin("config")));
 
     // Takes a field of the options by its name, so that the name shown is the name typed.
@@ -128,10 +128,15 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
             resolver.take_optional(stringify!($field), $field)
         };
     }
-    macro_rules! take_some_time {
+    macro_rules! take_nonzero_time {
         ($field:ident, $default:expr) => {{
             let time = take!($field, Time($default));
-            resolver.must(stringify!($field), &time, !time.0.is_zero(), "expected more than no time at all");
+            resolver.require(
+                stringify!($field),
+                &time,
+                !time.0.is_zero(),
+                "expected more than no time at all",
+            );
             time.0
         }};
     }
@@ -154,7 +159,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     listener.trusted_proxies = resolver.trusted_proxies(&trusted_proxies);
     listener.forwarded_header = take!(forwarded_header, ForwardedHeader::Auto).into();
     listener.proxy_protocol = take!(proxy_protocol, ProxyProtocol::Detect).into();
-    let tls = Files {
+    let tls = TlsFileOptions {
         cert: take!(tls_cert),
         key: take!(tls_key),
         client_ca: take!(tls_client_ca),
@@ -166,22 +171,22 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     let api_key = take!(api_key);
     let mut api_config = ApiConfig::default();
     api_config.max_connections = take!(max_api_connections, api_config.max_connections);
-    api_config.idle_timeout = take_some_time!(api_idle_timeout, api_config.idle_timeout);
-    api_config.timeout = take_some_time!(api_timeout, api_config.timeout);
+    api_config.idle_timeout = take_nonzero_time!(api_idle_timeout, api_config.idle_timeout);
+    api_config.timeout = take_nonzero_time!(api_timeout, api_config.timeout);
     api_config.max_held_bytes = take!(max_api_bytes, api_config.max_held_bytes);
     api_config.max_event_streams = take!(max_event_streams, api_config.max_event_streams);
     // One more for the event log, which is also an observer.
     node.events.max_observers = api_config.max_event_streams.saturating_add(1);
     node.events.max_queue_bytes = take!(max_event_bytes, node.events.max_queue_bytes);
     node.canary.interval = take!(canary_interval, Time(node.canary.interval)).0;
-    node.canary.timeout = take_some_time!(canary_timeout, node.canary.timeout);
+    node.canary.timeout = take_nonzero_time!(canary_timeout, node.canary.timeout);
     let mut sources = AuthSources {
         secret_file: take!(auth_secret_file),
         jwks_file: take!(auth_jwks_file),
         ..AuthSources::default()
     };
     node.auth.required = take!(auth_required, node.auth.required);
-    node.auth.grace = take_some_time!(auth_grace, node.auth.grace);
+    node.auth.grace = take_nonzero_time!(auth_grace, node.auth.grace);
     sources.audience = take!(auth_audience, sources.audience);
     sources.issuer = take!(auth_issuer, sources.issuer);
     sources.leeway = take!(auth_leeway, Time(auth::Config::default().leeway)).0;
@@ -209,9 +214,9 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     node.max_subscriptions = take!(max_subscriptions, node.max_subscriptions);
     listener.max_queue_bytes = take!(max_queue_bytes, listener.max_queue_bytes);
     listener.round_bytes = take!(round_bytes, listener.round_bytes);
-    listener.round_time = take_some_time!(round_time, listener.round_time);
-    listener.limit_mode = take!(limits, Limits::Enforce).into();
-    let max_memory = take!(max_memory, memory::granted().unwrap_or(0));
+    listener.round_time = take_nonzero_time!(round_time, listener.round_time);
+    listener.limit_mode = take!(limits, LimitEnforcement::Enforce).into();
+    let max_memory = take!(max_memory, memory::memory_limit().unwrap_or(0));
     listener.memory = (max_memory > 0).then(|| Arc::new(MemoryBudget::new(max_memory)));
     listener.reconnects_per_second = take!(reconnect_rate, listener.reconnects_per_second);
     let per_second = take!(rate_limit, node.rate_limit.map_or(0, |limit| limit.per_second.get()));
@@ -235,9 +240,9 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     node.burst_rate_per_ip = NonZeroU32::new(bursts).map(deeperhub_node::burst_rate_per_ip);
     listener.max_head_bytes = take!(max_handshake_bytes, listener.max_head_bytes);
     listener.max_head_lines = take!(max_handshake_headers, listener.max_head_lines);
-    listener.handshake_timeout = take_some_time!(handshake_timeout, listener.handshake_timeout);
+    listener.handshake_timeout = take_nonzero_time!(handshake_timeout, listener.handshake_timeout);
     listener.ping_interval = take!(ping_interval, Time(listener.ping_interval)).0;
-    listener.pong_timeout = take_some_time!(pong_timeout, listener.pong_timeout);
+    listener.pong_timeout = take_nonzero_time!(pong_timeout, listener.pong_timeout);
     let compression = &mut listener.compression;
     compression.enabled = !take!(no_compression, !compression.enabled);
     compression.threshold_bytes = take!(compression_threshold, compression.threshold_bytes);
@@ -250,7 +255,7 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         url: cluster,
         prefix: take!(cluster_prefix, Settings::CLUSTER_PREFIX.to_owned()),
         queue_bytes: take!(cluster_queue_bytes, Settings::CLUSTER_QUEUE_BYTES),
-        ready_alone: take!(cluster_unavailable, WhenUnavailable::Unready) == WhenUnavailable::Ready,
+        ready_alone: take!(cluster_unavailable, UnavailableReadiness::Unready) == UnavailableReadiness::Ready,
         credentials: take!(cluster_credentials),
         ca: take!(cluster_ca),
     };
@@ -269,9 +274,9 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
     resolver.check_tokens(max_token_bytes, &node.listener);
     let api = resolver.api((api_listen, api_key), &address, &node, api_config);
 
-    let Resolver { shown, warnings, problems, .. } = resolver;
-    if !problems.is_empty() {
-        return Err(problems);
+    let Resolver { effective, warnings, errors, .. } = resolver;
+    if !errors.is_empty() {
+        return Err(errors);
     }
     Ok(Settings {
         address,
@@ -287,52 +292,52 @@ pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<Problem>> {
         trace_sample_ratio,
         trace_client_rate,
         config,
-        shown,
+        effective,
         warnings,
     })
 }
 
 struct Resolver {
-    origins: BTreeMap<String, Origin>,
-    shown: Vec<Shown>,
+    origins: BTreeMap<String, SettingOrigin>,
+    effective: Vec<EffectiveSetting>,
     warnings: Vec<String>,
-    problems: Vec<Problem>,
+    errors: Vec<ConfigError>,
 }
 
 impl Resolver {
-    fn origin(&self, key: &str) -> Origin {
-        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    fn origin(&self, key: &str) -> SettingOrigin {
+        self.origins.get(key).cloned().unwrap_or(SettingOrigin::Default)
     }
 
     /// The value given, or the default.
-    fn take<T: Literal>(&mut self, key: &'static str, given: Option<T>, default: T) -> T {
+    fn take<T: ToToml>(&mut self, key: &'static str, given: Option<T>, default: T) -> T {
         let origin = self.origin(key);
         let value = given.unwrap_or_else(|| {
             // A list without items is typed, but given by nobody.
-            if origin != Origin::Default && default.literal() != "[]" {
-                self.problems.push(Problem::Invalid {
+            if origin != SettingOrigin::Default && default.to_toml() != "[]" {
+                self.errors.push(ConfigError::Invalid {
                     key: key.to_owned(),
                     origin: origin.clone(),
                     value: "[]".to_owned(),
-                    expected: format!("expected at least one, or no {key} at all for {}", default.literal()),
+                    expected: format!("expected at least one, or no {key} at all for {}", default.to_toml()),
                 });
             }
             default
         });
-        self.shown.push(Shown { key, literal: Some(value.literal()), origin });
+        self.effective.push(EffectiveSetting { key, toml: Some(value.to_toml()), origin });
         value
     }
 
     /// The value given, where the default is none.
-    fn take_optional<T: Literal>(&mut self, key: &'static str, given: Option<T>) -> Option<T> {
-        let literal = given.as_ref().map(Literal::literal);
-        self.shown.push(Shown { key, literal, origin: self.origin(key) });
+    fn take_optional<T: ToToml>(&mut self, key: &'static str, given: Option<T>) -> Option<T> {
+        let toml = given.as_ref().map(ToToml::to_toml);
+        self.effective.push(EffectiveSetting { key, toml, origin: self.origin(key) });
         given
     }
 
-    fn must(&mut self, key: &str, value: &impl ToString, holds: bool, expected: &str) {
+    fn require(&mut self, key: &str, value: &impl ToString, holds: bool, expected: &str) {
         if !holds {
-            self.problems.push(Problem::Invalid {
+            self.errors.push(ConfigError::Invalid {
                 key: key.to_owned(),
                 origin: self.origin(key),
                 value: value.to_string(),
@@ -343,7 +348,7 @@ impl Resolver {
 
     fn origins_policy(&mut self, allowed: &[String]) -> OriginPolicy {
         OriginPolicy::parse(allowed).unwrap_or_else(|error| {
-            self.problems.push(Problem::Invalid {
+            self.errors.push(ConfigError::Invalid {
                 key: "allowed_origin".to_owned(),
                 origin: self.origin("allowed_origin"),
                 value: error.value().to_owned(),
@@ -373,7 +378,7 @@ impl Resolver {
             };
             if let Err(error) = alone.load() {
                 is_good = false;
-                self.problems.push(Problem::Invalid {
+                self.errors.push(ConfigError::Invalid {
                     key: key.to_owned(),
                     origin: self.origin(key),
                     value: path.display().to_string(),
@@ -391,7 +396,7 @@ impl Resolver {
             }
             // They changed since.
             Err(error) => {
-                self.problems.push(Problem::Conflict(error.reason()));
+                self.errors.push(ConfigError::Conflict(error.reason()));
                 None
             }
         }
@@ -399,7 +404,7 @@ impl Resolver {
 
     fn trusted_proxies(&mut self, networks: &[String]) -> TrustedProxies {
         TrustedProxies::parse(networks).unwrap_or_else(|error| {
-            self.problems.push(Problem::Invalid {
+            self.errors.push(ConfigError::Invalid {
                 key: "trusted_proxy".to_owned(),
                 origin: self.origin("trusted_proxy"),
                 value: error.text,
@@ -410,11 +415,11 @@ impl Resolver {
     }
 
     /// TLS from files that are read here, so that `config check` finds what is wrong with them.
-    fn tls(&mut self, files: Files) -> Option<Tls> {
-        let files = match files.together() {
+    fn tls(&mut self, files: TlsFileOptions) -> Option<Tls> {
+        let files = match files.into_paths() {
             Ok(files) => files?,
             Err((given, missing)) => {
-                self.problems.push(Problem::Conflict(format!(
+                self.errors.push(ConfigError::Conflict(format!(
                     "{} needs {}, {} or {missing} as well",
                     self.origin(given).name_of(given),
                     flag(missing),
@@ -429,7 +434,7 @@ impl Resolver {
                 Some(tls)
             }
             Err(fault) => {
-                self.problems.push(Problem::Invalid {
+                self.errors.push(ConfigError::Invalid {
                     key: fault.key.to_owned(),
                     origin: self.origin(fault.key),
                     value: fault.path.display().to_string(),
@@ -442,7 +447,7 @@ impl Resolver {
 
     fn check_without_keys(&mut self, sources: &AuthSources, required: bool) {
         if required {
-            self.problems.push(Problem::Conflict(format!(
+            self.errors.push(ConfigError::Conflict(format!(
                 "{} needs keys to check tokens with: expected {}, {} or both",
                 self.origin("auth_required").name_of("auth_required"),
                 flag("auth_secret_file"),
@@ -474,12 +479,12 @@ impl Resolver {
     fn cluster(&mut self, sources: ClusterSources) -> Option<ClusterConfig> {
         let ClusterSources { url, prefix, queue_bytes, ready_alone, credentials, ca } = sources;
         let fits = deeperhub_cluster::is_prefix(&prefix);
-        self.must("cluster_prefix", &prefix, fits, "expected 1 to 64 of A-Z, a-z, 0-9, _ and -");
+        self.require("cluster_prefix", &prefix, fits, "expected 1 to 64 of A-Z, a-z, 0-9, _ and -");
         let Some(ClusterUrl(url)) = url else {
             for (key, given) in [("cluster_credentials", &credentials), ("cluster_ca", &ca)] {
                 if given.is_some() {
                     let name = self.origin(key).name_of(key);
-                    self.problems.push(Problem::Conflict(format!(
+                    self.errors.push(ConfigError::Conflict(format!(
                         "{name} is set and there is no cluster; expected a broker in {}, {} or cluster as well",
                         flag("cluster"),
                         variable("cluster"),
@@ -491,7 +496,7 @@ impl Resolver {
         let url = match url {
             Ok(url) => url,
             Err(error) => {
-                self.problems.push(Problem::InvalidSecret {
+                self.errors.push(ConfigError::InvalidSecret {
                     key: "cluster".to_owned(),
                     origin: self.origin("cluster"),
                     expected: error.to_string(),
@@ -502,7 +507,7 @@ impl Resolver {
         let is_nats = url.engine() == deeperhub_cluster::Engine::Nats;
         if !is_nats && let Some(file) = &credentials {
             let none = "expected none with a broker that is not NATS: user and password stand in the URL";
-            self.must("cluster_credentials", &file.display(), false, none);
+            self.require("cluster_credentials", &file.display(), false, none);
         }
         let read = |file: &PathBuf| {
             std::fs::read_to_string(file)
@@ -528,7 +533,7 @@ impl Resolver {
         ];
         for (key, checked) in faults {
             if let Some((file, Err(expected))) = checked {
-                self.must(key, &file.display(), false, &expected);
+                self.require(key, &file.display(), false, &expected);
             }
         }
         let mut broker = deeperhub_cluster::Config::new(url);
@@ -546,7 +551,7 @@ impl Resolver {
             ("max_handshake_bytes", listener.max_head_bytes),
             ("max_message_bytes", listener.max_message_bytes),
         ] {
-            if self.origin("max_token_bytes") != Origin::Default && room <= max_token_bytes {
+            if self.origin("max_token_bytes") != SettingOrigin::Default && room <= max_token_bytes {
                 self.warnings.push(format!(
                     "{} is {max_token_bytes} bytes, and {} takes {room} with all that goes with a token: one that is \
                      longer does not fit",
@@ -578,7 +583,7 @@ impl Resolver {
         if let Some(key) = &key
             && !is_bearer(key.expose())
         {
-            self.problems.push(Problem::InvalidSecret {
+            self.errors.push(ConfigError::InvalidSecret {
                 key: "api_key".to_owned(),
                 origin: self.origin("api_key"),
                 expected: "expected one or more ASCII characters that can be seen, without spaces".to_owned(),
@@ -587,7 +592,7 @@ impl Resolver {
         let Switchable::On(address) = listen else { return None };
         let name = self.origin("api_listen").name_of("api_listen");
         if key.is_none() && !address.host.is_loopback() {
-            self.problems.push(Problem::Conflict(format!(
+            self.errors.push(ConfigError::Conflict(format!(
                 "invalid value '{address}' for {name}: whoever reaches it could do everything; expected a loopback \
                  address, or a key in {}, {} or api_key",
                 flag("api_key"),
@@ -595,7 +600,7 @@ impl Resolver {
             )));
         }
         if address.overlaps(clients) {
-            self.problems.push(Problem::Conflict(format!(
+            self.errors.push(ConfigError::Conflict(format!(
                 "invalid value '{address}' for {name}: clients connect there ({}); expected another port",
                 self.origin("port").name_of("port"),
             )));
@@ -634,8 +639,8 @@ mod tests {
     fn settings(flags: &[&str]) -> Result<Settings, String> {
         let matches = Options::parser().get_matches_from(flags);
         assert!(Options::from_arg_matches(&matches).is_ok());
-        Layers::gather([&matches], []).and_then(resolve).map_err(|problems| {
-            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        Layers::read([&matches], []).and_then(resolve).map_err(|errors| {
+            let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
             lines.join("\n")
         })
     }
@@ -643,7 +648,7 @@ mod tests {
     fn check_problem(flags: &[&str], expected: &str) {
         match settings(flags) {
             Ok(settings) => panic!("{flags:?} gave {settings:?}"),
-            Err(problems) => assert!(problems.starts_with(expected), "{problems}"),
+            Err(errors) => assert!(errors.starts_with(expected), "{errors}"),
         }
     }
 
@@ -670,13 +675,14 @@ mod tests {
         assert_eq!((compression.threshold_bytes, compression.level), (256, 2));
         assert_eq!(settings.drain_timeout, Duration::from_secs(30));
         assert_eq!(settings.warnings, [""; 0]);
-        assert!(settings.shown.iter().all(|shown| shown.origin == Origin::Default));
+        assert!(settings.effective.iter().all(|effective| effective.origin == SettingOrigin::Default));
     }
 
     #[test]
     fn every_setting_but_the_file_is_shown() {
-        let shown: Vec<_> = settings(&[]).unwrap().shown.iter().map(|shown| shown.key).collect();
-        assert_eq!(shown, Options::keys()[1..]);
+        let effective: Vec<_> =
+            settings(&[]).unwrap().effective.iter().map(|effective| effective.key).collect();
+        assert_eq!(effective, Options::keys()[1..]);
     }
 
     #[test]
@@ -805,8 +811,8 @@ mod tests {
         let cluster = settings.node.cluster.as_ref().unwrap();
         assert!(cluster.ready_alone);
         assert_eq!(cluster.broker.prefix, "deeperhub");
-        let shown = settings.show().to_string();
-        assert!(shown.contains("cluster = \"nats://u:********@h:4222\""), "{shown}");
+        let effective = settings.show().to_string();
+        assert!(effective.contains("cluster = \"nats://u:********@h:4222\""), "{effective}");
         assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
     }
 

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use deeperhub_cluster::{BrokerUrl, BrokerUrlError};
 
-use super::{Literal, quoted};
+use super::{ToToml, quoted};
 
 /// A broker's URL. Any text is taken, so that no error of a parser can show a password in it; whether it will do is
 /// checked in `resolve`.
@@ -16,15 +16,15 @@ pub(crate) fn cluster_url(text: &str) -> Result<ClusterUrl, Infallible> {
     Ok(ClusterUrl(BrokerUrl::parse(text)))
 }
 
-impl Literal for ClusterUrl {
-    fn literal(&self) -> String {
+impl ToToml for ClusterUrl {
+    fn to_toml(&self) -> String {
         self.0.as_ref().map_or_else(|_| quoted("********"), quoted)
     }
 }
 
 /// What `/health/ready` says while the cluster cannot be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum WhenUnavailable {
+pub(crate) enum UnavailableReadiness {
     /// 503, so that clients go to nodes that reach it.
     Unready,
     /// 200: the node serves its own clients alone.
@@ -43,7 +43,7 @@ mod tests {
             ("natz://me:hunter2@h", "\"********\""),
         ] {
             let Ok(url) = cluster_url(text);
-            assert_eq!(url.literal(), expected);
+            assert_eq!(url.to_toml(), expected);
             assert!(!format!("{url:?}").contains("hunter2"));
         }
     }

@@ -12,12 +12,12 @@ use deeperhub_args::{Address, Host, HttpUrl, Ratio, Switchable, Time, UrlPath};
 use deeperhub_security::proxy::Header;
 use deeperhub_security::{LimitMode, Secret};
 
-pub(crate) use cluster::{ClusterUrl, WhenUnavailable, cluster_url};
+pub(crate) use cluster::{ClusterUrl, UnavailableReadiness, cluster_url};
 
 /// A value as the file writes it.
-pub(crate) trait Literal {
+pub(crate) trait ToToml {
     /// The TOML literal; a secret masks itself.
-    fn literal(&self) -> String;
+    fn to_toml(&self) -> String;
 }
 
 /// A node's name: 1 to 32 of `A-Z a-z 0-9 _ -`.
@@ -65,18 +65,18 @@ pub(crate) enum LogLevel {
 
 /// What becomes of what is over a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Limits {
+pub(crate) enum LimitEnforcement {
     /// It is refused.
     Enforce,
     /// It is counted and goes through.
     Observe,
 }
 
-impl From<Limits> for LimitMode {
-    fn from(value: Limits) -> Self {
+impl From<LimitEnforcement> for LimitMode {
+    fn from(value: LimitEnforcement) -> Self {
         match value {
-            Limits::Enforce => Self::Enforce,
-            Limits::Observe => Self::Observe,
+            LimitEnforcement::Enforce => Self::Enforce,
+            LimitEnforcement::Observe => Self::Observe,
         }
     }
 }
@@ -159,38 +159,38 @@ impl From<ProxyProtocol> for deeperhub_listener::ProxyProtocol {
     }
 }
 
-impl Literal for Secret {
-    fn literal(&self) -> String {
+impl ToToml for Secret {
+    fn to_toml(&self) -> String {
         quoted("********")
     }
 }
 
-impl Literal for PathBuf {
-    fn literal(&self) -> String {
+impl ToToml for PathBuf {
+    fn to_toml(&self) -> String {
         quoted(self.display())
     }
 }
 
-impl<T: Literal> Literal for Vec<T> {
-    fn literal(&self) -> String {
-        let items: Vec<_> = self.iter().map(Literal::literal).collect();
+impl<T: ToToml> ToToml for Vec<T> {
+    fn to_toml(&self) -> String {
+        let items: Vec<_> = self.iter().map(ToToml::to_toml).collect();
         format!("[{}]", items.join(", "))
     }
 }
 
-macro_rules! literal {
+macro_rules! impl_to_toml {
     ($write:ident: $($type:ty),*) => {
-        $(impl Literal for $type {
-            fn literal(&self) -> String {
+        $(impl ToToml for $type {
+            fn to_toml(&self) -> String {
                 $write(self)
             }
         })*
     };
 }
 
-literal!(plain: bool, usize, u64, u32, u16, u8, Ratio);
-literal!(quoted: String, Time, Host, Address, Switchable<Address>, Switchable<HttpUrl>, Switchable<UrlPath>, UrlPath, NodeId);
-literal!(named: ClientAuth, ForwardedHeader, IoUring, Limits, LogLevel, LogFormat, ProxyProtocol, WhenUnavailable);
+impl_to_toml!(plain: bool, usize, u64, u32, u16, u8, Ratio);
+impl_to_toml!(quoted: String, Time, Host, Address, Switchable<Address>, Switchable<HttpUrl>, Switchable<UrlPath>, UrlPath, NodeId);
+impl_to_toml!(named: ClientAuth, ForwardedHeader, IoUring, LimitEnforcement, LogLevel, LogFormat, ProxyProtocol, UnavailableReadiness);
 
 fn plain(value: impl fmt::Display) -> String {
     value.to_string()
@@ -207,8 +207,8 @@ fn named(value: &impl clap::ValueEnum) -> String {
 /// For tests: whether a text parses, and what it then shows.
 #[cfg(test)]
 fn check<T: FromStr + fmt::Display>(input: &str, expected: Option<&str>) {
-    let shown = input.parse::<T>().ok().map(|value| value.to_string());
-    assert_eq!(shown.as_deref(), expected, "{input:?}");
+    let effective = input.parse::<T>().ok().map(|value| value.to_string());
+    assert_eq!(effective.as_deref(), expected, "{input:?}");
 }
 
 #[cfg(test)]
@@ -228,17 +228,17 @@ mod tests {
 
     #[test]
     fn literals_are_toml() {
-        assert_eq!(8080_u16.literal(), "8080");
-        assert_eq!(Time(Duration::from_secs(10)).literal(), r#""10s""#);
-        assert_eq!(vec!["a".to_owned(), "b".to_owned()].literal(), r#"["a", "b"]"#);
-        assert_eq!(LogLevel::Warn.literal(), r#""warn""#);
-        assert_eq!(Switchable::<Address>::Off.literal(), r#""off""#);
+        assert_eq!(8080_u16.to_toml(), "8080");
+        assert_eq!(Time(Duration::from_secs(10)).to_toml(), r#""10s""#);
+        assert_eq!(vec!["a".to_owned(), "b".to_owned()].to_toml(), r#"["a", "b"]"#);
+        assert_eq!(LogLevel::Warn.to_toml(), r#""warn""#);
+        assert_eq!(Switchable::<Address>::Off.to_toml(), r#""off""#);
     }
 
     #[test]
     fn secrets_show_nothing() {
         let secret = secret("hunter2").unwrap();
-        assert!(!format!("{secret:?}{}", secret.literal()).contains("hunter2"));
+        assert!(!format!("{secret:?}{}", secret.to_toml()).contains("hunter2"));
         assert_eq!(secret.expose(), b"hunter2");
     }
 }
