@@ -48,7 +48,7 @@ pub(crate) enum Action {
     /// Watch a running server: connections, rates, and its busiest topics and clients
     ///
     /// Reads --api-listen and --api-key from flags, environment and file as the server does, and asks its server API.
-    TopArgs(TopArgs),
+    Top(TopArgs),
     /// Drive a running server and measure it: rates, latency, loss
     ///
     /// Run it on another machine than the server where you can: on the same one, both share the processors.

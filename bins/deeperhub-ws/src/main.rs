@@ -41,8 +41,8 @@ fn main() -> ExitCode {
             Err(error) => failed(&error),
         },
         Action::Config(action) => config_command::run(&action, || layers(&flags)),
-        Action::Health => with_layers(&|layers| health::check(layers.options.api_listen)),
-        Action::Top(top) => with_layers(&|layers| top::run(layers.options, &top)),
+        Action::Health => with_layers(&|layers| health::check(layers.options.api.api_listen)),
+        Action::Top(top) => with_layers(&|layers| top::run(layers.options.api, &top)),
         Action::Token(token) => with_layers(&|layers| token::print(&layers, &token)),
         Action::Bench(bench) => deeperhub_bench::run(*bench),
         Action::Schema { schema } => match schema::text(schema) {

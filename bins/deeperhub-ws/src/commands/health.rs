@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::commands::http_get::get;
-use crate::config::effective::Settings;
+use crate::config::effective::defaults;
 use deeperhub_args::{Address, Switchable};
 
 /// For connecting, asking and reading together.
@@ -36,7 +36,7 @@ pub(crate) fn check(listen: Option<Switchable<Address>>) -> ExitCode {
 
 /// Where a server's API is that listens as `listen` says, or why it cannot be asked.
 pub(crate) fn to_ask(listen: Option<Switchable<Address>>) -> Result<Address, &'static str> {
-    match listen.unwrap_or(Switchable::On(Settings::API_ADDRESS)) {
+    match listen.unwrap_or(Switchable::On(defaults::API_ADDRESS)) {
         Switchable::Off => Err("the server API is off (api_listen), so there is nothing to ask"),
         Switchable::On(Address { port: 0, .. }) => {
             Err("the server API's port is 0 (api_listen); give the port that the server printed")

@@ -57,7 +57,7 @@ pub(crate) fn print(layers: &Layers, token: &TokenArgs) -> ExitCode {
 }
 
 fn mint(layers: &Layers, token: &TokenArgs) -> Result<String, ConfigError> {
-    let options = &layers.options;
+    let options = &layers.options.tokens;
     let Some(path) = &options.auth_secret_file else {
         return Err(ConfigError::Conflict(format!(
             "no secret to sign with: name its file with {}, {} or auth_secret_file",
@@ -69,7 +69,7 @@ fn mint(layers: &Layers, token: &TokenArgs) -> Result<String, ConfigError> {
         let origin = layers.origins.get("auth_secret_file").cloned();
         ConfigError::Invalid {
             key: "auth_secret_file".to_owned(),
-            origin: origin.unwrap_or(crate::config::layers::SettingOrigin::Default),
+            origin: origin.unwrap_or(crate::config::origin::SettingOrigin::Default),
             value: path.display().to_string(),
             expected: reason,
         }

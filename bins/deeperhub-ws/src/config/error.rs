@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::layers::SettingOrigin;
+use crate::config::origin::SettingOrigin;
 
 /// One thing that is wrong with flags, environment or file.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::config::error::{ConfigError, similar};
-use crate::config::layers::{Layer, LayerValue, SettingOrigin};
+use crate::config::layers::{Layer, LayerValue};
+use crate::config::origin::SettingOrigin;
 
 /// Reads a file; what is wrong with it is added to `problems`.
 pub(crate) fn read(

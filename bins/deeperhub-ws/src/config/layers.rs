@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue};
@@ -16,48 +15,7 @@ use clap::{ArgMatches, Command, FromArgMatches};
 use crate::config::error::{ConfigError, similar};
 use crate::config::file;
 use crate::config::options::{Options, SECRET_KEYS, VARIABLE_PREFIX, flag, variable};
-
-/// Where a value came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum SettingOrigin {
-    /// The command line.
-    Flag,
-    /// The environment.
-    Variable,
-    /// A line, counted from 1, of the file.
-    File { path: PathBuf, line: usize },
-    /// Nobody said anything.
-    Default,
-}
-
-impl SettingOrigin {
-    /// The setting in the words of the layer: `--port`, `DEEPERHUB_PORT`, `port in hub.toml:3`.
-    pub(crate) fn name_of(&self, key: &str) -> String {
-        match self {
-            Self::Flag => flag(key),
-            Self::Variable => variable(key),
-            Self::File { path, line } => format!("{key} in {}:{line}", path.display()),
-            Self::Default => key.to_owned(),
-        }
-    }
-
-    /// The origin alone, for a reader who knows the key: `--port`, `DEEPERHUB_PORT`, `hub.toml:3`, `default`.
-    pub(crate) fn of(&self, key: &str) -> String {
-        match self {
-            Self::Flag => flag(key),
-            Self::Variable => variable(key),
-            Self::File { path, line } => format!("{}:{line}", path.display()),
-            Self::Default => "default".to_owned(),
-        }
-    }
-}
-
-impl fmt::Display for SettingOrigin {
-    /// As [`SettingOrigin::of`] the key `config`, the one setting that is read before the file is.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.of("config"))
-    }
-}
+use crate::config::origin::SettingOrigin;
 
 /// What one layer says about one setting.
 #[derive(Debug, Clone)]
@@ -246,10 +204,10 @@ mod tests {
         let file = "port = 1\nhost = '::1'\nmax_connections = 5";
         let variables = [("DEEPERHUB_PORT", "2"), ("DEEPERHUB_MAX_CONNECTIONS", "6")];
         let layers = gather(&["--port=3"], &variables, Some(file)).unwrap();
-        assert_eq!(layers.options.port, Some(3));
-        assert_eq!(layers.options.max_connections, Some(6));
-        assert_eq!(layers.options.host, "::1".parse().ok());
-        assert_eq!(layers.options.rate_limit, None);
+        assert_eq!(layers.options.listening.port, Some(3));
+        assert_eq!(layers.options.limits.max_connections, Some(6));
+        assert_eq!(layers.options.listening.host, "::1".parse().ok());
+        assert_eq!(layers.options.limits.rate_limit, None);
         assert_eq!(layers.origins["port"], SettingOrigin::Flag);
         assert_eq!(layers.origins["max_connections"], SettingOrigin::Variable);
         assert_eq!(layers.origins["host"].of("host").rsplit_once(':').map(|(_, line)| line), Some("2"));
@@ -261,7 +219,7 @@ mod tests {
         let before = Options::parser().get_matches_from(["--port=1", "--workers=3"]);
         let after = Options::parser().get_matches_from(["--port=2"]);
         let layers = Layers::read([&before, &after], []).unwrap();
-        assert_eq!((layers.options.port, layers.options.workers), (Some(2), Some(3)));
+        assert_eq!((layers.options.listening.port, layers.options.general.workers), (Some(2), Some(3)));
     }
 
     #[test]
@@ -276,11 +234,11 @@ mod tests {
     #[test]
     fn lists_are_comma_separated_in_variables_and_arrays_in_files() {
         let variables = [("DEEPERHUB_ALLOWED_ORIGIN", "https://a.example,https://b.example")];
-        let from_variable = gather(&[], &variables, None).unwrap().options.allowed_origin;
+        let from_variable = gather(&[], &variables, None).unwrap().options.web_pages.allowed_origin;
         let file = "allowed_origin = ['https://a.example', \"https://b.example\"]";
-        let from_file = gather(&[], &[], Some(file)).unwrap().options.allowed_origin;
+        let from_file = gather(&[], &[], Some(file)).unwrap().options.web_pages.allowed_origin;
         let flags = ["--allowed-origin=https://a.example", "--allowed-origin", "https://b.example"];
-        let from_flags = gather(&flags, &[], None).unwrap().options.allowed_origin;
+        let from_flags = gather(&flags, &[], None).unwrap().options.web_pages.allowed_origin;
         assert_eq!(from_variable.as_ref().map(Vec::len), Some(2));
         assert_eq!(from_variable, from_file);
         assert_eq!(from_variable, from_flags);

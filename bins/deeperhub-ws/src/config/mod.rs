@@ -6,5 +6,6 @@ pub(crate) mod error;
 mod file;
 pub(crate) mod layers;
 pub(crate) mod options;
+pub(crate) mod origin;
 pub(crate) mod resolve;
 pub(crate) mod values;

@@ -13,6 +13,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use crate::config::effective::LogSettings;
 use crate::config::values::{LogFormat, LogLevel};
 use crate::log::format::{JsonLines, TextLines, TraceIdsLayer};
 use crate::log::queue::{LogQueue, captured};
@@ -21,16 +22,14 @@ use crate::log::rate_limit::LogRateLimit;
 /// What our own crates' targets begin with.
 const OWN_TARGET_PREFIX: &str = "deeperhub";
 
-/// Installs the log for the whole process. At most `queue_bytes` bytes of lines are queued.
+/// Installs the log for the whole process. At most
+/// `queue_bytes` of lines are queued.
 ///
 /// # Errors
 ///
 /// If a log is already installed, or its thread cannot be started.
-pub(crate) fn install(
-    level: LogLevel,
-    format: LogFormat,
-    queue_bytes: usize,
-) -> io::Result<(Level, LogQueue)> {
+pub(crate) fn install(settings: LogSettings) -> io::Result<(Level, LogQueue)> {
+    let LogSettings { level, format, queue_bytes } = settings;
     let queue = LogQueue::start(queue_bytes, io::stderr(), lost_lines_report)?;
     // A log that cannot be written has nowhere to be complained about: the attempt would panic, on whatever thread.
     let layer = tracing_subscriber::fmt::layer().with_writer(queue.clone()).log_internal_errors(false);

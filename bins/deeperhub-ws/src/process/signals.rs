@@ -10,7 +10,7 @@ use tracing::info;
 #[derive(Debug)]
 pub(crate) struct Signals {
     pub(crate) stops: StopSignals,
-    pub(crate) reloads: ReloadSignals,
+    pub(crate) reload_signals: ReloadSignals,
     pub(crate) ignored: IgnoredSignals,
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn listen() -> io::Result<Signals> {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         },
-        reloads: ReloadSignals(signal(SignalKind::hangup())?),
+        reload_signals: ReloadSignals(signal(SignalKind::hangup())?),
         ignored: IgnoredSignals {
             one: signal(SignalKind::user_defined1())?,
             two: signal(SignalKind::user_defined2())?,

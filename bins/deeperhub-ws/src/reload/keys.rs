@@ -94,10 +94,10 @@ impl Auth {
 
     /// Reads the files again on SIGHUP and when they change. Connections stay as they are: what they may do was said
     /// by a token that was good then, until it expires.
-    pub(crate) fn watch(&self, reloads: &mut Reloader) {
+    pub(crate) fn watch(&self, reloader: &mut Reloader) {
         let (sources, authenticator) = (self.sources.clone(), Arc::clone(&self.authenticator));
         let paths = sources.files().map(Path::to_owned).collect();
-        reloads.watch("keys for tokens", paths, self.read.clone(), move || {
+        reloader.watch("keys for tokens", paths, self.read.clone(), move || {
             let new = sources.load().map_err(Box::<dyn Error>::from)?;
             for advice in sources.advice(&new) {
                 warn!("{advice}");

@@ -113,13 +113,13 @@ impl Reloader {
     }
 
     /// Watches until the future is dropped. A reload that blocks delays only itself.
-    pub(crate) async fn run(self, mut reloads: ReloadSignals) -> Infallible {
+    pub(crate) async fn run(self, mut signals: ReloadSignals) -> Infallible {
         let mut workers: Vec<_> = self.0.into_iter().map(ReloadWorker::new).collect();
         loop {
             // Both are cancel-safe.
             let looks = workers.iter().any(ReloadWorker::needs_polling);
             let asked = tokio::select! {
-                () = reloads.recv() => true,
+                () = signals.recv() => true,
                 () = tokio::time::sleep(POLL_INTERVAL), if looks => false,
             };
             if asked && workers.is_empty() {
@@ -132,7 +132,7 @@ impl Reloader {
     }
 }
 
-/// A watched item that reloads on a blocking thread, because the runtime also serves the server
+/// A watched item that reloader on a blocking thread, because the runtime also serves the server
 /// API.
 struct ReloadWorker {
     what: &'static str,
@@ -150,9 +150,9 @@ enum WorkerState {
 }
 
 impl ReloadWorker {
-    fn new(watched: ReloadSource) -> Self {
-        let has_files = !watched.paths.is_empty();
-        Self { what: watched.what, has_files, asked: false, state: WorkerState::Idle(watched) }
+    fn new(source: ReloadSource) -> Self {
+        let has_files = !source.paths.is_empty();
+        Self { what: source.what, has_files, asked: false, state: WorkerState::Idle(source) }
     }
 
     /// Returns `true` if there may be work without a signal.
@@ -166,11 +166,11 @@ impl ReloadWorker {
             self.end().await;
         }
         match std::mem::replace(&mut self.state, WorkerState::Failed) {
-            WorkerState::Idle(mut watched) => {
+            WorkerState::Idle(mut source) => {
                 let asked = std::mem::take(&mut self.asked);
                 let reading = tokio::task::spawn_blocking(move || {
-                    watched.poll(asked);
-                    watched
+                    source.poll(asked);
+                    source
                 });
                 self.wait(reading, SLOW_RELOAD_TIMEOUT).await;
                 if matches!(self.state, WorkerState::Reading(_)) {
@@ -193,7 +193,7 @@ impl ReloadWorker {
 
     async fn wait(&mut self, mut reading: JoinHandle<ReloadSource>, time: Duration) {
         self.state = match tokio::time::timeout(time, &mut reading).await {
-            Ok(Ok(watched)) => WorkerState::Idle(watched),
+            Ok(Ok(source)) => WorkerState::Idle(source),
             Ok(Err(error)) => {
                 warn!(what = self.what, %error, "Reload task failed; reload disabled until restart.");
                 self.has_files = false;
@@ -216,7 +216,7 @@ mod tests {
     struct Fixture {
         path: PathBuf,
         reads: Arc<AtomicUsize>,
-        reloads: Reloader,
+        reloader: Reloader,
     }
 
     impl Fixture {
@@ -224,18 +224,18 @@ mod tests {
             let path = std::env::temp_dir().join(format!("deeperhub-{}-{name}", std::process::id()));
             write(&path, "0");
             let reads = Arc::new(AtomicUsize::new(0));
-            let mut reloads = Reloader::default();
+            let mut reloader = Reloader::default();
             let (count, file) = (Arc::clone(&reads), path.clone());
-            reloads.watch("number", vec![path.clone()], Stamp::of([&path]), move || {
+            reloader.watch("number", vec![path.clone()], Stamp::of([&path]), move || {
                 count.fetch_add(1, Ordering::Relaxed);
                 let _: u32 = std::fs::read_to_string(&file)?.parse()?;
                 Ok(())
             });
-            Self { path, reads, reloads }
+            Self { path, reads, reloader }
         }
 
         fn reads_after_poll(&mut self, asked: bool) -> usize {
-            self.reloads.0.iter_mut().for_each(|watched| watched.poll(asked));
+            self.reloader.0.iter_mut().for_each(|source| source.poll(asked));
             self.reads.load(Ordering::Relaxed)
         }
     }
@@ -289,14 +289,14 @@ mod tests {
     fn what_blocks_holds_up_itself_only() {
         let (unblock, blocked) = std::sync::mpsc::channel::<()>();
         let reads = Arc::new(AtomicUsize::new(0));
-        let mut reloads = Reloader::default();
-        reloads.watch("a pipe", Vec::new(), Stamp::default(), move || Ok(blocked.recv()?));
+        let mut reloader = Reloader::default();
+        reloader.watch("a pipe", Vec::new(), Stamp::default(), move || Ok(blocked.recv()?));
         let count = Arc::clone(&reads);
-        reloads.watch("other", Vec::new(), Stamp::default(), move || {
+        reloader.watch("other", Vec::new(), Stamp::default(), move || {
             count.fetch_add(1, Ordering::Relaxed);
             Ok(())
         });
-        let mut workers: Vec<_> = reloads.0.into_iter().map(ReloadWorker::new).collect();
+        let mut workers: Vec<_> = reloader.0.into_iter().map(ReloadWorker::new).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             for expected in [1, 2] {
@@ -328,7 +328,7 @@ mod tests {
             unstable_polls: 0,
             reload: Box::new(|| panic!("a test makes this panic")),
         };
-        fixture.reloads.0.insert(0, panics);
+        fixture.reloader.0.insert(0, panics);
         assert_eq!((fixture.reads_after_poll(true), fixture.reads_after_poll(true)), (1, 2));
     }
 
@@ -336,7 +336,7 @@ mod tests {
     fn a_signal_reads_at_once_what_has_not_changed_and_what_has_no_files() {
         let mut fixture = Fixture::new("signal");
         let count = Arc::clone(&fixture.reads);
-        fixture.reloads.watch("other", Vec::new(), Stamp::default(), move || {
+        fixture.reloader.watch("other", Vec::new(), Stamp::default(), move || {
             count.fetch_add(10, Ordering::Relaxed);
             Ok(())
         });

@@ -93,7 +93,7 @@ impl SettingsReload {
             config.websocket_url.clone_from(&shared.current().websocket_url);
             shared.replace(config);
         }
-        self.level.set(settings.log_level);
+        self.level.set(settings.log.level);
     }
 
     /// Says what changed, and what would have but cannot.

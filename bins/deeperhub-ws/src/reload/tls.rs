@@ -99,9 +99,9 @@ impl Tls {
     }
 
     /// Has the files read again when they change.
-    pub(crate) fn watch(&self, reloads: &mut Reloader) {
+    pub(crate) fn watch(&self, reloader: &mut Reloader) {
         let (paths, current) = (self.paths.clone(), Arc::clone(&self.current));
-        reloads.watch("TLS certificate", paths.all(), self.stamp.clone(), move || {
+        reloader.watch("TLS certificate", paths.all(), self.stamp.clone(), move || {
             let server = paths.read()?;
             for warning in &server.warnings {
                 warn!("{warning}");

@@ -154,6 +154,7 @@ impl Preflight {
 
 /// Returns the telemetry configuration from settings and OpenTelemetry's variables.
 fn telemetry_settings(settings: &Settings) -> TelemetryConfig {
+    let settings = &settings.telemetry;
     telemetry_config(settings.otlp_endpoint.as_ref(), settings.trace_sample_ratio, |name| {
         std::env::var(name).ok()
     })
@@ -171,15 +172,15 @@ pub(crate) fn preflight(settings: &Settings) -> Result<Vec<String>, ServeError> 
 }
 
 async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue>) -> Result<(), RunError> {
-    let Signals { mut stops, reloads, ignored } = signals;
+    let Signals { mut stops, reload_signals, ignored } = signals;
     let own = flags.clone();
     let read = move || Layers::read(&own, std::env::vars_os()).and_then(resolve);
     let mut settings = match unless_stopped(&mut stops, read).await? {
         Some(settings) => settings.map_err(RunError::Config)?,
         None => return Ok(()),
     };
-    let (level, queue) = log::install(settings.log_level, settings.log_format, settings.log_queue_bytes)
-        .map_err(|error| ServeError::system("cannot write a log", error))?;
+    let (level, queue) =
+        log::install(settings.log).map_err(|error| ServeError::system("cannot write a log", error))?;
     let lost_lines = queue.lost();
     *log = Some(queue);
     for warning in &settings.warnings {
@@ -208,7 +209,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
         Some(api) => Some(listen_api(api).await?),
         None => None,
     };
-    settings.node.tracer = telemetry.tracer(settings.trace_client_rate);
+    settings.node.tracer = telemetry.tracer(settings.telemetry.trace_client_rate);
     settings.node.gauges = allocator::GAUGES.to_vec();
     settings.node.gauges.push(supervise::GAUGE);
     settings.node.numbers = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
@@ -248,7 +249,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
         api: api.as_ref().map(|api| api.config.clone()),
         level,
     };
-    let reloads = reloads(&settings, live);
+    let reloader = new_reloader(&settings, live);
 
     print_start_line(start_line(&settings, &clients, api_address).to_string()).await;
     for address in &clients {
@@ -257,7 +258,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
 
     let (result, ended) = {
         let serving = serve_until_stopped(node, api, &mut stops, settings.drain_timeout);
-        while_watching(serving, reloads, reloads, ignored, memory).await
+        while_watching(serving, reloader, reload_signals, ignored, memory).await
     };
     if ended == Shutdown::Graceful {
         // The node closed the bus, so this ends after what waits there; an error is a panic that was told.
@@ -344,30 +345,30 @@ fn lookup(address: &Address) -> Result<SocketAddr, ServeError> {
 }
 
 /// What is read again on SIGHUP and when files change.
-fn reloads(settings: &Settings, mut live: SettingsReload) -> Reloader {
-    let mut reloads = Reloader::default();
+fn new_reloader(settings: &Settings, mut live: SettingsReload) -> Reloader {
+    let mut reloader = Reloader::default();
     // On SIGHUP only: whoever edits a file of many settings says when it is ready.
-    reloads.watch("settings", Vec::new(), Stamp::default(), move || live.reload());
+    reloader.watch("settings", Vec::new(), Stamp::default(), move || live.reload());
     if let Some(auth) = &settings.auth {
-        auth.watch(&mut reloads);
+        auth.watch(&mut reloader);
     }
     if let Some(tls) = &settings.tls {
-        tls.watch(&mut reloads);
+        tls.watch(&mut reloader);
     }
-    reloads
+    reloader
 }
 
 /// Reads again what is to be read again, and looks at the memory, for as long as `serving` lasts.
 async fn while_watching<T>(
     serving: impl Future<Output = T>,
-    reloads: Reloader,
-    reloads: ReloadSignals,
+    reloader: Reloader,
+    reload_signals: ReloadSignals,
     ignored: IgnoredSignals,
     memory: Option<Arc<MemoryBudget>>,
 ) -> T {
     tokio::select! {
         result = serving => result,
-        never = reloads.run(reloads) => match never {},
+        never = reloader.run(reload_signals) => match never {},
         never = ignored.log() => match never {},
         never = supervise::restart_on_panic("memory", || memory::watch(memory.clone())) => match never {},
     }

@@ -17,7 +17,7 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use self::client::{ApiClient, ApiError, Sample};
 use self::state::State;
 use crate::commands::health::to_ask;
-use crate::config::options::Options;
+use crate::config::options::ApiOptions;
 use crate::exit::FAILED;
 use crate::process::signals::{self, Signals};
 use deeperhub_args::Time;
@@ -49,7 +49,7 @@ enum TopEvent {
 }
 
 /// Watches until `q` is pressed. `options` name the server API and its key.
-pub(crate) fn run(options: Options, top: &TopArgs) -> ExitCode {
+pub(crate) fn run(options: ApiOptions, top: &TopArgs) -> ExitCode {
     match watch(options, top.interval.0) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
@@ -59,7 +59,7 @@ pub(crate) fn run(options: Options, top: &TopArgs) -> ExitCode {
     }
 }
 
-fn watch(options: Options, interval: Duration) -> Result<(), String> {
+fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
     let address = to_ask(options.api_listen)?;
     let shown = address.to_string();
     let client = ApiClient { address, key: options.api_key };
@@ -93,7 +93,7 @@ fn watch(options: Options, interval: Duration) -> Result<(), String> {
 fn ask(client: &ApiClient, interval: Duration, events: &mpsc::SyncSender<TopEvent>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Signals { mut stops, mut reloads, .. } = signals::listen()?;
+        let Signals { mut stops, mut reload_signals, .. } = signals::listen()?;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(interval) => {
@@ -103,7 +103,7 @@ fn ask(client: &ApiClient, interval: Duration, events: &mpsc::SyncSender<TopEven
                 }
                 _ = stops.recv() => break,
                 // The terminal was closed.
-                () = reloads.recv() => break,
+                () = reload_signals.recv() => break,
             }
         }
         // An error says that it has ended already.
