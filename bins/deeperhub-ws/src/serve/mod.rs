@@ -1,28 +1,30 @@
 //! Serving: from settings to a node that runs, until a signal comes.
 
+mod api;
 pub(crate) mod error;
+mod preflight;
+mod start;
 mod start_line;
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ArgMatches;
-use deeperhub_api::SharedApiConfig;
-use deeperhub_listener::{ListenOn, MemoryBudget};
+use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{SharedCounter, Unit};
 use deeperhub_node::{Node, NumberKind, OwnNumber};
 use deeperhub_security::files::Stamp;
-use tokio::net::TcpListener;
 use tokio::runtime::{self, Runtime};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use self::api::ApiTask;
 use self::error::ServeError;
+pub(crate) use self::preflight::preflight;
+use self::preflight::{Preflight, telemetry_settings};
+use self::start::{Started, start_node};
 use self::start_line::start_line;
 use crate::config::effective::Settings;
 use crate::config::error::ConfigError;
@@ -35,14 +37,9 @@ use crate::process::signals::{self, IgnoredSignals, ReloadSignals, Signals, Stop
 use crate::process::{allocator, memory, nofile, supervise};
 use crate::reload::Reloader;
 use crate::reload::settings::SettingsReload;
-use deeperhub_args::{Address, Host};
-use deeperhub_telemetry::{TelemetryConfig, telemetry_config};
 
 /// Shutdown timeout for blocking tasks, such as name look-ups or files on a lost disk.
 const BLOCKING_TASKS_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Time for a node to finish starting after a stop signal; as long as it waits for its broker.
-const START_ABORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a collector is given to take what is left at the end.
 const TELEMETRY_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -131,46 +128,6 @@ async fn unless_stopped<T: Send + 'static>(
     }
 }
 
-/// Resolved addresses and exporters, which are needed before clients connect. Setting them up may
-/// block.
-struct Preflight {
-    clients: ListenOn,
-    api: Option<SocketAddr>,
-    telemetry: deeperhub_telemetry::Prepared,
-    warnings: Vec<String>,
-}
-
-impl Preflight {
-    fn new(address: &Address, api: Option<&Address>, config: TelemetryConfig) -> Result<Self, ServeError> {
-        let clients = match listen_on(&address) {
-            Some(known) => known,
-            None => lookup(address)?.into(),
-        };
-        let api = api.map(lookup).transpose()?;
-        let (telemetry, warnings) = deeperhub_telemetry::Prepared::new(config);
-        Ok(Self { clients, api, telemetry, warnings })
-    }
-}
-
-/// Returns the telemetry configuration from settings and OpenTelemetry's variables.
-fn telemetry_settings(settings: &Settings) -> TelemetryConfig {
-    let settings = &settings.telemetry;
-    telemetry_config(settings.otlp_endpoint.as_ref(), settings.trace_sample_ratio, |name| {
-        std::env::var(name).ok()
-    })
-}
-
-/// Resolves host names and reads exporter files as a start does, without listening. Returns the
-/// warnings.
-///
-/// # Errors
-///
-/// If the server would not start.
-pub(crate) fn preflight(settings: &Settings) -> Result<Vec<String>, ServeError> {
-    let api = settings.api.as_ref().map(|api| &api.address);
-    Ok(Preflight::new(&settings.address, api, telemetry_settings(settings))?.warnings)
-}
-
 async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue>) -> Result<(), RunError> {
     let Signals { mut stops, reload_signals, ignored } = signals;
     let own = flags.clone();
@@ -206,7 +163,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
 
     // The API's port first: when it is taken, no client must have been let in.
     let api_socket = match api {
-        Some(api) => Some(listen_api(api).await?),
+        Some(api) => Some(api::listen(api).await?),
         None => None,
     };
     settings.node.tracer = telemetry.tracer(settings.telemetry.trace_client_rate);
@@ -237,7 +194,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     let memory = settings.node.listener.memory.clone();
     let telemetry = telemetry.start(&node.handle());
     let clients = node.local_addrs().to_vec();
-    let api = api_socket.map(|(socket, address)| Api::start(socket, address, &node, &settings));
+    let api = api_socket.map(|(socket, address)| ApiTask::start(socket, address, &node, &settings));
     let api_address = api.as_ref().map(|api| api.address);
     let event_log = events::spawn(node.handle(), level.watch());
 
@@ -285,65 +242,6 @@ async fn print_start_line(line: String) {
     }
 }
 
-/// Outcome of starting a node.
-enum Started {
-    Node(Box<Node>),
-    /// A stop signal arrived. `None` if the start did not finish in time.
-    Stopped(Option<Node>),
-}
-
-/// Starts the node off the control thread, because it waits for its cluster's broker and its first
-/// probes.
-async fn start_node(
-    clients: ListenOn,
-    settings: &Settings,
-    stops: &mut StopSignals,
-) -> Result<Started, ServeError> {
-    let config = settings.node.clone();
-    let mut starting = tokio::task::spawn_blocking(move || Node::start_on(clients, config));
-    let ended = tokio::select! {
-        ended = &mut starting => Ok(ended),
-        signal = stops.recv() => Err(signal),
-    };
-    let (ended, is_stopped) = match ended {
-        Ok(ended) => (ended, false),
-        Err(signal) => {
-            info!(signal, "Stopping during the start.");
-            match tokio::time::timeout(START_ABORT_TIMEOUT, starting).await {
-                Ok(ended) => (ended, true),
-                Err(_) => return Ok(Started::Stopped(None)),
-            }
-        }
-    };
-    let started = ended.map_err(|error| ServeError::system("the start failed", io::Error::other(error)))?;
-    let node = started.map_err(|error| match error {
-        deeperhub_node::StartError::Listener(deeperhub_listener::StartError::Listen { address, source }) => {
-            ServeError::Listen { address, purpose: "clients", flag: "--port", source }
-        }
-        deeperhub_node::StartError::NodeIdTaken(taken) => ServeError::NodeIdTaken(taken),
-        error => ServeError::Node(error),
-    })?;
-    Ok(if is_stopped { Started::Stopped(Some(node)) } else { Started::Node(Box::new(node)) })
-}
-
-async fn listen_api(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
-    let listen = async {
-        let listener = TcpListener::bind(address).await?;
-        let bound = listener.local_addr()?;
-        Ok((listener, bound))
-    };
-    listen.await.map_err(|source| ServeError::Listen {
-        address,
-        purpose: "the server API",
-        flag: "--api-listen",
-        source,
-    })
-}
-
-fn lookup(address: &Address) -> Result<SocketAddr, ServeError> {
-    address.resolve().map_err(|source| ServeError::Lookup { address: address.clone(), source })
-}
-
 /// What is read again on SIGHUP and when files change.
 fn new_reloader(settings: &Settings, mut live: SettingsReload) -> Reloader {
     let mut reloader = Reloader::default();
@@ -386,7 +284,7 @@ enum Shutdown {
 /// Waits for a signal, then drains and ends everything in the order in which one needs the other.
 async fn serve_until_stopped(
     node: Node,
-    mut api: Option<Api>,
+    mut api: Option<ApiTask>,
     stops: &mut StopSignals,
     drain_timeout: Duration,
 ) -> (Result<(), ServeError>, Shutdown) {
@@ -398,7 +296,7 @@ async fn serve_until_stopped(
             error!(%taken, "Stopping.");
             result = Err(ServeError::NodeIdTaken(taken));
         }
-        error = Api::failed(&mut api) => {
+        error = ApiTask::failed(&mut api) => {
             error!(%error, "Stopping, as there is no server API any more.");
             result = Err(error);
         }
@@ -418,71 +316,4 @@ async fn serve_until_stopped(
         }
     };
     (result, ended)
-}
-
-/// The server API while it runs.
-struct Api {
-    address: SocketAddr,
-    config: SharedApiConfig,
-    task: JoinHandle<io::Result<()>>,
-    /// Dropping it asks the task to end.
-    running: oneshot::Sender<()>,
-}
-
-impl Api {
-    fn start(socket: TcpListener, address: SocketAddr, node: &Node, settings: &Settings) -> Self {
-        let mut config = settings.api.as_ref().map(|api| api.config.clone()).unwrap_or_default();
-        config.websocket_url =
-            websocket_url(settings.scheme(), node.local_addr(), &settings.node.listener.paths);
-        let (running, stopped) = oneshot::channel();
-        let shutdown = async {
-            let _: Result<(), _> = stopped.await;
-        };
-        let config = SharedApiConfig::from(config);
-        let task = tokio::spawn(deeperhub_api::serve(socket, node.handle(), config.clone(), shutdown));
-        Self { address, config, task, running }
-    }
-
-    /// Waits for a failure of what should not end by itself.
-    async fn failed(api: &mut Option<Self>) -> ServeError {
-        match api {
-            None => std::future::pending().await,
-            Some(running) => {
-                let ended = (&mut running.task).await;
-                *api = None;
-                let error = match ended {
-                    Ok(Ok(())) => io::Error::other("it ended by itself"),
-                    Ok(Err(error)) => error,
-                    Err(error) => io::Error::other(error),
-                };
-                ServeError::system("the server API failed", error)
-            }
-        }
-    }
-
-    /// Lets calls under way end.
-    async fn stop(self) {
-        drop(self.running);
-        match self.task.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "The server API failed while it ended."),
-            Err(error) => warn!(%error, "The server API failed while it ended."),
-        }
-    }
-}
-
-/// Where the page to try the hub connects to; `None` where clients come by an address that this machine has but does
-/// not know, so that the page must guess.
-fn websocket_url(scheme: &str, clients: SocketAddr, paths: &[String]) -> Option<String> {
-    let path = paths.first().map_or("/", String::as_str);
-    (!clients.ip().is_unspecified()).then(|| format!("{scheme}://{clients}{path}"))
-}
-
-/// Returns the addresses to listen on, or `None` if the name needs a look-up.
-fn listen_on(address: &Address) -> Option<ListenOn> {
-    match &address.host {
-        Host::Ip(ip) => Some(SocketAddr::new(*ip, address.port).into()),
-        Host::Name(_) if address.host.is_loopback() => Some(ListenOn::Loopback { port: address.port }),
-        Host::Name(_) => None,
-    }
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod state;
+mod units;
 mod view;
 
 use std::io::{self, IsTerminal, Write};
