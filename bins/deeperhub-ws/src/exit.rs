@@ -1,5 +1,6 @@
 //! Exit codes, and what is printed before the program ends.
 
+use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -32,4 +33,10 @@ pub(crate) fn print(text: &dyn Display) -> ExitCode {
         }
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// Returns the messages of an error and its causes, outermost first.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -1,9 +1,9 @@
 //! The subcommands that do not serve.
 
+mod api_client;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod health;
-mod http_get;
 pub(crate) mod schema;
 pub(crate) mod token;
 pub(crate) mod top;

@@ -14,8 +14,8 @@ use deeperhub_security::files::Stamp;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use crate::exit::with_causes;
 use crate::process::signals::ReloadSignals;
-use crate::serve::error::with_causes;
 
 /// Between two looks at the files. A change is acted on when two looks in a row saw the same, so that a certificate
 /// and its key, written one after the other, are read together: 4 to 6 seconds after the last write.

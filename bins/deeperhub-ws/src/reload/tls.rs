@@ -8,8 +8,8 @@ use deeperhub_security::files::Stamp;
 use deeperhub_security::tls::{ClientAuth, Config, Reloadable, Server, TlsError};
 use tracing::{info, warn};
 
+use crate::exit::with_causes;
 use crate::reload::Reloader;
-use crate::serve::error::with_causes;
 
 /// The files as they were given.
 #[derive(Debug)]

@@ -1,10 +1,11 @@
 //! Why a server could not start or go on, for the operator.
 
-use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 
 use deeperhub_args::Address;
+
+use crate::exit::with_causes;
 
 /// What ended the program with exit code 1.
 #[derive(Debug, thiserror::Error)]
@@ -44,12 +45,6 @@ impl ServeError {
     pub(crate) fn system(what: &'static str, source: io::Error) -> Self {
         Self::System { what, source }
     }
-}
-
-/// An error with its causes, as each tells its own level only.
-pub(crate) fn with_causes(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn listen_advice(error: &io::Error, flag: &str) -> String {

@@ -1,6 +1,6 @@
 //! Watches a running server in a terminal.
 
-mod client;
+mod sample;
 mod state;
 mod units;
 mod view;
@@ -15,13 +15,14 @@ use clap::Args;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
-use self::client::{ApiClient, ApiError, Sample};
+use self::sample::Sample;
 use self::state::State;
-use crate::commands::health::to_ask;
+use crate::commands::api_client::{ApiClient, ApiError, api_address};
 use crate::config::options::ApiOptions;
 use crate::exit::FAILED;
 use crate::process::signals::{self, Signals};
 use deeperhub_args::Time;
+use tokio::runtime::Runtime;
 
 /// How often keys are looked for.
 const KEY_POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -61,11 +62,13 @@ pub(crate) fn run(options: ApiOptions, top: &TopArgs) -> ExitCode {
 }
 
 fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
-    let address = to_ask(options.api_listen)?;
+    let address = api_address(options.api_listen)?;
     let shown = address.to_string();
-    let client = ApiClient { address, key: options.api_key };
+    let client = ApiClient::new(address, options.api_key);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot create a runtime: {error}"))?;
     // Before the screen changes, so that what is wrong stays readable.
-    let first = client.sample().map_err(|error| error.to_string())?;
+    let first = runtime.block_on(Sample::request(&client)).map_err(|error| error.to_string())?;
     if !io::stdout().is_terminal() {
         return Err(
             "standard output is no terminal; GET /v1/stats and /v1/top give the same as JSON".to_owned()
@@ -74,7 +77,7 @@ fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
     let (events, arriving) = mpsc::sync_channel(4);
     let asking = move || {
         // When it fails, the channel's end says on the screen that nobody asks any more.
-        let _ = ask(&client, interval, &events);
+        let _ = ask(&runtime, &client, interval, &events);
     };
     thread::Builder::new()
         .name("top-client".to_owned())
@@ -91,14 +94,18 @@ fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
 }
 
 /// Asks every `interval` and waits for signals, until the other end is gone. It is not waited for: it holds nothing.
-fn ask(client: &ApiClient, interval: Duration, events: &mpsc::SyncSender<TopEvent>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+fn ask(
+    runtime: &Runtime,
+    client: &ApiClient,
+    interval: Duration,
+    events: &mpsc::SyncSender<TopEvent>,
+) -> io::Result<()> {
     runtime.block_on(async {
         let Signals { mut stops, mut reload_signals, .. } = signals::listen()?;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(interval) => {
-                    if events.send(TopEvent::Answer(Box::new(client.sample()))).is_err() {
+                    if events.send(TopEvent::Answer(Box::new(Sample::request(client).await))).is_err() {
                         return Ok(());
                     }
                 }
@@ -161,6 +168,6 @@ fn trouble(error: &ApiError) -> String {
     match error {
         ApiError::Unreachable { .. } => "no answer".to_owned(),
         ApiError::Unauthorized { .. } => "the key is refused".to_owned(),
-        ApiError::Unexpected { what, .. } => what.clone(),
+        ApiError::Unexpected { reason, .. } => reason.clone(),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::client::{Sample, Stats};
+use super::sample::{Sample, Stats};
 
 /// Samples whose rates are kept for the curves.
 const MAX_HISTORY_SAMPLES: usize = 240;

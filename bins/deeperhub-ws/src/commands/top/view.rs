@@ -8,7 +8,7 @@ use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{self, Block, Borders, Cell, Paragraph, RenderDirection, Sparkline, TableState};
 
-use super::client::Stats;
+use super::sample::Stats;
 use super::state::{Rates, Row, Sort, State, Table};
 use super::units::{bytes, count, milliseconds, shortened, time};
 
@@ -206,7 +206,7 @@ mod tests {
     use ratatui::crossterm::event::{KeyCode, KeyEvent};
     use serde_json::json;
 
-    use super::super::client::Sample;
+    use super::super::sample::Sample;
     use super::*;
 
     /// A server's answers, `seconds` after its start, with this many messages in a second.

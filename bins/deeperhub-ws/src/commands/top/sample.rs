@@ -1,43 +1,13 @@
-//! Asks a server API over HTTP.
+//! What the screen shows, as the server API gives it.
 
-use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use deeperhub_security::Secret;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
-use crate::commands::http_get;
-use deeperhub_args::Address;
-
-/// For connecting, asking and reading together.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+use crate::commands::api_client::{ApiClient, ApiError};
 
 /// Names that are asked for, of topics and of clients.
 const MAX_NAMES: usize = 100;
-
-/// Where to ask, and with what.
-#[derive(Debug)]
-pub(crate) struct ApiClient {
-    pub(crate) address: Address,
-    pub(crate) key: Option<Secret>,
-}
-
-/// Why there is no answer, for the operator.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ApiError {
-    /// Nobody answers there.
-    #[error("cannot reach the server API at {address}: {source} (--api-listen says where it is)")]
-    Unreachable { address: Address, source: io::Error },
-    /// The key is missing or wrong.
-    #[error(
-        "the server API at {address} refuses the key: give the server's own with --api-key or DEEPERHUB_API_KEY"
-    )]
-    Unauthorized { address: Address },
-    /// Something else is there.
-    #[error("what answers at {address} is no server API of this version: {what}")]
-    Unexpected { address: Address, what: String },
-}
 
 /// The numbers of `/v1/stats`, as far as they are shown.
 #[derive(Debug, Clone, Deserialize)]
@@ -131,33 +101,12 @@ pub(crate) struct Sample {
     pub(crate) busiest: Busiest,
 }
 
-impl ApiClient {
-    /// Asks for everything that is shown.
-    ///
-    /// # Errors
-    ///
-    /// [`ApiError`].
-    pub(crate) fn sample(&self) -> Result<Sample, ApiError> {
-        let stats = self.get("/v1/stats")?;
+impl Sample {
+    /// Requests both responses.
+    pub(crate) async fn request(client: &ApiClient) -> Result<Self, ApiError> {
+        let stats = client.get_json("/v1/stats").await?;
         let at = Instant::now();
-        let busiest = self.get(&format!("/v1/top?limit={MAX_NAMES}"))?;
-        Ok(Sample { at, stats, busiest })
-    }
-
-    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
-        let address = || self.address.clone();
-        let unexpected = |what: String| ApiError::Unexpected { address: address(), what };
-        let answer = match http_get::get(&self.address, path, self.key.as_ref(), REQUEST_TIMEOUT) {
-            Ok(answer) => answer,
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(unexpected("it does not speak HTTP".to_owned()));
-            }
-            Err(source) => return Err(ApiError::Unreachable { address: address(), source }),
-        };
-        match answer.status {
-            200 => serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string())),
-            401 => Err(ApiError::Unauthorized { address: address() }),
-            status => Err(unexpected(format!("{path} answered {status}"))),
-        }
+        let busiest = client.get_json(&format!("/v1/top?limit={MAX_NAMES}")).await?;
+        Ok(Self { at, stats, busiest })
     }
 }
