@@ -1,10 +1,10 @@
-//! Completion scripts for shells.
+//! `completions`: completion scripts for shells.
 
 use clap_complete::Shell;
 
 use crate::cli::{self, NAME};
 
-/// The script of a shell.
+/// Returns the completion script for a shell.
 pub(crate) fn script(shell: Shell) -> String {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut cli::command(), NAME, &mut script);
@@ -15,9 +15,9 @@ pub(crate) fn script(shell: Shell) -> String {
     }
 }
 
-/// Repairs the bash script of a program with a hyphen in its name: it sets `deeperhub__ws__subcmd__config` where it
-/// was told so far, and then looks for `deeperhub__subcmd__ws__subcmd__config`, so that nothing behind a subcommand
-/// would be completed.
+/// Repairs the bash script of a program with a hyphen in its name. The script sets
+/// `deeperhub__ws__subcmd__config` but looks up `deeperhub__subcmd__ws__subcmd__config`, so that it
+/// completes nothing after a subcommand.
 fn with_subcommands(script: &str) -> String {
     const SEPARATOR: &str = "__subcmd__";
     script.replace(

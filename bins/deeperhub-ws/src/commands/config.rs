@@ -13,18 +13,18 @@ use crate::config::resolve::resolve;
 use crate::exit::{bad_configuration, print};
 use crate::serve;
 
-/// What to do with the configuration.
+/// A subcommand of `config`.
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 pub(crate) enum ConfigAction {
     /// Check flags, environment and file: exit 0 if they are valid, 2 if not
     Check,
-    /// Print the effective configuration and where each value came from
+    /// Print the effective configuration and the origin of each value
     Show,
-    /// Print a file with every setting, what it means and its default
+    /// Print a file with every setting, its description and its default
     Default,
 }
 
-/// Does it, with the settings that `layers` reads.
+/// Runs the subcommand with the settings that `layers` reads.
 pub(crate) fn run(
     action: &ConfigAction,
     layers: impl FnOnce() -> Result<Layers, Vec<ConfigError>>,

@@ -1,24 +1,24 @@
-//! Machine-readable descriptions of what the server speaks.
+//! `schema`: machine-readable descriptions of the protocol and the server API.
 
 use clap::ValueEnum;
 use deeperhub_protocol::schema;
 
-/// What is described.
+/// A description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Schema {
     /// The server API, as OpenAPI 3.1
     Openapi,
-    /// The WebSocket side, as AsyncAPI 3.0
+    /// The WebSocket protocol, as AsyncAPI 3.0
     Asyncapi,
     /// The WebSocket messages, as JSON Schema 2020-12
     Messages,
 }
 
-/// The description as indented JSON, with a line's end.
+/// Returns the description as indented JSON with a final line feed.
 ///
 /// # Errors
 ///
-/// None: what is made here can be written.
+/// None: the descriptions can always be serialized.
 pub(crate) fn text(kind: Schema) -> serde_json::Result<String> {
     let mut text = match kind {
         Schema::Openapi => deeperhub_api::openapi().to_pretty_json()?,

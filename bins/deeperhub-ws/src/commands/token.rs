@@ -1,4 +1,4 @@
-//! Tokens for development: what an issuer of one's own would make, from the same secret.
+//! `token`: tokens for development, signed with the secret of the server.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -13,27 +13,27 @@ use crate::config::layers::Layers;
 use crate::config::options::{flag, variable};
 use deeperhub_args::Time;
 
-/// The longest time that a token may be made for: a year.
+/// Maximum lifetime of a token: a year.
 const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// What the token says.
+/// Claims of the token.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct TokenArgs {
-    /// User that the token names
+    /// Name of the user (`sub`)
     #[arg(long, value_name = "USER", help_heading = "Token")]
     sub: String,
 
-    /// Topic or pattern that its bearer may subscribe to; may be repeated
+    /// Allow subscribing to this topic or pattern; may be repeated
     ///
-    /// With neither this nor --publish all topics are allowed; with one of them only what is named.
+    /// Without --subscribe and --publish all topics are allowed; otherwise only the named ones.
     #[arg(long, value_name = "PATTERN", value_parser = pattern, help_heading = "Token")]
     subscribe: Vec<Subscription<'static>>,
 
-    /// Topic or pattern that its bearer may publish to; may be repeated
+    /// Allow publishing to this topic or pattern; may be repeated
     #[arg(long, value_name = "PATTERN", value_parser = pattern, help_heading = "Token")]
     publish: Vec<Subscription<'static>>,
 
-    /// Time until it expires, at most 8760h
+    /// Let the token expire after this time, at most 8760h
     #[arg(long, value_name = "TIME", value_parser = ttl, default_value = "1h", help_heading = "Token")]
     ttl: Time,
 }
@@ -45,10 +45,10 @@ fn pattern(text: &str) -> Result<Subscription<'static>, String> {
 fn ttl(text: &str) -> Result<Time, String> {
     let time = Time::up_to(text, MAX_TTL);
     let time = time.ok_or("expected a duration such as 30s, 10m or 24h, at most 8760h")?;
-    if time.0 < Duration::from_secs(1) { Err("expected a second at least".to_owned()) } else { Ok(time) }
+    if time.0 < Duration::from_secs(1) { Err("expected at least 1s".to_owned()) } else { Ok(time) }
 }
 
-/// Prints a token that a server with the same settings takes.
+/// Prints a token that a server with the same settings accepts.
 pub(crate) fn print(layers: &Layers, token: &TokenArgs) -> ExitCode {
     match mint(layers, token) {
         Ok(token) => crate::exit::print(&format_args!("{token}\n")),

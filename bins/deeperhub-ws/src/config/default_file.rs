@@ -1,25 +1,26 @@
-//! The default configuration as a file with comments, made from the options, so that neither lacks what the other has.
+//! The file of `config default`: every option with its help and its default.
 
 use std::fmt::{self, Write};
 
 use crate::cli::{NAME, VERSION};
 use crate::config::effective::EffectiveSetting;
 use crate::config::error::ConfigError;
+use crate::config::help;
 use crate::config::layers::Layers;
 use crate::config::options::Options;
 use crate::config::resolve::resolve;
 
-/// Columns that a comment takes.
+/// Maximum columns of a comment.
 const WIDTH: usize = 100;
 
-/// What follows a setting that has no default; its value is only a form.
+/// Marks a setting without a default, whose value is a placeholder.
 const NOT_SET: &str = "  # not set by default";
 
-/// A file that changes nothing: each setting stands behind a `#` with its default.
+/// Returns a file that changes nothing: each setting is commented out and has its default.
 ///
 /// # Errors
 ///
-/// None, as defaults are valid.
+/// None: the defaults are valid.
 pub(crate) fn default_file() -> Result<String, Vec<ConfigError>> {
     let defaults = resolve(Layers::default())?;
     let mut file = String::new();
@@ -32,9 +33,9 @@ fn write_all(file: &mut String, defaults: &[EffectiveSetting]) -> fmt::Result {
     writeln!(file, "# {NAME} {VERSION}: every setting with its default.")?;
     writeln!(
         file,
-        "# Take the # away in front of a setting to change it. Flags and variables win over this file."
+        "# Remove the # in front of a setting to change it. Flags and variables override this file."
     )?;
-    let parser = Options::parser();
+    let parser = help::with_numbers(Options::parser());
     let mut heading = None;
     for option in parser.get_arguments() {
         let key = option.get_id().as_str();
@@ -60,7 +61,7 @@ fn write_all(file: &mut String, defaults: &[EffectiveSetting]) -> fmt::Result {
     Ok(())
 }
 
-/// Writes a text as comments, broken between words.
+/// Writes a text as comment lines, wrapped between words.
 fn comment(file: &mut String, text: &str) -> fmt::Result {
     for paragraph in text.lines() {
         let mut line = String::from("#");

@@ -4,6 +4,7 @@ pub(crate) mod default_file;
 pub(crate) mod effective;
 pub(crate) mod error;
 mod file;
+pub(crate) mod help;
 pub(crate) mod layers;
 pub(crate) mod options;
 pub(crate) mod origin;

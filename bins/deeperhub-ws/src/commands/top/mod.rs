@@ -1,4 +1,4 @@
-//! Watches a running server in a terminal.
+//! `top`: watches a running server in a terminal.
 
 mod sample;
 mod state;
@@ -27,10 +27,10 @@ use tokio::runtime::Runtime;
 /// How often keys are looked for.
 const KEY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How it watches.
+/// Options of `top`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct TopArgs {
-    /// Time between two looks at the server
+    /// Poll the server at this interval
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval, help_heading = "Top")]
     interval: Time,
 }

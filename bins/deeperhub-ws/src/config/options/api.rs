@@ -11,84 +11,88 @@ use crate::config::values::secret;
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Server API")]
 pub(crate) struct ApiOptions {
-    /// Address of the server API, or `off` [default: 127.0.0.1:8081]
+    /// Listen for the server API on this address; `off` disables it
     ///
-    /// Backends publish, list and disconnect there; metrics and health checks are there too. Off loopback it needs
-    /// --api-key. Port 0 takes any free one, which is printed.
+    /// Backends publish, list and disconnect clients over it. It also serves metrics and health
+    /// checks. An address other than loopback needs --api-key. Port 0 picks a free one and prints
+    /// it.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) api_listen: Option<Switchable<Address>>,
 
-    /// Key that calls of the server API bring as `Authorization: Bearer KEY` [default: none needed]
+    /// Require this key from callers of the server API, as `Authorization: Bearer KEY`
     ///
-    /// Other users of the machine can read flags: prefer the variable or the file. Calls of /health need no key.
+    /// Other users of the machine can see flags: prefer the variable or the file. Requests to
+    /// /health need no key.
     #[arg(long, value_name = "KEY", value_parser = secret)]
     pub(crate) api_key: Option<Secret>,
 
-    /// Connections of the server API at one time [default: 512]
+    /// Limit the number of connections to the server API
     ///
-    /// Over it, the connection that has been idle the longest is closed. While none has been for 5 s, 256 more are served
-    /// one request each: health checks and metrics always, others when fewer than this number are being served within a
-    /// second, or they get 503.
+    /// A new connection over the limit closes the one that has been idle the longest. If none has
+    /// been idle for 5 s, {RESERVED_CONNECTIONS} more connections are served, one request each.
+    /// Health checks and metrics are always answered there; other requests wait up to a second for
+    /// a free place and then get 503.
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT))]
     pub(crate) max_api_connections: Option<usize>,
 
-    /// Time that a connection of the server API may be open without a request [default: 2m]
+    /// Close a connection to the server API after this time without a request
     ///
-    /// Longer than backends keep idle connections.
+    /// Choose a time longer than backends keep idle connections.
     #[arg(long, value_name = "TIME")]
     pub(crate) api_idle_timeout: Option<Time>,
 
-    /// Time that a caller of the server API has for each step of a request [default: 30s]
+    /// Limit the time of each step of a request to the server API
     ///
-    /// For the rest of a request's head, for its body, and to take some more of an answer or of events. A body, and an
-    /// answer, gets another second for each 4 KiB.
+    /// Applies to the rest of the head, to the body, and to each pause of a caller that reads a
+    /// response or events. Bodies and responses get another second per 4 KiB.
     #[arg(long, value_name = "TIME")]
     pub(crate) api_timeout: Option<Time>,
 
-    /// Bytes that bodies and answers of the server API may take together; a request that needs more gets 503
-    /// [default: 67108864]
+    /// Limit the bytes of all request bodies and responses of the server API together; further
+    /// requests get 503
     ///
-    /// Answers of up to 8 KiB do not count.
+    /// Responses of up to 8 KiB do not count.
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES))]
     pub(crate) max_api_bytes: Option<usize>,
 
-    /// Streams of GET /v1/events at one time; more get 503 [default: 64]
+    /// Limit the number of GET /v1/events streams; further ones get 503
     ///
-    /// At most half of --max-api-connections.
+    /// The streams may use at most half of --max-api-connections.
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT))]
     pub(crate) max_event_streams: Option<usize>,
 
-    /// Bytes of events that may wait for one stream; more are lost to it, and it is told how many [default: 4194304]
+    /// Queue at most this many bytes of events per stream; later events are dropped and reported as
+    /// lost
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES))]
     pub(crate) max_event_bytes: Option<usize>,
 
-    /// Time between two probes that prove delivery for /health/ready; 0 sends none [default: 5s]
+    /// Publish a probe to each worker at this interval to prove delivery; 0 sends none
     ///
-    /// A probe is published to each worker and must come back. While one is missing, /health/ready answers 503.
+    /// While a probe is missing, /health/ready answers 503.
     #[arg(long, value_name = "TIME")]
     pub(crate) canary_interval: Option<Time>,
 
-    /// Time within which a probe must be back [default: 5s]
+    /// Wait this long for a probe of --canary-interval to come back
     #[arg(long, value_name = "TIME")]
     pub(crate) canary_timeout: Option<Time>,
 
-    /// Calls in one request of POST /v1/batch [default: 256]
+    /// Limit the number of calls in one POST /v1/batch
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT))]
     pub(crate) max_batch_calls: Option<usize>,
 
-    /// Bytes of a body of POST /v1/batch [default: 1048576]
+    /// Limit the bytes of the body of a POST /v1/batch
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES))]
     pub(crate) max_batch_bytes: Option<usize>,
 
-    /// Time for which an Idempotency-Key is remembered; 0 remembers none [default: 5m]
+    /// Remember each Idempotency-Key for this time; 0 remembers none
     #[arg(long, value_name = "TIME")]
     pub(crate) idempotency_ttl: Option<Time>,
 
-    /// Idempotency keys that are remembered; the oldest goes first [default: 10000]
+    /// Remember at most this many idempotency keys; the oldest is dropped first
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_COUNT))]
     pub(crate) max_idempotency_keys: Option<usize>,
 
-    /// Bytes that remembered idempotency keys may take [default: 4194304]
+    /// Limit the bytes of remembered idempotency keys and their responses
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(1, MAX_BYTES))]
     pub(crate) max_idempotency_bytes: Option<usize>,
 }

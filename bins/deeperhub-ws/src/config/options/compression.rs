@@ -9,26 +9,24 @@ use super::MAX_BYTES;
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Compression")]
 pub(crate) struct CompressionOptions {
-    /// Never compress, whatever clients offer [default: false]
-    ///
-    /// Otherwise messages from and to clients that offer `permessage-deflate`, as browsers do, are compressed.
+    /// Disable compression (`permessage-deflate`), even if clients offer it
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true")]
     pub(crate) no_compression: Option<bool>,
 
-    /// Bytes of a message from which on it is compressed; 0 compresses all [default: 256]
+    /// Compress messages of at least this many bytes; 0 compresses all
     ///
-    /// What would not get smaller goes uncompressed in any case, but for 0.
+    /// A message that would not get smaller is sent uncompressed, except with 0.
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(0, MAX_BYTES))]
     pub(crate) compression_threshold: Option<usize>,
 
-    /// How hard to compress, 1 (fast) to 9 (small) [default: 2]
+    /// Compress at this level, from 1 (fastest) to 9 (smallest)
     #[arg(long, value_name = "N", value_parser = whole::<u8>(1, 9))]
     pub(crate) compression_level: Option<u8>,
 
-    /// Let clients refer to their earlier messages when they compress [default: false]
+    /// Let clients keep their compression window between messages
     ///
-    /// What they send gets smaller, and each connection that does so costs up to 32 KiB of memory while it lives.
+    /// Their messages get smaller; each connection that uses it costs up to 32 KiB of memory.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true")]
     pub(crate) client_context_takeover: Option<bool>,

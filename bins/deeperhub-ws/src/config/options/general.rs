@@ -11,42 +11,45 @@ use crate::config::values::{IoUring, NodeId};
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "General")]
 pub(crate) struct GeneralOptions {
-    /// TOML file with settings; flags and variables win over it
+    /// Read settings from this TOML file; flags and variables override it
     ///
-    /// Its keys are the names of the flags with `_` for `-`, all at the top level. An unknown key is an error.
+    /// The keys are the names of the flags with `_` for `-`, all at the top level. An unknown key
+    /// is an error.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
 
-    /// Threads that carry connections [default: the cores]
+    /// Run this many threads for connections
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, 1024))]
     pub(crate) workers: Option<usize>,
 
-    /// Whether many connections are written and read by one system call (Linux's io_uring) [default: auto]
+    /// Batch socket reads and writes through io_uring (Linux)
     ///
-    /// `auto`: where the system lets the server, which most container engines do not by default; a log line says so, and
-    /// deeperhub_io_uring_workers counts the workers that do. It takes up to a third off the CPU time of a fan-out.
+    /// `auto` uses io_uring if the kernel allows it, which most container engines do not by
+    /// default. A log line says if it is unavailable, and the metric deeperhub_io_uring_workers
+    /// counts the workers that use it.
     #[arg(long, value_name = "WHEN", value_enum)]
     pub(crate) io_uring: Option<IoUring>,
 
-    /// Name of this node, with which client ids begin [default: random]
+    /// Name this node; client IDs start with the name
     ///
-    /// 1 to 32 of `A-Z a-z 0-9 _ -`. Give each node a name of its own.
+    /// 1 to 32 of `A-Z a-z 0-9 _ -`. Each node of a cluster needs its own name.
     #[arg(long, value_name = "NAME")]
     pub(crate) node_id: Option<NodeId>,
 
-    /// Time over which connections are closed at SIGTERM or SIGINT [default: 30s]
+    /// Close connections over this time after SIGTERM or SIGINT; 0 closes all at once
     ///
-    /// The first is closed at once, the others follow evenly, the last some time before the end, so that it can answer.
-    /// New connections are refused with 503 meanwhile. The server exits as soon as all are gone, at the latest when
-    /// the time is over; a second signal ends the wait. `0` closes all at once.
+    /// Connections are closed at an even pace, the last one early enough to answer before the
+    /// deadline. New connections get 503 meanwhile. The server exits when all are closed, at the
+    /// latest after this time. A second signal ends the wait.
     #[arg(long, value_name = "TIME")]
     pub(crate) drain_timeout: Option<Time>,
 
-    /// Time from the end of the server to when its successor listens [default: 5s]
+    /// Expect a restart to take this time, from the exit of the server to when its successor
+    /// listens
     ///
-    /// Where no other node is there, clients that a drain closes or refuses are told to come back
-    /// when the drain is over and this time has passed; with other nodes in the cluster, at once.
-    /// Either way one follows the other, at `--reconnect-rate`.
+    /// On a drain, clients are told to reconnect after the drain and this time, if no other node
+    /// serves them. With other nodes in the cluster they are told to reconnect at once. Both are
+    /// paced by --reconnect-rate.
     #[arg(long, value_name = "TIME")]
     pub(crate) restart_time: Option<Time>,
 }

@@ -9,49 +9,48 @@ use crate::config::values::{ForwardedHeader, ProxyProtocol};
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Listening")]
 pub(crate) struct ListeningOptions {
-    /// Address that clients connect to [default: localhost]
+    /// Listen for clients on this address
     ///
-    /// An IP address or a host name; `localhost` stands for both loopback addresses, 127.0.0.1 and
-    /// ::1, and `0.0.0.0` and `::` for every interface.
+    /// An IP address or a host name. `localhost` is both loopback addresses, 127.0.0.1 and ::1;
+    /// `0.0.0.0` and `::` are all interfaces.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) host: Option<Host>,
 
-    /// Port that clients connect to; 0 takes any free one, which is printed [default: 8080]
+    /// Listen for clients on this port; 0 picks a free one and prints it
     #[arg(long, value_parser = whole::<u16>(0, 65_535))]
     pub(crate) port: Option<u16>,
 
-    /// Path that clients connect to; may be repeated [default: / and /ws]
+    /// Accept WebSocket connections at this path; may be repeated
     #[arg(long, value_delimiter = ',')]
     pub(crate) path: Option<Vec<UrlPath>>,
 
-    /// Path on the client port where a load balancer sees whether the node is ready, or `off`
-    /// [default: off]
+    /// Answer load balancer probes at this path of the client port; `off` disables it
     ///
-    /// A plain GET or HEAD is answered with 200, and with 503 while the node starts, drains or is
-    /// not ready, also when it has as many connections as it may have. WebSocket handshakes are
-    /// answered as ever, so it may be one of --path.
+    /// A plain GET or HEAD gets 200, or 503 while the node starts, drains or is not ready. A full
+    /// node still answers probes. WebSocket handshakes are not affected, so the path may equal a --path.
     #[arg(long, value_name = "PATH")]
     pub(crate) probe_path: Option<Switchable<UrlPath>>,
 
-    /// Network of proxies whose word on a client's address is taken; may be repeated [default: none]
+    /// Trust proxies in this network to name the client's address; may be repeated
     ///
-    /// An address or a network such as `10.0.0.0/8`. From there `X-Forwarded-For` or `Forwarded` in the request is
-    /// believed, and so is a header of the PROXY protocol, version 1 or 2, before everything else. Limits of addresses and
-    /// events then show clients instead of proxies.
+    /// An address or a network such as `10.0.0.0/8`. The address comes from `X-Forwarded-For` or
+    /// `Forwarded`, or from a PROXY protocol header (version 1 or 2) at the start of the
+    /// connection. Limits per address and events then apply to clients instead of proxies.
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     pub(crate) trusted_proxy: Option<Vec<String>>,
 
-    /// Header in which trusted proxies name the client [default: auto]
+    /// Read the client's address from this header of trusted proxies
     ///
-    /// `auto` takes the one that is there, and refuses a request with 400 whose two headers name different clients: one
-    /// of them may be the client's own invention. Name the one that your proxies write where they write both.
+    /// `auto` uses the header that is present. If both are present and name different clients, the
+    /// request gets 400, because one of them may come from the client. If your proxies write both,
+    /// name one.
     #[arg(long, value_name = "HEADER", value_enum)]
     pub(crate) forwarded_header: Option<ForwardedHeader>,
 
-    /// Whether trusted proxies put a header of the PROXY protocol before everything else [default: detect]
+    /// Expect a PROXY protocol header from trusted proxies
     ///
-    /// Say `required` where they all do. A proxy that forwards TCP without it must not be trusted otherwise than with
-    /// `off`: its clients could write the header themselves.
+    /// Use `required` if all of them send it. Use `off` if one forwards TCP without it; otherwise
+    /// its clients could send the header themselves.
     #[arg(long, value_name = "WHEN", value_enum)]
     pub(crate) proxy_protocol: Option<ProxyProtocol>,
 }

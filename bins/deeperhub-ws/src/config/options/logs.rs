@@ -10,19 +10,19 @@ use crate::config::values::{LogFormat, LogLevel};
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Logs")]
 pub(crate) struct LogOptions {
-    /// What is logged, to standard error [default: info]
+    /// Log events of this level and above, to standard error
     #[arg(long, value_name = "LEVEL", value_enum)]
     pub(crate) log_level: Option<LogLevel>,
 
-    /// How it is logged [default: text]
+    /// Write log lines in this format
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub(crate) log_format: Option<LogFormat>,
 
-    /// Bytes of log lines that may wait for whoever reads standard error; more are dropped and
-    /// counted [default: 1048576]
+    /// Queue at most this many bytes of log lines for a slow standard error; more are dropped and
+    /// counted
     ///
-    /// A line tells where lines are missing (deeperhub_log_lines_lost_total counts them). The last
-    /// quarter is for lines of level `info` and graver.
+    /// A line reports how many lines are missing in its place (deeperhub_log_lines_lost_total
+    /// counts them). The last quarter is reserved for `info` and above.
     #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(4096, MAX_BYTES))]
     pub(crate) log_queue_bytes: Option<usize>,
 }

@@ -1,4 +1,4 @@
-//! Values of a cluster.
+//! Values of cluster settings.
 
 use std::convert::Infallible;
 
@@ -6,12 +6,12 @@ use deeperhub_cluster::{BrokerUrl, BrokerUrlError};
 
 use super::{ToToml, quoted};
 
-/// A broker's URL. Any text is taken, so that no error of a parser can show a password in it; whether it will do is
-/// checked in `resolve`.
+/// URL of a broker. Any text is accepted, so that no parser error can show a password in it.
+/// `resolve` checks it.
 #[derive(Debug, Clone)]
 pub(crate) struct ClusterUrl(pub(crate) Result<BrokerUrl, BrokerUrlError>);
 
-/// Reads a URL, or remembers why it is none.
+/// Parses a URL and keeps the error, if any.
 pub(crate) fn cluster_url(text: &str) -> Result<ClusterUrl, Infallible> {
     Ok(ClusterUrl(BrokerUrl::parse(text)))
 }
@@ -22,12 +22,12 @@ impl ToToml for ClusterUrl {
     }
 }
 
-/// What `/health/ready` says while the cluster cannot be reached.
+/// Answer of `/health/ready` while the broker cannot be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum UnavailableReadiness {
-    /// 503, so that clients go to nodes that reach it.
+    /// 503, so that clients go to other nodes.
     Unready,
-    /// 200: the node serves its own clients alone.
+    /// 200; the node serves its own clients alone.
     Ready,
 }
 

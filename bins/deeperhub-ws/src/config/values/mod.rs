@@ -1,4 +1,4 @@
-//! The values that settings take: each parses from the text that a flag, a variable or a file gives, and writes
+//! Values of settings. Each parses from the text of a flag, a variable or the file, and writes
 //! itself as TOML that parses back.
 
 mod cluster;
@@ -14,13 +14,13 @@ use deeperhub_security::{LimitMode, Secret};
 
 pub(crate) use cluster::{ClusterUrl, UnavailableReadiness, cluster_url};
 
-/// A value as the file writes it.
+/// A value that can be written to the configuration file.
 pub(crate) trait ToToml {
-    /// The TOML literal; a secret masks itself.
+    /// Returns the value as TOML; secrets are masked.
     fn to_toml(&self) -> String;
 }
 
-/// A node's name: 1 to 32 of `A-Z a-z 0-9 _ -`.
+/// Name of a node: 1 to 32 of `A-Z a-z 0-9 _ -`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NodeId(pub(crate) String);
 
@@ -43,32 +43,32 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// Takes any text, so that no error of a parser can show it; whether it will do is checked in `resolve`.
+/// Accepts any text, so that no parser error can show it. `resolve` checks it.
 pub(crate) fn secret(text: &str) -> Result<Secret, Infallible> {
     Ok(Secret::new(text))
 }
 
-/// What is logged: this and all that is graver.
+/// Lowest level that is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum LogLevel {
-    /// What went wrong on the server's side.
+    /// Faults of the server.
     Error,
-    /// What an operator may want to look at.
+    /// Conditions that an operator may want to look at.
     Warn,
-    /// Start, stop, reload.
+    /// Start, stop and reload.
     Info,
-    /// Connections as well.
+    /// Connections, too.
     Debug,
-    /// Messages as well.
+    /// Messages, too.
     Trace,
 }
 
-/// What becomes of what is over a limit.
+/// Effect of rate limits and of limits per address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LimitEnforcement {
-    /// It is refused.
+    /// Refuse what is over a limit.
     Enforce,
-    /// It is counted and goes through.
+    /// Count it and let it through.
     Observe,
 }
 
@@ -81,30 +81,30 @@ impl From<LimitEnforcement> for LimitMode {
     }
 }
 
-/// How a log line looks.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Whether many connections are written by one system call.
+/// Use of io_uring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum IoUring {
-    /// Where the system lets the server.
+    /// Use it if the kernel allows it.
     Auto,
-    /// Each connection is written by a call of its own.
+    /// Use one system call per connection.
     Off,
 }
 
 /// Requirement for client certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ClientAuth {
-    /// They must.
+    /// Clients must present a certificate.
     Required,
-    /// They may.
+    /// Clients may present a certificate.
     Optional,
 }
 
@@ -120,11 +120,11 @@ impl From<ClientAuth> for deeperhub_security::tls::ClientAuth {
 /// Header in which a trusted proxy names the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ForwardedHeader {
-    /// The one that is there; where both are and name different clients, the request is refused.
+    /// The header that is present; if both are and differ, the request gets 400.
     Auto,
-    /// `X-Forwarded-For`; the other is not looked at.
+    /// `X-Forwarded-For` only.
     XForwardedFor,
-    /// `Forwarded` (RFC 7239); the other is not looked at.
+    /// `Forwarded` (RFC 7239) only.
     Forwarded,
 }
 
@@ -138,14 +138,14 @@ impl From<ForwardedHeader> for deeperhub_listener::ForwardedHeader {
     }
 }
 
-/// Whether trusted proxies send a header of the PROXY protocol.
+/// Expectation of a PROXY protocol header from trusted proxies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ProxyProtocol {
-    /// What comes first tells.
+    /// The first bytes of a connection tell.
     Detect,
-    /// A connection without it is closed.
+    /// A connection without the header is closed.
     Required,
-    /// It is not looked for.
+    /// The header is not expected.
     Off,
 }
 
@@ -204,7 +204,7 @@ fn named(value: &impl clap::ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |name| quoted(name.get_name()))
 }
 
-/// For tests: whether a text parses, and what it then shows.
+/// Checks whether a text parses and how the value is displayed.
 #[cfg(test)]
 fn check<T: FromStr + fmt::Display>(input: &str, expected: Option<&str>) {
     let effective = input.parse::<T>().ok().map(|value| value.to_string());
