@@ -1,22 +1,22 @@
-//! Exit codes, and what is printed before the program ends.
+//! Exit codes and output of the subcommands.
 
 use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Could not start, or failed.
+/// Exit code of a failure to start or to run.
 pub(crate) const FAILED: u8 = 1;
-/// An error in flags, environment or file; clap exits with the same.
+/// Exit code of an error in flags, environment or file; the same as clap's.
 const BAD_CONFIGURATION: u8 = 2;
 
-/// Prints an error to standard error.
+/// Prints an error to standard error and returns [`FAILED`].
 pub(crate) fn failed(error: &dyn Display) -> ExitCode {
     let _ = writeln!(io::stderr(), "error: {error}");
     ExitCode::from(FAILED)
 }
 
-/// Prints each configuration error to standard error.
+/// Prints each error to standard error and returns the exit code of a bad configuration.
 pub(crate) fn bad_configuration(errors: &[impl Display]) -> ExitCode {
     for problem in errors {
         let _ = writeln!(io::stderr(), "error: {problem}");
@@ -24,7 +24,7 @@ pub(crate) fn bad_configuration(errors: &[impl Display]) -> ExitCode {
     ExitCode::from(BAD_CONFIGURATION)
 }
 
-/// Prints to standard output; a reader that has gone is no error, as with `| head`.
+/// Prints to standard output. A closed pipe is no error, as with `| head`.
 pub(crate) fn print(text: &dyn Display) -> ExitCode {
     let mut out = io::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {

@@ -1,7 +1,7 @@
-//! The hub as a program: reads flags, environment and file, and does what it is asked.
+//! The hub as a program: reads flags, environment and file, and runs a subcommand.
 //!
-//! Exit codes: 0 done (for `serve`: stopped by a signal), 1 could not start or failed (for `health`: not ready; for
-//! `bench`: not carried out), 2 an error in flags, environment or file.
+//! Exit codes: 0 success (of `serve`: stopped by a signal); 1 failure to start or to run (of
+//! `health`: not ready; of `bench`: not carried out); 2 error in flags, environment or file.
 
 mod cli;
 mod commands;
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Action::Bench(bench) => deeperhub_bench::run(*bench),
         Action::Schema { schema } => match schema::text(schema) {
             Ok(text) => print(&text),
-            Err(error) => failed(&format_args!("the description cannot be written: {error}")),
+            Err(error) => failed(&format_args!("cannot serialize the description: {error}")),
         },
         Action::Completions { shell } => print(&completions::script(shell)),
     }

@@ -1,4 +1,4 @@
-//! Looks at the configuration: `config check`, `config show` and `config default`.
+//! `config`: checks and prints the configuration.
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! The subcommands that do not serve.
+//! Subcommands other than `serve`.
 
 mod api_client;
 pub(crate) mod completions;

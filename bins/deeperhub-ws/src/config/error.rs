@@ -1,11 +1,11 @@
-//! What can be wrong with the settings. Each message names the setting as it was given, the value, and what would
-//! be right.
+//! Errors of the configuration. Each message names the setting as given, the value, and what is
+//! expected.
 
 use std::path::PathBuf;
 
 use crate::config::origin::SettingOrigin;
 
-/// One thing that is wrong with flags, environment or file.
+/// An error in flags, environment or file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// The file cannot be read.
@@ -16,24 +16,24 @@ pub(crate) enum ConfigError {
     #[error("{}:{line}: not TOML: {message}", path.display())]
     Syntax { path: PathBuf, line: usize, message: String },
 
-    /// The file has a key that is no setting.
+    /// The file has an unknown key.
     #[error("{}:{line}: unknown key '{key}'; {hint}", path.display())]
     UnknownKey { path: PathBuf, line: usize, key: String, hint: String },
 
-    /// A value is not of the right form.
+    /// A value is invalid.
     #[error("invalid value '{value}' for {key}: {expected}", key = origin.name_of(key))]
     Invalid { key: String, origin: SettingOrigin, value: String, expected: String },
 
-    /// A value that may not be shown is not of the right form.
+    /// A secret value is invalid; the message does not show it.
     #[error("invalid value for {key} (not shown, as it is secret): {expected}", key = origin.name_of(key))]
     InvalidSecret { key: String, origin: SettingOrigin, expected: String },
 
-    /// Values that are right by themselves do not go together.
+    /// Valid settings exclude or lack each other.
     #[error("{0}")]
     Conflict(String),
 }
 
-/// A name among `candidates` that `typed` is probably meant to be.
+/// Returns the candidate that `typed` is probably meant to be.
 pub(crate) fn similar<'a>(typed: &str, candidates: &'a [String]) -> Option<&'a str> {
     let typed = typed.to_ascii_lowercase().replace('-', "_");
     candidates

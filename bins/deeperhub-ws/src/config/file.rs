@@ -10,7 +10,7 @@ use crate::config::error::{ConfigError, similar};
 use crate::config::layers::{Layer, LayerValue};
 use crate::config::origin::SettingOrigin;
 
-/// Reads a file; what is wrong with it is added to `problems`.
+/// Reads a file and appends its errors to `errors`.
 pub(crate) fn read(
     path: &Path,
     origin: &SettingOrigin,
@@ -26,7 +26,7 @@ pub(crate) fn read(
     }
 }
 
-/// Takes a file's text apart.
+/// Parses the text of a file.
 fn parse(text: &str, path: &Path, keys: &[String], errors: &mut Vec<ConfigError>) -> Layer {
     // Some editors start a file with a byte order mark, which is not TOML.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -67,7 +67,7 @@ fn parse(text: &str, path: &Path, keys: &[String], errors: &mut Vec<ConfigError>
     layer
 }
 
-/// What to say about a key that is no setting.
+/// Returns a hint for an unknown key.
 fn hint(name: &str, value: &Spanned<DeValue<'_>>, keys: &[String]) -> String {
     if name == "config" {
         "a file cannot name another; use --config or DEEPERHUB_CONFIG".to_owned()
@@ -80,7 +80,7 @@ fn hint(name: &str, value: &Spanned<DeValue<'_>>, keys: &[String]) -> String {
     }
 }
 
-/// A value as a flag or a variable would give it; `None` for what these cannot give.
+/// Returns a value as a flag or a variable would give it; `None` if they cannot.
 fn texts(value: &Spanned<DeValue<'_>>) -> Option<Vec<OsString>> {
     match value.get_ref() {
         DeValue::Array(items) => items
@@ -104,7 +104,7 @@ fn kind(value: &Spanned<DeValue<'_>>) -> &'static str {
     if value.get_ref().is_table() { "table" } else { "list of lists or tables" }
 }
 
-/// The line, counted from 1, of a place in a text.
+/// Returns the line of an offset in a text, counted from 1.
 fn line_at(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
     use crate::config::options::Options;
 
-    /// What is read from a file's text, `key=text,text` for each key, and what is wrong with it.
+    /// Checks the layer of a file's text, as `key=text,text` for each key, and the errors.
     fn check(text: &str, expected: &[&str], expected_problems: &[&str]) {
         let mut errors = Vec::new();
         let layer = parse(text, Path::new("hub.toml"), &Options::keys(), &mut errors);

@@ -1,7 +1,7 @@
-//! Flags over environment over file: which value counts for each setting, and where it came from.
+//! Layers of settings: flags override the environment, which overrides the file.
 //!
-//! A layer is a list of texts by key. All of them go through the one parser that clap derives from [`Options`], so
-//! that `10s` or a list means the same wherever it stands, and its errors read the same.
+//! A layer maps keys to texts. All layers go through the parser that clap derives from [`Options`],
+//! so that `10s` or a list means the same in each, with the same errors.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -17,36 +17,35 @@ use crate::config::file;
 use crate::config::options::{Options, SECRET_KEYS, VARIABLE_PREFIX, flag, variable};
 use crate::config::origin::SettingOrigin;
 
-/// What one layer says about one setting.
+/// A setting in one layer.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerValue {
     pub(crate) origin: SettingOrigin,
-    /// One text, or several where the setting is a list.
+    /// One text, or several if the setting is a list.
     pub(crate) texts: Vec<OsString>,
 }
 
-/// What one layer says.
+/// The settings of one layer, by key.
 pub(crate) type Layer = BTreeMap<String, LayerValue>;
 
-/// What all layers say together.
+/// The settings of all layers together.
 #[derive(Debug, Default)]
 pub(crate) struct Layers {
-    /// The values that count.
+    /// The values that take effect.
     pub(crate) options: Options,
-    /// Where they came from; what is absent is at its default.
+    /// Their origins; a key without one has its default.
     pub(crate) origins: BTreeMap<String, SettingOrigin>,
-    /// What is no error but probably not meant.
+    /// Probable mistakes that are no errors.
     pub(crate) warnings: Vec<String>,
 }
 
 impl Layers {
-    /// Puts the layers together. `flags` are the matches of a command and its subcommand, the one typed last being
-    /// last; `environment` is all of the environment.
+    /// Reads the layers. `flags` are the matches of a command and its subcommands, in this order;
+    /// `environment` is the whole environment.
     ///
     /// # Errors
     ///
-    /// Everything that is wrong in environment and file, not just the first. (What is wrong in flags was told before
-    /// there were matches.)
+    /// All errors in environment and file, not just the first. clap has reported errors in flags.
     pub(crate) fn read<'a>(
         flags: impl IntoIterator<Item = &'a ArgMatches>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -62,7 +61,7 @@ impl Layers {
         Ok(Self { warnings, ..layers })
     }
 
-    /// Lets later layers win over earlier ones. `problems` are those found so far.
+    /// Merges layers; later ones override earlier ones. `errors` are those found so far.
     fn merge(
         layers: impl IntoIterator<Item = Layer>,
         mut errors: Vec<ConfigError>,
@@ -70,7 +69,7 @@ impl Layers {
         let mut parser = Options::parser();
         let mut merged = Layer::new();
         for layer in layers {
-            // Also what another layer outdoes is checked: it would be in the way on the day that layer goes.
+            // Overridden values are checked, too: they take effect when the other layer is removed.
             errors.extend(layer.iter().filter_map(|(key, given)| check(&mut parser, key, given)));
             merged.extend(layer);
         }
@@ -127,8 +126,8 @@ fn environment_layer(
     (layer, warnings)
 }
 
-/// Whether this is one of the variables that Kubernetes gives every container for a service of our name, such as
-/// `DEEPERHUB_WS_SERVICE_HOST` and `DEEPERHUB_WS_PORT_8080_TCP_ADDR`.
+/// Returns `true` for a variable that Kubernetes sets in every container for a service of our name,
+/// such as `DEEPERHUB_WS_SERVICE_HOST` and `DEEPERHUB_WS_PORT_8080_TCP_ADDR`.
 fn from_kubernetes(name: &str, text: &OsStr) -> bool {
     name.contains("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
@@ -141,7 +140,7 @@ fn config_file(flags: &Layer, environment: &Layer) -> Option<(PathBuf, SettingOr
     Some((given.texts.last().map(PathBuf::from)?, given.origin.clone()))
 }
 
-/// What is wrong with one value.
+/// Returns the error of one value, if any.
 fn check(parser: &mut Command, key: &str, given: &LayerValue) -> Option<ConfigError> {
     let error = parser.try_get_matches_from_mut(arguments(key, &given.texts)).err()?;
     let value = match error.get(ContextKind::InvalidValue) {
@@ -180,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    /// The layers of a command line, an environment and a file's text.
+    /// Reads the layers of a command line, an environment and the text of a file.
     fn gather(flags: &[&str], environment: &[(&str, &str)], file: Option<&str>) -> Result<Layers, String> {
         let mut flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
         let name = std::thread::current().name().unwrap_or("test").replace("::", "-");

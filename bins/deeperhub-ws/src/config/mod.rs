@@ -1,4 +1,4 @@
-//! The configuration: options as typed, layers of them, and the settings that they resolve to.
+//! The configuration: options as typed, their layers, and the settings that they resolve to.
 
 pub(crate) mod default_file;
 pub(crate) mod effective;

@@ -1,25 +1,25 @@
-//! Where a setting came from.
+//! Origin of a setting: flag, variable, file or default.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::config::options::{flag, variable};
 
-/// Where a value came from.
+/// Origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SettingOrigin {
     /// The command line.
     Flag,
     /// The environment.
     Variable,
-    /// A line, counted from 1, of the file.
+    /// A line of the file, counted from 1.
     File { path: PathBuf, line: usize },
-    /// Nobody said anything.
+    /// No layer has the setting.
     Default,
 }
 
 impl SettingOrigin {
-    /// The setting in the words of the layer: `--port`, `DEEPERHUB_PORT`, `port in hub.toml:3`.
+    /// Returns the setting's name in its layer: `--port`, `DEEPERHUB_PORT`, `port in hub.toml:3`.
     pub(crate) fn name_of(&self, key: &str) -> String {
         match self {
             Self::Flag => flag(key),
@@ -29,7 +29,7 @@ impl SettingOrigin {
         }
     }
 
-    /// The origin alone, for a reader who knows the key: `--port`, `DEEPERHUB_PORT`, `hub.toml:3`, `default`.
+    /// Returns the origin without the key, unless it contains the key: `--port`, `DEEPERHUB_PORT`, `hub.toml:3`, `default`.
     pub(crate) fn of(&self, key: &str) -> String {
         match self {
             Self::Flag => flag(key),
@@ -41,7 +41,7 @@ impl SettingOrigin {
 }
 
 impl fmt::Display for SettingOrigin {
-    /// As [`SettingOrigin::of`] the key `config`, the one setting that is read before the file is.
+    /// Writes the origin of the setting `config`, which is read before the file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.of("config"))
     }

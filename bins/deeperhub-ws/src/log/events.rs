@@ -1,4 +1,4 @@
-//! The event bus in the log: connections from level `debug` on, messages at `trace`.
+//! Logs events of the event bus: connections at `debug`, messages at `trace`.
 
 use deeperhub_events::{Details, Event, EventFilter, EventKind, EventStream, Received};
 use deeperhub_node::{NodeHandle, Phase};
@@ -9,10 +9,10 @@ use tracing::{debug, trace, warn};
 use crate::config::values::LogLevel;
 use crate::process::supervise;
 
-/// Observes what the log's level shows, and nothing where that is nothing, so that the node does not even make the
-/// events. The task ends with the bus.
+/// Starts a task that logs events. It subscribes only to events that the level shows, so that the
+/// node does not create the others. The task ends with the bus.
 pub(crate) fn spawn(node: NodeHandle, levels: watch::Receiver<LogLevel>) -> JoinHandle<()> {
-    // Before it returns, so that nothing is missed that happens right after.
+    // Subscribes before returning, so that no later event is missed.
     let mut first = Some(subscribe(&node, *levels.borrow()));
     let follow = move || {
         let level = *levels.borrow();
@@ -24,21 +24,21 @@ pub(crate) fn spawn(node: NodeHandle, levels: watch::Receiver<LogLevel>) -> Join
 async fn follow(node: NodeHandle, mut levels: watch::Receiver<LogLevel>, mut events: Option<EventStream>) {
     let mut phases = node.watch_phase();
     loop {
-        let until_the_end = async {
+        let until_end = async {
             match &mut events {
                 Some(events) => log(events).await,
-                // An error says that the node is gone.
+                // An error means that the node is gone.
                 None => drop(phases.wait_for(|phase| *phase == Phase::Stopped).await),
             }
         };
         tokio::select! {
-            () = until_the_end => return,
+            () = until_end => return,
             level = next_level(&mut levels) => events = subscribe(&node, level),
         }
     }
 }
 
-/// The level after the next change; waits for ever when there will be none.
+/// Waits for a change of the level; forever if there are no more changes.
 async fn next_level(levels: &mut watch::Receiver<LogLevel>) -> LogLevel {
     match levels.changed().await {
         Ok(()) => *levels.borrow_and_update(),
@@ -49,7 +49,7 @@ async fn next_level(levels: &mut watch::Receiver<LogLevel>) -> LogLevel {
 fn subscribe(node: &NodeHandle, level: LogLevel) -> Option<EventStream> {
     let events = node.events(filter(level)?);
     if events.is_none() {
-        warn!("There are too many observers of events; the log shows none.");
+        warn!("Too many event observers; events not logged");
     }
     events
 }
@@ -67,18 +67,18 @@ async fn log(events: &mut EventStream) {
     while let Some(received) = events.recv().await {
         match received {
             Received::Event(event) => log_event(&event),
-            Received::Lost(lost) => warn!(lost, "The log did not keep up with the events."),
+            Received::Lost(lost) => warn!(lost, "Event log fell behind"),
         }
     }
 }
 
-/// One line for one event; never a payload.
+/// Logs one event, never a payload.
 fn log_event(event: &Event) {
     let client_id = event.client_id.as_str();
     match &event.details {
         Details::Connected { user, peer, origin } => {
             let (user, origin) = (user.as_deref(), origin.as_deref());
-            debug!(client_id, user, %peer, origin, "Client connected.");
+            debug!(client_id, user, %peer, origin, "Client connected");
         }
         Details::Disconnected { code, reason, duration, messages_received, messages_sent } => {
             let reason = reason.as_ref();
@@ -89,28 +89,23 @@ fn log_event(event: &Event) {
                 ?duration,
                 messages_received,
                 messages_sent,
-                "Client disconnected."
+                "Client disconnected"
             );
         }
         Details::MessageReceived { message_type, topic, bytes } => {
-            trace!(client_id, message_type, topic = topic.as_deref(), bytes, "Message received.");
+            trace!(client_id, message_type, topic = topic.as_deref(), bytes, "Message received");
         }
         Details::MessageSent { message_type, topic, bytes } => {
-            trace!(client_id, message_type, topic = topic.as_deref(), bytes, "Message sent.");
+            trace!(client_id, message_type, topic = topic.as_deref(), bytes, "Message sent");
         }
         Details::BinaryReceived { payload } => {
-            trace!(client_id, bytes = payload.len(), "Binary message received.");
+            trace!(client_id, bytes = payload.len(), "Binary message received");
         }
         Details::Error { code, message } => {
-            debug!(
-                client_id,
-                code = code.as_ref(),
-                error = message.as_ref(),
-                "Client got an error or caused one."
-            );
+            debug!(client_id, code = code.as_ref(), error = message.as_ref(), "Client error");
         }
-        // Events of a later version of the bus.
-        other => trace!(client_id, kind = %other.kind(), "Something happened."),
+        // The enum of events is non-exhaustive.
+        other => trace!(client_id, kind = %other.kind(), "Unknown event"),
     }
 }
 

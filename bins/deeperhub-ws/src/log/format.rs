@@ -1,5 +1,5 @@
-//! How log lines look: text for people, one JSON object a line for machines. Both name the trace that a line belongs to,
-//! and leave out lines that repeat too often.
+//! Format of log lines: text for people, or one JSON object per line. Both include trace IDs and
+//! rate-limit repeated lines.
 
 use std::fmt;
 use std::time::Instant;
@@ -18,14 +18,14 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::log::rate_limit::LogRateLimit;
 
-/// The ids of the trace that a span of the log belongs to.
+/// Trace and span ID of a span.
 #[derive(Debug, Default, Clone)]
 struct TraceIds {
     trace_id: Option<String>,
     span_id: Option<String>,
 }
 
-/// Keeps the ids of those spans of the log that name a trace (`trace_id`, `span_id`).
+/// Stores the IDs of spans with the fields `trace_id` and `span_id`.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct TraceIdsLayer;
 
@@ -49,26 +49,26 @@ impl Visit for TraceIds {
     }
 }
 
-/// The ids of the innermost span around an event that names a trace.
+/// Returns the IDs of the innermost span around an event that has them.
 fn trace_ids<S, N>(context: &FmtContext<'_, S, N>) -> Option<TraceIds>
 where
     S: Subscriber + for<'l> LookupSpan<'l>,
     N: for<'w> FormatFields<'w> + 'static,
 {
-    // From the innermost outwards.
+    // Ordered from the innermost outwards.
     let mut scope = context.event_scope()?;
     scope.find_map(|span| span.extensions().get::<TraceIds>().cloned())
 }
 
-/// Lines for people.
+/// Text format.
 #[derive(Debug)]
 pub(crate) struct TextLines {
     lines: Format<Full>,
     rate_limit: LogRateLimit,
 }
 
-/// Lines for machines: `timestamp`, `level`, `target`, `message`, the fields, and `trace_id` and `span_id` where a trace
-/// is active.
+/// JSON format: `timestamp`, `level`, `target`, `message`, the event's fields, and `trace_id` and
+/// `span_id` inside a trace.
 #[derive(Debug)]
 pub(crate) struct JsonLines {
     rate_limit: LogRateLimit,
@@ -134,13 +134,13 @@ where
             span_id: ids.span_id,
             left_out,
         };
-        // A map with texts as keys can always be written.
+        // A map with string keys can always be serialized.
         let line = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
         writeln!(writer, "{line}")
     }
 }
 
-/// A line as it stands, so that people can read it too.
+/// Members of a JSON line, in this order.
 #[derive(Serialize)]
 struct JsonLine<'l> {
     timestamp: String,
@@ -163,7 +163,7 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// An event's fields as members of an object.
+/// Collects the fields of an event as JSON.
 struct Fields<'m>(&'m mut Map<String, Value>);
 
 impl Fields<'_> {

@@ -19,7 +19,7 @@ use crate::log::format::{JsonLines, TextLines, TraceIdsLayer};
 use crate::log::queue::{LogQueue, captured};
 use crate::log::rate_limit::LogRateLimit;
 
-/// What our own crates' targets begin with.
+/// Prefix of the targets of our own crates.
 const OWN_TARGET_PREFIX: &str = "deeperhub";
 
 /// Installs the log for the whole process. At most
@@ -31,10 +31,10 @@ const OWN_TARGET_PREFIX: &str = "deeperhub";
 pub(crate) fn install(settings: LogSettings) -> io::Result<(Level, LogQueue)> {
     let LogSettings { level, format, queue_bytes } = settings;
     let queue = LogQueue::start(queue_bytes, io::stderr(), lost_lines_report)?;
-    // A log that cannot be written has nowhere to be complained about: the attempt would panic, on whatever thread.
+    // An error of the log cannot be logged: the attempt would panic on the logging thread.
     let layer = tracing_subscriber::fmt::layer().with_writer(queue.clone()).log_internal_errors(false);
     let layer = match format {
-        // Colours only for a person, who did not decline them (https://no-color.org).
+        // Colours only on a terminal, unless declined (https://no-color.org).
         LogFormat::Text => {
             let colours = io::stderr().is_terminal()
                 && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
@@ -51,25 +51,25 @@ pub(crate) fn install(settings: LogSettings) -> io::Result<(Level, LogQueue)> {
     Ok((Level { handle, current: watch::Sender::new(level) }, queue))
 }
 
-/// Returns the line that reports `lines` lost lines.
+/// Returns the log line that reports `lines` lost lines.
 fn lost_lines_report(lines: u64) -> Vec<u8> {
     captured(|| {
         tracing::warn!(
             target: "deeperhub_ws::log::queue",
             lines,
-            "Log lines were lost, as standard error was not read in time (--log-queue-bytes)."
+            "Log lines lost on slow standard error"
         );
     })
 }
 
-/// A panic as a line like the others. Its message may show what a client sent, so it is left out: the place will do.
+/// Logs the location of a panic. Its message is left out, because it may show what a client sent.
 fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let location = panic.location().map(tracing::field::display);
-    tracing::error!(thread = thread.name(), location, "Panicked.");
+    tracing::error!(thread = thread.name(), location, "Thread panicked");
 }
 
-/// What is logged, to be changed while the program runs.
+/// Handle to the level of the log.
 #[derive(Debug)]
 pub(crate) struct Level {
     handle: reload::Handle<Targets, Registry>,
@@ -77,25 +77,26 @@ pub(crate) struct Level {
 }
 
 impl Level {
-    /// Logs from now on what `level` says.
+    /// Changes the level.
     pub(crate) fn set(&self, level: LogLevel) {
         let changed = self.current.send_if_modified(|current| std::mem::replace(current, level) != level);
         if changed && let Err(error) = self.handle.reload(filter(level)) {
-            tracing::warn!(%error, "The level of the log cannot be changed.");
+            tracing::warn!(%error, "Log level change failed");
         }
     }
 
-    /// The level and its changes.
+    /// Watches the level.
     pub(crate) fn watch(&self) -> watch::Receiver<LogLevel> {
         self.current.subscribe()
     }
 }
 
-/// Libraries say little below `trace`: what they debug is not what an operator of a hub debugs.
+/// Returns the filter for a level. Libraries log at most `info`, except at `trace`: their debug
+/// events do not help an operator of a hub.
 fn filter(level: LogLevel) -> Targets {
     let ours = LevelFilter::from(level);
     let theirs = if level == LogLevel::Trace { ours } else { ours.min(LevelFilter::INFO) };
-    // It tells of every event as information; what concerns an operator, the cluster tells.
+    // async-nats logs every event at `info`; our cluster crate logs the relevant ones.
     let nats = if level == LogLevel::Trace { ours } else { LevelFilter::OFF };
     Targets::new().with_default(theirs).with_target("async_nats", nats).with_target(OWN_TARGET_PREFIX, ours)
 }

@@ -13,7 +13,7 @@ use deeperhub_metrics::SharedCounter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Bytes up to which lines are joined for one write, so that a slow reader frees space in steps.
+/// Maximum bytes of lines that are joined for one write, so that a slow reader frees space in steps.
 const MAX_WRITE_BYTES: usize = 16 * 1024;
 
 /// Delay before a retry when standard error is non-blocking and full.
@@ -68,7 +68,7 @@ enum Item {
 enum LineClass {
     /// `debug` and `trace`, limited to three quarters of the queue: clients can cause any number.
     Verbose,
-    /// `info` and graver.
+    /// `info` and above.
     Important,
 }
 

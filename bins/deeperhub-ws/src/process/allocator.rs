@@ -1,36 +1,36 @@
-//! The allocator, and what it says of itself.
+//! The allocator and its metrics.
 
 use deeperhub_metrics::Unit;
 use deeperhub_node::OwnGauge;
 use tikv_jemalloc_ctl::{epoch, stats};
 
-/// jemalloc gives memory back to the system when a burst is over, a second after it was freed (`.cargo/config.toml`);
-/// glibc's allocator keeps nearly all of it, with which a memory budget could never say that there is room again.
+/// jemalloc returns memory to the system a second after it was freed (`.cargo/config.toml`). glibc's
+/// allocator keeps nearly all of it after a burst, so the memory budget would never recover.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What it holds, from what the program asked for to what it keeps of the address space.
+/// Gauges of the allocator, from allocated bytes to reserved address space.
 pub(crate) const GAUGES: [OwnGauge; 6] = [
-    gauge("deeperhub_memory_allocated_bytes", "What the program has allocated and not freed", || {
+    gauge("deeperhub_memory_allocated_bytes", "Bytes allocated by the program and not freed", || {
         now(stats::allocated::read)
     }),
-    gauge("deeperhub_memory_active_bytes", "Pages that hold something that is allocated", || {
+    gauge("deeperhub_memory_active_bytes", "Bytes in pages with at least one allocation", || {
         now(stats::active::read)
     }),
-    gauge("deeperhub_memory_metadata_bytes", "What the allocator needs for its own books", || {
+    gauge("deeperhub_memory_metadata_bytes", "Bytes used for allocator metadata", || {
         now(stats::metadata::read)
     }),
     gauge(
         "deeperhub_memory_resident_bytes",
-        "Pages of the allocator that are in memory, free ones among them",
+        "Bytes of allocator pages in physical memory, including free ones",
         || now(stats::resident::read),
     ),
-    gauge("deeperhub_memory_mapped_bytes", "Address space in use by the allocator", || {
+    gauge("deeperhub_memory_mapped_bytes", "Bytes of address space mapped by the allocator", || {
         now(stats::mapped::read)
     }),
     gauge(
         "deeperhub_memory_retained_bytes",
-        "Address space that the allocator keeps without memory behind it",
+        "Bytes of address space kept by the allocator without physical memory",
         || now(stats::retained::read),
     ),
 ];
@@ -39,7 +39,8 @@ const fn gauge(name: &'static str, help: &'static str, read: fn() -> i64) -> Own
     OwnGauge { name, help, unit: Unit::Bytes, read }
 }
 
-/// A statistic as of now: they are those of the last epoch, and each reading begins one. 0 where jemalloc keeps none.
+/// Returns a current statistic, or 0 if jemalloc has none. Advances the epoch first, because
+/// statistics are those of the last epoch.
 fn now(read: impl FnOnce() -> tikv_jemalloc_ctl::Result<usize>) -> i64 {
     let read = epoch::advance().and_then(|_| read());
     read.ok().and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or_default()

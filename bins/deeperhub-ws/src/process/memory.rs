@@ -1,4 +1,4 @@
-//! How much memory this process may have: what was set, or what the system grants.
+//! Memory limit that the system sets for this process, and the memory in use.
 
 use std::convert::Infallible;
 use std::fs;
@@ -9,22 +9,22 @@ use std::time::Duration;
 use deeperhub_listener::MemoryBudget;
 use tokio::time::MissedTickBehavior;
 
-/// Time between two looks at the memory in use: at 10 Gbit/s 125 MB may come in between, a tenth of a gigabyte of slack
-/// being what the budget's last tenth is for.
+/// Interval between two measurements of the memory in use. At 10 Gbit/s, 125 MB may arrive in
+/// between; the last tenth of the budget is reserved for that.
 const MEASUREMENT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Where control groups are mounted (cgroups(7)).
+/// Mount point of control groups (cgroups(7)).
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// What the system grants: the smallest limit of the control groups that this process is in, or the machine's memory.
-/// `None`: it does not say.
+/// Returns the smallest limit of the control groups of this process, or the machine's memory.
+/// `None` if neither is known.
 pub(crate) fn memory_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| mem_total(&text));
     limited_groups(&groups, &read).map(|(_, limit)| limit).chain(machine).min()
 }
 
-/// Tells the budget, if there is one, every now and then what is in use.
+/// Measures the memory in use and reports it to the budget, if there is one.
 pub(crate) async fn watch(budget: Option<Arc<MemoryBudget>>) -> Infallible {
     let Some(budget) = budget else { return std::future::pending().await };
     let group = charged_group();
@@ -96,7 +96,7 @@ impl Cgroup {
     }
 }
 
-/// `MemTotal` of `/proc/meminfo`, in bytes.
+/// Returns `MemTotal` of `/proc/meminfo`, in bytes.
 fn mem_total(meminfo: &str) -> Option<u64> {
     deeperhub_metrics::kibibytes(meminfo, "MemTotal:")
 }
@@ -124,7 +124,7 @@ fn limited_groups<'a>(
             .take_while(|group| group.starts_with(&root))
             .map(|group| Cgroup { folder: group.to_owned(), version })
             .collect();
-        // In a container the group's own path may not be visible; its mount then is the group itself, the last one.
+        // In a container the group's own path may be invisible; the mount point is then the group.
         groups.into_iter().filter(move |_| concerns_memory).filter_map(move |group| {
             let limit = group.limit(read)?;
             Some((group, limit))
@@ -132,7 +132,7 @@ fn limited_groups<'a>(
     })
 }
 
-/// A limit as the kernel writes it. `None`: there is none, for which version 1 has a number too large to be meant.
+/// Parses a limit of the kernel. `None` if there is no limit, which version 1 writes as a huge number.
 fn limit(text: &str) -> Option<u64> {
     text.trim().parse().ok().filter(|&bytes| bytes < 1 << 60)
 }

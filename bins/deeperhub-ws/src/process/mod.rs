@@ -1,4 +1,4 @@
-//! State of the whole process: memory, open files, signals, tasks.
+//! State of the whole process: allocator, memory, open files, signals and tasks.
 
 pub(crate) mod allocator;
 pub(crate) mod memory;

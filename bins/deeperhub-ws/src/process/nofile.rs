@@ -1,14 +1,14 @@
-//! The limit of open files: each connection is one.
+//! Limit of open files; each connection is one.
 
-/// Files that are open besides connections: standard streams, listeners, connections that are told why there is no
-/// place for them.
+/// Open files besides connections: standard streams, listeners, and connections that are being
+/// refused.
 const RESERVED_FILES: u64 = 320;
 
-/// Raises this process's limit of open files as far as `max_connections`, `workers` and `api_connections` need it.
+/// Raises the limit of open files as far as the connections and workers need it.
 ///
 /// # Errors
 ///
-/// A sentence for the operator when the limit stays too low; fewer connections than allowed will fit.
+/// A sentence for the operator if the limit stays too low; fewer connections than allowed fit.
 pub(crate) fn raise(max_connections: usize, workers: usize, api_connections: usize) -> Result<(), String> {
     let needed = needed(max_connections, workers).saturating_add(api_connections as u64);
     let (soft, hard) = rlimit::Resource::NOFILE
@@ -29,7 +29,7 @@ pub(crate) fn raise(max_connections: usize, workers: usize, api_connections: usi
 }
 
 fn needed(max_connections: usize, workers: usize) -> u64 {
-    // A runtime's poller, its waker and a copy of it, and an io_uring, for each worker.
+    // Each worker has a poller, its waker and a copy of it, and an io_uring.
     let workers = u64::try_from(workers).unwrap_or(u64::MAX).saturating_mul(5);
     u64::try_from(max_connections).unwrap_or(u64::MAX).saturating_add(workers).saturating_add(RESERVED_FILES)
 }

@@ -1,4 +1,4 @@
-//! The signals that a server listens to.
+//! Signals that a server handles.
 
 use std::convert::Infallible;
 use std::io;
@@ -21,7 +21,7 @@ pub(crate) struct Signals {
 ///
 /// # Errors
 ///
-/// The system does not let this process handle them.
+/// The system refuses the handlers.
 pub(crate) fn listen() -> io::Result<Signals> {
     Ok(Signals {
         stops: StopSignals {
@@ -36,7 +36,7 @@ pub(crate) fn listen() -> io::Result<Signals> {
     })
 }
 
-/// SIGTERM and SIGINT: they end the server.
+/// SIGTERM and SIGINT, which stop the server.
 #[derive(Debug)]
 pub(crate) struct StopSignals {
     terminate: Signal,
@@ -44,7 +44,7 @@ pub(crate) struct StopSignals {
 }
 
 impl StopSignals {
-    /// Waits for one, and names it. Cancel-safe.
+    /// Waits for a signal and returns its name. Cancel-safe.
     pub(crate) async fn recv(&mut self) -> &'static str {
         tokio::select! {
             Some(()) = self.terminate.recv() => "SIGTERM",
@@ -54,12 +54,12 @@ impl StopSignals {
     }
 }
 
-/// SIGHUP: files are to be read again.
+/// SIGHUP, which reloads files.
 #[derive(Debug)]
 pub(crate) struct ReloadSignals(Signal);
 
 impl ReloadSignals {
-    /// Waits for one. Cancel-safe.
+    /// Waits for a signal. Cancel-safe.
     pub(crate) async fn recv(&mut self) {
         if self.0.recv().await.is_none() {
             std::future::pending().await
@@ -76,7 +76,7 @@ pub(crate) struct IgnoredSignals {
 }
 
 impl IgnoredSignals {
-    /// Logs that these signals have no effect.
+    /// Logs each of these signals.
     pub(crate) async fn log(mut self) -> Infallible {
         loop {
             let signal = tokio::select! {
@@ -84,7 +84,7 @@ impl IgnoredSignals {
                 Some(()) = self.two.recv() => "SIGUSR2",
                 else => return std::future::pending().await,
             };
-            info!(signal, "The signal has no effect.");
+            info!(signal, "Signal ignored");
         }
     }
 }

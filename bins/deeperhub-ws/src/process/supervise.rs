@@ -17,7 +17,7 @@ static RESTARTS: AtomicI64 = AtomicI64::new(0);
 /// Gauge of task restarts after a panic.
 pub(crate) const GAUGE: OwnGauge = OwnGauge {
     name: "deeperhub_task_restarts",
-    help: "Restarts of tasks of the process that died",
+    help: "Restarts of tasks after a panic",
     unit: Unit::None,
     read: || RESTARTS.load(Ordering::Relaxed),
 };

@@ -1,4 +1,4 @@
-//! Keys for tokens: from the files that settings name to an authenticator, and again when the files change.
+//! Keys for tokens: reads their files and reloads them when they change.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::reload::Reloader;
 
-/// Where keys come from, and what else a token must say.
+/// Files of the keys, and further requirements for tokens.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AuthSources {
     pub(crate) secret_file: Option<PathBuf>,
@@ -37,7 +37,7 @@ impl AuthSources {
         told.collect()
     }
 
-    /// Reads the files, now.
+    /// Reads the files.
     pub(crate) fn load(&self) -> Result<Authenticator, AuthError> {
         let keys = Keys::load(self.secret_file.as_deref(), self.jwks_file.as_deref())?;
         let mut config = keys.into_config();
@@ -49,7 +49,7 @@ impl AuthSources {
     }
 }
 
-/// Why there is no authenticator.
+/// Error of the key files.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AuthError {
     #[error(transparent)]
@@ -59,7 +59,7 @@ pub(crate) enum AuthError {
 }
 
 impl AuthError {
-    /// What is wrong, for whoever is told the file's name anyway.
+    /// Returns the reason without the file name, which the caller adds.
     pub(crate) fn reason(&self) -> String {
         match self {
             Self::Files(KeysError::File(error)) => format!("it cannot be read: {}", error.error),
@@ -71,7 +71,7 @@ impl AuthError {
     }
 }
 
-/// Keys that were read, and what is needed to read them again.
+/// The keys in use, and what is needed to reload them.
 #[derive(Debug)]
 pub(crate) struct Auth {
     pub(crate) authenticator: Arc<Reloadable>,
@@ -80,20 +80,20 @@ pub(crate) struct Auth {
 }
 
 impl Auth {
-    /// Reads the files for the first time.
+    /// Reads the files and keeps their state for reloads.
     pub(crate) fn load(sources: AuthSources) -> Result<Self, AuthError> {
         let read = Stamp::of(sources.files());
         let authenticator = Arc::new(Reloadable::new(sources.load()?));
         Ok(Self { authenticator, sources, read })
     }
 
-    /// What an operator should know of the keys.
+    /// Returns advice about the keys for the operator.
     pub(crate) fn advice(&self) -> Vec<String> {
         self.sources.advice(&self.authenticator.current())
     }
 
-    /// Reads the files again on SIGHUP and when they change. Connections stay as they are: what they may do was said
-    /// by a token that was good then, until it expires.
+    /// Reloads the files on SIGHUP and when they change. Open connections keep their grants until
+    /// their tokens expire.
     pub(crate) fn watch(&self, reloader: &mut Reloader) {
         let (sources, authenticator) = (self.sources.clone(), Arc::clone(&self.authenticator));
         let paths = sources.files().map(Path::to_owned).collect();

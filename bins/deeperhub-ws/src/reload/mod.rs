@@ -1,4 +1,4 @@
-//! What is read again while the server runs: on SIGHUP, and when files change.
+//! Reloads settings, keys and certificates on SIGHUP and when their files change.
 
 pub(crate) mod keys;
 pub(crate) mod settings;
@@ -17,36 +17,37 @@ use tracing::{error, info, warn};
 use crate::exit::with_causes;
 use crate::process::signals::ReloadSignals;
 
-/// Between two looks at the files. A change is acted on when two looks in a row saw the same, so that a certificate
-/// and its key, written one after the other, are read together: 4 to 6 seconds after the last write.
+/// Interval between two polls of the files. A reload follows when two polls in a row see the same
+/// change, 4 to 6 seconds after the last write. A certificate and its key, written one after the
+/// other, are thus read together.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often a change is waited out that goes on and on.
+/// Maximum number of polls that a reload waits while the files keep changing.
 const MAX_UNSTABLE_POLLS: u32 = 2;
 
 /// Maximum time that one reload delays the others. Its file may be on a lost disk, or be a pipe
 /// without a writer.
 const SLOW_RELOAD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reads again and puts what was read in place of what was before. When it fails, the old must stay.
+/// Reads the files and replaces the values in use. On an error, the previous values must stay.
 type Reload = Box<dyn FnMut() -> Result<(), Box<dyn Error>> + Send>;
 
-/// One thing that can be read again.
+/// Something that can be reloaded.
 struct ReloadSource {
-    /// What it is, for the log: `TLS certificate`.
+    /// Its name in the log, such as `TLS certificate`.
     what: &'static str,
-    /// Files to look at. With none, it is read again on SIGHUP only.
+    /// Files to poll. Without any, it reloads on SIGHUP only.
     paths: Vec<PathBuf>,
-    /// What the files looked like when they were read last.
+    /// State of the files when they were last read.
     read: Stamp,
-    /// What they looked like at the last look, when that was something else.
+    /// State of the files at the last poll, if it differs from `read`.
     last_polled: Option<Stamp>,
     unstable_polls: u32,
     reload: Reload,
 }
 
 impl ReloadSource {
-    /// Whether the files changed since they were read and are at rest now.
+    /// Returns `true` if the files changed since they were read and no longer change.
     fn is_due(&mut self) -> bool {
         let now = Stamp::of(&self.paths);
         if now == self.read {
@@ -70,7 +71,7 @@ impl ReloadSource {
     }
 
     fn reload(&mut self, why: &'static str) {
-        // Taken before reading: a change under way is then seen as one more.
+        // Taken before reading, so that a concurrent change counts as another change.
         self.read = Stamp::of(&self.paths);
         self.last_polled = None;
         self.unstable_polls = 0;
@@ -78,23 +79,23 @@ impl ReloadSource {
         let reload = || (self.reload)();
         let reloaded = catch_unwind(AssertUnwindSafe(reload)).unwrap_or_else(|_| Err("it panicked".into()));
         match reloaded {
-            Ok(()) => info!(what = self.what, why, "Read again."),
+            Ok(()) => info!(what = self.what, why, "Reloaded"),
             Err(error) => {
                 let error = with_causes(error.as_ref());
-                error!(what = self.what, why, error, "Cannot be read again; what was read before stays.");
+                error!(what = self.what, why, error, "Reload failed; previous values stay in effect");
             }
         }
     }
 }
 
-/// Everything that is read again, in the order in which it was added.
+/// Everything that can be reloaded, in the order of reloading.
 #[derive(Default)]
 pub(crate) struct Reloader(Vec<ReloadSource>);
 
 impl Reloader {
-    /// Adds something. `read` is what the files looked like right before they were read for the first time; `reload`
-    /// is called on SIGHUP and after they changed. It may block: it runs on a thread of its own. It logs warnings
-    /// itself, and returns an error when the old stays.
+    /// Adds a source. `read` is the state of the files right before they were first read. `reload`
+    /// is called on SIGHUP and after the files changed. It may block, as it runs on a blocking
+    /// thread. It logs its own warnings, and returns an error if the previous values stay.
     pub(crate) fn watch(
         &mut self,
         what: &'static str,
@@ -112,18 +113,18 @@ impl Reloader {
         });
     }
 
-    /// Watches until the future is dropped. A reload that blocks delays only itself.
+    /// Runs reloads until the future is dropped. A reload that blocks delays only itself.
     pub(crate) async fn run(self, mut signals: ReloadSignals) -> Infallible {
         let mut workers: Vec<_> = self.0.into_iter().map(ReloadWorker::new).collect();
         loop {
             // Both are cancel-safe.
-            let looks = workers.iter().any(ReloadWorker::needs_polling);
+            let polls = workers.iter().any(ReloadWorker::needs_polling);
             let asked = tokio::select! {
                 () = signals.recv() => true,
-                () = tokio::time::sleep(POLL_INTERVAL), if looks => false,
+                () = tokio::time::sleep(POLL_INTERVAL), if polls => false,
             };
             if asked && workers.is_empty() {
-                info!("SIGHUP came, and nothing is configured that could be read again.");
+                info!("Nothing to reload on SIGHUP");
             }
             for worker in &mut workers {
                 worker.poll(asked).await;
@@ -174,7 +175,7 @@ impl ReloadWorker {
                 });
                 self.wait(reading, SLOW_RELOAD_TIMEOUT).await;
                 if matches!(self.state, WorkerState::Reading(_)) {
-                    warn!(what = self.what, "Reading again takes long; it goes on, and so does the server.");
+                    warn!(what = self.what, "Slow reload continues in the background");
                 }
             }
             other => self.state = other,
@@ -186,7 +187,7 @@ impl ReloadWorker {
         if let WorkerState::Reading(reading) = std::mem::replace(&mut self.state, WorkerState::Failed) {
             self.wait(reading, Duration::ZERO).await;
             if matches!(self.state, WorkerState::Idle(_)) {
-                info!(what = self.what, "Slow reload finished.");
+                info!(what = self.what, "Slow reload finished");
             }
         }
     }
@@ -195,7 +196,7 @@ impl ReloadWorker {
         self.state = match tokio::time::timeout(time, &mut reading).await {
             Ok(Ok(source)) => WorkerState::Idle(source),
             Ok(Err(error)) => {
-                warn!(what = self.what, %error, "Reload task failed; reload disabled until restart.");
+                warn!(what = self.what, %error, "Reload task failed; disabled until restart");
                 self.has_files = false;
                 WorkerState::Failed
             }
@@ -212,7 +213,7 @@ mod tests {
 
     use super::*;
 
-    /// A file, and how often it was read again.
+    /// A file and the number of its reloads.
     struct Fixture {
         path: PathBuf,
         reads: Arc<AtomicUsize>,

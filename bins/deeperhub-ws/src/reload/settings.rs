@@ -1,4 +1,4 @@
-//! Settings that are read again while the server runs: what can change takes effect, and what cannot is told.
+//! Reloads settings: applies those that can change at run time and logs those that need a restart.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::config::resolve::resolve;
 use crate::log::Level;
 use crate::process::nofile;
 
-/// The settings that take effect without a restart.
+/// Settings that take effect without a restart.
 pub(crate) const RELOADABLE_KEYS: &[&str] = &[
     "api_key",
     "max_batch_calls",
@@ -46,11 +46,11 @@ pub(crate) const RELOADABLE_KEYS: &[&str] = &[
     "log_level",
 ];
 
-/// What a server runs with, and what takes another configuration.
+/// The settings in use, and the parts that take new ones.
 pub(crate) struct SettingsReload {
-    /// As typed when the program was started.
+    /// Flags of the command line.
     pub(crate) flags: Vec<ArgMatches>,
-    /// What is in effect.
+    /// Settings in effect.
     pub(crate) running: Vec<EffectiveSetting>,
     pub(crate) api_key: Option<Arc<Secret>>,
     pub(crate) node: NodeHandle,
@@ -58,17 +58,17 @@ pub(crate) struct SettingsReload {
     pub(crate) level: Level,
 }
 
-/// Why settings were not read again.
+/// Errors of a reload.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 struct ConfigErrors(Vec<ConfigError>);
 
 impl SettingsReload {
-    /// Reads file and environment again and puts what can change in place.
+    /// Reads file and environment and applies the settings that can change.
     ///
     /// # Errors
     ///
-    /// Something is wrong with the settings: nothing has changed.
+    /// The settings are invalid; nothing has changed.
     pub(crate) fn reload(&mut self) -> Result<(), Box<dyn Error>> {
         let settings =
             Layers::read(self.flags.iter(), std::env::vars_os()).and_then(resolve).map_err(ConfigErrors)?;
@@ -76,7 +76,7 @@ impl SettingsReload {
             warn!("{warning}");
         }
         self.apply(&settings);
-        self.tell(settings);
+        self.log_changes(settings);
         Ok(())
     }
 
@@ -96,14 +96,14 @@ impl SettingsReload {
         self.level.set(settings.log.level);
     }
 
-    /// Says what changed, and what would have but cannot.
-    fn tell(&mut self, settings: Settings) {
+    /// Logs each changed setting, and whether it needs a restart.
+    fn log_changes(&mut self, settings: Settings) {
         let api_key = settings.api.and_then(|api| api.config.api_key);
         let key_changed =
             self.api_key.as_ref().map(|key| key.expose()) != api_key.as_ref().map(|key| key.expose());
         for (running, read) in self.running.iter_mut().zip(settings.effective) {
             let key = read.key;
-            // A secret shows as the same text whatever it is.
+            // Secrets are masked, so their texts are equal.
             let changed = if key == "api_key" { key_changed } else { running.toml != read.toml };
             if !changed {
                 continue;
@@ -111,13 +111,10 @@ impl SettingsReload {
             let effective = |toml: Option<&'_ str>| toml.map(|text| display(text.to_owned()));
             let (from, to) = (effective(running.toml.as_deref()), effective(read.toml.as_deref()));
             if RELOADABLE_KEYS.contains(&key) && (self.api.is_some() || key != "api_key") {
-                info!(setting = key, from, to, "A setting has changed.");
+                info!(setting = key, from, to, "Setting changed");
                 *running = read;
             } else {
-                warn!(
-                    setting = key,
-                    from, to, "A setting has changed that takes effect at the next start only."
-                );
+                warn!(setting = key, from, to, "Setting changed; restart required");
             }
         }
         if self.api.is_some() {
@@ -132,10 +129,10 @@ mod tests {
     use crate::config::options::Options;
 
     #[test]
-    fn what_is_live_is_a_setting() {
+    fn reloadable_keys_are_settings() {
         let keys = Options::keys();
-        for live in RELOADABLE_KEYS {
-            assert!(keys.iter().any(|key| key == live), "{live}");
+        for reloadable in RELOADABLE_KEYS {
+            assert!(keys.iter().any(|key| key == reloadable), "{reloadable}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! TLS towards clients: its files, read at the start and again when they change.
+//! TLS towards clients: reads its files and reloads them when they change.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::exit::with_causes;
 use crate::reload::Reloader;
 
-/// The files as they were given.
+/// The TLS options as given.
 #[derive(Debug)]
 pub(crate) struct TlsFileOptions {
     pub(crate) cert: Option<PathBuf>,
@@ -22,11 +22,11 @@ pub(crate) struct TlsFileOptions {
 }
 
 impl TlsFileOptions {
-    /// What they are together: nothing, or all that TLS needs.
+    /// Returns the paths that TLS needs; `None` if TLS is off.
     ///
     /// # Errors
     ///
-    /// The setting that was given, and the one that it needs as well.
+    /// The setting that is given, and the missing one that it needs.
     pub(crate) fn into_paths(self) -> Result<Option<TlsPaths>, (&'static str, &'static str)> {
         match self {
             Self { client_ca: None, client_auth: Some(_), .. } => Err(("tls_client_auth", "tls_client_ca")),
@@ -41,7 +41,7 @@ impl TlsFileOptions {
     }
 }
 
-/// The files of TLS.
+/// Paths of the TLS files.
 #[derive(Debug, Clone)]
 pub(crate) struct TlsPaths {
     cert: PathBuf,
@@ -55,7 +55,7 @@ impl TlsPaths {
         [&self.cert, &self.key].into_iter().chain(&self.client_ca).cloned().collect()
     }
 
-    /// Reads them, now.
+    /// Reads the files.
     fn read(&self) -> Result<Server, TlsError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let mut config = Config::load(&self.cert, &self.key, self.client_ca.as_deref())?;
@@ -64,28 +64,28 @@ impl TlsPaths {
     }
 }
 
-/// TLS that is on.
+/// TLS in use.
 #[derive(Debug)]
 pub(crate) struct Tls {
     paths: TlsPaths,
-    /// What the files looked like before they were read.
+    /// State of the files before they were read.
     stamp: Stamp,
-    /// What connections are made with.
+    /// Certificate and verifier of new connections.
     pub(crate) current: Arc<Reloadable>,
 }
 
-/// What is wrong with the files.
+/// Error of a TLS file.
 #[derive(Debug)]
 pub(crate) struct TlsFileError {
-    /// The setting at fault.
+    /// Setting that names the file.
     pub(crate) key: &'static str,
     pub(crate) path: PathBuf,
-    /// What is wrong with the file, and what would be right.
+    /// The error, and what is expected.
     pub(crate) problem: String,
 }
 
 impl Tls {
-    /// Reads the files; beside TLS come warnings about the certificate.
+    /// Reads the files. Also returns warnings about the certificate.
     pub(crate) fn load(paths: TlsPaths) -> Result<(Self, Vec<String>), TlsFileError> {
         let stamp = Stamp::of(paths.all());
         let server = paths.read().map_err(|error| TlsFileError::new(&paths, &error))?;
@@ -98,7 +98,7 @@ impl Tls {
         self.paths.client_ca.as_ref().map(|_| self.paths.client_auth)
     }
 
-    /// Has the files read again when they change.
+    /// Reloads the files on SIGHUP and when they change.
     pub(crate) fn watch(&self, reloader: &mut Reloader) {
         let (paths, current) = (self.paths.clone(), Arc::clone(&self.current));
         reloader.watch("TLS certificate", paths.all(), self.stamp.clone(), move || {
@@ -106,7 +106,7 @@ impl Tls {
             for warning in &server.warnings {
                 warn!("{warning}");
             }
-            info!(ends = server.ends, "New connections get the TLS files as they are now.");
+            info!(ends = server.ends, "TLS certificate replaced");
             current.replace(server);
             Ok(())
         });

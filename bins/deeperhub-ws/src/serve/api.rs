@@ -1,4 +1,4 @@
-//! The server API as a task beside the node.
+//! The server API as a task on the control runtime.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ pub(super) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAd
     })
 }
 
-/// The server API while it runs.
+/// The running server API.
 pub(super) struct ApiTask {
     pub(super) address: SocketAddr,
     pub(super) config: SharedApiConfig,
@@ -50,7 +50,7 @@ impl ApiTask {
         Self { address, config, task, running }
     }
 
-    /// Waits for a failure of what should not end by itself.
+    /// Waits until the API ends by itself, which is an error.
     pub(super) async fn failed(api: &mut Option<Self>) -> ServeError {
         match api {
             None => std::future::pending().await,
@@ -58,7 +58,7 @@ impl ApiTask {
                 let ended = (&mut running.task).await;
                 *api = None;
                 let error = match ended {
-                    Ok(Ok(())) => io::Error::other("it ended by itself"),
+                    Ok(Ok(())) => io::Error::other("it ended unexpectedly"),
                     Ok(Err(error)) => error,
                     Err(error) => io::Error::other(error),
                 };
@@ -67,19 +67,19 @@ impl ApiTask {
         }
     }
 
-    /// Lets calls under way end.
+    /// Lets running calls finish.
     pub(super) async fn stop(self) {
         drop(self.running);
         match self.task.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "The server API failed while it ended."),
-            Err(error) => warn!(%error, "The server API failed while it ended."),
+            Ok(Err(error)) => warn!(%error, "Server API failed during shutdown"),
+            Err(error) => warn!(%error, "Server API failed during shutdown"),
         }
     }
 }
 
-/// Where the page to try the hub connects to; `None` where clients come by an address that this machine has but does
-/// not know, so that the page must guess.
+/// Returns the URL that the console page connects to. `None` if clients connect to all interfaces;
+/// the page then guesses the address.
 fn websocket_url(scheme: &str, clients: SocketAddr, paths: &[String]) -> Option<String> {
     let path = paths.first().map_or("/", String::as_str);
     (!clients.ip().is_unspecified()).then(|| format!("{scheme}://{clients}{path}"))

@@ -1,4 +1,4 @@
-//! Why a server could not start or go on, for the operator.
+//! Errors that end a server, for the operator.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,36 +7,36 @@ use deeperhub_args::Address;
 
 use crate::exit::with_causes;
 
-/// What ended the program with exit code 1.
+/// Error that ends the program with exit code 1.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
-    /// An address cannot be listened on.
+    /// An address cannot be bound.
     #[error("cannot listen on {address} for {purpose}: {}", listen_advice(source, flag))]
     Listen {
         address: SocketAddr,
         purpose: &'static str,
-        /// The flag that chooses another.
+        /// Flag that sets the address.
         flag: &'static str,
         source: io::Error,
     },
 
-    /// A host name that no address is known for.
-    #[error("cannot find {address}: {source}")]
+    /// A host name that cannot be resolved.
+    #[error("cannot resolve {address}: {source}")]
     Lookup { address: Address, source: io::Error },
 
-    /// Another node of the cluster has the name.
+    /// Another node of the cluster has the same ID.
     #[error("{0} (--node-id, DEEPERHUB_NODE_ID or node_id)")]
     NodeIdTaken(deeperhub_node::NodeIdTaken),
 
-    /// The node did not start, for another reason.
+    /// The node did not start for another reason.
     #[error("{}", with_causes(.0))]
     Node(deeperhub_node::StartError),
 
     /// A panic; the log shows its location.
-    #[error("the server failed by a fault of its own; the log says where")]
+    #[error("the server panicked; the log has the location")]
     Panic,
 
-    /// Something that the system should have given.
+    /// The system refused a resource.
     #[error("{what}: {source}")]
     System { what: &'static str, source: io::Error },
 }
@@ -51,14 +51,14 @@ fn listen_advice(error: &io::Error, flag: &str) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
             format!(
-                "the port is taken, perhaps by another server; choose another with {flag} (port 0: any free one)"
+                "the port is in use, perhaps by another server; choose another with {flag} (0 picks a free one)"
             )
         }
         io::ErrorKind::PermissionDenied => {
-            format!("this user may not listen there; choose a port from 1024 up with {flag}")
+            format!("permission denied; choose a port from 1024 up with {flag}")
         }
         io::ErrorKind::AddrNotAvailable => {
-            format!("it is no address of this machine ({error})")
+            format!("not an address of this machine ({error})")
         }
         _ => error.to_string(),
     }
@@ -78,8 +78,8 @@ mod tests {
         };
         assert_eq!(
             failure.to_string(),
-            "cannot listen on 127.0.0.1:8080 for clients: the port is taken, perhaps by another server; choose \
-             another with --port (port 0: any free one)"
+            "cannot listen on 127.0.0.1:8080 for clients: the port is in use, perhaps by another server; choose \
+             another with --port (0 picks a free one)"
         );
     }
 }

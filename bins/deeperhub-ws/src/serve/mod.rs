@@ -1,4 +1,4 @@
-//! Serving: from settings to a node that runs, until a signal comes.
+//! Serves clients: from settings to a running node, until a signal arrives.
 
 mod api;
 pub(crate) mod error;
@@ -41,7 +41,7 @@ use crate::reload::settings::SettingsReload;
 /// Shutdown timeout for blocking tasks, such as name look-ups or files on a lost disk.
 const BLOCKING_TASKS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a collector is given to take what is left at the end.
+/// Timeout for the last export to a collector.
 const TELEMETRY_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeout for flushing the last log lines to standard error.
@@ -65,16 +65,16 @@ impl Control {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|error| ServeError::system("cannot make a runtime", error))?;
+            .map_err(|error| ServeError::system("cannot create a runtime", error))?;
         let signals = {
             let _context = runtime.enter();
-            signals::listen().map_err(|error| ServeError::system("cannot listen to signals", error))?
+            signals::listen().map_err(|error| ServeError::system("cannot handle signals", error))?
         };
         Ok(Self { runtime, signals })
     }
 }
 
-/// Reason that the server did not start or stopped.
+/// Error that kept the server from starting or stopped it.
 #[derive(Debug)]
 enum RunError {
     Config(Vec<ConfigError>),
@@ -151,17 +151,17 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     }
     let config = telemetry_settings(&settings);
     let (address, api) = (settings.address.clone(), settings.api.as_ref().map(|api| api.address.clone()));
-    let prepare = move || Preflight::new(&address, api.as_ref(), config);
-    let Some(preflight_result) = unless_stopped(&mut stops, prepare).await? else {
-        info!("Stopped during the start.");
+    let check = move || Preflight::new(&address, api.as_ref(), config);
+    let Some(preflight) = unless_stopped(&mut stops, check).await? else {
+        info!("Stopped during start");
         return Ok(());
     };
-    let Preflight { clients, api, telemetry, warnings } = preflight_result?;
+    let Preflight { clients, api, telemetry, warnings } = preflight?;
     for warning in &warnings {
         warn!("{warning}");
     }
 
-    // The API's port first: when it is taken, no client must have been let in.
+    // The API's port comes first: if it is taken, no client may have connected.
     let api_socket = match api {
         Some(api) => Some(api::listen(api).await?),
         None => None,
@@ -172,12 +172,12 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     settings.node.numbers = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
     settings.node.numbers.push(counter(
         "deeperhub_log_lines_lost_total",
-        "Lines of the log that were dropped, as standard error was not read in time",
+        "Log lines dropped because standard error was too slow",
         lost_lines,
     ));
     settings.node.numbers.push(counter(
         "deeperhub_exporter_panics_total",
-        "Panics of the tasks that export spans and metrics, which go on",
+        "Panics of the tasks that export spans and metrics",
         telemetry.panics(),
     ));
     let node = match start_node(clients, &settings, &mut stops).await? {
@@ -187,7 +187,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
                 node.drain(settings.drain_timeout).await;
                 node.stop().await;
             }
-            info!("Stopped during the start.");
+            info!("Stopped during start");
             return Ok(());
         }
     };
@@ -210,7 +210,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
 
     print_start_line(start_line(&settings, &clients, api_address).to_string()).await;
     for address in &clients {
-        info!(clients = %address, api = api_address.map(tracing::field::display), "Serving.");
+        info!(clients = %address, api = api_address.map(tracing::field::display), "Server started");
     }
 
     let (result, ended) = {
@@ -218,12 +218,12 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
         while_watching(serving, reloader, reload_signals, ignored, memory).await
     };
     if ended == Shutdown::Graceful {
-        // The node closed the bus, so this ends after what waits there; an error is a panic that was told.
+        // Ends after the queued events, as the node closed the bus. An error is a logged panic.
         let _ = event_log.await;
-        // The last, as everything before it may record.
+        // Last, because everything before it may record spans.
         telemetry.stop(TELEMETRY_FLUSH_TIMEOUT).await;
     }
-    info!("Stopped.");
+    info!("Server stopped");
     Ok(result?)
 }
 
@@ -231,21 +231,22 @@ fn counter(name: &'static str, help: &'static str, counter: SharedCounter) -> Ow
     OwnNumber::new(name, help, Unit::None, NumberKind::Counter, move || counter.value())
 }
 
-/// To standard output, for people and for programs that wait for the ports; that nobody reads it is no fault.
+/// Prints the start line to standard output, for people and for programs that wait for the ports.
+/// A closed pipe is no error.
 async fn print_start_line(line: String) {
     let write = tokio::task::spawn_blocking(move || {
         let mut out = io::stdout().lock();
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     });
     if tokio::time::timeout(START_LINE_TIMEOUT, write).await.is_err() {
-        warn!("Standard output blocked; continuing without the start line.");
+        warn!("Standard output blocked; start line skipped");
     }
 }
 
-/// What is read again on SIGHUP and when files change.
+/// Collects everything that reloads on SIGHUP or when files change.
 fn new_reloader(settings: &Settings, mut live: SettingsReload) -> Reloader {
     let mut reloader = Reloader::default();
-    // On SIGHUP only: whoever edits a file of many settings says when it is ready.
+    // On SIGHUP only, because a half-edited settings file must not take effect.
     reloader.watch("settings", Vec::new(), Stamp::default(), move || live.reload());
     if let Some(auth) = &settings.auth {
         auth.watch(&mut reloader);
@@ -256,7 +257,7 @@ fn new_reloader(settings: &Settings, mut live: SettingsReload) -> Reloader {
     reloader
 }
 
-/// Reads again what is to be read again, and looks at the memory, for as long as `serving` lasts.
+/// Runs reloads and the memory watch while `serving` runs.
 async fn while_watching<T>(
     serving: impl Future<Output = T>,
     reloader: Reloader,
@@ -272,16 +273,16 @@ async fn while_watching<T>(
     }
 }
 
-/// How the end went.
+/// Kind of shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shutdown {
-    /// One after the other.
+    /// All parts ended in order.
     Graceful,
-    /// A second signal came: what runs is dropped.
+    /// A second signal arrived: running parts are dropped.
     Immediate,
 }
 
-/// Waits for a signal, then drains and ends everything in the order in which one needs the other.
+/// Waits for a signal or a failure, then drains and ends all parts in the order of their dependencies.
 async fn serve_until_stopped(
     node: Node,
     mut api: Option<ApiTask>,
@@ -291,13 +292,13 @@ async fn serve_until_stopped(
     let mut result = Ok(());
     let handle = node.handle();
     tokio::select! {
-        signal = stops.recv() => info!(signal, ?drain_timeout, "Stopping; clients are told to come back later."),
+        signal = stops.recv() => info!(signal, ?drain_timeout, "Draining connections"),
         taken = handle.failed() => {
-            error!(%taken, "Stopping.");
+            error!(%taken, "Node ID taken; draining");
             result = Err(ServeError::NodeIdTaken(taken));
         }
         error = ApiTask::failed(&mut api) => {
-            error!(%error, "Stopping, as there is no server API any more.");
+            error!(%error, "Server API failed; draining");
             result = Err(error);
         }
     }
@@ -311,7 +312,7 @@ async fn serve_until_stopped(
     let ended = tokio::select! {
         () = end => Shutdown::Graceful,
         signal = stops.recv() => {
-            warn!(signal, "A second signal came; nothing is waited for any more.");
+            warn!(signal, "Second signal; exiting at once");
             Shutdown::Immediate
         }
     };

@@ -1,4 +1,4 @@
-//! What a start needs before clients connect: addresses and exporters.
+//! Checks before a start: resolves addresses and sets up exporters.
 
 use std::net::SocketAddr;
 

@@ -37,7 +37,7 @@ pub(super) async fn start_node(
     let (ended, is_stopped) = match ended {
         Ok(ended) => (ended, false),
         Err(signal) => {
-            info!(signal, "Stopping during the start.");
+            info!(signal, "Stop requested during start");
             match tokio::time::timeout(START_ABORT_TIMEOUT, starting).await {
                 Ok(ended) => (ended, true),
                 Err(_) => return Ok(Started::Stopped(None)),

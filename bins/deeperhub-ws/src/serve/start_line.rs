@@ -1,4 +1,4 @@
-//! The line that a server prints for people when it is ready to serve.
+//! The line that a server prints to standard output when it is ready.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use crate::config::effective::Settings;
 use crate::reload::tls::Tls;
 use deeperhub_args::Time;
 
-/// The addresses with the ports they really got, TLS, the limits and the version, in one line.
+/// Returns one line with the bound addresses, TLS, the limits and the version.
 pub(crate) fn start_line(
     settings: &Settings,
     clients: &[SocketAddr],
@@ -60,7 +60,7 @@ pub(crate) fn start_line(
     })
 }
 
-/// `64 KiB`: the largest unit that is exact.
+/// Formats a size in the largest exact unit: `64 KiB`.
 fn bytes(count: usize) -> impl fmt::Display {
     fmt::from_fn(move |f| match count {
         mebi if mebi % (1 << 20) == 0 => write!(f, "{} MiB", mebi >> 20),

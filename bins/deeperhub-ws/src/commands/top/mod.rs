@@ -24,7 +24,7 @@ use crate::process::signals::{self, Signals};
 use deeperhub_args::Time;
 use tokio::runtime::Runtime;
 
-/// How often keys are looked for.
+/// Maximum wait for a response before keys are read.
 const KEY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `top`.
@@ -43,14 +43,14 @@ fn interval(text: &str) -> Result<Time, String> {
     Ok(time)
 }
 
-/// What the screen's thread is told.
+/// Message to the thread that draws the screen.
 enum TopEvent {
     Answer(Box<Result<Sample, ApiError>>),
-    /// A signal asks for the end.
+    /// A signal asked `top` to exit.
     End,
 }
 
-/// Watches until `q` is pressed. `options` name the server API and its key.
+/// Watches the server API of `options` until `q` is pressed.
 pub(crate) fn run(options: ApiOptions, top: &TopArgs) -> ExitCode {
     match watch(options, top.interval.0) {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,34 +67,35 @@ fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
     let client = ApiClient::new(address, options.api_key);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot create a runtime: {error}"))?;
-    // Before the screen changes, so that what is wrong stays readable.
+    // Before the screen changes, so that an error stays readable.
     let first = runtime.block_on(Sample::request(&client)).map_err(|error| error.to_string())?;
     if !io::stdout().is_terminal() {
         return Err(
-            "standard output is no terminal; GET /v1/stats and /v1/top give the same as JSON".to_owned()
+            "standard output is not a terminal; GET /v1/stats and /v1/top return the same as JSON".to_owned()
         );
     }
     let (events, arriving) = mpsc::sync_channel(4);
-    let asking = move || {
-        // When it fails, the channel's end says on the screen that nobody asks any more.
-        let _ = ask(&runtime, &client, interval, &events);
+    let poll = move || {
+        // After an error the channel closes, which the screen shows.
+        let _ = poll_server(&runtime, &client, interval, &events);
     };
     thread::Builder::new()
         .name("top-client".to_owned())
-        .spawn(asking)
+        .spawn(poll)
         .map_err(|error| format!("cannot start a thread: {error}"))?;
 
-    // It restores the terminal on a panic, too.
+    // Restores the terminal on a panic, too.
     let mut terminal = ratatui::try_init().map_err(|error| format!("cannot use the terminal: {error}"))?;
     let mut state = State::default();
-    state.take(first);
+    state.add_sample(first);
     let ended = show(&mut terminal, &mut state, &shown, &arriving);
     let restored = ratatui::try_restore();
     ended.and(restored).map_err(|error| format!("cannot use the terminal: {error}"))
 }
 
-/// Asks every `interval` and waits for signals, until the other end is gone. It is not waited for: it holds nothing.
-fn ask(
+/// Polls the server every `interval` until a signal arrives or the receiver is gone. The thread is
+/// not joined, as it holds no resources.
+fn poll_server(
     runtime: &Runtime,
     client: &ApiClient,
     interval: Duration,
@@ -114,13 +115,13 @@ fn ask(
                 () = reload_signals.recv() => break,
             }
         }
-        // An error says that it has ended already.
+        // An error means that the screen has ended already.
         let _ = events.send(TopEvent::End);
         Ok(())
     })
 }
 
-/// Draws and reads keys until the end.
+/// Draws the screen and reads keys until one of them, or a signal, exits.
 fn show(
     terminal: &mut DefaultTerminal,
     state: &mut State,
@@ -136,22 +137,22 @@ fn show(
         match arriving.recv_timeout(KEY_POLL_INTERVAL) {
             Ok(TopEvent::Answer(answer)) => {
                 match *answer {
-                    Ok(sample) => state.take(sample),
-                    Err(error) => state.trouble = Some(trouble(&error)),
+                    Ok(sample) => state.add_sample(sample),
+                    Err(error) => state.error = Some(short_error(&error)),
                 }
                 is_stale = true;
             }
             Ok(TopEvent::End) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                state.trouble = Some("nobody asks any more".to_owned());
+                state.error = Some("polling stopped".to_owned());
                 thread::sleep(KEY_POLL_INTERVAL);
             }
         }
         while event::poll(Duration::ZERO)? {
             match event::read()? {
                 Event::Key(key) if key.kind != KeyEventKind::Release => {
-                    if !state.key(key) {
+                    if !state.on_key(key) {
                         return Ok(());
                     }
                     is_stale = true;
@@ -163,8 +164,8 @@ fn show(
     }
 }
 
-/// In a few words, for the first line of the screen.
-fn trouble(error: &ApiError) -> String {
+/// Returns the error in a few words, for the first line of the screen.
+fn short_error(error: &ApiError) -> String {
     match error {
         ApiError::Unreachable { .. } => "no answer".to_owned(),
         ApiError::Unauthorized { .. } => "the key is refused".to_owned(),

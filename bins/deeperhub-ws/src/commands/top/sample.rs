@@ -6,10 +6,10 @@ use serde::Deserialize;
 
 use crate::commands::api_client::{ApiClient, ApiError};
 
-/// Names that are asked for, of topics and of clients.
+/// Maximum number of topics and of clients that are requested.
 const MAX_NAMES: usize = 100;
 
-/// The numbers of `/v1/stats`, as far as they are shown.
+/// The part of `/v1/stats` that is shown.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Stats {
     pub(crate) node_id: String,
@@ -70,7 +70,7 @@ pub(crate) struct Process {
     pub(crate) resident_bytes: u64,
 }
 
-/// What `/v1/top` says.
+/// Response of `/v1/top`.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Busiest {
     pub(crate) window_ms: u64,
@@ -93,7 +93,7 @@ pub(crate) struct BusyClient {
     pub(crate) bytes: u64,
 }
 
-/// Both answers, and when they came.
+/// Both responses and the time of the first.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
     pub(crate) at: Instant,

@@ -1,4 +1,4 @@
-//! What is shown: the last answers, rates between them, and what keys chose.
+//! State of the screen: the last sample, rates, and the choices made with keys.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,27 +7,27 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::sample::{Sample, Stats};
 
-/// Samples whose rates are kept for the curves.
+/// Maximum number of samples in the curves.
 const MAX_HISTORY_SAMPLES: usize = 240;
 
-/// What the screen is drawn from.
+/// State of the screen.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) sample: Option<Sample>,
     pub(crate) rates: Rates,
-    /// Messages a second that came, the latest last.
+    /// Messages received per second, the latest last.
     pub(crate) received: VecDeque<u64>,
-    /// Messages a second that were sent.
+    /// Messages sent per second, the latest last.
     pub(crate) sent: VecDeque<u64>,
-    /// Why there is no newer sample.
-    pub(crate) trouble: Option<String>,
+    /// Error of the last request, if it failed.
+    pub(crate) error: Option<String>,
     pub(crate) focus: Table,
     pub(crate) sort: [Sort; 2],
     pub(crate) selected: [usize; 2],
     pub(crate) is_paused: bool,
 }
 
-/// What happened in a second, between the last two samples.
+/// Rates per second between the last two samples.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub(crate) struct Rates {
     pub(crate) received: f64,
@@ -37,7 +37,7 @@ pub(crate) struct Rates {
     pub(crate) sent_bytes: f64,
     pub(crate) accepted: f64,
     pub(crate) closed: f64,
-    /// Processor time, where one core all the time is 1.
+    /// CPU time; one busy core is 1.
     pub(crate) cpu: Option<f64>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) enum Table {
     Clients,
 }
 
-/// What a table is sorted by.
+/// Sort order of a table.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sort {
     /// As the server ranks it.
@@ -94,15 +94,15 @@ pub(crate) struct Row {
 }
 
 impl State {
-    /// Takes an answer.
-    pub(crate) fn take(&mut self, sample: Sample) {
-        self.trouble = None;
+    /// Adds a sample.
+    pub(crate) fn add_sample(&mut self, sample: Sample) {
+        self.error = None;
         if self.is_paused {
             return;
         }
         if let Some(before) = &self.sample {
             let time = sample.at.saturating_duration_since(before.at);
-            // A server that was started anew counts from zero.
+            // The counters of a restarted server start from zero.
             if before.stats.node_id == sample.stats.node_id
                 && before.stats.uptime_ms <= sample.stats.uptime_ms
             {
@@ -119,8 +119,8 @@ impl State {
         }
     }
 
-    /// Does what a key means. False: the end.
-    pub(crate) fn key(&mut self, key: KeyEvent) -> bool {
+    /// Handles a key. Returns `false` if it exits.
+    pub(crate) fn on_key(&mut self, key: KeyEvent) -> bool {
         let focus = self.focus as usize;
         let rows = self.rows(self.focus).len();
         let selected = &mut self.selected[focus];
@@ -143,7 +143,7 @@ impl State {
         true
     }
 
-    /// A table's rows in the order that was chosen.
+    /// Returns the rows of a table in the chosen order.
     pub(crate) fn rows(&self, table: Table) -> Vec<Row> {
         let Some(sample) = &self.sample else { return Vec::new() };
         let seconds = (sample.busiest.window_ms.max(1)) as f64 / 1000.0;

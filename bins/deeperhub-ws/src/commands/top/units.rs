@@ -1,8 +1,8 @@
-//! Numbers and names in few characters.
+//! Short formats of numbers and names.
 
 use std::fmt;
 
-/// A name in so many characters: what is too long loses its middle, as names differ at their ends.
+/// Shortens a name to `width` characters. Cuts out the middle, as names differ at their ends.
 pub(super) fn shortened(name: &str, width: usize) -> String {
     let length = name.chars().count();
     if length <= width {
@@ -13,37 +13,29 @@ pub(super) fn shortened(name: &str, width: usize) -> String {
     name.chars().take(start).chain(['…']).chain(name.chars().skip(length - end)).collect()
 }
 
-/// A number in few characters: `7`, `1.2k`, `45k`, `3.1M`.
+/// Formats a number: `7`, `1.2k`, `45k`, `3.1M`.
 pub(super) fn count(number: f64) -> impl fmt::Display {
-    fmt::from_fn(move |f| {
-        let (mut scaled, mut units) = (number, ["", "k", "M", "G", "T"].iter());
-        let mut unit = units.next().copied().unwrap_or_default();
-        while scaled >= 999.5
-            && let Some(next) = units.next()
-        {
-            (scaled, unit) = (scaled / 1000.0, next);
-        }
-        short(f, scaled)?;
-        f.write_str(unit)
-    })
+    scaled(number, 1000.0, ["", "k", "M", "G", "T"])
 }
 
-/// `512 B`, `1.2 KiB`, `45 MiB`.
+/// Formats a size: `512 B`, `1.2 KiB`, `45 MiB`.
 pub(super) fn bytes(number: f64) -> impl fmt::Display {
+    scaled(number, 1024.0, [" B", " KiB", " MiB", " GiB", " TiB"])
+}
+
+/// Formats a number with the first unit in which it has at most three digits.
+fn scaled(number: f64, base: f64, units: [&'static str; 5]) -> impl fmt::Display {
     fmt::from_fn(move |f| {
-        let (mut scaled, mut units) = (number, ["B", "KiB", "MiB", "GiB", "TiB"].iter());
-        let mut unit = units.next().copied().unwrap_or_default();
-        while scaled >= 999.5
-            && let Some(next) = units.next()
-        {
-            (scaled, unit) = (scaled / 1024.0, next);
+        let (mut scaled, mut unit) = (number, 0);
+        while scaled >= 999.5 && unit + 1 < units.len() {
+            (scaled, unit) = (scaled / base, unit + 1);
         }
         short(f, scaled)?;
-        write!(f, " {unit}")
+        f.write_str(units.get(unit).copied().unwrap_or_default())
     })
 }
 
-/// `0.12 ms`, `3.4 ms`, `120 ms`, `2.5 s`, from microseconds.
+/// Formats microseconds: `0.12 ms`, `3.4 ms`, `120 ms`, `2.5 s`.
 pub(super) fn milliseconds(micros: u64) -> impl fmt::Display {
     fmt::from_fn(move |f| {
         let time = micros as f64 / 1000.0;
@@ -56,12 +48,12 @@ pub(super) fn milliseconds(micros: u64) -> impl fmt::Display {
     })
 }
 
-/// With one decimal where that says something.
+/// Writes a number, with one decimal if it is small.
 fn short(f: &mut fmt::Formatter<'_>, number: f64) -> fmt::Result {
     if number == 0.0 || number >= 9.95 { write!(f, "{number:.0}") } else { write!(f, "{number:.1}") }
 }
 
-/// `3d 4h`, `4h 5m`, `5m 6s`.
+/// Formats a duration: `3d 4h`, `4h 5m`, `5m 6s`.
 pub(super) fn time(seconds: u64) -> impl fmt::Display {
     fmt::from_fn(move |f| {
         let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);

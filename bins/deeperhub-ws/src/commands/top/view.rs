@@ -1,4 +1,4 @@
-//! Draws the screen; it is complete in 80 columns and 24 lines, and more is shown where there is more room.
+//! Draws the screen. It is complete in 80 columns and 24 lines and shows more on a larger screen.
 
 use std::collections::VecDeque;
 
@@ -14,16 +14,16 @@ use super::units::{bytes, count, milliseconds, shortened, time};
 
 const KEY_HELP: &str = " q quit · ←→ table · ↑↓ scroll · s sort · p pause";
 
-/// Columns from which both tables are shown; with fewer, the chosen one.
+/// Minimum columns for both tables; a narrower screen shows the chosen one.
 const TWO_TABLES_MIN_WIDTH: u16 = 64;
 
-/// Columns of names in a table, where there is room.
+/// Minimum columns of names in a table, if there is room.
 const MIN_NAME_WIDTH: u16 = 24;
 
 /// Columns of a number in a table.
 const NUMBER_WIDTH: u16 = 6;
 
-/// Draws everything.
+/// Draws the whole screen.
 pub(crate) fn draw(state: &State, address: &str, frame: &mut Frame<'_>) {
     let [title, numbers, curves, tables, keys] = Layout::vertical([
         Constraint::Length(1),
@@ -34,7 +34,7 @@ pub(crate) fn draw(state: &State, address: &str, frame: &mut Frame<'_>) {
     ])
     .areas(frame.area());
     let Some(sample) = &state.sample else {
-        frame.render_widget(Paragraph::new(format!("Asking {address} …")), title);
+        frame.render_widget(Paragraph::new(format!("Connecting to {address} …")), title);
         return;
     };
     frame.render_widget(title_line(&sample.stats, state, address), title);
@@ -68,9 +68,9 @@ fn title_line<'a>(stats: &Stats, state: &State, address: &str) -> Line<'a> {
     if state.is_paused {
         spans.push(Span::from(" · paused").yellow().bold());
     }
-    if let Some(trouble) = &state.trouble {
+    if let Some(error) = &state.error {
         spans.push(Span::from(" · ").bold());
-        spans.push(Span::from(trouble.clone()).red().bold());
+        spans.push(Span::from(error.clone()).red().bold());
     }
     Line::from(spans)
 }
@@ -82,7 +82,7 @@ fn number_lines<'a>(stats: &Stats, rates: &Rates) -> Vec<Line<'a>> {
         (0, Some(time)) => Span::from(milliseconds(time).to_string()).green(),
         (0, None) => Span::from("off"),
         (failing, _) => {
-            Span::from(format!("{failing} of {} workers do not deliver", stats.workers)).red().bold()
+            Span::from(format!("{failing} of {} workers not delivering", stats.workers)).red().bold()
         }
     };
     let mut process = vec![label("workers "), Span::from(stats.workers.to_string())];
@@ -106,7 +106,7 @@ fn number_lines<'a>(stats: &Stats, rates: &Rates) -> Vec<Line<'a>> {
     }
     delivered.extend([label("probe "), canary]);
     if let Some(time) = stats.canary.cluster_round_trip_us {
-        process.extend([label("   probe by broker "), Span::from(milliseconds(time).to_string())]);
+        process.extend([label("   probe via broker "), Span::from(milliseconds(time).to_string())]);
     }
     let errors = format!("{}/s", count(rates.errors));
     vec![
@@ -145,7 +145,7 @@ fn number_lines<'a>(stats: &Stats, rates: &Rates) -> Vec<Line<'a>> {
 fn curve(name: &str, rate: f64, history: &VecDeque<u64>, colour: Color, frame: &mut Frame<'_>, area: Rect) {
     let block = Block::new().borders(Borders::TOP).title(format!(" {name} {}/s ", count(rate)));
     let width = usize::from(area.width);
-    // The latest stands at the right edge.
+    // The latest rate is at the right edge.
     let shown: Vec<u64> = history.iter().rev().take(width).copied().collect();
     let most = shown.iter().copied().max().unwrap_or(0).max(1);
     let curve = Sparkline::default().direction(RenderDirection::RightToLeft).data(&shown).max(most);
@@ -172,7 +172,7 @@ fn table(state: &State, table: Table, frame: &mut Frame<'_>, area: Rect) {
         let title = Line::from(title).right_aligned();
         Cell::from(if column == sort { title.underlined() } else { title })
     }));
-    // Numbers stand beside the names, however wide the screen is.
+    // Numbers are next to the names, even on a wide screen.
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let room = area.width.saturating_sub((NUMBER_WIDTH + 1) * columns.len() as u16);
     let name_width = u16::try_from(longest).unwrap_or(u16::MAX).max(MIN_NAME_WIDTH).min(room);
@@ -245,8 +245,8 @@ mod tests {
 
     fn state() -> State {
         let (mut state, start) = (State::default(), Instant::now());
-        state.take(sample(start, 100, 50));
-        state.take(sample(start, 101, 50));
+        state.add_sample(sample(start, 100, 50));
+        state.add_sample(sample(start, 101, 50));
         state
     }
 
@@ -261,7 +261,7 @@ mod tests {
             "messages in 50/s",
             "messages out 500/s",
             "publish to write p50 0.12 ms  p99 3.4 ms  p99.9 1.3 s   probe 0.24 ms",
-            "cpu 25 %   memory 10 MiB   probe by broker 1.2 ms",
+            "cpu 25 %   memory 10 MiB   probe via broker 1.2 ms",
             "sports.football",
             "1.2k",
             "n1.0-1f-5c2a",
@@ -276,7 +276,7 @@ mod tests {
         let mut state = state();
         let narrow = |state: &State| screen(state, 50, 18);
         assert!(narrow(&state).contains("busiest topics") && !narrow(&state).contains("busiest clients"));
-        state.key(KeyEvent::from(KeyCode::Right));
+        state.on_key(KeyEvent::from(KeyCode::Right));
         assert!(!narrow(&state).contains("busiest topics") && narrow(&state).contains("n1.0-1f-5c2a"));
     }
 
@@ -293,28 +293,28 @@ mod tests {
         let mut state = state();
         let first = |state: &State| state.rows(Table::Topics)[0].name.clone();
         assert_eq!(first(&state), "sports.football");
-        state.key(KeyEvent::from(KeyCode::Char('s')));
+        state.on_key(KeyEvent::from(KeyCode::Char('s')));
         assert!(first(&state).starts_with("a.topic"), "by messages");
         assert!(screen(&state, 80, 24).contains("busiest topics by messages"));
-        state.key(KeyEvent::from(KeyCode::Down));
-        state.key(KeyEvent::from(KeyCode::Down));
+        state.on_key(KeyEvent::from(KeyCode::Down));
+        state.on_key(KeyEvent::from(KeyCode::Down));
         assert_eq!(state.selected, [1, 0]);
-        state.key(KeyEvent::from(KeyCode::Right));
+        state.on_key(KeyEvent::from(KeyCode::Right));
         assert_eq!(state.focus, Table::Clients);
         for expected in ["messages", "bytes", "name", "activity"] {
-            state.key(KeyEvent::from(KeyCode::Char('s')));
+            state.on_key(KeyEvent::from(KeyCode::Char('s')));
             assert_eq!(state.sort[1].name(), expected);
         }
-        assert!(!state.key(KeyEvent::from(KeyCode::Char('q'))));
+        assert!(!state.on_key(KeyEvent::from(KeyCode::Char('q'))));
     }
 
     #[test]
     fn a_server_that_was_started_anew_has_no_negative_rates() {
         let (mut state, start) = (State::default(), Instant::now());
-        state.take(sample(start, 100, 50));
+        state.add_sample(sample(start, 100, 50));
         let mut anew = sample(start, 1, 10);
         anew.at = start + Duration::from_secs(101);
-        state.take(anew);
+        state.add_sample(anew);
         assert_eq!(state.rates, Rates::default());
     }
 }

@@ -1,7 +1,8 @@
-//! The settings as they can be typed. One field is one setting: the flag `--max-queue-bytes`, the variable
-//! `DEEPERHUB_MAX_QUEUE_BYTES` and the key `max_queue_bytes` of the file all come from the field's name, take the
-//! same values and are read by the same parser (see `layers`). What a setting means is decided in `resolve`, which
-//! takes these structs apart without `..`, so that a field added here cannot be forgotten there.
+//! The settings as they are typed, one struct per heading of the help and one field per setting.
+//! The flag `--max-queue-bytes`, the variable `DEEPERHUB_MAX_QUEUE_BYTES` and the key
+//! `max_queue_bytes` of the file come from the field's name and share a parser (see `layers`).
+//! `resolve` takes these structs apart without `..`, so that a new field cannot be forgotten there.
+//! The doc comment of a field is its help; `help` appends the default.
 
 mod api;
 mod cluster;
@@ -29,11 +30,12 @@ pub(crate) use tls::TlsOptions;
 pub(crate) use tokens::TokenOptions;
 pub(crate) use web_pages::WebPageOptions;
 
-/// 1 GiB: frames and queues are counted in 32 bits in places.
+/// Upper bound of sizes, 1 GiB: some counters of frames and queues have 32 bits.
 const MAX_BYTES: u64 = 1 << 30;
+/// Upper bound of counts.
 const MAX_COUNT: u64 = 100_000_000;
 
-/// Everything that can be set, each optional: what is absent is decided by the next layer, at last by the default.
+/// All settings. An absent one is left to the next layer, at last to the default.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -61,31 +63,31 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// A command that has nothing but these options, for reading values that do not come from the command line.
+    /// Returns a command with these options only, to parse values of the other layers.
     pub(crate) fn parser() -> Command {
         Self::augment_args(Command::new("options").no_binary_name(true).disable_help_flag(true))
     }
 
-    /// The names of all settings, in the order of the fields.
+    /// Returns the keys of all settings, in the order of the fields.
     pub(crate) fn keys() -> Vec<String> {
         Self::parser().get_arguments().map(|argument| argument.get_id().to_string()).collect()
     }
 }
 
-/// The flag of a setting.
+/// Returns the flag of a setting.
 pub(crate) fn flag(key: &str) -> String {
     format!("--{}", key.replace('_', "-"))
 }
 
-/// The environment variable of a setting.
+/// Returns the environment variable of a setting.
 pub(crate) fn variable(key: &str) -> String {
     format!("{VARIABLE_PREFIX}{}", key.to_ascii_uppercase())
 }
 
-/// Settings whose values are shown nowhere.
+/// Settings whose values are never shown.
 pub(crate) const SECRET_KEYS: &[&str] = &["api_key", "cluster"];
 
-/// What all our variables begin with.
+/// Prefix of the environment variables.
 pub(crate) const VARIABLE_PREFIX: &str = "DEEPERHUB_";
 
 #[cfg(test)]
