@@ -261,12 +261,12 @@ fn a_check_finds_what_a_start_would() {
     check_refused(
         &["config", "check", "--host", "no-such-host.invalid"],
         &[],
-        &["cannot find no-such-host.invalid:8080"],
+        &["cannot resolve no-such-host.invalid:8080"],
     );
     check_refused(
         &["config", "check", "--api-listen", "no-such-host.invalid:1", "--api-key", "k"],
         &[],
-        &["cannot find no-such-host.invalid:1"],
+        &["cannot resolve no-such-host.invalid:1"],
     );
     check_refused(&["config", "check", "--host", "::", "--port", "8081"], &[], &["127.0.0.1:8081", "--port"]);
     check_refused(&["config", "check", "--port", "8081"], &[], &["127.0.0.1:8081", "--port"]);

@@ -2,7 +2,6 @@
 //! rate-limit repeated lines.
 
 use std::fmt;
-use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -97,7 +96,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let Some(left_out) = self.rate_limit.check(event.metadata(), Instant::now()) else { return Ok(()) };
+        let Some(left_out) = self.rate_limit.check(event.metadata()) else { return Ok(()) };
         if left_out == 0 {
             return self.lines.format_event(context, writer, event);
         }
@@ -118,7 +117,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let Some(left_out) = self.rate_limit.check(event.metadata(), Instant::now()) else { return Ok(()) };
+        let Some(left_out) = self.rate_limit.check(event.metadata()) else { return Ok(()) };
         let mut timestamp = String::new();
         Clock.format_time(&mut Writer::new(&mut timestamp))?;
         let mut fields = Map::new();

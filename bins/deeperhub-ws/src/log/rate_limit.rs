@@ -1,98 +1,97 @@
-//! Which log lines are written when there are too many of a kind.
+//! Rate limit for repeated log lines.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use governor::clock::{Clock, DefaultClock};
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
 use tracing::callsite::Identifier;
 use tracing::{Level, Metadata};
 
-/// Lines of one kind that may come at once.
-const BURST_LINES: u32 = 20;
+/// Lines of one call site that may be written at once.
+const BURST_LINES: NonZeroU32 = NonZeroU32::new(20).expect("it is not 0");
 
-/// The time in which one more may come.
+/// Time after which one more line may be written.
 const REFILL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Targets that are not rate-limited. Only operators cause their lines, so a reload reports every
-/// change; or the lines report lost lines.
+/// Targets without a limit. Only operators cause their lines, so a reload logs every change; or the
+/// lines report lost lines.
 const UNLIMITED_TARGETS: [&str; 3] =
     ["deeperhub_ws::reload::settings", "deeperhub_ws::log::queue", "deeperhub_ws::reload"];
 
-/// Limits lines of level `info` and graver by the place in the program that they come from: what a client can cause, it
-/// can cause without end. (Lines of `debug` and `trace` are asked for by whoever wants to see each.)
+/// Limits lines of level `info` and above per call site, because clients can cause any number.
+/// `debug` and `trace` are unlimited, because whoever enables them wants every line.
 ///
-/// Places are as many as the program has, so the table does not grow with what happens.
+/// The table has at most one entry per call site of the program.
 #[derive(Debug, Default)]
 pub(crate) struct LogRateLimit {
-    budgets: Mutex<HashMap<Identifier, CallsiteBudget>>,
+    callsites: Mutex<HashMap<Identifier, Callsite>>,
 }
 
+/// The limit of one call site.
 #[derive(Debug)]
-struct CallsiteBudget {
-    allowed: u32,
-    since: Instant,
+struct Callsite<C: Clock = DefaultClock> {
+    limiter: RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<C::Instant>>,
+    /// Lines suppressed since the last written one.
     left_out: u64,
 }
 
 impl LogRateLimit {
-    /// How many of a line's kind were left out before it; `None`: it is to be left out too.
-    pub(crate) fn check(&self, line: &Metadata<'_>, now: Instant) -> Option<u64> {
+    /// Returns how many lines of the same call site were suppressed before this one. `None` if this
+    /// one is to be suppressed, too.
+    pub(crate) fn check(&self, line: &Metadata<'_>) -> Option<u64> {
         if *line.level() > Level::INFO || UNLIMITED_TARGETS.contains(&line.target()) {
             return Some(0);
         }
-        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
-        let budget = budgets.entry(line.callsite()).or_insert(CallsiteBudget {
-            allowed: BURST_LINES,
-            since: now,
-            left_out: 0,
-        });
-        budget.check(now)
+        let mut callsites = self.callsites.lock().unwrap_or_else(PoisonError::into_inner);
+        callsites.entry(line.callsite()).or_insert_with(|| Callsite::new(DefaultClock::default())).check()
     }
 }
 
-impl CallsiteBudget {
-    fn check(&mut self, now: Instant) -> Option<u64> {
-        let refills = now.saturating_duration_since(self.since).as_nanos() / REFILL_INTERVAL.as_nanos();
-        let refills = u32::try_from(refills).unwrap_or(u32::MAX);
-        if refills > 0 {
-            self.allowed = self.allowed.saturating_add(refills).min(BURST_LINES);
-            self.since =
-                if self.allowed == BURST_LINES { now } else { self.since + REFILL_INTERVAL * refills };
+impl<C: Clock> Callsite<C> {
+    fn new(clock: C) -> Self {
+        let quota = Quota::with_period(REFILL_INTERVAL).expect("it is not 0").allow_burst(BURST_LINES);
+        Self { limiter: RateLimiter::direct_with_clock(quota, clock), left_out: 0 }
+    }
+
+    fn check(&mut self) -> Option<u64> {
+        if self.limiter.check().is_ok() {
+            return Some(std::mem::take(&mut self.left_out));
         }
-        match self.allowed.checked_sub(1) {
-            Some(left) => {
-                self.allowed = left;
-                Some(std::mem::take(&mut self.left_out))
-            }
-            None => {
-                self.left_out += 1;
-                None
-            }
-        }
+        self.left_out += 1;
+        None
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use governor::clock::FakeRelativeClock;
+
     use super::*;
 
     #[test]
-    fn a_burst_passes_and_then_a_line_now_and_then() {
-        let start = Instant::now();
-        let mut budget = CallsiteBudget { allowed: BURST_LINES, since: start, left_out: 0 };
-        let mut written = |at| budget.check(start + at);
-        for _ in 0..BURST_LINES {
-            assert_eq!(written(Duration::ZERO), Some(0));
+    fn a_burst_passes_and_then_one_line_per_interval() {
+        let clock = FakeRelativeClock::default();
+        let mut callsite = Callsite::new(clock.clone());
+        for _ in 0..BURST_LINES.get() {
+            assert_eq!(callsite.check(), Some(0));
         }
         for _ in 0..5 {
-            assert_eq!(written(Duration::from_millis(1)), None);
+            assert_eq!(callsite.check(), None);
         }
-        assert_eq!(written(REFILL_INTERVAL), Some(5));
-        assert_eq!(written(REFILL_INTERVAL), None);
-        assert_eq!(written(REFILL_INTERVAL * 2), Some(1));
-        for _ in 0..BURST_LINES {
-            assert_eq!(written(Duration::from_secs(3600)), Some(0));
+        clock.advance(REFILL_INTERVAL);
+        assert_eq!(callsite.check(), Some(5));
+        assert_eq!(callsite.check(), None);
+        clock.advance(REFILL_INTERVAL);
+        assert_eq!(callsite.check(), Some(1));
+        clock.advance(Duration::from_secs(3600));
+        for _ in 0..BURST_LINES.get() {
+            assert_eq!(callsite.check(), Some(0));
         }
-        assert_eq!(written(Duration::from_secs(3600)), None);
+        assert_eq!(callsite.check(), None);
     }
 }
