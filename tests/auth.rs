@@ -15,7 +15,7 @@ use crate::support::{
 
 const SECRET: &str = "a secret of the tests, of more than 32 bytes";
 /// What the log says when new keys are in place.
-const KEYS_READ_AGAIN: &str = "Read again. what=\"keys for tokens\"";
+const KEYS_READ_AGAIN: &str = "Reloaded what=\"keys for tokens\"";
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What the handshake of a request is answered with.
@@ -414,7 +414,7 @@ async fn keys_are_read_again_and_bad_ones_leave_the_old_in_place() {
 
     old.write("");
     server.signal("HUP");
-    server.wait_for_stderr("Cannot be read again");
+    server.wait_for_stderr("Reload failed");
     assert!(server.stderr().contains("the secret is empty"), "{}", server.stderr());
     assert!(Client::connect_with(with_token(&server, &old_token)).await.is_ok());
 

@@ -282,7 +282,7 @@ async fn limits_are_read_again_while_connections_stay() {
          token_rate_limit = 1\nmax_handshake_headers = 20\n",
     );
     server.signal("HUP");
-    server.wait_for_stderr("Read again. what=\"settings\"");
+    server.wait_for_stderr("Reloaded what=\"settings\"");
     patiently("a shorter limit of levels", async {
         let deep: Value = json!({"type": "echo", "data": [[[1]]]});
         while client.ask(&deep).await["type"] != "error" {}

@@ -328,7 +328,7 @@ async fn certificates_are_read_again_on_sighup_and_connections_stay() {
     let first = shown(&server, &authority).await;
     authority.server("second").replace(&identity);
     server.signal("HUP");
-    server.wait_for_stderr("Read again. what=\"TLS certificate\"");
+    server.wait_for_stderr("Reloaded what=\"TLS certificate\"");
     assert_ne!(shown(&server, &authority).await, first);
 
     // A bad one is told, and the good one stays.
@@ -336,7 +336,7 @@ async fn certificates_are_read_again_on_sighup_and_connections_stay() {
     std::fs::write(&identity.key, "no key").unwrap();
     server.signal("HUP");
     server.wait_for_stderr(&format!("{}: there is no private key in it", identity.key.display()));
-    assert!(server.stderr().contains("Cannot be read again; what was read before stays."));
+    assert!(server.stderr().contains("Reload failed; previous values stay in effect"));
     assert_eq!(shown(&server, &authority).await, second);
     assert_eq!(client.ask(&echo(1)).await["data"], 1);
 }
@@ -347,7 +347,7 @@ async fn certificates_are_read_again_when_their_files_change() {
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
     let first = shown(&server, &authority).await;
     authority.server("second").replace(&identity);
-    server.wait_for_stderr("Read again.");
+    server.wait_for_stderr("Reloaded");
     assert_ne!(shown(&server, &authority).await, first);
     assert_eq!(client.ask(&echo(1)).await["data"], 1);
     assert!(!server.stderr().contains("Cannot be read"), "{}", server.stderr());
@@ -462,7 +462,7 @@ async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and
         // The requirement still holds after a reload.
         authority.server("second").replace(&identity);
         server.signal("HUP");
-        server.wait_for_stderr("Read again. what=\"TLS certificate\"");
+        server.wait_for_stderr("Reloaded what=\"TLS certificate\"");
         assert_eq!(is_let_in(&server, &authority, None).await, without, "{mode:?}");
         assert!(is_let_in(&server, &authority, Some(&good)).await, "{mode:?}");
     }

@@ -147,7 +147,7 @@ async fn without_server_key_or_terminal_it_says_what_is_missing() {
         (&port.to_string(), "secret-key", "cannot reach the server API"),
         (&server.clients.to_string(), "secret-key", "is no server API"),
         ("off", "secret-key", "is off"),
-        (&address, "secret-key", "no terminal"),
+        (&address, "secret-key", "not a terminal"),
     ] {
         let finished = run(&["top", "--api-listen", listen], &[("DEEPERHUB_API_KEY", key)]);
         assert_eq!(finished.code, Some(1), "{finished:?}");

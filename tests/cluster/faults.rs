@@ -246,7 +246,7 @@ async fn nothing_published_elsewhere_is_lost_while_a_node_drains() {
         let mut publisher = Publisher::new(&a, "t").await;
         c.signal("TERM");
         patiently("the drain", async {
-            while c.stderr().matches("Stopped.").count() == 0 {
+            while c.stderr().matches("Server stopped").count() == 0 {
                 publisher.publish().await;
             }
         })

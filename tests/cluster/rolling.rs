@@ -39,7 +39,7 @@ async fn clients_move_on_while_nodes_restart_one_after_the_other() {
             let mut publisher = Publisher::new(&hub[next], topic).await;
             hub[leaving].signal("TERM");
             patiently("the drain", async {
-                while !hub[leaving].stderr().contains("Stopped.") {
+                while !hub[leaving].stderr().contains("Server stopped") {
                     publisher.publish().await;
                 }
             })

@@ -1,4 +1,4 @@
-//! The command line: subcommands and what they do with the settings.
+//! The command line: subcommands and their options.
 
 use std::ffi::OsString;
 
@@ -7,10 +7,12 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use clap_complete::Shell;
 
-use crate::options::Options;
-use crate::schema::Schema;
-use crate::token::TokenArgs;
-use crate::top::Top;
+use crate::commands::config::ConfigAction;
+use crate::commands::schema::Schema;
+use crate::commands::token::TokenArgs;
+use crate::commands::top::TopArgs;
+use crate::config::help;
+use crate::config::options::Options;
 use deeperhub_bench::Bench;
 
 /// The program's name in messages, completions and the start line.
@@ -19,65 +21,55 @@ pub(crate) const NAME: &str = env!("CARGO_PKG_NAME");
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 const AFTER_HELP: &str = "\
-Every flag is also an environment variable and a key of the file: --max-queue-bytes,
-DEEPERHUB_MAX_QUEUE_BYTES, max_queue_bytes. Flags win over variables, variables over the file, the
-file over the defaults. Durations are 500ms, 10s, 2m, 1h. What may be repeated is comma-separated in
-a variable and a list in the file.
+Each flag is also an environment variable and a key of the file: --max-queue-bytes,
+DEEPERHUB_MAX_QUEUE_BYTES, max_queue_bytes. Flags override variables, variables override the file,
+the file overrides the defaults. Durations are written 500ms, 10s, 2m or 1h. A flag that may be
+repeated is comma-separated in a variable and a list in the file.
 
-Exit codes: 0 done, 1 could not start or failed, 2 an error in flags, environment or file.";
+Exit codes: 0 success, 1 failure to start or to run, 2 error in flags, environment or file.";
 
-/// What the program is asked to do.
+/// A subcommand.
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 pub(crate) enum Action {
-    /// Serve clients; what the program does when it is given no subcommand
+    /// Serve clients; the default without a subcommand
     Serve,
-    /// Look at the configuration without serving
+    /// Check or print the configuration
     #[command(subcommand)]
     Config(ConfigAction),
-    /// Ask a running server whether it is ready: exit 0 if it is, 1 if not
+    /// Check whether a running server is ready: exit 0 if it is, 1 if not
     ///
-    /// Reads --api-listen from flags, environment and file as the server does, and asks /health/ready there.
+    /// Requests /health/ready at --api-listen, which is read from flags, environment and file as by the server.
     Health,
     /// Print a token (JWT) for development, signed with the secret of --auth-secret-file
     ///
-    /// A server with the same settings takes it: they are read from flags, environment and file as the server does,
-    /// and the first of --auth-audience and --auth-issuer become its `aud` and `iss`. Who can read the secret can be
-    /// any user: in production tokens come from what logs users in.
+    /// Settings are read from flags, environment and file as by the server, so a server with the same settings accepts
+    /// the token. The first --auth-audience and --auth-issuer become its `aud` and `iss`. Whoever can read the secret
+    /// can impersonate any user; in production, your login service issues the tokens.
     Token(TokenArgs),
     /// Watch a running server: connections, rates, and its busiest topics and clients
     ///
-    /// Reads --api-listen and --api-key from flags, environment and file as the server does, and asks its server API.
-    Top(Top),
-    /// Drive a running server and measure it: rates, latency, loss
+    /// Polls the server API at --api-listen with --api-key, which are read from flags, environment and file as by the
+    /// server.
+    Top(TopArgs),
+    /// Load-test a running server: rates, latency, loss
     ///
-    /// Run it on another machine than the server where you can: on the same one, both share the processors.
+    /// Run it on another machine than the server if you can; on the same one, both share the processors.
     #[command(subcommand)]
     Bench(Box<Bench>),
-    /// Print a machine-readable description of what the server speaks
+    /// Print a machine-readable description of the protocol or the server API
     Schema {
-        /// What is described
+        /// Description to print
         schema: Schema,
     },
     /// Print a completion script for a shell
     Completions {
-        /// Shell that the script is for
+        /// Shell to complete for
         shell: Shell,
     },
 }
 
-/// What to do with the configuration.
-#[derive(Debug, PartialEq, Eq, Subcommand)]
-pub(crate) enum ConfigAction {
-    /// Check flags, environment and file: exit 0 if they are valid, 2 if not
-    Check,
-    /// Print the effective configuration and where each value came from
-    Show,
-    /// Print a file with every setting, what it means and its default
-    Default,
-}
-
-/// Subcommands and flags that do not start a server.
-const OTHERS: [&str; 12] = [
+/// Arguments that do not start a server.
+const NON_SERVING_ARGUMENTS: [&str; 12] = [
     "config",
     "health",
     "token",
@@ -95,11 +87,16 @@ const OTHERS: [&str; 12] = [
 /// Returns `true` if the command line certainly starts a server or is rejected. A cheap check
 /// before parsing: a value that equals the name of another subcommand gives `false`.
 pub(crate) fn serves(arguments: impl IntoIterator<Item = OsString>) -> bool {
-    !arguments.into_iter().skip(1).any(|argument| OTHERS.iter().any(|other| argument == *other))
+    !arguments
+        .into_iter()
+        .skip(1)
+        .any(|argument| NON_SERVING_ARGUMENTS.iter().any(|other| argument == *other))
 }
 
-/// The whole command line.
+/// Builds the command line.
 pub(crate) fn command() -> Command {
+    let defaults = help::defaults();
+    let with_options = |command| help::with_defaults(with_options(command), &defaults);
     let command = Action::augment_subcommands(Command::new(NAME))
         .version(VERSION)
         .about("A realtime WebSocket hub: topics, server API, event bus, metrics")
@@ -131,22 +128,22 @@ pub(crate) fn command() -> Command {
             })
         })
         .mut_subcommand("health", |health| {
-            // It takes the server's own flags, so that both can be started alike, and shows those that matter.
+            // Accepts all flags of the server, so that both can be started alike; shows the relevant ones.
             with_options(health).mut_args(|flag| {
                 let matters = ["config", "api_listen"].contains(&flag.get_id().as_str());
                 flag.hide(!matters)
             })
         });
-    // `--rate-limit -1` is to be told what is right, not that `-1` is no flag.
+    // The error for `--rate-limit -1` must name the valid range, not say that `-1` is no flag.
     allow_negative_numbers(with_options(command))
 }
 
-/// Adds the settings' flags; the command keeps what it says about itself.
+/// Adds the flags of the settings; the command keeps its own description.
 fn with_options(command: Command) -> Command {
-    // The derived function would take the doc comment of `Options` for the command's.
+    // The derived function replaces the command's description with the doc comment of `Options`.
     let about = command.get_about().cloned().unwrap_or_default();
     let long_about = command.get_long_about().cloned().unwrap_or_else(|| about.clone());
-    Options::augment_args(command).about(about).long_about(long_about)
+    help::with_numbers(Options::augment_args(command)).about(about).long_about(long_about)
 }
 
 fn allow_negative_numbers(command: Command) -> Command {
@@ -157,11 +154,11 @@ fn allow_negative_numbers(command: Command) -> Command {
         .mut_subcommands(allow_negative_numbers)
 }
 
-/// What is asked for, and the flags before and after the subcommand's name.
+/// Returns the subcommand, and the flags before and after its name.
 ///
 /// # Errors
 ///
-/// Flags before `bench` and `completions`, which have no use for them.
+/// Flags of the server before a subcommand that does not use them.
 pub(crate) fn action(matches: &ArgMatches) -> Result<(Action, Vec<&ArgMatches>), clap::Error> {
     let mut flags = vec![matches];
     while let Some((_, inner)) = flags.last().and_then(|outer| outer.subcommand()) {

@@ -1,0 +1,242 @@
+//! Requests to the server API of a running server, for `health` and `top`.
+
+use std::error::Error;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use deeperhub_args::{Address, Host, Switchable};
+use deeperhub_security::Secret;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::header::{AUTHORIZATION, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::de::DeserializeOwned;
+
+use crate::config::effective::defaults;
+
+/// Timeout of a request, from connecting to the end of the body.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Maximum bytes of a response body; longer than any response of the server API.
+const MAX_BODY_BYTES: usize = 4 << 20;
+
+/// Error of a request, for the operator.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// No connection, or no response in time.
+    #[error("cannot reach the server API at {address}: {source} (--api-listen says where it is)")]
+    Unreachable { address: Address, source: io::Error },
+    /// The key is missing or wrong.
+    #[error(
+        "the server API at {address} refuses the key: give the server's own with --api-key or DEEPERHUB_API_KEY"
+    )]
+    Unauthorized { address: Address },
+    /// Another server, or another version.
+    #[error("the server at {address} is no server API of this version: {reason}")]
+    Unexpected { address: Address, reason: String },
+}
+
+/// A client of one server API. Keeps its connection open between requests.
+#[derive(Debug)]
+pub(crate) struct ApiClient {
+    address: Address,
+    key: Option<Secret>,
+    timeout: Duration,
+    http: Client<HttpConnector, Empty<Bytes>>,
+}
+
+/// Returns the address of the server API that a server with the setting `api_listen` has.
+///
+/// # Errors
+///
+/// The API is off, or its port is not known.
+pub(crate) fn api_address(api_listen: Option<Switchable<Address>>) -> Result<Address, &'static str> {
+    match api_listen.unwrap_or(Switchable::On(defaults::API_ADDRESS)) {
+        Switchable::Off => Err("the server API is off (api_listen); give its address with --api-listen"),
+        Switchable::On(Address { port: 0, .. }) => {
+            Err("the port of the server API is 0 (api_listen); give the port that the server printed")
+        }
+        Switchable::On(address) => Ok(address),
+    }
+}
+
+impl ApiClient {
+    pub(crate) fn new(address: Address, key: Option<Secret>) -> Self {
+        let http = Client::builder(TokioExecutor::new()).build_http();
+        Self { address, key, timeout: REQUEST_TIMEOUT, http }
+    }
+
+    /// Sends a GET request and decodes the JSON of a 200.
+    pub(crate) async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        let response = self.get(path).await?;
+        match response.status() {
+            StatusCode::OK => {
+                serde_json::from_slice(response.body()).map_err(|error| self.unexpected(error.to_string()))
+            }
+            StatusCode::UNAUTHORIZED => Err(self.unauthorized()),
+            status => Err(self.unexpected(format!("{path} answered {}", status.as_u16()))),
+        }
+    }
+
+    /// Sends a GET request and reads the whole response.
+    ///
+    /// Must be called in the context of a runtime, always the same one.
+    pub(crate) async fn get(&self, path: &str) -> Result<Response<Bytes>, ApiError> {
+        let uri = format!("http://{}{path}", connectable(&self.address));
+        let mut request = Request::get(uri);
+        if let Some(key) = &self.key {
+            // A key that fits no header is no server's key.
+            let value = [b"Bearer ", key.expose()].concat();
+            let mut value = HeaderValue::from_maybe_shared(value).map_err(|_| self.unauthorized())?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        let request = request.body(Empty::new()).map_err(|error| self.unexpected(error.to_string()))?;
+        let exchange = async {
+            let (head, body) = self.http.request(request).await?.into_parts();
+            let body = Limited::new(body, MAX_BODY_BYTES).collect().await?.to_bytes();
+            Ok::<_, Box<dyn Error + Send + Sync>>(Response::from_parts(head, body))
+        };
+        match tokio::time::timeout(self.timeout, exchange).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(self.failed(&*error)),
+            Err(_) => Err(self.unreachable(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Tells a lost connection from a response that is not HTTP.
+    fn failed(&self, error: &(dyn Error + 'static)) -> ApiError {
+        let mut causes = std::iter::successors(Some(error), |&error| error.source());
+        match causes.find_map(|error| error.downcast_ref::<io::Error>()) {
+            Some(error) => {
+                let source = match error.raw_os_error() {
+                    Some(code) => io::Error::from_raw_os_error(code),
+                    None => io::Error::new(error.kind(), error.to_string()),
+                };
+                self.unreachable(source)
+            }
+            None => self.unexpected(format!("it does not speak HTTP ({})", crate::exit::with_causes(error))),
+        }
+    }
+
+    fn unreachable(&self, source: io::Error) -> ApiError {
+        ApiError::Unreachable { address: self.address.clone(), source }
+    }
+
+    fn unauthorized(&self) -> ApiError {
+        ApiError::Unauthorized { address: self.address.clone() }
+    }
+
+    fn unexpected(&self, reason: String) -> ApiError {
+        ApiError::Unexpected { address: self.address.clone(), reason }
+    }
+}
+
+/// Returns the loopback address for a server that listens on every interface.
+fn connectable(address: &Address) -> Address {
+    let host = match &address.host {
+        Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => Host::Ip(Ipv4Addr::LOCALHOST.into()),
+        Host::Ip(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => Host::Ip(Ipv6Addr::LOCALHOST.into()),
+        host => host.clone(),
+    };
+    Address { host, port: address.port }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Sends a request to a server that gives this response. Returns the result and the request.
+    fn exchange(
+        response: &'static [u8],
+        key: Option<Secret>,
+        timeout: Duration,
+    ) -> (Result<Response<Bytes>, ApiError>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut request, mut byte) = (Vec::new(), [0]);
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            stream.write_all(response).unwrap();
+            if response.is_empty() {
+                // Stays silent until the client disconnects.
+                let _ = stream.read(&mut byte);
+            }
+            String::from_utf8(request).unwrap().to_lowercase()
+        });
+        let address = Address { host: Host::Ip(server.ip()), port: server.port() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let result = runtime.block_on(async {
+            let client = ApiClient { timeout, ..ApiClient::new(address, key) };
+            client.get("/x").await
+        });
+        drop(runtime);
+        (result, serving.join().unwrap())
+    }
+
+    const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn status_and_body_are_read() {
+        for (response, expected) in [
+            (&b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"[..], Some((200, "{}"))),
+            (
+                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+                Some((200, "{}")),
+            ),
+            (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Some((503, ""))),
+            (b"HTTP/1.1 200\r\n\r\n", Some((200, ""))),
+            (b"SSH-2.0-OpenSSH\r\n", None),
+            (b"HTTP/1.1 OK\r\n\r\n", None),
+            (b"\xFF\xFE\n", None),
+            (b"HTTP/1.1 ", None),
+        ] {
+            let (result, request) = exchange(response, None, TEST_TIMEOUT);
+            assert!(request.starts_with("get /x http/1.1\r\n"), "{request}");
+            match (&result, expected) {
+                (Ok(response), Some((status, body))) => {
+                    assert_eq!((response.status().as_u16(), &**response.body()), (status, body.as_bytes()));
+                }
+                (Err(ApiError::Unexpected { .. }), None) => {}
+                _ => panic!("{}: {result:?}", response.escape_ascii()),
+            }
+        }
+    }
+
+    #[test]
+    fn the_key_is_sent() {
+        let key = Secret::new(b"k".to_vec());
+        let (_, request) = exchange(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", Some(key), TEST_TIMEOUT);
+        assert!(request.contains("\r\nauthorization: bearer k\r\n"), "{request}");
+    }
+
+    #[test]
+    fn a_silent_server_times_out() {
+        let (result, _) = exchange(b"", None, Duration::from_millis(50));
+        match result.unwrap_err() {
+            ApiError::Unreachable { source, .. } => assert_eq!(source.kind(), io::ErrorKind::TimedOut),
+            error => panic!("{error:?}"),
+        }
+    }
+
+    #[test]
+    fn a_server_on_every_interface_is_reached_on_loopback() {
+        for (listen, expected) in
+            [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "[::1]:1"), ("10.1.2.3:1", "10.1.2.3:1")]
+        {
+            let listen: Address = listen.parse().unwrap();
+            assert_eq!(connectable(&listen).to_string(), expected);
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! `health`: checks whether a running server is ready, as container health checks do.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use deeperhub_args::{Address, Switchable};
+use serde_json::Value;
+
+use super::api_client::{ApiClient, api_address};
+use crate::exit::FAILED;
+
+/// Requests `/health/ready` from the server whose API has the setting `api_listen`, and prints the
+/// result.
+pub(crate) fn check(api_listen: Option<Switchable<Address>>) -> ExitCode {
+    match is_ready(api_listen) {
+        Ok(()) => {
+            let _ = writeln!(io::stdout(), "ready");
+            ExitCode::SUCCESS
+        }
+        Err(reason) => {
+            let _ = writeln!(io::stderr(), "not ready: {reason}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Returns the reason if the server is not ready.
+fn is_ready(api_listen: Option<Switchable<Address>>) -> Result<(), String> {
+    let address = api_address(api_listen)?;
+    let client = ApiClient::new(address.clone(), None);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot create a runtime: {error}"))?;
+    let response = runtime.block_on(client.get("/health/ready")).map_err(|error| error.to_string())?;
+    if response.status() == 200 {
+        return Ok(());
+    }
+    let body: Value = serde_json::from_slice(response.body()).unwrap_or_default();
+    let message = body.pointer("/error/message").and_then(Value::as_str);
+    let message = message.map(|message| format!(": {message}")).unwrap_or_default();
+    Err(format!("{address} answered {}{message}", response.status().as_u16()))
+}

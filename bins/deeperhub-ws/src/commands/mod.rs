@@ -1,0 +1,9 @@
+//! Subcommands other than `serve`.
+
+mod api_client;
+pub(crate) mod completions;
+pub(crate) mod config;
+pub(crate) mod health;
+pub(crate) mod schema;
+pub(crate) mod token;
+pub(crate) mod top;

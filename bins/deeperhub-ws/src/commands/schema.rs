@@ -1,0 +1,30 @@
+//! `schema`: machine-readable descriptions of the protocol and the server API.
+
+use clap::ValueEnum;
+use deeperhub_protocol::schema;
+
+/// A description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Schema {
+    /// The server API, as OpenAPI 3.1
+    Openapi,
+    /// The WebSocket protocol, as AsyncAPI 3.0
+    Asyncapi,
+    /// The WebSocket messages, as JSON Schema 2020-12
+    Messages,
+}
+
+/// Returns the description as indented JSON with a final line feed.
+///
+/// # Errors
+///
+/// None: the descriptions can always be serialized.
+pub(crate) fn text(kind: Schema) -> serde_json::Result<String> {
+    let mut text = match kind {
+        Schema::Openapi => deeperhub_api::openapi().to_pretty_json()?,
+        Schema::Asyncapi => serde_json::to_string_pretty(&schema::asyncapi())?,
+        Schema::Messages => serde_json::to_string_pretty(&schema::messages())?,
+    };
+    text.push('\n');
+    Ok(text)
+}

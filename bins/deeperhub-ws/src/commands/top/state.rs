@@ -1,0 +1,209 @@
+//! State of the screen: the last sample, rates, and the choices made with keys.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+
+use super::sample::{Sample, Stats};
+
+/// Maximum number of samples in the curves.
+const MAX_HISTORY_SAMPLES: usize = 240;
+
+/// State of the screen.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) sample: Option<Sample>,
+    pub(crate) rates: Rates,
+    /// Messages received per second, the latest last.
+    pub(crate) received: VecDeque<u64>,
+    /// Messages sent per second, the latest last.
+    pub(crate) sent: VecDeque<u64>,
+    /// Error of the last request, if it failed.
+    pub(crate) error: Option<String>,
+    pub(crate) focus: Table,
+    pub(crate) sort: [Sort; 2],
+    pub(crate) selected: [usize; 2],
+    pub(crate) is_paused: bool,
+}
+
+/// Rates per second between the last two samples.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub(crate) struct Rates {
+    pub(crate) received: f64,
+    pub(crate) sent: f64,
+    pub(crate) errors: f64,
+    pub(crate) received_bytes: f64,
+    pub(crate) sent_bytes: f64,
+    pub(crate) accepted: f64,
+    pub(crate) closed: f64,
+    /// CPU time; one busy core is 1.
+    pub(crate) cpu: Option<f64>,
+}
+
+/// One of the two tables.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Table {
+    #[default]
+    Topics,
+    Clients,
+}
+
+/// Sort order of a table.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sort {
+    /// As the server ranks it.
+    #[default]
+    Activity,
+    Messages,
+    /// Topics only.
+    Deliveries,
+    Bytes,
+    Name,
+}
+
+impl Sort {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Activity => "activity",
+            Self::Messages => "messages",
+            Self::Deliveries => "deliveries",
+            Self::Bytes => "bytes",
+            Self::Name => "name",
+        }
+    }
+
+    const fn next(self, table: Table) -> Self {
+        match (self, table) {
+            (Self::Activity, _) => Self::Messages,
+            (Self::Messages, Table::Topics) => Self::Deliveries,
+            (Self::Messages, Table::Clients) | (Self::Deliveries, _) => Self::Bytes,
+            (Self::Bytes, _) => Self::Name,
+            (Self::Name, _) => Self::Activity,
+        }
+    }
+}
+
+/// A row of a table, per second.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) messages: f64,
+    pub(crate) deliveries: f64,
+    pub(crate) bytes: f64,
+}
+
+impl State {
+    /// Adds a sample.
+    pub(crate) fn add_sample(&mut self, sample: Sample) {
+        self.error = None;
+        if self.is_paused {
+            return;
+        }
+        if let Some(before) = &self.sample {
+            let time = sample.at.saturating_duration_since(before.at);
+            // The counters of a restarted server start from zero.
+            if before.stats.node_id == sample.stats.node_id
+                && before.stats.uptime_ms <= sample.stats.uptime_ms
+            {
+                self.rates = Rates::between(&before.stats, &sample.stats, time);
+                push(&mut self.received, self.rates.received);
+                push(&mut self.sent, self.rates.sent);
+            }
+        }
+        self.sample = Some(sample);
+        for table in [Table::Topics, Table::Clients] {
+            let last = self.rows(table).len().saturating_sub(1);
+            let selected = &mut self.selected[table as usize];
+            *selected = (*selected).min(last);
+        }
+    }
+
+    /// Handles a key. Returns `false` if it exits.
+    pub(crate) fn on_key(&mut self, key: KeyEvent) -> bool {
+        let focus = self.focus as usize;
+        let rows = self.rows(self.focus).len();
+        let selected = &mut self.selected[focus];
+        match key.code {
+            KeyCode::Char('q') | KeyCode::Esc => return false,
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return false,
+            KeyCode::Left | KeyCode::Right | KeyCode::Tab | KeyCode::BackTab => {
+                self.focus = if self.focus == Table::Topics { Table::Clients } else { Table::Topics };
+            }
+            KeyCode::Up | KeyCode::Char('k') => *selected = selected.saturating_sub(1),
+            KeyCode::Down | KeyCode::Char('j') => *selected = (*selected + 1).min(rows.saturating_sub(1)),
+            KeyCode::PageUp => *selected = selected.saturating_sub(10),
+            KeyCode::PageDown => *selected = (*selected + 10).min(rows.saturating_sub(1)),
+            KeyCode::Home => *selected = 0,
+            KeyCode::End => *selected = rows.saturating_sub(1),
+            KeyCode::Char('s') => self.sort[focus] = self.sort[focus].next(self.focus),
+            KeyCode::Char('p' | ' ') => self.is_paused = !self.is_paused,
+            _ => {}
+        }
+        true
+    }
+
+    /// Returns the rows of a table in the chosen order.
+    pub(crate) fn rows(&self, table: Table) -> Vec<Row> {
+        let Some(sample) = &self.sample else { return Vec::new() };
+        let seconds = (sample.busiest.window_ms.max(1)) as f64 / 1000.0;
+        let per_second = |count: u64| count as f64 / seconds;
+        let mut rows: Vec<Row> = match table {
+            Table::Topics => sample
+                .busiest
+                .topics
+                .iter()
+                .map(|busy| Row {
+                    name: busy.topic.clone(),
+                    messages: per_second(busy.messages),
+                    deliveries: per_second(busy.deliveries),
+                    bytes: per_second(busy.bytes),
+                })
+                .collect(),
+            Table::Clients => sample
+                .busiest
+                .clients
+                .iter()
+                .map(|busy| Row {
+                    name: busy.client_id.clone(),
+                    messages: per_second(busy.messages),
+                    deliveries: 0.0,
+                    bytes: per_second(busy.bytes),
+                })
+                .collect(),
+        };
+        match self.sort[table as usize] {
+            Sort::Activity => {}
+            Sort::Messages => rows.sort_by(|a, b| b.messages.total_cmp(&a.messages)),
+            Sort::Deliveries => rows.sort_by(|a, b| b.deliveries.total_cmp(&a.deliveries)),
+            Sort::Bytes => rows.sort_by(|a, b| b.bytes.total_cmp(&a.bytes)),
+            Sort::Name => rows.sort_by(|a, b| a.name.cmp(&b.name)),
+        }
+        rows
+    }
+}
+
+impl Rates {
+    fn between(before: &Stats, now: &Stats, time: Duration) -> Self {
+        let seconds = time.as_secs_f64().max(0.001);
+        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+        let cpu = |stats: &Stats| stats.process.as_ref().map(|process| process.cpu_seconds_total);
+        Self {
+            received: rate(now.messages.received_total, before.messages.received_total),
+            sent: rate(now.messages.sent_total, before.messages.sent_total),
+            errors: rate(now.messages.errors_total, before.messages.errors_total),
+            received_bytes: rate(now.bytes.received_total, before.bytes.received_total),
+            sent_bytes: rate(now.bytes.sent_total, before.bytes.sent_total),
+            accepted: rate(now.connections.accepted_total, before.connections.accepted_total),
+            closed: rate(now.connections.closed_total, before.connections.closed_total),
+            cpu: cpu(now).zip(cpu(before)).map(|(now, before)| ((now - before) / seconds).max(0.0)),
+        }
+    }
+}
+
+fn push(history: &mut VecDeque<u64>, rate: f64) {
+    if history.len() == MAX_HISTORY_SAMPLES {
+        history.pop_front();
+    }
+    history.push_back(rate.round() as u64);
+}

@@ -1,0 +1,130 @@
+//! The settings that a server runs with, and how `config show` writes them.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use deeperhub_args::{Address, HttpUrl, Ratio, Switchable};
+
+use crate::config::origin::SettingOrigin;
+use crate::config::values::{LogFormat, LogLevel};
+use crate::reload::keys::Auth;
+use crate::reload::tls::Tls;
+
+/// Defaults of settings that no library crate has a default for.
+pub(crate) mod defaults {
+    use std::time::Duration;
+
+    use deeperhub_args::{Address, Host};
+
+    pub(crate) const PORT: u16 = 8080;
+    pub(crate) const API_ADDRESS: Address = Address { host: Host::LOOPBACK, port: 8081 };
+    pub(crate) const BYTE_RATE_BURST: u32 = 1 << 20;
+    pub(crate) const CLUSTER_PREFIX: &str = "deeperhub";
+    pub(crate) const CLUSTER_QUEUE_BYTES: usize = 16 << 20;
+    pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+    pub(crate) const LOG_QUEUE_BYTES: usize = 1 << 20;
+    /// Enough to trace a few clients under investigation. Each message costs up to about twenty
+    /// spans.
+    pub(crate) const TRACE_CLIENT_RATE: u32 = 10;
+}
+
+/// Valid settings. Only `resolve` creates them.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Address that clients connect to.
+    pub(crate) address: Address,
+    /// Configuration of the node.
+    pub(crate) node: deeperhub_node::Config,
+    /// Keys for tokens; `None` when there are none. `node` has the same authenticator.
+    pub(crate) auth: Option<Auth>,
+    /// TLS towards clients; `None` when it is off.
+    pub(crate) tls: Option<Tls>,
+    /// The server API; `None` when it is off.
+    pub(crate) api: Option<ApiSettings>,
+    /// Time over which connections are closed at the end.
+    pub(crate) drain_timeout: Duration,
+    pub(crate) log: LogSettings,
+    pub(crate) telemetry: TelemetrySettings,
+    /// The file that was read, and the origin of its name.
+    pub(crate) config: Option<(PathBuf, SettingOrigin)>,
+    /// Every setting as text, in the order of the options.
+    pub(crate) effective: Vec<EffectiveSetting>,
+    /// Valid settings that are probably mistakes.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Settings of the server API.
+#[derive(Debug)]
+pub(crate) struct ApiSettings {
+    /// Address that it listens on.
+    pub(crate) address: Address,
+    /// Its configuration. There is a key unless the address is loopback.
+    pub(crate) config: deeperhub_api::ApiConfig,
+}
+
+/// Settings of the log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogSettings {
+    pub(crate) level: LogLevel,
+    pub(crate) format: LogFormat,
+    /// Maximum bytes of queued lines.
+    pub(crate) queue_bytes: usize,
+}
+
+/// Settings of the export over OTLP.
+#[derive(Debug)]
+pub(crate) struct TelemetrySettings {
+    /// The collector; `None`: as OpenTelemetry's variables say.
+    pub(crate) otlp_endpoint: Option<Switchable<HttpUrl>>,
+    /// Sampled share of new traces; `None`: as OpenTelemetry's variables say.
+    pub(crate) trace_sample_ratio: Option<Ratio>,
+    /// Messages and handshakes per second that are traced because clients request it.
+    pub(crate) trace_client_rate: u32,
+}
+
+/// One setting as `config show` writes it.
+#[derive(Debug, Clone)]
+pub(crate) struct EffectiveSetting {
+    pub(crate) key: &'static str,
+    /// The value as TOML, secrets masked; `None` if it is not set.
+    pub(crate) toml: Option<String>,
+    pub(crate) origin: SettingOrigin,
+}
+
+impl Settings {
+    /// Returns the scheme of the URLs that clients connect to.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "wss" } else { "ws" }
+    }
+
+    /// Returns the maximum number of connections of the server API, reserved ones included.
+    pub(crate) fn api_connections(&self) -> usize {
+        let reserved = 2 * deeperhub_api::RESERVED_CONNECTIONS;
+        self.api.as_ref().map_or(0, |api| api.config.max_connections.saturating_add(reserved))
+    }
+
+    /// Writes the effective configuration as TOML, with the origin of each value in a comment. A
+    /// setting without a value is a comment; secrets are masked.
+    pub(crate) fn show(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| {
+            if let Some((path, origin)) = &self.config {
+                writeln!(f, "# File {} (from {origin}).", path.display())?;
+            }
+            let assignments: Vec<_> = self
+                .effective
+                .iter()
+                .map(|EffectiveSetting { key, toml, .. }| match toml {
+                    Some(toml) => format!("{key} = {toml}"),
+                    None => format!("# {key} is not set"),
+                })
+                .collect();
+            let longest = assignments.iter().map(|assignment| assignment.chars().count()).max();
+            let width = longest.unwrap_or(0).min(48);
+            for (setting, assignment) in self.effective.iter().zip(assignments) {
+                writeln!(f, "{assignment:width$}  # {}", setting.origin.of(setting.key))?;
+            }
+            Ok(())
+        })
+    }
+}

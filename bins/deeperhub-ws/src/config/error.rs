@@ -1,0 +1,68 @@
+//! Errors of the configuration. Each message names the setting as given, the value, and what is
+//! expected.
+
+use std::path::PathBuf;
+
+use crate::config::origin::SettingOrigin;
+
+/// An error in flags, environment or file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read config file {} (from {origin}): {source}", path.display())]
+    Unreadable { path: PathBuf, origin: SettingOrigin, source: std::io::Error },
+
+    /// The file is not TOML.
+    #[error("{}:{line}: not TOML: {message}", path.display())]
+    Syntax { path: PathBuf, line: usize, message: String },
+
+    /// The file has an unknown key.
+    #[error("{}:{line}: unknown key '{key}'; {hint}", path.display())]
+    UnknownKey { path: PathBuf, line: usize, key: String, hint: String },
+
+    /// A value is invalid.
+    #[error("invalid value '{value}' for {key}: {expected}", key = origin.name_of(key))]
+    Invalid { key: String, origin: SettingOrigin, value: String, expected: String },
+
+    /// A secret value is invalid; the message does not show it.
+    #[error("invalid value for {key} (not shown, as it is secret): {expected}", key = origin.name_of(key))]
+    InvalidSecret { key: String, origin: SettingOrigin, expected: String },
+
+    /// Valid settings exclude or lack each other.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+/// Returns the candidate that `typed` is probably meant to be.
+pub(crate) fn similar<'a>(typed: &str, candidates: &'a [String]) -> Option<&'a str> {
+    let typed = typed.to_ascii_lowercase().replace('-', "_");
+    candidates
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(&typed, candidate), candidate))
+        .filter(|(similarity, _)| *similarity > 0.85)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, candidate)| candidate.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::options::Options;
+
+    #[test]
+    fn a_typing_slip_is_recognised_and_another_word_is_not() {
+        let keys = Options::keys();
+        for (typed, expected) in [
+            ("max_conections", Some("max_connections")),
+            ("max-connections", Some("max_connections")),
+            ("Port", Some("port")),
+            ("prot", Some("port")),
+            ("allowed_origins", Some("allowed_origin")),
+            ("hots", Some("host")),
+            ("database", None),
+            ("x", None),
+        ] {
+            assert_eq!(similar(typed, &keys), expected, "{typed}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Resolves the options under "Server API".
+
+use std::sync::Arc;
+
+use deeperhub_api::ApiConfig;
+use deeperhub_args::{Address, Switchable, Time};
+use deeperhub_node::Config;
+use deeperhub_security::Secret;
+
+use super::Resolver;
+use crate::config::effective::{ApiSettings, defaults};
+use crate::config::options::{ApiOptions, flag, variable};
+
+/// The server API before it is checked against the other settings.
+pub(super) struct UncheckedApi {
+    listen: Switchable<Address>,
+    key: Option<Secret>,
+    config: ApiConfig,
+}
+
+/// Resolves the options one by one.
+pub(super) fn resolve(resolver: &mut Resolver, options: ApiOptions, node: &mut Config) -> UncheckedApi {
+    let ApiOptions {
+        api_listen,
+        api_key,
+        max_api_connections,
+        api_idle_timeout,
+        api_timeout,
+        max_api_bytes,
+        max_event_streams,
+        max_event_bytes,
+        canary_interval,
+        canary_timeout,
+        max_batch_calls,
+        max_batch_bytes,
+        idempotency_ttl,
+        max_idempotency_keys,
+        max_idempotency_bytes,
+    } = options;
+    let listen = take!(resolver, api_listen, Switchable::On(defaults::API_ADDRESS));
+    let key = take!(resolver, api_key);
+    let mut config = ApiConfig::default();
+    config.max_connections = take!(resolver, max_api_connections, config.max_connections);
+    config.idle_timeout = take_nonzero!(resolver, api_idle_timeout, config.idle_timeout);
+    config.timeout = take_nonzero!(resolver, api_timeout, config.timeout);
+    config.max_held_bytes = take!(resolver, max_api_bytes, config.max_held_bytes);
+    config.max_event_streams = take!(resolver, max_event_streams, config.max_event_streams);
+    // One more for the event log, which is also an observer.
+    node.events.max_observers = config.max_event_streams.saturating_add(1);
+    node.events.max_queue_bytes = take!(resolver, max_event_bytes, node.events.max_queue_bytes);
+    node.canary.interval = take!(resolver, canary_interval, Time(node.canary.interval)).0;
+    node.canary.timeout = take_nonzero!(resolver, canary_timeout, node.canary.timeout);
+    config.max_batch_calls = take!(resolver, max_batch_calls, config.max_batch_calls);
+    config.max_batch_bytes = take!(resolver, max_batch_bytes, config.max_batch_bytes);
+    let idempotency = &mut config.idempotency;
+    idempotency.ttl = take!(resolver, idempotency_ttl, Time(idempotency.ttl)).0;
+    idempotency.max_keys = take!(resolver, max_idempotency_keys, idempotency.max_keys);
+    idempotency.max_bytes = take!(resolver, max_idempotency_bytes, idempotency.max_bytes);
+    UncheckedApi { listen, key, config }
+}
+
+impl UncheckedApi {
+    /// Checks the address and the key, and copies what the API shares with clients. Returns `None`
+    /// if the API is off.
+    pub(super) fn finish(
+        self,
+        resolver: &mut Resolver,
+        clients: &Address,
+        node: &Config,
+    ) -> Option<ApiSettings> {
+        let Self { listen, key, mut config } = self;
+        if key.as_ref().is_some_and(|key| !is_bearer(key.expose())) {
+            let expected = "expected one or more visible ASCII characters, without spaces";
+            resolver.invalid_secret("api_key", expected.to_owned());
+        }
+        let Switchable::On(address) = listen else { return None };
+        let name = resolver.name_of("api_listen");
+        if key.is_none() && !address.host.is_loopback() {
+            resolver.conflict(format!(
+                "invalid value '{address}' for {name}: whoever reaches it could do everything; expected a loopback \
+                 address, or a key in {}, {} or api_key",
+                flag("api_key"),
+                variable("api_key"),
+            ));
+        }
+        if address.overlaps(clients) {
+            resolver.conflict(format!(
+                "invalid value '{address}' for {name}: clients connect there ({}); expected another port",
+                resolver.name_of("port"),
+            ));
+        }
+        config.api_key = key.map(Arc::new);
+        config.allowed_origins = node.origins.clone();
+        config.max_body_bytes = node.listener.max_message_bytes;
+        config.max_json_depth = node.max_json_depth;
+        Some(ApiSettings { address, config })
+    }
+}
+
+/// Returns `true` if a text can follow `Bearer` in a header.
+fn is_bearer(key: &[u8]) -> bool {
+    !key.is_empty() && key.iter().all(u8::is_ascii_graphic)
+}

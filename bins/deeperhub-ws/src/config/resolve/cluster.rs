@@ -1,0 +1,91 @@
+//! Resolves the options under "Cluster".
+
+use std::path::{Path, PathBuf};
+
+use deeperhub_cluster::{BrokerUrl, Engine};
+use deeperhub_node::ClusterConfig;
+
+use super::Resolver;
+use crate::config::effective::defaults;
+use crate::config::options::{ClusterOptions, flag, variable};
+use crate::config::values::{ClusterUrl, UnavailableReadiness};
+
+/// Returns the cluster; `None` if the node is alone.
+pub(super) fn resolve(resolver: &mut Resolver, options: ClusterOptions) -> Option<ClusterConfig> {
+    let ClusterOptions {
+        cluster,
+        cluster_prefix,
+        cluster_queue_bytes,
+        cluster_unavailable,
+        cluster_credentials,
+        cluster_ca,
+    } = options;
+    let url = take!(resolver, cluster);
+    let prefix = take!(resolver, cluster_prefix, defaults::CLUSTER_PREFIX.to_owned());
+    let queue_bytes = take!(resolver, cluster_queue_bytes, defaults::CLUSTER_QUEUE_BYTES);
+    let readiness = take!(resolver, cluster_unavailable, UnavailableReadiness::Unready);
+    let credentials = take!(resolver, cluster_credentials);
+    let ca = take!(resolver, cluster_ca);
+
+    let is_prefix = deeperhub_cluster::is_prefix(&prefix);
+    resolver.require("cluster_prefix", &prefix, is_prefix, "expected 1 to 64 of A-Z, a-z, 0-9, _ and -");
+    let Some(ClusterUrl(url)) = url else {
+        refuse_without_cluster(resolver, "cluster_credentials", credentials.as_deref());
+        refuse_without_cluster(resolver, "cluster_ca", ca.as_deref());
+        return None;
+    };
+    let url = match url {
+        Ok(url) => url,
+        Err(error) => {
+            resolver.invalid_secret("cluster", error.to_string());
+            return None;
+        }
+    };
+    if let Some(file) = &credentials {
+        check_credentials(resolver, &url, file);
+    }
+    if let Some(file) = &ca {
+        check_ca(resolver, file);
+    }
+    let mut broker = deeperhub_cluster::Config::new(url);
+    (broker.prefix, broker.queue_bytes) = (prefix, queue_bytes);
+    (broker.credentials, broker.ca) = (credentials, ca);
+    let mut config = ClusterConfig::new(broker);
+    config.ready_alone = readiness == UnavailableReadiness::Ready;
+    Some(config)
+}
+
+fn refuse_without_cluster(resolver: &mut Resolver, key: &str, file: Option<&Path>) {
+    if file.is_some() {
+        resolver.conflict(format!(
+            "{} is set and there is no cluster; expected a broker in {}, {} or cluster as well",
+            resolver.name_of(key),
+            flag("cluster"),
+            variable("cluster"),
+        ));
+    }
+}
+
+fn check_credentials(resolver: &mut Resolver, url: &BrokerUrl, file: &PathBuf) {
+    let key = "cluster_credentials";
+    if url.engine() != Engine::Nats {
+        let none = "expected none with a broker that is not NATS: put user and password in the URL";
+        resolver.require(key, &file.display(), false, none);
+    } else if let Err(expected) = read(file).and_then(|text| deeperhub_cluster::check_credentials(&text)) {
+        resolver.require(key, &file.display(), false, &expected);
+    }
+}
+
+fn check_ca(resolver: &mut Resolver, file: &PathBuf) {
+    let certificates = |_| {
+        deeperhub_telemetry::certificates(file)
+            .map_err(|error| format!("expected one or more certificates in PEM ({error})"))
+    };
+    if let Err(expected) = read(file).and_then(certificates) {
+        resolver.require("cluster_ca", &file.display(), false, &expected);
+    }
+}
+
+fn read(file: &Path) -> Result<String, String> {
+    std::fs::read_to_string(file).map_err(|error| format!("expected a file that can be read ({error})"))
+}

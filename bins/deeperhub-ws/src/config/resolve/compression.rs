@@ -1,0 +1,20 @@
+//! Resolves the options under "Compression".
+
+use deeperhub_protocol::deflate;
+
+use super::Resolver;
+use crate::config::options::CompressionOptions;
+
+/// Resolves `permessage-deflate`.
+pub(super) fn resolve(resolver: &mut Resolver, options: CompressionOptions, config: &mut deflate::Config) {
+    let CompressionOptions {
+        no_compression,
+        compression_threshold,
+        compression_level,
+        client_context_takeover,
+    } = options;
+    config.enabled = !take!(resolver, no_compression, !config.enabled);
+    config.threshold_bytes = take!(resolver, compression_threshold, config.threshold_bytes);
+    config.level = take!(resolver, compression_level, config.level);
+    config.client_context_takeover = take!(resolver, client_context_takeover, config.client_context_takeover);
+}

@@ -1,0 +1,105 @@
+//! Resolves the options under "Limits".
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use deeperhub_args::Time;
+use deeperhub_listener::MemoryBudget;
+use deeperhub_node::Config;
+use deeperhub_security::RateLimit;
+
+use super::Resolver;
+use crate::config::effective::defaults;
+use crate::config::options::LimitOptions;
+use crate::config::values::LimitEnforcement;
+use crate::process::memory;
+
+/// Resolves all limits. A rate of 0 is no limit.
+pub(super) fn resolve(resolver: &mut Resolver, options: LimitOptions, node: &mut Config) {
+    let LimitOptions {
+        max_connections,
+        max_connections_per_ip,
+        connection_rate_per_ip,
+        max_message_bytes,
+        max_fragments,
+        max_json_depth,
+        max_subscriptions,
+        max_queue_bytes,
+        round_bytes,
+        round_time,
+        limits,
+        max_memory,
+        reconnect_rate,
+        rate_limit,
+        rate_burst,
+        byte_rate_limit,
+        byte_rate_burst,
+        control_rate_limit,
+        token_rate_limit,
+        burst_rate_per_ip,
+        max_handshake_bytes,
+        max_handshake_headers,
+        handshake_timeout,
+        ping_interval,
+        pong_timeout,
+    } = options;
+    let listener = &mut node.listener;
+    listener.max_connections = take!(resolver, max_connections, listener.max_connections);
+    let per_ip = take!(resolver, max_connections_per_ip, listener.max_connections_per_ip.unwrap_or(0));
+    listener.max_connections_per_ip = (per_ip > 0).then_some(per_ip);
+    // Clients of a local proxy share one address, so loopback is limited only on request.
+    listener.limits_loopback = connection_rate_per_ip.is_some();
+    let rate = take!(resolver, connection_rate_per_ip, per_second(listener.connection_rate_per_ip));
+    listener.connection_rate_per_ip = NonZeroU32::new(rate).map(deeperhub_listener::connection_rate_limit);
+    listener.max_message_bytes = take!(resolver, max_message_bytes, listener.max_message_bytes);
+    listener.max_fragments = take!(resolver, max_fragments, listener.max_fragments);
+    node.max_json_depth = take!(resolver, max_json_depth, node.max_json_depth);
+    node.max_subscriptions = take!(resolver, max_subscriptions, node.max_subscriptions);
+    listener.max_queue_bytes = take!(resolver, max_queue_bytes, listener.max_queue_bytes);
+    listener.round_bytes = take!(resolver, round_bytes, listener.round_bytes);
+    listener.round_time = take_nonzero!(resolver, round_time, listener.round_time);
+    listener.limit_mode = take!(resolver, limits, LimitEnforcement::Enforce).into();
+    let max_memory = take!(resolver, max_memory, memory::memory_limit().unwrap_or(0));
+    listener.memory = (max_memory > 0).then(|| Arc::new(MemoryBudget::new(max_memory)));
+    listener.reconnects_per_second = take!(resolver, reconnect_rate, listener.reconnects_per_second);
+
+    let rate = take!(resolver, rate_limit, per_second(node.rate_limit));
+    let burst = take!(resolver, rate_burst, RateLimit::default().burst.get());
+    node.rate_limit = limit(rate, burst);
+    let rate = take!(resolver, byte_rate_limit, 0);
+    let burst = take!(resolver, byte_rate_burst, defaults::BYTE_RATE_BURST);
+    node.byte_rate_limit = limit(rate, burst);
+    let rate = take!(resolver, control_rate_limit, per_second(node.control_rate_limit));
+    node.control_rate_limit = NonZeroU32::new(rate).map(deeperhub_node::control_rate_limit);
+    let rate = take!(resolver, token_rate_limit, per_second(node.token_rate_limit));
+    node.token_rate_limit = NonZeroU32::new(rate).map(deeperhub_node::token_rate_limit);
+    let rate = take!(resolver, burst_rate_per_ip, per_second(node.burst_rate_per_ip));
+    node.burst_rate_per_ip = NonZeroU32::new(rate).map(deeperhub_node::burst_rate_per_ip);
+
+    listener.max_head_bytes = take!(resolver, max_handshake_bytes, listener.max_head_bytes);
+    listener.max_head_lines = take!(resolver, max_handshake_headers, listener.max_head_lines);
+    listener.handshake_timeout = take_nonzero!(resolver, handshake_timeout, listener.handshake_timeout);
+    listener.ping_interval = take!(resolver, ping_interval, Time(listener.ping_interval)).0;
+    listener.pong_timeout = take_nonzero!(resolver, pong_timeout, listener.pong_timeout);
+}
+
+fn per_second(limit: Option<RateLimit>) -> u32 {
+    limit.map_or(0, |limit| limit.per_second.get())
+}
+
+fn limit(per_second: u32, burst: u32) -> Option<RateLimit> {
+    Some(RateLimit::new(NonZeroU32::new(per_second)?, NonZeroU32::new(burst)?))
+}
+
+/// Warns if a queue cannot hold the longest message.
+pub(super) fn warn_of_small_queue(resolver: &mut Resolver, listener: &deeperhub_listener::Config) {
+    if listener.max_queue_bytes < listener.max_message_bytes {
+        let warning = format!(
+            "{} is {} bytes, less than the longest message ({} bytes): such a message closes its receivers",
+            resolver.name_of("max_queue_bytes"),
+            listener.max_queue_bytes,
+            listener.max_message_bytes,
+        );
+        resolver.warnings.push(warning);
+    }
+}

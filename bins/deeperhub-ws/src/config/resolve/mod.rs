@@ -1,0 +1,94 @@
+//! Resolves options into settings that are valid together, and records where each came from.
+//!
+//! Each file resolves the options under one heading. It takes them apart without `..`, so that a
+//! new option must be given its meaning there.
+
+/// Resolves a field of the options under its own name, so that the key shown is the key typed.
+macro_rules! take {
+    ($resolver:ident, $field:ident, $default:expr) => {
+        $resolver.take(stringify!($field), $field, $default)
+    };
+    ($resolver:ident, $field:ident) => {
+        $resolver.take_optional(stringify!($field), $field)
+    };
+}
+
+/// Resolves a duration that must not be zero.
+macro_rules! take_nonzero {
+    ($resolver:ident, $field:ident, $default:expr) => {
+        $resolver.take_nonzero(stringify!($field), $field, Time($default)).0
+    };
+}
+
+mod api;
+mod cluster;
+mod compression;
+mod general;
+mod limits;
+mod listening;
+mod logs;
+mod resolver;
+mod telemetry;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod tokens;
+mod web_pages;
+
+use std::sync::Arc;
+
+use self::resolver::Resolver;
+use crate::config::effective::Settings;
+use crate::config::error::ConfigError;
+use crate::config::layers::Layers;
+use crate::config::options::Options;
+
+/// Fills in the defaults and checks the settings against each other.
+///
+/// # Errors
+///
+/// All errors, not just the first.
+pub(crate) fn resolve(layers: Layers) -> Result<Settings, Vec<ConfigError>> {
+    let Layers { options, origins, warnings } = layers;
+    // Without `..`, and in the order of the fields, which is the order of `config show`.
+    let Options {
+        general,
+        listening,
+        tls,
+        api,
+        tokens,
+        limits,
+        compression,
+        web_pages,
+        cluster,
+        logs,
+        telemetry,
+    } = options;
+    let mut resolver = Resolver { origins, warnings, ..Resolver::default() };
+    let mut node = deeperhub_node::Config::default();
+
+    let (config, drain_timeout) = general::resolve(&mut resolver, general, &mut node);
+    let address = listening::resolve(&mut resolver, listening, &mut node.listener);
+    let tls = tls::resolve(&mut resolver, tls);
+    node.listener.tls = tls.as_ref().map(|tls| Arc::clone(&tls.current));
+    let api = api::resolve(&mut resolver, api, &mut node);
+    let (auth, max_token_bytes) = tokens::resolve(&mut resolver, tokens, &mut node.auth);
+    limits::resolve(&mut resolver, limits, &mut node);
+    compression::resolve(&mut resolver, compression, &mut node.listener.compression);
+    node.origins = web_pages::resolve(&mut resolver, web_pages);
+    node.cluster = cluster::resolve(&mut resolver, cluster);
+    let log = logs::resolve(&mut resolver, logs);
+    let telemetry = telemetry::resolve(&mut resolver, telemetry);
+
+    // Settings of several headings against each other.
+    listening::warn_of_open_address(&mut resolver, &address, node.auth.required);
+    limits::warn_of_small_queue(&mut resolver, &node.listener);
+    tokens::warn_of_long_tokens(&mut resolver, max_token_bytes, &node.listener);
+    let api = api.finish(&mut resolver, &address, &node);
+
+    let Resolver { effective, warnings, errors, .. } = resolver;
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    Ok(Settings { address, node, auth, tls, api, drain_timeout, log, telemetry, config, effective, warnings })
+}

@@ -1,0 +1,39 @@
+//! Resolves the options under "TLS".
+
+use super::Resolver;
+use crate::config::options::{TlsOptions, flag, variable};
+use crate::reload::tls::{Tls, TlsFileOptions};
+
+/// Returns TLS towards clients; `None` if it is off. Reads the files, so that `config check` finds
+/// errors in them.
+pub(super) fn resolve(resolver: &mut Resolver, options: TlsOptions) -> Option<Tls> {
+    let TlsOptions { tls_cert, tls_key, tls_client_ca, tls_client_auth } = options;
+    let files = TlsFileOptions {
+        cert: take!(resolver, tls_cert),
+        key: take!(resolver, tls_key),
+        client_ca: take!(resolver, tls_client_ca),
+        client_auth: take!(resolver, tls_client_auth).map(Into::into),
+    };
+    let paths = match files.into_paths() {
+        Ok(paths) => paths?,
+        Err((given, missing)) => {
+            resolver.conflict(format!(
+                "{} needs {}, {} or {missing} as well",
+                resolver.name_of(given),
+                flag(missing),
+                variable(missing),
+            ));
+            return None;
+        }
+    };
+    match Tls::load(paths) {
+        Ok((tls, warnings)) => {
+            resolver.warnings.extend(warnings);
+            Some(tls)
+        }
+        Err(error) => {
+            resolver.invalid(error.key, error.path.display().to_string(), error.problem);
+            None
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Values of cluster settings.
+
+use std::convert::Infallible;
+
+use deeperhub_cluster::{BrokerUrl, BrokerUrlError};
+
+use super::{ToToml, quoted};
+
+/// URL of a broker. Any text is accepted, so that no parser error can show a password in it.
+/// `resolve` checks it.
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterUrl(pub(crate) Result<BrokerUrl, BrokerUrlError>);
+
+/// Parses a URL and keeps the error, if any.
+pub(crate) fn cluster_url(text: &str) -> Result<ClusterUrl, Infallible> {
+    Ok(ClusterUrl(BrokerUrl::parse(text)))
+}
+
+impl ToToml for ClusterUrl {
+    fn to_toml(&self) -> String {
+        self.0.as_ref().map_or_else(|_| quoted("********"), quoted)
+    }
+}
+
+/// Answer of `/health/ready` while the broker cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum UnavailableReadiness {
+    /// 503, so that clients go to other nodes.
+    Unready,
+    /// 200; the node serves its own clients alone.
+    Ready,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_masked_also_where_they_stand_in_nonsense() {
+        for (text, expected) in [
+            ("nats://me:hunter2@h:4222", "\"nats://me:********@h:4222\""),
+            ("redis://:hunter2@h", "\"redis://:********@h\""),
+            ("natz://me:hunter2@h", "\"********\""),
+        ] {
+            let Ok(url) = cluster_url(text);
+            assert_eq!(url.to_toml(), expected);
+            assert!(!format!("{url:?}").contains("hunter2"));
+        }
+    }
+}

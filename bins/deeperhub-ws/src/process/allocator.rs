@@ -1,0 +1,70 @@
+//! The allocator and its metrics.
+
+use deeperhub_metrics::Unit;
+use deeperhub_node::OwnGauge;
+use tikv_jemalloc_ctl::{epoch, stats};
+
+/// jemalloc returns memory to the system a second after it was freed (`.cargo/config.toml`). glibc's
+/// allocator keeps nearly all of it after a burst, so the memory budget would never recover.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Gauges of the allocator, from allocated bytes to reserved address space.
+pub(crate) const GAUGES: [OwnGauge; 6] = [
+    gauge("deeperhub_memory_allocated_bytes", "Bytes allocated by the program and not freed", || {
+        now(stats::allocated::read)
+    }),
+    gauge("deeperhub_memory_active_bytes", "Bytes in pages with at least one allocation", || {
+        now(stats::active::read)
+    }),
+    gauge("deeperhub_memory_metadata_bytes", "Bytes used for allocator metadata", || {
+        now(stats::metadata::read)
+    }),
+    gauge(
+        "deeperhub_memory_resident_bytes",
+        "Bytes of allocator pages in physical memory, including free ones",
+        || now(stats::resident::read),
+    ),
+    gauge("deeperhub_memory_mapped_bytes", "Bytes of address space mapped by the allocator", || {
+        now(stats::mapped::read)
+    }),
+    gauge(
+        "deeperhub_memory_retained_bytes",
+        "Bytes of address space kept by the allocator without physical memory",
+        || now(stats::retained::read),
+    ),
+];
+
+const fn gauge(name: &'static str, help: &'static str, read: fn() -> i64) -> OwnGauge {
+    OwnGauge { name, help, unit: Unit::Bytes, read }
+}
+
+/// Returns a current statistic, or 0 if jemalloc has none. Advances the epoch first, because
+/// statistics are those of the last epoch.
+fn now(read: impl FnOnce() -> tikv_jemalloc_ctl::Result<usize>) -> i64 {
+    let read = epoch::advance().and_then(|_| read());
+    read.ok().and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(name: &str) -> i64 {
+        let gauge = GAUGES.iter().find(|gauge| gauge.name == format!("deeperhub_memory_{name}_bytes"));
+        (gauge.unwrap().read)()
+    }
+
+    #[test]
+    fn what_is_allocated_is_seen_and_what_is_freed_is_not() {
+        const SIZE: i64 = 64 << 20;
+        let before = read("allocated");
+        let block = vec![1_u8; SIZE as usize];
+        let with = read("allocated");
+        assert!(with - before > SIZE / 2, "{before} {with}");
+        assert!(read("resident") >= read("active") && read("active") >= with, "{with}");
+        drop(block);
+        assert!(read("allocated") < with - SIZE / 2);
+        assert!(read("metadata") > 0 && read("mapped") > 0 && read("retained") >= 0);
+    }
+}

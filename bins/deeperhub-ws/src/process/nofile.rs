@@ -1,0 +1,53 @@
+//! Limit of open files; each connection is one.
+
+/// Open files besides connections: standard streams, listeners, and connections that are being
+/// refused.
+const RESERVED_FILES: u64 = 320;
+
+/// Raises the limit of open files as far as the connections and workers need it.
+///
+/// # Errors
+///
+/// A sentence for the operator if the limit stays too low; fewer connections than allowed fit.
+pub(crate) fn raise(max_connections: usize, workers: usize, api_connections: usize) -> Result<(), String> {
+    let needed = needed(max_connections, workers).saturating_add(api_connections as u64);
+    let (soft, hard) = rlimit::Resource::NOFILE
+        .get()
+        .map_err(|error| format!("cannot read the limit of open files (RLIMIT_NOFILE): {error}"))?;
+    if soft >= needed {
+        return Ok(());
+    }
+    let reached = rlimit::increase_nofile_limit(needed).unwrap_or(soft);
+    if reached >= needed {
+        return Ok(());
+    }
+    Err(format!(
+        "the limit of open files (RLIMIT_NOFILE) is {reached}, at most {hard} for this user, but max_connections \
+         {max_connections} needs {needed}: raise it (`ulimit -n {needed}`, or LimitNOFILE={needed} in a systemd \
+         unit), or lower max_connections"
+    ))
+}
+
+fn needed(max_connections: usize, workers: usize) -> u64 {
+    // Each worker has a poller, its waker and a copy of it, and an io_uring.
+    let workers = u64::try_from(workers).unwrap_or(u64::MAX).saturating_mul(5);
+    u64::try_from(max_connections).unwrap_or(u64::MAX).saturating_add(workers).saturating_add(RESERVED_FILES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_suffices_is_left_alone() {
+        let before = rlimit::Resource::NOFILE.get().unwrap();
+        assert_eq!(raise(1, 1, 1), Ok(()));
+        assert_eq!(rlimit::Resource::NOFILE.get().unwrap(), before);
+    }
+
+    #[test]
+    fn a_limit_that_stays_too_low_is_named() {
+        let sentence = raise(usize::MAX, 1, 1).unwrap_err();
+        assert!(sentence.contains("RLIMIT_NOFILE") && sentence.contains("max_connections"), "{sentence}");
+    }
+}

@@ -1,0 +1,109 @@
+//! Keys for tokens: reads their files and reloads them when they change.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use deeperhub_security::auth::{Authenticator, Keys, KeysError, Reloadable};
+use deeperhub_security::files::Stamp;
+use tracing::warn;
+
+use crate::reload::Reloader;
+
+/// Files of the keys, and further requirements for tokens.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AuthSources {
+    pub(crate) secret_file: Option<PathBuf>,
+    pub(crate) jwks_file: Option<PathBuf>,
+    pub(crate) audience: Vec<String>,
+    pub(crate) issuer: Vec<String>,
+    pub(crate) leeway: Duration,
+    pub(crate) max_token_bytes: usize,
+}
+
+impl AuthSources {
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        [&self.secret_file, &self.jwks_file].into_iter().filter_map(|path| path.as_deref())
+    }
+
+    /// Returns advice about the keys, each prefixed with the file that it concerns.
+    fn advice(&self, keys: &Authenticator) -> Vec<String> {
+        let told = keys.advice().iter().map(|advice| {
+            let file = if advice.is_of_secret() { &self.secret_file } else { &self.jwks_file };
+            let name = file.as_deref().map_or_else(String::new, |file| format!("{}: ", file.display()));
+            format!("{name}{advice}")
+        });
+        told.collect()
+    }
+
+    /// Reads the files.
+    pub(crate) fn load(&self) -> Result<Authenticator, AuthError> {
+        let keys = Keys::load(self.secret_file.as_deref(), self.jwks_file.as_deref())?;
+        let mut config = keys.into_config();
+        config.audience.clone_from(&self.audience);
+        config.issuer.clone_from(&self.issuer);
+        config.leeway = self.leeway;
+        config.max_token_bytes = self.max_token_bytes;
+        Ok(Authenticator::new(config)?)
+    }
+}
+
+/// Error of the key files.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AuthError {
+    #[error(transparent)]
+    Files(#[from] KeysError),
+    #[error(transparent)]
+    Keys(#[from] deeperhub_security::auth::KeyError),
+}
+
+impl AuthError {
+    /// Returns the reason without the file name, which the caller adds.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Files(KeysError::File(error)) => format!("it cannot be read: {}", error.error),
+            Self::Files(KeysError::Keys { error, .. }) | Self::Keys(error) => {
+                format!("{error}; {}", error.expected())
+            }
+            Self::Files(error) => error.to_string(),
+        }
+    }
+}
+
+/// The keys in use, and what is needed to reload them.
+#[derive(Debug)]
+pub(crate) struct Auth {
+    pub(crate) authenticator: Arc<Reloadable>,
+    sources: AuthSources,
+    read: Stamp,
+}
+
+impl Auth {
+    /// Reads the files and keeps their state for reloads.
+    pub(crate) fn load(sources: AuthSources) -> Result<Self, AuthError> {
+        let read = Stamp::of(sources.files());
+        let authenticator = Arc::new(Reloadable::new(sources.load()?));
+        Ok(Self { authenticator, sources, read })
+    }
+
+    /// Returns advice about the keys for the operator.
+    pub(crate) fn advice(&self) -> Vec<String> {
+        self.sources.advice(&self.authenticator.current())
+    }
+
+    /// Reloads the files on SIGHUP and when they change. Open connections keep their grants until
+    /// their tokens expire.
+    pub(crate) fn watch(&self, reloader: &mut Reloader) {
+        let (sources, authenticator) = (self.sources.clone(), Arc::clone(&self.authenticator));
+        let paths = sources.files().map(Path::to_owned).collect();
+        reloader.watch("keys for tokens", paths, self.read.clone(), move || {
+            let new = sources.load().map_err(Box::<dyn Error>::from)?;
+            for advice in sources.advice(&new) {
+                warn!("{advice}");
+            }
+            authenticator.replace(new);
+            Ok(())
+        });
+    }
+}

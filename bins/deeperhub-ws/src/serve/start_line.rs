@@ -1,0 +1,112 @@
+//! The line that a server prints to standard output when it is ready.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use deeperhub_security::tls::ClientAuth;
+
+use crate::cli::{NAME, VERSION};
+use crate::config::effective::Settings;
+use crate::reload::tls::Tls;
+use deeperhub_args::Time;
+
+/// Returns one line with the bound addresses, TLS, the limits and the version.
+pub(crate) fn start_line(
+    settings: &Settings,
+    clients: &[SocketAddr],
+    api: Option<SocketAddr>,
+) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        let node = &settings.node;
+        let listener = &node.listener;
+        write!(f, "{NAME} {VERSION} listening on ")?;
+        for (number, address) in clients.iter().enumerate() {
+            let and = if number == 0 { "" } else { " and " };
+            write!(f, "{and}{}://{address}", settings.scheme())?;
+        }
+        f.write_str(" (API ")?;
+        match api {
+            Some(api) => write!(f, "http://{api}")?,
+            None => f.write_str("off")?,
+        }
+        f.write_str(match settings.tls.as_ref().map(Tls::client_auth) {
+            None => ") · TLS off",
+            Some(None) => ") · TLS on",
+            Some(Some(ClientAuth::Required)) => ") · TLS on, client certificates required",
+            Some(Some(ClientAuth::Optional)) => ") · TLS on, client certificates optional",
+        })?;
+        write!(f, " · up to {} connections", listener.max_connections)?;
+        if let Some(per_ip) = listener.max_connections_per_ip {
+            write!(f, ", {per_ip} per address")?;
+        }
+        write!(f, " · messages up to {}", bytes(listener.max_message_bytes))?;
+        match node.rate_limit {
+            Some(rate) => write!(f, ", {}/s (burst {})", rate.per_second, rate.burst)?,
+            None => f.write_str(", no rate limit")?,
+        }
+        if let Some(rate) = node.byte_rate_limit {
+            write!(f, ", {}/s", bytes(rate.per_second.get() as usize))?;
+        }
+        write!(
+            f,
+            " · {} subscriptions and {} of queue per connection",
+            node.max_subscriptions,
+            bytes(listener.max_queue_bytes)
+        )?;
+        if !listener.ping_interval.is_zero() {
+            write!(f, " · ping every {}", Time(listener.ping_interval))?;
+        }
+        Ok(())
+    })
+}
+
+/// Formats a size in the largest exact unit: `64 KiB`.
+fn bytes(count: usize) -> impl fmt::Display {
+    fmt::from_fn(move |f| match count {
+        mebi if mebi % (1 << 20) == 0 => write!(f, "{} MiB", mebi >> 20),
+        kibi if kibi % (1 << 10) == 0 => write!(f, "{} KiB", kibi >> 10),
+        bytes => write!(f, "{bytes} bytes"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::layers::Layers;
+    use crate::config::options::Options;
+    use crate::config::resolve::resolve;
+
+    fn check(flags: &[&str], api: Option<&str>, expected: &str) {
+        let matches = Options::parser().get_matches_from(flags);
+        let settings = Layers::read([&matches], []).and_then(resolve).unwrap();
+        let clients = ["127.0.0.1:8080", "[::1]:8080"].map(|address| address.parse().unwrap());
+        let line = start_line(&settings, &clients, api.map(|api| api.parse().unwrap())).to_string();
+        assert_eq!(line, format!("deeperhub-ws {VERSION} {expected}"));
+    }
+
+    #[test]
+    fn the_line_names_addresses_tls_limits_and_version() {
+        check(
+            &[],
+            Some("127.0.0.1:8081"),
+            "listening on ws://127.0.0.1:8080 and ws://[::1]:8080 (API http://127.0.0.1:8081) · TLS off · up to 1000 connections · \
+             messages up to 64 KiB, 100/s (burst 200) · 128 subscriptions and 1 MiB of queue per connection · \
+             ping every 25s",
+        );
+    }
+
+    #[test]
+    fn what_is_off_is_said_to_be_off() {
+        check(
+            &[
+                "--rate-limit=0",
+                "--max-connections-per-ip=5",
+                "--ping-interval=0",
+                "--max-message-bytes=1000",
+            ],
+            None,
+            "listening on ws://127.0.0.1:8080 and ws://[::1]:8080 (API off) · TLS off · up to 1000 connections, 5 per address · \
+             messages up to 1000 bytes, no rate limit · 128 subscriptions and 1 MiB of queue per connection",
+        );
+    }
+}
