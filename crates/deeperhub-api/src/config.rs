@@ -2,6 +2,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use deeperhub_protocol::message;
+#[cfg(feature = "tls")]
+use deeperhub_security::tls::Reloadable;
 use deeperhub_security::{OriginPolicy, Secret};
 
 use crate::metrics::ApiMetrics;
@@ -14,6 +16,11 @@ pub struct ApiConfig {
     /// the default; fit only for a listener on loopback. The `Host` of a call must then be one that no stranger can make
     /// to mean this machine, see [`OriginPolicy::knows_host`].
     pub api_key: Option<Arc<Secret>>,
+    /// TLS for callers. `None`, the default: plain HTTP. [`serve`](crate::serve) performs the
+    /// handshakes; each has [`timeout`](Self::timeout). A new certificate in the [`Reloadable`] is
+    /// used from the next connection on; the field itself is read once, at the start.
+    #[cfg(feature = "tls")]
+    pub tls: Option<Arc<Reloadable>>,
     /// Web pages that may call, besides those of the API's own host.
     pub allowed_origins: OriginPolicy,
     /// Maximum number of connections, and of concurrent requests. Over it, the connection that has
@@ -50,10 +57,23 @@ pub struct ApiConfig {
     pub websocket_url: Option<String>,
 }
 
+impl ApiConfig {
+    /// Returns `true` if callers use TLS.
+    #[must_use]
+    pub const fn uses_tls(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+}
+
 impl Default for ApiConfig {
     fn default() -> Self {
         Self {
             api_key: None,
+            #[cfg(feature = "tls")]
+            tls: None,
             allowed_origins: OriginPolicy::default(),
             max_connections: 512,
             idle_timeout: Duration::from_secs(120),

@@ -27,13 +27,13 @@ use axum::http::StatusCode;
 use hyper::rt::ReadBufCursor;
 use hyper::server::conn::http1;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::admission::{Activity, Command, ConnectionPermit};
 use crate::dispatch::Calls;
 use crate::error::ApiError;
 use crate::metrics::Lease;
+use crate::stream::Stream;
 
 /// Minimum rate of a body or an answer in bytes per second, once the step timeout has passed.
 /// Slower peers could hold their places for as long as they like.
@@ -115,7 +115,7 @@ struct State {
 }
 
 impl Link {
-    fn new(permit: ConnectionPermit, times: Times) -> Arc<Self> {
+    pub(crate) fn new(permit: ConnectionPermit, times: Times) -> Arc<Self> {
         let state = State {
             phase: Phase::Idle,
             since: Instant::now(),
@@ -136,6 +136,19 @@ impl Link {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that a TLS handshake begins, and returns its deadline.
+    #[cfg(feature = "tls")]
+    pub(crate) fn begin_handshake(&self) -> Instant {
+        let time = if self.permit.is_regular() { self.times.step } else { RESERVED_TIMEOUT };
+        self.lock().since + time.min(self.times.step)
+    }
+
+    /// Records that the TLS handshake is complete.
+    #[cfg(feature = "tls")]
+    pub(crate) fn end_handshake(&self) {
+        self.lock().since = Instant::now();
     }
 
     /// Records that a call begins.
@@ -244,7 +257,7 @@ pub(crate) fn allowance(began: Instant, step: Duration, bytes: u64) -> Instant {
 
 /// Socket that records its reads and writes in its [`Link`].
 struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     link: Arc<Link>,
     /// Answer sent instead of one of hyper's own, and the number of its bytes sent so far.
     instead: Option<(Vec<u8>, usize)>,
@@ -305,6 +318,7 @@ impl hyper::rt::Write for Socket {
             // The deadline of the head still applies meanwhile.
             *done += ready!(Pin::new(&mut this.stream).poll_write(cx, &bytes[*done..]))?;
         }
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
         Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
     }
 
@@ -316,6 +330,14 @@ impl hyper::rt::Write for Socket {
     /// polls the connection.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // TLS may have encrypted more than the socket took.
+        match Pin::new(&mut this.stream).poll_flush(cx) {
+            Poll::Ready(result) => result?,
+            Poll::Pending => {
+                this.link.blocked();
+                return Poll::Pending;
+            }
+        }
         this.link.flushed();
         if this.link.lock().is_stream {
             // Nothing may follow the request of a stream, but end of input means that its caller is
@@ -389,14 +411,7 @@ enum Ended {
 }
 
 /// Serves a connection to its end.
-pub(crate) async fn serve_connection(
-    stream: TcpStream,
-    permit: ConnectionPermit,
-    times: Times,
-    router: Router,
-    max_bytes: usize,
-) {
-    let link = Link::new(permit, times);
+pub(crate) async fn serve_connection(stream: Stream, link: Arc<Link>, router: Router, max_bytes: usize) {
     let socket = Socket { stream, link: Arc::clone(&link), instead: None };
     let calls = Calls::new(router, Arc::clone(&link), max_bytes);
     let mut http = http1::Builder::new();
@@ -490,7 +505,7 @@ pub(crate) async fn serve_connection(
             link.permit.metrics().connection_refused();
         }
         // An answer that does not fit into the empty socket buffer is not worth a wait.
-        let _ = stream.try_write(&error.to_http());
+        stream.write_without_waiting(&error.to_http());
     }
     // The server's shutdown must not wait for clients that keep idle connections open.
     let is_idle_at_the_end = is_draining && phase == Phase::Idle;
@@ -502,11 +517,11 @@ pub(crate) async fn serve_connection(
 
 /// Shuts down the sending side, and discards input until the peer does the same or a limit is
 /// reached.
-async fn linger(stream: &mut TcpStream, permit: &ConnectionPermit) {
-    if std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await.is_err() {
-        return;
-    }
+async fn linger(stream: &mut Stream, permit: &ConnectionPermit) {
     let discard = async {
+        if std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await.is_err() {
+            return;
+        }
         let mut discarded = 0;
         while discarded < LINGER_BYTES {
             let read = std::future::poll_fn(|cx| {

@@ -58,7 +58,7 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
     if let Some(origin) = origin {
         config
             .allowed_origins
-            .check_own(Some(origin), host, false)
+            .check_own(Some(origin), host, config.uses_tls())
             .map_err(|error| forbidden(error.to_string()))?;
     } else if !may_come_without_origin(request) {
         return Err(forbidden("a web page of another site may not call".to_owned()));

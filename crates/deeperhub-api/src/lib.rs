@@ -31,6 +31,9 @@ mod openapi;
 mod page;
 mod routes;
 mod serve;
+mod stream;
+#[cfg(feature = "tls")]
+mod tls;
 mod trace;
 
 use std::sync::Arc;
@@ -42,6 +45,7 @@ use deeperhub_node::NodeHandle;
 
 pub use admission::RESERVED_CONNECTIONS;
 pub use config::{ApiConfig, IdempotencyConfig, SharedApiConfig};
+pub use deeperhub_node as node;
 pub use metrics::ApiMetrics;
 pub use openapi::openapi;
 pub use serve::serve;

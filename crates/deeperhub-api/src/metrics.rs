@@ -21,6 +21,7 @@ struct Counts {
     refused: AtomicU64,
     timeouts: AtomicU64,
     overloads: AtomicU64,
+    tls_handshakes_failed: AtomicU64,
 }
 
 impl ApiMetrics {
@@ -88,6 +89,13 @@ impl ApiMetrics {
                 NumberKind::Counter,
                 |counts| counts.overloads.load(Ordering::Relaxed),
             ),
+            number(
+                "deeperhub_api_tls_handshakes_failed_total",
+                "TLS handshakes of the server API that failed",
+                Unit::None,
+                NumberKind::Counter,
+                |counts| counts.tls_handshakes_failed.load(Ordering::Relaxed),
+            ),
         ]
     }
 
@@ -109,6 +117,11 @@ impl ApiMetrics {
 
     pub(crate) fn timed_out(&self) {
         self.0.timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn tls_handshake_failed(&self) {
+        self.0.tls_handshakes_failed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts an event stream for as long as the guard lives. Returns `None` if `max` are already

@@ -8,7 +8,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::admission::Admission;
-use crate::connection::{Times, serve_connection};
+use crate::connection::{Link, Times, serve_connection};
+use crate::stream::Stream;
 use crate::{SharedApiConfig, router};
 
 /// Time that calls under way are given when the server ends.
@@ -40,6 +41,8 @@ pub async fn serve(
     let admission = Admission::new(start.max_connections, start.metrics.clone());
     let times = Times { idle: start.idle_timeout, step: start.timeout };
     let max_bytes = start.max_held_bytes;
+    #[cfg(feature = "tls")]
+    let tls = start.tls.clone();
     let router = router(node, config);
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
@@ -50,7 +53,18 @@ pub async fn serve(
             socket = async { admission.ready().await; accept(&listener).await } => socket,
         };
         let permit = admission.admit(Instant::now());
-        connections.spawn(serve_connection(socket, permit, times, router.clone(), max_bytes));
+        let (link, router) = (Link::new(permit, times), router.clone());
+        #[cfg(feature = "tls")]
+        if let Some(tls) = tls.clone() {
+            connections.spawn(async move {
+                if let Some(stream) = crate::tls::handshake(socket, &link, &tls).await {
+                    serve_connection(stream, link, router, max_bytes).await;
+                }
+            });
+            tokio::task::yield_now().await;
+            continue;
+        }
+        connections.spawn(serve_connection(Stream::Plain(socket), link, router, max_bytes));
         // Lets evicted connections leave, and arrived requests be served, before the next accept.
         tokio::task::yield_now().await;
     }
