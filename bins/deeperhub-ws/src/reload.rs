@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use deeperhub_security::files::Stamp;
+use deeperhub_security::files::FileStamp;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -34,9 +34,9 @@ struct Watched {
     /// Files to look at. With none, it is read again on SIGHUP only.
     paths: Vec<PathBuf>,
     /// What the files looked like when they were read last.
-    read: Stamp,
+    read: FileStamp,
     /// What they looked like at the last look, when that was something else.
-    seen: Option<Stamp>,
+    seen: Option<FileStamp>,
     unsettled: u32,
     reload: Reload,
 }
@@ -44,7 +44,7 @@ struct Watched {
 impl Watched {
     /// Whether the files changed since they were read and are at rest now.
     fn is_due(&mut self) -> bool {
-        let now = Stamp::of(&self.paths);
+        let now = FileStamp::of(&self.paths);
         if now == self.read {
             self.seen = None;
             self.unsettled = 0;
@@ -67,7 +67,7 @@ impl Watched {
 
     fn reload(&mut self, why: &'static str) {
         // Taken before reading: a change under way is then seen as one more.
-        self.read = Stamp::of(&self.paths);
+        self.read = FileStamp::of(&self.paths);
         self.seen = None;
         self.unsettled = 0;
         // A panic is a failed reload; it must not affect the other watched items.
@@ -95,7 +95,7 @@ impl Reloads {
         &mut self,
         what: &'static str,
         paths: Vec<PathBuf>,
-        read: Stamp,
+        read: FileStamp,
         reload: impl FnMut() -> Result<(), Box<dyn Error>> + Send + 'static,
     ) {
         self.0.push(Watched { what, paths, read, seen: None, unsettled: 0, reload: Box::new(reload) });
@@ -215,7 +215,7 @@ mod tests {
             let reads = Arc::new(AtomicUsize::new(0));
             let mut reloads = Reloads::default();
             let (count, file) = (Arc::clone(&reads), path.clone());
-            reloads.watch("number", vec![path.clone()], Stamp::of([&path]), move || {
+            reloads.watch("number", vec![path.clone()], FileStamp::of([&path]), move || {
                 count.fetch_add(1, Ordering::Relaxed);
                 let _: u32 = std::fs::read_to_string(&file)?.parse()?;
                 Ok(())
@@ -279,9 +279,9 @@ mod tests {
         let (unblock, blocked) = std::sync::mpsc::channel::<()>();
         let reads = Arc::new(AtomicUsize::new(0));
         let mut reloads = Reloads::default();
-        reloads.watch("a pipe", Vec::new(), Stamp::default(), move || Ok(blocked.recv()?));
+        reloads.watch("a pipe", Vec::new(), FileStamp::default(), move || Ok(blocked.recv()?));
         let count = Arc::clone(&reads);
-        reloads.watch("other", Vec::new(), Stamp::default(), move || {
+        reloads.watch("other", Vec::new(), FileStamp::default(), move || {
             count.fetch_add(1, Ordering::Relaxed);
             Ok(())
         });
@@ -312,7 +312,7 @@ mod tests {
         let panics = Watched {
             what: "fault",
             paths: Vec::new(),
-            read: Stamp::default(),
+            read: FileStamp::default(),
             seen: None,
             unsettled: 0,
             reload: Box::new(|| panic!("a test makes this panic")),
@@ -325,7 +325,7 @@ mod tests {
     fn a_signal_reads_at_once_what_has_not_changed_and_what_has_no_files() {
         let mut fixture = Fixture::new("signal");
         let count = Arc::clone(&fixture.reads);
-        fixture.reloads.watch("other", Vec::new(), Stamp::default(), move || {
+        fixture.reloads.watch("other", Vec::new(), FileStamp::default(), move || {
             count.fetch_add(10, Ordering::Relaxed);
             Ok(())
         });

@@ -386,7 +386,7 @@ impl Resolver {
         }
         match Auth::load(sources) {
             Ok(auth) => {
-                self.warnings.extend(auth.advice());
+                self.warnings.extend(auth.warnings());
                 Some(auth)
             }
             // They changed since.

@@ -12,7 +12,7 @@ use deeperhub_api::SharedApiConfig;
 use deeperhub_listener::{ListenOn, MemoryBudget};
 use deeperhub_metrics::{SharedCounter, Unit};
 use deeperhub_node::{Node, NumberKind, OwnNumber};
-use deeperhub_security::files::Stamp;
+use deeperhub_security::files::FileStamp;
 use tokio::net::TcpListener;
 use tokio::runtime::{self, Runtime};
 use tokio::sync::oneshot;
@@ -338,7 +338,7 @@ fn lookup(address: &Address) -> Result<SocketAddr, Failure> {
 fn reloads(settings: &Settings, mut live: LiveSettings) -> Reloads {
     let mut reloads = Reloads::default();
     // On SIGHUP only: whoever edits a file of many settings says when it is ready.
-    reloads.watch("settings", Vec::new(), Stamp::default(), move || live.reload());
+    reloads.watch("settings", Vec::new(), FileStamp::default(), move || live.reload());
     if let Some(auth) = &settings.auth {
         auth.watch(&mut reloads);
     }

@@ -12,7 +12,7 @@ use crate::metrics::ApiMetrics;
 pub struct ApiConfig {
     /// The key that every call but health checks must bring as `Authorization: Bearer KEY`. `None`: none is needed,
     /// the default; fit only for a listener on loopback. The `Host` of a call must then be one that no stranger can make
-    /// to mean this machine, see [`OriginPolicy::knows_host`].
+    /// to mean this machine, see [`OriginPolicy::is_rebinding_safe`].
     pub api_key: Option<Arc<Secret>>,
     /// Web pages that may call, besides those of the API's own host.
     pub allowed_origins: OriginPolicy,

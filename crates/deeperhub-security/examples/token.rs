@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{token}");
 
     let authenticator = Authenticator::new(Config { secret: Some(secret), ..Config::default() })?;
-    for advice in authenticator.advice() {
+    for advice in authenticator.warnings() {
         println!("{advice}");
     }
     let claims = authenticator.verify(&token, now)?;

@@ -47,9 +47,9 @@ pub struct FileError {
 /// removed or put there, and directories swapped by a symbolic link, as Kubernetes does with its secrets. It looks at
 /// what the system keeps of a file (the times of its last changes, length, and which file it is), not into it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Stamp(Vec<Option<Seen>>);
+pub struct FileStamp(Vec<Option<Seen>>);
 
-impl Stamp {
+impl FileStamp {
     /// What the files look like now. One that is not there, or may not be looked at, counts as absent.
     #[must_use]
     pub fn of<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {

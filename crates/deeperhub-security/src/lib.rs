@@ -33,6 +33,8 @@ mod address;
 #[cfg(feature = "auth")]
 pub mod auth;
 #[cfg(any(feature = "auth", feature = "tls"))]
+mod byte_order_mark;
+#[cfg(any(feature = "auth", feature = "tls"))]
 pub mod files;
 mod grants;
 pub mod origin;
@@ -41,8 +43,6 @@ pub mod proxy;
 #[cfg(feature = "rate-limit")]
 mod rate;
 mod secret;
-#[cfg(any(feature = "auth", feature = "tls"))]
-mod text;
 #[cfg(feature = "tls")]
 pub mod tls;
 
@@ -51,7 +51,7 @@ pub use grants::{Claims, Grants, MAX_USER_BYTES};
 pub use origin::{OriginError, OriginPolicy, OriginPolicyError};
 #[cfg(feature = "rate-limit")]
 pub use rate::{
-    AddressLimiter, BurstPool, Drawn, FirstBurst, LimitMode, MAX_ADDRESSES, RateLimit, RateLimiter,
+    AddressLimiter, BurstAllowance, BurstPool, DrawOutcome, LimitMode, MAX_ADDRESSES, RateLimit, RateLimiter,
     RetryAfter,
 };
 pub use secret::Secret;

@@ -194,14 +194,14 @@ impl Clock for At {
 #[derive(Debug)]
 pub struct AddressLimiter {
     limit: RateLimit,
-    arrivals: Arrivals,
+    arrivals: ArrivalTable,
 }
 
 impl AddressLimiter {
     /// Limits each address to `limit`.
     #[must_use]
     pub fn new(limit: RateLimit) -> Self {
-        Self { limit, arrivals: Arrivals::new(limit.burst_nanos()) }
+        Self { limit, arrivals: ArrivalTable::new(limit.burst_nanos()) }
     }
 
     /// Whether one more is granted to `address` at the time `now`, counted from whatever point the caller keeps to.
@@ -238,7 +238,7 @@ impl AddressLimiter {
 /// those of its address. For any number of threads.
 ///
 /// While a connection is new, it draws from the pool what it sends beyond its rate
-/// ([`FirstBurst`]). So clients that share an address and send little at first take little. The
+/// ([`BurstAllowance`]). So clients that share an address and send little at first take little. The
 /// unit is a whole burst, of messages or of bytes. Addresses are grouped and forgotten as in an
 /// [`AddressLimiter`].
 #[derive(Debug)]
@@ -247,7 +247,7 @@ pub struct BurstPool {
     interval: u64,
     /// Time in which an empty pool fills up, in nanoseconds.
     capacity: u64,
-    arrivals: Arrivals,
+    arrivals: ArrivalTable,
 }
 
 impl BurstPool {
@@ -256,7 +256,7 @@ impl BurstPool {
     #[must_use]
     pub fn new(limit: RateLimit) -> Self {
         let capacity = limit.burst_nanos();
-        Self { interval: limit.interval(), capacity, arrivals: Arrivals::new(capacity) }
+        Self { interval: limit.interval(), capacity, arrivals: ArrivalTable::new(capacity) }
     }
 
     /// Draws up to `amount` from the pool of `address` at the time `now`, where a whole burst is
@@ -293,7 +293,7 @@ impl BurstPool {
 /// left to draw. Once the connection is as old as a burst takes to earn, nothing is left, and the
 /// limiter alone decides.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct FirstBurst {
+pub struct BurstAllowance {
     /// Amount drawn of the burst, or earned while a full limiter would have earned nothing.
     spent: u32,
     /// Age of the connection at its last draw, in milliseconds.
@@ -302,7 +302,7 @@ pub struct FirstBurst {
 
 /// Result of a draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drawn {
+pub enum DrawOutcome {
     /// The limiter was credited; check it again.
     Some,
     /// The connection has nothing left to draw.
@@ -311,10 +311,10 @@ pub enum Drawn {
     Refused,
 }
 
-impl FirstBurst {
+impl BurstAllowance {
     /// Divisor for the smallest draw: 1/20 of a burst, so that the pool is asked only a few times.
     /// Of a burst of 200 messages, that is what a client sends at its start.
-    const PART: u32 = 20;
+    const MIN_DRAW_DIVISOR: u32 = 20;
 
     /// Draws enough for `needed` more, for a connection that started at `begun`, and credits it to
     /// `limiter`. `pool` returns as much of the requested amount as it has.
@@ -325,7 +325,7 @@ impl FirstBurst {
         needed: usize,
         (begun, now): (Duration, Duration),
         pool: impl FnOnce(u32) -> u32,
-    ) -> Drawn {
+    ) -> DrawOutcome {
         let burst = limit.burst.get();
         let age = u32::try_from(now.saturating_sub(begun).as_millis()).unwrap_or(u32::MAX);
         let idle = u64::from(age.saturating_sub(self.last)) * 1_000_000;
@@ -333,16 +333,16 @@ impl FirstBurst {
         self.last = age;
         let left = burst.saturating_sub(self.spent);
         if left == 0 {
-            return Drawn::Spent;
+            return DrawOutcome::Spent;
         }
         let needed = u32::try_from(needed).unwrap_or(u32::MAX);
-        let granted = pool(needed.max(burst / Self::PART).min(left)).min(left);
+        let granted = pool(needed.max(burst / Self::MIN_DRAW_DIVISOR).min(left)).min(left);
         if granted == 0 {
-            return Drawn::Refused;
+            return DrawOutcome::Refused;
         }
         self.spent = self.spent.saturating_add(granted);
         limiter.grant(limit, granted, now);
-        Drawn::Some
+        DrawOutcome::Some
     }
 }
 
@@ -356,28 +356,28 @@ const SHARDS: usize = 64;
 /// Theoretical arrival time of the next event for each address (see [`RateLimiter`]), in
 /// nanoseconds of the caller's time. A time in the past carries no information, so it need not be
 /// kept.
-struct Arrivals {
+struct ArrivalTable {
     shards: Box<[Mutex<HashMap<IpAddr, u64, RandomState>>]>,
     hasher: RandomState,
     /// The time between two sweeps, in nanoseconds.
-    sweep_every: u64,
+    sweep_interval: u64,
     next_sweep: AtomicU64,
     evicted: AtomicU64,
 }
 
-impl Arrivals {
+impl ArrivalTable {
     /// Shortest and longest time between two sweeps of expired addresses, in nanoseconds.
-    const SWEEP: (u64, u64) = (1_000_000_000, 60_000_000_000);
+    const SWEEP_INTERVAL: (u64, u64) = (1_000_000_000, 60_000_000_000);
 
-    /// Returns an empty table for bursts that are whole again after `whole_again` nanoseconds.
-    fn new(whole_again: u64) -> Self {
-        let sweep_every = whole_again.clamp(Self::SWEEP.0, Self::SWEEP.1);
+    /// Returns an empty table for bursts that are whole again after `full_after` nanoseconds.
+    fn new(full_after: u64) -> Self {
+        let sweep_interval = full_after.clamp(Self::SWEEP_INTERVAL.0, Self::SWEEP_INTERVAL.1);
         let hasher = RandomState::new();
         Self {
             shards: (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect(),
             hasher,
-            sweep_every,
-            next_sweep: AtomicU64::new(sweep_every),
+            sweep_interval,
+            next_sweep: AtomicU64::new(sweep_interval),
             evicted: AtomicU64::new(0),
         }
     }
@@ -411,7 +411,7 @@ impl Arrivals {
 
     fn sweep(&self, now: u64) {
         let due = self.next_sweep.load(Ordering::Relaxed);
-        let next = now.saturating_add(self.sweep_every);
+        let next = now.saturating_add(self.sweep_interval);
         // One of the threads that see it due does it.
         let claim =
             || self.next_sweep.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
@@ -436,9 +436,9 @@ impl Arrivals {
     }
 }
 
-impl fmt::Debug for Arrivals {
+impl fmt::Debug for ArrivalTable {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Arrivals").field("addresses", &self.len()).finish_non_exhaustive()
+        formatter.debug_struct("ArrivalTable").field("addresses", &self.len()).finish_non_exhaustive()
     }
 }
 
@@ -529,7 +529,7 @@ mod tests {
 
     #[test]
     fn a_connection_keeps_eight_bytes_and_eight_of_its_first_burst() {
-        assert_eq!((size_of::<RateLimiter>(), size_of::<FirstBurst>()), (8, 8));
+        assert_eq!((size_of::<RateLimiter>(), size_of::<BurstAllowance>()), (8, 8));
     }
 
     /// Connections of one address that draw their bursts of messages from one pool.
@@ -541,7 +541,7 @@ mod tests {
 
     struct Connection {
         limiter: RateLimiter,
-        first: FirstBurst,
+        first: BurstAllowance,
         begun: Duration,
     }
 
@@ -555,10 +555,10 @@ mod tests {
 
         fn connect(&self, begun: Duration) -> Connection {
             let limiter = RateLimiter::empty(&self.limit, begun);
-            Connection { limiter, first: FirstBurst::default(), begun }
+            Connection { limiter, first: BurstAllowance::default(), begun }
         }
 
-        fn send(&self, connection: &mut Connection, now: Duration) -> Result<(), Drawn> {
+        fn send(&self, connection: &mut Connection, now: Duration) -> Result<(), DrawOutcome> {
             let Connection { limiter, first, begun } = connection;
             loop {
                 if limiter.check(&self.limit, now).is_ok() {
@@ -566,14 +566,14 @@ mod tests {
                 }
                 let pool = |amount| self.pool.draw(self.address, amount, self.limit.burst, now);
                 match first.draw(limiter, &self.limit, 1, (*begun, now), pool) {
-                    Drawn::Some => {}
+                    DrawOutcome::Some => {}
                     drawn => return Err(drawn),
                 }
             }
         }
 
         /// Returns how many messages in a row get through.
-        fn send_all(&self, connection: &mut Connection, now: Duration) -> (usize, Drawn) {
+        fn send_all(&self, connection: &mut Connection, now: Duration) -> (usize, DrawOutcome) {
             let mut sent = 0;
             loop {
                 match self.send(connection, now) {
@@ -597,13 +597,13 @@ mod tests {
             let (more, drawn) = drawing.send_all(&mut connection, later);
             // The unused rest of the last draw comes on top.
             assert!((left..=left + 1).contains(&more), "{sent}, then {more}");
-            assert_eq!(drawn, Drawn::Spent);
+            assert_eq!(drawn, DrawOutcome::Spent);
         }
         // An old connection has a whole burst without the pool.
         let mut old = drawing.connect(start);
-        assert_eq!(drawing.send_all(&mut old, start + Duration::from_secs(2)), (20, Drawn::Spent));
+        assert_eq!(drawing.send_all(&mut old, start + Duration::from_secs(2)), (20, DrawOutcome::Spent));
         assert_eq!(drawing.pool.addresses(), 0);
-        assert_eq!(drawing.send_all(&mut old, start + Duration::from_secs(3)), (10, Drawn::Spent));
+        assert_eq!(drawing.send_all(&mut old, start + Duration::from_secs(3)), (10, DrawOutcome::Spent));
     }
 
     #[test]
@@ -611,15 +611,15 @@ mod tests {
         let (drawing, start) = (Drawing::new(), Duration::from_secs(7));
         let all = |now| drawing.send_all(&mut drawing.connect(now), now);
         for _ in 0..3 {
-            assert_eq!(all(start), (20, Drawn::Spent));
+            assert_eq!(all(start), (20, DrawOutcome::Spent));
         }
-        assert_eq!(all(start), (0, Drawn::Refused));
-        assert_eq!(all(start + Duration::from_millis(500)), (10, Drawn::Refused));
-        assert_eq!(all(start + Duration::from_millis(1500)), (20, Drawn::Spent));
-        assert_eq!(all(start + Duration::from_secs(100)), (20, Drawn::Spent));
+        assert_eq!(all(start), (0, DrawOutcome::Refused));
+        assert_eq!(all(start + Duration::from_millis(500)), (10, DrawOutcome::Refused));
+        assert_eq!(all(start + Duration::from_millis(1500)), (20, DrawOutcome::Spent));
+        assert_eq!(all(start + Duration::from_secs(100)), (20, DrawOutcome::Spent));
         // Without the pool, a connection earns at its rate.
         let mut poor = drawing.connect(start);
-        assert_eq!(drawing.send(&mut poor, start), Err(Drawn::Refused));
+        assert_eq!(drawing.send(&mut poor, start), Err(DrawOutcome::Refused));
         assert_eq!(drawing.send(&mut poor, start + Duration::from_millis(100)), Ok(()));
     }
 

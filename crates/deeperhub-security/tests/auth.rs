@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used)]
 
 use deeperhub_security::auth::{
-    Advice, AuthError, Authenticator, Config, DEFAULT_MAX_TOKEN_BYTES, Jwks, KeyError, KeyFault, Keys,
-    LeftOut, MAX_KEYS, MAX_PATTERNS, MintError, Recipient, Reloadable, mint, mint_for,
+    AuthError, Authenticator, Config, DEFAULT_MAX_TOKEN_BYTES, IgnoredKey, Jwks, KeyError, KeyFault,
+    KeyWarning, Keys, MAX_KEYS, MAX_PATTERNS, MintError, MintOptions, SharedAuthenticator, mint, mint_with,
 };
 use deeperhub_security::{Claims, Grants, Secret};
 use deeperhub_types::{ErrorCode, Subscription, Topic};
@@ -572,21 +572,21 @@ fn what_a_secret_has_at_its_ends_is_told_and_not_shown() {
     let binary = [0x8f_u8; 32];
     let advice = |secret: &[u8]| {
         let config = Config { secret: Some(Secret::new(secret)), ..Config::default() };
-        Authenticator::new(config).unwrap().advice().to_vec()
+        Authenticator::new(config).unwrap().warnings().to_vec()
     };
     assert_eq!(advice(long.as_bytes()), []);
     for (before, after, expected) in [
-        ("\u{feff}", "", Advice::SecretMark),
-        (" ", "", Advice::SecretBlanks),
-        ("", "\t", Advice::SecretBlanks),
-        ("", "\n", Advice::SecretLineEnd),
-        ("", " \r\n", Advice::SecretLineEnd),
+        ("\u{feff}", "", KeyWarning::SecretMark),
+        (" ", "", KeyWarning::SecretBlanks),
+        ("", "\t", KeyWarning::SecretBlanks),
+        ("", "\n", KeyWarning::SecretLineEnd),
+        ("", " \r\n", KeyWarning::SecretLineEnd),
     ] {
         let told = advice(format!("{before}{long}{after}").as_bytes());
         assert_eq!(told, [expected], "{before:?} {after:?}");
-        assert!(told[0].is_of_secret() && !told[0].to_string().contains(long));
+        assert!(told[0].is_about_secret() && !told[0].to_string().contains(long));
     }
-    assert_eq!(advice(&[b"\xff\xfe", &binary[..]].concat()), [Advice::SecretMark]);
+    assert_eq!(advice(&[b"\xff\xfe", &binary[..]].concat()), [KeyWarning::SecretMark]);
     // Bytes of chance may be blanks.
     assert_eq!(advice(&[&binary[..], b" \n"].concat()), []);
 }
@@ -596,10 +596,10 @@ fn more_keys_than_are_tried_are_warned_about() {
     let advice = |count: u8| {
         let key = |n| json!({ "kty": "OKP", "crv": "Ed25519", "kid": format!("{n}"), "x": base64(&[n; 32]) });
         let keys: Vec<_> = (0..count).map(key).collect();
-        with_key(&json!({ "keys": keys })).advice().to_vec()
+        with_key(&json!({ "keys": keys })).warnings().to_vec()
     };
-    assert_eq!(advice(8), [Advice::AudienceNotChecked]);
-    assert_eq!(advice(9), [Advice::AudienceNotChecked, Advice::TooManyToTry]);
+    assert_eq!(advice(8), [KeyWarning::AudienceNotChecked]);
+    assert_eq!(advice(9), [KeyWarning::AudienceNotChecked, KeyWarning::TooManyToTry]);
 }
 
 #[test]
@@ -612,24 +612,24 @@ fn sets_of_keys_leave_out_what_is_of_no_use_and_say_so() {
     let jwks = Jwks::parse(set.to_string().as_bytes()).unwrap();
     assert_eq!(jwks.len(), 4);
     let advice = [
-        Advice::PrivateKey { position: 2 },
+        KeyWarning::PrivateKey { position: 2 },
         left_out(5, None, "crv", "is neither P-256 nor P-384"),
         left_out(6, Some("short"), "n", "is not of 2048 to 8192 bits"),
     ];
-    assert_eq!(jwks.advice(), advice);
+    assert_eq!(jwks.warnings(), advice);
     let authenticator = Authenticator::new(Config {
         secret: Some(Secret::new("short")),
         jwks: Some(jwks),
         ..Config::default()
     });
     let advised = authenticator.unwrap();
-    assert_eq!(advised.advice().first(), Some(&Advice::ShortSecret));
-    assert_eq!(advised.advice().last(), Some(&Advice::AudienceNotChecked));
+    assert_eq!(advised.warnings().first(), Some(&KeyWarning::ShortSecret));
+    assert_eq!(advised.warnings().last(), Some(&KeyWarning::AudienceNotChecked));
 }
 
-fn left_out(position: usize, id: Option<&str>, field: &'static str, problem: &'static str) -> Advice {
+fn left_out(position: usize, id: Option<&str>, field: &'static str, problem: &'static str) -> KeyWarning {
     let (id, fault) = (id.map(str::to_owned), KeyFault { field, problem });
-    Advice::KeyLeftOut(LeftOut { position, id, fault })
+    KeyWarning::KeyIgnored(IgnoredKey { position, id, fault })
 }
 
 #[test]
@@ -723,8 +723,8 @@ fn a_token_is_made_for_an_audience_and_from_an_issuer() {
     });
     let authenticator = authenticator.unwrap();
     let made = |audience, issuer| {
-        let recipient = Recipient { audience, issuer };
-        mint_for(&secret(), "ada", &Grants::default(), recipient, NOW, Duration::from_secs(9)).unwrap()
+        let recipient = MintOptions { audience, issuer };
+        mint_with(&secret(), "ada", &Grants::default(), recipient, NOW, Duration::from_secs(9)).unwrap()
     };
     assert_eq!(&*authenticator.verify(&made(Some("hub"), Some("me")), NOW).unwrap().user, "ada");
     refused(&authenticator, &made(None, Some("me")), "aud does not name");
@@ -734,7 +734,7 @@ fn a_token_is_made_for_an_audience_and_from_an_issuer() {
 #[test]
 fn a_swapped_authenticator_verifies_with_the_new_keys_only() {
     let new = Secret::new("another secret for tests: 32 b.");
-    let reloadable = Reloadable::new(with_secret());
+    let reloadable = SharedAuthenticator::new(with_secret());
     let token =
         |secret: &Secret| mint(secret, "ada", &Grants::default(), NOW, Duration::from_secs(9)).unwrap();
     let verify = |token: &str| reloadable.current().verify(token, NOW).map(|claims| claims.user);
@@ -754,9 +754,9 @@ fn nothing_of_a_token_or_a_key_is_shown() {
     let authenticator = Authenticator::new(config.clone()).unwrap();
     let mut shown = vec![
         format!("{config:?} {config:#?} {keys:?} {jwks:?} {authenticator:?} {authenticator:#?}"),
-        format!("{:?}", authenticator.advice()),
+        format!("{:?}", authenticator.warnings()),
     ];
-    shown.extend(authenticator.advice().iter().map(ToString::to_string));
+    shown.extend(authenticator.warnings().iter().map(ToString::to_string));
     let claims = json!({ "sub": hidden, "exp": hidden, "aud": hidden, hidden: hidden });
     let tokens = [
         hidden.to_owned(),

@@ -62,7 +62,7 @@ pub enum KeyError {
     EmptySet,
     /// No key of the set can verify tokens; this is the first one.
     #[error("it has no key that tokens can be verified with: {0}")]
-    NoUsableKey(LeftOut),
+    NoUsableKey(IgnoredKey),
 }
 
 impl KeyError {
@@ -98,7 +98,7 @@ pub struct KeyFault {
 
 /// A key of a set that cannot verify tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct LeftOut {
+pub struct IgnoredKey {
     /// Position of the key in the set, counted from 1.
     pub position: usize,
     /// The key's `kid`, if it has one; a long one is truncated.
@@ -107,7 +107,7 @@ pub struct LeftOut {
     pub fault: KeyFault,
 }
 
-impl fmt::Display for LeftOut {
+impl fmt::Display for IgnoredKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "key {}", self.position)?;
         if let Some(id) = &self.id {
@@ -120,7 +120,7 @@ impl fmt::Display for LeftOut {
 /// What an operator should know of keys that work. Nothing of a key stands in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Advice {
+pub enum KeyWarning {
     /// The secret is shorter than the 32 bytes that HS256 needs (RFC 7518 section 3.2), so it may be guessed.
     ShortSecret,
     /// The secret begins with a byte order mark, which counts as part of it.
@@ -136,7 +136,7 @@ pub enum Advice {
     /// Public keys without an audience: a token that their issuer made for another service is accepted as well.
     AudienceNotChecked,
     /// A key of the JWKS is left out.
-    KeyLeftOut(LeftOut),
+    KeyIgnored(IgnoredKey),
     /// A key of the JWKS has its private part with it, which belongs to the issuer alone.
     PrivateKey {
         /// Which one, counted from 1.
@@ -144,16 +144,16 @@ pub enum Advice {
     },
 }
 
-impl Advice {
+impl KeyWarning {
     /// Returns `true` if the advice is about the shared secret; otherwise it is about the set of
     /// keys.
     #[must_use]
-    pub const fn is_of_secret(&self) -> bool {
+    pub const fn is_about_secret(&self) -> bool {
         matches!(self, Self::ShortSecret | Self::SecretMark | Self::SecretBlanks | Self::SecretLineEnd)
     }
 }
 
-impl fmt::Display for Advice {
+impl fmt::Display for KeyWarning {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ShortSecret => {
@@ -180,7 +180,7 @@ impl fmt::Display for Advice {
             Self::AudienceNotChecked => {
                 formatter.write_str("no audience is set: tokens made for other services are accepted as well")
             }
-            Self::KeyLeftOut(key) => write!(formatter, "a key of the JWKS is left out: {key}"),
+            Self::KeyIgnored(key) => write!(formatter, "a key of the JWKS is left out: {key}"),
             Self::PrivateKey { position } => {
                 write!(formatter, "key {position} of the JWKS has its private part with it")
             }

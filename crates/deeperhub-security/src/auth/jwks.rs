@@ -1,9 +1,9 @@
 //! Sets of public keys (RFC 7517).
 
-use super::error::{Advice, KeyError, KeyFault, LeftOut};
+use super::error::{IgnoredKey, KeyError, KeyFault, KeyWarning};
 use super::json;
 use super::key::{self, Key};
-use crate::text;
+use crate::byte_order_mark;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
     RsaPublicKeyComponents, VerificationAlgorithm,
@@ -22,7 +22,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// Maximum length of a `kid` in messages, in bytes; a longer one is truncated.
-const SHOWN_ID: usize = 64;
+const MAX_SHOWN_ID_BYTES: usize = 64;
 
 /// The most keys that a set may have.
 pub const MAX_KEYS: usize = 64;
@@ -31,14 +31,14 @@ pub const MAX_KEYS: usize = 64;
 #[derive(Debug, Clone)]
 pub struct Jwks {
     keys: Vec<Key>,
-    advice: Vec<Advice>,
+    warnings: Vec<KeyWarning>,
 }
 
 impl Jwks {
     /// Reads a set (`{"keys": […]}`) or a single key.
     ///
     /// A key that tokens cannot be verified with here (of another type or curve, for encryption, incomplete) is left
-    /// out with an [`Advice`], as RFC 7517 section 5 wants it, so that a provider may add new kinds of keys.
+    /// out with an [`KeyWarning`], as RFC 7517 section 5 wants it, so that a provider may add new kinds of keys.
     ///
     /// Each key is parsed as it will be used, so an invalid one (such as a point off its curve) is
     /// found here. Numbers may have leading zeros, base64url may have padding, and a byte order
@@ -49,7 +49,7 @@ impl Jwks {
     /// [`KeyError`] for what is no set of keys, has no usable key or too many, and for a set with a shared secret
     /// (`oct`) in it: such sets are published, and who can read this one could make tokens.
     pub fn parse(json: &[u8]) -> Result<Self, KeyError> {
-        let json = text::without_mark(json).map_err(|text::Utf16| KeyError::Utf16)?;
+        let json = byte_order_mark::without_mark(json).map_err(|byte_order_mark::Utf16| KeyError::Utf16)?;
         let mut document = json::object(json).ok_or(KeyError::NotJson)?;
         let keys = match document.remove("keys") {
             Some(Value::Array(keys)) => keys,
@@ -59,7 +59,7 @@ impl Jwks {
         if keys.len() > MAX_KEYS {
             return Err(KeyError::TooManyKeys);
         }
-        let mut set = Self { keys: Vec::new(), advice: Vec::new() };
+        let mut set = Self { keys: Vec::new(), warnings: Vec::new() };
         let mut first = None;
         for (position, key) in (1..).zip(&keys) {
             let Value::Object(key) = key else { return Err(KeyError::NotKeys) };
@@ -67,14 +67,14 @@ impl Jwks {
                 return Err(KeyError::SharedSecretInSet { position });
             }
             if key.contains_key("d") {
-                set.advice.push(Advice::PrivateKey { position });
+                set.warnings.push(KeyWarning::PrivateKey { position });
             }
             match verifying(key) {
                 Ok(key) => set.keys.push(key),
                 Err(fault) => {
-                    let left_out = LeftOut { position, id: shown_id(key), fault };
+                    let left_out = IgnoredKey { position, id: shown_id(key), fault };
                     first.get_or_insert_with(|| left_out.clone());
-                    set.advice.push(Advice::KeyLeftOut(left_out));
+                    set.warnings.push(KeyWarning::KeyIgnored(left_out));
                 }
             }
         }
@@ -98,8 +98,8 @@ impl Jwks {
 
     /// What whoever keeps the file should know.
     #[must_use]
-    pub fn advice(&self) -> &[Advice] {
-        &self.advice
+    pub fn warnings(&self) -> &[KeyWarning] {
+        &self.warnings
     }
 
     pub(super) fn into_keys(self) -> Vec<Key> {
@@ -110,7 +110,7 @@ impl Jwks {
 /// Returns the `kid` of a key, truncated for messages.
 fn shown_id(jwk: &Map<String, Value>) -> Option<String> {
     let id = jwk.get("kid")?.as_str()?;
-    Some(id[..id.floor_char_boundary(SHOWN_ID)].to_owned())
+    Some(id[..id.floor_char_boundary(MAX_SHOWN_ID_BYTES)].to_owned())
 }
 
 /// The key of a JWK, or why it is none to verify with.

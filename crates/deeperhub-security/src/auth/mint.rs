@@ -26,12 +26,12 @@ pub fn mint(
     now: u64,
     ttl: Duration,
 ) -> Result<String, MintError> {
-    mint_for(secret, user, grants, Recipient::default(), now, ttl)
+    mint_with(secret, user, grants, MintOptions::default(), now, ttl)
 }
 
 /// Whom a token is for and from, where the server looks at that ([`Config`](super::Config)).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Recipient<'a> {
+pub struct MintOptions<'a> {
     /// The token's `aud`; left out where it is `None`.
     pub audience: Option<&'a str>,
     /// The token's `iss`; left out where it is `None`.
@@ -43,11 +43,11 @@ pub struct Recipient<'a> {
 /// # Errors
 ///
 /// As [`mint`].
-pub fn mint_for(
+pub fn mint_with(
     secret: &Secret,
     user: &str,
     grants: &Grants,
-    recipient: Recipient<'_>,
+    recipient: MintOptions<'_>,
     now: u64,
     ttl: Duration,
 ) -> Result<String, MintError> {

@@ -2,7 +2,7 @@
 //!
 //! [`Keys`] reads the files, an [`Authenticator`] made of them verifies tokens and says what they are worth
 //! ([`Claims`]), [`mint`] makes one for development. An authenticator never changes: whoever notices that a file did
-//! ([`files::Stamp`](crate::files::Stamp)) makes a new one and swaps it in a [`Reloadable`].
+//! ([`files::FileStamp`](crate::files::FileStamp)) makes a new one and swaps it in a [`SharedAuthenticator`].
 //!
 //! What is accepted:
 //!
@@ -14,7 +14,7 @@
 //! - `sub` and `exp` are required. A token ends when its `exp` comes, to the second: connections are ended then, too. For
 //!   `nbf` a little is allowed for clocks that differ ([`Config::leeway`]).
 //! - `aud` and `iss` must be there and match where the configuration names some. Where it names none they are not
-//!   looked at: the keys are taken to be this server's alone ([`Advice::AudienceNotChecked`] says so for public keys).
+//!   looked at: the keys are taken to be this server's alone ([`KeyWarning::AudienceNotChecked`] says so for public keys).
 //! - A header with `crit` asks for something unknown here and is refused, as are headers and claims with a key twice.
 //!
 //! ```
@@ -45,13 +45,13 @@ mod mint;
 mod reloadable;
 
 pub use claims::MAX_PATTERNS;
-pub use error::{Advice, AuthError, KeyError, KeyFault, LeftOut};
+pub use error::{AuthError, IgnoredKey, KeyError, KeyFault, KeyWarning};
 pub use jwks::{Jwks, MAX_KEYS};
 pub use keys::{Keys, KeysError};
-pub use mint::{MintError, Recipient, mint, mint_for};
-pub use reloadable::Reloadable;
+pub use mint::{MintError, MintOptions, mint, mint_with};
+pub use reloadable::SharedAuthenticator;
 
-use crate::{Claims, Secret, text};
+use crate::{Claims, Secret, byte_order_mark};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use claims::{Expected, invalid};
@@ -105,7 +105,7 @@ pub struct Authenticator {
     issuer: Vec<String>,
     leeway: Duration,
     max_token_bytes: usize,
-    advice: Vec<Advice>,
+    warnings: Vec<KeyWarning>,
 }
 
 impl Authenticator {
@@ -115,27 +115,27 @@ impl Authenticator {
     ///
     /// [`KeyError::NoKeys`] and [`KeyError::EmptySecret`].
     pub fn new(config: Config) -> Result<Self, KeyError> {
-        let mut advice = Vec::new();
+        let mut warnings = Vec::new();
         let mut keys = Vec::new();
         if let Some(secret) = &config.secret {
             match secret.expose().len() {
                 0 => return Err(KeyError::EmptySecret),
-                1..32 => advice.push(Advice::ShortSecret),
+                1..32 => warnings.push(KeyWarning::ShortSecret),
                 _ => {}
             }
-            advice.extend(oddity(secret.expose()));
+            warnings.extend(oddity(secret.expose()));
             keys.push(Key::shared(secret));
         }
         if let Some(jwks) = config.jwks {
-            advice.extend_from_slice(jwks.advice());
+            warnings.extend_from_slice(jwks.warnings());
             if config.audience.is_empty() {
-                advice.push(Advice::AudienceNotChecked);
+                warnings.push(KeyWarning::AudienceNotChecked);
             }
             keys.extend(jwks.into_keys());
             if key::RSA.iter().chain(key::CURVES).any(|&algorithm| {
                 keys.iter().filter(|key| key.fits(algorithm, None)).nth(MAX_TRIES).is_some()
             }) {
-                advice.push(Advice::TooManyToTry);
+                warnings.push(KeyWarning::TooManyToTry);
             }
         }
         if keys.is_empty() {
@@ -147,7 +147,7 @@ impl Authenticator {
             issuer: config.issuer,
             leeway: config.leeway,
             max_token_bytes: config.max_token_bytes,
-            advice,
+            warnings,
         })
     }
 
@@ -163,12 +163,12 @@ impl Authenticator {
             return Err(invalid("it is over max_token_bytes"));
         }
         // The compact serialisation, RFC 7515 section 3.1: what is signed is the text up to the second dot.
-        let (message, signature) = token.rsplit_once('.').ok_or(SHAPE)?;
-        let (header, payload) = message.split_once('.').ok_or(SHAPE)?;
+        let (message, signature) = token.rsplit_once('.').ok_or(NOT_A_JWT)?;
+        let (header, payload) = message.split_once('.').ok_or(NOT_A_JWT)?;
         if payload.contains('.') {
-            return Err(SHAPE);
+            return Err(NOT_A_JWT);
         }
-        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| SHAPE);
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| NOT_A_JWT);
         let (header, signature) = (decode(header)?, decode(signature)?);
 
         let header = json::object(&header)
@@ -198,25 +198,25 @@ impl Authenticator {
 
     /// What whoever keeps the keys should know; to be shown once, when they are loaded.
     #[must_use]
-    pub fn advice(&self) -> &[Advice] {
-        &self.advice
+    pub fn warnings(&self) -> &[KeyWarning] {
+        &self.warnings
     }
 }
 
 /// Returns advice on bytes at the ends of a secret that its owner may not know of. Random bytes may
 /// be anything, so blanks and line ends are only reported for text.
-fn oddity(secret: &[u8]) -> Option<Advice> {
-    if secret.starts_with(text::MARK) || text::is_utf16(secret) {
-        return Some(Advice::SecretMark);
+fn oddity(secret: &[u8]) -> Option<KeyWarning> {
+    if secret.starts_with(byte_order_mark::MARK) || byte_order_mark::is_utf16(secret) {
+        return Some(KeyWarning::SecretMark);
     }
     let is_text = secret.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace());
     let (first, last) = (secret.first()?, secret.last()?);
     match last {
         _ if !is_text => None,
-        b'\n' | b'\r' => Some(Advice::SecretLineEnd),
-        last if last.is_ascii_whitespace() || first.is_ascii_whitespace() => Some(Advice::SecretBlanks),
+        b'\n' | b'\r' => Some(KeyWarning::SecretLineEnd),
+        last if last.is_ascii_whitespace() || first.is_ascii_whitespace() => Some(KeyWarning::SecretBlanks),
         _ => None,
     }
 }
 
-const SHAPE: AuthError = invalid("it is not three parts in base64url");
+const NOT_A_JWT: AuthError = invalid("it is not three parts in base64url");

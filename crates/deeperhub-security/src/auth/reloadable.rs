@@ -8,9 +8,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// What was verified before stays as it was. Read once for each token, under a lock that is held for the copy of a
 /// pointer.
 #[derive(Debug)]
-pub struct Reloadable(RwLock<Arc<Authenticator>>);
+pub struct SharedAuthenticator(RwLock<Arc<Authenticator>>);
 
-impl Reloadable {
+impl SharedAuthenticator {
     /// Starts with `authenticator`.
     #[must_use]
     pub fn new(authenticator: Authenticator) -> Self {

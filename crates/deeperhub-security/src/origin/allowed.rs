@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 /// What one value allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Allowed {
+pub(super) enum AllowedOrigin {
     /// `*`.
     Any,
     /// `https://example.com:8443`, `https://*.example.com`.
@@ -19,10 +19,10 @@ pub(super) enum Hosts {
     Name(Box<str>),
     Address(IpAddr),
     /// With the dot that it starts with.
-    Below(Box<str>),
+    SubdomainsOf(Box<str>),
 }
 
-impl Allowed {
+impl AllowedOrigin {
     pub(super) fn parse(value: &str) -> Result<Self, OriginPolicyError> {
         let fault = |expected: Cow<'static, str>| OriginPolicyError { value: value.to_owned(), expected };
         match value {
@@ -72,7 +72,7 @@ impl Allowed {
         };
         let hosts = match (host, below) {
             (Host::Name(name), false) => Hosts::Name(name.to_ascii_lowercase().into()),
-            (Host::Name(name), true) => Hosts::Below(format!(".{}", name.to_ascii_lowercase()).into()),
+            (Host::Name(name), true) => Hosts::SubdomainsOf(format!(".{}", name.to_ascii_lowercase()).into()),
             (Host::Address(address), false) => Hosts::Address(address),
             (Host::Address(_), true) => {
                 return Err(fault("*. stands before a name, not before an address".into()));
@@ -110,7 +110,7 @@ impl Hosts {
         match self {
             Self::Name(name) => host.is(&Host::Name(name)),
             Self::Address(address) => host.is(&Host::Address(*address)),
-            Self::Below(suffix) => host.is_below(suffix),
+            Self::SubdomainsOf(suffix) => host.is_subdomain_of(suffix),
         }
     }
 }

@@ -8,7 +8,7 @@ mod allowed;
 mod parts;
 mod rebinding;
 
-use self::allowed::Allowed;
+use self::allowed::AllowedOrigin;
 use self::parts::{Authority, Origin, default_port};
 use std::borrow::Cow;
 
@@ -25,7 +25,7 @@ use std::borrow::Cow;
 /// `Host` without a port on a connection without TLS may have come through a proxy that ends TLS, so it is both.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OriginPolicy {
-    allowed: Vec<Allowed>,
+    allowed: Vec<AllowedOrigin>,
 }
 
 impl OriginPolicy {
@@ -40,7 +40,7 @@ impl OriginPolicy {
     /// [`OriginPolicyError`] with the first value that is none of these.
     pub fn parse<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> Result<Self, OriginPolicyError> {
         let allowed =
-            values.into_iter().map(|value| Allowed::parse(value.as_ref())).collect::<Result<_, _>>()?;
+            values.into_iter().map(|value| AllowedOrigin::parse(value.as_ref())).collect::<Result<_, _>>()?;
         Ok(Self { allowed })
     }
 
@@ -61,7 +61,12 @@ impl OriginPolicy {
     /// # Errors
     ///
     /// [`OriginError`], to be answered with 403.
-    pub fn check_own(&self, origin: Option<&str>, host: Option<&str>, tls: bool) -> Result<(), OriginError> {
+    pub fn check_same_origin(
+        &self,
+        origin: Option<&str>,
+        host: Option<&str>,
+        tls: bool,
+    ) -> Result<(), OriginError> {
         self.check_by(origin, host, |origin, host| is_own(origin, host, tls))
     }
 

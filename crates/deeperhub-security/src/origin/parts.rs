@@ -75,7 +75,7 @@ impl<'a> Host<'a> {
     }
 
     /// Whether it is a name below `suffix`, which starts with a dot.
-    pub(super) fn is_below(&self, suffix: &str) -> bool {
+    pub(super) fn is_subdomain_of(&self, suffix: &str) -> bool {
         let Self::Name(name) = self else { return false };
         let start = name.len().checked_sub(suffix.len()).filter(|&start| start > 0);
         start.and_then(|start| name.get(start..)).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
@@ -84,7 +84,7 @@ impl<'a> Host<'a> {
     /// Whether it always means this machine (RFC 6761 section 6.3, RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3).
     pub(super) fn is_loopback(&self) -> bool {
         match self {
-            Self::Name(name) => name.eq_ignore_ascii_case("localhost") || self.is_below(".localhost"),
+            Self::Name(name) => name.eq_ignore_ascii_case("localhost") || self.is_subdomain_of(".localhost"),
             Self::Address(address) => address.to_canonical().is_loopback(),
         }
     }

@@ -8,7 +8,7 @@ use super::parts::{Authority, Host};
 
 /// Ends of names that nobody can register: names of a network's own (RFC 6761, RFC 6762, RFC 8375, `internal` as
 /// reserved by ICANN).
-const LOCAL: [&str; 9] =
+const PRIVATE_SUFFIXES: [&str; 9] =
     [".localhost", ".local", ".internal", ".home.arpa", ".test", ".localdomain", ".lan", ".home", ".corp"];
 
 impl OriginPolicy {
@@ -18,7 +18,7 @@ impl OriginPolicy {
     /// For a server that trusts whoever reaches it. Behind a proxy that passes public names on this is no use, and such a
     /// server should trust nobody without a key.
     #[must_use]
-    pub fn knows_host(&self, host: Option<&str>) -> bool {
+    pub fn is_rebinding_safe(&self, host: Option<&str>) -> bool {
         let Some(text) = host else { return true };
         let Some(Authority { host, .. }) = Authority::parse(text) else { return false };
         let is_local = match host {
@@ -27,7 +27,7 @@ impl OriginPolicy {
                 // A dot at the end only says that the name is whole.
                 let name = Host::Name(name.strip_suffix('.').unwrap_or(name));
                 let Host::Name(whole) = name else { return false };
-                !whole.contains('.') || LOCAL.iter().any(|end| name.is_below(end))
+                !whole.contains('.') || PRIVATE_SUFFIXES.iter().any(|end| name.is_subdomain_of(end))
             }
         };
         is_local || self.allowed.iter().any(|allowed| allowed.is_at(&host))
@@ -41,7 +41,7 @@ mod tests {
     #[track_caller]
     fn check(allowed: &[&str], host: &str, expected: bool) {
         let policy = OriginPolicy::parse(allowed).unwrap();
-        assert_eq!(policy.knows_host(Some(host)), expected, "{host} with {allowed:?}");
+        assert_eq!(policy.is_rebinding_safe(Some(host)), expected, "{host} with {allowed:?}");
     }
 
     #[test]
@@ -63,7 +63,7 @@ mod tests {
         ] {
             check(&[], host, true);
         }
-        assert!(OriginPolicy::default().knows_host(None));
+        assert!(OriginPolicy::default().is_rebinding_safe(None));
     }
 
     #[test]

@@ -41,8 +41,9 @@ fn the_host_that_the_request_was_made_to_passes() {
 
 #[test]
 fn where_only_the_own_host_passes_another_port_of_loopback_does_not() {
-    let passes =
-        |policy: &OriginPolicy, origin, host| policy.check_own(Some(origin), Some(host), false).is_ok();
+    let passes = |policy: &OriginPolicy, origin, host| {
+        policy.check_same_origin(Some(origin), Some(host), false).is_ok()
+    };
     let own = OriginPolicy::default();
     assert!(passes(&own, "http://127.0.0.1:8081", "127.0.0.1:8081"));
     assert!(passes(&own, "http://localhost:8081", "localhost:8081"));

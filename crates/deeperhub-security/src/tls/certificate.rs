@@ -41,13 +41,13 @@ fn text(name: &AttributeTypeAndValue) -> Option<&str> {
 /// Returns `true` if a certificate has expired at `now`, in seconds since 1970, or cannot be read.
 #[must_use]
 pub fn has_expired(certificate: &CertificateDer<'_>, now: u64) -> bool {
-    Validity::of(certificate).is_none_or(|validity| now > validity.ends)
+    Validity::of(certificate).is_none_or(|validity| now > validity.expires_at)
 }
 
 /// From when to when a certificate is good, in seconds since 1970.
 pub(super) struct Validity {
-    pub(super) starts: u64,
-    pub(super) ends: u64,
+    pub(super) valid_from: u64,
+    pub(super) expires_at: u64,
 }
 
 impl Validity {
@@ -55,16 +55,16 @@ impl Validity {
         let certificate = Certificate::from_der(certificate).ok()?;
         let validity = certificate.tbs_certificate().validity();
         Some(Self {
-            starts: validity.not_before.to_unix_duration().as_secs(),
-            ends: validity.not_after.to_unix_duration().as_secs(),
+            valid_from: validity.not_before.to_unix_duration().as_secs(),
+            expires_at: validity.not_after.to_unix_duration().as_secs(),
         })
     }
 
     /// The warning, of the file that it is given.
     pub(super) fn warning(&self, now: u64) -> Option<fn(String) -> Warning> {
-        if now > self.ends {
+        if now > self.expires_at {
             Some(|name| Warning::Expired { name })
-        } else if now < self.starts {
+        } else if now < self.valid_from {
             Some(|name| Warning::NotYetValid { name })
         } else {
             None

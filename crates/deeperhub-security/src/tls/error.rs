@@ -15,7 +15,7 @@ pub enum TlsError {
         /// The file, or what it was called.
         name: String,
         /// What is wrong with it.
-        problem: Problem,
+        problem: PemProblem,
     },
     /// The TLS library refuses for a reason that lies in no file.
     #[error("the TLS library refuses")]
@@ -25,7 +25,7 @@ pub enum TlsError {
 /// What is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Problem {
+pub enum PemProblem {
     /// The file is UTF-16 text.
     #[error("it is UTF-16, not UTF-8")]
     Utf16,
@@ -58,7 +58,7 @@ pub enum Problem {
     Ca,
 }
 
-impl Problem {
+impl PemProblem {
     /// What would be right.
     #[must_use]
     pub const fn expected(&self) -> &'static str {

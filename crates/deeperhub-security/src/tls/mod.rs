@@ -10,7 +10,7 @@
 //! case; [`ClientAuthFault`] says why. [`user`] returns the user of a certificate.
 //!
 //! ```no_run
-//! use deeperhub_security::tls::{Config, Reloadable};
+//! use deeperhub_security::tls::{Config, SharedTls};
 //! use std::path::Path;
 //! use std::time::SystemTime;
 //!
@@ -20,7 +20,7 @@
 //! for warning in &server.warnings {
 //!     eprintln!("{warning}");
 //! }
-//! let current = Reloadable::new(server);
+//! let current = SharedTls::new(server);
 //! let _for_a_connection = current.current();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -32,11 +32,11 @@ mod reloadable;
 
 pub use certificate::{has_expired, user};
 pub use client_auth::{ClientAuth, ClientAuthFault};
-pub use error::{Problem, TlsError, Warning};
-pub use reloadable::Reloadable;
+pub use error::{PemProblem, TlsError, Warning};
+pub use reloadable::SharedTls;
 
 use crate::files::{self, FileError};
-use crate::{Secret, text};
+use crate::{Secret, byte_order_mark};
 use certificate::Validity;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -53,7 +53,7 @@ use zeroize::Zeroize;
 
 /// How many sessions are remembered for clients that resume without tickets (TLS 1.2). A new one then takes an old
 /// one's place; a client whose session is gone does a whole handshake.
-pub const REMEMBERED_SESSIONS: usize = 1024;
+pub const MAX_TLS_SESSIONS: usize = 1024;
 
 /// PEM text, and what to call it in errors.
 #[derive(Clone)]
@@ -67,7 +67,7 @@ impl Pem {
     /// are removed.
     #[must_use]
     pub fn new(name: impl Into<String>, text: Secret) -> Self {
-        Self { name: name.into(), text: text::without_marks(text) }
+        Self { name: name.into(), text: byte_order_mark::without_marks(text) }
     }
 
     /// The text of a file, under the file's name.
@@ -81,10 +81,10 @@ impl Pem {
 
     fn bytes(&self) -> Result<&[u8], TlsError> {
         let bytes = self.text.expose();
-        if text::is_utf16(bytes) { Err(self.wrong(Problem::Utf16)) } else { Ok(bytes) }
+        if byte_order_mark::is_utf16(bytes) { Err(self.wrong(PemProblem::Utf16)) } else { Ok(bytes) }
     }
 
-    fn wrong(&self, problem: Problem) -> TlsError {
+    fn wrong(&self, problem: PemProblem) -> TlsError {
         TlsError::Content { name: self.name.clone(), problem }
     }
 }
@@ -111,11 +111,11 @@ pub struct Config {
 
 /// TLS that is ready to serve.
 #[derive(Debug)]
-pub struct Server {
+pub struct TlsSetup {
     /// What each connection is made with.
     pub config: Arc<ServerConfig>,
     /// When the certificate ends, in seconds since 1970 (its `notAfter`).
-    pub ends: u64,
+    pub expires_at: u64,
     /// What whoever keeps the certificate should know.
     pub warnings: Vec<Warning>,
 }
@@ -142,11 +142,11 @@ impl Config {
     /// # Errors
     ///
     /// [`TlsError`] names the file and says what would be right.
-    pub fn build(&self, now: u64) -> Result<Server, TlsError> {
+    pub fn build(&self, now: u64) -> Result<TlsSetup, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates(&self.certificates)?;
-        let leaf = chain.first().ok_or_else(|| self.certificates.wrong(Problem::NoCertificate))?;
-        let validity = Validity::of(leaf).ok_or_else(|| self.certificates.wrong(Problem::Certificate))?;
+        let leaf = chain.first().ok_or_else(|| self.certificates.wrong(PemProblem::NoCertificate))?;
+        let validity = Validity::of(leaf).ok_or_else(|| self.certificates.wrong(PemProblem::Certificate))?;
         let key = signing_key(&self.key)?;
 
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -161,27 +161,31 @@ impl Config {
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|error| match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                self.key.wrong(Problem::KeyOfAnother { certificates: self.certificates.name.clone() })
+                self.key.wrong(PemProblem::KeyOfAnother { certificates: self.certificates.name.clone() })
             }
-            rustls::Error::InvalidCertificate(_) => self.certificates.wrong(Problem::Certificate),
-            _ => self.key.wrong(Problem::Key),
+            rustls::Error::InvalidCertificate(_) => self.certificates.wrong(PemProblem::Certificate),
+            _ => self.key.wrong(PemProblem::Key),
         })?;
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Library)?;
-        config.session_storage = ServerSessionMemoryCache::new(REMEMBERED_SESSIONS);
+        config.session_storage = ServerSessionMemoryCache::new(MAX_TLS_SESSIONS);
         // A WebSocket client opens one connection; it needs no second ticket for another at the same time.
         config.send_tls13_tickets = 1;
 
         let warnings = validity.warning(now).map(|warning| warning(self.certificates.name.clone()));
-        Ok(Server { config: Arc::new(config), ends: validity.ends, warnings: warnings.into_iter().collect() })
+        Ok(TlsSetup {
+            config: Arc::new(config),
+            expires_at: validity.expires_at,
+            warnings: warnings.into_iter().collect(),
+        })
     }
 }
 
 fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.bytes()?).collect();
-    let chain = chain.map_err(|_| pem.wrong(Problem::NotPem))?;
-    if chain.is_empty() { Err(pem.wrong(Problem::NoCertificate)) } else { Ok(chain) }
+    let chain = chain.map_err(|_| pem.wrong(PemProblem::NotPem))?;
+    if chain.is_empty() { Err(pem.wrong(PemProblem::NoCertificate)) } else { Ok(chain) }
 }
 
 fn signing_key(pem: &Pem) -> Result<Arc<dyn SigningKey>, TlsError> {
@@ -190,15 +194,15 @@ fn signing_key(pem: &Pem) -> Result<Arc<dyn SigningKey>, TlsError> {
         const ENCRYPTED: &[u8] = b"ENCRYPTED";
         let encrypted = bytes.windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
         pem.wrong(match error {
-            _ if encrypted => Problem::EncryptedKey,
-            pem::Error::NoItemsFound => Problem::NoKey,
-            _ => Problem::NotPem,
+            _ if encrypted => PemProblem::EncryptedKey,
+            pem::Error::NoItemsFound => PemProblem::NoKey,
+            _ => PemProblem::NotPem,
         })
     })?;
     let signing = any_supported_type(&key);
     // The signing key is aws-lc's own copy, which it overwrites itself.
     key.zeroize();
-    signing.map_err(|_| pem.wrong(Problem::Key))
+    signing.map_err(|_| pem.wrong(PemProblem::Key))
 }
 
 fn client_verifier(
@@ -208,12 +212,12 @@ fn client_verifier(
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
-        roots.add(certificate).map_err(|_| pem.wrong(Problem::Ca))?;
+        roots.add(certificate).map_err(|_| pem.wrong(PemProblem::Ca))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
     let verifier = match client_auth {
         ClientAuth::Required => verifier,
         ClientAuth::Optional => verifier.allow_unauthenticated(),
     };
-    verifier.build().map_err(|_| pem.wrong(Problem::Ca))
+    verifier.build().map_err(|_| pem.wrong(PemProblem::Ca))
 }

@@ -1,6 +1,6 @@
 //! The configuration that new connections get.
 
-use super::Server;
+use super::TlsSetup;
 use rustls::ServerConfig;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -9,24 +9,24 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// Those made before keep the one that they were made with. Read once for each connection, under a lock that is held
 /// for the copy of a pointer.
 #[derive(Debug)]
-pub struct Reloadable(RwLock<Served>);
+pub struct SharedTls(RwLock<Served>);
 
 #[derive(Debug)]
 struct Served {
     config: Arc<ServerConfig>,
-    ends: u64,
+    expires_at: u64,
 }
 
 impl Served {
-    fn new(server: Server) -> Self {
-        Self { config: server.config, ends: server.ends }
+    fn new(server: TlsSetup) -> Self {
+        Self { config: server.config, expires_at: server.expires_at }
     }
 }
 
-impl Reloadable {
+impl SharedTls {
     /// Starts with `server`.
     #[must_use]
-    pub fn new(server: Server) -> Self {
+    pub fn new(server: TlsSetup) -> Self {
         Self(RwLock::new(Served::new(server)))
     }
 
@@ -38,12 +38,12 @@ impl Reloadable {
 
     /// When the certificate of [`current`](Self::current) ends, in seconds since 1970.
     #[must_use]
-    pub fn ends(&self) -> u64 {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).ends
+    pub fn expires_at(&self) -> u64 {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).expires_at
     }
 
     /// From now on connections are made with `server`.
-    pub fn replace(&self, server: Server) {
+    pub fn replace(&self, server: TlsSetup) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Served::new(server);
     }
 }
