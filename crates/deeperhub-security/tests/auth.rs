@@ -181,8 +181,8 @@ fn a_public_key_is_never_a_secret() {
         let key = EncodingKey::from_secret(&guess);
         for header in [json!({ "alg": "HS256" }), json!({ "alg": "HS256", "kid": "rsa" })] {
             let token = signed_text(&header.to_string(), &good().to_string(), Algorithm::HS256, &key);
-            refused(&only_public, &token, "there is no key for its alg and kid");
-            refused(&with_both(), &token, "its signature is not of a key that is accepted");
+            refused(&only_public, &token, "no key fits its alg and kid");
+            refused(&with_both(), &token, "its signature does not match any key");
         }
     }
 }
@@ -208,7 +208,7 @@ fn a_key_is_found_by_its_name_or_by_its_kind() {
     assert!(authenticator.verify(&token(json!({ "alg": "RS256", "kid": "rsa" })), NOW).is_ok());
     assert!(authenticator.verify(&token(json!({ "alg": "RS256" })), NOW).is_ok());
     for id in ["", "RSA", "other", "P-256"] {
-        refused(&authenticator, &token(json!({ "alg": "RS256", "kid": id })), "there is no key");
+        refused(&authenticator, &token(json!({ "alg": "RS256", "kid": id })), "no key fits");
     }
     refused(&authenticator, &token(json!({ "alg": "RS256", "kid": 1 })), "kid is not a string");
     // The secret has no name.
@@ -248,7 +248,7 @@ fn what_a_key_says_of_its_use_is_honoured() {
     };
     let only = with_key(&key("alg", "PS256".into()));
     assert!(only.verify(&token(Algorithm::PS256), NOW).is_ok());
-    refused(&only, &token(Algorithm::RS256), "there is no key");
+    refused(&only, &token(Algorithm::RS256), "no key fits");
     assert!(with_key(&key("key_ops", json!(["verify"]))).verify(&token(Algorithm::RS256), NOW).is_ok());
     for (name, value) in [
         ("use", json!("enc")),
@@ -334,7 +334,7 @@ fn audience_and_issuer_are_checked_where_they_are_set() {
         refused(&set, &token(aud, issuer.clone()), "aud does not name this server");
     }
     for iss in [Value::Null, json!("https://id.example/"), json!(["https://id.example"])] {
-        refused(&set, &token(json!("hub"), iss), "iss is not one that is accepted");
+        refused(&set, &token(json!("hub"), iss), "iss is not an accepted issuer");
     }
 }
 
@@ -375,14 +375,14 @@ fn headers_that_ask_for_more_and_keys_that_stand_twice_are_refused() {
     let authenticator = with_secret();
     refused(&authenticator, &with_header(r#"{"alg":"HS256","crit":["exp"],"exp":1}"#), "crit");
     refused(&authenticator, &with_header(r#"{"alg":"HS256","crit":[]}"#), "crit");
-    refused(&authenticator, &with_header(r#"{"alg":"none","alg":"HS256"}"#), "stands once");
+    refused(&authenticator, &with_header(r#"{"alg":"none","alg":"HS256"}"#), "unique keys");
     refused(&authenticator, &with_header("HS256"), "header");
     for claims in [
         r#"{"sub":"ada","sub":"eve","exp":1900000000}"#,
         r#"{"sub":"ada","exp":1900000000,"s\u0075b":"eve"}"#,
         r#"{"sub":"ada","exp":1900000000,"deeperhub":{"publish":[],"publish":["a"]}}"#,
     ] {
-        refused(&authenticator, &with_claims(claims), "stands once");
+        refused(&authenticator, &with_claims(claims), "unique keys");
     }
 }
 
@@ -428,7 +428,7 @@ fn a_token_may_be_as_long_as_is_said() {
                 token.len()
             );
             if verified.is_err() {
-                refused(&authenticator, &token, "over max_token_bytes");
+                refused(&authenticator, &token, "longer than max_token_bytes");
             }
         }
     }
@@ -533,7 +533,7 @@ fn a_key_that_cannot_work_is_named_with_its_field() {
         key
     };
     for (key, expected) in [
-        (point.clone(), "key 1 (kid \"k1\"): x and y are no point of its curve"),
+        (point.clone(), "key 1 (kid \"k1\"): x and y are not a point of its curve"),
         (change("y", Value::Null), "key 1 (kid \"k1\"): y is not a string"),
         (change("y", json!("?")), "key 1 (kid \"k1\"): y is not base64url"),
         (
@@ -542,7 +542,7 @@ fn a_key_that_cannot_work_is_named_with_its_field() {
         ),
         (
             change("kid", json!("x".repeat(100))),
-            &*format!("key 1 (kid {:?}): x and y are no", "x".repeat(64)),
+            &*format!("key 1 (kid {:?}): x and y are not", "x".repeat(64)),
         ),
         (json!({ "kty": "OKP", "crv": "Ed25519", "x": base64(&[1; 31]) }), "key 1: x is not 32 bytes long"),
         (json!({ "kty": "OKP", "crv": "Ed25519", "x": base64(&[1; 33]) }), "key 1: x is not 32 bytes long"),
@@ -550,7 +550,7 @@ fn a_key_that_cannot_work_is_named_with_its_field() {
         (json!({ "kty": "RSA", "n": base64(&[2; 300]), "e": "AQAB" }), "key 1: n is even"),
     ] {
         let error = Jwks::parse(key.to_string().as_bytes()).unwrap_err();
-        let expected = format!("it has no key that tokens can be verified with: {expected}");
+        let expected = format!("it has no key that can verify tokens: {expected}");
         assert!(error.to_string().starts_with(&expected), "{error}");
     }
 }
@@ -728,7 +728,7 @@ fn a_token_is_made_for_an_audience_and_from_an_issuer() {
     };
     assert_eq!(&*authenticator.verify(&made(Some("hub"), Some("me")), NOW).unwrap().user, "ada");
     refused(&authenticator, &made(None, Some("me")), "aud does not name");
-    refused(&authenticator, &made(Some("hub"), Some("you")), "iss is not one");
+    refused(&authenticator, &made(Some("hub"), Some("you")), "iss is not an accepted issuer");
 }
 
 #[test]

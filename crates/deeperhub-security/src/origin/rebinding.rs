@@ -1,22 +1,23 @@
-//! Names that a stranger can make to mean this machine.
+//! Protection against DNS rebinding.
 //!
-//! Whoever owns a public name can let it point to a loopback address after its page was loaded (DNS rebinding): to the
-//! browser the page then asks its own host, and sends no `Origin` with a GET. All that shows is the name in `Host`.
+//! The owner of a public name can point it to a loopback address after a page was loaded from it. For
+//! the browser, that page then talks to its own host and sends no `Origin` with a GET. Only the name in
+//! `Host` reveals it.
 
 use super::OriginPolicy;
 use super::parts::{Authority, Host};
 
-/// Ends of names that nobody can register: names of a network's own (RFC 6761, RFC 6762, RFC 8375, `internal` as
-/// reserved by ICANN).
+/// Suffixes that nobody can register: private names of a network (RFC 6761, RFC 6762, RFC 8375, and
+/// `internal`, which ICANN reserved).
 const PRIVATE_SUFFIXES: [&str; 9] =
     [".localhost", ".local", ".internal", ".home.arpa", ".test", ".localdomain", ".lan", ".home", ".corp"];
 
 impl OriginPolicy {
-    /// Whether a request with this header `Host` can have been meant for a server that only this machine reaches: it
-    /// names none, an address, a name without a dot, one that cannot be registered, or a host of the list.
+    /// Returns `true` unless `Host` is a name that a stranger can register. Safe are: no `Host`, an
+    /// address, a name without a dot, a private name, and the hosts of the list.
     ///
-    /// For a server that trusts whoever reaches it. Behind a proxy that passes public names on this is no use, and such a
-    /// server should trust nobody without a key.
+    /// For servers that trust every caller that reaches them. Behind a proxy that passes public names,
+    /// this check fails for legitimate callers, and the server needs a key instead.
     #[must_use]
     pub fn is_rebinding_safe(&self, host: Option<&str>) -> bool {
         let Some(text) = host else { return true };
@@ -24,7 +25,7 @@ impl OriginPolicy {
         let is_local = match host {
             Host::Address(_) => true,
             Host::Name(name) => {
-                // A dot at the end only says that the name is whole.
+                // A trailing dot only marks the name as fully qualified.
                 let name = Host::Name(name.strip_suffix('.').unwrap_or(name));
                 let Host::Name(whole) = name else { return false };
                 !whole.contains('.') || PRIVATE_SUFFIXES.iter().any(|end| name.is_subdomain_of(end))

@@ -203,7 +203,7 @@ fn an_origin_that_cannot_be_read_is_refused() {
 }
 
 #[test]
-fn a_value_that_is_no_origin_is_told_with_what_would_be_right() {
+fn invalid_values_are_refused_with_what_is_expected() {
     for (value, hint) in [
         ("", "https://example.com"),
         ("null", "*"),
@@ -213,13 +213,13 @@ fn a_value_that_is_no_origin_is_told_with_what_would_be_right() {
         ("https://example.com/ws?a#b", "no path: https://example.com"),
         ("https://user:pw@example.com", "no user"),
         ("https://", "a host"),
-        ("https://example.com:port", "a host and perhaps a port"),
-        ("https://example.com:99999", "a host and perhaps a port"),
-        ("https://*", "* stands alone"),
-        ("https://*example.com", "* stands alone"),
-        ("https://a.*.com", "* stands alone"),
+        ("https://example.com:port", "a host and optionally a port"),
+        ("https://example.com:99999", "a host and optionally a port"),
+        ("https://*", "* alone"),
+        ("https://*example.com", "* alone"),
+        ("https://a.*.com", "* alone"),
         ("*.example.com", "scheme, host and port"),
-        ("https://*.192.0.2.1", "before a name"),
+        ("https://*.192.0.2.1", "a name after *."),
         ("https://exämple.com", "xn--"),
         ("1a://example.com", "a scheme"),
         ("https://example.com, https://example.org", "a host"),

@@ -1,4 +1,4 @@
-//! What is read of a certificate itself: for how long it is good, and whom it is for.
+//! Validity period and user of a certificate.
 
 use super::Warning;
 use crate::grants::is_user;
@@ -11,11 +11,10 @@ use x509_cert::der::{Decode, Tag, Tagged};
 /// id-at-commonName, RFC 5280 appendix A.1.
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
-/// The user that a client's certificate is for: its subject's common name.
+/// Returns the user of a client certificate: its subject's common name.
 ///
-/// `None` without one, with several, and for one that is no user's name: it must have 1 to
-/// [`MAX_USER_BYTES`](crate::MAX_USER_BYTES) and no control characters. Reads only; that the certificate may be believed is for the
-/// handshake to have found out.
+/// Returns `None` unless there is exactly one, with 1 to [`MAX_USER_BYTES`](crate::MAX_USER_BYTES) bytes
+/// and no control characters. Verifies nothing: the TLS handshake must have done so.
 #[must_use]
 pub fn user(certificate: &CertificateDer<'_>) -> Option<String> {
     let certificate = Certificate::from_der(certificate).ok()?;
@@ -44,7 +43,7 @@ pub fn has_expired(certificate: &CertificateDer<'_>, now: u64) -> bool {
     Validity::of(certificate).is_none_or(|validity| now > validity.expires_at)
 }
 
-/// From when to when a certificate is good, in seconds since 1970.
+/// Validity period of a certificate, in seconds since 1970.
 pub(super) struct Validity {
     pub(super) valid_from: u64,
     pub(super) expires_at: u64,
@@ -60,7 +59,7 @@ impl Validity {
         })
     }
 
-    /// The warning, of the file that it is given.
+    /// Returns a constructor of the warning for a file name, if there is a warning.
     pub(super) fn warning(&self, now: u64) -> Option<fn(String) -> Warning> {
         if now > self.expires_at {
             Some(|name| Warning::Expired { name })

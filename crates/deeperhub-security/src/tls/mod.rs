@@ -1,8 +1,8 @@
-//! TLS for a server: a [`rustls::ServerConfig`] from PEM, and a place to swap it for a newer one.
+//! TLS for servers: a [`rustls::ServerConfig`] from PEM files, and a cell to swap it for a newer one.
 //!
-//! TLS 1.2 and 1.3 with rustls's own choice of cipher suites, by aws-lc-rs; ALPN `http/1.1`; sessions resume by tickets,
-//! whose keys change every six hours and are forgotten when a new configuration takes over. No early data: what comes
-//! in it could be sent again by others.
+//! TLS 1.2 and 1.3 with rustls's default cipher suites over aws-lc-rs, and ALPN `http/1.1`. Sessions
+//! resume with tickets, whose keys rotate every six hours and are dropped with their configuration.
+//! Early data is disabled, because attackers could replay it.
 //!
 //! With a CA for clients, a client certificate is required ([`ClientAuth::Required`]) or optional
 //! ([`ClientAuth::Optional`]). If it is optional, a client without one is accepted, and a token can
@@ -28,12 +28,12 @@
 mod certificate;
 mod client_auth;
 mod error;
-mod reloadable;
+mod shared;
 
 pub use certificate::{has_expired, user};
 pub use client_auth::{ClientAuth, ClientAuthFault};
 pub use error::{PemProblem, TlsError, Warning};
-pub use reloadable::SharedTls;
+pub use shared::SharedTls;
 
 use crate::files::{self, FileError};
 use crate::{Secret, byte_order_mark};
@@ -51,11 +51,11 @@ use std::path::Path;
 use std::sync::Arc;
 use zeroize::Zeroize;
 
-/// How many sessions are remembered for clients that resume without tickets (TLS 1.2). A new one then takes an old
-/// one's place; a client whose session is gone does a whole handshake.
+/// Maximum number of cached sessions of clients that resume without tickets (TLS 1.2). Beyond it, new
+/// sessions replace old ones, whose clients then need a full handshake.
 pub const MAX_TLS_SESSIONS: usize = 1024;
 
-/// PEM text, and what to call it in errors.
+/// PEM text, and its name in errors.
 #[derive(Clone)]
 pub struct Pem {
     name: String,
@@ -70,11 +70,11 @@ impl Pem {
         Self { name: name.into(), text: byte_order_mark::without_marks(text) }
     }
 
-    /// The text of a file, under the file's name.
+    /// Reads a file. Its path becomes the name.
     ///
     /// # Errors
     ///
-    /// [`FileError`] when it cannot be read.
+    /// [`FileError`] if it cannot be read.
     pub fn read(path: &Path) -> Result<Self, FileError> {
         Ok(Self::new(path.display().to_string(), files::read(path)?))
     }
@@ -89,34 +89,34 @@ impl Pem {
     }
 }
 
-/// Shows the name alone.
+/// Shows only the name.
 impl fmt::Debug for Pem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Pem").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
-/// What TLS is made of.
+/// Certificates and key of a server.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The server's certificate, and after it those that lead to a root that clients know.
+    /// The server's certificate, followed by its chain up to a root that clients trust.
     pub certificates: Pem,
-    /// The certificate's private key: PKCS#8, SEC1 or PKCS#1, not encrypted.
+    /// The unencrypted private key: PKCS#8, SEC1 or PKCS#1.
     pub key: Pem,
-    /// CAs that sign clients' certificates. `None`: clients are not asked for one.
+    /// CAs that sign client certificates. `None`: clients are not asked for one.
     pub client_ca: Option<Pem>,
     /// Policy for client certificates, if there is a CA. Default: required.
     pub client_auth: ClientAuth,
 }
 
-/// TLS that is ready to serve.
+/// A checked TLS setup, ready to accept connections.
 #[derive(Debug)]
 pub struct TlsSetup {
-    /// What each connection is made with.
+    /// The configuration that accepts connections.
     pub config: Arc<ServerConfig>,
-    /// When the certificate ends, in seconds since 1970 (its `notAfter`).
+    /// Expiry of the certificate, in seconds since 1970 (its `notAfter`).
     pub expires_at: u64,
-    /// What whoever keeps the certificate should know.
+    /// Warnings for the operator.
     pub warnings: Vec<Warning>,
 }
 
@@ -125,7 +125,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`TlsError::File`] when one cannot be read. What stands in them is looked at by [`build`](Self::build).
+    /// [`TlsError::File`] if a file cannot be read. [`build`](Self::build) checks their contents.
     pub fn load(certificates: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self, TlsError> {
         Ok(Self {
             certificates: Pem::read(certificates)?,
@@ -135,13 +135,13 @@ impl Config {
         })
     }
 
-    /// Checks all of it, and makes what connections need, at the time `now` in seconds since 1970.
+    /// Checks certificates and key at the time `now`, in seconds since 1970, and builds the setup.
     ///
-    /// A certificate that has ended is a warning only: a server that does not start would serve nobody at all.
+    /// An expired certificate only causes a warning: a server that refuses to start serves nobody.
     ///
     /// # Errors
     ///
-    /// [`TlsError`] names the file and says what would be right.
+    /// [`TlsError`] names the file and what is expected.
     pub fn build(&self, now: u64) -> Result<TlsSetup, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates(&self.certificates)?;
@@ -170,7 +170,7 @@ impl Config {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Library)?;
         config.session_storage = ServerSessionMemoryCache::new(MAX_TLS_SESSIONS);
-        // A WebSocket client opens one connection; it needs no second ticket for another at the same time.
+        // A WebSocket client opens one connection, so one ticket is enough.
         config.send_tls13_tickets = 1;
 
         let warnings = validity.warning(now).map(|warning| warning(self.certificates.name.clone()));
@@ -200,7 +200,7 @@ fn signing_key(pem: &Pem) -> Result<Arc<dyn SigningKey>, TlsError> {
         })
     })?;
     let signing = any_supported_type(&key);
-    // The signing key is aws-lc's own copy, which it overwrites itself.
+    // The signing key is a copy, which aws-lc overwrites itself.
     key.zeroize();
     signing.map_err(|_| pem.wrong(PemProblem::Key))
 }
