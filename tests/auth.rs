@@ -668,9 +668,9 @@ fn config_check_tells_what_is_odd_about_keys_and_refuses_what_cannot_work() {
         (finished.code, finished.stderr, file.display().to_string())
     };
     for (text, seen) in [
-        (format!("\u{feff}{SECRET}\n"), "begins with a byte order mark"),
-        (format!("{SECRET} \n"), "begins or ends with blanks"),
-        (format!("{SECRET}\n\n"), "more than one line end"),
+        (format!("\u{feff}{SECRET}\n"), "starts with a byte order mark"),
+        (format!("{SECRET} \n"), "starts or ends with blanks"),
+        (format!("{SECRET}\n\n"), "several line ends"),
     ] {
         let (code, told, file) = check("--auth-secret-file", "secret", &text);
         assert_eq!(code, Some(0), "{told}");
@@ -688,7 +688,7 @@ fn config_check_tells_what_is_odd_about_keys_and_refuses_what_cannot_work() {
     let (code, told, file) = check("--auth-jwks-file", "jwks.json", &off_curve.to_string());
     assert_eq!(code, Some(2), "{told}");
     assert!(
-        told.contains(&file) && told.contains("key 1 (kid \"main\"): x and y are no point of its curve"),
+        told.contains(&file) && told.contains("key 1 (kid \"main\"): x and y are not a point of its curve"),
         "{told}"
     );
 }

@@ -335,8 +335,8 @@ async fn certificates_are_read_again_on_sighup_and_connections_stay() {
     let second = shown(&server, &authority).await;
     std::fs::write(&identity.key, "no key").unwrap();
     server.signal("HUP");
-    server.wait_for_stderr(&format!("{}: there is no private key in it", identity.key.display()));
-    assert!(server.stderr().contains("Reload failed; previous values stay in effect"));
+    server.wait_for_stderr(&format!("{}: it contains no private key", identity.key.display()));
+    assert!(server.stderr().contains("Cannot be read again; what was read before stays."));
     assert_eq!(shown(&server, &authority).await, second);
     assert_eq!(client.ask(&echo(1)).await["data"], 1);
 }
@@ -675,7 +675,7 @@ fn files_that_do_not_make_tls_exit_with_2_and_say_which_and_why() {
     );
     check_refused(
         &["--tls-cert", cert, "--tls-key", key, "--tls-client-ca", key],
-        &format!("invalid value '{key}' for --tls-client-ca: there is no certificate in it"),
+        &format!("invalid value '{key}' for --tls-client-ca: it contains no certificate"),
     );
     assert!(Path::new(cert).exists());
 }

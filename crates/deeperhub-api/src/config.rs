@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use deeperhub_protocol::message;
 #[cfg(feature = "tls")]
-use deeperhub_security::tls::Reloadable;
+use deeperhub_security::tls::SharedTls;
 use deeperhub_security::{OriginPolicy, Secret};
 
 use crate::metrics::ApiMetrics;
@@ -14,13 +14,13 @@ use crate::metrics::ApiMetrics;
 pub struct ApiConfig {
     /// The key that every call but health checks must bring as `Authorization: Bearer KEY`. `None`: none is needed,
     /// the default; fit only for a listener on loopback. The `Host` of a call must then be one that no stranger can make
-    /// to mean this machine, see [`OriginPolicy::knows_host`].
+    /// to mean this machine, see [`OriginPolicy::is_rebinding_safe`].
     pub api_key: Option<Arc<Secret>>,
     /// TLS for callers. `None`, the default: plain HTTP. [`serve`](crate::serve) performs the
-    /// handshakes; each has [`timeout`](Self::timeout). A new certificate in the [`Reloadable`] is
+    /// handshakes; each has [`timeout`](Self::timeout). A new certificate in the [`SharedTls`] is
     /// used from the next connection on; the field itself is read once, at the start.
     #[cfg(feature = "tls")]
-    pub tls: Option<Arc<Reloadable>>,
+    pub tls: Option<Arc<SharedTls>>,
     /// Web pages that may call, besides those of the API's own host.
     pub allowed_origins: OriginPolicy,
     /// Maximum number of connections, and of concurrent requests. Over it, the connection that has

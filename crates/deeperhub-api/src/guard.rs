@@ -47,8 +47,8 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
     // here. Its GET has no origin, so the host must tell.
     if config.api_key.is_none()
         && !is_open(request.uri().path())
-        && !(config.allowed_origins.knows_host(host)
-            && config.allowed_origins.knows_host(request.uri().authority().map(Authority::as_str)))
+        && !(config.allowed_origins.is_rebinding_safe(host)
+            && config.allowed_origins.is_rebinding_safe(request.uri().authority().map(Authority::as_str)))
     {
         return Err(forbidden(
             "without an API key, this host is none to be called by: use a loopback address, or set a key"
@@ -58,7 +58,7 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
     if let Some(origin) = origin {
         config
             .allowed_origins
-            .check_own(Some(origin), host, config.uses_tls())
+            .check_same_origin(Some(origin), host, config.uses_tls())
             .map_err(|error| forbidden(error.to_string()))?;
     } else if !may_come_without_origin(request) {
         return Err(forbidden("a web page of another site may not call".to_owned()));

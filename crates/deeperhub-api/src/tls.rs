@@ -3,7 +3,7 @@
 use std::task::Poll;
 
 use axum::http::StatusCode;
-use deeperhub_security::tls::Reloadable;
+use deeperhub_security::tls::SharedTls;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -14,7 +14,7 @@ use crate::stream::Stream;
 
 /// Performs the handshake of a new connection. Returns `None` if it failed, timed out, or if the
 /// connection was told to end.
-pub(crate) async fn handshake(socket: TcpStream, link: &Link, tls: &Reloadable) -> Option<Stream> {
+pub(crate) async fn handshake(socket: TcpStream, link: &Link, tls: &SharedTls) -> Option<Stream> {
     let metrics = link.permit.metrics();
     let deadline = link.begin_handshake();
     let told_to_end = std::future::poll_fn(|cx| match link.permit.poll_command(cx) {
@@ -43,7 +43,7 @@ pub(crate) async fn handshake(socket: TcpStream, link: &Link, tls: &Reloadable) 
     }
 }
 
-async fn accept(socket: TcpStream, tls: &Reloadable) -> std::io::Result<Stream> {
+async fn accept(socket: TcpStream, tls: &SharedTls) -> std::io::Result<Stream> {
     // A request without TLS gets an answer that names the mistake. Every TLS record starts with a
     // content type below 32 (RFC 8446, section 5.1), every HTTP method with a letter.
     let mut first = [0];

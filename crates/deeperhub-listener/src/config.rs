@@ -36,7 +36,7 @@ pub struct Config {
     /// What TLS connections are made with; those that are there keep what they were made with. `None`: no TLS, the
     /// default.
     #[cfg(feature = "tls")]
-    pub tls: Option<Arc<deeperhub_security::tls::Reloadable>>,
+    pub tls: Option<Arc<deeperhub_security::tls::SharedTls>>,
     /// Threads that carry connections. Default: the cores that this process may use.
     pub workers: usize,
     /// Connections at one time, handshakes included. Default 1000.

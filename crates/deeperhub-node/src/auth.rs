@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use deeperhub_protocol::handshake::{Refusal, Request};
 use deeperhub_protocol::{Subscription, Topic};
-use deeperhub_security::auth::{AuthError, Reloadable};
+use deeperhub_security::auth::{AuthError, SharedAuthenticator};
 use deeperhub_security::{Claims, Grants};
 
 /// Subprotocols that begin so carry a token.
@@ -16,12 +16,12 @@ const BEARER: &str = "bearer.";
 /// ```
 /// use deeperhub_node::Config;
 /// use deeperhub_security::Secret;
-/// use deeperhub_security::auth::{self, Authenticator, Reloadable};
+/// use deeperhub_security::auth::{self, Authenticator, SharedAuthenticator};
 /// use std::sync::Arc;
 ///
 /// let mut keys = auth::Config::default();
 /// keys.secret = Some(Secret::new("for the example, and long enough: 32"));
-/// let authenticator = Arc::new(Reloadable::new(Authenticator::new(keys)?));
+/// let authenticator = Arc::new(SharedAuthenticator::new(Authenticator::new(keys)?));
 ///
 /// let mut config = Config::default();
 /// config.auth.authenticator = Some(Arc::clone(&authenticator));
@@ -34,7 +34,7 @@ const BEARER: &str = "bearer.";
 pub struct AuthConfig {
     /// Verifies tokens; its keys may be swapped at any time, which ends no connection. `None`: no token is taken for
     /// good, the default.
-    pub authenticator: Option<Arc<Reloadable>>,
+    pub authenticator: Option<Arc<SharedAuthenticator>>,
     /// Whether a connection without a token may do nothing but bring one. Needs an authenticator. Default: no.
     pub required: bool,
     /// How long such a connection may stay without a token; then it is closed with 4001. Default 10 s.

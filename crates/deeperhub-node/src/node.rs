@@ -244,7 +244,7 @@ fn register_certificate(
             "deeperhub_tls_certificate_not_after_seconds",
             "When the certificate ends, in Unix time",
             Unit::Seconds,
-            move || i64::try_from(tls.ends()).unwrap_or(i64::MAX),
+            move || i64::try_from(tls.expires_at()).unwrap_or(i64::MAX),
         )?;
     }
     Ok(registry)

@@ -11,7 +11,7 @@ use deeperhub_protocol::message::{
     ClientMessage, Command, MessageError, MessageId, ServerMessage, SpanContext,
 };
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode, RawJson};
-use deeperhub_security::{Drawn, FirstBurst, MAX_ADDRESSES, RateLimit, RateLimiter, RetryAfter};
+use deeperhub_security::{BurstAllowance, DrawOutcome, MAX_ADDRESSES, RateLimit, RateLimiter, RetryAfter};
 
 use crate::auth::Login;
 use crate::commands;
@@ -182,12 +182,12 @@ impl Session {
             let pool = |amount| bursts.draw(address, amount, limit.burst, now);
             let SessionLimiter { limiter, first } = self.limiter(kind, &limit, local);
             match first.draw(limiter, &limit, amount, (begun, now), pool) {
-                Drawn::Some => match limiter.check_amount(&limit, amount, now) {
+                DrawOutcome::Some => match limiter.check_amount(&limit, amount, now) {
                     Ok(()) => return Ok(()),
                     Err(again) => retry = again,
                 },
-                Drawn::Refused => by = Limit::FirstBurst,
-                Drawn::Spent => {}
+                DrawOutcome::Refused => by = Limit::FirstBurst,
+                DrawOutcome::Spent => {}
             }
             let forgotten = bursts.take_evicted();
             if forgotten > 0 {
@@ -409,7 +409,7 @@ impl Kind {
 #[derive(Debug, Default)]
 struct SessionLimiter {
     limiter: RateLimiter,
-    first: FirstBurst,
+    first: BurstAllowance,
 }
 
 impl SessionLimiter {
@@ -417,7 +417,7 @@ impl SessionLimiter {
     /// the connection began.
     fn new(limit: &RateLimit, begun: Option<Duration>) -> Self {
         let limiter = begun.map_or_else(RateLimiter::default, |begun| RateLimiter::empty(limit, begun));
-        Self { limiter, first: FirstBurst::default() }
+        Self { limiter, first: BurstAllowance::default() }
     }
 }
 

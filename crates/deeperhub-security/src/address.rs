@@ -1,10 +1,11 @@
-//! What counts as one address.
+//! The network that limits count as one client address.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// The address that limits and lists count `address` as: an IPv6 address is its /64 (`2001:db8:1:2::`), which is what
-/// one household or one machine has to choose from; an IPv4 address written as IPv6 (`::ffff:1.2.3.4`) is that IPv4
-/// address, and any other IPv4 address is itself.
+/// Returns the address that limits and lists count `address` as.
+///
+/// An IPv6 address counts as its /64 (`2001:db8:1:2::`), from which one household or machine can
+/// choose its addresses. An IPv4-mapped address (`::ffff:1.2.3.4`) counts as that IPv4 address.
 #[must_use]
 pub fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {

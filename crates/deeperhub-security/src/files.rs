@@ -1,4 +1,4 @@
-//! Files with keys and certificates: reading them, and noticing that they changed.
+//! Reading files with keys and certificates, and detecting their changes.
 
 use crate::Secret;
 use std::fs::{File, Metadata};
@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use zeroize::Zeroizing;
 
-/// The largest file that is read: 1 MiB.
+/// Maximum size of a file in bytes: 1 MiB.
 pub const MAX_BYTES: usize = 1024 * 1024;
 
-/// Reads a file that may hold a secret.
+/// Reads a file that may contain a secret.
 ///
 /// # Errors
 ///
-/// [`FileError`] when it cannot be read or is larger than [`MAX_BYTES`].
+/// [`FileError`] if the file cannot be read or is larger than [`MAX_BYTES`].
 pub fn read(path: &Path) -> Result<Secret, FileError> {
     let failed = |error| FileError { path: path.to_owned(), error };
     let file = File::open(path).map_err(failed)?;
-    // Room for all of it, so that no copy is left behind by a buffer that had to grow.
+    // The full capacity, so that a growing buffer leaves no copy of the secret behind.
     let length = file.metadata().map_err(failed)?.len();
     let room = usize::try_from(length).unwrap_or(MAX_BYTES).min(MAX_BYTES) + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));
@@ -30,27 +30,27 @@ pub fn read(path: &Path) -> Result<Secret, FileError> {
     Ok(Secret::from_zeroizing(bytes))
 }
 
-/// A file cannot be read. The operator's to mend.
+/// Error for a file that cannot be read. The operator must fix it.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: cannot be read", path.display())]
 pub struct FileError {
     /// The file.
     pub path: PathBuf,
-    /// What the system says.
+    /// Error of the operating system.
     #[source]
     pub error: io::Error,
 }
 
-/// What some files looked like at one time. Two stamps of the same paths are equal while the files stay as they are.
+/// Metadata of some files at one time. Two stamps of the same paths are equal until a file changes.
 ///
-/// Taken before the files are read and compared every few seconds, it notices files that were rewritten, replaced,
-/// removed or put there, and directories swapped by a symbolic link, as Kubernetes does with its secrets. It looks at
-/// what the system keeps of a file (the times of its last changes, length, and which file it is), not into it.
+/// A stamp taken before the files are read, and compared every few seconds, detects files that were
+/// rewritten, replaced, removed or created. It also detects directories swapped by a symbolic link,
+/// as Kubernetes does for secrets. It compares modification times, length and identity, not contents.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Stamp(Vec<Option<Seen>>);
+pub struct FileStamp(Vec<Option<Seen>>);
 
-impl Stamp {
-    /// What the files look like now. One that is not there, or may not be looked at, counts as absent.
+impl FileStamp {
+    /// Returns the stamp of the files as they are now. A file that cannot be accessed counts as absent.
     #[must_use]
     pub fn of<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Self {
         let seen = |path: P| std::fs::metadata(path).ok().map(|metadata| Seen::of(&metadata));
@@ -62,8 +62,8 @@ impl Stamp {
 struct Seen {
     length: u64,
     modified: Option<SystemTime>,
-    /// Device, inode, and the time of the last change of anything, which cannot be set: a copy that keeps the old
-    /// time of modification is noticed by these.
+    /// Device, inode and status change time. Programs cannot set the latter, so it reveals a copy
+    /// that keeps the old modification time.
     #[cfg(unix)]
     identity: (u64, u64, i64, i64),
 }

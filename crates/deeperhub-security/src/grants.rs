@@ -1,24 +1,24 @@
-//! What a token's bearer may do.
+//! Topics that the bearer of a token may use.
 
 use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
 
-/// The most bytes of a user's name.
+/// Maximum length of a user name in bytes.
 pub const MAX_USER_BYTES: usize = 255;
 
-/// What a valid token says.
+/// Claims of a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claims {
-    /// The user: the token's `sub`, of 1 to [`MAX_USER_BYTES`] and without control characters.
+    /// The user: the token's `sub`, 1 to [`MAX_USER_BYTES`] bytes without control characters.
     pub user: Arc<str>,
-    /// When the token ends: its `exp`, in seconds since 1970 (RFC 7519 section 4.1.4), rounded down. As large as the
-    /// issuer likes.
+    /// Expiry: the token's `exp`, in seconds since 1970 (RFC 7519 section 4.1.4), rounded down. It may
+    /// be arbitrarily far in the future.
     pub expires_at: u64,
-    /// What the user may do.
+    /// Topics that the user may use.
     pub grants: Grants,
 }
 
-/// Which topics a client may subscribe to and publish to. Cheap to clone; all topics by default.
+/// Topics that a client may subscribe to and publish to. Cheap to clone. Default: all topics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {
     /// `None`: unrestricted.
@@ -32,52 +32,53 @@ struct Lists {
 }
 
 impl Grants {
-    /// Everything, as `default()`.
+    /// Returns grants for all topics, as `default()` does.
     #[must_use]
     pub fn unrestricted() -> Self {
         Self::default()
     }
 
-    /// Only what one of the topics and patterns covers; an empty list allows nothing.
+    /// Returns grants for the listed topics and patterns. An empty list allows nothing.
     #[must_use]
     pub fn only(subscribe: Vec<Subscription<'static>>, publish: Vec<Subscription<'static>>) -> Self {
         Self { lists: Some(Arc::new(Lists { subscribe, publish })) }
     }
 
-    /// Whether nothing is restricted.
+    /// Returns `true` if all topics are allowed.
     #[must_use]
     pub fn is_unrestricted(&self) -> bool {
         self.lists.is_none()
     }
 
-    /// The topics and patterns that subscriptions must be covered by; `None` where nothing is restricted.
+    /// Returns the topics and patterns that cover allowed subscriptions; `None` if all are allowed.
     #[must_use]
     pub fn subscribe(&self) -> Option<&[Subscription<'static>]> {
         self.lists.as_deref().map(|lists| &*lists.subscribe)
     }
 
-    /// The topics and patterns that may be published to; `None` where nothing is restricted.
+    /// Returns the topics and patterns that allow publishing; `None` if all are allowed.
     #[must_use]
     pub fn publish(&self) -> Option<&[Subscription<'static>]> {
         self.lists.as_deref().map(|lists| &*lists.publish)
     }
 
-    /// Whether one grant covers all of the topic or pattern: `room.*` covers `room.a`, not `room.>`.
+    /// Returns `true` if one grant covers the whole topic or pattern: `room.*` covers `room.a`, but
+    /// not `room.>`.
     ///
-    /// Grants are not added up: a pattern that only several of them cover together is not allowed.
+    /// Grants do not add up: a pattern that only several grants cover together is not allowed.
     #[must_use]
     pub fn may_subscribe(&self, to: &Subscription<'_>) -> bool {
         self.subscribe().is_none_or(|grants| grants.iter().any(|grant| grant.covers(to)))
     }
 
-    /// Whether a grant matches the topic.
+    /// Returns `true` if a grant matches the topic.
     #[must_use]
     pub fn may_publish(&self, to: &Topic<'_>) -> bool {
         self.publish().is_none_or(|grants| grants.iter().any(|grant| grant.matches(to)))
     }
 }
 
-/// Whether a text can be a user's name: 1 to [`MAX_USER_BYTES`], and no control characters.
+/// Returns `true` for a valid user name: 1 to [`MAX_USER_BYTES`] bytes, no control characters.
 #[cfg(any(feature = "auth", feature = "tls"))]
 pub(crate) fn is_user(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_USER_BYTES && !text.contains(char::is_control)

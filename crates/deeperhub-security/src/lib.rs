@@ -1,11 +1,15 @@
-//! Tokens, TLS, origin policy, rate limits, grants and client addresses for WebSocket servers: small decisions, each a
-//! value that is asked with everything it needs; no sockets, no clock, no runtime.
+//! Access decisions for WebSocket servers: origins, rate limits, tokens, TLS, client addresses.
 //!
-//! [`OriginPolicy`] knows which web pages may connect, [`RateLimiter`] how often a connection may send,
-//! [`AddressLimiter`] how often an address may connect, [`BurstPool`] what its new connections may
-//! send at once, [`Grants`] what the bearer of a token may do, and [`Secret`] whether a key is the
-//! right one. The modules `auth` (JWTs), `tls` (a rustls configuration from PEM) and `proxy`
-//! (clients behind proxies) are features of these names, off by default.
+//! Each decision is a pure value: it takes everything it needs as arguments and has no socket, clock
+//! or runtime.
+//!
+//! - [`OriginPolicy`] decides which web pages may connect.
+//! - [`RateLimiter`] limits the messages of a connection, [`AddressLimiter`] the connections of an
+//!   address, [`BurstPool`] the bursts of an address's new connections.
+//! - [`Grants`] decides which topics the bearer of a token may use.
+//! - [`Secret`] holds a key and compares it in constant time.
+//! - The modules `auth` (JWTs), `tls` (a rustls configuration from PEM files) and `proxy` (clients
+//!   behind proxies) are features, off by default.
 //!
 #![cfg_attr(feature = "rate-limit", doc = "```")]
 #![cfg_attr(not(feature = "rate-limit"), doc = "```ignore")]
@@ -33,6 +37,8 @@ mod address;
 #[cfg(feature = "auth")]
 pub mod auth;
 #[cfg(any(feature = "auth", feature = "tls"))]
+mod byte_order_mark;
+#[cfg(any(feature = "auth", feature = "tls"))]
 pub mod files;
 mod grants;
 pub mod origin;
@@ -41,8 +47,6 @@ pub mod proxy;
 #[cfg(feature = "rate-limit")]
 mod rate;
 mod secret;
-#[cfg(any(feature = "auth", feature = "tls"))]
-mod text;
 #[cfg(feature = "tls")]
 pub mod tls;
 
@@ -51,12 +55,12 @@ pub use grants::{Claims, Grants, MAX_USER_BYTES};
 pub use origin::{OriginError, OriginPolicy, OriginPolicyError};
 #[cfg(feature = "rate-limit")]
 pub use rate::{
-    AddressLimiter, BurstPool, Drawn, FirstBurst, LimitMode, MAX_ADDRESSES, RateLimit, RateLimiter,
+    AddressLimiter, BurstAllowance, BurstPool, DrawOutcome, LimitMode, MAX_ADDRESSES, RateLimit, RateLimiter,
     RetryAfter,
 };
 pub use secret::Secret;
 
-/// The README's example runs with the doc tests.
+/// Runs the README's example as a doc test.
 #[cfg(all(doctest, feature = "rate-limit"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

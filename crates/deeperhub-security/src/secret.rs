@@ -1,48 +1,47 @@
-//! Keys and what must not be seen.
+//! Secrets: keys and tokens that no log may show.
 
 use std::fmt;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// Bytes that appear in no log: a key, a token.
+/// Secret bytes: a key or a token.
 ///
-/// `Debug` shows nothing of them and there is no `Display`; the memory is overwritten when it is dropped.
+/// `Debug` hides them, and there is no `Display`. Dropping a secret overwrites its memory.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// A secret of these bytes, or of a text's.
+    /// Returns a secret of these bytes, or of the bytes of a text.
     ///
-    /// Only this memory is overwritten at the end: what the caller copied from, or a buffer that grew on the
-    /// way here, is not.
+    /// Only this memory is overwritten on drop, not the caller's copies or buffers that grew earlier.
     #[must_use]
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
         Self(Zeroizing::new(bytes.into()))
     }
 
-    /// A secret of bytes that are overwritten already, without a copy.
+    /// Wraps bytes that are overwritten on drop already, without a copy.
     #[cfg(any(feature = "auth", feature = "tls"))]
     pub(crate) const fn from_zeroizing(bytes: Zeroizing<Vec<u8>>) -> Self {
         Self(bytes)
     }
 
-    /// The bytes, for whoever must compute with them.
+    /// Returns the bytes, for computing with them.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether these are the same bytes.
+    /// Returns `true` if `given` equals the secret. Nothing matches an empty secret.
     ///
-    /// The time that it takes is that for the length of `given`: neither the first difference nor a wrong length
-    /// ends the comparison. Nothing matches an empty secret.
+    /// The time depends only on the length of `given`: neither a difference nor a wrong length ends
+    /// the comparison early.
     #[must_use]
     pub fn matches(&self, given: &[u8]) -> bool {
-        // An empty secret is a mistake in a configuration; a caller without a key must not pass by it.
+        // An empty secret is a configuration mistake, which must not let callers without a key in.
         if self.0.is_empty() {
             return false;
         }
-        // Every given byte meets one of the secret, which repeats as often as it takes.
+        // Each given byte is compared with one of the secret, which repeats as often as necessary.
         let same = given.iter().zip(self.0.iter().cycle());
         let same = same.fold(subtle::Choice::from(1), |same, (a, b)| same & a.ct_eq(b));
         bool::from(same & given.len().ct_eq(&self.0.len()))

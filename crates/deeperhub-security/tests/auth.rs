@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used)]
 
 use deeperhub_security::auth::{
-    Advice, AuthError, Authenticator, Config, DEFAULT_MAX_TOKEN_BYTES, Jwks, KeyError, KeyFault, Keys,
-    LeftOut, MAX_KEYS, MAX_PATTERNS, MintError, Recipient, Reloadable, mint, mint_for,
+    AuthError, Authenticator, Config, DEFAULT_MAX_TOKEN_BYTES, IgnoredKey, Jwks, KeyError, KeyFault,
+    KeyWarning, Keys, MAX_KEYS, MAX_PATTERNS, MintError, MintOptions, SharedAuthenticator, mint, mint_with,
 };
 use deeperhub_security::{Claims, Grants, Secret};
 use deeperhub_types::{ErrorCode, Subscription, Topic};
@@ -181,8 +181,8 @@ fn a_public_key_is_never_a_secret() {
         let key = EncodingKey::from_secret(&guess);
         for header in [json!({ "alg": "HS256" }), json!({ "alg": "HS256", "kid": "rsa" })] {
             let token = signed_text(&header.to_string(), &good().to_string(), Algorithm::HS256, &key);
-            refused(&only_public, &token, "there is no key for its alg and kid");
-            refused(&with_both(), &token, "its signature is not of a key that is accepted");
+            refused(&only_public, &token, "no key fits its alg and kid");
+            refused(&with_both(), &token, "its signature does not match any key");
         }
     }
 }
@@ -208,7 +208,7 @@ fn a_key_is_found_by_its_name_or_by_its_kind() {
     assert!(authenticator.verify(&token(json!({ "alg": "RS256", "kid": "rsa" })), NOW).is_ok());
     assert!(authenticator.verify(&token(json!({ "alg": "RS256" })), NOW).is_ok());
     for id in ["", "RSA", "other", "P-256"] {
-        refused(&authenticator, &token(json!({ "alg": "RS256", "kid": id })), "there is no key");
+        refused(&authenticator, &token(json!({ "alg": "RS256", "kid": id })), "no key fits");
     }
     refused(&authenticator, &token(json!({ "alg": "RS256", "kid": 1 })), "kid is not a string");
     // The secret has no name.
@@ -248,7 +248,7 @@ fn what_a_key_says_of_its_use_is_honoured() {
     };
     let only = with_key(&key("alg", "PS256".into()));
     assert!(only.verify(&token(Algorithm::PS256), NOW).is_ok());
-    refused(&only, &token(Algorithm::RS256), "there is no key");
+    refused(&only, &token(Algorithm::RS256), "no key fits");
     assert!(with_key(&key("key_ops", json!(["verify"]))).verify(&token(Algorithm::RS256), NOW).is_ok());
     for (name, value) in [
         ("use", json!("enc")),
@@ -334,7 +334,7 @@ fn audience_and_issuer_are_checked_where_they_are_set() {
         refused(&set, &token(aud, issuer.clone()), "aud does not name this server");
     }
     for iss in [Value::Null, json!("https://id.example/"), json!(["https://id.example"])] {
-        refused(&set, &token(json!("hub"), iss), "iss is not one that is accepted");
+        refused(&set, &token(json!("hub"), iss), "iss is not an accepted issuer");
     }
 }
 
@@ -375,14 +375,14 @@ fn headers_that_ask_for_more_and_keys_that_stand_twice_are_refused() {
     let authenticator = with_secret();
     refused(&authenticator, &with_header(r#"{"alg":"HS256","crit":["exp"],"exp":1}"#), "crit");
     refused(&authenticator, &with_header(r#"{"alg":"HS256","crit":[]}"#), "crit");
-    refused(&authenticator, &with_header(r#"{"alg":"none","alg":"HS256"}"#), "stands once");
+    refused(&authenticator, &with_header(r#"{"alg":"none","alg":"HS256"}"#), "unique keys");
     refused(&authenticator, &with_header("HS256"), "header");
     for claims in [
         r#"{"sub":"ada","sub":"eve","exp":1900000000}"#,
         r#"{"sub":"ada","exp":1900000000,"s\u0075b":"eve"}"#,
         r#"{"sub":"ada","exp":1900000000,"deeperhub":{"publish":[],"publish":["a"]}}"#,
     ] {
-        refused(&authenticator, &with_claims(claims), "stands once");
+        refused(&authenticator, &with_claims(claims), "unique keys");
     }
 }
 
@@ -428,7 +428,7 @@ fn a_token_may_be_as_long_as_is_said() {
                 token.len()
             );
             if verified.is_err() {
-                refused(&authenticator, &token, "over max_token_bytes");
+                refused(&authenticator, &token, "longer than max_token_bytes");
             }
         }
     }
@@ -533,7 +533,7 @@ fn a_key_that_cannot_work_is_named_with_its_field() {
         key
     };
     for (key, expected) in [
-        (point.clone(), "key 1 (kid \"k1\"): x and y are no point of its curve"),
+        (point.clone(), "key 1 (kid \"k1\"): x and y are not a point of its curve"),
         (change("y", Value::Null), "key 1 (kid \"k1\"): y is not a string"),
         (change("y", json!("?")), "key 1 (kid \"k1\"): y is not base64url"),
         (
@@ -542,7 +542,7 @@ fn a_key_that_cannot_work_is_named_with_its_field() {
         ),
         (
             change("kid", json!("x".repeat(100))),
-            &*format!("key 1 (kid {:?}): x and y are no", "x".repeat(64)),
+            &*format!("key 1 (kid {:?}): x and y are not", "x".repeat(64)),
         ),
         (json!({ "kty": "OKP", "crv": "Ed25519", "x": base64(&[1; 31]) }), "key 1: x is not 32 bytes long"),
         (json!({ "kty": "OKP", "crv": "Ed25519", "x": base64(&[1; 33]) }), "key 1: x is not 32 bytes long"),
@@ -550,7 +550,7 @@ fn a_key_that_cannot_work_is_named_with_its_field() {
         (json!({ "kty": "RSA", "n": base64(&[2; 300]), "e": "AQAB" }), "key 1: n is even"),
     ] {
         let error = Jwks::parse(key.to_string().as_bytes()).unwrap_err();
-        let expected = format!("it has no key that tokens can be verified with: {expected}");
+        let expected = format!("it has no key that can verify tokens: {expected}");
         assert!(error.to_string().starts_with(&expected), "{error}");
     }
 }
@@ -572,21 +572,21 @@ fn what_a_secret_has_at_its_ends_is_told_and_not_shown() {
     let binary = [0x8f_u8; 32];
     let advice = |secret: &[u8]| {
         let config = Config { secret: Some(Secret::new(secret)), ..Config::default() };
-        Authenticator::new(config).unwrap().advice().to_vec()
+        Authenticator::new(config).unwrap().warnings().to_vec()
     };
     assert_eq!(advice(long.as_bytes()), []);
     for (before, after, expected) in [
-        ("\u{feff}", "", Advice::SecretMark),
-        (" ", "", Advice::SecretBlanks),
-        ("", "\t", Advice::SecretBlanks),
-        ("", "\n", Advice::SecretLineEnd),
-        ("", " \r\n", Advice::SecretLineEnd),
+        ("\u{feff}", "", KeyWarning::SecretMark),
+        (" ", "", KeyWarning::SecretBlanks),
+        ("", "\t", KeyWarning::SecretBlanks),
+        ("", "\n", KeyWarning::SecretLineEnd),
+        ("", " \r\n", KeyWarning::SecretLineEnd),
     ] {
         let told = advice(format!("{before}{long}{after}").as_bytes());
         assert_eq!(told, [expected], "{before:?} {after:?}");
-        assert!(told[0].is_of_secret() && !told[0].to_string().contains(long));
+        assert!(told[0].is_about_secret() && !told[0].to_string().contains(long));
     }
-    assert_eq!(advice(&[b"\xff\xfe", &binary[..]].concat()), [Advice::SecretMark]);
+    assert_eq!(advice(&[b"\xff\xfe", &binary[..]].concat()), [KeyWarning::SecretMark]);
     // Bytes of chance may be blanks.
     assert_eq!(advice(&[&binary[..], b" \n"].concat()), []);
 }
@@ -596,10 +596,10 @@ fn more_keys_than_are_tried_are_warned_about() {
     let advice = |count: u8| {
         let key = |n| json!({ "kty": "OKP", "crv": "Ed25519", "kid": format!("{n}"), "x": base64(&[n; 32]) });
         let keys: Vec<_> = (0..count).map(key).collect();
-        with_key(&json!({ "keys": keys })).advice().to_vec()
+        with_key(&json!({ "keys": keys })).warnings().to_vec()
     };
-    assert_eq!(advice(8), [Advice::AudienceNotChecked]);
-    assert_eq!(advice(9), [Advice::AudienceNotChecked, Advice::TooManyToTry]);
+    assert_eq!(advice(8), [KeyWarning::AudienceNotChecked]);
+    assert_eq!(advice(9), [KeyWarning::AudienceNotChecked, KeyWarning::TooManyToTry]);
 }
 
 #[test]
@@ -612,24 +612,24 @@ fn sets_of_keys_leave_out_what_is_of_no_use_and_say_so() {
     let jwks = Jwks::parse(set.to_string().as_bytes()).unwrap();
     assert_eq!(jwks.len(), 4);
     let advice = [
-        Advice::PrivateKey { position: 2 },
+        KeyWarning::PrivateKey { position: 2 },
         left_out(5, None, "crv", "is neither P-256 nor P-384"),
         left_out(6, Some("short"), "n", "is not of 2048 to 8192 bits"),
     ];
-    assert_eq!(jwks.advice(), advice);
+    assert_eq!(jwks.warnings(), advice);
     let authenticator = Authenticator::new(Config {
         secret: Some(Secret::new("short")),
         jwks: Some(jwks),
         ..Config::default()
     });
     let advised = authenticator.unwrap();
-    assert_eq!(advised.advice().first(), Some(&Advice::ShortSecret));
-    assert_eq!(advised.advice().last(), Some(&Advice::AudienceNotChecked));
+    assert_eq!(advised.warnings().first(), Some(&KeyWarning::ShortSecret));
+    assert_eq!(advised.warnings().last(), Some(&KeyWarning::AudienceNotChecked));
 }
 
-fn left_out(position: usize, id: Option<&str>, field: &'static str, problem: &'static str) -> Advice {
+fn left_out(position: usize, id: Option<&str>, field: &'static str, problem: &'static str) -> KeyWarning {
     let (id, fault) = (id.map(str::to_owned), KeyFault { field, problem });
-    Advice::KeyLeftOut(LeftOut { position, id, fault })
+    KeyWarning::KeyIgnored(IgnoredKey { position, id, fault })
 }
 
 #[test]
@@ -723,18 +723,18 @@ fn a_token_is_made_for_an_audience_and_from_an_issuer() {
     });
     let authenticator = authenticator.unwrap();
     let made = |audience, issuer| {
-        let recipient = Recipient { audience, issuer };
-        mint_for(&secret(), "ada", &Grants::default(), recipient, NOW, Duration::from_secs(9)).unwrap()
+        let recipient = MintOptions { audience, issuer };
+        mint_with(&secret(), "ada", &Grants::default(), recipient, NOW, Duration::from_secs(9)).unwrap()
     };
     assert_eq!(&*authenticator.verify(&made(Some("hub"), Some("me")), NOW).unwrap().user, "ada");
     refused(&authenticator, &made(None, Some("me")), "aud does not name");
-    refused(&authenticator, &made(Some("hub"), Some("you")), "iss is not one");
+    refused(&authenticator, &made(Some("hub"), Some("you")), "iss is not an accepted issuer");
 }
 
 #[test]
 fn a_swapped_authenticator_verifies_with_the_new_keys_only() {
     let new = Secret::new("another secret for tests: 32 b.");
-    let reloadable = Reloadable::new(with_secret());
+    let reloadable = SharedAuthenticator::new(with_secret());
     let token =
         |secret: &Secret| mint(secret, "ada", &Grants::default(), NOW, Duration::from_secs(9)).unwrap();
     let verify = |token: &str| reloadable.current().verify(token, NOW).map(|claims| claims.user);
@@ -754,9 +754,9 @@ fn nothing_of_a_token_or_a_key_is_shown() {
     let authenticator = Authenticator::new(config.clone()).unwrap();
     let mut shown = vec![
         format!("{config:?} {config:#?} {keys:?} {jwks:?} {authenticator:?} {authenticator:#?}"),
-        format!("{:?}", authenticator.advice()),
+        format!("{:?}", authenticator.warnings()),
     ];
-    shown.extend(authenticator.advice().iter().map(ToString::to_string));
+    shown.extend(authenticator.warnings().iter().map(ToString::to_string));
     let claims = json!({ "sub": hidden, "exp": hidden, "aud": hidden, hidden: hidden });
     let tokens = [
         hidden.to_owned(),

@@ -5,9 +5,9 @@
 #![allow(clippy::unwrap_used)]
 
 use deeperhub_security::Secret;
-use deeperhub_security::files::Stamp;
+use deeperhub_security::files::FileStamp;
 use deeperhub_security::tls::{
-    ClientAuth, ClientAuthFault, Config, Pem, Problem, REMEMBERED_SESSIONS, Reloadable, TlsError, Warning,
+    ClientAuth, ClientAuthFault, Config, MAX_TLS_SESSIONS, Pem, PemProblem, SharedTls, TlsError, Warning,
     has_expired, user,
 };
 use proptest::prelude::*;
@@ -153,12 +153,12 @@ fn sessions_resume_with_and_without_tickets_until_the_configuration_is_another()
 fn tickets_are_given_and_as_many_sessions_are_remembered_as_are_said() {
     let server = server(None);
     assert!(server.ticketer.enabled());
-    let sessions = || (0..=REMEMBERED_SESSIONS as u32).map(|n| n.to_be_bytes().to_vec());
+    let sessions = || (0..=MAX_TLS_SESSIONS as u32).map(|n| n.to_be_bytes().to_vec());
     for session in sessions() {
         assert!(server.session_storage.put(session.clone(), session));
     }
     let remembered = sessions().filter(|session| server.session_storage.get(session).is_some()).count();
-    assert_eq!(remembered, REMEMBERED_SESSIONS);
+    assert_eq!(remembered, MAX_TLS_SESSIONS);
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn a_client_must_show_a_certificate_of_the_ca_unless_that_is_optional() {
 #[test]
 fn a_certificate_expires_when_its_time_is_over() {
     let certificate = CertificateDer::from_pem_file(fixture("server.pem")).unwrap();
-    let ends = config("server.pem", "server.sec1.key", None).build(NOW).unwrap().ends;
+    let ends = config("server.pem", "server.sec1.key", None).build(NOW).unwrap().expires_at;
     assert!(!has_expired(&certificate, ends) && has_expired(&certificate, ends + 1));
     assert!(has_expired(&CertificateDer::from(vec![1, 2, 3]), 0), "one that cannot be read");
 }
@@ -264,7 +264,7 @@ fn a_certificate_names_a_user_by_its_one_common_name() {
 #[test]
 fn a_certificate_out_of_its_time_is_served_with_a_warning() {
     let config = config("server.pem", "server.sec1.key", None);
-    let ends = config.build(NOW).unwrap().ends;
+    let ends = config.build(NOW).unwrap().expires_at;
     assert!(ends > NOW);
     let name = fixture("server.pem").display().to_string();
     let warnings = |now| config.build(now).unwrap().warnings;
@@ -276,7 +276,7 @@ fn a_certificate_out_of_its_time_is_served_with_a_warning() {
 #[test]
 fn what_is_wrong_is_told_with_the_file_and_what_would_be_right() {
     let check =
-        |certificates: &str, key: &str, ca: Option<&str>, at_fault: &str, expected: Problem| match config(
+        |certificates: &str, key: &str, ca: Option<&str>, at_fault: &str, expected: PemProblem| match config(
             certificates,
             key,
             ca,
@@ -292,14 +292,14 @@ fn what_is_wrong_is_told_with_the_file_and_what_would_be_right() {
             }
             other => panic!("{other:?} instead of {expected:?}"),
         };
-    let other = Problem::KeyOfAnother { certificates: fixture("server.pem").display().to_string() };
+    let other = PemProblem::KeyOfAnother { certificates: fixture("server.pem").display().to_string() };
     check("server.pem", "rsa.pkcs1.key", None, "rsa.pkcs1.key", other);
-    check("server.pem", "server.encrypted.key", None, "server.encrypted.key", Problem::EncryptedKey);
-    check("server.pem", "server.pem", None, "server.pem", Problem::NoKey);
-    check("server.pem", "README.md", None, "README.md", Problem::NoKey);
-    check("server.sec1.key", "server.sec1.key", None, "server.sec1.key", Problem::NoCertificate);
-    check("README.md", "server.sec1.key", None, "README.md", Problem::NoCertificate);
-    check("server.pem", "server.sec1.key", Some("client.key"), "client.key", Problem::NoCertificate);
+    check("server.pem", "server.encrypted.key", None, "server.encrypted.key", PemProblem::EncryptedKey);
+    check("server.pem", "server.pem", None, "server.pem", PemProblem::NoKey);
+    check("server.pem", "README.md", None, "README.md", PemProblem::NoKey);
+    check("server.sec1.key", "server.sec1.key", None, "server.sec1.key", PemProblem::NoCertificate);
+    check("README.md", "server.sec1.key", None, "README.md", PemProblem::NoCertificate);
+    check("server.pem", "server.sec1.key", Some("client.key"), "client.key", PemProblem::NoCertificate);
 
     let missing = Config::load(&fixture("none.pem"), &fixture("server.sec1.key"), None).unwrap_err();
     assert!(missing.to_string().contains("none.pem"), "{missing}");
@@ -339,7 +339,7 @@ fn nothing_of_a_key_is_shown() {
     let bytes = format!("{:?}", &der.secret_der()[40..60]);
     let server = config.build(NOW).unwrap();
     let damaged = Config { key: Pem::new("key", Secret::new(key.replace("\nM", "\n?"))), ..config.clone() };
-    let reloadable = Reloadable::new(config.build(NOW).unwrap());
+    let reloadable = SharedTls::new(config.build(NOW).unwrap());
     let shown =
         format!("{config:?} {config:#?} {server:?} {reloadable:?} {damaged:?} {:?}", damaged.build(NOW));
     assert!(!shown.contains(line) && !shown.contains(bytes.trim_matches(['[', ']'])), "{shown}");
@@ -350,16 +350,16 @@ fn nothing_of_a_key_is_shown() {
 fn connections_made_after_a_swap_get_the_new_configuration() {
     let build = || config("server.pem", "server.pkcs8.key", None).build(NOW).unwrap();
     let (old, mut new) = (build(), build());
-    new.ends += 1;
+    new.expires_at += 1;
     let (old_config, new_config) = (Arc::clone(&old.config), Arc::clone(&new.config));
-    let (old_ends, new_ends) = (old.ends, new.ends);
-    let reloadable = Reloadable::new(old);
+    let (old_ends, new_ends) = (old.expires_at, new.expires_at);
+    let reloadable = SharedTls::new(old);
     let kept = reloadable.current();
     assert!(Arc::ptr_eq(&kept, &old_config));
-    assert_eq!(reloadable.ends(), old_ends);
+    assert_eq!(reloadable.expires_at(), old_ends);
     reloadable.replace(new);
     assert!(Arc::ptr_eq(&reloadable.current(), &new_config) && Arc::ptr_eq(&kept, &old_config));
-    assert_eq!(reloadable.ends(), new_ends);
+    assert_eq!(reloadable.expires_at(), new_ends);
 }
 
 #[test]
@@ -368,7 +368,7 @@ fn a_stamp_changes_with_its_files_and_only_then() {
     let _ = std::fs::remove_dir_all(&directory);
     std::fs::create_dir_all(directory.join("1")).unwrap();
     let (file, other) = (directory.join("1/key"), directory.join("other"));
-    let stamp = || Stamp::of([&file, &other]);
+    let stamp = || FileStamp::of([&file, &other]);
     let mut last = stamp();
     let mut changed = |what: &str, expected: bool| {
         let now = stamp();
@@ -411,11 +411,11 @@ fn a_stamp_changes_when_the_directory_behind_a_link_is_swapped() {
     }
     symlink("..1", directory.join("..data")).unwrap();
     symlink("..data/tls.key", directory.join("tls.key")).unwrap();
-    let before = Stamp::of([directory.join("tls.key")]);
-    assert_eq!(Stamp::of([directory.join("tls.key")]), before);
+    let before = FileStamp::of([directory.join("tls.key")]);
+    assert_eq!(FileStamp::of([directory.join("tls.key")]), before);
     symlink("..2", directory.join("..next")).unwrap();
     std::fs::rename(directory.join("..next"), directory.join("..data")).unwrap();
-    assert_ne!(Stamp::of([directory.join("tls.key")]), before);
+    assert_ne!(FileStamp::of([directory.join("tls.key")]), before);
     std::fs::remove_dir_all(&directory).unwrap();
 }
 

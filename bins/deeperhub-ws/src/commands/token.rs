@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use deeperhub_protocol::Subscription;
 use deeperhub_security::Grants;
-use deeperhub_security::auth::{Keys, MintError, Recipient, mint_for};
+use deeperhub_security::auth::{Keys, MintError, MintOptions, mint_with};
 
 use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
@@ -83,9 +83,9 @@ fn mint(layers: &Layers, token: &TokenArgs) -> Result<String, ConfigError> {
     };
     let first = |list: &'_ Option<Vec<String>>| list.as_ref().and_then(|list| list.first().cloned());
     let (audience, issuer) = (first(&options.auth_audience), first(&options.auth_issuer));
-    let recipient = Recipient { audience: audience.as_deref(), issuer: issuer.as_deref() };
+    let recipient = MintOptions { audience: audience.as_deref(), issuer: issuer.as_deref() };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    mint_for(&secret, &token.sub, &grants, recipient, now, token.ttl.0).map_err(|error| {
+    mint_with(&secret, &token.sub, &grants, recipient, now, token.ttl.0).map_err(|error| {
         let argument = match error {
             MintError::User => "--sub: ",
             MintError::Ttl => "--ttl: ",

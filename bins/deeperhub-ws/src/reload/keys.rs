@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use deeperhub_security::auth::{Authenticator, Keys, KeysError, Reloadable};
-use deeperhub_security::files::Stamp;
+use deeperhub_security::auth::{Authenticator, Keys, KeysError, SharedAuthenticator};
+use deeperhub_security::files::FileStamp;
 use tracing::warn;
 
 use crate::reload::Reloader;
@@ -28,9 +28,9 @@ impl AuthSources {
     }
 
     /// Returns advice about the keys, each prefixed with the file that it concerns.
-    fn advice(&self, keys: &Authenticator) -> Vec<String> {
-        let told = keys.advice().iter().map(|advice| {
-            let file = if advice.is_of_secret() { &self.secret_file } else { &self.jwks_file };
+    fn warnings(&self, keys: &Authenticator) -> Vec<String> {
+        let told = keys.warnings().iter().map(|advice| {
+            let file = if advice.is_about_secret() { &self.secret_file } else { &self.jwks_file };
             let name = file.as_deref().map_or_else(String::new, |file| format!("{}: ", file.display()));
             format!("{name}{advice}")
         });
@@ -74,22 +74,22 @@ impl AuthError {
 /// The keys in use, and what is needed to reload them.
 #[derive(Debug)]
 pub(crate) struct Auth {
-    pub(crate) authenticator: Arc<Reloadable>,
+    pub(crate) authenticator: Arc<SharedAuthenticator>,
     sources: AuthSources,
-    read: Stamp,
+    read: FileStamp,
 }
 
 impl Auth {
     /// Reads the files and keeps their state for reloads.
     pub(crate) fn load(sources: AuthSources) -> Result<Self, AuthError> {
-        let read = Stamp::of(sources.files());
-        let authenticator = Arc::new(Reloadable::new(sources.load()?));
+        let read = FileStamp::of(sources.files());
+        let authenticator = Arc::new(SharedAuthenticator::new(sources.load()?));
         Ok(Self { authenticator, sources, read })
     }
 
     /// Returns advice about the keys for the operator.
-    pub(crate) fn advice(&self) -> Vec<String> {
-        self.sources.advice(&self.authenticator.current())
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.sources.warnings(&self.authenticator.current())
     }
 
     /// Reloads the files on SIGHUP and when they change. Open connections keep their grants until
@@ -99,8 +99,8 @@ impl Auth {
         let paths = sources.files().map(Path::to_owned).collect();
         reloader.watch("keys for tokens", paths, self.read.clone(), move || {
             let new = sources.load().map_err(Box::<dyn Error>::from)?;
-            for advice in sources.advice(&new) {
-                warn!("{advice}");
+            for warning in sources.warnings(&new) {
+                warn!("{warning}");
             }
             authenticator.replace(new);
             Ok(())

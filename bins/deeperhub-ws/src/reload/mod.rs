@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use deeperhub_security::files::Stamp;
+use deeperhub_security::files::FileStamp;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -39,9 +39,9 @@ struct ReloadSource {
     /// Files to poll. Without any, it reloads on SIGHUP only.
     paths: Vec<PathBuf>,
     /// State of the files when they were last read.
-    read: Stamp,
+    read: FileStamp,
     /// State of the files at the last poll, if it differs from `read`.
-    last_polled: Option<Stamp>,
+    last_polled: Option<FileStamp>,
     unstable_polls: u32,
     reload: Reload,
 }
@@ -49,7 +49,7 @@ struct ReloadSource {
 impl ReloadSource {
     /// Returns `true` if the files changed since they were read and no longer change.
     fn is_due(&mut self) -> bool {
-        let now = Stamp::of(&self.paths);
+        let now = FileStamp::of(&self.paths);
         if now == self.read {
             self.last_polled = None;
             self.unstable_polls = 0;
@@ -72,7 +72,7 @@ impl ReloadSource {
 
     fn reload(&mut self, why: &'static str) {
         // Taken before reading, so that a concurrent change counts as another change.
-        self.read = Stamp::of(&self.paths);
+        self.read = FileStamp::of(&self.paths);
         self.last_polled = None;
         self.unstable_polls = 0;
         // A panic is a failed reload; it must not affect the other watched items.
@@ -100,7 +100,7 @@ impl Reloader {
         &mut self,
         what: &'static str,
         paths: Vec<PathBuf>,
-        read: Stamp,
+        read: FileStamp,
         reload: impl FnMut() -> Result<(), Box<dyn Error>> + Send + 'static,
     ) {
         self.0.push(ReloadSource {
@@ -227,7 +227,7 @@ mod tests {
             let reads = Arc::new(AtomicUsize::new(0));
             let mut reloader = Reloader::default();
             let (count, file) = (Arc::clone(&reads), path.clone());
-            reloader.watch("number", vec![path.clone()], Stamp::of([&path]), move || {
+            reloader.watch("number", vec![path.clone()], FileStamp::of([&path]), move || {
                 count.fetch_add(1, Ordering::Relaxed);
                 let _: u32 = std::fs::read_to_string(&file)?.parse()?;
                 Ok(())
@@ -291,9 +291,9 @@ mod tests {
         let (unblock, blocked) = std::sync::mpsc::channel::<()>();
         let reads = Arc::new(AtomicUsize::new(0));
         let mut reloader = Reloader::default();
-        reloader.watch("a pipe", Vec::new(), Stamp::default(), move || Ok(blocked.recv()?));
+        reloader.watch("a pipe", Vec::new(), FileStamp::default(), move || Ok(blocked.recv()?));
         let count = Arc::clone(&reads);
-        reloader.watch("other", Vec::new(), Stamp::default(), move || {
+        reloader.watch("other", Vec::new(), FileStamp::default(), move || {
             count.fetch_add(1, Ordering::Relaxed);
             Ok(())
         });
@@ -324,7 +324,7 @@ mod tests {
         let panics = ReloadSource {
             what: "fault",
             paths: Vec::new(),
-            read: Stamp::default(),
+            read: FileStamp::default(),
             last_polled: None,
             unstable_polls: 0,
             reload: Box::new(|| panic!("a test makes this panic")),
@@ -337,7 +337,7 @@ mod tests {
     fn a_signal_reads_at_once_what_has_not_changed_and_what_has_no_files() {
         let mut fixture = Fixture::new("signal");
         let count = Arc::clone(&fixture.reads);
-        fixture.reloader.watch("other", Vec::new(), Stamp::default(), move || {
+        fixture.reloader.watch("other", Vec::new(), FileStamp::default(), move || {
             count.fetch_add(10, Ordering::Relaxed);
             Ok(())
         });

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use deeperhub_security::files::Stamp;
-use deeperhub_security::tls::{ClientAuth, Config, Reloadable, Server, TlsError};
+use deeperhub_security::files::FileStamp;
+use deeperhub_security::tls::{ClientAuth, Config, SharedTls, TlsError, TlsSetup};
 use tracing::{info, warn};
 
 use crate::exit::with_causes;
@@ -56,7 +56,7 @@ impl TlsPaths {
     }
 
     /// Reads the files.
-    fn read(&self) -> Result<Server, TlsError> {
+    fn read(&self) -> Result<TlsSetup, TlsError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let mut config = Config::load(&self.cert, &self.key, self.client_ca.as_deref())?;
         config.client_auth = self.client_auth;
@@ -69,9 +69,9 @@ impl TlsPaths {
 pub(crate) struct Tls {
     paths: TlsPaths,
     /// State of the files before they were read.
-    stamp: Stamp,
+    stamp: FileStamp,
     /// Certificate and verifier of new connections.
-    pub(crate) current: Arc<Reloadable>,
+    pub(crate) current: Arc<SharedTls>,
 }
 
 /// Error of a TLS file.
@@ -87,10 +87,10 @@ pub(crate) struct TlsFileError {
 impl Tls {
     /// Reads the files. Also returns warnings about the certificate.
     pub(crate) fn load(paths: TlsPaths) -> Result<(Self, Vec<String>), TlsFileError> {
-        let stamp = Stamp::of(paths.all());
+        let stamp = FileStamp::of(paths.all());
         let server = paths.read().map_err(|error| TlsFileError::new(&paths, &error))?;
         let warnings = server.warnings.iter().map(ToString::to_string).collect();
-        Ok((Self { paths, stamp, current: Arc::new(Reloadable::new(server)) }, warnings))
+        Ok((Self { paths, stamp, current: Arc::new(SharedTls::new(server)) }, warnings))
     }
 
     /// Returns the client certificate requirement; `None` if there is no client CA.

@@ -16,7 +16,7 @@ use clap::ArgMatches;
 use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{SharedCounter, Unit};
 use deeperhub_node::{Node, NumberKind, OwnNumber};
-use deeperhub_security::files::Stamp;
+use deeperhub_security::files::FileStamp;
 use tokio::runtime::{self, Runtime};
 use tracing::{error, info, warn};
 
@@ -247,7 +247,7 @@ async fn print_start_line(line: String) {
 fn new_reloader(settings: &Settings, mut live: SettingsReload) -> Reloader {
     let mut reloader = Reloader::default();
     // On SIGHUP only, because a half-edited settings file must not take effect.
-    reloader.watch("settings", Vec::new(), Stamp::default(), move || live.reload());
+    reloader.watch("settings", Vec::new(), FileStamp::default(), move || live.reload());
     if let Some(auth) = &settings.auth {
         auth.watch(&mut reloader);
     }

@@ -1,4 +1,4 @@
-//! What a token's claims must be.
+//! Validation of a token's claims.
 
 use super::error::AuthError;
 use super::json;
@@ -7,22 +7,22 @@ use crate::{Claims, Grants};
 use deeperhub_types::Subscription;
 use serde_json::{Map, Value};
 
-/// The most patterns that each list of a token's `deeperhub` claim may have.
+/// Maximum number of patterns in each list of a token's `deeperhub` claim.
 pub const MAX_PATTERNS: usize = 256;
 
-/// What the claims are held against.
+/// Values that claims are compared with.
 pub(super) struct Expected<'a> {
     pub(super) audience: &'a [String],
     pub(super) issuer: &'a [String],
-    /// In seconds.
+    /// Tolerance for `nbf` in seconds.
     pub(super) leeway: f64,
 }
 
 impl Expected<'_> {
-    /// Reads the claims of a token whose signature is good.
+    /// Reads the claims of a token whose signature is valid.
     pub(super) fn read(&self, payload: &[u8], now: u64) -> Result<Claims, AuthError> {
-        let claims = json::object(payload)
-            .ok_or(invalid("its claims are not a JSON object in which each key stands once"))?;
+        let claims =
+            json::object(payload).ok_or(invalid("its claims are not a JSON object with unique keys"))?;
         let user = match claims.get("sub") {
             Some(Value::String(user)) if is_user(user) => user,
             Some(Value::String(_)) => {
@@ -37,12 +37,12 @@ impl Expected<'_> {
         }
         if !self.issuer.is_empty() && !claims.get("iss").is_some_and(|issuer| is_one_of(issuer, self.issuer))
         {
-            return Err(invalid("iss is not one that is accepted"));
+            return Err(invalid("iss is not an accepted issuer"));
         }
         if !self.audience.is_empty() && !claims.get("aud").is_some_and(|aud| self.is_audience(aud)) {
             return Err(invalid("aud does not name this server"));
         }
-        // Last, so that a token that is told to have expired is one that a newer one would replace.
+        // Checked last: `Expired` promises that a newer token of the same issuer would be accepted.
         if now >= expires_at {
             return Err(AuthError::Expired);
         }
@@ -68,10 +68,11 @@ fn is_one_of(value: &Value, accepted: &[String]) -> bool {
     value.as_str().is_some_and(|value| accepted.iter().any(|accepted| accepted == value))
 }
 
-/// A NumericDate (RFC 7519 section 2), perhaps with decimals, to the second; one before 1970 as 1970.
+/// Returns the `exp` claim, a NumericDate (RFC 7519 section 2), rounded down to seconds. Dates before
+/// 1970 become 0.
 fn expiry(claims: &Map<String, Value>) -> Result<u64, AuthError> {
     let expires = claims.get("exp").ok_or(invalid("exp is missing"))?;
-    // A float that no integer can hold becomes the nearest.
+    // `as` saturates floats beyond the range of integers.
     let seconds = expires.as_u64().or_else(|| expires.as_f64().map(|seconds| seconds as u64));
     seconds.ok_or(invalid("exp must be a number"))
 }
@@ -90,7 +91,7 @@ fn patterns(list: Option<&Value>) -> Result<Vec<Subscription<'static>>, AuthErro
     };
     let pattern = |value: &Value| Subscription::parse(value.as_str()?.to_owned()).ok();
     let patterns: Option<Vec<_>> = list.iter().map(pattern).collect();
-    patterns.ok_or(invalid("deeperhub has something in a list that is no topic or pattern"))
+    patterns.ok_or(invalid("a list of deeperhub contains an invalid topic or pattern"))
 }
 
 pub(super) const fn invalid(reason: &'static str) -> AuthError {

@@ -1,25 +1,25 @@
-//! Why a token, or the keys for tokens, are refused.
+//! Errors of tokens and keys.
 
 use deeperhub_types::ErrorCode;
 use std::fmt;
 
-/// Why a token is refused. Nothing of the token or of a key stands in it, so it may be logged and sent.
+/// Reason why a token is refused. It contains no part of a token or key, so it may be logged and sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// The token is not one that this server accepts, and will not become one. The client's fault, or its issuer's.
+    /// The server will never accept this token. The client or its issuer is at fault.
     #[error("the token is not valid: {reason}")]
     Invalid {
-        /// What is wrong with it, in a few words.
+        /// The fault, in a few words.
         reason: &'static str,
     },
-    /// The token was good and is past its `exp`: a new one helps.
+    /// The token is past its `exp`. The client needs a new one.
     #[error("the token has expired")]
     Expired,
 }
 
 impl AuthError {
-    /// The code that the client is told.
+    /// Returns the error code for the client.
     #[must_use]
     pub const fn code(&self) -> ErrorCode {
         match self {
@@ -29,44 +29,44 @@ impl AuthError {
     }
 }
 
-/// Why keys are refused. The operator's to mend; nothing of a key stands in it.
+/// Reason why keys are refused. The operator must fix it. It contains no part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// Neither a secret nor a set of keys was given.
-    #[error("there is neither a secret nor a set of keys")]
+    /// Neither a secret nor a JWKS was given.
+    #[error("there is neither a secret nor a JWKS")]
     NoKeys,
-    /// A secret of no bytes, or of a line's end alone.
+    /// The secret has no bytes, or only a line end.
     #[error("the secret is empty")]
     EmptySecret,
-    /// A set of keys in UTF-16.
+    /// The JWKS is UTF-16 text.
     #[error("it is UTF-16, not UTF-8")]
     Utf16,
-    /// What should be a set of keys is no JSON object, or a key of an object stands twice in it.
-    #[error("it is not a JSON object in which each key stands once")]
+    /// The JWKS is not a JSON object, or an object in it has duplicate keys.
+    #[error("it is not a JSON object with unique keys")]
     NotJson,
-    /// It is JSON, and no set of keys.
-    #[error("it is not a set of keys")]
+    /// The JSON object is not a JWKS.
+    #[error("it is not a JWKS")]
     NotKeys,
-    /// More keys than [`MAX_KEYS`](super::MAX_KEYS).
+    /// The JWKS has more than [`MAX_KEYS`](super::MAX_KEYS) keys.
     #[error("it has more than {} keys", super::MAX_KEYS)]
     TooManyKeys,
-    /// A shared secret stands among public keys.
+    /// The JWKS contains a shared secret.
     #[error("key {position} is a shared secret (kty oct)")]
     SharedSecretInSet {
-        /// Which one, counted from 1.
+        /// Position of the key, counted from 1.
         position: usize,
     },
-    /// The set has no keys at all.
+    /// The JWKS is empty.
     #[error("it has no keys")]
     EmptySet,
-    /// No key of the set can verify tokens; this is the first one.
-    #[error("it has no key that tokens can be verified with: {0}")]
-    NoUsableKey(LeftOut),
+    /// No key of the JWKS can verify tokens. Contains the first one.
+    #[error("it has no key that can verify tokens: {0}")]
+    NoUsableKey(IgnoredKey),
 }
 
 impl KeyError {
-    /// What would be right.
+    /// Returns what is expected instead.
     #[must_use]
     pub const fn expected(&self) -> &'static str {
         match self {
@@ -86,28 +86,28 @@ impl KeyError {
     }
 }
 
-/// Fault of a key in a set.
+/// Fault of a key in a JWKS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{field} {problem}")]
 pub struct KeyFault {
     /// The member of the key that is at fault, such as `n`.
     pub field: &'static str,
-    /// Problem with the member; a sentence when it follows the member's name.
+    /// The problem, a phrase that follows the member's name.
     pub problem: &'static str,
 }
 
-/// A key of a set that cannot verify tokens.
+/// A key of a JWKS that is ignored because it cannot verify tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct LeftOut {
-    /// Position of the key in the set, counted from 1.
+pub struct IgnoredKey {
+    /// Position of the key in the JWKS, counted from 1.
     pub position: usize,
     /// The key's `kid`, if it has one; a long one is truncated.
     pub id: Option<String>,
-    /// Reason why the key is left out.
+    /// Reason why the key is ignored.
     pub fault: KeyFault,
 }
 
-impl fmt::Display for LeftOut {
+impl fmt::Display for IgnoredKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "key {}", self.position)?;
         if let Some(id) = &self.id {
@@ -117,72 +117,71 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// What an operator should know of keys that work. Nothing of a key stands in it.
+/// Warning about keys that work. It contains no part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Advice {
+pub enum KeyWarning {
     /// The secret is shorter than the 32 bytes that HS256 needs (RFC 7518 section 3.2), so it may be guessed.
     ShortSecret,
-    /// The secret begins with a byte order mark, which counts as part of it.
+    /// The secret starts with a byte order mark, which is part of the secret.
     SecretMark,
-    /// The secret is text that begins or ends with blanks, which count as part of it.
+    /// The secret is text that starts or ends with blanks, which are part of the secret.
     SecretBlanks,
-    /// The secret is text that ends with a line end, which counts as part of it. Of a file, only
-    /// the last line end does not count.
+    /// The secret is text that ends with a line end, which is part of the secret. Only the last line
+    /// end of a file is not.
     SecretLineEnd,
-    /// More than [`MAX_TRIES`](super::MAX_TRIES) keys are for one algorithm. A token without a
-    /// `kid` is tried with the first ones only.
+    /// More than [`MAX_TRIES`](super::MAX_TRIES) keys share an algorithm. A token without a `kid` is
+    /// tried only with the first ones.
     TooManyToTry,
-    /// Public keys without an audience: a token that their issuer made for another service is accepted as well.
+    /// Public keys without an audience also accept tokens that were issued for other services.
     AudienceNotChecked,
-    /// A key of the JWKS is left out.
-    KeyLeftOut(LeftOut),
-    /// A key of the JWKS has its private part with it, which belongs to the issuer alone.
+    /// A key of the JWKS is ignored.
+    KeyIgnored(IgnoredKey),
+    /// A key of the JWKS includes its private part, which only the issuer should have.
     PrivateKey {
-        /// Which one, counted from 1.
+        /// Position of the key, counted from 1.
         position: usize,
     },
 }
 
-impl Advice {
-    /// Returns `true` if the advice is about the shared secret; otherwise it is about the set of
-    /// keys.
+impl KeyWarning {
+    /// Returns `true` if the warning is about the shared secret, `false` if it is about the JWKS.
     #[must_use]
-    pub const fn is_of_secret(&self) -> bool {
+    pub const fn is_about_secret(&self) -> bool {
         matches!(self, Self::ShortSecret | Self::SecretMark | Self::SecretBlanks | Self::SecretLineEnd)
     }
 }
 
-impl fmt::Display for Advice {
+impl fmt::Display for KeyWarning {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ShortSecret => {
                 formatter.write_str("the secret is shorter than 32 bytes and may be guessed")
             }
             Self::SecretMark => formatter.write_str(
-                "the secret begins with a byte order mark, which counts as part of it: tokens that are signed \
+                "the secret starts with a byte order mark, which is part of the secret: tokens that are signed \
                  without it are refused",
             ),
             Self::SecretBlanks => formatter.write_str(
-                "the secret begins or ends with blanks, which count as part of it: tokens that are signed without \
+                "the secret starts or ends with blanks, which are part of the secret: tokens that are signed without \
                  them are refused",
             ),
             Self::SecretLineEnd => formatter.write_str(
-                "the secret ends with more than one line end, and only the last is not part of it: tokens that are \
-                 signed without the others are refused",
+                "the secret ends with several line ends, and all but the last are part of the secret: tokens that \
+                 are signed without them are refused",
             ),
             Self::TooManyToTry => write!(
                 formatter,
-                "more than {} keys of the JWKS are for the same algorithm: tokens without a kid are tried with the \
-                 first {0} only",
+                "more than {} keys of the JWKS share an algorithm: tokens without a kid are tried only with the \
+                 first {0}",
                 super::MAX_TRIES
             ),
             Self::AudienceNotChecked => {
-                formatter.write_str("no audience is set: tokens made for other services are accepted as well")
+                formatter.write_str("no audience is set: tokens that were issued for other services are accepted too")
             }
-            Self::KeyLeftOut(key) => write!(formatter, "a key of the JWKS is left out: {key}"),
+            Self::KeyIgnored(key) => write!(formatter, "a key of the JWKS is ignored: {key}"),
             Self::PrivateKey { position } => {
-                write!(formatter, "key {position} of the JWKS has its private part with it")
+                write!(formatter, "key {position} of the JWKS includes its private part")
             }
         }
     }

@@ -1,11 +1,11 @@
-//! JSON in which no key stands twice.
+//! JSON objects with unique keys.
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::fmt;
 
-/// An object from JSON text; `None` where it is anything else, or where a key stands twice in it or in an object
-/// inside it: readers differ in which of the two they take (RFC 7519 section 4, RFC 8725 section 2.4).
+/// Parses a JSON object. Returns `None` for anything else, and for duplicate keys at any depth:
+/// parsers differ in which of the two they keep (RFC 7519 section 4, RFC 8725 section 2.4).
 pub(super) fn object(text: &[u8]) -> Option<Map<String, Value>> {
     match serde_json::from_slice(text) {
         Ok(Unique(Value::Object(object))) => Some(object),
@@ -27,7 +27,7 @@ impl<'de> Visitor<'de> for UniqueVisitor {
     type Value = Value;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("JSON in which no key stands twice")
+        formatter.write_str("JSON with unique keys")
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
@@ -70,7 +70,7 @@ impl<'de> Visitor<'de> for UniqueVisitor {
         let mut object = Map::new();
         while let Some((key, Unique(value))) = entries.next_entry::<String, _>()? {
             if object.insert(key, value).is_some() {
-                return Err(A::Error::custom("a key stands twice"));
+                return Err(A::Error::custom("duplicate key"));
             }
         }
         Ok(Value::Object(object))

@@ -1,9 +1,9 @@
-//! Sets of public keys (RFC 7517).
+//! JSON Web Key Sets: public keys of token issuers (RFC 7517).
 
-use super::error::{Advice, KeyError, KeyFault, LeftOut};
+use super::error::{IgnoredKey, KeyError, KeyFault, KeyWarning};
 use super::json;
 use super::key::{self, Key};
-use crate::text;
+use crate::byte_order_mark;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
     RsaPublicKeyComponents, VerificationAlgorithm,
@@ -22,34 +22,35 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// Maximum length of a `kid` in messages, in bytes; a longer one is truncated.
-const SHOWN_ID: usize = 64;
+const MAX_SHOWN_ID_BYTES: usize = 64;
 
-/// The most keys that a set may have.
+/// Maximum number of keys in a JWKS.
 pub const MAX_KEYS: usize = 64;
 
-/// Public keys that tokens may be signed with: RSA of 2048 to 8192 bits, EC on P-256 and P-384, and Ed25519.
+/// Public keys that verify tokens: RSA of 2048 to 8192 bits, EC on P-256 and P-384, and Ed25519.
 #[derive(Debug, Clone)]
 pub struct Jwks {
     keys: Vec<Key>,
-    advice: Vec<Advice>,
+    warnings: Vec<KeyWarning>,
 }
 
 impl Jwks {
-    /// Reads a set (`{"keys": […]}`) or a single key.
+    /// Parses a set (`{"keys": […]}`) or a single key.
     ///
-    /// A key that tokens cannot be verified with here (of another type or curve, for encryption, incomplete) is left
-    /// out with an [`Advice`], as RFC 7517 section 5 wants it, so that a provider may add new kinds of keys.
+    /// A key that cannot verify tokens here (another type or curve, for encryption, incomplete) is
+    /// ignored with a [`KeyWarning`], as RFC 7517 section 5 recommends: issuers may add new kinds of
+    /// keys.
     ///
-    /// Each key is parsed as it will be used, so an invalid one (such as a point off its curve) is
-    /// found here. Numbers may have leading zeros, base64url may have padding, and a byte order
-    /// mark may come first.
+    /// Each key is parsed as it will be used, so invalid ones (such as a point off its curve) are
+    /// detected here. Numbers may have leading zeros, base64url may have padding, and the text may
+    /// start with a byte order mark.
     ///
     /// # Errors
     ///
-    /// [`KeyError`] for what is no set of keys, has no usable key or too many, and for a set with a shared secret
-    /// (`oct`) in it: such sets are published, and who can read this one could make tokens.
+    /// [`KeyError`] if the text is not a JWKS, or has no usable key or too many. A JWKS with a shared
+    /// secret (`oct`) is refused, because such sets are published and its readers could forge tokens.
     pub fn parse(json: &[u8]) -> Result<Self, KeyError> {
-        let json = text::without_mark(json).map_err(|text::Utf16| KeyError::Utf16)?;
+        let json = byte_order_mark::without_mark(json).map_err(|byte_order_mark::Utf16| KeyError::Utf16)?;
         let mut document = json::object(json).ok_or(KeyError::NotJson)?;
         let keys = match document.remove("keys") {
             Some(Value::Array(keys)) => keys,
@@ -59,7 +60,7 @@ impl Jwks {
         if keys.len() > MAX_KEYS {
             return Err(KeyError::TooManyKeys);
         }
-        let mut set = Self { keys: Vec::new(), advice: Vec::new() };
+        let mut set = Self { keys: Vec::new(), warnings: Vec::new() };
         let mut first = None;
         for (position, key) in (1..).zip(&keys) {
             let Value::Object(key) = key else { return Err(KeyError::NotKeys) };
@@ -67,14 +68,14 @@ impl Jwks {
                 return Err(KeyError::SharedSecretInSet { position });
             }
             if key.contains_key("d") {
-                set.advice.push(Advice::PrivateKey { position });
+                set.warnings.push(KeyWarning::PrivateKey { position });
             }
             match verifying(key) {
                 Ok(key) => set.keys.push(key),
                 Err(fault) => {
-                    let left_out = LeftOut { position, id: shown_id(key), fault };
+                    let left_out = IgnoredKey { position, id: shown_id(key), fault };
                     first.get_or_insert_with(|| left_out.clone());
-                    set.advice.push(Advice::KeyLeftOut(left_out));
+                    set.warnings.push(KeyWarning::KeyIgnored(left_out));
                 }
             }
         }
@@ -84,22 +85,22 @@ impl Jwks {
         Ok(set)
     }
 
-    /// How many keys there are to verify with.
+    /// Returns the number of keys that can verify tokens.
     #[must_use]
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether there is none; never so after [`parse`](Self::parse).
+    /// Returns `true` if there are no keys, which is never so after [`parse`](Self::parse).
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// What whoever keeps the file should know.
+    /// Returns warnings for the operator.
     #[must_use]
-    pub fn advice(&self) -> &[Advice] {
-        &self.advice
+    pub fn warnings(&self) -> &[KeyWarning] {
+        &self.warnings
     }
 
     pub(super) fn into_keys(self) -> Vec<Key> {
@@ -110,10 +111,10 @@ impl Jwks {
 /// Returns the `kid` of a key, truncated for messages.
 fn shown_id(jwk: &Map<String, Value>) -> Option<String> {
     let id = jwk.get("kid")?.as_str()?;
-    Some(id[..id.floor_char_boundary(SHOWN_ID)].to_owned())
+    Some(id[..id.floor_char_boundary(MAX_SHOWN_ID_BYTES)].to_owned())
 }
 
-/// The key of a JWK, or why it is none to verify with.
+/// Returns the verification key of a JWK, or the fault for which it is ignored.
 fn verifying(jwk: &Map<String, Value>) -> Result<Key, KeyFault> {
     if jwk.get("use").is_some_and(|purpose| purpose != "sig") {
         return Err(fault("use", "is not sig"));
@@ -144,7 +145,7 @@ fn verifying(jwk: &Map<String, Value>) -> Result<Key, KeyFault> {
     let Some(named) = jwk.get("alg") else { return Ok(Key::new(id, possible, key)) };
     match named.as_str().and_then(key::algorithm) {
         Some(algorithm) if possible.contains(&algorithm) => Ok(Key::new(id, &[algorithm], key)),
-        _ => Err(fault("alg", "is not one of its type that is known here")),
+        _ => Err(fault("alg", "is not a supported algorithm of its type")),
     }
 }
 
@@ -158,14 +159,14 @@ fn rsa(jwk: &Map<String, Value>) -> Result<DecodingKey, KeyFault> {
         return Err(fault("n", "is not of 2048 to 8192 bits"));
     }
     if e.is_empty() || e.len() > 4 || e.last().is_none_or(|last| last % 2 == 0) || e == [1] {
-        return Err(fault("e", "is no exponent of RSA"));
+        return Err(fault("e", "is not an RSA exponent"));
     }
     if n.last().is_none_or(|last| last % 2 == 0) {
-        return Err(fault("n", "is even, so it is no product of two primes"));
+        return Err(fault("n", "is even, so it is not a product of two primes"));
     }
     RsaPublicKeyComponents { n, e }
         .to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256)
-        .map_err(|_| fault("n", "makes no RSA key with e"))?;
+        .map_err(|_| fault("n", "does not form an RSA key with e"))?;
     Ok(DecodingKey::from_rsa_raw_components(n, e))
 }
 
@@ -187,7 +188,7 @@ fn ec(
         point.resize(point.len() + zeros, 0);
         point.extend_from_slice(digits);
     }
-    ParsedPublicKey::new(algorithm, &point).map_err(|_| fault("x", "and y are no point of its curve"))?;
+    ParsedPublicKey::new(algorithm, &point).map_err(|_| fault("x", "and y are not a point of its curve"))?;
     Ok(DecodingKey::from_ec_der(&point))
 }
 

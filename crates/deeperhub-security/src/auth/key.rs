@@ -1,14 +1,14 @@
-//! Keys that verify signatures, and which algorithm each is for.
+//! Keys that verify signatures, each for certain algorithms.
 
 use crate::Secret;
 use jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use std::fmt;
 
-/// Algorithms of a shared secret.
+/// Algorithms for a shared secret.
 pub(super) const HMAC: &[Algorithm] = &[Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
 
-/// Algorithms of an RSA key that says no single one.
+/// Algorithms for an RSA key without `alg`.
 pub(super) const RSA: &[Algorithm] = &[
     Algorithm::RS256,
     Algorithm::RS384,
@@ -18,12 +18,12 @@ pub(super) const RSA: &[Algorithm] = &[
     Algorithm::PS512,
 ];
 
-/// Algorithms of elliptic-curve keys, one for each curve.
+/// Algorithms for elliptic-curve keys, one per curve.
 pub(super) const CURVES: &[Algorithm] = &[Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA];
 
-/// The algorithm of a header or of a JWK; `None` for any that is not known here, such as `none`.
+/// Returns the algorithm that a header or a JWK names; `None` for unsupported ones, such as `none`.
 ///
-/// `Ed25519` is what RFC 9864 calls the one `EdDSA` that there is here.
+/// RFC 9864 renames `EdDSA` with this curve to `Ed25519`.
 pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
     match name {
         "Ed25519" => Some(Algorithm::EdDSA),
@@ -31,10 +31,10 @@ pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
     }
 }
 
-/// One key. It verifies under its own algorithms only, whatever a token says.
+/// A verification key. It verifies only with its own algorithms, whatever a token's header says.
 #[derive(Clone)]
 pub(super) struct Key {
-    /// The `kid`: only tokens that name it, or none, are verified by this key.
+    /// The `kid`. Only tokens with this `kid`, or without one, are verified with this key.
     id: Option<String>,
     algorithms: Vec<Algorithm>,
     key: DecodingKey,
@@ -45,19 +45,19 @@ impl Key {
         Self { id, algorithms: algorithms.to_vec(), key }
     }
 
-    /// The shared secret. It is the only one and has no name of its own, so it answers to any.
+    /// Returns the key of the shared secret. It is unique and has no `kid`, so it accepts any.
     pub(super) fn shared(secret: &Secret) -> Self {
         Self::new(None, HMAC, DecodingKey::from_secret(secret.expose()))
     }
 
-    /// Whether a token with these in its header is one for this key.
+    /// Returns `true` if a token with this header may be verified with this key.
     pub(super) fn fits(&self, algorithm: Algorithm, id: Option<&str>) -> bool {
         let named = HMAC.contains(&algorithm) || id.is_none_or(|id| self.id.as_deref() == Some(id));
         named && self.algorithms.contains(&algorithm)
     }
 
     pub(super) fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &Vec<u8>) -> bool {
-        // The provider is named, not looked up: a process-wide default is the program's to choose, not a library's.
+        // Names the provider: only the program may choose a process-wide default.
         (DEFAULT_PROVIDER.verifier_factory)(&algorithm, &self.key)
             .is_ok_and(|verifier| verifier.verify(message, signature).is_ok())
     }

@@ -1,4 +1,4 @@
-//! Keys from files.
+//! Keys loaded from files.
 
 use super::error::KeyError;
 use super::{Config, Jwks};
@@ -6,49 +6,50 @@ use crate::Secret;
 use crate::files::{self, FileError};
 use std::path::{Path, PathBuf};
 
-/// The keys of the files that an operator named. Nothing is read again by itself.
+/// Keys from the operator's files, read once.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
-    /// Of the file with the shared secret.
+    /// The shared secret.
     pub secret: Option<Secret>,
-    /// Of the file with the JWKS.
+    /// The JWKS.
     pub jwks: Option<Jwks>,
 }
 
 impl Keys {
-    /// Reads the files that are named, now.
+    /// Reads the given files.
     ///
-    /// The secret is the file's bytes, without one line's end at their end. Files over [`files::MAX_BYTES`] are refused.
+    /// The secret is the file's bytes without one final line end. Files over [`files::MAX_BYTES`] are
+    /// refused.
     ///
     /// # Errors
     ///
-    /// [`KeysError`] names the file and says what would be right.
+    /// [`KeysError`] names the file and what is expected.
     pub fn load(secret_file: Option<&Path>, jwks_file: Option<&Path>) -> Result<Self, KeysError> {
         let secret = secret_file.map(|path| read(path, secret)).transpose()?;
         let jwks = jwks_file.map(|path| read(path, |bytes| Jwks::parse(bytes.expose()))).transpose()?;
         Ok(Self { secret, jwks })
     }
 
-    /// The configuration with these keys, and defaults for the rest.
+    /// Returns a configuration with these keys and defaults for the rest.
     #[must_use]
     pub fn into_config(self) -> Config {
         Config { secret: self.secret, jwks: self.jwks, ..Config::default() }
     }
 }
 
-/// Why keys could not be had from a file. The operator's to mend.
+/// Error for keys that cannot be loaded from a file. The operator must fix it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeysError {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The file is not what it should be.
+    /// The file's content is invalid.
     #[error("{}: {error}; {}", path.display(), error.expected())]
     Keys {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         error: KeyError,
     },
 }
@@ -58,7 +59,7 @@ fn read<T>(path: &Path, parse: impl FnOnce(Secret) -> Result<T, KeyError>) -> Re
     parse(bytes).map_err(|error| KeysError::Keys { path: path.to_owned(), error })
 }
 
-/// Editors end a file with a line's end; it is not meant to be part of the secret.
+/// Strips the final line end, which editors add, from a secret.
 fn secret(bytes: Secret) -> Result<Secret, KeyError> {
     let all = bytes.expose();
     let line = all.strip_suffix(b"\n").map(|line| line.strip_suffix(b"\r").unwrap_or(line));

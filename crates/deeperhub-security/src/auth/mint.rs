@@ -11,14 +11,14 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
-/// Makes a token (HS256) that an [`Authenticator`](super::Authenticator) with the same secret accepts from `now`, in
-/// seconds since 1970, until `ttl` later, in whole seconds.
+/// Signs a token (HS256) that an [`Authenticator`](super::Authenticator) with the same secret accepts.
 ///
-/// For development and tests: what issues tokens to users knows who they are, and is not this server.
+/// The token is valid from `now` (seconds since 1970) for `ttl` (whole seconds). It is meant for
+/// development and tests: in production, the service that logs users in issues tokens.
 ///
 /// # Errors
 ///
-/// [`MintError`] for what no token may say.
+/// [`MintError`] if the arguments are invalid.
 pub fn mint(
     secret: &Secret,
     user: &str,
@@ -26,28 +26,28 @@ pub fn mint(
     now: u64,
     ttl: Duration,
 ) -> Result<String, MintError> {
-    mint_for(secret, user, grants, Recipient::default(), now, ttl)
+    mint_with(secret, user, grants, MintOptions::default(), now, ttl)
 }
 
-/// Whom a token is for and from, where the server looks at that ([`Config`](super::Config)).
+/// Optional claims of a token, for servers that check them ([`Config`](super::Config)).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Recipient<'a> {
-    /// The token's `aud`; left out where it is `None`.
+pub struct MintOptions<'a> {
+    /// The token's `aud`. `None`: no such claim.
     pub audience: Option<&'a str>,
-    /// The token's `iss`; left out where it is `None`.
+    /// The token's `iss`. `None`: no such claim.
     pub issuer: Option<&'a str>,
 }
 
-/// As [`mint`], for an authenticator that wants an audience or an issuer.
+/// Signs a token as [`mint`] does, with an audience or an issuer.
 ///
 /// # Errors
 ///
 /// As [`mint`].
-pub fn mint_for(
+pub fn mint_with(
     secret: &Secret,
     user: &str,
     grants: &Grants,
-    recipient: Recipient<'_>,
+    recipient: MintOptions<'_>,
     now: u64,
     ttl: Duration,
 ) -> Result<String, MintError> {
@@ -92,7 +92,7 @@ fn texts<'a>(subscriptions: &'a [Subscription<'_>]) -> Vec<&'a str> {
     subscriptions.iter().map(Subscription::as_str).collect()
 }
 
-/// Why a token cannot be made. The caller's to mend.
+/// Error for arguments that make no valid token. The caller must fix them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum MintError {
@@ -103,12 +103,12 @@ pub enum MintError {
     #[error("the user must have 1 to 255 bytes and no control characters")]
     User,
     /// The token would be valid for less than a second.
-    #[error("the token must be valid for a second at least")]
+    #[error("the token must be valid for at least one second")]
     Ttl,
-    /// More than [`MAX_PATTERNS`] topics and patterns in a list.
-    #[error("a list may have {MAX_PATTERNS} patterns at most")]
+    /// A list has more than [`MAX_PATTERNS`] topics and patterns.
+    #[error("a list may have at most {MAX_PATTERNS} patterns")]
     TooManyPatterns,
-    /// The cryptographic library refuses.
+    /// The cryptographic library failed.
     #[error("the token cannot be signed")]
     Signing,
 }

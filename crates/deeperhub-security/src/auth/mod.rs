@@ -1,21 +1,24 @@
-//! Bearer tokens: JWTs (RFC 7519) signed with a shared secret or with one of a set of public keys.
+//! Bearer tokens: JWTs (RFC 7519), signed with a shared secret or a private key.
 //!
-//! [`Keys`] reads the files, an [`Authenticator`] made of them verifies tokens and says what they are worth
-//! ([`Claims`]), [`mint`] makes one for development. An authenticator never changes: whoever notices that a file did
-//! ([`files::Stamp`](crate::files::Stamp)) makes a new one and swaps it in a [`Reloadable`].
+//! [`Keys`] reads key files. An [`Authenticator`] verifies tokens with these keys and returns their
+//! [`Claims`]. [`mint`] signs tokens for development. An authenticator is immutable: when a file has
+//! changed ([`files::FileStamp`](crate::files::FileStamp)), build a new one and swap it into a
+//! [`SharedAuthenticator`].
 //!
-//! What is accepted:
+//! Rules for tokens:
 //!
-//! - HS256, HS384, HS512 by the secret; RS256 to RS512, PS256 to PS512, ES256, ES384 and EdDSA (Ed25519) by a key of the
-//!   set that is of that type and, where the key has an `alg`, for that algorithm. A public key is never used as a secret,
-//!   and there is no `none`.
-//! - A token with a `kid` is verified by the keys of that name; one without by those that fit, [`MAX_TRIES`] at most.
-//!   The shared secret has no name and answers to any.
-//! - `sub` and `exp` are required. A token ends when its `exp` comes, to the second: connections are ended then, too. For
-//!   `nbf` a little is allowed for clocks that differ ([`Config::leeway`]).
-//! - `aud` and `iss` must be there and match where the configuration names some. Where it names none they are not
-//!   looked at: the keys are taken to be this server's alone ([`Advice::AudienceNotChecked`] says so for public keys).
-//! - A header with `crit` asks for something unknown here and is refused, as are headers and claims with a key twice.
+//! - HS256, HS384 and HS512 are verified with the secret; RS256 to RS512, PS256 to PS512, ES256,
+//!   ES384 and EdDSA (Ed25519) with a JWKS key of that type and, if the key has an `alg`, of that
+//!   algorithm. A public key is never used as a secret, and `none` is refused.
+//! - A token with a `kid` is verified with the keys of that `kid`; one without, with at most
+//!   [`MAX_TRIES`] keys that fit. The shared secret accepts any `kid`.
+//! - `sub` and `exp` are required. A token expires at the second of its `exp`. `nbf` may be
+//!   [`Config::leeway`] in the future, since clocks differ.
+//! - `aud` and `iss` must match if the configuration names accepted values. Otherwise they are
+//!   ignored, and the keys are assumed to be used for this server only
+//!   ([`KeyWarning::AudienceNotChecked`] reports this for public keys).
+//! - Headers with `crit` (an extension unknown here), and duplicate keys in header or claims, are
+//!   refused.
 //!
 //! ```
 //! use deeperhub_security::auth::{Authenticator, Config, AuthError, mint};
@@ -42,16 +45,16 @@ mod jwks;
 mod key;
 mod keys;
 mod mint;
-mod reloadable;
+mod shared;
 
 pub use claims::MAX_PATTERNS;
-pub use error::{Advice, AuthError, KeyError, KeyFault, LeftOut};
+pub use error::{AuthError, IgnoredKey, KeyError, KeyFault, KeyWarning};
 pub use jwks::{Jwks, MAX_KEYS};
 pub use keys::{Keys, KeysError};
-pub use mint::{MintError, Recipient, mint, mint_for};
-pub use reloadable::Reloadable;
+pub use mint::{MintError, MintOptions, mint, mint_with};
+pub use shared::SharedAuthenticator;
 
-use crate::{Claims, Secret, text};
+use crate::{Claims, Secret, byte_order_mark};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use claims::{Expected, invalid};
@@ -59,27 +62,26 @@ use key::Key;
 use serde_json::Value;
 use std::time::Duration;
 
-/// Default of [`Config::max_token_bytes`], 16 KiB: tokens with a list of groups take more than 8
-/// KiB.
+/// Default of [`Config::max_token_bytes`]: 16 KiB, because tokens with a list of groups exceed 8 KiB.
 pub const DEFAULT_MAX_TOKEN_BYTES: usize = 16 * 1024;
 
-/// The most keys that one token is tried with.
+/// Maximum number of keys that one token is tried with.
 pub const MAX_TRIES: usize = 8;
 
-/// What an [`Authenticator`] accepts. Without keys by default.
+/// Configuration of an [`Authenticator`]. Has no keys by default.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The shared secret, for HS256, HS384 and HS512.
     pub secret: Option<Secret>,
-    /// Public keys, for all the others.
+    /// Public keys, for all other algorithms.
     pub jwks: Option<Jwks>,
-    /// Names of this server, one of which a token's `aud` must have. Default: none, and `aud` is not looked at.
+    /// Accepted values of `aud`. Default: none, and `aud` is not checked.
     pub audience: Vec<String>,
-    /// Issuers, one of which a token's `iss` must be. Default: none, and `iss` is not looked at.
+    /// Accepted values of `iss`. Default: none, and `iss` is not checked.
     pub issuer: Vec<String>,
-    /// How far in the future a token's `nbf` may be, since clocks differ. Default: 10 s.
+    /// Maximum time that a token's `nbf` may be in the future, since clocks differ. Default: 10 s.
     pub leeway: Duration,
-    /// Maximum length of a token in bytes; a longer one is refused before any other check. Default:
+    /// Maximum length of a token in bytes, checked before anything else. Default:
     /// [`DEFAULT_MAX_TOKEN_BYTES`].
     pub max_token_bytes: usize,
 }
@@ -97,7 +99,7 @@ impl Default for Config {
     }
 }
 
-/// Verifies tokens. Does not change, and may be shared by any number of threads.
+/// Verifier of tokens. Immutable; threads may share it.
 #[derive(Debug)]
 pub struct Authenticator {
     keys: Vec<Key>,
@@ -105,37 +107,37 @@ pub struct Authenticator {
     issuer: Vec<String>,
     leeway: Duration,
     max_token_bytes: usize,
-    advice: Vec<Advice>,
+    warnings: Vec<KeyWarning>,
 }
 
 impl Authenticator {
-    /// An authenticator that accepts what `config` says.
+    /// Returns an authenticator with the given configuration.
     ///
     /// # Errors
     ///
     /// [`KeyError::NoKeys`] and [`KeyError::EmptySecret`].
     pub fn new(config: Config) -> Result<Self, KeyError> {
-        let mut advice = Vec::new();
+        let mut warnings = Vec::new();
         let mut keys = Vec::new();
         if let Some(secret) = &config.secret {
             match secret.expose().len() {
                 0 => return Err(KeyError::EmptySecret),
-                1..32 => advice.push(Advice::ShortSecret),
+                1..32 => warnings.push(KeyWarning::ShortSecret),
                 _ => {}
             }
-            advice.extend(oddity(secret.expose()));
+            warnings.extend(oddity(secret.expose()));
             keys.push(Key::shared(secret));
         }
         if let Some(jwks) = config.jwks {
-            advice.extend_from_slice(jwks.advice());
+            warnings.extend_from_slice(jwks.warnings());
             if config.audience.is_empty() {
-                advice.push(Advice::AudienceNotChecked);
+                warnings.push(KeyWarning::AudienceNotChecked);
             }
             keys.extend(jwks.into_keys());
             if key::RSA.iter().chain(key::CURVES).any(|&algorithm| {
                 keys.iter().filter(|key| key.fits(algorithm, None)).nth(MAX_TRIES).is_some()
             }) {
-                advice.push(Advice::TooManyToTry);
+                warnings.push(KeyWarning::TooManyToTry);
             }
         }
         if keys.is_empty() {
@@ -147,37 +149,37 @@ impl Authenticator {
             issuer: config.issuer,
             leeway: config.leeway,
             max_token_bytes: config.max_token_bytes,
-            advice,
+            warnings,
         })
     }
 
-    /// What the token says, at the time `now`, in seconds since 1970.
+    /// Verifies a token at the time `now`, in seconds since 1970, and returns its claims.
     ///
-    /// Takes some microseconds with a secret, a hundred or so for each public key tried.
+    /// Takes a few microseconds with a secret, and about a hundred for each public key tried.
     ///
     /// # Errors
     ///
-    /// [`AuthError`], in which nothing of the token stands.
+    /// [`AuthError`], which contains no part of the token.
     pub fn verify(&self, token: &str, now: u64) -> Result<Claims, AuthError> {
         if token.len() > self.max_token_bytes {
-            return Err(invalid("it is over max_token_bytes"));
+            return Err(invalid("it is longer than max_token_bytes"));
         }
-        // The compact serialisation, RFC 7515 section 3.1: what is signed is the text up to the second dot.
-        let (message, signature) = token.rsplit_once('.').ok_or(SHAPE)?;
-        let (header, payload) = message.split_once('.').ok_or(SHAPE)?;
+        // Compact serialisation (RFC 7515 section 3.1): the signed text ends at the second dot.
+        let (message, signature) = token.rsplit_once('.').ok_or(NOT_A_JWT)?;
+        let (header, payload) = message.split_once('.').ok_or(NOT_A_JWT)?;
         if payload.contains('.') {
-            return Err(SHAPE);
+            return Err(NOT_A_JWT);
         }
-        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| SHAPE);
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| NOT_A_JWT);
         let (header, signature) = (decode(header)?, decode(signature)?);
 
-        let header = json::object(&header)
-            .ok_or(invalid("its header is not a JSON object in which each key stands once"))?;
+        let header =
+            json::object(&header).ok_or(invalid("its header is not a JSON object with unique keys"))?;
         if header.contains_key("crit") {
             return Err(invalid("its header has crit"));
         }
         let algorithm = header.get("alg").and_then(Value::as_str).and_then(key::algorithm);
-        let algorithm = algorithm.ok_or(invalid("its alg is not one that is accepted"))?;
+        let algorithm = algorithm.ok_or(invalid("its alg is not supported"))?;
         let id = match header.get("kid") {
             None => None,
             Some(Value::String(id)) => Some(id.as_str()),
@@ -185,10 +187,10 @@ impl Authenticator {
         };
         let mut fitting = self.keys.iter().filter(|key| key.fits(algorithm, id)).take(MAX_TRIES).peekable();
         if fitting.peek().is_none() {
-            return Err(invalid("there is no key for its alg and kid"));
+            return Err(invalid("no key fits its alg and kid"));
         }
         if !fitting.any(|key| key.verifies(algorithm, message.as_bytes(), &signature)) {
-            return Err(invalid("its signature is not of a key that is accepted"));
+            return Err(invalid("its signature does not match any key"));
         }
 
         let expected =
@@ -196,27 +198,27 @@ impl Authenticator {
         expected.read(&decode(payload)?, now)
     }
 
-    /// What whoever keeps the keys should know; to be shown once, when they are loaded.
+    /// Returns warnings for the operator, to be shown once when the keys are loaded.
     #[must_use]
-    pub fn advice(&self) -> &[Advice] {
-        &self.advice
+    pub fn warnings(&self) -> &[KeyWarning] {
+        &self.warnings
     }
 }
 
-/// Returns advice on bytes at the ends of a secret that its owner may not know of. Random bytes may
-/// be anything, so blanks and line ends are only reported for text.
-fn oddity(secret: &[u8]) -> Option<Advice> {
-    if secret.starts_with(text::MARK) || text::is_utf16(secret) {
-        return Some(Advice::SecretMark);
+/// Returns a warning about bytes at the ends of a secret that look unintended. Random bytes may be
+/// anything, so blanks and line ends are only reported for text.
+fn oddity(secret: &[u8]) -> Option<KeyWarning> {
+    if secret.starts_with(byte_order_mark::MARK) || byte_order_mark::is_utf16(secret) {
+        return Some(KeyWarning::SecretMark);
     }
     let is_text = secret.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace());
     let (first, last) = (secret.first()?, secret.last()?);
     match last {
         _ if !is_text => None,
-        b'\n' | b'\r' => Some(Advice::SecretLineEnd),
-        last if last.is_ascii_whitespace() || first.is_ascii_whitespace() => Some(Advice::SecretBlanks),
+        b'\n' | b'\r' => Some(KeyWarning::SecretLineEnd),
+        last if last.is_ascii_whitespace() || first.is_ascii_whitespace() => Some(KeyWarning::SecretBlanks),
         _ => None,
     }
 }
 
-const SHAPE: AuthError = invalid("it is not three parts in base64url");
+const NOT_A_JWT: AuthError = invalid("it is not three parts in base64url");

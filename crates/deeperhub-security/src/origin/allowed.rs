@@ -1,13 +1,13 @@
-//! One value of the list of allowed origins.
+//! A value of the list of allowed origins.
 
 use super::OriginPolicyError;
 use super::parts::{Authority, Host, Origin, default_port, is_scheme};
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-/// What one value allows.
+/// An allowed origin, or a set of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Allowed {
+pub(super) enum AllowedOrigin {
     /// `*`.
     Any,
     /// `https://example.com:8443`, `https://*.example.com`.
@@ -18,17 +18,17 @@ pub(super) enum Allowed {
 pub(super) enum Hosts {
     Name(Box<str>),
     Address(IpAddr),
-    /// With the dot that it starts with.
-    Below(Box<str>),
+    /// The suffix, with its leading dot.
+    SubdomainsOf(Box<str>),
 }
 
-impl Allowed {
+impl AllowedOrigin {
     pub(super) fn parse(value: &str) -> Result<Self, OriginPolicyError> {
         let fault = |expected: Cow<'static, str>| OriginPolicyError { value: value.to_owned(), expected };
         match value {
             "*" => return Ok(Self::Any),
             "" => return Err(fault("an origin such as https://example.com".into())),
-            "null" => return Err(fault("a page without an origin of its own is allowed only by *".into())),
+            "null" => return Err(fault("only * allows pages without an origin".into())),
             _ => {}
         }
         let Some((scheme, rest)) = value.split_once("://") else {
@@ -43,7 +43,7 @@ impl Allowed {
         }
         if rest.contains(|c: char| c == ',' || c.is_whitespace()) {
             return Err(fault(
-                "a host and perhaps a port after the ://; each origin is a value of its own".into(),
+                "a host and optionally a port after the ://; each origin is a separate value".into(),
             ));
         }
         if let Some(end) = rest.find(['/', '?', '#']) {
@@ -61,21 +61,19 @@ impl Allowed {
             None => (false, rest),
         };
         if authority.contains('*') {
-            return Err(fault(
-                "* stands alone, for all origins, or first, as in https://*.example.com".into(),
-            ));
+            return Err(fault("* alone, for all origins, or first, as in https://*.example.com".into()));
         }
         let Some(Authority { host, port }) = Authority::parse(authority) else {
             return Err(fault(
-                "a host and perhaps a port after the ://, such as https://example.com:8443".into(),
+                "a host and optionally a port after the ://, such as https://example.com:8443".into(),
             ));
         };
         let hosts = match (host, below) {
             (Host::Name(name), false) => Hosts::Name(name.to_ascii_lowercase().into()),
-            (Host::Name(name), true) => Hosts::Below(format!(".{}", name.to_ascii_lowercase()).into()),
+            (Host::Name(name), true) => Hosts::SubdomainsOf(format!(".{}", name.to_ascii_lowercase()).into()),
             (Host::Address(address), false) => Hosts::Address(address),
             (Host::Address(_), true) => {
-                return Err(fault("*. stands before a name, not before an address".into()));
+                return Err(fault("a name after *., not an address".into()));
             }
         };
         let scheme: Box<str> = scheme.to_ascii_lowercase().into();
@@ -83,7 +81,7 @@ impl Allowed {
         Ok(Self::Origin { scheme, hosts, port })
     }
 
-    /// Whether it allows pages of a host, whatever their scheme and port.
+    /// Returns `true` if pages of the host are allowed with any scheme or port.
     pub(super) fn is_at(&self, host: &Host<'_>) -> bool {
         match self {
             Self::Any => true,
@@ -91,7 +89,7 @@ impl Allowed {
         }
     }
 
-    /// `None` stands for an origin that is none: `null`, or something that cannot be read.
+    /// Returns `true` if pages of the origin are allowed. `None` stands for `null` and malformed origins.
     pub(super) fn allows(&self, origin: Option<&Origin<'_>>) -> bool {
         match (self, origin) {
             (Self::Any, _) => true,
@@ -110,7 +108,7 @@ impl Hosts {
         match self {
             Self::Name(name) => host.is(&Host::Name(name)),
             Self::Address(address) => host.is(&Host::Address(*address)),
-            Self::Below(suffix) => host.is_below(suffix),
+            Self::SubdomainsOf(suffix) => host.is_subdomain_of(suffix),
         }
     }
 }

@@ -1,50 +1,51 @@
-//! Which web pages may connect.
+//! Policy for web pages that connect.
 //!
-//! A browser lets any page open a WebSocket to any server, with the user's cookies and from the user's network; all
-//! that it adds is the `Origin` header (RFC 6455 section 10.2). Whoever is no browser can write there what it likes, so
-//! this protects users of browsers, and nobody else.
+//! A browser lets any page open a WebSocket to any server, with the user's cookies and from the user's
+//! network. It only adds the `Origin` header (RFC 6455 section 10.2). Other clients can send any
+//! origin, so this policy protects browser users only.
 
 mod allowed;
 mod parts;
 mod rebinding;
 
-use self::allowed::Allowed;
+use self::allowed::AllowedOrigin;
 use self::parts::{Authority, Origin, default_port};
 use std::borrow::Cow;
 
-/// Which origins may connect: always the server's own, besides those of a list.
+/// Policy for origins: the server's own may always connect, others if a list allows them.
 ///
 /// | `Origin` | passes |
 /// |---|---|
 /// | none | always: the client is no browser |
 /// | host and port of the `Host` header | always |
-/// | `localhost`, a name below it, `127.0.0.0/8` or `[::1]`, on any port | when `Host` is one of these |
-/// | any other | when a value of the list allows it |
+/// | `localhost`, its subdomains, `127.0.0.0/8` or `[::1]`, on any port | if `Host` is one of these |
+/// | any other | if a value of the list allows it |
 ///
-/// Hosts and schemes are compared without regard to case, ports with the defaults of `http` and `https` (80 and 443). A
-/// `Host` without a port on a connection without TLS may have come through a proxy that ends TLS, so it is both.
+/// Hosts and schemes are compared ignoring case, ports with the defaults of `http` and `https` (80 and
+/// 443). A `Host` without a port on a connection without TLS may have passed a TLS-terminating proxy,
+/// so it matches both default ports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OriginPolicy {
-    allowed: Vec<Allowed>,
+    allowed: Vec<AllowedOrigin>,
 }
 
 impl OriginPolicy {
-    /// Reads a list of allowed origins.
+    /// Parses a list of allowed origins.
     ///
-    /// A value is a scheme, a host and perhaps a port, such as `https://example.com:8443`; `https://*.example.com`
-    /// stands for all names below `example.com`, without itself; `*` for everything, also for `null`, the origin of
-    /// sandboxed pages and of files.
+    /// A value is a scheme, a host and optionally a port, such as `https://example.com:8443`.
+    /// `https://*.example.com` allows all subdomains of `example.com`, but not `example.com` itself. `*`
+    /// allows everything, including `null`, the origin of sandboxed pages and files.
     ///
     /// # Errors
     ///
-    /// [`OriginPolicyError`] with the first value that is none of these.
+    /// [`OriginPolicyError`] with the first invalid value.
     pub fn parse<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> Result<Self, OriginPolicyError> {
         let allowed =
-            values.into_iter().map(|value| Allowed::parse(value.as_ref())).collect::<Result<_, _>>()?;
+            values.into_iter().map(|value| AllowedOrigin::parse(value.as_ref())).collect::<Result<_, _>>()?;
         Ok(Self { allowed })
     }
 
-    /// Whether a request with these headers `Origin` and `Host` may pass; `tls` is whether it came over TLS.
+    /// Checks the `Origin` and `Host` headers of a request. `tls` says whether it arrived over TLS.
     ///
     /// # Errors
     ///
@@ -55,13 +56,18 @@ impl OriginPolicy {
         })
     }
 
-    /// As [`Self::check`], but a page from loopback passes only if it comes from this very host and port: for a server
-    /// that is no web page's business, such as one for backends.
+    /// Checks like [`Self::check`], but a page from loopback passes only with the server's own host and
+    /// port. For servers that are not meant for web pages, such as an API for backends.
     ///
     /// # Errors
     ///
     /// [`OriginError`], to be answered with 403.
-    pub fn check_own(&self, origin: Option<&str>, host: Option<&str>, tls: bool) -> Result<(), OriginError> {
+    pub fn check_same_origin(
+        &self,
+        origin: Option<&str>,
+        host: Option<&str>,
+        tls: bool,
+    ) -> Result<(), OriginError> {
         self.check_by(origin, host, |origin, host| is_own(origin, host, tls))
     }
 
@@ -92,34 +98,34 @@ fn is_own(origin: &Origin<'_>, host: &Authority<'_>, tls: bool) -> bool {
     origin.authority.host.is(&host.host) && origin.port() == Some(port)
 }
 
-/// Why a page may not connect.
+/// Reason why a page may not connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OriginError {
-    /// Neither the server's own origin nor one of the list.
-    #[error("this origin is neither the server's own nor one that it allows")]
+    /// The origin is neither the server's own nor on the list.
+    #[error("this origin is neither the server's own nor an allowed one")]
     NotAllowed,
-    /// The header is not a scheme, a host and perhaps a port.
-    #[error("the Origin header is no origin")]
+    /// The header is not a scheme, a host and optionally a port.
+    #[error("the Origin header is malformed")]
     Malformed,
 }
 
-/// A value in a list of allowed origins is none.
+/// Error for an invalid value in a list of allowed origins.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{value:?} is no origin to allow: {expected}")]
+#[error("{value:?} is not a valid origin: {expected}")]
 pub struct OriginPolicyError {
     value: String,
     expected: Cow<'static, str>,
 }
 
 impl OriginPolicyError {
-    /// The value as given.
+    /// Returns the invalid value.
     #[must_use]
     pub fn value(&self) -> &str {
         &self.value
     }
 
-    /// What would be right.
+    /// Returns what is expected instead.
     #[must_use]
     pub fn expected(&self) -> &str {
         &self.expected

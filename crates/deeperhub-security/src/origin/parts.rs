@@ -1,22 +1,22 @@
-//! Schemes, hosts and ports (RFC 6454 section 6.1, RFC 9110 section 7.2).
+//! Parsing of schemes, hosts and ports (RFC 6454 section 6.1, RFC 9110 section 7.2).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// `scheme://host[:port]`.
+/// An origin: `scheme://host[:port]`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Origin<'a> {
     pub(super) scheme: &'a str,
     pub(super) authority: Authority<'a>,
 }
 
-/// `host[:port]`, as in a `Host` header.
+/// An authority: `host[:port]`, as in a `Host` header.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Authority<'a> {
     pub(super) host: Host<'a>,
     pub(super) port: Option<u16>,
 }
 
-/// A name as it is written, or an address.
+/// A host name as written, or an address.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Host<'a> {
     Name(&'a str),
@@ -29,7 +29,7 @@ impl<'a> Origin<'a> {
         Some(Self { scheme: is_scheme(scheme).then_some(scheme)?, authority: Authority::parse(authority)? })
     }
 
-    /// The port that is meant, where it is written or the scheme has one.
+    /// Returns the explicit port, or the scheme's default.
     pub(super) fn port(&self) -> Option<u16> {
         self.authority.port.or_else(|| default_port(self.scheme))
     }
@@ -60,7 +60,7 @@ impl<'a> Host<'a> {
         if let Ok(address) = text.parse::<Ipv4Addr>() {
             return Some(Self::Address(address.into()));
         }
-        // A name in another script comes as `xn--…`. What RFC 3986 allows beyond this is in no name that resolves.
+        // Names in other scripts arrive as `xn--…`. Further characters of RFC 3986 never resolve.
         let allowed =
             |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%');
         (!text.is_empty() && text.bytes().all(allowed)).then_some(Self::Name(text))
@@ -74,36 +74,37 @@ impl<'a> Host<'a> {
         }
     }
 
-    /// Whether it is a name below `suffix`, which starts with a dot.
-    pub(super) fn is_below(&self, suffix: &str) -> bool {
+    /// Returns `true` for a name that ends with `suffix`, which starts with a dot.
+    pub(super) fn is_subdomain_of(&self, suffix: &str) -> bool {
         let Self::Name(name) = self else { return false };
         let start = name.len().checked_sub(suffix.len()).filter(|&start| start > 0);
         start.and_then(|start| name.get(start..)).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
     }
 
-    /// Whether it always means this machine (RFC 6761 section 6.3, RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3).
+    /// Returns `true` if the host always means this machine (RFC 6761 section 6.3, RFC 1122 section
+    /// 3.2.1.3, RFC 4291 section 2.5.3).
     pub(super) fn is_loopback(&self) -> bool {
         match self {
-            Self::Name(name) => name.eq_ignore_ascii_case("localhost") || self.is_below(".localhost"),
+            Self::Name(name) => name.eq_ignore_ascii_case("localhost") || self.is_subdomain_of(".localhost"),
             Self::Address(address) => address.to_canonical().is_loopback(),
         }
     }
 }
 
-/// RFC 3986 section 3.1.
+/// Returns `true` for a valid scheme (RFC 3986 section 3.1).
 pub(super) fn is_scheme(text: &str) -> bool {
     let mut bytes = text.bytes();
     bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic())
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
 }
 
-/// The port of a page's URL that names none.
+/// Returns the default port of a scheme.
 pub(super) fn default_port(scheme: &str) -> Option<u16> {
     let schemes = [("http", 80), ("https", 443)];
     schemes.iter().find(|(known, _)| scheme.eq_ignore_ascii_case(known)).map(|&(_, port)| port)
 }
 
 fn parse_port(text: &str) -> Option<u16> {
-    // `parse` would take a sign.
+    // `parse` would accept a sign.
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }

@@ -1,33 +1,34 @@
-//! Names that a stranger can make to mean this machine.
+//! Protection against DNS rebinding.
 //!
-//! Whoever owns a public name can let it point to a loopback address after its page was loaded (DNS rebinding): to the
-//! browser the page then asks its own host, and sends no `Origin` with a GET. All that shows is the name in `Host`.
+//! The owner of a public name can point it to a loopback address after a page was loaded from it. For
+//! the browser, that page then talks to its own host and sends no `Origin` with a GET. Only the name in
+//! `Host` reveals it.
 
 use super::OriginPolicy;
 use super::parts::{Authority, Host};
 
-/// Ends of names that nobody can register: names of a network's own (RFC 6761, RFC 6762, RFC 8375, `internal` as
-/// reserved by ICANN).
-const LOCAL: [&str; 9] =
+/// Suffixes that nobody can register: private names of a network (RFC 6761, RFC 6762, RFC 8375, and
+/// `internal`, which ICANN reserved).
+const PRIVATE_SUFFIXES: [&str; 9] =
     [".localhost", ".local", ".internal", ".home.arpa", ".test", ".localdomain", ".lan", ".home", ".corp"];
 
 impl OriginPolicy {
-    /// Whether a request with this header `Host` can have been meant for a server that only this machine reaches: it
-    /// names none, an address, a name without a dot, one that cannot be registered, or a host of the list.
+    /// Returns `true` unless `Host` is a name that a stranger can register. Safe are: no `Host`, an
+    /// address, a name without a dot, a private name, and the hosts of the list.
     ///
-    /// For a server that trusts whoever reaches it. Behind a proxy that passes public names on this is no use, and such a
-    /// server should trust nobody without a key.
+    /// For servers that trust every caller that reaches them. Behind a proxy that passes public names,
+    /// this check fails for legitimate callers, and the server needs a key instead.
     #[must_use]
-    pub fn knows_host(&self, host: Option<&str>) -> bool {
+    pub fn is_rebinding_safe(&self, host: Option<&str>) -> bool {
         let Some(text) = host else { return true };
         let Some(Authority { host, .. }) = Authority::parse(text) else { return false };
         let is_local = match host {
             Host::Address(_) => true,
             Host::Name(name) => {
-                // A dot at the end only says that the name is whole.
+                // A trailing dot only marks the name as fully qualified.
                 let name = Host::Name(name.strip_suffix('.').unwrap_or(name));
                 let Host::Name(whole) = name else { return false };
-                !whole.contains('.') || LOCAL.iter().any(|end| name.is_below(end))
+                !whole.contains('.') || PRIVATE_SUFFIXES.iter().any(|end| name.is_subdomain_of(end))
             }
         };
         is_local || self.allowed.iter().any(|allowed| allowed.is_at(&host))
@@ -41,7 +42,7 @@ mod tests {
     #[track_caller]
     fn check(allowed: &[&str], host: &str, expected: bool) {
         let policy = OriginPolicy::parse(allowed).unwrap();
-        assert_eq!(policy.knows_host(Some(host)), expected, "{host} with {allowed:?}");
+        assert_eq!(policy.is_rebinding_safe(Some(host)), expected, "{host} with {allowed:?}");
     }
 
     #[test]
@@ -63,7 +64,7 @@ mod tests {
         ] {
             check(&[], host, true);
         }
-        assert!(OriginPolicy::default().knows_host(None));
+        assert!(OriginPolicy::default().is_rebinding_safe(None));
     }
 
     #[test]

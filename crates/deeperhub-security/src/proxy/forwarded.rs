@@ -1,21 +1,22 @@
-//! Entries of `Forwarded` and `X-Forwarded-For`.
+//! Parsing of `Forwarded` and `X-Forwarded-For`.
 
 use std::iter;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// The header that proxies write clients' addresses to. Only one is to be believed: the one that the proxies in front
-/// write or remove; the other may come from the client as it is.
+/// The header in which proxies write client addresses. Trust only the one that your proxies write or
+/// remove: the other may come from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Header {
-    /// `X-Forwarded-For`: addresses with commas between them, some with a port, IPv6 with or without brackets.
+    /// `X-Forwarded-For`: comma-separated addresses, optionally with ports, IPv6 with or without
+    /// brackets.
     XForwardedFor,
-    /// `Forwarded` (RFC 7239): the `for` of each element.
+    /// `Forwarded` (RFC 7239): the `for` parameter of each element.
     Forwarded,
 }
 
 impl Header {
-    /// The name as it stands in a request.
+    /// Returns the header's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -24,7 +25,7 @@ impl Header {
         }
     }
 
-    /// The addresses of a header's value, the last first; `None` for an entry that has none.
+    /// Returns the addresses of a header value, the last first; `None` for an entry without one.
     pub(super) fn entries_from_right(self, value: &str) -> impl Iterator<Item = Option<IpAddr>> {
         split_from_right(value, b',').map(move |entry| match self {
             Self::XForwardedFor => node(entry.trim()),
@@ -33,11 +34,11 @@ impl Header {
     }
 }
 
-/// Cuts at each separator that stands in no quotes, from the right.
+/// Splits at each separator outside of quotes, from the right.
 ///
-/// From the right, because there stands what trusted proxies wrote: a quote that a client opens at the left and does
-/// not close must not swallow it. A backslash before a quote is not looked at; it makes a wrong entry of one that no
-/// address has, and ends the search there.
+/// Trusted proxies append at the right, and a quote that a client opens at the left must not hide
+/// their entries. Escaped quotes are ignored: no address contains one, so such an entry is invalid and
+/// ends the search.
 fn split_from_right(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     iter::from_fn(move || {
@@ -56,7 +57,7 @@ fn split_from_right(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The `for` of an element of `Forwarded`, RFC 7239 section 4, if it has one and only one.
+/// Returns the `for` parameter of a `Forwarded` element (RFC 7239 section 4), if there is exactly one.
 fn element(text: &str) -> Option<IpAddr> {
     let mut found = None;
     for pair in split_from_right(text, b';') {
@@ -69,7 +70,7 @@ fn element(text: &str) -> Option<IpAddr> {
     node(value.strip_prefix('"').map_or(Some(value), |value| value.strip_suffix('"'))?)
 }
 
-/// An address, perhaps with a port: RFC 7239 section 6, and IPv6 without brackets.
+/// Parses a node: an address, optionally with a port (RFC 7239 section 6), or IPv6 without brackets.
 fn node(text: &str) -> Option<IpAddr> {
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
     let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());

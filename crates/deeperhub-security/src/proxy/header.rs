@@ -1,4 +1,4 @@
-//! Headers of the PROXY protocol, in either version.
+//! Headers of the PROXY protocol, versions 1 and 2.
 
 use super::{v1, v2};
 use std::net::SocketAddr;
@@ -27,16 +27,16 @@ pub enum ProxyError {
     #[error("it does not start with the signature of the PROXY protocol")]
     Signature,
     /// The version is not supported.
-    #[error("it is neither of version 1 nor of version 2 of the PROXY protocol")]
+    #[error("its version of the PROXY protocol is neither 1 nor 2")]
     Version,
     /// The command is neither `LOCAL` nor `PROXY`.
-    #[error("its command is not known")]
+    #[error("its command is unknown")]
     Command,
     /// The addresses are of an unknown family, or not of a stream.
-    #[error("its addresses are not of a stream over IPv4, IPv6 or Unix")]
+    #[error("its address family is not TCP over IPv4 or IPv6, or a Unix stream")]
     Family,
     /// An address or a port of version 1 is invalid, or there are not two of each.
-    #[error("its addresses and ports are not two of each")]
+    #[error("it does not have two addresses and two ports")]
     Addresses,
     /// The length is too short for the addresses.
     #[error("it is too short for its addresses")]

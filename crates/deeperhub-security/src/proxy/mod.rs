@@ -1,15 +1,15 @@
-//! The address of a client that comes through proxies.
+//! Addresses of clients behind proxies.
 //!
-//! What a connection or a request says of its client is worth as much as who says it. [`TrustedProxies`] are the
-//! networks whose word is taken; [`TrustedProxies::client`] finds the client in `Forwarded` or `X-Forwarded-For`, and
-//! [`parse`] reads the header that a TCP proxy sends before all other bytes.
+//! [`TrustedProxies`] are the networks whose claims about clients are believed.
+//! [`TrustedProxies::client`] finds the client in `Forwarded` or `X-Forwarded-For`. [`parse`] reads the
+//! PROXY header, which a TCP proxy sends before all other bytes.
 //!
 //! ```
 //! use deeperhub_security::proxy::{Header, TrustedProxies};
 //!
 //! let trusted = TrustedProxies::parse(["10.0.0.0/8", "::1"])?;
 //! let client = trusted.client("10.0.0.7".parse()?, Header::XForwardedFor, ["6.6.6.6, 192.0.2.1, 10.0.0.9"]);
-//! assert_eq!(client.to_string(), "192.0.2.1", "6.6.6.6 is what 192.0.2.1 said");
+//! assert_eq!(client.to_string(), "192.0.2.1", "6.6.6.6 is a claim of the untrusted 192.0.2.1");
 //!
 //! let stranger = trusted.client("198.51.100.1".parse()?, Header::XForwardedFor, ["6.6.6.6"]);
 //! assert_eq!(stranger.to_string(), "198.51.100.1");
@@ -24,43 +24,50 @@ pub mod v2;
 
 pub use forwarded::Header;
 pub use header::{Parsed, ProxyError, parse};
-pub use network::{Network, NetworkError, NetworkProblem};
+pub use ipnet::IpNet;
+pub use network::{NetworkError, NetworkProblem, parse_network};
 
 use std::net::IpAddr;
 
-/// The networks of the proxies whose word on a client's address is taken. None by default.
+/// Networks of proxies whose claims about client addresses are believed. Default: none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TrustedProxies(Vec<Network>);
+pub struct TrustedProxies(Vec<IpNet>);
 
 impl TrustedProxies {
-    /// From texts such as `10.0.0.0/8`, `192.0.2.1`, `::1` and `2001:db8::/32`.
+    /// Parses networks such as `10.0.0.0/8`, `192.0.2.1`, `::1` and `2001:db8::/32`.
     ///
     /// # Errors
     ///
-    /// [`NetworkError`] names the text at fault and says what would be right.
+    /// [`NetworkError`] names the invalid text and what is expected.
     pub fn parse<T: AsRef<str>>(networks: impl IntoIterator<Item = T>) -> Result<Self, NetworkError> {
-        networks.into_iter().map(|network| network.as_ref().parse()).collect::<Result<_, _>>().map(Self)
+        networks
+            .into_iter()
+            .map(|network| parse_network(network.as_ref()))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
-    /// Whether no proxy is trusted.
+    /// Returns `true` if no proxy is trusted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether the address is a trusted proxy's.
+    /// Returns `true` if the address belongs to a trusted proxy.
     #[must_use]
     pub fn trusts(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.contains(address))
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// The address of the client whose request came over a connection from `peer`, with these `values` of the header,
-    /// in the order in which they stood in the request.
+    /// Returns the client address of a request over a connection from `peer`, with these `values` of the
+    /// header in the request's order.
     ///
-    /// Each proxy writes down at the right whom it got the request from. So the entries are read from the right, for
-    /// as long as whoever wrote them is trusted: the first address that is not a trusted proxy's is the client's, and
-    /// what stands left of it is its own invention. An entry that is no address (`unknown`, a hidden name, a mistake)
-    /// ends it too: then it is the address of the proxy that wrote it. Where all are trusted it is the leftmost.
+    /// Each proxy appends the address that it got the request from. So the entries are read from the
+    /// right while their writers are trusted. The first address that is not a trusted proxy's is the
+    /// client's; entries left of it are the client's own claims. An entry that is not an address
+    /// (`unknown`, an obfuscated name) ends the search at the proxy that wrote it. If all are trusted,
+    /// the leftmost is returned.
     #[must_use]
     pub fn client<'a>(
         &self,

@@ -1,8 +1,8 @@
-//! The PROXY protocol, version 2: a header in binary that a proxy of TCP sends before everything else, with the
-//! addresses of the connection that it forwards.
+//! The PROXY protocol, version 2: a binary header that a TCP proxy sends before all other bytes, with
+//! the addresses of the forwarded connection.
 //!
-//! A listener either expects it of a peer or does not look for it: where it is optional, a client can claim to be
-//! anyone. Extra fields of the proxy (TLVs) are skipped.
+//! Require the header of a peer, or ignore it: if it is optional, a client can claim any address.
+//! Extension fields (TLVs) are skipped.
 //!
 //! ```
 //! use deeperhub_security::proxy::v2::{Parsed, parse};
@@ -18,20 +18,20 @@ pub use super::{Parsed, ProxyError};
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The longest header that is read. Usual ones have 28 or 52 bytes, and some hundred with TLVs.
+/// Maximum length of a header in bytes. Usual headers have 28 or 52 bytes, with TLVs a few hundred.
 pub const MAX_BYTES: usize = 4096;
 
-/// The twelve bytes that each header starts with; no request in HTTP and no TLS does.
+/// Start of each header; no HTTP request and no TLS record starts like this.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Signature, version and command, family and protocol, length.
+/// Length of the fixed part: signature, version and command, family and protocol, length.
 const FIXED_BYTES: usize = 16;
 
-/// Reads the header that `bytes` start with. Any number of bytes may follow it.
+/// Parses the header at the start of `bytes`. Any number of bytes may follow it.
 ///
 /// # Errors
 ///
-/// [`ProxyError`] as soon as it is clear, whatever more would come.
+/// [`ProxyError`] as soon as no further bytes can make the header valid.
 pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyError> {
     let shared = SIGNATURE.len().min(bytes.len());
     if bytes.get(..shared) != SIGNATURE.get(..shared) {
@@ -44,7 +44,7 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyError> {
         Some(0x21) => Command::Proxy,
         Some(_) => return Err(ProxyError::Command),
     };
-    // Of a `LOCAL` header the rest is to be skipped, whatever it says.
+    // The rest of a `LOCAL` header must be skipped, whatever it contains.
     let family = match (bytes.get(13), command) {
         (None, _) => return Ok(Parsed::Partial),
         (Some(_), Command::Local) | (Some(0x00), _) => Family::Unspecified,
@@ -90,7 +90,7 @@ impl Family {
         }
     }
 
-    /// Source address, destination address, source port, destination port.
+    /// Returns the source from source address, destination address, source port, destination port.
     fn source(self, addresses: &[u8]) -> Option<SocketAddr> {
         let port = |at: usize| addresses.get(at..)?.first_chunk().copied().map(u16::from_be_bytes);
         match self {

@@ -1,4 +1,4 @@
-//! What is read of a certificate itself: for how long it is good, and whom it is for.
+//! Validity period and user of a certificate.
 
 use super::Warning;
 use crate::grants::is_user;
@@ -11,11 +11,10 @@ use x509_cert::der::{Decode, Tag, Tagged};
 /// id-at-commonName, RFC 5280 appendix A.1.
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
-/// The user that a client's certificate is for: its subject's common name.
+/// Returns the user of a client certificate: its subject's common name.
 ///
-/// `None` without one, with several, and for one that is no user's name: it must have 1 to
-/// [`MAX_USER_BYTES`](crate::MAX_USER_BYTES) and no control characters. Reads only; that the certificate may be believed is for the
-/// handshake to have found out.
+/// Returns `None` unless there is exactly one, with 1 to [`MAX_USER_BYTES`](crate::MAX_USER_BYTES) bytes
+/// and no control characters. Verifies nothing: the TLS handshake must have done so.
 #[must_use]
 pub fn user(certificate: &CertificateDer<'_>) -> Option<String> {
     let certificate = Certificate::from_der(certificate).ok()?;
@@ -41,13 +40,13 @@ fn text(name: &AttributeTypeAndValue) -> Option<&str> {
 /// Returns `true` if a certificate has expired at `now`, in seconds since 1970, or cannot be read.
 #[must_use]
 pub fn has_expired(certificate: &CertificateDer<'_>, now: u64) -> bool {
-    Validity::of(certificate).is_none_or(|validity| now > validity.ends)
+    Validity::of(certificate).is_none_or(|validity| now > validity.expires_at)
 }
 
-/// From when to when a certificate is good, in seconds since 1970.
+/// Validity period of a certificate, in seconds since 1970.
 pub(super) struct Validity {
-    pub(super) starts: u64,
-    pub(super) ends: u64,
+    pub(super) valid_from: u64,
+    pub(super) expires_at: u64,
 }
 
 impl Validity {
@@ -55,16 +54,16 @@ impl Validity {
         let certificate = Certificate::from_der(certificate).ok()?;
         let validity = certificate.tbs_certificate().validity();
         Some(Self {
-            starts: validity.not_before.to_unix_duration().as_secs(),
-            ends: validity.not_after.to_unix_duration().as_secs(),
+            valid_from: validity.not_before.to_unix_duration().as_secs(),
+            expires_at: validity.not_after.to_unix_duration().as_secs(),
         })
     }
 
-    /// The warning, of the file that it is given.
+    /// Returns a constructor of the warning for a file name, if there is a warning.
     pub(super) fn warning(&self, now: u64) -> Option<fn(String) -> Warning> {
-        if now > self.ends {
+        if now > self.expires_at {
             Some(|name| Warning::Expired { name })
-        } else if now < self.starts {
+        } else if now < self.valid_from {
             Some(|name| Warning::NotYetValid { name })
         } else {
             None

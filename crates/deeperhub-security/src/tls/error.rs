@@ -1,93 +1,93 @@
-//! What can be wrong with certificates and keys.
+//! Errors and warnings about certificates and keys.
 
 use crate::files::FileError;
 
-/// Why there is no TLS. The operator's to mend; nothing of a key stands in it.
+/// Error of a TLS setup. The operator must fix it. It contains no part of a key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
     /// A file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A file is not what it should be.
+    /// A file's content is invalid.
     #[error("{name}: {problem}; {}", problem.expected())]
     Content {
-        /// The file, or what it was called.
+        /// Name of the file or setting.
         name: String,
-        /// What is wrong with it.
-        problem: Problem,
+        /// The fault.
+        problem: PemProblem,
     },
-    /// The TLS library refuses for a reason that lies in no file.
-    #[error("the TLS library refuses")]
+    /// The TLS library failed, not because of a file.
+    #[error("the TLS library failed")]
     Library(#[source] rustls::Error),
 }
 
-/// What is wrong with a file.
+/// Fault of a PEM file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Problem {
+pub enum PemProblem {
     /// The file is UTF-16 text.
     #[error("it is UTF-16, not UTF-8")]
     Utf16,
-    /// A section of it is broken.
+    /// The file is not PEM, or a section is damaged.
     #[error("it is not PEM, or is damaged")]
     NotPem,
-    /// No section of it is a certificate.
-    #[error("there is no certificate in it")]
+    /// The file contains no certificate.
+    #[error("it contains no certificate")]
     NoCertificate,
-    /// A certificate in it cannot be read.
+    /// The first certificate is invalid.
     #[error("its first certificate cannot be used")]
     Certificate,
-    /// No section of it is a private key.
-    #[error("there is no private key in it")]
+    /// The file contains no private key.
+    #[error("it contains no private key")]
     NoKey,
-    /// The private key needs a pass phrase.
+    /// The private key is encrypted with a pass phrase.
     #[error("its private key is encrypted")]
     EncryptedKey,
-    /// The private key is of a kind that is not known here, or damaged.
+    /// The private key is damaged or of an unsupported type.
     #[error("its private key cannot be used")]
     Key,
-    /// The private key is not that of the certificate.
-    #[error("its private key is not that of the certificate in {certificates}")]
+    /// The private key does not match the certificate.
+    #[error("its private key does not match the certificate in {certificates}")]
     KeyOfAnother {
         /// The file with the certificate.
         certificates: String,
     },
-    /// A certificate in it cannot sign those of clients.
+    /// A CA certificate cannot sign client certificates.
     #[error("a certificate in it cannot be used as a CA")]
     Ca,
 }
 
-impl Problem {
-    /// What would be right.
+impl PemProblem {
+    /// Returns what is expected instead.
     #[must_use]
     pub const fn expected(&self) -> &'static str {
         match self {
             Self::Utf16 => "save it as UTF-8 or ASCII",
-            Self::NotPem => "PEM has whole sections from -----BEGIN …----- to -----END …-----",
+            Self::NotPem => "PEM has complete sections from -----BEGIN …----- to -----END …-----",
             Self::NoCertificate | Self::Certificate => {
-                "the server's certificate comes first, as -----BEGIN CERTIFICATE-----, then those above it"
+                "put the server's certificate first, as -----BEGIN CERTIFICATE-----, then its issuers"
             }
-            Self::NoKey => "a key stands between -----BEGIN PRIVATE KEY----- and -----END PRIVATE KEY-----",
-            Self::EncryptedKey => "take the pass phrase off: openssl pkey -in key.pem -out plain.pem",
-            Self::Key => "RSA of 2048 bits or more, ECDSA on P-256, P-384 or P-521, or Ed25519",
-            Self::KeyOfAnother { .. } => "both must be of one pair",
-            Self::Ca => "the certificates of CAs, each as -----BEGIN CERTIFICATE-----",
+            Self::NoKey => "a key is between -----BEGIN PRIVATE KEY----- and -----END PRIVATE KEY-----",
+            Self::EncryptedKey => "remove the pass phrase: openssl pkey -in key.pem -out plain.pem",
+            Self::Key => "use RSA of at least 2048 bits, ECDSA on P-256, P-384 or P-521, or Ed25519",
+            Self::KeyOfAnother { .. } => "certificate and key must be a pair",
+            Self::Ca => "expected CA certificates, each as -----BEGIN CERTIFICATE-----",
         }
     }
 }
 
-/// What an operator should know of a certificate that is served all the same.
+/// Warning about a certificate that is served nevertheless.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Warning {
-    /// The certificate has ended: clients will refuse it.
+    /// The certificate has expired; clients will refuse it.
     #[error("{name}: the certificate has expired; clients will refuse it")]
     Expired {
         /// The file with the certificate.
         name: String,
     },
-    /// The certificate's time has not come: clients will refuse it until then.
+    /// The certificate is not valid yet; clients will refuse it until then.
     #[error("{name}: the certificate is not valid yet; clients will refuse it")]
     NotYetValid {
         /// The file with the certificate.

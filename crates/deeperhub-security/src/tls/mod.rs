@@ -1,8 +1,8 @@
-//! TLS for a server: a [`rustls::ServerConfig`] from PEM, and a place to swap it for a newer one.
+//! TLS for servers: a [`rustls::ServerConfig`] from PEM files, and a cell to swap it for a newer one.
 //!
-//! TLS 1.2 and 1.3 with rustls's own choice of cipher suites, by aws-lc-rs; ALPN `http/1.1`; sessions resume by tickets,
-//! whose keys change every six hours and are forgotten when a new configuration takes over. No early data: what comes
-//! in it could be sent again by others.
+//! TLS 1.2 and 1.3 with rustls's default cipher suites over aws-lc-rs, and ALPN `http/1.1`. Sessions
+//! resume with tickets, whose keys rotate every six hours and are dropped with their configuration.
+//! Early data is disabled, because attackers could replay it.
 //!
 //! With a CA for clients, a client certificate is required ([`ClientAuth::Required`]) or optional
 //! ([`ClientAuth::Optional`]). If it is optional, a client without one is accepted, and a token can
@@ -10,7 +10,7 @@
 //! case; [`ClientAuthFault`] says why. [`user`] returns the user of a certificate.
 //!
 //! ```no_run
-//! use deeperhub_security::tls::{Config, Reloadable};
+//! use deeperhub_security::tls::{Config, SharedTls};
 //! use std::path::Path;
 //! use std::time::SystemTime;
 //!
@@ -20,7 +20,7 @@
 //! for warning in &server.warnings {
 //!     eprintln!("{warning}");
 //! }
-//! let current = Reloadable::new(server);
+//! let current = SharedTls::new(server);
 //! let _for_a_connection = current.current();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -28,15 +28,15 @@
 mod certificate;
 mod client_auth;
 mod error;
-mod reloadable;
+mod shared;
 
 pub use certificate::{has_expired, user};
 pub use client_auth::{ClientAuth, ClientAuthFault};
-pub use error::{Problem, TlsError, Warning};
-pub use reloadable::Reloadable;
+pub use error::{PemProblem, TlsError, Warning};
+pub use shared::SharedTls;
 
 use crate::files::{self, FileError};
-use crate::{Secret, text};
+use crate::{Secret, byte_order_mark};
 use certificate::Validity;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -51,11 +51,11 @@ use std::path::Path;
 use std::sync::Arc;
 use zeroize::Zeroize;
 
-/// How many sessions are remembered for clients that resume without tickets (TLS 1.2). A new one then takes an old
-/// one's place; a client whose session is gone does a whole handshake.
-pub const REMEMBERED_SESSIONS: usize = 1024;
+/// Maximum number of cached sessions of clients that resume without tickets (TLS 1.2). Beyond it, new
+/// sessions replace old ones, whose clients then need a full handshake.
+pub const MAX_TLS_SESSIONS: usize = 1024;
 
-/// PEM text, and what to call it in errors.
+/// PEM text, and its name in errors.
 #[derive(Clone)]
 pub struct Pem {
     name: String,
@@ -67,56 +67,56 @@ impl Pem {
     /// are removed.
     #[must_use]
     pub fn new(name: impl Into<String>, text: Secret) -> Self {
-        Self { name: name.into(), text: text::without_marks(text) }
+        Self { name: name.into(), text: byte_order_mark::without_marks(text) }
     }
 
-    /// The text of a file, under the file's name.
+    /// Reads a file. Its path becomes the name.
     ///
     /// # Errors
     ///
-    /// [`FileError`] when it cannot be read.
+    /// [`FileError`] if it cannot be read.
     pub fn read(path: &Path) -> Result<Self, FileError> {
         Ok(Self::new(path.display().to_string(), files::read(path)?))
     }
 
     fn bytes(&self) -> Result<&[u8], TlsError> {
         let bytes = self.text.expose();
-        if text::is_utf16(bytes) { Err(self.wrong(Problem::Utf16)) } else { Ok(bytes) }
+        if byte_order_mark::is_utf16(bytes) { Err(self.wrong(PemProblem::Utf16)) } else { Ok(bytes) }
     }
 
-    fn wrong(&self, problem: Problem) -> TlsError {
+    fn wrong(&self, problem: PemProblem) -> TlsError {
         TlsError::Content { name: self.name.clone(), problem }
     }
 }
 
-/// Shows the name alone.
+/// Shows only the name.
 impl fmt::Debug for Pem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Pem").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
-/// What TLS is made of.
+/// Certificates and key of a server.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The server's certificate, and after it those that lead to a root that clients know.
+    /// The server's certificate, followed by its chain up to a root that clients trust.
     pub certificates: Pem,
-    /// The certificate's private key: PKCS#8, SEC1 or PKCS#1, not encrypted.
+    /// The unencrypted private key: PKCS#8, SEC1 or PKCS#1.
     pub key: Pem,
-    /// CAs that sign clients' certificates. `None`: clients are not asked for one.
+    /// CAs that sign client certificates. `None`: clients are not asked for one.
     pub client_ca: Option<Pem>,
     /// Policy for client certificates, if there is a CA. Default: required.
     pub client_auth: ClientAuth,
 }
 
-/// TLS that is ready to serve.
+/// A checked TLS setup, ready to accept connections.
 #[derive(Debug)]
-pub struct Server {
-    /// What each connection is made with.
+pub struct TlsSetup {
+    /// The configuration that accepts connections.
     pub config: Arc<ServerConfig>,
-    /// When the certificate ends, in seconds since 1970 (its `notAfter`).
-    pub ends: u64,
-    /// What whoever keeps the certificate should know.
+    /// Expiry of the certificate, in seconds since 1970 (its `notAfter`).
+    pub expires_at: u64,
+    /// Warnings for the operator.
     pub warnings: Vec<Warning>,
 }
 
@@ -125,7 +125,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`TlsError::File`] when one cannot be read. What stands in them is looked at by [`build`](Self::build).
+    /// [`TlsError::File`] if a file cannot be read. [`build`](Self::build) checks their contents.
     pub fn load(certificates: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self, TlsError> {
         Ok(Self {
             certificates: Pem::read(certificates)?,
@@ -135,18 +135,18 @@ impl Config {
         })
     }
 
-    /// Checks all of it, and makes what connections need, at the time `now` in seconds since 1970.
+    /// Checks certificates and key at the time `now`, in seconds since 1970, and builds the setup.
     ///
-    /// A certificate that has ended is a warning only: a server that does not start would serve nobody at all.
+    /// An expired certificate only causes a warning: a server that refuses to start serves nobody.
     ///
     /// # Errors
     ///
-    /// [`TlsError`] names the file and says what would be right.
-    pub fn build(&self, now: u64) -> Result<Server, TlsError> {
+    /// [`TlsError`] names the file and what is expected.
+    pub fn build(&self, now: u64) -> Result<TlsSetup, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates(&self.certificates)?;
-        let leaf = chain.first().ok_or_else(|| self.certificates.wrong(Problem::NoCertificate))?;
-        let validity = Validity::of(leaf).ok_or_else(|| self.certificates.wrong(Problem::Certificate))?;
+        let leaf = chain.first().ok_or_else(|| self.certificates.wrong(PemProblem::NoCertificate))?;
+        let validity = Validity::of(leaf).ok_or_else(|| self.certificates.wrong(PemProblem::Certificate))?;
         let key = signing_key(&self.key)?;
 
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -161,27 +161,31 @@ impl Config {
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|error| match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                self.key.wrong(Problem::KeyOfAnother { certificates: self.certificates.name.clone() })
+                self.key.wrong(PemProblem::KeyOfAnother { certificates: self.certificates.name.clone() })
             }
-            rustls::Error::InvalidCertificate(_) => self.certificates.wrong(Problem::Certificate),
-            _ => self.key.wrong(Problem::Key),
+            rustls::Error::InvalidCertificate(_) => self.certificates.wrong(PemProblem::Certificate),
+            _ => self.key.wrong(PemProblem::Key),
         })?;
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Library)?;
-        config.session_storage = ServerSessionMemoryCache::new(REMEMBERED_SESSIONS);
-        // A WebSocket client opens one connection; it needs no second ticket for another at the same time.
+        config.session_storage = ServerSessionMemoryCache::new(MAX_TLS_SESSIONS);
+        // A WebSocket client opens one connection, so one ticket is enough.
         config.send_tls13_tickets = 1;
 
         let warnings = validity.warning(now).map(|warning| warning(self.certificates.name.clone()));
-        Ok(Server { config: Arc::new(config), ends: validity.ends, warnings: warnings.into_iter().collect() })
+        Ok(TlsSetup {
+            config: Arc::new(config),
+            expires_at: validity.expires_at,
+            warnings: warnings.into_iter().collect(),
+        })
     }
 }
 
 fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.bytes()?).collect();
-    let chain = chain.map_err(|_| pem.wrong(Problem::NotPem))?;
-    if chain.is_empty() { Err(pem.wrong(Problem::NoCertificate)) } else { Ok(chain) }
+    let chain = chain.map_err(|_| pem.wrong(PemProblem::NotPem))?;
+    if chain.is_empty() { Err(pem.wrong(PemProblem::NoCertificate)) } else { Ok(chain) }
 }
 
 fn signing_key(pem: &Pem) -> Result<Arc<dyn SigningKey>, TlsError> {
@@ -190,15 +194,15 @@ fn signing_key(pem: &Pem) -> Result<Arc<dyn SigningKey>, TlsError> {
         const ENCRYPTED: &[u8] = b"ENCRYPTED";
         let encrypted = bytes.windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
         pem.wrong(match error {
-            _ if encrypted => Problem::EncryptedKey,
-            pem::Error::NoItemsFound => Problem::NoKey,
-            _ => Problem::NotPem,
+            _ if encrypted => PemProblem::EncryptedKey,
+            pem::Error::NoItemsFound => PemProblem::NoKey,
+            _ => PemProblem::NotPem,
         })
     })?;
     let signing = any_supported_type(&key);
-    // The signing key is aws-lc's own copy, which it overwrites itself.
+    // The signing key is a copy, which aws-lc overwrites itself.
     key.zeroize();
-    signing.map_err(|_| pem.wrong(Problem::Key))
+    signing.map_err(|_| pem.wrong(PemProblem::Key))
 }
 
 fn client_verifier(
@@ -208,12 +212,12 @@ fn client_verifier(
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
-        roots.add(certificate).map_err(|_| pem.wrong(Problem::Ca))?;
+        roots.add(certificate).map_err(|_| pem.wrong(PemProblem::Ca))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
     let verifier = match client_auth {
         ClientAuth::Required => verifier,
         ClientAuth::Optional => verifier.allow_unauthenticated(),
     };
-    verifier.build().map_err(|_| pem.wrong(Problem::Ca))
+    verifier.build().map_err(|_| pem.wrong(PemProblem::Ca))
 }

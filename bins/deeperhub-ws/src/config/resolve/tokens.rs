@@ -71,7 +71,7 @@ fn load(resolver: &mut Resolver, sources: AuthSources, required: bool) -> Option
     }
     match Auth::load(sources) {
         Ok(auth) => {
-            resolver.warnings.extend(auth.advice());
+            resolver.warnings.extend(auth.warnings());
             Some(auth)
         }
         // The files changed since they were read one by one.
