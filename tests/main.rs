@@ -6,6 +6,7 @@
 mod abuse;
 mod api;
 mod api_connections;
+mod api_tls;
 mod auth;
 mod autobahn;
 mod backend;

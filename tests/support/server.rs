@@ -251,7 +251,7 @@ impl Starting {
         let clients = after("ws://")
             .or_else(|| after("wss://"))
             .unwrap_or_else(|| panic!("no address in the start line: {start_line}"));
-        let api = after("http://");
+        let api = after("http://").or_else(|| after("https://"));
         Server { running, clients, api, start_line }
     }
 

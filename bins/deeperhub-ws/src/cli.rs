@@ -122,15 +122,15 @@ pub(crate) fn command() -> Command {
         })
         .mut_subcommand("top", |top| {
             with_options(top).mut_args(|flag| {
-                let matters =
-                    ["config", "api_listen", "api_key", "interval"].contains(&flag.get_id().as_str());
+                let matters = ["config", "api_listen", "api_key", "api_tls_cert", "interval"]
+                    .contains(&flag.get_id().as_str());
                 flag.hide(!matters)
             })
         })
         .mut_subcommand("health", |health| {
             // Accepts all flags of the server, so that both can be started alike; shows the relevant ones.
             with_options(health).mut_args(|flag| {
-                let matters = ["config", "api_listen"].contains(&flag.get_id().as_str());
+                let matters = ["config", "api_listen", "api_tls_cert"].contains(&flag.get_id().as_str());
                 flag.hide(!matters)
             })
         });

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
             Err(error) => failed(&error),
         },
         Action::Config(action) => config_command::run(&action, || layers(&flags)),
-        Action::Health => with_layers(&|layers| health::check(layers.options.api.api_listen)),
+        Action::Health => with_layers(&|layers| health::check(layers.options.api)),
         Action::Top(top) => with_layers(&|layers| top::run(layers.options.api, &top)),
         Action::Token(token) => with_layers(&|layers| token::print(&layers, &token)),
         Action::Bench(bench) => deeperhub_bench::run(*bench),

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::time::Duration;
 
 use deeperhub_args::{Address, Host, Switchable};
@@ -11,11 +12,13 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::{Request, Response, StatusCode};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 
+use super::pinned_certificate;
 use crate::config::effective::defaults;
 
 /// Timeout of a request, from connecting to the end of the body.
@@ -46,7 +49,8 @@ pub(crate) struct ApiClient {
     address: Address,
     key: Option<Secret>,
     timeout: Duration,
-    http: Client<HttpConnector, Empty<Bytes>>,
+    scheme: &'static str,
+    http: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
 }
 
 /// Returns the address of the server API that a server with the setting `api_listen` has.
@@ -65,9 +69,26 @@ pub(crate) fn api_address(api_listen: Option<Switchable<Address>>) -> Result<Add
 }
 
 impl ApiClient {
-    pub(crate) fn new(address: Address, key: Option<Secret>) -> Self {
-        let http = Client::builder(TokioExecutor::new()).build_http();
-        Self { address, key, timeout: REQUEST_TIMEOUT, http }
+    /// Creates a client for the API at `address`. With `tls_cert`, it connects over TLS and accepts
+    /// only a server with the first certificate of that file.
+    ///
+    /// # Errors
+    ///
+    /// The certificate cannot be read.
+    pub(crate) fn new(
+        address: Address,
+        key: Option<Secret>,
+        tls_cert: Option<&Path>,
+    ) -> Result<Self, String> {
+        let (scheme, tls) = match tls_cert {
+            Some(file) => ("https", pinned_certificate::trust_only(file)?),
+            // Never used, but the connector needs one.
+            None => ("http", pinned_certificate::trust_nothing()?),
+        };
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        let http = Client::builder(TokioExecutor::new()).build(connector);
+        Ok(Self { address, key, timeout: REQUEST_TIMEOUT, scheme, http })
     }
 
     /// Sends a GET request and decodes the JSON of a 200.
@@ -86,7 +107,7 @@ impl ApiClient {
     ///
     /// Must be called in the context of a runtime, always the same one.
     pub(crate) async fn get(&self, path: &str) -> Result<Response<Bytes>, ApiError> {
-        let uri = format!("http://{}{path}", connectable(&self.address));
+        let uri = format!("{}://{}{path}", self.scheme, connectable(&self.address));
         let mut request = Request::get(uri);
         if let Some(key) = &self.key {
             // A key that fits no header is no server's key.
@@ -178,7 +199,7 @@ mod tests {
         let address = Address { host: Host::Ip(server.ip()), port: server.port() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let result = runtime.block_on(async {
-            let client = ApiClient { timeout, ..ApiClient::new(address, key) };
+            let client = ApiClient { timeout, ..ApiClient::new(address, key, None).unwrap() };
             client.get("/x").await
         });
         drop(runtime);

@@ -3,16 +3,15 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use deeperhub_args::{Address, Switchable};
 use serde_json::Value;
 
 use super::api_client::{ApiClient, api_address};
+use crate::config::options::ApiOptions;
 use crate::exit::FAILED;
 
-/// Requests `/health/ready` from the server whose API has the setting `api_listen`, and prints the
-/// result.
-pub(crate) fn check(api_listen: Option<Switchable<Address>>) -> ExitCode {
-    match is_ready(api_listen) {
+/// Requests `/health/ready` from the server whose API has these options, and prints the result.
+pub(crate) fn check(api: ApiOptions) -> ExitCode {
+    match is_ready(api) {
         Ok(()) => {
             let _ = writeln!(io::stdout(), "ready");
             ExitCode::SUCCESS
@@ -25,9 +24,9 @@ pub(crate) fn check(api_listen: Option<Switchable<Address>>) -> ExitCode {
 }
 
 /// Returns the reason if the server is not ready.
-fn is_ready(api_listen: Option<Switchable<Address>>) -> Result<(), String> {
-    let address = api_address(api_listen)?;
-    let client = ApiClient::new(address.clone(), None);
+fn is_ready(api: ApiOptions) -> Result<(), String> {
+    let address = api_address(api.api_listen)?;
+    let client = ApiClient::new(address.clone(), None, api.api_tls_cert.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot create a runtime: {error}"))?;
     let response = runtime.block_on(client.get("/health/ready")).map_err(|error| error.to_string())?;

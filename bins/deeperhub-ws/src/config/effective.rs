@@ -59,6 +59,8 @@ pub(crate) struct Settings {
 pub(crate) struct ApiSettings {
     /// Address that it listens on.
     pub(crate) address: Address,
+    /// TLS towards callers; `None` when it is off.
+    pub(crate) tls: Option<Tls>,
     /// Its configuration. There is a key unless the address is loopback.
     pub(crate) config: deeperhub_api::ApiConfig,
 }

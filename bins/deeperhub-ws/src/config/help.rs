@@ -11,7 +11,7 @@ use super::layers::Layers;
 use super::resolve::resolve;
 
 /// Defaults in words: of settings without a value, and of those that depend on the machine.
-const DEFAULTS_IN_WORDS: [(&str, &str); 17] = [
+const DEFAULTS_IN_WORDS: [(&str, &str); 19] = [
     ("workers", "number of cores"),
     ("node_id", "random"),
     ("trusted_proxy", "none"),
@@ -20,6 +20,8 @@ const DEFAULTS_IN_WORDS: [(&str, &str); 17] = [
     ("tls_client_ca", "none, clients need no certificate"),
     ("tls_client_auth", "required"),
     ("api_key", "none"),
+    ("api_tls_cert", "none, TLS is off"),
+    ("api_tls_key", "none"),
     ("auth_secret_file", "none"),
     ("auth_jwks_file", "none"),
     ("auth_audience", "any"),

@@ -90,7 +90,9 @@ impl SettingsReload {
         self.node.reconfigure(&settings.node);
         if let (Some(shared), Some(api)) = (&self.api, &settings.api) {
             let mut config = api.config.clone();
-            config.websocket_url.clone_from(&shared.current().websocket_url);
+            let running = shared.current();
+            config.websocket_url.clone_from(&running.websocket_url);
+            config.tls.clone_from(&running.tls);
             shared.replace(config);
         }
         self.level.set(settings.log.level);

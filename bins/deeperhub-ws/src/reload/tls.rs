@@ -1,4 +1,4 @@
-//! TLS towards clients: reads its files and reloads them when they change.
+//! TLS of the client port and of the server API: reads files and reloads them when they change.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,9 +11,27 @@ use tracing::{info, warn};
 use crate::exit::with_causes;
 use crate::reload::Reloader;
 
+/// Names of the settings of one TLS listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TlsKeys {
+    /// What the certificate is for, as logs name it.
+    purpose: &'static str,
+    cert: &'static str,
+    key: &'static str,
+}
+
+impl TlsKeys {
+    /// Settings of the client port.
+    pub(crate) const CLIENTS: Self = Self { purpose: "TLS certificate", cert: "tls_cert", key: "tls_key" };
+    /// Settings of the server API.
+    pub(crate) const API: Self =
+        Self { purpose: "API TLS certificate", cert: "api_tls_cert", key: "api_tls_key" };
+}
+
 /// The TLS options as given.
 #[derive(Debug)]
 pub(crate) struct TlsFileOptions {
+    pub(crate) keys: TlsKeys,
     pub(crate) cert: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
     pub(crate) client_ca: Option<PathBuf>,
@@ -31,12 +49,13 @@ impl TlsFileOptions {
         match self {
             Self { client_ca: None, client_auth: Some(_), .. } => Err(("tls_client_auth", "tls_client_ca")),
             Self { cert: None, key: None, client_ca: None, .. } => Ok(None),
-            Self { cert: Some(cert), key: Some(key), client_ca, client_auth } => {
-                Ok(Some(TlsPaths { cert, key, client_ca, client_auth: client_auth.unwrap_or_default() }))
+            Self { keys, cert: Some(cert), key: Some(key), client_ca, client_auth } => {
+                let client_auth = client_auth.unwrap_or_default();
+                Ok(Some(TlsPaths { keys, cert, key, client_ca, client_auth }))
             }
-            Self { cert: Some(_), key: None, .. } => Err(("tls_cert", "tls_key")),
-            Self { cert: None, key: Some(_), .. } => Err(("tls_key", "tls_cert")),
-            Self { cert: None, key: None, client_ca: Some(_), .. } => Err(("tls_client_ca", "tls_cert")),
+            Self { keys, cert: Some(_), key: None, .. } => Err((keys.cert, keys.key)),
+            Self { keys, cert: None, key: Some(_), .. } => Err((keys.key, keys.cert)),
+            Self { keys, cert: None, key: None, client_ca: Some(_), .. } => Err(("tls_client_ca", keys.cert)),
         }
     }
 }
@@ -44,6 +63,7 @@ impl TlsFileOptions {
 /// Paths of the TLS files.
 #[derive(Debug, Clone)]
 pub(crate) struct TlsPaths {
+    keys: TlsKeys,
     cert: PathBuf,
     key: PathBuf,
     client_ca: Option<PathBuf>,
@@ -101,12 +121,12 @@ impl Tls {
     /// Reloads the files on SIGHUP and when they change.
     pub(crate) fn watch(&self, reloader: &mut Reloader) {
         let (paths, current) = (self.paths.clone(), Arc::clone(&self.current));
-        reloader.watch("TLS certificate", paths.all(), self.stamp.clone(), move || {
+        reloader.watch(paths.keys.purpose, paths.all(), self.stamp.clone(), move || {
             let server = paths.read()?;
             for warning in &server.warnings {
                 warn!("{warning}");
             }
-            info!(ends = server.ends, "TLS certificate replaced");
+            info!(ends = server.expires_at, "{} replaced", paths.keys.purpose);
             current.replace(server);
             Ok(())
         });
@@ -127,8 +147,8 @@ impl TlsFileError {
         let named = |path: &PathBuf| path.display().to_string() == name;
         let (key, path) = match &paths.client_ca {
             Some(path) if named(path) => ("tls_client_ca", path),
-            _ if named(&paths.key) && !named(&paths.cert) => ("tls_key", &paths.key),
-            _ => ("tls_cert", &paths.cert),
+            _ if named(&paths.key) && !named(&paths.cert) => (paths.keys.key, &paths.key),
+            _ => (paths.keys.cert, &paths.cert),
         };
         Self { key, path: path.clone(), problem }
     }

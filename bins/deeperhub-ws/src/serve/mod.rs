@@ -251,7 +251,8 @@ fn new_reloader(settings: &Settings, mut live: SettingsReload) -> Reloader {
     if let Some(auth) = &settings.auth {
         auth.watch(&mut reloader);
     }
-    if let Some(tls) = &settings.tls {
+    let api_tls = settings.api.as_ref().and_then(|api| api.tls.as_ref());
+    for tls in settings.tls.iter().chain(api_tls) {
         tls.watch(&mut reloader);
     }
     reloader

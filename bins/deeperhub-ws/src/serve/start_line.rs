@@ -26,7 +26,10 @@ pub(crate) fn start_line(
         }
         f.write_str(" (API ")?;
         match api {
-            Some(api) => write!(f, "http://{api}")?,
+            Some(api) => {
+                let tls = settings.api.as_ref().is_some_and(|api| api.tls.is_some());
+                write!(f, "{}://{api}", if tls { "https" } else { "http" })?;
+            }
             None => f.write_str("off")?,
         }
         f.write_str(match settings.tls.as_ref().map(Tls::client_auth) {

@@ -64,7 +64,7 @@ pub(crate) fn run(options: ApiOptions, top: &TopArgs) -> ExitCode {
 fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
     let address = api_address(options.api_listen)?;
     let shown = address.to_string();
-    let client = ApiClient::new(address, options.api_key);
+    let client = ApiClient::new(address, options.api_key, options.api_tls_cert.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot create a runtime: {error}"))?;
     // Before the screen changes, so that an error stays readable.

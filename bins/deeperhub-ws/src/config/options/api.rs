@@ -1,5 +1,7 @@
 //! The server API.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use deeperhub_args::{Address, Switchable, Time, whole};
 use deeperhub_security::Secret;
@@ -14,8 +16,8 @@ pub(crate) struct ApiOptions {
     /// Listen for the server API on this address; `off` disables it
     ///
     /// Backends publish, list and disconnect clients over it. It also serves metrics and health
-    /// checks. An address other than loopback needs --api-key. Port 0 picks a free one and prints
-    /// it.
+    /// checks. An address other than loopback needs --api-key, and should have --api-tls-cert. Port
+    /// 0 picks a free one and prints it.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) api_listen: Option<Switchable<Address>>,
 
@@ -25,6 +27,18 @@ pub(crate) struct ApiOptions {
     /// /health need no key.
     #[arg(long, value_name = "KEY", value_parser = secret)]
     pub(crate) api_key: Option<Secret>,
+
+    /// Serve the server API over TLS with this certificate chain, in PEM: the server's certificate first
+    ///
+    /// Needs --api-tls-key. Callers then use https://, and so do `health` and `top` if they get this
+    /// option. The files are read again on SIGHUP and within 10 s after they change, as for
+    /// --tls-cert.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) api_tls_cert: Option<PathBuf>,
+
+    /// Use this private key for --api-tls-cert, in PEM: PKCS#8, SEC1 or PKCS#1, not encrypted
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) api_tls_key: Option<PathBuf>,
 
     /// Limit the number of connections to the server API
     ///

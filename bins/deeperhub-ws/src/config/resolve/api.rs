@@ -7,14 +7,16 @@ use deeperhub_args::{Address, Switchable, Time};
 use deeperhub_node::Config;
 use deeperhub_security::Secret;
 
-use super::Resolver;
+use super::{Resolver, tls};
 use crate::config::effective::{ApiSettings, defaults};
 use crate::config::options::{ApiOptions, flag, variable};
+use crate::reload::tls::{Tls, TlsFileOptions, TlsKeys};
 
 /// The server API before it is checked against the other settings.
 pub(super) struct UncheckedApi {
     listen: Switchable<Address>,
     key: Option<Secret>,
+    tls: Option<Tls>,
     config: ApiConfig,
 }
 
@@ -23,6 +25,8 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ApiOptions, node: &mut C
     let ApiOptions {
         api_listen,
         api_key,
+        api_tls_cert,
+        api_tls_key,
         max_api_connections,
         api_idle_timeout,
         api_timeout,
@@ -39,6 +43,14 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ApiOptions, node: &mut C
     } = options;
     let listen = take!(resolver, api_listen, Switchable::On(defaults::API_ADDRESS));
     let key = take!(resolver, api_key);
+    let files = TlsFileOptions {
+        keys: TlsKeys::API,
+        cert: take!(resolver, api_tls_cert),
+        key: take!(resolver, api_tls_key),
+        client_ca: None,
+        client_auth: None,
+    };
+    let tls = tls::load(resolver, files);
     let mut config = ApiConfig::default();
     config.max_connections = take!(resolver, max_api_connections, config.max_connections);
     config.idle_timeout = take_nonzero!(resolver, api_idle_timeout, config.idle_timeout);
@@ -56,7 +68,7 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ApiOptions, node: &mut C
     idempotency.ttl = take!(resolver, idempotency_ttl, Time(idempotency.ttl)).0;
     idempotency.max_keys = take!(resolver, max_idempotency_keys, idempotency.max_keys);
     idempotency.max_bytes = take!(resolver, max_idempotency_bytes, idempotency.max_bytes);
-    UncheckedApi { listen, key, config }
+    UncheckedApi { listen, key, tls, config }
 }
 
 impl UncheckedApi {
@@ -68,7 +80,7 @@ impl UncheckedApi {
         clients: &Address,
         node: &Config,
     ) -> Option<ApiSettings> {
-        let Self { listen, key, mut config } = self;
+        let Self { listen, key, tls, mut config } = self;
         if key.as_ref().is_some_and(|key| !is_bearer(key.expose())) {
             let expected = "expected one or more visible ASCII characters, without spaces";
             resolver.invalid_secret("api_key", expected.to_owned());
@@ -83,6 +95,14 @@ impl UncheckedApi {
                 variable("api_key"),
             ));
         }
+        if tls.is_none() && !address.host.is_loopback() {
+            resolver.warnings.push(format!(
+                "{name} is {address} without TLS: the API key and all messages cross the network in the clear; set {} \
+                 and {}, or put a proxy with TLS in front",
+                flag("api_tls_cert"),
+                flag("api_tls_key"),
+            ));
+        }
         if address.overlaps(clients) {
             resolver.conflict(format!(
                 "invalid value '{address}' for {name}: clients connect there ({}); expected another port",
@@ -93,7 +113,8 @@ impl UncheckedApi {
         config.allowed_origins = node.origins.clone();
         config.max_body_bytes = node.listener.max_message_bytes;
         config.max_json_depth = node.max_json_depth;
-        Some(ApiSettings { address, config })
+        config.tls = tls.as_ref().map(|tls| Arc::clone(&tls.current));
+        Some(ApiSettings { address, tls, config })
     }
 }
 

@@ -2,18 +2,24 @@
 
 use super::Resolver;
 use crate::config::options::{TlsOptions, flag, variable};
-use crate::reload::tls::{Tls, TlsFileOptions};
+use crate::reload::tls::{Tls, TlsFileOptions, TlsKeys};
 
 /// Returns TLS towards clients; `None` if it is off. Reads the files, so that `config check` finds
 /// errors in them.
 pub(super) fn resolve(resolver: &mut Resolver, options: TlsOptions) -> Option<Tls> {
     let TlsOptions { tls_cert, tls_key, tls_client_ca, tls_client_auth } = options;
     let files = TlsFileOptions {
+        keys: TlsKeys::CLIENTS,
         cert: take!(resolver, tls_cert),
         key: take!(resolver, tls_key),
         client_ca: take!(resolver, tls_client_ca),
         client_auth: take!(resolver, tls_client_auth).map(Into::into),
     };
+    load(resolver, files)
+}
+
+/// Reads the files of one listener; `None` if its TLS is off, or if there is an error.
+pub(super) fn load(resolver: &mut Resolver, files: TlsFileOptions) -> Option<Tls> {
     let paths = match files.into_paths() {
         Ok(paths) => paths?,
         Err((given, missing)) => {
