@@ -6,20 +6,20 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::stamp::{MAX_STREAMS, SHORTEST};
-use super::target::Target;
+use crate::server_url::ServerUrl;
+use crate::stamp::{MAX_STREAMS, MIN_PAYLOAD_BYTES};
 use deeperhub_args::{Time, whole};
 
 const SERVER: &str = "Server";
 const LOAD: &str = "Load";
-const EXTENT: &str = "How long";
+const STOP: &str = "How long";
 const OUTPUT: &str = "Output";
 
 const MAX_CONNECTIONS: u64 = 1_000_000;
 const MAX_STREAMS_U64: u64 = MAX_STREAMS as u64;
 /// Well above any `max_message_bytes` that makes sense, and what a frame of ours may be in memory.
-const MAX_SIZE: u64 = 1 << 24;
-const MAX_RATE: u64 = 100_000_000;
+const MAX_SIZE_BYTES: u64 = 1 << 24;
+const MAX_RATE_PER_SECOND: u64 = 100_000_000;
 
 /// What to do to the server.
 #[derive(Debug, PartialEq, Eq, Subcommand)]
@@ -34,7 +34,7 @@ pub enum Bench {
         #[command(flatten)]
         messages: MessageArgs,
         #[command(flatten)]
-        extent: ExtentArgs,
+        stop: StopArgs,
         #[command(flatten)]
         output: OutputArgs,
         #[command(flatten)]
@@ -52,7 +52,7 @@ pub enum Bench {
         #[command(flatten)]
         messages: MessageArgs,
         #[command(flatten)]
-        extent: ExtentArgs,
+        stop: StopArgs,
         #[command(flatten)]
         output: OutputArgs,
         #[command(flatten)]
@@ -73,7 +73,7 @@ pub enum Bench {
         #[command(flatten)]
         messages: MessageArgs,
         #[command(flatten)]
-        extent: ExtentArgs,
+        stop: StopArgs,
         #[command(flatten)]
         output: OutputArgs,
         #[command(flatten)]
@@ -87,7 +87,7 @@ pub enum Bench {
         #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_CONNECTIONS), default_value = "1000", help_heading = LOAD)]
         connections: usize,
         /// Time for which they are held once all are open
-        #[arg(long, value_name = "TIME", value_parser = some_time, default_value = "10s", help_heading = EXTENT)]
+        #[arg(long, value_name = "TIME", value_parser = some_time, default_value = "10s", help_heading = STOP)]
         duration: Time,
         #[command(flatten)]
         output: OutputArgs,
@@ -100,10 +100,10 @@ pub enum Bench {
         #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_CONNECTIONS), default_value = "50", help_heading = LOAD)]
         connections: usize,
         /// Time that is measured
-        #[arg(long, value_name = "TIME", value_parser = some_time, default_value = "10s", help_heading = EXTENT)]
+        #[arg(long, value_name = "TIME", value_parser = some_time, default_value = "10s", help_heading = STOP)]
         duration: Time,
         /// Time before it
-        #[arg(long, value_name = "TIME", default_value = "1s", help_heading = EXTENT)]
+        #[arg(long, value_name = "TIME", default_value = "1s", help_heading = STOP)]
         warmup: Time,
         #[command(flatten)]
         output: OutputArgs,
@@ -125,7 +125,7 @@ pub enum Bench {
         #[command(flatten)]
         messages: MessageArgs,
         #[command(flatten)]
-        extent: ExtentArgs,
+        stop: StopArgs,
         #[command(flatten)]
         output: OutputArgs,
         #[command(flatten)]
@@ -138,40 +138,40 @@ pub enum Bench {
 pub struct ServerArgs {
     /// Server to connect to
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080/", help_heading = SERVER)]
-    pub(super) url: Target,
+    pub(crate) url: ServerUrl,
 
     /// Token that every connection brings as `Authorization: Bearer TOKEN`
     ///
     /// Other users of the machine can read flags: use one that was made for this run.
     #[arg(long, value_name = "TOKEN", value_parser = token, help_heading = SERVER)]
-    pub(super) token: Option<Token>,
+    pub(crate) token: Option<Token>,
 
     /// PEM file of the authorities that a wss:// server's certificate is checked against [default: the system's]
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with = "insecure", help_heading = SERVER)]
-    pub(super) ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
 
     /// Take any certificate; for test certificates only
     #[arg(long, help_heading = SERVER)]
-    pub(super) insecure: bool,
+    pub(crate) insecure: bool,
 
     /// Offer permessage-deflate and read what the server compresses
     #[arg(long, help_heading = SERVER)]
-    pub(super) compression: bool,
+    pub(crate) compression: bool,
 
     /// Local address to connect from; may be repeated, connections take turns
     ///
     /// To one address and port of a server, one local address has about 28,000 ports. On loopback, 127.0.0.2,
     /// 127.0.0.3 and so on can be given as they are.
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',', help_heading = SERVER)]
-    pub(super) source: Vec<IpAddr>,
+    pub(crate) source: Vec<IpAddr>,
 
     /// Time from connecting to the end of the handshake and of subscribing
     #[arg(long, value_name = "TIME", value_parser = some_time, default_value = "10s", help_heading = SERVER)]
-    pub(super) connect_timeout: Time,
+    pub(crate) connect_timeout: Time,
 
     /// Threads that carry the connections of the bench
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, 256), default_value = "1", help_heading = SERVER)]
-    pub(super) threads: usize,
+    pub(crate) threads: usize,
 }
 
 /// Who publishes.
@@ -179,45 +179,45 @@ pub struct ServerArgs {
 pub struct PublisherArgs {
     /// Connections that publish
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_STREAMS_U64), default_value = "1", help_heading = LOAD)]
-    pub(super) publishers: usize,
+    pub(crate) publishers: usize,
 }
 
 /// What is sent and how fast.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct MessageArgs {
     /// Bytes of the JSON that a message carries
-    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(SHORTEST as u64, MAX_SIZE), default_value = "128", help_heading = LOAD)]
-    pub(super) size: usize,
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(MIN_PAYLOAD_BYTES as u64, MAX_SIZE_BYTES), default_value = "128", help_heading = LOAD)]
+    pub(crate) size: usize,
 
     /// Closed loop: messages that each sender has under way at a time [default: 1]
     ///
     /// The next is sent when all deliveries of an earlier one are in. Shows the most that a server can do; says
     /// nothing about latency under a given load.
     #[arg(long, value_name = "N", value_parser = whole::<u32>(1, 1_000_000), conflicts_with = "rate", help_heading = LOAD)]
-    pub(super) in_flight: Option<u32>,
+    pub(crate) in_flight: Option<u32>,
 
     /// Open loop: messages a second of all senders together
     ///
     /// Latency counts from the time at which a message was due, so that a server that stops for a while cannot hide
     /// it. The default of `slow`, with 100.
-    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_RATE), help_heading = LOAD)]
-    pub(super) rate: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_RATE_PER_SECOND), help_heading = LOAD)]
+    pub(crate) rate: Option<u64>,
 }
 
 /// How much is measured.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct ExtentArgs {
+pub struct StopArgs {
     /// Messages that are sent by all senders together, instead of a time
-    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, 1 << 39), conflicts_with_all = ["duration", "warmup"], help_heading = EXTENT)]
-    pub(super) messages: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, 1 << 39), conflicts_with_all = ["duration", "warmup"], help_heading = STOP)]
+    pub(crate) messages: Option<u64>,
 
     /// Time that is measured [default: 10s]
-    #[arg(long, value_name = "TIME", value_parser = some_time, help_heading = EXTENT)]
-    pub(super) duration: Option<Time>,
+    #[arg(long, value_name = "TIME", value_parser = some_time, help_heading = STOP)]
+    pub(crate) duration: Option<Time>,
 
     /// Time before it, under the same load [default: 1s]
-    #[arg(long, value_name = "TIME", help_heading = EXTENT)]
-    pub(super) warmup: Option<Time>,
+    #[arg(long, value_name = "TIME", help_heading = STOP)]
+    pub(crate) warmup: Option<Time>,
 }
 
 /// What is printed.
@@ -225,11 +225,11 @@ pub struct ExtentArgs {
 pub struct OutputArgs {
     /// Print one JSON object instead of text
     #[arg(long, help_heading = OUTPUT)]
-    pub(super) json: bool,
+    pub(crate) json: bool,
 
     /// Process of the server, where it runs on this machine: adds its processor time and memory to the report
     #[arg(long, value_name = "PID", value_parser = whole::<u32>(1, u32::MAX as u64), help_heading = OUTPUT)]
-    pub(super) server_pid: Option<u32>,
+    pub(crate) server_pid: Option<u32>,
 }
 
 /// What the exit code says.
@@ -237,12 +237,12 @@ pub struct OutputArgs {
 pub struct LossArgs {
     /// Exit with 1 if messages were lost, came twice or came out of order
     #[arg(long, help_heading = OUTPUT)]
-    pub(super) fail_on_loss: bool,
+    pub(crate) fail_on_loss: bool,
 }
 
 /// A token; shows nothing of itself.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token(pub(super) String);
+pub struct Token(pub(crate) String);
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

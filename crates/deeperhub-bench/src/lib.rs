@@ -7,24 +7,24 @@
 
 mod args;
 mod connection;
-mod end;
+mod counters;
+mod disconnect_reason;
+mod frame;
 mod handshake;
-mod ledger;
-mod local;
-mod outgoing;
+mod message_encoder;
 mod plan;
 mod progress;
 mod report;
 mod schedule;
+mod sequence_tracker;
 mod server_process;
-mod shared;
+mod server_url;
+mod shared_state;
 mod stamp;
-mod tally;
-mod target;
+mod thread_state;
 mod timer;
 mod tls;
 mod transport;
-mod wire;
 mod worker;
 
 use std::fmt::Display;
@@ -38,15 +38,15 @@ use rustix::time::{ClockId, clock_gettime};
 use tungstenite::handshake::client::generate_key;
 
 pub use args::Bench;
+use counters::Counters;
 use handshake::Handshake;
-use local::Local;
-use plan::{Extent, Plan};
+use plan::{Plan, StopCondition};
 use progress::Progress;
-use report::{Clocks, Report, ServerClocks};
-use server_process::{ServerProcess, Usage};
-use shared::Shared;
-use tally::Tally;
-use worker::{Remote, Worker};
+use report::{Measurements, Report, ServerMeasurements};
+use server_process::{ProcessUsage, ServerProcess};
+use shared_state::SharedState;
+use thread_state::ThreadState;
+use worker::{Endpoint, Worker};
 
 /// The run could not be carried out, or lost messages.
 const FAILED: u8 = 1;
@@ -54,9 +54,9 @@ const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
 
 /// Between two looks at a run that goes on.
-const LOOK: Duration = Duration::from_millis(50);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 /// Open files of the process besides connections.
-const OTHER_FILES: u64 = 64;
+const OTHER_OPEN_FILES: u64 = 64;
 
 /// Carries out a run and prints what it showed.
 ///
@@ -76,8 +76,8 @@ pub fn run(bench: Bench) -> ExitCode {
         Err(sentence) => return refuse(BAD_CONFIGURATION, &sentence),
     };
     let prepared = raise_open_files(&plan).and_then(|()| {
-        let address = plan.target.address.resolve();
-        address.map_err(|error| format!("cannot find {}: {error}", plan.target.address))
+        let address = plan.url.address.resolve();
+        address.map_err(|error| format!("cannot find {}: {error}", plan.url.address))
     });
     let address = match prepared {
         Ok(address) => address,
@@ -101,14 +101,14 @@ pub fn run(bench: Bench) -> ExitCode {
         );
         return refuse(BAD_CONFIGURATION, &sentence);
     }
-    let (tally, clocks) = match carry_out(&plan, &Remote { address, tls }) {
+    let (counters, measurements) = match run_workers(&plan, &Endpoint { address, tls }) {
         Ok(done) => done,
         Err(error) => return refuse(FAILED, &format!("the system refuses what the bench needs: {error}")),
     };
-    if let Some(sentence) = not_carried_out(&plan, &tally) {
+    if let Some(sentence) = missing_connections(&plan, &counters) {
         return refuse(FAILED, &sentence);
     }
-    let report = Report::new(&plan, &tally, clocks);
+    let report = Report::new(&plan, &counters, measurements);
     let printed = if plan.json {
         match report.json() {
             Ok(json) => print(&format_args!("{json}\n")),
@@ -117,22 +117,22 @@ pub fn run(bench: Bench) -> ExitCode {
     } else {
         print(&report)
     };
-    if plan.fail_on_loss && report.has_loss() { ExitCode::from(FAILED) } else { printed }
+    if plan.fail_on_loss && report.has_faults() { ExitCode::from(FAILED) } else { printed }
 }
 
 type Tls = Option<(std::sync::Arc<rustls::ClientConfig>, rustls::pki_types::ServerName<'static>)>;
 
 fn tls(plan: &Plan) -> Result<Tls, String> {
-    if !plan.target.tls {
+    if !plan.url.tls {
         return Ok(None);
     }
-    Ok(Some((tls::config(&plan.trust)?, tls::server_name(&plan.target.address.host)?)))
+    Ok(Some((tls::client_config(&plan.trust)?, tls::server_name(&plan.url.address.host)?)))
 }
 
 /// Raises this process's limit of open files as far as the connections need it.
 fn raise_open_files(plan: &Plan) -> Result<(), String> {
     let connections = plan.clients + plan.publishers;
-    let needed = connections as u64 + 4 * plan.threads as u64 + OTHER_FILES;
+    let needed = connections as u64 + 4 * plan.threads as u64 + OTHER_OPEN_FILES;
     let (soft, hard) = rlimit::Resource::NOFILE
         .get()
         .map_err(|error| format!("cannot read the limit of open files (RLIMIT_NOFILE): {error}"))?;
@@ -146,16 +146,16 @@ fn raise_open_files(plan: &Plan) -> Result<(), String> {
 }
 
 /// Runs the workers, and measures what they cost.
-fn carry_out(plan: &Plan, remote: &Remote) -> io::Result<(Tally, Clocks)> {
-    let shared = Shared::new(plan);
+fn run_workers(plan: &Plan, endpoint: &Endpoint) -> io::Result<(Counters, Measurements)> {
+    let shared = SharedState::new(plan);
     // All connections may have one key: it is there to tell a server that answers from one that repeats.
     let handshake = Handshake::new(plan, &generate_key());
     let run = RandomState::new().hash_one(std::process::id()) as u32;
     let workers: Vec<_> = (0..plan.threads)
-        .map(|index| Worker::new(Local::new(plan, &shared, &handshake, index, run), remote.clone()))
+        .map(|index| Worker::new(ThreadState::new(plan, &shared, &handshake, index, run), endpoint.clone()))
         .collect::<io::Result<_>>()?;
-    let mut meter = Meter::new(plan);
-    let mut tally = Tally::default();
+    let mut sampler = UsageSampler::new(plan);
+    let mut counters = Counters::default();
     thread::scope(|scope| {
         let threads: Vec<_> = workers
             .into_iter()
@@ -178,40 +178,40 @@ fn carry_out(plan: &Plan, remote: &Remote) -> io::Result<(Tally, Clocks)> {
             shared.stop();
         }
         while running.iter().any(|thread| !thread.is_finished()) {
-            thread::sleep(LOOK);
+            thread::sleep(PROGRESS_INTERVAL);
             progress.update(&shared);
-            meter.look(plan, &shared);
-            if is_in_vain(plan, &shared) {
+            sampler.sample(plan, &shared);
+            if has_failed(plan, &shared) {
                 shared.stop();
             }
         }
-        meter.look(plan, &shared);
+        sampler.sample(plan, &shared);
         for thread in running.drain(..) {
             match thread.join() {
-                Ok(result) => tally.add(result?),
+                Ok(result) => counters.add(result?),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
         Ok(())
     })
-    .map(|()| (tally, meter.clocks(plan, &shared)))
+    .map(|()| (counters, sampler.measurements(plan, &shared)))
 }
 
 /// Whether a run cannot become what was asked for, as connections are missing.
-fn is_in_vain(plan: &Plan, shared: &Shared) -> bool {
+fn has_failed(plan: &Plan, shared: &SharedState) -> bool {
     use std::sync::atomic::Ordering::Relaxed;
 
     plan.scenario.has_messages() && shared.failed.load(Relaxed) > 0
 }
 
 /// Why a run says nothing about what was asked for.
-fn not_carried_out(plan: &Plan, tally: &Tally) -> Option<String> {
-    let missing = if plan.scenario.has_messages() { tally.failed > 0 } else { tally.opened == 0 };
+fn missing_connections(plan: &Plan, counters: &Counters) -> Option<String> {
+    let missing = if plan.scenario.has_messages() { counters.failed > 0 } else { counters.opened == 0 };
     if !missing {
         return None;
     }
-    let kinds: Vec<_> = tally.errors.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
-    let advice = match tally.errors.keys().next().map(String::as_str) {
+    let kinds: Vec<_> = counters.errors.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
+    let advice = match counters.errors.keys().next().map(String::as_str) {
         Some("connect_refused") => "; is a server running there?",
         Some("http_401") => "; the server needs a --token that it takes",
         Some("http_503") => "; the server's --max-connections may be lower",
@@ -221,80 +221,80 @@ fn not_carried_out(plan: &Plan, tally: &Tally) -> Option<String> {
     };
     Some(format!(
         "cannot open {} of {} connections to {}: {}{advice}",
-        tally.failed,
+        counters.failed,
         plan.clients + plan.publishers,
-        plan.target,
+        plan.url,
         kinds.join(", ")
     ))
 }
 
-/// Looks at the clocks at the start and the end of the measured time, as near as the looks are.
+/// Looks at the measurements at the start and the end of the measured time, as near as the looks are.
 #[derive(Debug, Default)]
-struct Meter {
-    from: Option<Look>,
-    to: Option<Look>,
+struct UsageSampler {
+    from: Option<UsageSample>,
+    to: Option<UsageSample>,
     over: bool,
     /// What the server had before anything was asked of it.
-    before: Option<Usage>,
+    before: Option<ProcessUsage>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Look {
+struct UsageSample {
     at: u64,
     cpu: u64,
-    server: Option<Usage>,
+    server: Option<ProcessUsage>,
 }
 
-impl Meter {
+impl UsageSampler {
     fn new(plan: &Plan) -> Self {
         Self { before: usage(plan.server), ..Self::default() }
     }
 
-    fn look(&mut self, plan: &Plan, shared: &Shared) {
+    fn sample(&mut self, plan: &Plan, shared: &SharedState) {
         let Some(start) = shared.start() else { return };
         let at = shared.now();
         let (from, to) = measured(plan, start);
         if at < from || self.over {
             return;
         }
-        let look = Look { at, cpu: cpu(), server: usage(plan.server) };
-        self.from.get_or_insert(look);
-        self.to = Some(look);
+        let sample = UsageSample { at, cpu: cpu(), server: usage(plan.server) };
+        self.from.get_or_insert(sample);
+        self.to = Some(sample);
         self.over = at >= to || (plan.scenario.has_messages() && !shared.is_sending());
     }
 
-    fn clocks(&self, plan: &Plan, shared: &Shared) -> Clocks {
+    fn measurements(&self, plan: &Plan, shared: &SharedState) -> Measurements {
         let start = shared.start().unwrap_or_default();
-        let (seen_from, seen_to) = (self.from.unwrap_or_default(), self.to.unwrap_or_default());
+        let (first, last) = (self.from.unwrap_or_default(), self.to.unwrap_or_default());
         let (from, to) = measured(plan, start);
-        let server = match (self.before, seen_from.server, seen_to.server) {
-            (Some(before), Some(from), Some(to)) => Some(ServerClocks {
+        let server = match (self.before, first.server, last.server) {
+            (Some(before), Some(from), Some(to)) => Some(ServerMeasurements {
                 cpu: to.cpu.saturating_sub(from.cpu),
                 resident_before: before.resident,
                 resident: to.resident,
             }),
             _ => None,
         };
-        Clocks {
+        Measurements {
             start,
-            measured: to.min(seen_to.at).saturating_sub(from),
-            cpu: seen_to.cpu.saturating_sub(seen_from.cpu),
-            cpu_of: seen_to.at.saturating_sub(seen_from.at),
+            measured: to.min(last.at).saturating_sub(from),
+            cpu: last.cpu.saturating_sub(first.cpu),
+            cpu_interval: last.at.saturating_sub(first.at),
             server,
         }
     }
 }
 
 /// What the server uses; a process that has ended is told by its connections.
-fn usage(server: Option<ServerProcess>) -> Option<Usage> {
+fn usage(server: Option<ServerProcess>) -> Option<ProcessUsage> {
     server.and_then(|server| server.usage().ok())
 }
 
 /// From when to when is measured, in nanoseconds since the epoch.
 fn measured(plan: &Plan, start: u64) -> (u64, u64) {
-    match plan.extent {
-        Extent::Messages(_) => (start, u64::MAX),
-        Extent::Time { warmup, measured } => {
+    match plan.stop {
+        StopCondition::Messages(_) => (start, u64::MAX),
+        StopCondition::Time { warmup, measured } => {
             let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
             let from = start.saturating_add(nanoseconds(warmup));
             (from, from.saturating_add(nanoseconds(measured)))

@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::args::{Bench, ExtentArgs, LossArgs, MessageArgs, OutputArgs, PublisherArgs, ServerArgs, Token};
-use super::server_process::ServerProcess;
-use super::stamp::MAX_STREAMS;
-use super::target::Target;
-use super::tls::Trust;
+use crate::args::{Bench, LossArgs, MessageArgs, OutputArgs, PublisherArgs, ServerArgs, StopArgs, Token};
+use crate::server_process::ServerProcess;
+use crate::server_url::ServerUrl;
+use crate::stamp::MAX_STREAMS;
+use crate::tls::CertificateTrust;
 
 /// What a run does, with every number decided.
 ///
@@ -15,32 +15,32 @@ use super::tls::Trust;
 /// from messages that were never meant for it. There are as many as topics or publishers, whichever is more; stream
 /// `s` is publisher `s % publishers`'s and goes to topic `s % topics`. In `echo`, each connection is a stream.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) scenario: Scenario,
-    pub(super) target: Target,
-    pub(super) trust: Trust,
-    pub(super) token: Option<Token>,
-    pub(super) compression: bool,
-    pub(super) sources: Vec<IpAddr>,
-    pub(super) connect_timeout: Duration,
-    pub(super) threads: usize,
+pub(crate) struct Plan {
+    pub(crate) scenario: Scenario,
+    pub(crate) url: ServerUrl,
+    pub(crate) trust: CertificateTrust,
+    pub(crate) token: Option<Token>,
+    pub(crate) compression: bool,
+    pub(crate) sources: Vec<IpAddr>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) threads: usize,
     /// Connections that are not publishers: echoing, subscribed, idle or churning.
-    pub(super) clients: usize,
+    pub(crate) clients: usize,
     /// How many of those never read, the last ones.
-    pub(super) slow_readers: usize,
-    pub(super) publishers: usize,
-    pub(super) topics: usize,
-    pub(super) size: usize,
-    pub(super) pace: Pace,
-    pub(super) extent: Extent,
-    pub(super) json: bool,
-    pub(super) server: Option<ServerProcess>,
-    pub(super) fail_on_loss: bool,
+    pub(crate) slow_readers: usize,
+    pub(crate) publishers: usize,
+    pub(crate) topics: usize,
+    pub(crate) size: usize,
+    pub(crate) load: LoadModel,
+    pub(crate) stop: StopCondition,
+    pub(crate) json: bool,
+    pub(crate) server: Option<ServerProcess>,
+    pub(crate) fail_on_loss: bool,
 }
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scenario {
+pub(crate) enum Scenario {
     Echo,
     Fanout,
     Topics,
@@ -50,7 +50,7 @@ pub(super) enum Scenario {
 }
 
 impl Scenario {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Echo => "echo",
             Self::Fanout => "fanout",
@@ -62,23 +62,23 @@ impl Scenario {
     }
 
     /// Whether messages are sent.
-    pub(super) fn has_messages(self) -> bool {
+    pub(crate) fn has_messages(self) -> bool {
         !matches!(self, Self::Idle | Self::Churn)
     }
 }
 
 /// When the next message is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pace {
+pub(crate) enum LoadModel {
     /// When fewer than this many of the sender's are under way.
-    InFlight(u32),
+    ClosedLoop(u32),
     /// So many a second of all senders together.
-    Rate(u64),
+    OpenLoop(u64),
 }
 
 /// When the sending ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Extent {
+pub(crate) enum StopCondition {
     /// After so many messages of all senders together.
     Messages(u64),
     /// After a time.
@@ -92,7 +92,7 @@ pub(super) enum Extent {
 
 /// What a connection is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     /// Gets its own messages back.
     Echo,
     /// Subscribes and reads.
@@ -107,17 +107,17 @@ pub(super) enum Role {
 
 impl Role {
     /// Whether it subscribes once it is welcome.
-    pub(super) fn subscribes(self) -> bool {
+    pub(crate) fn subscribes(self) -> bool {
         matches!(self, Self::Subscriber | Self::SlowReader | Self::Churner)
     }
 }
 
 /// One connection of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) role: Role,
+pub(crate) struct ConnectionSpec {
+    pub(crate) role: Role,
     /// Its number among the clients or among the publishers.
-    pub(super) number: u32,
+    pub(crate) number: u32,
 }
 
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
@@ -132,18 +132,18 @@ impl Plan {
     /// # Errors
     ///
     /// A sentence that names the flags that do not go together and what would be right.
-    pub(super) fn new(bench: Bench) -> Result<Self, String> {
+    pub(crate) fn new(bench: Bench) -> Result<Self, String> {
         let plan = match bench {
-            Bench::Echo { server, connections, messages, extent, output, loss } => {
+            Bench::Echo { server, connections, messages, stop, output, loss } => {
                 Self { clients: connections, ..Self::base(Scenario::Echo, server, output) }
-                    .with_messages(&messages, &extent, &loss)
+                    .with_messages(&messages, &stop, &loss)
             }
-            Bench::Fanout { server, subscribers, publishers, messages, extent, output, loss } => {
+            Bench::Fanout { server, subscribers, publishers, messages, stop, output, loss } => {
                 let PublisherArgs { publishers } = publishers;
                 Self { clients: subscribers, publishers, ..Self::base(Scenario::Fanout, server, output) }
-                    .with_messages(&messages, &extent, &loss)
+                    .with_messages(&messages, &stop, &loss)
             }
-            Bench::Topics { server, subscribers, topics, publishers, messages, extent, output, loss } => {
+            Bench::Topics { server, subscribers, topics, publishers, messages, stop, output, loss } => {
                 let PublisherArgs { publishers } = publishers;
                 Self {
                     clients: subscribers,
@@ -151,21 +151,21 @@ impl Plan {
                     topics,
                     ..Self::base(Scenario::Topics, server, output)
                 }
-                .with_messages(&messages, &extent, &loss)
+                .with_messages(&messages, &stop, &loss)
             }
             Bench::Idle { server, connections, duration, output } => {
-                let extent = Extent::Time { warmup: Duration::ZERO, measured: duration.0 };
-                Self { clients: connections, extent, ..Self::base(Scenario::Idle, server, output) }
+                let stop = StopCondition::Time { warmup: Duration::ZERO, measured: duration.0 };
+                Self { clients: connections, stop, ..Self::base(Scenario::Idle, server, output) }
             }
             Bench::Churn { server, connections, duration, warmup, output } => {
-                let extent = Extent::Time { warmup: warmup.0, measured: duration.0 };
-                Self { clients: connections, extent, ..Self::base(Scenario::Churn, server, output) }
+                let stop = StopCondition::Time { warmup: warmup.0, measured: duration.0 };
+                Self { clients: connections, stop, ..Self::base(Scenario::Churn, server, output) }
             }
-            Bench::Slow { server, subscribers, slow_readers, publishers, messages, extent, output, loss } => {
+            Bench::Slow { server, subscribers, slow_readers, publishers, messages, stop, output, loss } => {
                 let PublisherArgs { publishers } = publishers;
                 let clients = subscribers + slow_readers;
                 Self { clients, slow_readers, publishers, ..Self::base(Scenario::Slow, server, output) }
-                    .with_messages(&messages, &extent, &loss)
+                    .with_messages(&messages, &stop, &loss)
             }
         };
         plan.check()
@@ -174,13 +174,13 @@ impl Plan {
     fn base(scenario: Scenario, server: ServerArgs, output: OutputArgs) -> Self {
         let ServerArgs { url, token, ca, insecure, compression, source, connect_timeout, threads } = server;
         let trust = match ca {
-            Some(file) => Trust::Authorities(file),
-            None if insecure => Trust::Anything,
-            None => Trust::System,
+            Some(file) => CertificateTrust::CaFile(file),
+            None if insecure => CertificateTrust::AnyCertificate,
+            None => CertificateTrust::System,
         };
         Self {
             scenario,
-            target: url,
+            url,
             trust,
             token,
             compression,
@@ -192,29 +192,29 @@ impl Plan {
             publishers: 0,
             topics: 1,
             size: 0,
-            pace: Pace::InFlight(DEFAULT_IN_FLIGHT),
-            extent: Extent::Messages(0),
+            load: LoadModel::ClosedLoop(DEFAULT_IN_FLIGHT),
+            stop: StopCondition::Messages(0),
             json: output.json,
             server: output.server_pid.map(ServerProcess),
             fail_on_loss: false,
         }
     }
 
-    fn with_messages(self, messages: &MessageArgs, extent: &ExtentArgs, loss: &LossArgs) -> Self {
-        let pace = match (messages.rate, messages.in_flight) {
-            (Some(rate), _) => Pace::Rate(rate),
-            (None, Some(in_flight)) => Pace::InFlight(in_flight),
-            (None, None) if self.scenario == Scenario::Slow => Pace::Rate(DEFAULT_SLOW_RATE),
-            (None, None) => Pace::InFlight(DEFAULT_IN_FLIGHT),
+    fn with_messages(self, messages: &MessageArgs, stop: &StopArgs, loss: &LossArgs) -> Self {
+        let load = match (messages.rate, messages.in_flight) {
+            (Some(rate), _) => LoadModel::OpenLoop(rate),
+            (None, Some(in_flight)) => LoadModel::ClosedLoop(in_flight),
+            (None, None) if self.scenario == Scenario::Slow => LoadModel::OpenLoop(DEFAULT_SLOW_RATE),
+            (None, None) => LoadModel::ClosedLoop(DEFAULT_IN_FLIGHT),
         };
-        let extent = match extent.messages {
-            Some(messages) => Extent::Messages(messages),
-            None => Extent::Time {
-                warmup: extent.warmup.map_or(DEFAULT_WARMUP, |time| time.0),
-                measured: extent.duration.map_or(DEFAULT_DURATION, |time| time.0),
+        let stop = match stop.messages {
+            Some(messages) => StopCondition::Messages(messages),
+            None => StopCondition::Time {
+                warmup: stop.warmup.map_or(DEFAULT_WARMUP, |time| time.0),
+                measured: stop.duration.map_or(DEFAULT_DURATION, |time| time.0),
             },
         };
-        Self { size: messages.size, pace, extent, fail_on_loss: loss.fail_on_loss, ..self }
+        Self { size: messages.size, load, stop, fail_on_loss: loss.fail_on_loss, ..self }
     }
 
     fn check(self) -> Result<Self, String> {
@@ -242,17 +242,17 @@ impl Plan {
                 clients + publishers
             ));
         }
-        if !self.target.tls && self.trust != Trust::System {
-            let flag = if self.trust == Trust::Anything { "--insecure" } else { "--ca" };
+        if !self.url.tls && self.trust != CertificateTrust::System {
+            let flag = if self.trust == CertificateTrust::AnyCertificate { "--insecure" } else { "--ca" };
             return Err(format!(
                 "{flag} is for certificates, but --url {} has none: give a wss:// URL",
-                self.target
+                self.url
             ));
         }
         Ok(self)
     }
 
-    pub(super) fn streams(&self) -> usize {
+    pub(crate) fn streams(&self) -> usize {
         match self.scenario {
             Scenario::Echo => self.clients,
             _ => self.publishers.max(self.topics),
@@ -260,7 +260,7 @@ impl Plan {
     }
 
     /// How many streams go to a topic.
-    pub(super) fn streams_of_topic(&self) -> usize {
+    pub(crate) fn streams_of_topic(&self) -> usize {
         match self.scenario {
             Scenario::Echo => 1,
             _ => self.publishers.div_ceil(self.topics).max(1),
@@ -268,19 +268,19 @@ impl Plan {
     }
 
     /// The topic of a subscriber.
-    pub(super) fn topic_of(&self, subscriber: u32) -> u32 {
+    pub(crate) fn topic_of(&self, subscriber: u32) -> u32 {
         subscriber % self.topics as u32
     }
 
     /// The `turn`-th stream of a publisher, in turns.
-    pub(super) fn stream_of(&self, publisher: u32, turn: u64) -> u32 {
+    pub(crate) fn stream_of(&self, publisher: u32, turn: u64) -> u32 {
         let (publishers, streams) = (self.publishers as u64, self.streams() as u64);
         let own = (streams - u64::from(publisher)).div_ceil(publishers.max(1)).max(1);
         (u64::from(publisher) + turn % own * publishers) as u32
     }
 
     /// All connections, in the order in which they are opened: subscribers before who publishes to them.
-    pub(super) fn places(&self) -> impl Iterator<Item = Place> {
+    pub(crate) fn connection_specs(&self) -> impl Iterator<Item = ConnectionSpec> {
         let readers = self.clients - self.slow_readers;
         let role = move |number| match self.scenario {
             Scenario::Echo => Role::Echo,
@@ -289,33 +289,33 @@ impl Plan {
             _ => Role::SlowReader,
         };
         let clients =
-            (0..self.clients).map(move |number| Place { role: role(number), number: number as u32 });
-        let publishers =
-            (0..self.publishers).map(|number| Place { role: Role::Publisher, number: number as u32 });
+            (0..self.clients).map(move |number| ConnectionSpec { role: role(number), number: number as u32 });
+        let publishers = (0..self.publishers)
+            .map(|number| ConnectionSpec { role: Role::Publisher, number: number as u32 });
         clients.chain(publishers)
     }
 
     /// Connections that send.
-    pub(super) fn senders(&self) -> usize {
+    pub(crate) fn senders(&self) -> usize {
         if self.scenario == Scenario::Echo { self.clients } else { self.publishers }
     }
 
     /// How many messages a sender sends at most.
-    pub(super) fn quota(&self, sender: u32) -> u64 {
-        let Extent::Messages(messages) = self.extent else { return u64::MAX };
+    pub(crate) fn max_messages(&self, sender: u32) -> u64 {
+        let StopCondition::Messages(messages) = self.stop else { return u64::MAX };
         let senders = self.senders().max(1) as u64;
         messages / senders + u64::from(u64::from(sender) < messages % senders)
     }
 
     /// Where connection `number` of the run is made from; `None` leaves it to the system.
-    pub(super) fn source(&self, number: usize) -> Option<SocketAddr> {
+    pub(crate) fn source(&self, number: usize) -> Option<SocketAddr> {
         let at = number.checked_rem(self.sources.len())?;
         self.sources.get(at).map(|ip| SocketAddr::new(*ip, 0))
     }
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use clap::{Command, FromArgMatches, Subcommand};
     use proptest::prelude::*;
 
@@ -333,21 +333,21 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_not_given_has_a_default() {
-        let time = |warmup, measured| Extent::Time {
+        let time = |warmup, measured| StopCondition::Time {
             warmup: Duration::from_secs(warmup),
             measured: Duration::from_secs(measured),
         };
-        for (flags, pace, extent) in [
-            ("echo", Pace::InFlight(1), time(1, 10)),
-            ("fanout --in-flight 8 --duration 5s", Pace::InFlight(8), time(1, 5)),
-            ("topics --rate 8 --warmup 0", Pace::Rate(8), time(0, 10)),
-            ("slow", Pace::Rate(100), time(1, 10)),
-            ("slow --in-flight 2", Pace::InFlight(2), time(1, 10)),
-            ("fanout --messages 7", Pace::InFlight(1), Extent::Messages(7)),
-            ("idle", Pace::InFlight(1), time(0, 10)),
+        for (flags, load, stop) in [
+            ("echo", LoadModel::ClosedLoop(1), time(1, 10)),
+            ("fanout --in-flight 8 --duration 5s", LoadModel::ClosedLoop(8), time(1, 5)),
+            ("topics --rate 8 --warmup 0", LoadModel::OpenLoop(8), time(0, 10)),
+            ("slow", LoadModel::OpenLoop(100), time(1, 10)),
+            ("slow --in-flight 2", LoadModel::ClosedLoop(2), time(1, 10)),
+            ("fanout --messages 7", LoadModel::ClosedLoop(1), StopCondition::Messages(7)),
+            ("idle", LoadModel::ClosedLoop(1), time(0, 10)),
         ] {
             let plan = plan(flags);
-            assert_eq!((plan.pace, plan.extent), (pace, extent), "{flags}");
+            assert_eq!((plan.load, plan.stop), (load, stop), "{flags}");
         }
     }
 
@@ -373,7 +373,7 @@ pub(super) mod tests {
     #[test]
     fn slow_readers_are_the_last_of_the_clients() {
         let roles: Vec<_> =
-            plan("slow --subscribers 2 --slow-readers 1").places().map(|place| place.role).collect();
+            plan("slow --subscribers 2 --slow-readers 1").connection_specs().map(|spec| spec.role).collect();
         assert_eq!(roles, [Role::Subscriber, Role::Subscriber, Role::SlowReader, Role::Publisher]);
     }
 
@@ -413,7 +413,7 @@ pub(super) mod tests {
         #[test]
         fn quotas_add_up(senders in 1..50_usize, messages in 1..1000_u64) {
             let plan = plan(&format!("echo --connections {senders} --messages {messages}"));
-            let sum: u64 = (0..senders as u32).map(|sender| plan.quota(sender)).sum();
+            let sum: u64 = (0..senders as u32).map(|sender| plan.max_messages(sender)).sum();
             prop_assert_eq!(sum, messages);
         }
     }

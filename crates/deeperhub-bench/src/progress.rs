@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::plan::{Extent, Plan, Scenario};
-use super::shared::Shared;
+use crate::plan::{Plan, Scenario, StopCondition};
+use crate::shared_state::SharedState;
 
 /// What is shown. On anything but a terminal it is nothing.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     bar: ProgressBar,
-    extent: Extent,
+    stop: StopCondition,
     connections: u64,
     /// Whether what is sent and delivered is of interest.
     messages: bool,
@@ -21,7 +21,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(plan: &Plan) -> Self {
+    pub(crate) fn new(plan: &Plan) -> Self {
         let connections = (plan.clients + plan.publishers) as u64;
         // It hides itself where standard error is no terminal.
         let bar = ProgressBar::with_draw_target(Some(connections), ProgressDrawTarget::stderr());
@@ -33,11 +33,11 @@ impl Progress {
         if plan.scenario == Scenario::Churn {
             bar.set_prefix("running");
         }
-        Self { bar, extent: plan.extent, connections, messages, last: (0, 0) }
+        Self { bar, stop: plan.stop, connections, messages, last: (0, 0) }
     }
 
     /// Shows how far the run is.
-    pub(super) fn update(&mut self, shared: &Shared) {
+    pub(crate) fn update(&mut self, shared: &SharedState) {
         if self.bar.is_hidden() {
             return;
         }
@@ -49,9 +49,9 @@ impl Progress {
             return;
         };
         let now = shared.now();
-        let (position, length) = match self.extent {
-            Extent::Messages(messages) => (shared.sent.load(Relaxed), messages),
-            Extent::Time { warmup, measured } => (
+        let (position, length) = match self.stop {
+            StopCondition::Messages(messages) => (shared.sent.load(Relaxed), messages),
+            StopCondition::Time { warmup, measured } => (
                 milliseconds(Duration::from_nanos(now.saturating_sub(start))),
                 milliseconds(warmup + measured),
             ),

@@ -5,12 +5,12 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::plan::{Extent, Pace, Plan, Scenario};
-use super::tally::{Loss, Tally, Times};
+use crate::counters::{Counters, DurationHistogram, Faults};
+use crate::plan::{LoadModel, Plan, Scenario, StopCondition};
 
 /// The figures of a run. Field names are the keys of the JSON form and end with their unit where they have one.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(crate) struct Report {
     scenario: &'static str,
     url: String,
     version: &'static str,
@@ -134,7 +134,7 @@ struct Percentiles {
 }
 
 impl Percentiles {
-    fn microseconds(times: &Times) -> Self {
+    fn microseconds(times: &DurationHistogram) -> Self {
         Self {
             count: times.count(),
             p50: times.quantile_us(0.5),
@@ -145,7 +145,7 @@ impl Percentiles {
         }
     }
 
-    fn milliseconds(times: &Times) -> Self {
+    fn milliseconds(times: &DurationHistogram) -> Self {
         let Self { count, p50, p90, p99, p99_9, max } = Self::microseconds(times);
         let milli = |micro: f64| micro.round() / 1000.0;
         Self {
@@ -161,120 +161,120 @@ impl Percentiles {
 
 /// What is measured beside the counts.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Clocks {
+pub(crate) struct Measurements {
     /// From the epoch to the start of the load, in nanoseconds.
-    pub(super) start: u64,
+    pub(crate) start: u64,
     /// Of the time that was measured, in nanoseconds; less than planned if the run ended early.
-    pub(super) measured: u64,
+    pub(crate) measured: u64,
     /// Of the process, in nanoseconds.
-    pub(super) cpu: u64,
+    pub(crate) cpu: u64,
     /// The time in which that was, in nanoseconds: about the one that was measured.
-    pub(super) cpu_of: u64,
-    pub(super) server: Option<ServerClocks>,
+    pub(crate) cpu_interval: u64,
+    pub(crate) server: Option<ServerMeasurements>,
 }
 
 /// The same of the server.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ServerClocks {
-    /// Of the process, in nanoseconds of the time of [`Clocks::cpu_of`].
-    pub(super) cpu: u64,
+pub(crate) struct ServerMeasurements {
+    /// Of the process, in nanoseconds of the time of [`Measurements::cpu_interval`].
+    pub(crate) cpu: u64,
     /// In bytes.
-    pub(super) resident_before: u64,
-    pub(super) resident: u64,
+    pub(crate) resident_before: u64,
+    pub(crate) resident: u64,
 }
 
-const SECOND: f64 = 1e9;
+const NANOS_PER_SECOND: f64 = 1e9;
 /// A generator that is busier than this, in percent of what its threads can do, is the limit itself.
-const BUSY_PERCENT: f64 = 90.0;
+const MAX_GENERATOR_PERCENT: f64 = 90.0;
 /// A shorter time says nothing about what the generator needs, in nanoseconds.
-const LEAST_FOR_CPU: u64 = 200_000_000;
+const MIN_CPU_SAMPLE_NANOS: u64 = 200_000_000;
 
 impl Report {
-    pub(super) fn new(plan: &Plan, tally: &Tally, clocks: Clocks) -> Self {
-        let loss = tally.loss();
+    pub(crate) fn new(plan: &Plan, counters: &Counters, measurements: Measurements) -> Self {
+        let faults = counters.faults();
         // A number of messages has no time of its own: it is over with the last delivery.
-        let measured = match plan.extent {
-            Extent::Messages(_) => tally.last_delivered.saturating_sub(clocks.start),
-            Extent::Time { .. } => clocks.measured,
+        let measured = match plan.stop {
+            StopCondition::Messages(_) => counters.last_delivered.saturating_sub(measurements.start),
+            StopCondition::Time { .. } => measurements.measured,
         };
-        let seconds = measured as f64 / SECOND;
+        let seconds = measured as f64 / NANOS_PER_SECOND;
         let per_second = |count: u64| if seconds > 0.0 { round(count as f64 / seconds, 10.0) } else { 0.0 };
-        let cpu = (clocks.cpu_of >= LEAST_FOR_CPU)
-            .then(|| round(clocks.cpu as f64 * 100.0 / clocks.cpu_of as f64, 10.0));
-        let opening = tally.last_opened as f64 / SECOND;
+        let cpu = (measurements.cpu_interval >= MIN_CPU_SAMPLE_NANOS)
+            .then(|| round(measurements.cpu as f64 * 100.0 / measurements.cpu_interval as f64, 10.0));
+        let opening = counters.last_opened as f64 / NANOS_PER_SECOND;
         let scenario = plan.scenario;
         let mut report = Self {
             scenario: scenario.name(),
-            url: plan.target.to_string(),
+            url: plan.url.to_string(),
             version: env!("CARGO_PKG_VERSION"),
             threads: plan.threads,
             compression: plan.compression,
             connections: Connections {
                 requested: plan.clients + plan.publishers,
-                opened: tally.opened,
-                failed: tally.failed,
-                dropped: tally.dropped,
-                pings_answered: tally.pings,
+                opened: counters.opened,
+                failed: counters.failed,
+                dropped: counters.dropped,
+                pings_answered: counters.pings,
                 opened_per_second: (scenario != Scenario::Churn && opening > 0.0)
-                    .then(|| round(tally.opened as f64 / opening, 10.0)),
-                open_microseconds: Percentiles::microseconds(&tally.connect),
+                    .then(|| round(counters.opened as f64 / opening, 10.0)),
+                open_microseconds: Percentiles::microseconds(&counters.connect),
             },
             load: scenario.has_messages().then(|| Load {
                 size_bytes: plan.size,
                 senders: plan.senders(),
                 receivers: plan.clients - plan.slow_readers,
                 topics: plan.topics,
-                in_flight: if let Pace::InFlight(count) = plan.pace { Some(count) } else { None },
-                rate_per_second: if let Pace::Rate(rate) = plan.pace { Some(rate) } else { None },
+                in_flight: if let LoadModel::ClosedLoop(count) = plan.load { Some(count) } else { None },
+                rate_per_second: if let LoadModel::OpenLoop(rate) = plan.load { Some(rate) } else { None },
             }),
             messages: scenario.has_messages().then(|| Messages {
-                sent: tally.sent,
-                unsent: tally.unsent,
-                delivered: tally.delivered,
-                lost: loss.lost,
-                duplicated: loss.duplicated,
-                out_of_order: loss.out_of_order,
-                misdelivered: tally.misdelivered,
-                stalls: tally.stalls,
-                sent_per_second: per_second(tally.sent_measured),
-                delivered_per_second: per_second(tally.delivered_measured),
-                received_bytes_per_second: per_second(tally.bytes_measured),
-                latency_microseconds: Percentiles::microseconds(&tally.latency),
+                sent: counters.sent,
+                unsent: counters.unsent,
+                delivered: counters.delivered,
+                lost: faults.lost,
+                duplicated: faults.duplicated,
+                out_of_order: faults.out_of_order,
+                misdelivered: counters.misdelivered,
+                stalls: counters.stalls,
+                sent_per_second: per_second(counters.sent_measured),
+                delivered_per_second: per_second(counters.delivered_measured),
+                received_bytes_per_second: per_second(counters.bytes_measured),
+                latency_microseconds: Percentiles::microseconds(&counters.latency),
             }),
             churn: (scenario == Scenario::Churn)
-                .then(|| Churn { cycles: tally.cycles, cycles_per_second: per_second(tally.cycles) }),
+                .then(|| Churn { cycles: counters.cycles, cycles_per_second: per_second(counters.cycles) }),
             slow_readers: (scenario == Scenario::Slow).then(|| SlowReaders {
                 count: plan.slow_readers,
-                disconnected: tally.slow_ends.values().sum(),
-                ends: tally.slow_ends.clone(),
-                received: tally.slow_received,
-                disconnect_seen_milliseconds: Percentiles::milliseconds(&tally.slow_seen),
+                disconnected: counters.slow_disconnects.values().sum(),
+                ends: counters.slow_disconnects.clone(),
+                received: counters.slow_received,
+                disconnect_seen_milliseconds: Percentiles::milliseconds(&counters.slow_disconnect_times),
             }),
-            errors: tally.errors.clone(),
+            errors: counters.errors.clone(),
             measured_seconds: round(seconds, 1e6),
             generator_cpu_percent: cpu,
             server: None,
             warnings: Vec::new(),
         };
-        report.server = clocks.server.map(|server| report.server(server, clocks.cpu_of));
-        report.warnings = report.warn(plan, loss);
+        report.server = measurements.server.map(|server| report.server(server, measurements.cpu_interval));
+        report.warnings = report.warn(plan, faults);
         report
     }
 
     /// Whether messages were lost, came twice, out of order or to the wrong receiver.
-    pub(super) fn has_loss(&self) -> bool {
+    pub(crate) fn has_faults(&self) -> bool {
         self.messages.as_ref().is_some_and(|messages| {
             messages.lost + messages.duplicated + messages.out_of_order + messages.misdelivered > 0
         })
     }
 
     /// The JSON form, on one line.
-    pub(super) fn json(&self) -> Result<String, serde_json::Error> {
+    pub(crate) fn json(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string(self)
     }
 
-    fn server(&self, server: ServerClocks, of: u64) -> Server {
-        let share = (of >= LEAST_FOR_CPU).then(|| server.cpu as f64 / of as f64);
+    fn server(&self, server: ServerMeasurements, of: u64) -> Server {
+        let share = (of >= MIN_CPU_SAMPLE_NANOS).then(|| server.cpu as f64 / of as f64);
         let per_second = match (&self.messages, &self.churn) {
             (Some(messages), _) => messages.delivered_per_second,
             (None, Some(churn)) => churn.cycles_per_second,
@@ -295,9 +295,9 @@ impl Report {
         }
     }
 
-    fn warn(&self, plan: &Plan, loss: Loss) -> Vec<String> {
+    fn warn(&self, plan: &Plan, faults: Faults) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.generator_cpu_percent.is_some_and(|cpu| cpu > BUSY_PERCENT * plan.threads as f64) {
+        if self.generator_cpu_percent.is_some_and(|cpu| cpu > MAX_GENERATOR_PERCENT * plan.threads as f64) {
             warnings.push(
                 "the generator was as busy as its threads allow: it may be the limit, not the server; give more \
                  --threads, or run it on another machine"
@@ -327,7 +327,7 @@ impl Report {
                 "{unsent} messages that were due were not sent: server or generator cannot keep the rate"
             ));
         }
-        if loss.lost > 0 && self.connections.dropped > 0 {
+        if faults.lost > 0 && self.connections.dropped > 0 {
             warnings.push("connections were dropped; what they missed is not counted as lost".to_owned());
         }
         warnings
@@ -506,25 +506,25 @@ mod tests {
     use super::*;
     use crate::plan::tests::plan;
 
-    fn report(flags: &str, change: impl FnOnce(&mut Tally)) -> Report {
-        let mut tally = Tally { opened: 2, last_opened: 500_000_000, ..Tally::default() };
-        change(&mut tally);
-        let clocks = Clocks {
+    fn report(flags: &str, change: impl FnOnce(&mut Counters)) -> Report {
+        let mut counters = Counters { opened: 2, last_opened: 500_000_000, ..Counters::default() };
+        change(&mut counters);
+        let measurements = Measurements {
             start: 1_000_000_000,
             measured: 2_000_000_000,
             cpu: 500_000_000,
-            cpu_of: 2_000_000_000,
+            cpu_interval: 2_000_000_000,
             server: None,
         };
-        Report::new(&plan(flags), &tally, clocks)
+        Report::new(&plan(flags), &counters, measurements)
     }
 
     #[test]
     fn json_has_rates_percentiles_and_errors_with_units_in_their_keys() {
-        let report = report("fanout --subscribers 10 --publishers 2 --rate 5", |tally| {
-            (tally.sent, tally.sent_measured, tally.delivered_measured) = (12, 10, 100);
-            tally.latency.record(1_500_000);
-            tally.error("http_503");
+        let report = report("fanout --subscribers 10 --publishers 2 --rate 5", |counters| {
+            (counters.sent, counters.sent_measured, counters.delivered_measured) = (12, 10, 100);
+            counters.latency.record(1_500_000);
+            counters.count_error("http_503");
         });
         let json: Value = serde_json::from_str(&report.json().unwrap()).unwrap();
         assert_eq!(json["scenario"], "fanout");
@@ -542,9 +542,9 @@ mod tests {
 
     #[test]
     fn a_number_of_messages_is_measured_to_the_last_delivery() {
-        let report = report("fanout --messages 10", |tally| {
-            tally.sent_measured = 10;
-            tally.last_delivered = 1_500_000_000;
+        let report = report("fanout --messages 10", |counters| {
+            counters.sent_measured = 10;
+            counters.last_delivered = 1_500_000_000;
         });
         assert_eq!(report.measured_seconds, 0.5);
         assert_eq!(report.messages.unwrap().sent_per_second, 20.0);
@@ -569,34 +569,39 @@ mod tests {
 
     #[test]
     fn nothing_measured_is_no_number_that_json_has_not() {
-        let clocks = Clocks { start: 0, measured: 0, cpu: 0, cpu_of: 0, server: None };
-        let report = Report::new(&plan("fanout"), &Tally::default(), clocks);
+        let measurements = Measurements { start: 0, measured: 0, cpu: 0, cpu_interval: 0, server: None };
+        let report = Report::new(&plan("fanout"), &Counters::default(), measurements);
         assert!(!report.json().unwrap().contains("null"));
         assert!(report.to_string().contains("latency      -"));
     }
 
     #[test]
     fn a_generator_at_its_limit_says_so() {
-        let mut tally = Tally::default();
-        tally.error("error_rate_limited");
-        let clocks = Clocks {
+        let mut counters = Counters::default();
+        counters.count_error("error_rate_limited");
+        let measurements = Measurements {
             start: 0,
             measured: 1_000_000_000,
             cpu: 950_000_000,
-            cpu_of: 1_000_000_000,
+            cpu_interval: 1_000_000_000,
             server: None,
         };
-        let text = Report::new(&plan("fanout"), &tally, clocks).to_string();
+        let text = Report::new(&plan("fanout"), &counters, measurements).to_string();
         assert!(text.contains("--threads") && text.contains("--rate-limit 0"), "{text}");
     }
 
     #[test]
     fn what_the_server_uses_is_told_per_delivery_and_per_connection() {
-        let tally = Tally { opened: 100, delivered_measured: 1000, ..Tally::default() };
-        let server = ServerClocks { cpu: 5_000_000, resident_before: 5_000_000, resident: 5_100_000 };
-        let clocks =
-            Clocks { start: 0, measured: 1_000_000_000, cpu: 0, cpu_of: 1_000_000_000, server: Some(server) };
-        let report = Report::new(&plan("fanout"), &tally, clocks);
+        let counters = Counters { opened: 100, delivered_measured: 1000, ..Counters::default() };
+        let server = ServerMeasurements { cpu: 5_000_000, resident_before: 5_000_000, resident: 5_100_000 };
+        let measurements = Measurements {
+            start: 0,
+            measured: 1_000_000_000,
+            cpu: 0,
+            cpu_interval: 1_000_000_000,
+            server: Some(server),
+        };
+        let report = Report::new(&plan("fanout"), &counters, measurements);
         let json: Value = serde_json::from_str(&report.json().unwrap()).unwrap();
         assert_eq!(json["server"]["cpu_percent"], 0.5);
         assert_eq!(json["server"]["cpu_microseconds_per_message"], 5.0);
@@ -610,8 +615,8 @@ mod tests {
 
     #[test]
     fn loss_is_what_the_exit_code_may_tell() {
-        assert!(!report("fanout", |_| {}).has_loss());
-        assert!(report("fanout", |tally| tally.misdelivered = 1).has_loss());
+        assert!(!report("fanout", |_| {}).has_faults());
+        assert!(report("fanout", |counters| counters.misdelivered = 1).has_faults());
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! When each message of an open loop is due.
 
-const SECOND: u128 = 1_000_000_000;
+const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
 /// The times of one sender among several that share a rate evenly: it sends every `senders`-th message.
 ///
 /// A message is due at a time that depends on nothing that happens in the run. What is late is sent as soon as it can
 /// be, with the time at which it was due, so that the wait counts and no message is left out.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Schedule {
+pub(crate) struct Schedule {
     /// Messages a second of all senders together.
     rate: u64,
     senders: u64,
@@ -16,20 +16,20 @@ pub(super) struct Schedule {
 
 impl Schedule {
     /// `sender` is one of `0..senders`; neither `senders` nor `rate` is 0.
-    pub(super) fn new(rate: u64, sender: u64, senders: u64) -> Self {
+    pub(crate) fn new(rate: u64, sender: u64, senders: u64) -> Self {
         Self { rate: rate.max(1), senders: senders.max(1), sender }
     }
 
     /// When this sender's message `number`, counted from 0, is due: nanoseconds after the start.
-    pub(super) fn due(&self, number: u64) -> u64 {
+    pub(crate) fn due(&self, number: u64) -> u64 {
         let before = (u128::from(number) * u128::from(self.senders)).saturating_add(u128::from(self.sender));
-        u64::try_from(before.saturating_mul(SECOND) / u128::from(self.rate)).unwrap_or(u64::MAX)
+        u64::try_from(before.saturating_mul(NANOS_PER_SECOND) / u128::from(self.rate)).unwrap_or(u64::MAX)
     }
 
     /// How many of this sender's messages are due before a time, in nanoseconds after the start.
-    pub(super) fn due_before(&self, time: u64) -> u64 {
+    pub(crate) fn due_before(&self, time: u64) -> u64 {
         // Message `n` is due before `time` if `n * senders + sender` is less than this.
-        let all = (u128::from(time) * u128::from(self.rate)).div_ceil(SECOND);
+        let all = (u128::from(time) * u128::from(self.rate)).div_ceil(NANOS_PER_SECOND);
         let own = all.saturating_sub(u128::from(self.sender)).div_ceil(u128::from(self.senders));
         u64::try_from(own).unwrap_or(u64::MAX)
     }

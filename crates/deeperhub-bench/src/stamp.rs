@@ -6,37 +6,37 @@
 use memchr::memmem;
 
 /// What the text begins with.
-const MARK: &[u8; 6] = b"bench/";
+const PREFIX: &[u8; 6] = b"bench/";
 /// Digits after it.
-const DIGITS: usize = 32;
+const DIGIT_COUNT: usize = 32;
 
 /// Shortest payload in bytes: quotes, mark and digits.
-pub(super) const SHORTEST: usize = MARK.len() + DIGITS + 2;
+pub(crate) const MIN_PAYLOAD_BYTES: usize = PREFIX.len() + DIGIT_COUNT + 2;
 /// Where the digits are, from the opening quote.
-pub(super) const DIGITS_AT: usize = MARK.len() + 1;
+pub(crate) const DIGITS_OFFSET: usize = PREFIX.len() + 1;
 /// Streams that can be told apart.
-pub(super) const MAX_STREAMS: usize = 1 << 24;
+pub(crate) const MAX_STREAMS: usize = 1 << 24;
 /// Messages of a stream that can be told apart.
 const MAX_SEQUENCE: u64 = (1 << 40) - 1;
 
 /// A message's place in the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(crate) struct Stamp {
     /// The sequence that it belongs to: one publisher's messages to one topic, or one connection's echoes.
-    pub(super) stream: u32,
+    pub(crate) stream: u32,
     /// Its number in the stream, from 0.
-    pub(super) sequence: u64,
+    pub(crate) sequence: u64,
     /// When it was to be sent, in nanoseconds since the run's epoch.
-    pub(super) time: u64,
+    pub(crate) time: u64,
 }
 
 impl Stamp {
     /// The digits; a stream or a sequence beyond the maximum wraps.
-    pub(super) fn encode(self) -> [u8; DIGITS] {
+    pub(crate) fn encode(self) -> [u8; DIGIT_COUNT] {
         let number = u128::from(self.stream) << 104
             | u128::from(self.sequence & MAX_SEQUENCE) << 64
             | u128::from(self.time);
-        let mut digits = [0; DIGITS];
+        let mut digits = [0; DIGIT_COUNT];
         for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(number.to_be_bytes()) {
             *pair = [hex(byte >> 4), hex(byte & 15)];
         }
@@ -45,15 +45,15 @@ impl Stamp {
 
     /// Reads digits; `None` if there is anything else among them.
     #[inline]
-    fn decode(digits: &[u8; DIGITS]) -> Option<Self> {
-        let mut bytes = [0; DIGITS / 2];
+    fn decode(digits: &[u8; DIGIT_COUNT]) -> Option<Self> {
+        let mut bytes = [0; DIGIT_COUNT / 2];
         let mut wrong = 0;
         for (byte, [high, low]) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
-            let (high, low) = (VALUES[usize::from(*high)], VALUES[usize::from(*low)]);
+            let (high, low) = (DIGIT_VALUES[usize::from(*high)], DIGIT_VALUES[usize::from(*low)]);
             wrong |= high | low;
             *byte = high << 4 | low & 15;
         }
-        if wrong & NO_DIGIT != 0 {
+        if wrong & NOT_A_DIGIT != 0 {
             return None;
         }
         let number = u128::from_be_bytes(bytes);
@@ -69,12 +69,12 @@ const fn hex(nibble: u8) -> u8 {
     if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
 }
 
-/// Marks what is no digit in `VALUES`.
-const NO_DIGIT: u8 = 0x80;
+/// Marks what is no digit in `DIGIT_VALUES`.
+const NOT_A_DIGIT: u8 = 0x80;
 
 /// The value of each byte as a digit.
-const VALUES: [u8; 256] = {
-    let mut values = [NO_DIGIT; 256];
+const DIGIT_VALUES: [u8; 256] = {
+    let mut values = [NOT_A_DIGIT; 256];
     let mut nibble = 0;
     while nibble < 16 {
         values[hex(nibble) as usize] = nibble;
@@ -83,15 +83,15 @@ const VALUES: [u8; 256] = {
     values
 };
 
-/// The payload of a message: a JSON string of `size` bytes with its quotes, at least [`SHORTEST`].
+/// The payload of a message: a JSON string of `size` bytes with its quotes, at least [`MIN_PAYLOAD_BYTES`].
 ///
 /// The padding is of 64 different characters in no order, so that compression finds about as much in it as in an
 /// identifier or base64.
-pub(super) fn payload(size: usize) -> String {
+pub(crate) fn payload(size: usize) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::with_capacity(size.max(SHORTEST));
+    let mut text = String::with_capacity(size.max(MIN_PAYLOAD_BYTES));
     text.push_str("\"bench/");
-    text.extend(std::iter::repeat_n('0', DIGITS));
+    text.extend(std::iter::repeat_n('0', DIGIT_COUNT));
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     while text.len() + 1 < size {
         state ^= state << 13;
@@ -105,20 +105,20 @@ pub(super) fn payload(size: usize) -> String {
 
 /// Finds stamps in messages.
 #[derive(Debug)]
-pub(super) struct Finder {
+pub(crate) struct StampFinder {
     search: memmem::Finder<'static>,
     /// Where the last one was: messages of a run look much alike.
     last: usize,
 }
 
-impl Finder {
-    pub(super) fn new() -> Self {
-        Self { search: memmem::Finder::new(MARK), last: 0 }
+impl StampFinder {
+    pub(crate) fn new() -> Self {
+        Self { search: memmem::Finder::new(PREFIX), last: 0 }
     }
 
     /// The stamp in a message; `None` if it has none.
     #[inline]
-    pub(super) fn find(&mut self, message: &[u8]) -> Option<Stamp> {
+    pub(crate) fn find(&mut self, message: &[u8]) -> Option<Stamp> {
         if let Some(stamp) = message.get(self.last..).and_then(read) {
             return Some(stamp);
         }
@@ -133,7 +133,7 @@ impl Finder {
 #[inline]
 fn read(text: &[u8]) -> Option<Stamp> {
     let (mark, rest) = text.split_first_chunk()?;
-    if mark != MARK {
+    if mark != PREFIX {
         return None;
     }
     Stamp::decode(rest.first_chunk()?)
@@ -148,15 +148,19 @@ mod tests {
     fn message(stamp: Stamp, size: usize, before: &str) -> String {
         let mut payload = payload(size);
         let digits = stamp.encode();
-        payload.replace_range(DIGITS_AT..DIGITS_AT + DIGITS, std::str::from_utf8(&digits).unwrap());
+        payload
+            .replace_range(DIGITS_OFFSET..DIGITS_OFFSET + DIGIT_COUNT, std::str::from_utf8(&digits).unwrap());
         format!("{before}{payload}}}")
     }
 
     #[test]
     fn payloads_have_the_size_asked_for_or_the_shortest() {
-        for (size, expected) in
-            [(0, SHORTEST), (SHORTEST, SHORTEST), (SHORTEST + 1, SHORTEST + 1), (5000, 5000)]
-        {
+        for (size, expected) in [
+            (0, MIN_PAYLOAD_BYTES),
+            (MIN_PAYLOAD_BYTES, MIN_PAYLOAD_BYTES),
+            (MIN_PAYLOAD_BYTES + 1, MIN_PAYLOAD_BYTES + 1),
+            (5000, 5000),
+        ] {
             let payload = payload(size);
             assert_eq!(payload.len(), expected);
             assert!(serde_json::from_str::<String>(&payload).is_ok(), "{payload}");
@@ -165,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_only_looks_like_a_stamp_is_none() {
-        let mut finder = Finder::new();
+        let mut finder = StampFinder::new();
         for message in ["", "bench/", "bench/0123", "{\"type\":\"welcome\"}"] {
             assert_eq!(finder.find(message.as_bytes()), None, "{message}");
         }
@@ -185,7 +189,7 @@ mod tests {
         fn stamps_are_found_wherever_they_are(
             stamps in proptest::collection::vec((0..1_u32 << 24, 0..=MAX_SEQUENCE, any::<u64>(), 0..200_usize, "[a-z{}:\" ]{0,40}"), 1..8)
         ) {
-            let mut finder = Finder::new();
+            let mut finder = StampFinder::new();
             for (stream, sequence, time, size, before) in stamps {
                 let stamp = Stamp { stream, sequence, time };
                 let text = message(stamp, size, &before);

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use mio::{Registry, Token};
 
-#[cfg(target_os = "linux")]
-pub(super) use exact::Timer;
 #[cfg(not(target_os = "linux"))]
-pub(super) use plain::Timer;
+pub(crate) use poll_only::Timer;
+#[cfg(target_os = "linux")]
+pub(crate) use timerfd::Timer;
 
 #[cfg(target_os = "linux")]
-mod exact {
+mod timerfd {
     use std::os::fd::{AsRawFd, OwnedFd};
 
     use mio::Interest;
@@ -39,7 +39,7 @@ mod exact {
         }
 
         /// Sets the timer and returns what the poll may wait at most.
-        pub(crate) fn wait_at_most(&mut self, time: Duration) -> io::Result<Duration> {
+        pub(crate) fn arm(&mut self, time: Duration) -> io::Result<Duration> {
             let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
             // A time of 0 would switch it off.
             let nanoseconds = i64::from(time.subsec_nanos().max(1));
@@ -53,7 +53,7 @@ mod exact {
 }
 
 #[cfg(not(target_os = "linux"))]
-mod plain {
+mod poll_only {
     use super::*;
 
     /// Leaves the waiting to the poll, which takes nanoseconds elsewhere.
@@ -65,7 +65,7 @@ mod plain {
             Ok(Self)
         }
 
-        pub(crate) fn wait_at_most(&mut self, time: Duration) -> io::Result<Duration> {
+        pub(crate) fn arm(&mut self, time: Duration) -> io::Result<Duration> {
             Ok(time)
         }
     }

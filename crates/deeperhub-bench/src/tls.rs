@@ -23,13 +23,13 @@ const SYSTEM_BUNDLES: [&str; 5] = [
 
 /// Which certificates are taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Trust {
+pub(crate) enum CertificateTrust {
     /// What the authorities in a PEM file have signed.
-    Authorities(PathBuf),
+    CaFile(PathBuf),
     /// What the system's authorities have signed.
     System,
     /// Any.
-    Anything,
+    AnyCertificate,
 }
 
 /// The TLS settings of all connections.
@@ -37,16 +37,20 @@ pub(super) enum Trust {
 /// # Errors
 ///
 /// A sentence that names the flag or the file at fault.
-pub(super) fn config(trust: &Trust) -> Result<Arc<ClientConfig>, String> {
+pub(crate) fn client_config(trust: &CertificateTrust) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| format!("TLS cannot be used: {error}"))?;
     let config = match trust {
-        Trust::Authorities(file) => builder.with_root_certificates(roots(file)?).with_no_client_auth(),
-        Trust::System => builder.with_root_certificates(roots(&system_bundle()?)?).with_no_client_auth(),
-        Trust::Anything => {
-            let verifier = Arc::new(AnyCertificate(provider));
+        CertificateTrust::CaFile(file) => {
+            builder.with_root_certificates(load_ca_file(file)?).with_no_client_auth()
+        }
+        CertificateTrust::System => {
+            builder.with_root_certificates(load_ca_file(&system_bundle()?)?).with_no_client_auth()
+        }
+        CertificateTrust::AnyCertificate => {
+            let verifier = Arc::new(AcceptAnyCertificate(provider));
             builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
         }
     };
@@ -54,7 +58,7 @@ pub(super) fn config(trust: &Trust) -> Result<Arc<ClientConfig>, String> {
 }
 
 /// The name that the certificate has to be for.
-pub(super) fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
+pub(crate) fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
     match host {
         Host::Ip(ip) => Ok(ServerName::IpAddress((*ip).into())),
         Host::Name(name) => ServerName::try_from(name.clone())
@@ -72,7 +76,7 @@ fn system_bundle() -> Result<PathBuf, String> {
     })
 }
 
-fn roots(file: &Path) -> Result<RootCertStore, String> {
+fn load_ca_file(file: &Path) -> Result<RootCertStore, String> {
     let wrong = |error: &dyn fmt::Display| {
         format!(
             "invalid value '{}' for --ca: {error}; expected a PEM file of certificate authorities",
@@ -92,9 +96,9 @@ fn roots(file: &Path) -> Result<RootCertStore, String> {
 
 /// Takes any certificate, but checks that the server has its key.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for AnyCertificate {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _certificate: &CertificateDer<'_>,
@@ -136,7 +140,7 @@ mod tests {
     #[test]
     fn a_file_without_certificates_is_named_with_its_flag() {
         for file in ["/nowhere/ca.pem", "/dev/null"] {
-            let sentence = config(&Trust::Authorities(file.into())).unwrap_err();
+            let sentence = client_config(&CertificateTrust::CaFile(file.into())).unwrap_err();
             assert!(sentence.contains("--ca") && sentence.contains(file), "{sentence}");
         }
     }

@@ -7,7 +7,7 @@ use rustls::ClientConnection;
 
 /// A socket that does not block, watched for edges.
 #[derive(Debug)]
-pub(super) enum Transport {
+pub(crate) enum Transport {
     /// Bytes as they are.
     Plain(TcpStream),
     /// Through TLS.
@@ -16,20 +16,20 @@ pub(super) enum Transport {
 
 /// A TLS session on a socket.
 #[derive(Debug)]
-pub(super) struct Tls {
+pub(crate) struct Tls {
     socket: TcpStream,
     session: ClientConnection,
 }
 
 impl Transport {
-    pub(super) fn new(socket: TcpStream, session: Option<ClientConnection>) -> Self {
+    pub(crate) fn new(socket: TcpStream, session: Option<ClientConnection>) -> Self {
         match session {
             None => Self::Plain(socket),
             Some(session) => Self::Tls(Box::new(Tls { socket, session })),
         }
     }
 
-    pub(super) fn socket(&mut self) -> &mut TcpStream {
+    pub(crate) fn socket(&mut self) -> &mut TcpStream {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(tls) => &mut tls.socket,
@@ -38,13 +38,13 @@ impl Transport {
 
     /// Whether a read that did not fill its buffer took all there was. Of TLS that is not known: a record may wait
     /// in the session, or in the socket behind it.
-    pub(super) fn short_read_empties(&self) -> bool {
+    pub(crate) fn short_read_empties(&self) -> bool {
         matches!(self, Self::Plain(_))
     }
 
     /// As [`Read::read`].
     #[inline]
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.read(buffer),
             Self::Tls(tls) => tls.read(buffer),
@@ -53,7 +53,7 @@ impl Transport {
 
     /// As [`Write::write`].
     #[inline]
-    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.write(bytes),
             Self::Tls(tls) => tls.write(bytes),
@@ -61,7 +61,7 @@ impl Transport {
     }
 
     /// Passes on what was written but has not reached the socket; to be called when the socket can be written.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(_) => Ok(()),
             Self::Tls(tls) => tls.push(),

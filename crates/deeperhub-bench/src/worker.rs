@@ -12,48 +12,48 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::connection::{Connection, Stage};
-use super::end::End;
-use super::local::{Local, Window};
-use super::plan::{Extent, Pace, Place, Role, Scenario};
-use super::schedule::Schedule;
-use super::tally::{Account, Tally, Times};
-use super::timer::Timer;
-use super::transport::Transport;
+use crate::connection::{Connection, Stage};
+use crate::counters::{Counters, DurationHistogram, ReceiverStream};
+use crate::disconnect_reason::DisconnectReason;
+use crate::plan::{ConnectionSpec, LoadModel, Role, Scenario, StopCondition};
+use crate::schedule::Schedule;
+use crate::thread_state::{MeasurementWindow, ThreadState};
+use crate::timer::Timer;
+use crate::transport::Transport;
 
-const MILLISECOND: u64 = 1_000_000;
+const NANOS_PER_MILLISECOND: u64 = 1_000_000;
 /// The longest wait for events: so often is looked at what makes none.
-const TICK: u64 = 20 * MILLISECOND;
+const MAX_POLL_WAIT_NANOS: u64 = 20 * NANOS_PER_MILLISECOND;
 /// Connections of a run that are being made at the same time; a listener's queue is seldom shorter.
-const CONNECTING_AT_A_TIME: usize = 256;
+const MAX_CONCURRENT_CONNECTS: usize = 256;
 /// How long deliveries are waited for after the last one came.
-const PATIENCE: u64 = 3_000 * MILLISECOND;
+const DELIVERY_TIMEOUT_NANOS: u64 = 3_000 * NANOS_PER_MILLISECOND;
 /// What is waited after the last expected delivery, for those that nobody expects.
-const AFTER_ALL: u64 = 50 * MILLISECOND;
+const LATE_DELIVERY_WAIT_NANOS: u64 = 50 * NANOS_PER_MILLISECOND;
 /// How long the server may take to close.
-const CLOSING: u64 = 2_000 * MILLISECOND;
+const CLOSE_TIMEOUT_NANOS: u64 = 2_000 * NANOS_PER_MILLISECOND;
 /// How often a slow reader shows that it is there, and sees whether the server still is.
-const PROBE: u64 = 250 * MILLISECOND;
+const SLOW_READER_PROBE_NANOS: u64 = 250 * NANOS_PER_MILLISECOND;
 /// Messages that one sender sends in one round.
-const BURST: u32 = 64;
+const MAX_MESSAGES_PER_TURN: u32 = 64;
 /// The receive buffer of a slow reader, in bytes: small, so that what it does not read is soon the server's matter.
-const SLOW_BUFFER: usize = 4096;
+const SLOW_READER_RECEIVE_BUFFER_BYTES: usize = 4096;
 
-const TIMER: Token = Token(usize::MAX);
-const WAKER: Token = Token(usize::MAX - 1);
+const TIMER_TOKEN: Token = Token(usize::MAX);
+const WAKER_TOKEN: Token = Token(usize::MAX - 1);
 
 /// Where and how connections are made.
 #[derive(Debug, Clone)]
-pub(super) struct Remote {
-    pub(super) address: SocketAddr,
-    pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 }
 
 /// A thread's loop.
 #[derive(Debug)]
-pub(super) struct Worker<'r> {
-    local: Local<'r>,
-    remote: Remote,
+pub(crate) struct Worker<'r> {
+    state: ThreadState<'r>,
+    endpoint: Endpoint,
     poll: Poll,
     events: Events,
     timer: Timer,
@@ -73,18 +73,18 @@ pub(super) struct Worker<'r> {
     /// Connections that wait for the server's close frame.
     closing: usize,
     /// Connections that got ready since `churn` last looked.
-    newly_open: Vec<usize>,
+    newly_opened: Vec<usize>,
 }
 
 impl<'r> Worker<'r> {
-    pub(super) fn new(local: Local<'r>, remote: Remote) -> io::Result<Self> {
+    pub(crate) fn new(state: ThreadState<'r>, endpoint: Endpoint) -> io::Result<Self> {
         let poll = Poll::new()?;
-        local.shared.set_waker(local.thread, Waker::new(poll.registry(), WAKER)?);
+        state.shared.set_waker(state.thread, Waker::new(poll.registry(), WAKER_TOKEN)?);
         Ok(Self {
-            timer: Timer::new(poll.registry(), TIMER)?,
-            next_number: local.thread,
-            local,
-            remote,
+            timer: Timer::new(poll.registry(), TIMER_TOKEN)?,
+            next_number: state.thread,
+            state,
+            endpoint,
             poll,
             events: Events::with_capacity(1024),
             connections: Vec::new(),
@@ -94,7 +94,7 @@ impl<'r> Worker<'r> {
             next_probe: 0,
             next_overdue: 0,
             closing: 0,
-            newly_open: Vec::new(),
+            newly_opened: Vec::new(),
         })
     }
 
@@ -103,22 +103,22 @@ impl<'r> Worker<'r> {
     /// # Errors
     ///
     /// The system's, of the poll; what goes wrong with connections is counted.
-    pub(super) fn run(mut self) -> io::Result<Tally> {
-        let scenario = self.local.plan.scenario;
+    pub(crate) fn run(mut self) -> io::Result<Counters> {
+        let scenario = self.state.plan.scenario;
         if scenario != Scenario::Churn {
             self.open_all()?;
         }
-        self.local.shared.connected();
+        self.state.shared.connected();
         let start = loop {
-            match self.local.shared.start() {
-                _ if self.local.shared.is_stopped() => return Ok(self.local.into_tally()),
+            match self.state.shared.start() {
+                _ if self.state.shared.is_stopped() => return Ok(self.state.into_counters()),
                 Some(start) => break start,
-                None => self.pump(TICK)?,
+                None => self.poll_once(MAX_POLL_WAIT_NANOS)?,
             }
         };
         self.set_window(start);
         match scenario {
-            Scenario::Idle => self.hold()?,
+            Scenario::Idle => self.hold_connections()?,
             Scenario::Churn => self.churn()?,
             _ => {
                 self.send_all(start)?;
@@ -126,84 +126,84 @@ impl<'r> Worker<'r> {
             }
         }
         if scenario == Scenario::Slow {
-            self.let_slow_readers_read()?;
+            self.resume_slow_readers()?;
         }
-        self.settle_accounts();
+        self.collect_receiver_streams();
         self.close_all()?;
-        Ok(self.local.into_tally())
+        Ok(self.state.into_counters())
     }
 
     fn set_window(&mut self, start: u64) {
         let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.local.window = match self.local.plan.extent {
-            Extent::Messages(_) => Window { from: start, to: u64::MAX },
-            Extent::Time { warmup, measured } => {
+        self.state.window = match self.state.plan.stop {
+            StopCondition::Messages(_) => MeasurementWindow { from: start, to: u64::MAX },
+            StopCondition::Time { warmup, measured } => {
                 let from = start.saturating_add(nanoseconds(warmup));
-                Window { from, to: from.saturating_add(nanoseconds(measured)) }
+                MeasurementWindow { from, to: from.saturating_add(nanoseconds(measured)) }
             }
         };
-        self.local.send_until = self.local.window.to;
+        self.state.send_until = self.state.window.to;
     }
 
     /// Opens this thread's share of the connections and waits until each is ready or has failed.
     fn open_all(&mut self) -> io::Result<()> {
-        let (plan, thread) = (self.local.plan, self.local.thread);
-        let at_a_time = (CONNECTING_AT_A_TIME / plan.threads).max(1);
+        let (plan, thread) = (self.state.plan, self.state.thread);
+        let at_a_time = (MAX_CONCURRENT_CONNECTS / plan.threads).max(1);
         // Publishers are dealt out by their number, so that each thread knows whose they are.
         let clients = plan.clients;
-        let places = plan.places().enumerate().filter(|(at, _)| {
+        let specs = plan.connection_specs().enumerate().filter(|(at, _)| {
             let number = if *at < clients { *at } else { at - clients };
             number % plan.threads == thread
         });
-        for (_, place) in places {
+        for (_, spec) in specs {
             while self.opening >= at_a_time {
-                self.pump(TICK)?;
+                self.poll_once(MAX_POLL_WAIT_NANOS)?;
             }
-            if self.local.shared.is_stopped() {
+            if self.state.shared.is_stopped() {
                 return Ok(());
             }
             let slot = self.connections.len();
-            self.connections.push(Connection::missing(place));
-            self.open(slot, place);
-            if matches!(place.role, Role::Echo | Role::Publisher) {
+            self.connections.push(Connection::placeholder(spec));
+            self.open(slot, spec);
+            if matches!(spec.role, Role::Echo | Role::Publisher) {
                 self.senders.push(slot);
             }
             if slot.is_multiple_of(at_a_time) {
-                self.pump(0)?;
+                self.poll_once(0)?;
             }
         }
-        while self.opening > 0 && !self.local.shared.is_stopped() {
-            self.pump(TICK)?;
+        while self.opening > 0 && !self.state.shared.is_stopped() {
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
         }
         Ok(())
     }
 
     /// Begins the connection of a slot.
-    fn open(&mut self, slot: usize, place: Place) {
-        let source = self.local.plan.source(self.next_number);
-        self.next_number += self.local.plan.threads;
+    fn open(&mut self, slot: usize, spec: ConnectionSpec) {
+        let source = self.state.plan.source(self.next_number);
+        self.next_number += self.state.plan.threads;
         let registry = self.poll.registry();
-        let connection = connect(&self.remote, source, place.role).and_then(|mut transport| {
+        let connection = connect(&self.endpoint, source, spec.role).and_then(|mut transport| {
             registry.register(transport.socket(), Token(slot), Interest::READABLE | Interest::WRITABLE)?;
-            Ok(Connection::new(place, transport, &mut self.local))
+            Ok(Connection::new(spec, transport, &mut self.state))
         });
-        let Some(place_of_slot) = self.connections.get_mut(slot) else { return };
+        let Some(entry) = self.connections.get_mut(slot) else { return };
         self.opening += 1;
         match connection {
-            Ok(connection) => *place_of_slot = connection,
+            Ok(connection) => *entry = connection,
             Err(error) => {
-                *place_of_slot = Connection::missing(place);
-                self.end(slot, &End::Connect(error));
+                *entry = Connection::placeholder(spec);
+                self.disconnect(slot, &DisconnectReason::ConnectFailed(error));
             }
         }
     }
 
     /// Waits for events, at most so many nanoseconds, and does what they make possible.
-    fn pump(&mut self, wait: u64) -> io::Result<()> {
+    fn poll_once(&mut self, wait: u64) -> io::Result<()> {
         let timeout = match wait {
             0 => Duration::ZERO,
-            TICK.. => Duration::from_nanos(TICK),
-            exact => self.timer.wait_at_most(Duration::from_nanos(exact))?,
+            MAX_POLL_WAIT_NANOS.. => Duration::from_nanos(MAX_POLL_WAIT_NANOS),
+            exact => self.timer.arm(Duration::from_nanos(exact))?,
         };
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
@@ -214,38 +214,38 @@ impl<'r> Worker<'r> {
             let slot = event.token().0;
             let Some(connection) = self.connections.get_mut(slot) else { continue };
             let before = connection.stage;
-            let result = connection.on_event(event, &mut self.local);
+            let result = connection.on_event(event, &mut self.state);
             if before < Stage::Open && connection.stage == Stage::Open {
                 self.opened(slot);
             }
-            if let Err(end) = result {
-                self.end(slot, &end);
+            if let Err(reason) = result {
+                self.disconnect(slot, &reason);
             }
         }
         self.events = events;
         if self.opening > 0 {
-            self.end_overdue();
+            self.time_out_connections();
         }
-        if self.local.plan.slow_readers > 0 {
+        if self.state.plan.slow_readers > 0 {
             self.probe_slow_readers();
         }
-        self.local.end_round();
+        self.state.flush_counts();
         Ok(())
     }
 
     /// Has slow readers show that they are there. One that the server has let go of learns it by the answer.
     fn probe_slow_readers(&mut self) {
-        let now = self.local.shared.now();
+        let now = self.state.shared.now();
         if now < self.next_probe {
             return;
         }
-        self.next_probe = now + PROBE;
+        self.next_probe = now + SLOW_READER_PROBE_NANOS;
         for slot in 0..self.connections.len() {
             let Some(connection) = self.connections.get_mut(slot).filter(|one| one.is_paused()) else {
                 continue;
             };
-            if let Err(end) = connection.probe(&mut self.local) {
-                self.end(slot, &end);
+            if let Err(reason) = connection.probe(&mut self.state) {
+                self.disconnect(slot, &reason);
             }
         }
     }
@@ -255,116 +255,118 @@ impl<'r> Worker<'r> {
 
         let Some(connection) = self.connections.get(slot) else { return };
         self.opening -= 1;
-        self.local.tally.opened += 1;
-        self.local.tally.last_opened = self.local.shared.now();
-        self.local.shared.opened.fetch_add(1, Relaxed);
-        match connection.place.role {
-            Role::Subscriber => self.local.shared.subscribed(connection.topic()),
-            Role::Churner => self.newly_open.push(slot),
+        self.state.counters.opened += 1;
+        self.state.counters.last_opened = self.state.shared.now();
+        self.state.shared.opened.fetch_add(1, Relaxed);
+        match connection.spec.role {
+            Role::Subscriber => self.state.shared.subscribed(connection.topic()),
+            Role::Churner => self.newly_opened.push(slot),
             _ => {}
         }
     }
 
-    /// Counts the end of a connection and forgets it.
-    fn end(&mut self, slot: usize, end: &End) {
+    /// Counts the end of a connection and server_no_context_takeover it.
+    fn disconnect(&mut self, slot: usize, reason: &DisconnectReason) {
         use std::sync::atomic::Ordering::Relaxed;
 
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        let (stage, role) = (connection.stage, connection.place.role);
-        connection.forget();
+        let (stage, role) = (connection.stage, connection.spec.role);
+        connection.release();
         self.ended.push(slot);
-        let tally = &mut self.local.tally;
+        let counters = &mut self.state.counters;
         match stage {
-            Stage::Gone => return,
+            Stage::Closed => return,
             Stage::Closing => {
                 self.closing -= 1;
-                if self.local.window.contains(self.local.shared.now()) {
-                    tally.cycles += 1;
+                if self.state.window.contains(self.state.shared.now()) {
+                    counters.cycles += 1;
                 }
                 return;
             }
             Stage::Open if role == Role::SlowReader => {
                 // What is to be expected of it; it is no error.
-                tally.slow_end(&end.kind());
+                counters.count_slow_disconnect(&reason.kind());
                 return;
             }
             Stage::Open => {
-                tally.dropped += 1;
+                counters.dropped += 1;
                 if role == Role::Subscriber {
-                    self.local.shared.unsubscribed(connection.topic());
+                    self.state.shared.unsubscribed(connection.topic());
                 }
             }
             _ => {
                 self.opening -= 1;
-                tally.failed += 1;
-                self.local.shared.failed.fetch_add(1, Relaxed);
+                counters.failed += 1;
+                self.state.shared.failed.fetch_add(1, Relaxed);
             }
         }
-        tally.error(&end.kind());
+        counters.count_error(&reason.kind());
     }
 
     /// Ends connections that take too long to get ready.
-    fn end_overdue(&mut self) {
-        let now = self.local.shared.now();
+    fn time_out_connections(&mut self) {
+        let now = self.state.shared.now();
         if now < self.next_overdue {
             return;
         }
-        self.next_overdue = now + TICK;
-        let limit = u64::try_from(self.local.plan.connect_timeout.as_nanos()).unwrap_or(u64::MAX);
+        self.next_overdue = now + MAX_POLL_WAIT_NANOS;
+        let limit = u64::try_from(self.state.plan.connect_timeout.as_nanos()).unwrap_or(u64::MAX);
         let overdue: Vec<_> = self
             .connections
             .iter()
             .enumerate()
             .filter(|(_, connection)| {
-                connection.stage < Stage::Open && now.saturating_sub(connection.began) > limit
+                connection.stage < Stage::Open && now.saturating_sub(connection.connect_started) > limit
             })
             .map(|(slot, _)| slot)
             .collect();
         for slot in overdue {
-            self.end(slot, &End::TimedOut);
+            self.disconnect(slot, &DisconnectReason::OpenTimedOut);
         }
     }
 
-    fn hold(&mut self) -> io::Result<()> {
-        while self.local.shared.now() < self.local.window.to && !self.is_stopped() {
-            self.pump(TICK)?;
+    fn hold_connections(&mut self) -> io::Result<()> {
+        while self.state.shared.now() < self.state.window.to && !self.is_stopped() {
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
         }
-        self.local.shared.finished_sending();
+        self.state.shared.finished_sending();
         Ok(())
     }
 
     fn churn(&mut self) -> io::Result<()> {
-        let (plan, thread) = (self.local.plan, self.local.thread);
-        for place in plan.places().skip(thread).step_by(plan.threads) {
+        let (plan, thread) = (self.state.plan, self.state.thread);
+        for spec in plan.connection_specs().skip(thread).step_by(plan.threads) {
             let slot = self.connections.len();
-            self.connections.push(Connection::missing(place));
-            self.open(slot, place);
+            self.connections.push(Connection::placeholder(spec));
+            self.open(slot, spec);
         }
         let mut measuring = false;
-        while self.local.shared.now() < self.local.window.to && !self.is_stopped() {
-            let failed = self.local.tally.failed;
-            self.pump(TICK)?;
-            if !measuring && self.local.window.contains(self.local.shared.now()) {
+        while self.state.shared.now() < self.state.window.to && !self.is_stopped() {
+            let failed = self.state.counters.failed;
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
+            if !measuring && self.state.window.contains(self.state.shared.now()) {
                 measuring = true;
-                self.local.tally.connect = Times::default();
+                self.state.counters.connect = DurationHistogram::default();
             }
-            for slot in std::mem::take(&mut self.newly_open) {
+            for slot in std::mem::take(&mut self.newly_opened) {
                 self.close(slot);
             }
             for slot in std::mem::take(&mut self.ended) {
-                if let Some(place) = self.connections.get(slot).map(|connection| connection.place) {
-                    self.open(slot, place);
+                if let Some(spec) = self.connections.get(slot).map(|connection| connection.spec) {
+                    self.open(slot, spec);
                 }
             }
-            if self.local.tally.failed > failed {
-                if self.local.tally.opened == 0 && self.local.tally.failed > self.connections.len() as u64 {
+            if self.state.counters.failed > failed {
+                if self.state.counters.opened == 0
+                    && self.state.counters.failed > self.connections.len() as u64
+                {
                     break;
                 }
                 // What fails at once would fail again at once, millions of times.
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        self.local.shared.finished_sending();
+        self.state.shared.finished_sending();
         Ok(())
     }
 
@@ -372,29 +374,29 @@ impl<'r> Worker<'r> {
     fn close(&mut self, slot: usize) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let before = connection.stage;
-        let result = connection.close(&mut self.local);
+        let result = connection.close(&mut self.state);
         if before == Stage::Open && connection.stage == Stage::Closing {
             self.closing += 1;
         }
-        if let Err(end) = result {
-            self.end(slot, &end);
+        if let Err(reason) = result {
+            self.disconnect(slot, &reason);
         }
     }
 
     /// Sends until the time or the messages are over.
     fn send_all(&mut self, start: u64) -> io::Result<()> {
-        while self.local.shared.now() < start && !self.is_stopped() {
-            self.pump(start.saturating_sub(self.local.shared.now()))?;
+        while self.state.shared.now() < start && !self.is_stopped() {
+            self.poll_once(start.saturating_sub(self.state.shared.now()))?;
         }
-        match self.local.plan.pace {
-            Pace::Rate(rate) => self.send_at_rate(rate, start)?,
-            Pace::InFlight(in_flight) if self.local.plan.scenario == Scenario::Echo => {
-                self.send_echoes(in_flight)?;
+        match self.state.plan.load {
+            LoadModel::OpenLoop(rate) => self.send_in_open_loop(rate, start)?,
+            LoadModel::ClosedLoop(in_flight) if self.state.plan.scenario == Scenario::Echo => {
+                self.send_echoes_in_closed_loop(in_flight)?;
             }
-            Pace::InFlight(in_flight) => self.send_publishes(in_flight)?,
+            LoadModel::ClosedLoop(in_flight) => self.publish_in_closed_loop(in_flight)?,
         }
-        self.local.end_round();
-        self.local.shared.finished_sending();
+        self.state.flush_counts();
+        self.state.shared.finished_sending();
         Ok(())
     }
 
@@ -405,79 +407,85 @@ impl<'r> Worker<'r> {
     }
 
     fn is_stopped(&self) -> bool {
-        self.local.shared.is_stopped()
+        self.state.shared.is_stopped()
     }
 
     /// Echoes in a closed loop: after the first, each answer sends the next.
-    fn send_echoes(&mut self, in_flight: u32) -> io::Result<()> {
+    fn send_echoes_in_closed_loop(&mut self, in_flight: u32) -> io::Result<()> {
         for slot in self.senders.clone() {
-            self.send_from(slot, |connection, now, local| {
-                (0..in_flight).for_each(|_| connection.write_echo(now, now, local));
+            self.send_from(slot, |connection, now, state| {
+                (0..in_flight).for_each(|_| connection.write_echo(now, now, state));
             });
             // Answers may already be there; waiting for all to be asked would make the first seem slow.
-            self.pump(0)?;
+            self.poll_once(0)?;
         }
-        let mut next_look = 0;
+        let mut next_check = 0;
         loop {
-            let now = self.local.shared.now();
-            if now >= self.local.send_until || self.is_stopped() {
+            let now = self.state.shared.now();
+            if now >= self.state.send_until || self.is_stopped() {
                 return Ok(());
             }
-            if now >= next_look {
+            if now >= next_check {
                 if !self.has_senders() {
                     return Ok(());
                 }
-                next_look = now + TICK;
+                next_check = now + MAX_POLL_WAIT_NANOS;
             }
-            self.pump(TICK.min(self.local.send_until - now))?;
+            self.poll_once(MAX_POLL_WAIT_NANOS.min(self.state.send_until - now))?;
         }
     }
 
     /// Publishes in a closed loop: the next when deliveries of earlier ones are in.
-    fn send_publishes(&mut self, in_flight: u32) -> io::Result<()> {
-        let mut waits = vec![Wait::default(); self.senders.len()];
+    fn publish_in_closed_loop(&mut self, in_flight: u32) -> io::Result<()> {
+        let mut waits = vec![DeliveryWait::default(); self.senders.len()];
         loop {
-            let now = self.local.shared.now();
-            if now >= self.local.send_until || self.is_stopped() || !self.has_senders() {
+            let now = self.state.shared.now();
+            if now >= self.state.send_until || self.is_stopped() || !self.has_senders() {
                 return Ok(());
             }
             let mut again = false;
             for at in 0..self.senders.len() {
                 let (Some(slot), Some(wait)) = (self.senders.get(at), waits.get_mut(at)) else { continue };
-                again |= self.publish_what_may_be(*slot, in_flight, now, wait);
+                again |= self.publish_up_to_limit(*slot, in_flight, now, wait);
             }
-            self.local.end_round();
-            let wait = if again { 0 } else { TICK.min(self.local.send_until - now) };
-            self.pump(wait)?;
+            self.state.flush_counts();
+            let wait = if again { 0 } else { MAX_POLL_WAIT_NANOS.min(self.state.send_until - now) };
+            self.poll_once(wait)?;
         }
     }
 
     /// Publishes as much as may be under way; whether there is more to publish at once.
-    fn publish_what_may_be(&mut self, slot: usize, in_flight: u32, now: u64, wait: &mut Wait) -> bool {
+    fn publish_up_to_limit(
+        &mut self,
+        slot: usize,
+        in_flight: u32,
+        now: u64,
+        wait: &mut DeliveryWait,
+    ) -> bool {
         let Some(connection) = self.connections.get(slot).filter(|connection| connection.is_sender()) else {
             return false;
         };
-        let (plan, shared) = (self.local.plan, self.local.shared);
-        let publisher = connection.place.number;
+        let (plan, shared) = (self.state.plan, self.state.shared);
+        let publisher = connection.spec.number;
         let done = wait.done(shared.done(publisher as usize), connection.expected, now);
-        if wait.gave_up {
-            self.local.tally.stalls += 1;
+        if wait.timed_out {
+            self.state.counters.stalls += 1;
         }
         let mut goal = 0;
         let mut again = false;
-        self.send_from(slot, |connection, now, local| {
-            for _ in 0..BURST {
+        self.send_from(slot, |connection, now, state| {
+            for _ in 0..MAX_MESSAGES_PER_TURN {
                 let topic = plan.topic_of(plan.stream_of(publisher, connection.sent));
                 let deliveries = shared.subscribers(topic);
-                let may_be_under_way = u64::from(in_flight - 1) * deliveries;
-                if connection.expected.saturating_sub(done) > may_be_under_way {
-                    goal = connection.expected.saturating_sub(may_be_under_way);
+                let max_outstanding = u64::from(in_flight - 1) * deliveries;
+                if connection.expected.saturating_sub(done) > max_outstanding {
+                    goal = connection.expected.saturating_sub(max_outstanding);
                     return;
                 }
                 if !connection.is_sender() {
                     return;
                 }
-                connection.write_publish(now, now, local);
+                connection.write_publish(now, now, state);
                 if deliveries == 0 {
                     // Nobody is left who could set the pace.
                     return;
@@ -486,18 +494,18 @@ impl<'r> Worker<'r> {
             again = true;
         });
         if goal > 0 {
-            shared.set_goal(publisher as usize, goal.saturating_sub(wait.written_off));
+            shared.set_goal(publisher as usize, goal.saturating_sub(wait.abandoned));
             // Other threads may have brought the last of them while the goal was being set.
-            again |= shared.done(publisher as usize) + wait.written_off >= goal;
+            again |= shared.done(publisher as usize) + wait.abandoned >= goal;
         }
         again
     }
 
     /// Sends what is due when it is due.
-    fn send_at_rate(&mut self, rate: u64, start: u64) -> io::Result<()> {
-        let senders = self.local.plan.senders() as u64;
+    fn send_in_open_loop(&mut self, rate: u64, start: u64) -> io::Result<()> {
+        let senders = self.state.plan.senders() as u64;
         let schedule =
-            |connection: &Connection| Schedule::new(rate, u64::from(connection.place.number), senders);
+            |connection: &Connection| Schedule::new(rate, u64::from(connection.spec.number), senders);
         let mut due: BinaryHeap<Reverse<(u64, usize)>> = self
             .senders
             .iter()
@@ -505,30 +513,30 @@ impl<'r> Worker<'r> {
             .collect();
         // Senders whose sockets take no more for the moment: their messages wait, and the wait counts.
         let mut blocked: Vec<usize> = Vec::new();
-        let mut next_look = 0;
+        let mut next_check = 0;
         loop {
-            let now = self.local.shared.now();
-            let over = now >= self.local.send_until;
-            if self.is_stopped() || (now >= next_look && !self.has_senders()) {
+            let now = self.state.shared.now();
+            let over = now >= self.state.send_until;
+            if self.is_stopped() || (now >= next_check && !self.has_senders()) {
                 break;
             }
-            next_look = if now >= next_look { now + TICK } else { next_look };
-            let until = now.min(self.local.send_until.saturating_sub(1));
+            next_check = if now >= next_check { now + MAX_POLL_WAIT_NANOS } else { next_check };
+            let until = now.min(self.state.send_until.saturating_sub(1));
             while let Some(Reverse((time, slot))) = due.peek().copied()
                 && time <= until
             {
                 due.pop();
                 let mut next = None;
-                self.send_from(slot, |connection, now, local| {
+                self.send_from(slot, |connection, now, state| {
                     let schedule = schedule(connection);
-                    for _ in 0..BURST {
+                    for _ in 0..MAX_MESSAGES_PER_TURN {
                         let time = start + schedule.due(connection.sent);
                         if time > until || !connection.is_sender() {
                             break;
                         }
-                        match connection.place.role {
-                            Role::Echo => connection.write_echo(time, now, local),
-                            _ => connection.write_publish(time, now, local),
+                        match connection.spec.role {
+                            Role::Echo => connection.write_echo(time, now, state),
+                            _ => connection.write_publish(time, now, state),
                         }
                     }
                     next = connection.is_sender().then(|| start + schedule.due(connection.sent));
@@ -539,12 +547,12 @@ impl<'r> Worker<'r> {
                     (None, _) => {}
                 }
             }
-            self.local.end_round();
+            self.state.flush_counts();
             if over {
                 break;
             }
-            let next = due.peek().map_or(u64::MAX, |Reverse((time, _))| *time).min(self.local.send_until);
-            self.pump(next.saturating_sub(self.local.shared.now()).min(TICK))?;
+            let next = due.peek().map_or(u64::MAX, |Reverse((time, _))| *time).min(self.state.send_until);
+            self.poll_once(next.saturating_sub(self.state.shared.now()).min(MAX_POLL_WAIT_NANOS))?;
             blocked.retain(|slot| match self.connections.get(*slot) {
                 Some(connection) if connection.is_blocked() => true,
                 Some(connection) if connection.is_sender() => {
@@ -554,22 +562,23 @@ impl<'r> Worker<'r> {
                 _ => false,
             });
         }
-        let time = self.local.send_until.min(self.local.shared.now()).saturating_sub(start);
+        let time = self.state.send_until.min(self.state.shared.now()).saturating_sub(start);
         for connection in self.senders.iter().filter_map(|slot| self.connections.get(*slot)) {
-            let due =
-                schedule(connection).due_before(time).min(self.local.plan.quota(connection.place.number));
-            self.local.tally.unsent += due.saturating_sub(connection.sent);
+            let due = schedule(connection)
+                .due_before(time)
+                .min(self.state.plan.max_messages(connection.spec.number));
+            self.state.counters.unsent += due.saturating_sub(connection.sent);
         }
         Ok(())
     }
 
     /// Lets a connection write, and sends it.
-    fn send_from(&mut self, slot: usize, write: impl FnOnce(&mut Connection, u64, &mut Local<'r>)) {
+    fn send_from(&mut self, slot: usize, write: impl FnOnce(&mut Connection, u64, &mut ThreadState<'r>)) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        let now = self.local.shared.now();
-        write(connection, now, &mut self.local);
-        if let Err(end) = connection.send(&mut self.local) {
-            self.end(slot, &end);
+        let now = self.state.shared.now();
+        write(connection, now, &mut self.state);
+        if let Err(reason) = connection.send(&mut self.state) {
+            self.disconnect(slot, &reason);
         }
     }
 
@@ -577,10 +586,10 @@ impl<'r> Worker<'r> {
     fn drain(&mut self) -> io::Result<()> {
         use std::sync::atomic::Ordering::Acquire;
 
-        let shared = self.local.shared;
+        let shared = self.state.shared;
         let (mut delivered, mut since) = (0, shared.now());
         loop {
-            self.pump(TICK)?;
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
             let (now, sending) = (shared.now(), shared.is_sending());
             let so_far = shared.delivered.load(Acquire);
             if shared.is_stopped() || (!sending && so_far >= shared.expected.load(Acquire)) {
@@ -588,69 +597,70 @@ impl<'r> Worker<'r> {
             }
             if so_far != delivered || sending {
                 (delivered, since) = (so_far, now);
-            } else if now - since > PATIENCE {
+            } else if now - since > DELIVERY_TIMEOUT_NANOS {
                 break;
             }
         }
-        let end = shared.now() + AFTER_ALL;
+        let end = shared.now() + LATE_DELIVERY_WAIT_NANOS;
         while shared.now() < end {
-            self.pump(TICK)?;
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
         }
         Ok(())
     }
 
     /// Reads what slow readers left, to see how each of them ended.
-    fn let_slow_readers_read(&mut self) -> io::Result<()> {
+    fn resume_slow_readers(&mut self) -> io::Result<()> {
         for slot in 0..self.connections.len() {
             let Some(connection) = self.connections.get_mut(slot).filter(|one| one.is_paused()) else {
                 continue;
             };
-            if let Err(end) = connection.resume(&mut self.local) {
-                self.end(slot, &end);
+            if let Err(reason) = connection.resume(&mut self.state) {
+                self.disconnect(slot, &reason);
             }
         }
         let mut seen = (0, 0);
-        let mut until = self.local.shared.now() + PATIENCE / 3;
-        while self.local.shared.now() < until && !self.is_stopped() {
-            self.pump(TICK)?;
-            let tally = &self.local.tally;
-            let now = (tally.slow_received, tally.slow_ends.values().sum::<u64>());
+        let mut until = self.state.shared.now() + DELIVERY_TIMEOUT_NANOS / 3;
+        while self.state.shared.now() < until && !self.is_stopped() {
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
+            let counters = &self.state.counters;
+            let now = (counters.slow_received, counters.slow_disconnects.values().sum::<u64>());
             if now != seen {
                 seen = now;
-                until = self.local.shared.now() + PATIENCE / 3;
+                until = self.state.shared.now() + DELIVERY_TIMEOUT_NANOS / 3;
             }
         }
         Ok(())
     }
 
-    /// Keeps the balances of receivers that stayed to the end.
-    fn settle_accounts(&mut self) {
-        if !self.local.plan.scenario.has_messages() {
+    /// Keeps the summaries of receivers that stayed to the end.
+    fn collect_receiver_streams(&mut self) {
+        if !self.state.plan.scenario.has_messages() {
             return;
         }
-        let mut accounts = Vec::new();
+        let mut receiver_streams = Vec::new();
         for connection in &self.connections {
-            let role = connection.place.role;
+            let role = connection.spec.role;
             if connection.stage == Stage::Open && matches!(role, Role::Echo | Role::Subscriber) {
-                let balances = self.local.accounts(connection.accounts(), connection.topic());
-                accounts
-                    .extend(balances.map(|(stream, ledger)| Account { stream, balance: ledger.balance() }));
+                let summaries = self.state.trackers(connection.first_tracker(), connection.topic());
+                receiver_streams.extend(
+                    summaries.map(|(stream, tracker)| ReceiverStream { stream, summary: tracker.summary() }),
+                );
             }
         }
-        self.local.tally.accounts = accounts;
+        self.state.counters.receiver_streams = receiver_streams;
     }
 
     /// Closes what is open and waits a moment for the server's answers.
     fn close_all(&mut self) -> io::Result<()> {
         for slot in 0..self.connections.len() {
             self.close(slot);
-            if slot % CONNECTING_AT_A_TIME == 0 {
-                self.pump(0)?;
+            if slot % MAX_CONCURRENT_CONNECTS == 0 {
+                self.poll_once(0)?;
             }
         }
-        let end = self.local.shared.now() + CLOSING;
-        while self.closing > 0 && self.local.shared.now() < end {
-            self.pump(TICK)?;
+        let end = self.state.shared.now() + CLOSE_TIMEOUT_NANOS;
+        while self.closing > 0 && self.state.shared.now() < end {
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
         }
         Ok(())
     }
@@ -658,44 +668,44 @@ impl<'r> Worker<'r> {
 
 /// What a publisher of a closed loop waits for.
 #[derive(Debug, Clone, Default)]
-struct Wait {
+struct DeliveryWait {
     /// Deliveries that came, when that last changed.
     done: u64,
     since: u64,
     /// Deliveries that it no longer waits for.
-    written_off: u64,
-    gave_up: bool,
+    abandoned: u64,
+    timed_out: bool,
 }
 
-impl Wait {
+impl DeliveryWait {
     /// Deliveries that came or are no longer waited for. When none has come for a while, that is all of them: what
     /// was lost must not stop the loop for ever.
     fn done(&mut self, done: u64, expected: u64, now: u64) -> u64 {
-        self.gave_up = false;
-        if done != self.done || self.since == 0 || done + self.written_off >= expected {
+        self.timed_out = false;
+        if done != self.done || self.since == 0 || done + self.abandoned >= expected {
             (self.done, self.since) = (done, now);
-        } else if now - self.since > PATIENCE {
-            self.written_off = expected.saturating_sub(done);
+        } else if now - self.since > DELIVERY_TIMEOUT_NANOS {
+            self.abandoned = expected.saturating_sub(done);
             self.since = now;
-            self.gave_up = true;
+            self.timed_out = true;
         }
-        done + self.written_off
+        done + self.abandoned
     }
 }
 
-fn connect(remote: &Remote, source: Option<SocketAddr>, role: Role) -> io::Result<Transport> {
-    let session = match &remote.tls {
+fn connect(endpoint: &Endpoint, source: Option<SocketAddr>, role: Role) -> io::Result<Transport> {
+    let session = match &endpoint.tls {
         None => None,
         Some((config, name)) => {
             let session = ClientConnection::new(Arc::clone(config), name.clone());
             Some(session.map_err(io::Error::other)?)
         }
     };
-    let socket = Socket::new(Domain::for_address(remote.address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(endpoint.address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
     if role == Role::SlowReader {
-        socket.set_recv_buffer_size(SLOW_BUFFER)?;
+        socket.set_recv_buffer_size(SLOW_READER_RECEIVE_BUFFER_BYTES)?;
     }
     if let Some(source) = source {
         socket.bind(&source.into()).map_err(|error| match error.kind() {
@@ -705,7 +715,7 @@ fn connect(remote: &Remote, source: Option<SocketAddr>, role: Role) -> io::Resul
             _ => error,
         })?;
     }
-    match socket.connect(&remote.address.into()) {
+    match socket.connect(&endpoint.address.into()) {
         Ok(()) => {}
         Err(error) if is_in_progress(&error) => {}
         Err(error) => return Err(error),

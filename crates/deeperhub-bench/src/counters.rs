@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
-use super::ledger::Balance;
+use crate::sequence_tracker::SequenceSummary;
 
 /// Times in nanoseconds, to three digits, from a microsecond to an hour.
 #[derive(Debug, Clone)]
-pub(super) struct Times(Histogram<u64>);
+pub(crate) struct DurationHistogram(Histogram<u64>);
 
-impl Default for Times {
+impl Default for DurationHistogram {
     fn default() -> Self {
         const LOWEST: u64 = 1_000;
         const HIGHEST: u64 = 3_600_000_000_000;
@@ -19,23 +19,23 @@ impl Default for Times {
     }
 }
 
-impl Times {
+impl DurationHistogram {
     /// Enters a time; more than an hour counts as an hour.
     #[inline]
-    pub(super) fn record(&mut self, nanoseconds: u64) {
+    pub(crate) fn record(&mut self, nanoseconds: u64) {
         self.0.saturating_record(nanoseconds);
     }
 
-    pub(super) fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.0.len()
     }
 
     /// The time that this share of the times do not exceed, in microseconds.
-    pub(super) fn quantile_us(&self, share: f64) -> f64 {
+    pub(crate) fn quantile_us(&self, share: f64) -> f64 {
         microseconds(self.0.value_at_quantile(share))
     }
 
-    pub(super) fn max_us(&self) -> f64 {
+    pub(crate) fn max_us(&self) -> f64 {
         if self.0.is_empty() { 0.0 } else { microseconds(self.0.max()) }
     }
 
@@ -52,73 +52,73 @@ fn microseconds(nanoseconds: u64) -> f64 {
 
 /// What one receiver got of one stream.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Account {
-    pub(super) stream: u32,
-    pub(super) balance: Balance,
+pub(crate) struct ReceiverStream {
+    pub(crate) stream: u32,
+    pub(crate) summary: SequenceSummary,
 }
 
 /// The counts of one thread, or of all.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(crate) struct Counters {
     /// From the start of connecting to the end of the handshake, the welcome and subscribing.
-    pub(super) connect: Times,
+    pub(crate) connect: DurationHistogram,
     /// From the time at which a message was sent, or due, to its delivery; of messages in the measured time.
-    pub(super) latency: Times,
+    pub(crate) latency: DurationHistogram,
     /// Connections that got ready.
-    pub(super) opened: u64,
+    pub(crate) opened: u64,
     /// Connections that did not.
-    pub(super) failed: u64,
+    pub(crate) failed: u64,
     /// Connections that were ready and that the server or the network ended.
-    pub(super) dropped: u64,
+    pub(crate) dropped: u64,
     /// When the last connection got ready, in nanoseconds since the epoch.
-    pub(super) last_opened: u64,
+    pub(crate) last_opened: u64,
     /// Messages sent.
-    pub(super) sent: u64,
+    pub(crate) sent: u64,
     /// Of these, in the measured time.
-    pub(super) sent_measured: u64,
+    pub(crate) sent_measured: u64,
     /// Messages of an open loop that were due and could not be sent.
-    pub(super) unsent: u64,
+    pub(crate) unsent: u64,
     /// Deliveries that came, duplicates not counted.
-    pub(super) delivered: u64,
+    pub(crate) delivered: u64,
     /// Of these, in the measured time.
-    pub(super) delivered_measured: u64,
+    pub(crate) delivered_measured: u64,
     /// Bytes of payloads that came in the measured time.
-    pub(super) bytes_measured: u64,
+    pub(crate) bytes_measured: u64,
     /// When the last delivery came, in nanoseconds since the epoch.
-    pub(super) last_delivered: u64,
+    pub(crate) last_delivered: u64,
     /// Messages that carry a stamp that was not for their receiver.
-    pub(super) misdelivered: u64,
+    pub(crate) misdelivered: u64,
     /// Pings answered.
-    pub(super) pings: u64,
+    pub(crate) pings: u64,
     /// Times a closed loop went on without deliveries that it had waited for in vain.
-    pub(super) stalls: u64,
+    pub(crate) stalls: u64,
     /// Connections of `churn` that were opened and closed in the measured time.
-    pub(super) cycles: u64,
+    pub(crate) cycles: u64,
     /// What went wrong, by kind.
-    pub(super) errors: BTreeMap<String, u64>,
+    pub(crate) errors: BTreeMap<String, u64>,
     /// Deliveries that slow readers got before or after the end.
-    pub(super) slow_received: u64,
+    pub(crate) slow_received: u64,
     /// How slow readers ended, by kind.
-    pub(super) slow_ends: BTreeMap<String, u64>,
+    pub(crate) slow_disconnects: BTreeMap<String, u64>,
     /// When the end of a slow reader was seen, from the start of the load.
-    pub(super) slow_seen: Times,
+    pub(crate) slow_disconnect_times: DurationHistogram,
     /// Messages sent, by stream; empty if this thread sends none.
-    pub(super) sequences: Vec<u64>,
+    pub(crate) sequences: Vec<u64>,
     /// What each receiver that stayed got.
-    pub(super) accounts: Vec<Account>,
+    pub(crate) receiver_streams: Vec<ReceiverStream>,
 }
 
-impl Tally {
-    pub(super) fn error(&mut self, kind: &str) {
+impl Counters {
+    pub(crate) fn count_error(&mut self, kind: &str) {
         count(&mut self.errors, kind, 1);
     }
 
-    pub(super) fn slow_end(&mut self, kind: &str) {
-        count(&mut self.slow_ends, kind, 1);
+    pub(crate) fn count_slow_disconnect(&mut self, kind: &str) {
+        count(&mut self.slow_disconnects, kind, 1);
     }
 
     /// Adds the counts of another thread.
-    pub(super) fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         // Taken apart without `..`, so that a field added later cannot be forgotten.
         let Self {
             connect,
@@ -140,10 +140,10 @@ impl Tally {
             cycles,
             errors,
             slow_received,
-            slow_ends,
-            slow_seen,
+            slow_disconnects,
+            slow_disconnect_times,
             sequences,
-            accounts,
+            receiver_streams,
         } = other;
         self.connect.add(&connect);
         self.latency.add(&latency);
@@ -163,12 +163,12 @@ impl Tally {
         self.stalls += stalls;
         self.cycles += cycles;
         self.slow_received += slow_received;
-        self.slow_seen.add(&slow_seen);
+        self.slow_disconnect_times.add(&slow_disconnect_times);
         for (kind, n) in &errors {
             count(&mut self.errors, kind, *n);
         }
-        for (kind, n) in &slow_ends {
-            count(&mut self.slow_ends, kind, *n);
+        for (kind, n) in &slow_disconnects {
+            count(&mut self.slow_disconnects, kind, *n);
         }
         if self.sequences.len() < sequences.len() {
             self.sequences.resize(sequences.len(), 0);
@@ -176,31 +176,31 @@ impl Tally {
         for (sum, sent) in self.sequences.iter_mut().zip(sequences) {
             *sum += sent;
         }
-        self.accounts.extend(accounts);
+        self.receiver_streams.extend(receiver_streams);
     }
 
     /// What the receivers that stayed should have got and did not, with what they got twice or late.
-    pub(super) fn loss(&self) -> Loss {
-        let mut loss = Loss::default();
-        for Account { stream, balance } in &self.accounts {
+    pub(crate) fn faults(&self) -> Faults {
+        let mut faults = Faults::default();
+        for ReceiverStream { stream, summary } in &self.receiver_streams {
             let sent = self.sequences.get(*stream as usize).copied().unwrap_or(0);
-            loss.lost += sent.saturating_sub(balance.received);
-            loss.duplicated += balance.duplicates;
-            loss.out_of_order += balance.late;
+            faults.lost += sent.saturating_sub(summary.received);
+            faults.duplicated += summary.duplicates;
+            faults.out_of_order += summary.late;
         }
-        loss
+        faults
     }
 }
 
 /// Deliveries that were not as they should be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Loss {
+pub(crate) struct Faults {
     /// Never came.
-    pub(super) lost: u64,
+    pub(crate) lost: u64,
     /// Came again.
-    pub(super) duplicated: u64,
+    pub(crate) duplicated: u64,
     /// Came after one that was sent later.
-    pub(super) out_of_order: u64,
+    pub(crate) out_of_order: u64,
 }
 
 fn count(counts: &mut BTreeMap<String, u64>, kind: &str, n: u64) {
@@ -216,23 +216,23 @@ mod tests {
 
     #[test]
     fn loss_is_what_was_sent_and_did_not_come_to_who_stayed() {
-        let account = |stream, received, duplicates, late| Account {
+        let account = |stream, received, duplicates, late| ReceiverStream {
             stream,
-            balance: Balance { received, duplicates, late },
+            summary: SequenceSummary { received, duplicates, late },
         };
-        let mut all = Tally { sequences: vec![10, 0], ..Tally::default() };
-        all.add(Tally {
+        let mut all = Counters { sequences: vec![10, 0], ..Counters::default() };
+        all.add(Counters {
             sequences: vec![0, 5],
-            accounts: vec![account(0, 10, 0, 0), account(1, 3, 1, 0)],
-            ..Tally::default()
+            receiver_streams: vec![account(0, 10, 0, 0), account(1, 3, 1, 0)],
+            ..Counters::default()
         });
-        all.add(Tally { accounts: vec![account(0, 9, 0, 2)], ..Tally::default() });
-        assert_eq!(all.loss(), Loss { lost: 3, duplicated: 1, out_of_order: 2 });
+        all.add(Counters { receiver_streams: vec![account(0, 9, 0, 2)], ..Counters::default() });
+        assert_eq!(all.faults(), Faults { lost: 3, duplicated: 1, out_of_order: 2 });
     }
 
     #[test]
     fn times_of_all_threads_are_one_distribution() {
-        let (mut one, mut other) = (Tally::default(), Tally::default());
+        let (mut one, mut other) = (Counters::default(), Counters::default());
         (1..=50).for_each(|n| one.latency.record(n * 1_000_000));
         (51..=100).for_each(|n| other.latency.record(n * 1_000_000));
         one.add(other);
@@ -246,17 +246,17 @@ mod tests {
 
     #[test]
     fn a_time_beyond_the_scale_counts_as_the_longest() {
-        let mut times = Times::default();
+        let mut times = DurationHistogram::default();
         times.record(u64::MAX);
         assert_eq!(times.count(), 1);
     }
 
     #[test]
     fn errors_add_up_by_kind() {
-        let (mut one, mut other) = (Tally::default(), Tally::default());
-        one.error("http_503");
-        other.error("http_503");
-        other.error("closed_1013");
+        let (mut one, mut other) = (Counters::default(), Counters::default());
+        one.count_error("http_503");
+        other.count_error("http_503");
+        other.count_error("closed_1013");
         one.add(other);
         assert_eq!(one.errors, BTreeMap::from([("closed_1013".to_owned(), 1), ("http_503".to_owned(), 2)]));
     }

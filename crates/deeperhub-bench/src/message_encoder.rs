@@ -1,16 +1,16 @@
 //! What the bench says to the server.
 
-use super::plan::{Plan, Scenario};
-use super::stamp::{DIGITS_AT, Stamp, payload};
-use super::wire::{Keys, TEXT, Template, write};
+use crate::frame::{FrameTemplate, MaskingKeys, TEXT, write_frame};
+use crate::plan::{Plan, Scenario};
+use crate::stamp::{DIGITS_OFFSET, Stamp, payload};
 
 /// Digits of a topic's number.
 const TOPIC_DIGITS: usize = 8;
 
 /// The messages of a run, ready but for the digits that differ.
 #[derive(Debug)]
-pub(super) struct Outgoing {
-    template: Template,
+pub(crate) struct MessageEncoder {
+    template: FrameTemplate,
     /// Where the topic's number is in a publish; `None` in an echo.
     topic_at: Option<usize>,
     digits_at: usize,
@@ -18,8 +18,8 @@ pub(super) struct Outgoing {
     run: u32,
 }
 
-impl Outgoing {
-    pub(super) fn new(plan: &Plan, run: u32, keys: &mut Keys) -> Self {
+impl MessageEncoder {
+    pub(crate) fn new(plan: &Plan, run: u32, keys: &mut MaskingKeys) -> Self {
         let payload = payload(plan.size);
         let (text, topic_at) = if plan.scenario == Scenario::Echo {
             (format!(r#"{{"type":"echo","data":{payload}}}"#), None)
@@ -30,13 +30,13 @@ impl Outgoing {
             (format!(r#"{before}{topic}","message":{payload}}}}}"#), Some(at))
         };
         let ends = if topic_at.is_some() { 2 } else { 1 };
-        let digits_at = text.len() - ends - payload.len() + DIGITS_AT;
-        Self { template: Template::new(&text, keys.key()), topic_at, digits_at, run }
+        let digits_at = text.len() - ends - payload.len() + DIGITS_OFFSET;
+        Self { template: FrameTemplate::new(&text, keys.next_key()), topic_at, digits_at, run }
     }
 
     /// Appends a message: a publish to `topic`, or in `echo` an echo.
     #[inline]
-    pub(super) fn write(&self, out: &mut Vec<u8>, topic: u32, stamp: Stamp) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>, topic: u32, stamp: Stamp) {
         let digits = stamp.encode();
         match self.topic_at {
             Some(at) => {
@@ -47,9 +47,9 @@ impl Outgoing {
     }
 
     /// Appends a `subscribe`.
-    pub(super) fn write_subscribe(&self, out: &mut Vec<u8>, topic: u32, key: [u8; 4]) {
+    pub(crate) fn write_subscribe(&self, out: &mut Vec<u8>, topic: u32, key: [u8; 4]) {
         let text = format!(r#"{{"type":"subscribe","data":{{"topic":"{}"}}}}"#, self::topic(self.run, topic));
-        write(out, TEXT, text.as_bytes(), key);
+        write_frame(out, TEXT, text.as_bytes(), key);
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
 
     use super::*;
     use crate::plan::tests::plan;
-    use crate::stamp::Finder;
+    use crate::stamp::StampFinder;
 
     /// Reads the one message in `bytes` as the server does.
     fn parsed(mut bytes: Vec<u8>, then: impl FnOnce(Command<'_>)) {
@@ -90,14 +90,15 @@ mod tests {
     #[test]
     fn a_publish_is_one_to_the_server_with_topic_stamp_and_size() {
         for size in [40, 128, 5000] {
-            let outgoing = Outgoing::new(&plan(&format!("topics --size {size}")), 0xabc, &mut Keys::new(1));
+            let encoder =
+                MessageEncoder::new(&plan(&format!("topics --size {size}")), 0xabc, &mut MaskingKeys::new(1));
             let mut out = Vec::new();
-            outgoing.write(&mut out, 1_000_077, STAMP);
+            encoder.write(&mut out, 1_000_077, STAMP);
             parsed(out, |command| match command {
                 Command::Publish { topic, message, .. } => {
                     assert_eq!(topic.as_str(), "bench.00000abc.01000077");
                     assert_eq!(message.as_ref().len(), size);
-                    assert_eq!(Finder::new().find(message.as_ref().as_bytes()), Some(STAMP));
+                    assert_eq!(StampFinder::new().find(message.as_ref().as_bytes()), Some(STAMP));
                 }
                 other => panic!("{other:?}"),
             });
@@ -106,13 +107,13 @@ mod tests {
 
     #[test]
     fn an_echo_is_one_to_the_server_with_stamp_and_size() {
-        let outgoing = Outgoing::new(&plan("echo --size 200"), 1, &mut Keys::new(2));
+        let encoder = MessageEncoder::new(&plan("echo --size 200"), 1, &mut MaskingKeys::new(2));
         let mut out = Vec::new();
-        outgoing.write(&mut out, 0, STAMP);
+        encoder.write(&mut out, 0, STAMP);
         parsed(out, |command| match command {
             Command::Echo { data } => {
                 assert_eq!(data.as_ref().len(), 200);
-                assert_eq!(Finder::new().find(data.as_ref().as_bytes()), Some(STAMP));
+                assert_eq!(StampFinder::new().find(data.as_ref().as_bytes()), Some(STAMP));
             }
             other => panic!("{other:?}"),
         });
@@ -120,9 +121,9 @@ mod tests {
 
     #[test]
     fn a_subscribe_names_the_topic_that_is_published_to() {
-        let outgoing = Outgoing::new(&plan("fanout"), 0xabc, &mut Keys::new(3));
+        let encoder = MessageEncoder::new(&plan("fanout"), 0xabc, &mut MaskingKeys::new(3));
         let mut out = Vec::new();
-        outgoing.write_subscribe(&mut out, 42, [1, 2, 3, 4]);
+        encoder.write_subscribe(&mut out, 42, [1, 2, 3, 4]);
         parsed(out, |command| match command {
             Command::Subscribe { subscription } => {
                 assert_eq!(subscription.as_str(), "bench.00000abc.00000042");

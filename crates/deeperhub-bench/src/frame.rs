@@ -1,40 +1,40 @@
 //! The client's half of RFC 6455: headers of the server's frames, masked frames of our own.
 
-pub(super) const TEXT: u8 = 0x1;
-pub(super) const CLOSE: u8 = 0x8;
-pub(super) const PING: u8 = 0x9;
-pub(super) const PONG: u8 = 0xa;
-pub(super) const CONTINUATION: u8 = 0x0;
-pub(super) const BINARY: u8 = 0x2;
+pub(crate) const TEXT: u8 = 0x1;
+pub(crate) const CLOSE: u8 = 0x8;
+pub(crate) const PING: u8 = 0x9;
+pub(crate) const PONG: u8 = 0xa;
+pub(crate) const CONTINUATION: u8 = 0x0;
+pub(crate) const BINARY: u8 = 0x2;
 
 const FIN: u8 = 0x80;
-const COMPRESSED: u8 = 0x40;
+const RSV1: u8 = 0x40;
 const MASKED: u8 = 0x80;
-const MAX_CONTROL_PAYLOAD: usize = 125;
+const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
 /// No hub sends as much in a frame: what does is not one, and is not to fill our memory.
-const MAX_PAYLOAD: u64 = 1 << 28;
+const MAX_FRAME_PAYLOAD_BYTES: u64 = 1 << 28;
 
 /// The header of a server's frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
+pub(crate) struct FrameHeader {
     /// One of the six of RFC 6455 section 5.2.
-    pub(super) opcode: u8,
-    pub(super) fin: bool,
+    pub(crate) opcode: u8,
+    pub(crate) fin: bool,
     /// RSV1: the message is compressed (RFC 7692).
-    pub(super) compressed: bool,
+    pub(crate) compressed: bool,
     /// Length of the header itself.
-    pub(super) len: usize,
-    pub(super) payload_len: usize,
+    pub(crate) len: usize,
+    pub(crate) payload_len: usize,
 }
 
-impl Header {
+impl FrameHeader {
     /// Reads a header at the start of `bytes`; `None` when it is not complete.
     ///
     /// # Errors
     ///
     /// What no server may send, in a few words.
     #[inline]
-    pub(super) fn parse(bytes: &[u8]) -> Result<Option<Self>, &'static str> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Self>, &'static str> {
         let Some(&[first, second]) = bytes.first_chunk() else { return Ok(None) };
         if second & MASKED != 0 {
             return Err("masked frame");
@@ -51,16 +51,16 @@ impl Header {
             short => (2, u64::from(short)),
         };
         let (opcode, fin) = (first & 0xf, first & FIN != 0);
-        let compressed = first & COMPRESSED != 0;
+        let compressed = first & RSV1 != 0;
         match opcode {
             _ if first & 0x30 != 0 => return Err("reserved bits"),
             TEXT | BINARY => {}
             CONTINUATION if !compressed => {}
-            CLOSE | PING | PONG if fin && !compressed && payload_len <= MAX_CONTROL_PAYLOAD as u64 => {}
+            CLOSE | PING | PONG if fin && !compressed && payload_len <= MAX_CONTROL_PAYLOAD_BYTES as u64 => {}
             CONTINUATION | CLOSE | PING | PONG => return Err("frame of the wrong form"),
             _ => return Err("unknown opcode"),
         }
-        if payload_len > MAX_PAYLOAD {
+        if payload_len > MAX_FRAME_PAYLOAD_BYTES {
             return Err("frame of more than 256 MiB");
         }
         Ok(Some(Self { opcode, fin, compressed, len, payload_len: payload_len as usize }))
@@ -70,14 +70,14 @@ impl Header {
 /// Masking keys. They have to differ, for the sake of whatever is between us and the server; nobody has to be unable
 /// to guess them, as no foreign code chooses what is sent (RFC 6455 section 10.3).
 #[derive(Debug)]
-pub(super) struct Keys(u64);
+pub(crate) struct MaskingKeys(u64);
 
-impl Keys {
-    pub(super) fn new(seed: u64) -> Self {
+impl MaskingKeys {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed | 1)
     }
 
-    pub(super) fn key(&mut self) -> [u8; 4] {
+    pub(crate) fn next_key(&mut self) -> [u8; 4] {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -86,7 +86,7 @@ impl Keys {
 }
 
 /// Appends a masked frame.
-pub(super) fn write(out: &mut Vec<u8>, opcode: u8, payload: &[u8], key: [u8; 4]) {
+pub(crate) fn write_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8], key: [u8; 4]) {
     write_header(out, opcode, payload.len(), key);
     let start = out.len();
     out.extend_from_slice(payload);
@@ -95,7 +95,7 @@ pub(super) fn write(out: &mut Vec<u8>, opcode: u8, payload: &[u8], key: [u8; 4])
 
 fn write_header(out: &mut Vec<u8>, opcode: u8, len: usize, key: [u8; 4]) {
     out.push(FIN | opcode);
-    if len <= MAX_CONTROL_PAYLOAD {
+    if len <= MAX_CONTROL_PAYLOAD_BYTES {
         out.push(MASKED | len as u8);
     } else if let Ok(len) = u16::try_from(len) {
         out.push(MASKED | 126);
@@ -128,23 +128,23 @@ fn mask(part: &mut [u8], key: [u8; 4], offset: usize) {
 
 /// A text frame that is encoded and masked once and then sent again and again with a few bytes of it written over.
 #[derive(Debug)]
-pub(super) struct Template {
+pub(crate) struct FrameTemplate {
     frame: Vec<u8>,
     payload_at: usize,
     key: [u8; 4],
 }
 
-impl Template {
-    pub(super) fn new(payload: &str, key: [u8; 4]) -> Self {
+impl FrameTemplate {
+    pub(crate) fn new(payload: &str, key: [u8; 4]) -> Self {
         let mut frame = Vec::new();
-        write(&mut frame, TEXT, payload.as_bytes(), key);
+        write_frame(&mut frame, TEXT, payload.as_bytes(), key);
         let payload_at = frame.len() - payload.len();
         Self { frame, payload_at, key }
     }
 
     /// Appends the frame with `text` written over its payload at `at`, for each of `places`, which lie inside it.
     #[inline]
-    pub(super) fn write<const N: usize>(&self, out: &mut Vec<u8>, places: [(usize, &[u8]); N]) {
+    pub(crate) fn write<const N: usize>(&self, out: &mut Vec<u8>, places: [(usize, &[u8]); N]) {
         let payload = out.len() + self.payload_at;
         out.extend_from_slice(&self.frame);
         for (at, text) in places {
@@ -177,11 +177,11 @@ mod tests {
 
     #[test]
     fn frames_of_all_lengths_are_what_a_server_reads() {
-        let mut keys = Keys::new(7);
+        let mut keys = MaskingKeys::new(7);
         for len in [0, 1, 2, 3, 125, 126, 127, 65_535, 65_536] {
             let text = "x".repeat(len);
             let mut out = Vec::new();
-            write(&mut out, TEXT, text.as_bytes(), keys.key());
+            write_frame(&mut out, TEXT, text.as_bytes(), keys.next_key());
             assert_eq!(decoded(out), [text]);
         }
     }
@@ -190,7 +190,7 @@ mod tests {
     fn a_template_is_written_over_at_any_place() {
         for at in 0..8 {
             for len in 0..9 {
-                let template = Template::new("................", [1, 2, 3, 4]);
+                let template = FrameTemplate::new("................", [1, 2, 3, 4]);
                 let mut out = Vec::new();
                 let text = "abcdefghi".get(..len).unwrap();
                 template.write(&mut out, [(at, text.as_bytes())]);
@@ -209,11 +209,11 @@ mod tests {
             write_text(&mut frame, &"x".repeat(len));
             let header_len = frame.len() - len;
             for cut in 0..header_len {
-                assert_eq!(Header::parse(&frame[..cut]), Ok(None));
+                assert_eq!(FrameHeader::parse(&frame[..cut]), Ok(None));
             }
             let header =
-                Header { opcode: TEXT, fin: true, compressed: false, len: header_len, payload_len: len };
-            assert_eq!(Header::parse(&frame), Ok(Some(header)));
+                FrameHeader { opcode: TEXT, fin: true, compressed: false, len: header_len, payload_len: len };
+            assert_eq!(FrameHeader::parse(&frame), Ok(Some(header)));
         }
     }
 
@@ -229,7 +229,7 @@ mod tests {
             &[0x88, 126, 0, 200],
             &[0x82, 127, 0, 0, 0, 1, 0, 0, 0, 0],
         ] {
-            assert!(Header::parse(bytes).is_err(), "{bytes:?}");
+            assert!(FrameHeader::parse(bytes).is_err(), "{bytes:?}");
         }
     }
 }

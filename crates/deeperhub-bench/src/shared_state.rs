@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use mio::Waker;
 
-use super::plan::Plan;
+use crate::plan::Plan;
 
 /// Counters and signals of a run. Threads add to them once a round, not once a message.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(crate) struct SharedState {
     /// What times are counted from.
     epoch: Instant,
     /// When the load starts, in nanoseconds since the epoch; 0 until every thread has its connections.
@@ -21,15 +21,15 @@ pub(super) struct Shared {
     sending: AtomicUsize,
     stopped: AtomicBool,
     /// Connections that are ready, for the progress bar.
-    pub(super) opened: AtomicU64,
+    pub(crate) opened: AtomicU64,
     /// Connections that will not become ready.
-    pub(super) failed: AtomicU64,
+    pub(crate) failed: AtomicU64,
     /// Messages that were sent.
-    pub(super) sent: AtomicU64,
+    pub(crate) sent: AtomicU64,
     /// Deliveries that the messages sent so far should give.
-    pub(super) expected: AtomicU64,
+    pub(crate) expected: AtomicU64,
     /// Deliveries that came, each counted once.
-    pub(super) delivered: AtomicU64,
+    pub(crate) delivered: AtomicU64,
     /// The same for each publisher.
     done: Vec<AtomicU64>,
     /// How many deliveries a publisher waits for; none when 0.
@@ -40,9 +40,9 @@ pub(super) struct Shared {
     wakers: Vec<OnceLock<Waker>>,
 }
 
-impl Shared {
-    pub(super) fn new(plan: &Plan) -> Self {
-        let counters = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
+impl SharedState {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let counter_vec = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
         Self {
             epoch: Instant::now(),
             start: AtomicU64::new(0),
@@ -54,8 +54,8 @@ impl Shared {
             sent: AtomicU64::new(0),
             expected: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
-            done: counters(plan.publishers),
-            goals: counters(plan.publishers),
+            done: counter_vec(plan.publishers),
+            goals: counter_vec(plan.publishers),
             subscribers: (0..plan.topics).map(|_| AtomicU32::new(0)).collect(),
             wakers: (0..plan.threads).map(|_| OnceLock::new()).collect(),
         }
@@ -63,48 +63,48 @@ impl Shared {
 
     /// Nanoseconds since the epoch.
     #[inline]
-    pub(super) fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// A thread has its connections; the last one starts the load a moment later, when all may have noticed.
-    pub(super) fn connected(&self) {
-        const NOTICE: u64 = 20_000_000;
+    pub(crate) fn connected(&self) {
+        const START_DELAY_NANOS: u64 = 20_000_000;
         if self.connecting.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.start.store(self.now() + NOTICE, Ordering::Release);
+            self.start.store(self.now() + START_DELAY_NANOS, Ordering::Release);
             self.wake_all();
         }
     }
 
     /// When the load starts; `None` as long as connections are missing.
-    pub(super) fn start(&self) -> Option<u64> {
+    pub(crate) fn start(&self) -> Option<u64> {
         Some(self.start.load(Ordering::Acquire)).filter(|start| *start > 0)
     }
 
     /// A thread sends no more.
-    pub(super) fn finished_sending(&self) {
+    pub(crate) fn finished_sending(&self) {
         self.sending.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether any thread may still send.
-    pub(super) fn is_sending(&self) -> bool {
+    pub(crate) fn is_sending(&self) -> bool {
         self.sending.load(Ordering::Acquire) > 0
     }
 
     /// Ends the run before its time.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.wake_all();
     }
 
-    pub(super) fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_waker(&self, thread: usize, waker: Waker) {
-        if let Some(place) = self.wakers.get(thread) {
+    pub(crate) fn set_waker(&self, thread: usize, waker: Waker) {
+        if let Some(cell) = self.wakers.get(thread) {
             // Each thread sets its own, once.
-            let _ = place.set(waker);
+            let _ = cell.set(waker);
         }
     }
 
@@ -120,7 +120,7 @@ impl Shared {
     }
 
     /// Adds deliveries of a publisher's messages, seen by `thread`, and wakes the publisher if it waits for them.
-    pub(super) fn add_done(&self, publisher: usize, deliveries: u64, thread: usize) {
+    pub(crate) fn add_done(&self, publisher: usize, deliveries: u64, thread: usize) {
         let (Some(done), Some(goal)) = (self.done.get(publisher), self.goals.get(publisher)) else { return };
         let before = done.fetch_add(deliveries, Ordering::SeqCst);
         let goal = goal.load(Ordering::SeqCst);
@@ -132,12 +132,12 @@ impl Shared {
 
     /// Deliveries of a publisher's messages that came so far.
     #[inline]
-    pub(super) fn done(&self, publisher: usize) -> u64 {
+    pub(crate) fn done(&self, publisher: usize) -> u64 {
         self.done.get(publisher).map_or(0, |done| done.load(Ordering::SeqCst))
     }
 
     /// Tells how many deliveries a publisher waits for. Whoever calls this looks at [`Self::done`] again afterwards.
-    pub(super) fn set_goal(&self, publisher: usize, deliveries: u64) {
+    pub(crate) fn set_goal(&self, publisher: usize, deliveries: u64) {
         if let Some(goal) = self.goals.get(publisher) {
             goal.store(deliveries, Ordering::SeqCst);
         }
@@ -145,17 +145,17 @@ impl Shared {
 
     /// Subscribers of a topic that read.
     #[inline]
-    pub(super) fn subscribers(&self, topic: u32) -> u64 {
+    pub(crate) fn subscribers(&self, topic: u32) -> u64 {
         self.subscribers.get(topic as usize).map_or(0, |count| u64::from(count.load(Ordering::Relaxed)))
     }
 
-    pub(super) fn subscribed(&self, topic: u32) {
+    pub(crate) fn subscribed(&self, topic: u32) {
         if let Some(count) = self.subscribers.get(topic as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn unsubscribed(&self, topic: u32) {
+    pub(crate) fn unsubscribed(&self, topic: u32) {
         if let Some(count) = self.subscribers.get(topic as usize) {
             count.fetch_sub(1, Ordering::Relaxed);
         }
