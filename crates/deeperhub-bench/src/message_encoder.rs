@@ -1,7 +1,8 @@
 //! What the bench says to the server.
 
 use crate::frame::{FrameTemplate, MaskingKeys, TEXT, write_frame};
-use crate::plan::{Plan, Scenario};
+use crate::plan::Plan;
+use crate::scenario::Scenario;
 use crate::stamp::{DIGITS_OFFSET, Stamp, payload};
 
 /// Digits of a topic's number.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::plan::{Plan, Scenario, StopCondition};
+use crate::plan::Plan;
+use crate::scenario::{Scenario, StopCondition};
 use crate::shared_state::SharedState;
 
 /// What is shown. On anything but a terminal it is nothing.

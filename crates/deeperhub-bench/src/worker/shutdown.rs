@@ -1,0 +1,100 @@
+//! The end of a run.
+
+use std::io;
+
+use super::{
+    DELIVERY_TIMEOUT_NANOS, MAX_CONCURRENT_CONNECTS, MAX_POLL_WAIT_NANOS, NANOS_PER_MILLISECOND, Worker,
+};
+use crate::connection::Stage;
+use crate::counters::ReceiverStream;
+use crate::scenario::Role;
+
+/// What is waited after the last expected delivery, for those that nobody expects.
+const LATE_DELIVERY_WAIT_NANOS: u64 = 50 * NANOS_PER_MILLISECOND;
+/// How long the server may take to close.
+const CLOSE_TIMEOUT_NANOS: u64 = 2_000 * NANOS_PER_MILLISECOND;
+
+impl Worker<'_> {
+    /// Waits for what is still under way.
+    pub(super) fn drain(&mut self) -> io::Result<()> {
+        use std::sync::atomic::Ordering::Acquire;
+
+        let shared = self.state.shared;
+        let (mut delivered, mut since) = (0, shared.now());
+        loop {
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
+            let (now, sending) = (shared.now(), shared.is_sending());
+            let so_far = shared.delivered.load(Acquire);
+            if shared.is_stopped() || (!sending && so_far >= shared.expected.load(Acquire)) {
+                break;
+            }
+            if so_far != delivered || sending {
+                (delivered, since) = (so_far, now);
+            } else if now - since > DELIVERY_TIMEOUT_NANOS {
+                break;
+            }
+        }
+        let end = shared.now() + LATE_DELIVERY_WAIT_NANOS;
+        while shared.now() < end {
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what slow readers left, to see how each of them ended.
+    pub(super) fn resume_slow_readers(&mut self) -> io::Result<()> {
+        for slot in 0..self.connections.len() {
+            let Some(connection) = self.connections.get_mut(slot).filter(|one| one.is_paused()) else {
+                continue;
+            };
+            if let Err(reason) = connection.resume(&mut self.state) {
+                self.disconnect(slot, &reason);
+            }
+        }
+        let mut seen = (0, 0);
+        let mut until = self.state.shared.now() + DELIVERY_TIMEOUT_NANOS / 3;
+        while self.state.shared.now() < until && !self.is_stopped() {
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
+            let counters = &self.state.counters;
+            let now = (counters.slow_received, counters.slow_disconnects.values().sum::<u64>());
+            if now != seen {
+                seen = now;
+                until = self.state.shared.now() + DELIVERY_TIMEOUT_NANOS / 3;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the summaries of receivers that stayed to the end.
+    pub(super) fn collect_receiver_streams(&mut self) {
+        if !self.state.plan.scenario.has_messages() {
+            return;
+        }
+        let mut receiver_streams = Vec::new();
+        for connection in &self.connections {
+            let role = connection.spec.role;
+            if connection.stage == Stage::Open && matches!(role, Role::Echo | Role::Subscriber) {
+                let summaries = self.state.trackers(connection.first_tracker(), connection.topic());
+                receiver_streams.extend(
+                    summaries.map(|(stream, tracker)| ReceiverStream { stream, summary: tracker.summary() }),
+                );
+            }
+        }
+        self.state.counters.receiver_streams = receiver_streams;
+    }
+
+    /// Closes what is open and waits a moment for the server's answers.
+    pub(super) fn close_all(&mut self) -> io::Result<()> {
+        for slot in 0..self.connections.len() {
+            self.close(slot);
+            if slot % MAX_CONCURRENT_CONNECTS == 0 {
+                self.poll_once(0)?;
+            }
+        }
+        let end = self.state.shared.now() + CLOSE_TIMEOUT_NANOS;
+        while self.closing > 0 && self.state.shared.now() < end {
+            self.poll_once(MAX_POLL_WAIT_NANOS)?;
+        }
+        Ok(())
+    }
+}
