@@ -12,15 +12,6 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use deeperhub_args::Host;
 
-/// Where systems keep the authorities that they trust.
-const SYSTEM_BUNDLES: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-];
-
 /// Which certificates are taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CertificateTrust {
@@ -47,7 +38,7 @@ pub(crate) fn client_config(trust: &CertificateTrust) -> Result<Arc<ClientConfig
             builder.with_root_certificates(load_ca_file(file)?).with_no_client_auth()
         }
         CertificateTrust::System => {
-            builder.with_root_certificates(load_ca_file(&system_bundle()?)?).with_no_client_auth()
+            builder.with_root_certificates(load_system_store()?).with_no_client_auth()
         }
         CertificateTrust::AnyCertificate => {
             let verifier = Arc::new(AcceptAnyCertificate(provider));
@@ -66,14 +57,21 @@ pub(crate) fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
     }
 }
 
-fn system_bundle() -> Result<PathBuf, String> {
-    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let mut known = named.into_iter().chain(SYSTEM_BUNDLES.map(PathBuf::from));
-    known.find(|file| file.is_file()).ok_or_else(|| {
-        "no file with the system's certificate authorities was found: name one with --ca, or take any certificate \
-         with --insecure"
-            .to_owned()
-    })
+/// Loads the certificate authorities that the system trusts. `SSL_CERT_FILE` and `SSL_CERT_DIR`
+/// replace them.
+fn load_system_store() -> Result<RootCertStore, String> {
+    let loaded = rustls_native_certs::load_native_certs();
+    let mut store = RootCertStore::empty();
+    // Systems also list authorities that rustls cannot parse; the others are enough.
+    store.add_parsable_certificates(loaded.certs);
+    if store.is_empty() {
+        let reason = loaded.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+        return Err(format!(
+            "the system has no certificate authorities{reason}: name a file with --ca, or accept any certificate \
+             with --insecure"
+        ));
+    }
+    Ok(store)
 }
 
 fn load_ca_file(file: &Path) -> Result<RootCertStore, String> {
