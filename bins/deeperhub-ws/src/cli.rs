@@ -11,7 +11,6 @@ use crate::options::Options;
 use crate::schema::Schema;
 use crate::token::TokenArgs;
 use crate::top::Top;
-use deeperhub_bench::Bench;
 
 /// The program's name in messages, completions and the start line.
 pub(crate) const NAME: &str = env!("CARGO_PKG_NAME");
@@ -51,8 +50,7 @@ pub(crate) enum Action {
     /// Drive a running server and measure it: rates, latency, loss
     ///
     /// Run it on another machine than the server where you can: on the same one, both share the processors.
-    #[command(subcommand)]
-    Bench(Box<Bench>),
+    Bench(Box<deeperhub_bench::Args>),
     /// Print a machine-readable description of what the server speaks
     Schema {
         /// What is described

@@ -5,6 +5,7 @@
 
 mod allocator;
 mod auth;
+mod bench;
 mod cli;
 mod completions;
 mod default_file;
@@ -87,7 +88,7 @@ fn main() -> ExitCode {
             Ok(layers) => token::print(&layers, &token),
             Err(problems) => complain(&problems),
         },
-        Action::Bench(bench) => deeperhub_bench::run(*bench),
+        Action::Bench(bench) => bench::run(*bench),
         Action::Schema { schema } => match schema::text(schema) {
             Ok(text) => print(&text),
             Err(error) => {

@@ -1,8 +1,8 @@
-//! The kinds of runs and of connections.
+//! Kinds of runs and of connections.
 
 use std::time::Duration;
 
-/// What is done.
+/// The kind of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scenario {
     Echo,
@@ -25,39 +25,39 @@ impl Scenario {
         }
     }
 
-    /// Whether messages are sent.
+    /// Returns `true` if the run sends messages.
     pub(crate) fn has_messages(self) -> bool {
         !matches!(self, Self::Idle | Self::Churn)
     }
 }
 
-/// When the next message is sent.
+/// The rule for when a sender sends its next message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LoadModel {
-    /// When fewer than this many of the sender's are under way.
+    /// As soon as the sender has fewer than this many messages in flight.
     ClosedLoop(u32),
-    /// So many a second of all senders together.
+    /// At a fixed rate: messages per second of all senders together.
     OpenLoop(u64),
 }
 
-/// When the sending ends.
+/// The point at which sending ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StopCondition {
-    /// After so many messages of all senders together.
+    /// After this many messages of all senders together.
     Messages(u64),
     /// After a time.
     Time {
-        /// Under the same load, before anything is measured.
+        /// Time under the same load before the measurement.
         warmup: Duration,
-        /// What is measured.
+        /// Measured time.
         measured: Duration,
     },
 }
 
-/// What a connection is there for.
+/// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Gets its own messages back.
+    /// Sends messages and gets them back.
     Echo,
     /// Subscribes and reads.
     Subscriber,
@@ -70,16 +70,16 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    /// Whether it subscribes once it is welcome.
+    /// Returns `true` if the connection subscribes after the server's `welcome`.
     pub(crate) fn subscribes(self) -> bool {
         matches!(self, Self::Subscriber | Self::SlowReader | Self::Churner)
     }
 }
 
-/// One connection of the run.
+/// One connection of the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ConnectionSpec {
     pub(crate) role: Role,
-    /// Its number among the clients or among the publishers.
+    /// Index among the publishers, or among the other connections.
     pub(crate) number: u32,
 }

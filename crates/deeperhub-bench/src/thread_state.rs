@@ -6,25 +6,11 @@ use crate::counters::Counters;
 use crate::frame::MaskingKeys;
 use crate::handshake::Handshake;
 use crate::message_encoder::MessageEncoder;
-use crate::plan::Plan;
+use crate::plan::{MeasurementWindow, Plan};
 use crate::scenario::{Role, Scenario};
 use crate::sequence_tracker::{Arrival, SequenceTracker};
 use crate::shared_state::SharedState;
 use crate::stamp::{Stamp, StampFinder};
-
-/// The time that is measured, in nanoseconds since the epoch.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct MeasurementWindow {
-    pub(crate) from: u64,
-    pub(crate) to: u64,
-}
-
-impl MeasurementWindow {
-    #[inline]
-    pub(crate) fn contains(self, time: u64) -> bool {
-        (self.from..self.to).contains(&time)
-    }
-}
 
 /// What a thread's connections share.
 #[derive(Debug)]

@@ -1,28 +1,28 @@
-//! CPU time and memory of the generator and the server.
-
-use std::time::Duration;
+//! CPU time and memory of the generator and of the server.
 
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::plan::Plan;
 use crate::report::{Measurements, ServerMeasurements};
-use crate::scenario::StopCondition;
 use crate::server_process::{ProcessUsage, ServerProcess};
 use crate::shared_state::SharedState;
 
-/// Looks at the measurements at the start and the end of the measured time, as near as the looks are.
+/// Samples usage at the start and at the end of the measured time, as close as the sampling
+/// interval allows.
 #[derive(Debug, Default)]
 pub(crate) struct UsageSampler {
-    from: Option<UsageSample>,
-    to: Option<UsageSample>,
-    over: bool,
-    /// What the server had before anything was asked of it.
+    first: Option<UsageSample>,
+    last: Option<UsageSample>,
+    is_done: bool,
+    /// Usage of the server before the first connection.
     before: Option<ProcessUsage>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct UsageSample {
-    at: u64,
+    /// Time of the sample, in nanoseconds since the epoch of the run.
+    time: u64,
+    /// CPU time of this process so far, in nanoseconds.
     cpu: u64,
     server: Option<ProcessUsage>,
 }
@@ -32,60 +32,51 @@ impl UsageSampler {
         Self { before: usage(plan.server), ..Self::default() }
     }
 
+    /// Takes a sample if the run is in its measured time.
     pub(crate) fn sample(&mut self, plan: &Plan, shared: &SharedState) {
         let Some(start) = shared.start() else { return };
-        let at = shared.now();
-        let (from, to) = measured(plan, start);
-        if at < from || self.over {
+        let time = shared.now();
+        let window = plan.measurement_window(start);
+        if time < window.from || self.is_done {
             return;
         }
-        let sample = UsageSample { at, cpu: cpu(), server: usage(plan.server) };
-        self.from.get_or_insert(sample);
-        self.to = Some(sample);
-        self.over = at >= to || (plan.scenario.has_messages() && !shared.is_sending());
+        let sample = UsageSample { time, cpu: own_cpu_time(), server: usage(plan.server) };
+        self.first.get_or_insert(sample);
+        self.last = Some(sample);
+        self.is_done = time >= window.to || (plan.scenario.has_messages() && !shared.is_sending());
     }
 
+    /// Returns the usage between the first and the last sample.
     pub(crate) fn measurements(&self, plan: &Plan, shared: &SharedState) -> Measurements {
         let start = shared.start().unwrap_or_default();
-        let (first, last) = (self.from.unwrap_or_default(), self.to.unwrap_or_default());
-        let (from, to) = measured(plan, start);
+        let (first, last) = (self.first.unwrap_or_default(), self.last.unwrap_or_default());
+        let window = plan.measurement_window(start);
         let server = match (self.before, first.server, last.server) {
-            (Some(before), Some(from), Some(to)) => Some(ServerMeasurements {
-                cpu: to.cpu.saturating_sub(from.cpu),
+            (Some(before), Some(first), Some(last)) => Some(ServerMeasurements {
+                cpu: last.cpu.saturating_sub(first.cpu),
                 resident_before: before.resident,
-                resident: to.resident,
+                resident: last.resident,
             }),
             _ => None,
         };
         Measurements {
             start,
-            measured: to.min(last.at).saturating_sub(from),
+            measured: window.to.min(last.time).saturating_sub(window.from),
             cpu: last.cpu.saturating_sub(first.cpu),
-            cpu_interval: last.at.saturating_sub(first.at),
+            cpu_interval: last.time.saturating_sub(first.time),
             server,
         }
     }
 }
 
-/// What the server uses; a process that has ended is told by its connections.
-pub(crate) fn usage(server: Option<ServerProcess>) -> Option<ProcessUsage> {
+/// Returns the usage of the server's process, or `None` if there is none to read. Connections
+/// notice a server that exits.
+fn usage(server: Option<ServerProcess>) -> Option<ProcessUsage> {
     server.and_then(|server| server.usage().ok())
 }
 
-/// From when to when is measured, in nanoseconds since the epoch.
-fn measured(plan: &Plan, start: u64) -> (u64, u64) {
-    match plan.stop {
-        StopCondition::Messages(_) => (start, u64::MAX),
-        StopCondition::Time { warmup, measured } => {
-            let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-            let from = start.saturating_add(nanoseconds(warmup));
-            (from, from.saturating_add(nanoseconds(measured)))
-        }
-    }
-}
-
-/// The time for which the process had a processor, in nanoseconds.
-fn cpu() -> u64 {
+/// Returns the CPU time of this process, in nanoseconds.
+fn own_cpu_time() -> u64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)

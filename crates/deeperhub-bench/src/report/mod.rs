@@ -1,4 +1,4 @@
-//! What a run showed: as text for people, as JSON for programs.
+//! The report of a run.
 
 mod text;
 
@@ -7,132 +7,188 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::counters::{Counters, DurationHistogram, Faults};
+use crate::error::BenchError;
 use crate::plan::Plan;
 use crate::scenario::{LoadModel, Scenario, StopCondition};
 
-/// The figures of a run. Field names are the keys of the JSON form and end with their unit where they have one.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    scenario: &'static str,
-    url: String,
-    version: &'static str,
-    threads: usize,
-    compression: bool,
-    connections: Connections,
+/// The result of a run. `Display` formats it as text for people, `Serialize` as JSON.
+///
+/// Field names are the keys of the JSON form. Quantities with a unit end with it.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Name of the scenario.
+    pub scenario: &'static str,
+    /// URL of the server, without its query.
+    pub url: String,
+    /// Version of the load generator.
+    pub version: &'static str,
+    /// Threads of the load generator.
+    pub threads: usize,
+    /// `true` if the load generator offered permessage-deflate.
+    pub compression: bool,
+    /// Connections and how they opened.
+    pub connections: Connections,
+    /// Parameters of the load, in scenarios with messages.
     #[serde(skip_serializing_if = "Option::is_none")]
-    load: Option<Load>,
+    pub load: Option<Load>,
+    /// Messages and deliveries, in scenarios with messages.
     #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<Messages>,
+    pub messages: Option<Messages>,
+    /// Cycles of the `churn` scenario.
     #[serde(skip_serializing_if = "Option::is_none")]
-    churn: Option<Churn>,
+    pub churn: Option<Churn>,
+    /// Slow readers of the `slow` scenario.
     #[serde(skip_serializing_if = "Option::is_none")]
-    slow_readers: Option<SlowReaders>,
-    /// What went wrong, by kind.
-    errors: BTreeMap<String, u64>,
-    /// The time that was measured.
-    measured_seconds: f64,
-    /// Of one core: 200 is two. Left out when the run was too short to say.
+    pub slow_readers: Option<SlowReaders>,
+    /// Number of errors of each kind.
+    pub errors: BTreeMap<String, u64>,
+    /// Duration of the measurement.
+    pub measured_seconds: f64,
+    /// CPU use of the load generator in percent of one core: 200 is two cores. Missing if the run
+    /// was too short.
     #[serde(skip_serializing_if = "Option::is_none")]
-    generator_cpu_percent: Option<f64>,
-    /// With `--server-pid`.
+    pub generator_cpu_percent: Option<f64>,
+    /// CPU time and memory of the server, with `--server-pid`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    server: Option<Server>,
-    /// Why the figures may not be what they seem.
-    warnings: Vec<String>,
+    pub server: Option<ServerUsage>,
+    /// Conditions that make the figures misleading.
+    pub warnings: Vec<String>,
 }
 
-/// What the server used in the measured time.
-#[derive(Debug, Serialize)]
-struct Server {
-    /// Of one core: 200 is two.
+/// CPU time and memory of the server.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ServerUsage {
+    /// CPU use in percent of one core: 200 is two cores.
     #[serde(skip_serializing_if = "Option::is_none")]
-    cpu_percent: Option<f64>,
-    /// Per delivery, or per cycle of `churn`: user and kernel.
+    pub cpu_percent: Option<f64>,
+    /// User and kernel time per delivery, or per cycle of `churn`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    cpu_microseconds_per_message: Option<f64>,
-    /// Before the first connection.
-    resident_bytes_before: u64,
-    /// At the end of the measured time.
-    resident_bytes: u64,
-    /// The difference, for each connection that is open.
+    pub cpu_microseconds_per_message: Option<f64>,
+    /// Resident memory before the first connection.
+    pub resident_bytes_before: u64,
+    /// Resident memory at the end of the measurement.
+    pub resident_bytes: u64,
+    /// Growth of the resident memory divided by the number of open connections.
     #[serde(skip_serializing_if = "Option::is_none")]
-    resident_bytes_per_connection: Option<f64>,
+    pub resident_bytes_per_connection: Option<f64>,
 }
 
-#[derive(Debug, Serialize)]
-struct Connections {
-    requested: usize,
-    opened: u64,
-    failed: u64,
-    /// Were open and ended before their time.
-    dropped: u64,
-    pings_answered: u64,
+/// Connections and how they opened.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Connections {
+    /// Connections of the scenario.
+    pub requested: usize,
+    /// Connections that opened.
+    pub opened: u64,
+    /// Connections that did not open.
+    pub failed: u64,
+    /// Open connections that the server or the network closed.
+    pub dropped: u64,
+    /// WebSocket pings of the server that were answered.
+    pub pings_answered: u64,
+    /// Rate at which connections opened; missing in `churn`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    opened_per_second: Option<f64>,
-    /// From the start of connecting to the end of the handshake and of subscribing.
-    open_microseconds: Percentiles,
+    pub opened_per_second: Option<f64>,
+    /// Time to open a connection: connect, handshake, welcome and subscribe.
+    pub open_microseconds: Percentiles,
 }
 
-#[derive(Debug, Serialize)]
-struct Load {
-    size_bytes: usize,
-    senders: usize,
-    receivers: usize,
-    topics: usize,
+/// Parameters of the load.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Load {
+    /// Size of the JSON in each message.
+    pub size_bytes: usize,
+    /// Connections that send.
+    pub senders: usize,
+    /// Connections that read messages.
+    pub receivers: usize,
+    /// Number of topics.
+    pub topics: usize,
+    /// Messages in flight per sender, in a closed loop.
     #[serde(skip_serializing_if = "Option::is_none")]
-    in_flight: Option<u32>,
+    pub in_flight: Option<u32>,
+    /// Rate of all senders together, in an open loop.
     #[serde(skip_serializing_if = "Option::is_none")]
-    rate_per_second: Option<u64>,
+    pub rate_per_second: Option<u64>,
 }
 
-#[derive(Debug, Serialize)]
-struct Messages {
-    /// In the whole run, with what was sent before anything was measured.
-    sent: u64,
-    /// Due in an open loop, and not sent.
-    unsent: u64,
-    /// In the whole run, each once.
-    delivered: u64,
-    lost: u64,
-    duplicated: u64,
-    out_of_order: u64,
-    misdelivered: u64,
-    /// Times a closed loop gave up waiting for deliveries.
-    stalls: u64,
-    sent_per_second: f64,
-    delivered_per_second: f64,
-    received_bytes_per_second: f64,
-    latency_microseconds: Percentiles,
+/// Messages and deliveries. Counts are of the whole run, rates and latency of the measured time.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Messages {
+    /// Messages sent.
+    pub sent: u64,
+    /// Messages of an open loop that were due and not sent.
+    pub unsent: u64,
+    /// Deliveries, without duplicates.
+    pub delivered: u64,
+    /// Deliveries that did not arrive at receivers that stayed connected.
+    pub lost: u64,
+    /// Deliveries that arrived more than once.
+    pub duplicated: u64,
+    /// Deliveries that arrived after a later message of the same stream.
+    pub out_of_order: u64,
+    /// Messages that arrived at a connection they were not sent to.
+    pub misdelivered: u64,
+    /// Number of times that a closed loop stopped waiting for missing deliveries.
+    pub stalls: u64,
+    /// Messages sent per second.
+    pub sent_per_second: f64,
+    /// Deliveries per second.
+    pub delivered_per_second: f64,
+    /// Bytes received per second by reads that contained deliveries.
+    pub received_bytes_per_second: f64,
+    /// Time from sending a message to its delivery. In an open loop it starts when the message was
+    /// due.
+    pub latency_microseconds: Percentiles,
 }
 
-#[derive(Debug, Serialize)]
-struct Churn {
-    cycles: u64,
-    cycles_per_second: f64,
+/// Cycles of the `churn` scenario.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Churn {
+    /// Connections that were opened and closed in the measured time.
+    pub cycles: u64,
+    /// Cycles per second.
+    pub cycles_per_second: f64,
 }
 
-#[derive(Debug, Serialize)]
-struct SlowReaders {
-    count: usize,
-    /// Ended by the server or the network.
-    disconnected: u64,
-    /// How, by kind: `closed_1013` where the close frame could be read.
-    ends: BTreeMap<String, u64>,
-    /// Messages that they got in the end.
-    received: u64,
-    /// Ends that were seen while nothing was read, from the start of the load.
-    disconnect_seen_milliseconds: Percentiles,
+/// Slow readers of the `slow` scenario.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct SlowReaders {
+    /// Number of slow readers.
+    pub count: usize,
+    /// Slow readers that the server or the network disconnected.
+    pub disconnected: u64,
+    /// Reasons of the disconnects: `closed_1013` if the close frame could be read.
+    pub ends: BTreeMap<String, u64>,
+    /// Messages that slow readers read, most of them after the load ended.
+    pub received: u64,
+    /// Time from the start of the load to disconnects that were noticed while not reading.
+    pub disconnect_seen_milliseconds: Percentiles,
 }
 
-/// The shares of a distribution that the field looks at.
+/// Percentiles of a distribution. The field's name tells the unit.
 #[derive(Debug, Clone, Copy, Serialize)]
-struct Percentiles {
-    count: u64,
-    p50: f64,
-    p90: f64,
-    p99: f64,
-    p99_9: f64,
-    max: f64,
+#[non_exhaustive]
+pub struct Percentiles {
+    /// Number of values.
+    pub count: u64,
+    /// Median.
+    pub p50: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// 99.9th percentile.
+    pub p99_9: f64,
+    /// Maximum.
+    pub max: f64,
 }
 
 impl Percentiles {
@@ -161,40 +217,41 @@ impl Percentiles {
     }
 }
 
-/// What is measured beside the counts.
+/// Times and usage that the counters do not have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measurements {
-    /// From the epoch to the start of the load, in nanoseconds.
+    /// Start of the load, in nanoseconds since the epoch of the run.
     pub(crate) start: u64,
-    /// Of the time that was measured, in nanoseconds; less than planned if the run ended early.
+    /// Measured time in nanoseconds; shorter than planned if the run ended early.
     pub(crate) measured: u64,
-    /// Of the process, in nanoseconds.
+    /// CPU time of the load generator in nanoseconds, within [`Self::cpu_interval`].
     pub(crate) cpu: u64,
-    /// The time in which that was, in nanoseconds: about the one that was measured.
+    /// Time between the first and the last sample of CPU time, in nanoseconds.
     pub(crate) cpu_interval: u64,
     pub(crate) server: Option<ServerMeasurements>,
 }
 
-/// The same of the server.
+/// Usage of the server's process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ServerMeasurements {
-    /// Of the process, in nanoseconds of the time of [`Measurements::cpu_interval`].
+    /// CPU time in nanoseconds, within [`Measurements::cpu_interval`].
     pub(crate) cpu: u64,
-    /// In bytes.
+    /// Resident bytes before the first connection.
     pub(crate) resident_before: u64,
+    /// Resident bytes at the end of the measured time.
     pub(crate) resident: u64,
 }
 
 const NANOS_PER_SECOND: f64 = 1e9;
-/// A generator that is busier than this, in percent of what its threads can do, is the limit itself.
+/// CPU use per thread above which the load generator is the bottleneck.
 const MAX_GENERATOR_PERCENT: f64 = 90.0;
-/// A shorter time says nothing about what the generator needs, in nanoseconds.
+/// Shortest interval that gives a meaningful CPU percentage.
 const MIN_CPU_SAMPLE_NANOS: u64 = 200_000_000;
 
 impl Report {
     pub(crate) fn new(plan: &Plan, counters: &Counters, measurements: Measurements) -> Self {
         let faults = counters.faults();
-        // A number of messages has no time of its own: it is over with the last delivery.
+        // A run of a fixed number of messages ends with the last delivery.
         let measured = match plan.stop {
             StopCondition::Messages(_) => counters.last_delivered.saturating_sub(measurements.start),
             StopCondition::Time { .. } => measurements.measured,
@@ -258,32 +315,37 @@ impl Report {
             server: None,
             warnings: Vec::new(),
         };
-        report.server = measurements.server.map(|server| report.server(server, measurements.cpu_interval));
-        report.warnings = report.warn(plan, faults);
+        report.server =
+            measurements.server.map(|server| report.server_usage(server, measurements.cpu_interval));
+        report.warnings = report.warnings(plan, faults);
         report
     }
 
-    /// Whether messages were lost, came twice, out of order or to the wrong receiver.
-    pub(crate) fn has_faults(&self) -> bool {
+    /// Returns `true` if messages were lost, duplicated, out of order or misdelivered.
+    pub fn has_faults(&self) -> bool {
         self.messages.as_ref().is_some_and(|messages| {
             messages.lost + messages.duplicated + messages.out_of_order + messages.misdelivered > 0
         })
     }
 
-    /// The JSON form, on one line.
-    pub(crate) fn json(&self) -> Result<String, serde_json::Error> {
-        serde_json::to_string(self)
+    /// Encodes the report as one line of JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`BenchError::Json`] if the encoder fails.
+    pub fn to_json(&self) -> Result<String, BenchError> {
+        serde_json::to_string(self).map_err(BenchError::Json)
     }
 
-    fn server(&self, server: ServerMeasurements, of: u64) -> Server {
-        let share = (of >= MIN_CPU_SAMPLE_NANOS).then(|| server.cpu as f64 / of as f64);
+    fn server_usage(&self, server: ServerMeasurements, interval: u64) -> ServerUsage {
+        let share = (interval >= MIN_CPU_SAMPLE_NANOS).then(|| server.cpu as f64 / interval as f64);
         let per_second = match (&self.messages, &self.churn) {
             (Some(messages), _) => messages.delivered_per_second,
             (None, Some(churn)) => churn.cycles_per_second,
             (None, None) => 0.0,
         };
         let open = self.connections.opened.saturating_sub(self.connections.dropped);
-        Server {
+        ServerUsage {
             cpu_percent: share.map(|share| round(share * 100.0, 10.0)),
             cpu_microseconds_per_message: share
                 .filter(|_| per_second > 0.0)
@@ -297,40 +359,40 @@ impl Report {
         }
     }
 
-    fn warn(&self, plan: &Plan, faults: Faults) -> Vec<String> {
+    fn warnings(&self, plan: &Plan, faults: Faults) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.generator_cpu_percent.is_some_and(|cpu| cpu > MAX_GENERATOR_PERCENT * plan.threads as f64) {
             warnings.push(
-                "the generator was as busy as its threads allow: it may be the limit, not the server; give more \
+                "the generator used all the CPU time of its threads: it may be the bottleneck, not the server; use more \
                  --threads, or run it on another machine"
                     .to_owned(),
             );
         }
-        if let Some(refused) = self.errors.get("error_rate_limited") {
+        if let Some(rejected) = self.errors.get("error_rate_limited") {
             warnings.push(format!(
-                "{refused} messages were refused because a connection sent faster than the server's --rate-limit: give \
-                 a lower --rate, more connections, or start the server with --rate-limit 0"
+                "{rejected} messages were rejected because a connection exceeded the server's --rate-limit: use a lower \
+                 --rate or more connections, or start the server with --rate-limit 0"
             ));
         }
-        if let Some(refused) = self.errors.get("http_503") {
+        if let Some(rejected) = self.errors.get("http_503") {
             warnings.push(format!(
-                "{refused} connections were refused with 503: the server's --max-connections may be lower than what is \
-                 asked for"
+                "{rejected} connections were rejected with 503: the server's --max-connections may be too low"
             ));
         }
         if self.errors.contains_key("connect_no_free_port") {
             warnings.push(
-                "the system had no free port for some connections: give more local addresses with --source"
+                "the system had no free port for some connections: add local addresses with --source"
                     .to_owned(),
             );
         }
         if let Some(Messages { unsent: unsent @ 1.., .. }) = self.messages {
             warnings.push(format!(
-                "{unsent} messages that were due were not sent: server or generator cannot keep the rate"
+                "{unsent} messages that were due were not sent: the server or the generator cannot sustain the rate"
             ));
         }
         if faults.lost > 0 && self.connections.dropped > 0 {
-            warnings.push("connections were dropped; what they missed is not counted as lost".to_owned());
+            warnings
+                .push("connections were dropped; messages that they missed do not count as lost".to_owned());
         }
         warnings
     }
@@ -362,13 +424,13 @@ mod tests {
     }
 
     #[test]
-    fn json_has_rates_percentiles_and_errors_with_units_in_their_keys() {
+    fn json_keys_carry_units() {
         let report = report("fanout --subscribers 10 --publishers 2 --rate 5", |counters| {
             (counters.sent, counters.sent_measured, counters.delivered_measured) = (12, 10, 100);
             counters.latency.record(1_500_000);
             counters.count_error("http_503");
         });
-        let json: Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        let json: Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
         assert_eq!(json["scenario"], "fanout");
         assert_eq!(json["load"]["rate_per_second"], 5);
         assert_eq!(json["load"].get("in_flight"), None);
@@ -383,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_of_messages_is_measured_to_the_last_delivery() {
+    fn a_fixed_number_of_messages_is_measured_to_the_last_delivery() {
         let report = report("fanout --messages 10", |counters| {
             counters.sent_measured = 10;
             counters.last_delivered = 1_500_000_000;
@@ -410,15 +472,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_measured_is_no_number_that_json_has_not() {
+    fn an_empty_measurement_has_no_null_in_json() {
         let measurements = Measurements { start: 0, measured: 0, cpu: 0, cpu_interval: 0, server: None };
         let report = Report::new(&plan("fanout"), &Counters::default(), measurements);
-        assert!(!report.json().unwrap().contains("null"));
+        assert!(!report.to_json().unwrap().contains("null"));
         assert!(report.to_string().contains("latency      -"));
     }
 
     #[test]
-    fn a_generator_at_its_limit_says_so() {
+    fn a_generator_at_its_limit_is_a_warning() {
         let mut counters = Counters::default();
         counters.count_error("error_rate_limited");
         let measurements = Measurements {
@@ -433,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_uses_is_told_per_delivery_and_per_connection() {
+    fn server_usage_is_reported_per_delivery_and_per_connection() {
         let counters = Counters { opened: 100, delivered_measured: 1000, ..Counters::default() };
         let server = ServerMeasurements { cpu: 5_000_000, resident_before: 5_000_000, resident: 5_100_000 };
         let measurements = Measurements {
@@ -444,7 +506,7 @@ mod tests {
             server: Some(server),
         };
         let report = Report::new(&plan("fanout"), &counters, measurements);
-        let json: Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        let json: Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
         assert_eq!(json["server"]["cpu_percent"], 0.5);
         assert_eq!(json["server"]["cpu_microseconds_per_message"], 5.0);
         assert_eq!(json["server"]["resident_bytes_per_connection"], 1000.0);
@@ -456,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn loss_is_what_the_exit_code_may_tell() {
+    fn misdelivered_messages_are_faults() {
         assert!(!report("fanout", |_| {}).has_faults());
         assert!(report("fanout", |counters| counters.misdelivered = 1).has_faults());
     }

@@ -127,7 +127,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// A number in groups of three digits.
+/// Formats a number without decimals, in groups of three digits.
 pub(super) struct Number(pub(super) f64);
 
 impl fmt::Display for Number {
@@ -143,7 +143,7 @@ impl fmt::Display for Number {
     }
 }
 
-/// Percentiles in the unit that suits them.
+/// Formats percentiles on one line, each in the largest fitting unit.
 pub(super) struct Line(pub(super) Percentiles);
 
 impl fmt::Display for Line {

@@ -14,8 +14,8 @@ pub(crate) use connector::Endpoint;
 use crate::connection::{Connection, Stage};
 use crate::counters::{Counters, DurationHistogram};
 use crate::disconnect_reason::DisconnectReason;
-use crate::scenario::{Role, Scenario, StopCondition};
-use crate::thread_state::{MeasurementWindow, ThreadState};
+use crate::scenario::{Role, Scenario};
+use crate::thread_state::ThreadState;
 use crate::timer::Timer;
 
 const NANOS_PER_MILLISECOND: u64 = 1_000_000;
@@ -98,7 +98,8 @@ impl<'r> Worker<'r> {
                 None => self.poll_once(MAX_POLL_WAIT_NANOS)?,
             }
         };
-        self.set_window(start);
+        self.state.window = self.state.plan.measurement_window(start);
+        self.state.send_until = self.state.window.to;
         match scenario {
             Scenario::Idle => self.hold_connections()?,
             Scenario::Churn => self.churn()?,
@@ -113,18 +114,6 @@ impl<'r> Worker<'r> {
         self.collect_receiver_streams();
         self.close_all()?;
         Ok(self.state.into_counters())
-    }
-
-    fn set_window(&mut self, start: u64) {
-        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.state.window = match self.state.plan.stop {
-            StopCondition::Messages(_) => MeasurementWindow { from: start, to: u64::MAX },
-            StopCondition::Time { warmup, measured } => {
-                let from = start.saturating_add(nanoseconds(warmup));
-                MeasurementWindow { from, to: from.saturating_add(nanoseconds(measured)) }
-            }
-        };
-        self.state.send_until = self.state.window.to;
     }
 
     /// Waits for events, at most so many nanoseconds, and does what they make possible.
