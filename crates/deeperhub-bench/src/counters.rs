@@ -1,4 +1,4 @@
-//! What a thread counts, and how the counts of all threads become one.
+//! Counters of a thread, and their sum.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 
 use crate::sequence_tracker::SequenceSummary;
 
-/// Times in nanoseconds, to three digits, from a microsecond to an hour.
+/// A histogram of durations from a microsecond to an hour, with three significant digits.
 #[derive(Debug, Clone)]
 pub(crate) struct DurationHistogram(Histogram<u64>);
 
@@ -15,37 +15,39 @@ impl Default for DurationHistogram {
         const LOWEST: u64 = 1_000;
         const HIGHEST: u64 = 3_600_000_000_000;
         let histogram = Histogram::new_with_bounds(LOWEST, HIGHEST, 3);
-        Self(histogram.expect("the bounds and the precision are such as a histogram takes"))
+        Self(histogram.expect("the bounds and the precision are valid for a histogram"))
     }
 }
 
 impl DurationHistogram {
-    /// Enters a time; more than an hour counts as an hour.
+    /// Records a duration. Durations over an hour count as an hour.
     #[inline]
     pub(crate) fn record(&mut self, nanoseconds: u64) {
         self.0.saturating_record(nanoseconds);
     }
 
+    /// Returns the number of durations.
     pub(crate) fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The time that this share of the times do not exceed, in microseconds.
-    pub(crate) fn quantile_us(&self, share: f64) -> f64 {
-        microseconds(self.0.value_at_quantile(share))
+    /// Returns the quantile in microseconds.
+    pub(crate) fn quantile_us(&self, quantile: f64) -> f64 {
+        microseconds(self.0.value_at_quantile(quantile))
     }
 
+    /// Returns the maximum in microseconds, 0 without durations.
     pub(crate) fn max_us(&self) -> f64 {
         if self.0.is_empty() { 0.0 } else { microseconds(self.0.max()) }
     }
 
     fn add(&mut self, other: &Self) {
-        // The bounds are the same, so that no value can be out of them.
+        // Cannot fail, because both histograms have the same bounds.
         let _ = self.0.add(&other.0);
     }
 }
 
-/// To a tenth, which is finer than the clock.
+/// Converts to microseconds with one decimal.
 fn microseconds(nanoseconds: u64) -> f64 {
     (nanoseconds as f64 / 100.0).round() / 10.0
 }
@@ -57,69 +59,72 @@ pub(crate) struct ReceiverStream {
     pub(crate) summary: SequenceSummary,
 }
 
-/// The counts of one thread, or of all.
+/// The counters of one thread, or of all threads.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    /// From the start of connecting to the end of the handshake, the welcome and subscribing.
+    /// Time to open a connection: connect, handshake, welcome and subscribe.
     pub(crate) connect: DurationHistogram,
-    /// From the time at which a message was sent, or due, to its delivery; of messages in the measured time.
+    /// Time from sending a message, or from its due time, to its delivery. Messages outside the
+    /// measured time do not count.
     pub(crate) latency: DurationHistogram,
-    /// Connections that got ready.
+    /// Connections that opened.
     pub(crate) opened: u64,
-    /// Connections that did not.
+    /// Connections that did not open.
     pub(crate) failed: u64,
-    /// Connections that were ready and that the server or the network ended.
+    /// Open connections that the server or the network closed.
     pub(crate) dropped: u64,
-    /// When the last connection got ready, in nanoseconds since the epoch.
+    /// Time at which the last connection opened, in nanoseconds since the epoch of the run.
     pub(crate) last_opened: u64,
     /// Messages sent.
     pub(crate) sent: u64,
-    /// Of these, in the measured time.
+    /// Messages sent in the measured time.
     pub(crate) sent_measured: u64,
-    /// Messages of an open loop that were due and could not be sent.
+    /// Messages of an open loop that were due and not sent.
     pub(crate) unsent: u64,
-    /// Deliveries that came, duplicates not counted.
+    /// Deliveries without duplicates.
     pub(crate) delivered: u64,
-    /// Of these, in the measured time.
+    /// Deliveries in the measured time.
     pub(crate) delivered_measured: u64,
-    /// Bytes of payloads that came in the measured time.
+    /// Bytes of reads that contained deliveries, in the measured time.
     pub(crate) bytes_measured: u64,
-    /// When the last delivery came, in nanoseconds since the epoch.
+    /// Time of the last delivery, in nanoseconds since the epoch of the run.
     pub(crate) last_delivered: u64,
-    /// Messages that carry a stamp that was not for their receiver.
+    /// Messages whose stamp belongs to another receiver.
     pub(crate) misdelivered: u64,
     /// Pings answered.
     pub(crate) pings: u64,
-    /// Times a closed loop went on without deliveries that it had waited for in vain.
+    /// Number of times that a closed loop stopped waiting for missing deliveries.
     pub(crate) stalls: u64,
     /// Connections of `churn` that were opened and closed in the measured time.
     pub(crate) cycles: u64,
-    /// What went wrong, by kind.
+    /// Errors by kind.
     pub(crate) errors: BTreeMap<String, u64>,
-    /// Deliveries that slow readers got before or after the end.
+    /// Messages that slow readers read.
     pub(crate) slow_received: u64,
-    /// How slow readers ended, by kind.
+    /// Disconnects of slow readers by kind.
     pub(crate) slow_disconnects: BTreeMap<String, u64>,
-    /// When the end of a slow reader was seen, from the start of the load.
+    /// Time from the start of the load to the disconnect of a slow reader.
     pub(crate) slow_disconnect_times: DurationHistogram,
-    /// Messages sent, by stream; empty if this thread sends none.
+    /// Messages sent by stream; empty if this thread sends none.
     pub(crate) sequences: Vec<u64>,
-    /// What each receiver that stayed got.
+    /// What receivers that stayed connected got.
     pub(crate) receiver_streams: Vec<ReceiverStream>,
 }
 
 impl Counters {
+    /// Counts an error.
     pub(crate) fn count_error(&mut self, kind: &str) {
         count(&mut self.errors, kind, 1);
     }
 
+    /// Counts the disconnect of a slow reader.
     pub(crate) fn count_slow_disconnect(&mut self, kind: &str) {
         count(&mut self.slow_disconnects, kind, 1);
     }
 
     /// Adds the counts of another thread.
     pub(crate) fn add(&mut self, other: Self) {
-        // Taken apart without `..`, so that a field added later cannot be forgotten.
+        // Destructured without `..`, so that the compiler reports a field that is missing here.
         let Self {
             connect,
             latency,
@@ -179,7 +184,7 @@ impl Counters {
         self.receiver_streams.extend(receiver_streams);
     }
 
-    /// What the receivers that stayed should have got and did not, with what they got twice or late.
+    /// Returns the faults of receivers that stayed connected.
     pub(crate) fn faults(&self) -> Faults {
         let mut faults = Faults::default();
         for ReceiverStream { stream, summary } in &self.receiver_streams {
@@ -192,14 +197,14 @@ impl Counters {
     }
 }
 
-/// Deliveries that were not as they should be.
+/// Counts of faulty deliveries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Faults {
-    /// Never came.
+    /// Did not arrive.
     pub(crate) lost: u64,
-    /// Came again.
+    /// Arrived again.
     pub(crate) duplicated: u64,
-    /// Came after one that was sent later.
+    /// Arrived after a later message of the same stream.
     pub(crate) out_of_order: u64,
 }
 
@@ -215,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loss_is_what_was_sent_and_did_not_come_to_who_stayed() {
+    fn faults_count_receivers_that_stayed() {
         let account = |stream, received, duplicates, late| ReceiverStream {
             stream,
             summary: SequenceSummary { received, duplicates, late },
@@ -231,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn times_of_all_threads_are_one_distribution() {
+    fn histograms_of_threads_add_up() {
         let (mut one, mut other) = (Counters::default(), Counters::default());
         (1..=50).for_each(|n| one.latency.record(n * 1_000_000));
         (51..=100).for_each(|n| other.latency.record(n * 1_000_000));
@@ -245,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_beyond_the_scale_counts_as_the_longest() {
+    fn a_duration_over_the_maximum_counts_as_the_maximum() {
         let mut times = DurationHistogram::default();
         times.record(u64::MAX);
         assert_eq!(times.count(), 1);

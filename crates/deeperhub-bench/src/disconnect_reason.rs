@@ -1,35 +1,35 @@
-//! Why a connection ended or did not come about.
+//! Why a connection ended or did not open.
 
 use std::borrow::Cow;
 use std::io;
 
 use crate::handshake::HandshakeError;
 
-/// The end of a connection.
+/// The reason why a connection ended or did not open.
 #[derive(Debug)]
 pub(crate) enum DisconnectReason {
-    /// We closed it.
+    /// The load generator closed it.
     ClosedByUs,
-    /// It could not be made.
+    /// The TCP connection failed.
     ConnectFailed(io::Error),
-    /// It was not ready in time.
+    /// It did not open within `--connect-timeout`.
     OpenTimedOut,
-    /// The server did not upgrade it.
+    /// The server did not upgrade the connection.
     HandshakeFailed(HandshakeError),
-    /// The server answered what opens a connection (subscribing) with an error of this code.
+    /// The server sent an error with this code before the connection was open.
     Rejected(String),
-    /// The server closed it with this code; 1005 for none.
+    /// The server sent a close frame with this code; 1005 if it had none.
     Closed(u16),
-    /// It ended without a close frame.
+    /// The stream ended without a close frame.
     Eof,
     /// The socket or TLS failed.
     Io(io::Error),
-    /// The server broke the protocol.
+    /// The server violated RFC 6455.
     Protocol(&'static str),
 }
 
 impl DisconnectReason {
-    /// The kind under which it is counted: of a bounded set, but for codes that the server chooses.
+    /// Returns the key under which it is counted in the report.
     pub(crate) fn kind(&self) -> Cow<'static, str> {
         Cow::Borrowed(match self {
             Self::ClosedByUs => "closed_by_us",

@@ -1,4 +1,4 @@
-//! The client's half of RFC 6455: headers of the server's frames, masked frames of our own.
+//! The client's side of RFC 6455: parses headers of server frames, writes masked client frames.
 
 pub(crate) const TEXT: u8 = 0x1;
 pub(crate) const CLOSE: u8 = 0x8;
@@ -11,28 +11,28 @@ const FIN: u8 = 0x80;
 const RSV1: u8 = 0x40;
 const MASKED: u8 = 0x80;
 const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
-/// No hub sends as much in a frame: what does is not one, and is not to fill our memory.
+/// Largest payload. No hub sends larger frames; the limit protects this process's memory.
 const MAX_FRAME_PAYLOAD_BYTES: u64 = 1 << 28;
 
-/// The header of a server's frame.
+/// The header of a server frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FrameHeader {
-    /// One of the six of RFC 6455 section 5.2.
+    /// One of the six opcodes of RFC 6455 section 5.2.
     pub(crate) opcode: u8,
     pub(crate) fin: bool,
-    /// RSV1: the message is compressed (RFC 7692).
+    /// `true` if RSV1 is set: the message is compressed (RFC 7692).
     pub(crate) compressed: bool,
-    /// Length of the header itself.
+    /// Length of the header.
     pub(crate) len: usize,
     pub(crate) payload_len: usize,
 }
 
 impl FrameHeader {
-    /// Reads a header at the start of `bytes`; `None` when it is not complete.
+    /// Parses a header at the start of `bytes`; `None` if it is incomplete.
     ///
     /// # Errors
     ///
-    /// What no server may send, in a few words.
+    /// The violation of RFC 6455 in a few words.
     #[inline]
     pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Self>, &'static str> {
         let Some(&[first, second]) = bytes.first_chunk() else { return Ok(None) };
@@ -67,8 +67,8 @@ impl FrameHeader {
     }
 }
 
-/// Masking keys. They have to differ, for the sake of whatever is between us and the server; nobody has to be unable
-/// to guess them, as no foreign code chooses what is sent (RFC 6455 section 10.3).
+/// A generator of masking keys. Keys differ, for the sake of intermediaries. They may be
+/// predictable, because no untrusted code chooses the payloads (RFC 6455 section 10.3).
 #[derive(Debug)]
 pub(crate) struct MaskingKeys(u64);
 
@@ -77,6 +77,7 @@ impl MaskingKeys {
         Self(seed | 1)
     }
 
+    /// Returns the next key.
     pub(crate) fn next_key(&mut self) -> [u8; 4] {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -93,6 +94,7 @@ pub(crate) fn write_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8], key: [u
     mask(&mut out[start..], key, 0);
 }
 
+/// Appends the header of a masked frame.
 fn write_header(out: &mut Vec<u8>, opcode: u8, len: usize, key: [u8; 4]) {
     out.push(FIN | opcode);
     if len <= MAX_CONTROL_PAYLOAD_BYTES {
@@ -107,26 +109,27 @@ fn write_header(out: &mut Vec<u8>, opcode: u8, len: usize, key: [u8; 4]) {
     out.extend_from_slice(&key);
 }
 
-/// Applies the key to a part of a payload that begins at `offset`.
+/// Masks a part of a payload that starts at `offset`.
 #[inline]
 fn mask(part: &mut [u8], key: [u8; 4], offset: usize) {
     let key = u32::from_ne_bytes(key);
-    // What byte 0 of the part meets is byte `offset % 4` of the key.
-    let turned = if cfg!(target_endian = "little") {
+    // Byte 0 of the part is masked with byte `offset % 4` of the key.
+    let rotated = if cfg!(target_endian = "little") {
         key.rotate_right(8 * (offset as u32 & 3))
     } else {
         key.rotate_left(8 * (offset as u32 & 3))
     };
     let (words, rest) = part.as_chunks_mut::<4>();
     for word in words {
-        *word = (u32::from_ne_bytes(*word) ^ turned).to_ne_bytes();
+        *word = (u32::from_ne_bytes(*word) ^ rotated).to_ne_bytes();
     }
-    for (byte, key) in rest.iter_mut().zip(turned.to_ne_bytes()) {
+    for (byte, key) in rest.iter_mut().zip(rotated.to_ne_bytes()) {
         *byte ^= key;
     }
 }
 
-/// A text frame that is encoded and masked once and then sent again and again with a few bytes of it written over.
+/// A masked text frame that is encoded once and copied for each message, with a few bytes
+/// overwritten.
 #[derive(Debug)]
 pub(crate) struct FrameTemplate {
     frame: Vec<u8>,
@@ -142,12 +145,13 @@ impl FrameTemplate {
         Self { frame, payload_at, key }
     }
 
-    /// Appends the frame with `text` written over its payload at `at`, for each of `places`, which lie inside it.
+    /// Appends the frame. Each patch overwrites the payload at an offset; it must lie inside the
+    /// payload.
     #[inline]
-    pub(crate) fn write<const N: usize>(&self, out: &mut Vec<u8>, places: [(usize, &[u8]); N]) {
+    pub(crate) fn write<const N: usize>(&self, out: &mut Vec<u8>, patches: [(usize, &[u8]); N]) {
         let payload = out.len() + self.payload_at;
         out.extend_from_slice(&self.frame);
-        for (at, text) in places {
+        for (at, text) in patches {
             if let Some(part) = out.get_mut(payload + at..payload + at + text.len()) {
                 part.copy_from_slice(text);
                 mask(part, self.key, at);
@@ -162,7 +166,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads what we wrote as a server does.
+    /// Decodes client frames as a server does.
     fn decoded(mut bytes: Vec<u8>) -> Vec<String> {
         let limits = FrameLimits::default();
         let (mut decoder, mut at, mut texts) = (FrameDecoder::new(), 0, Vec::new());
@@ -176,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_all_lengths_are_what_a_server_reads() {
+    fn a_server_decodes_frames_of_all_lengths() {
         let mut keys = MaskingKeys::new(7);
         for len in [0, 1, 2, 3, 125, 126, 127, 65_535, 65_536] {
             let text = "x".repeat(len);
@@ -187,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_is_written_over_at_any_place() {
+    fn templates_are_patched_at_any_offset() {
         for at in 0..8 {
             for len in 0..9 {
                 let template = FrameTemplate::new("................", [1, 2, 3, 4]);
@@ -203,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_when_they_are_complete() {
+    fn incomplete_headers_are_not_parsed() {
         for len in [0, 125, 126, 65_535, 65_536] {
             let mut frame = Vec::new();
             write_text(&mut frame, &"x".repeat(len));
@@ -218,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_server_may_send_is_an_error() {
+    fn invalid_server_frames_are_errors() {
         for bytes in [
             &[0x81, 0x80][..],
             &[0x83, 0],

@@ -1,13 +1,13 @@
-//! The opening handshake as a client goes through it.
+//! The client's side of the opening handshake.
 
 use tungstenite::handshake::derive_accept_key;
 
 use crate::plan::Plan;
 
-/// Longest answer that is read.
+/// Longest response head.
 const MAX_RESPONSE_HEAD_BYTES: usize = 16 * 1024;
 
-/// The request of every connection of a run, and what the server must answer.
+/// The request of all connections of a run, and the expected response.
 #[derive(Debug)]
 pub(crate) struct Handshake {
     request: Vec<u8>,
@@ -15,33 +15,33 @@ pub(crate) struct Handshake {
     compression: bool,
 }
 
-/// What the server agreed to.
+/// The server's response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HandshakeResponse {
-    /// Length of the answer's head: frames follow.
+    /// Length of the response head. Frames follow it.
     pub(crate) len: usize,
-    /// What was agreed on compression; `None` when nothing is compressed.
+    /// Negotiated compression, or `None` without compression.
     pub(crate) deflate: Option<DeflateAgreement>,
 }
 
-/// How the server compresses.
+/// The negotiated parameters of permessage-deflate (RFC 7692).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DeflateAgreement {
-    /// Whether it server_no_context_takeover each message before the next (`server_no_context_takeover`).
+    /// `true` if the server compresses each message on its own.
     pub(crate) server_no_context_takeover: bool,
 }
 
-/// Why there is no connection.
+/// The reason why a handshake failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HandshakeError {
     /// An HTTP status other than 101.
     Status(u16),
-    /// An answer that is none of a WebSocket server.
+    /// A response that violates RFC 6455.
     Invalid(&'static str),
 }
 
 impl Handshake {
-    /// `nonce` is the key of the handshake; all connections of a run may have the same.
+    /// Creates the request. All connections share `nonce`, the `Sec-WebSocket-Key`.
     pub(crate) fn new(plan: &Plan, nonce: &str) -> Self {
         let url = &plan.url;
         let mut request = format!(
@@ -52,7 +52,7 @@ impl Handshake {
             url.host_header(),
         );
         if plan.compression {
-            // What we send is never compressed, so there is no context of ours to keep.
+            // The load generator does not compress, so the server needs no context for its messages.
             request.push_str("Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n");
         }
         if let Some(token) = &plan.token {
@@ -72,19 +72,19 @@ impl Handshake {
         &self.request
     }
 
-    /// Reads the answer; `None` when it is not complete.
+    /// Parses the response; `None` if it is incomplete.
     pub(crate) fn parse_response(&self, bytes: &[u8]) -> Result<Option<HandshakeResponse>, HandshakeError> {
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut response = httparse::Response::new(&mut headers);
-        let parsed = response.parse(bytes).map_err(|_| HandshakeError::Invalid("no HTTP answer"))?;
+        let parsed = response.parse(bytes).map_err(|_| HandshakeError::Invalid("not an HTTP response"))?;
         match response.code {
-            // The body says why, but no more than the status in a word.
+            // The body adds nothing that the report needs.
             Some(code) if code != 101 => return Err(HandshakeError::Status(code)),
             _ => {}
         }
         let httparse::Status::Complete(len) = parsed else {
             return if bytes.len() > MAX_RESPONSE_HEAD_BYTES {
-                Err(HandshakeError::Invalid("answer too long"))
+                Err(HandshakeError::Invalid("response head too long"))
             } else {
                 Ok(None)
             };
@@ -106,7 +106,7 @@ impl Handshake {
         Ok(Some(HandshakeResponse { len, deflate }))
     }
 
-    /// What an answer of `Sec-WebSocket-Extensions` agrees to; `None` when it is not what was offered.
+    /// Parses `Sec-WebSocket-Extensions`; `None` if it contains anything that was not offered.
     fn parse_extensions(&self, extensions: &str) -> Option<DeflateAgreement> {
         let mut parts = extensions.split(';').map(str::trim);
         if !self.compression || parts.next() != Some("permessage-deflate") {
@@ -116,7 +116,7 @@ impl Handshake {
         for part in parts {
             match part.split('=').next() {
                 Some("server_no_context_takeover") => deflate.server_no_context_takeover = true,
-                // Ours is the smaller part of the agreement, and we can read any window of the server's.
+                // Messages are sent uncompressed, and the inflater reads any window size.
                 Some("client_no_context_takeover" | "server_max_window_bits") => {}
                 _ => return None,
             }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn the_request_is_one_that_the_server_takes() {
+    fn the_request_has_path_token_and_extensions() {
         let plan = plan::tests::plan("echo --token a.b --compression --url ws://localhost/ws?x=1");
         let handshake = Handshake::new(&plan, NONCE);
         let text = std::str::from_utf8(handshake.request()).unwrap();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_read_when_it_is_complete() {
+    fn an_incomplete_response_is_not_parsed() {
         let whole = format!("{OK}\r\n");
         let answer = HandshakeResponse { len: whole.len(), deflate: None };
         check("echo", &format!("{whole}\x01x"), Ok(Some(answer)));
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn compression_is_agreed_on_only_where_it_was_offered() {
+    fn compression_is_negotiated_only_if_offered() {
         let with = |extensions: &str| format!("{OK}Sec-WebSocket-Extensions: {extensions}\r\n\r\n");
         let agreed = |answer: &str, server_no_context_takeover| {
             Ok(Some(HandshakeResponse {
@@ -173,20 +173,20 @@ mod tests {
         check("echo --compression", &answer, agreed(&answer, false));
         let answer = with("permessage-deflate; server_no_context_takeover; server_max_window_bits=12");
         check("echo --compression", &answer, agreed(&answer, true));
-        let refused = Err(HandshakeError::Invalid("extensions that were not offered"));
-        check("echo", &with("permessage-deflate"), refused.clone());
-        check("echo --compression", &with("x-shorten"), refused.clone());
-        check("echo --compression", &with("permessage-deflate; x"), refused);
+        let not_offered = Err(HandshakeError::Invalid("extensions that were not offered"));
+        check("echo", &with("permessage-deflate"), not_offered.clone());
+        check("echo --compression", &with("x-shorten"), not_offered.clone());
+        check("echo --compression", &with("permessage-deflate; x"), not_offered);
     }
 
     #[test]
-    fn refusals_are_told_by_their_status() {
+    fn failed_handshakes_have_a_status_or_a_reason() {
         check(
             "echo",
             "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n",
             Err(HandshakeError::Status(503)),
         );
-        check("echo", "SSH-2.0-OpenSSH\r\n", Err(HandshakeError::Invalid("no HTTP answer")));
+        check("echo", "SSH-2.0-OpenSSH\r\n", Err(HandshakeError::Invalid("not an HTTP response")));
         let wrong = OK.replace("s3pP", "s4pP") + "\r\n";
         check("echo", &wrong, Err(HandshakeError::Invalid("Sec-WebSocket-Accept is missing or wrong")));
     }

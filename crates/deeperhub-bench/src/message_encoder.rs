@@ -1,41 +1,41 @@
-//! What the bench says to the server.
+//! Encodes the messages to the server.
 
 use crate::frame::{FrameTemplate, MaskingKeys, TEXT, write_frame};
 use crate::plan::Plan;
 use crate::scenario::Scenario;
 use crate::stamp::{DIGITS_OFFSET, Stamp, payload};
 
-/// Digits of a topic's number.
+/// Digits of a topic's number in its name.
 const TOPIC_DIGITS: usize = 8;
 
-/// The messages of a run, ready but for the digits that differ.
+/// Encodes messages by copying a prepared frame and overwriting the digits that differ.
 #[derive(Debug)]
 pub(crate) struct MessageEncoder {
     template: FrameTemplate,
-    /// Where the topic's number is in a publish; `None` in an echo.
+    /// Offset of the topic's number in a publish; `None` for echoes.
     topic_at: Option<usize>,
     digits_at: usize,
-    /// The run's part of its topics' names, so that runs at the same time do not meet.
-    run: u32,
+    /// Part of the topic names, so that concurrent runs have different topics.
+    run_id: u32,
 }
 
 impl MessageEncoder {
-    pub(crate) fn new(plan: &Plan, run: u32, keys: &mut MaskingKeys) -> Self {
+    pub(crate) fn new(plan: &Plan, run_id: u32, keys: &mut MaskingKeys) -> Self {
         let payload = payload(plan.size);
         let (text, topic_at) = if plan.scenario == Scenario::Echo {
             (format!(r#"{{"type":"echo","data":{payload}}}"#), None)
         } else {
             let before = r#"{"type":"publish","data":{"topic":""#;
-            let topic = topic(run, 0);
+            let topic = topic(run_id, 0);
             let at = before.len() + topic.len() - TOPIC_DIGITS;
             (format!(r#"{before}{topic}","message":{payload}}}}}"#), Some(at))
         };
         let ends = if topic_at.is_some() { 2 } else { 1 };
         let digits_at = text.len() - ends - payload.len() + DIGITS_OFFSET;
-        Self { template: FrameTemplate::new(&text, keys.next_key()), topic_at, digits_at, run }
+        Self { template: FrameTemplate::new(&text, keys.next_key()), topic_at, digits_at, run_id }
     }
 
-    /// Appends a message: a publish to `topic`, or in `echo` an echo.
+    /// Appends a message: an echo in `echo`, otherwise a publish to `topic`.
     #[inline]
     pub(crate) fn write(&self, out: &mut Vec<u8>, topic: u32, stamp: Stamp) {
         let digits = stamp.encode();
@@ -47,16 +47,17 @@ impl MessageEncoder {
         }
     }
 
-    /// Appends a `subscribe`.
+    /// Appends a `subscribe` message.
     pub(crate) fn write_subscribe(&self, out: &mut Vec<u8>, topic: u32, key: [u8; 4]) {
-        let text = format!(r#"{{"type":"subscribe","data":{{"topic":"{}"}}}}"#, self::topic(self.run, topic));
+        let text =
+            format!(r#"{{"type":"subscribe","data":{{"topic":"{}"}}}}"#, self::topic(self.run_id, topic));
         write_frame(out, TEXT, text.as_bytes(), key);
     }
 }
 
-/// A topic's name.
-fn topic(run: u32, number: u32) -> String {
-    format!("bench.{run:08x}.{number:0TOPIC_DIGITS$}")
+/// Returns a topic's name.
+fn topic(run_id: u32, number: u32) -> String {
+    format!("bench.{run_id:08x}.{number:0TOPIC_DIGITS$}")
 }
 
 fn topic_digits(mut number: u32) -> [u8; TOPIC_DIGITS] {
@@ -77,7 +78,7 @@ mod tests {
     use crate::plan::tests::plan;
     use crate::stamp::StampFinder;
 
-    /// Reads the one message in `bytes` as the server does.
+    /// Parses the message in `bytes` as the server does.
     fn parsed(mut bytes: Vec<u8>, then: impl FnOnce(Command<'_>)) {
         let (mut decoder, mut at) = (FrameDecoder::new(), 0);
         match decoder.next(&FrameLimits::default(), &mut bytes, &mut at) {
@@ -89,7 +90,7 @@ mod tests {
     const STAMP: Stamp = Stamp { stream: 77, sequence: 5, time: 123_456_789 };
 
     #[test]
-    fn a_publish_is_one_to_the_server_with_topic_stamp_and_size() {
+    fn the_server_parses_publishes() {
         for size in [40, 128, 5000] {
             let encoder =
                 MessageEncoder::new(&plan(&format!("topics --size {size}")), 0xabc, &mut MaskingKeys::new(1));
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_is_one_to_the_server_with_stamp_and_size() {
+    fn the_server_parses_echoes() {
         let encoder = MessageEncoder::new(&plan("echo --size 200"), 1, &mut MaskingKeys::new(2));
         let mut out = Vec::new();
         encoder.write(&mut out, 0, STAMP);
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscribe_names_the_topic_that_is_published_to() {
+    fn subscribe_and_publish_use_the_same_topic() {
         let encoder = MessageEncoder::new(&plan("fanout"), 0xabc, &mut MaskingKeys::new(3));
         let mut out = Vec::new();
         encoder.write_subscribe(&mut out, 42, [1, 2, 3, 4]);

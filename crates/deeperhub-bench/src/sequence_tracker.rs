@@ -1,52 +1,53 @@
-//! What one receiver has got of one stream: gaps, duplicates, order.
+//! Tracks the sequence numbers of one stream at one receiver: gaps, duplicates, order.
 
-/// How many gaps a tracker remembers. A message that comes late into a gap that was forgotten counts as a duplicate,
-/// and stays lost.
+/// Number of gaps that a tracker remembers. A message that fills a forgotten gap counts as a
+/// duplicate and stays lost.
 const MAX_GAPS: usize = 4096;
 
-/// The messages of one stream that one receiver has got.
+/// Tracks the messages of one stream that arrived at one receiver.
 #[derive(Debug, Default)]
 pub(crate) struct SequenceTracker {
-    /// One more than the highest number seen.
+    /// Highest sequence number so far, plus one.
     next: u64,
-    /// What does not happen on a connection that works; kept apart to keep the usual tracker small.
+    /// Boxed because it is rare, which keeps the usual tracker small.
     irregular: Option<Box<Irregularities>>,
 }
 
+/// Gaps, duplicates and late messages.
 #[derive(Debug, Default)]
 struct Irregularities {
-    /// Ranges of numbers below `next` that have not come, ascending: first and one past the last.
+    /// Ascending ranges below `next` that have not arrived: first number and one past the last.
     gaps: Vec<(u64, u64)>,
-    /// Numbers in gaps that were forgotten.
+    /// Missing numbers in gaps that were forgotten.
     forgotten: u64,
     duplicates: u64,
     late: u64,
 }
 
-/// What a message is to its receiver.
+/// The order in which a message arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// It came after all that were sent before it and came at all.
+    /// After all earlier messages that arrived so far.
     InOrder,
-    /// It came after one that was sent later.
+    /// After a later message.
     Late,
-    /// It came before.
+    /// Again.
     Duplicate,
 }
 
-/// The sum of a tracker.
+/// The totals of a tracker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct SequenceSummary {
-    /// Messages of the stream that came, each counted once.
+    /// Messages that arrived, without duplicates.
     pub(crate) received: u64,
-    /// Messages that came again.
+    /// Messages that arrived again.
     pub(crate) duplicates: u64,
-    /// Messages that came after a later one.
+    /// Messages that arrived after a later one.
     pub(crate) late: u64,
 }
 
 impl SequenceTracker {
-    /// Enters a message by its number.
+    /// Records a message by its sequence number.
     #[inline]
     pub(crate) fn record(&mut self, sequence: u64) -> Arrival {
         if sequence == self.next {
@@ -56,6 +57,7 @@ impl SequenceTracker {
         self.record_unexpected(sequence)
     }
 
+    /// Records a message that is not the next one.
     #[cold]
     fn record_unexpected(&mut self, sequence: u64) -> Arrival {
         let irregular = self.irregular.get_or_insert_default();
@@ -87,7 +89,7 @@ impl SequenceTracker {
         Arrival::Late
     }
 
-    /// What came so far.
+    /// Returns the totals so far.
     pub(crate) fn summary(&self) -> SequenceSummary {
         let Some(irregular) = &self.irregular else {
             return SequenceSummary { received: self.next, ..SequenceSummary::default() };
@@ -110,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_in_order_needs_no_more_than_a_number() {
+    fn a_stream_in_order_allocates_nothing() {
         let mut tracker = SequenceTracker::default();
         assert!((0..1000).all(|sequence| tracker.record(sequence) == Arrival::InOrder));
         assert!(tracker.irregular.is_none());
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn more_gaps_than_are_remembered_stay_lost() {
+    fn forgotten_gaps_stay_lost() {
         let mut tracker = SequenceTracker::default();
         let gaps = MAX_GAPS as u64 + 10;
         for sequence in 0..gaps {
@@ -134,7 +136,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
         #[test]
-        fn it_agrees_with_a_set_of_all_numbers(sequences in proptest::collection::vec(0..60_u64, 0..200)) {
+        fn it_agrees_with_a_set_of_all_sequence_numbers(sequences in proptest::collection::vec(0..60_u64, 0..200)) {
             let mut tracker = SequenceTracker::default();
             let (mut seen, mut highest, mut expected) = (HashSet::new(), None, SequenceSummary::default());
             for sequence in sequences {

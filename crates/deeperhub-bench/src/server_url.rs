@@ -1,27 +1,27 @@
-//! The server that is driven: a WebSocket URL.
+//! The server's WebSocket URL.
 
 use std::fmt;
 use std::str::FromStr;
 
 use deeperhub_args::{Address, Host};
 
-/// A `ws://` or `wss://` URL taken apart.
+/// A parsed `ws://` or `wss://` URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServerUrl {
-    /// Whether it is `wss://`.
+    /// `true` for `wss://`.
     pub(crate) tls: bool,
-    /// Where to connect.
+    /// Host and port to connect to.
     pub(crate) address: Address,
-    /// Path and query, as the request names them.
+    /// Path and query of the request.
     pub(crate) path: String,
 }
 
 impl ServerUrl {
-    /// The `Host` header: without the port where it is the scheme's own.
+    /// Returns the `Host` header, without the scheme's default port.
     pub(crate) fn host_header(&self) -> String {
         let text = self.address.to_string();
-        let usual = format!(":{}", default_port(self.tls));
-        text.strip_suffix(&usual).map(str::to_owned).unwrap_or(text)
+        let default = format!(":{}", default_port(self.tls));
+        text.strip_suffix(&default).map(str::to_owned).unwrap_or(text)
     }
 }
 
@@ -61,7 +61,7 @@ impl FromStr for ServerUrl {
 
 impl fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What follows the path may be a token.
+        // The query may contain a token, so it is left out.
         let path = self.path.split('?').next().unwrap_or_default();
         write!(f, "{}://{}{path}", if self.tls { "wss" } else { "ws" }, self.host_header())
     }
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_taken_apart() {
+    fn urls_are_parsed() {
         for (text, tls, address, path, host) in [
             ("ws://127.0.0.1:8080", false, "127.0.0.1:8080", "/", "127.0.0.1:8080"),
             ("ws://localhost/ws", false, "localhost:80", "/ws", "localhost"),
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_websocket_url_is_refused_with_an_example() {
+    fn invalid_urls_are_rejected_with_an_example() {
         for text in [
             "",
             "127.0.0.1:8080",
@@ -107,8 +107,8 @@ mod tests {
             "ws://localhost/#x",
             "ws://::1/",
         ] {
-            let refused = text.parse::<ServerUrl>();
-            assert!(refused.is_err_and(|expected| expected.contains("ws://127.0.0.1:8080/")), "{text}");
+            let parsed = text.parse::<ServerUrl>();
+            assert!(parsed.is_err_and(|expected| expected.contains("ws://127.0.0.1:8080/")), "{text}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the threads of a run tell each other.
+//! State that the threads of a run share.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -8,35 +8,36 @@ use mio::Waker;
 
 use crate::plan::Plan;
 
-/// Counters and signals of a run. Threads add to them once a round, not once a message.
+/// Counters and signals of a run. Threads add to the counters once per poll, not once per message.
 #[derive(Debug)]
 pub(crate) struct SharedState {
-    /// What times are counted from.
+    /// Zero of all times of the run.
     epoch: Instant,
-    /// When the load starts, in nanoseconds since the epoch; 0 until every thread has its connections.
+    /// Start of the load in nanoseconds since the epoch; 0 until all threads have opened their
+    /// connections.
     start: AtomicU64,
-    /// Threads that have not got all their connections yet.
+    /// Threads that are still opening connections.
     connecting: AtomicUsize,
     /// Threads that may still send.
     sending: AtomicUsize,
     stopped: AtomicBool,
-    /// Connections that are ready, for the progress bar.
+    /// Connections that opened, for the progress bar.
     pub(crate) opened: AtomicU64,
-    /// Connections that will not become ready.
+    /// Connections that failed to open.
     pub(crate) failed: AtomicU64,
-    /// Messages that were sent.
+    /// Messages sent.
     pub(crate) sent: AtomicU64,
-    /// Deliveries that the messages sent so far should give.
+    /// Deliveries that the messages sent so far should cause.
     pub(crate) expected: AtomicU64,
-    /// Deliveries that came, each counted once.
+    /// Deliveries without duplicates.
     pub(crate) delivered: AtomicU64,
-    /// The same for each publisher.
-    done: Vec<AtomicU64>,
-    /// How many deliveries a publisher waits for; none when 0.
+    /// Deliveries of each publisher's messages.
+    delivered_by_publisher: Vec<AtomicU64>,
+    /// Deliveries that each publisher waits for; 0 if it does not wait.
     goals: Vec<AtomicU64>,
-    /// Subscribers of each topic that read.
+    /// Reading subscribers of each topic.
     subscribers: Vec<AtomicU32>,
-    /// One for each thread.
+    /// Waker of each thread.
     wakers: Vec<OnceLock<Waker>>,
 }
 
@@ -54,20 +55,21 @@ impl SharedState {
             sent: AtomicU64::new(0),
             expected: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
-            done: counter_vec(plan.publishers),
+            delivered_by_publisher: counter_vec(plan.publishers),
             goals: counter_vec(plan.publishers),
             subscribers: (0..plan.topics).map(|_| AtomicU32::new(0)).collect(),
             wakers: (0..plan.threads).map(|_| OnceLock::new()).collect(),
         }
     }
 
-    /// Nanoseconds since the epoch.
+    /// Returns the nanoseconds since the epoch of the run.
     #[inline]
     pub(crate) fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// A thread has its connections; the last one starts the load a moment later, when all may have noticed.
+    /// Reports that a thread has opened its connections. The last thread starts the load after a
+    /// short delay, in which all threads wake up.
     pub(crate) fn connected(&self) {
         const START_DELAY_NANOS: u64 = 20_000_000;
         if self.connecting.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -76,22 +78,22 @@ impl SharedState {
         }
     }
 
-    /// When the load starts; `None` as long as connections are missing.
+    /// Returns the start of the load, or `None` while threads are opening connections.
     pub(crate) fn start(&self) -> Option<u64> {
         Some(self.start.load(Ordering::Acquire)).filter(|start| *start > 0)
     }
 
-    /// A thread sends no more.
+    /// Reports that a thread has finished sending.
     pub(crate) fn finished_sending(&self) {
         self.sending.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Whether any thread may still send.
+    /// Returns `true` if any thread may still send.
     pub(crate) fn is_sending(&self) -> bool {
         self.sending.load(Ordering::Acquire) > 0
     }
 
-    /// Ends the run before its time.
+    /// Aborts the run.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.wake_all();
@@ -103,7 +105,7 @@ impl SharedState {
 
     pub(crate) fn set_waker(&self, thread: usize, waker: Waker) {
         if let Some(cell) = self.wakers.get(thread) {
-            // Each thread sets its own, once.
+            // Each thread sets its own cell once.
             let _ = cell.set(waker);
         }
     }
@@ -114,15 +116,20 @@ impl SharedState {
 
     fn wake(&self, thread: usize) {
         if let Some(waker) = self.wakers.get(thread).and_then(OnceLock::get) {
-            // A thread that cannot be woken looks by itself every few milliseconds.
+            // A thread that cannot be woken checks again after its longest poll wait.
             let _ = waker.wake();
         }
     }
 
-    /// Adds deliveries of a publisher's messages, seen by `thread`, and wakes the publisher if it waits for them.
-    pub(crate) fn add_done(&self, publisher: usize, deliveries: u64, thread: usize) {
-        let (Some(done), Some(goal)) = (self.done.get(publisher), self.goals.get(publisher)) else { return };
-        let before = done.fetch_add(deliveries, Ordering::SeqCst);
+    /// Adds deliveries of a publisher's messages that arrived at `thread`. Wakes the publisher if this
+    /// reaches its goal.
+    pub(crate) fn add_delivered(&self, publisher: usize, deliveries: u64, thread: usize) {
+        let (Some(delivered), Some(goal)) =
+            (self.delivered_by_publisher.get(publisher), self.goals.get(publisher))
+        else {
+            return;
+        };
+        let before = delivered.fetch_add(deliveries, Ordering::SeqCst);
         let goal = goal.load(Ordering::SeqCst);
         let owner = publisher % self.wakers.len().max(1);
         if owner != thread && before < goal && before + deliveries >= goal {
@@ -130,31 +137,34 @@ impl SharedState {
         }
     }
 
-    /// Deliveries of a publisher's messages that came so far.
+    /// Returns the deliveries of a publisher's messages.
     #[inline]
-    pub(crate) fn done(&self, publisher: usize) -> u64 {
-        self.done.get(publisher).map_or(0, |done| done.load(Ordering::SeqCst))
+    pub(crate) fn delivered_of(&self, publisher: usize) -> u64 {
+        self.delivered_by_publisher.get(publisher).map_or(0, |count| count.load(Ordering::SeqCst))
     }
 
-    /// Tells how many deliveries a publisher waits for. Whoever calls this looks at [`Self::done`] again afterwards.
+    /// Sets the number of deliveries that a publisher waits for. Callers must read
+    /// [`Self::delivered_of`] again afterwards, because the goal may have been reached before.
     pub(crate) fn set_goal(&self, publisher: usize, deliveries: u64) {
         if let Some(goal) = self.goals.get(publisher) {
             goal.store(deliveries, Ordering::SeqCst);
         }
     }
 
-    /// Subscribers of a topic that read.
+    /// Returns the number of reading subscribers of a topic.
     #[inline]
     pub(crate) fn subscribers(&self, topic: u32) -> u64 {
         self.subscribers.get(topic as usize).map_or(0, |count| u64::from(count.load(Ordering::Relaxed)))
     }
 
+    /// Adds a subscriber of a topic.
     pub(crate) fn subscribed(&self, topic: u32) {
         if let Some(count) = self.subscribers.get(topic as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
+    /// Removes a subscriber of a topic.
     pub(crate) fn unsubscribed(&self, topic: u32) {
         if let Some(count) = self.subscribers.get(topic as usize) {
             count.fetch_sub(1, Ordering::Relaxed);

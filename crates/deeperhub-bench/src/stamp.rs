@@ -1,37 +1,37 @@
-//! What a message of the bench carries: whose it is, which it is, and when it was meant to be sent.
+//! The stamp in each message: its stream, its sequence number and its send time.
 //!
-//! The payload is one JSON string, `"bench/` and 32 hexadecimal digits and padding: of fixed width, so that a message
-//! is made by writing over the digits of one that was encoded before.
+//! The payload is one JSON string: `bench/`, 32 hexadecimal digits and padding. The digits have a
+//! fixed width, so that a new message is a copy of an encoded one with the digits overwritten.
 
 use memchr::memmem;
 
-/// What the text begins with.
+/// Start of the string.
 const PREFIX: &[u8; 6] = b"bench/";
-/// Digits after it.
+/// Number of digits after the prefix.
 const DIGIT_COUNT: usize = 32;
 
-/// Shortest payload in bytes: quotes, mark and digits.
+/// Shortest payload: quotes, prefix and digits.
 pub(crate) const MIN_PAYLOAD_BYTES: usize = PREFIX.len() + DIGIT_COUNT + 2;
-/// Where the digits are, from the opening quote.
+/// Offset of the digits from the opening quote.
 pub(crate) const DIGITS_OFFSET: usize = PREFIX.len() + 1;
-/// Streams that can be told apart.
+/// Maximum number of streams.
 pub(crate) const MAX_STREAMS: usize = 1 << 24;
-/// Messages of a stream that can be told apart.
+/// Highest sequence number.
 const MAX_SEQUENCE: u64 = (1 << 40) - 1;
 
-/// A message's place in the run.
+/// The stream, the sequence number and the send time of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
-    /// The sequence that it belongs to: one publisher's messages to one topic, or one connection's echoes.
+    /// Stream: one publisher's messages to one topic, or one connection's echoes.
     pub(crate) stream: u32,
-    /// Its number in the stream, from 0.
+    /// Sequence number in the stream, from 0.
     pub(crate) sequence: u64,
-    /// When it was to be sent, in nanoseconds since the run's epoch.
+    /// Send time, in an open loop the due time, in nanoseconds since the epoch of the run.
     pub(crate) time: u64,
 }
 
 impl Stamp {
-    /// The digits; a stream or a sequence beyond the maximum wraps.
+    /// Encodes the stamp as digits. A stream or a sequence number over the maximum wraps around.
     pub(crate) fn encode(self) -> [u8; DIGIT_COUNT] {
         let number = u128::from(self.stream) << 104
             | u128::from(self.sequence & MAX_SEQUENCE) << 64
@@ -43,17 +43,17 @@ impl Stamp {
         digits
     }
 
-    /// Reads digits; `None` if there is anything else among them.
+    /// Decodes digits; `None` if another character is among them.
     #[inline]
     fn decode(digits: &[u8; DIGIT_COUNT]) -> Option<Self> {
         let mut bytes = [0; DIGIT_COUNT / 2];
-        let mut wrong = 0;
+        let mut invalid = 0;
         for (byte, [high, low]) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
             let (high, low) = (DIGIT_VALUES[usize::from(*high)], DIGIT_VALUES[usize::from(*low)]);
-            wrong |= high | low;
+            invalid |= high | low;
             *byte = high << 4 | low & 15;
         }
-        if wrong & NOT_A_DIGIT != 0 {
+        if invalid & NOT_A_DIGIT != 0 {
             return None;
         }
         let number = u128::from_be_bytes(bytes);
@@ -69,10 +69,10 @@ const fn hex(nibble: u8) -> u8 {
     if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
 }
 
-/// Marks what is no digit in `DIGIT_VALUES`.
+/// Entry of `DIGIT_VALUES` for bytes that are not digits.
 const NOT_A_DIGIT: u8 = 0x80;
 
-/// The value of each byte as a digit.
+/// Value of each byte as a hexadecimal digit.
 const DIGIT_VALUES: [u8; 256] = {
     let mut values = [NOT_A_DIGIT; 256];
     let mut nibble = 0;
@@ -83,10 +83,10 @@ const DIGIT_VALUES: [u8; 256] = {
     values
 };
 
-/// The payload of a message: a JSON string of `size` bytes with its quotes, at least [`MIN_PAYLOAD_BYTES`].
+/// Returns the payload of a message: a JSON string of `size` bytes including its quotes, but at
+/// least [`MIN_PAYLOAD_BYTES`].
 ///
-/// The padding is of 64 different characters in no order, so that compression finds about as much in it as in an
-/// identifier or base64.
+/// The padding is pseudorandom text of 64 characters, which compresses like base64.
 pub(crate) fn payload(size: usize) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::with_capacity(size.max(MIN_PAYLOAD_BYTES));
@@ -103,11 +103,11 @@ pub(crate) fn payload(size: usize) -> String {
     text
 }
 
-/// Finds stamps in messages.
+/// Finds the stamp in a message.
 #[derive(Debug)]
 pub(crate) struct StampFinder {
     search: memmem::Finder<'static>,
-    /// Where the last one was: messages of a run look much alike.
+    /// Offset of the last stamp, which is tried first: most messages of a run have the same layout.
     last: usize,
 }
 
@@ -116,7 +116,7 @@ impl StampFinder {
         Self { search: memmem::Finder::new(PREFIX), last: 0 }
     }
 
-    /// The stamp in a message; `None` if it has none.
+    /// Returns the stamp in a message, or `None`.
     #[inline]
     pub(crate) fn find(&mut self, message: &[u8]) -> Option<Stamp> {
         if let Some(stamp) = message.get(self.last..).and_then(read) {
@@ -129,11 +129,11 @@ impl StampFinder {
     }
 }
 
-/// Reads a mark and digits at the start.
+/// Parses a prefix and digits at the start of `text`.
 #[inline]
 fn read(text: &[u8]) -> Option<Stamp> {
-    let (mark, rest) = text.split_first_chunk()?;
-    if mark != PREFIX {
+    let (prefix, rest) = text.split_first_chunk()?;
+    if prefix != PREFIX {
         return None;
     }
     Stamp::decode(rest.first_chunk()?)
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn payloads_have_the_size_asked_for_or_the_shortest() {
+    fn payloads_have_the_requested_size_or_the_minimum() {
         for (size, expected) in [
             (0, MIN_PAYLOAD_BYTES),
             (MIN_PAYLOAD_BYTES, MIN_PAYLOAD_BYTES),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_stamp_is_none() {
+    fn malformed_stamps_are_not_found() {
         let mut finder = StampFinder::new();
         for message in ["", "bench/", "bench/0123", "{\"type\":\"welcome\"}"] {
             assert_eq!(finder.find(message.as_bytes()), None, "{message}");
@@ -186,7 +186,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(256))]
 
         #[test]
-        fn stamps_are_found_wherever_they_are(
+        fn stamps_are_found_at_any_offset(
             stamps in proptest::collection::vec((0..1_u32 << 24, 0..=MAX_SEQUENCE, any::<u64>(), 0..200_usize, "[a-z{}:\" ]{0,40}"), 1..8)
         ) {
             let mut finder = StampFinder::new();

@@ -1,4 +1,4 @@
-//! What the connections of one thread have in common: buffers, accounts, counts.
+//! State that the connections of one thread share: buffers, sequence trackers, counters.
 
 use deeperhub_protocol::deflate::Inflater;
 
@@ -12,37 +12,37 @@ use crate::sequence_tracker::{Arrival, SequenceTracker};
 use crate::shared_state::SharedState;
 use crate::stamp::{Stamp, StampFinder};
 
-/// What a thread's connections share.
+/// State that the connections of one thread share.
 #[derive(Debug)]
 pub(crate) struct ThreadState<'r> {
     pub(crate) plan: &'r Plan,
     pub(crate) shared: &'r SharedState,
     pub(crate) handshake: &'r Handshake,
     pub(crate) thread: usize,
-    /// What sockets are read into.
+    /// Buffer that all sockets are read into.
     pub(crate) input: Vec<u8>,
-    /// What is written at once.
+    /// Buffer of frames for the next write.
     pub(crate) output: Vec<u8>,
-    /// What reads compressed messages.
     pub(crate) inflater: Inflater,
     pub(crate) keys: MaskingKeys,
     pub(crate) finder: StampFinder,
     pub(crate) encoder: MessageEncoder,
     pub(crate) counters: Counters,
     pub(crate) window: MeasurementWindow,
-    /// From here on nothing is sent.
+    /// Time at which sending ends.
     pub(crate) send_until: u64,
-    /// One for each stream of each receiver's topic.
+    /// For each receiver, one tracker per stream of its topic.
     trackers: Vec<SequenceTracker>,
-    /// The next number of each stream that this thread sends.
+    /// Next sequence number of each stream that this thread sends.
     sequences: Vec<u64>,
-    /// Deliveries of this round, by publisher, and the publishers that have any.
+    /// Pending deliveries of each publisher's messages.
     deliveries_by_publisher: Vec<u32>,
+    /// Publishers that have pending deliveries.
     publishers_with_deliveries: Vec<u32>,
     pending: PendingCounts,
 }
 
-/// What has not been told to the other threads yet.
+/// Counts that are not in [`SharedState`] yet.
 #[derive(Debug, Default)]
 struct PendingCounts {
     sent: u64,
@@ -50,7 +50,7 @@ struct PendingCounts {
     delivered: u64,
 }
 
-/// What is read at a time at most: as much as a socket's buffer usually holds.
+/// Most bytes of one read: about the size of a socket's receive buffer.
 pub(crate) const READ_BUFFER_BYTES: usize = 256 * 1024;
 
 impl<'r> ThreadState<'r> {
@@ -59,10 +59,10 @@ impl<'r> ThreadState<'r> {
         shared: &'r SharedState,
         handshake: &'r Handshake,
         thread: usize,
-        run: u32,
+        run_id: u32,
     ) -> Self {
-        let mut keys = MaskingKeys::new(u64::from(run) << 16 ^ thread as u64 ^ 0x5851_F42D_4C95_7F2D);
-        let encoder = MessageEncoder::new(plan, run, &mut keys);
+        let mut keys = MaskingKeys::new(u64::from(run_id) << 16 ^ thread as u64 ^ 0x5851_F42D_4C95_7F2D);
+        let encoder = MessageEncoder::new(plan, run_id, &mut keys);
         Self {
             plan,
             shared,
@@ -85,28 +85,28 @@ impl<'r> ThreadState<'r> {
         }
     }
 
-    /// Makes room for the accounts of one receiver and returns where they are.
+    /// Adds the trackers of one receiver and returns the index of the first one.
     pub(crate) fn add_trackers(&mut self) -> usize {
         let at = self.trackers.len();
         self.trackers.resize_with(at + self.plan.streams_of_topic(), SequenceTracker::default);
         at
     }
 
-    /// The accounts of a receiver of `topic` that were opened at `at`, with their streams.
-    pub(crate) fn trackers(&self, at: usize, topic: u32) -> impl Iterator<Item = (u32, &SequenceTracker)> {
+    /// Returns the trackers of a receiver of `topic` with their streams, starting at index `first`.
+    pub(crate) fn trackers(&self, first: usize, topic: u32) -> impl Iterator<Item = (u32, &SequenceTracker)> {
         let plan = self.plan;
         let streams = match plan.scenario {
-            // A receiver of echoes has its own stream.
+            // An echo connection has a stream of its own.
             Scenario::Echo => topic..topic + 1,
             _ => 0..plan.streams() as u32,
         };
         let step = if plan.scenario == Scenario::Echo { 1 } else { plan.topics };
-        let first = if plan.scenario == Scenario::Echo { 0 } else { topic as usize };
-        let trackers = self.trackers.get(at..).unwrap_or_default();
-        streams.skip(first).step_by(step).zip(trackers).take(plan.streams_of_topic())
+        let first_stream = if plan.scenario == Scenario::Echo { 0 } else { topic as usize };
+        let trackers = self.trackers.get(first..).unwrap_or_default();
+        streams.skip(first_stream).step_by(step).zip(trackers).take(plan.streams_of_topic())
     }
 
-    /// Appends a message to the output.
+    /// Appends a message to the output and counts it.
     #[inline]
     pub(crate) fn write_message(&mut self, stream: u32, topic: u32, time: u64, now: u64, deliveries: u64) {
         let Some(next) = self.sequences.get_mut(stream as usize) else { return };
@@ -119,7 +119,7 @@ impl<'r> ThreadState<'r> {
         self.counters.sent_measured += u64::from(self.window.contains(now));
     }
 
-    /// Enters a message that came.
+    /// Records a message that arrived.
     #[inline]
     pub(crate) fn record_delivery(&mut self, receiver: Receiver, stamp: Stamp, now: u64) {
         let publishers = self.plan.publishers as u32;
@@ -153,7 +153,8 @@ impl<'r> ThreadState<'r> {
         }
     }
 
-    /// Which of a receiver's accounts a stream has; `None` for one that is not sent to it.
+    /// Returns the index of a stream among the receiver's trackers, or `None` if the stream goes to
+    /// another topic.
     #[inline]
     fn tracker_offset(&self, receiver: Receiver, stream: u32) -> Option<usize> {
         if receiver.role == Role::Echo {
@@ -164,7 +165,7 @@ impl<'r> ThreadState<'r> {
         (topic == receiver.topic && (stream as usize) < self.plan.streams()).then_some(slot as usize)
     }
 
-    /// Counts what came in one read.
+    /// Counts the bytes and deliveries of one read.
     #[inline]
     pub(crate) fn count_read(&mut self, bytes: usize, delivered_before: u64, now: u64) {
         let delivered = self.pending.delivered - delivered_before;
@@ -179,19 +180,19 @@ impl<'r> ThreadState<'r> {
         }
     }
 
-    /// Deliveries of this round so far.
+    /// Returns the deliveries since the last [`Self::flush_counts`].
     #[inline]
     pub(crate) fn pending_deliveries(&self) -> u64 {
         self.pending.delivered
     }
 
-    /// A message that was refused gives none of the deliveries that were expected of it.
+    /// Stops waiting for the deliveries of a message that the server rejected.
     pub(crate) fn cancel_expected(&mut self, deliveries: u64) {
-        // They were expected in an earlier round.
+        // The shared count of expected deliveries contains them already, so they count as delivered.
         self.shared.delivered.fetch_add(deliveries, std::sync::atomic::Ordering::AcqRel);
     }
 
-    /// Tells the other threads what this round brought.
+    /// Adds the pending counts to the shared state.
     pub(crate) fn flush_counts(&mut self) {
         use std::sync::atomic::Ordering::AcqRel;
 
@@ -206,25 +207,25 @@ impl<'r> ThreadState<'r> {
         while let Some(publisher) = self.publishers_with_deliveries.pop() {
             if let Some(arrived) = self.deliveries_by_publisher.get_mut(publisher as usize) {
                 let deliveries = u64::from(std::mem::take(arrived));
-                self.shared.add_done(publisher as usize, deliveries, self.thread);
+                self.shared.add_delivered(publisher as usize, deliveries, self.thread);
             }
         }
     }
 
-    /// The counts, with what this thread sent.
+    /// Returns the counters.
     pub(crate) fn into_counters(mut self) -> Counters {
         self.counters.sequences = std::mem::take(&mut self.sequences);
         self.counters
     }
 }
 
-/// Who a message came to.
+/// The receiver of a message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Receiver {
     pub(crate) role: Role,
-    /// Its topic; in `echo` its stream.
+    /// Topic of the receiver; in `echo` its stream.
     pub(crate) topic: u32,
-    /// Where its accounts are.
+    /// Index of the first of its trackers.
     pub(crate) first_tracker: usize,
 }
 
@@ -233,7 +234,7 @@ mod tests {
     use super::*;
     use crate::plan::tests::plan;
 
-    /// Streams that a receiver of a topic has accounts of, in their order.
+    /// Returns the streams of a receiver's trackers, in order.
     fn streams(flags: &str, topic: u32) -> Vec<u32> {
         let plan = plan(flags);
         let (shared, handshake) = (SharedState::new(&plan), Handshake::new(&plan, ""));
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receiver_has_an_account_of_each_stream_of_its_topic() {
+    fn a_receiver_has_a_tracker_for_each_stream_of_its_topic() {
         assert_eq!(streams("fanout --publishers 3", 0), [0, 1, 2]);
         assert_eq!(streams("topics --topics 10 --publishers 3", 7), [7]);
         assert_eq!(streams("topics --topics 2 --publishers 5", 0), [0, 2, 4]);

@@ -1,4 +1,4 @@
-//! TLS towards the server: which certificates are taken.
+//! TLS configuration and trusted certificates.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,27 +12,27 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use deeperhub_args::Host;
 
-/// Which certificates are taken.
+/// The certificates to accept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CertificateTrust {
-    /// What the authorities in a PEM file have signed.
+    /// Certificates signed by an authority in a PEM file.
     CaFile(PathBuf),
-    /// What the system's authorities have signed.
+    /// Certificates signed by an authority that the system trusts.
     System,
-    /// Any.
+    /// Any certificate.
     AnyCertificate,
 }
 
-/// The TLS settings of all connections.
+/// Returns the TLS configuration of all connections.
 ///
 /// # Errors
 ///
-/// A sentence that names the flag or the file at fault.
+/// A message that names the invalid flag or file.
 pub(crate) fn client_config(trust: &CertificateTrust) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be used: {error}"))?;
+        .map_err(|error| format!("TLS is not available: {error}"))?;
     let config = match trust {
         CertificateTrust::CaFile(file) => {
             builder.with_root_certificates(load_ca_file(file)?).with_no_client_auth()
@@ -48,12 +48,13 @@ pub(crate) fn client_config(trust: &CertificateTrust) -> Result<Arc<ClientConfig
     Ok(Arc::new(config))
 }
 
-/// The name that the certificate has to be for.
+/// Returns the name that the certificate must be valid for.
 pub(crate) fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
     match host {
         Host::Ip(ip) => Ok(ServerName::IpAddress((*ip).into())),
-        Host::Name(name) => ServerName::try_from(name.clone())
-            .map_err(|_| format!("invalid value for --url: a certificate cannot be for the name '{name}'")),
+        Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| {
+            format!("invalid value for --url: certificates cannot be issued for the name '{name}'")
+        }),
     }
 }
 
@@ -74,25 +75,26 @@ fn load_system_store() -> Result<RootCertStore, String> {
     Ok(store)
 }
 
+/// Loads the certificate authorities of a PEM file.
 fn load_ca_file(file: &Path) -> Result<RootCertStore, String> {
-    let wrong = |error: &dyn fmt::Display| {
+    let invalid = |error: &dyn fmt::Display| {
         format!(
             "invalid value '{}' for --ca: {error}; expected a PEM file of certificate authorities",
             file.display()
         )
     };
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))? {
-        let certificate = certificate.map_err(|error| wrong(&error))?;
-        roots.add(certificate).map_err(|error| wrong(&error))?;
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| invalid(&error))? {
+        let certificate = certificate.map_err(|error| invalid(&error))?;
+        roots.add(certificate).map_err(|error| invalid(&error))?;
     }
     if roots.is_empty() {
-        return Err(wrong(&"it has no certificate"));
+        return Err(invalid(&"it contains no certificate"));
     }
     Ok(roots)
 }
 
-/// Takes any certificate, but checks that the server has its key.
+/// Accepts any certificate, but verifies that the server has the certificate's key.
 #[derive(Debug)]
 struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
@@ -136,15 +138,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_without_certificates_is_named_with_its_flag() {
+    fn errors_name_the_flag_and_the_file() {
         for file in ["/nowhere/ca.pem", "/dev/null"] {
-            let sentence = client_config(&CertificateTrust::CaFile(file.into())).unwrap_err();
-            assert!(sentence.contains("--ca") && sentence.contains(file), "{sentence}");
+            let message = client_config(&CertificateTrust::CaFile(file.into())).unwrap_err();
+            assert!(message.contains("--ca") && message.contains(file), "{message}");
         }
     }
 
     #[test]
-    fn addresses_and_names_are_what_a_certificate_can_be_for() {
+    fn certificates_can_be_issued_for_addresses_and_names() {
         for host in ["127.0.0.1", "::1", "hub.example.com"] {
             assert!(server_name(&host.parse().unwrap()).is_ok(), "{host}");
         }

@@ -1,4 +1,4 @@
-//! One connection: from the handshake to the close.
+//! One connection from the handshake to the close.
 
 mod receive;
 
@@ -13,22 +13,22 @@ use crate::scenario::{ConnectionSpec, LoadModel, Role};
 use crate::thread_state::{Receiver, ThreadState};
 use crate::transport::Transport;
 
-/// How far a connection has come.
+/// The state of a connection, in the order in which it advances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
     Connecting,
     Handshaking,
-    /// Upgraded; the welcome has not come.
+    /// Upgraded; waits for `welcome`.
     AwaitingWelcome,
-    /// The answer to `subscribe` has not come.
+    /// Waits for the answer to `subscribe`.
     Subscribing,
     Open,
-    /// Our close frame is sent.
+    /// Sent a close frame; waits for the server's.
     Closing,
     Closed,
 }
 
-/// What the socket has not taken beyond which nothing more is sent.
+/// Unsent bytes above which a connection sends no more messages.
 const MAX_UNSENT_BYTES: usize = 256 * 1024;
 
 /// A connection of the run.
@@ -38,33 +38,34 @@ pub(crate) struct Connection {
     pub(crate) stage: Stage,
     transport: Option<Transport>,
     deflate: Option<Box<ServerCompression>>,
-    /// When connecting connect_started, in nanoseconds since the epoch.
+    /// Time at which connecting started, in nanoseconds since the epoch of the run.
     pub(crate) connect_started: u64,
     receiver: Receiver,
-    /// Whether nothing is read.
+    /// `true` if the connection does not read.
     paused: bool,
-    /// A frame of which a part is missing.
+    /// Bytes of an incomplete frame.
     unread: Vec<u8>,
-    /// What the socket did not take.
+    /// Bytes that did not fit into the socket's send buffer.
     unsent: Vec<u8>,
     fragments: Option<Box<FragmentedMessage>>,
-    /// Messages that it sent.
+    /// Messages sent.
     pub(crate) sent: u64,
-    /// How many it sends at most.
+    /// Number of messages after which the connection stops sending.
     pub(crate) max_messages: u64,
-    /// Deliveries that a publisher's messages should give.
+    /// Deliveries that this publisher's messages should cause.
     pub(crate) expected: u64,
-    /// Messages that were answered and are to be followed by others, in a closed loop of echoes.
+    /// Echoes to send next in a closed loop: one for each answer.
     echoes_due: u32,
 }
 
-/// What was agreed on compression: what the server compresses with is in its messages, or in those before.
+/// State for decompressing the server's messages.
 #[derive(Debug)]
 struct ServerCompression {
+    /// Earlier messages, or `None` if the server compresses each message on its own.
     history: Option<History>,
 }
 
-/// A message of which fragments are missing.
+/// The fragments so far of an incomplete message.
 #[derive(Debug, Default)]
 struct FragmentedMessage {
     compressed: bool,
@@ -72,7 +73,7 @@ struct FragmentedMessage {
 }
 
 impl Connection {
-    /// A connection that is being made.
+    /// Creates a connection whose socket is connecting.
     pub(crate) fn new(spec: ConnectionSpec, transport: Transport, state: &mut ThreadState<'_>) -> Self {
         let plan = state.plan;
         let topic = if spec.role == Role::Echo { spec.number } else { plan.topic_of(spec.number) };
@@ -103,7 +104,7 @@ impl Connection {
         }
     }
 
-    /// A connection of which nothing has been begun.
+    /// Creates a connection without a socket.
     pub(crate) fn placeholder(spec: ConnectionSpec) -> Self {
         Self {
             spec,
@@ -123,22 +124,22 @@ impl Connection {
         }
     }
 
-    /// The topic that it subscribes to; in `echo` its stream.
+    /// Returns the topic of a subscriber, or the stream of an echo connection.
     pub(crate) fn topic(&self) -> u32 {
         self.receiver.topic
     }
 
-    /// Where its accounts are.
+    /// Returns the index of the first sequence tracker.
     pub(crate) fn first_tracker(&self) -> usize {
         self.receiver.first_tracker
     }
 
-    /// Whether so much waits to be sent that nothing should be added.
+    /// Returns `true` if too many bytes are unsent to add more messages.
     pub(crate) fn is_blocked(&self) -> bool {
         self.unsent.len() > MAX_UNSENT_BYTES
     }
 
-    /// Whether it has more messages to send.
+    /// Returns `true` if the connection is open and has messages left to send.
     pub(crate) fn is_sender(&self) -> bool {
         self.stage == Stage::Open && self.sent < self.max_messages
     }
@@ -147,7 +148,7 @@ impl Connection {
         self.paused
     }
 
-    /// Frees all that it has. A socket that is closed leaves the poll by itself.
+    /// Frees the connection's resources. Closing the socket removes it from the poll.
     pub(crate) fn release(&mut self) {
         self.stage = Stage::Closed;
         self.transport = None;
@@ -157,11 +158,11 @@ impl Connection {
         self.unsent = Vec::new();
     }
 
-    /// Does what an event of its socket makes possible.
+    /// Processes an event of the socket.
     ///
     /// # Errors
     ///
-    /// The end of the connection; the caller server_no_context_takeover it.
+    /// The reason why the connection ended. The caller releases it.
     #[inline]
     pub(crate) fn on_event(
         &mut self,
@@ -195,6 +196,7 @@ impl Connection {
         if event.is_readable() || ends { self.read(state, ends) } else { Ok(()) }
     }
 
+    /// Returns `true` if the socket is connected.
     fn is_connected(&mut self) -> Result<bool, DisconnectReason> {
         let Some(transport) = &mut self.transport else { return Ok(false) };
         let socket = transport.socket();
@@ -203,13 +205,13 @@ impl Connection {
         }
         match socket.peer_addr() {
             Ok(_) => Ok(true),
-            // An event of the socket before it was connected.
+            // The event came before the socket was connected.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
             Err(error) => Err(DisconnectReason::ConnectFailed(error)),
         }
     }
 
-    /// Sends as many echoes as came back, if it is a closed loop.
+    /// Sends one echo for each answer, in a closed loop.
     #[inline]
     fn send_next_echoes(&mut self, now: u64, state: &mut ThreadState<'_>) -> Result<(), DisconnectReason> {
         let echoes_due = std::mem::take(&mut self.echoes_due);
@@ -222,7 +224,7 @@ impl Connection {
         self.send(state)
     }
 
-    /// Appends an echo to the output, if it has any left to send.
+    /// Appends an echo to the output if the connection has messages left to send.
     #[inline]
     pub(crate) fn write_echo(&mut self, time: u64, now: u64, state: &mut ThreadState<'_>) {
         if self.is_sender() {
@@ -231,7 +233,7 @@ impl Connection {
         }
     }
 
-    /// Appends a publish to the output, if it has any left to send.
+    /// Appends a publish to the output if the connection has messages left to send.
     #[inline]
     pub(crate) fn write_publish(&mut self, time: u64, now: u64, state: &mut ThreadState<'_>) {
         if self.is_sender() {
@@ -244,7 +246,7 @@ impl Connection {
         }
     }
 
-    /// Writes the output, and keeps what the socket does not take.
+    /// Writes the output and keeps what does not fit into the socket's send buffer.
     #[inline]
     pub(crate) fn send(&mut self, state: &mut ThreadState<'_>) -> Result<(), DisconnectReason> {
         let written = match &mut self.transport {
@@ -254,12 +256,12 @@ impl Connection {
         if let Ok(written) = written {
             self.unsent.extend_from_slice(state.output.get(written..).unwrap_or_default());
         }
-        // Also after an error: the next connection is not to send what was meant for this one.
+        // Also after an error, because the next connection uses the same buffer.
         state.output.clear();
         written.map(drop)
     }
 
-    /// Writes what the socket did not take before.
+    /// Writes unsent bytes.
     #[inline]
     fn flush(&mut self) -> Result<(), DisconnectReason> {
         let Some(transport) = &mut self.transport else { return Ok(()) };
@@ -275,7 +277,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a close frame; the connection ends when the server answers it.
+    /// Sends a close frame. The connection ends with the server's answer.
     pub(crate) fn close(&mut self, state: &mut ThreadState<'_>) -> Result<(), DisconnectReason> {
         if self.stage != Stage::Open {
             return Ok(());
@@ -286,7 +288,7 @@ impl Connection {
         self.send(state)
     }
 
-    /// Sends a pong that nobody asked for, which a server passes over (RFC 6455 section 5.5.3).
+    /// Sends an unsolicited pong, which servers ignore (RFC 6455 section 5.5.3).
     pub(crate) fn probe(&mut self, state: &mut ThreadState<'_>) -> Result<(), DisconnectReason> {
         let key = state.keys.next_key();
         write_frame(&mut state.output, PONG, b"", key);
@@ -294,7 +296,8 @@ impl Connection {
     }
 }
 
-/// Writes until all is written or the socket takes no more, and returns how much it took.
+/// Writes until all bytes are written or the socket's send buffer is full. Returns the number of
+/// written bytes.
 #[inline]
 fn write_all(transport: &mut Transport, bytes: &[u8]) -> Result<usize, DisconnectReason> {
     let mut written = 0;

@@ -1,4 +1,4 @@
-//! Reading of frames and messages.
+//! Reads frames and messages.
 
 use std::io;
 
@@ -12,17 +12,18 @@ use crate::frame::{BINARY, CLOSE, CONTINUATION, FrameHeader, PING, PONG, TEXT, w
 use crate::scenario::Role;
 use crate::thread_state::{READ_BUFFER_BYTES, ThreadState};
 
-/// No hub's message has more bytes: what has is not one, and is not to fill our memory.
+/// Largest message. No hub sends larger ones; the limit protects this process's memory.
 const MAX_MESSAGE_BYTES: usize = 1 << 28;
 
 impl Connection {
-    /// Reads again after a pause.
+    /// Resumes reading after a pause.
     pub(crate) fn resume(&mut self, state: &mut ThreadState<'_>) -> Result<(), DisconnectReason> {
         self.paused = false;
         self.read(state, true)
     }
 
-    /// Reads what there is. `to_the_end`: the end is near, so that a short read is not taken for all there is.
+    /// Reads all available bytes. With `to_the_end`, a short read does not end the loop, because the
+    /// end of the stream may follow.
     pub(super) fn read(
         &mut self,
         state: &mut ThreadState<'_>,
@@ -94,7 +95,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes in whole frames and returns how many bytes they were.
+    /// Processes whole frames and returns their length.
     #[inline]
     fn read_frames(
         &mut self,
@@ -133,6 +134,7 @@ impl Connection {
         Ok(at)
     }
 
+    /// Processes a frame that is a fragment, compressed or binary.
     fn on_unusual_frame(
         &mut self,
         header: FrameHeader,
@@ -149,7 +151,7 @@ impl Connection {
             message.bytes.extend_from_slice(payload);
         }
         if message.bytes.len() > MAX_MESSAGE_BYTES {
-            return Err(DisconnectReason::Protocol("a message of more than 256 MiB"));
+            return Err(DisconnectReason::Protocol("message over 256 MiB"));
         }
         if !header.fin {
             self.fragments = Some(message);
@@ -160,18 +162,19 @@ impl Connection {
             return self.on_message(whole, now, state);
         }
         let Some(deflate) = &mut self.deflate else {
-            return Err(DisconnectReason::Protocol("a compressed message without agreement"));
+            return Err(DisconnectReason::Protocol("compressed message without negotiation"));
         };
         let mut inflater = std::mem::replace(&mut state.inflater, Inflater::new());
         let decoded = inflater.decode(deflate.history.as_mut(), MAX_MESSAGE_BYTES, MessageKind::Text, whole);
         let result = match decoded {
             Ok(Incoming::Text(text)) => self.on_message(text.as_bytes(), now, state),
-            _ => Err(DisconnectReason::Protocol("a message that cannot be decompressed")),
+            _ => Err(DisconnectReason::Protocol("invalid compressed message")),
         };
         state.inflater = inflater;
         result
     }
 
+    /// Processes a control frame.
     fn on_control(
         &mut self,
         opcode: u8,
@@ -191,7 +194,7 @@ impl Connection {
                 }
                 let key = state.keys.next_key();
                 write_frame(&mut state.output, CLOSE, payload.get(..2).unwrap_or_default(), key);
-                // It is over, whether or not our answer gets there.
+                // The connection ends even if this answer cannot be sent.
                 let _ = self.send(state);
                 Err(DisconnectReason::Closed(
                     payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code)),
@@ -201,6 +204,7 @@ impl Connection {
         }
     }
 
+    /// Processes a message.
     #[inline]
     fn on_message(
         &mut self,
@@ -218,7 +222,7 @@ impl Connection {
         self.on_server_message(message, now, state)
     }
 
-    /// Whatever is neither a delivery nor an echo.
+    /// Processes a message without a stamp, such as `welcome` or `error`.
     #[cold]
     fn on_server_message(
         &mut self,
@@ -255,7 +259,7 @@ impl Connection {
         }
     }
 
-    /// Goes on without a message that the server refused.
+    /// Corrects the expected deliveries after the server rejected a message.
     fn on_message_rejected(&mut self, state: &mut ThreadState<'_>) {
         match self.spec.role {
             Role::Echo => {
@@ -273,7 +277,7 @@ impl Connection {
     }
 }
 
-/// What of a message of the server's matters here.
+/// A message of the server, reduced to the fields that are used.
 #[derive(Deserialize)]
 struct ServerMessage {
     #[serde(rename = "type")]
@@ -284,13 +288,14 @@ struct ServerMessage {
 
 #[derive(Default, Deserialize)]
 struct ServerMessageData {
-    /// Of an error a text, of a goodbye a number.
+    /// A string in `error`, a number in `goodbye`.
     #[serde(default)]
     code: serde_json::Value,
 }
 
 impl ServerMessageData {
-    /// The code of an error, cut to what a code may be: it becomes a key of the report.
+    /// Returns the code of an error. It becomes a key of the report, so unexpected characters are
+    /// removed.
     fn error_code(&self) -> String {
         let code = self.code.as_str().unwrap_or("without_code");
         code.chars()

@@ -1,4 +1,4 @@
-//! Opening of connections.
+//! Opens connections.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,10 +15,10 @@ use crate::disconnect_reason::DisconnectReason;
 use crate::scenario::{ConnectionSpec, Role};
 use crate::transport::Transport;
 
-/// The receive buffer of a slow reader, in bytes: small, so that what it does not read is soon the server's matter.
+/// Receive buffer of a slow reader. It is small so that unread messages soon fill the server's queue.
 const SLOW_READER_RECEIVE_BUFFER_BYTES: usize = 4096;
 
-/// Where and how connections are made.
+/// The address of the server and the TLS configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
@@ -26,11 +26,12 @@ pub(crate) struct Endpoint {
 }
 
 impl Worker<'_> {
-    /// Opens this thread's share of the connections and waits until each is ready or has failed.
+    /// Opens this thread's share of the connections and waits until each one has opened or failed.
     pub(super) fn open_all(&mut self) -> io::Result<()> {
         let (plan, thread) = (self.state.plan, self.state.thread);
         let at_a_time = (MAX_CONCURRENT_CONNECTS / plan.threads).max(1);
-        // Publishers are dealt out by their number, so that each thread knows whose they are.
+        // Thread `t` owns the publishers whose number modulo the number of threads is `t`;
+        // `SharedState::add_delivered` relies on that.
         let clients = plan.clients;
         let specs = plan.connection_specs().enumerate().filter(|(at, _)| {
             let number = if *at < clients { *at } else { at - clients };
@@ -59,7 +60,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Begins the connection of a slot.
+    /// Starts to connect the connection of a slot.
     pub(super) fn open(&mut self, slot: usize, spec: ConnectionSpec) {
         let source = self.state.plan.source(self.next_number);
         self.next_number += self.state.plan.threads;
@@ -79,6 +80,7 @@ impl Worker<'_> {
         }
     }
 
+    /// Counts a connection that opened.
     pub(super) fn opened(&mut self, slot: usize) {
         use std::sync::atomic::Ordering::Relaxed;
 
@@ -94,15 +96,15 @@ impl Worker<'_> {
         }
     }
 
-    /// Ends connections that take too long to get ready.
+    /// Disconnects connections whose open timeout is over.
     pub(super) fn time_out_connections(&mut self) {
         let now = self.state.shared.now();
-        if now < self.next_overdue {
+        if now < self.next_timeout_check {
             return;
         }
-        self.next_overdue = now + MAX_POLL_WAIT_NANOS;
+        self.next_timeout_check = now + MAX_POLL_WAIT_NANOS;
         let limit = u64::try_from(self.state.plan.connect_timeout.as_nanos()).unwrap_or(u64::MAX);
-        let overdue: Vec<_> = self
+        let expired: Vec<_> = self
             .connections
             .iter()
             .enumerate()
@@ -111,12 +113,13 @@ impl Worker<'_> {
             })
             .map(|(slot, _)| slot)
             .collect();
-        for slot in overdue {
+        for slot in expired {
             self.disconnect(slot, &DisconnectReason::OpenTimedOut);
         }
     }
 }
 
+/// Starts to connect a non-blocking socket.
 fn connect(endpoint: &Endpoint, source: Option<SocketAddr>, role: Role) -> io::Result<Transport> {
     let session = match &endpoint.tls {
         None => None,
@@ -134,7 +137,7 @@ fn connect(endpoint: &Endpoint, source: Option<SocketAddr>, role: Role) -> io::R
     if let Some(source) = source {
         socket.bind(&source.into()).map_err(|error| match error.kind() {
             io::ErrorKind::AddrNotAvailable => {
-                io::Error::other(format!("--source {} is no address of this machine", source.ip()))
+                io::Error::other(format!("--source {} is not an address of this machine", source.ip()))
             }
             _ => error,
         })?;

@@ -1,4 +1,4 @@
-//! Sending of messages.
+//! Sends messages in a closed or an open loop.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -10,11 +10,11 @@ use crate::scenario::{LoadModel, Role, Scenario};
 use crate::schedule::Schedule;
 use crate::thread_state::ThreadState;
 
-/// Messages that one sender sends in one round.
+/// Messages that a sender sends before the next sender has its turn.
 const MAX_MESSAGES_PER_TURN: u32 = 64;
 
 impl<'r> Worker<'r> {
-    /// Sends until the time or the messages are over.
+    /// Sends until the measured time is over or all messages are sent.
     pub(super) fn send_all(&mut self, start: u64) -> io::Result<()> {
         while self.state.shared.now() < start && !self.is_stopped() {
             self.poll_once(start.saturating_sub(self.state.shared.now()))?;
@@ -31,19 +31,20 @@ impl<'r> Worker<'r> {
         Ok(())
     }
 
-    /// Whether this thread has anything left to send.
+    /// Returns `true` if this thread has messages left to send.
     fn has_senders(&self) -> bool {
         let mut senders = self.senders.iter().filter_map(|slot| self.connections.get(*slot));
         senders.any(Connection::is_sender)
     }
 
-    /// Echoes in a closed loop: after the first, each answer sends the next.
+    /// Sends echoes in a closed loop: each answer triggers the next message.
     fn send_echoes_in_closed_loop(&mut self, in_flight: u32) -> io::Result<()> {
         for slot in self.senders.clone() {
             self.send_from(slot, |connection, now, state| {
                 (0..in_flight).for_each(|_| connection.write_echo(now, now, state));
             });
-            // Answers may already be there; waiting for all to be asked would make the first seem slow.
+            // Reads early answers at once, so that their latency does not include the start of the
+            // other senders.
             self.poll_once(0)?;
         }
         let mut next_check = 0;
@@ -62,7 +63,7 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// Publishes in a closed loop: the next when deliveries of earlier ones are in.
+    /// Publishes in a closed loop: the next message when deliveries of earlier ones have arrived.
     fn publish_in_closed_loop(&mut self, in_flight: u32) -> io::Result<()> {
         let mut waits = vec![DeliveryWait::default(); self.senders.len()];
         loop {
@@ -81,7 +82,8 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// Publishes as much as may be under way; whether there is more to publish at once.
+    /// Publishes until `in_flight` messages are in flight. Returns `true` if there is more to publish
+    /// at once.
     fn publish_up_to_limit(
         &mut self,
         slot: usize,
@@ -94,7 +96,7 @@ impl<'r> Worker<'r> {
         };
         let (plan, shared) = (self.state.plan, self.state.shared);
         let publisher = connection.spec.number;
-        let done = wait.done(shared.done(publisher as usize), connection.expected, now);
+        let done = wait.update(shared.delivered_of(publisher as usize), connection.expected, now);
         if wait.timed_out {
             self.state.counters.stalls += 1;
         }
@@ -114,7 +116,7 @@ impl<'r> Worker<'r> {
                 }
                 connection.write_publish(now, now, state);
                 if deliveries == 0 {
-                    // Nobody is left who could set the pace.
+                    // Without subscribers there are no deliveries to wait for; poll first.
                     return;
                 }
             }
@@ -122,13 +124,13 @@ impl<'r> Worker<'r> {
         });
         if goal > 0 {
             shared.set_goal(publisher as usize, goal.saturating_sub(wait.abandoned));
-            // Other threads may have brought the last of them while the goal was being set.
-            again |= shared.done(publisher as usize) + wait.abandoned >= goal;
+            // Another thread may have added the last delivery before the goal was set.
+            again |= shared.delivered_of(publisher as usize) + wait.abandoned >= goal;
         }
         again
     }
 
-    /// Sends what is due when it is due.
+    /// Sends messages at fixed times.
     fn send_in_open_loop(&mut self, rate: u64, start: u64) -> io::Result<()> {
         let senders = self.state.plan.senders() as u64;
         let schedule =
@@ -138,7 +140,8 @@ impl<'r> Worker<'r> {
             .iter()
             .filter_map(|slot| Some(Reverse((start + schedule(self.connections.get(*slot)?).due(0), *slot))))
             .collect();
-        // Senders whose sockets take no more for the moment: their messages wait, and the wait counts.
+        // Senders whose sockets are full. Their messages are sent late, and latency includes the
+        // delay.
         let mut blocked: Vec<usize> = Vec::new();
         let mut next_check = 0;
         loop {
@@ -199,7 +202,7 @@ impl<'r> Worker<'r> {
         Ok(())
     }
 
-    /// Lets a connection write, and sends it.
+    /// Lets `write` append messages of a connection, then sends them.
     fn send_from(&mut self, slot: usize, write: impl FnOnce(&mut Connection, u64, &mut ThreadState<'r>)) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let now = self.state.shared.now();
@@ -210,29 +213,31 @@ impl<'r> Worker<'r> {
     }
 }
 
-/// What a publisher of a closed loop waits for.
+/// The wait of a closed-loop publisher for deliveries.
 #[derive(Debug, Clone, Default)]
 struct DeliveryWait {
-    /// Deliveries that came, when that last changed.
-    done: u64,
+    /// Deliveries so far.
+    delivered: u64,
+    /// Time at which `delivered` last changed.
     since: u64,
-    /// Deliveries that it no longer waits for.
+    /// Deliveries that the publisher no longer waits for.
     abandoned: u64,
+    /// `true` if the last update abandoned deliveries.
     timed_out: bool,
 }
 
 impl DeliveryWait {
-    /// Deliveries that came or are no longer waited for. When none has come for a while, that is all of them: what
-    /// was lost must not stop the loop for ever.
-    fn done(&mut self, done: u64, expected: u64, now: u64) -> u64 {
+    /// Returns the deliveries that arrived or were abandoned. All missing ones are abandoned if none
+    /// arrives for a while, because lost messages must not stop the loop.
+    fn update(&mut self, delivered: u64, expected: u64, now: u64) -> u64 {
         self.timed_out = false;
-        if done != self.done || self.since == 0 || done + self.abandoned >= expected {
-            (self.done, self.since) = (done, now);
+        if delivered != self.delivered || self.since == 0 || delivered + self.abandoned >= expected {
+            (self.delivered, self.since) = (delivered, now);
         } else if now - self.since > DELIVERY_TIMEOUT_NANOS {
-            self.abandoned = expected.saturating_sub(done);
+            self.abandoned = expected.saturating_sub(delivered);
             self.since = now;
             self.timed_out = true;
         }
-        done + self.abandoned
+        delivered + self.abandoned
     }
 }

@@ -1,4 +1,4 @@
-//! One thread of the bench: a loop over its connections.
+//! One thread of the load generator: an event loop over its connections.
 
 mod connector;
 mod load;
@@ -19,19 +19,20 @@ use crate::thread_state::ThreadState;
 use crate::timer::Timer;
 
 const NANOS_PER_MILLISECOND: u64 = 1_000_000;
-/// The longest wait for events: so often is looked at what makes none.
+/// Longest wait for events. Conditions without an event are checked at this interval.
 const MAX_POLL_WAIT_NANOS: u64 = 20 * NANOS_PER_MILLISECOND;
-/// Connections of a run that are being made at the same time; a listener's queue is seldom shorter.
+/// Connections of the run that open at the same time. Few listeners have a shorter backlog.
 const MAX_CONCURRENT_CONNECTS: usize = 256;
-/// How long deliveries are waited for after the last one came.
+/// Longest wait for the next delivery.
 const DELIVERY_TIMEOUT_NANOS: u64 = 3_000 * NANOS_PER_MILLISECOND;
-/// How often a slow reader shows that it is there, and sees whether the server still is.
+/// Interval at which slow readers send a pong to find out whether they are still connected.
 const SLOW_READER_PROBE_NANOS: u64 = 250 * NANOS_PER_MILLISECOND;
 
 const TIMER_TOKEN: Token = Token(usize::MAX);
 const WAKER_TOKEN: Token = Token(usize::MAX - 1);
 
-/// A thread's loop.
+/// An event loop over connections. Connections are identified by their slot, an index into
+/// `connections`.
 #[derive(Debug)]
 pub(crate) struct Worker<'r> {
     state: ThreadState<'r>,
@@ -40,21 +41,21 @@ pub(crate) struct Worker<'r> {
     events: Events,
     timer: Timer,
     connections: Vec<Connection>,
-    /// Those of them that send.
+    /// Slots of connections that send messages.
     senders: Vec<usize>,
-    /// Connections that are neither ready nor failed.
+    /// Number of connections that have neither opened nor failed.
     opening: usize,
-    /// Slots whose connections ended since `churn` last looked.
+    /// Slots whose connections ended since `churn` last took them.
     ended: Vec<usize>,
-    /// Number of the next connection of this thread, for the choice of its source.
+    /// Number of the next connection of this thread. It selects the source address.
     next_number: usize,
-    /// When slow readers show next that they are there.
+    /// Time of the next probe of slow readers.
     next_probe: u64,
-    /// When is looked next for connections that take too long.
-    next_overdue: u64,
-    /// Connections that wait for the server's close frame.
+    /// Time of the next check for connections whose open timeout is over.
+    next_timeout_check: u64,
+    /// Number of connections that wait for the server's close frame.
     closing: usize,
-    /// Connections that got ready since `churn` last looked.
+    /// Slots whose connections opened since `churn` last took them.
     newly_opened: Vec<usize>,
 }
 
@@ -74,17 +75,17 @@ impl<'r> Worker<'r> {
             opening: 0,
             ended: Vec::new(),
             next_probe: 0,
-            next_overdue: 0,
+            next_timeout_check: 0,
             closing: 0,
             newly_opened: Vec::new(),
         })
     }
 
-    /// Goes through the run.
+    /// Executes the plan and returns the counters.
     ///
     /// # Errors
     ///
-    /// The system's, of the poll; what goes wrong with connections is counted.
+    /// If the poll fails. Errors of connections are counted.
     pub(crate) fn run(mut self) -> io::Result<Counters> {
         let scenario = self.state.plan.scenario;
         if scenario != Scenario::Churn {
@@ -116,7 +117,7 @@ impl<'r> Worker<'r> {
         Ok(self.state.into_counters())
     }
 
-    /// Waits for events, at most so many nanoseconds, and does what they make possible.
+    /// Waits for events, at most `wait` nanoseconds, and processes them.
     fn poll_once(&mut self, wait: u64) -> io::Result<()> {
         let timeout = match wait {
             0 => Duration::ZERO,
@@ -151,7 +152,8 @@ impl<'r> Worker<'r> {
         Ok(())
     }
 
-    /// Has slow readers show that they are there. One that the server has let go of learns it by the answer.
+    /// Sends a pong from each slow reader. If the server has dropped the connection, the answer is a
+    /// reset.
     fn probe_slow_readers(&mut self) {
         let now = self.state.shared.now();
         if now < self.next_probe {
@@ -168,7 +170,7 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// Counts the end of a connection and server_no_context_takeover it.
+    /// Counts the end of a connection and releases its resources.
     fn disconnect(&mut self, slot: usize, reason: &DisconnectReason) {
         use std::sync::atomic::Ordering::Relaxed;
 
@@ -187,7 +189,7 @@ impl<'r> Worker<'r> {
                 return;
             }
             Stage::Open if role == Role::SlowReader => {
-                // What is to be expected of it; it is no error.
+                // Expected in this scenario, so it is not counted as an error.
                 counters.count_slow_disconnect(&reason.kind());
                 return;
             }
@@ -206,6 +208,7 @@ impl<'r> Worker<'r> {
         counters.count_error(&reason.kind());
     }
 
+    /// Keeps connections open until the measured time is over.
     fn hold_connections(&mut self) -> io::Result<()> {
         while self.state.shared.now() < self.state.window.to && !self.is_stopped() {
             self.poll_once(MAX_POLL_WAIT_NANOS)?;
@@ -214,6 +217,7 @@ impl<'r> Worker<'r> {
         Ok(())
     }
 
+    /// Opens and closes connections until the measured time is over.
     fn churn(&mut self) -> io::Result<()> {
         let (plan, thread) = (self.state.plan, self.state.thread);
         for spec in plan.connection_specs().skip(thread).step_by(plan.threads) {
@@ -243,7 +247,7 @@ impl<'r> Worker<'r> {
                 {
                     break;
                 }
-                // What fails at once would fail again at once, millions of times.
+                // A retry without a delay would fail at once, millions of times.
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
@@ -251,7 +255,7 @@ impl<'r> Worker<'r> {
         Ok(())
     }
 
-    /// Sends a close frame.
+    /// Sends a close frame on an open connection.
     fn close(&mut self, slot: usize) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let before = connection.stage;

@@ -1,4 +1,4 @@
-//! The end of a run.
+//! Ends a run: waits for deliveries, evaluates receivers, closes connections.
 
 use std::io;
 
@@ -9,13 +9,13 @@ use crate::connection::Stage;
 use crate::counters::ReceiverStream;
 use crate::scenario::Role;
 
-/// What is waited after the last expected delivery, for those that nobody expects.
+/// Wait after the last expected delivery for duplicates and misdelivered messages.
 const LATE_DELIVERY_WAIT_NANOS: u64 = 50 * NANOS_PER_MILLISECOND;
-/// How long the server may take to close.
+/// Longest wait for the close frames of the server.
 const CLOSE_TIMEOUT_NANOS: u64 = 2_000 * NANOS_PER_MILLISECOND;
 
 impl Worker<'_> {
-    /// Waits for what is still under way.
+    /// Waits for messages in flight.
     pub(super) fn drain(&mut self) -> io::Result<()> {
         use std::sync::atomic::Ordering::Acquire;
 
@@ -41,7 +41,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Reads what slow readers left, to see how each of them ended.
+    /// Reads what slow readers left unread, to find out how each of them was disconnected.
     pub(super) fn resume_slow_readers(&mut self) -> io::Result<()> {
         for slot in 0..self.connections.len() {
             let Some(connection) = self.connections.get_mut(slot).filter(|one| one.is_paused()) else {
@@ -65,7 +65,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Keeps the summaries of receivers that stayed to the end.
+    /// Stores what each receiver that stayed connected got of each of its streams.
     pub(super) fn collect_receiver_streams(&mut self) {
         if !self.state.plan.scenario.has_messages() {
             return;
@@ -83,7 +83,7 @@ impl Worker<'_> {
         self.state.counters.receiver_streams = receiver_streams;
     }
 
-    /// Closes what is open and waits a moment for the server's answers.
+    /// Closes all connections and waits a moment for the server's close frames.
     pub(super) fn close_all(&mut self) -> io::Result<()> {
         for slot in 0..self.connections.len() {
             self.close(slot);
