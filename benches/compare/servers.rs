@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::scenario::{Figures, Scenario};
 
-/// Limits of deeperhub-ws that no scenario reaches. The rate limit stays on, so that its cost counts.
+/// Limits of deeperhub-ws that no scenario reaches. The rate limit stays on, so that its cost
+/// counts.
 const LIMITS: [&str; 12] = [
     "--max-connections",
     "20000",

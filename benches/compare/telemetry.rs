@@ -15,7 +15,8 @@ use crate::scenario::{SCENARIOS, Scenario};
 use crate::servers::{Running, Tools, wait_for};
 use crate::table::median;
 
-/// Interval of scrapes and exports. It is much shorter than usual, so that their cost becomes visible.
+/// Interval of scrapes and exports. It is much shorter than usual, so that their cost becomes
+/// visible.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Ends of the names of the measured scenarios.

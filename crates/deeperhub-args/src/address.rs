@@ -109,11 +109,12 @@ impl Address {
         self.port != 0 && self.port == other.port && self.host.overlaps(&other.host)
     }
 
-    /// Looks up the host's name. Prefers an IPv4 address, because servers listen on one by default.
+    /// Looks up the host's name. Prefers an IPv4 address if the name has several addresses.
     ///
     /// # Errors
     ///
-    /// The resolver's error, or [`NotFound`](std::io::ErrorKind::NotFound) if the name has no address.
+    /// The resolver's error, or [`NotFound`](std::io::ErrorKind::NotFound) if the name has no
+    /// address.
     pub fn resolve(&self) -> std::io::Result<SocketAddr> {
         let name = match &self.host {
             Host::Ip(ip) => return Ok(SocketAddr::new(*ip, self.port)),

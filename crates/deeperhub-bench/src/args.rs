@@ -51,12 +51,12 @@ impl Args {
         })
     }
 
-    /// Returns `true` if the report was asked for as JSON (`--json`).
+    /// Returns `true` if `--json` is set: the caller should print the report as JSON.
     pub fn prints_json(&self) -> bool {
         self.scenario.output().json
     }
 
-    /// Returns `true` if a report with faults counts as a failure (`--fail-on-loss`).
+    /// Returns `true` if `--fail-on-loss` is set: the caller should treat faults as a failure.
     pub fn fails_on_loss(&self) -> bool {
         match &self.scenario {
             ScenarioArgs::Echo { loss, .. }
@@ -220,8 +220,8 @@ pub(crate) struct ServerArgs {
 
     /// Local address to connect from; repeatable, connections rotate over the addresses
     ///
-    /// One local address has about 28,000 ports for one address and port of a server. On loopback, 127.0.0.2,
-    /// 127.0.0.3 and so on work without setup.
+    /// One local address has about 28,000 ports for one address and port of a server. On loopback,
+    /// 127.0.0.2, 127.0.0.3 and so on work without setup.
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',', help_heading = SERVER)]
     pub(crate) source: Vec<IpAddr>,
 
@@ -251,15 +251,15 @@ pub(crate) struct MessageArgs {
 
     /// Closed loop: messages that each sender keeps in flight [default: 1]
     ///
-    /// A sender sends its next message when all deliveries of an earlier one have arrived. Finds the maximum throughput
-    /// of a server; says nothing about latency under a given load.
+    /// A sender sends its next message when all deliveries of an earlier one have arrived. Finds the
+    /// maximum throughput of a server; says nothing about latency under a given load.
     #[arg(long, value_name = "N", value_parser = whole::<u32>(1, 1_000_000), conflicts_with = "rate", help_heading = LOAD)]
     pub(crate) in_flight: Option<u32>,
 
     /// Open loop: messages per second of all senders together
     ///
-    /// Latency counts from the time at which a message was due, so that a stall of the server is not hidden. `slow`
-    /// defaults to an open loop of 100.
+    /// Latency counts from the time at which a message was due, so that a stall of the server is not
+    /// hidden. `slow` defaults to an open loop of 100.
     #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_RATE_PER_SECOND), help_heading = LOAD)]
     pub(crate) rate: Option<u64>,
 }

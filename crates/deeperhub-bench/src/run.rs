@@ -138,7 +138,7 @@ fn run_workers(
             progress.update(&shared);
             sampler.sample(plan, &shared);
             if plan.scenario.has_messages() && shared.failed.load(Relaxed) > 0 {
-                // The run would not be the one that was asked for.
+                // Without all connections, the run would measure something else.
                 shared.stop();
             }
         }

@@ -4,8 +4,8 @@ const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
 /// The due times of one of several senders that share a rate: it sends every `senders`-th message.
 ///
-/// Due times do not depend on the server. Late messages are sent as soon as possible and carry their
-/// due time, so that latency includes the delay.
+/// Due times do not depend on the server. Late messages are sent as soon as possible and carry
+/// their due time, so that latency includes the delay.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Schedule {
     /// Messages per second of all senders together.

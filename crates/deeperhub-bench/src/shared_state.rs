@@ -43,7 +43,7 @@ pub(crate) struct SharedState {
 
 impl SharedState {
     pub(crate) fn new(plan: &Plan) -> Self {
-        let counter_vec = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
+        let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
         Self {
             epoch: Instant::now(),
             start: AtomicU64::new(0),
@@ -55,8 +55,8 @@ impl SharedState {
             sent: AtomicU64::new(0),
             expected: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
-            delivered_by_publisher: counter_vec(plan.publishers),
-            goals: counter_vec(plan.publishers),
+            delivered_by_publisher: zeros(plan.publishers),
+            goals: zeros(plan.publishers),
             subscribers: (0..plan.topics).map(|_| AtomicU32::new(0)).collect(),
             wakers: (0..plan.threads).map(|_| OnceLock::new()).collect(),
         }
@@ -121,8 +121,8 @@ impl SharedState {
         }
     }
 
-    /// Adds deliveries of a publisher's messages that arrived at `thread`. Wakes the publisher if this
-    /// reaches its goal.
+    /// Adds deliveries of a publisher's messages that arrived at `thread`. Wakes the publisher if
+    /// this reaches its goal.
     pub(crate) fn add_delivered(&self, publisher: usize, deliveries: u64, thread: usize) {
         let (Some(delivered), Some(goal)) =
             (self.delivered_by_publisher.get(publisher), self.goals.get(publisher))

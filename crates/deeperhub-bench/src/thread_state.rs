@@ -127,11 +127,11 @@ impl<'r> ThreadState<'r> {
             Role::Echo => None,
             _ => stamp.stream.checked_rem(publishers),
         };
-        let Some(slot) = self.tracker_offset(receiver, stamp.stream) else {
+        let Some(offset) = self.tracker_offset(receiver, stamp.stream) else {
             self.counters.misdelivered += 1;
             return;
         };
-        let Some(tracker) = self.trackers.get_mut(receiver.first_tracker + slot) else { return };
+        let Some(tracker) = self.trackers.get_mut(receiver.first_tracker + offset) else { return };
         if tracker.record(stamp.sequence) == Arrival::Duplicate {
             return;
         }
@@ -144,12 +144,12 @@ impl<'r> ThreadState<'r> {
             self.counters.latency.record(now.saturating_sub(stamp.time));
         }
         if let Some(publisher) = publisher
-            && let Some(arrived) = self.deliveries_by_publisher.get_mut(publisher as usize)
+            && let Some(deliveries) = self.deliveries_by_publisher.get_mut(publisher as usize)
         {
-            if *arrived == 0 {
+            if *deliveries == 0 {
                 self.publishers_with_deliveries.push(publisher);
             }
-            *arrived += 1;
+            *deliveries += 1;
         }
     }
 
@@ -205,8 +205,8 @@ impl<'r> ThreadState<'r> {
             self.shared.delivered.fetch_add(delivered, AcqRel);
         }
         while let Some(publisher) = self.publishers_with_deliveries.pop() {
-            if let Some(arrived) = self.deliveries_by_publisher.get_mut(publisher as usize) {
-                let deliveries = u64::from(std::mem::take(arrived));
+            if let Some(deliveries) = self.deliveries_by_publisher.get_mut(publisher as usize) {
+                let deliveries = u64::from(std::mem::take(deliveries));
                 self.shared.add_delivered(publisher as usize, deliveries, self.thread);
             }
         }

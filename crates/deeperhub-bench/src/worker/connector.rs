@@ -15,7 +15,8 @@ use crate::disconnect_reason::DisconnectReason;
 use crate::scenario::{ConnectionSpec, Role};
 use crate::transport::Transport;
 
-/// Receive buffer of a slow reader. It is small so that unread messages soon fill the server's queue.
+/// Receive buffer of a slow reader. It is small, so that unread messages soon fill the server's
+/// queue.
 const SLOW_READER_RECEIVE_BUFFER_BYTES: usize = 4096;
 
 /// The address of the server and the TLS configuration.
@@ -29,7 +30,7 @@ impl Worker<'_> {
     /// Opens this thread's share of the connections and waits until each one has opened or failed.
     pub(super) fn open_all(&mut self) -> io::Result<()> {
         let (plan, thread) = (self.state.plan, self.state.thread);
-        let at_a_time = (MAX_CONCURRENT_CONNECTS / plan.threads).max(1);
+        let max_opening = (MAX_CONCURRENT_CONNECTS / plan.threads).max(1);
         // Thread `t` owns the publishers whose number modulo the number of threads is `t`;
         // `SharedState::add_delivered` relies on that.
         let clients = plan.clients;
@@ -38,7 +39,7 @@ impl Worker<'_> {
             number % plan.threads == thread
         });
         for (_, spec) in specs {
-            while self.opening >= at_a_time {
+            while self.opening >= max_opening {
                 self.poll_once(MAX_POLL_WAIT_NANOS)?;
             }
             if self.state.shared.is_stopped() {
@@ -50,7 +51,7 @@ impl Worker<'_> {
             if matches!(spec.role, Role::Echo | Role::Publisher) {
                 self.senders.push(slot);
             }
-            if slot.is_multiple_of(at_a_time) {
+            if slot.is_multiple_of(max_opening) {
                 self.poll_once(0)?;
             }
         }

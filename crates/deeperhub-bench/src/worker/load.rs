@@ -71,13 +71,13 @@ impl<'r> Worker<'r> {
             if now >= self.state.send_until || self.is_stopped() || !self.has_senders() {
                 return Ok(());
             }
-            let mut again = false;
+            let mut has_more = false;
             for at in 0..self.senders.len() {
                 let (Some(slot), Some(wait)) = (self.senders.get(at), waits.get_mut(at)) else { continue };
-                again |= self.publish_up_to_limit(*slot, in_flight, now, wait);
+                has_more |= self.publish_up_to_limit(*slot, in_flight, now, wait);
             }
             self.state.flush_counts();
-            let wait = if again { 0 } else { MAX_POLL_WAIT_NANOS.min(self.state.send_until - now) };
+            let wait = if has_more { 0 } else { MAX_POLL_WAIT_NANOS.min(self.state.send_until - now) };
             self.poll_once(wait)?;
         }
     }
@@ -101,7 +101,7 @@ impl<'r> Worker<'r> {
             self.state.counters.stalls += 1;
         }
         let mut goal = 0;
-        let mut again = false;
+        let mut has_more = false;
         self.send_from(slot, |connection, now, state| {
             for _ in 0..MAX_MESSAGES_PER_TURN {
                 let topic = plan.topic_of(plan.stream_of(publisher, connection.sent));
@@ -120,14 +120,14 @@ impl<'r> Worker<'r> {
                     return;
                 }
             }
-            again = true;
+            has_more = true;
         });
         if goal > 0 {
             shared.set_goal(publisher as usize, goal.saturating_sub(wait.abandoned));
             // Another thread may have added the last delivery before the goal was set.
-            again |= shared.delivered_of(publisher as usize) + wait.abandoned >= goal;
+            has_more |= shared.delivered_of(publisher as usize) + wait.abandoned >= goal;
         }
-        again
+        has_more
     }
 
     /// Sends messages at fixed times.
@@ -146,7 +146,7 @@ impl<'r> Worker<'r> {
         let mut next_check = 0;
         loop {
             let now = self.state.shared.now();
-            let over = now >= self.state.send_until;
+            let is_over = now >= self.state.send_until;
             if self.is_stopped() || (now >= next_check && !self.has_senders()) {
                 break;
             }
@@ -178,7 +178,7 @@ impl<'r> Worker<'r> {
                 }
             }
             self.state.flush_counts();
-            if over {
+            if is_over {
                 break;
             }
             let next = due.peek().map_or(u64::MAX, |Reverse((time, _))| *time).min(self.state.send_until);
@@ -218,7 +218,7 @@ impl<'r> Worker<'r> {
 struct DeliveryWait {
     /// Deliveries so far.
     delivered: u64,
-    /// Time at which `delivered` last changed.
+    /// Start of the wait: the last delivery, or the last time that nothing was missing.
     since: u64,
     /// Deliveries that the publisher no longer waits for.
     abandoned: u64,

@@ -11,6 +11,8 @@ use crate::scenario::Role;
 
 /// Wait after the last expected delivery for duplicates and misdelivered messages.
 const LATE_DELIVERY_WAIT_NANOS: u64 = 50 * NANOS_PER_MILLISECOND;
+/// Longest wait for more data of slow readers.
+const SLOW_READ_TIMEOUT_NANOS: u64 = DELIVERY_TIMEOUT_NANOS / 3;
 /// Longest wait for the close frames of the server.
 const CLOSE_TIMEOUT_NANOS: u64 = 2_000 * NANOS_PER_MILLISECOND;
 
@@ -51,15 +53,15 @@ impl Worker<'_> {
                 self.disconnect(slot, &reason);
             }
         }
-        let mut seen = (0, 0);
-        let mut until = self.state.shared.now() + DELIVERY_TIMEOUT_NANOS / 3;
+        let mut progress = (0, 0);
+        let mut until = self.state.shared.now() + SLOW_READ_TIMEOUT_NANOS;
         while self.state.shared.now() < until && !self.is_stopped() {
             self.poll_once(MAX_POLL_WAIT_NANOS)?;
             let counters = &self.state.counters;
             let now = (counters.slow_received, counters.slow_disconnects.values().sum::<u64>());
-            if now != seen {
-                seen = now;
-                until = self.state.shared.now() + DELIVERY_TIMEOUT_NANOS / 3;
+            if now != progress {
+                progress = now;
+                until = self.state.shared.now() + SLOW_READ_TIMEOUT_NANOS;
             }
         }
         Ok(())
