@@ -28,7 +28,12 @@ const MAX_RATE_PER_SECOND: u64 = 100_000_000;
 /// Parse it from flags with [`Self::from_flags`], or add it to a command line of your own with
 /// clap's derive macros: `Bench(deeperhub_bench::Args)` as a variant of a `Subcommand`.
 #[derive(Debug, Clone, PartialEq, Eq, Parser)]
-#[command(name = "bench", disable_help_subcommand = true)]
+#[command(
+    name = "bench",
+    about = "Measure a DeeperHub server: rates, latency, loss",
+    long_about = None,
+    disable_help_subcommand = true
+)]
 pub struct Args {
     #[command(subcommand)]
     pub(crate) scenario: ScenarioArgs,
@@ -41,9 +46,7 @@ impl Args {
     /// # Errors
     ///
     /// [`BenchError::InvalidArgs`] with the name of the flag and the values that it takes.
-    pub fn from_flags<F: Into<OsString> + Clone>(
-        flags: impl IntoIterator<Item = F>,
-    ) -> Result<Self, BenchError> {
+    pub fn from_flags<F: Into<OsString>>(flags: impl IntoIterator<Item = F>) -> Result<Self, BenchError> {
         let name = std::iter::once(OsString::from("bench"));
         Self::try_parse_from(name.chain(flags.into_iter().map(Into::into))).map_err(|error| {
             let text = error.to_string();
