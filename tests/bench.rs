@@ -1,10 +1,15 @@
-//! `bench` against a server of its own: counts, never times.
+//! `bench` and the library behind it, against a server of their own. Asserts counts, never times.
 
+use deeperhub_bench::{Args, BenchError};
 use serde_json::Value;
 
 use crate::support::{Finished, Server, run};
 
-/// A server that sets a load no limits.
+#[path = "../crates/deeperhub-bench/examples/fanout.rs"]
+#[allow(dead_code, reason = "its `main` is for the command line")]
+mod example;
+
+/// Starts a server without limits that a bench would exceed.
 fn server() -> Server {
     Server::start(&["--rate-limit", "0", "--max-connections", "100", "--workers", "2"])
 }
@@ -18,11 +23,11 @@ fn bench(server: &Server, flags: &str) -> Finished {
     run(&arguments, &[])
 }
 
-/// The figures of a run that was carried out.
+/// Returns the report of a run without failed or dropped connections.
 fn figures(server: &Server, flags: &str) -> Value {
     let finished = bench(server, flags);
     assert_eq!(finished.code, Some(0), "{flags}: {finished:?}");
-    assert_eq!(finished.stderr, "", "nothing but the figures where nobody looks");
+    assert_eq!(finished.stderr, "", "no progress bar without a terminal");
     let figures: Value = serde_json::from_str(&finished.stdout).expect("one JSON object");
     assert_eq!(figures["scenario"], flags.split(' ').next().unwrap_or_default());
     assert_eq!(figures["connections"]["failed"], 0, "{figures}");
@@ -30,7 +35,7 @@ fn figures(server: &Server, flags: &str) -> Value {
     figures
 }
 
-/// Runs so that this many messages are sent and this many deliveries come, all as they should be.
+/// Checks that a run sends and delivers this many messages without faults.
 fn check_messages(flags: &str, sent: u64, delivered: u64) {
     let figures = figures(&server(), &format!("{flags} --fail-on-loss"));
     let messages = &figures["messages"];
@@ -98,7 +103,7 @@ fn churn_opens_and_closes() {
 }
 
 #[test]
-fn text_is_printed_without_a_progress_bar_where_nobody_looks() {
+fn text_is_printed_without_a_progress_bar_if_there_is_no_terminal() {
     let server = server();
     let finished = run(&["bench", "echo", "--url", &server.url("/"), "--messages", "200"], &[]);
     assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""));
@@ -107,7 +112,7 @@ fn text_is_printed_without_a_progress_bar_where_nobody_looks() {
 }
 
 #[test]
-fn a_rate_limit_is_named_as_what_refuses_messages() {
+fn messages_over_the_rate_limit_cause_a_warning() {
     let server = Server::start(&["--rate-limit", "1", "--rate-burst", "20"]);
     let finished = bench(&server, "fanout --connections 2 --messages 22 --rate 1000 --fail-on-loss");
     assert_eq!(finished.code, Some(1), "messages were lost: {finished:?}");
@@ -117,7 +122,7 @@ fn a_rate_limit_is_named_as_what_refuses_messages() {
 }
 
 #[test]
-fn what_cannot_be_connected_to_exits_with_1_and_says_why() {
+fn failed_connections_exit_with_1_and_a_reason() {
     let full = Server::start(&["--max-connections", "5"]);
     for (url, reason) in [("ws://127.0.0.1:1/".to_owned(), "connect_refused"), (full.url("/"), "http_503")] {
         let finished = run(&["bench", "echo", "--connections", "10", "--url", &url], &[]);
@@ -127,8 +132,8 @@ fn what_cannot_be_connected_to_exits_with_1_and_says_why() {
 }
 
 #[test]
-fn a_process_on_this_machine_can_be_measured_with_it() {
-    // Any process will do; what its figures mean is tested beside the report.
+fn server_pid_adds_the_usage_of_a_process() {
+    // Any process will do; the report's unit tests check what is computed from its usage.
     let own = std::process::id();
     let figures = figures(&server(), &format!("idle --connections 5 --duration 300ms --server-pid {own}"));
     assert!(figures["server"]["resident_bytes"].as_u64() > Some(0), "{figures}");
@@ -138,7 +143,7 @@ fn a_process_on_this_machine_can_be_measured_with_it() {
 }
 
 #[test]
-fn flags_that_do_not_go_together_exit_with_2() {
+fn invalid_flags_exit_with_2() {
     for (flags, named) in [
         ("topics --topics 5 --subscribers 4", "--topics 5"),
         ("echo --rate 0", "'0'"),
@@ -149,4 +154,19 @@ fn flags_that_do_not_go_together_exit_with_2() {
         assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{flags}: {finished:?}");
         assert!(finished.stderr.contains(named), "{flags}: {finished:?}");
     }
+}
+
+#[test]
+fn a_program_can_run_a_bench() {
+    let server = server();
+    let report = example::measure(&server.url("/")).expect("the run is carried out");
+    let messages = report.messages.as_ref().expect("a fan-out has messages");
+    assert_eq!((messages.sent, messages.delivered, report.has_faults()), (200, 2000, false), "{report}");
+    assert!(report.to_json().is_ok_and(|json| json.contains(r#""delivered":2000"#)));
+
+    let invalid = Args::from_flags(["fanout", "--rate", "0"]);
+    assert!(matches!(invalid, Err(BenchError::InvalidArgs(_))), "{invalid:?}");
+    let args = Args::from_flags(["echo", "--url", "ws://127.0.0.1:1/"]).expect("the flags are valid");
+    let refused = deeperhub_bench::run(args);
+    assert!(matches!(refused, Err(BenchError::Connect { failed: 1.., .. })), "{refused:?}");
 }

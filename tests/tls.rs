@@ -624,27 +624,35 @@ async fn frames_of_many_records_and_records_of_many_frames_are_read() {
 #[test]
 fn bench_runs_over_tls() {
     let (authority, _, server) = start(&["--rate-limit", "0"]);
+    let ca = text(&authority.cert);
     let url = server.url("/");
-    let finished = run(
-        &[
+    let bench = |flags: &[&str], env: &[(&str, &str)]| {
+        let common = [
             "bench",
             "fanout",
             "--url",
             &url,
-            "--ca",
-            text(&authority.cert),
             "--connections",
             "10",
             "--messages",
             "200",
             "--json",
             "--fail-on-loss",
-        ],
-        &[],
-    );
-    assert_eq!(finished.code, Some(0), "{finished:?}");
-    let figures: Value = serde_json::from_str(&finished.stdout).unwrap();
-    assert_eq!(figures["messages"]["delivered"], 2000, "{figures}");
+        ];
+        run(&[&common[..], flags].concat(), env)
+    };
+    // A file of authorities as a flag, and as the system's trust store.
+    for finished in [bench(&["--ca", ca], &[]), bench(&[], &[("SSL_CERT_FILE", ca), ("SSL_CERT_DIR", "")])] {
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        let figures: Value = serde_json::from_str(&finished.stdout).unwrap();
+        assert_eq!(figures["messages"]["delivered"], 2000, "{figures}");
+    }
+    let untrusted = bench(&["--ca", text(&Authority::new().cert)], &[]);
+    assert_eq!(untrusted.code, Some(1), "{untrusted:?}");
+    assert!(untrusted.stderr.contains("tls ("), "{untrusted:?}");
+    let empty_store = bench(&[], &[("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "")]);
+    assert_eq!(empty_store.code, Some(2), "{empty_store:?}");
+    assert!(empty_store.stderr.contains("--ca"), "{empty_store:?}");
 }
 
 #[track_caller]

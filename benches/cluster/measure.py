@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Measures what a cluster costs: latency, throughput and CPU time per message from one node to another, over NATS and
-over Redis, beside the same on one node.
+"""Measures the cost of a cluster: latency, throughput and CPU time per message from one node to another, over NATS and
+over Redis, compared with a single node.
 
     cargo build --release && benches/cluster/measure.py [target/release/deeperhub-ws]
 
-Needs nats-server and redis-server (`tests/peers/install nats-server redis-server`) and Python, without packages. A
-publisher and a subscriber, each on a connection of its own: 2000 publishes one at a time, then 100,000 at once. The
-three ways take turns, for five rounds, about two minutes in all; what is printed are medians of the rounds, and their
-range where one number would not do.
+Needs nats-server and redis-server (`tests/peers/install nats-server redis-server`) and Python without packages. A
+publisher and a subscriber have one connection each: 2000 publishes one at a time, then 100,000 at once. The three setups
+alternate for five rounds, which takes about two minutes. Prints medians of the rounds; throughput also with its range.
 """
 
 import os
@@ -37,7 +36,7 @@ def cpu_seconds(process):
 
 
 class Client:
-    """A WebSocket client that can do no more than is needed here."""
+    """A minimal WebSocket client."""
 
     def __init__(self, address):
         self.socket = socket.create_connection(address)
@@ -80,7 +79,7 @@ class Client:
         return payload
 
     def count_messages(self, wanted):
-        """Reads until as many deliveries have come; looks at their ends only, so that it is not the bottleneck."""
+        """Reads until `wanted` deliveries have arrived. Only counts their types, so that it is not the bottleneck."""
         seen, mark, rest = 0, b'"type":"message"', b""
         data = self.buffer
         self.buffer = b""
@@ -107,7 +106,7 @@ def publish(number):
 
 
 def measure(program, broker):
-    """One round: percentiles of the latency in µs, messages a second, and CPU µs per message of each process."""
+    """Runs one round. Returns latency percentiles in µs, messages per second, and CPU µs per message of each process."""
     processes, nodes = [], []
     try:
         if broker is None:
@@ -165,12 +164,12 @@ def median_and_range(values, digits):
 def main():
     program = sys.argv[1] if len(sys.argv) > 1 else "target/release/deeperhub-ws"
     os.environ["PATH"] += ":/usr/sbin"
-    ways = {"one node": None, "two nodes, NATS": "nats", "two nodes, Redis": "redis"}
-    rounds = {name: [] for name in ways}
+    setups = {"one node": None, "two nodes, NATS": "nats", "two nodes, Redis": "redis"}
+    rounds = {name: [] for name in setups}
     for _ in range(ROUNDS):
-        for name, broker in ways.items():
+        for name, broker in setups.items():
             rounds[name].append(measure(program, broker))
-    print("| way | latency µs: 50 % | 90 % | 99 % | 99.9 % | messages a second | CPU µs per message: sending node | receiving node | broker |")
+    print("| setup | latency µs: p50 | p90 | p99 | p99.9 | messages per second | CPU µs per message: sending node | receiving node | broker |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, results in rounds.items():
         latencies = [f"{statistics.median(column):.0f}" for column in zip(*(percentiles for percentiles, _, _ in results))]

@@ -1,12 +1,14 @@
 //! Compares whole servers: `cargo run --release -p deeperhub-benches --bin compare`.
 //!
-//! It builds deeperhub-ws and the servers of `peers/`, and drives them by `deeperhub-ws bench`: in each round every
-//! scenario with every server, a new process each time, the order turning from round to round. Where the machine has
-//! two cores or more, servers have the first and the generator the second. It prints medians.
+//! Builds deeperhub-ws and the servers in `peers/`, and measures them with `deeperhub-ws bench`. A
+//! round runs every scenario with every server, each in a new process; the order of the servers
+//! rotates from round to round. If the machine has two cores or more, the server runs on the first
+//! and the load generator on the second. Prints medians.
 //!
-//! With `--telemetry` it compares the server with itself: without telemetry, with metrics, and with traces.
+//! With `--telemetry` it compares deeperhub-ws with itself: without telemetry, with metrics and
+//! with traces.
 //!
-//! Only Linux: it needs `/proc` and `taskset`.
+//! Runs on Linux only: it needs `/proc` and `taskset`.
 
 mod scenario;
 mod servers;
@@ -25,19 +27,19 @@ use crate::table::Table;
 /// Compares deeperhub-ws with servers built on tokio-tungstenite and on npm `ws`.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Rounds; medians of fewer than five say little
+    /// Number of rounds; use at least five
     #[arg(long, value_name = "N", default_value_t = 10)]
     rounds: usize,
 
-    /// Seconds of each measurement
+    /// Seconds per measurement
     #[arg(long, value_name = "N", default_value_t = 2)]
     seconds: u64,
 
-    /// Only the scenarios whose name contains this
+    /// Only scenarios whose name contains this text
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
 
-    /// Measure what metrics and traces cost, rather than other servers
+    /// Measure the cost of metrics and traces instead of other servers
     #[arg(long)]
     telemetry: bool,
 }
@@ -55,7 +57,7 @@ fn main() -> ExitCode {
 fn compare(options: &Options) -> Result<(), Box<dyn Error>> {
     let tools = Tools::build(!options.telemetry)?;
     if options.telemetry {
-        println!("{}", telemetry::cost(&tools, options.rounds, options.seconds, &options.only));
+        println!("{}", telemetry::measure_cost(&tools, options.rounds, options.seconds, &options.only));
         return Ok(());
     }
     let servers = tools.servers();
@@ -69,11 +71,11 @@ fn compare(options: &Options) -> Result<(), Box<dyn Error>> {
                 eprintln!("round {} of {}: {}, {}", round + 1, options.rounds, scenario.name, server.name);
                 match tools.measure(server, scenario, options.seconds) {
                     Ok(figures) => table.add(scenario.name, server.name, figures),
-                    Err(error) => eprintln!("  left out: {error}"),
+                    Err(error) => eprintln!("  skipped: {error}"),
                 }
             }
         }
     }
-    println!("{}", table.of(&scenarios, &servers));
+    println!("{}", table.to_markdown(&scenarios, &servers));
     Ok(())
 }

@@ -1,22 +1,22 @@
-//! What the servers are asked to do.
+//! The scenarios and their figures.
 
 use serde_json::Value;
 
-/// One row of the table for each server.
+/// A scenario of `deeperhub-ws bench`: one row of the table per server.
 #[derive(Debug)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// Flags of `deeperhub-ws bench`.
     pub(crate) flags: &'static [&'static str],
-    /// Whether the memory is the point.
+    /// `true` if memory is measured instead of CPU time.
     pub(crate) is_idle: bool,
 }
 
-/// The table's rows, in its order.
+/// All scenarios, in the order of the table.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    load("fan-out to 1,000, 128 B, 1 under way", &["fanout", "--subscribers", "1000", "--size", "128"]),
+    load("fan-out to 1,000, 128 B, 1 in flight", &["fanout", "--subscribers", "1000", "--size", "128"]),
     load(
-        "fan-out to 1,000, 128 B, 8 under way",
+        "fan-out to 1,000, 128 B, 8 in flight",
         &["fanout", "--subscribers", "1000", "--size", "128", "--in-flight", "8"],
     ),
     load("fan-out to 1,000, 4 KiB", &["fanout", "--subscribers", "1000", "--size", "4096"]),
@@ -42,31 +42,33 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "idle, 10,000 connections", flags: &["idle", "--connections", "10000"], is_idle: true },
 ];
 
+/// A scenario that measures CPU time.
 const fn load(name: &'static str, flags: &'static [&'static str]) -> Scenario {
     Scenario { name, flags, is_idle: false }
 }
 
-/// What one run showed.
+/// The figures of one run.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Figures {
-    /// Processor time of the server for each message (or connection), in microseconds.
+    /// CPU time of the server per message, or per cycle of `churn`, in microseconds.
     pub(crate) cpu: Option<f64>,
-    /// Messages (or connections) a second.
+    /// Messages, cycles or new connections per second.
     pub(crate) rate: Option<f64>,
-    /// Latency in microseconds.
+    /// Median latency in microseconds.
     pub(crate) p50: Option<f64>,
+    /// 99th percentile of the latency in microseconds.
     pub(crate) p99: Option<f64>,
     /// Resident memory of the server at the end, in MB.
     pub(crate) memory: Option<f64>,
-    /// Resident memory of each connection, in KiB.
+    /// Resident memory per connection, in KiB.
     pub(crate) memory_each: Option<f64>,
-    /// Messages that did not arrive, or came twice.
+    /// Messages that were lost, duplicated or out of order.
     pub(crate) faults: f64,
 }
 
 impl Figures {
-    /// Reads the JSON that `deeperhub-ws bench` prints.
-    pub(crate) fn of(report: &Value) -> Self {
+    /// Extracts the figures from the JSON of `deeperhub-ws bench`.
+    pub(crate) fn from_report(report: &Value) -> Self {
         let number = |path: &str| report.pointer(path).and_then(Value::as_f64);
         let latency = |share: &str| {
             number(&format!("/messages/latency_microseconds/{share}"))

@@ -1,4 +1,4 @@
-//! The servers that are compared, and the generator.
+//! The servers and the load generator.
 
 use std::env;
 use std::error::Error;
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::scenario::{Figures, Scenario};
 
-/// Whatever is asked for: no limit of our server is to be what is measured. The rate limit counts all the same.
+/// Limits of deeperhub-ws that no scenario reaches. The rate limit stays on, so that its cost
+/// counts.
 const LIMITS: [&str; 12] = [
     "--max-connections",
     "20000",
@@ -26,40 +27,40 @@ const LIMITS: [&str; 12] = [
     "1",
 ];
 
-/// A server that can be started.
+/// A server program and its arguments.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) name: &'static str,
     program: PathBuf,
     arguments: Vec<String>,
-    /// Where Node finds the library.
+    /// Folder of npm modules.
     modules: Option<PathBuf>,
 }
 
-/// What was built.
+/// The programs of the comparison.
 #[derive(Debug)]
 pub(crate) struct Tools {
-    /// Where the programs of this workspace are.
+    /// Folder of the programs of this workspace.
     programs: PathBuf,
-    /// Where npm has installed `ws`; `None` where there is no npm or it failed.
+    /// Folder of the npm module `ws`; `None` without npm, or if the installation failed.
     modules: Option<PathBuf>,
-    /// Whether server and generator can have a core each.
+    /// `true` if the server and the load generator have one core each.
     pins: bool,
 }
 
-/// Ends the process when it is dropped.
+/// A process that is killed on drop.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that has ended already is what is wanted.
+        // An error means that the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
 impl Tools {
-    /// Builds the servers in this profile, and fetches `ws` if it is wanted.
+    /// Builds the servers in the release profile, and installs `ws` if it is needed.
     pub(crate) fn build(wants_ws: bool) -> Result<Self, Box<dyn Error>> {
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let built = Command::new(cargo)
@@ -78,12 +79,13 @@ impl Tools {
             return Err("the servers could not be built".into());
         }
         let own = env::current_exe()?;
-        let programs = own.parent().ok_or("this program lies nowhere")?.to_owned();
+        let programs = own.parent().ok_or("this program has no folder")?.to_owned();
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let modules = if wants_ws { install_ws() } else { None };
         Ok(Self { programs, modules, pins: cores > 1 && runs("taskset", "--version") })
     }
 
+    /// Returns the servers to compare.
     pub(crate) fn servers(&self) -> Vec<Server> {
         let own = |name, file: &str, flags: &[&str]| Server {
             name,
@@ -108,7 +110,7 @@ impl Tools {
         servers
     }
 
-    /// Starts a server, drives it, and ends it.
+    /// Starts a server, runs a scenario against it, and kills it.
     pub(crate) fn measure(
         &self,
         server: &Server,
@@ -127,8 +129,8 @@ impl Tools {
         self.bench(&running, port, scenario, seconds)
     }
 
-    /// Leaves the server's core to the server: what asks its API runs beside the generator.
-    pub(crate) fn step_aside(&self) {
+    /// Moves this process, which polls the server's API, to the core of the load generator.
+    pub(crate) fn move_off_server_core(&self) {
         if self.pins {
             let own = std::process::id().to_string();
             let moved = Command::new("taskset")
@@ -136,17 +138,17 @@ impl Tools {
                 .stdout(Stdio::null())
                 .status();
             if !moved.is_ok_and(|status| status.success()) {
-                eprintln!("this program cannot be moved off the server's core");
+                eprintln!("cannot move this program off the server's core; figures include its CPU use");
             }
         }
     }
 
-    /// The flags of our server for what is not to limit it.
+    /// Returns the limits of deeperhub-ws as flags.
     pub(crate) fn limits(&self) -> Vec<&str> {
         LIMITS.to_vec()
     }
 
-    /// Starts one of this workspace's programs on a core of its own, where there are two.
+    /// Starts a program of this workspace on a core, if there are two cores.
     pub(crate) fn start_on(
         &self,
         core: &str,
@@ -160,7 +162,7 @@ impl Tools {
         Ok(Running(command.spawn()?))
     }
 
-    /// Drives a server that runs.
+    /// Runs a scenario against a running server.
     pub(crate) fn bench(
         &self,
         running: &Running,
@@ -180,10 +182,11 @@ impl Tools {
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).trim().into());
         }
-        Ok(Figures::of(&serde_json::from_slice(&output.stdout)?))
+        Ok(Figures::from_report(&serde_json::from_slice(&output.stdout)?))
     }
 
-    /// `taskset` becomes the program that it is given, so the process id is the program's.
+    /// Returns a command that runs on a core. `taskset` replaces itself with the program, so the
+    /// process id is the program's.
     fn on_core(&self, core: &str, program: &Path) -> Command {
         if !self.pins {
             return Command::new(program);
@@ -194,7 +197,7 @@ impl Tools {
     }
 }
 
-/// Waits until something listens.
+/// Waits until a server listens on a port.
 pub(crate) fn wait_for(port: u16) -> Result<(), Box<dyn Error>> {
     let end = Instant::now() + Duration::from_secs(20);
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
@@ -206,10 +209,10 @@ pub(crate) fn wait_for(port: u16) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Installs `ws` outside of the repository, and answers where.
+/// Installs `ws` outside of the repository and returns its folder.
 fn install_ws() -> Option<PathBuf> {
     if !runs("node", "--version") || !runs("npm", "--version") {
-        eprintln!("without node and npm: `ws` is left out");
+        eprintln!("node or npm is missing: skipping `ws`");
         return None;
     }
     let folder = env::temp_dir().join("deeperhub-benches-npm");
@@ -219,12 +222,13 @@ fn install_ws() -> Option<PathBuf> {
         .arg("ws@8")
         .status();
     if !installed.is_ok_and(|status| status.success()) {
-        eprintln!("npm cannot install `ws`: it is left out");
+        eprintln!("npm cannot install `ws`: skipping it");
         return None;
     }
     Some(folder.join("node_modules"))
 }
 
+/// Returns `true` if a program can be run.
 fn runs(program: &str, argument: &str) -> bool {
     let status = Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())

@@ -1,4 +1,4 @@
-//! Medians of all rounds, as a table in Markdown.
+//! Medians of all rounds as a Markdown table.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -6,20 +6,22 @@ use std::fmt::Write;
 use crate::scenario::{Figures, Scenario};
 use crate::servers::Server;
 
-/// All figures, by scenario and server.
+/// All figures by scenario and server.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     figures: HashMap<(&'static str, &'static str), Vec<Figures>>,
 }
 
 impl Table {
+    /// Adds the figures of one run.
     pub(crate) fn add(&mut self, scenario: &'static str, server: &'static str, figures: Figures) {
         self.figures.entry((scenario, server)).or_default().push(figures);
     }
 
-    pub(crate) fn of(&self, scenarios: &[&Scenario], servers: &[Server]) -> String {
+    /// Formats the table.
+    pub(crate) fn to_markdown(&self, scenarios: &[&Scenario], servers: &[Server]) -> String {
         let mut text = String::from(
-            "| scenario | server | CPU µs each (range) | each second | p50 | p99 | MB | KiB a connection | faults |\n\
+            "| scenario | server | CPU µs per operation (range) | per second | p50 | p99 | MB | KiB per connection | faults |\n\
              |---|---|---|---|---|---|---|---|---|\n",
         );
         for scenario in scenarios {
@@ -32,7 +34,7 @@ impl Table {
                 };
                 let cpu = all(|figures| figures.cpu);
                 let range = match cpu.as_slice() {
-                    [least, .., most] => format!(" ({least:.2}-{most:.2})"),
+                    [min, .., max] => format!(" ({min:.2}-{max:.2})"),
                     _ => String::new(),
                 };
                 let median = |figure, digits| number(median(&all(figure)), digits);
@@ -57,7 +59,7 @@ impl Table {
     }
 }
 
-/// The middle of figures in ascending order.
+/// Returns the median of figures in ascending order.
 pub(crate) fn median(sorted: &[f64]) -> Option<f64> {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 {
@@ -66,6 +68,7 @@ pub(crate) fn median(sorted: &[f64]) -> Option<f64> {
     Some((sorted.get(middle.checked_sub(1)?)? + sorted.get(middle)?) / 2.0)
 }
 
+/// Formats a figure, or `-` without one.
 fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.digits$}"))
 }
@@ -75,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_or_between_the_two_in_the_middle() {
+    fn the_median_of_an_even_number_is_the_mean_of_the_middle_two() {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0]), Some(3.0));
         assert_eq!(median(&[1.0, 2.0, 9.0]), Some(2.0));

@@ -1,4 +1,4 @@
-//! What telemetry costs: the same server with more and more of it, against itself without.
+//! The cost of telemetry: deeperhub-ws with increasing telemetry, compared with itself without.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -15,19 +15,23 @@ use crate::scenario::{SCENARIOS, Scenario};
 use crate::servers::{Running, Tools, wait_for};
 use crate::table::median;
 
-/// How often metrics are scraped and exported: much more often than anybody does, so that their cost shows.
-const EVERY: Duration = Duration::from_secs(1);
+/// Interval of scrapes and exports. It is much shorter than usual, so that their cost becomes
+/// visible.
+const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The scenarios that are measured, by the ends of their names.
+/// Ends of the names of the measured scenarios.
 const MEASURED: [&str; 4] =
-    ["128 B, 1 under way", "128 B, 8 under way", "1,000 topics, 128 B", "connections, 128 B"];
+    ["128 B, 1 in flight", "128 B, 8 in flight", "1,000 topics, 128 B", "connections, 128 B"];
 
-/// One way to run the server.
+/// The telemetry of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Setup {
     Off,
+    /// Metrics, scraped and exported.
     Metrics,
+    /// Metrics, and traces of 1 % of the messages.
     Traces,
+    /// Counting of the busiest topics and clients.
     Busiest,
 }
 
@@ -37,14 +41,14 @@ impl Setup {
     const fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
-            Self::Metrics => "metrics, scraped and exported each second",
-            Self::Traces => "the same, and traces at 1 %",
-            Self::Busiest => "metrics, and the busiest counted for /v1/top",
+            Self::Metrics => "metrics, scraped and exported every second",
+            Self::Traces => "metrics, and traces at 1 %",
+            Self::Busiest => "metrics, and the busiest topics and clients",
         }
     }
 
-    /// What the API is asked for each second.
-    const fn asked(self) -> Option<&'static str> {
+    /// Returns the path of the server API to request at each interval.
+    const fn polled_path(self) -> Option<&'static str> {
         match self {
             Self::Off => None,
             Self::Metrics | Self::Traces => Some("/metrics"),
@@ -53,14 +57,14 @@ impl Setup {
     }
 }
 
-/// Measures in interleaved rounds, and gives the table.
-pub(crate) fn cost(tools: &Tools, rounds: usize, seconds: u64, only: &str) -> String {
+/// Measures in interleaved rounds and returns the table.
+pub(crate) fn measure_cost(tools: &Tools, rounds: usize, seconds: u64, only: &str) -> String {
     let is_measured = |scenario: &&Scenario| {
         MEASURED.iter().any(|end| scenario.name.ends_with(end)) && scenario.name.contains(only)
     };
     let scenarios: Vec<_> = SCENARIOS.iter().filter(is_measured).collect();
-    tools.step_aside();
-    // By scenario, then setup; a round that failed is `None`.
+    tools.move_off_server_core();
+    // Indexed by scenario and setup; a failed round is `None`.
     let mut figures = vec![vec![Vec::new(); Setup::ALL.len()]; scenarios.len()];
     for round in 0..rounds {
         for (scenario, figures) in scenarios.iter().zip(&mut figures) {
@@ -70,7 +74,7 @@ pub(crate) fn cost(tools: &Tools, rounds: usize, seconds: u64, only: &str) -> St
                 eprintln!("round {} of {rounds}: {}, {}", round + 1, scenario.name, setup.name());
                 let figure = measure(tools, setup, scenario, seconds);
                 if let Err(error) = &figure {
-                    eprintln!("  left out: {error}");
+                    eprintln!("  skipped: {error}");
                 }
                 figures[index].push(figure.ok());
             }
@@ -81,7 +85,7 @@ pub(crate) fn cost(tools: &Tools, rounds: usize, seconds: u64, only: &str) -> St
 
 fn table(scenarios: &[&Scenario], figures: &[Vec<Vec<Option<f64>>>]) -> String {
     let mut text = String::from(
-        "| scenario | telemetry | CPU µs each (range) | of that without (range) |\n|---|---|---|---|\n",
+        "| scenario | telemetry | CPU µs per message (range) | ratio to off (range) |\n|---|---|---|---|\n",
     );
     for (scenario, figures) in scenarios.iter().zip(figures) {
         for (setup, rounds) in Setup::ALL.iter().zip(figures) {
@@ -102,18 +106,18 @@ fn table(scenarios: &[&Scenario], figures: &[Vec<Vec<Option<f64>>>]) -> String {
     text
 }
 
-/// Median, least and most.
+/// Formats the median, the minimum and the maximum.
 fn spread(figures: impl Iterator<Item = f64>, digits: usize) -> String {
     let mut figures: Vec<_> = figures.collect();
     figures.sort_by(f64::total_cmp);
     match (median(&figures), figures.as_slice()) {
-        (Some(median), [least, .., most]) => format!("{median:.digits$} ({least:.digits$}-{most:.digits$})"),
+        (Some(median), [min, .., max]) => format!("{median:.digits$} ({min:.digits$}-{max:.digits$})"),
         (Some(median), _) => format!("{median:.digits$}"),
         _ => "-".to_owned(),
     }
 }
 
-/// Microseconds of the server's processor time for each message.
+/// Returns the server's CPU time per message in microseconds.
 fn measure(tools: &Tools, setup: Setup, scenario: &Scenario, seconds: u64) -> Result<f64, Box<dyn Error>> {
     let receiver_port = free_port()?;
     let _receiver = tools.start_on("1", "otlp-receiver", &[receiver_port.to_string()], &[])?;
@@ -130,7 +134,7 @@ fn measure(tools: &Tools, setup: Setup, scenario: &Scenario, seconds: u64) -> Re
         Setup::Metrics | Setup::Traces => {
             flags.extend(["--api-listen", &api, "--otlp-endpoint", &endpoint, "--trace-sample-ratio"]);
             flags.push(if setup == Setup::Traces { "0.01" } else { "0" });
-            variables.push(("OTEL_METRIC_EXPORT_INTERVAL", EVERY.as_millis().to_string()));
+            variables.push(("OTEL_METRIC_EXPORT_INTERVAL", SCRAPE_INTERVAL.as_millis().to_string()));
         }
     }
     if setup == Setup::Metrics {
@@ -142,78 +146,78 @@ fn measure(tools: &Tools, setup: Setup, scenario: &Scenario, seconds: u64) -> Re
     let server = tools.start_on("0", "deeperhub-ws", &flags, &variables)?;
     wait_for(port)?;
 
-    let asker = setup.asked().map(|path| Asker::start(api_port, path));
+    let poller = setup.polled_path().map(|path| Poller::start(api_port, path));
     let figures = tools.bench(&server, port, scenario, seconds)?;
-    if let Some(asker) = asker {
-        asker.end()?;
+    if let Some(poller) = poller {
+        poller.stop()?;
     }
-    // What was to be exported has arrived: the last of it comes at the server's end.
+    // The server flushes its exporters when it stops. The receiver must have got what was exported.
     server.terminate()?;
-    let counts: Value = serde_json::from_str(&ask(receiver_port, "/counts")?)?;
-    let came = |what: &str| counts[what].as_u64().unwrap_or_default() > 0;
+    let counts: Value = serde_json::from_str(&http_get(receiver_port, "/counts")?)?;
+    let received = |what: &str| counts[what].as_u64().unwrap_or_default() > 0;
     let exports = matches!(setup, Setup::Metrics | Setup::Traces);
-    if came("metrics") != exports || came("spans") != (setup == Setup::Traces) {
+    if received("metrics") != exports || received("spans") != (setup == Setup::Traces) {
         return Err(format!("the receiver got {counts}").into());
     }
-    figures.cpu.ok_or_else(|| "the bench tells no processor time".into())
+    figures.cpu.ok_or_else(|| "the bench reports no CPU time".into())
 }
 
 fn free_port() -> Result<u16, Box<dyn Error>> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// The body of what a server answers.
-fn ask(port: u16, path: &str) -> Result<String, Box<dyn Error>> {
+/// Requests a path with GET and returns the body of the response.
+fn http_get(port: u16, path: &str) -> Result<String, Box<dyn Error>> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP answer")?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (head, body) = response.split_once("\r\n\r\n").ok_or("not an HTTP response")?;
     if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(head.to_owned().into()) }
 }
 
-/// Asks the API again and again, as a scraper or an operator's screen does.
-struct Asker {
-    ends: Arc<AtomicBool>,
-    /// The first failure.
-    failed: Arc<Mutex<Option<String>>>,
+/// A thread that requests a path of the server API at each interval.
+struct Poller {
+    is_stopped: Arc<AtomicBool>,
+    /// The last error.
+    error: Arc<Mutex<Option<String>>>,
     thread: thread::JoinHandle<()>,
 }
 
-impl Asker {
+impl Poller {
     fn start(port: u16, path: &'static str) -> Self {
-        let (ends, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
-        let (end, failure) = (Arc::clone(&ends), Arc::clone(&failed));
+        let (is_stopped, error) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
+        let (stopped, last_error) = (Arc::clone(&is_stopped), Arc::clone(&error));
         let thread = thread::spawn(move || {
-            while !end.load(Ordering::Relaxed) {
-                let next = Instant::now() + EVERY;
-                if let Err(error) = ask(port, path) {
-                    *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            while !stopped.load(Ordering::Relaxed) {
+                let next = Instant::now() + SCRAPE_INTERVAL;
+                if let Err(error) = http_get(port, path) {
+                    *last_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
                         Some(error.to_string());
                 }
-                while Instant::now() < next && !end.load(Ordering::Relaxed) {
+                while Instant::now() < next && !stopped.load(Ordering::Relaxed) {
                     thread::sleep(Duration::from_millis(20));
                 }
             }
         });
-        Self { ends, failed, thread }
+        Self { is_stopped, error, thread }
     }
 
-    fn end(self) -> Result<(), Box<dyn Error>> {
-        self.ends.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| "the asking thread panicked")?;
-        let failed = self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        failed.map_or(Ok(()), |error| Err(error.into()))
+    fn stop(self) -> Result<(), Box<dyn Error>> {
+        self.is_stopped.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| "the polling thread panicked")?;
+        let error = self.error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        error.map_or(Ok(()), |error| Err(error.into()))
     }
 }
 
 impl Running {
-    /// Asks the process to end, and waits for it.
+    /// Sends SIGTERM to the process and waits for it.
     fn terminate(mut self) -> Result<(), Box<dyn Error>> {
         let status = std::process::Command::new("kill").arg(self.0.id().to_string()).status()?;
         if !status.success() {
-            return Err("the server cannot be told to end".into());
+            return Err("cannot send SIGTERM to the server".into());
         }
         self.0.wait()?;
         Ok(())

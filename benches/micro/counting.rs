@@ -1,12 +1,12 @@
-//! What is counted and told of each message, as it is on by default: it has to cost next to nothing.
+//! Metrics and events of each message, which are on by default and have to cost next to nothing.
 
 use deeperhub_events::{EventBus, EventKind};
 use deeperhub_metrics::{Bounds, Cells, Counter, CounterVec, Histogram};
 use divan::{Bencher, black_box};
 
-/// Nobody observes: the one look that each message costs.
+/// The check that each message costs if no observer is attached.
 #[divan::bench]
-fn event_nobody_observes(bencher: Bencher<'_, '_>) {
+fn unobserved_event(bencher: Bencher<'_, '_>) {
     let bus = EventBus::new(deeperhub_events::Config::default());
     bencher.bench_local(|| black_box(&bus).is_observed(black_box(EventKind::MessageSent)));
 }
@@ -14,25 +14,25 @@ fn event_nobody_observes(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn count_one(bencher: Bencher<'_, '_>) {
     let counter = Counter::new(&Cells::new(1));
-    let Ok(mut cell) = counter.cell(0) else { unreachable!("nobody else has the cell") };
+    let Ok(mut cell) = counter.cell(0) else { unreachable!("no other thread has the cell") };
     bencher.bench_local(|| cell.inc());
 }
 
 #[divan::bench]
 fn count_one_by_label(bencher: Bencher<'_, '_>) {
     let counter = CounterVec::new(&Cells::new(1), "type", &["echo", "publish", "message"]);
-    let Ok(mut cell) = counter.cell(0) else { unreachable!("nobody else has the cell") };
+    let Ok(mut cell) = counter.cell(0) else { unreachable!("no other thread has the cell") };
     bencher.bench_local(|| cell.inc(black_box(2)));
 }
 
 #[divan::bench(args = [10, 128, 16_384])]
 fn observe_a_size(bencher: Bencher<'_, '_>, size: u64) {
     let histogram = Histogram::new(&Cells::new(1), Bounds::bytes(65_536));
-    let Ok(mut cell) = histogram.cell(0) else { unreachable!("nobody else has the cell") };
+    let Ok(mut cell) = histogram.cell(0) else { unreachable!("no other thread has the cell") };
     bencher.bench_local(|| cell.observe(black_box(size)));
 }
 
-/// What a scrape costs, with 64 workers.
+/// Reads one counter in a scrape, with 64 workers.
 #[divan::bench]
 fn sum_of_64_workers(bencher: Bencher<'_, '_>) {
     let counter = Counter::new(&Cells::new(64));

@@ -1,7 +1,7 @@
-//! Micro benchmarks of what a message passes on its way: `cargo bench -p deeperhub-benches`.
+//! Micro benchmarks of the steps that a message takes: `cargo bench -p deeperhub-benches`.
 //!
-//! Each shows one step alone, with everything in the cache: good for comparing two versions of a step, not for adding
-//! up. What a whole server does is measured by the program `compare`.
+//! Each benchmark runs one step alone, with all data in the cache. Use them to compare two versions
+//! of a step; they do not add up to a server. The program `compare` measures whole servers.
 
 mod counting;
 mod messages;
@@ -9,11 +9,11 @@ mod queueing;
 mod routing;
 mod wire;
 
-// What is no part of the listener's interface is taken from its source.
-#[allow(dead_code, unreachable_pub, unused_imports, reason = "it is used in part here, and by another crate")]
+// Private modules of the listener, included from its source.
+#[allow(dead_code, unreachable_pub, unused_imports, reason = "the listener uses more of it")]
 #[path = "../../crates/deeperhub-listener/src/arena.rs"]
 mod arena;
-#[allow(dead_code, unreachable_pub, unused_imports, reason = "it is used in part here, and by another crate")]
+#[allow(dead_code, unreachable_pub, unused_imports, reason = "the listener uses more of it")]
 #[path = "../../crates/deeperhub-listener/src/outbox.rs"]
 mod outbox;
 

@@ -1,4 +1,4 @@
-//! Text to commands, and replies to text.
+//! Parsing of client messages and encoding of server messages.
 
 use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage};
 use deeperhub_protocol::{ClientId, Subscription, Topic};
@@ -34,22 +34,22 @@ fn parse_ping(bencher: Bencher<'_, '_>) {
     bench_parse(bencher, r#"{"type":"ping"}"#);
 }
 
-/// Payloads that are no text but numbers and structure.
+/// Parses a payload of numbers and nested values instead of one long string.
 #[divan::bench(args = SIZES)]
 fn parse_echo_of_numbers(bencher: Bencher<'_, '_>, size: usize) {
     let numbers = vec!["[3.25,-17,{\"a\":true}]"; size / 22 + 1].join(",");
     bench_parse(bencher, &format!(r#"{{"type":"echo","data":[{numbers}]}}"#));
 }
 
-/// What makes no message must not cost more than what does.
+/// Parses an invalid publish, which must not cost more than a valid one.
 #[divan::bench]
-fn parse_what_is_wrong(bencher: Bencher<'_, '_>) {
+fn parse_invalid_publish(bencher: Bencher<'_, '_>) {
     let text = r#"{"type":"publish","data":{"topic":"a b","message":1}}"#;
     assert!(ClientMessage::parse(text).is_err());
     bencher.bench_local(|| ClientMessage::parse(black_box(text)).is_err());
 }
 
-/// The frame of a delivery, made once for all subscribers.
+/// Encodes the frame of a delivery, once for all subscribers.
 #[divan::bench(args = SIZES)]
 fn encode_delivery(bencher: Bencher<'_, '_>, size: usize) {
     let text = publish(size);
@@ -71,7 +71,7 @@ fn encode_delivery(bencher: Bencher<'_, '_>, size: usize) {
     });
 }
 
-/// A reply into the worker's arena.
+/// Encodes a reply into the worker's arena.
 #[divan::bench(args = SIZES)]
 fn encode_echo(bencher: Bencher<'_, '_>, size: usize) {
     let text = format!(r#"{{"type":"echo","data":"{}"}}"#, "x".repeat(size));

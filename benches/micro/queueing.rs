@@ -1,4 +1,5 @@
-//! What waits for a connection: queued, put together for a write, taken off, and kept where the socket is full.
+//! The send queue of a connection: push frames, gather them for a write, remove written bytes, keep
+//! the rest if the socket is full.
 
 use std::hint::black_box;
 
@@ -12,13 +13,13 @@ fn frames(count: usize, bytes: usize) -> Vec<Frame> {
     (0..count).map(|_| Frame::text(&"x".repeat(bytes))).collect()
 }
 
-/// Writes all, as far as a socket would take it at once, and answers how many writes that were.
+/// Writes all frames to a socket that accepts everything. Returns the number of writes.
 fn write_all(outbox: &mut Outbox, arena: &Arena, gather: &mut Vec<u8>) -> usize {
-    write_by(usize::MAX, outbox, arena, gather)
+    write_at_most(usize::MAX, outbox, arena, gather)
 }
 
-/// The same to a socket that takes so many bytes of each write.
-fn write_by(most: usize, outbox: &mut Outbox, arena: &Arena, gather: &mut Vec<u8>) -> usize {
+/// Writes all frames to a socket that accepts `max` bytes per write. Returns the number of writes.
+fn write_at_most(max: usize, outbox: &mut Outbox, arena: &Arena, gather: &mut Vec<u8>) -> usize {
     let mut writes = 0;
     loop {
         let offered: usize = match outbox.next_write(arena.bytes(), gather) {
@@ -28,40 +29,41 @@ fn write_by(most: usize, outbox: &mut Outbox, arena: &Arena, gather: &mut Vec<u8
                 slices[..count].iter().map(|slice| black_box(slice).len()).sum()
             }
         };
-        outbox.advance(offered.min(most));
+        outbox.advance(offered.min(max));
         writes += 1;
     }
 }
 
-/// Times queueing so many frames of a size, and writing them to a socket that takes `most` bytes of each write.
-fn bench_frames(bencher: Bencher<'_, '_>, (count, bytes): (usize, usize), most: usize) {
+/// Pushes `count` frames and writes them to a socket that accepts `max` bytes per write.
+fn bench_frames(bencher: Bencher<'_, '_>, (count, bytes): (usize, usize), max: usize) {
     let (frames, arena, mut gather) = (frames(count, bytes), Arena::default(), Vec::new());
     bencher.bench_local(|| {
         let mut outbox = Outbox::default();
         frames.iter().for_each(|frame| outbox.push(frame));
-        write_by(most, &mut outbox, &arena, &mut gather)
+        write_at_most(max, &mut outbox, &arena, &mut gather)
     });
 }
 
-/// References to shared frames of 128 bytes, gathered into one write.
+/// Shared frames of 128 bytes, gathered into one write.
 #[divan::bench(args = [1, 8, 64])]
 fn shared_frames(bencher: Bencher<'_, '_>, count: usize) {
     bench_frames(bencher, (count, 128), usize::MAX);
 }
 
-/// Frames of 4 KiB, which leave by vectored writes.
+/// Frames of 4 KiB, sent with vectored writes.
 #[divan::bench(args = [8, 100])]
 fn long_frames(bencher: Bencher<'_, '_>, count: usize) {
     bench_frames(bencher, (count, 4096), usize::MAX);
 }
 
-/// Ten frames, of which the socket takes two and a half at a time: small ones are gathered anew for each write.
+/// Ten frames to a socket that accepts two and a half of them per write. Small frames are gathered
+/// again for each write.
 #[divan::bench(args = [128, 4096])]
-fn frames_taken_in_parts(bencher: Bencher<'_, '_>, bytes: usize) {
+fn partial_writes(bencher: Bencher<'_, '_>, bytes: usize) {
     bench_frames(bencher, (10, bytes), bytes * 5 / 2);
 }
 
-/// Pongs that overtake a frame; more than 32 take each other's place.
+/// Pongs that overtake a frame. Above 32, later pongs replace earlier ones.
 #[divan::bench(args = [1, 32, 200])]
 fn pongs(bencher: Bencher<'_, '_>, count: usize) {
     let mut pong = Vec::new();
@@ -76,7 +78,7 @@ fn pongs(bencher: Bencher<'_, '_>, count: usize) {
     });
 }
 
-/// A connection's own replies of a round, which stand side by side.
+/// Replies of one round to one connection, adjacent in the arena.
 #[divan::bench(args = [1, 8, 64])]
 fn replies(bencher: Bencher<'_, '_>, count: usize) {
     let (frame, mut gather) = (Frame::text(&"x".repeat(128)), Vec::new());
@@ -94,7 +96,7 @@ fn replies(bencher: Bencher<'_, '_>, count: usize) {
     });
 }
 
-/// Frames that went to many others before, and stand in the arena for all of them.
+/// Frames of a fan-out that the arena already contains for other receivers.
 #[divan::bench(args = [1, 8, 64])]
 fn frames_of_a_fan_out(bencher: Bencher<'_, '_>, count: usize) {
     let multicasts: Vec<_> = frames(count, 128).into_iter().map(Multicast::new).collect();
@@ -118,11 +120,11 @@ fn frames_of_a_fan_out(bencher: Bencher<'_, '_>, count: usize) {
     });
 }
 
-/// Times a reply, kept for a peer for whom so many frames wait; `waits` makes the queue that it finds.
-fn bench_reply_kept(bencher: Bencher<'_, '_>, waits: impl Fn(&Arena) -> Outbox) {
+/// Pushes a reply to a peer that does not read. `make_queue` returns the queue before the reply.
+fn bench_reply_kept(bencher: Bencher<'_, '_>, make_queue: impl Fn(&Arena) -> Outbox) {
     let (frame, mut arena) = (Frame::text(&"x".repeat(128)), Arena::default());
     arena.replies().extend_from_slice(frame.as_bytes());
-    bencher.with_inputs(|| waits(&arena)).bench_local_values(|mut outbox| {
+    bencher.with_inputs(|| make_queue(&arena)).bench_local_values(|mut outbox| {
         outbox.push_arena(arena.bytes(), 0..frame.len());
         outbox.detach(&arena);
         outbox
@@ -136,9 +138,9 @@ fn queue_of(waiting: usize) -> Outbox {
     outbox
 }
 
-/// Behind frames of earlier rounds, each of which ended with a detach.
+/// A reply behind frames of earlier rounds, each of which ended with a detach.
 #[divan::bench(args = [0, 100, 10_000])]
-fn reply_behind_what_waits(bencher: Bencher<'_, '_>, waiting: usize) {
+fn reply_behind_earlier_rounds(bencher: Bencher<'_, '_>, waiting: usize) {
     bench_reply_kept(bencher, |arena| {
         let mut outbox = queue_of(waiting);
         outbox.detach(arena);
@@ -146,7 +148,7 @@ fn reply_behind_what_waits(bencher: Bencher<'_, '_>, waiting: usize) {
     });
 }
 
-/// Behind frames that all came in the same round.
+/// A reply behind frames of the same round.
 #[divan::bench(args = [100, 10_000])]
 fn reply_behind_a_burst(bencher: Bencher<'_, '_>, waiting: usize) {
     bench_reply_kept(bencher, |_| queue_of(waiting));

@@ -1,4 +1,4 @@
-//! From a publish to the subscribers' keys.
+//! Routing: from a publish to the keys of its subscribers.
 
 use std::task::{Context, Waker};
 
@@ -18,7 +18,7 @@ fn topic(name: &str) -> Topic<'_> {
     Topic::parse(name).unwrap_or_else(|error| unreachable!("{name}: {error}"))
 }
 
-/// Takes everything from the inbox, as a worker does; answers the number of deliveries.
+/// Empties the inbox as a worker does. Returns the number of deliveries.
 fn deliver(shard: &mut Shard<Frame>) -> u64 {
     let mut delivered = 0;
     let mut cx = Context::from_waker(Waker::noop());
@@ -54,25 +54,25 @@ fn bench_publish(
     });
 }
 
-/// One topic; each subscriber is one item.
+/// Publishes to a topic. Each subscriber is one item.
 #[divan::bench(args = CROWDS)]
 fn publish_to_a_topic(bencher: Bencher<'_, '_>, crowd: u32) {
     bench_publish(bencher, &["sports.football.results"], crowd, |_| {});
 }
 
-/// The same through a pattern.
+/// Publishes to subscribers of a pattern.
 #[divan::bench(args = CROWDS)]
 fn publish_to_a_pattern(bencher: Bencher<'_, '_>, crowd: u32) {
     bench_publish(bencher, &["sports.*.results"], crowd, |_| {});
 }
 
-/// Every client matches twice and is given the message once.
+/// Publishes to clients that match twice and get the message once.
 #[divan::bench(args = CROWDS)]
 fn publish_to_overlapping_subscriptions(bencher: Bencher<'_, '_>, crowd: u32) {
     bench_publish(bencher, &["sports.football.results", "sports.>"], crowd, |_| {});
 }
 
-/// One subscriber, among 100,000 that have other topics.
+/// Publishes to one subscriber among 100,000 subscribers of other topics.
 #[divan::bench]
 fn publish_among_100_000_topics(bencher: Bencher<'_, '_>) {
     bench_publish(bencher, &["sports.football.results"], 1, |shard| {
@@ -82,7 +82,7 @@ fn publish_among_100_000_topics(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// One subscriber, among 10,000 that have other patterns.
+/// Publishes to one subscriber among 10,000 with other patterns.
 #[divan::bench]
 fn publish_among_10_000_patterns(bencher: Bencher<'_, '_>) {
     bench_publish(bencher, &["sports.football.results"], 1, |shard| {
@@ -162,7 +162,7 @@ fn subscribe_to_a_pattern_and_leave(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// One publish for many workers: what grows with the number of cores.
+/// Publishes to many workers: the cost that grows with the number of cores.
 #[divan::bench(args = [1, 2, 8, 64])]
 fn publish_to_workers(bencher: Bencher<'_, '_>, workers: u16) {
     let router = Router::new(workers, Config::default());
@@ -177,7 +177,7 @@ fn publish_to_workers(bencher: Bencher<'_, '_>, workers: u16) {
     });
 }
 
-/// A client comes, subscribes to a topic of its own, and goes.
+/// Subscribes a client to a topic of its own and removes it.
 #[divan::bench]
 fn subscribe_and_leave(bencher: Bencher<'_, '_>) {
     let router = Router::<Frame>::new(1, Config::default());
@@ -189,7 +189,7 @@ fn subscribe_and_leave(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// A client of a large topic leaves it and comes back.
+/// Removes a client from a topic with 100,000 subscribers and adds it again.
 #[divan::bench]
 fn leave_and_join_a_crowd(bencher: Bencher<'_, '_>) {
     let router = Router::<Frame>::new(1, Config::default());

@@ -1,4 +1,4 @@
-//! Bytes of the socket to messages, and back.
+//! Decoding and encoding of frames.
 
 use deeperhub_protocol::frame::{self, Frame, FrameDecoder, FrameLimits, Incoming};
 use divan::counter::{BytesCount, ItemsCount};
@@ -9,7 +9,7 @@ const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 const TEXT: u8 = 1;
 const BINARY: u8 = 2;
 
-/// A client's frame: masked, final.
+/// Returns a masked, final client frame.
 fn client_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
     match payload.len() {
@@ -28,7 +28,7 @@ fn client_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Decodes all of `input`; answers how many bytes of payload were in it.
+/// Decodes all of `input`. Returns the number of payload bytes.
 fn decode(decoder: &mut FrameDecoder, limits: &FrameLimits, input: &mut [u8]) -> usize {
     let (mut pos, mut bytes) = (0, 0);
     while let Ok(Some(incoming)) = decoder.next(limits, input, &mut pos) {
@@ -44,7 +44,7 @@ fn decode(decoder: &mut FrameDecoder, limits: &FrameLimits, input: &mut [u8]) ->
 fn bench_decode(bencher: Bencher<'_, '_>, input: &[u8], payload: usize, messages: usize) {
     let limits = FrameLimits::default();
     let mut decoder = FrameDecoder::new();
-    // Unmasking happens in place, so each run needs the bytes anew; the copy is not measured.
+    // Unmasking happens in place, so each run needs a copy, which is not measured.
     bencher
         .counter(BytesCount::new(payload * messages))
         .counter(ItemsCount::new(messages))
@@ -54,32 +54,32 @@ fn bench_decode(bencher: Bencher<'_, '_>, input: &[u8], payload: usize, messages
         });
 }
 
-/// Header, unmasking and the check of UTF-8.
+/// Parses the header, unmasks, and validates UTF-8.
 #[divan::bench(args = SIZES)]
 fn decode_text(bencher: Bencher<'_, '_>, size: usize) {
     bench_decode(bencher, &client_frame(TEXT, &vec![b'x'; size]), size, 1);
 }
 
-/// The same with characters of three bytes.
+/// Decodes text of three-byte characters.
 #[divan::bench(args = SIZES)]
 fn decode_text_not_ascii(bencher: Bencher<'_, '_>, size: usize) {
     let text = "語".repeat(size / 3);
     bench_decode(bencher, &client_frame(TEXT, text.as_bytes()), text.len(), 1);
 }
 
-/// Header and unmasking alone: what `decode_text` takes longer is the check of UTF-8.
+/// Parses the header and unmasks. The difference to `decode_text` is the UTF-8 validation.
 #[divan::bench(args = SIZES)]
 fn decode_binary(bencher: Bencher<'_, '_>, size: usize) {
     bench_decode(bencher, &client_frame(BINARY, &vec![b'x'; size]), size, 1);
 }
 
-/// 32 messages that came with one read.
+/// Decodes 32 messages of one read.
 #[divan::bench]
 fn decode_32_pipelined(bencher: Bencher<'_, '_>) {
     bench_decode(bencher, &client_frame(TEXT, &[b'x'; 128]).repeat(32), 128, 32);
 }
 
-/// A message whose frame is cut in two by the reads, so that it is put together in the connection's memory.
+/// Decodes a frame that arrives in two reads and is reassembled in the connection's memory.
 #[divan::bench(args = SIZES)]
 fn decode_in_two_reads(bencher: Bencher<'_, '_>, size: usize) {
     let frame = client_frame(TEXT, &vec![b'x'; size]);
@@ -92,7 +92,7 @@ fn decode_in_two_reads(bencher: Bencher<'_, '_>, size: usize) {
     });
 }
 
-/// The library that checks UTF-8, for comparison.
+/// Validates UTF-8 alone, for comparison.
 #[divan::bench(args = SIZES)]
 fn utf8_check(bencher: Bencher<'_, '_>, size: usize) {
     let text = vec![b'x'; size];
@@ -101,7 +101,7 @@ fn utf8_check(bencher: Bencher<'_, '_>, size: usize) {
         .bench_local(|| simdutf8::basic::from_utf8(black_box(&text)).is_ok());
 }
 
-/// A reply in the worker's arena.
+/// Writes a reply to a buffer, like the worker's arena.
 #[divan::bench(args = SIZES)]
 fn write_text(bencher: Bencher<'_, '_>, size: usize) {
     let text = "x".repeat(size);
@@ -113,14 +113,14 @@ fn write_text(bencher: Bencher<'_, '_>, size: usize) {
     });
 }
 
-/// A frame to share: what a publish allocates.
+/// Creates a shared frame, which each publish allocates.
 #[divan::bench(args = SIZES)]
 fn shared_frame(bencher: Bencher<'_, '_>, size: usize) {
     let text = "x".repeat(size);
     bencher.counter(BytesCount::new(size)).bench_local(|| Frame::text(black_box(&text)));
 }
 
-/// What a delivery does with a shared frame.
+/// Clones a shared frame, as each delivery does.
 #[divan::bench]
 fn clone_a_frame(bencher: Bencher<'_, '_>) {
     let frame = Frame::text("x");

@@ -1,6 +1,6 @@
-//! Takes what a hub exports: OTLP over HTTP as protobuf, decoded and counted. `otlp-receiver PORT`.
+//! Receives and counts OTLP exports over HTTP with protobuf: `otlp-receiver PORT`.
 //!
-//! `GET /counts` answers how many spans and metrics have come.
+//! `GET /counts` returns the number of spans and metrics received.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ struct Counts {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let port: u16 = std::env::args().nth(1).ok_or("otlp-receiver PORT")?.parse()?;
+    let port: u16 = std::env::args().nth(1).ok_or("usage: otlp-receiver PORT")?.parse()?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let router = Router::new()

@@ -1,7 +1,7 @@
-//! A hub as one would write it first on tokio-tungstenite: a task and a queue for each connection. It speaks as much of
-//! the protocol as the comparison needs: `tungstenite-server PORT`.
+//! A straightforward hub on tokio-tungstenite, with a task and a queue per connection:
+//! `tungstenite-server PORT`. It implements the part of the protocol that the comparison needs.
 //!
-//! Not a server for use: it checks nobody, limits little and drops what a slow client cannot take.
+//! Not for production: it has no authentication and few limits, and drops messages to slow clients.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -14,11 +14,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-/// Messages that wait for one client.
-const QUEUE: usize = 1024;
+/// Capacity of the queue of one client, in messages.
+const QUEUE_MESSAGES: usize = 1024;
 
 #[derive(Deserialize)]
-struct Said<'a> {
+struct ClientMessage<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     #[serde(borrow)]
@@ -35,8 +35,8 @@ struct Topic<'a> {
 type Topics = Arc<Mutex<HashMap<String, HashMap<u64, mpsc::Sender<Utf8Bytes>>>>>;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let port: u16 = std::env::args().nth(1).ok_or("give a port")?.parse()?;
-    // One thread, as each server of the comparison has one core.
+    let port: u16 = std::env::args().nth(1).ok_or("usage: tungstenite-server PORT")?.parse()?;
+    // One thread, because each server of the comparison has one core.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             socket.set_nodelay(true)?;
             let topics = Arc::clone(&topics);
             tokio::spawn(async move {
-                // A connection that breaks ends with its task.
+                // An error ends only this connection.
                 let _ = serve(socket, client, &topics).await;
                 for subscribers in lock(&topics).values_mut() {
                     subscribers.remove(&client);
@@ -65,12 +65,12 @@ fn lock(
 
 async fn serve(socket: TcpStream, client: u64, topics: &Topics) -> Result<(), Box<dyn Error>> {
     let (mut sink, mut stream) = tokio_tungstenite::accept_async(socket).await?.split();
-    let (sender, mut queue) = mpsc::channel::<Utf8Bytes>(QUEUE);
+    let (sender, mut queue) = mpsc::channel::<Utf8Bytes>(QUEUE_MESSAGES);
     sender.try_send(r#"{"type":"welcome","data":{}}"#.into())?;
     let writing = tokio::spawn(async move {
         while let Some(text) = queue.recv().await {
             sink.feed(Message::Text(text)).await?;
-            // What waits goes out with it.
+            // Sends all queued messages with one flush.
             while let Ok(text) = queue.try_recv() {
                 sink.feed(Message::Text(text)).await?;
             }
@@ -99,7 +99,7 @@ fn answer(
     sender: &mpsc::Sender<Utf8Bytes>,
     topics: &Topics,
 ) -> Result<(), Box<dyn Error>> {
-    let Said { kind, data } = serde_json::from_str(text)?;
+    let ClientMessage { kind, data } = serde_json::from_str(text)?;
     match kind {
         "echo" => sender.try_send(format!(r#"{{"type":"echo","data":{data}}}"#).into())?,
         "subscribe" => {

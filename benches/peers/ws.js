@@ -1,5 +1,5 @@
-// A hub as one would write it first on npm `ws`. It speaks as much of the protocol as the comparison needs:
-// `node ws.js PORT`. Not a server for use: it checks nobody and limits nothing.
+// A straightforward hub on npm `ws`: `node ws.js PORT`. It implements the part of the protocol that the comparison
+// needs. Not for production: it has no authentication and no limits.
 const { WebSocketServer } = require("ws");
 
 const topics = new Map();

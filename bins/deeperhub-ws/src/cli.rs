@@ -13,7 +13,6 @@ use crate::commands::token::TokenArgs;
 use crate::commands::top::TopArgs;
 use crate::config::help;
 use crate::config::options::Options;
-use deeperhub_bench::Bench;
 
 /// The program's name in messages, completions and the start line.
 pub(crate) const NAME: &str = env!("CARGO_PKG_NAME");
@@ -55,7 +54,7 @@ pub(crate) enum Action {
     ///
     /// Run it on another machine than the server if you can; on the same one, both share the processors.
     #[command(subcommand)]
-    Bench(Box<Bench>),
+    Bench(Box<deeperhub_bench::Args>),
     /// Print a machine-readable description of the protocol or the server API
     Schema {
         /// Description to print

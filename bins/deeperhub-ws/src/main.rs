@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::ArgMatches;
 
 use crate::cli::Action;
-use crate::commands::{completions, config as config_command, health, schema, token, top};
+use crate::commands::{bench, completions, config as config_command, health, schema, token, top};
 use crate::config::error::ConfigError;
 use crate::config::layers::Layers;
 use crate::exit::{bad_configuration, failed, print};
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         Action::Health => with_layers(&|layers| health::check(layers.options.api)),
         Action::Top(top) => with_layers(&|layers| top::run(layers.options.api, &top)),
         Action::Token(token) => with_layers(&|layers| token::print(&layers, &token)),
-        Action::Bench(bench) => deeperhub_bench::run(*bench),
+        Action::Bench(bench) => bench::run(*bench),
         Action::Schema { schema } => match schema::text(schema) {
             Ok(text) => print(&text),
             Err(error) => failed(&format_args!("cannot serialize the description: {error}")),

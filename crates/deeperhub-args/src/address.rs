@@ -6,16 +6,16 @@ use std::str::FromStr;
 
 use crate::whole;
 
-/// Where a socket listens, without the port: an IP address or a name that resolves to one.
+/// An IP address, or a name that resolves to one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
-    /// An address.
+    /// An IP address.
     Ip(IpAddr),
-    /// A name, resolved when the server starts.
+    /// A host name. [`Address::resolve`] looks it up.
     Name(String),
 }
 
-/// Name of both loopback addresses (RFC 6761); never looked up.
+/// The name of both loopback addresses (RFC 6761).
 const LOCALHOST: &str = "localhost";
 
 impl Host {
@@ -27,7 +27,7 @@ impl Host {
     /// The IPv4 loopback address, 127.0.0.1.
     pub const LOOPBACK: Self = Self::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
-    /// Whether only this machine reaches it. Of names, `localhost` is all that is known without resolving.
+    /// Returns `true` for loopback addresses and `localhost`. Other names are not looked up.
     pub fn is_loopback(&self) -> bool {
         match self {
             Self::Ip(ip) => ip.to_canonical().is_loopback(),
@@ -72,7 +72,7 @@ impl FromStr for Host {
             !label.is_empty()
                 && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
         };
-        // A name of digits and dots alone is an IP address with a slip.
+        // A name of digits and dots only is a mistyped IP address.
         let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
         if numeric || text.len() > 253 || !text.split('.').all(label) {
             return Err(
@@ -109,7 +109,12 @@ impl Address {
         self.port != 0 && self.port == other.port && self.host.overlaps(&other.host)
     }
 
-    /// Looks a name up; of several addresses an IPv4 one goes first, as that is what people try.
+    /// Looks up the host's name. Prefers an IPv4 address if the name has several addresses.
+    ///
+    /// # Errors
+    ///
+    /// The resolver's error, or [`NotFound`](std::io::ErrorKind::NotFound) if the name has no
+    /// address.
     pub fn resolve(&self) -> std::io::Result<SocketAddr> {
         let name = match &self.host {
             Host::Ip(ip) => return Ok(SocketAddr::new(*ip, self.port)),
@@ -146,35 +151,6 @@ impl fmt::Display for Address {
         match &self.host {
             Host::Ip(ip) => SocketAddr::new(*ip, self.port).fmt(f),
             Host::Name(name) => write!(f, "{name}:{}", self.port),
-        }
-    }
-}
-
-/// A value, or `off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Switchable<T> {
-    /// Switched off.
-    Off,
-    /// Switched on, with this value.
-    On(T),
-}
-
-impl<T: FromStr<Err = String>> FromStr for Switchable<T> {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self::Off);
-        }
-        text.parse().map(Self::On).map_err(|expected| format!("{expected}, or off"))
-    }
-}
-
-impl<T: fmt::Display> fmt::Display for Switchable<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Off => f.write_str("off"),
-            Self::On(value) => value.fmt(f),
         }
     }
 }
@@ -222,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_that_overlap_are_known() {
+    fn overlapping_sockets_are_found() {
         for (one, other, expected) in [
             ("127.0.0.1:1", "127.0.0.1:1", true),
             ("127.0.0.1:1", "127.0.0.1:2", false),
@@ -243,12 +219,11 @@ mod tests {
     }
 
     #[test]
-    fn api_addresses_need_a_port_or_are_off() {
+    fn addresses_have_a_host_and_a_port() {
         for (input, expected) in [
             ("127.0.0.1:8081", Some("127.0.0.1:8081")),
             ("[::1]:0", Some("[::1]:0")),
             ("localhost:1", Some("localhost:1")),
-            ("off", Some("off")),
             ("127.0.0.1", None),
             ("::1", None),
             ("::1:8081", None),
@@ -258,7 +233,7 @@ mod tests {
             ("127.0.0.1:", None),
             ("on", None),
         ] {
-            check::<Switchable<Address>>(input, expected);
+            check::<Address>(input, expected);
         }
     }
 }

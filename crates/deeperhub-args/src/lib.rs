@@ -1,7 +1,7 @@
 //! Value types for command-line arguments and settings.
 //!
-//! Each type parses from the text that a person types, with an error that says what was expected, and displays as text
-//! that parses back.
+//! Each type implements `FromStr`, with an error that says what was expected, and `Display`, with
+//! text that parses back to the same value.
 //!
 //! ```
 //! use std::time::Duration;
@@ -16,11 +16,13 @@
 
 mod address;
 mod number;
+mod switchable;
 mod time;
 mod url;
 
-pub use address::{Address, Host, Switchable};
+pub use address::{Address, Host};
 pub use number::{Ratio, whole};
+pub use switchable::Switchable;
 pub use time::Time;
 pub use url::{HttpUrl, UrlPath};
 

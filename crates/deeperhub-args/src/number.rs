@@ -3,7 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A whole number between two bounds.
+/// Returns a parser for whole numbers from `min` to `max`, for example for clap's `value_parser`.
+///
+/// ```
+/// let parse_port = deeperhub_args::whole::<u16>(1, 65_535);
+/// assert_eq!(parse_port("8080"), Ok(8080));
+/// assert_eq!(parse_port("0"), Err("expected a whole number from 1 to 65535".to_owned()));
+/// ```
 pub fn whole<N: TryFrom<u64>>(
     min: u64,
     max: u64,
@@ -14,9 +20,10 @@ pub fn whole<N: TryFrom<u64>>(
             .filter(|number| (min..=max).contains(number))
             .and_then(|number| N::try_from(number).ok())
             .ok_or_else(|| {
-                // Kubernetes gives containers such variables for a service of our name.
+                // Kubernetes sets variables such as DEEPERHUB_PORT in each container of a namespace that
+                // has a service with this name.
                 let hint = if text.starts_with("tcp://") {
-                    " (Kubernetes sets this for a service named deeperhub: switch `enableServiceLinks` off)"
+                    " (Kubernetes sets this for a service named deeperhub: set `enableServiceLinks: false`)"
                 } else {
                     ""
                 };
@@ -25,7 +32,7 @@ pub fn whole<N: TryFrom<u64>>(
     }
 }
 
-/// A part of a whole, from 0 to 1.
+/// A number from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ratio(pub f64);
 
@@ -40,7 +47,7 @@ impl FromStr for Ratio {
 
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // As TOML writes a number with a fraction.
+        // `Debug` keeps the fraction of whole numbers, so that TOML reads them as floats.
         write!(f, "{:?}", self.0)
     }
 }

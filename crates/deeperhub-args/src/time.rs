@@ -4,24 +4,24 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A duration: `500ms`, `10s`, `2m`, `1h`, or `0`. At most a day.
+/// A duration of at most a day, such as `500ms`, `10s`, `2m`, `1h` or `0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Time(pub Duration);
 
-const LONGEST_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl FromStr for Time {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::up_to(text, LONGEST_TIME)
+        Self::parse_up_to(text, MAX_DURATION)
             .ok_or_else(|| "expected a duration such as 500ms, 10s, 2m or 1h, at most 24h".to_owned())
     }
 }
 
 impl Time {
-    /// A duration that is no longer than `longest`; `None` for anything else.
-    pub fn up_to(text: &str, longest: Duration) -> Option<Self> {
+    /// Parses a duration of at most `longest`; `None` for anything else.
+    pub fn parse_up_to(text: &str, longest: Duration) -> Option<Self> {
         if text == "0" {
             return Some(Self(Duration::ZERO));
         }

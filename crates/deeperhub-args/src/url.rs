@@ -1,25 +1,27 @@
-//! URLs of collectors, and paths of URLs.
+//! HTTP URLs and URL paths.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// An `http` or `https` URL with host, optional port and path, as collectors have.
+/// An `http` or `https` URL with a host, an optional port and an optional path.
+///
+/// User information, queries and fragments are rejected, because OTLP collectors have none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpUrl {
-    /// Scheme and authority.
+    /// Scheme, host and port.
     origin: String,
     port: Option<u16>,
-    /// Empty, or begins with a slash; without one at its end.
+    /// Empty, or a path that starts with a slash and does not end with one.
     path: String,
 }
 
 impl HttpUrl {
-    /// The port, where one is named.
+    /// Returns the port if the URL has one.
     pub const fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// The URL of a path below this one.
+    /// Returns this URL with `path` appended. `path` starts with a slash.
     pub fn below(&self, path: &str) -> Self {
         Self { path: format!("{}{path}", self.path), ..self.clone() }
     }
@@ -33,11 +35,11 @@ impl FromStr for HttpUrl {
         let parse = || {
             let uri: http::Uri = text.parse().ok()?;
             let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
-            let is_plain = authority.as_str().contains('@') || uri.query().is_some() || text.contains('#');
-            if !["http", "https"].contains(&scheme) || is_plain || authority.host().is_empty() {
+            let has_extras = authority.as_str().contains('@') || uri.query().is_some() || text.contains('#');
+            if !["http", "https"].contains(&scheme) || has_extras || authority.host().is_empty() {
                 return None;
             }
-            // A port that is none is left in the authority by the parser.
+            // `http::Uri` accepts invalid ports, so the port is parsed here.
             let port = match authority.as_str().strip_prefix(authority.host()) {
                 Some("") => None,
                 Some(rest) => Some(rest.strip_prefix(':')?.parse().ok()?),
@@ -56,7 +58,7 @@ impl fmt::Display for HttpUrl {
     }
 }
 
-/// The path of a URL: `/`, `/ws`.
+/// A URL path, such as `/` or `/ws`, without query and fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UrlPath(pub String);
 
@@ -68,7 +70,7 @@ impl FromStr for UrlPath {
         if text.starts_with('/') && text.bytes().all(allowed) {
             Ok(Self(text.to_owned()))
         } else {
-            Err("expected a path that begins with /, such as /ws, percent-encoded and without ? or #"
+            Err("expected a path that starts with /, such as /ws, percent-encoded and without ? or #"
                 .to_owned())
         }
     }
@@ -86,7 +88,7 @@ mod tests {
     use crate::check;
 
     #[test]
-    fn collectors_have_urls() {
+    fn http_urls_have_a_scheme_a_host_and_a_path() {
         for (input, expected) in [
             ("http://localhost:4317", Some("http://localhost:4317")),
             ("https://otel.example.com", Some("https://otel.example.com")),
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_begin_with_a_slash() {
+    fn paths_start_with_a_slash() {
         for (input, expected) in [
             ("/", Some("/")),
             ("/ws/v1", Some("/ws/v1")),

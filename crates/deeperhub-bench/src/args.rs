@@ -1,40 +1,90 @@
-//! The flags of each scenario, as typed.
+//! Command-line flags of each scenario.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
-
-use super::stamp::{MAX_STREAMS, SHORTEST};
-use super::target::Target;
+use clap::{Parser, Subcommand};
 use deeperhub_args::{Time, whole};
+
+use crate::error::BenchError;
+use crate::server_url::ServerUrl;
+use crate::stamp::{MAX_STREAMS, MIN_PAYLOAD_BYTES};
 
 const SERVER: &str = "Server";
 const LOAD: &str = "Load";
-const EXTENT: &str = "How long";
+const DURATION: &str = "Duration";
 const OUTPUT: &str = "Output";
 
 const MAX_CONNECTIONS: u64 = 1_000_000;
 const MAX_STREAMS_U64: u64 = MAX_STREAMS as u64;
-/// Well above any `max_message_bytes` that makes sense, and what a frame of ours may be in memory.
-const MAX_SIZE: u64 = 1 << 24;
-const MAX_RATE: u64 = 100_000_000;
+/// Far above any practical `--max-message-bytes` of a server.
+const MAX_SIZE_BYTES: u64 = 1 << 24;
+const MAX_RATE_PER_SECOND: u64 = 100_000_000;
 
-/// What to do to the server.
-#[derive(Debug, PartialEq, Eq, Subcommand)]
-pub enum Bench {
+/// A scenario and its flags.
+///
+/// Parse it from flags with [`Self::from_flags`], or add it to a command line of your own with
+/// clap's derive macros: `Bench(deeperhub_bench::Args)` as a variant of a `Subcommand`.
+#[derive(Debug, Clone, PartialEq, Eq, Parser)]
+#[command(
+    name = "bench",
+    about = "Measure a DeeperHub server: rates, latency, loss",
+    long_about = None,
+    disable_help_subcommand = true
+)]
+pub struct Args {
+    #[command(subcommand)]
+    pub(crate) scenario: ScenarioArgs,
+}
+
+impl Args {
+    /// Parses flags. The first one is the name of the scenario: `echo`, `fanout`, `topics`, `idle`,
+    /// `churn` or `slow`. `deeperhub-ws bench SCENARIO --help` lists the flags of each.
+    ///
+    /// # Errors
+    ///
+    /// [`BenchError::InvalidArgs`] with the name of the flag and the values that it takes.
+    pub fn from_flags<F: Into<OsString>>(flags: impl IntoIterator<Item = F>) -> Result<Self, BenchError> {
+        let name = std::iter::once(OsString::from("bench"));
+        Self::try_parse_from(name.chain(flags.into_iter().map(Into::into))).map_err(|error| {
+            let text = error.to_string();
+            BenchError::InvalidArgs(text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned())
+        })
+    }
+
+    /// Returns `true` if `--json` is set: the caller should print the report as JSON.
+    pub fn prints_json(&self) -> bool {
+        self.scenario.output().json
+    }
+
+    /// Returns `true` if `--fail-on-loss` is set: the caller should treat faults as a failure.
+    pub fn fails_on_loss(&self) -> bool {
+        match &self.scenario {
+            ScenarioArgs::Echo { loss, .. }
+            | ScenarioArgs::Fanout { loss, .. }
+            | ScenarioArgs::Topics { loss, .. }
+            | ScenarioArgs::Slow { loss, .. } => loss.fail_on_loss,
+            ScenarioArgs::Idle { .. } | ScenarioArgs::Churn { .. } => false,
+        }
+    }
+}
+
+/// The scenarios, each with the flags that it takes.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum ScenarioArgs {
     /// Round trips: each connection sends messages and gets them back
     Echo {
         #[command(flatten)]
         server: ServerArgs,
-        /// Connections
+        /// Number of connections
         #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_CONNECTIONS), default_value = "100", help_heading = LOAD)]
         connections: usize,
         #[command(flatten)]
         messages: MessageArgs,
         #[command(flatten)]
-        extent: ExtentArgs,
+        stop: StopArgs,
         #[command(flatten)]
         output: OutputArgs,
         #[command(flatten)]
@@ -44,7 +94,7 @@ pub enum Bench {
     Fanout {
         #[command(flatten)]
         server: ServerArgs,
-        /// Connections that subscribe
+        /// Number of subscribers
         #[arg(long, value_name = "N", visible_alias = "connections", value_parser = whole::<usize>(1, MAX_CONNECTIONS), default_value = "100", help_heading = LOAD)]
         subscribers: usize,
         #[command(flatten)]
@@ -52,20 +102,20 @@ pub enum Bench {
         #[command(flatten)]
         messages: MessageArgs,
         #[command(flatten)]
-        extent: ExtentArgs,
+        stop: StopArgs,
         #[command(flatten)]
         output: OutputArgs,
         #[command(flatten)]
         loss: LossArgs,
     },
-    /// Many topics: publishers take turns over them, each subscriber has one
+    /// Many topics: publishers rotate over them, each subscriber has one
     Topics {
         #[command(flatten)]
         server: ServerArgs,
-        /// Connections that subscribe, to one topic each
+        /// Number of subscribers, each subscribed to one topic
         #[arg(long, value_name = "N", visible_alias = "connections", value_parser = whole::<usize>(1, MAX_CONNECTIONS), default_value = "100", help_heading = LOAD)]
         subscribers: usize,
-        /// Topics; at most as many as subscribers
+        /// Number of topics; at most as many as subscribers
         #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_CONNECTIONS), default_value = "100", help_heading = LOAD)]
         topics: usize,
         #[command(flatten)]
@@ -73,51 +123,51 @@ pub enum Bench {
         #[command(flatten)]
         messages: MessageArgs,
         #[command(flatten)]
-        extent: ExtentArgs,
+        stop: StopArgs,
         #[command(flatten)]
         output: OutputArgs,
         #[command(flatten)]
         loss: LossArgs,
     },
-    /// Connections that do nothing: opened, subscribed, held
+    /// Idle connections: open, subscribe, stay open
     Idle {
         #[command(flatten)]
         server: ServerArgs,
-        /// Connections
+        /// Number of connections
         #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_CONNECTIONS), default_value = "1000", help_heading = LOAD)]
         connections: usize,
-        /// Time for which they are held once all are open
-        #[arg(long, value_name = "TIME", value_parser = some_time, default_value = "10s", help_heading = EXTENT)]
+        /// Time to keep the connections open after the last one opened
+        #[arg(long, value_name = "TIME", value_parser = nonzero_time, default_value = "10s", help_heading = DURATION)]
         duration: Time,
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Connect, subscribe, close, again and again
+    /// Connection churn: connect, subscribe, close, repeat
     Churn {
         #[command(flatten)]
         server: ServerArgs,
-        /// Connections at a time
+        /// Number of concurrent connections
         #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_CONNECTIONS), default_value = "50", help_heading = LOAD)]
         connections: usize,
-        /// Time that is measured
-        #[arg(long, value_name = "TIME", value_parser = some_time, default_value = "10s", help_heading = EXTENT)]
+        /// Measured time
+        #[arg(long, value_name = "TIME", value_parser = nonzero_time, default_value = "10s", help_heading = DURATION)]
         duration: Time,
-        /// Time before it
-        #[arg(long, value_name = "TIME", default_value = "1s", help_heading = EXTENT)]
+        /// Time under load before the measurement
+        #[arg(long, value_name = "TIME", default_value = "1s", help_heading = DURATION)]
         warmup: Time,
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// One topic of which some subscribers never read
+    /// One topic with slow consumers: some subscribers never read
     Slow {
         #[command(flatten)]
         server: ServerArgs,
-        /// Connections that subscribe and read
+        /// Number of subscribers that read
         #[arg(long, value_name = "N", visible_alias = "connections", value_parser = whole::<usize>(1, MAX_CONNECTIONS), default_value = "100", help_heading = LOAD)]
         subscribers: usize,
-        /// Connections that subscribe and never read
+        /// Number of subscribers that never read
         ///
-        /// Their receive buffers are small, so that the server soon notices.
+        /// Their receive buffers are small, so that the server's queues fill up soon.
         #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_CONNECTIONS), default_value = "10", help_heading = LOAD)]
         slow_readers: usize,
         #[command(flatten)]
@@ -125,7 +175,7 @@ pub enum Bench {
         #[command(flatten)]
         messages: MessageArgs,
         #[command(flatten)]
-        extent: ExtentArgs,
+        stop: StopArgs,
         #[command(flatten)]
         output: OutputArgs,
         #[command(flatten)]
@@ -133,116 +183,129 @@ pub enum Bench {
     },
 }
 
-/// Where to connect and how.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct ServerArgs {
-    /// Server to connect to
+impl ScenarioArgs {
+    fn output(&self) -> &OutputArgs {
+        match self {
+            Self::Echo { output, .. }
+            | Self::Fanout { output, .. }
+            | Self::Topics { output, .. }
+            | Self::Idle { output, .. }
+            | Self::Churn { output, .. }
+            | Self::Slow { output, .. } => output,
+        }
+    }
+}
+
+/// The server and how to connect to it.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub(crate) struct ServerArgs {
+    /// WebSocket URL of the server
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080/", help_heading = SERVER)]
-    pub(super) url: Target,
+    pub(crate) url: ServerUrl,
 
-    /// Token that every connection brings as `Authorization: Bearer TOKEN`
+    /// Token that every connection sends as `Authorization: Bearer TOKEN`
     ///
-    /// Other users of the machine can read flags: use one that was made for this run.
+    /// Other users of this machine can read flags: use a token that was made for this run.
     #[arg(long, value_name = "TOKEN", value_parser = token, help_heading = SERVER)]
-    pub(super) token: Option<Token>,
+    pub(crate) token: Option<Token>,
 
-    /// PEM file of the authorities that a wss:// server's certificate is checked against [default: the system's]
+    /// PEM file of the certificate authorities to trust for wss:// [default: the system's]
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with = "insecure", help_heading = SERVER)]
-    pub(super) ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
 
-    /// Take any certificate; for test certificates only
+    /// Accept any certificate; for test certificates only
     #[arg(long, help_heading = SERVER)]
-    pub(super) insecure: bool,
+    pub(crate) insecure: bool,
 
-    /// Offer permessage-deflate and read what the server compresses
+    /// Offer permessage-deflate and read compressed messages
     #[arg(long, help_heading = SERVER)]
-    pub(super) compression: bool,
+    pub(crate) compression: bool,
 
-    /// Local address to connect from; may be repeated, connections take turns
+    /// Local address to connect from; repeatable, connections rotate over the addresses
     ///
-    /// To one address and port of a server, one local address has about 28,000 ports. On loopback, 127.0.0.2,
-    /// 127.0.0.3 and so on can be given as they are.
+    /// One local address has about 28,000 ports for one address and port of a server. On loopback,
+    /// 127.0.0.2, 127.0.0.3 and so on work without setup.
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',', help_heading = SERVER)]
-    pub(super) source: Vec<IpAddr>,
+    pub(crate) source: Vec<IpAddr>,
 
-    /// Time from connecting to the end of the handshake and of subscribing
-    #[arg(long, value_name = "TIME", value_parser = some_time, default_value = "10s", help_heading = SERVER)]
-    pub(super) connect_timeout: Time,
+    /// Timeout for opening a connection: connect, handshake and subscribe
+    #[arg(long, value_name = "TIME", value_parser = nonzero_time, default_value = "10s", help_heading = SERVER)]
+    pub(crate) connect_timeout: Time,
 
-    /// Threads that carry the connections of the bench
+    /// Number of threads of the bench
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, 256), default_value = "1", help_heading = SERVER)]
-    pub(super) threads: usize,
+    pub(crate) threads: usize,
 }
 
-/// Who publishes.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct PublisherArgs {
-    /// Connections that publish
+/// The number of publishers.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub(crate) struct PublisherArgs {
+    /// Number of publishers
     #[arg(long, value_name = "N", value_parser = whole::<usize>(1, MAX_STREAMS_U64), default_value = "1", help_heading = LOAD)]
-    pub(super) publishers: usize,
+    pub(crate) publishers: usize,
 }
 
-/// What is sent and how fast.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct MessageArgs {
-    /// Bytes of the JSON that a message carries
-    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(SHORTEST as u64, MAX_SIZE), default_value = "128", help_heading = LOAD)]
-    pub(super) size: usize,
+/// The size of messages and their rate.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub(crate) struct MessageArgs {
+    /// Bytes of JSON in each message
+    #[arg(long, value_name = "BYTES", value_parser = whole::<usize>(MIN_PAYLOAD_BYTES as u64, MAX_SIZE_BYTES), default_value = "128", help_heading = LOAD)]
+    pub(crate) size: usize,
 
-    /// Closed loop: messages that each sender has under way at a time [default: 1]
+    /// Closed loop: messages that each sender keeps in flight [default: 1]
     ///
-    /// The next is sent when all deliveries of an earlier one are in. Shows the most that a server can do; says
-    /// nothing about latency under a given load.
+    /// A sender sends its next message when all deliveries of an earlier one have arrived. Finds the
+    /// maximum throughput of a server; says nothing about latency under a given load.
     #[arg(long, value_name = "N", value_parser = whole::<u32>(1, 1_000_000), conflicts_with = "rate", help_heading = LOAD)]
-    pub(super) in_flight: Option<u32>,
+    pub(crate) in_flight: Option<u32>,
 
-    /// Open loop: messages a second of all senders together
+    /// Open loop: messages per second of all senders together
     ///
-    /// Latency counts from the time at which a message was due, so that a server that stops for a while cannot hide
-    /// it. The default of `slow`, with 100.
-    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_RATE), help_heading = LOAD)]
-    pub(super) rate: Option<u64>,
+    /// Latency counts from the time at which a message was due, so that a stall of the server is not
+    /// hidden. `slow` defaults to an open loop of 100.
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, MAX_RATE_PER_SECOND), help_heading = LOAD)]
+    pub(crate) rate: Option<u64>,
 }
 
-/// How much is measured.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct ExtentArgs {
-    /// Messages that are sent by all senders together, instead of a time
-    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, 1 << 39), conflicts_with_all = ["duration", "warmup"], help_heading = EXTENT)]
-    pub(super) messages: Option<u64>,
+/// The end of a run.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub(crate) struct StopArgs {
+    /// Stop after this many messages of all senders together, instead of after a time
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, 1 << 39), conflicts_with_all = ["duration", "warmup"], help_heading = DURATION)]
+    pub(crate) messages: Option<u64>,
 
-    /// Time that is measured [default: 10s]
-    #[arg(long, value_name = "TIME", value_parser = some_time, help_heading = EXTENT)]
-    pub(super) duration: Option<Time>,
+    /// Measured time [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = nonzero_time, help_heading = DURATION)]
+    pub(crate) duration: Option<Time>,
 
-    /// Time before it, under the same load [default: 1s]
-    #[arg(long, value_name = "TIME", help_heading = EXTENT)]
-    pub(super) warmup: Option<Time>,
+    /// Time under load before the measurement [default: 1s]
+    #[arg(long, value_name = "TIME", help_heading = DURATION)]
+    pub(crate) warmup: Option<Time>,
 }
 
-/// What is printed.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct OutputArgs {
+/// The form and the parts of the report.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub(crate) struct OutputArgs {
     /// Print one JSON object instead of text
     #[arg(long, help_heading = OUTPUT)]
-    pub(super) json: bool,
+    pub(crate) json: bool,
 
-    /// Process of the server, where it runs on this machine: adds its processor time and memory to the report
+    /// Process id of a server on this machine: adds its CPU time and memory to the report; Linux only
     #[arg(long, value_name = "PID", value_parser = whole::<u32>(1, u32::MAX as u64), help_heading = OUTPUT)]
-    pub(super) server_pid: Option<u32>,
+    pub(crate) server_pid: Option<u32>,
 }
 
-/// What the exit code says.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct LossArgs {
-    /// Exit with 1 if messages were lost, came twice or came out of order
+/// The exit code for faults.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub(crate) struct LossArgs {
+    /// Exit with 1 if messages were lost, duplicated or out of order
     #[arg(long, help_heading = OUTPUT)]
-    pub(super) fail_on_loss: bool,
+    pub(crate) fail_on_loss: bool,
 }
 
-/// A token; shows nothing of itself.
+/// A bearer token. Its `Debug` form does not show it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token(pub(super) String);
+pub(crate) struct Token(pub(crate) String);
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -250,6 +313,7 @@ impl fmt::Debug for Token {
     }
 }
 
+/// Parses the `b64token` of RFC 6750 section 2.1.
 fn token(text: &str) -> Result<Token, String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
     if !text.is_empty() && text.bytes().all(allowed) {
@@ -259,35 +323,33 @@ fn token(text: &str) -> Result<Token, String> {
     }
 }
 
-/// A time that is not 0.
-fn some_time(text: &str) -> Result<Time, String> {
+/// Parses a duration other than 0.
+fn nonzero_time(text: &str) -> Result<Time, String> {
     let time: Time = text.parse()?;
     if time.0.is_zero() { Err("expected a duration longer than 0, such as 10s".to_owned()) } else { Ok(time) }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::{Command, FromArgMatches};
+    use clap::CommandFactory;
 
     use super::*;
 
-    fn parse(line: &str) -> Result<Bench, String> {
-        let command = Bench::augment_subcommands(Command::new("bench"));
-        let matches = command.try_get_matches_from(line.split(' ')).map_err(|error| error.to_string())?;
-        Bench::from_arg_matches(&matches).map_err(|error| error.to_string())
+    fn parse(line: &str) -> Result<Args, BenchError> {
+        Args::from_flags(line.split(' ').skip(1))
     }
 
-    /// What is refused, and what the message must name.
-    fn check_refused(line: &str, named: &[&str]) {
-        let message = parse(line).unwrap_err();
-        for text in named {
+    /// Checks that flags are rejected with an error that contains each of `expected`.
+    fn check_rejected(line: &str, expected: &[&str]) {
+        let message = parse(line).unwrap_err().to_string();
+        for text in expected {
             assert!(message.contains(text), "{text:?} is not in: {message}");
         }
     }
 
     #[test]
     fn every_flag_has_a_heading() {
-        let command = Bench::augment_subcommands(Command::new("bench"));
+        let command = Args::command();
         for scenario in command.get_subcommands() {
             for flag in scenario.get_arguments() {
                 assert!(flag.get_help_heading().is_some(), "{} of {}", flag.get_id(), scenario.get_name());
@@ -304,34 +366,42 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_told_with_the_flag_and_what_would_be_right() {
-        check_refused(
+    fn errors_name_the_flag_the_value_and_valid_values() {
+        check_rejected(
             "bench echo --url http://localhost",
             &["--url", "http://localhost", "ws://127.0.0.1:8080/"],
         );
-        check_refused("bench echo --connections 0", &["--connections", "'0'", "from 1 to"]);
-        check_refused("bench echo --size 10", &["--size", "'10'", "from 40 to"]);
-        check_refused("bench fanout --rate 1.5", &["--rate", "1.5", "whole number"]);
-        check_refused("bench fanout --source localhost", &["--source", "localhost", "IP address"]);
-        check_refused("bench idle --duration 10", &["--duration", "'10'", "10s"]);
-        check_refused("bench idle --duration 0s", &["--duration", "'0s'", "longer than 0"]);
-        check_refused("bench slow --slow-readers 0", &["--slow-readers", "'0'", "from 1 to"]);
+        check_rejected("bench echo --connections 0", &["--connections", "'0'", "from 1 to"]);
+        check_rejected("bench echo --size 10", &["--size", "'10'", "from 40 to"]);
+        check_rejected("bench fanout --rate 1.5", &["--rate", "1.5", "whole number"]);
+        check_rejected("bench fanout --source localhost", &["--source", "localhost", "IP address"]);
+        check_rejected("bench idle --duration 10", &["--duration", "'10'", "10s"]);
+        check_rejected("bench idle --duration 0s", &["--duration", "'0s'", "longer than 0"]);
+        check_rejected("bench slow --slow-readers 0", &["--slow-readers", "'0'", "from 1 to"]);
     }
 
     #[test]
-    fn flags_that_contradict_each_other_or_mean_nothing_are_refused() {
-        check_refused("bench echo --rate 5 --in-flight 5", &["--rate", "--in-flight"]);
-        check_refused("bench echo --messages 5 --duration 5s", &["--messages", "--duration"]);
-        check_refused("bench echo --messages 5 --warmup 5s", &["--messages", "--warmup"]);
-        check_refused("bench echo --ca a.pem --insecure", &["--ca", "--insecure"]);
-        check_refused("bench idle --rate 5", &["--rate"]);
-        check_refused("bench echo --topics 5", &["--topics"]);
-        check_refused("bench paint", &["paint"]);
+    fn contradicting_and_unknown_flags_are_rejected() {
+        check_rejected("bench echo --rate 5 --in-flight 5", &["--rate", "--in-flight"]);
+        check_rejected("bench echo --messages 5 --duration 5s", &["--messages", "--duration"]);
+        check_rejected("bench echo --messages 5 --warmup 5s", &["--messages", "--warmup"]);
+        check_rejected("bench echo --ca a.pem --insecure", &["--ca", "--insecure"]);
+        check_rejected("bench idle --rate 5", &["--rate"]);
+        check_rejected("bench echo --topics 5", &["--topics"]);
+        check_rejected("bench paint", &["paint"]);
     }
 
     #[test]
-    fn a_token_is_not_shown() {
-        let bench = parse("bench echo --token abc.def-123").unwrap();
-        assert!(!format!("{bench:?}").contains("abc"));
+    fn debug_output_does_not_contain_the_token() {
+        let args = parse("bench echo --token abc.def-123").unwrap();
+        assert!(!format!("{args:?}").contains("abc"));
+    }
+
+    #[test]
+    fn output_flags_are_those_of_the_scenario() {
+        let args = parse("bench fanout --json --fail-on-loss").unwrap();
+        assert!(args.prints_json() && args.fails_on_loss());
+        let args = parse("bench idle").unwrap();
+        assert!(!args.prints_json() && !args.fails_on_loss());
     }
 }

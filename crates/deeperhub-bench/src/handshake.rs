@@ -1,58 +1,58 @@
-//! The opening handshake as a client goes through it.
+//! The client's side of the opening handshake.
 
 use tungstenite::handshake::derive_accept_key;
 
-use super::plan::Plan;
+use crate::plan::Plan;
 
-/// Longest answer that is read.
-const MAX_HEAD: usize = 16 * 1024;
+/// Longest response head.
+const MAX_RESPONSE_HEAD_BYTES: usize = 16 * 1024;
 
-/// The request of every connection of a run, and what the server must answer.
+/// The request of all connections of a run, and the expected response.
 #[derive(Debug)]
-pub(super) struct Handshake {
+pub(crate) struct Handshake {
     request: Vec<u8>,
     accept: String,
     compression: bool,
 }
 
-/// What the server agreed to.
+/// The server's response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Answer {
-    /// Length of the answer's head: frames follow.
-    pub(super) len: usize,
-    /// What was agreed on compression; `None` when nothing is compressed.
-    pub(super) deflate: Option<Deflate>,
+pub(crate) struct HandshakeResponse {
+    /// Length of the response head. Frames follow it.
+    pub(crate) len: usize,
+    /// Negotiated compression, or `None` without compression.
+    pub(crate) deflate: Option<DeflateAgreement>,
 }
 
-/// How the server compresses.
+/// The negotiated parameters of permessage-deflate (RFC 7692).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Deflate {
-    /// Whether it forgets each message before the next (`server_no_context_takeover`).
-    pub(super) forgets: bool,
+pub(crate) struct DeflateAgreement {
+    /// `true` if the server compresses each message on its own.
+    pub(crate) server_no_context_takeover: bool,
 }
 
-/// Why there is no connection.
+/// The reason why a handshake failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(crate) enum HandshakeError {
     /// An HTTP status other than 101.
     Status(u16),
-    /// An answer that is none of a WebSocket server.
+    /// A response that violates RFC 6455.
     Invalid(&'static str),
 }
 
 impl Handshake {
-    /// `nonce` is the key of the handshake; all connections of a run may have the same.
-    pub(super) fn new(plan: &Plan, nonce: &str) -> Self {
-        let target = &plan.target;
+    /// Creates the request. All connections share `nonce`, the `Sec-WebSocket-Key`.
+    pub(crate) fn new(plan: &Plan, nonce: &str) -> Self {
+        let url = &plan.url;
         let mut request = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Key: {nonce}\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Protocol: deeperhub.v1.json\r\n",
-            target.path,
-            target.host_header(),
+            url.path,
+            url.host_header(),
         );
         if plan.compression {
-            // What we send is never compressed, so there is no context of ours to keep.
+            // The load generator does not compress, so the server needs no context for its messages.
             request.push_str("Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n");
         }
         if let Some(token) = &plan.token {
@@ -68,50 +68,55 @@ impl Handshake {
         }
     }
 
-    pub(super) fn request(&self) -> &[u8] {
+    pub(crate) fn request(&self) -> &[u8] {
         &self.request
     }
 
-    /// Reads the answer; `None` when it is not complete.
-    pub(super) fn answer(&self, bytes: &[u8]) -> Result<Option<Answer>, Refused> {
+    /// Parses the response; `None` if it is incomplete.
+    pub(crate) fn parse_response(&self, bytes: &[u8]) -> Result<Option<HandshakeResponse>, HandshakeError> {
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut response = httparse::Response::new(&mut headers);
-        let parsed = response.parse(bytes).map_err(|_| Refused::Invalid("no HTTP answer"))?;
+        let parsed = response.parse(bytes).map_err(|_| HandshakeError::Invalid("not an HTTP response"))?;
         match response.code {
-            // The body says why, but no more than the status in a word.
-            Some(code) if code != 101 => return Err(Refused::Status(code)),
+            // The body adds nothing that the report needs.
+            Some(code) if code != 101 => return Err(HandshakeError::Status(code)),
             _ => {}
         }
         let httparse::Status::Complete(len) = parsed else {
-            return if bytes.len() > MAX_HEAD { Err(Refused::Invalid("answer too long")) } else { Ok(None) };
+            return if bytes.len() > MAX_RESPONSE_HEAD_BYTES {
+                Err(HandshakeError::Invalid("response head too long"))
+            } else {
+                Ok(None)
+            };
         };
         let value = |name: &str| {
             let header = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
             std::str::from_utf8(header.value).ok().map(str::trim)
         };
         if value("sec-websocket-accept") != Some(&self.accept) {
-            return Err(Refused::Invalid("Sec-WebSocket-Accept is missing or wrong"));
+            return Err(HandshakeError::Invalid("Sec-WebSocket-Accept is missing or wrong"));
         }
         let deflate = match value("sec-websocket-extensions") {
             None | Some("") => None,
-            Some(extensions) => {
-                Some(self.agreed(extensions).ok_or(Refused::Invalid("extensions that were not offered"))?)
-            }
+            Some(extensions) => Some(
+                self.parse_extensions(extensions)
+                    .ok_or(HandshakeError::Invalid("extensions that were not offered"))?,
+            ),
         };
-        Ok(Some(Answer { len, deflate }))
+        Ok(Some(HandshakeResponse { len, deflate }))
     }
 
-    /// What an answer of `Sec-WebSocket-Extensions` agrees to; `None` when it is not what was offered.
-    fn agreed(&self, extensions: &str) -> Option<Deflate> {
+    /// Parses `Sec-WebSocket-Extensions`; `None` if it contains anything that was not offered.
+    fn parse_extensions(&self, extensions: &str) -> Option<DeflateAgreement> {
         let mut parts = extensions.split(';').map(str::trim);
         if !self.compression || parts.next() != Some("permessage-deflate") {
             return None;
         }
-        let mut deflate = Deflate { forgets: false };
+        let mut deflate = DeflateAgreement { server_no_context_takeover: false };
         for part in parts {
             match part.split('=').next() {
-                Some("server_no_context_takeover") => deflate.forgets = true,
-                // Ours is the smaller part of the agreement, and we can read any window of the server's.
+                Some("server_no_context_takeover") => deflate.server_no_context_takeover = true,
+                // Messages are sent uncompressed, and the inflater reads any window size.
                 Some("client_no_context_takeover" | "server_max_window_bits") => {}
                 _ => return None,
             }
@@ -129,13 +134,13 @@ mod tests {
     const OK: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                       sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
 
-    fn check(flags: &str, answer: &str, expected: Result<Option<Answer>, Refused>) {
+    fn check(flags: &str, answer: &str, expected: Result<Option<HandshakeResponse>, HandshakeError>) {
         let handshake = Handshake::new(&plan::tests::plan(flags), NONCE);
-        assert_eq!(handshake.answer(answer.as_bytes()), expected, "{answer}");
+        assert_eq!(handshake.parse_response(answer.as_bytes()), expected, "{answer}");
     }
 
     #[test]
-    fn the_request_is_one_that_the_server_takes() {
+    fn the_request_has_path_token_and_extensions() {
         let plan = plan::tests::plan("echo --token a.b --compression --url ws://localhost/ws?x=1");
         let handshake = Handshake::new(&plan, NONCE);
         let text = std::str::from_utf8(handshake.request()).unwrap();
@@ -146,9 +151,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_read_when_it_is_complete() {
+    fn an_incomplete_response_is_not_parsed() {
         let whole = format!("{OK}\r\n");
-        let answer = Answer { len: whole.len(), deflate: None };
+        let answer = HandshakeResponse { len: whole.len(), deflate: None };
         check("echo", &format!("{whole}\x01x"), Ok(Some(answer)));
         for cut in 1..whole.len() {
             check("echo", &whole[..cut], Ok(None));
@@ -156,30 +161,33 @@ mod tests {
     }
 
     #[test]
-    fn compression_is_agreed_on_only_where_it_was_offered() {
+    fn compression_is_negotiated_only_if_offered() {
         let with = |extensions: &str| format!("{OK}Sec-WebSocket-Extensions: {extensions}\r\n\r\n");
-        let agreed = |answer: &str, forgets| {
-            Ok(Some(Answer { len: answer.len(), deflate: Some(Deflate { forgets }) }))
+        let agreed = |answer: &str, server_no_context_takeover| {
+            Ok(Some(HandshakeResponse {
+                len: answer.len(),
+                deflate: Some(DeflateAgreement { server_no_context_takeover }),
+            }))
         };
         let answer = with("permessage-deflate");
         check("echo --compression", &answer, agreed(&answer, false));
         let answer = with("permessage-deflate; server_no_context_takeover; server_max_window_bits=12");
         check("echo --compression", &answer, agreed(&answer, true));
-        let refused = Err(Refused::Invalid("extensions that were not offered"));
-        check("echo", &with("permessage-deflate"), refused.clone());
-        check("echo --compression", &with("x-shorten"), refused.clone());
-        check("echo --compression", &with("permessage-deflate; x"), refused);
+        let not_offered = Err(HandshakeError::Invalid("extensions that were not offered"));
+        check("echo", &with("permessage-deflate"), not_offered.clone());
+        check("echo --compression", &with("x-shorten"), not_offered.clone());
+        check("echo --compression", &with("permessage-deflate; x"), not_offered);
     }
 
     #[test]
-    fn refusals_are_told_by_their_status() {
+    fn failed_handshakes_have_a_status_or_a_reason() {
         check(
             "echo",
             "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n",
-            Err(Refused::Status(503)),
+            Err(HandshakeError::Status(503)),
         );
-        check("echo", "SSH-2.0-OpenSSH\r\n", Err(Refused::Invalid("no HTTP answer")));
+        check("echo", "SSH-2.0-OpenSSH\r\n", Err(HandshakeError::Invalid("not an HTTP response")));
         let wrong = OK.replace("s3pP", "s4pP") + "\r\n";
-        check("echo", &wrong, Err(Refused::Invalid("Sec-WebSocket-Accept is missing or wrong")));
+        check("echo", &wrong, Err(HandshakeError::Invalid("Sec-WebSocket-Accept is missing or wrong")));
     }
 }

@@ -1,149 +1,93 @@
-//! A run, decided: what the flags mean together.
+//! The plan of a run: all flags with their defaults, checked against each other.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::args::{Bench, ExtentArgs, LossArgs, MessageArgs, OutputArgs, PublisherArgs, ServerArgs, Token};
-use super::server_process::ServerProcess;
-use super::stamp::MAX_STREAMS;
-use super::target::Target;
-use super::tls::Trust;
+use crate::args::{Args, MessageArgs, OutputArgs, PublisherArgs, ScenarioArgs, ServerArgs, StopArgs, Token};
+use crate::error::BenchError;
+use crate::scenario::{ConnectionSpec, LoadModel, Role, Scenario, StopCondition};
+use crate::server_process::ServerProcess;
+use crate::server_url::ServerUrl;
+use crate::stamp::MAX_STREAMS;
+use crate::tls::CertificateTrust;
 
-/// What a run does, with every number decided.
+/// The time of a run whose messages and deliveries count for rates and latency, in nanoseconds
+/// since the epoch of the run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MeasurementWindow {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+}
+
+impl MeasurementWindow {
+    #[inline]
+    pub(crate) fn contains(self, time: u64) -> bool {
+        (self.from..self.to).contains(&time)
+    }
+}
+
+/// The parameters of a run.
 ///
-/// Streams: each has its own numbering, belongs to one sender and goes to one topic, so that a receiver can tell gaps
-/// from messages that were never meant for it. There are as many as topics or publishers, whichever is more; stream
-/// `s` is publisher `s % publishers`'s and goes to topic `s % topics`. In `echo`, each connection is a stream.
+/// A *stream* is a sequence of numbered messages from one sender to one topic. Receivers find gaps
+/// per stream, so messages to other topics do not look like losses. The number of streams is the
+/// number of topics or of publishers, whichever is larger. Stream `s` belongs to publisher
+/// `s % publishers` and goes to topic `s % topics`. In `echo`, each connection is a stream.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) scenario: Scenario,
-    pub(super) target: Target,
-    pub(super) trust: Trust,
-    pub(super) token: Option<Token>,
-    pub(super) compression: bool,
-    pub(super) sources: Vec<IpAddr>,
-    pub(super) connect_timeout: Duration,
-    pub(super) threads: usize,
-    /// Connections that are not publishers: echoing, subscribed, idle or churning.
-    pub(super) clients: usize,
-    /// How many of those never read, the last ones.
-    pub(super) slow_readers: usize,
-    pub(super) publishers: usize,
-    pub(super) topics: usize,
-    pub(super) size: usize,
-    pub(super) pace: Pace,
-    pub(super) extent: Extent,
-    pub(super) json: bool,
-    pub(super) server: Option<ServerProcess>,
-    pub(super) fail_on_loss: bool,
-}
-
-/// What is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scenario {
-    Echo,
-    Fanout,
-    Topics,
-    Idle,
-    Churn,
-    Slow,
-}
-
-impl Scenario {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Echo => "echo",
-            Self::Fanout => "fanout",
-            Self::Topics => "topics",
-            Self::Idle => "idle",
-            Self::Churn => "churn",
-            Self::Slow => "slow",
-        }
-    }
-
-    /// Whether messages are sent.
-    pub(super) fn has_messages(self) -> bool {
-        !matches!(self, Self::Idle | Self::Churn)
-    }
-}
-
-/// When the next message is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pace {
-    /// When fewer than this many of the sender's are under way.
-    InFlight(u32),
-    /// So many a second of all senders together.
-    Rate(u64),
-}
-
-/// When the sending ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Extent {
-    /// After so many messages of all senders together.
-    Messages(u64),
-    /// After a time.
-    Time {
-        /// Under the same load, before anything is measured.
-        warmup: Duration,
-        /// What is measured.
-        measured: Duration,
-    },
-}
-
-/// What a connection is there for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    /// Gets its own messages back.
-    Echo,
-    /// Subscribes and reads.
-    Subscriber,
-    /// Subscribes and does not read.
-    SlowReader,
-    /// Publishes.
-    Publisher,
-    /// Subscribes and closes.
-    Churner,
-}
-
-impl Role {
-    /// Whether it subscribes once it is welcome.
-    pub(super) fn subscribes(self) -> bool {
-        matches!(self, Self::Subscriber | Self::SlowReader | Self::Churner)
-    }
-}
-
-/// One connection of the run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) role: Role,
-    /// Its number among the clients or among the publishers.
-    pub(super) number: u32,
+pub(crate) struct Plan {
+    pub(crate) scenario: Scenario,
+    pub(crate) url: ServerUrl,
+    pub(crate) trust: CertificateTrust,
+    pub(crate) token: Option<Token>,
+    pub(crate) compression: bool,
+    pub(crate) sources: Vec<IpAddr>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) threads: usize,
+    /// Connections that are not publishers.
+    pub(crate) clients: usize,
+    /// Number of clients that never read. They are the last ones.
+    pub(crate) slow_readers: usize,
+    pub(crate) publishers: usize,
+    pub(crate) topics: usize,
+    pub(crate) size: usize,
+    pub(crate) load: LoadModel,
+    pub(crate) stop: StopCondition,
+    pub(crate) server: Option<ServerProcess>,
 }
 
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 const DEFAULT_WARMUP: Duration = Duration::from_secs(1);
 const DEFAULT_IN_FLIGHT: u32 = 1;
-/// Of `slow`: a closed loop would go on as if the slow readers were not there.
+/// Default of `slow`. A closed loop waits only for subscribers that read, so it would not show
+/// what slow readers cost.
 const DEFAULT_SLOW_RATE: u64 = 100;
 
 impl Plan {
-    /// Decides what a run does.
+    /// Fills in defaults and checks flags against each other.
     ///
     /// # Errors
     ///
-    /// A sentence that names the flags that do not go together and what would be right.
-    pub(super) fn new(bench: Bench) -> Result<Self, String> {
-        let plan = match bench {
-            Bench::Echo { server, connections, messages, extent, output, loss } => {
+    /// [`BenchError::InvalidArgs`] with the flags that contradict each other, and a remedy.
+    pub(crate) fn new(args: Args) -> Result<Self, BenchError> {
+        let plan = match args.scenario {
+            ScenarioArgs::Echo { server, connections, messages, stop, output, loss: _ } => {
                 Self { clients: connections, ..Self::base(Scenario::Echo, server, output) }
-                    .with_messages(&messages, &extent, &loss)
+                    .with_messages(&messages, &stop)
             }
-            Bench::Fanout { server, subscribers, publishers, messages, extent, output, loss } => {
+            ScenarioArgs::Fanout { server, subscribers, publishers, messages, stop, output, loss: _ } => {
                 let PublisherArgs { publishers } = publishers;
                 Self { clients: subscribers, publishers, ..Self::base(Scenario::Fanout, server, output) }
-                    .with_messages(&messages, &extent, &loss)
+                    .with_messages(&messages, &stop)
             }
-            Bench::Topics { server, subscribers, topics, publishers, messages, extent, output, loss } => {
+            ScenarioArgs::Topics {
+                server,
+                subscribers,
+                topics,
+                publishers,
+                messages,
+                stop,
+                output,
+                loss: _,
+            } => {
                 let PublisherArgs { publishers } = publishers;
                 Self {
                     clients: subscribers,
@@ -151,36 +95,48 @@ impl Plan {
                     topics,
                     ..Self::base(Scenario::Topics, server, output)
                 }
-                .with_messages(&messages, &extent, &loss)
+                .with_messages(&messages, &stop)
             }
-            Bench::Idle { server, connections, duration, output } => {
-                let extent = Extent::Time { warmup: Duration::ZERO, measured: duration.0 };
-                Self { clients: connections, extent, ..Self::base(Scenario::Idle, server, output) }
+            ScenarioArgs::Idle { server, connections, duration, output } => {
+                let stop = StopCondition::Time { warmup: Duration::ZERO, measured: duration.0 };
+                Self { clients: connections, stop, ..Self::base(Scenario::Idle, server, output) }
             }
-            Bench::Churn { server, connections, duration, warmup, output } => {
-                let extent = Extent::Time { warmup: warmup.0, measured: duration.0 };
-                Self { clients: connections, extent, ..Self::base(Scenario::Churn, server, output) }
+            ScenarioArgs::Churn { server, connections, duration, warmup, output } => {
+                let stop = StopCondition::Time { warmup: warmup.0, measured: duration.0 };
+                Self { clients: connections, stop, ..Self::base(Scenario::Churn, server, output) }
             }
-            Bench::Slow { server, subscribers, slow_readers, publishers, messages, extent, output, loss } => {
+            ScenarioArgs::Slow {
+                server,
+                subscribers,
+                slow_readers,
+                publishers,
+                messages,
+                stop,
+                output,
+                loss: _,
+            } => {
                 let PublisherArgs { publishers } = publishers;
                 let clients = subscribers + slow_readers;
                 Self { clients, slow_readers, publishers, ..Self::base(Scenario::Slow, server, output) }
-                    .with_messages(&messages, &extent, &loss)
+                    .with_messages(&messages, &stop)
             }
         };
-        plan.check()
+        plan.check().map_err(BenchError::InvalidArgs)
     }
 
+    /// Returns a plan without connections and messages.
     fn base(scenario: Scenario, server: ServerArgs, output: OutputArgs) -> Self {
+        // `json` is for the caller, who prints the report.
+        let OutputArgs { json: _, server_pid } = output;
         let ServerArgs { url, token, ca, insecure, compression, source, connect_timeout, threads } = server;
         let trust = match ca {
-            Some(file) => Trust::Authorities(file),
-            None if insecure => Trust::Anything,
-            None => Trust::System,
+            Some(file) => CertificateTrust::CaFile(file),
+            None if insecure => CertificateTrust::AnyCertificate,
+            None => CertificateTrust::System,
         };
         Self {
             scenario,
-            target: url,
+            url,
             trust,
             token,
             compression,
@@ -192,95 +148,112 @@ impl Plan {
             publishers: 0,
             topics: 1,
             size: 0,
-            pace: Pace::InFlight(DEFAULT_IN_FLIGHT),
-            extent: Extent::Messages(0),
-            json: output.json,
-            server: output.server_pid.map(ServerProcess),
-            fail_on_loss: false,
+            load: LoadModel::ClosedLoop(DEFAULT_IN_FLIGHT),
+            stop: StopCondition::Messages(0),
+            server: server_pid.map(ServerProcess),
         }
     }
 
-    fn with_messages(self, messages: &MessageArgs, extent: &ExtentArgs, loss: &LossArgs) -> Self {
-        let pace = match (messages.rate, messages.in_flight) {
-            (Some(rate), _) => Pace::Rate(rate),
-            (None, Some(in_flight)) => Pace::InFlight(in_flight),
-            (None, None) if self.scenario == Scenario::Slow => Pace::Rate(DEFAULT_SLOW_RATE),
-            (None, None) => Pace::InFlight(DEFAULT_IN_FLIGHT),
+    /// Adds the load of a scenario with messages.
+    fn with_messages(self, messages: &MessageArgs, stop: &StopArgs) -> Self {
+        let load = match (messages.rate, messages.in_flight) {
+            (Some(rate), _) => LoadModel::OpenLoop(rate),
+            (None, Some(in_flight)) => LoadModel::ClosedLoop(in_flight),
+            (None, None) if self.scenario == Scenario::Slow => LoadModel::OpenLoop(DEFAULT_SLOW_RATE),
+            (None, None) => LoadModel::ClosedLoop(DEFAULT_IN_FLIGHT),
         };
-        let extent = match extent.messages {
-            Some(messages) => Extent::Messages(messages),
-            None => Extent::Time {
-                warmup: extent.warmup.map_or(DEFAULT_WARMUP, |time| time.0),
-                measured: extent.duration.map_or(DEFAULT_DURATION, |time| time.0),
+        let stop = match stop.messages {
+            Some(messages) => StopCondition::Messages(messages),
+            None => StopCondition::Time {
+                warmup: stop.warmup.map_or(DEFAULT_WARMUP, |time| time.0),
+                measured: stop.duration.map_or(DEFAULT_DURATION, |time| time.0),
             },
         };
-        Self { size: messages.size, pace, extent, fail_on_loss: loss.fail_on_loss, ..self }
+        Self { size: messages.size, load, stop, ..self }
     }
 
+    /// Checks numbers and flags against each other.
     fn check(self) -> Result<Self, String> {
         let Self { clients, publishers, topics, threads, .. } = self;
         if topics > clients {
             return Err(format!(
-                "--topics {topics} is more than --subscribers {clients}: there would be topics that nobody gets; give \
-                 at least as many subscribers"
+                "--topics {topics} is more than --subscribers {clients}: some topics would have no subscriber; use at \
+                 least {topics} subscribers"
             ));
         }
         if self.streams() > MAX_STREAMS {
-            return Err(format!("{} senders or topics are too many: at most {MAX_STREAMS}", self.streams()));
-        }
-        // Each subscriber keeps account of each stream of its topic.
-        let accounts = clients.saturating_mul(self.streams_of_topic());
-        if accounts > MAX_STREAMS {
             return Err(format!(
-                "--subscribers {clients} with --publishers {publishers} means {accounts} accounts of messages: at most \
-                 {MAX_STREAMS}; give fewer publishers"
+                "{} senders or topics are too many; the maximum is {MAX_STREAMS}",
+                self.streams()
+            ));
+        }
+        // Each subscriber has a tracker for each stream of its topic.
+        let trackers = clients.saturating_mul(self.streams_of_topic());
+        if trackers > MAX_STREAMS {
+            return Err(format!(
+                "--subscribers {clients} with --publishers {publishers} needs {trackers} sequence trackers; the \
+                 maximum is {MAX_STREAMS}: use fewer publishers"
             ));
         }
         if threads > clients + publishers {
             return Err(format!(
-                "--threads {threads} is more than the {} connections: give at most as many",
+                "--threads {threads} is more than the {} connections: use at most one thread per connection",
                 clients + publishers
             ));
         }
-        if !self.target.tls && self.trust != Trust::System {
-            let flag = if self.trust == Trust::Anything { "--insecure" } else { "--ca" };
+        if !self.url.tls && self.trust != CertificateTrust::System {
+            let flag = if self.trust == CertificateTrust::AnyCertificate { "--insecure" } else { "--ca" };
             return Err(format!(
-                "{flag} is for certificates, but --url {} has none: give a wss:// URL",
-                self.target
+                "{flag} is for TLS, but --url {} does not use it: use a wss:// URL",
+                self.url
             ));
         }
         Ok(self)
     }
 
-    pub(super) fn streams(&self) -> usize {
+    /// Returns the time to measure in a run whose load starts at `start`.
+    pub(crate) fn measurement_window(&self, start: u64) -> MeasurementWindow {
+        match self.stop {
+            StopCondition::Messages(_) => MeasurementWindow { from: start, to: u64::MAX },
+            StopCondition::Time { warmup, measured } => {
+                let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+                let from = start.saturating_add(nanoseconds(warmup));
+                MeasurementWindow { from, to: from.saturating_add(nanoseconds(measured)) }
+            }
+        }
+    }
+
+    /// Returns the number of streams.
+    pub(crate) fn streams(&self) -> usize {
         match self.scenario {
             Scenario::Echo => self.clients,
             _ => self.publishers.max(self.topics),
         }
     }
 
-    /// How many streams go to a topic.
-    pub(super) fn streams_of_topic(&self) -> usize {
+    /// Returns the largest number of streams that go to one topic.
+    pub(crate) fn streams_of_topic(&self) -> usize {
         match self.scenario {
             Scenario::Echo => 1,
             _ => self.publishers.div_ceil(self.topics).max(1),
         }
     }
 
-    /// The topic of a subscriber.
-    pub(super) fn topic_of(&self, subscriber: u32) -> u32 {
+    /// Returns the topic of a subscriber.
+    pub(crate) fn topic_of(&self, subscriber: u32) -> u32 {
         subscriber % self.topics as u32
     }
 
-    /// The `turn`-th stream of a publisher, in turns.
-    pub(super) fn stream_of(&self, publisher: u32, turn: u64) -> u32 {
+    /// Returns the stream of a publisher's message number `turn`. A publisher rotates over its
+    /// streams.
+    pub(crate) fn stream_of(&self, publisher: u32, turn: u64) -> u32 {
         let (publishers, streams) = (self.publishers as u64, self.streams() as u64);
         let own = (streams - u64::from(publisher)).div_ceil(publishers.max(1)).max(1);
         (u64::from(publisher) + turn % own * publishers) as u32
     }
 
-    /// All connections, in the order in which they are opened: subscribers before who publishes to them.
-    pub(super) fn places(&self) -> impl Iterator<Item = Place> {
+    /// Returns all connections in the order in which they open: subscribers before publishers.
+    pub(crate) fn connection_specs(&self) -> impl Iterator<Item = ConnectionSpec> {
         let readers = self.clients - self.slow_readers;
         let role = move |number| match self.scenario {
             Scenario::Echo => Role::Echo,
@@ -289,42 +262,39 @@ impl Plan {
             _ => Role::SlowReader,
         };
         let clients =
-            (0..self.clients).map(move |number| Place { role: role(number), number: number as u32 });
-        let publishers =
-            (0..self.publishers).map(|number| Place { role: Role::Publisher, number: number as u32 });
+            (0..self.clients).map(move |number| ConnectionSpec { role: role(number), number: number as u32 });
+        let publishers = (0..self.publishers)
+            .map(|number| ConnectionSpec { role: Role::Publisher, number: number as u32 });
         clients.chain(publishers)
     }
 
-    /// Connections that send.
-    pub(super) fn senders(&self) -> usize {
+    /// Returns the number of connections that send messages.
+    pub(crate) fn senders(&self) -> usize {
         if self.scenario == Scenario::Echo { self.clients } else { self.publishers }
     }
 
-    /// How many messages a sender sends at most.
-    pub(super) fn quota(&self, sender: u32) -> u64 {
-        let Extent::Messages(messages) = self.extent else { return u64::MAX };
+    /// Returns the maximum number of messages of a sender.
+    pub(crate) fn max_messages(&self, sender: u32) -> u64 {
+        let StopCondition::Messages(messages) = self.stop else { return u64::MAX };
         let senders = self.senders().max(1) as u64;
         messages / senders + u64::from(u64::from(sender) < messages % senders)
     }
 
-    /// Where connection `number` of the run is made from; `None` leaves it to the system.
-    pub(super) fn source(&self, number: usize) -> Option<SocketAddr> {
+    /// Returns the local address of connection `number`, or `None` to leave it to the system.
+    pub(crate) fn source(&self, number: usize) -> Option<SocketAddr> {
         let at = number.checked_rem(self.sources.len())?;
         self.sources.get(at).map(|ip| SocketAddr::new(*ip, 0))
     }
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use clap::{Command, FromArgMatches, Subcommand};
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    pub(crate) fn try_plan(flags: &str) -> Result<Plan, String> {
-        let command = Bench::augment_subcommands(Command::new("bench").no_binary_name(true));
-        let matches = command.try_get_matches_from(flags.split(' ')).unwrap();
-        Plan::new(Bench::from_arg_matches(&matches).unwrap())
+    pub(crate) fn try_plan(flags: &str) -> Result<Plan, BenchError> {
+        Plan::new(Args::from_flags(flags.split(' ')).unwrap())
     }
 
     pub(crate) fn plan(flags: &str) -> Plan {
@@ -332,27 +302,27 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_not_given_has_a_default() {
-        let time = |warmup, measured| Extent::Time {
+    fn flags_have_defaults() {
+        let time = |warmup, measured| StopCondition::Time {
             warmup: Duration::from_secs(warmup),
             measured: Duration::from_secs(measured),
         };
-        for (flags, pace, extent) in [
-            ("echo", Pace::InFlight(1), time(1, 10)),
-            ("fanout --in-flight 8 --duration 5s", Pace::InFlight(8), time(1, 5)),
-            ("topics --rate 8 --warmup 0", Pace::Rate(8), time(0, 10)),
-            ("slow", Pace::Rate(100), time(1, 10)),
-            ("slow --in-flight 2", Pace::InFlight(2), time(1, 10)),
-            ("fanout --messages 7", Pace::InFlight(1), Extent::Messages(7)),
-            ("idle", Pace::InFlight(1), time(0, 10)),
+        for (flags, load, stop) in [
+            ("echo", LoadModel::ClosedLoop(1), time(1, 10)),
+            ("fanout --in-flight 8 --duration 5s", LoadModel::ClosedLoop(8), time(1, 5)),
+            ("topics --rate 8 --warmup 0", LoadModel::OpenLoop(8), time(0, 10)),
+            ("slow", LoadModel::OpenLoop(100), time(1, 10)),
+            ("slow --in-flight 2", LoadModel::ClosedLoop(2), time(1, 10)),
+            ("fanout --messages 7", LoadModel::ClosedLoop(1), StopCondition::Messages(7)),
+            ("idle", LoadModel::ClosedLoop(1), time(0, 10)),
         ] {
             let plan = plan(flags);
-            assert_eq!((plan.pace, plan.extent), (pace, extent), "{flags}");
+            assert_eq!((plan.load, plan.stop), (load, stop), "{flags}");
         }
     }
 
     #[test]
-    fn flags_that_do_not_go_together_are_named() {
+    fn errors_name_the_flags_that_contradict_each_other() {
         for (flags, named) in [
             ("topics --topics 5 --subscribers 4", ["--topics 5", "--subscribers 4"]),
             ("echo --threads 3 --connections 2", ["--threads 3", "2 connections"]),
@@ -363,9 +333,9 @@ pub(super) mod tests {
             ("echo --insecure", ["--insecure", "wss://"]),
             ("echo --ca a.pem", ["--ca", "wss://"]),
         ] {
-            let sentence = try_plan(flags).unwrap_err();
+            let message = try_plan(flags).unwrap_err().to_string();
             for text in named {
-                assert!(sentence.contains(text), "{text:?} is not in: {sentence}");
+                assert!(message.contains(text), "{text:?} is not in: {message}");
             }
         }
     }
@@ -373,12 +343,12 @@ pub(super) mod tests {
     #[test]
     fn slow_readers_are_the_last_of_the_clients() {
         let roles: Vec<_> =
-            plan("slow --subscribers 2 --slow-readers 1").places().map(|place| place.role).collect();
+            plan("slow --subscribers 2 --slow-readers 1").connection_specs().map(|spec| spec.role).collect();
         assert_eq!(roles, [Role::Subscriber, Role::Subscriber, Role::SlowReader, Role::Publisher]);
     }
 
     #[test]
-    fn sources_take_turns() {
+    fn connections_rotate_over_source_addresses() {
         let plan = plan("echo --source 127.0.0.2,127.0.0.3 --source ::1");
         let sources: Vec<_> = (0..4).map(|number| plan.source(number).unwrap().ip().to_string()).collect();
         assert_eq!(sources, ["127.0.0.2", "127.0.0.3", "::1", "127.0.0.2"]);
@@ -411,9 +381,9 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn quotas_add_up(senders in 1..50_usize, messages in 1..1000_u64) {
+        fn shares_of_senders_add_up_to_all_messages(senders in 1..50_usize, messages in 1..1000_u64) {
             let plan = plan(&format!("echo --connections {senders} --messages {messages}"));
-            let sum: u64 = (0..senders as u32).map(|sender| plan.quota(sender)).sum();
+            let sum: u64 = (0..senders as u32).map(|sender| plan.max_messages(sender)).sum();
             prop_assert_eq!(sum, messages);
         }
     }

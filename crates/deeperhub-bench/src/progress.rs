@@ -1,43 +1,52 @@
-//! A progress bar while a run goes on, where someone looks.
+//! The progress bar on a terminal.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::plan::{Extent, Plan, Scenario};
-use super::shared::Shared;
+use crate::plan::Plan;
+use crate::scenario::{Scenario, StopCondition};
+use crate::shared_state::SharedState;
 
-/// What is shown. On anything but a terminal it is nothing.
+/// A progress bar. It draws nothing if it is hidden or standard error is not a terminal.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     bar: ProgressBar,
-    extent: Extent,
+    stop: StopCondition,
     connections: u64,
-    /// Whether what is sent and delivered is of interest.
-    messages: bool,
-    /// Deliveries when the bar was last drawn, and when that was.
-    last: (u64, u64),
+    has_messages: bool,
+    /// Deliveries and time at the last update.
+    last: Rate,
 }
 
 impl Progress {
-    pub(super) fn new(plan: &Plan) -> Self {
+    /// Creates a progress bar on standard error.
+    pub(crate) fn on_stderr(plan: &Plan) -> Self {
+        Self::new(plan, ProgressDrawTarget::stderr())
+    }
+
+    /// Creates a progress bar that draws nothing.
+    pub(crate) fn hidden(plan: &Plan) -> Self {
+        Self::new(plan, ProgressDrawTarget::hidden())
+    }
+
+    fn new(plan: &Plan, target: ProgressDrawTarget) -> Self {
         let connections = (plan.clients + plan.publishers) as u64;
-        // It hides itself where standard error is no terminal.
-        let bar = ProgressBar::with_draw_target(Some(connections), ProgressDrawTarget::stderr());
+        let bar = ProgressBar::with_draw_target(Some(connections), target);
         if let Ok(style) = ProgressStyle::with_template("{prefix:10} [{bar:30}] {msg}") {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix("connecting");
-        let messages = plan.scenario.has_messages();
+        let has_messages = plan.scenario.has_messages();
         if plan.scenario == Scenario::Churn {
             bar.set_prefix("running");
         }
-        Self { bar, extent: plan.extent, connections, messages, last: (0, 0) }
+        Self { bar, stop: plan.stop, connections, has_messages, last: Rate::default() }
     }
 
-    /// Shows how far the run is.
-    pub(super) fn update(&mut self, shared: &Shared) {
+    /// Draws the current state of the run.
+    pub(crate) fn update(&mut self, shared: &SharedState) {
         if self.bar.is_hidden() {
             return;
         }
@@ -49,9 +58,9 @@ impl Progress {
             return;
         };
         let now = shared.now();
-        let (position, length) = match self.extent {
-            Extent::Messages(messages) => (shared.sent.load(Relaxed), messages),
-            Extent::Time { warmup, measured } => (
+        let (position, length) = match self.stop {
+            StopCondition::Messages(messages) => (shared.sent.load(Relaxed), messages),
+            StopCondition::Time { warmup, measured } => (
                 milliseconds(Duration::from_nanos(now.saturating_sub(start))),
                 milliseconds(warmup + measured),
             ),
@@ -59,14 +68,28 @@ impl Progress {
         self.bar.set_prefix("running");
         self.bar.set_length(length);
         self.bar.set_position(position.min(length));
-        if self.messages {
+        if self.has_messages {
             let delivered = shared.delivered.load(Relaxed);
-            let (before, then) = std::mem::replace(&mut self.last, (delivered, now));
-            let rate = delivered.saturating_sub(before) as f64 * 1e9 / now.saturating_sub(then).max(1) as f64;
-            self.bar.set_message(format!("{rate:.0} deliveries a second"));
+            let rate = self.last.update(delivered, now);
+            self.bar.set_message(format!("{rate:.0} deliveries/s"));
         } else {
             self.bar.set_message(format!("{} connections opened", shared.opened.load(Relaxed)));
         }
+    }
+}
+
+/// A count and the time at which it was read, in nanoseconds.
+#[derive(Debug, Default)]
+struct Rate {
+    count: u64,
+    time: u64,
+}
+
+impl Rate {
+    /// Returns the rate per second since the last update.
+    fn update(&mut self, count: u64, time: u64) -> f64 {
+        let last = std::mem::replace(self, Self { count, time });
+        count.saturating_sub(last.count) as f64 * 1e9 / time.saturating_sub(last.time).max(1) as f64
     }
 }
 

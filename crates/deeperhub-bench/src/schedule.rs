@@ -1,35 +1,37 @@
-//! When each message of an open loop is due.
+//! Due times of the messages of an open loop.
 
-const SECOND: u128 = 1_000_000_000;
+const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
-/// The times of one sender among several that share a rate evenly: it sends every `senders`-th message.
+/// The due times of one of several senders that share a rate: it sends every `senders`-th message.
 ///
-/// A message is due at a time that depends on nothing that happens in the run. What is late is sent as soon as it can
-/// be, with the time at which it was due, so that the wait counts and no message is left out.
+/// Due times do not depend on the server. Late messages are sent as soon as possible and carry
+/// their due time, so that latency includes the delay.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Schedule {
-    /// Messages a second of all senders together.
+pub(crate) struct Schedule {
+    /// Messages per second of all senders together.
     rate: u64,
     senders: u64,
     sender: u64,
 }
 
 impl Schedule {
-    /// `sender` is one of `0..senders`; neither `senders` nor `rate` is 0.
-    pub(super) fn new(rate: u64, sender: u64, senders: u64) -> Self {
+    /// Creates the schedule of `sender`, which is one of `0..senders`.
+    pub(crate) fn new(rate: u64, sender: u64, senders: u64) -> Self {
         Self { rate: rate.max(1), senders: senders.max(1), sender }
     }
 
-    /// When this sender's message `number`, counted from 0, is due: nanoseconds after the start.
-    pub(super) fn due(&self, number: u64) -> u64 {
+    /// Returns the due time of this sender's message `number`, which counts from 0, in nanoseconds
+    /// after the start.
+    pub(crate) fn due(&self, number: u64) -> u64 {
         let before = (u128::from(number) * u128::from(self.senders)).saturating_add(u128::from(self.sender));
-        u64::try_from(before.saturating_mul(SECOND) / u128::from(self.rate)).unwrap_or(u64::MAX)
+        u64::try_from(before.saturating_mul(NANOS_PER_SECOND) / u128::from(self.rate)).unwrap_or(u64::MAX)
     }
 
-    /// How many of this sender's messages are due before a time, in nanoseconds after the start.
-    pub(super) fn due_before(&self, time: u64) -> u64 {
+    /// Returns the number of this sender's messages that are due before `time`, in nanoseconds after
+    /// the start.
+    pub(crate) fn due_before(&self, time: u64) -> u64 {
         // Message `n` is due before `time` if `n * senders + sender` is less than this.
-        let all = (u128::from(time) * u128::from(self.rate)).div_ceil(SECOND);
+        let all = (u128::from(time) * u128::from(self.rate)).div_ceil(NANOS_PER_SECOND);
         let own = all.saturating_sub(u128::from(self.sender)).div_ceil(u128::from(self.senders));
         u64::try_from(own).unwrap_or(u64::MAX)
     }
@@ -53,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_time_is_no_overflow() {
+    fn due_times_saturate() {
         assert_eq!(Schedule::new(1, 0, u64::MAX).due(u64::MAX), u64::MAX);
     }
 
@@ -69,7 +71,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_due_before_a_time_is_what_has_an_earlier_time(
+        fn due_before_agrees_with_due(
             rate in 1..10_000_u64,
             senders in 1..20_u64,
             sender in 0..20_u64,

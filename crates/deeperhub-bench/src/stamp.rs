@@ -1,59 +1,59 @@
-//! What a message of the bench carries: whose it is, which it is, and when it was meant to be sent.
+//! The stamp in each message: its stream, its sequence number and its send time.
 //!
-//! The payload is one JSON string, `"bench/` and 32 hexadecimal digits and padding: of fixed width, so that a message
-//! is made by writing over the digits of one that was encoded before.
+//! The payload is one JSON string: `bench/`, 32 hexadecimal digits and padding. The digits have a
+//! fixed width, so that a new message is a copy of an encoded one with the digits overwritten.
 
 use memchr::memmem;
 
-/// What the text begins with.
-const MARK: &[u8; 6] = b"bench/";
-/// Digits after it.
-const DIGITS: usize = 32;
+/// Start of the string.
+const PREFIX: &[u8; 6] = b"bench/";
+/// Number of digits after the prefix.
+const DIGIT_COUNT: usize = 32;
 
-/// Shortest payload in bytes: quotes, mark and digits.
-pub(super) const SHORTEST: usize = MARK.len() + DIGITS + 2;
-/// Where the digits are, from the opening quote.
-pub(super) const DIGITS_AT: usize = MARK.len() + 1;
-/// Streams that can be told apart.
-pub(super) const MAX_STREAMS: usize = 1 << 24;
-/// Messages of a stream that can be told apart.
+/// Shortest payload: quotes, prefix and digits.
+pub(crate) const MIN_PAYLOAD_BYTES: usize = PREFIX.len() + DIGIT_COUNT + 2;
+/// Offset of the digits from the opening quote.
+pub(crate) const DIGITS_OFFSET: usize = PREFIX.len() + 1;
+/// Maximum number of streams.
+pub(crate) const MAX_STREAMS: usize = 1 << 24;
+/// Highest sequence number.
 const MAX_SEQUENCE: u64 = (1 << 40) - 1;
 
-/// A message's place in the run.
+/// The stream, the sequence number and the send time of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    /// The sequence that it belongs to: one publisher's messages to one topic, or one connection's echoes.
-    pub(super) stream: u32,
-    /// Its number in the stream, from 0.
-    pub(super) sequence: u64,
-    /// When it was to be sent, in nanoseconds since the run's epoch.
-    pub(super) time: u64,
+pub(crate) struct Stamp {
+    /// Stream: one publisher's messages to one topic, or one connection's echoes.
+    pub(crate) stream: u32,
+    /// Sequence number in the stream, from 0.
+    pub(crate) sequence: u64,
+    /// Send time, in an open loop the due time, in nanoseconds since the epoch of the run.
+    pub(crate) time: u64,
 }
 
 impl Stamp {
-    /// The digits; a stream or a sequence beyond the maximum wraps.
-    pub(super) fn encode(self) -> [u8; DIGITS] {
+    /// Encodes the stamp as digits. A stream or a sequence number over the maximum wraps around.
+    pub(crate) fn encode(self) -> [u8; DIGIT_COUNT] {
         let number = u128::from(self.stream) << 104
             | u128::from(self.sequence & MAX_SEQUENCE) << 64
             | u128::from(self.time);
-        let mut digits = [0; DIGITS];
+        let mut digits = [0; DIGIT_COUNT];
         for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(number.to_be_bytes()) {
             *pair = [hex(byte >> 4), hex(byte & 15)];
         }
         digits
     }
 
-    /// Reads digits; `None` if there is anything else among them.
+    /// Decodes digits; `None` if another character is among them.
     #[inline]
-    fn decode(digits: &[u8; DIGITS]) -> Option<Self> {
-        let mut bytes = [0; DIGITS / 2];
-        let mut wrong = 0;
+    fn decode(digits: &[u8; DIGIT_COUNT]) -> Option<Self> {
+        let mut bytes = [0; DIGIT_COUNT / 2];
+        let mut invalid = 0;
         for (byte, [high, low]) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
-            let (high, low) = (VALUES[usize::from(*high)], VALUES[usize::from(*low)]);
-            wrong |= high | low;
+            let (high, low) = (DIGIT_VALUES[usize::from(*high)], DIGIT_VALUES[usize::from(*low)]);
+            invalid |= high | low;
             *byte = high << 4 | low & 15;
         }
-        if wrong & NO_DIGIT != 0 {
+        if invalid & NOT_A_DIGIT != 0 {
             return None;
         }
         let number = u128::from_be_bytes(bytes);
@@ -69,12 +69,12 @@ const fn hex(nibble: u8) -> u8 {
     if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
 }
 
-/// Marks what is no digit in `VALUES`.
-const NO_DIGIT: u8 = 0x80;
+/// Entry of `DIGIT_VALUES` for bytes that are not digits.
+const NOT_A_DIGIT: u8 = 0x80;
 
-/// The value of each byte as a digit.
-const VALUES: [u8; 256] = {
-    let mut values = [NO_DIGIT; 256];
+/// Value of each byte as a hexadecimal digit.
+const DIGIT_VALUES: [u8; 256] = {
+    let mut values = [NOT_A_DIGIT; 256];
     let mut nibble = 0;
     while nibble < 16 {
         values[hex(nibble) as usize] = nibble;
@@ -83,15 +83,15 @@ const VALUES: [u8; 256] = {
     values
 };
 
-/// The payload of a message: a JSON string of `size` bytes with its quotes, at least [`SHORTEST`].
+/// Returns the payload of a message: a JSON string of `size` bytes including its quotes, but at
+/// least [`MIN_PAYLOAD_BYTES`].
 ///
-/// The padding is of 64 different characters in no order, so that compression finds about as much in it as in an
-/// identifier or base64.
-pub(super) fn payload(size: usize) -> String {
+/// The padding is pseudorandom text of 64 characters, which compresses like base64.
+pub(crate) fn payload(size: usize) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::with_capacity(size.max(SHORTEST));
+    let mut text = String::with_capacity(size.max(MIN_PAYLOAD_BYTES));
     text.push_str("\"bench/");
-    text.extend(std::iter::repeat_n('0', DIGITS));
+    text.extend(std::iter::repeat_n('0', DIGIT_COUNT));
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     while text.len() + 1 < size {
         state ^= state << 13;
@@ -103,22 +103,22 @@ pub(super) fn payload(size: usize) -> String {
     text
 }
 
-/// Finds stamps in messages.
+/// Finds the stamp in a message.
 #[derive(Debug)]
-pub(super) struct Finder {
+pub(crate) struct StampFinder {
     search: memmem::Finder<'static>,
-    /// Where the last one was: messages of a run look much alike.
+    /// Offset of the last stamp, which is tried first: most messages of a run have the same layout.
     last: usize,
 }
 
-impl Finder {
-    pub(super) fn new() -> Self {
-        Self { search: memmem::Finder::new(MARK), last: 0 }
+impl StampFinder {
+    pub(crate) fn new() -> Self {
+        Self { search: memmem::Finder::new(PREFIX), last: 0 }
     }
 
-    /// The stamp in a message; `None` if it has none.
+    /// Returns the stamp in a message, or `None`.
     #[inline]
-    pub(super) fn find(&mut self, message: &[u8]) -> Option<Stamp> {
+    pub(crate) fn find(&mut self, message: &[u8]) -> Option<Stamp> {
         if let Some(stamp) = message.get(self.last..).and_then(read) {
             return Some(stamp);
         }
@@ -129,11 +129,11 @@ impl Finder {
     }
 }
 
-/// Reads a mark and digits at the start.
+/// Parses a prefix and digits at the start of `text`.
 #[inline]
 fn read(text: &[u8]) -> Option<Stamp> {
-    let (mark, rest) = text.split_first_chunk()?;
-    if mark != MARK {
+    let (prefix, rest) = text.split_first_chunk()?;
+    if prefix != PREFIX {
         return None;
     }
     Stamp::decode(rest.first_chunk()?)
@@ -148,15 +148,19 @@ mod tests {
     fn message(stamp: Stamp, size: usize, before: &str) -> String {
         let mut payload = payload(size);
         let digits = stamp.encode();
-        payload.replace_range(DIGITS_AT..DIGITS_AT + DIGITS, std::str::from_utf8(&digits).unwrap());
+        payload
+            .replace_range(DIGITS_OFFSET..DIGITS_OFFSET + DIGIT_COUNT, std::str::from_utf8(&digits).unwrap());
         format!("{before}{payload}}}")
     }
 
     #[test]
-    fn payloads_have_the_size_asked_for_or_the_shortest() {
-        for (size, expected) in
-            [(0, SHORTEST), (SHORTEST, SHORTEST), (SHORTEST + 1, SHORTEST + 1), (5000, 5000)]
-        {
+    fn payloads_have_the_requested_size_or_the_minimum() {
+        for (size, expected) in [
+            (0, MIN_PAYLOAD_BYTES),
+            (MIN_PAYLOAD_BYTES, MIN_PAYLOAD_BYTES),
+            (MIN_PAYLOAD_BYTES + 1, MIN_PAYLOAD_BYTES + 1),
+            (5000, 5000),
+        ] {
             let payload = payload(size);
             assert_eq!(payload.len(), expected);
             assert!(serde_json::from_str::<String>(&payload).is_ok(), "{payload}");
@@ -164,8 +168,8 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_stamp_is_none() {
-        let mut finder = Finder::new();
+    fn malformed_stamps_are_not_found() {
+        let mut finder = StampFinder::new();
         for message in ["", "bench/", "bench/0123", "{\"type\":\"welcome\"}"] {
             assert_eq!(finder.find(message.as_bytes()), None, "{message}");
         }
@@ -182,10 +186,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(256))]
 
         #[test]
-        fn stamps_are_found_wherever_they_are(
+        fn stamps_are_found_at_any_offset(
             stamps in proptest::collection::vec((0..1_u32 << 24, 0..=MAX_SEQUENCE, any::<u64>(), 0..200_usize, "[a-z{}:\" ]{0,40}"), 1..8)
         ) {
-            let mut finder = Finder::new();
+            let mut finder = StampFinder::new();
             for (stream, sequence, time, size, before) in stamps {
                 let stamp = Stamp { stream, sequence, time };
                 let text = message(stamp, size, &before);

@@ -1,17 +1,17 @@
-//! Waiting for a time that is nearer than a millisecond, which is the unit of epoll's own.
+//! Poll timeouts with a resolution below a millisecond, which epoll does not have.
 
 use std::io;
 use std::time::Duration;
 
 use mio::{Registry, Token};
 
-#[cfg(target_os = "linux")]
-pub(super) use exact::Timer;
 #[cfg(not(target_os = "linux"))]
-pub(super) use plain::Timer;
+pub(crate) use poll_only::Timer;
+#[cfg(target_os = "linux")]
+pub(crate) use timerfd::Timer;
 
 #[cfg(target_os = "linux")]
-mod exact {
+mod timerfd {
     use std::os::fd::{AsRawFd, OwnedFd};
 
     use mio::Interest;
@@ -23,14 +23,14 @@ mod exact {
 
     use super::*;
 
-    /// A timer that makes an event.
+    /// A timer file descriptor that is registered with the poll.
     #[derive(Debug)]
     pub(crate) struct Timer {
         file: OwnedFd,
     }
 
     impl Timer {
-        /// A timer whose event has this token.
+        /// Creates a timer whose events have this token.
         pub(crate) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
             let file =
                 timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
@@ -38,10 +38,10 @@ mod exact {
             Ok(Self { file })
         }
 
-        /// Sets the timer and returns what the poll may wait at most.
-        pub(crate) fn wait_at_most(&mut self, time: Duration) -> io::Result<Duration> {
+        /// Arms the timer and returns the timeout for the poll.
+        pub(crate) fn arm(&mut self, time: Duration) -> io::Result<Duration> {
             let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-            // A time of 0 would switch it off.
+            // A time of 0 would disarm the timer.
             let nanoseconds = i64::from(time.subsec_nanos().max(1));
             let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
             let value = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
@@ -53,10 +53,10 @@ mod exact {
 }
 
 #[cfg(not(target_os = "linux"))]
-mod plain {
+mod poll_only {
     use super::*;
 
-    /// Leaves the waiting to the poll, which takes nanoseconds elsewhere.
+    /// Does nothing, because kqueue takes timeouts in nanoseconds.
     #[derive(Debug)]
     pub(crate) struct Timer;
 
@@ -65,7 +65,7 @@ mod plain {
             Ok(Self)
         }
 
-        pub(crate) fn wait_at_most(&mut self, time: Duration) -> io::Result<Duration> {
+        pub(crate) fn arm(&mut self, time: Duration) -> io::Result<Duration> {
             Ok(time)
         }
     }

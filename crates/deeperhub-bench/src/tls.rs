@@ -1,4 +1,4 @@
-//! TLS towards the server: which certificates are taken.
+//! TLS configuration and trusted certificates.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,89 +12,93 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use deeperhub_args::Host;
 
-/// Where systems keep the authorities that they trust.
-const SYSTEM_BUNDLES: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-];
-
-/// Which certificates are taken.
+/// The certificates to accept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Trust {
-    /// What the authorities in a PEM file have signed.
-    Authorities(PathBuf),
-    /// What the system's authorities have signed.
+pub(crate) enum CertificateTrust {
+    /// Certificates signed by an authority in a PEM file.
+    CaFile(PathBuf),
+    /// Certificates signed by an authority that the system trusts.
     System,
-    /// Any.
-    Anything,
+    /// Any certificate.
+    AnyCertificate,
 }
 
-/// The TLS settings of all connections.
+/// Returns the TLS configuration of all connections.
 ///
 /// # Errors
 ///
-/// A sentence that names the flag or the file at fault.
-pub(super) fn config(trust: &Trust) -> Result<Arc<ClientConfig>, String> {
+/// A message that names the invalid flag or file.
+pub(crate) fn client_config(trust: &CertificateTrust) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be used: {error}"))?;
+        .map_err(|error| format!("TLS is not available: {error}"))?;
     let config = match trust {
-        Trust::Authorities(file) => builder.with_root_certificates(roots(file)?).with_no_client_auth(),
-        Trust::System => builder.with_root_certificates(roots(&system_bundle()?)?).with_no_client_auth(),
-        Trust::Anything => {
-            let verifier = Arc::new(AnyCertificate(provider));
+        CertificateTrust::CaFile(file) => {
+            builder.with_root_certificates(load_ca_file(file)?).with_no_client_auth()
+        }
+        CertificateTrust::System => {
+            builder.with_root_certificates(load_system_store()?).with_no_client_auth()
+        }
+        CertificateTrust::AnyCertificate => {
+            let verifier = Arc::new(AcceptAnyCertificate(provider));
             builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
         }
     };
     Ok(Arc::new(config))
 }
 
-/// The name that the certificate has to be for.
-pub(super) fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
+/// Returns the name that the certificate must be valid for.
+pub(crate) fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
     match host {
         Host::Ip(ip) => Ok(ServerName::IpAddress((*ip).into())),
-        Host::Name(name) => ServerName::try_from(name.clone())
-            .map_err(|_| format!("invalid value for --url: a certificate cannot be for the name '{name}'")),
+        Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| {
+            format!("invalid value for --url: certificates cannot be issued for the name '{name}'")
+        }),
     }
 }
 
-fn system_bundle() -> Result<PathBuf, String> {
-    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let mut known = named.into_iter().chain(SYSTEM_BUNDLES.map(PathBuf::from));
-    known.find(|file| file.is_file()).ok_or_else(|| {
-        "no file with the system's certificate authorities was found: name one with --ca, or take any certificate \
-         with --insecure"
-            .to_owned()
-    })
+/// Loads the certificate authorities that the system trusts. `SSL_CERT_FILE` and `SSL_CERT_DIR`
+/// replace them.
+fn load_system_store() -> Result<RootCertStore, String> {
+    let loaded = rustls_native_certs::load_native_certs();
+    let mut store = RootCertStore::empty();
+    // Systems also list authorities that rustls cannot parse; the others are enough.
+    store.add_parsable_certificates(loaded.certs);
+    if store.is_empty() {
+        let reason = loaded.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+        return Err(format!(
+            "the system has no certificate authorities{reason}: name a file with --ca, or accept any certificate \
+             with --insecure"
+        ));
+    }
+    Ok(store)
 }
 
-fn roots(file: &Path) -> Result<RootCertStore, String> {
-    let wrong = |error: &dyn fmt::Display| {
+/// Loads the certificate authorities of a PEM file.
+fn load_ca_file(file: &Path) -> Result<RootCertStore, String> {
+    let invalid = |error: &dyn fmt::Display| {
         format!(
             "invalid value '{}' for --ca: {error}; expected a PEM file of certificate authorities",
             file.display()
         )
     };
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))? {
-        let certificate = certificate.map_err(|error| wrong(&error))?;
-        roots.add(certificate).map_err(|error| wrong(&error))?;
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| invalid(&error))? {
+        let certificate = certificate.map_err(|error| invalid(&error))?;
+        roots.add(certificate).map_err(|error| invalid(&error))?;
     }
     if roots.is_empty() {
-        return Err(wrong(&"it has no certificate"));
+        return Err(invalid(&"it contains no certificate"));
     }
     Ok(roots)
 }
 
-/// Takes any certificate, but checks that the server has its key.
+/// Accepts any certificate, but verifies that the server has the certificate's key.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for AnyCertificate {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _certificate: &CertificateDer<'_>,
@@ -134,15 +138,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_without_certificates_is_named_with_its_flag() {
+    fn errors_name_the_flag_and_the_file() {
         for file in ["/nowhere/ca.pem", "/dev/null"] {
-            let sentence = config(&Trust::Authorities(file.into())).unwrap_err();
-            assert!(sentence.contains("--ca") && sentence.contains(file), "{sentence}");
+            let message = client_config(&CertificateTrust::CaFile(file.into())).unwrap_err();
+            assert!(message.contains("--ca") && message.contains(file), "{message}");
         }
     }
 
     #[test]
-    fn addresses_and_names_are_what_a_certificate_can_be_for() {
+    fn certificates_can_be_issued_for_addresses_and_names() {
         for host in ["127.0.0.1", "::1", "hub.example.com"] {
             assert!(server_name(&host.parse().unwrap()).is_ok(), "{host}");
         }

@@ -1,70 +1,70 @@
-//! The bytes of a connection, plain or through TLS.
+//! A TCP stream, plain or with TLS.
 
 use std::io::{self, Read, Write};
 
 use mio::net::TcpStream;
 use rustls::ClientConnection;
 
-/// A socket that does not block, watched for edges.
+/// A non-blocking socket that is polled edge-triggered.
 #[derive(Debug)]
-pub(super) enum Transport {
-    /// Bytes as they are.
+pub(crate) enum Transport {
+    /// Without TLS.
     Plain(TcpStream),
-    /// Through TLS.
+    /// With TLS.
     Tls(Box<Tls>),
 }
 
 /// A TLS session on a socket.
 #[derive(Debug)]
-pub(super) struct Tls {
+pub(crate) struct Tls {
     socket: TcpStream,
     session: ClientConnection,
 }
 
 impl Transport {
-    pub(super) fn new(socket: TcpStream, session: Option<ClientConnection>) -> Self {
+    pub(crate) fn new(socket: TcpStream, session: Option<ClientConnection>) -> Self {
         match session {
             None => Self::Plain(socket),
             Some(session) => Self::Tls(Box::new(Tls { socket, session })),
         }
     }
 
-    pub(super) fn socket(&mut self) -> &mut TcpStream {
+    pub(crate) fn socket(&mut self) -> &mut TcpStream {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(tls) => &mut tls.socket,
         }
     }
 
-    /// Whether a read that did not fill its buffer took all there was. Of TLS that is not known: a record may wait
-    /// in the session, or in the socket behind it.
-    pub(super) fn short_read_empties(&self) -> bool {
+    /// Returns `true` if a short read means that the socket is empty. With TLS it does not: a record
+    /// may wait in the session or in the socket.
+    pub(crate) fn short_read_empties(&self) -> bool {
         matches!(self, Self::Plain(_))
     }
 
-    /// As [`Read::read`].
+    /// Reads like [`Read::read`].
     #[inline]
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.read(buffer),
             Self::Tls(tls) => tls.read(buffer),
         }
     }
 
-    /// As [`Write::write`].
+    /// Writes like [`Write::write`].
     #[inline]
-    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.write(bytes),
             Self::Tls(tls) => tls.write(bytes),
         }
     }
 
-    /// Passes on what was written but has not reached the socket; to be called when the socket can be written.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    /// Writes buffered TLS records to the socket. Call it when the socket is writable.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(_) => Ok(()),
-            Self::Tls(tls) => tls.push(),
+            Self::Tls(tls) => tls.write_records(),
         }
     }
 }
@@ -80,19 +80,20 @@ impl Tls {
                 return Ok(0);
             }
             let processed = self.session.process_new_packets();
-            // Also after an error: the alert tells the server why.
-            self.push()?;
+            // Also after an error, to send the TLS alert.
+            self.write_records()?;
             processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         }
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = self.session.writer().write(bytes)?;
-        self.push()?;
+        self.write_records()?;
         if taken == 0 && !bytes.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
     }
 
-    fn push(&mut self) -> io::Result<()> {
+    /// Writes buffered records until the socket is full.
+    fn write_records(&mut self) -> io::Result<()> {
         while self.session.wants_write() {
             match self.session.write_tls(&mut self.socket) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

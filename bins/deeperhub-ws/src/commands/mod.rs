@@ -1,6 +1,7 @@
 //! Subcommands other than `serve`.
 
 mod api_client;
+pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod health;

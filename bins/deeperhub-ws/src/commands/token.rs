@@ -43,7 +43,7 @@ fn pattern(text: &str) -> Result<Subscription<'static>, String> {
 }
 
 fn ttl(text: &str) -> Result<Time, String> {
-    let time = Time::up_to(text, MAX_TTL);
+    let time = Time::parse_up_to(text, MAX_TTL);
     let time = time.ok_or("expected a duration such as 30s, 10m or 24h, at most 8760h")?;
     if time.0 < Duration::from_secs(1) { Err("expected at least 1s".to_owned()) } else { Ok(time) }
 }

@@ -1,27 +1,27 @@
-//! The server that is driven: a WebSocket URL.
+//! The server's WebSocket URL.
 
 use std::fmt;
 use std::str::FromStr;
 
 use deeperhub_args::{Address, Host};
 
-/// A `ws://` or `wss://` URL taken apart.
+/// A parsed `ws://` or `wss://` URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target {
-    /// Whether it is `wss://`.
-    pub(super) tls: bool,
-    /// Where to connect.
-    pub(super) address: Address,
-    /// Path and query, as the request names them.
-    pub(super) path: String,
+pub(crate) struct ServerUrl {
+    /// `true` for `wss://`.
+    pub(crate) tls: bool,
+    /// Host and port to connect to.
+    pub(crate) address: Address,
+    /// Path and query of the request.
+    pub(crate) path: String,
 }
 
-impl Target {
-    /// The `Host` header: without the port where it is the scheme's own.
-    pub(super) fn host_header(&self) -> String {
+impl ServerUrl {
+    /// Returns the `Host` header, without the scheme's default port.
+    pub(crate) fn host_header(&self) -> String {
         let text = self.address.to_string();
-        let usual = format!(":{}", default_port(self.tls));
-        text.strip_suffix(&usual).map(str::to_owned).unwrap_or(text)
+        let default = format!(":{}", default_port(self.tls));
+        text.strip_suffix(&default).map(str::to_owned).unwrap_or(text)
     }
 }
 
@@ -29,7 +29,7 @@ fn default_port(tls: bool) -> u16 {
     if tls { 443 } else { 80 }
 }
 
-impl FromStr for Target {
+impl FromStr for ServerUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -59,9 +59,9 @@ impl FromStr for Target {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What follows the path may be a token.
+        // The query may contain a token, so it is left out.
         let path = self.path.split('?').next().unwrap_or_default();
         write!(f, "{}://{}{path}", if self.tls { "wss" } else { "ws" }, self.host_header())
     }
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_taken_apart() {
+    fn urls_are_parsed() {
         for (text, tls, address, path, host) in [
             ("ws://127.0.0.1:8080", false, "127.0.0.1:8080", "/", "127.0.0.1:8080"),
             ("ws://localhost/ws", false, "localhost:80", "/ws", "localhost"),
@@ -81,10 +81,10 @@ mod tests {
             ("ws://[::1]:80?x", false, "[::1]:80", "/?x", "[::1]"),
             ("ws://[::1]", false, "[::1]:80", "/", "[::1]"),
         ] {
-            let target: Target = text.parse().unwrap();
-            assert_eq!((target.tls, target.path.as_str()), (tls, path), "{text}");
+            let url: ServerUrl = text.parse().unwrap();
+            assert_eq!((url.tls, url.path.as_str()), (tls, path), "{text}");
             assert_eq!(
-                (target.address.to_string().as_str(), target.host_header().as_str()),
+                (url.address.to_string().as_str(), url.host_header().as_str()),
                 (address, host),
                 "{text}"
             );
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_websocket_url_is_refused_with_an_example() {
+    fn invalid_urls_are_rejected_with_an_example() {
         for text in [
             "",
             "127.0.0.1:8080",
@@ -107,14 +107,14 @@ mod tests {
             "ws://localhost/#x",
             "ws://::1/",
         ] {
-            let refused = text.parse::<Target>();
-            assert!(refused.is_err_and(|expected| expected.contains("ws://127.0.0.1:8080/")), "{text}");
+            let parsed = text.parse::<ServerUrl>();
+            assert!(parsed.is_err_and(|expected| expected.contains("ws://127.0.0.1:8080/")), "{text}");
         }
     }
 
     #[test]
     fn a_query_is_not_shown() {
-        let target: Target = "ws://localhost/ws?token=abc".parse().unwrap();
-        assert_eq!(target.to_string(), "ws://localhost/ws");
+        let url: ServerUrl = "ws://localhost/ws?token=abc".parse().unwrap();
+        assert_eq!(url.to_string(), "ws://localhost/ws");
     }
 }

@@ -1,42 +1,43 @@
-//! What the bench says to the server.
+//! Encodes the messages to the server.
 
-use super::plan::{Plan, Scenario};
-use super::stamp::{DIGITS_AT, Stamp, payload};
-use super::wire::{Keys, TEXT, Template, write};
+use crate::frame::{FrameTemplate, MaskingKeys, TEXT, write_frame};
+use crate::plan::Plan;
+use crate::scenario::Scenario;
+use crate::stamp::{DIGITS_OFFSET, Stamp, payload};
 
-/// Digits of a topic's number.
+/// Digits of a topic's number in its name.
 const TOPIC_DIGITS: usize = 8;
 
-/// The messages of a run, ready but for the digits that differ.
+/// Encodes messages by copying a prepared frame and overwriting the digits that differ.
 #[derive(Debug)]
-pub(super) struct Outgoing {
-    template: Template,
-    /// Where the topic's number is in a publish; `None` in an echo.
+pub(crate) struct MessageEncoder {
+    template: FrameTemplate,
+    /// Offset of the topic's number in a publish; `None` for echoes.
     topic_at: Option<usize>,
     digits_at: usize,
-    /// The run's part of its topics' names, so that runs at the same time do not meet.
-    run: u32,
+    /// Part of the topic names, so that concurrent runs have different topics.
+    run_id: u32,
 }
 
-impl Outgoing {
-    pub(super) fn new(plan: &Plan, run: u32, keys: &mut Keys) -> Self {
+impl MessageEncoder {
+    pub(crate) fn new(plan: &Plan, run_id: u32, keys: &mut MaskingKeys) -> Self {
         let payload = payload(plan.size);
         let (text, topic_at) = if plan.scenario == Scenario::Echo {
             (format!(r#"{{"type":"echo","data":{payload}}}"#), None)
         } else {
             let before = r#"{"type":"publish","data":{"topic":""#;
-            let topic = topic(run, 0);
+            let topic = topic(run_id, 0);
             let at = before.len() + topic.len() - TOPIC_DIGITS;
             (format!(r#"{before}{topic}","message":{payload}}}}}"#), Some(at))
         };
         let ends = if topic_at.is_some() { 2 } else { 1 };
-        let digits_at = text.len() - ends - payload.len() + DIGITS_AT;
-        Self { template: Template::new(&text, keys.key()), topic_at, digits_at, run }
+        let digits_at = text.len() - ends - payload.len() + DIGITS_OFFSET;
+        Self { template: FrameTemplate::new(&text, keys.next_key()), topic_at, digits_at, run_id }
     }
 
-    /// Appends a message: a publish to `topic`, or in `echo` an echo.
+    /// Appends a message: an echo in `echo`, otherwise a publish to `topic`.
     #[inline]
-    pub(super) fn write(&self, out: &mut Vec<u8>, topic: u32, stamp: Stamp) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>, topic: u32, stamp: Stamp) {
         let digits = stamp.encode();
         match self.topic_at {
             Some(at) => {
@@ -46,16 +47,17 @@ impl Outgoing {
         }
     }
 
-    /// Appends a `subscribe`.
-    pub(super) fn write_subscribe(&self, out: &mut Vec<u8>, topic: u32, key: [u8; 4]) {
-        let text = format!(r#"{{"type":"subscribe","data":{{"topic":"{}"}}}}"#, self::topic(self.run, topic));
-        write(out, TEXT, text.as_bytes(), key);
+    /// Appends a `subscribe` message.
+    pub(crate) fn write_subscribe(&self, out: &mut Vec<u8>, topic: u32, key: [u8; 4]) {
+        let text =
+            format!(r#"{{"type":"subscribe","data":{{"topic":"{}"}}}}"#, self::topic(self.run_id, topic));
+        write_frame(out, TEXT, text.as_bytes(), key);
     }
 }
 
-/// A topic's name.
-fn topic(run: u32, number: u32) -> String {
-    format!("bench.{run:08x}.{number:0TOPIC_DIGITS$}")
+/// Returns a topic's name.
+fn topic(run_id: u32, number: u32) -> String {
+    format!("bench.{run_id:08x}.{number:0TOPIC_DIGITS$}")
 }
 
 fn topic_digits(mut number: u32) -> [u8; TOPIC_DIGITS] {
@@ -74,9 +76,9 @@ mod tests {
 
     use super::*;
     use crate::plan::tests::plan;
-    use crate::stamp::Finder;
+    use crate::stamp::StampFinder;
 
-    /// Reads the one message in `bytes` as the server does.
+    /// Parses the message in `bytes` as the server does.
     fn parsed(mut bytes: Vec<u8>, then: impl FnOnce(Command<'_>)) {
         let (mut decoder, mut at) = (FrameDecoder::new(), 0);
         match decoder.next(&FrameLimits::default(), &mut bytes, &mut at) {
@@ -88,16 +90,17 @@ mod tests {
     const STAMP: Stamp = Stamp { stream: 77, sequence: 5, time: 123_456_789 };
 
     #[test]
-    fn a_publish_is_one_to_the_server_with_topic_stamp_and_size() {
+    fn the_server_parses_publishes() {
         for size in [40, 128, 5000] {
-            let outgoing = Outgoing::new(&plan(&format!("topics --size {size}")), 0xabc, &mut Keys::new(1));
+            let encoder =
+                MessageEncoder::new(&plan(&format!("topics --size {size}")), 0xabc, &mut MaskingKeys::new(1));
             let mut out = Vec::new();
-            outgoing.write(&mut out, 1_000_077, STAMP);
+            encoder.write(&mut out, 1_000_077, STAMP);
             parsed(out, |command| match command {
                 Command::Publish { topic, message, .. } => {
                     assert_eq!(topic.as_str(), "bench.00000abc.01000077");
                     assert_eq!(message.as_ref().len(), size);
-                    assert_eq!(Finder::new().find(message.as_ref().as_bytes()), Some(STAMP));
+                    assert_eq!(StampFinder::new().find(message.as_ref().as_bytes()), Some(STAMP));
                 }
                 other => panic!("{other:?}"),
             });
@@ -105,24 +108,24 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_is_one_to_the_server_with_stamp_and_size() {
-        let outgoing = Outgoing::new(&plan("echo --size 200"), 1, &mut Keys::new(2));
+    fn the_server_parses_echoes() {
+        let encoder = MessageEncoder::new(&plan("echo --size 200"), 1, &mut MaskingKeys::new(2));
         let mut out = Vec::new();
-        outgoing.write(&mut out, 0, STAMP);
+        encoder.write(&mut out, 0, STAMP);
         parsed(out, |command| match command {
             Command::Echo { data } => {
                 assert_eq!(data.as_ref().len(), 200);
-                assert_eq!(Finder::new().find(data.as_ref().as_bytes()), Some(STAMP));
+                assert_eq!(StampFinder::new().find(data.as_ref().as_bytes()), Some(STAMP));
             }
             other => panic!("{other:?}"),
         });
     }
 
     #[test]
-    fn a_subscribe_names_the_topic_that_is_published_to() {
-        let outgoing = Outgoing::new(&plan("fanout"), 0xabc, &mut Keys::new(3));
+    fn subscribe_and_publish_use_the_same_topic() {
+        let encoder = MessageEncoder::new(&plan("fanout"), 0xabc, &mut MaskingKeys::new(3));
         let mut out = Vec::new();
-        outgoing.write_subscribe(&mut out, 42, [1, 2, 3, 4]);
+        encoder.write_subscribe(&mut out, 42, [1, 2, 3, 4]);
         parsed(out, |command| match command {
             Command::Subscribe { subscription } => {
                 assert_eq!(subscription.as_str(), "bench.00000abc.00000042");

@@ -1,39 +1,39 @@
-//! Why a connection ended or did not come about.
+//! Why a connection ended or did not open.
 
 use std::borrow::Cow;
 use std::io;
 
-use super::handshake::Refused;
+use crate::handshake::HandshakeError;
 
-/// The end of a connection.
+/// The reason why a connection ended or did not open.
 #[derive(Debug)]
-pub(super) enum End {
-    /// We closed it.
-    Finished,
-    /// It could not be made.
-    Connect(io::Error),
-    /// It was not ready in time.
-    TimedOut,
-    /// The server did not upgrade it.
-    Refused(Refused),
-    /// The server answered what opens a connection (subscribing) with an error of this code.
+pub(crate) enum DisconnectReason {
+    /// The load generator closed it.
+    ClosedByUs,
+    /// The TCP connection failed.
+    ConnectFailed(io::Error),
+    /// It did not open within `--connect-timeout`.
+    OpenTimedOut,
+    /// The server did not upgrade the connection.
+    HandshakeFailed(HandshakeError),
+    /// The server sent an error with this code before the connection was open.
     Rejected(String),
-    /// The server closed it with this code; 1005 for none.
+    /// The server sent a close frame with this code; 1005 if it had none.
     Closed(u16),
-    /// It ended without a close frame.
-    Cut,
+    /// The stream ended without a close frame.
+    Eof,
     /// The socket or TLS failed.
     Io(io::Error),
-    /// The server broke the protocol.
+    /// The server violated RFC 6455.
     Protocol(&'static str),
 }
 
-impl End {
-    /// The kind under which it is counted: of a bounded set, but for codes that the server chooses.
-    pub(super) fn kind(&self) -> Cow<'static, str> {
+impl DisconnectReason {
+    /// Returns the key under which it is counted in the report.
+    pub(crate) fn kind(&self) -> Cow<'static, str> {
         Cow::Borrowed(match self {
-            Self::Finished => "closed_by_us",
-            Self::Connect(error) => match error.kind() {
+            Self::ClosedByUs => "closed_by_us",
+            Self::ConnectFailed(error) => match error.kind() {
                 io::ErrorKind::ConnectionRefused => "connect_refused",
                 io::ErrorKind::TimedOut => "connect_timed_out",
                 io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse => "connect_no_free_port",
@@ -41,14 +41,16 @@ impl End {
                 io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "connect_unreachable",
                 _ => return Cow::Owned(format!("connect_failed ({error})")),
             },
-            Self::TimedOut => "open_timed_out",
-            Self::Refused(Refused::Status(status)) => return Cow::Owned(format!("http_{status}")),
-            Self::Refused(Refused::Invalid(reason)) => {
+            Self::OpenTimedOut => "open_timed_out",
+            Self::HandshakeFailed(HandshakeError::Status(status)) => {
+                return Cow::Owned(format!("http_{status}"));
+            }
+            Self::HandshakeFailed(HandshakeError::Invalid(reason)) => {
                 return Cow::Owned(format!("bad_handshake ({reason})"));
             }
             Self::Rejected(code) => return Cow::Owned(format!("error_{code}")),
             Self::Closed(code) => return Cow::Owned(format!("closed_{code}")),
-            Self::Cut => "cut_without_close",
+            Self::Eof => "cut_without_close",
             Self::Io(error) => match error.kind() {
                 io::ErrorKind::ConnectionReset => "connection_reset",
                 io::ErrorKind::BrokenPipe => "connection_broken",
@@ -60,8 +62,8 @@ impl End {
     }
 }
 
-impl From<Refused> for End {
-    fn from(refused: Refused) -> Self {
-        Self::Refused(refused)
+impl From<HandshakeError> for DisconnectReason {
+    fn from(error: HandshakeError) -> Self {
+        Self::HandshakeFailed(error)
     }
 }

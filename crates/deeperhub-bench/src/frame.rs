@@ -1,40 +1,40 @@
-//! The client's half of RFC 6455: headers of the server's frames, masked frames of our own.
+//! The client's side of RFC 6455: parses headers of server frames, writes masked client frames.
 
-pub(super) const TEXT: u8 = 0x1;
-pub(super) const CLOSE: u8 = 0x8;
-pub(super) const PING: u8 = 0x9;
-pub(super) const PONG: u8 = 0xa;
-pub(super) const CONTINUATION: u8 = 0x0;
-pub(super) const BINARY: u8 = 0x2;
+pub(crate) const TEXT: u8 = 0x1;
+pub(crate) const CLOSE: u8 = 0x8;
+pub(crate) const PING: u8 = 0x9;
+pub(crate) const PONG: u8 = 0xa;
+pub(crate) const CONTINUATION: u8 = 0x0;
+pub(crate) const BINARY: u8 = 0x2;
 
 const FIN: u8 = 0x80;
-const COMPRESSED: u8 = 0x40;
+const RSV1: u8 = 0x40;
 const MASKED: u8 = 0x80;
-const MAX_CONTROL_PAYLOAD: usize = 125;
-/// No hub sends as much in a frame: what does is not one, and is not to fill our memory.
-const MAX_PAYLOAD: u64 = 1 << 28;
+const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
+/// Largest payload. No hub sends larger frames; the limit protects this process's memory.
+const MAX_FRAME_PAYLOAD_BYTES: u64 = 1 << 28;
 
-/// The header of a server's frame.
+/// The header of a server frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
-    /// One of the six of RFC 6455 section 5.2.
-    pub(super) opcode: u8,
-    pub(super) fin: bool,
-    /// RSV1: the message is compressed (RFC 7692).
-    pub(super) compressed: bool,
-    /// Length of the header itself.
-    pub(super) len: usize,
-    pub(super) payload_len: usize,
+pub(crate) struct FrameHeader {
+    /// One of the six opcodes of RFC 6455 section 5.2.
+    pub(crate) opcode: u8,
+    pub(crate) fin: bool,
+    /// `true` if RSV1 is set: the message is compressed (RFC 7692).
+    pub(crate) compressed: bool,
+    /// Length of the header.
+    pub(crate) len: usize,
+    pub(crate) payload_len: usize,
 }
 
-impl Header {
-    /// Reads a header at the start of `bytes`; `None` when it is not complete.
+impl FrameHeader {
+    /// Parses a header at the start of `bytes`; `None` if it is incomplete.
     ///
     /// # Errors
     ///
-    /// What no server may send, in a few words.
+    /// The violation of RFC 6455 in a few words.
     #[inline]
-    pub(super) fn parse(bytes: &[u8]) -> Result<Option<Self>, &'static str> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Self>, &'static str> {
         let Some(&[first, second]) = bytes.first_chunk() else { return Ok(None) };
         if second & MASKED != 0 {
             return Err("masked frame");
@@ -51,33 +51,34 @@ impl Header {
             short => (2, u64::from(short)),
         };
         let (opcode, fin) = (first & 0xf, first & FIN != 0);
-        let compressed = first & COMPRESSED != 0;
+        let compressed = first & RSV1 != 0;
         match opcode {
             _ if first & 0x30 != 0 => return Err("reserved bits"),
             TEXT | BINARY => {}
             CONTINUATION if !compressed => {}
-            CLOSE | PING | PONG if fin && !compressed && payload_len <= MAX_CONTROL_PAYLOAD as u64 => {}
+            CLOSE | PING | PONG if fin && !compressed && payload_len <= MAX_CONTROL_PAYLOAD_BYTES as u64 => {}
             CONTINUATION | CLOSE | PING | PONG => return Err("frame of the wrong form"),
             _ => return Err("unknown opcode"),
         }
-        if payload_len > MAX_PAYLOAD {
+        if payload_len > MAX_FRAME_PAYLOAD_BYTES {
             return Err("frame of more than 256 MiB");
         }
         Ok(Some(Self { opcode, fin, compressed, len, payload_len: payload_len as usize }))
     }
 }
 
-/// Masking keys. They have to differ, for the sake of whatever is between us and the server; nobody has to be unable
-/// to guess them, as no foreign code chooses what is sent (RFC 6455 section 10.3).
+/// A generator of masking keys. Keys differ, for the sake of intermediaries. They may be
+/// predictable, because no untrusted code chooses the payloads (RFC 6455 section 10.3).
 #[derive(Debug)]
-pub(super) struct Keys(u64);
+pub(crate) struct MaskingKeys(u64);
 
-impl Keys {
-    pub(super) fn new(seed: u64) -> Self {
+impl MaskingKeys {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed | 1)
     }
 
-    pub(super) fn key(&mut self) -> [u8; 4] {
+    /// Returns the next key.
+    pub(crate) fn next_key(&mut self) -> [u8; 4] {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -86,16 +87,17 @@ impl Keys {
 }
 
 /// Appends a masked frame.
-pub(super) fn write(out: &mut Vec<u8>, opcode: u8, payload: &[u8], key: [u8; 4]) {
+pub(crate) fn write_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8], key: [u8; 4]) {
     write_header(out, opcode, payload.len(), key);
     let start = out.len();
     out.extend_from_slice(payload);
     mask(&mut out[start..], key, 0);
 }
 
+/// Appends the header of a masked frame.
 fn write_header(out: &mut Vec<u8>, opcode: u8, len: usize, key: [u8; 4]) {
     out.push(FIN | opcode);
-    if len <= MAX_CONTROL_PAYLOAD {
+    if len <= MAX_CONTROL_PAYLOAD_BYTES {
         out.push(MASKED | len as u8);
     } else if let Ok(len) = u16::try_from(len) {
         out.push(MASKED | 126);
@@ -107,47 +109,49 @@ fn write_header(out: &mut Vec<u8>, opcode: u8, len: usize, key: [u8; 4]) {
     out.extend_from_slice(&key);
 }
 
-/// Applies the key to a part of a payload that begins at `offset`.
+/// Masks a part of a payload that starts at `offset`.
 #[inline]
 fn mask(part: &mut [u8], key: [u8; 4], offset: usize) {
     let key = u32::from_ne_bytes(key);
-    // What byte 0 of the part meets is byte `offset % 4` of the key.
-    let turned = if cfg!(target_endian = "little") {
+    // Byte 0 of the part is masked with byte `offset % 4` of the key.
+    let rotated = if cfg!(target_endian = "little") {
         key.rotate_right(8 * (offset as u32 & 3))
     } else {
         key.rotate_left(8 * (offset as u32 & 3))
     };
     let (words, rest) = part.as_chunks_mut::<4>();
     for word in words {
-        *word = (u32::from_ne_bytes(*word) ^ turned).to_ne_bytes();
+        *word = (u32::from_ne_bytes(*word) ^ rotated).to_ne_bytes();
     }
-    for (byte, key) in rest.iter_mut().zip(turned.to_ne_bytes()) {
+    for (byte, key) in rest.iter_mut().zip(rotated.to_ne_bytes()) {
         *byte ^= key;
     }
 }
 
-/// A text frame that is encoded and masked once and then sent again and again with a few bytes of it written over.
+/// A masked text frame that is encoded once and copied for each message, with a few bytes
+/// overwritten.
 #[derive(Debug)]
-pub(super) struct Template {
+pub(crate) struct FrameTemplate {
     frame: Vec<u8>,
     payload_at: usize,
     key: [u8; 4],
 }
 
-impl Template {
-    pub(super) fn new(payload: &str, key: [u8; 4]) -> Self {
+impl FrameTemplate {
+    pub(crate) fn new(payload: &str, key: [u8; 4]) -> Self {
         let mut frame = Vec::new();
-        write(&mut frame, TEXT, payload.as_bytes(), key);
+        write_frame(&mut frame, TEXT, payload.as_bytes(), key);
         let payload_at = frame.len() - payload.len();
         Self { frame, payload_at, key }
     }
 
-    /// Appends the frame with `text` written over its payload at `at`, for each of `places`, which lie inside it.
+    /// Appends the frame. Each patch overwrites the payload at an offset; it must lie inside the
+    /// payload.
     #[inline]
-    pub(super) fn write<const N: usize>(&self, out: &mut Vec<u8>, places: [(usize, &[u8]); N]) {
+    pub(crate) fn write<const N: usize>(&self, out: &mut Vec<u8>, patches: [(usize, &[u8]); N]) {
         let payload = out.len() + self.payload_at;
         out.extend_from_slice(&self.frame);
-        for (at, text) in places {
+        for (at, text) in patches {
             if let Some(part) = out.get_mut(payload + at..payload + at + text.len()) {
                 part.copy_from_slice(text);
                 mask(part, self.key, at);
@@ -162,7 +166,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads what we wrote as a server does.
+    /// Decodes client frames as a server does.
     fn decoded(mut bytes: Vec<u8>) -> Vec<String> {
         let limits = FrameLimits::default();
         let (mut decoder, mut at, mut texts) = (FrameDecoder::new(), 0, Vec::new());
@@ -176,21 +180,21 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_all_lengths_are_what_a_server_reads() {
-        let mut keys = Keys::new(7);
+    fn a_server_decodes_frames_of_all_lengths() {
+        let mut keys = MaskingKeys::new(7);
         for len in [0, 1, 2, 3, 125, 126, 127, 65_535, 65_536] {
             let text = "x".repeat(len);
             let mut out = Vec::new();
-            write(&mut out, TEXT, text.as_bytes(), keys.key());
+            write_frame(&mut out, TEXT, text.as_bytes(), keys.next_key());
             assert_eq!(decoded(out), [text]);
         }
     }
 
     #[test]
-    fn a_template_is_written_over_at_any_place() {
+    fn templates_are_patched_at_any_offset() {
         for at in 0..8 {
             for len in 0..9 {
-                let template = Template::new("................", [1, 2, 3, 4]);
+                let template = FrameTemplate::new("................", [1, 2, 3, 4]);
                 let mut out = Vec::new();
                 let text = "abcdefghi".get(..len).unwrap();
                 template.write(&mut out, [(at, text.as_bytes())]);
@@ -203,22 +207,22 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_when_they_are_complete() {
+    fn incomplete_headers_are_not_parsed() {
         for len in [0, 125, 126, 65_535, 65_536] {
             let mut frame = Vec::new();
             write_text(&mut frame, &"x".repeat(len));
             let header_len = frame.len() - len;
             for cut in 0..header_len {
-                assert_eq!(Header::parse(&frame[..cut]), Ok(None));
+                assert_eq!(FrameHeader::parse(&frame[..cut]), Ok(None));
             }
             let header =
-                Header { opcode: TEXT, fin: true, compressed: false, len: header_len, payload_len: len };
-            assert_eq!(Header::parse(&frame), Ok(Some(header)));
+                FrameHeader { opcode: TEXT, fin: true, compressed: false, len: header_len, payload_len: len };
+            assert_eq!(FrameHeader::parse(&frame), Ok(Some(header)));
         }
     }
 
     #[test]
-    fn what_no_server_may_send_is_an_error() {
+    fn invalid_server_frames_are_errors() {
         for bytes in [
             &[0x81, 0x80][..],
             &[0x83, 0],
@@ -229,7 +233,7 @@ mod tests {
             &[0x88, 126, 0, 200],
             &[0x82, 127, 0, 0, 0, 1, 0, 0, 0, 0],
         ] {
-            assert!(Header::parse(bytes).is_err(), "{bytes:?}");
+            assert!(FrameHeader::parse(bytes).is_err(), "{bytes:?}");
         }
     }
 }

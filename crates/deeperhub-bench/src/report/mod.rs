@@ -1,0 +1,377 @@
+//! The report of a run.
+
+mod figures;
+mod text;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+pub use figures::{Churn, Connections, Load, Messages, Percentiles, ServerUsage, SlowReaders};
+
+use crate::counters::{Counters, Faults};
+use crate::error::BenchError;
+use crate::plan::Plan;
+use crate::scenario::{LoadModel, Scenario, StopCondition};
+
+/// The result of a run. `Display` formats it as text for people, `Serialize` as JSON.
+///
+/// Field names are the keys of the JSON form. Quantities with a unit end with it.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Name of the scenario.
+    pub scenario: &'static str,
+    /// URL of the server, without its query.
+    pub url: String,
+    /// Version of the load generator.
+    pub version: &'static str,
+    /// Threads of the load generator.
+    pub threads: usize,
+    /// `true` if the load generator offered permessage-deflate.
+    pub compression: bool,
+    /// Connections and how they opened.
+    pub connections: Connections,
+    /// Parameters of the load, in scenarios with messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load: Option<Load>,
+    /// Messages and deliveries, in scenarios with messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Messages>,
+    /// Cycles of the `churn` scenario.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub churn: Option<Churn>,
+    /// Slow readers of the `slow` scenario.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_readers: Option<SlowReaders>,
+    /// Number of errors of each kind.
+    pub errors: BTreeMap<String, u64>,
+    /// Duration of the measurement.
+    pub measured_seconds: f64,
+    /// CPU use of the load generator in percent of one core: 200 is two cores. Missing if the run
+    /// was too short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generator_cpu_percent: Option<f64>,
+    /// CPU time and memory of the server, with `--server-pid`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerUsage>,
+    /// Conditions that make the figures misleading.
+    pub warnings: Vec<String>,
+}
+
+/// Times and usage that the counters do not have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measurements {
+    /// Start of the load, in nanoseconds since the epoch of the run.
+    pub(crate) start: u64,
+    /// Measured time in nanoseconds; shorter than planned if the run ended early.
+    pub(crate) measured: u64,
+    /// CPU time of the load generator in nanoseconds, within [`Self::cpu_interval`].
+    pub(crate) cpu: u64,
+    /// Time between the first and the last sample of CPU time, in nanoseconds.
+    pub(crate) cpu_interval: u64,
+    pub(crate) server: Option<ServerMeasurements>,
+}
+
+/// Usage of the server's process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ServerMeasurements {
+    /// CPU time in nanoseconds, within [`Measurements::cpu_interval`].
+    pub(crate) cpu: u64,
+    /// Resident bytes before the first connection.
+    pub(crate) resident_before: u64,
+    /// Resident bytes at the end of the measured time.
+    pub(crate) resident: u64,
+}
+
+const NANOS_PER_SECOND: f64 = 1e9;
+/// CPU use per thread above which the load generator is the bottleneck.
+const MAX_GENERATOR_PERCENT: f64 = 90.0;
+/// Shortest interval that gives a meaningful CPU percentage.
+const MIN_CPU_SAMPLE_NANOS: u64 = 200_000_000;
+
+impl Report {
+    pub(crate) fn new(plan: &Plan, counters: &Counters, measurements: Measurements) -> Self {
+        let faults = counters.faults();
+        // A run of a fixed number of messages ends with the last delivery.
+        let measured = match plan.stop {
+            StopCondition::Messages(_) => counters.last_delivered.saturating_sub(measurements.start),
+            StopCondition::Time { .. } => measurements.measured,
+        };
+        let seconds = measured as f64 / NANOS_PER_SECOND;
+        let per_second = |count: u64| if seconds > 0.0 { round(count as f64 / seconds, 10.0) } else { 0.0 };
+        let cpu = (measurements.cpu_interval >= MIN_CPU_SAMPLE_NANOS)
+            .then(|| round(measurements.cpu as f64 * 100.0 / measurements.cpu_interval as f64, 10.0));
+        let opening = counters.last_opened as f64 / NANOS_PER_SECOND;
+        let scenario = plan.scenario;
+        let mut report = Self {
+            scenario: scenario.name(),
+            url: plan.url.to_string(),
+            version: env!("CARGO_PKG_VERSION"),
+            threads: plan.threads,
+            compression: plan.compression,
+            connections: Connections {
+                requested: plan.clients + plan.publishers,
+                opened: counters.opened,
+                failed: counters.failed,
+                dropped: counters.dropped,
+                pings_answered: counters.pings,
+                opened_per_second: (scenario != Scenario::Churn && opening > 0.0)
+                    .then(|| round(counters.opened as f64 / opening, 10.0)),
+                open_microseconds: Percentiles::microseconds(&counters.connect),
+            },
+            load: scenario.has_messages().then(|| Load {
+                size_bytes: plan.size,
+                senders: plan.senders(),
+                receivers: plan.clients - plan.slow_readers,
+                topics: plan.topics,
+                in_flight: if let LoadModel::ClosedLoop(count) = plan.load { Some(count) } else { None },
+                rate_per_second: if let LoadModel::OpenLoop(rate) = plan.load { Some(rate) } else { None },
+            }),
+            messages: scenario.has_messages().then(|| Messages {
+                sent: counters.sent,
+                unsent: counters.unsent,
+                delivered: counters.delivered,
+                lost: faults.lost,
+                duplicated: faults.duplicated,
+                out_of_order: faults.out_of_order,
+                misdelivered: counters.misdelivered,
+                stalls: counters.stalls,
+                sent_per_second: per_second(counters.sent_measured),
+                delivered_per_second: per_second(counters.delivered_measured),
+                received_bytes_per_second: per_second(counters.bytes_measured),
+                latency_microseconds: Percentiles::microseconds(&counters.latency),
+            }),
+            churn: (scenario == Scenario::Churn)
+                .then(|| Churn { cycles: counters.cycles, cycles_per_second: per_second(counters.cycles) }),
+            slow_readers: (scenario == Scenario::Slow).then(|| SlowReaders {
+                count: plan.slow_readers,
+                disconnected: counters.slow_disconnects.values().sum(),
+                ends: counters.slow_disconnects.clone(),
+                received: counters.slow_received,
+                disconnect_seen_milliseconds: Percentiles::milliseconds(&counters.slow_disconnect_times),
+            }),
+            errors: counters.errors.clone(),
+            measured_seconds: round(seconds, 1e6),
+            generator_cpu_percent: cpu,
+            server: None,
+            warnings: Vec::new(),
+        };
+        report.server =
+            measurements.server.map(|server| report.server_usage(server, measurements.cpu_interval));
+        report.warnings = report.warnings(plan, faults);
+        report
+    }
+
+    /// Returns `true` if messages were lost, duplicated, out of order or misdelivered.
+    pub fn has_faults(&self) -> bool {
+        self.messages.as_ref().is_some_and(|messages| {
+            messages.lost + messages.duplicated + messages.out_of_order + messages.misdelivered > 0
+        })
+    }
+
+    /// Encodes the report as one line of JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`BenchError::Json`] if the encoder fails.
+    pub fn to_json(&self) -> Result<String, BenchError> {
+        serde_json::to_string(self).map_err(BenchError::Json)
+    }
+
+    fn server_usage(&self, server: ServerMeasurements, interval: u64) -> ServerUsage {
+        let share = (interval >= MIN_CPU_SAMPLE_NANOS).then(|| server.cpu as f64 / interval as f64);
+        let per_second = match (&self.messages, &self.churn) {
+            (Some(messages), _) => messages.delivered_per_second,
+            (None, Some(churn)) => churn.cycles_per_second,
+            (None, None) => 0.0,
+        };
+        let open = self.connections.opened.saturating_sub(self.connections.dropped);
+        ServerUsage {
+            cpu_percent: share.map(|share| round(share * 100.0, 10.0)),
+            cpu_microseconds_per_message: share
+                .filter(|_| per_second > 0.0)
+                .map(|share| round(share * 1e6 / per_second, 1000.0)),
+            resident_bytes_before: server.resident_before,
+            resident_bytes: server.resident,
+            resident_bytes_per_connection: (self.churn.is_none() && open > 0).then(|| {
+                let more = server.resident.saturating_sub(server.resident_before);
+                (more as f64 / open as f64).round()
+            }),
+        }
+    }
+
+    fn warnings(&self, plan: &Plan, faults: Faults) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.generator_cpu_percent.is_some_and(|cpu| cpu > MAX_GENERATOR_PERCENT * plan.threads as f64) {
+            warnings.push(
+                "the generator used all the CPU time of its threads: it may be the bottleneck, not the server; use more \
+                 --threads, or run it on another machine"
+                    .to_owned(),
+            );
+        }
+        if let Some(rejected) = self.errors.get("error_rate_limited") {
+            warnings.push(format!(
+                "{rejected} messages were rejected because a connection exceeded the server's --rate-limit: use a lower \
+                 --rate or more connections, or start the server with --rate-limit 0"
+            ));
+        }
+        if let Some(rejected) = self.errors.get("http_503") {
+            warnings.push(format!(
+                "{rejected} connections were rejected with 503: the server's --max-connections may be too low"
+            ));
+        }
+        if self.errors.contains_key("connect_no_free_port") {
+            warnings.push(
+                "the system had no free port for some connections: add local addresses with --source"
+                    .to_owned(),
+            );
+        }
+        if let Some(Messages { unsent: unsent @ 1.., .. }) = self.messages {
+            warnings.push(format!(
+                "{unsent} messages that were due were not sent: the server or the generator cannot sustain the rate"
+            ));
+        }
+        if faults.lost > 0 && self.connections.dropped > 0 {
+            warnings
+                .push("connections were dropped; messages that they missed do not count as lost".to_owned());
+        }
+        warnings
+    }
+}
+
+fn round(number: f64, parts: f64) -> f64 {
+    (number * parts).round() / parts
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::text::{Line, Number};
+    use super::*;
+    use crate::plan::tests::plan;
+
+    fn report(flags: &str, change: impl FnOnce(&mut Counters)) -> Report {
+        let mut counters = Counters { opened: 2, last_opened: 500_000_000, ..Counters::default() };
+        change(&mut counters);
+        let measurements = Measurements {
+            start: 1_000_000_000,
+            measured: 2_000_000_000,
+            cpu: 500_000_000,
+            cpu_interval: 2_000_000_000,
+            server: None,
+        };
+        Report::new(&plan(flags), &counters, measurements)
+    }
+
+    #[test]
+    fn json_keys_carry_units() {
+        let report = report("fanout --subscribers 10 --publishers 2 --rate 5", |counters| {
+            (counters.sent, counters.sent_measured, counters.delivered_measured) = (12, 10, 100);
+            counters.latency.record(1_500_000);
+            counters.count_error("http_503");
+        });
+        let json: Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
+        assert_eq!(json["scenario"], "fanout");
+        assert_eq!(json["load"]["rate_per_second"], 5);
+        assert_eq!(json["load"].get("in_flight"), None);
+        assert_eq!(json["messages"]["sent"], 12);
+        assert_eq!(json["messages"]["sent_per_second"], 5.0);
+        assert_eq!(json["messages"]["delivered_per_second"], 50.0);
+        assert_eq!(json["messages"]["latency_microseconds"]["count"], 1);
+        assert_eq!(json["errors"]["http_503"], 1);
+        assert_eq!(json["generator_cpu_percent"], 25.0);
+        assert_eq!(json["connections"]["opened_per_second"], 4.0);
+        assert!(json["warnings"][0].as_str().unwrap().contains("--max-connections"));
+    }
+
+    #[test]
+    fn a_fixed_number_of_messages_is_measured_to_the_last_delivery() {
+        let report = report("fanout --messages 10", |counters| {
+            counters.sent_measured = 10;
+            counters.last_delivered = 1_500_000_000;
+        });
+        assert_eq!(report.measured_seconds, 0.5);
+        assert_eq!(report.messages.unwrap().sent_per_second, 20.0);
+    }
+
+    #[test]
+    fn each_scenario_has_its_own_parts() {
+        for (scenario, parts) in [
+            ("echo", [true, false, false]),
+            ("fanout", [true, false, false]),
+            ("topics", [true, false, false]),
+            ("idle", [false, false, false]),
+            ("churn", [false, true, false]),
+            ("slow", [true, false, true]),
+        ] {
+            let report = report(scenario, |_| {});
+            let has = [report.messages.is_some(), report.churn.is_some(), report.slow_readers.is_some()];
+            assert_eq!(has, parts, "{scenario}");
+            assert!(report.to_string().starts_with(scenario));
+        }
+    }
+
+    #[test]
+    fn an_empty_measurement_has_no_null_in_json() {
+        let measurements = Measurements { start: 0, measured: 0, cpu: 0, cpu_interval: 0, server: None };
+        let report = Report::new(&plan("fanout"), &Counters::default(), measurements);
+        assert!(!report.to_json().unwrap().contains("null"));
+        assert!(report.to_string().contains("latency      -"));
+    }
+
+    #[test]
+    fn a_generator_at_its_limit_is_a_warning() {
+        let mut counters = Counters::default();
+        counters.count_error("error_rate_limited");
+        let measurements = Measurements {
+            start: 0,
+            measured: 1_000_000_000,
+            cpu: 950_000_000,
+            cpu_interval: 1_000_000_000,
+            server: None,
+        };
+        let text = Report::new(&plan("fanout"), &counters, measurements).to_string();
+        assert!(text.contains("--threads") && text.contains("--rate-limit 0"), "{text}");
+    }
+
+    #[test]
+    fn server_usage_is_reported_per_delivery_and_per_connection() {
+        let counters = Counters { opened: 100, delivered_measured: 1000, ..Counters::default() };
+        let server = ServerMeasurements { cpu: 5_000_000, resident_before: 5_000_000, resident: 5_100_000 };
+        let measurements = Measurements {
+            start: 0,
+            measured: 1_000_000_000,
+            cpu: 0,
+            cpu_interval: 1_000_000_000,
+            server: Some(server),
+        };
+        let report = Report::new(&plan("fanout"), &counters, measurements);
+        let json: Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
+        assert_eq!(json["server"]["cpu_percent"], 0.5);
+        assert_eq!(json["server"]["cpu_microseconds_per_message"], 5.0);
+        assert_eq!(json["server"]["resident_bytes_per_connection"], 1000.0);
+        let text = report.to_string();
+        assert!(
+            text.contains("5.00 µs a delivery, 5.1 MB resident, 1,000 bytes more a connection"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn misdelivered_messages_are_faults() {
+        assert!(!report("fanout", |_| {}).has_faults());
+        assert!(report("fanout", |counters| counters.misdelivered = 1).has_faults());
+    }
+
+    #[test]
+    fn text_groups_digits_and_chooses_units() {
+        let line =
+            Line(Percentiles { count: 1, p50: 12.4, p90: 1234.0, p99: 999.9, p99_9: 2_500_000.0, max: 0.0 });
+        assert_eq!(line.to_string(), "p50 12 µs  p90 1.23 ms  p99 1000 µs  p99.9 2.50 s  max 0 µs");
+        for (number, text) in [(0.0, "0"), (999.0, "999"), (1000.0, "1,000"), (1_234_567.8, "1,234,568")] {
+            assert_eq!(Number(number).to_string(), text);
+        }
+    }
+}
