@@ -38,22 +38,25 @@ pub(crate) enum Action {
     Config(ConfigAction),
     /// Check whether a running server is ready: exit 0 if it is, 1 if not
     ///
-    /// Requests /health/ready at --api-listen, which is read from flags, environment and file as by the server.
+    /// Requests /health/ready at --api-listen, which is read from flags, environment and file as by
+    /// the server.
     Health,
     /// Print a token (JWT) for development, signed with the secret of --auth-secret-file
     ///
-    /// Settings are read from flags, environment and file as by the server, so a server with the same settings accepts
-    /// the token. The first --auth-audience and --auth-issuer become its `aud` and `iss`. Whoever can read the secret
-    /// can impersonate any user; in production, your login service issues the tokens.
+    /// Settings are read from flags, environment and file as by the server, so a server with the
+    /// same settings accepts the token. The first --auth-audience and --auth-issuer become its
+    /// `aud` and `iss`. Whoever can read the secret can impersonate any user; in production, your
+    /// login service issues the tokens.
     Token(TokenArgs),
     /// Watch a running server: connections, rates, and its busiest topics and clients
     ///
-    /// Polls the server API at --api-listen with --api-key, which are read from flags, environment and file as by the
-    /// server.
+    /// Polls the server API at --api-listen with --api-key, which are read from flags, environment
+    /// and file as by the server.
     Top(TopArgs),
     /// Load-test a running server: rates, latency, loss
     ///
-    /// Run it on another machine than the server if you can; on the same one, both share the processors.
+    /// Run it on another machine than the server if you can; on the same one, both share the
+    /// processors.
     #[command(subcommand)]
     Bench(Box<Bench>),
     /// Print a machine-readable description of the protocol or the server API
@@ -97,6 +100,14 @@ pub(crate) fn serves(arguments: impl IntoIterator<Item = OsString>) -> bool {
 pub(crate) fn command() -> Command {
     let defaults = help::defaults();
     let with_options = |command| help::with_defaults(with_options(command), &defaults);
+    // Accepts all flags of the server, so that both can be started alike; shows the relevant ones.
+    let with_hidden = |command: Command, shown: &[&str]| {
+        let own: Vec<_> = command.get_arguments().map(|argument| argument.get_id().clone()).collect();
+        with_options(command).mut_args(|flag| {
+            let is_shown = own.contains(flag.get_id()) || shown.contains(&flag.get_id().as_str());
+            flag.hide(!is_shown)
+        })
+    };
     let command = Action::augment_subcommands(Command::new(NAME))
         .version(VERSION)
         .about("A realtime WebSocket hub: topics, server API, event bus, metrics")
@@ -112,28 +123,10 @@ pub(crate) fn command() -> Command {
         })
         .mut_subcommand("bench", |bench| bench.disable_help_subcommand(true))
         .mut_subcommand("token", |token| {
-            let own: Vec<_> = token.get_arguments().map(|argument| argument.get_id().clone()).collect();
-            with_options(token).mut_args(move |flag| {
-                let id = flag.get_id();
-                let matters = own.contains(id)
-                    || ["config", "auth_secret_file", "auth_audience", "auth_issuer"].contains(&id.as_str());
-                flag.hide(!matters)
-            })
+            with_hidden(token, &["config", "auth_secret_file", "auth_audience", "auth_issuer"])
         })
-        .mut_subcommand("top", |top| {
-            with_options(top).mut_args(|flag| {
-                let matters =
-                    ["config", "api_listen", "api_key", "interval"].contains(&flag.get_id().as_str());
-                flag.hide(!matters)
-            })
-        })
-        .mut_subcommand("health", |health| {
-            // Accepts all flags of the server, so that both can be started alike; shows the relevant ones.
-            with_options(health).mut_args(|flag| {
-                let matters = ["config", "api_listen"].contains(&flag.get_id().as_str());
-                flag.hide(!matters)
-            })
-        });
+        .mut_subcommand("top", |top| with_hidden(top, &["config", "api_listen", "api_key"]))
+        .mut_subcommand("health", |health| with_hidden(health, &["config", "api_listen"]));
     // The error for `--rate-limit -1` must name the valid range, not say that `-1` is no flag.
     allow_negative_numbers(with_options(command))
 }
@@ -216,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_look_knows_all_that_does_not_serve() {
+    fn serves_recognises_all_other_subcommands() {
         let serving = |line: &str| serves(line.split(' ').map(OsString::from));
         for subcommand in command().get_subcommands().map(Command::get_name) {
             assert_eq!(serving(&format!("deeperhub-ws --port 0 {subcommand}")), subcommand == "serve");
@@ -237,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_refused() {
+    fn unknown_arguments_are_refused() {
         check("deeperhub-ws --colour", None);
         check("deeperhub-ws paint", None);
         check("deeperhub-ws config", None);
