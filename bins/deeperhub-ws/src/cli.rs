@@ -11,6 +11,7 @@ use crate::commands::config::ConfigAction;
 use crate::commands::schema::Schema;
 use crate::commands::token::TokenArgs;
 use crate::commands::top::TopArgs;
+use crate::config::effective::defaults;
 use crate::config::help;
 use crate::config::options::Options;
 use deeperhub_bench::Bench;
@@ -98,8 +99,8 @@ pub(crate) fn serves(arguments: impl IntoIterator<Item = OsString>) -> bool {
 
 /// Builds the command line.
 pub(crate) fn command() -> Command {
-    let defaults = help::defaults();
-    let with_options = |command| help::with_defaults(with_options(command), &defaults);
+    let shown_defaults = help::defaults();
+    let with_options = |command| help::with_defaults(with_options(command), &shown_defaults);
     // Accepts all flags of the server, so that both can be started alike; shows the relevant ones.
     let with_hidden = |command: Command, shown: &[&str]| {
         let own: Vec<_> = command.get_arguments().map(|argument| argument.get_id().clone()).collect();
@@ -125,8 +126,8 @@ pub(crate) fn command() -> Command {
         .mut_subcommand("token", |token| {
             with_hidden(token, &["config", "auth_secret_file", "auth_audience", "auth_issuer"])
         })
-        .mut_subcommand("top", |top| with_hidden(top, &["config", "api_listen", "api_key"]))
-        .mut_subcommand("health", |health| with_hidden(health, &["config", "api_listen"]));
+        .mut_subcommand("top", |top| as_api_client(with_hidden(top, &["config", "api_listen", "api_key"])))
+        .mut_subcommand("health", |health| as_api_client(with_hidden(health, &["config", "api_listen"])));
     // The error for `--rate-limit -1` must name the valid range, not say that `-1` is no flag.
     allow_negative_numbers(with_options(command))
 }
@@ -137,6 +138,14 @@ fn with_options(command: Command) -> Command {
     let about = command.get_about().cloned().unwrap_or_default();
     let long_about = command.get_long_about().cloned().unwrap_or_else(|| about.clone());
     help::with_numbers(Options::augment_args(command)).about(about).long_about(long_about)
+}
+
+/// Describes the options of the server API as a client uses them.
+fn as_api_client(command: Command) -> Command {
+    let address = format!("Connect to the server API at this address [default: {}]", defaults::API_ADDRESS);
+    command
+        .mut_arg("api_listen", |flag| flag.help(address).long_help(None))
+        .mut_arg("api_key", |flag| flag.help("Send this key to the server API").long_help(None))
 }
 
 fn allow_negative_numbers(command: Command) -> Command {
