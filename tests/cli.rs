@@ -318,12 +318,12 @@ fn a_port_that_is_taken_exits_with_1_and_says_how_to_choose_another() {
     let finished = run(&["--port", &port, "--api-listen", "off"], &[]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert_eq!(finished.stdout, "");
-    for text in [address.to_string().as_str(), "taken", "--port"] {
+    for text in [address.to_string().as_str(), "in use", "--port"] {
         assert!(finished.stderr.contains(text), "{text:?} is not in: {}", finished.stderr);
     }
     let finished = run(&["--port", "0", "--api-listen", &address.to_string()], &[]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    for text in [address.to_string().as_str(), "taken", "--api-listen"] {
+    for text in [address.to_string().as_str(), "in use", "--api-listen"] {
         assert!(finished.stderr.contains(text), "{text:?} is not in: {}", finished.stderr);
     }
 }

@@ -11,6 +11,7 @@ use crate::commands::config::ConfigAction;
 use crate::commands::schema::Schema;
 use crate::commands::token::TokenArgs;
 use crate::commands::top::TopArgs;
+use crate::config::effective::defaults;
 use crate::config::help;
 use crate::config::options::Options;
 
@@ -37,22 +38,25 @@ pub(crate) enum Action {
     Config(ConfigAction),
     /// Check whether a running server is ready: exit 0 if it is, 1 if not
     ///
-    /// Requests /health/ready at --api-listen, which is read from flags, environment and file as by the server.
+    /// Requests /health/ready at --api-listen, which is read from flags, environment and file as by
+    /// the server.
     Health,
     /// Print a token (JWT) for development, signed with the secret of --auth-secret-file
     ///
-    /// Settings are read from flags, environment and file as by the server, so a server with the same settings accepts
-    /// the token. The first --auth-audience and --auth-issuer become its `aud` and `iss`. Whoever can read the secret
-    /// can impersonate any user; in production, your login service issues the tokens.
+    /// Settings are read from flags, environment and file as by the server, so a server with the
+    /// same settings accepts the token. The first --auth-audience and --auth-issuer become its
+    /// `aud` and `iss`. Whoever can read the secret can impersonate any user; in production, your
+    /// login service issues the tokens.
     Token(TokenArgs),
     /// Watch a running server: connections, rates, and its busiest topics and clients
     ///
-    /// Polls the server API at --api-listen with --api-key, which are read from flags, environment and file as by the
-    /// server.
+    /// Polls the server API at --api-listen with --api-key, which are read from flags, environment
+    /// and file as by the server.
     Top(TopArgs),
     /// Load-test a running server: rates, latency, loss
     ///
-    /// Run it on another machine than the server if you can; on the same one, both share the processors.
+    /// Run it on another machine than the server if you can; on the same one, both share the
+    /// processors.
     #[command(subcommand)]
     Bench(Box<deeperhub_bench::Args>),
     /// Print a machine-readable description of the protocol or the server API
@@ -94,8 +98,16 @@ pub(crate) fn serves(arguments: impl IntoIterator<Item = OsString>) -> bool {
 
 /// Builds the command line.
 pub(crate) fn command() -> Command {
-    let defaults = help::defaults();
-    let with_options = |command| help::with_defaults(with_options(command), &defaults);
+    let shown_defaults = help::defaults();
+    let with_options = |command| help::with_defaults(with_options(command), &shown_defaults);
+    // Accepts all flags of the server, so that both can be started alike; shows the relevant ones.
+    let with_hidden = |command: Command, shown: &[&str]| {
+        let own: Vec<_> = command.get_arguments().map(|argument| argument.get_id().clone()).collect();
+        with_options(command).mut_args(|flag| {
+            let is_shown = own.contains(flag.get_id()) || shown.contains(&flag.get_id().as_str());
+            flag.hide(!is_shown)
+        })
+    };
     let command = Action::augment_subcommands(Command::new(NAME))
         .version(VERSION)
         .about("A realtime WebSocket hub: topics, server API, event bus, metrics")
@@ -111,28 +123,10 @@ pub(crate) fn command() -> Command {
         })
         .mut_subcommand("bench", |bench| bench.disable_help_subcommand(true))
         .mut_subcommand("token", |token| {
-            let own: Vec<_> = token.get_arguments().map(|argument| argument.get_id().clone()).collect();
-            with_options(token).mut_args(move |flag| {
-                let id = flag.get_id();
-                let matters = own.contains(id)
-                    || ["config", "auth_secret_file", "auth_audience", "auth_issuer"].contains(&id.as_str());
-                flag.hide(!matters)
-            })
+            with_hidden(token, &["config", "auth_secret_file", "auth_audience", "auth_issuer"])
         })
-        .mut_subcommand("top", |top| {
-            with_options(top).mut_args(|flag| {
-                let matters = ["config", "api_listen", "api_key", "api_tls_cert", "interval"]
-                    .contains(&flag.get_id().as_str());
-                flag.hide(!matters)
-            })
-        })
-        .mut_subcommand("health", |health| {
-            // Accepts all flags of the server, so that both can be started alike; shows the relevant ones.
-            with_options(health).mut_args(|flag| {
-                let matters = ["config", "api_listen", "api_tls_cert"].contains(&flag.get_id().as_str());
-                flag.hide(!matters)
-            })
-        });
+        .mut_subcommand("top", |top| as_api_client(with_hidden(top, &["config", "api_listen", "api_key"])))
+        .mut_subcommand("health", |health| as_api_client(with_hidden(health, &["config", "api_listen"])));
     // The error for `--rate-limit -1` must name the valid range, not say that `-1` is no flag.
     allow_negative_numbers(with_options(command))
 }
@@ -143,6 +137,14 @@ fn with_options(command: Command) -> Command {
     let about = command.get_about().cloned().unwrap_or_default();
     let long_about = command.get_long_about().cloned().unwrap_or_else(|| about.clone());
     help::with_numbers(Options::augment_args(command)).about(about).long_about(long_about)
+}
+
+/// Describes the options of the server API as a client uses them.
+fn as_api_client(command: Command) -> Command {
+    let address = format!("Connect to the server API at this address [default: {}]", defaults::API_ADDRESS);
+    command
+        .mut_arg("api_listen", |flag| flag.help(address).long_help(None))
+        .mut_arg("api_key", |flag| flag.help("Send this key to the server API").long_help(None))
 }
 
 fn allow_negative_numbers(command: Command) -> Command {
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_look_knows_all_that_does_not_serve() {
+    fn serves_recognises_all_other_subcommands() {
         let serving = |line: &str| serves(line.split(' ').map(OsString::from));
         for subcommand in command().get_subcommands().map(Command::get_name) {
             assert_eq!(serving(&format!("deeperhub-ws --port 0 {subcommand}")), subcommand == "serve");
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_refused() {
+    fn unknown_arguments_are_refused() {
         check("deeperhub-ws --colour", None);
         check("deeperhub-ws paint", None);
         check("deeperhub-ws config", None);

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn as_it_is_it_changes_nothing_and_with_its_values_it_means_the_defaults() {
+    fn the_file_changes_nothing_and_its_values_are_the_defaults() {
         let defaults = settings("");
         let file = default_file().unwrap();
         assert_eq!(settings(&file), defaults);
@@ -110,12 +110,12 @@ mod tests {
                 let _ = writeln!(values, "{setting}");
             }
         }
-        assert_eq!(keys, Options::keys()[1..], "every setting stands there once, in the order of --help");
+        assert_eq!(keys, Options::keys()[1..], "every setting is there once, in the order of --help");
         assert_eq!(settings(&values), defaults);
     }
 
     #[test]
-    fn its_comments_keep_to_a_width() {
+    fn comments_are_wrapped() {
         let file = default_file().unwrap();
         let long: Vec<_> = file.lines().filter(|line| line.starts_with("# ") && line.len() > WIDTH).collect();
         assert_eq!(long, [""; 0]);

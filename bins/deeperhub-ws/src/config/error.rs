@@ -50,7 +50,7 @@ mod tests {
     use crate::config::options::Options;
 
     #[test]
-    fn a_typing_slip_is_recognised_and_another_word_is_not() {
+    fn typing_errors_are_recognised_and_other_words_are_not() {
         let keys = Options::keys();
         for (typed, expected) in [
             ("max_conections", Some("max_connections")),

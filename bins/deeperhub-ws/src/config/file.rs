@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_handed_on_as_text() {
+    fn values_become_texts() {
         check("port = 0x10", &["port=16"], &[]);
         check("max_connections = 10_000", &["max_connections=10000"], &[]);
         check("port = -1", &["port=-1"], &[]);
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_told_with_line_and_what_was_probably_meant() {
+    fn unknown_keys_are_reported_with_line_and_suggestion() {
         check(
             "port = 1\n\nmax-connections = 5",
             &["port=1"],
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_toml_is_told_with_its_line() {
+    fn invalid_toml_is_reported_with_its_line() {
         check("port = 1\nhost = 'a", &[], &["hub.toml:2: not TOML: "]);
         check("port = 1\nport = 2", &[], &["hub.toml:2: not TOML: duplicate key"]);
         check("port", &[], &["hub.toml:1: not TOML: "]);

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn every_wrong_value_is_told_with_its_key_and_what_would_be_right() {
+    fn every_invalid_value_is_reported_with_its_key_and_what_is_expected() {
         let file = "port = 'many'\nping_interval = 25\nworkers = [1, 2]";
         let variables = [("DEEPERHUB_LOG_LEVEL", "loud"), ("DEEPERHUB_API_LISTEN", "")];
         let errors = gather(&["--port=1"], &variables, Some(file)).unwrap_err();
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_variables_are_warned_about_with_what_was_probably_meant() {
+    fn unknown_variables_are_warned_about_with_a_suggestion() {
         let variables = [
             ("DEEPERHUB_MAX_CONECTIONS", "5"),
             ("DEEPERHUB_WS_SERVICE_HOST", "10.0.0.1"),
@@ -290,7 +290,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_variable_that_is_not_text_is_refused() {
+    fn a_variable_that_is_not_unicode_is_refused() {
         use std::os::unix::ffi::OsStringExt;
 
         let variable = (OsString::from("DEEPERHUB_PORT"), OsString::from_vec(vec![b'8', 0xFF]));

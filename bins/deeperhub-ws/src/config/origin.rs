@@ -29,7 +29,8 @@ impl SettingOrigin {
         }
     }
 
-    /// Returns the origin without the key, unless it contains the key: `--port`, `DEEPERHUB_PORT`, `hub.toml:3`, `default`.
+    /// Returns the origin without the key, unless it contains the key: `--port`, `DEEPERHUB_PORT`,
+    /// `hub.toml:3`, `default`.
     pub(crate) fn of(&self, key: &str) -> String {
         match self {
             Self::Flag => flag(key),

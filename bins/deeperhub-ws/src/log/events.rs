@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_observed_that_would_not_be_logged() {
+    fn only_logged_events_are_subscribed_to() {
         assert_eq!(filter(LogLevel::Info), None);
         let at_debug = filter(LogLevel::Debug).unwrap();
         assert!(at_debug.contains(EventKind::Connected) && at_debug.contains(EventKind::Error));

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_is_told_at_the_end_of_a_line() {
+    fn a_line_ends_with_the_count_of_suppressed_lines() {
         let warn = || tracing::warn!("The same.");
         let text = written(false, || {
             for _ in 0..1000 {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_one_kind_are_left_out_when_there_are_too_many() {
+    fn repeated_lines_of_one_call_site_are_suppressed() {
         let text = written(true, || {
             for _ in 0..10_000 {
                 tracing::warn!("The same.");
@@ -292,6 +292,6 @@ mod tests {
         });
         let lines = text.lines().count();
         assert!((11..1000).contains(&lines), "{lines} lines");
-        assert!(text.contains("Another."), "lines of another place are written");
+        assert!(text.contains("Another."), "lines of other call sites are written");
     }
 }

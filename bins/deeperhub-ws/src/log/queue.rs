@@ -13,7 +13,8 @@ use deeperhub_metrics::SharedCounter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Maximum bytes of lines that are joined for one write, so that a slow reader frees space in steps.
+/// Maximum bytes of lines that are joined for one write, so that a slow reader frees space in
+/// steps.
 const MAX_WRITE_BYTES: usize = 16 * 1024;
 
 /// Delay before a retry when standard error is non-blocking and full.
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stalled_reader_blocks_nobody_and_what_is_lost_is_counted_and_told_where_it_is_missing() {
+    fn a_stalled_reader_blocks_nobody_and_lost_lines_are_counted_and_reported_in_place() {
         let (queue, allow, written) = stalled(1000);
         for n in 0..1000 {
             queue.line(&format!("{n:09}\n"));
@@ -355,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_counted_and_the_queue_goes_on() {
+    fn lines_that_cannot_be_written_are_counted_and_the_queue_continues() {
         let (queue, allow, _written) = stalled(1000);
         drop(allow);
         queue.line("a\n");

@@ -4,8 +4,9 @@ use deeperhub_metrics::Unit;
 use deeperhub_node::OwnGauge;
 use tikv_jemalloc_ctl::{epoch, stats};
 
-/// jemalloc returns memory to the system a second after it was freed (`.cargo/config.toml`). glibc's
-/// allocator keeps nearly all of it after a burst, so the memory budget would never recover.
+/// jemalloc returns memory to the system a second after it was freed (`.cargo/config.toml`).
+/// glibc's allocator keeps nearly all of it after a burst, so the memory budget would never
+/// recover.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -56,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allocated_is_seen_and_what_is_freed_is_not() {
+    fn gauges_follow_allocations() {
         const SIZE: i64 = 64 << 20;
         let before = read("allocated");
         let block = vec![1_u8; SIZE as usize];

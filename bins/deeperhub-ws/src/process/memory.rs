@@ -132,7 +132,8 @@ fn limited_groups<'a>(
     })
 }
 
-/// Parses a limit of the kernel. `None` if there is no limit, which version 1 writes as a huge number.
+/// Parses a limit of the kernel. `None` if there is no limit, which version 1 writes as a huge
+/// number.
 fn limit(text: &str) -> Option<u64> {
     text.trim().parse().ok().filter(|&bytes| bytes < 1 << 60)
 }
@@ -142,14 +143,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limits_of_all_groups_above_hold() {
+    fn limits_of_all_ancestors_apply() {
         let read = |path: &Path| match path.to_str()? {
             "/sys/fs/cgroup/a/b/memory.max" => Some("max\n".to_owned()),
             "/sys/fs/cgroup/a/memory.max" => Some("1000\n".to_owned()),
             "/sys/fs/cgroup/memory.max" => Some("2000\n".to_owned()),
             "/sys/fs/cgroup/memory/c/memory.limit_in_bytes" => Some("9223372036854771712\n".to_owned()),
             "/sys/fs/cgroup/memory/memory.limit_in_bytes" => Some("3000\n".to_owned()),
-            other => panic!("{other} is no limit of memory"),
+            other => panic!("{other} is no memory limit"),
         };
         let found = |groups: &str| limited_groups(groups, &read).map(|(_, limit)| limit).collect::<Vec<_>>();
         assert_eq!(found("0::/a/b\n"), [1000, 2000]);
@@ -159,14 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_cannot_be_seen_has_the_limit_of_its_mount() {
+    fn an_invisible_group_has_the_limit_of_its_mount() {
         let read = |path: &Path| (path == Path::new("/sys/fs/cgroup/memory.max")).then(|| "512".to_owned());
         let limits = limited_groups("0::/kubepods/pod1/c1\n", &read).map(|(_, limit)| limit);
         assert_eq!(limits.collect::<Vec<_>>(), [512]);
     }
 
     #[test]
-    fn what_a_group_is_charged_counts_without_files_that_were_not_used_lately() {
+    fn the_charge_excludes_inactive_file_pages() {
         let read = |path: &Path| {
             let text = match path.to_str()? {
                 "/sys/fs/cgroup/a/memory.max" => "4000",

@@ -39,14 +39,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_that_suffices_is_left_alone() {
+    fn a_sufficient_limit_is_not_changed() {
         let before = rlimit::Resource::NOFILE.get().unwrap();
         assert_eq!(raise(1, 1, 1), Ok(()));
         assert_eq!(rlimit::Resource::NOFILE.get().unwrap(), before);
     }
 
     #[test]
-    fn a_limit_that_stays_too_low_is_named() {
+    fn an_insufficient_limit_is_reported() {
         let sentence = raise(usize::MAX, 1, 1).unwrap_err();
         assert!(sentence.contains("RLIMIT_NOFILE") && sentence.contains("max_connections"), "{sentence}");
     }

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_panics_is_started_again() {
+    async fn a_task_that_panics_is_restarted() {
         let mut lives = 0;
         let ended = restart_on_panic("test", || {
             lives += 1;

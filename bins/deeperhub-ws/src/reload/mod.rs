@@ -133,8 +133,7 @@ impl Reloader {
     }
 }
 
-/// A watched item that reloader on a blocking thread, because the runtime also serves the server
-/// API.
+/// A source that reloads on a blocking thread, because the runtime also serves the server API.
 struct ReloadWorker {
     what: &'static str,
     has_files: bool,
@@ -252,30 +251,30 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_again_when_they_changed_and_are_at_rest() {
+    fn files_reload_when_they_changed_and_settled() {
         let mut fixture = Fixture::new("rest");
         assert_eq!(fixture.reads_after_poll(false), 0);
         write(&fixture.path, "12");
-        assert_eq!(fixture.reads_after_poll(false), 0, "it may go on");
+        assert_eq!(fixture.reads_after_poll(false), 0, "it may still change");
         write(&fixture.path, "123");
-        assert_eq!(fixture.reads_after_poll(false), 0, "it did go on");
+        assert_eq!(fixture.reads_after_poll(false), 0, "it did change");
         assert_eq!(fixture.reads_after_poll(false), 1);
         assert_eq!(fixture.reads_after_poll(false), 1, "nothing has changed since");
     }
 
     #[test]
-    fn a_change_that_goes_on_and_on_is_read_all_the_same() {
+    fn files_that_keep_changing_reload_nevertheless() {
         let mut fixture = Fixture::new("unrest");
         let mut looks = 0;
         while fixture.reads_after_poll(false) == 0 {
             looks += 1;
             write(&fixture.path, &"1".repeat(looks));
-            assert!(looks < 9, "it is never read");
+            assert!(looks < 9, "it never reloads");
         }
     }
 
     #[test]
-    fn what_cannot_be_read_is_tried_again_after_the_next_change_only() {
+    fn a_failed_reload_is_retried_after_the_next_change_only() {
         let mut fixture = Fixture::new("broken");
         write(&fixture.path, "no number");
         fixture.reads_after_poll(false);
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_blocks_holds_up_itself_only() {
+    fn a_blocked_reload_delays_only_itself() {
         let (unblock, blocked) = std::sync::mpsc::channel::<()>();
         let reads = Arc::new(AtomicUsize::new(0));
         let mut reloader = Reloader::default();
@@ -319,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_panics_when_it_is_read_keeps_nothing_else_from_being_read() {
+    fn a_reload_that_panics_does_not_affect_others() {
         let mut fixture = Fixture::new("panic");
         let panics = ReloadSource {
             what: "fault",
@@ -334,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_reads_at_once_what_has_not_changed_and_what_has_no_files() {
+    fn a_signal_reloads_all_sources_at_once() {
         let mut fixture = Fixture::new("signal");
         let count = Arc::clone(&fixture.reads);
         fixture.reloader.watch("other", Vec::new(), FileStamp::default(), move || {

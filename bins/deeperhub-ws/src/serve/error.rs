@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_taken_port_is_said_to_be_taken_and_how_to_choose_another() {
+    fn a_port_in_use_is_reported_with_the_flag_that_changes_it() {
         let failure = ServeError::Listen {
             address: "127.0.0.1:8080".parse().unwrap(),
             purpose: "clients",

@@ -167,19 +167,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
         None => None,
     };
     settings.node.tracer = telemetry.tracer(settings.telemetry.trace_client_rate);
-    settings.node.gauges = allocator::GAUGES.to_vec();
-    settings.node.gauges.push(supervise::GAUGE);
-    settings.node.numbers = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
-    settings.node.numbers.push(counter(
-        "deeperhub_log_lines_lost_total",
-        "Log lines dropped because standard error was too slow",
-        lost_lines,
-    ));
-    settings.node.numbers.push(counter(
-        "deeperhub_exporter_panics_total",
-        "Panics of the tasks that export spans and metrics",
-        telemetry.panics(),
-    ));
+    add_process_metrics(&mut settings, lost_lines, telemetry.panics());
     let node = match start_node(clients, &settings, &mut stops).await? {
         Started::Node(node) => *node,
         Started::Stopped(node) => {
@@ -225,6 +213,23 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     }
     info!("Server stopped");
     Ok(result?)
+}
+
+/// Adds the metrics of the process to those of the node.
+fn add_process_metrics(settings: &mut Settings, lost_lines: SharedCounter, exporter_panics: SharedCounter) {
+    settings.node.gauges = allocator::GAUGES.to_vec();
+    settings.node.gauges.push(supervise::GAUGE);
+    settings.node.numbers = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
+    settings.node.numbers.push(counter(
+        "deeperhub_log_lines_lost_total",
+        "Log lines dropped because standard error was too slow",
+        lost_lines,
+    ));
+    settings.node.numbers.push(counter(
+        "deeperhub_exporter_panics_total",
+        "Panics of the tasks that export spans and metrics",
+        exporter_panics,
+    ));
 }
 
 fn counter(name: &'static str, help: &'static str, counter: SharedCounter) -> OwnNumber {
@@ -283,7 +288,8 @@ enum Shutdown {
     Immediate,
 }
 
-/// Waits for a signal or a failure, then drains and ends all parts in the order of their dependencies.
+/// Waits for a signal or a failure, then drains and ends all parts in the order of their
+/// dependencies.
 async fn serve_until_stopped(
     node: Node,
     mut api: Option<ApiTask>,

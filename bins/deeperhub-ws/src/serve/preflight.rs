@@ -24,7 +24,7 @@ impl Preflight {
         api: Option<&Address>,
         config: TelemetryConfig,
     ) -> Result<Self, ServeError> {
-        let clients = match listen_on(&address) {
+        let clients = match listen_on(address) {
             Some(known) => known,
             None => lookup(address)?.into(),
         };

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_off_is_said_to_be_off() {
+    fn disabled_features_are_named() {
         check(
             &[
                 "--rate-limit=0",

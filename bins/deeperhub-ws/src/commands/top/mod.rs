@@ -74,7 +74,7 @@ fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
             "standard output is not a terminal; GET /v1/stats and /v1/top return the same as JSON".to_owned()
         );
     }
-    let (events, arriving) = mpsc::sync_channel(4);
+    let (events, receiver) = mpsc::sync_channel(4);
     let poll = move || {
         // After an error the channel closes, which the screen shows.
         let _ = poll_server(&runtime, &client, interval, &events);
@@ -88,7 +88,7 @@ fn watch(options: ApiOptions, interval: Duration) -> Result<(), String> {
     let mut terminal = ratatui::try_init().map_err(|error| format!("cannot use the terminal: {error}"))?;
     let mut state = State::default();
     state.add_sample(first);
-    let ended = show(&mut terminal, &mut state, &shown, &arriving);
+    let ended = show(&mut terminal, &mut state, &shown, &receiver);
     let restored = ratatui::try_restore();
     ended.and(restored).map_err(|error| format!("cannot use the terminal: {error}"))
 }
@@ -104,9 +104,13 @@ fn poll_server(
     runtime.block_on(async {
         let Signals { mut stops, mut reload_signals, .. } = signals::listen()?;
         loop {
+            let next_sample = async {
+                tokio::time::sleep(interval).await;
+                Sample::request(client).await
+            };
             tokio::select! {
-                () = tokio::time::sleep(interval) => {
-                    if events.send(TopEvent::Answer(Box::new(Sample::request(client).await))).is_err() {
+                sample = next_sample => {
+                    if events.send(TopEvent::Answer(Box::new(sample))).is_err() {
                         return Ok(());
                     }
                 }
@@ -126,7 +130,7 @@ fn show(
     terminal: &mut DefaultTerminal,
     state: &mut State,
     address: &str,
-    arriving: &mpsc::Receiver<TopEvent>,
+    receiver: &mpsc::Receiver<TopEvent>,
 ) -> io::Result<()> {
     let mut is_stale = true;
     loop {
@@ -134,7 +138,7 @@ fn show(
             terminal.draw(|frame| view::draw(state, address, frame))?;
         }
         is_stale = false;
-        match arriving.recv_timeout(KEY_POLL_INTERVAL) {
+        match receiver.recv_timeout(KEY_POLL_INTERVAL) {
             Ok(TopEvent::Answer(answer)) => {
                 match *answer {
                     Ok(sample) => state.add_sample(sample),

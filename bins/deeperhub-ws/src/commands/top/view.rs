@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_screen_has_room_for_the_chosen_table() {
+    fn a_narrow_screen_shows_the_chosen_table() {
         let mut state = state();
         let narrow = |state: &State| screen(state, 50, 18);
         assert!(narrow(&state).contains("busiest topics") && !narrow(&state).contains("busiest clients"));
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_was_started_anew_has_no_negative_rates() {
+    fn a_restarted_server_has_no_negative_rates() {
         let (mut state, start) = (State::default(), Instant::now());
         state.add_sample(sample(start, 100, 50));
         let mut anew = sample(start, 1, 10);

@@ -27,7 +27,8 @@ pub(crate) struct ListeningOptions {
     /// Answer load balancer probes at this path of the client port; `off` disables it
     ///
     /// A plain GET or HEAD gets 200, or 503 while the node starts, drains or is not ready. A full
-    /// node still answers probes. WebSocket handshakes are not affected, so the path may equal a --path.
+    /// node still answers probes. WebSocket handshakes are not affected, so the path may equal a
+    /// --path.
     #[arg(long, value_name = "PATH")]
     pub(crate) probe_path: Option<Switchable<UrlPath>>,
 

@@ -89,7 +89,7 @@ impl UncheckedApi {
         let name = resolver.name_of("api_listen");
         if key.is_none() && !address.host.is_loopback() {
             resolver.conflict(format!(
-                "invalid value '{address}' for {name}: whoever reaches it could do everything; expected a loopback \
+                "invalid value '{address}' for {name}: anyone who reaches it has full control; expected a loopback \
                  address, or a key in {}, {} or api_key",
                 flag("api_key"),
                 variable("api_key"),

@@ -1,6 +1,6 @@
 //! Resolves the options under "Cluster".
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use deeperhub_cluster::{BrokerUrl, Engine};
 use deeperhub_node::ClusterConfig;
@@ -66,7 +66,7 @@ fn refuse_without_cluster(resolver: &mut Resolver, key: &str, file: Option<&Path
     }
 }
 
-fn check_credentials(resolver: &mut Resolver, url: &BrokerUrl, file: &PathBuf) {
+fn check_credentials(resolver: &mut Resolver, url: &BrokerUrl, file: &Path) {
     let key = "cluster_credentials";
     if url.engine() != Engine::Nats {
         let none = "expected none with a broker that is not NATS: put user and password in the URL";
@@ -76,7 +76,7 @@ fn check_credentials(resolver: &mut Resolver, url: &BrokerUrl, file: &PathBuf) {
     }
 }
 
-fn check_ca(resolver: &mut Resolver, file: &PathBuf) {
+fn check_ca(resolver: &mut Resolver, file: &Path) {
     let certificates = |_| {
         deeperhub_telemetry::certificates(file)
             .map_err(|error| format!("expected one or more certificates in PEM ({error})"))

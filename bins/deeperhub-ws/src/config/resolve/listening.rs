@@ -35,8 +35,8 @@ pub(super) fn resolve(resolver: &mut Resolver, options: ListeningOptions, listen
 pub(super) fn warn_of_open_address(resolver: &mut Resolver, address: &Address, token_required: bool) {
     if !address.host.is_loopback() && !token_required {
         let warning = format!(
-            "{} is {}, which is not loopback, and clients need no token: whoever reaches port {} may subscribe \
-             and publish, unless --auth-required is set",
+            "{} is {}, which is not loopback, and clients need no token: anyone who reaches port {} may \
+             subscribe and publish; --auth-required prevents that",
             resolver.name_of("host"),
             address.host,
             address.port,

@@ -27,7 +27,7 @@ fn check_error(flags: &[&str], expected: &str) {
 }
 
 #[test]
-fn defaults_are_those_of_the_documentation() {
+fn defaults_are_as_documented() {
     let settings = settings(&[]).unwrap();
     assert_eq!(settings.address.to_string(), "localhost:8080");
     assert_eq!(settings.node.listener.paths, ["/", "/ws"]);
@@ -59,7 +59,7 @@ fn every_setting_but_the_file_is_shown() {
 }
 
 #[test]
-fn zero_switches_a_rate_or_a_limit_of_addresses_off() {
+fn zero_disables_a_rate_or_a_limit_per_address() {
     let settings = settings(&["--rate-limit=0", "--max-connections-per-ip=0", "--ping-interval=0"]).unwrap();
     assert_eq!(settings.node.rate_limit, None);
     assert_eq!(settings.node.listener.max_connections_per_ip, None);
@@ -67,7 +67,7 @@ fn zero_switches_a_rate_or_a_limit_of_addresses_off() {
 }
 
 #[test]
-fn timeouts_must_leave_some_time() {
+fn timeouts_must_not_be_zero() {
     check_error(&["--pong-timeout=0"], "invalid value '0s' for --pong-timeout: expected more than 0");
     check_error(&["--handshake-timeout=0ms"], "invalid value '0s' for --handshake-timeout: expected more");
     assert!(settings(&["--drain-timeout=0"]).is_ok_and(|settings| settings.drain_timeout.is_zero()));
@@ -95,7 +95,7 @@ fn the_api_takes_bodies_as_large_as_messages_from_the_same_pages() {
 fn api_off_loopback_needs_a_key() {
     check_error(
         &["--api-listen=0.0.0.0:8081"],
-        "invalid value '0.0.0.0:8081' for --api-listen: whoever reaches it could do everything; expected a \
+        "invalid value '0.0.0.0:8081' for --api-listen: anyone who reaches it has full control; expected a \
          loopback address, or a key in --api-key, DEEPERHUB_API_KEY or api_key",
     );
     check_error(&["--api-listen=hub.example.com:8081"], "invalid value 'hub.example.com:8081'");
@@ -105,7 +105,7 @@ fn api_off_loopback_needs_a_key() {
 }
 
 #[test]
-fn a_key_that_fits_no_header_is_refused_and_not_shown() {
+fn a_key_that_is_invalid_in_a_header_is_refused_and_not_shown() {
     for key in ["", "with space", "schlüssel", "line\nfeed"] {
         let problem = settings(&[&format!("--api-key={key}")]).unwrap_err();
         assert!(problem.starts_with("invalid value for --api-key (not shown"), "{problem}");
@@ -123,7 +123,7 @@ fn requiring_tokens_needs_keys() {
 }
 
 #[test]
-fn files_without_keys_are_named_with_what_would_be_right() {
+fn files_without_keys_are_named_with_what_is_expected() {
     check_error(
         &["--auth-secret-file=/nowhere/secret"],
         "invalid value '/nowhere/secret' for --auth-secret-file: it cannot be read: No such file",
@@ -138,14 +138,14 @@ fn files_without_keys_are_named_with_what_would_be_right() {
 }
 
 #[test]
-fn what_concerns_tokens_is_pointless_without_keys() {
+fn token_settings_without_keys_are_warned_about() {
     let settings = settings(&["--auth-audience=hub", "--auth-issuer=me"]).unwrap();
     assert_eq!(settings.warnings.len(), 2);
     assert!(settings.warnings[0].starts_with("--auth-audience has no effect"), "{settings:?}");
 }
 
 #[test]
-fn networks_of_proxies_are_checked() {
+fn proxy_networks_are_checked() {
     check_error(
         &["--trusted-proxy=10.0.0.0/8,10.0.0.1/8"],
         "invalid value '10.0.0.1/8' for --trusted-proxy: its network is 10.0.0.0/8",
@@ -155,7 +155,7 @@ fn networks_of_proxies_are_checked() {
 }
 
 #[test]
-fn a_certificate_needs_its_key_and_the_reverse() {
+fn a_certificate_needs_its_key_and_vice_versa() {
     check_error(&["--tls-cert=cert.pem"], "--tls-cert needs --tls-key, DEEPERHUB_TLS_KEY or tls_key as well");
     check_error(&["--tls-key=key.pem"], "--tls-key needs --tls-cert, DEEPERHUB_TLS_CERT or tls_cert");
     check_error(&["--tls-client-ca=ca.pem"], "--tls-client-ca needs --tls-cert");
@@ -171,7 +171,7 @@ fn a_certificate_needs_its_key_and_the_reverse() {
 }
 
 #[test]
-fn a_cluster_is_told_by_its_broker() {
+fn a_broker_url_configures_a_cluster() {
     let settings = settings(&["--cluster=nats://u:hunter2@h:4222", "--cluster-unavailable=ready"]).unwrap();
     let cluster = settings.node.cluster.as_ref().unwrap();
     assert!(cluster.ready_alone);
@@ -182,7 +182,7 @@ fn a_cluster_is_told_by_its_broker() {
 }
 
 #[test]
-fn what_is_wrong_with_a_cluster_is_told_without_its_password() {
+fn cluster_errors_do_not_show_the_password() {
     check_error(
         &["--cluster=natz://u:hunter2@h"],
         "invalid value for --cluster (not shown, as it is secret): expected the scheme nats, tls",
@@ -222,7 +222,7 @@ fn listening_off_loopback_is_warned_about() {
 }
 
 #[test]
-fn an_address_has_a_rate_of_new_connections_by_default() {
+fn new_connections_per_address_are_limited_by_default() {
     let rate = |flags: &[&str]| {
         let rate = settings(flags).unwrap().node.listener.connection_rate_per_ip;
         rate.map(|rate| (rate.per_second.get(), rate.burst.get()))
@@ -233,7 +233,7 @@ fn an_address_has_a_rate_of_new_connections_by_default() {
 }
 
 #[test]
-fn tokens_that_fit_nowhere_are_warned_about() {
+fn token_limits_above_other_limits_are_warned_about() {
     let warnings = |flags: &[&str]| settings(flags).unwrap().warnings;
     assert_eq!(warnings(&["--max-token-bytes=30000"]), [""; 0]);
     assert_eq!(warnings(&["--max-handshake-bytes=600"]), [""; 0]);

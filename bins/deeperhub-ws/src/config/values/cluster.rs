@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_are_masked_also_where_they_stand_in_nonsense() {
+    fn passwords_are_masked_in_invalid_urls_too() {
         for (text, expected) in [
             ("nats://me:hunter2@h:4222", "\"nats://me:********@h:4222\""),
             ("redis://:hunter2@h", "\"redis://:********@h\""),

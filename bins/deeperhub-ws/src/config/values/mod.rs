@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn literals_are_toml() {
+    fn values_are_written_as_toml() {
         assert_eq!(8080_u16.to_toml(), "8080");
         assert_eq!(Time(Duration::from_secs(10)).to_toml(), r#""10s""#);
         assert_eq!(vec!["a".to_owned(), "b".to_owned()].to_toml(), r#"["a", "b"]"#);
