@@ -31,7 +31,7 @@ use crate::signals::{self, HangUps, Ignored, Signals, Stops};
 use crate::start_line::start_line;
 use crate::{FAILED, allocator, event_log, logging, memory, nofile, supervise};
 use deeperhub_args::{Address, Host};
-use deeperhub_telemetry::{TelemetryConfig, telemetry_config};
+use deeperhub_telemetry::{Overrides, Service, TelemetryConfig};
 
 /// Shutdown timeout for blocking tasks, such as name look-ups or files on a lost disk.
 const LAST_TASKS: Duration = Duration::from_secs(1);
@@ -131,7 +131,7 @@ async fn unless_stopped<T: Send + 'static>(
 struct Prepared {
     clients: ListenOn,
     api: Option<SocketAddr>,
-    telemetry: deeperhub_telemetry::Prepared,
+    telemetry: deeperhub_telemetry::Exporters,
     warnings: Vec<String>,
 }
 
@@ -142,16 +142,17 @@ impl Prepared {
             None => lookup(address)?.into(),
         };
         let api = api.map(lookup).transpose()?;
-        let (telemetry, warnings) = deeperhub_telemetry::Prepared::new(config);
+        let (telemetry, warnings) = deeperhub_telemetry::Exporters::new(config);
         Ok(Self { clients, api, telemetry, warnings })
     }
 }
 
 /// Returns the telemetry configuration from settings and OpenTelemetry's variables.
 fn exports(settings: &Settings) -> TelemetryConfig {
-    telemetry_config(settings.otlp_endpoint.as_ref(), settings.trace_sample_ratio, |name| {
-        std::env::var(name).ok()
-    })
+    let service = Service::new("deeperhub-ws", env!("CARGO_PKG_VERSION"));
+    let overrides =
+        Overrides { endpoint: settings.otlp_endpoint.clone(), sample_ratio: settings.trace_sample_ratio };
+    TelemetryConfig::from_variables(service, &overrides, |name| std::env::var(name).ok())
 }
 
 /// Resolves host names and reads exporter files as a start does, without listening. Returns the
@@ -203,7 +204,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
         Some(api) => Some(listen_api(api).await?),
         None => None,
     };
-    settings.node.tracer = telemetry.tracer(settings.trace_client_rate);
+    settings.node.tracer = telemetry.tracer_with_client_rate(settings.trace_client_rate);
     settings.node.gauges = allocator::GAUGES.to_vec();
     settings.node.gauges.push(supervise::GAUGE);
     settings.node.numbers = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
