@@ -10,16 +10,17 @@ use flate2::write::GzEncoder;
 use http::header::{
     CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
 };
-use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
 use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
@@ -27,19 +28,13 @@ use prost::Message;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-use tonic::client::Grpc;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
-use tonic_prost::ProstCodec;
 
 use crate::config::{Destination, Protocol};
 
 /// Maximum size of a response body over HTTP, in bytes.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-
-/// The methods of OTLP's services.
-const TRACES: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-const METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
 
 /// The `User-Agent`, which names the exporter and not the service.
 const USER_AGENT_VALUE: &str = concat!("deeperhub-ws/", env!("CARGO_PKG_VERSION"));
@@ -144,8 +139,21 @@ impl Client {
 
     /// Sends spans and returns how many of them the collector rejected.
     pub(crate) async fn send_spans(&self, request: ExportTraceServiceRequest) -> Result<u64, ExportError> {
-        let answer: ExportTraceServiceResponse = self.with_timeout(self.export(request, TRACES)).await?;
-        Ok(rejected(answer.partial_success.map(|partial| partial.rejected_spans)))
+        let response: ExportTraceServiceResponse = self
+            .with_timeout(async {
+                match self.protocol {
+                    Protocol::HttpProtobuf => self.post(&request).await,
+                    Protocol::Grpc => {
+                        let mut client = TraceServiceClient::with_origin(self.http.clone(), self.url.clone());
+                        if self.is_compressed {
+                            client = client.send_compressed(CompressionEncoding::Gzip);
+                        }
+                        grpc_response(client.export(self.grpc_request(request)).await)
+                    }
+                }
+            })
+            .await?;
+        Ok(rejected(response.partial_success.map(|partial| partial.rejected_spans)))
     }
 
     /// Sends metrics and returns how many data points the collector rejected.
@@ -153,32 +161,22 @@ impl Client {
         &self,
         request: ExportMetricsServiceRequest,
     ) -> Result<u64, ExportError> {
-        let answer: ExportMetricsServiceResponse = self.with_timeout(self.export(request, METRICS)).await?;
-        Ok(rejected(answer.partial_success.map(|partial| partial.rejected_data_points)))
-    }
-
-    /// Sends a request; `method` is its path over gRPC.
-    async fn export<Q, A>(&self, request: Q, method: &'static str) -> Result<A, ExportError>
-    where
-        Q: Message + 'static,
-        A: Message + Default + 'static,
-    {
-        if self.protocol == Protocol::HttpProtobuf {
-            let answer = self.post(&request).await?;
-            return Ok(A::decode(&*answer).unwrap_or_default());
-        }
-        let mut client = Grpc::with_origin(self.http.clone(), self.url.clone());
-        if self.is_compressed {
-            client = client.send_compressed(CompressionEncoding::Gzip);
-        }
-        client.ready().await.map_err(|error| ExportError::Connection(with_causes(&error)))?;
-        let codec = ProstCodec::<Q, A>::default();
-        let answer = client.unary(self.with_headers(request), PathAndQuery::from_static(method), codec).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| match status.source() {
-            // What no collector said.
-            Some(error) => ExportError::Connection(with_causes(error)),
-            None => ExportError::Grpc(Box::new(status)),
-        })
+        let response: ExportMetricsServiceResponse = self
+            .with_timeout(async {
+                match self.protocol {
+                    Protocol::HttpProtobuf => self.post(&request).await,
+                    Protocol::Grpc => {
+                        let mut client =
+                            MetricsServiceClient::with_origin(self.http.clone(), self.url.clone());
+                        if self.is_compressed {
+                            client = client.send_compressed(CompressionEncoding::Gzip);
+                        }
+                        grpc_response(client.export(self.grpc_request(request)).await)
+                    }
+                }
+            })
+            .await?;
+        Ok(rejected(response.partial_success.map(|partial| partial.rejected_data_points)))
     }
 
     async fn with_timeout<T>(
@@ -191,13 +189,14 @@ impl Client {
         }
     }
 
-    fn with_headers<T>(&self, request: T) -> tonic::Request<T> {
+    fn grpc_request<T>(&self, request: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(request);
         *request.metadata_mut() = tonic::metadata::MetadataMap::from_headers(self.headers.clone());
         request
     }
 
-    async fn post(&self, message: &impl Message) -> Result<Vec<u8>, ExportError> {
+    /// Sends a request over HTTP. A response that is not OTLP counts as one without content.
+    async fn post<A: Message + Default>(&self, message: &impl Message) -> Result<A, ExportError> {
         let broken = |error: &dyn std::error::Error| ExportError::Connection(with_causes(error));
         let mut body = message.encode_to_vec();
         let mut request = Request::post(self.url.clone());
@@ -211,21 +210,31 @@ impl Client {
         }
         let request =
             request.body(tonic::body::Body::new(Full::from(body))).map_err(|error| broken(&error))?;
-        let answer = self.http.request(request).await.map_err(|error| broken(&error))?;
-        let status = answer.status();
+        let response = self.http.request(request).await.map_err(|error| broken(&error))?;
+        let status = response.status();
         if !status.is_success() {
             let retry_after =
-                answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+                response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             return Err(ExportError::Http { status, retry_after: retry_after.map(Duration::from_secs) });
         }
-        let body = Limited::new(answer.into_body(), MAX_RESPONSE_BYTES).collect().await;
-        body.map(|body| body.to_bytes().to_vec()).map_err(|error| match error.is::<LengthLimitError>() {
+        let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES).collect().await;
+        let body = body.map_err(|error| match error.is::<LengthLimitError>() {
             true => ExportError::Connection(format!(
                 "the collector's response is over {MAX_RESPONSE_BYTES} bytes"
             )),
             false => broken(&*error),
-        })
+        })?;
+        Ok(A::decode(body.to_bytes()).unwrap_or_default())
     }
+}
+
+/// Returns the message of a gRPC response.
+fn grpc_response<A>(response: Result<tonic::Response<A>, Status>) -> Result<A, ExportError> {
+    response.map(tonic::Response::into_inner).map_err(|status| match status.source() {
+        // Not a status of the collector.
+        Some(error) => ExportError::Connection(with_causes(error)),
+        None => ExportError::Grpc(Box::new(status)),
+    })
 }
 
 /// Returns the number of rejected items; a negative number counts as 0.
