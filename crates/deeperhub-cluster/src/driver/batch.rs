@@ -1,0 +1,102 @@
+//! Batches of messages for the broker.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{DEADLINE, Life};
+use crate::broker::Shared;
+use crate::link::{LinkError, Sender};
+use crate::queue::{BATCH_BYTES, Outbound};
+
+/// The smallest batch that goes to a slow broker.
+const LEAST_BATCH: usize = 8 << 10;
+
+pub(super) async fn send_in_time(
+    sender: &mut Sender,
+    batch: &[Outbound],
+    shared: &Shared,
+) -> Result<(), LinkError> {
+    match timeout(DEADLINE, sender.send(batch)).await {
+        Ok(sent) => sent?,
+        Err(_) => return Err(LinkError::new("it does not answer")),
+    }
+    shared.metrics.sent.add(batch.len() as u64);
+    Ok(())
+}
+
+/// The size of the next batch, after one of `bytes` took so long: as large as can be confirmed well within the deadline,
+/// so that a thin link carries less at a time rather than the same again and again.
+pub(super) fn next_batch(bytes: usize, took: Duration) -> usize {
+    if took > DEADLINE / 4 {
+        (bytes / 2).max(LEAST_BATCH)
+    } else if took < DEADLINE / 32 {
+        (bytes * 2).min(BATCH_BYTES)
+    } else {
+        bytes
+    }
+}
+
+/// Takes what is beyond so many bytes off the end of a batch, which keeps one message at least.
+pub(super) fn split_off(batch: &mut Vec<Outbound>, max_bytes: usize) -> Vec<Outbound> {
+    let mut bytes = 0;
+    let fits = batch.iter().take_while(|outbound| {
+        let has_room = bytes < max_bytes;
+        bytes += outbound.envelope.len();
+        has_room
+    });
+    let fits = fits.count();
+    batch.split_off(fits)
+}
+
+/// Puts a batch that was not confirmed where the next connection finds it, before what did not fit into it. That one
+/// begins with less at a time: it may have been too much.
+pub(super) struct Kept<'b, I> {
+    pub(super) batch: &'b mut Vec<Outbound>,
+    pub(super) life: &'b Life<I>,
+}
+
+impl<I> Drop for Kept<'_, I> {
+    fn drop(&mut self) {
+        self.life.under_way.set(0);
+        if !self.batch.is_empty() {
+            let mut unconfirmed = self.life.unconfirmed.borrow_mut();
+            self.batch.append(&mut unconfirmed);
+            *unconfirmed = std::mem::take(self.batch);
+            self.life.batch_bytes.set((self.life.batch_bytes.get() / 4).max(LEAST_BATCH));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::Destination;
+
+    #[test]
+    fn batches_fit_the_broker() {
+        let mut bytes = BATCH_BYTES;
+        for _ in 0..20 {
+            bytes = next_batch(bytes, DEADLINE);
+        }
+        assert_eq!(bytes, LEAST_BATCH);
+        assert_eq!(next_batch(bytes, DEADLINE / 10), bytes);
+        for _ in 0..20 {
+            bytes = next_batch(bytes, Duration::ZERO);
+        }
+        assert_eq!(bytes, BATCH_BYTES);
+    }
+
+    #[test]
+    fn what_does_not_fit_into_a_batch_follows_in_its_order() {
+        let of = |length: u8| Outbound { to: Destination::All, envelope: vec![length; length.into()].into() };
+        let lengths =
+            |batch: &[Outbound]| batch.iter().map(|outbound| outbound.envelope.len()).collect::<Vec<_>>();
+        for (max_bytes, expected) in [(1, 1), (10, 1), (11, 2), (30, 2), (31, 3), (1000, 4)] {
+            let mut batch: Vec<_> = [10, 20, 30, 40].map(of).into();
+            let rest = split_off(&mut batch, max_bytes);
+            assert_eq!(batch.len(), expected, "{max_bytes}");
+            assert_eq!([lengths(&batch), lengths(&rest)].concat(), [10, 20, 30, 40]);
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! Keeps the connection to the broker: connects, joins, sends, receives, and begins again when it is lost.
+
+mod backlog;
+mod batch;
+mod connection;
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{sleep, sleep_until, timeout};
+use tracing::{error, warn};
+
+use crate::broker::{Broker, Shared, State};
+use crate::envelope::{Envelope, EnvelopeError};
+use crate::link::{Link, LinkError};
+use crate::metrics::Dropped;
+use crate::queue::{BATCH_BYTES, Outbound};
+use crate::seen::Seen;
+use backlog::{Backlog, InHand};
+use connection::Connection;
+
+/// The time in which a broker must do what it is asked; after it, it counts as lost. Long enough for a busy machine,
+/// short enough for someone who waits for a paused one.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(3);
+
+/// The pauses between attempts to connect grow from the first to the second; each is cut by up to half at random, so
+/// that nodes do not come all at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Answers of this node that may be under way at one time; what comes from the broker waits for the next to be done.
+const MAX_ANSWERS: usize = 1024;
+
+/// Time that the final flush waits for an unreachable broker: enough to reconnect and to join.
+const AWAY_AT_END: Duration = Duration::from_secs(5);
+
+/// Time limit for the envelope in progress when a connection ends. After it, the envelope counts as
+/// dropped.
+const FINISH: Duration = Duration::from_secs(5);
+
+/// Run time after which a panic counts as the first in a row again, which resets the backoff.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// Envelopes that are carried out before other parts of the driver have a turn.
+const RECEIVE_BUDGET: u32 = 128;
+
+/// Something that goes on after an envelope was received: an answer under way.
+pub type Answering = Pin<Box<dyn Future<Output = ()>>>;
+
+/// What a node does with messages of other nodes.
+pub trait Inbound: Send + 'static {
+    /// Carries out a message, in the order in which they came; none comes twice, none but probes is the node's own. It may wait
+    /// until the node's threads can take it, meanwhile others queue up. What is returned goes on beside the next.
+    fn receive(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<Answering>>;
+
+    /// The node's open connections.
+    fn connections(&self) -> u64;
+}
+
+/// How the start went; the driver goes on in any case, unless the name is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// The node has joined.
+    Joined,
+    /// The broker was not reached; it will be tried again.
+    Unreachable(String),
+    /// Another node has this one's name.
+    Taken,
+}
+
+/// The other end of a [`Broker`]: a thread of its own, so that a burst on other threads does not delay heartbeats.
+#[derive(Debug)]
+pub struct Driver {
+    shared: Arc<Shared>,
+}
+
+/// A driver that runs.
+#[derive(Debug)]
+pub struct Running {
+    start: mpsc::Receiver<Start>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Running {
+    /// Waits for the first attempt to join. `None`: it takes longer than `deadline`, or was waited for before.
+    #[must_use]
+    pub fn start(&self, deadline: Duration) -> Option<Start> {
+        self.start.recv_timeout(deadline).ok()
+    }
+
+    /// Waits for the end, see [`Broker::stop`].
+    pub async fn ended(self) {
+        // An error is a driver that panicked: it has ended too.
+        let _ = self.ended.await;
+    }
+}
+
+/// How a connection ended.
+enum End {
+    Stopped,
+    Taken,
+    Lost(LinkError),
+}
+
+impl From<LinkError> for End {
+    fn from(error: LinkError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+impl Driver {
+    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// A handle to what it drives.
+    #[must_use]
+    pub fn broker(&self) -> Broker {
+        Broker(Arc::clone(&self.shared))
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// The system has no thread.
+    pub fn spawn(self, inbound: impl Inbound) -> std::io::Result<Running> {
+        let (started, start) = mpsc::channel();
+        let (end, ended) = oneshot::channel::<()>();
+        std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
+            let shared = Arc::clone(&self.shared);
+            let mut life = Life::new(self.shared, inbound, started);
+            supervise(|| life.run(), |panics| panicked(&shared, panics));
+            drop(end);
+        })?;
+        Ok(Running { start, ended })
+    }
+}
+
+/// Runs `run` until it returns, and again after each panic. Between runs it calls `restart` with
+/// the number of panics in a row; `false` ends the loop.
+fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
+    let mut panics = 0;
+    loop {
+        let began = Instant::now();
+        if catch_unwind(AssertUnwindSafe(&mut run)).is_ok() {
+            return;
+        }
+        panics = if began.elapsed() >= STEADY { 1 } else { panics + 1 };
+        if !restart(panics) {
+            return;
+        }
+    }
+}
+
+/// Counts and logs a driver panic. Returns `true` after a backoff, or `false` if the driver is to
+/// end. Messages queued for the broker are kept.
+fn panicked(shared: &Shared, panics: usize) -> bool {
+    shared.metrics.restarts.inc();
+    let pause = pause_after(panics);
+    error!(panics, ?pause, "Cluster driver panicked");
+    shared.set_state(State::Away { error: "the cluster's driver panicked".to_owned() });
+    shared.queue.clear_control();
+    if shared.stop_wanted().is_none() {
+        std::thread::sleep(pause);
+        return true;
+    }
+    let lost = shared.queue.len() as u64;
+    shared.metrics.dropped(Dropped::Stopped, lost);
+    shared.set_state(State::Stopped);
+    false
+}
+
+/// Returns the exponential backoff after so many attempts. Jitter cuts it by up to half, so that
+/// nodes do not reconnect all at once.
+fn pause_after(attempts: usize) -> Duration {
+    let doubled = FIRST_PAUSE.saturating_mul(1 << attempts.min(10));
+    let chance = getrandom::u32().unwrap_or(u32::MAX / 2);
+    doubled.min(LONGEST_PAUSE).mul_f64(1.0 - f64::from(chance) / f64::from(u32::MAX) / 2.0)
+}
+
+/// All that outlives a connection.
+struct Life<I> {
+    shared: Arc<Shared>,
+    inbound: I,
+    started: mpsc::Sender<Start>,
+    seen: RefCell<Seen>,
+    /// What was given to the broker and not confirmed; it goes again, and who has it already knows.
+    unconfirmed: RefCell<Vec<Outbound>>,
+    /// Number of messages sent to the broker and not confirmed yet.
+    under_way: Cell<usize>,
+    /// Notified when the broker has confirmed a batch.
+    confirmed: Notify,
+    /// Received envelopes that are not processed yet.
+    backlog: Backlog,
+    /// How much goes to the broker at a time.
+    batch_bytes: Cell<usize>,
+    /// Whether the node has had its name for a while.
+    joined: Cell<bool>,
+    lost_at: Cell<Option<Instant>>,
+    invalid_told: Cell<bool>,
+}
+
+impl<I: Inbound> Life<I> {
+    fn new(shared: Arc<Shared>, inbound: I, started: mpsc::Sender<Start>) -> Self {
+        Self {
+            backlog: Backlog::new(shared.config.queue_bytes),
+            shared,
+            inbound,
+            started,
+            seen: RefCell::default(),
+            unconfirmed: RefCell::default(),
+            under_way: Cell::new(0),
+            confirmed: Notify::new(),
+            batch_bytes: Cell::new(BATCH_BYTES),
+            joined: Cell::new(false),
+            lost_at: Cell::new(None),
+            invalid_told: Cell::new(false),
+        }
+    }
+
+    fn run(&mut self) {
+        let mut attempt = 0;
+        loop {
+            // One runtime for each connection: with it all tasks end that client libraries have left behind.
+            let end = match runtime() {
+                Ok(runtime) => runtime.block_on(self.carrying_out(self.connection(attempt))),
+                Err(error) => End::Lost(LinkError::new(error)),
+            };
+            attempt = if self.is_up() { 0 } else { attempt + 1 };
+            match end {
+                End::Stopped => return self.stopped(),
+                End::Taken => {
+                    self.shared.set_state(State::Taken);
+                    let _ = self.started.send(Start::Taken);
+                    return;
+                }
+                End::Lost(error) => self.lost(error),
+            }
+            if self.pause(attempt) {
+                return self.stopped();
+            }
+        }
+    }
+
+    fn lost(&self, error: LinkError) {
+        let shared = &self.shared;
+        let _ = self.started.send(Start::Unreachable(error.0.clone()));
+        if self.lost_at.get().is_none() {
+            self.lost_at.set(Some(Instant::now()));
+            shared.metrics.outages.inc();
+            warn!(
+                broker = %shared.config.url, %error, waiting = self.waiting(),
+                "The cluster's broker cannot be reached; this node serves its own clients until it can."
+            );
+        }
+        shared.set_state(State::Away { error: error.0 });
+        shared.queue.clear_control();
+    }
+
+    /// Returns the number of messages that the broker has not confirmed.
+    fn waiting(&self) -> usize {
+        self.shared.queue.len() + self.unconfirmed.borrow().len() + self.under_way.get()
+    }
+
+    /// Counts and logs the messages that the broker has not taken.
+    fn stopped(&self) {
+        // First, so that no more messages are taken.
+        self.shared.set_state(State::Stopped);
+        let messages = self.waiting();
+        if messages > 0 {
+            self.shared.metrics.dropped(Dropped::Stopped, messages as u64);
+            warn!(messages, "Stopped before the cluster's broker took all messages");
+        }
+    }
+
+    /// Returns the deadline of the final flush; `None` if the driver is not to end.
+    fn stop_at(&self) -> Option<Instant> {
+        let stop = self.shared.stop_wanted()?;
+        if self.is_up() {
+            return Some(stop.deadline);
+        }
+        let away_since = self.lost_at.get().map_or(stop.since, |lost_at| lost_at.max(stop.since));
+        Some(stop.deadline.min(away_since + AWAY_AT_END))
+    }
+
+    /// Waits until the driver is to end and the broker has taken everything, or the deadline has
+    /// passed.
+    async fn flushed(&self) {
+        loop {
+            match self.stop_at() {
+                None => self.shared.stop.told.notified().await,
+                Some(at) if self.waiting() == 0 || at <= Instant::now() => return,
+                Some(at) => {
+                    tokio::select! {
+                        () = self.confirmed.notified() => {}
+                        // The deadline may move closer.
+                        () = self.shared.stop.told.notified() => {}
+                        () = sleep_until(at.into()) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits before the next attempt; answers whether the driver is to end instead.
+    fn pause(&self, attempt: usize) -> bool {
+        let pause = pause_after(attempt);
+        let wait = async {
+            tokio::select! {
+                () = sleep(pause) => false,
+                () = self.flushed() => true,
+            }
+        };
+        match runtime() {
+            Ok(runtime) => runtime.block_on(self.carrying_out(wait)),
+            Err(_) => {
+                std::thread::sleep(pause);
+                self.shared.stop_wanted().is_some()
+            }
+        }
+    }
+
+    /// One connection from its beginning to its end.
+    async fn connection(&self, attempt: usize) -> End {
+        let connecting = timeout(DEADLINE + DEADLINE, Link::connect(&self.shared, attempt));
+        let link = tokio::select! {
+            biased;
+            () = self.flushed() => return End::Stopped,
+            link = connecting => link,
+        };
+        let link = match link {
+            Ok(Ok(link)) => link,
+            Ok(Err(error)) => return End::Lost(error),
+            Err(_) => return End::Lost(LinkError::new("it does not answer")),
+        };
+        let now = Instant::now();
+        self.shared.interests.start_over();
+        self.shared.peers.start_over(now);
+        let connection =
+            Connection { life: self, followed: Notify::new(), taken: Notify::new(), echoed: Cell::new(now) };
+        let end = connection.run(link).await;
+        if self.is_up() {
+            // The outage before it is over; what comes now is another.
+            self.lost_at.set(None);
+        }
+        end
+    }
+
+    /// Processes the backlog in order while `other` runs, and stops when `other` ends. The envelope
+    /// in progress is still finished, within [`FINISH`].
+    async fn carrying_out<T>(&self, other: impl Future<Output = T>) -> T {
+        let over = Notify::new();
+        let carrying = self.carry_out(&over);
+        tokio::pin!(carrying);
+        let result = tokio::select! {
+            result = other => result,
+            () = &mut carrying => unreachable!("it ends when it is told"),
+        };
+        over.notify_one();
+        let _ = timeout(FINISH, carrying).await;
+        result
+    }
+
+    async fn carry_out(&self, over: &Notify) {
+        let shared = &self.shared;
+        let mut answers: FuturesUnordered<Answering> = FuturesUnordered::new();
+        let mut budget = 0;
+        loop {
+            let envelope = tokio::select! {
+                biased;
+                () = over.notified() => return,
+                Some(()) = answers.next(), if !answers.is_empty() => continue,
+                envelope = self.backlog.next(shared), if answers.len() < MAX_ANSWERS => envelope,
+            };
+            let in_hand = InHand(shared);
+            match Envelope::parse(&envelope) {
+                // From another node with this one's name: one of the two is about to leave.
+                Ok(envelope)
+                    if envelope.origin.node == shared.node
+                        && envelope.origin.incarnation != shared.incarnation => {}
+                Ok(envelope) => answers.extend(self.inbound.receive(envelope).await),
+                Err(error) => self.invalid(error),
+            }
+            std::mem::forget(in_hand);
+            budget += 1;
+            if budget % RECEIVE_BUDGET == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn invalid(&self, error: EnvelopeError) {
+        self.shared.metrics.invalid.inc();
+        if !self.invalid_told.replace(true) {
+            warn!(%error, "A message of the cluster cannot be read: perhaps another program uses the prefix.");
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        self.shared.is_up.load(Ordering::Acquire)
+    }
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_panics_runs_again_until_it_ends_by_itself() {
+        let (mut runs, mut panics) = (0, Vec::new());
+        let run = || {
+            runs += 1;
+            assert!(runs > 3, "a panic that this test wants");
+        };
+        supervise(run, |count| {
+            panics.push(count);
+            true
+        });
+        assert_eq!((runs, panics), (4, vec![1, 2, 3]));
+        let mut runs = 0;
+        let run = || {
+            runs += 1;
+            panic!("another panic that this test wants");
+        };
+        supervise(run, |_| false);
+        assert_eq!(runs, 1);
+    }
+
+    #[test]
+    fn pauses_grow_to_a_bound() {
+        for attempts in [0, 1, 5, 10, 1000] {
+            let longest = FIRST_PAUSE.saturating_mul(1 << attempts.min(10)).min(LONGEST_PAUSE);
+            let pause = pause_after(attempts);
+            assert!(pause >= longest / 2 && pause <= longest, "{attempts}: {pause:?}");
+        }
+    }
+}
+
+#[cfg(all(test, feature = "nats"))]
+mod state_tests;

@@ -1,0 +1,445 @@
+//! Finds for each name how the broker delivers it: by itself, or through a pattern.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ahash::RandomState;
+use tracing::info;
+
+use super::{Changes, MAX_LINGERING_BYTES};
+use crate::cover::{Patterns, is_pattern, join, literal_prefix, shorten};
+
+/// Cost of a name besides its bytes.
+const OVERHEAD: usize = 128;
+
+/// Most copies of a message that patterns may bring when none covers another.
+pub(super) const MAX_COPIES: usize = 4;
+
+/// Number of covered patterns at or below which a crowd's broader pattern ends.
+pub(super) const SMALL_CROWD: usize = MAX_COPIES / 2;
+
+/// Delay before the names that a new pattern covers are left. A pattern that comes and goes within
+/// it leaves them untouched.
+pub(super) const SETTLE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) names: BTreeMap<Arc<str>, Entry>,
+    /// Followed patterns, without those about to be left.
+    pub(super) patterns: Patterns,
+    /// Names that each pattern covers and that would be followed without it.
+    pub(super) covered: HashMap<Arc<str>, Covered, RandomState>,
+    /// Names to follow or to find a cover for.
+    pub(super) waiting: VecDeque<Arc<str>>,
+    /// End times of names without a subscriber, roughly in order. Some may have a subscriber again.
+    pub(super) lingering: VecDeque<(Instant, Arc<str>)>,
+    pub(super) lingering_bytes: usize,
+    /// Patterns to leave, in this order, once the names that they cover are placed elsewhere.
+    pub(super) retiring: VecDeque<Arc<str>>,
+    /// Prefix of the names that a new pattern may cover, and the time from which they are checked.
+    pub(super) unswept: Option<(Instant, String)>,
+    pub(super) sweep: Option<Sweep>,
+    /// Number of names subscribed to at the broker.
+    pub(super) followed: usize,
+    pub(super) bytes: usize,
+    /// Time of the change that is being built.
+    pub(super) now: Instant,
+}
+
+/// Scan of all names with a prefix for those that a pattern covers now.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    pub(super) prefix: String,
+    /// Last name visited.
+    pub(super) after: Option<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Covered {
+    pub(super) names: BTreeSet<Arc<str>>,
+    /// Number of patterns among them.
+    pub(super) patterns: usize,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Entry {
+    pub(super) is_wanted: bool,
+    /// It stands in `waiting`.
+    pub(super) is_waiting: bool,
+    /// End time of a name without a subscriber. While set, the name is in `lingering`.
+    pub(super) ends: Option<Instant>,
+    /// For a pattern followed on behalf of others: it ends when it covers fewer patterns than this.
+    /// Zero: followed only for itself.
+    pub(super) least: usize,
+    pub(super) told: Told,
+}
+
+/// State of a name at the broker.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Told {
+    #[default]
+    Nothing,
+    Followed,
+    /// Delivered through this pattern.
+    Covered(Arc<str>),
+    /// To be left once the names that it covers are placed elsewhere.
+    Retiring {
+        is_followed: bool,
+    },
+}
+
+pub(super) fn cost(name: &str) -> usize {
+    name.len() + OVERHEAD
+}
+
+impl Inner {
+    pub(super) fn entry(&mut self, name: &Arc<str>) -> &mut Entry {
+        let Self { names, bytes, .. } = self;
+        names.entry(Arc::clone(name)).or_insert_with(|| {
+            *bytes += cost(name);
+            Entry::default()
+        })
+    }
+
+    pub(super) fn told(&self, name: &str) -> Option<&Told> {
+        self.names.get(name).map(|entry| &entry.told)
+    }
+
+    fn forget(&mut self, name: &str) {
+        if self.names.remove(name).is_some() {
+            self.bytes -= cost(name);
+        }
+    }
+
+    /// Follows a name: adds it to the change's additions.
+    fn follow(&mut self, name: Arc<str>, changes: &mut Changes) {
+        self.entry(&name).told = Told::Followed;
+        self.followed += 1;
+        if is_pattern(&name) {
+            self.patterns.insert(&name);
+            self.sweep_later(&name);
+        }
+        changes.follow.push(name);
+    }
+
+    /// Adds a followed name to the change's removals; the caller records the name's new state.
+    fn leave(&mut self, name: Arc<str>, changes: &mut Changes) {
+        self.followed -= 1;
+        if is_pattern(&name) {
+            self.patterns.remove(&name);
+        }
+        changes.leave.push(name);
+    }
+
+    fn attach(&mut self, name: &Arc<str>, cover: &Arc<str>) {
+        self.entry(name).told = Told::Covered(Arc::clone(cover));
+        let covered = self.covered.entry(Arc::clone(cover)).or_default();
+        if covered.names.insert(Arc::clone(name)) {
+            covered.patterns += usize::from(is_pattern(name));
+        }
+    }
+
+    /// Removes a name from its cover. Retires a cover that is no longer needed.
+    fn detach(&mut self, name: &str, cover: &Arc<str>) {
+        let Some(covered) = self.covered.get_mut(cover) else { return };
+        if covered.names.remove(name) {
+            covered.patterns -= usize::from(is_pattern(name));
+        }
+        if covered.names.is_empty() {
+            self.covered.remove(cover);
+        }
+        if self.told(cover) == Some(&Told::Followed) && !self.is_needed(cover) {
+            self.retire(cover, true);
+        }
+    }
+
+    /// Returns `true` if a followed name is wanted, lingers, or replaces a crowd.
+    fn is_needed(&self, name: &str) -> bool {
+        let patterns = self.covered.get(name).map_or(0, |covered| covered.patterns);
+        self.names.get(name).is_some_and(|entry| {
+            entry.is_wanted || entry.ends.is_some() || (entry.least > 0 && patterns >= entry.least)
+        })
+    }
+
+    fn retire(&mut self, name: &Arc<str>, is_followed: bool) {
+        if is_followed {
+            self.patterns.remove(name);
+        }
+        self.entry(name).told = Told::Retiring { is_followed };
+        self.retiring.push_back(Arc::clone(name));
+    }
+
+    /// Cancels the retirement of a name.
+    fn restore(&mut self, name: &Arc<str>, is_followed: bool) {
+        self.retiring.retain(|retiring| retiring != name);
+        self.entry(name).told = if is_followed { Told::Followed } else { Told::Nothing };
+        if is_followed {
+            self.patterns.insert(name);
+        }
+    }
+
+    /// Attaches a name to a pattern that covers it, or follows the name.
+    fn place(&mut self, name: &Arc<str>, changes: &mut Changes) {
+        if let Some(cover) = self.patterns.find_cover(name).cloned() {
+            self.attach(name, &cover);
+        } else if is_pattern(name) {
+            self.place_pattern(name, changes);
+        } else {
+            self.follow(Arc::clone(name), changes);
+        }
+    }
+
+    /// Follows a pattern, or a broader one if it is too deep or too many match the same topics.
+    fn place_pattern(&mut self, name: &Arc<str>, changes: &mut Changes) {
+        let (mut broad, mut least) = match shorten(name) {
+            Some(short) => (Arc::from(short), 1),
+            None => (Arc::clone(name), 0),
+        };
+        let mut members = Vec::new();
+        loop {
+            let crowd = self.patterns.crowd(&broad, MAX_COPIES);
+            if crowd.is_empty() {
+                break;
+            }
+            least = SMALL_CROWD + 1;
+            for member in crowd {
+                broad = Arc::from(join(&broad, &member));
+                self.patterns.remove(&member);
+                members.push(member);
+            }
+        }
+        if members.contains(&broad) {
+            // One member covers all others.
+            self.patterns.insert(&broad);
+        }
+        if broad == *name {
+            self.follow(Arc::clone(name), changes);
+        } else {
+            info!(
+                pattern = %broad, members = members.len() + 1,
+                "Subscribed to a broader pattern instead"
+            );
+            self.raise(&broad, least, changes);
+            self.attach(name, &broad);
+        }
+        for member in members.into_iter().filter(|member| *member != broad) {
+            self.leave_to(member, &broad, changes);
+        }
+    }
+
+    /// Follows a pattern on behalf of others.
+    fn raise(&mut self, name: &Arc<str>, least: usize, changes: &mut Changes) {
+        let entry = self.entry(name);
+        entry.least = entry.least.max(least);
+        if let Told::Retiring { is_followed } = entry.told {
+            self.restore(name, is_followed);
+        }
+        let followed = changes.leave.iter().position(|left| left == name);
+        match self.told(name) {
+            Some(Told::Followed) => {}
+            Some(Told::Covered(cover)) => {
+                // Not reached: a cover of this pattern would have covered the names that it is for.
+                let cover = Arc::clone(cover);
+                self.detach(name, &cover);
+                self.follow(Arc::clone(name), changes);
+            }
+            _ => self.follow(Arc::clone(name), changes),
+        }
+        if let Some(index) = followed {
+            // The broker has not been told of the removal yet.
+            changes.leave.swap_remove(index);
+            changes.follow.pop();
+        }
+    }
+
+    /// Leaves a followed name that a pattern covers now.
+    fn leave_to(&mut self, name: Arc<str>, cover: &Arc<str>, changes: &mut Changes) {
+        self.leave(Arc::clone(&name), changes);
+        if self.is_needed_by_itself(&name) {
+            self.attach(&name, cover);
+        } else if self.covered.contains_key(&name) {
+            self.retire(&name, false);
+        } else {
+            self.forget(&name);
+        }
+    }
+
+    fn is_needed_by_itself(&self, name: &str) -> bool {
+        self.names.get(name).is_some_and(|entry| entry.is_wanted || entry.ends.is_some() || entry.is_waiting)
+    }
+
+    /// Places one name of the next retiring pattern elsewhere, or leaves the pattern. Returns
+    /// `false` if there is nothing to do, as do the phases below.
+    pub(super) fn retire_next(&mut self, changes: &mut Changes) -> bool {
+        let Some(name) = self.retiring.front().cloned() else { return false };
+        let Some(Told::Retiring { is_followed }) = self.told(&name).cloned() else {
+            self.retiring.pop_front();
+            return true;
+        };
+        if self.names.get(&name).is_some_and(|entry| entry.is_wanted) {
+            self.restore(&name, is_followed);
+            return true;
+        }
+        let Some(covered) = self.covered.get_mut(&name) else {
+            self.retiring.pop_front();
+            if is_followed {
+                self.leave(Arc::clone(&name), changes);
+            }
+            match self.names.get_mut(&name) {
+                Some(entry) if entry.ends.is_some() || entry.is_waiting => entry.told = Told::Nothing,
+                _ => self.forget(&name),
+            }
+            return true;
+        };
+        let Some(next) = covered.names.pop_first() else {
+            self.covered.remove(&name);
+            return true;
+        };
+        covered.patterns -= usize::from(is_pattern(&next));
+        if self.told(&next) == Some(&Told::Covered(name)) {
+            self.entry(&next).told = Told::Nothing;
+            let is_wanted = self.names.get(&next).is_some_and(|entry| entry.is_wanted);
+            if is_wanted || self.covered.contains_key(&next) {
+                self.place(&next, changes);
+            } else if !self.is_needed_by_itself(&next) {
+                self.forget(&next);
+            }
+        }
+        true
+    }
+
+    /// Places the next waiting name.
+    pub(super) fn place_next(&mut self, changes: &mut Changes) -> bool {
+        let Some(name) = self.waiting.pop_front() else { return false };
+        let Some(entry) = self.names.get_mut(&name) else { return true };
+        entry.is_waiting = false;
+        let (is_wanted, lingers) = (entry.is_wanted, entry.ends.is_some());
+        match entry.told.clone() {
+            Told::Followed | Told::Covered(_) => {}
+            Told::Retiring { is_followed } if is_wanted => {
+                self.restore(&name, is_followed);
+                if !is_followed {
+                    self.place(&name, changes);
+                }
+            }
+            Told::Retiring { .. } => {}
+            Told::Nothing if is_wanted => self.place(&name, changes),
+            Told::Nothing if lingers => {}
+            Told::Nothing => self.end_untold(&name),
+        }
+        true
+    }
+
+    /// Ends a name that has no subscription at the broker.
+    fn end_untold(&mut self, name: &Arc<str>) {
+        if self.covered.contains_key(name) {
+            self.retire(name, false);
+        } else {
+            self.forget(name);
+        }
+    }
+
+    /// Ends the next lingering name that is due, or the oldest one if they exceed their limit.
+    pub(super) fn end_next(&mut self, changes: &mut Changes) -> bool {
+        let now = self.now;
+        let is_full = self.lingering_bytes > MAX_LINGERING_BYTES;
+        let Some((_, name)) = self.lingering.pop_front_if(|(at, _)| *at <= now || is_full) else {
+            return false;
+        };
+        self.lingering_bytes -= cost(&name);
+        let Some(entry) = self.names.get_mut(&name) else { return true };
+        let ends = entry.ends.take();
+        if entry.is_wanted {
+            return true;
+        }
+        if let Some(ends) = ends.filter(|ends| *ends > now && !is_full) {
+            // It gained and lost a subscriber again meanwhile.
+            entry.ends = Some(ends);
+            self.lingering_bytes += cost(&name);
+            self.lingering.push_back((ends, name));
+            return true;
+        }
+        match entry.told.clone() {
+            // `retire_next` handles it.
+            Told::Retiring { .. } => {}
+            Told::Nothing if entry.is_waiting => {}
+            Told::Nothing => self.end_untold(&name),
+            Told::Covered(cover) => {
+                entry.told = Told::Nothing;
+                self.detach(&name, &cover);
+                self.end_untold(&name);
+            }
+            Told::Followed if self.is_needed(&name) => {}
+            Told::Followed if self.covered.contains_key(&name) => self.retire(&name, true),
+            Told::Followed => {
+                self.leave(Arc::clone(&name), changes);
+                self.forget(&name);
+            }
+        }
+        true
+    }
+
+    /// Schedules a check of the names that a new pattern may cover.
+    fn sweep_later(&mut self, pattern: &str) {
+        let prefix = literal_prefix(pattern);
+        match &mut self.unswept {
+            Some((_, common)) => {
+                let same = common.char_indices().zip(prefix.chars()).take_while(|((_, a), b)| a == b);
+                let len = same.last().map_or(0, |((at, char), _)| at + char.len_utf8());
+                common.truncate(len);
+            }
+            None => self.unswept = Some((self.now + SETTLE, prefix.to_owned())),
+        }
+    }
+
+    /// Checks whether a newer pattern covers the next name.
+    pub(super) fn sweep_next(&mut self, changes: &mut Changes) -> bool {
+        let now = self.now;
+        if self.sweep.is_none()
+            && let Some((_, prefix)) = self.unswept.take_if(|(at, _)| *at <= now)
+        {
+            self.sweep = Some(Sweep { prefix, after: None });
+        }
+        let Some(sweep) = &mut self.sweep else { return false };
+        let start = match &sweep.after {
+            Some(name) => Bound::Excluded(&**name),
+            None => Bound::Included(sweep.prefix.as_str()),
+        };
+        let next = self.names.range::<str, _>((start, Bound::Unbounded)).next();
+        let Some((name, entry)) = next.filter(|(name, _)| name.starts_with(&sweep.prefix)) else {
+            self.sweep = None;
+            return true;
+        };
+        let name = Arc::clone(name);
+        sweep.after = Some(Arc::clone(&name));
+        if entry.told == Told::Followed
+            && let Some(cover) = self.patterns.find_cover(&name).cloned()
+        {
+            self.leave_to(name, &cover, changes);
+        }
+        true
+    }
+
+    pub(super) fn start_over(&mut self) {
+        self.patterns.clear();
+        self.covered.clear();
+        self.waiting.clear();
+        self.lingering.clear();
+        self.lingering_bytes = 0;
+        self.retiring.clear();
+        (self.unswept, self.sweep, self.followed) = (None, None, 0);
+        self.names.retain(|_, entry| entry.is_wanted);
+        self.bytes = self.names.keys().map(|name| cost(name)).sum();
+        for (name, entry) in &mut self.names {
+            *entry = Entry { is_wanted: true, is_waiting: true, ..Entry::default() };
+            // Patterns first, so that the names they cover are never sent.
+            if is_pattern(name) {
+                self.waiting.push_front(Arc::clone(name));
+            } else {
+                self.waiting.push_back(Arc::clone(name));
+            }
+        }
+    }
+}
