@@ -12,7 +12,7 @@ use tracing::warn;
 
 use crate::config::{Config, Engine};
 use crate::cover::Wildcards;
-use crate::envelope::{ENVELOPE_BYTES, Envelope, Message, Origin, topic_at};
+use crate::envelope::{Envelope, MAX_ENVELOPE_OVERHEAD_BYTES, Message, Origin, topic_offset};
 use crate::interest::Interests;
 use crate::metrics::{Dropped, Metrics};
 use crate::peers::{Peer, Peers};
@@ -24,23 +24,23 @@ const MAX_REQUESTS: usize = 4096;
 /// Whether the cluster can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum State {
+pub enum ClusterState {
     /// The broker is looked for, for the first time or again.
-    Away {
+    Disconnected {
         /// Why it is not reached; empty before the first attempt.
         error: String,
     },
     /// Messages go to the other nodes and come from them.
     Up,
     /// Another node has this one's name. It will not come up again.
-    Taken,
+    NameTaken,
     /// The node has left.
     Stopped,
 }
 
 /// Whether a node has a subscriber of a topic or pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interest {
+pub enum InterestChange {
     /// The first one came.
     Gained,
     /// The last one left.
@@ -50,7 +50,7 @@ pub enum Interest {
 /// Why a message was not taken for the other nodes. It was counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refused {
+pub enum PublishError {
     /// The broker cannot be reached.
     #[error("the cluster cannot be reached")]
     Unavailable,
@@ -68,13 +68,13 @@ pub enum Refused {
 pub enum RequestError {
     /// It was not sent.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    NotSent(#[from] PublishError),
     /// There is no such node.
     #[error("no node of this name is known")]
     UnknownNode,
     /// The node did not answer in time.
     #[error("the node did not answer in time")]
-    Unanswered,
+    TimedOut,
 }
 
 /// A handle to the broker that all of a node's threads share. Cheap to clone; nothing but [`request`](Self::request)
@@ -93,28 +93,28 @@ pub(crate) struct Shared {
     pub(crate) interests: Interests,
     pub(crate) peers: Peers,
     pub(crate) metrics: Metrics,
-    pub(crate) state: watch::Sender<State>,
+    pub(crate) state: watch::Sender<ClusterState>,
     /// Whether the state is `Up`, for those who publish.
     pub(crate) is_up: AtomicBool,
     /// The largest envelope that the broker takes.
     pub(crate) max_envelope: AtomicUsize,
     /// Cost in bytes of the envelopes that came from the broker and wait for this node.
     pub(crate) backlog_bytes: AtomicUsize,
-    pub(crate) stop: Stop,
+    pub(crate) stop: StopSignal,
     requests: Mutex<HashMap<u64, oneshot::Sender<String>>>,
     next_request: AtomicU64,
 }
 
 /// When the driver is to end.
 #[derive(Debug, Default)]
-pub(crate) struct Stop {
-    pub(crate) wanted: Mutex<Option<StopBy>>,
-    pub(crate) told: Notify,
+pub(crate) struct StopSignal {
+    pub(crate) request: Mutex<Option<StopRequest>>,
+    pub(crate) changed: Notify,
 }
 
 /// Time when the stop was first requested, and its deadline.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct StopBy {
+pub(crate) struct StopRequest {
     pub(crate) since: Instant,
     pub(crate) deadline: Instant,
 }
@@ -147,11 +147,11 @@ impl Broker {
             interests: Interests::new(wildcards, engine.subscription_bytes()),
             peers: Peers::default(),
             metrics: Metrics::new(),
-            state: watch::Sender::new(State::Away { error: String::new() }),
+            state: watch::Sender::new(ClusterState::Disconnected { error: String::new() }),
             is_up: AtomicBool::new(false),
             max_envelope: AtomicUsize::new(usize::MAX),
             backlog_bytes: AtomicUsize::new(0),
-            stop: Stop::default(),
+            stop: StopSignal::default(),
             requests: Mutex::default(),
             next_request: AtomicU64::new(incarnation),
         }))
@@ -172,57 +172,57 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`Refused`]: no other node gets it. Without an error those get it whose connection to the broker holds.
-    pub fn publish(&self, message: Message<'_>) -> Result<(), Refused> {
+    /// [`PublishError`]: no other node gets it. Without an error those get it whose connection to the broker holds.
+    pub fn publish(&self, message: Message<'_>) -> Result<(), PublishError> {
         let to = match &message {
             Message::Publish { topic, .. } => {
-                Destination::Topic { start: topic_at(self.0.node.len()), len: topic.as_str().len() }
+                Destination::Topic { start: topic_offset(self.0.node.len()), len: topic.as_str().len() }
             }
             _ => Destination::All,
         };
-        self.hand_over(to, message)
+        self.enqueue(to, message)
     }
 
     /// Sends the node a probe of its own, by the way of all messages: behind those that wait, to the broker, and back to
-    /// [`Inbound`](crate::Inbound). From a broker that brings a connection nothing of its own (NATS) it is back with the
+    /// [`MessageHandler`](crate::Inbound). From a broker that brings a connection nothing of its own (NATS) it is back with the
     /// confirmation that the broker has dealt with it, which comes by the same connection. Never waits.
     ///
     /// # Errors
     ///
-    /// [`Refused`], which is not counted. Without an error it may be lost with the connection.
-    pub fn probe(&self, number: u64) -> Result<(), Refused> {
+    /// [`PublishError`], which is not counted. Without an error it may be lost with the connection.
+    pub fn probe(&self, number: u64) -> Result<(), PublishError> {
         if !self.is_up() {
-            return Err(Refused::Unavailable);
+            return Err(PublishError::Unavailable);
         }
         let envelope = self.0.envelope(Message::Probe { number });
         let to = Destination::Node(self.0.node.as_str().into());
-        self.0.queue.push(Lane::Data, to, envelope).map_err(|Full| Refused::Full)
+        self.0.queue.push(Lane::Data, to, envelope).map_err(|Full| PublishError::Full)
     }
 
-    fn hand_over(&self, to: Destination, message: Message<'_>) -> Result<(), Refused> {
+    fn enqueue(&self, to: Destination, message: Message<'_>) -> Result<(), PublishError> {
         let shared = &*self.0;
         if !shared.is_up.load(Ordering::Acquire) {
             shared.metrics.dropped(Dropped::Unavailable, 1);
-            return Err(Refused::Unavailable);
+            return Err(PublishError::Unavailable);
         }
         let envelope = shared.envelope(message);
         if envelope.len() > shared.max_envelope.load(Ordering::Relaxed) {
             shared.metrics.dropped(Dropped::TooLarge, 1);
-            return Err(Refused::TooLarge);
+            return Err(PublishError::TooLarge);
         }
         shared.queue.push(Lane::Data, to, envelope).map_err(|Full| {
             shared.metrics.dropped(Dropped::Full, 1);
-            Refused::Full
+            PublishError::Full
         })
     }
 
     /// Tells that the node's first subscriber of a topic or pattern has come, or its last one left.
     ///
     /// The broker is told soon after, of the last one only if no other came within two seconds.
-    pub fn interest(&self, name: &Arc<str>, interest: Interest) {
-        match interest {
-            Interest::Gained => self.0.interests.gained(name),
-            Interest::Lost => self.0.interests.lost(name, Instant::now()),
+    pub fn change_interest(&self, name: &Arc<str>, change: InterestChange) {
+        match change {
+            InterestChange::Gained => self.0.interests.add(name),
+            InterestChange::Lost => self.0.interests.remove(name, Instant::now()),
         }
     }
 
@@ -240,9 +240,9 @@ impl Broker {
     ) -> Result<String, RequestError> {
         let shared = &*self.0;
         if !shared.is_up.load(Ordering::Acquire) {
-            return Err(Refused::Unavailable.into());
+            return Err(PublishError::Unavailable.into());
         }
-        if !shared.peers.knows(node) {
+        if !shared.peers.contains(node) {
             return Err(RequestError::UnknownNode);
         }
         let request = shared.next_request.fetch_add(1, Ordering::Relaxed);
@@ -250,16 +250,16 @@ impl Broker {
         {
             let mut requests = shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
             if requests.len() >= MAX_REQUESTS {
-                return Err(Refused::Full.into());
+                return Err(PublishError::Full.into());
             }
             requests.insert(request, sender);
         }
         // Also when the caller no longer waits.
-        let _forget = Forget { shared, request };
-        self.hand_over(Destination::Node(node.into()), ask(request))?;
+        let _guard = RequestGuard { shared, request };
+        self.enqueue(Destination::Node(node.into()), ask(request))?;
         match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            _ => Err(RequestError::Unanswered),
+            _ => Err(RequestError::TimedOut),
         }
     }
 
@@ -283,7 +283,7 @@ impl Broker {
 
     /// Whether the cluster is reached.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ClusterState {
         self.0.state.borrow().clone()
     }
 
@@ -295,7 +295,7 @@ impl Broker {
 
     /// Tells of changes of [`Self::state`].
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<State> {
+    pub fn watch(&self) -> watch::Receiver<ClusterState> {
         self.0.state.subscribe()
     }
 
@@ -307,7 +307,7 @@ impl Broker {
 
     /// Names on the broker that this node is subscribed to.
     #[must_use]
-    pub fn interests(&self) -> usize {
+    pub fn subscription_count(&self) -> usize {
         self.0.interests.len()
     }
 
@@ -360,28 +360,28 @@ impl Broker {
     /// broker's limit.
     #[must_use]
     pub fn max_answer_bytes(&self) -> usize {
-        self.0.max_envelope.load(Ordering::Relaxed).saturating_sub(ENVELOPE_BYTES)
+        self.0.max_envelope.load(Ordering::Relaxed).saturating_sub(MAX_ENVELOPE_OVERHEAD_BYTES)
     }
 
     /// Asks the driver to flush the queue and to end by `deadline`. Messages that the broker has
     /// not taken by then are dropped, counted and logged.
     pub fn stop(&self, deadline: Instant) {
         {
-            let mut wanted = self.0.stop.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-            let since = wanted.map_or_else(Instant::now, |stop| stop.since);
-            *wanted = Some(StopBy { since, deadline });
+            let mut request = self.0.stop.request.lock().unwrap_or_else(PoisonError::into_inner);
+            let since = request.map_or_else(Instant::now, |stop| stop.since);
+            *request = Some(StopRequest { since, deadline });
         }
-        self.0.stop.told.notify_one();
+        self.0.stop.changed.notify_one();
     }
 }
 
 /// Takes a request off the list when nobody waits for its answer any more.
-struct Forget<'a> {
+struct RequestGuard<'a> {
     shared: &'a Shared,
     request: u64,
 }
 
-impl Drop for Forget<'_> {
+impl Drop for RequestGuard<'_> {
     fn drop(&mut self) {
         self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.request);
     }
@@ -395,21 +395,21 @@ impl Shared {
     }
 
     /// Queues a message of the cluster's own.
-    pub(crate) fn control(&self, to: Destination, message: Message<'_>) {
+    pub(crate) fn send_control(&self, to: Destination, message: Message<'_>) {
         // Full only when the broker does not take anything, which is told otherwise.
         let _ = self.queue.push(Lane::Control, to, self.envelope(message));
     }
 
     /// Hands an answer to who waits for it.
-    pub(crate) fn answered(&self, request: u64, text: &str) {
+    pub(crate) fn complete_request(&self, request: u64, text: &str) {
         let waiting = self.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
         if let Some(waiting) = waiting {
             let _ = waiting.send(text.to_owned());
         }
     }
 
-    pub(crate) fn set_state(&self, state: State) {
-        let is_up = state == State::Up;
+    pub(crate) fn set_state(&self, state: ClusterState) {
+        let is_up = state == ClusterState::Up;
         self.is_up.store(is_up, Ordering::Release);
         self.metrics.up.set(is_up.into());
         self.state.send_replace(state);
@@ -417,7 +417,7 @@ impl Shared {
         self.queue.changed.notify_one();
     }
 
-    pub(crate) fn stop_wanted(&self) -> Option<StopBy> {
-        *self.stop.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn stop_request(&self) -> Option<StopRequest> {
+        *self.stop.request.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

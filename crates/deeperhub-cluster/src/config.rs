@@ -104,16 +104,16 @@ pub struct BrokerUrl {
 pub enum BrokerUrlError {
     /// It is no URL, or has no host.
     #[error("expected a URL such as nats://host:4222 or redis://host:6379")]
-    NoUrl,
+    InvalidUrl,
     /// Another scheme.
     #[error("expected the scheme nats, tls (NATS over TLS), redis or rediss (Redis over TLS)")]
-    Scheme,
+    UnknownScheme,
     /// Servers of different kinds.
     #[error("expected servers of one scheme only")]
-    Mixed,
+    MixedSchemes,
     /// A path, query or fragment that means nothing there.
     #[error("expected nothing behind the host and the port")]
-    Rest,
+    UnexpectedPath,
     /// The program was built without the engine.
     #[error("this program was built without the engine {0}")]
     NotBuiltIn(&'static str),
@@ -141,14 +141,14 @@ impl BrokerUrl {
                 _ => parse(part)?,
             };
             if servers.first().is_some_and(|first| first.scheme() != server.scheme()) {
-                return Err(BrokerUrlError::Mixed);
+                return Err(BrokerUrlError::MixedSchemes);
             }
             servers.push(server);
         }
         let engine = match servers.first().map(Url::scheme) {
             Some("nats" | "tls") => Engine::Nats,
             Some("redis" | "rediss") => Engine::Redis,
-            _ => return Err(BrokerUrlError::Scheme),
+            _ => return Err(BrokerUrlError::UnknownScheme),
         };
         for server in &servers {
             // A database number changes nothing for publish and subscribe, but is part of many a Redis URL.
@@ -158,7 +158,7 @@ impl BrokerUrl {
                 Engine::Redis => database.parse::<u16>().is_ok() || database.is_empty(),
             };
             if !path_fits || server.query().is_some() || server.fragment().is_some() {
-                return Err(BrokerUrlError::Rest);
+                return Err(BrokerUrlError::UnexpectedPath);
             }
         }
         if !engine.is_built_in() {
@@ -180,12 +180,12 @@ impl BrokerUrl {
 }
 
 fn parse(text: &str) -> Result<Url, BrokerUrlError> {
-    let url = Url::parse(text).map_err(|_| BrokerUrlError::NoUrl)?;
+    let url = Url::parse(text).map_err(|_| BrokerUrlError::InvalidUrl)?;
     if !matches!(url.scheme(), "nats" | "tls" | "redis" | "rediss") {
-        return Err(BrokerUrlError::Scheme);
+        return Err(BrokerUrlError::UnknownScheme);
     }
     if url.host_str().is_none_or(str::is_empty) {
-        return Err(BrokerUrlError::NoUrl);
+        return Err(BrokerUrlError::InvalidUrl);
     }
     Ok(url)
 }
@@ -250,18 +250,18 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        use BrokerUrlError::{Mixed, NoUrl, Rest, Scheme};
+        use BrokerUrlError::{InvalidUrl, MixedSchemes, UnexpectedPath, UnknownScheme};
         for (text, error) in [
-            ("", NoUrl),
-            ("localhost:4222", Scheme),
-            ("nats://", NoUrl),
-            ("http://h", Scheme),
-            ("nats://a,redis://b", Mixed),
-            ("nats://a,tls://b", Mixed),
-            ("nats://a,", NoUrl),
-            ("nats://a/b", Rest),
-            ("redis://a/x", Rest),
-            ("redis://a?protocol=resp3", Rest),
+            ("", InvalidUrl),
+            ("localhost:4222", UnknownScheme),
+            ("nats://", InvalidUrl),
+            ("http://h", UnknownScheme),
+            ("nats://a,redis://b", MixedSchemes),
+            ("nats://a,tls://b", MixedSchemes),
+            ("nats://a,", InvalidUrl),
+            ("nats://a/b", UnexpectedPath),
+            ("redis://a/x", UnexpectedPath),
+            ("redis://a?protocol=resp3", UnexpectedPath),
         ] {
             check(text, Err(error));
         }

@@ -22,7 +22,7 @@ use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 const VERSION: u8 = 1;
 
 /// Where the sequence stands; it is filled in when the envelope gets its place in the queue.
-const SEQUENCE_AT: usize = 10;
+const SEQUENCE_OFFSET: usize = 10;
 
 /// Kinds that [`Header`] recognizes before the rest is parsed.
 const ANSWER: u8 = 7;
@@ -32,11 +32,11 @@ const BYE: u8 = 10;
 const PROBE: u8 = 14;
 
 /// Where the origin's name begins.
-const ORIGIN_AT: usize = 18;
+const ORIGIN_OFFSET: usize = 18;
 
 /// Most bytes that an envelope adds to a payload: its header, the longest topic, client and trace.
 /// Sends to a user add the user.
-pub const ENVELOPE_BYTES: usize = 1024;
+pub const MAX_ENVELOPE_OVERHEAD_BYTES: usize = 1024;
 
 /// Longest name of a node, in bytes.
 pub const MAX_NODE_ID_BYTES: usize = 32;
@@ -135,7 +135,7 @@ pub enum Message<'a> {
         version: &'a str,
     },
     /// "Your name is mine". Kind 9: incarnation of the one that has to go (8).
-    Taken {
+    NameTaken {
         /// Of a node with the origin's name.
         incarnation: u64,
     },
@@ -211,11 +211,11 @@ impl<'a> Envelope<'a> {
     ///
     /// Of what is too long for its field, the end is missing: names are short by their types.
     pub fn write(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(ORIGIN_AT + 96 + self.message.payload_len());
+        let mut out = Vec::with_capacity(ORIGIN_OFFSET + 96 + self.message.payload_len());
         out.extend([VERSION, self.message.kind()]);
         out.extend(self.origin.incarnation.to_be_bytes());
         out.extend(self.sequence.to_be_bytes());
-        short(&mut out, self.origin.node);
+        write_short_text(&mut out, self.origin.node);
         self.message.write(&mut out);
         out
     }
@@ -252,7 +252,7 @@ impl<'a> Header<'a> {
 
     /// Returns `true` if the message is for the driver (answers, heartbeats and the like). Such
     /// messages never wait in the backlog.
-    pub(crate) const fn is_of_driver(&self) -> bool {
+    pub(crate) const fn is_control(&self) -> bool {
         matches!(self.kind, ANSWER | HELLO | TAKEN | BYE)
     }
 
@@ -265,21 +265,21 @@ impl<'a> Header<'a> {
 /// Returns a key that sorts the envelopes of one incarnation in sending order; zero if the bytes
 /// are too short for an envelope.
 #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only that library loses the order"))]
-pub(crate) fn order_of(envelope: &[u8]) -> u128 {
-    let key = envelope.get(ORIGIN_AT - 16..ORIGIN_AT).and_then(|key| key.try_into().ok());
+pub(crate) fn sort_key(envelope: &[u8]) -> u128 {
+    let key = envelope.get(ORIGIN_OFFSET - 16..ORIGIN_OFFSET).and_then(|key| key.try_into().ok());
     key.map_or(0, u128::from_be_bytes)
 }
 
 /// Fills in the sequence of bytes that [`Envelope::write`] made.
 pub(crate) fn set_sequence(envelope: &mut [u8], sequence: u64) {
-    if let Some(place) = envelope.get_mut(SEQUENCE_AT..ORIGIN_AT) {
+    if let Some(place) = envelope.get_mut(SEQUENCE_OFFSET..ORIGIN_OFFSET) {
         place.copy_from_slice(&sequence.to_be_bytes());
     }
 }
 
 /// Where in the bytes of a publish its topic stands, if the origin's name has this length.
-pub(crate) const fn topic_at(origin_len: usize) -> usize {
-    ORIGIN_AT + 1 + origin_len + 1
+pub(crate) const fn topic_offset(origin_len: usize) -> usize {
+    ORIGIN_OFFSET + 1 + origin_len + 1
 }
 
 impl<'a> Message<'a> {
@@ -293,7 +293,7 @@ impl<'a> Message<'a> {
             Self::Query { .. } => 6,
             Self::Answer { .. } => ANSWER,
             Self::Hello { .. } => HELLO,
-            Self::Taken { .. } => TAKEN,
+            Self::NameTaken { .. } => TAKEN,
             Self::Bye => BYE,
             Self::DisconnectUser { .. } => 11,
             Self::Unsubscribe { .. } => 12,
@@ -316,23 +316,23 @@ impl<'a> Message<'a> {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Publish { topic, from, trace, payload } => {
-                short(out, topic.as_str());
-                short(out, from.as_ref().map_or("", ClientId::as_str));
-                long(out, trace.traceparent.as_deref().unwrap_or_default());
-                long(out, trace.tracestate.as_deref().unwrap_or_default());
+                write_short_text(out, topic.as_str());
+                write_short_text(out, from.as_ref().map_or("", ClientId::as_str));
+                write_long_text(out, trace.traceparent.as_deref().unwrap_or_default());
+                write_long_text(out, trace.tracestate.as_deref().unwrap_or_default());
                 out.extend(payload.as_str().as_bytes());
             }
             Self::Send { request, client, payload } => {
                 out.extend(request.to_be_bytes());
-                short(out, client.as_str());
+                write_short_text(out, client.as_str());
                 out.extend(payload.as_str().as_bytes());
             }
             Self::Disconnect { request, client } => {
                 out.extend(request.to_be_bytes());
-                short(out, client.as_str());
+                write_short_text(out, client.as_str());
             }
             Self::SendToUser { user, payload } => {
-                long(out, user);
+                write_long_text(out, user);
                 out.extend(payload.as_str().as_bytes());
             }
             Self::Broadcast { payload } => out.extend(payload.as_str().as_bytes()),
@@ -343,19 +343,19 @@ impl<'a> Message<'a> {
             Self::Hello { joined, wants_answer, connections, version } => {
                 out.extend([u8::from(*joined), u8::from(*wants_answer)]);
                 out.extend(connections.to_be_bytes());
-                short(out, version);
+                write_short_text(out, version);
             }
-            Self::Taken { incarnation } => out.extend(incarnation.to_be_bytes()),
+            Self::NameTaken { incarnation } => out.extend(incarnation.to_be_bytes()),
             Self::Bye => {}
-            Self::DisconnectUser { user } => long(out, user),
+            Self::DisconnectUser { user } => write_long_text(out, user),
             Self::Unsubscribe { request, client, topic } => {
                 out.extend(request.to_be_bytes());
-                short(out, client.as_str());
-                short(out, topic.as_str());
+                write_short_text(out, client.as_str());
+                write_short_text(out, topic.as_str());
             }
             Self::UnsubscribeUser { user, topic } => {
-                long(out, user);
-                short(out, topic.as_str());
+                write_long_text(out, user);
+                write_short_text(out, topic.as_str());
             }
             Self::Probe { number } => out.extend(number.to_be_bytes()),
         }
@@ -389,12 +389,12 @@ impl<'a> Message<'a> {
             6 => Self::Query { request: reader.number()?, text: reader.rest("text")? },
             7 => Self::Answer { request: reader.number()?, text: reader.rest("text")? },
             8 => Self::Hello {
-                joined: reader.switch("joined")?,
-                wants_answer: reader.switch("wants_answer")?,
+                joined: reader.boolean("joined")?,
+                wants_answer: reader.boolean("wants_answer")?,
                 connections: reader.number()?,
                 version: reader.short_text("version")?,
             },
-            9 => Self::Taken { incarnation: reader.number()? },
+            9 => Self::NameTaken { incarnation: reader.number()? },
             10 => Self::Bye,
             11 => Self::DisconnectUser { user: reader.long_text("user")? },
             12 => Self::Unsubscribe {
@@ -411,14 +411,14 @@ impl<'a> Message<'a> {
 }
 
 /// A text behind its length in one byte.
-fn short(out: &mut Vec<u8>, text: &str) {
+fn write_short_text(out: &mut Vec<u8>, text: &str) {
     let text = text.get(..text.floor_char_boundary(u8::MAX.into())).unwrap_or_default();
     out.push(text.len() as u8);
     out.extend(text.as_bytes());
 }
 
 /// A text behind its length in two bytes.
-fn long(out: &mut Vec<u8>, text: &str) {
+fn write_long_text(out: &mut Vec<u8>, text: &str) {
     let text = text.get(..text.floor_char_boundary(u16::MAX.into())).unwrap_or_default();
     out.extend((text.len() as u16).to_be_bytes());
     out.extend(text.as_bytes());
@@ -446,7 +446,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_be_bytes(self.array()?))
     }
 
-    fn switch(&mut self, field: &'static str) -> Result<bool, EnvelopeError> {
+    fn boolean(&mut self, field: &'static str) -> Result<bool, EnvelopeError> {
         match self.byte()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -548,7 +548,7 @@ mod tests {
             Message::Query { request: 1, text: "clients 10" },
             Message::Answer { request: 1, text: "" },
             Message::Hello { joined: true, wants_answer: false, connections: 5, version: "0.1.0" },
-            Message::Taken { incarnation: 9 },
+            Message::NameTaken { incarnation: 9 },
             Message::Bye,
             Message::DisconnectUser { user: "émile" },
             Message::Unsubscribe {
@@ -583,7 +583,7 @@ mod tests {
             bytes,
             b"\x01\x01\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x11\x06node-1\x02ab\x01c\0\0\0\0[1]"
         );
-        assert_eq!(bytes.get(topic_at(ORIGIN.node.len())..).unwrap().get(..2), Some(&b"ab"[..]));
+        assert_eq!(bytes.get(topic_offset(ORIGIN.node.len())..).unwrap().get(..2), Some(&b"ab"[..]));
     }
 
     #[test]
@@ -626,7 +626,7 @@ mod tests {
             assert_eq!(Envelope::parse(&bytes), Err(error), "{}", bytes.escape_ascii());
         }
         let mut nameless = Envelope { origin: ORIGIN, sequence: 1, message: Message::Bye }.write();
-        nameless.truncate(ORIGIN_AT);
+        nameless.truncate(ORIGIN_OFFSET);
         nameless.push(0);
         assert_eq!(Envelope::parse(&nameless), Err(EnvelopeError::Field("origin")));
     }

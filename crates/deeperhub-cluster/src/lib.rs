@@ -1,17 +1,17 @@
 //! Carries messages between the nodes of a hub, over a broker that exists already: NATS or Redis.
 //!
 //! [`connect`] gives a [`Broker`], which a node's threads hand messages over to without ever waiting, and a
-//! [`Driver`], whose thread carries them to the broker and brings those of other nodes to an [`Inbound`].
+//! [`Driver`], whose thread carries them to the broker and brings those of other nodes to an [`MessageHandler`].
 //!
 //! # What is promised
-//! - A topic's messages are carried only to nodes that have told of an [`Interest`] in it, by itself or by a pattern.
+//! - A topic's messages are carried only to nodes that have told of an [`InterestChange`] in it, by itself or by a pattern.
 //!   The broker does the choosing.
 //! - A message is carried out at most once on a node, however many of its subscriptions match and whatever connections
 //!   were lost, and never on the node that it came from.
 //! - Messages of one node on one topic keep their order, as do those from one node to one other.
 //! - Payloads are the bytes that they were.
 //! - Nothing waits for the broker: the queue is bounded, and whoever hands something over learns at once when other
-//!   nodes will not get it ([`Refused`]). What was taken is sent again until the broker has confirmed it.
+//!   nodes will not get it ([`PublishError`]). What was taken is sent again until the broker has confirmed it.
 //!
 //! # What is not
 //! Messages are not stored. A node whose own connection to the broker is lost misses what is published meanwhile, and
@@ -27,6 +27,7 @@
 mod broker;
 mod config;
 mod cover;
+mod dedup_window;
 mod driver;
 mod envelope;
 mod interest;
@@ -39,13 +40,13 @@ mod peers;
 mod queue;
 #[cfg(feature = "redis")]
 mod redis;
-mod seen;
 
-pub use broker::{Broker, Interest, Refused, RequestError, State};
+pub use broker::{Broker, ClusterState, InterestChange, PublishError, RequestError};
 pub use config::{BrokerUrl, BrokerUrlError, Config, Engine, is_prefix};
-pub use driver::{Answering, Driver, Inbound, Running, Start};
+pub use driver::{Driver, DriverHandle, JoinOutcome, MessageHandler, PendingAnswer};
 pub use envelope::{
-    ENVELOPE_BYTES, Envelope, EnvelopeError, MAX_NODE_ID_BYTES, MAX_USER_BYTES, Message, Origin, is_node_id,
+    Envelope, EnvelopeError, MAX_ENVELOPE_OVERHEAD_BYTES, MAX_NODE_ID_BYTES, MAX_USER_BYTES, Message, Origin,
+    is_node_id,
 };
 #[cfg(feature = "nats")]
 pub use nats::check_credentials;

@@ -25,7 +25,7 @@ pub(crate) struct Link {
     pub(crate) subscriber: Subscriber,
     pub(crate) receiver: Receiver,
     /// Whether the broker brings the node its own messages too.
-    pub(crate) echoes: bool,
+    pub(crate) echoes_own: bool,
 }
 
 /// Sends.
@@ -100,13 +100,13 @@ impl Sender {
 )]
 impl Subscriber {
     /// Subscribes to topics and patterns, and returns when the broker has confirmed them.
-    pub(crate) async fn follow(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
-        engine!(self, inner => inner.follow(names).await)
+    pub(crate) async fn subscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+        engine!(self, inner => inner.subscribe(names).await)
     }
 
     /// Unsubscribes.
-    pub(crate) async fn leave(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
-        engine!(self, inner => inner.leave(names).await)
+    pub(crate) async fn unsubscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+        engine!(self, inner => inner.unsubscribe(names).await)
     }
 }
 

@@ -40,13 +40,13 @@ impl Names {
     }
 
     /// What every node gets.
-    pub(crate) fn all(&self) -> String {
+    pub(crate) fn broadcast(&self) -> String {
         format!("{}{}a", self.prefix, self.separator)
     }
 
     /// Where nobody listens: a question that is sent there comes back at once.
     #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only NATS says that nobody listens"))]
-    pub(crate) fn nobody(&self) -> String {
+    pub(crate) fn no_responders(&self) -> String {
         format!("{}{}x", self.prefix, self.separator)
     }
 
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn names_do_not_meet() {
         for names in [nats(), redis()] {
-            assert_eq!(names.to_topic(&names.all()), None);
+            assert_eq!(names.to_topic(&names.broadcast()), None);
             assert_eq!(names.to_topic(&names.node("t")), None);
             assert_ne!(names.topic("a"), names.node("a"));
         }

@@ -19,8 +19,8 @@ use tracing::warn;
 use url::Url;
 
 use crate::broker::Shared;
-use crate::driver::DEADLINE;
-use crate::envelope::{ENVELOPE_BYTES, order_of};
+use crate::driver::BROKER_TIMEOUT;
+use crate::envelope::{MAX_ENVELOPE_OVERHEAD_BYTES, sort_key};
 use crate::link::{self, Link, LinkError};
 use crate::metrics::Dropped;
 use crate::names::Names;
@@ -32,12 +32,12 @@ use crate::queue::{Destination, Outbound};
 const SUBSCRIPTION_CAPACITY: usize = 1 << 17;
 
 /// Commands that the library keeps until they are written.
-const COMMANDS: usize = 2048;
+const COMMAND_QUEUE_CAPACITY: usize = 2048;
 
 /// Start or end of a subscription, sent to the receiver.
 enum Change {
-    Follow(Arc<str>, async_nats::Subscriber),
-    Leave(Arc<str>),
+    Subscribed(Arc<str>, async_nats::Subscriber),
+    Unsubscribed(Arc<str>),
 }
 
 type Stream = TakeUntil<async_nats::Subscriber, oneshot::Receiver<()>>;
@@ -78,15 +78,18 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     let server = servers.get(attempt % servers.len().max(1)).ok_or_else(|| LinkError::new("no server"))?;
     let names = Names::new(shared.config.prefix.clone(), '.');
     let (lost_sender, lost) = watch::channel(None);
-    let client = options(shared, server, lost_sender, &names)
+    let client = connect_options(shared, server, lost_sender, &names)
         .await?
-        .connect(address(server)?)
+        .connect(server_address(server)?)
         .await
         .map_err(|error| LinkError(with_causes(&error)))?;
     let max_payload = client.max_payload();
     let before = shared.max_envelope.swap(max_payload, Ordering::Relaxed);
     let largest = shared.config.max_payload_bytes;
-    if before != max_payload && largest > 0 && max_payload < largest.saturating_add(ENVELOPE_BYTES) {
+    if before != max_payload
+        && largest > 0
+        && max_payload < largest.saturating_add(MAX_ENVELOPE_OVERHEAD_BYTES)
+    {
         warn!(
             max_payload,
             max_message_bytes = largest,
@@ -97,7 +100,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     let (changes_sender, changes) = mpsc::unbounded_channel();
     let mut running = SelectAll::new();
     let mut own = Vec::new();
-    for subject in [names.all(), names.node(&shared.node)] {
+    for subject in [names.broadcast(), names.node(&shared.node)] {
         let (stop, stopped) = oneshot::channel();
         running.push(client.subscribe(subject).await.map_err(LinkError::new)?.take_until(stopped));
         own.push(stop);
@@ -118,11 +121,11 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
             lost,
             _own: own,
         }),
-        echoes: false,
+        echoes_own: false,
     })
 }
 
-async fn options(
+async fn connect_options(
     shared: &Arc<Shared>,
     server: &Url,
     lost: watch::Sender<Option<String>>,
@@ -135,9 +138,9 @@ async fn options(
         .name(format!("deeperhub-ws {}", shared.node))
         .no_echo()
         .custom_inbox_prefix(names.inbox(&shared.node))
-        .connection_timeout(DEADLINE)
+        .connection_timeout(BROKER_TIMEOUT)
         .ping_interval(Duration::from_secs(2))
-        .client_capacity(COMMANDS)
+        .client_capacity(COMMAND_QUEUE_CAPACITY)
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .ignore_discovered_servers()
         .max_reconnects(1)
@@ -174,9 +177,9 @@ async fn options(
     if let Some(file) = &shared.config.credentials {
         options = with_credentials(options, file).await?;
     } else if !server.username().is_empty() || server.password().is_some() {
-        let user = decoded(server.username());
+        let user = percent_decode(server.username());
         options = match server.password() {
-            Some(password) => options.user_and_password(user, decoded(password)),
+            Some(password) => options.user_and_password(user, percent_decode(password)),
             None => options.token(user),
         };
     }
@@ -226,7 +229,7 @@ async fn with_credentials(options: ConnectOptions, file: &Path) -> Result<Connec
 }
 
 /// The server without what is secret, which the options carry.
-fn address(server: &Url) -> Result<ServerAddr, LinkError> {
+fn server_address(server: &Url) -> Result<ServerAddr, LinkError> {
     let mut url = server.clone();
     // Both succeed for a URL with a host.
     let _ = url.set_username("");
@@ -235,15 +238,15 @@ fn address(server: &Url) -> Result<ServerAddr, LinkError> {
 }
 
 /// A part of a URL without its percent-encoding.
-fn decoded(text: &str) -> String {
+fn percent_decode(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// Returns when the server has done all that was asked of it before. It answers a question to a subject that nobody is
 /// subscribed to at once, on the same connection and in order.
 async fn confirm(client: &Client, names: &Names) -> Result<(), LinkError> {
-    let request = Request::new().timeout(Some(DEADLINE));
-    match client.send_request(names.nobody(), request).await {
+    let request = Request::new().timeout(Some(BROKER_TIMEOUT));
+    match client.send_request(names.no_responders(), request).await {
         Ok(_) => Ok(()),
         Err(error) => match error.kind() {
             RequestErrorKind::NoResponders => Ok(()),
@@ -267,7 +270,7 @@ impl Sender {
                     self.names.topic(&String::from_utf8_lossy(topic))
                 }
                 Destination::Node(node) => self.names.node(node),
-                Destination::All => self.names.all(),
+                Destination::All => self.names.broadcast(),
             };
             match self.client.publish(subject, outbound.envelope.clone()).await {
                 Ok(()) => {}
@@ -285,24 +288,24 @@ impl Sender {
 }
 
 impl Subscriber {
-    pub(crate) async fn follow(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+    pub(crate) async fn subscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         for name in names {
             let subscriber = self.client.subscribe(self.names.topic(name)).await.map_err(LinkError::new)?;
             // Without a pause, so that the receiver knows the subscription before its first
             // message.
-            self.tell(Change::Follow(Arc::clone(name), subscriber))?;
+            self.notify_receiver(Change::Subscribed(Arc::clone(name), subscriber))?;
         }
         confirm(&self.client, &self.names).await
     }
 
     // The same as for other engines, whose answer is waited for.
     #[expect(clippy::unused_async, reason = "see above")]
-    pub(crate) async fn leave(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+    pub(crate) async fn unsubscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         // The receiver takes messages that have arrived before it ends the subscription.
-        names.iter().try_for_each(|name| self.tell(Change::Leave(Arc::clone(name))))
+        names.iter().try_for_each(|name| self.notify_receiver(Change::Unsubscribed(Arc::clone(name))))
     }
 
-    fn tell(&self, change: Change) -> Result<(), LinkError> {
+    fn notify_receiver(&self, change: Change) -> Result<(), LinkError> {
         self.changes.send(change).map_err(|_| LinkError::new("the connection was lost"))
     }
 }
@@ -330,12 +333,12 @@ impl Receiver {
     fn poll_all(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Bytes>) -> Poll<bool> {
         while let Poll::Ready(Some(change)) = self.changes.poll_recv(cx) {
             match change {
-                Change::Follow(name, subscriber) => {
+                Change::Subscribed(name, subscriber) => {
                     let (stop, stopped) = oneshot::channel();
                     self.running.push(subscriber.take_until(stopped));
                     self.ending.extend(self.stops.insert(name, stop));
                 }
-                Change::Leave(name) => self.ending.extend(self.stops.remove(&name)),
+                Change::Unsubscribed(name) => self.ending.extend(self.stops.remove(&name)),
             }
         }
         loop {
@@ -349,14 +352,14 @@ impl Receiver {
         if batch.is_empty() {
             return Poll::Pending;
         }
-        in_order(batch);
+        sort_by_origin(batch);
         Poll::Ready(true)
     }
 }
 
 /// Sorts the envelopes of each origin into the order in which it sent them.
-fn in_order(batch: &mut [Bytes]) {
-    batch.sort_by_key(|envelope| order_of(envelope));
+fn sort_by_origin(batch: &mut [Bytes]) {
+    batch.sort_by_key(|envelope| sort_key(envelope));
 }
 
 #[cfg(test)]
@@ -376,7 +379,7 @@ mod tests {
             .map(|(incarnation, sequence)| envelope(incarnation, sequence))
             .into();
         batch.push(Bytes::from_static(b"short"));
-        in_order(&mut batch);
+        sort_by_origin(&mut batch);
         let sequences = |incarnation| {
             let all = batch.iter().filter_map(|bytes| Envelope::parse(bytes).ok());
             all.filter(|envelope| envelope.origin.incarnation == incarnation)

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A node that was silent for so long is gone: five heartbeats.
-pub(crate) const EXPIRY: Duration = Duration::from_secs(5);
+pub(crate) const PEER_EXPIRY: Duration = Duration::from_secs(5);
 
 /// Nodes that are remembered.
 const MAX_PEERS: usize = 1024;
@@ -37,7 +37,7 @@ struct Entry {
     first: Instant,
     last: Instant,
     /// Heard of since the connection to the broker was made.
-    is_back: bool,
+    has_returned: bool,
 }
 
 impl Peers {
@@ -46,7 +46,7 @@ impl Peers {
     }
 
     /// A node said that it is here; answers whether it is new.
-    pub(crate) fn heard(
+    pub(crate) fn record_hello(
         &self,
         node: &str,
         incarnation: u64,
@@ -62,19 +62,20 @@ impl Peers {
             }
             peer.incarnation = incarnation;
             version.clone_into(&mut peer.version);
-            (peer.connections, peer.last, peer.is_back) = (connections, now, true);
+            (peer.connections, peer.last, peer.has_returned) = (connections, now, true);
             return is_other;
         }
         if peers.len() < MAX_PEERS {
             let version = version.to_owned();
-            let entry = Entry { incarnation, version, connections, first: now, last: now, is_back: true };
+            let entry =
+                Entry { incarnation, version, connections, first: now, last: now, has_returned: true };
             peers.insert(node.to_owned(), entry);
         }
         true
     }
 
     /// A node said that it leaves; answers whether it was known.
-    pub(crate) fn left(&self, node: &str, incarnation: u64) -> bool {
+    pub(crate) fn remove(&self, node: &str, incarnation: u64) -> bool {
         let mut peers = self.lock();
         let is_known = peers.get(node).is_some_and(|peer| peer.incarnation == incarnation);
         if is_known {
@@ -86,7 +87,7 @@ impl Peers {
     /// Forgets those that have been silent for too long, and names them.
     pub(crate) fn expire(&self, now: Instant) -> Vec<String> {
         let mut peers = self.lock();
-        let is_gone = |peer: &Entry| now.saturating_duration_since(peer.last) > EXPIRY;
+        let is_gone = |peer: &Entry| now.saturating_duration_since(peer.last) > PEER_EXPIRY;
         let gone: Vec<_> =
             peers.iter().filter(|(_, peer)| is_gone(peer)).map(|(node, _)| node.clone()).collect();
         peers.retain(|_, peer| !is_gone(peer));
@@ -94,18 +95,18 @@ impl Peers {
     }
 
     /// Those known are to be heard of again, and have the usual time for it.
-    pub(crate) fn start_over(&self, now: Instant) {
+    pub(crate) fn expect_all(&self, now: Instant) {
         for peer in self.lock().values_mut() {
-            (peer.is_back, peer.last) = (false, now);
+            (peer.has_returned, peer.last) = (false, now);
         }
     }
 
     /// Whether all that were known have been heard of again.
-    pub(crate) fn all_back(&self) -> bool {
-        self.lock().values().all(|peer| peer.is_back)
+    pub(crate) fn all_returned(&self) -> bool {
+        self.lock().values().all(|peer| peer.has_returned)
     }
 
-    pub(crate) fn knows(&self, node: &str) -> bool {
+    pub(crate) fn contains(&self, node: &str) -> bool {
         self.lock().contains_key(node)
     }
 
@@ -135,23 +136,23 @@ mod tests {
     fn the_silent_are_forgotten() {
         let peers = Peers::default();
         let start = Instant::now();
-        assert!(peers.heard("a", 1, "1", 0, start));
-        assert!(peers.heard("b", 1, "1", 7, start));
-        assert!(!peers.heard("a", 1, "1", 3, start + EXPIRY));
-        assert_eq!(peers.expire(start + EXPIRY), [""; 0]);
-        assert_eq!(peers.expire(start + EXPIRY * 3 / 2), ["b"]);
-        let list = peers.list(start + EXPIRY);
-        assert_eq!((list.len(), list[0].connections, list[0].known), (1, 3, EXPIRY));
+        assert!(peers.record_hello("a", 1, "1", 0, start));
+        assert!(peers.record_hello("b", 1, "1", 7, start));
+        assert!(!peers.record_hello("a", 1, "1", 3, start + PEER_EXPIRY));
+        assert_eq!(peers.expire(start + PEER_EXPIRY), [""; 0]);
+        assert_eq!(peers.expire(start + PEER_EXPIRY * 3 / 2), ["b"]);
+        let list = peers.list(start + PEER_EXPIRY);
+        assert_eq!((list.len(), list[0].connections, list[0].known), (1, 3, PEER_EXPIRY));
     }
 
     #[test]
     fn a_node_that_started_again_is_new_and_its_former_life_cannot_leave_for_it() {
         let peers = Peers::default();
         let now = Instant::now();
-        assert!(peers.heard("a", 1, "1", 0, now));
-        assert!(peers.heard("a", 2, "1", 0, now));
-        assert!(!peers.left("a", 1));
-        assert!(peers.left("a", 2));
+        assert!(peers.record_hello("a", 1, "1", 0, now));
+        assert!(peers.record_hello("a", 2, "1", 0, now));
+        assert!(!peers.remove("a", 1));
+        assert!(peers.remove("a", 2));
         assert_eq!(peers.len(), 0);
     }
 
@@ -159,13 +160,13 @@ mod tests {
     fn after_an_outage_all_are_waited_for() {
         let peers = Peers::default();
         let now = Instant::now();
-        peers.heard("a", 1, "1", 0, now);
-        peers.heard("b", 1, "1", 0, now);
-        peers.start_over(now);
-        assert!(!peers.all_back());
-        peers.heard("a", 1, "1", 0, now);
-        assert!(!peers.all_back());
-        peers.left("b", 1);
-        assert!(peers.all_back());
+        peers.record_hello("a", 1, "1", 0, now);
+        peers.record_hello("b", 1, "1", 0, now);
+        peers.expect_all(now);
+        assert!(!peers.all_returned());
+        peers.record_hello("a", 1, "1", 0, now);
+        assert!(!peers.all_returned());
+        peers.remove("b", 1);
+        assert!(peers.all_returned());
     }
 }

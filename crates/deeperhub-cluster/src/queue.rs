@@ -13,15 +13,15 @@ const OVERHEAD: usize = 96;
 
 /// Most that is handed to the broker in one go: enough that a round trip is shared by many, and little enough that a
 /// slow broker is noticed in time.
-const BATCH_MESSAGES: usize = 512;
-pub(crate) const BATCH_BYTES: usize = 256 << 10;
+const MAX_BATCH_MESSAGES: usize = 512;
+pub(crate) const MAX_BATCH_BYTES: usize = 256 << 10;
 
 /// Most control messages that may wait. Their `max_bytes` are separate from the data lane's. They
 /// are few and small, or answers whose requester soon times out.
-const MAX_CONTROL: usize = 1024;
+const MAX_CONTROL_MESSAGES: usize = 1024;
 
 /// Largest cost of a control message that is queued even when answers have filled the lane's bytes.
-const SMALL_CONTROL: usize = 1024;
+const MAX_SMALL_CONTROL_BYTES: usize = 1024;
 
 /// To whom an envelope goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,10 +89,10 @@ impl Queue {
             let mut inner = self.lock();
             let is_full = match lane {
                 Lane::Control => {
-                    let fits = cost <= SMALL_CONTROL
+                    let fits = cost <= MAX_SMALL_CONTROL_BYTES
                         || inner.control_bytes == 0
                         || inner.control_bytes + cost <= self.max_bytes;
-                    inner.control.len() >= MAX_CONTROL || !fits
+                    inner.control.len() >= MAX_CONTROL_MESSAGES || !fits
                 }
                 // One that is larger than the whole queue passes when it is alone.
                 Lane::Data => {
@@ -123,7 +123,7 @@ impl Queue {
     pub(crate) fn take(&self, lane: Lane, max_bytes: usize, batch: &mut Vec<Outbound>) {
         let mut inner = self.lock();
         let mut bytes = 0;
-        while batch.len() < BATCH_MESSAGES && bytes < max_bytes {
+        while batch.len() < MAX_BATCH_MESSAGES && bytes < max_bytes {
             let next = match lane {
                 Lane::Control => inner.control.pop_front(),
                 Lane::Data => inner.data.pop_front(),
@@ -168,7 +168,7 @@ mod tests {
 
     fn take(queue: &Queue, lane: Lane) -> Vec<u64> {
         let mut batch = Vec::new();
-        queue.take(lane, BATCH_BYTES, &mut batch);
+        queue.take(lane, MAX_BATCH_BYTES, &mut batch);
         batch.iter().map(|outbound| Envelope::parse(&outbound.envelope).unwrap().sequence).collect()
     }
 
@@ -220,10 +220,10 @@ mod tests {
     #[test]
     fn a_batch_has_an_end() {
         let queue = Queue::new(1 << 20);
-        for _ in 0..BATCH_MESSAGES + 1 {
+        for _ in 0..MAX_BATCH_MESSAGES + 1 {
             assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Ok(()));
         }
-        assert_eq!(take(&queue, Lane::Data).len(), BATCH_MESSAGES);
+        assert_eq!(take(&queue, Lane::Data).len(), MAX_BATCH_MESSAGES);
         assert_eq!(take(&queue, Lane::Data).len(), 1);
     }
 }

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::{DEADLINE, Life};
+use super::{BROKER_TIMEOUT, DriverState};
 use crate::broker::Shared;
 use crate::link::{LinkError, Sender};
-use crate::queue::{BATCH_BYTES, Outbound};
+use crate::queue::{MAX_BATCH_BYTES, Outbound};
 
 /// The smallest batch that goes to a slow broker.
-const LEAST_BATCH: usize = 8 << 10;
+const MIN_BATCH_BYTES: usize = 8 << 10;
 
-pub(super) async fn send_in_time(
+pub(super) async fn send_with_timeout(
     sender: &mut Sender,
     batch: &[Outbound],
     shared: &Shared,
 ) -> Result<(), LinkError> {
-    match timeout(DEADLINE, sender.send(batch)).await {
+    match timeout(BROKER_TIMEOUT, sender.send(batch)).await {
         Ok(sent) => sent?,
         Err(_) => return Err(LinkError::new("it does not answer")),
     }
@@ -27,11 +27,11 @@ pub(super) async fn send_in_time(
 
 /// The size of the next batch, after one of `bytes` took so long: as large as can be confirmed well within the deadline,
 /// so that a thin link carries less at a time rather than the same again and again.
-pub(super) fn next_batch(bytes: usize, took: Duration) -> usize {
-    if took > DEADLINE / 4 {
-        (bytes / 2).max(LEAST_BATCH)
-    } else if took < DEADLINE / 32 {
-        (bytes * 2).min(BATCH_BYTES)
+pub(super) fn next_batch_bytes(bytes: usize, took: Duration) -> usize {
+    if took > BROKER_TIMEOUT / 4 {
+        (bytes / 2).max(MIN_BATCH_BYTES)
+    } else if took < BROKER_TIMEOUT / 32 {
+        (bytes * 2).min(MAX_BATCH_BYTES)
     } else {
         bytes
     }
@@ -51,19 +51,19 @@ pub(super) fn split_off(batch: &mut Vec<Outbound>, max_bytes: usize) -> Vec<Outb
 
 /// Puts a batch that was not confirmed where the next connection finds it, before what did not fit into it. That one
 /// begins with less at a time: it may have been too much.
-pub(super) struct Kept<'b, I> {
+pub(super) struct RequeueOnDrop<'b, I> {
     pub(super) batch: &'b mut Vec<Outbound>,
-    pub(super) life: &'b Life<I>,
+    pub(super) driver: &'b DriverState<I>,
 }
 
-impl<I> Drop for Kept<'_, I> {
+impl<I> Drop for RequeueOnDrop<'_, I> {
     fn drop(&mut self) {
-        self.life.under_way.set(0);
+        self.driver.in_flight.set(0);
         if !self.batch.is_empty() {
-            let mut unconfirmed = self.life.unconfirmed.borrow_mut();
+            let mut unconfirmed = self.driver.unconfirmed.borrow_mut();
             self.batch.append(&mut unconfirmed);
             *unconfirmed = std::mem::take(self.batch);
-            self.life.batch_bytes.set((self.life.batch_bytes.get() / 4).max(LEAST_BATCH));
+            self.driver.batch_bytes.set((self.driver.batch_bytes.get() / 4).max(MIN_BATCH_BYTES));
         }
     }
 }
@@ -75,16 +75,16 @@ mod tests {
 
     #[test]
     fn batches_fit_the_broker() {
-        let mut bytes = BATCH_BYTES;
+        let mut bytes = MAX_BATCH_BYTES;
         for _ in 0..20 {
-            bytes = next_batch(bytes, DEADLINE);
+            bytes = next_batch_bytes(bytes, BROKER_TIMEOUT);
         }
-        assert_eq!(bytes, LEAST_BATCH);
-        assert_eq!(next_batch(bytes, DEADLINE / 10), bytes);
+        assert_eq!(bytes, MIN_BATCH_BYTES);
+        assert_eq!(next_batch_bytes(bytes, BROKER_TIMEOUT / 10), bytes);
         for _ in 0..20 {
-            bytes = next_batch(bytes, Duration::ZERO);
+            bytes = next_batch_bytes(bytes, Duration::ZERO);
         }
-        assert_eq!(bytes, BATCH_BYTES);
+        assert_eq!(bytes, MAX_BATCH_BYTES);
     }
 
     #[test]

@@ -18,48 +18,48 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{error, warn};
 
-use crate::broker::{Broker, Shared, State};
+use crate::broker::{Broker, ClusterState, Shared};
+use crate::dedup_window::DedupWindow;
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::link::{Link, LinkError};
 use crate::metrics::Dropped;
-use crate::queue::{BATCH_BYTES, Outbound};
-use crate::seen::Seen;
-use backlog::{Backlog, InHand};
+use crate::queue::{MAX_BATCH_BYTES, Outbound};
+use backlog::{Backlog, CountDroppedOnDrop};
 use connection::Connection;
 
 /// The time in which a broker must do what it is asked; after it, it counts as lost. Long enough for a busy machine,
 /// short enough for someone who waits for a paused one.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(3);
+pub(crate) const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The pauses between attempts to connect grow from the first to the second; each is cut by up to half at random, so
 /// that nodes do not come all at once.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
 /// Answers of this node that may be under way at one time; what comes from the broker waits for the next to be done.
-const MAX_ANSWERS: usize = 1024;
+const MAX_PENDING_ANSWERS: usize = 1024;
 
 /// Time that the final flush waits for an unreachable broker: enough to reconnect and to join.
-const AWAY_AT_END: Duration = Duration::from_secs(5);
+const FLUSH_RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time limit for the envelope in progress when a connection ends. After it, the envelope counts as
 /// dropped.
-const FINISH: Duration = Duration::from_secs(5);
+const ENVELOPE_FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Run time after which a panic counts as the first in a row again, which resets the backoff.
-const STEADY: Duration = Duration::from_secs(60);
+const PANIC_RESET_AFTER: Duration = Duration::from_secs(60);
 
 /// Envelopes that are carried out before other parts of the driver have a turn.
-const RECEIVE_BUDGET: u32 = 128;
+const ENVELOPES_PER_TURN: u32 = 128;
 
 /// Something that goes on after an envelope was received: an answer under way.
-pub type Answering = Pin<Box<dyn Future<Output = ()>>>;
+pub type PendingAnswer = Pin<Box<dyn Future<Output = ()>>>;
 
 /// What a node does with messages of other nodes.
-pub trait Inbound: Send + 'static {
+pub trait MessageHandler: Send + 'static {
     /// Carries out a message, in the order in which they came; none comes twice, none but probes is the node's own. It may wait
     /// until the node's threads can take it, meanwhile others queue up. What is returned goes on beside the next.
-    fn receive(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<Answering>>;
+    fn handle(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<PendingAnswer>>;
 
     /// The node's open connections.
     fn connections(&self) -> u64;
@@ -67,13 +67,13 @@ pub trait Inbound: Send + 'static {
 
 /// How the start went; the driver goes on in any case, unless the name is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Start {
+pub enum JoinOutcome {
     /// The node has joined.
     Joined,
     /// The broker was not reached; it will be tried again.
     Unreachable(String),
     /// Another node has this one's name.
-    Taken,
+    NameTaken,
 }
 
 /// The other end of a [`Broker`]: a thread of its own, so that a burst on other threads does not delay heartbeats.
@@ -84,33 +84,33 @@ pub struct Driver {
 
 /// A driver that runs.
 #[derive(Debug)]
-pub struct Running {
-    start: mpsc::Receiver<Start>,
+pub struct DriverHandle {
+    start: mpsc::Receiver<JoinOutcome>,
     ended: oneshot::Receiver<()>,
 }
 
-impl Running {
+impl DriverHandle {
     /// Waits for the first attempt to join. `None`: it takes longer than `deadline`, or was waited for before.
     #[must_use]
-    pub fn start(&self, deadline: Duration) -> Option<Start> {
-        self.start.recv_timeout(deadline).ok()
+    pub fn wait_for_join(&self, timeout: Duration) -> Option<JoinOutcome> {
+        self.start.recv_timeout(timeout).ok()
     }
 
     /// Waits for the end, see [`Broker::stop`].
-    pub async fn ended(self) {
+    pub async fn wait_for_end(self) {
         // An error is a driver that panicked: it has ended too.
         let _ = self.ended.await;
     }
 }
 
 /// How a connection ended.
-enum End {
+enum ConnectionEnd {
     Stopped,
     Taken,
     Lost(LinkError),
 }
 
-impl From<LinkError> for End {
+impl From<LinkError> for ConnectionEnd {
     fn from(error: LinkError) -> Self {
         Self::Lost(error)
     }
@@ -132,16 +132,16 @@ impl Driver {
     /// # Errors
     ///
     /// The system has no thread.
-    pub fn spawn(self, inbound: impl Inbound) -> std::io::Result<Running> {
+    pub fn spawn(self, handler: impl MessageHandler) -> std::io::Result<DriverHandle> {
         let (started, start) = mpsc::channel();
         let (end, ended) = oneshot::channel::<()>();
         std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
             let shared = Arc::clone(&self.shared);
-            let mut life = Life::new(self.shared, inbound, started);
-            supervise(|| life.run(), |panics| panicked(&shared, panics));
+            let mut driver = DriverState::new(self.shared, handler, started);
+            supervise(|| driver.run(), |panics| restart_after_panic(&shared, panics));
             drop(end);
         })?;
-        Ok(Running { start, ended })
+        Ok(DriverHandle { start, ended })
     }
 }
 
@@ -154,7 +154,7 @@ fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
         if catch_unwind(AssertUnwindSafe(&mut run)).is_ok() {
             return;
         }
-        panics = if began.elapsed() >= STEADY { 1 } else { panics + 1 };
+        panics = if began.elapsed() >= PANIC_RESET_AFTER { 1 } else { panics + 1 };
         if !restart(panics) {
             return;
         }
@@ -163,40 +163,42 @@ fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
 
 /// Counts and logs a driver panic. Returns `true` after a backoff, or `false` if the driver is to
 /// end. Messages queued for the broker are kept.
-fn panicked(shared: &Shared, panics: usize) -> bool {
+fn restart_after_panic(shared: &Shared, panics: usize) -> bool {
     shared.metrics.restarts.inc();
-    let pause = pause_after(panics);
-    error!(panics, ?pause, "Cluster driver panicked");
-    shared.set_state(State::Away { error: "the cluster's driver panicked".to_owned() });
+    let pause = reconnect_backoff(panics);
+    error!(panics, ?pause, "Cluster driver restart_after_panic");
+    shared.set_state(ClusterState::Disconnected {
+        error: "the cluster's driver restart_after_panic".to_owned(),
+    });
     shared.queue.clear_control();
-    if shared.stop_wanted().is_none() {
+    if shared.stop_request().is_none() {
         std::thread::sleep(pause);
         return true;
     }
     let lost = shared.queue.len() as u64;
     shared.metrics.dropped(Dropped::Stopped, lost);
-    shared.set_state(State::Stopped);
+    shared.set_state(ClusterState::Stopped);
     false
 }
 
 /// Returns the exponential backoff after so many attempts. Jitter cuts it by up to half, so that
 /// nodes do not reconnect all at once.
-fn pause_after(attempts: usize) -> Duration {
-    let doubled = FIRST_PAUSE.saturating_mul(1 << attempts.min(10));
+fn reconnect_backoff(attempts: usize) -> Duration {
+    let doubled = FIRST_BACKOFF.saturating_mul(1 << attempts.min(10));
     let chance = getrandom::u32().unwrap_or(u32::MAX / 2);
-    doubled.min(LONGEST_PAUSE).mul_f64(1.0 - f64::from(chance) / f64::from(u32::MAX) / 2.0)
+    doubled.min(MAX_BACKOFF).mul_f64(1.0 - f64::from(chance) / f64::from(u32::MAX) / 2.0)
 }
 
 /// All that outlives a connection.
-struct Life<I> {
+struct DriverState<I> {
     shared: Arc<Shared>,
-    inbound: I,
-    started: mpsc::Sender<Start>,
-    seen: RefCell<Seen>,
+    handler: I,
+    join_outcome: mpsc::Sender<JoinOutcome>,
+    dedup: RefCell<DedupWindow>,
     /// What was given to the broker and not confirmed; it goes again, and who has it already knows.
     unconfirmed: RefCell<Vec<Outbound>>,
     /// Number of messages sent to the broker and not confirmed yet.
-    under_way: Cell<usize>,
+    in_flight: Cell<usize>,
     /// Notified when the broker has confirmed a batch.
     confirmed: Notify,
     /// Received envelopes that are not processed yet.
@@ -205,25 +207,25 @@ struct Life<I> {
     batch_bytes: Cell<usize>,
     /// Whether the node has had its name for a while.
     joined: Cell<bool>,
-    lost_at: Cell<Option<Instant>>,
-    invalid_told: Cell<bool>,
+    disconnected_at: Cell<Option<Instant>>,
+    has_logged_invalid: Cell<bool>,
 }
 
-impl<I: Inbound> Life<I> {
-    fn new(shared: Arc<Shared>, inbound: I, started: mpsc::Sender<Start>) -> Self {
+impl<I: MessageHandler> DriverState<I> {
+    fn new(shared: Arc<Shared>, handler: I, join_outcome: mpsc::Sender<JoinOutcome>) -> Self {
         Self {
             backlog: Backlog::new(shared.config.queue_bytes),
             shared,
-            inbound,
-            started,
-            seen: RefCell::default(),
+            handler,
+            join_outcome,
+            dedup: RefCell::default(),
             unconfirmed: RefCell::default(),
-            under_way: Cell::new(0),
+            in_flight: Cell::new(0),
             confirmed: Notify::new(),
-            batch_bytes: Cell::new(BATCH_BYTES),
+            batch_bytes: Cell::new(MAX_BATCH_BYTES),
             joined: Cell::new(false),
-            lost_at: Cell::new(None),
-            invalid_told: Cell::new(false),
+            disconnected_at: Cell::new(None),
+            has_logged_invalid: Cell::new(false),
         }
     }
 
@@ -232,50 +234,50 @@ impl<I: Inbound> Life<I> {
         loop {
             // One runtime for each connection: with it all tasks end that client libraries have left behind.
             let end = match runtime() {
-                Ok(runtime) => runtime.block_on(self.carrying_out(self.connection(attempt))),
-                Err(error) => End::Lost(LinkError::new(error)),
+                Ok(runtime) => runtime.block_on(self.process_backlog_while(self.run_connection(attempt))),
+                Err(error) => ConnectionEnd::Lost(LinkError::new(error)),
             };
             attempt = if self.is_up() { 0 } else { attempt + 1 };
             match end {
-                End::Stopped => return self.stopped(),
-                End::Taken => {
-                    self.shared.set_state(State::Taken);
-                    let _ = self.started.send(Start::Taken);
+                ConnectionEnd::Stopped => return self.on_stopped(),
+                ConnectionEnd::Taken => {
+                    self.shared.set_state(ClusterState::NameTaken);
+                    let _ = self.join_outcome.send(JoinOutcome::NameTaken);
                     return;
                 }
-                End::Lost(error) => self.lost(error),
+                ConnectionEnd::Lost(error) => self.on_disconnected(error),
             }
-            if self.pause(attempt) {
-                return self.stopped();
+            if self.wait_before_reconnect(attempt) {
+                return self.on_stopped();
             }
         }
     }
 
-    fn lost(&self, error: LinkError) {
+    fn on_disconnected(&self, error: LinkError) {
         let shared = &self.shared;
-        let _ = self.started.send(Start::Unreachable(error.0.clone()));
-        if self.lost_at.get().is_none() {
-            self.lost_at.set(Some(Instant::now()));
+        let _ = self.join_outcome.send(JoinOutcome::Unreachable(error.0.clone()));
+        if self.disconnected_at.get().is_none() {
+            self.disconnected_at.set(Some(Instant::now()));
             shared.metrics.outages.inc();
             warn!(
-                broker = %shared.config.url, %error, waiting = self.waiting(),
+                broker = %shared.config.url, %error, waiting = self.unconfirmed_count(),
                 "The cluster's broker cannot be reached; this node serves its own clients until it can."
             );
         }
-        shared.set_state(State::Away { error: error.0 });
+        shared.set_state(ClusterState::Disconnected { error: error.0 });
         shared.queue.clear_control();
     }
 
     /// Returns the number of messages that the broker has not confirmed.
-    fn waiting(&self) -> usize {
-        self.shared.queue.len() + self.unconfirmed.borrow().len() + self.under_way.get()
+    fn unconfirmed_count(&self) -> usize {
+        self.shared.queue.len() + self.unconfirmed.borrow().len() + self.in_flight.get()
     }
 
     /// Counts and logs the messages that the broker has not taken.
-    fn stopped(&self) {
+    fn on_stopped(&self) {
         // First, so that no more messages are taken.
-        self.shared.set_state(State::Stopped);
-        let messages = self.waiting();
+        self.shared.set_state(ClusterState::Stopped);
+        let messages = self.unconfirmed_count();
         if messages > 0 {
             self.shared.metrics.dropped(Dropped::Stopped, messages as u64);
             warn!(messages, "Stopped before the cluster's broker took all messages");
@@ -283,27 +285,28 @@ impl<I: Inbound> Life<I> {
     }
 
     /// Returns the deadline of the final flush; `None` if the driver is not to end.
-    fn stop_at(&self) -> Option<Instant> {
-        let stop = self.shared.stop_wanted()?;
+    fn flush_deadline(&self) -> Option<Instant> {
+        let stop = self.shared.stop_request()?;
         if self.is_up() {
             return Some(stop.deadline);
         }
-        let away_since = self.lost_at.get().map_or(stop.since, |lost_at| lost_at.max(stop.since));
-        Some(stop.deadline.min(away_since + AWAY_AT_END))
+        let away_since =
+            self.disconnected_at.get().map_or(stop.since, |disconnected_at| disconnected_at.max(stop.since));
+        Some(stop.deadline.min(away_since + FLUSH_RECONNECT_TIMEOUT))
     }
 
     /// Waits until the driver is to end and the broker has taken everything, or the deadline has
     /// passed.
-    async fn flushed(&self) {
+    async fn wait_for_flush(&self) {
         loop {
-            match self.stop_at() {
-                None => self.shared.stop.told.notified().await,
-                Some(at) if self.waiting() == 0 || at <= Instant::now() => return,
+            match self.flush_deadline() {
+                None => self.shared.stop.changed.notified().await,
+                Some(at) if self.unconfirmed_count() == 0 || at <= Instant::now() => return,
                 Some(at) => {
                     tokio::select! {
                         () = self.confirmed.notified() => {}
                         // The deadline may move closer.
-                        () = self.shared.stop.told.notified() => {}
+                        () = self.shared.stop.changed.notified() => {}
                         () = sleep_until(at.into()) => {}
                     }
                 }
@@ -312,95 +315,99 @@ impl<I: Inbound> Life<I> {
     }
 
     /// Waits before the next attempt; answers whether the driver is to end instead.
-    fn pause(&self, attempt: usize) -> bool {
-        let pause = pause_after(attempt);
+    fn wait_before_reconnect(&self, attempt: usize) -> bool {
+        let pause = reconnect_backoff(attempt);
         let wait = async {
             tokio::select! {
                 () = sleep(pause) => false,
-                () = self.flushed() => true,
+                () = self.wait_for_flush() => true,
             }
         };
         match runtime() {
-            Ok(runtime) => runtime.block_on(self.carrying_out(wait)),
+            Ok(runtime) => runtime.block_on(self.process_backlog_while(wait)),
             Err(_) => {
                 std::thread::sleep(pause);
-                self.shared.stop_wanted().is_some()
+                self.shared.stop_request().is_some()
             }
         }
     }
 
     /// One connection from its beginning to its end.
-    async fn connection(&self, attempt: usize) -> End {
-        let connecting = timeout(DEADLINE + DEADLINE, Link::connect(&self.shared, attempt));
+    async fn run_connection(&self, attempt: usize) -> ConnectionEnd {
+        let connecting = timeout(BROKER_TIMEOUT + BROKER_TIMEOUT, Link::connect(&self.shared, attempt));
         let link = tokio::select! {
             biased;
-            () = self.flushed() => return End::Stopped,
+            () = self.wait_for_flush() => return ConnectionEnd::Stopped,
             link = connecting => link,
         };
         let link = match link {
             Ok(Ok(link)) => link,
-            Ok(Err(error)) => return End::Lost(error),
-            Err(_) => return End::Lost(LinkError::new("it does not answer")),
+            Ok(Err(error)) => return ConnectionEnd::Lost(error),
+            Err(_) => return ConnectionEnd::Lost(LinkError::new("it does not answer")),
         };
         let now = Instant::now();
-        self.shared.interests.start_over();
-        self.shared.peers.start_over(now);
-        let connection =
-            Connection { life: self, followed: Notify::new(), taken: Notify::new(), echoed: Cell::new(now) };
+        self.shared.interests.reset();
+        self.shared.peers.expect_all(now);
+        let connection = Connection {
+            driver: self,
+            subscribed: Notify::new(),
+            name_taken: Notify::new(),
+            last_echo: Cell::new(now),
+        };
         let end = connection.run(link).await;
         if self.is_up() {
             // The outage before it is over; what comes now is another.
-            self.lost_at.set(None);
+            self.disconnected_at.set(None);
         }
         end
     }
 
     /// Processes the backlog in order while `other` runs, and stops when `other` ends. The envelope
-    /// in progress is still finished, within [`FINISH`].
-    async fn carrying_out<T>(&self, other: impl Future<Output = T>) -> T {
+    /// in progress is still finished, within [`ENVELOPE_FINISH_TIMEOUT`].
+    async fn process_backlog_while<T>(&self, other: impl Future<Output = T>) -> T {
         let over = Notify::new();
-        let carrying = self.carry_out(&over);
-        tokio::pin!(carrying);
+        let processing = self.process_backlog(&over);
+        tokio::pin!(processing);
         let result = tokio::select! {
             result = other => result,
-            () = &mut carrying => unreachable!("it ends when it is told"),
+            () = &mut processing => unreachable!("it ends when it is told"),
         };
         over.notify_one();
-        let _ = timeout(FINISH, carrying).await;
+        let _ = timeout(ENVELOPE_FINISH_TIMEOUT, processing).await;
         result
     }
 
-    async fn carry_out(&self, over: &Notify) {
+    async fn process_backlog(&self, over: &Notify) {
         let shared = &self.shared;
-        let mut answers: FuturesUnordered<Answering> = FuturesUnordered::new();
+        let mut answers: FuturesUnordered<PendingAnswer> = FuturesUnordered::new();
         let mut budget = 0;
         loop {
             let envelope = tokio::select! {
                 biased;
                 () = over.notified() => return,
                 Some(()) = answers.next(), if !answers.is_empty() => continue,
-                envelope = self.backlog.next(shared), if answers.len() < MAX_ANSWERS => envelope,
+                envelope = self.backlog.next(shared), if answers.len() < MAX_PENDING_ANSWERS => envelope,
             };
-            let in_hand = InHand(shared);
+            let guard = CountDroppedOnDrop(shared);
             match Envelope::parse(&envelope) {
                 // From another node with this one's name: one of the two is about to leave.
                 Ok(envelope)
                     if envelope.origin.node == shared.node
                         && envelope.origin.incarnation != shared.incarnation => {}
-                Ok(envelope) => answers.extend(self.inbound.receive(envelope).await),
-                Err(error) => self.invalid(error),
+                Ok(envelope) => answers.extend(self.handler.handle(envelope).await),
+                Err(error) => self.on_invalid(error),
             }
-            std::mem::forget(in_hand);
+            std::mem::forget(guard);
             budget += 1;
-            if budget % RECEIVE_BUDGET == 0 {
+            if budget % ENVELOPES_PER_TURN == 0 {
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    fn invalid(&self, error: EnvelopeError) {
+    fn on_invalid(&self, error: EnvelopeError) {
         self.shared.metrics.invalid.inc();
-        if !self.invalid_told.replace(true) {
+        if !self.has_logged_invalid.replace(true) {
             warn!(%error, "A message of the cluster cannot be read: perhaps another program uses the prefix.");
         }
     }
@@ -442,8 +449,8 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_bound() {
         for attempts in [0, 1, 5, 10, 1000] {
-            let longest = FIRST_PAUSE.saturating_mul(1 << attempts.min(10)).min(LONGEST_PAUSE);
-            let pause = pause_after(attempts);
+            let longest = FIRST_BACKOFF.saturating_mul(1 << attempts.min(10)).min(MAX_BACKOFF);
+            let pause = reconnect_backoff(attempts);
             assert!(pause >= longest / 2 && pause <= longest, "{attempts}: {pause:?}");
         }
     }

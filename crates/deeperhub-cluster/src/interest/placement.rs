@@ -12,7 +12,7 @@ use super::{Changes, MAX_LINGERING_BYTES};
 use crate::cover::{Patterns, is_pattern, join, literal_prefix, shorten};
 
 /// Cost of a name besides its bytes.
-const OVERHEAD: usize = 128;
+const NAME_OVERHEAD_BYTES: usize = 128;
 
 /// Most copies of a message that patterns may bring when none covers another.
 pub(super) const MAX_COPIES: usize = 4;
@@ -22,17 +22,17 @@ pub(super) const SMALL_CROWD: usize = MAX_COPIES / 2;
 
 /// Delay before the names that a new pattern covers are left. A pattern that comes and goes within
 /// it leaves them untouched.
-pub(super) const SETTLE: Duration = Duration::from_secs(1);
+pub(super) const SWEEP_DELAY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub(super) struct Inner {
-    pub(super) names: BTreeMap<Arc<str>, Entry>,
+pub(super) struct Placements {
+    pub(super) names: BTreeMap<Arc<str>, NameEntry>,
     /// Followed patterns, without those about to be left.
     pub(super) patterns: Patterns,
     /// Names that each pattern covers and that would be followed without it.
     pub(super) covered: HashMap<Arc<str>, Covered, RandomState>,
     /// Names to follow or to find a cover for.
-    pub(super) waiting: VecDeque<Arc<str>>,
+    pub(super) unplaced: VecDeque<Arc<str>>,
     /// End times of names without a subscriber, roughly in order. Some may have a subscriber again.
     pub(super) lingering: VecDeque<(Instant, Arc<str>)>,
     pub(super) lingering_bytes: usize,
@@ -42,7 +42,7 @@ pub(super) struct Inner {
     pub(super) unswept: Option<(Instant, String)>,
     pub(super) sweep: Option<Sweep>,
     /// Number of names subscribed to at the broker.
-    pub(super) followed: usize,
+    pub(super) subscribed: usize,
     pub(super) bytes: usize,
     /// Time of the change that is being built.
     pub(super) now: Instant,
@@ -64,47 +64,47 @@ pub(super) struct Covered {
 }
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct Entry {
+pub(super) struct NameEntry {
     pub(super) is_wanted: bool,
-    /// It stands in `waiting`.
-    pub(super) is_waiting: bool,
+    /// It stands in `unplaced`.
+    pub(super) is_unplaced: bool,
     /// End time of a name without a subscriber. While set, the name is in `lingering`.
-    pub(super) ends: Option<Instant>,
+    pub(super) lingers_until: Option<Instant>,
     /// For a pattern followed on behalf of others: it ends when it covers fewer patterns than this.
     /// Zero: followed only for itself.
-    pub(super) least: usize,
-    pub(super) told: Told,
+    pub(super) min_patterns: usize,
+    pub(super) placement: Placement,
 }
 
 /// State of a name at the broker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum Placement {
     #[default]
-    Nothing,
-    Followed,
+    Unplaced,
+    Subscribed,
     /// Delivered through this pattern.
     Covered(Arc<str>),
     /// To be left once the names that it covers are placed elsewhere.
     Retiring {
-        is_followed: bool,
+        is_subscribed: bool,
     },
 }
 
 pub(super) fn cost(name: &str) -> usize {
-    name.len() + OVERHEAD
+    name.len() + NAME_OVERHEAD_BYTES
 }
 
-impl Inner {
-    pub(super) fn entry(&mut self, name: &Arc<str>) -> &mut Entry {
+impl Placements {
+    pub(super) fn entry(&mut self, name: &Arc<str>) -> &mut NameEntry {
         let Self { names, bytes, .. } = self;
         names.entry(Arc::clone(name)).or_insert_with(|| {
             *bytes += cost(name);
-            Entry::default()
+            NameEntry::default()
         })
     }
 
-    pub(super) fn told(&self, name: &str) -> Option<&Told> {
-        self.names.get(name).map(|entry| &entry.told)
+    pub(super) fn placement(&self, name: &str) -> Option<&Placement> {
+        self.names.get(name).map(|entry| &entry.placement)
     }
 
     fn forget(&mut self, name: &str) {
@@ -114,27 +114,27 @@ impl Inner {
     }
 
     /// Follows a name: adds it to the change's additions.
-    fn follow(&mut self, name: Arc<str>, changes: &mut Changes) {
-        self.entry(&name).told = Told::Followed;
-        self.followed += 1;
+    fn subscribe(&mut self, name: Arc<str>, changes: &mut Changes) {
+        self.entry(&name).placement = Placement::Subscribed;
+        self.subscribed += 1;
         if is_pattern(&name) {
             self.patterns.insert(&name);
             self.sweep_later(&name);
         }
-        changes.follow.push(name);
+        changes.subscribe.push(name);
     }
 
     /// Adds a followed name to the change's removals; the caller records the name's new state.
-    fn leave(&mut self, name: Arc<str>, changes: &mut Changes) {
-        self.followed -= 1;
+    fn unsubscribe(&mut self, name: Arc<str>, changes: &mut Changes) {
+        self.subscribed -= 1;
         if is_pattern(&name) {
             self.patterns.remove(&name);
         }
-        changes.leave.push(name);
+        changes.unsubscribe.push(name);
     }
 
     fn attach(&mut self, name: &Arc<str>, cover: &Arc<str>) {
-        self.entry(name).told = Told::Covered(Arc::clone(cover));
+        self.entry(name).placement = Placement::Covered(Arc::clone(cover));
         let covered = self.covered.entry(Arc::clone(cover)).or_default();
         if covered.names.insert(Arc::clone(name)) {
             covered.patterns += usize::from(is_pattern(name));
@@ -150,7 +150,7 @@ impl Inner {
         if covered.names.is_empty() {
             self.covered.remove(cover);
         }
-        if self.told(cover) == Some(&Told::Followed) && !self.is_needed(cover) {
+        if self.placement(cover) == Some(&Placement::Subscribed) && !self.is_needed(cover) {
             self.retire(cover, true);
         }
     }
@@ -159,23 +159,25 @@ impl Inner {
     fn is_needed(&self, name: &str) -> bool {
         let patterns = self.covered.get(name).map_or(0, |covered| covered.patterns);
         self.names.get(name).is_some_and(|entry| {
-            entry.is_wanted || entry.ends.is_some() || (entry.least > 0 && patterns >= entry.least)
+            entry.is_wanted
+                || entry.lingers_until.is_some()
+                || (entry.min_patterns > 0 && patterns >= entry.min_patterns)
         })
     }
 
-    fn retire(&mut self, name: &Arc<str>, is_followed: bool) {
-        if is_followed {
+    fn retire(&mut self, name: &Arc<str>, is_subscribed: bool) {
+        if is_subscribed {
             self.patterns.remove(name);
         }
-        self.entry(name).told = Told::Retiring { is_followed };
+        self.entry(name).placement = Placement::Retiring { is_subscribed };
         self.retiring.push_back(Arc::clone(name));
     }
 
     /// Cancels the retirement of a name.
-    fn restore(&mut self, name: &Arc<str>, is_followed: bool) {
+    fn restore(&mut self, name: &Arc<str>, is_subscribed: bool) {
         self.retiring.retain(|retiring| retiring != name);
-        self.entry(name).told = if is_followed { Told::Followed } else { Told::Nothing };
-        if is_followed {
+        self.entry(name).placement = if is_subscribed { Placement::Subscribed } else { Placement::Unplaced };
+        if is_subscribed {
             self.patterns.insert(name);
         }
     }
@@ -187,13 +189,13 @@ impl Inner {
         } else if is_pattern(name) {
             self.place_pattern(name, changes);
         } else {
-            self.follow(Arc::clone(name), changes);
+            self.subscribe(Arc::clone(name), changes);
         }
     }
 
     /// Follows a pattern, or a broader one if it is too deep or too many match the same topics.
     fn place_pattern(&mut self, name: &Arc<str>, changes: &mut Changes) {
-        let (mut broad, mut least) = match shorten(name) {
+        let (mut broad, mut min_patterns) = match shorten(name) {
             Some(short) => (Arc::from(short), 1),
             None => (Arc::clone(name), 0),
         };
@@ -203,7 +205,7 @@ impl Inner {
             if crowd.is_empty() {
                 break;
             }
-            least = SMALL_CROWD + 1;
+            min_patterns = SMALL_CROWD + 1;
             for member in crowd {
                 broad = Arc::from(join(&broad, &member));
                 self.patterns.remove(&member);
@@ -215,48 +217,48 @@ impl Inner {
             self.patterns.insert(&broad);
         }
         if broad == *name {
-            self.follow(Arc::clone(name), changes);
+            self.subscribe(Arc::clone(name), changes);
         } else {
             info!(
                 pattern = %broad, members = members.len() + 1,
                 "Subscribed to a broader pattern instead"
             );
-            self.raise(&broad, least, changes);
+            self.subscribe_for_others(&broad, min_patterns, changes);
             self.attach(name, &broad);
         }
         for member in members.into_iter().filter(|member| *member != broad) {
-            self.leave_to(member, &broad, changes);
+            self.replace_with(member, &broad, changes);
         }
     }
 
     /// Follows a pattern on behalf of others.
-    fn raise(&mut self, name: &Arc<str>, least: usize, changes: &mut Changes) {
+    fn subscribe_for_others(&mut self, name: &Arc<str>, min_patterns: usize, changes: &mut Changes) {
         let entry = self.entry(name);
-        entry.least = entry.least.max(least);
-        if let Told::Retiring { is_followed } = entry.told {
-            self.restore(name, is_followed);
+        entry.min_patterns = entry.min_patterns.max(min_patterns);
+        if let Placement::Retiring { is_subscribed } = entry.placement {
+            self.restore(name, is_subscribed);
         }
-        let followed = changes.leave.iter().position(|left| left == name);
-        match self.told(name) {
-            Some(Told::Followed) => {}
-            Some(Told::Covered(cover)) => {
+        let followed = changes.unsubscribe.iter().position(|left| left == name);
+        match self.placement(name) {
+            Some(Placement::Subscribed) => {}
+            Some(Placement::Covered(cover)) => {
                 // Not reached: a cover of this pattern would have covered the names that it is for.
                 let cover = Arc::clone(cover);
                 self.detach(name, &cover);
-                self.follow(Arc::clone(name), changes);
+                self.subscribe(Arc::clone(name), changes);
             }
-            _ => self.follow(Arc::clone(name), changes),
+            _ => self.subscribe(Arc::clone(name), changes),
         }
         if let Some(index) = followed {
             // The broker has not been told of the removal yet.
-            changes.leave.swap_remove(index);
-            changes.follow.pop();
+            changes.unsubscribe.swap_remove(index);
+            changes.subscribe.pop();
         }
     }
 
     /// Leaves a followed name that a pattern covers now.
-    fn leave_to(&mut self, name: Arc<str>, cover: &Arc<str>, changes: &mut Changes) {
-        self.leave(Arc::clone(&name), changes);
+    fn replace_with(&mut self, name: Arc<str>, cover: &Arc<str>, changes: &mut Changes) {
+        self.unsubscribe(Arc::clone(&name), changes);
         if self.is_needed_by_itself(&name) {
             self.attach(&name, cover);
         } else if self.covered.contains_key(&name) {
@@ -267,28 +269,32 @@ impl Inner {
     }
 
     fn is_needed_by_itself(&self, name: &str) -> bool {
-        self.names.get(name).is_some_and(|entry| entry.is_wanted || entry.ends.is_some() || entry.is_waiting)
+        self.names
+            .get(name)
+            .is_some_and(|entry| entry.is_wanted || entry.lingers_until.is_some() || entry.is_unplaced)
     }
 
     /// Places one name of the next retiring pattern elsewhere, or leaves the pattern. Returns
     /// `false` if there is nothing to do, as do the phases below.
     pub(super) fn retire_next(&mut self, changes: &mut Changes) -> bool {
         let Some(name) = self.retiring.front().cloned() else { return false };
-        let Some(Told::Retiring { is_followed }) = self.told(&name).cloned() else {
+        let Some(Placement::Retiring { is_subscribed }) = self.placement(&name).cloned() else {
             self.retiring.pop_front();
             return true;
         };
         if self.names.get(&name).is_some_and(|entry| entry.is_wanted) {
-            self.restore(&name, is_followed);
+            self.restore(&name, is_subscribed);
             return true;
         }
         let Some(covered) = self.covered.get_mut(&name) else {
             self.retiring.pop_front();
-            if is_followed {
-                self.leave(Arc::clone(&name), changes);
+            if is_subscribed {
+                self.unsubscribe(Arc::clone(&name), changes);
             }
             match self.names.get_mut(&name) {
-                Some(entry) if entry.ends.is_some() || entry.is_waiting => entry.told = Told::Nothing,
+                Some(entry) if entry.lingers_until.is_some() || entry.is_unplaced => {
+                    entry.placement = Placement::Unplaced
+                }
                 _ => self.forget(&name),
             }
             return true;
@@ -298,8 +304,8 @@ impl Inner {
             return true;
         };
         covered.patterns -= usize::from(is_pattern(&next));
-        if self.told(&next) == Some(&Told::Covered(name)) {
-            self.entry(&next).told = Told::Nothing;
+        if self.placement(&next) == Some(&Placement::Covered(name)) {
+            self.entry(&next).placement = Placement::Unplaced;
             let is_wanted = self.names.get(&next).is_some_and(|entry| entry.is_wanted);
             if is_wanted || self.covered.contains_key(&next) {
                 self.place(&next, changes);
@@ -310,30 +316,30 @@ impl Inner {
         true
     }
 
-    /// Places the next waiting name.
+    /// Places the next unplaced name.
     pub(super) fn place_next(&mut self, changes: &mut Changes) -> bool {
-        let Some(name) = self.waiting.pop_front() else { return false };
+        let Some(name) = self.unplaced.pop_front() else { return false };
         let Some(entry) = self.names.get_mut(&name) else { return true };
-        entry.is_waiting = false;
-        let (is_wanted, lingers) = (entry.is_wanted, entry.ends.is_some());
-        match entry.told.clone() {
-            Told::Followed | Told::Covered(_) => {}
-            Told::Retiring { is_followed } if is_wanted => {
-                self.restore(&name, is_followed);
-                if !is_followed {
+        entry.is_unplaced = false;
+        let (is_wanted, lingers) = (entry.is_wanted, entry.lingers_until.is_some());
+        match entry.placement.clone() {
+            Placement::Subscribed | Placement::Covered(_) => {}
+            Placement::Retiring { is_subscribed } if is_wanted => {
+                self.restore(&name, is_subscribed);
+                if !is_subscribed {
                     self.place(&name, changes);
                 }
             }
-            Told::Retiring { .. } => {}
-            Told::Nothing if is_wanted => self.place(&name, changes),
-            Told::Nothing if lingers => {}
-            Told::Nothing => self.end_untold(&name),
+            Placement::Retiring { .. } => {}
+            Placement::Unplaced if is_wanted => self.place(&name, changes),
+            Placement::Unplaced if lingers => {}
+            Placement::Unplaced => self.end_unplaced(&name),
         }
         true
     }
 
     /// Ends a name that has no subscription at the broker.
-    fn end_untold(&mut self, name: &Arc<str>) {
+    fn end_unplaced(&mut self, name: &Arc<str>) {
         if self.covered.contains_key(name) {
             self.retire(name, false);
         } else {
@@ -350,31 +356,31 @@ impl Inner {
         };
         self.lingering_bytes -= cost(&name);
         let Some(entry) = self.names.get_mut(&name) else { return true };
-        let ends = entry.ends.take();
+        let lingers_until = entry.lingers_until.take();
         if entry.is_wanted {
             return true;
         }
-        if let Some(ends) = ends.filter(|ends| *ends > now && !is_full) {
+        if let Some(lingers_until) = lingers_until.filter(|lingers_until| *lingers_until > now && !is_full) {
             // It gained and lost a subscriber again meanwhile.
-            entry.ends = Some(ends);
+            entry.lingers_until = Some(lingers_until);
             self.lingering_bytes += cost(&name);
-            self.lingering.push_back((ends, name));
+            self.lingering.push_back((lingers_until, name));
             return true;
         }
-        match entry.told.clone() {
+        match entry.placement.clone() {
             // `retire_next` handles it.
-            Told::Retiring { .. } => {}
-            Told::Nothing if entry.is_waiting => {}
-            Told::Nothing => self.end_untold(&name),
-            Told::Covered(cover) => {
-                entry.told = Told::Nothing;
+            Placement::Retiring { .. } => {}
+            Placement::Unplaced if entry.is_unplaced => {}
+            Placement::Unplaced => self.end_unplaced(&name),
+            Placement::Covered(cover) => {
+                entry.placement = Placement::Unplaced;
                 self.detach(&name, &cover);
-                self.end_untold(&name);
+                self.end_unplaced(&name);
             }
-            Told::Followed if self.is_needed(&name) => {}
-            Told::Followed if self.covered.contains_key(&name) => self.retire(&name, true),
-            Told::Followed => {
-                self.leave(Arc::clone(&name), changes);
+            Placement::Subscribed if self.is_needed(&name) => {}
+            Placement::Subscribed if self.covered.contains_key(&name) => self.retire(&name, true),
+            Placement::Subscribed => {
+                self.unsubscribe(Arc::clone(&name), changes);
                 self.forget(&name);
             }
         }
@@ -390,7 +396,7 @@ impl Inner {
                 let len = same.last().map_or(0, |((at, char), _)| at + char.len_utf8());
                 common.truncate(len);
             }
-            None => self.unswept = Some((self.now + SETTLE, prefix.to_owned())),
+            None => self.unswept = Some((self.now + SWEEP_DELAY, prefix.to_owned())),
         }
     }
 
@@ -414,31 +420,31 @@ impl Inner {
         };
         let name = Arc::clone(name);
         sweep.after = Some(Arc::clone(&name));
-        if entry.told == Told::Followed
+        if entry.placement == Placement::Subscribed
             && let Some(cover) = self.patterns.find_cover(&name).cloned()
         {
-            self.leave_to(name, &cover, changes);
+            self.replace_with(name, &cover, changes);
         }
         true
     }
 
-    pub(super) fn start_over(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.patterns.clear();
         self.covered.clear();
-        self.waiting.clear();
+        self.unplaced.clear();
         self.lingering.clear();
         self.lingering_bytes = 0;
         self.retiring.clear();
-        (self.unswept, self.sweep, self.followed) = (None, None, 0);
+        (self.unswept, self.sweep, self.subscribed) = (None, None, 0);
         self.names.retain(|_, entry| entry.is_wanted);
         self.bytes = self.names.keys().map(|name| cost(name)).sum();
         for (name, entry) in &mut self.names {
-            *entry = Entry { is_wanted: true, is_waiting: true, ..Entry::default() };
+            *entry = NameEntry { is_wanted: true, is_unplaced: true, ..NameEntry::default() };
             // Patterns first, so that the names they cover are never sent.
             if is_pattern(name) {
-                self.waiting.push_front(Arc::clone(name));
+                self.unplaced.push_front(Arc::clone(name));
             } else {
-                self.waiting.push_back(Arc::clone(name));
+                self.unplaced.push_back(Arc::clone(name));
             }
         }
     }

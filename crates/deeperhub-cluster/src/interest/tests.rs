@@ -7,7 +7,7 @@ use deeperhub_protocol::{Topic, TopicPattern};
 use proptest::prelude::*;
 
 /// Fake broker that applies each change, with a clock.
-struct Told {
+struct FakeBroker {
     interests: Interests,
     names: BTreeSet<String>,
     wildcards: Wildcards,
@@ -15,18 +15,18 @@ struct Told {
     changes: usize,
 }
 
-impl Told {
+impl FakeBroker {
     fn new(wildcards: Wildcards) -> Self {
         let (interests, names) = (Interests::new(wildcards, 1000), BTreeSet::new());
         Self { interests, names, wildcards, now: Instant::now(), changes: 0 }
     }
 
     fn gain(&self, names: &[&str]) {
-        names.iter().for_each(|name| self.interests.gained(&Arc::from(*name)));
+        names.iter().for_each(|name| self.interests.add(&Arc::from(*name)));
     }
 
     fn lose(&self, names: &[&str]) {
-        names.iter().for_each(|name| self.interests.lost(&Arc::from(*name), self.now));
+        names.iter().for_each(|name| self.interests.remove(&Arc::from(*name), self.now));
     }
 
     fn wanted(&self) -> Vec<Arc<str>> {
@@ -36,28 +36,28 @@ impl Told {
 
     fn brings(&self, name: &str) -> bool {
         let mut patterns = Patterns::new(self.wildcards);
-        for told in self.names.iter().filter(|told| is_pattern(told)) {
-            patterns.insert(&Arc::from(told.as_str()));
+        for broker in self.names.iter().filter(|broker| is_pattern(broker)) {
+            patterns.insert(&Arc::from(broker.as_str()));
         }
         self.names.contains(name) || patterns.find_cover(name).is_some()
     }
 
     /// Applies all changes that are due now.
-    fn tell(&mut self) {
+    fn apply(&mut self) {
         loop {
             let changes = self.interests.take(self.now);
-            self.changes += changes.follow.len() + changes.leave.len();
+            self.changes += changes.subscribe.len() + changes.unsubscribe.len();
             let brought: Vec<_> = self.wanted().into_iter().filter(|name| self.brings(name)).collect();
-            for name in changes.follow {
+            for name in changes.subscribe {
                 assert!(self.names.insert(name.to_string()), "{name} is followed twice");
             }
-            for name in changes.leave {
+            for name in changes.unsubscribe {
                 assert!(self.names.remove(&*name), "{name} is left twice");
             }
             for name in brought {
                 assert!(self.brings(&name), "{name} is missed: {:?}", self.names);
             }
-            if !changes.is_more {
+            if !changes.has_more {
                 break;
             }
         }
@@ -70,8 +70,8 @@ impl Told {
     /// Advances the clock until there is nothing left to do.
     fn settle(&mut self) {
         for _ in 0..4 {
-            self.now += LINGER.max(SETTLE);
-            self.tell();
+            self.now += LINGER_TIME.max(SWEEP_DELAY);
+            self.apply();
         }
         for name in self.names.iter().filter(|name| is_pattern(name)) {
             let others: Vec<_> = self.names.iter().filter(|other| *other != name).collect();
@@ -83,131 +83,131 @@ impl Told {
         }
     }
 
-    fn told(&self) -> Vec<&str> {
+    fn broker(&self) -> Vec<&str> {
         self.names.iter().map(String::as_str).collect()
     }
 }
 
 #[test]
 fn the_first_is_followed_and_the_last_left_after_a_while() {
-    let mut told = Told::new(Wildcards::Levels);
-    told.gain(&["a"]);
-    told.tell();
-    assert_eq!(told.told(), ["a"]);
-    told.lose(&["a"]);
-    assert_eq!(told.interests.due(), Some(told.now + LINGER));
-    told.tell();
-    assert_eq!(told.told(), ["a"]);
-    told.now += LINGER;
-    told.tell();
-    assert!(told.names.is_empty());
-    assert_eq!((told.interests.bytes(), told.interests.due()), (0, None));
+    let mut broker = FakeBroker::new(Wildcards::Levels);
+    broker.gain(&["a"]);
+    broker.apply();
+    assert_eq!(broker.broker(), ["a"]);
+    broker.lose(&["a"]);
+    assert_eq!(broker.interests.next_due(), Some(broker.now + LINGER_TIME));
+    broker.apply();
+    assert_eq!(broker.broker(), ["a"]);
+    broker.now += LINGER_TIME;
+    broker.apply();
+    assert!(broker.names.is_empty());
+    assert_eq!((broker.interests.bytes(), broker.interests.next_due()), (0, None));
 }
 
 #[test]
 fn who_comes_back_in_time_changes_nothing_and_lingers_anew() {
-    let mut told = Told::new(Wildcards::Levels);
-    told.gain(&["a"]);
-    told.tell();
-    told.lose(&["a"]);
-    told.now += LINGER / 2;
-    told.gain(&["a"]);
-    told.lose(&["a"]);
-    told.now += LINGER * 3 / 4;
-    told.tell();
-    assert_eq!((told.told(), told.changes), (vec!["a"], 1));
-    told.now += LINGER / 4;
-    told.tell();
-    assert!(told.names.is_empty());
+    let mut broker = FakeBroker::new(Wildcards::Levels);
+    broker.gain(&["a"]);
+    broker.apply();
+    broker.lose(&["a"]);
+    broker.now += LINGER_TIME / 2;
+    broker.gain(&["a"]);
+    broker.lose(&["a"]);
+    broker.now += LINGER_TIME * 3 / 4;
+    broker.apply();
+    assert_eq!((broker.broker(), broker.changes), (vec!["a"], 1));
+    broker.now += LINGER_TIME / 4;
+    broker.apply();
+    assert!(broker.names.is_empty());
 }
 
 #[test]
 fn what_nobody_wants_any_more_is_not_followed() {
-    let mut told = Told::new(Wildcards::Levels);
-    told.gain(&["a"]);
-    told.lose(&["a"]);
+    let mut broker = FakeBroker::new(Wildcards::Levels);
+    broker.gain(&["a"]);
+    broker.lose(&["a"]);
     // The name ends while it is still waiting.
-    told.now += LINGER;
-    told.tell();
-    told.settle();
-    assert_eq!((told.changes, told.interests.bytes()), (0, 0));
+    broker.now += LINGER_TIME;
+    broker.apply();
+    broker.settle();
+    assert_eq!((broker.changes, broker.interests.bytes()), (0, 0));
     // The same with more names than one change holds: half of them still wait when all are
     // lost.
-    let names: Vec<_> = (0..BATCH * 2).map(|name| format!("a{name}")).collect();
+    let names: Vec<_> = (0..MAX_CHANGES * 2).map(|name| format!("a{name}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    told.gain(&names);
-    let first = told.interests.take(told.now);
-    assert_eq!((first.follow.len(), first.is_more), (BATCH, true));
-    told.names.extend(first.follow.iter().map(ToString::to_string));
-    told.lose(&names);
-    told.settle();
-    assert_eq!((told.names.len(), told.interests.bytes()), (0, 0));
+    broker.gain(&names);
+    let first = broker.interests.take(broker.now);
+    assert_eq!((first.subscribe.len(), first.has_more), (MAX_CHANGES, true));
+    broker.names.extend(first.subscribe.iter().map(ToString::to_string));
+    broker.lose(&names);
+    broker.settle();
+    assert_eq!((broker.names.len(), broker.interests.bytes()), (0, 0));
 }
 
 #[test]
 fn what_lingers_is_bounded() {
-    let mut told = Told::new(Wildcards::Levels);
+    let mut broker = FakeBroker::new(Wildcards::Levels);
     let fits = MAX_LINGERING_BYTES / cost("a000000");
     for number in 0..fits + 5000 {
         let name = format!("a{number:06}");
-        told.gain(&[&name]);
-        told.lose(&[&name]);
+        broker.gain(&[&name]);
+        broker.lose(&[&name]);
     }
     loop {
-        let changes = told.interests.take(told.now);
-        if !changes.is_more {
+        let changes = broker.interests.take(broker.now);
+        if !changes.has_more {
             break;
         }
     }
-    let inner = told.interests.lock();
+    let inner = broker.interests.lock();
     assert!(inner.lingering_bytes <= MAX_LINGERING_BYTES && inner.lingering.len() <= fits);
     assert!(inner.names.len() <= fits, "{} names of {fits} that fit", inner.names.len());
     assert!(inner.lingering_bytes > MAX_LINGERING_BYTES / 2);
     drop(inner);
-    told.settle();
-    assert_eq!(told.interests.bytes(), 0);
+    broker.settle();
+    assert_eq!(broker.interests.bytes(), 0);
 }
 
 #[test]
 fn only_the_broadest_is_followed() {
     for wildcards in [Wildcards::Levels, Wildcards::Globs] {
-        let mut told = Told::new(wildcards);
-        told.gain(&["a.b.c", "a.b.*", "a.>", "x"]);
-        told.tell();
-        told.settle();
-        assert_eq!(told.told(), ["a.>", "x"]);
+        let mut broker = FakeBroker::new(wildcards);
+        broker.gain(&["a.b.c", "a.b.*", "a.>", "x"]);
+        broker.apply();
+        broker.settle();
+        assert_eq!(broker.broker(), ["a.>", "x"]);
         // Names gained later are not followed at all.
-        let changes = told.changes;
-        told.gain(&["a.b.d", "a.*.d"]);
-        told.tell();
-        assert_eq!(told.changes, changes);
+        let changes = broker.changes;
+        broker.gain(&["a.b.d", "a.*.d"]);
+        broker.apply();
+        assert_eq!(broker.changes, changes);
         // When the broad pattern goes, the names that it covered are followed before it is
         // left.
-        told.lose(&["a.>"]);
-        told.settle();
-        assert_eq!(told.told(), ["a.*.d", "a.b.*", "x"]);
-        told.lose(&["a.b.c", "a.b.*", "a.b.d", "a.*.d", "x"]);
-        told.settle();
-        assert_eq!((told.names.len(), told.interests.bytes()), (0, 0));
+        broker.lose(&["a.>"]);
+        broker.settle();
+        assert_eq!(broker.broker(), ["a.*.d", "a.b.*", "x"]);
+        broker.lose(&["a.b.c", "a.b.*", "a.b.d", "a.*.d", "x"]);
+        broker.settle();
+        assert_eq!((broker.names.len(), broker.interests.bytes()), (0, 0));
     }
 }
 
 #[test]
 fn a_broad_pattern_that_comes_and_goes_leaves_the_others_as_they_are() {
-    let mut told = Told::new(Wildcards::Levels);
-    told.gain(&["a", "b"]);
-    told.tell();
-    told.gain(&[">"]);
-    told.tell();
-    told.lose(&[">"]);
-    told.gain(&[">"]);
-    told.tell();
-    assert_eq!((told.told(), told.changes), (vec![">", "a", "b"], 3));
+    let mut broker = FakeBroker::new(Wildcards::Levels);
+    broker.gain(&["a", "b"]);
+    broker.apply();
+    broker.gain(&[">"]);
+    broker.apply();
+    broker.lose(&[">"]);
+    broker.gain(&[">"]);
+    broker.apply();
+    assert_eq!((broker.broker(), broker.changes), (vec![">", "a", "b"], 3));
 }
 
 #[test]
 fn many_patterns_that_match_one_topic_become_one() {
-    let mut told = Told::new(Wildcards::Levels);
+    let mut broker = FakeBroker::new(Wildcards::Levels);
     // All patterns of six levels with three named ones: all twenty match `a.x.x.x.x.x.x`, and
     // none covers another.
     let patterns: Vec<String> = (0_u32..64)
@@ -218,48 +218,48 @@ fn many_patterns_that_match_one_topic_become_one() {
         })
         .collect();
     let names: Vec<_> = patterns.iter().map(String::as_str).collect();
-    told.gain(&names);
-    told.tell();
-    told.settle();
-    assert!(told.names.len() <= MAX_COPIES, "{:?}", told.names);
+    broker.gain(&names);
+    broker.apply();
+    broker.settle();
+    assert!(broker.names.len() <= MAX_COPIES, "{:?}", broker.names);
     // When few are left, they are followed individually again.
-    told.lose(&names[2..]);
-    told.settle();
+    broker.lose(&names[2..]);
+    broker.settle();
     let mut left = names[..2].to_vec();
     left.sort_unstable();
-    assert_eq!(told.told(), left);
-    told.lose(&names[..2]);
-    told.settle();
-    assert_eq!((told.names.len(), told.interests.bytes()), (0, 0));
+    assert_eq!(broker.broker(), left);
+    broker.lose(&names[..2]);
+    broker.settle();
+    assert_eq!((broker.names.len(), broker.interests.bytes()), (0, 0));
 }
 
 #[test]
 fn a_pattern_of_very_many_levels_is_followed_as_a_shorter_one() {
-    let mut told = Told::new(Wildcards::Levels);
+    let mut broker = FakeBroker::new(Wildcards::Levels);
     let deep = vec!["*"; 100].join(".");
-    told.gain(&[&deep]);
-    told.settle();
-    assert_eq!(told.names.len(), 1);
-    assert!(!told.names.contains(&deep));
-    told.lose(&[&deep]);
-    told.settle();
-    assert_eq!((told.names.len(), told.interests.bytes()), (0, 0));
+    broker.gain(&[&deep]);
+    broker.settle();
+    assert_eq!(broker.names.len(), 1);
+    assert!(!broker.names.contains(&deep));
+    broker.lose(&[&deep]);
+    broker.settle();
+    assert_eq!((broker.names.len(), broker.interests.bytes()), (0, 0));
 }
 
 #[test]
 fn a_new_connection_is_told_what_is_wanted() {
-    let mut told = Told::new(Wildcards::Levels);
-    told.gain(&["a", "b.c", "b.*", "d"]);
-    told.settle();
-    told.lose(&["a"]);
-    told.interests.start_over();
-    told.names.clear();
-    told.tell();
+    let mut broker = FakeBroker::new(Wildcards::Levels);
+    broker.gain(&["a", "b.c", "b.*", "d"]);
+    broker.settle();
+    broker.lose(&["a"]);
+    broker.interests.reset();
+    broker.names.clear();
+    broker.apply();
     // Covered names are not subscribed to.
-    assert_eq!(told.told(), ["b.*", "d"]);
-    told.gain(&["a"]);
-    told.settle();
-    assert_eq!(told.told(), ["a", "b.*", "d"]);
+    assert_eq!(broker.broker(), ["b.*", "d"]);
+    broker.gain(&["a"]);
+    broker.settle();
+    assert_eq!(broker.broker(), ["a", "b.*", "d"]);
 }
 
 fn some_name() -> impl Strategy<Value = String> {
@@ -278,34 +278,34 @@ proptest! {
         steps in proptest::collection::vec((some_name(), any::<bool>(), 0_u64..1500), 1..120), globs: bool,
     ) {
         let wildcards = if globs { Wildcards::Globs } else { Wildcards::Levels };
-        let mut told = Told::new(wildcards);
+        let mut broker = FakeBroker::new(wildcards);
         for (name, is_gained, millis) in &steps {
             if *is_gained {
-                told.gain(&[name]);
+                broker.gain(&[name]);
             } else {
-                told.lose(&[name]);
+                broker.lose(&[name]);
             }
-            told.now += Duration::from_millis(*millis);
+            broker.now += Duration::from_millis(*millis);
             if millis % 3 > 0 {
-                told.tell();
+                broker.apply();
             }
         }
-        told.settle();
+        broker.settle();
         for bits in 0_u32..16 {
             let level = |level: u32| if bits & (1 << level) == 0 { "a" } else { "b" };
             for levels in 1..5 {
                 let topic = (0..levels).map(level).collect::<Vec<_>>().join(".");
                 let parsed = Topic::parse(topic.as_str()).unwrap();
-                let copies = told.names.iter().filter(|name| match TopicPattern::parse(name.as_str()) {
+                let copies = broker.names.iter().filter(|name| match TopicPattern::parse(name.as_str()) {
                     Ok(pattern) => pattern.matches(&parsed),
                     Err(_) => **name == topic,
                 });
-                prop_assert!(copies.count() <= MAX_COPIES, "{topic}: {:?}", told.names);
+                prop_assert!(copies.count() <= MAX_COPIES, "{topic}: {:?}", broker.names);
             }
         }
-        let all: Vec<_> = told.wanted().iter().map(ToString::to_string).collect();
-        told.lose(&all.iter().map(String::as_str).collect::<Vec<_>>());
-        told.settle();
-        prop_assert_eq!((told.names.len(), told.interests.bytes()), (0, 0));
+        let all: Vec<_> = broker.wanted().iter().map(ToString::to_string).collect();
+        broker.lose(&all.iter().map(String::as_str).collect::<Vec<_>>());
+        broker.settle();
+        prop_assert_eq!((broker.names.len(), broker.interests.bytes()), (0, 0));
     }
 }

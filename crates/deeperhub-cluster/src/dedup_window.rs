@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 /// Sequences of one origin that are remembered, counted back from the highest: more than a node's subscriptions to a
 /// broker can get apart from each other, in memory 8 KiB.
-const WINDOW: u64 = 1 << 16;
+const WINDOW_SEQUENCES: u64 = 1 << 16;
 
 /// Origins that are remembered; above, the one that was silent longest is forgotten.
 const MAX_ORIGINS: usize = 1024;
@@ -12,46 +12,53 @@ const MAX_ORIGINS: usize = 1024;
 /// Recognises what comes a second time, since several of the node's subscriptions matched, or since its sender did not
 /// know that the broker had taken it.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
-    origins: HashMap<Box<str>, HashMap<u64, Window>>,
+pub(crate) struct DedupWindow {
+    origins: HashMap<Box<str>, HashMap<u64, SequenceWindow>>,
     len: usize,
     clock: u64,
 }
 
 #[derive(Debug)]
-struct Window {
+struct SequenceWindow {
     highest: u64,
     bits: Box<[u64]>,
-    used: u64,
+    last_used: u64,
 }
 
-impl Seen {
+impl DedupWindow {
     /// Whether this is the first time. What is too old to be remembered counts as seen.
     pub(crate) fn is_new(&mut self, node: &str, incarnation: u64, sequence: u64) -> bool {
         self.clock += 1;
-        if let Some(window) = self.origins.get_mut(node).and_then(|lives| lives.get_mut(&incarnation)) {
-            window.used = self.clock;
+        if let Some(window) =
+            self.origins.get_mut(node).and_then(|incarnations| incarnations.get_mut(&incarnation))
+        {
+            window.last_used = self.clock;
             return window.is_new(sequence);
         }
         if self.len >= MAX_ORIGINS {
-            self.forget_one();
+            self.evict_oldest();
         }
-        let mut window =
-            Window { highest: sequence, bits: vec![0; (WINDOW / 64) as usize].into(), used: self.clock };
+        let mut window = SequenceWindow {
+            highest: sequence,
+            bits: vec![0; (WINDOW_SEQUENCES / 64) as usize].into(),
+            last_used: self.clock,
+        };
         window.set(sequence);
         self.origins.entry(node.into()).or_default().insert(incarnation, window);
         self.len += 1;
         true
     }
 
-    fn forget_one(&mut self) {
-        let lives = self.origins.iter().flat_map(|(node, lives)| {
-            lives.iter().map(move |(incarnation, window)| (window.used, node.clone(), *incarnation))
+    fn evict_oldest(&mut self) {
+        let incarnations = self.origins.iter().flat_map(|(node, incarnations)| {
+            incarnations
+                .iter()
+                .map(move |(incarnation, window)| (window.last_used, node.clone(), *incarnation))
         });
-        let Some((_, node, incarnation)) = lives.min() else { return };
-        if let Some(lives) = self.origins.get_mut(&node) {
-            lives.remove(&incarnation);
-            if lives.is_empty() {
+        let Some((_, node, incarnation)) = incarnations.min() else { return };
+        if let Some(incarnations) = self.origins.get_mut(&node) {
+            incarnations.remove(&incarnation);
+            if incarnations.is_empty() {
                 self.origins.remove(&node);
             }
         }
@@ -59,11 +66,11 @@ impl Seen {
     }
 }
 
-impl Window {
+impl SequenceWindow {
     fn is_new(&mut self, sequence: u64) -> bool {
         if sequence > self.highest {
             let steps = sequence - self.highest;
-            if steps >= WINDOW {
+            if steps >= WINDOW_SEQUENCES {
                 self.bits.fill(0);
             } else {
                 for skipped in self.highest + 1..=sequence {
@@ -74,32 +81,32 @@ impl Window {
             self.set(sequence);
             return true;
         }
-        if self.highest - sequence >= WINDOW || self.is_set(sequence) {
+        if self.highest - sequence >= WINDOW_SEQUENCES || self.is_set(sequence) {
             return false;
         }
         self.set(sequence);
         true
     }
 
-    fn place(sequence: u64) -> (usize, u64) {
-        let bit = sequence % WINDOW;
+    fn bit_position(sequence: u64) -> (usize, u64) {
+        let bit = sequence % WINDOW_SEQUENCES;
         ((bit / 64) as usize, 1 << (bit % 64))
     }
 
     fn is_set(&self, sequence: u64) -> bool {
-        let (word, bit) = Self::place(sequence);
+        let (word, bit) = Self::bit_position(sequence);
         self.bits.get(word).is_some_and(|word| word & bit != 0)
     }
 
     fn set(&mut self, sequence: u64) {
-        let (word, bit) = Self::place(sequence);
+        let (word, bit) = Self::bit_position(sequence);
         if let Some(word) = self.bits.get_mut(word) {
             *word |= bit;
         }
     }
 
     fn clear(&mut self, sequence: u64) {
-        let (word, bit) = Self::place(sequence);
+        let (word, bit) = Self::bit_position(sequence);
         if let Some(word) = self.bits.get_mut(word) {
             *word &= !bit;
         }
@@ -114,37 +121,37 @@ mod tests {
 
     #[test]
     fn each_is_new_once() {
-        let mut seen = Seen::default();
-        for sequence in [5, 1, 7, 3, 2 * WINDOW, 2 * WINDOW - 1] {
-            assert!(seen.is_new("a", 1, sequence), "{sequence}");
-            assert!(!seen.is_new("a", 1, sequence), "{sequence}");
+        let mut dedup = DedupWindow::default();
+        for sequence in [5, 1, 7, 3, 2 * WINDOW_SEQUENCES, 2 * WINDOW_SEQUENCES - 1] {
+            assert!(dedup.is_new("a", 1, sequence), "{sequence}");
+            assert!(!dedup.is_new("a", 1, sequence), "{sequence}");
         }
         // Too old to know.
-        assert!(!seen.is_new("a", 1, 100));
-        assert!(seen.is_new("b", 1, 5));
+        assert!(!dedup.is_new("a", 1, 100));
+        assert!(dedup.is_new("b", 1, 5));
         // Another life counts anew, and the former goes on.
-        assert!(seen.is_new("a", 2, 5));
-        assert!(!seen.is_new("a", 1, 2 * WINDOW));
+        assert!(dedup.is_new("a", 2, 5));
+        assert!(!dedup.is_new("a", 1, 2 * WINDOW_SEQUENCES));
     }
 
     #[test]
     fn the_origin_silent_longest_is_forgotten() {
-        let mut seen = Seen::default();
+        let mut dedup = DedupWindow::default();
         for incarnation in 0..MAX_ORIGINS as u64 + 1 {
-            assert!(seen.is_new("a", incarnation, 1));
-            assert!(!seen.is_new("a", incarnation, 1));
+            assert!(dedup.is_new("a", incarnation, 1));
+            assert!(!dedup.is_new("a", incarnation, 1));
         }
-        assert_eq!(seen.len, MAX_ORIGINS);
-        assert!(seen.is_new("a", 0, 1));
-        assert!(!seen.is_new("a", MAX_ORIGINS as u64, 1));
+        assert_eq!(dedup.len, MAX_ORIGINS);
+        assert!(dedup.is_new("a", 0, 1));
+        assert!(!dedup.is_new("a", MAX_ORIGINS as u64, 1));
     }
 
     proptest! {
         #[test]
-        fn a_set_would_say_the_same(sequences in proptest::collection::vec(1_u64..WINDOW, 1..500)) {
-            let (mut seen, mut set) = (Seen::default(), HashSet::new());
+        fn a_set_would_say_the_same(sequences in proptest::collection::vec(1_u64..WINDOW_SEQUENCES, 1..500)) {
+            let (mut dedup, mut set) = (DedupWindow::default(), HashSet::new());
             for sequence in sequences {
-                prop_assert_eq!(seen.is_new("a", 1, sequence), set.insert(sequence));
+                prop_assert_eq!(dedup.is_new("a", 1, sequence), set.insert(sequence));
             }
         }
     }
