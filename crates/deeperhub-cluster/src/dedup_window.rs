@@ -1,16 +1,18 @@
-//! Which envelopes have come already.
+//! Recognizes envelopes that arrive a second time.
 
 use std::collections::HashMap;
 
-/// Sequences of one origin that are remembered, counted back from the highest: more than a node's subscriptions to a
-/// broker can get apart from each other, in memory 8 KiB.
+/// Number of sequences remembered per origin, counted back from the highest. It exceeds the distance
+/// that a node's subscriptions at a broker can have from each other, and takes 8 KiB of memory.
 const WINDOW_SEQUENCES: u64 = 1 << 16;
 
-/// Origins that are remembered; above, the one that was silent longest is forgotten.
+/// Maximum number of remembered origins. Over it, the origin that was silent longest is evicted.
 const MAX_ORIGINS: usize = 1024;
 
-/// Recognises what comes a second time, since several of the node's subscriptions matched, or since its sender did not
-/// know that the broker had taken it.
+/// Sliding window of sequences for each origin.
+///
+/// An envelope arrives again if several of the node's subscriptions match it, or if its sender did not
+/// learn that the broker had taken it.
 #[derive(Debug, Default)]
 pub(crate) struct DedupWindow {
     origins: HashMap<Box<str>, HashMap<u64, SequenceWindow>>,
@@ -26,7 +28,8 @@ struct SequenceWindow {
 }
 
 impl DedupWindow {
-    /// Whether this is the first time. What is too old to be remembered counts as seen.
+    /// Records an envelope. Returns `true` if it is new; an envelope older than the window counts as
+    /// seen.
     pub(crate) fn is_new(&mut self, node: &str, incarnation: u64, sequence: u64) -> bool {
         self.clock += 1;
         if let Some(window) =
@@ -126,16 +129,16 @@ mod tests {
             assert!(dedup.is_new("a", 1, sequence), "{sequence}");
             assert!(!dedup.is_new("a", 1, sequence), "{sequence}");
         }
-        // Too old to know.
+        // Older than the window.
         assert!(!dedup.is_new("a", 1, 100));
         assert!(dedup.is_new("b", 1, 5));
-        // Another life counts anew, and the former goes on.
+        // Another incarnation has a window of its own.
         assert!(dedup.is_new("a", 2, 5));
         assert!(!dedup.is_new("a", 1, 2 * WINDOW_SEQUENCES));
     }
 
     #[test]
-    fn the_origin_silent_longest_is_forgotten() {
+    fn the_origin_silent_longest_is_evicted() {
         let mut dedup = DedupWindow::default();
         for incarnation in 0..MAX_ORIGINS as u64 + 1 {
             assert!(dedup.is_new("a", incarnation, 1));
@@ -148,7 +151,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_would_say_the_same(sequences in proptest::collection::vec(1_u64..WINDOW_SEQUENCES, 1..500)) {
+        fn the_window_agrees_with_a_set(sequences in proptest::collection::vec(1_u64..WINDOW_SEQUENCES, 1..500)) {
             let (mut dedup, mut set) = (DedupWindow::default(), HashSet::new());
             for sequence in sequences {
                 prop_assert_eq!(dedup.is_new("a", 1, sequence), set.insert(sequence));

@@ -1,28 +1,28 @@
-//! The other nodes, as far as they are heard of.
+//! The other nodes of the cluster, known from their heartbeats.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A node that was silent for so long is gone: five heartbeats.
+/// Time without a heartbeat after which a node counts as gone: five heartbeat intervals.
 pub(crate) const PEER_EXPIRY: Duration = Duration::from_secs(5);
 
-/// Nodes that are remembered.
+/// Maximum number of remembered nodes.
 const MAX_PEERS: usize = 1024;
 
 /// Another node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Peer {
-    /// Its name.
+    /// The node's name.
     pub node_id: String,
-    /// Of its program.
+    /// Version of the node's program.
     pub version: String,
-    /// Its open connections, at its last heartbeat.
+    /// Number of open connections at the last heartbeat.
     pub connections: u64,
-    /// Since when it has been known here.
+    /// Time since the first heartbeat.
     pub known: Duration,
-    /// Since when it has been silent; heartbeats come each second.
+    /// Time since the last heartbeat; heartbeats come every second.
     pub silent: Duration,
 }
 
@@ -36,7 +36,7 @@ struct Entry {
     connections: u64,
     first: Instant,
     last: Instant,
-    /// Heard of since the connection to the broker was made.
+    /// A heartbeat came on the current connection to the broker.
     has_returned: bool,
 }
 
@@ -45,7 +45,7 @@ impl Peers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node said that it is here; answers whether it is new.
+    /// Records a heartbeat. Returns `true` if the node is new or was restarted.
     pub(crate) fn record_hello(
         &self,
         node: &str,
@@ -74,7 +74,7 @@ impl Peers {
         true
     }
 
-    /// A node said that it leaves; answers whether it was known.
+    /// Removes a node that leaves. Returns `true` if it was known.
     pub(crate) fn remove(&self, node: &str, incarnation: u64) -> bool {
         let mut peers = self.lock();
         let is_known = peers.get(node).is_some_and(|peer| peer.incarnation == incarnation);
@@ -84,7 +84,7 @@ impl Peers {
         is_known
     }
 
-    /// Forgets those that have been silent for too long, and names them.
+    /// Removes nodes that were silent for [`PEER_EXPIRY`] and returns their names.
     pub(crate) fn expire(&self, now: Instant) -> Vec<String> {
         let mut peers = self.lock();
         let is_gone = |peer: &Entry| now.saturating_duration_since(peer.last) > PEER_EXPIRY;
@@ -94,14 +94,14 @@ impl Peers {
         gone
     }
 
-    /// Those known are to be heard of again, and have the usual time for it.
+    /// Expects a new heartbeat of each known node, within the usual time, after a reconnect.
     pub(crate) fn expect_all(&self, now: Instant) {
         for peer in self.lock().values_mut() {
             (peer.has_returned, peer.last) = (false, now);
         }
     }
 
-    /// Whether all that were known have been heard of again.
+    /// Returns `true` if all known nodes have sent a heartbeat since [`expect_all`](Self::expect_all).
     pub(crate) fn all_returned(&self) -> bool {
         self.lock().values().all(|peer| peer.has_returned)
     }
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_silent_are_forgotten() {
+    fn silent_nodes_expire() {
         let peers = Peers::default();
         let start = Instant::now();
         assert!(peers.record_hello("a", 1, "1", 0, start));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_started_again_is_new_and_its_former_life_cannot_leave_for_it() {
+    fn a_restarted_node_is_new_and_its_former_incarnation_cannot_remove_it() {
         let peers = Peers::default();
         let now = Instant::now();
         assert!(peers.record_hello("a", 1, "1", 0, now));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn after_an_outage_all_are_waited_for() {
+    fn all_nodes_are_expected_after_an_outage() {
         let peers = Peers::default();
         let now = Instant::now();
         peers.record_hello("a", 1, "1", 0, now);

@@ -1,4 +1,4 @@
-//! Redis: one connection to publish, one for what is subscribed to.
+//! Redis: one connection that publishes and one that receives subscriptions.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::link::{self, Link, LinkError};
 use crate::names::Names;
 use crate::queue::{Destination, Outbound};
 
-/// The longest string that Redis takes by default (`proto-max-bulk-len`).
+/// Maximum length of a string in Redis by default (`proto-max-bulk-len`).
 const MAX_BULK_BYTES: usize = 512 << 20;
 
-/// Most messages taken from the library at once.
+/// Maximum number of messages taken from the library at once.
 const MAX_READ_MESSAGES: usize = 512;
 
 pub(crate) struct Sender {
@@ -30,7 +30,7 @@ pub(crate) struct Sender {
 pub(crate) struct Subscriber {
     sink: PubSubSink,
     names: Names,
-    /// How many patterns share a glob: `a.*` and `a.>` have the same.
+    /// Number of patterns that share a glob: `a.*` and `a.>` have the same one.
     globs: HashMap<String, u32>,
 }
 
@@ -44,7 +44,7 @@ impl From<RedisError> for LinkError {
     }
 }
 
-/// Connects to the first server that is reached and is no replica: those take a publish, and keep it to themselves.
+/// Connects to a server. Rejects replicas, because they accept a publish and do not pass it on.
 pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link, LinkError> {
     let servers = shared.config.url.servers();
     let server = servers.get(attempt % servers.len().max(1)).ok_or_else(|| LinkError::new("no server"))?;
@@ -65,7 +65,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
         .get_multiplexed_async_connection_with_config(&config)
         .await
         .map_err(|error| connect_error(error, over_tls))?;
-    // Where the access list does not let us ask, the operator knows which server it is.
+    // If the access list forbids ROLE, the operator answers for the choice of the server.
     if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async::<Value>(&mut connection).await
         && matches!(role.first(), Some(Value::BulkString(role)) if role == b"slave")
     {
@@ -82,7 +82,8 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     })
 }
 
-/// Says what the library's error leaves open: a server that speaks TLS, or does not, is silent or ends the connection.
+/// Explains an error of connecting. If only one side speaks TLS, the server is silent or closes the
+/// connection, and the library's error does not say why.
 fn connect_error(error: RedisError, over_tls: bool) -> LinkError {
     let is_dropped = error.is_connection_dropped();
     if over_tls && (is_dropped || error.is_timeout()) {
@@ -113,7 +114,7 @@ impl Sender {
 }
 
 impl Subscriber {
-    /// Names of topics as channels, those of patterns as globs.
+    /// Splits names into topics, as channels, and patterns, as globs.
     fn split(&self, names: &[Arc<str>]) -> (Vec<String>, Vec<String>) {
         let (patterns, topics): (Vec<_>, Vec<_>) = names.iter().partition(|name| is_pattern(name));
         (

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::broker::Shared;
 use crate::metrics::Dropped;
 
-/// Largest capacity, in envelopes, that an empty buffer keeps.
+/// Maximum capacity, in envelopes, that an empty buffer keeps.
 pub(super) const MAX_KEPT_CAPACITY: usize = 4096;
 
 /// Cost of an envelope in the backlog besides its bytes.
@@ -25,9 +25,17 @@ impl Drop for CountDroppedOnDrop<'_> {
     }
 }
 
-/// Received envelopes that wait for the node, bounded by bytes. Outlives connections.
+/// The envelopes of a backlog.
+#[derive(Default)]
+pub(super) struct BacklogInner {
+    pub(super) envelopes: VecDeque<Bytes>,
+    /// Cost of the envelopes.
+    bytes: usize,
+}
+
+/// Received envelopes that wait for the node, bounded in bytes. It outlives connections.
 pub(super) struct Backlog {
-    pub(super) inner: RefCell<(VecDeque<Bytes>, usize)>,
+    pub(super) inner: RefCell<BacklogInner>,
     pushed: Notify,
     max_bytes: usize,
 }
@@ -37,30 +45,31 @@ impl Backlog {
         Self { inner: RefCell::default(), pushed: Notify::new(), max_bytes }
     }
 
-    /// False: there is no room, it is dropped.
+    /// Appends an envelope. Returns `false` if there is no room; the envelope is dropped.
     pub(super) fn push(&self, shared: &Shared, envelope: Bytes) -> bool {
         let mut inner = self.inner.borrow_mut();
-        let bytes = inner.1.saturating_add(envelope.len() + ENVELOPE_OVERHEAD_BYTES);
-        if inner.1 > 0 && bytes > self.max_bytes {
+        let bytes = inner.bytes.saturating_add(envelope.len() + ENVELOPE_OVERHEAD_BYTES);
+        if inner.bytes > 0 && bytes > self.max_bytes {
             return false;
         }
-        inner.1 = bytes;
-        inner.0.push_back(envelope);
+        inner.bytes = bytes;
+        inner.envelopes.push_back(envelope);
         shared.backlog_bytes.store(bytes, Ordering::Relaxed);
         self.pushed.notify_one();
         true
     }
 
+    /// Waits for the oldest envelope and removes it.
     pub(super) async fn next(&self, shared: &Shared) -> Bytes {
         loop {
             let next = {
                 let mut inner = self.inner.borrow_mut();
-                let next = inner.0.pop_front();
-                inner.1 -= next.as_ref().map_or(0, |envelope| envelope.len() + ENVELOPE_OVERHEAD_BYTES);
-                if inner.0.is_empty() && inner.0.capacity() > MAX_KEPT_CAPACITY {
-                    inner.0 = VecDeque::new();
+                let next = inner.envelopes.pop_front();
+                inner.bytes -= next.as_ref().map_or(0, |envelope| envelope.len() + ENVELOPE_OVERHEAD_BYTES);
+                if inner.envelopes.is_empty() && inner.envelopes.capacity() > MAX_KEPT_CAPACITY {
+                    inner.envelopes = VecDeque::new();
                 }
-                shared.backlog_bytes.store(inner.1, Ordering::Relaxed);
+                shared.backlog_bytes.store(inner.bytes, Ordering::Relaxed);
                 next
             };
             match next {

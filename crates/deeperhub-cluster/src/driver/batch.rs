@@ -9,7 +9,7 @@ use crate::broker::Shared;
 use crate::link::{LinkError, Sender};
 use crate::queue::{MAX_BATCH_BYTES, Outbound};
 
-/// The smallest batch that goes to a slow broker.
+/// Lower limit of the batch size, for a slow broker.
 const MIN_BATCH_BYTES: usize = 8 << 10;
 
 pub(super) async fn send_with_timeout(
@@ -25,8 +25,8 @@ pub(super) async fn send_with_timeout(
     Ok(())
 }
 
-/// The size of the next batch, after one of `bytes` took so long: as large as can be confirmed well within the deadline,
-/// so that a thin link carries less at a time rather than the same again and again.
+/// Returns the maximum size of the next batch after one of `bytes` took `took`. A batch must be
+/// confirmed well within the time limit, so that a slow link is not sent the same batch again and again.
 pub(super) fn next_batch_bytes(bytes: usize, took: Duration) -> usize {
     if took > BROKER_TIMEOUT / 4 {
         (bytes / 2).max(MIN_BATCH_BYTES)
@@ -37,7 +37,7 @@ pub(super) fn next_batch_bytes(bytes: usize, took: Duration) -> usize {
     }
 }
 
-/// Takes what is beyond so many bytes off the end of a batch, which keeps one message at least.
+/// Splits the messages over `max_bytes` off a batch. The batch keeps at least one message.
 pub(super) fn split_off(batch: &mut Vec<Outbound>, max_bytes: usize) -> Vec<Outbound> {
     let mut bytes = 0;
     let fits = batch.iter().take_while(|outbound| {
@@ -49,8 +49,8 @@ pub(super) fn split_off(batch: &mut Vec<Outbound>, max_bytes: usize) -> Vec<Outb
     batch.split_off(fits)
 }
 
-/// Puts a batch that was not confirmed where the next connection finds it, before what did not fit into it. That one
-/// begins with less at a time: it may have been too much.
+/// Guard that puts a batch back in front of the unconfirmed messages unless it is emptied, and reduces
+/// the batch size, which may have been too large.
 pub(super) struct RequeueOnDrop<'b, I> {
     pub(super) batch: &'b mut Vec<Outbound>,
     pub(super) driver: &'b DriverState<I>,
@@ -74,7 +74,7 @@ mod tests {
     use crate::queue::Destination;
 
     #[test]
-    fn batches_fit_the_broker() {
+    fn batch_size_adapts_to_the_broker() {
         let mut bytes = MAX_BATCH_BYTES;
         for _ in 0..20 {
             bytes = next_batch_bytes(bytes, BROKER_TIMEOUT);
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_into_a_batch_follows_in_its_order() {
+    fn the_rest_of_a_split_batch_keeps_its_order() {
         let of = |length: u8| Outbound { to: Destination::All, envelope: vec![length; length.into()].into() };
         let lengths =
             |batch: &[Outbound]| batch.iter().map(|outbound| outbound.envelope.len()).collect::<Vec<_>>();

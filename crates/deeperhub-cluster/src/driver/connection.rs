@@ -1,4 +1,4 @@
-//! One connection to the broker while it holds.
+//! One connection to the broker, from its start to its end.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -19,29 +19,30 @@ use crate::metrics::Dropped;
 use crate::peers::PEER_EXPIRY;
 use crate::queue::{Destination, Lane, MAX_BATCH_BYTES, Outbound};
 
-/// Between two heartbeats.
+/// Time between two heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a node that joins waits for another of its name to object.
+/// Time that a joining node waits for another node of its name to object.
 const NAME_CLAIM_DELAY: Duration = Duration::from_millis(500);
 
-/// How long a node that comes back waits for the others to come back too: their own attempts are not further apart.
+/// Time that a reconnected node waits for the others to reconnect. Their attempts are not further
+/// apart.
 const PEER_RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Time limit of each send on leaving: the rest of the queue, then the goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Most batches read from a connection after it has ended.
+/// Maximum number of batches read from a connection after it has ended.
 const MAX_FINAL_READS: usize = 1024;
 
-/// One connection while it holds.
+/// One connection to the broker.
 pub(super) struct Connection<'l, I> {
     pub(super) driver: &'l DriverState<I>,
-    /// Told when the broker has been told all that is wanted.
+    /// Notified when all subscriptions are confirmed.
     pub(super) subscribed: Notify,
-    /// Told when another node has this one's name.
+    /// Notified when another node has this node's name.
     pub(super) name_taken: Notify,
-    /// When the node's own messages came back last.
+    /// When the last message of the node itself came back.
     pub(super) last_echo: Cell<Instant>,
 }
 
@@ -53,7 +54,7 @@ impl<I: MessageHandler> Connection<'_, I> {
             end = self.update_subscriptions(&mut subscriber) => end,
             end = self.receive(&mut receiver) => end,
             end = self.join_and_heartbeat(echoes_own) => end,
-            () = self.name_taken.notified() => ConnectionEnd::Taken,
+            () = self.name_taken.notified() => ConnectionEnd::NameTaken,
             () = self.driver.wait_for_flush() => ConnectionEnd::Stopped,
         };
         self.drain_receiver(&mut receiver);
@@ -102,8 +103,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Sends batches, one after the other: the next goes when the broker has confirmed the last, so that after a loss
-    /// the order is known.
+    /// Sends batches one after the other. Each waits until the broker has confirmed the one before, so
+    /// that the order is known after a loss.
     async fn send_batches(&self, sender: &mut Sender, echoes_own: bool) -> ConnectionEnd {
         let shared = self.shared();
         loop {
@@ -130,7 +131,7 @@ impl<I: MessageHandler> Connection<'_, I> {
                 continue;
             }
             let began = Instant::now();
-            // Also when this future is dropped: it must not be lost.
+            // Requeues the batch also if this future is dropped.
             self.driver.in_flight.set(batch.len());
             let guard = RequeueOnDrop { batch: &mut batch, driver: self.driver };
             if let Err(error) = send_with_timeout(sender, guard.batch, shared).await {
@@ -146,18 +147,18 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// What goes to the node itself, of a batch that the broker has confirmed, goes on as if it had been brought.
+    /// Puts the probes of a confirmed batch into the backlog, for a broker that does not echo them.
     fn echo_probes(&self, batch: &[Outbound]) {
         let shared = self.shared();
         for outbound in batch {
             if matches!(&outbound.to, Destination::Node(node) if **node == *shared.node) {
-                // Without room it counts as lost, as what the broker brings does.
+                // Without room it counts as lost, like a received message.
                 self.driver.backlog.push(shared, outbound.envelope.clone());
             }
         }
     }
 
-    /// Tells the broker what the node's subscribers want.
+    /// Keeps the subscriptions at the broker up to date.
     async fn update_subscriptions(&self, subscriber: &mut Subscriber) -> ConnectionEnd {
         let interests = &self.shared().interests;
         loop {
@@ -176,7 +177,7 @@ impl<I: MessageHandler> Connection<'_, I> {
                 continue;
             }
             let tell = async {
-                // Follow first: a subscribed name may replace names that are left.
+                // Subscribe first: a new pattern may replace names that are unsubscribed from.
                 if !changes.subscribe.is_empty() {
                     subscriber.subscribe(&changes.subscribe).await?;
                 }
@@ -185,12 +186,12 @@ impl<I: MessageHandler> Connection<'_, I> {
             match timeout(BROKER_TIMEOUT, tell).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return error.into(),
-                Err(_) => return LinkError::new("it does not answer").into(),
+                Err(_) => return LinkError::new("the broker did not answer in time").into(),
             }
         }
     }
 
-    /// Reads what the broker brings, always at once: a broker that has to wait drops the connection.
+    /// Receives envelopes without delay: a broker drops connections that do not read.
     async fn receive(&self, receiver: &mut Receiver) -> ConnectionEnd {
         let mut batch = Vec::new();
         loop {
@@ -258,7 +259,7 @@ impl<I: MessageHandler> Connection<'_, I> {
                     return self.on_name_conflict(origin.incarnation, joined);
                 }
                 if shared.peers.record_hello(origin.node, origin.incarnation, version, connections, now) {
-                    info!(node = origin.node, version, "Another node of the cluster is there.");
+                    info!(node = origin.node, version, "Discovered a cluster node");
                 }
                 if wants_answer {
                     shared.send_control(Destination::Node(origin.node.into()), self.hello(false));
@@ -270,15 +271,15 @@ impl<I: MessageHandler> Connection<'_, I> {
                 self.name_taken.notify_one();
             }
             Message::Bye if shared.peers.remove(origin.node, origin.incarnation) => {
-                info!(node = origin.node, "A node has left the cluster.");
+                info!(node = origin.node, "Cluster node left");
             }
             Message::Answer { request, text } => shared.complete_request(request, text),
             _ => {}
         }
     }
 
-    /// Another node has this one's name. That it lives must be seen from an answer to this node: the message may be
-    /// one of a node that has crashed, or of this one's former driver.
+    /// Handles a greeting of another node with this node's name. Only an answer to this node proves that
+    /// the other runs: the message may come from a crashed node, or from a former incarnation.
     fn on_name_conflict(&self, incarnation: u64, joined: bool) {
         let shared = self.shared();
         let other_leaves = match (self.driver.joined.get(), joined) {
@@ -287,7 +288,7 @@ impl<I: MessageHandler> Connection<'_, I> {
             _ => shared.incarnation < incarnation,
         };
         if other_leaves {
-            warn!(node = shared.node, "Another node was started with this one's name; it is told to end.");
+            warn!(node = shared.node, "Another node started with this node's name");
             shared.send_control(Destination::All, Message::NameTaken { incarnation });
         } else {
             shared.send_control(Destination::All, self.hello(true));
@@ -303,7 +304,7 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Joins, then shows all second that it is there.
+    /// Joins the cluster, and then sends a heartbeat every second.
     async fn join_and_heartbeat(&self, echoes_own: bool) -> ConnectionEnd {
         let shared = self.shared();
         self.subscribed.notified().await;
@@ -325,10 +326,10 @@ impl<I: MessageHandler> Connection<'_, I> {
             sleep(HEARTBEAT_INTERVAL).await;
             let now = Instant::now();
             for node in shared.peers.expire(now) {
-                warn!(node, "A node of the cluster is silent; it counts as gone.");
+                warn!(node, "Heartbeats of a cluster node timed out");
             }
             if echoes_own && now.saturating_duration_since(self.last_echo.get()) > PEER_EXPIRY {
-                return LinkError::new("it does not bring the node's own messages back").into();
+                return LinkError::new("the broker no longer echoes the node's messages").into();
             }
         }
     }
@@ -339,9 +340,9 @@ impl<I: MessageHandler> Connection<'_, I> {
         let nodes = shared.peers.len() + 1;
         match self.driver.disconnected_at.get() {
             Some(disconnected_at) => {
-                info!(outage = ?disconnected_at.elapsed(), nodes, "The cluster's broker is reached again.")
+                info!(outage = ?disconnected_at.elapsed(), nodes, "Reconnected to the broker")
             }
-            None => info!(broker = %shared.config.url, node = shared.node, nodes, "Joined the cluster."),
+            None => info!(broker = %shared.config.url, node = shared.node, nodes, "Joined the cluster"),
         }
         let _ = self.driver.join_outcome.send(JoinOutcome::Joined);
     }

@@ -1,4 +1,4 @@
-//! Keeps the connection to the broker: connects, joins, sends, receives, and begins again when it is lost.
+//! The thread that keeps the connection to the broker: connects, joins, sends, receives, reconnects.
 
 mod backlog;
 mod batch;
@@ -27,16 +27,17 @@ use crate::queue::{MAX_BATCH_BYTES, Outbound};
 use backlog::{Backlog, CountDroppedOnDrop};
 use connection::Connection;
 
-/// The time in which a broker must do what it is asked; after it, it counts as lost. Long enough for a busy machine,
-/// short enough for someone who waits for a paused one.
+/// Time limit of each operation at the broker; over it, the connection counts as lost. Long enough for
+/// a busy machine, and short enough for a caller who waits for a paused broker.
 pub(crate) const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The pauses between attempts to connect grow from the first to the second; each is cut by up to half at random, so
-/// that nodes do not come all at once.
+/// Backoff before the first attempt to reconnect; it doubles with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Upper limit of the backoff.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
-/// Answers of this node that may be under way at one time; what comes from the broker waits for the next to be done.
+/// Maximum number of pending answers of this node. At the limit, the backlog waits for one to finish.
 const MAX_PENDING_ANSWERS: usize = 1024;
 
 /// Time that the final flush waits for an unreachable broker: enough to reconnect and to join.
@@ -49,64 +50,69 @@ const ENVELOPE_FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Run time after which a panic counts as the first in a row again, which resets the backoff.
 const PANIC_RESET_AFTER: Duration = Duration::from_secs(60);
 
-/// Envelopes that are carried out before other parts of the driver have a turn.
+/// Number of envelopes processed before the driver's other tasks get a turn.
 const ENVELOPES_PER_TURN: u32 = 128;
 
-/// Something that goes on after an envelope was received: an answer under way.
+/// An answer that is still being prepared; it runs beside later envelopes.
 pub type PendingAnswer = Pin<Box<dyn Future<Output = ()>>>;
 
-/// What a node does with messages of other nodes.
+/// Handles messages of other nodes.
 pub trait MessageHandler: Send + 'static {
-    /// Carries out a message, in the order in which they came; none comes twice, none but probes is the node's own. It may wait
-    /// until the node's threads can take it, meanwhile others queue up. What is returned goes on beside the next.
+    /// Handles one message. Messages come in order and only once. The node's own do not come, except
+    /// probes.
+    ///
+    /// The method may wait until the node's threads accept the message; meanwhile later ones queue up.
+    /// A returned future runs concurrently with later messages.
     fn handle(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<PendingAnswer>>;
 
-    /// The node's open connections.
+    /// Returns the number of the node's open connections.
     fn connections(&self) -> u64;
 }
 
-/// How the start went; the driver goes on in any case, unless the name is taken.
+/// Outcome of the first attempt to join. The driver continues in any case, unless the name is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinOutcome {
     /// The node has joined.
     Joined,
-    /// The broker was not reached; it will be tried again.
+    /// The broker was unreachable, for this reason. The driver tries again.
     Unreachable(String),
-    /// Another node has this one's name.
+    /// Another node has this node's name. The driver has ended.
     NameTaken,
 }
 
-/// The other end of a [`Broker`]: a thread of its own, so that a burst on other threads does not delay heartbeats.
+/// The driver of a [`Broker`]. It runs on a thread of its own, so that a burst on other threads does not
+/// delay heartbeats.
 #[derive(Debug)]
 pub struct Driver {
     shared: Arc<Shared>,
 }
 
-/// A driver that runs.
+/// Handle to a running driver.
 #[derive(Debug)]
 pub struct DriverHandle {
-    start: mpsc::Receiver<JoinOutcome>,
+    join_outcome: mpsc::Receiver<JoinOutcome>,
     ended: oneshot::Receiver<()>,
 }
 
 impl DriverHandle {
-    /// Waits for the first attempt to join. `None`: it takes longer than `deadline`, or was waited for before.
+    /// Blocks until the first attempt to join ends, for at most `timeout`. Returns `None` if it takes
+    /// longer, or if its outcome was returned before.
     #[must_use]
     pub fn wait_for_join(&self, timeout: Duration) -> Option<JoinOutcome> {
-        self.start.recv_timeout(timeout).ok()
+        self.join_outcome.recv_timeout(timeout).ok()
     }
 
-    /// Waits for the end, see [`Broker::stop`].
+    /// Waits until the driver ends, see [`Broker::stop`].
     pub async fn wait_for_end(self) {
-        // An error is a driver that panicked: it has ended too.
+        // An error means that the driver panicked, which ended it too.
         let _ = self.ended.await;
     }
 }
 
-/// How a connection ended.
+/// Why a connection ended.
 enum ConnectionEnd {
     Stopped,
-    Taken,
+    NameTaken,
     Lost(LinkError),
 }
 
@@ -121,27 +127,27 @@ impl Driver {
         Self { shared }
     }
 
-    /// A handle to what it drives.
+    /// Returns a handle to the broker.
     #[must_use]
     pub fn broker(&self) -> Broker {
         Broker(Arc::clone(&self.shared))
     }
 
-    /// Starts the thread.
+    /// Starts the driver's thread.
     ///
     /// # Errors
     ///
-    /// The system has no thread.
+    /// If the thread cannot be started.
     pub fn spawn(self, handler: impl MessageHandler) -> std::io::Result<DriverHandle> {
-        let (started, start) = mpsc::channel();
+        let (outcome_sender, join_outcome) = mpsc::channel();
         let (end, ended) = oneshot::channel::<()>();
         std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
             let shared = Arc::clone(&self.shared);
-            let mut driver = DriverState::new(self.shared, handler, started);
+            let mut driver = DriverState::new(self.shared, handler, outcome_sender);
             supervise(|| driver.run(), |panics| restart_after_panic(&shared, panics));
             drop(end);
         })?;
-        Ok(DriverHandle { start, ended })
+        Ok(DriverHandle { join_outcome, ended })
     }
 }
 
@@ -166,10 +172,8 @@ fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
 fn restart_after_panic(shared: &Shared, panics: usize) -> bool {
     shared.metrics.restarts.inc();
     let pause = reconnect_backoff(panics);
-    error!(panics, ?pause, "Cluster driver restart_after_panic");
-    shared.set_state(ClusterState::Disconnected {
-        error: "the cluster's driver restart_after_panic".to_owned(),
-    });
+    error!(panics, ?pause, "Cluster driver panicked");
+    shared.set_state(ClusterState::Disconnected { error: "the cluster's driver panicked".to_owned() });
     shared.queue.clear_control();
     if shared.stop_request().is_none() {
         std::thread::sleep(pause);
@@ -189,23 +193,23 @@ fn reconnect_backoff(attempts: usize) -> Duration {
     doubled.min(MAX_BACKOFF).mul_f64(1.0 - f64::from(chance) / f64::from(u32::MAX) / 2.0)
 }
 
-/// All that outlives a connection.
+/// State that outlives a connection.
 struct DriverState<I> {
     shared: Arc<Shared>,
     handler: I,
     join_outcome: mpsc::Sender<JoinOutcome>,
     dedup: RefCell<DedupWindow>,
-    /// What was given to the broker and not confirmed; it goes again, and who has it already knows.
+    /// Messages that were sent and not confirmed. They are sent again; receivers drop duplicates.
     unconfirmed: RefCell<Vec<Outbound>>,
-    /// Number of messages sent to the broker and not confirmed yet.
+    /// Number of messages in the batch that waits for confirmation.
     in_flight: Cell<usize>,
     /// Notified when the broker has confirmed a batch.
     confirmed: Notify,
     /// Received envelopes that are not processed yet.
     backlog: Backlog,
-    /// How much goes to the broker at a time.
+    /// Maximum size of the next batch.
     batch_bytes: Cell<usize>,
-    /// Whether the node has had its name for a while.
+    /// `true` if the node has joined, so that its name is confirmed.
     joined: Cell<bool>,
     disconnected_at: Cell<Option<Instant>>,
     has_logged_invalid: Cell<bool>,
@@ -232,7 +236,7 @@ impl<I: MessageHandler> DriverState<I> {
     fn run(&mut self) {
         let mut attempt = 0;
         loop {
-            // One runtime for each connection: with it all tasks end that client libraries have left behind.
+            // Each connection has its own runtime, whose end also ends tasks of the client library.
             let end = match runtime() {
                 Ok(runtime) => runtime.block_on(self.process_backlog_while(self.run_connection(attempt))),
                 Err(error) => ConnectionEnd::Lost(LinkError::new(error)),
@@ -240,7 +244,7 @@ impl<I: MessageHandler> DriverState<I> {
             attempt = if self.is_up() { 0 } else { attempt + 1 };
             match end {
                 ConnectionEnd::Stopped => return self.on_stopped(),
-                ConnectionEnd::Taken => {
+                ConnectionEnd::NameTaken => {
                     self.shared.set_state(ClusterState::NameTaken);
                     let _ = self.join_outcome.send(JoinOutcome::NameTaken);
                     return;
@@ -260,8 +264,8 @@ impl<I: MessageHandler> DriverState<I> {
             self.disconnected_at.set(Some(Instant::now()));
             shared.metrics.outages.inc();
             warn!(
-                broker = %shared.config.url, %error, waiting = self.unconfirmed_count(),
-                "The cluster's broker cannot be reached; this node serves its own clients until it can."
+                broker = %shared.config.url, %error, unconfirmed = self.unconfirmed_count(),
+                "Broker unreachable; serving local clients only"
             );
         }
         shared.set_state(ClusterState::Disconnected { error: error.0 });
@@ -273,14 +277,14 @@ impl<I: MessageHandler> DriverState<I> {
         self.shared.queue.len() + self.unconfirmed.borrow().len() + self.in_flight.get()
     }
 
-    /// Counts and logs the messages that the broker has not taken.
+    /// Counts and logs the messages that the broker has not confirmed.
     fn on_stopped(&self) {
-        // First, so that no more messages are taken.
+        // First, so that no more messages are accepted.
         self.shared.set_state(ClusterState::Stopped);
         let messages = self.unconfirmed_count();
         if messages > 0 {
             self.shared.metrics.dropped(Dropped::Stopped, messages as u64);
-            warn!(messages, "Stopped before the cluster's broker took all messages");
+            warn!(messages, "Stopped before the broker confirmed all messages");
         }
     }
 
@@ -314,7 +318,7 @@ impl<I: MessageHandler> DriverState<I> {
         }
     }
 
-    /// Waits before the next attempt; answers whether the driver is to end instead.
+    /// Waits before the next attempt. Returns `true` if the driver is to end instead.
     fn wait_before_reconnect(&self, attempt: usize) -> bool {
         let pause = reconnect_backoff(attempt);
         let wait = async {
@@ -332,7 +336,7 @@ impl<I: MessageHandler> DriverState<I> {
         }
     }
 
-    /// One connection from its beginning to its end.
+    /// Connects, and runs the connection until it ends.
     async fn run_connection(&self, attempt: usize) -> ConnectionEnd {
         let connecting = timeout(BROKER_TIMEOUT + BROKER_TIMEOUT, Link::connect(&self.shared, attempt));
         let link = tokio::select! {
@@ -343,7 +347,7 @@ impl<I: MessageHandler> DriverState<I> {
         let link = match link {
             Ok(Ok(link)) => link,
             Ok(Err(error)) => return ConnectionEnd::Lost(error),
-            Err(_) => return ConnectionEnd::Lost(LinkError::new("it does not answer")),
+            Err(_) => return ConnectionEnd::Lost(LinkError::new("the broker did not answer in time")),
         };
         let now = Instant::now();
         self.shared.interests.reset();
@@ -356,7 +360,7 @@ impl<I: MessageHandler> DriverState<I> {
         };
         let end = connection.run(link).await;
         if self.is_up() {
-            // The outage before it is over; what comes now is another.
+            // The next outage is a new one.
             self.disconnected_at.set(None);
         }
         end
@@ -365,32 +369,32 @@ impl<I: MessageHandler> DriverState<I> {
     /// Processes the backlog in order while `other` runs, and stops when `other` ends. The envelope
     /// in progress is still finished, within [`ENVELOPE_FINISH_TIMEOUT`].
     async fn process_backlog_while<T>(&self, other: impl Future<Output = T>) -> T {
-        let over = Notify::new();
-        let processing = self.process_backlog(&over);
+        let stop = Notify::new();
+        let processing = self.process_backlog(&stop);
         tokio::pin!(processing);
         let result = tokio::select! {
             result = other => result,
-            () = &mut processing => unreachable!("it ends when it is told"),
+            () = &mut processing => unreachable!("processing ends only when it is notified"),
         };
-        over.notify_one();
+        stop.notify_one();
         let _ = timeout(ENVELOPE_FINISH_TIMEOUT, processing).await;
         result
     }
 
-    async fn process_backlog(&self, over: &Notify) {
+    async fn process_backlog(&self, stop: &Notify) {
         let shared = &self.shared;
         let mut answers: FuturesUnordered<PendingAnswer> = FuturesUnordered::new();
         let mut budget = 0;
         loop {
             let envelope = tokio::select! {
                 biased;
-                () = over.notified() => return,
+                () = stop.notified() => return,
                 Some(()) = answers.next(), if !answers.is_empty() => continue,
                 envelope = self.backlog.next(shared), if answers.len() < MAX_PENDING_ANSWERS => envelope,
             };
             let guard = CountDroppedOnDrop(shared);
             match Envelope::parse(&envelope) {
-                // From another node with this one's name: one of the two is about to leave.
+                // Another node with this node's name sent it: one of the two is about to end.
                 Ok(envelope)
                     if envelope.origin.node == shared.node
                         && envelope.origin.incarnation != shared.incarnation => {}
@@ -408,7 +412,7 @@ impl<I: MessageHandler> DriverState<I> {
     fn on_invalid(&self, error: EnvelopeError) {
         self.shared.metrics.invalid.inc();
         if !self.has_logged_invalid.replace(true) {
-            warn!(%error, "A message of the cluster cannot be read: perhaps another program uses the prefix.");
+            warn!(%error, "Invalid cluster message; another program may use the prefix");
         }
     }
 
@@ -447,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_a_bound() {
+    fn backoff_grows_to_its_limit() {
         for attempts in [0, 1, 5, 10, 1000] {
             let longest = FIRST_BACKOFF.saturating_mul(1 << attempts.min(10)).min(MAX_BACKOFF);
             let pause = reconnect_backoff(attempts);

@@ -51,7 +51,7 @@ fn broadcast() -> Message<'static> {
 }
 
 #[test]
-fn signs_of_life_and_copies_are_noted_when_they_are_read() {
+fn heartbeats_and_duplicates_are_handled_when_they_are_read() {
     let driver = driver(RecordingHandler::default(), 1000);
     let now = Instant::now();
     let connection = Connection {
@@ -66,19 +66,19 @@ fn signs_of_life_and_copies_are_noted_when_they_are_read() {
     for _ in 0..3 {
         connection.dispatch(envelope("other", 1, broadcast()), now);
     }
-    assert_eq!(driver.backlog.inner.borrow().0.len(), 1);
+    assert_eq!(driver.backlog.inner.borrow().envelopes.len(), 1);
     assert_eq!((metrics.received.value(), metrics.duplicates.value()), (1, 2));
     connection.dispatch(envelope("own", 1, hello()), later);
     connection.dispatch(envelope("other", 2, hello()), later);
     assert_eq!(connection.last_echo.get(), later);
     assert_eq!(shared.peers.list(later).first().map(|peer| peer.silent), Some(Duration::ZERO));
-    assert_eq!(driver.backlog.inner.borrow().0.len(), 1);
+    assert_eq!(driver.backlog.inner.borrow().envelopes.len(), 1);
 
     // Envelopes without room are counted as dropped; the others are accounted.
     for sequence in 3..100 {
         connection.dispatch(envelope("other", sequence, broadcast()), now);
     }
-    let kept = driver.backlog.inner.borrow().0.len() as u64;
+    let kept = driver.backlog.inner.borrow().envelopes.len() as u64;
     assert!(kept > 3 && kept < 20, "{kept}");
     assert_eq!(metrics.dropped_for(Dropped::SlowNode), 98 - kept);
     let bytes = shared.backlog_bytes.load(Ordering::Relaxed);
@@ -86,7 +86,7 @@ fn signs_of_life_and_copies_are_noted_when_they_are_read() {
 }
 
 #[test]
-fn what_came_is_carried_out_in_order_over_connections() {
+fn the_backlog_is_processed_in_order_across_connections() {
     let received = Arc::<std::sync::Mutex<Vec<u64>>>::default();
     let handler = RecordingHandler {
         received: Arc::clone(&received),
@@ -111,7 +111,7 @@ fn what_came_is_carried_out_in_order_over_connections() {
 }
 
 #[test]
-fn a_panic_costs_what_it_happened_at() {
+fn a_panic_costs_one_envelope() {
     let received = Arc::<std::sync::Mutex<Vec<u64>>>::default();
     let handler = RecordingHandler {
         received: Arc::clone(&received),
@@ -144,7 +144,7 @@ fn a_panic_costs_what_it_happened_at() {
 }
 
 #[test]
-fn what_the_broker_has_not_taken_at_the_end_is_counted() {
+fn unconfirmed_messages_are_counted_at_the_end() {
     let driver = driver(RecordingHandler::default(), 100_000);
     let broker = Broker(Arc::clone(&driver.shared));
     driver.shared.set_state(ClusterState::Up);

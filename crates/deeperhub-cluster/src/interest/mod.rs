@@ -1,10 +1,13 @@
-//! Which topics and patterns this node wants to get from the broker.
+//! Topics and patterns that this node's clients subscribe to, and the subscriptions at the broker that
+//! deliver them.
 //!
 //! The broker delivers a message once for each of the node's subscriptions that match it. So a name
-//! is not subscribed to if a followed pattern covers it. At most [`MAX_COPIES`] followed patterns
-//! may match a common topic; beyond that, one broader pattern that covers them all is followed
-//! instead. Names that lose their cover are followed before the cover is left, so that no message
-//! is missed.
+//! gets no subscription at the broker if a subscribed pattern covers it. At most
+//! [`MAX_COPIES`](placement::MAX_COPIES) subscribed patterns may match a common topic. Beyond that,
+//! one broader pattern that covers them all replaces them. Names that lose their cover are subscribed
+//! to before the cover is unsubscribed, so that no message is missed.
+//!
+//! A *name* is a topic or pattern here.
 
 mod placement;
 
@@ -17,26 +20,26 @@ use tokio::sync::Notify;
 use crate::cover::{Patterns, Wildcards};
 use placement::{Placement, Placements, cost};
 
-/// How long the broker's subscription stays after the last subscriber of the node has left: those who come and go, or
-/// change their connection, cost the broker nothing.
+/// Time that the subscription at the broker stays after the node's last subscriber has left. Clients
+/// that come and go, or reconnect, cost the broker nothing.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
-/// Limit of the lingering names' cost in bytes. Over it, the names that linger longest end at once.
+/// Maximum cost of the lingering names, in bytes. Over it, the names that linger longest end at once.
 const MAX_LINGERING_BYTES: usize = 8 << 20;
 
-/// Names that one change takes to the broker.
+/// Maximum number of names in one change.
 const MAX_CHANGES: usize = 1024;
 
-/// Most names and pattern-tree nodes visited for one change.
+/// Maximum number of names and pattern-tree nodes visited for one change.
 const MAX_STEPS_PER_CHANGE: usize = 32_768;
 
-/// What this node's subscribers want, and what the broker has been told.
+/// The names that this node's clients subscribe to, and their placement at the broker.
 #[derive(Debug)]
 pub(crate) struct Interests {
     inner: Mutex<Placements>,
-    /// Placement when there is something to tell the broker.
+    /// Notified when there may be a change for the broker.
     pub(crate) changed: Notify,
-    /// Memory that the client library keeps per followed name.
+    /// Memory that the client library keeps per subscription.
     bytes_per_subscription: usize,
 }
 
@@ -72,7 +75,7 @@ impl Interests {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The node's first subscriber of a topic or pattern has come.
+    /// Records the node's first subscriber of a name.
     pub(crate) fn add(&self, name: &Arc<str>) {
         let mut inner = self.lock();
         let entry = inner.entry(name);
@@ -86,7 +89,7 @@ impl Interests {
         }
     }
 
-    /// Its last one has left.
+    /// Records that the node's last subscriber of a name has left.
     pub(crate) fn remove(&self, name: &Arc<str>, now: Instant) {
         let mut inner = self.lock();
         let Some(entry) = inner.names.get_mut(name) else { return };
@@ -103,7 +106,7 @@ impl Interests {
         }
     }
 
-    /// When there will be something to tell the broker, as far as that is known; `None`: perhaps never.
+    /// Returns when the next change is due, if one is scheduled.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let inner = self.lock();
         let lingering = inner.lingering.front().map(|(at, _)| *at);
@@ -111,7 +114,7 @@ impl Interests {
         lingering.into_iter().chain(unswept).min()
     }
 
-    /// What is to be told now, up to a batch, as if the broker had heard it.
+    /// Returns the changes that are due, and records them as applied.
     pub(crate) fn take(&self, now: Instant) -> Changes {
         let mut inner = self.lock();
         inner.now = now;
@@ -138,7 +141,7 @@ impl Interests {
         changes
     }
 
-    /// The broker knows nothing any more: all that is wanted waits to be told again.
+    /// Forgets the broker's subscriptions after a reconnect: all names are to be placed again.
     pub(crate) fn reset(&self) {
         let mut inner = self.lock();
         inner.reset();

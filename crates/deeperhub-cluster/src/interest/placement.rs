@@ -1,4 +1,4 @@
-//! Finds for each name how the broker delivers it: by itself, or through a pattern.
+//! Decides for each name whether it has its own subscription at the broker, or a pattern covers it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
@@ -14,34 +14,35 @@ use crate::cover::{Patterns, is_pattern, join, literal_prefix, shorten};
 /// Cost of a name besides its bytes.
 const NAME_OVERHEAD_BYTES: usize = 128;
 
-/// Most copies of a message that patterns may bring when none covers another.
+/// Maximum number of copies of a message through patterns of which none covers another.
 pub(super) const MAX_COPIES: usize = 4;
 
-/// Number of covered patterns at or below which a crowd's broader pattern ends.
+/// Number of covered patterns at or below which the broader pattern of a crowd ends.
 pub(super) const SMALL_CROWD: usize = MAX_COPIES / 2;
 
-/// Delay before the names that a new pattern covers are left. A pattern that comes and goes within
-/// it leaves them untouched.
+/// Delay before the names that a new pattern covers are unsubscribed. A pattern that comes and goes
+/// within it leaves them untouched.
 pub(super) const SWEEP_DELAY: Duration = Duration::from_secs(1);
 
+/// All names and their placement.
 #[derive(Debug)]
 pub(super) struct Placements {
     pub(super) names: BTreeMap<Arc<str>, NameEntry>,
-    /// Followed patterns, without those about to be left.
+    /// Subscribed patterns, without retiring ones.
     pub(super) patterns: Patterns,
-    /// Names that each pattern covers and that would be followed without it.
+    /// Names that each pattern covers, and that would have their own subscription without it.
     pub(super) covered: HashMap<Arc<str>, Covered, RandomState>,
-    /// Names to follow or to find a cover for.
+    /// Names to subscribe to or to find a cover for.
     pub(super) unplaced: VecDeque<Arc<str>>,
     /// End times of names without a subscriber, roughly in order. Some may have a subscriber again.
     pub(super) lingering: VecDeque<(Instant, Arc<str>)>,
     pub(super) lingering_bytes: usize,
-    /// Patterns to leave, in this order, once the names that they cover are placed elsewhere.
+    /// Patterns to unsubscribe from, in this order, once the names that they cover are placed elsewhere.
     pub(super) retiring: VecDeque<Arc<str>>,
     /// Prefix of the names that a new pattern may cover, and the time from which they are checked.
     pub(super) unswept: Option<(Instant, String)>,
     pub(super) sweep: Option<Sweep>,
-    /// Number of names subscribed to at the broker.
+    /// Number of subscriptions at the broker.
     pub(super) subscribed: usize,
     pub(super) bytes: usize,
     /// Time of the change that is being built.
@@ -56,6 +57,7 @@ pub(super) struct Sweep {
     pub(super) after: Option<Arc<str>>,
 }
 
+/// Names that one pattern covers.
 #[derive(Debug, Default)]
 pub(super) struct Covered {
     pub(super) names: BTreeSet<Arc<str>>,
@@ -63,15 +65,17 @@ pub(super) struct Covered {
     pub(super) patterns: usize,
 }
 
+/// State of one name.
 #[derive(Debug, Clone, Default)]
 pub(super) struct NameEntry {
+    /// The node has a subscriber.
     pub(super) is_wanted: bool,
-    /// It stands in `unplaced`.
+    /// The name is in `unplaced`.
     pub(super) is_unplaced: bool,
     /// End time of a name without a subscriber. While set, the name is in `lingering`.
     pub(super) lingers_until: Option<Instant>,
-    /// For a pattern followed on behalf of others: it ends when it covers fewer patterns than this.
-    /// Zero: followed only for itself.
+    /// For a pattern subscribed to on behalf of others: it ends when it covers fewer patterns than this.
+    /// 0 if it is subscribed to for itself only.
     pub(super) min_patterns: usize,
     pub(super) placement: Placement,
 }
@@ -84,7 +88,7 @@ pub(super) enum Placement {
     Subscribed,
     /// Delivered through this pattern.
     Covered(Arc<str>),
-    /// To be left once the names that it covers are placed elsewhere.
+    /// Ends once the names that it covers are placed elsewhere.
     Retiring {
         is_subscribed: bool,
     },
@@ -107,13 +111,14 @@ impl Placements {
         self.names.get(name).map(|entry| &entry.placement)
     }
 
+    /// Removes a name.
     fn forget(&mut self, name: &str) {
         if self.names.remove(name).is_some() {
             self.bytes -= cost(name);
         }
     }
 
-    /// Follows a name: adds it to the change's additions.
+    /// Adds a name to the subscriptions.
     fn subscribe(&mut self, name: Arc<str>, changes: &mut Changes) {
         self.entry(&name).placement = Placement::Subscribed;
         self.subscribed += 1;
@@ -124,7 +129,7 @@ impl Placements {
         changes.subscribe.push(name);
     }
 
-    /// Adds a followed name to the change's removals; the caller records the name's new state.
+    /// Removes a name from the subscriptions; the caller records the name's new placement.
     fn unsubscribe(&mut self, name: Arc<str>, changes: &mut Changes) {
         self.subscribed -= 1;
         if is_pattern(&name) {
@@ -133,6 +138,7 @@ impl Placements {
         changes.unsubscribe.push(name);
     }
 
+    /// Records that a pattern covers a name.
     fn attach(&mut self, name: &Arc<str>, cover: &Arc<str>) {
         self.entry(name).placement = Placement::Covered(Arc::clone(cover));
         let covered = self.covered.entry(Arc::clone(cover)).or_default();
@@ -155,7 +161,7 @@ impl Placements {
         }
     }
 
-    /// Returns `true` if a followed name is wanted, lingers, or replaces a crowd.
+    /// Returns `true` if a subscribed name is wanted, lingers, or replaces a crowd.
     fn is_needed(&self, name: &str) -> bool {
         let patterns = self.covered.get(name).map_or(0, |covered| covered.patterns);
         self.names.get(name).is_some_and(|entry| {
@@ -165,6 +171,7 @@ impl Placements {
         })
     }
 
+    /// Schedules the end of a pattern that still covers names.
     fn retire(&mut self, name: &Arc<str>, is_subscribed: bool) {
         if is_subscribed {
             self.patterns.remove(name);
@@ -182,7 +189,7 @@ impl Placements {
         }
     }
 
-    /// Attaches a name to a pattern that covers it, or follows the name.
+    /// Attaches a name to a pattern that covers it, or else subscribes to the name.
     fn place(&mut self, name: &Arc<str>, changes: &mut Changes) {
         if let Some(cover) = self.patterns.find_cover(name).cloned() {
             self.attach(name, &cover);
@@ -193,7 +200,8 @@ impl Placements {
         }
     }
 
-    /// Follows a pattern, or a broader one if it is too deep or too many match the same topics.
+    /// Subscribes to a pattern, or to a broader one if the pattern is too deep or too many match the
+    /// same topics.
     fn place_pattern(&mut self, name: &Arc<str>, changes: &mut Changes) {
         let (mut broad, mut min_patterns) = match shorten(name) {
             Some(short) => (Arc::from(short), 1),
@@ -231,7 +239,7 @@ impl Placements {
         }
     }
 
-    /// Follows a pattern on behalf of others.
+    /// Subscribes to a pattern on behalf of others.
     fn subscribe_for_others(&mut self, name: &Arc<str>, min_patterns: usize, changes: &mut Changes) {
         let entry = self.entry(name);
         entry.min_patterns = entry.min_patterns.max(min_patterns);
@@ -250,13 +258,13 @@ impl Placements {
             _ => self.subscribe(Arc::clone(name), changes),
         }
         if let Some(index) = followed {
-            // The broker has not been told of the removal yet.
+            // The removal has not reached the broker yet.
             changes.unsubscribe.swap_remove(index);
             changes.subscribe.pop();
         }
     }
 
-    /// Leaves a followed name that a pattern covers now.
+    /// Replaces the subscription of a name with that of a pattern that covers it now.
     fn replace_with(&mut self, name: Arc<str>, cover: &Arc<str>, changes: &mut Changes) {
         self.unsubscribe(Arc::clone(&name), changes);
         if self.is_needed_by_itself(&name) {
@@ -274,8 +282,8 @@ impl Placements {
             .is_some_and(|entry| entry.is_wanted || entry.lingers_until.is_some() || entry.is_unplaced)
     }
 
-    /// Places one name of the next retiring pattern elsewhere, or leaves the pattern. Returns
-    /// `false` if there is nothing to do, as do the phases below.
+    /// Places one name of the next retiring pattern elsewhere, or unsubscribes from the pattern. Returns
+    /// `false` if there is nothing to do, like the phases below.
     pub(super) fn retire_next(&mut self, changes: &mut Changes) -> bool {
         let Some(name) = self.retiring.front().cloned() else { return false };
         let Some(Placement::Retiring { is_subscribed }) = self.placement(&name).cloned() else {
@@ -428,6 +436,7 @@ impl Placements {
         true
     }
 
+    /// Forgets all placements and queues the wanted names again.
     pub(super) fn reset(&mut self) {
         self.patterns.clear();
         self.covered.clear();

@@ -89,7 +89,7 @@ impl FakeBroker {
 }
 
 #[test]
-fn the_first_is_followed_and_the_last_left_after_a_while() {
+fn the_first_subscriber_subscribes_and_the_last_one_lingers() {
     let mut broker = FakeBroker::new(Wildcards::Levels);
     broker.gain(&["a"]);
     broker.apply();
@@ -105,7 +105,7 @@ fn the_first_is_followed_and_the_last_left_after_a_while() {
 }
 
 #[test]
-fn who_comes_back_in_time_changes_nothing_and_lingers_anew() {
+fn a_subscriber_that_returns_in_time_changes_nothing_and_lingers_anew() {
     let mut broker = FakeBroker::new(Wildcards::Levels);
     broker.gain(&["a"]);
     broker.apply();
@@ -122,7 +122,7 @@ fn who_comes_back_in_time_changes_nothing_and_lingers_anew() {
 }
 
 #[test]
-fn what_nobody_wants_any_more_is_not_followed() {
+fn names_without_a_subscriber_are_not_subscribed_to() {
     let mut broker = FakeBroker::new(Wildcards::Levels);
     broker.gain(&["a"]);
     broker.lose(&["a"]);
@@ -145,7 +145,7 @@ fn what_nobody_wants_any_more_is_not_followed() {
 }
 
 #[test]
-fn what_lingers_is_bounded() {
+fn lingering_names_are_bounded() {
     let mut broker = FakeBroker::new(Wildcards::Levels);
     let fits = MAX_LINGERING_BYTES / cost("a000000");
     for number in 0..fits + 5000 {
@@ -169,7 +169,7 @@ fn what_lingers_is_bounded() {
 }
 
 #[test]
-fn only_the_broadest_is_followed() {
+fn only_the_broadest_pattern_is_subscribed_to() {
     for wildcards in [Wildcards::Levels, Wildcards::Globs] {
         let mut broker = FakeBroker::new(wildcards);
         broker.gain(&["a.b.c", "a.b.*", "a.>", "x"]);
@@ -234,7 +234,7 @@ fn many_patterns_that_match_one_topic_become_one() {
 }
 
 #[test]
-fn a_pattern_of_very_many_levels_is_followed_as_a_shorter_one() {
+fn a_pattern_of_very_many_levels_is_shortened() {
     let mut broker = FakeBroker::new(Wildcards::Levels);
     let deep = vec!["*"; 100].join(".");
     broker.gain(&[&deep]);
@@ -247,7 +247,7 @@ fn a_pattern_of_very_many_levels_is_followed_as_a_shorter_one() {
 }
 
 #[test]
-fn a_new_connection_is_told_what_is_wanted() {
+fn a_new_connection_gets_all_wanted_names() {
     let mut broker = FakeBroker::new(Wildcards::Levels);
     broker.gain(&["a", "b.c", "b.*", "d"]);
     broker.settle();
@@ -274,7 +274,7 @@ fn some_name() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn nothing_is_missed_nothing_comes_often_and_all_ends(
+    fn no_message_is_missed_copies_are_few_and_all_names_end(
         steps in proptest::collection::vec((some_name(), any::<bool>(), 0_u64..1500), 1..120), globs: bool,
     ) {
         let wildcards = if globs { Wildcards::Globs } else { Wildcards::Levels };
