@@ -167,13 +167,13 @@ impl Broker {
         }
     }
 
-    /// Queues a message without waiting: a publish for the nodes that have a subscriber of its topic,
-    /// any other message for all nodes.
+    /// Queues a message without waiting: a publish for the nodes that have a subscriber of its
+    /// topic, any other message for all nodes.
     ///
     /// # Errors
     ///
-    /// [`PublishError`] if no other node will get the message. Without an error, nodes get it that stay
-    /// connected to the broker.
+    /// [`PublishError`] if no other node will get the message. Without an error, nodes get it that
+    /// stay connected to the broker.
     pub fn publish(&self, message: Message<'_>) -> Result<(), PublishError> {
         let to = match &message {
             Message::Publish { topic, .. } => {
@@ -185,13 +185,14 @@ impl Broker {
     }
 
     /// Queues a probe to the node itself without waiting. It takes the way of all messages: behind
-    /// those in the queue, to the broker, and back to the [`MessageHandler`](crate::MessageHandler).
-    /// NATS does not echo, so there the probe returns when the broker has confirmed its batch.
+    /// those in the queue, to the broker, and back to the
+    /// [`MessageHandler`](crate::MessageHandler). NATS does not echo, so there the probe returns
+    /// when the broker has confirmed its batch.
     ///
     /// # Errors
     ///
-    /// [`PublishError`], which is not counted. Without an error, the probe may still be lost with the
-    /// connection.
+    /// [`PublishError`], which is not counted. Without an error, the probe may still be lost with
+    /// the connection.
     pub fn probe(&self, number: u64) -> Result<(), PublishError> {
         if !self.is_up() {
             return Err(PublishError::Unavailable);
@@ -218,7 +219,8 @@ impl Broker {
         })
     }
 
-    /// Announces that the node got its first subscriber of a topic or pattern, or lost its last one.
+    /// Announces that the node got its first subscriber of a topic or pattern, or lost its last
+    /// one.
     ///
     /// The driver subscribes at the broker soon after. It unsubscribes if no other subscriber came
     /// within two seconds.
@@ -229,8 +231,8 @@ impl Broker {
         }
     }
 
-    /// Sends a request to one node and waits for its answer, for at most `timeout`. `make` builds the
-    /// message from the request's number. Needs a tokio runtime with time.
+    /// Sends a request to one node and waits for its answer, for at most `timeout`. `make` builds
+    /// the message from the request's number. Needs a tokio runtime with time.
     ///
     /// # Errors
     ///

@@ -90,7 +90,8 @@ impl Engine {
 }
 
 /// Address of a broker: one or more servers, separated by commas, such as
-/// `nats://user:password@host:4222`, `tls://host`, `redis://:password@host:6379` or `rediss://host`.
+/// `nats://user:password@host:4222`, `tls://host`, `redis://:password@host:6379` or
+/// `rediss://host`.
 ///
 /// Servers after the first may leave out scheme and user, and inherit them. `Display` and `Debug`
 /// mask secrets.

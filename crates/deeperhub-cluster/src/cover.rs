@@ -56,7 +56,8 @@ pub(crate) fn join(one: &str, other: &str) -> String {
     levels.join(".")
 }
 
-/// Returns the broader pattern that replaces one with too many levels; `None` if it is short enough.
+/// Returns the broader pattern that replaces one with too many levels; `None` if it is short
+/// enough.
 pub(crate) fn shorten(pattern: &str) -> Option<String> {
     let levels: Vec<_> = pattern.split('.').take(MAX_LEVELS + 1).collect();
     (levels.len() > MAX_LEVELS)

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-/// Number of sequences remembered per origin, counted back from the highest. It exceeds the distance
-/// that a node's subscriptions at a broker can have from each other, and takes 8 KiB of memory.
+/// Number of sequences remembered per origin, counted back from the highest. It exceeds the
+/// distance that a node's subscriptions at a broker can have from each other, and takes 8 KiB of
+/// memory.
 const WINDOW_SEQUENCES: u64 = 1 << 16;
 
 /// Maximum number of remembered origins. Over it, the origin that was silent longest is evicted.
@@ -11,8 +12,8 @@ const MAX_ORIGINS: usize = 1024;
 
 /// Sliding window of sequences for each origin.
 ///
-/// An envelope arrives again if several of the node's subscriptions match it, or if its sender did not
-/// learn that the broker had taken it.
+/// An envelope arrives again if several of the node's subscriptions match it, or if its sender did
+/// not learn that the broker had taken it.
 #[derive(Debug, Default)]
 pub(crate) struct DedupWindow {
     origins: HashMap<Box<str>, HashMap<u64, SequenceWindow>>,
@@ -28,8 +29,8 @@ struct SequenceWindow {
 }
 
 impl DedupWindow {
-    /// Records an envelope. Returns `true` if it is new; an envelope older than the window counts as
-    /// seen.
+    /// Records an envelope. Returns `true` if it is new; an envelope older than the window counts
+    /// as seen.
     pub(crate) fn is_new(&mut self, node: &str, incarnation: u64, sequence: u64) -> bool {
         self.clock += 1;
         if let Some(window) =

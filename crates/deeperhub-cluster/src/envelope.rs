@@ -10,8 +10,9 @@
 //! | 8 | sequence, counted by the origin over all its envelopes |
 //! | 1 + n | name of the origin |
 //!
-//! and continues with the fields of its kind. A payload is the rest, unchanged from the client or the
-//! backend. Parsing is strict, because a broker's messages may come from anyone with its password.
+//! and continues with the fields of its kind. A payload is the rest, unchanged from the client or
+//! the backend. Parsing is strict, because a broker's messages may come from anyone with its
+//! password.
 
 use std::borrow::Cow;
 
@@ -68,8 +69,8 @@ pub struct Envelope<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Message<'a> {
-    /// A publish. Kind 1: topic (1 + n), publisher (1 + n; empty for a server), traceparent (2 + n),
-    /// tracestate (2 + n), payload.
+    /// A publish. Kind 1: topic (1 + n), publisher (1 + n; empty for a server), traceparent (2 +
+    /// n), tracestate (2 + n), payload.
     Publish {
         /// The topic.
         topic: Topic<'a>,
@@ -80,8 +81,8 @@ pub enum Message<'a> {
         /// The published value.
         payload: RawJson<'a>,
     },
-    /// A send to a client of the receiving node, which answers. Kind 2: request (8), client (1 + n),
-    /// payload.
+    /// A send to a client of the receiving node, which answers. Kind 2: request (8), client (1 +
+    /// n), payload.
     Send {
         /// Number that the answer repeats.
         request: u64,
@@ -90,7 +91,8 @@ pub enum Message<'a> {
         /// A JSON object with a string `type`.
         payload: RawJson<'a>,
     },
-    /// Disconnects a client of the receiving node, which answers. Kind 3: request (8), client (1 + n).
+    /// Disconnects a client of the receiving node, which answers. Kind 3: request (8), client (1 +
+    /// n).
     Disconnect {
         /// Number that the answer repeats.
         request: u64,
@@ -123,8 +125,8 @@ pub enum Message<'a> {
         /// Text of the application.
         text: &'a str,
     },
-    /// Greeting on joining, and heartbeat. Kind 8: has joined (1: 0 or 1), wants an answer (1: 0 or 1),
-    /// connections (8), version (1 + n).
+    /// Greeting on joining, and heartbeat. Kind 8: has joined (1: 0 or 1), wants an answer (1: 0 or
+    /// 1), connections (8), version (1 + n).
     Hello {
         /// `true` if the node has joined, so that its name is confirmed.
         joined: bool,
@@ -157,7 +159,8 @@ pub enum Message<'a> {
         /// The topic or pattern.
         topic: Subscription<'a>,
     },
-    /// Ends a subscription of all clients of a user. Kind 13: user (2 + n), topic or pattern (1 + n).
+    /// Ends a subscription of all clients of a user. Kind 13: user (2 + n), topic or pattern (1 +
+    /// n).
     UnsubscribeUser {
         /// The user.
         user: &'a str,
@@ -497,7 +500,8 @@ impl<'a> Reader<'a> {
         self.payload(|text| check_server_object(text).ok())
     }
 
-    /// Parses the rest as JSON. Rejects surrounding white space, which the sending node has removed.
+    /// Parses the rest as JSON. Rejects surrounding white space, which the sending node has
+    /// removed.
     fn payload(
         &mut self,
         parse: impl FnOnce(&'a str) -> Option<RawJson<'a>>,

@@ -56,7 +56,8 @@ pub use peers::Peer;
 
 use std::time::SystemTime;
 
-/// Creates the two ends of a node's connection to its broker. The driver connects when it is spawned.
+/// Creates the two ends of a node's connection to its broker. The driver connects when it is
+/// spawned.
 ///
 /// `node` is the node's name (see [`is_node_id`]), and `version` that of its program, for lists.
 ///

@@ -67,8 +67,8 @@ macro_rules! engine {
 }
 
 impl Link {
-    /// Connects to one of the broker's servers and subscribes to the names that every node receives.
-    /// Successive values of `attempt` go round the servers.
+    /// Connects to one of the broker's servers and subscribes to the names that every node
+    /// receives. Successive values of `attempt` go round the servers.
     pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Self, LinkError> {
         match shared.config.url.engine() {
             #[cfg(feature = "nats")]

@@ -1,9 +1,9 @@
 //! Names of topics and nodes on a broker: NATS subjects and Redis channels.
 //!
-//! A topic's name follows the hub's prefix unchanged. The rules for topics (no white space, no control
-//! characters, no empty level, `*` and `>` only as whole levels of patterns) are at least as strict as
-//! those for NATS subjects, and Redis channels take any bytes. Only Redis' glob characters are
-//! escaped, in patterns.
+//! A topic's name follows the hub's prefix unchanged. The rules for topics (no white space, no
+//! control characters, no empty level, `*` and `>` only as whole levels of patterns) are at least
+//! as strict as those for NATS subjects, and Redis channels take any bytes. Only Redis' glob
+//! characters are escaped, in patterns.
 
 #[cfg(test)]
 use deeperhub_protocol::Subscription;
@@ -64,8 +64,8 @@ impl Names {
         Subscription::parse(rest.strip_prefix('t')?.strip_prefix(self.separator)?).ok()
     }
 
-    /// Returns a Redis glob that matches at least the topics of a pattern. Redis' `*` does not stop at
-    /// levels, so it may match more: received messages must be matched again.
+    /// Returns a Redis glob that matches at least the topics of a pattern. Redis' `*` does not stop
+    /// at levels, so it may match more: received messages must be matched again.
     #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only Redis has globs"))]
     pub(crate) fn glob(&self, pattern: &str) -> String {
         let mut glob = self.topic("");
@@ -102,8 +102,8 @@ mod tests {
         Names::new("hub".to_owned(), ':')
     }
 
-    /// Returns `true` if the NATS documentation allows the subject: tokens are not empty and have no
-    /// white space, and `*` and `>` stand alone.
+    /// Returns `true` if the NATS documentation allows the subject: tokens are not empty and have
+    /// no white space, and `*` and `>` stand alone.
     fn is_subject(text: &str, wildcards: bool) -> bool {
         let tokens: Vec<_> = text.split('.').collect();
         tokens.iter().enumerate().all(|(index, token)| {

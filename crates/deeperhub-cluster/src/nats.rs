@@ -26,9 +26,10 @@ use crate::metrics::Dropped;
 use crate::names::Names;
 use crate::queue::{Destination, Outbound};
 
-/// Maximum number of messages that the library queues per subscription; messages over it are lost and
-/// counted. The driver takes them as they come. But the library may first read all that the system
-/// has buffered: some megabytes of messages of about a hundred bytes. An empty queue takes no memory.
+/// Maximum number of messages that the library queues per subscription; messages over it are lost
+/// and counted. The driver takes them as they come. But the library may first read all that the
+/// system has buffered: some megabytes of messages of about a hundred bytes. An empty queue takes
+/// no memory.
 const SUBSCRIPTION_CAPACITY: usize = 1 << 17;
 
 /// Maximum number of commands that the library queues until they are written.

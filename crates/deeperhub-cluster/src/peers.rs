@@ -101,7 +101,8 @@ impl Peers {
         }
     }
 
-    /// Returns `true` if all known nodes have sent a heartbeat since [`expect_all`](Self::expect_all).
+    /// Returns `true` if all known nodes have sent a heartbeat since
+    /// [`expect_all`](Self::expect_all).
     pub(crate) fn all_returned(&self) -> bool {
         self.lock().values().all(|peer| peer.has_returned)
     }

@@ -14,8 +14,8 @@ const ENVELOPE_OVERHEAD_BYTES: usize = 96;
 /// Maximum number of messages in a batch.
 const MAX_BATCH_MESSAGES: usize = 512;
 
-/// Maximum size of a batch: large enough that many messages share a round trip, and small enough that
-/// a slow broker is noticed in time.
+/// Maximum size of a batch: large enough that many messages share a round trip, and small enough
+/// that a slow broker is noticed in time.
 pub(crate) const MAX_BATCH_BYTES: usize = 256 << 10;
 
 /// Maximum number of queued control messages. Their `max_bytes` are separate from the data lane's.
@@ -121,8 +121,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Moves messages of a lane to a batch until it reaches its count or `max_bytes`. The last message
-    /// may exceed `max_bytes`.
+    /// Moves messages of a lane to a batch until it reaches its count or `max_bytes`. The last
+    /// message may exceed `max_bytes`.
     pub(crate) fn take(&self, lane: Lane, max_bytes: usize, batch: &mut Vec<Outbound>) {
         let mut inner = self.lock();
         let mut bytes = 0;

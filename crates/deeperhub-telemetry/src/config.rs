@@ -1,4 +1,4 @@
-//! What is exported, and where to.
+//! Configuration of the export.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ pub struct Overrides {
     pub sample_ratio: Option<Ratio>,
 }
 
-/// What is exported, where to, and within which limits.
+/// Configuration of the export: signals, destinations and limits.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TelemetryConfig {
@@ -54,13 +54,15 @@ pub struct TelemetryConfig {
     pub export_timeout: Duration,
     /// Time between two exports of metrics.
     pub metrics_interval: Duration,
-    /// Values of variables that were ignored, as sentences for people. `Exporters::new` returns them.
+    /// Values of variables that were ignored, as sentences for people. `Exporters::new` returns
+    /// them.
     pub warnings: Vec<String>,
 }
 
 impl TelemetryConfig {
     /// Returns a configuration that exports nothing until [`traces`](Self::traces) or
-    /// [`metrics`](Self::metrics) is set. Limits have the defaults of OpenTelemetry's specification.
+    /// [`metrics`](Self::metrics) is set. Limits have the defaults of OpenTelemetry's
+    /// specification.
     #[must_use]
     pub fn new(service: Service) -> Self {
         Self::from_variables(service, &Overrides::default(), |_| None)
@@ -68,8 +70,8 @@ impl TelemetryConfig {
 
     /// Reads the `OTEL_*` variables of the process.
     ///
-    /// Nothing is exported unless a variable names an endpoint. As the specification asks, an invalid
-    /// value counts as absent, with a warning.
+    /// Nothing is exported unless a variable names an endpoint. As the specification asks, an
+    /// invalid value counts as absent, with a warning.
     #[must_use]
     pub fn from_env(service: Service) -> Self {
         Self::from_variables(service, &Overrides::default(), |name| std::env::var(name).ok())

@@ -202,7 +202,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns the protocol of the variable, or else gRPC for its conventional port and HTTP for others.
+    /// Returns the protocol of the variable, or else gRPC for its conventional port and HTTP for
+    /// others.
     fn protocol(&mut self, signal: Signal, endpoint: &HttpUrl) -> Protocol {
         if let Some((name, text)) = self.signal_variable(signal, "PROTOCOL") {
             match text.trim() {
@@ -268,8 +269,8 @@ impl Reader<'_> {
     }
 }
 
-/// Parses `name=value,name=value` with percent-encoding (the syntax of W3C Baggage). Returns the pairs
-/// and the number of invalid entries.
+/// Parses `name=value,name=value` with percent-encoding (the syntax of W3C Baggage). Returns the
+/// pairs and the number of invalid entries.
 fn pairs(text: &str) -> (Vec<(String, String)>, usize) {
     let entries: Vec<_> = text.split(',').filter(|entry| !entry.trim().is_empty()).collect();
     let pairs: Vec<_> = entries

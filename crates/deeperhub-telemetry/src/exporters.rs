@@ -46,10 +46,11 @@ pub struct RunningExporters {
 }
 
 impl Exporters {
-    /// Creates the exporters and returns warnings for people. Reads certificate files, so it may block.
+    /// Creates the exporters and returns warnings for people. Reads certificate files, so it may
+    /// block.
     ///
-    /// An exporter that cannot be created is left out with a warning, because a hub without telemetry
-    /// is better than no hub.
+    /// An exporter that cannot be created is left out with a warning, because a hub without
+    /// telemetry is better than no hub.
     #[must_use]
     pub fn new(config: TelemetryConfig) -> (Self, Vec<String>) {
         let mut warnings = config.warnings.clone();
@@ -70,7 +71,8 @@ impl Exporters {
         (Self { config, spans, metrics, trace_metrics, panics: SharedCounter::new() }, warnings)
     }
 
-    /// Returns the tracer for the node's configuration. It records nothing if no spans are exported.
+    /// Returns the tracer for the node's configuration. It records nothing if no spans are
+    /// exported.
     #[must_use]
     pub fn tracer(&self) -> Tracer {
         let Some((_, queue)) = &self.spans else { return Tracer::default() };

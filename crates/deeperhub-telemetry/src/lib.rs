@@ -2,8 +2,8 @@
 //!
 //! Two ways lead out of the process:
 //!
-//! - [`Exporters`] send spans and metrics to a collector over OTLP (gRPC or HTTP). [`TelemetryConfig`]
-//!   reads the `OTEL_*` variables, or is filled in by the program.
+//! - [`Exporters`] send spans and metrics to a collector over OTLP (gRPC or HTTP).
+//!   [`TelemetryConfig`] reads the `OTEL_*` variables, or is filled in by the program.
 //! - `SdkSpanSink` (feature `sdk`) turns spans into `opentelemetry_sdk` span data, for any
 //!   span processor or exporter of the OpenTelemetry project.
 //!

@@ -35,9 +35,10 @@ const DROP_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sink that hands a node's spans to a span processor of OpenTelemetry's SDK.
 ///
 /// The processor runs on a thread of the sink, so it may block (as `SimpleSpanProcessor` does):
-/// threads that serve clients only push to a bounded queue of 2048 spans. Spans that find it full are
-/// dropped and counted in `deeperhub_trace_spans_dropped_total`. The SDK does not report what becomes
-/// of a span, so `deeperhub_trace_spans_exported_total` counts spans that the processor received.
+/// threads that serve clients only push to a bounded queue of 2048 spans. Spans that find it full
+/// are dropped and counted in `deeperhub_trace_spans_dropped_total`. The SDK does not report what
+/// becomes of a span, so `deeperhub_trace_spans_exported_total` counts spans that the processor
+/// received.
 ///
 /// Each span carries ids, parent, `tracestate`, kind, times, attributes, links and status. The hub
 /// records no span events. A `tracestate` that the SDK's parser refuses is left out.
@@ -61,7 +62,7 @@ pub enum SdkStopError {
     Failed(String),
 }
 
-/// What the sink shares with its thread.
+/// State that the sink shares with its thread.
 #[derive(Debug)]
 struct Shared {
     queue: BatchQueue<Span>,
@@ -229,8 +230,8 @@ fn span_data(span: Span, scope: &InstrumentationScope) -> SpanData {
     }
 }
 
-/// Converts the ids of a span. Its own context is never remote; the hub does not know whether that of
-/// a link is.
+/// Converts the ids of a span. Its own context is never remote; the hub does not know whether that
+/// of a link is.
 fn sdk_context(context: SpanContext, tracestate: Option<&str>) -> opentelemetry::trace::SpanContext {
     let flags = if context.is_sampled() { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
     let state = tracestate.and_then(|state| state.parse::<TraceState>().ok()).unwrap_or_default();
@@ -315,7 +316,8 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
     }
 
-    /// Removes differences of form: an absent status is an unset one, and the SDK calls links local.
+    /// Removes differences of form: an absent status is an unset one, and the SDK calls links
+    /// local.
     fn normalized(mut span: trace::Span) -> trace::Span {
         span.status.get_or_insert_default();
         for link in &mut span.links {

@@ -26,7 +26,8 @@ pub(super) async fn send_with_timeout(
 }
 
 /// Returns the maximum size of the next batch after one of `bytes` took `took`. A batch must be
-/// confirmed well within the time limit, so that a slow link is not sent the same batch again and again.
+/// confirmed well within the time limit, so that a slow link is not sent the same batch again and
+/// again.
 pub(super) fn next_batch_bytes(bytes: usize, took: Duration) -> usize {
     if took > BROKER_TIMEOUT / 4 {
         (bytes / 2).max(MIN_BATCH_BYTES)
@@ -49,8 +50,8 @@ pub(super) fn split_off(batch: &mut Vec<Outbound>, max_bytes: usize) -> Vec<Outb
     batch.split_off(fits)
 }
 
-/// Guard that puts a batch back in front of the unconfirmed messages unless it is emptied, and reduces
-/// the batch size, which may have been too large.
+/// Guard that puts a batch back in front of the unconfirmed messages unless it is emptied, and
+/// reduces the batch size, which may have been too large.
 pub(super) struct RequeueOnDrop<'b, I> {
     pub(super) batch: &'b mut Vec<Outbound>,
     pub(super) driver: &'b DriverState<I>,

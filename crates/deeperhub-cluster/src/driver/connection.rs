@@ -103,8 +103,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Sends batches one after the other. Each waits until the broker has confirmed the one before, so
-    /// that the order is known after a loss.
+    /// Sends batches one after the other. Each waits until the broker has confirmed the one before,
+    /// so that the order is known after a loss.
     async fn send_batches(&self, sender: &mut Sender, echoes_own: bool) -> ConnectionEnd {
         let shared = self.shared();
         loop {
@@ -278,8 +278,8 @@ impl<I: MessageHandler> Connection<'_, I> {
         }
     }
 
-    /// Handles a greeting of another node with this node's name. Only an answer to this node proves that
-    /// the other runs: the message may come from a crashed node, or from a former incarnation.
+    /// Handles a greeting of another node with this node's name. Only an answer to this node proves
+    /// that the other runs: the message may come from a crashed node, or from a former incarnation.
     fn on_name_conflict(&self, incarnation: u64, joined: bool) {
         let shared = self.shared();
         let other_leaves = match (self.driver.joined.get(), joined) {

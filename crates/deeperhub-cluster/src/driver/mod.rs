@@ -1,4 +1,5 @@
-//! The thread that keeps the connection to the broker: connects, joins, sends, receives, reconnects.
+//! The thread that keeps the connection to the broker: connects, joins, sends, receives,
+//! reconnects.
 
 mod backlog;
 mod batch;
@@ -27,8 +28,8 @@ use crate::queue::{MAX_BATCH_BYTES, Outbound};
 use backlog::{Backlog, CountDroppedOnDrop};
 use connection::Connection;
 
-/// Time limit of each operation at the broker; over it, the connection counts as lost. Long enough for
-/// a busy machine, and short enough for a caller who waits for a paused broker.
+/// Time limit of each operation at the broker; over it, the connection counts as lost. Long enough
+/// for a busy machine, and short enough for a caller who waits for a paused broker.
 pub(crate) const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Backoff before the first attempt to reconnect; it doubles with each further one.
@@ -37,7 +38,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// Upper limit of the backoff.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
-/// Maximum number of pending answers of this node. At the limit, the backlog waits for one to finish.
+/// Maximum number of pending answers of this node. At the limit, the backlog waits for one to
+/// finish.
 const MAX_PENDING_ANSWERS: usize = 1024;
 
 /// Time that the final flush waits for an unreachable broker: enough to reconnect and to join.
@@ -58,18 +60,19 @@ pub type PendingAnswer = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Handles messages of other nodes.
 pub trait MessageHandler: Send + 'static {
-    /// Handles one message. Messages come in order and only once. The node's own do not come, except
-    /// probes.
+    /// Handles one message. Messages come in order and only once. The node's own do not come,
+    /// except probes.
     ///
-    /// The method may wait until the node's threads accept the message; meanwhile later ones queue up.
-    /// A returned future runs concurrently with later messages.
+    /// The method may wait until the node's threads accept the message; meanwhile later ones queue
+    /// up. A returned future runs concurrently with later messages.
     fn handle(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<PendingAnswer>>;
 
     /// Returns the number of the node's open connections.
     fn connections(&self) -> u64;
 }
 
-/// Outcome of the first attempt to join. The driver continues in any case, unless the name is taken.
+/// Outcome of the first attempt to join. The driver continues in any case, unless the name is
+/// taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinOutcome {
     /// The node has joined.
@@ -80,8 +83,8 @@ pub enum JoinOutcome {
     NameTaken,
 }
 
-/// The driver of a [`Broker`]. It runs on a thread of its own, so that a burst on other threads does not
-/// delay heartbeats.
+/// The driver of a [`Broker`]. It runs on a thread of its own, so that a burst on other threads
+/// does not delay heartbeats.
 #[derive(Debug)]
 pub struct Driver {
     shared: Arc<Shared>,
@@ -95,8 +98,8 @@ pub struct DriverHandle {
 }
 
 impl DriverHandle {
-    /// Blocks until the first attempt to join ends, for at most `timeout`. Returns `None` if it takes
-    /// longer, or if its outcome was returned before.
+    /// Blocks until the first attempt to join ends, for at most `timeout`. Returns `None` if it
+    /// takes longer, or if its outcome was returned before.
     #[must_use]
     pub fn wait_for_join(&self, timeout: Duration) -> Option<JoinOutcome> {
         self.join_outcome.recv_timeout(timeout).ok()

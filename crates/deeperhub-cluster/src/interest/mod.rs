@@ -1,11 +1,11 @@
-//! Topics and patterns that this node's clients subscribe to, and the subscriptions at the broker that
-//! deliver them.
+//! Topics and patterns that this node's clients subscribe to, and the subscriptions at the broker
+//! that deliver them.
 //!
 //! The broker delivers a message once for each of the node's subscriptions that match it. So a name
 //! gets no subscription at the broker if a subscribed pattern covers it. At most
 //! [`MAX_COPIES`](placement::MAX_COPIES) subscribed patterns may match a common topic. Beyond that,
-//! one broader pattern that covers them all replaces them. Names that lose their cover are subscribed
-//! to before the cover is unsubscribed, so that no message is missed.
+//! one broader pattern that covers them all replaces them. Names that lose their cover are
+//! subscribed to before the cover is unsubscribed, so that no message is missed.
 //!
 //! A *name* is a topic or pattern here.
 
@@ -20,11 +20,12 @@ use tokio::sync::Notify;
 use crate::cover::{Patterns, Wildcards};
 use placement::{Placement, Placements, cost};
 
-/// Time that the subscription at the broker stays after the node's last subscriber has left. Clients
-/// that come and go, or reconnect, cost the broker nothing.
+/// Time that the subscription at the broker stays after the node's last subscriber has left.
+/// Clients that come and go, or reconnect, cost the broker nothing.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
-/// Maximum cost of the lingering names, in bytes. Over it, the names that linger longest end at once.
+/// Maximum cost of the lingering names, in bytes. Over it, the names that linger longest end at
+/// once.
 const MAX_LINGERING_BYTES: usize = 8 << 20;
 
 /// Maximum number of names in one change.

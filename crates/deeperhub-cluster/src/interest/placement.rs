@@ -37,7 +37,8 @@ pub(super) struct Placements {
     /// End times of names without a subscriber, roughly in order. Some may have a subscriber again.
     pub(super) lingering: VecDeque<(Instant, Arc<str>)>,
     pub(super) lingering_bytes: usize,
-    /// Patterns to unsubscribe from, in this order, once the names that they cover are placed elsewhere.
+    /// Patterns to unsubscribe from, in this order, once the names that they cover are placed
+    /// elsewhere.
     pub(super) retiring: VecDeque<Arc<str>>,
     /// Prefix of the names that a new pattern may cover, and the time from which they are checked.
     pub(super) unswept: Option<(Instant, String)>,
@@ -74,8 +75,8 @@ pub(super) struct NameEntry {
     pub(super) is_unplaced: bool,
     /// End time of a name without a subscriber. While set, the name is in `lingering`.
     pub(super) lingers_until: Option<Instant>,
-    /// For a pattern subscribed to on behalf of others: it ends when it covers fewer patterns than this.
-    /// 0 if it is subscribed to for itself only.
+    /// For a pattern subscribed to on behalf of others: it ends when it covers fewer patterns than
+    /// this. 0 if it is subscribed to for itself only.
     pub(super) min_patterns: usize,
     pub(super) placement: Placement,
 }
@@ -200,8 +201,8 @@ impl Placements {
         }
     }
 
-    /// Subscribes to a pattern, or to a broader one if the pattern is too deep or too many match the
-    /// same topics.
+    /// Subscribes to a pattern, or to a broader one if the pattern is too deep or too many match
+    /// the same topics.
     fn place_pattern(&mut self, name: &Arc<str>, changes: &mut Changes) {
         let (mut broad, mut min_patterns) = match shorten(name) {
             Some(short) => (Arc::from(short), 1),
@@ -282,8 +283,8 @@ impl Placements {
             .is_some_and(|entry| entry.is_wanted || entry.lingers_until.is_some() || entry.is_unplaced)
     }
 
-    /// Places one name of the next retiring pattern elsewhere, or unsubscribes from the pattern. Returns
-    /// `false` if there is nothing to do, like the phases below.
+    /// Places one name of the next retiring pattern elsewhere, or unsubscribes from the pattern.
+    /// Returns `false` if there is nothing to do, like the phases below.
     pub(super) fn retire_next(&mut self, changes: &mut Changes) -> bool {
         let Some(name) = self.retiring.front().cloned() else { return false };
         let Some(Placement::Retiring { is_subscribed }) = self.placement(&name).cloned() else {
