@@ -68,7 +68,7 @@ async fn a_collector_that_is_not_trusted_gets_nothing_and_costs_nothing_else() {
         let mut client = Client::connect(&server).await;
         let reply = client.ask(&json!({"type": "echo", "data": 1})).await;
         assert_eq!(reply["type"], "echo");
-        server.wait_for_stderr("Spans are lost");
+        server.wait_for_stderr("Export of spans failed");
         let log = server.stderr();
         assert!(log.contains("certificate"), "it says why: {log}");
         assert!(collector.spans_so_far().is_empty());

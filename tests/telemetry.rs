@@ -334,11 +334,11 @@ async fn a_collector_that_refuses_costs_spans_which_are_counted() {
     assert_eq!(sampled(&server, 3).await, 3);
     collector.wait_for_refusals(1).await;
     assert!(wait_for_lost(&server, "export_failed").await >= 1);
-    server.wait_for_stderr("Spans are lost");
+    server.wait_for_stderr("Export of spans failed");
     collector.refuse(None);
     assert_eq!(sampled(&server, 3).await, 3);
     collector.spans(3, |span| span.name == "publish").await;
-    server.wait_for_stderr("The collector takes spans again.");
+    server.wait_for_stderr("Export of spans recovered");
 }
 
 /// A `Retry-After` that overflows `Instant` must not end the exporter.

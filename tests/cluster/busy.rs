@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{
-    Answering, Broker as Handle, BrokerUrl, Config, Envelope, Inbound, Message, Running, Start, State,
-    connect,
+    Broker as Handle, BrokerUrl, ClusterState, Config, DriverHandle, Envelope, JoinOutcome, Message,
+    MessageHandler, PendingAnswer, connect,
 };
 use deeperhub_protocol::RawJson;
 
@@ -22,8 +22,8 @@ struct Busy {
     received: Arc<Mutex<Vec<u64>>>,
 }
 
-impl Inbound for Busy {
-    async fn receive(&self, envelope: Envelope<'_>) -> Option<Answering> {
+impl MessageHandler for Busy {
+    async fn handle(&self, envelope: Envelope<'_>) -> Option<PendingAnswer> {
         if let Message::Broadcast { payload } = envelope.message {
             let number = payload.as_str().rsplit_once(':')?.1.trim_end_matches('}').parse().ok()?;
             if number == 0 {
@@ -39,11 +39,11 @@ impl Inbound for Busy {
     }
 }
 
-fn join(url: &str, node: &str, inbound: Busy) -> (Handle, Running) {
+fn join(url: &str, node: &str, inbound: Busy) -> (Handle, DriverHandle) {
     let url = BrokerUrl::parse(url).expect("a broker has a URL");
     let (broker, driver) = connect(Config::new(url), node, "1").expect("there is chance");
     let running = driver.spawn(inbound).expect("there are threads");
-    assert_eq!(running.start(PATIENCE), Some(Start::Joined));
+    assert_eq!(running.wait_for_join(PATIENCE), Some(JoinOutcome::Joined));
     (broker, running)
 }
 
@@ -66,12 +66,12 @@ async fn a_node_that_is_busy_for_long_keeps_its_link_and_gets_all() {
         eventually("all messages", async || received.lock().unwrap().len() as u64 == MESSAGES).await;
         assert_eq!(*received.lock().unwrap(), (0..MESSAGES).collect::<Vec<_>>(), "{engine:?}");
         assert!(!states.has_changed().expect("the driver is there"), "{engine:?}: {:?}", there.state());
-        assert_eq!(there.state(), State::Up);
+        assert_eq!(there.state(), ClusterState::Up);
         // Both nodes still know each other.
         assert_eq!((there.peers().len(), here.peers().len()), (1, 1), "{engine:?}");
         for (handle, running) in [(there, running), (here, running_here)] {
             handle.stop(Instant::now() + Duration::from_secs(1));
-            running.ended().await;
+            running.wait_for_end().await;
         }
     }
 }

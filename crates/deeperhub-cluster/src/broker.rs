@@ -1,4 +1,4 @@
-//! The node's side of the broker: hand over, ask, look.
+//! The handle that the node's threads share: publish, request, inspect.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,75 +12,75 @@ use tracing::warn;
 
 use crate::config::{Config, Engine};
 use crate::cover::Wildcards;
-use crate::envelope::{ENVELOPE_BYTES, Envelope, Message, Origin, topic_at};
+use crate::envelope::{Envelope, MAX_ENVELOPE_OVERHEAD_BYTES, Message, Origin, topic_offset};
 use crate::interest::Interests;
 use crate::metrics::{Dropped, Metrics};
 use crate::peers::{Peer, Peers};
 use crate::queue::{Destination, Full, Lane, Queue};
 
-/// Requests that may wait for answers of other nodes at one time.
+/// Maximum number of requests that wait for answers at a time.
 const MAX_REQUESTS: usize = 4096;
 
-/// Whether the cluster can be reached.
+/// State of the node's membership in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum State {
-    /// The broker is looked for, for the first time or again.
-    Away {
-        /// Why it is not reached; empty before the first attempt.
+pub enum ClusterState {
+    /// The driver tries to connect or to join, for the first time or again.
+    Disconnected {
+        /// Why the last attempt failed; empty before the first one.
         error: String,
     },
-    /// Messages go to the other nodes and come from them.
+    /// The node has joined: it exchanges messages with the other nodes.
     Up,
-    /// Another node has this one's name. It will not come up again.
-    Taken,
-    /// The node has left.
+    /// Another node has this node's name. The driver has ended.
+    NameTaken,
+    /// The node has left the cluster.
     Stopped,
 }
 
-/// Whether a node has a subscriber of a topic or pattern.
+/// Change of a node's interest in a topic or pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interest {
-    /// The first one came.
+pub enum InterestChange {
+    /// The node's first subscriber came.
     Gained,
-    /// The last one left.
+    /// The node's last subscriber left.
     Lost,
 }
 
-/// Why a message was not taken for the other nodes. It was counted.
+/// Why a message was not queued for the other nodes. The loss is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refused {
-    /// The broker cannot be reached.
-    #[error("the cluster cannot be reached")]
+pub enum PublishError {
+    /// The node is not connected to the cluster.
+    #[error("the cluster is unreachable")]
     Unavailable,
-    /// [`Config::queue_bytes`] wait for it already.
-    #[error("too much waits for the cluster's broker")]
+    /// The queue is full ([`Config::queue_bytes`]).
+    #[error("the queue for the cluster's broker is full")]
     Full,
-    /// The broker does not take messages of this size.
-    #[error("the message is larger than the cluster's broker takes")]
+    /// The message exceeds the broker's limit.
+    #[error("the message is larger than the cluster's broker allows")]
     TooLarge,
 }
 
-/// Why a request to another node has no answer.
+/// Why a request to another node got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// It was not sent.
+    /// The request was not sent.
     #[error(transparent)]
-    Refused(#[from] Refused),
-    /// There is no such node.
+    NotSent(#[from] PublishError),
+    /// No node of this name has sent a heartbeat lately.
     #[error("no node of this name is known")]
     UnknownNode,
     /// The node did not answer in time.
     #[error("the node did not answer in time")]
-    Unanswered,
+    TimedOut,
 }
 
-/// A handle to the broker that all of a node's threads share. Cheap to clone; nothing but [`request`](Self::request)
-/// waits.
+/// Handle to the broker that all of a node's threads share. Cheap to clone.
 ///
-/// Messages are handed over to a bounded queue, which the [`Driver`](crate::Driver) drains in batches.
+/// Messages enter a bounded queue, which the [`Driver`](crate::Driver) drains in batches. Only
+/// [`request`](Self::request) waits.
 #[derive(Clone)]
 pub struct Broker(pub(crate) Arc<Shared>);
 
@@ -93,28 +93,28 @@ pub(crate) struct Shared {
     pub(crate) interests: Interests,
     pub(crate) peers: Peers,
     pub(crate) metrics: Metrics,
-    pub(crate) state: watch::Sender<State>,
-    /// Whether the state is `Up`, for those who publish.
+    pub(crate) state: watch::Sender<ClusterState>,
+    /// `true` if the state is `Up`; cheaper to read than `state`.
     pub(crate) is_up: AtomicBool,
-    /// The largest envelope that the broker takes.
+    /// Maximum size of an envelope at the broker, in bytes.
     pub(crate) max_envelope: AtomicUsize,
-    /// Cost in bytes of the envelopes that came from the broker and wait for this node.
+    /// Cost in bytes of received envelopes that wait for this node.
     pub(crate) backlog_bytes: AtomicUsize,
-    pub(crate) stop: Stop,
+    pub(crate) stop: StopSignal,
     requests: Mutex<HashMap<u64, oneshot::Sender<String>>>,
     next_request: AtomicU64,
 }
 
-/// When the driver is to end.
+/// Request to stop, from any thread to the driver.
 #[derive(Debug, Default)]
-pub(crate) struct Stop {
-    pub(crate) wanted: Mutex<Option<StopBy>>,
-    pub(crate) told: Notify,
+pub(crate) struct StopSignal {
+    pub(crate) request: Mutex<Option<StopRequest>>,
+    pub(crate) changed: Notify,
 }
 
-/// Time when the stop was first requested, and its deadline.
+/// Time of the first request to stop, and the latest deadline.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct StopBy {
+pub(crate) struct StopRequest {
     pub(crate) since: Instant,
     pub(crate) deadline: Instant,
 }
@@ -147,11 +147,11 @@ impl Broker {
             interests: Interests::new(wildcards, engine.subscription_bytes()),
             peers: Peers::default(),
             metrics: Metrics::new(),
-            state: watch::Sender::new(State::Away { error: String::new() }),
+            state: watch::Sender::new(ClusterState::Disconnected { error: String::new() }),
             is_up: AtomicBool::new(false),
             max_envelope: AtomicUsize::new(usize::MAX),
             backlog_bytes: AtomicUsize::new(0),
-            stop: Stop::default(),
+            stop: StopSignal::default(),
             requests: Mutex::default(),
             next_request: AtomicU64::new(incarnation),
         }))
@@ -167,82 +167,87 @@ impl Broker {
         }
     }
 
-    /// Hands a publish over for all nodes that have a subscriber of its topic, a send to a user or a broadcast for all
-    /// nodes. Never waits.
+    /// Queues a message without waiting: a publish for the nodes that have a subscriber of its
+    /// topic, any other message for all nodes.
     ///
     /// # Errors
     ///
-    /// [`Refused`]: no other node gets it. Without an error those get it whose connection to the broker holds.
-    pub fn publish(&self, message: Message<'_>) -> Result<(), Refused> {
+    /// [`PublishError`] if no other node will get the message. Without an error, nodes get it that
+    /// stay connected to the broker.
+    pub fn publish(&self, message: Message<'_>) -> Result<(), PublishError> {
         let to = match &message {
             Message::Publish { topic, .. } => {
-                Destination::Topic { start: topic_at(self.0.node.len()), len: topic.as_str().len() }
+                Destination::Topic { start: topic_offset(self.0.node.len()), len: topic.as_str().len() }
             }
             _ => Destination::All,
         };
-        self.hand_over(to, message)
+        self.enqueue(to, message)
     }
 
-    /// Sends the node a probe of its own, by the way of all messages: behind those that wait, to the broker, and back to
-    /// [`Inbound`](crate::Inbound). From a broker that brings a connection nothing of its own (NATS) it is back with the
-    /// confirmation that the broker has dealt with it, which comes by the same connection. Never waits.
+    /// Queues a probe to the node itself without waiting. It takes the way of all messages: behind
+    /// those in the queue, to the broker, and back to the
+    /// [`MessageHandler`](crate::MessageHandler). NATS does not echo, so there the probe returns
+    /// when the broker has confirmed its batch.
     ///
     /// # Errors
     ///
-    /// [`Refused`], which is not counted. Without an error it may be lost with the connection.
-    pub fn probe(&self, number: u64) -> Result<(), Refused> {
+    /// [`PublishError`], which is not counted. Without an error, the probe may still be lost with
+    /// the connection.
+    pub fn probe(&self, number: u64) -> Result<(), PublishError> {
         if !self.is_up() {
-            return Err(Refused::Unavailable);
+            return Err(PublishError::Unavailable);
         }
         let envelope = self.0.envelope(Message::Probe { number });
         let to = Destination::Node(self.0.node.as_str().into());
-        self.0.queue.push(Lane::Data, to, envelope).map_err(|Full| Refused::Full)
+        self.0.queue.push(Lane::Data, to, envelope).map_err(|Full| PublishError::Full)
     }
 
-    fn hand_over(&self, to: Destination, message: Message<'_>) -> Result<(), Refused> {
+    fn enqueue(&self, to: Destination, message: Message<'_>) -> Result<(), PublishError> {
         let shared = &*self.0;
         if !shared.is_up.load(Ordering::Acquire) {
             shared.metrics.dropped(Dropped::Unavailable, 1);
-            return Err(Refused::Unavailable);
+            return Err(PublishError::Unavailable);
         }
         let envelope = shared.envelope(message);
         if envelope.len() > shared.max_envelope.load(Ordering::Relaxed) {
             shared.metrics.dropped(Dropped::TooLarge, 1);
-            return Err(Refused::TooLarge);
+            return Err(PublishError::TooLarge);
         }
         shared.queue.push(Lane::Data, to, envelope).map_err(|Full| {
             shared.metrics.dropped(Dropped::Full, 1);
-            Refused::Full
+            PublishError::Full
         })
     }
 
-    /// Tells that the node's first subscriber of a topic or pattern has come, or its last one left.
+    /// Announces that the node got its first subscriber of a topic or pattern, or lost its last
+    /// one.
     ///
-    /// The broker is told soon after, of the last one only if no other came within two seconds.
-    pub fn interest(&self, name: &Arc<str>, interest: Interest) {
-        match interest {
-            Interest::Gained => self.0.interests.gained(name),
-            Interest::Lost => self.0.interests.lost(name, Instant::now()),
+    /// The driver subscribes at the broker soon after. It unsubscribes if no other subscriber came
+    /// within two seconds.
+    pub fn change_interest(&self, name: &Arc<str>, change: InterestChange) {
+        match change {
+            InterestChange::Gained => self.0.interests.add(name),
+            InterestChange::Lost => self.0.interests.remove(name, Instant::now()),
         }
     }
 
-    /// Asks one node and waits for its answer, at most `deadline`. `ask` makes the message from the number of the
-    /// request. Needs a runtime of tokio with time.
+    /// Sends a request to one node and waits for its answer, for at most `timeout`. `make` builds
+    /// the message from the request's number. Needs a tokio runtime with time.
     ///
     /// # Errors
     ///
-    /// [`RequestError`]. A node that did not answer may have done what it was asked.
+    /// [`RequestError`]. A node that did not answer in time may still have carried out the request.
     pub async fn request<'a>(
         &self,
         node: &str,
-        deadline: Duration,
-        ask: impl FnOnce(u64) -> Message<'a>,
+        timeout: Duration,
+        make: impl FnOnce(u64) -> Message<'a>,
     ) -> Result<String, RequestError> {
         let shared = &*self.0;
         if !shared.is_up.load(Ordering::Acquire) {
-            return Err(Refused::Unavailable.into());
+            return Err(PublishError::Unavailable.into());
         }
-        if !shared.peers.knows(node) {
+        if !shared.peers.contains(node) {
             return Err(RequestError::UnknownNode);
         }
         let request = shared.next_request.fetch_add(1, Ordering::Relaxed);
@@ -250,16 +255,16 @@ impl Broker {
         {
             let mut requests = shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
             if requests.len() >= MAX_REQUESTS {
-                return Err(Refused::Full.into());
+                return Err(PublishError::Full.into());
             }
             requests.insert(request, sender);
         }
-        // Also when the caller no longer waits.
-        let _forget = Forget { shared, request };
-        self.hand_over(Destination::Node(node.into()), ask(request))?;
-        match tokio::time::timeout(deadline, answer).await {
+        // Removes the request also if this future is dropped.
+        let _guard = RequestGuard { shared, request };
+        self.enqueue(Destination::Node(node.into()), make(request))?;
+        match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            _ => Err(RequestError::Unanswered),
+            _ => Err(RequestError::TimedOut),
         }
     }
 
@@ -281,76 +286,76 @@ impl Broker {
         }
     }
 
-    /// Whether the cluster is reached.
+    /// Returns the state of the node's membership.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ClusterState {
         self.0.state.borrow().clone()
     }
 
-    /// Whether the cluster is reached, in one look.
+    /// Returns `true` if the state is [`ClusterState::Up`], with one atomic load.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.0.is_up.load(Ordering::Acquire)
     }
 
-    /// Tells of changes of [`Self::state`].
+    /// Returns a receiver that sees changes of [`state`](Self::state).
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<State> {
+    pub fn watch(&self) -> watch::Receiver<ClusterState> {
         self.0.state.subscribe()
     }
 
-    /// The other nodes that were heard of lately, in the order of their names.
+    /// Returns the other nodes with recent heartbeats, ordered by name.
     #[must_use]
     pub fn peers(&self) -> Vec<Peer> {
         self.0.peers.list(Instant::now())
     }
 
-    /// Names on the broker that this node is subscribed to.
+    /// Returns the number of topics and patterns that this node subscribes to at the broker.
     #[must_use]
-    pub fn interests(&self) -> usize {
+    pub fn subscription_count(&self) -> usize {
         self.0.interests.len()
     }
 
-    /// Adds the cluster's metrics to a registry.
+    /// Registers the cluster's metrics.
     ///
     /// # Errors
     ///
-    /// A name is taken.
+    /// If a name is registered already.
     pub fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
         self.0.metrics.register(registry)?;
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         let broker = self.clone();
         registry.register_gauge_fn(
             "deeperhub_cluster_queue_bytes",
-            "Bytes that wait for the broker",
+            "Bytes queued for the broker",
             Unit::Bytes,
             move || gauge(broker.0.queue.bytes()),
         )?;
         let broker = self.clone();
         registry.register_gauge_fn(
             "deeperhub_cluster_subscriptions",
-            "Topics and patterns that the broker carries to this node",
+            "Topics and patterns that this node subscribes to at the broker",
             Unit::None,
             move || gauge(broker.0.interests.len()),
         )?;
         let broker = self.clone();
         registry.register_gauge_fn(
             "deeperhub_cluster_subscription_bytes",
-            "Estimated memory of subscriptions to the broker, and of topics and patterns that others cover",
+            "Estimated memory of subscriptions at the broker, and of topics and patterns that others cover",
             Unit::Bytes,
             move || gauge(broker.0.interests.bytes()),
         )?;
         let broker = self.clone();
         registry.register_gauge_fn(
             "deeperhub_cluster_backlog_bytes",
-            "Bytes that came from the broker and wait for this node's workers",
+            "Bytes received from the broker that wait for this node's workers",
             Unit::Bytes,
             move || gauge(broker.0.backlog_bytes.load(Ordering::Relaxed)),
         )?;
         let broker = self.clone();
         registry.register_gauge_fn(
             "deeperhub_cluster_nodes",
-            "Nodes of the cluster that were heard of lately, this one among them",
+            "Nodes of the cluster with recent heartbeats, this one included",
             Unit::None,
             move || gauge(broker.0.peers.len() + 1),
         )
@@ -360,64 +365,64 @@ impl Broker {
     /// broker's limit.
     #[must_use]
     pub fn max_answer_bytes(&self) -> usize {
-        self.0.max_envelope.load(Ordering::Relaxed).saturating_sub(ENVELOPE_BYTES)
+        self.0.max_envelope.load(Ordering::Relaxed).saturating_sub(MAX_ENVELOPE_OVERHEAD_BYTES)
     }
 
     /// Asks the driver to flush the queue and to end by `deadline`. Messages that the broker has
     /// not taken by then are dropped, counted and logged.
     pub fn stop(&self, deadline: Instant) {
         {
-            let mut wanted = self.0.stop.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-            let since = wanted.map_or_else(Instant::now, |stop| stop.since);
-            *wanted = Some(StopBy { since, deadline });
+            let mut request = self.0.stop.request.lock().unwrap_or_else(PoisonError::into_inner);
+            let since = request.map_or_else(Instant::now, |stop| stop.since);
+            *request = Some(StopRequest { since, deadline });
         }
-        self.0.stop.told.notify_one();
+        self.0.stop.changed.notify_one();
     }
 }
 
-/// Takes a request off the list when nobody waits for its answer any more.
-struct Forget<'a> {
+/// Guard that removes a request from the list when it is dropped.
+struct RequestGuard<'a> {
     shared: &'a Shared,
     request: u64,
 }
 
-impl Drop for Forget<'_> {
+impl Drop for RequestGuard<'_> {
     fn drop(&mut self) {
         self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.request);
     }
 }
 
 impl Shared {
-    /// An envelope of this node, without its sequence.
+    /// Encodes an envelope of this node. The queue fills in its sequence.
     pub(crate) fn envelope(&self, message: Message<'_>) -> Vec<u8> {
         let origin = Origin { node: &self.node, incarnation: self.incarnation };
         Envelope { origin, sequence: 0, message }.write()
     }
 
-    /// Queues a message of the cluster's own.
-    pub(crate) fn control(&self, to: Destination, message: Message<'_>) {
-        // Full only when the broker does not take anything, which is told otherwise.
+    /// Queues a message between drivers.
+    pub(crate) fn send_control(&self, to: Destination, message: Message<'_>) {
+        // Full only if the broker takes nothing, which ends the connection anyway.
         let _ = self.queue.push(Lane::Control, to, self.envelope(message));
     }
 
-    /// Hands an answer to who waits for it.
-    pub(crate) fn answered(&self, request: u64, text: &str) {
+    /// Passes an answer to the request that waits for it.
+    pub(crate) fn complete_request(&self, request: u64, text: &str) {
         let waiting = self.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
         if let Some(waiting) = waiting {
             let _ = waiting.send(text.to_owned());
         }
     }
 
-    pub(crate) fn set_state(&self, state: State) {
-        let is_up = state == State::Up;
+    pub(crate) fn set_state(&self, state: ClusterState) {
+        let is_up = state == ClusterState::Up;
         self.is_up.store(is_up, Ordering::Release);
         self.metrics.up.set(is_up.into());
         self.state.send_replace(state);
-        // What waited for it can go now.
+        // Lets the driver send messages that waited for the state.
         self.queue.changed.notify_one();
     }
 
-    pub(crate) fn stop_wanted(&self) -> Option<StopBy> {
-        *self.stop.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn stop_request(&self) -> Option<StopRequest> {
+        *self.stop.request.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

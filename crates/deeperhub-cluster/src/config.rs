@@ -1,4 +1,4 @@
-//! Which broker, and how.
+//! The broker's address and the limits of the connection to it.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,14 +7,14 @@ use url::Url;
 
 use crate::names;
 
-/// How a node takes part in a cluster.
+/// How a node connects to its cluster.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// The broker.
+    /// Address of the broker.
     pub url: BrokerUrl,
-    /// What all names on the broker begin with: hubs with different prefixes do not know of each other. 1 to 64 bytes
-    /// of `A-Z a-z 0-9 _ -`. Default `deeperhub`.
+    /// Prefix of all names on the broker. It separates hubs that share a broker. 1 to 64 bytes of
+    /// `A-Z a-z 0-9 _ -`. Default `deeperhub`.
     pub prefix: String,
     /// Byte limit of each of three queues: messages for the broker, messages from the broker for
     /// this node, and answers to other nodes. Messages that find their queue full are dropped and
@@ -22,7 +22,7 @@ pub struct Config {
     pub queue_bytes: usize,
     /// For NATS: a credentials file (JWT and seed), or a file with the seed of an nkey.
     pub credentials: Option<PathBuf>,
-    /// PEM file with the certificates that sign the broker's; `None`: those that the system trusts.
+    /// PEM file with the CAs that sign the broker's certificate; `None` trusts the system's.
     pub ca: Option<PathBuf>,
     /// Largest payload that the node takes from its clients and its backend. Logs a warning if the
     /// limit that the broker announces is too small for it and its envelope. Default 0: unknown.
@@ -30,7 +30,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// With the defaults, for one broker.
+    /// Returns the defaults for a broker.
     #[must_use]
     pub fn new(url: BrokerUrl) -> Self {
         Self {
@@ -44,7 +44,7 @@ impl Config {
     }
 }
 
-/// Whether a text can be [`Config::prefix`].
+/// Returns `true` if the text is a valid [`Config::prefix`].
 #[must_use]
 pub fn is_prefix(text: &str) -> bool {
     names::is_prefix(text)
@@ -54,14 +54,14 @@ pub fn is_prefix(text: &str) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Engine {
-    /// NATS, core only: no JetStream.
+    /// NATS Core, without JetStream.
     Nats,
-    /// Redis, its publish and subscribe; also Valkey and others that speak it.
+    /// Redis publish/subscribe; also Valkey and other servers with its protocol.
     Redis,
 }
 
 impl Engine {
-    /// Whether this program was built with it.
+    /// Returns `true` if the program was built with the engine.
     #[must_use]
     pub const fn is_built_in(self) -> bool {
         match self {
@@ -79,7 +79,7 @@ impl Engine {
         }
     }
 
-    /// Its name.
+    /// Returns the engine's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -89,42 +89,45 @@ impl Engine {
     }
 }
 
-/// One broker's address, or several of its servers, separated by commas: `nats://user:password@host:4222`,
-/// `tls://host`, `redis://:password@host:6379`, `rediss://host`. Later ones may leave out scheme and user, which then
-/// are the first's. `Display` masks what is secret.
+/// Address of a broker: one or more servers, separated by commas, such as
+/// `nats://user:password@host:4222`, `tls://host`, `redis://:password@host:6379` or
+/// `rediss://host`.
+///
+/// Servers after the first may leave out scheme and user, and inherit them. `Display` and `Debug`
+/// mask secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
     engine: Engine,
     servers: Vec<Url>,
 }
 
-/// Why a text is no [`BrokerUrl`]; it says nothing of the text, which may have a password in it.
+/// Why a text is not a [`BrokerUrl`]. The error does not quote the text, which may hold a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BrokerUrlError {
-    /// It is no URL, or has no host.
+    /// The text is not a URL, or has no host.
     #[error("expected a URL such as nats://host:4222 or redis://host:6379")]
-    NoUrl,
-    /// Another scheme.
+    InvalidUrl,
+    /// The scheme is unknown.
     #[error("expected the scheme nats, tls (NATS over TLS), redis or rediss (Redis over TLS)")]
-    Scheme,
-    /// Servers of different kinds.
+    UnknownScheme,
+    /// The servers have different schemes.
     #[error("expected servers of one scheme only")]
-    Mixed,
-    /// A path, query or fragment that means nothing there.
-    #[error("expected nothing behind the host and the port")]
-    Rest,
+    MixedSchemes,
+    /// The URL has a path, query or fragment without a meaning.
+    #[error("expected nothing after the host and the port")]
+    UnexpectedPath,
     /// The program was built without the engine.
     #[error("this program was built without the engine {0}")]
     NotBuiltIn(&'static str),
 }
 
 impl BrokerUrl {
-    /// Reads a URL.
+    /// Parses a URL.
     ///
     /// # Errors
     ///
-    /// [`BrokerUrlError`].
+    /// [`BrokerUrlError`] if the text is not a broker's address, or the engine is not built in.
     pub fn parse(text: &str) -> Result<Self, BrokerUrlError> {
         let mut servers: Vec<Url> = Vec::new();
         for part in text.split(',') {
@@ -141,24 +144,24 @@ impl BrokerUrl {
                 _ => parse(part)?,
             };
             if servers.first().is_some_and(|first| first.scheme() != server.scheme()) {
-                return Err(BrokerUrlError::Mixed);
+                return Err(BrokerUrlError::MixedSchemes);
             }
             servers.push(server);
         }
         let engine = match servers.first().map(Url::scheme) {
             Some("nats" | "tls") => Engine::Nats,
             Some("redis" | "rediss") => Engine::Redis,
-            _ => return Err(BrokerUrlError::Scheme),
+            _ => return Err(BrokerUrlError::UnknownScheme),
         };
         for server in &servers {
-            // A database number changes nothing for publish and subscribe, but is part of many a Redis URL.
+            // Many Redis URLs have a database number. It does not affect publish/subscribe.
             let database = server.path().trim_start_matches('/');
             let path_fits = match engine {
                 Engine::Nats => database.is_empty(),
                 Engine::Redis => database.parse::<u16>().is_ok() || database.is_empty(),
             };
             if !path_fits || server.query().is_some() || server.fragment().is_some() {
-                return Err(BrokerUrlError::Rest);
+                return Err(BrokerUrlError::UnexpectedPath);
             }
         }
         if !engine.is_built_in() {
@@ -167,25 +170,25 @@ impl BrokerUrl {
         Ok(Self { engine, servers })
     }
 
-    /// The kind of broker.
+    /// Returns the kind of broker.
     #[must_use]
     pub const fn engine(&self) -> Engine {
         self.engine
     }
 
-    /// The servers, at least one, as URLs with what is secret in them.
+    /// Returns the servers, at least one. The URLs hold secrets.
     pub(crate) fn servers(&self) -> &[Url] {
         &self.servers
     }
 }
 
 fn parse(text: &str) -> Result<Url, BrokerUrlError> {
-    let url = Url::parse(text).map_err(|_| BrokerUrlError::NoUrl)?;
+    let url = Url::parse(text).map_err(|_| BrokerUrlError::InvalidUrl)?;
     if !matches!(url.scheme(), "nats" | "tls" | "redis" | "rediss") {
-        return Err(BrokerUrlError::Scheme);
+        return Err(BrokerUrlError::UnknownScheme);
     }
     if url.host_str().is_none_or(str::is_empty) {
-        return Err(BrokerUrlError::NoUrl);
+        return Err(BrokerUrlError::InvalidUrl);
     }
     Ok(url)
 }
@@ -200,7 +203,7 @@ impl fmt::Display for BrokerUrl {
             if shown.password().is_some() {
                 let _ = shown.set_password(Some("********"));
             } else if !shown.username().is_empty() && self.engine == Engine::Nats {
-                // A user without a password is a token there.
+                // NATS takes a user without a password as a token.
                 let _ = shown.set_username("********");
             }
             f.write_str(shown.as_str().trim_end_matches('/'))?;
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_of_both_engines_are_taken() {
+    fn urls_of_both_engines_are_accepted() {
         for text in [
             "nats://localhost:4222",
             "tls://hub.example",
@@ -249,19 +252,19 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_refused() {
-        use BrokerUrlError::{Mixed, NoUrl, Rest, Scheme};
+    fn other_texts_are_rejected() {
+        use BrokerUrlError::{InvalidUrl, MixedSchemes, UnexpectedPath, UnknownScheme};
         for (text, error) in [
-            ("", NoUrl),
-            ("localhost:4222", Scheme),
-            ("nats://", NoUrl),
-            ("http://h", Scheme),
-            ("nats://a,redis://b", Mixed),
-            ("nats://a,tls://b", Mixed),
-            ("nats://a,", NoUrl),
-            ("nats://a/b", Rest),
-            ("redis://a/x", Rest),
-            ("redis://a?protocol=resp3", Rest),
+            ("", InvalidUrl),
+            ("localhost:4222", UnknownScheme),
+            ("nats://", InvalidUrl),
+            ("http://h", UnknownScheme),
+            ("nats://a,redis://b", MixedSchemes),
+            ("nats://a,tls://b", MixedSchemes),
+            ("nats://a,", InvalidUrl),
+            ("nats://a/b", UnexpectedPath),
+            ("redis://a/x", UnexpectedPath),
+            ("redis://a?protocol=resp3", UnexpectedPath),
         ] {
             check(text, Err(error));
         }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
-/// Most levels of a pattern that is followed as it is. A deeper one is followed as its first levels
-/// and `>`.
+/// Maximum number of levels of a pattern at the broker. A deeper pattern is replaced with its first
+/// levels and `>`.
 pub(crate) const MAX_LEVELS: usize = 32;
 
 /// Step budget of one search for a crowd, besides [`SEARCH_STEPS_EACH`] per pattern. A search that
@@ -56,7 +56,7 @@ pub(crate) fn join(one: &str, other: &str) -> String {
     levels.join(".")
 }
 
-/// Returns the broader pattern to follow instead of one with too many levels; `None` if it is short
+/// Returns the broader pattern that replaces one with too many levels; `None` if it is short
 /// enough.
 pub(crate) fn shorten(pattern: &str) -> Option<String> {
     let levels: Vec<_> = pattern.split('.').take(MAX_LEVELS + 1).collect();
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_covers_nothing() {
+    fn a_removed_pattern_covers_nothing() {
         let mut set = set(Wildcards::Levels, &["a.>", "*.b"]);
         assert!(set.find_cover("a.b").is_some());
         set.remove("a.>");
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn joins_hold_both() {
+    fn joins_cover_both() {
         for (one, other, joined) in [
             ("a.*.c", "a.b.*", "a.*.*"),
             ("a.b", "a.b.c", "a.>"),
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_patterns_are_shortened_to_what_covers_them() {
+    fn deep_patterns_are_shortened_to_covering_ones() {
         let deep = vec!["*"; MAX_LEVELS].join(".");
         assert_eq!(shorten(&deep), None);
         let deeper = format!("{deep}.a");
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_is_found_where_many_patterns_match_one_topic() {
+    fn a_crowd_is_found_if_many_patterns_match_one_topic() {
         let crowd = ["a.*.*.d", "a.b.*.*", "*.b.c.*", "*.*.c.d"];
         let patterns = set(Wildcards::Levels, &crowd);
         let mut found: Vec<_> = patterns.crowd("*.b.*.d", 4).iter().map(ToString::to_string).collect();
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_has_an_end() {
+    fn a_search_is_bounded() {
         // All but their last levels overlap in every combination, and no two have the same last
         // level.
         let patterns: Vec<String> = (0..4096_u32)

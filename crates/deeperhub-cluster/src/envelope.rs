@@ -1,4 +1,4 @@
-//! What nodes say to each other, as bytes.
+//! The wire format of messages between nodes.
 //!
 //! All numbers are big-endian. Every envelope begins with
 //!
@@ -10,19 +10,20 @@
 //! | 8 | sequence, counted by the origin over all its envelopes |
 //! | 1 + n | name of the origin |
 //!
-//! and goes on with the fields of its kind; a payload is the rest, as it came from the client or the backend. Parsing is
-//! strict: what a broker carries may come from anyone who has its password.
+//! and continues with the fields of its kind. A payload is the rest, unchanged from the client or
+//! the backend. Parsing is strict, because a broker's messages may come from anyone with its
+//! password.
 
 use std::borrow::Cow;
 
 use deeperhub_protocol::message::{TraceContext, check_server_object};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 
-/// The only version there is.
+/// Version of the format.
 const VERSION: u8 = 1;
 
-/// Where the sequence stands; it is filled in when the envelope gets its place in the queue.
-const SEQUENCE_AT: usize = 10;
+/// Offset of the sequence, which the queue fills in.
+const SEQUENCE_OFFSET: usize = 10;
 
 /// Kinds that [`Header`] recognizes before the rest is parsed.
 const ANSWER: u8 = 7;
@@ -31,175 +32,178 @@ const TAKEN: u8 = 9;
 const BYE: u8 = 10;
 const PROBE: u8 = 14;
 
-/// Where the origin's name begins.
-const ORIGIN_AT: usize = 18;
+/// Offset of the origin's name.
+const ORIGIN_OFFSET: usize = 18;
 
-/// Most bytes that an envelope adds to a payload: its header, the longest topic, client and trace.
-/// Sends to a user add the user.
-pub const ENVELOPE_BYTES: usize = 1024;
+/// Maximum number of bytes that an envelope adds to a payload: header, longest topic, client and
+/// trace. Sends to a user add the user.
+pub const MAX_ENVELOPE_OVERHEAD_BYTES: usize = 1024;
 
-/// Longest name of a node, in bytes.
+/// Maximum length of a node's name, in bytes.
 pub const MAX_NODE_ID_BYTES: usize = 32;
 
-/// Longest user of a send, in bytes.
+/// Maximum length of a user, in bytes.
 pub const MAX_USER_BYTES: usize = u16::MAX as usize;
 
-/// One life of one node: its name, and a number that grows with each start.
+/// Sender of an envelope: a node's name, and a number that grows with each of its starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin<'a> {
     /// 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
     pub node: &'a str,
-    /// Start time and chance in one number: of two lives of a name, the later has the larger.
+    /// Start time and random bits in one number. The later start of a name has the larger one.
     pub incarnation: u64,
 }
 
 /// One message between nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope<'a> {
-    /// Who sent it.
+    /// The sender.
     pub origin: Origin<'a>,
-    /// Its number among all that the origin sent.
+    /// Number of the envelope among all of its origin.
     pub sequence: u64,
-    /// What it says.
+    /// The content.
     pub message: Message<'a>,
 }
 
-/// What an envelope says.
+/// Content of an envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Message<'a> {
-    /// A publish. Kind 1: topic (1 + n), publisher (1 + n, empty: a server), traceparent (2 + n), tracestate (2 + n),
-    /// payload.
+    /// A publish. Kind 1: topic (1 + n), publisher (1 + n; empty for a server), traceparent (2 +
+    /// n), tracestate (2 + n), payload.
     Publish {
-        /// Where it was published.
+        /// The topic.
         topic: Topic<'a>,
-        /// The client that published it; `None`: a server.
+        /// The client that published; `None` for a server.
         from: Option<ClientId>,
-        /// The trace that it belongs to.
+        /// The trace that the publish belongs to.
         trace: TraceContext<'a>,
-        /// What was published.
+        /// The published value.
         payload: RawJson<'a>,
     },
-    /// A send to a client of the receiving node; wants an answer. Kind 2: request (8), client (1 + n), payload.
+    /// A send to a client of the receiving node, which answers. Kind 2: request (8), client (1 +
+    /// n), payload.
     Send {
-        /// To repeat in the answer.
+        /// Number that the answer repeats.
         request: u64,
-        /// To whom.
+        /// The receiver.
         client: ClientId,
-        /// An object with a string `type`.
+        /// A JSON object with a string `type`.
         payload: RawJson<'a>,
     },
-    /// Closes a client of the receiving node; wants an answer. Kind 3: request (8), client (1 + n).
+    /// Disconnects a client of the receiving node, which answers. Kind 3: request (8), client (1 +
+    /// n).
     Disconnect {
-        /// To repeat in the answer.
+        /// Number that the answer repeats.
         request: u64,
-        /// Whom.
+        /// The client to disconnect.
         client: ClientId,
     },
     /// A send to all connections of a user. Kind 4: user (2 + n), payload.
     SendToUser {
-        /// To whom.
+        /// The receiver.
         user: &'a str,
-        /// An object with a string `type`.
+        /// A JSON object with a string `type`.
         payload: RawJson<'a>,
     },
     /// A send to all clients. Kind 5: payload.
     Broadcast {
-        /// An object with a string `type`.
+        /// A JSON object with a string `type`.
         payload: RawJson<'a>,
     },
-    /// A question of the application; wants an answer. Kind 6: request (8), text.
+    /// A query of the application, which the receiving node answers. Kind 6: request (8), text.
     Query {
-        /// To repeat in the answer.
+        /// Number that the answer repeats.
         request: u64,
-        /// The application's own.
+        /// Text of the application.
         text: &'a str,
     },
     /// An answer. Kind 7: request (8), text.
     Answer {
-        /// Of the question.
+        /// Number of the request.
         request: u64,
-        /// The application's own.
+        /// Text of the application.
         text: &'a str,
     },
-    /// "I am here", when joining and as a heartbeat. Kind 8: whether it has joined (1: 0 or 1), whether an answer is
-    /// wanted (1: 0 or 1), connections (8), version (1 + n).
+    /// Greeting on joining, and heartbeat. Kind 8: has joined (1: 0 or 1), wants an answer (1: 0 or
+    /// 1), connections (8), version (1 + n).
     Hello {
-        /// Whether its name has been its own for a while.
+        /// `true` if the node has joined, so that its name is confirmed.
         joined: bool,
-        /// Whether the receivers are to say that they are here too.
+        /// `true` if receivers are to answer with a `Hello`.
         wants_answer: bool,
-        /// Its open connections.
+        /// Number of open connections.
         connections: u64,
-        /// Of its program.
+        /// Version of the node's program.
         version: &'a str,
     },
-    /// "Your name is mine". Kind 9: incarnation of the one that has to go (8).
-    Taken {
-        /// Of a node with the origin's name.
+    /// Tells a node that its name is taken. Kind 9: incarnation of the node that must end (8).
+    NameTaken {
+        /// Incarnation of the node that must end; it has the origin's name.
         incarnation: u64,
     },
-    /// "I am leaving". Kind 10.
+    /// The origin leaves the cluster. Kind 10.
     Bye,
-    /// Closes all connections of a user. Kind 11: user (2 + n).
+    /// Disconnects all clients of a user. Kind 11: user (2 + n).
     DisconnectUser {
-        /// Whose.
+        /// The user.
         user: &'a str,
     },
-    /// Ends a subscription of a client of the receiving node; wants an answer. Kind 12: request (8), client (1 + n), topic
-    /// or pattern (1 + n).
+    /// Ends a subscription of a client of the receiving node, which answers. Kind 12: request (8),
+    /// client (1 + n), topic or pattern (1 + n).
     Unsubscribe {
-        /// To repeat in the answer.
+        /// Number that the answer repeats.
         request: u64,
-        /// Whose.
+        /// The subscriber.
         client: ClientId,
-        /// To what.
+        /// The topic or pattern.
         topic: Subscription<'a>,
     },
-    /// Ends subscriptions of all connections of a user. Kind 13: user (2 + n), topic or pattern (1 + n).
+    /// Ends a subscription of all clients of a user. Kind 13: user (2 + n), topic or pattern (1 +
+    /// n).
     UnsubscribeUser {
-        /// Whose.
+        /// The user.
         user: &'a str,
-        /// To what.
+        /// The topic or pattern.
         topic: Subscription<'a>,
     },
-    /// A probe of the origin to itself, which is to come back by the way of all messages. Kind 14: number (8).
+    /// A probe of the origin to itself, which takes the way of all messages. Kind 14: number (8).
     Probe {
-        /// The application's own.
+        /// Number of the application.
         number: u64,
     },
 }
 
-/// Why bytes are no envelope.
+/// Why bytes are not an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnvelopeError {
-    /// It ends early, or goes on behind its end.
-    #[error("the envelope is not as long as it says")]
+    /// The envelope is shorter or longer than its fields.
+    #[error("the envelope is shorter or longer than its fields")]
     Length,
-    /// A version that this program does not know.
-    #[error("the envelope has version {0}, this program knows {VERSION}")]
+    /// The version is unknown.
+    #[error("unknown envelope version {0}; expected {VERSION}")]
     Version(u8),
-    /// A kind that this program does not know: a later one's.
-    #[error("the envelope is of the unknown kind {0}")]
+    /// The kind is unknown, such as that of a later program.
+    #[error("unknown envelope kind {0}")]
     Kind(u8),
-    /// A field has a value that it cannot have.
-    #[error("the field {0} of the envelope is not of its form")]
+    /// A field has an invalid value.
+    #[error("invalid field {0} in the envelope")]
     Field(&'static str),
 }
 
-/// Whether a text can name a node.
+/// Returns `true` if the text is a valid name of a node: 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
 pub fn is_node_id(text: &str) -> bool {
     (1..=MAX_NODE_ID_BYTES).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads an envelope; nothing is copied but the names of clients.
+    /// Parses an envelope. Only client IDs are copied.
     ///
     /// # Errors
     ///
-    /// [`EnvelopeError`], for everything that [`Self::write`] would not have written.
+    /// [`EnvelopeError`] for any bytes that [`Self::write`] would not have written.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         let mut reader = Reader(bytes);
         let Header { kind, origin, sequence } = Header::read(&mut reader)?;
@@ -207,15 +211,15 @@ impl<'a> Envelope<'a> {
         Ok(Self { origin, sequence, message })
     }
 
-    /// The envelope as bytes.
+    /// Encodes the envelope.
     ///
-    /// Of what is too long for its field, the end is missing: names are short by their types.
+    /// Text that is too long for its field is truncated. The types of names rule that out.
     pub fn write(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(ORIGIN_AT + 96 + self.message.payload_len());
+        let mut out = Vec::with_capacity(ORIGIN_OFFSET + 96 + self.message.payload_len());
         out.extend([VERSION, self.message.kind()]);
         out.extend(self.origin.incarnation.to_be_bytes());
         out.extend(self.sequence.to_be_bytes());
-        short(&mut out, self.origin.node);
+        write_short_text(&mut out, self.origin.node);
         self.message.write(&mut out);
         out
     }
@@ -250,9 +254,9 @@ impl<'a> Header<'a> {
         Ok(Self { kind, origin: Origin { node, incarnation }, sequence })
     }
 
-    /// Returns `true` if the message is for the driver (answers, heartbeats and the like). Such
+    /// Returns `true` if the message is between drivers (answers, heartbeats and the like). Such
     /// messages never wait in the backlog.
-    pub(crate) const fn is_of_driver(&self) -> bool {
+    pub(crate) const fn is_control(&self) -> bool {
         matches!(self.kind, ANSWER | HELLO | TAKEN | BYE)
     }
 
@@ -265,21 +269,21 @@ impl<'a> Header<'a> {
 /// Returns a key that sorts the envelopes of one incarnation in sending order; zero if the bytes
 /// are too short for an envelope.
 #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only that library loses the order"))]
-pub(crate) fn order_of(envelope: &[u8]) -> u128 {
-    let key = envelope.get(ORIGIN_AT - 16..ORIGIN_AT).and_then(|key| key.try_into().ok());
+pub(crate) fn sort_key(envelope: &[u8]) -> u128 {
+    let key = envelope.get(ORIGIN_OFFSET - 16..ORIGIN_OFFSET).and_then(|key| key.try_into().ok());
     key.map_or(0, u128::from_be_bytes)
 }
 
-/// Fills in the sequence of bytes that [`Envelope::write`] made.
+/// Fills in the sequence of an encoded envelope.
 pub(crate) fn set_sequence(envelope: &mut [u8], sequence: u64) {
-    if let Some(place) = envelope.get_mut(SEQUENCE_AT..ORIGIN_AT) {
+    if let Some(place) = envelope.get_mut(SEQUENCE_OFFSET..ORIGIN_OFFSET) {
         place.copy_from_slice(&sequence.to_be_bytes());
     }
 }
 
-/// Where in the bytes of a publish its topic stands, if the origin's name has this length.
-pub(crate) const fn topic_at(origin_len: usize) -> usize {
-    ORIGIN_AT + 1 + origin_len + 1
+/// Returns the offset of the topic in an encoded publish whose origin's name has this length.
+pub(crate) const fn topic_offset(origin_len: usize) -> usize {
+    ORIGIN_OFFSET + 1 + origin_len + 1
 }
 
 impl<'a> Message<'a> {
@@ -293,7 +297,7 @@ impl<'a> Message<'a> {
             Self::Query { .. } => 6,
             Self::Answer { .. } => ANSWER,
             Self::Hello { .. } => HELLO,
-            Self::Taken { .. } => TAKEN,
+            Self::NameTaken { .. } => TAKEN,
             Self::Bye => BYE,
             Self::DisconnectUser { .. } => 11,
             Self::Unsubscribe { .. } => 12,
@@ -316,23 +320,23 @@ impl<'a> Message<'a> {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Publish { topic, from, trace, payload } => {
-                short(out, topic.as_str());
-                short(out, from.as_ref().map_or("", ClientId::as_str));
-                long(out, trace.traceparent.as_deref().unwrap_or_default());
-                long(out, trace.tracestate.as_deref().unwrap_or_default());
+                write_short_text(out, topic.as_str());
+                write_short_text(out, from.as_ref().map_or("", ClientId::as_str));
+                write_long_text(out, trace.traceparent.as_deref().unwrap_or_default());
+                write_long_text(out, trace.tracestate.as_deref().unwrap_or_default());
                 out.extend(payload.as_str().as_bytes());
             }
             Self::Send { request, client, payload } => {
                 out.extend(request.to_be_bytes());
-                short(out, client.as_str());
+                write_short_text(out, client.as_str());
                 out.extend(payload.as_str().as_bytes());
             }
             Self::Disconnect { request, client } => {
                 out.extend(request.to_be_bytes());
-                short(out, client.as_str());
+                write_short_text(out, client.as_str());
             }
             Self::SendToUser { user, payload } => {
-                long(out, user);
+                write_long_text(out, user);
                 out.extend(payload.as_str().as_bytes());
             }
             Self::Broadcast { payload } => out.extend(payload.as_str().as_bytes()),
@@ -343,19 +347,19 @@ impl<'a> Message<'a> {
             Self::Hello { joined, wants_answer, connections, version } => {
                 out.extend([u8::from(*joined), u8::from(*wants_answer)]);
                 out.extend(connections.to_be_bytes());
-                short(out, version);
+                write_short_text(out, version);
             }
-            Self::Taken { incarnation } => out.extend(incarnation.to_be_bytes()),
+            Self::NameTaken { incarnation } => out.extend(incarnation.to_be_bytes()),
             Self::Bye => {}
-            Self::DisconnectUser { user } => long(out, user),
+            Self::DisconnectUser { user } => write_long_text(out, user),
             Self::Unsubscribe { request, client, topic } => {
                 out.extend(request.to_be_bytes());
-                short(out, client.as_str());
-                short(out, topic.as_str());
+                write_short_text(out, client.as_str());
+                write_short_text(out, topic.as_str());
             }
             Self::UnsubscribeUser { user, topic } => {
-                long(out, user);
-                short(out, topic.as_str());
+                write_long_text(out, user);
+                write_short_text(out, topic.as_str());
             }
             Self::Probe { number } => out.extend(number.to_be_bytes()),
         }
@@ -389,12 +393,12 @@ impl<'a> Message<'a> {
             6 => Self::Query { request: reader.number()?, text: reader.rest("text")? },
             7 => Self::Answer { request: reader.number()?, text: reader.rest("text")? },
             8 => Self::Hello {
-                joined: reader.switch("joined")?,
-                wants_answer: reader.switch("wants_answer")?,
+                joined: reader.boolean("joined")?,
+                wants_answer: reader.boolean("wants_answer")?,
                 connections: reader.number()?,
                 version: reader.short_text("version")?,
             },
-            9 => Self::Taken { incarnation: reader.number()? },
+            9 => Self::NameTaken { incarnation: reader.number()? },
             10 => Self::Bye,
             11 => Self::DisconnectUser { user: reader.long_text("user")? },
             12 => Self::Unsubscribe {
@@ -410,21 +414,21 @@ impl<'a> Message<'a> {
     }
 }
 
-/// A text behind its length in one byte.
-fn short(out: &mut Vec<u8>, text: &str) {
+/// Writes a text after its length in one byte.
+fn write_short_text(out: &mut Vec<u8>, text: &str) {
     let text = text.get(..text.floor_char_boundary(u8::MAX.into())).unwrap_or_default();
     out.push(text.len() as u8);
     out.extend(text.as_bytes());
 }
 
-/// A text behind its length in two bytes.
-fn long(out: &mut Vec<u8>, text: &str) {
+/// Writes a text after its length in two bytes.
+fn write_long_text(out: &mut Vec<u8>, text: &str) {
     let text = text.get(..text.floor_char_boundary(u16::MAX.into())).unwrap_or_default();
     out.extend((text.len() as u16).to_be_bytes());
     out.extend(text.as_bytes());
 }
 
-/// What is left to read.
+/// Rest of the bytes to parse.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -446,7 +450,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_be_bytes(self.array()?))
     }
 
-    fn switch(&mut self, field: &'static str) -> Result<bool, EnvelopeError> {
+    fn boolean(&mut self, field: &'static str) -> Result<bool, EnvelopeError> {
         match self.byte()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -496,7 +500,8 @@ impl<'a> Reader<'a> {
         self.payload(|text| check_server_object(text).ok())
     }
 
-    /// The rest as JSON, without white space around it: that was cut off where it came in.
+    /// Parses the rest as JSON. Rejects surrounding white space, which the sending node has
+    /// removed.
     fn payload(
         &mut self,
         parse: impl FnOnce(&'a str) -> Option<RawJson<'a>>,
@@ -548,7 +553,7 @@ mod tests {
             Message::Query { request: 1, text: "clients 10" },
             Message::Answer { request: 1, text: "" },
             Message::Hello { joined: true, wants_answer: false, connections: 5, version: "0.1.0" },
-            Message::Taken { incarnation: 9 },
+            Message::NameTaken { incarnation: 9 },
             Message::Bye,
             Message::DisconnectUser { user: "émile" },
             Message::Unsubscribe {
@@ -562,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn written_envelopes_are_parsed_back() {
         for message in messages() {
             let envelope = Envelope { origin: ORIGIN, sequence: 42, message };
             let bytes = envelope.write();
@@ -571,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_are_those_of_the_documentation() {
+    fn bytes_match_the_documented_format() {
         let message = Message::Publish {
             topic: Topic::parse("ab").unwrap(),
             from: Some(client("c")),
@@ -583,11 +588,11 @@ mod tests {
             bytes,
             b"\x01\x01\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x11\x06node-1\x02ab\x01c\0\0\0\0[1]"
         );
-        assert_eq!(bytes.get(topic_at(ORIGIN.node.len())..).unwrap().get(..2), Some(&b"ab"[..]));
+        assert_eq!(bytes.get(topic_offset(ORIGIN.node.len())..).unwrap().get(..2), Some(&b"ab"[..]));
     }
 
     #[test]
-    fn nothing_may_be_missing_and_nothing_too_much() {
+    fn missing_and_surplus_bytes_are_rejected() {
         for message in messages() {
             let whole = Envelope { origin: ORIGIN, sequence: 1, message: message.clone() }.write();
             let fixed = whole.len() - message.payload_len();
@@ -602,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_keep_to_their_form() {
+    fn invalid_fields_are_rejected() {
         let head = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x01\x01n";
         for (version, kind, rest, error) in [
             (0, 1, &b""[..], EnvelopeError::Version(0)),
@@ -626,21 +631,21 @@ mod tests {
             assert_eq!(Envelope::parse(&bytes), Err(error), "{}", bytes.escape_ascii());
         }
         let mut nameless = Envelope { origin: ORIGIN, sequence: 1, message: Message::Bye }.write();
-        nameless.truncate(ORIGIN_AT);
+        nameless.truncate(ORIGIN_OFFSET);
         nameless.push(0);
         assert_eq!(Envelope::parse(&nameless), Err(EnvelopeError::Field("origin")));
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_parsed_or_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(envelope) = Envelope::parse(&bytes) {
                 prop_assert_eq!(envelope.write(), bytes);
             }
         }
 
         #[test]
-        fn a_changed_byte_never_makes_two_readings(index in 0_usize..200, byte: u8, which in 0_usize..15) {
+        fn every_accepted_encoding_is_canonical(index in 0_usize..200, byte: u8, which in 0_usize..15) {
             let message = messages().swap_remove(which);
             let mut bytes = Envelope { origin: ORIGIN, sequence: 3, message }.write();
             let length = bytes.len();

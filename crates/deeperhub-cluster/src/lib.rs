@@ -1,32 +1,35 @@
-//! Carries messages between the nodes of a hub, over a broker that exists already: NATS or Redis.
+//! Carries messages between the nodes of a hub over an existing broker: NATS or Redis.
 //!
-//! [`connect`] gives a [`Broker`], which a node's threads hand messages over to without ever waiting, and a
-//! [`Driver`], whose thread carries them to the broker and brings those of other nodes to an [`Inbound`].
+//! [`connect`] returns a [`Broker`] and a [`Driver`]. The node's threads queue messages at the
+//! `Broker` without waiting. The `Driver`'s thread sends them to the broker, and passes messages of
+//! other nodes to a [`MessageHandler`].
 //!
-//! # What is promised
-//! - A topic's messages are carried only to nodes that have told of an [`Interest`] in it, by itself or by a pattern.
-//!   The broker does the choosing.
-//! - A message is carried out at most once on a node, however many of its subscriptions match and whatever connections
-//!   were lost, and never on the node that it came from.
-//! - Messages of one node on one topic keep their order, as do those from one node to one other.
-//! - Payloads are the bytes that they were.
-//! - Nothing waits for the broker: the queue is bounded, and whoever hands something over learns at once when other
-//!   nodes will not get it ([`Refused`]). What was taken is sent again until the broker has confirmed it.
+//! # Guarantees
+//! - A topic's messages reach only nodes that announced a subscriber of the topic or of a matching
+//!   pattern ([`Broker::change_interest`]). The broker selects them.
+//! - A node handles each message at most once, no matter how many of its subscriptions match and
+//!   which connections were lost. It never handles its own messages, except probes.
+//! - Messages from one node on one topic keep their order, as do messages from one node to another.
+//! - Payloads are delivered byte for byte.
+//! - Publishers never wait for the broker. The queue is bounded, and a publisher learns at once if
+//!   other nodes will not get its message ([`PublishError`]). Queued messages are sent again until
+//!   the broker has confirmed them.
 //!
-//! # What is not
-//! Messages are not stored. A node whose own connection to the broker is lost misses what is published meanwhile, and
-//! a broker that crashes loses what it had taken and not yet passed on. There is no order between nodes.
+//! # Limits
+//! Messages are not stored. A node that lost its connection misses messages published meanwhile. A
+//! broker that crashes loses messages that it confirmed and did not pass on yet. There is no order
+//! between nodes.
 //!
-//! # What is absent on purpose
-//! Membership, elections and replication: the broker has them. Nodes only greet each other, so that they can be listed
-//! and that none has another's name.
+//! Membership, elections and replication are left to the broker. Nodes exchange heartbeats only, so
+//! that they can be listed and names stay unique.
 //!
 //! # Features
-//! `nats` and `redis`, each an engine with its client library, both off by default.
+//! `nats` and `redis` each add an engine with its client library. Both are off by default.
 
 mod broker;
 mod config;
 mod cover;
+mod dedup_window;
 mod driver;
 mod envelope;
 mod interest;
@@ -39,13 +42,13 @@ mod peers;
 mod queue;
 #[cfg(feature = "redis")]
 mod redis;
-mod seen;
 
-pub use broker::{Broker, Interest, Refused, RequestError, State};
+pub use broker::{Broker, ClusterState, InterestChange, PublishError, RequestError};
 pub use config::{BrokerUrl, BrokerUrlError, Config, Engine, is_prefix};
-pub use driver::{Answering, Driver, Inbound, Running, Start};
+pub use driver::{Driver, DriverHandle, JoinOutcome, MessageHandler, PendingAnswer};
 pub use envelope::{
-    ENVELOPE_BYTES, Envelope, EnvelopeError, MAX_NODE_ID_BYTES, MAX_USER_BYTES, Message, Origin, is_node_id,
+    Envelope, EnvelopeError, MAX_ENVELOPE_OVERHEAD_BYTES, MAX_NODE_ID_BYTES, MAX_USER_BYTES, Message, Origin,
+    is_node_id,
 };
 #[cfg(feature = "nats")]
 pub use nats::check_credentials;
@@ -53,13 +56,14 @@ pub use peers::Peer;
 
 use std::time::SystemTime;
 
-/// Makes the two ends of a node's connection to its broker; nothing is connected before the driver is started.
+/// Creates the two ends of a node's connection to its broker. The driver connects when it is
+/// spawned.
 ///
-/// `node` names it: see [`is_node_id`]. `version` is of its program, for lists.
+/// `node` is the node's name (see [`is_node_id`]), and `version` that of its program, for lists.
 ///
 /// # Errors
 ///
-/// The system gives no random bytes.
+/// If the system has no random bytes.
 pub fn connect(
     config: Config,
     node: &str,
@@ -72,3 +76,8 @@ pub fn connect(
     let driver = Driver::new(std::sync::Arc::clone(&broker.0));
     Ok((broker, driver))
 }
+
+/// Compiles the README's example.
+#[cfg(all(doctest, feature = "nats"))]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

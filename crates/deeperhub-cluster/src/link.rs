@@ -1,4 +1,4 @@
-//! One connection to a broker, whichever it is: three parts, so that one task can use them side by side.
+//! One connection to a broker of any engine. Its three parts can be used concurrently in one task.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::broker::Shared;
 use crate::config::Engine;
 use crate::queue::Outbound;
 
-/// Why a connection was lost, or not made.
+/// Why a connection was lost or could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct LinkError(pub(crate) String);
@@ -19,16 +19,16 @@ impl LinkError {
     }
 }
 
-/// A connection.
+/// One connection to a broker.
 pub(crate) struct Link {
     pub(crate) sender: Sender,
     pub(crate) subscriber: Subscriber,
     pub(crate) receiver: Receiver,
-    /// Whether the broker brings the node its own messages too.
-    pub(crate) echoes: bool,
+    /// `true` if the broker delivers the node's own messages back to it.
+    pub(crate) echoes_own: bool,
 }
 
-/// Sends.
+/// Sending part.
 pub(crate) enum Sender {
     #[cfg(feature = "nats")]
     Nats(crate::nats::Sender),
@@ -36,7 +36,7 @@ pub(crate) enum Sender {
     Redis(crate::redis::Sender),
 }
 
-/// Tells the broker what the node wants to get.
+/// Subscribing part.
 pub(crate) enum Subscriber {
     #[cfg(feature = "nats")]
     Nats(crate::nats::Subscriber),
@@ -44,7 +44,7 @@ pub(crate) enum Subscriber {
     Redis(crate::redis::Subscriber),
 }
 
-/// Receives.
+/// Receiving part.
 pub(crate) enum Receiver {
     #[cfg(feature = "nats")]
     Nats(crate::nats::Receiver),
@@ -52,7 +52,7 @@ pub(crate) enum Receiver {
     Redis(crate::redis::Receiver),
 }
 
-/// Calls the same method of whichever engine it is. Without engines there are no links.
+/// Calls the same method of either engine. Without engines there are no links.
 macro_rules! engine {
     ($self:ident, $inner:ident => $call:expr) => {
         match $self {
@@ -61,13 +61,14 @@ macro_rules! engine {
             #[cfg(feature = "redis")]
             Self::Redis($inner) => $call,
             #[cfg(not(any(feature = "nats", feature = "redis")))]
-            _ => Err(LinkError::new("no engine is built in")),
+            _ => Err(LinkError::new("the program was built without engines")),
         }
     };
 }
 
 impl Link {
-    /// Connects to one of the broker's servers, the `attempt`th by turns, and subscribes to what every node gets.
+    /// Connects to one of the broker's servers and subscribes to the names that every node
+    /// receives. Successive values of `attempt` go round the servers.
     pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Self, LinkError> {
         match shared.config.url.engine() {
             #[cfg(feature = "nats")]
@@ -77,7 +78,7 @@ impl Link {
             #[cfg(not(all(feature = "nats", feature = "redis")))]
             engine => {
                 let _ = attempt;
-                Err(LinkError(format!("the engine {} is not built in", engine.name())))
+                Err(LinkError(format!("the program was built without the engine {}", engine.name())))
             }
         }
     }
@@ -88,7 +89,7 @@ impl Link {
     expect(unused_variables, unused_mut, clippy::unused_async, reason = "there are no engines")
 )]
 impl Sender {
-    /// Hands a batch to the broker, and returns when it has confirmed all of it.
+    /// Sends a batch and returns when the broker has confirmed all of it.
     pub(crate) async fn send(&mut self, batch: &[Outbound]) -> Result<(), LinkError> {
         engine!(self, inner => inner.send(batch).await)
     }
@@ -99,14 +100,14 @@ impl Sender {
     expect(unused_variables, clippy::unused_async, reason = "there are no engines")
 )]
 impl Subscriber {
-    /// Subscribes to topics and patterns, and returns when the broker has confirmed them.
-    pub(crate) async fn follow(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
-        engine!(self, inner => inner.follow(names).await)
+    /// Subscribes to topics and patterns and returns when the broker has confirmed it.
+    pub(crate) async fn subscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+        engine!(self, inner => inner.subscribe(names).await)
     }
 
-    /// Unsubscribes.
-    pub(crate) async fn leave(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
-        engine!(self, inner => inner.leave(names).await)
+    /// Unsubscribes from topics and patterns.
+    pub(crate) async fn unsubscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+        engine!(self, inner => inner.unsubscribe(names).await)
     }
 }
 

@@ -1,46 +1,46 @@
-//! What a node counts about its cluster.
+//! Metrics of the cluster.
 
 use deeperhub_metrics::{RegisterError, Registry, SharedCounter, SharedCounterVec, SharedGauge, Unit};
 
-/// Reasons why something was dropped.
+/// Values of the label `reason`, in the order of [`Dropped`].
 const REASONS: &[&str] = &["unavailable", "full", "too_large", "slow_node", "slow_link", "stopped"];
 
-/// Index into the reasons.
+/// Why an envelope was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dropped {
-    /// The broker cannot be reached.
+    /// The node is not connected to the cluster.
     Unavailable,
-    /// `queue_bytes` wait for it already.
+    /// The queue for the broker is full.
     Full,
-    /// The broker does not take messages of this size.
+    /// The envelope exceeds the broker's limit.
     TooLarge,
-    /// It came from the broker, and this node is too far behind.
+    /// It was received, and the backlog is full.
     SlowNode,
-    /// It came from the broker, and the client library's queue was full.
-    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only that library tells"))]
+    /// It was received, and the client library's queue was full.
+    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only its library reports this"))]
     SlowLink,
-    /// The node stopped before the broker took it.
+    /// The node stopped before the broker confirmed it.
     Stopped,
 }
 
 /// Instruments of the cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
-    /// Envelopes that the broker confirmed, heartbeats among them.
+    /// Envelopes that the broker confirmed, heartbeats included.
     pub(crate) sent: SharedCounter,
-    /// Envelopes of other nodes, duplicates not counted.
+    /// Envelopes of other nodes, without duplicates.
     pub(crate) received: SharedCounter,
-    /// Envelopes that came a second time.
+    /// Envelopes that arrived again.
     pub(crate) duplicates: SharedCounter,
-    /// Envelopes that could not be read.
+    /// Envelopes that could not be parsed.
     pub(crate) invalid: SharedCounter,
-    /// Envelopes that did not reach the other nodes, or came and did not reach this one's clients.
+    /// Envelopes that were lost on the way to other nodes, or on the way to this node's clients.
     dropped: SharedCounterVec,
-    /// Times that the broker was lost.
+    /// Lost connections to the broker; attempts to reconnect are not counted.
     pub(crate) outages: SharedCounter,
     /// Restarts of the driver after a panic.
     pub(crate) restarts: SharedCounter,
-    /// 1 while the broker is reached and this node has joined.
+    /// 1 while this node is connected and has joined.
     pub(crate) up: SharedGauge,
 }
 
@@ -69,46 +69,51 @@ impl Metrics {
 
     pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
         let none = Unit::None;
-        registry.register("deeperhub_cluster_up", "Whether the broker is reached", none, &self.up)?;
+        registry.register(
+            "deeperhub_cluster_up",
+            "1 while this node is connected to the broker and has joined, else 0",
+            none,
+            &self.up,
+        )?;
         registry.register(
             "deeperhub_cluster_outages_total",
-            "Times that the broker was lost",
+            "Outages of the connection to the broker",
             none,
             &self.outages,
         )?;
         registry.register(
             "deeperhub_cluster_driver_restarts_total",
-            "Times that the thread of the broker's connection panicked and began again",
+            "Restarts of the thread of the broker's connection after a panic",
             none,
             &self.restarts,
         )?;
         registry.register(
             "deeperhub_cluster_sent_total",
-            "Messages to other nodes that the broker took",
+            "Messages that the broker confirmed, heartbeats included",
             none,
             &self.sent,
         )?;
         registry.register(
             "deeperhub_cluster_received_total",
-            "Messages of other nodes",
+            "Messages received from other nodes, without duplicates",
             none,
             &self.received,
         )?;
         registry.register(
             "deeperhub_cluster_dropped_total",
-            "Messages to or of other nodes that were dropped",
+            "Messages to or from other nodes that were dropped",
             none,
             &self.dropped,
         )?;
         registry.register(
             "deeperhub_cluster_duplicates_total",
-            "Messages of other nodes that came again",
+            "Messages from other nodes that arrived again and were ignored",
             none,
             &self.duplicates,
         )?;
         registry.register(
             "deeperhub_cluster_invalid_total",
-            "Messages of other nodes that could not be read",
+            "Messages from other nodes that could not be parsed",
             none,
             &self.invalid,
         )

@@ -1,26 +1,27 @@
-//! How topics and nodes are called on a broker.
+//! Names of topics and nodes on a broker: NATS subjects and Redis channels.
 //!
-//! A topic's name goes over unchanged behind the hub's prefix: the rules for topics (no white space, no control
-//! characters, no empty level, `*` and `>` only as whole levels of patterns) are at least as strict as those for
-//! subjects of NATS, and channels of Redis take any bytes. Only Redis' glob characters need an escape, in patterns.
+//! A topic's name follows the hub's prefix unchanged. The rules for topics (no white space, no
+//! control characters, no empty level, `*` and `>` only as whole levels of patterns) are at least
+//! as strict as those for NATS subjects, and Redis channels take any bytes. Only Redis' glob
+//! characters are escaped, in patterns.
 
 #[cfg(test)]
 use deeperhub_protocol::Subscription;
 
-/// The longest prefix, in bytes.
+/// Maximum length of a prefix, in bytes.
 pub(crate) const MAX_PREFIX_BYTES: usize = 64;
 
-/// Whether a text can be the prefix that keeps hubs apart.
+/// Returns `true` if the text is a valid prefix.
 pub(crate) fn is_prefix(text: &str) -> bool {
     (1..=MAX_PREFIX_BYTES).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 
-/// Names on one broker for one hub.
+/// Builds the names of one hub on one broker.
 #[derive(Debug, Clone)]
 pub(crate) struct Names {
     prefix: String,
-    /// Between the parts: what separates levels by custom on the broker.
+    /// The broker's customary separator of levels.
     separator: char,
 }
 
@@ -29,42 +30,42 @@ impl Names {
         Self { prefix, separator }
     }
 
-    /// Where a topic is published.
+    /// Returns the name that a topic is published to.
     pub(crate) fn topic(&self, topic: &str) -> String {
         format!("{}{1}t{1}{topic}", self.prefix, self.separator)
     }
 
-    /// What one node alone gets.
+    /// Returns the name that one node alone receives.
     pub(crate) fn node(&self, node: &str) -> String {
         format!("{}{1}n{1}{node}", self.prefix, self.separator)
     }
 
-    /// What every node gets.
-    pub(crate) fn all(&self) -> String {
+    /// Returns the name that every node receives.
+    pub(crate) fn broadcast(&self) -> String {
         format!("{}{}a", self.prefix, self.separator)
     }
 
-    /// Where nobody listens: a question that is sent there comes back at once.
-    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only NATS says that nobody listens"))]
-    pub(crate) fn nobody(&self) -> String {
+    /// Returns the name that nobody subscribes to: NATS answers a request to it at once.
+    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only NATS reports missing responders"))]
+    pub(crate) fn no_responders(&self) -> String {
         format!("{}{}x", self.prefix, self.separator)
     }
 
-    /// Below which answers of the broker itself are to come.
+    /// Returns the prefix of reply subjects.
     #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only NATS needs it"))]
     pub(crate) fn inbox(&self, node: &str) -> String {
         format!("{}{1}i{1}{node}", self.prefix, self.separator)
     }
 
-    /// The topic or pattern that a name stands for; `None` for other names.
+    /// Returns the topic or pattern of a name; `None` for other names.
     #[cfg(test)]
     fn to_topic<'n>(&self, name: &'n str) -> Option<Subscription<'n>> {
         let rest = name.strip_prefix(&self.prefix)?.strip_prefix(self.separator)?;
         Subscription::parse(rest.strip_prefix('t')?.strip_prefix(self.separator)?).ok()
     }
 
-    /// The glob of Redis that matches at least the topics of a pattern. It may match more, as `*` does not stop at
-    /// levels there: what comes through it must be matched again.
+    /// Returns a Redis glob that matches at least the topics of a pattern. Redis' `*` does not stop
+    /// at levels, so it may match more: received messages must be matched again.
     #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only Redis has globs"))]
     pub(crate) fn glob(&self, pattern: &str) -> String {
         let mut glob = self.topic("");
@@ -101,7 +102,8 @@ mod tests {
         Names::new("hub".to_owned(), ':')
     }
 
-    /// What the NATS documentation allows: tokens that are not empty, without white space, and `*` and `>` only alone.
+    /// Returns `true` if the NATS documentation allows the subject: tokens are not empty and have
+    /// no white space, and `*` and `>` stand alone.
     fn is_subject(text: &str, wildcards: bool) -> bool {
         let tokens: Vec<_> = text.split('.').collect();
         tokens.iter().enumerate().all(|(index, token)| {
@@ -112,7 +114,7 @@ mod tests {
         })
     }
 
-    /// Redis' glob match (`stringmatchlen`) for what we use of it: `?`, `*` and `\`.
+    /// Redis' glob match (`stringmatchlen`), reduced to `?`, `*` and `\`.
     fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
         match (glob.split_first(), text.split_first()) {
             (None, None) => true,
@@ -136,7 +138,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_topic_has_a_name_that_leads_back(levels in proptest::collection::vec(level(), 1..6)) {
+        fn a_topics_name_yields_the_topic_again(levels in proptest::collection::vec(level(), 1..6)) {
             let topic = levels.join(".");
             prop_assume!(Topic::parse(topic.as_str()).is_ok());
             prop_assert!(is_subject(&nats().topic(&topic), false));
@@ -167,9 +169,9 @@ mod tests {
     }
 
     #[test]
-    fn names_do_not_meet() {
+    fn names_do_not_collide() {
         for names in [nats(), redis()] {
-            assert_eq!(names.to_topic(&names.all()), None);
+            assert_eq!(names.to_topic(&names.broadcast()), None);
             assert_eq!(names.to_topic(&names.node("t")), None);
             assert_ne!(names.topic("a"), names.node("a"));
         }

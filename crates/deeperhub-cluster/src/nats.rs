@@ -1,4 +1,4 @@
-//! NATS: one connection without echo, a subscription for each topic and pattern.
+//! NATS: one connection without echo, with a subscription for each topic and pattern.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -19,25 +19,26 @@ use tracing::warn;
 use url::Url;
 
 use crate::broker::Shared;
-use crate::driver::DEADLINE;
-use crate::envelope::{ENVELOPE_BYTES, order_of};
+use crate::driver::BROKER_TIMEOUT;
+use crate::envelope::{MAX_ENVELOPE_OVERHEAD_BYTES, sort_key};
 use crate::link::{self, Link, LinkError};
 use crate::metrics::Dropped;
 use crate::names::Names;
 use crate::queue::{Destination, Outbound};
 
-/// Messages of one subscription that the library keeps until they are taken; those above are lost and counted. They are
-/// taken as soon as they come, but the library may read all that the system has buffered before this driver has its turn:
-/// some megabytes, of messages of a hundred bytes or so. Memory is taken for those that are there only.
+/// Maximum number of messages that the library queues per subscription; messages over it are lost
+/// and counted. The driver takes them as they come. But the library may first read all that the
+/// system has buffered: some megabytes of messages of about a hundred bytes. An empty queue takes
+/// no memory.
 const SUBSCRIPTION_CAPACITY: usize = 1 << 17;
 
-/// Commands that the library keeps until they are written.
-const COMMANDS: usize = 2048;
+/// Maximum number of commands that the library queues until they are written.
+const COMMAND_QUEUE_CAPACITY: usize = 2048;
 
 /// Start or end of a subscription, sent to the receiver.
 enum Change {
-    Follow(Arc<str>, async_nats::Subscriber),
-    Leave(Arc<str>),
+    Subscribed(Arc<str>, async_nats::Subscriber),
+    Unsubscribed(Arc<str>),
 }
 
 type Stream = TakeUntil<async_nats::Subscriber, oneshot::Receiver<()>>;
@@ -67,26 +68,29 @@ pub(crate) struct Receiver {
     /// Handles of subscriptions that end once their queues are empty.
     ending: Vec<oneshot::Sender<()>>,
     lost: watch::Receiver<Option<String>>,
-    /// Those of the node itself have no end.
+    /// Handles of the node's own two subscriptions, which never end.
     _own: Vec<oneshot::Sender<()>>,
 }
 
-/// Connects. The library's own way to connect again is left aside: a connection that is lost ends the link, so that
-/// what was under way is known.
+/// Connects. A lost connection ends the link instead of being restored by the library, so that the
+/// driver knows which batch was in flight.
 pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link, LinkError> {
     let servers = shared.config.url.servers();
     let server = servers.get(attempt % servers.len().max(1)).ok_or_else(|| LinkError::new("no server"))?;
     let names = Names::new(shared.config.prefix.clone(), '.');
     let (lost_sender, lost) = watch::channel(None);
-    let client = options(shared, server, lost_sender, &names)
+    let client = connect_options(shared, server, lost_sender, &names)
         .await?
-        .connect(address(server)?)
+        .connect(server_address(server)?)
         .await
         .map_err(|error| LinkError(with_causes(&error)))?;
     let max_payload = client.max_payload();
     let before = shared.max_envelope.swap(max_payload, Ordering::Relaxed);
     let largest = shared.config.max_payload_bytes;
-    if before != max_payload && largest > 0 && max_payload < largest.saturating_add(ENVELOPE_BYTES) {
+    if before != max_payload
+        && largest > 0
+        && max_payload < largest.saturating_add(MAX_ENVELOPE_OVERHEAD_BYTES)
+    {
         warn!(
             max_payload,
             max_message_bytes = largest,
@@ -97,7 +101,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     let (changes_sender, changes) = mpsc::unbounded_channel();
     let mut running = SelectAll::new();
     let mut own = Vec::new();
-    for subject in [names.all(), names.node(&shared.node)] {
+    for subject in [names.broadcast(), names.node(&shared.node)] {
         let (stop, stopped) = oneshot::channel();
         running.push(client.subscribe(subject).await.map_err(LinkError::new)?.take_until(stopped));
         own.push(stop);
@@ -118,11 +122,11 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
             lost,
             _own: own,
         }),
-        echoes: false,
+        echoes_own: false,
     })
 }
 
-async fn options(
+async fn connect_options(
     shared: &Arc<Shared>,
     server: &Url,
     lost: watch::Sender<Option<String>>,
@@ -135,18 +139,18 @@ async fn options(
         .name(format!("deeperhub-ws {}", shared.node))
         .no_echo()
         .custom_inbox_prefix(names.inbox(&shared.node))
-        .connection_timeout(DEADLINE)
+        .connection_timeout(BROKER_TIMEOUT)
         .ping_interval(Duration::from_secs(2))
-        .client_capacity(COMMANDS)
+        .client_capacity(COMMAND_QUEUE_CAPACITY)
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .ignore_discovered_servers()
         .max_reconnects(1)
-        // The runtime of this link is gone long before.
+        // The runtime of this link ends long before.
         .reconnect_delay_callback(move |_| {
             if was_connected.load(Ordering::Relaxed) { Duration::from_secs(3600) } else { Duration::ZERO }
         })
         .event_callback(move |event| {
-            let told = match &event {
+            let reason = match &event {
                 Event::Connected => {
                     is_connected.store(true, Ordering::Relaxed);
                     None
@@ -156,15 +160,15 @@ async fn options(
                     None
                 }
                 Event::Disconnected | Event::Closed => Some("the connection was lost".to_owned()),
-                // What a connection is closed for comes before its end.
+                // The reason of a close comes before the close.
                 Event::ServerError(error) => Some(error.to_string()),
                 _ => None,
             };
-            if let Some(told) = told {
+            if let Some(reason) = reason {
                 lost.send_if_modified(|lost| {
                     let is_first = lost.is_none();
                     if is_first {
-                        *lost = Some(told);
+                        *lost = Some(reason);
                     }
                     is_first
                 });
@@ -174,9 +178,9 @@ async fn options(
     if let Some(file) = &shared.config.credentials {
         options = with_credentials(options, file).await?;
     } else if !server.username().is_empty() || server.password().is_some() {
-        let user = decoded(server.username());
+        let user = percent_decode(server.username());
         options = match server.password() {
-            Some(password) => options.user_and_password(user, decoded(password)),
+            Some(password) => options.user_and_password(user, percent_decode(password)),
             None => options.token(user),
         };
     }
@@ -212,21 +216,20 @@ pub fn check_credentials(text: &str) -> Result<(), String> {
     }
 }
 
-/// A credentials file of `nsc`, or a file with nothing but the seed of an nkey.
+/// Adds the credentials of an `nsc` file, or of a file that holds only the seed of an nkey.
 async fn with_credentials(options: ConnectOptions, file: &Path) -> Result<ConnectOptions, LinkError> {
-    let cannot = |error: std::io::Error| {
-        LinkError(format!("the NATS credentials in {} cannot be used: {error}", file.display()))
-    };
-    let text = std::fs::read_to_string(file).map_err(cannot)?;
+    let invalid =
+        |error: std::io::Error| LinkError(format!("invalid NATS credentials in {}: {error}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(invalid)?;
     if text.contains(USER_JWT) {
-        options.credentials(&text).map_err(cannot)
+        options.credentials(&text).map_err(invalid)
     } else {
         Ok(options.nkey(text.trim().to_owned()))
     }
 }
 
-/// The server without what is secret, which the options carry.
-fn address(server: &Url) -> Result<ServerAddr, LinkError> {
+/// Returns the server's address without its secrets, which the options carry.
+fn server_address(server: &Url) -> Result<ServerAddr, LinkError> {
     let mut url = server.clone();
     // Both succeed for a URL with a host.
     let _ = url.set_username("");
@@ -234,20 +237,20 @@ fn address(server: &Url) -> Result<ServerAddr, LinkError> {
     ServerAddr::from_url(url).map_err(LinkError::new)
 }
 
-/// A part of a URL without its percent-encoding.
-fn decoded(text: &str) -> String {
+/// Decodes the percent-encoding of a part of a URL.
+fn percent_decode(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
-/// Returns when the server has done all that was asked of it before. It answers a question to a subject that nobody is
-/// subscribed to at once, on the same connection and in order.
+/// Returns when the server has processed everything sent before. A request to a subject without
+/// subscribers is answered at once, on the same connection and in order.
 async fn confirm(client: &Client, names: &Names) -> Result<(), LinkError> {
-    let request = Request::new().timeout(Some(DEADLINE));
-    match client.send_request(names.nobody(), request).await {
+    let request = Request::new().timeout(Some(BROKER_TIMEOUT));
+    match client.send_request(names.no_responders(), request).await {
         Ok(_) => Ok(()),
         Err(error) => match error.kind() {
             RequestErrorKind::NoResponders => Ok(()),
-            RequestErrorKind::TimedOut => Err(LinkError::new("the server does not answer")),
+            RequestErrorKind::TimedOut => Err(LinkError::new("the server did not answer in time")),
             _ => Err(LinkError(with_causes(&error))),
         },
     }
@@ -267,11 +270,11 @@ impl Sender {
                     self.names.topic(&String::from_utf8_lossy(topic))
                 }
                 Destination::Node(node) => self.names.node(node),
-                Destination::All => self.names.all(),
+                Destination::All => self.names.broadcast(),
             };
             match self.client.publish(subject, outbound.envelope.clone()).await {
                 Ok(()) => {}
-                // It was queued when another server was connected.
+                // It was queued while a server with a larger limit was connected.
                 Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                     self.shared.metrics.dropped(Dropped::TooLarge, 1);
                     let bytes = outbound.envelope.len();
@@ -285,24 +288,23 @@ impl Sender {
 }
 
 impl Subscriber {
-    pub(crate) async fn follow(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+    pub(crate) async fn subscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         for name in names {
             let subscriber = self.client.subscribe(self.names.topic(name)).await.map_err(LinkError::new)?;
-            // Without a pause, so that the receiver knows the subscription before its first
-            // message.
-            self.tell(Change::Follow(Arc::clone(name), subscriber))?;
+            // No await in between: the receiver knows the subscription before its first message.
+            self.notify_receiver(Change::Subscribed(Arc::clone(name), subscriber))?;
         }
         confirm(&self.client, &self.names).await
     }
 
-    // The same as for other engines, whose answer is waited for.
+    // Async because other engines wait for an answer.
     #[expect(clippy::unused_async, reason = "see above")]
-    pub(crate) async fn leave(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+    pub(crate) async fn unsubscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         // The receiver takes messages that have arrived before it ends the subscription.
-        names.iter().try_for_each(|name| self.tell(Change::Leave(Arc::clone(name))))
+        names.iter().try_for_each(|name| self.notify_receiver(Change::Unsubscribed(Arc::clone(name))))
     }
 
-    fn tell(&self, change: Change) -> Result<(), LinkError> {
+    fn notify_receiver(&self, change: Change) -> Result<(), LinkError> {
         self.changes.send(change).map_err(|_| LinkError::new("the connection was lost"))
     }
 }
@@ -311,7 +313,7 @@ impl Receiver {
     pub(crate) async fn next(&mut self, batch: &mut Vec<Bytes>) -> Result<(), LinkError> {
         let mut lost = self.lost.clone();
         let is_open = tokio::select! {
-            // Messages that came before the loss are taken first.
+            // Takes messages that arrived before the loss first.
             biased;
             // All queues must be emptied at one moment. Under tokio's cooperative budget, some
             // would look empty.
@@ -330,12 +332,12 @@ impl Receiver {
     fn poll_all(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Bytes>) -> Poll<bool> {
         while let Poll::Ready(Some(change)) = self.changes.poll_recv(cx) {
             match change {
-                Change::Follow(name, subscriber) => {
+                Change::Subscribed(name, subscriber) => {
                     let (stop, stopped) = oneshot::channel();
                     self.running.push(subscriber.take_until(stopped));
                     self.ending.extend(self.stops.insert(name, stop));
                 }
-                Change::Leave(name) => self.ending.extend(self.stops.remove(&name)),
+                Change::Unsubscribed(name) => self.ending.extend(self.stops.remove(&name)),
             }
         }
         loop {
@@ -349,14 +351,14 @@ impl Receiver {
         if batch.is_empty() {
             return Poll::Pending;
         }
-        in_order(batch);
+        sort_by_origin(batch);
         Poll::Ready(true)
     }
 }
 
 /// Sorts the envelopes of each origin into the order in which it sent them.
-fn in_order(batch: &mut [Bytes]) {
-    batch.sort_by_key(|envelope| order_of(envelope));
+fn sort_by_origin(batch: &mut [Bytes]) {
+    batch.sort_by_key(|envelope| sort_key(envelope));
 }
 
 #[cfg(test)]
@@ -365,7 +367,7 @@ mod tests {
     use crate::envelope::{Envelope, Message, Origin, set_sequence};
 
     #[test]
-    fn what_several_queues_held_is_put_in_each_origins_order() {
+    fn messages_of_several_queues_are_sorted_by_origin_and_sequence() {
         let envelope = |incarnation, sequence| {
             let origin = Origin { node: "n", incarnation };
             let mut bytes = Envelope { origin, sequence: 0, message: Message::Bye }.write();
@@ -376,7 +378,7 @@ mod tests {
             .map(|(incarnation, sequence)| envelope(incarnation, sequence))
             .into();
         batch.push(Bytes::from_static(b"short"));
-        in_order(&mut batch);
+        sort_by_origin(&mut batch);
         let sequences = |incarnation| {
             let all = batch.iter().filter_map(|bytes| Envelope::parse(bytes).ok());
             all.filter(|envelope| envelope.origin.incarnation == incarnation)

@@ -1,28 +1,28 @@
-//! The other nodes, as far as they are heard of.
+//! The other nodes of the cluster, known from their heartbeats.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A node that was silent for so long is gone: five heartbeats.
-pub(crate) const EXPIRY: Duration = Duration::from_secs(5);
+/// Time without a heartbeat after which a node counts as gone: five heartbeat intervals.
+pub(crate) const PEER_EXPIRY: Duration = Duration::from_secs(5);
 
-/// Nodes that are remembered.
+/// Maximum number of remembered nodes.
 const MAX_PEERS: usize = 1024;
 
 /// Another node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Peer {
-    /// Its name.
+    /// The node's name.
     pub node_id: String,
-    /// Of its program.
+    /// Version of the node's program.
     pub version: String,
-    /// Its open connections, at its last heartbeat.
+    /// Number of open connections at the last heartbeat.
     pub connections: u64,
-    /// Since when it has been known here.
+    /// Time since the first heartbeat.
     pub known: Duration,
-    /// Since when it has been silent; heartbeats come each second.
+    /// Time since the last heartbeat; heartbeats come every second.
     pub silent: Duration,
 }
 
@@ -36,8 +36,8 @@ struct Entry {
     connections: u64,
     first: Instant,
     last: Instant,
-    /// Heard of since the connection to the broker was made.
-    is_back: bool,
+    /// A heartbeat came on the current connection to the broker.
+    has_returned: bool,
 }
 
 impl Peers {
@@ -45,8 +45,8 @@ impl Peers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node said that it is here; answers whether it is new.
-    pub(crate) fn heard(
+    /// Records a heartbeat. Returns `true` if the node is new or was restarted.
+    pub(crate) fn record_hello(
         &self,
         node: &str,
         incarnation: u64,
@@ -62,19 +62,20 @@ impl Peers {
             }
             peer.incarnation = incarnation;
             version.clone_into(&mut peer.version);
-            (peer.connections, peer.last, peer.is_back) = (connections, now, true);
+            (peer.connections, peer.last, peer.has_returned) = (connections, now, true);
             return is_other;
         }
         if peers.len() < MAX_PEERS {
             let version = version.to_owned();
-            let entry = Entry { incarnation, version, connections, first: now, last: now, is_back: true };
+            let entry =
+                Entry { incarnation, version, connections, first: now, last: now, has_returned: true };
             peers.insert(node.to_owned(), entry);
         }
         true
     }
 
-    /// A node said that it leaves; answers whether it was known.
-    pub(crate) fn left(&self, node: &str, incarnation: u64) -> bool {
+    /// Removes a node that leaves. Returns `true` if it was known.
+    pub(crate) fn remove(&self, node: &str, incarnation: u64) -> bool {
         let mut peers = self.lock();
         let is_known = peers.get(node).is_some_and(|peer| peer.incarnation == incarnation);
         if is_known {
@@ -83,29 +84,30 @@ impl Peers {
         is_known
     }
 
-    /// Forgets those that have been silent for too long, and names them.
+    /// Removes nodes that were silent for [`PEER_EXPIRY`] and returns their names.
     pub(crate) fn expire(&self, now: Instant) -> Vec<String> {
         let mut peers = self.lock();
-        let is_gone = |peer: &Entry| now.saturating_duration_since(peer.last) > EXPIRY;
+        let is_gone = |peer: &Entry| now.saturating_duration_since(peer.last) > PEER_EXPIRY;
         let gone: Vec<_> =
             peers.iter().filter(|(_, peer)| is_gone(peer)).map(|(node, _)| node.clone()).collect();
         peers.retain(|_, peer| !is_gone(peer));
         gone
     }
 
-    /// Those known are to be heard of again, and have the usual time for it.
-    pub(crate) fn start_over(&self, now: Instant) {
+    /// Expects a new heartbeat of each known node, within the usual time, after a reconnect.
+    pub(crate) fn expect_all(&self, now: Instant) {
         for peer in self.lock().values_mut() {
-            (peer.is_back, peer.last) = (false, now);
+            (peer.has_returned, peer.last) = (false, now);
         }
     }
 
-    /// Whether all that were known have been heard of again.
-    pub(crate) fn all_back(&self) -> bool {
-        self.lock().values().all(|peer| peer.is_back)
+    /// Returns `true` if all known nodes have sent a heartbeat since
+    /// [`expect_all`](Self::expect_all).
+    pub(crate) fn all_returned(&self) -> bool {
+        self.lock().values().all(|peer| peer.has_returned)
     }
 
-    pub(crate) fn knows(&self, node: &str) -> bool {
+    pub(crate) fn contains(&self, node: &str) -> bool {
         self.lock().contains_key(node)
     }
 
@@ -132,40 +134,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_silent_are_forgotten() {
+    fn silent_nodes_expire() {
         let peers = Peers::default();
         let start = Instant::now();
-        assert!(peers.heard("a", 1, "1", 0, start));
-        assert!(peers.heard("b", 1, "1", 7, start));
-        assert!(!peers.heard("a", 1, "1", 3, start + EXPIRY));
-        assert_eq!(peers.expire(start + EXPIRY), [""; 0]);
-        assert_eq!(peers.expire(start + EXPIRY * 3 / 2), ["b"]);
-        let list = peers.list(start + EXPIRY);
-        assert_eq!((list.len(), list[0].connections, list[0].known), (1, 3, EXPIRY));
+        assert!(peers.record_hello("a", 1, "1", 0, start));
+        assert!(peers.record_hello("b", 1, "1", 7, start));
+        assert!(!peers.record_hello("a", 1, "1", 3, start + PEER_EXPIRY));
+        assert_eq!(peers.expire(start + PEER_EXPIRY), [""; 0]);
+        assert_eq!(peers.expire(start + PEER_EXPIRY * 3 / 2), ["b"]);
+        let list = peers.list(start + PEER_EXPIRY);
+        assert_eq!((list.len(), list[0].connections, list[0].known), (1, 3, PEER_EXPIRY));
     }
 
     #[test]
-    fn a_node_that_started_again_is_new_and_its_former_life_cannot_leave_for_it() {
+    fn a_restarted_node_is_new_and_its_former_incarnation_cannot_remove_it() {
         let peers = Peers::default();
         let now = Instant::now();
-        assert!(peers.heard("a", 1, "1", 0, now));
-        assert!(peers.heard("a", 2, "1", 0, now));
-        assert!(!peers.left("a", 1));
-        assert!(peers.left("a", 2));
+        assert!(peers.record_hello("a", 1, "1", 0, now));
+        assert!(peers.record_hello("a", 2, "1", 0, now));
+        assert!(!peers.remove("a", 1));
+        assert!(peers.remove("a", 2));
         assert_eq!(peers.len(), 0);
     }
 
     #[test]
-    fn after_an_outage_all_are_waited_for() {
+    fn all_nodes_are_expected_after_an_outage() {
         let peers = Peers::default();
         let now = Instant::now();
-        peers.heard("a", 1, "1", 0, now);
-        peers.heard("b", 1, "1", 0, now);
-        peers.start_over(now);
-        assert!(!peers.all_back());
-        peers.heard("a", 1, "1", 0, now);
-        assert!(!peers.all_back());
-        peers.left("b", 1);
-        assert!(peers.all_back());
+        peers.record_hello("a", 1, "1", 0, now);
+        peers.record_hello("b", 1, "1", 0, now);
+        peers.expect_all(now);
+        assert!(!peers.all_returned());
+        peers.record_hello("a", 1, "1", 0, now);
+        assert!(!peers.all_returned());
+        peers.remove("b", 1);
+        assert!(peers.all_returned());
     }
 }

@@ -1,4 +1,4 @@
-//! What waits for the broker.
+//! The bounded queue of messages for the broker.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -8,25 +8,27 @@ use tokio::sync::Notify;
 
 use crate::envelope::set_sequence;
 
-/// What an envelope costs besides its bytes.
-const OVERHEAD: usize = 96;
+/// Cost of a queued envelope besides its bytes.
+const ENVELOPE_OVERHEAD_BYTES: usize = 96;
 
-/// Most that is handed to the broker in one go: enough that a round trip is shared by many, and little enough that a
-/// slow broker is noticed in time.
-const BATCH_MESSAGES: usize = 512;
-pub(crate) const BATCH_BYTES: usize = 256 << 10;
+/// Maximum number of messages in a batch.
+const MAX_BATCH_MESSAGES: usize = 512;
 
-/// Most control messages that may wait. Their `max_bytes` are separate from the data lane's. They
-/// are few and small, or answers whose requester soon times out.
-const MAX_CONTROL: usize = 1024;
+/// Maximum size of a batch: large enough that many messages share a round trip, and small enough
+/// that a slow broker is noticed in time.
+pub(crate) const MAX_BATCH_BYTES: usize = 256 << 10;
+
+/// Maximum number of queued control messages. Their `max_bytes` are separate from the data lane's.
+/// They are few and small, or answers whose requester soon times out.
+const MAX_CONTROL_MESSAGES: usize = 1024;
 
 /// Largest cost of a control message that is queued even when answers have filled the lane's bytes.
-const SMALL_CONTROL: usize = 1024;
+const MAX_SMALL_CONTROL_BYTES: usize = 1024;
 
-/// To whom an envelope goes.
+/// Receivers of an envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Destination {
-    /// All nodes that are subscribed to the topic that stands here in the envelope.
+    /// All nodes that subscribe to the topic at this position in the envelope.
     Topic { start: usize, len: usize },
     /// One node.
     Node(Box<str>),
@@ -34,19 +36,19 @@ pub(crate) enum Destination {
     All,
 }
 
-/// One envelope on its way to the broker.
+/// An envelope for the broker.
 #[derive(Debug, Clone)]
 pub(crate) struct Outbound {
     pub(crate) to: Destination,
     pub(crate) envelope: Bytes,
 }
 
-/// Whether an envelope may go before the node has joined.
+/// Priority of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
-    /// The cluster's own messages: always, and before others.
+    /// Messages between drivers. They are sent first, also before the node has joined.
     Control,
-    /// Everything else.
+    /// All other messages. They are sent after the node has joined.
     Data,
 }
 
@@ -54,11 +56,11 @@ pub(crate) enum Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Full;
 
-/// Bounded by bytes; a push never waits.
+/// A queue that is bounded in bytes. A push never waits.
 #[derive(Debug)]
 pub(crate) struct Queue {
     inner: Mutex<Inner>,
-    /// Told of each push, and when the node has joined.
+    /// Notified of each push, and when the node has joined.
     pub(crate) changed: Notify,
     max_bytes: usize,
 }
@@ -68,7 +70,7 @@ struct Inner {
     control: VecDeque<Outbound>,
     data: VecDeque<Outbound>,
     bytes: usize,
-    /// The control lane's part of `bytes`.
+    /// Part of `bytes` in the control lane.
     control_bytes: usize,
     sequence: u64,
 }
@@ -82,19 +84,19 @@ impl Queue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives an envelope the next sequence and its place.
+    /// Assigns the next sequence to an envelope and appends it.
     pub(crate) fn push(&self, lane: Lane, to: Destination, mut envelope: Vec<u8>) -> Result<(), Full> {
-        let cost = envelope.len() + OVERHEAD;
+        let cost = envelope.len() + ENVELOPE_OVERHEAD_BYTES;
         {
             let mut inner = self.lock();
             let is_full = match lane {
                 Lane::Control => {
-                    let fits = cost <= SMALL_CONTROL
+                    let fits = cost <= MAX_SMALL_CONTROL_BYTES
                         || inner.control_bytes == 0
                         || inner.control_bytes + cost <= self.max_bytes;
-                    inner.control.len() >= MAX_CONTROL || !fits
+                    inner.control.len() >= MAX_CONTROL_MESSAGES || !fits
                 }
-                // One that is larger than the whole queue passes when it is alone.
+                // An envelope larger than the whole queue passes if it is alone.
                 Lane::Data => {
                     let bytes = inner.bytes - inner.control_bytes;
                     bytes > 0 && bytes + cost > self.max_bytes
@@ -119,29 +121,31 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes the next of a lane, up to a batch of so many bytes and one more message.
+    /// Moves messages of a lane to a batch until it reaches its count or `max_bytes`. The last
+    /// message may exceed `max_bytes`.
     pub(crate) fn take(&self, lane: Lane, max_bytes: usize, batch: &mut Vec<Outbound>) {
         let mut inner = self.lock();
         let mut bytes = 0;
-        while batch.len() < BATCH_MESSAGES && bytes < max_bytes {
+        while batch.len() < MAX_BATCH_MESSAGES && bytes < max_bytes {
             let next = match lane {
                 Lane::Control => inner.control.pop_front(),
                 Lane::Data => inner.data.pop_front(),
             };
             let Some(next) = next else { break };
             bytes += next.envelope.len();
-            inner.bytes -= next.envelope.len() + OVERHEAD;
+            inner.bytes -= next.envelope.len() + ENVELOPE_OVERHEAD_BYTES;
             if lane == Lane::Control {
-                inner.control_bytes -= next.envelope.len() + OVERHEAD;
+                inner.control_bytes -= next.envelope.len() + ENVELOPE_OVERHEAD_BYTES;
             }
             batch.push(next);
         }
     }
 
-    /// Forgets the cluster's own messages, which are of no use after an outage.
+    /// Drops control messages, which are useless after an outage.
     pub(crate) fn clear_control(&self) {
         let mut inner = self.lock();
-        let freed: usize = inner.control.drain(..).map(|outbound| outbound.envelope.len() + OVERHEAD).sum();
+        let freed: usize =
+            inner.control.drain(..).map(|outbound| outbound.envelope.len() + ENVELOPE_OVERHEAD_BYTES).sum();
         inner.bytes -= freed;
         inner.control_bytes = 0;
     }
@@ -150,7 +154,7 @@ impl Queue {
         self.lock().bytes
     }
 
-    /// Envelopes of the data lane.
+    /// Returns the number of envelopes in the data lane.
     pub(crate) fn len(&self) -> usize {
         self.lock().data.len()
     }
@@ -168,7 +172,7 @@ mod tests {
 
     fn take(queue: &Queue, lane: Lane) -> Vec<u64> {
         let mut batch = Vec::new();
-        queue.take(lane, BATCH_BYTES, &mut batch);
+        queue.take(lane, MAX_BATCH_BYTES, &mut batch);
         batch.iter().map(|outbound| Envelope::parse(&outbound.envelope).unwrap().sequence).collect()
     }
 
@@ -184,14 +188,14 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_refuses_and_goes_on_when_there_is_room() {
-        let cost = envelope().len() + OVERHEAD;
+    fn a_full_queue_rejects_until_there_is_room() {
+        let cost = envelope().len() + ENVELOPE_OVERHEAD_BYTES;
         let queue = Queue::new(cost * 3);
         for _ in 0..3 {
             assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Ok(()));
         }
         assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Err(Full));
-        // Heartbeats go on.
+        // Control messages still fit.
         assert_eq!(queue.push(Lane::Control, Destination::All, envelope()), Ok(()));
         assert_eq!(take(&queue, Lane::Data), [1, 2, 3]);
         queue.clear_control();
@@ -200,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_bounded_and_keep_nothing_else_out() {
+    fn answers_are_bounded_and_block_nothing_else() {
         let queue = Queue::new(10_000);
         let answer = || vec![0; 4000];
         assert_eq!(queue.push(Lane::Control, Destination::All, answer()), Ok(()));
@@ -209,21 +213,21 @@ mod tests {
         assert_eq!(queue.push(Lane::Control, Destination::All, envelope()), Ok(()));
         assert_eq!(queue.push(Lane::Data, Destination::All, answer()), Ok(()));
         queue.clear_control();
-        assert_eq!(queue.bytes(), 4000 + OVERHEAD);
+        assert_eq!(queue.bytes(), 4000 + ENVELOPE_OVERHEAD_BYTES);
         assert_eq!(queue.push(Lane::Control, Destination::All, vec![0; 40_000]), Ok(()));
         let mut batch = Vec::new();
         queue.take(Lane::Control, usize::MAX, &mut batch);
         assert_eq!(batch.len(), 1);
-        assert_eq!(queue.bytes(), 4000 + OVERHEAD);
+        assert_eq!(queue.bytes(), 4000 + ENVELOPE_OVERHEAD_BYTES);
     }
 
     #[test]
-    fn a_batch_has_an_end() {
+    fn a_batch_is_bounded() {
         let queue = Queue::new(1 << 20);
-        for _ in 0..BATCH_MESSAGES + 1 {
+        for _ in 0..MAX_BATCH_MESSAGES + 1 {
             assert_eq!(queue.push(Lane::Data, Destination::All, envelope()), Ok(()));
         }
-        assert_eq!(take(&queue, Lane::Data).len(), BATCH_MESSAGES);
+        assert_eq!(take(&queue, Lane::Data).len(), MAX_BATCH_MESSAGES);
         assert_eq!(take(&queue, Lane::Data).len(), 1);
     }
 }

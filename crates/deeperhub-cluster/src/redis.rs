@@ -1,4 +1,4 @@
-//! Redis: one connection to publish, one for what is subscribed to.
+//! Redis: one connection that publishes and one that receives subscriptions.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use redis::{AsyncConnectionConfig, Client, RedisError, TlsCertificates, Value};
 
 use crate::broker::Shared;
 use crate::cover::is_pattern;
-use crate::driver::DEADLINE;
+use crate::driver::BROKER_TIMEOUT;
 use crate::link::{self, Link, LinkError};
 use crate::names::Names;
 use crate::queue::{Destination, Outbound};
 
-/// The longest string that Redis takes by default (`proto-max-bulk-len`).
-const MAX_BULK: usize = 512 << 20;
+/// Maximum length of a string in Redis by default (`proto-max-bulk-len`).
+const MAX_BULK_BYTES: usize = 512 << 20;
 
-/// Most messages taken from the library at once.
-const MAX_BATCH: usize = 512;
+/// Maximum number of messages taken from the library at once.
+const MAX_READ_MESSAGES: usize = 512;
 
 pub(crate) struct Sender {
     connection: MultiplexedConnection,
@@ -30,7 +30,7 @@ pub(crate) struct Sender {
 pub(crate) struct Subscriber {
     sink: PubSubSink,
     names: Names,
-    /// How many patterns share a glob: `a.*` and `a.>` have the same.
+    /// Number of patterns that share a glob: `a.*` and `a.>` have the same one.
     globs: HashMap<String, u32>,
 }
 
@@ -44,7 +44,7 @@ impl From<RedisError> for LinkError {
     }
 }
 
-/// Connects to the first server that is reached and is no replica: those take a publish, and keep it to themselves.
+/// Connects to a server. Rejects replicas, because they accept a publish and do not pass it on.
 pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link, LinkError> {
     let servers = shared.config.url.servers();
     let server = servers.get(attempt % servers.len().max(1)).ok_or_else(|| LinkError::new("no server"))?;
@@ -58,32 +58,33 @@ pub(crate) async fn connect(shared: &Arc<Shared>, attempt: usize) -> Result<Link
     };
     let names = Names::new(shared.config.prefix.clone(), ':');
     let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(DEADLINE))
-        .set_response_timeout(Some(DEADLINE));
+        .set_connection_timeout(Some(BROKER_TIMEOUT))
+        .set_response_timeout(Some(BROKER_TIMEOUT));
     let over_tls = server.scheme() == "rediss";
     let mut connection = client
         .get_multiplexed_async_connection_with_config(&config)
         .await
-        .map_err(|error| unreached(error, over_tls))?;
-    // Where the access list does not let us ask, the operator knows which server it is.
+        .map_err(|error| connect_error(error, over_tls))?;
+    // If the access list forbids ROLE, the operator answers for the choice of the server.
     if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async::<Value>(&mut connection).await
         && matches!(role.first(), Some(Value::BulkString(role)) if role == b"slave")
     {
         return Err(LinkError::new("the server is a replica, which does not carry messages to the others"));
     }
     let (mut sink, stream) = client.get_async_pubsub().await?.split();
-    sink.subscribe(vec![names.all(), names.node(&shared.node)]).await?;
-    shared.max_envelope.store(MAX_BULK, Ordering::Relaxed);
+    sink.subscribe(vec![names.broadcast(), names.node(&shared.node)]).await?;
+    shared.max_envelope.store(MAX_BULK_BYTES, Ordering::Relaxed);
     Ok(Link {
         sender: link::Sender::Redis(Sender { connection, names: names.clone() }),
         subscriber: link::Subscriber::Redis(Subscriber { sink, names, globs: HashMap::new() }),
         receiver: link::Receiver::Redis(Receiver { stream }),
-        echoes: true,
+        echoes_own: true,
     })
 }
 
-/// Says what the library's error leaves open: a server that speaks TLS, or does not, is silent or ends the connection.
-fn unreached(error: RedisError, over_tls: bool) -> LinkError {
+/// Explains an error of connecting. If only one side speaks TLS, the server is silent or closes the
+/// connection, and the library's error does not say why.
+fn connect_error(error: RedisError, over_tls: bool) -> LinkError {
     let is_dropped = error.is_connection_dropped();
     if over_tls && (is_dropped || error.is_timeout()) {
         LinkError(format!("no TLS connection was made ({error}): does this port speak TLS?"))
@@ -104,7 +105,7 @@ impl Sender {
                     self.names.topic(&String::from_utf8_lossy(topic))
                 }
                 Destination::Node(node) => self.names.node(node),
-                Destination::All => self.names.all(),
+                Destination::All => self.names.broadcast(),
             };
             pipeline.cmd("PUBLISH").arg(channel).arg(&outbound.envelope[..]).ignore();
         }
@@ -113,7 +114,7 @@ impl Sender {
 }
 
 impl Subscriber {
-    /// Names of topics as channels, those of patterns as globs.
+    /// Splits names into topics, as channels, and patterns, as globs.
     fn split(&self, names: &[Arc<str>]) -> (Vec<String>, Vec<String>) {
         let (patterns, topics): (Vec<_>, Vec<_>) = names.iter().partition(|name| is_pattern(name));
         (
@@ -122,7 +123,7 @@ impl Subscriber {
         )
     }
 
-    pub(crate) async fn follow(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+    pub(crate) async fn subscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         let (channels, mut globs) = self.split(names);
         globs.retain(|glob| {
             let patterns = self.globs.entry(glob.clone()).or_default();
@@ -138,7 +139,7 @@ impl Subscriber {
         Ok(())
     }
 
-    pub(crate) async fn leave(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
+    pub(crate) async fn unsubscribe(&mut self, names: &[Arc<str>]) -> Result<(), LinkError> {
         let (channels, mut globs) = self.split(names);
         globs.retain(|glob| {
             let patterns = self.globs.get_mut(glob);
@@ -169,7 +170,7 @@ impl Receiver {
                 return Err(LinkError::new("the connection for subscriptions was lost"));
             };
             batch.push(Bytes::copy_from_slice(message.get_payload_bytes()));
-            if batch.len() >= MAX_BATCH {
+            if batch.len() >= MAX_READ_MESSAGES {
                 return Ok(());
             }
             match self.stream.next().now_or_never() {

@@ -8,7 +8,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{
-    Answering, Broker, Driver, Envelope, Inbound, Interest, Message, Refused, Running, Start, State,
+    Broker, ClusterState, Driver, DriverHandle, Envelope, InterestChange, JoinOutcome, Message,
+    MessageHandler, PendingAnswer, PublishError,
 };
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
@@ -56,15 +57,19 @@ impl ClusterConfig {
 #[derive(Debug)]
 pub(crate) struct ClusterThread {
     broker: Broker,
-    running: Option<Running>,
+    running: Option<DriverHandle>,
 }
 
 impl ClusterThread {
     /// Starts it and waits for the first attempt, at most a while.
-    pub(crate) fn start(hub: &Arc<Hub>, broker: Broker, driver: Driver) -> io::Result<(Self, Option<Start>)> {
+    pub(crate) fn start(
+        hub: &Arc<Hub>,
+        broker: Broker,
+        driver: Driver,
+    ) -> io::Result<(Self, Option<JoinOutcome>)> {
         let receiver = Receiver { hub: Arc::clone(hub), hasher: RandomState::new() };
         let running = driver.spawn(receiver)?;
-        let start = running.start(START);
+        let start = running.wait_for_join(START);
         Ok((Self { broker, running: Some(running) }, start))
     }
 
@@ -77,7 +82,7 @@ impl ClusterThread {
         if let Some(running) = self.running.take() {
             // The driver keeps to the deadline unless it is stuck in the system.
             let end = deadline.checked_add(STUCK).unwrap_or(deadline);
-            let _ = tokio::time::timeout_at(end.into(), running.ended()).await;
+            let _ = tokio::time::timeout_at(end.into(), running.wait_for_end()).await;
         }
     }
 }
@@ -97,10 +102,10 @@ pub(crate) fn follow_interest(router: &Router<Delivery>, broker: &Broker) {
         // Those are the server's own.
         if !name.starts_with('$') {
             let interest = match interest {
-                deeperhub_router::Interest::Gained => Interest::Gained,
-                deeperhub_router::Interest::Lost => Interest::Lost,
+                deeperhub_router::Interest::Gained => InterestChange::Gained,
+                deeperhub_router::Interest::Lost => InterestChange::Lost,
             };
-            broker.interest(name, interest);
+            broker.change_interest(name, interest);
         }
     });
 }
@@ -126,7 +131,7 @@ impl Hub {
     pub(crate) fn send_to_others(&self, message: Message<'_>) -> Option<ClusterFault> {
         match self.broker.as_ref()?.publish(message) {
             Ok(()) => None,
-            Err(Refused::TooLarge) => Some(ClusterFault::TooLarge),
+            Err(PublishError::TooLarge) => Some(ClusterFault::TooLarge),
             Err(_) => Some(ClusterFault::Unavailable),
         }
     }
@@ -134,12 +139,14 @@ impl Hub {
     /// Since when and why the cluster cannot be reached; `None`: it can, or there is none.
     pub(crate) fn cluster_fault(&self) -> Option<String> {
         match self.broker.as_ref()?.state() {
-            State::Up => None,
-            State::Away { error } if error.is_empty() => {
+            ClusterState::Up => None,
+            ClusterState::Disconnected { error } if error.is_empty() => {
                 Some("the node has not joined the cluster yet".to_owned())
             }
-            State::Away { error } => Some(format!("the cluster's broker cannot be reached: {error}")),
-            State::Taken => Some("another node of the cluster has this one's name".to_owned()),
+            ClusterState::Disconnected { error } => {
+                Some(format!("the cluster's broker cannot be reached: {error}"))
+            }
+            ClusterState::NameTaken => Some("another node of the cluster has this one's name".to_owned()),
             _ => Some("the node has left the cluster".to_owned()),
         }
     }
@@ -204,7 +211,7 @@ impl Receiver {
         request: u64,
         client: &ClientId,
         make: impl FnOnce(Place, oneshot::Sender<bool>) -> Request,
-    ) -> Option<Answering> {
+    ) -> Option<PendingAnswer> {
         let broker = self.hub.broker.clone()?;
         let place = Place::of(client, &self.hub.node_id);
         let answer = match place {
@@ -226,8 +233,8 @@ fn raw(payload: RawJson<'_>) -> Frame {
     ServerMessage::Raw(payload).to_frame()
 }
 
-impl Inbound for Receiver {
-    async fn receive(&self, envelope: Envelope<'_>) -> Option<Answering> {
+impl MessageHandler for Receiver {
+    async fn handle(&self, envelope: Envelope<'_>) -> Option<PendingAnswer> {
         let asker = envelope.origin.node;
         match envelope.message {
             Message::Publish { topic, from, trace, payload } => {

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::{Message, Refused, RequestError, State};
+use deeperhub_cluster::{ClusterState, Message, PublishError, RequestError};
 use deeperhub_events::{EventFilter, EventStream};
 use deeperhub_listener::{Key, Listener, ReturnTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
@@ -392,7 +392,7 @@ impl NodeHandle {
         if let Some(broker) = &self.hub.broker {
             let mut states = broker.watch();
             // An error: nothing changes any more.
-            if states.wait_for(|state| *state == State::Taken).await.is_ok() {
+            if states.wait_for(|state| *state == ClusterState::NameTaken).await.is_ok() {
                 return NodeIdTaken(self.hub.node_id.clone());
             }
         }
@@ -467,8 +467,8 @@ impl NodeHandle {
         let Some(broker) = &self.hub.broker else { return Err(ClientNotFound.into()) };
         match broker.request(node, gather::DEADLINE, ask).await {
             Ok(answer) if answer != gather::NOT_FOUND => Ok(answer),
-            Err(RequestError::Refused(Refused::TooLarge)) => Err(SendError::TooLarge),
-            Err(RequestError::Refused(_)) => Err(SendError::ClusterUnavailable),
+            Err(RequestError::NotSent(PublishError::TooLarge)) => Err(SendError::TooLarge),
+            Err(RequestError::NotSent(_)) => Err(SendError::ClusterUnavailable),
             _ => Err(ClientNotFound.into()),
         }
     }

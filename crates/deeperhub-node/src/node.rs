@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::Start;
+use deeperhub_cluster::JoinOutcome;
 use deeperhub_events::EventBus;
 use deeperhub_listener::{ListenOn, Listener, Live};
 use deeperhub_metrics::{CellError, Cells, RegisterError, Registry, Unit};
@@ -182,7 +182,7 @@ impl Node {
             Some((broker, driver)) => {
                 let (thread, start) =
                     ClusterThread::start(&hub, broker, driver).map_err(StartError::Cluster)?;
-                if start == Some(Start::Taken) {
+                if start == Some(JoinOutcome::NameTaken) {
                     return Err(NodeIdTaken(hub.node_id.clone()).into());
                 }
                 Some(thread)

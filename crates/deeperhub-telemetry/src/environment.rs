@@ -1,73 +1,18 @@
-//! What the variables of OpenTelemetry say.
+//! Reads OpenTelemetry's environment variables.
 //!
-//! They are shared by all programs of an environment, so that, as their specification asks for, a bad value is warned
-//! about and treated as absent; only our own settings are refused.
+//! All programs of an environment share them. So, as their specification asks, an invalid value
+//! causes a warning and counts as absent.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use deeperhub_args::{HttpUrl, Ratio, Switchable};
 use deeperhub_node::trace::Sampler;
 
-use deeperhub_args::{HttpUrl, Ratio, Switchable};
+use crate::config::{Destination, Headers, Overrides, Protocol, Service, TelemetryConfig};
 
-/// What is exported, and where to.
-#[derive(Debug, Clone)]
-pub struct TelemetryConfig {
-    /// Where spans go; `None`: nowhere.
-    pub traces: Option<Target>,
-    /// Where metrics go; `None`: nowhere.
-    pub metrics: Option<Target>,
-    pub sampler: Sampler,
-    /// Attributes of everything that is sent.
-    pub resource: Vec<(String, String)>,
-    /// Spans that may wait to be sent.
-    pub queue: usize,
-    /// Spans that are sent at once.
-    pub batch: usize,
-    /// How long a span waits for others to go with.
-    pub delay: Duration,
-    /// How long it is tried to send a batch.
-    pub export_timeout: Duration,
-    pub metrics_interval: Duration,
-    pub warnings: Vec<String>,
-}
-
-/// Where one kind of telemetry goes.
-#[derive(Debug, Clone)]
-pub struct Target {
-    /// The whole URL for HTTP, the origin for gRPC.
-    pub url: HttpUrl,
-    pub protocol: Protocol,
-    /// Names and values of headers, which may be secrets.
-    pub headers: Headers,
-    /// For one attempt.
-    pub timeout: Duration,
-    pub is_compressed: bool,
-    /// The certificates to trust rather than the system's.
-    pub certificate: Option<PathBuf>,
-    /// The certificate to show a collector that asks for one, and its key.
-    pub identity: Option<(PathBuf, PathBuf)>,
-}
-
-/// Headers; what they say is not shown.
-#[derive(Clone, Default)]
-pub struct Headers(pub Vec<(String, String)>);
-
-impl std::fmt::Debug for Headers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
-    }
-}
-
-/// How telemetry is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    Grpc,
-    HttpProtobuf,
-}
-
-/// Kinds of telemetry, which variables tell apart.
+/// A kind of telemetry with variables of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Signal {
     Traces,
@@ -82,7 +27,7 @@ impl Signal {
         }
     }
 
-    /// What HTTP appends to the endpoint.
+    /// Returns the path that OTLP/HTTP appends to the base endpoint.
     const fn path(self) -> &'static str {
         match self {
             Self::Traces => "/v1/traces",
@@ -91,60 +36,66 @@ impl Signal {
     }
 }
 
-/// Puts our settings over the variables that `read` gives by name.
-pub fn telemetry_config(
-    endpoint: Option<&Switchable<HttpUrl>>,
-    ratio: Option<Ratio>,
-    read: impl Fn(&str) -> Option<String>,
-) -> TelemetryConfig {
-    let mut reader = Reader { read: &read, warnings: Vec::new() };
-    let disabled = reader.flag("OTEL_SDK_DISABLED") || endpoint == Some(&Switchable::Off);
-    let endpoint = match endpoint {
-        Some(Switchable::On(url)) => Some(url),
-        _ => None,
-    };
-    let traces = (!disabled).then(|| reader.target(Signal::Traces, endpoint)).flatten();
-    let metrics = (!disabled).then(|| reader.target(Signal::Metrics, endpoint)).flatten();
-    let sampler = match ratio {
-        Some(ratio) => Sampler::parent_based(ratio.0),
-        None => reader.sampler(),
-    };
-    let resource = reader.resource();
-    let queue = reader.number("OTEL_BSP_MAX_QUEUE_SIZE", 2048, 1, 1 << 20) as usize;
-    let batch = reader.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512, 1, 1 << 16) as usize;
-    let delay = reader.milliseconds("OTEL_BSP_SCHEDULE_DELAY", 5000);
-    let export_timeout = reader.milliseconds("OTEL_BSP_EXPORT_TIMEOUT", 30_000);
-    let metrics_interval = reader.milliseconds("OTEL_METRIC_EXPORT_INTERVAL", 60_000);
-    let warnings = if traces.is_none() && metrics.is_none() { Vec::new() } else { reader.warnings };
-    TelemetryConfig {
-        traces,
-        metrics,
-        sampler,
-        resource,
-        queue,
-        batch: batch.min(queue),
-        delay,
-        export_timeout,
-        metrics_interval,
-        warnings,
+impl TelemetryConfig {
+    /// Reads the `OTEL_*` variables with `read`, which returns a variable's value. `overrides` take
+    /// precedence.
+    #[must_use]
+    pub fn from_variables(
+        service: Service,
+        overrides: &Overrides,
+        read: impl Fn(&str) -> Option<String>,
+    ) -> Self {
+        let mut reader = Reader { read: &read, warnings: Vec::new() };
+        let is_disabled = reader.flag("OTEL_SDK_DISABLED") || overrides.endpoint == Some(Switchable::Off);
+        let endpoint = match &overrides.endpoint {
+            Some(Switchable::On(url)) => Some(url),
+            _ => None,
+        };
+        let traces = (!is_disabled).then(|| reader.destination(Signal::Traces, endpoint)).flatten();
+        let metrics = (!is_disabled).then(|| reader.destination(Signal::Metrics, endpoint)).flatten();
+        let sampler = match overrides.sample_ratio {
+            Some(ratio) => Sampler::parent_based(ratio.0),
+            None => reader.sampler(),
+        };
+        let resource = reader.resource();
+        let max_queued_spans = reader.number("OTEL_BSP_MAX_QUEUE_SIZE", 2048, 1, 1 << 20) as usize;
+        let batch = reader.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512, 1, 1 << 16) as usize;
+        let batch_delay = reader.milliseconds("OTEL_BSP_SCHEDULE_DELAY", 5000);
+        let export_timeout = reader.milliseconds("OTEL_BSP_EXPORT_TIMEOUT", 30_000);
+        let metrics_interval = reader.milliseconds("OTEL_METRIC_EXPORT_INTERVAL", 60_000);
+        let warnings = if traces.is_none() && metrics.is_none() { Vec::new() } else { reader.warnings };
+        Self {
+            service,
+            traces,
+            metrics,
+            sampler,
+            resource,
+            max_queued_spans,
+            max_batch_spans: batch.min(max_queued_spans),
+            batch_delay,
+            export_timeout,
+            metrics_interval,
+            warnings,
+        }
     }
 }
 
+/// Looks variables up and collects warnings about invalid values.
 struct Reader<'r> {
     read: &'r dyn Fn(&str) -> Option<String>,
     warnings: Vec<String>,
 }
 
 impl Reader<'_> {
-    /// A variable's value; an empty one counts as absent.
+    /// Returns a variable's value; a blank value counts as absent.
     fn text(&self, name: &str) -> Option<String> {
         (self.read)(name).filter(|text| !text.trim().is_empty())
     }
 
-    /// The signal's own variable, or the one for all, and its name.
-    fn of_signal(&self, signal: Signal, rest: &str) -> Option<(String, String)> {
-        let own = format!("OTEL_EXPORTER_OTLP_{}_{rest}", signal.name());
-        let all = format!("OTEL_EXPORTER_OTLP_{rest}");
+    /// Returns name and value of the signal's own variable, or else of the one for all signals.
+    fn signal_variable(&self, signal: Signal, suffix: &str) -> Option<(String, String)> {
+        let own = format!("OTEL_EXPORTER_OTLP_{}_{suffix}", signal.name());
+        let all = format!("OTEL_EXPORTER_OTLP_{suffix}");
         [own, all].into_iter().find_map(|name| self.text(&name).map(|text| (name, text)))
     }
 
@@ -177,8 +128,9 @@ impl Reader<'_> {
         Duration::from_millis(self.number(name, default, 1, 24 * 3_600_000))
     }
 
-    /// Where a signal goes: an endpoint must be named by us or by a variable, so that telemetry never leaves by itself.
-    fn target(&mut self, signal: Signal, ours: Option<&HttpUrl>) -> Option<Target> {
+    /// Returns a signal's destination, or `None` if neither `overriding` nor a variable names an
+    /// endpoint: telemetry leaves the process only on request.
+    fn destination(&mut self, signal: Signal, overriding: Option<&HttpUrl>) -> Option<Destination> {
         let name = format!("OTEL_{}_EXPORTER", signal.name());
         if let Some(exporter) = self.text(&name) {
             let names: Vec<_> = exporter.split(',').map(str::trim).collect();
@@ -189,7 +141,7 @@ impl Reader<'_> {
                 self.warn(&name, unknown, "otlp or none");
             }
         }
-        let (base, own) = match ours {
+        let (base, own) = match overriding {
             Some(url) => (Some(url.clone()), None),
             None => {
                 let own_name = format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", signal.name());
@@ -199,17 +151,17 @@ impl Reader<'_> {
         let endpoint = own.clone().or(base)?;
         let protocol = self.protocol(signal, &endpoint);
         let url = match (protocol, own) {
-            // As it is: it names the whole path.
+            // A signal's own endpoint already has its path.
             (Protocol::HttpProtobuf, Some(own)) => own,
             (Protocol::HttpProtobuf, None) => endpoint.below(signal.path()),
             (Protocol::Grpc, _) => endpoint,
         };
         let headers = self.headers(signal);
-        let timeout = match self.of_signal(signal, "TIMEOUT") {
+        let timeout = match self.signal_variable(signal, "TIMEOUT") {
             Some((name, _)) => self.milliseconds(&name, 10_000),
-            None => Duration::from_secs(10),
+            None => Destination::DEFAULT_TIMEOUT,
         };
-        let is_compressed = match self.of_signal(signal, "COMPRESSION") {
+        let is_compressed = match self.signal_variable(signal, "COMPRESSION") {
             Some((_, text)) if text.eq_ignore_ascii_case("gzip") => true,
             Some((name, text)) => {
                 if !text.eq_ignore_ascii_case("none") {
@@ -219,20 +171,20 @@ impl Reader<'_> {
             }
             None => false,
         };
-        let certificate = self.of_signal(signal, "CERTIFICATE").map(|(_, path)| path.into());
+        let certificate = self.signal_variable(signal, "CERTIFICATE").map(|(_, path)| path.into());
         let identity = self.identity(signal);
-        Some(Target { url, protocol, headers, timeout, is_compressed, certificate, identity })
+        Some(Destination { url, protocol, headers, timeout, is_compressed, certificate, identity })
     }
 
-    /// Both files, or neither.
+    /// Returns the files of the client certificate and its key; one without the other is ignored.
     fn identity(&mut self, signal: Signal) -> Option<(PathBuf, PathBuf)> {
-        let certificate = self.of_signal(signal, "CLIENT_CERTIFICATE");
-        let key = self.of_signal(signal, "CLIENT_KEY");
+        let certificate = self.signal_variable(signal, "CLIENT_CERTIFICATE");
+        let key = self.signal_variable(signal, "CLIENT_KEY");
         match (certificate, key) {
             (Some((_, certificate)), Some((_, key))) => Some((certificate.into(), key.into())),
             (None, None) => None,
             (Some((name, path)), None) | (None, Some((name, path))) => {
-                self.warn(&name, &path, "a certificate and its key, each by its variable");
+                self.warn(&name, &path, "a certificate and its key, each in its variable");
                 None
             }
         }
@@ -250,9 +202,10 @@ impl Reader<'_> {
         }
     }
 
-    /// Where nobody says how, the port that gRPC has by convention does, and else it is HTTP.
+    /// Returns the protocol of the variable, or else gRPC for its conventional port and HTTP for
+    /// others.
     fn protocol(&mut self, signal: Signal, endpoint: &HttpUrl) -> Protocol {
-        if let Some((name, text)) = self.of_signal(signal, "PROTOCOL") {
+        if let Some((name, text)) = self.signal_variable(signal, "PROTOCOL") {
             match text.trim() {
                 "grpc" => return Protocol::Grpc,
                 "http/protobuf" => return Protocol::HttpProtobuf,
@@ -263,10 +216,10 @@ impl Reader<'_> {
     }
 
     fn headers(&mut self, signal: Signal) -> Headers {
-        let Some((name, text)) = self.of_signal(signal, "HEADERS") else { return Headers::default() };
-        let (pairs, broken) = pairs(&text);
-        if broken > 0 {
-            self.warn(&name, &format!("{broken} of its entries"), "name=value,name=value");
+        let Some((name, text)) = self.signal_variable(signal, "HEADERS") else { return Headers::default() };
+        let (pairs, invalid) = pairs(&text);
+        if invalid > 0 {
+            self.warn(&name, &format!("{invalid} of its entries"), "name=value,name=value");
         }
         Headers(pairs)
     }
@@ -304,9 +257,9 @@ impl Reader<'_> {
 
     fn resource(&mut self) -> Vec<(String, String)> {
         const NAME: &str = "OTEL_RESOURCE_ATTRIBUTES";
-        let (mut attributes, broken) = self.text(NAME).map(|text| pairs(&text)).unwrap_or_default();
-        if broken > 0 {
-            self.warn(NAME, &format!("{broken} of its entries"), "name=value,name=value");
+        let (mut attributes, invalid) = self.text(NAME).map(|text| pairs(&text)).unwrap_or_default();
+        if invalid > 0 {
+            self.warn(NAME, &format!("{invalid} of its entries"), "name=value,name=value");
         }
         if let Some(service) = self.text("OTEL_SERVICE_NAME") {
             attributes.retain(|(name, _)| name != "service.name");
@@ -316,7 +269,8 @@ impl Reader<'_> {
     }
 }
 
-/// `name=value,name=value` with percent-encoding, as W3C Baggage writes it, and how many entries are none.
+/// Parses `name=value,name=value` with percent-encoding (the syntax of W3C Baggage). Returns the
+/// pairs and the number of invalid entries.
 fn pairs(text: &str) -> (Vec<(String, String)>, usize) {
     let entries: Vec<_> = text.split(',').filter(|entry| !entry.trim().is_empty()).collect();
     let pairs: Vec<_> = entries
@@ -324,15 +278,15 @@ fn pairs(text: &str) -> (Vec<(String, String)>, usize) {
         .filter_map(|entry| {
             let (name, value) = entry.split_once('=')?;
             let name = name.trim();
-            (!name.is_empty()).then_some((name.to_owned(), decoded(value.trim())?.into_owned()))
+            (!name.is_empty()).then_some((name.to_owned(), percent_decode(value.trim())?.into_owned()))
         })
         .collect();
-    let broken = entries.len() - pairs.len();
-    (pairs, broken)
+    let invalid = entries.len() - pairs.len();
+    (pairs, invalid)
 }
 
-/// A value without its percent-encoding; `None` where that is broken.
-fn decoded(text: &str) -> Option<Cow<'_, str>> {
+/// Decodes percent-encoding; returns `None` if it is invalid.
+fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('%') {
         return Some(Cow::Borrowed(text));
     }
@@ -354,16 +308,20 @@ fn decoded(text: &str) -> Option<Cow<'_, str>> {
 mod tests {
     use super::*;
 
-    fn config(ours: Option<&str>, variables: &[(&str, &str)]) -> TelemetryConfig {
-        let endpoint = ours.map(|text| text.parse().unwrap());
-        telemetry_config(endpoint.as_ref(), None, |name| {
+    fn service() -> Service {
+        Service::new("hub", "1.2.3")
+    }
+
+    fn config(endpoint: Option<&str>, variables: &[(&str, &str)]) -> TelemetryConfig {
+        let endpoint = endpoint.map(|text| text.parse().unwrap());
+        TelemetryConfig::from_variables(service(), &Overrides { endpoint, sample_ratio: None }, |name| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         })
     }
 
-    fn check(ours: Option<&str>, variables: &[(&str, &str)], expected: Option<(&str, Protocol)>) {
-        let config = config(ours, variables);
-        let traces = config.traces.map(|target| (target.url.to_string(), target.protocol));
+    fn check(endpoint: Option<&str>, variables: &[(&str, &str)], expected: Option<(&str, Protocol)>) {
+        let config = config(endpoint, variables);
+        let traces = config.traces.map(|destination| (destination.url.to_string(), destination.protocol));
         assert_eq!(traces.as_ref().map(|(url, protocol)| (url.as_str(), *protocol)), expected);
     }
 
@@ -375,17 +333,17 @@ mod tests {
     }
 
     #[test]
-    fn the_port_chooses_the_protocol_where_nobody_does() {
+    fn the_port_chooses_the_protocol_if_no_variable_does() {
         use Protocol::{Grpc, HttpProtobuf};
         check(Some("http://c:4317"), &[], Some(("http://c:4317", Grpc)));
         check(Some("http://c:4318"), &[], Some(("http://c:4318/v1/traces", HttpProtobuf)));
         check(Some("http://c"), &[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], Some(("http://c", Grpc)));
-        let odd = [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
-        check(Some("http://c:4317"), &odd, Some(("http://c:4317/v1/traces", HttpProtobuf)));
+        let explicit = [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+        check(Some("http://c:4317"), &explicit, Some(("http://c:4317/v1/traces", HttpProtobuf)));
     }
 
     #[test]
-    fn a_signals_own_endpoint_is_taken_as_it_is() {
+    fn a_signals_own_endpoint_is_used_unchanged() {
         let variables = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/base/"),
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://t:9/spans"),
@@ -397,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn it_can_be_switched_off() {
+    fn export_can_be_switched_off() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c");
         check(None, &[endpoint, ("OTEL_SDK_DISABLED", "TRUE")], None);
         check(None, &[endpoint, ("OTEL_TRACES_EXPORTER", "none")], None);
@@ -418,10 +376,13 @@ mod tests {
                 ("OTEL_EXPORTER_OTLP_HEADERS", "a=1,nonsense,b=%zz"),
             ],
         );
-        assert_eq!((config.queue, config.sampler), (2048, Sampler::parent_based(1.0)));
-        let target = config.traces.unwrap();
-        assert_eq!((target.protocol, target.timeout), (Protocol::HttpProtobuf, Duration::from_secs(10)));
-        assert_eq!(target.headers.0, [("a".to_owned(), "1".to_owned())]);
+        assert_eq!((config.max_queued_spans, config.sampler), (2048, Sampler::parent_based(1.0)));
+        let destination = config.traces.unwrap();
+        assert_eq!(
+            (destination.protocol, destination.timeout),
+            (Protocol::HttpProtobuf, Duration::from_secs(10))
+        );
+        assert_eq!(destination.headers.0, [("a".to_owned(), "1".to_owned())]);
         for name in ["PROTOCOL", "SAMPLER", "QUEUE_SIZE", "TIMEOUT", "HEADERS"] {
             assert!(config.warnings.iter().any(|warning| warning.contains(name)), "{name}");
         }
@@ -440,12 +401,14 @@ mod tests {
             let variables = [("OTEL_TRACES_SAMPLER", name), ("OTEL_TRACES_SAMPLER_ARG", argument)];
             assert_eq!(config(Some("http://c"), &variables).sampler, expected, "{name}");
         }
-        let ours = telemetry_config(None, Some(Ratio(0.5)), |_| Some("always_off".to_owned()));
-        assert_eq!(ours.sampler, Sampler::parent_based(0.5));
+        let overrides = Overrides { sample_ratio: Some(Ratio(0.5)), endpoint: None };
+        let overridden =
+            TelemetryConfig::from_variables(service(), &overrides, |_| Some("always_off".to_owned()));
+        assert_eq!(overridden.sampler, Sampler::parent_based(0.5));
     }
 
     #[test]
-    fn the_service_has_the_name_that_it_is_given() {
+    fn the_service_name_variable_wins_over_the_attribute() {
         let variables = [
             ("OTEL_RESOURCE_ATTRIBUTES", "service.name=a, deployment.environment.name=prod%2Ceu"),
             ("OTEL_SERVICE_NAME", "b"),
@@ -467,9 +430,9 @@ mod tests {
 
     #[test]
     fn headers_are_not_shown() {
-        let target =
+        let config =
             config(Some("http://c"), &[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2")]);
-        let traces = target.traces.unwrap();
+        let traces = config.traces.unwrap();
         assert_eq!(traces.headers.0[0].1, "Bearer hunter2");
         assert!(!format!("{traces:?}").contains("hunter2"));
     }

@@ -166,7 +166,7 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
         Some(api) => Some(api::listen(api).await?),
         None => None,
     };
-    settings.node.tracer = telemetry.tracer(settings.telemetry.trace_client_rate);
+    settings.node.tracer = telemetry.tracer_with_client_rate(settings.telemetry.trace_client_rate);
     add_process_metrics(&mut settings, lost_lines, telemetry.panics());
     let node = match start_node(clients, &settings, &mut stops).await? {
         Started::Node(node) => *node,

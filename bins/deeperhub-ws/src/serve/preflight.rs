@@ -14,7 +14,7 @@ use crate::config::effective::Settings;
 pub(super) struct Preflight {
     pub(super) clients: ListenOn,
     pub(super) api: Option<SocketAddr>,
-    pub(super) telemetry: deeperhub_telemetry::Prepared,
+    pub(super) telemetry: deeperhub_telemetry::Exporters,
     pub(super) warnings: Vec<String>,
 }
 
@@ -29,7 +29,7 @@ impl Preflight {
             None => lookup(address)?.into(),
         };
         let api = api.map(lookup).transpose()?;
-        let (telemetry, warnings) = deeperhub_telemetry::Prepared::new(config);
+        let (telemetry, warnings) = deeperhub_telemetry::Exporters::new(config);
         Ok(Self { clients, api, telemetry, warnings })
     }
 }

@@ -1,4 +1,4 @@
-//! From the node's metrics to a collector.
+//! Sends the node's metrics to a collector.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,30 +6,30 @@ use deeperhub_node::NodeHandle;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::convert::{self, Origin};
-use crate::transport::Client;
+use crate::client::Client;
+use crate::otlp::{self, Origin};
 
-/// Reads and sends all metrics from time to time.
+/// Reads and sends all metrics at an interval.
 #[derive(Debug)]
-pub(crate) struct Exporter {
+pub(crate) struct MetricExporter {
     client: Client,
     node: NodeHandle,
     interval: Duration,
-    /// The last attempt failed; told once, until one succeeds.
+    /// The last attempt failed. Logged once, until an attempt succeeds.
     is_failing: bool,
 }
 
-impl Exporter {
-    pub(crate) fn new(client: Client, node: NodeHandle, interval: Duration) -> Self {
+impl MetricExporter {
+    pub(crate) const fn new(client: Client, node: NodeHandle, interval: Duration) -> Self {
         Self { client, node, interval, is_failing: false }
     }
 
-    /// Sends until it is told to stop, and then once more.
+    /// Sends at each interval until `stop` is set or dropped, and then once more.
     pub(crate) async fn run(&mut self, origin: &Origin, stop: &mut watch::Receiver<bool>) {
         loop {
             let stopped = tokio::select! {
                 () = tokio::time::sleep(self.interval) => false,
-                // An error says that whoever could tell it is gone.
+                // An error means that the sender is gone.
                 _ = stop.wait_for(|stop| *stop) => true,
             };
             self.send(origin).await;
@@ -39,21 +39,21 @@ impl Exporter {
         }
     }
 
-    /// Numbers that only grow are sent as such, so an attempt that fails loses none.
+    /// Sends all metrics. Sums are cumulative, so a failed attempt loses no counts.
     async fn send(&mut self, origin: &Origin) {
-        let request = convert::metrics(origin, &self.node.metrics_snapshot(), SystemTime::now());
+        let request = otlp::metrics_request(origin, &self.node.metrics_snapshot(), SystemTime::now());
         match self.client.send_metrics(request).await {
             Ok(rejected) => {
                 if rejected > 0 {
-                    warn!(rejected, "The collector rejected some metrics.");
+                    warn!(rejected, "Collector rejected data points");
                 }
                 if std::mem::take(&mut self.is_failing) {
-                    info!("The collector takes metrics again.");
+                    info!("Export of metrics recovered");
                 }
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.is_failing, true) {
-                    warn!(%error, "Metrics were not taken; trying again from time to time.");
+                    warn!(%error, interval = ?self.interval, "Export of metrics failed; retrying");
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Spans and metrics in the form of OTLP.
+//! Converts spans and metrics to OTLP messages.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,14 +14,21 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1 as trace;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Status, span, status};
 
-use crate::environment::TelemetryConfig;
+use crate::config::TelemetryConfig;
 
-/// The flags of a span in OTLP: the parent's context is known to be local or remote.
+/// Flag of an OTLP span: `IS_REMOTE` is known for its parent.
 const HAS_IS_REMOTE: u32 = 0x100;
+
+/// Flag of an OTLP span: its parent belongs to another process.
 const IS_REMOTE: u32 = 0x200;
+
+/// The sampled flag of a W3C trace context.
 const SAMPLED: u32 = 1;
 
-/// Who sends, and since when.
+/// Name of the instrumentation scope.
+pub(crate) const SCOPE_NAME: &str = "deeperhub";
+
+/// Resource, scope and start time that all requests carry.
 #[derive(Debug)]
 pub(crate) struct Origin {
     resource: Resource,
@@ -30,11 +37,11 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// The attributes that were configured, over those that are known by themselves.
+    /// Configured attributes replace known ones of the same name.
     pub(crate) fn new(config: &TelemetryConfig, node_id: &str) -> Self {
         let known = [
-            ("service.name", "deeperhub-ws".to_owned()),
-            ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("service.name", config.service.name.clone()),
+            ("service.version", config.service.version.clone()),
             ("service.instance.id", node_id.to_owned()),
             ("process.pid", std::process::id().to_string()),
             ("telemetry.sdk.name", "deeperhub-ws".to_owned()),
@@ -45,13 +52,13 @@ impl Origin {
         let mut attributes: Vec<_> = known
             .into_iter()
             .filter(|(name, _)| !configured(name))
-            .map(|(name, value)| text(name, value))
+            .map(|(name, value)| text_attribute(name, value))
             .collect();
-        attributes.extend(config.resource.iter().map(|(name, value)| text(name, value.clone())));
+        attributes.extend(config.resource.iter().map(|(name, value)| text_attribute(name, value.clone())));
         Self {
             resource: Resource { attributes, ..Resource::default() },
             scope: InstrumentationScope {
-                name: "deeperhub".to_owned(),
+                name: SCOPE_NAME.to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 ..InstrumentationScope::default()
             },
@@ -60,11 +67,14 @@ impl Origin {
     }
 }
 
-/// A request that carries spans.
-pub(crate) fn spans(origin: &Origin, spans: impl Iterator<Item = Span>) -> ExportTraceServiceRequest {
+/// Returns a request that carries spans.
+pub(crate) fn traces_request(
+    origin: &Origin,
+    spans: impl Iterator<Item = Span>,
+) -> ExportTraceServiceRequest {
     let scope_spans = ScopeSpans {
         scope: Some(origin.scope.clone()),
-        spans: spans.map(span_of).collect(),
+        spans: spans.map(otlp_span).collect(),
         schema_url: String::new(),
     };
     ExportTraceServiceRequest {
@@ -76,7 +86,7 @@ pub(crate) fn spans(origin: &Origin, spans: impl Iterator<Item = Span>) -> Expor
     }
 }
 
-fn span_of(span: Span) -> trace::Span {
+pub(crate) fn otlp_span(span: Span) -> trace::Span {
     let kind = match span.kind {
         SpanKind::Server => span::SpanKind::Server,
         SpanKind::Producer => span::SpanKind::Producer,
@@ -88,7 +98,7 @@ fn span_of(span: Span) -> trace::Span {
         .into_iter()
         .map(|(name, value)| KeyValue {
             key: name.to_owned(),
-            value: Some(any(value)),
+            value: Some(any_value(value)),
             ..KeyValue::default()
         })
         .collect();
@@ -96,7 +106,7 @@ fn span_of(span: Span) -> trace::Span {
         .error
         .as_ref()
         .map(|_| Status { message: String::new(), code: status::StatusCode::Error as i32 });
-    attributes.extend(span.error.map(|error| text("error.type", error.into_owned())));
+    attributes.extend(span.error.map(|error| text_attribute("error.type", error.into_owned())));
     let remote = if span.parent.is_some() && span.parent_is_remote { IS_REMOTE } else { 0 };
     trace::Span {
         trace_id: span.context.trace_id().to_be_bytes().to_vec(),
@@ -106,16 +116,16 @@ fn span_of(span: Span) -> trace::Span {
         flags: SAMPLED | HAS_IS_REMOTE | remote,
         name: span.name.into_owned(),
         kind: kind as i32,
-        start_time_unix_nano: nanos(span.start),
-        end_time_unix_nano: nanos(span.end),
+        start_time_unix_nano: unix_nanos(span.start),
+        end_time_unix_nano: unix_nanos(span.end),
         attributes,
-        links: span.links.iter().map(link).collect(),
+        links: span.links.iter().map(otlp_link).collect(),
         status,
         ..trace::Span::default()
     }
 }
 
-fn link(to: &SpanContext) -> span::Link {
+fn otlp_link(to: &SpanContext) -> span::Link {
     span::Link {
         trace_id: to.trace_id().to_be_bytes().to_vec(),
         span_id: to.span_id().to_be_bytes().to_vec(),
@@ -124,16 +134,16 @@ fn link(to: &SpanContext) -> span::Link {
     }
 }
 
-/// A request that carries metrics, as they are at `now`.
-pub(crate) fn metrics(
+/// Returns a request that carries the metrics' values at `now`.
+pub(crate) fn metrics_request(
     origin: &Origin,
     snapshots: &[MetricSnapshot<'_>],
     now: SystemTime,
 ) -> ExportMetricsServiceRequest {
-    let times = (nanos(origin.started), nanos(now));
+    let times = (unix_nanos(origin.started), unix_nanos(now));
     let scope_metrics = metrics::ScopeMetrics {
         scope: Some(origin.scope.clone()),
-        metrics: snapshots.iter().filter_map(|snapshot| metric_of(snapshot, times)).collect(),
+        metrics: snapshots.iter().filter_map(|snapshot| otlp_metric(snapshot, times)).collect(),
         schema_url: String::new(),
     };
     ExportMetricsServiceRequest {
@@ -145,8 +155,9 @@ pub(crate) fn metrics(
     }
 }
 
-/// Names are without what their unit and kind say: those who turn OTLP into Prometheus' form add just that again.
-fn metric_of(snapshot: &MetricSnapshot<'_>, times: (u64, u64)) -> Option<metrics::Metric> {
+/// Converts a metric. Strips the suffixes for unit and kind from its name, because a collector that
+/// converts OTLP to Prometheus appends them again. Returns `None` for an unknown kind.
+fn otlp_metric(snapshot: &MetricSnapshot<'_>, times: (u64, u64)) -> Option<metrics::Metric> {
     let (unit, suffix) = match snapshot.unit {
         Unit::Bytes => ("By", "_bytes"),
         Unit::Seconds => ("s", "_seconds"),
@@ -161,26 +172,29 @@ fn metric_of(snapshot: &MetricSnapshot<'_>, times: (u64, u64)) -> Option<metrics
             data_points: points
                 .iter()
                 .map(|&(label, value)| {
-                    let labels =
-                        label.map(|(name, value)| text(name, value.to_owned())).into_iter().collect();
-                    point(labels, value, times)
+                    let labels = label
+                        .map(|(name, value)| text_attribute(name, value.to_owned()))
+                        .into_iter()
+                        .collect();
+                    number_point(labels, value, times)
                 })
                 .collect(),
             aggregation_temporality: cumulative,
             is_monotonic: true,
         }),
         MetricData::Gauge(value) => {
-            metric::Data::Gauge(metrics::Gauge { data_points: vec![point(Vec::new(), *value, times)] })
+            metric::Data::Gauge(metrics::Gauge { data_points: vec![number_point(Vec::new(), *value, times)] })
         }
         MetricData::Info(labels) => {
-            let labels = labels.iter().map(|(name, value)| text(name, value.clone())).collect();
-            metric::Data::Gauge(metrics::Gauge { data_points: vec![point(labels, Number::Whole(1), times)] })
+            let labels = labels.iter().map(|(name, value)| text_attribute(name, value.clone())).collect();
+            metric::Data::Gauge(metrics::Gauge {
+                data_points: vec![number_point(labels, Number::Whole(1), times)],
+            })
         }
         MetricData::Histogram(histogram) => metric::Data::Histogram(metrics::Histogram {
             data_points: vec![histogram_point(histogram, times)],
             aggregation_temporality: cumulative,
         }),
-        // Kinds of a later version.
         _ => return None,
     };
     Some(metrics::Metric {
@@ -192,7 +206,11 @@ fn metric_of(snapshot: &MetricSnapshot<'_>, times: (u64, u64)) -> Option<metrics
     })
 }
 
-fn point(attributes: Vec<KeyValue>, value: Number, (start, now): (u64, u64)) -> metrics::NumberDataPoint {
+fn number_point(
+    attributes: Vec<KeyValue>,
+    value: Number,
+    (start, now): (u64, u64),
+) -> metrics::NumberDataPoint {
     let value = match value {
         Number::Whole(value) => number_data_point::Value::AsInt(value),
         Number::Float(value) => number_data_point::Value::AsDouble(value),
@@ -211,7 +229,7 @@ fn histogram_point(histogram: &HistogramSnapshot, (start, now): (u64, u64)) -> m
     let bounds = histogram.bounds();
     let exemplars = histogram.exemplars().iter().flatten().map(|exemplar| metrics::Exemplar {
         filtered_attributes: Vec::new(),
-        time_unix_nano: nanos(exemplar.at),
+        time_unix_nano: unix_nanos(exemplar.at),
         span_id: exemplar.span_id.to_be_bytes().to_vec(),
         trace_id: exemplar.trace_id.to_be_bytes().to_vec(),
         value: Some(exemplar::Value::AsDouble(bounds.exposed(exemplar.value))),
@@ -228,11 +246,15 @@ fn histogram_point(histogram: &HistogramSnapshot, (start, now): (u64, u64)) -> m
     }
 }
 
-fn text(name: &str, value: String) -> KeyValue {
-    KeyValue { key: name.to_owned(), value: Some(any(Value::Text(value.into()))), ..KeyValue::default() }
+fn text_attribute(name: &str, value: String) -> KeyValue {
+    KeyValue {
+        key: name.to_owned(),
+        value: Some(any_value(Value::Text(value.into()))),
+        ..KeyValue::default()
+    }
 }
 
-fn any(value: Value) -> AnyValue {
+fn any_value(value: Value) -> AnyValue {
     let value = match value {
         Value::Text(text) => any_value::Value::StringValue(text.into_owned()),
         Value::Integer(number) => any_value::Value::IntValue(number),
@@ -243,8 +265,8 @@ fn any(value: Value) -> AnyValue {
     AnyValue { value: Some(value) }
 }
 
-/// Since 1970; 0 before it.
-fn nanos(time: SystemTime) -> u64 {
+/// Returns the nanoseconds since 1970; 0 for earlier times.
+fn unix_nanos(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

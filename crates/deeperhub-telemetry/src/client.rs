@@ -1,4 +1,4 @@
-//! Sends requests to a collector: OTLP over gRPC, or over HTTP as protobuf.
+//! Sends OTLP requests to a collector over gRPC or HTTP.
 
 use std::error::Error as _;
 use std::io::{self, Write};
@@ -10,16 +10,17 @@ use flate2::write::GzEncoder;
 use http::header::{
     CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
 };
-use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
 use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
@@ -27,24 +28,18 @@ use prost::Message;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-use tonic::client::Grpc;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
-use tonic_prost::ProstCodec;
 
-use crate::environment::{Protocol, Target};
+use crate::config::{Destination, Protocol};
 
-/// The most that is read of a collector's answer.
-const MAX_ANSWER: usize = 64 * 1024;
+/// Maximum size of a response body over HTTP, in bytes.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// The methods of OTLP's services.
-const TRACES: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-const METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+/// The `User-Agent`, which names the exporter and not the service.
+const USER_AGENT_VALUE: &str = concat!("deeperhub-ws/", env!("CARGO_PKG_VERSION"));
 
-/// What we call ourselves.
-const AGENT: &str = concat!("deeperhub-ws/", env!("CARGO_PKG_VERSION"));
-
-/// One collector.
+/// Client of one collector for one signal.
 #[derive(Debug)]
 pub(crate) struct Client {
     http: legacy::Client<HttpsConnector<HttpConnector>, tonic::body::Body>,
@@ -55,26 +50,26 @@ pub(crate) struct Client {
     is_compressed: bool,
 }
 
-/// Why a request was not taken.
+/// Error of one attempt to export.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExportError {
-    /// Nothing came back in time.
-    #[error("no answer within {0:?}")]
+    /// No response came in time.
+    #[error("no response within {0:?}")]
     TimedOut(Duration),
-    /// It could not be sent, or the answer not be read.
+    /// The request could not be sent, or the response not be read.
     #[error("{0}")]
     Connection(String),
-    /// HTTP said no.
-    #[error("the collector answered {status}")]
+    /// The response had an HTTP status other than 2xx.
+    #[error("the collector responded with {status}")]
     Http { status: StatusCode, retry_after: Option<Duration> },
-    /// gRPC said no.
-    #[error("the collector answered {:?}: {}", .0.code(), .0.message())]
+    /// The response had a gRPC status other than OK.
+    #[error("the collector responded with {:?}: {}", .0.code(), .0.message())]
     Grpc(Box<Status>),
 }
 
 impl ExportError {
-    /// Whether the same request may be taken later (OTLP specification, "Failures" and "Retryable").
-    pub(crate) fn is_transient(&self) -> bool {
+    /// Returns `true` if a retry may succeed (OTLP specification, "Failures" and "Retryable").
+    pub(crate) fn is_retryable(&self) -> bool {
         match self {
             Self::TimedOut(_) | Self::Connection(_) => true,
             Self::Http { status, .. } => matches!(status.as_u16(), 429 | 502 | 503 | 504),
@@ -87,13 +82,13 @@ impl ExportError {
                     | Code::OutOfRange
                     | Code::Unavailable
                     | Code::DataLoss
-                    // What is not gRPC's own: connections that could not be made.
+                    // Also the status of connections that could not be made.
                     | Code::Unknown
             ),
         }
     }
 
-    /// When the collector wants to be asked again, where it says so.
+    /// Returns the delay that the collector requested in `Retry-After`.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Http { retry_after, .. } => *retry_after,
@@ -102,97 +97,106 @@ impl ExportError {
     }
 }
 
-/// Why there is no client.
+/// Error of creating a client.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    #[error("the certificates of {0} cannot be used")]
+    #[error("invalid certificates of {0}")]
     Certificates(String, #[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("the endpoint is no URL: {0}")]
+    #[error("invalid endpoint URL: {0}")]
     Url(#[from] http::uri::InvalidUri),
-    #[error("{0:?} cannot be a header")]
+    #[error("invalid header {0:?}")]
     Header(String),
 }
 
 impl Client {
-    pub(crate) fn new(target: &Target) -> Result<Self, ClientError> {
-        let url: Uri = target.url.to_string().parse()?;
-        let tls = tls(target, url.scheme_str() == Some("https"))?;
+    pub(crate) fn new(destination: &Destination) -> Result<Self, ClientError> {
+        let url: Uri = destination.url.to_string().parse()?;
+        let tls = tls_config(destination, url.scheme_str() == Some("https"))?;
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
         let mut builder = legacy::Client::builder(TokioExecutor::new());
         builder
             .pool_idle_timeout(Duration::from_secs(90))
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new());
-        let http = match target.protocol {
+        let http = match destination.protocol {
             Protocol::Grpc => {
                 builder.http2_only(true);
-                builder.build(connector.enable_http2().wrap_connector(plain(target)))
+                builder.build(connector.enable_http2().wrap_connector(http_connector(destination)))
             }
-            Protocol::HttpProtobuf => builder.build(connector.enable_http1().wrap_connector(plain(target))),
+            Protocol::HttpProtobuf => {
+                builder.build(connector.enable_http1().wrap_connector(http_connector(destination)))
+            }
         };
         Ok(Self {
             http,
             url,
-            protocol: target.protocol,
-            headers: headers(target)?,
-            timeout: target.timeout,
-            is_compressed: target.is_compressed,
+            protocol: destination.protocol,
+            headers: header_map(destination)?,
+            timeout: destination.timeout,
+            is_compressed: destination.is_compressed,
         })
     }
 
-    /// Sends spans; answers how many of them were rejected.
+    /// Sends spans and returns how many of them the collector rejected.
     pub(crate) async fn send_spans(&self, request: ExportTraceServiceRequest) -> Result<u64, ExportError> {
-        let answer: ExportTraceServiceResponse = self.in_time(self.export(request, TRACES)).await?;
-        Ok(rejected(answer.partial_success.map(|partial| partial.rejected_spans)))
+        let response: ExportTraceServiceResponse = self
+            .with_timeout(async {
+                match self.protocol {
+                    Protocol::HttpProtobuf => self.post(&request).await,
+                    Protocol::Grpc => {
+                        let mut client = TraceServiceClient::with_origin(self.http.clone(), self.url.clone());
+                        if self.is_compressed {
+                            client = client.send_compressed(CompressionEncoding::Gzip);
+                        }
+                        grpc_response(client.export(self.grpc_request(request)).await)
+                    }
+                }
+            })
+            .await?;
+        Ok(rejected(response.partial_success.map(|partial| partial.rejected_spans)))
     }
 
-    /// Sends metrics; answers how many points of them were rejected.
+    /// Sends metrics and returns how many data points the collector rejected.
     pub(crate) async fn send_metrics(
         &self,
         request: ExportMetricsServiceRequest,
     ) -> Result<u64, ExportError> {
-        let answer: ExportMetricsServiceResponse = self.in_time(self.export(request, METRICS)).await?;
-        Ok(rejected(answer.partial_success.map(|partial| partial.rejected_data_points)))
+        let response: ExportMetricsServiceResponse = self
+            .with_timeout(async {
+                match self.protocol {
+                    Protocol::HttpProtobuf => self.post(&request).await,
+                    Protocol::Grpc => {
+                        let mut client =
+                            MetricsServiceClient::with_origin(self.http.clone(), self.url.clone());
+                        if self.is_compressed {
+                            client = client.send_compressed(CompressionEncoding::Gzip);
+                        }
+                        grpc_response(client.export(self.grpc_request(request)).await)
+                    }
+                }
+            })
+            .await?;
+        Ok(rejected(response.partial_success.map(|partial| partial.rejected_data_points)))
     }
 
-    /// Sends a request; `method` is its path over gRPC.
-    async fn export<Q, A>(&self, request: Q, method: &'static str) -> Result<A, ExportError>
-    where
-        Q: Message + 'static,
-        A: Message + Default + 'static,
-    {
-        if self.protocol == Protocol::HttpProtobuf {
-            let answer = self.post(&request).await?;
-            return Ok(A::decode(&*answer).unwrap_or_default());
-        }
-        let mut client = Grpc::with_origin(self.http.clone(), self.url.clone());
-        if self.is_compressed {
-            client = client.send_compressed(CompressionEncoding::Gzip);
-        }
-        client.ready().await.map_err(|error| ExportError::Connection(with_causes(&error)))?;
-        let codec = ProstCodec::<Q, A>::default();
-        let answer = client.unary(self.with_headers(request), PathAndQuery::from_static(method), codec).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| match status.source() {
-            // What no collector said.
-            Some(error) => ExportError::Connection(with_causes(error)),
-            None => ExportError::Grpc(Box::new(status)),
-        })
-    }
-
-    async fn in_time<T>(&self, send: impl Future<Output = Result<T, ExportError>>) -> Result<T, ExportError> {
+    async fn with_timeout<T>(
+        &self,
+        send: impl Future<Output = Result<T, ExportError>>,
+    ) -> Result<T, ExportError> {
         match tokio::time::timeout(self.timeout, send).await {
             Ok(result) => result,
             Err(_) => Err(ExportError::TimedOut(self.timeout)),
         }
     }
 
-    fn with_headers<T>(&self, request: T) -> tonic::Request<T> {
+    fn grpc_request<T>(&self, request: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(request);
         *request.metadata_mut() = tonic::metadata::MetadataMap::from_headers(self.headers.clone());
         request
     }
 
-    async fn post(&self, message: &impl Message) -> Result<Vec<u8>, ExportError> {
+    /// Sends a request over HTTP. A response that is not OTLP counts as one without content.
+    async fn post<A: Message + Default>(&self, message: &impl Message) -> Result<A, ExportError> {
         let broken = |error: &dyn std::error::Error| ExportError::Connection(with_causes(error));
         let mut body = message.encode_to_vec();
         let mut request = Request::post(self.url.clone());
@@ -206,37 +210,49 @@ impl Client {
         }
         let request =
             request.body(tonic::body::Body::new(Full::from(body))).map_err(|error| broken(&error))?;
-        let answer = self.http.request(request).await.map_err(|error| broken(&error))?;
-        let status = answer.status();
+        let response = self.http.request(request).await.map_err(|error| broken(&error))?;
+        let status = response.status();
         if !status.is_success() {
             let retry_after =
-                answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+                response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             return Err(ExportError::Http { status, retry_after: retry_after.map(Duration::from_secs) });
         }
-        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-        body.map(|body| body.to_bytes().to_vec()).map_err(|error| match error.is::<LengthLimitError>() {
-            true => ExportError::Connection(format!("the collector's answer is over {MAX_ANSWER} bytes")),
+        let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES).collect().await;
+        let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+            true => ExportError::Connection(format!(
+                "the collector's response is over {MAX_RESPONSE_BYTES} bytes"
+            )),
             false => broken(&*error),
-        })
+        })?;
+        Ok(A::decode(body.to_bytes()).unwrap_or_default())
     }
 }
 
-/// Of what a collector says that it did not take.
+/// Returns the message of a gRPC response.
+fn grpc_response<A>(response: Result<tonic::Response<A>, Status>) -> Result<A, ExportError> {
+    response.map(tonic::Response::into_inner).map_err(|status| match status.source() {
+        // Not a status of the collector.
+        Some(error) => ExportError::Connection(with_causes(error)),
+        None => ExportError::Grpc(Box::new(status)),
+    })
+}
+
+/// Returns the number of rejected items; a negative number counts as 0.
 fn rejected(count: Option<i64>) -> u64 {
     count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default()
 }
 
-fn plain(target: &Target) -> HttpConnector {
+fn http_connector(destination: &Destination) -> HttpConnector {
     let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(target.timeout));
+    connector.set_connect_timeout(Some(destination.timeout));
     connector.set_nodelay(true);
     connector.enforce_http(false);
     connector
 }
 
-/// Trusts the system's certificates, or those of the file that is named instead, and shows one of our own where there is
-/// one.
-fn tls(target: &Target, is_needed: bool) -> Result<ClientConfig, ClientError> {
+/// Builds the TLS configuration: trusts the configured CAs or the system's, and presents a client
+/// certificate if one is configured. Without `is_needed` no certificate is read.
+fn tls_config(destination: &Destination, is_needed: bool) -> Result<ClientConfig, ClientError> {
     let of =
         |path: Option<&Path>| path.map_or_else(|| "the system".to_owned(), |path| path.display().to_string());
     let fault = |path: Option<&Path>, error: Box<dyn std::error::Error + Send + Sync>| {
@@ -246,7 +262,7 @@ fn tls(target: &Target, is_needed: bool) -> Result<ClientConfig, ClientError> {
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| fault(None, error.into()))?;
-    let trusting = match target.certificate.as_deref() {
+    let trusting = match destination.certificate.as_deref() {
         _ if !is_needed => builder.with_root_certificates(RootCertStore::empty()),
         None => builder.with_native_roots().map_err(|error| fault(None, error.into()))?,
         Some(path) => {
@@ -257,7 +273,7 @@ fn tls(target: &Target, is_needed: bool) -> Result<ClientConfig, ClientError> {
             builder.with_root_certificates(roots)
         }
     };
-    match &target.identity {
+    match &destination.identity {
         Some((certificate, key)) if is_needed => {
             let chain = certificates(certificate).map_err(|error| fault(Some(certificate), error))?;
             let own = PrivateKeyDer::from_pem_file(key).map_err(|error| fault(Some(key), error.into()))?;
@@ -267,18 +283,22 @@ fn tls(target: &Target, is_needed: bool) -> Result<ClientConfig, ClientError> {
     }
 }
 
-/// The certificates of a file, at least one.
+/// Reads the certificates of a PEM file.
+///
+/// # Errors
+///
+/// If the file cannot be read, is not PEM, or holds no certificate.
 pub fn certificates(
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, Box<dyn std::error::Error + Send + Sync>> {
     let certificates = CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>()?;
-    if certificates.is_empty() { Err("there is no certificate in it".into()) } else { Ok(certificates) }
+    if certificates.is_empty() { Err("it holds no certificate".into()) } else { Ok(certificates) }
 }
 
-fn headers(target: &Target) -> Result<HeaderMap, ClientError> {
+fn header_map(destination: &Destination) -> Result<HeaderMap, ClientError> {
     let mut headers = HeaderMap::new();
-    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-    for (name, value) in &target.headers.0 {
+    headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
+    for (name, value) in &destination.headers.0 {
         let fault = || ClientError::Header(name.clone());
         let mut value = HeaderValue::from_str(value).map_err(|_| fault())?;
         value.set_sensitive(true);
@@ -296,7 +316,7 @@ fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// An error with all that led to it.
+/// Returns an error's text with those of its sources.
 pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| (*cause).source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))

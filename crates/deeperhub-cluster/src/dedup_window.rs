@@ -1,0 +1,162 @@
+//! Recognizes envelopes that arrive a second time.
+
+use std::collections::HashMap;
+
+/// Number of sequences remembered per origin, counted back from the highest. It exceeds the
+/// distance that a node's subscriptions at a broker can have from each other, and takes 8 KiB of
+/// memory.
+const WINDOW_SEQUENCES: u64 = 1 << 16;
+
+/// Maximum number of remembered origins. Over it, the origin that was silent longest is evicted.
+const MAX_ORIGINS: usize = 1024;
+
+/// Sliding window of sequences for each origin.
+///
+/// An envelope arrives again if several of the node's subscriptions match it, or if its sender did
+/// not learn that the broker had taken it.
+#[derive(Debug, Default)]
+pub(crate) struct DedupWindow {
+    origins: HashMap<Box<str>, HashMap<u64, SequenceWindow>>,
+    len: usize,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct SequenceWindow {
+    highest: u64,
+    bits: Box<[u64]>,
+    last_used: u64,
+}
+
+impl DedupWindow {
+    /// Records an envelope. Returns `true` if it is new; an envelope older than the window counts
+    /// as seen.
+    pub(crate) fn is_new(&mut self, node: &str, incarnation: u64, sequence: u64) -> bool {
+        self.clock += 1;
+        if let Some(window) =
+            self.origins.get_mut(node).and_then(|incarnations| incarnations.get_mut(&incarnation))
+        {
+            window.last_used = self.clock;
+            return window.is_new(sequence);
+        }
+        if self.len >= MAX_ORIGINS {
+            self.evict_oldest();
+        }
+        let mut window = SequenceWindow {
+            highest: sequence,
+            bits: vec![0; (WINDOW_SEQUENCES / 64) as usize].into(),
+            last_used: self.clock,
+        };
+        window.set(sequence);
+        self.origins.entry(node.into()).or_default().insert(incarnation, window);
+        self.len += 1;
+        true
+    }
+
+    fn evict_oldest(&mut self) {
+        let incarnations = self.origins.iter().flat_map(|(node, incarnations)| {
+            incarnations
+                .iter()
+                .map(move |(incarnation, window)| (window.last_used, node.clone(), *incarnation))
+        });
+        let Some((_, node, incarnation)) = incarnations.min() else { return };
+        if let Some(incarnations) = self.origins.get_mut(&node) {
+            incarnations.remove(&incarnation);
+            if incarnations.is_empty() {
+                self.origins.remove(&node);
+            }
+        }
+        self.len -= 1;
+    }
+}
+
+impl SequenceWindow {
+    fn is_new(&mut self, sequence: u64) -> bool {
+        if sequence > self.highest {
+            let steps = sequence - self.highest;
+            if steps >= WINDOW_SEQUENCES {
+                self.bits.fill(0);
+            } else {
+                for skipped in self.highest + 1..=sequence {
+                    self.clear(skipped);
+                }
+            }
+            self.highest = sequence;
+            self.set(sequence);
+            return true;
+        }
+        if self.highest - sequence >= WINDOW_SEQUENCES || self.is_set(sequence) {
+            return false;
+        }
+        self.set(sequence);
+        true
+    }
+
+    fn bit_position(sequence: u64) -> (usize, u64) {
+        let bit = sequence % WINDOW_SEQUENCES;
+        ((bit / 64) as usize, 1 << (bit % 64))
+    }
+
+    fn is_set(&self, sequence: u64) -> bool {
+        let (word, bit) = Self::bit_position(sequence);
+        self.bits.get(word).is_some_and(|word| word & bit != 0)
+    }
+
+    fn set(&mut self, sequence: u64) {
+        let (word, bit) = Self::bit_position(sequence);
+        if let Some(word) = self.bits.get_mut(word) {
+            *word |= bit;
+        }
+    }
+
+    fn clear(&mut self, sequence: u64) {
+        let (word, bit) = Self::bit_position(sequence);
+        if let Some(word) = self.bits.get_mut(word) {
+            *word &= !bit;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn each_is_new_once() {
+        let mut dedup = DedupWindow::default();
+        for sequence in [5, 1, 7, 3, 2 * WINDOW_SEQUENCES, 2 * WINDOW_SEQUENCES - 1] {
+            assert!(dedup.is_new("a", 1, sequence), "{sequence}");
+            assert!(!dedup.is_new("a", 1, sequence), "{sequence}");
+        }
+        // Older than the window.
+        assert!(!dedup.is_new("a", 1, 100));
+        assert!(dedup.is_new("b", 1, 5));
+        // Another incarnation has a window of its own.
+        assert!(dedup.is_new("a", 2, 5));
+        assert!(!dedup.is_new("a", 1, 2 * WINDOW_SEQUENCES));
+    }
+
+    #[test]
+    fn the_origin_silent_longest_is_evicted() {
+        let mut dedup = DedupWindow::default();
+        for incarnation in 0..MAX_ORIGINS as u64 + 1 {
+            assert!(dedup.is_new("a", incarnation, 1));
+            assert!(!dedup.is_new("a", incarnation, 1));
+        }
+        assert_eq!(dedup.len, MAX_ORIGINS);
+        assert!(dedup.is_new("a", 0, 1));
+        assert!(!dedup.is_new("a", MAX_ORIGINS as u64, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn the_window_agrees_with_a_set(sequences in proptest::collection::vec(1_u64..WINDOW_SEQUENCES, 1..500)) {
+            let (mut dedup, mut set) = (DedupWindow::default(), HashSet::new());
+            for sequence in sequences {
+                prop_assert_eq!(dedup.is_new("a", 1, sequence), set.insert(sequence));
+            }
+        }
+    }
+}

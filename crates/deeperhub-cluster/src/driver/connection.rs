@@ -1,0 +1,349 @@
+//! One connection to the broker, from its start to its end.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::sync::Notify;
+use tokio::time::{sleep, sleep_until, timeout};
+use tracing::{info, warn};
+
+use super::backlog::MAX_KEPT_CAPACITY;
+use super::batch::{RequeueOnDrop, next_batch_bytes, send_with_timeout, split_off};
+use super::{BROKER_TIMEOUT, ConnectionEnd, DriverState, JoinOutcome, MessageHandler};
+use crate::broker::{ClusterState, Shared};
+use crate::envelope::{Envelope, Header, Message};
+use crate::link::{Link, LinkError, Receiver, Sender, Subscriber};
+use crate::metrics::Dropped;
+use crate::peers::PEER_EXPIRY;
+use crate::queue::{Destination, Lane, MAX_BATCH_BYTES, Outbound};
+
+/// Time between two heartbeats.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time that a joining node waits for another node of its name to object.
+const NAME_CLAIM_DELAY: Duration = Duration::from_millis(500);
+
+/// Time that a reconnected node waits for the others to reconnect. Their attempts are not further
+/// apart.
+const PEER_RETURN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Time limit of each send on leaving: the rest of the queue, then the goodbye.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Maximum number of batches read from a connection after it has ended.
+const MAX_FINAL_READS: usize = 1024;
+
+/// One connection to the broker.
+pub(super) struct Connection<'l, I> {
+    pub(super) driver: &'l DriverState<I>,
+    /// Notified when all subscriptions are confirmed.
+    pub(super) subscribed: Notify,
+    /// Notified when another node has this node's name.
+    pub(super) name_taken: Notify,
+    /// When the last message of the node itself came back.
+    pub(super) last_echo: Cell<Instant>,
+}
+
+impl<I: MessageHandler> Connection<'_, I> {
+    pub(super) async fn run(&self, link: Link) -> ConnectionEnd {
+        let Link { mut sender, mut subscriber, mut receiver, echoes_own } = link;
+        let end = tokio::select! {
+            end = self.send_batches(&mut sender, echoes_own) => end,
+            end = self.update_subscriptions(&mut subscriber) => end,
+            end = self.receive(&mut receiver) => end,
+            end = self.join_and_heartbeat(echoes_own) => end,
+            () = self.name_taken.notified() => ConnectionEnd::NameTaken,
+            () = self.driver.wait_for_flush() => ConnectionEnd::Stopped,
+        };
+        self.drain_receiver(&mut receiver);
+        if matches!(end, ConnectionEnd::Stopped) {
+            self.say_goodbye(&mut sender).await;
+        }
+        end
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.driver.shared
+    }
+
+    /// Sends the rest of the queue and a goodbye.
+    async fn say_goodbye(&self, sender: &mut Sender) {
+        let shared = self.shared();
+        // From here on, publishers learn that other nodes do not get their messages.
+        shared.set_state(ClusterState::Stopped);
+        if shared.stop_request().is_some_and(|stop| stop.deadline > Instant::now()) {
+            let _ = timeout(GOODBYE_TIMEOUT, self.send_rest(sender)).await;
+        }
+        shared.queue.clear_control();
+        shared.send_control(Destination::All, Message::Bye);
+        let mut batch = Vec::new();
+        shared.queue.take(Lane::Control, MAX_BATCH_BYTES, &mut batch);
+        let _ = timeout(GOODBYE_TIMEOUT, sender.send(&batch)).await;
+    }
+
+    /// Sends messages that were queued while the last batch of the flush was confirmed.
+    async fn send_rest(&self, sender: &mut Sender) {
+        let shared = self.shared();
+        loop {
+            let mut batch = std::mem::take(&mut *self.driver.unconfirmed.borrow_mut());
+            if batch.is_empty() {
+                shared.queue.take(Lane::Data, MAX_BATCH_BYTES, &mut batch);
+            }
+            if batch.is_empty() {
+                return;
+            }
+            self.driver.in_flight.set(batch.len());
+            let guard = RequeueOnDrop { batch: &mut batch, driver: self.driver };
+            if send_with_timeout(sender, guard.batch, shared).await.is_err() {
+                return;
+            }
+            guard.batch.clear();
+        }
+    }
+
+    /// Sends batches one after the other. Each waits until the broker has confirmed the one before,
+    /// so that the order is known after a loss.
+    async fn send_batches(&self, sender: &mut Sender, echoes_own: bool) -> ConnectionEnd {
+        let shared = self.shared();
+        loop {
+            let mut batch = Vec::new();
+            shared.queue.take(Lane::Control, MAX_BATCH_BYTES, &mut batch);
+            if !batch.is_empty()
+                && let Err(error) = send_with_timeout(sender, &batch, shared).await
+            {
+                return error.into();
+            }
+            if !self.driver.is_up() {
+                shared.queue.changed.notified().await;
+                continue;
+            }
+            let max_bytes = self.driver.batch_bytes.get();
+            let mut batch = std::mem::take(&mut *self.driver.unconfirmed.borrow_mut());
+            if batch.is_empty() {
+                shared.queue.take(Lane::Data, max_bytes, &mut batch);
+            } else {
+                *self.driver.unconfirmed.borrow_mut() = split_off(&mut batch, max_bytes);
+            }
+            if batch.is_empty() {
+                shared.queue.changed.notified().await;
+                continue;
+            }
+            let began = Instant::now();
+            // Requeues the batch also if this future is dropped.
+            self.driver.in_flight.set(batch.len());
+            let guard = RequeueOnDrop { batch: &mut batch, driver: self.driver };
+            if let Err(error) = send_with_timeout(sender, guard.batch, shared).await {
+                return error.into();
+            }
+            if !echoes_own {
+                self.echo_probes(guard.batch);
+            }
+            guard.batch.clear();
+            drop(guard);
+            self.driver.confirmed.notify_one();
+            self.driver.batch_bytes.set(next_batch_bytes(max_bytes, began.elapsed()));
+        }
+    }
+
+    /// Puts the probes of a confirmed batch into the backlog, for a broker that does not echo them.
+    fn echo_probes(&self, batch: &[Outbound]) {
+        let shared = self.shared();
+        for outbound in batch {
+            if matches!(&outbound.to, Destination::Node(node) if **node == *shared.node) {
+                // Without room it counts as lost, like a received message.
+                self.driver.backlog.push(shared, outbound.envelope.clone());
+            }
+        }
+    }
+
+    /// Keeps the subscriptions at the broker up to date.
+    async fn update_subscriptions(&self, subscriber: &mut Subscriber) -> ConnectionEnd {
+        let interests = &self.shared().interests;
+        loop {
+            let changes = interests.take(Instant::now());
+            if changes.subscribe.is_empty() && changes.unsubscribe.is_empty() {
+                if changes.has_more {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                self.subscribed.notify_one();
+                let next_due = interests.next_due();
+                tokio::select! {
+                    () = interests.changed.notified() => {}
+                    () = sleep_until(next_due.unwrap_or_else(Instant::now).into()), if next_due.is_some() => {}
+                }
+                continue;
+            }
+            let tell = async {
+                // Subscribe first: a new pattern may replace names that are unsubscribed from.
+                if !changes.subscribe.is_empty() {
+                    subscriber.subscribe(&changes.subscribe).await?;
+                }
+                subscriber.unsubscribe(&changes.unsubscribe).await
+            };
+            match timeout(BROKER_TIMEOUT, tell).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return error.into(),
+                Err(_) => return LinkError::new("the broker did not answer in time").into(),
+            }
+        }
+    }
+
+    /// Receives envelopes without delay: a broker drops connections that do not read.
+    async fn receive(&self, receiver: &mut Receiver) -> ConnectionEnd {
+        let mut batch = Vec::new();
+        loop {
+            if let Err(error) = receiver.next(&mut batch).await {
+                return error.into();
+            }
+            let now = Instant::now();
+            batch.drain(..).for_each(|envelope| self.dispatch(envelope, now));
+            if batch.capacity() > MAX_KEPT_CAPACITY {
+                batch = Vec::new();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Reads envelopes that arrived before the connection ended.
+    fn drain_receiver(&self, receiver: &mut Receiver) {
+        let (mut batch, now) = (Vec::new(), Instant::now());
+        for _ in 0..MAX_FINAL_READS {
+            let is_open = matches!(receiver.next(&mut batch).now_or_never(), Some(Ok(())));
+            batch.drain(..).for_each(|envelope| self.dispatch(envelope, now));
+            if !is_open {
+                return;
+            }
+        }
+    }
+
+    /// Handles messages between drivers and drops duplicates at once; only the rest waits for the
+    /// node's workers.
+    pub(super) fn dispatch(&self, bytes: Bytes, now: Instant) {
+        let shared = self.shared();
+        let header = match Header::parse(&bytes) {
+            Ok(header) => header,
+            Err(error) => return self.driver.on_invalid(error),
+        };
+        let origin = header.origin;
+        if origin.node == shared.node && origin.incarnation == shared.incarnation {
+            self.last_echo.set(now);
+            if header.is_probe() {
+                self.driver.backlog.push(shared, bytes);
+            }
+            return;
+        }
+        if !self.driver.dedup.borrow_mut().is_new(origin.node, origin.incarnation, header.sequence) {
+            shared.metrics.duplicates.inc();
+            return;
+        }
+        shared.metrics.received.inc();
+        if header.is_control() {
+            match Envelope::parse(&bytes) {
+                Ok(envelope) => self.on_control(&envelope, now),
+                Err(error) => self.driver.on_invalid(error),
+            }
+        } else if !self.driver.backlog.push(shared, bytes) {
+            shared.metrics.dropped(Dropped::SlowNode, 1);
+        }
+    }
+
+    fn on_control(&self, envelope: &Envelope<'_>, now: Instant) {
+        let shared = self.shared();
+        let origin = envelope.origin;
+        match envelope.message {
+            Message::Hello { joined, wants_answer, connections, version } => {
+                if origin.node == shared.node {
+                    return self.on_name_conflict(origin.incarnation, joined);
+                }
+                if shared.peers.record_hello(origin.node, origin.incarnation, version, connections, now) {
+                    info!(node = origin.node, version, "Discovered a cluster node");
+                }
+                if wants_answer {
+                    shared.send_control(Destination::Node(origin.node.into()), self.hello(false));
+                }
+            }
+            Message::NameTaken { incarnation }
+                if origin.node == shared.node && incarnation == shared.incarnation =>
+            {
+                self.name_taken.notify_one();
+            }
+            Message::Bye if shared.peers.remove(origin.node, origin.incarnation) => {
+                info!(node = origin.node, "Cluster node left");
+            }
+            Message::Answer { request, text } => shared.complete_request(request, text),
+            _ => {}
+        }
+    }
+
+    /// Handles a greeting of another node with this node's name. Only an answer to this node proves
+    /// that the other runs: the message may come from a crashed node, or from a former incarnation.
+    fn on_name_conflict(&self, incarnation: u64, joined: bool) {
+        let shared = self.shared();
+        let other_leaves = match (self.driver.joined.get(), joined) {
+            (true, false) => true,
+            (false, true) => false,
+            _ => shared.incarnation < incarnation,
+        };
+        if other_leaves {
+            warn!(node = shared.node, "Another node started with this node's name");
+            shared.send_control(Destination::All, Message::NameTaken { incarnation });
+        } else {
+            shared.send_control(Destination::All, self.hello(true));
+        }
+    }
+
+    fn hello(&self, wants_answer: bool) -> Message<'static> {
+        Message::Hello {
+            joined: self.driver.joined.get(),
+            wants_answer,
+            connections: self.driver.handler.connections(),
+            version: self.shared().version,
+        }
+    }
+
+    /// Joins the cluster, and then sends a heartbeat every second.
+    async fn join_and_heartbeat(&self, echoes_own: bool) -> ConnectionEnd {
+        let shared = self.shared();
+        self.subscribed.notified().await;
+        shared.send_control(Destination::All, self.hello(true));
+        if self.driver.joined.get() {
+            let _ = timeout(PEER_RETURN_TIMEOUT, async {
+                while !shared.peers.all_returned() {
+                    sleep(Duration::from_millis(20)).await;
+                }
+            })
+            .await;
+        } else {
+            sleep(NAME_CLAIM_DELAY).await;
+            self.driver.joined.set(true);
+        }
+        self.on_joined();
+        loop {
+            shared.send_control(Destination::All, self.hello(false));
+            sleep(HEARTBEAT_INTERVAL).await;
+            let now = Instant::now();
+            for node in shared.peers.expire(now) {
+                warn!(node, "Heartbeats of a cluster node timed out");
+            }
+            if echoes_own && now.saturating_duration_since(self.last_echo.get()) > PEER_EXPIRY {
+                return LinkError::new("the broker no longer echoes the node's messages").into();
+            }
+        }
+    }
+
+    fn on_joined(&self) {
+        let shared = self.shared();
+        shared.set_state(ClusterState::Up);
+        let nodes = shared.peers.len() + 1;
+        match self.driver.disconnected_at.get() {
+            Some(disconnected_at) => {
+                info!(outage = ?disconnected_at.elapsed(), nodes, "Reconnected to the broker")
+            }
+            None => info!(broker = %shared.config.url, node = shared.node, nodes, "Joined the cluster"),
+        }
+        let _ = self.driver.join_outcome.send(JoinOutcome::Joined);
+    }
+}

@@ -1,0 +1,467 @@
+//! The thread that keeps the connection to the broker: connects, joins, sends, receives,
+//! reconnects.
+
+mod backlog;
+mod batch;
+mod connection;
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{sleep, sleep_until, timeout};
+use tracing::{error, warn};
+
+use crate::broker::{Broker, ClusterState, Shared};
+use crate::dedup_window::DedupWindow;
+use crate::envelope::{Envelope, EnvelopeError};
+use crate::link::{Link, LinkError};
+use crate::metrics::Dropped;
+use crate::queue::{MAX_BATCH_BYTES, Outbound};
+use backlog::{Backlog, CountDroppedOnDrop};
+use connection::Connection;
+
+/// Time limit of each operation at the broker; over it, the connection counts as lost. Long enough
+/// for a busy machine, and short enough for a caller who waits for a paused broker.
+pub(crate) const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Backoff before the first attempt to reconnect; it doubles with each further one.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Upper limit of the backoff.
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+
+/// Maximum number of pending answers of this node. At the limit, the backlog waits for one to
+/// finish.
+const MAX_PENDING_ANSWERS: usize = 1024;
+
+/// Time that the final flush waits for an unreachable broker: enough to reconnect and to join.
+const FLUSH_RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time limit for the envelope in progress when a connection ends. After it, the envelope counts as
+/// dropped.
+const ENVELOPE_FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Run time after which a panic counts as the first in a row again, which resets the backoff.
+const PANIC_RESET_AFTER: Duration = Duration::from_secs(60);
+
+/// Number of envelopes processed before the driver's other tasks get a turn.
+const ENVELOPES_PER_TURN: u32 = 128;
+
+/// An answer that is still being prepared; it runs beside later envelopes.
+pub type PendingAnswer = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Handles messages of other nodes.
+pub trait MessageHandler: Send + 'static {
+    /// Handles one message. Messages come in order and only once. The node's own do not come,
+    /// except probes.
+    ///
+    /// The method may wait until the node's threads accept the message; meanwhile later ones queue
+    /// up. A returned future runs concurrently with later messages.
+    fn handle(&self, envelope: Envelope<'_>) -> impl Future<Output = Option<PendingAnswer>>;
+
+    /// Returns the number of the node's open connections.
+    fn connections(&self) -> u64;
+}
+
+/// Outcome of the first attempt to join. The driver continues in any case, unless the name is
+/// taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JoinOutcome {
+    /// The node has joined.
+    Joined,
+    /// The broker was unreachable, for this reason. The driver tries again.
+    Unreachable(String),
+    /// Another node has this node's name. The driver has ended.
+    NameTaken,
+}
+
+/// The driver of a [`Broker`]. It runs on a thread of its own, so that a burst on other threads
+/// does not delay heartbeats.
+#[derive(Debug)]
+pub struct Driver {
+    shared: Arc<Shared>,
+}
+
+/// Handle to a running driver.
+#[derive(Debug)]
+pub struct DriverHandle {
+    join_outcome: mpsc::Receiver<JoinOutcome>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl DriverHandle {
+    /// Blocks until the first attempt to join ends, for at most `timeout`. Returns `None` if it
+    /// takes longer, or if its outcome was returned before.
+    #[must_use]
+    pub fn wait_for_join(&self, timeout: Duration) -> Option<JoinOutcome> {
+        self.join_outcome.recv_timeout(timeout).ok()
+    }
+
+    /// Waits until the driver ends, see [`Broker::stop`].
+    pub async fn wait_for_end(self) {
+        // An error means that the driver panicked, which ended it too.
+        let _ = self.ended.await;
+    }
+}
+
+/// Why a connection ended.
+enum ConnectionEnd {
+    Stopped,
+    NameTaken,
+    Lost(LinkError),
+}
+
+impl From<LinkError> for ConnectionEnd {
+    fn from(error: LinkError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+impl Driver {
+    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Returns a handle to the broker.
+    #[must_use]
+    pub fn broker(&self) -> Broker {
+        Broker(Arc::clone(&self.shared))
+    }
+
+    /// Starts the driver's thread.
+    ///
+    /// # Errors
+    ///
+    /// If the thread cannot be started.
+    pub fn spawn(self, handler: impl MessageHandler) -> std::io::Result<DriverHandle> {
+        let (outcome_sender, join_outcome) = mpsc::channel();
+        let (end, ended) = oneshot::channel::<()>();
+        std::thread::Builder::new().name("cluster".to_owned()).spawn(move || {
+            let shared = Arc::clone(&self.shared);
+            let mut driver = DriverState::new(self.shared, handler, outcome_sender);
+            supervise(|| driver.run(), |panics| restart_after_panic(&shared, panics));
+            drop(end);
+        })?;
+        Ok(DriverHandle { join_outcome, ended })
+    }
+}
+
+/// Runs `run` until it returns, and again after each panic. Between runs it calls `restart` with
+/// the number of panics in a row; `false` ends the loop.
+fn supervise(mut run: impl FnMut(), mut restart: impl FnMut(usize) -> bool) {
+    let mut panics = 0;
+    loop {
+        let began = Instant::now();
+        if catch_unwind(AssertUnwindSafe(&mut run)).is_ok() {
+            return;
+        }
+        panics = if began.elapsed() >= PANIC_RESET_AFTER { 1 } else { panics + 1 };
+        if !restart(panics) {
+            return;
+        }
+    }
+}
+
+/// Counts and logs a driver panic. Returns `true` after a backoff, or `false` if the driver is to
+/// end. Messages queued for the broker are kept.
+fn restart_after_panic(shared: &Shared, panics: usize) -> bool {
+    shared.metrics.restarts.inc();
+    let pause = reconnect_backoff(panics);
+    error!(panics, ?pause, "Cluster driver panicked");
+    shared.set_state(ClusterState::Disconnected { error: "the cluster's driver panicked".to_owned() });
+    shared.queue.clear_control();
+    if shared.stop_request().is_none() {
+        std::thread::sleep(pause);
+        return true;
+    }
+    let lost = shared.queue.len() as u64;
+    shared.metrics.dropped(Dropped::Stopped, lost);
+    shared.set_state(ClusterState::Stopped);
+    false
+}
+
+/// Returns the exponential backoff after so many attempts. Jitter cuts it by up to half, so that
+/// nodes do not reconnect all at once.
+fn reconnect_backoff(attempts: usize) -> Duration {
+    let doubled = FIRST_BACKOFF.saturating_mul(1 << attempts.min(10));
+    let chance = getrandom::u32().unwrap_or(u32::MAX / 2);
+    doubled.min(MAX_BACKOFF).mul_f64(1.0 - f64::from(chance) / f64::from(u32::MAX) / 2.0)
+}
+
+/// State that outlives a connection.
+struct DriverState<I> {
+    shared: Arc<Shared>,
+    handler: I,
+    join_outcome: mpsc::Sender<JoinOutcome>,
+    dedup: RefCell<DedupWindow>,
+    /// Messages that were sent and not confirmed. They are sent again; receivers drop duplicates.
+    unconfirmed: RefCell<Vec<Outbound>>,
+    /// Number of messages in the batch that waits for confirmation.
+    in_flight: Cell<usize>,
+    /// Notified when the broker has confirmed a batch.
+    confirmed: Notify,
+    /// Received envelopes that are not processed yet.
+    backlog: Backlog,
+    /// Maximum size of the next batch.
+    batch_bytes: Cell<usize>,
+    /// `true` if the node has joined, so that its name is confirmed.
+    joined: Cell<bool>,
+    disconnected_at: Cell<Option<Instant>>,
+    has_logged_invalid: Cell<bool>,
+}
+
+impl<I: MessageHandler> DriverState<I> {
+    fn new(shared: Arc<Shared>, handler: I, join_outcome: mpsc::Sender<JoinOutcome>) -> Self {
+        Self {
+            backlog: Backlog::new(shared.config.queue_bytes),
+            shared,
+            handler,
+            join_outcome,
+            dedup: RefCell::default(),
+            unconfirmed: RefCell::default(),
+            in_flight: Cell::new(0),
+            confirmed: Notify::new(),
+            batch_bytes: Cell::new(MAX_BATCH_BYTES),
+            joined: Cell::new(false),
+            disconnected_at: Cell::new(None),
+            has_logged_invalid: Cell::new(false),
+        }
+    }
+
+    fn run(&mut self) {
+        let mut attempt = 0;
+        loop {
+            // Each connection has its own runtime, whose end also ends tasks of the client library.
+            let end = match runtime() {
+                Ok(runtime) => runtime.block_on(self.process_backlog_while(self.run_connection(attempt))),
+                Err(error) => ConnectionEnd::Lost(LinkError::new(error)),
+            };
+            attempt = if self.is_up() { 0 } else { attempt + 1 };
+            match end {
+                ConnectionEnd::Stopped => return self.on_stopped(),
+                ConnectionEnd::NameTaken => {
+                    self.shared.set_state(ClusterState::NameTaken);
+                    let _ = self.join_outcome.send(JoinOutcome::NameTaken);
+                    return;
+                }
+                ConnectionEnd::Lost(error) => self.on_disconnected(error),
+            }
+            if self.wait_before_reconnect(attempt) {
+                return self.on_stopped();
+            }
+        }
+    }
+
+    fn on_disconnected(&self, error: LinkError) {
+        let shared = &self.shared;
+        let _ = self.join_outcome.send(JoinOutcome::Unreachable(error.0.clone()));
+        if self.disconnected_at.get().is_none() {
+            self.disconnected_at.set(Some(Instant::now()));
+            shared.metrics.outages.inc();
+            warn!(
+                broker = %shared.config.url, %error, unconfirmed = self.unconfirmed_count(),
+                "Broker unreachable; serving local clients only"
+            );
+        }
+        shared.set_state(ClusterState::Disconnected { error: error.0 });
+        shared.queue.clear_control();
+    }
+
+    /// Returns the number of messages that the broker has not confirmed.
+    fn unconfirmed_count(&self) -> usize {
+        self.shared.queue.len() + self.unconfirmed.borrow().len() + self.in_flight.get()
+    }
+
+    /// Counts and logs the messages that the broker has not confirmed.
+    fn on_stopped(&self) {
+        // First, so that no more messages are accepted.
+        self.shared.set_state(ClusterState::Stopped);
+        let messages = self.unconfirmed_count();
+        if messages > 0 {
+            self.shared.metrics.dropped(Dropped::Stopped, messages as u64);
+            warn!(messages, "Stopped before the broker confirmed all messages");
+        }
+    }
+
+    /// Returns the deadline of the final flush; `None` if the driver is not to end.
+    fn flush_deadline(&self) -> Option<Instant> {
+        let stop = self.shared.stop_request()?;
+        if self.is_up() {
+            return Some(stop.deadline);
+        }
+        let away_since =
+            self.disconnected_at.get().map_or(stop.since, |disconnected_at| disconnected_at.max(stop.since));
+        Some(stop.deadline.min(away_since + FLUSH_RECONNECT_TIMEOUT))
+    }
+
+    /// Waits until the driver is to end and the broker has taken everything, or the deadline has
+    /// passed.
+    async fn wait_for_flush(&self) {
+        loop {
+            match self.flush_deadline() {
+                None => self.shared.stop.changed.notified().await,
+                Some(at) if self.unconfirmed_count() == 0 || at <= Instant::now() => return,
+                Some(at) => {
+                    tokio::select! {
+                        () = self.confirmed.notified() => {}
+                        // The deadline may move closer.
+                        () = self.shared.stop.changed.notified() => {}
+                        () = sleep_until(at.into()) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits before the next attempt. Returns `true` if the driver is to end instead.
+    fn wait_before_reconnect(&self, attempt: usize) -> bool {
+        let pause = reconnect_backoff(attempt);
+        let wait = async {
+            tokio::select! {
+                () = sleep(pause) => false,
+                () = self.wait_for_flush() => true,
+            }
+        };
+        match runtime() {
+            Ok(runtime) => runtime.block_on(self.process_backlog_while(wait)),
+            Err(_) => {
+                std::thread::sleep(pause);
+                self.shared.stop_request().is_some()
+            }
+        }
+    }
+
+    /// Connects, and runs the connection until it ends.
+    async fn run_connection(&self, attempt: usize) -> ConnectionEnd {
+        let connecting = timeout(BROKER_TIMEOUT + BROKER_TIMEOUT, Link::connect(&self.shared, attempt));
+        let link = tokio::select! {
+            biased;
+            () = self.wait_for_flush() => return ConnectionEnd::Stopped,
+            link = connecting => link,
+        };
+        let link = match link {
+            Ok(Ok(link)) => link,
+            Ok(Err(error)) => return ConnectionEnd::Lost(error),
+            Err(_) => return ConnectionEnd::Lost(LinkError::new("the broker did not answer in time")),
+        };
+        let now = Instant::now();
+        self.shared.interests.reset();
+        self.shared.peers.expect_all(now);
+        let connection = Connection {
+            driver: self,
+            subscribed: Notify::new(),
+            name_taken: Notify::new(),
+            last_echo: Cell::new(now),
+        };
+        let end = connection.run(link).await;
+        if self.is_up() {
+            // The next outage is a new one.
+            self.disconnected_at.set(None);
+        }
+        end
+    }
+
+    /// Processes the backlog in order while `other` runs, and stops when `other` ends. The envelope
+    /// in progress is still finished, within [`ENVELOPE_FINISH_TIMEOUT`].
+    async fn process_backlog_while<T>(&self, other: impl Future<Output = T>) -> T {
+        let stop = Notify::new();
+        let processing = self.process_backlog(&stop);
+        tokio::pin!(processing);
+        let result = tokio::select! {
+            result = other => result,
+            () = &mut processing => unreachable!("processing ends only when it is notified"),
+        };
+        stop.notify_one();
+        let _ = timeout(ENVELOPE_FINISH_TIMEOUT, processing).await;
+        result
+    }
+
+    async fn process_backlog(&self, stop: &Notify) {
+        let shared = &self.shared;
+        let mut answers: FuturesUnordered<PendingAnswer> = FuturesUnordered::new();
+        let mut budget = 0;
+        loop {
+            let envelope = tokio::select! {
+                biased;
+                () = stop.notified() => return,
+                Some(()) = answers.next(), if !answers.is_empty() => continue,
+                envelope = self.backlog.next(shared), if answers.len() < MAX_PENDING_ANSWERS => envelope,
+            };
+            let guard = CountDroppedOnDrop(shared);
+            match Envelope::parse(&envelope) {
+                // Another node with this node's name sent it: one of the two is about to end.
+                Ok(envelope)
+                    if envelope.origin.node == shared.node
+                        && envelope.origin.incarnation != shared.incarnation => {}
+                Ok(envelope) => answers.extend(self.handler.handle(envelope).await),
+                Err(error) => self.on_invalid(error),
+            }
+            std::mem::forget(guard);
+            budget += 1;
+            if budget % ENVELOPES_PER_TURN == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn on_invalid(&self, error: EnvelopeError) {
+        self.shared.metrics.invalid.inc();
+        if !self.has_logged_invalid.replace(true) {
+            warn!(%error, "Invalid cluster message; another program may use the prefix");
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        self.shared.is_up.load(Ordering::Acquire)
+    }
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_panics_runs_again_until_it_ends_by_itself() {
+        let (mut runs, mut panics) = (0, Vec::new());
+        let run = || {
+            runs += 1;
+            assert!(runs > 3, "a panic that this test wants");
+        };
+        supervise(run, |count| {
+            panics.push(count);
+            true
+        });
+        assert_eq!((runs, panics), (4, vec![1, 2, 3]));
+        let mut runs = 0;
+        let run = || {
+            runs += 1;
+            panic!("another panic that this test wants");
+        };
+        supervise(run, |_| false);
+        assert_eq!(runs, 1);
+    }
+
+    #[test]
+    fn backoff_grows_to_its_limit() {
+        for attempts in [0, 1, 5, 10, 1000] {
+            let longest = FIRST_BACKOFF.saturating_mul(1 << attempts.min(10)).min(MAX_BACKOFF);
+            let pause = reconnect_backoff(attempts);
+            assert!(pause >= longest / 2 && pause <= longest, "{attempts}: {pause:?}");
+        }
+    }
+}
+
+#[cfg(all(test, feature = "nats"))]
+mod state_tests;

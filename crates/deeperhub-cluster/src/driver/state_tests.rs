@@ -1,0 +1,169 @@
+//! Tests that need the URL of a broker but never reach it.
+
+use super::batch::RequeueOnDrop;
+use super::*;
+use crate::envelope::Message;
+use crate::queue::Lane;
+use bytes::Bytes;
+
+/// Receiver that records each sequence after `pause`.
+#[derive(Debug, Default)]
+struct RecordingHandler {
+    received: Arc<std::sync::Mutex<Vec<u64>>>,
+    pause: Duration,
+    /// Sequence to panic at.
+    panics_at: Option<u64>,
+}
+
+impl MessageHandler for RecordingHandler {
+    async fn handle(&self, envelope: Envelope<'_>) -> Option<PendingAnswer> {
+        sleep(self.pause).await;
+        assert_ne!(Some(envelope.sequence), self.panics_at, "a panic that a test wants");
+        self.received.lock().unwrap().push(envelope.sequence);
+        None
+    }
+
+    fn connections(&self) -> u64 {
+        0
+    }
+}
+
+fn driver(handler: RecordingHandler, queue_bytes: usize) -> DriverState<RecordingHandler> {
+    let mut config = crate::Config::new(crate::BrokerUrl::parse("nats://localhost").unwrap());
+    config.queue_bytes = queue_bytes;
+    let broker = Broker::new(config, "own".to_owned(), 7, "1");
+    DriverState::new(broker.0, handler, mpsc::channel().0)
+}
+
+fn envelope(node: &str, sequence: u64, message: Message<'_>) -> Bytes {
+    let origin = crate::Origin { node, incarnation: 7 };
+    let mut bytes = Envelope { origin, sequence: 0, message }.write();
+    crate::envelope::set_sequence(&mut bytes, sequence);
+    bytes.into()
+}
+
+fn hello() -> Message<'static> {
+    Message::Hello { joined: true, wants_answer: false, connections: 1, version: "1" }
+}
+
+fn broadcast() -> Message<'static> {
+    Message::Broadcast { payload: deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap() }
+}
+
+#[test]
+fn heartbeats_and_duplicates_are_handled_when_they_are_read() {
+    let driver = driver(RecordingHandler::default(), 1000);
+    let now = Instant::now();
+    let connection = Connection {
+        driver: &driver,
+        subscribed: Notify::new(),
+        name_taken: Notify::new(),
+        last_echo: Cell::new(now),
+    };
+    let later = now + Duration::from_secs(9);
+    let (shared, metrics) = (&driver.shared, &driver.shared.metrics);
+    // The backlog is not processed meanwhile: the node's workers are behind.
+    for _ in 0..3 {
+        connection.dispatch(envelope("other", 1, broadcast()), now);
+    }
+    assert_eq!(driver.backlog.inner.borrow().envelopes.len(), 1);
+    assert_eq!((metrics.received.value(), metrics.duplicates.value()), (1, 2));
+    connection.dispatch(envelope("own", 1, hello()), later);
+    connection.dispatch(envelope("other", 2, hello()), later);
+    assert_eq!(connection.last_echo.get(), later);
+    assert_eq!(shared.peers.list(later).first().map(|peer| peer.silent), Some(Duration::ZERO));
+    assert_eq!(driver.backlog.inner.borrow().envelopes.len(), 1);
+
+    // Envelopes without room are counted as dropped; the others are accounted.
+    for sequence in 3..100 {
+        connection.dispatch(envelope("other", sequence, broadcast()), now);
+    }
+    let kept = driver.backlog.inner.borrow().envelopes.len() as u64;
+    assert!(kept > 3 && kept < 20, "{kept}");
+    assert_eq!(metrics.dropped_for(Dropped::SlowNode), 98 - kept);
+    let bytes = shared.backlog_bytes.load(Ordering::Relaxed);
+    assert!(bytes > 500 && bytes <= 1000, "{bytes}");
+}
+
+#[test]
+fn the_backlog_is_processed_in_order_across_connections() {
+    let received = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+    let handler = RecordingHandler {
+        received: Arc::clone(&received),
+        pause: Duration::from_millis(1),
+        panics_at: None,
+    };
+    let driver = driver(handler, 100_000);
+    for sequence in 0..30 {
+        assert!(driver.backlog.push(&driver.shared, envelope("other", sequence, broadcast())));
+    }
+    // Connections end while an envelope is being processed.
+    for _ in 0..10_000 {
+        if received.lock().unwrap().len() == 30 {
+            break;
+        }
+        let connection = async { sleep(Duration::from_millis(3)).await };
+        runtime().unwrap().block_on(driver.process_backlog_while(connection));
+    }
+    assert_eq!(*received.lock().unwrap(), (0..30).collect::<Vec<_>>());
+    assert_eq!(driver.shared.metrics.dropped_for(Dropped::SlowNode), 0);
+    assert_eq!(driver.shared.backlog_bytes.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_panic_costs_one_envelope() {
+    let received = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+    let handler = RecordingHandler {
+        received: Arc::clone(&received),
+        panics_at: Some(2),
+        ..RecordingHandler::default()
+    };
+    let driver = driver(handler, 100_000);
+    let broker = Broker(Arc::clone(&driver.shared));
+    driver.shared.set_state(ClusterState::Up);
+    let payload = deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap();
+    broker.publish(Message::Broadcast { payload }).unwrap();
+    for sequence in 0..5 {
+        assert!(driver.backlog.push(&driver.shared, envelope("other", sequence, broadcast())));
+    }
+    let run = || {
+        let all = async {
+            while driver.shared.backlog_bytes.load(Ordering::Relaxed) > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        runtime().unwrap().block_on(driver.process_backlog_while(all));
+    };
+    supervise(run, |panics| restart_after_panic(&driver.shared, panics));
+    assert_eq!(*received.lock().unwrap(), [0, 1, 3, 4]);
+    let metrics = &driver.shared.metrics;
+    assert_eq!((metrics.restarts.value(), metrics.dropped_for(Dropped::SlowNode)), (1, 1));
+    // Messages queued for the broker are kept.
+    assert_eq!(driver.unconfirmed_count(), 1);
+    assert!(matches!(broker.state(), ClusterState::Disconnected { .. }));
+}
+
+#[test]
+fn unconfirmed_messages_are_counted_at_the_end() {
+    let driver = driver(RecordingHandler::default(), 100_000);
+    let broker = Broker(Arc::clone(&driver.shared));
+    driver.shared.set_state(ClusterState::Up);
+    let payload = deeperhub_protocol::RawJson::parse(r#"{"type":"x"}"#).unwrap();
+    for _ in 0..3 {
+        broker.publish(Message::Broadcast { payload }).unwrap();
+    }
+    let mut batch = Vec::new();
+    driver.shared.queue.take(Lane::Data, 1, &mut batch);
+    drop(RequeueOnDrop { batch: &mut batch, driver: &driver });
+    assert_eq!(driver.flush_deadline(), None);
+    let deadline = Instant::now();
+    broker.stop(deadline);
+    assert_eq!(driver.flush_deadline(), Some(deadline));
+    runtime().unwrap().block_on(driver.wait_for_flush());
+    driver.on_stopped();
+    assert_eq!(driver.shared.metrics.dropped_for(Dropped::Stopped), 3);
+    assert_eq!(broker.state(), ClusterState::Stopped);
+    // The flush waits for an unreachable broker, but not for the whole of a long drain.
+    broker.stop(Instant::now() + Duration::from_secs(1000));
+    assert!(driver.flush_deadline().is_some_and(|at| at <= Instant::now() + FLUSH_RECONNECT_TIMEOUT));
+}
