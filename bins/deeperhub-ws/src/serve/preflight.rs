@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 
 use deeperhub_args::{Address, Host};
 use deeperhub_listener::ListenOn;
-use deeperhub_telemetry::{TelemetryConfig, telemetry_config};
+use deeperhub_telemetry::{Overrides, Service, TelemetryConfig};
 
 use super::error::ServeError;
+use crate::cli::{NAME, VERSION};
 use crate::config::effective::Settings;
 
 /// Resolved addresses and exporters, which are needed before clients connect. Setting them up may
@@ -37,9 +38,10 @@ impl Preflight {
 /// Returns the telemetry configuration from settings and OpenTelemetry's variables.
 pub(super) fn telemetry_settings(settings: &Settings) -> TelemetryConfig {
     let settings = &settings.telemetry;
-    telemetry_config(settings.otlp_endpoint.as_ref(), settings.trace_sample_ratio, |name| {
-        std::env::var(name).ok()
-    })
+    let service = Service::new(NAME, VERSION);
+    let overrides =
+        Overrides { endpoint: settings.otlp_endpoint.clone(), sample_ratio: settings.trace_sample_ratio };
+    TelemetryConfig::from_variables(service, &overrides, |name| std::env::var(name).ok())
 }
 
 /// Resolves host names and reads exporter files as a start does, without listening. Returns the
