@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p deeperhub-events --example watch`
 
-use deeperhub_events::{Config, Details, Event, EventBus, EventFilter, EventKind, Received};
+use deeperhub_events::{Config, Event, EventBus, EventDetails, EventFilter, EventKind, Received};
 use deeperhub_types::ClientId;
 use std::error::Error;
 use std::time::SystemTime;
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let client_id = ClientId::parse("node-1.7").ok_or("no client id")?;
     for count in 0..5_u8 {
         if bus.is_observed(EventKind::BinaryReceived) {
-            let details = Details::BinaryReceived { payload: [count].into() };
+            let details = EventDetails::BinaryReceived { payload: [count].into() };
             bus.publish(Event::new(SystemTime::now(), client_id.clone(), details));
         }
     }

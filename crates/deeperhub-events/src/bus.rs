@@ -1,6 +1,6 @@
 //! From those that publish to those that observe.
 
-use crate::queue::Queue;
+use crate::queue::ObserverQueue;
 use crate::{Event, EventFilter, EventKind, Received};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -31,11 +31,11 @@ impl Default for Config {
 /// Cheap to clone; clones are the same bus.
 #[derive(Debug, Clone)]
 pub struct EventBus {
-    shared: Arc<Shared>,
+    shared: Arc<BusState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct BusState {
     config: Config,
     /// The union of the observers' filters; written under the lock of `observers`.
     observed: AtomicU32,
@@ -45,7 +45,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Observers {
-    queues: Vec<Arc<Queue>>,
+    queues: Vec<Arc<ObserverQueue>>,
     closed: bool,
 }
 
@@ -54,7 +54,7 @@ impl EventBus {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let (observed, lost) = (AtomicU32::new(0), AtomicU64::new(0));
-        Self { shared: Arc::new(Shared { config, observed, lost, observers: RwLock::default() }) }
+        Self { shared: Arc::new(BusState { config, observed, lost, observers: RwLock::default() }) }
     }
 
     /// Whether anybody wants events of this kind: ask before you make one.
@@ -75,13 +75,13 @@ impl EventBus {
         if !self.is_observed(kind) {
             return;
         }
-        let size = event.size();
+        let size = event.memory_bytes();
         let event = Arc::new(event);
         let (mut lost, mut wakers) = (0, Vec::new());
         for queue in self.shared.read().queues.iter().filter(|queue| queue.filter().contains(kind)) {
-            let pushed = queue.push(&event, size);
-            lost += u64::from(pushed.lost);
-            wakers.extend(pushed.waker);
+            let outcome = queue.push(&event, size);
+            lost += u64::from(outcome.lost);
+            wakers.extend(outcome.waker);
         }
         if lost > 0 {
             self.shared.lost.fetch_add(lost, Ordering::Relaxed);
@@ -96,7 +96,7 @@ impl EventBus {
     /// ended.
     #[must_use]
     pub fn subscribe(&self, filter: EventFilter) -> Option<EventStream> {
-        let queue = Arc::new(Queue::new(filter, &self.shared.config));
+        let queue = Arc::new(ObserverQueue::new(filter, &self.shared.config));
         let mut observers = self.shared.write();
         if observers.closed {
             queue.close();
@@ -140,7 +140,7 @@ impl Default for EventBus {
     }
 }
 
-impl Shared {
+impl BusState {
     fn update_observed(&self, observers: &Observers) {
         let bits = observers.queues.iter().fold(0, |bits, queue| bits | queue.filter().bits());
         self.observed.store(bits, Ordering::Relaxed);
@@ -158,8 +158,8 @@ impl Shared {
 /// An observer's events, in their order. Dropping it ends the observation.
 #[derive(Debug)]
 pub struct EventStream {
-    shared: Arc<Shared>,
-    queue: Arc<Queue>,
+    shared: Arc<BusState>,
+    queue: Arc<ObserverQueue>,
 }
 
 impl EventStream {

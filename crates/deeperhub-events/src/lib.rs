@@ -5,7 +5,7 @@
 //! newest events, and is told how many and where. While nobody observes a kind, it costs one relaxed load.
 //!
 //! ```
-//! use deeperhub_events::{Details, Event, EventBus, EventFilter, EventKind, Received};
+//! use deeperhub_events::{EventDetails, Event, EventBus, EventFilter, EventKind, Received};
 //! use deeperhub_types::ClientId;
 //! use std::time::SystemTime;
 //!
@@ -14,7 +14,7 @@
 //!
 //! let client_id = ClientId::parse("node-1.7").expect("letters, a dot and a hyphen");
 //! if bus.is_observed(EventKind::BinaryReceived) {
-//!     let details = Details::BinaryReceived { payload: [1, 2, 3].into() };
+//!     let details = EventDetails::BinaryReceived { payload: [1, 2, 3].into() };
 //!     bus.publish(Event::new(SystemTime::UNIX_EPOCH, client_id, details));
 //! }
 //!
@@ -31,7 +31,7 @@ mod kind;
 mod queue;
 
 pub use bus::{Config, EventBus, EventStream};
-pub use event::{Details, Event};
+pub use event::{Event, EventDetails};
 pub use kind::{EventFilter, EventKind, UnknownEvent};
 pub use queue::Received;
 

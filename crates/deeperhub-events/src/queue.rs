@@ -18,15 +18,15 @@ pub enum Received {
 
 /// Bounded, many writers, one reader.
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub(crate) struct ObserverQueue {
     filter: EventFilter,
     max_events: usize,
     max_bytes: usize,
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     /// Never two [`Received::Lost`] beside each other, so their number is bounded by that of the events.
     items: VecDeque<Received>,
     events: usize,
@@ -36,12 +36,12 @@ struct State {
 }
 
 /// What became of an event, and who must be told.
-pub(crate) struct Pushed {
+pub(crate) struct PushOutcome {
     pub(crate) lost: bool,
     pub(crate) waker: Option<Waker>,
 }
 
-impl Queue {
+impl ObserverQueue {
     pub(crate) fn new(filter: EventFilter, config: &Config) -> Self {
         let (max_events, max_bytes) = (config.max_queue_events, config.max_queue_bytes);
         Self { filter, max_events, max_bytes, state: Mutex::default() }
@@ -53,7 +53,7 @@ impl Queue {
 
     /// Appends an event of `size` bytes, or counts it as lost. Never waits for the reader; the waker is the
     /// caller's to wake, once it holds no lock.
-    pub(crate) fn push(&self, event: &Arc<Event>, size: usize) -> Pushed {
+    pub(crate) fn push(&self, event: &Arc<Event>, size: usize) -> PushOutcome {
         let mut guard = self.lock();
         let state = &mut *guard;
         let bytes = state.bytes.saturating_add(size);
@@ -67,7 +67,7 @@ impl Queue {
         } else {
             state.items.push_back(Received::Lost(1));
         }
-        Pushed { lost, waker: state.waker.take() }
+        PushOutcome { lost, waker: state.waker.take() }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -100,17 +100,17 @@ impl Queue {
     }
 
     /// A panic elsewhere leaves the state whole: every change above is complete before anything can fail.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl QueueState {
     fn pop(&mut self) -> Option<Received> {
         let received = self.items.pop_front()?;
         if let Received::Event(event) = &received {
             self.events -= 1;
-            self.bytes -= event.size();
+            self.bytes -= event.memory_bytes();
         }
         Some(received)
     }

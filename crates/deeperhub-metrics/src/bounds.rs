@@ -11,15 +11,15 @@ const MAX_BOUNDS: usize = 96;
 /// clone.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    inner: Arc<Inner>,
+    inner: Arc<BoundsInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct BoundsInner {
     upper: Box<[u64]>,
     search: Search,
     /// How many of the units that are observed make one that is exposed.
-    units: f64,
+    observed_per_exposed: f64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +45,7 @@ impl Bounds {
         {
             upper.push(next);
         }
-        Self::with(upper, Search::Powers { first: FIRST, step_log2: STEP_LOG2 }, 1.0)
+        Self::from_parts(upper, Search::Powers { first: FIRST, step_log2: STEP_LOG2 }, 1.0)
     }
 
     /// Times on a scale of 1, 2.5, 5, 10 from the step at or below `min` (not under a microsecond) to
@@ -56,7 +56,7 @@ impl Bounds {
         let (min, max) = (nanos(min), nanos(max));
         let decades = (3..19).map(|exponent| 10_u64.pow(exponent));
         let steps = decades.flat_map(|decade| [decade, decade / 10 * 25, decade.saturating_mul(5)]);
-        Self::with(between(steps, min, max), Search::Sorted, 1e9)
+        Self::from_parts(steps_covering(steps, min, max), Search::Sorted, 1e9)
     }
 
     /// As [`seconds`](Self::seconds), but with twelve steps to a decade (1, 1.2, 1.5, 1.8, 2.2 … 8.2): what is read
@@ -71,7 +71,7 @@ impl Bounds {
         let (min, max) = (nanos(min).max(1000), nanos(max));
         let decades = (1..16).map(|exponent| 10_u64.pow(exponent));
         let steps = decades.flat_map(|decade| STEPS.map(|step| step.saturating_mul(decade)));
-        Self::with(between(steps, min, max), Search::Sorted, 1e9)
+        Self::from_parts(steps_covering(steps, min, max), Search::Sorted, 1e9)
     }
 
     /// Bounds of your own, in whole units that are exposed as they are. They are sorted, and bounds
@@ -85,16 +85,16 @@ impl Bounds {
         let mut upper: Vec<u64> = upper.into_iter().collect();
         upper.sort_unstable();
         upper.dedup();
-        Self::with(upper, Search::Sorted, 1.0)
+        Self::from_parts(upper, Search::Sorted, 1.0)
     }
 
-    fn with(upper: Vec<u64>, search: Search, units: f64) -> Self {
+    fn from_parts(upper: Vec<u64>, search: Search, observed_per_exposed: f64) -> Self {
         assert!(
             upper.len() <= MAX_BOUNDS,
             "a histogram has at most {MAX_BOUNDS} bounds, not {}",
             upper.len()
         );
-        Self { inner: Arc::new(Inner { upper: upper.into(), search, units }) }
+        Self { inner: Arc::new(BoundsInner { upper: upper.into(), search, observed_per_exposed }) }
     }
 
     /// The bounds, ascending, in the unit that is observed.
@@ -121,7 +121,7 @@ impl Bounds {
     /// A number of observed units in the exposed one: nanoseconds as seconds, others as they are.
     #[must_use]
     pub fn exposed(&self, value: u64) -> f64 {
-        value as f64 / self.inner.units
+        value as f64 / self.inner.observed_per_exposed
     }
 }
 
@@ -131,7 +131,7 @@ pub(crate) fn nanos(time: Duration) -> u64 {
 }
 
 /// Those of rising `steps` from the one at or below `min` to the first that covers `max`.
-fn between(steps: impl Iterator<Item = u64>, min: u64, max: u64) -> Vec<u64> {
+fn steps_covering(steps: impl Iterator<Item = u64>, min: u64, max: u64) -> Vec<u64> {
     let mut upper = Vec::new();
     for step in steps {
         if step <= min {

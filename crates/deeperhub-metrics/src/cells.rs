@@ -1,11 +1,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Slots of one block: 2 KiB, which holds the instruments of a usual worker in one piece.
-const SLOTS: usize = 256;
+/// SlotRange of one block: 2 KiB, which holds the instruments of a usual worker in one piece.
+const SLOTS_PER_BLOCK: usize = 256;
 
 /// Most slots that one instrument may take (a vector's labels, a histogram's buckets and its sum).
-pub(crate) const MAX_SLOTS: usize = SLOTS;
+pub(crate) const MAX_INSTRUMENT_SLOTS: usize = SLOTS_PER_BLOCK;
 
 /// Where instruments keep their numbers: for each worker a compact block that it alone writes.
 ///
@@ -15,18 +15,18 @@ pub(crate) const MAX_SLOTS: usize = SLOTS;
 /// followed by another. Cheap to clone; the memory lives as long as an instrument or cell uses it.
 #[derive(Debug, Clone)]
 pub struct Cells {
-    inner: Arc<Inner>,
+    inner: Arc<CellsInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct CellsInner {
     workers: usize,
-    open: Mutex<Open>,
+    open: Mutex<OpenBlocks>,
 }
 
 /// The blocks that are being filled, one per worker, and how far.
 #[derive(Debug)]
-struct Open {
+struct OpenBlocks {
     blocks: Arc<[Arc<Block>]>,
     used: usize,
 }
@@ -36,8 +36,8 @@ impl Cells {
     #[must_use]
     pub fn new(workers: usize) -> Self {
         let workers = workers.max(1);
-        let open = Mutex::new(Open { blocks: Block::for_workers(workers), used: 0 });
-        Self { inner: Arc::new(Inner { workers, open }) }
+        let open = Mutex::new(OpenBlocks { blocks: Block::for_workers(workers), used: 0 });
+        Self { inner: Arc::new(CellsInner { workers, open }) }
     }
 
     /// How many workers have cells.
@@ -50,18 +50,21 @@ impl Cells {
     ///
     /// # Panics
     ///
-    /// With more than [`MAX_SLOTS`]: instruments check that when they are made.
-    pub(crate) fn reserve(&self, slots: usize) -> Slots {
-        assert!(slots <= MAX_SLOTS, "an instrument has at most {MAX_SLOTS} slots, not {slots}");
+    /// With more than [`MAX_INSTRUMENT_SLOTS`]: instruments check that when they are made.
+    pub(crate) fn reserve(&self, slots: usize) -> SlotRange {
+        assert!(
+            slots <= MAX_INSTRUMENT_SLOTS,
+            "an instrument has at most {MAX_INSTRUMENT_SLOTS} slots, not {slots}"
+        );
         // An instrument without numbers still needs a bit of its own that says whether it has an owner.
         let slots = slots.max(1);
         let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.used + slots > SLOTS {
-            *open = Open { blocks: Block::for_workers(self.inner.workers), used: 0 };
+        if open.used + slots > SLOTS_PER_BLOCK {
+            *open = OpenBlocks { blocks: Block::for_workers(self.inner.workers), used: 0 };
         }
         let first = open.used;
         open.used += slots;
-        Slots { blocks: Arc::clone(&open.blocks), first, len: slots }
+        SlotRange { blocks: Arc::clone(&open.blocks), first, len: slots }
     }
 }
 
@@ -70,16 +73,16 @@ impl Cells {
 #[derive(Debug)]
 #[repr(align(128))]
 struct Block {
-    slots: [AtomicU64; SLOTS],
+    slots: [AtomicU64; SLOTS_PER_BLOCK],
     /// One bit per slot: an owner has it. Rarely touched, so behind the numbers.
-    taken: [AtomicU64; SLOTS / 64],
+    taken: [AtomicU64; SLOTS_PER_BLOCK / 64],
 }
 
 impl Block {
     fn for_workers(workers: usize) -> Arc<[Arc<Self>]> {
         let new = || Self {
-            slots: [const { AtomicU64::new(0) }; SLOTS],
-            taken: [const { AtomicU64::new(0) }; SLOTS / 64],
+            slots: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK],
+            taken: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK / 64],
         };
         (0..workers).map(|_| Arc::new(new())).collect()
     }
@@ -87,23 +90,23 @@ impl Block {
     /// The slot at `index`, which wraps: indexes come from [`Cells::reserve`] and are in range.
     #[inline]
     fn slot(&self, index: usize) -> &AtomicU64 {
-        &self.slots[index % SLOTS]
+        &self.slots[index % SLOTS_PER_BLOCK]
     }
 
     fn taken(&self, index: usize) -> (&AtomicU64, u64) {
-        (&self.taken[index / 64 % (SLOTS / 64)], 1 << (index % 64))
+        (&self.taken[index / 64 % (SLOTS_PER_BLOCK / 64)], 1 << (index % 64))
     }
 }
 
 /// An instrument's slots in all workers' blocks.
 #[derive(Debug, Clone)]
-pub(crate) struct Slots {
+pub(crate) struct SlotRange {
     blocks: Arc<[Arc<Block>]>,
     first: usize,
     len: usize,
 }
 
-impl Slots {
+impl SlotRange {
     /// The sum over all workers of the slot at `offset`, wrapping (which makes it right for signed
     /// numbers too).
     pub(crate) fn sum(&self, offset: usize) -> u64 {
@@ -197,7 +200,7 @@ mod tests {
     #[test]
     fn workers_never_share_a_cache_line() {
         let cells = Cells::new(3);
-        let instruments: Vec<Slots> = (0..40).map(|_| cells.reserve(7)).collect();
+        let instruments: Vec<SlotRange> = (0..40).map(|_| cells.reserve(7)).collect();
         let mut owners = std::collections::HashMap::new();
         for worker in 0..3 {
             for slots in &instruments {
@@ -272,10 +275,10 @@ mod tests {
     proptest! {
         /// Any instruments, made and used in any order, against plain numbers.
         #[test]
-        fn no_instrument_writes_another_s_slots(sizes in prop::collection::vec(0..=MAX_SLOTS, 1..12),
+        fn no_instrument_writes_another_s_slots(sizes in prop::collection::vec(0..=MAX_INSTRUMENT_SLOTS, 1..12),
                                                 adds in prop::collection::vec((any::<usize>(), 0..3_usize, any::<usize>(), any::<u64>()), 0..40)) {
             let cells = Cells::new(3);
-            let instruments: Vec<Slots> = sizes.iter().map(|&size| cells.reserve(size)).collect();
+            let instruments: Vec<SlotRange> = sizes.iter().map(|&size| cells.reserve(size)).collect();
             let mut owned: Vec<Vec<OwnedSlots>> = Vec::new();
             for slots in &instruments {
                 owned.push((0..3).map(|worker| slots.take(worker).unwrap()).collect());

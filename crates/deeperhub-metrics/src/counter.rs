@@ -1,4 +1,4 @@
-use crate::cells::{CellError, Cells, OwnedSlots, Slots};
+use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Cheap to clone; clones are the same counter. Wraps around after 2⁶⁴.
 #[derive(Debug, Clone)]
 pub struct Counter {
-    slots: Slots,
+    slots: SlotRange,
 }
 
 impl Counter {
@@ -68,7 +68,7 @@ impl CounterCell {
 pub struct CounterVec {
     label: &'static str,
     values: &'static [&'static str],
-    slots: Slots,
+    slots: SlotRange,
 }
 
 impl CounterVec {

@@ -42,18 +42,18 @@ impl Exemplars {
 }
 
 /// The exemplars of a histogram's buckets, with their values as they are exposed.
-type OfBuckets<'e> = &'e [Option<(f64, Exemplar)>];
+type BucketExemplars<'e> = &'e [Option<(f64, Exemplar)>];
 
 /// Adds exemplars to a text in the OpenMetrics format. `of` gives those of a histogram by its name, in the order of its
 /// buckets, with the value as it is exposed.
-pub(crate) fn add_exemplars<'e>(text: &str, of: impl Fn(&str) -> Option<OfBuckets<'e>>) -> String {
+pub(crate) fn add_exemplars<'e>(text: &str, of: impl Fn(&str) -> Option<BucketExemplars<'e>>) -> String {
     let mut out = String::with_capacity(text.len() + 4096);
-    let mut histogram: Option<(&str, OfBuckets<'e>)> = None;
+    let mut histogram: Option<(&str, BucketExemplars<'e>)> = None;
     let mut bucket = 0;
     for line in text.lines() {
         out.push_str(line);
-        let told = line.strip_prefix("# TYPE ").and_then(|told| told.split_once(' '));
-        if let Some((name, kind)) = told {
+        let comment = line.strip_prefix("# TYPE ").and_then(|comment| comment.split_once(' '));
+        if let Some((name, kind)) = comment {
             histogram = of(name).filter(|_| kind == "histogram").map(|exemplars| (name, exemplars));
             bucket = 0;
         } else if let Some((name, exemplars)) = histogram

@@ -34,7 +34,7 @@ impl Format {
             let (mut quality, mut version) = (1000, None);
             for (name, value) in parts.filter_map(|part| part.split_once('=')) {
                 if name.eq_ignore_ascii_case("q") {
-                    quality = thousandths(value);
+                    quality = parse_quality(value);
                 } else if name.eq_ignore_ascii_case("version") {
                     version = Some(value.trim_matches('"'));
                 }
@@ -53,7 +53,7 @@ impl Format {
 }
 
 /// A quality value: 0 to 1 with at most three decimals. What is none counts as 0.
-fn thousandths(quality: &str) -> u32 {
+fn parse_quality(quality: &str) -> u32 {
     let (whole, decimals) = quality.split_once('.').unwrap_or((quality, ""));
     if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
         return 0;
@@ -81,7 +81,7 @@ pub(crate) fn to_prometheus(open_metrics: &str) -> String {
         };
         let mut words = comment.splitn(3, ' ');
         match (words.next(), words.next(), words.next()) {
-            (Some("HELP"), Some(name), told) => help = Some((name, told.unwrap_or_default())),
+            (Some("HELP"), Some(name), help_text) => help = Some((name, help_text.unwrap_or_default())),
             (Some("TYPE"), Some(name), Some(kind)) => {
                 let (suffix, kind) = match kind {
                     "counter" => ("_total", kind),
@@ -89,9 +89,9 @@ pub(crate) fn to_prometheus(open_metrics: &str) -> String {
                     "unknown" => ("", "untyped"),
                     _ => ("", kind),
                 };
-                if let Some((_, told)) = help.take().filter(|&(named, _)| named == name) {
+                if let Some((_, help_text)) = help.take().filter(|&(named, _)| named == name) {
                     // Writing into a string cannot fail.
-                    let _ = writeln!(text, "# HELP {name}{suffix} {}", told.replace(r#"\""#, "\""));
+                    let _ = writeln!(text, "# HELP {name}{suffix} {}", help_text.replace(r#"\""#, "\""));
                 }
                 let _ = writeln!(text, "# TYPE {name}{suffix} {kind}");
             }

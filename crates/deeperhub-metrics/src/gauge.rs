@@ -1,4 +1,4 @@
-use crate::cells::{CellError, Cells, OwnedSlots, Slots};
+use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 /// Cheap to clone; clones are the same gauge.
 #[derive(Debug, Clone)]
 pub struct Gauge {
-    slots: Slots,
+    slots: SlotRange,
 }
 
 impl Gauge {

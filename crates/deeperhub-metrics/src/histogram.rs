@@ -1,5 +1,5 @@
 use crate::bounds::{Bounds, nanos};
-use crate::cells::{CellError, Cells, OwnedSlots, Slots};
+use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
 use crate::exemplar::{Exemplar, Exemplars};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 pub struct Histogram {
     bounds: Bounds,
     /// The sum of all values, then the buckets, the one of `+Inf` last.
-    slots: Slots,
+    slots: SlotRange,
     exemplars: Exemplars,
 }
 

@@ -90,7 +90,7 @@ pub use exemplar::Exemplar;
 pub use format::Format;
 pub use gauge::{Gauge, GaugeCell, SharedGauge};
 pub use histogram::{Histogram, HistogramCell, HistogramSnapshot, SharedHistogram};
-pub use process::{Process, kibibytes, resident_bytes};
+pub use process::{ProcessUsage, parse_kibibytes, resident_bytes};
 pub use registry::{Metric, RegisterError, Registry, Unit};
 pub use snapshot::{Label, MetricData, MetricSnapshot, Number};
 

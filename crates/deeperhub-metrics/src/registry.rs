@@ -1,4 +1,4 @@
-use crate::encode::{Encoded, SharedEncoded};
+use crate::encode::{InstrumentHandle, SharedInstrument};
 use crate::exemplar::{Exemplar, add_exemplars};
 use crate::format::{Format, to_prometheus};
 use crate::process::{self, ProcessCollector};
@@ -23,17 +23,17 @@ pub struct Registry {
     /// Names of the labels that all metrics carry.
     labels: Vec<&'static str>,
     /// Every metric, in the order of registering.
-    metrics: Vec<Registered>,
+    metrics: Vec<RegisteredMetric>,
     process: Option<ProcessCollector>,
 }
 
 /// A metric as it was registered.
 #[derive(Debug)]
-struct Registered {
+struct RegisteredMetric {
     name: String,
     help: String,
     unit: Unit,
-    metric: SharedEncoded,
+    metric: SharedInstrument,
 }
 
 /// What a metric is measured in, which is also the end of its name.
@@ -70,7 +70,7 @@ impl Registry {
     ) -> Result<Self, RegisterError> {
         let labels: Vec<(&'static str, String)> = labels.into_iter().collect();
         let names: Vec<&'static str> = labels.iter().map(|&(name, _)| name).collect();
-        check_labels("*", &names, &[])?;
+        check_label_names("*", &names, &[])?;
         let labels = labels.into_iter().map(|(name, value)| (Cow::Borrowed(name), Cow::Owned(value)));
         let inner = prometheus::Registry::with_labels(labels);
         Ok(Self { inner, labels: names, ..Self::default() })
@@ -92,14 +92,14 @@ impl Registry {
         metric: &impl Metric,
     ) -> Result<(), RegisterError> {
         if let Some((label, values)) = metric.label() {
-            check_labels(name, &[label], &self.labels)?;
+            check_label_names(name, &[label], &self.labels)?;
             let mut seen = HashSet::new();
             if let Some(value) = values.iter().find(|&value| !seen.insert(value)) {
                 let rule = format!("value {value:?} of label {label:?} stands twice");
                 return Err(RegisterError::Label { name: name.to_owned(), rule });
             }
         }
-        self.add(name, help, unit, metric.kind(), metric.encoded())
+        self.add(name, help, unit, metric.kind(), metric.handle())
     }
 
     /// Adds a counter whose number is kept elsewhere: `read` is called for every text.
@@ -114,7 +114,7 @@ impl Registry {
         unit: Unit,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, unit, Kind::Counter, Encoded::CounterFn(Box::new(read)))
+        self.add(name, help, unit, MetricKind::Counter, InstrumentHandle::CounterFn(Box::new(read)))
     }
 
     /// Adds a gauge whose number is kept elsewhere: `read` is called for every text.
@@ -129,7 +129,7 @@ impl Registry {
         unit: Unit,
         read: impl Fn() -> i64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, unit, Kind::Gauge, Encoded::GaugeFn(Box::new(read)))
+        self.add(name, help, unit, MetricKind::Gauge, InstrumentHandle::GaugeFn(Box::new(read)))
     }
 
     /// Adds a gauge of a time that is kept elsewhere, told in seconds: `read` is called for every text.
@@ -143,7 +143,7 @@ impl Registry {
         help: &str,
         read: impl Fn() -> Duration + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, Unit::Seconds, Kind::Gauge, Encoded::TimeFn(Box::new(read)))
+        self.add(name, help, Unit::Seconds, MetricKind::Gauge, InstrumentHandle::TimeFn(Box::new(read)))
     }
 
     /// Adds a metric that is always 1 and says something with its labels, such as
@@ -160,8 +160,8 @@ impl Registry {
     ) -> Result<(), RegisterError> {
         let labels: Vec<(&str, String)> = labels.into_iter().collect();
         let names: Vec<&str> = labels.iter().map(|&(label, _)| label).collect();
-        check_labels(name, &names, &self.labels)?;
-        self.add(name, help, Unit::None, Kind::Info, Encoded::Info(labels))
+        check_label_names(name, &names, &self.labels)?;
+        self.add(name, help, Unit::None, MetricKind::Info, InstrumentHandle::Info(labels))
     }
 
     /// Adds what the operating system knows of this process: `process_cpu_seconds_total`,
@@ -170,8 +170,8 @@ impl Registry {
     ///
     /// They are read from `/proc` for every text, and absent where there is none. A second call does nothing.
     pub fn register_process(&mut self) {
-        if !self.families.contains(process::FAMILIES[0]) {
-            self.families.extend(process::FAMILIES.map(str::to_owned));
+        if !self.families.contains(process::PROCESS_FAMILIES[0]) {
+            self.families.extend(process::PROCESS_FAMILIES.map(str::to_owned));
             let collector = ProcessCollector::new();
             self.process = Some(collector.clone());
             self.inner.register_collector(Box::new(collector));
@@ -204,8 +204,8 @@ impl Registry {
     #[must_use]
     pub fn snapshot(&self) -> Vec<MetricSnapshot<'_>> {
         let mut all: Vec<MetricSnapshot<'_>> =
-            Vec::with_capacity(self.metrics.len() + process::FAMILIES.len());
-        for Registered { name, help, unit, metric } in &self.metrics {
+            Vec::with_capacity(self.metrics.len() + process::PROCESS_FAMILIES.len());
+        for RegisteredMetric { name, help, unit, metric } in &self.metrics {
             all.push(MetricSnapshot { name, help, unit: *unit, data: metric.snapshot() });
         }
         for reading in self.process.iter().flat_map(ProcessCollector::snapshot) {
@@ -217,8 +217,8 @@ impl Registry {
     /// The text with the exemplars that histograms keep.
     fn with_exemplars(&self, text: String) -> String {
         let mut exemplars: HashMap<&str, Vec<Option<(f64, Exemplar)>>> = HashMap::new();
-        for Registered { name, metric, .. } in &self.metrics {
-            if let Encoded::Histogram(histogram) = &*metric.0 {
+        for RegisteredMetric { name, metric, .. } in &self.metrics {
+            if let InstrumentHandle::Histogram(histogram) = &*metric.0 {
                 let snapshot = histogram.snapshot();
                 if snapshot.exemplars().iter().any(Option::is_some) {
                     let exposed = |exemplar: &Option<Exemplar>| {
@@ -239,15 +239,15 @@ impl Registry {
         name: &str,
         help: &str,
         unit: Unit,
-        kind: Kind,
-        metric: Encoded,
+        kind: MetricKind,
+        metric: InstrumentHandle,
     ) -> Result<(), RegisterError> {
-        let (family, base) = split_name(name, unit, kind)?;
+        let (family, base) = family_and_base_name(name, unit, kind)?;
         if !self.families.insert(family.to_owned()) {
             return Err(RegisterError::Duplicate { name: name.to_owned() });
         }
-        let metric = SharedEncoded::new(metric);
-        self.metrics.push(Registered {
+        let metric = SharedInstrument::new(metric);
+        self.metrics.push(RegisteredMetric {
             name: name.to_owned(),
             help: help.to_owned(),
             unit,
@@ -266,15 +266,17 @@ impl Registry {
 
 /// Checks a full name, and gives it without its kind's ending, and without the unit too: what the encoder adds
 /// by itself.
-fn split_name(name: &str, unit: Unit, kind: Kind) -> Result<(&str, &str), RegisterError> {
+fn family_and_base_name(name: &str, unit: Unit, kind: MetricKind) -> Result<(&str, &str), RegisterError> {
     let fault = |rule| RegisterError::Name { name: name.to_owned(), rule };
     if !is_name(name) {
         return Err(fault("lower-case letters, digits and underscores, starting with a letter"));
     }
     let family = match kind {
-        Kind::Counter => name.strip_suffix("_total").ok_or_else(|| fault("a counter ends in _total"))?,
-        Kind::Info => name.strip_suffix("_info").ok_or_else(|| fault("an info ends in _info"))?,
-        Kind::Gauge | Kind::Histogram => name,
+        MetricKind::Counter => {
+            name.strip_suffix("_total").ok_or_else(|| fault("a counter ends in _total"))?
+        }
+        MetricKind::Info => name.strip_suffix("_info").ok_or_else(|| fault("an info ends in _info"))?,
+        MetricKind::Gauge | MetricKind::Histogram => name,
     };
     let reserved = ["_total", "_info", "_count", "_sum", "_bucket", "_created"];
     if reserved.iter().any(|suffix| family.ends_with(suffix)) {
@@ -294,7 +296,7 @@ fn split_name(name: &str, unit: Unit, kind: Kind) -> Result<(&str, &str), Regist
 }
 
 /// Checks the labels that a metric adds to those of the registry.
-fn check_labels(metric: &str, labels: &[&str], registry: &[&str]) -> Result<(), RegisterError> {
+fn check_label_names(metric: &str, labels: &[&str], registry: &[&str]) -> Result<(), RegisterError> {
     for (at, label) in labels.iter().enumerate() {
         // The buckets of a histogram are told apart by `le`.
         let fault = if !is_name(label) || *label == "le" {
@@ -372,8 +374,8 @@ pub enum RegisterError {
 pub trait Metric: Instrument {}
 
 pub(crate) trait Instrument {
-    fn kind(&self) -> Kind;
-    fn encoded(&self) -> Encoded;
+    fn kind(&self) -> MetricKind;
+    fn handle(&self) -> InstrumentHandle;
 
     /// What tells its numbers apart, and the values of that.
     fn label(&self) -> Option<(&'static str, &'static [&'static str])> {
@@ -383,7 +385,7 @@ pub(crate) trait Instrument {
 
 /// The kinds of metrics as the text tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum MetricKind {
     Counter,
     Gauge,
     Histogram,
@@ -395,12 +397,12 @@ macro_rules! instruments {
         impl Metric for $instrument {}
 
         impl Instrument for $instrument {
-            fn kind(&self) -> Kind {
-                Kind::$kind
+            fn kind(&self) -> MetricKind {
+                MetricKind::$kind
             }
 
-            fn encoded(&self) -> Encoded {
-                Encoded::$instrument(self.clone())
+            fn handle(&self) -> InstrumentHandle {
+                InstrumentHandle::$instrument(self.clone())
             }
 
             $(fn $label(&self) -> Option<(&'static str, &'static [&'static str])> {

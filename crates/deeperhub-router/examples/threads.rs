@@ -2,7 +2,7 @@
 //!
 //! Run it with `cargo run -p deeperhub-router --example threads`.
 
-use deeperhub_router::{Config, Flow, Router, Shard, ShardId};
+use deeperhub_router::{Config, DeliveryFlow, Router, Shard, ShardId};
 use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,7 +70,7 @@ fn work(mut shard: Shard<u32>, stop: &AtomicBool) -> u64 {
         let is_last = stop.load(Ordering::Acquire);
         let poll = shard.poll_deliver(&mut cx, |_client, _message| {
             delivered += 1;
-            Flow::Continue
+            DeliveryFlow::Continue
         });
         if poll.is_pending() {
             if is_last {

@@ -28,8 +28,8 @@ impl<T> Arena<T> {
     pub(crate) fn insert(&mut self, item: T) -> u32 {
         self.len += 1;
         while let Some(Reverse(number)) = self.free.pop() {
-            if let Some(place @ None) = self.items.get_mut(number as usize) {
-                *place = Some(item);
+            if let Some(slot @ None) = self.items.get_mut(number as usize) {
+                *slot = Some(item);
                 return number;
             }
         }
@@ -68,10 +68,10 @@ impl<T> Arena<T> {
 
     /// Returns the items numbered `from` and up, at most `most` numbers, and the next number if
     /// there are more.
-    pub(crate) fn part(&self, from: usize, most: usize) -> (impl Iterator<Item = &T>, Option<usize>) {
-        let rest = self.items.get(from..).unwrap_or_default();
-        let part = rest.get(..most).unwrap_or(rest);
-        (part.iter().flatten(), (part.len() < rest.len()).then_some(from + part.len()))
+    pub(crate) fn range(&self, start: usize, max_len: usize) -> (impl Iterator<Item = &T>, Option<usize>) {
+        let rest = self.items.get(start..).unwrap_or_default();
+        let part = rest.get(..max_len).unwrap_or(rest);
+        (part.iter().flatten(), (part.len() < rest.len()).then_some(start + part.len()))
     }
 
     #[cfg(test)]

@@ -1,24 +1,43 @@
 //! The hand-over from publishers to one worker.
 
 use crate::Config;
-use crate::sleepers::Sleepers;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+use crate::wakeups::Wakeups;
 use std::collections::VecDeque;
 use std::task::Waker;
 
 /// Room for envelopes that an empty inbox keeps.
-const KEPT_CAPACITY: usize = 1024;
+const RETAINED_CAPACITY: usize = 1024;
+
+/// A message, and the lists of one worker that it is for.
+#[derive(Debug)]
+pub(crate) struct Publication<M> {
+    /// The topic's hash.
+    pub(crate) topic: u64,
+    pub(crate) source: Option<u64>,
+    pub(crate) lists: ListIds,
+    /// Counted against [`Config::inbox_soft_limit_bytes`].
+    pub(crate) bytes: usize,
+    pub(crate) message: M,
+}
+
+/// The limits above which an inbox is congested, and the count of those that are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SoftLimits<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) congestion: &'a Congestion,
+}
 
 /// One message for one worker.
 #[derive(Debug)]
 pub(crate) struct Envelope<M> {
     /// Counts the envelopes of an inbox, from 1.
-    pub(crate) number: u64,
+    pub(crate) sequence: u64,
     /// The topic's hash. Two topics of one hash would be kept in order with each other, no more.
     pub(crate) topic: u64,
     /// Who published it, if that is to be kept in order.
     pub(crate) source: Option<u64>,
-    pub(crate) lists: Lists,
+    pub(crate) lists: ListIds,
     pub(crate) bytes: usize,
     pub(crate) message: M,
 }
@@ -26,15 +45,15 @@ pub(crate) struct Envelope<M> {
 /// The worker's lists of subscribers that an envelope is for, by the worker's own numbers.
 ///
 /// A number may have got another meaning by the time the envelope is opened. That does no harm:
-/// everyone on the newer list subscribed after the envelope was pushed, so it is not for them.
+/// everyone on the newer list subscribed after the envelope was last_sequence, so it is not for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Lists {
+pub(crate) enum ListIds {
     One(u32),
     /// Two or more, in ascending order.
     Many(Box<[u32]>),
 }
 
-impl Lists {
+impl ListIds {
     pub(crate) fn as_slice(&self) -> &[u32] {
         match self {
             Self::One(list) => std::slice::from_ref(list),
@@ -62,19 +81,19 @@ impl Congestion {
         Self { inboxes: AtomicUsize::new(0), waiting: Mutex::new(Vec::new()) }
     }
 
-    pub(crate) fn is_on(&self) -> bool {
+    pub(crate) fn is_congested(&self) -> bool {
         self.inboxes.load(Ordering::Relaxed) != 0
     }
 
     /// False: there is none any more. True: the waker is called when it ends.
-    pub(crate) fn wait(&self, waker: &Waker) -> bool {
-        if !self.is_on() {
+    pub(crate) fn wake_at_end(&self, waker: &Waker) -> bool {
+        if !self.is_congested() {
             return false;
         }
         let mut waiting = lock(&self.waiting);
         // The last inbox to come down takes this lock after it was counted out: either that shows
         // here, or the waker is found there.
-        if !self.is_on() {
+        if !self.is_congested() {
             return false;
         }
         if !waiting.iter().any(|other| other.will_wake(waker)) {
@@ -101,34 +120,35 @@ impl Congestion {
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Inbox<M> {
+    shard: u16,
     /// Counts the workers that this inbox has had; only the latest has a say.
-    attachment: AtomicU64,
+    generation: AtomicU64,
     /// The worker sleeps, or is about to, and its waker is in the state. Set under the lock of
     /// the state only; the worker may clear it without, see [`Inbox::disarm`].
     armed: AtomicBool,
-    state: Mutex<State<M>>,
+    state: Mutex<InboxState<M>>,
 }
 
 #[derive(Debug)]
-struct State<M> {
+struct InboxState<M> {
     queue: VecDeque<Envelope<M>>,
     /// Number of the last envelope.
-    pushed: u64,
+    last_sequence: u64,
     waker: Option<Waker>,
     /// Envelopes that the worker has not finished, here or in its own hands, and their bytes.
-    waiting: usize,
-    waiting_bytes: usize,
+    unfinished: usize,
+    unfinished_bytes: usize,
     congested: bool,
 }
 
 /// What a worker has finished since it last said so.
 #[derive(Debug, Default)]
-pub(crate) struct Finished {
+pub(crate) struct FinishedCount {
     pub(crate) envelopes: usize,
     pub(crate) bytes: usize,
 }
 
-impl Finished {
+impl FinishedCount {
     pub(crate) fn count(&mut self, bytes: usize) {
         self.envelopes += 1;
         self.bytes = self.bytes.saturating_add(bytes);
@@ -136,73 +156,73 @@ impl Finished {
 }
 
 impl<M> Inbox<M> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(shard: u16) -> Self {
         Self {
-            attachment: AtomicU64::new(0),
+            shard,
+            generation: AtomicU64::new(0),
             armed: AtomicBool::new(false),
-            state: Mutex::new(State {
+            state: Mutex::new(InboxState {
                 queue: VecDeque::new(),
-                pushed: 0,
+                last_sequence: 0,
                 waker: None,
-                waiting: 0,
-                waiting_bytes: 0,
+                unfinished: 0,
+                unfinished_bytes: 0,
                 congested: false,
             }),
         }
     }
 
     /// The current worker's number.
-    pub(crate) fn attachment(&self) -> u64 {
-        self.attachment.load(Ordering::Relaxed)
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// Ends what the worker before may do, and names the next.
     pub(crate) fn attach(&self) -> u64 {
         let state = lock(&self.state);
-        let attachment = self.attachment.fetch_add(1, Ordering::Relaxed) + 1;
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         drop(state);
-        attachment
+        generation
     }
 
     /// Number of the last envelope. A caller that holds the lock under which a topic's (or a
     /// pattern's) publishes push knows that theirs up to now are not above it, and later ones are.
-    pub(crate) fn pushed(&self) -> u64 {
-        lock(&self.state).pushed
+    pub(crate) fn last_sequence(&self) -> u64 {
+        lock(&self.state).last_sequence
     }
 
-    /// Answers whether the inbox, which is the `shard`'s, is congested.
+    /// Answers whether the inbox is congested.
     pub(crate) fn push(
         &self,
-        (topic, source): (u64, Option<u64>),
-        lists: Lists,
-        (bytes, message): (usize, M),
-        (config, congestion): (&Config, &Congestion),
-        (shard, sleepers): (u16, &mut Sleepers<'_>),
+        publication: Publication<M>,
+        limits: SoftLimits<'_>,
+        wakeups: &mut Wakeups<'_>,
     ) -> bool {
+        let Publication { topic, source, lists, bytes, message } = publication;
         // The numbers of many matching lists may take more bytes than the message.
         let bytes = bytes.saturating_add(lists.heap_bytes());
         let mut state = lock(&self.state);
-        state.pushed += 1;
-        let number = state.pushed;
-        state.queue.push_back(Envelope { number, topic, source, lists, bytes, message });
-        state.waiting += 1;
-        state.waiting_bytes = state.waiting_bytes.saturating_add(bytes);
+        state.last_sequence += 1;
+        let sequence = state.last_sequence;
+        state.queue.push_back(Envelope { sequence, topic, source, lists, bytes, message });
+        state.unfinished += 1;
+        state.unfinished_bytes = state.unfinished_bytes.saturating_add(bytes);
         if !state.congested
-            && (state.waiting > config.inbox_soft_limit
-                || state.waiting_bytes > config.inbox_soft_limit_bytes)
+            && (state.unfinished > limits.config.inbox_soft_limit
+                || state.unfinished_bytes > limits.config.inbox_soft_limit_bytes)
         {
             state.congested = true;
-            congestion.begin();
+            limits.congestion.begin();
         }
         if self.armed.load(Ordering::Relaxed) {
-            match sleepers {
-                Sleepers::Wake(wakers) => {
-                    if let Some(waker) = self.disarmed(&mut state) {
+            match wakeups {
+                Wakeups::Immediate(wakers) => {
+                    if let Some(waker) = self.take_waker(&mut state) {
                         wakers.push(waker);
                     }
                 }
                 // It stays armed, so that the next push of somebody else need not wait for this one's wake-up.
-                Sleepers::Note(shards) => shards.insert(shard),
+                Wakeups::Deferred(shards) => shards.insert(self.shard),
             }
         }
         state.congested
@@ -216,7 +236,7 @@ impl<M> Inbox<M> {
             if state.queue.is_empty() || !self.armed.load(Ordering::Relaxed) {
                 return;
             }
-            self.disarmed(&mut state)
+            self.take_waker(&mut state)
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -224,7 +244,7 @@ impl<M> Inbox<M> {
     }
 
     /// Whoever gets the waker has to call it.
-    fn disarmed(&self, state: &mut State<M>) -> Option<Waker> {
+    fn take_waker(&self, state: &mut InboxState<M>) -> Option<Waker> {
         self.armed.store(false, Ordering::Relaxed);
         state.waker.take()
     }
@@ -233,8 +253,8 @@ impl<M> Inbox<M> {
     ///
     /// No lock is needed. A push that still sees it armed wakes once too often; one that sees it
     /// disarmed is ordered before the worker's next lock, which finds the envelope.
-    pub(crate) fn disarm(&self, attachment: u64) {
-        if self.armed.load(Ordering::Relaxed) && self.attachment() == attachment {
+    pub(crate) fn disarm(&self, generation: u64) {
+        if self.armed.load(Ordering::Relaxed) && self.generation() == generation {
             self.armed.store(false, Ordering::Relaxed);
         }
     }
@@ -243,16 +263,16 @@ impl<M> Inbox<M> {
     /// the worker is registered as asleep; false means that.
     pub(crate) fn take(
         &self,
-        attachment: u64,
+        generation: u64,
         queue: &mut VecDeque<Envelope<M>>,
         waker: Option<&Waker>,
     ) -> bool {
         // Not inside the lock.
-        if queue.capacity() > 4 * KEPT_CAPACITY {
-            queue.shrink_to(KEPT_CAPACITY);
+        if queue.capacity() > 4 * RETAINED_CAPACITY {
+            queue.shrink_to(RETAINED_CAPACITY);
         }
         let mut state = lock(&self.state);
-        if self.attachment() != attachment {
+        if self.generation() != generation {
             return false;
         }
         if state.queue.is_empty() {
@@ -269,12 +289,17 @@ impl<M> Inbox<M> {
 
     /// As [`take`](Self::take), up to an envelope's number, and without falling asleep. False: another worker has the
     /// inbox.
-    pub(crate) fn take_until(&self, attachment: u64, queue: &mut VecDeque<Envelope<M>>, number: u64) -> bool {
+    pub(crate) fn take_until(
+        &self,
+        generation: u64,
+        queue: &mut VecDeque<Envelope<M>>,
+        sequence: u64,
+    ) -> bool {
         let mut state = lock(&self.state);
-        if self.attachment() != attachment {
+        if self.generation() != generation {
             return false;
         }
-        let later = state.queue.partition_point(|envelope| envelope.number <= number);
+        let later = state.queue.partition_point(|envelope| envelope.sequence <= sequence);
         let later = state.queue.split_off(later);
         std::mem::swap(&mut state.queue, queue);
         state.queue = later;
@@ -282,30 +307,30 @@ impl<M> Inbox<M> {
     }
 
     /// Number of the first envelope that the worker has not taken.
-    pub(crate) fn first(&self) -> Option<u64> {
-        lock(&self.state).queue.front().map(|envelope| envelope.number)
+    pub(crate) fn first_sequence(&self) -> Option<u64> {
+        lock(&self.state).queue.front().map(|envelope| envelope.sequence)
     }
 
     /// Counts what the worker has finished, and, with a waker, registers it as asleep if there is
     /// nothing; false means that.
     pub(crate) fn finish(
         &self,
-        attachment: u64,
-        finished: &mut Finished,
+        generation: u64,
+        finished: &mut FinishedCount,
         waker: Option<&Waker>,
-        (config, congestion): (&Config, &Congestion),
+        limits: SoftLimits<'_>,
     ) -> bool {
         let finished = std::mem::take(finished);
         let (relieved, more) = {
             let mut state = lock(&self.state);
-            if self.attachment() != attachment {
+            if self.generation() != generation {
                 return false;
             }
-            state.waiting = state.waiting.saturating_sub(finished.envelopes);
-            state.waiting_bytes = state.waiting_bytes.saturating_sub(finished.bytes);
+            state.unfinished = state.unfinished.saturating_sub(finished.envelopes);
+            state.unfinished_bytes = state.unfinished_bytes.saturating_sub(finished.bytes);
             let relieved = state.congested
-                && state.waiting <= config.inbox_soft_limit / 2
-                && state.waiting_bytes <= config.inbox_soft_limit_bytes / 2;
+                && state.unfinished <= limits.config.inbox_soft_limit / 2
+                && state.unfinished_bytes <= limits.config.inbox_soft_limit_bytes / 2;
             if relieved {
                 state.congested = false;
             }
@@ -319,12 +344,12 @@ impl<M> Inbox<M> {
             (relieved, more)
         };
         if relieved {
-            congestion.end();
+            limits.congestion.end();
         }
         more
     }
 
-    fn arm(&self, state: &mut State<M>, waker: &Waker) {
+    fn arm(&self, state: &mut InboxState<M>, waker: &Waker) {
         if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             state.waker = Some(waker.clone());
         }
@@ -336,7 +361,7 @@ impl<M> Inbox<M> {
         let (queue, waker, congested) = {
             let mut state = lock(&self.state);
             self.armed.store(false, Ordering::Relaxed);
-            (state.waiting, state.waiting_bytes) = (0, 0);
+            (state.unfinished, state.unfinished_bytes) = (0, 0);
             (
                 std::mem::take(&mut state.queue),
                 state.waker.take(),

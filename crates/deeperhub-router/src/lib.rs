@@ -12,7 +12,7 @@
 //! - Messages of one source (see [`Router::publish`]) keep their order, on whatever topics they are.
 //! - A subscription starts and ends sharply: what was published before [`Shard::subscribe`] is not delivered, what is
 //!   published after it is, and nothing after [`Shard::unsubscribe`].
-//! - A fan-out to many does not hold up others: it is interrupted whenever the worker wants ([`Flow::Pause`]), and
+//! - A fan-out to many does not hold up others: it is interrupted whenever the worker wants ([`DeliveryFlow::Pause`]), and
 //!   fan-outs of other topics and sources go on between its parts.
 //!
 //! # Bounds
@@ -27,7 +27,7 @@
 //!
 //! ```
 //! use deeperhub_types::{Subscription, Topic};
-//! use deeperhub_router::{Config, Flow, Router, ShardId};
+//! use deeperhub_router::{Config, DeliveryFlow, Router, ShardId};
 //! use std::task::{Context, Waker};
 //!
 //! let router = Router::new(1, Config::default());
@@ -43,7 +43,7 @@
 //! while shard
 //!     .poll_deliver(&mut cx, |key, message| {
 //!         delivered.push((key, *message));
-//!         Flow::Continue
+//!         DeliveryFlow::Continue
 //!     })
 //!     .is_ready()
 //! {}
@@ -53,28 +53,28 @@
 //! ```
 
 mod arena;
-mod choices;
 mod fanout;
 mod few;
 mod inbox;
-mod matched;
+mod level_subsets;
 #[cfg(all(test, loom))]
-mod models;
+mod loom_models;
+mod matched_lists;
 mod page;
 mod patterns;
 mod router;
-mod shapes;
+mod shape_index;
 mod shard;
-mod sleepers;
 mod stripe;
 mod sync;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod wakeups;
 mod wildcard;
 
-pub use page::{BadCursor, Page};
-pub use router::{Config, Interest, Mark, Published, Router, ShardId};
-pub use shard::{Flow, Key, LOOPBACK, Shard, Subscribed};
+pub use page::{InvalidCursor, TopicPage};
+pub use router::{Config, InboxPosition, InterestChange, Published, Router, ShardId};
+pub use shard::{DeliveryFlow, Shard, Subscribed, SubscriberKey, WORKER_SUBSCRIBER};
 
 /// The README's example runs with the doc tests.
 #[cfg(doctest)]

@@ -1,12 +1,12 @@
 //! The routing table that all threads share.
 
-use crate::inbox::{Congestion, Inbox, Lists};
-use crate::matched::Matched;
+use crate::inbox::{Congestion, Inbox, ListIds, Publication, SoftLimits};
+use crate::matched_lists::MatchedLists;
 use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
-use crate::sleepers::{Sleepers, Wakers};
-use crate::stripe::{Entry, Stripe, is_own};
+use crate::stripe::{RouteEntry, Stripe, is_reserved};
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock, read, write};
+use crate::wakeups::{WakeOnDrop, Wakeups};
 use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
 use std::fmt;
@@ -24,7 +24,7 @@ pub struct ShardId(pub u16);
 
 /// A place in the stream of what is handed to one shard: behind all that was published before it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark(pub(crate) u64);
+pub struct InboxPosition(pub(crate) u64);
 
 /// What a publish reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl<M> fmt::Debug for Router<M> {
 
 /// On a cache line of its own; two, as processors fetch them in pairs.
 #[repr(align(128))]
-struct Padded<T>(T);
+struct CachePadded<T>(T);
 
 /// State that all threads share. Lock order: patterns, one stripe, one inbox; never two stripes.
 pub(crate) struct Shared<M> {
@@ -85,19 +85,19 @@ pub(crate) struct Shared<M> {
     pub(crate) hasher: RandomState,
     pub(crate) inboxes: Box<[Inbox<M>]>,
     pub(crate) congestion: Congestion,
-    stripes: Box<[Padded<Mutex<Stripe>>]>,
+    stripes: Box<[CachePadded<Mutex<Stripe>>]>,
     pub(crate) patterns: RwLock<Patterns>,
     /// So that publishes need not look at the patterns where there are none.
     pattern_count: AtomicUsize,
-    observer: std::sync::OnceLock<Observer>,
+    observer: std::sync::OnceLock<InterestObserver>,
 }
 
 /// What is called with each change of interest.
-type Observer = Box<dyn Fn(&std::sync::Arc<str>, Interest) + Send + Sync>;
+type InterestObserver = Box<dyn Fn(&std::sync::Arc<str>, InterestChange) + Send + Sync>;
 
 /// Whether anyone on this node is subscribed to a topic or a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interest {
+pub enum InterestChange {
     /// The first subscriber came.
     Gained,
     /// The last one left.
@@ -109,18 +109,22 @@ impl<M> Shared<M> {
         self.hasher.hash_one(name)
     }
 
+    pub(crate) fn soft_limits(&self) -> SoftLimits<'_> {
+        SoftLimits { config: &self.config, congestion: &self.congestion }
+    }
+
     pub(crate) fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
         // The table of the stripe uses the lowest and the highest bits.
         let index = (hash >> 32) as usize % STRIPES;
         lock(&self.stripes[index].0)
     }
 
-    pub(crate) fn numbered_stripe(&self, index: usize) -> Option<MutexGuard<'_, Stripe>> {
+    pub(crate) fn stripe_at(&self, index: usize) -> Option<MutexGuard<'_, Stripe>> {
         Some(lock(&self.stripes.get(index)?.0))
     }
 
     /// To be called under the lock that the name's entry stands under, so that changes are told in their order.
-    pub(crate) fn tell_interest(&self, name: &std::sync::Arc<str>, interest: Interest) {
+    pub(crate) fn notify_interest_change(&self, name: &std::sync::Arc<str>, interest: InterestChange) {
         if let Some(observer) = self.observer.get() {
             observer(name, interest);
         }
@@ -133,30 +137,29 @@ impl<M> Shared<M> {
         source: Option<u64>,
         bytes: usize,
         mut make: impl FnMut() -> M,
-        mut sleepers: Sleepers<'_>,
+        mut wakeups: Wakeups<'_>,
     ) -> Published {
         let name = topic.as_str();
         let hash = self.hash(name);
         let mut congested = false;
         let mut push = |shard: u16, lists| {
             if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
-                let limits = (&self.config, &self.congestion);
-                let sleepers = (shard, &mut sleepers);
-                congested |= inbox.push((hash, source), lists, (bytes, make()), limits, sleepers);
+                let publication = Publication { topic: hash, source, lists, bytes, message: make() };
+                congested |= inbox.push(publication, self.soft_limits(), &mut wakeups);
             }
         };
         let (subscribers, steps) = match self.push_to_topic(hash, name, &mut push) {
             Some(subscribers) => (subscribers, 0),
             None => self.push_to_topic_and_patterns(hash, name, &mut push),
         };
-        drop(sleepers);
+        drop(wakeups);
         Published { subscribers, congested, steps }
     }
 
     /// Pushes to the subscribers of the topic itself and returns their number. Returns `None` and
     /// does nothing if there are patterns that the topic could match.
-    fn push_to_topic(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, Lists)) -> Option<u64> {
-        let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_own(name);
+    fn push_to_topic(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, ListIds)) -> Option<u64> {
+        let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_reserved(name);
         if may_match_patterns() {
             return None;
         }
@@ -169,9 +172,9 @@ impl<M> Shared<M> {
             return None;
         }
         let mut subscribers = 0;
-        for slot in stripe.find(hash, name).into_iter().flat_map(|entry| entry.slots.as_slice()) {
-            subscribers += u64::from(slot.subscribers);
-            push(slot.shard, Lists::One(slot.list));
+        for share in stripe.find(hash, name).into_iter().flat_map(|entry| entry.shards.as_slice()) {
+            subscribers += u64::from(share.subscribers);
+            push(share.shard, ListIds::One(share.list));
         }
         Some(subscribers)
     }
@@ -182,32 +185,32 @@ impl<M> Shared<M> {
         &self,
         hash: u64,
         name: &str,
-        push: &mut impl FnMut(u16, Lists),
+        push: &mut impl FnMut(u16, ListIds),
     ) -> (u64, usize) {
         let mut subscribers = 0;
-        let mut matched = Matched::new();
-        let mut add = |entry: &Entry| {
-            for slot in entry.slots.as_slice() {
-                subscribers += u64::from(slot.subscribers);
-                matched.push(slot.shard, slot.list);
+        let mut matched = MatchedLists::new();
+        let mut add = |entry: &RouteEntry| {
+            for share in entry.shards.as_slice() {
+                subscribers += u64::from(share.subscribers);
+                matched.push(share.shard, share.list);
             }
         };
         // Held until all is pushed: subscribing to a pattern relies on it. Matching comes before
         // the lock of the stripe, so that it delays no other publish.
         let patterns = read(&self.patterns);
-        let work = patterns.matching(name, &mut add);
+        let cost = patterns.matching(name, &mut add);
         let stripe = self.stripe(hash);
         stripe.find(hash, name).into_iter().for_each(&mut add);
         matched.for_each_shard(|shard, lists| {
             let lists = match lists {
-                [list] => Lists::One(*list as u32),
-                lists => Lists::Many(lists.iter().map(|list| *list as u32).collect()),
+                [list] => ListIds::One(*list as u32),
+                lists => ListIds::Many(lists.iter().map(|list| *list as u32).collect()),
             };
             push(shard, lists);
         });
         drop(stripe);
         drop(patterns);
-        (subscribers, work.looks + work.additions)
+        (subscribers, cost.lookups + cost.additions)
     }
 
     /// To be called under the lock of the patterns, after each change of them.
@@ -229,9 +232,9 @@ impl<M: Send + 'static> Router<M> {
             shared: Arc::new(Shared {
                 config,
                 hasher,
-                inboxes: (0..shards).map(|_| Inbox::new()).collect(),
+                inboxes: (0..shards).map(Inbox::new).collect(),
                 congestion: Congestion::new(),
-                stripes: (0..STRIPES).map(|_| Padded(Mutex::new(Stripe::new()))).collect(),
+                stripes: (0..STRIPES).map(|_| CachePadded(Mutex::new(Stripe::new()))).collect(),
                 patterns: RwLock::new(patterns),
                 pattern_count: AtomicUsize::new(0),
                 observer: std::sync::OnceLock::new(),
@@ -246,7 +249,7 @@ impl<M: Send + 'static> Router<M> {
     /// Only the first observer counts, and only if it comes before subscribers do.
     pub fn observe_interest(
         &self,
-        observer: impl Fn(&std::sync::Arc<str>, Interest) + Send + Sync + 'static,
+        observer: impl Fn(&std::sync::Arc<str>, InterestChange) + Send + Sync + 'static,
     ) {
         let _ = self.shared.observer.set(Box::new(observer));
     }
@@ -263,19 +266,21 @@ impl<M: Send + 'static> Router<M> {
         let shared = &self.shared;
         let inbox = &shared.inboxes[usize::from(shard.0)];
         // From here on the dead one's calls change nothing. Those under way end before the locks below are had.
-        let attachment = inbox.attach();
+        let generation = inbox.attach();
         for stripe in 0..STRIPES {
-            if let Some(mut stripe) = shared.numbered_stripe(stripe) {
-                stripe.forget(shard.0, &shared.hasher, |name| shared.tell_interest(name, Interest::Lost));
+            if let Some(mut stripe) = shared.stripe_at(stripe) {
+                stripe.forget(shard.0, &shared.hasher, |name| {
+                    shared.notify_interest_change(name, InterestChange::Lost)
+                });
             }
         }
         {
             let mut patterns = write(&shared.patterns);
-            patterns.forget(shard.0, |name| shared.tell_interest(name, Interest::Lost));
+            patterns.forget(shard.0, |name| shared.notify_interest_change(name, InterestChange::Lost));
             shared.count_patterns(&patterns);
         }
         inbox.clear(&shared.congestion);
-        Shard::new(Arc::clone(shared), shard, attachment)
+        Shard::new(Arc::clone(shared), shard, generation)
     }
 
     /// Hands one message to each shard that has a matching subscription; `make` is called once for each of them,
@@ -291,7 +296,7 @@ impl<M: Send + 'static> Router<M> {
         bytes: usize,
         make: impl FnMut() -> M,
     ) -> Published {
-        self.shared.publish(topic, source, bytes, make, Sleepers::Wake(Wakers::default()))
+        self.shared.publish(topic, source, bytes, make, Wakeups::Immediate(WakeOnDrop::default()))
     }
 
     /// The place that a shard's stream has come to, for something that is not to overtake what was published before
@@ -300,25 +305,25 @@ impl<M: Send + 'static> Router<M> {
     /// # Panics
     /// If there is no such shard.
     #[must_use]
-    pub fn mark(&self, shard: ShardId) -> Mark {
-        Mark(self.shared.inboxes[usize::from(shard.0)].pushed())
+    pub fn inbox_position(&self, shard: ShardId) -> InboxPosition {
+        InboxPosition(self.shared.inboxes[usize::from(shard.0)].last_sequence())
     }
 
     /// Whether any inbox is over its soft limit.
     #[must_use]
     pub fn is_congested(&self) -> bool {
-        self.shared.congestion.is_on()
+        self.shared.congestion.is_congested()
     }
 
     /// Waits for the end of a congestion. `false`: there is none. `true`: `waker` is called when it is over, once.
     #[must_use]
-    pub fn wake_when_relieved(&self, waker: &std::task::Waker) -> bool {
-        self.shared.congestion.wait(waker)
+    pub fn wake_when_uncongested(&self, waker: &std::task::Waker) -> bool {
+        self.shared.congestion.wake_at_end(waker)
     }
 
     /// Subscribers of one topic, or of one pattern as such.
     #[must_use]
-    pub fn subscribers(&self, subscription: &Subscription<'_>) -> u64 {
+    pub fn subscriber_count(&self, subscription: &Subscription<'_>) -> u64 {
         let shared = &*self.shared;
         let name = subscription.as_str();
         match subscription {
@@ -335,18 +340,16 @@ impl<M: Send + 'static> Router<M> {
 
     /// Number of different topics and patterns with a subscriber, the server's own not among them.
     #[must_use]
-    pub fn topics(&self) -> u64 {
-        let topics: usize = (0..STRIPES)
-            .filter_map(|index| self.shared.numbered_stripe(index))
-            .map(|stripe| stripe.len())
-            .sum();
+    pub fn topic_count(&self) -> u64 {
+        let topics: usize =
+            (0..STRIPES).filter_map(|index| self.shared.stripe_at(index)).map(|stripe| stripe.len()).sum();
         (topics + read(&self.shared.patterns).len()) as u64
     }
 
     /// Returns the heap bytes of the tables, from their capacities.
     #[cfg(test)]
     pub(crate) fn heap_bytes(&self) -> usize {
-        let stripes = (0..STRIPES).filter_map(|index| self.shared.numbered_stripe(index));
+        let stripes = (0..STRIPES).filter_map(|index| self.shared.stripe_at(index));
         stripes.map(|stripe| stripe.heap_bytes()).sum::<usize>() + read(&self.shared.patterns).heap_bytes()
     }
 

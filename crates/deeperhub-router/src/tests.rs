@@ -3,7 +3,10 @@
 // Helpers here stand outside of test functions, where the lint cannot tell that they are tests.
 #![allow(clippy::unwrap_used)]
 
-use crate::{Config, Flow, Interest, Key, LOOPBACK, Router, Shard, ShardId, Subscribed};
+use crate::{
+    Config, DeliveryFlow, InterestChange, Router, Shard, ShardId, Subscribed, SubscriberKey,
+    WORKER_SUBSCRIBER,
+};
 use deeperhub_types::{Subscription, Topic};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,17 +22,17 @@ const SUBSCRIPTIONS: [&str; 11] = ["a", "a.b", "a.c", "b.b", "a.b.c", "*", ">", 
 enum Step {
     Subscribe {
         shard: u16,
-        key: Key,
+        key: SubscriberKey,
         to: usize,
     },
     Unsubscribe {
         shard: u16,
-        key: Key,
+        key: SubscriberKey,
         from: usize,
     },
     Remove {
         shard: u16,
-        key: Key,
+        key: SubscriberKey,
     },
     Publish {
         topic: usize,
@@ -74,8 +77,8 @@ struct Message {
     topic: &'static str,
     source: Option<u64>,
     /// The subscriptions (by a number that is never used again) that it was for, by client.
-    receivers: BTreeMap<(u16, Key), BTreeSet<u64>>,
-    delivered: BTreeSet<(u16, Key)>,
+    receivers: BTreeMap<(u16, SubscriberKey), BTreeSet<u64>>,
+    delivered: BTreeSet<(u16, SubscriberKey)>,
 }
 
 /// Whether a worker sleeps, and what is to wake it.
@@ -107,9 +110,9 @@ struct Model {
     shards: Vec<Shard<usize>>,
     sleeps: Vec<Sleep>,
     next: u64,
-    subscriptions: BTreeMap<(u16, Key), BTreeMap<&'static str, u64>>,
+    subscriptions: BTreeMap<(u16, SubscriberKey), BTreeMap<&'static str, u64>>,
     messages: Vec<Message>,
-    received: BTreeMap<(u16, Key), Vec<usize>>,
+    received: BTreeMap<(u16, SubscriberKey), Vec<usize>>,
     /// What the observer was told.
     interests: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -126,8 +129,8 @@ impl Model {
         router.observe_interest(move |name, interest| {
             let mut interests = told.lock().expect("no test panicked with it");
             let changed = match interest {
-                Interest::Gained => interests.insert(name.to_string()),
-                Interest::Lost => interests.remove(&**name),
+                InterestChange::Gained => interests.insert(name.to_string()),
+                InterestChange::Lost => interests.remove(&**name),
             };
             assert!(changed, "{interest:?} of {name} is told again");
         });
@@ -164,11 +167,11 @@ impl Model {
             }
             Step::Remove { shard, key } => {
                 let own = self.subscriptions.remove(&(shard, key)).unwrap_or_default();
-                assert_eq!(self.shards[usize::from(shard)].remove(key), own.len());
+                assert_eq!(self.shards[usize::from(shard)].remove_subscriber(key), own.len());
             }
             Step::Publish { topic, source, from } => self.publish(TOPICS[topic], source, from),
             Step::WakeOthers { shard } => {
-                self.shards[usize::from(shard)].wake_others();
+                self.shards[usize::from(shard)].flush_wakeups();
                 self.others_are_woken(shard);
             }
             Step::Deliver { shard, pause } => {
@@ -184,10 +187,10 @@ impl Model {
                 dead.subscribe(0, &subscription("a"));
                 dead.subscribe(1, &subscription("*"));
                 for key in 0..6 {
-                    dead.remove(key);
+                    dead.remove_subscriber(key);
                 }
                 let mut cx = Context::from_waker(Waker::noop());
-                assert!(dead.poll_deliver(&mut cx, |_, _| Flow::Continue).is_pending());
+                assert!(dead.poll_deliver(&mut cx, |_, _| DeliveryFlow::Continue).is_pending());
                 drop(dead);
                 self.sleeps[usize::from(shard)].runs();
                 self.others_are_woken(shard);
@@ -223,7 +226,7 @@ impl Model {
                 .collect();
             if !matching.is_empty() {
                 assert_eq!(
-                    self.shards[usize::from(client.0)].matches(client.1, &parsed),
+                    self.shards[usize::from(client.0)].count_matches(client.1, &parsed),
                     matching.len() as u64
                 );
                 receivers.insert(*client, matching);
@@ -277,9 +280,9 @@ impl Model {
             deliveries += 1;
             if deliveries % pause == 0 {
                 paused_at = Some(key);
-                return Flow::Pause;
+                return DeliveryFlow::Pause;
             }
-            Flow::Continue
+            DeliveryFlow::Continue
         });
         self.others_are_woken(shard);
         let sleep = &mut self.sleeps[usize::from(shard)];
@@ -302,14 +305,14 @@ impl Model {
         }
         for name in SUBSCRIPTIONS {
             let count = counts.get(name).copied().unwrap_or_default();
-            assert_eq!(self.router.subscribers(&subscription(name)), count, "{name}");
+            assert_eq!(self.router.subscriber_count(&subscription(name)), count, "{name}");
         }
-        assert_eq!(self.router.topics(), counts.len() as u64);
+        assert_eq!(self.router.topic_count(), counts.len() as u64);
         let interests = self.interests.lock().expect("no test panicked with it");
         assert!(interests.iter().eq(counts.keys()), "{interests:?} are told, {counts:?} are there");
     }
 
-    /// Delivers the rest, and looks at what everyone got.
+    /// Delivers the rest, and lookups at what everyone got.
     fn check_all(&mut self) {
         for shard in 0..SHARDS {
             let mut calls = 0;
@@ -340,7 +343,7 @@ impl Model {
                 self.take(Step::Remove { shard, key });
             }
         }
-        assert_eq!(self.router.topics(), 0);
+        assert_eq!(self.router.topic_count(), 0);
         assert!(!self.router.is_congested());
     }
 }
@@ -380,7 +383,7 @@ fn a_sleeping_worker_is_woken_once_for_many_publishes() {
         let mut poll = || {
             shard.poll_deliver(&mut cx, |_, ()| {
                 delivered += 1;
-                Flow::Continue
+                DeliveryFlow::Continue
             })
         };
         while poll().is_ready() {}
@@ -410,7 +413,7 @@ fn drain(worker: &mut Shard<u32>, count: &Arc<Count>) -> Vec<u32> {
     let mut delivered = Vec::new();
     let mut deliver = |_, message: &u32| {
         delivered.push(*message);
-        Flow::Continue
+        DeliveryFlow::Continue
     };
     while worker.poll_deliver(&mut cx, &mut deliver).is_ready() {}
     delivered
@@ -430,8 +433,8 @@ fn others_are_woken_once_for_all_that_a_worker_publishes() {
         publish_from(&mut first, message);
     }
     assert_eq!(woken(), [0, 0, 0]);
-    first.wake_others();
-    first.wake_others();
+    first.flush_wakeups();
+    first.flush_wakeups();
     assert_eq!(woken(), [0, 1, 1], "it runs itself");
     assert_eq!(drain(&mut second, &count), [0, 1, 2, 3, 4]);
 
@@ -452,13 +455,13 @@ fn a_worker_that_another_left_asleep_is_woken_by_the_next_publish_from_elsewhere
     publish_from(&mut first, 1);
     router.publish(&Topic::parse("a").unwrap(), None, 1, || 2);
     assert_eq!(woken(), 1);
-    first.wake_others();
+    first.flush_wakeups();
     assert_eq!(woken(), 1, "once is enough");
     assert_eq!(drain(&mut second, &count), [1, 2]);
 
     publish_from(&mut first, 3);
     assert_eq!(drain(&mut second, &count), [3], "it woke by itself");
-    first.wake_others();
+    first.flush_wakeups();
     assert_eq!(woken(), 1);
 }
 
@@ -502,19 +505,19 @@ fn congestion_is_told_and_ends_when_the_worker_has_caught_up() {
     let topic = Topic::parse("a").unwrap();
     let publish = |bytes| router.publish(&topic, None, bytes, || ()).congested;
     let mut cx = Context::from_waker(Waker::noop());
-    let mut catch_up = || while shard.poll_deliver(&mut cx, |_, ()| Flow::Continue).is_ready() {};
+    let mut catch_up = || while shard.poll_deliver(&mut cx, |_, ()| DeliveryFlow::Continue).is_ready() {};
 
     assert!((0..8).all(|_| !publish(1)));
     assert!(publish(1) && router.is_congested());
     let count = Arc::new(Count::default());
-    assert!(router.wake_when_relieved(&Waker::from(Arc::clone(&count))));
+    assert!(router.wake_when_uncongested(&Waker::from(Arc::clone(&count))));
     catch_up();
     assert!(!router.is_congested());
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
 
     assert!(!publish(100) && publish(1));
     catch_up();
-    assert!(!router.is_congested() && !router.wake_when_relieved(Waker::noop()));
+    assert!(!router.is_congested() && !router.wake_when_uncongested(Waker::noop()));
 
     // A worker that died congested is no congestion any more.
     assert!(publish(101));
@@ -542,7 +545,7 @@ fn a_huge_fan_out_does_not_hold_up_another_topic() {
     while shard
         .poll_deliver(&mut cx, |key, message| {
             order.push((key, *message));
-            if order.len() % 100 == 0 { Flow::Pause } else { Flow::Continue }
+            if order.len() % 100 == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         })
         .is_ready()
     {}
@@ -567,7 +570,7 @@ fn messages_of_a_large_fan_out_are_delivered_together() {
     while shard
         .poll_deliver(&mut cx, |key, number| {
             order.push((key, *number));
-            Flow::Continue
+            DeliveryFlow::Continue
         })
         .is_ready()
     {}
@@ -586,10 +589,10 @@ fn what_was_published_before_a_mark_can_be_delivered_alone() {
     let publish = |topic, number| {
         router.publish(&Topic::parse(topic).unwrap(), Some(1), 1, || number);
     };
-    assert!(shard.has_delivered(router.mark(ShardId(0))), "nothing was published");
+    assert!(shard.has_delivered(router.inbox_position(ShardId(0))), "nothing was published");
     publish("large", 1);
     publish("small", 2);
-    let mark = router.mark(ShardId(0));
+    let mark = router.inbox_position(ShardId(0));
     publish("small", 3);
     assert!(!shard.has_delivered(mark));
     let mut order = Vec::new();
@@ -598,7 +601,7 @@ fn what_was_published_before_a_mark_can_be_delivered_alone() {
         calls += 1;
         let is_done = shard.deliver_until(mark, |key, number| {
             order.push((key, *number));
-            if order.len() == 2 { Flow::Pause } else { Flow::Continue }
+            if order.len() == 2 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         });
         assert_eq!(is_done, shard.has_delivered(mark));
         if is_done {
@@ -610,7 +613,7 @@ fn what_was_published_before_a_mark_can_be_delivered_alone() {
     let mut cx = Context::from_waker(Waker::noop());
     let rest = shard.poll_deliver(&mut cx, |key, number| {
         order.push((key, *number));
-        Flow::Continue
+        DeliveryFlow::Continue
     });
     assert!(rest.is_pending());
     assert_eq!(order.last(), Some(&(9, 3)));
@@ -644,7 +647,7 @@ fn threads_agree_on_one_order() {
                 loop {
                     let poll = shard.poll_deliver(&mut cx, |key, message: &(usize, usize)| {
                         received[key as usize].push(*message);
-                        if message.1.is_multiple_of(7) { Flow::Pause } else { Flow::Continue }
+                        if message.1.is_multiple_of(7) { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
                     });
                     if received.iter().all(|own| own.len() == MESSAGES * PUBLISHERS) {
                         break;
@@ -675,7 +678,7 @@ fn threads_agree_on_one_order() {
                     };
                     assert_eq!(published.subscribers, 24);
                     if publisher > 0 && message % (publisher * 10) == 0 {
-                        own.wake_others();
+                        own.flush_wakeups();
                     }
                 }
             });
@@ -698,8 +701,8 @@ fn the_servers_own_topics_reach_the_worker_and_nobody_else() {
     for name in [">", "*.0", "a"] {
         shard.subscribe(3, &subscription(name));
     }
-    assert_eq!(shard.subscribe(LOOPBACK, &Subscription::Topic(own.borrow())), Subscribed::New);
-    assert_eq!(shard.subscribe(LOOPBACK, &Subscription::Topic(own.borrow())), Subscribed::Already);
+    assert_eq!(shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow())), Subscribed::New);
+    assert_eq!(shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow())), Subscribed::Already);
 
     assert_eq!(router.publish(&own, None, 1, || 7).subscribers, 1);
     let mut delivered = Vec::new();
@@ -707,23 +710,23 @@ fn the_servers_own_topics_reach_the_worker_and_nobody_else() {
     while shard
         .poll_deliver(&mut cx, |key, message| {
             delivered.push((key, *message));
-            Flow::Continue
+            DeliveryFlow::Continue
         })
         .is_ready()
     {}
-    assert_eq!(delivered, [(LOOPBACK, 7)]);
+    assert_eq!(delivered, [(WORKER_SUBSCRIBER, 7)]);
 
-    assert_eq!(router.topics(), 3);
+    assert_eq!(router.topic_count(), 3);
     let mut listed: Vec<_> =
         router.list(None, 10).unwrap().topics.into_iter().map(|(name, _)| name).collect();
     listed.sort();
     assert_eq!(listed, ["*.0", ">", "a"]);
 
     let mut next = router.attach(ShardId(0));
-    assert_eq!((router.topics(), router.publish(&own, None, 1, || 8).subscribers), (0, 0));
-    next.subscribe(LOOPBACK, &Subscription::Topic(own.borrow()));
-    assert!(next.unsubscribe(LOOPBACK, &Subscription::Topic(own.borrow())));
-    assert_eq!((router.topics(), next.subscription_count(LOOPBACK)), (0, 0));
+    assert_eq!((router.topic_count(), router.publish(&own, None, 1, || 8).subscribers), (0, 0));
+    next.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow()));
+    assert!(next.unsubscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow())));
+    assert_eq!((router.topic_count(), next.subscription_count(WORKER_SUBSCRIBER)), (0, 0));
 }
 
 /// Subscribes clients of two workers to names made from client and number.
@@ -792,7 +795,7 @@ fn what_a_client_costs_a_message_grows_with_its_subscriptions_and_not_with_their
     assert_eq!(published.subscribers, u64::from(CLIENTS * PATTERNS));
     for shard in &mut shards {
         assert_eq!(drain(shard, &Arc::new(Count::default())), [7; CLIENTS as usize / 2]);
-        let looks = shard.places_looked_at();
-        assert!(looks <= (CLIENTS / 2 * PATTERNS) as usize, "{looks} looks at subscriptions");
+        let lookups = shard.positions_visited();
+        assert!(lookups <= (CLIENTS / 2 * PATTERNS) as usize, "{lookups} lookups at subscriptions");
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::Details;
+use crate::EventDetails;
 use deeperhub_types::ClientId;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -9,14 +9,14 @@ use std::time::UNIX_EPOCH;
 
 /// An event of `client` with a payload of so many bytes.
 fn binary(client: u64, bytes: usize) -> Event {
-    event(client, Details::BinaryReceived { payload: vec![0; bytes].into() })
+    event(client, EventDetails::BinaryReceived { payload: vec![0; bytes].into() })
 }
 
 fn error(client: u64) -> Event {
-    event(client, Details::Error { code: "internal".into(), message: "a fault".into() })
+    event(client, EventDetails::Error { code: "internal".into(), message: "a fault".into() })
 }
 
-fn event(client: u64, details: Details) -> Event {
+fn event(client: u64, details: EventDetails) -> Event {
     Event::new(UNIX_EPOCH, ClientId::parse(&client.to_string()).unwrap(), details)
 }
 
@@ -157,7 +157,7 @@ fn slow_observers_take_nothing_from_another_and_each_loses_its_own() {
 
 #[test]
 fn a_queue_is_bounded_in_bytes_too() {
-    let bytes = binary(0, 100).size();
+    let bytes = binary(0, 100).memory_bytes();
     let bus = bus(1, usize::MAX, 2 * bytes);
     let mut stream = bus.subscribe(EventFilter::all()).unwrap();
     bus.publish(binary(0, 100));
@@ -308,7 +308,7 @@ proptest! {
                 Step::Take => prop_assert_eq!(stream.try_recv().map(seen), model.pop_front().map(|(seen, _)| seen)),
                 Step::Publish { bytes } => {
                     let event = binary(id, bytes);
-                    let size = event.size();
+                    let size = event.memory_bytes();
                     bus.publish(event);
                     let events = model.iter().filter(|(seen, _)| matches!(seen, Seen::Event(_))).count();
                     let waiting: usize = model.iter().map(|(_, size)| size).sum();

@@ -6,14 +6,14 @@ const FEW: usize = 16;
 /// Matching lists, each with the worker's number above the list's own. Sorting groups them by
 /// worker.
 #[derive(Debug)]
-pub(crate) struct Matched {
+pub(crate) struct MatchedLists {
     few: [u64; FEW],
     len: usize,
     /// All matches, if there are more than [`FEW`].
     many: Vec<u64>,
 }
 
-impl Matched {
+impl MatchedLists {
     pub(crate) const fn new() -> Self {
         Self { few: [0; FEW], len: 0, many: Vec::new() }
     }
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn lists_come_by_worker_and_in_order() {
         for count in [0, 1, FEW as u32, FEW as u32 + 1, 100] {
-            let mut matched = Matched::new();
+            let mut matched = MatchedLists::new();
             for number in (0..count).rev() {
                 matched.push((number % 3) as u16, number);
             }

@@ -1,7 +1,7 @@
 //! The hand-over between threads in every order that the memory model allows. Run with
 //! `RUSTFLAGS="--cfg loom" cargo test -p deeperhub-router --lib --release`.
 
-use crate::{Config, Flow, Router, ShardId};
+use crate::{Config, DeliveryFlow, Router, ShardId};
 use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
@@ -44,7 +44,7 @@ fn receive(shard: &mut crate::Shard<u32>, count: usize) -> Vec<u32> {
     loop {
         let poll = shard.poll_deliver(&mut Context::from_waker(&waker), |_, message| {
             received.push(*message);
-            Flow::Continue
+            DeliveryFlow::Continue
         });
         if received.len() == count {
             return received;
@@ -80,7 +80,7 @@ fn no_wake_up_is_lost_that_a_worker_puts_off() {
         let mut publishing = router.attach(ShardId(1));
         let publisher = loom::thread::spawn(move || {
             let first = publish_from(&mut publishing, 1);
-            publishing.wake_others();
+            publishing.flush_wakeups();
             // This one's is made when the worker ends.
             (first, publish_from(&mut publishing, 2))
         });
@@ -161,7 +161,7 @@ fn who_was_counted_gets_it_and_nobody_else() {
             while shard
                 .poll_deliver(&mut cx, |_, _| {
                     delivered.fetch_add(1, Ordering::Relaxed);
-                    Flow::Continue
+                    DeliveryFlow::Continue
                 })
                 .is_ready()
             {}
@@ -190,7 +190,7 @@ fn the_first_pattern_gets_all_that_comes_behind_what_it_gets() {
         while second
             .poll_deliver(&mut cx, |_, message| {
                 received.push(*message);
-                Flow::Continue
+                DeliveryFlow::Continue
             })
             .is_ready()
         {}
@@ -210,12 +210,12 @@ fn a_worker_that_is_replaced_leaves_nothing() {
         });
         let late = loom::thread::spawn(move || {
             dead.subscribe(1, &Subscription::parse("*").unwrap());
-            dead.remove(0);
+            dead.remove_subscriber(0);
         });
         let mut shard = router.attach(ShardId(0));
         publisher.join().unwrap();
         late.join().unwrap();
-        assert_eq!(router.topics(), 0);
+        assert_eq!(router.topic_count(), 0);
         let mut cx = Context::from_waker(Waker::noop());
         assert!(shard.poll_deliver(&mut cx, |_, _| unreachable!("nobody is subscribed")).is_pending());
         assert!(!router.is_congested());

@@ -4,21 +4,21 @@ use std::task::Waker;
 
 /// How the workers are woken that a publish finds asleep.
 #[derive(Debug)]
-pub(crate) enum Sleepers<'s> {
+pub(crate) enum Wakeups<'s> {
     /// When this is dropped.
-    Wake(Wakers),
+    Immediate(WakeOnDrop),
     /// Not by the publish: they are noted.
-    Note(&'s mut ShardSet),
+    Deferred(&'s mut ShardSet),
 }
 
-/// Wakers that are called when this is dropped: once all locks are released, and also after a panic.
+/// WakeOnDrop that are called when this is dropped: once all locks are released, and also after a panic.
 #[derive(Debug, Default)]
-pub(crate) struct Wakers {
+pub(crate) struct WakeOnDrop {
     first: Option<Waker>,
     others: Vec<Waker>,
 }
 
-impl Wakers {
+impl WakeOnDrop {
     pub(crate) fn push(&mut self, waker: Waker) {
         match self.first {
             None => self.first = Some(waker),
@@ -27,7 +27,7 @@ impl Wakers {
     }
 }
 
-impl Drop for Wakers {
+impl Drop for WakeOnDrop {
     fn drop(&mut self) {
         self.first.take().into_iter().chain(self.others.drain(..)).for_each(Waker::wake);
     }
