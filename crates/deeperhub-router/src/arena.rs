@@ -1,6 +1,6 @@
 //! Items under small numbers.
 
-use crate::few::shrink;
+use crate::inline_list::shrink;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 

@@ -9,16 +9,12 @@ use std::task::Waker;
 /// Room for envelopes that an empty inbox keeps.
 const RETAINED_CAPACITY: usize = 1024;
 
-/// A message, and the lists of one worker that it is for.
-#[derive(Debug)]
-pub(crate) struct Publication<M> {
+/// What a message is kept in order with: others of its topic, and others of its source.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OrderingKeys {
     /// The topic's hash.
     pub(crate) topic: u64,
     pub(crate) source: Option<u64>,
-    pub(crate) lists: ListIds,
-    /// Counted against [`Config::inbox_soft_limit_bytes`].
-    pub(crate) bytes: usize,
-    pub(crate) message: M,
 }
 
 /// The limits above which an inbox is congested, and the count of those that are.
@@ -194,11 +190,13 @@ impl<M> Inbox<M> {
     /// Answers whether the inbox is congested.
     pub(crate) fn push(
         &self,
-        publication: Publication<M>,
+        OrderingKeys { topic, source }: OrderingKeys,
+        lists: ListIds,
+        bytes: usize,
+        message: M,
         limits: SoftLimits<'_>,
         wakeups: &mut Wakeups<'_>,
     ) -> bool {
-        let Publication { topic, source, lists, bytes, message } = publication;
         // The numbers of many matching lists may take more bytes than the message.
         let bytes = bytes.saturating_add(lists.heap_bytes());
         let mut state = lock(&self.state);

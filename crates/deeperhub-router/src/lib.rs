@@ -54,8 +54,8 @@
 
 mod arena;
 mod fanout;
-mod few;
 mod inbox;
+mod inline_list;
 mod level_subsets;
 #[cfg(all(test, loom))]
 mod loom_models;

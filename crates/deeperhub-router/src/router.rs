@@ -1,6 +1,6 @@
 //! The routing table that all threads share.
 
-use crate::inbox::{Congestion, Inbox, ListIds, Publication, SoftLimits};
+use crate::inbox::{Congestion, Inbox, ListIds, OrderingKeys, SoftLimits};
 use crate::matched_lists::MatchedLists;
 use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
@@ -144,8 +144,8 @@ impl<M> Shared<M> {
         let mut congested = false;
         let mut push = |shard: u16, lists| {
             if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
-                let publication = Publication { topic: hash, source, lists, bytes, message: make() };
-                congested |= inbox.push(publication, self.soft_limits(), &mut wakeups);
+                let keys = OrderingKeys { topic: hash, source };
+                congested |= inbox.push(keys, lists, bytes, make(), self.soft_limits(), &mut wakeups);
             }
         };
         let (subscribers, steps) = match self.push_to_topic(hash, name, &mut push) {

@@ -2,7 +2,7 @@
 
 use crate::arena::Arena;
 use crate::fanout::Fanouts;
-use crate::few::{Few, shrink};
+use crate::inline_list::{InlineList, shrink};
 use crate::patterns::{PatternKey, Patterns};
 use crate::router::{InboxPosition, InterestChange, Published, ShardId, Shared};
 use crate::stripe::{Stripe, arc_bytes};
@@ -58,14 +58,17 @@ pub struct Shard<M> {
     deferred_wakeups: ShardSet,
 }
 
+/// The positions of one client.
+type PositionList = InlineList<ListPosition>;
+
 /// Who is subscribed to what, both ways.
 #[derive(Debug)]
 pub(crate) struct SubscriptionTables {
     lists: Arena<SubscriberList>,
     /// By key.
-    clients: Vec<Few<ListPosition>>,
+    clients: Vec<PositionList>,
     /// Of [`WORKER_SUBSCRIBER`].
-    worker_positions: Few<ListPosition>,
+    worker_positions: PositionList,
     /// Client subscriptions visited by [`since`](Self::since).
     #[cfg(test)]
     positions_visited: std::cell::Cell<usize>,
@@ -75,7 +78,7 @@ pub(crate) struct SubscriptionTables {
 #[derive(Debug)]
 struct SubscriberList {
     name: std::sync::Arc<str>,
-    subscribers: Few<Subscriber>,
+    subscribers: InlineList<Subscriber>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -123,7 +126,7 @@ impl SubscriptionTables {
         } else {
             self.clients.get(key as usize)
         };
-        positions.map_or(&[], Few::as_slice)
+        positions.map_or(&[], InlineList::as_slice)
     }
 
     pub(crate) fn subscription_count(&self, key: SubscriberKey) -> usize {
@@ -141,7 +144,7 @@ impl SubscriptionTables {
     fn add(&mut self, key: SubscriberKey, list: u32, since: u64) {
         let client = key as usize;
         if key != WORKER_SUBSCRIBER && self.clients.len() <= client {
-            self.clients.resize_with(client + 1, Few::new);
+            self.clients.resize_with(client + 1, InlineList::new);
         }
         let positions = positions_mut(&mut self.clients, &mut self.worker_positions, key);
         let (Some(positions), Some(list_of)) = (positions, self.lists.get_mut(list)) else {
@@ -184,7 +187,7 @@ impl SubscriptionTables {
             }
         }
         self.lists.get_mut(position.list)?.subscribers.swap_remove(last as usize);
-        while self.clients.last().is_some_and(Few::is_empty) {
+        while self.clients.last().is_some_and(InlineList::is_empty) {
             self.clients.pop();
         }
         shrink(&mut self.clients);
@@ -195,8 +198,8 @@ impl SubscriptionTables {
     fn heap_bytes(&self) -> usize {
         self.lists.heap_bytes()
             + self.lists.range(0, usize::MAX).0.map(|list| list.subscribers.heap_bytes()).sum::<usize>()
-            + self.clients.capacity() * size_of::<Few<ListPosition>>()
-            + self.clients.iter().map(Few::heap_bytes).sum::<usize>()
+            + self.clients.capacity() * size_of::<PositionList>()
+            + self.clients.iter().map(InlineList::heap_bytes).sum::<usize>()
     }
 
     fn move_subscriber(&mut self, list: u32, from: u32, to: u32) {
@@ -216,10 +219,10 @@ impl SubscriptionTables {
 }
 
 fn positions_mut<'t>(
-    clients: &'t mut [Few<ListPosition>],
-    worker_positions: &'t mut Few<ListPosition>,
+    clients: &'t mut [PositionList],
+    worker_positions: &'t mut PositionList,
     key: SubscriberKey,
-) -> Option<&'t mut Few<ListPosition>> {
+) -> Option<&'t mut PositionList> {
     if key == WORKER_SUBSCRIBER { Some(worker_positions) } else { clients.get_mut(key as usize) }
 }
 
@@ -238,7 +241,7 @@ impl<M: Send + 'static> Shard<M> {
         let tables = SubscriptionTables {
             lists: Arena::new(),
             clients: Vec::new(),
-            worker_positions: Few::new(),
+            worker_positions: InlineList::new(),
             #[cfg(test)]
             positions_visited: std::cell::Cell::new(0),
         };
@@ -276,7 +279,8 @@ impl<M: Send + 'static> Shard<M> {
             if entry.shards.is_empty() {
                 shared.notify_interest_change(&name, InterestChange::Gained);
             }
-            let list = entry.add(shard, || lists.insert(SubscriberList { name, subscribers: Few::new() }));
+            let list =
+                entry.add(shard, || lists.insert(SubscriberList { name, subscribers: InlineList::new() }));
             // Publishes that are for this list push under the lock that is held here.
             (list, inbox.last_sequence())
         };

@@ -1,6 +1,6 @@
 //! Which worker has how many subscribers of a topic: one part of the table of exact topics.
 
-use crate::few::Few;
+use crate::inline_list::InlineList;
 use ahash::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub(crate) struct RouteEntry {
     pub(crate) name: Arc<str>,
     /// One for each worker that has subscribers.
-    pub(crate) shards: Few<ShardShare>,
+    pub(crate) shards: InlineList<ShardShare>,
 }
 
 /// One worker's part in a topic or pattern.
@@ -25,7 +25,7 @@ pub(crate) struct ShardShare {
 
 impl RouteEntry {
     pub(crate) fn new(name: &str) -> Self {
-        Self { name: name.into(), shards: Few::new() }
+        Self { name: name.into(), shards: InlineList::new() }
     }
 
     pub(crate) fn subscribers(&self) -> u64 {
