@@ -1,53 +1,58 @@
-//! In which order a worker opens its envelopes, so that a large fan-out holds up only what must come after it.
+//! Delivery order of a worker's envelopes. A large fan-out delays only the messages that must
+//! follow it.
 
 use crate::inbox::{Envelope, FinishedCount, ListIds};
 use crate::shard::{DeliveryFlow, SubscriberKey, SubscriptionTables};
 use ahash::RandomState;
 use std::collections::{HashSet, VecDeque};
 
-/// Subscribers from which a fan-out is large: it is done in parts, between which others go on.
+/// Most subscribers of a small fan-out. Larger ones are delivered in parts, with other fan-outs
+/// between them.
 const LARGE_FANOUT_SUBSCRIBERS: usize = if cfg!(test) { 3 } else { 512 };
 
-/// Large fan-outs at the same time. The next ones wait with what must come after them.
+/// Large fan-outs in progress at the same time. Further ones are deferred, with all messages that
+/// must follow them.
 const MAX_RUNNING_FANOUTS: usize = if cfg!(test) { 2 } else { 16 };
 
-/// Messages that one fan-out carries to each subscriber at once.
+/// Messages that one fan-out delivers together to each subscriber.
 const MAX_BATCH_MESSAGES: usize = if cfg!(test) { 3 } else { 64 };
 
-/// Most subscriptions of a client that are searched again at each of its matches. Clients with more
-/// are remembered instead, so that the cost of a message grows linearly with a client's
+/// Most subscriptions of a client that are searched for duplicates at each of its matches. Clients
+/// with more are remembered in a set. The cost of a message thus grows linearly with a client's
 /// subscriptions, not quadratically.
 const MAX_SCANNED_SUBSCRIPTIONS: usize = if cfg!(test) { 2 } else { 8 };
 
 /// The envelopes that a worker has taken and not finished.
 #[derive(Debug)]
 pub(crate) struct Fanouts<M> {
-    /// Not looked at yet, the oldest first.
+    /// New envelopes, the oldest first.
     pub(crate) queue: VecDeque<Envelope<M>>,
-    /// Looked at: they are of a topic or a source whose older messages are under way, or held.
+    /// Envelopes that must follow older messages of their topic or source, or that wait for a
+    /// running fan-out to finish.
     deferred: VecDeque<Envelope<M>>,
     deferred_topics: HashSet<u64, RandomState>,
     deferred_sources: HashSet<u64, RandomState>,
     pub(crate) running: VecDeque<RunningFanout<M>>,
-    /// The queue has had its turn.
-    run_large_first: bool,
+    /// The next call continues a running fan-out first, because the last one delivered from the
+    /// queue.
+    resume_running_first: bool,
     pub(crate) finished: FinishedCount,
 }
 
-/// A fan-out under way.
+/// A fan-out in progress.
 #[derive(Debug)]
 pub(crate) struct RunningFanout<M> {
-    /// Messages of one topic, for the same lists. Each subscriber is given all of them at a time: one write, and one
-    /// look at what belongs to it.
+    /// Messages of one topic for the same lists. Each subscriber gets all of them together, which
+    /// takes one write and one search of its subscriptions.
     batch: Vec<Envelope<M>>,
-    /// Which of the envelopes' lists it is at, and which subscriber of it comes next.
+    /// The next subscriber: an index into the envelopes' lists, and an index into that list.
     list_index: usize,
     subscriber_index: u32,
-    /// Somebody may have been given the batch: no more can join.
+    /// A subscriber may have got the batch, so no message can be added.
     has_started: bool,
-    /// Clients that already got the messages, where their subscriptions do not show it. They have
-    /// more than [`MAX_SCANNED_SUBSCRIPTIONS`], or have left the list through which they got them. Without
-    /// this, a client on two lists would get the messages twice.
+    /// Clients that already got the messages, if their subscriptions do not show it. They have more
+    /// than [`MAX_SCANNED_SUBSCRIPTIONS`], or have left the list through which they got the
+    /// messages. Without this set, a client on two lists would get the messages twice.
     delivered_to: HashSet<SubscriberKey, RandomState>,
 }
 
@@ -67,12 +72,14 @@ impl<M> RunningFanout<M> {
         self.batch.first().map_or(&[], |envelope| envelope.lists.as_slice())
     }
 
+    /// Returns `true` if messages of this topic or source must follow this fan-out.
     fn precedes(&self, topic: u64, source: Option<u64>) -> bool {
         self.batch
             .iter()
             .any(|envelope| envelope.topic == topic || (source.is_some() && envelope.source == source))
     }
 
+    /// Returns `true` if the envelope can be delivered together with this batch.
     fn can_batch(&self, envelope: &Envelope<M>) -> bool {
         !self.has_started
             && self.batch.len() < MAX_BATCH_MESSAGES
@@ -82,19 +89,20 @@ impl<M> RunningFanout<M> {
                 .is_some_and(|first| first.topic == envelope.topic && first.lists == envelope.lists)
     }
 
-    /// Who subscribed later than this is not concerned.
+    /// Returns the sequence of the batch's last message. It does not reach clients that subscribed
+    /// later.
     fn last_sequence(&self) -> u64 {
         self.batch.last().map_or(0, |envelope| envelope.sequence)
     }
 
-    /// The position of the next subscriber, if it is in this list.
+    /// Returns the index of the next subscriber if the fan-out is in this list.
     pub(crate) fn position(&self, list: u32) -> Option<u32> {
         (self.lists().get(self.list_index) == Some(&list)).then_some(self.subscriber_index)
     }
 
-    /// The subscriber at `index` of a list has left it.
+    /// Adjusts the fan-out after the subscriber at `index` has left a list.
     pub(crate) fn subscriber_left(&mut self, list: u32, index: u32, key: SubscriberKey, since: u64) {
-        // ListIds are in ascending order.
+        // Lists are in ascending order.
         let Ok(list_index) = self.lists().binary_search(&list) else { return };
         let is_delivered =
             list_index < self.list_index || (list_index == self.list_index && index < self.subscriber_index);
@@ -106,7 +114,7 @@ impl<M> RunningFanout<M> {
         }
     }
 
-    /// Goes on until it is told to pause, or through.
+    /// Delivers to the remaining subscribers, until all are done or `deliver` pauses.
     fn run(
         &mut self,
         tables: &SubscriptionTables,
@@ -137,7 +145,8 @@ impl<M> RunningFanout<M> {
                     if is_remembered || tables.was_on_any(key, done, last_sequence) {
                         continue;
                     }
-                    // It is given all messages here, in order, also those that only its other lists entitle it to.
+                    // The client gets all its messages of the batch here, in order. That includes
+                    // those for which only its other lists match.
                     if since >= first_sequence {
                         since = tables.since(key, lists).unwrap_or(since);
                     }
@@ -148,7 +157,7 @@ impl<M> RunningFanout<M> {
                         flow = DeliveryFlow::Pause;
                     }
                 }
-                // Not in the midst of a client's messages: it may be gone when this goes on.
+                // Pause only between clients: this one may be gone when the fan-out continues.
                 if flow == DeliveryFlow::Pause {
                     return flow;
                 }
@@ -162,7 +171,8 @@ impl<M> RunningFanout<M> {
 
 impl<M> Fanouts<M> {
     pub(crate) fn new() -> Self {
-        // Numbers from a counter and hashes with random seeds: nothing here that a client could aim at.
+        // Fixed seeds are safe: the keys are numbers from a counter and hashes with random seeds,
+        // which no client can choose.
         let seeds = RandomState::with_seeds(5, 6, 7, 8);
         Self {
             queue: VecDeque::new(),
@@ -170,7 +180,7 @@ impl<M> Fanouts<M> {
             deferred_topics: HashSet::with_hasher(seeds.clone()),
             deferred_sources: HashSet::with_hasher(seeds),
             running: VecDeque::new(),
-            run_large_first: false,
+            resume_running_first: false,
             finished: FinishedCount::default(),
         }
     }
@@ -179,27 +189,27 @@ impl<M> Fanouts<M> {
         self.queue.is_empty() && self.running.is_empty() && self.deferred.is_empty()
     }
 
-    /// Whether no envelope up to this number is left.
+    /// Returns `true` if no envelope up to this sequence is left.
     pub(crate) fn has_finished(&self, sequence: u64) -> bool {
         let batches = self.running.iter().flat_map(|running| &running.batch);
         self.queue.iter().chain(&self.deferred).chain(batches).all(|envelope| envelope.sequence > sequence)
     }
 
-    /// Delivers until everything is done or it is told to pause. Whatever was paused, the small and new ones and the
-    /// large ones under way take turns.
+    /// Delivers until all is done or `deliver` pauses. After a pause, new envelopes and running
+    /// fan-outs take turns.
     pub(crate) fn deliver(
         &mut self,
         tables: &SubscriptionTables,
         deliver: &mut impl FnMut(SubscriberKey, &M) -> DeliveryFlow,
     ) -> DeliveryFlow {
-        if std::mem::take(&mut self.run_large_first)
+        if std::mem::take(&mut self.resume_running_first)
             && self.run_oldest(tables, deliver) == DeliveryFlow::Pause
         {
             return DeliveryFlow::Pause;
         }
         loop {
             if self.deliver_queued(tables, deliver) == DeliveryFlow::Pause {
-                self.run_large_first = true;
+                self.resume_running_first = true;
                 return DeliveryFlow::Pause;
             }
             while self.queue.is_empty() && !self.running.is_empty() {
@@ -213,7 +223,7 @@ impl<M> Fanouts<M> {
         }
     }
 
-    /// Goes on with the fan-out that has waited longest.
+    /// Continues the running fan-out that has waited longest.
     fn run_oldest(
         &mut self,
         tables: &SubscriptionTables,
@@ -228,7 +238,7 @@ impl<M> Fanouts<M> {
         for envelope in &running.batch {
             self.finished.count(envelope.bytes);
         }
-        // What waited for it is looked at again, before what is newer.
+        // Deferred envelopes go back to the front of the queue, before newer ones.
         self.deferred_topics.clear();
         self.deferred_sources.clear();
         while let Some(envelope) = self.deferred.pop_back() {
@@ -237,6 +247,7 @@ impl<M> Fanouts<M> {
         flow
     }
 
+    /// Delivers small fan-outs from the queue, starts large ones and defers those that must wait.
     fn deliver_queued(
         &mut self,
         tables: &SubscriptionTables,
@@ -258,7 +269,7 @@ impl<M> Fanouts<M> {
                 continue;
             }
             if let ListIds::One(list) = envelope.lists {
-                // The most usual case by far, without anything to remember.
+                // The most frequent case: one list needs no check for duplicates.
                 let mut flow = DeliveryFlow::Continue;
                 let subscribers = tables.subscribers(list);
                 for (index, subscriber) in subscribers.iter().enumerate() {
@@ -291,13 +302,15 @@ impl<M> Fanouts<M> {
             || self.running.iter().any(|running| running.precedes(envelope.topic, envelope.source))
     }
 
+    /// Returns `true` if an older envelope of the same topic or source is deferred.
     fn follows_deferred(&self, envelope: &Envelope<M>) -> bool {
         !self.deferred.is_empty()
             && (self.deferred_topics.contains(&envelope.topic)
                 || envelope.source.is_some_and(|source| self.deferred_sources.contains(&source)))
     }
 
-    /// Into the batch that it would wait for, where that has not begun and nothing else stands between.
+    /// Adds the envelope to the batch that it would follow, if the batch has not started and no
+    /// other message must come between. Otherwise defers it.
     fn batch_or_defer(&mut self, envelope: Envelope<M>) {
         if !self.follows_deferred(&envelope)
             && let Some(index) = self.running.iter().position(|running| running.can_batch(&envelope))
@@ -314,6 +327,7 @@ impl<M> Fanouts<M> {
         }
     }
 
+    /// Keeps an envelope until a running fan-out has finished.
     fn defer(&mut self, envelope: Envelope<M>) {
         self.deferred_topics.insert(envelope.topic);
         self.deferred_sources.extend(envelope.source);

@@ -1,10 +1,10 @@
-//! A list that is mostly empty or has one item, and then needs no memory of its own.
+//! A list that needs no heap memory while it has at most one item.
 
-/// A list of `T` in 24 bytes, where the first item of up to 16 bytes lies within.
+/// A list of `T` in 24 bytes. A single item of up to 16 bytes is stored inline.
 #[derive(Debug)]
 pub(crate) enum InlineList<T> {
     One(T),
-    /// Any number but one.
+    /// Any number of items except one.
     Heap(Vec<T>),
 }
 
@@ -54,7 +54,7 @@ impl<T> InlineList<T> {
         };
     }
 
-    /// Removes the item at `index` and puts the last one in its place.
+    /// Removes the item at `index` and moves the last item to its position.
     pub(crate) fn swap_remove(&mut self, index: usize) -> Option<T> {
         if index >= self.len() {
             return None;
@@ -77,8 +77,8 @@ impl<T> InlineList<T> {
     }
 }
 
-/// Gives memory back when three quarters of it are unused; doubling from there on keeps the mean
-/// cost of a change constant.
+/// Frees memory when three quarters of it are unused. It keeps room for twice the items, so that
+/// the mean cost of a change stays constant.
 pub(crate) fn shrink<T>(items: &mut Vec<T>) {
     if items.capacity() > 16 && items.len() < items.capacity() / 4 {
         items.shrink_to(items.len() * 2);

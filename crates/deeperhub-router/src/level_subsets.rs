@@ -1,28 +1,30 @@
-//! Sums and texts of a topic's levels, eight at a time, shared by many deep shapes.
+//! Hash sums and texts of a topic's levels, computed for eight levels at a time and shared by many
+//! deep shapes.
 
 use crate::shape_index::MAX_LEVELS;
 use deeperhub_types::Topic;
 
-/// Levels of a chunk, and the number of ways to choose named levels among them.
+/// Levels of a chunk.
 const CHUNK_LEVELS: usize = 8;
+/// Subsets of the levels of a chunk.
 const SUBSETS: usize = 1 << CHUNK_LEVELS;
 const CHUNKS: usize = MAX_LEVELS / CHUNK_LEVELS;
 
-/// Bytes per copy.
+/// Bytes of one copy.
 const COPY_BYTES: usize = 32;
 
-/// A topic in chunks of eight levels, with the sum and text of each subset of named levels. A shape
-/// thus costs 16 steps at most, not one per level.
+/// A topic in chunks of eight levels, with the hash sum and the text of each subset of named
+/// levels. A shape thus costs at most 16 steps, not one for each level.
 pub(crate) struct LevelSubsets<'t> {
     topic: &'t [u8],
-    /// Start of each level, and the start that one more level would have.
+    /// Start of each level, and the position where one more level would start.
     starts: [u16; MAX_LEVELS + 1],
     sums: [[u64; SUBSETS]; CHUNKS],
     /// Position in `texts` and length of each subset's text. Filled on demand, since only a pattern
-    /// that most probably matches needs it.
+    /// that almost certainly matches needs it.
     text_ranges: Vec<(u32, u32)>,
     texts: Vec<u8>,
-    /// Part in which the current group ends; its texts are valid for that group only.
+    /// Chunk in which the current group ends. Its texts are valid for that group only.
     group_end: Option<usize>,
 }
 
@@ -65,7 +67,8 @@ impl<'t> LevelSubsets<'t> {
         (sum, chunks)
     }
 
-    /// Prepares for shapes of `levels` levels: forgets the texts of chunks in which a group ends.
+    /// Prepares for shapes of `levels` levels: discards the texts of the chunks in which a group
+    /// ends.
     pub(crate) fn begin_group(&mut self, levels: usize) {
         let group_end = (!levels.is_multiple_of(CHUNK_LEVELS)).then_some(levels / CHUNK_LEVELS);
         for chunk in self.group_end.into_iter().chain(group_end) {
@@ -76,8 +79,8 @@ impl<'t> LevelSubsets<'t> {
         self.group_end = group_end;
     }
 
-    /// Returns `true` if `pattern` equals the topic with a `*` at each unnamed level. It then
-    /// matches if there are enough levels for its `>`.
+    /// Returns `true` if `pattern` equals the topic with a `*` at each unnamed level. The pattern
+    /// then matches if the topic has enough levels for its `>`.
     pub(crate) fn equals_pattern(
         &mut self,
         pattern: &str,
@@ -90,8 +93,8 @@ impl<'t> LevelSubsets<'t> {
         let mut len = 0;
         for (chunk, subset) in subsets_of(named).enumerate().take(levels.div_ceil(CHUNK_LEVELS)) {
             let (at, bytes) = self.text(chunk, subset, levels);
-            // Copies whole blocks, since a copy of variable length would be mispredicted. The next
-            // copy overwrites the excess.
+            // Copy whole blocks, since the branches of a copy of variable length would be
+            // mispredicted. The next copy overwrites the excess.
             for block in (0..bytes).step_by(COPY_BYTES) {
                 let from = self.texts.get(at + block..at + block + COPY_BYTES);
                 let to = text.get_mut(len + block..len + block + COPY_BYTES);
@@ -107,7 +110,7 @@ impl<'t> LevelSubsets<'t> {
         }
     }
 
-    /// Returns the position and length of a subset's text, built on first use.
+    /// Returns the position and length of a subset's text, which is built on first use.
     fn text(&mut self, chunk: usize, subset: u8, levels: usize) -> (usize, usize) {
         if self.text_ranges.is_empty() {
             self.text_ranges.resize(CHUNKS * SUBSETS, (0, 0));

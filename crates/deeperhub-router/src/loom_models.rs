@@ -1,5 +1,7 @@
-//! The hand-over between threads in every order that the memory model allows. Run with
-//! `RUSTFLAGS="--cfg loom" cargo test -p deeperhub-router --lib --release`.
+//! Models of the hand-over between threads. loom runs them in every order that the memory model
+//! allows.
+//!
+//! Run them with `RUSTFLAGS="--cfg loom" cargo test -p deeperhub-router --lib --release models`.
 
 use crate::{Config, DeliveryFlow, Router, ShardId};
 use ahash::RandomState;
@@ -8,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
 
-/// Hashes must be the same in each run of a model.
+/// Creates a router with fixed seeds: hashes must be the same in each run of a model.
 fn router(shards: u16) -> Router<u32> {
     Router::with_hasher(shards, Config::default(), RandomState::with_seeds(1, 2, 3, 4))
 }
@@ -23,7 +25,7 @@ fn check(bound: usize, model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-/// Unparks a thread of the model.
+/// Waker that unparks a thread of the model.
 struct Unpark(loom::thread::Thread);
 
 impl Wake for Unpark {
@@ -32,12 +34,12 @@ impl Wake for Unpark {
     }
 }
 
-/// As a worker does it.
+/// Publishes as a worker does.
 fn publish_from(shard: &mut crate::Shard<u32>, message: u32) -> u64 {
     shard.publish(&Topic::parse("a").unwrap(), None, 1, || message).subscribers
 }
 
-/// A worker that sleeps whenever it is told that there is nothing, until it has `count` messages.
+/// Delivers until `count` messages have arrived, and parks whenever the inbox is empty.
 fn receive(shard: &mut crate::Shard<u32>, count: usize) -> Vec<u32> {
     let waker = Waker::from(Arc::new(Unpark(loom::thread::current())));
     let mut received = Vec::new();
@@ -50,7 +52,7 @@ fn receive(shard: &mut crate::Shard<u32>, count: usize) -> Vec<u32> {
             return received;
         }
         if poll.is_pending() {
-            // Never to be woken would be a deadlock, which loom finds.
+            // A lost wake-up would be a deadlock, which loom detects.
             loom::thread::park();
         }
     }
@@ -81,7 +83,7 @@ fn no_wake_up_is_lost_that_a_worker_puts_off() {
         let publisher = loom::thread::spawn(move || {
             let first = publish_from(&mut publishing, 1);
             publishing.flush_wakeups();
-            // This one's is made when the worker ends.
+            // Dropping the worker flushes this wake-up.
             (first, publish_from(&mut publishing, 2))
         });
         assert_eq!(receive(&mut shard, 2), [1, 2]);
@@ -112,7 +114,7 @@ fn workers_that_publish_agree_on_the_order_and_sleep_through_nothing() {
         let mut shards = [router.attach(ShardId(0)), router.attach(ShardId(1))];
         for (shard, name) in shards.iter_mut().zip(["a", "*"]) {
             shard.subscribe(0, &Subscription::parse(name).unwrap());
-            // It has slept before: its waker is known.
+            // It has slept before, so its waker is known.
             let mut cx = Context::from_waker(Waker::noop());
             assert!(shard.poll_deliver(&mut cx, |_, _| unreachable!("nothing is published")).is_pending());
         }

@@ -1,10 +1,10 @@
-//! Matches of a publish, grouped by worker.
+//! Subscriber lists that a publish matched, grouped by worker.
 
 /// Most matches that need no heap memory.
 const MAX_INLINE_MATCHES: usize = 16;
 
-/// Matching lists, each with the worker's number above the list's own. Sorting groups them by
-/// worker.
+/// Matching lists. The worker's number is in the upper half of each word and the list's number in
+/// the lower half, so sorting groups the lists by worker.
 #[derive(Debug)]
 pub(crate) struct MatchedLists {
     inline: [u64; MAX_INLINE_MATCHES],

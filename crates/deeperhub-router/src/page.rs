@@ -1,4 +1,4 @@
-//! Pages of what is subscribed to.
+//! Pages of the topics and patterns that have subscribers.
 
 use crate::router::{Router, STRIPES};
 use crate::stripe::RouteEntry;
@@ -9,21 +9,21 @@ use std::sync::Arc;
 /// Most patterns visited under one lock.
 const MAX_PATTERNS_PER_LOCK: usize = if cfg!(test) { 64 } else { 1024 };
 
-/// A part of the list of topics and patterns.
+/// A page of the list of topics and patterns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicPage {
-    /// Names and how many subscribers each has, in no order that a caller could rely on.
+    /// Names with their numbers of subscribers, in unspecified order.
     pub topics: Vec<(String, u64)>,
-    /// Where the next page begins; `None` at the end.
+    /// Cursor of the next page; `None` on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// A cursor that no page has given.
+/// The cursor was not returned by this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the cursor is not one that a page of this list gave")]
+#[error("invalid cursor: use the `next_cursor` of the page before")]
 pub struct InvalidCursor;
 
-/// Behind which name, in which part of the table, a page begins.
+/// Start of a page: the part of the table, and the name after which the page starts.
 #[derive(Debug, PartialEq, Eq)]
 struct PageCursor {
     part: usize,
@@ -31,7 +31,7 @@ struct PageCursor {
 }
 
 impl PageCursor {
-    /// Hexadecimal, so that it goes into a URL as it is.
+    /// Returns the cursor in hexadecimal, which needs no escaping in a URL.
     fn to_text(&self) -> String {
         use std::fmt::Write;
         let mut text = format!("{:02x}", self.part);
@@ -63,25 +63,28 @@ impl PageCursor {
 }
 
 impl<M: Send + 'static> Router<M> {
-    /// Pages through everything that is subscribed to, patterns as such, without the server's own topics. `cursor` is the `next_cursor` of the page
-    /// before, `limit` (at least 1) the most topics of a page.
+    /// Returns a page of the topics and patterns that have subscribers, without reserved topics.
     ///
-    /// What is there throughout stands on one page exactly; what comes or goes meanwhile, on one or none. Each part
-    /// of the table is locked for as long as it takes to look through it, one after another.
+    /// `cursor` is the `next_cursor` of the page before. `limit` is the most topics of a page; 0
+    /// counts as 1.
+    ///
+    /// A topic that exists throughout appears on exactly one page. A topic that comes or goes
+    /// meanwhile appears on at most one. Each part of the table is locked while it is read, one
+    /// part at a time.
     ///
     /// # Errors
-    /// If the cursor is none of this list's.
+    /// [`InvalidCursor`] if this list did not return the cursor.
     pub fn list(&self, cursor: Option<&str>, limit: usize) -> Result<TopicPage, InvalidCursor> {
         let limit = limit.max(1);
         let mut cursor = cursor.map(PageCursor::parse).transpose()?;
         let mut topics = Vec::new();
-        // The patterns come behind the last stripe.
+        // The patterns follow the last stripe.
         for part in cursor.as_ref().map_or(0, |cursor| cursor.part)..=STRIPES {
             let after = cursor.take().map_or(String::new(), |cursor| cursor.name);
             let remaining = limit - topics.len();
             let (found, more) = self.names_after(part, &after, remaining);
             topics.extend(found);
-            // The page may have been full when this part began.
+            // The page may have been full before this part.
             if more {
                 let name = if remaining == 0 {
                     after
@@ -96,8 +99,8 @@ impl<M: Send + 'static> Router<M> {
 }
 
 impl<M: Send + 'static> Router<M> {
-    /// Up to `limit` names behind `after`, in the order of their bytes, with their subscribers: for lists that are put
-    /// together from several nodes'. It lookups through the whole table, one part after another.
+    /// Returns up to `limit` names after `after` in byte order, with their subscribers. Reads the
+    /// whole table, one part at a time. Use it to merge the lists of several nodes.
     #[must_use]
     pub fn list_names_after(&self, after: &str, limit: usize) -> Vec<(String, u64)> {
         let mut found = Vec::new();
@@ -112,8 +115,8 @@ impl<M: Send + 'static> Router<M> {
 }
 
 impl<M: Send + 'static> Router<M> {
-    /// Returns up to `limit` entries of a part that follow a name, in order, and `true` if there
-    /// are more. The patterns are the part behind the stripes.
+    /// Returns up to `limit` entries of a part that follow a name, in order. Also returns `true` if
+    /// there are more. The patterns are the part after the stripes.
     fn names_after(&self, part: usize, after: &str, limit: usize) -> (Vec<(String, u64)>, bool) {
         let mut lowest = LowestNames { after, limit, heap: BinaryHeap::new(), more: false };
         if let Some(stripe) = self.shared().stripe_at(part) {
@@ -121,7 +124,7 @@ impl<M: Send + 'static> Router<M> {
             return lowest.into_sorted();
         }
         // Every publisher needs the lock of the patterns, so it is not held for all of them at
-        // once. A pattern that stays subscribed to keeps its number, so it is visited.
+        // once. A pattern that stays subscribed keeps its number, so it is visited.
         let mut next = Some(0);
         while let Some(from) = next {
             let patterns = read(&self.shared().patterns);
@@ -133,7 +136,7 @@ impl<M: Send + 'static> Router<M> {
     }
 }
 
-/// Collector of the lowest names that follow a given one. Takes memory for `limit` names only.
+/// Collects the lowest names that follow a given name. Takes memory for `limit` names only.
 struct LowestNames<'a> {
     after: &'a str,
     limit: usize,

@@ -1,4 +1,4 @@
-//! Which worker has how many subscribers of a pattern, and which patterns a topic matches.
+//! Patterns with their subscribers, and a lookup of the patterns that match a topic.
 
 use crate::arena::Arena;
 use crate::shape_index::{MAX_LEVELS, MatchCost, PatternShape, ShapeIndex, hash_level, length_seed};
@@ -6,11 +6,12 @@ use crate::stripe::RouteEntry;
 use ahash::RandomState;
 use hashbrown::HashTable;
 
-/// All patterns, indexed by shapes and names.
+/// All patterns, indexed by shape and names.
 ///
-/// A match makes one lookup for each [`PatternShape`] that the topic could have: at most as many as there
-/// are patterns, and at most `2^(n + 1)` for a topic of `n` levels. The cost of a lookup does not
-/// depend on how long the patterns are or how much of them agrees with the topic.
+/// A match makes one lookup for each [`PatternShape`] that the topic could have. That is at most
+/// the number of patterns, and at most `2^(n + 1)` for a topic of `n` levels. The cost of a lookup
+/// does not depend on the length of the patterns or on how many of their levels agree with the
+/// topic.
 #[derive(Debug)]
 pub(crate) struct Patterns {
     patterns: Arena<IndexedPattern>,
@@ -34,7 +35,7 @@ pub(crate) struct PatternLookup<'p> {
 }
 
 impl<'p> PatternLookup<'p> {
-    /// Returns the pattern of this hash for which `is_match` returns `true`.
+    /// Returns the pattern with this hash for which `is_match` returns `true`.
     #[inline]
     pub(crate) fn find(self, hash: u64, mut is_match: impl FnMut(&str) -> bool) -> Option<&'p RouteEntry> {
         let pattern = |number: u32| self.patterns.get(number).filter(|pattern| pattern.hash == hash);
@@ -42,13 +43,13 @@ impl<'p> PatternLookup<'p> {
         if is_match(&first.entry.name) {
             return Some(&first.entry);
         }
-        // Two patterns share a hash: unlikely, but possible.
+        // Two patterns may share a hash, although this is unlikely.
         let others = self.numbers.iter_hash(hash).filter_map(|number| pattern(*number));
         others.map(|pattern| &pattern.entry).find(|entry| is_match(&entry.name))
     }
 }
 
-/// Parsed text of a pattern, made before a lock is taken.
+/// A pattern's parsed text. It is built before a lock is taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PatternKey<'p> {
     name: &'p str,
@@ -79,8 +80,8 @@ impl<'p> PatternKey<'p> {
 }
 
 impl Patterns {
-    /// Memory of a pattern besides its name, in tables that double: the pattern, its number, and a
-    /// shape of its own.
+    /// Memory of a pattern without its name, in tables whose capacity doubles: the pattern, its
+    /// number, and a shape that no other pattern has.
     pub(crate) const ENTRY_BYTES: usize =
         2 * (size_of::<Option<IndexedPattern>>() + size_of::<u32>() + 1 + ShapeIndex::SHAPE_BYTES);
 
@@ -97,8 +98,8 @@ impl Patterns {
         self.patterns.len()
     }
 
-    /// Returns the patterns numbered `from` and up, at most `most` numbers, and the next number if
-    /// there are more. A pattern keeps its number for its lifetime.
+    /// Returns the patterns with numbers from `start`, among at most `max_len` numbers. Also
+    /// returns the next number if there are more. A pattern keeps its number for its lifetime.
     pub(crate) fn range(
         &self,
         start: usize,
@@ -108,7 +109,7 @@ impl Patterns {
         (part.map(|pattern| &pattern.entry), next)
     }
 
-    /// Calls `visit` with each pattern that matches a topic of this name.
+    /// Calls `visit` with each pattern that matches the topic.
     pub(crate) fn matching<'p>(&'p self, topic: &str, visit: &mut impl FnMut(&'p RouteEntry)) -> MatchCost {
         let patterns = PatternLookup { numbers: &self.by_hash, patterns: &self.patterns };
         self.shapes.find_matches(topic, &self.hasher, patterns, visit)
@@ -141,7 +142,8 @@ impl Patterns {
         &mut self.patterns.get_mut(number).expect("the table's numbers are those of patterns").entry
     }
 
-    /// Counts one subscriber less; the last one's pattern is forgotten, which is answered.
+    /// Counts one subscriber less. Removes a pattern with its last subscriber, and then returns
+    /// `true`.
     pub(crate) fn subtract(&mut self, key: &PatternKey<'_>, shard: u16) -> bool {
         let Some(number) = self.number(key) else { return false };
         let Some(pattern) = self.patterns.get_mut(number) else { return false };
@@ -153,7 +155,8 @@ impl Patterns {
         is_empty
     }
 
-    /// Forgets a worker; `lost` is called with each pattern that is forgotten with it.
+    /// Removes a worker. Calls `lost` with each pattern that is removed because it has no other
+    /// subscribers.
     pub(crate) fn forget(&mut self, shard: u16, mut lost: impl FnMut(&std::sync::Arc<str>)) {
         let (all, _) = self.range(0, usize::MAX);
         let names: Vec<_> = all
@@ -281,8 +284,8 @@ mod tests {
         assert!(patterns.heap_bytes() < 4_000, "{} bytes are left", patterns.heap_bytes());
     }
 
-    /// Returns the patterns of some clients, 128 each. The first levels of 128 choose between `a`
-    /// and `*`; only the last level of a topic decides whether they match.
+    /// Returns the patterns of some clients, 128 each. The first levels of 128 are either `a` or
+    /// `*`; only the last level of a topic decides whether they match.
     fn deep(clients: u32) -> Vec<String> {
         let name = |choice: u32| {
             let levels = (0..127).map(|level| if level < 16 && choice >> level & 1 == 0 { "a" } else { "*" });
@@ -302,7 +305,7 @@ mod tests {
                 assert_eq!(matching(&patterns, &topic).len(), matches);
                 let cost = cost(&patterns, &topic);
                 assert_eq!(cost.lookups, names.len());
-                // 16 per lookup, and the tables.
+                // 16 for each lookup, and the tables.
                 assert!(cost.additions <= 16 * cost.lookups + 4096, "{cost:?}");
             }
             // Topics of other lengths cost nothing.
@@ -312,7 +315,7 @@ mod tests {
 
     #[test]
     fn names_at_all_levels_cost_no_more_than_names_at_the_first() {
-        // Names and wildcards over the whole length, from a multiplier's bits.
+        // Names and wildcards over the whole length, from the bits of a multiplier.
         let name = |number: u32| {
             let bits = u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
             let levels = (0..128).map(|level| if bits >> level & 1 == 0 { "a" } else { "*" });
@@ -388,7 +391,7 @@ mod tests {
             of_one in proptest::collection::vec((any::<proptest::sample::Index>(), "(a|bb|ccc)", 0..3_usize), 10),
             mut topics in proptest::collection::vec("((a|bb)\\.){8,40}a", 4),
         ) {
-            // Topics that one of the patterns matches, some with one more level.
+            // Topics that one of the patterns matches, some of them with one more level.
             for (index, level, more) in of_one {
                 if !names.is_empty() {
                     let names: Vec<_> = names.iter().collect();
@@ -400,7 +403,8 @@ mod tests {
         }
     }
 
-    /// Removes some patterns, then compares the index with each pattern's own answer.
+    /// Removes some patterns, then compares the index with the result of matching each pattern
+    /// alone.
     fn check_against_each(
         names: &mut BTreeSet<String>,
         removed: Vec<proptest::sample::Index>,

@@ -1,4 +1,4 @@
-//! ShapeIndex of patterns: the lookups that a publish has to make.
+//! Shapes of patterns. They determine the hash lookups that a publish makes.
 
 use crate::level_subsets::LevelSubsets;
 use crate::patterns::PatternLookup;
@@ -9,22 +9,23 @@ use hashbrown::HashTable;
 use hashbrown::hash_table;
 use std::hash::{BuildHasher, Hasher};
 
-/// Levels of the longest topic: one byte each, and a dot between.
+/// Levels of the longest topic: one byte for each level, and a dot between two levels.
 pub(crate) const MAX_LEVELS: usize = 128;
 
-/// Most levels of a shallow topic, as nearly all are.
+/// Most levels of a shallow topic. Nearly all topics are shallow.
 const SHALLOW_LEVELS: usize = 8;
 
-/// Most additions made one by one, before [`LevelSubsets`] pay off.
+/// Most additions made one by one. Above that, building [`LevelSubsets`] is cheaper.
 const MAX_DIRECT_ADDITIONS: usize = if cfg!(test) { 128 } else { 1024 };
 
-/// Named levels of a pattern, and its number of levels.
+/// The levels of a pattern that have a name, and the number of its levels.
 ///
 /// At most one pattern of a shape matches a given topic: the one with the topic's names at the
-/// named levels. So a publish needs one hash lookup per shape, however many patterns there are.
+/// named levels. A publish therefore makes one hash lookup for each shape, however many patterns
+/// there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PatternShape {
-    /// Bit set of the levels that are not `*`; the first level is the lowest bit.
+    /// Bit set of the levels that are not `*`. The lowest bit is the first level.
     pub(crate) named: u128,
     /// Number of levels, without the `>`.
     pub(crate) levels: u8,
@@ -32,21 +33,21 @@ pub(crate) struct PatternShape {
     pub(crate) has_tail: bool,
 }
 
-/// ShapeIndex of all patterns.
+/// Shapes of all patterns.
 #[derive(Debug)]
 pub(crate) struct ShapeIndex {
-    /// ShapeIndex without a `>`, by the number of levels.
+    /// Shapes without a `>`, indexed by the number of levels.
     exact: Vec<ShapeGroup>,
-    /// ShapeIndex with a `>`, by the number of levels before it.
+    /// Shapes with a `>`, indexed by the number of levels before it.
     tailed: Vec<ShapeGroup>,
     /// Bit set of the groups of `tailed` that are not empty.
     tails: u128,
 }
 
-/// ShapeIndex of one length.
+/// Shapes with the same number of levels.
 #[derive(Debug)]
 struct ShapeGroup {
-    /// Start of the patterns' hashes, see [`length_seed`].
+    /// Start of the hashes of these patterns; see [`length_seed`].
     seed: u64,
     levels: u8,
     has_tail: bool,
@@ -56,7 +57,7 @@ struct ShapeGroup {
 /// A shape, and the number of patterns that have it.
 #[derive(Debug)]
 struct CountedShape {
-    /// [`PatternShape::named`] in two words, which need no alignment of 16 bytes.
+    /// [`PatternShape::named`] as two words, which need no alignment of 16 bytes.
     named: [u64; 2],
     patterns: u32,
 }
@@ -64,19 +65,19 @@ struct CountedShape {
 /// Cost of a match, in steps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct MatchCost {
-    /// Hashes of levels added up.
+    /// Additions of level hashes.
     pub(crate) additions: usize,
-    /// ShapeIndex, each with one lookup in the table of patterns.
+    /// Lookups in the table of patterns: one for each shape.
     pub(crate) lookups: usize,
 }
 
-/// Returns the start of the hashes of a group, so that patterns with the same names but different
-/// lengths do not collide.
+/// Returns the start of the hashes of a group. It keeps patterns with the same names but different
+/// lengths from colliding.
 pub(crate) fn length_seed(hasher: &RandomState, levels: u8, has_tail: bool) -> u64 {
     hasher.hash_one((levels, has_tail))
 }
 
-/// Returns the hash of a name at a level. A pattern's hash adds these up, so that many patterns can
+/// Returns the hash of a name at a level. A pattern's hash is a sum of these, so many patterns can
 /// share partial sums.
 pub(crate) fn hash_level(hasher: &RandomState, level: usize, name: &[u8]) -> u64 {
     let mut hasher = hasher.build_hasher();
@@ -156,11 +157,11 @@ impl ShapeIndex {
     ) -> MatchCost {
         let depth = topic.bytes().filter(|byte| *byte == b'.').count() + 1;
         let exact = self.exact.get(depth).filter(|group| !group.shapes.is_empty());
-        // A `>` stands for at least one level.
+        // A `>` matches at least one level.
         let tails = if depth < MAX_LEVELS { self.tails & ((1 << depth) - 1) } else { self.tails };
         let levels = match exact {
             Some(_) => depth,
-            // The longest of them says how many hashes are needed; without one, none is.
+            // The longest shape determines how many level hashes are needed.
             None => (u128::BITS - tails.leading_zeros()).saturating_sub(1) as usize,
         };
         if exact.is_none() && tails == 0 {
@@ -216,7 +217,7 @@ fn level_hashes<const LEN: usize>(topic: &str, levels: usize, hasher: &RandomSta
     hashes
 }
 
-/// Returns the sum of the named levels' hashes, and the number of additions.
+/// Returns the sum of the hashes of the named levels, and the number of additions.
 fn sum_named(hashes: &[u64], named: [u64; 2]) -> (u64, usize) {
     let (mut sum, mut additions) = (0_u64, 0);
     for (mut word, hashes) in named.into_iter().zip(hashes.chunks(64)) {
@@ -229,7 +230,7 @@ fn sum_named(hashes: &[u64], named: [u64; 2]) -> (u64, usize) {
     (sum, additions)
 }
 
-/// Looks up the pattern of each shape of these groups.
+/// Looks up the pattern of each shape in these groups.
 fn look_up_shapes<'g, 'p>(
     groups: impl Iterator<Item = &'g ShapeGroup>,
     hashes: &[u64],

@@ -1,4 +1,4 @@
-//! A worker's own part: its inbox, and who of its clients is subscribed to what.
+//! One worker's part of the router: its inbox and its subscribers.
 
 use crate::arena::Arena;
 use crate::fanout::Fanouts;
@@ -13,63 +13,65 @@ use deeperhub_types::{Subscription, Topic};
 use std::fmt;
 use std::task::{Context, Poll};
 
-/// A subscriber of a shard: the worker's number of a client. Small ones are best, since they index a table.
+/// Number of a subscriber within its shard, chosen by the caller. It indexes a table, so small
+/// numbers take least memory.
 pub type SubscriberKey = u32;
 
-/// The key of the worker itself, for topics of the server's own ([`Topic::of_server`]): no client has it.
+/// Key of the worker itself, for reserved topics ([`Topic::of_server`]). No client has it.
 pub const WORKER_SUBSCRIBER: SubscriberKey = SubscriberKey::MAX;
 
-/// What a subscribe did.
+/// Result of a subscribe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subscribed {
-    /// The client is subscribed from now on.
+    /// The client was subscribed by this call.
     New,
-    /// It was already.
+    /// The client already had this subscription.
     Already,
 }
 
-/// Memory of a subscription besides its topic: two positions that refer to each other, in lists that
-/// double.
+/// Memory of a subscription without its topic: two entries that refer to each other, in lists whose
+/// capacity doubles.
 const SUBSCRIPTION_BYTES: usize = 2 * (size_of::<Subscriber>() + size_of::<ListPosition>());
 
-/// Memory of a list, in a table that doubles.
+/// Memory of a list, in a table whose capacity doubles.
 const LIST_BYTES: usize = 2 * size_of::<Option<SubscriberList>>();
 
-/// Answer of a delivery: how the worker goes on.
+/// Result of delivering a message: whether to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryFlow {
-    /// With the next delivery.
+    /// Continue with the next delivery.
     Continue,
-    /// Not now. What is left is delivered by later calls of [`Shard::poll_deliver`].
+    /// Stop now. Later calls of [`Shard::poll_deliver`] deliver the rest.
     Pause,
 }
 
-/// The worker's own part: its inbox and its subscribers. Nothing of it is shared but the hand-over.
+/// One worker's part of the router: its inbox and its subscribers. Only the inbox is shared with
+/// other threads.
 ///
-/// Whom it has left asleep ([`publish`](Self::publish)) is woken when it is dropped.
+/// Dropping it flushes its deferred wake-ups; see [`publish`](Self::publish).
 pub struct Shard<M> {
     shared: Arc<Shared<M>>,
     id: ShardId,
-    /// Which of the workers that this shard has had it is.
+    /// Tells this worker from earlier ones of the same shard.
     generation: u64,
     tables: SubscriptionTables,
     fanouts: Fanouts<M>,
-    /// Shards that slept when something was published to them from here.
+    /// Shards that were asleep when this worker published to them.
     deferred_wakeups: ShardSet,
 }
 
 /// The positions of one client.
 type PositionList = InlineList<ListPosition>;
 
-/// Who is subscribed to what, both ways.
+/// The subscribers of each list, and the lists of each subscriber.
 #[derive(Debug)]
 pub(crate) struct SubscriptionTables {
     lists: Arena<SubscriberList>,
-    /// By key.
+    /// Indexed by subscriber key.
     clients: Vec<PositionList>,
-    /// Of [`WORKER_SUBSCRIBER`].
+    /// Positions of [`WORKER_SUBSCRIBER`].
     worker_positions: PositionList,
-    /// Client subscriptions visited by [`since`](Self::since).
+    /// Number of positions that [`since`](Self::since) has visited.
     #[cfg(test)]
     positions_visited: std::cell::Cell<usize>,
 }
@@ -81,16 +83,17 @@ struct SubscriberList {
     subscribers: InlineList<Subscriber>,
 }
 
+/// A subscriber in a list.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subscriber {
-    /// Number of the last envelope that is not for it.
+    /// Sequence of the last envelope published before the subscription. Later ones are delivered.
     pub(crate) since: u64,
     pub(crate) key: SubscriberKey,
-    /// Which of the client's subscriptions it is.
+    /// Index of this subscription in the client's positions.
     subscription_index: u32,
 }
 
-/// Where a client stands in a list.
+/// Position of a client in a subscriber list.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ListPosition {
     pub(crate) list: u32,
@@ -106,12 +109,13 @@ impl SubscriptionTables {
         self.subscribers(position.list).get(position.index as usize)
     }
 
-    /// Whether a client was on one of these lists (in ascending order) before a message of this number.
+    /// Returns `true` if a client was on one of these lists (in ascending order) before the message
+    /// with this sequence.
     pub(crate) fn was_on_any(&self, key: SubscriberKey, lists: &[u32], number: u64) -> bool {
         !lists.is_empty() && self.since(key, lists).is_some_and(|since| since < number)
     }
 
-    /// Since when a client has been on any of these lists (in ascending order).
+    /// Returns since when a client has been on any of these lists (in ascending order).
     pub(crate) fn since(&self, key: SubscriberKey, lists: &[u32]) -> Option<u64> {
         #[cfg(test)]
         self.positions_visited.set(self.positions_visited.get() + self.positions(key).len());
@@ -155,8 +159,11 @@ impl SubscriptionTables {
         list_of.subscribers.push(subscriber);
     }
 
-    /// Takes a client off one of its lists. `positions` are those, in ascending order, before which other subscribers
-    /// of the list must not get from behind them, nor the reverse: those of fan-outs under way.
+    /// Removes a client from one of its lists.
+    ///
+    /// `fanout_positions` are the positions of running fan-outs in this list, in ascending order.
+    /// No other subscriber may move across one of them: it would get a message twice, or not at
+    /// all.
     fn remove_subscription(
         &mut self,
         key: SubscriberKey,
@@ -249,11 +256,12 @@ impl<M: Send + 'static> Shard<M> {
         Self { shared, id, generation, tables, fanouts: Fanouts::new(), deferred_wakeups }
     }
 
-    /// Publishes as [`Router::publish`](crate::Router::publish) does, but leaves other workers asleep until
-    /// [`flush_wakeups`](Self::flush_wakeups), so that they find all messages of a burst at once. What somebody else
-    /// publishes meanwhile wakes them as ever.
+    /// Publishes like [`Router::publish`](crate::Router::publish), but defers the wake-ups of other
+    /// workers until [`flush_wakeups`](Self::flush_wakeups).
     ///
-    /// This worker is not woken either: it is to call [`poll_deliver`](Self::poll_deliver) before it waits.
+    /// They then find all messages of a burst at once. Another thread's publish still wakes them at
+    /// once. This worker is not woken either: it must call [`poll_deliver`](Self::poll_deliver)
+    /// before it waits.
     pub fn publish(
         &mut self,
         topic: &Topic<'_>,
@@ -265,7 +273,7 @@ impl<M: Send + 'static> Shard<M> {
         self.shared.publish(topic, source, bytes, make, Wakeups::Deferred(&mut self.deferred_wakeups))
     }
 
-    /// Subscribes a client. Everything published from now on is delivered to it, nothing from before.
+    /// Subscribes a client. It gets everything published from now on, and nothing published before.
     pub fn subscribe(&mut self, key: SubscriberKey, subscription: &Subscription<'_>) -> Subscribed {
         let name = subscription.as_str();
         if self.tables.find(key, name).is_some() {
@@ -281,7 +289,7 @@ impl<M: Send + 'static> Shard<M> {
             }
             let list =
                 entry.add(shard, || lists.insert(SubscriberList { name, subscribers: InlineList::new() }));
-            // Publishes that are for this list push under the lock that is held here.
+            // Publishes to this list push under the lock that is held here.
             (list, inbox.last_sequence())
         };
         let (list, since) = match subscription {
@@ -308,8 +316,8 @@ impl<M: Send + 'static> Shard<M> {
         Subscribed::New
     }
 
-    /// Ends a subscription, and answers whether there was one. What is published or still waits for delivery does not
-    /// reach the client through it any more.
+    /// Ends a subscription and returns `true` if it existed. Messages that still wait for delivery
+    /// no longer reach the client through it.
     pub fn unsubscribe(&mut self, key: SubscriberKey, subscription: &Subscription<'_>) -> bool {
         match self.tables.find(key, subscription.as_str()) {
             Some(subscription_index) => self.unsubscribe_at(key, subscription_index),
@@ -317,7 +325,7 @@ impl<M: Send + 'static> Shard<M> {
         }
     }
 
-    /// Ends all subscriptions of a client, and answers how many there were.
+    /// Ends all subscriptions of a client and returns their number.
     pub fn remove_subscriber(&mut self, key: SubscriberKey) -> usize {
         let mut ended = 0;
         while let Some(last) = self.tables.positions(key).len().checked_sub(1)
@@ -328,7 +336,8 @@ impl<M: Send + 'static> Shard<M> {
         ended
     }
 
-    /// Ends the `subscription_index` subscription of a client.
+    /// Ends the subscription with this index. Returns `false` if the client has no such
+    /// subscription.
     fn unsubscribe_at(&mut self, key: SubscriberKey, subscription_index: usize) -> bool {
         let Some(&ListPosition { list, .. }) = self.tables.positions(key).get(subscription_index) else {
             return false;
@@ -373,20 +382,21 @@ impl<M: Send + 'static> Shard<M> {
         true
     }
 
-    /// Whether a client has this very subscription.
+    /// Returns `true` if a client has exactly this subscription.
     #[must_use]
     pub fn is_subscribed(&self, key: SubscriberKey, subscription: &Subscription<'_>) -> bool {
         self.tables.find(key, subscription.as_str()).is_some()
     }
 
-    /// Number of a client's subscriptions.
+    /// Returns the number of a client's subscriptions.
     #[must_use]
     pub fn subscription_count(&self, key: SubscriberKey) -> usize {
         self.tables.subscription_count(key)
     }
 
-    /// Returns the bytes that a client's subscriptions hold, here and in the table that all threads
-    /// share. The memory of a topic or pattern itself, and `per_topic` held for it elsewhere, is
+    /// Returns the bytes that a client's subscriptions hold, here and in the shared table.
+    ///
+    /// The memory of a topic or pattern itself, and `per_topic` bytes held for it elsewhere, are
     /// divided among its subscribers on this worker.
     #[must_use]
     pub fn held_bytes(&self, key: SubscriberKey, per_topic: usize) -> usize {
@@ -402,7 +412,7 @@ impl<M: Send + 'static> Shard<M> {
             .sum()
     }
 
-    /// A client's subscriptions by name, in no particular order.
+    /// Returns the names of a client's subscriptions, in unspecified order.
     pub fn subscriptions(&self, key: SubscriberKey) -> impl Iterator<Item = &str> + '_ {
         self.tables.names(key)
     }
@@ -412,27 +422,28 @@ impl<M: Send + 'static> Shard<M> {
         self.tables.heap_bytes()
     }
 
-    /// Returns the number of client subscriptions that deliveries have visited.
+    /// Returns the number of list positions that deliveries have visited.
     #[cfg(test)]
     pub(crate) fn positions_visited(&self) -> usize {
         self.tables.positions_visited.get()
     }
 
-    /// How many of a client's subscriptions a topic matches.
+    /// Returns how many of a client's subscriptions match a topic.
     #[must_use]
     pub fn count_matches(&self, key: SubscriberKey, topic: &Topic<'_>) -> u64 {
         self.tables.names(key).filter(|name| is_match(name, topic.as_str())).count() as u64
     }
 
-    /// Whether everything up to a [mark](crate::Router::mark) of this shard has been delivered.
+    /// Returns `true` if everything up to an [inbox position](crate::Router::inbox_position) of
+    /// this shard has been delivered.
     #[must_use]
     pub fn has_delivered(&self, position: InboxPosition) -> bool {
         let inbox = &self.shared.inboxes[usize::from(self.id.0)];
         self.fanouts.has_finished(position.0) && inbox.first_sequence().is_none_or(|first| first > position.0)
     }
 
-    /// Delivers as [`poll_deliver`](Self::poll_deliver) does, but only up to a mark. False: `deliver` has answered
-    /// [`DeliveryFlow::Pause`] before that.
+    /// Delivers like [`poll_deliver`](Self::poll_deliver), but only up to a position. Returns
+    /// `false` if `deliver` returned [`DeliveryFlow::Pause`] before that.
     pub fn deliver_until(
         &mut self,
         position: InboxPosition,
@@ -455,15 +466,17 @@ impl<M: Send + 'static> Shard<M> {
         true
     }
 
-    /// Delivers what is in the inbox: calls `deliver(key, &message)` for each subscriber, each client at most once for
-    /// a message, in the order that the crate promises, until all is done or `deliver` answers [`DeliveryFlow::Pause`].
+    /// Delivers the messages in the inbox: calls `deliver(key, &message)` for each subscriber until
+    /// all is done or `deliver` returns [`DeliveryFlow::Pause`].
     ///
-    /// After a pause, further messages for the same client may come before it takes effect; no other client's.
+    /// The order is the one that the crate guarantees. Each client gets a message at most once.
+    /// After a pause, the same client may get a few more messages before the call returns; no other
+    /// client does.
     ///
-    /// `Ready`: there is, or may be, more to do; call again soon. `Pending`: there is nothing left, and the waker of
-    /// `cx` is called when something comes.
+    /// Returns `Ready` if there may be more to deliver: call it again soon. Returns `Pending` if
+    /// the inbox is empty: the waker of `cx` is called when a message arrives.
     ///
-    /// Begins with [`flush_wakeups`](Self::flush_wakeups).
+    /// Calls [`flush_wakeups`](Self::flush_wakeups) first.
     pub fn poll_deliver(
         &mut self,
         cx: &mut Context<'_>,
@@ -480,7 +493,8 @@ impl<M: Send + 'static> Shard<M> {
                 return Poll::Pending;
             }
         }
-        // Not until the inbox is empty: what is pushed meanwhile waits until the worker has written.
+        // Do not repeat until the inbox is empty: messages pushed meanwhile wait until the worker
+        // has written these.
         let _ = fanouts.deliver(&self.tables, &mut deliver);
         let asleep_if_none = fanouts.is_empty().then_some(cx.waker());
         if inbox.finish(self.generation, &mut fanouts.finished, asleep_if_none, shared.soft_limits()) {
@@ -492,7 +506,8 @@ impl<M: Send + 'static> Shard<M> {
 }
 
 impl<M> Shard<M> {
-    /// Wakes the workers that [`publish`](Self::publish) has left asleep and nobody has woken since, each once.
+    /// Wakes the workers whose wake-ups [`publish`](Self::publish) deferred and that still sleep,
+    /// each once.
     pub fn flush_wakeups(&mut self) {
         while let Some(shard) = self.deferred_wakeups.pop() {
             if let Some(inbox) = self.shared.inboxes.get(shard) {
@@ -508,7 +523,7 @@ impl<M> Drop for Shard<M> {
     }
 }
 
-/// A topic has neither of these; in a pattern each stands for a whole level.
+/// Returns `true` for a pattern: a level is `*` or `>`, which a topic never has.
 fn is_pattern(name: &str) -> bool {
     name.split('.').any(|level| level == "*" || level == ">")
 }

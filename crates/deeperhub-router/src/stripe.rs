@@ -1,4 +1,4 @@
-//! Which worker has how many subscribers of a topic: one part of the table of exact topics.
+//! One stripe of the table of exact topics: the number of subscribers that each worker has.
 
 use crate::inline_list::InlineList;
 use ahash::RandomState;
@@ -6,19 +6,19 @@ use hashbrown::HashTable;
 use hashbrown::hash_table;
 use std::sync::Arc;
 
-/// What is known of one topic or pattern that somebody subscribes to.
+/// Routing entry of one topic or pattern that has subscribers.
 #[derive(Debug)]
 pub(crate) struct RouteEntry {
     pub(crate) name: Arc<str>,
-    /// One for each worker that has subscribers.
+    /// One entry for each worker with subscribers.
     pub(crate) shards: InlineList<ShardShare>,
 }
 
-/// One worker's part in a topic or pattern.
+/// One worker's subscribers of a topic or pattern.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ShardShare {
     pub(crate) shard: u16,
-    /// The worker's own number of its list of subscribers.
+    /// Number of the subscriber list, as the worker counts its lists.
     pub(crate) list: u32,
     pub(crate) subscribers: u32,
 }
@@ -36,7 +36,8 @@ impl RouteEntry {
         self.shards.as_slice().iter().find(|share| share.shard == shard).map(|share| share.list)
     }
 
-    /// Counts one subscriber more of a worker, whose list is known here or made now.
+    /// Counts one more subscriber of a worker and returns the worker's list. Calls `list` to create
+    /// it if the worker has no subscriber yet.
     pub(crate) fn add(&mut self, shard: u16, list: impl FnOnce() -> u32) -> u32 {
         if let Some(share) = self.shards.as_mut_slice().iter_mut().find(|share| share.shard == shard) {
             share.subscribers += 1;
@@ -47,7 +48,7 @@ impl RouteEntry {
         list
     }
 
-    /// Counts one subscriber less.
+    /// Counts one subscriber less of a worker.
     pub(crate) fn subtract(&mut self, shard: u16) {
         let shards = self.shards.as_mut_slice();
         let Some(index) = shards.iter().position(|share| share.shard == shard) else { return };
@@ -64,7 +65,7 @@ impl RouteEntry {
         arc_bytes(&self.name) + self.shards.heap_bytes()
     }
 
-    /// Forgets a worker.
+    /// Removes a worker.
     pub(crate) fn forget(&mut self, shard: u16) {
         if let Some(index) = self.shards.as_slice().iter().position(|share| share.shard == shard) {
             self.shards.swap_remove(index);
@@ -76,12 +77,12 @@ impl RouteEntry {
 #[derive(Debug)]
 pub(crate) struct Stripe {
     topics: HashTable<RouteEntry>,
-    /// How many of them are the server's own, which are in no list or count.
+    /// Number of reserved topics, which appear in no list or count.
     reserved: usize,
 }
 
 impl Stripe {
-    /// Memory of a topic besides its name, in a table that doubles.
+    /// Memory of a topic without its name, in a table whose capacity doubles as it grows.
     pub(crate) const ENTRY_BYTES: usize = 2 * (size_of::<RouteEntry>() + 1);
 
     pub(crate) const fn new() -> Self {
@@ -111,7 +112,8 @@ impl Stripe {
         }
     }
 
-    /// Counts one subscriber less; the last one's topic is forgotten, which is answered.
+    /// Counts one subscriber less. Removes a topic with its last subscriber, and then returns
+    /// `true`.
     pub(crate) fn subtract(&mut self, hash: u64, name: &str, shard: u16, hasher: &RandomState) -> bool {
         let Ok(mut occupied) = self.topics.find_entry(hash, |entry| *entry.name == *name) else {
             return false;
@@ -126,7 +128,8 @@ impl Stripe {
         is_empty
     }
 
-    /// Forgets a worker; `lost` is called with each topic that is forgotten with it.
+    /// Removes a worker. Calls `lost` with each topic that is removed because it has no other
+    /// subscribers.
     pub(crate) fn forget(&mut self, shard: u16, hasher: &RandomState, mut lost: impl FnMut(&Arc<str>)) {
         self.topics.retain(|entry| {
             entry.forget(shard);
@@ -158,7 +161,7 @@ pub(crate) fn arc_bytes(text: &str) -> usize {
     (2 * size_of::<usize>() + text.len()).next_multiple_of(size_of::<usize>())
 }
 
-/// Whether a topic is the server's own.
+/// Returns `true` if a topic is reserved for the server: it starts with `$`.
 pub(crate) fn is_reserved(name: &str) -> bool {
     name.starts_with('$')
 }

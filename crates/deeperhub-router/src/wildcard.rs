@@ -5,7 +5,7 @@ const CHUNK: usize = 16;
 
 /// Returns `true` if a valid pattern, or topic, matches a valid topic.
 ///
-/// Reads each byte of both a fixed number of times, whatever the wildcards are: a `*` stands for
+/// Reads each byte of both a fixed number of times, whatever the wildcards are. A `*` matches
 /// exactly one level, so matching never backtracks.
 pub(crate) fn is_match(pattern: &str, topic: &str) -> bool {
     let (pattern, mut topic) = (pattern.as_bytes(), topic.as_bytes());
