@@ -1,18 +1,22 @@
+//! Storage for the numbers of instruments, with one block for each worker.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// SlotRange of one block: 2 KiB, which holds the instruments of a usual worker in one piece.
+/// Slots of a block: 2 KiB, enough for all instruments of a typical worker.
 const SLOTS_PER_BLOCK: usize = 256;
 
-/// Most slots that one instrument may take (a vector's labels, a histogram's buckets and its sum).
+/// Most slots of one instrument: a vector's labels, or a histogram's buckets and sum.
 pub(crate) const MAX_INSTRUMENT_SLOTS: usize = SLOTS_PER_BLOCK;
 
-/// Where instruments keep their numbers: for each worker a compact block that it alone writes.
+/// Storage for instruments: one memory block for each worker, which only that worker writes.
 ///
-/// Every worker's numbers stand side by side in memory and on cache lines of their own, so that a
-/// worker that counts six things for a message touches one or two lines, and never a line that another
-/// worker writes. Instruments are made over one `Cells` and share its blocks; a block that is full is
-/// followed by another. Cheap to clone; the memory lives as long as an instrument or cell uses it.
+/// A worker's numbers are side by side in memory, on cache lines of their own. A worker that counts
+/// six things for a message touches one or two lines, and never a line that another worker writes.
+/// Instruments created over one `Cells` share its blocks; when a block is full, another one
+/// follows.
+///
+/// Cheap to clone. The memory lives as long as an instrument or cell uses it.
 #[derive(Debug, Clone)]
 pub struct Cells {
     inner: Arc<CellsInner>,
@@ -24,7 +28,7 @@ struct CellsInner {
     open: Mutex<OpenBlocks>,
 }
 
-/// The blocks that are being filled, one per worker, and how far.
+/// The blocks with free slots, one for each worker, and the number of slots in use.
 #[derive(Debug)]
 struct OpenBlocks {
     blocks: Arc<[Arc<Block>]>,
@@ -32,7 +36,7 @@ struct OpenBlocks {
 }
 
 impl Cells {
-    /// Room for the cells of so many workers, at least one.
+    /// Creates storage for `workers` workers, at least one.
     #[must_use]
     pub fn new(workers: usize) -> Self {
         let workers = workers.max(1);
@@ -40,23 +44,24 @@ impl Cells {
         Self { inner: Arc::new(CellsInner { workers, open }) }
     }
 
-    /// How many workers have cells.
+    /// Returns the number of workers.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.inner.workers
     }
 
-    /// Takes `slots` slots that follow each other, at the same place in every worker's block.
+    /// Reserves `slots` adjacent slots, at the same position in every worker's block.
     ///
     /// # Panics
     ///
-    /// With more than [`MAX_INSTRUMENT_SLOTS`]: instruments check that when they are made.
+    /// If `slots` is more than [`MAX_INSTRUMENT_SLOTS`]. Instruments check that when they are
+    /// created.
     pub(crate) fn reserve(&self, slots: usize) -> SlotRange {
         assert!(
             slots <= MAX_INSTRUMENT_SLOTS,
             "an instrument has at most {MAX_INSTRUMENT_SLOTS} slots, not {slots}"
         );
-        // An instrument without numbers still needs a bit of its own that says whether it has an owner.
+        // An instrument without numbers still needs a bit that says whether it has an owner.
         let slots = slots.max(1);
         let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.used + slots > SLOTS_PER_BLOCK {
@@ -68,13 +73,13 @@ impl Cells {
     }
 }
 
-/// One worker's numbers. The alignment keeps the block away from what others write, also from the line
-/// next to it, which some processors fetch along.
+/// One worker's numbers. The alignment keeps the block off the cache lines that others write, and
+/// off the adjacent line, which some processors fetch with it.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Block {
     slots: [AtomicU64; SLOTS_PER_BLOCK],
-    /// One bit per slot: an owner has it. Rarely touched, so behind the numbers.
+    /// One bit for each slot: it has an owner. Rarely accessed, so it follows the numbers.
     taken: [AtomicU64; SLOTS_PER_BLOCK / 64],
 }
 
@@ -87,7 +92,8 @@ impl Block {
         (0..workers).map(|_| Arc::new(new())).collect()
     }
 
-    /// The slot at `index`, which wraps: indexes come from [`Cells::reserve`] and are in range.
+    /// Returns the slot at `index`, which wraps. Indexes come from [`Cells::reserve`], so they are
+    /// in range.
     #[inline]
     fn slot(&self, index: usize) -> &AtomicU64 {
         &self.slots[index % SLOTS_PER_BLOCK]
@@ -98,7 +104,7 @@ impl Block {
     }
 }
 
-/// An instrument's slots in all workers' blocks.
+/// An instrument's slots in the blocks of all workers.
 #[derive(Debug, Clone)]
 pub(crate) struct SlotRange {
     blocks: Arc<[Arc<Block>]>,
@@ -107,8 +113,8 @@ pub(crate) struct SlotRange {
 }
 
 impl SlotRange {
-    /// The sum over all workers of the slot at `offset`, wrapping (which makes it right for signed
-    /// numbers too).
+    /// Returns the sum of the slot at `offset` over all workers. It wraps, so it is correct for
+    /// signed numbers too.
     pub(crate) fn sum(&self, offset: usize) -> u64 {
         debug_assert!(offset < self.len);
         let slot = self.first + offset;
@@ -116,12 +122,13 @@ impl SlotRange {
         values.fold(0, u64::wrapping_add)
     }
 
-    /// Gives a worker's slots to their one owner.
+    /// Gives a worker's slots to an owner, if they have none.
     pub(crate) fn take(&self, worker: usize) -> Result<OwnedSlots, CellError> {
         let workers = self.blocks.len();
         let block = self.blocks.get(worker).ok_or(CellError::NoSuchWorker { worker, workers })?;
         let (bits, bit) = block.taken(self.first);
-        // Pairs with the release in `OwnedSlots::drop`: a new owner goes on from the last one's numbers.
+        // Pairs with the release in `OwnedSlots::drop`: a new owner continues from the last owner's
+        // numbers.
         if bits.fetch_or(bit, Ordering::Acquire) & bit != 0 {
             return Err(CellError::Taken { worker });
         }
@@ -129,7 +136,7 @@ impl SlotRange {
     }
 }
 
-/// One worker's slots of one instrument, with the only right to write them.
+/// One worker's slots of one instrument. Only the owner may write them.
 #[derive(Debug)]
 pub(crate) struct OwnedSlots {
     block: Arc<Block>,
@@ -138,7 +145,7 @@ pub(crate) struct OwnedSlots {
 }
 
 impl OwnedSlots {
-    /// Adds to a slot: a load and a store, since nobody else writes it.
+    /// Adds to a slot with a load and a store, since nobody else writes it.
     #[inline]
     pub(crate) fn add(&mut self, offset: usize, n: u64) {
         debug_assert!(offset < self.len);
@@ -166,23 +173,23 @@ impl Drop for OwnedSlots {
     }
 }
 
-/// Why a worker's cell is not given out.
+/// Reason why a worker gets no cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CellError {
-    /// The cells were made for fewer workers: the caller's fault.
+    /// The storage was created for fewer workers. This is a bug of the caller.
     #[error("worker {worker} has no cell, there are {workers} workers")]
     NoSuchWorker {
-        /// The worker that was asked for, counted from 0.
+        /// The requested worker, counted from 0.
         worker: usize,
-        /// How many there are.
+        /// The number of workers.
         workers: usize,
     },
-    /// Another handle of this cell is alive. A worker that replaces another asks again when the
-    /// other's handles are dropped, and goes on with its count.
+    /// Another handle of this cell exists. A worker that replaces another must wait until the
+    /// other's handles are dropped; it then continues with their count.
     #[error("the cell of worker {worker} is in use")]
     Taken {
-        /// The worker that was asked for.
+        /// The requested worker.
         worker: usize,
     },
 }
@@ -192,7 +199,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The line that a slot lies on, as many processors fetch them in pairs.
+    /// Returns the pair of cache lines that a slot is on.
     fn line(slots: &OwnedSlots, offset: usize) -> usize {
         std::ptr::from_ref(slots.block.slot(slots.first + offset)).addr() / 128
     }

@@ -1,3 +1,5 @@
+//! Instruments as `prometheus_client` encodes them.
+
 use crate::snapshot::{MetricData, Number};
 use crate::{
     Counter, CounterVec, Gauge, Histogram, HistogramSnapshot, SharedCounter, SharedCounterVec, SharedGauge,
@@ -9,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An instrument as the registry keeps it: read anew for every text.
+/// An instrument in the registry. It is read each time a text is encoded.
 pub(crate) enum InstrumentHandle {
     Counter(Counter),
     CounterVec(CounterVec),
@@ -25,7 +27,7 @@ pub(crate) enum InstrumentHandle {
     Info(Vec<(&'static str, String)>),
 }
 
-/// An instrument that both the text's encoder and the registry hold.
+/// An instrument that both the encoder and the registry hold.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedInstrument(pub(crate) Arc<InstrumentHandle>);
 

@@ -1,3 +1,5 @@
+//! Metrics of this process, read from `/proc`.
+
 use crate::registry::Unit;
 use crate::snapshot::{MetricData, MetricSnapshot, Number};
 use prometheus_client::collector::Collector;
@@ -6,7 +8,7 @@ use prometheus_client::metrics::MetricType;
 use std::fmt;
 use std::fs;
 
-/// The names of what [`ProcessCollector`] tells, without the `_total` of counters.
+/// Names of the metrics of [`ProcessCollector`], without the `_total` of counters.
 pub(crate) const PROCESS_FAMILIES: [&str; 7] = [
     "process_cpu_seconds",
     "process_resident_memory_bytes",
@@ -17,14 +19,14 @@ pub(crate) const PROCESS_FAMILIES: [&str; 7] = [
     "process_threads",
 ];
 
-/// Times in `/proc` are told in this unit, whatever the kernel counts in: 100 on all architectures that Rust
-/// has a standard library for.
+/// Unit of the times in `/proc`: 100 on all architectures for which Rust has a standard library,
+/// whatever the kernel uses itself.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Reads `/proc` when a text is made.
+/// Reads `/proc` each time a text is encoded.
 #[derive(Debug, Clone)]
 pub(crate) struct ProcessCollector {
-    /// In seconds since 1970; does not change, so it is read once.
+    /// In seconds since the Unix epoch. It does not change, so it is read once.
     start_time: Option<f64>,
 }
 
@@ -39,34 +41,28 @@ impl ProcessCollector {
 }
 
 impl ProcessCollector {
-    /// What can be read, in the order of [`PROCESS_FAMILIES`].
+    /// Returns the metrics that can be read, in the order of [`PROCESS_FAMILIES`].
     fn read_metrics(&self) -> Vec<ProcessMetric> {
         let read = |path| fs::read_to_string(path).ok();
         let stat = read("/proc/self/stat").and_then(|stat| ProcStat::parse(&stat));
         let resident = read("/proc/self/status").and_then(|status| parse_kibibytes(&status, "VmRSS:"));
         let max_fds = read("/proc/self/limits").and_then(|limits| parse_max_open_files(&limits));
-        let time = stat.as_ref().map(|stat| stat.processor_time.into());
+        let time = stat.as_ref().map(|stat| stat.cpu_seconds.into());
         let virtual_bytes = stat.as_ref().map(|stat| stat.virtual_bytes.into());
         let threads = stat.as_ref().map(|stat| stat.threads.into());
         let metrics: [(&str, &str, &str, Unit, Option<Number>); PROCESS_FAMILIES.len()] = [
-            (
-                "process_cpu_seconds_total",
-                "process_cpu",
-                "Processor time used, user and system together",
-                Unit::Seconds,
-                time,
-            ),
+            ("process_cpu_seconds_total", "process_cpu", "CPU time, user and system", Unit::Seconds, time),
             (
                 "process_resident_memory_bytes",
                 "process_resident_memory",
-                "Memory in use",
+                "Resident memory",
                 Unit::Bytes,
                 resident.map(Into::into),
             ),
             (
                 "process_virtual_memory_bytes",
                 "process_virtual_memory",
-                "Address space",
+                "Virtual memory",
                 Unit::Bytes,
                 virtual_bytes,
             ),
@@ -75,19 +71,19 @@ impl ProcessCollector {
                 "process_open_fds",
                 "Open file descriptors",
                 Unit::None,
-                count_open_files().map(Into::into),
+                open_file_count().map(Into::into),
             ),
             (
                 "process_max_fds",
                 "process_max_fds",
-                "Most file descriptors that may be open",
+                "Limit of open file descriptors",
                 Unit::None,
                 max_fds.map(Into::into),
             ),
             (
                 "process_start_time_seconds",
                 "process_start_time",
-                "When the process started, since 1970",
+                "Start time of the process since the Unix epoch",
                 Unit::Seconds,
                 self.start_time.map(Into::into),
             ),
@@ -101,7 +97,7 @@ impl ProcessCollector {
             .collect()
     }
 
-    /// The same as numbers.
+    /// Returns the same metrics as numbers.
     pub(crate) fn snapshot(&self) -> Vec<MetricSnapshot<'static>> {
         let snapshot = |ProcessMetric { name, help, unit, value, .. }: ProcessMetric| {
             let data = if name.ends_with("_total") {
@@ -115,12 +111,12 @@ impl ProcessCollector {
     }
 }
 
-/// One of the numbers.
+/// A metric and its value.
 #[derive(Debug)]
 struct ProcessMetric {
     /// The full name.
     name: &'static str,
-    /// What the encoder adds kind and unit to.
+    /// The name to which the encoder adds kind and unit.
     base: &'static str,
     help: &'static str,
     unit: Unit,
@@ -149,55 +145,56 @@ impl Collector for ProcessCollector {
     }
 }
 
-/// What the operating system knows of this process now.
+/// Resource usage of this process, as reported by the operating system.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct ProcessUsage {
-    /// Processor time used, user and system together, in seconds.
+    /// User and system CPU time, in seconds.
     pub cpu_seconds: f64,
-    /// Memory in use.
+    /// Resident memory.
     pub resident_bytes: u64,
-    /// Open file descriptors.
+    /// Number of open file descriptors.
     pub open_files: u64,
-    /// Threads.
+    /// Number of threads.
     pub threads: u64,
 }
 
 impl ProcessUsage {
-    /// Reads `/proc`. `None` where there is none.
+    /// Reads the usage from `/proc`. Returns `None` on systems without it.
     #[must_use]
     pub fn read() -> Option<Self> {
         let stat = ProcStat::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
         Some(Self {
-            cpu_seconds: stat.processor_time,
+            cpu_seconds: stat.cpu_seconds,
             resident_bytes: resident_bytes()?,
-            open_files: count_open_files()?,
+            open_files: open_file_count()?,
             threads: stat.threads,
         })
     }
 }
 
-/// What is taken from `/proc/self/stat` (proc_pid_stat(5)).
+/// Fields of `/proc/self/stat` (proc_pid_stat(5)).
 #[derive(Debug, PartialEq)]
 struct ProcStat {
     /// In seconds.
-    processor_time: f64,
+    cpu_seconds: f64,
     threads: u64,
-    /// In seconds since the system was booted.
+    /// In seconds since the system booted.
     started: f64,
     virtual_bytes: u64,
 }
 
 impl ProcStat {
     fn parse(text: &str) -> Option<Self> {
-        // The second field is the program's name in parentheses, which may contain anything, also parentheses.
+        // The second field is the program's name in parentheses, which may itself contain
+        // parentheses.
         let (_, fields) = text.rsplit_once(')')?;
         let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        // The manual counts from 1, and two fields are gone.
+        // The manual counts fields from 1, and the first two are cut off.
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         let seconds = |ticks: u64| ticks as f64 / TICKS_PER_SECOND;
         Some(Self {
-            processor_time: seconds(field(14)?.checked_add(field(15)?)?),
+            cpu_seconds: seconds(field(14)?.checked_add(field(15)?)?),
             threads: field(20)?,
             started: seconds(field(22)?),
             virtual_bytes: field(23)?,
@@ -205,14 +202,15 @@ impl ProcStat {
     }
 }
 
-/// Memory that this process has in use: `VmRSS` of `/proc/self/status`. `None` where there is no `/proc`.
+/// Returns the resident memory of this process: `VmRSS` in `/proc/self/status`. Returns `None` on
+/// systems without `/proc`.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
-    // In pages it stands elsewhere, but how large these are is not told there.
+    // `/proc/self/statm` has it too, but in pages of a size that it does not state.
     parse_kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
-/// The bytes on a line `name 123 kB`, as files of `/proc` have them; the name includes its colon.
+/// Returns the bytes on a line `name 123 kB`, as in files of `/proc`. `name` includes its colon.
 #[must_use]
 pub fn parse_kibibytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -220,24 +218,26 @@ pub fn parse_kibibytes(text: &str, name: &str) -> Option<u64> {
     number.checked_mul(1024)
 }
 
-/// The soft limit; `None` also where there is none.
+/// Returns the soft limit, or `None` if there is no limit.
 fn parse_max_open_files(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// When the system was booted, in seconds since 1970.
+/// Returns when the system booted, in seconds since the Unix epoch.
 fn parse_boot_time(stat: &str) -> Option<f64> {
     stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
-fn count_open_files() -> Option<u64> {
+/// Returns the number of open file descriptors.
+fn open_file_count() -> Option<u64> {
     const PATH: &str = "/proc/self/fd";
-    // Since Linux 6.2 the directory's size is their number, which saves listing a million of them.
+    // Since Linux 6.2 the size of the directory is the number of its entries, which avoids listing
+    // a million of them.
     if let Some(open) = fs::metadata(PATH).ok().map(|directory| directory.len()).filter(|&open| open > 0) {
         return Some(open);
     }
-    // One of them is the directory that is being read.
+    // One descriptor is that of the directory being read.
     let listed = fs::read_dir(PATH).ok()?.count() as u64;
     Some(listed.saturating_sub(1))
 }
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
         let expected =
-            ProcStat { processor_time: 13.0, threads: 8, started: 9876.54, virtual_bytes: 23_068_672 };
+            ProcStat { cpu_seconds: 13.0, threads: 8, started: 9876.54, virtual_bytes: 23_068_672 };
         assert_eq!(ProcStat::parse(STAT), Some(expected));
     }
 
@@ -304,7 +304,7 @@ mod tests {
     fn descriptors_that_are_opened_are_counted() {
         let files: Vec<_> = (0..500).map(|_| fs::File::open("/proc/self/stat").unwrap()).collect();
         // Other tests of this process open a few meanwhile.
-        assert!(count_open_files().unwrap() >= files.len() as u64);
+        assert!(open_file_count().unwrap() >= files.len() as u64);
     }
 
     proptest! {
@@ -317,7 +317,7 @@ mod tests {
         }
     }
 
-    /// From here on the 23rd field has at least one digit.
+    /// Returns the length from which the 23rd field has at least one digit.
     fn cut_after_virtual_bytes() -> usize {
         STAT.find("23068672").unwrap()
     }
