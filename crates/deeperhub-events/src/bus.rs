@@ -1,4 +1,4 @@
-//! From those that publish to those that observe.
+//! The event bus: publishers on one side, observers on the other.
 
 use crate::queue::ObserverQueue;
 use crate::{Event, EventFilter, EventKind, Received};
@@ -11,12 +11,12 @@ use std::task::{Context, Poll};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// How many may observe at a time. Default: 64.
+    /// Most observers at a time. Default 64.
     pub max_observers: usize,
-    /// Events that wait for an observer. Default: 4096.
+    /// Most events queued for one observer. Default 4096.
     pub max_queue_events: usize,
-    /// Bytes of the events that wait for an observer, payloads included; an event larger than this is lost
-    /// always. Default: 4 MiB.
+    /// Most bytes of events queued for one observer, payloads included. A larger event is always
+    /// lost. Default 4 MiB.
     pub max_queue_bytes: usize,
 }
 
@@ -26,7 +26,7 @@ impl Default for Config {
     }
 }
 
-/// Brings events from those that publish to those that observe, without ever waiting for an observer.
+/// Delivers events from publishers to observers, and never waits for an observer.
 ///
 /// Cheap to clone; clones are the same bus.
 #[derive(Debug, Clone)]
@@ -37,7 +37,7 @@ pub struct EventBus {
 #[derive(Debug)]
 struct BusState {
     config: Config,
-    /// The union of the observers' filters; written under the lock of `observers`.
+    /// Union of the observers' filters. Written under the lock of `observers`.
     observed: AtomicU32,
     lost: AtomicU64,
     observers: RwLock<Observers>,
@@ -50,26 +50,27 @@ struct Observers {
 }
 
 impl EventBus {
-    /// A bus that nobody observes yet.
+    /// Creates a bus without observers.
     #[must_use]
     pub fn new(config: Config) -> Self {
         let (observed, lost) = (AtomicU32::new(0), AtomicU64::new(0));
         Self { shared: Arc::new(BusState { config, observed, lost, observers: RwLock::default() }) }
     }
 
-    /// Whether anybody wants events of this kind: ask before you make one.
+    /// Returns `true` if an observer wants events of this kind. Ask before creating an event.
     ///
-    /// One relaxed load. An observer that has just come or gone on another thread may not be seen yet.
+    /// The cost is one relaxed load. It may miss an observer that another thread has just added or
+    /// removed.
     #[must_use]
     #[inline]
     pub fn is_observed(&self, kind: EventKind) -> bool {
         EventFilter::from_bits(self.shared.observed.load(Ordering::Relaxed)).contains(kind)
     }
 
-    /// Hands an event to every observer whose filter lets it through.
+    /// Queues an event for every observer whose filter matches.
     ///
-    /// Events that one thread publishes reach each observer in their order. Where an observer's queue is full,
-    /// this event is lost for it. Does nothing after [`close`](Self::close).
+    /// Each observer gets the events of one thread in order. If an observer's queue is full, the
+    /// event is lost for it. Does nothing after [`close`](Self::close).
     pub fn publish(&self, event: Event) {
         let kind = event.kind();
         if !self.is_observed(kind) {
@@ -86,14 +87,14 @@ impl EventBus {
         if lost > 0 {
             self.shared.lost.fetch_add(lost, Ordering::Relaxed);
         }
-        // No lock is held here: an executor may run the observer, or drop it, within `wake`.
+        // No lock is held here: `wake` may run the observer, or drop it.
         wakers.into_iter().for_each(|waker| waker.wake());
     }
 
-    /// Observes the events of `filter`, from now until the stream is dropped.
+    /// Subscribes an observer to the events of `filter`, until the stream is dropped.
     ///
-    /// `None` when there are [`Config::max_observers`] already. After [`close`](Self::close), a stream that has
-    /// ended.
+    /// Returns `None` if there are already [`Config::max_observers`]. After [`close`](Self::close),
+    /// returns a stream that has ended.
     #[must_use]
     pub fn subscribe(&self, filter: EventFilter) -> Option<EventStream> {
         let queue = Arc::new(ObserverQueue::new(filter, &self.shared.config));
@@ -110,7 +111,8 @@ impl EventBus {
         Some(EventStream { shared: Arc::clone(&self.shared), queue })
     }
 
-    /// How many events were lost, over all observers since the start: one that two observers lost counts twice.
+    /// Returns the number of lost events since the start. An event that two observers lost counts
+    /// twice.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
@@ -123,7 +125,7 @@ impl EventBus {
         self.shared.read().queues.iter().map(|queue| queue.bytes()).sum()
     }
 
-    /// Ends all streams after what waits in them; what is published from now on reaches nobody.
+    /// Ends all streams after the events in their queues. Later events are discarded.
     pub fn close(&self) {
         let mut observers = self.shared.write();
         observers.closed = true;
@@ -155,7 +157,7 @@ impl BusState {
     }
 }
 
-/// An observer's events, in their order. Dropping it ends the observation.
+/// An observer's events in order. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct EventStream {
     shared: Arc<BusState>,
@@ -163,19 +165,20 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// What comes next; `None` once the bus is closed and all that came before is read.
+    /// Polls for the next item. Returns `None` when the bus is closed and all earlier events were
+    /// received.
     ///
-    /// Where there is nothing yet, the waker of the last call is woken when there is.
+    /// If there is none yet, the waker of the latest call is woken when one arrives.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         self.queue.poll_pop(cx)
     }
 
-    /// Waits for what comes next, as [`poll_recv`](Self::poll_recv). Giving up the wait loses nothing.
+    /// Waits for the next item, like [`poll_recv`](Self::poll_recv). Cancellation loses nothing.
     pub async fn recv(&mut self) -> Option<Received> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// What is there already; `None` where there is nothing, and after the end.
+    /// Returns the next item if there is one, without waiting. Also returns `None` after the end.
     pub fn try_recv(&mut self) -> Option<Received> {
         self.queue.try_pop()
     }

@@ -1,4 +1,4 @@
-//! What happened, to whom, when.
+//! Events: the time, the connection, and details of what happened.
 
 use crate::EventKind;
 use crate::json::{write_string, write_string_or_null};
@@ -11,96 +11,96 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Something that happened on a connection.
+/// An event of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {
-    /// When it happened, by the node's clock.
+    /// Time of the event, from the node's clock.
     pub at: SystemTime,
     /// The connection.
     pub client_id: ClientId,
-    /// What happened.
+    /// Details, which also determine the kind.
     pub details: EventDetails,
 }
 
-/// What happened, with what there is to know about it.
+/// Details of an event, by kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventDetails {
     /// A client completed its handshake.
     Connected {
-        /// The user of its token; `None` without one.
+        /// User of the client's token; `None` without a token.
         user: Option<Arc<str>>,
-        /// The address that it came from.
+        /// The client's address.
         peer: SocketAddr,
-        /// Its `Origin` header; `None` without one.
+        /// The `Origin` header; `None` without one.
         origin: Option<Box<str>>,
     },
-    /// A connection is over.
+    /// A connection ended.
     Disconnected {
-        /// The close code that was said, by either side (RFC 6455 section 7.4); `None` where none was.
+        /// Close code that either side sent (RFC 6455 section 7.4); `None` if neither did.
         code: Option<u16>,
-        /// The reason that came with the code, or what went wrong.
+        /// Reason sent with the code, or the error that ended the connection.
         reason: Cow<'static, str>,
-        /// How long it was connected.
+        /// Time since the handshake.
         duration: Duration,
-        /// Messages that the client sent, text and binary.
+        /// Text and binary messages that the client sent.
         messages_received: u64,
-        /// Messages that the client was sent, replies and deliveries.
+        /// Messages sent to the client: replies and deliveries.
         messages_sent: u64,
     },
-    /// A client sent a message that was understood.
+    /// A client sent a valid message.
     MessageReceived {
         /// The message's `type`.
         message_type: &'static str,
-        /// The topic or pattern that it names; `None` where it names none.
+        /// Topic or pattern in the message; `None` if it has none.
         topic: Option<Box<str>>,
-        /// The length of its text in bytes.
+        /// Length of the text in bytes.
         bytes: usize,
     },
-    /// A client was sent a message.
+    /// A message was sent to a client.
     MessageSent {
         /// The message's `type`.
         message_type: &'static str,
-        /// The topic of a delivery; `None` where it names none.
+        /// Topic of a delivery; `None` for messages without one.
         topic: Option<Arc<str>>,
-        /// The length of its text in bytes.
+        /// Length of the text in bytes.
         bytes: usize,
     },
     /// A client sent a binary message.
     BinaryReceived {
-        /// All its bytes, decompressed.
+        /// The payload, decompressed.
         payload: Arc<[u8]>,
     },
     /// A message was answered with an error, or a connection failed.
     Error {
-        /// The error's code, such as `invalid_topic`.
+        /// Error code, such as `invalid_topic`.
         code: Cow<'static, str>,
-        /// The error in a sentence.
+        /// Error message.
         message: Cow<'static, str>,
     },
 }
 
 impl Event {
-    /// An event of the connection `client_id` at the time `at`.
+    /// Creates an event of the connection `client_id` at the time `at`.
     #[must_use]
     pub fn new(at: SystemTime, client_id: ClientId, details: EventDetails) -> Self {
         Self { at, client_id, details }
     }
 
-    /// What it is about.
+    /// Returns the kind of the event.
     #[must_use]
     pub fn kind(&self) -> EventKind {
         self.details.kind()
     }
 
-    /// Appends the event as a JSON object in one line: `client_id`, `at_unix_ms` and the details' fields by
-    /// their names.
+    /// Appends the event as a JSON object on one line: `client_id`, `at_unix_ms`, and the details
+    /// under their field names.
     ///
-    /// A binary payload is in base64 (RFC 4648 section 4, padded), the duration is `duration_ms`, and what is
-    /// absent is `null`. The kind is not in it.
+    /// A binary payload is in base64 (RFC 4648 section 4, padded), the duration is `duration_ms`,
+    /// and absent values are `null`. The kind is not included.
     pub fn write_json(&self, out: &mut String) {
-        // A clock before 1970 is one that was never set.
+        // A clock before 1970 was never set.
         let at = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
         out.push_str(r#"{"client_id":"#);
         write_string(out, self.client_id.as_str());
@@ -140,7 +140,7 @@ impl Event {
         out.push('}');
     }
 
-    /// About what it takes in memory, in bytes; what it shares with others counts in full.
+    /// Returns the approximate memory of the event in bytes. Shared memory counts in full.
     pub(crate) fn memory_bytes(&self) -> usize {
         let rest = match &self.details {
             EventDetails::Connected { user, origin, .. } => {
@@ -157,7 +157,7 @@ impl Event {
 }
 
 impl EventDetails {
-    /// What they are about.
+    /// Returns the kind of event that has these details.
     #[must_use]
     pub fn kind(&self) -> EventKind {
         match self {

@@ -1,4 +1,4 @@
-//! An observer's events on their way to it.
+//! The bounded queue of one observer.
 
 use crate::bus::Config;
 use crate::{Event, EventFilter};
@@ -6,17 +6,17 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// What an observer gets.
+/// Item of an [`EventStream`](crate::EventStream).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
     /// An event, shared with the other observers.
     Event(Arc<Event>),
-    /// At this place, so many events that the filter lets through are missing, because the observer was too
-    /// slow.
+    /// Number of events missing at this position, because the observer was too slow. Only events
+    /// that match the filter count.
     Lost(u64),
 }
 
-/// Bounded, many writers, one reader.
+/// A bounded queue with many writers and one reader.
 #[derive(Debug)]
 pub(crate) struct ObserverQueue {
     filter: EventFilter,
@@ -27,7 +27,7 @@ pub(crate) struct ObserverQueue {
 
 #[derive(Debug, Default)]
 struct QueueState {
-    /// Never two [`Received::Lost`] beside each other, so their number is bounded by that of the events.
+    /// Two [`Received::Lost`] are never adjacent, so their number is bounded by that of the events.
     items: VecDeque<Received>,
     events: usize,
     bytes: usize,
@@ -35,7 +35,7 @@ struct QueueState {
     waker: Option<Waker>,
 }
 
-/// What became of an event, and who must be told.
+/// Result of a push: whether the event was lost, and the waker to call.
 pub(crate) struct PushOutcome {
     pub(crate) lost: bool,
     pub(crate) waker: Option<Waker>,
@@ -51,8 +51,8 @@ impl ObserverQueue {
         self.filter
     }
 
-    /// Appends an event of `size` bytes, or counts it as lost. Never waits for the reader; the waker is the
-    /// caller's to wake, once it holds no lock.
+    /// Appends an event of `size` bytes, or counts it as lost. Never waits for the reader. The
+    /// caller calls the waker after it has released its locks.
     pub(crate) fn push(&self, event: &Arc<Event>, size: usize) -> PushOutcome {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -92,14 +92,14 @@ impl ObserverQueue {
         Poll::Pending
     }
 
-    /// Ends the queue after what is in it.
+    /// Ends the queue after the items in it.
     pub(crate) fn close(&self) -> Option<Waker> {
         let mut state = self.lock();
         state.closed = true;
         state.waker.take()
     }
 
-    /// A panic elsewhere leaves the state whole: every change above is complete before anything can fail.
+    /// Locks the state, even if poisoned: every change above is complete before anything can panic.
     fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
