@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "at most 96 bounds, not 97")]
-    fn too_many_bounds_are_a_fault() {
+    fn too_many_bounds_panic() {
         let _ = Bounds::exact(0..97);
     }
 

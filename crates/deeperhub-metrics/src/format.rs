@@ -112,7 +112,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn open_metrics_is_for_those_that_name_it_and_like_it_no_less() {
+    fn open_metrics_needs_a_request_that_prefers_it() {
         let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
             application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.2";
         for accept in [
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn everyone_else_gets_prometheus_text() {
+    fn other_requests_get_prometheus_text() {
         for accept in [
             "*/*",
             "text/plain",
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_name_the_samples_and_the_rest_stays() {
+    fn comments_name_the_samples() {
         let open_metrics = r##"# HELP a_bytes Says \"a\" \\ b.
 # TYPE a_bytes counter
 # UNIT a_bytes bytes

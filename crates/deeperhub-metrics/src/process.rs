@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn this_process_knows_itself() {
+    fn process_usage_is_read() {
         let process = ProcessUsage::read().unwrap();
         assert!(
             process.resident_bytes > 100_000 && process.threads >= 1 && process.open_files >= 3,
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn this_process_is_told_of() {
+    fn process_metrics_are_in_the_text() {
         let mut registry = crate::Registry::new();
         registry.register_process();
         let text = registry.encode_as(crate::Format::Prometheus);
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn descriptors_that_are_opened_are_counted() {
+    fn open_descriptors_are_counted() {
         let files: Vec<_> = (0..500).map(|_| fs::File::open("/proc/self/stat").unwrap()).collect();
         // Other tests of this process open a few meanwhile.
         assert!(open_file_count().unwrap() >= files.len() as u64);
@@ -309,7 +309,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_left(text in "\\PC{0,80}|[0-9 )(]{0,120}", cut in 0..200_usize) {
+        fn any_text_parses_or_is_refused(text in "\\PC{0,80}|[0-9 )(]{0,120}", cut in 0..200_usize) {
             let _ = (ProcStat::parse(&text), parse_kibibytes(&text, "VmRSS:"), parse_max_open_files(&text), parse_boot_time(&text));
             let cut = &STAT[..cut.min(STAT.len())];
             // 23 fields are needed.

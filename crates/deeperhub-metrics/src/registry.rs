@@ -540,7 +540,7 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     }
 
     #[test]
-    fn a_name_is_taken_once_also_without_its_ending() {
+    fn a_name_is_registered_once_even_without_its_suffix() {
         let mut registry = registry();
         let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
         let before = registry.encode();
@@ -594,7 +594,7 @@ hub_build_info{version="1 \"a\"\n\\"} 1
         let twice = [("a", String::new()), ("a", String::new())];
         assert!(registry.register_info("a_info", "", twice.clone()).is_err());
         assert!(Registry::with_labels(twice).is_err());
-        // Nothing of what was refused holds the name.
+        // A refused metric does not reserve its name.
         assert_eq!(registry.register("a_total", "", Unit::None, &SharedCounter::new()), Ok(()));
     }
 

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_back() {
+    fn memory_is_freed() {
         let mut arena = Arena::new();
         for round in 0..3 {
             let numbers: Vec<_> = (0..10_000).map(|item| arena.insert(item + round)).collect();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_in_use_are_never_given_out_twice() {
+    fn numbers_in_use_are_not_reused() {
         let mut arena = Arena::new();
         let mut used = std::collections::BTreeMap::new();
         let mut random = 1_u32;

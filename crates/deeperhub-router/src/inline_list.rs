@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_a_list() {
+    fn an_inline_list_works_like_a_vec() {
         let mut list = InlineList::new();
         assert!(list.is_empty());
         for item in 0..100 {

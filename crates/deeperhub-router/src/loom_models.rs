@@ -74,7 +74,7 @@ fn no_wake_up_is_lost() {
 }
 
 #[test]
-fn no_wake_up_is_lost_that_a_worker_puts_off() {
+fn no_deferred_wake_up_is_lost() {
     check(3, || {
         let router = router(2);
         let mut shard = router.attach(ShardId(0));
@@ -92,7 +92,7 @@ fn no_wake_up_is_lost_that_a_worker_puts_off() {
 }
 
 #[test]
-fn no_wake_up_is_lost_between_one_that_is_put_off_and_one_at_once() {
+fn no_wake_up_is_lost_between_a_deferred_and_an_immediate_one() {
     check(3, || {
         let router = router(2);
         let mut shard = router.attach(ShardId(0));
@@ -108,7 +108,7 @@ fn no_wake_up_is_lost_between_one_that_is_put_off_and_one_at_once() {
 }
 
 #[test]
-fn workers_that_publish_agree_on_the_order_and_sleep_through_nothing() {
+fn publishing_workers_agree_on_the_order_and_lose_no_wake_up() {
     check(3, || {
         let router = router(2);
         let mut shards = [router.attach(ShardId(0)), router.attach(ShardId(1))];
@@ -147,7 +147,7 @@ fn workers_agree_on_the_order_of_publishers_that_race() {
 }
 
 #[test]
-fn who_was_counted_gets_it_and_nobody_else() {
+fn exactly_the_counted_subscribers_get_the_message() {
     for name in ["a", "*"] {
         check(3, move || {
             let router = router(1);
@@ -173,7 +173,7 @@ fn who_was_counted_gets_it_and_nobody_else() {
 }
 
 #[test]
-fn the_first_pattern_gets_all_that_comes_behind_what_it_gets() {
+fn a_first_pattern_gets_every_message_after_its_first() {
     check(3, || {
         let router = router(2);
         let mut first = router.attach(ShardId(0));
@@ -201,7 +201,7 @@ fn the_first_pattern_gets_all_that_comes_behind_what_it_gets() {
 }
 
 #[test]
-fn a_worker_that_is_replaced_leaves_nothing() {
+fn a_replaced_worker_leaves_no_subscriptions() {
     check(2, || {
         let router = router(1);
         let mut dead = router.attach(ShardId(0));

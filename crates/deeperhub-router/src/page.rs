@@ -175,7 +175,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn pages_hold_everything_once() {
+    fn each_name_is_on_exactly_one_page() {
         let router = Router::<()>::new(2, Config::default());
         let mut shards = [router.attach(ShardId(0)), router.attach(ShardId(1))];
         let mut expected = BTreeMap::new();
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_that_was_not_given_is_an_error() {
+    fn an_invalid_cursor_is_an_error() {
         let router = Router::<()>::new(1, Config::default());
         assert_eq!(router.list(Some("00"), 10).map(|page| page.topics), Ok(Vec::new()));
         for cursor in ["", "0", "é", "zz", "00fg", "41", "ff", "00ff", "0 "] {

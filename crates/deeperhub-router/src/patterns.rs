@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_takes_everything_with_it() {
+    fn removed_patterns_leave_nothing() {
         let names = ["a.*", "a.b.c.d.>", ">", "*.b", "*.*.*", "a.b.*"];
         let mut patterns = index(names);
         patterns.get_or_insert(&key("a.*")).add(1, || 0);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_leaves_gives_its_memory_back() {
+    fn removing_patterns_frees_their_memory() {
         let names: Vec<_> = (0..2_000).map(|number| format!("capacity.{number}.*.{number}.>")).collect();
         let mut patterns = index(&names);
         assert!(patterns.heap_bytes() > 100_000);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_topic_costs_one_look_for_each_pattern_whatever_they_have_in_common() {
+    fn a_deep_topic_costs_at_most_one_lookup_per_pattern() {
         for clients in [1, 10, 50] {
             let names = deep(clients);
             let patterns = index(&names);
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_patterns_cost_one_look_together() {
+    fn patterns_of_one_shape_cost_one_lookup() {
         let names = (0..10_000)
             .flat_map(|capacity| [format!("capacity.{capacity}.*"), format!("*.{capacity}.state.>")]);
         let patterns = index(names);

@@ -1,6 +1,6 @@
-//! The router against a plain model of what it promises.
+//! The router against a simple model of its guarantees.
 
-// Helpers here stand outside of test functions, where the lint cannot tell that they are tests.
+// The lint does not see that helpers outside of test functions belong to tests.
 #![allow(clippy::unwrap_used)]
 
 use crate::{
@@ -37,11 +37,11 @@ enum Step {
     Publish {
         topic: usize,
         source: Option<u64>,
-        /// The worker that publishes it; otherwise it comes from elsewhere.
+        /// The worker that publishes it; `None` for another thread.
         from: Option<u16>,
     },
-    /// The worker wakes the others.
-    WakeOthers {
+    /// The worker flushes its deferred wake-ups.
+    FlushWakeups {
         shard: u16,
     },
     /// Pauses at every `pause`th delivery.
@@ -49,7 +49,7 @@ enum Step {
         shard: u16,
         pause: usize,
     },
-    /// The worker dies, and another one takes its place.
+    /// The worker dies, and another one replaces it.
     Replace {
         shard: u16,
     },
@@ -65,43 +65,43 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (shard(), key()).prop_map(|(shard, key)| Step::Remove { shard, key }),
         12 => (0..TOPICS.len(), proptest::option::of(0..3_u64), proptest::option::of(shard()))
             .prop_map(|(topic, source, from)| Step::Publish { topic, source, from }),
-        3 => shard().prop_map(|shard| Step::WakeOthers { shard }),
+        3 => shard().prop_map(|shard| Step::FlushWakeups { shard }),
         12 => (shard(), 1..8_usize).prop_map(|(shard, pause)| Step::Deliver { shard, pause }),
         1 => shard().prop_map(|shard| Step::Replace { shard }),
     ]
 }
 
-/// What was published, and what the clients should make of it.
+/// A published message and its expected receivers.
 #[derive(Debug)]
 struct Message {
     topic: &'static str,
     source: Option<u64>,
-    /// The subscriptions (by a number that is never used again) that it was for, by client.
+    /// The matching subscriptions of each client, by a number that is never reused.
     receivers: BTreeMap<(u16, SubscriberKey), BTreeSet<u64>>,
     delivered: BTreeSet<(u16, SubscriberKey)>,
 }
 
-/// Whether a worker sleeps, and what is to wake it.
+/// Whether a worker sleeps, and which wake-ups are expected.
 #[derive(Debug, Default)]
 struct Sleep {
     wake_ups: Arc<Count>,
-    /// How often it must have been woken by now.
+    /// Number of wake-ups expected so far.
     expected: usize,
     is_asleep: bool,
-    /// The workers that have left it asleep over a message.
-    left_by: BTreeSet<u16>,
+    /// Workers that deferred their wake-up of this one.
+    deferred_by: BTreeSet<u16>,
 }
 
 impl Sleep {
     fn is_woken(&mut self) {
         self.expected += usize::from(std::mem::take(&mut self.is_asleep));
-        self.left_by.clear();
+        self.deferred_by.clear();
     }
 
-    /// It runs, by itself or because it was woken.
+    /// The worker runs, with or without a wake-up.
     fn runs(&mut self) {
         self.is_asleep = false;
-        self.left_by.clear();
+        self.deferred_by.clear();
     }
 }
 
@@ -113,7 +113,7 @@ struct Model {
     subscriptions: BTreeMap<(u16, SubscriberKey), BTreeMap<&'static str, u64>>,
     messages: Vec<Message>,
     received: BTreeMap<(u16, SubscriberKey), Vec<usize>>,
-    /// What the observer was told.
+    /// Topics and patterns with subscribers, as reported to the observer.
     interests: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -147,7 +147,7 @@ impl Model {
         }
     }
 
-    fn take(&mut self, step: Step) {
+    fn apply(&mut self, step: Step) {
         match step {
             Step::Subscribe { shard, key, to } => {
                 let name = SUBSCRIPTIONS[to];
@@ -170,9 +170,9 @@ impl Model {
                 assert_eq!(self.shards[usize::from(shard)].remove_subscriber(key), own.len());
             }
             Step::Publish { topic, source, from } => self.publish(TOPICS[topic], source, from),
-            Step::WakeOthers { shard } => {
+            Step::FlushWakeups { shard } => {
                 self.shards[usize::from(shard)].flush_wakeups();
-                self.others_are_woken(shard);
+                self.expect_wakeups_deferred_by(shard);
             }
             Step::Deliver { shard, pause } => {
                 self.deliver(shard, pause);
@@ -182,7 +182,7 @@ impl Model {
                     &mut self.shards[usize::from(shard)],
                     self.router.attach(ShardId(shard)),
                 );
-                // The dead one's last calls come late, and change nothing.
+                // Late calls of the dead worker change nothing.
                 let mut dead = dead;
                 dead.subscribe(0, &subscription("a"));
                 dead.subscribe(1, &subscription("*"));
@@ -193,7 +193,7 @@ impl Model {
                 assert!(dead.poll_deliver(&mut cx, |_, _| DeliveryFlow::Continue).is_pending());
                 drop(dead);
                 self.sleeps[usize::from(shard)].runs();
-                self.others_are_woken(shard);
+                self.expect_wakeups_deferred_by(shard);
                 self.subscriptions.retain(|client, _| client.0 != shard);
                 for message in &mut self.messages {
                     message.receivers.retain(|client, _| client.0 != shard);
@@ -206,9 +206,9 @@ impl Model {
         }
     }
 
-    fn others_are_woken(&mut self, by: u16) {
+    fn expect_wakeups_deferred_by(&mut self, by: u16) {
         for sleep in &mut self.sleeps {
-            if sleep.left_by.contains(&by) {
+            if sleep.deferred_by.contains(&by) {
                 sleep.is_woken();
             }
         }
@@ -251,7 +251,7 @@ impl Model {
             let sleep = &mut self.sleeps[usize::from(shard)];
             match from {
                 Some(from) if sleep.is_asleep => {
-                    sleep.left_by.insert(from);
+                    sleep.deferred_by.insert(from);
                 }
                 Some(_) => {}
                 None => sleep.is_woken(),
@@ -260,7 +260,7 @@ impl Model {
         self.messages.push(Message { topic, source, receivers, delivered: BTreeSet::new() });
     }
 
-    /// Answers whether there may be more.
+    /// Delivers and returns `true` if there may be more.
     fn deliver(&mut self, shard: u16, pause: usize) -> bool {
         let waker = Waker::from(Arc::clone(&self.sleeps[usize::from(shard)].wake_ups));
         let mut cx = Context::from_waker(&waker);
@@ -284,7 +284,7 @@ impl Model {
             }
             DeliveryFlow::Continue
         });
-        self.others_are_woken(shard);
+        self.expect_wakeups_deferred_by(shard);
         let sleep = &mut self.sleeps[usize::from(shard)];
         sleep.runs();
         sleep.is_asleep = more.is_pending();
@@ -312,7 +312,7 @@ impl Model {
         assert!(interests.iter().eq(counts.keys()), "{interests:?} are told, {counts:?} are there");
     }
 
-    /// Delivers the rest, and lookups at what everyone got.
+    /// Delivers the rest, and checks the messages that each client got.
     fn check_all(&mut self) {
         for shard in 0..SHARDS {
             let mut calls = 0;
@@ -340,7 +340,7 @@ impl Model {
         }
         for shard in 0..SHARDS {
             for key in 0..6 {
-                self.take(Step::Remove { shard, key });
+                self.apply(Step::Remove { shard, key });
             }
         }
         assert_eq!(self.router.topic_count(), 0);
@@ -352,10 +352,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
-    fn every_promise_is_kept_whatever_happens(steps in proptest::collection::vec(step(), 0..120)) {
+    fn every_guarantee_holds_for_any_steps(steps in proptest::collection::vec(step(), 0..120)) {
         let mut model = Model::new();
         for step in steps {
-            model.take(step);
+            model.apply(step);
         }
         model.check_all();
     }
@@ -393,11 +393,11 @@ fn a_sleeping_worker_is_woken_once_for_many_publishes() {
         assert_eq!(count.0.load(Ordering::Relaxed), round);
     }
     assert_eq!(delivered, 10);
-    // Nobody to wake, nothing to hand over.
+    // There is no subscriber, so no message is created and no worker is woken.
     router.publish(&Topic::parse("b").unwrap(), None, 1, || unreachable!("nobody is subscribed"));
 }
 
-/// A worker that sleeps, subscribed to `a`, and how often it is woken.
+/// Returns a sleeping worker that is subscribed to `a`, with its count of wake-ups.
 fn asleep(router: &Router<u32>, shard: u16) -> (Shard<u32>, Arc<Count>) {
     let mut worker = router.attach(ShardId(shard));
     worker.subscribe(0, &subscription("a"));
@@ -406,7 +406,7 @@ fn asleep(router: &Router<u32>, shard: u16) -> (Shard<u32>, Arc<Count>) {
     (worker, count)
 }
 
-/// Delivers all that there is, and falls asleep.
+/// Delivers everything until the worker falls asleep.
 fn drain(worker: &mut Shard<u32>, count: &Arc<Count>) -> Vec<u32> {
     let waker = Waker::from(Arc::clone(count));
     let mut cx = Context::from_waker(&waker);
@@ -424,7 +424,7 @@ fn publish_from(worker: &mut Shard<u32>, message: u32) {
 }
 
 #[test]
-fn others_are_woken_once_for_all_that_a_worker_publishes() {
+fn deferred_wakeups_are_flushed_once_for_many_publishes() {
     let router = Router::new(3, Config::default());
     let [(mut first, own), (mut second, count), (_third, last)] =
         [0, 1, 2].map(|shard| asleep(&router, shard));
@@ -448,7 +448,7 @@ fn others_are_woken_once_for_all_that_a_worker_publishes() {
 }
 
 #[test]
-fn a_worker_that_another_left_asleep_is_woken_by_the_next_publish_from_elsewhere() {
+fn a_deferred_wakeup_does_not_delay_one_from_another_thread() {
     let router = Router::new(2, Config::default());
     let [(mut first, _), (mut second, count)] = [0, 1].map(|shard| asleep(&router, shard));
     let woken = || count.0.load(Ordering::Relaxed);
@@ -466,7 +466,7 @@ fn a_worker_that_another_left_asleep_is_woken_by_the_next_publish_from_elsewhere
 }
 
 #[test]
-fn a_worker_that_panics_leaves_nobody_asleep() {
+fn a_panicking_worker_flushes_its_deferred_wakeups() {
     let router = Router::new(2, Config::default());
     let [(mut first, _), (mut second, count)] = [0, 1].map(|shard| asleep(&router, shard));
     let died = std::thread::spawn(move || {
@@ -479,7 +479,7 @@ fn a_worker_that_panics_leaves_nobody_asleep() {
 }
 
 #[test]
-fn a_publish_that_panics_wakes_whom_it_had_reached() {
+fn a_panicking_publish_wakes_the_workers_it_reached() {
     let router = Router::new(2, Config::default());
     let [(_first, own), (_second, count)] = [0, 1].map(|shard| asleep(&router, shard));
     let mut made = 0;
@@ -496,7 +496,7 @@ fn a_publish_that_panics_wakes_whom_it_had_reached() {
 }
 
 #[test]
-fn congestion_is_told_and_ends_when_the_worker_has_caught_up() {
+fn congestion_is_reported_and_ends_after_delivery() {
     let mut config = Config::default();
     (config.inbox_soft_limit, config.inbox_soft_limit_bytes) = (8, 100);
     let router = Router::new(2, config);
@@ -519,7 +519,7 @@ fn congestion_is_told_and_ends_when_the_worker_has_caught_up() {
     catch_up();
     assert!(!router.is_congested() && !router.wake_when_uncongested(Waker::noop()));
 
-    // A worker that died congested is no congestion any more.
+    // A worker that died with a congested inbox causes no congestion any more.
     assert!(publish(101));
     drop(shard);
     let _shard = router.attach(ShardId(0));
@@ -527,7 +527,7 @@ fn congestion_is_told_and_ends_when_the_worker_has_caught_up() {
 }
 
 #[test]
-fn a_huge_fan_out_does_not_hold_up_another_topic() {
+fn a_large_fan_out_does_not_delay_another_topic() {
     let router = Router::new(1, Config::default());
     let mut shard = router.attach(ShardId(0));
     for key in 0..1000 {
@@ -579,7 +579,7 @@ fn messages_of_a_large_fan_out_are_delivered_together() {
 }
 
 #[test]
-fn what_was_published_before_a_mark_can_be_delivered_alone() {
+fn deliver_until_stops_at_an_inbox_position() {
     let router = Router::new(1, Config::default());
     let mut shard = router.attach(ShardId(0));
     for key in 0..5 {
@@ -667,7 +667,8 @@ fn threads_agree_on_one_order() {
         for publisher in 0..PUBLISHERS {
             let router = &router;
             scope.spawn(move || {
-                // The first from anywhere, the others as workers, which wake others now and then.
+                // The first publisher is no worker. The others are, and flush wake-ups now and
+                // then.
                 let mut own = router.attach(ShardId(SHARDS + publisher as u16));
                 for message in 0..MESSAGES {
                     let topic = Topic::parse("a.b").unwrap();
@@ -694,7 +695,7 @@ fn threads_agree_on_one_order() {
 }
 
 #[test]
-fn the_servers_own_topics_reach_the_worker_and_nobody_else() {
+fn reserved_topics_reach_only_the_worker() {
     let router = Router::<u32>::new(1, Config::default());
     let mut shard = router.attach(ShardId(0));
     let own = Topic::of_server("canary.0");
@@ -729,7 +730,7 @@ fn the_servers_own_topics_reach_the_worker_and_nobody_else() {
     assert_eq!((router.topic_count(), next.subscription_count(WORKER_SUBSCRIBER)), (0, 0));
 }
 
-/// Subscribes clients of two workers to names made from client and number.
+/// Subscribes clients of two workers to names made from the client and a number.
 fn subscribed(clients: u32, names: u32, name: impl Fn(u32, u32) -> String) -> (Router<u32>, Vec<Shard<u32>>) {
     let router = Router::new(SHARDS, Config::default());
     let mut shards: Vec<_> = (0..SHARDS).map(|shard| router.attach(ShardId(shard))).collect();
@@ -743,7 +744,7 @@ fn subscribed(clients: u32, names: u32, name: impl Fn(u32, u32) -> String) -> (R
 }
 
 #[test]
-fn what_subscriptions_take_is_accounted_to_their_clients() {
+fn held_bytes_account_for_the_memory_of_subscriptions() {
     let deep = |client: u32, number: u32| {
         let choice = client * 128 + number;
         let levels = (0..127).map(|level| if choice >> (level % 24) & 1 == 0 { "a" } else { "*" });
@@ -781,7 +782,7 @@ fn what_subscriptions_take_is_accounted_to_their_clients() {
 }
 
 #[test]
-fn what_a_client_costs_a_message_grows_with_its_subscriptions_and_not_with_their_square() {
+fn a_fan_out_is_linear_in_a_clients_subscriptions() {
     const CLIENTS: u32 = 10;
     const PATTERNS: u32 = 512;
     let pattern = |_, number: u32| {

@@ -28,7 +28,7 @@ fn only(kind: EventKind) -> EventFilter {
     EventFilter::none().with(kind)
 }
 
-/// What a test looks at: whose event it is, or how many are missing.
+/// A received item: the client of an event, or the number of lost events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Event(u64),
@@ -165,7 +165,7 @@ fn a_queue_is_bounded_in_bytes_too() {
     bus.publish(binary(2, 100));
     bus.publish(binary(3, 0));
     assert_eq!(drain(&mut stream), [Seen::Event(0), Seen::Lost(1), Seen::Event(2), Seen::Lost(1)]);
-    // What was read makes room again; what is larger than the whole queue never fits.
+    // Received events make room again. An event larger than the queue never fits.
     bus.publish(binary(4, 2 * bytes));
     bus.publish(binary(5, 100));
     assert_eq!(drain(&mut stream), [Seen::Lost(1), Seen::Event(5)]);
