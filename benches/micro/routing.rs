@@ -4,7 +4,7 @@ use std::task::{Context, Waker};
 
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::{Subscription, Topic};
-use deeperhub_router::{Config, Flow, Router, Shard, ShardId};
+use deeperhub_router::{Config, DeliveryFlow, Router, Shard, ShardId};
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 
@@ -26,7 +26,7 @@ fn deliver(shard: &mut Shard<Frame>) -> u64 {
         .poll_deliver(&mut cx, |key, frame| {
             black_box((key, frame.len()));
             delivered += 1;
-            Flow::Continue
+            DeliveryFlow::Continue
         })
         .is_ready()
     {}
@@ -158,7 +158,7 @@ fn subscribe_to_a_pattern_and_leave(bencher: Bencher<'_, '_>) {
     let name = subscription("room.lobby.*");
     bencher.bench_local(|| {
         shard.subscribe(3, black_box(&name));
-        shard.remove(3)
+        shard.remove_subscriber(3)
     });
 }
 
@@ -185,7 +185,7 @@ fn subscribe_and_leave(bencher: Bencher<'_, '_>) {
     let name = subscription("room.4711");
     bencher.bench_local(|| {
         shard.subscribe(3, black_box(&name));
-        shard.remove(3)
+        shard.remove_subscriber(3)
     });
 }
 
@@ -199,7 +199,7 @@ fn leave_and_join_a_crowd(bencher: Bencher<'_, '_>) {
         shard.subscribe(key, &name);
     }
     bencher.bench_local(|| {
-        shard.remove(5);
+        shard.remove_subscriber(5);
         shard.subscribe(5, black_box(&name))
     });
 }

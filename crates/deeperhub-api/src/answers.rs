@@ -444,7 +444,7 @@ impl NodeStats {
                 cluster_round_trip_us: stats.canary_cluster_round_trip.map(|time| whole(time.as_micros())),
                 failing_workers: stats.canary_failing_workers,
             },
-            process: deeperhub_metrics::Process::read().map(|process| ProcessStats {
+            process: deeperhub_metrics::ProcessUsage::read().map(|process| ProcessStats {
                 cpu_seconds_total: process.cpu_seconds,
                 resident_bytes: process.resident_bytes,
                 open_files: process.open_files,

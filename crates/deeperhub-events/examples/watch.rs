@@ -1,8 +1,8 @@
-//! An observer that is too slow for what is published, and what it gets to see.
+//! An observer that is too slow: it gets the first events, and the number of lost ones.
 //!
-//! `cargo run -p deeperhub-events --example watch`
+//! Run it with `cargo run -p deeperhub-events --example watch`.
 
-use deeperhub_events::{Config, Details, Event, EventBus, EventFilter, EventKind, Received};
+use deeperhub_events::{Config, Event, EventBus, EventDetails, EventFilter, EventKind, Received};
 use deeperhub_types::ClientId;
 use std::error::Error;
 use std::time::SystemTime;
@@ -14,10 +14,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let filter = EventFilter::parse("websocket_binary_received,websocket_error")?;
     let mut stream = bus.subscribe(filter).ok_or("too many observers")?;
 
-    let client_id = ClientId::parse("node-1.7").ok_or("no client id")?;
+    let client_id = ClientId::parse("node-1.7").ok_or("invalid client id")?;
     for count in 0..5_u8 {
         if bus.is_observed(EventKind::BinaryReceived) {
-            let details = Details::BinaryReceived { payload: [count].into() };
+            let details = EventDetails::BinaryReceived { payload: [count].into() };
             bus.publish(Event::new(SystemTime::now(), client_id.clone(), details));
         }
     }
@@ -30,9 +30,9 @@ fn main() -> Result<(), Box<dyn Error>> {
                 event.write_json(&mut json);
                 println!("{}: {json}", event.kind());
             }
-            Received::Lost(count) => println!("{count} events are missing here"),
+            Received::Lost(count) => println!("{count} events lost"),
         }
     }
-    println!("lost by all observers: {}", bus.lost());
+    println!("lost in total: {}", bus.lost());
     Ok(())
 }

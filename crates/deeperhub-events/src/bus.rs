@@ -1,6 +1,6 @@
-//! From those that publish to those that observe.
+//! The event bus: publishers on one side, observers on the other.
 
-use crate::queue::Queue;
+use crate::queue::ObserverQueue;
 use crate::{Event, EventFilter, EventKind, Received};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -11,12 +11,12 @@ use std::task::{Context, Poll};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// How many may observe at a time. Default: 64.
+    /// Most observers at a time. Default 64.
     pub max_observers: usize,
-    /// Events that wait for an observer. Default: 4096.
+    /// Most events queued for one observer. Default 4096.
     pub max_queue_events: usize,
-    /// Bytes of the events that wait for an observer, payloads included; an event larger than this is lost
-    /// always. Default: 4 MiB.
+    /// Most bytes of events queued for one observer, payloads included. A larger event is always
+    /// lost. Default 4 MiB.
     pub max_queue_bytes: usize,
 }
 
@@ -26,18 +26,18 @@ impl Default for Config {
     }
 }
 
-/// Brings events from those that publish to those that observe, without ever waiting for an observer.
+/// Delivers events from publishers to observers, and never waits for an observer.
 ///
 /// Cheap to clone; clones are the same bus.
 #[derive(Debug, Clone)]
 pub struct EventBus {
-    shared: Arc<Shared>,
+    shared: Arc<BusState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct BusState {
     config: Config,
-    /// The union of the observers' filters; written under the lock of `observers`.
+    /// Union of the observers' filters. Written under the lock of `observers`.
     observed: AtomicU32,
     lost: AtomicU64,
     observers: RwLock<Observers>,
@@ -45,58 +45,59 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Observers {
-    queues: Vec<Arc<Queue>>,
+    queues: Vec<Arc<ObserverQueue>>,
     closed: bool,
 }
 
 impl EventBus {
-    /// A bus that nobody observes yet.
+    /// Creates a bus without observers.
     #[must_use]
     pub fn new(config: Config) -> Self {
         let (observed, lost) = (AtomicU32::new(0), AtomicU64::new(0));
-        Self { shared: Arc::new(Shared { config, observed, lost, observers: RwLock::default() }) }
+        Self { shared: Arc::new(BusState { config, observed, lost, observers: RwLock::default() }) }
     }
 
-    /// Whether anybody wants events of this kind: ask before you make one.
+    /// Returns `true` if an observer wants events of this kind. Ask before creating an event.
     ///
-    /// One relaxed load. An observer that has just come or gone on another thread may not be seen yet.
+    /// The cost is one relaxed load. It may miss an observer that another thread has just added or
+    /// removed.
     #[must_use]
     #[inline]
     pub fn is_observed(&self, kind: EventKind) -> bool {
         EventFilter::from_bits(self.shared.observed.load(Ordering::Relaxed)).contains(kind)
     }
 
-    /// Hands an event to every observer whose filter lets it through.
+    /// Queues an event for every observer whose filter matches.
     ///
-    /// Events that one thread publishes reach each observer in their order. Where an observer's queue is full,
-    /// this event is lost for it. Does nothing after [`close`](Self::close).
+    /// Each observer gets the events of one thread in order. If an observer's queue is full, the
+    /// event is lost for it. Does nothing after [`close`](Self::close).
     pub fn publish(&self, event: Event) {
         let kind = event.kind();
         if !self.is_observed(kind) {
             return;
         }
-        let size = event.size();
+        let size = event.memory_bytes();
         let event = Arc::new(event);
         let (mut lost, mut wakers) = (0, Vec::new());
         for queue in self.shared.read().queues.iter().filter(|queue| queue.filter().contains(kind)) {
-            let pushed = queue.push(&event, size);
-            lost += u64::from(pushed.lost);
-            wakers.extend(pushed.waker);
+            let outcome = queue.push(&event, size);
+            lost += u64::from(outcome.lost);
+            wakers.extend(outcome.waker);
         }
         if lost > 0 {
             self.shared.lost.fetch_add(lost, Ordering::Relaxed);
         }
-        // No lock is held here: an executor may run the observer, or drop it, within `wake`.
+        // No lock is held here: `wake` may run the observer, or drop it.
         wakers.into_iter().for_each(|waker| waker.wake());
     }
 
-    /// Observes the events of `filter`, from now until the stream is dropped.
+    /// Subscribes an observer to the events of `filter`, until the stream is dropped.
     ///
-    /// `None` when there are [`Config::max_observers`] already. After [`close`](Self::close), a stream that has
-    /// ended.
+    /// Returns `None` if there are already [`Config::max_observers`]. After [`close`](Self::close),
+    /// returns a stream that has ended.
     #[must_use]
     pub fn subscribe(&self, filter: EventFilter) -> Option<EventStream> {
-        let queue = Arc::new(Queue::new(filter, &self.shared.config));
+        let queue = Arc::new(ObserverQueue::new(filter, &self.shared.config));
         let mut observers = self.shared.write();
         if observers.closed {
             queue.close();
@@ -110,7 +111,8 @@ impl EventBus {
         Some(EventStream { shared: Arc::clone(&self.shared), queue })
     }
 
-    /// How many events were lost, over all observers since the start: one that two observers lost counts twice.
+    /// Returns the number of lost events since the start. An event that two observers lost counts
+    /// twice.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
@@ -123,7 +125,7 @@ impl EventBus {
         self.shared.read().queues.iter().map(|queue| queue.bytes()).sum()
     }
 
-    /// Ends all streams after what waits in them; what is published from now on reaches nobody.
+    /// Ends all streams after the events in their queues. Later events are discarded.
     pub fn close(&self) {
         let mut observers = self.shared.write();
         observers.closed = true;
@@ -140,7 +142,7 @@ impl Default for EventBus {
     }
 }
 
-impl Shared {
+impl BusState {
     fn update_observed(&self, observers: &Observers) {
         let bits = observers.queues.iter().fold(0, |bits, queue| bits | queue.filter().bits());
         self.observed.store(bits, Ordering::Relaxed);
@@ -155,27 +157,28 @@ impl Shared {
     }
 }
 
-/// An observer's events, in their order. Dropping it ends the observation.
+/// An observer's events in order. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct EventStream {
-    shared: Arc<Shared>,
-    queue: Arc<Queue>,
+    shared: Arc<BusState>,
+    queue: Arc<ObserverQueue>,
 }
 
 impl EventStream {
-    /// What comes next; `None` once the bus is closed and all that came before is read.
+    /// Polls for the next item. Returns `None` when the bus is closed and all earlier events were
+    /// received.
     ///
-    /// Where there is nothing yet, the waker of the last call is woken when there is.
+    /// If there is none yet, the waker of the latest call is woken when one arrives.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         self.queue.poll_pop(cx)
     }
 
-    /// Waits for what comes next, as [`poll_recv`](Self::poll_recv). Giving up the wait loses nothing.
+    /// Waits for the next item, like [`poll_recv`](Self::poll_recv). Cancellation loses nothing.
     pub async fn recv(&mut self) -> Option<Received> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// What is there already; `None` where there is nothing, and after the end.
+    /// Returns the next item if there is one, without waiting. Also returns `None` after the end.
     pub fn try_recv(&mut self) -> Option<Received> {
         self.queue.try_pop()
     }

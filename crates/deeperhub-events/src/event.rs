@@ -1,4 +1,4 @@
-//! What happened, to whom, when.
+//! Events: the time, the connection, and details of what happened.
 
 use crate::EventKind;
 use crate::json::{write_string, write_string_or_null};
@@ -11,107 +11,107 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Something that happened on a connection.
+/// An event of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {
-    /// When it happened, by the node's clock.
+    /// Time of the event, from the node's clock.
     pub at: SystemTime,
     /// The connection.
     pub client_id: ClientId,
-    /// What happened.
-    pub details: Details,
+    /// EventDetails, which also determine the kind.
+    pub details: EventDetails,
 }
 
-/// What happened, with what there is to know about it.
+/// EventDetails of an event, by kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Details {
+pub enum EventDetails {
     /// A client completed its handshake.
     Connected {
-        /// The user of its token; `None` without one.
+        /// User of the client's token; `None` without a token.
         user: Option<Arc<str>>,
-        /// The address that it came from.
+        /// The client's address.
         peer: SocketAddr,
-        /// Its `Origin` header; `None` without one.
+        /// The `Origin` header; `None` without one.
         origin: Option<Box<str>>,
     },
-    /// A connection is over.
+    /// A connection ended.
     Disconnected {
-        /// The close code that was said, by either side (RFC 6455 section 7.4); `None` where none was.
+        /// Close code that either side sent (RFC 6455 section 7.4); `None` if neither did.
         code: Option<u16>,
-        /// The reason that came with the code, or what went wrong.
+        /// Reason sent with the code, or the error that ended the connection.
         reason: Cow<'static, str>,
-        /// How long it was connected.
+        /// Time since the handshake.
         duration: Duration,
-        /// Messages that the client sent, text and binary.
+        /// Text and binary messages that the client sent.
         messages_received: u64,
-        /// Messages that the client was sent, replies and deliveries.
+        /// Messages sent to the client: replies and deliveries.
         messages_sent: u64,
     },
-    /// A client sent a message that was understood.
+    /// A client sent a valid message.
     MessageReceived {
         /// The message's `type`.
         message_type: &'static str,
-        /// The topic or pattern that it names; `None` where it names none.
+        /// Topic or pattern in the message; `None` if it has none.
         topic: Option<Box<str>>,
-        /// The length of its text in bytes.
+        /// Length of the text in bytes.
         bytes: usize,
     },
-    /// A client was sent a message.
+    /// A message was sent to a client.
     MessageSent {
         /// The message's `type`.
         message_type: &'static str,
-        /// The topic of a delivery; `None` where it names none.
+        /// Topic of a delivery; `None` for messages without one.
         topic: Option<Arc<str>>,
-        /// The length of its text in bytes.
+        /// Length of the text in bytes.
         bytes: usize,
     },
     /// A client sent a binary message.
     BinaryReceived {
-        /// All its bytes, decompressed.
+        /// The payload, decompressed.
         payload: Arc<[u8]>,
     },
     /// A message was answered with an error, or a connection failed.
     Error {
-        /// The error's code, such as `invalid_topic`.
+        /// Error code, such as `invalid_topic`.
         code: Cow<'static, str>,
-        /// The error in a sentence.
+        /// Error message.
         message: Cow<'static, str>,
     },
 }
 
 impl Event {
-    /// An event of the connection `client_id` at the time `at`.
+    /// Creates an event of the connection `client_id` at the time `at`.
     #[must_use]
-    pub fn new(at: SystemTime, client_id: ClientId, details: Details) -> Self {
+    pub fn new(at: SystemTime, client_id: ClientId, details: EventDetails) -> Self {
         Self { at, client_id, details }
     }
 
-    /// What it is about.
+    /// Returns the kind of the event.
     #[must_use]
     pub fn kind(&self) -> EventKind {
         self.details.kind()
     }
 
-    /// Appends the event as a JSON object in one line: `client_id`, `at_unix_ms` and the details' fields by
-    /// their names.
+    /// Appends the event as a JSON object on one line: `client_id`, `at_unix_ms`, and the details
+    /// under their field names.
     ///
-    /// A binary payload is in base64 (RFC 4648 section 4, padded), the duration is `duration_ms`, and what is
-    /// absent is `null`. The kind is not in it.
+    /// A binary payload is in base64 (RFC 4648 section 4, padded), the duration is `duration_ms`,
+    /// and absent values are `null`. The kind is not included.
     pub fn write_json(&self, out: &mut String) {
-        // A clock before 1970 is one that was never set.
+        // A clock before 1970 was never set.
         let at = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
         out.push_str(r#"{"client_id":"#);
         write_string(out, self.client_id.as_str());
         write_value(out, "at_unix_ms", at.as_millis());
         match &self.details {
-            Details::Connected { user, peer, origin } => {
+            EventDetails::Connected { user, peer, origin } => {
                 write_text(out, "user", user.as_deref());
                 write_text(out, "peer", Some(&peer.to_string()));
                 write_text(out, "origin", origin.as_deref());
             }
-            Details::Disconnected { code, reason, duration, messages_received, messages_sent } => {
+            EventDetails::Disconnected { code, reason, duration, messages_received, messages_sent } => {
                 match code {
                     Some(code) => write_value(out, "code", code),
                     None => write_value(out, "code", "null"),
@@ -121,18 +121,18 @@ impl Event {
                 write_value(out, "messages_received", messages_received);
                 write_value(out, "messages_sent", messages_sent);
             }
-            Details::MessageReceived { message_type, topic, bytes } => {
+            EventDetails::MessageReceived { message_type, topic, bytes } => {
                 write_message(out, message_type, topic.as_deref(), *bytes);
             }
-            Details::MessageSent { message_type, topic, bytes } => {
+            EventDetails::MessageSent { message_type, topic, bytes } => {
                 write_message(out, message_type, topic.as_deref(), *bytes);
             }
-            Details::BinaryReceived { payload } => {
+            EventDetails::BinaryReceived { payload } => {
                 out.push_str(r#","payload":""#);
                 STANDARD.encode_string(payload, out);
                 out.push('"');
             }
-            Details::Error { code, message } => {
+            EventDetails::Error { code, message } => {
                 write_text(out, "code", Some(code));
                 write_text(out, "message", Some(message));
             }
@@ -140,24 +140,24 @@ impl Event {
         out.push('}');
     }
 
-    /// About what it takes in memory, in bytes; what it shares with others counts in full.
-    pub(crate) fn size(&self) -> usize {
+    /// Returns the approximate memory of the event in bytes. Shared memory counts in full.
+    pub(crate) fn memory_bytes(&self) -> usize {
         let rest = match &self.details {
-            Details::Connected { user, origin, .. } => {
+            EventDetails::Connected { user, origin, .. } => {
                 user.as_deref().map_or(0, str::len) + origin.as_deref().map_or(0, str::len)
             }
-            Details::Disconnected { reason, .. } => reason.len(),
-            Details::MessageReceived { topic, .. } => topic.as_deref().map_or(0, str::len),
-            Details::MessageSent { topic, .. } => topic.as_deref().map_or(0, str::len),
-            Details::BinaryReceived { payload } => payload.len(),
-            Details::Error { code, message } => code.len() + message.len(),
+            EventDetails::Disconnected { reason, .. } => reason.len(),
+            EventDetails::MessageReceived { topic, .. } => topic.as_deref().map_or(0, str::len),
+            EventDetails::MessageSent { topic, .. } => topic.as_deref().map_or(0, str::len),
+            EventDetails::BinaryReceived { payload } => payload.len(),
+            EventDetails::Error { code, message } => code.len() + message.len(),
         };
         size_of::<Self>() + self.client_id.as_str().len() + rest
     }
 }
 
-impl Details {
-    /// What they are about.
+impl EventDetails {
+    /// Returns the kind of event that has these details.
     #[must_use]
     pub fn kind(&self) -> EventKind {
         match self {
@@ -200,7 +200,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    fn written(details: Details) -> Value {
+    fn written(details: EventDetails) -> Value {
         let at = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
         let mut out = "data: ".to_owned();
         Event::new(at, ClientId::parse("n1-7").unwrap(), details).write_json(&mut out);
@@ -213,12 +213,12 @@ mod tests {
         let (client_id, at_unix_ms) = ("n1-7", 1_700_000_000_123_u64);
         let peer = SocketAddr::from(([127, 0, 0, 1], 9));
         assert_eq!(
-            written(Details::Connected { user: Some("ann".into()), peer, origin: None }),
+            written(EventDetails::Connected { user: Some("ann".into()), peer, origin: None }),
             json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "user": "ann", "peer": "127.0.0.1:9", "origin": null}),
         );
         let (duration, reason) = (Duration::from_millis(1500), Cow::Borrowed("bye"));
         assert_eq!(
-            written(Details::Disconnected {
+            written(EventDetails::Disconnected {
                 code: Some(1000),
                 reason,
                 duration,
@@ -229,7 +229,7 @@ mod tests {
                 "duration_ms": 1500, "messages_received": 3, "messages_sent": 4}),
         );
         assert_eq!(
-            written(Details::MessageReceived {
+            written(EventDetails::MessageReceived {
                 message_type: "publish",
                 topic: Some("a.b".into()),
                 bytes: 60
@@ -237,22 +237,22 @@ mod tests {
             json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "message_type": "publish", "topic": "a.b", "bytes": 60}),
         );
         assert_eq!(
-            written(Details::MessageSent { message_type: "pong", topic: None, bytes: 15 }),
+            written(EventDetails::MessageSent { message_type: "pong", topic: None, bytes: 15 }),
             json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "message_type": "pong", "topic": null, "bytes": 15}),
         );
         assert_eq!(
-            written(Details::BinaryReceived { payload: Arc::from([0, 255, 1, 2]) }),
+            written(EventDetails::BinaryReceived { payload: Arc::from([0, 255, 1, 2]) }),
             json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "payload": "AP8BAg=="}),
         );
         assert_eq!(
-            written(Details::Error { code: "invalid_topic".into(), message: "No \"topic\"\n".into() }),
+            written(EventDetails::Error { code: "invalid_topic".into(), message: "No \"topic\"\n".into() }),
             json!({"client_id": client_id, "at_unix_ms": at_unix_ms, "code": "invalid_topic", "message": "No \"topic\"\n"}),
         );
     }
 
     #[test]
     fn without_a_code_it_is_null() {
-        let details = Details::Disconnected {
+        let details = EventDetails::Disconnected {
             code: None,
             reason: "reset".into(),
             duration: Duration::ZERO,
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn a_clock_before_1970_counts_as_0() {
         let at = UNIX_EPOCH - Duration::from_secs(1);
-        let details = Details::Error { code: "internal".into(), message: "".into() };
+        let details = EventDetails::Error { code: "internal".into(), message: "".into() };
         let mut out = String::new();
         Event::new(at, ClientId::parse("a").unwrap(), details).write_json(&mut out);
         assert!(out.contains(r#""at_unix_ms":0,"#), "{out}");
@@ -274,14 +274,14 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_comes_back_from_the_json(message in any::<String>(), code in any::<String>()) {
-            let value = written(Details::Error { code: code.clone().into(), message: message.clone().into() });
+            let value = written(EventDetails::Error { code: code.clone().into(), message: message.clone().into() });
             prop_assert_eq!(value["message"].as_str(), Some(message.as_str()));
             prop_assert_eq!(value["code"].as_str(), Some(code.as_str()));
         }
 
         #[test]
         fn any_payload_comes_back_from_the_base64(payload in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let value = written(Details::BinaryReceived { payload: payload.clone().into() });
+            let value = written(EventDetails::BinaryReceived { payload: payload.clone().into() });
             prop_assert_eq!(STANDARD.decode(value["payload"].as_str().unwrap()).unwrap(), payload);
         }
     }

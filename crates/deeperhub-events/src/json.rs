@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// Appends `text` in quotes; only what must be escaped is.
+/// Appends `text` in quotes, with the escapes that JSON requires.
 pub(crate) fn write_string(out: &mut String, text: &str) {
     out.push('"');
     let mut rest = text;

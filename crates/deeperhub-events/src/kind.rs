@@ -1,19 +1,19 @@
-//! Kinds of events and sets of them.
+//! Kinds of events, and filters for them.
 
 use std::error::Error;
 use std::fmt;
 
-/// What an event is about.
+/// Kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum EventKind {
     /// `websocket_connected`: a client completed its handshake.
     Connected,
-    /// `websocket_disconnected`: a connection is over.
+    /// `websocket_disconnected`: a connection ended.
     Disconnected,
-    /// `websocket_message_received`: a client sent a message that was understood.
+    /// `websocket_message_received`: a client sent a valid message.
     MessageReceived,
-    /// `websocket_message_sent`: a client was sent a reply or a delivery.
+    /// `websocket_message_sent`: a reply or a delivery was sent to a client.
     MessageSent,
     /// `websocket_binary_received`: a client sent a binary message.
     BinaryReceived,
@@ -32,7 +32,7 @@ impl EventKind {
         Self::Error,
     ];
 
-    /// The name that observers outside the process see, such as `websocket_connected`.
+    /// Returns the public name, such as `websocket_connected`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -45,7 +45,7 @@ impl EventKind {
         }
     }
 
-    /// The kind with exactly this name.
+    /// Returns the kind with exactly this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
@@ -62,12 +62,12 @@ impl fmt::Display for EventKind {
     }
 }
 
-/// A set of [`EventKind`]s: which events an observer wants.
+/// A set of [`EventKind`]s that an observer wants.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct EventFilter(u32);
 
 impl EventFilter {
-    /// Every kind.
+    /// Returns a filter for all kinds.
     #[must_use]
     pub const fn all() -> Self {
         let (mut set, mut index) = (Self::none(), 0);
@@ -78,29 +78,29 @@ impl EventFilter {
         set
     }
 
-    /// No kind, as `default()`.
+    /// Returns an empty filter, like `default()`.
     #[must_use]
     pub const fn none() -> Self {
         Self(0)
     }
 
-    /// This set and `kind`.
+    /// Adds `kind` to the filter.
     #[must_use]
     pub const fn with(self, kind: EventKind) -> Self {
         Self(self.0 | kind.bit())
     }
 
-    /// Whether `kind` is in this set.
+    /// Returns `true` if the filter includes `kind`.
     #[must_use]
     pub const fn contains(self, kind: EventKind) -> bool {
         self.0 & kind.bit() != 0
     }
 
-    /// Reads names that are separated by commas, with or without spaces around them.
+    /// Parses names separated by commas, with optional spaces around them.
     ///
     /// # Errors
     ///
-    /// [`UnknownEvent`] with the first name that is none; an empty one is none either.
+    /// [`UnknownEvent`] with the first unknown name. An empty name is unknown too.
     pub fn parse(names: &str) -> Result<Self, UnknownEvent> {
         names.split(',').map(|name| name.trim_matches(' ')).try_fold(Self::none(), |set, name| {
             let kind = EventKind::from_name(name).ok_or_else(|| UnknownEvent { name: name.to_owned() })?;
@@ -112,7 +112,7 @@ impl EventFilter {
         self.0
     }
 
-    /// The set of what [`bits`](Self::bits) gave.
+    /// Returns the filter with these [`bits`](Self::bits).
     pub(crate) const fn from_bits(bits: u32) -> Self {
         Self(bits)
     }
@@ -124,14 +124,14 @@ impl fmt::Debug for EventFilter {
     }
 }
 
-/// A name in a list of event names is none.
+/// A list of event names contains an unknown name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownEvent {
     name: String,
 }
 
 impl UnknownEvent {
-    /// The name as given, without spaces around it.
+    /// Returns the unknown name, without spaces around it.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -140,7 +140,7 @@ impl UnknownEvent {
 
 impl fmt::Display for UnknownEvent {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:?} is no event; the events are ", self.name)?;
+        write!(formatter, "unknown event {:?}; known events are ", self.name)?;
         for (index, kind) in EventKind::ALL.iter().enumerate() {
             formatter.write_str(if index == 0 { "" } else { ", " })?;
             formatter.write_str(kind.name())?;

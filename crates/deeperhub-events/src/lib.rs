@@ -1,20 +1,21 @@
-//! A bounded event bus for what happens on a WebSocket hub.
+//! A bounded event bus for a WebSocket hub.
 //!
-//! Whoever carries connections publishes an [`Event`] when something happens; whoever wants to know subscribes with
-//! an [`EventFilter`] and reads an [`EventStream`]. Nobody waits for an observer: one that is too slow loses the
-//! newest events, and is told how many and where. While nobody observes a kind, it costs one relaxed load.
+//! The code that serves connections publishes an [`Event`] when something happens. Observers
+//! subscribe with an [`EventFilter`] and read an [`EventStream`]. A publisher never waits: an
+//! observer that is too slow loses the newest events, and learns how many are missing at which
+//! position. A kind of event without observers costs one relaxed load.
 //!
 //! ```
-//! use deeperhub_events::{Details, Event, EventBus, EventFilter, EventKind, Received};
+//! use deeperhub_events::{EventDetails, Event, EventBus, EventFilter, EventKind, Received};
 //! use deeperhub_types::ClientId;
 //! use std::time::SystemTime;
 //!
 //! let bus = EventBus::default();
-//! let mut stream = bus.subscribe(EventFilter::none().with(EventKind::BinaryReceived)).expect("nobody else observes");
+//! let mut stream = bus.subscribe(EventFilter::none().with(EventKind::BinaryReceived)).expect("no other observers");
 //!
 //! let client_id = ClientId::parse("node-1.7").expect("letters, a dot and a hyphen");
 //! if bus.is_observed(EventKind::BinaryReceived) {
-//!     let details = Details::BinaryReceived { payload: [1, 2, 3].into() };
+//!     let details = EventDetails::BinaryReceived { payload: [1, 2, 3].into() };
 //!     bus.publish(Event::new(SystemTime::UNIX_EPOCH, client_id, details));
 //! }
 //!
@@ -31,11 +32,11 @@ mod kind;
 mod queue;
 
 pub use bus::{Config, EventBus, EventStream};
-pub use event::{Details, Event};
+pub use event::{Event, EventDetails};
 pub use kind::{EventFilter, EventKind, UnknownEvent};
 pub use queue::Received;
 
-/// The README's example runs with the doc tests.
+/// Runs the README's example as a doc test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}

@@ -1,4 +1,4 @@
-//! An observer's events on their way to it.
+//! The bounded queue of one observer.
 
 use crate::bus::Config;
 use crate::{Event, EventFilter};
@@ -6,28 +6,28 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// What an observer gets.
+/// Item of an [`EventStream`](crate::EventStream).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
     /// An event, shared with the other observers.
     Event(Arc<Event>),
-    /// At this place, so many events that the filter lets through are missing, because the observer was too
-    /// slow.
+    /// Number of events missing at this position, because the observer was too slow. Only events
+    /// that match the filter count.
     Lost(u64),
 }
 
-/// Bounded, many writers, one reader.
+/// A bounded queue with many writers and one reader.
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub(crate) struct ObserverQueue {
     filter: EventFilter,
     max_events: usize,
     max_bytes: usize,
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// Never two [`Received::Lost`] beside each other, so their number is bounded by that of the events.
+struct QueueState {
+    /// Two [`Received::Lost`] are never adjacent, so their number is bounded by that of the events.
     items: VecDeque<Received>,
     events: usize,
     bytes: usize,
@@ -35,13 +35,13 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// What became of an event, and who must be told.
-pub(crate) struct Pushed {
+/// Result of a push: whether the event was lost, and the waker to call.
+pub(crate) struct PushOutcome {
     pub(crate) lost: bool,
     pub(crate) waker: Option<Waker>,
 }
 
-impl Queue {
+impl ObserverQueue {
     pub(crate) fn new(filter: EventFilter, config: &Config) -> Self {
         let (max_events, max_bytes) = (config.max_queue_events, config.max_queue_bytes);
         Self { filter, max_events, max_bytes, state: Mutex::default() }
@@ -51,9 +51,9 @@ impl Queue {
         self.filter
     }
 
-    /// Appends an event of `size` bytes, or counts it as lost. Never waits for the reader; the waker is the
-    /// caller's to wake, once it holds no lock.
-    pub(crate) fn push(&self, event: &Arc<Event>, size: usize) -> Pushed {
+    /// Appends an event of `size` bytes, or counts it as lost. Never waits for the reader. The
+    /// caller calls the waker after it has released its locks.
+    pub(crate) fn push(&self, event: &Arc<Event>, size: usize) -> PushOutcome {
         let mut guard = self.lock();
         let state = &mut *guard;
         let bytes = state.bytes.saturating_add(size);
@@ -67,7 +67,7 @@ impl Queue {
         } else {
             state.items.push_back(Received::Lost(1));
         }
-        Pushed { lost, waker: state.waker.take() }
+        PushOutcome { lost, waker: state.waker.take() }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -92,25 +92,25 @@ impl Queue {
         Poll::Pending
     }
 
-    /// Ends the queue after what is in it.
+    /// Ends the queue after the items in it.
     pub(crate) fn close(&self) -> Option<Waker> {
         let mut state = self.lock();
         state.closed = true;
         state.waker.take()
     }
 
-    /// A panic elsewhere leaves the state whole: every change above is complete before anything can fail.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    /// Locks the state, even if poisoned: every change above is complete before anything can panic.
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl QueueState {
     fn pop(&mut self) -> Option<Received> {
         let received = self.items.pop_front()?;
         if let Received::Event(event) = &received {
             self.events -= 1;
-            self.bytes -= event.size();
+            self.bytes -= event.memory_bytes();
         }
         Some(received)
     }

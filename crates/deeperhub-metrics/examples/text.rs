@@ -1,4 +1,6 @@
-//! Two workers count; then the text that Prometheus would read is printed.
+//! Counts on two workers, then prints the text that Prometheus would scrape.
+//!
+//! Run it with `cargo run -p deeperhub-metrics --example text`.
 
 use deeperhub_metrics::{Bounds, CellError, Cells, CounterVec, Format, Gauge, Histogram, Registry, Unit};
 use std::error::Error;
@@ -14,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut registry = Registry::new();
     registry.register("hub_connections_active", "Open connections", Unit::None, &active)?;
-    registry.register("hub_messages_received_total", "Messages that came", Unit::None, &received)?;
+    registry.register("hub_messages_received_total", "Received messages", Unit::None, &received)?;
     registry.register("hub_message_size_bytes", "Sizes of messages", Unit::Bytes, &sizes)?;
     registry.register_process();
 

@@ -1,25 +1,27 @@
+//! Bucket bounds of histograms.
+
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most bounds of a histogram; the bucket above the last comes in addition.
+/// Most bounds of a histogram, not counting `+Inf`.
 const MAX_BOUNDS: usize = 96;
 
-/// The upper bounds of a histogram's buckets, and the unit it is told in.
+/// The upper bounds of a histogram's buckets, and the unit in which it is exposed.
 ///
-/// Values are whole numbers of a small unit: bytes, or nanoseconds that are exposed as seconds. A value
-/// that equals a bound belongs to that bound's bucket (`le`), one above the last to `+Inf`. Cheap to
-/// clone.
+/// Values are whole numbers of a small unit: bytes, or nanoseconds that are exposed as seconds. A
+/// value equal to a bound belongs to that bound's bucket (`le`); a value above the last bound
+/// belongs to `+Inf`. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    inner: Arc<Inner>,
+    inner: Arc<BoundsInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct BoundsInner {
     upper: Box<[u64]>,
     search: Search,
-    /// How many of the units that are observed make one that is exposed.
-    units: f64,
+    /// Observed units in one exposed unit.
+    observed_per_exposed: f64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +35,7 @@ enum Search {
 }
 
 impl Bounds {
-    /// Sizes on a scale of powers of four, from 64 bytes to the first power that covers `max_bytes`.
+    /// Returns powers of four, from 64 bytes to the first power that is at least `max_bytes`.
     #[must_use]
     pub fn bytes(max_bytes: u64) -> Self {
         const FIRST: u32 = 6;
@@ -45,22 +47,25 @@ impl Bounds {
         {
             upper.push(next);
         }
-        Self::with(upper, Search::Powers { first: FIRST, step_log2: STEP_LOG2 }, 1.0)
+        Self::from_parts(upper, Search::Powers { first: FIRST, step_log2: STEP_LOG2 }, 1.0)
     }
 
-    /// Times on a scale of 1, 2.5, 5, 10 from the step at or below `min` (not under a microsecond) to
-    /// the first that covers `max`, exposed as seconds. Such a histogram takes
-    /// [`observe_duration`](crate::HistogramCell::observe_duration), or nanoseconds.
+    /// Returns times in steps of 1, 2.5, 5 and 10, exposed as seconds. They start with the step at
+    /// or below `min` (at least a microsecond) and end with the first that is at least `max`.
+    ///
+    /// Such a histogram takes [`observe_duration`](crate::HistogramCell::observe_duration), or
+    /// nanoseconds.
     #[must_use]
     pub fn seconds(min: Duration, max: Duration) -> Self {
         let (min, max) = (nanos(min), nanos(max));
         let decades = (3..19).map(|exponent| 10_u64.pow(exponent));
         let steps = decades.flat_map(|decade| [decade, decade / 10 * 25, decade.saturating_mul(5)]);
-        Self::with(between(steps, min, max), Search::Sorted, 1e9)
+        Self::from_parts(steps_covering(steps, min, max), Search::Sorted, 1e9)
     }
 
-    /// As [`seconds`](Self::seconds), but with twelve steps to a decade (1, 1.2, 1.5, 1.8, 2.2 … 8.2): what is read
-    /// off such a histogram, the 99.9th percentile too, is right to a tenth.
+    /// Returns times like [`seconds`](Self::seconds), but in twelve steps for each decade: 1, 1.2,
+    /// 1.5, 1.8, 2.2 … 8.2. Quantiles of such a histogram, including the 99.9th percentile, are
+    /// accurate to a tenth.
     ///
     /// # Panics
     ///
@@ -71,11 +76,11 @@ impl Bounds {
         let (min, max) = (nanos(min).max(1000), nanos(max));
         let decades = (1..16).map(|exponent| 10_u64.pow(exponent));
         let steps = decades.flat_map(|decade| STEPS.map(|step| step.saturating_mul(decade)));
-        Self::with(between(steps, min, max), Search::Sorted, 1e9)
+        Self::from_parts(steps_covering(steps, min, max), Search::Sorted, 1e9)
     }
 
-    /// Bounds of your own, in whole units that are exposed as they are. They are sorted, and bounds
-    /// that stand twice are taken once.
+    /// Returns the given bounds, in whole units that are exposed unchanged. Sorts them and removes
+    /// duplicates.
     ///
     /// # Panics
     ///
@@ -85,25 +90,25 @@ impl Bounds {
         let mut upper: Vec<u64> = upper.into_iter().collect();
         upper.sort_unstable();
         upper.dedup();
-        Self::with(upper, Search::Sorted, 1.0)
+        Self::from_parts(upper, Search::Sorted, 1.0)
     }
 
-    fn with(upper: Vec<u64>, search: Search, units: f64) -> Self {
+    fn from_parts(upper: Vec<u64>, search: Search, observed_per_exposed: f64) -> Self {
         assert!(
             upper.len() <= MAX_BOUNDS,
             "a histogram has at most {MAX_BOUNDS} bounds, not {}",
             upper.len()
         );
-        Self { inner: Arc::new(Inner { upper: upper.into(), search, units }) }
+        Self { inner: Arc::new(BoundsInner { upper: upper.into(), search, observed_per_exposed }) }
     }
 
-    /// The bounds, ascending, in the unit that is observed.
+    /// Returns the bounds in ascending order, in the observed unit.
     #[must_use]
     pub fn upper(&self) -> &[u64] {
         &self.inner.upper
     }
 
-    /// The bucket that a value belongs to; the number of bounds stands for `+Inf`.
+    /// Returns the bucket of a value. The number of bounds stands for `+Inf`.
     #[inline]
     pub(crate) fn bucket(&self, value: u64) -> usize {
         match self.inner.search {
@@ -118,20 +123,21 @@ impl Bounds {
         }
     }
 
-    /// A number of observed units in the exposed one: nanoseconds as seconds, others as they are.
+    /// Converts from the observed to the exposed unit: nanoseconds to seconds, others unchanged.
     #[must_use]
     pub fn exposed(&self, value: u64) -> f64 {
-        value as f64 / self.inner.units
+        value as f64 / self.inner.observed_per_exposed
     }
 }
 
-/// Nanoseconds; 584 years at most.
+/// Returns a time in nanoseconds, at most 584 years.
 pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Those of rising `steps` from the one at or below `min` to the first that covers `max`.
-fn between(steps: impl Iterator<Item = u64>, min: u64, max: u64) -> Vec<u64> {
+/// Returns the ascending `steps` from the one at or below `min` to the first that is at least
+/// `max`.
+fn steps_covering(steps: impl Iterator<Item = u64>, min: u64, max: u64) -> Vec<u64> {
     let mut upper = Vec::new();
     for step in steps {
         if step <= min {
@@ -150,7 +156,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The bucket by definition: the first whose bound is not below the value.
+    /// Returns the bucket as defined: the first whose bound is not below the value.
     fn expected(bounds: &Bounds, value: u64) -> usize {
         bounds.upper().iter().position(|&bound| value <= bound).unwrap_or(bounds.upper().len())
     }
@@ -187,7 +193,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "at most 96 bounds, not 97")]
-    fn too_many_bounds_are_a_fault() {
+    fn too_many_bounds_panic() {
         let _ = Bounds::exact(0..97);
     }
 

@@ -1,111 +1,120 @@
+//! Storage for the numbers of instruments, with one block for each worker.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Slots of one block: 2 KiB, which holds the instruments of a usual worker in one piece.
-const SLOTS: usize = 256;
+/// Slots of a block: 2 KiB, enough for all instruments of a typical worker.
+const SLOTS_PER_BLOCK: usize = 256;
 
-/// Most slots that one instrument may take (a vector's labels, a histogram's buckets and its sum).
-pub(crate) const MAX_SLOTS: usize = SLOTS;
+/// Most slots of one instrument: a vector's labels, or a histogram's buckets and sum.
+pub(crate) const MAX_INSTRUMENT_SLOTS: usize = SLOTS_PER_BLOCK;
 
-/// Where instruments keep their numbers: for each worker a compact block that it alone writes.
+/// Storage for instruments: one memory block for each worker, which only that worker writes.
 ///
-/// Every worker's numbers stand side by side in memory and on cache lines of their own, so that a
-/// worker that counts six things for a message touches one or two lines, and never a line that another
-/// worker writes. Instruments are made over one `Cells` and share its blocks; a block that is full is
-/// followed by another. Cheap to clone; the memory lives as long as an instrument or cell uses it.
+/// A worker's numbers are side by side in memory, on cache lines of their own. A worker that counts
+/// six things for a message touches one or two lines, and never a line that another worker writes.
+/// Instruments created over one `Cells` share its blocks; when a block is full, another one
+/// follows.
+///
+/// Cheap to clone. The memory lives as long as an instrument or cell uses it.
 #[derive(Debug, Clone)]
 pub struct Cells {
-    inner: Arc<Inner>,
+    inner: Arc<CellsInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct CellsInner {
     workers: usize,
-    open: Mutex<Open>,
+    open: Mutex<OpenBlocks>,
 }
 
-/// The blocks that are being filled, one per worker, and how far.
+/// The blocks with free slots, one for each worker, and the number of slots in use.
 #[derive(Debug)]
-struct Open {
+struct OpenBlocks {
     blocks: Arc<[Arc<Block>]>,
     used: usize,
 }
 
 impl Cells {
-    /// Room for the cells of so many workers, at least one.
+    /// Creates storage for `workers` workers, at least one.
     #[must_use]
     pub fn new(workers: usize) -> Self {
         let workers = workers.max(1);
-        let open = Mutex::new(Open { blocks: Block::for_workers(workers), used: 0 });
-        Self { inner: Arc::new(Inner { workers, open }) }
+        let open = Mutex::new(OpenBlocks { blocks: Block::for_workers(workers), used: 0 });
+        Self { inner: Arc::new(CellsInner { workers, open }) }
     }
 
-    /// How many workers have cells.
+    /// Returns the number of workers.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.inner.workers
     }
 
-    /// Takes `slots` slots that follow each other, at the same place in every worker's block.
+    /// Reserves `slots` adjacent slots, at the same position in every worker's block.
     ///
     /// # Panics
     ///
-    /// With more than [`MAX_SLOTS`]: instruments check that when they are made.
-    pub(crate) fn reserve(&self, slots: usize) -> Slots {
-        assert!(slots <= MAX_SLOTS, "an instrument has at most {MAX_SLOTS} slots, not {slots}");
-        // An instrument without numbers still needs a bit of its own that says whether it has an owner.
+    /// If `slots` is more than [`MAX_INSTRUMENT_SLOTS`]. Instruments check that when they are
+    /// created.
+    pub(crate) fn reserve(&self, slots: usize) -> SlotRange {
+        assert!(
+            slots <= MAX_INSTRUMENT_SLOTS,
+            "an instrument has at most {MAX_INSTRUMENT_SLOTS} slots, not {slots}"
+        );
+        // An instrument without numbers still needs a bit that says whether it has an owner.
         let slots = slots.max(1);
         let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.used + slots > SLOTS {
-            *open = Open { blocks: Block::for_workers(self.inner.workers), used: 0 };
+        if open.used + slots > SLOTS_PER_BLOCK {
+            *open = OpenBlocks { blocks: Block::for_workers(self.inner.workers), used: 0 };
         }
         let first = open.used;
         open.used += slots;
-        Slots { blocks: Arc::clone(&open.blocks), first, len: slots }
+        SlotRange { blocks: Arc::clone(&open.blocks), first, len: slots }
     }
 }
 
-/// One worker's numbers. The alignment keeps the block away from what others write, also from the line
-/// next to it, which some processors fetch along.
+/// One worker's numbers. The alignment keeps the block off the cache lines that others write, and
+/// off the adjacent line, which some processors fetch with it.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Block {
-    slots: [AtomicU64; SLOTS],
-    /// One bit per slot: an owner has it. Rarely touched, so behind the numbers.
-    taken: [AtomicU64; SLOTS / 64],
+    slots: [AtomicU64; SLOTS_PER_BLOCK],
+    /// One bit for each slot: it has an owner. Rarely accessed, so it follows the numbers.
+    taken: [AtomicU64; SLOTS_PER_BLOCK / 64],
 }
 
 impl Block {
     fn for_workers(workers: usize) -> Arc<[Arc<Self>]> {
         let new = || Self {
-            slots: [const { AtomicU64::new(0) }; SLOTS],
-            taken: [const { AtomicU64::new(0) }; SLOTS / 64],
+            slots: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK],
+            taken: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK / 64],
         };
         (0..workers).map(|_| Arc::new(new())).collect()
     }
 
-    /// The slot at `index`, which wraps: indexes come from [`Cells::reserve`] and are in range.
+    /// Returns the slot at `index`, which wraps. Indexes come from [`Cells::reserve`], so they are
+    /// in range.
     #[inline]
     fn slot(&self, index: usize) -> &AtomicU64 {
-        &self.slots[index % SLOTS]
+        &self.slots[index % SLOTS_PER_BLOCK]
     }
 
     fn taken(&self, index: usize) -> (&AtomicU64, u64) {
-        (&self.taken[index / 64 % (SLOTS / 64)], 1 << (index % 64))
+        (&self.taken[index / 64 % (SLOTS_PER_BLOCK / 64)], 1 << (index % 64))
     }
 }
 
-/// An instrument's slots in all workers' blocks.
+/// An instrument's slots in the blocks of all workers.
 #[derive(Debug, Clone)]
-pub(crate) struct Slots {
+pub(crate) struct SlotRange {
     blocks: Arc<[Arc<Block>]>,
     first: usize,
     len: usize,
 }
 
-impl Slots {
-    /// The sum over all workers of the slot at `offset`, wrapping (which makes it right for signed
-    /// numbers too).
+impl SlotRange {
+    /// Returns the sum of the slot at `offset` over all workers. It wraps, so it is correct for
+    /// signed numbers too.
     pub(crate) fn sum(&self, offset: usize) -> u64 {
         debug_assert!(offset < self.len);
         let slot = self.first + offset;
@@ -113,12 +122,13 @@ impl Slots {
         values.fold(0, u64::wrapping_add)
     }
 
-    /// Gives a worker's slots to their one owner.
+    /// Gives a worker's slots to an owner, if they have none.
     pub(crate) fn take(&self, worker: usize) -> Result<OwnedSlots, CellError> {
         let workers = self.blocks.len();
         let block = self.blocks.get(worker).ok_or(CellError::NoSuchWorker { worker, workers })?;
         let (bits, bit) = block.taken(self.first);
-        // Pairs with the release in `OwnedSlots::drop`: a new owner goes on from the last one's numbers.
+        // Pairs with the release in `OwnedSlots::drop`: a new owner continues from the last owner's
+        // numbers.
         if bits.fetch_or(bit, Ordering::Acquire) & bit != 0 {
             return Err(CellError::Taken { worker });
         }
@@ -126,7 +136,7 @@ impl Slots {
     }
 }
 
-/// One worker's slots of one instrument, with the only right to write them.
+/// One worker's slots of one instrument. Only the owner may write them.
 #[derive(Debug)]
 pub(crate) struct OwnedSlots {
     block: Arc<Block>,
@@ -135,7 +145,7 @@ pub(crate) struct OwnedSlots {
 }
 
 impl OwnedSlots {
-    /// Adds to a slot: a load and a store, since nobody else writes it.
+    /// Adds to a slot with a load and a store, since nobody else writes it.
     #[inline]
     pub(crate) fn add(&mut self, offset: usize, n: u64) {
         debug_assert!(offset < self.len);
@@ -163,23 +173,23 @@ impl Drop for OwnedSlots {
     }
 }
 
-/// Why a worker's cell is not given out.
+/// Reason why a worker gets no cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CellError {
-    /// The cells were made for fewer workers: the caller's fault.
+    /// The storage was created for fewer workers. This is a bug of the caller.
     #[error("worker {worker} has no cell, there are {workers} workers")]
     NoSuchWorker {
-        /// The worker that was asked for, counted from 0.
+        /// The requested worker, counted from 0.
         worker: usize,
-        /// How many there are.
+        /// The number of workers.
         workers: usize,
     },
-    /// Another handle of this cell is alive. A worker that replaces another asks again when the
-    /// other's handles are dropped, and goes on with its count.
+    /// Another handle of this cell exists. A worker that replaces another must wait until the
+    /// other's handles are dropped; it then continues with their count.
     #[error("the cell of worker {worker} is in use")]
     Taken {
-        /// The worker that was asked for.
+        /// The requested worker.
         worker: usize,
     },
 }
@@ -189,7 +199,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The line that a slot lies on, as many processors fetch them in pairs.
+    /// Returns the pair of cache lines that a slot is on.
     fn line(slots: &OwnedSlots, offset: usize) -> usize {
         std::ptr::from_ref(slots.block.slot(slots.first + offset)).addr() / 128
     }
@@ -197,7 +207,7 @@ mod tests {
     #[test]
     fn workers_never_share_a_cache_line() {
         let cells = Cells::new(3);
-        let instruments: Vec<Slots> = (0..40).map(|_| cells.reserve(7)).collect();
+        let instruments: Vec<SlotRange> = (0..40).map(|_| cells.reserve(7)).collect();
         let mut owners = std::collections::HashMap::new();
         for worker in 0..3 {
             for slots in &instruments {
@@ -272,10 +282,10 @@ mod tests {
     proptest! {
         /// Any instruments, made and used in any order, against plain numbers.
         #[test]
-        fn no_instrument_writes_another_s_slots(sizes in prop::collection::vec(0..=MAX_SLOTS, 1..12),
+        fn no_instrument_writes_another_s_slots(sizes in prop::collection::vec(0..=MAX_INSTRUMENT_SLOTS, 1..12),
                                                 adds in prop::collection::vec((any::<usize>(), 0..3_usize, any::<usize>(), any::<u64>()), 0..40)) {
             let cells = Cells::new(3);
-            let instruments: Vec<Slots> = sizes.iter().map(|&size| cells.reserve(size)).collect();
+            let instruments: Vec<SlotRange> = sizes.iter().map(|&size| cells.reserve(size)).collect();
             let mut owned: Vec<Vec<OwnedSlots>> = Vec::new();
             for slots in &instruments {
                 owned.push((0..3).map(|worker| slots.take(worker).unwrap()).collect());

@@ -1,78 +1,80 @@
-use crate::cells::{CellError, Cells, OwnedSlots, Slots};
+//! Counters, with and without a label.
+
+use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that only grows, counted by workers each in a cell of its own.
+/// A number that only grows. Each worker counts in its own cell.
 ///
 /// Cheap to clone; clones are the same counter. Wraps around after 2⁶⁴.
 #[derive(Debug, Clone)]
 pub struct Counter {
-    slots: Slots,
+    slots: SlotRange,
 }
 
 impl Counter {
-    /// A counter at zero.
+    /// Creates a counter at zero.
     #[must_use]
     pub fn new(cells: &Cells) -> Self {
         Self { slots: cells.reserve(1) }
     }
 
-    /// The cell of a worker, counted from 0. It belongs to one handle at a time: dropping the handle
-    /// gives it back with its count.
+    /// Returns a worker's cell; workers count from 0. Only one handle of a cell exists at a time.
+    /// Dropping the handle frees the cell, which keeps its count.
     ///
     /// # Errors
     ///
-    /// [`CellError`] when there is no such worker, or another handle of the cell is alive.
+    /// [`CellError`] if there is no such worker, or another handle of the cell exists.
     pub fn cell(&self, worker: usize) -> Result<CounterCell, CellError> {
         Ok(CounterCell { slots: self.slots.take(worker)? })
     }
 
-    /// The sum over all cells.
+    /// Returns the sum of all cells.
     #[must_use]
     pub fn value(&self) -> u64 {
         self.slots.sum(0)
     }
 }
 
-/// A worker's own part of a [`Counter`].
+/// A worker's cell of a [`Counter`].
 #[derive(Debug)]
 pub struct CounterCell {
     slots: OwnedSlots,
 }
 
 impl CounterCell {
-    /// Counts one.
+    /// Adds one.
     #[inline]
     pub fn inc(&mut self) {
         self.add(1);
     }
 
-    /// Counts `n`.
+    /// Adds `n`.
     #[inline]
     pub fn add(&mut self, n: u64) {
         self.slots.add(0, n);
     }
 
-    /// What this cell has counted, its earlier owners included.
+    /// Returns the count of this cell, including that of earlier owners.
     #[must_use]
     pub fn value(&self) -> u64 {
         self.slots.value(0)
     }
 }
 
-/// Counters of one kind that differ in one label, whose values are known beforehand.
+/// Counters that differ in one label with a fixed list of values.
 ///
-/// They are reached by index, without hashing or comparing; the index is the place in the list of
-/// values. Cheap to clone; clones are the same counters.
+/// A counter is selected by the index of its label value, without hashing or comparing. Cheap to
+/// clone; clones are the same counters.
 #[derive(Debug, Clone)]
 pub struct CounterVec {
     label: &'static str,
     values: &'static [&'static str],
-    slots: Slots,
+    slots: SlotRange,
 }
 
 impl CounterVec {
-    /// A counter at zero for each of `values`, told apart by the label `label`.
+    /// Creates a counter at zero for each of `values` of the label `label`.
     ///
     /// # Panics
     ///
@@ -82,41 +84,41 @@ impl CounterVec {
         Self { label, values, slots: cells.reserve(values.len()) }
     }
 
-    /// The cell of a worker, as in [`Counter::cell`].
+    /// Returns a worker's cell, like [`Counter::cell`].
     ///
     /// # Errors
     ///
-    /// [`CellError`] when there is no such worker, or another handle of the cell is alive.
+    /// [`CellError`] if there is no such worker, or another handle of the cell exists.
     pub fn cell(&self, worker: usize) -> Result<CounterVecCell, CellError> {
         Ok(CounterVecCell { slots: self.slots.take(worker)?, len: self.values.len() })
     }
 
-    /// The label's name.
+    /// Returns the label's name.
     #[must_use]
     pub fn label(&self) -> &'static str {
         self.label
     }
 
-    /// The label's values, in the order of their indexes.
+    /// Returns the label's values in the order of their indexes.
     #[must_use]
     pub fn values(&self) -> &'static [&'static str] {
         self.values
     }
 
-    /// The sum over all cells at `index`; 0 where there is no such index.
+    /// Returns the sum of all cells at `index`, or 0 if there is no such index.
     #[must_use]
     pub fn value(&self, index: usize) -> u64 {
         if index < self.values.len() { self.slots.sum(index) } else { 0 }
     }
 
-    /// The sum over all cells and all indexes.
+    /// Returns the sum of all cells and all indexes.
     #[must_use]
     pub fn total(&self) -> u64 {
         (0..self.values.len()).map(|index| self.slots.sum(index)).fold(0, u64::wrapping_add)
     }
 }
 
-/// A worker's own part of a [`CounterVec`].
+/// A worker's cell of a [`CounterVec`].
 #[derive(Debug)]
 pub struct CounterVecCell {
     slots: OwnedSlots,
@@ -124,13 +126,13 @@ pub struct CounterVecCell {
 }
 
 impl CounterVecCell {
-    /// Counts one at `index`. An index that is out of range counts nothing (and stops debug builds).
+    /// Adds one at `index`. An index out of range counts nothing, and panics in debug builds.
     #[inline]
     pub fn inc(&mut self, index: usize) {
         self.add(index, 1);
     }
 
-    /// Counts `n` at `index`, as [`inc`](Self::inc).
+    /// Adds `n` at `index`, like [`inc`](Self::inc).
     #[inline]
     pub fn add(&mut self, index: usize, n: u64) {
         debug_assert!(index < self.len, "label index {index} of {}", self.len);
@@ -140,40 +142,40 @@ impl CounterVecCell {
     }
 }
 
-/// A counter that any thread may count on, for paths that are not hot.
+/// A counter for any thread, for code that is not hot.
 ///
-/// One atomic addition per call on a line that all writers share. Cheap to clone; clones are the same
-/// counter.
+/// Each call is one atomic addition on a cache line that all writers share. Cheap to clone; clones
+/// are the same counter.
 #[derive(Debug, Clone, Default)]
 pub struct SharedCounter {
     count: Arc<AtomicU64>,
 }
 
 impl SharedCounter {
-    /// A counter at zero.
+    /// Creates a counter at zero.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Counts one.
+    /// Adds one.
     pub fn inc(&self) {
         self.add(1);
     }
 
-    /// Counts `n`.
+    /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.count.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// What was counted so far.
+    /// Returns the count.
     #[must_use]
     pub fn value(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 }
 
-/// [`CounterVec`] for any thread, for paths that are not hot.
+/// A [`CounterVec`] for any thread, for code that is not hot.
 #[derive(Debug, Clone)]
 pub struct SharedCounterVec {
     label: &'static str,
@@ -182,18 +184,18 @@ pub struct SharedCounterVec {
 }
 
 impl SharedCounterVec {
-    /// A counter at zero for each of `values`, told apart by the label `label`.
+    /// Creates a counter at zero for each of `values` of the label `label`.
     #[must_use]
     pub fn new(label: &'static str, values: &'static [&'static str]) -> Self {
         Self { label, values, counts: values.iter().map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// Counts one at `index`. An index that is out of range counts nothing (and stops debug builds).
+    /// Adds one at `index`. An index out of range counts nothing, and panics in debug builds.
     pub fn inc(&self, index: usize) {
         self.add(index, 1);
     }
 
-    /// Counts `n` at `index`, as [`inc`](Self::inc).
+    /// Adds `n` at `index`, like [`inc`](Self::inc).
     pub fn add(&self, index: usize, n: u64) {
         debug_assert!(index < self.counts.len(), "label index {index} of {}", self.counts.len());
         if let Some(count) = self.counts.get(index) {
@@ -201,19 +203,19 @@ impl SharedCounterVec {
         }
     }
 
-    /// The label's name.
+    /// Returns the label's name.
     #[must_use]
     pub fn label(&self) -> &'static str {
         self.label
     }
 
-    /// The label's values, in the order of their indexes.
+    /// Returns the label's values in the order of their indexes.
     #[must_use]
     pub fn values(&self) -> &'static [&'static str] {
         self.values
     }
 
-    /// What was counted at `index`; 0 where there is no such index.
+    /// Returns the count at `index`, or 0 if there is no such index.
     #[must_use]
     pub fn value(&self, index: usize) -> u64 {
         self.counts.get(index).map_or(0, |count| count.load(Ordering::Relaxed))

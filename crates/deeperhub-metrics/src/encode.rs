@@ -1,3 +1,5 @@
+//! Instruments as `prometheus_client` encodes them.
+
 use crate::snapshot::{MetricData, Number};
 use crate::{
     Counter, CounterVec, Gauge, Histogram, HistogramSnapshot, SharedCounter, SharedCounterVec, SharedGauge,
@@ -9,8 +11,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An instrument as the registry keeps it: read anew for every text.
-pub(crate) enum Encoded {
+/// An instrument in the registry. It is read each time a text is encoded.
+pub(crate) enum InstrumentHandle {
     Counter(Counter),
     CounterVec(CounterVec),
     SharedCounter(SharedCounter),
@@ -25,12 +27,12 @@ pub(crate) enum Encoded {
     Info(Vec<(&'static str, String)>),
 }
 
-/// An instrument that both the text's encoder and the registry hold.
+/// An instrument that both the encoder and the registry hold.
 #[derive(Debug, Clone)]
-pub(crate) struct SharedEncoded(pub(crate) Arc<Encoded>);
+pub(crate) struct SharedInstrument(pub(crate) Arc<InstrumentHandle>);
 
-impl SharedEncoded {
-    pub(crate) fn new(metric: Encoded) -> Self {
+impl SharedInstrument {
+    pub(crate) fn new(metric: InstrumentHandle) -> Self {
         Self(Arc::new(metric))
     }
 
@@ -41,23 +43,23 @@ impl SharedEncoded {
             MetricData::Counter(points.map(|(index, of)| (Some((label, *of)), value(index).into())).collect())
         };
         match &*self.0 {
-            Encoded::Counter(counter_of) => counter(counter_of.value()),
-            Encoded::SharedCounter(counter_of) => counter(counter_of.value()),
-            Encoded::CounterFn(read) => counter(read()),
-            Encoded::CounterVec(of) => vec(of.label(), of.values(), &|index| of.value(index)),
-            Encoded::SharedCounterVec(of) => vec(of.label(), of.values(), &|index| of.value(index)),
-            Encoded::Gauge(gauge) => MetricData::Gauge(gauge.value().into()),
-            Encoded::SharedGauge(gauge) => MetricData::Gauge(gauge.value().into()),
-            Encoded::GaugeFn(read) => MetricData::Gauge(Number::Whole(read())),
-            Encoded::TimeFn(read) => MetricData::Gauge(Number::Float(read().as_secs_f64())),
-            Encoded::Histogram(histogram) => MetricData::Histogram(histogram.snapshot()),
-            Encoded::SharedHistogram(histogram) => MetricData::Histogram(histogram.snapshot()),
-            Encoded::Info(labels) => MetricData::Info(labels.clone()),
+            InstrumentHandle::Counter(counter_of) => counter(counter_of.value()),
+            InstrumentHandle::SharedCounter(counter_of) => counter(counter_of.value()),
+            InstrumentHandle::CounterFn(read) => counter(read()),
+            InstrumentHandle::CounterVec(of) => vec(of.label(), of.values(), &|index| of.value(index)),
+            InstrumentHandle::SharedCounterVec(of) => vec(of.label(), of.values(), &|index| of.value(index)),
+            InstrumentHandle::Gauge(gauge) => MetricData::Gauge(gauge.value().into()),
+            InstrumentHandle::SharedGauge(gauge) => MetricData::Gauge(gauge.value().into()),
+            InstrumentHandle::GaugeFn(read) => MetricData::Gauge(Number::Whole(read())),
+            InstrumentHandle::TimeFn(read) => MetricData::Gauge(Number::Float(read().as_secs_f64())),
+            InstrumentHandle::Histogram(histogram) => MetricData::Histogram(histogram.snapshot()),
+            InstrumentHandle::SharedHistogram(histogram) => MetricData::Histogram(histogram.snapshot()),
+            InstrumentHandle::Info(labels) => MetricData::Info(labels.clone()),
         }
     }
 }
 
-impl EncodeMetric for SharedEncoded {
+impl EncodeMetric for SharedInstrument {
     fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
         self.0.encode(encoder)
     }
@@ -67,7 +69,7 @@ impl EncodeMetric for SharedEncoded {
     }
 }
 
-impl EncodeMetric for Encoded {
+impl EncodeMetric for InstrumentHandle {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         match self {
             Self::Counter(counter) => encode_counter(&mut encoder, counter.value()),
@@ -103,9 +105,9 @@ impl EncodeMetric for Encoded {
     }
 }
 
-impl fmt::Debug for Encoded {
+impl fmt::Debug for InstrumentHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Encoded").field(&self.metric_type().as_str()).finish()
+        f.debug_tuple("InstrumentHandle").field(&self.metric_type().as_str()).finish()
     }
 }
 

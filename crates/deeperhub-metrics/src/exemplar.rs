@@ -1,22 +1,24 @@
+//! Exemplars: observed values with the spans that they were observed in.
+
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// A value that was observed, and the span in which it was.
+/// An observed value, and the span in which it was observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exemplar {
     /// In the unit of the histogram's [`Bounds`](crate::Bounds).
     pub value: u64,
-    /// Names the trace; 16 bytes, big end first.
+    /// Trace id: 16 bytes in big-endian order.
     pub trace_id: u128,
-    /// Names the span within it; 8 bytes, big end first.
+    /// Span id within the trace: 8 bytes in big-endian order.
     pub span_id: u64,
-    /// When it was observed.
+    /// Time of the observation.
     pub at: SystemTime,
 }
 
-/// The latest exemplar of each bucket of a histogram: as many as there are buckets, whatever is observed.
+/// The latest exemplar of each bucket of a histogram.
 #[derive(Debug, Clone)]
 pub(crate) struct Exemplars {
     buckets: Arc<Mutex<Box<[Option<Exemplar>]>>>,
@@ -27,7 +29,7 @@ impl Exemplars {
         Self { buckets: Arc::new(Mutex::new(vec![None; buckets].into())) }
     }
 
-    /// Keeps an exemplar, unless another thread is at it just now: nobody waits for one.
+    /// Stores an exemplar, or drops it if another thread holds the lock. Never waits.
     pub(crate) fn keep(&self, bucket: usize, exemplar: Exemplar) {
         if let Ok(mut buckets) = self.buckets.try_lock()
             && let Some(kept) = buckets.get_mut(bucket)
@@ -41,19 +43,21 @@ impl Exemplars {
     }
 }
 
-/// The exemplars of a histogram's buckets, with their values as they are exposed.
-type OfBuckets<'e> = &'e [Option<(f64, Exemplar)>];
+/// The exemplars of a histogram's buckets, with their values in the exposed unit.
+type BucketExemplars<'e> = &'e [Option<(f64, Exemplar)>];
 
-/// Adds exemplars to a text in the OpenMetrics format. `of` gives those of a histogram by its name, in the order of its
-/// buckets, with the value as it is exposed.
-pub(crate) fn add_exemplars<'e>(text: &str, of: impl Fn(&str) -> Option<OfBuckets<'e>>) -> String {
+/// Adds exemplars to a text in the OpenMetrics format.
+///
+/// `of` returns the exemplars of the histogram with a name: one for each bucket in order, with the
+/// value in the exposed unit.
+pub(crate) fn add_exemplars<'e>(text: &str, of: impl Fn(&str) -> Option<BucketExemplars<'e>>) -> String {
     let mut out = String::with_capacity(text.len() + 4096);
-    let mut histogram: Option<(&str, OfBuckets<'e>)> = None;
+    let mut histogram: Option<(&str, BucketExemplars<'e>)> = None;
     let mut bucket = 0;
     for line in text.lines() {
         out.push_str(line);
-        let told = line.strip_prefix("# TYPE ").and_then(|told| told.split_once(' '));
-        if let Some((name, kind)) = told {
+        let comment = line.strip_prefix("# TYPE ").and_then(|comment| comment.split_once(' '));
+        if let Some((name, kind)) = comment {
             histogram = of(name).filter(|_| kind == "histogram").map(|exemplars| (name, exemplars));
             bucket = 0;
         } else if let Some((name, exemplars)) = histogram

@@ -1,17 +1,19 @@
+//! Text formats and their negotiation.
+
 use std::fmt::Write as _;
 
-/// The text format of [`Registry::encode_as`](crate::Registry::encode_as).
+/// Text format of [`Registry::encode_as`](crate::Registry::encode_as).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
-    /// Prometheus text 0.0.4, which every scraper reads and which needs no end mark.
+    /// Prometheus text 0.0.4, which every scraper reads. It has no end mark.
     Prometheus,
-    /// OpenMetrics 1.0, which tells units, and ends in `# EOF`.
+    /// OpenMetrics 1.0, which includes units and ends with `# EOF`.
     OpenMetrics,
 }
 
 impl Format {
-    /// The media type, for `Content-Type`.
+    /// Returns the media type, for `Content-Type`.
     #[must_use]
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -20,11 +22,12 @@ impl Format {
         }
     }
 
-    /// The better of the two for a request's `Accept` (RFC 9110 section 12.5.1); several such headers are
-    /// joined with commas.
+    /// Chooses the format for a request's `Accept` (RFC 9110 section 12.5.1). Join several headers
+    /// with commas.
     ///
-    /// OpenMetrics is given only to those that name it and like it no less than plain text, as Prometheus
-    /// does. Everyone else gets Prometheus text, also with an `Accept` that allows neither.
+    /// Returns OpenMetrics only if the request names it and prefers it at least as much as plain
+    /// text, as Prometheus does. Otherwise returns Prometheus text, even if `Accept` allows
+    /// neither.
     #[must_use]
     pub fn negotiate(accept: Option<&str>) -> Self {
         let (mut open_metrics, mut plain) = (0, 0);
@@ -34,7 +37,7 @@ impl Format {
             let (mut quality, mut version) = (1000, None);
             for (name, value) in parts.filter_map(|part| part.split_once('=')) {
                 if name.eq_ignore_ascii_case("q") {
-                    quality = thousandths(value);
+                    quality = parse_quality(value);
                 } else if name.eq_ignore_ascii_case("version") {
                     version = Some(value.trim_matches('"'));
                 }
@@ -52,8 +55,9 @@ impl Format {
     }
 }
 
-/// A quality value: 0 to 1 with at most three decimals. What is none counts as 0.
-fn thousandths(quality: &str) -> u32 {
+/// Parses a quality value as thousandths: 0 to 1 with at most three decimals. Returns 0 if it is
+/// invalid.
+fn parse_quality(quality: &str) -> u32 {
     let (whole, decimals) = quality.split_once('.').unwrap_or((quality, ""));
     if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
         return 0;
@@ -65,13 +69,14 @@ fn thousandths(quality: &str) -> u32 {
     }
 }
 
-/// Turns what the encoder writes (OpenMetrics without exemplars and time stamps) into Prometheus text 0.0.4.
+/// Converts the encoder's output (OpenMetrics without exemplars and time stamps) to Prometheus text
+/// 0.0.4.
 ///
-/// The samples are the same in both. Of the comment lines, `UNIT` and `EOF` do not exist there, the other two
-/// name the samples (`…_total`) rather than the family, and a quotation mark is not escaped.
+/// The samples are the same in both. Prometheus text has no `UNIT` and `EOF` lines. Its other
+/// comment lines name the samples (`…_total`), not the family, and do not escape quotation marks.
 pub(crate) fn to_prometheus(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
-    // The name that HELP must be given comes out of the TYPE line after it.
+    // The name on the HELP line depends on the TYPE line after it.
     let mut help = None;
     for line in open_metrics.lines() {
         let Some(comment) = line.strip_prefix("# ") else {
@@ -81,7 +86,7 @@ pub(crate) fn to_prometheus(open_metrics: &str) -> String {
         };
         let mut words = comment.splitn(3, ' ');
         match (words.next(), words.next(), words.next()) {
-            (Some("HELP"), Some(name), told) => help = Some((name, told.unwrap_or_default())),
+            (Some("HELP"), Some(name), help_text) => help = Some((name, help_text.unwrap_or_default())),
             (Some("TYPE"), Some(name), Some(kind)) => {
                 let (suffix, kind) = match kind {
                     "counter" => ("_total", kind),
@@ -89,9 +94,9 @@ pub(crate) fn to_prometheus(open_metrics: &str) -> String {
                     "unknown" => ("", "untyped"),
                     _ => ("", kind),
                 };
-                if let Some((_, told)) = help.take().filter(|&(named, _)| named == name) {
+                if let Some((_, help_text)) = help.take().filter(|&(named, _)| named == name) {
                     // Writing into a string cannot fail.
-                    let _ = writeln!(text, "# HELP {name}{suffix} {}", told.replace(r#"\""#, "\""));
+                    let _ = writeln!(text, "# HELP {name}{suffix} {}", help_text.replace(r#"\""#, "\""));
                 }
                 let _ = writeln!(text, "# TYPE {name}{suffix} {kind}");
             }
@@ -107,7 +112,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn open_metrics_is_for_those_that_name_it_and_like_it_no_less() {
+    fn open_metrics_needs_a_request_that_prefers_it() {
         let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
             application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.2";
         for accept in [
@@ -122,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn everyone_else_gets_prometheus_text() {
+    fn other_requests_get_prometheus_text() {
         for accept in [
             "*/*",
             "text/plain",
@@ -142,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_name_the_samples_and_the_rest_stays() {
+    fn comments_name_the_samples() {
         let open_metrics = r##"# HELP a_bytes Says \"a\" \\ b.
 # TYPE a_bytes counter
 # UNIT a_bytes bytes

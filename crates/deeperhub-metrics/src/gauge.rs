@@ -1,78 +1,81 @@
-use crate::cells::{CellError, Cells, OwnedSlots, Slots};
+//! Gauges.
+
+use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// A number that goes up and down: the sum of what each worker keeps in a cell of its own.
+/// A number that goes up and down: the sum of one cell for each worker.
 ///
 /// Cheap to clone; clones are the same gauge.
 #[derive(Debug, Clone)]
 pub struct Gauge {
-    slots: Slots,
+    slots: SlotRange,
 }
 
 impl Gauge {
-    /// A gauge at zero.
+    /// Creates a gauge at zero.
     #[must_use]
     pub fn new(cells: &Cells) -> Self {
         Self { slots: cells.reserve(1) }
     }
 
-    /// The cell of a worker, counted from 0. It belongs to one handle at a time: dropping the handle
-    /// gives it back with its value, so a worker that starts anew says so with [`GaugeCell::set`].
+    /// Returns a worker's cell; workers count from 0. Only one handle of a cell exists at a time.
+    /// Dropping the handle frees the cell, which keeps its value. A restarted worker therefore sets
+    /// its cell with [`GaugeCell::set`].
     ///
     /// # Errors
     ///
-    /// [`CellError`] when there is no such worker, or another handle of the cell is alive.
+    /// [`CellError`] if there is no such worker, or another handle of the cell exists.
     pub fn cell(&self, worker: usize) -> Result<GaugeCell, CellError> {
         Ok(GaugeCell { slots: self.slots.take(worker)? })
     }
 
-    /// The sum over all cells.
+    /// Returns the sum of all cells.
     #[must_use]
     pub fn value(&self) -> i64 {
         self.slots.sum(0).cast_signed()
     }
 }
 
-/// A worker's own part of a [`Gauge`].
+/// A worker's cell of a [`Gauge`].
 #[derive(Debug)]
 pub struct GaugeCell {
     slots: OwnedSlots,
 }
 
 impl GaugeCell {
-    /// One more.
+    /// Adds one.
     #[inline]
     pub fn inc(&mut self) {
         self.add(1);
     }
 
-    /// One less.
+    /// Subtracts one.
     #[inline]
     pub fn dec(&mut self) {
         self.add(-1);
     }
 
-    /// `n` more, or less where it is negative.
+    /// Adds `n`, which may be negative.
     #[inline]
     pub fn add(&mut self, n: i64) {
         self.slots.add(0, n.cast_unsigned());
     }
 
-    /// Replaces this cell's part.
+    /// Sets this cell's value.
     #[inline]
     pub fn set(&mut self, value: i64) {
         self.slots.set(0, value.cast_unsigned());
     }
 
-    /// This cell's part.
+    /// Returns this cell's value.
     #[must_use]
     pub fn value(&self) -> i64 {
         self.slots.value(0).cast_signed()
     }
 }
 
-/// A gauge that any thread may change, for paths that are not hot.
+/// A gauge for any thread, for code that is not hot.
 ///
 /// Cheap to clone; clones are the same gauge.
 #[derive(Debug, Clone, Default)]
@@ -81,33 +84,33 @@ pub struct SharedGauge {
 }
 
 impl SharedGauge {
-    /// A gauge at zero.
+    /// Creates a gauge at zero.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// One more.
+    /// Adds one.
     pub fn inc(&self) {
         self.add(1);
     }
 
-    /// One less.
+    /// Subtracts one.
     pub fn dec(&self) {
         self.add(-1);
     }
 
-    /// `n` more, or less where it is negative.
+    /// Adds `n`, which may be negative.
     pub fn add(&self, n: i64) {
         self.value.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Replaces the value.
+    /// Sets the value.
     pub fn set(&self, value: i64) {
         self.value.store(value, Ordering::Relaxed);
     }
 
-    /// The value now.
+    /// Returns the value.
     #[must_use]
     pub fn value(&self) -> i64 {
         self.value.load(Ordering::Relaxed)

@@ -1,23 +1,25 @@
+//! Histograms and their snapshots.
+
 use crate::bounds::{Bounds, nanos};
-use crate::cells::{CellError, Cells, OwnedSlots, Slots};
+use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
 use crate::exemplar::{Exemplar, Exemplars};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// How values are spread over fixed buckets, counted by workers each in cells of its own.
+/// Distribution of values over fixed buckets. Each worker counts in its own cells.
 ///
 /// Cheap to clone; clones are the same histogram.
 #[derive(Debug, Clone)]
 pub struct Histogram {
     bounds: Bounds,
-    /// The sum of all values, then the buckets, the one of `+Inf` last.
-    slots: Slots,
+    /// The sum of all values, then the buckets, with that of `+Inf` last.
+    slots: SlotRange,
     exemplars: Exemplars,
 }
 
 impl Histogram {
-    /// An empty histogram.
+    /// Creates an empty histogram.
     #[must_use]
     pub fn new(cells: &Cells, bounds: Bounds) -> Self {
         let slots = cells.reserve(bounds.upper().len() + 2);
@@ -25,12 +27,12 @@ impl Histogram {
         Self { bounds, slots, exemplars }
     }
 
-    /// The cells of a worker, counted from 0. They belong to one handle at a time: dropping the handle
-    /// gives them back with their counts.
+    /// Returns a worker's cells; workers count from 0. Only one handle of them exists at a time.
+    /// Dropping the handle frees the cells, which keep their counts.
     ///
     /// # Errors
     ///
-    /// [`CellError`] when there is no such worker, or another handle of the cells is alive.
+    /// [`CellError`] if there is no such worker, or another handle of the cells exists.
     pub fn cell(&self, worker: usize) -> Result<HistogramCell, CellError> {
         Ok(HistogramCell {
             bounds: self.bounds.clone(),
@@ -39,8 +41,8 @@ impl Histogram {
         })
     }
 
-    /// What was observed so far. The worker goes on meanwhile: the sum may be a value ahead of the
-    /// buckets or behind them.
+    /// Returns the counts. Workers may count meanwhile, so the sum may include a value that the
+    /// buckets do not, or the reverse.
     #[must_use]
     pub fn snapshot(&self) -> HistogramSnapshot {
         let sum = self.slots.sum(0);
@@ -50,7 +52,7 @@ impl Histogram {
     }
 }
 
-/// A worker's own part of a [`Histogram`].
+/// A worker's cells of a [`Histogram`].
 #[derive(Debug)]
 pub struct HistogramCell {
     bounds: Bounds,
@@ -66,8 +68,11 @@ impl HistogramCell {
         self.slots.add(1 + self.bounds.bucket(value), 1);
     }
 
-    /// Keeps a time that was counted as its bucket's exemplar, with the span that it was observed in. Takes a lock, but
-    /// never waits for it: meant for the few observations that belong to a sampled trace.
+    /// Stores an observed time, and the span that it was observed in, as the exemplar of its
+    /// bucket.
+    ///
+    /// Skips the exemplar if another thread holds the lock. Meant for the few observations of a
+    /// sampled trace.
     pub fn exemplar(&self, time: Duration, trace_id: u128, span_id: u64, at: SystemTime) {
         let value = nanos(time);
         self.exemplars.keep(self.bounds.bucket(value), Exemplar { value, trace_id, span_id, at });
@@ -93,7 +98,7 @@ impl HistogramCell {
     }
 }
 
-/// A histogram that any thread may add to, for paths that are not hot.
+/// A histogram for any thread, for code that is not hot.
 ///
 /// Cheap to clone; clones are the same histogram.
 #[derive(Debug, Clone)]
@@ -104,7 +109,7 @@ pub struct SharedHistogram {
 }
 
 impl SharedHistogram {
-    /// An empty histogram.
+    /// Creates an empty histogram.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
         let buckets = (0..=bounds.upper().len()).map(|_| AtomicU64::new(0)).collect();
@@ -124,7 +129,7 @@ impl SharedHistogram {
         self.observe(nanos(time));
     }
 
-    /// What was observed so far, as in [`Histogram::snapshot`].
+    /// Returns the counts, like [`Histogram::snapshot`].
     #[must_use]
     pub fn snapshot(&self) -> HistogramSnapshot {
         let sum = self.sum.load(Ordering::Relaxed);
@@ -133,7 +138,7 @@ impl SharedHistogram {
     }
 }
 
-/// A histogram's numbers at one moment.
+/// The counts of a histogram at one moment.
 #[derive(Debug, Clone)]
 pub struct HistogramSnapshot {
     bounds: Bounds,
@@ -143,38 +148,40 @@ pub struct HistogramSnapshot {
 }
 
 impl HistogramSnapshot {
-    /// How many values were observed.
+    /// Returns the number of observed values.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().copied().fold(0, u64::wrapping_add)
     }
 
-    /// Their sum, in the unit that is observed; wraps around after 2⁶⁴.
+    /// Returns the sum of the observed values, in the observed unit. Wraps around after 2⁶⁴.
     #[must_use]
     pub fn sum(&self) -> u64 {
         self.sum
     }
 
-    /// How many values fell into each bucket (not cumulated), in the order of
-    /// [`Bounds::upper`], with the one of `+Inf` last.
+    /// Returns the number of values in each bucket, not cumulated. The order is that of
+    /// [`Bounds::upper`], with `+Inf` last.
     #[must_use]
     pub fn buckets(&self) -> &[u64] {
         &self.buckets
     }
 
-    /// The latest exemplar of each bucket, where there is one; empty for histograms that keep none.
+    /// Returns the latest exemplar of each bucket, if it has one. Empty for a histogram without
+    /// exemplars.
     #[must_use]
     pub fn exemplars(&self) -> &[Option<Exemplar>] {
         &self.exemplars
     }
 
-    /// The buckets' bounds.
+    /// Returns the bounds of the buckets.
     #[must_use]
     pub fn bounds(&self) -> &Bounds {
         &self.bounds
     }
 
-    /// What was observed after an earlier snapshot of the same histogram, without exemplars.
+    /// Returns the values observed after an earlier snapshot of the same histogram, without
+    /// exemplars.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let pairs = self.buckets.iter().zip(&earlier.buckets);
@@ -186,8 +193,10 @@ impl HistogramSnapshot {
         }
     }
 
-    /// The value that this share (0 to 1) of all is not above, as it is exposed (times in seconds). Within a bucket
-    /// values are taken to lie evenly; of those above all bounds, the last bound is told. `None`: there are no values.
+    /// Returns the quantile `share` (0 to 1) in the exposed unit: seconds for times.
+    ///
+    /// Interpolates linearly within a bucket. For values above all bounds, returns the last bound.
+    /// Returns `None` if there are no values.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let mut left = share.clamp(0.0, 1.0) * self.count() as f64;

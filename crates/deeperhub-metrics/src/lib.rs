@@ -1,31 +1,33 @@
-//! Counters, gauges and histograms for hot loops, with Prometheus text.
+//! Counters, gauges and histograms for hot loops, exposed as Prometheus text.
 //!
-//! A worker that counts six things for each of a million messages a second cannot afford a lock, nor an atomic
-//! addition on a line that other workers write too. Here every instrument has a cell for each worker; the cell has
-//! one owner at a time, which alone writes it: a plain load and store, no read-modify-write. A worker's cells stand
-//! side by side on cache lines of their own. Readers add the cells up, which happens once per scrape.
+//! A worker that counts six things for each of a million messages a second cannot afford a lock, or
+//! an atomic addition on a cache line that other workers write too. Here every instrument has one
+//! cell for each worker. A cell has one owner at a time, which alone writes it: with a plain load
+//! and store, not a read-modify-write. The cells of a worker are adjacent, on cache lines of their
+//! own. Readers add the cells up, once for each scrape.
 //!
 //! | kind | for workers | for any thread |
 //! |---|---|---|
-//! | only grows | [`Counter`], [`CounterVec`] (one label, values known beforehand) | [`SharedCounter`], [`SharedCounterVec`] |
+//! | only grows | [`Counter`], [`CounterVec`] (one label with fixed values) | [`SharedCounter`], [`SharedCounterVec`] |
 //! | goes up and down | [`Gauge`] | [`SharedGauge`] |
-//! | how values are spread | [`Histogram`] | [`SharedHistogram`] |
+//! | distribution of values | [`Histogram`] | [`SharedHistogram`] |
 //! | kept elsewhere | | [`Registry::register_counter_fn`], [`Registry::register_gauge_fn`] |
 //!
-//! A crate declares a plain struct of instruments, made over one [`Cells`], and each worker takes its part of it:
+//! A crate declares a plain struct of instruments, created over one [`Cells`]. Each worker takes
+//! its cells of them:
 //!
 //! ```
 //! use deeperhub_metrics::{Bounds, CellError, Cells, CounterVec, CounterVecCell, Format, Histogram};
 //! use deeperhub_metrics::{HistogramCell, RegisterError, Registry, Unit};
 //!
 //! struct Metrics {
-//!     /// Messages that came, by type.
+//!     /// Received messages by type.
 //!     received: CounterVec,
-//!     /// Their sizes.
+//!     /// Sizes of received messages.
 //!     sizes: Histogram,
 //! }
 //!
-//! /// A worker's part of it.
+//! /// A worker's cells of them.
 //! struct MetricsCells {
 //!     received: CounterVecCell,
 //!     sizes: HistogramCell,
@@ -42,7 +44,7 @@
 //!     }
 //!
 //!     fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
-//!         registry.register("hub_messages_received_total", "Messages that came", Unit::None, &self.received)?;
+//!         registry.register("hub_messages_received_total", "Received messages", Unit::None, &self.received)?;
 //!         registry.register("hub_message_size_bytes", "Sizes of messages", Unit::Bytes, &self.sizes)
 //!     }
 //! }
@@ -64,12 +66,12 @@
 //! # }
 //! ```
 //!
-//! Dropping a cell gives it back with its number: a worker that replaces one that died goes on counting from there.
-//! Only gauges tell of the present, so such a worker [sets](GaugeCell::set) its part anew.
+//! Dropping a cell frees it and keeps its number. A worker that replaces a dead one continues from
+//! there. A gauge tells the present value, so such a worker [sets](GaugeCell::set) its cell again.
 //!
-//! Absent on purpose: sockets, clocks and runtimes (time comes as a [`Duration`](std::time::Duration)), labels whose
-//! values are made up at run time (they would grow without bound), and a global registry. The text comes from
-//! [`prometheus_client`].
+//! The crate has no sockets, clocks or runtimes: times are passed as
+//! [`Duration`](std::time::Duration). It has no labels with values from run time, since they could
+//! grow without bound, and no global registry. [`prometheus_client`] encodes the text.
 
 mod bounds;
 mod cells;
@@ -90,11 +92,11 @@ pub use exemplar::Exemplar;
 pub use format::Format;
 pub use gauge::{Gauge, GaugeCell, SharedGauge};
 pub use histogram::{Histogram, HistogramCell, HistogramSnapshot, SharedHistogram};
-pub use process::{Process, kibibytes, resident_bytes};
+pub use process::{ProcessUsage, parse_kibibytes, resident_bytes};
 pub use registry::{Metric, RegisterError, Registry, Unit};
 pub use snapshot::{Label, MetricData, MetricSnapshot, Number};
 
-/// The README's example runs with the doc tests.
+/// Runs the README's example as a doc test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}

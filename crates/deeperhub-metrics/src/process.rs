@@ -1,3 +1,5 @@
+//! Metrics of this process, read from `/proc`.
+
 use crate::registry::Unit;
 use crate::snapshot::{MetricData, MetricSnapshot, Number};
 use prometheus_client::collector::Collector;
@@ -6,8 +8,8 @@ use prometheus_client::metrics::MetricType;
 use std::fmt;
 use std::fs;
 
-/// The names of what [`ProcessCollector`] tells, without the `_total` of counters.
-pub(crate) const FAMILIES: [&str; 7] = [
+/// Names of the metrics of [`ProcessCollector`], without the `_total` of counters.
+pub(crate) const PROCESS_FAMILIES: [&str; 7] = [
     "process_cpu_seconds",
     "process_resident_memory_bytes",
     "process_virtual_memory_bytes",
@@ -17,55 +19,50 @@ pub(crate) const FAMILIES: [&str; 7] = [
     "process_threads",
 ];
 
-/// Times in `/proc` are told in this unit, whatever the kernel counts in: 100 on all architectures that Rust
-/// has a standard library for.
+/// Unit of the times in `/proc`: 100 on all architectures for which Rust has a standard library,
+/// whatever the kernel uses itself.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Reads `/proc` when a text is made.
+/// Reads `/proc` each time a text is encoded.
 #[derive(Debug, Clone)]
 pub(crate) struct ProcessCollector {
-    /// In seconds since 1970; does not change, so it is read once.
+    /// In seconds since the Unix epoch. It does not change, so it is read once.
     start_time: Option<f64>,
 }
 
 impl ProcessCollector {
     pub(crate) fn new() -> Self {
         let read = |path| fs::read_to_string(path).ok();
-        let since_boot = read("/proc/self/stat").and_then(|stat| Stat::parse(&stat)).map(|stat| stat.started);
-        let booted = read("/proc/stat").and_then(|stat| boot_time(&stat));
+        let since_boot =
+            read("/proc/self/stat").and_then(|stat| ProcStat::parse(&stat)).map(|stat| stat.started);
+        let booted = read("/proc/stat").and_then(|stat| parse_boot_time(&stat));
         Self { start_time: booted.zip(since_boot).map(|(booted, started)| booted + started) }
     }
 }
 
 impl ProcessCollector {
-    /// What can be read, in the order of [`FAMILIES`].
-    fn read(&self) -> Vec<Reading> {
+    /// Returns the metrics that can be read, in the order of [`PROCESS_FAMILIES`].
+    fn read_metrics(&self) -> Vec<ProcessMetric> {
         let read = |path| fs::read_to_string(path).ok();
-        let stat = read("/proc/self/stat").and_then(|stat| Stat::parse(&stat));
-        let resident = read("/proc/self/status").and_then(|status| kibibytes(&status, "VmRSS:"));
-        let max_fds = read("/proc/self/limits").and_then(|limits| max_open_files(&limits));
-        let time = stat.as_ref().map(|stat| stat.processor_time.into());
+        let stat = read("/proc/self/stat").and_then(|stat| ProcStat::parse(&stat));
+        let resident = read("/proc/self/status").and_then(|status| parse_kibibytes(&status, "VmRSS:"));
+        let max_fds = read("/proc/self/limits").and_then(|limits| parse_max_open_files(&limits));
+        let time = stat.as_ref().map(|stat| stat.cpu_seconds.into());
         let virtual_bytes = stat.as_ref().map(|stat| stat.virtual_bytes.into());
         let threads = stat.as_ref().map(|stat| stat.threads.into());
-        let readings: [(&str, &str, &str, Unit, Option<Number>); FAMILIES.len()] = [
-            (
-                "process_cpu_seconds_total",
-                "process_cpu",
-                "Processor time used, user and system together",
-                Unit::Seconds,
-                time,
-            ),
+        let metrics: [(&str, &str, &str, Unit, Option<Number>); PROCESS_FAMILIES.len()] = [
+            ("process_cpu_seconds_total", "process_cpu", "CPU time, user and system", Unit::Seconds, time),
             (
                 "process_resident_memory_bytes",
                 "process_resident_memory",
-                "Memory in use",
+                "Resident memory",
                 Unit::Bytes,
                 resident.map(Into::into),
             ),
             (
                 "process_virtual_memory_bytes",
                 "process_virtual_memory",
-                "Address space",
+                "Virtual memory",
                 Unit::Bytes,
                 virtual_bytes,
             ),
@@ -74,35 +71,35 @@ impl ProcessCollector {
                 "process_open_fds",
                 "Open file descriptors",
                 Unit::None,
-                open_files().map(Into::into),
+                open_file_count().map(Into::into),
             ),
             (
                 "process_max_fds",
                 "process_max_fds",
-                "Most file descriptors that may be open",
+                "Limit of open file descriptors",
                 Unit::None,
                 max_fds.map(Into::into),
             ),
             (
                 "process_start_time_seconds",
                 "process_start_time",
-                "When the process started, since 1970",
+                "Start time of the process since the Unix epoch",
                 Unit::Seconds,
                 self.start_time.map(Into::into),
             ),
             ("process_threads", "process_threads", "Threads", Unit::None, threads),
         ];
-        readings
+        metrics
             .into_iter()
             .filter_map(|(name, base, help, unit, value)| {
-                Some(Reading { name, base, help, unit, value: value? })
+                Some(ProcessMetric { name, base, help, unit, value: value? })
             })
             .collect()
     }
 
-    /// The same as numbers.
+    /// Returns the same metrics as numbers.
     pub(crate) fn snapshot(&self) -> Vec<MetricSnapshot<'static>> {
-        let snapshot = |Reading { name, help, unit, value, .. }: Reading| {
+        let snapshot = |ProcessMetric { name, help, unit, value, .. }: ProcessMetric| {
             let data = if name.ends_with("_total") {
                 MetricData::Counter(vec![(None, value)])
             } else {
@@ -110,16 +107,16 @@ impl ProcessCollector {
             };
             MetricSnapshot { name, help, unit, data }
         };
-        self.read().into_iter().map(snapshot).collect()
+        self.read_metrics().into_iter().map(snapshot).collect()
     }
 }
 
-/// One of the numbers.
+/// A metric and its value.
 #[derive(Debug)]
-struct Reading {
+struct ProcessMetric {
     /// The full name.
     name: &'static str,
-    /// What the encoder adds kind and unit to.
+    /// The name to which the encoder adds kind and unit.
     base: &'static str,
     help: &'static str,
     unit: Unit,
@@ -128,7 +125,7 @@ struct Reading {
 
 impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for Reading { name, base, help, unit, value } in self.read() {
+        for ProcessMetric { name, base, help, unit, value } in self.read_metrics() {
             let (help, unit) = (format!("{help}."), unit.to_prometheus());
             let is_counter = name.ends_with("_total");
             let kind = if is_counter { MetricType::Counter } else { MetricType::Gauge };
@@ -148,55 +145,56 @@ impl Collector for ProcessCollector {
     }
 }
 
-/// What the operating system knows of this process now.
+/// Resource usage of this process, as reported by the operating system.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
-pub struct Process {
-    /// Processor time used, user and system together, in seconds.
+pub struct ProcessUsage {
+    /// User and system CPU time, in seconds.
     pub cpu_seconds: f64,
-    /// Memory in use.
+    /// Resident memory.
     pub resident_bytes: u64,
-    /// Open file descriptors.
+    /// Number of open file descriptors.
     pub open_files: u64,
-    /// Threads.
+    /// Number of threads.
     pub threads: u64,
 }
 
-impl Process {
-    /// Reads `/proc`. `None` where there is none.
+impl ProcessUsage {
+    /// Reads the usage from `/proc`. Returns `None` on systems without it.
     #[must_use]
     pub fn read() -> Option<Self> {
-        let stat = Stat::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
+        let stat = ProcStat::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
         Some(Self {
-            cpu_seconds: stat.processor_time,
+            cpu_seconds: stat.cpu_seconds,
             resident_bytes: resident_bytes()?,
-            open_files: open_files()?,
+            open_files: open_file_count()?,
             threads: stat.threads,
         })
     }
 }
 
-/// What is taken from `/proc/self/stat` (proc_pid_stat(5)).
+/// Fields of `/proc/self/stat` (proc_pid_stat(5)).
 #[derive(Debug, PartialEq)]
-struct Stat {
+struct ProcStat {
     /// In seconds.
-    processor_time: f64,
+    cpu_seconds: f64,
     threads: u64,
-    /// In seconds since the system was booted.
+    /// In seconds since the system booted.
     started: f64,
     virtual_bytes: u64,
 }
 
-impl Stat {
+impl ProcStat {
     fn parse(text: &str) -> Option<Self> {
-        // The second field is the program's name in parentheses, which may contain anything, also parentheses.
+        // The second field is the program's name in parentheses, which may itself contain
+        // parentheses.
         let (_, fields) = text.rsplit_once(')')?;
         let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        // The manual counts from 1, and two fields are gone.
+        // The manual counts fields from 1, and the first two are cut off.
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         let seconds = |ticks: u64| ticks as f64 / TICKS_PER_SECOND;
         Some(Self {
-            processor_time: seconds(field(14)?.checked_add(field(15)?)?),
+            cpu_seconds: seconds(field(14)?.checked_add(field(15)?)?),
             threads: field(20)?,
             started: seconds(field(22)?),
             virtual_bytes: field(23)?,
@@ -204,39 +202,42 @@ impl Stat {
     }
 }
 
-/// Memory that this process has in use: `VmRSS` of `/proc/self/status`. `None` where there is no `/proc`.
+/// Returns the resident memory of this process: `VmRSS` in `/proc/self/status`. Returns `None` on
+/// systems without `/proc`.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
-    // In pages it stands elsewhere, but how large these are is not told there.
-    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+    // `/proc/self/statm` has it too, but in pages of a size that it does not state.
+    parse_kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
-/// The bytes on a line `name 123 kB`, as files of `/proc` have them; the name includes its colon.
+/// Returns the bytes on a line `name 123 kB`, as in files of `/proc`. `name` includes its colon.
 #[must_use]
-pub fn kibibytes(text: &str, name: &str) -> Option<u64> {
+pub fn parse_kibibytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let number: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     number.checked_mul(1024)
 }
 
-/// The soft limit; `None` also where there is none.
-fn max_open_files(limits: &str) -> Option<u64> {
+/// Returns the soft limit, or `None` if there is no limit.
+fn parse_max_open_files(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// When the system was booted, in seconds since 1970.
-fn boot_time(stat: &str) -> Option<f64> {
+/// Returns when the system booted, in seconds since the Unix epoch.
+fn parse_boot_time(stat: &str) -> Option<f64> {
     stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
-fn open_files() -> Option<u64> {
+/// Returns the number of open file descriptors.
+fn open_file_count() -> Option<u64> {
     const PATH: &str = "/proc/self/fd";
-    // Since Linux 6.2 the directory's size is their number, which saves listing a million of them.
+    // Since Linux 6.2 the size of the directory is the number of its entries, which avoids listing
+    // a million of them.
     if let Some(open) = fs::metadata(PATH).ok().map(|directory| directory.len()).filter(|&open| open > 0) {
         return Some(open);
     }
-    // One of them is the directory that is being read.
+    // One descriptor is that of the directory being read.
     let listed = fs::read_dir(PATH).ok()?.count() as u64;
     Some(listed.saturating_sub(1))
 }
@@ -251,24 +252,25 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let expected = Stat { processor_time: 13.0, threads: 8, started: 9876.54, virtual_bytes: 23_068_672 };
-        assert_eq!(Stat::parse(STAT), Some(expected));
+        let expected =
+            ProcStat { cpu_seconds: 13.0, threads: 8, started: 9876.54, virtual_bytes: 23_068_672 };
+        assert_eq!(ProcStat::parse(STAT), Some(expected));
     }
 
     #[test]
     fn memory_and_limits_are_found_by_name() {
-        assert_eq!(kibibytes("VmHWM:\t  9000 kB\nVmRSS:\t    6144 kB\n", "VmRSS:"), Some(6_291_456));
-        assert_eq!(kibibytes("Name:\tVmRSS\n", "VmRSS:"), None);
+        assert_eq!(parse_kibibytes("VmHWM:\t  9000 kB\nVmRSS:\t    6144 kB\n", "VmRSS:"), Some(6_291_456));
+        assert_eq!(parse_kibibytes("Name:\tVmRSS\n", "VmRSS:"), None);
         let limits = "Limit    Soft Limit  Hard Limit  Units\nMax open files   1024   524288   files\n";
-        assert_eq!(max_open_files(limits), Some(1024));
-        assert_eq!(max_open_files("Max open files  unlimited  unlimited  files"), None);
-        assert_eq!(boot_time("cpu 1 2 3\nbtime 1700000000\nprocesses 4\n"), Some(1_700_000_000.0));
+        assert_eq!(parse_max_open_files(limits), Some(1024));
+        assert_eq!(parse_max_open_files("Max open files  unlimited  unlimited  files"), None);
+        assert_eq!(parse_boot_time("cpu 1 2 3\nbtime 1700000000\nprocesses 4\n"), Some(1_700_000_000.0));
     }
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn this_process_knows_itself() {
-        let process = Process::read().unwrap();
+    fn process_usage_is_read() {
+        let process = ProcessUsage::read().unwrap();
         assert!(
             process.resident_bytes > 100_000 && process.threads >= 1 && process.open_files >= 3,
             "{process:?}"
@@ -277,7 +279,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn this_process_is_told_of() {
+    fn process_metrics_are_in_the_text() {
         let mut registry = crate::Registry::new();
         registry.register_process();
         let text = registry.encode_as(crate::Format::Prometheus);
@@ -291,31 +293,31 @@ mod tests {
         assert!(value("process_open_fds ") >= 1.0 && value("process_open_fds ") <= value("process_max_fds "));
         assert!(value("process_start_time_seconds ") > 1_600_000_000.0);
         assert!(value("process_threads ") >= 1.0);
-        for family in FAMILIES {
+        for family in PROCESS_FAMILIES {
             assert!(text.contains(&format!("# TYPE {family}")), "{family}");
         }
-        assert_eq!(text.matches("# TYPE").count(), FAMILIES.len());
+        assert_eq!(text.matches("# TYPE").count(), PROCESS_FAMILIES.len());
     }
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn descriptors_that_are_opened_are_counted() {
+    fn open_descriptors_are_counted() {
         let files: Vec<_> = (0..500).map(|_| fs::File::open("/proc/self/stat").unwrap()).collect();
         // Other tests of this process open a few meanwhile.
-        assert!(open_files().unwrap() >= files.len() as u64);
+        assert!(open_file_count().unwrap() >= files.len() as u64);
     }
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_left(text in "\\PC{0,80}|[0-9 )(]{0,120}", cut in 0..200_usize) {
-            let _ = (Stat::parse(&text), kibibytes(&text, "VmRSS:"), max_open_files(&text), boot_time(&text));
+        fn any_text_parses_or_is_refused(text in "\\PC{0,80}|[0-9 )(]{0,120}", cut in 0..200_usize) {
+            let _ = (ProcStat::parse(&text), parse_kibibytes(&text, "VmRSS:"), parse_max_open_files(&text), parse_boot_time(&text));
             let cut = &STAT[..cut.min(STAT.len())];
             // 23 fields are needed.
-            prop_assert_eq!(Stat::parse(cut).is_some(), cut.len() > cut_after_virtual_bytes());
+            prop_assert_eq!(ProcStat::parse(cut).is_some(), cut.len() > cut_after_virtual_bytes());
         }
     }
 
-    /// From here on the 23rd field has at least one digit.
+    /// Returns the length from which the 23rd field has at least one digit.
     fn cut_after_virtual_bytes() -> usize {
         STAT.find("23068672").unwrap()
     }

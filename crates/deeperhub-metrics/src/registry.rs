@@ -1,4 +1,6 @@
-use crate::encode::{Encoded, SharedEncoded};
+//! The registry of metrics.
+
+use crate::encode::{InstrumentHandle, SharedInstrument};
 use crate::exemplar::{Exemplar, add_exemplars};
 use crate::format::{Format, to_prometheus};
 use crate::process::{self, ProcessCollector};
@@ -11,32 +13,32 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-/// The metrics of a program, and their text.
+/// The metrics of a program, which it writes as text.
 ///
-/// It holds on to the instruments that are registered, and reads them when a text is made; nothing is counted
-/// through it. All checks are made on registering, so that a text is always well-formed.
+/// It holds the registered instruments and reads them when a text is encoded; counting does not
+/// involve it. All checks happen on registration, so a text is always well-formed.
 #[derive(Debug, Default)]
 pub struct Registry {
     inner: prometheus::Registry,
-    /// Full names without `_total` and `_info`: what must be unique in the text.
+    /// Full names without `_total` and `_info`, which must be unique in the text.
     families: HashSet<String>,
-    /// Names of the labels that all metrics carry.
+    /// Names of the labels of all metrics.
     labels: Vec<&'static str>,
-    /// Every metric, in the order of registering.
-    metrics: Vec<Registered>,
+    /// All metrics in the order of their registration.
+    metrics: Vec<RegisteredMetric>,
     process: Option<ProcessCollector>,
 }
 
 /// A metric as it was registered.
 #[derive(Debug)]
-struct Registered {
+struct RegisteredMetric {
     name: String,
     help: String,
     unit: Unit,
-    metric: SharedEncoded,
+    metric: SharedInstrument,
 }
 
-/// What a metric is measured in, which is also the end of its name.
+/// Unit of a metric, which is also the suffix of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unit {
@@ -51,16 +53,16 @@ pub enum Unit {
 }
 
 impl Registry {
-    /// The media type of [`encode`](Self::encode)'s text, for `Content-Type`.
+    /// Media type of [`encode`](Self::encode)'s text, for `Content-Type`.
     pub const CONTENT_TYPE: &'static str = Format::OpenMetrics.content_type();
 
-    /// An empty registry.
+    /// Creates an empty registry.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty registry whose metrics all carry these labels, such as the node's name.
+    /// Creates an empty registry whose metrics all have these labels, such as the node's name.
     ///
     /// # Errors
     ///
@@ -70,20 +72,20 @@ impl Registry {
     ) -> Result<Self, RegisterError> {
         let labels: Vec<(&'static str, String)> = labels.into_iter().collect();
         let names: Vec<&'static str> = labels.iter().map(|&(name, _)| name).collect();
-        check_labels("*", &names, &[])?;
+        check_label_names("*", &names, &[])?;
         let labels = labels.into_iter().map(|(name, value)| (Cow::Borrowed(name), Cow::Owned(value)));
         let inner = prometheus::Registry::with_labels(labels);
         Ok(Self { inner, labels: names, ..Self::default() })
     }
 
-    /// Adds a metric under its full name, as it will stand in the text and on dashboards.
+    /// Adds a metric under its full name, as it appears in the text and on dashboards.
     ///
-    /// Names are lower-case letters, digits and underscores. A counter's ends in `_total`, before that
-    /// stands the unit, if there is one. `help` is a sentence.
+    /// Names consist of lower-case letters, digits and underscores. A unit is the last part of the
+    /// name. A counter's name ends with `_total` after that. `help` is a sentence.
     ///
     /// # Errors
     ///
-    /// [`RegisterError`]; the metric is then not added.
+    /// [`RegisterError`] if the name or a label is invalid or taken. The metric is then not added.
     pub fn register(
         &mut self,
         name: &str,
@@ -92,21 +94,21 @@ impl Registry {
         metric: &impl Metric,
     ) -> Result<(), RegisterError> {
         if let Some((label, values)) = metric.label() {
-            check_labels(name, &[label], &self.labels)?;
+            check_label_names(name, &[label], &self.labels)?;
             let mut seen = HashSet::new();
             if let Some(value) = values.iter().find(|&value| !seen.insert(value)) {
-                let rule = format!("value {value:?} of label {label:?} stands twice");
+                let rule = format!("value {value:?} of label {label:?} is listed twice");
                 return Err(RegisterError::Label { name: name.to_owned(), rule });
             }
         }
-        self.add(name, help, unit, metric.kind(), metric.encoded())
+        self.add(name, help, unit, metric.kind(), metric.handle())
     }
 
-    /// Adds a counter whose number is kept elsewhere: `read` is called for every text.
+    /// Adds a counter that is kept elsewhere. `read` is called for every text.
     ///
     /// # Errors
     ///
-    /// As [`register`](Self::register).
+    /// The same as for [`register`](Self::register).
     pub fn register_counter_fn(
         &mut self,
         name: &str,
@@ -114,14 +116,14 @@ impl Registry {
         unit: Unit,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, unit, Kind::Counter, Encoded::CounterFn(Box::new(read)))
+        self.add(name, help, unit, MetricKind::Counter, InstrumentHandle::CounterFn(Box::new(read)))
     }
 
-    /// Adds a gauge whose number is kept elsewhere: `read` is called for every text.
+    /// Adds a gauge that is kept elsewhere. `read` is called for every text.
     ///
     /// # Errors
     ///
-    /// As [`register`](Self::register).
+    /// The same as for [`register`](Self::register).
     pub fn register_gauge_fn(
         &mut self,
         name: &str,
@@ -129,29 +131,30 @@ impl Registry {
         unit: Unit,
         read: impl Fn() -> i64 + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, unit, Kind::Gauge, Encoded::GaugeFn(Box::new(read)))
+        self.add(name, help, unit, MetricKind::Gauge, InstrumentHandle::GaugeFn(Box::new(read)))
     }
 
-    /// Adds a gauge of a time that is kept elsewhere, told in seconds: `read` is called for every text.
+    /// Adds a gauge of a time that is kept elsewhere, exposed in seconds. `read` is called for
+    /// every text.
     ///
     /// # Errors
     ///
-    /// As [`register`](Self::register); the name ends in `_seconds`.
+    /// The same as for [`register`](Self::register); the name must end in `_seconds`.
     pub fn register_time_fn(
         &mut self,
         name: &str,
         help: &str,
         read: impl Fn() -> Duration + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
-        self.add(name, help, Unit::Seconds, Kind::Gauge, Encoded::TimeFn(Box::new(read)))
+        self.add(name, help, Unit::Seconds, MetricKind::Gauge, InstrumentHandle::TimeFn(Box::new(read)))
     }
 
-    /// Adds a metric that is always 1 and says something with its labels, such as
+    /// Adds a metric that is always 1 and carries information in its labels, such as
     /// `deeperhub_build_info{version="0.1.0"}`.
     ///
     /// # Errors
     ///
-    /// As [`register`](Self::register); the name ends in `_info`.
+    /// The same as for [`register`](Self::register); the name must end in `_info`.
     pub fn register_info(
         &mut self,
         name: &str,
@@ -160,38 +163,39 @@ impl Registry {
     ) -> Result<(), RegisterError> {
         let labels: Vec<(&str, String)> = labels.into_iter().collect();
         let names: Vec<&str> = labels.iter().map(|&(label, _)| label).collect();
-        check_labels(name, &names, &self.labels)?;
-        self.add(name, help, Unit::None, Kind::Info, Encoded::Info(labels))
+        check_label_names(name, &names, &self.labels)?;
+        self.add(name, help, Unit::None, MetricKind::Info, InstrumentHandle::Info(labels))
     }
 
-    /// Adds what the operating system knows of this process: `process_cpu_seconds_total`,
+    /// Adds the operating system's metrics of this process: `process_cpu_seconds_total`,
     /// `process_resident_memory_bytes`, `process_virtual_memory_bytes`, `process_open_fds`,
     /// `process_max_fds`, `process_start_time_seconds` and `process_threads`.
     ///
-    /// They are read from `/proc` for every text, and absent where there is none. A second call does nothing.
+    /// They are read from `/proc` for every text, and absent on systems without it. A second call
+    /// does nothing.
     pub fn register_process(&mut self) {
-        if !self.families.contains(process::FAMILIES[0]) {
-            self.families.extend(process::FAMILIES.map(str::to_owned));
+        if !self.families.contains(process::PROCESS_FAMILIES[0]) {
+            self.families.extend(process::PROCESS_FAMILIES.map(str::to_owned));
             let collector = ProcessCollector::new();
             self.process = Some(collector.clone());
             self.inner.register_collector(Box::new(collector));
         }
     }
 
-    /// All metrics in the [OpenMetrics](Format::OpenMetrics) format.
+    /// Returns all metrics in the [OpenMetrics](Format::OpenMetrics) format.
     #[must_use]
     pub fn encode(&self) -> String {
         self.encode_as(Format::OpenMetrics)
     }
 
-    /// All metrics as text. Names and numbers are the same in each format.
+    /// Returns all metrics as text. Names and numbers are the same in each format.
     ///
-    /// Workers go on counting meanwhile: each number is one that was right at some moment of the call.
+    /// Workers may count meanwhile. Each number is correct for some moment during the call.
     #[must_use]
     pub fn encode_as(&self, format: Format) -> String {
         let mut text = String::with_capacity(16 * 1024);
-        // Only the writer can fail, and a string's does not; a cut text without its `# EOF` would be
-        // refused by the reader.
+        // Only the writer can fail, and a string does not. A reader would refuse a truncated text,
+        // as it has no `# EOF`.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.inner);
         match format {
             Format::OpenMetrics => self.with_exemplars(text),
@@ -199,13 +203,13 @@ impl Registry {
         }
     }
 
-    /// All metrics as numbers, in the order of registering, those of the process last. As with texts, workers go on
-    /// counting meanwhile.
+    /// Returns all metrics as numbers, in the order of their registration, with those of the
+    /// process last. Workers may count meanwhile, as with texts.
     #[must_use]
     pub fn snapshot(&self) -> Vec<MetricSnapshot<'_>> {
         let mut all: Vec<MetricSnapshot<'_>> =
-            Vec::with_capacity(self.metrics.len() + process::FAMILIES.len());
-        for Registered { name, help, unit, metric } in &self.metrics {
+            Vec::with_capacity(self.metrics.len() + process::PROCESS_FAMILIES.len());
+        for RegisteredMetric { name, help, unit, metric } in &self.metrics {
             all.push(MetricSnapshot { name, help, unit: *unit, data: metric.snapshot() });
         }
         for reading in self.process.iter().flat_map(ProcessCollector::snapshot) {
@@ -214,11 +218,11 @@ impl Registry {
         all
     }
 
-    /// The text with the exemplars that histograms keep.
+    /// Adds the histograms' exemplars to a text.
     fn with_exemplars(&self, text: String) -> String {
         let mut exemplars: HashMap<&str, Vec<Option<(f64, Exemplar)>>> = HashMap::new();
-        for Registered { name, metric, .. } in &self.metrics {
-            if let Encoded::Histogram(histogram) = &*metric.0 {
+        for RegisteredMetric { name, metric, .. } in &self.metrics {
+            if let InstrumentHandle::Histogram(histogram) = &*metric.0 {
                 let snapshot = histogram.snapshot();
                 if snapshot.exemplars().iter().any(Option::is_some) {
                     let exposed = |exemplar: &Option<Exemplar>| {
@@ -239,21 +243,21 @@ impl Registry {
         name: &str,
         help: &str,
         unit: Unit,
-        kind: Kind,
-        metric: Encoded,
+        kind: MetricKind,
+        metric: InstrumentHandle,
     ) -> Result<(), RegisterError> {
-        let (family, base) = split_name(name, unit, kind)?;
+        let (family, base) = family_and_base_name(name, unit, kind)?;
         if !self.families.insert(family.to_owned()) {
             return Err(RegisterError::Duplicate { name: name.to_owned() });
         }
-        let metric = SharedEncoded::new(metric);
-        self.metrics.push(Registered {
+        let metric = SharedInstrument::new(metric);
+        self.metrics.push(RegisteredMetric {
             name: name.to_owned(),
             help: help.to_owned(),
             unit,
             metric: metric.clone(),
         });
-        // The encoder ends the sentence itself and escapes nothing here.
+        // The encoder adds the final dot, but does not escape the text.
         let help = help.trim_end_matches('.');
         let help = help.replace('\\', r"\\").replace('\n', r"\n").replace('"', r#"\""#);
         match unit.to_prometheus() {
@@ -264,43 +268,45 @@ impl Registry {
     }
 }
 
-/// Checks a full name, and gives it without its kind's ending, and without the unit too: what the encoder adds
-/// by itself.
-fn split_name(name: &str, unit: Unit, kind: Kind) -> Result<(&str, &str), RegisterError> {
+/// Checks a full name. Returns it without the suffix of its kind, and also without its unit: the
+/// encoder adds both.
+fn family_and_base_name(name: &str, unit: Unit, kind: MetricKind) -> Result<(&str, &str), RegisterError> {
     let fault = |rule| RegisterError::Name { name: name.to_owned(), rule };
     if !is_name(name) {
-        return Err(fault("lower-case letters, digits and underscores, starting with a letter"));
+        return Err(fault("use lower-case letters, digits and underscores, starting with a letter"));
     }
     let family = match kind {
-        Kind::Counter => name.strip_suffix("_total").ok_or_else(|| fault("a counter ends in _total"))?,
-        Kind::Info => name.strip_suffix("_info").ok_or_else(|| fault("an info ends in _info"))?,
-        Kind::Gauge | Kind::Histogram => name,
+        MetricKind::Counter => {
+            name.strip_suffix("_total").ok_or_else(|| fault("a counter must end in _total"))?
+        }
+        MetricKind::Info => name.strip_suffix("_info").ok_or_else(|| fault("an info must end in _info"))?,
+        MetricKind::Gauge | MetricKind::Histogram => name,
     };
     let reserved = ["_total", "_info", "_count", "_sum", "_bucket", "_created"];
     if reserved.iter().any(|suffix| family.ends_with(suffix)) {
-        return Err(fault("an ending that another kind of metric has"));
+        return Err(fault("the suffix is reserved for another kind of metric"));
     }
     let base = match unit.as_str() {
         None => family,
         Some(unit) => {
             let base = family.strip_suffix(unit).and_then(|base| base.strip_suffix('_'));
-            base.ok_or_else(|| fault("ends in its unit"))?
+            base.ok_or_else(|| fault("the name must end in its unit"))?
         }
     };
     if base.is_empty() {
-        return Err(fault("more than an ending"));
+        return Err(fault("the name needs more than a suffix"));
     }
     Ok((family, base))
 }
 
 /// Checks the labels that a metric adds to those of the registry.
-fn check_labels(metric: &str, labels: &[&str], registry: &[&str]) -> Result<(), RegisterError> {
+fn check_label_names(metric: &str, labels: &[&str], registry: &[&str]) -> Result<(), RegisterError> {
     for (at, label) in labels.iter().enumerate() {
-        // The buckets of a histogram are told apart by `le`.
+        // `le` names the buckets of a histogram.
         let fault = if !is_name(label) || *label == "le" {
-            "is none, or reserved"
+            "is invalid or reserved"
         } else if registry.contains(label) || labels.iter().take(at).any(|earlier| earlier == label) {
-            "stands twice"
+            "is listed twice"
         } else {
             continue;
         };
@@ -338,52 +344,52 @@ impl Unit {
     }
 }
 
-/// Why a metric was not added.
+/// Reason why a metric was not added.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
-    /// The name breaks a rule of the format: the programmer's fault.
-    #[error("metric name {name:?} breaks a rule: {rule}")]
+    /// The name is invalid. This is a bug of the caller.
+    #[error("invalid metric name {name:?}: {rule}")]
     Name {
         /// The name as given.
         name: String,
-        /// What would be right.
+        /// The rule that it breaks.
         rule: &'static str,
     },
-    /// A label or one of its values cannot stand in the text: the programmer's fault.
-    #[error("metric {name:?} cannot be told apart: {rule}")]
+    /// A label or one of its values is invalid. This is a bug of the caller.
+    #[error("invalid labels of metric {name:?}: {rule}")]
     Label {
         /// The metric's name as given.
         name: String,
-        /// What is wrong.
+        /// The rule that it breaks.
         rule: String,
     },
-    /// Another metric has this name already, as when two servers share one registry. `a_total` and `a` are the
-    /// same name to a scraper.
-    #[error("metric name {name:?} is taken")]
+    /// Another metric already has this name, for example if two servers share a registry. `a_total`
+    /// and `a` are the same name to a scraper.
+    #[error("metric name {name:?} is already registered")]
     Duplicate {
         /// The name as given.
         name: String,
     },
 }
 
-/// What can be registered: this crate's instruments.
+/// An instrument of this crate, which a [`Registry`] can hold.
 #[expect(private_bounds, reason = "the set is closed: how a metric is encoded stays private")]
 pub trait Metric: Instrument {}
 
 pub(crate) trait Instrument {
-    fn kind(&self) -> Kind;
-    fn encoded(&self) -> Encoded;
+    fn kind(&self) -> MetricKind;
+    fn handle(&self) -> InstrumentHandle;
 
-    /// What tells its numbers apart, and the values of that.
+    /// Returns the name and the values of the label, if the instrument has one.
     fn label(&self) -> Option<(&'static str, &'static [&'static str])> {
         None
     }
 }
 
-/// The kinds of metrics as the text tells them apart.
+/// Kind of a metric, as in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum MetricKind {
     Counter,
     Gauge,
     Histogram,
@@ -395,12 +401,12 @@ macro_rules! instruments {
         impl Metric for $instrument {}
 
         impl Instrument for $instrument {
-            fn kind(&self) -> Kind {
-                Kind::$kind
+            fn kind(&self) -> MetricKind {
+                MetricKind::$kind
             }
 
-            fn encoded(&self) -> Encoded {
-                Encoded::$instrument(self.clone())
+            fn handle(&self) -> InstrumentHandle {
+                InstrumentHandle::$instrument(self.clone())
             }
 
             $(fn $label(&self) -> Option<(&'static str, &'static [&'static str])> {
@@ -534,7 +540,7 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     }
 
     #[test]
-    fn a_name_is_taken_once_also_without_its_ending() {
+    fn a_name_is_registered_once_even_without_its_suffix() {
         let mut registry = registry();
         let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
         let before = registry.encode();
@@ -588,7 +594,7 @@ hub_build_info{version="1 \"a\"\n\\"} 1
         let twice = [("a", String::new()), ("a", String::new())];
         assert!(registry.register_info("a_info", "", twice.clone()).is_err());
         assert!(Registry::with_labels(twice).is_err());
-        // Nothing of what was refused holds the name.
+        // A refused metric does not reserve its name.
         assert_eq!(registry.register("a_total", "", Unit::None, &SharedCounter::new()), Ok(()));
     }
 

@@ -1,44 +1,46 @@
+//! Metrics as numbers, for exporters.
+
 use crate::HistogramSnapshot;
 use crate::registry::Unit;
 
-/// A metric's numbers at one moment, for other formats than text.
+/// A metric's numbers at one moment, for formats other than text.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct MetricSnapshot<'a> {
     /// The full name, as in the text.
     pub name: &'a str,
-    /// A sentence.
+    /// Description in one sentence.
     pub help: &'a str,
-    /// What it is measured in.
+    /// The unit.
     pub unit: Unit,
     /// The numbers.
     pub data: MetricData,
 }
 
-/// A metric's numbers by its kind.
+/// A metric's numbers, depending on its kind.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum MetricData {
-    /// It only grows; told apart by a label where there is one.
+    /// A number that only grows, for each value of a label if there is one.
     Counter(Vec<(Option<Label>, Number)>),
-    /// It goes up and down.
+    /// A number that goes up and down.
     Gauge(Number),
-    /// How values are spread.
+    /// A distribution of values.
     Histogram(HistogramSnapshot),
-    /// Always 1; the labels say something.
+    /// Always 1; the labels carry the information.
     Info(Vec<(&'static str, String)>),
 }
 
 /// Name and value of a label.
 pub type Label = (&'static str, &'static str);
 
-/// A number of one of the kinds that metrics have.
+/// A whole or fractional number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Number {
     /// A whole number.
     Whole(i64),
-    /// One with a fraction.
+    /// A number with a fraction.
     Float(f64),
 }
 

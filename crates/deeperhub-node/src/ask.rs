@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use deeperhub_router::{Mark, ShardId};
+use deeperhub_router::{InboxPosition, ShardId};
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
@@ -19,7 +19,7 @@ pub struct Unanswered;
 pub(crate) struct Posted {
     pub(crate) request: Request,
     /// What was published before it is delivered before it is carried out.
-    pub(crate) after: Mark,
+    pub(crate) after: InboxPosition,
 }
 
 impl Hub {
@@ -34,7 +34,7 @@ impl Hub {
         request: impl FnOnce(oneshot::Sender<T>) -> Request,
     ) -> Result<oneshot::Receiver<T>, Unanswered> {
         let requests = self.requests.get(worker).ok_or(Unanswered)?;
-        let after = self.router.mark(ShardId(u16::try_from(worker).map_err(|_| Unanswered)?));
+        let after = self.router.inbox_position(ShardId(u16::try_from(worker).map_err(|_| Unanswered)?));
         let (reply, answer) = oneshot::channel();
         requests.send(Posted { request: request(reply), after }).await.map_err(|_| Unanswered)?;
         Ok(answer)

@@ -102,8 +102,8 @@ pub(crate) fn follow_interest(router: &Router<Delivery>, broker: &Broker) {
         // Those are the server's own.
         if !name.starts_with('$') {
             let interest = match interest {
-                deeperhub_router::Interest::Gained => InterestChange::Gained,
-                deeperhub_router::Interest::Lost => InterestChange::Lost,
+                deeperhub_router::InterestChange::Gained => InterestChange::Gained,
+                deeperhub_router::InterestChange::Lost => InterestChange::Lost,
             };
             broker.change_interest(name, interest);
         }
@@ -177,12 +177,9 @@ impl Receiver {
     async fn relief(&self) {
         let router = &self.hub.router;
         if router.is_congested() {
-            let relieved =
-                poll_fn(
-                    |cx| {
-                        if router.wake_when_relieved(cx.waker()) { Poll::Pending } else { Poll::Ready(()) }
-                    },
-                );
+            let relieved = poll_fn(|cx| {
+                if router.wake_when_uncongested(cx.waker()) { Poll::Pending } else { Poll::Ready(()) }
+            });
             let _ = tokio::time::timeout(RELIEF, relieved).await;
         }
     }

@@ -169,7 +169,7 @@ pub(crate) async fn answer(hub: &Arc<Hub>, question: Question) -> Option<String>
             }
         },
         Question::Topics { after, limit } => {
-            let topics = hub.router.list_by_name(&after, limit.min(MAX_ANSWER_TOPICS));
+            let topics = hub.router.list_names_after(&after, limit.min(MAX_ANSWER_TOPICS));
             let text = topics_text(topics, max_answer_bytes(hub));
             if text.is_none() {
                 exceeds("topics", 0, hub);
@@ -178,7 +178,7 @@ pub(crate) async fn answer(hub: &Arc<Hub>, question: Question) -> Option<String>
         }
         Question::Topic { name } => {
             let subscription = deeperhub_protocol::Subscription::parse(name).ok()?;
-            serde_json::to_string(&hub.router.subscribers(&subscription)).ok()
+            serde_json::to_string(&hub.router.subscriber_count(&subscription)).ok()
         }
         Question::Stats => serde_json::to_string(&ClusterStats::from(Stats::of(hub))).ok(),
     }
@@ -293,7 +293,7 @@ impl NodeHandle {
         let after = cursor.map_or(Ok(String::new()), name_of_cursor)?;
         let question = Question::Topics { after: after.clone(), limit };
         let (mut answers, unanswered) = self.hub.ask_all::<TopicsText>(&question).await;
-        answers.push(TopicsText::All(self.hub.router.list_by_name(&after, limit)));
+        answers.push(TopicsText::All(self.hub.router.list_names_after(&after, limit)));
         // Each node named its first ones, so that all of these are complete.
         let (items, is_more) = merge_topics(answers, limit);
         let next_cursor = items.last().filter(|_| is_more).map(|last| cursor_of_name(&last.topic));

@@ -337,7 +337,7 @@ impl NodeHandle {
 
     /// One topic or pattern; one that nobody subscribes to has 0 subscribers.
     pub fn topic(&self, topic: &Subscription<'_>) -> TopicInfo {
-        let subscribers = self.hub.router.subscribers(topic);
+        let subscribers = self.hub.router.subscriber_count(topic);
         TopicInfo { topic: topic.as_str().to_owned(), subscribers }
     }
 

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
-use deeperhub_events::{Details, Event, EventKind};
+use deeperhub_events::{Event, EventDetails, EventKind};
 use deeperhub_listener::{Connections, Key, LiveCopy, Multicast};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
-use deeperhub_router::{Flow, LOOPBACK, Mark, Shard, ShardId};
+use deeperhub_router::{DeliveryFlow, InboxPosition, Shard, ShardId, WORKER_SUBSCRIBER};
 use deeperhub_security::{LimitMode, RetryAfter};
 use tokio::sync::{mpsc, oneshot};
 
@@ -41,7 +41,7 @@ const MESSAGES_PER_WAKE_UP: u32 = 64;
 enum Extent<'c, 'w> {
     /// All, and then a wake-up is asked for.
     All(&'c mut task::Context<'w>),
-    Until(Mark),
+    Until(InboxPosition),
 }
 
 /// One worker's part of the node. Nothing in it is shared, so nothing is locked.
@@ -94,7 +94,7 @@ impl Local {
         });
         let mut subscribed = hub.router.attach(ShardId(shard));
         if let Some(topic) = hub.canary.topic(shard) {
-            subscribed.subscribe(LOOPBACK, &Subscription::Topic(topic));
+            subscribed.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(topic));
             hub.canary.attached(shard);
         }
         Self {
@@ -130,7 +130,7 @@ impl Local {
     /// Wakes the workers for what was published here.
     fn wake_others(&mut self) {
         self.messages = 0;
-        self.shard.wake_others();
+        self.shard.flush_wakeups();
     }
 
     /// A message is over a rate: counts it, and says how long its client should wait where limits are enforced.
@@ -168,7 +168,12 @@ impl Local {
     }
 
     /// Publishes an event if someone observes its kind.
-    pub(crate) fn event(&self, kind: EventKind, client_id: &ClientId, details: impl FnOnce() -> Details) {
+    pub(crate) fn event(
+        &self,
+        kind: EventKind,
+        client_id: &ClientId,
+        details: impl FnOnce() -> EventDetails,
+    ) {
         if self.hub.bus.is_observed(kind) {
             self.hub.bus.publish(Event::new(SystemTime::now(), client_id.clone(), details()));
         }
@@ -193,7 +198,7 @@ impl Local {
         let Some(session) = session else { return false };
         session.sent += 1;
         self.metrics.sent(what, 1);
-        self.event(EventKind::MessageSent, &session.client_id, || Details::MessageSent {
+        self.event(EventKind::MessageSent, &session.client_id, || EventDetails::MessageSent {
             message_type: what.name(),
             topic: None,
             bytes,
@@ -340,7 +345,7 @@ impl Local {
     }
 
     /// Delivers up to a mark. False: there is no room for all of it in this round.
-    fn deliver_until(&mut self, mark: Mark, connections: &mut Connections<'_, Session>) -> bool {
+    fn deliver_until(&mut self, mark: InboxPosition, connections: &mut Connections<'_, Session>) -> bool {
         self.deliver(Extent::Until(mark), connections).is_pending()
     }
 
@@ -355,7 +360,7 @@ impl Local {
                 && publisher.worker == *worker
                 && Self::find(publisher, connections).is_some()
             {
-                return Flow::Continue;
+                return DeliveryFlow::Continue;
             }
             if let Some(session) = connections.send_multicast(key, &delivery.frame) {
                 sent += 1;
@@ -365,18 +370,18 @@ impl Local {
                     fan_outs.delivered_to(followed, &session.client_id, session.trace(), bytes, now);
                 }
                 if let Some(topic) = &delivery.topic {
-                    let details = Details::MessageSent {
+                    let details = EventDetails::MessageSent {
                         message_type: Sent::Message.name(),
                         topic: Some(Arc::clone(topic)),
                         bytes,
                     };
                     hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
                 }
-            } else if key == LOOPBACK {
+            } else if key == WORKER_SUBSCRIBER {
                 // Here, where no connection was found, it costs the usual delivery nothing.
                 hub.canary.came_back(*worker, delivery.frame.frame().as_bytes());
             }
-            if connections.room() == 0 { Flow::Pause } else { Flow::Continue }
+            if connections.room() == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         };
         let more = match extent {
             Extent::All(cx) => shard.poll_deliver(cx, to_one),

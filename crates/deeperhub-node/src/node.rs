@@ -265,7 +265,7 @@ fn registry(
         "deeperhub_topics",
         "Topics and patterns with a subscriber",
         Unit::None,
-        move || i64::try_from(topics.topics()).unwrap_or(i64::MAX),
+        move || i64::try_from(topics.topic_count()).unwrap_or(i64::MAX),
     )?;
     let waiting = bus.clone();
     registry.register_gauge_fn(

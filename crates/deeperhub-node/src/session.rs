@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deeperhub_events::{Details, EventKind};
+use deeperhub_events::{EventDetails, EventKind};
 use deeperhub_listener::{Closed, Context, Key, Message};
 use deeperhub_protocol::message::{
     ClientMessage, Command, MessageError, MessageId, ServerMessage, SpanContext,
@@ -123,7 +123,7 @@ impl Session {
         self.sent += 1;
         let local = cx.local();
         local.metrics.sent(what, 1);
-        local.event(EventKind::MessageSent, &self.client_id, || Details::MessageSent {
+        local.event(EventKind::MessageSent, &self.client_id, || EventDetails::MessageSent {
             message_type: what.name(),
             topic: None,
             bytes,
@@ -136,7 +136,7 @@ impl Session {
             let local = cx.local();
             local.metrics.errors.inc(code.index());
             local.answered_with = Some(code.as_str());
-            local.event(EventKind::Error, &self.client_id, || Details::Error {
+            local.event(EventKind::Error, &self.client_id, || EventDetails::Error {
                 code: Cow::Borrowed(code.as_str()),
                 message: Cow::Owned((*message).to_owned()),
             });
@@ -273,7 +273,7 @@ impl Session {
             Ok(message) => {
                 let local = cx.local();
                 local.metrics.received.inc(message.command.index());
-                local.event(EventKind::MessageReceived, &self.client_id, || Details::MessageReceived {
+                local.event(EventKind::MessageReceived, &self.client_id, || EventDetails::MessageReceived {
                     message_type: Command::TYPES.get(message.command.index()).copied().unwrap_or("unknown"),
                     topic: topic_of(&message.command).map(Into::into),
                     bytes: text.len(),
@@ -290,7 +290,7 @@ impl Session {
                 if error.is_too_deep {
                     local.metrics.limited(Limit::JsonDepth);
                 }
-                local.event(EventKind::MessageReceived, &self.client_id, || Details::MessageReceived {
+                local.event(EventKind::MessageReceived, &self.client_id, || EventDetails::MessageReceived {
                     message_type: "invalid",
                     topic: None,
                     bytes: text.len(),
@@ -483,7 +483,7 @@ impl deeperhub_listener::Session for Session {
         if let Some(user) = self.user() {
             local.add_user(user, key);
         }
-        local.event(EventKind::Connected, &self.client_id, || Details::Connected {
+        local.event(EventKind::Connected, &self.client_id, || EventDetails::Connected {
             user: self.user().cloned(),
             peer: self.peer,
             origin: self.origin.clone(),
@@ -523,7 +523,7 @@ impl deeperhub_listener::Session for Session {
                     Ok(()) if !self.is_admitted(&cx.local().hub) => self.refuse_without_token(None, cx),
                     Ok(()) => {
                         cx.local().event(EventKind::BinaryReceived, &self.client_id, || {
-                            Details::BinaryReceived { payload: bytes.into() }
+                            EventDetails::BinaryReceived { payload: bytes.into() }
                         });
                     }
                     Err(wait) => self.refuse_for_rate(None, wait, cx),
@@ -573,7 +573,7 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn on_close(&mut self, key: Key, closed: &Closed, local: &mut Local) {
-        let ended = local.shard.remove(key);
+        let ended = local.shard.remove_subscriber(key);
         local.metrics.subscriptions.add(-(ended as i64));
         local.metrics.active.dec();
         if let Some(user) = self.user() {
@@ -592,7 +592,7 @@ impl deeperhub_listener::Session for Session {
                     local.metrics.sent(Sent::Goodbye, 1);
                 }
                 if is_failure(code) {
-                    local.event(EventKind::Error, &self.client_id, || Details::Error {
+                    local.event(EventKind::Error, &self.client_id, || EventDetails::Error {
                         code: Cow::Owned(code.as_u16().to_string()),
                         message: Cow::Owned(reason.text().to_owned()),
                     });
@@ -605,7 +605,7 @@ impl deeperhub_listener::Session for Session {
             }
         };
         let (received, sent, opened) = (self.received, self.sent, self.opened);
-        local.event(EventKind::Disconnected, &self.client_id, || Details::Disconnected {
+        local.event(EventKind::Disconnected, &self.client_id, || EventDetails::Disconnected {
             code,
             reason,
             duration: opened.map(|opened| opened.elapsed()).unwrap_or_default(),

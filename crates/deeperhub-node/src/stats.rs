@@ -106,7 +106,7 @@ impl Stats {
             closed_total: metrics.closed.total(),
             slow_consumers_total: listener.slow_consumers.value(),
             subscriptions: positive(metrics.subscriptions.value()),
-            topics: hub.router.topics(),
+            topics: hub.router.topic_count(),
             received_total: metrics.received.total(),
             sent_total: metrics.sent.total(),
             errors_total: metrics.errors.total(),

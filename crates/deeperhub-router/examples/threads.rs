@@ -1,8 +1,9 @@
-//! Three worker threads with a thousand subscribers each, two publishers, and nobody who waits for anybody.
+//! Three worker threads with a thousand subscribers each, and two publishers. No thread waits for
+//! another.
 //!
 //! Run it with `cargo run -p deeperhub-router --example threads`.
 
-use deeperhub_router::{Config, Flow, Router, Shard, ShardId};
+use deeperhub_router::{Config, DeliveryFlow, Router, Shard, ShardId};
 use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 scope.spawn(move || {
                     for message in 0..500_u32 {
                         if router.publish(topic, Some(source), 4, || message).congested {
-                            // A server would stop reading from this publisher for a while.
+                            // A server would stop reading from this publisher until congestion ends.
                             thread::yield_now();
                         }
                     }
@@ -66,11 +67,11 @@ fn work(mut shard: Shard<u32>, stop: &AtomicBool) -> u64 {
     let mut cx = Context::from_waker(&waker);
     let mut delivered = 0;
     loop {
-        // Looked at first: what was published before it was set is delivered below.
+        // Load it first: everything published before it was set is then delivered below.
         let is_last = stop.load(Ordering::Acquire);
         let poll = shard.poll_deliver(&mut cx, |_client, _message| {
             delivered += 1;
-            Flow::Continue
+            DeliveryFlow::Continue
         });
         if poll.is_pending() {
             if is_last {

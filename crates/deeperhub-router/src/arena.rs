@@ -1,17 +1,17 @@
-//! Items under small numbers.
+//! Items under small, stable numbers.
 
-use crate::few::shrink;
+use crate::inline_list::shrink;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Items of one kind, each under a number that stays the same as long as the item is there.
+/// Items of one type. Each keeps its number for as long as it is in the arena.
 ///
-/// The lowest free number is given out first, so that after a crowd has left the numbers in use
-/// move down and the memory behind them can be given back.
+/// The lowest free number is used first. When many items leave, the numbers in use move down and
+/// the memory above them can be freed.
 #[derive(Debug)]
 pub(crate) struct Arena<T> {
     items: Vec<Option<T>>,
-    /// Numbers that are free; some may lie behind the end of `items` and are skipped.
+    /// Free numbers. Numbers past the end of `items` may remain here and are skipped.
     free: BinaryHeap<Reverse<u32>>,
     len: usize,
 }
@@ -28,8 +28,8 @@ impl<T> Arena<T> {
     pub(crate) fn insert(&mut self, item: T) -> u32 {
         self.len += 1;
         while let Some(Reverse(number)) = self.free.pop() {
-            if let Some(place @ None) = self.items.get_mut(number as usize) {
-                *place = Some(item);
+            if let Some(slot @ None) = self.items.get_mut(number as usize) {
+                *slot = Some(item);
                 return number;
             }
         }
@@ -46,7 +46,8 @@ impl<T> Arena<T> {
             self.items.pop();
         }
         shrink(&mut self.items);
-        // What is left in the heap for places that are gone, or came and went several times.
+        // Drop numbers past the end of `items`, and duplicates of numbers that were freed several
+        // times.
         if self.free.len() > 2 * self.items.len() + 16 {
             let mut free: Vec<_> = std::mem::take(&mut self.free).into_vec();
             free.retain(|Reverse(number)| matches!(self.items.get(*number as usize), Some(None)));
@@ -66,12 +67,12 @@ impl<T> Arena<T> {
         self.items.get_mut(number as usize)?.as_mut()
     }
 
-    /// Returns the items numbered `from` and up, at most `most` numbers, and the next number if
-    /// there are more.
-    pub(crate) fn part(&self, from: usize, most: usize) -> (impl Iterator<Item = &T>, Option<usize>) {
-        let rest = self.items.get(from..).unwrap_or_default();
-        let part = rest.get(..most).unwrap_or(rest);
-        (part.iter().flatten(), (part.len() < rest.len()).then_some(from + part.len()))
+    /// Returns the items with numbers from `start`, among at most `max_len` numbers. Also returns
+    /// the next number if there are more.
+    pub(crate) fn range(&self, start: usize, max_len: usize) -> (impl Iterator<Item = &T>, Option<usize>) {
+        let rest = self.items.get(start..).unwrap_or_default();
+        let part = rest.get(..max_len).unwrap_or(rest);
+        (part.iter().flatten(), (part.len() < rest.len()).then_some(start + part.len()))
     }
 
     #[cfg(test)]
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_back() {
+    fn memory_is_freed() {
         let mut arena = Arena::new();
         for round in 0..3 {
             let numbers: Vec<_> = (0..10_000).map(|item| arena.insert(item + round)).collect();
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_in_use_are_never_given_out_twice() {
+    fn numbers_in_use_are_not_reused() {
         let mut arena = Arena::new();
         let mut used = std::collections::BTreeMap::new();
         let mut random = 1_u32;

@@ -1,65 +1,70 @@
-//! In which order a worker opens its envelopes, so that a large fan-out holds up only what must come after it.
+//! Delivery order of a worker's envelopes. A large fan-out delays only the messages that must
+//! follow it.
 
-use crate::inbox::{Envelope, Finished, Lists};
-use crate::shard::{Flow, Key, Tables};
+use crate::inbox::{Envelope, FinishedCount, ListIds};
+use crate::shard::{DeliveryFlow, SubscriberKey, SubscriptionTables};
 use ahash::RandomState;
 use std::collections::{HashSet, VecDeque};
 
-/// Subscribers from which a fan-out is large: it is done in parts, between which others go on.
-const LARGE: usize = if cfg!(test) { 3 } else { 512 };
+/// Most subscribers of a small fan-out. Larger ones are delivered in parts, with other fan-outs
+/// between them.
+const LARGE_FANOUT_SUBSCRIBERS: usize = if cfg!(test) { 3 } else { 512 };
 
-/// Large fan-outs at the same time. The next ones wait with what must come after them.
-const MAX_RUNNING: usize = if cfg!(test) { 2 } else { 16 };
+/// Large fan-outs in progress at the same time. Further ones are deferred, with all messages that
+/// must follow them.
+const MAX_RUNNING_FANOUTS: usize = if cfg!(test) { 2 } else { 16 };
 
-/// Messages that one fan-out carries to each subscriber at once.
-const MAX_BATCH: usize = if cfg!(test) { 3 } else { 64 };
+/// Messages that one fan-out delivers together to each subscriber.
+const MAX_BATCH_MESSAGES: usize = if cfg!(test) { 3 } else { 64 };
 
-/// Most subscriptions of a client that are searched again at each of its matches. Clients with more
-/// are remembered instead, so that the cost of a message grows linearly with a client's
+/// Most subscriptions of a client that are searched for duplicates at each of its matches. Clients
+/// with more are remembered in a set. The cost of a message thus grows linearly with a client's
 /// subscriptions, not quadratically.
-const FEW_SUBSCRIPTIONS: usize = if cfg!(test) { 2 } else { 8 };
+const MAX_SCANNED_SUBSCRIPTIONS: usize = if cfg!(test) { 2 } else { 8 };
 
 /// The envelopes that a worker has taken and not finished.
 #[derive(Debug)]
 pub(crate) struct Fanouts<M> {
-    /// Not looked at yet, the oldest first.
+    /// New envelopes, the oldest first.
     pub(crate) queue: VecDeque<Envelope<M>>,
-    /// Looked at: they are of a topic or a source whose older messages are under way, or held.
-    held: VecDeque<Envelope<M>>,
-    held_topics: HashSet<u64, RandomState>,
-    held_sources: HashSet<u64, RandomState>,
-    pub(crate) running: VecDeque<Running<M>>,
-    /// The queue has had its turn.
-    is_runnings_turn: bool,
-    pub(crate) finished: Finished,
+    /// Envelopes that must follow older messages of their topic or source, or that wait for a
+    /// running fan-out to finish.
+    deferred: VecDeque<Envelope<M>>,
+    deferred_topics: HashSet<u64, RandomState>,
+    deferred_sources: HashSet<u64, RandomState>,
+    pub(crate) running: VecDeque<RunningFanout<M>>,
+    /// The next call continues a running fan-out first, because the last one delivered from the
+    /// queue.
+    resume_running_first: bool,
+    pub(crate) finished: FinishedCount,
 }
 
-/// A fan-out under way.
+/// A fan-out in progress.
 #[derive(Debug)]
-pub(crate) struct Running<M> {
-    /// Messages of one topic, for the same lists. Each subscriber is given all of them at a time: one write, and one
-    /// look at what belongs to it.
+pub(crate) struct RunningFanout<M> {
+    /// Messages of one topic for the same lists. Each subscriber gets all of them together, which
+    /// takes one write and one search of its subscriptions.
     batch: Vec<Envelope<M>>,
-    /// Which of the envelopes' lists it is at, and which subscriber of it comes next.
-    list: usize,
-    index: u32,
-    /// Somebody may have been given the batch: no more can join.
-    has_begun: bool,
-    /// Clients that already got the messages, where their subscriptions do not show it. They have
-    /// more than [`FEW_SUBSCRIPTIONS`], or have left the list through which they got them. Without
-    /// this, a client on two lists would get the messages twice.
-    given: HashSet<Key, RandomState>,
+    /// The next subscriber: an index into the envelopes' lists, and an index into that list.
+    list_index: usize,
+    subscriber_index: u32,
+    /// A subscriber may have got the batch, so no message can be added.
+    has_started: bool,
+    /// Clients that already got the messages, if their subscriptions do not show it. They have more
+    /// than [`MAX_SCANNED_SUBSCRIPTIONS`], or have left the list through which they got the
+    /// messages. Without this set, a client on two lists would get the messages twice.
+    delivered_to: HashSet<SubscriberKey, RandomState>,
 }
 
-impl<M> Running<M> {
+impl<M> RunningFanout<M> {
     fn new(envelope: Envelope<M>) -> Self {
         let seeds = RandomState::with_seeds(1, 2, 3, 4);
         Self {
             batch: vec![envelope],
-            list: 0,
-            index: 0,
-            has_begun: false,
-            given: HashSet::with_hasher(seeds),
+            list_index: 0,
+            subscriber_index: 0,
+            has_started: false,
+            delivered_to: HashSet::with_hasher(seeds),
         }
     }
 
@@ -67,188 +72,213 @@ impl<M> Running<M> {
         self.batch.first().map_or(&[], |envelope| envelope.lists.as_slice())
     }
 
-    fn is_before(&self, topic: u64, source: Option<u64>) -> bool {
+    /// Returns `true` if messages of this topic or source must follow this fan-out.
+    fn precedes(&self, topic: u64, source: Option<u64>) -> bool {
         self.batch
             .iter()
             .any(|envelope| envelope.topic == topic || (source.is_some() && envelope.source == source))
     }
 
-    fn can_take(&self, envelope: &Envelope<M>) -> bool {
-        !self.has_begun
-            && self.batch.len() < MAX_BATCH
+    /// Returns `true` if the envelope can be delivered together with this batch.
+    fn can_batch(&self, envelope: &Envelope<M>) -> bool {
+        !self.has_started
+            && self.batch.len() < MAX_BATCH_MESSAGES
             && self
                 .batch
                 .first()
                 .is_some_and(|first| first.topic == envelope.topic && first.lists == envelope.lists)
     }
 
-    /// Who subscribed later than this is not concerned.
-    fn last_number(&self) -> u64 {
-        self.batch.last().map_or(0, |envelope| envelope.number)
+    /// Returns the sequence of the batch's last message. It does not reach clients that subscribed
+    /// later.
+    fn last_sequence(&self) -> u64 {
+        self.batch.last().map_or(0, |envelope| envelope.sequence)
     }
 
-    /// The position of the next subscriber, if it is in this list.
+    /// Returns the index of the next subscriber if the fan-out is in this list.
     pub(crate) fn position(&self, list: u32) -> Option<u32> {
-        (self.lists().get(self.list) == Some(&list)).then_some(self.index)
+        (self.lists().get(self.list_index) == Some(&list)).then_some(self.subscriber_index)
     }
 
-    /// The subscriber at `index` of a list has left it.
-    pub(crate) fn subscriber_left(&mut self, list: u32, index: u32, key: Key, since: u64) {
+    /// Adjusts the fan-out after the subscriber at `index` has left a list.
+    pub(crate) fn subscriber_left(&mut self, list: u32, index: u32, key: SubscriberKey, since: u64) {
         // Lists are in ascending order.
-        let Ok(at) = self.lists().binary_search(&list) else { return };
-        let is_done = at < self.list || (at == self.list && index < self.index);
-        if is_done && self.lists().len() > 1 && since < self.last_number() {
-            self.given.insert(key);
+        let Ok(list_index) = self.lists().binary_search(&list) else { return };
+        let is_delivered =
+            list_index < self.list_index || (list_index == self.list_index && index < self.subscriber_index);
+        if is_delivered && self.lists().len() > 1 && since < self.last_sequence() {
+            self.delivered_to.insert(key);
         }
-        if at == self.list && index < self.index {
-            self.index -= 1;
+        if list_index == self.list_index && index < self.subscriber_index {
+            self.subscriber_index -= 1;
         }
     }
 
-    /// Goes on until it is told to pause, or through.
-    fn go_on(&mut self, tables: &Tables, deliver: &mut impl FnMut(Key, &M) -> Flow) -> Flow {
+    /// Delivers to the remaining subscribers, until all are done or `deliver` pauses.
+    fn run(
+        &mut self,
+        tables: &SubscriptionTables,
+        deliver: &mut impl FnMut(SubscriberKey, &M) -> DeliveryFlow,
+    ) -> DeliveryFlow {
         let lists = match self.batch.first() {
             Some(envelope) => envelope.lists.as_slice(),
-            None => return Flow::Continue,
+            None => return DeliveryFlow::Continue,
         };
-        self.has_begun = true;
-        let last_number = self.last_number();
-        let first_number = self.batch.first().map_or(0, |envelope| envelope.number);
-        while let Some(&list) = lists.get(self.list) {
+        self.has_started = true;
+        let last_sequence = self.last_sequence();
+        let first_sequence = self.batch.first().map_or(0, |envelope| envelope.sequence);
+        while let Some(&list) = lists.get(self.list_index) {
             let subscribers = tables.subscribers(list);
-            while let Some(subscriber) = subscribers.get(self.index as usize) {
-                self.index += 1;
-                let (key, mut since) = (subscriber.client, subscriber.since);
-                if since >= last_number {
+            while let Some(subscriber) = subscribers.get(self.subscriber_index as usize) {
+                self.subscriber_index += 1;
+                let (key, mut since) = (subscriber.key, subscriber.since);
+                if since >= last_sequence {
                     continue;
                 }
                 if lists.len() > 1 {
-                    let done = lists.get(..self.list).unwrap_or_default();
-                    let is_remembered = if tables.subscription_count(key) > FEW_SUBSCRIPTIONS {
-                        !self.given.insert(key)
+                    let done = lists.get(..self.list_index).unwrap_or_default();
+                    let is_remembered = if tables.subscription_count(key) > MAX_SCANNED_SUBSCRIPTIONS {
+                        !self.delivered_to.insert(key)
                     } else {
-                        self.given.contains(&key)
+                        self.delivered_to.contains(&key)
                     };
-                    if is_remembered || tables.stands_in(key, done, last_number) {
+                    if is_remembered || tables.was_on_any(key, done, last_sequence) {
                         continue;
                     }
-                    // It is given all messages here, in order, also those that only its other lists entitle it to.
-                    if since >= first_number {
+                    // The client gets all its messages of the batch here, in order. That includes
+                    // those for which only its other lists match.
+                    if since >= first_sequence {
                         since = tables.since(key, lists).unwrap_or(since);
                     }
                 }
-                let mut flow = Flow::Continue;
-                for envelope in self.batch.iter().filter(|envelope| since < envelope.number) {
-                    if deliver(key, &envelope.message) == Flow::Pause {
-                        flow = Flow::Pause;
+                let mut flow = DeliveryFlow::Continue;
+                for envelope in self.batch.iter().filter(|envelope| since < envelope.sequence) {
+                    if deliver(key, &envelope.message) == DeliveryFlow::Pause {
+                        flow = DeliveryFlow::Pause;
                     }
                 }
-                // Not in the midst of a client's messages: it may be gone when this goes on.
-                if flow == Flow::Pause {
+                // Pause only between clients: this one may be gone when the fan-out continues.
+                if flow == DeliveryFlow::Pause {
                     return flow;
                 }
             }
-            self.list += 1;
-            self.index = 0;
+            self.list_index += 1;
+            self.subscriber_index = 0;
         }
-        Flow::Continue
+        DeliveryFlow::Continue
     }
 }
 
 impl<M> Fanouts<M> {
     pub(crate) fn new() -> Self {
-        // Numbers from a counter and hashes with random seeds: nothing here that a client could aim at.
+        // Fixed seeds are safe: the keys are numbers from a counter and hashes with random seeds,
+        // which no client can choose.
         let seeds = RandomState::with_seeds(5, 6, 7, 8);
         Self {
             queue: VecDeque::new(),
-            held: VecDeque::new(),
-            held_topics: HashSet::with_hasher(seeds.clone()),
-            held_sources: HashSet::with_hasher(seeds),
+            deferred: VecDeque::new(),
+            deferred_topics: HashSet::with_hasher(seeds.clone()),
+            deferred_sources: HashSet::with_hasher(seeds),
             running: VecDeque::new(),
-            is_runnings_turn: false,
-            finished: Finished::default(),
+            resume_running_first: false,
+            finished: FinishedCount::default(),
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.queue.is_empty() && self.running.is_empty() && self.held.is_empty()
+        self.queue.is_empty() && self.running.is_empty() && self.deferred.is_empty()
     }
 
-    /// Whether no envelope up to this number is left.
-    pub(crate) fn has_finished(&self, number: u64) -> bool {
+    /// Returns `true` if no envelope up to this sequence is left.
+    pub(crate) fn has_finished(&self, sequence: u64) -> bool {
         let batches = self.running.iter().flat_map(|running| &running.batch);
-        self.queue.iter().chain(&self.held).chain(batches).all(|envelope| envelope.number > number)
+        self.queue.iter().chain(&self.deferred).chain(batches).all(|envelope| envelope.sequence > sequence)
     }
 
-    /// Delivers until everything is done or it is told to pause. Whatever was paused, the small and new ones and the
-    /// large ones under way take turns.
-    pub(crate) fn deliver(&mut self, tables: &Tables, deliver: &mut impl FnMut(Key, &M) -> Flow) -> Flow {
-        if std::mem::take(&mut self.is_runnings_turn) && self.run_one(tables, deliver) == Flow::Pause {
-            return Flow::Pause;
+    /// Delivers until all is done or `deliver` pauses. After a pause, new envelopes and running
+    /// fan-outs take turns.
+    pub(crate) fn deliver(
+        &mut self,
+        tables: &SubscriptionTables,
+        deliver: &mut impl FnMut(SubscriberKey, &M) -> DeliveryFlow,
+    ) -> DeliveryFlow {
+        if std::mem::take(&mut self.resume_running_first)
+            && self.run_oldest(tables, deliver) == DeliveryFlow::Pause
+        {
+            return DeliveryFlow::Pause;
         }
         loop {
-            if self.open_new(tables, deliver) == Flow::Pause {
-                self.is_runnings_turn = true;
-                return Flow::Pause;
+            if self.deliver_queued(tables, deliver) == DeliveryFlow::Pause {
+                self.resume_running_first = true;
+                return DeliveryFlow::Pause;
             }
             while self.queue.is_empty() && !self.running.is_empty() {
-                if self.run_one(tables, deliver) == Flow::Pause {
-                    return Flow::Pause;
+                if self.run_oldest(tables, deliver) == DeliveryFlow::Pause {
+                    return DeliveryFlow::Pause;
                 }
             }
             if self.queue.is_empty() {
-                return Flow::Continue;
+                return DeliveryFlow::Continue;
             }
         }
     }
 
-    /// Goes on with the fan-out that has waited longest.
-    fn run_one(&mut self, tables: &Tables, deliver: &mut impl FnMut(Key, &M) -> Flow) -> Flow {
-        let Some(mut running) = self.running.pop_front() else { return Flow::Continue };
-        let flow = running.go_on(tables, deliver);
-        if flow == Flow::Pause {
+    /// Continues the running fan-out that has waited longest.
+    fn run_oldest(
+        &mut self,
+        tables: &SubscriptionTables,
+        deliver: &mut impl FnMut(SubscriberKey, &M) -> DeliveryFlow,
+    ) -> DeliveryFlow {
+        let Some(mut running) = self.running.pop_front() else { return DeliveryFlow::Continue };
+        let flow = running.run(tables, deliver);
+        if flow == DeliveryFlow::Pause {
             self.running.push_back(running);
             return flow;
         }
         for envelope in &running.batch {
             self.finished.count(envelope.bytes);
         }
-        // What waited for it is looked at again, before what is newer.
-        self.held_topics.clear();
-        self.held_sources.clear();
-        while let Some(envelope) = self.held.pop_back() {
+        // Deferred envelopes go back to the front of the queue, before newer ones.
+        self.deferred_topics.clear();
+        self.deferred_sources.clear();
+        while let Some(envelope) = self.deferred.pop_back() {
             self.queue.push_front(envelope);
         }
         flow
     }
 
-    fn open_new(&mut self, tables: &Tables, deliver: &mut impl FnMut(Key, &M) -> Flow) -> Flow {
+    /// Delivers small fan-outs from the queue, starts large ones and defers those that must wait.
+    fn deliver_queued(
+        &mut self,
+        tables: &SubscriptionTables,
+        deliver: &mut impl FnMut(SubscriberKey, &M) -> DeliveryFlow,
+    ) -> DeliveryFlow {
         while let Some(envelope) = self.queue.pop_front() {
             if !self.running.is_empty() && self.must_wait(&envelope) {
-                self.join_or_hold(envelope);
+                self.batch_or_defer(envelope);
                 continue;
             }
             let subscribers: usize =
                 envelope.lists.as_slice().iter().map(|list| tables.subscribers(*list).len()).sum();
-            if subscribers > LARGE {
-                if self.running.len() < MAX_RUNNING {
-                    self.running.push_back(Running::new(envelope));
+            if subscribers > LARGE_FANOUT_SUBSCRIBERS {
+                if self.running.len() < MAX_RUNNING_FANOUTS {
+                    self.running.push_back(RunningFanout::new(envelope));
                 } else {
-                    self.hold(envelope);
+                    self.defer(envelope);
                 }
                 continue;
             }
-            if let Lists::One(list) = envelope.lists {
-                // The most usual case by far, without anything to remember.
-                let mut flow = Flow::Continue;
+            if let ListIds::One(list) = envelope.lists {
+                // The most frequent case: one list needs no check for duplicates.
+                let mut flow = DeliveryFlow::Continue;
                 let subscribers = tables.subscribers(list);
                 for (index, subscriber) in subscribers.iter().enumerate() {
-                    if subscriber.since < envelope.number {
-                        flow = deliver(subscriber.client, &envelope.message);
+                    if subscriber.since < envelope.sequence {
+                        flow = deliver(subscriber.key, &envelope.message);
                     }
-                    if flow == Flow::Pause {
-                        let mut running = Running::new(envelope);
-                        (running.has_begun, running.index) = (true, index as u32 + 1);
+                    if flow == DeliveryFlow::Pause {
+                        let mut running = RunningFanout::new(envelope);
+                        (running.has_started, running.subscriber_index) = (true, index as u32 + 1);
                         self.running.push_back(running);
                         return flow;
                     }
@@ -256,48 +286,51 @@ impl<M> Fanouts<M> {
                 self.finished.count(envelope.bytes);
                 continue;
             }
-            let mut running = Running::new(envelope);
-            let flow = running.go_on(tables, deliver);
-            if flow == Flow::Pause {
+            let mut running = RunningFanout::new(envelope);
+            let flow = running.run(tables, deliver);
+            if flow == DeliveryFlow::Pause {
                 self.running.push_back(running);
                 return flow;
             }
             running.batch.iter().for_each(|envelope| self.finished.count(envelope.bytes));
         }
-        Flow::Continue
+        DeliveryFlow::Continue
     }
 
     fn must_wait(&self, envelope: &Envelope<M>) -> bool {
-        self.is_behind_held(envelope)
-            || self.running.iter().any(|running| running.is_before(envelope.topic, envelope.source))
+        self.follows_deferred(envelope)
+            || self.running.iter().any(|running| running.precedes(envelope.topic, envelope.source))
     }
 
-    fn is_behind_held(&self, envelope: &Envelope<M>) -> bool {
-        !self.held.is_empty()
-            && (self.held_topics.contains(&envelope.topic)
-                || envelope.source.is_some_and(|source| self.held_sources.contains(&source)))
+    /// Returns `true` if an older envelope of the same topic or source is deferred.
+    fn follows_deferred(&self, envelope: &Envelope<M>) -> bool {
+        !self.deferred.is_empty()
+            && (self.deferred_topics.contains(&envelope.topic)
+                || envelope.source.is_some_and(|source| self.deferred_sources.contains(&source)))
     }
 
-    /// Into the batch that it would wait for, where that has not begun and nothing else stands between.
-    fn join_or_hold(&mut self, envelope: Envelope<M>) {
-        if !self.is_behind_held(&envelope)
-            && let Some(index) = self.running.iter().position(|running| running.can_take(&envelope))
+    /// Adds the envelope to the batch that it would follow, if the batch has not started and no
+    /// other message must come between. Otherwise defers it.
+    fn batch_or_defer(&mut self, envelope: Envelope<M>) {
+        if !self.follows_deferred(&envelope)
+            && let Some(index) = self.running.iter().position(|running| running.can_batch(&envelope))
             && self
                 .running
                 .iter()
                 .enumerate()
-                .all(|(other, running)| other == index || !running.is_before(envelope.topic, envelope.source))
+                .all(|(other, running)| other == index || !running.precedes(envelope.topic, envelope.source))
             && let Some(running) = self.running.get_mut(index)
         {
             running.batch.push(envelope);
         } else {
-            self.hold(envelope);
+            self.defer(envelope);
         }
     }
 
-    fn hold(&mut self, envelope: Envelope<M>) {
-        self.held_topics.insert(envelope.topic);
-        self.held_sources.extend(envelope.source);
-        self.held.push_back(envelope);
+    /// Keeps an envelope until a running fan-out has finished.
+    fn defer(&mut self, envelope: Envelope<M>) {
+        self.deferred_topics.insert(envelope.topic);
+        self.deferred_sources.extend(envelope.source);
+        self.deferred.push_back(envelope);
     }
 }

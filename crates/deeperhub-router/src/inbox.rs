@@ -1,40 +1,58 @@
-//! The hand-over from publishers to one worker.
+//! The queue of messages from publishers to one worker.
 
 use crate::Config;
-use crate::sleepers::Sleepers;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+use crate::wakeups::Wakeups;
 use std::collections::VecDeque;
 use std::task::Waker;
 
-/// Room for envelopes that an empty inbox keeps.
-const KEPT_CAPACITY: usize = 1024;
+/// Envelopes for which an empty queue keeps memory.
+const RETAINED_CAPACITY: usize = 1024;
+
+/// The keys that order messages: a message stays behind earlier messages with the same topic or
+/// source.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OrderingKeys {
+    /// The topic's hash.
+    pub(crate) topic: u64,
+    pub(crate) source: Option<u64>,
+}
+
+/// The limits above which an inbox is congested, and the counter of congested inboxes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SoftLimits<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) congestion: &'a Congestion,
+}
 
 /// One message for one worker.
 #[derive(Debug)]
 pub(crate) struct Envelope<M> {
-    /// Counts the envelopes of an inbox, from 1.
-    pub(crate) number: u64,
-    /// The topic's hash. Two topics of one hash would be kept in order with each other, no more.
+    /// Position in the inbox, counted from 1.
+    pub(crate) sequence: u64,
+    /// The topic's hash. Two topics with the same hash are kept in order with each other, nothing
+    /// worse.
     pub(crate) topic: u64,
-    /// Who published it, if that is to be kept in order.
+    /// The publisher, if its messages are kept in order.
     pub(crate) source: Option<u64>,
-    pub(crate) lists: Lists,
+    pub(crate) lists: ListIds,
     pub(crate) bytes: usize,
     pub(crate) message: M,
 }
 
-/// The worker's lists of subscribers that an envelope is for, by the worker's own numbers.
+/// The worker's subscriber lists that an envelope is for, by their numbers.
 ///
-/// A number may have got another meaning by the time the envelope is opened. That does no harm:
-/// everyone on the newer list subscribed after the envelope was pushed, so it is not for them.
+/// A number may belong to another list by the time the envelope is delivered. That does no harm:
+/// every subscriber of the newer list subscribed after the envelope was pushed, so it does not get
+/// the message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Lists {
+pub(crate) enum ListIds {
     One(u32),
     /// Two or more, in ascending order.
     Many(Box<[u32]>),
 }
 
-impl Lists {
+impl ListIds {
     pub(crate) fn as_slice(&self) -> &[u32] {
         match self {
             Self::One(list) => std::slice::from_ref(list),
@@ -50,7 +68,8 @@ impl Lists {
     }
 }
 
-/// Inboxes that are over their soft limits, and who waits for that to end.
+/// Counts the inboxes over their soft limits, and holds the wakers of those that wait for the end
+/// of congestion.
 #[derive(Debug)]
 pub(crate) struct Congestion {
     inboxes: AtomicUsize,
@@ -62,19 +81,20 @@ impl Congestion {
         Self { inboxes: AtomicUsize::new(0), waiting: Mutex::new(Vec::new()) }
     }
 
-    pub(crate) fn is_on(&self) -> bool {
+    pub(crate) fn is_congested(&self) -> bool {
         self.inboxes.load(Ordering::Relaxed) != 0
     }
 
-    /// False: there is none any more. True: the waker is called when it ends.
-    pub(crate) fn wait(&self, waker: &Waker) -> bool {
-        if !self.is_on() {
+    /// Registers `waker` to be called when congestion ends. Returns `false` if there is no
+    /// congestion.
+    pub(crate) fn wake_at_end(&self, waker: &Waker) -> bool {
+        if !self.is_congested() {
             return false;
         }
         let mut waiting = lock(&self.waiting);
-        // The last inbox to come down takes this lock after it was counted out: either that shows
-        // here, or the waker is found there.
-        if !self.is_on() {
+        // The last congested inbox decrements the counter before it takes this lock. Either the
+        // counter shows that here, or the inbox finds the waker there.
+        if !self.is_congested() {
             return false;
         }
         if !waiting.iter().any(|other| other.will_wake(waker)) {
@@ -95,40 +115,42 @@ impl Congestion {
     }
 }
 
-/// Many publishers push, one worker takes. It has no hard bound: a push never waits, since it
-/// happens under locks of the routing table. What is over the soft limits makes publishers pause.
-// Two cache lines, as processors fetch them in pairs.
+/// A queue with many publishers and one worker.
+///
+/// It has no hard limit: a push never waits, because it happens under locks of the routing table.
+/// Above the soft limits, publishers are asked to pause.
 #[derive(Debug)]
-#[repr(align(128))]
+#[repr(align(128))] // Two cache lines, since processors fetch them in pairs.
 pub(crate) struct Inbox<M> {
-    /// Counts the workers that this inbox has had; only the latest has a say.
-    attachment: AtomicU64,
-    /// The worker sleeps, or is about to, and its waker is in the state. Set under the lock of
-    /// the state only; the worker may clear it without, see [`Inbox::disarm`].
+    shard: u16,
+    /// Counts the workers that have attached to this inbox. Only the latest one may use it.
+    generation: AtomicU64,
+    /// The worker sleeps or is about to, and its waker is in the state. Set only under the lock of
+    /// the state. The worker may clear it without the lock; see [`Inbox::disarm`].
     armed: AtomicBool,
-    state: Mutex<State<M>>,
+    state: Mutex<InboxState<M>>,
 }
 
 #[derive(Debug)]
-struct State<M> {
+struct InboxState<M> {
     queue: VecDeque<Envelope<M>>,
-    /// Number of the last envelope.
-    pushed: u64,
+    /// Sequence of the latest envelope.
+    last_sequence: u64,
     waker: Option<Waker>,
-    /// Envelopes that the worker has not finished, here or in its own hands, and their bytes.
-    waiting: usize,
-    waiting_bytes: usize,
+    /// Envelopes that the worker has not finished, queued here or taken by it, and their bytes.
+    unfinished: usize,
+    unfinished_bytes: usize,
     congested: bool,
 }
 
-/// What a worker has finished since it last said so.
+/// Envelopes that a worker has finished since its last report, and their bytes.
 #[derive(Debug, Default)]
-pub(crate) struct Finished {
+pub(crate) struct FinishedCount {
     pub(crate) envelopes: usize,
     pub(crate) bytes: usize,
 }
 
-impl Finished {
+impl FinishedCount {
     pub(crate) fn count(&mut self, bytes: usize) {
         self.envelopes += 1;
         self.bytes = self.bytes.saturating_add(bytes);
@@ -136,123 +158,133 @@ impl Finished {
 }
 
 impl<M> Inbox<M> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(shard: u16) -> Self {
         Self {
-            attachment: AtomicU64::new(0),
+            shard,
+            generation: AtomicU64::new(0),
             armed: AtomicBool::new(false),
-            state: Mutex::new(State {
+            state: Mutex::new(InboxState {
                 queue: VecDeque::new(),
-                pushed: 0,
+                last_sequence: 0,
                 waker: None,
-                waiting: 0,
-                waiting_bytes: 0,
+                unfinished: 0,
+                unfinished_bytes: 0,
                 congested: false,
             }),
         }
     }
 
-    /// The current worker's number.
-    pub(crate) fn attachment(&self) -> u64 {
-        self.attachment.load(Ordering::Relaxed)
+    /// Returns the current worker's generation.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
-    /// Ends what the worker before may do, and names the next.
+    /// Starts a new generation and returns it. The worker before can no longer use the inbox.
     pub(crate) fn attach(&self) -> u64 {
         let state = lock(&self.state);
-        let attachment = self.attachment.fetch_add(1, Ordering::Relaxed) + 1;
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         drop(state);
-        attachment
+        generation
     }
 
-    /// Number of the last envelope. A caller that holds the lock under which a topic's (or a
-    /// pattern's) publishes push knows that theirs up to now are not above it, and later ones are.
-    pub(crate) fn pushed(&self) -> u64 {
-        lock(&self.state).pushed
+    /// Returns the sequence of the latest envelope.
+    ///
+    /// A caller that holds the lock under which publishes to a topic or pattern push knows more:
+    /// their earlier envelopes have this sequence or a lower one, and later envelopes a higher one.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        lock(&self.state).last_sequence
     }
 
-    /// Answers whether the inbox, which is the `shard`'s, is congested.
+    /// Appends an envelope. Returns `true` if the inbox is congested.
     pub(crate) fn push(
         &self,
-        (topic, source): (u64, Option<u64>),
-        lists: Lists,
-        (bytes, message): (usize, M),
-        (config, congestion): (&Config, &Congestion),
-        (shard, sleepers): (u16, &mut Sleepers<'_>),
+        OrderingKeys { topic, source }: OrderingKeys,
+        lists: ListIds,
+        bytes: usize,
+        message: M,
+        limits: SoftLimits<'_>,
+        wakeups: &mut Wakeups<'_>,
     ) -> bool {
         // The numbers of many matching lists may take more bytes than the message.
         let bytes = bytes.saturating_add(lists.heap_bytes());
         let mut state = lock(&self.state);
-        state.pushed += 1;
-        let number = state.pushed;
-        state.queue.push_back(Envelope { number, topic, source, lists, bytes, message });
-        state.waiting += 1;
-        state.waiting_bytes = state.waiting_bytes.saturating_add(bytes);
+        state.last_sequence += 1;
+        let sequence = state.last_sequence;
+        state.queue.push_back(Envelope { sequence, topic, source, lists, bytes, message });
+        state.unfinished += 1;
+        state.unfinished_bytes = state.unfinished_bytes.saturating_add(bytes);
         if !state.congested
-            && (state.waiting > config.inbox_soft_limit
-                || state.waiting_bytes > config.inbox_soft_limit_bytes)
+            && (state.unfinished > limits.config.inbox_soft_limit
+                || state.unfinished_bytes > limits.config.inbox_soft_limit_bytes)
         {
             state.congested = true;
-            congestion.begin();
+            limits.congestion.begin();
         }
         if self.armed.load(Ordering::Relaxed) {
-            match sleepers {
-                Sleepers::Wake(wakers) => {
-                    if let Some(waker) = self.disarmed(&mut state) {
+            match wakeups {
+                Wakeups::Immediate(wakers) => {
+                    if let Some(waker) = self.take_waker(&mut state) {
                         wakers.push(waker);
                     }
                 }
-                // It stays armed, so that the next push of somebody else need not wait for this one's wake-up.
-                Sleepers::Note(shards) => shards.insert(shard),
+                // The inbox stays armed, so that the next immediate push wakes the worker without
+                // waiting for the deferred wake-up.
+                Wakeups::Deferred(shards) => shards.insert(self.shard),
             }
         }
         state.congested
     }
 
-    /// Wakes the worker if it still sleeps over a push that has only noted it.
+    /// Wakes the worker if it still sleeps after a push with a deferred wake-up.
     pub(crate) fn wake(&self) {
         let waker = {
             let mut state = lock(&self.state);
-            // With nothing here it has run meanwhile, and taken what it was noted for.
+            // If the queue is empty, the worker has run in the meantime and has taken the
+            // envelopes.
             if state.queue.is_empty() || !self.armed.load(Ordering::Relaxed) {
                 return;
             }
-            self.disarmed(&mut state)
+            self.take_waker(&mut state)
         };
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    /// Whoever gets the waker has to call it.
-    fn disarmed(&self, state: &mut State<M>) -> Option<Waker> {
+    /// Disarms the inbox and returns the waker, which the caller must call.
+    fn take_waker(&self, state: &mut InboxState<M>) -> Option<Waker> {
         self.armed.store(false, Ordering::Relaxed);
         state.waker.take()
     }
 
-    /// The worker runs, and will take or sleep before it waits: nobody needs to wake it until then.
+    /// Marks the worker as running. Nobody needs to wake it until it arms the inbox again, which it
+    /// does before it waits.
     ///
-    /// No lock is needed. A push that still sees it armed wakes once too often; one that sees it
-    /// disarmed is ordered before the worker's next lock, which finds the envelope.
-    pub(crate) fn disarm(&self, attachment: u64) {
-        if self.armed.load(Ordering::Relaxed) && self.attachment() == attachment {
+    /// No lock is needed. A push that still sees the inbox armed wakes the worker once more than
+    /// needed. A push that sees it disarmed comes before the worker's next lock, under which the
+    /// worker finds the envelope.
+    pub(crate) fn disarm(&self, generation: u64) {
+        if self.armed.load(Ordering::Relaxed) && self.generation() == generation {
             self.armed.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Moves everything into `queue`, which is empty. When there is nothing and a waker is given,
-    /// the worker is registered as asleep; false means that.
+    /// Moves all envelopes into `queue`, which must be empty.
+    ///
+    /// Returns `false` if there are none and a waker is given: the worker is then registered as
+    /// asleep. Also returns `false` if another worker has the inbox.
     pub(crate) fn take(
         &self,
-        attachment: u64,
+        generation: u64,
         queue: &mut VecDeque<Envelope<M>>,
         waker: Option<&Waker>,
     ) -> bool {
-        // Not inside the lock.
-        if queue.capacity() > 4 * KEPT_CAPACITY {
-            queue.shrink_to(KEPT_CAPACITY);
+        // Free memory before taking the lock.
+        if queue.capacity() > 4 * RETAINED_CAPACITY {
+            queue.shrink_to(RETAINED_CAPACITY);
         }
         let mut state = lock(&self.state);
-        if self.attachment() != attachment {
+        if self.generation() != generation {
             return false;
         }
         if state.queue.is_empty() {
@@ -267,45 +299,52 @@ impl<M> Inbox<M> {
         true
     }
 
-    /// As [`take`](Self::take), up to an envelope's number, and without falling asleep. False: another worker has the
-    /// inbox.
-    pub(crate) fn take_until(&self, attachment: u64, queue: &mut VecDeque<Envelope<M>>, number: u64) -> bool {
+    /// Works like [`take`](Self::take) for envelopes up to a sequence, but never registers the
+    /// worker as asleep. Returns `false` if another worker has the inbox.
+    pub(crate) fn take_until(
+        &self,
+        generation: u64,
+        queue: &mut VecDeque<Envelope<M>>,
+        sequence: u64,
+    ) -> bool {
         let mut state = lock(&self.state);
-        if self.attachment() != attachment {
+        if self.generation() != generation {
             return false;
         }
-        let later = state.queue.partition_point(|envelope| envelope.number <= number);
+        let later = state.queue.partition_point(|envelope| envelope.sequence <= sequence);
         let later = state.queue.split_off(later);
         std::mem::swap(&mut state.queue, queue);
         state.queue = later;
         true
     }
 
-    /// Number of the first envelope that the worker has not taken.
-    pub(crate) fn first(&self) -> Option<u64> {
-        lock(&self.state).queue.front().map(|envelope| envelope.number)
+    /// Returns the sequence of the first envelope that the worker has not taken.
+    pub(crate) fn first_sequence(&self) -> Option<u64> {
+        lock(&self.state).queue.front().map(|envelope| envelope.sequence)
     }
 
-    /// Counts what the worker has finished, and, with a waker, registers it as asleep if there is
-    /// nothing; false means that.
+    /// Subtracts the envelopes that the worker has finished.
+    ///
+    /// Returns `false` if the queue is empty and a waker is given: the worker is then registered as
+    /// asleep. Also returns `false` if another worker has the inbox.
     pub(crate) fn finish(
         &self,
-        attachment: u64,
-        finished: &mut Finished,
+        generation: u64,
+        finished: &mut FinishedCount,
         waker: Option<&Waker>,
-        (config, congestion): (&Config, &Congestion),
+        limits: SoftLimits<'_>,
     ) -> bool {
         let finished = std::mem::take(finished);
         let (relieved, more) = {
             let mut state = lock(&self.state);
-            if self.attachment() != attachment {
+            if self.generation() != generation {
                 return false;
             }
-            state.waiting = state.waiting.saturating_sub(finished.envelopes);
-            state.waiting_bytes = state.waiting_bytes.saturating_sub(finished.bytes);
+            state.unfinished = state.unfinished.saturating_sub(finished.envelopes);
+            state.unfinished_bytes = state.unfinished_bytes.saturating_sub(finished.bytes);
             let relieved = state.congested
-                && state.waiting <= config.inbox_soft_limit / 2
-                && state.waiting_bytes <= config.inbox_soft_limit_bytes / 2;
+                && state.unfinished <= limits.config.inbox_soft_limit / 2
+                && state.unfinished_bytes <= limits.config.inbox_soft_limit_bytes / 2;
             if relieved {
                 state.congested = false;
             }
@@ -319,31 +358,32 @@ impl<M> Inbox<M> {
             (relieved, more)
         };
         if relieved {
-            congestion.end();
+            limits.congestion.end();
         }
         more
     }
 
-    fn arm(&self, state: &mut State<M>, waker: &Waker) {
+    fn arm(&self, state: &mut InboxState<M>, waker: &Waker) {
         if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             state.waker = Some(waker.clone());
         }
         self.armed.store(true, Ordering::Relaxed);
     }
 
-    /// Empties it, after the routing table has forgotten its worker. Numbers go on.
+    /// Empties the inbox after the routing table has removed its worker. Sequences continue.
     pub(crate) fn clear(&self, congestion: &Congestion) {
         let (queue, waker, congested) = {
             let mut state = lock(&self.state);
             self.armed.store(false, Ordering::Relaxed);
-            (state.waiting, state.waiting_bytes) = (0, 0);
+            (state.unfinished, state.unfinished_bytes) = (0, 0);
             (
                 std::mem::take(&mut state.queue),
                 state.waker.take(),
                 std::mem::replace(&mut state.congested, false),
             )
         };
-        // Messages and wakers may do anything when they are dropped: not under the lock.
+        // Messages and wakers run foreign code when they are dropped, so this happens outside the
+        // lock.
         drop((queue, waker));
         if congested {
             congestion.end();

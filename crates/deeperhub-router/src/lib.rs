@@ -1,33 +1,36 @@
-//! Who is subscribed where, and an ordered hand-over of publishes to worker threads.
+//! A table of subscriptions, and an ordered hand-over of published messages to worker threads.
 //!
-//! A [`Router`] is shared by all threads. It knows for each topic and pattern which workers ("shards") have how many
-//! subscribers of it, and no subscriber by itself: those stand in the [`Shard`] of the worker that serves them, which
-//! nobody else touches. A publish takes one lock, puts one envelope into the inbox of each shard that has a match, and
-//! wakes a worker only if it sleeps. The worker then walks its own lists, without any lock. What a worker publishes itself
-//! ([`Shard::publish`]) wakes the others when it says so, once for all of a burst.
+//! All threads share a [`Router`]. It knows how many subscribers each worker ("shard") has for each
+//! topic and pattern. The subscribers themselves are in the [`Shard`] of the worker that serves
+//! them; no other thread accesses it. A publish puts one envelope into the inbox of each shard with
+//! a match, under one lock, and wakes a worker only if it sleeps. The worker then walks its own
+//! lists without any lock. When a worker publishes ([`Shard::publish`]), it can wake the others
+//! once for a whole burst.
 //!
-//! # What is promised
-//! - All subscribers of a topic, on whatever shard, are given its messages in one and the same order.
-//! - A client whose subscriptions overlap is given each message once.
-//! - Messages of one source (see [`Router::publish`]) keep their order, on whatever topics they are.
-//! - A subscription starts and ends sharply: what was published before [`Shard::subscribe`] is not delivered, what is
-//!   published after it is, and nothing after [`Shard::unsubscribe`].
-//! - A fan-out to many does not hold up others: it is interrupted whenever the worker wants ([`Flow::Pause`]), and
-//!   fan-outs of other topics and sources go on between its parts.
+//! # Guarantees
+//! - All subscribers of a topic, on all shards, get its messages in the same order.
+//! - A client with overlapping subscriptions gets each message once.
+//! - Messages of one source (see [`Router::publish`]) keep their order, even across topics.
+//! - Subscriptions start and end exactly: a client gets nothing published before
+//!   [`Shard::subscribe`], everything published after it, and nothing after [`Shard::unsubscribe`].
+//! - A large fan-out does not delay others. The worker can interrupt it at any delivery
+//!   ([`DeliveryFlow::Pause`]), and fan-outs of other topics and sources continue between its
+//!   parts.
 //!
 //! # Bounds
-//! Inboxes have a soft limit ([`Config`]): a push never waits, since it happens under a lock, but tells the publisher to
-//! pause. The tables are as large as what is subscribed to, and give memory back when subscribers
-//! leave. The caller limits the subscriptions of a client; [`Shard::held_bytes`] returns the memory
-//! that they hold.
+//! Inboxes have a soft limit ([`Config`]): a push never waits, since it happens under a lock, but
+//! it tells the publisher to pause. The tables grow with the subscriptions, and free memory when
+//! subscribers leave. The caller limits the subscriptions of a client; [`Shard::held_bytes`]
+//! returns the memory that they hold.
 //!
 //! A publish makes one hash lookup for each shape of pattern that its topic could match. There are
 //! at most as many shapes as patterns, and at most `2^(n + 1)` for a topic of `n` levels. The rest
 //! of the cost is linear in the number of matches.
 //!
+//! # Example
 //! ```
 //! use deeperhub_types::{Subscription, Topic};
-//! use deeperhub_router::{Config, Flow, Router, ShardId};
+//! use deeperhub_router::{Config, DeliveryFlow, Router, ShardId};
 //! use std::task::{Context, Waker};
 //!
 //! let router = Router::new(1, Config::default());
@@ -43,7 +46,7 @@
 //! while shard
 //!     .poll_deliver(&mut cx, |key, message| {
 //!         delivered.push((key, *message));
-//!         Flow::Continue
+//!         DeliveryFlow::Continue
 //!     })
 //!     .is_ready()
 //! {}
@@ -53,30 +56,30 @@
 //! ```
 
 mod arena;
-mod choices;
 mod fanout;
-mod few;
 mod inbox;
-mod matched;
+mod inline_list;
+mod level_subsets;
 #[cfg(all(test, loom))]
-mod models;
+mod loom_models;
+mod matched_lists;
 mod page;
 mod patterns;
 mod router;
-mod shapes;
+mod shape_index;
 mod shard;
-mod sleepers;
 mod stripe;
 mod sync;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod wakeups;
 mod wildcard;
 
-pub use page::{BadCursor, Page};
-pub use router::{Config, Interest, Mark, Published, Router, ShardId};
-pub use shard::{Flow, Key, LOOPBACK, Shard, Subscribed};
+pub use page::{InvalidCursor, TopicPage};
+pub use router::{Config, InboxPosition, InterestChange, Published, Router, ShardId};
+pub use shard::{DeliveryFlow, Shard, Subscribed, SubscriberKey, WORKER_SUBSCRIBER};
 
-/// The README's example runs with the doc tests.
+/// Runs the README's example as a doc test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}

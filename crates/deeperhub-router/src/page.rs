@@ -1,37 +1,37 @@
-//! Pages of what is subscribed to.
+//! Pages of the topics and patterns that have subscribers.
 
 use crate::router::{Router, STRIPES};
-use crate::stripe::Entry;
+use crate::stripe::RouteEntry;
 use crate::sync::read;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 /// Most patterns visited under one lock.
-const PATTERNS_AT_ONCE: usize = if cfg!(test) { 64 } else { 1024 };
+const MAX_PATTERNS_PER_LOCK: usize = if cfg!(test) { 64 } else { 1024 };
 
-/// A part of the list of topics and patterns.
+/// A page of the list of topics and patterns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page {
-    /// Names and how many subscribers each has, in no order that a caller could rely on.
+pub struct TopicPage {
+    /// Names with their numbers of subscribers, in unspecified order.
     pub topics: Vec<(String, u64)>,
-    /// Where the next page begins; `None` at the end.
+    /// Cursor of the next page; `None` on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// A cursor that no page has given.
+/// The cursor was not returned by this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the cursor is not one that a page of this list gave")]
-pub struct BadCursor;
+#[error("invalid cursor: use the `next_cursor` of the page before")]
+pub struct InvalidCursor;
 
-/// Behind which name, in which part of the table, a page begins.
+/// Start of a page: the part of the table, and the name after which the page starts.
 #[derive(Debug, PartialEq, Eq)]
-struct Cursor {
+struct PageCursor {
     part: usize,
     name: String,
 }
 
-impl Cursor {
-    /// Hexadecimal, so that it goes into a URL as it is.
+impl PageCursor {
+    /// Returns the cursor in hexadecimal, which needs no escaping in a URL.
     fn to_text(&self) -> String {
         use std::fmt::Write;
         let mut text = format!("{:02x}", self.part);
@@ -41,7 +41,7 @@ impl Cursor {
         text
     }
 
-    fn parse(text: &str) -> Result<Self, BadCursor> {
+    fn parse(text: &str) -> Result<Self, InvalidCursor> {
         let bytes = text
             .as_bytes()
             .chunks(2)
@@ -50,56 +50,62 @@ impl Cursor {
                     let digit = |byte: u8| if byte <= b'9' { byte - b'0' } else { byte - b'a' + 10 };
                     Ok(digit(*a) << 4 | digit(*b))
                 }
-                _ => Err(BadCursor),
+                _ => Err(InvalidCursor),
             })
             .collect::<Result<Vec<u8>, _>>()?;
-        let (&part, name) = bytes.split_first().ok_or(BadCursor)?;
-        let name = String::from_utf8(name.to_vec()).map_err(|_| BadCursor)?;
+        let (&part, name) = bytes.split_first().ok_or(InvalidCursor)?;
+        let name = String::from_utf8(name.to_vec()).map_err(|_| InvalidCursor)?;
         if usize::from(part) > STRIPES {
-            return Err(BadCursor);
+            return Err(InvalidCursor);
         }
         Ok(Self { part: part.into(), name })
     }
 }
 
 impl<M: Send + 'static> Router<M> {
-    /// Pages through everything that is subscribed to, patterns as such, without the server's own topics. `cursor` is the `next_cursor` of the page
-    /// before, `limit` (at least 1) the most topics of a page.
+    /// Returns a page of the topics and patterns that have subscribers, without reserved topics.
     ///
-    /// What is there throughout stands on one page exactly; what comes or goes meanwhile, on one or none. Each part
-    /// of the table is locked for as long as it takes to look through it, one after another.
+    /// `cursor` is the `next_cursor` of the page before. `limit` is the most topics of a page; 0
+    /// counts as 1.
+    ///
+    /// A topic that exists throughout appears on exactly one page. A topic that comes or goes
+    /// meanwhile appears on at most one. Each part of the table is locked while it is read, one
+    /// part at a time.
     ///
     /// # Errors
-    /// If the cursor is none of this list's.
-    pub fn list(&self, cursor: Option<&str>, limit: usize) -> Result<Page, BadCursor> {
+    /// [`InvalidCursor`] if this list did not return the cursor.
+    pub fn list(&self, cursor: Option<&str>, limit: usize) -> Result<TopicPage, InvalidCursor> {
         let limit = limit.max(1);
-        let mut cursor = cursor.map(Cursor::parse).transpose()?;
+        let mut cursor = cursor.map(PageCursor::parse).transpose()?;
         let mut topics = Vec::new();
-        // The patterns come behind the last stripe.
+        // The patterns follow the last stripe.
         for part in cursor.as_ref().map_or(0, |cursor| cursor.part)..=STRIPES {
             let after = cursor.take().map_or(String::new(), |cursor| cursor.name);
-            let room = limit - topics.len();
-            let (found, more) = self.lowest(part, &after, room);
+            let remaining = limit - topics.len();
+            let (found, more) = self.names_after(part, &after, remaining);
             topics.extend(found);
-            // The page may have been full when this part began.
+            // The page may have been full before this part.
             if more {
-                let name =
-                    if room == 0 { after } else { topics.last().map_or(after, |(name, _)| name.clone()) };
-                return Ok(Page { topics, next_cursor: Some(Cursor { part, name }.to_text()) });
+                let name = if remaining == 0 {
+                    after
+                } else {
+                    topics.last().map_or(after, |(name, _)| name.clone())
+                };
+                return Ok(TopicPage { topics, next_cursor: Some(PageCursor { part, name }.to_text()) });
             }
         }
-        Ok(Page { topics, next_cursor: None })
+        Ok(TopicPage { topics, next_cursor: None })
     }
 }
 
 impl<M: Send + 'static> Router<M> {
-    /// Up to `limit` names behind `after`, in the order of their bytes, with their subscribers: for lists that are put
-    /// together from several nodes'. It looks through the whole table, one part after another.
+    /// Returns up to `limit` names after `after` in byte order, with their subscribers. Reads the
+    /// whole table, one part at a time. Use it to merge the lists of several nodes.
     #[must_use]
-    pub fn list_by_name(&self, after: &str, limit: usize) -> Vec<(String, u64)> {
+    pub fn list_names_after(&self, after: &str, limit: usize) -> Vec<(String, u64)> {
         let mut found = Vec::new();
         for part in 0..=STRIPES {
-            let (more, _) = self.lowest(part, after, limit);
+            let (more, _) = self.names_after(part, after, limit);
             found.extend(more);
             found.sort_unstable();
             found.truncate(limit);
@@ -109,37 +115,37 @@ impl<M: Send + 'static> Router<M> {
 }
 
 impl<M: Send + 'static> Router<M> {
-    /// Returns up to `limit` entries of a part that follow a name, in order, and `true` if there
-    /// are more. The patterns are the part behind the stripes.
-    fn lowest(&self, part: usize, after: &str, limit: usize) -> (Vec<(String, u64)>, bool) {
-        let mut lowest = Lowest { after, limit, heap: BinaryHeap::new(), more: false };
-        if let Some(stripe) = self.shared().numbered_stripe(part) {
-            stripe.iter().for_each(|entry| lowest.see(entry));
+    /// Returns up to `limit` entries of a part that follow a name, in order. Also returns `true` if
+    /// there are more. The patterns are the part after the stripes.
+    fn names_after(&self, part: usize, after: &str, limit: usize) -> (Vec<(String, u64)>, bool) {
+        let mut lowest = LowestNames { after, limit, heap: BinaryHeap::new(), more: false };
+        if let Some(stripe) = self.shared().stripe_at(part) {
+            stripe.iter().for_each(|entry| lowest.add(entry));
             return lowest.into_sorted();
         }
         // Every publisher needs the lock of the patterns, so it is not held for all of them at
-        // once. A pattern that stays subscribed to keeps its number, so it is visited.
+        // once. A pattern that stays subscribed keeps its number, so it is visited.
         let mut next = Some(0);
         while let Some(from) = next {
             let patterns = read(&self.shared().patterns);
-            let (entries, rest) = patterns.part(from, PATTERNS_AT_ONCE);
-            entries.for_each(|entry| lowest.see(entry));
+            let (entries, rest) = patterns.range(from, MAX_PATTERNS_PER_LOCK);
+            entries.for_each(|entry| lowest.add(entry));
             next = rest;
         }
         lowest.into_sorted()
     }
 }
 
-/// Collector of the lowest names that follow a given one. Takes memory for `limit` names only.
-struct Lowest<'a> {
+/// Collects the lowest names that follow a given name. Takes memory for `limit` names only.
+struct LowestNames<'a> {
     after: &'a str,
     limit: usize,
     heap: BinaryHeap<(Arc<str>, u64)>,
     more: bool,
 }
 
-impl Lowest<'_> {
-    fn see(&mut self, entry: &Entry) {
+impl LowestNames<'_> {
+    fn add(&mut self, entry: &RouteEntry) {
         if *entry.name <= *self.after {
             return;
         }
@@ -169,7 +175,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn pages_hold_everything_once() {
+    fn each_name_is_on_exactly_one_page() {
         let router = Router::<()>::new(2, Config::default());
         let mut shards = [router.attach(ShardId(0)), router.attach(ShardId(1))];
         let mut expected = BTreeMap::new();
@@ -182,7 +188,7 @@ mod tests {
                 expected.insert(name, u64::from(number % 3) + 1);
             }
         }
-        assert_eq!(router.topics(), 1000);
+        assert_eq!(router.topic_count(), 1000);
         for limit in [1, 7, 64, 999, 1000, 1001, usize::MAX] {
             let mut seen = BTreeMap::new();
             let (mut cursor, mut pages) = (None, 0);
@@ -201,19 +207,19 @@ mod tests {
             assert!(seen == expected, "limit {limit}");
         }
         let all: Vec<_> = expected.into_iter().collect();
-        assert_eq!(router.list_by_name("", usize::MAX), all);
-        assert_eq!(router.list_by_name(&all[499].0, 3), all[500..503]);
-        assert_eq!(router.list_by_name(&all[999].0, 3), []);
+        assert_eq!(router.list_names_after("", usize::MAX), all);
+        assert_eq!(router.list_names_after(&all[499].0, 3), all[500..503]);
+        assert_eq!(router.list_names_after(&all[999].0, 3), []);
     }
 
     #[test]
-    fn a_cursor_that_was_not_given_is_an_error() {
+    fn an_invalid_cursor_is_an_error() {
         let router = Router::<()>::new(1, Config::default());
         assert_eq!(router.list(Some("00"), 10).map(|page| page.topics), Ok(Vec::new()));
         for cursor in ["", "0", "é", "zz", "00fg", "41", "ff", "00ff", "0 "] {
-            assert_eq!(router.list(Some(cursor), 10), Err(BadCursor), "{cursor}");
+            assert_eq!(router.list(Some(cursor), 10), Err(InvalidCursor), "{cursor}");
         }
-        let cursor = Cursor { part: STRIPES, name: "a.é.>".to_owned() };
-        assert_eq!(Cursor::parse(&cursor.to_text()), Ok(cursor));
+        let cursor = PageCursor { part: STRIPES, name: "a.é.>".to_owned() };
+        assert_eq!(PageCursor::parse(&cursor.to_text()), Ok(cursor));
     }
 }

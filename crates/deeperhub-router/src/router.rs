@@ -1,42 +1,42 @@
 //! The routing table that all threads share.
 
-use crate::inbox::{Congestion, Inbox, Lists};
-use crate::matched::Matched;
+use crate::inbox::{Congestion, Inbox, ListIds, OrderingKeys, SoftLimits};
+use crate::matched_lists::MatchedLists;
 use crate::patterns::{PatternKey, Patterns};
 use crate::shard::Shard;
-use crate::sleepers::{Sleepers, Wakers};
-use crate::stripe::{Entry, Stripe, is_own};
+use crate::stripe::{RouteEntry, Stripe, is_reserved};
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock, read, write};
+use crate::wakeups::{WakeOnDrop, Wakeups};
 use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
 use std::fmt;
 
-/// Parts of the table of exact topics, each under a lock of its own: enough that 64 threads seldom
-/// meet at one.
+/// Parts of the table of exact topics, each under its own lock. With 64 of them, 64 threads seldom
+/// wait for the same one.
 #[cfg(not(loom))]
 pub(crate) const STRIPES: usize = 64;
 #[cfg(loom)]
 pub(crate) const STRIPES: usize = 1;
 
-/// Names a worker ("shard") of this node: 0 to `shards - 1`.
+/// Number of a worker ("shard"): 0 to `shards - 1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u16);
 
-/// A place in the stream of what is handed to one shard: behind all that was published before it was asked for.
+/// A position in a shard's inbox, after all messages published before it was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark(pub(crate) u64);
+pub struct InboxPosition(pub(crate) u64);
 
-/// What a publish reached.
+/// Result of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
-    /// Subscriptions matched on this node, exact topics and patterns together: a client that
-    /// matches by two counts twice.
+    /// Matching subscriptions to topics and patterns, on all shards. A client that matches through
+    /// two subscriptions counts twice.
     pub subscribers: u64,
-    /// An inbox that got the message is over its soft limit: the publisher should pause until
-    /// [`Router::is_congested`] is false.
+    /// `true` if an inbox that got the message is over its soft limit. The publisher should then
+    /// pause until [`Router::is_congested`] returns `false`.
     pub congested: bool,
-    /// Steps of matching patterns: lookups in their table, and hashes of the topic's levels added
-    /// up. Callers may charge them to the publisher. 0 where there are no patterns.
+    /// Cost of matching patterns: lookups in their table plus additions of level hashes. Callers
+    /// may charge it to the publisher. 0 if there are no patterns.
     pub steps: usize,
 }
 
@@ -44,11 +44,11 @@ pub struct Published {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Config {
-    /// Envelopes that wait in one shard's inbox before publishes report congestion. It ends at half
-    /// of that. Default 4096.
+    /// Envelopes waiting in one shard's inbox above which publishes report congestion. Congestion
+    /// ends at half of the limit. Default 4096.
     pub inbox_soft_limit: usize,
-    /// Bytes, as told to [`Router::publish`], that wait in one shard's inbox before publishes
-    /// report congestion. It ends at half of that. Default 64 MiB.
+    /// Bytes waiting in one shard's inbox above which publishes report congestion, as passed to
+    /// [`Router::publish`]. Congestion ends at half of the limit. Default 64 MiB.
     pub inbox_soft_limit_bytes: usize,
 }
 
@@ -58,7 +58,7 @@ impl Default for Config {
     }
 }
 
-/// The node's routing table: a handle to share by cloning.
+/// The routing table. Clones are handles to the same table.
 pub struct Router<M> {
     shared: Arc<Shared<M>>,
 }
@@ -75,9 +75,9 @@ impl<M> fmt::Debug for Router<M> {
     }
 }
 
-/// On a cache line of its own; two, as processors fetch them in pairs.
+/// A value on its own two cache lines, since processors fetch them in pairs.
 #[repr(align(128))]
-struct Padded<T>(T);
+struct CachePadded<T>(T);
 
 /// State that all threads share. Lock order: patterns, one stripe, one inbox; never two stripes.
 pub(crate) struct Shared<M> {
@@ -85,22 +85,22 @@ pub(crate) struct Shared<M> {
     pub(crate) hasher: RandomState,
     pub(crate) inboxes: Box<[Inbox<M>]>,
     pub(crate) congestion: Congestion,
-    stripes: Box<[Padded<Mutex<Stripe>>]>,
+    stripes: Box<[CachePadded<Mutex<Stripe>>]>,
     pub(crate) patterns: RwLock<Patterns>,
-    /// So that publishes need not look at the patterns where there are none.
+    /// Number of patterns, so that publishes skip the lock of the patterns if there are none.
     pattern_count: AtomicUsize,
-    observer: std::sync::OnceLock<Observer>,
+    observer: std::sync::OnceLock<InterestObserver>,
 }
 
-/// What is called with each change of interest.
-type Observer = Box<dyn Fn(&std::sync::Arc<str>, Interest) + Send + Sync>;
+/// Callback for each change of interest.
+type InterestObserver = Box<dyn Fn(&std::sync::Arc<str>, InterestChange) + Send + Sync>;
 
-/// Whether anyone on this node is subscribed to a topic or a pattern.
+/// Change of whether a topic or pattern has subscribers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interest {
-    /// The first subscriber came.
+pub enum InterestChange {
+    /// The first subscriber joined.
     Gained,
-    /// The last one left.
+    /// The last subscriber left.
     Lost,
 }
 
@@ -109,58 +109,63 @@ impl<M> Shared<M> {
         self.hasher.hash_one(name)
     }
 
+    pub(crate) fn soft_limits(&self) -> SoftLimits<'_> {
+        SoftLimits { config: &self.config, congestion: &self.congestion }
+    }
+
     pub(crate) fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
-        // The table of the stripe uses the lowest and the highest bits.
+        // The hash table of the stripe uses the lowest and the highest bits.
         let index = (hash >> 32) as usize % STRIPES;
         lock(&self.stripes[index].0)
     }
 
-    pub(crate) fn numbered_stripe(&self, index: usize) -> Option<MutexGuard<'_, Stripe>> {
+    pub(crate) fn stripe_at(&self, index: usize) -> Option<MutexGuard<'_, Stripe>> {
         Some(lock(&self.stripes.get(index)?.0))
     }
 
-    /// To be called under the lock that the name's entry stands under, so that changes are told in their order.
-    pub(crate) fn tell_interest(&self, name: &std::sync::Arc<str>, interest: Interest) {
+    /// Calls the observer. Callers hold the lock of the name's entry, so that changes are reported
+    /// in order.
+    pub(crate) fn notify_interest_change(&self, name: &std::sync::Arc<str>, interest: InterestChange) {
         if let Some(observer) = self.observer.get() {
             observer(name, interest);
         }
     }
 
-    /// See [`Router::publish`].
+    /// Publishes a message; see [`Router::publish`].
     pub(crate) fn publish(
         &self,
         topic: &Topic<'_>,
         source: Option<u64>,
         bytes: usize,
         mut make: impl FnMut() -> M,
-        mut sleepers: Sleepers<'_>,
+        mut wakeups: Wakeups<'_>,
     ) -> Published {
         let name = topic.as_str();
         let hash = self.hash(name);
         let mut congested = false;
         let mut push = |shard: u16, lists| {
             if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
-                let limits = (&self.config, &self.congestion);
-                let sleepers = (shard, &mut sleepers);
-                congested |= inbox.push((hash, source), lists, (bytes, make()), limits, sleepers);
+                let keys = OrderingKeys { topic: hash, source };
+                congested |= inbox.push(keys, lists, bytes, make(), self.soft_limits(), &mut wakeups);
             }
         };
         let (subscribers, steps) = match self.push_to_topic(hash, name, &mut push) {
             Some(subscribers) => (subscribers, 0),
             None => self.push_to_topic_and_patterns(hash, name, &mut push),
         };
-        drop(sleepers);
+        drop(wakeups);
         Published { subscribers, congested, steps }
     }
 
     /// Pushes to the subscribers of the topic itself and returns their number. Returns `None` and
     /// does nothing if there are patterns that the topic could match.
-    fn push_to_topic(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, Lists)) -> Option<u64> {
-        let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_own(name);
+    fn push_to_topic(&self, hash: u64, name: &str, push: &mut impl FnMut(u16, ListIds)) -> Option<u64> {
+        let may_match_patterns = || self.pattern_count.load(Ordering::Acquire) != 0 && !is_reserved(name);
         if may_match_patterns() {
             return None;
         }
-        // All pushes of a topic happen under its stripe, so that every inbox has them in the same order.
+        // All pushes of a topic happen under its stripe's lock, so every inbox has them in the same
+        // order.
         let stripe = self.stripe(hash);
         // Check again: the first pattern may have been added before the stripe was locked. Its
         // subscriber may already have a message of this topic from another thread, so it must get
@@ -169,9 +174,9 @@ impl<M> Shared<M> {
             return None;
         }
         let mut subscribers = 0;
-        for slot in stripe.find(hash, name).into_iter().flat_map(|entry| entry.slots.as_slice()) {
-            subscribers += u64::from(slot.subscribers);
-            push(slot.shard, Lists::One(slot.list));
+        for share in stripe.find(hash, name).into_iter().flat_map(|entry| entry.shards.as_slice()) {
+            subscribers += u64::from(share.subscribers);
+            push(share.shard, ListIds::One(share.list));
         }
         Some(subscribers)
     }
@@ -182,42 +187,43 @@ impl<M> Shared<M> {
         &self,
         hash: u64,
         name: &str,
-        push: &mut impl FnMut(u16, Lists),
+        push: &mut impl FnMut(u16, ListIds),
     ) -> (u64, usize) {
         let mut subscribers = 0;
-        let mut matched = Matched::new();
-        let mut add = |entry: &Entry| {
-            for slot in entry.slots.as_slice() {
-                subscribers += u64::from(slot.subscribers);
-                matched.push(slot.shard, slot.list);
+        let mut matched = MatchedLists::new();
+        let mut add = |entry: &RouteEntry| {
+            for share in entry.shards.as_slice() {
+                subscribers += u64::from(share.subscribers);
+                matched.push(share.shard, share.list);
             }
         };
-        // Held until all is pushed: subscribing to a pattern relies on it. Matching comes before
-        // the lock of the stripe, so that it delays no other publish.
+        // Held until all messages are pushed: subscribing to a pattern relies on it. Matching comes
+        // before the lock of the stripe, so that it delays no other publish.
         let patterns = read(&self.patterns);
-        let work = patterns.matching(name, &mut add);
+        let cost = patterns.matching(name, &mut add);
         let stripe = self.stripe(hash);
         stripe.find(hash, name).into_iter().for_each(&mut add);
         matched.for_each_shard(|shard, lists| {
             let lists = match lists {
-                [list] => Lists::One(*list as u32),
-                lists => Lists::Many(lists.iter().map(|list| *list as u32).collect()),
+                [list] => ListIds::One(*list as u32),
+                lists => ListIds::Many(lists.iter().map(|list| *list as u32).collect()),
             };
             push(shard, lists);
         });
         drop(stripe);
         drop(patterns);
-        (subscribers, work.looks + work.additions)
+        (subscribers, cost.lookups + cost.additions)
     }
 
-    /// To be called under the lock of the patterns, after each change of them.
+    /// Updates the number of patterns. Callers hold the lock of the patterns, and call this after
+    /// each change.
     pub(crate) fn count_patterns(&self, patterns: &Patterns) {
         self.pattern_count.store(patterns.len(), Ordering::Release);
     }
 }
 
 impl<M: Send + 'static> Router<M> {
-    /// An empty table for `shards` workers.
+    /// Creates an empty table for `shards` workers.
     #[must_use]
     pub fn new(shards: u16, config: Config) -> Self {
         Self::with_hasher(shards, config, RandomState::new())
@@ -229,9 +235,9 @@ impl<M: Send + 'static> Router<M> {
             shared: Arc::new(Shared {
                 config,
                 hasher,
-                inboxes: (0..shards).map(|_| Inbox::new()).collect(),
+                inboxes: (0..shards).map(Inbox::new).collect(),
                 congestion: Congestion::new(),
-                stripes: (0..STRIPES).map(|_| Padded(Mutex::new(Stripe::new()))).collect(),
+                stripes: (0..STRIPES).map(|_| CachePadded(Mutex::new(Stripe::new()))).collect(),
                 patterns: RwLock::new(patterns),
                 pattern_count: AtomicUsize::new(0),
                 observer: std::sync::OnceLock::new(),
@@ -239,22 +245,24 @@ impl<M: Send + 'static> Router<M> {
         }
     }
 
-    /// Has `observer` called whenever the first subscriber of a topic or pattern has come, on whatever shard, and
-    /// whenever the last one has left: in the order of these changes for each name, and under a lock, so that it must be
-    /// quick and must not call the router. What a publish does is not changed by it.
+    /// Calls `observer` when the first subscriber of a topic or pattern joins on any shard, and
+    /// when the last one leaves.
     ///
-    /// Only the first observer counts, and only if it comes before subscribers do.
+    /// For each name the calls come in the order of the changes. They happen under a lock, so
+    /// `observer` must be quick and must not call the router. Publishes are not affected.
+    ///
+    /// Only the first observer is used. Register it before there are subscribers.
     pub fn observe_interest(
         &self,
-        observer: impl Fn(&std::sync::Arc<str>, Interest) + Send + Sync + 'static,
+        observer: impl Fn(&std::sync::Arc<str>, InterestChange) + Send + Sync + 'static,
     ) {
         let _ = self.shared.observer.set(Box::new(observer));
     }
 
-    /// The part of one worker, which is the single consumer of its inbox.
+    /// Returns the shard of one worker, which is the only consumer of its inbox.
     ///
-    /// It may be called again after a worker died: what the dead one had subscribed to is forgotten, its inbox is
-    /// emptied, and a [`Shard`] of it that should still be around does nothing any more.
+    /// Call it again after a worker died. The subscriptions of the dead worker are removed and its
+    /// inbox is emptied. A remaining [`Shard`] of it has no effect any more.
     ///
     /// # Panics
     /// If there is no such shard.
@@ -262,28 +270,32 @@ impl<M: Send + 'static> Router<M> {
     pub fn attach(&self, shard: ShardId) -> Shard<M> {
         let shared = &self.shared;
         let inbox = &shared.inboxes[usize::from(shard.0)];
-        // From here on the dead one's calls change nothing. Those under way end before the locks below are had.
-        let attachment = inbox.attach();
+        // From here on calls of the dead worker change nothing. Its calls in progress end before
+        // the locks below are taken.
+        let generation = inbox.attach();
         for stripe in 0..STRIPES {
-            if let Some(mut stripe) = shared.numbered_stripe(stripe) {
-                stripe.forget(shard.0, &shared.hasher, |name| shared.tell_interest(name, Interest::Lost));
+            if let Some(mut stripe) = shared.stripe_at(stripe) {
+                stripe.forget(shard.0, &shared.hasher, |name| {
+                    shared.notify_interest_change(name, InterestChange::Lost)
+                });
             }
         }
         {
             let mut patterns = write(&shared.patterns);
-            patterns.forget(shard.0, |name| shared.tell_interest(name, Interest::Lost));
+            patterns.forget(shard.0, |name| shared.notify_interest_change(name, InterestChange::Lost));
             shared.count_patterns(&patterns);
         }
         inbox.clear(&shared.congestion);
-        Shard::new(Arc::clone(shared), shard, attachment)
+        Shard::new(Arc::clone(shared), shard, generation)
     }
 
-    /// Hands one message to each shard that has a matching subscription; `make` is called once for each of them,
-    /// quickly: under a lock.
+    /// Pushes one message to each shard that has a matching subscription.
     ///
-    /// `source` names the publisher: messages of one source are delivered in the order in which they were published,
-    /// also where their topics differ. `None` promises that for messages of the same topic only. `bytes` is what the
-    /// message counts against [`Config::inbox_soft_limit_bytes`].
+    /// `make` is called once for each of these shards, under a lock, so it must be quick.
+    ///
+    /// `source` identifies the publisher. Messages of one source are delivered in the order of
+    /// their publishes, even across topics. With `None`, only messages of the same topic keep their
+    /// order. `bytes` is what the message counts against [`Config::inbox_soft_limit_bytes`].
     pub fn publish(
         &self,
         topic: &Topic<'_>,
@@ -291,34 +303,35 @@ impl<M: Send + 'static> Router<M> {
         bytes: usize,
         make: impl FnMut() -> M,
     ) -> Published {
-        self.shared.publish(topic, source, bytes, make, Sleepers::Wake(Wakers::default()))
+        self.shared.publish(topic, source, bytes, make, Wakeups::Immediate(WakeOnDrop::default()))
     }
 
-    /// The place that a shard's stream has come to, for something that is not to overtake what was published before
-    /// (see [`Shard::deliver_until`]).
+    /// Returns the current end of a shard's inbox. Pass it to [`Shard::deliver_until`] to handle a
+    /// request after all messages published before it.
     ///
     /// # Panics
     /// If there is no such shard.
     #[must_use]
-    pub fn mark(&self, shard: ShardId) -> Mark {
-        Mark(self.shared.inboxes[usize::from(shard.0)].pushed())
+    pub fn inbox_position(&self, shard: ShardId) -> InboxPosition {
+        InboxPosition(self.shared.inboxes[usize::from(shard.0)].last_sequence())
     }
 
-    /// Whether any inbox is over its soft limit.
+    /// Returns `true` if any inbox is over its soft limit.
     #[must_use]
     pub fn is_congested(&self) -> bool {
-        self.shared.congestion.is_on()
+        self.shared.congestion.is_congested()
     }
 
-    /// Waits for the end of a congestion. `false`: there is none. `true`: `waker` is called when it is over, once.
+    /// Registers `waker` to be called once when congestion ends. Returns `false` if there is no
+    /// congestion.
     #[must_use]
-    pub fn wake_when_relieved(&self, waker: &std::task::Waker) -> bool {
-        self.shared.congestion.wait(waker)
+    pub fn wake_when_uncongested(&self, waker: &std::task::Waker) -> bool {
+        self.shared.congestion.wake_at_end(waker)
     }
 
-    /// Subscribers of one topic, or of one pattern as such.
+    /// Returns the number of subscribers of a topic, or of exactly this pattern.
     #[must_use]
-    pub fn subscribers(&self, subscription: &Subscription<'_>) -> u64 {
+    pub fn subscriber_count(&self, subscription: &Subscription<'_>) -> u64 {
         let shared = &*self.shared;
         let name = subscription.as_str();
         match subscription {
@@ -333,20 +346,19 @@ impl<M: Send + 'static> Router<M> {
         }
     }
 
-    /// Number of different topics and patterns with a subscriber, the server's own not among them.
+    /// Returns the number of different topics and patterns that have subscribers, without reserved
+    /// topics.
     #[must_use]
-    pub fn topics(&self) -> u64 {
-        let topics: usize = (0..STRIPES)
-            .filter_map(|index| self.shared.numbered_stripe(index))
-            .map(|stripe| stripe.len())
-            .sum();
+    pub fn topic_count(&self) -> u64 {
+        let topics: usize =
+            (0..STRIPES).filter_map(|index| self.shared.stripe_at(index)).map(|stripe| stripe.len()).sum();
         (topics + read(&self.shared.patterns).len()) as u64
     }
 
     /// Returns the heap bytes of the tables, from their capacities.
     #[cfg(test)]
     pub(crate) fn heap_bytes(&self) -> usize {
-        let stripes = (0..STRIPES).filter_map(|index| self.shared.numbered_stripe(index));
+        let stripes = (0..STRIPES).filter_map(|index| self.shared.stripe_at(index));
         stripes.map(|stripe| stripe.heap_bytes()).sum::<usize>() + read(&self.shared.patterns).heap_bytes()
     }
 

@@ -1,192 +1,212 @@
-//! A worker's own part: its inbox, and who of its clients is subscribed to what.
+//! One worker's part of the router: its inbox and its subscribers.
 
 use crate::arena::Arena;
 use crate::fanout::Fanouts;
-use crate::few::{Few, shrink};
+use crate::inline_list::{InlineList, shrink};
 use crate::patterns::{PatternKey, Patterns};
-use crate::router::{Interest, Mark, Published, ShardId, Shared};
-use crate::sleepers::{ShardSet, Sleepers};
+use crate::router::{InboxPosition, InterestChange, Published, ShardId, Shared};
 use crate::stripe::{Stripe, arc_bytes};
 use crate::sync::{Arc, write};
+use crate::wakeups::{ShardSet, Wakeups};
 use crate::wildcard::is_match;
 use deeperhub_types::{Subscription, Topic};
 use std::fmt;
 use std::task::{Context, Poll};
 
-/// A subscriber of a shard: the worker's number of a client. Small ones are best, since they index a table.
-pub type Key = u32;
+/// Number of a subscriber within its shard, chosen by the caller. It indexes a table, so small
+/// numbers take least memory.
+pub type SubscriberKey = u32;
 
-/// The key of the worker itself, for topics of the server's own ([`Topic::of_server`]): no client has it.
-pub const LOOPBACK: Key = Key::MAX;
+/// Key of the worker itself, for reserved topics ([`Topic::of_server`]). No client has it.
+pub const WORKER_SUBSCRIBER: SubscriberKey = SubscriberKey::MAX;
 
-/// What a subscribe did.
+/// Result of a subscribe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subscribed {
-    /// The client is subscribed from now on.
+    /// The client was subscribed by this call.
     New,
-    /// It was already.
+    /// The client already had this subscription.
     Already,
 }
 
-/// Memory of a subscription besides its topic: two places that refer to each other, in lists that
-/// double.
-const SUBSCRIPTION_BYTES: usize = 2 * (size_of::<Subscriber>() + size_of::<Place>());
+/// Memory of a subscription without its topic: two entries that refer to each other, in lists whose
+/// capacity doubles.
+const SUBSCRIPTION_BYTES: usize = 2 * (size_of::<Subscriber>() + size_of::<ListPosition>());
 
-/// Memory of a list, in a table that doubles.
-const LIST_BYTES: usize = 2 * size_of::<Option<List>>();
+/// Memory of a list, in a table whose capacity doubles.
+const LIST_BYTES: usize = 2 * size_of::<Option<SubscriberList>>();
 
-/// Answer of a delivery: how the worker goes on.
+/// Result of delivering a message: whether to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flow {
-    /// With the next delivery.
+pub enum DeliveryFlow {
+    /// Continue with the next delivery.
     Continue,
-    /// Not now. What is left is delivered by later calls of [`Shard::poll_deliver`].
+    /// Stop now. Later calls of [`Shard::poll_deliver`] deliver the rest.
     Pause,
 }
 
-/// The worker's own part: its inbox and its subscribers. Nothing of it is shared but the hand-over.
+/// One worker's part of the router: its inbox and its subscribers. Only the inbox is shared with
+/// other threads.
 ///
-/// Whom it has left asleep ([`publish`](Self::publish)) is woken when it is dropped.
+/// Dropping it flushes its deferred wake-ups; see [`publish`](Self::publish).
 pub struct Shard<M> {
     shared: Arc<Shared<M>>,
     id: ShardId,
-    /// Which of the workers that this shard has had it is.
-    attachment: u64,
-    tables: Tables,
+    /// Tells this worker from earlier ones of the same shard.
+    generation: u64,
+    tables: SubscriptionTables,
     fanouts: Fanouts<M>,
-    /// Shards that slept when something was published to them from here.
-    left_asleep: ShardSet,
+    /// Shards that were asleep when this worker published to them.
+    deferred_wakeups: ShardSet,
 }
 
-/// Who is subscribed to what, both ways.
+/// The positions of one client.
+type PositionList = InlineList<ListPosition>;
+
+/// The subscribers of each list, and the lists of each subscriber.
 #[derive(Debug)]
-pub(crate) struct Tables {
-    lists: Arena<List>,
-    /// By key.
-    clients: Vec<Few<Place>>,
-    /// Of [`LOOPBACK`].
-    loopback: Few<Place>,
-    /// Client subscriptions visited by [`since`](Self::since).
+pub(crate) struct SubscriptionTables {
+    lists: Arena<SubscriberList>,
+    /// Indexed by subscriber key.
+    clients: Vec<PositionList>,
+    /// Positions of [`WORKER_SUBSCRIBER`].
+    worker_positions: PositionList,
+    /// Number of positions that [`since`](Self::since) has visited.
     #[cfg(test)]
-    looked_at: std::cell::Cell<usize>,
+    positions_visited: std::cell::Cell<usize>,
 }
 
 /// The subscribers of one topic or pattern.
 #[derive(Debug)]
-struct List {
+struct SubscriberList {
     name: std::sync::Arc<str>,
-    subscribers: Few<Subscriber>,
+    subscribers: InlineList<Subscriber>,
 }
 
+/// A subscriber in a list.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subscriber {
-    /// Number of the last envelope that is not for it.
+    /// Sequence of the last envelope published before the subscription. Later ones are delivered.
     pub(crate) since: u64,
-    pub(crate) client: Key,
-    /// Which of the client's subscriptions it is.
-    nth: u32,
+    pub(crate) key: SubscriberKey,
+    /// Index of this subscription in the client's positions.
+    subscription_index: u32,
 }
 
-/// Where a client stands in a list.
+/// Position of a client in a subscriber list.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct ListPosition {
     pub(crate) list: u32,
     index: u32,
 }
 
-impl Tables {
+impl SubscriptionTables {
     pub(crate) fn subscribers(&self, list: u32) -> &[Subscriber] {
         self.lists.get(list).map_or(&[], |list| list.subscribers.as_slice())
     }
 
-    fn subscriber(&self, place: Place) -> Option<&Subscriber> {
-        self.subscribers(place.list).get(place.index as usize)
+    fn subscriber(&self, position: ListPosition) -> Option<&Subscriber> {
+        self.subscribers(position.list).get(position.index as usize)
     }
 
-    /// Whether a client was on one of these lists (in ascending order) before a message of this number.
-    pub(crate) fn stands_in(&self, key: Key, lists: &[u32], number: u64) -> bool {
+    /// Returns `true` if a client was on one of these lists (in ascending order) before the message
+    /// with this sequence.
+    pub(crate) fn was_on_any(&self, key: SubscriberKey, lists: &[u32], number: u64) -> bool {
         !lists.is_empty() && self.since(key, lists).is_some_and(|since| since < number)
     }
 
-    /// Since when a client has been on any of these lists (in ascending order).
-    pub(crate) fn since(&self, key: Key, lists: &[u32]) -> Option<u64> {
+    /// Returns since when a client has been on any of these lists (in ascending order).
+    pub(crate) fn since(&self, key: SubscriberKey, lists: &[u32]) -> Option<u64> {
         #[cfg(test)]
-        self.looked_at.set(self.looked_at.get() + self.places(key).len());
-        let on_them = self.places(key).iter().filter(|place| lists.binary_search(&place.list).is_ok());
-        on_them.filter_map(|place| Some(self.subscriber(*place)?.since)).min()
+        self.positions_visited.set(self.positions_visited.get() + self.positions(key).len());
+        let on_them =
+            self.positions(key).iter().filter(|position| lists.binary_search(&position.list).is_ok());
+        on_them.filter_map(|position| Some(self.subscriber(*position)?.since)).min()
     }
 
-    fn places(&self, key: Key) -> &[Place] {
-        let places = if key == LOOPBACK { Some(&self.loopback) } else { self.clients.get(key as usize) };
-        places.map_or(&[], Few::as_slice)
+    fn positions(&self, key: SubscriberKey) -> &[ListPosition] {
+        let positions = if key == WORKER_SUBSCRIBER {
+            Some(&self.worker_positions)
+        } else {
+            self.clients.get(key as usize)
+        };
+        positions.map_or(&[], InlineList::as_slice)
     }
 
-    pub(crate) fn subscription_count(&self, key: Key) -> usize {
-        self.places(key).len()
+    pub(crate) fn subscription_count(&self, key: SubscriberKey) -> usize {
+        self.positions(key).len()
     }
 
-    fn names(&self, key: Key) -> impl Iterator<Item = &str> {
-        self.places(key).iter().filter_map(|place| Some(&*self.lists.get(place.list)?.name))
+    fn names(&self, key: SubscriberKey) -> impl Iterator<Item = &str> {
+        self.positions(key).iter().filter_map(|position| Some(&*self.lists.get(position.list)?.name))
     }
 
-    fn find(&self, key: Key, name: &str) -> Option<usize> {
+    fn find(&self, key: SubscriberKey, name: &str) -> Option<usize> {
         self.names(key).position(|own| own == name)
     }
 
-    fn add(&mut self, key: Key, list: u32, since: u64) {
+    fn add(&mut self, key: SubscriberKey, list: u32, since: u64) {
         let client = key as usize;
-        if key != LOOPBACK && self.clients.len() <= client {
-            self.clients.resize_with(client + 1, Few::new);
+        if key != WORKER_SUBSCRIBER && self.clients.len() <= client {
+            self.clients.resize_with(client + 1, InlineList::new);
         }
-        let places = places_mut(&mut self.clients, &mut self.loopback, key);
-        let (Some(places), Some(list_of)) = (places, self.lists.get_mut(list)) else {
+        let positions = positions_mut(&mut self.clients, &mut self.worker_positions, key);
+        let (Some(positions), Some(list_of)) = (positions, self.lists.get_mut(list)) else {
             return;
         };
-        let subscriber = Subscriber { since, client: key, nth: places.len() as u32 };
-        places.push(Place { list, index: list_of.subscribers.len() as u32 });
+        let subscriber = Subscriber { since, key, subscription_index: positions.len() as u32 };
+        positions.push(ListPosition { list, index: list_of.subscribers.len() as u32 });
         list_of.subscribers.push(subscriber);
     }
 
-    /// Takes a client off one of its lists. `positions` are those, in ascending order, before which other subscribers
-    /// of the list must not get from behind them, nor the reverse: those of fan-outs under way.
-    fn take_off(&mut self, key: Key, nth: usize, positions: &[u32]) -> Option<(Place, Subscriber)> {
-        let places = places_mut(&mut self.clients, &mut self.loopback, key)?;
-        let place = places.swap_remove(nth)?;
-        if let Some(&moved) = places.as_slice().get(nth)
+    /// Removes a client from one of its lists.
+    ///
+    /// `fanout_positions` are the positions of running fan-outs in this list, in ascending order.
+    /// No other subscriber may move across one of them: it would get a message twice, or not at
+    /// all.
+    fn remove_subscription(
+        &mut self,
+        key: SubscriberKey,
+        subscription_index: usize,
+        fanout_positions: &[u32],
+    ) -> Option<(ListPosition, Subscriber)> {
+        let positions = positions_mut(&mut self.clients, &mut self.worker_positions, key)?;
+        let position = positions.swap_remove(subscription_index)?;
+        if let Some(&moved) = positions.as_slice().get(subscription_index)
             && let Some(list) = self.lists.get_mut(moved.list)
             && let Some(subscriber) = list.subscribers.as_mut_slice().get_mut(moved.index as usize)
         {
-            subscriber.nth = nth as u32;
+            subscriber.subscription_index = subscription_index as u32;
         }
-        let subscriber = *self.subscriber(place)?;
-        let last = (self.subscribers(place.list).len() - 1) as u32;
-        let mut hole = place.index;
+        let subscriber = *self.subscriber(position)?;
+        let last = (self.subscribers(position.list).len() - 1) as u32;
+        let mut hole = position.index;
         // The gap moves up to each position, then to the end.
-        for from in positions
+        for from in fanout_positions
             .iter()
-            .filter(|position| **position > place.index)
-            .map(|position| position - 1)
+            .filter(|fanout_position| **fanout_position > position.index)
+            .map(|fanout_position| fanout_position - 1)
             .chain([last])
         {
             if from > hole {
-                self.move_subscriber(place.list, from, hole);
+                self.move_subscriber(position.list, from, hole);
                 hole = from;
             }
         }
-        self.lists.get_mut(place.list)?.subscribers.swap_remove(last as usize);
-        while self.clients.last().is_some_and(Few::is_empty) {
+        self.lists.get_mut(position.list)?.subscribers.swap_remove(last as usize);
+        while self.clients.last().is_some_and(InlineList::is_empty) {
             self.clients.pop();
         }
         shrink(&mut self.clients);
-        Some((place, subscriber))
+        Some((position, subscriber))
     }
 
     #[cfg(test)]
     fn heap_bytes(&self) -> usize {
         self.lists.heap_bytes()
-            + self.lists.part(0, usize::MAX).0.map(|list| list.subscribers.heap_bytes()).sum::<usize>()
-            + self.clients.capacity() * size_of::<Few<Place>>()
-            + self.clients.iter().map(Few::heap_bytes).sum::<usize>()
+            + self.lists.range(0, usize::MAX).0.map(|list| list.subscribers.heap_bytes()).sum::<usize>()
+            + self.clients.capacity() * size_of::<PositionList>()
+            + self.clients.iter().map(InlineList::heap_bytes).sum::<usize>()
     }
 
     fn move_subscriber(&mut self, list: u32, from: u32, to: u32) {
@@ -194,23 +214,23 @@ impl Tables {
             return;
         };
         let Some(&moved) = subscribers.get(from as usize) else { return };
-        if let Some(place) = subscribers.get_mut(to as usize) {
-            *place = moved;
+        if let Some(position) = subscribers.get_mut(to as usize) {
+            *position = moved;
         }
-        if let Some(places) = places_mut(&mut self.clients, &mut self.loopback, moved.client)
-            && let Some(place) = places.as_mut_slice().get_mut(moved.nth as usize)
+        if let Some(positions) = positions_mut(&mut self.clients, &mut self.worker_positions, moved.key)
+            && let Some(position) = positions.as_mut_slice().get_mut(moved.subscription_index as usize)
         {
-            place.index = to;
+            position.index = to;
         }
     }
 }
 
-fn places_mut<'t>(
-    clients: &'t mut [Few<Place>],
-    loopback: &'t mut Few<Place>,
-    key: Key,
-) -> Option<&'t mut Few<Place>> {
-    if key == LOOPBACK { Some(loopback) } else { clients.get_mut(key as usize) }
+fn positions_mut<'t>(
+    clients: &'t mut [PositionList],
+    worker_positions: &'t mut PositionList,
+    key: SubscriberKey,
+) -> Option<&'t mut PositionList> {
+    if key == WORKER_SUBSCRIBER { Some(worker_positions) } else { clients.get_mut(key as usize) }
 }
 
 impl<M> fmt::Debug for Shard<M> {
@@ -224,23 +244,24 @@ impl<M> fmt::Debug for Shard<M> {
 }
 
 impl<M: Send + 'static> Shard<M> {
-    pub(crate) fn new(shared: Arc<Shared<M>>, id: ShardId, attachment: u64) -> Self {
-        let tables = Tables {
+    pub(crate) fn new(shared: Arc<Shared<M>>, id: ShardId, generation: u64) -> Self {
+        let tables = SubscriptionTables {
             lists: Arena::new(),
             clients: Vec::new(),
-            loopback: Few::new(),
+            worker_positions: InlineList::new(),
             #[cfg(test)]
-            looked_at: std::cell::Cell::new(0),
+            positions_visited: std::cell::Cell::new(0),
         };
-        let left_asleep = ShardSet::new(shared.inboxes.len());
-        Self { shared, id, attachment, tables, fanouts: Fanouts::new(), left_asleep }
+        let deferred_wakeups = ShardSet::new(shared.inboxes.len());
+        Self { shared, id, generation, tables, fanouts: Fanouts::new(), deferred_wakeups }
     }
 
-    /// Publishes as [`Router::publish`](crate::Router::publish) does, but leaves other workers asleep until
-    /// [`wake_others`](Self::wake_others), so that they find all messages of a burst at once. What somebody else
-    /// publishes meanwhile wakes them as ever.
+    /// Publishes like [`Router::publish`](crate::Router::publish), but defers the wake-ups of other
+    /// workers until [`flush_wakeups`](Self::flush_wakeups).
     ///
-    /// This worker is not woken either: it is to call [`poll_deliver`](Self::poll_deliver) before it waits.
+    /// They then find all messages of a burst at once. Another thread's publish still wakes them at
+    /// once. This worker is not woken either: it must call [`poll_deliver`](Self::poll_deliver)
+    /// before it waits.
     pub fn publish(
         &mut self,
         topic: &Topic<'_>,
@@ -248,12 +269,12 @@ impl<M: Send + 'static> Shard<M> {
         bytes: usize,
         make: impl FnMut() -> M,
     ) -> Published {
-        self.shared.inboxes[usize::from(self.id.0)].disarm(self.attachment);
-        self.shared.publish(topic, source, bytes, make, Sleepers::Note(&mut self.left_asleep))
+        self.shared.inboxes[usize::from(self.id.0)].disarm(self.generation);
+        self.shared.publish(topic, source, bytes, make, Wakeups::Deferred(&mut self.deferred_wakeups))
     }
 
-    /// Subscribes a client. Everything published from now on is delivered to it, nothing from before.
-    pub fn subscribe(&mut self, key: Key, subscription: &Subscription<'_>) -> Subscribed {
+    /// Subscribes a client. It gets everything published from now on, and nothing published before.
+    pub fn subscribe(&mut self, key: SubscriberKey, subscription: &Subscription<'_>) -> Subscribed {
         let name = subscription.as_str();
         if self.tables.find(key, name).is_some() {
             return Subscribed::Already;
@@ -261,31 +282,32 @@ impl<M: Send + 'static> Shard<M> {
         let (shared, shard) = (&*self.shared, self.id.0);
         let inbox = &shared.inboxes[usize::from(shard)];
         let lists = &mut self.tables.lists;
-        let mut add = |entry: &mut crate::stripe::Entry| {
+        let mut add = |entry: &mut crate::stripe::RouteEntry| {
             let name = std::sync::Arc::clone(&entry.name);
-            if entry.slots.is_empty() {
-                shared.tell_interest(&name, Interest::Gained);
+            if entry.shards.is_empty() {
+                shared.notify_interest_change(&name, InterestChange::Gained);
             }
-            let list = entry.add(shard, || lists.insert(List { name, subscribers: Few::new() }));
-            // Publishes that are for this list push under the lock that is held here.
-            (list, inbox.pushed())
+            let list =
+                entry.add(shard, || lists.insert(SubscriberList { name, subscribers: InlineList::new() }));
+            // Publishes to this list push under the lock that is held here.
+            (list, inbox.last_sequence())
         };
         let (list, since) = match subscription {
             Subscription::Topic(_) => {
                 let hash = shared.hash(name);
                 let mut stripe = shared.stripe(hash);
-                if inbox.attachment() != self.attachment {
+                if inbox.generation() != self.generation {
                     return Subscribed::New;
                 }
-                add(stripe.find_or_insert(hash, name, &shared.hasher))
+                add(stripe.get_or_insert(hash, name, &shared.hasher))
             }
             Subscription::Pattern(_) => {
                 let pattern = PatternKey::new(name, &shared.hasher);
                 let mut patterns = write(&shared.patterns);
-                if inbox.attachment() != self.attachment {
+                if inbox.generation() != self.generation {
                     return Subscribed::New;
                 }
-                let added = add(patterns.find_or_insert(&pattern));
+                let added = add(patterns.get_or_insert(&pattern));
                 shared.count_patterns(&patterns);
                 added
             }
@@ -294,35 +316,42 @@ impl<M: Send + 'static> Shard<M> {
         Subscribed::New
     }
 
-    /// Ends a subscription, and answers whether there was one. What is published or still waits for delivery does not
-    /// reach the client through it any more.
-    pub fn unsubscribe(&mut self, key: Key, subscription: &Subscription<'_>) -> bool {
+    /// Ends a subscription and returns `true` if it existed. Messages that still wait for delivery
+    /// no longer reach the client through it.
+    pub fn unsubscribe(&mut self, key: SubscriberKey, subscription: &Subscription<'_>) -> bool {
         match self.tables.find(key, subscription.as_str()) {
-            Some(nth) => self.end(key, nth),
+            Some(subscription_index) => self.unsubscribe_at(key, subscription_index),
             None => false,
         }
     }
 
-    /// Ends all subscriptions of a client, and answers how many there were.
-    pub fn remove(&mut self, key: Key) -> usize {
+    /// Ends all subscriptions of a client and returns their number.
+    pub fn remove_subscriber(&mut self, key: SubscriberKey) -> usize {
         let mut ended = 0;
-        while let Some(last) = self.tables.places(key).len().checked_sub(1)
-            && self.end(key, last)
+        while let Some(last) = self.tables.positions(key).len().checked_sub(1)
+            && self.unsubscribe_at(key, last)
         {
             ended += 1;
         }
         ended
     }
 
-    /// Ends the `nth` subscription of a client.
-    fn end(&mut self, key: Key, nth: usize) -> bool {
-        let Some(&Place { list, .. }) = self.tables.places(key).get(nth) else { return false };
-        let mut positions: Vec<u32> =
+    /// Ends the subscription with this index. Returns `false` if the client has no such
+    /// subscription.
+    fn unsubscribe_at(&mut self, key: SubscriberKey, subscription_index: usize) -> bool {
+        let Some(&ListPosition { list, .. }) = self.tables.positions(key).get(subscription_index) else {
+            return false;
+        };
+        let mut fanout_positions: Vec<u32> =
             self.fanouts.running.iter().filter_map(|running| running.position(list)).collect();
-        positions.sort_unstable();
-        let Some((place, subscriber)) = self.tables.take_off(key, nth, &positions) else { return false };
+        fanout_positions.sort_unstable();
+        let Some((position, subscriber)) =
+            self.tables.remove_subscription(key, subscription_index, &fanout_positions)
+        else {
+            return false;
+        };
         for running in &mut self.fanouts.running {
-            running.subscriber_left(list, place.index, key, subscriber.since);
+            running.subscriber_left(list, position.index, key, subscriber.since);
         }
 
         let (shared, shard) = (&*self.shared, self.id.0);
@@ -337,44 +366,45 @@ impl<M: Send + 'static> Shard<M> {
         if is_pattern(&name) {
             let pattern = PatternKey::new(&name, &shared.hasher);
             let mut patterns = write(&shared.patterns);
-            if inbox.attachment() == self.attachment {
+            if inbox.generation() == self.generation {
                 if patterns.subtract(&pattern, shard) {
-                    shared.tell_interest(&name, Interest::Lost);
+                    shared.notify_interest_change(&name, InterestChange::Lost);
                 }
                 shared.count_patterns(&patterns);
             }
         } else {
             let hash = shared.hash(&name);
             let mut stripe = shared.stripe(hash);
-            if inbox.attachment() == self.attachment && stripe.subtract(hash, &name, shard, &shared.hasher) {
-                shared.tell_interest(&name, Interest::Lost);
+            if inbox.generation() == self.generation && stripe.subtract(hash, &name, shard, &shared.hasher) {
+                shared.notify_interest_change(&name, InterestChange::Lost);
             }
         }
         true
     }
 
-    /// Whether a client has this very subscription.
+    /// Returns `true` if a client has exactly this subscription.
     #[must_use]
-    pub fn is_subscribed(&self, key: Key, subscription: &Subscription<'_>) -> bool {
+    pub fn is_subscribed(&self, key: SubscriberKey, subscription: &Subscription<'_>) -> bool {
         self.tables.find(key, subscription.as_str()).is_some()
     }
 
-    /// Number of a client's subscriptions.
+    /// Returns the number of a client's subscriptions.
     #[must_use]
-    pub fn subscription_count(&self, key: Key) -> usize {
+    pub fn subscription_count(&self, key: SubscriberKey) -> usize {
         self.tables.subscription_count(key)
     }
 
-    /// Returns the bytes that a client's subscriptions hold, here and in the table that all threads
-    /// share. The memory of a topic or pattern itself, and `per_topic` held for it elsewhere, is
+    /// Returns the bytes that a client's subscriptions hold, here and in the shared table.
+    ///
+    /// The memory of a topic or pattern itself, and `per_topic` bytes held for it elsewhere, are
     /// divided among its subscribers on this worker.
     #[must_use]
-    pub fn held_bytes(&self, key: Key, per_topic: usize) -> usize {
+    pub fn held_bytes(&self, key: SubscriberKey, per_topic: usize) -> usize {
         self.tables
-            .places(key)
+            .positions(key)
             .iter()
-            .filter_map(|place| {
-                let list = self.tables.lists.get(place.list)?;
+            .filter_map(|position| {
+                let list = self.tables.lists.get(position.list)?;
                 let entry = if is_pattern(&list.name) { Patterns::ENTRY_BYTES } else { Stripe::ENTRY_BYTES };
                 let own = entry + LIST_BYTES + arc_bytes(&list.name) + per_topic;
                 Some(SUBSCRIPTION_BYTES + own / list.subscribers.len().max(1))
@@ -382,8 +412,8 @@ impl<M: Send + 'static> Shard<M> {
             .sum()
     }
 
-    /// A client's subscriptions by name, in no particular order.
-    pub fn subscriptions(&self, key: Key) -> impl Iterator<Item = &str> + '_ {
+    /// Returns the names of a client's subscriptions, in unspecified order.
+    pub fn subscriptions(&self, key: SubscriberKey) -> impl Iterator<Item = &str> + '_ {
         self.tables.names(key)
     }
 
@@ -392,75 +422,82 @@ impl<M: Send + 'static> Shard<M> {
         self.tables.heap_bytes()
     }
 
-    /// Returns the number of client subscriptions that deliveries have visited.
+    /// Returns the number of list positions that deliveries have visited.
     #[cfg(test)]
-    pub(crate) fn places_looked_at(&self) -> usize {
-        self.tables.looked_at.get()
+    pub(crate) fn positions_visited(&self) -> usize {
+        self.tables.positions_visited.get()
     }
 
-    /// How many of a client's subscriptions a topic matches.
+    /// Returns how many of a client's subscriptions match a topic.
     #[must_use]
-    pub fn matches(&self, key: Key, topic: &Topic<'_>) -> u64 {
+    pub fn count_matches(&self, key: SubscriberKey, topic: &Topic<'_>) -> u64 {
         self.tables.names(key).filter(|name| is_match(name, topic.as_str())).count() as u64
     }
 
-    /// Whether everything up to a [mark](crate::Router::mark) of this shard has been delivered.
+    /// Returns `true` if everything up to an [inbox position](crate::Router::inbox_position) of
+    /// this shard has been delivered.
     #[must_use]
-    pub fn has_delivered(&self, mark: Mark) -> bool {
+    pub fn has_delivered(&self, position: InboxPosition) -> bool {
         let inbox = &self.shared.inboxes[usize::from(self.id.0)];
-        self.fanouts.has_finished(mark.0) && inbox.first().is_none_or(|first| first > mark.0)
+        self.fanouts.has_finished(position.0) && inbox.first_sequence().is_none_or(|first| first > position.0)
     }
 
-    /// Delivers as [`poll_deliver`](Self::poll_deliver) does, but only up to a mark. False: `deliver` has answered
-    /// [`Flow::Pause`] before that.
-    pub fn deliver_until(&mut self, mark: Mark, mut deliver: impl FnMut(Key, &M) -> Flow) -> bool {
-        while !self.has_delivered(mark) {
+    /// Delivers like [`poll_deliver`](Self::poll_deliver), but only up to a position. Returns
+    /// `false` if `deliver` returned [`DeliveryFlow::Pause`] before that.
+    pub fn deliver_until(
+        &mut self,
+        position: InboxPosition,
+        mut deliver: impl FnMut(SubscriberKey, &M) -> DeliveryFlow,
+    ) -> bool {
+        while !self.has_delivered(position) {
             let shared = &*self.shared;
             let inbox = &shared.inboxes[usize::from(self.id.0)];
             let fanouts = &mut self.fanouts;
-            if fanouts.queue.is_empty() && !inbox.take_until(self.attachment, &mut fanouts.queue, mark.0) {
+            if fanouts.queue.is_empty() && !inbox.take_until(self.generation, &mut fanouts.queue, position.0)
+            {
                 return true;
             }
             let flow = fanouts.deliver(&self.tables, &mut deliver);
-            let limits = (&shared.config, &shared.congestion);
-            inbox.finish(self.attachment, &mut fanouts.finished, None, limits);
-            if flow == Flow::Pause {
-                return self.has_delivered(mark);
+            inbox.finish(self.generation, &mut fanouts.finished, None, shared.soft_limits());
+            if flow == DeliveryFlow::Pause {
+                return self.has_delivered(position);
             }
         }
         true
     }
 
-    /// Delivers what is in the inbox: calls `deliver(key, &message)` for each subscriber, each client at most once for
-    /// a message, in the order that the crate promises, until all is done or `deliver` answers [`Flow::Pause`].
+    /// Delivers the messages in the inbox: calls `deliver(key, &message)` for each subscriber until
+    /// all is done or `deliver` returns [`DeliveryFlow::Pause`].
     ///
-    /// After a pause, further messages for the same client may come before it takes effect; no other client's.
+    /// The order is the one that the crate guarantees. Each client gets a message at most once.
+    /// After a pause, the same client may get a few more messages before the call returns; no other
+    /// client does.
     ///
-    /// `Ready`: there is, or may be, more to do; call again soon. `Pending`: there is nothing left, and the waker of
-    /// `cx` is called when something comes.
+    /// Returns `Ready` if there may be more to deliver: call it again soon. Returns `Pending` if
+    /// the inbox is empty: the waker of `cx` is called when a message arrives.
     ///
-    /// Begins with [`wake_others`](Self::wake_others).
+    /// Calls [`flush_wakeups`](Self::flush_wakeups) first.
     pub fn poll_deliver(
         &mut self,
         cx: &mut Context<'_>,
-        mut deliver: impl FnMut(Key, &M) -> Flow,
+        mut deliver: impl FnMut(SubscriberKey, &M) -> DeliveryFlow,
     ) -> Poll<()> {
-        self.wake_others();
+        self.flush_wakeups();
         let shared = &*self.shared;
         let inbox = &shared.inboxes[usize::from(self.id.0)];
         let fanouts = &mut self.fanouts;
-        inbox.disarm(self.attachment);
+        inbox.disarm(self.generation);
         if fanouts.queue.is_empty() {
             let asleep_if_none = fanouts.is_empty().then_some(cx.waker());
-            if !inbox.take(self.attachment, &mut fanouts.queue, asleep_if_none) {
+            if !inbox.take(self.generation, &mut fanouts.queue, asleep_if_none) {
                 return Poll::Pending;
             }
         }
-        // Not until the inbox is empty: what is pushed meanwhile waits until the worker has written.
+        // Do not repeat until the inbox is empty: messages pushed meanwhile wait until the worker
+        // has written these.
         let _ = fanouts.deliver(&self.tables, &mut deliver);
         let asleep_if_none = fanouts.is_empty().then_some(cx.waker());
-        let limits = (&shared.config, &shared.congestion);
-        if inbox.finish(self.attachment, &mut fanouts.finished, asleep_if_none, limits) {
+        if inbox.finish(self.generation, &mut fanouts.finished, asleep_if_none, shared.soft_limits()) {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -469,9 +506,10 @@ impl<M: Send + 'static> Shard<M> {
 }
 
 impl<M> Shard<M> {
-    /// Wakes the workers that [`publish`](Self::publish) has left asleep and nobody has woken since, each once.
-    pub fn wake_others(&mut self) {
-        while let Some(shard) = self.left_asleep.pop() {
+    /// Wakes the workers whose wake-ups [`publish`](Self::publish) deferred and that still sleep,
+    /// each once.
+    pub fn flush_wakeups(&mut self) {
+        while let Some(shard) = self.deferred_wakeups.pop() {
             if let Some(inbox) = self.shared.inboxes.get(shard) {
                 inbox.wake();
             }
@@ -481,11 +519,11 @@ impl<M> Shard<M> {
 
 impl<M> Drop for Shard<M> {
     fn drop(&mut self) {
-        self.wake_others();
+        self.flush_wakeups();
     }
 }
 
-/// A topic has neither of these; in a pattern each stands for a whole level.
+/// Returns `true` for a pattern: a level is `*` or `>`, which a topic never has.
 fn is_pattern(name: &str) -> bool {
     name.split('.').any(|level| level == "*" || level == ">")
 }

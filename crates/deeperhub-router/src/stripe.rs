@@ -1,73 +1,74 @@
-//! Which worker has how many subscribers of a topic: one part of the table of exact topics.
+//! One stripe of the table of exact topics: the number of subscribers that each worker has.
 
-use crate::few::Few;
+use crate::inline_list::InlineList;
 use ahash::RandomState;
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as Place;
+use hashbrown::hash_table;
 use std::sync::Arc;
 
-/// What is known of one topic or pattern that somebody subscribes to.
+/// Routing entry of one topic or pattern that has subscribers.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct RouteEntry {
     pub(crate) name: Arc<str>,
-    /// One for each worker that has subscribers.
-    pub(crate) slots: Few<Slot>,
+    /// One entry for each worker with subscribers.
+    pub(crate) shards: InlineList<ShardShare>,
 }
 
-/// One worker's part in a topic or pattern.
+/// One worker's subscribers of a topic or pattern.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Slot {
+pub(crate) struct ShardShare {
     pub(crate) shard: u16,
-    /// The worker's own number of its list of subscribers.
+    /// Number of the subscriber list, as the worker counts its lists.
     pub(crate) list: u32,
     pub(crate) subscribers: u32,
 }
 
-impl Entry {
+impl RouteEntry {
     pub(crate) fn new(name: &str) -> Self {
-        Self { name: name.into(), slots: Few::new() }
+        Self { name: name.into(), shards: InlineList::new() }
     }
 
     pub(crate) fn subscribers(&self) -> u64 {
-        self.slots.as_slice().iter().map(|slot| u64::from(slot.subscribers)).sum()
+        self.shards.as_slice().iter().map(|share| u64::from(share.subscribers)).sum()
     }
 
     pub(crate) fn list(&self, shard: u16) -> Option<u32> {
-        self.slots.as_slice().iter().find(|slot| slot.shard == shard).map(|slot| slot.list)
+        self.shards.as_slice().iter().find(|share| share.shard == shard).map(|share| share.list)
     }
 
-    /// Counts one subscriber more of a worker, whose list is known here or made now.
+    /// Counts one more subscriber of a worker and returns the worker's list. Calls `list` to create
+    /// it if the worker has no subscriber yet.
     pub(crate) fn add(&mut self, shard: u16, list: impl FnOnce() -> u32) -> u32 {
-        if let Some(slot) = self.slots.as_mut_slice().iter_mut().find(|slot| slot.shard == shard) {
-            slot.subscribers += 1;
-            return slot.list;
+        if let Some(share) = self.shards.as_mut_slice().iter_mut().find(|share| share.shard == shard) {
+            share.subscribers += 1;
+            return share.list;
         }
         let list = list();
-        self.slots.push(Slot { shard, list, subscribers: 1 });
+        self.shards.push(ShardShare { shard, list, subscribers: 1 });
         list
     }
 
-    /// Counts one subscriber less.
+    /// Counts one subscriber less of a worker.
     pub(crate) fn subtract(&mut self, shard: u16) {
-        let slots = self.slots.as_mut_slice();
-        let Some(index) = slots.iter().position(|slot| slot.shard == shard) else { return };
-        if let Some(slot) = slots.get_mut(index) {
-            slot.subscribers = slot.subscribers.saturating_sub(1);
-            if slot.subscribers == 0 {
-                self.slots.swap_remove(index);
+        let shards = self.shards.as_mut_slice();
+        let Some(index) = shards.iter().position(|share| share.shard == shard) else { return };
+        if let Some(share) = shards.get_mut(index) {
+            share.subscribers = share.subscribers.saturating_sub(1);
+            if share.subscribers == 0 {
+                self.shards.swap_remove(index);
             }
         }
     }
 
     #[cfg(test)]
     pub(crate) fn heap_bytes(&self) -> usize {
-        arc_bytes(&self.name) + self.slots.heap_bytes()
+        arc_bytes(&self.name) + self.shards.heap_bytes()
     }
 
-    /// Forgets a worker.
+    /// Removes a worker.
     pub(crate) fn forget(&mut self, shard: u16) {
-        if let Some(index) = self.slots.as_slice().iter().position(|slot| slot.shard == shard) {
-            self.slots.swap_remove(index);
+        if let Some(index) = self.shards.as_slice().iter().position(|share| share.shard == shard) {
+            self.shards.swap_remove(index);
         }
     }
 }
@@ -75,62 +76,66 @@ impl Entry {
 /// A part of the topics, under one lock.
 #[derive(Debug)]
 pub(crate) struct Stripe {
-    topics: HashTable<Entry>,
-    /// How many of them are the server's own, which are in no list or count.
-    own: usize,
+    topics: HashTable<RouteEntry>,
+    /// Number of reserved topics, which appear in no list or count.
+    reserved: usize,
 }
 
 impl Stripe {
-    /// Memory of a topic besides its name, in a table that doubles.
-    pub(crate) const ENTRY_BYTES: usize = 2 * (size_of::<Entry>() + 1);
+    /// Memory of a topic without its name, in a table whose capacity doubles as it grows.
+    pub(crate) const ENTRY_BYTES: usize = 2 * (size_of::<RouteEntry>() + 1);
 
     pub(crate) const fn new() -> Self {
-        Self { topics: HashTable::new(), own: 0 }
+        Self { topics: HashTable::new(), reserved: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.topics.len() - self.own
+        self.topics.len() - self.reserved
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.topics.iter().filter(|entry| !is_own(&entry.name))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &RouteEntry> {
+        self.topics.iter().filter(|entry| !is_reserved(&entry.name))
     }
 
-    pub(crate) fn find(&self, hash: u64, name: &str) -> Option<&Entry> {
+    pub(crate) fn find(&self, hash: u64, name: &str) -> Option<&RouteEntry> {
         self.topics.find(hash, |entry| *entry.name == *name)
     }
 
-    pub(crate) fn find_or_insert(&mut self, hash: u64, name: &str, hasher: &RandomState) -> &mut Entry {
-        let equal = |entry: &Entry| *entry.name == *name;
+    pub(crate) fn get_or_insert(&mut self, hash: u64, name: &str, hasher: &RandomState) -> &mut RouteEntry {
+        let equal = |entry: &RouteEntry| *entry.name == *name;
         match self.topics.entry(hash, equal, |entry| hasher.hash_one(&*entry.name)) {
-            Place::Occupied(place) => place.into_mut(),
-            Place::Vacant(place) => {
-                self.own += usize::from(is_own(name));
-                place.insert(Entry::new(name)).into_mut()
+            hash_table::Entry::Occupied(occupied) => occupied.into_mut(),
+            hash_table::Entry::Vacant(vacant) => {
+                self.reserved += usize::from(is_reserved(name));
+                vacant.insert(RouteEntry::new(name)).into_mut()
             }
         }
     }
 
-    /// Counts one subscriber less; the last one's topic is forgotten, which is answered.
+    /// Counts one subscriber less. Removes a topic with its last subscriber, and then returns
+    /// `true`.
     pub(crate) fn subtract(&mut self, hash: u64, name: &str, shard: u16, hasher: &RandomState) -> bool {
-        let Ok(mut place) = self.topics.find_entry(hash, |entry| *entry.name == *name) else { return false };
-        place.get_mut().subtract(shard);
-        let is_empty = place.get().slots.is_empty();
+        let Ok(mut occupied) = self.topics.find_entry(hash, |entry| *entry.name == *name) else {
+            return false;
+        };
+        occupied.get_mut().subtract(shard);
+        let is_empty = occupied.get().shards.is_empty();
         if is_empty {
-            place.remove();
-            self.own -= usize::from(is_own(name));
+            occupied.remove();
+            self.reserved -= usize::from(is_reserved(name));
             self.shrink(hasher);
         }
         is_empty
     }
 
-    /// Forgets a worker; `lost` is called with each topic that is forgotten with it.
+    /// Removes a worker. Calls `lost` with each topic that is removed because it has no other
+    /// subscribers.
     pub(crate) fn forget(&mut self, shard: u16, hasher: &RandomState, mut lost: impl FnMut(&Arc<str>)) {
         self.topics.retain(|entry| {
             entry.forget(shard);
-            let is_empty = entry.slots.is_empty();
+            let is_empty = entry.shards.is_empty();
             if is_empty {
-                self.own -= usize::from(is_own(&entry.name));
+                self.reserved -= usize::from(is_reserved(&entry.name));
                 lost(&entry.name);
             }
             !is_empty
@@ -140,13 +145,13 @@ impl Stripe {
 
     #[cfg(test)]
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.topics.allocation_size() + self.topics.iter().map(Entry::heap_bytes).sum::<usize>()
+        self.topics.allocation_size() + self.topics.iter().map(RouteEntry::heap_bytes).sum::<usize>()
     }
 
     fn shrink(&mut self, hasher: &RandomState) {
         if self.topics.capacity() > 64 && self.topics.len() < self.topics.capacity() / 8 {
-            let room = self.topics.len() * 2;
-            self.topics.shrink_to(room, |entry| hasher.hash_one(&*entry.name));
+            let capacity = self.topics.len() * 2;
+            self.topics.shrink_to(capacity, |entry| hasher.hash_one(&*entry.name));
         }
     }
 }
@@ -156,8 +161,8 @@ pub(crate) fn arc_bytes(text: &str) -> usize {
     (2 * size_of::<usize>() + text.len()).next_multiple_of(size_of::<usize>())
 }
 
-/// Whether a topic is the server's own.
-pub(crate) fn is_own(name: &str) -> bool {
+/// Returns `true` if a topic is reserved for the server: it starts with `$`.
+pub(crate) fn is_reserved(name: &str) -> bool {
     name.starts_with('$')
 }
 
@@ -171,7 +176,7 @@ mod tests {
         let mut stripe = Stripe::new();
         let names: Vec<_> = (0..10_000).map(|number| format!("topic.{number}")).collect();
         for name in &names {
-            let entry = stripe.find_or_insert(hasher.hash_one(name.as_str()), name, &hasher);
+            let entry = stripe.get_or_insert(hasher.hash_one(name.as_str()), name, &hasher);
             entry.add(3, || 7);
             entry.add(4, || 8);
             entry.add(3, || unreachable!("the worker's list is known"));

@@ -1,4 +1,4 @@
-//! The synchronisation that the crate uses: std's, or loom's in the model tests.
+//! Synchronisation primitives: those of `std`, or of loom in the model tests.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
@@ -13,18 +13,20 @@ pub(crate) use std::sync::{
 
 use std::sync::PoisonError;
 
-/// Locks, also after a panic elsewhere: the only foreign code that runs under a lock is `make` of
-/// a publish, and each step around it leaves the tables whole.
+/// Locks a mutex, even if it is poisoned.
+///
+/// The only foreign code that runs under a lock is a publish's `make`. Each step around it leaves
+/// the tables consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Locks for reading, see [`lock`].
+/// Locks for reading, even if poisoned; see [`lock`].
 pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Locks for writing, see [`lock`].
+/// Locks for writing, even if poisoned; see [`lock`].
 pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }

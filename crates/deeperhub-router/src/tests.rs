@@ -1,9 +1,12 @@
-//! The router against a plain model of what it promises.
+//! The router against a simple model of its guarantees.
 
-// Helpers here stand outside of test functions, where the lint cannot tell that they are tests.
+// The lint does not see that helpers outside of test functions belong to tests.
 #![allow(clippy::unwrap_used)]
 
-use crate::{Config, Flow, Interest, Key, LOOPBACK, Router, Shard, ShardId, Subscribed};
+use crate::{
+    Config, DeliveryFlow, InterestChange, Router, Shard, ShardId, Subscribed, SubscriberKey,
+    WORKER_SUBSCRIBER,
+};
 use deeperhub_types::{Subscription, Topic};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,26 +22,26 @@ const SUBSCRIPTIONS: [&str; 11] = ["a", "a.b", "a.c", "b.b", "a.b.c", "*", ">", 
 enum Step {
     Subscribe {
         shard: u16,
-        key: Key,
+        key: SubscriberKey,
         to: usize,
     },
     Unsubscribe {
         shard: u16,
-        key: Key,
+        key: SubscriberKey,
         from: usize,
     },
     Remove {
         shard: u16,
-        key: Key,
+        key: SubscriberKey,
     },
     Publish {
         topic: usize,
         source: Option<u64>,
-        /// The worker that publishes it; otherwise it comes from elsewhere.
+        /// The worker that publishes it; `None` for another thread.
         from: Option<u16>,
     },
-    /// The worker wakes the others.
-    WakeOthers {
+    /// The worker flushes its deferred wake-ups.
+    FlushWakeups {
         shard: u16,
     },
     /// Pauses at every `pause`th delivery.
@@ -46,7 +49,7 @@ enum Step {
         shard: u16,
         pause: usize,
     },
-    /// The worker dies, and another one takes its place.
+    /// The worker dies, and another one replaces it.
     Replace {
         shard: u16,
     },
@@ -62,43 +65,43 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (shard(), key()).prop_map(|(shard, key)| Step::Remove { shard, key }),
         12 => (0..TOPICS.len(), proptest::option::of(0..3_u64), proptest::option::of(shard()))
             .prop_map(|(topic, source, from)| Step::Publish { topic, source, from }),
-        3 => shard().prop_map(|shard| Step::WakeOthers { shard }),
+        3 => shard().prop_map(|shard| Step::FlushWakeups { shard }),
         12 => (shard(), 1..8_usize).prop_map(|(shard, pause)| Step::Deliver { shard, pause }),
         1 => shard().prop_map(|shard| Step::Replace { shard }),
     ]
 }
 
-/// What was published, and what the clients should make of it.
+/// A published message and its expected receivers.
 #[derive(Debug)]
 struct Message {
     topic: &'static str,
     source: Option<u64>,
-    /// The subscriptions (by a number that is never used again) that it was for, by client.
-    receivers: BTreeMap<(u16, Key), BTreeSet<u64>>,
-    delivered: BTreeSet<(u16, Key)>,
+    /// The matching subscriptions of each client, by a number that is never reused.
+    receivers: BTreeMap<(u16, SubscriberKey), BTreeSet<u64>>,
+    delivered: BTreeSet<(u16, SubscriberKey)>,
 }
 
-/// Whether a worker sleeps, and what is to wake it.
+/// Whether a worker sleeps, and which wake-ups are expected.
 #[derive(Debug, Default)]
 struct Sleep {
     wake_ups: Arc<Count>,
-    /// How often it must have been woken by now.
+    /// Number of wake-ups expected so far.
     expected: usize,
     is_asleep: bool,
-    /// The workers that have left it asleep over a message.
-    left_by: BTreeSet<u16>,
+    /// Workers that deferred their wake-up of this one.
+    deferred_by: BTreeSet<u16>,
 }
 
 impl Sleep {
     fn is_woken(&mut self) {
         self.expected += usize::from(std::mem::take(&mut self.is_asleep));
-        self.left_by.clear();
+        self.deferred_by.clear();
     }
 
-    /// It runs, by itself or because it was woken.
+    /// The worker runs, with or without a wake-up.
     fn runs(&mut self) {
         self.is_asleep = false;
-        self.left_by.clear();
+        self.deferred_by.clear();
     }
 }
 
@@ -107,10 +110,10 @@ struct Model {
     shards: Vec<Shard<usize>>,
     sleeps: Vec<Sleep>,
     next: u64,
-    subscriptions: BTreeMap<(u16, Key), BTreeMap<&'static str, u64>>,
+    subscriptions: BTreeMap<(u16, SubscriberKey), BTreeMap<&'static str, u64>>,
     messages: Vec<Message>,
-    received: BTreeMap<(u16, Key), Vec<usize>>,
-    /// What the observer was told.
+    received: BTreeMap<(u16, SubscriberKey), Vec<usize>>,
+    /// Topics and patterns with subscribers, as reported to the observer.
     interests: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -126,8 +129,8 @@ impl Model {
         router.observe_interest(move |name, interest| {
             let mut interests = told.lock().expect("no test panicked with it");
             let changed = match interest {
-                Interest::Gained => interests.insert(name.to_string()),
-                Interest::Lost => interests.remove(&**name),
+                InterestChange::Gained => interests.insert(name.to_string()),
+                InterestChange::Lost => interests.remove(&**name),
             };
             assert!(changed, "{interest:?} of {name} is told again");
         });
@@ -144,7 +147,7 @@ impl Model {
         }
     }
 
-    fn take(&mut self, step: Step) {
+    fn apply(&mut self, step: Step) {
         match step {
             Step::Subscribe { shard, key, to } => {
                 let name = SUBSCRIPTIONS[to];
@@ -164,12 +167,12 @@ impl Model {
             }
             Step::Remove { shard, key } => {
                 let own = self.subscriptions.remove(&(shard, key)).unwrap_or_default();
-                assert_eq!(self.shards[usize::from(shard)].remove(key), own.len());
+                assert_eq!(self.shards[usize::from(shard)].remove_subscriber(key), own.len());
             }
             Step::Publish { topic, source, from } => self.publish(TOPICS[topic], source, from),
-            Step::WakeOthers { shard } => {
-                self.shards[usize::from(shard)].wake_others();
-                self.others_are_woken(shard);
+            Step::FlushWakeups { shard } => {
+                self.shards[usize::from(shard)].flush_wakeups();
+                self.expect_wakeups_deferred_by(shard);
             }
             Step::Deliver { shard, pause } => {
                 self.deliver(shard, pause);
@@ -179,18 +182,18 @@ impl Model {
                     &mut self.shards[usize::from(shard)],
                     self.router.attach(ShardId(shard)),
                 );
-                // The dead one's last calls come late, and change nothing.
+                // Late calls of the dead worker change nothing.
                 let mut dead = dead;
                 dead.subscribe(0, &subscription("a"));
                 dead.subscribe(1, &subscription("*"));
                 for key in 0..6 {
-                    dead.remove(key);
+                    dead.remove_subscriber(key);
                 }
                 let mut cx = Context::from_waker(Waker::noop());
-                assert!(dead.poll_deliver(&mut cx, |_, _| Flow::Continue).is_pending());
+                assert!(dead.poll_deliver(&mut cx, |_, _| DeliveryFlow::Continue).is_pending());
                 drop(dead);
                 self.sleeps[usize::from(shard)].runs();
-                self.others_are_woken(shard);
+                self.expect_wakeups_deferred_by(shard);
                 self.subscriptions.retain(|client, _| client.0 != shard);
                 for message in &mut self.messages {
                     message.receivers.retain(|client, _| client.0 != shard);
@@ -203,9 +206,9 @@ impl Model {
         }
     }
 
-    fn others_are_woken(&mut self, by: u16) {
+    fn expect_wakeups_deferred_by(&mut self, by: u16) {
         for sleep in &mut self.sleeps {
-            if sleep.left_by.contains(&by) {
+            if sleep.deferred_by.contains(&by) {
                 sleep.is_woken();
             }
         }
@@ -223,7 +226,7 @@ impl Model {
                 .collect();
             if !matching.is_empty() {
                 assert_eq!(
-                    self.shards[usize::from(client.0)].matches(client.1, &parsed),
+                    self.shards[usize::from(client.0)].count_matches(client.1, &parsed),
                     matching.len() as u64
                 );
                 receivers.insert(*client, matching);
@@ -248,7 +251,7 @@ impl Model {
             let sleep = &mut self.sleeps[usize::from(shard)];
             match from {
                 Some(from) if sleep.is_asleep => {
-                    sleep.left_by.insert(from);
+                    sleep.deferred_by.insert(from);
                 }
                 Some(_) => {}
                 None => sleep.is_woken(),
@@ -257,7 +260,7 @@ impl Model {
         self.messages.push(Message { topic, source, receivers, delivered: BTreeSet::new() });
     }
 
-    /// Answers whether there may be more.
+    /// Delivers and returns `true` if there may be more.
     fn deliver(&mut self, shard: u16, pause: usize) -> bool {
         let waker = Waker::from(Arc::clone(&self.sleeps[usize::from(shard)].wake_ups));
         let mut cx = Context::from_waker(&waker);
@@ -277,11 +280,11 @@ impl Model {
             deliveries += 1;
             if deliveries % pause == 0 {
                 paused_at = Some(key);
-                return Flow::Pause;
+                return DeliveryFlow::Pause;
             }
-            Flow::Continue
+            DeliveryFlow::Continue
         });
-        self.others_are_woken(shard);
+        self.expect_wakeups_deferred_by(shard);
         let sleep = &mut self.sleeps[usize::from(shard)];
         sleep.runs();
         sleep.is_asleep = more.is_pending();
@@ -302,14 +305,14 @@ impl Model {
         }
         for name in SUBSCRIPTIONS {
             let count = counts.get(name).copied().unwrap_or_default();
-            assert_eq!(self.router.subscribers(&subscription(name)), count, "{name}");
+            assert_eq!(self.router.subscriber_count(&subscription(name)), count, "{name}");
         }
-        assert_eq!(self.router.topics(), counts.len() as u64);
+        assert_eq!(self.router.topic_count(), counts.len() as u64);
         let interests = self.interests.lock().expect("no test panicked with it");
         assert!(interests.iter().eq(counts.keys()), "{interests:?} are told, {counts:?} are there");
     }
 
-    /// Delivers the rest, and looks at what everyone got.
+    /// Delivers the rest, and checks the messages that each client got.
     fn check_all(&mut self) {
         for shard in 0..SHARDS {
             let mut calls = 0;
@@ -337,10 +340,10 @@ impl Model {
         }
         for shard in 0..SHARDS {
             for key in 0..6 {
-                self.take(Step::Remove { shard, key });
+                self.apply(Step::Remove { shard, key });
             }
         }
-        assert_eq!(self.router.topics(), 0);
+        assert_eq!(self.router.topic_count(), 0);
         assert!(!self.router.is_congested());
     }
 }
@@ -349,10 +352,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
-    fn every_promise_is_kept_whatever_happens(steps in proptest::collection::vec(step(), 0..120)) {
+    fn every_guarantee_holds_for_any_steps(steps in proptest::collection::vec(step(), 0..120)) {
         let mut model = Model::new();
         for step in steps {
-            model.take(step);
+            model.apply(step);
         }
         model.check_all();
     }
@@ -380,7 +383,7 @@ fn a_sleeping_worker_is_woken_once_for_many_publishes() {
         let mut poll = || {
             shard.poll_deliver(&mut cx, |_, ()| {
                 delivered += 1;
-                Flow::Continue
+                DeliveryFlow::Continue
             })
         };
         while poll().is_ready() {}
@@ -390,11 +393,11 @@ fn a_sleeping_worker_is_woken_once_for_many_publishes() {
         assert_eq!(count.0.load(Ordering::Relaxed), round);
     }
     assert_eq!(delivered, 10);
-    // Nobody to wake, nothing to hand over.
+    // There is no subscriber, so no message is created and no worker is woken.
     router.publish(&Topic::parse("b").unwrap(), None, 1, || unreachable!("nobody is subscribed"));
 }
 
-/// A worker that sleeps, subscribed to `a`, and how often it is woken.
+/// Returns a sleeping worker that is subscribed to `a`, with its count of wake-ups.
 fn asleep(router: &Router<u32>, shard: u16) -> (Shard<u32>, Arc<Count>) {
     let mut worker = router.attach(ShardId(shard));
     worker.subscribe(0, &subscription("a"));
@@ -403,14 +406,14 @@ fn asleep(router: &Router<u32>, shard: u16) -> (Shard<u32>, Arc<Count>) {
     (worker, count)
 }
 
-/// Delivers all that there is, and falls asleep.
+/// Delivers everything until the worker falls asleep.
 fn drain(worker: &mut Shard<u32>, count: &Arc<Count>) -> Vec<u32> {
     let waker = Waker::from(Arc::clone(count));
     let mut cx = Context::from_waker(&waker);
     let mut delivered = Vec::new();
     let mut deliver = |_, message: &u32| {
         delivered.push(*message);
-        Flow::Continue
+        DeliveryFlow::Continue
     };
     while worker.poll_deliver(&mut cx, &mut deliver).is_ready() {}
     delivered
@@ -421,7 +424,7 @@ fn publish_from(worker: &mut Shard<u32>, message: u32) {
 }
 
 #[test]
-fn others_are_woken_once_for_all_that_a_worker_publishes() {
+fn deferred_wakeups_are_flushed_once_for_many_publishes() {
     let router = Router::new(3, Config::default());
     let [(mut first, own), (mut second, count), (_third, last)] =
         [0, 1, 2].map(|shard| asleep(&router, shard));
@@ -430,8 +433,8 @@ fn others_are_woken_once_for_all_that_a_worker_publishes() {
         publish_from(&mut first, message);
     }
     assert_eq!(woken(), [0, 0, 0]);
-    first.wake_others();
-    first.wake_others();
+    first.flush_wakeups();
+    first.flush_wakeups();
     assert_eq!(woken(), [0, 1, 1], "it runs itself");
     assert_eq!(drain(&mut second, &count), [0, 1, 2, 3, 4]);
 
@@ -445,25 +448,25 @@ fn others_are_woken_once_for_all_that_a_worker_publishes() {
 }
 
 #[test]
-fn a_worker_that_another_left_asleep_is_woken_by_the_next_publish_from_elsewhere() {
+fn a_deferred_wakeup_does_not_delay_one_from_another_thread() {
     let router = Router::new(2, Config::default());
     let [(mut first, _), (mut second, count)] = [0, 1].map(|shard| asleep(&router, shard));
     let woken = || count.0.load(Ordering::Relaxed);
     publish_from(&mut first, 1);
     router.publish(&Topic::parse("a").unwrap(), None, 1, || 2);
     assert_eq!(woken(), 1);
-    first.wake_others();
+    first.flush_wakeups();
     assert_eq!(woken(), 1, "once is enough");
     assert_eq!(drain(&mut second, &count), [1, 2]);
 
     publish_from(&mut first, 3);
     assert_eq!(drain(&mut second, &count), [3], "it woke by itself");
-    first.wake_others();
+    first.flush_wakeups();
     assert_eq!(woken(), 1);
 }
 
 #[test]
-fn a_worker_that_panics_leaves_nobody_asleep() {
+fn a_panicking_worker_flushes_its_deferred_wakeups() {
     let router = Router::new(2, Config::default());
     let [(mut first, _), (mut second, count)] = [0, 1].map(|shard| asleep(&router, shard));
     let died = std::thread::spawn(move || {
@@ -476,7 +479,7 @@ fn a_worker_that_panics_leaves_nobody_asleep() {
 }
 
 #[test]
-fn a_publish_that_panics_wakes_whom_it_had_reached() {
+fn a_panicking_publish_wakes_the_workers_it_reached() {
     let router = Router::new(2, Config::default());
     let [(_first, own), (_second, count)] = [0, 1].map(|shard| asleep(&router, shard));
     let mut made = 0;
@@ -493,7 +496,7 @@ fn a_publish_that_panics_wakes_whom_it_had_reached() {
 }
 
 #[test]
-fn congestion_is_told_and_ends_when_the_worker_has_caught_up() {
+fn congestion_is_reported_and_ends_after_delivery() {
     let mut config = Config::default();
     (config.inbox_soft_limit, config.inbox_soft_limit_bytes) = (8, 100);
     let router = Router::new(2, config);
@@ -502,21 +505,21 @@ fn congestion_is_told_and_ends_when_the_worker_has_caught_up() {
     let topic = Topic::parse("a").unwrap();
     let publish = |bytes| router.publish(&topic, None, bytes, || ()).congested;
     let mut cx = Context::from_waker(Waker::noop());
-    let mut catch_up = || while shard.poll_deliver(&mut cx, |_, ()| Flow::Continue).is_ready() {};
+    let mut catch_up = || while shard.poll_deliver(&mut cx, |_, ()| DeliveryFlow::Continue).is_ready() {};
 
     assert!((0..8).all(|_| !publish(1)));
     assert!(publish(1) && router.is_congested());
     let count = Arc::new(Count::default());
-    assert!(router.wake_when_relieved(&Waker::from(Arc::clone(&count))));
+    assert!(router.wake_when_uncongested(&Waker::from(Arc::clone(&count))));
     catch_up();
     assert!(!router.is_congested());
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
 
     assert!(!publish(100) && publish(1));
     catch_up();
-    assert!(!router.is_congested() && !router.wake_when_relieved(Waker::noop()));
+    assert!(!router.is_congested() && !router.wake_when_uncongested(Waker::noop()));
 
-    // A worker that died congested is no congestion any more.
+    // A worker that died with a congested inbox causes no congestion any more.
     assert!(publish(101));
     drop(shard);
     let _shard = router.attach(ShardId(0));
@@ -524,7 +527,7 @@ fn congestion_is_told_and_ends_when_the_worker_has_caught_up() {
 }
 
 #[test]
-fn a_huge_fan_out_does_not_hold_up_another_topic() {
+fn a_large_fan_out_does_not_delay_another_topic() {
     let router = Router::new(1, Config::default());
     let mut shard = router.attach(ShardId(0));
     for key in 0..1000 {
@@ -542,7 +545,7 @@ fn a_huge_fan_out_does_not_hold_up_another_topic() {
     while shard
         .poll_deliver(&mut cx, |key, message| {
             order.push((key, *message));
-            if order.len() % 100 == 0 { Flow::Pause } else { Flow::Continue }
+            if order.len() % 100 == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         })
         .is_ready()
     {}
@@ -567,7 +570,7 @@ fn messages_of_a_large_fan_out_are_delivered_together() {
     while shard
         .poll_deliver(&mut cx, |key, number| {
             order.push((key, *number));
-            Flow::Continue
+            DeliveryFlow::Continue
         })
         .is_ready()
     {}
@@ -576,7 +579,7 @@ fn messages_of_a_large_fan_out_are_delivered_together() {
 }
 
 #[test]
-fn what_was_published_before_a_mark_can_be_delivered_alone() {
+fn deliver_until_stops_at_an_inbox_position() {
     let router = Router::new(1, Config::default());
     let mut shard = router.attach(ShardId(0));
     for key in 0..5 {
@@ -586,10 +589,10 @@ fn what_was_published_before_a_mark_can_be_delivered_alone() {
     let publish = |topic, number| {
         router.publish(&Topic::parse(topic).unwrap(), Some(1), 1, || number);
     };
-    assert!(shard.has_delivered(router.mark(ShardId(0))), "nothing was published");
+    assert!(shard.has_delivered(router.inbox_position(ShardId(0))), "nothing was published");
     publish("large", 1);
     publish("small", 2);
-    let mark = router.mark(ShardId(0));
+    let mark = router.inbox_position(ShardId(0));
     publish("small", 3);
     assert!(!shard.has_delivered(mark));
     let mut order = Vec::new();
@@ -598,7 +601,7 @@ fn what_was_published_before_a_mark_can_be_delivered_alone() {
         calls += 1;
         let is_done = shard.deliver_until(mark, |key, number| {
             order.push((key, *number));
-            if order.len() == 2 { Flow::Pause } else { Flow::Continue }
+            if order.len() == 2 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         });
         assert_eq!(is_done, shard.has_delivered(mark));
         if is_done {
@@ -610,7 +613,7 @@ fn what_was_published_before_a_mark_can_be_delivered_alone() {
     let mut cx = Context::from_waker(Waker::noop());
     let rest = shard.poll_deliver(&mut cx, |key, number| {
         order.push((key, *number));
-        Flow::Continue
+        DeliveryFlow::Continue
     });
     assert!(rest.is_pending());
     assert_eq!(order.last(), Some(&(9, 3)));
@@ -644,7 +647,7 @@ fn threads_agree_on_one_order() {
                 loop {
                     let poll = shard.poll_deliver(&mut cx, |key, message: &(usize, usize)| {
                         received[key as usize].push(*message);
-                        if message.1.is_multiple_of(7) { Flow::Pause } else { Flow::Continue }
+                        if message.1.is_multiple_of(7) { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
                     });
                     if received.iter().all(|own| own.len() == MESSAGES * PUBLISHERS) {
                         break;
@@ -664,7 +667,8 @@ fn threads_agree_on_one_order() {
         for publisher in 0..PUBLISHERS {
             let router = &router;
             scope.spawn(move || {
-                // The first from anywhere, the others as workers, which wake others now and then.
+                // The first publisher is no worker. The others are, and flush wake-ups now and
+                // then.
                 let mut own = router.attach(ShardId(SHARDS + publisher as u16));
                 for message in 0..MESSAGES {
                     let topic = Topic::parse("a.b").unwrap();
@@ -675,7 +679,7 @@ fn threads_agree_on_one_order() {
                     };
                     assert_eq!(published.subscribers, 24);
                     if publisher > 0 && message % (publisher * 10) == 0 {
-                        own.wake_others();
+                        own.flush_wakeups();
                     }
                 }
             });
@@ -691,15 +695,15 @@ fn threads_agree_on_one_order() {
 }
 
 #[test]
-fn the_servers_own_topics_reach_the_worker_and_nobody_else() {
+fn reserved_topics_reach_only_the_worker() {
     let router = Router::<u32>::new(1, Config::default());
     let mut shard = router.attach(ShardId(0));
     let own = Topic::of_server("canary.0");
     for name in [">", "*.0", "a"] {
         shard.subscribe(3, &subscription(name));
     }
-    assert_eq!(shard.subscribe(LOOPBACK, &Subscription::Topic(own.borrow())), Subscribed::New);
-    assert_eq!(shard.subscribe(LOOPBACK, &Subscription::Topic(own.borrow())), Subscribed::Already);
+    assert_eq!(shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow())), Subscribed::New);
+    assert_eq!(shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow())), Subscribed::Already);
 
     assert_eq!(router.publish(&own, None, 1, || 7).subscribers, 1);
     let mut delivered = Vec::new();
@@ -707,26 +711,26 @@ fn the_servers_own_topics_reach_the_worker_and_nobody_else() {
     while shard
         .poll_deliver(&mut cx, |key, message| {
             delivered.push((key, *message));
-            Flow::Continue
+            DeliveryFlow::Continue
         })
         .is_ready()
     {}
-    assert_eq!(delivered, [(LOOPBACK, 7)]);
+    assert_eq!(delivered, [(WORKER_SUBSCRIBER, 7)]);
 
-    assert_eq!(router.topics(), 3);
+    assert_eq!(router.topic_count(), 3);
     let mut listed: Vec<_> =
         router.list(None, 10).unwrap().topics.into_iter().map(|(name, _)| name).collect();
     listed.sort();
     assert_eq!(listed, ["*.0", ">", "a"]);
 
     let mut next = router.attach(ShardId(0));
-    assert_eq!((router.topics(), router.publish(&own, None, 1, || 8).subscribers), (0, 0));
-    next.subscribe(LOOPBACK, &Subscription::Topic(own.borrow()));
-    assert!(next.unsubscribe(LOOPBACK, &Subscription::Topic(own.borrow())));
-    assert_eq!((router.topics(), next.subscription_count(LOOPBACK)), (0, 0));
+    assert_eq!((router.topic_count(), router.publish(&own, None, 1, || 8).subscribers), (0, 0));
+    next.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow()));
+    assert!(next.unsubscribe(WORKER_SUBSCRIBER, &Subscription::Topic(own.borrow())));
+    assert_eq!((router.topic_count(), next.subscription_count(WORKER_SUBSCRIBER)), (0, 0));
 }
 
-/// Subscribes clients of two workers to names made from client and number.
+/// Subscribes clients of two workers to names made from the client and a number.
 fn subscribed(clients: u32, names: u32, name: impl Fn(u32, u32) -> String) -> (Router<u32>, Vec<Shard<u32>>) {
     let router = Router::new(SHARDS, Config::default());
     let mut shards: Vec<_> = (0..SHARDS).map(|shard| router.attach(ShardId(shard))).collect();
@@ -740,7 +744,7 @@ fn subscribed(clients: u32, names: u32, name: impl Fn(u32, u32) -> String) -> (R
 }
 
 #[test]
-fn what_subscriptions_take_is_accounted_to_their_clients() {
+fn held_bytes_account_for_the_memory_of_subscriptions() {
     let deep = |client: u32, number: u32| {
         let choice = client * 128 + number;
         let levels = (0..127).map(|level| if choice >> (level % 24) & 1 == 0 { "a" } else { "*" });
@@ -778,7 +782,7 @@ fn what_subscriptions_take_is_accounted_to_their_clients() {
 }
 
 #[test]
-fn what_a_client_costs_a_message_grows_with_its_subscriptions_and_not_with_their_square() {
+fn a_fan_out_is_linear_in_a_clients_subscriptions() {
     const CLIENTS: u32 = 10;
     const PATTERNS: u32 = 512;
     let pattern = |_, number: u32| {
@@ -792,7 +796,7 @@ fn what_a_client_costs_a_message_grows_with_its_subscriptions_and_not_with_their
     assert_eq!(published.subscribers, u64::from(CLIENTS * PATTERNS));
     for shard in &mut shards {
         assert_eq!(drain(shard, &Arc::new(Count::default())), [7; CLIENTS as usize / 2]);
-        let looks = shard.places_looked_at();
-        assert!(looks <= (CLIENTS / 2 * PATTERNS) as usize, "{looks} looks at subscriptions");
+        let lookups = shard.positions_visited();
+        assert!(lookups <= (CLIENTS / 2 * PATTERNS) as usize, "{lookups} lookups at subscriptions");
     }
 }

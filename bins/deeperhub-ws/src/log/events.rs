@@ -1,6 +1,6 @@
 //! Logs events of the event bus: connections at `debug`, messages at `trace`.
 
-use deeperhub_events::{Details, Event, EventFilter, EventKind, EventStream, Received};
+use deeperhub_events::{Event, EventDetails, EventFilter, EventKind, EventStream, Received};
 use deeperhub_node::{NodeHandle, Phase};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -76,11 +76,11 @@ async fn log(events: &mut EventStream) {
 fn log_event(event: &Event) {
     let client_id = event.client_id.as_str();
     match &event.details {
-        Details::Connected { user, peer, origin } => {
+        EventDetails::Connected { user, peer, origin } => {
             let (user, origin) = (user.as_deref(), origin.as_deref());
             debug!(client_id, user, %peer, origin, "Client connected");
         }
-        Details::Disconnected { code, reason, duration, messages_received, messages_sent } => {
+        EventDetails::Disconnected { code, reason, duration, messages_received, messages_sent } => {
             let reason = reason.as_ref();
             debug!(
                 client_id,
@@ -92,16 +92,16 @@ fn log_event(event: &Event) {
                 "Client disconnected"
             );
         }
-        Details::MessageReceived { message_type, topic, bytes } => {
+        EventDetails::MessageReceived { message_type, topic, bytes } => {
             trace!(client_id, message_type, topic = topic.as_deref(), bytes, "Message received");
         }
-        Details::MessageSent { message_type, topic, bytes } => {
+        EventDetails::MessageSent { message_type, topic, bytes } => {
             trace!(client_id, message_type, topic = topic.as_deref(), bytes, "Message sent");
         }
-        Details::BinaryReceived { payload } => {
+        EventDetails::BinaryReceived { payload } => {
             trace!(client_id, bytes = payload.len(), "Binary message received");
         }
-        Details::Error { code, message } => {
+        EventDetails::Error { code, message } => {
             debug!(client_id, code = code.as_ref(), error = message.as_ref(), "Client error");
         }
         // The enum of events is non-exhaustive.

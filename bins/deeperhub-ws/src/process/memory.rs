@@ -98,7 +98,7 @@ impl Cgroup {
 
 /// Returns `MemTotal` of `/proc/meminfo`, in bytes.
 fn mem_total(meminfo: &str) -> Option<u64> {
-    deeperhub_metrics::kibibytes(meminfo, "MemTotal:")
+    deeperhub_metrics::parse_kibibytes(meminfo, "MemTotal:")
 }
 
 /// Returns the memory groups of `/proc/self/cgroup` that have a limit, each with its ancestors, and

@@ -1,5 +1,5 @@
 use super::*;
-use crate::Details;
+use crate::EventDetails;
 use deeperhub_types::ClientId;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -9,14 +9,14 @@ use std::time::UNIX_EPOCH;
 
 /// An event of `client` with a payload of so many bytes.
 fn binary(client: u64, bytes: usize) -> Event {
-    event(client, Details::BinaryReceived { payload: vec![0; bytes].into() })
+    event(client, EventDetails::BinaryReceived { payload: vec![0; bytes].into() })
 }
 
 fn error(client: u64) -> Event {
-    event(client, Details::Error { code: "internal".into(), message: "a fault".into() })
+    event(client, EventDetails::Error { code: "internal".into(), message: "a fault".into() })
 }
 
-fn event(client: u64, details: Details) -> Event {
+fn event(client: u64, details: EventDetails) -> Event {
     Event::new(UNIX_EPOCH, ClientId::parse(&client.to_string()).unwrap(), details)
 }
 
@@ -28,7 +28,7 @@ fn only(kind: EventKind) -> EventFilter {
     EventFilter::none().with(kind)
 }
 
-/// What a test looks at: whose event it is, or how many are missing.
+/// A received item: the client of an event, or the number of lost events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Event(u64),
@@ -157,7 +157,7 @@ fn slow_observers_take_nothing_from_another_and_each_loses_its_own() {
 
 #[test]
 fn a_queue_is_bounded_in_bytes_too() {
-    let bytes = binary(0, 100).size();
+    let bytes = binary(0, 100).memory_bytes();
     let bus = bus(1, usize::MAX, 2 * bytes);
     let mut stream = bus.subscribe(EventFilter::all()).unwrap();
     bus.publish(binary(0, 100));
@@ -165,7 +165,7 @@ fn a_queue_is_bounded_in_bytes_too() {
     bus.publish(binary(2, 100));
     bus.publish(binary(3, 0));
     assert_eq!(drain(&mut stream), [Seen::Event(0), Seen::Lost(1), Seen::Event(2), Seen::Lost(1)]);
-    // What was read makes room again; what is larger than the whole queue never fits.
+    // Received events make room again. An event larger than the queue never fits.
     bus.publish(binary(4, 2 * bytes));
     bus.publish(binary(5, 100));
     assert_eq!(drain(&mut stream), [Seen::Lost(1), Seen::Event(5)]);
@@ -308,7 +308,7 @@ proptest! {
                 Step::Take => prop_assert_eq!(stream.try_recv().map(seen), model.pop_front().map(|(seen, _)| seen)),
                 Step::Publish { bytes } => {
                     let event = binary(id, bytes);
-                    let size = event.size();
+                    let size = event.memory_bytes();
                     bus.publish(event);
                     let events = model.iter().filter(|(seen, _)| matches!(seen, Seen::Event(_))).count();
                     let waiting: usize = model.iter().map(|(_, size)| size).sum();

@@ -32,7 +32,7 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) {
 
 fn run_on(node: &Node, worker: usize, action: fn()) {
     let hub = node.handle().hub;
-    let after = hub.router.mark(ShardId(worker.try_into().unwrap()));
+    let after = hub.router.inbox_position(ShardId(worker.try_into().unwrap()));
     hub.requests[worker].try_send(Posted { request: Request::Run(action), after }).unwrap();
 }
 

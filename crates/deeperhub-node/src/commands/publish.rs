@@ -58,7 +58,7 @@ pub(crate) fn publish(
     }
     if id.is_some() {
         let local = cx.local();
-        let own = if publish.exclude_self { local.shard.matches(key, publish.topic) } else { 0 };
+        let own = if publish.exclude_self { local.shard.count_matches(key, publish.topic) } else { 0 };
         let reply = ServerMessage::Published {
             id,
             topic: publish.topic.as_str(),

@@ -1,6 +1,6 @@
 use std::sync::Barrier;
 
-use deeperhub_events::{Details, EventFilter, EventKind, Received};
+use deeperhub_events::{EventDetails, EventFilter, EventKind, Received};
 use deeperhub_metrics::Format;
 use deeperhub_protocol::{RawJson, Subscription};
 use futures_util::SinkExt;
@@ -43,7 +43,7 @@ fn a_worker_that_dies_leaves_nothing_behind() {
         run_on_worker(&handle, 0, || panic!("a test kills this worker")).await;
         for _ in 0..2 {
             let Some(Received::Event(event)) = patiently(events.recv()).await else { panic!("no event") };
-            let Details::Disconnected { code, messages_received, .. } = &event.details else {
+            let EventDetails::Disconnected { code, messages_received, .. } = &event.details else {
                 panic!("{event:?}")
             };
             assert_eq!((*code, *messages_received), (Some(1011), 2));

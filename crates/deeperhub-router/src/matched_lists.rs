@@ -1,33 +1,33 @@
-//! Matches of a publish, grouped by worker.
+//! Subscriber lists that a publish matched, grouped by worker.
 
 /// Most matches that need no heap memory.
-const FEW: usize = 16;
+const MAX_INLINE_MATCHES: usize = 16;
 
-/// Matching lists, each with the worker's number above the list's own. Sorting groups them by
-/// worker.
+/// Matching lists. The worker's number is in the upper half of each word and the list's number in
+/// the lower half, so sorting groups the lists by worker.
 #[derive(Debug)]
-pub(crate) struct Matched {
-    few: [u64; FEW],
+pub(crate) struct MatchedLists {
+    inline: [u64; MAX_INLINE_MATCHES],
     len: usize,
-    /// All matches, if there are more than [`FEW`].
-    many: Vec<u64>,
+    /// All matches, if there are more than [`MAX_INLINE_MATCHES`].
+    spilled: Vec<u64>,
 }
 
-impl Matched {
+impl MatchedLists {
     pub(crate) const fn new() -> Self {
-        Self { few: [0; FEW], len: 0, many: Vec::new() }
+        Self { inline: [0; MAX_INLINE_MATCHES], len: 0, spilled: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, shard: u16, list: u32) {
         let matched = u64::from(shard) << 32 | u64::from(list);
-        match self.few.get_mut(self.len) {
-            Some(place) => *place = matched,
+        match self.inline.get_mut(self.len) {
+            Some(slot) => *slot = matched,
             None => {
-                if self.many.is_empty() {
-                    self.many.reserve(4 * FEW);
-                    self.many.extend(self.few);
+                if self.spilled.is_empty() {
+                    self.spilled.reserve(4 * MAX_INLINE_MATCHES);
+                    self.spilled.extend(self.inline);
                 }
-                self.many.push(matched);
+                self.spilled.push(matched);
             }
         }
         self.len += 1;
@@ -35,10 +35,10 @@ impl Matched {
 
     /// Calls `visit` with each worker and its lists (at least one), in ascending order.
     pub(crate) fn for_each_shard(&mut self, mut visit: impl FnMut(u16, &[u64])) {
-        let all = if self.many.is_empty() {
-            self.few.get_mut(..self.len).unwrap_or_default()
+        let all = if self.spilled.is_empty() {
+            self.inline.get_mut(..self.len).unwrap_or_default()
         } else {
-            &mut self.many
+            &mut self.spilled
         };
         all.sort_unstable();
         for of_shard in all.chunk_by(|a, b| a >> 32 == b >> 32) {
@@ -55,8 +55,8 @@ mod tests {
 
     #[test]
     fn lists_come_by_worker_and_in_order() {
-        for count in [0, 1, FEW as u32, FEW as u32 + 1, 100] {
-            let mut matched = Matched::new();
+        for count in [0, 1, MAX_INLINE_MATCHES as u32, MAX_INLINE_MATCHES as u32 + 1, 100] {
+            let mut matched = MatchedLists::new();
             for number in (0..count).rev() {
                 matched.push((number % 3) as u16, number);
             }

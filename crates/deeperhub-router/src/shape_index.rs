@@ -1,30 +1,31 @@
-//! Shapes of patterns: the lookups that a publish has to make.
+//! Shapes of patterns. They determine the hash lookups that a publish makes.
 
-use crate::choices::Choices;
-use crate::patterns::ByHash;
-use crate::stripe::Entry;
+use crate::level_subsets::LevelSubsets;
+use crate::patterns::PatternLookup;
+use crate::stripe::RouteEntry;
 use crate::wildcard::is_match;
 use ahash::RandomState;
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as Place;
+use hashbrown::hash_table;
 use std::hash::{BuildHasher, Hasher};
 
-/// Levels of the longest topic: one byte each, and a dot between.
+/// Levels of the longest topic: one byte for each level, and a dot between two levels.
 pub(crate) const MAX_LEVELS: usize = 128;
 
-/// Most levels of a shallow topic, as nearly all are.
-const FEW_LEVELS: usize = 8;
+/// Most levels of a shallow topic. Nearly all topics are shallow.
+const SHALLOW_LEVELS: usize = 8;
 
-/// Most additions made one by one, before [`Choices`] pay off.
+/// Most additions made one by one. Above that, building [`LevelSubsets`] is cheaper.
 const MAX_DIRECT_ADDITIONS: usize = if cfg!(test) { 128 } else { 1024 };
 
-/// Named levels of a pattern, and its number of levels.
+/// The levels of a pattern that have a name, and the number of its levels.
 ///
 /// At most one pattern of a shape matches a given topic: the one with the topic's names at the
-/// named levels. So a publish needs one hash lookup per shape, however many patterns there are.
+/// named levels. A publish therefore makes one hash lookup for each shape, however many patterns
+/// there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shape {
-    /// Bit set of the levels that are not `*`; the first level is the lowest bit.
+pub(crate) struct PatternShape {
+    /// Bit set of the levels that are not `*`. The lowest bit is the first level.
     pub(crate) named: u128,
     /// Number of levels, without the `>`.
     pub(crate) levels: u8,
@@ -34,81 +35,81 @@ pub(crate) struct Shape {
 
 /// Shapes of all patterns.
 #[derive(Debug)]
-pub(crate) struct Shapes {
-    /// Shapes without a `>`, by the number of levels.
-    exact: Vec<Group>,
-    /// Shapes with a `>`, by the number of levels before it.
-    tailed: Vec<Group>,
+pub(crate) struct ShapeIndex {
+    /// Shapes without a `>`, indexed by the number of levels.
+    exact: Vec<ShapeGroup>,
+    /// Shapes with a `>`, indexed by the number of levels before it.
+    tailed: Vec<ShapeGroup>,
     /// Bit set of the groups of `tailed` that are not empty.
     tails: u128,
 }
 
-/// Shapes of one length.
+/// Shapes with the same number of levels.
 #[derive(Debug)]
-struct Group {
-    /// Start of the patterns' hashes, see [`seed`].
+struct ShapeGroup {
+    /// Start of the hashes of these patterns; see [`length_seed`].
     seed: u64,
     levels: u8,
     has_tail: bool,
-    shapes: HashTable<Counted>,
+    shapes: HashTable<CountedShape>,
 }
 
 /// A shape, and the number of patterns that have it.
 #[derive(Debug)]
-struct Counted {
-    /// [`Shape::named`] in two words, which need no alignment of 16 bytes.
+struct CountedShape {
+    /// [`PatternShape::named`] as two words, which need no alignment of 16 bytes.
     named: [u64; 2],
     patterns: u32,
 }
 
 /// Cost of a match, in steps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Work {
-    /// Hashes of levels added up.
+pub(crate) struct MatchCost {
+    /// Additions of level hashes.
     pub(crate) additions: usize,
-    /// Shapes, each with one lookup in the table of patterns.
-    pub(crate) looks: usize,
+    /// Lookups in the table of patterns: one for each shape.
+    pub(crate) lookups: usize,
 }
 
-/// Returns the start of the hashes of a group, so that patterns with the same names but different
-/// lengths do not collide.
-pub(crate) fn seed(hasher: &RandomState, levels: u8, has_tail: bool) -> u64 {
+/// Returns the start of the hashes of a group. It keeps patterns with the same names but different
+/// lengths from colliding.
+pub(crate) fn length_seed(hasher: &RandomState, levels: u8, has_tail: bool) -> u64 {
     hasher.hash_one((levels, has_tail))
 }
 
-/// Returns the hash of a name at a level. A pattern's hash adds these up, so that many patterns can
+/// Returns the hash of a name at a level. A pattern's hash is a sum of these, so many patterns can
 /// share partial sums.
-pub(crate) fn level_hash(hasher: &RandomState, level: usize, name: &[u8]) -> u64 {
+pub(crate) fn hash_level(hasher: &RandomState, level: usize, name: &[u8]) -> u64 {
     let mut hasher = hasher.build_hasher();
     hasher.write(name);
     hasher.write_u8(level as u8);
     hasher.finish()
 }
 
-impl Shapes {
+impl ShapeIndex {
     /// Memory of a shape in a table without spare capacity.
-    pub(crate) const SHAPE_BYTES: usize = size_of::<Counted>() + 1;
+    pub(crate) const SHAPE_BYTES: usize = size_of::<CountedShape>() + 1;
 
     pub(crate) const fn new() -> Self {
         Self { exact: Vec::new(), tailed: Vec::new(), tails: 0 }
     }
 
     /// Counts one more pattern of a shape.
-    pub(crate) fn add(&mut self, shape: Shape, hasher: &RandomState) {
+    pub(crate) fn add(&mut self, shape: PatternShape, hasher: &RandomState) {
         let groups = if shape.has_tail { &mut self.tailed } else { &mut self.exact };
         let levels = usize::from(shape.levels);
         for missing in groups.len()..=levels {
-            let seed = seed(hasher, missing as u8, shape.has_tail);
+            let seed = length_seed(hasher, missing as u8, shape.has_tail);
             let (levels, has_tail) = (missing as u8, shape.has_tail);
-            groups.push(Group { seed, levels, has_tail, shapes: HashTable::new() });
+            groups.push(ShapeGroup { seed, levels, has_tail, shapes: HashTable::new() });
         }
         let Some(group) = groups.get_mut(levels) else { return };
-        let named = words(shape.named);
-        let hash = |counted: &Counted| hasher.hash_one(counted.named);
+        let named = to_words(shape.named);
+        let hash = |counted: &CountedShape| hasher.hash_one(counted.named);
         match group.shapes.entry(hasher.hash_one(named), |counted| counted.named == named, hash) {
-            Place::Occupied(mut known) => known.get_mut().patterns += 1,
-            Place::Vacant(place) => {
-                place.insert(Counted { named, patterns: 1 });
+            hash_table::Entry::Occupied(mut known) => known.get_mut().patterns += 1,
+            hash_table::Entry::Vacant(vacant) => {
+                vacant.insert(CountedShape { named, patterns: 1 });
             }
         }
         if shape.has_tail {
@@ -117,11 +118,11 @@ impl Shapes {
     }
 
     /// Counts one pattern less of a shape.
-    pub(crate) fn subtract(&mut self, shape: Shape, hasher: &RandomState) {
+    pub(crate) fn subtract(&mut self, shape: PatternShape, hasher: &RandomState) {
         let groups = if shape.has_tail { &mut self.tailed } else { &mut self.exact };
         let levels = usize::from(shape.levels);
         let Some(group) = groups.get_mut(levels) else { return };
-        let named = words(shape.named);
+        let named = to_words(shape.named);
         let found = group.shapes.find_entry(hasher.hash_one(named), |counted| counted.named == named);
         let Ok(mut known) = found else { return };
         known.get_mut().patterns -= 1;
@@ -135,8 +136,8 @@ impl Shapes {
                 self.tails &= !(1 << levels);
             }
         } else if group.shapes.capacity() > 64 && group.shapes.len() < group.shapes.capacity() / 8 {
-            let room = group.shapes.len() * 2;
-            group.shapes.shrink_to(room, |counted| hasher.hash_one(counted.named));
+            let capacity = group.shapes.len() * 2;
+            group.shapes.shrink_to(capacity, |counted| hasher.hash_one(counted.named));
         }
         while groups.last().is_some_and(|group| group.shapes.is_empty()) {
             groups.pop();
@@ -147,42 +148,42 @@ impl Shapes {
     }
 
     /// Calls `visit` with each pattern that matches a topic.
-    pub(crate) fn for_topic<'p>(
+    pub(crate) fn find_matches<'p>(
         &self,
         topic: &str,
         hasher: &RandomState,
-        patterns: ByHash<'p>,
-        visit: &mut impl FnMut(&'p Entry),
-    ) -> Work {
+        patterns: PatternLookup<'p>,
+        visit: &mut impl FnMut(&'p RouteEntry),
+    ) -> MatchCost {
         let depth = topic.bytes().filter(|byte| *byte == b'.').count() + 1;
         let exact = self.exact.get(depth).filter(|group| !group.shapes.is_empty());
-        // A `>` stands for at least one level.
+        // A `>` matches at least one level.
         let tails = if depth < MAX_LEVELS { self.tails & ((1 << depth) - 1) } else { self.tails };
         let levels = match exact {
             Some(_) => depth,
-            // The longest of them says how many hashes are needed; without one, none is.
+            // The longest shape determines how many level hashes are needed.
             None => (u128::BITS - tails.leading_zeros()).saturating_sub(1) as usize,
         };
         if exact.is_none() && tails == 0 {
-            return Work::default();
+            return MatchCost::default();
         }
-        let tailed = bits(tails).filter_map(|levels| self.tailed.get(levels));
+        let tailed = set_bits(tails).filter_map(|levels| self.tailed.get(levels));
         let groups = exact.into_iter().chain(tailed);
-        if levels <= FEW_LEVELS {
-            let hashes = hashes::<FEW_LEVELS>(topic, levels, hasher);
-            return look(groups, &hashes, topic, patterns, visit);
+        if levels <= SHALLOW_LEVELS {
+            let hashes = level_hashes::<SHALLOW_LEVELS>(topic, levels, hasher);
+            return look_up_shapes(groups, &hashes, topic, patterns, visit);
         }
-        let hashes = hashes::<MAX_LEVELS>(topic, levels, hasher);
+        let hashes = level_hashes::<MAX_LEVELS>(topic, levels, hasher);
         let shapes: usize = groups.clone().map(|group| group.shapes.len()).sum();
         if shapes.saturating_mul(levels) <= MAX_DIRECT_ADDITIONS {
-            return look(groups, &hashes, topic, patterns, visit);
+            return look_up_shapes(groups, &hashes, topic, patterns, visit);
         }
-        look_by_choices(groups, (&hashes, levels), topic, patterns, visit)
+        look_up_deep_shapes(groups, (&hashes, levels), topic, patterns, visit)
     }
 
     #[cfg(test)]
     pub(crate) fn heap_bytes(&self) -> usize {
-        let groups = (self.exact.capacity() + self.tailed.capacity()) * size_of::<Group>();
+        let groups = (self.exact.capacity() + self.tailed.capacity()) * size_of::<ShapeGroup>();
         let shapes = self.exact.iter().chain(&self.tailed).map(|group| group.shapes.allocation_size());
         groups + shapes.sum::<usize>()
     }
@@ -193,12 +194,12 @@ impl Shapes {
     }
 }
 
-fn words(named: u128) -> [u64; 2] {
+fn to_words(named: u128) -> [u64; 2] {
     [named as u64, (named >> 64) as u64]
 }
 
 /// Returns the positions of the set bits.
-fn bits(mut word: u128) -> impl Iterator<Item = usize> + Clone {
+fn set_bits(mut word: u128) -> impl Iterator<Item = usize> + Clone {
     std::iter::from_fn(move || {
         let bit = (word != 0).then(|| word.trailing_zeros() as usize)?;
         word &= word - 1;
@@ -207,17 +208,17 @@ fn bits(mut word: u128) -> impl Iterator<Item = usize> + Clone {
 }
 
 /// Returns the hashes of a topic's first levels.
-fn hashes<const ROOM: usize>(topic: &str, levels: usize, hasher: &RandomState) -> [u64; ROOM] {
-    let mut hashes = [0; ROOM];
+fn level_hashes<const LEN: usize>(topic: &str, levels: usize, hasher: &RandomState) -> [u64; LEN] {
+    let mut hashes = [0; LEN];
     let names = topic.as_bytes().split(|byte| *byte == b'.');
     for (level, (hash, name)) in hashes.iter_mut().zip(names).take(levels).enumerate() {
-        *hash = level_hash(hasher, level, name);
+        *hash = hash_level(hasher, level, name);
     }
     hashes
 }
 
-/// Returns the sum of the named levels' hashes, and the number of additions.
-fn add_up(hashes: &[u64], named: [u64; 2]) -> (u64, usize) {
+/// Returns the sum of the hashes of the named levels, and the number of additions.
+fn sum_named(hashes: &[u64], named: [u64; 2]) -> (u64, usize) {
     let (mut sum, mut additions) = (0_u64, 0);
     for (mut word, hashes) in named.into_iter().zip(hashes.chunks(64)) {
         while word != 0 {
@@ -229,50 +230,50 @@ fn add_up(hashes: &[u64], named: [u64; 2]) -> (u64, usize) {
     (sum, additions)
 }
 
-/// Looks up the pattern of each shape of these groups.
-fn look<'g, 'p>(
-    groups: impl Iterator<Item = &'g Group>,
+/// Looks up the pattern of each shape in these groups.
+fn look_up_shapes<'g, 'p>(
+    groups: impl Iterator<Item = &'g ShapeGroup>,
     hashes: &[u64],
     topic: &str,
-    patterns: ByHash<'p>,
-    visit: &mut impl FnMut(&'p Entry),
-) -> Work {
-    let mut work = Work::default();
+    patterns: PatternLookup<'p>,
+    visit: &mut impl FnMut(&'p RouteEntry),
+) -> MatchCost {
+    let mut cost = MatchCost::default();
     for group in groups {
         for shape in &group.shapes {
-            let (sum, additions) = add_up(hashes, shape.named);
-            work.additions += additions;
-            work.looks += 1;
+            let (sum, additions) = sum_named(hashes, shape.named);
+            cost.additions += additions;
+            cost.lookups += 1;
             let found = patterns.find(group.seed.wrapping_add(sum), |name| is_match(name, topic));
             found.into_iter().for_each(&mut *visit);
         }
     }
-    work
+    cost
 }
 
-/// Works like [`look`], for many deep shapes.
+/// Works like [`look_up_shapes`], for many deep shapes.
 #[inline(never)]
-fn look_by_choices<'g, 'p>(
-    groups: impl Iterator<Item = &'g Group>,
+fn look_up_deep_shapes<'g, 'p>(
+    groups: impl Iterator<Item = &'g ShapeGroup>,
     (hashes, levels): (&[u64; MAX_LEVELS], usize),
     topic: &str,
-    patterns: ByHash<'p>,
-    visit: &mut impl FnMut(&'p Entry),
-) -> Work {
-    let mut choices = Choices::new(topic, hashes, levels);
-    let mut work = Work { additions: Choices::additions(levels), looks: 0 };
+    patterns: PatternLookup<'p>,
+    visit: &mut impl FnMut(&'p RouteEntry),
+) -> MatchCost {
+    let mut subsets = LevelSubsets::new(topic, hashes, levels);
+    let mut cost = MatchCost { additions: LevelSubsets::additions(levels), lookups: 0 };
     for group in groups {
         let levels = usize::from(group.levels);
-        choices.begin_group(levels);
+        subsets.begin_group(levels);
         for shape in &group.shapes {
-            let (sum, additions) = choices.sum(shape.named, levels);
-            work.additions += additions;
-            work.looks += 1;
+            let (sum, additions) = subsets.sum(shape.named, levels);
+            cost.additions += additions;
+            cost.lookups += 1;
             let found = patterns.find(group.seed.wrapping_add(sum), |name| {
-                choices.is_text(name, shape.named, levels, group.has_tail)
+                subsets.equals_pattern(name, shape.named, levels, group.has_tail)
             });
             found.into_iter().for_each(&mut *visit);
         }
     }
-    work
+    cost
 }

@@ -1,14 +1,16 @@
-//! The hand-over between threads in every order that the memory model allows. Run with
-//! `RUSTFLAGS="--cfg loom" cargo test -p deeperhub-router --lib --release`.
+//! Models of the hand-over between threads. loom runs them in every order that the memory model
+//! allows.
+//!
+//! Run them with `RUSTFLAGS="--cfg loom" cargo test -p deeperhub-router --lib --release models`.
 
-use crate::{Config, Flow, Router, ShardId};
+use crate::{Config, DeliveryFlow, Router, ShardId};
 use ahash::RandomState;
 use deeperhub_types::{Subscription, Topic};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
 
-/// Hashes must be the same in each run of a model.
+/// Creates a router with fixed seeds: hashes must be the same in each run of a model.
 fn router(shards: u16) -> Router<u32> {
     Router::with_hasher(shards, Config::default(), RandomState::with_seeds(1, 2, 3, 4))
 }
@@ -23,7 +25,7 @@ fn check(bound: usize, model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-/// Unparks a thread of the model.
+/// Waker that unparks a thread of the model.
 struct Unpark(loom::thread::Thread);
 
 impl Wake for Unpark {
@@ -32,25 +34,25 @@ impl Wake for Unpark {
     }
 }
 
-/// As a worker does it.
+/// Publishes as a worker does.
 fn publish_from(shard: &mut crate::Shard<u32>, message: u32) -> u64 {
     shard.publish(&Topic::parse("a").unwrap(), None, 1, || message).subscribers
 }
 
-/// A worker that sleeps whenever it is told that there is nothing, until it has `count` messages.
+/// Delivers until `count` messages have arrived, and parks whenever the inbox is empty.
 fn receive(shard: &mut crate::Shard<u32>, count: usize) -> Vec<u32> {
     let waker = Waker::from(Arc::new(Unpark(loom::thread::current())));
     let mut received = Vec::new();
     loop {
         let poll = shard.poll_deliver(&mut Context::from_waker(&waker), |_, message| {
             received.push(*message);
-            Flow::Continue
+            DeliveryFlow::Continue
         });
         if received.len() == count {
             return received;
         }
         if poll.is_pending() {
-            // Never to be woken would be a deadlock, which loom finds.
+            // A lost wake-up would be a deadlock, which loom detects.
             loom::thread::park();
         }
     }
@@ -72,7 +74,7 @@ fn no_wake_up_is_lost() {
 }
 
 #[test]
-fn no_wake_up_is_lost_that_a_worker_puts_off() {
+fn no_deferred_wake_up_is_lost() {
     check(3, || {
         let router = router(2);
         let mut shard = router.attach(ShardId(0));
@@ -80,8 +82,8 @@ fn no_wake_up_is_lost_that_a_worker_puts_off() {
         let mut publishing = router.attach(ShardId(1));
         let publisher = loom::thread::spawn(move || {
             let first = publish_from(&mut publishing, 1);
-            publishing.wake_others();
-            // This one's is made when the worker ends.
+            publishing.flush_wakeups();
+            // Dropping the worker flushes this wake-up.
             (first, publish_from(&mut publishing, 2))
         });
         assert_eq!(receive(&mut shard, 2), [1, 2]);
@@ -90,7 +92,7 @@ fn no_wake_up_is_lost_that_a_worker_puts_off() {
 }
 
 #[test]
-fn no_wake_up_is_lost_between_one_that_is_put_off_and_one_at_once() {
+fn no_wake_up_is_lost_between_a_deferred_and_an_immediate_one() {
     check(3, || {
         let router = router(2);
         let mut shard = router.attach(ShardId(0));
@@ -106,13 +108,13 @@ fn no_wake_up_is_lost_between_one_that_is_put_off_and_one_at_once() {
 }
 
 #[test]
-fn workers_that_publish_agree_on_the_order_and_sleep_through_nothing() {
+fn publishing_workers_agree_on_the_order_and_lose_no_wake_up() {
     check(3, || {
         let router = router(2);
         let mut shards = [router.attach(ShardId(0)), router.attach(ShardId(1))];
         for (shard, name) in shards.iter_mut().zip(["a", "*"]) {
             shard.subscribe(0, &Subscription::parse(name).unwrap());
-            // It has slept before: its waker is known.
+            // It has slept before, so its waker is known.
             let mut cx = Context::from_waker(Waker::noop());
             assert!(shard.poll_deliver(&mut cx, |_, _| unreachable!("nothing is published")).is_pending());
         }
@@ -145,7 +147,7 @@ fn workers_agree_on_the_order_of_publishers_that_race() {
 }
 
 #[test]
-fn who_was_counted_gets_it_and_nobody_else() {
+fn exactly_the_counted_subscribers_get_the_message() {
     for name in ["a", "*"] {
         check(3, move || {
             let router = router(1);
@@ -161,7 +163,7 @@ fn who_was_counted_gets_it_and_nobody_else() {
             while shard
                 .poll_deliver(&mut cx, |_, _| {
                     delivered.fetch_add(1, Ordering::Relaxed);
-                    Flow::Continue
+                    DeliveryFlow::Continue
                 })
                 .is_ready()
             {}
@@ -171,7 +173,7 @@ fn who_was_counted_gets_it_and_nobody_else() {
 }
 
 #[test]
-fn the_first_pattern_gets_all_that_comes_behind_what_it_gets() {
+fn a_first_pattern_gets_every_message_after_its_first() {
     check(3, || {
         let router = router(2);
         let mut first = router.attach(ShardId(0));
@@ -190,7 +192,7 @@ fn the_first_pattern_gets_all_that_comes_behind_what_it_gets() {
         while second
             .poll_deliver(&mut cx, |_, message| {
                 received.push(*message);
-                Flow::Continue
+                DeliveryFlow::Continue
             })
             .is_ready()
         {}
@@ -199,7 +201,7 @@ fn the_first_pattern_gets_all_that_comes_behind_what_it_gets() {
 }
 
 #[test]
-fn a_worker_that_is_replaced_leaves_nothing() {
+fn a_replaced_worker_leaves_no_subscriptions() {
     check(2, || {
         let router = router(1);
         let mut dead = router.attach(ShardId(0));
@@ -210,12 +212,12 @@ fn a_worker_that_is_replaced_leaves_nothing() {
         });
         let late = loom::thread::spawn(move || {
             dead.subscribe(1, &Subscription::parse("*").unwrap());
-            dead.remove(0);
+            dead.remove_subscriber(0);
         });
         let mut shard = router.attach(ShardId(0));
         publisher.join().unwrap();
         late.join().unwrap();
-        assert_eq!(router.topics(), 0);
+        assert_eq!(router.topic_count(), 0);
         let mut cx = Context::from_waker(Waker::noop());
         assert!(shard.poll_deliver(&mut cx, |_, _| unreachable!("nobody is subscribed")).is_pending());
         assert!(!router.is_congested());

@@ -1,24 +1,24 @@
-//! What becomes of workers that pushes find asleep.
+//! Wake-ups of workers that were asleep when a message was pushed to them.
 
 use std::task::Waker;
 
-/// How the workers are woken that a publish finds asleep.
+/// How a publish wakes the workers that it finds asleep.
 #[derive(Debug)]
-pub(crate) enum Sleepers<'s> {
-    /// When this is dropped.
-    Wake(Wakers),
-    /// Not by the publish: they are noted.
-    Note(&'s mut ShardSet),
+pub(crate) enum Wakeups<'s> {
+    /// The publish wakes them when this is dropped.
+    Immediate(WakeOnDrop),
+    /// The publish only records them here. The publishing worker wakes them later.
+    Deferred(&'s mut ShardSet),
 }
 
-/// Wakers that are called when this is dropped: once all locks are released, and also after a panic.
+/// Wakers to call on drop: after all locks are released, and also after a panic.
 #[derive(Debug, Default)]
-pub(crate) struct Wakers {
+pub(crate) struct WakeOnDrop {
     first: Option<Waker>,
     others: Vec<Waker>,
 }
 
-impl Wakers {
+impl WakeOnDrop {
     pub(crate) fn push(&mut self, waker: Waker) {
         match self.first {
             None => self.first = Some(waker),
@@ -27,20 +27,20 @@ impl Wakers {
     }
 }
 
-impl Drop for Wakers {
+impl Drop for WakeOnDrop {
     fn drop(&mut self) {
         self.first.take().into_iter().chain(self.others.drain(..)).for_each(Waker::wake);
     }
 }
 
-/// A set of shards, one bit for each that there is, so that nothing is allocated later.
+/// A set of shards with one bit for each. It allocates only when it is created.
 #[derive(Debug)]
 pub(crate) struct ShardSet {
     words: Box<[u64]>,
 }
 
 impl ShardSet {
-    /// Empty, with room for the shards of a router.
+    /// Creates an empty set with room for `shards` shards.
     pub(crate) fn new(shards: usize) -> Self {
         Self { words: vec![0; shards.div_ceil(64)].into() }
     }
@@ -51,7 +51,7 @@ impl ShardSet {
         }
     }
 
-    /// Takes one out.
+    /// Removes and returns the lowest shard.
     pub(crate) fn pop(&mut self) -> Option<usize> {
         let (index, word) = self.words.iter_mut().enumerate().find(|(_, word)| **word != 0)?;
         let bit = word.trailing_zeros();
