@@ -1,7 +1,7 @@
 //! The allocator, and what it says of itself.
 
 use deeperhub_metrics::Unit;
-use deeperhub_node::OwnGauge;
+use deeperhub_node::CustomGauge;
 use tikv_jemalloc_ctl::{epoch, stats};
 
 /// jemalloc gives memory back to the system when a burst is over, a second after it was freed (`.cargo/config.toml`);
@@ -10,7 +10,7 @@ use tikv_jemalloc_ctl::{epoch, stats};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// What it holds, from what the program asked for to what it keeps of the address space.
-pub(crate) const GAUGES: [OwnGauge; 6] = [
+pub(crate) const GAUGES: [CustomGauge; 6] = [
     gauge("deeperhub_memory_allocated_bytes", "What the program has allocated and not freed", || {
         now(stats::allocated::read)
     }),
@@ -35,8 +35,8 @@ pub(crate) const GAUGES: [OwnGauge; 6] = [
     ),
 ];
 
-const fn gauge(name: &'static str, help: &'static str, read: fn() -> i64) -> OwnGauge {
-    OwnGauge { name, help, unit: Unit::Bytes, read }
+const fn gauge(name: &'static str, help: &'static str, read: fn() -> i64) -> CustomGauge {
+    CustomGauge { name, help, unit: Unit::Bytes, read }
 }
 
 /// A statistic as of now: they are those of the last epoch, and each reading begins one. 0 where jemalloc keeps none.

@@ -11,7 +11,7 @@ use clap::ArgMatches;
 use deeperhub_api::SharedApiConfig;
 use deeperhub_listener::{ListenOn, MemoryBudget};
 use deeperhub_metrics::{SharedCounter, Unit};
-use deeperhub_node::{Node, NumberKind, OwnNumber};
+use deeperhub_node::{CustomMetric, MetricKind, Node};
 use deeperhub_security::files::Stamp;
 use tokio::net::TcpListener;
 use tokio::runtime::{self, Runtime};
@@ -204,15 +204,15 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
         None => None,
     };
     settings.node.tracer = telemetry.tracer(settings.trace_client_rate);
-    settings.node.gauges = allocator::GAUGES.to_vec();
-    settings.node.gauges.push(supervise::GAUGE);
-    settings.node.numbers = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
-    settings.node.numbers.push(counter(
+    settings.node.custom_gauges = allocator::GAUGES.to_vec();
+    settings.node.custom_gauges.push(supervise::GAUGE);
+    settings.node.custom_metrics = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
+    settings.node.custom_metrics.push(counter(
         "deeperhub_log_lines_lost_total",
         "Lines of the log that were dropped, as standard error was not read in time",
         lost_lines,
     ));
-    settings.node.numbers.push(counter(
+    settings.node.custom_metrics.push(counter(
         "deeperhub_exporter_panics_total",
         "Panics of the tasks that export spans and metrics, which go on",
         telemetry.panics(),
@@ -264,8 +264,8 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
     Ok(result?)
 }
 
-fn counter(name: &'static str, help: &'static str, counter: SharedCounter) -> OwnNumber {
-    OwnNumber::new(name, help, Unit::None, NumberKind::Counter, move || counter.value())
+fn counter(name: &'static str, help: &'static str, counter: SharedCounter) -> CustomMetric {
+    CustomMetric::new(name, help, Unit::None, MetricKind::Counter, move || counter.value())
 }
 
 /// To standard output, for people and for programs that wait for the ports; that nobody reads it is no fault.

@@ -25,7 +25,7 @@ pub(crate) fn publish(
     let publish = |before: Option<Published>| match before {
         None => Published::from(api.node.publish(&topic, message, trace)),
         // This node's subscribers already have the message.
-        Some(before) => before.with_others(api.node.publish_to_others(&topic, message, trace)),
+        Some(before) => before.with_others(api.node.publish_to_other_nodes(&topic, message, trace)),
     };
     match key {
         None => Ok((publish(None), false)),

@@ -21,11 +21,11 @@ const SUBPROTOCOL: &str = "deeperhub.v1.json";
 pub(crate) struct Application {
     pub(crate) hub: Arc<Hub>,
     /// What a connection is called before it has its place.
-    pub(crate) unnamed: ClientId,
+    pub(crate) placeholder_id: ClientId,
 }
 
 impl Application {
-    fn decide(
+    fn authorize(
         &self,
         request: &Request,
         peer: Peer,
@@ -40,11 +40,11 @@ impl Application {
             .origins
             .check(request.origin(), request.host(), peer.tls)
             .map_err(|error| Refusal::origin_not_allowed(error.to_string()))?;
-        let subprotocol = subprotocol(request)?;
+        let subprotocol = negotiate_subprotocol(request)?;
         // A token says more than a certificate, which may be a machine's that several users share.
-        let of_certificate = || peer.user.map(|user| Login::of_certificate(user.into()));
-        let login = self.hub.config.auth.decide(request)?.or_else(of_certificate);
-        let session = Session::new(peer.address, request.origin(), self.unnamed.clone(), login, trace);
+        let certificate_login = || peer.user.map(|user| Login::from_certificate(user.into()));
+        let login = self.hub.config.auth.authenticate_handshake(request)?.or_else(certificate_login);
+        let session = Session::new(peer.address, request.origin(), self.placeholder_id.clone(), login, trace);
         Ok(Accepted { session, subprotocol: subprotocol.map(Into::into) })
     }
 }
@@ -67,9 +67,9 @@ impl deeperhub_listener::Application for Application {
         peer: Peer,
     ) -> impl Future<Output = Result<Accepted<Session>, Refusal>> + 'static {
         let tracer = &self.hub.config.tracer;
-        let trace = HandshakeTrace::of(&request);
+        let trace = HandshakeTrace::from_request(&request);
         let span = HandshakeSpan::begin(tracer, trace.as_deref(), &request, &peer);
-        let decision = self.decide(&request, peer, trace);
+        let decision = self.authorize(&request, peer, trace);
         if let Some(span) = span {
             span.end(tracer, decision.as_ref().err());
         }
@@ -79,7 +79,7 @@ impl deeperhub_listener::Application for Application {
 
 /// The subprotocol to answer with (RFC 6455 section 4.2.2): one that was offered, or none where none was. One that
 /// carries a token is never answered with, so it must not be the only one: a browser would end the connection.
-fn subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
+fn negotiate_subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
     let mut offered = false;
     for name in request.subprotocols() {
         if name == SUBPROTOCOL {

@@ -9,7 +9,7 @@ use deeperhub_security::auth::{AuthError, Reloadable};
 use deeperhub_security::{Claims, Grants};
 
 /// Subprotocols that begin so carry a token.
-const BEARER: &str = "bearer.";
+const BEARER_SUBPROTOCOL_PREFIX: &str = "bearer.";
 
 /// Whether clients must say who they are, and how that is checked.
 ///
@@ -61,10 +61,10 @@ impl AuthConfig {
     /// # Errors
     ///
     /// 401 for a token that is not good, and for several that are not the same.
-    pub(crate) fn decide(&self, request: &Request) -> Result<Option<Login>, Refusal> {
-        let Some(token) = token(request)? else { return Ok(None) };
+    pub(crate) fn authenticate_handshake(&self, request: &Request) -> Result<Option<Login>, Refusal> {
+        let Some(token) = handshake_token(request)? else { return Ok(None) };
         match self.verify(&token, unix_seconds()) {
-            Ok(claims) => Ok(Some(Login::of_token(claims))),
+            Ok(claims) => Ok(Some(Login::from_token(claims))),
             Err(error) => Err(Refusal::unauthorized(error.to_string())),
         }
     }
@@ -80,18 +80,18 @@ pub(crate) struct Login {
 }
 
 impl Login {
-    pub(crate) fn of_token(claims: Claims) -> Self {
+    pub(crate) fn from_token(claims: Claims) -> Self {
         let Claims { user, expires_at, grants } = claims;
         Self { user, grants, expires_at: Some(expires_at) }
     }
 
     /// The user that a client's certificate is for. It ends with the connection, as TLS checked it at the start, and
     /// is no token: where one is required it does not do.
-    pub(crate) fn of_certificate(user: Arc<str>) -> Self {
+    pub(crate) fn from_certificate(user: Arc<str>) -> Self {
         Self { user, grants: Grants::unrestricted(), expires_at: None }
     }
 
-    pub(crate) fn is_of_token(&self) -> bool {
+    pub(crate) fn is_from_token(&self) -> bool {
         self.expires_at.is_some()
     }
 
@@ -123,7 +123,7 @@ pub(crate) fn unix_seconds() -> u64 {
 }
 
 /// The token that a handshake brings as `Authorization: Bearer`, as a subprotocol `bearer.TOKEN` and as `?token=`.
-fn token(request: &Request) -> Result<Option<String>, Refusal> {
+fn handshake_token(request: &Request) -> Result<Option<String>, Refusal> {
     let mut found: Option<String> = None;
     let headers = request.raw_headers("authorization").filter_map(|value| {
         let (scheme, token) = value.split_at_checked(6)?;
@@ -132,7 +132,8 @@ fn token(request: &Request) -> Result<Option<String>, Refusal> {
             scheme.eq_ignore_ascii_case(b"bearer") && token.first().is_none_or(|&byte| byte == b' ');
         is_bearer.then(|| str::from_utf8(token.trim_ascii()).ok())
     });
-    let subprotocols = request.subprotocols().filter_map(|name| name.strip_prefix(BEARER)).map(Some);
+    let subprotocols =
+        request.subprotocols().filter_map(|name| name.strip_prefix(BEARER_SUBPROTOCOL_PREFIX)).map(Some);
     let queries: Vec<_> = request.query_values("token").collect();
     let queries = queries.iter().map(|value| value.as_deref());
     for token in headers.chain(subprotocols).chain(queries) {
@@ -160,7 +161,7 @@ mod tests {
         let Ok(Parsed::Complete { request, .. }) = Request::parse(&head) else {
             panic!("{target} {headers}")
         };
-        let found = token(&request);
+        let found = handshake_token(&request);
         let found = found.as_ref().map(Option::as_deref).map_err(|refusal| {
             assert_eq!((refusal.status, refusal.code), (401, "unauthorized"));
             refusal.message.as_ref()

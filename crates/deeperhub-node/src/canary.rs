@@ -22,7 +22,7 @@ use deeperhub_metrics::{Bounds, RegisterError, Registry, SharedCounter, SharedHi
 use deeperhub_protocol::{RawJson, Topic};
 use tracing::{error, info, warn};
 
-use crate::health::{Check, Unready};
+use crate::health::{HealthCheck, UnreadyReason};
 use crate::hub::Hub;
 
 /// How often delivery is proved, and what counts as a proof.
@@ -42,13 +42,13 @@ impl Default for CanaryConfig {
 }
 
 /// The timeout is waited for in so many parts: a process that was stopped for long, or whose machine slept, has used
-/// up one of them when it goes on, not all.
-const PARTS: u32 = 4;
+/// up one of them when it goes on, not all_probes.
+const TIMEOUT_SLICES: u32 = 4;
 
 /// Time that a stop waits for the thread. The thread ends sooner, unless a call of its hangs.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is known of all workers, and of the broker.
+/// What is known of all_probes workers, and of the broker.
 #[derive(Debug)]
 pub(crate) struct Canary {
     config: CanaryConfig,
@@ -66,14 +66,14 @@ pub(crate) struct Canary {
     restarts: SharedCounter,
     /// Number of panics that a test still injects.
     #[cfg(test)]
-    faults: std::sync::atomic::AtomicUsize,
+    injected_panics: std::sync::atomic::AtomicUsize,
 }
 
 #[derive(Debug)]
 struct State {
-    workers: Vec<Probed>,
+    workers: Vec<ProbeState>,
     /// The way by the broker, where there is one.
-    cluster: Option<Probed>,
+    cluster: Option<ProbeState>,
     /// Number of the next probe.
     next: u64,
     /// A worker began, so that a probe reaches it now.
@@ -83,7 +83,7 @@ struct State {
 
 /// One worker, or the broker, as its probes show it.
 #[derive(Debug, Default)]
-struct Probed {
+struct ProbeState {
     /// It is to get a probe, and has not got it yet.
     is_due: bool,
     /// Number of the probe that is on its way, and since when.
@@ -96,14 +96,14 @@ struct Probed {
     failing_since: Option<SystemTime>,
 }
 
-impl Probed {
-    fn owes(&self) -> bool {
+impl ProbeState {
+    fn is_pending(&self) -> bool {
         self.is_due || self.outstanding.is_some()
     }
 
     /// Takes a probe that came back, if it is the one that is on its way. Answers how long it took, and whether it was
     /// missed before.
-    fn came_back(&mut self, number: u64, now: Instant) -> Option<(Duration, bool)> {
+    fn complete(&mut self, number: u64, now: Instant) -> Option<(Duration, bool)> {
         let (_, since) = self.outstanding.take_if(|(outstanding, _)| *outstanding == number)?;
         let round_trip = now.saturating_duration_since(since);
         self.round_trip = Some(round_trip);
@@ -111,8 +111,8 @@ impl Probed {
     }
 
     /// Takes down that it is missed, if it is and was not before.
-    fn is_newly_missed(&mut self) -> bool {
-        let is_missed = self.owes() && self.failing_since.is_none();
+    fn mark_missed(&mut self) -> bool {
+        let is_missed = self.is_pending() && self.failing_since.is_none();
         if is_missed {
             self.failing_since = Some(SystemTime::now());
         }
@@ -121,16 +121,16 @@ impl Probed {
 }
 
 impl State {
-    fn all(&mut self) -> impl Iterator<Item = &mut Probed> {
+    fn all_probes(&mut self) -> impl Iterator<Item = &mut ProbeState> {
         self.workers.iter_mut().chain(&mut self.cluster)
     }
 
-    fn owes(&self) -> bool {
-        self.workers.iter().chain(&self.cluster).any(Probed::owes)
+    fn is_pending(&self) -> bool {
+        self.workers.iter().chain(&self.cluster).any(ProbeState::is_pending)
     }
 
     /// Notes that a probe goes on its way, and numbers it.
-    fn number(next: &mut u64, probed: &mut Probed) -> u64 {
+    fn assign_number(next: &mut u64, probed: &mut ProbeState) -> u64 {
         let number = *next;
         *next += 1;
         // Before it goes: the answer may be there at once.
@@ -142,8 +142,8 @@ impl State {
 
 impl Canary {
     pub(crate) fn new(config: CanaryConfig, workers: usize, has_cluster: bool) -> Self {
-        let workers = (0..workers).map(|_| Probed::default()).collect();
-        let cluster = has_cluster.then(Probed::default);
+        let workers = (0..workers).map(|_| ProbeState::default()).collect();
+        let cluster = has_cluster.then(ProbeState::default);
         let bounds = || Bounds::seconds(Duration::from_micros(10), Duration::from_secs(60));
         Self {
             config,
@@ -155,7 +155,7 @@ impl Canary {
             cluster_missed: SharedCounter::new(),
             restarts: SharedCounter::new(),
             #[cfg(test)]
-            faults: Default::default(),
+            injected_panics: Default::default(),
         }
     }
 
@@ -217,21 +217,21 @@ impl Canary {
             "deeperhub_canary_cluster_failing",
             "1 while a probe through the broker is overdue",
             Unit::None,
-            move || canary.cluster_reason().is_some().into(),
+            move || canary.cluster_unready_reason().is_some().into(),
         )
     }
 
-    /// The topic that a worker subscribes itself to; then it says that it [is there](Self::attached).
+    /// The topic that a worker subscribes itself to; then it says that it [is there](Self::on_worker_attached).
     pub(crate) fn topic(&self, worker: u16) -> Option<Topic<'static>> {
-        self.state().workers.get(usize::from(worker)).map(|_| topic_of(worker))
+        self.state().workers.get(usize::from(worker)).map(|_| probe_topic(worker))
     }
 
     /// A worker begins, perhaps in the place of one that died: a probe that was on its way is lost with the old one's
     /// inbox, and the new one gets another.
-    pub(crate) fn attached(&self, worker: u16) {
+    pub(crate) fn on_worker_attached(&self, worker: u16) {
         let mut state = self.state();
         if let Some(probed) = state.workers.get_mut(usize::from(worker)) {
-            probed.is_due = probed.owes();
+            probed.is_due = probed.is_pending();
             probed.outstanding = None;
             probed.is_attached = true;
             state.has_attached = true;
@@ -240,19 +240,19 @@ impl Canary {
     }
 
     /// A worker found a probe among its deliveries; `frame` is the probe as it came.
-    pub(crate) fn came_back(&self, worker: u16, frame: &[u8]) {
+    pub(crate) fn on_probe_delivered(&self, worker: u16, frame: &[u8]) {
         let now = Instant::now();
-        let Some(number) = number_of(frame) else { return };
+        let Some(number) = probe_number(frame) else { return };
         let mut state = self.state();
         let State { workers, cluster, .. } = &mut *state;
-        let own = workers.get_mut(usize::from(worker)).and_then(|probed| probed.came_back(number, now));
+        let own = workers.get_mut(usize::from(worker)).and_then(|probed| probed.complete(number, now));
         if let Some((round_trip, was_missed)) = own {
             if was_missed {
                 info!(worker, ?round_trip, "Probes come back again.");
             }
             self.round_trips.observe_duration(round_trip);
         } else if let Some((round_trip, was_missed)) =
-            cluster.as_mut().and_then(|probed| probed.came_back(number, now))
+            cluster.as_mut().and_then(|probed| probed.complete(number, now))
         {
             if was_missed {
                 info!(?round_trip, "Probes through the broker come back again.");
@@ -266,25 +266,25 @@ impl Canary {
 
     /// Passes on a probe that came back from the broker to a worker, preferably one that answers. A
     /// probe that reaches no worker proves nothing, and another one is due.
-    pub(crate) fn came_through_broker(&self, number: u64, hub: &Hub) {
-        self.offer(number, |worker| publish(hub, worker, number));
+    pub(crate) fn on_broker_probe(&self, number: u64, hub: &Hub) {
+        self.offer_to_workers(number, |worker| publish_probe(hub, worker, number));
     }
 
     /// Publishes a probe to one worker after the other until it has a subscriber.
-    fn offer(&self, number: u64, publish: impl Fn(usize) -> u64) {
-        if !self.turns(number).into_iter().any(|worker| publish(worker) > 0) {
-            self.take_back(number);
+    fn offer_to_workers(&self, number: u64, publish: impl Fn(usize) -> u64) {
+        if !self.worker_order(number).into_iter().any(|worker| publish(worker) > 0) {
+            self.mark_due_again(number);
         }
     }
 
     /// Returns the workers in the order in which they are offered a probe from the broker.
-    fn turns(&self, number: u64) -> Vec<usize> {
+    fn worker_order(&self, number: u64) -> Vec<usize> {
         let state = self.state();
-        let all = state.workers.len().max(1);
-        let first = usize::try_from(number % all as u64).unwrap_or_default();
-        let mut turns: Vec<_> = (first..all).chain(0..first).collect();
-        turns.sort_by_key(|index| state.workers.get(*index).is_none_or(|p| p.failing_since.is_some()));
-        turns
+        let count = state.workers.len().max(1);
+        let first = usize::try_from(number % count as u64).unwrap_or_default();
+        let mut worker_order: Vec<_> = (first..count).chain(0..first).collect();
+        worker_order.sort_by_key(|index| state.workers.get(*index).is_none_or(|p| p.failing_since.is_some()));
+        worker_order
     }
 
     /// How long the last probe took, that of the slowest worker. `None` before the first.
@@ -302,9 +302,9 @@ impl Canary {
     }
 
     /// Why the node is not ready, where a probe through the broker is overdue.
-    pub(crate) fn cluster_reason(&self) -> Option<Unready> {
-        Some(Unready {
-            check: Check::Cluster,
+    pub(crate) fn cluster_unready_reason(&self) -> Option<UnreadyReason> {
+        Some(UnreadyReason {
+            check: HealthCheck::Cluster,
             code: "cluster_stalled",
             message: "a probe through the cluster's broker did not come back in time".into(),
             worker: None,
@@ -313,10 +313,10 @@ impl Canary {
     }
 
     /// The workers whose probes are overdue.
-    pub(crate) fn reasons(&self) -> Vec<Unready> {
-        let failing = |(index, probed): (usize, &Probed)| {
-            Some(Unready {
-                check: Check::Canary,
+    pub(crate) fn unready_reasons(&self) -> Vec<UnreadyReason> {
+        let failing = |(index, probed): (usize, &ProbeState)| {
+            Some(UnreadyReason {
+                check: HealthCheck::Canary,
                 code: "delivery_stalled",
                 message: format!("a probe to worker {index} did not come back in time").into(),
                 worker: u16::try_from(index).ok(),
@@ -327,9 +327,9 @@ impl Canary {
     }
 
     /// Waits until each worker has answered once, at most the timeout.
-    pub(crate) fn wait_for_first(&self) {
-        let unproved = |state: &mut State| state.workers.iter().any(|probed| probed.round_trip.is_none());
-        let waited = self.changed.wait_timeout_while(self.state(), self.config.timeout, unproved);
+    pub(crate) fn wait_for_first_round(&self) {
+        let is_unproved = |state: &mut State| state.workers.iter().any(|probed| probed.round_trip.is_none());
+        let waited = self.changed.wait_timeout_while(self.state(), self.config.timeout, is_unproved);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -361,13 +361,13 @@ impl Canary {
     fn probe_until_stopped(&self, hub: &Hub) {
         loop {
             #[cfg(test)]
-            tests::die_if_wanted(self);
+            tests::panic_if_injected(self);
             let began = Instant::now();
             let connection = hub.broker.as_ref().map(Broker::watch);
-            self.begin(hub);
-            self.probe(hub);
-            let has_held = connection.is_some_and(|state| matches!(state.has_changed(), Ok(false)));
-            self.judge(has_held);
+            self.mark_due(hub);
+            self.run_probes(hub);
+            let connection_held = connection.is_some_and(|state| matches!(state.has_changed(), Ok(false)));
+            self.record_missed(connection_held);
             if self.is_stopped_within(self.config.interval.saturating_sub(began.elapsed())) {
                 return;
             }
@@ -375,36 +375,37 @@ impl Canary {
     }
 
     /// Decides who gets a probe.
-    fn begin(&self, hub: &Hub) {
+    fn mark_due(&self, hub: &Hub) {
         let is_up = hub.broker.as_ref().is_some_and(Broker::is_up);
         let mut state = self.state();
         for probed in &mut state.workers {
-            // One that still owes an answer gets nothing more.
+            // One that still is_pending an answer gets nothing more.
             probed.is_due |= probed.outstanding.is_none();
         }
         if let Some(probed) = &mut state.cluster {
             // A broker may have lost the last one, so the next goes in any case. One that is away is told of otherwise.
             *probed = match is_up {
-                true => Probed { is_due: true, outstanding: None, ..std::mem::take(probed) },
-                false => Probed { round_trip: probed.round_trip, ..Probed::default() },
+                true => ProbeState { is_due: true, outstanding: None, ..std::mem::take(probed) },
+                false => ProbeState { round_trip: probed.round_trip, ..ProbeState::default() },
             };
         }
     }
 
-    /// Publishes what is due and waits until all is back or the time is over.
-    fn probe(&self, hub: &Hub) {
-        for _ in 0..PARTS {
-            let part = self.config.timeout / PARTS;
+    /// Publishes what is due and waits until all_probes is back or the time is over.
+    fn run_probes(&self, hub: &Hub) {
+        for _ in 0..TIMEOUT_SLICES {
+            let part = self.config.timeout / TIMEOUT_SLICES;
             // `None`: beyond the clock's range.
             let end = Instant::now().checked_add(part);
             loop {
                 self.publish_due(hub);
-                let goes_on = |state: &mut State| !state.is_stopped && !state.has_attached && state.owes();
+                let goes_on =
+                    |state: &mut State| !state.is_stopped && !state.has_attached && state.is_pending();
                 let left = end.map_or(part, |end| end.saturating_duration_since(Instant::now()));
                 let waited = self.changed.wait_timeout_while(self.state(), left, goes_on);
                 let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
                 state.has_attached = false;
-                if state.is_stopped || !state.owes() {
+                if state.is_stopped || !state.is_pending() {
                     return;
                 }
                 if waited.timed_out() {
@@ -415,33 +416,33 @@ impl Canary {
     }
 
     fn publish_due(&self, hub: &Hub) {
-        let (mut due, mut by_broker) = (Vec::new(), None);
+        let (mut due, mut broker_probe) = (Vec::new(), None);
         {
             let mut state = self.state();
             let State { workers, cluster, next, .. } = &mut *state;
             for (worker, probed) in workers.iter_mut().enumerate().filter(|(_, probed)| probed.is_due) {
-                due.push((worker, State::number(next, probed)));
+                due.push((worker, State::assign_number(next, probed)));
             }
             if let Some(probed) = cluster.as_mut().filter(|probed| probed.is_due) {
-                by_broker = Some(State::number(next, probed));
+                broker_probe = Some(State::assign_number(next, probed));
             }
         }
         for (worker, number) in due {
-            if publish(hub, worker, number) == 0 {
+            if publish_probe(hub, worker, number) == 0 {
                 // It is not there yet; it says so when it is.
-                self.take_back(number);
+                self.mark_due_again(number);
             }
         }
-        if let (Some(broker), Some(number)) = (&hub.broker, by_broker)
+        if let (Some(broker), Some(number)) = (&hub.broker, broker_probe)
             && broker.probe(number).is_err()
         {
-            self.take_back(number);
+            self.mark_due_again(number);
         }
     }
 
     /// A probe could not go on its way: it is due again.
-    fn take_back(&self, number: u64) {
-        for probed in self.state().all() {
+    fn mark_due_again(&self, number: u64) {
+        for probed in self.state().all_probes() {
             if probed.outstanding.take_if(|(outstanding, _)| *outstanding == number).is_some() {
                 probed.is_due = true;
             }
@@ -449,20 +450,20 @@ impl Canary {
     }
 
     /// Sets down what fails. A probe that was under way while the connection to the broker was lost says nothing.
-    fn judge(&self, has_held: bool) {
+    fn record_missed(&self, connection_held: bool) {
         let mut state = self.state();
         if state.is_stopped {
             return;
         }
         for (worker, probed) in state.workers.iter_mut().enumerate() {
-            if probed.is_newly_missed() {
+            if probed.mark_missed() {
                 self.missed.inc();
                 warn!(worker, "A probe did not come back in time; the node is not ready.");
             }
         }
         // Until a worker has subscribed, no probe can come through, whatever the broker does.
-        let is_judged = has_held && state.workers.iter().any(|probed| probed.is_attached);
-        if state.cluster.as_mut().is_some_and(|probed| is_judged && probed.is_newly_missed()) {
+        let is_judged = connection_held && state.workers.iter().any(|probed| probed.is_attached);
+        if state.cluster.as_mut().is_some_and(|probed| is_judged && probed.mark_missed()) {
             self.cluster_missed.inc();
             warn!("A probe through the cluster's broker did not come back in time.");
         }
@@ -470,21 +471,21 @@ impl Canary {
 }
 
 /// What a worker subscribes itself to.
-fn topic_of(worker: impl std::fmt::Display) -> Topic<'static> {
+fn probe_topic(worker: impl std::fmt::Display) -> Topic<'static> {
     Topic::of_server(format_args!("canary.{worker}"))
 }
 
 /// Publishes a probe to a worker, as any message is; answers how many subscribers it has: one, or none before it is there.
-fn publish(hub: &Hub, worker: usize, number: u64) -> u64 {
+fn publish_probe(hub: &Hub, worker: usize, number: u64) -> u64 {
     let text = number.to_string();
     match RawJson::parse(&text) {
-        Ok(message) => hub.publish(&topic_of(worker), message, None, Instant::now(), None).subscribers,
+        Ok(message) => hub.publish(&probe_topic(worker), message, None, Instant::now(), None).subscribers,
         Err(_) => 0,
     }
 }
 
 /// The number at the end of a probe: `…,"message":17}}`.
-fn number_of(frame: &[u8]) -> Option<u64> {
+fn probe_number(frame: &[u8]) -> Option<u64> {
     let digits = frame.strip_suffix(b"}}")?.rsplit(|byte| *byte == b':').next()?;
     std::str::from_utf8(digits).ok()?.parse().ok()
 }

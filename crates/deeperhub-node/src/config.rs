@@ -85,10 +85,10 @@ pub struct Config {
     /// Hand-over between workers.
     pub router: deeperhub_router::Config,
     /// Numbers of the embedding program that go with the node's metrics. Default: none.
-    pub gauges: Vec<OwnGauge>,
+    pub custom_gauges: Vec<CustomGauge>,
     /// Metrics of components beside the node, such as a server API, shown with its own. Default:
     /// none.
-    pub numbers: Vec<OwnNumber>,
+    pub custom_metrics: Vec<CustomMetric>,
     /// Which traces are recorded, and where their spans go. Default: none are recorded, and sampled ones that clients
     /// bring are carried on.
     pub tracer: Tracer,
@@ -113,8 +113,8 @@ impl Default for Config {
             cluster: None,
             answer_timeout: Duration::from_secs(5),
             router: deeperhub_router::Config::default(),
-            gauges: Vec::new(),
-            numbers: Vec::new(),
+            custom_gauges: Vec::new(),
+            custom_metrics: Vec::new(),
             tracer: Tracer::default(),
         }
     }
@@ -122,7 +122,7 @@ impl Default for Config {
 
 /// A number of the embedding program, such as what its allocator holds, to be shown with the node's metrics.
 #[derive(Debug, Clone, Copy)]
-pub struct OwnGauge {
+pub struct CustomGauge {
     /// Its name, such as `deeperhub_memory_allocated_bytes`; the node does not start when it is taken or malformed.
     pub name: &'static str,
     /// What it tells, in a sentence without its full stop.
@@ -135,7 +135,7 @@ pub struct OwnGauge {
 
 /// Kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NumberKind {
+pub enum MetricKind {
     /// Value that only grows.
     Counter,
     /// Current value, which may fall.
@@ -144,22 +144,22 @@ pub enum NumberKind {
 
 /// Metric of a component beside the node, shown with the node's metrics.
 #[derive(Clone)]
-pub struct OwnNumber {
+pub struct CustomMetric {
     pub(crate) name: &'static str,
     pub(crate) help: &'static str,
     pub(crate) unit: Unit,
-    pub(crate) kind: NumberKind,
+    pub(crate) kind: MetricKind,
     pub(crate) read: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
 
-impl OwnNumber {
+impl CustomMetric {
     /// Creates a metric; `read` is called whenever metrics are read. The name of a counter ends in
     /// `_total`. The node does not start if a name is taken or malformed.
     pub fn new(
         name: &'static str,
         help: &'static str,
         unit: Unit,
-        kind: NumberKind,
+        kind: MetricKind,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Self {
         Self { name, help, unit, kind, read: Arc::new(read) }
@@ -180,10 +180,10 @@ impl OwnNumber {
     pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
         let read = Arc::clone(&self.read);
         match self.kind {
-            NumberKind::Counter => {
+            MetricKind::Counter => {
                 registry.register_counter_fn(self.name, self.help, self.unit, move || read())
             }
-            NumberKind::Gauge => {
+            MetricKind::Gauge => {
                 let read = move || i64::try_from(read()).unwrap_or(i64::MAX);
                 registry.register_gauge_fn(self.name, self.help, self.unit, read)
             }
@@ -191,9 +191,9 @@ impl OwnNumber {
     }
 }
 
-impl fmt::Debug for OwnNumber {
+impl fmt::Debug for CustomMetric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OwnNumber")
+        f.debug_struct("CustomMetric")
             .field("name", &self.name)
             .field("kind", &self.kind)
             .finish_non_exhaustive()

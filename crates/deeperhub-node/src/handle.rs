@@ -10,16 +10,16 @@ use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 use tokio::sync::watch;
 
-use crate::ask::Unanswered;
+use crate::cluster_query;
 use crate::config::Config;
-use crate::gather;
+use crate::connection_id::{ConnectionId, is_node_id};
 use crate::health::Health;
-use crate::hub::{Hub, Request};
-use crate::id::{Place, is_node_id};
+use crate::hub::{Hub, WorkerRequest};
 use crate::phase::Phase;
 use crate::stats::Stats;
 use crate::top::Top;
 use crate::trace::{MessageSpan, Tracer};
+use crate::worker_request::WorkerTimeout;
 
 /// A running node, for backends and embedding programs. Cheap to clone, `Send + Sync`.
 ///
@@ -55,7 +55,7 @@ pub struct ClientInfo {
 
 /// Bytes of names after which a page of connections ends, whatever its limit. Subscriptions may
 /// take 32 KiB per connection.
-pub(crate) const CLIENTS_BYTES: usize = 512 * 1024;
+pub(crate) const MAX_CLIENTS_PAGE_BYTES: usize = 512 * 1024;
 
 impl ClientInfo {
     /// Returns its approximate size in memory and in an answer.
@@ -104,7 +104,7 @@ pub enum SendError {
     NotFound(#[from] ClientNotFound),
     /// The client's worker did not answer in time.
     #[error(transparent)]
-    Unanswered(#[from] Unanswered),
+    WorkerTimeout(#[from] WorkerTimeout),
     /// The client is another node's, and the cluster cannot be reached or takes no more.
     #[error("the client is connected to another node, and the cluster cannot be reached")]
     ClusterUnavailable,
@@ -129,7 +129,7 @@ pub enum ListError {
     Cursor(#[from] CursorError),
     /// A worker did not answer in time.
     #[error(transparent)]
-    Unanswered(#[from] Unanswered),
+    WorkerTimeout(#[from] WorkerTimeout),
 }
 
 impl NodeHandle {
@@ -146,7 +146,7 @@ impl NodeHandle {
         self.hub.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
         if let Some(mut span) = span {
             span.subscribers = Some(published.subscribers);
-            tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
+            tracer.record(|| span.end_publish(topic.as_str(), message.as_str().len()));
         }
         Delivered { count: published.subscribers, cluster: published.cluster }
     }
@@ -154,7 +154,7 @@ impl NodeHandle {
     /// Publishes to the other nodes only, to complete a publish that returned a fault in
     /// [`Delivered::cluster`]. Returns the fault if they do not get it this time either. Never
     /// waits.
-    pub fn publish_to_others(
+    pub fn publish_to_other_nodes(
         &self,
         topic: &Topic<'_>,
         message: RawJson<'_>,
@@ -167,9 +167,9 @@ impl NodeHandle {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),
             tracestate: span.as_ref().and_then(|span| span.span.tracestate()).map(Cow::Borrowed),
         };
-        let fault = self.hub.publish_to_others(topic, message, None, context);
+        let fault = self.hub.publish_to_other_nodes(topic, message, None, context);
         if let Some(span) = span {
-            tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
+            tracer.record(|| span.end_publish(topic.as_str(), message.as_str().len()));
         }
         fault
     }
@@ -180,13 +180,14 @@ impl NodeHandle {
     ///
     /// [`SendError`]; a client that is being closed is not found.
     pub async fn send_to_client(&self, client: &ClientId, message: RawJson<'_>) -> Result<(), SendError> {
-        if let Some(node) = self.other_node(client) {
+        if let Some(node) = self.remote_node(client) {
             let ask = |request| Message::Send { request, client: client.clone(), payload: message };
-            return self.ask_for_client(node, ask).await;
+            return self.request_for_client(node, ask).await;
         }
-        let to = self.place(client)?;
+        let to = self.local_connection(client)?;
         let frame = ServerMessage::Raw(message).to_frame();
-        let found = self.hub.ask(to.worker.into(), |reply| Request::Send { to, frame, reply }).await?;
+        let found =
+            self.hub.request(to.worker.into(), |reply| WorkerRequest::Send { to, frame, reply }).await?;
         if found { Ok(()) } else { Err(ClientNotFound.into()) }
     }
 
@@ -194,12 +195,12 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// [`Unanswered`]: the connections of a worker may get it later, all others got it.
-    pub async fn send_to_user(&self, user: &str, message: RawJson<'_>) -> Result<Delivered, Unanswered> {
+    /// [`WorkerTimeout`]: the connections of a worker may get it later, all others got it.
+    pub async fn send_to_user(&self, user: &str, message: RawJson<'_>) -> Result<Delivered, WorkerTimeout> {
         let frame = ServerMessage::Raw(message).to_frame();
-        let send = |reply| Request::SendToUser { user: user.to_owned(), frame: frame.fork(), reply };
-        let count = self.hub.count(send).await;
-        self.and_others(count, Message::SendToUser { user, payload: message })
+        let send = |reply| WorkerRequest::SendToUser { user: user.to_owned(), frame: frame.fork(), reply };
+        let count = self.hub.sum_over_workers(send).await;
+        self.with_other_nodes(count, Message::SendToUser { user, payload: message })
     }
 
     /// Sends to every client that is connected now, on all nodes; where tokens are required, to those with one. The count
@@ -207,11 +208,12 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// [`Unanswered`]: the clients of a worker may get it later, all others got it.
-    pub async fn broadcast(&self, message: RawJson<'_>) -> Result<Delivered, Unanswered> {
+    /// [`WorkerTimeout`]: the clients of a worker may get it later, all others got it.
+    pub async fn broadcast(&self, message: RawJson<'_>) -> Result<Delivered, WorkerTimeout> {
         let frame = ServerMessage::Raw(message).to_frame();
-        let count = self.hub.count(|reply| Request::Broadcast { frame: frame.fork(), reply }).await;
-        self.and_others(count, Message::Broadcast { payload: message })
+        let count =
+            self.hub.sum_over_workers(|reply| WorkerRequest::Broadcast { frame: frame.fork(), reply }).await;
+        self.with_other_nodes(count, Message::Broadcast { payload: message })
     }
 
     /// Ends a client's subscription to a topic or a pattern, on whatever node it is, which it is told by an `unsubscribed` without an `id`.
@@ -225,15 +227,18 @@ impl NodeHandle {
         client: &ClientId,
         topic: &Subscription<'_>,
     ) -> Result<bool, SendError> {
-        if let Some(node) = self.other_node(client) {
+        if let Some(node) = self.remote_node(client) {
             let topic = topic.borrow();
             let ask = |request| Message::Unsubscribe { request, client: client.clone(), topic };
-            return self.ask_about_client(node, ask).await.map(|answer| answer == gather::FOUND);
+            return self
+                .request_from_node(node, ask)
+                .await
+                .map(|answer| answer == cluster_query::REPLY_FOUND);
         }
-        let client = self.place(client)?;
+        let client = self.local_connection(client)?;
         let topic = topic.borrow().into_owned();
-        let unsubscribe = |reply| Request::Unsubscribe { client, topic, reply };
-        self.hub.ask(client.worker.into(), unsubscribe).await?.ok_or(ClientNotFound.into())
+        let unsubscribe = |reply| WorkerRequest::Unsubscribe { client, topic, reply };
+        self.hub.request(client.worker.into(), unsubscribe).await?.ok_or(ClientNotFound.into())
     }
 
     /// Ends the subscriptions of a user's connections to a topic or a pattern, on all nodes; the count is
@@ -241,19 +246,19 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// [`Unanswered`]: those of a worker may end later, all others have ended.
+    /// [`WorkerTimeout`]: those of a worker may end later, all others have ended.
     pub async fn unsubscribe_user(
         &self,
         user: &str,
         topic: &Subscription<'_>,
-    ) -> Result<Delivered, Unanswered> {
+    ) -> Result<Delivered, WorkerTimeout> {
         let owned = || (user.to_owned(), topic.borrow().into_owned());
         let unsubscribe = |reply| {
             let (user, topic) = owned();
-            Request::UnsubscribeUser { user, topic, reply }
+            WorkerRequest::UnsubscribeUser { user, topic, reply }
         };
-        let count = self.hub.count(unsubscribe).await;
-        self.and_others(count, Message::UnsubscribeUser { user, topic: topic.borrow() })
+        let count = self.hub.sum_over_workers(unsubscribe).await;
+        self.with_other_nodes(count, Message::UnsubscribeUser { user, topic: topic.borrow() })
     }
 
     /// The node's numbers now.
@@ -261,15 +266,15 @@ impl NodeHandle {
         Stats::of(&self.hub)
     }
 
-    /// The busiest topics and clients, at most `limit` of each. Counting begins with the first question and ends half a
+    /// The busiest topics and clients, at most `limit` of each. TopWindow begins with the first question and ends half a
     /// minute after the last one. A worker that does not answer within a second is left out.
     pub async fn top(&self, limit: usize) -> Top {
         let now = Instant::now();
-        self.hub.top.want(now);
+        self.hub.top.keep_tracking(now);
         let mut report = self.hub.top.report(now);
-        let parts = self.hub.ask_workers(Duration::from_secs(1), |reply| Request::Top { reply }).await;
+        let parts = self.hub.request_all(Duration::from_secs(1), |reply| WorkerRequest::Top { reply }).await;
         parts.into_iter().flatten().for_each(|part| report.add(part));
-        report.top(limit)
+        report.into_top(limit)
     }
 
     /// Closes a connection with 4003, on whatever node it is.
@@ -278,12 +283,15 @@ impl NodeHandle {
     ///
     /// [`SendError`]; a client that is being closed already is not found.
     pub async fn disconnect(&self, client: &ClientId) -> Result<(), SendError> {
-        if let Some(node) = self.other_node(client) {
+        if let Some(node) = self.remote_node(client) {
             let ask = |request| Message::Disconnect { request, client: client.clone() };
-            return self.ask_for_client(node, ask).await;
+            return self.request_for_client(node, ask).await;
         }
-        let client = self.place(client)?;
-        let found = self.hub.ask(client.worker.into(), |reply| Request::Disconnect { client, reply }).await?;
+        let client = self.local_connection(client)?;
+        let found = self
+            .hub
+            .request(client.worker.into(), |reply| WorkerRequest::Disconnect { client, reply })
+            .await?;
         if found { Ok(()) } else { Err(ClientNotFound.into()) }
     }
 
@@ -293,11 +301,11 @@ impl NodeHandle {
     ///
     /// # Errors
     ///
-    /// [`Unanswered`]: those of a worker may be closed later, all others are.
-    pub async fn disconnect_user(&self, user: &str) -> Result<Delivered, Unanswered> {
-        let disconnect = |reply| Request::DisconnectUser { user: user.to_owned(), reply };
-        let count = self.hub.count(disconnect).await;
-        self.and_others(count, Message::DisconnectUser { user })
+    /// [`WorkerTimeout`]: those of a worker may be closed later, all others are.
+    pub async fn disconnect_user(&self, user: &str) -> Result<Delivered, WorkerTimeout> {
+        let disconnect = |reply| WorkerRequest::DisconnectUser { user: user.to_owned(), reply };
+        let count = self.hub.sum_over_workers(disconnect).await;
+        self.with_other_nodes(count, Message::DisconnectUser { user })
     }
 
     /// One connection, on whatever node it is.
@@ -306,11 +314,12 @@ impl NodeHandle {
     ///
     /// [`SendError`]; a client that is being closed, or whose node does not answer, is not found.
     pub async fn client(&self, client: &ClientId) -> Result<ClientInfo, SendError> {
-        if let Some(node) = self.other_node(client) {
-            return self.client_of_other(node, client).await.ok_or(ClientNotFound.into());
+        if let Some(node) = self.remote_node(client) {
+            return self.remote_client(node, client).await.ok_or(ClientNotFound.into());
         }
-        let client = self.place(client)?;
-        let info = self.hub.ask(client.worker.into(), |reply| Request::Client { client, reply }).await?;
+        let client = self.local_connection(client)?;
+        let info =
+            self.hub.request(client.worker.into(), |reply| WorkerRequest::Client { client, reply }).await?;
         info.ok_or(ClientNotFound.into())
     }
 
@@ -425,7 +434,7 @@ impl NodeHandle {
     /// the drain and [`restart_time`](deeperhub_listener::Config::restart_time).
     pub async fn drain(&self, time: Duration) {
         if let Some(end) = Instant::now().checked_add(time) {
-            let _ = self.hub.drained_by.set(end);
+            let _ = self.hub.drain_deadline.set(end);
         }
         self.hub.phase.send_if_modified(|phase| {
             let drains = *phase < Phase::Draining;
@@ -439,34 +448,34 @@ impl NodeHandle {
         self.listener.drain(time, return_to).await;
     }
 
-    fn place(&self, client: &ClientId) -> Result<Place, ClientNotFound> {
-        Place::of(client, &self.hub.node_id).ok_or(ClientNotFound)
+    fn local_connection(&self, client: &ClientId) -> Result<ConnectionId, ClientNotFound> {
+        ConnectionId::from_client_id(client, &self.hub.node_id).ok_or(ClientNotFound)
     }
 
     /// The node that a client's id names, if it may be another of the cluster.
-    fn other_node<'c>(&self, client: &'c ClientId) -> Option<&'c str> {
+    fn remote_node<'c>(&self, client: &'c ClientId) -> Option<&'c str> {
         let (node, _) = client.as_str().rsplit_once('.')?;
         (self.hub.broker.is_some() && node != self.hub.node_id && is_node_id(node)).then_some(node)
     }
 
     /// Asks another node to do something with a client.
-    async fn ask_for_client<'m>(
+    async fn request_for_client<'m>(
         &self,
         node: &str,
         ask: impl FnOnce(u64) -> Message<'m>,
     ) -> Result<(), SendError> {
-        self.ask_about_client(node, ask).await.map(drop)
+        self.request_from_node(node, ask).await.map(drop)
     }
 
     /// As above, with the answer, where the client was found.
-    async fn ask_about_client<'m>(
+    async fn request_from_node<'m>(
         &self,
         node: &str,
         ask: impl FnOnce(u64) -> Message<'m>,
     ) -> Result<String, SendError> {
         let Some(broker) = &self.hub.broker else { return Err(ClientNotFound.into()) };
-        match broker.request(node, gather::DEADLINE, ask).await {
-            Ok(answer) if answer != gather::NOT_FOUND => Ok(answer),
+        match broker.request(node, cluster_query::QUERY_TIMEOUT, ask).await {
+            Ok(answer) if answer != cluster_query::REPLY_NOT_FOUND => Ok(answer),
             Err(RequestError::Refused(Refused::TooLarge)) => Err(SendError::TooLarge),
             Err(RequestError::Refused(_)) => Err(SendError::ClusterUnavailable),
             _ => Err(ClientNotFound.into()),
@@ -474,12 +483,12 @@ impl NodeHandle {
     }
 
     /// The other nodes are told too, also when a worker of this one does not answer.
-    fn and_others(
+    fn with_other_nodes(
         &self,
-        count: Result<u64, Unanswered>,
+        count: Result<u64, WorkerTimeout>,
         message: Message<'_>,
-    ) -> Result<Delivered, Unanswered> {
-        let cluster = self.hub.send_to_others(message);
+    ) -> Result<Delivered, WorkerTimeout> {
+        let cluster = self.hub.send_to_other_nodes(message);
         Ok(Delivered { count: count?, cluster })
     }
 }
@@ -493,12 +502,12 @@ impl Hub {
     ) -> Result<Page<ClientInfo>, ListError> {
         let (mut worker, mut from) = cursor.map_or(Ok((0, 0)), parse_cursor)?;
         let (mut items, mut bytes) = (Vec::new(), 0);
-        while worker < self.requests.len() {
-            if bytes >= CLIENTS_BYTES {
+        while worker < self.request_senders.len() {
+            if bytes >= MAX_CLIENTS_PAGE_BYTES {
                 return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{from:x}")) });
             }
             let left = limit.saturating_sub(items.len());
-            let asked = self.ask(worker, |reply| Request::Clients { from, limit: left, reply });
+            let asked = self.request(worker, |reply| WorkerRequest::Clients { from, limit: left, reply });
             let (clients, next) = asked.await?;
             bytes += clients.iter().map(ClientInfo::bytes).sum::<usize>();
             items.extend(clients);

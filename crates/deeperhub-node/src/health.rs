@@ -11,15 +11,15 @@ use crate::phase::Phase;
 #[non_exhaustive]
 pub struct Health {
     /// All that speaks against it, the gravest first; empty: it is ready.
-    pub reasons: Vec<Unready>,
+    pub reasons: Vec<UnreadyReason>,
 }
 
 /// One reason why a node is not ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Unready {
+pub struct UnreadyReason {
     /// What found it.
-    pub check: Check,
+    pub check: HealthCheck,
     /// A word for programs: `starting`, `draining`, `stopped`, `delivery_stalled`, `cluster_unavailable`,
     /// `cluster_stalled`.
     pub code: &'static str,
@@ -34,7 +34,7 @@ pub struct Unready {
 /// What looks whether a node is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Check {
+pub enum HealthCheck {
     /// Where it is in its life.
     Phase,
     /// Probes that workers must answer.
@@ -43,7 +43,7 @@ pub enum Check {
     Cluster,
 }
 
-impl Check {
+impl HealthCheck {
     /// The name in answers: `phase`, `canary`, `cluster`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -58,8 +58,8 @@ impl Check {
 impl Health {
     pub(crate) fn new(phase: Phase, canary: &Canary) -> Self {
         let mut reasons = Vec::new();
-        reasons.extend(of_phase(phase));
-        reasons.extend(canary.reasons());
+        reasons.extend(phase_reason(phase));
+        reasons.extend(canary.unready_reasons());
         Self { reasons }
     }
 
@@ -70,10 +70,10 @@ impl Health {
     }
 }
 
-impl Unready {
-    pub(crate) fn of_cluster(fault: String) -> Self {
+impl UnreadyReason {
+    pub(crate) fn for_cluster(fault: String) -> Self {
         Self {
-            check: Check::Cluster,
+            check: HealthCheck::Cluster,
             code: "cluster_unavailable",
             message: fault.into(),
             worker: None,
@@ -82,12 +82,18 @@ impl Unready {
     }
 }
 
-fn of_phase(phase: Phase) -> Option<Unready> {
+fn phase_reason(phase: Phase) -> Option<UnreadyReason> {
     let (code, message) = match phase {
         Phase::Serving => return None,
         Phase::Starting => ("starting", "the node is starting"),
         Phase::Draining => ("draining", "the node shuts down"),
         Phase::Stopped => ("stopped", "the node has stopped"),
     };
-    Some(Unready { check: Check::Phase, code, message: message.into(), worker: None, since: None })
+    Some(UnreadyReason {
+        check: HealthCheck::Phase,
+        code,
+        message: message.into(),
+        worker: None,
+        since: None,
+    })
 }

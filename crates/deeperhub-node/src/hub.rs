@@ -15,38 +15,38 @@ use deeperhub_router::{Published, Router, Shard};
 use deeperhub_security::BurstPool;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::ask::Posted;
 use crate::canary::Canary;
 use crate::config::Config;
+use crate::connection_id::ConnectionId;
 use crate::handle::ClientInfo;
-use crate::health::{Health, Unready};
-use crate::id::Place;
+use crate::health::{Health, UnreadyReason};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
-use crate::recent::Recent;
-use crate::top::{Report, Wanted};
+use crate::recent_quantiles::RecentQuantiles;
+use crate::top::{TopReport, TopTracker};
 use crate::trace::ActiveSpan;
-use crate::trace::fan_out::Stamp;
+use crate::trace::fan_out::PublishStamp;
+use crate::worker_request::QueuedRequest;
 
 /// Requests of handles that may wait for one worker; whoever makes more waits.
-pub(crate) const REQUESTS: usize = 1024;
+pub(crate) const REQUEST_QUEUE_CAPACITY: usize = 1024;
 
 /// One publish on its way to a worker's subscribers.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     pub(crate) frame: Multicast,
     /// The publisher, where it does not want its own message.
-    pub(crate) exclude: Option<Place>,
+    pub(crate) excluded: Option<ConnectionId>,
     /// Only while someone observes sent messages.
     pub(crate) topic: Option<std::sync::Arc<str>>,
-    pub(crate) stamp: Stamp,
+    pub(crate) stamp: PublishStamp,
 }
 
 /// The client that publishes something.
 #[derive(Debug)]
 pub(crate) struct Publisher<'a> {
     pub(crate) id: &'a ClientId,
-    pub(crate) place: Place,
+    pub(crate) connection_id: ConnectionId,
     /// It does not want its own message.
     pub(crate) is_excluded: bool,
     /// Its worker's part, which leaves the other workers asleep until it has read what came.
@@ -55,22 +55,22 @@ pub(crate) struct Publisher<'a> {
 
 /// What a publish reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Reached {
+pub(crate) struct PublishOutcome {
     /// Subscriptions of this node.
     pub(crate) subscribers: u64,
     /// A worker is behind: the publisher should pause.
-    pub(crate) congested: bool,
-    /// Number of pattern-matching steps.
-    pub(crate) steps: usize,
+    pub(crate) is_congested: bool,
+    /// Number of pattern-matching matching_steps.
+    pub(crate) matching_steps: usize,
     /// Fault that keeps it from other nodes. `None`: they get it, or there are none.
     pub(crate) cluster: Option<ClusterFault>,
 }
 
 /// What a handle asks of a worker.
 #[derive(Debug)]
-pub(crate) enum Request {
+pub(crate) enum WorkerRequest {
     Send {
-        to: Place,
+        to: ConnectionId,
         frame: Frame,
         reply: oneshot::Sender<bool>,
     },
@@ -84,7 +84,7 @@ pub(crate) enum Request {
         reply: oneshot::Sender<u64>,
     },
     Unsubscribe {
-        client: Place,
+        client: ConnectionId,
         topic: Subscription<'static>,
         reply: oneshot::Sender<Option<bool>>,
     },
@@ -94,10 +94,10 @@ pub(crate) enum Request {
         reply: oneshot::Sender<u64>,
     },
     Top {
-        reply: oneshot::Sender<Report>,
+        reply: oneshot::Sender<TopReport>,
     },
     Disconnect {
-        client: Place,
+        client: ConnectionId,
         reply: oneshot::Sender<bool>,
     },
     DisconnectUser {
@@ -105,7 +105,7 @@ pub(crate) enum Request {
         reply: oneshot::Sender<u64>,
     },
     Client {
-        client: Place,
+        client: ConnectionId,
         reply: oneshot::Sender<Option<ClientInfo>>,
     },
     Clients {
@@ -129,22 +129,22 @@ pub(crate) struct Hub {
     pub(crate) bus: EventBus,
     pub(crate) metrics: Metrics,
     pub(crate) listener_metrics: deeperhub_listener::Metrics,
-    pub(crate) top: Wanted,
+    pub(crate) top: TopTracker,
     /// Latencies of deliveries, as they were told lately.
-    pub(crate) latency: Recent,
+    pub(crate) publish_latency: RecentQuantiles,
     pub(crate) registry: Registry,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) canary: Arc<Canary>,
     /// The way to the other nodes, where there is a cluster.
     pub(crate) broker: Option<Broker>,
     pub(crate) started: Instant,
-    pub(crate) requests: Vec<mpsc::Sender<Posted>>,
-    /// Pool of bursts for new connections, by address. `None`: each connection has its own.
-    pub(crate) bursts: Option<BurstPool>,
+    pub(crate) request_senders: Vec<mpsc::Sender<QueuedRequest>>,
+    /// Pool of burst_pool for new connections, by address. `None`: each connection has its own.
+    pub(crate) burst_pool: Option<BurstPool>,
     /// Deadline of the drain, if there is one.
-    pub(crate) drained_by: OnceLock<Instant>,
+    pub(crate) drain_deadline: OnceLock<Instant>,
     /// The workers' ends; a worker takes its own and gives it back when it is replaced.
-    pub(crate) inboxes: Vec<Mutex<Option<mpsc::Receiver<Posted>>>>,
+    pub(crate) request_receivers: Vec<Mutex<Option<mpsc::Receiver<QueuedRequest>>>>,
 }
 
 impl Hub {
@@ -153,8 +153,8 @@ impl Hub {
         let mut health = Health::new(*self.phase.borrow(), &self.canary);
         let counts = self.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);
         if counts {
-            let fault = self.cluster_fault().map(Unready::of_cluster);
-            health.reasons.extend(fault.or_else(|| self.canary.cluster_reason()));
+            let fault = self.broker_fault().map(UnreadyReason::for_cluster);
+            health.reasons.extend(fault.or_else(|| self.canary.cluster_unready_reason()));
         }
         health
     }
@@ -176,28 +176,35 @@ impl Hub {
         topic: &Topic<'_>,
         message: RawJson<'_>,
         publisher: Option<Publisher<'_>>,
-        published: Instant,
+        published_at: Instant,
         span: Option<&ActiveSpan>,
-    ) -> Reached {
+    ) -> PublishOutcome {
         let traceparent = span.map(|span| span.context().to_string());
         let trace = TraceContext {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),
             tracestate: span.and_then(ActiveSpan::tracestate).map(Cow::Borrowed),
         };
         let from = publisher.as_ref().map(|client| client.id);
-        let exclude = publisher.as_ref().filter(|client| client.is_excluded).map(|client| client.place);
-        let source = publisher.as_ref().map(|client| client.place.source());
+        let excluded =
+            publisher.as_ref().filter(|client| client.is_excluded).map(|client| client.connection_id);
+        let source = publisher.as_ref().map(|client| client.connection_id.publisher_source());
         let shard = publisher.map(|client| client.shard);
-        let here = self.deliver(topic, (message, from, &trace), (exclude, source), (published, span), shard);
+        let here =
+            self.deliver(topic, (message, from, &trace), (excluded, source), (published_at, span), shard);
         let cluster = match self.broker {
-            Some(_) => self.publish_to_others(topic, message, from, trace.borrow()),
+            Some(_) => self.publish_to_other_nodes(topic, message, from, trace.borrow()),
             None => None,
         };
-        Reached { subscribers: here.subscribers, congested: here.congested, steps: here.steps, cluster }
+        PublishOutcome {
+            subscribers: here.subscribers,
+            is_congested: here.congested,
+            matching_steps: here.steps,
+            cluster,
+        }
     }
 
     /// Delivers what was published on another node, in the trace that it brings.
-    pub(crate) fn deliver_of_others(
+    pub(crate) fn deliver_remote(
         &self,
         topic: &Topic<'_>,
         message: RawJson<'_>,
@@ -214,8 +221,8 @@ impl Hub {
         &self,
         topic: &Topic<'_>,
         (message, from, trace): (RawJson<'_>, Option<&ClientId>, &TraceContext<'_>),
-        (exclude, source): (Option<Place>, Option<u64>),
-        (published, span): (Instant, Option<&ActiveSpan>),
+        (excluded, source): (Option<ConnectionId>, Option<u64>),
+        (published_at, span): (Instant, Option<&ActiveSpan>),
         shard: Option<&mut Shard<Delivery>>,
     ) -> Published {
         let frame = ServerMessage::Message {
@@ -228,15 +235,15 @@ impl Hub {
         .to_frame();
         let observed = self.bus.is_observed(deeperhub_events::EventKind::MessageSent);
         let name = observed.then(|| std::sync::Arc::from(topic.as_str()));
-        let alone = self.requests.len() == 1;
+        let is_only_worker = self.request_senders.len() == 1;
         // Without a sink there is nobody to follow it for.
-        let span = span.filter(|_| self.config.tracer.records());
+        let span = span.filter(|_| self.config.tracer.is_recording());
         let make = || Delivery {
             // Each worker counts references on a cache line of its own.
-            frame: Multicast::new(if alone { frame.clone() } else { frame.fork() }),
-            exclude,
+            frame: Multicast::new(if is_only_worker { frame.clone() } else { frame.fork() }),
+            excluded,
             topic: name.clone(),
-            stamp: Stamp::new(published, span),
+            stamp: PublishStamp::new(published_at, span),
         };
         match shard {
             Some(shard) => shard.publish(topic, source, frame.len(), make),
@@ -244,13 +251,13 @@ impl Hub {
         }
     }
 
-    pub(crate) fn take_inbox(&self, worker: usize) -> Option<mpsc::Receiver<Posted>> {
-        self.inboxes.get(worker)?.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub(crate) fn take_request_receiver(&self, worker: usize) -> Option<mpsc::Receiver<QueuedRequest>> {
+        self.request_receivers.get(worker)?.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(crate) fn give_back_inbox(&self, worker: usize, inbox: mpsc::Receiver<Posted>) {
-        if let Some(place) = self.inboxes.get(worker) {
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(inbox);
+    pub(crate) fn return_request_receiver(&self, worker: usize, receiver: mpsc::Receiver<QueuedRequest>) {
+        if let Some(slot) = self.request_receivers.get(worker) {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
         }
     }
 }

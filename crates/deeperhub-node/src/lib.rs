@@ -19,45 +19,45 @@
 //! logging, flags), which is the binary's.
 
 mod application;
-mod ask;
 mod auth;
 mod canary;
 mod cluster;
+mod cluster_query;
 mod commands;
 mod config;
-mod gather;
+mod connection_id;
 mod handle;
 mod health;
 mod hub;
-mod id;
 mod local;
 mod metrics;
 mod node;
 mod phase;
-mod recent;
+mod recent_quantiles;
 mod session;
 mod stats;
 mod sweep;
 mod top;
 pub mod trace;
 mod users;
+mod worker_request;
 
-pub use ask::Unanswered;
 pub use auth::AuthConfig;
 pub use canary::CanaryConfig;
 pub use cluster::ClusterConfig;
+pub use cluster_query::{ClusterAnswer, ClusterStats, NodeInfo};
 pub use config::{
-    Config, NumberKind, OwnGauge, OwnNumber, burst_rate_per_ip, control_rate_limit, token_rate_limit,
+    Config, CustomGauge, CustomMetric, MetricKind, burst_rate_per_ip, control_rate_limit, token_rate_limit,
 };
 pub use deeperhub_protocol::message::ClusterFault;
-pub use gather::{ClusterStats, Gathered, NodeInfo};
 pub use handle::{
     ClientInfo, ClientNotFound, CursorError, Delivered, ListError, NodeHandle, NodeIdTaken, Page, SendError,
     TopicInfo,
 };
-pub use health::{Check, Health, Unready};
+pub use health::{Health, HealthCheck, UnreadyReason};
 pub use node::{MetricsError, Node, StartError};
 pub use phase::Phase;
-pub use recent::Quantiles;
+pub use recent_quantiles::Quantiles;
 pub use stats::{Stats, Totals};
-pub use top::{Busy, Top};
+pub use top::{Top, TopEntry};
+pub use worker_request::WorkerTimeout;

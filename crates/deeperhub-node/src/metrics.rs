@@ -9,22 +9,22 @@ use deeperhub_metrics::{
 use deeperhub_protocol::message::ServerMessage;
 
 /// Types of received messages: those of `Command::TYPES`, then two of the node's own.
-pub(crate) const RECEIVED: &[&str] =
+pub(crate) const RECEIVED_TYPES: &[&str] =
     &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping", "binary", "invalid"];
-pub(crate) const RECEIVED_BINARY: usize = 6;
-pub(crate) const RECEIVED_INVALID: usize = 7;
+pub(crate) const RECEIVED_BINARY_INDEX: usize = 6;
+pub(crate) const RECEIVED_INVALID_INDEX: usize = 7;
 
 /// Types of sent messages: those of `ServerMessage::TYPES`, then what backends send.
-const SENT: &[&str] = &{
+const SENT_TYPES: &[&str] = &{
     let mut all = ["raw"; ServerMessage::TYPES.len() + 1];
     let (own, _) = all.split_at_mut(ServerMessage::TYPES.len());
     own.copy_from_slice(ServerMessage::TYPES);
     all
 };
 
-/// Index into [`SENT`].
+/// Index into [`SENT_TYPES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sent {
+pub(crate) enum SentType {
     Welcome,
     Echo,
     Subscribed,
@@ -38,14 +38,14 @@ pub(crate) enum Sent {
     Raw,
 }
 
-impl Sent {
+impl SentType {
     pub(crate) const fn name(self) -> &'static str {
-        SENT[self as usize]
+        SENT_TYPES[self as usize]
     }
 }
 
 /// Error codes, in the order of `ErrorCode::ALL`.
-const ERRORS: &[&str] = &[
+const ERROR_CODES: &[&str] = &[
     "invalid_json",
     "invalid_message",
     "unknown_type",
@@ -60,10 +60,10 @@ const ERRORS: &[&str] = &[
 ];
 
 /// Limits of a connection.
-const LIMITS: &[&str] =
+const LIMIT_LABELS: &[&str] =
     &["messages", "bytes", "tokens", "subscriptions", "control", "json_depth", "first_burst"];
 
-/// Index into [`LIMITS`].
+/// Index into [`LIMIT_LABELS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
     Messages,
@@ -78,7 +78,7 @@ pub(crate) enum Limit {
 }
 
 /// How connections end.
-const CLOSED: &[&str] = &[
+const CLOSE_LABELS: &[&str] = &[
     "client", "lost", "1001", "1002", "1007", "1008", "1009", "1011", "1013", "4001", "4003", "4200", "other",
 ];
 
@@ -112,15 +112,15 @@ impl Metrics {
     pub(crate) fn new(cells: &Cells, max_message_bytes: usize) -> Self {
         Self {
             active: Gauge::new(cells),
-            closed: CounterVec::new(cells, "by", CLOSED),
-            received: CounterVec::new(cells, "type", RECEIVED),
-            sent: CounterVec::new(cells, "type", SENT),
+            closed: CounterVec::new(cells, "by", CLOSE_LABELS),
+            received: CounterVec::new(cells, "type", RECEIVED_TYPES),
+            sent: CounterVec::new(cells, "type", SENT_TYPES),
             size: Histogram::new(cells, Bounds::bytes(max_message_bytes as u64)),
-            errors: CounterVec::new(cells, "code", ERRORS),
-            limited: CounterVec::new(cells, "limit", LIMITS),
+            errors: CounterVec::new(cells, "code", ERROR_CODES),
+            limited: CounterVec::new(cells, "limit", LIMIT_LABELS),
             subscriptions: Gauge::new(cells),
-            latency: Histogram::new(cells, fine_times()),
-            queue_wait: Histogram::new(cells, fine_times()),
+            latency: Histogram::new(cells, latency_bounds()),
+            queue_wait: Histogram::new(cells, latency_bounds()),
         }
     }
 
@@ -190,7 +190,7 @@ impl Metrics {
 }
 
 /// Fine enough for the 99.9th percentile.
-fn fine_times() -> Bounds {
+fn latency_bounds() -> Bounds {
     Bounds::fine_seconds(Duration::from_micros(10), Duration::from_secs(10))
 }
 
@@ -210,16 +210,16 @@ pub(crate) struct WorkerMetrics {
 }
 
 impl WorkerMetrics {
-    pub(crate) fn sent(&mut self, what: Sent, count: u64) {
-        self.sent.add(what as usize, count);
+    pub(crate) fn count_sent(&mut self, sent_type: SentType, count: u64) {
+        self.sent.add(sent_type as usize, count);
     }
 
-    pub(crate) fn limited(&mut self, by: Limit) {
-        self.limited.inc(by as usize);
+    pub(crate) fn count_limited(&mut self, limit: Limit) {
+        self.limited.inc(limit as usize);
     }
 
-    pub(crate) fn closed(&mut self, by: &str) {
-        let index = CLOSED.iter().position(|&known| known == by).unwrap_or(CLOSED.len() - 1);
+    pub(crate) fn count_closed(&mut self, label: &str) {
+        let index = CLOSE_LABELS.iter().position(|&known| known == label).unwrap_or(CLOSE_LABELS.len() - 1);
         self.closed.inc(index);
     }
 }
@@ -232,17 +232,17 @@ mod tests {
 
     #[test]
     fn tables_follow_the_protocol() {
-        assert_eq!(&RECEIVED[..RECEIVED_BINARY], Command::TYPES);
-        assert_eq!(SENT, [ServerMessage::TYPES, &["raw"]].concat());
-        assert_eq!(LIMITS[Limit::Messages as usize], "messages");
-        assert_eq!(LIMITS[Limit::Bytes as usize], "bytes");
-        assert_eq!(LIMITS[Limit::Tokens as usize], "tokens");
-        assert_eq!(LIMITS[Limit::Subscriptions as usize], "subscriptions");
-        assert_eq!(LIMITS[Limit::FirstBurst as usize], "first_burst");
+        assert_eq!(&RECEIVED_TYPES[..RECEIVED_BINARY_INDEX], Command::TYPES);
+        assert_eq!(SENT_TYPES, [ServerMessage::TYPES, &["raw"]].concat());
+        assert_eq!(LIMIT_LABELS[Limit::Messages as usize], "messages");
+        assert_eq!(LIMIT_LABELS[Limit::Bytes as usize], "bytes");
+        assert_eq!(LIMIT_LABELS[Limit::Tokens as usize], "tokens");
+        assert_eq!(LIMIT_LABELS[Limit::Subscriptions as usize], "subscriptions");
+        assert_eq!(LIMIT_LABELS[Limit::FirstBurst as usize], "first_burst");
         let errors: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
-        assert_eq!(errors, ERRORS);
+        assert_eq!(errors, ERROR_CODES);
         assert_eq!(
-            (Sent::Pong.name(), Sent::Raw.name(), Sent::Published.name()),
+            (SentType::Pong.name(), SentType::Raw.name(), SentType::Published.name()),
             ("pong", "raw", "published")
         );
     }

@@ -14,19 +14,19 @@ use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
 use crate::canary::{Canary, CanaryThread};
-use crate::cluster::{ClusterThread, follow_interest};
+use crate::cluster::{ClusterThread, forward_interest};
 use crate::config::Config;
+use crate::connection_id::{is_node_id, random_node_id};
 use crate::handle::{NodeHandle, NodeIdTaken};
-use crate::hub::{Hub, REQUESTS};
-use crate::id::{is_node_id, random_node_id};
+use crate::hub::{Hub, REQUEST_QUEUE_CAPACITY};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
-use crate::recent::Recent;
-use crate::top::Wanted;
+use crate::recent_quantiles::RecentQuantiles;
+use crate::top::TopTracker;
 use crate::trace::TraceMetrics;
 
 /// Divisor of the memory budget for the messages queued for workers, all of them together.
-const INBOX_PART: u64 = 16;
+const ROUTER_MEMORY_DIVISOR: u64 = 16;
 
 /// A running node. When it is dropped, everything ends at once: call [`drain`](Self::drain) before.
 #[derive(Debug)]
@@ -115,19 +115,19 @@ impl Node {
         let cells = Cells::new(workers);
         let metrics = Metrics::new(&cells, config.listener.max_message_bytes);
         let listener_metrics = deeperhub_listener::Metrics::new(&cells);
-        let router = Router::new(shards, router_within(&config, shards));
+        let router = Router::new(shards, router_config(&config, shards));
         let bus = EventBus::new(config.events.clone());
         let canary = Arc::new(Canary::new(config.canary.clone(), workers, config.cluster.is_some()));
         let mut registry = registry(&metrics, &listener_metrics, &router, &bus, config.tracer.metrics())
             .map_err(MetricsError::Register)?;
         canary.register(&mut registry).map_err(MetricsError::Register)?;
-        for gauge in &config.gauges {
+        for gauge in &config.custom_gauges {
             registry
                 .register_gauge_fn(gauge.name, gauge.help, gauge.unit, gauge.read)
                 .map_err(MetricsError::Register)?;
         }
-        for number in &config.numbers {
-            number.register(&mut registry).map_err(MetricsError::Register)?;
+        for metric in &config.custom_metrics {
+            metric.register(&mut registry).map_err(MetricsError::Register)?;
         }
         let (broker, driver) = match config.cluster.as_ref() {
             None => (None, None),
@@ -138,14 +138,14 @@ impl Node {
                 let (broker, driver) =
                     deeperhub_cluster::connect(settings, &node_id, version).map_err(StartError::Random)?;
                 broker.register(&mut registry).map_err(MetricsError::Register)?;
-                follow_interest(&router, &broker);
+                forward_interest(&router, &broker);
                 (Some(broker), Some(driver))
             }
         };
 
-        let (requests, inboxes) = (0..workers)
+        let (request_senders, request_receivers) = (0..workers)
             .map(|_| {
-                let (sender, receiver) = mpsc::channel(REQUESTS);
+                let (sender, receiver) = mpsc::channel(REQUEST_QUEUE_CAPACITY);
                 (sender, Mutex::new(Some(receiver)))
             })
             .unzip();
@@ -155,25 +155,25 @@ impl Node {
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
             live: Live::new(config.clone()),
-            bursts: config.burst_rate_per_ip.map(deeperhub_security::BurstPool::new),
+            burst_pool: config.burst_rate_per_ip.map(deeperhub_security::BurstPool::new),
             config,
             router,
             bus,
             metrics,
             listener_metrics: listener_metrics.clone(),
-            top: Wanted::new(started),
-            latency: Recent::default(),
+            top: TopTracker::new(started),
+            publish_latency: RecentQuantiles::default(),
             registry,
             phase: watch::Sender::new(Phase::Starting),
             canary,
             broker: broker.clone(),
             started,
-            requests,
-            inboxes,
-            drained_by: OnceLock::new(),
+            request_senders,
+            request_receivers,
+            drain_deadline: OnceLock::new(),
             node_id,
         });
-        let Some(unnamed) = ClientId::parse(&hub.node_id) else {
+        let Some(placeholder_id) = ClientId::parse(&hub.node_id) else {
             return Err(StartError::NodeId(hub.node_id.clone()));
         };
         // Before clients can come: a node whose name is taken must not have let any in.
@@ -188,12 +188,12 @@ impl Node {
                 Some(thread)
             }
         };
-        let application = Application { hub: Arc::clone(&hub), unnamed };
+        let application = Application { hub: Arc::clone(&hub), placeholder_id };
         let listener = Listener::start_on(on, listener_config, application, &cells, listener_metrics)?;
         let canary = CanaryThread::start(&hub).map_err(StartError::Canary)?;
         if canary.is_some() {
             // Ready means proved: by now each worker has delivered something, or it is known which has not.
-            hub.canary.wait_for_first();
+            hub.canary.wait_for_first_round();
         }
         hub.phase.send_replace(Phase::Serving);
         Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)), canary, cluster })
@@ -225,8 +225,8 @@ impl Node {
         self.handle.hub.phase.send_replace(Phase::Stopped);
         if let Some(cluster) = self.cluster.take() {
             // What the last clients published is on its way.
-            let drained_by = self.handle.hub.drained_by.get().copied();
-            cluster.stop(drained_by).await;
+            let drain_deadline = self.handle.hub.drain_deadline.get().copied();
+            cluster.stop(drain_deadline).await;
         }
         self.handle.hub.bus.close();
         self.handle.listener.stop().await;
@@ -287,10 +287,10 @@ fn registry(
 }
 /// Returns the router's settings. A small memory budget lowers the inbox limit at which publishers
 /// pause.
-fn router_within(config: &Config, shards: u16) -> deeperhub_router::Config {
+fn router_config(config: &Config, shards: u16) -> deeperhub_router::Config {
     let mut router = config.router;
     if let Some(memory) = &config.listener.memory {
-        let part = memory.limit() / INBOX_PART / u64::from(shards.max(1));
+        let part = memory.limit() / ROUTER_MEMORY_DIVISOR / u64::from(shards.max(1));
         let part = usize::try_from(part).unwrap_or(usize::MAX).max(config.listener.max_message_bytes);
         router.inbox_soft_limit_bytes = router.inbox_soft_limit_bytes.min(part);
     }

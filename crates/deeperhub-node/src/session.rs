@@ -15,60 +15,60 @@ use deeperhub_security::{Drawn, FirstBurst, MAX_ADDRESSES, RateLimit, RateLimite
 
 use crate::auth::Login;
 use crate::commands;
+use crate::connection_id::ConnectionId;
 use crate::hub::Hub;
-use crate::id::Place;
 use crate::local::Local;
-use crate::metrics::{Limit, RECEIVED_BINARY, RECEIVED_INVALID, Sent};
+use crate::metrics::{Limit, RECEIVED_BINARY_INDEX, RECEIVED_INVALID_INDEX, SentType};
 use crate::trace::{HandshakeTrace, MessageSpan};
 
-/// The time within which refused messages are counted before the connection is closed.
-const OFFENCE_WINDOW: Duration = Duration::from_secs(10);
+/// The time within which refused message_limiter are counted before the connection is closed.
+const VIOLATION_WINDOW: Duration = Duration::from_secs(10);
 
-/// Refused messages within the window that any connection is allowed.
-const LEAST_OFFENCES: u32 = 10;
+/// Refused message_limiter within the window that any connection is allowed.
+const MIN_VIOLATIONS_TO_CLOSE: u32 = 10;
 
 /// What a connection keeps.
 #[derive(Debug)]
 pub(crate) struct Session {
-    pub(crate) place: Place,
+    pub(crate) connection_id: ConnectionId,
     pub(crate) client_id: ClientId,
     /// Boxed, since most connections of most hubs have none.
     pub(crate) login: Option<Box<Login>>,
     pub(crate) received: u64,
     pub(crate) sent: u64,
-    opened: Option<Instant>,
-    messages: SessionLimiter,
+    opened_at: Option<Instant>,
+    message_limiter: SessionLimiter,
     /// Boxed, since few connections do what these limit or count.
-    rare: Option<Box<RareLimiters>>,
-    offences: Offences,
+    rare_limiters: Option<Box<RareLimiters>>,
+    violations: ViolationCounter,
     peer: SocketAddr,
     origin: Option<Box<str>>,
-    /// Where publishes belong that name no trace themselves.
-    trace: Option<Box<HandshakeTrace>>,
+    /// Where publishes belong that name no handshake_trace themselves.
+    handshake_trace: Option<Box<HandshakeTrace>>,
 }
 
 impl Session {
-    /// A connection that is about to open; it gets its place and its id when it does.
+    /// A connection that is about to open; it gets its connection_id and its id when it does.
     pub(crate) fn new(
         peer: SocketAddr,
         origin: Option<&str>,
-        unnamed: ClientId,
+        placeholder_id: ClientId,
         login: Option<Login>,
-        trace: Option<Box<HandshakeTrace>>,
+        handshake_trace: Option<Box<HandshakeTrace>>,
     ) -> Self {
         Self {
-            place: Place { worker: 0, key: 0, serial: 0 },
-            client_id: unnamed,
+            connection_id: ConnectionId { worker: 0, key: 0, serial: 0 },
+            client_id: placeholder_id,
             login: login.map(Box::new),
             received: 0,
             sent: 0,
-            opened: None,
-            messages: SessionLimiter::default(),
-            rare: None,
-            offences: Offences::default(),
+            opened_at: None,
+            message_limiter: SessionLimiter::default(),
+            rare_limiters: None,
+            violations: ViolationCounter::default(),
             peer,
             origin: origin.map(Into::into),
-            trace,
+            handshake_trace,
         }
     }
 
@@ -78,7 +78,7 @@ impl Session {
     }
 
     pub(crate) fn has_token(&self) -> bool {
-        self.login.as_ref().is_some_and(|login| login.is_of_token())
+        self.login.as_ref().is_some_and(|login| login.is_from_token())
     }
 
     /// Whether the connection may do more than bring a token.
@@ -87,27 +87,32 @@ impl Session {
     }
 
     /// Sends a reply.
-    pub(crate) fn reply(&mut self, what: Sent, message: &ServerMessage<'_>, cx: &mut Context<'_, Local>) {
+    pub(crate) fn reply(
+        &mut self,
+        sent_type: SentType,
+        message: &ServerMessage<'_>,
+        cx: &mut Context<'_, Local>,
+    ) {
         let mut bytes = 0;
         cx.reply(|out| {
             let start = out.len();
             message.write_frame(out);
             bytes = out.len() - start;
         });
-        self.replied(what, bytes, cx);
+        self.record_reply(sent_type, bytes, cx);
     }
 
     /// Sends a reply whose payload may be written from where it stands.
     pub(crate) fn reply_around(
         &mut self,
-        what: Sent,
+        sent_type: SentType,
         message: &ServerMessage<'_>,
         payload: RawJson<'_>,
         cx: &mut Context<'_, Local>,
     ) {
         let payload = payload.as_str().as_bytes();
         if !cx.writes_in_place(payload.len()) {
-            return self.reply(what, message, cx);
+            return self.reply(sent_type, message, cx);
         }
         let mut bytes = payload.len();
         cx.reply_around(payload, |out| {
@@ -116,15 +121,15 @@ impl Session {
             bytes += out.len() - start;
             at
         });
-        self.replied(what, bytes, cx);
+        self.record_reply(sent_type, bytes, cx);
     }
 
-    fn replied(&mut self, what: Sent, bytes: usize, cx: &mut Context<'_, Local>) {
+    fn record_reply(&mut self, sent_type: SentType, bytes: usize, cx: &mut Context<'_, Local>) {
         self.sent += 1;
         let local = cx.local();
-        local.metrics.sent(what, 1);
+        local.metrics.count_sent(sent_type, 1);
         local.event(EventKind::MessageSent, &self.client_id, || Details::MessageSent {
-            message_type: what.name(),
+            message_type: sent_type.name(),
             topic: None,
             bytes,
         });
@@ -135,53 +140,53 @@ impl Session {
         if let ServerMessage::Error { code, message, .. } = error {
             let local = cx.local();
             local.metrics.errors.inc(code.index());
-            local.answered_with = Some(code.as_str());
+            local.last_error_code = Some(code.as_str());
             local.event(EventKind::Error, &self.client_id, || Details::Error {
                 code: Cow::Borrowed(code.as_str()),
                 message: Cow::Owned((*message).to_owned()),
             });
         }
-        self.reply(Sent::Error, error, cx);
+        self.reply(SentType::Error, error, cx);
     }
 
     /// Whether the rate limits let a message of `bytes` through; otherwise how long to wait.
-    fn admit(&mut self, bytes: usize, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
+    fn check_rates(&mut self, bytes: usize, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
         let now = cx.now();
         let local = cx.local();
         let now = now.saturating_duration_since(local.hub.started);
         if let Some(limit) = local.live.rate_limit
-            && let Err(retry) = self.messages.limiter.check(&limit, now)
+            && let Err(retry) = self.message_limiter.limiter.check(&limit, now)
         {
-            self.over_rate(Kind::Messages, (limit, 1), (now, retry), local)?;
+            self.on_rate_exceeded(RateKind::Messages, (limit, 1), (now, retry), local)?;
         }
         if let Some(limit) = local.live.byte_rate_limit
             && let Err(retry) =
-                self.limiter(Kind::Bytes, &limit, local).limiter.check_amount(&limit, bytes, now)
+                self.limiter(RateKind::Bytes, &limit, local).limiter.check_amount(&limit, bytes, now)
         {
-            self.over_rate(Kind::Bytes, (limit, bytes), (now, retry), local)?;
+            self.on_rate_exceeded(RateKind::Bytes, (limit, bytes), (now, retry), local)?;
         }
         Ok(())
     }
 
-    /// Handles a refusal by a limiter: draws from the connection's first burst and asks it again.
-    /// If that fails, counts the refusal, and returns how long the client should wait if limits are
+    /// Handles a error_reply by a limiter: draws from the connection's first burst and asks it again.
+    /// If that fails, counts the error_reply, and returns how long the client should wait if limits are
     /// enforced.
     #[cold]
-    fn over_rate(
+    fn on_rate_exceeded(
         &mut self,
-        kind: Kind,
+        kind: RateKind,
         (limit, amount): (RateLimit, usize),
         (now, mut retry): (Duration, RetryAfter),
         local: &mut Local,
     ) -> Result<(), Duration> {
         let mut by = kind.limit();
-        if let Some(begun) = self.begun(local)
-            && let Some(bursts) = &local.hub.bursts
+        if let Some(burst_pool_since) = self.burst_pool_since(local)
+            && let Some(bursts) = &local.hub.burst_pool
         {
             let address = self.peer.ip();
             let pool = |amount| bursts.draw(address, amount, limit.burst, now);
             let SessionLimiter { limiter, first } = self.limiter(kind, &limit, local);
-            match first.draw(limiter, &limit, amount, (begun, now), pool) {
+            match first.draw(limiter, &limit, amount, (burst_pool_since, now), pool) {
                 Drawn::Some => match limiter.check_amount(&limit, amount, now) {
                     Ok(()) => return Ok(()),
                     Err(again) => retry = again,
@@ -198,47 +203,47 @@ impl Session {
                 );
             }
         }
-        local.over_limit(by, retry)
+        local.on_limit_exceeded(by, retry)
     }
 
     /// Counts bytes that the connection has published.
-    pub(crate) fn published(&mut self, bytes: usize, relief: u32) {
-        self.rare.get_or_insert_default().publishes.add(bytes, relief);
+    pub(crate) fn record_publish(&mut self, bytes: usize, uncongested_rounds: u32) {
+        self.rare_limiters.get_or_insert_default().publishes.add(bytes, uncongested_rounds);
     }
 
-    /// Returns when the connection opened, in the hub's time, if its bursts come out of its
+    /// Returns when the connection opened_at, in the hub's time, if its bursts come out of its
     /// address's pool. A trusted proxy's own connections have their own bursts, since it may speak
     /// for any number of clients.
-    fn begun(&self, local: &Local) -> Option<Duration> {
-        local.hub.bursts.as_ref()?;
-        let opened = self.opened?.saturating_duration_since(local.hub.started);
-        (!local.hub.config.listener.trusted_proxies.trusts(self.peer.ip())).then_some(opened)
+    fn burst_pool_since(&self, local: &Local) -> Option<Duration> {
+        local.hub.burst_pool.as_ref()?;
+        let opened_at = self.opened_at?.saturating_duration_since(local.hub.started);
+        (!local.hub.config.listener.trusted_proxies.trusts(self.peer.ip())).then_some(opened_at)
     }
 
     /// Returns the limiter of a kind, and creates it on first use.
-    fn limiter(&mut self, kind: Kind, limit: &RateLimit, local: &Local) -> &mut SessionLimiter {
-        let begun = self.begun(local);
-        if let Kind::Messages = kind {
-            return &mut self.messages;
+    fn limiter(&mut self, kind: RateKind, limit: &RateLimit, local: &Local) -> &mut SessionLimiter {
+        let burst_pool_since = self.burst_pool_since(local);
+        if let RateKind::Messages = kind {
+            return &mut self.message_limiter;
         }
-        let rare = self.rare.get_or_insert_default();
+        let rare_limiters = self.rare_limiters.get_or_insert_default();
         let slot = match kind {
-            Kind::Messages | Kind::Bytes => &mut rare.bytes,
-            Kind::Tokens => &mut rare.tokens,
-            Kind::Control => &mut rare.control,
+            RateKind::Messages | RateKind::Bytes => &mut rare_limiters.bytes,
+            RateKind::Tokens => &mut rare_limiters.tokens,
+            RateKind::Control => &mut rare_limiters.control,
         };
-        slot.get_or_insert_with(|| SessionLimiter::new(limit, begun))
+        slot.get_or_insert_with(|| SessionLimiter::new(limit, burst_pool_since))
     }
 
-    /// Whether one more token may be verified, on top of [`Self::admit`].
-    fn admit_token(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
+    /// Whether one more token may be verified, on top of [`Self::check_rates`].
+    fn check_token_rate(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
         let Some(limit) = cx.local().live.token_rate_limit else { return Ok(()) };
-        self.admit_rare(Kind::Tokens, limit, cx)
+        self.check_rare_rate(RateKind::Tokens, limit, cx)
     }
 
-    fn admit_rare(
+    fn check_rare_rate(
         &mut self,
-        kind: Kind,
+        kind: RateKind,
         limit: RateLimit,
         cx: &mut Context<'_, Local>,
     ) -> Result<(), Duration> {
@@ -247,27 +252,27 @@ impl Session {
         let now = now.saturating_duration_since(local.hub.started);
         match self.limiter(kind, &limit, local).limiter.check(&limit, now) {
             Ok(()) => Ok(()),
-            Err(retry) => self.over_rate(kind, (limit, 1), (now, retry), local),
+            Err(retry) => self.on_rate_exceeded(kind, (limit, 1), (now, retry), local),
         }
     }
 
     /// Counts something refused by `limit`, and closes the connection if that was too much.
-    fn offend(&mut self, limit: Option<RateLimit>, cx: &mut Context<'_, Local>) {
+    fn count_violation(&mut self, limit: Option<RateLimit>, cx: &mut Context<'_, Local>) {
         let burst = limit.map_or(0, |limit| limit.burst.get());
         let now = cx.now();
-        let count = self.offences.one_more(now.saturating_duration_since(cx.local().hub.started));
-        if count >= burst.max(LEAST_OFFENCES) {
+        let count = self.violations.increment(now.saturating_duration_since(cx.local().hub.started));
+        if count >= burst.max(MIN_VIOLATIONS_TO_CLOSE) {
             cx.close(CloseReason::new(CloseCode::PolicyViolation, "kept violating the rate limit"));
         }
     }
 
     fn on_text(&mut self, text: &str, cx: &mut Context<'_, Local>) {
-        let admitted = self.admit(text.len(), cx);
+        let admitted = self.check_rates(text.len(), cx);
         let message = ClientMessage::parse_within(text, cx.local().live.max_json_depth);
         if let Err(wait) = admitted {
             let id = message.as_ref().map_or_else(|error| error.id, |message| message.id);
-            cx.local().metrics.received.inc(RECEIVED_INVALID);
-            return self.refuse_for_rate(id, wait, cx);
+            cx.local().metrics.received.inc(RECEIVED_INVALID_INDEX);
+            return self.reply_rate_limited(id, wait, cx);
         }
         match message {
             Ok(message) => {
@@ -279,16 +284,16 @@ impl Session {
                     bytes: text.len(),
                 });
                 let tracer = &cx.local().hub.config.tracer;
-                match MessageSpan::begin(tracer, &message.trace, self.trace.as_deref()) {
-                    None => self.carry_out(&message, None, cx),
-                    Some(span) => self.carry_out_traced(&message, span, cx),
+                match MessageSpan::begin(tracer, &message.trace, self.handshake_trace.as_deref()) {
+                    None => self.execute(&message, None, cx),
+                    Some(span) => self.execute_traced(&message, span, cx),
                 }
             }
             Err(error) => {
                 let local = cx.local();
-                local.metrics.received.inc(RECEIVED_INVALID);
+                local.metrics.received.inc(RECEIVED_INVALID_INDEX);
                 if error.is_too_deep {
-                    local.metrics.limited(Limit::JsonDepth);
+                    local.metrics.count_limited(Limit::JsonDepth);
                 }
                 local.event(EventKind::MessageReceived, &self.client_id, || Details::MessageReceived {
                     message_type: "invalid",
@@ -300,23 +305,23 @@ impl Session {
         }
     }
 
-    /// The trace that its handshake named, for links.
-    pub(crate) fn trace(&self) -> Option<SpanContext> {
-        self.trace.as_ref().map(|trace| trace.span)
+    /// The handshake_trace that its handshake named, for links.
+    pub(crate) fn handshake_span(&self) -> Option<SpanContext> {
+        self.handshake_trace.as_ref().map(|trace| trace.span)
     }
 
     #[cold]
-    fn carry_out_traced(
+    fn execute_traced(
         &mut self,
         message: &ClientMessage<'_>,
         mut span: MessageSpan,
         cx: &mut Context<'_, Local>,
     ) {
-        let log = span.span.for_log().entered();
-        cx.local().answered_with = None;
-        self.carry_out(message, Some(&mut span), cx);
+        let log = span.span.log_span().entered();
+        cx.local().last_error_code = None;
+        self.execute(message, Some(&mut span), cx);
         let local = cx.local();
-        let error = local.answered_with.take();
+        let error = local.last_error_code.take();
         if let Some(code) = error {
             let client_id = self.client_id.as_str();
             tracing::debug!(client_id, code, "A message was answered with an error.");
@@ -329,7 +334,7 @@ impl Session {
             .record(|| span.end(&message.command, Some(self.client_id.as_str()), Some(self.peer), error));
     }
 
-    fn carry_out(
+    fn execute(
         &mut self,
         message: &ClientMessage<'_>,
         span: Option<&mut MessageSpan>,
@@ -337,7 +342,7 @@ impl Session {
     ) {
         let id = message.id;
         if !self.is_admitted(&cx.local().hub) && !matches!(message.command, Command::Authenticate { .. }) {
-            return self.refuse_without_token(id, cx);
+            return self.reply_unauthorized(id, cx);
         }
         match &message.command {
             Command::Echo { data } => commands::echo(self, id, *data, cx),
@@ -347,54 +352,54 @@ impl Session {
                 let publish = commands::Publish { topic, message: *payload, exclude_self: *exclude_self };
                 commands::publish(self, id, &publish, span, cx);
             }
-            Command::Authenticate { token } => match self.admit_token(cx) {
+            Command::Authenticate { token } => match self.check_token_rate(cx) {
                 Ok(()) => commands::authenticate(self, id, token, cx),
-                Err(wait) => self.refuse_for_rate(id, wait, cx),
+                Err(wait) => self.reply_rate_limited(id, wait, cx),
             },
             Command::Ping => commands::ping(self, id, cx),
         }
     }
 
-    fn refuse_without_token(&mut self, id: Option<MessageId<'_>>, cx: &mut Context<'_, Local>) {
-        let error = refusal(id, ErrorCode::Unauthorized, "authenticate first");
+    fn reply_unauthorized(&mut self, id: Option<MessageId<'_>>, cx: &mut Context<'_, Local>) {
+        let error = error_reply(id, ErrorCode::Unauthorized, "authenticate first");
         self.reply_error(&error.to_message(), cx);
     }
 
-    fn refuse_for_rate(&mut self, id: Option<MessageId<'_>>, wait: Duration, cx: &mut Context<'_, Local>) {
+    fn reply_rate_limited(&mut self, id: Option<MessageId<'_>>, wait: Duration, cx: &mut Context<'_, Local>) {
         let error = ServerMessage::Error {
             id,
             code: ErrorCode::RateLimited,
             message: "too many messages: wait before the next",
             field: None,
             topic: None,
-            retry_after_ms: Some(milliseconds(wait)),
+            retry_after_ms: Some(milliseconds_rounded_up(wait)),
         };
         self.reply_error(&error, cx);
         let limit = cx.local().live.rate_limit;
-        self.offend(limit, cx);
+        self.count_violation(limit, cx);
     }
 }
 
-/// Limiters of message bytes, of tokens in messages, and of unsolicited pings and pongs. Also
+/// Limiters of message bytes, of tokens in message_limiter, and of unsolicited pings and pongs. Also
 /// counts the bytes that a publisher makes others hold.
 #[derive(Debug, Default)]
 struct RareLimiters {
     bytes: Option<SessionLimiter>,
     tokens: Option<SessionLimiter>,
     control: Option<SessionLimiter>,
-    publishes: WaitingPublishes,
+    publishes: QueuedPublishes,
 }
 
-/// Kind of rate limit of a connection.
+/// RateKind of rate limit of a connection.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+enum RateKind {
     Messages,
     Bytes,
     Tokens,
     Control,
 }
 
-impl Kind {
+impl RateKind {
     const fn limit(self) -> Limit {
         match self {
             Self::Messages => Limit::Messages,
@@ -413,10 +418,12 @@ struct SessionLimiter {
 }
 
 impl SessionLimiter {
-    /// Creates a limiter. It starts without a burst if that is drawn from a pool; `begun` is when
+    /// Creates a limiter. It starts without a burst if that is drawn from a pool; `burst_pool_since` is when
     /// the connection began.
-    fn new(limit: &RateLimit, begun: Option<Duration>) -> Self {
-        let limiter = begun.map_or_else(RateLimiter::default, |begun| RateLimiter::empty(limit, begun));
+    fn new(limit: &RateLimit, burst_pool_since: Option<Duration>) -> Self {
+        let limiter = burst_pool_since.map_or_else(RateLimiter::default, |burst_pool_since| {
+            RateLimiter::empty(limit, burst_pool_since)
+        });
         Self { limiter, first: FirstBurst::default() }
     }
 }
@@ -424,40 +431,40 @@ impl SessionLimiter {
 /// Bytes that a connection has published and that may still be queued for workers that are behind.
 /// 8 bytes.
 #[derive(Debug, Default)]
-struct WaitingPublishes {
-    /// Value of the worker's [`Local::relief`] at the last publish.
+struct QueuedPublishes {
+    /// Value of the worker's [`Local::uncongested_rounds`] at the last publish.
     since: u32,
     bytes: u32,
 }
 
-impl WaitingPublishes {
+impl QueuedPublishes {
     /// Counts a publish.
-    fn add(&mut self, bytes: usize, relief: u32) {
-        let before = self.bytes(relief);
-        self.since = relief;
+    fn add(&mut self, bytes: usize, uncongested_rounds: u32) {
+        let before = self.bytes(uncongested_rounds);
+        self.since = uncongested_rounds;
         self.bytes = u32::try_from(before.saturating_add(bytes)).unwrap_or(u32::MAX);
     }
 
     /// Returns the bytes that may still be queued.
-    fn bytes(&self, relief: u32) -> usize {
-        if self.since == relief { self.bytes as usize } else { 0 }
+    fn bytes(&self, uncongested_rounds: u32) -> usize {
+        if self.since == uncongested_rounds { self.bytes as usize } else { 0 }
     }
 }
 
-/// Refused messages of the current window. 8 bytes.
+/// Refused message_limiter of the current window. 8 bytes.
 #[derive(Debug, Default)]
-struct Offences {
-    /// When the window began, in milliseconds of the hub's life, wrapping.
+struct ViolationCounter {
+    /// When the window began, in milliseconds_rounded_up of the hub's life, wrapping.
     since: u32,
     count: u32,
 }
 
-impl Offences {
+impl ViolationCounter {
     /// Counts one at a time of the hub's life; how many there are in the window now.
-    fn one_more(&mut self, now: Duration) -> u32 {
+    fn increment(&mut self, now: Duration) -> u32 {
         let now = now.as_millis() as u32;
         let age = Duration::from_millis(now.wrapping_sub(self.since).into());
-        if self.count == 0 || age >= OFFENCE_WINDOW {
+        if self.count == 0 || age >= VIOLATION_WINDOW {
             *self = Self { since: now, count: 0 };
         }
         self.count += 1;
@@ -471,13 +478,13 @@ impl deeperhub_listener::Session for Session {
     fn on_open(&mut self, cx: &mut Context<'_, Local>) {
         let (key, now) = (cx.key(), cx.now());
         let local = cx.local();
-        self.place = Place { worker: local.worker, key, serial: local.serial() };
-        if let Some(id) = self.place.client_id(&local.hub.node_id) {
+        self.connection_id = ConnectionId { worker: local.worker, key, serial: local.allocate_serial() };
+        if let Some(id) = self.connection_id.client_id(&local.hub.node_id) {
             self.client_id = id;
         }
-        self.opened = Some(now);
+        self.opened_at = Some(now);
         if let Some(limit) = &local.live.rate_limit {
-            self.messages = SessionLimiter::new(limit, self.begun(local));
+            self.message_limiter = SessionLimiter::new(limit, self.burst_pool_since(local));
         }
         local.metrics.active.inc();
         if let Some(user) = self.user() {
@@ -496,19 +503,19 @@ impl deeperhub_listener::Session for Session {
             version: env!("CARGO_PKG_VERSION"),
             limits,
         };
-        self.reply(Sent::Welcome, &welcome, cx);
+        self.reply(SentType::Welcome, &welcome, cx);
     }
 
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Local>) {
         self.received += 1;
         cx.local().on_message();
         let now = cx.now();
-        if let Some(counting) = &mut cx.local().counting {
+        if let Some(top_window) = &mut cx.local().top_window {
             let bytes = match message {
                 Message::Text(text) => text.len(),
                 Message::Binary(bytes) => bytes.len(),
             };
-            counting.message(self.client_id.as_str(), bytes, now);
+            top_window.message(self.client_id.as_str(), bytes, now);
         }
         match message {
             Message::Text(text) => {
@@ -518,15 +525,15 @@ impl deeperhub_listener::Session for Session {
             Message::Binary(bytes) => {
                 let local = cx.local();
                 local.metrics.size.observe(bytes.len() as u64);
-                local.metrics.received.inc(RECEIVED_BINARY);
-                match self.admit(bytes.len(), cx) {
-                    Ok(()) if !self.is_admitted(&cx.local().hub) => self.refuse_without_token(None, cx),
+                local.metrics.received.inc(RECEIVED_BINARY_INDEX);
+                match self.check_rates(bytes.len(), cx) {
+                    Ok(()) if !self.is_admitted(&cx.local().hub) => self.reply_unauthorized(None, cx),
                     Ok(()) => {
                         cx.local().event(EventKind::BinaryReceived, &self.client_id, || {
                             Details::BinaryReceived { payload: bytes.into() }
                         });
                     }
-                    Err(wait) => self.refuse_for_rate(None, wait, cx),
+                    Err(wait) => self.reply_rate_limited(None, wait, cx),
                 }
             }
         }
@@ -534,8 +541,8 @@ impl deeperhub_listener::Session for Session {
 
     fn admits_control(&mut self, cx: &mut Context<'_, Local>) -> bool {
         let Some(limit) = cx.local().live.control_rate_limit else { return true };
-        if self.admit_rare(Kind::Control, limit, cx).is_err() {
-            self.offend(Some(limit), cx);
+        if self.check_rare_rate(RateKind::Control, limit, cx).is_err() {
+            self.count_violation(Some(limit), cx);
             return false;
         }
         true
@@ -543,7 +550,10 @@ impl deeperhub_listener::Session for Session {
 
     fn held_bytes(&self, key: Key, local: &Local) -> usize {
         let per_topic = local.hub.broker.as_ref().map_or(0, deeperhub_cluster::Broker::bytes_per_topic);
-        let publishes = self.rare.as_ref().map_or(0, |rare| rare.publishes.bytes(local.relief));
+        let publishes = self
+            .rare_limiters
+            .as_ref()
+            .map_or(0, |rare_limiters| rare_limiters.publishes.bytes(local.uncongested_rounds));
         local.shard.held_bytes(key, per_topic) + publishes
     }
 
@@ -552,11 +562,11 @@ impl deeperhub_listener::Session for Session {
         let local = cx.local();
         let reason = match &self.login {
             Some(login) if login.has_expired(local.unix_seconds(now)) => "the token has expired",
-            Some(login) if login.is_of_token() => return,
+            Some(login) if login.is_from_token() => return,
             _ => {
                 let auth = &local.hub.config.auth;
-                let is_late = |opened: Instant| now.saturating_duration_since(opened) >= auth.grace;
-                if !auth.required || !self.opened.is_some_and(is_late) {
+                let is_late = |opened_at: Instant| now.saturating_duration_since(opened_at) >= auth.grace;
+                if !auth.required || !self.opened_at.is_some_and(is_late) {
                     return;
                 }
                 "no token within the grace time"
@@ -567,7 +577,7 @@ impl deeperhub_listener::Session for Session {
 
     fn on_farewell(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
         // A client without a slot may come back now, if at all.
-        let retry_after_ms = retry_after.map_or(0, milliseconds);
+        let retry_after_ms = retry_after.map_or(0, milliseconds_rounded_up);
         ServerMessage::Goodbye { reason, retry_after_ms }.write_frame(out);
         self.sent += 1;
     }
@@ -579,19 +589,19 @@ impl deeperhub_listener::Session for Session {
         if let Some(user) = self.user() {
             local.remove_user(user, key);
         }
-        local.paused.retain(|&paused| paused != key);
+        local.paused_publishers.retain(|&paused| paused != key);
         let (code, reason): (Option<u16>, Cow<'static, str>) = match closed {
             Closed::ByPeer { code } => {
-                local.metrics.closed("client");
+                local.metrics.count_closed("client");
                 (*code, Cow::Borrowed("closed by the client"))
             }
             Closed::ByServer(reason) => {
                 let code = reason.code();
-                local.metrics.closed(itoa_code(code));
+                local.metrics.count_closed(close_code_label(code));
                 if code.says_goodbye() {
-                    local.metrics.sent(Sent::Goodbye, 1);
+                    local.metrics.count_sent(SentType::Goodbye, 1);
                 }
-                if is_failure(code) {
+                if is_abnormal(code) {
                     local.event(EventKind::Error, &self.client_id, || Details::Error {
                         code: Cow::Owned(code.as_u16().to_string()),
                         message: Cow::Owned(reason.text().to_owned()),
@@ -600,15 +610,15 @@ impl deeperhub_listener::Session for Session {
                 (Some(code.as_u16()), Cow::Owned(reason.text().to_owned()))
             }
             _ => {
-                local.metrics.closed("lost");
+                local.metrics.count_closed("lost");
                 (None, Cow::Borrowed("the connection was lost"))
             }
         };
-        let (received, sent, opened) = (self.received, self.sent, self.opened);
+        let (received, sent, opened_at) = (self.received, self.sent, self.opened_at);
         local.event(EventKind::Disconnected, &self.client_id, || Details::Disconnected {
             code,
             reason,
-            duration: opened.map(|opened| opened.elapsed()).unwrap_or_default(),
+            duration: opened_at.map(|opened_at| opened_at.elapsed()).unwrap_or_default(),
             messages_received: received,
             messages_sent: sent,
         });
@@ -626,7 +636,7 @@ fn topic_of<'m>(command: &'m Command<'_>) -> Option<&'m str> {
 }
 
 /// The reply to a message that the node cannot carry out.
-pub(crate) fn refusal<'a>(
+pub(crate) fn error_reply<'a>(
     id: Option<MessageId<'a>>,
     code: ErrorCode,
     message: &'static str,
@@ -635,7 +645,7 @@ pub(crate) fn refusal<'a>(
 }
 
 /// The reply to a message about a topic that the client's token does not grant.
-pub(crate) fn forbidden<'a>(
+pub(crate) fn forbidden_reply<'a>(
     id: Option<MessageId<'a>>,
     topic: &'a str,
     message: &'static str,
@@ -651,11 +661,11 @@ pub(crate) fn forbidden<'a>(
 }
 
 /// Whether a close by the server says that something went wrong with the connection.
-fn is_failure(code: CloseCode) -> bool {
+fn is_abnormal(code: CloseCode) -> bool {
     !matches!(code, CloseCode::Normal | CloseCode::GoingAway | CloseCode::Disconnected)
 }
 
-fn itoa_code(code: CloseCode) -> &'static str {
+fn close_code_label(code: CloseCode) -> &'static str {
     match code.as_u16() {
         1001 => "1001",
         1002 => "1002",
@@ -671,8 +681,8 @@ fn itoa_code(code: CloseCode) -> &'static str {
     }
 }
 
-/// Whole milliseconds, rounded up: a client that waits so long does not come too early.
-fn milliseconds(time: Duration) -> u64 {
+/// Whole milliseconds_rounded_up, rounded up: a client that waits so long does not come too early.
+fn milliseconds_rounded_up(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
@@ -688,7 +698,7 @@ mod tests {
 
     #[test]
     fn publishes_count_as_held_until_no_worker_is_behind() {
-        let mut waiting = WaitingPublishes::default();
+        let mut waiting = QueuedPublishes::default();
         waiting.add(1000, 7);
         waiting.add(500, 7);
         assert_eq!((waiting.bytes(7), waiting.bytes(8)), (1500, 0));
@@ -700,8 +710,8 @@ mod tests {
 
     #[test]
     fn offences_are_counted_within_a_window() {
-        let mut offences = Offences::default();
-        let mut count = |seconds| offences.one_more(Duration::from_secs(seconds));
+        let mut violations = ViolationCounter::default();
+        let mut count = |seconds| violations.increment(Duration::from_secs(seconds));
         assert_eq!((count(3), count(3), count(12)), (1, 2, 3));
         assert_eq!((count(13), count(22)), (1, 2), "a new window");
         // The clock wraps after 49 days.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hub::Hub;
 use crate::phase::Phase;
-use crate::recent::Quantiles;
+use crate::recent_quantiles::Quantiles;
 
 /// Connections, subscriptions, messages and bytes: what adds up over nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,9 +117,9 @@ impl Stats {
         Self {
             phase: *hub.phase.borrow(),
             uptime: hub.started.elapsed(),
-            workers: hub.requests.len(),
+            workers: hub.request_senders.len(),
             totals,
-            publish_latency: hub.latency.quantiles(metrics.latency.snapshot(), Instant::now()),
+            publish_latency: hub.publish_latency.quantiles(metrics.latency.snapshot(), Instant::now()),
             events_lost_total: hub.bus.lost(),
             worker_restarts_total: listener.worker_restarts.value(),
             canary_round_trip: hub.canary.round_trip(),

@@ -10,7 +10,7 @@ use crate::hub::Hub;
 use crate::session::Session;
 
 /// Connections that one round looks at.
-pub(crate) const STEPS_PER_ROUND: usize = 1024;
+pub(crate) const SWEEP_STEPS_PER_ROUND: usize = 1024;
 
 /// What is done to each connection.
 #[derive(Debug)]
@@ -24,57 +24,57 @@ pub(crate) enum Action {
 #[derive(Debug)]
 pub(crate) struct Sweep {
     pub(crate) action: Action,
-    whom: Whom,
+    targets: Targets,
     /// Connections from this serial on came later and are not meant.
-    end: u64,
+    serial_limit: u64,
     /// How many the action did something to.
     pub(crate) reached: u64,
     pub(crate) reply: oneshot::Sender<u64>,
 }
 
 #[derive(Debug)]
-enum Whom {
+enum Targets {
     All { next: Key },
     User { user: Arc<str>, keys: std::vec::IntoIter<Key> },
 }
 
 impl Sweep {
-    pub(crate) fn of_all(action: Action, end: u64, reply: oneshot::Sender<u64>) -> Self {
-        Self { action, whom: Whom::All { next: 0 }, end, reached: 0, reply }
+    pub(crate) fn for_all(action: Action, serial_limit: u64, reply: oneshot::Sender<u64>) -> Self {
+        Self { action, targets: Targets::All { next: 0 }, serial_limit, reached: 0, reply }
     }
 
-    pub(crate) fn of_user(
+    pub(crate) fn for_user(
         action: Action,
         user: &str,
         keys: Vec<Key>,
-        end: u64,
+        serial_limit: u64,
         reply: oneshot::Sender<u64>,
     ) -> Self {
-        let whom = Whom::User { user: user.into(), keys: keys.into_iter() };
-        Self { action, whom, end, reached: 0, reply }
+        let targets = Targets::User { user: user.into(), keys: keys.into_iter() };
+        Self { action, targets, serial_limit, reached: 0, reply }
     }
 
     /// The next connection to look at.
-    pub(crate) fn next(&mut self, connections: &Connections<'_, Session>) -> Option<Key> {
-        match &mut self.whom {
-            Whom::All { next } => {
+    pub(crate) fn next_key(&mut self, connections: &Connections<'_, Session>) -> Option<Key> {
+        match &mut self.targets {
+            Targets::All { next } => {
                 let key = connections.next_open(*next)?;
                 // A worker has fewer connections than there are keys.
                 *next = key.saturating_add(1);
                 Some(key)
             }
-            Whom::User { keys, .. } => keys.next(),
+            Targets::User { keys, .. } => keys.next(),
         }
     }
 
     /// Whether a connection is still one of those that were meant.
-    pub(crate) fn is_for(&self, session: &Session, hub: &Hub) -> bool {
-        session.place.serial < self.end
-            && match &self.whom {
+    pub(crate) fn includes(&self, session: &Session, hub: &Hub) -> bool {
+        session.connection_id.serial < self.serial_limit
+            && match &self.targets {
                 // One that must bring a token first is none of the clients that a backend has in mind.
-                Whom::All { .. } => session.is_admitted(hub),
+                Targets::All { .. } => session.is_admitted(hub),
                 // The key may be another's by now.
-                Whom::User { user, .. } => session.user() == Some(user),
+                Targets::User { user, .. } => session.user() == Some(user),
             }
     }
 }

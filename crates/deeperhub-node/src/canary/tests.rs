@@ -7,12 +7,12 @@ use deeperhub_metrics::Format;
 use deeperhub_router::ShardId;
 
 use super::*;
-use crate::ask::Posted;
-use crate::hub::Request;
+use crate::hub::WorkerRequest;
+use crate::worker_request::QueuedRequest;
 use crate::{Config, Node, Phase};
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn start(timeout: Duration) -> Node {
     let mut config = Config::default();
@@ -23,7 +23,7 @@ fn start(timeout: Duration) -> Node {
 }
 
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TEST_TIMEOUT;
     while !holds() {
         assert!(Instant::now() < end, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(2));
@@ -33,12 +33,14 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) {
 fn run_on(node: &Node, worker: usize, action: fn()) {
     let hub = node.handle().hub;
     let after = hub.router.mark(ShardId(worker.try_into().unwrap()));
-    hub.requests[worker].try_send(Posted { request: Request::Run(action), after }).unwrap();
+    hub.request_senders[worker]
+        .try_send(QueuedRequest { request: WorkerRequest::Run(action), after })
+        .unwrap();
 }
 
 #[test]
 fn a_started_node_is_proved_and_its_probes_are_seen_nowhere() {
-    let node = start(PATIENCE);
+    let node = start(TEST_TIMEOUT);
     let handle = node.handle();
     assert!(handle.health().is_ready(), "{:?}", handle.health());
     let mut events = handle.events(EventFilter::all()).unwrap();
@@ -68,7 +70,7 @@ fn a_stuck_worker_is_reported_until_it_goes_on() {
     });
     wait_until("a reason", || handle.health().reasons.iter().any(|reason| reason.worker == Some(1)));
     let reason = handle.health().reasons.into_iter().find(|reason| reason.worker == Some(1)).unwrap();
-    assert_eq!((reason.check, reason.code), (Check::Canary, "delivery_stalled"));
+    assert_eq!((reason.check, reason.code), (HealthCheck::Canary, "delivery_stalled"));
     assert!(reason.since.is_some_and(|since| since <= SystemTime::now()));
     assert_eq!(handle.phase(), Phase::Serving);
     assert!(handle.metrics_text(Format::Prometheus).contains("deeperhub_canary_missed_total"));
@@ -79,7 +81,7 @@ fn a_stuck_worker_is_reported_until_it_goes_on() {
 
 #[test]
 fn a_worker_that_died_is_replaced_and_proved_again() {
-    let node = start(PATIENCE);
+    let node = start(TEST_TIMEOUT);
     let handle = node.handle();
     let answered = || handle.hub.canary.state().workers[0].round_trip.take().is_some();
     run_on(&node, 0, || panic!("a worker dies in a test"));
@@ -91,17 +93,19 @@ fn a_worker_that_died_is_replaced_and_proved_again() {
 }
 
 /// Panics as often as the test asked for.
-pub(super) fn die_if_wanted(canary: &Canary) {
+pub(super) fn panic_if_injected(canary: &Canary) {
     use std::sync::atomic::Ordering::Relaxed;
-    let wanted = canary.faults.fetch_update(Relaxed, Relaxed, |faults| faults.checked_sub(1));
+    let wanted = canary
+        .injected_panics
+        .fetch_update(Relaxed, Relaxed, |injected_panics| injected_panics.checked_sub(1));
     assert!(wanted.is_err(), "a test kills the canary");
 }
 
 #[test]
 fn a_thread_of_probes_that_dies_goes_on() {
-    let node = start(PATIENCE);
+    let node = start(TEST_TIMEOUT);
     let canary = &node.handle().hub.canary;
-    canary.faults.store(2, std::sync::atomic::Ordering::Relaxed);
+    canary.injected_panics.store(2, std::sync::atomic::Ordering::Relaxed);
     wait_until("its restarts", || canary.restarts.value() == 2);
     let before = canary.round_trips.snapshot().count();
     wait_until("more probes", || canary.round_trips.snapshot().count() > before + 2);
@@ -126,7 +130,7 @@ fn a_probes_number_is_read_from_its_frame() {
         (b"", None),
         (b"{\"message\":x}}", None),
     ] {
-        assert_eq!(number_of(frame), expected, "{}", frame.escape_ascii());
+        assert_eq!(probe_number(frame), expected, "{}", frame.escape_ascii());
     }
 }
 
@@ -136,25 +140,25 @@ fn a_probe_through_the_broker_that_reached_no_worker_is_due_again_and_not_missed
     let send = || {
         let mut state = canary.state();
         let State { cluster, next, .. } = &mut *state;
-        State::number(next, cluster.as_mut().unwrap())
+        State::assign_number(next, cluster.as_mut().unwrap())
     };
     let is_due = || canary.state().cluster.as_ref().unwrap().is_due;
-    let code = || canary.cluster_reason().map(|reason| reason.code);
+    let code = || canary.cluster_unready_reason().map(|reason| reason.code);
     // The probe is offered to all workers, but none has subscribed.
     let offered = std::cell::RefCell::new(Vec::new());
-    canary.offer(send(), |worker| {
+    canary.offer_to_workers(send(), |worker| {
         offered.borrow_mut().push(worker);
         0
     });
     offered.borrow_mut().sort_unstable();
     assert_eq!((offered.into_inner(), is_due()), (vec![0, 1, 2], true));
-    canary.judge(true);
+    canary.record_missed(true);
     assert_eq!(code(), None);
     // One subscribed worker is enough to judge the broker.
-    canary.attached(1);
-    canary.offer(send(), |worker| u64::from(worker == 1));
+    canary.on_worker_attached(1);
+    canary.offer_to_workers(send(), |worker| u64::from(worker == 1));
     assert!(!is_due());
-    canary.judge(true);
+    canary.record_missed(true);
     assert_eq!(code(), Some("cluster_stalled"));
 }
 

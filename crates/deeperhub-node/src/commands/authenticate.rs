@@ -4,8 +4,8 @@ use deeperhub_protocol::{ErrorCode, Subscription};
 
 use crate::auth::Login;
 use crate::local::Local;
-use crate::metrics::Sent;
-use crate::session::{Session, refusal};
+use crate::metrics::SentType;
+use crate::session::{Session, error_reply};
 
 /// Cost of verifying a token, in the listener's byte cost. It takes up to two milliseconds if all
 /// P-384 keys have to be tried, most often a tenth of that.
@@ -23,7 +23,7 @@ pub(crate) fn authenticate(
     let local = cx.local();
     let seconds = local.unix_seconds(now);
     let login = match local.hub.config.auth.verify(token, seconds) {
-        Ok(claims) => Login::of_token(claims),
+        Ok(claims) => Login::from_token(claims),
         Err(error) => {
             let text = error.to_string();
             let reply = ServerMessage::Error {
@@ -47,28 +47,28 @@ pub(crate) fn authenticate(
         // What the connection did so far was another user's.
         Some(user) if *user != login.user => {
             let message = "the token names another user than the connection's";
-            let error = refusal(id, ErrorCode::TokenInvalid, message);
+            let error = error_reply(id, ErrorCode::TokenInvalid, message);
             return session.reply_error(&error.to_message(), cx);
         }
         Some(_) => {}
         None => local.add_user(&login.user, key),
     }
-    let ended = not_granted(&login, key, local);
+    let ended = subscriptions_without_grant(&login, key, local);
     let reply = ServerMessage::Authenticated { id, user: &login.user, expires_at: login.expires_at() };
-    session.reply(Sent::Authenticated, &reply, cx);
+    session.reply(SentType::Authenticated, &reply, cx);
     session.login = Some(Box::new(login));
     for subscription in ended {
         let local = cx.local();
         if local.shard.unsubscribe(key, &subscription) {
             local.metrics.subscriptions.dec();
         }
-        let told = ServerMessage::Unsubscribed { id: None, topic: subscription.as_str() };
-        session.reply(Sent::Unsubscribed, &told, cx);
+        let notice = ServerMessage::Unsubscribed { id: None, topic: subscription.as_str() };
+        session.reply(SentType::Unsubscribed, &notice, cx);
     }
 }
 
 /// The subscriptions that a login does not cover.
-fn not_granted(login: &Login, key: Key, local: &Local) -> Vec<Subscription<'static>> {
+fn subscriptions_without_grant(login: &Login, key: Key, local: &Local) -> Vec<Subscription<'static>> {
     if login.is_unrestricted() {
         return Vec::new();
     }

@@ -13,23 +13,24 @@ pub(super) struct ClientRate {
     full_at: AtomicU64,
 }
 
-const SECOND: u64 = 1_000_000_000;
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 impl ClientRate {
     pub(super) fn new(per_second: u32, now: Instant) -> Self {
-        let interval = SECOND.checked_div(u64::from(per_second)).map_or(0, |interval| interval.max(1));
+        let interval =
+            NANOS_PER_SECOND.checked_div(u64::from(per_second)).map_or(0, |interval| interval.max(1));
         Self { since: now, interval, full_at: AtomicU64::new(0) }
     }
 
     /// Returns `true` if one more may be followed.
-    pub(super) fn take(&self, now: Instant) -> bool {
+    pub(super) fn try_acquire(&self, now: Instant) -> bool {
         if self.interval == 0 {
             return false;
         }
         let now = u64::try_from(now.saturating_duration_since(self.since).as_nanos()).unwrap_or(u64::MAX);
         let taken = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
             let next = full_at.max(now).saturating_add(self.interval);
-            (next <= now.saturating_add(SECOND)).then_some(next)
+            (next <= now.saturating_add(NANOS_PER_SECOND)).then_some(next)
         });
         taken.is_ok()
     }
@@ -41,7 +42,7 @@ mod tests {
     use std::time::Duration;
 
     fn taken(rate: &ClientRate, at: Instant) -> usize {
-        (0..1000).filter(|_| rate.take(at)).count()
+        (0..1000).filter(|_| rate.try_acquire(at)).count()
     }
 
     #[test]

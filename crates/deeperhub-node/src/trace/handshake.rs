@@ -15,7 +15,7 @@ pub(crate) struct HandshakeTrace {
 
 impl HandshakeTrace {
     /// What the headers say; `None` without a good `traceparent`, and where it comes twice (section 3.2.1).
-    pub(crate) fn of(request: &Request) -> Option<Box<Self>> {
+    pub(crate) fn from_request(request: &Request) -> Option<Box<Self>> {
         let mut parents = request.headers("traceparent");
         let (Some(parent), None) = (parents.next(), parents.next()) else { return None };
         // Several headers of this name are one list (section 3.3.1).
@@ -38,20 +38,20 @@ pub(crate) struct HandshakeSpan {
 }
 
 impl HandshakeSpan {
-    /// `None`: the handshake's trace is not sampled, or nobody records spans.
+    /// `None`: the handshake's trace is not sampled, or nobody is_recording spans.
     pub(crate) fn begin(
         tracer: &Tracer,
         trace: Option<&HandshakeTrace>,
         request: &Request,
         peer: &Peer,
     ) -> Option<Self> {
-        if !tracer.records() {
+        if !tracer.is_recording() {
             return None;
         }
         let span = tracer
             .start_for_client(trace.map(|trace| trace.span))?
             .with_tracestate(trace.and_then(|trace| trace.tracestate.as_deref()))
-            .since(peer.since);
+            .with_start_time(peer.since);
         // The path is one of those that are served; the query may hold a token.
         let mut attributes: Vec<super::Attribute> = vec![
             ("http.request.method", request.method().to_owned().into()),
@@ -65,10 +65,10 @@ impl HandshakeSpan {
             ("client.address", peer.address.ip().to_string().into()),
         ];
         if let Some(agent) = request.header("user-agent") {
-            attributes.push(("user_agent.original", shortened(agent).into()));
+            attributes.push(("user_agent.original", truncated(agent).into()));
         }
         if let Some(host) = request.host() {
-            attributes.push(("server.address", shortened(host).into()));
+            attributes.push(("server.address", truncated(host).into()));
         }
         Some(Self { span, name: format!("{} {}", request.method(), request.path()), attributes })
     }
@@ -79,18 +79,18 @@ impl HandshakeSpan {
             let mut ended: Span = span.end(Instant::now(), name, SpanKind::Server);
             ended.attributes = attributes;
             let status = refusal.map_or(101, |refusal| refusal.status);
-            // A refusal of the 4xx kind is the client's fault, so the server's span has not failed for it.
+            // A refusal of the 4xx kind is the client's fault, so the server's span has not with_error for it.
             let fault = refusal.filter(|refusal| refusal.status >= 500).map(|refusal| refusal.code);
             ended
                 .with("http.response.status_code", status)
                 .with_some("deeperhub.refusal", refusal.map(|refusal| refusal.code))
-                .failed(fault)
+                .with_error(fault)
         });
     }
 }
 
 /// What a client may make long.
-fn shortened(text: &str) -> String {
+fn truncated(text: &str) -> String {
     text.chars().take(256).collect()
 }
 
@@ -106,7 +106,7 @@ mod tests {
         let Ok(Parsed::Complete { request, .. }) = Request::parse(head.as_bytes()) else {
             panic!("{head:?} is a request");
         };
-        let trace = HandshakeTrace::of(&request);
+        let trace = HandshakeTrace::from_request(&request);
         let state = trace.as_ref().map(|trace| trace.tracestate.as_deref());
         assert_eq!(state, expected, "{headers:?}");
     }

@@ -7,7 +7,7 @@ use deeperhub_protocol::message::{Command, SpanContext, TraceContext};
 use super::{ActiveSpan, HandshakeTrace, Span, SpanKind, Tracer};
 
 /// What `messaging.system` says of us.
-pub(crate) const SYSTEM: &str = "deeperhub";
+pub(crate) const MESSAGING_SYSTEM: &str = "deeperhub";
 
 /// The span of one message that is being handled.
 #[derive(Debug)]
@@ -22,11 +22,11 @@ impl MessageSpan {
     #[inline]
     pub(crate) fn begin(
         tracer: &Tracer,
-        own: &TraceContext<'_>,
+        context: &TraceContext<'_>,
         handshake: Option<&HandshakeTrace>,
     ) -> Option<Self> {
-        let span = if own.traceparent.is_some() {
-            tracer.start_for_client(SpanContext::of(own))?.with_tracestate(own.tracestate.as_deref())
+        let span = if context.traceparent.is_some() {
+            tracer.start_for_client(SpanContext::of(context))?.with_tracestate(context.tracestate.as_deref())
         } else if let Some(handshake) = handshake {
             tracer.start_for_client(Some(handshake.span))?.with_tracestate(handshake.tracestate.as_deref())
         } else {
@@ -36,8 +36,8 @@ impl MessageSpan {
     }
 
     /// Begins a span for a message that a server sends.
-    pub(crate) fn begin_for_server(tracer: &Tracer, own: &TraceContext<'_>) -> Option<Self> {
-        let span = tracer.start(SpanContext::of(own))?.with_tracestate(own.tracestate.as_deref());
+    pub(crate) fn begin_for_server(tracer: &Tracer, context: &TraceContext<'_>) -> Option<Self> {
+        let span = tracer.start(SpanContext::of(context))?.with_tracestate(context.tracestate.as_deref());
         Some(Self { span, subscribers: None })
     }
 
@@ -64,11 +64,11 @@ impl MessageSpan {
             .with_some("client.address", peer.map(|peer| peer.ip().to_string()))
             .with_some("network.peer.address", peer.map(|peer| peer.ip().to_string()))
             .with_some("network.peer.port", peer.map(|peer| peer.port()))
-            .failed(error)
+            .with_error(error)
     }
 
     /// Ends the span of a publish that no client made.
-    pub(crate) fn end_of_publish(self, topic: &str, bytes: usize) -> Span {
+    pub(crate) fn end_publish(self, topic: &str, bytes: usize) -> Span {
         self.describe("publish", SpanKind::Producer, Some(topic), Some(bytes))
     }
 
@@ -76,7 +76,7 @@ impl MessageSpan {
         let operation = (kind == SpanKind::Producer).then_some("send");
         self.span
             .end(Instant::now(), Cow::Borrowed(name), kind)
-            .with("messaging.system", SYSTEM)
+            .with("messaging.system", MESSAGING_SYSTEM)
             .with("messaging.operation.name", name)
             .with_some("messaging.operation.type", operation)
             .with_some("messaging.destination.name", topic.map(str::to_owned))

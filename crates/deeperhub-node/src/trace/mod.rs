@@ -35,7 +35,7 @@ pub trait SpanSink: Send + Sync + std::fmt::Debug {
 }
 
 /// Why spans are lost, in the order of [`TraceMetrics::dropped`].
-const REASONS: &[&str] = &["queue_full", "export_failed", "rejected", "too_many"];
+const DROP_REASONS: &[&str] = &["queue_full", "export_failed", "rejected", "too_many"];
 
 /// Why spans are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Default for TraceMetrics {
     fn default() -> Self {
         Self {
             exported: SharedCounter::new(),
-            dropped: SharedCounterVec::new("reason", REASONS),
+            dropped: SharedCounterVec::new("reason", DROP_REASONS),
             limited: SharedCounter::new(),
         }
     }
@@ -143,7 +143,7 @@ impl Tracer {
     #[inline]
     #[must_use]
     pub fn start(&self, parent: Option<SpanContext>) -> Option<ActiveSpan> {
-        if parent.is_none() && self.sampler.never_begins() {
+        if parent.is_none() && self.sampler.never_starts_traces() {
             return None;
         }
         let (trace_id, sampled) = self.sampler.decide(parent);
@@ -165,11 +165,11 @@ impl Tracer {
     pub(crate) fn start_for_client(&self, parent: Option<SpanContext>) -> Option<ActiveSpan> {
         let span = self.start(parent)?;
         let (Some(rate), Some(_)) = (&self.client_rate, parent) else { return Some(span) };
-        if rate.take(span.started) {
+        if rate.try_acquire(span.started) {
             return Some(span);
         }
         self.metrics.limited.inc();
-        self.sampler.draws().then_some(span)
+        self.sampler.samples_by_chance().then_some(span)
     }
 
     /// The parent of what belongs to a trace that was decided not to be recorded. It names no real span: not to be sent
@@ -181,7 +181,7 @@ impl Tracer {
 
     /// Whether spans are recorded anywhere: without that none need be made.
     #[must_use]
-    pub const fn records(&self) -> bool {
+    pub const fn is_recording(&self) -> bool {
         self.sink.is_some()
     }
 
@@ -213,7 +213,7 @@ impl ActiveSpan {
 
     /// A span of the log, whose lines then name the trace.
     #[must_use]
-    pub fn for_log(&self) -> tracing::Span {
+    pub fn log_span(&self) -> tracing::Span {
         let (trace_id, span_id) = (self.context.trace_id(), self.context.span_id());
         // Of the gravest level, so that no level of the log leaves it out.
         tracing::error_span!(
@@ -257,7 +257,7 @@ impl ActiveSpan {
 
     /// Lets the span have begun earlier than it was made.
     #[must_use]
-    pub fn since(mut self, at: Instant) -> Self {
+    pub fn with_start_time(mut self, at: Instant) -> Self {
         self.wall = self.wall_at(at);
         self.started = at;
         self
@@ -298,9 +298,9 @@ mod tests {
     use std::time::Duration;
 
     #[derive(Debug, Default)]
-    struct Kept(Mutex<Vec<Span>>);
+    struct CollectingSink(Mutex<Vec<Span>>);
 
-    impl SpanSink for Kept {
+    impl SpanSink for CollectingSink {
         fn record(&self, span: Span) {
             self.0.lock().unwrap().push(span);
         }
@@ -317,11 +317,11 @@ mod tests {
         let span = tracer.start(parent(true)).unwrap();
         assert_eq!((span.context().trace_id(), span.context().is_sampled()), (7, true));
         assert_ne!(span.context().span_id(), 8);
-        assert!(!tracer.records());
+        assert!(!tracer.is_recording());
     }
 
     fn limited(ratio: f64, per_second: u32) -> Tracer {
-        let sink: Arc<dyn SpanSink> = Arc::new(Kept::default());
+        let sink: Arc<dyn SpanSink> = Arc::new(CollectingSink::default());
         Tracer::new(Sampler::parent_based(ratio), sink, TraceMetrics::default()).with_client_rate(per_second)
     }
 
@@ -349,15 +349,15 @@ mod tests {
 
     #[test]
     fn a_span_ends_after_it_began_and_knows_its_parent() {
-        let kept = Arc::new(Kept::default());
-        let sink: Arc<dyn SpanSink> = kept.clone();
+        let collected = Arc::new(CollectingSink::default());
+        let sink: Arc<dyn SpanSink> = collected.clone();
         let tracer = Tracer::new(Sampler::parent_based(1.0), sink, TraceMetrics::default());
         let span = tracer.start(parent(true)).unwrap().with_tracestate(Some("a=1"));
         let began = span.started;
         let child = span.child(began + Duration::from_millis(5)).unwrap();
         tracer.record(|| child.end(began + Duration::from_millis(9), "fan_out", SpanKind::Internal));
         tracer.record(|| span.clone().end(began + Duration::from_millis(2), "publish", SpanKind::Producer));
-        let spans = kept.0.lock().unwrap();
+        let spans = collected.0.lock().unwrap();
         assert_eq!(spans[0].end.duration_since(spans[0].start).unwrap(), Duration::from_millis(4));
         assert_eq!(spans[0].start.duration_since(spans[1].start).unwrap(), Duration::from_millis(5));
         assert_eq!(spans[0].parent, Some(span.context()));
@@ -371,7 +371,7 @@ mod tests {
         let span = tracer.start(parent(true)).unwrap();
         let (now, wall) = (span.started, span.wall);
         let Some(earlier) = now.checked_sub(Duration::from_millis(3)) else { return };
-        let span = span.since(earlier).end(now, "GET /ws", SpanKind::Server);
+        let span = span.with_start_time(earlier).end(now, "GET /ws", SpanKind::Server);
         assert_eq!(wall.duration_since(span.start).unwrap(), Duration::from_millis(3));
         assert_eq!(span.end, wall);
     }

@@ -6,32 +6,32 @@ use deeperhub_protocol::message::SpanContext;
 /// programs with the same ratio decide alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sampler {
-    /// A trace is recorded where the low 63 bits of its id are below this.
-    below: u64,
+    /// A trace is recorded where the low 63 bits of its id are threshold this.
+    threshold: u64,
     /// Whoever began the trace has decided.
     follows_parents: bool,
 }
 
 /// One more than the highest number of 63 bits.
-const ALL: u64 = 1 << 63;
+const TRACE_ID_RANGE: u64 = 1 << 63;
 
 impl Sampler {
     /// Does what the parent does; without one, records this part of the traces: from 0 (none) to 1 (all).
     #[must_use]
     pub fn parent_based(ratio: f64) -> Self {
-        Self { below: threshold(ratio), follows_parents: true }
+        Self { threshold: threshold_for(ratio), follows_parents: true }
     }
 
     /// Records this part of the traces, from 0 (none) to 1 (all), whatever their beginners decided.
     #[must_use]
     pub fn by_trace_id(ratio: f64) -> Self {
-        Self { below: threshold(ratio), follows_parents: false }
+        Self { threshold: threshold_for(ratio), follows_parents: false }
     }
 
     /// Whether a trace that begins here is never recorded.
     #[inline]
-    pub(crate) const fn never_begins(self) -> bool {
-        self.below == 0
+    pub(crate) const fn never_starts_traces(self) -> bool {
+        self.threshold == 0
     }
 
     /// The id of the trace, and whether it is recorded.
@@ -53,13 +53,13 @@ impl Sampler {
     }
 
     /// Returns `true` by chance, with the ratio of traces that begin here.
-    pub(crate) fn draws(self) -> bool {
+    pub(crate) fn samples_by_chance(self) -> bool {
         self.records(fastrand::u64(..))
     }
 
     #[inline]
     const fn records(self, low: u64) -> bool {
-        (low >> 1) < self.below
+        (low >> 1) < self.threshold
     }
 }
 
@@ -71,8 +71,8 @@ impl Default for Sampler {
 }
 
 /// What is no number counts as 0.
-fn threshold(ratio: f64) -> u64 {
-    if ratio >= 1.0 { ALL } else { (ratio.max(0.0) * ALL as f64) as u64 }
+fn threshold_for(ratio: f64) -> u64 {
+    if ratio >= 1.0 { TRACE_ID_RANGE } else { (ratio.max(0.0) * TRACE_ID_RANGE as f64) as u64 }
 }
 
 /// An id for a span, never 0.
@@ -84,16 +84,16 @@ pub(super) fn span_id() -> u64 {
 mod tests {
     use super::*;
 
-    fn share(sampler: Sampler, parent: Option<SpanContext>) -> f64 {
+    fn sampled_share(sampler: Sampler, parent: Option<SpanContext>) -> f64 {
         let sampled = (0..20_000).filter(|_| sampler.decide(parent).1).count();
         sampled as f64 / 20_000.0
     }
 
     #[test]
     fn traces_without_a_parent_are_recorded_by_ratio() {
-        assert_eq!(share(Sampler::parent_based(0.0), None), 0.0);
-        assert_eq!(share(Sampler::parent_based(1.0), None), 1.0);
-        assert!((0.2..0.3).contains(&share(Sampler::parent_based(0.25), None)));
+        assert_eq!(sampled_share(Sampler::parent_based(0.0), None), 0.0);
+        assert_eq!(sampled_share(Sampler::parent_based(1.0), None), 1.0);
+        assert!((0.2..0.3).contains(&sampled_share(Sampler::parent_based(0.25), None)));
         assert_eq!(Sampler::parent_based(f64::NAN), Sampler::default());
         assert_eq!(Sampler::parent_based(-3.0), Sampler::default());
         assert_eq!(Sampler::parent_based(7.0), Sampler::parent_based(1.0));

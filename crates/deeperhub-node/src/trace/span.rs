@@ -54,21 +54,21 @@ impl Span {
 
     /// Says that it failed, and how (`error.type`), where it did.
     #[must_use]
-    pub fn failed(mut self, error: Option<impl Into<Cow<'static, str>>>) -> Self {
+    pub fn with_error(mut self, error: Option<impl Into<Cow<'static, str>>>) -> Self {
         self.error = error.map(Into::into);
         self
     }
 
     /// Says that the parent is of this program.
     #[must_use]
-    pub fn within(mut self) -> Self {
+    pub fn with_local_parent(mut self) -> Self {
         self.parent_is_remote = false;
         self
     }
 
     /// Links the span to another.
     #[must_use]
-    pub fn linked(mut self, to: Option<SpanContext>) -> Self {
+    pub fn with_link(mut self, to: Option<SpanContext>) -> Self {
         self.links.extend(to);
         self
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use deeperhub_metrics::HistogramSnapshot;
 
 /// With a look each second, the numbers are those of the last 5 to 10 seconds.
-const WINDOW: Duration = Duration::from_secs(5);
+const QUANTILE_WINDOW: Duration = Duration::from_secs(5);
 
 /// How values lie: half of them are at most `p50`, and so on. Between the bounds of buckets they are taken to lie evenly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,25 +22,26 @@ pub struct Quantiles {
 
 /// Keeps what a histogram had at former looks.
 #[derive(Debug, Default)]
-pub(crate) struct Recent {
-    kept: Mutex<Kept>,
+pub(crate) struct RecentQuantiles {
+    snapshots: Mutex<Snapshots>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct Snapshots {
     before: Option<HistogramSnapshot>,
     last: Option<(Instant, HistogramSnapshot)>,
 }
 
-impl Recent {
+impl RecentQuantiles {
     /// What came since the look before the last (at the first, since the start). `None`: nothing.
     pub(crate) fn quantiles(&self, current: HistogramSnapshot, now: Instant) -> Option<Quantiles> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.last.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= WINDOW) {
-            let last = kept.last.replace((now, current.clone()));
-            kept.before = last.map(|(_, snapshot)| snapshot);
+        let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        if snapshots.last.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= QUANTILE_WINDOW)
+        {
+            let last = snapshots.last.replace((now, current.clone()));
+            snapshots.before = last.map(|(_, snapshot)| snapshot);
         }
-        let recent = match &kept.before {
+        let recent = match &snapshots.before {
             Some(before) => current.since(before),
             None => current,
         };
@@ -59,7 +60,7 @@ mod tests {
     fn old_values_are_forgotten() {
         let bounds = Bounds::seconds(Duration::from_millis(1), Duration::from_secs(10));
         let histogram = SharedHistogram::new(bounds);
-        let (recent, start) = (Recent::default(), Instant::now());
+        let (recent, start) = (RecentQuantiles::default(), Instant::now());
         let look = |seconds| recent.quantiles(histogram.snapshot(), start + Duration::from_secs(seconds));
         assert_eq!(look(0), None);
         histogram.observe_duration(Duration::from_secs(8));

@@ -10,21 +10,21 @@ const MAX_NODE_ID_BYTES: usize = 32;
 
 /// Where on this node a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct ConnectionId {
     pub(crate) worker: u16,
     pub(crate) key: Key,
     /// Tells apart the connections that had the same key, also over restarts: it starts at random.
     pub(crate) serial: u64,
 }
 
-impl Place {
+impl ConnectionId {
     /// Names the connection as a publisher, whose messages keep their order.
-    pub(crate) fn source(self) -> u64 {
+    pub(crate) fn publisher_source(self) -> u64 {
         // A key's next connection may share it for a moment: more order than is owed.
         u64::from(self.worker) << 32 | u64::from(self.key)
     }
 
-    /// The id of this place's connection.
+    /// The id of this connection's connection.
     pub(crate) fn client_id(self, node_id: &str) -> Option<ClientId> {
         let mut text = String::with_capacity(node_id.len() + 30);
         text.push_str(node_id);
@@ -33,13 +33,13 @@ impl Place {
         ClientId::parse(&text)
     }
 
-    /// The place that an id of this node names.
-    pub(crate) fn of(client_id: &ClientId, node_id: &str) -> Option<Self> {
-        let (node, place) = client_id.as_str().rsplit_once('.')?;
+    /// The connection that an id of this node names.
+    pub(crate) fn from_client_id(client_id: &ClientId, node_id: &str) -> Option<Self> {
+        let (node, connection) = client_id.as_str().rsplit_once('.')?;
         if node != node_id {
             return None;
         }
-        let mut parts = place.split('-');
+        let mut parts = connection.split('-');
         let worker = u16::from_str_radix(parts.next()?, 16).ok()?;
         let key = Key::from_str_radix(parts.next()?, 16).ok()?;
         let serial = u64::from_str_radix(parts.next()?, 16).ok()?;
@@ -64,16 +64,16 @@ mod tests {
 
     #[test]
     fn an_id_names_its_place() {
-        let place = Place { worker: 3, key: 77, serial: u64::MAX };
-        let id = place.client_id("node-1").unwrap();
-        assert_eq!(Place::of(&id, "node-1"), Some(place));
-        assert_eq!(Place::of(&id, "node-2"), None);
+        let connection = ConnectionId { worker: 3, key: 77, serial: u64::MAX };
+        let id = connection.client_id("node-1").unwrap();
+        assert_eq!(ConnectionId::from_client_id(&id, "node-1"), Some(connection));
+        assert_eq!(ConnectionId::from_client_id(&id, "node-2"), None);
     }
 
     #[test]
     fn other_ids_name_none() {
         for text in ["node", "node.", "node.1", "node.1-2", "node.1-2-3-4", "node.g-1-1", "node.10000-1-1"] {
-            assert_eq!(Place::of(&ClientId::parse(text).unwrap(), "node"), None, "{text}");
+            assert_eq!(ConnectionId::from_client_id(&ClientId::parse(text).unwrap(), "node"), None, "{text}");
         }
     }
 

@@ -7,11 +7,11 @@ use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
-use crate::id::Place;
+use crate::connection_id::ConnectionId;
 use crate::{Config, ListError, Node, NodeHandle, SendError};
 
 /// How long a test waits for what must come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn start(workers: usize) -> Node {
     let mut config = Config::default();
@@ -29,12 +29,12 @@ pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
 pub(crate) type Client =
     tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
-pub(crate) async fn patiently<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it comes in time")
+pub(crate) async fn within_test_timeout<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TEST_TIMEOUT, future).await.expect("it comes in time")
 }
 
 pub(crate) async fn receive(client: &mut Client) -> serde_json::Value {
-    let message = patiently(client.next()).await.unwrap().unwrap();
+    let message = within_test_timeout(client.next()).await.unwrap().unwrap();
     serde_json::from_str(message.to_text().unwrap()).unwrap()
 }
 
@@ -42,7 +42,10 @@ pub(crate) async fn receive(client: &mut Client) -> serde_json::Value {
 pub(crate) async fn run_on_worker(handle: &NodeHandle, worker: usize, action: fn()) {
     let hub = &handle.hub;
     let after = hub.router.mark(ShardId(worker.try_into().unwrap()));
-    hub.requests[worker].send(Posted { request: Request::Run(action), after }).await.unwrap();
+    hub.request_senders[worker]
+        .send(QueuedRequest { request: WorkerRequest::Run(action), after })
+        .await
+        .unwrap();
 }
 
 #[test]
@@ -55,25 +58,25 @@ fn no_call_waits_without_end_for_a_worker_that_is_stuck() {
             STUCK.wait();
         })
         .await;
-        let of_stuck = ClientId::parse("n.1-0-0").unwrap();
-        let of_other = ClientId::parse("n.0-0-0").unwrap();
+        let stuck_client = ClientId::parse("n.1-0-0").unwrap();
+        let other_client = ClientId::parse("n.0-0-0").unwrap();
         let topic = Subscription::parse("a").unwrap();
         let message = || RawJson::parse(r#"{"type":"x"}"#).unwrap();
-        let stuck = Err(SendError::Unanswered(Unanswered));
-        assert_eq!(handle.send_to_client(&of_stuck, message()).await, stuck);
-        assert_eq!(handle.disconnect(&of_stuck).await, stuck);
-        assert_eq!(handle.unsubscribe_client(&of_stuck, &topic).await, stuck.map(|()| false));
-        assert!(matches!(handle.client(&of_stuck).await, Err(SendError::Unanswered(_))));
-        assert!(matches!(handle.client(&of_other).await, Err(SendError::NotFound(_))));
-        assert_eq!(handle.send_to_user("u", message()).await, Err(Unanswered));
-        assert_eq!(handle.broadcast(message()).await, Err(Unanswered));
-        assert_eq!(handle.unsubscribe_user("u", &topic).await, Err(Unanswered));
-        assert_eq!(handle.disconnect_user("u").await, Err(Unanswered));
-        assert!(matches!(handle.clients(None, 10).await, Err(ListError::Unanswered(_))));
+        let stuck = Err(SendError::WorkerTimeout(WorkerTimeout));
+        assert_eq!(handle.send_to_client(&stuck_client, message()).await, stuck);
+        assert_eq!(handle.disconnect(&stuck_client).await, stuck);
+        assert_eq!(handle.unsubscribe_client(&stuck_client, &topic).await, stuck.map(|()| false));
+        assert!(matches!(handle.client(&stuck_client).await, Err(SendError::WorkerTimeout(_))));
+        assert!(matches!(handle.client(&other_client).await, Err(SendError::NotFound(_))));
+        assert_eq!(handle.send_to_user("u", message()).await, Err(WorkerTimeout));
+        assert_eq!(handle.broadcast(message()).await, Err(WorkerTimeout));
+        assert_eq!(handle.unsubscribe_user("u", &topic).await, Err(WorkerTimeout));
+        assert_eq!(handle.disconnect_user("u").await, Err(WorkerTimeout));
+        assert!(matches!(handle.clients(None, 10).await, Err(ListError::WorkerTimeout(_))));
 
         STUCK.wait();
         // It goes on, and answers again as soon as it has caught up.
-        tokio::time::timeout(PATIENCE, async { while handle.broadcast(message()).await.is_err() {} })
+        tokio::time::timeout(TEST_TIMEOUT, async { while handle.broadcast(message()).await.is_err() {} })
             .await
             .unwrap();
     });
@@ -102,9 +105,10 @@ fn a_request_does_not_overtake_what_was_published_before_it() {
         };
         publish("1");
         let name = Subscription::parse("a").unwrap();
-        let place = Place::of(&ClientId::parse(&id).unwrap(), "n").unwrap();
-        let unsubscribe = |reply| Request::Unsubscribe { client: place, topic: name.into_owned(), reply };
-        let unsubscribed = handle.hub.post(0, unsubscribe).await.unwrap();
+        let connection = ConnectionId::from_client_id(&ClientId::parse(&id).unwrap(), "n").unwrap();
+        let unsubscribe =
+            |reply| WorkerRequest::Unsubscribe { client: connection, topic: name.into_owned(), reply };
+        let unsubscribed = handle.hub.enqueue(0, unsubscribe).await.unwrap();
         publish("2");
         STUCK.wait();
         assert_eq!(unsubscribed.await, Ok(Some(true)));
