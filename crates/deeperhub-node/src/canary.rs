@@ -8,13 +8,12 @@
 //! In a cluster one more probe goes to the broker first, as a publish for other nodes does, and what comes back from it
 //! is published to a worker.
 
-use std::convert::Infallible;
-use std::io;
+mod probe;
+mod thread;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use deeperhub_cluster::Broker;
 use deeperhub_listener::RestartDelay;
@@ -24,6 +23,8 @@ use tracing::{error, info, warn};
 
 use crate::health::{HealthCheck, UnreadyReason};
 use crate::hub::Hub;
+use probe::{ProbeState, State};
+pub(crate) use thread::CanaryThread;
 
 /// How often delivery is proved, and what counts as a proof.
 #[derive(Debug, Clone)]
@@ -45,9 +46,6 @@ impl Default for CanaryConfig {
 /// up one of them when it goes on, not all_probes.
 const TIMEOUT_SLICES: u32 = 4;
 
-/// Time that a stop waits for the thread. The thread ends sooner, unless a call of its hangs.
-const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// What is known of all_probes workers, and of the broker.
 #[derive(Debug)]
 pub(crate) struct Canary {
@@ -67,77 +65,6 @@ pub(crate) struct Canary {
     /// Number of panics that a test still injects.
     #[cfg(test)]
     injected_panics: std::sync::atomic::AtomicUsize,
-}
-
-#[derive(Debug)]
-struct State {
-    workers: Vec<ProbeState>,
-    /// The way by the broker, where there is one.
-    cluster: Option<ProbeState>,
-    /// Number of the next probe.
-    next: u64,
-    /// A worker began, so that a probe reaches it now.
-    has_attached: bool,
-    is_stopped: bool,
-}
-
-/// One worker, or the broker, as its probes show it.
-#[derive(Debug, Default)]
-struct ProbeState {
-    /// It is to get a probe, and has not got it yet.
-    is_due: bool,
-    /// Number of the probe that is on its way, and since when.
-    outstanding: Option<(u64, Instant)>,
-    /// How long the last one took.
-    round_trip: Option<Duration>,
-    /// Whether the worker has subscribed.
-    is_attached: bool,
-    /// When one was first missed, of those since the last that came back in time.
-    failing_since: Option<SystemTime>,
-}
-
-impl ProbeState {
-    fn is_pending(&self) -> bool {
-        self.is_due || self.outstanding.is_some()
-    }
-
-    /// Takes a probe that came back, if it is the one that is on its way. Answers how long it took, and whether it was
-    /// missed before.
-    fn complete(&mut self, number: u64, now: Instant) -> Option<(Duration, bool)> {
-        let (_, since) = self.outstanding.take_if(|(outstanding, _)| *outstanding == number)?;
-        let round_trip = now.saturating_duration_since(since);
-        self.round_trip = Some(round_trip);
-        Some((round_trip, self.failing_since.take().is_some()))
-    }
-
-    /// Takes down that it is missed, if it is and was not before.
-    fn mark_missed(&mut self) -> bool {
-        let is_missed = self.is_pending() && self.failing_since.is_none();
-        if is_missed {
-            self.failing_since = Some(SystemTime::now());
-        }
-        is_missed
-    }
-}
-
-impl State {
-    fn all_probes(&mut self) -> impl Iterator<Item = &mut ProbeState> {
-        self.workers.iter_mut().chain(&mut self.cluster)
-    }
-
-    fn is_pending(&self) -> bool {
-        self.workers.iter().chain(&self.cluster).any(ProbeState::is_pending)
-    }
-
-    /// Notes that a probe goes on its way, and numbers it.
-    fn assign_number(next: &mut u64, probed: &mut ProbeState) -> u64 {
-        let number = *next;
-        *next += 1;
-        // Before it goes: the answer may be there at once.
-        probed.outstanding = Some((number, Instant::now()));
-        probed.is_due = false;
-        number
-    }
 }
 
 impl Canary {
@@ -488,47 +415,6 @@ fn publish_probe(hub: &Hub, worker: usize, number: u64) -> u64 {
 fn probe_number(frame: &[u8]) -> Option<u64> {
     let digits = frame.strip_suffix(b"}}")?.rsplit(|byte| *byte == b':').next()?;
     std::str::from_utf8(digits).ok()?.parse().ok()
-}
-
-/// The thread that sends probes; it ends when this is dropped.
-#[derive(Debug)]
-pub(crate) struct CanaryThread {
-    canary: Arc<Canary>,
-    thread: Option<JoinHandle<()>>,
-    /// Channel that closes when the thread ends.
-    ended: mpsc::Receiver<Infallible>,
-}
-
-impl CanaryThread {
-    /// Starts it, unless the configuration says that there are no probes.
-    pub(crate) fn start(hub: &Arc<Hub>) -> io::Result<Option<Self>> {
-        let canary = Arc::clone(&hub.canary);
-        if canary.config.interval.is_zero() {
-            return Ok(None);
-        }
-        let hub = Arc::clone(hub);
-        let (running, ended) = mpsc::channel();
-        let run = move || {
-            let _running = running;
-            hub.canary.run(&hub);
-        };
-        let thread = thread::Builder::new().name("hub-canary".to_owned()).spawn(run)?;
-        Ok(Some(Self { canary, thread: Some(thread), ended }))
-    }
-}
-
-impl Drop for CanaryThread {
-    fn drop(&mut self) {
-        self.canary.state().is_stopped = true;
-        self.canary.changed.notify_all();
-        if self.ended.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
-            return warn!("Canary thread did not stop in time");
-        }
-        if let Some(thread) = self.thread.take() {
-            // A panic there was told already.
-            let _ = thread.join();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use tokio::sync::oneshot;
 
 use crate::cluster_query::{self, ClusterQuery};
 use crate::connection_id::ConnectionId;
-use crate::hub::{Delivery, Hub, WorkerRequest};
+use crate::hub::{Delivery, Hub};
+use crate::worker_request::WorkerRequest;
 
 /// How long the start waits for the broker; then the node serves its own clients until it is reached.
 const BROKER_START_TIMEOUT: Duration = Duration::from_secs(3);

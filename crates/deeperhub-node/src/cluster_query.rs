@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::connection_id::ConnectionId;
-use crate::handle::{ClientInfo, CursorError, ListError, NodeHandle, Page, TopicInfo};
-use crate::hub::{Hub, WorkerRequest};
+use crate::handle::NodeHandle;
+use crate::hub::Hub;
 use crate::stats::{Stats, Totals};
+use crate::types::{ClientInfo, CursorError, ListError, Page, TopicInfo};
+use crate::worker_request::WorkerRequest;
 
 /// What another node is given to answer.
 pub(crate) const QUERY_TIMEOUT: Duration = Duration::from_secs(2);

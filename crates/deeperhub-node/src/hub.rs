@@ -6,30 +6,25 @@ use std::time::Instant;
 
 use deeperhub_cluster::Broker;
 use deeperhub_events::EventBus;
-use deeperhub_listener::{Key, Live, Multicast};
+use deeperhub_listener::{Live, Multicast};
 use deeperhub_metrics::Registry;
-use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, WelcomeLimits};
-use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
+use deeperhub_protocol::{ClientId, RawJson, Topic};
 use deeperhub_router::{Published, Router, Shard};
 use deeperhub_security::BurstPool;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::canary::Canary;
 use crate::config::Config;
 use crate::connection_id::ConnectionId;
-use crate::handle::ClientInfo;
 use crate::health::{Health, UnreadyReason};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::recent_quantiles::RecentQuantiles;
-use crate::top::{TopReport, TopTracker};
+use crate::top::TopTracker;
 use crate::trace::ActiveSpan;
 use crate::trace::fan_out::PublishStamp;
 use crate::worker_request::QueuedRequest;
-
-/// Requests of handles that may wait for one worker; whoever makes more waits.
-pub(crate) const REQUEST_QUEUE_CAPACITY: usize = 1024;
 
 /// One publish on its way to a worker's subscribers.
 #[derive(Debug)]
@@ -64,58 +59,6 @@ pub(crate) struct PublishOutcome {
     pub(crate) matching_steps: usize,
     /// Fault that keeps it from other nodes. `None`: they get it, or there are none.
     pub(crate) cluster: Option<ClusterFault>,
-}
-
-/// What a handle asks of a worker.
-#[derive(Debug)]
-pub(crate) enum WorkerRequest {
-    Send {
-        to: ConnectionId,
-        frame: Frame,
-        reply: oneshot::Sender<bool>,
-    },
-    SendToUser {
-        user: String,
-        frame: Frame,
-        reply: oneshot::Sender<u64>,
-    },
-    Broadcast {
-        frame: Frame,
-        reply: oneshot::Sender<u64>,
-    },
-    Unsubscribe {
-        client: ConnectionId,
-        topic: Subscription<'static>,
-        reply: oneshot::Sender<Option<bool>>,
-    },
-    UnsubscribeUser {
-        user: String,
-        topic: Subscription<'static>,
-        reply: oneshot::Sender<u64>,
-    },
-    Top {
-        reply: oneshot::Sender<TopReport>,
-    },
-    Disconnect {
-        client: ConnectionId,
-        reply: oneshot::Sender<bool>,
-    },
-    DisconnectUser {
-        user: String,
-        reply: oneshot::Sender<u64>,
-    },
-    Client {
-        client: ConnectionId,
-        reply: oneshot::Sender<Option<ClientInfo>>,
-    },
-    Clients {
-        from: Key,
-        limit: usize,
-        reply: oneshot::Sender<(Vec<ClientInfo>, Option<Key>)>,
-    },
-    /// What a test does to a worker.
-    #[cfg(test)]
-    Run(fn()),
 }
 
 #[derive(Debug)]

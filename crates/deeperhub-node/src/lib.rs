@@ -39,6 +39,7 @@ mod stats;
 mod sweep;
 mod top;
 pub mod trace;
+mod types;
 mod users;
 mod worker_request;
 
@@ -50,14 +51,14 @@ pub use config::{
     Config, CustomGauge, CustomMetric, MetricKind, burst_rate_per_ip, control_rate_limit, token_rate_limit,
 };
 pub use deeperhub_protocol::message::ClusterFault;
-pub use handle::{
-    ClientInfo, ClientNotFound, CursorError, Delivered, ListError, NodeHandle, NodeIdTaken, Page, SendError,
-    TopicInfo,
-};
+pub use handle::NodeHandle;
 pub use health::{Health, HealthCheck, UnreadyReason};
 pub use node::{MetricsError, Node, StartError};
 pub use phase::Phase;
 pub use recent_quantiles::Quantiles;
 pub use stats::{Stats, Totals};
 pub use top::{Top, TopEntry};
-pub use worker_request::WorkerTimeout;
+pub use types::{
+    ClientInfo, ClientNotFound, CursorError, Delivered, ListError, NodeIdTaken, Page, SendError, TopicInfo,
+    WorkerTimeout,
+};

@@ -16,16 +16,16 @@ use tokio::sync::{mpsc, oneshot};
 use crate::auth::unix_seconds;
 use crate::config::Config;
 use crate::connection_id::ConnectionId;
-use crate::handle::{ClientInfo, MAX_CLIENTS_PAGE_BYTES};
-use crate::hub::{Delivery, Hub, WorkerRequest};
+use crate::hub::{Delivery, Hub};
 use crate::metrics::{Limit, SentType, WorkerMetrics};
 use crate::phase::Phase;
 use crate::session::Session;
 use crate::sweep::{Action, SWEEP_STEPS_PER_ROUND, Sweep};
 use crate::top::TopWindow;
 use crate::trace::fan_out::FanOutTracker;
+use crate::types::{ClientInfo, MAX_CLIENTS_PAGE_BYTES};
 use crate::users::Users;
-use crate::worker_request::QueuedRequest;
+use crate::worker_request::{QueuedRequest, WorkerRequest};
 
 /// Requests of handles that one round takes.
 const REQUESTS_PER_ROUND: usize = 256;

@@ -17,13 +17,15 @@ use crate::canary::{Canary, CanaryThread};
 use crate::cluster::{ClusterThread, forward_interest};
 use crate::config::Config;
 use crate::connection_id::{is_node_id, random_node_id};
-use crate::handle::{NodeHandle, NodeIdTaken};
-use crate::hub::{Hub, REQUEST_QUEUE_CAPACITY};
+use crate::handle::NodeHandle;
+use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::phase::Phase;
 use crate::recent_quantiles::RecentQuantiles;
 use crate::top::TopTracker;
 use crate::trace::TraceMetrics;
+use crate::types::NodeIdTaken;
+use crate::worker_request::REQUEST_QUEUE_CAPACITY;
 
 /// Divisor of the memory budget for the messages queued for workers, all of them together.
 const ROUTER_MEMORY_DIVISOR: u64 = 16;

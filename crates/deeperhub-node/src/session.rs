@@ -1,5 +1,8 @@
 //! One connection's side of the hub.
 
+mod limits;
+mod reply;
+
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,11 +10,8 @@ use std::time::{Duration, Instant};
 
 use deeperhub_events::{Details, EventKind};
 use deeperhub_listener::{Closed, Context, Key, Message};
-use deeperhub_protocol::message::{
-    ClientMessage, Command, MessageError, MessageId, ServerMessage, SpanContext,
-};
-use deeperhub_protocol::{ClientId, CloseCode, CloseReason, ErrorCode, RawJson};
-use deeperhub_security::{Drawn, FirstBurst, MAX_ADDRESSES, RateLimit, RateLimiter, RetryAfter};
+use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage, SpanContext};
+use deeperhub_protocol::{ClientId, CloseCode, CloseReason};
 
 use crate::auth::Login;
 use crate::commands;
@@ -20,12 +20,9 @@ use crate::hub::Hub;
 use crate::local::Local;
 use crate::metrics::{Limit, RECEIVED_BINARY_INDEX, RECEIVED_INVALID_INDEX, SentType};
 use crate::trace::{HandshakeTrace, MessageSpan};
-
-/// The time within which refused message_limiter are counted before the connection is closed.
-const VIOLATION_WINDOW: Duration = Duration::from_secs(10);
-
-/// Refused message_limiter within the window that any connection is allowed.
-const MIN_VIOLATIONS_TO_CLOSE: u32 = 10;
+use limits::{RareLimiters, RateKind, SessionLimiter, ViolationCounter};
+use reply::milliseconds_rounded_up;
+pub(crate) use reply::{error_reply, forbidden_reply};
 
 /// What a connection keeps.
 #[derive(Debug)]
@@ -84,186 +81,6 @@ impl Session {
     /// Whether the connection may do more than bring a token.
     pub(crate) fn is_admitted(&self, hub: &Hub) -> bool {
         !hub.config.auth.required || self.has_token()
-    }
-
-    /// Sends a reply.
-    pub(crate) fn reply(
-        &mut self,
-        sent_type: SentType,
-        message: &ServerMessage<'_>,
-        cx: &mut Context<'_, Local>,
-    ) {
-        let mut bytes = 0;
-        cx.reply(|out| {
-            let start = out.len();
-            message.write_frame(out);
-            bytes = out.len() - start;
-        });
-        self.record_reply(sent_type, bytes, cx);
-    }
-
-    /// Sends a reply whose payload may be written from where it stands.
-    pub(crate) fn reply_around(
-        &mut self,
-        sent_type: SentType,
-        message: &ServerMessage<'_>,
-        payload: RawJson<'_>,
-        cx: &mut Context<'_, Local>,
-    ) {
-        let payload = payload.as_str().as_bytes();
-        if !cx.writes_in_place(payload.len()) {
-            return self.reply(sent_type, message, cx);
-        }
-        let mut bytes = payload.len();
-        cx.reply_around(payload, |out| {
-            let start = out.len();
-            let at = message.write_frame_around(out);
-            bytes += out.len() - start;
-            at
-        });
-        self.record_reply(sent_type, bytes, cx);
-    }
-
-    fn record_reply(&mut self, sent_type: SentType, bytes: usize, cx: &mut Context<'_, Local>) {
-        self.sent += 1;
-        let local = cx.local();
-        local.metrics.count_sent(sent_type, 1);
-        local.event(EventKind::MessageSent, &self.client_id, || Details::MessageSent {
-            message_type: sent_type.name(),
-            topic: None,
-            bytes,
-        });
-    }
-
-    /// Answers a message with an error.
-    pub(crate) fn reply_error(&mut self, error: &ServerMessage<'_>, cx: &mut Context<'_, Local>) {
-        if let ServerMessage::Error { code, message, .. } = error {
-            let local = cx.local();
-            local.metrics.errors.inc(code.index());
-            local.last_error_code = Some(code.as_str());
-            local.event(EventKind::Error, &self.client_id, || Details::Error {
-                code: Cow::Borrowed(code.as_str()),
-                message: Cow::Owned((*message).to_owned()),
-            });
-        }
-        self.reply(SentType::Error, error, cx);
-    }
-
-    /// Whether the rate limits let a message of `bytes` through; otherwise how long to wait.
-    fn check_rates(&mut self, bytes: usize, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
-        let now = cx.now();
-        let local = cx.local();
-        let now = now.saturating_duration_since(local.hub.started);
-        if let Some(limit) = local.live.rate_limit
-            && let Err(retry) = self.message_limiter.limiter.check(&limit, now)
-        {
-            self.on_rate_exceeded(RateKind::Messages, (limit, 1), (now, retry), local)?;
-        }
-        if let Some(limit) = local.live.byte_rate_limit
-            && let Err(retry) =
-                self.limiter(RateKind::Bytes, &limit, local).limiter.check_amount(&limit, bytes, now)
-        {
-            self.on_rate_exceeded(RateKind::Bytes, (limit, bytes), (now, retry), local)?;
-        }
-        Ok(())
-    }
-
-    /// Handles a error_reply by a limiter: draws from the connection's first burst and asks it again.
-    /// If that fails, counts the error_reply, and returns how long the client should wait if limits are
-    /// enforced.
-    #[cold]
-    fn on_rate_exceeded(
-        &mut self,
-        kind: RateKind,
-        (limit, amount): (RateLimit, usize),
-        (now, mut retry): (Duration, RetryAfter),
-        local: &mut Local,
-    ) -> Result<(), Duration> {
-        let mut by = kind.limit();
-        if let Some(burst_pool_since) = self.burst_pool_since(local)
-            && let Some(bursts) = &local.hub.burst_pool
-        {
-            let address = self.peer.ip();
-            let pool = |amount| bursts.draw(address, amount, limit.burst, now);
-            let SessionLimiter { limiter, first } = self.limiter(kind, &limit, local);
-            match first.draw(limiter, &limit, amount, (burst_pool_since, now), pool) {
-                Drawn::Some => match limiter.check_amount(&limit, amount, now) {
-                    Ok(()) => return Ok(()),
-                    Err(again) => retry = again,
-                },
-                Drawn::Refused => by = Limit::FirstBurst,
-                Drawn::Spent => {}
-            }
-            let forgotten = bursts.take_evicted();
-            if forgotten > 0 {
-                tracing::warn!(
-                    forgotten,
-                    max = MAX_ADDRESSES,
-                    "Addresses of new connections forgotten too early"
-                );
-            }
-        }
-        local.on_limit_exceeded(by, retry)
-    }
-
-    /// Counts bytes that the connection has published.
-    pub(crate) fn record_publish(&mut self, bytes: usize, uncongested_rounds: u32) {
-        self.rare_limiters.get_or_insert_default().publishes.add(bytes, uncongested_rounds);
-    }
-
-    /// Returns when the connection opened_at, in the hub's time, if its bursts come out of its
-    /// address's pool. A trusted proxy's own connections have their own bursts, since it may speak
-    /// for any number of clients.
-    fn burst_pool_since(&self, local: &Local) -> Option<Duration> {
-        local.hub.burst_pool.as_ref()?;
-        let opened_at = self.opened_at?.saturating_duration_since(local.hub.started);
-        (!local.hub.config.listener.trusted_proxies.trusts(self.peer.ip())).then_some(opened_at)
-    }
-
-    /// Returns the limiter of a kind, and creates it on first use.
-    fn limiter(&mut self, kind: RateKind, limit: &RateLimit, local: &Local) -> &mut SessionLimiter {
-        let burst_pool_since = self.burst_pool_since(local);
-        if let RateKind::Messages = kind {
-            return &mut self.message_limiter;
-        }
-        let rare_limiters = self.rare_limiters.get_or_insert_default();
-        let slot = match kind {
-            RateKind::Messages | RateKind::Bytes => &mut rare_limiters.bytes,
-            RateKind::Tokens => &mut rare_limiters.tokens,
-            RateKind::Control => &mut rare_limiters.control,
-        };
-        slot.get_or_insert_with(|| SessionLimiter::new(limit, burst_pool_since))
-    }
-
-    /// Whether one more token may be verified, on top of [`Self::check_rates`].
-    fn check_token_rate(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
-        let Some(limit) = cx.local().live.token_rate_limit else { return Ok(()) };
-        self.check_rare_rate(RateKind::Tokens, limit, cx)
-    }
-
-    fn check_rare_rate(
-        &mut self,
-        kind: RateKind,
-        limit: RateLimit,
-        cx: &mut Context<'_, Local>,
-    ) -> Result<(), Duration> {
-        let now = cx.now();
-        let local = cx.local();
-        let now = now.saturating_duration_since(local.hub.started);
-        match self.limiter(kind, &limit, local).limiter.check(&limit, now) {
-            Ok(()) => Ok(()),
-            Err(retry) => self.on_rate_exceeded(kind, (limit, 1), (now, retry), local),
-        }
-    }
-
-    /// Counts something refused by `limit`, and closes the connection if that was too much.
-    fn count_violation(&mut self, limit: Option<RateLimit>, cx: &mut Context<'_, Local>) {
-        let burst = limit.map_or(0, |limit| limit.burst.get());
-        let now = cx.now();
-        let count = self.violations.increment(now.saturating_duration_since(cx.local().hub.started));
-        if count >= burst.max(MIN_VIOLATIONS_TO_CLOSE) {
-            cx.close(CloseReason::new(CloseCode::PolicyViolation, "kept violating the rate limit"));
-        }
     }
 
     fn on_text(&mut self, text: &str, cx: &mut Context<'_, Local>) {
@@ -358,117 +175,6 @@ impl Session {
             },
             Command::Ping => commands::ping(self, id, cx),
         }
-    }
-
-    fn reply_unauthorized(&mut self, id: Option<MessageId<'_>>, cx: &mut Context<'_, Local>) {
-        let error = error_reply(id, ErrorCode::Unauthorized, "authenticate first");
-        self.reply_error(&error.to_message(), cx);
-    }
-
-    fn reply_rate_limited(&mut self, id: Option<MessageId<'_>>, wait: Duration, cx: &mut Context<'_, Local>) {
-        let error = ServerMessage::Error {
-            id,
-            code: ErrorCode::RateLimited,
-            message: "too many messages: wait before the next",
-            field: None,
-            topic: None,
-            retry_after_ms: Some(milliseconds_rounded_up(wait)),
-        };
-        self.reply_error(&error, cx);
-        let limit = cx.local().live.rate_limit;
-        self.count_violation(limit, cx);
-    }
-}
-
-/// Limiters of message bytes, of tokens in message_limiter, and of unsolicited pings and pongs. Also
-/// counts the bytes that a publisher makes others hold.
-#[derive(Debug, Default)]
-struct RareLimiters {
-    bytes: Option<SessionLimiter>,
-    tokens: Option<SessionLimiter>,
-    control: Option<SessionLimiter>,
-    publishes: QueuedPublishes,
-}
-
-/// RateKind of rate limit of a connection.
-#[derive(Debug, Clone, Copy)]
-enum RateKind {
-    Messages,
-    Bytes,
-    Tokens,
-    Control,
-}
-
-impl RateKind {
-    const fn limit(self) -> Limit {
-        match self {
-            Self::Messages => Limit::Messages,
-            Self::Bytes => Limit::Bytes,
-            Self::Tokens => Limit::Tokens,
-            Self::Control => Limit::Control,
-        }
-    }
-}
-
-/// Limiter with the state of its connection's first burst. 16 bytes.
-#[derive(Debug, Default)]
-struct SessionLimiter {
-    limiter: RateLimiter,
-    first: FirstBurst,
-}
-
-impl SessionLimiter {
-    /// Creates a limiter. It starts without a burst if that is drawn from a pool; `burst_pool_since` is when
-    /// the connection began.
-    fn new(limit: &RateLimit, burst_pool_since: Option<Duration>) -> Self {
-        let limiter = burst_pool_since.map_or_else(RateLimiter::default, |burst_pool_since| {
-            RateLimiter::empty(limit, burst_pool_since)
-        });
-        Self { limiter, first: FirstBurst::default() }
-    }
-}
-
-/// Bytes that a connection has published and that may still be queued for workers that are behind.
-/// 8 bytes.
-#[derive(Debug, Default)]
-struct QueuedPublishes {
-    /// Value of the worker's [`Local::uncongested_rounds`] at the last publish.
-    since: u32,
-    bytes: u32,
-}
-
-impl QueuedPublishes {
-    /// Counts a publish.
-    fn add(&mut self, bytes: usize, uncongested_rounds: u32) {
-        let before = self.bytes(uncongested_rounds);
-        self.since = uncongested_rounds;
-        self.bytes = u32::try_from(before.saturating_add(bytes)).unwrap_or(u32::MAX);
-    }
-
-    /// Returns the bytes that may still be queued.
-    fn bytes(&self, uncongested_rounds: u32) -> usize {
-        if self.since == uncongested_rounds { self.bytes as usize } else { 0 }
-    }
-}
-
-/// Refused message_limiter of the current window. 8 bytes.
-#[derive(Debug, Default)]
-struct ViolationCounter {
-    /// When the window began, in milliseconds_rounded_up of the hub's life, wrapping.
-    since: u32,
-    count: u32,
-}
-
-impl ViolationCounter {
-    /// Counts one at a time of the hub's life; how many there are in the window now.
-    fn increment(&mut self, now: Duration) -> u32 {
-        let now = now.as_millis() as u32;
-        let age = Duration::from_millis(now.wrapping_sub(self.since).into());
-        if self.count == 0 || age >= VIOLATION_WINDOW {
-            *self = Self { since: now, count: 0 };
-        }
-        self.count += 1;
-        self.count
     }
 }
 
@@ -635,31 +341,6 @@ fn topic_of<'m>(command: &'m Command<'_>) -> Option<&'m str> {
     }
 }
 
-/// The reply to a message that the node cannot carry out.
-pub(crate) fn error_reply<'a>(
-    id: Option<MessageId<'a>>,
-    code: ErrorCode,
-    message: &'static str,
-) -> MessageError<'a> {
-    MessageError { code, id, field: None, message: Cow::Borrowed(message), is_too_deep: false }
-}
-
-/// The reply to a message about a topic that the client's token does not grant.
-pub(crate) fn forbidden_reply<'a>(
-    id: Option<MessageId<'a>>,
-    topic: &'a str,
-    message: &'static str,
-) -> ServerMessage<'a> {
-    ServerMessage::Error {
-        id,
-        code: ErrorCode::Forbidden,
-        message,
-        field: None,
-        topic: Some(topic),
-        retry_after_ms: None,
-    }
-}
-
 /// Whether a close by the server says that something went wrong with the connection.
 fn is_abnormal(code: CloseCode) -> bool {
     !matches!(code, CloseCode::Normal | CloseCode::GoingAway | CloseCode::Disconnected)
@@ -681,11 +362,6 @@ fn close_code_label(code: CloseCode) -> &'static str {
     }
 }
 
-/// Whole milliseconds_rounded_up, rounded up: a client that waits so long does not come too early.
-fn milliseconds_rounded_up(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -694,28 +370,5 @@ mod tests {
     fn a_session_is_small() {
         // Every idle connection costs this much.
         assert!(size_of::<Session>() <= 160, "{}", size_of::<Session>());
-    }
-
-    #[test]
-    fn publishes_count_as_held_until_no_worker_is_behind() {
-        let mut waiting = QueuedPublishes::default();
-        waiting.add(1000, 7);
-        waiting.add(500, 7);
-        assert_eq!((waiting.bytes(7), waiting.bytes(8)), (1500, 0));
-        waiting.add(10, 8);
-        assert_eq!(waiting.bytes(8), 10);
-        waiting.add(usize::MAX, 8);
-        assert_eq!(waiting.bytes(8), u32::MAX as usize);
-    }
-
-    #[test]
-    fn offences_are_counted_within_a_window() {
-        let mut violations = ViolationCounter::default();
-        let mut count = |seconds| violations.increment(Duration::from_secs(seconds));
-        assert_eq!((count(3), count(3), count(12)), (1, 2, 3));
-        assert_eq!((count(13), count(22)), (1, 2), "a new window");
-        // The clock wraps after 49 days.
-        let wraps = u64::from(u32::MAX) / 1000;
-        assert_eq!((count(wraps - 1), count(wraps + 2)), (1, 2));
     }
 }

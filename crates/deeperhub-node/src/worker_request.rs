@@ -2,17 +2,72 @@
 
 use std::time::{Duration, Instant};
 
+use deeperhub_listener::Key;
+use deeperhub_protocol::Subscription;
+use deeperhub_protocol::frame::Frame;
 use deeperhub_router::{Mark, ShardId};
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
-use crate::hub::{Hub, WorkerRequest};
+use crate::connection_id::ConnectionId;
+use crate::hub::Hub;
+use crate::top::TopReport;
+use crate::types::{ClientInfo, WorkerTimeout};
 
-/// Error for a worker that did not answer: it is stuck, overloaded, or died. It may carry out the
-/// request later, unless it died.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a worker does not answer; what was asked of it may be carried out later")]
-pub struct WorkerTimeout;
+/// Requests of handles that may wait for one worker; whoever makes more waits.
+pub(crate) const REQUEST_QUEUE_CAPACITY: usize = 1024;
+
+/// What a handle asks of a worker.
+#[derive(Debug)]
+pub(crate) enum WorkerRequest {
+    Send {
+        to: ConnectionId,
+        frame: Frame,
+        reply: oneshot::Sender<bool>,
+    },
+    SendToUser {
+        user: String,
+        frame: Frame,
+        reply: oneshot::Sender<u64>,
+    },
+    Broadcast {
+        frame: Frame,
+        reply: oneshot::Sender<u64>,
+    },
+    Unsubscribe {
+        client: ConnectionId,
+        topic: Subscription<'static>,
+        reply: oneshot::Sender<Option<bool>>,
+    },
+    UnsubscribeUser {
+        user: String,
+        topic: Subscription<'static>,
+        reply: oneshot::Sender<u64>,
+    },
+    Top {
+        reply: oneshot::Sender<TopReport>,
+    },
+    Disconnect {
+        client: ConnectionId,
+        reply: oneshot::Sender<bool>,
+    },
+    DisconnectUser {
+        user: String,
+        reply: oneshot::Sender<u64>,
+    },
+    Client {
+        client: ConnectionId,
+        reply: oneshot::Sender<Option<ClientInfo>>,
+    },
+    Clients {
+        from: Key,
+        limit: usize,
+        reply: oneshot::Sender<(Vec<ClientInfo>, Option<Key>)>,
+    },
+    /// What a test does to a worker.
+    #[cfg(test)]
+    Run(fn()),
+}
 
 /// A request on its way to a worker.
 #[derive(Debug)]

@@ -1,5 +1,5 @@
 use std::sync::Barrier;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use deeperhub_events::EventFilter;
 use deeperhub_metrics::Format;
@@ -7,8 +7,7 @@ use deeperhub_metrics::Format;
 use deeperhub_router::ShardId;
 
 use super::*;
-use crate::hub::WorkerRequest;
-use crate::worker_request::QueuedRequest;
+use crate::worker_request::{QueuedRequest, WorkerRequest};
 use crate::{Config, Node, Phase};
 
 /// How long a test waits for what must come.

@@ -7,7 +7,7 @@ use futures_util::SinkExt;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
-use crate::worker_request::WorkerTimeout;
+use crate::WorkerTimeout;
 use crate::worker_request::tests::{
     Client, TEST_TIMEOUT, receive, run, run_on_worker, start, within_test_timeout,
 };
