@@ -187,6 +187,9 @@ impl From<ClientNotFound> for ApiError {
 impl From<SendError> for ApiError {
     fn from(error: SendError) -> Self {
         match error {
+            SendError::Payload(error) => {
+                Self::new(StatusCode::BAD_REQUEST, "invalid_message", error.to_string())
+            }
             SendError::NotFound(error) => error.into(),
             SendError::WorkerTimeout(error) => error.into(),
             SendError::TooLarge => {

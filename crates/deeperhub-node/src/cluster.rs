@@ -1,4 +1,6 @@
-//! The node as one of many: what goes to the others, and what comes from them.
+//! Membership of a node in a cluster: messages to and from other nodes.
+
+pub use deeperhub_cluster::{BrokerUrl, BrokerUrlError, Config as BrokerConfig, Engine};
 
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};

@@ -1,10 +1,14 @@
-//! What a node counts about messages.
+//! Metrics of a node, and the types with which they are read.
+
+pub use deeperhub_metrics::{
+    CellError, Exemplar, Format, HistogramSnapshot, Label, MetricData, MetricSnapshot, Number, RegisterError,
+    Unit,
+};
 
 use std::time::Duration;
 
 use deeperhub_metrics::{
-    Bounds, CellError, Cells, CounterVec, CounterVecCell, Gauge, GaugeCell, Histogram, HistogramCell,
-    RegisterError, Registry, Unit,
+    Bounds, Cells, CounterVec, CounterVecCell, Gauge, GaugeCell, Histogram, HistogramCell, Registry,
 };
 use deeperhub_protocol::message::ServerMessage;
 

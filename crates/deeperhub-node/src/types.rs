@@ -1,36 +1,38 @@
-//! Values that a node's handle returns.
+//! Values and errors that a node's handle returns.
 
-use deeperhub_protocol::ClientId;
+use std::borrow::Cow;
+
 use deeperhub_protocol::message::ClusterFault;
+use deeperhub_protocol::{ClientId, MessageError, TopicError};
 
-/// What a publish or a send reached.
+/// Result of a publish or a send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Delivered {
-    /// Subscriptions matched on this node (publish), or connections reached (sends).
+    /// Subscriptions that matched on this node (publish), or connections that were reached (send).
     pub count: u64,
-    /// Fault that kept it from other nodes. `None`: they got it, or there are none.
+    /// Fault that kept the message from other nodes. `None`: they got it, or there are none.
     pub cluster: Option<ClusterFault>,
 }
 
-/// One connection as lists show it.
+/// One connection, as lists show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClientInfo {
-    /// Its name.
+    /// Client ID.
     pub client_id: ClientId,
-    /// The user of its token; `None` without one.
+    /// User of the token or certificate. `None` without either.
     pub user: Option<String>,
-    /// Topics and patterns it is subscribed to.
+    /// Topics and patterns that the client is subscribed to.
     pub subscriptions: Vec<String>,
 }
 
-/// Bytes of names after which a page of connections ends, whatever its limit. Subscriptions may
-/// take 32 KiB per connection.
+/// Bytes of names after which a page of connections ends, whatever its limit. The subscriptions of
+/// one connection may take 32 KiB.
 pub(crate) const MAX_CLIENTS_PAGE_BYTES: usize = 512 * 1024;
 
 impl ClientInfo {
-    /// Returns its approximate size in memory and in an answer.
+    /// Returns the approximate size in memory and in an answer.
     pub(crate) fn bytes(&self) -> usize {
         let user = self.user.as_ref().map_or(0, String::len);
         let names: usize = self.subscriptions.iter().map(|name| name.len() + size_of::<String>()).sum();
@@ -38,67 +40,105 @@ impl ClientInfo {
     }
 }
 
-/// One topic or pattern that is subscribed to.
+/// One topic or pattern with its subscribers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TopicInfo {
-    /// The topic, or the pattern as such.
+    /// Topic or pattern.
     pub topic: String,
-    /// Its subscribers on this node.
+    /// Number of subscribers: on this node, or on all nodes in a
+    /// [`ClusterAnswer`](crate::ClusterAnswer).
     pub subscribers: u64,
 }
 
-/// A part of a list.
+/// One page of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {
-    /// At most as many as asked for.
+    /// Entries, at most as many as the limit.
     pub items: Vec<T>,
-    /// Where to go on; `None` at the end. URL-safe.
+    /// URL-safe cursor of the next page. `None` on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// No connection of this name.
+/// Error of a publish whose arguments are invalid. Nothing was published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The topic is invalid.
+    #[error("invalid topic {topic:?}")]
+    Topic {
+        /// The rejected text.
+        topic: String,
+        /// The rule that it breaks.
+        source: TopicError,
+    },
+    /// The message is invalid.
+    #[error("invalid message for a topic")]
+    Payload(#[from] PayloadError),
+}
+
+/// Error of a message that has no valid JSON form.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayloadError {
+    /// The message's [`Serialize`](serde::Serialize) implementation failed with this text.
+    #[error("the message cannot be serialized: {0}")]
+    Serialize(String),
+    /// The JSON breaks a rule of the protocol: it nests too deeply, or a message to clients is not
+    /// an object with a `type`.
+    #[error("{0}")]
+    Protocol(Cow<'static, str>),
+}
+
+impl From<MessageError<'_>> for PayloadError {
+    fn from(error: MessageError<'_>) -> Self {
+        Self::Protocol(error.message)
+    }
+}
+
+/// Error for a client ID without an open connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no client of this id is connected")]
 pub struct ClientNotFound;
 
-/// Another node of the cluster has this one's name.
+/// Error for a node name that another node of the cluster uses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("another node of the cluster is named {0:?}: give each node a name of its own")]
 pub struct NodeIdTaken(pub String);
 
-/// Error for a worker that did not answer: it is stuck, overloaded, or died. It may carry out the
-/// request later, unless it died.
+/// Error for a worker that did not answer in time: it is stuck, overloaded, or died. It may execute
+/// the request later, unless it died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a worker does not answer; what was asked of it may be carried out later")]
+#[error("a worker did not answer in time; it may still execute the request")]
 pub struct WorkerTimeout;
 
-/// Why one client was not reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// Error of a call about one client, or of a message to clients.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// No connection of this id is open on any node, or its node did not answer in time.
+    /// The message is invalid. It was sent to nobody.
+    #[error("invalid message for clients")]
+    Payload(#[from] PayloadError),
+    /// No connection with this ID is open on any node, or its node did not answer in time.
     #[error(transparent)]
     NotFound(#[from] ClientNotFound),
-    /// The client's worker did not answer in time.
+    /// A worker did not answer in time.
     #[error(transparent)]
     WorkerTimeout(#[from] WorkerTimeout),
-    /// The client is another node's, and the cluster cannot be reached or takes no more.
+    /// The client is connected to another node, and the cluster is unreachable or its queue is full.
     #[error("the client is connected to another node, and the cluster cannot be reached")]
     ClusterUnavailable,
-    /// The client is connected to another node, and the broker does not take messages of this size.
-    #[error(
-        "the client is connected to another node, and the message is larger than the cluster's broker takes"
-    )]
+    /// The client is connected to another node, and the message is larger than the broker accepts.
+    #[error("the client is connected to another node, and the message is larger than the broker accepts")]
     TooLarge,
 }
 
-/// The cursor does not come from an earlier page.
+/// Error for a cursor that no earlier page returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("cursor is not one that a page gave")]
+#[error("the cursor is not from an earlier page; leave it out to start again")]
 pub struct CursorError;
 
-/// Why there is no page of a list.
+/// Error of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListError {

@@ -83,7 +83,8 @@ fn calls_that_wait_for_a_worker_that_dies_get_an_error_at_once() {
         })
         .await;
         let message = RawJson::parse(r#"{"type":"x"}"#).unwrap();
-        let mut calls = Box::pin(async { tokio::join!(handle.broadcast(message), handle.clients(None, 10)) });
+        let mut calls =
+            Box::pin(async { tokio::join!(handle.broadcast_raw(message), handle.clients(None, 10)) });
         // The calls are under way.
         let asked = tokio::time::timeout(Duration::from_millis(20), &mut calls).await;
         assert!(asked.is_err(), "{asked:?}");
@@ -92,7 +93,7 @@ fn calls_that_wait_for_a_worker_that_dies_get_an_error_at_once() {
         assert_eq!(broadcast, Err(WorkerTimeout));
         assert!(clients.is_err());
         // Its replacement answers.
-        within_test_timeout(async { while handle.broadcast(message).await.is_err() {} }).await;
+        within_test_timeout(async { while handle.broadcast_raw(message).await.is_err() {} }).await;
     });
 }
 

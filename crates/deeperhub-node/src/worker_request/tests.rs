@@ -63,20 +63,20 @@ fn no_call_waits_without_end_for_a_worker_that_is_stuck() {
         let topic = Subscription::parse("a").unwrap();
         let message = || RawJson::parse(r#"{"type":"x"}"#).unwrap();
         let stuck = Err(SendError::WorkerTimeout(WorkerTimeout));
-        assert_eq!(handle.send_to_client(&stuck_client, message()).await, stuck);
-        assert_eq!(handle.disconnect(&stuck_client).await, stuck);
+        assert_eq!(handle.send_to_client_raw(&stuck_client, message()).await, stuck.clone());
+        assert_eq!(handle.disconnect(&stuck_client).await, stuck.clone());
         assert_eq!(handle.unsubscribe_client(&stuck_client, &topic).await, stuck.map(|()| false));
         assert!(matches!(handle.client(&stuck_client).await, Err(SendError::WorkerTimeout(_))));
         assert!(matches!(handle.client(&other_client).await, Err(SendError::NotFound(_))));
-        assert_eq!(handle.send_to_user("u", message()).await, Err(WorkerTimeout));
-        assert_eq!(handle.broadcast(message()).await, Err(WorkerTimeout));
+        assert_eq!(handle.send_to_user_raw("u", message()).await, Err(WorkerTimeout));
+        assert_eq!(handle.broadcast_raw(message()).await, Err(WorkerTimeout));
         assert_eq!(handle.unsubscribe_user("u", &topic).await, Err(WorkerTimeout));
         assert_eq!(handle.disconnect_user("u").await, Err(WorkerTimeout));
         assert!(matches!(handle.clients(None, 10).await, Err(ListError::WorkerTimeout(_))));
 
         STUCK.wait();
         // It goes on, and answers again as soon as it has caught up.
-        tokio::time::timeout(TEST_TIMEOUT, async { while handle.broadcast(message()).await.is_err() {} })
+        tokio::time::timeout(TEST_TIMEOUT, async { while handle.broadcast_raw(message()).await.is_err() {} })
             .await
             .unwrap();
     });
@@ -101,7 +101,7 @@ fn a_request_does_not_overtake_what_was_published_before_it() {
         .await;
         let topic = Topic::parse("a").unwrap();
         let publish = |number: &str| {
-            handle.publish(&topic, RawJson::parse(number).unwrap(), &TraceContext::default());
+            handle.publish_raw(&topic, RawJson::parse(number).unwrap(), &TraceContext::default());
         };
         publish("1");
         let name = Subscription::parse("a").unwrap();
