@@ -1,12 +1,13 @@
-//! Proof that deliveries come through: a probe to each worker, published as any message is, that must come back in
+//! Probes that prove delivery: one per worker, published like any message, that must return in
 //! time.
 //!
-//! Each worker subscribes itself to a topic of the server's own. A thread publishes a probe to it every interval; the
-//! worker finds it among its deliveries and answers. A worker whose probe is not back in time is reported until it is.
-//! It gets no further probe meanwhile, so that nothing piles up in the inbox of one that is stuck.
+//! Each worker subscribes to a reserved topic. A thread publishes a probe to it at each interval,
+//! and the worker reports the probe when it is delivered. A worker whose probe is overdue is
+//! reported as unready until it returns. Such a worker gets no further probe, so that nothing piles
+//! up in its inbox.
 //!
-//! In a cluster one more probe goes to the broker first, as a publish for other nodes does, and what comes back from it
-//! is published to a worker.
+//! In a cluster one more probe goes through the broker, like a publish for other nodes. When it
+//! returns, it is published to a worker.
 
 mod probe;
 mod thread;
@@ -26,14 +27,29 @@ use crate::hub::Hub;
 use probe::{ProbeState, State};
 pub(crate) use thread::CanaryThread;
 
-/// How often delivery is proved, and what counts as a proof.
+/// Interval and timeout of the probes that prove delivery.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CanaryConfig {
-    /// Time from one probe to the next. Zero: none, and readiness tells of the node's phase only. Default 5 s.
+    /// Time between probes. Zero: no probes, and readiness reflects the node's phase only. Default
+    /// 5 s.
     pub interval: Duration,
-    /// Time within which a probe must be back. Default 5 s.
+    /// Time within which a probe must return. Default 5 s.
     pub timeout: Duration,
+}
+
+impl CanaryConfig {
+    /// Sends no probes: readiness reflects the node's phase only.
+    #[must_use]
+    pub fn disabled() -> Self {
+        Self { interval: Duration::ZERO, ..Self::default() }
+    }
+
+    /// Sends a probe at each interval, which must return within the timeout.
+    #[must_use]
+    pub const fn new(interval: Duration, timeout: Duration) -> Self {
+        Self { interval, timeout }
+    }
 }
 
 impl Default for CanaryConfig {
@@ -42,22 +58,22 @@ impl Default for CanaryConfig {
     }
 }
 
-/// The timeout is waited for in so many parts: a process that was stopped for long, or whose machine slept, has used
-/// up one of them when it goes on, not all_probes.
+/// Number of slices in which the thread waits for the timeout. A process that was suspended uses up
+/// only one slice when it resumes, not the whole timeout.
 const TIMEOUT_SLICES: u32 = 4;
 
-/// What is known of all_probes workers, and of the broker.
+/// State of the probes of all workers and of the broker, with metrics.
 #[derive(Debug)]
 pub(crate) struct Canary {
     config: CanaryConfig,
     state: Mutex<State>,
-    /// Something happened that the thread waits for.
+    /// Notified on changes that the thread waits for.
     changed: Condvar,
-    /// How long probes took, those that came too late among them.
+    /// Round-trip times of probes, including late ones.
     round_trips: SharedHistogram,
-    /// Probes that were not back in time.
+    /// Probes that did not return in time.
     missed: SharedCounter,
-    /// The same of probes by the broker.
+    /// Round-trip times of probes through the broker.
     cluster_round_trips: SharedHistogram,
     cluster_missed: SharedCounter,
     /// Restarts of the thread after a panic.
@@ -89,32 +105,32 @@ impl Canary {
     pub(crate) fn register(self: &Arc<Self>, registry: &mut Registry) -> Result<(), RegisterError> {
         registry.register(
             "deeperhub_canary_round_trip_seconds",
-            "Times that probes took through router and worker",
+            "Round-trip times of probes through router and worker",
             Unit::Seconds,
             &self.round_trips,
         )?;
         registry.register(
             "deeperhub_canary_missed_total",
-            "Probes that were not back in time",
+            "Probes that did not return in time",
             Unit::None,
             &self.missed,
         )?;
         registry.register(
             "deeperhub_canary_restarts_total",
-            "Restarts of the thread that sends probes",
+            "Restarts of the probe thread after a panic",
             Unit::None,
             &self.restarts,
         )?;
         let canary = Arc::clone(self);
         registry.register_time_fn(
             "deeperhub_canary_last_round_trip_seconds",
-            "Time that the last probe took, of the slowest worker",
+            "Longest of the workers' last probe round-trip times",
             move || canary.round_trip().unwrap_or_default(),
         )?;
         let canary = Arc::clone(self);
         registry.register_gauge_fn(
             "deeperhub_canary_failing_workers",
-            "Workers whose probe is overdue",
+            "Workers with an overdue probe",
             Unit::None,
             move || i64::try_from(canary.failing_workers()).unwrap_or(i64::MAX),
         )?;
@@ -123,20 +139,20 @@ impl Canary {
         }
         registry.register(
             "deeperhub_canary_cluster_round_trip_seconds",
-            "Times that probes took through broker, router and worker",
+            "Round-trip times of probes through broker, router and worker",
             Unit::Seconds,
             &self.cluster_round_trips,
         )?;
         registry.register(
             "deeperhub_canary_cluster_missed_total",
-            "Probes through the broker that were not back in time",
+            "Probes through the broker that did not return in time",
             Unit::None,
             &self.cluster_missed,
         )?;
         let canary = Arc::clone(self);
         registry.register_time_fn(
             "deeperhub_canary_cluster_last_round_trip_seconds",
-            "Time that the last probe through the broker took",
+            "Round-trip time of the last probe through the broker",
             move || canary.cluster_round_trip().unwrap_or_default(),
         )?;
         let canary = Arc::clone(self);
@@ -148,13 +164,14 @@ impl Canary {
         )
     }
 
-    /// The topic that a worker subscribes itself to; then it says that it [is there](Self::on_worker_attached).
+    /// Returns the topic that a worker subscribes to before it calls
+    /// [`on_worker_attached`](Self::on_worker_attached).
     pub(crate) fn topic(&self, worker: u16) -> Option<Topic<'static>> {
         self.state().workers.get(usize::from(worker)).map(|_| probe_topic(worker))
     }
 
-    /// A worker begins, perhaps in the place of one that died: a probe that was on its way is lost with the old one's
-    /// inbox, and the new one gets another.
+    /// Records that a worker has subscribed, possibly as a replacement. A pending probe was lost
+    /// with the inbox of the replaced worker, so another one becomes due.
     pub(crate) fn on_worker_attached(&self, worker: u16) {
         let mut state = self.state();
         if let Some(probed) = state.workers.get_mut(usize::from(worker)) {
@@ -166,7 +183,7 @@ impl Canary {
         }
     }
 
-    /// A worker found a probe among its deliveries; `frame` is the probe as it came.
+    /// Records that a probe was delivered to a worker. `frame` is the delivered frame.
     pub(crate) fn on_probe_delivered(&self, worker: u16, frame: &[u8]) {
         let now = Instant::now();
         let Some(number) = probe_number(frame) else { return };
@@ -175,14 +192,14 @@ impl Canary {
         let own = workers.get_mut(usize::from(worker)).and_then(|probed| probed.complete(number, now));
         if let Some((round_trip, was_missed)) = own {
             if was_missed {
-                info!(worker, ?round_trip, "Probes come back again.");
+                info!(worker, ?round_trip, "Probes return again");
             }
             self.round_trips.observe_duration(round_trip);
         } else if let Some((round_trip, was_missed)) =
             cluster.as_mut().and_then(|probed| probed.complete(number, now))
         {
             if was_missed {
-                info!(?round_trip, "Probes through the broker come back again.");
+                info!(?round_trip, "Broker probes return again");
             }
             self.cluster_round_trips.observe_duration(round_trip);
         } else {
@@ -191,20 +208,20 @@ impl Canary {
         self.changed.notify_all();
     }
 
-    /// Passes on a probe that came back from the broker to a worker, preferably one that answers. A
-    /// probe that reaches no worker proves nothing, and another one is due.
+    /// Publishes a probe that returned from the broker to a worker, preferably one that answers. A
+    /// probe that reaches no worker proves nothing, so another one becomes due.
     pub(crate) fn on_broker_probe(&self, number: u64, hub: &Hub) {
         self.offer_to_workers(number, |worker| publish_probe(hub, worker, number));
     }
 
-    /// Publishes a probe to one worker after the other until it has a subscriber.
+    /// Publishes a probe to one worker after the other until one has a subscriber.
     fn offer_to_workers(&self, number: u64, publish: impl Fn(usize) -> u64) {
         if !self.worker_order(number).into_iter().any(|worker| publish(worker) > 0) {
             self.mark_due_again(number);
         }
     }
 
-    /// Returns the workers in the order in which they are offered a probe from the broker.
+    /// Returns the workers in the order in which a probe from the broker is offered to them.
     fn worker_order(&self, number: u64) -> Vec<usize> {
         let state = self.state();
         let count = state.workers.len().max(1);
@@ -214,12 +231,13 @@ impl Canary {
         worker_order
     }
 
-    /// How long the last probe took, that of the slowest worker. `None` before the first.
+    /// Returns the longest of the workers' last round-trip times. `None` before the first probe
+    /// returned.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
         self.state().workers.iter().filter_map(|probed| probed.round_trip).max()
     }
 
-    /// How long the last probe through the broker took. `None` before the first.
+    /// Returns the last round-trip time through the broker. `None` before the first probe returned.
     pub(crate) fn cluster_round_trip(&self) -> Option<Duration> {
         self.state().cluster.as_ref()?.round_trip
     }
@@ -228,24 +246,24 @@ impl Canary {
         self.state().workers.iter().filter(|probed| probed.failing_since.is_some()).count()
     }
 
-    /// Why the node is not ready, where a probe through the broker is overdue.
+    /// Returns the reason why the node is unready if a probe through the broker is overdue.
     pub(crate) fn cluster_unready_reason(&self) -> Option<UnreadyReason> {
         Some(UnreadyReason {
             check: HealthCheck::Cluster,
             code: "cluster_stalled",
-            message: "a probe through the cluster's broker did not come back in time".into(),
+            message: "a probe through the cluster's broker did not return in time".into(),
             worker: None,
             since: Some(self.state().cluster.as_ref()?.failing_since?),
         })
     }
 
-    /// The workers whose probes are overdue.
+    /// Returns one reason for each worker whose probe is overdue.
     pub(crate) fn unready_reasons(&self) -> Vec<UnreadyReason> {
         let failing = |(index, probed): (usize, &ProbeState)| {
             Some(UnreadyReason {
                 check: HealthCheck::Canary,
                 code: "delivery_stalled",
-                message: format!("a probe to worker {index} did not come back in time").into(),
+                message: format!("a probe to worker {index} did not return in time").into(),
                 worker: u16::try_from(index).ok(),
                 since: Some(probed.failing_since?),
             })
@@ -253,7 +271,7 @@ impl Canary {
         self.state().workers.iter().enumerate().filter_map(failing).collect()
     }
 
-    /// Waits until each worker has answered once, at most the timeout.
+    /// Waits until each worker has answered once, for at most the timeout.
     pub(crate) fn wait_for_first_round(&self) {
         let is_unproved = |state: &mut State| state.workers.iter().any(|probed| probed.round_trip.is_none());
         let waited = self.changed.wait_timeout_while(self.state(), self.config.timeout, is_unproved);
@@ -264,7 +282,7 @@ impl Canary {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends probes until it is stopped, and starts again with a backoff after a panic.
+    /// Sends probes until the node stops. Restarts with a backoff after a panic.
     fn run(&self, hub: &Hub) {
         let mut delay = RestartDelay::default();
         loop {
@@ -301,16 +319,17 @@ impl Canary {
         }
     }
 
-    /// Decides who gets a probe.
+    /// Marks the workers, and the broker, that get a probe in this interval.
     fn mark_due(&self, hub: &Hub) {
         let is_up = hub.broker.as_ref().is_some_and(Broker::is_up);
         let mut state = self.state();
         for probed in &mut state.workers {
-            // One that still is_pending an answer gets nothing more.
+            // A worker with a pending probe gets no other.
             probed.is_due |= probed.outstanding.is_none();
         }
         if let Some(probed) = &mut state.cluster {
-            // A broker may have lost the last one, so the next goes in any case. One that is away is told of otherwise.
+            // The broker may have lost the last probe, so the next one is sent in any case. A
+            // broker that is disconnected has a reason of its own.
             *probed = match is_up {
                 true => ProbeState { is_due: true, outstanding: None, ..std::mem::take(probed) },
                 false => ProbeState { round_trip: probed.round_trip, ..ProbeState::default() },
@@ -318,11 +337,11 @@ impl Canary {
         }
     }
 
-    /// Publishes what is due and waits until all_probes is back or the time is over.
+    /// Publishes due probes, and waits until all have returned or the timeout is over.
     fn run_probes(&self, hub: &Hub) {
         for _ in 0..TIMEOUT_SLICES {
             let part = self.config.timeout / TIMEOUT_SLICES;
-            // `None`: beyond the clock's range.
+            // `None`: beyond the range of the clock.
             let end = Instant::now().checked_add(part);
             loop {
                 self.publish_due(hub);
@@ -356,7 +375,7 @@ impl Canary {
         }
         for (worker, number) in due {
             if publish_probe(hub, worker, number) == 0 {
-                // It is not there yet; it says so when it is.
+                // The worker has not subscribed yet; it reports when it has.
                 self.mark_due_again(number);
             }
         }
@@ -367,7 +386,7 @@ impl Canary {
         }
     }
 
-    /// A probe could not go on its way: it is due again.
+    /// Marks a probe that could not be sent as due again.
     fn mark_due_again(&self, number: u64) {
         for probed in self.state().all_probes() {
             if probed.outstanding.take_if(|(outstanding, _)| *outstanding == number).is_some() {
@@ -376,7 +395,8 @@ impl Canary {
         }
     }
 
-    /// Sets down what fails. A probe that was under way while the connection to the broker was lost says nothing.
+    /// Records missed probes. A probe that was pending while the connection to the broker was lost
+    /// is not counted.
     fn record_missed(&self, connection_held: bool) {
         let mut state = self.state();
         if state.is_stopped {
@@ -385,24 +405,25 @@ impl Canary {
         for (worker, probed) in state.workers.iter_mut().enumerate() {
             if probed.mark_missed() {
                 self.missed.inc();
-                warn!(worker, "A probe did not come back in time; the node is not ready.");
+                warn!(worker, "Probe did not return in time; node unready");
             }
         }
-        // Until a worker has subscribed, no probe can come through, whatever the broker does.
+        // Until a worker has subscribed, no probe can return, whatever the broker does.
         let is_judged = connection_held && state.workers.iter().any(|probed| probed.is_attached);
         if state.cluster.as_mut().is_some_and(|probed| is_judged && probed.mark_missed()) {
             self.cluster_missed.inc();
-            warn!("A probe through the cluster's broker did not come back in time.");
+            warn!("Broker probe did not return in time");
         }
     }
 }
 
-/// What a worker subscribes itself to.
+/// Returns the topic that a worker subscribes to.
 fn probe_topic(worker: impl std::fmt::Display) -> Topic<'static> {
     Topic::of_server(format_args!("canary.{worker}"))
 }
 
-/// Publishes a probe to a worker, as any message is; answers how many subscribers it has: one, or none before it is there.
+/// Publishes a probe to a worker like any message. Returns the number of subscribers: 1, or 0
+/// before the worker has subscribed.
 fn publish_probe(hub: &Hub, worker: usize, number: u64) -> u64 {
     let text = number.to_string();
     match RawJson::parse(&text) {
@@ -411,7 +432,7 @@ fn publish_probe(hub: &Hub, worker: usize, number: u64) -> u64 {
     }
 }
 
-/// The number at the end of a probe: `…,"message":17}}`.
+/// Returns the number at the end of a probe: `…,"message":17}}`.
 fn probe_number(frame: &[u8]) -> Option<u64> {
     let digits = frame.strip_suffix(b"}}")?.rsplit(|byte| *byte == b':').next()?;
     std::str::from_utf8(digits).ok()?.parse().ok()

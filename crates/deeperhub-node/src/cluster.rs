@@ -23,39 +23,40 @@ use crate::connection_id::ConnectionId;
 use crate::hub::{Delivery, Hub};
 use crate::worker_request::WorkerRequest;
 
-/// How long the start waits for the broker; then the node serves its own clients until it is reached.
+/// Time that the start waits for the broker. After it the node serves its own clients until the
+/// broker is connected.
 const BROKER_START_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Minimum time that a stop waits to flush messages to the broker. It waits longer if the drain has
 /// time left.
 const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 
-/// Extra time that a stop waits for a driver that is stuck.
+/// Extra time that a stop waits for a stuck driver.
 const DRIVER_STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// How long messages of other nodes wait for a worker that is behind. After it they are handed over nonetheless: what
-/// piles up elsewhere meanwhile is bounded, and a client that is too slow is closed.
+/// Time that messages of other nodes wait for a congested worker. After it they are delivered
+/// anyway: queues elsewhere are bounded, and a slow consumer is closed.
 const CONGESTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Part of a cluster.
+/// Membership in a cluster.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ClusterConfig {
-    /// The broker, and how to reach it.
+    /// Broker, and how to connect to it.
     pub broker: deeperhub_cluster::Config,
-    /// Whether the node counts as ready while the broker cannot be reached. Default: no.
+    /// Whether the node counts as ready while the broker is unreachable. Default `false`.
     pub ready_alone: bool,
 }
 
 impl ClusterConfig {
-    /// With the defaults.
+    /// Creates a configuration with defaults.
     #[must_use]
     pub const fn new(broker: deeperhub_cluster::Config) -> Self {
         Self { broker, ready_alone: false }
     }
 }
 
-/// The thread that keeps the connection to the broker; it ends when this is dropped.
+/// Handle of the thread that keeps the connection to the broker. Dropping it ends the thread.
 #[derive(Debug)]
 pub(crate) struct ClusterThread {
     broker: Broker,
@@ -63,7 +64,8 @@ pub(crate) struct ClusterThread {
 }
 
 impl ClusterThread {
-    /// Starts it and waits for the first attempt, at most a while.
+    /// Starts the thread and waits for the first connection attempt, for at most
+    /// [`BROKER_START_TIMEOUT`].
     pub(crate) fn start(hub: &Arc<Hub>, broker: Broker, driver: Driver) -> io::Result<(Self, Option<Start>)> {
         let receiver = ClusterReceiver { hub: Arc::clone(hub), hasher: RandomState::new() };
         let running = driver.spawn(receiver)?;
@@ -78,7 +80,7 @@ impl ClusterThread {
         let deadline = deadline.map_or(min_deadline, |deadline| deadline.max(min_deadline));
         self.broker.stop(deadline);
         if let Some(running) = self.running.take() {
-            // The driver keeps to the deadline unless it is stuck in the system.
+            // The driver keeps the deadline unless a system call hangs.
             let end = deadline.checked_add(DRIVER_STOP_GRACE).unwrap_or(deadline);
             let _ = tokio::time::timeout_at(end.into(), running.ended()).await;
         }
@@ -93,11 +95,11 @@ impl Drop for ClusterThread {
     }
 }
 
-/// Tells the broker which topics have a subscriber here.
+/// Tells the broker which topics have a subscriber on this node.
 pub(crate) fn forward_interest(router: &Router<Delivery>, broker: &Broker) {
     let broker = broker.clone();
     router.observe_interest(move |name, interest| {
-        // Those are the server's own.
+        // Topics that start with `$` are reserved and stay on this node.
         if !name.starts_with('$') {
             let interest = match interest {
                 deeperhub_router::Interest::Gained => Interest::Gained,
@@ -109,8 +111,7 @@ pub(crate) fn forward_interest(router: &Router<Delivery>, broker: &Broker) {
 }
 
 impl Hub {
-    /// Hands a publish of this node to the broker for the other nodes. Returns the fault if they do
-    /// not get it.
+    /// Queues a publish of this node for the other nodes. Returns the fault if they do not get it.
     pub(crate) fn publish_to_other_nodes(
         &self,
         topic: &Topic<'_>,
@@ -125,7 +126,7 @@ impl Hub {
         self.send_to_other_nodes(message)
     }
 
-    /// Hands a message to the broker for other nodes. Returns the fault if they do not get it.
+    /// Queues a message for other nodes. Returns the fault if they do not get it.
     pub(crate) fn send_to_other_nodes(&self, message: Message<'_>) -> Option<ClusterFault> {
         match self.broker.as_ref()?.publish(message) {
             Ok(()) => None,
@@ -134,7 +135,8 @@ impl Hub {
         }
     }
 
-    /// Since when and why the cluster cannot be reached; `None`: it can, or there is none.
+    /// Returns the reason why the cluster is unreachable. `None`: it is reachable, or there is no
+    /// cluster.
     pub(crate) fn broker_fault(&self) -> Option<String> {
         match self.broker.as_ref()?.state() {
             State::Up => None,
@@ -148,7 +150,7 @@ impl Hub {
     }
 }
 
-/// What comes from other nodes.
+/// Receiver of messages from other nodes.
 #[derive(Debug)]
 struct ClusterReceiver {
     hub: Arc<Hub>,
@@ -163,13 +165,13 @@ impl ClusterReceiver {
         from: Option<&ClientId>,
         trace: &TraceContext<'_>,
     ) {
-        // A number that no client of this node has, so that a remote publisher keeps its order over topics as far as
-        // the broker kept it.
+        // No client of this node has this source number, so a remote publisher keeps its order
+        // across topics as far as the broker kept it.
         let source = from.map(|from| self.hasher.hash_one(from) | 1 << 63);
         self.hub.deliver_remote(topic, payload, from, source, trace);
     }
 
-    /// Waits until the workers have caught up.
+    /// Waits until the workers have caught up, for at most [`CONGESTION_TIMEOUT`].
     async fn wait_until_uncongested(&self) {
         let router = &self.hub.router;
         if router.is_congested() {
@@ -183,8 +185,8 @@ impl ClusterReceiver {
         }
     }
 
-    /// Hands a request to a worker, and gives what waits for its reply. One that is stuck holds up the others only
-    /// shortly.
+    /// Queues a request for a worker and returns the receiver of its reply. A stuck worker delays
+    /// other messages only for [`CONGESTION_TIMEOUT`].
     async fn enqueue<T>(
         &self,
         worker: usize,
@@ -193,14 +195,14 @@ impl ClusterReceiver {
         tokio::time::timeout(CONGESTION_TIMEOUT, self.hub.enqueue(worker, request)).await.ok()?.ok()
     }
 
-    /// Hands a request to every worker, and does not wait for replies.
+    /// Queues a request for every worker without waiting for replies.
     async fn send_to_all_workers<T: 'static>(&self, request: impl Fn(oneshot::Sender<T>) -> WorkerRequest) {
         for worker in 0..self.hub.request_senders.len() {
             drop(self.enqueue(worker, &request).await);
         }
     }
 
-    /// Carries out a request to one client, and answers whether it was there.
+    /// Executes a request about one client, and answers whether the client was found.
     async fn request_for_client(
         &self,
         requester: &str,
@@ -316,7 +318,8 @@ impl Inbound for ClusterReceiver {
             }
             Message::Query { request, text } => {
                 let broker = self.hub.broker.clone()?;
-                // A query of a later version is not answered; who asked is told that this node did not.
+                // A query of a later version gets no answer, so the requester lists this node as
+                // unanswered.
                 let query = ClusterQuery::parse(text)?;
                 let (hub, requester) = (Arc::clone(&self.hub), requester.to_owned());
                 Some(Box::pin(async move {
@@ -329,7 +332,7 @@ impl Inbound for ClusterReceiver {
                 self.hub.canary.on_broker_probe(number, &self.hub);
                 None
             }
-            // Kinds that a later version brings, and what the driver keeps to itself.
+            // Message kinds of a later version, and those that the driver handles itself.
             _ => None,
         }
     }

@@ -1,4 +1,4 @@
-//! Questions to all nodes, and what their answers add up to.
+//! Queries to all nodes, and the merging of their answers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use crate::stats::{Stats, Totals};
 use crate::types::{ClientInfo, CursorError, ListError, Page, TopicInfo};
 use crate::worker_request::WorkerRequest;
 
-/// What another node is given to answer.
+/// Time that another node has to answer.
 pub(crate) const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Answers to requests that have no other.
+/// Replies to requests that return nothing else.
 pub(crate) const REPLY_FOUND: &str = "found";
 pub(crate) const REPLY_NOT_FOUND: &str = "not_found";
-/// The client is there, and had no such subscription.
+/// The client is connected, but had no such subscription.
 pub(crate) const REPLY_NOT_SUBSCRIBED: &str = "none";
 
 /// Maximum bytes of one answer, or fewer if the broker carries less. The rest comes with the next
@@ -33,7 +33,7 @@ const MAX_ANSWER_BYTES: usize = 700 << 10;
 /// Maximum topics in one answer.
 const MAX_ANSWER_TOPICS: usize = 1000;
 
-/// What a node asks another.
+/// Query from one node to another.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ClusterQuery {
@@ -50,19 +50,20 @@ impl ClusterQuery {
     }
 
     fn to_text(&self) -> String {
-        // Of names, numbers and texts; it cannot fail.
+        // Names, numbers and strings always serialize.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-/// Numbers of several nodes together.
+/// Statistics of several nodes together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct ClusterStats {
     /// Nodes that answered.
     pub nodes: u64,
-    /// What they add up to. Of topics those of each node: one that has subscribers on two nodes counts twice.
+    /// Sums over these nodes. Topics are summed too: one with subscribers on two nodes counts
+    /// twice.
     #[serde(flatten)]
     pub totals: Totals,
 }
@@ -80,12 +81,12 @@ impl ClusterStats {
     }
 }
 
-/// What all nodes of a cluster say together.
+/// Answer of all nodes of a cluster together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterAnswer<T> {
-    /// Put together from the nodes that answered, this one among them.
+    /// Answer merged from this node and all nodes that answered.
     pub answer: T,
-    /// The nodes that did not answer in time.
+    /// Names of the nodes that did not answer in time.
     pub unanswered: Vec<String>,
 }
 
@@ -93,17 +94,17 @@ pub struct ClusterAnswer<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeInfo {
-    /// Its name.
+    /// Node name.
     pub node_id: String,
-    /// Of its program.
+    /// Version of the node's program.
     pub version: String,
-    /// Its open connections: of this node now, of others at their last heartbeat.
+    /// Open connections: current for this node, as of the last heartbeat for others.
     pub connections: u64,
-    /// Since when it runs (this node) or has been known here (others).
+    /// Time since this node started, or since another node became known here.
     pub known: Duration,
-    /// Since when nothing was heard of it; heartbeats come each second. Zero for this node.
+    /// Time since the last heartbeat, which comes each second. Zero for this node.
     pub silent: Duration,
-    /// Whether it is this node.
+    /// Whether this entry is the node itself.
     pub is_self: bool,
 }
 
@@ -120,13 +121,13 @@ struct ClientsReply {
     next: Option<String>,
 }
 
-/// Topics in name order.
+/// Topics in the order of their names.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 enum TopicsReply {
-    /// As many as were requested, or all there are.
+    /// All topics, or as many as requested.
     All(Vec<(String, u64)>),
-    /// As many as fit in an answer.
+    /// As many topics as fit into an answer.
     Cut { cut: Vec<(String, u64)> },
 }
 
@@ -143,7 +144,7 @@ impl ClientRecord {
     }
 }
 
-/// This node's answer. `None`: it has none.
+/// Returns this node's answer to a query. `None`: it has none.
 pub(crate) async fn answer_query(hub: &Arc<Hub>, query: ClusterQuery) -> Option<String> {
     match query {
         ClusterQuery::Client { client_id } => {
@@ -164,7 +165,7 @@ pub(crate) async fn answer_query(hub: &Arc<Hub>, query: ClusterQuery) -> Option<
             if text.len() <= max_answer_bytes(hub) {
                 return Some(text);
             }
-            // Their subscriptions are many; the rest comes with the next page.
+            // The subscriptions are long; the rest comes with the next page.
             limit /= 2;
             if limit == 0 {
                 warn_answer_too_large("clients", text.len(), hub);
@@ -191,13 +192,14 @@ fn max_answer_bytes(hub: &Hub) -> usize {
     hub.broker.as_ref().map_or(MAX_ANSWER_BYTES, |broker| broker.max_answer_bytes().min(MAX_ANSWER_BYTES))
 }
 
-/// Logs an answer that cannot be made short enough.
+/// Logs an answer that cannot be made small enough.
 fn warn_answer_too_large(list: &str, bytes: usize, hub: &Hub) {
     let max_answer_bytes = max_answer_bytes(hub);
     warn!(list, bytes, max_answer_bytes, "List entry exceeds the cluster answer limit");
 }
 
-/// Serializes as many topics as fit, marked as cut if there are more. `None`: not even one fits.
+/// Serializes as many topics as fit, marked as cut if there are more. Returns `None` if not even
+/// one fits.
 fn serialize_topics(mut topics: Vec<(String, u64)>, max_bytes: usize) -> Option<String> {
     let text = serde_json::to_string(&topics).ok()?;
     if text.len() <= max_bytes {
@@ -215,8 +217,8 @@ fn serialize_topics(mut topics: Vec<(String, u64)>, max_bytes: usize) -> Option<
     }
 }
 
-/// Merges the topics that nodes named. Counts beyond the last name of a cut answer are incomplete,
-/// so those topics are left out. Also returns whether there is more.
+/// Merges the topics of several answers, and returns whether there are more. Counts beyond the last
+/// name of a cut answer are incomplete, so those topics are left out.
 fn merge_topics(answers: Vec<TopicsReply>, limit: usize) -> (Vec<TopicInfo>, bool) {
     let mut topics = BTreeMap::<String, u64>::new();
     let mut end: Option<String> = None;
@@ -247,7 +249,7 @@ impl Hub {
         broker.request(node, QUERY_TIMEOUT, |request| Message::Query { request, text: &text }).await
     }
 
-    /// Asks all other nodes at once; names those without an answer.
+    /// Queries all other nodes at once. Returns the answers, and the nodes that gave none.
     async fn query_all_nodes<T: for<'de> Deserialize<'de>>(
         &self,
         query: &ClusterQuery,
@@ -267,7 +269,7 @@ impl Hub {
 }
 
 impl NodeHandle {
-    /// The numbers of all nodes together.
+    /// Returns the statistics of all nodes together.
     pub async fn cluster_stats(&self) -> ClusterAnswer<ClusterStats> {
         let (others, unanswered) = self.hub.query_all_nodes::<ClusterStats>(&ClusterQuery::Stats).await;
         let mut answer = ClusterStats::from(self.stats());
@@ -275,7 +277,7 @@ impl NodeHandle {
         ClusterAnswer { answer, unanswered }
     }
 
-    /// One topic or pattern with the subscribers of all nodes.
+    /// Returns one topic or pattern with its subscribers on all nodes.
     pub async fn cluster_topic(
         &self,
         topic: &deeperhub_protocol::Subscription<'_>,
@@ -287,8 +289,7 @@ impl NodeHandle {
         ClusterAnswer { answer, unanswered }
     }
 
-    /// What is subscribed to on any node, in the order of the names, with the subscribers of all nodes, a page at a
-    /// time.
+    /// Lists topics and patterns with subscribers on any node, ordered by name, one page at a time.
     ///
     /// # Errors
     ///
@@ -303,13 +304,15 @@ impl NodeHandle {
         let query = ClusterQuery::Topics { after: after.clone(), limit };
         let (mut answers, unanswered) = self.hub.query_all_nodes::<TopicsReply>(&query).await;
         answers.push(TopicsReply::All(self.hub.router.list_by_name(&after, limit)));
-        // Each node named its first ones, so that all of these are complete.
+        // Each node sent its first topics after the cursor, so the counts of all of these are
+        // complete.
         let (items, is_more) = merge_topics(answers, limit);
         let next_cursor = items.last().filter(|_| is_more).map(|last| cursor_from_name(&last.topic));
         Ok(ClusterAnswer { answer: Page { items, next_cursor }, unanswered })
     }
 
-    /// Connections of all nodes, node by node, a page at a time; a page may be shorter than the limit, except the last.
+    /// Lists connections of all nodes, node by node, one page at a time. Any page may be shorter
+    /// than the limit.
     ///
     /// # Errors
     ///
@@ -330,7 +333,7 @@ impl NodeHandle {
         let mut nodes: Vec<String> = self.nodes().into_iter().map(|node| node.node_id).collect();
         nodes.retain(|node| *node >= start);
         if nodes.first().is_none_or(|node| *node != start) {
-            // That node has gone, and its clients with it.
+            // That node is gone, and its clients with it.
             local = None;
         }
         let (mut items, mut unanswered) = (Vec::new(), Vec::new());
@@ -375,14 +378,14 @@ impl NodeHandle {
         Ok(page)
     }
 
-    /// One connection of another node.
+    /// Returns one connection of another node.
     pub(crate) async fn remote_client(&self, node: &str, client: &ClientId) -> Option<ClientInfo> {
         let query = ClusterQuery::Client { client_id: client.to_string() };
         let text = self.hub.query_node(node, &query).await.ok()?;
         serde_json::from_str::<Option<ClientRecord>>(&text).ok()??.into_info()
     }
 
-    /// The nodes of the cluster, this one among them, in the order of their names.
+    /// Lists the nodes of the cluster, including this one, ordered by name.
     pub fn nodes(&self) -> Vec<NodeInfo> {
         let hub = &self.hub;
         let others = hub.broker.iter().flat_map(|broker| broker.peers()).map(|peer| NodeInfo {
@@ -415,7 +418,7 @@ const fn page_of(
     ClusterAnswer { answer: Page { items, next_cursor }, unanswered }
 }
 
-/// Hexadecimal, so that it goes into a URL as it is.
+/// Encodes a name in hexadecimal, which is URL-safe.
 fn cursor_from_name(name: &str) -> String {
     name.bytes()
         .flat_map(|byte| [byte >> 4, byte & 15])
@@ -441,7 +444,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_carries_a_name() {
+    fn a_cursor_round_trips() {
         for name in ["", "a.b", "é.*.>"] {
             assert_eq!(name_from_cursor(&cursor_from_name(name)).as_deref(), Ok(name));
         }
@@ -459,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_cut_to_what_the_broker_carries() {
+    fn an_answer_is_cut_to_the_brokers_limit() {
         let whole = serialize_topics(topics(0..100), MAX_ANSWER_BYTES).unwrap();
         assert!(matches!(read(&whole), TopicsReply::All(all) if all.len() == 100));
         let cut = serialize_topics(topics(0..100), 1000).unwrap();
@@ -472,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_the_end_of_a_cut_answer_comes_with_the_next_page() {
+    fn topics_beyond_a_cut_answer_come_with_the_next_page() {
         let names = |(items, is_more): (Vec<TopicInfo>, bool)| {
             (items.into_iter().map(|item| (item.topic, item.subscribers)).collect::<Vec<_>>(), is_more)
         };

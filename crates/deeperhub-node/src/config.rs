@@ -80,8 +80,9 @@ pub struct Config {
     /// burst 50.
     pub token_rate_limit: Option<RateLimit>,
     /// Rate of whole bursts for new connections of one address (IPv6: of one /64), for everything
-    /// that has a rate. Over this limit, a new connection starts without a burst. `None`: each new
-    /// connection has its own bursts. Default 20 per second, 100 at once. Fixed at the start.
+    /// that has a rate. Over this limit, a new connection sends at its rates alone, without a
+    /// burst. `None`: each new connection has its own bursts. Default 20 per second, 100 at once.
+    /// Fixed at the start.
     pub burst_rate_per_ip: Option<RateLimit>,
     /// Levels of arrays and objects in a message, including the message itself: 2 to 127. Default
     /// 127.

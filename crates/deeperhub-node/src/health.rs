@@ -1,4 +1,4 @@
-//! Whether a node should get traffic.
+//! Readiness of a node.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -6,45 +6,45 @@ use std::time::SystemTime;
 use crate::canary::Canary;
 use crate::phase::Phase;
 
-/// Whether a node should get traffic, and if not, why.
+/// Readiness of a node for traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Health {
-    /// All that speaks against it, the gravest first; empty: it is ready.
+    /// Reasons why the node is unready, most severe first. Empty: the node is ready.
     pub reasons: Vec<UnreadyReason>,
 }
 
-/// One reason why a node is not ready.
+/// Reason why a node is unready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UnreadyReason {
-    /// What found it.
+    /// Check that found it.
     pub check: HealthCheck,
-    /// A word for programs: `starting`, `draining`, `stopped`, `delivery_stalled`, `cluster_unavailable`,
-    /// `cluster_stalled`.
+    /// Code for programs: `starting`, `draining`, `stopped`, `delivery_stalled`,
+    /// `cluster_unavailable`, `cluster_stalled`.
     pub code: &'static str,
-    /// A sentence for people.
+    /// Sentence for people.
     pub message: Cow<'static, str>,
-    /// The worker that it is about.
+    /// Worker that the reason concerns.
     pub worker: Option<u16>,
-    /// Since when, where that is known.
+    /// Start of the problem, if known.
     pub since: Option<SystemTime>,
 }
 
-/// What looks whether a node is ready.
+/// Check of a node's readiness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HealthCheck {
-    /// Where it is in its life.
+    /// Phase of the node.
     Phase,
     /// Probes that workers must answer.
     Canary,
-    /// The cluster, if there is one and the node is not to serve without it.
+    /// Broker of the cluster, if the node is unready without it.
     Cluster,
 }
 
 impl HealthCheck {
-    /// The name in answers: `phase`, `canary`, `cluster`.
+    /// Returns the name in answers: `phase`, `canary`, `cluster`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ impl Health {
         Self { reasons }
     }
 
-    /// Whether nothing speaks against it.
+    /// Returns `true` if the node should get traffic.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.reasons.is_empty()
@@ -86,7 +86,7 @@ fn phase_reason(phase: Phase) -> Option<UnreadyReason> {
     let (code, message) = match phase {
         Phase::Serving => return None,
         Phase::Starting => ("starting", "the node is starting"),
-        Phase::Draining => ("draining", "the node shuts down"),
+        Phase::Draining => ("draining", "the node is shutting down"),
         Phase::Stopped => ("stopped", "the node has stopped"),
     };
     Some(UnreadyReason {

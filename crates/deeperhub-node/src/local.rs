@@ -1,4 +1,4 @@
-//! What a worker keeps for its sessions, and what comes to them from elsewhere.
+//! State of a worker, and its handling of requests and deliveries.
 
 use std::sync::Arc;
 use std::task::{self, Poll};
@@ -27,51 +27,52 @@ use crate::types::{ClientInfo, MAX_CLIENTS_PAGE_BYTES};
 use crate::users::Users;
 use crate::worker_request::{QueuedRequest, WorkerRequest};
 
-/// Requests of handles that one round takes.
+/// Maximum requests of handles per round.
 const REQUESTS_PER_ROUND: usize = 256;
 
-/// Messages that this worker handles before it wakes those that it has left asleep ([`Shard::publish`]). A round seldom
-/// reads more, so what it publishes wakes each worker once. Where it does (up to 256 KiB of each of 256 sockets), the others
-/// begin after a fraction of a millisecond nonetheless.
+/// Messages that a worker handles before it flushes deferred wake-ups of other workers
+/// ([`Shard::publish`]). A round rarely reads more, so its publishes wake each worker once. If it
+/// does read more (up to 256 KiB from each of 256 sockets), the others still start within a
+/// fraction of a millisecond.
 ///
-/// Not a time, since that would be a look at the unix_clock for each message.
+/// This is a count and not a time, because a time would need the clock for each message.
 const MESSAGES_PER_WAKE_UP: u32 = 64;
 
-/// How much of what was published is delivered.
+/// Extent of a delivery pass.
 enum DeliveryScope<'c, 'w> {
-    /// All, and then a wake-up is asked for.
+    /// Everything queued. Afterwards the worker registers for a wake-up.
     All(&'c mut task::Context<'w>),
     Until(Mark),
 }
 
-/// One worker's part of the node. Nothing in it is shared, so nothing is locked.
+/// State of one worker. It is not shared, so it has no locks.
 #[derive(Debug)]
 pub(crate) struct Local {
     pub(crate) hub: Arc<Hub>,
     pub(crate) worker: u16,
     pub(crate) shard: Shard<Delivery>,
     pub(crate) metrics: WorkerMetrics,
-    /// Serial of the blocked_request connection.
-    next_serial: u64,
+    /// Serial of the last connection.
+    last_serial: u64,
     users: Users,
-    /// Sessions that wait for other workers to catch up before they read on.
+    /// Sessions whose reading is paused until other workers have caught up.
     pub(crate) paused_publishers: Vec<Key>,
-    /// Number of rounds in which no worker was behind. Messages published before the last of them
-    /// are delivered, or will be soon.
+    /// Number of rounds without congestion. Messages published before the last one are delivered,
+    /// or will be soon.
     pub(crate) uncongested_rounds: u32,
-    /// The time of a round, and the same in seconds since 1970.
+    /// Time of a round, with the same time in Unix seconds.
     unix_clock: Option<(Instant, u64)>,
-    /// The code of the last error that a message was answered with, for its span.
+    /// Code of the last error reply, for the span of the message.
     pub(crate) last_error_code: Option<&'static str>,
     fan_out_tracker: FanOutTracker,
-    /// Messages since the other workers were woken last.
+    /// Messages since the last flush of deferred wake-ups.
     messages_since_wake_up: u32,
     requests: Option<mpsc::Receiver<QueuedRequest>>,
-    /// A request that waits for deliveries before it.
+    /// Request that waits for deliveries before it.
     blocked_request: Option<QueuedRequest>,
-    /// What is done to many connections; requests wait until it is over.
+    /// Sweep in progress. Requests wait until it is done.
     sweep: Option<Sweep>,
-    /// What is busiest, while someone wants to know.
+    /// Window of the busiest topics and clients, while they are tracked.
     pub(crate) top_window: Option<Box<TopWindow>>,
     /// Limits as of this round.
     pub(crate) live: LiveCopy<Config>,
@@ -80,15 +81,15 @@ pub(crate) struct Local {
 impl Local {
     pub(crate) fn new(hub: &Arc<Hub>, worker: usize) -> Self {
         let shard = u16::try_from(worker).unwrap_or(u16::MAX);
-        // The replaced worker's cells were given back when it was dropped.
+        // The replaced worker returned its cells when it was dropped.
         let mut metrics = match hub.metrics.worker(worker) {
             Ok(metrics) => metrics,
             Err(error) => panic!("the worker's cells are taken: {error}"),
         };
-        // Subscriptions ended with the old worker's shard. Its sessions are told of their end here,
-        // and each decrements the count of active ones then.
+        // The old worker's subscriptions ended with its shard. Its sessions are closed by this
+        // worker, and each decrements the gauge of active connections.
         metrics.subscriptions.set(0);
-        // Without the system's randomness the unix_clock keeps serials apart over restarts.
+        // Without system randomness, the clock makes serials differ across restarts.
         let start = getrandom::u64().unwrap_or_else(|_| {
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
         });
@@ -101,8 +102,8 @@ impl Local {
             shard: own_shard,
             worker: shard,
             metrics,
-            // Room to count up without an overflow, and short enough to read.
-            next_serial: start >> 24,
+            // Leaves room to count up without overflow, and keeps client IDs short.
+            last_serial: start >> 24,
             users: Users::default(),
             paused_publishers: Vec::new(),
             uncongested_rounds: 0,
@@ -119,7 +120,7 @@ impl Local {
         }
     }
 
-    /// A message is about to be handled.
+    /// Counts a message before it is handled.
     pub(crate) fn on_message(&mut self) {
         if self.messages_since_wake_up == MESSAGES_PER_WAKE_UP {
             self.wake_others();
@@ -127,13 +128,14 @@ impl Local {
         self.messages_since_wake_up += 1;
     }
 
-    /// Wakes the workers for what was published here.
+    /// Flushes deferred wake-ups of other workers.
     fn wake_others(&mut self) {
         self.messages_since_wake_up = 0;
         self.shard.wake_others();
     }
 
-    /// A message is over a rate: counts it, and says how long its client should wait where limits are enforced.
+    /// Counts a message over a limit. If limits are enforced, returns the time that the client
+    /// should wait as an error.
     pub(crate) fn on_limit_exceeded(&mut self, limit: Limit, retry: RetryAfter) -> Result<(), Duration> {
         self.metrics.count_limited(limit);
         match self.live.listener.limit_mode {
@@ -143,11 +145,11 @@ impl Local {
     }
 
     pub(crate) fn allocate_serial(&mut self) -> u64 {
-        self.next_serial += 1;
-        self.next_serial
+        self.last_serial += 1;
+        self.last_serial
     }
 
-    /// Seconds since 1970 at the time of a round, which the system is asked for once.
+    /// Returns Unix seconds at the time of a round. Reads the system clock once per round.
     pub(crate) fn unix_seconds(&mut self, round: Instant) -> u64 {
         match self.unix_clock {
             Some((at, seconds)) if at == round => seconds,
@@ -167,7 +169,7 @@ impl Local {
         self.users.remove(user, key);
     }
 
-    /// Publishes an event if someone observes its kind.
+    /// Publishes an event if its kind is observed.
     pub(crate) fn event(&self, kind: EventKind, client_id: &ClientId, details: impl FnOnce() -> Details) {
         if self.hub.bus.is_observed(kind) {
             self.hub.bus.publish(Event::new(SystemTime::now(), client_id.clone(), details()));
@@ -191,7 +193,7 @@ impl Local {
         self.count_sent(sent_type, connections.send(key, frame), frame.len())
     }
 
-    /// Counts what was sent, if it was.
+    /// Counts a sent message. Returns `false` without a session.
     fn count_sent(&mut self, sent_type: SentType, session: Option<&mut Session>, bytes: usize) -> bool {
         let Some(session) = session else { return false };
         session.sent += 1;
@@ -204,7 +206,8 @@ impl Local {
         true
     }
 
-    /// Ends a subscription that its client did not end itself, and tells it.
+    /// Ends a subscription on behalf of a backend and notifies the client. Returns `false` if there
+    /// was none.
     pub(crate) fn unsubscribe(
         &mut self,
         key: Key,
@@ -221,7 +224,7 @@ impl Local {
     }
 
     fn execute(&mut self, request: WorkerRequest, connections: &mut Connections<'_, Session>) {
-        // A handle that no longer waits for its reply does not mind that it is lost.
+        // A handle that timed out has dropped the receiver of its reply.
         match request {
             WorkerRequest::Send { to, frame, reply } => {
                 let found = Self::find_session(to, connections).is_some();
@@ -232,7 +235,7 @@ impl Local {
             }
             WorkerRequest::Broadcast { frame, reply } => {
                 self.sweep =
-                    Some(Sweep::for_all(Action::Send(Multicast::new(frame)), self.next_serial + 1, reply));
+                    Some(Sweep::for_all(Action::Send(Multicast::new(frame)), self.last_serial + 1, reply));
             }
             WorkerRequest::Disconnect { client, reply } => {
                 let found = Self::find_session(client, connections).is_some();
@@ -278,13 +281,13 @@ impl Local {
         }
     }
 
-    /// Begins to do something to the connections that a user has now.
+    /// Starts a sweep over the current connections of a user.
     fn start_user_sweep(&mut self, action: Action, user: &str, reply: oneshot::Sender<u64>) {
-        let (keys, end) = (self.users.keys(user), self.next_serial + 1);
+        let (keys, end) = (self.users.keys(user), self.last_serial + 1);
         self.sweep = Some(Sweep::for_user(action, user, keys, end, reply));
     }
 
-    /// False: there is more of it to do.
+    /// Continues the sweep in progress. Returns `false` if it is not done.
     fn continue_sweep(&mut self, connections: &mut Connections<'_, Session>) -> bool {
         let Some(mut sweep) = self.sweep.take() else { return true };
         for _ in 0..SWEEP_STEPS_PER_ROUND {
@@ -345,12 +348,12 @@ impl Local {
         Poll::Ready(())
     }
 
-    /// Delivers up to a mark. False: there is no room for all of it in this round.
+    /// Delivers up to a mark. Returns `false` if the round's budget ran out before.
     fn deliver_until(&mut self, mark: Mark, connections: &mut Connections<'_, Session>) -> bool {
         self.deliver(DeliveryScope::Until(mark), connections).is_pending()
     }
 
-    /// `Ready`: there is, or may be, more of it.
+    /// Delivers queued publishes. Returns `Ready` if more is, or may be, queued.
     fn deliver(
         &mut self,
         scope: DeliveryScope<'_, '_>,
@@ -389,7 +392,7 @@ impl Local {
                     hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
                 }
             } else if key == LOOPBACK {
-                // Here, where no connection was found, it costs the usual delivery nothing.
+                // This branch costs usual deliveries nothing, because they find a connection.
                 hub.canary.on_probe_delivered(*worker, delivery.frame.frame().as_bytes());
             }
             if connections.room() == 0 { Flow::Pause } else { Flow::Continue }
@@ -412,7 +415,7 @@ impl deeperhub_listener::Local for Local {
     }
 
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
-        // First of all, so that they work while this one does.
+        // Comes first, so that the other workers run in parallel.
         self.wake_others();
         self.live.refresh(&self.hub.live);
         if self.top_window.is_some() != self.hub.top.is_tracking(connections.now()) {
@@ -436,13 +439,14 @@ impl deeperhub_listener::Local for Local {
 impl Drop for Local {
     fn drop(&mut self) {
         if *self.hub.phase.borrow() != Phase::Stopped {
-            // The worker died. Its subscriptions end now, not when its replacement starts, which
-            // may take a while. So nothing more is published to it, and it congests no publisher.
+            // The worker died. Its subscriptions end now and not when its replacement starts, which
+            // may take a while. Until then nothing is published to it, and it congests no
+            // publisher.
             drop(self.hub.router.attach(ShardId(self.worker)));
             self.metrics.subscriptions.set(0);
         }
         if let Some(mut requests) = self.requests.take() {
-            // Callers get an error at once: the clients that they ask about are gone.
+            // Callers get an error at once, because the clients that they asked about are gone.
             while requests.try_recv().is_ok() {}
             self.hub.return_request_receiver(self.worker.into(), requests);
         }

@@ -12,13 +12,13 @@ use deeperhub_metrics::{
 };
 use deeperhub_protocol::message::ServerMessage;
 
-/// Types of received messages: those of `Command::TYPES`, then two of the node's own.
+/// Labels of received messages: `Command::TYPES`, then two of the node's own.
 pub(crate) const RECEIVED_TYPES: &[&str] =
     &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping", "binary", "invalid"];
 pub(crate) const RECEIVED_BINARY_INDEX: usize = 6;
 pub(crate) const RECEIVED_INVALID_INDEX: usize = 7;
 
-/// Types of sent messages: those of `ServerMessage::TYPES`, then what backends send.
+/// Labels of sent messages: `ServerMessage::TYPES`, then `raw` for messages of backends.
 const SENT_TYPES: &[&str] = &{
     let mut all = ["raw"; ServerMessage::TYPES.len() + 1];
     let (own, _) = all.split_at_mut(ServerMessage::TYPES.len());
@@ -63,7 +63,7 @@ const ERROR_CODES: &[&str] = &[
     "internal",
 ];
 
-/// Limits of a connection.
+/// Labels of a connection's limits.
 const LIMIT_LABELS: &[&str] =
     &["messages", "bytes", "tokens", "subscriptions", "control", "json_depth", "first_burst"];
 
@@ -81,7 +81,7 @@ pub(crate) enum Limit {
     FirstBurst,
 }
 
-/// How connections end.
+/// Labels of the ways in which connections end.
 const CLOSE_LABELS: &[&str] = &[
     "client", "lost", "1001", "1002", "1007", "1008", "1009", "1011", "1013", "4001", "4003", "4200", "other",
 ];
@@ -91,24 +91,25 @@ const CLOSE_LABELS: &[&str] = &[
 pub(crate) struct Metrics {
     /// Open connections: after their handshake, until their close begins.
     pub(crate) active: Gauge,
-    /// Connections that ended, by the code that the server closed with, `client` or `lost`.
+    /// Closed connections, by the server's close code, `client` or `lost`.
     pub(crate) closed: CounterVec,
-    /// Messages that came, by type.
+    /// Received messages, by type.
     pub(crate) received: CounterVec,
-    /// Replies and deliveries that were queued to be sent, by type.
+    /// Replies and deliveries that were queued, by type.
     pub(crate) sent: CounterVec,
-    /// Sizes of messages that came, headers of frames not counted.
+    /// Sizes of received messages without frame headers.
     size: Histogram,
-    /// Error answers by code.
+    /// Error replies, by code.
     pub(crate) errors: CounterVec,
-    /// Messages that a limit of their connection refused, by limit.
+    /// Messages over a limit of their connection, by limit.
     limited: CounterVec,
     /// Subscriptions of all connections.
     pub(crate) subscriptions: Gauge,
-    /// From a publish to the end of the write to each subscriber's socket, counted for each delivery. A publish begins
-    /// with the round of the worker that read it; what a slow socket does not take at once counts as written.
+    /// Time from a publish to the end of the write to each subscriber's socket, counted once per
+    /// delivery. A publish starts with the round of the worker that read it. Bytes that a full
+    /// socket does not take at once count as written.
     pub(crate) latency: Histogram,
-    /// From a publish to its first delivery by each worker that has subscribers.
+    /// Time from a publish to its first delivery, once per worker with subscribers.
     queue_wait: Histogram,
 }
 
@@ -131,24 +132,29 @@ impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
         let none = Unit::None;
         registry.register("deeperhub_connections_active", "Open connections", none, &self.active)?;
+        registry.register("deeperhub_connections_closed_total", "Closed connections", none, &self.closed)?;
         registry.register(
-            "deeperhub_connections_closed_total",
-            "Connections that ended",
+            "deeperhub_messages_received_total",
+            "Messages received from clients",
             none,
-            &self.closed,
+            &self.received,
         )?;
-        registry.register("deeperhub_messages_received_total", "Messages that came", none, &self.received)?;
-        registry.register("deeperhub_messages_sent_total", "Replies and deliveries", none, &self.sent)?;
+        registry.register(
+            "deeperhub_messages_sent_total",
+            "Replies and deliveries queued for clients",
+            none,
+            &self.sent,
+        )?;
         registry.register(
             "deeperhub_message_size_bytes",
-            "Sizes of messages that came",
+            "Sizes of received messages",
             Unit::Bytes,
             &self.size,
         )?;
-        registry.register("deeperhub_errors_total", "Error answers", none, &self.errors)?;
+        registry.register("deeperhub_errors_total", "Error replies", none, &self.errors)?;
         registry.register(
             "deeperhub_messages_limited_total",
-            "Messages over a limit, refused or only observed",
+            "Messages over a limit, rejected or only observed",
             none,
             &self.limited,
         )?;
@@ -160,19 +166,19 @@ impl Metrics {
         )?;
         registry.register(
             "deeperhub_publish_latency_seconds",
-            "Time from a publish to the write to a subscriber, for each delivery",
+            "Time from a publish to the write to a subscriber, per delivery",
             Unit::Seconds,
             &self.latency,
         )?;
         registry.register(
             "deeperhub_queue_wait_seconds",
-            "Time from a publish to its first delivery by a worker",
+            "Time from a publish to its first delivery on a worker",
             Unit::Seconds,
             &self.queue_wait,
         )
     }
 
-    /// Open connections now.
+    /// Returns the number of open connections.
     pub(crate) fn connections(&self) -> u64 {
         u64::try_from(self.active.value()).unwrap_or_default()
     }
@@ -193,12 +199,12 @@ impl Metrics {
     }
 }
 
-/// Fine enough for the 99.9th percentile.
+/// Returns bounds that resolve the 99.9th percentile.
 fn latency_bounds() -> Bounds {
     Bounds::fine_seconds(Duration::from_micros(10), Duration::from_secs(10))
 }
 
-/// One worker's numbers.
+/// Metric cells of one worker.
 #[derive(Debug)]
 pub(crate) struct WorkerMetrics {
     pub(crate) active: GaugeCell,

@@ -1,4 +1,4 @@
-//! A node from its start to its end.
+//! Start and stop of a node.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -27,10 +27,11 @@ use crate::trace::TraceMetrics;
 use crate::types::NodeIdTaken;
 use crate::worker_request::REQUEST_QUEUE_CAPACITY;
 
-/// Divisor of the memory budget for the messages queued for workers, all of them together.
+/// Share of the memory budget for messages queued for workers: one part in this many, for all
+/// workers together.
 const ROUTER_MEMORY_DIVISOR: u64 = 16;
 
-/// A running node. When it is dropped, everything ends at once: call [`drain`](Self::drain) before.
+/// Running node. Dropping it ends everything at once, so call [`drain`](Self::drain) before.
 #[derive(Debug)]
 pub struct Node {
     handle: NodeHandle,
@@ -38,40 +39,40 @@ pub struct Node {
     cluster: Option<ClusterThread>,
 }
 
-/// Why a node did not start.
+/// Error of a node that did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// The listener did not start.
     #[error(transparent)]
     Listener(#[from] deeperhub_listener::StartError),
-    /// Tokens are required, and there is nothing to verify them with.
-    #[error("tokens are required, and there is no authenticator")]
+    /// Tokens are required, but there is no authenticator.
+    #[error("tokens are required, but there is no authenticator")]
     NoAuthenticator,
     /// The name of the node is not 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
     #[error("node id {0:?} is not 1 to 32 bytes of A-Z a-z 0-9 _ -")]
     NodeId(String),
-    /// More workers than the hub can name (65,535).
-    #[error("{0} workers are too many")]
+    /// There are more workers than the hub supports (65,535).
+    #[error("{0} workers are over the limit of 65535")]
     Workers(usize),
-    /// The system gave no random bytes for the node's name.
-    #[error("the system gives no random bytes")]
+    /// The system returned no random bytes for the node's name.
+    #[error("the system returned no random bytes")]
     Random(#[source] getrandom::Error),
-    /// The thread that proves deliveries could not be started.
-    #[error("the canary's thread cannot be started")]
+    /// The thread that sends probes could not be started.
+    #[error("the probe thread cannot be started")]
     Canary(#[source] std::io::Error),
-    /// Another node of the cluster has this one's name.
+    /// Another node of the cluster uses this node's name.
     #[error(transparent)]
     NodeIdTaken(#[from] NodeIdTaken),
-    /// The thread that keeps the connection to the cluster could not be started.
-    #[error("the cluster's thread cannot be started")]
+    /// The thread that connects to the cluster could not be started.
+    #[error("the cluster thread cannot be started")]
     Cluster(#[source] std::io::Error),
-    /// The metrics could not be set up.
-    #[error("metrics cannot be set up")]
+    /// The metrics could not be registered.
+    #[error("metrics cannot be registered")]
     Metrics(#[from] MetricsError),
 }
 
-/// Why metrics could not be set up; a fault of this crate.
+/// Error of the metrics, caused by a custom metric's name or by a bug.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MetricsError {
@@ -84,14 +85,15 @@ pub enum MetricsError {
 }
 
 impl Node {
-    /// Listens on `address` (port 0: any free one) and serves.
+    /// Listens on `address` (port 0: any free port) and serves.
     ///
-    /// Needs no runtime: connections run on threads of the node's own. The futures of [`NodeHandle`] run on the
-    /// caller's. In a cluster it waits for its broker, at most three seconds, and serves without it if need be.
+    /// Needs no runtime: connections run on threads of the node. The futures of [`NodeHandle`] run
+    /// on the caller's runtime. In a cluster it waits for the broker, for at most three seconds,
+    /// and then serves without it.
     ///
     /// # Errors
     ///
-    /// [`StartError`]; then nothing runs.
+    /// [`StartError`]. Then nothing runs.
     pub fn start(address: SocketAddr, config: Config) -> Result<Self, StartError> {
         Self::start_on(address.into(), config)
     }
@@ -100,7 +102,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`StartError`]; then nothing runs.
+    /// [`StartError`]. Then nothing runs.
     pub fn start_on(on: ListenOn, mut config: Config) -> Result<Self, StartError> {
         if config.auth.required && config.auth.authenticator.is_none() {
             return Err(StartError::NoAuthenticator);
@@ -178,7 +180,7 @@ impl Node {
         let Some(placeholder_id) = ClientId::parse(&hub.node_id) else {
             return Err(StartError::NodeId(hub.node_id.clone()));
         };
-        // Before clients can come: a node whose name is taken must not have let any in.
+        // Joins before clients can connect: a node whose name is taken must not accept any.
         let cluster = match broker.zip(driver) {
             None => None,
             Some((broker, driver)) => {
@@ -194,14 +196,14 @@ impl Node {
         let listener = Listener::start_on(on, listener_config, application, &cells, listener_metrics)?;
         let canary = CanaryThread::start(&hub).map_err(StartError::Canary)?;
         if canary.is_some() {
-            // Ready means proved: by now each worker has delivered something, or it is known which has not.
+            // By now each worker has delivered a probe, or is known not to.
             hub.canary.wait_for_first_round();
         }
         hub.phase.send_replace(Phase::Serving);
         Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)), canary, cluster })
     }
 
-    /// For backends and embedding programs.
+    /// Returns a handle for backends and embedding programs.
     pub fn handle(&self) -> NodeHandle {
         self.handle.clone()
     }
@@ -216,17 +218,18 @@ impl Node {
         self.handle.listener.local_addrs()
     }
 
-    /// See [`NodeHandle::drain`].
+    /// Drains the node. See [`NodeHandle::drain`].
     pub async fn drain(&self, time: Duration) {
         self.handle.drain(time).await;
     }
 
-    /// Ends the node's threads and the event bus; connections that are still there are dropped without a word.
+    /// Stops the node's threads and the event bus. Remaining connections are dropped without a
+    /// close frame.
     pub async fn stop(mut self) {
         drop(self.canary.take());
         self.handle.hub.phase.send_replace(Phase::Stopped);
         if let Some(cluster) = self.cluster.take() {
-            // What the last clients published is on its way.
+            // Flushes the last messages of clients to the other nodes.
             let drain_deadline = self.handle.hub.drain_deadline.get().copied();
             cluster.stop(drain_deadline).await;
         }
@@ -235,7 +238,7 @@ impl Node {
     }
 }
 
-/// When the certificate ends that new connections get.
+/// Registers the expiry of the certificate that new connections get.
 #[cfg(feature = "tls")]
 fn register_certificate(
     mut registry: Registry,
@@ -244,7 +247,7 @@ fn register_certificate(
     if let Some(tls) = listener.tls.clone() {
         registry.register_gauge_fn(
             "deeperhub_tls_certificate_not_after_seconds",
-            "When the certificate ends, in Unix time",
+            "Expiry of the TLS certificate, in Unix time",
             Unit::Seconds,
             move || i64::try_from(tls.ends()).unwrap_or(i64::MAX),
         )?;
@@ -272,14 +275,14 @@ fn registry(
     let waiting = bus.clone();
     registry.register_gauge_fn(
         "deeperhub_events_queued_bytes",
-        "Bytes of events that wait for observers",
+        "Bytes of events queued for observers",
         Unit::Bytes,
         move || i64::try_from(waiting.queued_bytes()).unwrap_or(i64::MAX),
     )?;
     let bus = bus.clone();
     registry.register_counter_fn(
         "deeperhub_events_lost_total",
-        "Events that slow observers did not get",
+        "Events lost by slow observers",
         Unit::None,
         move || bus.lost(),
     )?;
@@ -287,8 +290,8 @@ fn registry(
     registry.register_process();
     Ok(registry)
 }
-/// Returns the router's settings. A small memory budget lowers the inbox limit at which publishers
-/// pause.
+/// Returns the router's configuration. A small memory budget lowers the inbox limit at which
+/// publishers pause.
 fn router_config(config: &Config, shards: u16) -> deeperhub_router::Config {
     let mut router = config.router;
     if let Some(memory) = &config.listener.memory {

@@ -1,4 +1,4 @@
-//! One connection's side of the hub.
+//! Session of one connection.
 
 mod limits;
 mod reply;
@@ -24,7 +24,7 @@ use limits::{RareLimiters, RateKind, SessionLimiter, ViolationCounter};
 use reply::milliseconds_rounded_up;
 pub(crate) use reply::{error_reply, forbidden_reply};
 
-/// What a connection keeps.
+/// State of one connection.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) connection_id: ConnectionId,
@@ -35,17 +35,17 @@ pub(crate) struct Session {
     pub(crate) sent: u64,
     opened_at: Option<Instant>,
     message_limiter: SessionLimiter,
-    /// Boxed, since few connections do what these limit or count.
+    /// Boxed, since few connections need these limiters.
     rare_limiters: Option<Box<RareLimiters>>,
     violations: ViolationCounter,
     peer: SocketAddr,
     origin: Option<Box<str>>,
-    /// Where publishes belong that name no handshake_trace themselves.
+    /// Trace of the handshake, for publishes that name no trace.
     handshake_trace: Option<Box<HandshakeTrace>>,
 }
 
 impl Session {
-    /// A connection that is about to open; it gets its connection_id and its id when it does.
+    /// Creates the session of a connection that is about to open. It gets its IDs when it opens.
     pub(crate) fn new(
         peer: SocketAddr,
         origin: Option<&str>,
@@ -69,7 +69,7 @@ impl Session {
         }
     }
 
-    /// The user of the token, or else of the client's certificate.
+    /// Returns the user of the token, or else of the client's certificate.
     pub(crate) fn user(&self) -> Option<&Arc<str>> {
         self.login.as_ref().map(|login| &login.user)
     }
@@ -78,7 +78,7 @@ impl Session {
         self.login.as_ref().is_some_and(|login| login.is_from_token())
     }
 
-    /// Whether the connection may do more than bring a token.
+    /// Returns `true` if the connection may do more than authenticate.
     pub(crate) fn is_admitted(&self, hub: &Hub) -> bool {
         !hub.config.auth.required || self.has_token()
     }
@@ -122,7 +122,7 @@ impl Session {
         }
     }
 
-    /// The handshake_trace that its handshake named, for links.
+    /// Returns the handshake's span context, for links.
     pub(crate) fn handshake_span(&self) -> Option<SpanContext> {
         self.handshake_trace.as_ref().map(|trace| trace.span)
     }
@@ -141,7 +141,7 @@ impl Session {
         let error = local.last_error_code.take();
         if let Some(code) = error {
             let client_id = self.client_id.as_str();
-            tracing::debug!(client_id, code, "A message was answered with an error.");
+            tracing::debug!(client_id, code, "Message answered with an error");
         }
         drop(log);
         local
@@ -282,7 +282,7 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn on_farewell(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
-        // A client without a slot may come back now, if at all.
+        // A client without a reconnect time may come back at once, if at all.
         let retry_after_ms = retry_after.map_or(0, milliseconds_rounded_up);
         ServerMessage::Goodbye { reason, retry_after_ms }.write_frame(out);
         self.sent += 1;
@@ -341,7 +341,7 @@ fn topic_of<'m>(command: &'m Command<'_>) -> Option<&'m str> {
     }
 }
 
-/// Whether a close by the server says that something went wrong with the connection.
+/// Returns `true` if a close code of the server indicates a problem with the connection.
 fn is_abnormal(code: CloseCode) -> bool {
     !matches!(code, CloseCode::Normal | CloseCode::GoingAway | CloseCode::Disconnected)
 }

@@ -1,4 +1,4 @@
-//! What is done to many connections: a part at a time, so that others get their turn in between.
+//! Actions on many connections, executed in slices so that other work continues in between.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use tokio::sync::oneshot;
 use crate::hub::Hub;
 use crate::session::Session;
 
-/// Connections that one round looks at.
+/// Connections that a sweep visits per round.
 pub(crate) const SWEEP_STEPS_PER_ROUND: usize = 1024;
 
-/// What is done to each connection.
+/// Action on each connection.
 #[derive(Debug)]
 pub(crate) enum Action {
     Send(Multicast),
@@ -20,14 +20,14 @@ pub(crate) enum Action {
     Unsubscribe(Subscription<'static>),
 }
 
-/// One action under way.
+/// Action on many connections, in progress.
 #[derive(Debug)]
 pub(crate) struct Sweep {
     pub(crate) action: Action,
     targets: Targets,
-    /// Connections from this serial on came later and are not meant.
+    /// Connections with this serial or a later one opened after the request and are left out.
     serial_limit: u64,
-    /// How many the action did something to.
+    /// Number of connections on which the action had an effect.
     pub(crate) reached: u64,
     pub(crate) reply: oneshot::Sender<u64>,
 }
@@ -54,7 +54,7 @@ impl Sweep {
         Self { action, targets, serial_limit, reached: 0, reply }
     }
 
-    /// The next connection to look at.
+    /// Returns the next connection to visit.
     pub(crate) fn next_key(&mut self, connections: &Connections<'_, Session>) -> Option<Key> {
         match &mut self.targets {
             Targets::All { next } => {
@@ -67,13 +67,13 @@ impl Sweep {
         }
     }
 
-    /// Whether a connection is still one of those that were meant.
+    /// Returns `true` if a connection belongs to the sweep.
     pub(crate) fn includes(&self, session: &Session, hub: &Hub) -> bool {
         session.connection_id.serial < self.serial_limit
             && match &self.targets {
-                // One that must bring a token first is none of the clients that a backend has in mind.
+                // A broadcast leaves out clients that have yet to bring a required token.
                 Targets::All { .. } => session.is_admitted(hub),
-                // The key may be another's by now.
+                // The key may belong to another user's connection by now.
                 Targets::User { user, .. } => session.user() == Some(user),
             }
     }

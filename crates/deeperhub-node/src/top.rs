@@ -1,55 +1,58 @@
-//! Who and what is busiest, in bounded memory: the Space-Saving sketch of Metwally, Agrawal and El Abbadi ("Efficient
-//! Computation of Frequent and Top-k Elements in Data Streams", 2005), one for each worker.
+//! The busiest topics and clients, in bounded memory: the Space-Saving sketch of Metwally, Agrawal
+//! and El Abbadi ("Efficient Computation of Frequent and Top-k Elements in Data Streams", 2005),
+//! one for each worker.
 //!
-//! Nobody counts track_until_ms someone asks, and for a while after that: what is off costs one look at a flag a round, and one
-//! branch for each message that a client sends.
+//! Tracking starts with a request and stops some time after the last one. While it is off, it costs
+//! one load of a flag per round, and one branch per message of a client.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Names that a sketch keeps. What has more than a 128th of all the weight is certainly among them.
+/// Names that a sketch keeps. Each name with more than a 128th of the total weight is certainly
+/// among them.
 const SKETCH_CAPACITY: usize = 128;
 
-/// Counts are those of the window that is full and of the one that fills.
+/// Length of a window. Reports cover the previous window and the current one.
 const TOP_WINDOW: Duration = Duration::from_secs(5);
 
-/// How long counting goes on after someone asked.
+/// Time that tracking continues after a request.
 const TRACKING_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The busiest topics and clients of the last 5 to 10 seconds on this node, the busiest first.
+/// Busiest topics and clients of the last 5 to 10 seconds on this node, busiest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Top {
-    /// The time that the counts are of; zero when counting has only just begun.
+    /// Time that the counts cover. Zero if tracking has just started.
     pub window: Duration,
-    /// By messages and deliveries together.
+    /// Topics by messages and deliveries together.
     pub topics: Vec<TopEntry>,
-    /// By messages sent to the hub.
+    /// Clients by messages sent to the hub.
     pub clients: Vec<TopEntry>,
 }
 
-/// A topic or a client with what it did within the window.
+/// Topic or client with its counts within the window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TopEntry {
-    /// The topic, or the client's id.
+    /// Topic or client ID.
     pub name: String,
     /// Messages published to the topic, or sent by the client.
     pub messages: u64,
-    /// Subscriptions that the topic's messages matched on this node; 0 for clients.
+    /// Subscriptions on this node that the topic's messages matched. 0 for clients.
     pub deliveries: u64,
     /// Bytes of the messages, each counted once.
     pub bytes: u64,
-    /// By how much the rank (messages and deliveries together) may be too high: the name may have pushed out others.
+    /// Maximum by which messages and deliveries together may be overestimated, because the name may
+    /// have replaced others.
     pub error: u64,
 }
 
 #[derive(Debug, Clone)]
 struct SketchEntry {
     name: Arc<str>,
-    /// What it is ranked by; at least its true value, at most `error` above it.
+    /// Weight by which the entry is ranked: at least the true weight, and at most `error` above it.
     weight: u64,
     error: u64,
     messages: u64,
@@ -57,12 +60,13 @@ struct SketchEntry {
     bytes: u64,
 }
 
-/// The heaviest names of a stream.
+/// Heaviest names of a stream.
 #[derive(Debug, Default)]
 struct Sketch {
     entries: Vec<SketchEntry>,
     positions: HashMap<Arc<str>, usize, ahash::RandomState>,
-    /// No entry is lighter than this; some may be as light, from `scan_from` on.
+    /// Lower bound of the entries' weights. Only entries from `scan_from` on may have exactly this
+    /// weight.
     least: u64,
     scan_from: usize,
 }
@@ -82,7 +86,7 @@ impl Sketch {
         }
     }
 
-    /// Makes room for a name, in the position of the lightest when there is none.
+    /// Inserts a name, replacing the lightest entry if the sketch is full.
     fn insert(&mut self, name: &str) -> usize {
         let name: Arc<str> = name.into();
         let mut entry = SketchEntry {
@@ -99,7 +103,7 @@ impl Sketch {
         } else {
             let position = self.lightest();
             let least = self.least;
-            // It may have been here before, and as heavy as the one it pushes out.
+            // The name may have been here before, as heavy as the entry that it replaces.
             (entry.weight, entry.error) = (least, least);
             if let Some(lightest) = self.entries.get_mut(position) {
                 self.positions.remove(&lightest.name);
@@ -111,8 +115,8 @@ impl Sketch {
         position
     }
 
-    /// The position of an entry that none is lighter than. Weights only grow, so that a walk over all of them is due but
-    /// once for all that are as light as the lightest.
+    /// Returns the position of a lightest entry. Weights only grow, so one full scan serves all
+    /// entries of the same lowest weight.
     fn lightest(&mut self) -> usize {
         let unscanned = self.entries.iter().enumerate().skip(self.scan_from);
         if let Some((position, _)) = unscanned.into_iter().find(|(_, entry)| entry.weight == self.least) {
@@ -132,7 +136,7 @@ impl Sketch {
     }
 }
 
-/// One counter's windows.
+/// Current and previous window of one counter.
 #[derive(Debug)]
 pub(crate) struct TopWindow {
     since: Instant,
@@ -146,19 +150,19 @@ impl TopWindow {
         Self { since: now, previous_since: None, topics: Default::default(), clients: Default::default() }
     }
 
-    /// A message was published to a topic.
+    /// Counts a message published to a topic.
     pub(crate) fn publish(&mut self, topic: &str, deliveries: u64, bytes: usize, now: Instant) {
         self.rotate(now);
         self.topics[0].add(topic, deliveries, bytes);
     }
 
-    /// A client sent something.
+    /// Counts a message of a client.
     pub(crate) fn message(&mut self, client: &str, bytes: usize, now: Instant) {
         self.rotate(now);
         self.clients[0].add(client, 0, bytes);
     }
 
-    /// Begins the next window when this one is over.
+    /// Starts the next window if the current one is over.
     fn rotate(&mut self, now: Instant) {
         let age = now.saturating_duration_since(self.since);
         if age < TOP_WINDOW {
@@ -168,7 +172,7 @@ impl TopWindow {
             sketches.swap(0, 1);
             sketches[0].clear();
             if age >= 2 * TOP_WINDOW {
-                // Nothing came for so long that the full one is over too.
+                // The idle time was so long that the previous window is over too.
                 sketches[1].clear();
             }
         }
@@ -186,7 +190,7 @@ impl TopWindow {
     }
 }
 
-/// What one counter says.
+/// Counts of one counter.
 #[derive(Debug, Default)]
 pub(crate) struct TopReport {
     window: Duration,
@@ -239,11 +243,12 @@ fn busiest(entries: Vec<SketchEntry>, limit: usize) -> Vec<TopEntry> {
     entries.into_iter().map(to_top_entry).collect()
 }
 
-/// Whether anyone wants to know, and the count of what comes by no worker.
+/// Switch of the tracking, with the counts of publishes that no worker makes: those of backends and
+/// of other nodes.
 #[derive(Debug)]
 pub(crate) struct TopTracker {
     started: Instant,
-    /// Milliseconds since the start; 0: nobody asked yet.
+    /// End of the tracking, in milliseconds since the start. 0: off.
     track_until_ms: AtomicU64,
     non_worker_window: Mutex<Option<TopWindow>>,
 }
@@ -253,7 +258,7 @@ impl TopTracker {
         Self { started, track_until_ms: AtomicU64::new(0), non_worker_window: Mutex::new(None) }
     }
 
-    /// Someone asks: counting goes on for a while from now.
+    /// Starts the tracking, or extends it.
     pub(crate) fn keep_tracking(&self, now: Instant) {
         self.track_until_ms.fetch_max(self.elapsed_ms(now + TRACKING_TIMEOUT), Ordering::Relaxed);
     }
@@ -265,9 +270,9 @@ impl TopTracker {
         }
     }
 
-    /// A backend, or a client of another node, published something.
+    /// Counts a publish of a backend or of another node.
     pub(crate) fn publish(&self, topic: &str, deliveries: u64, bytes: usize) {
-        // Without a look at the clock while nobody ever asked.
+        // Avoids reading the clock while tracking is off.
         if self.track_until_ms.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -282,13 +287,13 @@ impl TopTracker {
         non_worker_window.get_or_insert_with(|| TopWindow::new(now)).publish(topic, deliveries, bytes, now);
     }
 
-    /// What came by no worker.
+    /// Returns the counts of publishes that no worker makes.
     pub(crate) fn report(&self, now: Instant) -> TopReport {
         let mut non_worker_window = self.non_worker_window.lock().unwrap_or_else(PoisonError::into_inner);
         non_worker_window.get_or_insert_with(|| TopWindow::new(now)).report(now)
     }
 
-    /// Nobody asked for long: the clock need not be looked at any more.
+    /// Switches the tracking off if its time is over.
     fn stop_tracking(&self, now: Instant) {
         let track_until_ms = self.track_until_ms.load(Ordering::Relaxed);
         if track_until_ms != 0 && self.elapsed_ms(now) >= track_until_ms {
@@ -307,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heavy_names_stay_however_many_light_ones_pass() {
+    fn heavy_names_stay_among_many_light_ones() {
         let mut sketch = Sketch::default();
         for round in 0..20_000_u32 {
             sketch.add(&format!("light.{round}"), 0, 1);
@@ -323,10 +328,10 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_is_never_below_the_truth_and_above_it_at_most_by_the_error() {
+    fn a_weight_exceeds_the_truth_by_at_most_the_error() {
         let mut sketch = Sketch::default();
         let mut truth: HashMap<String, u64> = HashMap::new();
-        // A generator of Park and Miller's kind: skewed numbers without a dependency.
+        // Park-Miller generator: skewed numbers without a dependency.
         let mut state = 42_u64;
         for _ in 0..50_000 {
             state = state * 48_271 % 0x7fff_ffff;
@@ -342,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_that_goes_is_always_one_of_the_lightest() {
+    fn a_lightest_name_is_replaced() {
         let mut sketch = Sketch::default();
         let mut state = 7_u64;
         for _ in 0..20_000 {
@@ -360,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_are_of_the_last_windows() {
+    fn counts_cover_the_last_two_windows() {
         let start = Instant::now();
         let mut window = TopWindow::new(start);
         window.publish("a", 5, 100, start);
@@ -381,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn counting_ends_some_time_after_the_last_question() {
+    fn tracking_stops_after_its_timeout() {
         let start = Instant::now();
         let tracker = TopTracker::new(start);
         assert!(!tracker.is_tracking(start));

@@ -1,4 +1,4 @@
-//! Requests to workers and their replies, which are not waited for without deadline.
+//! Requests to workers, with timeouts on their replies.
 
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,10 @@ use crate::hub::Hub;
 use crate::top::TopReport;
 use crate::types::{ClientInfo, WorkerTimeout};
 
-/// Requests of handles that may wait for one worker; whoever makes more waits.
+/// Requests that may wait for one worker. A caller waits while the queue is full.
 pub(crate) const REQUEST_QUEUE_CAPACITY: usize = 1024;
 
-/// What a handle asks of a worker.
+/// Request from a handle to a worker.
 #[derive(Debug)]
 pub(crate) enum WorkerRequest {
     Send {
@@ -64,21 +64,22 @@ pub(crate) enum WorkerRequest {
         limit: usize,
         reply: oneshot::Sender<(Vec<ClientInfo>, Option<Key>)>,
     },
-    /// What a test does to a worker.
+    /// Runs a function on the worker, for tests.
     #[cfg(test)]
     Run(fn()),
 }
 
-/// A request on its way to a worker.
+/// Request in the queue of a worker.
 #[derive(Debug)]
 pub(crate) struct QueuedRequest {
     pub(crate) request: WorkerRequest,
-    /// What was published before it is delivered before it is carried out.
+    /// The worker delivers everything published before this mark, then executes the request.
     pub(crate) after: Mark,
 }
 
 impl Hub {
-    /// Hands a request to a worker, waiting for room, and gives what waits for its reply.
+    /// Queues a request for a worker, waiting while the queue is full. Returns the receiver of the
+    /// reply.
     ///
     /// # Errors
     ///
@@ -98,11 +99,11 @@ impl Hub {
         Ok(answer)
     }
 
-    /// Asks a worker.
+    /// Sends a request to a worker and waits for the reply.
     ///
     /// # Errors
     ///
-    /// It does not exist, has ended, or did not answer in time.
+    /// The worker does not exist, has ended, or did not answer in time.
     pub(crate) async fn request<T>(
         &self,
         worker: usize,
@@ -111,7 +112,7 @@ impl Hub {
         self.request_until(Instant::now() + self.config.answer_timeout, worker, make_request).await
     }
 
-    /// Asks all workers at once.
+    /// Sends a request to all workers at once and waits for the replies.
     pub(crate) async fn request_all<T>(
         &self,
         timeout: Duration,
@@ -123,11 +124,11 @@ impl Hub {
         join_all(replies).await
     }
 
-    /// Asks all workers for a count, and adds up.
+    /// Sends a request to all workers and sums their counts.
     ///
     /// # Errors
     ///
-    /// One of them did not answer in time; the others have done what they were asked.
+    /// A worker did not answer in time. The others have executed the request.
     pub(crate) async fn sum_over_workers(
         &self,
         make_request: impl Fn(oneshot::Sender<u64>) -> WorkerRequest,

@@ -39,7 +39,8 @@ impl Example {
 
     async fn connect(&self) -> Client {
         let connecting = tokio_tungstenite::connect_async(&self.url);
-        let (mut client, _) = tokio::time::timeout(TEST_TIMEOUT, connecting).await.unwrap().unwrap();
+        let connected = tokio::time::timeout(TEST_TIMEOUT, connecting).await.expect("no timeout");
+        let (mut client, _) = connected.expect("the example accepts connections");
         receive(&mut client, "welcome").await;
         client
     }
@@ -61,25 +62,26 @@ fn executable(name: &str) -> String {
         .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let executables = messages.lines().filter_map(|line| {
+    let mut executables = messages.lines().filter_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
         Some(message["executable"].as_str()?.to_owned())
     });
-    executables.last().expect("cargo names the executable")
+    executables.next_back().expect("cargo names the executable")
 }
 
 /// Returns the next message of a type.
 async fn receive(client: &mut Client, message_type: &str) -> Value {
     let wait = async {
         loop {
-            let message = client.next().await.unwrap().unwrap();
-            let message: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+            let message = client.next().await.expect("the connection is open").expect("a valid frame");
+            let text = message.to_text().expect("a text message");
+            let message: Value = serde_json::from_str(text).expect("JSON");
             if message["type"] == message_type {
                 return message;
             }
         }
     };
-    tokio::time::timeout(TEST_TIMEOUT, wait).await.unwrap()
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("the message arrives in time")
 }
 
 #[tokio::test]
@@ -87,9 +89,9 @@ async fn tick_publishes_one_number_after_another() {
     let example = Example::start("tick");
     let mut client = example.connect().await;
     let subscribe = json!({ "type": "subscribe", "data": { "topic": "ticks" } });
-    client.send(Message::text(subscribe.to_string())).await.unwrap();
+    client.send(Message::text(subscribe.to_string())).await.expect("the connection is open");
     receive(&mut client, "subscribed").await;
-    let first = receive(&mut client, "message").await["data"]["message"]["tick"].as_u64().unwrap();
+    let first = receive(&mut client, "message").await["data"]["message"]["tick"].as_u64().expect("a number");
     assert_eq!(receive(&mut client, "message").await["data"]["message"]["tick"], first + 1);
 }
 

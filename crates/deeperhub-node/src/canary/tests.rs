@@ -10,7 +10,7 @@ use super::*;
 use crate::worker_request::{QueuedRequest, WorkerRequest};
 use crate::{Config, Node, Phase};
 
-/// How long a test waits for what must come.
+/// Time that a test waits for something that must happen.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn start(timeout: Duration) -> Node {
@@ -38,7 +38,7 @@ fn run_on(node: &Node, worker: usize, action: fn()) {
 }
 
 #[test]
-fn a_started_node_is_proved_and_its_probes_are_seen_nowhere() {
+fn a_started_node_is_ready_and_its_probes_are_invisible() {
     let node = start(TEST_TIMEOUT);
     let handle = node.handle();
     assert!(handle.health().is_ready(), "{:?}", handle.health());
@@ -56,11 +56,11 @@ fn a_started_node_is_proved_and_its_probes_are_seen_nowhere() {
     let sent = text.lines().filter(|line| line.starts_with("deeperhub_messages_sent_total"));
     assert!(sent.clone().count() > 0 && sent.clone().all(|line| line.ends_with(" 0")), "{text}");
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    assert!(events.poll_recv(&mut cx).is_pending(), "no event tells of a probe");
+    assert!(events.poll_recv(&mut cx).is_pending(), "probes cause no events");
 }
 
 #[test]
-fn a_stuck_worker_is_reported_until_it_goes_on() {
+fn a_stuck_worker_is_reported_until_it_continues() {
     static STUCK: Barrier = Barrier::new(2);
     let node = start(Duration::from_millis(40));
     let handle = node.handle();
@@ -79,7 +79,7 @@ fn a_stuck_worker_is_reported_until_it_goes_on() {
 }
 
 #[test]
-fn a_worker_that_died_is_replaced_and_proved_again() {
+fn a_dead_worker_is_replaced_and_probed_again() {
     let node = start(TEST_TIMEOUT);
     let handle = node.handle();
     let answered = || handle.hub.canary.state().workers[0].round_trip.take().is_some();
@@ -91,7 +91,7 @@ fn a_worker_that_died_is_replaced_and_proved_again() {
     assert!(handle.health().is_ready());
 }
 
-/// Panics as often as the test asked for.
+/// Panics if the test injected a panic.
 pub(super) fn panic_if_injected(canary: &Canary) {
     use std::sync::atomic::Ordering::Relaxed;
     let wanted = canary
@@ -101,7 +101,7 @@ pub(super) fn panic_if_injected(canary: &Canary) {
 }
 
 #[test]
-fn a_thread_of_probes_that_dies_goes_on() {
+fn the_probe_thread_restarts_after_a_panic() {
     let node = start(TEST_TIMEOUT);
     let canary = &node.handle().hub.canary;
     canary.injected_panics.store(2, std::sync::atomic::Ordering::Relaxed);
@@ -122,7 +122,7 @@ fn without_an_interval_there_are_no_probes() {
 }
 
 #[test]
-fn a_probes_number_is_read_from_its_frame() {
+fn the_probe_number_is_read_from_the_frame() {
     for (frame, expected) in [
         (&b"\x81\x10{\"type\":\"message\",\"data\":{\"topic\":\"$canary.0\",\"message\":17}}"[..], Some(17)),
         (b"\x81\x02{}", None),
@@ -134,7 +134,7 @@ fn a_probes_number_is_read_from_its_frame() {
 }
 
 #[test]
-fn a_probe_through_the_broker_that_reached_no_worker_is_due_again_and_not_missed() {
+fn a_broker_probe_that_reached_no_worker_is_due_again() {
     let canary = Canary::new(CanaryConfig::default(), 3, true);
     let send = || {
         let mut state = canary.state();
@@ -162,7 +162,7 @@ fn a_probe_through_the_broker_that_reached_no_worker_is_due_again_and_not_missed
 }
 
 #[test]
-fn a_timeout_beyond_the_clock_is_no_panic() {
+fn a_timeout_beyond_the_clock_does_not_panic() {
     let node = start(Duration::MAX);
     assert!(node.handle().health().is_ready());
     drop(node);

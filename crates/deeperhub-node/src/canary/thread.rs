@@ -12,10 +12,10 @@ use tracing::warn;
 use super::Canary;
 use crate::hub::Hub;
 
-/// Time that a stop waits for the thread. The thread ends sooner, unless a call of its hangs.
+/// Time that a stop waits for the thread. The thread ends sooner, unless one of its calls hangs.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The thread that sends probes; it ends when this is dropped.
+/// Handle of the thread that sends probes. Dropping it ends the thread.
 #[derive(Debug)]
 pub(crate) struct CanaryThread {
     canary: Arc<Canary>,
@@ -25,7 +25,7 @@ pub(crate) struct CanaryThread {
 }
 
 impl CanaryThread {
-    /// Starts it, unless the configuration says that there are no probes.
+    /// Starts the thread, unless probes are disabled.
     pub(crate) fn start(hub: &Arc<Hub>) -> io::Result<Option<Self>> {
         let canary = Arc::clone(&hub.canary);
         if canary.config.interval.is_zero() {
@@ -50,7 +50,7 @@ impl Drop for CanaryThread {
             return warn!("Canary thread did not stop in time");
         }
         if let Some(thread) = self.thread.take() {
-            // A panic there was told already.
+            // A panic was logged already.
             let _ = thread.join();
         }
     }

@@ -7,11 +7,11 @@ use crate::local::Local;
 use crate::metrics::SentType;
 use crate::session::{Session, error_reply};
 
-/// Cost of verifying a token, in the listener's byte cost. It takes up to two milliseconds if all
-/// P-384 keys have to be tried, most often a tenth of that.
+/// Cost of verifying a token, in the listener's byte cost. Verifying takes up to two milliseconds
+/// if all P-384 keys have to be tried, and usually a tenth of that.
 const VERIFICATION_COST: usize = 128 * 1024;
 
-/// Logs in, or renews. A token that is refused changes nothing.
+/// Logs in, or renews a login. A rejected token changes nothing.
 pub(crate) fn authenticate(
     session: &mut Session,
     id: Option<MessageId<'_>>,
@@ -39,14 +39,14 @@ pub(crate) fn authenticate(
     };
     let had_token = session.has_token();
     match session.user() {
-        // A certificate's user gives way to a token's.
+        // The user of a token replaces the user of a certificate.
         Some(user) if *user != login.user && !had_token => {
             local.remove_user(user, key);
             local.add_user(&login.user, key);
         }
-        // What the connection did so far was another user's.
+        // The connection's subscriptions and messages belong to its first user.
         Some(user) if *user != login.user => {
-            let message = "the token names another user than the connection's";
+            let message = "the token belongs to another user than the connection";
             let error = error_reply(id, ErrorCode::TokenInvalid, message);
             return session.reply_error(&error.to_message(), cx);
         }
@@ -67,7 +67,7 @@ pub(crate) fn authenticate(
     }
 }
 
-/// The subscriptions that a login does not cover.
+/// Returns the subscriptions that a login does not grant.
 fn subscriptions_without_grant(login: &Login, key: Key, local: &Local) -> Vec<Subscription<'static>> {
     if login.is_unrestricted() {
         return Vec::new();

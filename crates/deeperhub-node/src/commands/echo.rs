@@ -6,7 +6,7 @@ use crate::local::Local;
 use crate::metrics::SentType;
 use crate::session::Session;
 
-/// Sends `data` back as it came.
+/// Replies with the same `data`.
 pub(crate) fn echo(
     session: &mut Session,
     id: Option<MessageId<'_>>,

@@ -11,7 +11,7 @@ use crate::trace::MessageSpan;
 /// Cost of a pattern-matching step, in the listener's byte cost.
 const MATCHING_STEP_COST: usize = 16;
 
-/// What to publish.
+/// Arguments of a publish.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Publish<'a> {
     pub(crate) topic: &'a Topic<'a>,
@@ -19,7 +19,7 @@ pub(crate) struct Publish<'a> {
     pub(crate) exclude_self: bool,
 }
 
-/// Delivers a message to all subscribers of a topic. Answered only if it has an `id`.
+/// Delivers a message to all subscribers of a topic. Replies only if the message has an `id`.
 pub(crate) fn publish(
     session: &mut Session,
     id: Option<MessageId<'_>>,
@@ -52,7 +52,8 @@ pub(crate) fn publish(
     cx.charge(outcome.matching_steps * MATCHING_STEP_COST);
     let local = cx.local();
     if outcome.is_congested {
-        // Another worker is behind: this publisher waits, and TCP slows its client down.
+        // Another worker is congested: reading from this publisher pauses, and TCP slows its client
+        // down.
         local.paused_publishers.push(key);
         cx.pause_reading();
     }

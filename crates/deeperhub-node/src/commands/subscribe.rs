@@ -7,7 +7,7 @@ use crate::local::Local;
 use crate::metrics::{Limit, SentType};
 use crate::session::{Session, forbidden_reply};
 
-/// Delivers what is published to a topic, or to what a pattern matches, from now on.
+/// Subscribes to a topic or pattern from now on.
 pub(crate) fn subscribe(
     session: &mut Session,
     id: Option<MessageId<'_>>,
@@ -27,15 +27,15 @@ pub(crate) fn subscribe(
         let error = ServerMessage::Error {
             id,
             code: ErrorCode::TooManySubscriptions,
-            message: "the connection has as many subscriptions as it may",
+            message: "subscription limit reached",
             field: None,
             topic: Some(subscription.as_str()),
             retry_after_ms: None,
         };
         return session.reply_error(&error, cx);
     }
-    // Before the reply, so that a publish that counts the subscriber reaches it; deliveries are queued only after this
-    // message was handled, so none can overtake the reply.
+    // Subscribes before the reply, so that a publish that counts the subscriber reaches it.
+    // Deliveries are queued only after this message was handled, so none overtakes the reply.
     if local.shard.subscribe(key, subscription) == Subscribed::New {
         local.metrics.subscriptions.inc();
     }

@@ -6,7 +6,7 @@ use crate::local::Local;
 use crate::metrics::SentType;
 use crate::session::Session;
 
-/// Ends a subscription; the same answer whether or not there was one.
+/// Ends a subscription. The reply is the same if there was none.
 pub(crate) fn unsubscribe(
     session: &mut Session,
     id: Option<MessageId<'_>>,

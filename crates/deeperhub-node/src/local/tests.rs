@@ -7,7 +7,7 @@ use super::*;
 use crate::hub::Publisher;
 use crate::{Config, Node};
 
-/// What two workers share, whose threads have ended: here the test is the first of them.
+/// State of two workers whose threads have ended. The test acts as the first of them.
 fn hub() -> Arc<Hub> {
     let mut config = Config::default();
     config.listener.workers = 2;
@@ -27,7 +27,7 @@ impl Wake for WakeCount {
     }
 }
 
-/// The second worker, which has a subscriber and sleeps, and how often it is woken.
+/// Second worker, which has a subscriber and sleeps, with a counter of its wake-ups.
 fn sleeping_worker(hub: &Hub) -> (Shard<Delivery>, Arc<WakeCount>) {
     let mut shard = hub.router.attach(ShardId(1));
     shard.subscribe(0, &Subscription::parse("a").unwrap());
@@ -49,7 +49,7 @@ fn publish(local: &mut Local) {
 }
 
 #[test]
-fn others_are_not_left_asleep_over_more_than_64_messages() {
+fn deferred_wake_ups_are_flushed_after_64_messages() {
     let hub = hub();
     let (_sleeping_worker, count) = sleeping_worker(&hub);
     let mut local = Local::new(&hub, 0);
@@ -63,7 +63,7 @@ fn others_are_not_left_asleep_over_more_than_64_messages() {
 }
 
 #[test]
-fn a_worker_that_dies_while_it_reads_leaves_nobody_asleep() {
+fn a_worker_that_dies_flushes_its_deferred_wake_ups() {
     let hub = hub();
     let (_sleeping_worker, count) = sleeping_worker(&hub);
     let thread = std::thread::spawn(move || {

@@ -26,7 +26,7 @@ fn metric(handle: &NodeHandle, name: &str) -> String {
 }
 
 #[test]
-fn a_worker_that_dies_leaves_nothing_behind() {
+fn a_dead_worker_leaves_no_state_behind() {
     let node = start(1);
     let handle = node.handle();
     run(async {
@@ -52,7 +52,7 @@ fn a_worker_that_dies_leaves_nothing_behind() {
             };
             assert_eq!((*code, *messages_received), (Some(1011), 2));
         }
-        // A new client is served after all that.
+        // The replacement serves new clients.
         let mut client = connect(&node).await;
         assert_eq!(metric(&handle, "deeperhub_connections_active"), "1");
         assert_eq!(metric(&handle, "deeperhub_subscriptions"), "0");
@@ -68,7 +68,7 @@ fn a_worker_that_dies_leaves_nothing_behind() {
 }
 
 #[test]
-fn calls_that_wait_for_a_worker_that_dies_get_an_error_at_once() {
+fn calls_to_a_worker_that_dies_fail_at_once() {
     static STUCK: Barrier = Barrier::new(2);
     let mut config = Config::default();
     config.listener.workers = 1;
@@ -85,20 +85,20 @@ fn calls_that_wait_for_a_worker_that_dies_get_an_error_at_once() {
         let message = RawJson::parse(r#"{"type":"x"}"#).unwrap();
         let mut calls =
             Box::pin(async { tokio::join!(handle.broadcast_raw(message), handle.clients(None, 10)) });
-        // The calls are under way.
+        // The calls are queued.
         let asked = tokio::time::timeout(Duration::from_millis(20), &mut calls).await;
         assert!(asked.is_err(), "{asked:?}");
         STUCK.wait();
         let (broadcast, clients) = within_test_timeout(calls).await;
         assert_eq!(broadcast, Err(WorkerTimeout));
         assert!(clients.is_err());
-        // Its replacement answers.
+        // The replacement answers.
         within_test_timeout(async { while handle.broadcast_raw(message).await.is_err() {} }).await;
     });
 }
 
 #[test]
-fn a_node_ends_although_a_worker_hangs() {
+fn a_node_stops_although_a_worker_hangs() {
     static STUCK: Barrier = Barrier::new(2);
     let node = start(2);
     let handle = node.handle();

@@ -10,14 +10,15 @@ use super::Session;
 use crate::local::Local;
 use crate::metrics::Limit;
 
-/// The time within which refused message_limiter are counted before the connection is closed.
+/// Window in which rejected messages are counted.
 const VIOLATION_WINDOW: Duration = Duration::from_secs(10);
 
-/// Refused message_limiter within the window that any connection is allowed.
+/// Minimum number of rejected messages in the window that closes a connection. A larger burst
+/// raises it.
 const MIN_VIOLATIONS_TO_CLOSE: u32 = 10;
 
 impl Session {
-    /// Whether the rate limits let a message of `bytes` through; otherwise how long to wait.
+    /// Checks the rate limits for a message of `bytes`. The error is the time to wait.
     pub(super) fn check_rates(&mut self, bytes: usize, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
         let now = cx.now();
         let local = cx.local();
@@ -25,29 +26,30 @@ impl Session {
         if let Some(limit) = local.live.rate_limit
             && let Err(retry) = self.message_limiter.limiter.check(&limit, now)
         {
-            self.on_rate_exceeded(RateKind::Messages, (limit, 1), (now, retry), local)?;
+            let check = RateCheck { kind: RateKind::Messages, limit, amount: 1, now };
+            self.on_rate_exceeded(check, retry, local)?;
         }
         if let Some(limit) = local.live.byte_rate_limit
             && let Err(retry) =
                 self.limiter(RateKind::Bytes, &limit, local).limiter.check_amount(&limit, bytes, now)
         {
-            self.on_rate_exceeded(RateKind::Bytes, (limit, bytes), (now, retry), local)?;
+            let check = RateCheck { kind: RateKind::Bytes, limit, amount: bytes, now };
+            self.on_rate_exceeded(check, retry, local)?;
         }
         Ok(())
     }
 
-    /// Handles a error_reply by a limiter: draws from the connection's first burst and asks it again.
-    /// If that fails, counts the error_reply, and returns how long the client should wait if limits are
-    /// enforced.
+    /// Handles a rejection by a limiter. Draws from the connection's first burst and checks the
+    /// limiter again. If it still rejects, counts the rejection, and returns the time to wait if
+    /// limits are enforced.
     #[cold]
     pub(super) fn on_rate_exceeded(
         &mut self,
-        kind: RateKind,
-        (limit, amount): (RateLimit, usize),
-        (now, mut retry): (Duration, RetryAfter),
+        RateCheck { kind, limit, amount, now }: RateCheck,
+        mut retry: RetryAfter,
         local: &mut Local,
     ) -> Result<(), Duration> {
-        let mut by = kind.limit();
+        let mut exceeded = kind.limit();
         if let Some(burst_pool_since) = self.burst_pool_since(local)
             && let Some(bursts) = &local.hub.burst_pool
         {
@@ -59,7 +61,7 @@ impl Session {
                     Ok(()) => return Ok(()),
                     Err(again) => retry = again,
                 },
-                Drawn::Refused => by = Limit::FirstBurst,
+                Drawn::Refused => exceeded = Limit::FirstBurst,
                 Drawn::Spent => {}
             }
             let forgotten = bursts.take_evicted();
@@ -71,7 +73,7 @@ impl Session {
                 );
             }
         }
-        local.on_limit_exceeded(by, retry)
+        local.on_limit_exceeded(exceeded, retry)
     }
 
     /// Counts bytes that the connection has published.
@@ -79,16 +81,16 @@ impl Session {
         self.rare_limiters.get_or_insert_default().publishes.add(bytes, uncongested_rounds);
     }
 
-    /// Returns when the connection opened_at, in the hub's time, if its bursts come out of its
-    /// address's pool. A trusted proxy's own connections have their own bursts, since it may speak
-    /// for any number of clients.
+    /// Returns when the connection opened, in the hub's time, if its bursts come from its address's
+    /// pool. A trusted proxy's own connections have bursts of their own, since a proxy may speak
+    /// for many clients.
     pub(super) fn burst_pool_since(&self, local: &Local) -> Option<Duration> {
         local.hub.burst_pool.as_ref()?;
         let opened_at = self.opened_at?.saturating_duration_since(local.hub.started);
         (!local.hub.config.listener.trusted_proxies.trusts(self.peer.ip())).then_some(opened_at)
     }
 
-    /// Returns the limiter of a kind, and creates it on first use.
+    /// Returns the limiter of a kind. Creates it on first use.
     pub(super) fn limiter(
         &mut self,
         kind: RateKind,
@@ -108,7 +110,7 @@ impl Session {
         slot.get_or_insert_with(|| SessionLimiter::new(limit, burst_pool_since))
     }
 
-    /// Whether one more token may be verified, on top of [`Self::check_rates`].
+    /// Checks the rate of tokens, in addition to [`Self::check_rates`].
     pub(super) fn check_token_rate(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
         let Some(limit) = cx.local().live.token_rate_limit else { return Ok(()) };
         self.check_rare_rate(RateKind::Tokens, limit, cx)
@@ -125,11 +127,11 @@ impl Session {
         let now = now.saturating_duration_since(local.hub.started);
         match self.limiter(kind, &limit, local).limiter.check(&limit, now) {
             Ok(()) => Ok(()),
-            Err(retry) => self.on_rate_exceeded(kind, (limit, 1), (now, retry), local),
+            Err(retry) => self.on_rate_exceeded(RateCheck { kind, limit, amount: 1, now }, retry, local),
         }
     }
 
-    /// Counts something refused by `limit`, and closes the connection if that was too much.
+    /// Counts a violation of `limit`. Closes the connection if there are too many.
     pub(super) fn count_violation(&mut self, limit: Option<RateLimit>, cx: &mut Context<'_, Local>) {
         let burst = limit.map_or(0, |limit| limit.burst.get());
         let now = cx.now();
@@ -140,8 +142,8 @@ impl Session {
     }
 }
 
-/// Limiters of message bytes, of tokens in message_limiter, and of unsolicited pings and pongs. Also
-/// counts the bytes that a publisher makes others hold.
+/// Limiters of message bytes, of tokens in messages, and of unsolicited pings and pongs. Also
+/// counts the bytes of publishes that are still queued for other workers.
 #[derive(Debug, Default)]
 pub(super) struct RareLimiters {
     bytes: Option<SessionLimiter>,
@@ -150,7 +152,18 @@ pub(super) struct RareLimiters {
     pub(super) publishes: QueuedPublishes,
 }
 
-/// RateKind of rate limit of a connection.
+/// Check of a rate limit.
+#[derive(Debug)]
+pub(super) struct RateCheck {
+    kind: RateKind,
+    limit: RateLimit,
+    /// Messages or bytes.
+    amount: usize,
+    /// Hub's time.
+    now: Duration,
+}
+
+/// Kind of rate limit.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum RateKind {
     Messages,
@@ -178,8 +191,8 @@ pub(super) struct SessionLimiter {
 }
 
 impl SessionLimiter {
-    /// Creates a limiter. It starts without a burst if that is drawn from a pool; `burst_pool_since` is when
-    /// the connection began.
+    /// Creates a limiter. If its burst comes from a pool, it starts empty; `burst_pool_since` is
+    /// when the connection opened.
     pub(super) fn new(limit: &RateLimit, burst_pool_since: Option<Duration>) -> Self {
         let limiter = burst_pool_since.map_or_else(RateLimiter::default, |burst_pool_since| {
             RateLimiter::empty(limit, burst_pool_since)
@@ -188,8 +201,7 @@ impl SessionLimiter {
     }
 }
 
-/// Bytes that a connection has published and that may still be queued for workers that are behind.
-/// 8 bytes.
+/// Published bytes of a connection that may still be queued for congested workers. 8 bytes.
 #[derive(Debug, Default)]
 pub(super) struct QueuedPublishes {
     /// Value of the worker's [`Local::uncongested_rounds`] at the last publish.
@@ -211,16 +223,16 @@ impl QueuedPublishes {
     }
 }
 
-/// Refused message_limiter of the current window. 8 bytes.
+/// Violations in the current window. 8 bytes.
 #[derive(Debug, Default)]
 pub(super) struct ViolationCounter {
-    /// When the window began, in milliseconds_rounded_up of the hub's life, wrapping.
+    /// Start of the window, in milliseconds of the hub's time, wrapping.
     since: u32,
     count: u32,
 }
 
 impl ViolationCounter {
-    /// Counts one at a time of the hub's life; how many there are in the window now.
+    /// Counts a violation. Returns the number in the current window.
     pub(super) fn increment(&mut self, now: Duration) -> u32 {
         let now = now.as_millis() as u32;
         let age = Duration::from_millis(now.wrapping_sub(self.since).into());
@@ -249,12 +261,12 @@ mod tests {
     }
 
     #[test]
-    fn offences_are_counted_within_a_window() {
+    fn violations_are_counted_within_a_window() {
         let mut violations = ViolationCounter::default();
         let mut count = |seconds| violations.increment(Duration::from_secs(seconds));
         assert_eq!((count(3), count(3), count(12)), (1, 2, 3));
         assert_eq!((count(13), count(22)), (1, 2), "a new window");
-        // The clock wraps after 49 days.
+        // The time wraps after 49 days.
         let wraps = u64::from(u32::MAX) / 1000;
         assert_eq!((count(wraps - 1), count(wraps + 2)), (1, 2));
     }

@@ -29,7 +29,7 @@ impl Session {
         self.record_reply(sent_type, bytes, cx);
     }
 
-    /// Sends a reply whose payload may be written from where it stands.
+    /// Sends a reply. A long payload may be written from where it was read, without a copy.
     pub(crate) fn reply_around(
         &mut self,
         sent_type: SentType,
@@ -62,7 +62,7 @@ impl Session {
         });
     }
 
-    /// Answers a message with an error.
+    /// Replies to a message with an error.
     pub(crate) fn reply_error(&mut self, error: &ServerMessage<'_>, cx: &mut Context<'_, Local>) {
         if let ServerMessage::Error { code, message, .. } = error {
             let local = cx.local();
@@ -101,7 +101,7 @@ impl Session {
     }
 }
 
-/// The reply to a message that the node cannot carry out.
+/// Returns an error reply without a field or topic.
 pub(crate) fn error_reply<'a>(
     id: Option<MessageId<'a>>,
     code: ErrorCode,
@@ -110,7 +110,7 @@ pub(crate) fn error_reply<'a>(
     MessageError { code, id, field: None, message: Cow::Borrowed(message), is_too_deep: false }
 }
 
-/// The reply to a message about a topic that the client's token does not grant.
+/// Returns the reply to a message about a topic that the client's token does not grant.
 pub(crate) fn forbidden_reply<'a>(
     id: Option<MessageId<'a>>,
     topic: &'a str,
@@ -126,7 +126,7 @@ pub(crate) fn forbidden_reply<'a>(
     }
 }
 
-/// Whole milliseconds_rounded_up, rounded up: a client that waits so long does not come too early.
+/// Returns whole milliseconds, rounded up, so that a client that waits this long is not too early.
 pub(super) fn milliseconds_rounded_up(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

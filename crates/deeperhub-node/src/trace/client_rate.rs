@@ -1,12 +1,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Rate limit for sampled traces that clients bring: a number per second, and as many at once.
-/// Shared by all workers, and checked only for a message or handshake in such a trace.
+/// Rate limit for sampled traces of clients: a number per second, with a burst of one second's
+/// worth. Shared by all workers, and checked only for a message or handshake in such a trace.
 #[derive(Debug)]
 pub(super) struct ClientRate {
     since: Instant,
-    /// Nanoseconds between two traces; 0: none are followed.
+    /// Nanoseconds between two traces. 0: none are recorded.
     interval: u64,
     /// Time at which the burst is full again, in nanoseconds since `since` (GCRA's theoretical
     /// arrival time).
@@ -22,7 +22,7 @@ impl ClientRate {
         Self { since: now, interval, full_at: AtomicU64::new(0) }
     }
 
-    /// Returns `true` if one more may be followed.
+    /// Returns `true` if one more trace may be recorded.
     pub(super) fn try_acquire(&self, now: Instant) -> bool {
         if self.interval == 0 {
             return false;
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_s_worth_comes_at_once_and_then_the_rate() {
+    fn the_burst_is_one_second_of_the_rate() {
         let start = Instant::now();
         let rate = ClientRate::new(10, start);
         assert_eq!(taken(&rate, start), 10);
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn none_and_very_many_are_rates_too() {
+    fn zero_and_the_maximum_are_valid_rates() {
         let start = Instant::now();
         assert_eq!(taken(&ClientRate::new(0, start), start + Duration::from_secs(9)), 0);
         assert_eq!(taken(&ClientRate::new(u32::MAX, start), start), 1000);

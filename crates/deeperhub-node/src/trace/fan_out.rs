@@ -1,4 +1,5 @@
-//! What a worker does of publishes, round by round: how long they took, and their spans where they are sampled.
+//! Fan-outs of publishes on a worker, round by round: their latencies, and their spans if they are
+//! sampled.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -11,19 +12,21 @@ use super::message::MESSAGING_SYSTEM;
 use super::{ActiveSpan, Span, SpanKind, SpanLoss, Tracer};
 use crate::metrics::WorkerMetrics;
 
-/// Spans `deliver` of one publish and worker: the first deliveries stand for all.
+/// Maximum `deliver` spans of one publish and worker: the first deliveries represent all.
 const MAX_DELIVER_SPANS: usize = 16;
 
-/// Fan-outs of sampled publishes that one worker follows at a time; of more there are no spans.
+/// Maximum fan-outs of sampled publishes that one worker traces at a time. Fan-outs over it have no
+/// spans.
 const MAX_TRACED_FAN_OUTS: usize = 1024;
 
-/// When a publish was made, and where the worker that deliver_spans it counts it. Part of what is handed over.
+/// Start of a publish, with state of the worker that delivers it. Part of each delivery.
 #[derive(Debug)]
 pub(crate) struct PublishStamp {
     published_at: Instant,
-    /// The round in which the worker saw it last, and its index among those of that round.
+    /// Round in which the worker last saw it, and its index in that round.
     seen: Cell<(u32, u32)>,
-    /// The publish's span. An allocation of this worker's own, so that its count tells when the last delivery is done.
+    /// Span of the publish. Each worker has an allocation of its own, so the count of references
+    /// shows when the last delivery is done.
     span: Option<Arc<ActiveSpan>>,
 }
 
@@ -33,27 +36,27 @@ impl PublishStamp {
     }
 }
 
-/// The publishes that a worker is delivering.
+/// Publishes that a worker is delivering.
 #[derive(Debug)]
 pub(crate) struct FanOutTracker {
     /// Number of the round, from 1.
     round: u32,
     round_publishes: Vec<RoundPublish>,
     traced: Vec<TracedFanOut>,
-    /// Sampled publishes over the limit of traced ones that are not counted yet.
+    /// Sampled publishes over the limit that were not counted yet.
     untraced: u64,
 }
 
-/// One publish in one round.
+/// Publish in one round.
 #[derive(Debug)]
 struct RoundPublish {
     published_at: Instant,
     deliveries: u64,
-    /// Its index among those that are traced.
+    /// Index into the traced fan-outs.
     traced: Option<usize>,
 }
 
-/// A sampled publish.
+/// Fan-out of a sampled publish.
 #[derive(Debug)]
 struct TracedFanOut {
     publish: Arc<ActiveSpan>,
@@ -64,12 +67,12 @@ struct TracedFanOut {
     deliver_spans: Vec<DeliverSpan>,
 }
 
-/// One delivery that gets a span.
+/// Delivery that gets a span.
 #[derive(Debug)]
 struct DeliverSpan {
     client_id: ClientId,
     began: Instant,
-    /// When the worker had written, or tried to.
+    /// End of the worker's write or write attempt.
     written: Option<Instant>,
     bytes: u64,
     subscriber: Option<SpanContext>,
@@ -82,7 +85,8 @@ impl Default for FanOutTracker {
 }
 
 impl FanOutTracker {
-    /// Counts a delivery. Answers whether the publish is traced, so that [`Self::record_subscriber`] is wanted.
+    /// Counts a delivery. Returns the index of the fan-out if it is traced; then
+    /// [`Self::record_subscriber`] should be called.
     #[inline]
     pub(crate) fn record_delivery(
         &mut self,
@@ -137,7 +141,7 @@ impl FanOutTracker {
         traced
     }
 
-    /// Notes who got a delivery of a traced publish, of the first few.
+    /// Records the subscriber of a traced delivery, for the first few.
     pub(crate) fn record_subscriber(
         &mut self,
         traced: usize,
@@ -159,7 +163,7 @@ impl FanOutTracker {
         }
     }
 
-    /// The round's writes are done: counts times, and ends the spans of what is record_delivery to the last subscriber.
+    /// Observes latencies after the writes of a round, and ends the spans of finished fan-outs.
     #[inline]
     pub(crate) fn on_round_written(
         &mut self,
@@ -191,7 +195,7 @@ impl FanOutTracker {
         if self.untraced > 0 {
             tracer.metrics().dropped(SpanLoss::TooMany, std::mem::take(&mut self.untraced));
         }
-        // 0 stands for never.
+        // 0 means never.
         self.round = self.round.checked_add(1).unwrap_or(1);
         if !self.traced.is_empty() {
             self.end_finished(now, worker, tracer);
@@ -203,7 +207,7 @@ impl FanOutTracker {
 
     #[cold]
     fn end_finished(&mut self, now: Instant, worker: u16, tracer: &Tracer) {
-        // Where ours is the only reference left, the router has dropped what it handed over.
+        // If this is the only reference left, the router has dropped its deliveries.
         let is_finished = |traced: &mut TracedFanOut| Arc::strong_count(&traced.publish) == 1;
         for traced in self.traced.extract_if(.., is_finished) {
             traced.record_spans(now, worker, tracer);
@@ -254,7 +258,7 @@ mod tests {
     use crate::metrics::Metrics;
 
     #[test]
-    fn fan_outs_that_are_too_many_to_follow_are_counted() {
+    fn fan_outs_over_the_tracing_limit_are_counted() {
         let mut metrics = Metrics::new(&Cells::new(1), 1000).worker(0).unwrap();
         let (tracer, now) = (Tracer::default(), Instant::now());
         let mut fan_outs = FanOutTracker::default();

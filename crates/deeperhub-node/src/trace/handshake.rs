@@ -6,7 +6,7 @@ use deeperhub_protocol::message::{SpanContext, TraceContext};
 
 use super::{ActiveSpan, Span, SpanKind, Tracer};
 
-/// The trace that a client's handshake named: where its publishes belong that name none themselves.
+/// Trace context of a client's handshake, to which its publishes belong unless they name their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HandshakeTrace {
     pub(crate) span: SpanContext,
@@ -14,11 +14,12 @@ pub(crate) struct HandshakeTrace {
 }
 
 impl HandshakeTrace {
-    /// What the headers say; `None` without a good `traceparent`, and where it comes twice (section 3.2.1).
+    /// Reads the headers. Returns `None` without exactly one valid `traceparent` (W3C Trace Context
+    /// section 3.2.1).
     pub(crate) fn from_request(request: &Request) -> Option<Box<Self>> {
         let mut parents = request.headers("traceparent");
         let (Some(parent), None) = (parents.next(), parents.next()) else { return None };
-        // Several headers of this name are one list (section 3.3.1).
+        // Several headers of this name form one list (section 3.3.1).
         let states: Vec<_> = request.headers("tracestate").collect();
         let state = (!states.is_empty()).then(|| states.join(","));
         let context = TraceContext::new(Some(parent.into()), state.map(Into::into));
@@ -28,17 +29,17 @@ impl HandshakeTrace {
     }
 }
 
-/// The span of a handshake: of an HTTP request that ends in an upgrade, or is refused.
+/// Span of a handshake: an HTTP request that ends in an upgrade or a refusal.
 #[derive(Debug)]
 pub(crate) struct HandshakeSpan {
     span: ActiveSpan,
-    /// As far as it is known before the decision.
+    /// Span name, known before the decision.
     name: String,
     attributes: Vec<super::Attribute>,
 }
 
 impl HandshakeSpan {
-    /// `None`: the handshake's trace is not sampled, or nobody is_recording spans.
+    /// Starts the span. Returns `None` if the trace is not sampled, or if spans are not recorded.
     pub(crate) fn begin(
         tracer: &Tracer,
         trace: Option<&HandshakeTrace>,
@@ -52,7 +53,7 @@ impl HandshakeSpan {
             .start_for_client(trace.map(|trace| trace.span))?
             .with_tracestate(trace.and_then(|trace| trace.tracestate.as_deref()))
             .with_start_time(peer.since);
-        // The path is one of those that are served; the query may hold a token.
+        // The path is one of those served; the query may contain a token.
         let mut attributes: Vec<super::Attribute> = vec![
             ("http.request.method", request.method().to_owned().into()),
             ("http.route", request.path().to_owned().into()),
@@ -79,7 +80,7 @@ impl HandshakeSpan {
             let mut ended: Span = span.end(Instant::now(), name, SpanKind::Server);
             ended.attributes = attributes;
             let status = refusal.map_or(101, |refusal| refusal.status);
-            // A refusal of the 4xx kind is the client's fault, so the server's span has not with_error for it.
+            // A 4xx refusal is the client's fault, so the server's span has no error.
             let fault = refusal.filter(|refusal| refusal.status >= 500).map(|refusal| refusal.code);
             ended
                 .with("http.response.status_code", status)
@@ -89,7 +90,7 @@ impl HandshakeSpan {
     }
 }
 
-/// What a client may make long.
+/// Truncates a header whose length the client chooses.
 fn truncated(text: &str) -> String {
     text.chars().take(256).collect()
 }
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_names_its_trace_by_header() {
+    fn the_trace_context_is_read_from_headers() {
         check(&format!("TraceParent: {PARENT}\r\n"), Some(None));
         check(
             &format!("traceparent: {PARENT}\r\ntracestate: a=1\r\ntracestate: b=2\r\n"),

@@ -6,10 +6,10 @@ use deeperhub_protocol::message::{Command, SpanContext, TraceContext};
 
 use super::{ActiveSpan, HandshakeTrace, Span, SpanKind, Tracer};
 
-/// What `messaging.system` says of us.
+/// Value of `messaging.system`.
 pub(crate) const MESSAGING_SYSTEM: &str = "deeperhub";
 
-/// The span of one message that is being handled.
+/// Span of a message that is being handled.
 #[derive(Debug)]
 pub(crate) struct MessageSpan {
     pub(crate) span: ActiveSpan,
@@ -18,7 +18,8 @@ pub(crate) struct MessageSpan {
 }
 
 impl MessageSpan {
-    /// Begins a span for a client's message. `None`, as for nearly all: its trace is not sampled.
+    /// Starts a span for a client's message. Returns `None` if its trace is not sampled, as for
+    /// nearly all.
     #[inline]
     pub(crate) fn begin(
         tracer: &Tracer,
@@ -35,13 +36,13 @@ impl MessageSpan {
         Some(Self { span, subscribers: None })
     }
 
-    /// Begins a span for a message that a server sends.
+    /// Starts a span for a message of a server.
     pub(crate) fn begin_for_server(tracer: &Tracer, context: &TraceContext<'_>) -> Option<Self> {
         let span = tracer.start(SpanContext::of(context))?.with_tracestate(context.tracestate.as_deref());
         Some(Self { span, subscribers: None })
     }
 
-    /// Ends it: `error` is the code that the message was answered with.
+    /// Ends the span. `error` is the code of the error reply.
     pub(crate) fn end(
         self,
         command: &Command<'_>,
@@ -67,7 +68,7 @@ impl MessageSpan {
             .with_error(error)
     }
 
-    /// Ends the span of a publish that no client made.
+    /// Ends the span of a publish that did not come from a client.
     pub(crate) fn end_publish(self, topic: &str, bytes: usize) -> Span {
         self.describe("publish", SpanKind::Producer, Some(topic), Some(bytes))
     }

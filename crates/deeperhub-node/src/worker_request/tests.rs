@@ -10,7 +10,7 @@ use super::*;
 use crate::connection_id::ConnectionId;
 use crate::{Config, ListError, Node, NodeHandle, SendError};
 
-/// How long a test waits for what must come.
+/// Time that a test waits for something that must happen.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn start(workers: usize) -> Node {
@@ -38,7 +38,7 @@ pub(crate) async fn receive(client: &mut Client) -> serde_json::Value {
     serde_json::from_str(message.to_text().unwrap()).unwrap()
 }
 
-/// Runs `action` on a worker, whose other work waits for it.
+/// Runs `action` on a worker, whose other work waits meanwhile.
 pub(crate) async fn run_on_worker(handle: &NodeHandle, worker: usize, action: fn()) {
     let hub = &handle.hub;
     let after = hub.router.mark(ShardId(worker.try_into().unwrap()));
@@ -49,7 +49,7 @@ pub(crate) async fn run_on_worker(handle: &NodeHandle, worker: usize, action: fn
 }
 
 #[test]
-fn no_call_waits_without_end_for_a_worker_that_is_stuck() {
+fn calls_to_a_stuck_worker_time_out() {
     static STUCK: Barrier = Barrier::new(2);
     let node = start(2);
     let handle = node.handle();
@@ -75,7 +75,7 @@ fn no_call_waits_without_end_for_a_worker_that_is_stuck() {
         assert!(matches!(handle.clients(None, 10).await, Err(ListError::WorkerTimeout(_))));
 
         STUCK.wait();
-        // It goes on, and answers again as soon as it has caught up.
+        // The worker answers again once it has caught up.
         tokio::time::timeout(TEST_TIMEOUT, async { while handle.broadcast_raw(message()).await.is_err() {} })
             .await
             .unwrap();
@@ -83,7 +83,7 @@ fn no_call_waits_without_end_for_a_worker_that_is_stuck() {
 }
 
 #[test]
-fn a_request_does_not_overtake_what_was_published_before_it() {
+fn a_request_does_not_overtake_earlier_publishes() {
     static STUCK: Barrier = Barrier::new(2);
     let node = start(1);
     let handle = node.handle();
@@ -94,7 +94,7 @@ fn a_request_does_not_overtake_what_was_published_before_it() {
         let subscribe = r#"{"type":"subscribe","data":{"topic":"a"}}"#;
         client.send(Message::text(subscribe)).await.unwrap();
         receive(&mut client).await;
-        // All of it is there when the worker looks again.
+        // The worker sees all of it when it continues.
         run_on_worker(&handle, 0, || {
             STUCK.wait();
         })
@@ -113,6 +113,6 @@ fn a_request_does_not_overtake_what_was_published_before_it() {
         STUCK.wait();
         assert_eq!(unsubscribed.await, Ok(Some(true)));
         assert_eq!(receive(&mut client).await["data"]["message"], 1);
-        assert_eq!(receive(&mut client).await["type"], "unsubscribed", "what came after it is not delivered");
+        assert_eq!(receive(&mut client).await["type"], "unsubscribed", "later publishes are not delivered");
     });
 }
