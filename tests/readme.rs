@@ -62,7 +62,7 @@ fn the_program_for_node_publishes() {
 
 #[test]
 fn the_embedding_program_is_an_example_that_compiles() {
-    let example = read("crates/deeperhub-node/examples/embedded.rs");
-    let (_, program) = example.split_once("\n\n").expect("a comment stands in front");
+    let example = read("crates/deeperhub-node/examples/tick.rs");
+    let (_, program) = example.split_once("\n\n").expect("the example starts with a comment");
     assert_eq!(block("rust", "Node::start"), program);
 }

@@ -1,8 +1,8 @@
 //! What calls answer, as the description shows it.
 
 use deeperhub_node::{
-    Busy, ClientInfo, ClusterFault, ClusterStats, Delivered, Gathered, NodeInfo, Page, Phase, Stats, Top,
-    TopicInfo, Totals,
+    ClientInfo, ClusterAnswer, ClusterFault, ClusterStats, Delivered, NodeInfo, Page, Phase, Stats, Top,
+    TopEntry, TopicInfo, Totals,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -279,8 +279,8 @@ impl From<TopicInfo> for Topic {
     }
 }
 
-impl From<Gathered<TopicInfo>> for Topic {
-    fn from(gathered: Gathered<TopicInfo>) -> Self {
+impl From<ClusterAnswer<TopicInfo>> for Topic {
+    fn from(gathered: ClusterAnswer<TopicInfo>) -> Self {
         Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
     }
 }
@@ -292,8 +292,8 @@ impl From<Page<ClientInfo>> for Clients {
     }
 }
 
-impl From<Gathered<Page<ClientInfo>>> for Clients {
-    fn from(gathered: Gathered<Page<ClientInfo>>) -> Self {
+impl From<ClusterAnswer<Page<ClientInfo>>> for Clients {
+    fn from(gathered: ClusterAnswer<Page<ClientInfo>>) -> Self {
         Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
     }
 }
@@ -305,8 +305,8 @@ impl From<Page<TopicInfo>> for Topics {
     }
 }
 
-impl From<Gathered<Page<TopicInfo>>> for Topics {
-    fn from(gathered: Gathered<Page<TopicInfo>>) -> Self {
+impl From<ClusterAnswer<Page<TopicInfo>>> for Topics {
+    fn from(gathered: ClusterAnswer<Page<TopicInfo>>) -> Self {
         Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
     }
 }
@@ -360,8 +360,8 @@ pub(crate) struct ClusterNumbers {
     unanswered: Vec<String>,
 }
 
-impl From<Gathered<ClusterStats>> for ClusterNumbers {
-    fn from(gathered: Gathered<ClusterStats>) -> Self {
+impl From<ClusterAnswer<ClusterStats>> for ClusterNumbers {
+    fn from(gathered: ClusterAnswer<ClusterStats>) -> Self {
         let ClusterStats { nodes, totals, .. } = &gathered.answer;
         Self {
             nodes: *nodes,
@@ -456,14 +456,14 @@ impl NodeStats {
 
 impl From<Top> for Busiest {
     fn from(top: Top) -> Self {
-        let topic = |busy: Busy| BusyTopic {
+        let topic = |busy: TopEntry| BusyTopic {
             topic: busy.name,
             messages: busy.messages,
             deliveries: busy.deliveries,
             bytes: busy.bytes,
             error: busy.error,
         };
-        let client = |busy: Busy| BusyClient {
+        let client = |busy: TopEntry| BusyClient {
             client_id: busy.name,
             messages: busy.messages,
             bytes: busy.bytes,

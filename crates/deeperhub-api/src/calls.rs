@@ -23,9 +23,9 @@ pub(crate) fn publish(
     let topic = deeperhub_protocol::Topic::parse(name)?;
     let message = RawJson::parse_within(message, api.config.current().max_json_depth)?;
     let publish = |before: Option<Published>| match before {
-        None => Published::from(api.node.publish(&topic, message, trace)),
+        None => Published::from(api.node.publish_raw(&topic, message, trace)),
         // This node's subscribers already have the message.
-        Some(before) => before.with_others(api.node.publish_to_others(&topic, message, trace)),
+        Some(before) => before.with_others(api.node.publish_to_other_nodes(&topic, message, trace)),
     };
     match key {
         None => Ok((publish(None), false)),
@@ -38,18 +38,18 @@ pub(crate) fn publish(
 
 pub(crate) async fn send_to_client(api: &Api, client_id: &str, message: &str) -> Result<Done, ApiError> {
     let message = check_server_object_within(message, api.config.current().max_json_depth)?;
-    api.node.send_to_client(&parse_id(client_id)?, message).await?;
+    api.node.send_to_client_raw(&parse_id(client_id)?, message).await?;
     Ok(Done {})
 }
 
 pub(crate) async fn send_to_user(api: &Api, user: &str, message: &str) -> Result<Sent, ApiError> {
     let message = check_server_object_within(message, api.config.current().max_json_depth)?;
-    Ok(api.node.send_to_user(user, message).await?.into())
+    Ok(api.node.send_to_user_raw(user, message).await?.into())
 }
 
 pub(crate) async fn broadcast(api: &Api, message: &str) -> Result<Sent, ApiError> {
     let message = check_server_object_within(message, api.config.current().max_json_depth)?;
-    Ok(api.node.broadcast(message).await?.into())
+    Ok(api.node.broadcast_raw(message).await?.into())
 }
 
 pub(crate) async fn unsubscribe_client(

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use deeperhub_node::{ClientNotFound, CursorError, ListError, SendError, Unanswered};
+use deeperhub_node::{ClientNotFound, CursorError, ListError, SendError, WorkerTimeout};
 use deeperhub_protocol::{MessageError, TopicError};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -187,8 +187,11 @@ impl From<ClientNotFound> for ApiError {
 impl From<SendError> for ApiError {
     fn from(error: SendError) -> Self {
         match error {
+            SendError::Payload(error) => {
+                Self::new(StatusCode::BAD_REQUEST, "invalid_message", error.to_string())
+            }
             SendError::NotFound(error) => error.into(),
-            SendError::Unanswered(error) => error.into(),
+            SendError::WorkerTimeout(error) => error.into(),
             SendError::TooLarge => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "message_too_big", error.to_string())
             }
@@ -207,14 +210,14 @@ impl From<ListError> for ApiError {
     fn from(error: ListError) -> Self {
         match error {
             ListError::Cursor(error) => error.into(),
-            ListError::Unanswered(error) => error.into(),
+            ListError::WorkerTimeout(error) => error.into(),
             other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", other.to_string()),
         }
     }
 }
 
-impl From<Unanswered> for ApiError {
-    fn from(error: Unanswered) -> Self {
+impl From<WorkerTimeout> for ApiError {
+    fn from(error: WorkerTimeout) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "delivery_stalled", error.to_string())
     }
 }

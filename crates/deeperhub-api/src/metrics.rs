@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use deeperhub_metrics::Unit;
-use deeperhub_node::{NumberKind, OwnNumber};
+use deeperhub_node::{CustomMetric, MetricKind};
 
 /// Metrics of a server API, exported with those of its node: see [`numbers`](Self::numbers). Clones
 /// share the same counts.
@@ -25,75 +25,75 @@ struct Counts {
 }
 
 impl ApiMetrics {
-    /// Returns the counts in the form that [`deeperhub_node::Config::numbers`] takes.
+    /// Returns the counts in the form that [`deeperhub_node::Config::custom_metrics`] takes.
     #[must_use]
-    pub fn numbers(&self) -> Vec<OwnNumber> {
+    pub fn numbers(&self) -> Vec<CustomMetric> {
         let number = |name, help, unit, kind, read: fn(&Counts) -> u64| {
             let counts = Arc::clone(&self.0);
-            OwnNumber::new(name, help, unit, kind, move || read(&counts))
+            CustomMetric::new(name, help, unit, kind, move || read(&counts))
         };
         vec![
             number(
                 "deeperhub_api_connections",
                 "Open connections of the server API",
                 Unit::None,
-                NumberKind::Gauge,
+                MetricKind::Gauge,
                 |counts| counts.connections.load(Ordering::Relaxed) as u64,
             ),
             number(
                 "deeperhub_api_event_streams",
                 "Callers that are reading the stream of events",
                 Unit::None,
-                NumberKind::Gauge,
+                MetricKind::Gauge,
                 |counts| counts.event_streams.load(Ordering::Relaxed) as u64,
             ),
             number(
                 "deeperhub_api_held_bytes",
                 "Bytes of request bodies and of answers over 8 KiB that the server API holds",
                 Unit::Bytes,
-                NumberKind::Gauge,
+                MetricKind::Gauge,
                 |counts| counts.bytes.load(Ordering::Relaxed) as u64,
             ),
             number(
                 "deeperhub_api_idempotency_bytes",
                 "Bytes that remembered idempotency keys take",
                 Unit::Bytes,
-                NumberKind::Gauge,
+                MetricKind::Gauge,
                 |counts| counts.idempotency_bytes.load(Ordering::Relaxed) as u64,
             ),
             number(
                 "deeperhub_api_connections_evicted_total",
                 "Idle connections of the server API that were closed to make room for others",
                 Unit::None,
-                NumberKind::Counter,
+                MetricKind::Counter,
                 |counts| counts.evicted.load(Ordering::Relaxed),
             ),
             number(
                 "deeperhub_api_connections_refused_total",
                 "Connections of the server API that were answered with 503, since too many others were open or busy",
                 Unit::None,
-                NumberKind::Counter,
+                MetricKind::Counter,
                 |counts| counts.refused.load(Ordering::Relaxed),
             ),
             number(
                 "deeperhub_api_timeouts_total",
                 "Connections of the server API that were closed because the caller sent or read too slowly",
                 Unit::None,
-                NumberKind::Counter,
+                MetricKind::Counter,
                 |counts| counts.timeouts.load(Ordering::Relaxed),
             ),
             number(
                 "deeperhub_api_overloads_total",
                 "Requests of the server API that were answered with 503, since requests held too many bytes",
                 Unit::None,
-                NumberKind::Counter,
+                MetricKind::Counter,
                 |counts| counts.overloads.load(Ordering::Relaxed),
             ),
             number(
                 "deeperhub_api_tls_handshakes_failed_total",
                 "TLS handshakes of the server API that failed",
                 Unit::None,
-                NumberKind::Counter,
+                MetricKind::Counter,
                 |counts| counts.tls_handshakes_failed.load(Ordering::Relaxed),
             ),
         ]

@@ -18,7 +18,7 @@ use crate::Api;
 pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let tracer = api.node.tracer();
     let is_call = request.uri().path().starts_with("/v1/");
-    if !tracer.records() || !is_call {
+    if !tracer.is_recording() || !is_call {
         return next.run(request).await;
     }
     let began = Instant::now();
@@ -34,11 +34,11 @@ pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, nex
     let span = span.with_tracestate(context.tracestate.as_deref());
     put(request.headers_mut(), span.context());
     let description = Description::of(&request);
-    let response = next.run(request).instrument(span.for_log()).await;
-    span.for_log().in_scope(|| {
+    let response = next.run(request).instrument(span.log_span()).await;
+    span.log_span().in_scope(|| {
         tracing::debug!(method = description.method, status = response.status().as_u16(), "Call answered.");
     });
-    tracer.record(|| description.into_span(span.since(began), &response));
+    tracer.record(|| description.into_span(span.with_start_time(began), &response));
     response
 }
 
@@ -106,7 +106,7 @@ impl Description {
             .with("http.response.status_code", status.as_u16())
             .with_some("server.address", host)
             .with_some("user_agent.original", agent)
-            .failed(fault)
+            .with_error(fault)
     }
 }
 

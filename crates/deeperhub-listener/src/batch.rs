@@ -39,7 +39,7 @@ enum Source {
     /// All of its outbox, from where it stands.
     Outbox,
     /// All of its outbox, from a copy.
-    Gathered(Staged),
+    ClusterAnswer(Staged),
     /// All of its outbox, encrypted.
     #[cfg(feature = "tls")]
     Encrypted(Staged),
@@ -123,7 +123,7 @@ impl<S> Core<S> {
             let connection = connections.get(send.key as usize)?;
             let bytes = match send.source {
                 Source::Outbox => connection.outbox.contiguous(arena)?,
-                Source::Gathered(part) => part.of(staged),
+                Source::ClusterAnswer(part) => part.of(staged),
                 #[cfg(feature = "tls")]
                 Source::Encrypted(part) => part.of(staged),
             };
@@ -137,7 +137,7 @@ impl<S> Core<S> {
             // A fault shows again when the connection is written alone.
             let taken = outcome.unwrap_or(0);
             match send.source {
-                Source::Outbox | Source::Gathered(_) => {
+                Source::Outbox | Source::ClusterAnswer(_) => {
                     self.sent += taken as u64;
                     connection.outbox.advance(taken);
                 }
@@ -182,7 +182,7 @@ impl<S> Connection<S> {
             Transport::Tcp(_) if start + len > STAGED => Plan::Full,
             Transport::Tcp(_) => {
                 self.outbox.gather(arena, staged);
-                Plan::Batch(Source::Gathered(from(start, staged)))
+                Plan::Batch(Source::ClusterAnswer(from(start, staged)))
             }
             #[cfg(feature = "tls")]
             Transport::Tls(_) if start + len + OVERHEAD > STAGED => Plan::Full,

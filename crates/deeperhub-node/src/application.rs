@@ -1,4 +1,4 @@
-//! Decides on handshakes.
+//! Decisions about handshakes.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,26 +13,26 @@ use crate::local::Local;
 use crate::session::Session;
 use crate::trace::{HandshakeSpan, HandshakeTrace};
 
-/// The subprotocol of this version of the messages.
+/// Subprotocol of the current message version.
 const SUBPROTOCOL: &str = "deeperhub.v1.json";
 
-/// What the listener runs for a node.
+/// Application that the listener runs for a node.
 #[derive(Debug)]
 pub(crate) struct Application {
     pub(crate) hub: Arc<Hub>,
-    /// What a connection is called before it has its place.
-    pub(crate) unnamed: ClientId,
+    /// Client ID of a connection until it opens and gets its own.
+    pub(crate) placeholder_id: ClientId,
 }
 
 impl Application {
-    fn decide(
+    fn authorize(
         &self,
         request: &Request,
         peer: Peer,
         trace: Option<Box<HandshakeTrace>>,
     ) -> Result<Accepted<Session>, Refusal> {
         if request.headers("origin").nth(1).is_some() {
-            return Err(Refusal::origin_not_allowed("more than one Origin"));
+            return Err(Refusal::origin_not_allowed("more than one Origin header"));
         }
         self.hub
             .live
@@ -40,11 +40,11 @@ impl Application {
             .origins
             .check(request.origin(), request.host(), peer.tls)
             .map_err(|error| Refusal::origin_not_allowed(error.to_string()))?;
-        let subprotocol = subprotocol(request)?;
-        // A token says more than a certificate, which may be a machine's that several users share.
-        let of_certificate = || peer.user.map(|user| Login::of_certificate(user.into()));
-        let login = self.hub.config.auth.decide(request)?.or_else(of_certificate);
-        let session = Session::new(peer.address, request.origin(), self.unnamed.clone(), login, trace);
+        let subprotocol = negotiate_subprotocol(request)?;
+        // A token overrides a certificate, which may belong to a machine that several users share.
+        let certificate_login = || peer.user.map(|user| Login::from_certificate(user.into()));
+        let login = self.hub.config.auth.authenticate_handshake(request)?.or_else(certificate_login);
+        let session = Session::new(peer.address, request.origin(), self.placeholder_id.clone(), login, trace);
         Ok(Accepted { session, subprotocol: subprotocol.map(Into::into) })
     }
 }
@@ -67,9 +67,9 @@ impl deeperhub_listener::Application for Application {
         peer: Peer,
     ) -> impl Future<Output = Result<Accepted<Session>, Refusal>> + 'static {
         let tracer = &self.hub.config.tracer;
-        let trace = HandshakeTrace::of(&request);
+        let trace = HandshakeTrace::from_request(&request);
         let span = HandshakeSpan::begin(tracer, trace.as_deref(), &request, &peer);
-        let decision = self.decide(&request, peer, trace);
+        let decision = self.authorize(&request, peer, trace);
         if let Some(span) = span {
             span.end(tracer, decision.as_ref().err());
         }
@@ -77,9 +77,10 @@ impl deeperhub_listener::Application for Application {
     }
 }
 
-/// The subprotocol to answer with (RFC 6455 section 4.2.2): one that was offered, or none where none was. One that
-/// carries a token is never answered with, so it must not be the only one: a browser would end the connection.
-fn subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
+/// Returns the subprotocol for the response (RFC 6455 section 4.2.2), or `None` if the client
+/// offered none. A subprotocol that carries a token is never selected, so a client must offer
+/// another one beside it; otherwise a browser would close the connection.
+fn negotiate_subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
     let mut offered = false;
     for name in request.subprotocols() {
         if name == SUBPROTOCOL {
@@ -89,7 +90,7 @@ fn subprotocol(request: &Request) -> Result<Option<&'static str>, Refusal> {
     }
     if offered {
         return Err(Refusal::bad_handshake(
-            "none of the subprotocols is known: offer deeperhub.v1.json, which a token goes beside, or none",
+            "no offered subprotocol is supported: offer deeperhub.v1.json, also beside a token, or none",
         ));
     }
     Ok(None)

@@ -1,4 +1,4 @@
-//! Who a connection's user is, and what the user may do.
+//! Authentication of connections, and the permissions of their users.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,36 +8,36 @@ use deeperhub_protocol::{Subscription, Topic};
 use deeperhub_security::auth::{AuthError, SharedAuthenticator};
 use deeperhub_security::{Claims, Grants};
 
-/// Subprotocols that begin so carry a token.
-const BEARER: &str = "bearer.";
+/// Prefix of a subprotocol that carries a token.
+const BEARER_SUBPROTOCOL_PREFIX: &str = "bearer.";
 
-/// Whether clients must say who they are, and how that is checked.
+/// Authentication of clients by token.
 ///
 /// ```
-/// use deeperhub_node::Config;
-/// use deeperhub_security::Secret;
-/// use deeperhub_security::auth::{self, Authenticator, SharedAuthenticator};
+/// use deeperhub_node::security::Secret;
+/// use deeperhub_node::security::auth::{self, Authenticator, Reloadable};
+/// use deeperhub_node::{AuthConfig, Config};
 /// use std::sync::Arc;
 ///
 /// let mut keys = auth::Config::default();
 /// keys.secret = Some(Secret::new("for the example, and long enough: 32"));
 /// let authenticator = Arc::new(SharedAuthenticator::new(Authenticator::new(keys)?));
 ///
-/// let mut config = Config::default();
-/// config.auth.authenticator = Some(Arc::clone(&authenticator));
-/// config.auth.required = true;
-/// // When there are other keys: authenticator.replace(Authenticator::new(keys)?);
+/// let config = Config::default().with_auth(AuthConfig::required(Arc::clone(&authenticator)));
+/// // To replace the keys later: authenticator.replace(Authenticator::new(keys)?);
 /// # Ok::<(), auth::KeyError>(())
 /// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AuthConfig {
-    /// Verifies tokens; its keys may be swapped at any time, which ends no connection. `None`: no token is taken for
-    /// good, the default.
-    pub authenticator: Option<Arc<SharedAuthenticator>>,
-    /// Whether a connection without a token may do nothing but bring one. Needs an authenticator. Default: no.
+    /// Authenticator that verifies tokens. Its keys can be replaced at any time without closing
+    /// connections. `None`, the default: no token is valid.
+    pub authenticator: Option<Arc<Reloadable>>,
+    /// Whether a connection must authenticate before it may do anything else. Requires an
+    /// authenticator. Default `false`.
     pub required: bool,
-    /// How long such a connection may stay without a token; then it is closed with 4001. Default 10 s.
+    /// Time that a connection may stay without a required token before it is closed with 4001.
+    /// Default 10 s.
     pub grace: Duration,
 }
 
@@ -48,54 +48,66 @@ impl Default for AuthConfig {
 }
 
 impl AuthConfig {
-    /// What a token says at `now`, in seconds since 1970.
+    /// Accepts tokens, and connections without one.
+    #[must_use]
+    pub fn optional(authenticator: Arc<Reloadable>) -> Self {
+        Self { authenticator: Some(authenticator), ..Self::default() }
+    }
+
+    /// Requires a token of each connection, in the handshake or within the grace time.
+    #[must_use]
+    pub fn required(authenticator: Arc<Reloadable>) -> Self {
+        Self { required: true, ..Self::optional(authenticator) }
+    }
+
+    /// Verifies a token at `now`, in Unix seconds.
     pub(crate) fn verify(&self, token: &str, now: u64) -> Result<Claims, AuthError> {
         match &self.authenticator {
             Some(authenticator) => authenticator.current().verify(token, now),
-            None => Err(AuthError::Invalid { reason: "this server has no keys to check tokens with" }),
+            None => Err(AuthError::Invalid { reason: "this server has no keys to verify tokens" }),
         }
     }
 
-    /// The login of a handshake; `None` where it brings no token.
+    /// Returns the login of a handshake, or `None` without a token.
     ///
     /// # Errors
     ///
-    /// 401 for a token that is not good, and for several that are not the same.
-    pub(crate) fn decide(&self, request: &Request) -> Result<Option<Login>, Refusal> {
-        let Some(token) = token(request)? else { return Ok(None) };
+    /// 401 for an invalid token, and for several tokens that differ.
+    pub(crate) fn authenticate_handshake(&self, request: &Request) -> Result<Option<Login>, Refusal> {
+        let Some(token) = handshake_token(request)? else { return Ok(None) };
         match self.verify(&token, unix_seconds()) {
-            Ok(claims) => Ok(Some(Login::of_token(claims))),
+            Ok(claims) => Ok(Some(Login::from_token(claims))),
             Err(error) => Err(Refusal::unauthorized(error.to_string())),
         }
     }
 }
 
-/// Who a connection's user is.
+/// User of a connection, with permissions and expiry.
 #[derive(Debug, Clone)]
 pub(crate) struct Login {
     pub(crate) user: Arc<str>,
     grants: Grants,
-    /// The `exp` of the token, in seconds since 1970; `None` when a certificate tells the user.
+    /// The token's `exp` in Unix seconds. `None` if the user comes from a certificate.
     expires_at: Option<u64>,
 }
 
 impl Login {
-    pub(crate) fn of_token(claims: Claims) -> Self {
+    pub(crate) fn from_token(claims: Claims) -> Self {
         let Claims { user, expires_at, grants } = claims;
         Self { user, grants, expires_at: Some(expires_at) }
     }
 
-    /// The user that a client's certificate is for. It ends with the connection, as TLS checked it at the start, and
-    /// is no token: where one is required it does not do.
-    pub(crate) fn of_certificate(user: Arc<str>) -> Self {
+    /// Returns the login of a client certificate. TLS verified the certificate at the start, so the
+    /// login lasts as long as the connection. It does not replace a required token.
+    pub(crate) fn from_certificate(user: Arc<str>) -> Self {
         Self { user, grants: Grants::unrestricted(), expires_at: None }
     }
 
-    pub(crate) fn is_of_token(&self) -> bool {
+    pub(crate) fn is_from_token(&self) -> bool {
         self.expires_at.is_some()
     }
 
-    /// When the token ends; 0 without one.
+    /// Returns the expiry of the token in Unix seconds, or 0 without one.
     pub(crate) fn expires_at(&self) -> u64 {
         self.expires_at.unwrap_or(0)
     }
@@ -117,31 +129,34 @@ impl Login {
     }
 }
 
-/// Seconds since 1970, which is what tokens count in.
+/// Returns the current time in Unix seconds, the unit of token expiry.
 pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// The token that a handshake brings as `Authorization: Bearer`, as a subprotocol `bearer.TOKEN` and as `?token=`.
-fn token(request: &Request) -> Result<Option<String>, Refusal> {
+/// Returns the token of a handshake: from `Authorization: Bearer`, from a subprotocol
+/// `bearer.TOKEN`, or from `?token=`.
+fn handshake_token(request: &Request) -> Result<Option<String>, Refusal> {
     let mut found: Option<String> = None;
     let headers = request.raw_headers("authorization").filter_map(|value| {
         let (scheme, token) = value.split_at_checked(6)?;
-        // Other schemes are for what stands between the client and this server.
+        // Other schemes belong to proxies between the client and this server.
         let is_bearer =
             scheme.eq_ignore_ascii_case(b"bearer") && token.first().is_none_or(|&byte| byte == b' ');
         is_bearer.then(|| str::from_utf8(token.trim_ascii()).ok())
     });
-    let subprotocols = request.subprotocols().filter_map(|name| name.strip_prefix(BEARER)).map(Some);
+    let subprotocols =
+        request.subprotocols().filter_map(|name| name.strip_prefix(BEARER_SUBPROTOCOL_PREFIX)).map(Some);
     let queries: Vec<_> = request.query_values("token").collect();
     let queries = queries.iter().map(|value| value.as_deref());
     for token in headers.chain(subprotocols).chain(queries) {
-        let token = token.ok_or_else(|| Refusal::unauthorized("the token is not valid: it is not text"))?;
+        let token =
+            token.ok_or_else(|| Refusal::unauthorized("the token is not valid: it is not UTF-8 text"))?;
         match &found {
             None => found = Some(token.to_owned()),
             Some(found) if found == token => {}
-            // Which of them counts would be a guess, and a proxy in front might have guessed otherwise.
-            Some(_) => return Err(Refusal::unauthorized("the request brings several tokens that differ")),
+            // Choosing one would be a guess, and a proxy in front may have chosen the other.
+            Some(_) => return Err(Refusal::unauthorized("the request has several different tokens")),
         }
     }
     Ok(found)
@@ -160,7 +175,7 @@ mod tests {
         let Ok(Parsed::Complete { request, .. }) = Request::parse(&head) else {
             panic!("{target} {headers}")
         };
-        let found = token(&request);
+        let found = handshake_token(&request);
         let found = found.as_ref().map(Option::as_deref).map_err(|refusal| {
             assert_eq!((refusal.status, refusal.code), (401, "unauthorized"));
             refusal.message.as_ref()
@@ -169,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_comes_in_one_of_three_places() {
+    fn a_token_is_read_from_header_subprotocol_or_query() {
         check("/", "", Ok(None));
         check("/", "Authorization: Bearer a.b.c\r\n", Ok(Some("a.b.c")));
         check("/", "authorization: bearer   a.b.c\r\n", Ok(Some("a.b.c")));
@@ -178,15 +193,15 @@ mod tests {
     }
 
     #[test]
-    fn other_schemes_bring_no_token() {
+    fn other_schemes_have_no_token() {
         check("/", "Authorization: Basic Zm9vOmJhcg==\r\n", Ok(None));
         check("/", "Authorization: Bearers a\r\n", Ok(None));
         check("/", "Sec-WebSocket-Protocol: bearer\r\n", Ok(None));
     }
 
     #[test]
-    fn the_same_token_twice_is_one_and_two_that_differ_are_refused() {
-        let differ = Err("the request brings several tokens that differ");
+    fn equal_tokens_count_once_and_different_tokens_are_refused() {
+        let differ = Err("the request has several different tokens");
         check("/?token=a", "Authorization: Bearer a\r\nSec-WebSocket-Protocol: bearer.a\r\n", Ok(Some("a")));
         check("/?token=a", "Authorization: Bearer b\r\n", differ);
         check("/?token=a&token=b", "", differ);
@@ -196,11 +211,11 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_empty_or_no_text_is_one_all_the_same() {
+    fn an_empty_or_non_utf8_token_is_still_a_token() {
         check("/?token=", "", Ok(Some("")));
         check("/", "Authorization: Bearer\r\n", Ok(Some("")));
         check("/", "Sec-WebSocket-Protocol: bearer.\r\n", Ok(Some("")));
-        check("/?token=%ff", "", Err("the token is not valid: it is not text"));
-        check("/", "Authorization: Bearer ~\r\n", Err("the token is not valid: it is not text"));
+        check("/?token=%ff", "", Err("the token is not valid: it is not UTF-8 text"));
+        check("/", "Authorization: Bearer ~\r\n", Err("the token is not valid: it is not UTF-8 text"));
     }
 }

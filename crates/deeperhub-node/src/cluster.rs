@@ -1,4 +1,6 @@
-//! The node as one of many: what goes to the others, and what comes from them.
+//! Membership of a node in a cluster: messages to and from other nodes.
+
+pub use deeperhub_cluster::{BrokerUrl, BrokerUrlError, Config as BrokerConfig, Engine};
 
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
@@ -17,43 +19,45 @@ use deeperhub_protocol::{ClientId, RawJson, Topic};
 use deeperhub_router::Router;
 use tokio::sync::oneshot;
 
-use crate::gather::{self, Question};
-use crate::hub::{Delivery, Hub, Request};
-use crate::id::Place;
+use crate::cluster_query::{self, ClusterQuery};
+use crate::connection_id::ConnectionId;
+use crate::hub::{Delivery, Hub};
+use crate::worker_request::WorkerRequest;
 
-/// How long the start waits for the broker; then the node serves its own clients until it is reached.
-const START: Duration = Duration::from_secs(3);
+/// Time that the start waits for the broker. After it the node serves its own clients until the
+/// broker is connected.
+const BROKER_START_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Minimum time that a stop waits to flush messages to the broker. It waits longer if the drain has
 /// time left.
-const FLUSH: Duration = Duration::from_secs(2);
+const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 
-/// Extra time that a stop waits for a driver that is stuck.
-const STUCK: Duration = Duration::from_secs(2);
+/// Extra time that a stop waits for a stuck driver.
+const DRIVER_STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// How long messages of other nodes wait for a worker that is behind. After it they are handed over nonetheless: what
-/// piles up elsewhere meanwhile is bounded, and a client that is too slow is closed.
-const RELIEF: Duration = Duration::from_secs(1);
+/// Time that messages of other nodes wait for a congested worker. After it they are delivered
+/// anyway: queues elsewhere are bounded, and a slow consumer is closed.
+const CONGESTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Part of a cluster.
+/// Membership in a cluster.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ClusterConfig {
-    /// The broker, and how to reach it.
+    /// Broker, and how to connect to it.
     pub broker: deeperhub_cluster::Config,
-    /// Whether the node counts as ready while the broker cannot be reached. Default: no.
+    /// Whether the node counts as ready while the broker is unreachable. Default `false`.
     pub ready_alone: bool,
 }
 
 impl ClusterConfig {
-    /// With the defaults.
+    /// Creates a configuration with defaults.
     #[must_use]
     pub const fn new(broker: deeperhub_cluster::Config) -> Self {
         Self { broker, ready_alone: false }
     }
 }
 
-/// The thread that keeps the connection to the broker; it ends when this is dropped.
+/// Handle of the thread that keeps the connection to the broker. Dropping it ends the thread.
 #[derive(Debug)]
 pub(crate) struct ClusterThread {
     broker: Broker,
@@ -61,28 +65,25 @@ pub(crate) struct ClusterThread {
 }
 
 impl ClusterThread {
-    /// Starts it and waits for the first attempt, at most a while.
-    pub(crate) fn start(
-        hub: &Arc<Hub>,
-        broker: Broker,
-        driver: Driver,
-    ) -> io::Result<(Self, Option<JoinOutcome>)> {
-        let receiver = Receiver { hub: Arc::clone(hub), hasher: RandomState::new() };
+    /// Starts the thread and waits for the first connection attempt, for at most
+    /// [`BROKER_START_TIMEOUT`].
+    pub(crate) fn start(hub: &Arc<Hub>, broker: Broker, driver: Driver) -> io::Result<(Self, Option<Start>)> {
+        let receiver = ClusterReceiver { hub: Arc::clone(hub), hasher: RandomState::new() };
         let running = driver.spawn(receiver)?;
-        let start = running.wait_for_join(START);
+        let start = running.start(BROKER_START_TIMEOUT);
         Ok((Self { broker, running: Some(running) }, start))
     }
 
     /// Flushes queued messages, says goodbye to the other nodes, and ends. Waits up to `deadline`,
-    /// or [`FLUSH`] if that is later.
+    /// or [`MIN_FLUSH_TIME`] if that is later.
     pub(crate) async fn stop(mut self, deadline: Option<Instant>) {
-        let least = Instant::now() + FLUSH;
-        let deadline = deadline.map_or(least, |deadline| deadline.max(least));
+        let min_deadline = Instant::now() + MIN_FLUSH_TIME;
+        let deadline = deadline.map_or(min_deadline, |deadline| deadline.max(min_deadline));
         self.broker.stop(deadline);
         if let Some(running) = self.running.take() {
-            // The driver keeps to the deadline unless it is stuck in the system.
-            let end = deadline.checked_add(STUCK).unwrap_or(deadline);
-            let _ = tokio::time::timeout_at(end.into(), running.wait_for_end()).await;
+            // The driver keeps the deadline unless a system call hangs.
+            let end = deadline.checked_add(DRIVER_STOP_GRACE).unwrap_or(deadline);
+            let _ = tokio::time::timeout_at(end.into(), running.ended()).await;
         }
     }
 }
@@ -95,11 +96,11 @@ impl Drop for ClusterThread {
     }
 }
 
-/// Tells the broker which topics have a subscriber here.
-pub(crate) fn follow_interest(router: &Router<Delivery>, broker: &Broker) {
+/// Tells the broker which topics have a subscriber on this node.
+pub(crate) fn forward_interest(router: &Router<Delivery>, broker: &Broker) {
     let broker = broker.clone();
     router.observe_interest(move |name, interest| {
-        // Those are the server's own.
+        // Topics that start with `$` are reserved and stay on this node.
         if !name.starts_with('$') {
             let interest = match interest {
                 deeperhub_router::InterestChange::Gained => InterestChange::Gained,
@@ -111,9 +112,8 @@ pub(crate) fn follow_interest(router: &Router<Delivery>, broker: &Broker) {
 }
 
 impl Hub {
-    /// Hands a publish of this node to the broker for the other nodes. Returns the fault if they do
-    /// not get it.
-    pub(crate) fn publish_to_others(
+    /// Queues a publish of this node for the other nodes. Returns the fault if they do not get it.
+    pub(crate) fn publish_to_other_nodes(
         &self,
         topic: &Topic<'_>,
         payload: RawJson<'_>,
@@ -124,11 +124,11 @@ impl Hub {
             return None;
         }
         let message = Message::Publish { topic: topic.borrow(), from: from.cloned(), trace, payload };
-        self.send_to_others(message)
+        self.send_to_other_nodes(message)
     }
 
-    /// Hands a message to the broker for other nodes. Returns the fault if they do not get it.
-    pub(crate) fn send_to_others(&self, message: Message<'_>) -> Option<ClusterFault> {
+    /// Queues a message for other nodes. Returns the fault if they do not get it.
+    pub(crate) fn send_to_other_nodes(&self, message: Message<'_>) -> Option<ClusterFault> {
         match self.broker.as_ref()?.publish(message) {
             Ok(()) => None,
             Err(PublishError::TooLarge) => Some(ClusterFault::TooLarge),
@@ -136,8 +136,9 @@ impl Hub {
         }
     }
 
-    /// Since when and why the cluster cannot be reached; `None`: it can, or there is none.
-    pub(crate) fn cluster_fault(&self) -> Option<String> {
+    /// Returns the reason why the cluster is unreachable. `None`: it is reachable, or there is no
+    /// cluster.
+    pub(crate) fn broker_fault(&self) -> Option<String> {
         match self.broker.as_ref()?.state() {
             ClusterState::Up => None,
             ClusterState::Disconnected { error } if error.is_empty() => {
@@ -152,14 +153,14 @@ impl Hub {
     }
 }
 
-/// What comes from other nodes.
+/// Receiver of messages from other nodes.
 #[derive(Debug)]
-struct Receiver {
+struct ClusterReceiver {
     hub: Arc<Hub>,
     hasher: RandomState,
 }
 
-impl Receiver {
+impl ClusterReceiver {
     fn publish(
         &self,
         topic: &Topic<'_>,
@@ -167,89 +168,101 @@ impl Receiver {
         from: Option<&ClientId>,
         trace: &TraceContext<'_>,
     ) {
-        // A number that no client of this node has, so that a remote publisher keeps its order over topics as far as
-        // the broker kept it.
+        // No client of this node has this source number, so a remote publisher keeps its order
+        // across topics as far as the broker kept it.
         let source = from.map(|from| self.hasher.hash_one(from) | 1 << 63);
-        self.hub.deliver_of_others(topic, payload, from, source, trace);
+        self.hub.deliver_remote(topic, payload, from, source, trace);
     }
 
-    /// Waits until the workers have caught up.
-    async fn relief(&self) {
+    /// Waits until the workers have caught up, for at most [`CONGESTION_TIMEOUT`].
+    async fn wait_until_uncongested(&self) {
         let router = &self.hub.router;
         if router.is_congested() {
-            let relieved = poll_fn(|cx| {
-                if router.wake_when_uncongested(cx.waker()) { Poll::Pending } else { Poll::Ready(()) }
-            });
-            let _ = tokio::time::timeout(RELIEF, relieved).await;
+            let relieved =
+                poll_fn(
+                    |cx| {
+                        if router.wake_when_relieved(cx.waker()) { Poll::Pending } else { Poll::Ready(()) }
+                    },
+                );
+            let _ = tokio::time::timeout(CONGESTION_TIMEOUT, relieved).await;
         }
     }
 
-    /// Hands a request to a worker, and gives what waits for its reply. One that is stuck holds up the others only
-    /// shortly.
-    async fn post<T>(
+    /// Queues a request for a worker and returns the receiver of its reply. A stuck worker delays
+    /// other messages only for [`CONGESTION_TIMEOUT`].
+    async fn enqueue<T>(
         &self,
         worker: usize,
-        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+        request: impl FnOnce(oneshot::Sender<T>) -> WorkerRequest,
     ) -> Option<oneshot::Receiver<T>> {
-        tokio::time::timeout(RELIEF, self.hub.post(worker, request)).await.ok()?.ok()
+        tokio::time::timeout(CONGESTION_TIMEOUT, self.hub.enqueue(worker, request)).await.ok()?.ok()
     }
 
-    /// Hands a request to every worker, and does not wait for replies.
-    async fn tell_all<T: 'static>(&self, request: impl Fn(oneshot::Sender<T>) -> Request) {
-        for worker in 0..self.hub.requests.len() {
-            drop(self.post(worker, &request).await);
+    /// Queues a request for every worker without waiting for replies.
+    async fn send_to_all_workers<T: 'static>(&self, request: impl Fn(oneshot::Sender<T>) -> WorkerRequest) {
+        for worker in 0..self.hub.request_senders.len() {
+            drop(self.enqueue(worker, &request).await);
         }
     }
 
-    /// Carries out a request to one client, and answers whether it was there.
-    async fn to_client(
+    /// Executes a request about one client, and answers whether the client was found.
+    async fn request_for_client(
         &self,
-        asker: &str,
+        requester: &str,
         request: u64,
         client: &ClientId,
-        make: impl FnOnce(Place, oneshot::Sender<bool>) -> Request,
-    ) -> Option<PendingAnswer> {
+        make: impl FnOnce(ConnectionId, oneshot::Sender<bool>) -> WorkerRequest,
+    ) -> Option<Answering> {
         let broker = self.hub.broker.clone()?;
-        let place = Place::of(client, &self.hub.node_id);
-        let answer = match place {
-            Some(place) => self.post(place.worker.into(), |reply| make(place, reply)).await,
+        let connection = ConnectionId::from_client_id(client, &self.hub.node_id);
+        let answer = match connection {
+            Some(connection) => self.enqueue(connection.worker.into(), |reply| make(connection, reply)).await,
             None => None,
         };
-        let asker = asker.to_owned();
+        let requester = requester.to_owned();
         Some(Box::pin(async move {
             let found = match answer {
                 Some(answer) => answer.await.unwrap_or(false),
                 None => false,
             };
-            broker.answer(&asker, request, if found { gather::FOUND } else { gather::NOT_FOUND });
+            broker.answer(
+                &requester,
+                request,
+                if found { cluster_query::REPLY_FOUND } else { cluster_query::REPLY_NOT_FOUND },
+            );
         }))
     }
 }
 
-fn raw(payload: RawJson<'_>) -> Frame {
+fn raw_frame(payload: RawJson<'_>) -> Frame {
     ServerMessage::Raw(payload).to_frame()
 }
 
-impl MessageHandler for Receiver {
-    async fn handle(&self, envelope: Envelope<'_>) -> Option<PendingAnswer> {
-        let asker = envelope.origin.node;
+impl Inbound for ClusterReceiver {
+    async fn receive(&self, envelope: Envelope<'_>) -> Option<Answering> {
+        let requester = envelope.origin.node;
         match envelope.message {
             Message::Publish { topic, from, trace, payload } => {
-                self.relief().await;
+                self.wait_until_uncongested().await;
                 self.publish(&topic, payload, from.as_ref(), &trace);
                 None
             }
             Message::Send { request, client, payload } => {
-                let frame = raw(payload);
-                self.to_client(asker, request, &client, |to, reply| Request::Send { to, frame, reply }).await
+                let frame = raw_frame(payload);
+                self.request_for_client(requester, request, &client, |to, reply| WorkerRequest::Send {
+                    to,
+                    frame,
+                    reply,
+                })
+                .await
             }
             Message::Disconnect { request, client } => {
-                let make = |client, reply| Request::Disconnect { client, reply };
-                self.to_client(asker, request, &client, make).await
+                let make = |client, reply| WorkerRequest::Disconnect { client, reply };
+                self.request_for_client(requester, request, &client, make).await
             }
             Message::SendToUser { user, payload } => {
-                let frame = raw(payload);
-                self.tell_all(|reply| Request::SendToUser {
+                let frame = raw_frame(payload);
+                self.send_to_all_workers(|reply| WorkerRequest::SendToUser {
                     user: user.to_owned(),
                     frame: frame.fork(),
                     reply,
@@ -260,31 +273,31 @@ impl MessageHandler for Receiver {
             Message::Unsubscribe { request, client, topic } => {
                 let topic = topic.into_owned();
                 let broker = self.hub.broker.clone()?;
-                let place = Place::of(&client, &self.hub.node_id);
-                let ended = match place {
+                let connection = ConnectionId::from_client_id(&client, &self.hub.node_id);
+                let ended = match connection {
                     Some(client) => {
-                        let make = |reply| Request::Unsubscribe { client, topic, reply };
-                        self.post(client.worker.into(), make).await
+                        let make = |reply| WorkerRequest::Unsubscribe { client, topic, reply };
+                        self.enqueue(client.worker.into(), make).await
                     }
                     None => None,
                 };
-                let asker = asker.to_owned();
+                let requester = requester.to_owned();
                 Some(Box::pin(async move {
                     let ended = match ended {
                         Some(ended) => ended.await.ok().flatten(),
                         None => None,
                     };
                     let answer = match ended {
-                        Some(true) => gather::FOUND,
-                        Some(false) => gather::NONE,
-                        None => gather::NOT_FOUND,
+                        Some(true) => cluster_query::REPLY_FOUND,
+                        Some(false) => cluster_query::REPLY_NOT_SUBSCRIBED,
+                        None => cluster_query::REPLY_NOT_FOUND,
                     };
-                    broker.answer(&asker, request, answer);
+                    broker.answer(&requester, request, answer);
                 }))
             }
             Message::UnsubscribeUser { user, topic } => {
                 let topic = topic.into_owned();
-                self.tell_all(|reply| Request::UnsubscribeUser {
+                self.send_to_all_workers(|reply| WorkerRequest::UnsubscribeUser {
                     user: user.to_owned(),
                     topic: topic.clone(),
                     reply,
@@ -293,30 +306,36 @@ impl MessageHandler for Receiver {
                 None
             }
             Message::DisconnectUser { user } => {
-                self.tell_all(|reply| Request::DisconnectUser { user: user.to_owned(), reply }).await;
+                self.send_to_all_workers(|reply| WorkerRequest::DisconnectUser {
+                    user: user.to_owned(),
+                    reply,
+                })
+                .await;
                 None
             }
             Message::Broadcast { payload } => {
-                let frame = raw(payload);
-                self.tell_all(|reply| Request::Broadcast { frame: frame.fork(), reply }).await;
+                let frame = raw_frame(payload);
+                self.send_to_all_workers(|reply| WorkerRequest::Broadcast { frame: frame.fork(), reply })
+                    .await;
                 None
             }
             Message::Query { request, text } => {
                 let broker = self.hub.broker.clone()?;
-                // A question of a later version is not answered; who asked is told that this node did not.
-                let question = Question::parse(text)?;
-                let (hub, asker) = (Arc::clone(&self.hub), asker.to_owned());
+                // A query of a later version gets no answer, so the requester lists this node as
+                // unanswered.
+                let query = ClusterQuery::parse(text)?;
+                let (hub, requester) = (Arc::clone(&self.hub), requester.to_owned());
                 Some(Box::pin(async move {
-                    if let Some(answer) = gather::answer(&hub, question).await {
-                        broker.answer(&asker, request, &answer);
+                    if let Some(answer) = cluster_query::answer_query(&hub, query).await {
+                        broker.answer(&requester, request, &answer);
                     }
                 }))
             }
             Message::Probe { number } => {
-                self.hub.canary.came_through_broker(number, &self.hub);
+                self.hub.canary.on_broker_probe(number, &self.hub);
                 None
             }
-            // Kinds that a later version brings, and what the driver keeps to itself.
+            // Message kinds of a later version, and those that the driver handles itself.
             _ => None,
         }
     }

@@ -1,26 +1,30 @@
-use std::fmt;
+//! Configuration of a node.
+
+mod custom_metric;
+
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::canary::CanaryConfig;
-use crate::cluster::ClusterConfig;
-use deeperhub_metrics::{RegisterError, Registry, Unit};
 use deeperhub_protocol::message;
 use deeperhub_security::{OriginPolicy, RateLimit};
 
-use crate::AuthConfig;
+use crate::auth::AuthConfig;
+use crate::canary::CanaryConfig;
+use crate::cluster::ClusterConfig;
 use crate::trace::Tracer;
 
-/// Pings and pongs a second of one connection: what a client needs to watch the round trip, many times over.
+pub use custom_metric::{CustomGauge, CustomMetric, MetricKind};
+
+/// Default rate of pings and pongs per connection and second. A client that measures round-trip
+/// times needs far fewer.
 const DEFAULT_CONTROL_RATE: NonZeroU32 = NonZeroU32::new(50).expect("it is not 0");
 
 /// Default rate of tokens per connection and second. Verifying one takes the worker up to two
 /// milliseconds (8 keys of P-384), some hundred times as long as another message.
 const DEFAULT_TOKEN_RATE: NonZeroU32 = NonZeroU32::new(5).expect("it is not 0");
 
-/// Default rate of bursts for new connections of one address. A thousand clients behind one address
-/// that reconnect within a few seconds and send ten messages each take half of what is there.
+/// Default rate of bursts for new connections of one address. If a thousand clients behind one
+/// address reconnect within a few seconds and send ten messages each, they use half of the pool.
 const DEFAULT_BURST_RATE: NonZeroU32 = NonZeroU32::new(20).expect("it is not 0");
 
 /// Returns a limit for `authenticate` messages: `per_second`, with a burst of ten times that.
@@ -36,61 +40,75 @@ pub fn burst_rate_per_ip(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(4)))
 }
 
-/// A limit of pings and pongs: as many a second, twice as many at once.
+/// Returns a limit for pings and pongs: `per_second`, with a burst of twice that.
 #[must_use]
 pub fn control_rate_limit(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(1)))
 }
 
-/// What a node allows, with the defaults of the README's table.
+/// Configuration of a [`Node`](crate::Node).
+///
+/// All fields are public, and each has a setter for chains:
+///
+/// ```
+/// use deeperhub_node::{Config, listener};
+///
+/// let config = Config::default()
+///     .with_node_id("hub-1")
+///     .with_max_subscriptions(32)
+///     .with_listener(|listener| listener.max_connections = 50_000);
+/// assert_eq!(config.listener.max_connections, 50_000);
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// Sockets, threads, sizes and times, and the paths that clients connect to.
+    /// Sockets, worker threads, paths, sizes and times.
     pub listener: deeperhub_listener::Config,
-    /// Which web pages may connect. Default: those of the host that the request was made to.
+    /// Web pages that may connect. Default: pages of the host that the request was made to.
     pub origins: OriginPolicy,
-    /// Tokens. Default: none are needed, and none are taken for good.
+    /// Authentication by token. Default: no token is required, and none is valid.
     pub auth: AuthConfig,
-    /// Messages of one connection; `None`: no limit. Default 100 per second, burst 200.
+    /// Rate of messages per connection. `None`: no limit. Default 100 per second, burst 200.
     pub rate_limit: Option<RateLimit>,
-    /// Bytes of one connection's messages; a message larger than the burst counts as the burst. `None`: no limit but
-    /// that of messages and their size, the default.
+    /// Rate of message bytes per connection. A message larger than the burst counts as the burst.
+    /// `None`, the default: only the number of messages and their size are limited.
     pub byte_rate_limit: Option<RateLimit>,
-    /// Pings and pongs of one connection; `None`: no limit. One that is over it gets no pong. Default 50 per second,
-    /// burst 100.
+    /// Rate of pings and pongs per connection. A ping over the limit gets no pong. `None`: no
+    /// limit. Default 50 per second, burst 100.
     pub control_rate_limit: Option<RateLimit>,
     /// Rate of `authenticate` messages per connection. `None`: no limit. Default 5 per second,
     /// burst 50.
     pub token_rate_limit: Option<RateLimit>,
     /// Rate of whole bursts for new connections of one address (IPv6: of one /64), for everything
-    /// that has a rate. Beyond it, a new connection sends at its rates alone. `None`: each new
-    /// connection has its own bursts. Default 20 per second, 100 at once. Does not change while the
-    /// node runs.
+    /// that has a rate. Over this limit, a new connection sends at its rates alone, without a
+    /// burst. `None`: each new connection has its own bursts. Default 20 per second, 100 at once.
+    /// Fixed at the start.
     pub burst_rate_per_ip: Option<RateLimit>,
-    /// Levels of arrays and objects in a message, its own object among them: 2 to 127, the default.
+    /// Levels of arrays and objects in a message, including the message itself: 2 to 127. Default
+    /// 127.
     pub max_json_depth: usize,
-    /// Subscriptions of one connection. Default 128.
+    /// Subscriptions per connection. Default 128.
     pub max_subscriptions: usize,
-    /// This node's name: 1 to 32 bytes of `A-Z a-z 0-9 _ -`; client ids start with it. `None`: random, the default.
+    /// Name of this node, with which its client IDs start: 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
+    /// `None`, the default: a random name.
     pub node_id: Option<String>,
-    /// Observers of events and their queues.
+    /// Limits on observers of events and on their queues.
     pub events: deeperhub_events::Config,
-    /// Proof that deliveries come through, which readiness depends on.
+    /// Probes that prove delivery. Readiness depends on them.
     pub canary: CanaryConfig,
-    /// The cluster that the node is part of. Default: none.
+    /// Cluster that the node joins. Default: none.
     pub cluster: Option<ClusterConfig>,
-    /// How long a call of a handle waits for the worker that carries it out. Default 5 s.
+    /// Time that a call of a handle waits for its worker. Default 5 s.
     pub answer_timeout: Duration,
-    /// Hand-over between workers.
+    /// Queues between workers.
     pub router: deeperhub_router::Config,
-    /// Numbers of the embedding program that go with the node's metrics. Default: none.
-    pub gauges: Vec<OwnGauge>,
-    /// Metrics of components beside the node, such as a server API, shown with its own. Default:
+    /// Gauges of the embedding program that the node exports. Default: none.
+    pub custom_gauges: Vec<CustomGauge>,
+    /// Metrics of components beside the node, such as a server API, that the node exports. Default:
     /// none.
-    pub numbers: Vec<OwnNumber>,
-    /// Which traces are recorded, and where their spans go. Default: none are recorded, and sampled ones that clients
-    /// bring are carried on.
+    pub custom_metrics: Vec<CustomMetric>,
+    /// Tracer that decides which traces are recorded and where their spans go. Default: none is
+    /// recorded, and sampled traces of clients are propagated.
     pub tracer: Tracer,
 }
 
@@ -113,89 +131,144 @@ impl Default for Config {
             cluster: None,
             answer_timeout: Duration::from_secs(5),
             router: deeperhub_router::Config::default(),
-            gauges: Vec::new(),
-            numbers: Vec::new(),
+            custom_gauges: Vec::new(),
+            custom_metrics: Vec::new(),
             tracer: Tracer::default(),
         }
     }
 }
 
-/// A number of the embedding program, such as what its allocator holds, to be shown with the node's metrics.
-#[derive(Debug, Clone, Copy)]
-pub struct OwnGauge {
-    /// Its name, such as `deeperhub_memory_allocated_bytes`; the node does not start when it is taken or malformed.
-    pub name: &'static str,
-    /// What it tells, in a sentence without its full stop.
-    pub help: &'static str,
-    /// What it counts.
-    pub unit: Unit,
-    /// Reads it; called whenever metrics are asked for.
-    pub read: fn() -> i64,
-}
-
-/// Kind of a metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NumberKind {
-    /// Value that only grows.
-    Counter,
-    /// Current value, which may fall.
-    Gauge,
-}
-
-/// Metric of a component beside the node, shown with the node's metrics.
-#[derive(Clone)]
-pub struct OwnNumber {
-    pub(crate) name: &'static str,
-    pub(crate) help: &'static str,
-    pub(crate) unit: Unit,
-    pub(crate) kind: NumberKind,
-    pub(crate) read: Arc<dyn Fn() -> u64 + Send + Sync>,
-}
-
-impl OwnNumber {
-    /// Creates a metric; `read` is called whenever metrics are read. The name of a counter ends in
-    /// `_total`. The node does not start if a name is taken or malformed.
-    pub fn new(
-        name: &'static str,
-        help: &'static str,
-        unit: Unit,
-        kind: NumberKind,
-        read: impl Fn() -> u64 + Send + Sync + 'static,
-    ) -> Self {
-        Self { name, help, unit, kind, read: Arc::new(read) }
-    }
-
-    /// Returns the metric's name.
+impl Config {
+    /// Changes [`listener`](Self::listener) in place.
     #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.name
+    pub fn with_listener(mut self, change: impl FnOnce(&mut deeperhub_listener::Config)) -> Self {
+        change(&mut self.listener);
+        self
     }
 
-    /// Returns the current value.
+    /// Sets [`origins`](Self::origins).
     #[must_use]
-    pub fn read(&self) -> u64 {
-        (self.read)()
+    pub fn with_origins(mut self, origins: OriginPolicy) -> Self {
+        self.origins = origins;
+        self
     }
 
-    pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
-        let read = Arc::clone(&self.read);
-        match self.kind {
-            NumberKind::Counter => {
-                registry.register_counter_fn(self.name, self.help, self.unit, move || read())
-            }
-            NumberKind::Gauge => {
-                let read = move || i64::try_from(read()).unwrap_or(i64::MAX);
-                registry.register_gauge_fn(self.name, self.help, self.unit, read)
-            }
-        }
+    /// Sets [`auth`](Self::auth).
+    #[must_use]
+    pub fn with_auth(mut self, auth: AuthConfig) -> Self {
+        self.auth = auth;
+        self
     }
-}
 
-impl fmt::Debug for OwnNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OwnNumber")
-            .field("name", &self.name)
-            .field("kind", &self.kind)
-            .finish_non_exhaustive()
+    /// Sets [`rate_limit`](Self::rate_limit).
+    #[must_use]
+    pub fn with_rate_limit(mut self, rate_limit: Option<RateLimit>) -> Self {
+        self.rate_limit = rate_limit;
+        self
+    }
+
+    /// Sets [`byte_rate_limit`](Self::byte_rate_limit).
+    #[must_use]
+    pub fn with_byte_rate_limit(mut self, byte_rate_limit: Option<RateLimit>) -> Self {
+        self.byte_rate_limit = byte_rate_limit;
+        self
+    }
+
+    /// Sets [`control_rate_limit`](Self::control_rate_limit).
+    #[must_use]
+    pub fn with_control_rate_limit(mut self, control_rate_limit: Option<RateLimit>) -> Self {
+        self.control_rate_limit = control_rate_limit;
+        self
+    }
+
+    /// Sets [`token_rate_limit`](Self::token_rate_limit).
+    #[must_use]
+    pub fn with_token_rate_limit(mut self, token_rate_limit: Option<RateLimit>) -> Self {
+        self.token_rate_limit = token_rate_limit;
+        self
+    }
+
+    /// Sets [`burst_rate_per_ip`](Self::burst_rate_per_ip).
+    #[must_use]
+    pub fn with_burst_rate_per_ip(mut self, burst_rate_per_ip: Option<RateLimit>) -> Self {
+        self.burst_rate_per_ip = burst_rate_per_ip;
+        self
+    }
+
+    /// Sets [`max_json_depth`](Self::max_json_depth).
+    #[must_use]
+    pub fn with_max_json_depth(mut self, max_json_depth: usize) -> Self {
+        self.max_json_depth = max_json_depth;
+        self
+    }
+
+    /// Sets [`max_subscriptions`](Self::max_subscriptions).
+    #[must_use]
+    pub fn with_max_subscriptions(mut self, max_subscriptions: usize) -> Self {
+        self.max_subscriptions = max_subscriptions;
+        self
+    }
+
+    /// Sets [`node_id`](Self::node_id).
+    #[must_use]
+    pub fn with_node_id(mut self, node_id: impl Into<String>) -> Self {
+        self.node_id = Some(node_id.into());
+        self
+    }
+
+    /// Sets [`events`](Self::events).
+    #[must_use]
+    pub fn with_events(mut self, events: deeperhub_events::Config) -> Self {
+        self.events = events;
+        self
+    }
+
+    /// Sets [`canary`](Self::canary).
+    #[must_use]
+    pub fn with_canary(mut self, canary: CanaryConfig) -> Self {
+        self.canary = canary;
+        self
+    }
+
+    /// Sets [`cluster`](Self::cluster).
+    #[must_use]
+    pub fn with_cluster(mut self, cluster: ClusterConfig) -> Self {
+        self.cluster = Some(cluster);
+        self
+    }
+
+    /// Sets [`answer_timeout`](Self::answer_timeout).
+    #[must_use]
+    pub fn with_answer_timeout(mut self, answer_timeout: Duration) -> Self {
+        self.answer_timeout = answer_timeout;
+        self
+    }
+
+    /// Sets [`router`](Self::router).
+    #[must_use]
+    pub fn with_router(mut self, router: deeperhub_router::Config) -> Self {
+        self.router = router;
+        self
+    }
+
+    /// Sets [`tracer`](Self::tracer).
+    #[must_use]
+    pub fn with_tracer(mut self, tracer: Tracer) -> Self {
+        self.tracer = tracer;
+        self
+    }
+
+    /// Adds a gauge to [`custom_gauges`](Self::custom_gauges).
+    #[must_use]
+    pub fn with_custom_gauge(mut self, gauge: CustomGauge) -> Self {
+        self.custom_gauges.push(gauge);
+        self
+    }
+
+    /// Adds a metric to [`custom_metrics`](Self::custom_metrics).
+    #[must_use]
+    pub fn with_custom_metric(mut self, metric: CustomMetric) -> Self {
+        self.custom_metrics.push(metric);
+        self
     }
 }

@@ -1,3 +1,5 @@
+//! The handle with which backends and embedding programs use a running node.
+
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,130 +8,51 @@ use deeperhub_cluster::{ClusterState, Message, PublishError, RequestError};
 use deeperhub_events::{EventFilter, EventStream};
 use deeperhub_listener::{Key, Listener, ReturnTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
-use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
+use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, check_server_object};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
+use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::ask::Unanswered;
+use crate::cluster_query;
 use crate::config::Config;
-use crate::gather;
+use crate::connection_id::{ConnectionId, is_node_id};
 use crate::health::Health;
-use crate::hub::{Hub, Request};
-use crate::id::{Place, is_node_id};
+use crate::hub::Hub;
 use crate::phase::Phase;
 use crate::stats::Stats;
 use crate::top::Top;
 use crate::trace::{MessageSpan, Tracer};
+use crate::types::{
+    ClientInfo, ClientNotFound, CursorError, Delivered, ListError, MAX_CLIENTS_PAGE_BYTES, NodeIdTaken, Page,
+    PayloadError, PublishError, SendError, TopicInfo, WorkerTimeout,
+};
+use crate::worker_request::WorkerRequest;
 
-/// A running node, for backends and embedding programs. Cheap to clone, `Send + Sync`.
+/// Access to a running node for backends and embedding programs. Cheap to clone, `Send + Sync`.
 ///
-/// A call waits while the worker that carries it out is behind, at most [`Config::answer_timeout`]; none overtakes what
-/// was published before it.
+/// An asynchronous call waits for the worker that executes it, for at most
+/// [`Config::answer_timeout`]. It never overtakes an earlier publish.
+///
+/// Messages are any type that implements [`Serialize`]. Methods whose names end in `_raw` take
+/// JSON text that was parsed before, which is sent as it is.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use deeperhub_node::{Config, Node};
+/// use serde_json::json;
+///
+/// let node = Node::start("127.0.0.1:8080".parse()?, Config::default())?;
+/// let hub = node.handle();
+/// hub.publish("ticks", &json!({ "tick": 1 }))?;
+/// hub.send_to_user("ada", &json!({ "type": "reminder", "data": "stand up" })).await?;
+/// hub.broadcast(&json!({ "type": "maintenance", "data": { "minutes": 5 } })).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct NodeHandle {
     pub(crate) hub: Arc<Hub>,
     pub(crate) listener: Arc<Listener>,
-}
-
-/// What a publish or a send reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Delivered {
-    /// Subscriptions matched on this node (publish), or connections reached (sends).
-    pub count: u64,
-    /// Fault that kept it from other nodes. `None`: they got it, or there are none.
-    pub cluster: Option<ClusterFault>,
-}
-
-/// One connection as lists show it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ClientInfo {
-    /// Its name.
-    pub client_id: ClientId,
-    /// The user of its token; `None` without one.
-    pub user: Option<String>,
-    /// Topics and patterns it is subscribed to.
-    pub subscriptions: Vec<String>,
-}
-
-/// Bytes of names after which a page of connections ends, whatever its limit. Subscriptions may
-/// take 32 KiB per connection.
-pub(crate) const CLIENTS_BYTES: usize = 512 * 1024;
-
-impl ClientInfo {
-    /// Returns its approximate size in memory and in an answer.
-    pub(crate) fn bytes(&self) -> usize {
-        let user = self.user.as_ref().map_or(0, String::len);
-        let names: usize = self.subscriptions.iter().map(|name| name.len() + size_of::<String>()).sum();
-        size_of::<Self>() + self.client_id.as_str().len() + user + names
-    }
-}
-
-/// One topic or pattern that is subscribed to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TopicInfo {
-    /// The topic, or the pattern as such.
-    pub topic: String,
-    /// Its subscribers on this node.
-    pub subscribers: u64,
-}
-
-/// A part of a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page<T> {
-    /// At most as many as asked for.
-    pub items: Vec<T>,
-    /// Where to go on; `None` at the end. URL-safe.
-    pub next_cursor: Option<String>,
-}
-
-/// No connection of this name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no client of this id is connected")]
-pub struct ClientNotFound;
-
-/// Another node of the cluster has this one's name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("another node of the cluster is named {0:?}: give each node a name of its own")]
-pub struct NodeIdTaken(pub String);
-
-/// Why one client was not reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SendError {
-    /// No connection of this id is open on any node, or its node did not answer in time.
-    #[error(transparent)]
-    NotFound(#[from] ClientNotFound),
-    /// The client's worker did not answer in time.
-    #[error(transparent)]
-    Unanswered(#[from] Unanswered),
-    /// The client is another node's, and the cluster cannot be reached or takes no more.
-    #[error("the client is connected to another node, and the cluster cannot be reached")]
-    ClusterUnavailable,
-    /// The client is connected to another node, and the broker does not take messages of this size.
-    #[error(
-        "the client is connected to another node, and the message is larger than the cluster's broker takes"
-    )]
-    TooLarge,
-}
-
-/// The cursor does not come from an earlier page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("cursor is not one that a page gave")]
-pub struct CursorError;
-
-/// Why there is no page of a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ListError {
-    /// The cursor does not come from an earlier page.
-    #[error(transparent)]
-    Cursor(#[from] CursorError),
-    /// A worker did not answer in time.
-    #[error(transparent)]
-    Unanswered(#[from] Unanswered),
 }
 
 impl NodeHandle {
@@ -137,8 +60,31 @@ impl NodeHandle {
         Self { hub, listener }
     }
 
-    /// Publishes to a topic, on all nodes, in a trace where `trace` names one. Never waits.
-    pub fn publish(&self, topic: &Topic<'_>, message: RawJson<'_>, trace: &TraceContext<'_>) -> Delivered {
+    /// Publishes a message to the subscribers of a topic on all nodes. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`PublishError`]: the topic is invalid, or the message has no valid JSON form.
+    pub fn publish<M>(&self, topic: &str, message: &M) -> Result<Delivered, PublishError>
+    where
+        M: Serialize + ?Sized,
+    {
+        let topic =
+            Topic::parse(topic).map_err(|source| PublishError::Topic { topic: topic.to_owned(), source })?;
+        let text = to_json(message)?;
+        let message = RawJson::parse(&text).map_err(PayloadError::from)?;
+        Ok(self.publish_raw(&topic, message, &TraceContext::default()))
+    }
+
+    /// Publishes JSON text to the subscribers of a topic on all nodes. Never waits.
+    ///
+    /// The publish belongs to the trace of `trace`, if that names one.
+    pub fn publish_raw(
+        &self,
+        topic: &Topic<'_>,
+        message: RawJson<'_>,
+        trace: &TraceContext<'_>,
+    ) -> Delivered {
         let tracer = &self.hub.config.tracer;
         let span = MessageSpan::begin_for_server(tracer, trace);
         let active = span.as_ref().map(|span| &span.span);
@@ -146,15 +92,14 @@ impl NodeHandle {
         self.hub.top.publish(topic.as_str(), published.subscribers, message.as_str().len());
         if let Some(mut span) = span {
             span.subscribers = Some(published.subscribers);
-            tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
+            tracer.record(|| span.end_publish(topic.as_str(), message.as_str().len()));
         }
         Delivered { count: published.subscribers, cluster: published.cluster }
     }
 
     /// Publishes to the other nodes only, to complete a publish that returned a fault in
-    /// [`Delivered::cluster`]. Returns the fault if they do not get it this time either. Never
-    /// waits.
-    pub fn publish_to_others(
+    /// [`Delivered::cluster`]. Returns the fault if it fails again. Never waits.
+    pub fn publish_to_other_nodes(
         &self,
         topic: &Topic<'_>,
         message: RawJson<'_>,
@@ -167,155 +112,224 @@ impl NodeHandle {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),
             tracestate: span.as_ref().and_then(|span| span.span.tracestate()).map(Cow::Borrowed),
         };
-        let fault = self.hub.publish_to_others(topic, message, None, context);
+        let fault = self.hub.publish_to_other_nodes(topic, message, None, context);
         if let Some(span) = span {
-            tracer.record(|| span.end_of_publish(topic.as_str(), message.as_str().len()));
+            tracer.record(|| span.end_publish(topic.as_str(), message.as_str().len()));
         }
         fault
     }
 
-    /// Sends an object (see `message::check_server_object`) to one client, on whatever node it is.
+    /// Sends a message to one client, on any node. The message is a JSON object with a `type`, which
+    /// is a string.
     ///
     /// # Errors
     ///
-    /// [`SendError`]; a client that is being closed is not found.
-    pub async fn send_to_client(&self, client: &ClientId, message: RawJson<'_>) -> Result<(), SendError> {
-        if let Some(node) = self.other_node(client) {
-            let ask = |request| Message::Send { request, client: client.clone(), payload: message };
-            return self.ask_for_client(node, ask).await;
+    /// [`SendError`]. A client whose connection is closing is not found.
+    pub async fn send_to_client<M>(&self, client: &ClientId, message: &M) -> Result<(), SendError>
+    where
+        M: Serialize + ?Sized,
+    {
+        let text = to_json(message)?;
+        let message = check_server_object(&text).map_err(PayloadError::from)?;
+        self.send_to_client_raw(client, message).await
+    }
+
+    /// Sends a JSON object, which [`check_server_object`] accepted, to one client on any node.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]. A client whose connection is closing is not found.
+    pub async fn send_to_client_raw(&self, client: &ClientId, message: RawJson<'_>) -> Result<(), SendError> {
+        if let Some(node) = self.remote_node(client) {
+            let make_message = |request| Message::Send { request, client: client.clone(), payload: message };
+            return self.request_for_client(node, make_message).await;
         }
-        let to = self.place(client)?;
+        let to = self.local_connection(client)?;
         let frame = ServerMessage::Raw(message).to_frame();
-        let found = self.hub.ask(to.worker.into(), |reply| Request::Send { to, frame, reply }).await?;
+        let found =
+            self.hub.request(to.worker.into(), |reply| WorkerRequest::Send { to, frame, reply }).await?;
         if found { Ok(()) } else { Err(ClientNotFound.into()) }
     }
 
-    /// Sends to every connection of a user, on all nodes; the count is this node's.
+    /// Sends a message to every connection of a user on all nodes. The message is a JSON object
+    /// with a `type`, which is a string. The count covers this node only.
     ///
     /// # Errors
     ///
-    /// [`Unanswered`]: the connections of a worker may get it later, all others got it.
-    pub async fn send_to_user(&self, user: &str, message: RawJson<'_>) -> Result<Delivered, Unanswered> {
-        let frame = ServerMessage::Raw(message).to_frame();
-        let send = |reply| Request::SendToUser { user: user.to_owned(), frame: frame.fork(), reply };
-        let count = self.hub.count(send).await;
-        self.and_others(count, Message::SendToUser { user, payload: message })
+    /// [`SendError::Payload`], or [`SendError::WorkerTimeout`] as in
+    /// [`send_to_user_raw`](Self::send_to_user_raw).
+    pub async fn send_to_user<M>(&self, user: &str, message: &M) -> Result<Delivered, SendError>
+    where
+        M: Serialize + ?Sized,
+    {
+        let text = to_json(message)?;
+        let message = check_server_object(&text).map_err(PayloadError::from)?;
+        Ok(self.send_to_user_raw(user, message).await?)
     }
 
-    /// Sends to every client that is connected now, on all nodes; where tokens are required, to those with one. The count
-    /// is this node's.
+    /// Sends a JSON object, which [`check_server_object`] accepted, to every connection of a user
+    /// on all nodes. The count covers this node only.
     ///
     /// # Errors
     ///
-    /// [`Unanswered`]: the clients of a worker may get it later, all others got it.
-    pub async fn broadcast(&self, message: RawJson<'_>) -> Result<Delivered, Unanswered> {
+    /// [`WorkerTimeout`]: the connections of one worker may get it later, all others got it.
+    pub async fn send_to_user_raw(
+        &self,
+        user: &str,
+        message: RawJson<'_>,
+    ) -> Result<Delivered, WorkerTimeout> {
         let frame = ServerMessage::Raw(message).to_frame();
-        let count = self.hub.count(|reply| Request::Broadcast { frame: frame.fork(), reply }).await;
-        self.and_others(count, Message::Broadcast { payload: message })
+        let send = |reply| WorkerRequest::SendToUser { user: user.to_owned(), frame: frame.fork(), reply };
+        let count = self.hub.sum_over_workers(send).await;
+        self.with_other_nodes(count, Message::SendToUser { user, payload: message })
     }
 
-    /// Ends a client's subscription to a topic or a pattern, on whatever node it is, which it is told by an `unsubscribed` without an `id`.
-    /// False: it had none to this very topic or pattern, and is told nothing.
+    /// Sends a message to every connected client on all nodes. The message is a JSON object with a
+    /// `type`, which is a string. If tokens are required, clients without one are left out. The
+    /// count covers this node only.
     ///
     /// # Errors
     ///
-    /// [`SendError`]; a client that is being closed is not found.
+    /// [`SendError::Payload`], or [`SendError::WorkerTimeout`] as in
+    /// [`broadcast_raw`](Self::broadcast_raw).
+    pub async fn broadcast<M>(&self, message: &M) -> Result<Delivered, SendError>
+    where
+        M: Serialize + ?Sized,
+    {
+        let text = to_json(message)?;
+        let message = check_server_object(&text).map_err(PayloadError::from)?;
+        Ok(self.broadcast_raw(message).await?)
+    }
+
+    /// Sends a JSON object, which [`check_server_object`] accepted, to every connected client on all
+    /// nodes. If tokens are required, clients without one are left out. The count covers this node
+    /// only.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkerTimeout`]: the clients of one worker may get it later, all others got it.
+    pub async fn broadcast_raw(&self, message: RawJson<'_>) -> Result<Delivered, WorkerTimeout> {
+        let frame = ServerMessage::Raw(message).to_frame();
+        let count =
+            self.hub.sum_over_workers(|reply| WorkerRequest::Broadcast { frame: frame.fork(), reply }).await;
+        self.with_other_nodes(count, Message::Broadcast { payload: message })
+    }
+
+    /// Ends a client's subscription to a topic or a pattern, on any node. The client gets an
+    /// `unsubscribed` message without an `id`.
+    ///
+    /// Returns `false` if the client was not subscribed to exactly this topic or pattern. Then it
+    /// gets no message.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]. A client whose connection is closing is not found.
     pub async fn unsubscribe_client(
         &self,
         client: &ClientId,
         topic: &Subscription<'_>,
     ) -> Result<bool, SendError> {
-        if let Some(node) = self.other_node(client) {
+        if let Some(node) = self.remote_node(client) {
             let topic = topic.borrow();
-            let ask = |request| Message::Unsubscribe { request, client: client.clone(), topic };
-            return self.ask_about_client(node, ask).await.map(|answer| answer == gather::FOUND);
+            let make_message = |request| Message::Unsubscribe { request, client: client.clone(), topic };
+            return self
+                .request_from_node(node, make_message)
+                .await
+                .map(|answer| answer == cluster_query::REPLY_FOUND);
         }
-        let client = self.place(client)?;
+        let client = self.local_connection(client)?;
         let topic = topic.borrow().into_owned();
-        let unsubscribe = |reply| Request::Unsubscribe { client, topic, reply };
-        self.hub.ask(client.worker.into(), unsubscribe).await?.ok_or(ClientNotFound.into())
+        let unsubscribe = |reply| WorkerRequest::Unsubscribe { client, topic, reply };
+        self.hub.request(client.worker.into(), unsubscribe).await?.ok_or(ClientNotFound.into())
     }
 
-    /// Ends the subscriptions of a user's connections to a topic or a pattern, on all nodes; the count is
-    /// this node's.
+    /// Ends the subscriptions of a user's connections to a topic or a pattern, on all nodes. The
+    /// count covers this node only.
     ///
     /// # Errors
     ///
-    /// [`Unanswered`]: those of a worker may end later, all others have ended.
+    /// [`WorkerTimeout`]: the subscriptions on one worker may end later, all others have ended.
     pub async fn unsubscribe_user(
         &self,
         user: &str,
         topic: &Subscription<'_>,
-    ) -> Result<Delivered, Unanswered> {
+    ) -> Result<Delivered, WorkerTimeout> {
         let owned = || (user.to_owned(), topic.borrow().into_owned());
         let unsubscribe = |reply| {
             let (user, topic) = owned();
-            Request::UnsubscribeUser { user, topic, reply }
+            WorkerRequest::UnsubscribeUser { user, topic, reply }
         };
-        let count = self.hub.count(unsubscribe).await;
-        self.and_others(count, Message::UnsubscribeUser { user, topic: topic.borrow() })
+        let count = self.hub.sum_over_workers(unsubscribe).await;
+        self.with_other_nodes(count, Message::UnsubscribeUser { user, topic: topic.borrow() })
     }
 
-    /// The node's numbers now.
+    /// Returns the node's current statistics.
     pub fn stats(&self) -> Stats {
         Stats::of(&self.hub)
     }
 
-    /// The busiest topics and clients, at most `limit` of each. Counting begins with the first question and ends half a
-    /// minute after the last one. A worker that does not answer within a second is left out.
+    /// Returns the busiest topics and clients, at most `limit` of each.
+    ///
+    /// Tracking starts with the first call and stops 30 seconds after the last one. A worker that
+    /// does not answer within a second is left out.
     pub async fn top(&self, limit: usize) -> Top {
         let now = Instant::now();
-        self.hub.top.want(now);
+        self.hub.top.keep_tracking(now);
         let mut report = self.hub.top.report(now);
-        let parts = self.hub.ask_workers(Duration::from_secs(1), |reply| Request::Top { reply }).await;
+        let parts = self.hub.request_all(Duration::from_secs(1), |reply| WorkerRequest::Top { reply }).await;
         parts.into_iter().flatten().for_each(|part| report.add(part));
-        report.top(limit)
+        report.into_top(limit)
     }
 
-    /// Closes a connection with 4003, on whatever node it is.
+    /// Closes a connection with 4003, on any node.
     ///
     /// # Errors
     ///
-    /// [`SendError`]; a client that is being closed already is not found.
+    /// [`SendError`]. A client whose connection is closing is not found.
     pub async fn disconnect(&self, client: &ClientId) -> Result<(), SendError> {
-        if let Some(node) = self.other_node(client) {
-            let ask = |request| Message::Disconnect { request, client: client.clone() };
-            return self.ask_for_client(node, ask).await;
+        if let Some(node) = self.remote_node(client) {
+            let make_message = |request| Message::Disconnect { request, client: client.clone() };
+            return self.request_for_client(node, make_message).await;
         }
-        let client = self.place(client)?;
-        let found = self.hub.ask(client.worker.into(), |reply| Request::Disconnect { client, reply }).await?;
+        let client = self.local_connection(client)?;
+        let found = self
+            .hub
+            .request(client.worker.into(), |reply| WorkerRequest::Disconnect { client, reply })
+            .await?;
         if found { Ok(()) } else { Err(ClientNotFound.into()) }
     }
 
-    /// Closes every connection of a user with 4003, on all nodes; the count is this node's.
+    /// Closes every connection of a user with 4003, on all nodes. The count covers this node only.
     ///
-    /// It keeps nobody out: a client with a token that is still good may come back.
+    /// The user may reconnect with a token that is still valid.
     ///
     /// # Errors
     ///
-    /// [`Unanswered`]: those of a worker may be closed later, all others are.
-    pub async fn disconnect_user(&self, user: &str) -> Result<Delivered, Unanswered> {
-        let disconnect = |reply| Request::DisconnectUser { user: user.to_owned(), reply };
-        let count = self.hub.count(disconnect).await;
-        self.and_others(count, Message::DisconnectUser { user })
+    /// [`WorkerTimeout`]: the connections of one worker may close later, all others are closed.
+    pub async fn disconnect_user(&self, user: &str) -> Result<Delivered, WorkerTimeout> {
+        let disconnect = |reply| WorkerRequest::DisconnectUser { user: user.to_owned(), reply };
+        let count = self.hub.sum_over_workers(disconnect).await;
+        self.with_other_nodes(count, Message::DisconnectUser { user })
     }
 
-    /// One connection, on whatever node it is.
+    /// Returns one connection, on any node.
     ///
     /// # Errors
     ///
-    /// [`SendError`]; a client that is being closed, or whose node does not answer, is not found.
+    /// [`SendError`]. A client whose connection is closing, or whose node does not answer, is not
+    /// found.
     pub async fn client(&self, client: &ClientId) -> Result<ClientInfo, SendError> {
-        if let Some(node) = self.other_node(client) {
-            return self.client_of_other(node, client).await.ok_or(ClientNotFound.into());
+        if let Some(node) = self.remote_node(client) {
+            return self.remote_client(node, client).await.ok_or(ClientNotFound.into());
         }
-        let client = self.place(client)?;
-        let info = self.hub.ask(client.worker.into(), |reply| Request::Client { client, reply }).await?;
+        let client = self.local_connection(client)?;
+        let info =
+            self.hub.request(client.worker.into(), |reply| WorkerRequest::Client { client, reply }).await?;
         info.ok_or(ClientNotFound.into())
     }
 
-    /// Lists connections of this node, a page at a time. A page also ends after 512 KiB of names. A
-    /// client that stays connected through a whole listing appears exactly once.
+    /// Lists connections of this node, one page at a time. A page also ends after 512 KiB of names.
+    /// A client that stays connected through a whole listing appears exactly once.
     ///
     /// # Errors
     ///
@@ -324,7 +338,7 @@ impl NodeHandle {
         self.hub.clients(cursor, limit).await
     }
 
-    /// What is subscribed to on this node, a page at a time.
+    /// Lists topics and patterns with subscribers on this node, one page at a time.
     ///
     /// # Errors
     ///
@@ -335,24 +349,29 @@ impl NodeHandle {
         Ok(Page { items: page.topics.into_iter().map(info).collect(), next_cursor: page.next_cursor })
     }
 
-    /// One topic or pattern; one that nobody subscribes to has 0 subscribers.
+    /// Returns one topic or pattern with its subscribers on this node, which may be 0.
     pub fn topic(&self, topic: &Subscription<'_>) -> TopicInfo {
         let subscribers = self.hub.router.subscriber_count(topic);
         TopicInfo { topic: topic.as_str().to_owned(), subscribers }
     }
 
-    /// What happens from now on. `None`: too many observers.
+    /// Subscribes to events from now on. Returns `None` if there are too many observers
+    /// ([`Config::events`]).
     pub fn events(&self, filter: EventFilter) -> Option<EventStream> {
         self.hub.bus.subscribe(filter)
     }
 
-    /// Where the node is in its life.
+    /// Returns the node's phase.
     pub fn phase(&self) -> Phase {
         *self.hub.phase.borrow()
     }
 
-    /// Takes other limits from `config`, of connections, subscriptions, rates, bytes of a handshake, of a message and of
-    /// a queue, fragments and levels, and other origins. The rest stays as it was at the start. Workers follow with their next round, within a second.
+    /// Replaces origins and limits with those of `config`, except for limits that are fixed at the
+    /// start. Workers apply them in their next round, within a second.
+    ///
+    /// Limits that change: connections, connections per address, subscriptions, rates per
+    /// connection, handshake bytes and header lines, message bytes, fragments and levels, queue
+    /// bytes, and the budget of a round. All other settings keep their values from the start.
     pub fn reconfigure(&self, config: &Config) {
         let current = self.hub.live.current();
         let mut next = (*current).clone();
@@ -376,56 +395,60 @@ impl NodeHandle {
         self.hub.live.replace(next);
     }
 
-    /// Whether the node should get traffic: it serves, every worker delivers, and so does the cluster's broker, where the
-    /// node is not to serve without it.
+    /// Returns whether the node should get traffic, and the reasons if not.
+    ///
+    /// A node is ready if it serves and every worker delivers. In a cluster the broker must deliver
+    /// too, unless [`ClusterConfig::ready_alone`](crate::ClusterConfig::ready_alone) is set.
     pub fn health(&self) -> Health {
         self.hub.health()
     }
 
-    /// Tells of changes of [`Self::phase`].
+    /// Returns a receiver of changes to [`phase`](Self::phase).
     pub fn watch_phase(&self) -> watch::Receiver<Phase> {
         self.hub.phase.subscribe()
     }
 
-    /// Waits until the node cannot go on, and says why: another node of the cluster has its name.
+    /// Waits until another node of the cluster has taken this node's name. Then this node must stop.
     pub async fn failed(&self) -> NodeIdTaken {
         if let Some(broker) = &self.hub.broker {
             let mut states = broker.watch();
-            // An error: nothing changes any more.
-            if states.wait_for(|state| *state == ClusterState::NameTaken).await.is_ok() {
+            // An error means that the state does not change any more.
+            if states.wait_for(|state| *state == State::Taken).await.is_ok() {
                 return NodeIdTaken(self.hub.node_id.clone());
             }
         }
         std::future::pending().await
     }
 
-    /// All metrics as text for Prometheus.
+    /// Returns all metrics as text for Prometheus.
     pub fn metrics_text(&self, format: Format) -> String {
         self.hub.registry.encode_as(format)
     }
 
-    /// All metrics as numbers.
+    /// Returns all metrics as values.
     pub fn metrics_snapshot(&self) -> Vec<MetricSnapshot<'_>> {
         self.hub.registry.snapshot()
     }
 
-    /// What records this node's traces.
+    /// Returns the tracer of this node.
     pub fn tracer(&self) -> &Tracer {
         &self.hub.config.tracer
     }
 
-    /// The name that this node's client ids begin with.
+    /// Returns the node's name, with which its client IDs start.
     pub fn node_id(&self) -> &str {
         &self.hub.node_id
     }
 
-    /// Starts the drain: refuses new connections, and closes the others with 1001, spread over
-    /// `time`. Returns when all are gone or the time is over. If there are other nodes, clients are
-    /// told to come back at once, one after the other. Otherwise they are told to come back after
-    /// the drain and [`restart_time`](deeperhub_listener::Config::restart_time).
+    /// Drains the node: refuses new connections and closes the others with 1001, spread over
+    /// `time`. Returns when all are closed or the time is over.
+    ///
+    /// If there are other nodes, each client is told to reconnect at once. Otherwise clients are
+    /// told to reconnect after the drain and
+    /// [`restart_time`](deeperhub_listener::Config::restart_time).
     pub async fn drain(&self, time: Duration) {
         if let Some(end) = Instant::now().checked_add(time) {
-            let _ = self.hub.drained_by.set(end);
+            let _ = self.hub.drain_deadline.set(end);
         }
         self.hub.phase.send_if_modified(|phase| {
             let drains = *phase < Phase::Draining;
@@ -439,53 +462,53 @@ impl NodeHandle {
         self.listener.drain(time, return_to).await;
     }
 
-    fn place(&self, client: &ClientId) -> Result<Place, ClientNotFound> {
-        Place::of(client, &self.hub.node_id).ok_or(ClientNotFound)
+    fn local_connection(&self, client: &ClientId) -> Result<ConnectionId, ClientNotFound> {
+        ConnectionId::from_client_id(client, &self.hub.node_id).ok_or(ClientNotFound)
     }
 
-    /// The node that a client's id names, if it may be another of the cluster.
-    fn other_node<'c>(&self, client: &'c ClientId) -> Option<&'c str> {
+    /// Returns the node that a client ID names, if it may be another node of the cluster.
+    fn remote_node<'c>(&self, client: &'c ClientId) -> Option<&'c str> {
         let (node, _) = client.as_str().rsplit_once('.')?;
         (self.hub.broker.is_some() && node != self.hub.node_id && is_node_id(node)).then_some(node)
     }
 
-    /// Asks another node to do something with a client.
-    async fn ask_for_client<'m>(
+    /// Sends a request about a client to another node.
+    async fn request_for_client<'m>(
         &self,
         node: &str,
-        ask: impl FnOnce(u64) -> Message<'m>,
+        make_message: impl FnOnce(u64) -> Message<'m>,
     ) -> Result<(), SendError> {
-        self.ask_about_client(node, ask).await.map(drop)
+        self.request_from_node(node, make_message).await.map(drop)
     }
 
-    /// As above, with the answer, where the client was found.
-    async fn ask_about_client<'m>(
+    /// Sends a request about a client to another node. Returns the answer if the client was found.
+    async fn request_from_node<'m>(
         &self,
         node: &str,
-        ask: impl FnOnce(u64) -> Message<'m>,
+        make_message: impl FnOnce(u64) -> Message<'m>,
     ) -> Result<String, SendError> {
         let Some(broker) = &self.hub.broker else { return Err(ClientNotFound.into()) };
-        match broker.request(node, gather::DEADLINE, ask).await {
-            Ok(answer) if answer != gather::NOT_FOUND => Ok(answer),
-            Err(RequestError::NotSent(PublishError::TooLarge)) => Err(SendError::TooLarge),
-            Err(RequestError::NotSent(_)) => Err(SendError::ClusterUnavailable),
+        match broker.request(node, cluster_query::QUERY_TIMEOUT, make_message).await {
+            Ok(answer) if answer != cluster_query::REPLY_NOT_FOUND => Ok(answer),
+            Err(RequestError::Refused(Refused::TooLarge)) => Err(SendError::TooLarge),
+            Err(RequestError::Refused(_)) => Err(SendError::ClusterUnavailable),
             _ => Err(ClientNotFound.into()),
         }
     }
 
-    /// The other nodes are told too, also when a worker of this one does not answer.
-    fn and_others(
+    /// Also sends a message to the other nodes, even if a worker of this node did not answer.
+    fn with_other_nodes(
         &self,
-        count: Result<u64, Unanswered>,
+        count: Result<u64, WorkerTimeout>,
         message: Message<'_>,
-    ) -> Result<Delivered, Unanswered> {
-        let cluster = self.hub.send_to_others(message);
+    ) -> Result<Delivered, WorkerTimeout> {
+        let cluster = self.hub.send_to_other_nodes(message);
         Ok(Delivered { count: count?, cluster })
     }
 }
 
 impl Hub {
-    /// See [`NodeHandle::clients`].
+    /// Implements [`NodeHandle::clients`].
     pub(crate) async fn clients(
         &self,
         cursor: Option<&str>,
@@ -493,13 +516,13 @@ impl Hub {
     ) -> Result<Page<ClientInfo>, ListError> {
         let (mut worker, mut from) = cursor.map_or(Ok((0, 0)), parse_cursor)?;
         let (mut items, mut bytes) = (Vec::new(), 0);
-        while worker < self.requests.len() {
-            if bytes >= CLIENTS_BYTES {
+        while worker < self.request_senders.len() {
+            if bytes >= MAX_CLIENTS_PAGE_BYTES {
                 return Ok(Page { items, next_cursor: Some(format!("{worker:x}-{from:x}")) });
             }
             let left = limit.saturating_sub(items.len());
-            let asked = self.ask(worker, |reply| Request::Clients { from, limit: left, reply });
-            let (clients, next) = asked.await?;
+            let reply = self.request(worker, |reply| WorkerRequest::Clients { from, limit: left, reply });
+            let (clients, next) = reply.await?;
             bytes += clients.iter().map(ClientInfo::bytes).sum::<usize>();
             items.extend(clients);
             if let Some(next) = next {
@@ -517,3 +540,10 @@ fn parse_cursor(cursor: &str) -> Result<(usize, Key), CursorError> {
     let key = Key::from_str_radix(key, 16).map_err(|_| CursorError)?;
     Ok((worker, key))
 }
+
+fn to_json<M: Serialize + ?Sized>(message: &M) -> Result<String, PayloadError> {
+    serde_json::to_string(message).map_err(|error| PayloadError::Serialize(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

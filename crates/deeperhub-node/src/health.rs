@@ -1,4 +1,4 @@
-//! Whether a node should get traffic.
+//! Readiness of a node.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -6,45 +6,45 @@ use std::time::SystemTime;
 use crate::canary::Canary;
 use crate::phase::Phase;
 
-/// Whether a node should get traffic, and if not, why.
+/// Readiness of a node for traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Health {
-    /// All that speaks against it, the gravest first; empty: it is ready.
-    pub reasons: Vec<Unready>,
+    /// Reasons why the node is unready, most severe first. Empty: the node is ready.
+    pub reasons: Vec<UnreadyReason>,
 }
 
-/// One reason why a node is not ready.
+/// Reason why a node is unready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Unready {
-    /// What found it.
-    pub check: Check,
-    /// A word for programs: `starting`, `draining`, `stopped`, `delivery_stalled`, `cluster_unavailable`,
-    /// `cluster_stalled`.
+pub struct UnreadyReason {
+    /// Check that found it.
+    pub check: HealthCheck,
+    /// Code for programs: `starting`, `draining`, `stopped`, `delivery_stalled`,
+    /// `cluster_unavailable`, `cluster_stalled`.
     pub code: &'static str,
-    /// A sentence for people.
+    /// Sentence for people.
     pub message: Cow<'static, str>,
-    /// The worker that it is about.
+    /// Worker that the reason concerns.
     pub worker: Option<u16>,
-    /// Since when, where that is known.
+    /// Start of the problem, if known.
     pub since: Option<SystemTime>,
 }
 
-/// What looks whether a node is ready.
+/// Check of a node's readiness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Check {
-    /// Where it is in its life.
+pub enum HealthCheck {
+    /// Phase of the node.
     Phase,
     /// Probes that workers must answer.
     Canary,
-    /// The cluster, if there is one and the node is not to serve without it.
+    /// Broker of the cluster, if the node is unready without it.
     Cluster,
 }
 
-impl Check {
-    /// The name in answers: `phase`, `canary`, `cluster`.
+impl HealthCheck {
+    /// Returns the name in answers: `phase`, `canary`, `cluster`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -58,22 +58,22 @@ impl Check {
 impl Health {
     pub(crate) fn new(phase: Phase, canary: &Canary) -> Self {
         let mut reasons = Vec::new();
-        reasons.extend(of_phase(phase));
-        reasons.extend(canary.reasons());
+        reasons.extend(phase_reason(phase));
+        reasons.extend(canary.unready_reasons());
         Self { reasons }
     }
 
-    /// Whether nothing speaks against it.
+    /// Returns `true` if the node should get traffic.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.reasons.is_empty()
     }
 }
 
-impl Unready {
-    pub(crate) fn of_cluster(fault: String) -> Self {
+impl UnreadyReason {
+    pub(crate) fn for_cluster(fault: String) -> Self {
         Self {
-            check: Check::Cluster,
+            check: HealthCheck::Cluster,
             code: "cluster_unavailable",
             message: fault.into(),
             worker: None,
@@ -82,12 +82,18 @@ impl Unready {
     }
 }
 
-fn of_phase(phase: Phase) -> Option<Unready> {
+fn phase_reason(phase: Phase) -> Option<UnreadyReason> {
     let (code, message) = match phase {
         Phase::Serving => return None,
         Phase::Starting => ("starting", "the node is starting"),
-        Phase::Draining => ("draining", "the node shuts down"),
+        Phase::Draining => ("draining", "the node is shutting down"),
         Phase::Stopped => ("stopped", "the node has stopped"),
     };
-    Some(Unready { check: Check::Phase, code, message: message.into(), worker: None, since: None })
+    Some(UnreadyReason {
+        check: HealthCheck::Phase,
+        code,
+        message: message.into(),
+        worker: None,
+        since: None,
+    })
 }

@@ -1,4 +1,4 @@
-//! What all workers and handles of a node share.
+//! State that all workers and handles of a node share.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -6,159 +6,118 @@ use std::time::Instant;
 
 use deeperhub_cluster::Broker;
 use deeperhub_events::EventBus;
-use deeperhub_listener::{Key, Live, Multicast};
+use deeperhub_listener::{Live, Multicast};
 use deeperhub_metrics::Registry;
-use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, WelcomeLimits};
-use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
+use deeperhub_protocol::{ClientId, RawJson, Topic};
 use deeperhub_router::{Published, Router, Shard};
 use deeperhub_security::BurstPool;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use crate::ask::Posted;
 use crate::canary::Canary;
 use crate::config::Config;
-use crate::handle::ClientInfo;
-use crate::health::{Health, Unready};
-use crate::id::Place;
+use crate::connection_id::ConnectionId;
+use crate::health::{Health, UnreadyReason};
 use crate::metrics::Metrics;
 use crate::phase::Phase;
-use crate::recent::Recent;
-use crate::top::{Report, Wanted};
+use crate::recent_quantiles::RecentQuantiles;
+use crate::top::TopTracker;
 use crate::trace::ActiveSpan;
-use crate::trace::fan_out::Stamp;
+use crate::trace::fan_out::PublishStamp;
+use crate::worker_request::QueuedRequest;
 
-/// Requests of handles that may wait for one worker; whoever makes more waits.
-pub(crate) const REQUESTS: usize = 1024;
-
-/// One publish on its way to a worker's subscribers.
+/// Publish on its way to a worker's subscribers.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     pub(crate) frame: Multicast,
-    /// The publisher, where it does not want its own message.
-    pub(crate) exclude: Option<Place>,
-    /// Only while someone observes sent messages.
-    pub(crate) topic: Option<std::sync::Arc<str>>,
-    pub(crate) stamp: Stamp,
+    /// Publisher that is excluded from its own message.
+    pub(crate) excluded: Option<ConnectionId>,
+    /// Topic name, only while sent messages are observed.
+    pub(crate) topic: Option<Arc<str>>,
+    pub(crate) stamp: PublishStamp,
 }
 
-/// The client that publishes something.
+/// Client that publishes a message.
 #[derive(Debug)]
 pub(crate) struct Publisher<'a> {
     pub(crate) id: &'a ClientId,
-    pub(crate) place: Place,
-    /// It does not want its own message.
+    pub(crate) connection_id: ConnectionId,
+    /// Whether the client is excluded from its own message.
     pub(crate) is_excluded: bool,
-    /// Its worker's part, which leaves the other workers asleep until it has read what came.
+    /// Shard of the client's worker. It defers wake-ups of other workers until the worker has read
+    /// its input.
     pub(crate) shard: &'a mut Shard<Delivery>,
 }
 
-/// What a publish reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Reached {
-    /// Subscriptions of this node.
-    pub(crate) subscribers: u64,
-    /// A worker is behind: the publisher should pause.
-    pub(crate) congested: bool,
-    /// Number of pattern-matching steps.
-    pub(crate) steps: usize,
-    /// Fault that keeps it from other nodes. `None`: they get it, or there are none.
-    pub(crate) cluster: Option<ClusterFault>,
+/// Message on its way to a topic.
+#[derive(Debug)]
+struct Publication<'a> {
+    topic: &'a Topic<'a>,
+    message: RawJson<'a>,
+    from: Option<&'a ClientId>,
+    /// Trace context that subscribers get.
+    trace: &'a TraceContext<'a>,
+    published_at: Instant,
+    /// Span of the publish, if it is sampled.
+    span: Option<&'a ActiveSpan>,
 }
 
-/// What a handle asks of a worker.
-#[derive(Debug)]
-pub(crate) enum Request {
-    Send {
-        to: Place,
-        frame: Frame,
-        reply: oneshot::Sender<bool>,
-    },
-    SendToUser {
-        user: String,
-        frame: Frame,
-        reply: oneshot::Sender<u64>,
-    },
-    Broadcast {
-        frame: Frame,
-        reply: oneshot::Sender<u64>,
-    },
-    Unsubscribe {
-        client: Place,
-        topic: Subscription<'static>,
-        reply: oneshot::Sender<Option<bool>>,
-    },
-    UnsubscribeUser {
-        user: String,
-        topic: Subscription<'static>,
-        reply: oneshot::Sender<u64>,
-    },
-    Top {
-        reply: oneshot::Sender<Report>,
-    },
-    Disconnect {
-        client: Place,
-        reply: oneshot::Sender<bool>,
-    },
-    DisconnectUser {
-        user: String,
-        reply: oneshot::Sender<u64>,
-    },
-    Client {
-        client: Place,
-        reply: oneshot::Sender<Option<ClientInfo>>,
-    },
-    Clients {
-        from: Key,
-        limit: usize,
-        reply: oneshot::Sender<(Vec<ClientInfo>, Option<Key>)>,
-    },
-    /// What a test does to a worker.
-    #[cfg(test)]
-    Run(fn()),
+/// Result of a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PublishOutcome {
+    /// Subscriptions that matched on this node.
+    pub(crate) subscribers: u64,
+    /// Whether a worker is congested. Then the publisher should pause.
+    pub(crate) is_congested: bool,
+    /// Number of pattern-matching steps.
+    pub(crate) matching_steps: usize,
+    /// Fault that kept the message from other nodes. `None`: they get it, or there are none.
+    pub(crate) cluster: Option<ClusterFault>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Hub {
-    /// As at the start: for what does not change.
+    /// Configuration from the start, for settings that do not change.
     pub(crate) config: Config,
-    /// What may change: limits and origins.
+    /// Configuration with the current limits and origins.
     pub(crate) live: Live<Config>,
     pub(crate) node_id: String,
     pub(crate) router: Router<Delivery>,
     pub(crate) bus: EventBus,
     pub(crate) metrics: Metrics,
     pub(crate) listener_metrics: deeperhub_listener::Metrics,
-    pub(crate) top: Wanted,
-    /// Latencies of deliveries, as they were told lately.
-    pub(crate) latency: Recent,
+    pub(crate) top: TopTracker,
+    /// Recent latencies of deliveries.
+    pub(crate) publish_latency: RecentQuantiles,
     pub(crate) registry: Registry,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) canary: Arc<Canary>,
-    /// The way to the other nodes, where there is a cluster.
+    /// Connection to the other nodes, if there is a cluster.
     pub(crate) broker: Option<Broker>,
     pub(crate) started: Instant,
-    pub(crate) requests: Vec<mpsc::Sender<Posted>>,
+    pub(crate) request_senders: Vec<mpsc::Sender<QueuedRequest>>,
     /// Pool of bursts for new connections, by address. `None`: each connection has its own.
-    pub(crate) bursts: Option<BurstPool>,
-    /// Deadline of the drain, if there is one.
-    pub(crate) drained_by: OnceLock<Instant>,
-    /// The workers' ends; a worker takes its own and gives it back when it is replaced.
-    pub(crate) inboxes: Vec<Mutex<Option<mpsc::Receiver<Posted>>>>,
+    pub(crate) burst_pool: Option<BurstPool>,
+    /// Deadline of the drain, once it has started.
+    pub(crate) drain_deadline: OnceLock<Instant>,
+    /// Receiving ends of the workers' request queues. A worker takes its own, and returns it when
+    /// it is replaced.
+    pub(crate) request_receivers: Vec<Mutex<Option<mpsc::Receiver<QueuedRequest>>>>,
 }
 
 impl Hub {
     /// Returns whether the node should get traffic, and the reasons if not.
     pub(crate) fn health(&self) -> Health {
         let mut health = Health::new(*self.phase.borrow(), &self.canary);
-        let counts = self.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);
-        if counts {
-            let fault = self.cluster_fault().map(Unready::of_cluster);
-            health.reasons.extend(fault.or_else(|| self.canary.cluster_reason()));
+        let needs_cluster = self.config.cluster.as_ref().is_some_and(|cluster| !cluster.ready_alone);
+        if needs_cluster {
+            let fault = self.broker_fault().map(UnreadyReason::for_cluster);
+            health.reasons.extend(fault.or_else(|| self.canary.cluster_unready_reason()));
         }
         health
     }
 
+    /// Returns the limits that the `welcome` message announces.
     pub(crate) fn welcome_limits(config: &Config) -> WelcomeLimits {
         let listener = &config.listener;
         WelcomeLimits {
@@ -169,35 +128,42 @@ impl Hub {
         }
     }
 
-    /// Delivers on this node, and hands over for the others where there is a cluster. `published` is when it began; a
-    /// `span` is there where it is sampled, and then goes along to the subscribers.
+    /// Publishes on this node and, in a cluster, to the other nodes. `published_at` is the start of
+    /// the publish. `span` is its span if the trace is sampled.
     pub(crate) fn publish(
         &self,
         topic: &Topic<'_>,
         message: RawJson<'_>,
         publisher: Option<Publisher<'_>>,
-        published: Instant,
+        published_at: Instant,
         span: Option<&ActiveSpan>,
-    ) -> Reached {
+    ) -> PublishOutcome {
         let traceparent = span.map(|span| span.context().to_string());
         let trace = TraceContext {
             traceparent: traceparent.as_deref().map(Cow::Borrowed),
             tracestate: span.and_then(ActiveSpan::tracestate).map(Cow::Borrowed),
         };
         let from = publisher.as_ref().map(|client| client.id);
-        let exclude = publisher.as_ref().filter(|client| client.is_excluded).map(|client| client.place);
-        let source = publisher.as_ref().map(|client| client.place.source());
+        let excluded =
+            publisher.as_ref().filter(|client| client.is_excluded).map(|client| client.connection_id);
+        let source = publisher.as_ref().map(|client| client.connection_id.publisher_source());
         let shard = publisher.map(|client| client.shard);
-        let here = self.deliver(topic, (message, from, &trace), (exclude, source), (published, span), shard);
+        let publication = Publication { topic, message, from, trace: &trace, published_at, span };
+        let here = self.deliver(&publication, excluded, source, shard);
         let cluster = match self.broker {
-            Some(_) => self.publish_to_others(topic, message, from, trace.borrow()),
+            Some(_) => self.publish_to_other_nodes(topic, message, from, trace.borrow()),
             None => None,
         };
-        Reached { subscribers: here.subscribers, congested: here.congested, steps: here.steps, cluster }
+        PublishOutcome {
+            subscribers: here.subscribers,
+            is_congested: here.congested,
+            matching_steps: here.steps,
+            cluster,
+        }
     }
 
-    /// Delivers what was published on another node, in the trace that it brings.
-    pub(crate) fn deliver_of_others(
+    /// Delivers a publish of another node, in the trace that it carries.
+    pub(crate) fn deliver_remote(
         &self,
         topic: &Topic<'_>,
         message: RawJson<'_>,
@@ -205,19 +171,24 @@ impl Hub {
         source: Option<u64>,
         trace: &TraceContext<'_>,
     ) {
-        let here = self.deliver(topic, (message, from, trace), (None, source), (Instant::now(), None), None);
+        let publication =
+            Publication { topic, message, from, trace, published_at: Instant::now(), span: None };
+        let here = self.deliver(&publication, None, source, None);
         self.top.publish(topic.as_str(), here.subscribers, message.as_str().len());
     }
 
-    /// Encodes a delivery once and hands it to every worker with a subscriber, from the worker of `shard` or from elsewhere.
+    /// Encodes a delivery once and hands it to every worker with a subscriber.
+    ///
+    /// `excluded` is a connection that does not get it. `source` is the publisher's source number.
+    /// `shard` is that of the calling worker, if a worker calls.
     fn deliver(
         &self,
-        topic: &Topic<'_>,
-        (message, from, trace): (RawJson<'_>, Option<&ClientId>, &TraceContext<'_>),
-        (exclude, source): (Option<Place>, Option<u64>),
-        (published, span): (Instant, Option<&ActiveSpan>),
+        publication: &Publication<'_>,
+        excluded: Option<ConnectionId>,
+        source: Option<u64>,
         shard: Option<&mut Shard<Delivery>>,
     ) -> Published {
+        let Publication { topic, message, from, trace, published_at, span } = *publication;
         let frame = ServerMessage::Message {
             topic: topic.as_str(),
             message,
@@ -227,16 +198,16 @@ impl Hub {
         }
         .to_frame();
         let observed = self.bus.is_observed(deeperhub_events::EventKind::MessageSent);
-        let name = observed.then(|| std::sync::Arc::from(topic.as_str()));
-        let alone = self.requests.len() == 1;
-        // Without a sink there is nobody to follow it for.
-        let span = span.filter(|_| self.config.tracer.records());
+        let name = observed.then(|| Arc::from(topic.as_str()));
+        let is_only_worker = self.request_senders.len() == 1;
+        // Without a sink, spans would be recorded nowhere.
+        let span = span.filter(|_| self.config.tracer.is_recording());
         let make = || Delivery {
             // Each worker counts references on a cache line of its own.
-            frame: Multicast::new(if alone { frame.clone() } else { frame.fork() }),
-            exclude,
+            frame: Multicast::new(if is_only_worker { frame.clone() } else { frame.fork() }),
+            excluded,
             topic: name.clone(),
-            stamp: Stamp::new(published, span),
+            stamp: PublishStamp::new(published_at, span),
         };
         match shard {
             Some(shard) => shard.publish(topic, source, frame.len(), make),
@@ -244,13 +215,15 @@ impl Hub {
         }
     }
 
-    pub(crate) fn take_inbox(&self, worker: usize) -> Option<mpsc::Receiver<Posted>> {
-        self.inboxes.get(worker)?.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Takes the receiving end of a worker's request queue.
+    pub(crate) fn take_request_receiver(&self, worker: usize) -> Option<mpsc::Receiver<QueuedRequest>> {
+        self.request_receivers.get(worker)?.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(crate) fn give_back_inbox(&self, worker: usize, inbox: mpsc::Receiver<Posted>) {
-        if let Some(place) = self.inboxes.get(worker) {
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(inbox);
+    /// Returns the receiving end of a worker's request queue for its replacement.
+    pub(crate) fn return_request_receiver(&self, worker: usize, receiver: mpsc::Receiver<QueuedRequest>) {
+        if let Some(slot) = self.request_receivers.get(worker) {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
         }
     }
 }

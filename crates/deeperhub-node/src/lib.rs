@@ -1,63 +1,85 @@
-//! The hub itself: sessions, commands, drain, and the handle that embedding programs use.
+//! A realtime WebSocket hub for Rust programs: sessions, publish and subscribe, drain, and the
+//! handle with which the program uses it.
 //!
-//! A [`Node`] listens for WebSocket clients and speaks the messages of `deeperhub-protocol` with them. A
-//! [`NodeHandle`] is a backend's side of it: publish, send to clients and users, broadcast, list, observe.
+//! A [`Node`] listens for WebSocket clients and speaks the messages of `deeperhub-protocol` with
+//! them. A [`NodeHandle`] publishes, sends to clients and users, broadcasts, lists connections and
+//! topics, and observes events.
 //!
 //! ```no_run
 //! use deeperhub_node::{Config, Node};
-//! use deeperhub_protocol::{RawJson, Topic, message::TraceContext};
+//! use serde_json::json;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let node = Node::start("127.0.0.1:8080".parse()?, Config::default())?;
-//! let topic = Topic::parse("news")?;
-//! node.handle().publish(&topic, RawJson::parse(r#"{"any":"JSON"}"#).map_err(|e| e.to_string())?, &TraceContext::default());
+//! let hub = node.handle();
+//! let delivered = hub.publish("news", &json!({ "any": "JSON" }))?;
+//! println!("{} subscribers", delivered.count);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! What is absent on purpose: an HTTP API (`deeperhub-api`) and everything that concerns a whole process (signals,
-//! logging, flags), which is the binary's.
+//! The types in this crate's signatures are re-exported: [`Topic`], [`ClientId`] and [`Event`] at
+//! the root, everything else in [`listener`], [`security`], [`events`], [`metrics`] and
+//! [`cluster`].
+//!
+//! Absent on purpose: an HTTP API (`deeperhub-api`), and everything that concerns a whole process
+//! (signals, logging, flags), which belongs to the program.
 
 mod application;
-mod ask;
 mod auth;
 mod canary;
-mod cluster;
+pub mod cluster;
+mod cluster_query;
 mod commands;
 mod config;
-mod gather;
+mod connection_id;
 mod handle;
 mod health;
 mod hub;
-mod id;
 mod local;
-mod metrics;
+pub mod metrics;
 mod node;
 mod phase;
-mod recent;
+mod recent_quantiles;
 mod session;
 mod stats;
 mod sweep;
 mod top;
 pub mod trace;
+mod types;
 mod users;
+mod worker_request;
 
-pub use ask::Unanswered;
 pub use auth::AuthConfig;
 pub use canary::CanaryConfig;
 pub use cluster::ClusterConfig;
+pub use cluster_query::{ClusterAnswer, ClusterStats, NodeInfo};
 pub use config::{
-    Config, NumberKind, OwnGauge, OwnNumber, burst_rate_per_ip, control_rate_limit, token_rate_limit,
+    Config, CustomGauge, CustomMetric, MetricKind, burst_rate_per_ip, control_rate_limit, token_rate_limit,
 };
-pub use deeperhub_protocol::message::ClusterFault;
-pub use gather::{ClusterStats, Gathered, NodeInfo};
-pub use handle::{
-    ClientInfo, ClientNotFound, CursorError, Delivered, ListError, NodeHandle, NodeIdTaken, Page, SendError,
-    TopicInfo,
+pub use deeperhub_events as events;
+pub use deeperhub_events::{Details, Event, EventFilter, EventKind, EventStream, Received};
+pub use deeperhub_listener as listener;
+pub use deeperhub_protocol::message::{ClusterFault, SpanContext, TraceContext, check_server_object};
+pub use deeperhub_protocol::{
+    ClientId, CloseCode, CloseReason, ErrorCode, MessageError, RawJson, Subscription, Topic, TopicError,
+    TopicPattern,
 };
-pub use health::{Check, Health, Unready};
+pub use deeperhub_router::Config as RouterConfig;
+pub use deeperhub_security as security;
+pub use handle::NodeHandle;
+pub use health::{Health, HealthCheck, UnreadyReason};
 pub use node::{MetricsError, Node, StartError};
 pub use phase::Phase;
-pub use recent::Quantiles;
+pub use recent_quantiles::Quantiles;
 pub use stats::{Stats, Totals};
-pub use top::{Busy, Top};
+pub use top::{Top, TopEntry};
+pub use types::{
+    ClientInfo, ClientNotFound, CursorError, Delivered, ListError, NodeIdTaken, Page, PayloadError,
+    PublishError, SendError, TopicInfo, WorkerTimeout,
+};
+
+/// Runs the README's examples as doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -1,4 +1,4 @@
-//! What a worker keeps for its sessions, and what comes to them from elsewhere.
+//! State of a worker, and its handling of requests and deliveries.
 
 use std::sync::Arc;
 use std::task::{self, Poll};
@@ -13,66 +13,67 @@ use deeperhub_router::{DeliveryFlow, InboxPosition, Shard, ShardId, WORKER_SUBSC
 use deeperhub_security::{LimitMode, RetryAfter};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ask::Posted;
 use crate::auth::unix_seconds;
 use crate::config::Config;
-use crate::handle::{CLIENTS_BYTES, ClientInfo};
-use crate::hub::{Delivery, Hub, Request};
-use crate::id::Place;
-use crate::metrics::{Limit, Sent, WorkerMetrics};
+use crate::connection_id::ConnectionId;
+use crate::hub::{Delivery, Hub};
+use crate::metrics::{Limit, SentType, WorkerMetrics};
 use crate::phase::Phase;
 use crate::session::Session;
-use crate::sweep::{Action, STEPS_PER_ROUND, Sweep};
-use crate::top::Counting;
-use crate::trace::fan_out::FanOuts;
+use crate::sweep::{Action, SWEEP_STEPS_PER_ROUND, Sweep};
+use crate::top::TopWindow;
+use crate::trace::fan_out::FanOutTracker;
+use crate::types::{ClientInfo, MAX_CLIENTS_PAGE_BYTES};
 use crate::users::Users;
+use crate::worker_request::{QueuedRequest, WorkerRequest};
 
-/// Requests of handles that one round takes.
+/// Maximum requests of handles per round.
 const REQUESTS_PER_ROUND: usize = 256;
 
-/// Messages that this worker handles before it wakes those that it has left asleep ([`Shard::publish`]). A round seldom
-/// reads more, so what it publishes wakes each worker once. Where it does (up to 256 KiB of each of 256 sockets), the others
-/// begin after a fraction of a millisecond nonetheless.
+/// Messages that a worker handles before it flushes deferred wake-ups of other workers
+/// ([`Shard::publish`]). A round rarely reads more, so its publishes wake each worker once. If it
+/// does read more (up to 256 KiB from each of 256 sockets), the others still start within a
+/// fraction of a millisecond.
 ///
-/// Not a time, since that would be a look at the clock for each message.
+/// This is a count and not a time, because a time would need the clock for each message.
 const MESSAGES_PER_WAKE_UP: u32 = 64;
 
-/// How much of what was published is delivered.
-enum Extent<'c, 'w> {
-    /// All, and then a wake-up is asked for.
+/// Extent of a delivery pass.
+enum DeliveryScope<'c, 'w> {
+    /// Everything queued. Afterwards the worker registers for a wake-up.
     All(&'c mut task::Context<'w>),
     Until(InboxPosition),
 }
 
-/// One worker's part of the node. Nothing in it is shared, so nothing is locked.
+/// State of one worker. It is not shared, so it has no locks.
 #[derive(Debug)]
 pub(crate) struct Local {
     pub(crate) hub: Arc<Hub>,
     pub(crate) worker: u16,
     pub(crate) shard: Shard<Delivery>,
     pub(crate) metrics: WorkerMetrics,
-    /// Serial of the next connection.
-    next_serial: u64,
+    /// Serial of the last connection.
+    last_serial: u64,
     users: Users,
-    /// Sessions that wait for other workers to catch up before they read on.
-    pub(crate) paused: Vec<Key>,
-    /// Number of rounds in which no worker was behind. Messages published before the last of them
-    /// are delivered, or will be soon.
-    pub(crate) relief: u32,
-    /// The time of a round, and the same in seconds since 1970.
-    clock: Option<(Instant, u64)>,
-    /// The code of the last error that a message was answered with, for its span.
-    pub(crate) answered_with: Option<&'static str>,
-    fan_outs: FanOuts,
-    /// Messages since the other workers were woken last.
-    messages: u32,
-    inbox: Option<mpsc::Receiver<Posted>>,
-    /// A request that waits for deliveries before it.
-    next: Option<Posted>,
-    /// What is done to many connections; requests wait until it is over.
+    /// Sessions whose reading is paused until other workers have caught up.
+    pub(crate) paused_publishers: Vec<Key>,
+    /// Number of rounds without congestion. Messages published before the last one are delivered,
+    /// or will be soon.
+    pub(crate) uncongested_rounds: u32,
+    /// Time of a round, with the same time in Unix seconds.
+    unix_clock: Option<(Instant, u64)>,
+    /// Code of the last error reply, for the span of the message.
+    pub(crate) last_error_code: Option<&'static str>,
+    fan_out_tracker: FanOutTracker,
+    /// Messages since the last flush of deferred wake-ups.
+    messages_since_wake_up: u32,
+    requests: Option<mpsc::Receiver<QueuedRequest>>,
+    /// Request that waits for deliveries before it.
+    blocked_request: Option<QueuedRequest>,
+    /// Sweep in progress. Requests wait until it is done.
     sweep: Option<Sweep>,
-    /// What is busiest, while someone wants to know.
-    pub(crate) counting: Option<Box<Counting>>,
+    /// Window of the busiest topics and clients, while they are tracked.
+    pub(crate) top_window: Option<Box<TopWindow>>,
     /// Limits as of this round.
     pub(crate) live: LiveCopy<Config>,
 }
@@ -80,80 +81,81 @@ pub(crate) struct Local {
 impl Local {
     pub(crate) fn new(hub: &Arc<Hub>, worker: usize) -> Self {
         let shard = u16::try_from(worker).unwrap_or(u16::MAX);
-        // The replaced worker's cells were given back when it was dropped.
+        // The replaced worker returned its cells when it was dropped.
         let mut metrics = match hub.metrics.worker(worker) {
             Ok(metrics) => metrics,
             Err(error) => panic!("the worker's cells are taken: {error}"),
         };
-        // Subscriptions ended with the old worker's shard. Its sessions are told of their end here,
-        // and each decrements the count of active ones then.
+        // The old worker's subscriptions ended with its shard. Its sessions are closed by this
+        // worker, and each decrements the gauge of active connections.
         metrics.subscriptions.set(0);
-        // Without the system's randomness the clock keeps serials apart over restarts.
+        // Without system randomness, the clock makes serials differ across restarts.
         let start = getrandom::u64().unwrap_or_else(|_| {
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
         });
-        let mut subscribed = hub.router.attach(ShardId(shard));
+        let mut own_shard = hub.router.attach(ShardId(shard));
         if let Some(topic) = hub.canary.topic(shard) {
-            subscribed.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(topic));
-            hub.canary.attached(shard);
+            own_shard.subscribe(LOOPBACK, &Subscription::Topic(topic));
+            hub.canary.on_worker_attached(shard);
         }
         Self {
-            shard: subscribed,
+            shard: own_shard,
             worker: shard,
             metrics,
-            // Room to count up without an overflow, and short enough to read.
-            next_serial: start >> 24,
+            // Leaves room to count up without overflow, and keeps client IDs short.
+            last_serial: start >> 24,
             users: Users::default(),
-            paused: Vec::new(),
-            relief: 0,
-            clock: None,
-            answered_with: None,
-            fan_outs: FanOuts::default(),
-            messages: 0,
-            inbox: hub.take_inbox(worker),
-            next: None,
+            paused_publishers: Vec::new(),
+            uncongested_rounds: 0,
+            unix_clock: None,
+            last_error_code: None,
+            fan_out_tracker: FanOutTracker::default(),
+            messages_since_wake_up: 0,
+            requests: hub.take_request_receiver(worker),
+            blocked_request: None,
             sweep: None,
-            counting: None,
+            top_window: None,
             live: hub.live.copy(),
             hub: Arc::clone(hub),
         }
     }
 
-    /// A message is about to be handled.
+    /// Counts a message before it is handled.
     pub(crate) fn on_message(&mut self) {
-        if self.messages == MESSAGES_PER_WAKE_UP {
+        if self.messages_since_wake_up == MESSAGES_PER_WAKE_UP {
             self.wake_others();
         }
-        self.messages += 1;
+        self.messages_since_wake_up += 1;
     }
 
-    /// Wakes the workers for what was published here.
+    /// Flushes deferred wake-ups of other workers.
     fn wake_others(&mut self) {
-        self.messages = 0;
-        self.shard.flush_wakeups();
+        self.messages_since_wake_up = 0;
+        self.shard.wake_others();
     }
 
-    /// A message is over a rate: counts it, and says how long its client should wait where limits are enforced.
-    pub(crate) fn over_limit(&mut self, limit: Limit, retry: RetryAfter) -> Result<(), Duration> {
-        self.metrics.limited(limit);
+    /// Counts a message over a limit. If limits are enforced, returns the time that the client
+    /// should wait as an error.
+    pub(crate) fn on_limit_exceeded(&mut self, limit: Limit, retry: RetryAfter) -> Result<(), Duration> {
+        self.metrics.count_limited(limit);
         match self.live.listener.limit_mode {
             LimitMode::Enforce => Err(retry.0),
             LimitMode::Observe => Ok(()),
         }
     }
 
-    pub(crate) fn serial(&mut self) -> u64 {
-        self.next_serial += 1;
-        self.next_serial
+    pub(crate) fn allocate_serial(&mut self) -> u64 {
+        self.last_serial += 1;
+        self.last_serial
     }
 
-    /// Seconds since 1970 at the time of a round, which the system is asked for once.
+    /// Returns Unix seconds at the time of a round. Reads the system clock once per round.
     pub(crate) fn unix_seconds(&mut self, round: Instant) -> u64 {
-        match self.clock {
+        match self.unix_clock {
             Some((at, seconds)) if at == round => seconds,
             _ => {
                 let seconds = unix_seconds();
-                self.clock = Some((round, seconds));
+                self.unix_clock = Some((round, seconds));
                 seconds
             }
         }
@@ -167,46 +169,45 @@ impl Local {
         self.users.remove(user, key);
     }
 
-    /// Publishes an event if someone observes its kind.
-    pub(crate) fn event(
-        &self,
-        kind: EventKind,
-        client_id: &ClientId,
-        details: impl FnOnce() -> EventDetails,
-    ) {
+    /// Publishes an event if its kind is observed.
+    pub(crate) fn event(&self, kind: EventKind, client_id: &ClientId, details: impl FnOnce() -> Details) {
         if self.hub.bus.is_observed(kind) {
             self.hub.bus.publish(Event::new(SystemTime::now(), client_id.clone(), details()));
         }
     }
 
-    fn find<'c>(place: Place, connections: &'c mut Connections<'_, Session>) -> Option<&'c mut Session> {
-        connections.session(place.key).filter(|session| session.place.serial == place.serial)
+    fn find_session<'c>(
+        id: ConnectionId,
+        connections: &'c mut Connections<'_, Session>,
+    ) -> Option<&'c mut Session> {
+        connections.session(id.key).filter(|session| session.connection_id.serial == id.serial)
     }
 
     fn send(
         &mut self,
-        what: Sent,
+        sent_type: SentType,
         key: Key,
         frame: &Frame,
         connections: &mut Connections<'_, Session>,
     ) -> bool {
-        self.count(what, connections.send(key, frame), frame.len())
+        self.count_sent(sent_type, connections.send(key, frame), frame.len())
     }
 
-    /// Counts what was sent, if it was.
-    fn count(&mut self, what: Sent, session: Option<&mut Session>, bytes: usize) -> bool {
+    /// Counts a sent message. Returns `false` without a session.
+    fn count_sent(&mut self, sent_type: SentType, session: Option<&mut Session>, bytes: usize) -> bool {
         let Some(session) = session else { return false };
         session.sent += 1;
-        self.metrics.sent(what, 1);
-        self.event(EventKind::MessageSent, &session.client_id, || EventDetails::MessageSent {
-            message_type: what.name(),
+        self.metrics.count_sent(sent_type, 1);
+        self.event(EventKind::MessageSent, &session.client_id, || Details::MessageSent {
+            message_type: sent_type.name(),
             topic: None,
             bytes,
         });
         true
     }
 
-    /// Ends a subscription that its client did not end itself, and tells it.
+    /// Ends a subscription on behalf of a backend and notifies the client. Returns `false` if there
+    /// was none.
     pub(crate) fn unsubscribe(
         &mut self,
         key: Key,
@@ -217,56 +218,58 @@ impl Local {
             return false;
         }
         self.metrics.subscriptions.dec();
-        let told = ServerMessage::Unsubscribed { id: None, topic: topic.as_str() };
-        self.send(Sent::Unsubscribed, key, &told.to_frame(), connections);
+        let notice = ServerMessage::Unsubscribed { id: None, topic: topic.as_str() };
+        self.send(SentType::Unsubscribed, key, &notice.to_frame(), connections);
         true
     }
 
-    fn carry_out(&mut self, request: Request, connections: &mut Connections<'_, Session>) {
-        // A handle that no longer waits for its reply does not mind that it is lost.
+    fn execute(&mut self, request: WorkerRequest, connections: &mut Connections<'_, Session>) {
+        // A handle that timed out has dropped the receiver of its reply.
         match request {
-            Request::Send { to, frame, reply } => {
-                let found = Self::find(to, connections).is_some();
-                let _ = reply.send(found && self.send(Sent::Raw, to.key, &frame, connections));
+            WorkerRequest::Send { to, frame, reply } => {
+                let found = Self::find_session(to, connections).is_some();
+                let _ = reply.send(found && self.send(SentType::Raw, to.key, &frame, connections));
             }
-            Request::SendToUser { user, frame, reply } => {
-                self.sweep_user(Action::Send(Multicast::new(frame)), &user, reply);
+            WorkerRequest::SendToUser { user, frame, reply } => {
+                self.start_user_sweep(Action::Send(Multicast::new(frame)), &user, reply);
             }
-            Request::Broadcast { frame, reply } => {
+            WorkerRequest::Broadcast { frame, reply } => {
                 self.sweep =
-                    Some(Sweep::of_all(Action::Send(Multicast::new(frame)), self.next_serial + 1, reply));
+                    Some(Sweep::for_all(Action::Send(Multicast::new(frame)), self.last_serial + 1, reply));
             }
-            Request::Disconnect { client, reply } => {
-                let found = Self::find(client, connections).is_some();
+            WorkerRequest::Disconnect { client, reply } => {
+                let found = Self::find_session(client, connections).is_some();
                 if found {
-                    connections.close(client.key, disconnected());
+                    connections.close(client.key, disconnect_reason());
                 }
                 let _ = reply.send(found);
             }
-            Request::DisconnectUser { user, reply } => {
-                self.sweep_user(Action::Disconnect, &user, reply);
+            WorkerRequest::DisconnectUser { user, reply } => {
+                self.start_user_sweep(Action::Disconnect, &user, reply);
             }
-            Request::Unsubscribe { client, topic, reply } => {
-                let found = Self::find(client, connections).is_some();
+            WorkerRequest::Unsubscribe { client, topic, reply } => {
+                let found = Self::find_session(client, connections).is_some();
                 let _ = reply.send(found.then(|| self.unsubscribe(client.key, &topic, connections)));
             }
-            Request::UnsubscribeUser { user, topic, reply } => {
-                self.sweep_user(Action::Unsubscribe(topic), &user, reply);
+            WorkerRequest::UnsubscribeUser { user, topic, reply } => {
+                self.start_user_sweep(Action::Unsubscribe(topic), &user, reply);
             }
-            Request::Top { reply } => {
+            WorkerRequest::Top { reply } => {
                 let now = connections.now();
-                let counting = self.counting.get_or_insert_with(|| Box::new(Counting::new(now)));
-                let _ = reply.send(counting.report(now));
+                let top_window = self.top_window.get_or_insert_with(|| Box::new(TopWindow::new(now)));
+                let _ = reply.send(top_window.report(now));
             }
-            Request::Client { client, reply } => {
-                let info = Self::find(client, connections).map(|session| info(session, &self.shard));
+            WorkerRequest::Client { client, reply } => {
+                let info =
+                    Self::find_session(client, connections).map(|session| client_info(session, &self.shard));
                 let _ = reply.send(info);
             }
-            Request::Clients { from, limit, reply } => {
+            WorkerRequest::Clients { from, limit, reply } => {
                 let (mut clients, mut bytes) = (Vec::new(), 0);
                 let mut next = connections.next_open(from);
-                while let Some(key) = next.filter(|_| clients.len() < limit && bytes < CLIENTS_BYTES) {
-                    let client = connections.session(key).map(|session| info(session, &self.shard));
+                while let Some(key) = next.filter(|_| clients.len() < limit && bytes < MAX_CLIENTS_PAGE_BYTES)
+                {
+                    let client = connections.session(key).map(|session| client_info(session, &self.shard));
                     bytes += client.as_ref().map_or(0, ClientInfo::bytes);
                     clients.extend(client);
                     next = key.checked_add(1).and_then(|key| connections.next_open(key));
@@ -274,37 +277,38 @@ impl Local {
                 let _ = reply.send((clients, next));
             }
             #[cfg(test)]
-            Request::Run(action) => action(),
+            WorkerRequest::Run(action) => action(),
         }
     }
 
-    /// Begins to do something to the connections that a user has now.
-    fn sweep_user(&mut self, action: Action, user: &str, reply: oneshot::Sender<u64>) {
-        let (keys, end) = (self.users.keys(user), self.next_serial + 1);
-        self.sweep = Some(Sweep::of_user(action, user, keys, end, reply));
+    /// Starts a sweep over the current connections of a user.
+    fn start_user_sweep(&mut self, action: Action, user: &str, reply: oneshot::Sender<u64>) {
+        let (keys, end) = (self.users.keys(user), self.last_serial + 1);
+        self.sweep = Some(Sweep::for_user(action, user, keys, end, reply));
     }
 
-    /// False: there is more of it to do.
-    fn go_on_with_sweep(&mut self, connections: &mut Connections<'_, Session>) -> bool {
+    /// Continues the sweep in progress. Returns `false` if it is not done.
+    fn continue_sweep(&mut self, connections: &mut Connections<'_, Session>) -> bool {
         let Some(mut sweep) = self.sweep.take() else { return true };
-        for _ in 0..STEPS_PER_ROUND {
+        for _ in 0..SWEEP_STEPS_PER_ROUND {
             if connections.room() == 0 {
                 break;
             }
-            let Some(key) = sweep.next(connections) else {
+            let Some(key) = sweep.next_key(connections) else {
                 let _ = sweep.reply.send(sweep.reached);
                 return true;
             };
-            let is_meant = connections.session(key).is_some_and(|session| sweep.is_for(session, &self.hub));
-            let reached = is_meant
+            let is_target =
+                connections.session(key).is_some_and(|session| sweep.includes(session, &self.hub));
+            let reached = is_target
                 && match &sweep.action {
                     Action::Send(multicast) => {
                         let session = connections.send_multicast(key, multicast);
-                        self.count(Sent::Raw, session, multicast.frame().len())
+                        self.count_sent(SentType::Raw, session, multicast.frame().len())
                     }
                     Action::Unsubscribe(topic) => self.unsubscribe(key, topic, connections),
                     Action::Disconnect => {
-                        connections.close(key, disconnected());
+                        connections.close(key, disconnect_reason());
                         true
                     }
                 };
@@ -314,51 +318,55 @@ impl Local {
         false
     }
 
-    fn take_requests(
+    fn process_requests(
         &mut self,
         cx: &mut task::Context<'_>,
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
         for _ in 0..REQUESTS_PER_ROUND {
-            if !self.go_on_with_sweep(connections) || connections.room() == 0 {
+            if !self.continue_sweep(connections) || connections.room() == 0 {
                 return Poll::Ready(());
             }
-            let posted = match (self.next.take(), &mut self.inbox) {
-                (Some(posted), _) => posted,
+            let queued = match (self.blocked_request.take(), &mut self.requests) {
+                (Some(queued), _) => queued,
                 (None, None) => return Poll::Pending,
-                (None, Some(inbox)) => match inbox.poll_recv(cx) {
-                    Poll::Ready(Some(posted)) => posted,
+                (None, Some(requests)) => match requests.poll_recv(cx) {
+                    Poll::Ready(Some(queued)) => queued,
                     Poll::Ready(None) => {
-                        self.inbox = None;
+                        self.requests = None;
                         return Poll::Pending;
                     }
                     Poll::Pending => return Poll::Pending,
                 },
             };
-            if !self.shard.has_delivered(posted.after) && !self.deliver_until(posted.after, connections) {
-                self.next = Some(posted);
+            if !self.shard.has_delivered(queued.after) && !self.deliver_until(queued.after, connections) {
+                self.blocked_request = Some(queued);
                 return Poll::Ready(());
             }
-            self.carry_out(posted.request, connections);
+            self.execute(queued.request, connections);
         }
         Poll::Ready(())
     }
 
-    /// Delivers up to a mark. False: there is no room for all of it in this round.
-    fn deliver_until(&mut self, mark: InboxPosition, connections: &mut Connections<'_, Session>) -> bool {
-        self.deliver(Extent::Until(mark), connections).is_pending()
+    /// Delivers up to a mark. Returns `false` if the round's budget ran out before.
+    fn deliver_until(&mut self, mark: Mark, connections: &mut Connections<'_, Session>) -> bool {
+        self.deliver(DeliveryScope::Until(mark), connections).is_pending()
     }
 
-    /// `Ready`: there is, or may be, more of it.
-    fn deliver(&mut self, extent: Extent<'_, '_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
-        let Self { shard, metrics, hub, worker, fan_outs, .. } = self;
+    /// Delivers queued publishes. Returns `Ready` if more is, or may be, queued.
+    fn deliver(
+        &mut self,
+        scope: DeliveryScope<'_, '_>,
+        connections: &mut Connections<'_, Session>,
+    ) -> Poll<()> {
+        let Self { shard, metrics, hub, worker, fan_out_tracker, .. } = self;
         let mut sent = 0;
         let now = connections.now();
-        let to_one = |key, delivery: &Delivery| {
-            if let Some(publisher) = delivery.exclude
+        let deliver_to_one = |key, delivery: &Delivery| {
+            if let Some(publisher) = delivery.excluded
                 && publisher.key == key
                 && publisher.worker == *worker
-                && Self::find(publisher, connections).is_some()
+                && Self::find_session(publisher, connections).is_some()
             {
                 return DeliveryFlow::Continue;
             }
@@ -366,29 +374,35 @@ impl Local {
                 sent += 1;
                 session.sent += 1;
                 let bytes = delivery.frame.frame().len();
-                if let Some(followed) = fan_outs.delivered(&delivery.stamp, bytes, now, metrics) {
-                    fan_outs.delivered_to(followed, &session.client_id, session.trace(), bytes, now);
+                if let Some(traced) = fan_out_tracker.record_delivery(&delivery.stamp, bytes, now, metrics) {
+                    fan_out_tracker.record_subscriber(
+                        traced,
+                        &session.client_id,
+                        session.handshake_span(),
+                        bytes,
+                        now,
+                    );
                 }
                 if let Some(topic) = &delivery.topic {
-                    let details = EventDetails::MessageSent {
-                        message_type: Sent::Message.name(),
+                    let details = Details::MessageSent {
+                        message_type: SentType::Message.name(),
                         topic: Some(Arc::clone(topic)),
                         bytes,
                     };
                     hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
                 }
-            } else if key == WORKER_SUBSCRIBER {
-                // Here, where no connection was found, it costs the usual delivery nothing.
-                hub.canary.came_back(*worker, delivery.frame.frame().as_bytes());
+            } else if key == LOOPBACK {
+                // This branch costs usual deliveries nothing, because they find a connection.
+                hub.canary.on_probe_delivered(*worker, delivery.frame.frame().as_bytes());
             }
             if connections.room() == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         };
-        let more = match extent {
-            Extent::All(cx) => shard.poll_deliver(cx, to_one),
-            Extent::Until(mark) if shard.deliver_until(mark, to_one) => Poll::Pending,
-            Extent::Until(_) => Poll::Ready(()),
+        let more = match scope {
+            DeliveryScope::All(cx) => shard.poll_deliver(cx, deliver_to_one),
+            DeliveryScope::Until(mark) if shard.deliver_until(mark, deliver_to_one) => Poll::Pending,
+            DeliveryScope::Until(_) => Poll::Ready(()),
         };
-        metrics.sent(Sent::Message, sent);
+        metrics.count_sent(SentType::Message, sent);
         more
     }
 }
@@ -397,24 +411,24 @@ impl deeperhub_listener::Local for Local {
     type Session = Session;
 
     fn written(&mut self, now: Instant) {
-        self.fan_outs.written(now, self.worker, &self.hub.config.tracer, &mut self.metrics);
+        self.fan_out_tracker.on_round_written(now, self.worker, &self.hub.config.tracer, &mut self.metrics);
     }
 
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
-        // First of all, so that they work while this one does.
+        // Comes first, so that the other workers run in parallel.
         self.wake_others();
         self.live.refresh(&self.hub.live);
-        if self.counting.is_some() != self.hub.top.is_wanted(connections.now()) {
-            self.counting = match self.counting {
-                None => Some(Box::new(Counting::new(connections.now()))),
+        if self.top_window.is_some() != self.hub.top.is_tracking(connections.now()) {
+            self.top_window = match self.top_window {
+                None => Some(Box::new(TopWindow::new(connections.now()))),
                 Some(_) => None,
             };
         }
-        let requests = self.take_requests(cx, connections);
-        let deliveries = self.deliver(Extent::All(cx), connections);
+        let requests = self.process_requests(cx, connections);
+        let deliveries = self.deliver(DeliveryScope::All(cx), connections);
         if !self.hub.router.is_congested() {
-            self.relief = self.relief.wrapping_add(1);
-            for key in self.paused.drain(..) {
+            self.uncongested_rounds = self.uncongested_rounds.wrapping_add(1);
+            for key in self.paused_publishers.drain(..) {
                 connections.resume_reading(key);
             }
         }
@@ -425,28 +439,29 @@ impl deeperhub_listener::Local for Local {
 impl Drop for Local {
     fn drop(&mut self) {
         if *self.hub.phase.borrow() != Phase::Stopped {
-            // The worker died. Its subscriptions end now, not when its replacement starts, which
-            // may take a while. So nothing more is published to it, and it congests no publisher.
+            // The worker died. Its subscriptions end now and not when its replacement starts, which
+            // may take a while. Until then nothing is published to it, and it congests no
+            // publisher.
             drop(self.hub.router.attach(ShardId(self.worker)));
             self.metrics.subscriptions.set(0);
         }
-        if let Some(mut inbox) = self.inbox.take() {
-            // Callers get an error at once: the clients that they ask about are gone.
-            while inbox.try_recv().is_ok() {}
-            self.hub.give_back_inbox(self.worker.into(), inbox);
+        if let Some(mut requests) = self.requests.take() {
+            // Callers get an error at once, because the clients that they asked about are gone.
+            while requests.try_recv().is_ok() {}
+            self.hub.return_request_receiver(self.worker.into(), requests);
         }
     }
 }
 
-fn disconnected() -> CloseReason {
+fn disconnect_reason() -> CloseReason {
     CloseReason::new(CloseCode::Disconnected, "disconnected by the server API")
 }
 
-fn info(session: &Session, shard: &Shard<Delivery>) -> ClientInfo {
+fn client_info(session: &Session, shard: &Shard<Delivery>) -> ClientInfo {
     ClientInfo {
         client_id: session.client_id.clone(),
         user: session.user().map(|user| user.to_string()),
-        subscriptions: shard.subscriptions(session.place.key).map(str::to_owned).collect(),
+        subscriptions: shard.subscriptions(session.connection_id.key).map(str::to_owned).collect(),
     }
 }
 

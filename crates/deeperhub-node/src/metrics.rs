@@ -1,30 +1,34 @@
-//! What a node counts about messages.
+//! Metrics of a node, and the types with which they are read.
+
+pub use deeperhub_metrics::{
+    CellError, Exemplar, Format, HistogramSnapshot, Label, MetricData, MetricSnapshot, Number, RegisterError,
+    Unit,
+};
 
 use std::time::Duration;
 
 use deeperhub_metrics::{
-    Bounds, CellError, Cells, CounterVec, CounterVecCell, Gauge, GaugeCell, Histogram, HistogramCell,
-    RegisterError, Registry, Unit,
+    Bounds, Cells, CounterVec, CounterVecCell, Gauge, GaugeCell, Histogram, HistogramCell, Registry,
 };
 use deeperhub_protocol::message::ServerMessage;
 
-/// Types of received messages: those of `Command::TYPES`, then two of the node's own.
-pub(crate) const RECEIVED: &[&str] =
+/// Labels of received messages: `Command::TYPES`, then two of the node's own.
+pub(crate) const RECEIVED_TYPES: &[&str] =
     &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping", "binary", "invalid"];
-pub(crate) const RECEIVED_BINARY: usize = 6;
-pub(crate) const RECEIVED_INVALID: usize = 7;
+pub(crate) const RECEIVED_BINARY_INDEX: usize = 6;
+pub(crate) const RECEIVED_INVALID_INDEX: usize = 7;
 
-/// Types of sent messages: those of `ServerMessage::TYPES`, then what backends send.
-const SENT: &[&str] = &{
+/// Labels of sent messages: `ServerMessage::TYPES`, then `raw` for messages of backends.
+const SENT_TYPES: &[&str] = &{
     let mut all = ["raw"; ServerMessage::TYPES.len() + 1];
     let (own, _) = all.split_at_mut(ServerMessage::TYPES.len());
     own.copy_from_slice(ServerMessage::TYPES);
     all
 };
 
-/// Index into [`SENT`].
+/// Index into [`SENT_TYPES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sent {
+pub(crate) enum SentType {
     Welcome,
     Echo,
     Subscribed,
@@ -38,14 +42,14 @@ pub(crate) enum Sent {
     Raw,
 }
 
-impl Sent {
+impl SentType {
     pub(crate) const fn name(self) -> &'static str {
-        SENT[self as usize]
+        SENT_TYPES[self as usize]
     }
 }
 
 /// Error codes, in the order of `ErrorCode::ALL`.
-const ERRORS: &[&str] = &[
+const ERROR_CODES: &[&str] = &[
     "invalid_json",
     "invalid_message",
     "unknown_type",
@@ -59,11 +63,11 @@ const ERRORS: &[&str] = &[
     "internal",
 ];
 
-/// Limits of a connection.
-const LIMITS: &[&str] =
+/// Labels of a connection's limits.
+const LIMIT_LABELS: &[&str] =
     &["messages", "bytes", "tokens", "subscriptions", "control", "json_depth", "first_burst"];
 
-/// Index into [`LIMITS`].
+/// Index into [`LIMIT_LABELS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
     Messages,
@@ -77,8 +81,8 @@ pub(crate) enum Limit {
     FirstBurst,
 }
 
-/// How connections end.
-const CLOSED: &[&str] = &[
+/// Labels of the ways in which connections end.
+const CLOSE_LABELS: &[&str] = &[
     "client", "lost", "1001", "1002", "1007", "1008", "1009", "1011", "1013", "4001", "4003", "4200", "other",
 ];
 
@@ -87,24 +91,25 @@ const CLOSED: &[&str] = &[
 pub(crate) struct Metrics {
     /// Open connections: after their handshake, until their close begins.
     pub(crate) active: Gauge,
-    /// Connections that ended, by the code that the server closed with, `client` or `lost`.
+    /// Closed connections, by the server's close code, `client` or `lost`.
     pub(crate) closed: CounterVec,
-    /// Messages that came, by type.
+    /// Received messages, by type.
     pub(crate) received: CounterVec,
-    /// Replies and deliveries that were queued to be sent, by type.
+    /// Replies and deliveries that were queued, by type.
     pub(crate) sent: CounterVec,
-    /// Sizes of messages that came, headers of frames not counted.
+    /// Sizes of received messages without frame headers.
     size: Histogram,
-    /// Error answers by code.
+    /// Error replies, by code.
     pub(crate) errors: CounterVec,
-    /// Messages that a limit of their connection refused, by limit.
+    /// Messages over a limit of their connection, by limit.
     limited: CounterVec,
     /// Subscriptions of all connections.
     pub(crate) subscriptions: Gauge,
-    /// From a publish to the end of the write to each subscriber's socket, counted for each delivery. A publish begins
-    /// with the round of the worker that read it; what a slow socket does not take at once counts as written.
+    /// Time from a publish to the end of the write to each subscriber's socket, counted once per
+    /// delivery. A publish starts with the round of the worker that read it. Bytes that a full
+    /// socket does not take at once count as written.
     pub(crate) latency: Histogram,
-    /// From a publish to its first delivery by each worker that has subscribers.
+    /// Time from a publish to its first delivery, once per worker with subscribers.
     queue_wait: Histogram,
 }
 
@@ -112,39 +117,44 @@ impl Metrics {
     pub(crate) fn new(cells: &Cells, max_message_bytes: usize) -> Self {
         Self {
             active: Gauge::new(cells),
-            closed: CounterVec::new(cells, "by", CLOSED),
-            received: CounterVec::new(cells, "type", RECEIVED),
-            sent: CounterVec::new(cells, "type", SENT),
+            closed: CounterVec::new(cells, "by", CLOSE_LABELS),
+            received: CounterVec::new(cells, "type", RECEIVED_TYPES),
+            sent: CounterVec::new(cells, "type", SENT_TYPES),
             size: Histogram::new(cells, Bounds::bytes(max_message_bytes as u64)),
-            errors: CounterVec::new(cells, "code", ERRORS),
-            limited: CounterVec::new(cells, "limit", LIMITS),
+            errors: CounterVec::new(cells, "code", ERROR_CODES),
+            limited: CounterVec::new(cells, "limit", LIMIT_LABELS),
             subscriptions: Gauge::new(cells),
-            latency: Histogram::new(cells, fine_times()),
-            queue_wait: Histogram::new(cells, fine_times()),
+            latency: Histogram::new(cells, latency_bounds()),
+            queue_wait: Histogram::new(cells, latency_bounds()),
         }
     }
 
     pub(crate) fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
         let none = Unit::None;
         registry.register("deeperhub_connections_active", "Open connections", none, &self.active)?;
+        registry.register("deeperhub_connections_closed_total", "Closed connections", none, &self.closed)?;
         registry.register(
-            "deeperhub_connections_closed_total",
-            "Connections that ended",
+            "deeperhub_messages_received_total",
+            "Messages received from clients",
             none,
-            &self.closed,
+            &self.received,
         )?;
-        registry.register("deeperhub_messages_received_total", "Messages that came", none, &self.received)?;
-        registry.register("deeperhub_messages_sent_total", "Replies and deliveries", none, &self.sent)?;
+        registry.register(
+            "deeperhub_messages_sent_total",
+            "Replies and deliveries queued for clients",
+            none,
+            &self.sent,
+        )?;
         registry.register(
             "deeperhub_message_size_bytes",
-            "Sizes of messages that came",
+            "Sizes of received messages",
             Unit::Bytes,
             &self.size,
         )?;
-        registry.register("deeperhub_errors_total", "Error answers", none, &self.errors)?;
+        registry.register("deeperhub_errors_total", "Error replies", none, &self.errors)?;
         registry.register(
             "deeperhub_messages_limited_total",
-            "Messages over a limit, refused or only observed",
+            "Messages over a limit, rejected or only observed",
             none,
             &self.limited,
         )?;
@@ -156,19 +166,19 @@ impl Metrics {
         )?;
         registry.register(
             "deeperhub_publish_latency_seconds",
-            "Time from a publish to the write to a subscriber, for each delivery",
+            "Time from a publish to the write to a subscriber, per delivery",
             Unit::Seconds,
             &self.latency,
         )?;
         registry.register(
             "deeperhub_queue_wait_seconds",
-            "Time from a publish to its first delivery by a worker",
+            "Time from a publish to its first delivery on a worker",
             Unit::Seconds,
             &self.queue_wait,
         )
     }
 
-    /// Open connections now.
+    /// Returns the number of open connections.
     pub(crate) fn connections(&self) -> u64 {
         u64::try_from(self.active.value()).unwrap_or_default()
     }
@@ -189,12 +199,12 @@ impl Metrics {
     }
 }
 
-/// Fine enough for the 99.9th percentile.
-fn fine_times() -> Bounds {
+/// Returns bounds that resolve the 99.9th percentile.
+fn latency_bounds() -> Bounds {
     Bounds::fine_seconds(Duration::from_micros(10), Duration::from_secs(10))
 }
 
-/// One worker's numbers.
+/// Metric cells of one worker.
 #[derive(Debug)]
 pub(crate) struct WorkerMetrics {
     pub(crate) active: GaugeCell,
@@ -210,16 +220,16 @@ pub(crate) struct WorkerMetrics {
 }
 
 impl WorkerMetrics {
-    pub(crate) fn sent(&mut self, what: Sent, count: u64) {
-        self.sent.add(what as usize, count);
+    pub(crate) fn count_sent(&mut self, sent_type: SentType, count: u64) {
+        self.sent.add(sent_type as usize, count);
     }
 
-    pub(crate) fn limited(&mut self, by: Limit) {
-        self.limited.inc(by as usize);
+    pub(crate) fn count_limited(&mut self, limit: Limit) {
+        self.limited.inc(limit as usize);
     }
 
-    pub(crate) fn closed(&mut self, by: &str) {
-        let index = CLOSED.iter().position(|&known| known == by).unwrap_or(CLOSED.len() - 1);
+    pub(crate) fn count_closed(&mut self, label: &str) {
+        let index = CLOSE_LABELS.iter().position(|&known| known == label).unwrap_or(CLOSE_LABELS.len() - 1);
         self.closed.inc(index);
     }
 }
@@ -232,17 +242,17 @@ mod tests {
 
     #[test]
     fn tables_follow_the_protocol() {
-        assert_eq!(&RECEIVED[..RECEIVED_BINARY], Command::TYPES);
-        assert_eq!(SENT, [ServerMessage::TYPES, &["raw"]].concat());
-        assert_eq!(LIMITS[Limit::Messages as usize], "messages");
-        assert_eq!(LIMITS[Limit::Bytes as usize], "bytes");
-        assert_eq!(LIMITS[Limit::Tokens as usize], "tokens");
-        assert_eq!(LIMITS[Limit::Subscriptions as usize], "subscriptions");
-        assert_eq!(LIMITS[Limit::FirstBurst as usize], "first_burst");
+        assert_eq!(&RECEIVED_TYPES[..RECEIVED_BINARY_INDEX], Command::TYPES);
+        assert_eq!(SENT_TYPES, [ServerMessage::TYPES, &["raw"]].concat());
+        assert_eq!(LIMIT_LABELS[Limit::Messages as usize], "messages");
+        assert_eq!(LIMIT_LABELS[Limit::Bytes as usize], "bytes");
+        assert_eq!(LIMIT_LABELS[Limit::Tokens as usize], "tokens");
+        assert_eq!(LIMIT_LABELS[Limit::Subscriptions as usize], "subscriptions");
+        assert_eq!(LIMIT_LABELS[Limit::FirstBurst as usize], "first_burst");
         let errors: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
-        assert_eq!(errors, ERRORS);
+        assert_eq!(errors, ERROR_CODES);
         assert_eq!(
-            (Sent::Pong.name(), Sent::Raw.name(), Sent::Published.name()),
+            (SentType::Pong.name(), SentType::Raw.name(), SentType::Published.name()),
             ("pong", "raw", "published")
         );
     }

@@ -1,4 +1,4 @@
-//! A node from its start to its end.
+//! Start and stop of a node.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -14,21 +14,24 @@ use tokio::sync::{mpsc, watch};
 
 use crate::application::Application;
 use crate::canary::{Canary, CanaryThread};
-use crate::cluster::{ClusterThread, follow_interest};
+use crate::cluster::{ClusterThread, forward_interest};
 use crate::config::Config;
-use crate::handle::{NodeHandle, NodeIdTaken};
-use crate::hub::{Hub, REQUESTS};
-use crate::id::{is_node_id, random_node_id};
+use crate::connection_id::{is_node_id, random_node_id};
+use crate::handle::NodeHandle;
+use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::phase::Phase;
-use crate::recent::Recent;
-use crate::top::Wanted;
+use crate::recent_quantiles::RecentQuantiles;
+use crate::top::TopTracker;
 use crate::trace::TraceMetrics;
+use crate::types::NodeIdTaken;
+use crate::worker_request::REQUEST_QUEUE_CAPACITY;
 
-/// Divisor of the memory budget for the messages queued for workers, all of them together.
-const INBOX_PART: u64 = 16;
+/// Share of the memory budget for messages queued for workers: one part in this many, for all
+/// workers together.
+const ROUTER_MEMORY_DIVISOR: u64 = 16;
 
-/// A running node. When it is dropped, everything ends at once: call [`drain`](Self::drain) before.
+/// Running node. Dropping it ends everything at once, so call [`drain`](Self::drain) before.
 #[derive(Debug)]
 pub struct Node {
     handle: NodeHandle,
@@ -36,40 +39,40 @@ pub struct Node {
     cluster: Option<ClusterThread>,
 }
 
-/// Why a node did not start.
+/// Error of a node that did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// The listener did not start.
     #[error(transparent)]
     Listener(#[from] deeperhub_listener::StartError),
-    /// Tokens are required, and there is nothing to verify them with.
-    #[error("tokens are required, and there is no authenticator")]
+    /// Tokens are required, but there is no authenticator.
+    #[error("tokens are required, but there is no authenticator")]
     NoAuthenticator,
     /// The name of the node is not 1 to 32 bytes of `A-Z a-z 0-9 _ -`.
     #[error("node id {0:?} is not 1 to 32 bytes of A-Z a-z 0-9 _ -")]
     NodeId(String),
-    /// More workers than the hub can name (65,535).
-    #[error("{0} workers are too many")]
+    /// There are more workers than the hub supports (65,535).
+    #[error("{0} workers are over the limit of 65535")]
     Workers(usize),
-    /// The system gave no random bytes for the node's name.
-    #[error("the system gives no random bytes")]
+    /// The system returned no random bytes for the node's name.
+    #[error("the system returned no random bytes")]
     Random(#[source] getrandom::Error),
-    /// The thread that proves deliveries could not be started.
-    #[error("the canary's thread cannot be started")]
+    /// The thread that sends probes could not be started.
+    #[error("the probe thread cannot be started")]
     Canary(#[source] std::io::Error),
-    /// Another node of the cluster has this one's name.
+    /// Another node of the cluster uses this node's name.
     #[error(transparent)]
     NodeIdTaken(#[from] NodeIdTaken),
-    /// The thread that keeps the connection to the cluster could not be started.
-    #[error("the cluster's thread cannot be started")]
+    /// The thread that connects to the cluster could not be started.
+    #[error("the cluster thread cannot be started")]
     Cluster(#[source] std::io::Error),
-    /// The metrics could not be set up.
-    #[error("metrics cannot be set up")]
+    /// The metrics could not be registered.
+    #[error("metrics cannot be registered")]
     Metrics(#[from] MetricsError),
 }
 
-/// Why metrics could not be set up; a fault of this crate.
+/// Error of the metrics, caused by a custom metric's name or by a bug.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MetricsError {
@@ -82,14 +85,15 @@ pub enum MetricsError {
 }
 
 impl Node {
-    /// Listens on `address` (port 0: any free one) and serves.
+    /// Listens on `address` (port 0: any free port) and serves.
     ///
-    /// Needs no runtime: connections run on threads of the node's own. The futures of [`NodeHandle`] run on the
-    /// caller's. In a cluster it waits for its broker, at most three seconds, and serves without it if need be.
+    /// Needs no runtime: connections run on threads of the node. The futures of [`NodeHandle`] run
+    /// on the caller's runtime. In a cluster it waits for the broker, for at most three seconds,
+    /// and then serves without it.
     ///
     /// # Errors
     ///
-    /// [`StartError`]; then nothing runs.
+    /// [`StartError`]. Then nothing runs.
     pub fn start(address: SocketAddr, config: Config) -> Result<Self, StartError> {
         Self::start_on(address.into(), config)
     }
@@ -98,7 +102,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`StartError`]; then nothing runs.
+    /// [`StartError`]. Then nothing runs.
     pub fn start_on(on: ListenOn, mut config: Config) -> Result<Self, StartError> {
         if config.auth.required && config.auth.authenticator.is_none() {
             return Err(StartError::NoAuthenticator);
@@ -115,19 +119,19 @@ impl Node {
         let cells = Cells::new(workers);
         let metrics = Metrics::new(&cells, config.listener.max_message_bytes);
         let listener_metrics = deeperhub_listener::Metrics::new(&cells);
-        let router = Router::new(shards, router_within(&config, shards));
+        let router = Router::new(shards, router_config(&config, shards));
         let bus = EventBus::new(config.events.clone());
         let canary = Arc::new(Canary::new(config.canary.clone(), workers, config.cluster.is_some()));
         let mut registry = registry(&metrics, &listener_metrics, &router, &bus, config.tracer.metrics())
             .map_err(MetricsError::Register)?;
         canary.register(&mut registry).map_err(MetricsError::Register)?;
-        for gauge in &config.gauges {
+        for gauge in &config.custom_gauges {
             registry
                 .register_gauge_fn(gauge.name, gauge.help, gauge.unit, gauge.read)
                 .map_err(MetricsError::Register)?;
         }
-        for number in &config.numbers {
-            number.register(&mut registry).map_err(MetricsError::Register)?;
+        for metric in &config.custom_metrics {
+            metric.register(&mut registry).map_err(MetricsError::Register)?;
         }
         let (broker, driver) = match config.cluster.as_ref() {
             None => (None, None),
@@ -138,14 +142,14 @@ impl Node {
                 let (broker, driver) =
                     deeperhub_cluster::connect(settings, &node_id, version).map_err(StartError::Random)?;
                 broker.register(&mut registry).map_err(MetricsError::Register)?;
-                follow_interest(&router, &broker);
+                forward_interest(&router, &broker);
                 (Some(broker), Some(driver))
             }
         };
 
-        let (requests, inboxes) = (0..workers)
+        let (request_senders, request_receivers) = (0..workers)
             .map(|_| {
-                let (sender, receiver) = mpsc::channel(REQUESTS);
+                let (sender, receiver) = mpsc::channel(REQUEST_QUEUE_CAPACITY);
                 (sender, Mutex::new(Some(receiver)))
             })
             .unzip();
@@ -155,28 +159,28 @@ impl Node {
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
             live: Live::new(config.clone()),
-            bursts: config.burst_rate_per_ip.map(deeperhub_security::BurstPool::new),
+            burst_pool: config.burst_rate_per_ip.map(deeperhub_security::BurstPool::new),
             config,
             router,
             bus,
             metrics,
             listener_metrics: listener_metrics.clone(),
-            top: Wanted::new(started),
-            latency: Recent::default(),
+            top: TopTracker::new(started),
+            publish_latency: RecentQuantiles::default(),
             registry,
             phase: watch::Sender::new(Phase::Starting),
             canary,
             broker: broker.clone(),
             started,
-            requests,
-            inboxes,
-            drained_by: OnceLock::new(),
+            request_senders,
+            request_receivers,
+            drain_deadline: OnceLock::new(),
             node_id,
         });
-        let Some(unnamed) = ClientId::parse(&hub.node_id) else {
+        let Some(placeholder_id) = ClientId::parse(&hub.node_id) else {
             return Err(StartError::NodeId(hub.node_id.clone()));
         };
-        // Before clients can come: a node whose name is taken must not have let any in.
+        // Joins before clients can connect: a node whose name is taken must not accept any.
         let cluster = match broker.zip(driver) {
             None => None,
             Some((broker, driver)) => {
@@ -188,18 +192,18 @@ impl Node {
                 Some(thread)
             }
         };
-        let application = Application { hub: Arc::clone(&hub), unnamed };
+        let application = Application { hub: Arc::clone(&hub), placeholder_id };
         let listener = Listener::start_on(on, listener_config, application, &cells, listener_metrics)?;
         let canary = CanaryThread::start(&hub).map_err(StartError::Canary)?;
         if canary.is_some() {
-            // Ready means proved: by now each worker has delivered something, or it is known which has not.
-            hub.canary.wait_for_first();
+            // By now each worker has delivered a probe, or is known not to.
+            hub.canary.wait_for_first_round();
         }
         hub.phase.send_replace(Phase::Serving);
         Ok(Self { handle: NodeHandle::new(hub, Arc::new(listener)), canary, cluster })
     }
 
-    /// For backends and embedding programs.
+    /// Returns a handle for backends and embedding programs.
     pub fn handle(&self) -> NodeHandle {
         self.handle.clone()
     }
@@ -214,26 +218,27 @@ impl Node {
         self.handle.listener.local_addrs()
     }
 
-    /// See [`NodeHandle::drain`].
+    /// Drains the node. See [`NodeHandle::drain`].
     pub async fn drain(&self, time: Duration) {
         self.handle.drain(time).await;
     }
 
-    /// Ends the node's threads and the event bus; connections that are still there are dropped without a word.
+    /// Stops the node's threads and the event bus. Remaining connections are dropped without a
+    /// close frame.
     pub async fn stop(mut self) {
         drop(self.canary.take());
         self.handle.hub.phase.send_replace(Phase::Stopped);
         if let Some(cluster) = self.cluster.take() {
-            // What the last clients published is on its way.
-            let drained_by = self.handle.hub.drained_by.get().copied();
-            cluster.stop(drained_by).await;
+            // Flushes the last messages of clients to the other nodes.
+            let drain_deadline = self.handle.hub.drain_deadline.get().copied();
+            cluster.stop(drain_deadline).await;
         }
         self.handle.hub.bus.close();
         self.handle.listener.stop().await;
     }
 }
 
-/// When the certificate ends that new connections get.
+/// Registers the expiry of the certificate that new connections get.
 #[cfg(feature = "tls")]
 fn register_certificate(
     mut registry: Registry,
@@ -242,7 +247,7 @@ fn register_certificate(
     if let Some(tls) = listener.tls.clone() {
         registry.register_gauge_fn(
             "deeperhub_tls_certificate_not_after_seconds",
-            "When the certificate ends, in Unix time",
+            "Expiry of the TLS certificate, in Unix time",
             Unit::Seconds,
             move || i64::try_from(tls.expires_at()).unwrap_or(i64::MAX),
         )?;
@@ -270,14 +275,14 @@ fn registry(
     let waiting = bus.clone();
     registry.register_gauge_fn(
         "deeperhub_events_queued_bytes",
-        "Bytes of events that wait for observers",
+        "Bytes of events queued for observers",
         Unit::Bytes,
         move || i64::try_from(waiting.queued_bytes()).unwrap_or(i64::MAX),
     )?;
     let bus = bus.clone();
     registry.register_counter_fn(
         "deeperhub_events_lost_total",
-        "Events that slow observers did not get",
+        "Events lost by slow observers",
         Unit::None,
         move || bus.lost(),
     )?;
@@ -285,12 +290,12 @@ fn registry(
     registry.register_process();
     Ok(registry)
 }
-/// Returns the router's settings. A small memory budget lowers the inbox limit at which publishers
-/// pause.
-fn router_within(config: &Config, shards: u16) -> deeperhub_router::Config {
+/// Returns the router's configuration. A small memory budget lowers the inbox limit at which
+/// publishers pause.
+fn router_config(config: &Config, shards: u16) -> deeperhub_router::Config {
     let mut router = config.router;
     if let Some(memory) = &config.listener.memory {
-        let part = memory.limit() / INBOX_PART / u64::from(shards.max(1));
+        let part = memory.limit() / ROUTER_MEMORY_DIVISOR / u64::from(shards.max(1));
         let part = usize::try_from(part).unwrap_or(usize::MAX).max(config.listener.max_message_bytes);
         router.inbox_soft_limit_bytes = router.inbox_soft_limit_bytes.min(part);
     }

@@ -1,12 +1,12 @@
-/// Where a node is in its life. Readiness is derived from it; nothing keeps a flag of its own.
+/// Phase of a node. Readiness is derived from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
-    /// Listening sockets and workers are being made.
+    /// Listening sockets and workers are starting.
     Starting,
-    /// Takes connections.
+    /// Connections are accepted.
     Serving,
-    /// Refuses new connections with 503 `draining` and closes the others over the drain time.
+    /// New connections get 503 `draining`, and existing ones are closed over the drain time.
     Draining,
-    /// All connections are gone, or the drain time is over.
+    /// All connections are closed, or the drain time is over.
     Stopped,
 }

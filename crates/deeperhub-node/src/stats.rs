@@ -1,4 +1,4 @@
-//! A node's numbers at one moment.
+//! Statistics of a node.
 
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
@@ -7,40 +7,41 @@ use serde::{Deserialize, Serialize};
 
 use crate::hub::Hub;
 use crate::phase::Phase;
-use crate::recent::Quantiles;
+use crate::recent_quantiles::Quantiles;
 
-/// Connections, subscriptions, messages and bytes: what adds up over nodes.
+/// Statistics that can be summed over nodes: connections, subscriptions, messages and bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Totals {
-    /// Open connections: after their handshake, until their close begins.
+    /// Open connections, from the end of the handshake to the start of the close.
     pub connections: u64,
-    /// The most that there may be.
+    /// Limit on connections.
     pub max_connections: u64,
     /// Handshakes that succeeded.
     pub accepted_total: u64,
-    /// Handshakes that were refused, ran out of time or were given up.
+    /// Handshakes that were refused, timed out or lost.
     pub refused_total: u64,
-    /// Connections that ended.
+    /// Closed connections.
     pub closed_total: u64,
-    /// Connections closed because their queue passed the limit, among those that ended.
+    /// Connections that were closed because their send queue exceeded its limit. Also counted in
+    /// `closed_total`.
     pub slow_consumers_total: u64,
     /// Subscriptions of all connections.
     pub subscriptions: u64,
     /// Topics and patterns with a subscriber.
     pub topics: u64,
-    /// Messages that clients sent.
+    /// Messages received from clients.
     pub received_total: u64,
     /// Replies and deliveries.
     pub sent_total: u64,
-    /// Error answers, among those sent.
+    /// Error replies. Also counted in `sent_total`.
     pub errors_total: u64,
     /// Bytes read from sockets.
     pub received_bytes_total: u64,
     /// Bytes written to sockets.
     pub sent_bytes_total: u64,
-    /// Bytes that wait to be sent, as of each worker's last look.
+    /// Bytes in send queues, as last reported by each worker.
     pub queued_bytes: u64,
 }
 
@@ -63,28 +64,29 @@ impl AddAssign<&Self> for Totals {
     }
 }
 
-/// A node's numbers at one moment; totals count from its start.
+/// Statistics of a node. Totals count from its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Where it is in its life.
+    /// Phase of the node.
     pub phase: Phase,
-    /// Since its start.
+    /// Time since the start.
     pub uptime: Duration,
-    /// Threads that carry connections.
+    /// Number of worker threads.
     pub workers: usize,
-    /// Connections, subscriptions, messages and bytes.
+    /// Statistics that can be summed over nodes.
     pub totals: Totals,
-    /// Times from a publish to the write to a subscriber's socket, of the last 5 to 10 seconds where somebody asks each
-    /// second. `None`: nothing was delivered.
+    /// Latency from a publish to the write to a subscriber's socket. It covers the last 5 to 10
+    /// seconds if it is read each second. `None`: nothing was delivered.
     pub publish_latency: Option<Quantiles>,
-    /// Events that slow observers did not get.
+    /// Events that slow observers lost.
     pub events_lost_total: u64,
     /// Workers that died and were replaced.
     pub worker_restarts_total: u64,
-    /// How long the last probe took, of the slowest worker. `None` before the first.
+    /// Longest of the workers' last probe round-trip times. `None` before the first probe returned.
     pub canary_round_trip: Option<Duration>,
-    /// How long the last probe through the cluster's broker took. `None` before the first, and without a cluster.
+    /// Last probe round-trip time through the cluster's broker. `None` before the first probe
+    /// returned, and without a cluster.
     pub canary_cluster_round_trip: Option<Duration>,
     /// Workers whose probe is overdue.
     pub canary_failing_workers: usize,
@@ -117,9 +119,9 @@ impl Stats {
         Self {
             phase: *hub.phase.borrow(),
             uptime: hub.started.elapsed(),
-            workers: hub.requests.len(),
+            workers: hub.request_senders.len(),
             totals,
-            publish_latency: hub.latency.quantiles(metrics.latency.snapshot(), Instant::now()),
+            publish_latency: hub.publish_latency.quantiles(metrics.latency.snapshot(), Instant::now()),
             events_lost_total: hub.bus.lost(),
             worker_restarts_total: listener.worker_restarts.value(),
             canary_round_trip: hub.canary.round_trip(),

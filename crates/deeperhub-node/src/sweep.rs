@@ -1,4 +1,4 @@
-//! What is done to many connections: a part at a time, so that others get their turn in between.
+//! Actions on many connections, executed in slices so that other work continues in between.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use tokio::sync::oneshot;
 use crate::hub::Hub;
 use crate::session::Session;
 
-/// Connections that one round looks at.
-pub(crate) const STEPS_PER_ROUND: usize = 1024;
+/// Connections that a sweep visits per round.
+pub(crate) const SWEEP_STEPS_PER_ROUND: usize = 1024;
 
-/// What is done to each connection.
+/// Action on each connection.
 #[derive(Debug)]
 pub(crate) enum Action {
     Send(Multicast),
@@ -20,61 +20,61 @@ pub(crate) enum Action {
     Unsubscribe(Subscription<'static>),
 }
 
-/// One action under way.
+/// Action on many connections, in progress.
 #[derive(Debug)]
 pub(crate) struct Sweep {
     pub(crate) action: Action,
-    whom: Whom,
-    /// Connections from this serial on came later and are not meant.
-    end: u64,
-    /// How many the action did something to.
+    targets: Targets,
+    /// Connections with this serial or a later one opened after the request and are left out.
+    serial_limit: u64,
+    /// Number of connections on which the action had an effect.
     pub(crate) reached: u64,
     pub(crate) reply: oneshot::Sender<u64>,
 }
 
 #[derive(Debug)]
-enum Whom {
+enum Targets {
     All { next: Key },
     User { user: Arc<str>, keys: std::vec::IntoIter<Key> },
 }
 
 impl Sweep {
-    pub(crate) fn of_all(action: Action, end: u64, reply: oneshot::Sender<u64>) -> Self {
-        Self { action, whom: Whom::All { next: 0 }, end, reached: 0, reply }
+    pub(crate) fn for_all(action: Action, serial_limit: u64, reply: oneshot::Sender<u64>) -> Self {
+        Self { action, targets: Targets::All { next: 0 }, serial_limit, reached: 0, reply }
     }
 
-    pub(crate) fn of_user(
+    pub(crate) fn for_user(
         action: Action,
         user: &str,
         keys: Vec<Key>,
-        end: u64,
+        serial_limit: u64,
         reply: oneshot::Sender<u64>,
     ) -> Self {
-        let whom = Whom::User { user: user.into(), keys: keys.into_iter() };
-        Self { action, whom, end, reached: 0, reply }
+        let targets = Targets::User { user: user.into(), keys: keys.into_iter() };
+        Self { action, targets, serial_limit, reached: 0, reply }
     }
 
-    /// The next connection to look at.
-    pub(crate) fn next(&mut self, connections: &Connections<'_, Session>) -> Option<Key> {
-        match &mut self.whom {
-            Whom::All { next } => {
+    /// Returns the next connection to visit.
+    pub(crate) fn next_key(&mut self, connections: &Connections<'_, Session>) -> Option<Key> {
+        match &mut self.targets {
+            Targets::All { next } => {
                 let key = connections.next_open(*next)?;
                 // A worker has fewer connections than there are keys.
                 *next = key.saturating_add(1);
                 Some(key)
             }
-            Whom::User { keys, .. } => keys.next(),
+            Targets::User { keys, .. } => keys.next(),
         }
     }
 
-    /// Whether a connection is still one of those that were meant.
-    pub(crate) fn is_for(&self, session: &Session, hub: &Hub) -> bool {
-        session.place.serial < self.end
-            && match &self.whom {
-                // One that must bring a token first is none of the clients that a backend has in mind.
-                Whom::All { .. } => session.is_admitted(hub),
-                // The key may be another's by now.
-                Whom::User { user, .. } => session.user() == Some(user),
+    /// Returns `true` if a connection belongs to the sweep.
+    pub(crate) fn includes(&self, session: &Session, hub: &Hub) -> bool {
+        session.connection_id.serial < self.serial_limit
+            && match &self.targets {
+                // A broadcast leaves out clients that have yet to bring a required token.
+                Targets::All { .. } => session.is_admitted(hub),
+                // The key may belong to another user's connection by now.
+                Targets::User { user, .. } => session.user() == Some(user),
             }
     }
 }

@@ -1,11 +1,11 @@
-//! Which connections a user has.
+//! Index of connections by user.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use deeperhub_listener::Key;
 
-/// One worker's connections by their users. A user may have any number, such as all devices of a kind.
+/// Connections of one worker by user. A user may have any number, such as all devices of one kind.
 #[derive(Debug, Default)]
 pub(crate) struct Users(HashMap<Arc<str>, BTreeSet<Key>>);
 
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_have_the_connections_that_were_added_and_not_removed() {
+    fn keys_are_added_and_removed_per_user() {
         let (ada, eve): (Arc<str>, Arc<str>) = ("ada".into(), "eve".into());
         let mut users = Users::default();
         for key in [3, 1, 2] {
@@ -46,6 +46,6 @@ mod tests {
         users.remove(&eve, 3);
         assert_eq!((users.keys("ada"), users.keys("eve"), users.keys("bob")), (vec![2, 3], vec![4], vec![]));
         users.remove(&eve, 4);
-        assert_eq!(users.0.len(), 1, "who has none is forgotten");
+        assert_eq!(users.0.len(), 1, "a user without connections is removed");
     }
 }

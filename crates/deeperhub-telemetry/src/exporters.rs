@@ -84,7 +84,7 @@ impl Exporters {
     #[must_use]
     pub fn tracer_with_client_rate(&self, per_second: u32) -> Tracer {
         let tracer = self.tracer();
-        if tracer.records() { tracer.with_client_rate(per_second) } else { tracer }
+        if tracer.is_recording() { tracer.with_client_rate(per_second) } else { tracer }
     }
 
     /// Returns the counter of exporter panics. A panicked exporter restarts after a second.

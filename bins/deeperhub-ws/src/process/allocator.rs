@@ -1,7 +1,7 @@
 //! The allocator and its metrics.
 
 use deeperhub_metrics::Unit;
-use deeperhub_node::OwnGauge;
+use deeperhub_node::CustomGauge;
 use tikv_jemalloc_ctl::{epoch, stats};
 
 /// jemalloc returns memory to the system a second after it was freed (`.cargo/config.toml`).
@@ -11,7 +11,7 @@ use tikv_jemalloc_ctl::{epoch, stats};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Gauges of the allocator, from allocated bytes to reserved address space.
-pub(crate) const GAUGES: [OwnGauge; 6] = [
+pub(crate) const GAUGES: [CustomGauge; 6] = [
     gauge("deeperhub_memory_allocated_bytes", "Bytes allocated by the program and not freed", || {
         now(stats::allocated::read)
     }),
@@ -36,8 +36,8 @@ pub(crate) const GAUGES: [OwnGauge; 6] = [
     ),
 ];
 
-const fn gauge(name: &'static str, help: &'static str, read: fn() -> i64) -> OwnGauge {
-    OwnGauge { name, help, unit: Unit::Bytes, read }
+const fn gauge(name: &'static str, help: &'static str, read: fn() -> i64) -> CustomGauge {
+    CustomGauge { name, help, unit: Unit::Bytes, read }
 }
 
 /// Returns a current statistic, or 0 if jemalloc has none. Advances the epoch first, because

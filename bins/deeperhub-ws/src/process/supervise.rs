@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use deeperhub_listener::RestartDelay;
 use deeperhub_metrics::Unit;
-use deeperhub_node::OwnGauge;
+use deeperhub_node::CustomGauge;
 use tracing::error;
 
 static RESTARTS: AtomicI64 = AtomicI64::new(0);
 
 /// Gauge of task restarts after a panic.
-pub(crate) const GAUGE: OwnGauge = OwnGauge {
+pub(crate) const GAUGE: CustomGauge = CustomGauge {
     name: "deeperhub_task_restarts",
     help: "Restarts of tasks after a panic",
     unit: Unit::None,

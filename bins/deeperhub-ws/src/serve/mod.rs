@@ -15,7 +15,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{SharedCounter, Unit};
-use deeperhub_node::{Node, NumberKind, OwnNumber};
+use deeperhub_node::{Node, MetricKind, CustomMetric};
 use deeperhub_security::files::FileStamp;
 use tokio::runtime::{self, Runtime};
 use tracing::{error, info, warn};
@@ -217,23 +217,23 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
 
 /// Adds the metrics of the process to those of the node.
 fn add_process_metrics(settings: &mut Settings, lost_lines: SharedCounter, exporter_panics: SharedCounter) {
-    settings.node.gauges = allocator::GAUGES.to_vec();
-    settings.node.gauges.push(supervise::GAUGE);
-    settings.node.numbers = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
-    settings.node.numbers.push(counter(
+    settings.node.custom_gauges = allocator::GAUGES.to_vec();
+    settings.node.custom_gauges.push(supervise::GAUGE);
+    settings.node.custom_metrics = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
+    settings.node.custom_metrics.push(counter(
         "deeperhub_log_lines_lost_total",
         "Log lines dropped because standard error was too slow",
         lost_lines,
     ));
-    settings.node.numbers.push(counter(
+    settings.node.custom_metrics.push(counter(
         "deeperhub_exporter_panics_total",
         "Panics of the tasks that export spans and metrics",
         exporter_panics,
     ));
 }
 
-fn counter(name: &'static str, help: &'static str, counter: SharedCounter) -> OwnNumber {
-    OwnNumber::new(name, help, Unit::None, NumberKind::Counter, move || counter.value())
+fn counter(name: &'static str, help: &'static str, counter: SharedCounter) -> CustomMetric {
+    CustomMetric::new(name, help, Unit::None, MetricKind::Counter, move || counter.value())
 }
 
 /// Prints the start line to standard output, for people and for programs that wait for the ports.

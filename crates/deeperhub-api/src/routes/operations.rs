@@ -145,7 +145,7 @@ pub(crate) struct Reason {
 }
 
 impl Reason {
-    fn new(reason: &deeperhub_node::Unready) -> Self {
+    fn new(reason: &deeperhub_node::UnreadyReason) -> Self {
         let since = reason.since.map(|since| since.duration_since(UNIX_EPOCH).unwrap_or_default());
         Self {
             check: reason.check.as_str(),

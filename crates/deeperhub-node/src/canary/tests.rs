@@ -1,5 +1,5 @@
 use std::sync::Barrier;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use deeperhub_events::EventFilter;
 use deeperhub_metrics::Format;
@@ -7,12 +7,11 @@ use deeperhub_metrics::Format;
 use deeperhub_router::ShardId;
 
 use super::*;
-use crate::ask::Posted;
-use crate::hub::Request;
+use crate::worker_request::{QueuedRequest, WorkerRequest};
 use crate::{Config, Node, Phase};
 
-/// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time that a test waits for something that must happen.
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn start(timeout: Duration) -> Node {
     let mut config = Config::default();
@@ -23,7 +22,7 @@ fn start(timeout: Duration) -> Node {
 }
 
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TEST_TIMEOUT;
     while !holds() {
         assert!(Instant::now() < end, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(2));
@@ -32,13 +31,15 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) {
 
 fn run_on(node: &Node, worker: usize, action: fn()) {
     let hub = node.handle().hub;
-    let after = hub.router.inbox_position(ShardId(worker.try_into().unwrap()));
-    hub.requests[worker].try_send(Posted { request: Request::Run(action), after }).unwrap();
+    let after = hub.router.mark(ShardId(worker.try_into().unwrap()));
+    hub.request_senders[worker]
+        .try_send(QueuedRequest { request: WorkerRequest::Run(action), after })
+        .unwrap();
 }
 
 #[test]
-fn a_started_node_is_proved_and_its_probes_are_seen_nowhere() {
-    let node = start(PATIENCE);
+fn a_started_node_is_ready_and_its_probes_are_invisible() {
+    let node = start(TEST_TIMEOUT);
     let handle = node.handle();
     assert!(handle.health().is_ready(), "{:?}", handle.health());
     let mut events = handle.events(EventFilter::all()).unwrap();
@@ -55,11 +56,11 @@ fn a_started_node_is_proved_and_its_probes_are_seen_nowhere() {
     let sent = text.lines().filter(|line| line.starts_with("deeperhub_messages_sent_total"));
     assert!(sent.clone().count() > 0 && sent.clone().all(|line| line.ends_with(" 0")), "{text}");
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    assert!(events.poll_recv(&mut cx).is_pending(), "no event tells of a probe");
+    assert!(events.poll_recv(&mut cx).is_pending(), "probes cause no events");
 }
 
 #[test]
-fn a_stuck_worker_is_reported_until_it_goes_on() {
+fn a_stuck_worker_is_reported_until_it_continues() {
     static STUCK: Barrier = Barrier::new(2);
     let node = start(Duration::from_millis(40));
     let handle = node.handle();
@@ -68,7 +69,7 @@ fn a_stuck_worker_is_reported_until_it_goes_on() {
     });
     wait_until("a reason", || handle.health().reasons.iter().any(|reason| reason.worker == Some(1)));
     let reason = handle.health().reasons.into_iter().find(|reason| reason.worker == Some(1)).unwrap();
-    assert_eq!((reason.check, reason.code), (Check::Canary, "delivery_stalled"));
+    assert_eq!((reason.check, reason.code), (HealthCheck::Canary, "delivery_stalled"));
     assert!(reason.since.is_some_and(|since| since <= SystemTime::now()));
     assert_eq!(handle.phase(), Phase::Serving);
     assert!(handle.metrics_text(Format::Prometheus).contains("deeperhub_canary_missed_total"));
@@ -78,8 +79,8 @@ fn a_stuck_worker_is_reported_until_it_goes_on() {
 }
 
 #[test]
-fn a_worker_that_died_is_replaced_and_proved_again() {
-    let node = start(PATIENCE);
+fn a_dead_worker_is_replaced_and_probed_again() {
+    let node = start(TEST_TIMEOUT);
     let handle = node.handle();
     let answered = || handle.hub.canary.state().workers[0].round_trip.take().is_some();
     run_on(&node, 0, || panic!("a worker dies in a test"));
@@ -90,18 +91,20 @@ fn a_worker_that_died_is_replaced_and_proved_again() {
     assert!(handle.health().is_ready());
 }
 
-/// Panics as often as the test asked for.
-pub(super) fn die_if_wanted(canary: &Canary) {
+/// Panics if the test injected a panic.
+pub(super) fn panic_if_injected(canary: &Canary) {
     use std::sync::atomic::Ordering::Relaxed;
-    let wanted = canary.faults.fetch_update(Relaxed, Relaxed, |faults| faults.checked_sub(1));
+    let wanted = canary
+        .injected_panics
+        .fetch_update(Relaxed, Relaxed, |injected_panics| injected_panics.checked_sub(1));
     assert!(wanted.is_err(), "a test kills the canary");
 }
 
 #[test]
-fn a_thread_of_probes_that_dies_goes_on() {
-    let node = start(PATIENCE);
+fn the_probe_thread_restarts_after_a_panic() {
+    let node = start(TEST_TIMEOUT);
     let canary = &node.handle().hub.canary;
-    canary.faults.store(2, std::sync::atomic::Ordering::Relaxed);
+    canary.injected_panics.store(2, std::sync::atomic::Ordering::Relaxed);
     wait_until("its restarts", || canary.restarts.value() == 2);
     let before = canary.round_trips.snapshot().count();
     wait_until("more probes", || canary.round_trips.snapshot().count() > before + 2);
@@ -119,47 +122,47 @@ fn without_an_interval_there_are_no_probes() {
 }
 
 #[test]
-fn a_probes_number_is_read_from_its_frame() {
+fn the_probe_number_is_read_from_the_frame() {
     for (frame, expected) in [
         (&b"\x81\x10{\"type\":\"message\",\"data\":{\"topic\":\"$canary.0\",\"message\":17}}"[..], Some(17)),
         (b"\x81\x02{}", None),
         (b"", None),
         (b"{\"message\":x}}", None),
     ] {
-        assert_eq!(number_of(frame), expected, "{}", frame.escape_ascii());
+        assert_eq!(probe_number(frame), expected, "{}", frame.escape_ascii());
     }
 }
 
 #[test]
-fn a_probe_through_the_broker_that_reached_no_worker_is_due_again_and_not_missed() {
+fn a_broker_probe_that_reached_no_worker_is_due_again() {
     let canary = Canary::new(CanaryConfig::default(), 3, true);
     let send = || {
         let mut state = canary.state();
         let State { cluster, next, .. } = &mut *state;
-        State::number(next, cluster.as_mut().unwrap())
+        State::assign_number(next, cluster.as_mut().unwrap())
     };
     let is_due = || canary.state().cluster.as_ref().unwrap().is_due;
-    let code = || canary.cluster_reason().map(|reason| reason.code);
+    let code = || canary.cluster_unready_reason().map(|reason| reason.code);
     // The probe is offered to all workers, but none has subscribed.
     let offered = std::cell::RefCell::new(Vec::new());
-    canary.offer(send(), |worker| {
+    canary.offer_to_workers(send(), |worker| {
         offered.borrow_mut().push(worker);
         0
     });
     offered.borrow_mut().sort_unstable();
     assert_eq!((offered.into_inner(), is_due()), (vec![0, 1, 2], true));
-    canary.judge(true);
+    canary.record_missed(true);
     assert_eq!(code(), None);
     // One subscribed worker is enough to judge the broker.
-    canary.attached(1);
-    canary.offer(send(), |worker| u64::from(worker == 1));
+    canary.on_worker_attached(1);
+    canary.offer_to_workers(send(), |worker| u64::from(worker == 1));
     assert!(!is_due());
-    canary.judge(true);
+    canary.record_missed(true);
     assert_eq!(code(), Some("cluster_stalled"));
 }
 
 #[test]
-fn a_timeout_beyond_the_clock_is_no_panic() {
+fn a_timeout_beyond_the_clock_does_not_panic() {
     let node = start(Duration::MAX);
     assert!(node.handle().health().is_ready());
     drop(node);

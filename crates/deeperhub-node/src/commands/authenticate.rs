@@ -4,14 +4,14 @@ use deeperhub_protocol::{ErrorCode, Subscription};
 
 use crate::auth::Login;
 use crate::local::Local;
-use crate::metrics::Sent;
-use crate::session::{Session, refusal};
+use crate::metrics::SentType;
+use crate::session::{Session, error_reply};
 
-/// Cost of verifying a token, in the listener's byte cost. It takes up to two milliseconds if all
-/// P-384 keys have to be tried, most often a tenth of that.
+/// Cost of verifying a token, in the listener's byte cost. Verifying takes up to two milliseconds
+/// if all P-384 keys have to be tried, and usually a tenth of that.
 const VERIFICATION_COST: usize = 128 * 1024;
 
-/// Logs in, or renews. A token that is refused changes nothing.
+/// Logs in, or renews a login. A rejected token changes nothing.
 pub(crate) fn authenticate(
     session: &mut Session,
     id: Option<MessageId<'_>>,
@@ -23,7 +23,7 @@ pub(crate) fn authenticate(
     let local = cx.local();
     let seconds = local.unix_seconds(now);
     let login = match local.hub.config.auth.verify(token, seconds) {
-        Ok(claims) => Login::of_token(claims),
+        Ok(claims) => Login::from_token(claims),
         Err(error) => {
             let text = error.to_string();
             let reply = ServerMessage::Error {
@@ -39,36 +39,36 @@ pub(crate) fn authenticate(
     };
     let had_token = session.has_token();
     match session.user() {
-        // A certificate's user gives way to a token's.
+        // The user of a token replaces the user of a certificate.
         Some(user) if *user != login.user && !had_token => {
             local.remove_user(user, key);
             local.add_user(&login.user, key);
         }
-        // What the connection did so far was another user's.
+        // The connection's subscriptions and messages belong to its first user.
         Some(user) if *user != login.user => {
-            let message = "the token names another user than the connection's";
-            let error = refusal(id, ErrorCode::TokenInvalid, message);
+            let message = "the token belongs to another user than the connection";
+            let error = error_reply(id, ErrorCode::TokenInvalid, message);
             return session.reply_error(&error.to_message(), cx);
         }
         Some(_) => {}
         None => local.add_user(&login.user, key),
     }
-    let ended = not_granted(&login, key, local);
+    let ended = subscriptions_without_grant(&login, key, local);
     let reply = ServerMessage::Authenticated { id, user: &login.user, expires_at: login.expires_at() };
-    session.reply(Sent::Authenticated, &reply, cx);
+    session.reply(SentType::Authenticated, &reply, cx);
     session.login = Some(Box::new(login));
     for subscription in ended {
         let local = cx.local();
         if local.shard.unsubscribe(key, &subscription) {
             local.metrics.subscriptions.dec();
         }
-        let told = ServerMessage::Unsubscribed { id: None, topic: subscription.as_str() };
-        session.reply(Sent::Unsubscribed, &told, cx);
+        let notice = ServerMessage::Unsubscribed { id: None, topic: subscription.as_str() };
+        session.reply(SentType::Unsubscribed, &notice, cx);
     }
 }
 
-/// The subscriptions that a login does not cover.
-fn not_granted(login: &Login, key: Key, local: &Local) -> Vec<Subscription<'static>> {
+/// Returns the subscriptions that a login does not grant.
+fn subscriptions_without_grant(login: &Login, key: Key, local: &Local) -> Vec<Subscription<'static>> {
     if login.is_unrestricted() {
         return Vec::new();
     }

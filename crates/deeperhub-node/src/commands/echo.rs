@@ -3,15 +3,15 @@ use deeperhub_protocol::RawJson;
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 
 use crate::local::Local;
-use crate::metrics::Sent;
+use crate::metrics::SentType;
 use crate::session::Session;
 
-/// Sends `data` back as it came.
+/// Replies with the same `data`.
 pub(crate) fn echo(
     session: &mut Session,
     id: Option<MessageId<'_>>,
     data: RawJson<'_>,
     cx: &mut Context<'_, Local>,
 ) {
-    session.reply_around(Sent::Echo, &ServerMessage::Echo { id, data }, data, cx);
+    session.reply_around(SentType::Echo, &ServerMessage::Echo { id, data }, data, cx);
 }

@@ -1,4 +1,4 @@
-//! What each client message does: one file for each.
+//! Client messages: one file for each command.
 
 mod authenticate;
 mod echo;

@@ -2,10 +2,10 @@ use deeperhub_listener::Context;
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 
 use crate::local::Local;
-use crate::metrics::Sent;
+use crate::metrics::SentType;
 use crate::session::Session;
 
-/// Answers with `pong`, for browsers, which cannot send WebSocket pings.
+/// Replies with `pong`. Browsers need this because they cannot send WebSocket pings.
 pub(crate) fn ping(session: &mut Session, id: Option<MessageId<'_>>, cx: &mut Context<'_, Local>) {
-    session.reply(Sent::Pong, &ServerMessage::Pong { id }, cx);
+    session.reply(SentType::Pong, &ServerMessage::Pong { id }, cx);
 }

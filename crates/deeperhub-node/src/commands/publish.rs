@@ -4,14 +4,14 @@ use deeperhub_protocol::{RawJson, Topic};
 
 use crate::hub::Publisher;
 use crate::local::Local;
-use crate::metrics::Sent;
-use crate::session::{Session, forbidden};
+use crate::metrics::SentType;
+use crate::session::{Session, forbidden_reply};
 use crate::trace::MessageSpan;
 
 /// Cost of a pattern-matching step, in the listener's byte cost.
 const MATCHING_STEP_COST: usize = 16;
 
-/// What to publish.
+/// Arguments of a publish.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Publish<'a> {
     pub(crate) topic: &'a Topic<'a>,
@@ -19,7 +19,7 @@ pub(crate) struct Publish<'a> {
     pub(crate) exclude_self: bool,
 }
 
-/// Delivers a message to all subscribers of a topic. Answered only if it has an `id`.
+/// Delivers a message to all subscribers of a topic. Replies only if the message has an `id`.
 pub(crate) fn publish(
     session: &mut Session,
     id: Option<MessageId<'_>>,
@@ -29,31 +29,32 @@ pub(crate) fn publish(
 ) {
     if session.login.as_ref().is_some_and(|login| !login.may_publish(publish.topic)) {
         let error =
-            forbidden(id, publish.topic.as_str(), "the token does not grant publishing to this topic");
+            forbidden_reply(id, publish.topic.as_str(), "the token does not grant publishing to this topic");
         return session.reply_error(&error, cx);
     }
     let (key, now) = (cx.key(), cx.now());
     let local = cx.local();
     let publisher = Publisher {
         id: &session.client_id,
-        place: session.place,
+        connection_id: session.connection_id,
         is_excluded: publish.exclude_self,
         shard: &mut local.shard,
     };
     let active = span.as_ref().map(|span| &span.span);
-    let published = local.hub.publish(publish.topic, publish.message, Some(publisher), now, active);
+    let outcome = local.hub.publish(publish.topic, publish.message, Some(publisher), now, active);
     if let Some(span) = span {
-        span.subscribers = Some(published.subscribers);
+        span.subscribers = Some(outcome.subscribers);
     }
-    if let Some(counting) = &mut local.counting {
-        counting.publish(publish.topic.as_str(), published.subscribers, publish.message.as_str().len(), now);
+    if let Some(top_window) = &mut local.top_window {
+        top_window.publish(publish.topic.as_str(), outcome.subscribers, publish.message.as_str().len(), now);
     }
-    session.published(publish.message.as_str().len(), local.relief);
-    cx.charge(published.steps * MATCHING_STEP_COST);
+    session.record_publish(publish.message.as_str().len(), local.uncongested_rounds);
+    cx.charge(outcome.matching_steps * MATCHING_STEP_COST);
     let local = cx.local();
-    if published.congested {
-        // Another worker is behind: this publisher waits, and TCP slows its client down.
-        local.paused.push(key);
+    if outcome.is_congested {
+        // Another worker is congested: reading from this publisher pauses, and TCP slows its client
+        // down.
+        local.paused_publishers.push(key);
         cx.pause_reading();
     }
     if id.is_some() {
@@ -62,9 +63,9 @@ pub(crate) fn publish(
         let reply = ServerMessage::Published {
             id,
             topic: publish.topic.as_str(),
-            subscribers: published.subscribers.saturating_sub(own),
-            cluster: published.cluster,
+            subscribers: outcome.subscribers.saturating_sub(own),
+            cluster: outcome.cluster,
         };
-        session.reply(Sent::Published, &reply, cx);
+        session.reply(SentType::Published, &reply, cx);
     }
 }

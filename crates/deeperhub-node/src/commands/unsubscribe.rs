@@ -3,10 +3,10 @@ use deeperhub_protocol::Subscription;
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 
 use crate::local::Local;
-use crate::metrics::Sent;
+use crate::metrics::SentType;
 use crate::session::Session;
 
-/// Ends a subscription; the same answer whether or not there was one.
+/// Ends a subscription. The reply is the same if there was none.
 pub(crate) fn unsubscribe(
     session: &mut Session,
     id: Option<MessageId<'_>>,
@@ -18,5 +18,9 @@ pub(crate) fn unsubscribe(
     if local.shard.unsubscribe(key, subscription) {
         local.metrics.subscriptions.dec();
     }
-    session.reply(Sent::Unsubscribed, &ServerMessage::Unsubscribed { id, topic: subscription.as_str() }, cx);
+    session.reply(
+        SentType::Unsubscribed,
+        &ServerMessage::Unsubscribed { id, topic: subscription.as_str() },
+        cx,
+    );
 }

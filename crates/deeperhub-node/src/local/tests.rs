@@ -7,7 +7,7 @@ use super::*;
 use crate::hub::Publisher;
 use crate::{Config, Node};
 
-/// What two workers share, whose threads have ended: here the test is the first of them.
+/// State of two workers whose threads have ended. The test acts as the first of them.
 fn hub() -> Arc<Hub> {
     let mut config = Config::default();
     config.listener.workers = 2;
@@ -19,19 +19,19 @@ fn hub() -> Arc<Hub> {
 }
 
 #[derive(Default)]
-struct Count(AtomicUsize);
+struct WakeCount(AtomicUsize);
 
-impl Wake for Count {
+impl Wake for WakeCount {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// The second worker, which has a subscriber and sleeps, and how often it is woken.
-fn sleeper(hub: &Hub) -> (Shard<Delivery>, Arc<Count>) {
+/// Second worker, which has a subscriber and sleeps, with a counter of its wake-ups.
+fn sleeping_worker(hub: &Hub) -> (Shard<Delivery>, Arc<WakeCount>) {
     let mut shard = hub.router.attach(ShardId(1));
     shard.subscribe(0, &Subscription::parse("a").unwrap());
-    let count = Arc::new(Count::default());
+    let count = Arc::new(WakeCount::default());
     let waker = Waker::from(Arc::clone(&count));
     let mut cx = task::Context::from_waker(&waker);
     assert!(shard.poll_deliver(&mut cx, |_, _| unreachable!("nothing is published")).is_pending());
@@ -40,18 +40,18 @@ fn sleeper(hub: &Hub) -> (Shard<Delivery>, Arc<Count>) {
 
 fn publish(local: &mut Local) {
     local.on_message();
-    let place = Place { worker: 0, key: 0, serial: 0 };
-    let id = place.client_id("n").unwrap();
-    let publisher = Publisher { id: &id, place, is_excluded: false, shard: &mut local.shard };
+    let connection_id = ConnectionId { worker: 0, key: 0, serial: 0 };
+    let id = connection_id.client_id("n").unwrap();
+    let publisher = Publisher { id: &id, connection_id, is_excluded: false, shard: &mut local.shard };
     let (topic, message) = (Topic::parse("a").unwrap(), RawJson::parse("1").unwrap());
-    let reached = local.hub.publish(&topic, message, Some(publisher), Instant::now(), None);
-    assert_eq!(reached.subscribers, 1);
+    let outcome = local.hub.publish(&topic, message, Some(publisher), Instant::now(), None);
+    assert_eq!(outcome.subscribers, 1);
 }
 
 #[test]
-fn others_are_not_left_asleep_over_more_than_64_messages() {
+fn deferred_wake_ups_are_flushed_after_64_messages() {
     let hub = hub();
-    let (_sleeper, count) = sleeper(&hub);
+    let (_sleeping_worker, count) = sleeping_worker(&hub);
     let mut local = Local::new(&hub, 0);
     publish(&mut local);
     for _ in 1..64 {
@@ -63,14 +63,14 @@ fn others_are_not_left_asleep_over_more_than_64_messages() {
 }
 
 #[test]
-fn a_worker_that_dies_while_it_reads_leaves_nobody_asleep() {
+fn a_worker_that_dies_flushes_its_deferred_wake_ups() {
     let hub = hub();
-    let (_sleeper, count) = sleeper(&hub);
-    let dies = std::thread::spawn(move || {
+    let (_sleeping_worker, count) = sleeping_worker(&hub);
+    let thread = std::thread::spawn(move || {
         let mut local = Local::new(&hub, 0);
         publish(&mut local);
         panic!("a worker dies in a test");
     });
-    dies.join().unwrap_err();
+    thread.join().unwrap_err();
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
 }

@@ -7,12 +7,14 @@ use futures_util::SinkExt;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
-use crate::ask::Unanswered;
-use crate::ask::tests::{Client, PATIENCE, patiently, receive, run, run_on_worker, start};
+use crate::WorkerTimeout;
+use crate::worker_request::tests::{
+    Client, TEST_TIMEOUT, receive, run, run_on_worker, start, within_test_timeout,
+};
 
 async fn connect(node: &Node) -> Client {
     let url = format!("ws://{}/", node.local_addr());
-    let (mut client, _) = patiently(tokio_tungstenite::connect_async(url)).await.unwrap();
+    let (mut client, _) = within_test_timeout(tokio_tungstenite::connect_async(url)).await.unwrap();
     assert_eq!(receive(&mut client).await["type"], "welcome");
     client
 }
@@ -24,7 +26,7 @@ fn metric(handle: &NodeHandle, name: &str) -> String {
 }
 
 #[test]
-fn a_worker_that_dies_leaves_nothing_behind() {
+fn a_dead_worker_leaves_no_state_behind() {
     let node = start(1);
     let handle = node.handle();
     run(async {
@@ -42,13 +44,15 @@ fn a_worker_that_dies_leaves_nothing_behind() {
 
         run_on_worker(&handle, 0, || panic!("a test kills this worker")).await;
         for _ in 0..2 {
-            let Some(Received::Event(event)) = patiently(events.recv()).await else { panic!("no event") };
-            let EventDetails::Disconnected { code, messages_received, .. } = &event.details else {
+            let Some(Received::Event(event)) = within_test_timeout(events.recv()).await else {
+                panic!("no event")
+            };
+            let Details::Disconnected { code, messages_received, .. } = &event.details else {
                 panic!("{event:?}")
             };
             assert_eq!((*code, *messages_received), (Some(1011), 2));
         }
-        // A new client is served after all that.
+        // The replacement serves new clients.
         let mut client = connect(&node).await;
         assert_eq!(metric(&handle, "deeperhub_connections_active"), "1");
         assert_eq!(metric(&handle, "deeperhub_subscriptions"), "0");
@@ -57,19 +61,19 @@ fn a_worker_that_dies_leaves_nothing_behind() {
         for topic in ["a", "b.*"] {
             assert_eq!(handle.topic(&Subscription::parse(topic).unwrap()).subscribers, 0);
         }
-        assert_eq!(patiently(handle.clients(None, 10)).await.unwrap().items.len(), 1);
+        assert_eq!(within_test_timeout(handle.clients(None, 10)).await.unwrap().items.len(), 1);
         client.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap();
         assert_eq!(receive(&mut client).await["type"], "pong");
     });
 }
 
 #[test]
-fn calls_that_wait_for_a_worker_that_dies_get_an_error_at_once() {
+fn calls_to_a_worker_that_dies_fail_at_once() {
     static STUCK: Barrier = Barrier::new(2);
     let mut config = Config::default();
     config.listener.workers = 1;
     config.canary.interval = Duration::ZERO;
-    config.answer_timeout = 100 * PATIENCE;
+    config.answer_timeout = 100 * TEST_TIMEOUT;
     let node = Node::start(([127, 0, 0, 1], 0).into(), config).unwrap();
     let handle = node.handle();
     run(async {
@@ -79,21 +83,22 @@ fn calls_that_wait_for_a_worker_that_dies_get_an_error_at_once() {
         })
         .await;
         let message = RawJson::parse(r#"{"type":"x"}"#).unwrap();
-        let mut calls = Box::pin(async { tokio::join!(handle.broadcast(message), handle.clients(None, 10)) });
-        // The calls are under way.
+        let mut calls =
+            Box::pin(async { tokio::join!(handle.broadcast_raw(message), handle.clients(None, 10)) });
+        // The calls are queued.
         let asked = tokio::time::timeout(Duration::from_millis(20), &mut calls).await;
         assert!(asked.is_err(), "{asked:?}");
         STUCK.wait();
-        let (broadcast, clients) = patiently(calls).await;
-        assert_eq!(broadcast, Err(Unanswered));
+        let (broadcast, clients) = within_test_timeout(calls).await;
+        assert_eq!(broadcast, Err(WorkerTimeout));
         assert!(clients.is_err());
-        // Its replacement answers.
-        patiently(async { while handle.broadcast(message).await.is_err() {} }).await;
+        // The replacement answers.
+        within_test_timeout(async { while handle.broadcast_raw(message).await.is_err() {} }).await;
     });
 }
 
 #[test]
-fn a_node_ends_although_a_worker_hangs() {
+fn a_node_stops_although_a_worker_hangs() {
     static STUCK: Barrier = Barrier::new(2);
     let node = start(2);
     let handle = node.handle();
@@ -105,8 +110,8 @@ fn a_node_ends_although_a_worker_hangs() {
         })
         .await;
         STUCK.wait();
-        patiently(node.drain(Duration::from_millis(50))).await;
-        patiently(node.stop()).await;
+        within_test_timeout(node.drain(Duration::from_millis(50))).await;
+        within_test_timeout(node.stop()).await;
         assert_eq!(handle.phase(), Phase::Stopped);
     });
     STUCK.wait();

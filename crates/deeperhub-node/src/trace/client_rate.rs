@@ -1,35 +1,36 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Rate limit for sampled traces that clients bring: a number per second, and as many at once.
-/// Shared by all workers, and checked only for a message or handshake in such a trace.
+/// Rate limit for sampled traces of clients: a number per second, with a burst of one second's
+/// worth. Shared by all workers, and checked only for a message or handshake in such a trace.
 #[derive(Debug)]
 pub(super) struct ClientRate {
     since: Instant,
-    /// Nanoseconds between two traces; 0: none are followed.
+    /// Nanoseconds between two traces. 0: none are recorded.
     interval: u64,
     /// Time at which the burst is full again, in nanoseconds since `since` (GCRA's theoretical
     /// arrival time).
     full_at: AtomicU64,
 }
 
-const SECOND: u64 = 1_000_000_000;
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 impl ClientRate {
     pub(super) fn new(per_second: u32, now: Instant) -> Self {
-        let interval = SECOND.checked_div(u64::from(per_second)).map_or(0, |interval| interval.max(1));
+        let interval =
+            NANOS_PER_SECOND.checked_div(u64::from(per_second)).map_or(0, |interval| interval.max(1));
         Self { since: now, interval, full_at: AtomicU64::new(0) }
     }
 
-    /// Returns `true` if one more may be followed.
-    pub(super) fn take(&self, now: Instant) -> bool {
+    /// Returns `true` if one more trace may be recorded.
+    pub(super) fn try_acquire(&self, now: Instant) -> bool {
         if self.interval == 0 {
             return false;
         }
         let now = u64::try_from(now.saturating_duration_since(self.since).as_nanos()).unwrap_or(u64::MAX);
         let taken = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
             let next = full_at.max(now).saturating_add(self.interval);
-            (next <= now.saturating_add(SECOND)).then_some(next)
+            (next <= now.saturating_add(NANOS_PER_SECOND)).then_some(next)
         });
         taken.is_ok()
     }
@@ -41,11 +42,11 @@ mod tests {
     use std::time::Duration;
 
     fn taken(rate: &ClientRate, at: Instant) -> usize {
-        (0..1000).filter(|_| rate.take(at)).count()
+        (0..1000).filter(|_| rate.try_acquire(at)).count()
     }
 
     #[test]
-    fn a_second_s_worth_comes_at_once_and_then_the_rate() {
+    fn the_burst_is_one_second_of_the_rate() {
         let start = Instant::now();
         let rate = ClientRate::new(10, start);
         assert_eq!(taken(&rate, start), 10);
@@ -56,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn none_and_very_many_are_rates_too() {
+    fn zero_and_the_maximum_are_valid_rates() {
         let start = Instant::now();
         assert_eq!(taken(&ClientRate::new(0, start), start + Duration::from_secs(9)), 0);
         assert_eq!(taken(&ClientRate::new(u32::MAX, start), start), 1000);

@@ -1,4 +1,5 @@
-//! What a worker does of publishes, round by round: how long they took, and their spans where they are sampled.
+//! Fan-outs of publishes on a worker, round by round: their latencies, and their spans if they are
+//! sampled.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -7,149 +8,152 @@ use std::time::Instant;
 use deeperhub_protocol::ClientId;
 use deeperhub_protocol::message::SpanContext;
 
-use super::message::SYSTEM;
+use super::message::MESSAGING_SYSTEM;
 use super::{ActiveSpan, Span, SpanKind, SpanLoss, Tracer};
 use crate::metrics::WorkerMetrics;
 
-/// Spans `deliver` of one publish and worker: the first deliveries stand for all.
-const DELIVER_SPANS: usize = 16;
+/// Maximum `deliver` spans of one publish and worker: the first deliveries represent all.
+const MAX_DELIVER_SPANS: usize = 16;
 
-/// Fan-outs of sampled publishes that one worker follows at a time; of more there are no spans.
-const MAX_FOLLOWED: usize = 1024;
+/// Maximum fan-outs of sampled publishes that one worker traces at a time. Fan-outs over it have no
+/// spans.
+const MAX_TRACED_FAN_OUTS: usize = 1024;
 
-/// When a publish was made, and where the worker that delivers it counts it. Part of what is handed over.
+/// Start of a publish, with state of the worker that delivers it. Part of each delivery.
 #[derive(Debug)]
-pub(crate) struct Stamp {
-    published: Instant,
-    /// The round in which the worker saw it last, and its place among those of that round.
+pub(crate) struct PublishStamp {
+    published_at: Instant,
+    /// Round in which the worker last saw it, and its index in that round.
     seen: Cell<(u32, u32)>,
-    /// The publish's span. An allocation of this worker's own, so that its count tells when the last delivery is done.
+    /// Span of the publish. Each worker has an allocation of its own, so the count of references
+    /// shows when the last delivery is done.
     span: Option<Arc<ActiveSpan>>,
 }
 
-impl Stamp {
-    pub(crate) fn new(published: Instant, span: Option<&ActiveSpan>) -> Self {
-        Self { published, seen: Cell::new((0, 0)), span: span.cloned().map(Arc::new) }
+impl PublishStamp {
+    pub(crate) fn new(published_at: Instant, span: Option<&ActiveSpan>) -> Self {
+        Self { published_at, seen: Cell::new((0, 0)), span: span.cloned().map(Arc::new) }
     }
 }
 
-/// The publishes that a worker is delivering.
+/// Publishes that a worker is delivering.
 #[derive(Debug)]
-pub(crate) struct FanOuts {
+pub(crate) struct FanOutTracker {
     /// Number of the round, from 1.
     round: u32,
-    of_round: Vec<OfRound>,
-    followed: Vec<Followed>,
-    /// Sampled publishes over the limit of followed ones that are not counted yet.
-    unfollowed: u64,
+    round_publishes: Vec<RoundPublish>,
+    traced: Vec<TracedFanOut>,
+    /// Sampled publishes over the limit that were not counted yet.
+    untraced: u64,
 }
 
-/// One publish in one round.
+/// Publish in one round.
 #[derive(Debug)]
-struct OfRound {
-    published: Instant,
+struct RoundPublish {
+    published_at: Instant,
     deliveries: u64,
-    /// Its place among those that are followed.
-    followed: Option<usize>,
+    /// Index into the traced fan-outs.
+    traced: Option<usize>,
 }
 
-/// A sampled publish.
+/// Fan-out of a sampled publish.
 #[derive(Debug)]
-struct Followed {
+struct TracedFanOut {
     publish: Arc<ActiveSpan>,
     fan_out: ActiveSpan,
-    waited: f64,
+    queue_wait: f64,
     deliveries: u64,
     bytes: u64,
-    delivers: Vec<Deliver>,
+    deliver_spans: Vec<DeliverSpan>,
 }
 
-/// One delivery that gets a span.
+/// Delivery that gets a span.
 #[derive(Debug)]
-struct Deliver {
+struct DeliverSpan {
     client_id: ClientId,
     began: Instant,
-    /// When the worker had written, or tried to.
+    /// End of the worker's write or write attempt.
     written: Option<Instant>,
     bytes: u64,
     subscriber: Option<SpanContext>,
 }
 
-impl Default for FanOuts {
+impl Default for FanOutTracker {
     fn default() -> Self {
-        Self { round: 1, of_round: Vec::new(), followed: Vec::new(), unfollowed: 0 }
+        Self { round: 1, round_publishes: Vec::new(), traced: Vec::new(), untraced: 0 }
     }
 }
 
-impl FanOuts {
-    /// Counts a delivery. Answers whether the publish is followed, so that [`Self::delivered_to`] is wanted.
+impl FanOutTracker {
+    /// Counts a delivery. Returns the index of the fan-out if it is traced; then
+    /// [`Self::record_subscriber`] should be called.
     #[inline]
-    pub(crate) fn delivered(
+    pub(crate) fn record_delivery(
         &mut self,
-        stamp: &Stamp,
+        stamp: &PublishStamp,
         bytes: usize,
         now: Instant,
         metrics: &mut WorkerMetrics,
     ) -> Option<usize> {
-        let (round, place) = stamp.seen.get();
+        let (round, index) = stamp.seen.get();
         if round == self.round
-            && let Some(publish) = self.of_round.get_mut(place as usize)
+            && let Some(publish) = self.round_publishes.get_mut(index as usize)
         {
             publish.deliveries += 1;
-            return publish.followed;
+            return publish.traced;
         }
         self.first_of_round(stamp, round == 0, bytes, now, metrics)
     }
 
     fn first_of_round(
         &mut self,
-        stamp: &Stamp,
+        stamp: &PublishStamp,
         is_new: bool,
         bytes: usize,
         now: Instant,
         metrics: &mut WorkerMetrics,
     ) -> Option<usize> {
-        let waited = now.saturating_duration_since(stamp.published);
+        let queue_wait = now.saturating_duration_since(stamp.published_at);
         if is_new {
-            metrics.queue_wait.observe_duration(waited);
+            metrics.queue_wait.observe_duration(queue_wait);
         }
-        let followed = stamp.span.as_ref().and_then(|span| {
-            let known = self.followed.iter().position(|followed| Arc::ptr_eq(&followed.publish, span));
+        let traced = stamp.span.as_ref().and_then(|span| {
+            let known = self.traced.iter().position(|traced| Arc::ptr_eq(&traced.publish, span));
             if known.is_some() || !is_new {
                 return known;
             }
-            if self.followed.len() >= MAX_FOLLOWED {
-                self.unfollowed += 1;
+            if self.traced.len() >= MAX_TRACED_FAN_OUTS {
+                self.untraced += 1;
                 return None;
             }
-            self.followed.push(Followed {
+            self.traced.push(TracedFanOut {
                 fan_out: span.child(now)?,
                 publish: Arc::clone(span),
-                waited: waited.as_secs_f64(),
+                queue_wait: queue_wait.as_secs_f64(),
                 deliveries: 0,
                 bytes: bytes as u64,
-                delivers: Vec::new(),
+                deliver_spans: Vec::new(),
             });
-            Some(self.followed.len() - 1)
+            Some(self.traced.len() - 1)
         });
-        stamp.seen.set((self.round, self.of_round.len() as u32));
-        self.of_round.push(OfRound { published: stamp.published, deliveries: 1, followed });
-        followed
+        stamp.seen.set((self.round, self.round_publishes.len() as u32));
+        self.round_publishes.push(RoundPublish { published_at: stamp.published_at, deliveries: 1, traced });
+        traced
     }
 
-    /// Notes who got a delivery of a followed publish, of the first few.
-    pub(crate) fn delivered_to(
+    /// Records the subscriber of a traced delivery, for the first few.
+    pub(crate) fn record_subscriber(
         &mut self,
-        followed: usize,
+        traced: usize,
         client_id: &ClientId,
         subscriber: Option<SpanContext>,
         bytes: usize,
         now: Instant,
     ) {
-        if let Some(followed) = self.followed.get_mut(followed)
-            && followed.delivers.len() < DELIVER_SPANS
+        if let Some(traced) = self.traced.get_mut(traced)
+            && traced.deliver_spans.len() < MAX_DELIVER_SPANS
         {
-            followed.delivers.push(Deliver {
+            traced.deliver_spans.push(DeliverSpan {
                 client_id: client_id.clone(),
                 began: now,
                 written: None,
@@ -159,90 +163,90 @@ impl FanOuts {
         }
     }
 
-    /// The round's writes are done: counts times, and ends the spans of what is delivered to the last subscriber.
+    /// Observes latencies after the writes of a round, and ends the spans of finished fan-outs.
     #[inline]
-    pub(crate) fn written(
+    pub(crate) fn on_round_written(
         &mut self,
         now: Instant,
         worker: u16,
         tracer: &Tracer,
         metrics: &mut WorkerMetrics,
     ) {
-        if self.of_round.is_empty() && self.followed.is_empty() {
+        if self.round_publishes.is_empty() && self.traced.is_empty() {
             return;
         }
-        for publish in self.of_round.drain(..) {
-            let latency = now.saturating_duration_since(publish.published);
+        for publish in self.round_publishes.drain(..) {
+            let latency = now.saturating_duration_since(publish.published_at);
             metrics.latency.observe_durations(latency, publish.deliveries);
-            if let Some(followed) = publish.followed.and_then(|followed| self.followed.get_mut(followed)) {
-                followed.deliveries += publish.deliveries;
-                let span = followed.publish.context();
+            if let Some(traced) = publish.traced.and_then(|traced| self.traced.get_mut(traced)) {
+                traced.deliveries += publish.deliveries;
+                let span = traced.publish.context();
                 metrics.latency.exemplar(
                     latency,
                     span.trace_id(),
                     span.span_id(),
-                    followed.publish.wall_at(now),
+                    traced.publish.wall_at(now),
                 );
-                for deliver in followed.delivers.iter_mut().filter(|deliver| deliver.written.is_none()) {
+                for deliver in traced.deliver_spans.iter_mut().filter(|deliver| deliver.written.is_none()) {
                     deliver.written = Some(now);
                 }
             }
         }
-        if self.unfollowed > 0 {
-            tracer.metrics().dropped(SpanLoss::TooMany, std::mem::take(&mut self.unfollowed));
+        if self.untraced > 0 {
+            tracer.metrics().dropped(SpanLoss::TooMany, std::mem::take(&mut self.untraced));
         }
-        // 0 stands for never.
+        // 0 means never.
         self.round = self.round.checked_add(1).unwrap_or(1);
-        if !self.followed.is_empty() {
+        if !self.traced.is_empty() {
             self.end_finished(now, worker, tracer);
         }
-        if self.of_round.capacity() > 4096 {
-            self.of_round = Vec::new();
+        if self.round_publishes.capacity() > 4096 {
+            self.round_publishes = Vec::new();
         }
     }
 
     #[cold]
     fn end_finished(&mut self, now: Instant, worker: u16, tracer: &Tracer) {
-        // Where ours is the only reference left, the router has dropped what it handed over.
-        let is_finished = |followed: &mut Followed| Arc::strong_count(&followed.publish) == 1;
-        for followed in self.followed.extract_if(.., is_finished) {
-            followed.end(now, worker, tracer);
+        // If this is the only reference left, the router has dropped its deliveries.
+        let is_finished = |traced: &mut TracedFanOut| Arc::strong_count(&traced.publish) == 1;
+        for traced in self.traced.extract_if(.., is_finished) {
+            traced.record_spans(now, worker, tracer);
         }
     }
 }
 
-impl Followed {
-    fn end(self, now: Instant, worker: u16, tracer: &Tracer) {
+impl TracedFanOut {
+    fn record_spans(self, now: Instant, worker: u16, tracer: &Tracer) {
         let bytes = self.bytes.saturating_mul(self.deliveries);
         let parent = self.fan_out.context();
-        for deliver in self.delivers {
+        for deliver in self.deliver_spans {
             tracer.record(|| deliver.into_span(&self.fan_out, self.publish.context(), now));
         }
         tracer.record(|| {
-            let fan_out = self.fan_out.end(now, "fan_out", SpanKind::Internal).within();
+            let fan_out = self.fan_out.end(now, "fan_out", SpanKind::Internal).with_local_parent();
             debug_assert_eq!(fan_out.context, parent);
             fan_out
-                .with("messaging.system", SYSTEM)
+                .with("messaging.system", MESSAGING_SYSTEM)
                 .with("messaging.operation.name", "fan_out")
                 .with("deeperhub.worker", worker)
                 .with("deeperhub.subscribers", self.deliveries)
                 .with("deeperhub.bytes", bytes)
-                .with("deeperhub.queue_wait_seconds", self.waited)
+                .with("deeperhub.queue_wait_seconds", self.queue_wait)
         });
     }
 }
 
-impl Deliver {
+impl DeliverSpan {
     fn into_span(self, fan_out: &ActiveSpan, publish: SpanContext, now: Instant) -> Span {
         let span = fan_out.child(self.began).unwrap_or_else(|| fan_out.clone());
         span.end(self.written.unwrap_or(now), "deliver", SpanKind::Consumer)
-            .within()
-            .with("messaging.system", SYSTEM)
+            .with_local_parent()
+            .with("messaging.system", MESSAGING_SYSTEM)
             .with("messaging.operation.name", "deliver")
             .with("messaging.client.id", self.client_id.as_str().to_owned())
             .with("messaging.message.envelope.size", self.bytes)
-            .linked(Some(publish))
-            .linked(self.subscriber)
+            .with_link(Some(publish))
+            .with_link(self.subscriber)
     }
 }
 
@@ -254,22 +258,22 @@ mod tests {
     use crate::metrics::Metrics;
 
     #[test]
-    fn fan_outs_that_are_too_many_to_follow_are_counted() {
+    fn fan_outs_over_the_tracing_limit_are_counted() {
         let mut metrics = Metrics::new(&Cells::new(1), 1000).worker(0).unwrap();
         let (tracer, now) = (Tracer::default(), Instant::now());
-        let mut fan_outs = FanOuts::default();
-        let stamps: Vec<_> = (0..MAX_FOLLOWED + 3)
-            .map(|_| Stamp::new(now, tracer.start(SpanContext::new(1, 2, true)).as_ref()))
+        let mut fan_outs = FanOutTracker::default();
+        let stamps: Vec<_> = (0..MAX_TRACED_FAN_OUTS + 3)
+            .map(|_| PublishStamp::new(now, tracer.start(SpanContext::new(1, 2, true)).as_ref()))
             .collect();
-        let mut followed = 0;
+        let mut traced = 0;
         // The second delivery of a publish is not counted.
         for _ in 0..2 {
             for stamp in &stamps {
-                followed += usize::from(fan_outs.delivered(stamp, 1, now, &mut metrics).is_some());
+                traced += usize::from(fan_outs.record_delivery(stamp, 1, now, &mut metrics).is_some());
             }
         }
-        fan_outs.written(now, 0, &tracer, &mut metrics);
-        assert_eq!(followed, 2 * MAX_FOLLOWED);
+        fan_outs.on_round_written(now, 0, &tracer, &mut metrics);
+        assert_eq!(traced, 2 * MAX_TRACED_FAN_OUTS);
         assert_eq!(tracer.metrics().dropped.value(SpanLoss::TooMany as usize), 3);
     }
 }

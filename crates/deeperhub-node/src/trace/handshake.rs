@@ -6,7 +6,7 @@ use deeperhub_protocol::message::{SpanContext, TraceContext};
 
 use super::{ActiveSpan, Span, SpanKind, Tracer};
 
-/// The trace that a client's handshake named: where its publishes belong that name none themselves.
+/// Trace context of a client's handshake, to which its publishes belong unless they name their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HandshakeTrace {
     pub(crate) span: SpanContext,
@@ -14,11 +14,12 @@ pub(crate) struct HandshakeTrace {
 }
 
 impl HandshakeTrace {
-    /// What the headers say; `None` without a good `traceparent`, and where it comes twice (section 3.2.1).
-    pub(crate) fn of(request: &Request) -> Option<Box<Self>> {
+    /// Reads the headers. Returns `None` without exactly one valid `traceparent` (W3C Trace Context
+    /// section 3.2.1).
+    pub(crate) fn from_request(request: &Request) -> Option<Box<Self>> {
         let mut parents = request.headers("traceparent");
         let (Some(parent), None) = (parents.next(), parents.next()) else { return None };
-        // Several headers of this name are one list (section 3.3.1).
+        // Several headers of this name form one list (section 3.3.1).
         let states: Vec<_> = request.headers("tracestate").collect();
         let state = (!states.is_empty()).then(|| states.join(","));
         let context = TraceContext::new(Some(parent.into()), state.map(Into::into));
@@ -28,31 +29,31 @@ impl HandshakeTrace {
     }
 }
 
-/// The span of a handshake: of an HTTP request that ends in an upgrade, or is refused.
+/// Span of a handshake: an HTTP request that ends in an upgrade or a refusal.
 #[derive(Debug)]
 pub(crate) struct HandshakeSpan {
     span: ActiveSpan,
-    /// As far as it is known before the decision.
+    /// Span name, known before the decision.
     name: String,
     attributes: Vec<super::Attribute>,
 }
 
 impl HandshakeSpan {
-    /// `None`: the handshake's trace is not sampled, or nobody records spans.
+    /// Starts the span. Returns `None` if the trace is not sampled, or if spans are not recorded.
     pub(crate) fn begin(
         tracer: &Tracer,
         trace: Option<&HandshakeTrace>,
         request: &Request,
         peer: &Peer,
     ) -> Option<Self> {
-        if !tracer.records() {
+        if !tracer.is_recording() {
             return None;
         }
         let span = tracer
             .start_for_client(trace.map(|trace| trace.span))?
             .with_tracestate(trace.and_then(|trace| trace.tracestate.as_deref()))
-            .since(peer.since);
-        // The path is one of those that are served; the query may hold a token.
+            .with_start_time(peer.since);
+        // The path is one of those served; the query may contain a token.
         let mut attributes: Vec<super::Attribute> = vec![
             ("http.request.method", request.method().to_owned().into()),
             ("http.route", request.path().to_owned().into()),
@@ -65,10 +66,10 @@ impl HandshakeSpan {
             ("client.address", peer.address.ip().to_string().into()),
         ];
         if let Some(agent) = request.header("user-agent") {
-            attributes.push(("user_agent.original", shortened(agent).into()));
+            attributes.push(("user_agent.original", truncated(agent).into()));
         }
         if let Some(host) = request.host() {
-            attributes.push(("server.address", shortened(host).into()));
+            attributes.push(("server.address", truncated(host).into()));
         }
         Some(Self { span, name: format!("{} {}", request.method(), request.path()), attributes })
     }
@@ -79,18 +80,18 @@ impl HandshakeSpan {
             let mut ended: Span = span.end(Instant::now(), name, SpanKind::Server);
             ended.attributes = attributes;
             let status = refusal.map_or(101, |refusal| refusal.status);
-            // A refusal of the 4xx kind is the client's fault, so the server's span has not failed for it.
+            // A 4xx refusal is the client's fault, so the server's span has no error.
             let fault = refusal.filter(|refusal| refusal.status >= 500).map(|refusal| refusal.code);
             ended
                 .with("http.response.status_code", status)
                 .with_some("deeperhub.refusal", refusal.map(|refusal| refusal.code))
-                .failed(fault)
+                .with_error(fault)
         });
     }
 }
 
-/// What a client may make long.
-fn shortened(text: &str) -> String {
+/// Truncates a header whose length the client chooses.
+fn truncated(text: &str) -> String {
     text.chars().take(256).collect()
 }
 
@@ -106,13 +107,13 @@ mod tests {
         let Ok(Parsed::Complete { request, .. }) = Request::parse(head.as_bytes()) else {
             panic!("{head:?} is a request");
         };
-        let trace = HandshakeTrace::of(&request);
+        let trace = HandshakeTrace::from_request(&request);
         let state = trace.as_ref().map(|trace| trace.tracestate.as_deref());
         assert_eq!(state, expected, "{headers:?}");
     }
 
     #[test]
-    fn a_handshake_names_its_trace_by_header() {
+    fn the_trace_context_is_read_from_headers() {
         check(&format!("TraceParent: {PARENT}\r\n"), Some(None));
         check(
             &format!("traceparent: {PARENT}\r\ntracestate: a=1\r\ntracestate: b=2\r\n"),

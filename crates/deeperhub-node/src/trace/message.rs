@@ -6,10 +6,10 @@ use deeperhub_protocol::message::{Command, SpanContext, TraceContext};
 
 use super::{ActiveSpan, HandshakeTrace, Span, SpanKind, Tracer};
 
-/// What `messaging.system` says of us.
-pub(crate) const SYSTEM: &str = "deeperhub";
+/// Value of `messaging.system`.
+pub(crate) const MESSAGING_SYSTEM: &str = "deeperhub";
 
-/// The span of one message that is being handled.
+/// Span of a message that is being handled.
 #[derive(Debug)]
 pub(crate) struct MessageSpan {
     pub(crate) span: ActiveSpan,
@@ -18,15 +18,16 @@ pub(crate) struct MessageSpan {
 }
 
 impl MessageSpan {
-    /// Begins a span for a client's message. `None`, as for nearly all: its trace is not sampled.
+    /// Starts a span for a client's message. Returns `None` if its trace is not sampled, as for
+    /// nearly all.
     #[inline]
     pub(crate) fn begin(
         tracer: &Tracer,
-        own: &TraceContext<'_>,
+        context: &TraceContext<'_>,
         handshake: Option<&HandshakeTrace>,
     ) -> Option<Self> {
-        let span = if own.traceparent.is_some() {
-            tracer.start_for_client(SpanContext::of(own))?.with_tracestate(own.tracestate.as_deref())
+        let span = if context.traceparent.is_some() {
+            tracer.start_for_client(SpanContext::of(context))?.with_tracestate(context.tracestate.as_deref())
         } else if let Some(handshake) = handshake {
             tracer.start_for_client(Some(handshake.span))?.with_tracestate(handshake.tracestate.as_deref())
         } else {
@@ -35,13 +36,13 @@ impl MessageSpan {
         Some(Self { span, subscribers: None })
     }
 
-    /// Begins a span for a message that a server sends.
-    pub(crate) fn begin_for_server(tracer: &Tracer, own: &TraceContext<'_>) -> Option<Self> {
-        let span = tracer.start(SpanContext::of(own))?.with_tracestate(own.tracestate.as_deref());
+    /// Starts a span for a message of a server.
+    pub(crate) fn begin_for_server(tracer: &Tracer, context: &TraceContext<'_>) -> Option<Self> {
+        let span = tracer.start(SpanContext::of(context))?.with_tracestate(context.tracestate.as_deref());
         Some(Self { span, subscribers: None })
     }
 
-    /// Ends it: `error` is the code that the message was answered with.
+    /// Ends the span. `error` is the code of the error reply.
     pub(crate) fn end(
         self,
         command: &Command<'_>,
@@ -64,11 +65,11 @@ impl MessageSpan {
             .with_some("client.address", peer.map(|peer| peer.ip().to_string()))
             .with_some("network.peer.address", peer.map(|peer| peer.ip().to_string()))
             .with_some("network.peer.port", peer.map(|peer| peer.port()))
-            .failed(error)
+            .with_error(error)
     }
 
-    /// Ends the span of a publish that no client made.
-    pub(crate) fn end_of_publish(self, topic: &str, bytes: usize) -> Span {
+    /// Ends the span of a publish that did not come from a client.
+    pub(crate) fn end_publish(self, topic: &str, bytes: usize) -> Span {
         self.describe("publish", SpanKind::Producer, Some(topic), Some(bytes))
     }
 
@@ -76,7 +77,7 @@ impl MessageSpan {
         let operation = (kind == SpanKind::Producer).then_some("send");
         self.span
             .end(Instant::now(), Cow::Borrowed(name), kind)
-            .with("messaging.system", SYSTEM)
+            .with("messaging.system", MESSAGING_SYSTEM)
             .with("messaging.operation.name", name)
             .with_some("messaging.operation.type", operation)
             .with_some("messaging.destination.name", topic.map(str::to_owned))

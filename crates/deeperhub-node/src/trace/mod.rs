@@ -1,11 +1,12 @@
-//! Traces across the hub: which are recorded, and the spans that are made of them.
+//! Sampling of traces, and spans of the hub.
 //!
-//! A publish in a sampled trace becomes a span `publish` (a producer's), for each worker with subscribers a span
-//! `fan_out` below it, and below that for its first deliveries spans `deliver`, each linked to the publish. Nothing of
-//! it is made, or decided, for a delivery of a publish that is not sampled.
+//! A sampled publish becomes a `publish` span (kind producer). Each worker with subscribers adds a
+//! `fan_out` span below it. The worker's first deliveries get `deliver` spans below that, each
+//! linked to the publish. Deliveries of other publishes create nothing and decide nothing.
 //!
-//! Where spans go is the embedding program's affair: it gives a [`Tracer`] with a [`SpanSink`] to the node's
-//! [`Config`](crate::Config). Without a sink, traces that clients bring are carried on all the same.
+//! The embedding program chooses where spans go: it puts a [`Tracer`] with a [`SpanSink`] into the
+//! node's [`Config`](crate::Config). Without a sink, sampled traces of clients are propagated all
+//! the same.
 
 mod client_rate;
 pub(crate) mod fan_out;
@@ -27,32 +28,32 @@ pub(crate) use message::MessageSpan;
 pub use sampler::Sampler;
 pub use span::{Attribute, Span, SpanKind, Value};
 
-/// Takes finished spans.
+/// Receiver of finished spans.
 pub trait SpanSink: Send + Sync + std::fmt::Debug {
-    /// Takes a span of a sampled trace, on the thread of a worker: must not wait. What there is no room for is dropped,
-    /// and counted in [`TraceMetrics`].
+    /// Takes a span of a sampled trace. Runs on a worker thread and must not block: without room,
+    /// it drops the span and counts it in [`TraceMetrics`].
     fn record(&self, span: Span);
 }
 
-/// Why spans are lost, in the order of [`TraceMetrics::dropped`].
-const REASONS: &[&str] = &["queue_full", "export_failed", "rejected", "too_many"];
+/// Labels of [`SpanLoss`], in its order.
+const DROP_REASONS: &[&str] = &["queue_full", "export_failed", "rejected", "too_many"];
 
-/// Why spans are lost.
+/// Reason why spans are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpanLoss {
-    /// The exporter was behind.
+    /// The export queue was full.
     QueueFull,
-    /// The collector could not be reached, or refused the batch.
+    /// The collector was unreachable, or refused the batch.
     ExportFailed,
-    /// The collector took the batch, but not these.
+    /// The collector accepted the batch, but not these spans.
     Rejected,
-    /// A worker followed too many sampled publishes to follow one more. Its `fan_out` span, with
-    /// those below it, counts once.
+    /// A worker traced too many sampled publishes at once. A `fan_out` span counts once, with the
+    /// spans below it.
     TooMany,
 }
 
-/// What a sink counts. Cheap to clone; clones are the same counters.
+/// Metrics of a sink. Cheap to clone; clones share the same counters.
 #[derive(Debug, Clone)]
 pub struct TraceMetrics {
     exported: SharedCounter,
@@ -64,19 +65,19 @@ impl Default for TraceMetrics {
     fn default() -> Self {
         Self {
             exported: SharedCounter::new(),
-            dropped: SharedCounterVec::new("reason", REASONS),
+            dropped: SharedCounterVec::new("reason", DROP_REASONS),
             limited: SharedCounter::new(),
         }
     }
 }
 
 impl TraceMetrics {
-    /// Counts spans that a collector has taken.
+    /// Counts spans that a collector accepted.
     pub fn exported(&self, spans: u64) {
         self.exported.add(spans);
     }
 
-    /// Counts spans that are lost.
+    /// Counts lost spans.
     pub fn dropped(&self, loss: SpanLoss, spans: u64) {
         self.dropped.add(loss as usize, spans);
     }
@@ -85,50 +86,46 @@ impl TraceMetrics {
         let none = Unit::None;
         registry.register(
             "deeperhub_trace_spans_exported_total",
-            "Spans that a collector has taken",
+            "Spans accepted by a collector",
             none,
             &self.exported,
         )?;
-        registry.register(
-            "deeperhub_trace_spans_dropped_total",
-            "Spans that were lost",
-            none,
-            &self.dropped,
-        )?;
+        registry.register("deeperhub_trace_spans_dropped_total", "Lost spans", none, &self.dropped)?;
         registry.register(
             "deeperhub_trace_clients_limited_total",
-            "Messages and handshakes in sampled traces of clients that were over the rate of these",
+            "Messages and handshakes of clients in sampled traces over the rate limit",
             none,
             &self.limited,
         )
     }
 }
 
-/// Decides which traces are recorded, and hands their spans on. Cheap to clone.
+/// Sampler and sink of traces. Cheap to clone.
 ///
-/// The default records nothing and carries on what clients bring sampled.
+/// The default records nothing, and propagates sampled traces of clients.
 #[derive(Debug, Clone, Default)]
 pub struct Tracer {
     sampler: Sampler,
     sink: Option<Arc<dyn SpanSink>>,
     metrics: TraceMetrics,
-    /// `None`: all traces that clients bring are followed.
+    /// Limit on sampled traces of clients. `None`: no limit.
     client_rate: Option<Arc<ClientRate>>,
 }
 
 impl Tracer {
-    /// A tracer whose spans go to `sink`, which counts in `metrics`.
+    /// Creates a tracer whose spans go to `sink`, which counts in `metrics`.
     #[must_use]
     pub fn new(sampler: Sampler, sink: Arc<dyn SpanSink>, metrics: TraceMetrics) -> Self {
         Self { sampler, sink: Some(sink), metrics, client_rate: None }
     }
 
     /// Limits how many messages and handshakes per second are recorded because their clients marked
-    /// the trace as sampled, which anyone can do. Those over the limit are recorded with the
-    /// sampler's ratio. That is by chance and not by trace id, which clients choose too. With 0, it
-    /// applies to all of them. The burst is one second's worth.
+    /// the trace as sampled, which anyone can do. The burst is one second's worth. With 0, all of
+    /// them are over the limit.
     ///
-    /// Without this call there is no such limit. Traces that servers bring are never limited.
+    /// Those over the limit are recorded with the sampler's ratio, by chance and not by trace ID,
+    /// because clients also choose the ID. Traces of servers are never limited. Without this call
+    /// there is no limit.
     #[must_use]
     pub fn with_client_rate(mut self, per_second: u32) -> Self {
         self.client_rate = Some(Arc::new(ClientRate::new(per_second, Instant::now())));
@@ -139,11 +136,12 @@ impl Tracer {
         &self.metrics
     }
 
-    /// Begins a span below `parent`, or a trace where there is none. `None`: it is not sampled.
+    /// Starts a span below `parent`, or a new trace without one. Returns `None` if it is not
+    /// sampled.
     #[inline]
     #[must_use]
     pub fn start(&self, parent: Option<SpanContext>) -> Option<ActiveSpan> {
-        if parent.is_none() && self.sampler.never_begins() {
+        if parent.is_none() && self.sampler.never_starts_traces() {
             return None;
         }
         let (trace_id, sampled) = self.sampler.decide(parent);
@@ -159,33 +157,33 @@ impl Tracer {
         })
     }
 
-    /// Starts a span like [`start`](Self::start), for something that a client sent.
+    /// Starts a span like [`start`](Self::start), for a message or handshake of a client.
     #[inline]
     #[must_use]
     pub(crate) fn start_for_client(&self, parent: Option<SpanContext>) -> Option<ActiveSpan> {
         let span = self.start(parent)?;
         let (Some(rate), Some(_)) = (&self.client_rate, parent) else { return Some(span) };
-        if rate.take(span.started) {
+        if rate.try_acquire(span.started) {
             return Some(span);
         }
         self.metrics.limited.inc();
-        self.sampler.draws().then_some(span)
+        self.sampler.samples_by_chance().then_some(span)
     }
 
-    /// The parent of what belongs to a trace that was decided not to be recorded. It names no real span: not to be sent
-    /// to others.
+    /// Returns a parent for operations in a trace that is not recorded. It names no real span, so
+    /// it must not be sent to others.
     #[must_use]
     pub const fn declined() -> SpanContext {
         SpanContext::DECLINED
     }
 
-    /// Whether spans are recorded anywhere: without that none need be made.
+    /// Returns `true` if spans are recorded. Otherwise none need be created.
     #[must_use]
-    pub const fn records(&self) -> bool {
+    pub const fn is_recording(&self) -> bool {
         self.sink.is_some()
     }
 
-    /// Hands a finished span on.
+    /// Records a finished span.
     pub fn record(&self, span: impl FnOnce() -> Span) {
         if let Some(sink) = &self.sink {
             sink.record(span());
@@ -193,7 +191,7 @@ impl Tracer {
     }
 }
 
-/// A sampled span that has begun.
+/// Sampled span in progress.
 #[derive(Debug, Clone)]
 pub struct ActiveSpan {
     context: SpanContext,
@@ -204,18 +202,18 @@ pub struct ActiveSpan {
 }
 
 impl ActiveSpan {
-    /// Lets the span carry the `tracestate` that came with its parent.
+    /// Adds the `tracestate` of the parent.
     #[must_use]
     pub fn with_tracestate(mut self, tracestate: Option<&str>) -> Self {
         self.tracestate = tracestate.map(Arc::from);
         self
     }
 
-    /// A span of the log, whose lines then name the trace.
+    /// Returns a log span, so that log lines name the trace.
     #[must_use]
-    pub fn for_log(&self) -> tracing::Span {
+    pub fn log_span(&self) -> tracing::Span {
         let (trace_id, span_id) = (self.context.trace_id(), self.context.span_id());
-        // Of the gravest level, so that no level of the log leaves it out.
+        // The most severe level, so that no log level filters it out.
         tracing::error_span!(
             "trace",
             trace_id = %format_args!("{trace_id:032x}"),
@@ -223,19 +221,19 @@ impl ActiveSpan {
         )
     }
 
-    /// Its own ids.
+    /// Returns the span's own IDs.
     #[must_use]
     pub const fn context(&self) -> SpanContext {
         self.context
     }
 
-    /// The `tracestate` of its trace.
+    /// Returns the `tracestate` of the trace.
     #[must_use]
     pub fn tracestate(&self) -> Option<&str> {
         self.tracestate.as_deref()
     }
 
-    /// What puts others below this span.
+    /// Returns the trace context that places other spans below this one.
     #[must_use]
     pub fn trace_context(&self) -> TraceContext<'_> {
         TraceContext {
@@ -244,7 +242,7 @@ impl ActiveSpan {
         }
     }
 
-    /// A span below this one, of the same trace, that began at `at`.
+    /// Starts a span below this one, in the same trace, at `at`.
     pub(crate) fn child(&self, at: Instant) -> Option<Self> {
         Some(Self {
             context: SpanContext::new(self.context.trace_id(), sampler::span_id(), true)?,
@@ -255,15 +253,16 @@ impl ActiveSpan {
         })
     }
 
-    /// Lets the span have begun earlier than it was made.
+    /// Moves the start to an earlier time.
     #[must_use]
-    pub fn since(mut self, at: Instant) -> Self {
+    pub fn with_start_time(mut self, at: Instant) -> Self {
         self.wall = self.wall_at(at);
         self.started = at;
         self
     }
 
-    /// The wall clock at `at`, by how far that is from the start: steps of the clock meanwhile do not show.
+    /// Returns the wall-clock time of `at`, computed from the monotonic clock. Clock steps in
+    /// between have no effect.
     fn wall_at(&self, at: Instant) -> SystemTime {
         match at.checked_duration_since(self.started) {
             Some(later) => self.wall + later,
@@ -271,7 +270,8 @@ impl ActiveSpan {
         }
     }
 
-    /// The span as it ends at `at`. Its parent is another program's unless it is said to be ours.
+    /// Ends the span at `at`. Its parent counts as remote, unless
+    /// [`with_local_parent`](Span::with_local_parent) is called.
     #[must_use]
     pub fn end(self, at: Instant, name: impl Into<Cow<'static, str>>, kind: SpanKind) -> Span {
         let end = self.wall_at(at);
@@ -298,9 +298,9 @@ mod tests {
     use std::time::Duration;
 
     #[derive(Debug, Default)]
-    struct Kept(Mutex<Vec<Span>>);
+    struct CollectingSink(Mutex<Vec<Span>>);
 
-    impl SpanSink for Kept {
+    impl SpanSink for CollectingSink {
         fn record(&self, span: Span) {
             self.0.lock().unwrap().push(span);
         }
@@ -311,36 +311,36 @@ mod tests {
     }
 
     #[test]
-    fn without_a_sink_only_sampled_parents_are_carried_on() {
+    fn without_a_sink_only_sampled_parents_are_propagated() {
         let tracer = Tracer::default();
         assert!(tracer.start(None).is_none() && tracer.start(parent(false)).is_none());
         let span = tracer.start(parent(true)).unwrap();
         assert_eq!((span.context().trace_id(), span.context().is_sampled()), (7, true));
         assert_ne!(span.context().span_id(), 8);
-        assert!(!tracer.records());
+        assert!(!tracer.is_recording());
     }
 
     fn limited(ratio: f64, per_second: u32) -> Tracer {
-        let sink: Arc<dyn SpanSink> = Arc::new(Kept::default());
+        let sink: Arc<dyn SpanSink> = Arc::new(CollectingSink::default());
         Tracer::new(Sampler::parent_based(ratio), sink, TraceMetrics::default()).with_client_rate(per_second)
     }
 
     #[test]
-    fn clients_cannot_have_more_traces_recorded_than_the_rate_and_the_ratio_allow() {
+    fn client_traces_are_limited_to_rate_and_ratio() {
         let recorded =
             |tracer: &Tracer| (0..1000).filter(|_| tracer.start_for_client(parent(true)).is_some()).count();
         let tracer = limited(0.0, 10);
         assert!((10..50).contains(&recorded(&tracer)));
         assert!((950..=990).contains(&tracer.metrics().limited.value()));
-        assert!((0..1000).all(|_| tracer.start(parent(true)).is_some()), "servers are believed");
+        assert!((0..1000).all(|_| tracer.start(parent(true)).is_some()), "traces of servers are not limited");
         assert_eq!(recorded(&limited(0.0, 0)), 0);
-        // Trace ids that clients choose do not help.
+        // Trace IDs that clients choose make no difference.
         assert!((50..200).contains(&recorded(&limited(0.1, 0))));
         assert_eq!(recorded(&limited(1.0, 0)), 1000);
     }
 
     #[test]
-    fn what_clients_do_not_sample_is_not_limited() {
+    fn unsampled_client_traces_are_not_limited() {
         let tracer = limited(1.0, 0);
         assert!(tracer.start_for_client(parent(false)).is_none());
         assert!(tracer.start_for_client(None).is_some());
@@ -349,15 +349,15 @@ mod tests {
 
     #[test]
     fn a_span_ends_after_it_began_and_knows_its_parent() {
-        let kept = Arc::new(Kept::default());
-        let sink: Arc<dyn SpanSink> = kept.clone();
+        let collected = Arc::new(CollectingSink::default());
+        let sink: Arc<dyn SpanSink> = collected.clone();
         let tracer = Tracer::new(Sampler::parent_based(1.0), sink, TraceMetrics::default());
         let span = tracer.start(parent(true)).unwrap().with_tracestate(Some("a=1"));
         let began = span.started;
         let child = span.child(began + Duration::from_millis(5)).unwrap();
         tracer.record(|| child.end(began + Duration::from_millis(9), "fan_out", SpanKind::Internal));
         tracer.record(|| span.clone().end(began + Duration::from_millis(2), "publish", SpanKind::Producer));
-        let spans = kept.0.lock().unwrap();
+        let spans = collected.0.lock().unwrap();
         assert_eq!(spans[0].end.duration_since(spans[0].start).unwrap(), Duration::from_millis(4));
         assert_eq!(spans[0].start.duration_since(spans[1].start).unwrap(), Duration::from_millis(5));
         assert_eq!(spans[0].parent, Some(span.context()));
@@ -371,7 +371,7 @@ mod tests {
         let span = tracer.start(parent(true)).unwrap();
         let (now, wall) = (span.started, span.wall);
         let Some(earlier) = now.checked_sub(Duration::from_millis(3)) else { return };
-        let span = span.since(earlier).end(now, "GET /ws", SpanKind::Server);
+        let span = span.with_start_time(earlier).end(now, "GET /ws", SpanKind::Server);
         assert_eq!(wall.duration_since(span.start).unwrap(), Duration::from_millis(3));
         assert_eq!(span.end, wall);
     }

@@ -1,40 +1,41 @@
 use deeperhub_protocol::message::SpanContext;
 
-/// Which traces are recorded.
+/// Decision about which traces are recorded.
 ///
-/// The decision about a new trace depends on its id alone, in the way that OpenTelemetry's `TraceIdRatioBased` does it:
-/// programs with the same ratio decide alike.
+/// The decision about a new trace depends on its ID alone, like OpenTelemetry's
+/// `TraceIdRatioBased`: programs with the same ratio decide alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sampler {
-    /// A trace is recorded where the low 63 bits of its id are below this.
-    below: u64,
-    /// Whoever began the trace has decided.
+    /// A trace is recorded if the low 63 bits of its ID are below this.
+    threshold: u64,
+    /// Whether a parent's decision is adopted.
     follows_parents: bool,
 }
 
-/// One more than the highest number of 63 bits.
-const ALL: u64 = 1 << 63;
+/// Number of values of 63 bits.
+const TRACE_ID_RANGE: u64 = 1 << 63;
 
 impl Sampler {
-    /// Does what the parent does; without one, records this part of the traces: from 0 (none) to 1 (all).
+    /// Adopts the parent's decision. Without a parent, records this ratio of traces, from 0 (none)
+    /// to 1 (all).
     #[must_use]
     pub fn parent_based(ratio: f64) -> Self {
-        Self { below: threshold(ratio), follows_parents: true }
+        Self { threshold: threshold_for(ratio), follows_parents: true }
     }
 
-    /// Records this part of the traces, from 0 (none) to 1 (all), whatever their beginners decided.
+    /// Records this ratio of traces, from 0 (none) to 1 (all), whatever their parents decided.
     #[must_use]
     pub fn by_trace_id(ratio: f64) -> Self {
-        Self { below: threshold(ratio), follows_parents: false }
+        Self { threshold: threshold_for(ratio), follows_parents: false }
     }
 
-    /// Whether a trace that begins here is never recorded.
+    /// Returns `true` if a trace without a parent is never recorded.
     #[inline]
-    pub(crate) const fn never_begins(self) -> bool {
-        self.below == 0
+    pub(crate) const fn never_starts_traces(self) -> bool {
+        self.threshold == 0
     }
 
-    /// The id of the trace, and whether it is recorded.
+    /// Returns the trace ID, and whether the trace is recorded.
     #[inline]
     pub(crate) fn decide(self, parent: Option<SpanContext>) -> (u128, bool) {
         match parent {
@@ -42,7 +43,7 @@ impl Sampler {
             Some(parent) => (parent.trace_id(), self.records(parent.trace_id() as u64)),
             None => {
                 let low = fastrand::u64(..);
-                // The other half is not needed for most.
+                // Most traces are not recorded and need no high half.
                 if self.records(low) {
                     ((u128::from(fastrand::u64(1..)) << 64) | u128::from(low), true)
                 } else {
@@ -53,29 +54,29 @@ impl Sampler {
     }
 
     /// Returns `true` by chance, with the ratio of traces that begin here.
-    pub(crate) fn draws(self) -> bool {
+    pub(crate) fn samples_by_chance(self) -> bool {
         self.records(fastrand::u64(..))
     }
 
     #[inline]
     const fn records(self, low: u64) -> bool {
-        (low >> 1) < self.below
+        (low >> 1) < self.threshold
     }
 }
 
 impl Default for Sampler {
-    /// Does what the parent does, and begins no traces.
+    /// Adopts the parent's decision, and starts no traces.
     fn default() -> Self {
         Self::parent_based(0.0)
     }
 }
 
-/// What is no number counts as 0.
-fn threshold(ratio: f64) -> u64 {
-    if ratio >= 1.0 { ALL } else { (ratio.max(0.0) * ALL as f64) as u64 }
+/// Returns the threshold of a ratio. NaN counts as 0.
+fn threshold_for(ratio: f64) -> u64 {
+    if ratio >= 1.0 { TRACE_ID_RANGE } else { (ratio.max(0.0) * TRACE_ID_RANGE as f64) as u64 }
 }
 
-/// An id for a span, never 0.
+/// Returns a span ID, which is never 0.
 pub(super) fn span_id() -> u64 {
     fastrand::u64(1..)
 }
@@ -84,23 +85,23 @@ pub(super) fn span_id() -> u64 {
 mod tests {
     use super::*;
 
-    fn share(sampler: Sampler, parent: Option<SpanContext>) -> f64 {
+    fn sampled_share(sampler: Sampler, parent: Option<SpanContext>) -> f64 {
         let sampled = (0..20_000).filter(|_| sampler.decide(parent).1).count();
         sampled as f64 / 20_000.0
     }
 
     #[test]
     fn traces_without_a_parent_are_recorded_by_ratio() {
-        assert_eq!(share(Sampler::parent_based(0.0), None), 0.0);
-        assert_eq!(share(Sampler::parent_based(1.0), None), 1.0);
-        assert!((0.2..0.3).contains(&share(Sampler::parent_based(0.25), None)));
+        assert_eq!(sampled_share(Sampler::parent_based(0.0), None), 0.0);
+        assert_eq!(sampled_share(Sampler::parent_based(1.0), None), 1.0);
+        assert!((0.2..0.3).contains(&sampled_share(Sampler::parent_based(0.25), None)));
         assert_eq!(Sampler::parent_based(f64::NAN), Sampler::default());
         assert_eq!(Sampler::parent_based(-3.0), Sampler::default());
         assert_eq!(Sampler::parent_based(7.0), Sampler::parent_based(1.0));
     }
 
     #[test]
-    fn parents_have_decided() {
+    fn the_parents_decision_is_adopted() {
         for ratio in [0.0, 0.5, 1.0] {
             let sampler = Sampler::parent_based(ratio);
             assert_eq!(sampler.decide(SpanContext::new(5, 6, true)), (5, true));
@@ -109,15 +110,15 @@ mod tests {
     }
 
     #[test]
-    fn by_trace_id_parents_have_no_say() {
+    fn by_trace_id_ignores_the_parents_decision() {
         let sampler = Sampler::by_trace_id(0.5);
         assert_eq!(sampler.decide(SpanContext::new(1, 6, false)), (1, true));
         assert!(!sampler.decide(SpanContext::new(u128::from(u64::MAX), 6, true)).1);
     }
 
     #[test]
-    fn a_trace_id_decides_everywhere_alike() {
-        // As the specification's TraceIdRatioBased: the low 63 bits against the ratio of their range.
+    fn the_decision_matches_trace_id_ratio_based() {
+        // OpenTelemetry's TraceIdRatioBased: the low 63 bits against the ratio of their range.
         let sampler = Sampler::by_trace_id(0.25);
         let sampled = |low: u64| sampler.decide(SpanContext::new((9 << 64) | u128::from(low), 1, false)).1;
         assert!(sampled((1 << 62) - 1) && !sampled(1 << 62) && !sampled(u64::MAX));

@@ -4,35 +4,35 @@ use std::time::SystemTime;
 
 use deeperhub_protocol::message::SpanContext;
 
-/// A finished span of a sampled trace.
+/// Finished span of a sampled trace.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Span {
-    /// Of a small set: what differs is in the attributes.
+    /// Span name, from a small set. Details are attributes.
     pub name: Cow<'static, str>,
-    /// Which side of an exchange it is.
+    /// Side of an exchange.
     pub kind: SpanKind,
-    /// Its own ids.
+    /// Own IDs.
     pub context: SpanContext,
-    /// The span above it; `None` at the root of a trace.
+    /// Parent. `None` for the root of a trace.
     pub parent: Option<SpanContext>,
-    /// Whether that is another program's.
+    /// Whether the parent belongs to another program.
     pub parent_is_remote: bool,
-    /// W3C `tracestate` of the trace, as it came.
+    /// W3C `tracestate` of the trace, unchanged.
     pub tracestate: Option<Arc<str>>,
-    /// When it began.
+    /// Start time.
     pub start: SystemTime,
-    /// When it ended, never before it began.
+    /// End time, never before the start.
     pub end: SystemTime,
-    /// Names and values, by OpenTelemetry's semantic conventions where these have one.
+    /// Attributes, named by OpenTelemetry's semantic conventions if these define them.
     pub attributes: Vec<Attribute>,
-    /// Spans that caused it without standing above it.
+    /// Spans that caused this one without being its parent.
     pub links: Vec<SpanContext>,
-    /// What went wrong (`error.type`), if it did.
+    /// Error (`error.type`), if the operation failed.
     pub error: Option<Cow<'static, str>>,
 }
 
-/// A name and its value.
+/// Name and value.
 pub type Attribute = (&'static str, Value);
 
 impl Span {
@@ -43,7 +43,7 @@ impl Span {
         self
     }
 
-    /// Adds an attribute where there is a value.
+    /// Adds an attribute if there is a value.
     #[must_use]
     pub fn with_some(self, name: &'static str, value: Option<impl Into<Value>>) -> Self {
         match value {
@@ -52,53 +52,53 @@ impl Span {
         }
     }
 
-    /// Says that it failed, and how (`error.type`), where it did.
+    /// Sets the error (`error.type`).
     #[must_use]
-    pub fn failed(mut self, error: Option<impl Into<Cow<'static, str>>>) -> Self {
+    pub fn with_error(mut self, error: Option<impl Into<Cow<'static, str>>>) -> Self {
         self.error = error.map(Into::into);
         self
     }
 
-    /// Says that the parent is of this program.
+    /// Marks the parent as a span of this program.
     #[must_use]
-    pub fn within(mut self) -> Self {
+    pub fn with_local_parent(mut self) -> Self {
         self.parent_is_remote = false;
         self
     }
 
-    /// Links the span to another.
+    /// Adds a link to another span.
     #[must_use]
-    pub fn linked(mut self, to: Option<SpanContext>) -> Self {
+    pub fn with_link(mut self, to: Option<SpanContext>) -> Self {
         self.links.extend(to);
         self
     }
 }
 
-/// Which side of an exchange a span is, as OpenTelemetry tells them apart.
+/// Side of an exchange, as defined by OpenTelemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SpanKind {
-    /// Within the program.
+    /// Internal operation.
     Internal,
-    /// Answers a request.
+    /// Handling of a request.
     Server,
-    /// Sends what others will get later.
+    /// Sending of a message that others receive later.
     Producer,
-    /// Gets what others have sent.
+    /// Receipt of a message that others sent.
     Consumer,
 }
 
-/// The value of an attribute.
+/// Value of an attribute.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Value {
     /// Text.
     Text(Cow<'static, str>),
-    /// A whole number.
+    /// Integer.
     Integer(i64),
-    /// A number with a fraction.
+    /// Floating-point number.
     Float(f64),
-    /// Yes or no.
+    /// Boolean.
     Flag(bool),
 }
 

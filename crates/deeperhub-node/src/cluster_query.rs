@@ -1,4 +1,4 @@
-//! Questions to all nodes, and what their answers add up to.
+//! Queries to all nodes, and the merging of their answers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,19 +10,21 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::handle::{ClientInfo, CursorError, ListError, NodeHandle, Page, TopicInfo};
-use crate::hub::{Hub, Request};
-use crate::id::Place;
+use crate::connection_id::ConnectionId;
+use crate::handle::NodeHandle;
+use crate::hub::Hub;
 use crate::stats::{Stats, Totals};
+use crate::types::{ClientInfo, CursorError, ListError, Page, TopicInfo};
+use crate::worker_request::WorkerRequest;
 
-/// What another node is given to answer.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
+/// Time that another node has to answer.
+pub(crate) const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Answers to requests that have no other.
-pub(crate) const FOUND: &str = "found";
-pub(crate) const NOT_FOUND: &str = "not_found";
-/// The client is there, and had no such subscription.
-pub(crate) const NONE: &str = "none";
+/// Replies to requests that return nothing else.
+pub(crate) const REPLY_FOUND: &str = "found";
+pub(crate) const REPLY_NOT_FOUND: &str = "not_found";
+/// The client is connected, but had no such subscription.
+pub(crate) const REPLY_NOT_SUBSCRIBED: &str = "none";
 
 /// Maximum bytes of one answer, or fewer if the broker carries less. The rest comes with the next
 /// page.
@@ -31,10 +33,10 @@ const MAX_ANSWER_BYTES: usize = 700 << 10;
 /// Maximum topics in one answer.
 const MAX_ANSWER_TOPICS: usize = 1000;
 
-/// What a node asks another.
+/// Query from one node to another.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Question {
+pub(crate) enum ClusterQuery {
     Client { client_id: String },
     Clients { cursor: Option<String>, limit: usize },
     Topics { after: String, limit: usize },
@@ -42,25 +44,26 @@ pub(crate) enum Question {
     Stats,
 }
 
-impl Question {
+impl ClusterQuery {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }
 
     fn to_text(&self) -> String {
-        // Of names, numbers and texts; it cannot fail.
+        // Names, numbers and strings always serialize.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-/// Numbers of several nodes together.
+/// Statistics of several nodes together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct ClusterStats {
     /// Nodes that answered.
     pub nodes: u64,
-    /// What they add up to. Of topics those of each node: one that has subscribers on two nodes counts twice.
+    /// Sums over these nodes. Topics are summed too: one with subscribers on two nodes counts
+    /// twice.
     #[serde(flatten)]
     pub totals: Totals,
 }
@@ -78,12 +81,12 @@ impl ClusterStats {
     }
 }
 
-/// What all nodes of a cluster say together.
+/// Answer of all nodes of a cluster together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gathered<T> {
-    /// Put together from the nodes that answered, this one among them.
+pub struct ClusterAnswer<T> {
+    /// Answer merged from this node and all nodes that answered.
     pub answer: T,
-    /// The nodes that did not answer in time.
+    /// Names of the nodes that did not answer in time.
     pub unanswered: Vec<String>,
 }
 
@@ -91,96 +94,97 @@ pub struct Gathered<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeInfo {
-    /// Its name.
+    /// Node name.
     pub node_id: String,
-    /// Of its program.
+    /// Version of the node's program.
     pub version: String,
-    /// Its open connections: of this node now, of others at their last heartbeat.
+    /// Open connections: current for this node, as of the last heartbeat for others.
     pub connections: u64,
-    /// Since when it runs (this node) or has been known here (others).
+    /// Time since this node started, or since another node became known here.
     pub known: Duration,
-    /// Since when nothing was heard of it; heartbeats come each second. Zero for this node.
+    /// Time since the last heartbeat, which comes each second. Zero for this node.
     pub silent: Duration,
-    /// Whether it is this node.
+    /// Whether this entry is the node itself.
     pub is_self: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct ClientText {
+struct ClientRecord {
     client_id: String,
     user: Option<String>,
     subscriptions: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct ClientsText {
-    clients: Vec<ClientText>,
+struct ClientsReply {
+    clients: Vec<ClientRecord>,
     next: Option<String>,
 }
 
-/// Topics in name order.
+/// Topics in the order of their names.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-enum TopicsText {
-    /// As many as were requested, or all there are.
+enum TopicsReply {
+    /// All topics, or as many as requested.
     All(Vec<(String, u64)>),
-    /// As many as fit in an answer.
+    /// As many topics as fit into an answer.
     Cut { cut: Vec<(String, u64)> },
 }
 
-impl From<ClientInfo> for ClientText {
+impl From<ClientInfo> for ClientRecord {
     fn from(info: ClientInfo) -> Self {
         Self { client_id: info.client_id.to_string(), user: info.user, subscriptions: info.subscriptions }
     }
 }
 
-impl ClientText {
-    fn info(self) -> Option<ClientInfo> {
+impl ClientRecord {
+    fn into_info(self) -> Option<ClientInfo> {
         let client_id = ClientId::parse(&self.client_id)?;
         Some(ClientInfo { client_id, user: self.user, subscriptions: self.subscriptions })
     }
 }
 
-/// This node's answer. `None`: it has none.
-pub(crate) async fn answer(hub: &Arc<Hub>, question: Question) -> Option<String> {
-    match question {
-        Question::Client { client_id } => {
-            let place = Place::of(&ClientId::parse(&client_id)?, &hub.node_id);
-            let info = match place {
-                Some(client) => {
-                    hub.ask(client.worker.into(), |reply| Request::Client { client, reply }).await.ok()?
-                }
+/// Returns this node's answer to a query. `None`: it has none.
+pub(crate) async fn answer_query(hub: &Arc<Hub>, query: ClusterQuery) -> Option<String> {
+    match query {
+        ClusterQuery::Client { client_id } => {
+            let connection = ConnectionId::from_client_id(&ClientId::parse(&client_id)?, &hub.node_id);
+            let info = match connection {
+                Some(client) => hub
+                    .request(client.worker.into(), |reply| WorkerRequest::Client { client, reply })
+                    .await
+                    .ok()?,
                 None => None,
             };
-            serde_json::to_string(&info.map(ClientText::from)).ok()
+            serde_json::to_string(&info.map(ClientRecord::from)).ok()
         }
-        Question::Clients { cursor, mut limit } => loop {
+        ClusterQuery::Clients { cursor, mut limit } => loop {
             let page = hub.clients(cursor.as_deref(), limit).await.ok()?;
-            let clients = page.items.into_iter().map(ClientText::from).collect();
-            let text = serde_json::to_string(&ClientsText { clients, next: page.next_cursor }).ok()?;
+            let clients = page.items.into_iter().map(ClientRecord::from).collect();
+            let text = serde_json::to_string(&ClientsReply { clients, next: page.next_cursor }).ok()?;
             if text.len() <= max_answer_bytes(hub) {
                 return Some(text);
             }
-            // Their subscriptions are many; the rest comes with the next page.
+            // The subscriptions are long; the rest comes with the next page.
             limit /= 2;
             if limit == 0 {
-                exceeds("clients", text.len(), hub);
+                warn_answer_too_large("clients", text.len(), hub);
                 return None;
             }
         },
-        Question::Topics { after, limit } => {
-            let topics = hub.router.list_names_after(&after, limit.min(MAX_ANSWER_TOPICS));
-            let text = topics_text(topics, max_answer_bytes(hub));
+        ClusterQuery::Topics { after, limit } => {
+            let topics = hub.router.list_by_name(&after, limit.min(MAX_ANSWER_TOPICS));
+            let text = serialize_topics(topics, max_answer_bytes(hub));
             if text.is_none() {
-                exceeds("topics", 0, hub);
+                warn_answer_too_large("topics", 0, hub);
             }
             text
         }
-        Question::Topic { name } => {
+        ClusterQuery::Topic { name } => {
             let subscription = deeperhub_protocol::Subscription::parse(name).ok()?;
             serde_json::to_string(&hub.router.subscriber_count(&subscription)).ok()
         }
-        Question::Stats => serde_json::to_string(&ClusterStats::from(Stats::of(hub))).ok(),
+        ClusterQuery::Stats => serde_json::to_string(&ClusterStats::from(Stats::of(hub))).ok(),
     }
 }
 
@@ -188,14 +192,15 @@ fn max_answer_bytes(hub: &Hub) -> usize {
     hub.broker.as_ref().map_or(MAX_ANSWER_BYTES, |broker| broker.max_answer_bytes().min(MAX_ANSWER_BYTES))
 }
 
-/// Logs an answer that cannot be made short enough.
-fn exceeds(list: &str, bytes: usize, hub: &Hub) {
+/// Logs an answer that cannot be made small enough.
+fn warn_answer_too_large(list: &str, bytes: usize, hub: &Hub) {
     let max_answer_bytes = max_answer_bytes(hub);
     warn!(list, bytes, max_answer_bytes, "List entry exceeds the cluster answer limit");
 }
 
-/// Serializes as many topics as fit, marked as cut if there are more. `None`: not even one fits.
-fn topics_text(mut topics: Vec<(String, u64)>, max_bytes: usize) -> Option<String> {
+/// Serializes as many topics as fit, marked as cut if there are more. Returns `None` if not even
+/// one fits.
+fn serialize_topics(mut topics: Vec<(String, u64)>, max_bytes: usize) -> Option<String> {
     let text = serde_json::to_string(&topics).ok()?;
     if text.len() <= max_bytes {
         return Some(text);
@@ -205,22 +210,22 @@ fn topics_text(mut topics: Vec<(String, u64)>, max_bytes: usize) -> Option<Strin
         if topics.is_empty() {
             return None;
         }
-        let text = serde_json::to_string(&TopicsText::Cut { cut: topics.clone() }).ok()?;
+        let text = serde_json::to_string(&TopicsReply::Cut { cut: topics.clone() }).ok()?;
         if text.len() <= max_bytes {
             return Some(text);
         }
     }
 }
 
-/// Merges the topics that nodes named. Counts beyond the last name of a cut answer are incomplete,
-/// so those topics are left out. Also returns whether there is more.
-fn merge_topics(answers: Vec<TopicsText>, limit: usize) -> (Vec<TopicInfo>, bool) {
+/// Merges the topics of several answers, and returns whether there are more. Counts beyond the last
+/// name of a cut answer are incomplete, so those topics are left out.
+fn merge_topics(answers: Vec<TopicsReply>, limit: usize) -> (Vec<TopicInfo>, bool) {
     let mut topics = BTreeMap::<String, u64>::new();
     let mut end: Option<String> = None;
     for answer in answers {
         let named = match answer {
-            TopicsText::All(named) => named,
-            TopicsText::Cut { cut } => {
+            TopicsReply::All(named) => named,
+            TopicsReply::Cut { cut } => {
                 let last = cut.last().map(|(topic, _)| topic.clone());
                 end = [end, last].into_iter().flatten().min();
                 cut
@@ -238,48 +243,53 @@ fn merge_topics(answers: Vec<TopicsText>, limit: usize) -> (Vec<TopicInfo>, bool
 }
 
 impl Hub {
-    async fn ask_node(&self, node: &str, question: &Question) -> Result<String, RequestError> {
+    async fn query_node(&self, node: &str, query: &ClusterQuery) -> Result<String, RequestError> {
         let broker = self.broker.as_ref().ok_or(RequestError::UnknownNode)?;
-        let text = question.to_text();
-        broker.request(node, DEADLINE, |request| Message::Query { request, text: &text }).await
+        let text = query.to_text();
+        broker.request(node, QUERY_TIMEOUT, |request| Message::Query { request, text: &text }).await
     }
 
-    /// Asks all other nodes at once; names those without an answer.
-    async fn ask_all<T: for<'de> Deserialize<'de>>(&self, question: &Question) -> (Vec<T>, Vec<String>) {
+    /// Queries all other nodes at once. Returns the answers, and the nodes that gave none.
+    async fn query_all_nodes<T: for<'de> Deserialize<'de>>(
+        &self,
+        query: &ClusterQuery,
+    ) -> (Vec<T>, Vec<String>) {
         let nodes: Vec<_> =
             self.broker.iter().flat_map(|broker| broker.peers()).map(|peer| peer.node_id).collect();
-        let answers = join_all(nodes.iter().map(|node| self.ask_node(node, question))).await;
-        let (mut said, mut unanswered) = (Vec::new(), Vec::new());
+        let answers = join_all(nodes.iter().map(|node| self.query_node(node, query))).await;
+        let (mut answers_read, mut unanswered) = (Vec::new(), Vec::new());
         for (node, answer) in nodes.into_iter().zip(answers) {
             match answer.ok().and_then(|text| serde_json::from_str(&text).ok()) {
-                Some(answer) => said.push(answer),
+                Some(answer) => answers_read.push(answer),
                 None => unanswered.push(node),
             }
         }
-        (said, unanswered)
+        (answers_read, unanswered)
     }
 }
 
 impl NodeHandle {
-    /// The numbers of all nodes together.
-    pub async fn cluster_stats(&self) -> Gathered<ClusterStats> {
-        let (others, unanswered) = self.hub.ask_all::<ClusterStats>(&Question::Stats).await;
+    /// Returns the statistics of all nodes together.
+    pub async fn cluster_stats(&self) -> ClusterAnswer<ClusterStats> {
+        let (others, unanswered) = self.hub.query_all_nodes::<ClusterStats>(&ClusterQuery::Stats).await;
         let mut answer = ClusterStats::from(self.stats());
         others.iter().for_each(|other| answer.add(other));
-        Gathered { answer, unanswered }
+        ClusterAnswer { answer, unanswered }
     }
 
-    /// One topic or pattern with the subscribers of all nodes.
-    pub async fn cluster_topic(&self, topic: &deeperhub_protocol::Subscription<'_>) -> Gathered<TopicInfo> {
-        let question = Question::Topic { name: topic.as_str().to_owned() };
-        let (others, unanswered) = self.hub.ask_all::<u64>(&question).await;
+    /// Returns one topic or pattern with its subscribers on all nodes.
+    pub async fn cluster_topic(
+        &self,
+        topic: &deeperhub_protocol::Subscription<'_>,
+    ) -> ClusterAnswer<TopicInfo> {
+        let query = ClusterQuery::Topic { name: topic.as_str().to_owned() };
+        let (others, unanswered) = self.hub.query_all_nodes::<u64>(&query).await;
         let mut answer = self.topic(topic);
         answer.subscribers += others.iter().sum::<u64>();
-        Gathered { answer, unanswered }
+        ClusterAnswer { answer, unanswered }
     }
 
-    /// What is subscribed to on any node, in the order of the names, with the subscribers of all nodes, a page at a
-    /// time.
+    /// Lists topics and patterns with subscribers on any node, ordered by name, one page at a time.
     ///
     /// # Errors
     ///
@@ -288,19 +298,21 @@ impl NodeHandle {
         &self,
         cursor: Option<&str>,
         limit: usize,
-    ) -> Result<Gathered<Page<TopicInfo>>, CursorError> {
+    ) -> Result<ClusterAnswer<Page<TopicInfo>>, CursorError> {
         let limit = limit.clamp(1, 1000);
-        let after = cursor.map_or(Ok(String::new()), name_of_cursor)?;
-        let question = Question::Topics { after: after.clone(), limit };
-        let (mut answers, unanswered) = self.hub.ask_all::<TopicsText>(&question).await;
-        answers.push(TopicsText::All(self.hub.router.list_names_after(&after, limit)));
-        // Each node named its first ones, so that all of these are complete.
+        let after = cursor.map_or(Ok(String::new()), name_from_cursor)?;
+        let query = ClusterQuery::Topics { after: after.clone(), limit };
+        let (mut answers, unanswered) = self.hub.query_all_nodes::<TopicsReply>(&query).await;
+        answers.push(TopicsReply::All(self.hub.router.list_by_name(&after, limit)));
+        // Each node sent its first topics after the cursor, so the counts of all of these are
+        // complete.
         let (items, is_more) = merge_topics(answers, limit);
-        let next_cursor = items.last().filter(|_| is_more).map(|last| cursor_of_name(&last.topic));
-        Ok(Gathered { answer: Page { items, next_cursor }, unanswered })
+        let next_cursor = items.last().filter(|_| is_more).map(|last| cursor_from_name(&last.topic));
+        Ok(ClusterAnswer { answer: Page { items, next_cursor }, unanswered })
     }
 
-    /// Connections of all nodes, node by node, a page at a time; a page may be shorter than the limit, except the last.
+    /// Lists connections of all nodes, node by node, one page at a time. Any page may be shorter
+    /// than the limit.
     ///
     /// # Errors
     ///
@@ -309,7 +321,7 @@ impl NodeHandle {
         &self,
         cursor: Option<&str>,
         limit: usize,
-    ) -> Result<Gathered<Page<ClientInfo>>, CursorError> {
+    ) -> Result<ClusterAnswer<Page<ClientInfo>>, CursorError> {
         let limit = limit.clamp(1, 1000);
         let (start, mut local) = match cursor {
             None => (String::new(), None),
@@ -321,29 +333,29 @@ impl NodeHandle {
         let mut nodes: Vec<String> = self.nodes().into_iter().map(|node| node.node_id).collect();
         nodes.retain(|node| *node >= start);
         if nodes.first().is_none_or(|node| *node != start) {
-            // That node has gone, and its clients with it.
+            // That node is gone, and its clients with it.
             local = None;
         }
         let (mut items, mut unanswered) = (Vec::new(), Vec::new());
         for node in nodes {
             let left = limit - items.len();
             if left == 0 {
-                return Ok(page(items, Some(format!("{node}.")), unanswered));
+                return Ok(page_of(items, Some(format!("{node}.")), unanswered));
             }
-            let part = self.clients_of(&node, local.take(), left).await?;
+            let part = self.node_clients(&node, local.take(), left).await?;
             let Some(part) = part else {
                 unanswered.push(node);
                 continue;
             };
             items.extend(part.items);
             if let Some(next) = part.next_cursor {
-                return Ok(page(items, Some(format!("{node}.{next}")), unanswered));
+                return Ok(page_of(items, Some(format!("{node}.{next}")), unanswered));
             }
         }
-        Ok(page(items, None, unanswered))
+        Ok(page_of(items, None, unanswered))
     }
 
-    async fn clients_of(
+    async fn node_clients(
         &self,
         node: &str,
         cursor: Option<String>,
@@ -353,27 +365,27 @@ impl NodeHandle {
             return match self.hub.clients(cursor.as_deref(), limit).await {
                 Ok(page) => Ok(Some(page)),
                 Err(ListError::Cursor(error)) => Err(error),
-                Err(ListError::Unanswered(_)) => Ok(None),
+                Err(ListError::WorkerTimeout(_)) => Ok(None),
             };
         }
-        let Ok(text) = self.hub.ask_node(node, &Question::Clients { cursor, limit }).await else {
+        let Ok(text) = self.hub.query_node(node, &ClusterQuery::Clients { cursor, limit }).await else {
             return Ok(None);
         };
-        let page = serde_json::from_str::<ClientsText>(&text).ok().map(|page| Page {
-            items: page.clients.into_iter().filter_map(ClientText::info).collect(),
+        let page = serde_json::from_str::<ClientsReply>(&text).ok().map(|page| Page {
+            items: page.clients.into_iter().filter_map(ClientRecord::into_info).collect(),
             next_cursor: page.next,
         });
         Ok(page)
     }
 
-    /// One connection of another node.
-    pub(crate) async fn client_of_other(&self, node: &str, client: &ClientId) -> Option<ClientInfo> {
-        let question = Question::Client { client_id: client.to_string() };
-        let text = self.hub.ask_node(node, &question).await.ok()?;
-        serde_json::from_str::<Option<ClientText>>(&text).ok()??.info()
+    /// Returns one connection of another node.
+    pub(crate) async fn remote_client(&self, node: &str, client: &ClientId) -> Option<ClientInfo> {
+        let query = ClusterQuery::Client { client_id: client.to_string() };
+        let text = self.hub.query_node(node, &query).await.ok()?;
+        serde_json::from_str::<Option<ClientRecord>>(&text).ok()??.into_info()
     }
 
-    /// The nodes of the cluster, this one among them, in the order of their names.
+    /// Lists the nodes of the cluster, including this one, ordered by name.
     pub fn nodes(&self) -> Vec<NodeInfo> {
         let hub = &self.hub;
         let others = hub.broker.iter().flat_map(|broker| broker.peers()).map(|peer| NodeInfo {
@@ -398,23 +410,23 @@ impl NodeHandle {
     }
 }
 
-const fn page(
+const fn page_of(
     items: Vec<ClientInfo>,
     next_cursor: Option<String>,
     unanswered: Vec<String>,
-) -> Gathered<Page<ClientInfo>> {
-    Gathered { answer: Page { items, next_cursor }, unanswered }
+) -> ClusterAnswer<Page<ClientInfo>> {
+    ClusterAnswer { answer: Page { items, next_cursor }, unanswered }
 }
 
-/// Hexadecimal, so that it goes into a URL as it is.
-fn cursor_of_name(name: &str) -> String {
+/// Encodes a name in hexadecimal, which is URL-safe.
+fn cursor_from_name(name: &str) -> String {
     name.bytes()
         .flat_map(|byte| [byte >> 4, byte & 15])
         .filter_map(|digit| char::from_digit(digit.into(), 16))
         .collect()
 }
 
-fn name_of_cursor(cursor: &str) -> Result<String, CursorError> {
+fn name_from_cursor(cursor: &str) -> Result<String, CursorError> {
     let digit = |byte: u8| char::from(byte).to_digit(16).ok_or(CursorError);
     let bytes = cursor
         .as_bytes()
@@ -432,12 +444,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_carries_a_name() {
+    fn a_cursor_round_trips() {
         for name in ["", "a.b", "é.*.>"] {
-            assert_eq!(name_of_cursor(&cursor_of_name(name)).as_deref(), Ok(name));
+            assert_eq!(name_from_cursor(&cursor_from_name(name)).as_deref(), Ok(name));
         }
         for bad in ["0", "zz", "ff", "é"] {
-            assert_eq!(name_of_cursor(bad), Err(CursorError), "{bad}");
+            assert_eq!(name_from_cursor(bad), Err(CursorError), "{bad}");
         }
     }
 
@@ -445,49 +457,49 @@ mod tests {
         names.map(|number| (format!("topic.{number:04}"), 1)).collect()
     }
 
-    fn read(text: &str) -> TopicsText {
+    fn read(text: &str) -> TopicsReply {
         serde_json::from_str(text).unwrap()
     }
 
     #[test]
-    fn an_answer_is_cut_to_what_the_broker_carries() {
-        let whole = topics_text(topics(0..100), MAX_ANSWER_BYTES).unwrap();
-        assert!(matches!(read(&whole), TopicsText::All(all) if all.len() == 100));
-        let cut = topics_text(topics(0..100), 1000).unwrap();
+    fn an_answer_is_cut_to_the_brokers_limit() {
+        let whole = serialize_topics(topics(0..100), MAX_ANSWER_BYTES).unwrap();
+        assert!(matches!(read(&whole), TopicsReply::All(all) if all.len() == 100));
+        let cut = serialize_topics(topics(0..100), 1000).unwrap();
         assert!(cut.len() <= 1000);
         assert!(
-            matches!(read(&cut), TopicsText::Cut { cut } if cut.len() > 20 && cut == topics(0..cut.len()))
+            matches!(read(&cut), TopicsReply::Cut { cut } if cut.len() > 20 && cut == topics(0..cut.len()))
         );
-        assert_eq!(topics_text(topics(0..100), 10), None);
-        assert_eq!(topics_text(Vec::new(), 10).as_deref(), Some("[]"));
+        assert_eq!(serialize_topics(topics(0..100), 10), None);
+        assert_eq!(serialize_topics(Vec::new(), 10).as_deref(), Some("[]"));
     }
 
     #[test]
-    fn what_is_behind_the_end_of_a_cut_answer_comes_with_the_next_page() {
+    fn topics_beyond_a_cut_answer_come_with_the_next_page() {
         let names = |(items, is_more): (Vec<TopicInfo>, bool)| {
             (items.into_iter().map(|item| (item.topic, item.subscribers)).collect::<Vec<_>>(), is_more)
         };
-        let all = || TopicsText::All(topics(0..50));
+        let all = || TopicsReply::All(topics(0..50));
         let mut doubled = topics(0..10);
         doubled.iter_mut().for_each(|(_, subscribers)| *subscribers = 2);
-        let answers = vec![all(), TopicsText::Cut { cut: topics(0..10) }];
+        let answers = vec![all(), TopicsReply::Cut { cut: topics(0..10) }];
         assert_eq!(names(merge_topics(answers, 100)), (doubled, true));
         assert_eq!(names(merge_topics(vec![all()], 100)), (topics(0..50), false));
         assert_eq!(names(merge_topics(vec![all()], 20)), (topics(0..20), true));
-        let answers = vec![TopicsText::Cut { cut: topics(5..6) }, TopicsText::Cut { cut: topics(0..3) }];
+        let answers = vec![TopicsReply::Cut { cut: topics(5..6) }, TopicsReply::Cut { cut: topics(0..3) }];
         assert_eq!(names(merge_topics(answers, 100)), (topics(0..3), true));
     }
 
     #[test]
-    fn questions_are_read_as_they_are_asked() {
-        for question in [
-            Question::Client { client_id: "n.0-0-0".to_owned() },
-            Question::Clients { cursor: None, limit: 5 },
-            Question::Stats,
+    fn queries_round_trip() {
+        for query in [
+            ClusterQuery::Client { client_id: "n.0-0-0".to_owned() },
+            ClusterQuery::Clients { cursor: None, limit: 5 },
+            ClusterQuery::Stats,
         ] {
-            let text = question.to_text();
-            assert_eq!(Question::parse(&text).map(|question| question.to_text()), Some(text));
+            let text = query.to_text();
+            assert_eq!(ClusterQuery::parse(&text).map(|query| query.to_text()), Some(text));
         }
-        assert!(Question::parse("\"later\"").is_none());
+        assert!(ClusterQuery::parse("\"later\"").is_none());
     }
 }

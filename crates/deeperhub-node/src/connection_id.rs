@@ -1,30 +1,34 @@
-//! Client ids: a node's name and where on it a connection is, so that a send needs no map shared by threads.
+//! Identity of connections. A client ID contains the node's name and the connection's position on
+//! it, so that a send needs no map shared by threads.
 
 use std::fmt::Write;
 
 use deeperhub_listener::Key;
 use deeperhub_protocol::ClientId;
 
-/// Longest name of a node, in bytes.
+/// Maximum bytes of a node name.
 const MAX_NODE_ID_BYTES: usize = 32;
 
-/// Where on this node a connection is.
+/// Identity of a connection on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct ConnectionId {
     pub(crate) worker: u16,
     pub(crate) key: Key,
-    /// Tells apart the connections that had the same key, also over restarts: it starts at random.
+    /// Distinguishes connections that had the same key. It starts at a random number, so it also
+    /// differs after a restart.
     pub(crate) serial: u64,
 }
 
-impl Place {
-    /// Names the connection as a publisher, whose messages keep their order.
-    pub(crate) fn source(self) -> u64 {
-        // A key's next connection may share it for a moment: more order than is owed.
+impl ConnectionId {
+    /// Returns the source number of this connection as a publisher, whose messages keep their
+    /// order.
+    pub(crate) fn publisher_source(self) -> u64 {
+        // The key's next connection may share the number for a moment, which only orders more than
+        // required.
         u64::from(self.worker) << 32 | u64::from(self.key)
     }
 
-    /// The id of this place's connection.
+    /// Returns the client ID.
     pub(crate) fn client_id(self, node_id: &str) -> Option<ClientId> {
         let mut text = String::with_capacity(node_id.len() + 30);
         text.push_str(node_id);
@@ -33,13 +37,13 @@ impl Place {
         ClientId::parse(&text)
     }
 
-    /// The place that an id of this node names.
-    pub(crate) fn of(client_id: &ClientId, node_id: &str) -> Option<Self> {
-        let (node, place) = client_id.as_str().rsplit_once('.')?;
+    /// Parses a client ID of this node.
+    pub(crate) fn from_client_id(client_id: &ClientId, node_id: &str) -> Option<Self> {
+        let (node, connection) = client_id.as_str().rsplit_once('.')?;
         if node != node_id {
             return None;
         }
-        let mut parts = place.split('-');
+        let mut parts = connection.split('-');
         let worker = u16::from_str_radix(parts.next()?, 16).ok()?;
         let key = Key::from_str_radix(parts.next()?, 16).ok()?;
         let serial = u64::from_str_radix(parts.next()?, 16).ok()?;
@@ -47,13 +51,13 @@ impl Place {
     }
 }
 
-/// Whether a text can name a node.
+/// Returns `true` if `text` is a valid node name.
 pub(crate) fn is_node_id(text: &str) -> bool {
     (1..=MAX_NODE_ID_BYTES).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 
-/// A name that no other node is likely to have.
+/// Returns a random name that no other node is likely to have.
 pub(crate) fn random_node_id() -> Result<String, getrandom::Error> {
     Ok(format!("n{:08x}", getrandom::u32()?))
 }
@@ -63,22 +67,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_names_its_place() {
-        let place = Place { worker: 3, key: 77, serial: u64::MAX };
-        let id = place.client_id("node-1").unwrap();
-        assert_eq!(Place::of(&id, "node-1"), Some(place));
-        assert_eq!(Place::of(&id, "node-2"), None);
+    fn a_client_id_round_trips() {
+        let connection = ConnectionId { worker: 3, key: 77, serial: u64::MAX };
+        let id = connection.client_id("node-1").unwrap();
+        assert_eq!(ConnectionId::from_client_id(&id, "node-1"), Some(connection));
+        assert_eq!(ConnectionId::from_client_id(&id, "node-2"), None);
     }
 
     #[test]
-    fn other_ids_name_none() {
+    fn malformed_client_ids_are_rejected() {
         for text in ["node", "node.", "node.1", "node.1-2", "node.1-2-3-4", "node.g-1-1", "node.10000-1-1"] {
-            assert_eq!(Place::of(&ClientId::parse(text).unwrap(), "node"), None, "{text}");
+            assert_eq!(ConnectionId::from_client_id(&ClientId::parse(text).unwrap(), "node"), None, "{text}");
         }
     }
 
     #[test]
-    fn names_of_nodes_are_short_and_plain() {
+    fn node_ids_are_short_and_plain() {
         assert!(is_node_id(&random_node_id().unwrap()));
         for bad in ["", "a.b", "ä", &"x".repeat(33)] {
             assert!(!is_node_id(bad), "{bad}");

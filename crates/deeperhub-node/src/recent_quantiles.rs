@@ -1,46 +1,49 @@
-//! What a histogram counted lately, for those who look now and then.
+//! Quantiles of a histogram's recent values.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use deeperhub_metrics::HistogramSnapshot;
 
-/// With a look each second, the numbers are those of the last 5 to 10 seconds.
-const WINDOW: Duration = Duration::from_secs(5);
+/// Minimum time between two snapshots. If quantiles are read each second, they cover the last 5 to
+/// 10 seconds.
+const QUANTILE_WINDOW: Duration = Duration::from_secs(5);
 
-/// How values lie: half of them are at most `p50`, and so on. Between the bounds of buckets they are taken to lie evenly.
+/// Quantiles of a distribution. Values between two bucket bounds count as evenly spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quantiles {
-    /// The median.
+    /// Median.
     pub p50: Duration,
-    /// 99 of 100 are at most this.
+    /// 99th percentile.
     pub p99: Duration,
-    /// 999 of 1,000 are at most this.
+    /// 99.9th percentile.
     pub p999: Duration,
 }
 
-/// Keeps what a histogram had at former looks.
+/// Snapshots of a histogram from earlier reads.
 #[derive(Debug, Default)]
-pub(crate) struct Recent {
-    kept: Mutex<Kept>,
+pub(crate) struct RecentQuantiles {
+    snapshots: Mutex<Snapshots>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct Snapshots {
     before: Option<HistogramSnapshot>,
     last: Option<(Instant, HistogramSnapshot)>,
 }
 
-impl Recent {
-    /// What came since the look before the last (at the first, since the start). `None`: nothing.
+impl RecentQuantiles {
+    /// Returns the quantiles of the values since the snapshot before the last, or since the start
+    /// at first. `None`: there were none.
     pub(crate) fn quantiles(&self, current: HistogramSnapshot, now: Instant) -> Option<Quantiles> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.last.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= WINDOW) {
-            let last = kept.last.replace((now, current.clone()));
-            kept.before = last.map(|(_, snapshot)| snapshot);
+        let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        if snapshots.last.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= QUANTILE_WINDOW)
+        {
+            let last = snapshots.last.replace((now, current.clone()));
+            snapshots.before = last.map(|(_, snapshot)| snapshot);
         }
-        let recent = match &kept.before {
+        let recent = match &snapshots.before {
             Some(before) => current.since(before),
             None => current,
         };
@@ -56,21 +59,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_values_are_forgotten() {
+    fn old_values_drop_out() {
         let bounds = Bounds::seconds(Duration::from_millis(1), Duration::from_secs(10));
         let histogram = SharedHistogram::new(bounds);
-        let (recent, start) = (Recent::default(), Instant::now());
+        let (recent, start) = (RecentQuantiles::default(), Instant::now());
         let look = |seconds| recent.quantiles(histogram.snapshot(), start + Duration::from_secs(seconds));
         assert_eq!(look(0), None);
         histogram.observe_duration(Duration::from_secs(8));
         assert!(look(1).is_some_and(|quantiles| quantiles.p50 > Duration::from_secs(4)));
-        assert!(look(5).is_some(), "it is not long ago");
+        assert!(look(5).is_some(), "within the window");
         for _ in 0..1000 {
             histogram.observe_duration(Duration::from_millis(1));
         }
         let mixed = look(9).unwrap();
         assert!(mixed.p50 <= Duration::from_millis(1) && mixed.p999 <= Duration::from_millis(1));
         look(10);
-        assert_eq!(look(15), None, "nothing came since");
+        assert_eq!(look(15), None, "no values since");
     }
 }

@@ -1,0 +1,57 @@
+//! The thread that sends probes.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::Canary;
+use crate::hub::Hub;
+
+/// Time that a stop waits for the thread. The thread ends sooner, unless one of its calls hangs.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Handle of the thread that sends probes. Dropping it ends the thread.
+#[derive(Debug)]
+pub(crate) struct CanaryThread {
+    canary: Arc<Canary>,
+    thread: Option<JoinHandle<()>>,
+    /// Channel that closes when the thread ends.
+    ended: mpsc::Receiver<Infallible>,
+}
+
+impl CanaryThread {
+    /// Starts the thread, unless probes are disabled.
+    pub(crate) fn start(hub: &Arc<Hub>) -> io::Result<Option<Self>> {
+        let canary = Arc::clone(&hub.canary);
+        if canary.config.interval.is_zero() {
+            return Ok(None);
+        }
+        let hub = Arc::clone(hub);
+        let (running, ended) = mpsc::channel();
+        let run = move || {
+            let _running = running;
+            hub.canary.run(&hub);
+        };
+        let thread = thread::Builder::new().name("hub-canary".to_owned()).spawn(run)?;
+        Ok(Some(Self { canary, thread: Some(thread), ended }))
+    }
+}
+
+impl Drop for CanaryThread {
+    fn drop(&mut self) {
+        self.canary.state().is_stopped = true;
+        self.canary.changed.notify_all();
+        if self.ended.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            return warn!("Canary thread did not stop in time");
+        }
+        if let Some(thread) = self.thread.take() {
+            // A panic was logged already.
+            let _ = thread.join();
+        }
+    }
+}

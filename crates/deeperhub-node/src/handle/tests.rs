@@ -1,0 +1,90 @@
+use std::collections::BTreeMap;
+
+use deeperhub_protocol::TopicError;
+use futures_util::SinkExt;
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::*;
+use crate::worker_request::tests::{receive, run, start, within_test_timeout};
+
+/// A value nested in as many arrays as `levels` says.
+fn nested(levels: usize) -> Value {
+    (0..levels).fold(Value::Null, |inner, _| json!([inner]))
+}
+
+#[test]
+fn publish_rejects_invalid_topics_and_messages_without_an_effect() {
+    let node = start(1);
+    let handle = node.handle();
+    let error = handle.publish("a..b", &1).unwrap_err();
+    assert_eq!(error, PublishError::Topic { topic: "a..b".to_owned(), source: TopicError::EmptyLevel });
+    assert_eq!(error.to_string(), r#"invalid topic "a..b""#);
+    assert!(matches!(handle.publish("$canary.0", &1), Err(PublishError::Topic { .. })));
+
+    assert!(handle.publish("a", &nested(RawJson::MAX_NESTING)).is_ok());
+    let error = handle.publish("a", &nested(RawJson::MAX_NESTING + 1)).unwrap_err();
+    assert!(matches!(&error, PublishError::Payload(PayloadError::Protocol(_))), "{error:?}");
+    // JSON has no keys that are arrays.
+    let error = handle.publish("a", &BTreeMap::from([(vec![1], 2)])).unwrap_err();
+    assert!(matches!(&error, PublishError::Payload(PayloadError::Serialize(_))), "{error:?}");
+}
+
+#[test]
+fn messages_to_clients_need_a_type() {
+    let node = start(1);
+    let handle = node.handle();
+    let client = ClientId::parse("n.0-0-0").unwrap();
+    run(async {
+        for message in [json!(1), json!({}), json!({ "type": 1 })] {
+            let errors = [
+                handle.send_to_client(&client, &message).await.unwrap_err(),
+                handle.send_to_user("ada", &message).await.unwrap_err(),
+                handle.broadcast(&message).await.unwrap_err(),
+            ];
+            for error in errors {
+                assert!(
+                    matches!(error, SendError::Payload(PayloadError::Protocol(_))),
+                    "{message} {error:?}"
+                );
+            }
+        }
+        let sent = handle.send_to_client(&client, &json!({ "type": "x" })).await;
+        assert_eq!(sent, Err(SendError::NotFound(ClientNotFound)));
+    });
+}
+
+#[test]
+fn serializable_messages_reach_clients() {
+    let node = start(2);
+    let handle = node.handle();
+    run(async {
+        let url = format!("ws://{}/", node.local_addr());
+        let (mut client, _) = within_test_timeout(tokio_tungstenite::connect_async(url)).await.unwrap();
+        let welcome = receive(&mut client).await;
+        let id = ClientId::parse(welcome["data"]["client_id"].as_str().unwrap()).unwrap();
+        let subscribe = r#"{"type":"subscribe","data":{"topic":"ticks"}}"#;
+        client.send(Message::text(subscribe)).await.unwrap();
+        receive(&mut client).await;
+
+        assert_eq!(handle.publish("ticks", &json!({ "tick": 7 })).unwrap().count, 1);
+        assert_eq!(receive(&mut client).await["data"]["message"], json!({ "tick": 7 }));
+        handle.send_to_client(&id, &json!({ "type": "note" })).await.unwrap();
+        assert_eq!(receive(&mut client).await, json!({ "type": "note" }));
+        assert_eq!(handle.broadcast(&json!({ "type": "news", "data": 1 })).await.unwrap().count, 1);
+        assert_eq!(receive(&mut client).await, json!({ "type": "news", "data": 1 }));
+        assert_eq!(handle.send_to_user("nobody", &json!({ "type": "note" })).await.unwrap().count, 0);
+    });
+}
+
+/// Handles and their futures can be used on any thread.
+#[test]
+fn calls_are_send() {
+    fn is_send<T: Send>(_: T) {}
+    let node = start(1);
+    let (handle, message) = (node.handle(), json!({ "type": "x" }));
+    is_send(handle.clone());
+    is_send(handle.broadcast(&message));
+    is_send(handle.send_to_user("ada", &message));
+    is_send(handle.clients(None, 10));
+}

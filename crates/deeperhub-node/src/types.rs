@@ -1,0 +1,151 @@
+//! Values and errors that a node's handle returns.
+
+use std::borrow::Cow;
+
+use deeperhub_protocol::message::ClusterFault;
+use deeperhub_protocol::{ClientId, MessageError, TopicError};
+
+/// Result of a publish or a send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Delivered {
+    /// Subscriptions that matched on this node (publish), or connections that were reached (send).
+    pub count: u64,
+    /// Fault that kept the message from other nodes. `None`: they got it, or there are none.
+    pub cluster: Option<ClusterFault>,
+}
+
+/// One connection, as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClientInfo {
+    /// Client ID.
+    pub client_id: ClientId,
+    /// User of the token or certificate. `None` without either.
+    pub user: Option<String>,
+    /// Topics and patterns that the client is subscribed to.
+    pub subscriptions: Vec<String>,
+}
+
+/// Bytes of names after which a page of connections ends, whatever its limit. The subscriptions of
+/// one connection may take 32 KiB.
+pub(crate) const MAX_CLIENTS_PAGE_BYTES: usize = 512 * 1024;
+
+impl ClientInfo {
+    /// Returns the approximate size in memory and in an answer.
+    pub(crate) fn bytes(&self) -> usize {
+        let user = self.user.as_ref().map_or(0, String::len);
+        let names: usize = self.subscriptions.iter().map(|name| name.len() + size_of::<String>()).sum();
+        size_of::<Self>() + self.client_id.as_str().len() + user + names
+    }
+}
+
+/// One topic or pattern with its subscribers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicInfo {
+    /// Topic or pattern.
+    pub topic: String,
+    /// Number of subscribers: on this node, or on all nodes in a
+    /// [`ClusterAnswer`](crate::ClusterAnswer).
+    pub subscribers: u64,
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// Entries, at most as many as the limit.
+    pub items: Vec<T>,
+    /// URL-safe cursor of the next page. `None` on the last page.
+    pub next_cursor: Option<String>,
+}
+
+/// Error of a publish whose arguments are invalid. Nothing was published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The topic is invalid.
+    #[error("invalid topic {topic:?}")]
+    Topic {
+        /// The rejected text.
+        topic: String,
+        /// The rule that it breaks.
+        source: TopicError,
+    },
+    /// The message is invalid.
+    #[error("invalid message for a topic")]
+    Payload(#[from] PayloadError),
+}
+
+/// Error of a message that has no valid JSON form.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayloadError {
+    /// The message's [`Serialize`](serde::Serialize) implementation failed with this text.
+    #[error("the message cannot be serialized: {0}")]
+    Serialize(String),
+    /// The JSON breaks a rule of the protocol: it nests too deeply, or a message to clients is not
+    /// an object with a `type`.
+    #[error("{0}")]
+    Protocol(Cow<'static, str>),
+}
+
+impl From<MessageError<'_>> for PayloadError {
+    fn from(error: MessageError<'_>) -> Self {
+        Self::Protocol(error.message)
+    }
+}
+
+/// Error for a client ID without an open connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no client of this id is connected")]
+pub struct ClientNotFound;
+
+/// Error for a node name that another node of the cluster uses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("another node of the cluster is named {0:?}: give each node a name of its own")]
+pub struct NodeIdTaken(pub String);
+
+/// Error for a worker that did not answer in time: it is stuck, overloaded, or died. It may execute
+/// the request later, unless it died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a worker did not answer in time; it may still execute the request")]
+pub struct WorkerTimeout;
+
+/// Error of a call about one client, or of a message to clients.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The message is invalid. It was sent to nobody.
+    #[error("invalid message for clients")]
+    Payload(#[from] PayloadError),
+    /// No connection with this ID is open on any node, or its node did not answer in time.
+    #[error(transparent)]
+    NotFound(#[from] ClientNotFound),
+    /// A worker did not answer in time.
+    #[error(transparent)]
+    WorkerTimeout(#[from] WorkerTimeout),
+    /// The client is connected to another node, and the cluster is unreachable or its queue is full.
+    #[error("the client is connected to another node, and the cluster cannot be reached")]
+    ClusterUnavailable,
+    /// The client is connected to another node, and the message is larger than the broker accepts.
+    #[error("the client is connected to another node, and the message is larger than the broker accepts")]
+    TooLarge,
+}
+
+/// Error for a cursor that no earlier page returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cursor is not from an earlier page; leave it out to start again")]
+pub struct CursorError;
+
+/// Error of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListError {
+    /// The cursor does not come from an earlier page.
+    #[error(transparent)]
+    Cursor(#[from] CursorError),
+    /// A worker did not answer in time.
+    #[error(transparent)]
+    WorkerTimeout(#[from] WorkerTimeout),
+}

@@ -1,0 +1,151 @@
+//! Requests to workers, with timeouts on their replies.
+
+use std::time::{Duration, Instant};
+
+use deeperhub_listener::Key;
+use deeperhub_protocol::Subscription;
+use deeperhub_protocol::frame::Frame;
+use deeperhub_router::{Mark, ShardId};
+use futures_util::future::join_all;
+use tokio::sync::oneshot;
+
+use crate::connection_id::ConnectionId;
+use crate::hub::Hub;
+use crate::top::TopReport;
+use crate::types::{ClientInfo, WorkerTimeout};
+
+/// Requests that may wait for one worker. A caller waits while the queue is full.
+pub(crate) const REQUEST_QUEUE_CAPACITY: usize = 1024;
+
+/// Request from a handle to a worker.
+#[derive(Debug)]
+pub(crate) enum WorkerRequest {
+    Send {
+        to: ConnectionId,
+        frame: Frame,
+        reply: oneshot::Sender<bool>,
+    },
+    SendToUser {
+        user: String,
+        frame: Frame,
+        reply: oneshot::Sender<u64>,
+    },
+    Broadcast {
+        frame: Frame,
+        reply: oneshot::Sender<u64>,
+    },
+    Unsubscribe {
+        client: ConnectionId,
+        topic: Subscription<'static>,
+        reply: oneshot::Sender<Option<bool>>,
+    },
+    UnsubscribeUser {
+        user: String,
+        topic: Subscription<'static>,
+        reply: oneshot::Sender<u64>,
+    },
+    Top {
+        reply: oneshot::Sender<TopReport>,
+    },
+    Disconnect {
+        client: ConnectionId,
+        reply: oneshot::Sender<bool>,
+    },
+    DisconnectUser {
+        user: String,
+        reply: oneshot::Sender<u64>,
+    },
+    Client {
+        client: ConnectionId,
+        reply: oneshot::Sender<Option<ClientInfo>>,
+    },
+    Clients {
+        from: Key,
+        limit: usize,
+        reply: oneshot::Sender<(Vec<ClientInfo>, Option<Key>)>,
+    },
+    /// Runs a function on the worker, for tests.
+    #[cfg(test)]
+    Run(fn()),
+}
+
+/// Request in the queue of a worker.
+#[derive(Debug)]
+pub(crate) struct QueuedRequest {
+    pub(crate) request: WorkerRequest,
+    /// The worker delivers everything published before this mark, then executes the request.
+    pub(crate) after: Mark,
+}
+
+impl Hub {
+    /// Queues a request for a worker, waiting while the queue is full. Returns the receiver of the
+    /// reply.
+    ///
+    /// # Errors
+    ///
+    /// There is no such worker, or it has ended.
+    pub(crate) async fn enqueue<T>(
+        &self,
+        worker: usize,
+        make_request: impl FnOnce(oneshot::Sender<T>) -> WorkerRequest,
+    ) -> Result<oneshot::Receiver<T>, WorkerTimeout> {
+        let requests = self.request_senders.get(worker).ok_or(WorkerTimeout)?;
+        let after = self.router.mark(ShardId(u16::try_from(worker).map_err(|_| WorkerTimeout)?));
+        let (reply, answer) = oneshot::channel();
+        requests
+            .send(QueuedRequest { request: make_request(reply), after })
+            .await
+            .map_err(|_| WorkerTimeout)?;
+        Ok(answer)
+    }
+
+    /// Sends a request to a worker and waits for the reply.
+    ///
+    /// # Errors
+    ///
+    /// The worker does not exist, has ended, or did not answer in time.
+    pub(crate) async fn request<T>(
+        &self,
+        worker: usize,
+        make_request: impl FnOnce(oneshot::Sender<T>) -> WorkerRequest,
+    ) -> Result<T, WorkerTimeout> {
+        self.request_until(Instant::now() + self.config.answer_timeout, worker, make_request).await
+    }
+
+    /// Sends a request to all workers at once and waits for the replies.
+    pub(crate) async fn request_all<T>(
+        &self,
+        timeout: Duration,
+        make_request: impl Fn(oneshot::Sender<T>) -> WorkerRequest,
+    ) -> Vec<Result<T, WorkerTimeout>> {
+        let deadline = Instant::now() + timeout;
+        let replies =
+            (0..self.request_senders.len()).map(|worker| self.request_until(deadline, worker, &make_request));
+        join_all(replies).await
+    }
+
+    /// Sends a request to all workers and sums their counts.
+    ///
+    /// # Errors
+    ///
+    /// A worker did not answer in time. The others have executed the request.
+    pub(crate) async fn sum_over_workers(
+        &self,
+        make_request: impl Fn(oneshot::Sender<u64>) -> WorkerRequest,
+    ) -> Result<u64, WorkerTimeout> {
+        self.request_all(self.config.answer_timeout, make_request).await.into_iter().sum()
+    }
+
+    async fn request_until<T>(
+        &self,
+        deadline: Instant,
+        worker: usize,
+        make_request: impl FnOnce(oneshot::Sender<T>) -> WorkerRequest,
+    ) -> Result<T, WorkerTimeout> {
+        let reply = async { self.enqueue(worker, make_request).await?.await.map_err(|_| WorkerTimeout) };
+        tokio::time::timeout_at(deadline.into(), reply).await.unwrap_or(Err(WorkerTimeout))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
