@@ -9,7 +9,7 @@ use deeperhub_security::{LimitMode, RateLimit};
 
 use crate::proxy::{ForwardedHeader, ProxyProtocol};
 
-use crate::budget::MemoryBudget;
+use crate::memory_budget::MemoryBudget;
 
 /// Default rate of new connections per address and second.
 const DEFAULT_CONNECTION_RATE: NonZeroU32 = NonZeroU32::new(200).expect("it is not 0");

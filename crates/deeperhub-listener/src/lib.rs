@@ -2,14 +2,14 @@
 //!
 //! A connection belongs to one worker thread for its whole life. A worker is one loop over its connections: it
 //! reads those that have something, lets their [`Session`]s answer, takes what waits for them from elsewhere
-//! ([`Local::poll`]), and writes each connection that got something once. An idle connection holds no buffer.
+//! ([`WorkerState::poll`]), and writes each connection that got something once. An idle connection holds no buffer.
 //!
 //! You give it an [`Application`]: it decides on handshakes, makes what each worker keeps for its sessions
-//! ([`Local`]), and the sessions that answer messages. All three are type parameters, so the calls are static.
+//! ([`WorkerState`]), and the sessions that answer messages. All three are type parameters, so the calls are static.
 //! What is absent on purpose: topics, message formats, tokens. Those are an application's.
 //!
 //! ```
-//! use deeperhub_listener::{Accepted, Application, Connections, Context, Local, Message, Peer, Session};
+//! use deeperhub_listener::{Accepted, Application, Connections, Context, WorkerState, Message, Peer, Session};
 //! use deeperhub_protocol::frame;
 //! use deeperhub_protocol::handshake::{Refusal, Request};
 //! use std::task::{self, Poll};
@@ -19,9 +19,9 @@
 //! struct NoState;
 //!
 //! impl Application for Echo {
-//!     type Local = NoState;
+//!     type WorkerState = NoState;
 //!     type Session = Echo;
-//!     fn local(&self, _worker: usize) -> NoState {
+//!     fn worker_state(&self, _worker: usize) -> NoState {
 //!         NoState
 //!     }
 //!     fn accept(
@@ -33,15 +33,14 @@
 //!     }
 //! }
 //!
-//! impl Local for NoState {
-//!     type Session = Echo;
+//! impl WorkerState<Echo> for NoState {
 //!     fn poll(&mut self, _cx: &mut task::Context<'_>, _connections: &mut Connections<'_, Echo>) -> Poll<()> {
 //!         Poll::Pending
 //!     }
 //! }
 //!
 //! impl Session for Echo {
-//!     type Local = NoState;
+//!     type WorkerState = NoState;
 //!     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, NoState>) {
 //!         cx.reply(|out| match message {
 //!             Message::Text(text) => frame::write_text(out, text),
@@ -53,41 +52,44 @@
 //!
 //! `examples/echo.rs` is the whole program.
 
-mod accept;
+mod acceptor;
+mod admission;
 mod arena;
 #[cfg(feature = "io-uring")]
-mod batch;
-mod budget;
+mod batch_write;
 mod config;
 mod connections;
 mod control;
 mod deflate;
 mod drain;
 mod handshake;
-mod intake;
+mod intake_limit;
 mod listener;
 mod live;
+mod memory_budget;
 mod metrics;
 mod outbox;
-mod places;
+
 mod proxy;
+mod reconnect_pacer;
 mod restart;
 mod round;
 mod session;
-mod slots;
 mod transport;
 mod waker;
 mod worker;
 
-pub use accept::ListenOn;
+pub use acceptor::ListenOn;
 pub use arena::Multicast;
-pub use budget::MemoryBudget;
 pub use config::{Config, connection_rate_limit};
 pub use connections::Connections;
 pub use drain::ReturnTo;
 pub use listener::{Listener, StartError};
 pub use live::{Live, LiveCopy};
+pub use memory_budget::MemoryBudget;
 pub use metrics::Metrics;
 pub use proxy::{ForwardedHeader, ProxyProtocol};
 pub use restart::RestartDelay;
-pub use session::{Accepted, Application, Closed, Context, Key, Local, Message, Peer, Session};
+pub use session::{
+    Accepted, Application, Closed, ConnectionKey, Context, Message, Peer, Session, WorkerState,
+};

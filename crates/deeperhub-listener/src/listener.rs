@@ -11,14 +11,14 @@ use deeperhub_metrics::{CellError, Cells};
 use mio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use crate::accept::{Acceptor, ListenOn, listen_on};
+use crate::acceptor::{Acceptor, ListenOn, listen_on};
+use crate::admission::Admission;
 use crate::config::Config;
-use crate::connections::Core;
+use crate::connections::WorkerCore;
 use crate::control::Control;
 use crate::drain::{DrainPlan, ReturnTo};
 use crate::live::Live;
 use crate::metrics::Metrics;
-use crate::places::Places;
 use crate::session::Application;
 use crate::worker::{self, WorkerCells};
 
@@ -35,7 +35,7 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub struct Listener {
     /// Bound addresses, at least one.
     addresses: Vec<SocketAddr>,
-    places: Arc<Places>,
+    admission: Arc<Admission>,
     config: Arc<Live<Config>>,
     control: Arc<Control>,
     threads: Mutex<Option<Threads>>,
@@ -145,13 +145,13 @@ impl Listener {
         let addresses =
             sockets.iter().map(TcpListener::local_addr).collect::<Result<_, _>>().map_err(refused)?;
         let worker_count = config.workers.clamp(1, cells.workers());
-        let places = Places::new(
+        let admission = Admission::new(
             config.max_connections,
             config.max_connections_per_ip,
             config.connection_rate_per_ip,
             worker_count,
         );
-        let places = Arc::new(places.limiting_loopback(config.limits_loopback));
+        let admission = Arc::new(admission.with_loopback_limited(config.limits_loopback));
         let config = Arc::new(Live::new(Config { workers: worker_count, ..config }));
         let application = Arc::new(application);
 
@@ -159,7 +159,7 @@ impl Listener {
         let acceptor = Acceptor::new(
             sockets,
             Arc::clone(&control),
-            Arc::clone(&places),
+            Arc::clone(&admission),
             &config.current(),
             metrics.clone(),
         )
@@ -170,7 +170,7 @@ impl Listener {
         // If a thread cannot be started, dropping this ends the others.
         let listener = Self {
             addresses,
-            places,
+            admission,
             config: Arc::clone(&config),
             control: Arc::clone(&control),
             threads: Mutex::new(None),
@@ -191,7 +191,7 @@ impl Listener {
             let (config, metrics, control) = (Arc::clone(&config), metrics.clone(), Arc::clone(&control));
             threads.spawn(format!("hub-worker-{index}"), &running, move || {
                 // Made here: sessions never leave their thread.
-                let core = Core::new(config, metrics, Instant::now());
+                let core = WorkerCore::new(config, metrics, Instant::now());
                 worker::run(&*application, index, &runtime, &control, core, cells);
             })?;
         }
@@ -216,7 +216,7 @@ impl Listener {
 
     /// Connections that have a place, handshakes and closing ones included.
     pub fn connections(&self) -> usize {
-        self.places.open()
+        self.admission.open()
     }
 
     /// Takes other limits from `config`: connections (all, and by address), bytes of a message and of a queue. The rest
@@ -224,7 +224,7 @@ impl Listener {
     /// over a limit then is seen when something comes to it.
     pub fn reconfigure(&self, config: &Config) {
         let current = self.config.current();
-        self.places.limit(config.max_connections, config.max_connections_per_ip);
+        self.admission.set_limits(config.max_connections, config.max_connections_per_ip);
         self.config.replace(Config {
             max_connections: config.max_connections,
             max_connections_per_ip: config.max_connections_per_ip,
@@ -247,10 +247,10 @@ impl Listener {
     pub async fn drain(&self, time: Duration, return_to: ReturnTo) {
         // Keep the deadline within the clock's range.
         let time = time.min(LONGEST_DRAIN);
-        let open = self.places.open();
+        let open = self.admission.open();
         let plan = DrainPlan::new(Instant::now(), time, open, return_to, &self.config.current());
         self.control.drain(Arc::new(plan));
-        let _ = tokio::time::timeout(time, self.places.wait_empty()).await;
+        let _ = tokio::time::timeout(time, self.admission.wait_empty()).await;
     }
 
     /// Stops the acceptor and the workers, and waits at most five seconds for their threads. A

@@ -11,8 +11,8 @@ use std::task::{self, Poll, Waker};
 use std::time::Duration;
 
 use deeperhub_listener::{
-    Accepted, Application, Closed, Config, Connections, Context, Key, Listener, Local, MemoryBudget, Message,
-    Metrics, Peer, ReturnTo, Session,
+    Accepted, Application, Closed, Config, ConnectionKey, Connections, Context, Listener, MemoryBudget,
+    Message, Metrics, Peer, ReturnTo, Session, WorkerState,
 };
 use deeperhub_metrics::Cells;
 use deeperhub_protocol::frame::{self, Frame};
@@ -64,7 +64,7 @@ struct Hub(Arc<Stage>);
 
 struct Worker {
     stage: Arc<Stage>,
-    flood: Option<Key>,
+    flood: Option<ConnectionKey>,
     /// A connection said `die`: the worker that it is on does, and no other.
     dies: bool,
 }
@@ -72,10 +72,10 @@ struct Worker {
 struct Talker;
 
 impl Application for Hub {
-    type Local = Worker;
+    type WorkerState = Worker;
     type Session = Talker;
 
-    fn local(&self, _worker: usize) -> Worker {
+    fn worker_state(&self, _worker: usize) -> Worker {
         Worker { stage: Arc::clone(&self.0), flood: None, dies: false }
     }
 
@@ -88,9 +88,7 @@ impl Application for Hub {
     }
 }
 
-impl Local for Worker {
-    type Session = Talker;
-
+impl WorkerState<Talker> for Worker {
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Talker>) -> Poll<()> {
         let mut wakers = self.stage.wakers.lock().unwrap();
         if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -105,7 +103,7 @@ impl Local for Worker {
         }
         if let Some(key) = self.flood {
             let frame = Frame::binary(&vec![7; 64 * 1024]);
-            while connections.room() > 0 && connections.send(key, &frame).is_some() {}
+            while connections.send_budget() > 0 && connections.send(key, &frame).is_some() {}
             self.flood = None;
         }
         Poll::Pending
@@ -113,10 +111,10 @@ impl Local for Worker {
 }
 
 impl Session for Talker {
-    type Local = Worker;
+    type WorkerState = Worker;
 
     fn on_open(&mut self, cx: &mut Context<'_, Worker>) {
-        cx.local().stage.opened.fetch_add(1, Ordering::Relaxed);
+        cx.worker().stage.opened.fetch_add(1, Ordering::Relaxed);
     }
 
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Worker>) {
@@ -124,23 +122,23 @@ impl Session for Talker {
             Message::Text("panic") => panic!("a test makes this session panic"),
             Message::Text("flood") => {
                 let key = cx.key();
-                cx.local().flood = Some(key);
+                cx.worker().flood = Some(key);
             }
             // What others send meanwhile is there when the worker looks again.
             Message::Text("stall") => std::thread::sleep(Duration::from_millis(20)),
-            Message::Text("hang") => cx.local().stage.hang(),
-            Message::Text("die") => cx.local().dies = true,
+            Message::Text("hang") => cx.worker().stage.hang(),
+            Message::Text("die") => cx.worker().dies = true,
             Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
             Message::Text(text) => cx.reply(|out| frame::write_text(out, text)),
             Message::Binary(bytes) => cx.reply(|out| frame::write_binary(out, bytes)),
         }
     }
 
-    fn on_farewell(&mut self, _reason: &CloseReason, _retry_after: Option<Duration>, out: &mut Vec<u8>) {
+    fn on_server_close(&mut self, _reason: &CloseReason, _retry_after: Option<Duration>, out: &mut Vec<u8>) {
         frame::write_text(out, "goodbye");
     }
 
-    fn on_close(&mut self, _key: Key, closed: &Closed, local: &mut Worker) {
+    fn on_close(&mut self, _key: ConnectionKey, closed: &Closed, local: &mut Worker) {
         local.stage.closed.lock().unwrap().push(closed.clone());
     }
 }
@@ -480,7 +478,7 @@ async fn a_peer_without_a_pong_is_closed_with_4200() {
 }
 
 const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-ConnectionKey: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 #[tokio::test]
 async fn refusals_are_http_with_a_code() {
@@ -580,7 +578,7 @@ async fn the_last_words_are_not_lost_to_a_reset() {
 
 /// A handshake in bytes, with an offer of compression that keeps its context.
 const HANDSHAKE: &str = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-ConnectionKey: dGhlIHNhbXBsZSBub25jZQ==\r\n\
     Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
 
 /// The start of a masked text frame (with a mask of zeros), and what of its payload comes.

@@ -50,10 +50,10 @@ impl Application {
 }
 
 impl deeperhub_listener::Application for Application {
-    type Local = Local;
+    type WorkerState = Local;
     type Session = Session;
 
-    fn local(&self, worker: usize) -> Local {
+    fn worker_state(&self, worker: usize) -> Local {
         Local::new(&self.hub, worker)
     }
 

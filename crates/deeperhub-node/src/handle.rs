@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{Message, Refused, RequestError, State};
 use deeperhub_events::{EventFilter, EventStream};
-use deeperhub_listener::{Key, Listener, ReturnTo};
+use deeperhub_listener::{ConnectionKey, Listener, ReturnTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
@@ -511,9 +511,9 @@ impl Hub {
     }
 }
 
-fn parse_cursor(cursor: &str) -> Result<(usize, Key), CursorError> {
+fn parse_cursor(cursor: &str) -> Result<(usize, ConnectionKey), CursorError> {
     let (worker, key) = cursor.split_once('-').ok_or(CursorError)?;
     let worker = usize::from_str_radix(worker, 16).map_err(|_| CursorError)?;
-    let key = Key::from_str_radix(key, 16).map_err(|_| CursorError)?;
+    let key = ConnectionKey::from_str_radix(key, 16).map_err(|_| CursorError)?;
     Ok((worker, key))
 }

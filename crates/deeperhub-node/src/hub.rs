@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use deeperhub_cluster::Broker;
 use deeperhub_events::EventBus;
-use deeperhub_listener::{Key, Live, Multicast};
+use deeperhub_listener::{ConnectionKey, Live, Multicast};
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, WelcomeLimits};
@@ -109,9 +109,9 @@ pub(crate) enum Request {
         reply: oneshot::Sender<Option<ClientInfo>>,
     },
     Clients {
-        from: Key,
+        from: ConnectionKey,
         limit: usize,
-        reply: oneshot::Sender<(Vec<ClientInfo>, Option<Key>)>,
+        reply: oneshot::Sender<(Vec<ClientInfo>, Option<ConnectionKey>)>,
     },
     /// What a test does to a worker.
     #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use deeperhub_listener::Key;
+use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::ClientId;
 
 /// Longest name of a node, in bytes.
@@ -12,7 +12,7 @@ const MAX_NODE_ID_BYTES: usize = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) worker: u16,
-    pub(crate) key: Key,
+    pub(crate) key: ConnectionKey,
     /// Tells apart the connections that had the same key, also over restarts: it starts at random.
     pub(crate) serial: u64,
 }
@@ -41,7 +41,7 @@ impl Place {
         }
         let mut parts = place.split('-');
         let worker = u16::from_str_radix(parts.next()?, 16).ok()?;
-        let key = Key::from_str_radix(parts.next()?, 16).ok()?;
+        let key = ConnectionKey::from_str_radix(parts.next()?, 16).ok()?;
         let serial = u64::from_str_radix(parts.next()?, 16).ok()?;
         parts.next().is_none().then_some(Self { worker, key, serial })
     }

@@ -5,7 +5,7 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use deeperhub_events::{Details, Event, EventKind};
-use deeperhub_listener::{Connections, Key, LiveCopy, Multicast};
+use deeperhub_listener::{ConnectionKey, Connections, LiveCopy, Multicast};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
@@ -55,7 +55,7 @@ pub(crate) struct Local {
     next_serial: u64,
     users: Users,
     /// Sessions that wait for other workers to catch up before they read on.
-    pub(crate) paused: Vec<Key>,
+    pub(crate) paused: Vec<ConnectionKey>,
     /// Number of rounds in which no worker was behind. Messages published before the last of them
     /// are delivered, or will be soon.
     pub(crate) relief: u32,
@@ -159,11 +159,11 @@ impl Local {
         }
     }
 
-    pub(crate) fn add_user(&mut self, user: &Arc<str>, key: Key) {
+    pub(crate) fn add_user(&mut self, user: &Arc<str>, key: ConnectionKey) {
         self.users.add(user, key);
     }
 
-    pub(crate) fn remove_user(&mut self, user: &Arc<str>, key: Key) {
+    pub(crate) fn remove_user(&mut self, user: &Arc<str>, key: ConnectionKey) {
         self.users.remove(user, key);
     }
 
@@ -181,7 +181,7 @@ impl Local {
     fn send(
         &mut self,
         what: Sent,
-        key: Key,
+        key: ConnectionKey,
         frame: &Frame,
         connections: &mut Connections<'_, Session>,
     ) -> bool {
@@ -204,7 +204,7 @@ impl Local {
     /// Ends a subscription that its client did not end itself, and tells it.
     pub(crate) fn unsubscribe(
         &mut self,
-        key: Key,
+        key: ConnectionKey,
         topic: &Subscription<'_>,
         connections: &mut Connections<'_, Session>,
     ) -> bool {
@@ -283,7 +283,7 @@ impl Local {
     fn go_on_with_sweep(&mut self, connections: &mut Connections<'_, Session>) -> bool {
         let Some(mut sweep) = self.sweep.take() else { return true };
         for _ in 0..STEPS_PER_ROUND {
-            if connections.room() == 0 {
+            if connections.send_budget() == 0 {
                 break;
             }
             let Some(key) = sweep.next(connections) else {
@@ -315,7 +315,7 @@ impl Local {
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
         for _ in 0..REQUESTS_PER_ROUND {
-            if !self.go_on_with_sweep(connections) || connections.room() == 0 {
+            if !self.go_on_with_sweep(connections) || connections.send_budget() == 0 {
                 return Poll::Ready(());
             }
             let posted = match (self.next.take(), &mut self.inbox) {
@@ -376,7 +376,7 @@ impl Local {
                 // Here, where no connection was found, it costs the usual delivery nothing.
                 hub.canary.came_back(*worker, delivery.frame.frame().as_bytes());
             }
-            if connections.room() == 0 { Flow::Pause } else { Flow::Continue }
+            if connections.send_budget() == 0 { Flow::Pause } else { Flow::Continue }
         };
         let more = match extent {
             Extent::All(cx) => shard.poll_deliver(cx, to_one),
@@ -388,10 +388,8 @@ impl Local {
     }
 }
 
-impl deeperhub_listener::Local for Local {
-    type Session = Session;
-
-    fn written(&mut self, now: Instant) {
+impl deeperhub_listener::WorkerState<Session> for Local {
+    fn on_written(&mut self, now: Instant) {
         self.fan_outs.written(now, self.worker, &self.hub.config.tracer, &mut self.metrics);
     }
 

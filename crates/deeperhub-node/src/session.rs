@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deeperhub_events::{Details, EventKind};
-use deeperhub_listener::{Closed, Context, Key, Message};
+use deeperhub_listener::{Closed, ConnectionKey, Context, Message};
 use deeperhub_protocol::message::{
     ClientMessage, Command, MessageError, MessageId, ServerMessage, SpanContext,
 };
@@ -121,7 +121,7 @@ impl Session {
 
     fn replied(&mut self, what: Sent, bytes: usize, cx: &mut Context<'_, Local>) {
         self.sent += 1;
-        let local = cx.local();
+        let local = cx.worker();
         local.metrics.sent(what, 1);
         local.event(EventKind::MessageSent, &self.client_id, || Details::MessageSent {
             message_type: what.name(),
@@ -133,7 +133,7 @@ impl Session {
     /// Answers a message with an error.
     pub(crate) fn reply_error(&mut self, error: &ServerMessage<'_>, cx: &mut Context<'_, Local>) {
         if let ServerMessage::Error { code, message, .. } = error {
-            let local = cx.local();
+            let local = cx.worker();
             local.metrics.errors.inc(code.index());
             local.answered_with = Some(code.as_str());
             local.event(EventKind::Error, &self.client_id, || Details::Error {
@@ -147,7 +147,7 @@ impl Session {
     /// Whether the rate limits let a message of `bytes` through; otherwise how long to wait.
     fn admit(&mut self, bytes: usize, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
         let now = cx.now();
-        let local = cx.local();
+        let local = cx.worker();
         let now = now.saturating_duration_since(local.hub.started);
         if let Some(limit) = local.live.rate_limit
             && let Err(retry) = self.messages.limiter.check(&limit, now)
@@ -232,7 +232,7 @@ impl Session {
 
     /// Whether one more token may be verified, on top of [`Self::admit`].
     fn admit_token(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
-        let Some(limit) = cx.local().live.token_rate_limit else { return Ok(()) };
+        let Some(limit) = cx.worker().live.token_rate_limit else { return Ok(()) };
         self.admit_rare(Kind::Tokens, limit, cx)
     }
 
@@ -243,7 +243,7 @@ impl Session {
         cx: &mut Context<'_, Local>,
     ) -> Result<(), Duration> {
         let now = cx.now();
-        let local = cx.local();
+        let local = cx.worker();
         let now = now.saturating_duration_since(local.hub.started);
         match self.limiter(kind, &limit, local).limiter.check(&limit, now) {
             Ok(()) => Ok(()),
@@ -255,7 +255,7 @@ impl Session {
     fn offend(&mut self, limit: Option<RateLimit>, cx: &mut Context<'_, Local>) {
         let burst = limit.map_or(0, |limit| limit.burst.get());
         let now = cx.now();
-        let count = self.offences.one_more(now.saturating_duration_since(cx.local().hub.started));
+        let count = self.offences.one_more(now.saturating_duration_since(cx.worker().hub.started));
         if count >= burst.max(LEAST_OFFENCES) {
             cx.close(CloseReason::new(CloseCode::PolicyViolation, "kept violating the rate limit"));
         }
@@ -263,29 +263,29 @@ impl Session {
 
     fn on_text(&mut self, text: &str, cx: &mut Context<'_, Local>) {
         let admitted = self.admit(text.len(), cx);
-        let message = ClientMessage::parse_within(text, cx.local().live.max_json_depth);
+        let message = ClientMessage::parse_within(text, cx.worker().live.max_json_depth);
         if let Err(wait) = admitted {
             let id = message.as_ref().map_or_else(|error| error.id, |message| message.id);
-            cx.local().metrics.received.inc(RECEIVED_INVALID);
+            cx.worker().metrics.received.inc(RECEIVED_INVALID);
             return self.refuse_for_rate(id, wait, cx);
         }
         match message {
             Ok(message) => {
-                let local = cx.local();
+                let local = cx.worker();
                 local.metrics.received.inc(message.command.index());
                 local.event(EventKind::MessageReceived, &self.client_id, || Details::MessageReceived {
                     message_type: Command::TYPES.get(message.command.index()).copied().unwrap_or("unknown"),
                     topic: topic_of(&message.command).map(Into::into),
                     bytes: text.len(),
                 });
-                let tracer = &cx.local().hub.config.tracer;
+                let tracer = &cx.worker().hub.config.tracer;
                 match MessageSpan::begin(tracer, &message.trace, self.trace.as_deref()) {
                     None => self.carry_out(&message, None, cx),
                     Some(span) => self.carry_out_traced(&message, span, cx),
                 }
             }
             Err(error) => {
-                let local = cx.local();
+                let local = cx.worker();
                 local.metrics.received.inc(RECEIVED_INVALID);
                 if error.is_too_deep {
                     local.metrics.limited(Limit::JsonDepth);
@@ -313,9 +313,9 @@ impl Session {
         cx: &mut Context<'_, Local>,
     ) {
         let log = span.span.for_log().entered();
-        cx.local().answered_with = None;
+        cx.worker().answered_with = None;
         self.carry_out(message, Some(&mut span), cx);
-        let local = cx.local();
+        let local = cx.worker();
         let error = local.answered_with.take();
         if let Some(code) = error {
             let client_id = self.client_id.as_str();
@@ -336,7 +336,7 @@ impl Session {
         cx: &mut Context<'_, Local>,
     ) {
         let id = message.id;
-        if !self.is_admitted(&cx.local().hub) && !matches!(message.command, Command::Authenticate { .. }) {
+        if !self.is_admitted(&cx.worker().hub) && !matches!(message.command, Command::Authenticate { .. }) {
             return self.refuse_without_token(id, cx);
         }
         match &message.command {
@@ -370,7 +370,7 @@ impl Session {
             retry_after_ms: Some(milliseconds(wait)),
         };
         self.reply_error(&error, cx);
-        let limit = cx.local().live.rate_limit;
+        let limit = cx.worker().live.rate_limit;
         self.offend(limit, cx);
     }
 }
@@ -466,11 +466,11 @@ impl Offences {
 }
 
 impl deeperhub_listener::Session for Session {
-    type Local = Local;
+    type WorkerState = Local;
 
     fn on_open(&mut self, cx: &mut Context<'_, Local>) {
         let (key, now) = (cx.key(), cx.now());
-        let local = cx.local();
+        let local = cx.worker();
         self.place = Place { worker: local.worker, key, serial: local.serial() };
         if let Some(id) = self.place.client_id(&local.hub.node_id) {
             self.client_id = id;
@@ -501,9 +501,9 @@ impl deeperhub_listener::Session for Session {
 
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Local>) {
         self.received += 1;
-        cx.local().on_message();
+        cx.worker().on_message();
         let now = cx.now();
-        if let Some(counting) = &mut cx.local().counting {
+        if let Some(counting) = &mut cx.worker().counting {
             let bytes = match message {
                 Message::Text(text) => text.len(),
                 Message::Binary(bytes) => bytes.len(),
@@ -512,17 +512,17 @@ impl deeperhub_listener::Session for Session {
         }
         match message {
             Message::Text(text) => {
-                cx.local().metrics.size.observe(text.len() as u64);
+                cx.worker().metrics.size.observe(text.len() as u64);
                 self.on_text(text, cx);
             }
             Message::Binary(bytes) => {
-                let local = cx.local();
+                let local = cx.worker();
                 local.metrics.size.observe(bytes.len() as u64);
                 local.metrics.received.inc(RECEIVED_BINARY);
                 match self.admit(bytes.len(), cx) {
-                    Ok(()) if !self.is_admitted(&cx.local().hub) => self.refuse_without_token(None, cx),
+                    Ok(()) if !self.is_admitted(&cx.worker().hub) => self.refuse_without_token(None, cx),
                     Ok(()) => {
-                        cx.local().event(EventKind::BinaryReceived, &self.client_id, || {
+                        cx.worker().event(EventKind::BinaryReceived, &self.client_id, || {
                             Details::BinaryReceived { payload: bytes.into() }
                         });
                     }
@@ -533,7 +533,7 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn admits_control(&mut self, cx: &mut Context<'_, Local>) -> bool {
-        let Some(limit) = cx.local().live.control_rate_limit else { return true };
+        let Some(limit) = cx.worker().live.control_rate_limit else { return true };
         if self.admit_rare(Kind::Control, limit, cx).is_err() {
             self.offend(Some(limit), cx);
             return false;
@@ -541,7 +541,7 @@ impl deeperhub_listener::Session for Session {
         true
     }
 
-    fn held_bytes(&self, key: Key, local: &Local) -> usize {
+    fn held_bytes(&self, key: ConnectionKey, local: &Local) -> usize {
         let per_topic = local.hub.broker.as_ref().map_or(0, deeperhub_cluster::Broker::bytes_per_topic);
         let publishes = self.rare.as_ref().map_or(0, |rare| rare.publishes.bytes(local.relief));
         local.shard.held_bytes(key, per_topic) + publishes
@@ -549,7 +549,7 @@ impl deeperhub_listener::Session for Session {
 
     fn on_tick(&mut self, cx: &mut Context<'_, Local>) {
         let now = cx.now();
-        let local = cx.local();
+        let local = cx.worker();
         let reason = match &self.login {
             Some(login) if login.has_expired(local.unix_seconds(now)) => "the token has expired",
             Some(login) if login.is_of_token() => return,
@@ -565,14 +565,14 @@ impl deeperhub_listener::Session for Session {
         cx.close(CloseReason::new(CloseCode::TokenExpired, reason));
     }
 
-    fn on_farewell(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
+    fn on_server_close(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
         // A client without a slot may come back now, if at all.
         let retry_after_ms = retry_after.map_or(0, milliseconds);
         ServerMessage::Goodbye { reason, retry_after_ms }.write_frame(out);
         self.sent += 1;
     }
 
-    fn on_close(&mut self, key: Key, closed: &Closed, local: &mut Local) {
+    fn on_close(&mut self, key: ConnectionKey, closed: &Closed, local: &mut Local) {
         let ended = local.shard.remove(key);
         local.metrics.subscriptions.add(-(ended as i64));
         local.metrics.active.dec();

@@ -33,7 +33,7 @@ pub(crate) fn publish(
         return session.reply_error(&error, cx);
     }
     let (key, now) = (cx.key(), cx.now());
-    let local = cx.local();
+    let local = cx.worker();
     let publisher = Publisher {
         id: &session.client_id,
         place: session.place,
@@ -50,14 +50,14 @@ pub(crate) fn publish(
     }
     session.published(publish.message.as_str().len(), local.relief);
     cx.charge(published.steps * MATCHING_STEP_COST);
-    let local = cx.local();
+    let local = cx.worker();
     if published.congested {
         // Another worker is behind: this publisher waits, and TCP slows its client down.
         local.paused.push(key);
         cx.pause_reading();
     }
     if id.is_some() {
-        let local = cx.local();
+        let local = cx.worker();
         let own = if publish.exclude_self { local.shard.matches(key, publish.topic) } else { 0 };
         let reply = ServerMessage::Published {
             id,

@@ -11,8 +11,8 @@ use std::task::{self, Poll};
 use std::time::Duration;
 
 use deeperhub_listener::{
-    Accepted, Application, Config, Connections, Context, Listener, Local, Message, Metrics, Peer, ReturnTo,
-    Session,
+    Accepted, Application, Config, Connections, Context, Listener, Message, Metrics, Peer, ReturnTo, Session,
+    WorkerState,
 };
 use deeperhub_metrics::Cells;
 use deeperhub_protocol::frame;
@@ -24,10 +24,10 @@ struct Echo;
 struct NoState;
 
 impl Application for Echo {
-    type Local = NoState;
+    type WorkerState = NoState;
     type Session = Self;
 
-    fn local(&self, _worker: usize) -> NoState {
+    fn worker_state(&self, _worker: usize) -> NoState {
         NoState
     }
 
@@ -40,16 +40,14 @@ impl Application for Echo {
     }
 }
 
-impl Local for NoState {
-    type Session = Echo;
-
+impl WorkerState<Echo> for NoState {
     fn poll(&mut self, _cx: &mut task::Context<'_>, _connections: &mut Connections<'_, Echo>) -> Poll<()> {
         Poll::Pending
     }
 }
 
 impl Session for Echo {
-    type Local = NoState;
+    type WorkerState = NoState;
 
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, NoState>) {
         cx.reply(|out| match message {
