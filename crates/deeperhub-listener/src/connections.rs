@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
+use arc_swap::{ArcSwap, Cache};
 use deeperhub_protocol::deflate::Params;
 use deeperhub_protocol::frame::{Frame, FrameDecoder, FrameLimits};
 use deeperhub_protocol::{CloseCode, CloseReason};
@@ -18,7 +19,6 @@ use crate::config::Config;
 use crate::deflate::Coders;
 use crate::handshake::Handshake;
 use crate::intake_limit::IntakeLimit;
-use crate::live::{Live, LiveCopy};
 use crate::metrics::Metrics;
 use crate::outbox::{NextWrite, Outbox};
 use crate::round::{MESSAGE_COST, RoundBudget};
@@ -215,9 +215,9 @@ impl<S> Connection<S> {
 
 /// What a worker has, but for its sessions' common state.
 pub(crate) struct WorkerCore<S> {
-    pub(crate) live: Arc<Live<Config>>,
-    /// As of this round.
-    pub(crate) config: LiveCopy<Config>,
+    shared_config: Cache<Arc<ArcSwap<Config>>, Arc<Config>>,
+    /// The configuration as of the start of this round.
+    pub(crate) config: Arc<Config>,
     pub(crate) limits: FrameLimits,
     pub(crate) metrics: Metrics,
     pub(crate) connections: Slab<Connection<S>>,
@@ -268,12 +268,13 @@ pub(crate) struct WorkerCore<S> {
 }
 
 impl<S> WorkerCore<S> {
-    pub(crate) fn new(live: Arc<Live<Config>>, metrics: Metrics, now: Instant) -> Self {
-        let config = live.copy();
+    pub(crate) fn new(shared_config: Arc<ArcSwap<Config>>, metrics: Metrics, now: Instant) -> Self {
+        let mut shared_config = Cache::new(shared_config);
+        let config = Arc::clone(shared_config.load());
         Self {
             coders: Coders::new(&config.compression),
             limits: limits(&config),
-            live,
+            shared_config,
             metrics,
             connections: Slab::new(),
             ready: Arc::default(),
@@ -318,7 +319,9 @@ impl<S> WorkerCore<S> {
         self.deliveries_left = MAX_DELIVERIES_PER_ROUND;
         self.delivery_cost_left = DELIVERY_COST_PER_ROUND;
         self.tls_scratch.handshake_steps = 0;
-        if self.config.refresh(&self.live) {
+        let config = self.shared_config.load();
+        if !Arc::ptr_eq(config, &self.config) {
+            self.config = Arc::clone(config);
             self.limits = limits(&self.config);
         }
         self.intake.begin_round(now);

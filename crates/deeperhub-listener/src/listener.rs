@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use deeperhub_metrics::{CellError, Cells};
 use mio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -17,7 +18,6 @@ use crate::config::Config;
 use crate::connections::WorkerCore;
 use crate::control::Control;
 use crate::drain::{DrainPlan, ReturnTo};
-use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::session::Application;
 use crate::worker::{self, WorkerCells};
@@ -36,7 +36,7 @@ pub struct Listener {
     /// Bound addresses, at least one.
     addresses: Vec<SocketAddr>,
     admission: Arc<Admission>,
-    config: Arc<Live<Config>>,
+    config: Arc<ArcSwap<Config>>,
     control: Arc<Control>,
     threads: Mutex<Option<Threads>>,
     stop_accepting: Arc<mio::Waker>,
@@ -152,7 +152,7 @@ impl Listener {
             worker_count,
         );
         let admission = Arc::new(admission.with_loopback_limited(config.limits_loopback));
-        let config = Arc::new(Live::new(Config { workers: worker_count, ..config }));
+        let config = Arc::new(ArcSwap::from_pointee(Config { workers: worker_count, ..config }));
         let application = Arc::new(application);
 
         let control = Arc::new(Control::new(worker_count));
@@ -160,7 +160,7 @@ impl Listener {
             sockets,
             Arc::clone(&control),
             Arc::clone(&admission),
-            &config.current(),
+            &config.load(),
             metrics.clone(),
         )
         .map_err(refused)?;
@@ -223,9 +223,9 @@ impl Listener {
     /// stays as it was at the start. Connections that are there stay too; workers follow within a second, and what is
     /// over a limit then is seen when something comes to it.
     pub fn reconfigure(&self, config: &Config) {
-        let current = self.config.current();
+        let current = self.config.load();
         self.admission.set_limits(config.max_connections, config.max_connections_per_ip);
-        self.config.replace(Config {
+        self.config.store(Arc::new(Config {
             max_connections: config.max_connections,
             max_connections_per_ip: config.max_connections_per_ip,
             max_head_bytes: config.max_head_bytes,
@@ -235,8 +235,8 @@ impl Listener {
             max_queue_bytes: config.max_queue_bytes,
             round_bytes: config.round_bytes,
             round_time: config.round_time,
-            ..(*current).clone()
-        });
+            ..Config::clone(&current)
+        }));
     }
 
     /// Refuses new connections with 503 `draining` and closes the others with 1001, spread over
@@ -248,7 +248,7 @@ impl Listener {
         // Keep the deadline within the clock's range.
         let time = time.min(LONGEST_DRAIN);
         let open = self.admission.open();
-        let plan = DrainPlan::new(Instant::now(), time, open, return_to, &self.config.current());
+        let plan = DrainPlan::new(Instant::now(), time, open, return_to, &self.config.load());
         self.control.drain(Arc::new(plan));
         let _ = tokio::time::timeout(time, self.admission.wait_empty()).await;
     }

@@ -36,7 +36,7 @@ impl Application {
         }
         self.hub
             .live
-            .current()
+            .load()
             .origins
             .check(request.origin(), request.host(), peer.tls)
             .map_err(|error| Refusal::origin_not_allowed(error.to_string()))?;

@@ -354,8 +354,8 @@ impl NodeHandle {
     /// Takes other limits from `config`, of connections, subscriptions, rates, bytes of a handshake, of a message and of
     /// a queue, fragments and levels, and other origins. The rest stays as it was at the start. Workers follow with their next round, within a second.
     pub fn reconfigure(&self, config: &Config) {
-        let current = self.hub.live.current();
-        let mut next = (*current).clone();
+        let current = self.hub.live.load();
+        let mut next = Config::clone(&current);
         next.origins = config.origins.clone();
         next.rate_limit = config.rate_limit;
         next.byte_rate_limit = config.byte_rate_limit;
@@ -373,7 +373,7 @@ impl NodeHandle {
         next.listener.round_bytes = config.listener.round_bytes;
         next.listener.round_time = config.listener.round_time;
         self.listener.reconfigure(&next.listener);
-        self.hub.live.replace(next);
+        self.hub.live.store(Arc::new(next));
     }
 
     /// Whether the node should get traffic: it serves, every worker delivers, and so does the cluster's broker, where the

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use deeperhub_cluster::Broker;
 use deeperhub_events::EventBus;
-use deeperhub_listener::{ConnectionKey, Live, Multicast};
+use deeperhub_listener::{ConnectionKey, Multicast};
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, WelcomeLimits};
@@ -123,7 +124,7 @@ pub(crate) struct Hub {
     /// As at the start: for what does not change.
     pub(crate) config: Config,
     /// What may change: limits and origins.
-    pub(crate) live: Live<Config>,
+    pub(crate) live: Arc<ArcSwap<Config>>,
     pub(crate) node_id: String,
     pub(crate) router: Router<Delivery>,
     pub(crate) bus: EventBus,

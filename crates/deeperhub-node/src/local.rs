@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::{ArcSwap, Cache};
 use deeperhub_events::{Details, Event, EventKind};
-use deeperhub_listener::{ConnectionKey, Connections, LiveCopy, Multicast};
+use deeperhub_listener::{ConnectionKey, Connections, Multicast};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
@@ -74,7 +75,8 @@ pub(crate) struct Local {
     /// What is busiest, while someone wants to know.
     pub(crate) counting: Option<Box<Counting>>,
     /// Limits as of this round.
-    pub(crate) live: LiveCopy<Config>,
+    pub(crate) live: Arc<Config>,
+    shared_config: Cache<Arc<ArcSwap<Config>>, Arc<Config>>,
 }
 
 impl Local {
@@ -114,7 +116,8 @@ impl Local {
             next: None,
             sweep: None,
             counting: None,
-            live: hub.live.copy(),
+            live: hub.live.load_full(),
+            shared_config: Cache::new(Arc::clone(&hub.live)),
             hub: Arc::clone(hub),
         }
     }
@@ -396,7 +399,10 @@ impl deeperhub_listener::WorkerState<Session> for Local {
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
         // First of all, so that they work while this one does.
         self.wake_others();
-        self.live.refresh(&self.hub.live);
+        let config = self.shared_config.load();
+        if !Arc::ptr_eq(config, &self.live) {
+            self.live = Arc::clone(config);
+        }
         if self.counting.is_some() != self.hub.top.is_wanted(connections.now()) {
             self.counting = match self.counting {
                 None => Some(Box::new(Counting::new(connections.now()))),

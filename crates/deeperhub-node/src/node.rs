@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use deeperhub_cluster::Start;
 use deeperhub_events::EventBus;
-use deeperhub_listener::{ListenOn, Listener, Live};
+use deeperhub_listener::{ListenOn, Listener};
 use deeperhub_metrics::{CellError, Cells, RegisterError, Registry, Unit};
 use deeperhub_protocol::ClientId;
 use deeperhub_router::Router;
@@ -154,7 +155,7 @@ impl Node {
         let started = Instant::now();
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
-            live: Live::new(config.clone()),
+            live: Arc::new(ArcSwap::from_pointee(config.clone())),
             bursts: config.burst_rate_per_ip.map(deeperhub_security::BurstPool::new),
             config,
             router,
