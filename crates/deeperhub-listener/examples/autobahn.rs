@@ -1,64 +1,28 @@
-//! A WebSocket server that answers every message with itself: `echo --port 9001`.
+//! An echo server for conformance suites such as Autobahn: `autobahn --port 9001`.
 //!
-//! It speaks the whole of RFC 6455 and RFC 7692 with generous limits (messages of 16 MiB, 65,536 fragments), so a
-//! conformance suite can be pointed at it. With clients that offer compression it compresses every message, however
-//! short; `--no-compression` declines such offers, `--client-context-takeover` lets clients refer to their earlier
-//! messages.
+//! It allows messages of 16 MiB and 65,536 fragments, serves every path and sends no pings. It
+//! compresses every message, however short, to clients that offer compression.
+//! `--no-compression` declines such offers. `--client-context-takeover` lets clients refer to their
+//! earlier messages.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::task::{self, Poll};
 use std::time::Duration;
 
-use deeperhub_listener::{
-    Accepted, Application, Config, Connections, Context, Listener, Message, Metrics, Peer, ReturnTo, Session,
-    WorkerState,
-};
-use deeperhub_metrics::Cells;
-use deeperhub_protocol::frame;
-use deeperhub_protocol::handshake::{Refusal, Request};
+use deeperhub_listener::{Config, Context, Listener, Message, ReturnTo, Session, accept_all};
 
 struct Echo;
 
-/// What a worker keeps for all its sessions: nothing here.
-struct NoState;
-
-impl Application for Echo {
-    type WorkerState = NoState;
-    type Session = Self;
-
-    fn worker_state(&self, _worker: usize) -> NoState {
-        NoState
-    }
-
-    fn accept(
-        &self,
-        _request: Request,
-        _peer: Peer,
-    ) -> impl Future<Output = Result<Accepted<Self>, Refusal>> + 'static {
-        std::future::ready(Ok(Accepted { session: Self, subprotocol: None }))
-    }
-}
-
-impl WorkerState<Echo> for NoState {
-    fn poll(&mut self, _cx: &mut task::Context<'_>, _connections: &mut Connections<'_, Echo>) -> Poll<()> {
-        Poll::Pending
-    }
-}
-
 impl Session for Echo {
-    type WorkerState = NoState;
+    type WorkerState = ();
 
-    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, NoState>) {
-        cx.reply(|out| match message {
-            Message::Text(text) => frame::write_text(out, text),
-            Message::Binary(bytes) => frame::write_binary(out, bytes),
-        });
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ()>) {
+        cx.reply_message(message);
     }
 }
 
-/// The port, 0 if none is named; `None` for arguments that are not known.
-fn read_arguments(mut arguments: impl Iterator<Item = String>, config: &mut Config) -> Option<u16> {
+/// Reads the arguments into `config` and returns the port, by default 0. Returns `None` if an
+/// argument is unknown.
+fn parse_arguments(mut arguments: impl Iterator<Item = String>, config: &mut Config) -> Option<u16> {
     let mut port = 0;
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -73,24 +37,21 @@ fn read_arguments(mut arguments: impl Iterator<Item = String>, config: &mut Conf
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let mut config = Config::default();
+    let mut config = Config::default()
+        .paths(Vec::new())
+        .max_message_bytes(16 << 20)
+        .max_queue_bytes(256 << 20)
+        // A suite that waits for a reply mistakes a ping for it.
+        .ping_interval(Duration::ZERO);
     config.compression.threshold_bytes = 0;
-    let Some(port) = read_arguments(std::env::args().skip(1), &mut config) else {
-        eprintln!("usage: echo [--port N] [--no-compression] [--client-context-takeover]");
+    let Some(port) = parse_arguments(std::env::args().skip(1), &mut config) else {
+        eprintln!("usage: autobahn [--port N] [--no-compression] [--client-context-takeover]");
         return ExitCode::from(2);
     };
-    config.paths.clear();
-    config.max_message_bytes = 16 << 20;
-    config.max_queue_bytes = 256 << 20;
-    // A suite that waits for its answers takes a ping for one of them.
-    config.ping_interval = Duration::ZERO;
-    let cells = Cells::new(config.workers);
-    let metrics = Metrics::new(&cells);
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let listener = match Listener::start(address, config, Echo, &cells, metrics) {
+    let listener = match Listener::builder(accept_all(|| Echo)).config(config).bind(([127, 0, 0, 1], port)) {
         Ok(listener) => listener,
         Err(error) => {
-            eprintln!("echo: {error}");
+            eprintln!("autobahn: {error}");
             return ExitCode::FAILURE;
         }
     };

@@ -67,12 +67,6 @@ pub enum ListenOn {
     },
 }
 
-impl From<SocketAddr> for ListenOn {
-    fn from(address: SocketAddr) -> Self {
-        Self::Address(address)
-    }
-}
-
 /// Opens the listening sockets, at least one.
 ///
 /// # Errors

@@ -106,29 +106,8 @@ pub enum StartError {
 }
 
 impl Listener {
-    /// Listens on `address` (port 0: any free one) and serves `application`.
-    ///
-    /// It needs no runtime of the caller's: everything runs on threads of its own.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`]; then nothing runs.
-    pub fn start<A: Application>(
-        address: SocketAddr,
-        config: Config,
-        application: A,
-        cells: &Cells,
-        metrics: Metrics,
-    ) -> Result<Self, StartError> {
-        Self::start_on(address.into(), config, application, cells, metrics)
-    }
-
-    /// Starts like [`start`](Self::start), but may listen on several addresses.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`]; then nothing runs.
-    pub fn start_on<A: Application>(
+    /// Binds the sockets and starts the threads. See [`Builder::bind`](crate::Builder::bind).
+    pub(crate) fn start<A: Application>(
         on: ListenOn,
         config: Config,
         application: A,
@@ -260,6 +239,16 @@ impl Listener {
         let threads = self.lock_threads().take();
         if let Some(threads) = threads {
             threads.join(STOP_TIMEOUT).await;
+        }
+    }
+
+    /// Blocks the calling thread until the threads of the listener end, after [`stop`](Self::stop) was
+    /// called on another thread. That `stop` then does not wait for them itself.
+    pub fn wait(&self) {
+        let threads = self.lock_threads().take();
+        for thread in threads.into_iter().flat_map(|threads| threads.handles) {
+            // A panic there was caught and counted already.
+            let _ = thread.join();
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_protocol::CloseReason;
 use deeperhub_protocol::deflate::Params;
-use deeperhub_protocol::frame::Frame;
+use deeperhub_protocol::frame::{self, Frame};
 use deeperhub_protocol::handshake::{Refusal, Request};
 
 use crate::connections::Connections;
@@ -87,6 +87,13 @@ pub trait WorkerState<S>: 'static {
     /// time.
     fn on_written(&mut self, now: Instant) {
         let _ = now;
+    }
+}
+
+/// For sessions that need nothing from their worker.
+impl<S> WorkerState<S> for () {
+    fn poll(&mut self, _cx: &mut task::Context<'_>, _connections: &mut Connections<'_, S>) -> Poll<()> {
+        Poll::Pending
     }
 }
 
@@ -214,6 +221,14 @@ impl<L> Context<'_, L> {
         let start = self.arena.len();
         write(self.arena);
         self.queue_replies(start);
+    }
+
+    /// Sends a text or binary message.
+    pub fn reply_message(&mut self, message: Message<'_>) {
+        self.reply(|out| match message {
+            Message::Text(text) => frame::write_text(out, text),
+            Message::Binary(bytes) => frame::write_binary(out, bytes),
+        });
     }
 
     /// Whether a reply with a payload of `len` bytes goes to the socket at once and out of where the payload stands, by

@@ -20,7 +20,7 @@ use deeperhub_protocol::frame;
 use deeperhub_protocol::handshake::{Refusal, Request};
 
 /// Timeout far longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Budget of a round, in byte cost.
 const ROUND: usize = 64 * 1024;
@@ -134,8 +134,12 @@ fn start(change: impl FnOnce(&mut Config)) -> (Listener, Metrics, Arc<Seen>) {
     let cells = Cells::new(config.workers);
     let metrics = Metrics::new(&cells);
     let seen = Arc::<Seen>::default();
-    let address = "127.0.0.1:0".parse().unwrap();
-    let listener = Listener::start(address, config, Hub(Arc::clone(&seen)), &cells, metrics.clone()).unwrap();
+    let address = ([127, 0, 0, 1], 0);
+    let listener = Listener::builder(Hub(Arc::clone(&seen)))
+        .config(config)
+        .metrics(&cells, metrics.clone())
+        .bind(address)
+        .unwrap();
     (listener, metrics, seen)
 }
 
@@ -144,9 +148,9 @@ fn connect(address: SocketAddr) -> TcpStream {
 }
 
 fn upgrade(mut socket: TcpStream) -> TcpStream {
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let request = "GET / HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                   Sec-WebSocket-ConnectionKey: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n\r\n";
     socket.write_all(request.as_bytes()).unwrap();
     let mut head = Vec::new();
@@ -199,7 +203,7 @@ fn final_blocks(blocks: usize) -> Vec<u8> {
 }
 
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(2));

@@ -190,7 +190,10 @@ impl Node {
             }
         };
         let application = Application { hub: Arc::clone(&hub), unnamed };
-        let listener = Listener::start_on(on, listener_config, application, &cells, listener_metrics)?;
+        let listener = Listener::builder(application)
+            .config(listener_config)
+            .metrics(&cells, listener_metrics)
+            .bind(on)?;
         let canary = CanaryThread::start(&hub).map_err(StartError::Canary)?;
         if canary.is_some() {
             // Ready means proved: by now each worker has delivered something, or it is known which has not.
