@@ -6,13 +6,13 @@ use deeperhub_protocol::frame::Frame;
 
 /// A frame that has gone to this many connections is copied into the arena, for those that come after them: few
 /// receivers do not pay for a copy.
-const FEW: u8 = 8;
+const COPY_AFTER_RECEIVERS: u8 = 8;
 
 /// Bytes of an arena up to which frames are copied into it.
-const ROOM: usize = 1024 * 1024;
+const MAX_COPIED_BYTES: usize = 1024 * 1024;
 
 /// What is kept of the arena however little of it is used.
-const KEEP: usize = 64 * 1024;
+const MIN_KEPT_BYTES: usize = 64 * 1024;
 
 /// A frame on its way to many connections of one worker.
 ///
@@ -22,9 +22,9 @@ const KEEP: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Multicast {
     frame: Frame,
-    plain: Cell<Copied>,
+    plain: Cell<ArenaCopy>,
     /// The same for the frame's compressed form.
-    compressed: Cell<Copied>,
+    compressed: Cell<ArenaCopy>,
 }
 
 impl Multicast {
@@ -39,19 +39,19 @@ impl Multicast {
     }
 
     /// Where the copy of `form` is noted: of the frame, or of its compressed form.
-    pub(crate) fn copy_of(&self, form: &Frame) -> &Cell<Copied> {
+    pub(crate) fn copy_slot(&self, form: &Frame) -> &Cell<ArenaCopy> {
         if std::ptr::eq(form, &self.frame) { &self.plain } else { &self.compressed }
     }
 }
 
 /// Where a frame stands in the arena.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Copied {
+pub(crate) struct ArenaCopy {
     /// The round of the arena, which never is 0.
     round: u32,
     start: u32,
-    /// Connections that it was sent to, up to [`FEW`].
-    sent: u8,
+    /// Connections that it was sent to, up to [`COPY_AFTER_RECEIVERS`].
+    receivers: u8,
 }
 
 /// Replies that connections make in the round, and copies of frames that many of them are sent.
@@ -94,24 +94,24 @@ impl Arena {
 
     /// Where `frame` stands, if it is worth a copy.
     #[inline]
-    pub(crate) fn copy(&mut self, frame: &Frame, copied: &Cell<Copied>) -> Option<usize> {
+    pub(crate) fn copy(&mut self, frame: &Frame, copied: &Cell<ArenaCopy>) -> Option<usize> {
         let known = copied.get();
         if known.round == self.round { Some(known.start as usize) } else { self.copy_new(frame, copied) }
     }
 
-    fn copy_new(&mut self, frame: &Frame, copied: &Cell<Copied>) -> Option<usize> {
+    fn copy_new(&mut self, frame: &Frame, copied: &Cell<ArenaCopy>) -> Option<usize> {
         let known = copied.get();
-        if known.sent < FEW {
-            copied.set(Copied { sent: known.sent + 1, ..known });
+        if known.receivers < COPY_AFTER_RECEIVERS {
+            copied.set(ArenaCopy { receivers: known.receivers + 1, ..known });
             return None;
         }
         let start = self.bytes.len();
-        if start + frame.len() > ROOM {
+        if start + frame.len() > MAX_COPIED_BYTES {
             return None;
         }
         self.bytes.extend_from_slice(frame.as_bytes());
         self.copied.push((start as u32, frame.clone()));
-        copied.set(Copied { round: self.round, start: start as u32, sent: FEW });
+        copied.set(ArenaCopy { round: self.round, start: start as u32, receivers: COPY_AFTER_RECEIVERS });
         Some(start)
     }
 
@@ -153,10 +153,10 @@ impl Arena {
     /// usually is followed by another, and fresh memory costs a fault for each page.
     pub(crate) fn shrink(&mut self) {
         let peak = std::mem::take(&mut self.peak).max(self.bytes.len());
-        if self.bytes.capacity() > KEEP && self.bytes.capacity() / 4 > peak {
+        if self.bytes.capacity() > MIN_KEPT_BYTES && self.bytes.capacity() / 4 > peak {
             self.bytes.shrink_to(peak);
         }
-        if self.copied.capacity() > KEEP / size_of::<(u32, Frame)>() {
+        if self.copied.capacity() > MIN_KEPT_BYTES / size_of::<(u32, Frame)>() {
             self.copied.shrink_to(self.copied.len());
         }
     }
@@ -168,13 +168,13 @@ mod tests {
 
     /// Sends it to as many connections as are not worth a copy.
     fn sent_to_few(multicast: &Multicast, arena: &mut Arena) {
-        for _ in 0..FEW {
-            assert_eq!(arena.copy(multicast.frame(), multicast.copy_of(multicast.frame())), None);
+        for _ in 0..COPY_AFTER_RECEIVERS {
+            assert_eq!(arena.copy(multicast.frame(), multicast.copy_slot(multicast.frame())), None);
         }
     }
 
     fn copied(multicast: &Multicast, arena: &mut Arena) -> Option<usize> {
-        arena.copy(multicast.frame(), multicast.copy_of(multicast.frame()))
+        arena.copy(multicast.frame(), multicast.copy_slot(multicast.frame()))
     }
 
     #[test]
@@ -194,8 +194,8 @@ mod tests {
     #[test]
     fn a_full_arena_takes_no_copies() {
         let mut arena = Arena::default();
-        let multicast = Multicast::new(Frame::binary(&vec![7; ROOM / 2]));
-        let other = Multicast::new(Frame::binary(&vec![8; ROOM / 2]));
+        let multicast = Multicast::new(Frame::binary(&vec![7; MAX_COPIED_BYTES / 2]));
+        let other = Multicast::new(Frame::binary(&vec![8; MAX_COPIED_BYTES / 2]));
         sent_to_few(&multicast, &mut arena);
         sent_to_few(&other, &mut arena);
         assert_eq!(copied(&multicast, &mut arena), Some(0));

@@ -9,7 +9,7 @@ use deeperhub_security::{LimitMode, RateLimit};
 
 use crate::proxy::{ForwardedHeader, ProxyProtocol};
 
-use crate::budget::MemoryBudget;
+use crate::memory_budget::MemoryBudget;
 
 /// Default rate of new connections per address and second.
 const DEFAULT_CONNECTION_RATE: NonZeroU32 = NonZeroU32::new(200).expect("it is not 0");
@@ -23,87 +23,96 @@ pub fn connection_rate_limit(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(CONNECTION_BURST))
 }
 
-/// Sockets, threads, sizes and times of a listener.
+/// Settings of a listener: sockets, threads, limits and timeouts.
+///
+/// Each setting has a setter of the same name.
+///
+/// ```
+/// use std::time::Duration;
+/// use deeperhub_listener::Config;
+///
+/// let config = Config::default().max_connections(50_000).ping_interval(Duration::from_secs(55));
+/// assert_eq!(config.max_connections, 50_000);
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// Paths that are served; others are answered with 404. Empty: every path. Default `/` and `/ws`.
+    /// Paths that accept handshakes; other paths get 404. Empty: every path. Default `/` and `/ws`.
     pub paths: Vec<String>,
     /// Path of load balancer probes, a plain GET or HEAD. The answer is 200 if the application is
     /// ready ([`Application::is_ready`](crate::Application::is_ready)) and no drain is under way,
     /// otherwise 503. May be one of `paths`. `None`, the default: no probes.
     pub probe_path: Option<String>,
-    /// What TLS connections are made with; those that are there keep what they were made with. `None`: no TLS, the
-    /// default.
+    /// TLS settings of new connections; open connections keep theirs. `None`, the default: no TLS.
     #[cfg(feature = "tls")]
-    pub tls: Option<Arc<deeperhub_security::tls::SharedTls>>,
-    /// Threads that carry connections. Default: the cores that this process may use.
+    pub tls: Option<Arc<deeperhub_security::tls::Reloadable>>,
+    /// Worker threads. Default: the number of cores that the process may use.
     pub workers: usize,
-    /// Connections at one time, handshakes included. Default 1000.
+    /// Maximum connections at one time, handshakes included. Default 1000.
     pub max_connections: usize,
-    /// Connections at one time of one address (IPv6: of one /64). `None`: no limit, the default.
+    /// Maximum connections at one time per address (IPv6: per /64). `None`, the default: no limit.
     pub max_connections_per_ip: Option<usize>,
-    /// Rate of new connections per address (IPv6: per /64); those over it get 429. `None`: no
+    /// Rate of new connections per address (IPv6: per /64); connections over it get 429. `None`: no
     /// limit. Default 200 a second, burst 1000. That is the pace at which
     /// [`reconnects_per_second`](Self::reconnects_per_second) asks clients to come back. All
     /// clients behind one address may return at that pace, plus a thousand more at once.
     pub connection_rate_per_ip: Option<RateLimit>,
     /// Whether `connection_rate_per_ip` also applies to loopback addresses. Default `false`: a
-    /// local peer is mostly a proxy, behind which all clients share one address.
+    /// local peer is usually a proxy, behind which all clients share one address.
     pub limits_loopback: bool,
-    /// Networks of proxies whose word on the client's address is taken: `X-Forwarded-For` and `Forwarded`, and the PROXY
-    /// protocol. The limits of addresses hold for clients, not for these. None by default.
+    /// Networks of trusted proxies. Their `X-Forwarded-For`, `Forwarded` and PROXY protocol headers
+    /// name the client. Limits per address apply to the client, not to the proxy. Default: none.
     pub trusted_proxies: TrustedProxies,
-    /// Header in which trusted proxies name the client. Default: the one that is present.
+    /// Header in which trusted proxies name the client. Default: the header that is present.
     pub forwarded_header: ForwardedHeader,
-    /// Whether those send a header of the PROXY protocol. Default: what comes first tells.
+    /// Whether trusted proxies send a PROXY protocol header. Default: detect it.
     pub proxy_protocol: ProxyProtocol,
     /// Maximum bytes of a handshake's head (request line and headers); at most 65,535. Default
     /// 32,768.
     pub max_head_bytes: usize,
     /// Maximum header lines of a handshake. Default 96.
     pub max_head_lines: usize,
-    /// Bytes of a message, all its fragments together. Default 65536.
+    /// Maximum bytes of a message, all fragments together. Default 65,536.
     pub max_message_bytes: usize,
-    /// Fragments of a message. Default 65,536: an attacker gains nothing by more, and no real client needs as many.
+    /// Maximum fragments of a message. Default 65,536, far more than real clients send.
     pub max_fragments: u32,
-    /// Bytes that may wait to be sent to one connection. Default 1 MiB.
+    /// Maximum bytes queued for one connection. Default 1 MiB.
     pub max_queue_bytes: usize,
     /// Work budget of a worker's round for client input, in bytes. It counts bytes read,
     /// decompressed and replied, and 512 for each message or control frame. A connection gets a
     /// sixteenth of it per turn; the rest of its input waits behind others. Default 4 MiB, about
     /// four milliseconds.
     pub round_bytes: usize,
-    /// Time after which a round reads no more. Default 5 ms.
+    /// Time after which a round stops reading. Default 5 ms.
     pub round_time: Duration,
     /// Time from accepting a connection to the end of its handshake. Default 10 s.
     pub handshake_timeout: Duration,
-    /// Time between two pings. Zero: none. Default 25 s.
+    /// Time between two pings. Zero: no pings. Default 25 s.
     pub ping_interval: Duration,
     /// Time for a sign of life after a ping: any byte received, or bytes that the peer takes while
     /// more are queued. Default 10 s.
     pub pong_timeout: Duration,
-    /// Time for a closing connection to read what is left. A peer that keeps reading gets it again,
-    /// at most twenty times. Default 3 s.
+    /// Time for the peer of a closing connection to read what is queued. A peer that keeps reading
+    /// gets the time again, at most twenty times. Default 3 s.
     pub close_timeout: Duration,
-    /// Connections that wait to be accepted (`listen`'s backlog; the kernel caps it at `net.core.somaxconn`).
-    /// Default 4096.
+    /// Connections that wait in the kernel to be accepted (`listen`'s backlog). The kernel caps it
+    /// at `net.core.somaxconn`. Default 4096.
     pub backlog: u32,
-    /// Compression of messages (RFC 7692): on by default, and used with clients that offer it.
+    /// Message compression (RFC 7692), used with clients that offer it. On by default.
     pub compression: deflate::Config,
-    /// Whether many connections are written, and read, by one system call (`io_uring`), where the system lets this program. Default:
-    /// they are.
+    /// Whether to read and write many connections with one system call (`io_uring`), if the kernel
+    /// allows it. Default `true`.
     #[cfg(feature = "io-uring")]
     pub io_uring: bool,
-    /// How many clients a second should come back, to this node or to others: clients that are refused or drained are
-    /// told times from it. Default 200.
+    /// Rate at which refused or drained clients are told to come back. Default 200 a second.
     pub reconnects_per_second: u32,
-    /// Time from the end of this node until its successor listens. Clients of a node without others
-    /// are told to come back after that. Default 5 s.
+    /// Time from the end of this node until its successor listens. Clients of a single node are
+    /// told to come back after that. Default 5 s.
     pub restart_time: Duration,
-    /// Whether limits of addresses refuse connections, or are only counted. Default: they refuse.
+    /// Whether limits per address refuse connections or are only counted. Default: refuse.
     pub limit_mode: LimitMode,
-    /// A limit for the memory of the whole process, which somebody else measures. `None`: no limit, the default.
+    /// Memory limit of the whole process; the embedding program measures the memory in use.
+    /// `None`, the default: no limit.
     pub memory: Option<Arc<MemoryBudget>>,
 }
 
@@ -145,13 +154,65 @@ impl Default for Config {
     }
 }
 
+/// Declares a setter for each field.
+macro_rules! setters {
+    ($($(#[$attribute:meta])* $field:ident: $type:ty,)*) => {
+        impl Config {
+            $(
+                #[doc = concat!("Sets [`", stringify!($field), "`](Self#structfield.", stringify!($field), ").")]
+                $(#[$attribute])*
+                #[must_use]
+                pub fn $field(mut self, $field: $type) -> Self {
+                    self.$field = $field;
+                    self
+                }
+            )*
+        }
+    };
+}
+
+setters! {
+    paths: Vec<String>,
+    probe_path: Option<String>,
+    #[cfg(feature = "tls")]
+    tls: Option<Arc<deeperhub_security::tls::Reloadable>>,
+    workers: usize,
+    max_connections: usize,
+    max_connections_per_ip: Option<usize>,
+    connection_rate_per_ip: Option<RateLimit>,
+    limits_loopback: bool,
+    trusted_proxies: TrustedProxies,
+    forwarded_header: ForwardedHeader,
+    proxy_protocol: ProxyProtocol,
+    max_head_bytes: usize,
+    max_head_lines: usize,
+    max_message_bytes: usize,
+    max_fragments: u32,
+    max_queue_bytes: usize,
+    round_bytes: usize,
+    round_time: Duration,
+    handshake_timeout: Duration,
+    ping_interval: Duration,
+    pong_timeout: Duration,
+    close_timeout: Duration,
+    backlog: u32,
+    compression: deflate::Config,
+    #[cfg(feature = "io-uring")]
+    io_uring: bool,
+    reconnects_per_second: u32,
+    restart_time: Duration,
+    limit_mode: LimitMode,
+    memory: Option<Arc<MemoryBudget>>,
+}
+
 impl Config {
     /// Returns the limits for the head of a handshake.
     pub(crate) fn head_limits(&self) -> HeadLimits {
         HeadLimits { bytes: self.max_head_bytes, lines: self.max_head_lines }
     }
 
-    /// How often a worker looks at its connections' deadlines: often enough that a time is kept to an eighth.
+    /// Returns the interval at which a worker checks deadlines: an eighth of the shortest timeout,
+    /// between 20 ms and 1 s.
     pub(crate) fn tick(&self) -> Duration {
         let times = [self.handshake_timeout, self.ping_interval, self.pong_timeout, self.close_timeout];
         let shortest = times.into_iter().filter(|time| !time.is_zero()).min().unwrap_or(Duration::MAX);

@@ -5,43 +5,43 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
+use arc_swap::{ArcSwap, Cache};
 use deeperhub_protocol::deflate::Params;
 use deeperhub_protocol::frame::{Frame, FrameDecoder, FrameLimits};
 use deeperhub_protocol::{CloseCode, CloseReason};
 use slab::Slab;
 
+use crate::admission::ConnectionPermit;
 use crate::arena::{Arena, Multicast};
 #[cfg(feature = "io-uring")]
-use crate::batch::{self, Batch};
+use crate::batch_write::{self, Batch};
 use crate::config::Config;
 use crate::deflate::Coders;
 use crate::handshake::Handshake;
-use crate::intake::Intake;
-use crate::live::{Live, LiveCopy};
+use crate::intake_limit::IntakeLimit;
 use crate::metrics::Metrics;
 use crate::outbox::{NextWrite, Outbox};
-use crate::places::Place;
 use crate::round::{MESSAGE_COST, RoundBudget};
-use crate::session::Key;
-use crate::transport::{Records, Transport};
+use crate::session::ConnectionKey;
+use crate::transport::{TlsScratch, Transport};
 use crate::waker::ReadyList;
 
 /// Connections that a fan-out may newly list for writing in one round. What comes after them waits for the next
 /// round, so that sockets and other topics get their turn in between: about 5 ms of writes.
-const ROOM: usize = 1024;
+const MAX_RECEIVERS_PER_ROUND: usize = 1024;
 
-/// Places for connections that are kept though they are empty.
-const KEPT_PLACES: usize = 1024;
+/// Admission for connections that are kept though they are empty.
+const MIN_TABLE_CAPACITY: usize = 1024;
 
 /// Deliveries of one round, however few connections they go to.
-const DELIVERIES: usize = 16 * ROOM;
+const MAX_DELIVERIES_PER_ROUND: usize = 16 * MAX_RECEIVERS_PER_ROUND;
 
 /// Budget for the deliveries of one round, in byte cost. A long message, or one to be compressed
 /// first, costs more than others. About 10 ms of writes.
-const DELIVERY_COST: usize = 32 * 1024 * 1024;
+const DELIVERY_COST_PER_ROUND: usize = 32 * 1024 * 1024;
 
 /// Connections that make a burst of messages worth waiting for more of it.
-const BURST: usize = 64;
+const MIN_BURST_RECEIVERS: usize = 64;
 
 /// Where a connection is in its life.
 pub(crate) enum State<S> {
@@ -61,7 +61,7 @@ pub(crate) enum Closing {
     /// The end of the stream: what the client sends can no longer be understood, or was no WebSocket.
     Eof,
     /// Nothing but that everything is written.
-    Nothing,
+    Flush,
 }
 
 /// One connection, as the worker's slab holds it. What it costs while idle is the point: no buffer, no future.
@@ -75,7 +75,7 @@ pub(crate) struct Connection<S> {
     pub(crate) deadline: u32,
     pub(crate) flags: Flags,
     /// Gives the connection's place back when it is dropped.
-    pub(crate) place: Place,
+    pub(crate) permit: ConnectionPermit,
 }
 
 /// Bits of a connection's state.
@@ -90,15 +90,15 @@ pub(crate) struct Flags {
     /// A ping waits for its pong.
     pub(crate) awaiting_pong: bool,
     /// Liveness of the peer.
-    pub(crate) sign: Sign,
+    pub(crate) liveness: Liveness,
     /// Whether it is in the backlog, for the rest of its input.
     pub(crate) in_backlog: bool,
     /// Whether bytes of it were read and wait for its next turn.
     pub(crate) has_unread: bool,
     /// Its queue is over the limit; it is in the list of those to close and gets nothing more.
-    pub(crate) too_slow: bool,
+    pub(crate) over_queue_limit: bool,
     /// The sending side was ended.
-    pub(crate) shut: bool,
+    pub(crate) write_shutdown: bool,
     /// Its last read brought more than there is room for in a batch.
     pub(crate) reads_long: bool,
     /// The compression that was agreed on.
@@ -108,22 +108,22 @@ pub(crate) struct Flags {
 /// Liveness of a peer. Any received byte is a sign of life, and so are bytes that the peer takes
 /// while more are queued.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Sign {
+pub(crate) enum Liveness {
     /// The peer showed life when its deadline was last set.
     #[default]
-    Seen,
+    Alive,
     /// A ping was sent.
-    Awaited,
+    PingSent,
     /// The timeout passed. Before it is closed, the connection gets one more turn to read pending
     /// input.
-    LastLook,
+    FinalRead,
     /// The last turn found nothing to read.
-    Missing,
+    Silent,
 }
 
 /// Bytes that were read from a connection but not handled in its turn.
 #[derive(Debug)]
-pub(crate) struct Unread {
+pub(crate) struct UnreadInput {
     pub(crate) bytes: Vec<u8>,
     /// Position at which the next turn continues.
     pub(crate) at: usize,
@@ -131,7 +131,7 @@ pub(crate) struct Unread {
 
 /// Send progress of a peer when it was last checked.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Progress {
+pub(crate) struct PeerProgress {
     pub(crate) acknowledged: u64,
     /// Whether bytes were still queued or unacknowledged then.
     pub(crate) is_behind: bool,
@@ -151,16 +151,16 @@ impl<S> Connection<S> {
     /// # Errors
     ///
     /// The socket is broken.
-    pub(crate) fn offer(
+    pub(crate) fn flush_now(
         &mut self,
         arena: &Arena,
         gather: &mut Vec<u8>,
-        records: &mut Records,
+        tls_scratch: &mut TlsScratch,
         sent: &mut u64,
     ) -> std::io::Result<()> {
-        self.transport.ask_socket(true);
-        let result = self.flush(arena, gather, records, sent);
-        self.transport.ask_socket(false);
+        self.transport.set_bypass_readiness(true);
+        let result = self.flush(arena, gather, tls_scratch, sent);
+        self.transport.set_bypass_readiness(false);
         result
     }
 
@@ -173,7 +173,7 @@ impl<S> Connection<S> {
         &mut self,
         arena: &Arena,
         gather: &mut Vec<u8>,
-        records: &mut Records,
+        tls_scratch: &mut TlsScratch,
         sent: &mut u64,
     ) -> std::io::Result<()> {
         let mut cx = std::task::Context::from_waker(&self.waker);
@@ -184,8 +184,10 @@ impl<S> Connection<S> {
                     return Ok(());
                 }
                 NextWrite::Nothing => self.transport.flush().map(|()| 0),
-                NextWrite::Slice(bytes) => self.transport.write(bytes, records),
-                NextWrite::Slices(slices, count) => self.transport.write_vectored(&slices[..count], records),
+                NextWrite::Slice(bytes) => self.transport.write(bytes, tls_scratch),
+                NextWrite::Slices(slices, count) => {
+                    self.transport.write_vectored(&slices[..count], tls_scratch)
+                }
             };
             match result {
                 // A short write is followed by another, which says whether the socket is full: readiness comes in
@@ -212,32 +214,32 @@ impl<S> Connection<S> {
 }
 
 /// What a worker has, but for its sessions' common state.
-pub(crate) struct Core<S> {
-    pub(crate) live: Arc<Live<Config>>,
-    /// As of this round.
-    pub(crate) config: LiveCopy<Config>,
+pub(crate) struct WorkerCore<S> {
+    shared_config: Cache<Arc<ArcSwap<Config>>, Arc<Config>>,
+    /// The configuration as of the start of this round.
+    pub(crate) config: Arc<Config>,
     pub(crate) limits: FrameLimits,
     pub(crate) metrics: Metrics,
     pub(crate) connections: Slab<Connection<S>>,
     pub(crate) ready: Arc<ReadyList>,
     /// Keys that have something to do in this round or the next.
-    pub(crate) turn: Vec<u32>,
+    pub(crate) run_queue: Vec<u32>,
     /// Keys of connections that arrived in this round.
     pub(crate) arrived: Vec<u32>,
     /// Keys of connections whose turn ended with input left.
     pub(crate) backlog: Vec<u32>,
     /// Bytes that were read but not handled yet, at most those of one read per connection.
-    pub(crate) unread: HashMap<u32, Unread>,
+    pub(crate) unread: HashMap<u32, UnreadInput>,
     /// Send progress of peers, as of their last ping or close.
-    pub(crate) progress: HashMap<u32, Progress>,
+    pub(crate) progress: HashMap<u32, PeerProgress>,
     /// Work left in this round for client input.
     pub(crate) round: RoundBudget,
     /// Limit of client input while memory is short.
-    pub(crate) intake: Intake,
+    pub(crate) intake: IntakeLimit,
     /// Connections with something new in their outbox.
     pub(crate) dirty: Vec<u32>,
     /// Connections that are written one by one: a buffer of the writing.
-    pub(crate) due: Vec<u32>,
+    pub(crate) write_individually: Vec<u32>,
     /// Connections to close at the end of the step under way.
     pub(crate) to_close: Vec<(u32, CloseReason)>,
     /// What is sent in the round.
@@ -246,15 +248,15 @@ pub(crate) struct Core<S> {
     /// Buffer of small writes.
     pub(crate) gather: Vec<u8>,
     /// What TLS connections share.
-    pub(crate) records: Records,
+    pub(crate) tls_scratch: TlsScratch,
     #[cfg(feature = "io-uring")]
     pub(crate) batch: Option<Batch>,
     pub(crate) now: Instant,
     /// Connections that may still be listed for writing in this round.
-    pub(crate) room: usize,
-    pub(crate) deliveries: usize,
+    pub(crate) receivers_left: usize,
+    pub(crate) deliveries_left: usize,
     /// Delivery cost left in this round.
-    pub(crate) delivery_cost: usize,
+    pub(crate) delivery_cost_left: usize,
     /// Open sessions.
     pub(crate) open: usize,
     /// Connections whose session asked not to read.
@@ -265,35 +267,36 @@ pub(crate) struct Core<S> {
     pub(crate) deferred: u64,
 }
 
-impl<S> Core<S> {
-    pub(crate) fn new(live: Arc<Live<Config>>, metrics: Metrics, now: Instant) -> Self {
-        let config = live.copy();
+impl<S> WorkerCore<S> {
+    pub(crate) fn new(shared_config: Arc<ArcSwap<Config>>, metrics: Metrics, now: Instant) -> Self {
+        let mut shared_config = Cache::new(shared_config);
+        let config = Arc::clone(shared_config.load());
         Self {
             coders: Coders::new(&config.compression),
             limits: limits(&config),
-            live,
+            shared_config,
             metrics,
             connections: Slab::new(),
             ready: Arc::default(),
-            turn: Vec::new(),
+            run_queue: Vec::new(),
             arrived: Vec::new(),
             backlog: Vec::new(),
             unread: HashMap::new(),
             progress: HashMap::new(),
             round: RoundBudget::new(config.round_bytes, config.round_time, now),
-            intake: Intake::new(config.memory.clone(), config.workers),
+            intake: IntakeLimit::new(config.memory.clone(), config.workers),
             dirty: Vec::new(),
-            due: Vec::new(),
+            write_individually: Vec::new(),
             to_close: Vec::new(),
             arena: Arena::default(),
             gather: Vec::new(),
-            records: Records::default(),
+            tls_scratch: TlsScratch::default(),
             #[cfg(feature = "io-uring")]
             batch: None,
             now,
-            room: ROOM,
-            deliveries: DELIVERIES,
-            delivery_cost: DELIVERY_COST,
+            receivers_left: MAX_RECEIVERS_PER_ROUND,
+            deliveries_left: MAX_DELIVERIES_PER_ROUND,
+            delivery_cost_left: DELIVERY_COST_PER_ROUND,
             open: 0,
             paused: 0,
             sent: 0,
@@ -305,17 +308,20 @@ impl<S> Core<S> {
 
     /// Whether many connections were sent two messages or more in this round, on average, which shared a write.
     pub(crate) fn is_in_burst(&self) -> bool {
-        let (connections, deliveries) = (ROOM - self.room, DELIVERIES - self.deliveries);
-        connections >= BURST && deliveries >= 2 * connections
+        let (connections, deliveries) =
+            (MAX_RECEIVERS_PER_ROUND - self.receivers_left, MAX_DELIVERIES_PER_ROUND - self.deliveries_left);
+        connections >= MIN_BURST_RECEIVERS && deliveries >= 2 * connections
     }
 
     pub(crate) fn begin_round(&mut self, now: Instant) {
         self.now = now;
-        self.room = ROOM;
-        self.deliveries = DELIVERIES;
-        self.delivery_cost = DELIVERY_COST;
-        self.records.handshake_steps = 0;
-        if self.config.refresh(&self.live) {
+        self.receivers_left = MAX_RECEIVERS_PER_ROUND;
+        self.deliveries_left = MAX_DELIVERIES_PER_ROUND;
+        self.delivery_cost_left = DELIVERY_COST_PER_ROUND;
+        self.tls_scratch.handshake_steps = 0;
+        let config = self.shared_config.load();
+        if !Arc::ptr_eq(config, &self.config) {
+            self.config = Arc::clone(config);
             self.limits = limits(&self.config);
         }
         self.intake.begin_round(now);
@@ -324,7 +330,7 @@ impl<S> Core<S> {
     }
 
     /// Deducts the cost of this round from the intake limit.
-    pub(crate) fn take_in(&mut self) {
+    pub(crate) fn charge_intake(&mut self) {
         self.intake.spend(self.round.spent());
     }
 
@@ -339,7 +345,7 @@ impl<S> Core<S> {
     }
 
     /// Drops bytes that were read from a connection but not handled.
-    pub(crate) fn forget_unread(&mut self, key: u32) {
+    pub(crate) fn discard_unread(&mut self, key: u32) {
         if let Some(connection) = self.connections.get_mut(key as usize)
             && std::mem::take(&mut connection.flags.has_unread)
         {
@@ -357,11 +363,13 @@ impl<S> Core<S> {
 
     /// Gives back the memory of a crowd that has left, as far as those that stay have low keys.
     pub(crate) fn shrink_connections(&mut self) {
-        if self.connections.capacity() > KEPT_PLACES
+        if self.connections.capacity() > MIN_TABLE_CAPACITY
             && self.connections.len() < self.connections.capacity() / 4
         {
             self.connections.shrink_to_fit();
-            for list in [&mut self.turn, &mut self.backlog, &mut self.dirty, &mut self.due] {
+            for list in
+                [&mut self.run_queue, &mut self.backlog, &mut self.dirty, &mut self.write_individually]
+            {
                 list.shrink_to(self.connections.capacity());
             }
         }
@@ -375,16 +383,16 @@ impl<S> Core<S> {
         false
     }
 
-    /// Takes some of the dirty connections off their list (their number is the answer), and adds to `due` those that are
+    /// Takes some of the dirty connections off their list (their number is the answer), and adds to `individually` those that are
     /// to be written one by one; the others are written.
-    pub(crate) fn begin_writing(&mut self, dirty: &[u32], due: &mut Vec<u32>) -> usize {
+    pub(crate) fn begin_writing(&mut self, dirty: &[u32], individually: &mut Vec<u32>) -> usize {
         #[cfg(feature = "io-uring")]
-        if self.batch.is_some() && dirty.len() >= batch::FEW {
-            return self.write_batch(dirty, due);
+        if self.batch.is_some() && dirty.len() >= batch_write::MIN_BATCH {
+            return self.write_batch(dirty, individually);
         }
         for &key in dirty {
-            if take_dirty(&mut self.connections, key).is_some() {
-                due.push(key);
+            if take_if_dirty(&mut self.connections, key).is_some() {
+                individually.push(key);
             }
         }
         dirty.len()
@@ -403,16 +411,19 @@ impl<S> Core<S> {
 
 /// The connection that a key of the dirty list stands for, once: a key is there twice when its connection is gone and
 /// another has its place.
-pub(crate) fn take_dirty<S>(connections: &mut Slab<Connection<S>>, key: u32) -> Option<&mut Connection<S>> {
+pub(crate) fn take_if_dirty<S>(
+    connections: &mut Slab<Connection<S>>,
+    key: u32,
+) -> Option<&mut Connection<S>> {
     let connection = connections.get_mut(key as usize)?;
     std::mem::take(&mut connection.flags.dirty).then_some(connection)
 }
 
 /// The connection, where something can be queued for it.
 #[inline(always)]
-fn receiver<S>(connections: &mut Slab<Connection<S>>, key: Key) -> Option<&mut Connection<S>> {
+fn open_receiver<S>(connections: &mut Slab<Connection<S>>, key: ConnectionKey) -> Option<&mut Connection<S>> {
     let connection = connections.get_mut(key as usize)?;
-    (matches!(connection.state, State::Open(_)) && !connection.flags.too_slow).then_some(connection)
+    (matches!(connection.state, State::Open(_)) && !connection.flags.over_queue_limit).then_some(connection)
 }
 
 fn limits(config: &Config) -> FrameLimits {
@@ -422,9 +433,9 @@ fn limits(config: &Config) -> FrameLimits {
     limits
 }
 
-/// What a worker's [`Local`](crate::Local) may do with the worker's connections.
+/// What a worker's [`Local`](crate::WorkerState) may do with the worker's connections.
 pub struct Connections<'a, S> {
-    pub(crate) core: &'a mut Core<S>,
+    pub(crate) core: &'a mut WorkerCore<S>,
 }
 
 impl<S> Connections<'_, S> {
@@ -434,9 +445,9 @@ impl<S> Connections<'_, S> {
     }
 
     /// How many more connections should be sent to in this round; at 0 it is the others' turn.
-    pub fn room(&self) -> usize {
-        let is_over = self.core.deliveries == 0 || self.core.delivery_cost == 0;
-        if is_over { 0 } else { self.core.room }
+    pub fn send_budget(&self) -> usize {
+        let is_over = self.core.deliveries_left == 0 || self.core.delivery_cost_left == 0;
+        if is_over { 0 } else { self.core.receivers_left }
     }
 
     /// Open sessions of this worker.
@@ -445,27 +456,27 @@ impl<S> Connections<'_, S> {
     }
 
     /// Queues a frame for a connection, and gives its session. None: it is not open, or too slow and about to be closed.
-    pub fn send(&mut self, key: Key, frame: &Frame) -> Option<&mut S> {
+    pub fn send(&mut self, key: ConnectionKey, frame: &Frame) -> Option<&mut S> {
         let core = &mut *self.core;
-        let connection = receiver(&mut core.connections, key)?;
+        let connection = open_receiver(&mut core.connections, key)?;
         connection.outbox.push(match connection.flags.deflate {
             None => frame,
             Some(params) => core.coders.outgoing.shared(params, frame),
         });
-        self.queued(key, frame.len())
+        self.after_queueing(key, frame.len())
     }
 
     /// As [`send`](Self::send), for a frame that goes to several connections.
-    pub fn send_multicast(&mut self, key: Key, multicast: &Multicast) -> Option<&mut S> {
+    pub fn send_multicast(&mut self, key: ConnectionKey, multicast: &Multicast) -> Option<&mut S> {
         let core = &mut *self.core;
-        let connection = receiver(&mut core.connections, key)?;
+        let connection = open_receiver(&mut core.connections, key)?;
         let frame = match connection.flags.deflate {
             None => multicast.frame(),
             Some(params) => core.coders.outgoing.shared(params, multicast.frame()),
         };
         // A socket that takes nothing would only need the frame itself again.
         let copy = match connection.flags.write_blocked {
-            false => core.arena.copy(frame, multicast.copy_of(frame)),
+            false => core.arena.copy(frame, multicast.copy_slot(frame)),
             true => None,
         };
         match copy {
@@ -473,33 +484,34 @@ impl<S> Connections<'_, S> {
             None => connection.outbox.push(frame),
         }
         let bytes = frame.len();
-        self.queued(key, bytes)
+        self.after_queueing(key, bytes)
     }
 
     /// Charges `bytes` queued for a connection, marks it dirty, and lists it for closing if its
     /// queue is over the limit.
     #[inline(always)]
-    fn queued(&mut self, key: Key, bytes: usize) -> Option<&mut S> {
+    fn after_queueing(&mut self, key: ConnectionKey, bytes: usize) -> Option<&mut S> {
         let core = &mut *self.core;
         let connection = core.connections.get_mut(key as usize)?;
-        core.deliveries = core.deliveries.saturating_sub(1);
+        core.deliveries_left = core.deliveries_left.saturating_sub(1);
         let mut cost = MESSAGE_COST + bytes;
         if connection.flags.deflate.is_some() {
             cost += core.coders.outgoing.take_cost();
         }
-        core.delivery_cost = core.delivery_cost.saturating_sub(cost);
+        core.delivery_cost_left = core.delivery_cost_left.saturating_sub(cost);
         if !connection.flags.dirty {
             connection.flags.dirty = true;
             core.dirty.push(key);
-            core.room = core.room.saturating_sub(1);
+            core.receivers_left = core.receivers_left.saturating_sub(1);
         }
         if connection.outbox.len() > core.config.max_queue_bytes {
             // Only a peer that does not read is a slow consumer, not one that gets a burst within a
             // round. A write error shows again at the end of the round.
-            let _ = connection.offer(&core.arena, &mut core.gather, &mut core.records, &mut core.sent);
+            let _ =
+                connection.flush_now(&core.arena, &mut core.gather, &mut core.tls_scratch, &mut core.sent);
             if connection.outbox.len() > core.config.max_queue_bytes {
-                connection.flags.too_slow = true;
-                core.to_close.push((key, too_slow()));
+                connection.flags.over_queue_limit = true;
+                core.to_close.push((key, slow_consumer_reason()));
                 return None;
             }
         }
@@ -510,7 +522,7 @@ impl<S> Connections<'_, S> {
     }
 
     /// The session of an open connection.
-    pub fn session(&mut self, key: Key) -> Option<&mut S> {
+    pub fn session(&mut self, key: ConnectionKey) -> Option<&mut S> {
         match self.core.connections.get_mut(key as usize) {
             Some(Connection { state: State::Open(session), .. }) => Some(session),
             _ => None,
@@ -518,27 +530,27 @@ impl<S> Connections<'_, S> {
     }
 
     /// The first open connection with a key of `from` or above: to walk over all of them a part at a time.
-    pub fn next_open(&self, from: Key) -> Option<Key> {
+    pub fn next_open(&self, from: ConnectionKey) -> Option<ConnectionKey> {
         (from as usize..self.core.connections.capacity().min(u32::MAX as usize))
             .find(|&key| {
                 matches!(self.core.connections.get(key), Some(Connection { state: State::Open(_), .. }))
             })
-            .map(|key| key as Key)
+            .map(|key| key as ConnectionKey)
     }
 
-    /// Closes a connection when [`Local::poll`](crate::Local::poll) returns, after what was sent to it so far.
-    pub fn close(&mut self, key: Key, reason: CloseReason) {
+    /// Closes a connection when [`WorkerState::poll`](crate::WorkerState::poll) returns, after what was sent to it so far.
+    pub fn close(&mut self, key: ConnectionKey, reason: CloseReason) {
         self.core.to_close.push((key, reason));
     }
 
     /// Reads from a connection again whose session called [`Context::pause_reading`](crate::Context::pause_reading).
-    pub fn resume_reading(&mut self, key: Key) {
+    pub fn resume_reading(&mut self, key: ConnectionKey) {
         if let Some(connection) = self.core.connections.get_mut(key as usize)
             && connection.flags.paused
         {
             connection.flags.paused = false;
             self.core.paused -= 1;
-            self.core.turn.push(key);
+            self.core.run_queue.push(key);
         }
     }
 }
@@ -550,7 +562,7 @@ impl<S> std::fmt::Debug for Connections<'_, S> {
 }
 
 /// The reason of 1013.
-pub(crate) fn too_slow() -> CloseReason {
+pub(crate) fn slow_consumer_reason() -> CloseReason {
     CloseReason::new(CloseCode::TooSlow, "too slow: the queue passed its limit")
 }
 

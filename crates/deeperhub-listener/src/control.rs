@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use deeperhub_protocol::handshake::Refusal;
 
+use crate::admission::ConnectionPermit;
 use crate::drain::DrainPlan;
-use crate::places::Place;
 
 /// Maximum new connections queued for one worker. When every queue is full, accepting pauses.
 pub(crate) const MAX_ARRIVALS: usize = 256;
@@ -27,7 +27,7 @@ const RECLAIM_AFTER: Duration = Duration::from_millis(250);
 pub(crate) struct Arrival {
     pub(crate) socket: std::net::TcpStream,
     pub(crate) peer: SocketAddr,
-    pub(crate) place: Place,
+    pub(crate) permit: ConnectionPermit,
     /// Refusal of the client, if it is not admitted.
     pub(crate) refusal: Option<Refusal>,
     /// Time at which it was accepted.
@@ -96,11 +96,11 @@ impl Control {
         &self.mailboxes[worker]
     }
 
-    /// Returns the worker for the next connection, as [`choose`] picks it. `None`: every queue is
+    /// Returns the worker for the next connection, as [`choose_worker`] picks it. `None`: every queue is
     /// full. Called by the acceptor alone, like the methods below.
-    pub(crate) fn next_worker(&self, place: &Place, now: Instant) -> Option<usize> {
-        choose(self.mailboxes.iter().enumerate().map(|(worker, mailbox)| Candidate {
-            connections: place.connections_of(worker),
+    pub(crate) fn next_worker(&self, permit: &ConnectionPermit, now: Instant) -> Option<usize> {
+        choose_worker(self.mailboxes.iter().enumerate().map(|(worker, mailbox)| WorkerLoad {
+            connections: permit.connections_of(worker),
             waiting: mailbox.waiting.load(Ordering::Relaxed),
             is_behind: mailbox.is_behind(now),
         }))
@@ -109,7 +109,7 @@ impl Control {
     /// Queues a new connection for a worker that has [room](Self::next_worker) for it. Does not
     /// wait.
     pub(crate) fn hand_over(&self, worker: usize, mut arrival: Arrival, now: Instant) {
-        arrival.place.assign(worker);
+        arrival.permit.assign(worker);
         self.mailboxes[worker].push(arrival, now);
     }
 
@@ -124,13 +124,13 @@ impl Control {
         let mut moved = 0;
         for mailbox in &self.mailboxes {
             let has_other = || self.mailboxes.iter().any(|other| !other.is_behind(now));
-            if !mailbox.has_not_looked_for(RECLAIM_AFTER, now) || !has_other() {
+            if !mailbox.is_unresponsive_for(RECLAIM_AFTER, now) || !has_other() {
                 continue;
             }
             for mut arrival in mailbox.take_all() {
-                arrival.place.unassign();
+                arrival.permit.unassign();
                 // At least the queue it came from has room.
-                if let Some(worker) = self.next_worker(&arrival.place, now) {
+                if let Some(worker) = self.next_worker(&arrival.permit, now) {
                     self.hand_over(worker, arrival, now);
                     moved += 1;
                 }
@@ -142,7 +142,7 @@ impl Control {
 
 /// State of a worker that may get a new connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Candidate {
+pub(crate) struct WorkerLoad {
     /// Its connections, including those still queued for it.
     pub(crate) connections: usize,
     /// New connections in its queue.
@@ -153,7 +153,7 @@ pub(crate) struct Candidate {
 
 /// Returns the worker for the next connection: the one with the fewest connections among those that
 /// keep up. Workers that are behind come last. `None`: every queue is full.
-pub(crate) fn choose(candidates: impl Iterator<Item = Candidate>) -> Option<usize> {
+pub(crate) fn choose_worker(candidates: impl Iterator<Item = WorkerLoad>) -> Option<usize> {
     candidates
         .enumerate()
         .filter(|(_, candidate)| candidate.waiting < MAX_ARRIVALS)
@@ -216,7 +216,7 @@ impl Mailbox {
     }
 
     /// Notifies the next round, without a wake-up.
-    pub(crate) fn look_again(&self, now: Instant) {
+    pub(crate) fn notify_self(&self, now: Instant) {
         self.notified_at.store(self.millis(now), Ordering::Relaxed);
         self.is_notified.store(true, Ordering::Release);
     }
@@ -249,11 +249,11 @@ impl Mailbox {
     }
 
     fn is_behind(&self, now: Instant) -> bool {
-        self.has_not_looked_for(BEHIND_AFTER, now)
+        self.is_unresponsive_for(BEHIND_AFTER, now)
     }
 
     /// Returns `true` if there is no worker, or if it was notified `time` ago and has not looked.
-    fn has_not_looked_for(&self, time: Duration, now: Instant) -> bool {
+    fn is_unresponsive_for(&self, time: Duration, now: Instant) -> bool {
         let since = || self.millis(now).saturating_sub(self.notified_at.load(Ordering::Relaxed));
         self.is_vacant.load(Ordering::Relaxed)
             || self.is_notified.load(Ordering::Acquire) && u128::from(since()) >= time.as_millis()
@@ -270,48 +270,48 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::places::Places;
+    use crate::admission::Admission;
 
-    fn candidate(connections: usize, waiting: usize, is_behind: bool) -> Candidate {
-        Candidate { connections, waiting, is_behind }
+    fn candidate(connections: usize, waiting: usize, is_behind: bool) -> WorkerLoad {
+        WorkerLoad { connections, waiting, is_behind }
     }
 
     #[test]
     fn the_worker_with_the_fewest_connections_gets_the_next() {
         let candidates = [candidate(7, 3, false), candidate(5, 9, false), candidate(5, 0, false)];
-        assert_eq!(choose(candidates.into_iter()), Some(1));
+        assert_eq!(choose_worker(candidates.into_iter()), Some(1));
     }
 
     #[test]
     fn a_worker_that_is_behind_is_passed_over_while_another_keeps_up() {
         let keeps_up = candidate(9000, MAX_ARRIVALS - 1, false);
-        assert_eq!(choose([candidate(0, 1, true), keeps_up].into_iter()), Some(1));
-        assert_eq!(choose([candidate(2, 1, true), candidate(1, 1, true)].into_iter()), Some(1));
+        assert_eq!(choose_worker([candidate(0, 1, true), keeps_up].into_iter()), Some(1));
+        assert_eq!(choose_worker([candidate(2, 1, true), candidate(1, 1, true)].into_iter()), Some(1));
     }
 
     #[test]
     fn a_full_queue_gets_nothing_whatever_else_speaks_for_it() {
         let full = candidate(0, MAX_ARRIVALS, false);
-        assert_eq!(choose([full, candidate(9, 1, true)].into_iter()), Some(1));
-        assert_eq!(choose([full, full].into_iter()), None);
-        assert_eq!(choose([].into_iter()), None);
+        assert_eq!(choose_worker([full, candidate(9, 1, true)].into_iter()), Some(1));
+        assert_eq!(choose_worker([full, full].into_iter()), None);
+        assert_eq!(choose_worker([].into_iter()), None);
     }
 
     /// Source of new connections with one place each.
-    struct Arrivals(TcpListener, Arc<Places>, Vec<TcpStream>);
+    struct Arrivals(TcpListener, Arc<Admission>, Vec<TcpStream>);
 
     impl Arrivals {
         fn new(workers: usize) -> Self {
-            let places = Arc::new(Places::new(10_000, None, None, workers));
-            Self(TcpListener::bind("127.0.0.1:0").unwrap(), places, Vec::new())
+            let admission = Arc::new(Admission::new(10_000, None, None, workers));
+            Self(TcpListener::bind("127.0.0.1:0").unwrap(), admission, Vec::new())
         }
 
         fn next(&mut self) -> Arrival {
-            let Self(listener, places, clients) = self;
+            let Self(listener, admission, clients) = self;
             clients.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
             let (socket, peer) = listener.accept().unwrap();
-            let place = places.take(None).unwrap();
-            Arrival { socket, peer, place, refusal: None, since: Instant::now() }
+            let permit = admission.try_admit(None).unwrap();
+            Arrival { socket, peer, permit, refusal: None, since: Instant::now() }
         }
     }
 
@@ -320,7 +320,7 @@ mod tests {
     }
 
     fn give(control: &Control, arrival: Arrival, now: Instant) {
-        let worker = control.next_worker(&arrival.place, now).unwrap();
+        let worker = control.next_worker(&arrival.permit, now).unwrap();
         control.hand_over(worker, arrival, now);
     }
 
@@ -357,13 +357,13 @@ mod tests {
             give(&control, arrivals.next(), start);
         }
         let one_more = arrivals.next();
-        assert_eq!(control.next_worker(&one_more.place, start), None);
+        assert_eq!(control.next_worker(&one_more.permit, start), None);
         control.mailbox(0).pop().unwrap();
         give(&control, one_more, start);
-        let places = Arc::clone(&arrivals.1);
-        assert_eq!(places.open(), 2 * MAX_ARRIVALS);
+        let admission = Arc::clone(&arrivals.1);
+        assert_eq!(admission.open(), 2 * MAX_ARRIVALS);
         drop(control);
-        assert_eq!(places.open(), 0);
+        assert_eq!(admission.open(), 0);
     }
 
     #[test]
@@ -374,7 +374,7 @@ mod tests {
             give(&control, arrivals.next(), start);
         }
         assert!(control.has_arrivals());
-        let places = Arc::clone(&arrivals.1);
+        let admission = Arc::clone(&arrivals.1);
         let late = start + RECLAIM_AFTER;
         assert_eq!(control.reassign(late), 0, "there is none that keeps up");
         drop(take(control.mailbox(1)));
@@ -382,13 +382,13 @@ mod tests {
         assert_eq!(control.reassign(late), 2);
         assert_eq!(waiting(&control), [0, 2]);
         let moved = take(control.mailbox(1));
-        assert_eq!((moved[0].place.connections_of(0), moved[0].place.connections_of(1)), (0, 2));
+        assert_eq!((moved[0].permit.connections_of(0), moved[0].permit.connections_of(1)), (0, 2));
         // The first worker still has not looked, so it gets no connection that would have to move
         // again.
         give(&control, arrivals.next(), late);
         assert_eq!(waiting(&control), [0, 1]);
         drop((moved, control));
-        assert_eq!(places.open(), 0);
+        assert_eq!(admission.open(), 0);
     }
 
     #[derive(Default)]

@@ -10,14 +10,14 @@ use crate::round::{COMPRESSED_BYTE_COST, COPIED_BYTES};
 /// What a worker compresses and decompresses with. Holds no memory until a connection needs it.
 #[derive(Debug)]
 pub(crate) struct Coders {
-    pub(crate) outgoing: Outgoing,
+    pub(crate) outgoing: Compression,
     pub(crate) incoming: Decompression,
 }
 
 impl Coders {
     pub(crate) fn new(config: &deflate::Config) -> Self {
         Self {
-            outgoing: Outgoing {
+            outgoing: Compression {
                 deflater: Deflater::new(config),
                 runs: 0,
                 charged: 0,
@@ -27,8 +27,8 @@ impl Coders {
                 inflater: Inflater::new(),
                 histories: HashMap::new(),
                 sizes: Sizes::default(),
-                came_out: 0,
-                brought: 0,
+                inflated_bytes: 0,
+                charged_window_bytes: 0,
             },
         }
     }
@@ -43,7 +43,7 @@ pub(crate) struct Sizes {
 
 /// What is sent to connections that agreed on compression.
 #[derive(Debug)]
-pub(crate) struct Outgoing {
+pub(crate) struct Compression {
     deflater: Deflater,
     /// Of [`Deflater::runs`], those that were taken.
     runs: u64,
@@ -53,7 +53,7 @@ pub(crate) struct Outgoing {
     pub(crate) sizes: Sizes,
 }
 
-impl Outgoing {
+impl Compression {
     /// The form of a shared frame that a client can take, compressed at first need.
     pub(crate) fn shared<'f>(&mut self, params: Params, frame: &'f Frame) -> &'f Frame {
         let form = frame.for_receiver(&mut self.deflater, params);
@@ -82,7 +82,7 @@ impl Outgoing {
     }
 
     /// Messages that were compressed since this was last asked.
-    pub(crate) fn take_runs(&mut self) -> u64 {
+    pub(crate) fn take_message_count(&mut self) -> u64 {
         let runs = self.deflater.runs();
         runs - std::mem::replace(&mut self.runs, runs)
     }
@@ -98,9 +98,9 @@ pub(crate) struct Decompression {
     /// Of the messages that came compressed.
     pub(crate) sizes: Sizes,
     /// Decompressed bytes since the cost was last taken.
-    came_out: usize,
+    inflated_bytes: usize,
     /// Part of [`Inflater::window_bytes`] whose cost was taken.
-    brought: u64,
+    charged_window_bytes: u64,
 }
 
 impl Decompression {
@@ -129,15 +129,16 @@ impl Decompression {
             _ => 0,
         };
         self.sizes.output += len as u64;
-        self.came_out += len;
+        self.inflated_bytes += len;
         Ok(Some(message))
     }
 
     /// Returns the cost of decompression since the last call, in byte cost.
     pub(crate) fn take_cost(&mut self) -> usize {
-        let brought = self.inflater.window_bytes();
-        let new = brought - std::mem::replace(&mut self.brought, brought);
-        std::mem::take(&mut self.came_out) + usize::try_from(new).unwrap_or(usize::MAX) / COPIED_BYTES
+        let charged_window_bytes = self.inflater.window_bytes();
+        let new =
+            charged_window_bytes - std::mem::replace(&mut self.charged_window_bytes, charged_window_bytes);
+        std::mem::take(&mut self.inflated_bytes) + usize::try_from(new).unwrap_or(usize::MAX) / COPIED_BYTES
     }
 
     /// Heap bytes that are kept of what a connection that agreed on `params` has sent.
@@ -149,7 +150,7 @@ impl Decompression {
     }
 
     /// Forgets what a connection that agreed on `params` has sent.
-    pub(crate) fn forget(&mut self, key: u32, params: Option<Params>) {
+    pub(crate) fn remove_history(&mut self, key: u32, params: Option<Params>) {
         if params.is_some_and(|params| !params.client_no_context_takeover()) {
             self.histories.remove(&key);
             if self.histories.is_empty() {

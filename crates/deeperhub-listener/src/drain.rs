@@ -83,13 +83,13 @@ impl DrainPlan {
     }
 
     /// The time after which one more client should come back, so that they do at a rate that others can accept.
-    fn slot(&self, now: Instant) -> Duration {
+    fn reconnect_delay(&self, now: Instant) -> Duration {
         let next = self.next_slot.load(Ordering::Relaxed);
         Duration::from_nanos(next.saturating_sub(self.since_start(now))).max(self.slot_length)
     }
 
     /// As [`Self::slot`], and takes it.
-    fn take_slot(&self, now: Instant) -> Duration {
+    fn take_reconnect_delay(&self, now: Instant) -> Duration {
         let now = self.since_start(now);
         let length = nanos(self.slot_length);
         let after = |next: u64| next.max(now).saturating_add(length);
@@ -107,14 +107,14 @@ fn nanos(time: Duration) -> u64 {
 
 /// One worker's part in a drain under way.
 #[derive(Debug)]
-pub(crate) struct Drain {
+pub(crate) struct WorkerDrain {
     plan: Arc<DrainPlan>,
     /// Of the close that this worker has taken upon it.
     due: Option<Instant>,
     pub(crate) cursor: u32,
 }
 
-impl Drain {
+impl WorkerDrain {
     pub(crate) const fn new(plan: Arc<DrainPlan>) -> Self {
         Self { plan, due: None, cursor: 0 }
     }
@@ -124,13 +124,13 @@ impl Drain {
     }
 
     /// When the next connection is closed; `None` while none of the worker's is open.
-    pub(crate) fn due(&mut self, open: usize) -> Option<Instant> {
+    pub(crate) fn next_close(&mut self, open: usize) -> Option<Instant> {
         (open > 0).then(|| *self.due.get_or_insert_with(|| self.plan.take_close()))
     }
 
     /// Whether a connection is to be closed now; each call that says so is one of them.
-    pub(crate) fn take_due(&mut self, now: Instant, open: usize) -> bool {
-        let is_due = self.due(open).is_some_and(|due| due <= now);
+    pub(crate) fn take_close_if_due(&mut self, now: Instant, open: usize) -> bool {
+        let is_due = self.next_close(open).is_some_and(|due| due <= now);
         if is_due {
             self.due = None;
         }
@@ -138,13 +138,13 @@ impl Drain {
     }
 
     /// What a client that is refused is told.
-    pub(crate) fn slot(&self, now: Instant) -> Duration {
-        self.plan.slot(now)
+    pub(crate) fn reconnect_delay(&self, now: Instant) -> Duration {
+        self.plan.reconnect_delay(now)
     }
 
     /// A slot for one client.
-    pub(crate) fn take_slot(&self, now: Instant) -> Duration {
-        self.plan.take_slot(now)
+    pub(crate) fn take_reconnect_delay(&self, now: Instant) -> Duration {
+        self.plan.take_reconnect_delay(now)
     }
 }
 
@@ -160,11 +160,11 @@ mod tests {
 
     /// Milliseconds after the start at which workers with so many connections each close one.
     fn closes(plan: &Arc<DrainPlan>, mut open: Vec<usize>) -> Vec<u64> {
-        let mut drains: Vec<_> = open.iter().map(|_| Drain::new(Arc::clone(plan))).collect();
+        let mut drains: Vec<_> = open.iter().map(|_| WorkerDrain::new(Arc::clone(plan))).collect();
         let mut times = Vec::new();
         for ms in 0..30_000 {
             for (drain, open) in drains.iter_mut().zip(&mut open) {
-                while drain.take_due(plan.start + Duration::from_millis(ms), *open) {
+                while drain.take_close_if_due(plan.start + Duration::from_millis(ms), *open) {
                     *open -= 1;
                     times.push(ms);
                 }
@@ -209,8 +209,8 @@ mod tests {
         let now = Instant::now();
         let plan = Arc::new(DrainPlan::new(now, SECOND, 3, ReturnTo::OtherNodes, &config));
         // The workers' clients come back one behind the other too.
-        let drains = [Drain::new(Arc::clone(&plan)), Drain::new(plan)];
-        let slots = [0, 1, 0].map(|worker: usize| drains[worker].take_slot(now));
+        let drains = [WorkerDrain::new(Arc::clone(&plan)), WorkerDrain::new(plan)];
+        let slots = [0, 1, 0].map(|worker: usize| drains[worker].take_reconnect_delay(now));
         assert_eq!(slots, [10, 20, 30].map(Duration::from_millis));
     }
 
@@ -220,7 +220,7 @@ mod tests {
         let config = Config { reconnects_per_second: 10, restart_time, ..Config::default() };
         let start = Instant::now();
         let plan = DrainPlan::new(start, SECOND * 30, 3, ReturnTo::ThisNode, &config);
-        let slot = |seconds| plan.take_slot(start + SECOND * seconds).as_millis();
+        let slot = |seconds| plan.take_reconnect_delay(start + SECOND * seconds).as_millis();
         // Whenever they are closed, clients come back one by one from 37 s on.
         assert_eq!((slot(0), slot(10), slot(27)), (37_100, 27_200, 10_300));
         assert_eq!(plan.until_first_return(start + SECOND * 30), restart_time);
@@ -232,13 +232,13 @@ mod tests {
         let config = Config { restart_time: Duration::MAX, ..Config::default() };
         let plan = DrainPlan::new(Instant::now(), Duration::MAX, 3, ReturnTo::ThisNode, &config);
         plan.take_close();
-        assert!(plan.take_slot(plan.start) > SECOND);
+        assert!(plan.take_reconnect_delay(plan.start) > SECOND);
     }
 
     #[test]
     fn neighbours_get_different_slots_however_far_apart_they_are_closed() {
         let plan = plan(SECOND * 30, 50);
-        let slots: Vec<_> = (0..50).map(|n| plan.take_slot(plan.start + n * SECOND / 2)).collect();
+        let slots: Vec<_> = (0..50).map(|n| plan.take_reconnect_delay(plan.start + n * SECOND / 2)).collect();
         assert!(slots.windows(2).all(|pair| pair[0] < pair[1]), "{slots:?}");
     }
 }

@@ -11,18 +11,18 @@ use deeperhub_protocol::handshake::{AcceptKey, HeadError, HeadLimit, Parsed, Ref
 use deeperhub_security::LimitMode;
 use deeperhub_security::proxy::ProxyError;
 
+use crate::admission::{ADDRESS_LIMIT_RETRY, ConnectionPermit};
 use crate::config::Config;
 use crate::metrics::{HandshakeLimit, Metrics};
-use crate::places::{FULL_RETRY, Place};
-use crate::proxy::{self, Start};
+use crate::proxy::{self, Preface};
 use crate::session::Accepted;
 
 /// What the application answers.
-pub(crate) type Deciding<S> = Pin<Box<dyn Future<Output = Result<Accepted<S>, Refusal>>>>;
+pub(crate) type PendingDecision<S> = Pin<Box<dyn Future<Output = Result<Accepted<S>, Refusal>>>>;
 
 /// Request of a client.
 #[derive(Debug)]
-pub(crate) enum Asked {
+pub(crate) enum HandshakeRequest {
     /// Upgrade to a WebSocket.
     Upgrade(Request, AcceptKey),
     /// Readiness probe of a load balancer.
@@ -31,26 +31,26 @@ pub(crate) enum Asked {
 
 /// What is still to be heard about the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Proxied {
+pub(crate) enum ClientSource {
     /// Nothing: it is the peer.
-    No,
+    Peer,
     /// The peer is a trusted proxy, whose header of the PROXY protocol comes first, or may.
-    Header,
+    ProxyHeader,
     /// The peer is a trusted proxy, whose headers in the request are believed.
-    Request,
+    RequestHeaders,
 }
 
 /// The state of a handshake. A connection that is idle later has none.
 pub(crate) struct Handshake<S> {
     pub(crate) peer: SocketAddr,
-    pub(crate) proxied: Proxied,
+    pub(crate) client_source: ClientSource,
     /// The head as far as it came, or what came behind it.
     pub(crate) head: Vec<u8>,
     /// Length of the head when it was last parsed.
     parsed: usize,
     /// Decided before the request was read: there is no place for it.
     pub(crate) refusal: Option<Refusal>,
-    pub(crate) deciding: Option<(AcceptKey, Deciding<S>)>,
+    pub(crate) decision: Option<(AcceptKey, PendingDecision<S>)>,
     /// The compression that the client offered and will be answered.
     pub(crate) deflate: Option<Params>,
     /// When the connection was accepted.
@@ -60,14 +60,19 @@ pub(crate) struct Handshake<S> {
 }
 
 impl<S> Handshake<S> {
-    pub(crate) fn new(peer: SocketAddr, proxied: Proxied, refusal: Option<Refusal>, since: Instant) -> Self {
+    pub(crate) fn new(
+        peer: SocketAddr,
+        client_source: ClientSource,
+        refusal: Option<Refusal>,
+        since: Instant,
+    ) -> Self {
         Self {
             peer,
-            proxied,
+            client_source,
             head: Vec::new(),
             parsed: 0,
             refusal,
-            deciding: None,
+            decision: None,
             deflate: None,
             since,
             is_head: false,
@@ -80,7 +85,7 @@ impl<S> Handshake<S> {
         bytes: &[u8],
         config: &Config,
         metrics: &Metrics,
-    ) -> Option<Result<Asked, Refusal>> {
+    ) -> Option<Result<HandshakeRequest, Refusal>> {
         // Nearly always the head comes whole, and need not be put together.
         let came_before = !self.head.is_empty();
         if came_before {
@@ -132,28 +137,28 @@ impl<S> Handshake<S> {
     /// # Errors
     ///
     /// It is no good; there is nobody to tell.
-    pub(crate) fn preface(
+    pub(crate) fn read_proxy_header(
         &mut self,
         bytes: &[u8],
         config: &Config,
-        place: &mut Place,
+        permit: &mut ConnectionPermit,
         metrics: &Metrics,
     ) -> Result<Option<Vec<u8>>, ProxyError> {
         self.head.extend_from_slice(bytes);
         match config.proxy_protocol.read(&self.head)? {
-            Start::Partial => return Ok(None),
-            Start::NoHeader => {}
-            Start::Header { length, source } => {
+            Preface::Partial => return Ok(None),
+            Preface::NoHeader => {}
+            Preface::Header { length, source } => {
                 self.head.drain(..length);
                 if let Some(source) = source {
                     self.peer = source;
                 }
             }
         }
-        self.proxied = Proxied::Request;
+        self.client_source = ClientSource::RequestHeaders;
         if !config.trusted_proxies.trusts(self.peer.ip()) {
-            self.proxied = Proxied::No;
-            if let Err(refusal) = claim(place, self.peer.ip(), config, metrics) {
+            self.client_source = ClientSource::Peer;
+            if let Err(refusal) = charge_address(permit, self.peer.ip(), config, metrics) {
                 self.refusal.get_or_insert(refusal);
             }
         }
@@ -165,15 +170,15 @@ impl<S> Handshake<S> {
     /// # Errors
     ///
     /// The request names several, or the address has no place left.
-    pub(crate) fn hear_of_client(
+    pub(crate) fn resolve_client(
         &mut self,
         request: &Request,
         config: &Config,
-        place: &mut Place,
+        permit: &mut ConnectionPermit,
         metrics: &Metrics,
     ) -> Result<(), Refusal> {
         let client =
-            proxy::client(&config.trusted_proxies, config.forwarded_header, self.peer.ip(), request)?;
+            proxy::client_address(&config.trusted_proxies, config.forwarded_header, self.peer.ip(), request)?;
         if client != self.peer.ip() {
             // Its port is not known.
             self.peer = SocketAddr::new(client, 0);
@@ -181,12 +186,12 @@ impl<S> Handshake<S> {
         if config.trusted_proxies.trusts(client) {
             return Ok(());
         }
-        claim(place, client, config, metrics)
+        charge_address(permit, client, config, metrics)
     }
 
-    fn check(&mut self, request: Request, config: &Config) -> Result<Asked, Refusal> {
+    fn check(&mut self, request: Request, config: &Config) -> Result<HandshakeRequest, Refusal> {
         if is_probe(&request, config) {
-            return Ok(Asked::Probe);
+            return Ok(HandshakeRequest::Probe);
         }
         if !config.paths.is_empty() && !config.paths.iter().any(|path| path == request.path()) {
             return Err(Refusal::not_found());
@@ -196,7 +201,7 @@ impl<S> Handshake<S> {
         }
         let key = request.check_upgrade()?;
         self.deflate = deflate::negotiate(&config.compression, request.extensions())?;
-        Ok(Asked::Upgrade(request, key))
+        Ok(HandshakeRequest::Upgrade(request, key))
     }
 }
 
@@ -223,11 +228,16 @@ fn has_blank_line(bytes: &[u8]) -> bool {
 }
 
 /// Counts a connection for the address that it turned out to be of.
-fn claim(place: &mut Place, address: IpAddr, config: &Config, metrics: &Metrics) -> Result<(), Refusal> {
-    place.claim(address).or_else(|no_place| {
-        metrics.limited(no_place);
+fn charge_address(
+    permit: &mut ConnectionPermit,
+    address: IpAddr,
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<(), Refusal> {
+    permit.charge_address(address).or_else(|error| {
+        metrics.limited(error);
         match config.limit_mode {
-            LimitMode::Enforce => Err(no_place.refusal(|| FULL_RETRY)),
+            LimitMode::Enforce => Err(error.refusal(|| ADDRESS_LIMIT_RETRY)),
             LimitMode::Observe => Ok(()),
         }
     })
@@ -244,7 +254,7 @@ mod tests {
 
     fn handshake() -> Handshake<()> {
         let peer = SocketAddr::new(IpAddr::from([192, 0, 2, 1]), 1);
-        Handshake::new(peer, Proxied::No, None, Instant::now())
+        Handshake::new(peer, ClientSource::Peer, None, Instant::now())
     }
 
     /// Feeds a head in parts of one size. Returns the result, and the bytes fed until it came.

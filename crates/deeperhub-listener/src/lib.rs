@@ -1,93 +1,96 @@
-//! A WebSocket listener: accept, handshake, worker threads and connections, for your own sessions.
+//! A WebSocket server library: accepting, handshakes, worker threads and connections. You write the
+//! sessions.
 //!
-//! A connection belongs to one worker thread for its whole life. A worker is one loop over its connections: it
-//! reads those that have something, lets their [`Session`]s answer, takes what waits for them from elsewhere
-//! ([`Local::poll`]), and writes each connection that got something once. An idle connection holds no buffer.
+//! A connection belongs to one worker thread for its whole life. A worker is one loop over its
+//! connections, in rounds. A round reads ready sockets and calls their [`Session`]s. It then polls
+//! the worker's own state ([`WorkerState::poll`]) for frames from elsewhere, and writes each
+//! connection at most once. An idle connection holds no buffer.
 //!
-//! You give it an [`Application`]: it decides on handshakes, makes what each worker keeps for its sessions
-//! ([`Local`]), and the sessions that answer messages. All three are type parameters, so the calls are static.
-//! What is absent on purpose: topics, message formats, tokens. Those are an application's.
+//! An [`Application`] decides on handshakes, and creates the state of each worker
+//! ([`WorkerState`]) and the sessions that answer messages. All three are type parameters, so calls
+//! are static. [`accept_all`] is an application that accepts every handshake.
+//!
+//! This crate has no topics, message formats or tokens: these belong to the application.
 //!
 //! ```
-//! use deeperhub_listener::{Accepted, Application, Connections, Context, Local, Message, Peer, Session};
-//! use deeperhub_protocol::frame;
-//! use deeperhub_protocol::handshake::{Refusal, Request};
-//! use std::task::{self, Poll};
+//! use deeperhub_listener::{Context, Listener, Message, Session, accept_all};
 //!
 //! /// Answers every message with itself.
 //! struct Echo;
-//! struct NoState;
-//!
-//! impl Application for Echo {
-//!     type Local = NoState;
-//!     type Session = Echo;
-//!     fn local(&self, _worker: usize) -> NoState {
-//!         NoState
-//!     }
-//!     fn accept(
-//!         &self,
-//!         _request: Request,
-//!         _peer: Peer,
-//!     ) -> impl Future<Output = Result<Accepted<Echo>, Refusal>> + 'static {
-//!         std::future::ready(Ok(Accepted { session: Echo, subprotocol: None }))
-//!     }
-//! }
-//!
-//! impl Local for NoState {
-//!     type Session = Echo;
-//!     fn poll(&mut self, _cx: &mut task::Context<'_>, _connections: &mut Connections<'_, Echo>) -> Poll<()> {
-//!         Poll::Pending
-//!     }
-//! }
 //!
 //! impl Session for Echo {
-//!     type Local = NoState;
-//!     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, NoState>) {
-//!         cx.reply(|out| match message {
-//!             Message::Text(text) => frame::write_text(out, text),
-//!             Message::Binary(bytes) => frame::write_binary(out, bytes),
-//!         });
+//!     type WorkerState = ();
+//!
+//!     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, ()>) {
+//!         cx.reply_message(message);
 //!     }
 //! }
+//!
+//! # fn main() -> Result<(), deeperhub_listener::StartError> {
+//! let listener = Listener::builder(accept_all(|| Echo)).bind(([127, 0, 0, 1], 0))?;
+//! println!("listening on ws://{}", listener.local_addr());
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! `examples/echo.rs` is the whole program.
 
-mod accept;
+mod accept_all;
+mod acceptor;
+mod admission;
 mod arena;
 #[cfg(feature = "io-uring")]
-mod batch;
-mod budget;
+mod batch_write;
+mod builder;
 mod config;
 mod connections;
 mod control;
 mod deflate;
 mod drain;
 mod handshake;
-mod intake;
+mod intake_limit;
 mod listener;
-mod live;
+mod memory_budget;
 mod metrics;
 mod outbox;
-mod places;
+
 mod proxy;
+mod reconnect_pacer;
 mod restart;
 mod round;
 mod session;
-mod slots;
 mod transport;
 mod waker;
 mod worker;
 
-pub use accept::ListenOn;
+pub use accept_all::{AcceptAll, accept_all};
+pub use acceptor::ListenOn;
 pub use arena::Multicast;
-pub use budget::MemoryBudget;
+pub use builder::Builder;
 pub use config::{Config, connection_rate_limit};
 pub use connections::Connections;
 pub use drain::ReturnTo;
 pub use listener::{Listener, StartError};
-pub use live::{Live, LiveCopy};
+pub use memory_budget::MemoryBudget;
 pub use metrics::Metrics;
 pub use proxy::{ForwardedHeader, ProxyProtocol};
 pub use restart::RestartDelay;
-pub use session::{Accepted, Application, Closed, Context, Key, Local, Message, Peer, Session};
+pub use session::{
+    Accepted, Application, Closed, ConnectionKey, Context, Message, Peer, Session, WorkerState,
+};
+
+// Types of other crates in this crate's signatures, so that a server needs this crate alone.
+pub use deeperhub_metrics::{Cells, RegisterError, Registry};
+pub use deeperhub_protocol::deflate::Config as CompressionConfig;
+pub use deeperhub_protocol::frame::{self, Frame};
+pub use deeperhub_protocol::handshake::{Refusal, Request};
+pub use deeperhub_protocol::{CloseCode, CloseReason};
+pub use deeperhub_security::proxy::{Header, TrustedProxies};
+#[cfg(feature = "tls")]
+pub use deeperhub_security::tls;
+pub use deeperhub_security::{LimitMode, RateLimit};
+
+/// The README's example runs with the doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

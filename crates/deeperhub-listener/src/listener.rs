@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use deeperhub_metrics::{CellError, Cells};
 use mio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use crate::accept::{Acceptor, ListenOn, listen_on};
+use crate::acceptor::{Acceptor, ListenOn, listen_on};
+use crate::admission::Admission;
 use crate::config::Config;
-use crate::connections::Core;
+use crate::connections::WorkerCore;
 use crate::control::Control;
 use crate::drain::{DrainPlan, ReturnTo};
-use crate::live::Live;
 use crate::metrics::Metrics;
-use crate::places::Places;
 use crate::session::Application;
 use crate::worker::{self, WorkerCells};
 
@@ -35,8 +35,8 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub struct Listener {
     /// Bound addresses, at least one.
     addresses: Vec<SocketAddr>,
-    places: Arc<Places>,
-    config: Arc<Live<Config>>,
+    admission: Arc<Admission>,
+    config: Arc<ArcSwap<Config>>,
     control: Arc<Control>,
     threads: Mutex<Option<Threads>>,
     stop_accepting: Arc<mio::Waker>,
@@ -106,29 +106,8 @@ pub enum StartError {
 }
 
 impl Listener {
-    /// Listens on `address` (port 0: any free one) and serves `application`.
-    ///
-    /// It needs no runtime of the caller's: everything runs on threads of its own.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`]; then nothing runs.
-    pub fn start<A: Application>(
-        address: SocketAddr,
-        config: Config,
-        application: A,
-        cells: &Cells,
-        metrics: Metrics,
-    ) -> Result<Self, StartError> {
-        Self::start_on(address.into(), config, application, cells, metrics)
-    }
-
-    /// Starts like [`start`](Self::start), but may listen on several addresses.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`]; then nothing runs.
-    pub fn start_on<A: Application>(
+    /// Binds the sockets and starts the threads. See [`Builder::bind`](crate::Builder::bind).
+    pub(crate) fn start<A: Application>(
         on: ListenOn,
         config: Config,
         application: A,
@@ -145,22 +124,22 @@ impl Listener {
         let addresses =
             sockets.iter().map(TcpListener::local_addr).collect::<Result<_, _>>().map_err(refused)?;
         let worker_count = config.workers.clamp(1, cells.workers());
-        let places = Places::new(
+        let admission = Admission::new(
             config.max_connections,
             config.max_connections_per_ip,
             config.connection_rate_per_ip,
             worker_count,
         );
-        let places = Arc::new(places.limiting_loopback(config.limits_loopback));
-        let config = Arc::new(Live::new(Config { workers: worker_count, ..config }));
+        let admission = Arc::new(admission.with_loopback_limited(config.limits_loopback));
+        let config = Arc::new(ArcSwap::from_pointee(Config { workers: worker_count, ..config }));
         let application = Arc::new(application);
 
         let control = Arc::new(Control::new(worker_count));
         let acceptor = Acceptor::new(
             sockets,
             Arc::clone(&control),
-            Arc::clone(&places),
-            &config.current(),
+            Arc::clone(&admission),
+            &config.load(),
             metrics.clone(),
         )
         .map_err(refused)?;
@@ -170,7 +149,7 @@ impl Listener {
         // If a thread cannot be started, dropping this ends the others.
         let listener = Self {
             addresses,
-            places,
+            admission,
             config: Arc::clone(&config),
             control: Arc::clone(&control),
             threads: Mutex::new(None),
@@ -191,7 +170,7 @@ impl Listener {
             let (config, metrics, control) = (Arc::clone(&config), metrics.clone(), Arc::clone(&control));
             threads.spawn(format!("hub-worker-{index}"), &running, move || {
                 // Made here: sessions never leave their thread.
-                let core = Core::new(config, metrics, Instant::now());
+                let core = WorkerCore::new(config, metrics, Instant::now());
                 worker::run(&*application, index, &runtime, &control, core, cells);
             })?;
         }
@@ -216,16 +195,16 @@ impl Listener {
 
     /// Connections that have a place, handshakes and closing ones included.
     pub fn connections(&self) -> usize {
-        self.places.open()
+        self.admission.open()
     }
 
     /// Takes other limits from `config`: connections (all, and by address), bytes of a message and of a queue. The rest
     /// stays as it was at the start. Connections that are there stay too; workers follow within a second, and what is
     /// over a limit then is seen when something comes to it.
     pub fn reconfigure(&self, config: &Config) {
-        let current = self.config.current();
-        self.places.limit(config.max_connections, config.max_connections_per_ip);
-        self.config.replace(Config {
+        let current = self.config.load();
+        self.admission.set_limits(config.max_connections, config.max_connections_per_ip);
+        self.config.store(Arc::new(Config {
             max_connections: config.max_connections,
             max_connections_per_ip: config.max_connections_per_ip,
             max_head_bytes: config.max_head_bytes,
@@ -235,8 +214,8 @@ impl Listener {
             max_queue_bytes: config.max_queue_bytes,
             round_bytes: config.round_bytes,
             round_time: config.round_time,
-            ..(*current).clone()
-        });
+            ..Config::clone(&current)
+        }));
     }
 
     /// Refuses new connections with 503 `draining` and closes the others with 1001, spread over
@@ -247,10 +226,10 @@ impl Listener {
     pub async fn drain(&self, time: Duration, return_to: ReturnTo) {
         // Keep the deadline within the clock's range.
         let time = time.min(LONGEST_DRAIN);
-        let open = self.places.open();
-        let plan = DrainPlan::new(Instant::now(), time, open, return_to, &self.config.current());
+        let open = self.admission.open();
+        let plan = DrainPlan::new(Instant::now(), time, open, return_to, &self.config.load());
         self.control.drain(Arc::new(plan));
-        let _ = tokio::time::timeout(time, self.places.wait_empty()).await;
+        let _ = tokio::time::timeout(time, self.admission.wait_empty()).await;
     }
 
     /// Stops the acceptor and the workers, and waits at most five seconds for their threads. A
@@ -260,6 +239,16 @@ impl Listener {
         let threads = self.lock_threads().take();
         if let Some(threads) = threads {
             threads.join(STOP_TIMEOUT).await;
+        }
+    }
+
+    /// Blocks the calling thread until the threads of the listener end, after [`stop`](Self::stop) was
+    /// called on another thread. That `stop` then does not wait for them itself.
+    pub fn wait(&self) {
+        let threads = self.lock_threads().take();
+        for thread in threads.into_iter().flat_map(|threads| threads.handles) {
+            // A panic there was caught and counted already.
+            let _ = thread.join();
         }
     }
 

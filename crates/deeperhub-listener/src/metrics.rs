@@ -11,9 +11,9 @@ use deeperhub_protocol::frame::FrameError;
 #[cfg(feature = "tls")]
 use deeperhub_security::tls::ClientAuthFault;
 
+use crate::admission::AdmissionError;
 use crate::deflate::{Coders, Sizes};
-use crate::places::NoPlace;
-use crate::transport::Ended;
+use crate::transport::TlsHandshakeCounts;
 
 /// How handshakes end, in the order of [`Metrics::handshakes`].
 const OUTCOMES: &[&str] = &["accepted", "refused", "timed_out", "lost", "tls_failed", "proxy_failed"];
@@ -43,7 +43,7 @@ const TLS_RESULTS: &[&str] = &["full", "resumed", "failed"];
 
 /// Indices into [`OUTCOMES`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Outcome {
+pub(crate) enum HandshakeOutcome {
     Accepted,
     Refused,
     TimedOut,
@@ -136,7 +136,7 @@ impl CoderCells {
         if coders.incoming.sizes.input > 0 {
             add(&mut self.decompression, &mut coders.incoming.sizes);
         }
-        let runs = coders.outgoing.take_runs();
+        let runs = coders.outgoing.take_message_count();
         if runs > 0 {
             self.compressions.add(runs);
         }
@@ -396,7 +396,7 @@ impl Metrics {
         )
     }
 
-    pub(crate) fn tls(&self, ended: Ended) {
+    pub(crate) fn tls(&self, ended: TlsHandshakeCounts) {
         for (index, count) in [ended.full, ended.resumed, ended.failed].into_iter().enumerate() {
             // Mostly there were none in a round, and the counter is shared between workers.
             if count > 0 {
@@ -411,11 +411,11 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn limited(&self, by: NoPlace) {
+    pub(crate) fn limited(&self, by: AdmissionError) {
         self.limited.inc(match by {
-            NoPlace::Full => 0,
-            NoPlace::Address => 1,
-            NoPlace::TooOften(_) => 2,
+            AdmissionError::ServerFull => 0,
+            AdmissionError::AddressFull => 1,
+            AdmissionError::RateLimited(_) => 2,
         });
     }
 
@@ -428,7 +428,7 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn handshake(&self, outcome: Outcome) {
+    pub(crate) fn handshake(&self, outcome: HandshakeOutcome) {
         self.handshakes.inc(outcome as usize);
     }
 }

@@ -21,7 +21,7 @@ const MAX_PONGS: usize = 32;
 
 /// Highest arena offset that pieces refer to; their offsets are 32 bits wide. Frames beyond it are
 /// copied to their connection. The budget of a round ends reading long before.
-const MAX_PLACE: usize = 64 << 20;
+const MAX_ARENA_OFFSET: usize = 64 << 20;
 
 /// Complete frames: shared with other connections, or this connection's own replies of the round in the worker's
 /// arena.
@@ -104,7 +104,7 @@ impl Outbox {
         if end <= start {
             return;
         }
-        if end > MAX_PLACE {
+        if end > MAX_ARENA_OFFSET {
             if let Some(bytes) = arena.get(start..end) {
                 self.push(&Frame::from_encoded(bytes));
             }
@@ -418,7 +418,7 @@ mod tests {
             for outbox in &mut outboxes {
                 for multicast in &fan_out {
                     let frame = multicast.frame();
-                    match arena.copy(frame, multicast.copy_of(frame)) {
+                    match arena.copy(frame, multicast.copy_slot(frame)) {
                         Some(start) => outbox.push_arena(arena.bytes(), start..start + frame.len()),
                         None => outbox.push(frame),
                     }

@@ -21,7 +21,7 @@ pub enum ProxyProtocol {
 
 /// What a connection of a trusted proxy starts with.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Start {
+pub(crate) enum Preface {
     /// More must come to tell.
     Partial,
     /// The first bytes are the client's.
@@ -36,14 +36,14 @@ pub(crate) enum Start {
 
 impl ProxyProtocol {
     /// Reads the first bytes of a connection.
-    pub(crate) fn read(self, bytes: &[u8]) -> Result<Start, ProxyError> {
+    pub(crate) fn read(self, bytes: &[u8]) -> Result<Preface, ProxyError> {
         if self == Self::Off {
-            return Ok(Start::NoHeader);
+            return Ok(Preface::NoHeader);
         }
         match proxy::parse(bytes) {
-            Ok(Parsed::Partial) => Ok(Start::Partial),
-            Ok(Parsed::Complete { length, source }) => Ok(Start::Header { length, source }),
-            Err(ProxyError::Signature) if self == Self::Detect => Ok(Start::NoHeader),
+            Ok(Parsed::Partial) => Ok(Preface::Partial),
+            Ok(Parsed::Complete { length, source }) => Ok(Preface::Header { length, source }),
+            Err(ProxyError::Signature) if self == Self::Detect => Ok(Preface::NoHeader),
             Err(error) => Err(error),
         }
     }
@@ -67,7 +67,7 @@ pub enum ForwardedHeader {
 /// # Errors
 ///
 /// Returns 400 if the headers name different clients.
-pub(crate) fn client(
+pub(crate) fn client_address(
     trusted: &TrustedProxies,
     header: ForwardedHeader,
     peer: IpAddr,
@@ -107,22 +107,22 @@ mod tests {
     #[test]
     fn a_header_is_told_from_a_request_by_the_first_bytes() {
         let source = "192.0.2.1:4660".parse().ok();
-        let header = Ok(Start::Header { length: 28, source });
+        let header = Ok(Preface::Header { length: 28, source });
         assert_eq!(ProxyProtocol::Detect.read(HEADER), header);
-        assert_eq!(ProxyProtocol::Detect.read(&HEADER[..5]), Ok(Start::Partial));
-        assert_eq!(ProxyProtocol::Detect.read(b"GET / HTTP/1.1\r\n"), Ok(Start::NoHeader));
-        assert_eq!(ProxyProtocol::Detect.read(&[22, 3, 1]), Ok(Start::NoHeader));
+        assert_eq!(ProxyProtocol::Detect.read(&HEADER[..5]), Ok(Preface::Partial));
+        assert_eq!(ProxyProtocol::Detect.read(b"GET / HTTP/1.1\r\n"), Ok(Preface::NoHeader));
+        assert_eq!(ProxyProtocol::Detect.read(&[22, 3, 1]), Ok(Preface::NoHeader));
         assert_eq!(ProxyProtocol::Required.read(HEADER), header);
         assert_eq!(ProxyProtocol::Required.read(b"GET /"), Err(ProxyError::Signature));
-        assert_eq!(ProxyProtocol::Detect.read(b"PRO"), Ok(Start::Partial));
-        assert_eq!(ProxyProtocol::Detect.read(b"PROPFIND /"), Ok(Start::NoHeader));
-        assert_eq!(ProxyProtocol::Off.read(HEADER), Ok(Start::NoHeader));
+        assert_eq!(ProxyProtocol::Detect.read(b"PRO"), Ok(Preface::Partial));
+        assert_eq!(ProxyProtocol::Detect.read(b"PROPFIND /"), Ok(Preface::NoHeader));
+        assert_eq!(ProxyProtocol::Off.read(HEADER), Ok(Preface::NoHeader));
     }
 
     #[test]
     fn both_versions_of_the_header_are_read() {
         let old = b"PROXY TCP4 192.0.2.1 192.0.2.2 4660 2\r\n";
-        let header = Ok(Start::Header { length: old.len(), source: "192.0.2.1:4660".parse().ok() });
+        let header = Ok(Preface::Header { length: old.len(), source: "192.0.2.1:4660".parse().ok() });
         assert_eq!(ProxyProtocol::Detect.read(old), header);
         assert_eq!(ProxyProtocol::Required.read(old), header);
         assert_eq!(ProxyProtocol::Detect.read(b"PROXY UDP4 "), Err(ProxyError::Family));
@@ -141,7 +141,7 @@ mod tests {
             panic!("{headers}")
         };
         let trusted = TrustedProxies::parse(["10.0.0.0/8"]).unwrap();
-        let client = client(&trusted, header, "10.0.0.1".parse().unwrap(), &request);
+        let client = client_address(&trusted, header, "10.0.0.1".parse().unwrap(), &request);
         assert_eq!(
             client.map(|client| client.to_string()).map_err(|refusal| refusal.status),
             expected.map(str::to_owned)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Lifetime after which the last start counts as good.
-const STEADY: Duration = Duration::from_secs(30);
+const STABLE_AFTER: Duration = Duration::from_secs(30);
 
 /// Delay of the second restart in a row; each further one doubles it.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ impl RestartDelay {
     /// Returns the delay before the next restart, at most 5 s, after a lifetime of `life`. A
     /// lifetime of half a minute resets the backoff.
     pub fn after(&mut self, life: Duration) -> Duration {
-        if life >= STEADY {
+        if life >= STABLE_AFTER {
             self.next = Duration::ZERO;
         }
         let delay = self.next;
@@ -52,7 +52,7 @@ mod tests {
         let mut delay = RestartDelay::default();
         let delays: Vec<_> = (0..10).map(|_| delay.after(Duration::ZERO).as_millis()).collect();
         assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
-        assert_eq!(delay.after(STEADY), Duration::ZERO);
+        assert_eq!(delay.after(STABLE_AFTER), Duration::ZERO);
         assert_eq!(delay.after(Duration::from_secs(1)), FIRST_DELAY);
     }
 }

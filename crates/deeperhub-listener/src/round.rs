@@ -103,12 +103,12 @@ impl RoundBudget {
         self.spent = self.spent.saturating_add(cost);
         self.since_clock += cost;
         if self.since_clock >= CLOCK_COST {
-            self.look_at_clock(turn);
+            self.check_clock(turn);
         }
     }
 
     #[cold]
-    fn look_at_clock(&mut self, turn: &mut Turn) {
+    fn check_clock(&mut self, turn: &mut Turn) {
         self.since_clock = 0;
         if Instant::now() < self.until {
             return;

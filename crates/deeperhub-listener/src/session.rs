@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use deeperhub_protocol::CloseReason;
 use deeperhub_protocol::deflate::Params;
-use deeperhub_protocol::frame::Frame;
+use deeperhub_protocol::frame::{self, Frame};
 use deeperhub_protocol::handshake::{Refusal, Request};
 
 use crate::connections::Connections;
-use crate::deflate::Outgoing;
+use crate::deflate::Compression;
 use crate::outbox::Outbox;
-use crate::transport::{Records, Transport};
+use crate::transport::{TlsScratch, Transport};
 
 /// Names a connection within its worker while it is open. Used again after it closed.
-pub type Key = u32;
+pub type ConnectionKey = u32;
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +53,12 @@ pub struct Accepted<S> {
 /// What runs on the connections: one value for all workers.
 pub trait Application: Send + Sync + 'static {
     /// What a worker keeps for all its sessions; made on its thread and never sent.
-    type Local: Local<Session = Self::Session>;
+    type WorkerState: WorkerState<Self::Session>;
     /// What a connection keeps.
-    type Session: Session<Local = Self::Local>;
+    type Session: Session<WorkerState = Self::WorkerState>;
 
     /// Makes the state of worker `worker` (0 to `workers - 1`); called again for a worker that is replaced.
-    fn local(&self, worker: usize) -> Self::Local;
+    fn worker_state(&self, worker: usize) -> Self::WorkerState;
 
     /// Returns `true` if clients should connect. Called for each probe
     /// ([`Config::probe_path`](crate::Config::probe_path)) on a worker's thread, so it must not
@@ -76,70 +76,70 @@ pub trait Application: Send + Sync + 'static {
 }
 
 /// A worker's own state: where messages for its connections come from.
-pub trait Local: 'static {
-    /// The sessions of this worker.
-    type Session;
-
+pub trait WorkerState<S>: 'static {
     /// Takes what waits for this worker's connections, called once in each round.
     ///
     /// `Ready`: there is more, call again soon (others had their turn). `Pending`: there is nothing, and the waker
-    /// of `cx` will be called when something comes. Stop when [`Connections::room`] is 0.
-    fn poll(
-        &mut self,
-        cx: &mut task::Context<'_>,
-        connections: &mut Connections<'_, Self::Session>,
-    ) -> Poll<()>;
+    /// of `cx` will be called when something comes. Stop when [`Connections::send_budget`] is 0.
+    fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, S>) -> Poll<()>;
 
     /// What was queued in this round is written, as far as sockets take it. Called at the end of each round, with the
     /// time.
-    fn written(&mut self, now: Instant) {
+    fn on_written(&mut self, now: Instant) {
         let _ = now;
+    }
+}
+
+/// For sessions that need nothing from their worker.
+impl<S> WorkerState<S> for () {
+    fn poll(&mut self, _cx: &mut task::Context<'_>, _connections: &mut Connections<'_, S>) -> Poll<()> {
+        Poll::Pending
     }
 }
 
 /// One connection's side of the application. Nothing in it waits.
 pub trait Session: 'static {
     /// The state of the worker that it lives on.
-    type Local;
+    type WorkerState;
 
     /// The handshake is answered; what is sent here is the first that the client gets.
-    fn on_open(&mut self, cx: &mut Context<'_, Self::Local>) {
+    fn on_open(&mut self, cx: &mut Context<'_, Self::WorkerState>) {
         let _ = cx;
     }
 
     /// A whole message came.
-    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Self::Local>);
+    fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Self::WorkerState>);
 
     /// A ping came, or a pong that answers none of the listener's own pings. False: it is one too many, and a ping then
     /// gets no pong.
-    fn admits_control(&mut self, cx: &mut Context<'_, Self::Local>) -> bool {
+    fn admits_control(&mut self, cx: &mut Context<'_, Self::WorkerState>) -> bool {
         let _ = cx;
         true
     }
 
     /// Heap bytes that are kept for this connection because of what its client did, in the session or elsewhere. Only
     /// asked for when memory is short: who holds the most is closed.
-    fn held_bytes(&self, key: Key, local: &Self::Local) -> usize {
-        let _ = (key, local);
+    fn held_bytes(&self, key: ConnectionKey, worker: &Self::WorkerState) -> usize {
+        let _ = (key, worker);
         0
     }
 
     /// Called about once a second (more often where timeouts are shorter).
-    fn on_tick(&mut self, cx: &mut Context<'_, Self::Local>) {
+    fn on_tick(&mut self, cx: &mut Context<'_, Self::WorkerState>) {
         let _ = cx;
     }
 
     /// The server closes this connection: `out` takes frames that go ahead of the close frame. `retry_after` is the
     /// client's slot to come back, where it has one.
-    fn on_farewell(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
+    fn on_server_close(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
         let _ = (reason, retry_after, out);
     }
 
     /// Handles the close of the connection. Called exactly once for each session that was opened,
-    /// unless the listener stops; nothing is called after it. If the worker died, `local` is that
+    /// unless the listener stops; nothing is called after it. If the worker died, `worker` is that
     /// of its replacement, which knows nothing of the session.
-    fn on_close(&mut self, key: Key, closed: &Closed, local: &mut Self::Local) {
-        let _ = (key, closed, local);
+    fn on_close(&mut self, key: ConnectionKey, closed: &Closed, worker: &mut Self::WorkerState) {
+        let _ = (key, closed, worker);
     }
 }
 
@@ -170,12 +170,12 @@ pub enum Closed {
 /// What a session may do while it handles something.
 #[derive(Debug)]
 pub struct Context<'a, L> {
-    pub(crate) key: Key,
+    pub(crate) key: ConnectionKey,
     pub(crate) now: Instant,
-    pub(crate) local: &'a mut L,
+    pub(crate) worker: &'a mut L,
     pub(crate) outbox: &'a mut Outbox,
     pub(crate) arena: &'a mut Vec<u8>,
-    pub(crate) outgoing: &'a mut Outgoing,
+    pub(crate) outgoing: &'a mut Compression,
     /// The compression that was agreed on.
     pub(crate) deflate: Option<Params>,
     pub(crate) close: &'a mut Option<CloseReason>,
@@ -183,24 +183,24 @@ pub struct Context<'a, L> {
     /// Cost of the session's work, on top of the message.
     pub(crate) charged: &'a mut usize,
     /// The socket, where a reply may go out ahead of the end of the round.
-    pub(crate) wire: Option<Wire<'a>>,
+    pub(crate) direct_write: Option<DirectWrite<'a>>,
 }
 
 /// A socket that a long reply is written to at once.
 #[derive(Debug)]
-pub(crate) struct Wire<'a> {
+pub(crate) struct DirectWrite<'a> {
     pub(crate) transport: &'a mut Transport,
-    pub(crate) records: &'a mut Records,
+    pub(crate) tls_scratch: &'a mut TlsScratch,
     pub(crate) sent: &'a mut u64,
 }
 
 /// A payload of this length is written from where it stands: copying it costs more than what a write of several slices
 /// costs above a plain one. At 16 KiB it saves 3 % of an echo's CPU time.
-const WRITE_IN_PLACE: usize = 8 * 1024;
+const MIN_DIRECT_WRITE: usize = 8 * 1024;
 
 impl<L> Context<'_, L> {
     /// This connection.
-    pub fn key(&self) -> Key {
+    pub fn key(&self) -> ConnectionKey {
         self.key
     }
 
@@ -210,8 +210,8 @@ impl<L> Context<'_, L> {
     }
 
     /// The worker's state.
-    pub fn local(&mut self) -> &mut L {
-        self.local
+    pub fn worker(&mut self) -> &mut L {
+        self.worker
     }
 
     /// Sends what `write` appends: one or more complete frames (see `deeperhub_protocol::frame`). Nothing is
@@ -223,11 +223,22 @@ impl<L> Context<'_, L> {
         self.queue_replies(start);
     }
 
+    /// Sends a text or binary message.
+    pub fn reply_message(&mut self, message: Message<'_>) {
+        self.reply(|out| match message {
+            Message::Text(text) => frame::write_text(out, text),
+            Message::Binary(bytes) => frame::write_binary(out, bytes),
+        });
+    }
+
     /// Whether a reply with a payload of `len` bytes goes to the socket at once and out of where the payload stands, by
     /// [`reply_around`](Self::reply_around): it is long, nothing waits to be sent ahead of it, no more of this client's
     /// messages wait to be handled, and it is neither compressed nor encrypted.
     pub fn writes_in_place(&self, len: usize) -> bool {
-        len >= WRITE_IN_PLACE && self.wire.is_some() && self.outbox.is_empty() && self.deflate.is_none()
+        len >= MIN_DIRECT_WRITE
+            && self.direct_write.is_some()
+            && self.outbox.is_empty()
+            && self.deflate.is_none()
     }
 
     /// As [`reply`](Self::reply), of frames around a `payload`, which `write` leaves out: it appends what stands before and
@@ -264,10 +275,10 @@ impl<L> Context<'_, L> {
 
     /// How many bytes of the frame the socket took.
     fn write_in_place(&mut self, start: usize, at: usize, payload: &[u8]) -> usize {
-        let Some(Wire { transport, records, sent }) = &mut self.wire else { return 0 };
+        let Some(DirectWrite { transport, tls_scratch, sent }) = &mut self.direct_write else { return 0 };
         let slices = [&self.arena[start..at], payload, &self.arena[at..]].map(IoSlice::new);
         // An error shows again when the rest is written.
-        let written = transport.write_vectored(&slices, records).unwrap_or(0);
+        let written = transport.write_vectored(&slices, tls_scratch).unwrap_or(0);
         **sent += written as u64;
         written
     }

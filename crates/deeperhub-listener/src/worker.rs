@@ -1,9 +1,9 @@
 //! One thread's loop over its connections.
 
-mod intake;
-mod liveness;
 #[cfg(feature = "io-uring")]
-mod reads;
+mod batch_read;
+mod liveness;
+mod read;
 mod shed;
 mod supervise;
 
@@ -17,14 +17,14 @@ use deeperhub_protocol::frame;
 use deeperhub_protocol::handshake::{self, Refusal};
 use deeperhub_protocol::{CloseCode, CloseReason};
 
-use crate::connections::{Closing, Connection, Connections, Core, Flags, Sign, State};
+use crate::connections::{Closing, Connection, Connections, Flags, Liveness, State, WorkerCore};
 use crate::control::{Arrival, Control, Phase};
-use crate::drain::Drain;
-use crate::handshake::{Asked, Handshake, Proxied, write_ready};
-use crate::metrics::{CoderCells, Outcome};
+use crate::drain::WorkerDrain;
+use crate::handshake::{ClientSource, Handshake, HandshakeRequest, write_ready};
+use crate::metrics::{CoderCells, HandshakeOutcome};
 use crate::outbox::Outbox;
 use crate::round::{HANDSHAKE_COST, Turn};
-use crate::session::{Application, Closed, Context, Local, Peer, Session};
+use crate::session::{Application, Closed, Context, Peer, Session, WorkerState};
 use crate::transport::Transport;
 use crate::waker::ConnectionWaker;
 
@@ -34,16 +34,16 @@ pub(crate) use supervise::{run, runtime};
 const ARRIVALS_PER_ROUND: usize = 64;
 
 /// Bytes of the read buffer that all connections of a worker share.
-const SCRATCH: usize = 64 * 1024;
+const READ_BUFFER_BYTES: usize = 64 * 1024;
 
 /// The longest wait for more messages of a burst.
-const MAX_HOLD: Duration = Duration::from_micros(500);
+const MAX_COALESCE_DELAY: Duration = Duration::from_micros(500);
 
-/// Slots of the slab that one round looks at for deadlines.
+/// ReconnectPacer of the slab that one round looks at for deadlines.
 const TICK_SLICE: usize = 4096;
 
 /// What is kept of the buffers of a round that was larger.
-const KEEP: usize = 256 * 1024;
+const MAX_KEPT_GATHER_BYTES: usize = 256 * 1024;
 
 /// Numbers of this worker.
 pub(crate) struct WorkerCells {
@@ -61,26 +61,26 @@ pub(crate) struct WorkerCells {
 
 pub(crate) struct Worker<'a, A: Application> {
     application: &'a A,
-    local: A::Local,
-    core: &'a mut Core<A::Session>,
+    worker_state: A::WorkerState,
+    core: &'a mut WorkerCore<A::Session>,
     control: &'a Control,
     index: usize,
     cells: &'a mut WorkerCells,
     scratch: Vec<u8>,
     /// Room for the reads of a batch; empty until there is one.
     #[cfg(feature = "io-uring")]
-    slots: Vec<u8>,
+    batch_buffers: Vec<u8>,
     started: Instant,
     sleep: Pin<Box<tokio::time::Sleep>>,
     next_tick: Instant,
     /// The last measurement of memory that was acted upon.
     shed_seen: u64,
     /// Where the look at deadlines goes on; `None` between two of them.
-    tick_at: Option<usize>,
+    tick_position: Option<usize>,
     queued: i64,
-    drain: Option<Drain>,
-    /// Not to begin a round before: see [`hold`].
-    hold_until: Option<Instant>,
+    drain: Option<WorkerDrain>,
+    /// Not to begin a round before: see [`coalesce_delay`].
+    coalesce_until: Option<Instant>,
     stopped: bool,
 }
 
@@ -89,29 +89,29 @@ impl<'a, A: Application> Worker<'a, A> {
     pub(crate) fn new(
         application: &'a A,
         index: usize,
-        core: &'a mut Core<A::Session>,
+        core: &'a mut WorkerCore<A::Session>,
         control: &'a Control,
         cells: &'a mut WorkerCells,
     ) -> Self {
         let now = Instant::now();
         Self {
             application,
-            local: application.local(index),
+            worker_state: application.worker_state(index),
             core,
             control,
             index,
             cells,
-            scratch: vec![0; SCRATCH],
+            scratch: vec![0; READ_BUFFER_BYTES],
             #[cfg(feature = "io-uring")]
-            slots: Vec::new(),
+            batch_buffers: Vec::new(),
             started: now,
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             next_tick: now,
             shed_seen: 0,
-            tick_at: None,
+            tick_position: None,
             queued: 0,
             drain: None,
-            hold_until: None,
+            coalesce_until: None,
             stopped: false,
         }
     }
@@ -119,7 +119,7 @@ impl<'a, A: Application> Worker<'a, A> {
     /// One round. `Ready` only when the worker was told to stop.
     pub(crate) fn poll_round(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
         let now = Instant::now();
-        if let Some(wait) = self.hold_until.take().and_then(|until| until.checked_duration_since(now)) {
+        if let Some(wait) = self.coalesce_until.take().and_then(|until| until.checked_duration_since(now)) {
             std::thread::sleep(wait);
             // By way of the reactor, which has what came meanwhile.
             cx.waker().wake_by_ref();
@@ -134,13 +134,13 @@ impl<'a, A: Application> Worker<'a, A> {
 
         // Own sessions' publishes are in the inbox by now, so that they leave in this round.
         let mut connections = Connections { core: self.core };
-        more |= self.local.poll(cx, &mut connections).is_ready();
+        more |= self.worker_state.poll(cx, &mut connections).is_ready();
         self.close_listed();
         self.tick();
         self.shed();
         self.write_dirty();
         let written = Instant::now();
-        self.local.written(written);
+        self.worker_state.on_written(written);
         self.cells.round.observe_duration(written.saturating_duration_since(self.core.now));
 
         self.cells.received.add(std::mem::take(&mut self.core.received));
@@ -150,32 +150,33 @@ impl<'a, A: Application> Worker<'a, A> {
             self.cells.deferred.add(deferred);
         }
         self.cells.coders.take(&mut self.core.coders);
-        self.core.metrics.tls(std::mem::take(&mut self.core.records.ended));
-        if self.core.gather.capacity() > KEEP {
+        self.core.metrics.tls(std::mem::take(&mut self.core.tls_scratch.ended));
+        if self.core.gather.capacity() > MAX_KEPT_GATHER_BYTES {
             self.core.gather = Vec::new();
         }
 
-        more |= self.tick_at.is_some() || !self.core.dirty.is_empty();
+        more |= self.tick_position.is_some() || !self.core.dirty.is_empty();
         // While the intake limit is used up, waiting connections are no reason to go on.
-        let has_waiting = !self.core.turn.is_empty() || !self.core.backlog.is_empty();
+        let has_waiting = !self.core.run_queue.is_empty() || !self.core.backlog.is_empty();
         more |= has_waiting && !self.core.intake.is_used_up();
         if !more && self.core.is_in_burst() {
-            self.hold_until = Some(written + hold(written.saturating_duration_since(self.core.now)));
+            self.coalesce_until =
+                Some(written + coalesce_delay(written.saturating_duration_since(self.core.now)));
         }
-        if more || !self.fall_asleep(cx) {
+        if more || !self.arm_wakeups(cx) {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
     }
 
     /// Arms the wake-ups. False: there is something to do already.
-    fn fall_asleep(&mut self, cx: &mut task::Context<'_>) -> bool {
+    fn arm_wakeups(&mut self, cx: &mut task::Context<'_>) -> bool {
         let mut until = self.next_tick;
         if self.core.paused > 0 || self.core.intake.is_used_up() {
             until = until.min(self.core.now + Duration::from_millis(5));
         }
         if let Some(drain) = &mut self.drain
-            && let Some(due) = drain.due(self.core.open)
+            && let Some(due) = drain.next_close(self.core.open)
         {
             until = until.min(due);
         }
@@ -194,7 +195,7 @@ impl<'a, A: Application> Worker<'a, A> {
             Phase::Running => {}
             Phase::Draining(plan) => {
                 if self.drain.as_ref().is_none_or(|drain| !drain.is_of(&plan)) {
-                    self.drain = Some(Drain::new(plan));
+                    self.drain = Some(WorkerDrain::new(plan));
                 }
             }
             Phase::Stopping => {
@@ -206,23 +207,27 @@ impl<'a, A: Application> Worker<'a, A> {
             let Some(arrival) = mailbox.pop() else { return false };
             let waited = self.core.now.saturating_duration_since(arrival.since);
             self.core.metrics.accept_seconds.observe_duration(waited);
-            self.arrive(arrival);
+            self.register(arrival);
         }
-        mailbox.look_again(self.core.now);
+        mailbox.notify_self(self.core.now);
         true
     }
 
-    fn arrive(&mut self, Arrival { socket, peer, place, refusal, since }: Arrival) {
-        let proxied =
-            if self.core.config.trusted_proxies.trusts(peer.ip()) { Proxied::Header } else { Proxied::No };
-        let transport = match Transport::new(socket, &self.core.config, proxied == Proxied::Header) {
-            Ok(transport) => transport,
-            Err(error) => {
-                self.core.metrics.handshake(Outcome::Lost);
-                tracing::debug!(%error, "A socket could not be registered.");
-                return;
-            }
+    fn register(&mut self, Arrival { socket, peer, permit, refusal, since }: Arrival) {
+        let client_source = if self.core.config.trusted_proxies.trusts(peer.ip()) {
+            ClientSource::ProxyHeader
+        } else {
+            ClientSource::Peer
         };
+        let transport =
+            match Transport::new(socket, &self.core.config, client_source == ClientSource::ProxyHeader) {
+                Ok(transport) => transport,
+                Err(error) => {
+                    self.core.metrics.handshake(HandshakeOutcome::Lost);
+                    tracing::debug!(%error, "A socket could not be registered.");
+                    return;
+                }
+            };
         // One that is refused anyway may keep a place of its own only shortly.
         let timeout = match refusal {
             Some(_) => self.core.config.handshake_timeout.min(Duration::from_secs(2)),
@@ -234,12 +239,12 @@ impl<'a, A: Application> Worker<'a, A> {
         entry.insert(Connection {
             transport,
             waker: ConnectionWaker::waker(key, &self.core.ready),
-            state: State::Handshake(Box::new(Handshake::new(peer, proxied, refusal, since))),
+            state: State::Handshake(Box::new(Handshake::new(peer, client_source, refusal, since))),
             decoder: frame::FrameDecoder::new(),
             outbox: Outbox::default(),
             deadline,
             flags: Flags::default(),
-            place,
+            permit,
         });
         self.core.arrived.push(key);
     }
@@ -260,27 +265,27 @@ impl<'a, A: Application> Worker<'a, A> {
     }
 
     /// Takes in what came of a handshake.
-    fn shake_hands(&mut self, key: u32, bytes: &[u8], turn: &mut Turn) {
+    fn feed_handshake(&mut self, key: u32, bytes: &[u8], turn: &mut Turn) {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
         let State::Handshake(handshake) = &mut connection.state else { return };
-        if handshake.proxied == Proxied::Header {
-            return self.preface(key, bytes, turn);
+        if handshake.client_source == ClientSource::ProxyHeader {
+            return self.read_proxy_header(key, bytes, turn);
         }
         match handshake.feed(bytes, &core.config, &core.metrics) {
             None => {}
             Some(Err(refusal)) => self.refuse(key, &refusal),
-            Some(Ok(Asked::Probe)) => self.answer_probe(key),
-            Some(Ok(Asked::Upgrade(request, accept_key))) => {
+            Some(Ok(HandshakeRequest::Probe)) => self.answer_probe(key),
+            Some(Ok(HandshakeRequest::Upgrade(request, accept_key))) => {
                 if let Some(drain) = &self.drain {
-                    let refusal = Refusal::draining(drain.slot(core.now));
+                    let refusal = Refusal::draining(drain.reconnect_delay(core.now));
                     return self.refuse(key, &refusal);
                 }
-                if handshake.proxied == Proxied::Request {
-                    let told = handshake.hear_of_client(
+                if handshake.client_source == ClientSource::RequestHeaders {
+                    let told = handshake.resolve_client(
                         &request,
                         &core.config,
-                        &mut connection.place,
+                        &mut connection.permit,
                         &core.metrics,
                     );
                     if let Err(refusal) = told {
@@ -293,51 +298,51 @@ impl<'a, A: Application> Worker<'a, A> {
                     user: connection.transport.user(),
                     since: handshake.since,
                 };
-                handshake.deciding = Some((accept_key, Box::pin(self.application.accept(request, peer))));
-                self.decide(key, turn);
+                handshake.decision = Some((accept_key, Box::pin(self.application.accept(request, peer))));
+                self.poll_decision(key, turn);
             }
         }
     }
 
     /// Takes in what comes before TLS and HTTP.
-    fn preface(&mut self, key: u32, bytes: &[u8], turn: &mut Turn) {
+    fn read_proxy_header(&mut self, key: u32, bytes: &[u8], turn: &mut Turn) {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
         let State::Handshake(handshake) = &mut connection.state else { return };
-        match handshake.preface(bytes, &core.config, &mut connection.place, &core.metrics) {
+        match handshake.read_proxy_header(bytes, &core.config, &mut connection.permit, &core.metrics) {
             Ok(None) => {}
             Ok(Some(rest)) => match connection.transport.end_preface(rest) {
                 Some(rest) if rest.is_empty() => {}
-                Some(rest) => self.shake_hands(key, &rest, turn),
-                None => core.turn.push(key),
+                Some(rest) => self.feed_handshake(key, &rest, turn),
+                None => core.run_queue.push(key),
             },
             Err(error) => {
                 tracing::warn!(peer = %handshake.peer, %error, "Invalid PROXY protocol header");
-                core.metrics.handshake(Outcome::ProxyFailed);
+                core.metrics.handshake(HandshakeOutcome::ProxyFailed);
                 self.remove(key);
             }
         }
     }
 
     /// Asks the application about a handshake.
-    fn decide(&mut self, key: u32, turn: &mut Turn) {
+    fn poll_decision(&mut self, key: u32, turn: &mut Turn) {
         self.core.round.spend(turn, HANDSHAKE_COST);
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let State::Handshake(handshake) = &mut connection.state else { return };
-        let Some((_, deciding)) = &mut handshake.deciding else { return };
+        let Some((_, decision)) = &mut handshake.decision else { return };
         let mut cx = task::Context::from_waker(&connection.waker);
-        let decision = catch_unwind(AssertUnwindSafe(|| deciding.as_mut().poll(&mut cx)));
+        let decision = catch_unwind(AssertUnwindSafe(|| decision.as_mut().poll(&mut cx)));
         let accepted = match decision {
             Ok(Poll::Pending) => return,
             Ok(Poll::Ready(Ok(accepted))) => accepted,
             Ok(Poll::Ready(Err(refusal))) => return self.refuse(key, &refusal),
             Err(_) => {
                 self.core.metrics.session_panics.inc();
-                self.core.metrics.handshake(Outcome::Lost);
+                self.core.metrics.handshake(HandshakeOutcome::Lost);
                 return self.remove(key);
             }
         };
-        let Some((accept_key, _)) = handshake.deciding.take() else { return };
+        let Some((accept_key, _)) = handshake.decision.take() else { return };
         let (mut rest, since) = (std::mem::take(&mut handshake.head), handshake.since);
         let start = self.core.arena.len();
         connection.flags.deflate = handshake.deflate;
@@ -351,7 +356,7 @@ impl<'a, A: Application> Worker<'a, A> {
         connection.outbox.push_arena(self.core.arena.bytes(), start..self.core.arena.len());
         connection.state = State::Open(accepted.session);
         self.core.open += 1;
-        self.core.metrics.handshake(Outcome::Accepted);
+        self.core.metrics.handshake(HandshakeOutcome::Accepted);
         self.core.metrics.handshake_seconds.observe_duration(since.elapsed());
         // The first pings of clients that came together are spread over the interval.
         let interval = self.core.config.ping_interval;
@@ -363,17 +368,17 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.mark_dirty(key);
         self.with_session(key, |session, cx| session.on_open(cx));
         if !rest.is_empty() {
-            self.handle(key, &mut rest, turn);
+            self.process_input(key, &mut rest, turn);
         }
         // What came while the application was deciding waits in the kernel.
-        self.core.turn.push(key);
+        self.core.run_queue.push(key);
     }
 
     /// Answers a load balancer's readiness probe.
     fn answer_probe(&mut self, key: u32) {
         let ready = catch_unwind(AssertUnwindSafe(|| self.application.is_ready())).unwrap_or(false);
         let refusal = match &self.drain {
-            Some(drain) => Some(Refusal::draining(drain.slot(self.core.now))),
+            Some(drain) => Some(Refusal::draining(drain.reconnect_delay(self.core.now))),
             None => (!ready).then(Refusal::not_ready),
         };
         self.core.metrics.probes.inc(usize::from(refusal.is_none()));
@@ -391,7 +396,7 @@ impl<'a, A: Application> Worker<'a, A> {
             let Refusal { status, code, message, .. } = refusal;
             tracing::debug!(peer = %handshake.peer, status, code, why = %message, "A handshake was refused.");
         }
-        self.core.metrics.handshake(Outcome::Refused);
+        self.core.metrics.handshake(HandshakeOutcome::Refused);
         self.answer_http(key, |out, is_head| match is_head {
             // RFC 9110 section 9.3.2.
             true => refusal.write_head(out),
@@ -414,7 +419,11 @@ impl<'a, A: Application> Worker<'a, A> {
     }
 
     /// Calls the session of an open connection.
-    fn with_session(&mut self, key: u32, call: impl FnOnce(&mut A::Session, &mut Context<'_, A::Local>)) {
+    fn with_session(
+        &mut self,
+        key: u32,
+        call: impl FnOnce(&mut A::Session, &mut Context<'_, A::WorkerState>),
+    ) {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
         let Connection { state: State::Open(session), outbox, flags, .. } = connection else { return };
@@ -422,7 +431,7 @@ impl<'a, A: Application> Worker<'a, A> {
         let mut cx = Context {
             key,
             now: core.now,
-            local: &mut self.local,
+            worker: &mut self.worker_state,
             outbox,
             arena: core.arena.replies(),
             outgoing: &mut core.coders.outgoing,
@@ -430,7 +439,7 @@ impl<'a, A: Application> Worker<'a, A> {
             close: &mut close,
             pause: &mut pause,
             charged: &mut charged,
-            wire: None,
+            direct_write: None,
         };
         let result = catch_unwind(AssertUnwindSafe(|| call(session, &mut cx)));
         if pause && !flags.paused {
@@ -441,13 +450,13 @@ impl<'a, A: Application> Worker<'a, A> {
             core.mark_dirty(key);
         }
         if result.is_err() {
-            self.panicked(key);
+            self.close_after_session_panic(key);
         } else if let Some(reason) = close {
             self.close(key, reason);
         }
     }
 
-    fn panicked(&mut self, key: u32) {
+    fn close_after_session_panic(&mut self, key: u32) {
         self.core.metrics.session_panics.inc();
         tracing::error!("A session panicked; its connection is closed with 1011.");
         self.close(key, CloseReason::new(CloseCode::InternalError, "a fault inside the server"));
@@ -473,7 +482,7 @@ impl<'a, A: Application> Worker<'a, A> {
             }
             CloseCode::PongTimeout => self.core.metrics.pong_timeouts.inc(),
             CloseCode::GoingAway => {
-                retry_after = self.drain.as_ref().map(|drain| drain.take_slot(self.core.now))
+                retry_after = self.drain.as_ref().map(|drain| drain.take_reconnect_delay(self.core.now))
             }
             CloseCode::PolicyViolation => retry_after = Some(Duration::from_secs(10)),
             CloseCode::InternalError => retry_after = Some(spread(key, Duration::from_secs(1))),
@@ -483,7 +492,8 @@ impl<'a, A: Application> Worker<'a, A> {
         if code.says_goodbye() {
             let arena = self.core.arena.replies();
             let said =
-                catch_unwind(AssertUnwindSafe(|| session.on_farewell(&reason, retry_after, arena))).is_ok();
+                catch_unwind(AssertUnwindSafe(|| session.on_server_close(&reason, retry_after, arena)))
+                    .is_ok();
             if !said {
                 self.core.metrics.session_panics.inc();
                 self.core.arena.truncate(start);
@@ -495,20 +505,20 @@ impl<'a, A: Application> Worker<'a, A> {
             CloseCode::ProtocolError | CloseCode::InvalidUtf8 | CloseCode::MessageTooBig => Closing::Eof,
             _ => Closing::CloseFrame,
         };
-        self.watch_progress(key);
+        self.record_progress(key);
         self.end_session(key, &Closed::ByServer(reason), wait);
     }
 
     /// The client closed: answers with its code (RFC 6455 section 5.5.1) behind what is queued.
     fn answer_close(&mut self, key: u32, code: Option<u16>) {
         if self.core.connections.get(key as usize).is_some_and(|connection| !connection.is_written()) {
-            self.watch_progress(key);
+            self.record_progress(key);
         }
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let start = self.core.arena.len();
         frame::write_close(self.core.arena.replies(), code, "");
         connection.outbox.push_arena(self.core.arena.bytes(), start..self.core.arena.len());
-        self.end_session(key, &Closed::ByPeer { code }, Closing::Nothing);
+        self.end_session(key, &Closed::ByPeer { code }, Closing::Flush);
     }
 
     /// Takes the session out of its connection and tells it, once.
@@ -523,19 +533,20 @@ impl<'a, A: Application> Worker<'a, A> {
         };
         connection.deadline = deadline;
         connection.flags.awaiting_pong = false;
-        connection.flags.sign = Sign::Seen;
+        connection.flags.liveness = Liveness::Alive;
         let was_paused = std::mem::take(&mut connection.flags.paused);
         if was_paused {
             self.core.paused -= 1;
         }
         // The connection is read again, to its end.
-        if std::mem::take(&mut connection.flags.too_slow) || was_paused || connection.flags.has_unread {
-            self.core.turn.push(key);
+        if std::mem::take(&mut connection.flags.over_queue_limit) || was_paused || connection.flags.has_unread
+        {
+            self.core.run_queue.push(key);
         }
         self.core.open -= 1;
         self.core.mark_dirty(key);
-        let local = &mut self.local;
-        if catch_unwind(AssertUnwindSafe(|| session.on_close(key, closed, local))).is_err() {
+        let worker_state = &mut self.worker_state;
+        if catch_unwind(AssertUnwindSafe(|| session.on_close(key, closed, worker_state))).is_err() {
             self.core.metrics.session_panics.inc();
         }
     }
@@ -545,51 +556,51 @@ impl<'a, A: Application> Worker<'a, A> {
         match &connection.state {
             // The client ends its side early, but may still read the rest.
             State::Closing(_) if !connection.is_written() => {
-                connection.state = State::Closing(Closing::Nothing);
+                connection.state = State::Closing(Closing::Flush);
                 self.core.mark_dirty(key);
             }
             // The client ends its side right after its last message: replies go out, then the
             // connection ends.
             State::Open(_) => {
-                self.watch_progress(key);
-                self.end_session(key, &Closed::Lost, Closing::Nothing);
+                self.record_progress(key);
+                self.end_session(key, &Closed::Lost, Closing::Flush);
             }
-            _ => self.lost(key),
+            _ => self.drop_lost(key),
         }
     }
 
     /// What came is no TLS, or not of the other side: says so, and ends the connection.
-    fn spoke_no_tls(&mut self, key: u32) {
+    fn fail_tls(&mut self, key: u32) {
         let deadline = self.deadline(self.core.config.close_timeout);
         self.end_session(key, &Closed::Lost, Closing::Eof);
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         if matches!(connection.state, State::Handshake(_)) {
-            self.core.metrics.handshake(Outcome::TlsFailed);
+            self.core.metrics.handshake(HandshakeOutcome::TlsFailed);
         }
         // Nothing of it can be encrypted any more.
         connection.outbox = Outbox::default();
         connection.state = State::Closing(Closing::Eof);
         connection.deadline = deadline;
         self.core.mark_dirty(key);
-        self.core.turn.push(key);
+        self.core.run_queue.push(key);
     }
 
     /// The connection is gone without a close frame, or broken.
-    fn lost(&mut self, key: u32) {
+    fn drop_lost(&mut self, key: u32) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
-        connection.transport.say_goodbye();
+        connection.transport.close_notify();
         if matches!(connection.state, State::Handshake(_)) {
-            self.core.metrics.handshake(Outcome::Lost);
+            self.core.metrics.handshake(HandshakeOutcome::Lost);
         }
-        self.end_session(key, &Closed::Lost, Closing::Nothing);
+        self.end_session(key, &Closed::Lost, Closing::Flush);
         self.remove(key);
     }
 
     fn remove(&mut self, key: u32) {
         // The lists may still hold the key: all that look at them check what they find.
-        self.core.forget_unread(key);
+        self.core.discard_unread(key);
         if let Some(connection) = self.core.connections.try_remove(key as usize) {
-            self.core.coders.incoming.forget(key, connection.flags.deflate);
+            self.core.coders.incoming.remove_history(key, connection.flags.deflate);
             if !self.core.progress.is_empty() {
                 self.core.progress.remove(&key);
                 if self.core.progress.is_empty() {
@@ -602,18 +613,18 @@ impl<'a, A: Application> Worker<'a, A> {
     /// One write for each connection that got something in this round.
     fn write_dirty(&mut self) {
         let mut dirty = std::mem::take(&mut self.core.dirty);
-        let mut due = std::mem::take(&mut self.core.due);
+        let mut individually = std::mem::take(&mut self.core.write_individually);
         let mut rest = &dirty[..];
         while !rest.is_empty() {
-            let looked_at = self.core.begin_writing(rest, &mut due);
-            rest = &rest[looked_at..];
-            for key in due.drain(..) {
+            let processed = self.core.begin_writing(rest, &mut individually);
+            rest = &rest[processed..];
+            for key in individually.drain(..) {
                 self.write(key);
             }
         }
-        self.core.due = due;
+        self.core.write_individually = individually;
         dirty.clear();
-        // `lost` lists nothing new but what was removed; the order of the list does not matter.
+        // `drop_lost` lists nothing new but what was removed; the order of the list does not matter.
         dirty.append(&mut self.core.dirty);
         self.core.dirty = dirty;
         if self.core.dirty.is_empty() {
@@ -631,27 +642,27 @@ impl<'a, A: Application> Worker<'a, A> {
             connection.outbox.detach(&core.arena);
             return;
         }
-        if connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent).is_err() {
-            return self.lost(key);
+        if connection.flush(&core.arena, &mut core.gather, &mut core.tls_scratch, &mut core.sent).is_err() {
+            return self.drop_lost(key);
         }
         if let State::Closing(wait) = connection.state
             && connection.is_written()
         {
-            self.written_to_the_end(key, wait);
+            self.finish_closing_write(key, wait);
         }
     }
 
     /// All that a closing connection had to say is with the kernel.
-    fn written_to_the_end(&mut self, key: u32, wait: Closing) {
+    fn finish_closing_write(&mut self, key: u32, wait: Closing) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         match wait {
             Closing::CloseFrame => {}
-            Closing::Nothing => {
-                connection.transport.say_goodbye();
+            Closing::Flush => {
+                connection.transport.close_notify();
                 self.remove(key);
             }
             Closing::Eof => {
-                if !std::mem::replace(&mut connection.flags.shut, true)
+                if !std::mem::replace(&mut connection.flags.write_shutdown, true)
                     && connection.transport.shutdown_write().is_err()
                 {
                     self.remove(key);
@@ -662,8 +673,8 @@ impl<'a, A: Application> Worker<'a, A> {
 
     /// Looks at deadlines, a slice of the connections at a time, and closes whose slot of the drain has come.
     fn tick(&mut self) {
-        self.drain_due();
-        let from = match self.tick_at {
+        self.close_due_for_drain();
+        let from = match self.tick_position {
             Some(from) => from,
             None if self.core.now >= self.next_tick => {
                 self.core.arena.shrink();
@@ -683,22 +694,22 @@ impl<'a, A: Application> Worker<'a, A> {
             let due = now.wrapping_sub(connection.deadline) as i32 >= 0;
             let open = matches!(connection.state, State::Open(_));
             if due {
-                self.deadline_passed(key as u32);
+                self.on_deadline(key as u32);
             }
             if open {
                 self.with_session(key as u32, |session, cx| session.on_tick(cx));
             }
         }
-        self.tick_at = (to < capacity).then_some(to);
-        if self.tick_at.is_none() {
+        self.tick_position = (to < capacity).then_some(to);
+        if self.tick_position.is_none() {
             self.cells.queue.set(self.queued);
             self.cells.io_uring.set(self.core.is_batching().into());
         }
     }
 
-    fn drain_due(&mut self) {
+    fn close_due_for_drain(&mut self) {
         let Some(mut drain) = self.drain.take() else { return };
-        while drain.take_due(self.core.now, self.core.open) {
+        while drain.take_close_if_due(self.core.now, self.core.open) {
             let connections = Connections { core: self.core };
             let Some(key) = connections.next_open(drain.cursor).or_else(|| connections.next_open(0)) else {
                 break;
@@ -721,8 +732,8 @@ fn deadline(now: u32, after: Duration) -> u32 {
 /// How long to wait after a round of a burst that took `took`, so that those who publish to the same connections share
 /// writes: each is answered by the end of the last round, so their next messages come one close behind the other, and
 /// the first must not have a round of its own, for which all the others would wait.
-fn hold(took: Duration) -> Duration {
-    (took / 8).min(MAX_HOLD)
+fn coalesce_delay(took: Duration) -> Duration {
+    (took / 8).min(MAX_COALESCE_DELAY)
 }
 
 /// A part of `time` that differs between neighbours.
@@ -748,8 +759,11 @@ mod tests {
     fn what_comes_in_a_burst_waits_for_a_small_part_of_a_round() {
         for micros in [0, 1, 80, 3999, 4000, 4001, 1_000_000] {
             let took = Duration::from_micros(micros);
-            assert!(hold(took) <= took / 8 && hold(took) <= MAX_HOLD, "{micros} µs");
+            assert!(
+                coalesce_delay(took) <= took / 8 && coalesce_delay(took) <= MAX_COALESCE_DELAY,
+                "{micros} µs"
+            );
         }
-        assert_eq!(hold(Duration::from_millis(2)), Duration::from_micros(250));
+        assert_eq!(coalesce_delay(Duration::from_millis(2)), Duration::from_micros(250));
     }
 }

@@ -11,8 +11,8 @@ use std::task::{self, Poll, Waker};
 use std::time::Duration;
 
 use deeperhub_listener::{
-    Accepted, Application, Closed, Config, Connections, Context, Key, Listener, Local, MemoryBudget, Message,
-    Metrics, Peer, ReturnTo, Session,
+    Accepted, Application, Closed, Config, ConnectionKey, Connections, Context, Listener, MemoryBudget,
+    Message, Metrics, Peer, ReturnTo, Session, WorkerState,
 };
 use deeperhub_metrics::Cells;
 use deeperhub_protocol::frame::{self, Frame};
@@ -25,7 +25,7 @@ use tokio_tungstenite::tungstenite::{self, Message as Text};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 /// Far more than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the tests see and cause.
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl Stage {
     fn hang(&self) {
         let mut hangs = self.hangs.lock().unwrap();
         hangs.now += 1;
-        let wait = self.released.wait_timeout_while(hangs, 4 * PATIENCE, |hangs| !hangs.is_released);
+        let wait = self.released.wait_timeout_while(hangs, 4 * TEST_TIMEOUT, |hangs| !hangs.is_released);
         wait.unwrap().0.now -= 1;
     }
 
@@ -64,7 +64,7 @@ struct Hub(Arc<Stage>);
 
 struct Worker {
     stage: Arc<Stage>,
-    flood: Option<Key>,
+    flood: Option<ConnectionKey>,
     /// A connection said `die`: the worker that it is on does, and no other.
     dies: bool,
 }
@@ -72,10 +72,10 @@ struct Worker {
 struct Talker;
 
 impl Application for Hub {
-    type Local = Worker;
+    type WorkerState = Worker;
     type Session = Talker;
 
-    fn local(&self, _worker: usize) -> Worker {
+    fn worker_state(&self, _worker: usize) -> Worker {
         Worker { stage: Arc::clone(&self.0), flood: None, dies: false }
     }
 
@@ -88,9 +88,7 @@ impl Application for Hub {
     }
 }
 
-impl Local for Worker {
-    type Session = Talker;
-
+impl WorkerState<Talker> for Worker {
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Talker>) -> Poll<()> {
         let mut wakers = self.stage.wakers.lock().unwrap();
         if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -105,7 +103,7 @@ impl Local for Worker {
         }
         if let Some(key) = self.flood {
             let frame = Frame::binary(&vec![7; 64 * 1024]);
-            while connections.room() > 0 && connections.send(key, &frame).is_some() {}
+            while connections.send_budget() > 0 && connections.send(key, &frame).is_some() {}
             self.flood = None;
         }
         Poll::Pending
@@ -113,10 +111,10 @@ impl Local for Worker {
 }
 
 impl Session for Talker {
-    type Local = Worker;
+    type WorkerState = Worker;
 
     fn on_open(&mut self, cx: &mut Context<'_, Worker>) {
-        cx.local().stage.opened.fetch_add(1, Ordering::Relaxed);
+        cx.worker().stage.opened.fetch_add(1, Ordering::Relaxed);
     }
 
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Worker>) {
@@ -124,23 +122,23 @@ impl Session for Talker {
             Message::Text("panic") => panic!("a test makes this session panic"),
             Message::Text("flood") => {
                 let key = cx.key();
-                cx.local().flood = Some(key);
+                cx.worker().flood = Some(key);
             }
             // What others send meanwhile is there when the worker looks again.
             Message::Text("stall") => std::thread::sleep(Duration::from_millis(20)),
-            Message::Text("hang") => cx.local().stage.hang(),
-            Message::Text("die") => cx.local().dies = true,
+            Message::Text("hang") => cx.worker().stage.hang(),
+            Message::Text("die") => cx.worker().dies = true,
             Message::Text("close") => cx.close(CloseReason::new(CloseCode::Disconnected, "as asked")),
             Message::Text(text) => cx.reply(|out| frame::write_text(out, text)),
             Message::Binary(bytes) => cx.reply(|out| frame::write_binary(out, bytes)),
         }
     }
 
-    fn on_farewell(&mut self, _reason: &CloseReason, _retry_after: Option<Duration>, out: &mut Vec<u8>) {
+    fn on_server_close(&mut self, _reason: &CloseReason, _retry_after: Option<Duration>, out: &mut Vec<u8>) {
         frame::write_text(out, "goodbye");
     }
 
-    fn on_close(&mut self, _key: Key, closed: &Closed, local: &mut Worker) {
+    fn on_close(&mut self, _key: ConnectionKey, closed: &Closed, local: &mut Worker) {
         local.stage.closed.lock().unwrap().push(closed.clone());
     }
 }
@@ -159,15 +157,18 @@ fn start(change: impl FnOnce(&mut Config)) -> Running {
     let metrics = Metrics::new(&cells);
     let stage = Arc::new(Stage::default());
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener =
-        Listener::start(address, config, Hub(Arc::clone(&stage)), &cells, metrics.clone()).unwrap();
+    let listener = Listener::builder(Hub(Arc::clone(&stage)))
+        .config(config)
+        .metrics(&cells, metrics.clone())
+        .bind(address)
+        .unwrap();
     Running { listener, metrics, stage }
 }
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-async fn patiently<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it comes in time")
+async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TEST_TIMEOUT, future).await.expect("it comes in time")
 }
 
 impl Running {
@@ -177,7 +178,7 @@ impl Running {
 
     async fn try_connect(&self) -> Result<Client, tungstenite::Error> {
         let url = format!("ws://{}/", self.listener.local_addr());
-        patiently(connect_async(url)).await.map(|(client, _)| client)
+        within_timeout(connect_async(url)).await.map(|(client, _)| client)
     }
 
     /// Status and body of the answer to a request head typed by hand.
@@ -185,12 +186,12 @@ impl Running {
         let mut socket = TcpStream::connect(self.listener.local_addr()).await.unwrap();
         socket.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        let _ = patiently(socket.read_to_string(&mut answer)).await;
+        let _ = within_timeout(socket.read_to_string(&mut answer)).await;
         answer
     }
 
     async fn wait_until(&self, reached: impl Fn(&Self) -> bool) {
-        patiently(async {
+        within_timeout(async {
             while !reached(self) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
@@ -203,7 +204,7 @@ impl Running {
 async fn read_to_close(client: &mut Client) -> (Vec<String>, Option<u16>) {
     let mut texts = Vec::new();
     loop {
-        match patiently(client.next()).await {
+        match within_timeout(client.next()).await {
             Some(Ok(Text::Text(text))) => texts.push(text.to_string()),
             Some(Ok(Text::Close(close))) => return (texts, close.map(|close| close.code.into())),
             Some(Ok(_)) => {}
@@ -214,12 +215,12 @@ async fn read_to_close(client: &mut Client) -> (Vec<String>, Option<u16>) {
 
 async fn echoes(client: &mut Client) {
     client.send(Text::text("still here")).await.unwrap();
-    let reply = patiently(client.next()).await.unwrap().unwrap();
+    let reply = within_timeout(client.next()).await.unwrap().unwrap();
     assert_eq!(reply, Text::text("still here"));
 }
 
 #[tokio::test]
-async fn a_session_that_panics_costs_its_own_connection_only() {
+async fn a_session_that_panics_closes_only_its_own_connection() {
     let running = start(|_| {});
     let mut healthy = running.connect().await;
     let mut doomed = running.connect().await;
@@ -258,11 +259,11 @@ async fn check_that_all_get_their_own_echoes(change: impl FnOnce(&mut Config)) {
         }
         // From all of them before any is answered.
         for client in &mut clients {
-            patiently(client.flush()).await.unwrap();
+            within_timeout(client.flush()).await.unwrap();
         }
         for (nth, client) in clients.iter_mut().enumerate() {
             for part in 0..=nth % 3 {
-                let echo = patiently(client.next()).await.unwrap().unwrap();
+                let echo = within_timeout(client.next()).await.unwrap().unwrap();
                 assert_eq!(echo, Text::text(message(nth, round + part)));
             }
         }
@@ -343,11 +344,11 @@ async fn new_clients_do_not_wait_for_a_worker_that_hangs() {
 }
 
 #[tokio::test]
-async fn accepting_pauses_when_no_worker_takes_anything_and_goes_on_later() {
+async fn accepting_pauses_while_all_workers_are_behind() {
     const CLIENTS: usize = 400;
     let running = start(|config| {
         config.max_connections = 2 * CLIENTS;
-        config.handshake_timeout = PATIENCE;
+        config.handshake_timeout = TEST_TIMEOUT;
     });
     let mut hung = running.connect().await;
     hung.send(Text::text("hang")).await.unwrap();
@@ -363,25 +364,25 @@ async fn accepting_pauses_when_no_worker_takes_anything_and_goes_on_later() {
     running.stage.release();
     for socket in &mut sockets {
         let mut start = [0; 12];
-        patiently(socket.read_exact(&mut start)).await.unwrap();
+        within_timeout(socket.read_exact(&mut start)).await.unwrap();
         assert_eq!(&start, b"HTTP/1.1 101");
     }
 }
 
 #[tokio::test]
-async fn a_drain_and_a_stop_reach_the_others_of_a_worker_that_hangs_and_end() {
+async fn a_hanging_worker_does_not_hold_up_drain_and_stop() {
     let (running, hung, mut healthy) = Running::with_a_worker_that_hangs().await;
     let reading = tokio::spawn(async move { read_to_close(&mut healthy).await.1 });
-    patiently(running.listener.drain(Duration::from_millis(500), ReturnTo::ThisNode)).await;
+    within_timeout(running.listener.drain(Duration::from_millis(500), ReturnTo::ThisNode)).await;
     assert_eq!(reading.await.unwrap(), Some(1001));
-    patiently(running.listener.stop()).await;
+    within_timeout(running.listener.stop()).await;
     assert_eq!(running.stage.hangs.lock().unwrap().now, 1, "it hangs still");
     drop(hung);
     running.stage.release();
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_tells_each_session_and_lets_go_of_its_places() {
+async fn a_worker_that_dies_tells_each_session_and_releases_its_permits() {
     let running = start(|_| {});
     let mut clients = Vec::new();
     for _ in 0..5 {
@@ -393,7 +394,7 @@ async fn a_worker_that_dies_tells_each_session_and_lets_go_of_its_places() {
     for (nth, client) in clients.iter_mut().enumerate() {
         let words = if nth == 0 { vec!["last words".to_owned()] } else { Vec::new() };
         assert_eq!(read_to_close(client).await, (words, Some(1011)));
-        let _ = patiently(client.next()).await;
+        let _ = within_timeout(client.next()).await;
     }
     running.wait_until(|running| running.listener.connections() == 0).await;
     let closed = running.stage.closed.lock().unwrap().clone();
@@ -422,7 +423,7 @@ async fn a_worker_that_dies_again_and_again_tells_each_session_once_and_comes_ba
 }
 
 #[tokio::test]
-async fn who_takes_the_place_of_a_worker_that_died_knows_of_the_drain() {
+async fn a_replaced_worker_knows_of_the_drain() {
     let running = start(|_| {});
     let mut clients = [running.connect().await, running.connect().await, running.connect().await];
     let mut late = TcpStream::connect(running.listener.local_addr()).await.unwrap();
@@ -436,7 +437,7 @@ async fn who_takes_the_place_of_a_worker_that_died_knows_of_the_drain() {
         running.wait_until(|running| running.metrics.worker_restarts.value() == 1).await;
         late.write_all(UPGRADE.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        patiently(late.read_to_string(&mut answer)).await.unwrap();
+        within_timeout(late.read_to_string(&mut answer)).await.unwrap();
         answer
     };
     let drain = listener.drain(Duration::from_secs(3600), ReturnTo::ThisNode);
@@ -473,7 +474,7 @@ async fn a_peer_without_a_pong_is_closed_with_4200() {
     let mut socket = TcpStream::connect(running.listener.local_addr()).await.unwrap();
     socket.write_all(UPGRADE.as_bytes()).await.unwrap();
     let mut all = Vec::new();
-    patiently(socket.read_to_end(&mut all)).await.unwrap();
+    within_timeout(socket.read_to_end(&mut all)).await.unwrap();
     let code = 4200_u16.to_be_bytes();
     assert!(all.windows(2).any(|pair| pair == code), "no 4200 in {all:?}");
     assert_eq!(running.metrics.pong_timeouts.value(), 1);
@@ -552,10 +553,10 @@ async fn a_drain_closes_all_with_1001_and_refuses_newcomers() {
         for client in &mut clients {
             assert_eq!(read_to_close(client).await, (vec!["goodbye".to_owned()], Some(1001)));
             // The answer to the close frame.
-            let _ = patiently(client.next()).await;
+            let _ = within_timeout(client.next()).await;
         }
     });
-    patiently(running.listener.drain(PATIENCE, ReturnTo::OtherNodes)).await;
+    within_timeout(running.listener.drain(TEST_TIMEOUT, ReturnTo::OtherNodes)).await;
     reading.await.unwrap();
     assert_eq!(running.listener.connections(), 0);
     let Err(tungstenite::Error::Http(answer)) = running.try_connect().await else { panic!("not refused") };
@@ -565,7 +566,7 @@ async fn a_drain_closes_all_with_1001_and_refuses_newcomers() {
 }
 
 #[tokio::test]
-async fn the_last_words_are_not_lost_to_a_reset() {
+async fn the_close_frame_is_not_lost_to_a_reset() {
     let running = start(|config| config.max_message_bytes = 1000);
     let mut client = running.connect().await;
     // More follows behind what is refused: closing the socket with it unread would reset the connection.
@@ -597,7 +598,7 @@ fn stored(text: &[u8]) -> Vec<u8> {
 }
 
 /// Tells the budget that nine tenths are in use until somebody was given up, and reads what that one is told.
-async fn given_up(running: &Running, budget: &MemoryBudget, sent: &[u8]) -> String {
+async fn is_shed(running: &Running, budget: &MemoryBudget, sent: &[u8]) -> String {
     let mut socket = TcpStream::connect(running.listener.local_addr()).await.unwrap();
     let (before, received) = (running.metrics.memory_sheds.value(), running.metrics.received_bytes.value());
     socket.write_all(sent).await.unwrap();
@@ -605,7 +606,7 @@ async fn given_up(running: &Running, budget: &MemoryBudget, sent: &[u8]) -> Stri
     running
         .wait_until(|running| running.metrics.received_bytes.value() >= received + sent.len() as u64)
         .await;
-    patiently(async {
+    within_timeout(async {
         while running.metrics.memory_sheds.value() == before {
             budget.update(900_000);
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -614,17 +615,17 @@ async fn given_up(running: &Running, budget: &MemoryBudget, sent: &[u8]) -> Stri
     .await;
     budget.update(0);
     let mut told = Vec::new();
-    let _ = patiently(socket.read_to_end(&mut told)).await;
+    let _ = within_timeout(socket.read_to_end(&mut told)).await;
     String::from_utf8_lossy(&told).into_owned()
 }
 
 #[tokio::test]
-async fn whoever_makes_the_server_hold_something_is_given_up_when_memory_is_short() {
+async fn connections_that_hold_the_most_are_shed_when_memory_is_short() {
     let budget = Arc::new(MemoryBudget::new(1_000_000));
     let running = start(|config| {
         config.memory = Some(Arc::clone(&budget));
         config.compression.client_context_takeover = true;
-        config.handshake_timeout = PATIENCE;
+        config.handshake_timeout = TEST_TIMEOUT;
     });
     let mut healthy = running.connect().await;
     let unfinished = text_frame(0x81, 60_000, &[b'x'; 20_000]);
@@ -634,12 +635,12 @@ async fn whoever_makes_the_server_hold_something_is_given_up_when_memory_is_shor
         ("a message that does not come whole", fragment),
         ("what a client may refer to later", stored(&[b'x'; 20_000])),
     ] {
-        let told = given_up(&running, &budget, &[HANDSHAKE.as_bytes(), &sent].concat()).await;
+        let told = is_shed(&running, &budget, &[HANDSHAKE.as_bytes(), &sent].concat()).await;
         assert!(told.contains("too slow: memory is short"), "{what}: {told}");
         echoes(&mut healthy).await;
     }
     let head = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(12_000));
-    let told = given_up(&running, &budget, head.as_bytes()).await;
+    let told = is_shed(&running, &budget, head.as_bytes()).await;
     assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("\r\nRetry-After: "), "{told}");
     echoes(&mut healthy).await;
     running.wait_until(|running| running.stage.closed.lock().unwrap().len() == 3).await;

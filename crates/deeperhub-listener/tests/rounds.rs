@@ -11,8 +11,8 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use deeperhub_listener::{
-    Accepted, Application, Closed, Config, Connections, Context, Key, Listener, Local, Message, Metrics,
-    Peer, Session,
+    Accepted, Application, Closed, Config, ConnectionKey, Connections, Context, Listener, Message, Metrics,
+    Peer, Session, WorkerState,
 };
 use deeperhub_metrics::Cells;
 use deeperhub_protocol::deflate::{self, Deflater, negotiate, write_text_compressed};
@@ -20,7 +20,7 @@ use deeperhub_protocol::frame;
 use deeperhub_protocol::handshake::{Refusal, Request};
 
 /// Timeout far longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Budget of a round, in byte cost.
 const ROUND: usize = 64 * 1024;
@@ -50,14 +50,14 @@ struct Seen {
 }
 
 struct Hub(Arc<Seen>);
-struct Worker(Arc<Seen>, Vec<Key>);
+struct Worker(Arc<Seen>, Vec<ConnectionKey>);
 struct Counted;
 
 impl Application for Hub {
-    type Local = Worker;
+    type WorkerState = Worker;
     type Session = Counted;
 
-    fn local(&self, _worker: usize) -> Worker {
+    fn worker_state(&self, _worker: usize) -> Worker {
         Worker(Arc::clone(&self.0), Vec::new())
     }
 
@@ -70,9 +70,7 @@ impl Application for Hub {
     }
 }
 
-impl Local for Worker {
-    type Session = Counted;
-
+impl WorkerState<Counted> for Worker {
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Counted>) -> Poll<()> {
         let spent = self.0.now.swap(0, Ordering::Relaxed);
         self.0.most.fetch_max(spent, Ordering::Relaxed);
@@ -89,7 +87,7 @@ impl Local for Worker {
 }
 
 impl Session for Counted {
-    type Local = Worker;
+    type WorkerState = Worker;
 
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Worker>) {
         let key = cx.key();
@@ -97,7 +95,7 @@ impl Session for Counted {
             Message::Text(text) => text.len(),
             Message::Binary(bytes) => bytes.len(),
         };
-        let worker = cx.local();
+        let worker = cx.worker();
         worker.0.now.fetch_add(MESSAGE + len, Ordering::Relaxed);
         worker.0.messages.fetch_add(1, Ordering::Relaxed);
         match message {
@@ -116,11 +114,11 @@ impl Session for Counted {
     }
 
     fn admits_control(&mut self, cx: &mut Context<'_, Worker>) -> bool {
-        cx.local().0.now.fetch_add(MESSAGE, Ordering::Relaxed);
+        cx.worker().0.now.fetch_add(MESSAGE, Ordering::Relaxed);
         true
     }
 
-    fn on_close(&mut self, _key: Key, closed: &Closed, worker: &mut Worker) {
+    fn on_close(&mut self, _key: ConnectionKey, closed: &Closed, worker: &mut Worker) {
         worker.0.closed.lock().unwrap().push(closed.clone());
     }
 }
@@ -136,8 +134,12 @@ fn start(change: impl FnOnce(&mut Config)) -> (Listener, Metrics, Arc<Seen>) {
     let cells = Cells::new(config.workers);
     let metrics = Metrics::new(&cells);
     let seen = Arc::<Seen>::default();
-    let address = "127.0.0.1:0".parse().unwrap();
-    let listener = Listener::start(address, config, Hub(Arc::clone(&seen)), &cells, metrics.clone()).unwrap();
+    let address = ([127, 0, 0, 1], 0);
+    let listener = Listener::builder(Hub(Arc::clone(&seen)))
+        .config(config)
+        .metrics(&cells, metrics.clone())
+        .bind(address)
+        .unwrap();
     (listener, metrics, seen)
 }
 
@@ -146,7 +148,7 @@ fn connect(address: SocketAddr) -> TcpStream {
 }
 
 fn upgrade(mut socket: TcpStream) -> TcpStream {
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let request = "GET / HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n\r\n";
@@ -201,7 +203,7 @@ fn final_blocks(blocks: usize) -> Vec<u8> {
 }
 
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(2));

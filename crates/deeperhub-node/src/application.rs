@@ -36,7 +36,7 @@ impl Application {
         }
         self.hub
             .live
-            .current()
+            .load()
             .origins
             .check(request.origin(), request.host(), peer.tls)
             .map_err(|error| Refusal::origin_not_allowed(error.to_string()))?;
@@ -50,10 +50,10 @@ impl Application {
 }
 
 impl deeperhub_listener::Application for Application {
-    type Local = Local;
+    type WorkerState = Local;
     type Session = Session;
 
-    fn local(&self, worker: usize) -> Local {
+    fn worker_state(&self, worker: usize) -> Local {
         Local::new(&self.hub, worker)
     }
 

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use deeperhub_listener::Key;
+use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::ClientId;
 
 /// Maximum bytes of a node name.
@@ -13,7 +13,7 @@ const MAX_NODE_ID_BYTES: usize = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ConnectionId {
     pub(crate) worker: u16,
-    pub(crate) key: Key,
+    pub(crate) key: ConnectionKey,
     /// Distinguishes connections that had the same key. It starts at a random number, so it also
     /// differs after a restart.
     pub(crate) serial: u64,
@@ -45,7 +45,7 @@ impl ConnectionId {
         }
         let mut parts = connection.split('-');
         let worker = u16::from_str_radix(parts.next()?, 16).ok()?;
-        let key = Key::from_str_radix(parts.next()?, 16).ok()?;
+        let key = ConnectionKey::from_str_radix(parts.next()?, 16).ok()?;
         let serial = u64::from_str_radix(parts.next()?, 16).ok()?;
         parts.next().is_none().then_some(Self { worker, key, serial })
     }

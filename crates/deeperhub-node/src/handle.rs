@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{ClusterState, Message, PublishError, RequestError};
 use deeperhub_events::{EventFilter, EventStream};
-use deeperhub_listener::{Key, Listener, ReturnTo};
+use deeperhub_listener::{ConnectionKey, Listener, ReturnTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, check_server_object};
 use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
@@ -373,8 +373,8 @@ impl NodeHandle {
     /// connection, handshake bytes and header lines, message bytes, fragments and levels, queue
     /// bytes, and the budget of a round. All other settings keep their values from the start.
     pub fn reconfigure(&self, config: &Config) {
-        let current = self.hub.live.current();
-        let mut next = (*current).clone();
+        let current = self.hub.live.load();
+        let mut next = Config::clone(&current);
         next.origins = config.origins.clone();
         next.rate_limit = config.rate_limit;
         next.byte_rate_limit = config.byte_rate_limit;
@@ -392,7 +392,7 @@ impl NodeHandle {
         next.listener.round_bytes = config.listener.round_bytes;
         next.listener.round_time = config.listener.round_time;
         self.listener.reconfigure(&next.listener);
-        self.hub.live.replace(next);
+        self.hub.live.store(Arc::new(next));
     }
 
     /// Returns whether the node should get traffic, and the reasons if not.
@@ -534,10 +534,10 @@ impl Hub {
     }
 }
 
-fn parse_cursor(cursor: &str) -> Result<(usize, Key), CursorError> {
+fn parse_cursor(cursor: &str) -> Result<(usize, ConnectionKey), CursorError> {
     let (worker, key) = cursor.split_once('-').ok_or(CursorError)?;
     let worker = usize::from_str_radix(worker, 16).map_err(|_| CursorError)?;
-    let key = Key::from_str_radix(key, 16).map_err(|_| CursorError)?;
+    let key = ConnectionKey::from_str_radix(key, 16).map_err(|_| CursorError)?;
     Ok((worker, key))
 }
 

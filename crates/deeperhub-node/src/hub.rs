@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use deeperhub_cluster::Broker;
 use deeperhub_events::EventBus;
 use deeperhub_listener::{Live, Multicast};

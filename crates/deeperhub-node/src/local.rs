@@ -5,7 +5,7 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use deeperhub_events::{Event, EventDetails, EventKind};
-use deeperhub_listener::{Connections, Key, LiveCopy, Multicast};
+use deeperhub_listener::{Connections, ConnectionKey, LiveCopy, Multicast};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
@@ -56,7 +56,7 @@ pub(crate) struct Local {
     last_serial: u64,
     users: Users,
     /// Sessions whose reading is paused until other workers have caught up.
-    pub(crate) paused_publishers: Vec<Key>,
+    pub(crate) paused_publishers: Vec<ConnectionKey>,
     /// Number of rounds without congestion. Messages published before the last one are delivered,
     /// or will be soon.
     pub(crate) uncongested_rounds: u32,
@@ -75,7 +75,8 @@ pub(crate) struct Local {
     /// Window of the busiest topics and clients, while they are tracked.
     pub(crate) top_window: Option<Box<TopWindow>>,
     /// Limits as of this round.
-    pub(crate) live: LiveCopy<Config>,
+    pub(crate) live: Arc<Config>,
+    shared_config: Cache<Arc<ArcSwap<Config>>, Arc<Config>>,
 }
 
 impl Local {
@@ -161,11 +162,11 @@ impl Local {
         }
     }
 
-    pub(crate) fn add_user(&mut self, user: &Arc<str>, key: Key) {
+    pub(crate) fn add_user(&mut self, user: &Arc<str>, key: ConnectionKey) {
         self.users.add(user, key);
     }
 
-    pub(crate) fn remove_user(&mut self, user: &Arc<str>, key: Key) {
+    pub(crate) fn remove_user(&mut self, user: &Arc<str>, key: ConnectionKey) {
         self.users.remove(user, key);
     }
 
@@ -186,7 +187,7 @@ impl Local {
     fn send(
         &mut self,
         sent_type: SentType,
-        key: Key,
+        key: ConnectionKey,
         frame: &Frame,
         connections: &mut Connections<'_, Session>,
     ) -> bool {
@@ -210,7 +211,7 @@ impl Local {
     /// was none.
     pub(crate) fn unsubscribe(
         &mut self,
-        key: Key,
+        key: ConnectionKey,
         topic: &Subscription<'_>,
         connections: &mut Connections<'_, Session>,
     ) -> bool {
@@ -291,7 +292,7 @@ impl Local {
     fn continue_sweep(&mut self, connections: &mut Connections<'_, Session>) -> bool {
         let Some(mut sweep) = self.sweep.take() else { return true };
         for _ in 0..SWEEP_STEPS_PER_ROUND {
-            if connections.room() == 0 {
+            if connections.send_budget() == 0 {
                 break;
             }
             let Some(key) = sweep.next_key(connections) else {
@@ -324,7 +325,7 @@ impl Local {
         connections: &mut Connections<'_, Session>,
     ) -> Poll<()> {
         for _ in 0..REQUESTS_PER_ROUND {
-            if !self.continue_sweep(connections) || connections.room() == 0 {
+            if !self.continue_sweep(connections) || connections.send_budget() == 0 {
                 return Poll::Ready(());
             }
             let queued = match (self.blocked_request.take(), &mut self.requests) {
@@ -395,7 +396,7 @@ impl Local {
                 // This branch costs usual deliveries nothing, because they find a connection.
                 hub.canary.on_probe_delivered(*worker, delivery.frame.frame().as_bytes());
             }
-            if connections.room() == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
+            if connections.send_budget() == 0 { DeliveryFlow::Pause } else { DeliveryFlow::Continue }
         };
         let more = match scope {
             DeliveryScope::All(cx) => shard.poll_deliver(cx, deliver_to_one),
@@ -407,10 +408,8 @@ impl Local {
     }
 }
 
-impl deeperhub_listener::Local for Local {
-    type Session = Session;
-
-    fn written(&mut self, now: Instant) {
+impl deeperhub_listener::WorkerState<Session> for Local {
+    fn on_written(&mut self, now: Instant) {
         self.fan_out_tracker.on_round_written(now, self.worker, &self.hub.config.tracer, &mut self.metrics);
     }
 

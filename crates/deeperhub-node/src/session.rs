@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deeperhub_events::{EventDetails, EventKind};
-use deeperhub_listener::{Closed, Context, Key, Message};
+use deeperhub_listener::{Closed, Context, ConnectionKey, Message};
 use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage, SpanContext};
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason};
 
@@ -85,29 +85,29 @@ impl Session {
 
     fn on_text(&mut self, text: &str, cx: &mut Context<'_, Local>) {
         let admitted = self.check_rates(text.len(), cx);
-        let message = ClientMessage::parse_within(text, cx.local().live.max_json_depth);
+        let message = ClientMessage::parse_within(text, cx.worker().live.max_json_depth);
         if let Err(wait) = admitted {
             let id = message.as_ref().map_or_else(|error| error.id, |message| message.id);
-            cx.local().metrics.received.inc(RECEIVED_INVALID_INDEX);
+            cx.worker().metrics.received.inc(RECEIVED_INVALID_INDEX);
             return self.reply_rate_limited(id, wait, cx);
         }
         match message {
             Ok(message) => {
-                let local = cx.local();
+                let local = cx.worker();
                 local.metrics.received.inc(message.command.index());
                 local.event(EventKind::MessageReceived, &self.client_id, || EventDetails::MessageReceived {
                     message_type: Command::TYPES.get(message.command.index()).copied().unwrap_or("unknown"),
                     topic: topic_of(&message.command).map(Into::into),
                     bytes: text.len(),
                 });
-                let tracer = &cx.local().hub.config.tracer;
+                let tracer = &cx.worker().hub.config.tracer;
                 match MessageSpan::begin(tracer, &message.trace, self.handshake_trace.as_deref()) {
                     None => self.execute(&message, None, cx),
                     Some(span) => self.execute_traced(&message, span, cx),
                 }
             }
             Err(error) => {
-                let local = cx.local();
+                let local = cx.worker();
                 local.metrics.received.inc(RECEIVED_INVALID_INDEX);
                 if error.is_too_deep {
                     local.metrics.count_limited(Limit::JsonDepth);
@@ -135,9 +135,9 @@ impl Session {
         cx: &mut Context<'_, Local>,
     ) {
         let log = span.span.log_span().entered();
-        cx.local().last_error_code = None;
+        cx.worker().last_error_code = None;
         self.execute(message, Some(&mut span), cx);
-        let local = cx.local();
+        let local = cx.worker();
         let error = local.last_error_code.take();
         if let Some(code) = error {
             let client_id = self.client_id.as_str();
@@ -158,7 +158,7 @@ impl Session {
         cx: &mut Context<'_, Local>,
     ) {
         let id = message.id;
-        if !self.is_admitted(&cx.local().hub) && !matches!(message.command, Command::Authenticate { .. }) {
+        if !self.is_admitted(&cx.worker().hub) && !matches!(message.command, Command::Authenticate { .. }) {
             return self.reply_unauthorized(id, cx);
         }
         match &message.command {
@@ -179,11 +179,11 @@ impl Session {
 }
 
 impl deeperhub_listener::Session for Session {
-    type Local = Local;
+    type WorkerState = Local;
 
     fn on_open(&mut self, cx: &mut Context<'_, Local>) {
         let (key, now) = (cx.key(), cx.now());
-        let local = cx.local();
+        let local = cx.worker();
         self.connection_id = ConnectionId { worker: local.worker, key, serial: local.allocate_serial() };
         if let Some(id) = self.connection_id.client_id(&local.hub.node_id) {
             self.client_id = id;
@@ -214,9 +214,9 @@ impl deeperhub_listener::Session for Session {
 
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Local>) {
         self.received += 1;
-        cx.local().on_message();
+        cx.worker().on_message();
         let now = cx.now();
-        if let Some(top_window) = &mut cx.local().top_window {
+        if let Some(top_window) = &mut cx.worker().top_window {
             let bytes = match message {
                 Message::Text(text) => text.len(),
                 Message::Binary(bytes) => bytes.len(),
@@ -225,17 +225,17 @@ impl deeperhub_listener::Session for Session {
         }
         match message {
             Message::Text(text) => {
-                cx.local().metrics.size.observe(text.len() as u64);
+                cx.worker().metrics.size.observe(text.len() as u64);
                 self.on_text(text, cx);
             }
             Message::Binary(bytes) => {
-                let local = cx.local();
+                let local = cx.worker();
                 local.metrics.size.observe(bytes.len() as u64);
                 local.metrics.received.inc(RECEIVED_BINARY_INDEX);
                 match self.check_rates(bytes.len(), cx) {
-                    Ok(()) if !self.is_admitted(&cx.local().hub) => self.reply_unauthorized(None, cx),
+                    Ok(()) if !self.is_admitted(&cx.worker().hub) => self.reply_unauthorized(None, cx),
                     Ok(()) => {
-                        cx.local().event(EventKind::BinaryReceived, &self.client_id, || {
+                        cx.worker().event(EventKind::BinaryReceived, &self.client_id, || {
                             EventDetails::BinaryReceived { payload: bytes.into() }
                         });
                     }
@@ -246,7 +246,7 @@ impl deeperhub_listener::Session for Session {
     }
 
     fn admits_control(&mut self, cx: &mut Context<'_, Local>) -> bool {
-        let Some(limit) = cx.local().live.control_rate_limit else { return true };
+        let Some(limit) = cx.worker().live.control_rate_limit else { return true };
         if self.check_rare_rate(RateKind::Control, limit, cx).is_err() {
             self.count_violation(Some(limit), cx);
             return false;
@@ -254,7 +254,7 @@ impl deeperhub_listener::Session for Session {
         true
     }
 
-    fn held_bytes(&self, key: Key, local: &Local) -> usize {
+    fn held_bytes(&self, key: ConnectionKey, local: &Local) -> usize {
         let per_topic = local.hub.broker.as_ref().map_or(0, deeperhub_cluster::Broker::bytes_per_topic);
         let publishes = self
             .rare_limiters
@@ -265,7 +265,7 @@ impl deeperhub_listener::Session for Session {
 
     fn on_tick(&mut self, cx: &mut Context<'_, Local>) {
         let now = cx.now();
-        let local = cx.local();
+        let local = cx.worker();
         let reason = match &self.login {
             Some(login) if login.has_expired(local.unix_seconds(now)) => "the token has expired",
             Some(login) if login.is_from_token() => return,
@@ -281,14 +281,14 @@ impl deeperhub_listener::Session for Session {
         cx.close(CloseReason::new(CloseCode::TokenExpired, reason));
     }
 
-    fn on_farewell(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
+    fn on_server_close(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
         // A client without a reconnect time may come back at once, if at all.
         let retry_after_ms = retry_after.map_or(0, milliseconds_rounded_up);
         ServerMessage::Goodbye { reason, retry_after_ms }.write_frame(out);
         self.sent += 1;
     }
 
-    fn on_close(&mut self, key: Key, closed: &Closed, local: &mut Local) {
+    fn on_close(&mut self, key: ConnectionKey, closed: &Closed, local: &mut Local) {
         let ended = local.shard.remove_subscriber(key);
         local.metrics.subscriptions.add(-(ended as i64));
         local.metrics.active.dec();

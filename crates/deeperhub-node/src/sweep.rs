@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use deeperhub_listener::{Connections, Key, Multicast};
+use deeperhub_listener::{ConnectionKey, Connections, Multicast};
 use deeperhub_protocol::Subscription;
 use tokio::sync::oneshot;
 
@@ -34,8 +34,8 @@ pub(crate) struct Sweep {
 
 #[derive(Debug)]
 enum Targets {
-    All { next: Key },
-    User { user: Arc<str>, keys: std::vec::IntoIter<Key> },
+    All { next: ConnectionKey },
+    User { user: Arc<str>, keys: std::vec::IntoIter<ConnectionKey> },
 }
 
 impl Sweep {
@@ -46,7 +46,7 @@ impl Sweep {
     pub(crate) fn for_user(
         action: Action,
         user: &str,
-        keys: Vec<Key>,
+        keys: Vec<ConnectionKey>,
         serial_limit: u64,
         reply: oneshot::Sender<u64>,
     ) -> Self {
@@ -55,7 +55,7 @@ impl Sweep {
     }
 
     /// Returns the next connection to visit.
-    pub(crate) fn next_key(&mut self, connections: &Connections<'_, Session>) -> Option<Key> {
+    pub(crate) fn next_key(&mut self, connections: &Connections<'_, Session>) -> Option<ConnectionKey> {
         match &mut self.targets {
             Targets::All { next } => {
                 let key = connections.next_open(*next)?;

@@ -3,18 +3,18 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use deeperhub_listener::Key;
+use deeperhub_listener::ConnectionKey;
 
 /// Connections of one worker by user. A user may have any number, such as all devices of one kind.
 #[derive(Debug, Default)]
-pub(crate) struct Users(HashMap<Arc<str>, BTreeSet<Key>>);
+pub(crate) struct Users(HashMap<Arc<str>, BTreeSet<ConnectionKey>>);
 
 impl Users {
-    pub(crate) fn add(&mut self, user: &Arc<str>, key: Key) {
+    pub(crate) fn add(&mut self, user: &Arc<str>, key: ConnectionKey) {
         self.0.entry(Arc::clone(user)).or_default().insert(key);
     }
 
-    pub(crate) fn remove(&mut self, user: &Arc<str>, key: Key) {
+    pub(crate) fn remove(&mut self, user: &Arc<str>, key: ConnectionKey) {
         let Some(keys) = self.0.get_mut(user) else { return };
         keys.remove(&key);
         if keys.is_empty() {
@@ -25,7 +25,7 @@ impl Users {
         }
     }
 
-    pub(crate) fn keys(&self, user: &str) -> Vec<Key> {
+    pub(crate) fn keys(&self, user: &str) -> Vec<ConnectionKey> {
         self.0.get(user).map(|keys| keys.iter().copied().collect()).unwrap_or_default()
     }
 }

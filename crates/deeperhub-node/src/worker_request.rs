@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use deeperhub_listener::Key;
+use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::Subscription;
 use deeperhub_protocol::frame::Frame;
 use deeperhub_router::{Mark, ShardId};
@@ -60,9 +60,9 @@ pub(crate) enum WorkerRequest {
         reply: oneshot::Sender<Option<ClientInfo>>,
     },
     Clients {
-        from: Key,
+        from: ConnectionKey,
         limit: usize,
-        reply: oneshot::Sender<(Vec<ClientInfo>, Option<Key>)>,
+        reply: oneshot::Sender<(Vec<ClientInfo>, Option<ConnectionKey>)>,
     },
     /// Runs a function on the worker, for tests.
     #[cfg(test)]

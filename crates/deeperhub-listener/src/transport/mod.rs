@@ -6,7 +6,7 @@ mod tls;
 
 pub(crate) use tcp::Tcp;
 #[cfg(all(feature = "tls", feature = "io-uring"))]
-pub(crate) use tls::OVERHEAD;
+pub(crate) use tls::TLS_OVERHEAD;
 #[cfg(feature = "tls")]
 pub(crate) use tls::Tls;
 
@@ -21,21 +21,21 @@ use crate::config::Config;
 
 /// What the TLS connections of a worker share: a buffer for the records under way, and what to count.
 #[derive(Debug, Default)]
-pub(crate) struct Records {
+pub(crate) struct TlsScratch {
     /// Empty until the first connection with TLS comes.
     #[cfg(feature = "tls")]
     bytes: Vec<u8>,
     /// Steps of handshakes since this was reset.
     pub(crate) handshake_steps: usize,
     /// Whether the last read brought any bytes, even a part of a record.
-    pub(crate) has_come: bool,
+    pub(crate) received_any: bool,
     /// Handshakes that ended since this was reset.
-    pub(crate) ended: Ended,
+    pub(crate) ended: TlsHandshakeCounts,
 }
 
 /// TLS handshakes by how they ended.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ended {
+pub(crate) struct TlsHandshakeCounts {
     pub(crate) full: u64,
     pub(crate) resumed: u64,
     pub(crate) failed: u64,
@@ -90,21 +90,21 @@ impl Transport {
     ///
     /// After each call something may wait to be [flushed](Self::is_flushed).
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
-    pub(crate) fn read(&mut self, buffer: &mut [u8], records: &mut Records) -> io::Result<usize> {
+    pub(crate) fn read(&mut self, buffer: &mut [u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         match self {
             Self::Tcp(tcp) => tcp.read(buffer),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.read(buffer, records),
+            Self::Tls(tls) => tls.read(buffer, tls_scratch),
         }
     }
 
     /// Takes some of the bytes, at least one. They may wait to be [flushed](Self::is_flushed).
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
-    pub(crate) fn write(&mut self, bytes: &[u8], records: &mut Records) -> io::Result<usize> {
+    pub(crate) fn write(&mut self, bytes: &[u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         match self {
             Self::Tcp(tcp) => tcp.write(bytes),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.write(bytes, records),
+            Self::Tls(tls) => tls.write(bytes, tls_scratch),
         }
     }
 
@@ -113,12 +113,12 @@ impl Transport {
     pub(crate) fn write_vectored(
         &mut self,
         slices: &[IoSlice<'_>],
-        records: &mut Records,
+        tls_scratch: &mut TlsScratch,
     ) -> io::Result<usize> {
         match self {
             Self::Tcp(tcp) => tcp.write_vectored(slices),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.write_vectored(slices, records),
+            Self::Tls(tls) => tls.write_vectored(slices, tls_scratch),
         }
     }
 
@@ -133,8 +133,8 @@ impl Transport {
 
     /// Sets whether writes try the socket even if the reactor has not reported it writable yet. A
     /// socket that just became writable shows only when the reactor is polled.
-    pub(crate) fn ask_socket(&mut self, asks: bool) {
-        self.tcp_mut().ask_socket(asks);
+    pub(crate) fn set_bypass_readiness(&mut self, asks: bool) {
+        self.tcp_mut().set_bypass_readiness(asks);
     }
 
     /// Returns the peer's progress with the bytes given to the kernel.
@@ -181,11 +181,11 @@ impl Transport {
 
     /// Says that a read came back short, so the socket is empty: readiness is cleared without the system call that
     /// would find that out. False: a short read says nothing here.
-    pub(crate) fn drained(&mut self) -> bool {
+    pub(crate) fn clear_readiness(&mut self) -> bool {
         match self {
-            Self::Tcp(tcp) => tcp.drained(),
+            Self::Tcp(tcp) => tcp.clear_readiness(),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.drained(),
+            Self::Tls(tls) => tls.clear_readiness(),
         }
     }
 
@@ -202,13 +202,13 @@ impl Transport {
     /// Ends the sending side, so that the peer reads the end after all that was written. To be called when all is
     /// [flushed](Self::is_flushed).
     pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
-        self.say_goodbye();
+        self.close_notify();
         self.tcp_mut().shutdown_write()
     }
 
     /// Tells the peer that nothing more comes, where the protocol has a word for it; for a connection that is dropped
     /// next.
-    pub(crate) fn say_goodbye(&mut self) {
+    pub(crate) fn close_notify(&mut self) {
         match self {
             Self::Tcp(_) => {}
             #[cfg(feature = "tls")]
@@ -222,11 +222,11 @@ impl Transport {
     }
 
     /// Whether its handshake is under way, which costs much more than a message.
-    pub(crate) fn is_shaking_hands(&self) -> bool {
+    pub(crate) fn is_handshaking(&self) -> bool {
         match self {
             Self::Tcp(_) => false,
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.is_shaking_hands(),
+            Self::Tls(tls) => tls.is_handshaking(),
         }
     }
 

@@ -12,13 +12,13 @@ use tokio::net::TcpStream;
 pub(crate) struct Tcp {
     stream: TcpStream,
     /// Whether writes try the socket even if the reactor has not reported it writable yet.
-    asks_socket: bool,
+    bypasses_readiness: bool,
 }
 
 impl Tcp {
     /// Registers a non-blocking socket with the reactor of the current thread.
     pub(crate) fn new(socket: std::net::TcpStream) -> io::Result<Self> {
-        Ok(Self { stream: TcpStream::from_std(socket)?, asks_socket: false })
+        Ok(Self { stream: TcpStream::from_std(socket)?, bypasses_readiness: false })
     }
 
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -27,7 +27,7 @@ impl Tcp {
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.stream.try_write(bytes) {
-            Err(error) if self.asks_socket && error.kind() == io::ErrorKind::WouldBlock => {
+            Err(error) if self.bypasses_readiness && error.kind() == io::ErrorKind::WouldBlock => {
                 SockRef::from(&self.stream).send(bytes)
             }
             result => result,
@@ -36,22 +36,22 @@ impl Tcp {
 
     pub(super) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self.stream.try_write_vectored(slices) {
-            Err(error) if self.asks_socket && error.kind() == io::ErrorKind::WouldBlock => {
+            Err(error) if self.bypasses_readiness && error.kind() == io::ErrorKind::WouldBlock => {
                 SockRef::from(&self.stream).send_vectored(slices)
             }
             result => result,
         }
     }
 
-    pub(super) fn ask_socket(&mut self, asks: bool) {
-        self.asks_socket = asks;
+    pub(super) fn set_bypass_readiness(&mut self, asks: bool) {
+        self.bypasses_readiness = asks;
     }
 
     pub(super) fn progress(&self) -> io::Result<SendProgress> {
         deeperhub_uring::send_progress(std::os::fd::AsFd::as_fd(&self.stream))
     }
 
-    pub(super) fn drained(&mut self) -> bool {
+    pub(super) fn clear_readiness(&mut self) -> bool {
         // Sound only because the reactor runs on this very thread: no event can fall between the short read and
         // the clearing.
         let cleared: io::Result<()> =

@@ -13,25 +13,25 @@ use rustls::unbuffered::{
 };
 use rustls::{HandshakeKind, ServerConfig};
 
-use super::{Records, Tcp};
+use super::{Tcp, TlsScratch};
 
-/// Bytes that one write encrypts: four records. What the socket does not take of them waits with the connection.
-const PLAIN: usize = 64 * 1024;
+/// Bytes that one write encrypts: four tls_scratch. What the socket does not take of them waits with the connection.
+const MAX_PLAIN_WRITE: usize = 64 * 1024;
 
 /// Room for what encryption adds: at most some 40 bytes for each record, and a key update or an alert before them.
-pub(crate) const OVERHEAD: usize = 1024;
+pub(crate) const TLS_OVERHEAD: usize = 1024;
 
 /// Bytes of records that are not complete, or of handshake messages that are not. A record has at most 18,437; a
 /// handshake message of several records is a client's chain of certificates, of a few thousand bytes.
-const MAX_PENDING: usize = 32 * 1024;
+const MAX_INCOMPLETE_BYTES: usize = 32 * 1024;
 
 /// Bytes that wait to be sent before the handshake is over: our certificates and what goes with them.
-const MAX_FLIGHT: usize = 128 * 1024;
+const MAX_HANDSHAKE_FLIGHT: usize = 128 * 1024;
 
-impl Records {
+impl TlsScratch {
     fn buffer(&mut self) -> &mut [u8] {
         if self.bytes.is_empty() {
-            self.bytes = vec![0; PLAIN + PLAIN + OVERHEAD];
+            self.bytes = vec![0; MAX_PLAIN_WRITE + MAX_PLAIN_WRITE + TLS_OVERHEAD];
         }
         &mut self.bytes
     }
@@ -57,13 +57,13 @@ pub(crate) struct Tls {
     session: UnbufferedServerConnection,
     phase: Phase,
     /// Fault for which the client's certificate was refused, until it is counted.
-    refused: Option<ClientAuthFault>,
+    client_auth_fault: Option<ClientAuthFault>,
     /// The last read of the socket brought less than there was room for.
-    short: bool,
+    short_read: bool,
     /// `incoming` came with the socket and was not looked at yet.
-    fresh: bool,
+    has_unprocessed: bool,
     /// The end was announced.
-    notified: bool,
+    close_notify_sent: bool,
     /// What the peer still sends is not looked at.
     ignores_input: bool,
     /// What has come of records or handshake messages that are not complete. Without memory when there is none.
@@ -79,10 +79,10 @@ impl Tls {
             tcp,
             session: UnbufferedServerConnection::new(config)?,
             phase: if preface { Phase::Preface } else { Phase::Handshake },
-            refused: None,
-            short: false,
-            fresh: false,
-            notified: false,
+            client_auth_fault: None,
+            short_read: false,
+            has_unprocessed: false,
+            close_notify_sent: false,
             ignores_input: false,
             incoming: Vec::new(),
             outgoing: Vec::new(),
@@ -92,7 +92,7 @@ impl Tls {
     pub(super) fn end_preface(&mut self, rest: Vec<u8>) {
         if self.phase == Phase::Preface {
             self.phase = Phase::Handshake;
-            self.fresh = !rest.is_empty();
+            self.has_unprocessed = !rest.is_empty();
             self.incoming = rest;
         }
     }
@@ -105,7 +105,7 @@ impl Tls {
         &mut self.tcp
     }
 
-    pub(super) fn is_shaking_hands(&self) -> bool {
+    pub(super) fn is_handshaking(&self) -> bool {
         self.phase == Phase::Handshake
     }
 
@@ -113,25 +113,25 @@ impl Tls {
         deeperhub_security::tls::user(self.session.peer_certificates()?.first()?)
     }
 
-    pub(super) fn drained(&mut self) -> bool {
+    pub(super) fn clear_readiness(&mut self) -> bool {
         // An end or a fault that came behind the data is still to be told by a read.
         let is_to_end = matches!(self.phase, Phase::Preface | Phase::Handshake | Phase::Open);
-        self.short && is_to_end && self.tcp.drained()
+        self.short_read && is_to_end && self.tcp.clear_readiness()
     }
 
     /// One read of the socket at most, so that the worker decides how much one peer may send in a row. `buffer` has
     /// room for all of it, since plain bytes are never more than encrypted ones.
-    pub(super) fn read(&mut self, buffer: &mut [u8], records: &mut Records) -> io::Result<usize> {
+    pub(super) fn read(&mut self, buffer: &mut [u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         match self.phase {
             _ if self.ignores_input => {
                 let read = self.tcp.read(buffer)?;
-                self.short = read < buffer.len();
+                self.short_read = read < buffer.len();
                 return Ok(read);
             }
             Phase::Handshake | Phase::Open => {}
             Phase::Preface => {
                 let read = self.tcp.read(buffer)?;
-                self.short = read < buffer.len();
+                self.short_read = read < buffer.len();
                 return Ok(read);
             }
             Phase::PeerClosed => return Ok(0),
@@ -139,50 +139,50 @@ impl Tls {
             Phase::Abandoned => return self.tcp.read(buffer),
         }
         let held = self.incoming.len();
-        let room = buffer.len().min(PLAIN).max(held);
-        let input = records.buffer();
-        let read = if std::mem::take(&mut self.fresh) {
-            self.short = false;
+        let room = buffer.len().min(MAX_PLAIN_WRITE).max(held);
+        let input = tls_scratch.buffer();
+        let read = if std::mem::take(&mut self.has_unprocessed) {
+            self.short_read = false;
             0
         } else {
             let read = self.tcp.read(&mut input[held..room])?;
             if read == 0 {
                 return Ok(0);
             }
-            self.short = held + read < room;
+            self.short_read = held + read < room;
             read
         };
-        let has_come = read > 0;
+        let received_any = read > 0;
         input[..held].copy_from_slice(&self.incoming);
-        let was_shaking_hands = self.is_shaking_hands();
+        let was_handshaking = self.is_handshaking();
 
         // rustls panics on nothing that is known; a fault there is to cost one connection.
-        let processed = catch_unwind(AssertUnwindSafe(|| self.process(&mut input[..held + read], buffer)));
-        let Progress { consumed, plain } = processed.unwrap_or_else(|_| {
+        let result = catch_unwind(AssertUnwindSafe(|| self.process(&mut input[..held + read], buffer)));
+        let Processed { consumed, plain } = result.unwrap_or_else(|_| {
             self.phase = Phase::Broken;
-            Progress { consumed: held + read, plain: 0 }
+            Processed { consumed: held + read, plain: 0 }
         });
-        self.keep(&input[consumed..held + read]);
-        records.has_come = has_come;
+        self.keep_incomplete(&input[consumed..held + read]);
+        tls_scratch.received_any = received_any;
 
-        if was_shaking_hands {
-            records.handshake_steps += 1;
+        if was_handshaking {
+            tls_scratch.handshake_steps += 1;
             match (self.phase, self.session.handshake_kind()) {
                 (Phase::Handshake, _) => {}
-                (Phase::Open, Some(HandshakeKind::Resumed)) => records.ended.resumed += 1,
-                (Phase::Open, _) => records.ended.full += 1,
-                _ => records.ended.failed += 1,
+                (Phase::Open, Some(HandshakeKind::Resumed)) => tls_scratch.ended.resumed += 1,
+                (Phase::Open, _) => tls_scratch.ended.full += 1,
+                _ => tls_scratch.ended.failed += 1,
             }
-            if let Some(fault) = self.refused.take() {
-                records.ended.client_auth[fault as usize] += 1;
+            if let Some(fault) = self.client_auth_fault.take() {
+                tls_scratch.ended.client_auth[fault as usize] += 1;
             }
         }
         match self.phase {
             _ if plain > 0 => Ok(plain),
             Phase::Broken => Err(self.abandon()),
             Phase::PeerClosed => Ok(0),
-            _ if self.short => {
-                let _ = self.tcp.drained();
+            _ if self.short_read => {
+                let _ = self.tcp.clear_readiness();
                 Err(io::ErrorKind::WouldBlock.into())
             }
             _ => Err(io::ErrorKind::WouldBlock.into()),
@@ -190,25 +190,25 @@ impl Tls {
     }
 
     /// Handles the records in `input`: plain bytes go to `plain`, what is to be answered to `outgoing`.
-    fn process(&mut self, input: &mut [u8], plain: &mut [u8]) -> Progress {
-        let mut progress = Progress { consumed: 0, plain: 0 };
+    fn process(&mut self, input: &mut [u8], plain: &mut [u8]) -> Processed {
+        let mut processed = Processed { consumed: 0, plain: 0 };
         if self.phase == Phase::Handshake && starts_like_http(input) {
             Refusal::bad_handshake("this port speaks TLS: connect with wss:// or https://")
                 .write(&mut self.outgoing);
             self.phase = Phase::Broken;
-            progress.consumed = input.len();
-            return progress;
+            processed.consumed = input.len();
+            return processed;
         }
         loop {
             let UnbufferedStatus { mut discard, state } =
-                self.session.process_tls_records(&mut input[progress.consumed..]);
+                self.session.process_tls_records(&mut input[processed.consumed..]);
             let mut done = false;
             match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(Ok(record)) = traffic.next_record() {
                         discard += record.discard;
-                        plain[progress.plain..][..record.payload.len()].copy_from_slice(record.payload);
-                        progress.plain += record.payload.len();
+                        plain[processed.plain..][..record.payload.len()].copy_from_slice(record.payload);
+                        processed.plain += record.payload.len();
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
@@ -233,27 +233,27 @@ impl Tls {
                 Err(error) => {
                     tracing::debug!(%error, "A TLS connection failed.");
                     if self.phase == Phase::Handshake {
-                        self.refused = ClientAuthFault::of(&error);
+                        self.client_auth_fault = ClientAuthFault::of(&error);
                     }
                     self.phase = Phase::Broken;
-                    self.alert(&mut input[progress.consumed..]);
+                    self.encode_alert(&mut input[processed.consumed..]);
                 }
             }
-            progress.consumed += discard;
+            processed.consumed += discard;
             if self.phase == Phase::Handshake && !self.session.is_handshaking() {
                 self.phase = Phase::Open;
-                if self.resumes_expired() {
+                if self.resumes_expired_certificate() {
                     tracing::debug!("Client certificate expired in resumed TLS session");
-                    self.refused = Some(ClientAuthFault::Expired);
+                    self.client_auth_fault = Some(ClientAuthFault::Expired);
                     self.phase = Phase::Broken;
                 }
             }
             if matches!(self.phase, Phase::Broken | Phase::PeerClosed) {
-                progress.consumed = input.len();
-                return progress;
+                processed.consumed = input.len();
+                return processed;
             }
             if done {
-                return progress;
+                return processed;
             }
         }
     }
@@ -261,7 +261,7 @@ impl Tls {
     /// Returns `true` if the handshake resumed a session whose client certificate has expired. The
     /// certificate was verified when the session began, perhaps hours ago, and is not verified
     /// again.
-    fn resumes_expired(&self) -> bool {
+    fn resumes_expired_certificate(&self) -> bool {
         if self.session.handshake_kind() != Some(HandshakeKind::Resumed) {
             return false;
         }
@@ -271,7 +271,7 @@ impl Tls {
     }
 
     /// Takes the alert that goes with an error.
-    fn alert(&mut self, input: &mut [u8]) {
+    fn encode_alert(&mut self, input: &mut [u8]) {
         while let Ok(ConnectionState::EncodeTlsData(mut data)) = self.session.process_tls_records(input).state
         {
             let encode = |room: &mut [u8]| match data.encode(room) {
@@ -286,9 +286,9 @@ impl Tls {
     }
 
     /// Keeps what was not used up until more has come.
-    fn keep(&mut self, rest: &[u8]) {
-        if rest.len() > MAX_PENDING {
-            tracing::warn!(limit = MAX_PENDING, "Unfinished TLS message over the size limit");
+    fn keep_incomplete(&mut self, rest: &[u8]) {
+        if rest.len() > MAX_INCOMPLETE_BYTES {
+            tracing::warn!(limit = MAX_INCOMPLETE_BYTES, "Unfinished TLS message over the size limit");
             self.phase = Phase::Broken;
         } else if !rest.is_empty() {
             self.incoming.clear();
@@ -329,23 +329,23 @@ impl Tls {
         Ok(())
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8], records: &mut Records) -> io::Result<usize> {
+    pub(super) fn write(&mut self, bytes: &[u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         self.flush()?;
-        let (_, room) = records.buffer().split_at_mut(PLAIN);
+        let (_, room) = tls_scratch.buffer().split_at_mut(MAX_PLAIN_WRITE);
         self.encrypt_and_send(bytes, room)
     }
 
     pub(super) fn write_vectored(
         &mut self,
         slices: &[IoSlice<'_>],
-        records: &mut Records,
+        tls_scratch: &mut TlsScratch,
     ) -> io::Result<usize> {
         self.flush()?;
-        let (plain, room) = records.buffer().split_at_mut(PLAIN);
-        // Small pieces share records: each of its own would cost an encryption, and 22 bytes or more on the wire.
+        let (plain, room) = tls_scratch.buffer().split_at_mut(MAX_PLAIN_WRITE);
+        // Small pieces share tls_scratch: each of its own would cost an encryption, and 22 bytes or more on the direct_write.
         let mut gathered = 0;
         for slice in slices {
-            let taken = slice.len().min(PLAIN - gathered);
+            let taken = slice.len().min(MAX_PLAIN_WRITE - gathered);
             plain[gathered..][..taken].copy_from_slice(&slice[..taken]);
             gathered += taken;
         }
@@ -354,7 +354,7 @@ impl Tls {
 
     /// Encrypts into `room`; what the socket does not take waits with the connection, so the bytes count as written.
     fn encrypt_and_send(&mut self, bytes: &[u8], room: &mut [u8]) -> io::Result<usize> {
-        let bytes = &bytes[..bytes.len().min(PLAIN)];
+        let bytes = &bytes[..bytes.len().min(MAX_PLAIN_WRITE)];
         let written = self.encrypt(bytes, room)?;
         let sent = loop {
             match self.tcp.write(&room[..written]) {
@@ -373,7 +373,7 @@ impl Tls {
     #[cfg(feature = "io-uring")]
     pub(crate) fn stage(&mut self, bytes: &[u8], staged: &mut Vec<u8>) -> io::Result<()> {
         let start = staged.len();
-        staged.resize(start + bytes.len() + OVERHEAD, 0);
+        staged.resize(start + bytes.len() + TLS_OVERHEAD, 0);
         let written = self.encrypt(bytes, &mut staged[start..]);
         staged.truncate(start + written.as_ref().map_or(0, |&written| written));
         written.map(drop)
@@ -391,7 +391,7 @@ impl Tls {
     }
 
     fn encrypt(&mut self, bytes: &[u8], room: &mut [u8]) -> io::Result<usize> {
-        if !matches!(self.phase, Phase::Open | Phase::PeerClosed) || self.notified {
+        if !matches!(self.phase, Phase::Open | Phase::PeerClosed) || self.close_notify_sent {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let mut written = 0;
@@ -418,10 +418,13 @@ impl Tls {
     /// Says that nothing more comes (RFC 8446 section 6.1), as far as the socket takes it at once: the peer's WebSocket
     /// layer knows the end from its own close frame already.
     pub(super) fn close_notify(&mut self) {
-        if self.notified || !matches!(self.phase, Phase::Open | Phase::PeerClosed) || !self.is_flushed() {
+        if self.close_notify_sent
+            || !matches!(self.phase, Phase::Open | Phase::PeerClosed)
+            || !self.is_flushed()
+        {
             return;
         }
-        self.notified = true;
+        self.close_notify_sent = true;
         if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
             self.session.process_tls_records(&mut self.incoming).state
         {
@@ -438,7 +441,7 @@ impl Tls {
 }
 
 /// How far [`Tls::process`] came: bytes used up, and bytes that are plain now.
-struct Progress {
+struct Processed {
     consumed: usize,
     plain: usize,
 }
@@ -447,7 +450,7 @@ struct Progress {
 fn append(
     out: &mut Vec<u8>,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, InsufficientSizeError>,
-) -> Result<(), TooMuch> {
+) -> Result<(), BufferLimit> {
     let start = out.len();
     let mut room = 0;
     loop {
@@ -458,22 +461,22 @@ fn append(
                 return Ok(());
             }
             Err(InsufficientSizeError { required_size }) if required_size > room => {
-                if start + required_size > MAX_FLIGHT {
+                if start + required_size > MAX_HANDSHAKE_FLIGHT {
                     out.truncate(start);
-                    return Err(TooMuch);
+                    return Err(BufferLimit);
                 }
                 room = required_size;
             }
             Err(_) => {
                 out.truncate(start);
-                return Err(TooMuch);
+                return Err(BufferLimit);
             }
         }
     }
 }
 
 /// More than may wait.
-struct TooMuch;
+struct BufferLimit;
 
 /// Whether the first bytes of a connection are a request's: a method in capital letters. Those of TLS are 22 and 3.
 fn starts_like_http(bytes: &[u8]) -> bool {

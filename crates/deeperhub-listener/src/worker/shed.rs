@@ -6,29 +6,29 @@ use deeperhub_protocol::{CloseCode, CloseReason};
 use std::time::Duration;
 
 use super::{Worker, spread};
-use crate::budget::largest;
 use crate::connections::{Closing, State};
+use crate::memory_budget::select_largest;
 use crate::session::{Application, Session};
 
 impl<A: Application> Worker<'_, A> {
     /// Gives up the connections that hold the most where the memory budget says so.
     pub(super) fn shed(&mut self) {
         let Some(memory) = self.core.config.memory.clone() else { return };
-        let Some(bytes) = memory.to_shed(&mut self.shed_seen) else { return };
+        let Some(bytes) = memory.take_shed_target(&mut self.shed_seen) else { return };
         let share = bytes.div_ceil(self.core.config.workers.max(1) as u64);
         let sizes = self.core.connections.iter().map(|(key, _)| (key as u32, self.held_bytes(key as u32)));
-        let chosen: Vec<(u32, usize)> = largest(sizes.collect(), share).collect();
+        let chosen: Vec<(u32, usize)> = select_largest(sizes.collect(), share).collect();
         if chosen.is_empty() {
             return;
         }
-        memory.was_shed(chosen.iter().map(|&(_, size)| size as u64).sum());
+        memory.record_shed(chosen.iter().map(|&(_, size)| size as u64).sum());
         tracing::warn!(
             connections = chosen.len(),
             "Memory is short: the connections that hold the most are closed."
         );
         for (key, _) in chosen {
             self.core.metrics.memory_sheds.inc();
-            self.give_up(key);
+            self.shed_connection(key);
         }
     }
 
@@ -39,7 +39,7 @@ impl<A: Application> Worker<'_, A> {
         let of_state = match &connection.state {
             State::Handshake(handshake) => handshake.head.capacity(),
             State::Open(session) => {
-                session.held_bytes(key, &self.local)
+                session.held_bytes(key, &self.worker_state)
                     + self.core.coders.incoming.history_bytes(key, connection.flags.deflate)
             }
             State::Closing(_) => 0,
@@ -51,7 +51,7 @@ impl<A: Application> Worker<'_, A> {
             + connection.transport.buffered_bytes()
     }
 
-    fn give_up(&mut self, key: u32) {
+    fn shed_connection(&mut self, key: u32) {
         let Some(connection) = self.core.connections.get(key as usize) else { return };
         match connection.state {
             State::Open(_) => {
@@ -61,17 +61,17 @@ impl<A: Application> Worker<'_, A> {
                 connection.decoder = FrameDecoder::new();
                 connection.transport.ignore_input();
                 connection.state = State::Closing(Closing::Eof);
-                self.core.coders.incoming.forget(key, connection.flags.deflate);
-                self.core.forget_unread(key);
+                self.core.coders.incoming.remove_history(key, connection.flags.deflate);
+                self.core.discard_unread(key);
             }
             // One whose TLS is not there yet cannot be told.
-            State::Handshake(_) if !connection.transport.is_shaking_hands() => {
+            State::Handshake(_) if !connection.transport.is_handshaking() => {
                 self.refuse(key, &Refusal::too_many_connections(spread(key, Duration::from_secs(2))));
                 if let Some(connection) = self.core.connections.get_mut(key as usize) {
                     connection.transport.ignore_input();
                 }
             }
-            State::Handshake(_) => self.lost(key),
+            State::Handshake(_) => self.drop_lost(key),
             State::Closing(_) => self.remove(key),
         }
     }

@@ -13,13 +13,13 @@ use tokio::runtime::{self, Runtime};
 
 use super::{Worker, WorkerCells};
 use crate::arena::Arena;
-use crate::connections::{Closing, Connection, Core, State};
+use crate::connections::{Closing, Connection, State, WorkerCore};
 use crate::control::{Control, Mailbox};
 use crate::deflate::Coders;
-use crate::metrics::Outcome;
+use crate::metrics::HandshakeOutcome;
 use crate::restart::RestartDelay;
-use crate::session::{Application, Closed, Key, Session};
-use crate::transport::Records;
+use crate::session::{Application, Closed, ConnectionKey, Session};
+use crate::transport::TlsScratch;
 
 /// State that a dead worker leaves to its replacement.
 enum Recovery<S> {
@@ -29,7 +29,7 @@ enum Recovery<S> {
     Connections,
     /// Sessions only, to be told of their end; their connections are closed. The worker died again
     /// at once, so one of the connections may be the cause.
-    Sessions(Vec<(Key, S)>),
+    Sessions(Vec<(ConnectionKey, S)>),
 }
 
 /// Creates the runtime for a worker's sockets and timers.
@@ -49,11 +49,11 @@ pub(crate) fn run<A: Application>(
     index: usize,
     runtime: &Runtime,
     control: &Control,
-    mut core: Core<A::Session>,
+    mut core: WorkerCore<A::Session>,
     mut cells: WorkerCells,
 ) {
     #[cfg(feature = "io-uring")]
-    core.batch(index);
+    core.enable_batching(index);
     let mailbox = control.mailbox(index);
     // Deadlines of connections count from here, also for replacement workers.
     let started = Instant::now();
@@ -64,7 +64,7 @@ pub(crate) fn run<A: Application>(
         loop {
             // The phase may have changed since the last worker looked, and connections may be
             // queued.
-            mailbox.look_again(Instant::now());
+            mailbox.notify_self(Instant::now());
             mailbox.set_vacant(false);
             let began = Instant::now();
             let exit = run_worker(
@@ -159,10 +159,12 @@ impl<A: Application> Worker<'_, A> {
             Recovery::Nothing => {}
             Recovery::Connections => self.close_after_panic(),
             Recovery::Sessions(sessions) => {
-                let closed = Closed::ByServer(fault());
+                let closed = Closed::ByServer(internal_error_reason());
                 while let Some((key, mut session)) = sessions.pop() {
-                    let local = &mut self.local;
-                    if catch_unwind(AssertUnwindSafe(|| session.on_close(key, &closed, local))).is_err() {
+                    let worker_state = &mut self.worker_state;
+                    if catch_unwind(AssertUnwindSafe(|| session.on_close(key, &closed, worker_state)))
+                        .is_err()
+                    {
                         self.core.metrics.session_panics.inc();
                     }
                 }
@@ -176,17 +178,23 @@ impl<A: Application> Worker<'_, A> {
         let core = &mut *self.core;
         core.begin_round(Instant::now());
         // A round was interrupted: rebuild its lists from all connections.
-        for list in [&mut core.turn, &mut core.arrived, &mut core.backlog, &mut core.dirty, &mut core.due] {
+        for list in [
+            &mut core.run_queue,
+            &mut core.arrived,
+            &mut core.backlog,
+            &mut core.dirty,
+            &mut core.write_individually,
+        ] {
             list.clear();
         }
         core.to_close.clear();
         core.coders = Coders::new(&core.config.compression);
-        core.records = Records::default();
+        core.tls_scratch = TlsScratch::default();
         (core.open, core.paused) = (0, 0);
         let mut open = Vec::new();
         for (key, connection) in &mut core.connections {
-            let key = key as Key;
-            core.turn.push(key);
+            let key = key as ConnectionKey;
+            core.run_queue.push(key);
             core.dirty.push(key);
             connection.flags.dirty = true;
             connection.flags.in_backlog = false;
@@ -198,18 +206,18 @@ impl<A: Application> Worker<'_, A> {
         }
         core.open = open.len();
         for key in open {
-            self.close(key, fault());
+            self.close(key, internal_error_reason());
         }
     }
 }
 
 /// Closes a dead worker's connections without the code that may have panicked. Sends 1011 where a
 /// frame can still be written whole. Returns the sessions.
-fn abort_connections<S>(core: &mut Core<S>) -> Vec<(Key, S)> {
+fn abort_connections<S>(core: &mut WorkerCore<S>) -> Vec<(ConnectionKey, S)> {
     let mut close = Vec::new();
-    let reason = fault();
+    let reason = internal_error_reason();
     frame::write_close(&mut close, Some(reason.code().as_u16()), reason.text());
-    core.records = Records::default();
+    core.tls_scratch = TlsScratch::default();
     core.unread.clear();
     core.progress.clear();
     core.backlog.clear();
@@ -220,38 +228,44 @@ fn abort_connections<S>(core: &mut Core<S>) -> Vec<(Key, S)> {
         // Frames queued for a socket that is not full are not partly written.
         let takes_a_frame = match state {
             State::Open(session) => {
-                sessions.push((key as Key, session));
+                sessions.push((key as ConnectionKey, session));
                 !flags.write_blocked
             }
             State::Closing(Closing::CloseFrame) => !flags.write_blocked && !outbox.is_empty(),
             State::Closing(_) => false,
             State::Handshake(handshake) => {
-                core.metrics.handshake(Outcome::Lost);
+                core.metrics.handshake(HandshakeOutcome::Lost);
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(handshake)));
                 false
             }
         };
-        let records = &mut core.records;
+        let tls_scratch = &mut core.tls_scratch;
         let _ = catch_unwind(AssertUnwindSafe(|| {
             if takes_a_frame {
-                let _ = transport.write(&close, records);
+                let _ = transport.write(&close, tls_scratch);
                 let _ = transport.shutdown_write();
             }
             drop((transport, outbox));
         }));
     }
-    for list in [&mut core.turn, &mut core.arrived, &mut core.backlog, &mut core.dirty, &mut core.due] {
+    for list in [
+        &mut core.run_queue,
+        &mut core.arrived,
+        &mut core.backlog,
+        &mut core.dirty,
+        &mut core.write_individually,
+    ] {
         list.clear();
     }
     core.to_close.clear();
     core.arena = Arena::default();
     core.gather = Vec::new();
     core.coders = Coders::new(&core.config.compression);
-    core.records = Records::default();
+    core.tls_scratch = TlsScratch::default();
     (core.open, core.paused) = (0, 0);
     sessions
 }
 
-fn fault() -> CloseReason {
+fn internal_error_reason() -> CloseReason {
     CloseReason::new(CloseCode::InternalError, "a fault inside the server")
 }

@@ -1,4 +1,4 @@
-use deeperhub_listener::{Context, Key};
+use deeperhub_listener::{ConnectionKey, Context};
 use deeperhub_protocol::message::{MessageId, ServerMessage};
 use deeperhub_protocol::{ErrorCode, Subscription};
 
@@ -20,7 +20,7 @@ pub(crate) fn authenticate(
 ) {
     let (key, now) = (cx.key(), cx.now());
     cx.charge(VERIFICATION_COST);
-    let local = cx.local();
+    let local = cx.worker();
     let seconds = local.unix_seconds(now);
     let login = match local.hub.config.auth.verify(token, seconds) {
         Ok(claims) => Login::from_token(claims),
@@ -58,7 +58,7 @@ pub(crate) fn authenticate(
     session.reply(SentType::Authenticated, &reply, cx);
     session.login = Some(Box::new(login));
     for subscription in ended {
-        let local = cx.local();
+        let local = cx.worker();
         if local.shard.unsubscribe(key, &subscription) {
             local.metrics.subscriptions.dec();
         }
@@ -68,7 +68,7 @@ pub(crate) fn authenticate(
 }
 
 /// Returns the subscriptions that a login does not grant.
-fn subscriptions_without_grant(login: &Login, key: Key, local: &Local) -> Vec<Subscription<'static>> {
+fn subscriptions_without_grant(login: &Login, key: ConnectionKey, local: &Local) -> Vec<Subscription<'static>> {
     if login.is_unrestricted() {
         return Vec::new();
     }

@@ -33,7 +33,7 @@ pub(crate) fn publish(
         return session.reply_error(&error, cx);
     }
     let (key, now) = (cx.key(), cx.now());
-    let local = cx.local();
+    let local = cx.worker();
     let publisher = Publisher {
         id: &session.client_id,
         connection_id: session.connection_id,
@@ -50,7 +50,7 @@ pub(crate) fn publish(
     }
     session.record_publish(publish.message.as_str().len(), local.uncongested_rounds);
     cx.charge(outcome.matching_steps * MATCHING_STEP_COST);
-    let local = cx.local();
+    let local = cx.worker();
     if outcome.is_congested {
         // Another worker is congested: reading from this publisher pauses, and TCP slows its client
         // down.
@@ -58,7 +58,7 @@ pub(crate) fn publish(
         cx.pause_reading();
     }
     if id.is_some() {
-        let local = cx.local();
+        let local = cx.worker();
         let own = if publish.exclude_self { local.shard.count_matches(key, publish.topic) } else { 0 };
         let reply = ServerMessage::Published {
             id,

@@ -20,7 +20,7 @@ pub(crate) fn subscribe(
         return session.reply_error(&error, cx);
     }
     let key = cx.key();
-    let local = cx.local();
+    let local = cx.worker();
     let full = local.shard.subscription_count(key) >= local.live.max_subscriptions;
     if full && !local.shard.is_subscribed(key, subscription) {
         local.metrics.count_limited(Limit::Subscriptions);

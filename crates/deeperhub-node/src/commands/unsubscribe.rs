@@ -14,7 +14,7 @@ pub(crate) fn unsubscribe(
     cx: &mut Context<'_, Local>,
 ) {
     let key = cx.key();
-    let local = cx.local();
+    let local = cx.worker();
     if local.shard.unsubscribe(key, subscription) {
         local.metrics.subscriptions.dec();
     }

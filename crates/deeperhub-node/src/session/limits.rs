@@ -21,7 +21,7 @@ impl Session {
     /// Checks the rate limits for a message of `bytes`. The error is the time to wait.
     pub(super) fn check_rates(&mut self, bytes: usize, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
         let now = cx.now();
-        let local = cx.local();
+        let local = cx.worker();
         let now = now.saturating_duration_since(local.hub.started);
         if let Some(limit) = local.live.rate_limit
             && let Err(retry) = self.message_limiter.limiter.check(&limit, now)
@@ -112,7 +112,7 @@ impl Session {
 
     /// Checks the rate of tokens, in addition to [`Self::check_rates`].
     pub(super) fn check_token_rate(&mut self, cx: &mut Context<'_, Local>) -> Result<(), Duration> {
-        let Some(limit) = cx.local().live.token_rate_limit else { return Ok(()) };
+        let Some(limit) = cx.worker().live.token_rate_limit else { return Ok(()) };
         self.check_rare_rate(RateKind::Tokens, limit, cx)
     }
 
@@ -123,7 +123,7 @@ impl Session {
         cx: &mut Context<'_, Local>,
     ) -> Result<(), Duration> {
         let now = cx.now();
-        let local = cx.local();
+        let local = cx.worker();
         let now = now.saturating_duration_since(local.hub.started);
         match self.limiter(kind, &limit, local).limiter.check(&limit, now) {
             Ok(()) => Ok(()),
@@ -135,7 +135,7 @@ impl Session {
     pub(super) fn count_violation(&mut self, limit: Option<RateLimit>, cx: &mut Context<'_, Local>) {
         let burst = limit.map_or(0, |limit| limit.burst.get());
         let now = cx.now();
-        let count = self.violations.increment(now.saturating_duration_since(cx.local().hub.started));
+        let count = self.violations.increment(now.saturating_duration_since(cx.worker().hub.started));
         if count >= burst.max(MIN_VIOLATIONS_TO_CLOSE) {
             cx.close(CloseReason::new(CloseCode::PolicyViolation, "kept violating the rate limit"));
         }

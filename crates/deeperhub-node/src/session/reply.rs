@@ -53,7 +53,7 @@ impl Session {
 
     pub(super) fn record_reply(&mut self, sent_type: SentType, bytes: usize, cx: &mut Context<'_, Local>) {
         self.sent += 1;
-        let local = cx.local();
+        let local = cx.worker();
         local.metrics.count_sent(sent_type, 1);
         local.event(EventKind::MessageSent, &self.client_id, || Details::MessageSent {
             message_type: sent_type.name(),
@@ -65,7 +65,7 @@ impl Session {
     /// Replies to a message with an error.
     pub(crate) fn reply_error(&mut self, error: &ServerMessage<'_>, cx: &mut Context<'_, Local>) {
         if let ServerMessage::Error { code, message, .. } = error {
-            let local = cx.local();
+            let local = cx.worker();
             local.metrics.errors.inc(code.index());
             local.last_error_code = Some(code.as_str());
             local.event(EventKind::Error, &self.client_id, || Details::Error {
@@ -96,7 +96,7 @@ impl Session {
             retry_after_ms: Some(milliseconds_rounded_up(wait)),
         };
         self.reply_error(&error, cx);
-        let limit = cx.local().live.rate_limit;
+        let limit = cx.worker().live.rate_limit;
         self.count_violation(limit, cx);
     }
 }

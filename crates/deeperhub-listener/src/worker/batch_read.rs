@@ -4,75 +4,77 @@ use std::io;
 
 use deeperhub_uring::RecvOp;
 
-use super::intake::LONG_READ;
-use super::{SCRATCH, Worker};
-use crate::batch::FEW;
+use super::read::LONG_READ_BYTES;
+use super::{READ_BUFFER_BYTES, Worker};
+use crate::batch_write::MIN_BATCH;
 use crate::connections::{Connection, State};
 use crate::session::Application;
 use crate::transport::Transport;
 
 /// Room of each connection. No power of two, so that not all starts meet at one place of the processor's cache.
-const SLOT: usize = LONG_READ + 256;
+const READ_SLOT_BYTES: usize = LONG_READ_BYTES + 256;
 
 /// Connections of a batch. More would save little.
-const READS: usize = SCRATCH / SLOT;
+const MAX_BATCHED_READS: usize = READ_BUFFER_BYTES / READ_SLOT_BYTES;
 
-type Outcomes = [Option<io::Result<usize>>; READS];
+type Outcomes = [Option<io::Result<usize>>; MAX_BATCHED_READS];
 
 impl<A: Application> Worker<'_, A> {
     /// Gives each connection its turn, within the round's budget. Returns how many had it.
-    pub(super) fn take_turns_in_batches(&mut self, keys: &[u32]) -> usize {
-        let mut slots = std::mem::take(&mut self.slots);
-        slots.resize(READS * SLOT, 0);
+    pub(super) fn poll_in_batches(&mut self, keys: &[u32]) -> usize {
+        let mut buffers = std::mem::take(&mut self.batch_buffers);
+        buffers.resize(MAX_BATCHED_READS * READ_SLOT_BYTES, 0);
         let mut done = 0;
-        for keys in keys.chunks(READS) {
+        for keys in keys.chunks(MAX_BATCHED_READS) {
             if self.core.round.is_spent() {
                 break;
             }
             done += keys.len();
-            let outcomes = self.read_batch(keys, &mut slots);
-            for ((&key, slot), outcome) in keys.iter().zip(slots.chunks_exact_mut(SLOT)).zip(outcomes) {
+            let outcomes = self.read_batch(keys, &mut buffers);
+            for ((&key, slot), outcome) in
+                keys.iter().zip(buffers.chunks_exact_mut(READ_SLOT_BYTES)).zip(outcomes)
+            {
                 match outcome {
-                    None => self.turn(key),
-                    Some(outcome) => self.was_read(key, slot, outcome),
+                    None => self.poll_connection(key),
+                    Some(outcome) => self.after_batched_read(key, slot, outcome),
                 }
             }
         }
-        self.slots = slots;
-        self.core.keep_batching();
+        self.batch_buffers = buffers;
+        self.core.disable_broken_batching();
         done
     }
 
     /// Reads from those that are likely to have no more than there is room for, each into its slot.
-    fn read_batch(&mut self, keys: &[u32], slots: &mut [u8]) -> Outcomes {
-        let mut outcomes = [const { None }; READS];
+    fn read_batch(&mut self, keys: &[u32], buffers: &mut [u8]) -> Outcomes {
+        let mut outcomes = [const { None }; MAX_BATCHED_READS];
         let core = &mut *self.core;
         let Some(batch) = &mut core.batch else { return outcomes };
         let connections = &core.connections;
-        let mut chosen = [false; READS];
+        let mut chosen = [false; MAX_BATCHED_READS];
         for (nth, &key) in keys.iter().enumerate() {
             // A key is there twice when it may read and write: its second turn comes after the first.
             chosen[nth] = !keys[..nth].contains(&key)
                 && connections.get(key as usize).is_some_and(Connection::may_read_in_batch);
         }
-        if chosen.iter().filter(|&&chosen| chosen).count() < FEW {
+        if chosen.iter().filter(|&&chosen| chosen).count() < MIN_BATCH {
             return outcomes;
         }
-        let of_chosen = keys.iter().zip(slots.chunks_exact_mut(SLOT)).zip(chosen);
+        let of_chosen = keys.iter().zip(buffers.chunks_exact_mut(READ_SLOT_BYTES)).zip(chosen);
         let ops = of_chosen.filter_map(|((&key, buffer), chosen)| {
             let connection = connections.get(key as usize).filter(|_| chosen)?;
             Some(RecvOp { from: connection.transport.descriptor(), buffer })
         });
         let results = batch.batcher.recv(ops);
-        let places = outcomes.iter_mut().zip(chosen).filter_map(|(place, chosen)| chosen.then_some(place));
-        for (place, result) in places.zip(results) {
+        let admission = outcomes.iter_mut().zip(chosen).filter_map(|(place, chosen)| chosen.then_some(place));
+        for (place, result) in admission.zip(results) {
             *place = Some(result);
         }
         outcomes
     }
 
     /// Goes on after a read in a batch as [`read`](Self::read) does after one of its own.
-    fn was_read(&mut self, key: u32, slot: &mut [u8], outcome: io::Result<usize>) {
+    fn after_batched_read(&mut self, key: u32, slot: &mut [u8], outcome: io::Result<usize>) {
         let mut turn = self.core.round.turn();
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
@@ -80,16 +82,16 @@ impl<A: Application> Worker<'_, A> {
             Ok(0) => return self.end_of_stream(key),
             Ok(read) => {
                 core.received += read as u64;
-                let is_drained = read < slot.len() && connection.transport.drained();
+                let is_drained = read < slot.len() && connection.transport.clear_readiness();
                 connection.flags.reads_long = !is_drained;
-                self.handle(key, &mut slot[..read], &mut turn);
+                self.process_input(key, &mut slot[..read], &mut turn);
                 if is_drained && !self.has_unread(key) && !self.arm(key) {
                     return;
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if connection.transport.drained() && !self.arm(key) {
-                    return self.found_nothing(key);
+                if connection.transport.clear_readiness() && !self.arm(key) {
+                    return self.mark_silent(key);
                 }
             }
             // It shows again.
@@ -104,6 +106,6 @@ impl<S> Connection<S> {
         let flags = &self.flags;
         matches!((&self.state, &self.transport), (State::Open(_), Transport::Tcp(_)))
             && !(flags.in_backlog || flags.has_unread)
-            && !(flags.reads_long || flags.write_blocked || flags.paused || flags.too_slow)
+            && !(flags.reads_long || flags.write_blocked || flags.paused || flags.over_queue_limit)
     }
 }

@@ -12,45 +12,45 @@ use deeperhub_security::proxy::TrustedProxies;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::budget::MemoryBudget;
+use crate::admission::{Admission, AdmissionError, ConnectionPermit};
 use crate::config::Config;
 use crate::control::{Arrival, Control, Phase};
+use crate::memory_budget::MemoryBudget;
 use crate::metrics::Metrics;
-use crate::places::{NoPlace, Place, Places};
+use crate::reconnect_pacer::ReconnectPacer;
 use crate::restart::RestartDelay;
-use crate::slots::Slots;
 
 /// Pause after an error that only time can cure.
-const PAUSE: Duration = Duration::from_millis(100);
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections at one time that are told why there is no place for them. More are dropped unanswered.
-const MAX_STANDING: usize = 256;
+const MAX_PENDING_REFUSALS: usize = 256;
 
 /// Connections that are accepted before the first of them is handed over. A worker that is woken by the first finds
 /// the others too, and where it shares a core with the acceptor they change places once instead of for each.
-const BATCH: usize = 64;
+const ACCEPT_BATCH: usize = 64;
 
 /// How soon after the last connections the next must come for the acceptor to let more of them gather.
-const SOON: Duration = Duration::from_millis(2);
+const RUSH_INTERVAL: Duration = Duration::from_millis(2);
 
 /// For how long they gather. Connections that come one by one wait for nothing; in a rush, in which each would wake the
 /// acceptor, it is woken for several at once, and so are the workers: 4 of 57 µs of each connection's processor time.
-const GATHER: Duration = Duration::from_micros(500);
+const RUSH_DELAY: Duration = Duration::from_micros(500);
 
 /// Token of the stop waker. A listening socket's token is its index.
-const STOP: Token = Token(usize::MAX);
+const STOP_TOKEN: Token = Token(usize::MAX);
 
 /// First pause of accepting while every worker's queue is full; each further pause doubles it.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const MIN_BACKPRESSURE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Upper bound of that pause.
-const MAX_PAUSE: Duration = Duration::from_millis(50);
+const MAX_BACKPRESSURE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Interval at which the acceptor checks for stalled workers while connections are queued.
 const REASSIGN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Maximum attempts to find a port that is free on both loopback addresses.
-const MAX_TRIES: u32 = 100;
+const MAX_PORT_ATTEMPTS: u32 = 100;
 
 /// Addresses that a listener binds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,12 +65,6 @@ pub enum ListenOn {
         /// Port of both addresses; 0 picks one that is free on both.
         port: u16,
     },
-}
-
-impl From<SocketAddr> for ListenOn {
-    fn from(address: SocketAddr) -> Self {
-        Self::Address(address)
-    }
 }
 
 /// Opens the listening sockets, at least one.
@@ -90,8 +84,8 @@ pub(crate) fn listen_on(on: ListenOn, backlog: u32) -> Result<Vec<TcpListener>, 
         tries += 1;
         match listen_on_loopback(port, backlog) {
             // The port that the system chose for the first address is taken on the second: retry.
-            Err((_, error)) if port == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < MAX_TRIES => {
-            }
+            Err((_, error))
+                if port == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < MAX_PORT_ATTEMPTS => {}
             done => return done,
         }
     }
@@ -151,9 +145,9 @@ pub(crate) struct Acceptor {
     ready: Vec<bool>,
     stop: Arc<Waker>,
     control: Arc<Control>,
-    pub(crate) places: Arc<Places>,
-    standing: Arc<Places>,
-    slots: Slots,
+    pub(crate) admission: Arc<Admission>,
+    refusal_admission: Arc<Admission>,
+    reconnect_pacer: ReconnectPacer,
     memory: Option<Arc<MemoryBudget>>,
     limit_mode: LimitMode,
     trusted_proxies: TrustedProxies,
@@ -167,7 +161,7 @@ impl Acceptor {
     pub(crate) fn new(
         mut listeners: Vec<TcpListener>,
         control: Arc<Control>,
-        places: Arc<Places>,
+        admission: Arc<Admission>,
         config: &Config,
         metrics: Metrics,
     ) -> io::Result<Self> {
@@ -175,9 +169,9 @@ impl Acceptor {
         for (index, listener) in listeners.iter_mut().enumerate() {
             poll.registry().register(listener, Token(index), Interest::READABLE)?;
         }
-        let stop = Arc::new(Waker::new(poll.registry(), STOP)?);
-        let standing = Arc::new(Places::new(MAX_STANDING, None, None, config.workers));
-        let slots = Slots::new(config.reconnects_per_second, Instant::now());
+        let stop = Arc::new(Waker::new(poll.registry(), STOP_TOKEN)?);
+        let refusal_admission = Arc::new(Admission::new(MAX_PENDING_REFUSALS, None, None, config.workers));
+        let reconnect_pacer = ReconnectPacer::new(config.reconnects_per_second, Instant::now());
         let memory = config.memory.clone();
         Ok(Self {
             poll,
@@ -185,9 +179,9 @@ impl Acceptor {
             listeners,
             stop,
             control,
-            places,
-            standing,
-            slots,
+            admission,
+            refusal_admission,
+            reconnect_pacer,
             memory,
             limit_mode: config.limit_mode,
             trusted_proxies: config.trusted_proxies.clone(),
@@ -222,7 +216,7 @@ impl Acceptor {
     fn accept_until_stopped(&mut self) {
         let mut failing = false;
         let mut events = Events::with_capacity(4);
-        let mut accepted = Vec::with_capacity(BATCH);
+        let mut accepted = Vec::with_capacity(ACCEPT_BATCH);
         let (mut last, mut reassigned) = (Instant::now(), Instant::now());
         // The first poll does not wait: connections may have arrived before it, and events are
         // edge-triggered.
@@ -236,7 +230,7 @@ impl Acceptor {
                         tracing::error!(%error, "Listening socket cannot be polled; retrying");
                     }
                     failing = true;
-                    std::thread::sleep(PAUSE);
+                    std::thread::sleep(ERROR_PAUSE);
                 }
             }
             if self.control.is_stopping() {
@@ -248,9 +242,9 @@ impl Acceptor {
                 }
             }
             #[cfg(test)]
-            tests::die_if_wanted(&self.faults);
-            if last.elapsed() < SOON && !events.is_empty() {
-                std::thread::sleep(GATHER);
+            tests::panic_if_injected(&self.faults);
+            if last.elapsed() < RUSH_INTERVAL && !events.is_empty() {
+                std::thread::sleep(RUSH_DELAY);
             }
             let mut next = 0;
             while let Some(index) = next_ready(&self.ready, next) {
@@ -258,7 +252,7 @@ impl Acceptor {
                     Ok((socket, peer)) => {
                         failing = false;
                         accepted.push((socket, peer));
-                        if accepted.len() < BATCH {
+                        if accepted.len() < ACCEPT_BATCH {
                             continue;
                         }
                         // Let the other sockets have their turn.
@@ -267,7 +261,7 @@ impl Acceptor {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.ready[index] = false,
                     Err(error) => {
                         self.metrics.accept_errors.inc();
-                        if concerns_one_connection(&error) {
+                        if is_connection_error(&error) {
                             continue;
                         }
                         if !failing {
@@ -275,7 +269,7 @@ impl Acceptor {
                         }
                         failing = true;
                         self.hand_over_all(&mut accepted);
-                        if self.is_stopped_within(PAUSE) {
+                        if self.is_stopped_within(ERROR_PAUSE) {
                             return;
                         }
                     }
@@ -319,7 +313,7 @@ impl Acceptor {
                 return self.control.is_stopping();
             }
             if self.poll.poll(&mut events, Some(left)).is_err() {
-                std::thread::sleep(left.min(PAUSE));
+                std::thread::sleep(left.min(ERROR_PAUSE));
             }
         }
     }
@@ -327,22 +321,22 @@ impl Acceptor {
     /// Hands each connection to a worker without waiting for it. Pauses only when every worker's
     /// queue is full; new connections then wait in the kernel's backlog.
     fn hand_over_all(&mut self, accepted: &mut Vec<(mio::net::TcpStream, SocketAddr)>) {
-        let mut pause = FIRST_PAUSE;
+        let mut pause = MIN_BACKPRESSURE_PAUSE;
         for (socket, peer) in accepted.drain(..) {
-            let Some(arrival) = self.admitted(socket.into(), peer) else { continue };
+            let Some(arrival) = self.into_arrival(socket.into(), peer) else { continue };
             let worker = loop {
                 let now = Instant::now();
-                if let Some(worker) = self.control.next_worker(&arrival.place, now) {
+                if let Some(worker) = self.control.next_worker(&arrival.permit, now) {
                     break worker;
                 }
                 self.metrics.accept_pauses.inc();
-                if pause == FIRST_PAUSE {
+                if pause == MIN_BACKPRESSURE_PAUSE {
                     tracing::warn!("Accept paused: all workers are behind");
                 }
                 if self.is_stopped_within(pause) {
                     return;
                 }
-                pause = (pause * 2).min(MAX_PAUSE);
+                pause = (pause * 2).min(MAX_BACKPRESSURE_PAUSE);
                 self.reassign();
             };
             self.control.hand_over(worker, arrival, Instant::now());
@@ -351,47 +345,47 @@ impl Acceptor {
 
     /// Returns the connection with its place. `None`: it is dropped, because too many are being
     /// refused already.
-    fn admitted(&self, socket: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
+    fn into_arrival(&self, socket: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
         // IPv4 comes as IPv6 where the socket takes both.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         // Of a proxy the client is not known yet.
         let address = (!self.trusted_proxies.trusts(peer.ip())).then(|| peer.ip());
-        let (place, refusal) = match self.admit(address) {
-            Ok(place) => (Ok(place), None),
-            Err(refusal) => (self.standing.take(None), Some(refusal)),
+        let (permit, refusal) = match self.admit(address) {
+            Ok(permit) => (Ok(permit), None),
+            Err(refusal) => (self.refusal_admission.try_admit(None), Some(refusal)),
         };
-        let Ok(place) = place else {
+        let Ok(permit) = permit else {
             self.metrics.accept_drops.inc();
             return None;
         };
-        Some(Arrival { socket, peer, place, refusal, since: Instant::now() })
+        Some(Arrival { socket, peer, permit, refusal, since: Instant::now() })
     }
 
-    /// A place, or why there is none and when the client should come back.
-    fn admit(&self, address: Option<IpAddr>) -> Result<Place, Refusal> {
+    /// A permit, or why there is none and when the client should come back.
+    fn admit(&self, address: Option<IpAddr>) -> Result<ConnectionPermit, Refusal> {
         let now = Instant::now();
-        let slot = || self.slots.take(now, Duration::ZERO);
+        let delay = || self.reconnect_pacer.next_delay(now, Duration::ZERO);
         match self.control.phase() {
             Phase::Running => {}
             Phase::Draining(plan) => {
-                let slot = self.slots.take(now, plan.until_first_return(now));
-                return Err(Refusal::draining(slot));
+                let delay = self.reconnect_pacer.next_delay(now, plan.until_first_return(now));
+                return Err(Refusal::draining(delay));
             }
-            Phase::Stopping => return Err(Refusal::draining(slot())),
+            Phase::Stopping => return Err(Refusal::draining(delay())),
         }
         if self.memory.as_ref().is_some_and(|memory| !memory.has_room()) {
             self.metrics.memory_refusals.inc();
-            return Err(Refusal::too_many_connections(slot()));
+            return Err(Refusal::too_many_connections(delay()));
         }
-        let refuse = |no_place: NoPlace| {
-            self.metrics.limited(no_place);
-            no_place.refusal(slot)
+        let refuse = |error: AdmissionError| {
+            self.metrics.limited(error);
+            error.refusal(delay)
         };
-        match self.places.take(address) {
+        match self.admission.try_admit(address) {
             // What is only observed is counted for no address.
-            Err(no_place) if no_place.is_of_address() && self.limit_mode == LimitMode::Observe => {
-                self.metrics.limited(no_place);
-                self.places.take(None).map_err(refuse)
+            Err(error) if error.is_per_address() && self.limit_mode == LimitMode::Observe => {
+                self.metrics.limited(error);
+                self.admission.try_admit(None).map_err(refuse)
             }
             taken => taken.map_err(refuse),
         }
@@ -406,7 +400,7 @@ fn next_ready(ready: &[bool], from: usize) -> Option<usize> {
 }
 
 /// Whether an error of `accept` says something about the connection, not about this process (accept(2)).
-fn concerns_one_connection(error: &io::Error) -> bool {
+fn is_connection_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, PermissionDenied};
     const EPROTO: i32 = 71;
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | PermissionDenied)
@@ -458,7 +452,7 @@ mod tests {
     }
 
     /// Panics as often as the test asked for.
-    pub(super) fn die_if_wanted(faults: &AtomicUsize) {
+    pub(super) fn panic_if_injected(faults: &AtomicUsize) {
         let wanted =
             faults.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |faults| faults.checked_sub(1));
         assert!(wanted.is_err(), "a test kills the acceptor");
@@ -469,11 +463,11 @@ mod tests {
         let socket = listen(([127, 0, 0, 1], 0).into(), 128).unwrap();
         let address = socket.local_addr().unwrap();
         let control = Arc::new(Control::new(1));
-        let places = Arc::new(Places::new(10, None, None, 1));
+        let admission = Arc::new(Admission::new(10, None, None, 1));
         let metrics = Metrics::new(&Cells::new(1));
         let config = Config { workers: 1, ..Config::default() };
         let acceptor =
-            Acceptor::new(vec![socket], Arc::clone(&control), places, &config, metrics.clone()).unwrap();
+            Acceptor::new(vec![socket], Arc::clone(&control), admission, &config, metrics.clone()).unwrap();
         let (faults, stopper) = (Arc::clone(&acceptor.faults), acceptor.stopper());
         let thread = std::thread::spawn(move || acceptor.run());
         let accepts_one = || {

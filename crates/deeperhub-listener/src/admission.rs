@@ -31,11 +31,11 @@ impl AddressKey {
 }
 
 /// When clients should come back that are refused behind a proxy, for what their own address did.
-pub(crate) const FULL_RETRY: Duration = Duration::from_secs(5);
+pub(crate) const ADDRESS_LIMIT_RETRY: Duration = Duration::from_secs(5);
 
 /// Counts of open connections. The map of addresses is as large as the number of connections at most.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct Admission {
     max: AtomicUsize,
     /// 0: no limit.
     max_per_address: AtomicUsize,
@@ -49,34 +49,34 @@ pub(crate) struct Places {
     changed: Notify,
 }
 
-/// Why there is no place.
+/// Why there is no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoPlace {
+pub(crate) enum AdmissionError {
     /// `max_connections` are open.
-    Full,
+    ServerFull,
     /// The address has all of its own.
-    Address,
+    AddressFull,
     /// The address comes too often.
-    TooOften(RetryAfter),
+    RateLimited(RetryAfter),
 }
 
-impl NoPlace {
+impl AdmissionError {
     /// Whether the address did too much, rather than all together.
-    pub(crate) fn is_of_address(self) -> bool {
-        !matches!(self, Self::Full)
+    pub(crate) fn is_per_address(self) -> bool {
+        !matches!(self, Self::ServerFull)
     }
 
     /// The refusal, with the time that `slot` gives where only others' leaving makes room.
-    pub(crate) fn refusal(self, slot: impl FnOnce() -> Duration) -> Refusal {
+    pub(crate) fn refusal(self, delay: impl FnOnce() -> Duration) -> Refusal {
         match self {
-            Self::Full => Refusal::too_many_connections(slot()),
-            Self::Address => Refusal::rate_limited(slot()),
-            Self::TooOften(RetryAfter(time)) => Refusal::rate_limited(time),
+            Self::ServerFull => Refusal::too_many_connections(delay()),
+            Self::AddressFull => Refusal::rate_limited(delay()),
+            Self::RateLimited(RetryAfter(time)) => Refusal::rate_limited(time),
         }
     }
 }
 
-impl Places {
+impl Admission {
     pub(crate) fn new(
         max: usize,
         max_per_address: Option<usize>,
@@ -97,31 +97,34 @@ impl Places {
     }
 
     /// Sets whether the rate of new connections also applies to loopback addresses.
-    pub(crate) fn limiting_loopback(mut self, limits_loopback: bool) -> Self {
+    pub(crate) fn with_loopback_limited(mut self, limits_loopback: bool) -> Self {
         self.limits_loopback = limits_loopback;
         self
     }
 
     /// Other limits from now on. Connections that are there stay; those that came while addresses had no limit do not
     /// count against one.
-    pub(crate) fn limit(&self, max: usize, max_per_address: Option<usize>) {
+    pub(crate) fn set_limits(&self, max: usize, max_per_address: Option<usize>) {
         self.max.store(max, Ordering::Relaxed);
         self.max_per_address.store(max_per_address.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Takes a place that belongs to no worker [yet](Place::assign). Called by the acceptor alone.
-    /// With `None`, the address is [claimed](Place::claim) later.
-    pub(crate) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Place, NoPlace> {
+    /// Takes a place that belongs to no worker [yet](ConnectionPermit::assign). Called by the acceptor alone.
+    /// With `None`, the address is [charged](ConnectionPermit::charge_address) later.
+    pub(crate) fn try_admit(
+        self: &Arc<Self>,
+        address: Option<IpAddr>,
+    ) -> Result<ConnectionPermit, AdmissionError> {
         if self.open.load(Ordering::Relaxed) >= self.max.load(Ordering::Relaxed) {
-            return Err(NoPlace::Full);
+            return Err(AdmissionError::ServerFull);
         }
-        let address = address.map_or(Ok(None), |address| self.count(address))?;
+        let address = address.map_or(Ok(None), |address| self.count_address(address))?;
         self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Place { places: Arc::clone(self), address, worker: None })
+        Ok(ConnectionPermit { admission: Arc::clone(self), address, worker: None })
     }
 
     /// Counts a connection of an address; `Some`: it is to be counted down when it ends.
-    fn count(&self, address: IpAddr) -> Result<Option<AddressKey>, NoPlace> {
+    fn count_address(&self, address: IpAddr) -> Result<Option<AddressKey>, AdmissionError> {
         if let Some(rate) = &self.rate
             && (self.limits_loopback || !address.to_canonical().is_loopback())
         {
@@ -134,7 +137,7 @@ impl Places {
                     "Addresses of new connections forgotten too early"
                 );
             }
-            checked.map_err(NoPlace::TooOften)?;
+            checked.map_err(AdmissionError::RateLimited)?;
         }
         let max = match self.max_per_address.load(Ordering::Relaxed) {
             0 => return Ok(None),
@@ -144,13 +147,13 @@ impl Places {
         let mut addresses = self.lock();
         let count = addresses.entry(key).or_insert(0);
         if *count >= max {
-            return Err(NoPlace::Address);
+            return Err(AdmissionError::AddressFull);
         }
         *count += 1;
         Ok(Some(key))
     }
 
-    /// Connections that have a place.
+    /// Connections that have a permit.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
@@ -179,19 +182,19 @@ impl Places {
     }
 }
 
-/// One connection's place; given back when it is dropped.
+/// One connection's permit; given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
-    places: Arc<Places>,
+pub(crate) struct ConnectionPermit {
+    admission: Arc<Admission>,
     address: Option<AddressKey>,
     worker: Option<u16>,
 }
 
-impl Place {
+impl ConnectionPermit {
     /// Counts the place for an address that was not known when it was taken.
-    pub(crate) fn claim(&mut self, address: IpAddr) -> Result<(), NoPlace> {
+    pub(crate) fn charge_address(&mut self, address: IpAddr) -> Result<(), AdmissionError> {
         if self.address.is_none() {
-            self.address = self.places.count(address)?;
+            self.address = self.admission.count_address(address)?;
         }
         Ok(())
     }
@@ -199,7 +202,7 @@ impl Place {
     /// Counts the connection for a worker.
     pub(crate) fn assign(&mut self, worker: usize) {
         self.unassign();
-        if let (Some(load), Ok(worker)) = (self.places.loads.get(worker), u16::try_from(worker)) {
+        if let (Some(load), Ok(worker)) = (self.admission.loads.get(worker), u16::try_from(worker)) {
             load.fetch_add(1, Ordering::Relaxed);
             self.worker = Some(worker);
         }
@@ -207,22 +210,24 @@ impl Place {
 
     /// Stops counting the connection for its worker.
     pub(crate) fn unassign(&mut self) {
-        if let Some(load) = self.worker.take().and_then(|worker| self.places.loads.get(usize::from(worker))) {
+        if let Some(load) =
+            self.worker.take().and_then(|worker| self.admission.loads.get(usize::from(worker)))
+        {
             load.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Returns a worker's number of connections, as counted in the same [`Places`].
+    /// Returns a worker's number of connections, as counted in the same [`Admission`].
     pub(crate) fn connections_of(&self, worker: usize) -> usize {
-        self.places.loads.get(worker).map_or(0, |load| load.load(Ordering::Relaxed))
+        self.admission.loads.get(worker).map_or(0, |load| load.load(Ordering::Relaxed))
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.unassign();
         if let Some(key) = self.address {
-            let mut addresses = self.places.lock();
+            let mut addresses = self.admission.lock();
             if let Some(count) = addresses.get_mut(&key) {
                 *count -= 1;
                 if *count == 0 {
@@ -233,8 +238,8 @@ impl Drop for Place {
                 }
             }
         }
-        if self.places.open.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.places.changed.notify_waiters();
+        if self.admission.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.admission.changed.notify_waiters();
         }
     }
 }
@@ -249,72 +254,72 @@ mod tests {
 
     #[test]
     fn places_are_given_back() {
-        let places = Arc::new(Places::new(2, None, None, 2));
-        let mut first = places.take(address("127.0.0.1")).unwrap();
-        let mut second = places.take(address("127.0.0.1")).unwrap();
+        let admission = Arc::new(Admission::new(2, None, None, 2));
+        let mut first = admission.try_admit(address("127.0.0.1")).unwrap();
+        let mut second = admission.try_admit(address("127.0.0.1")).unwrap();
         first.assign(0);
         second.assign(0);
         second.assign(1);
-        assert_eq!((places.load(0), places.load(1)), (1, 1));
-        assert_eq!(places.take(address("127.0.0.1")).unwrap_err(), NoPlace::Full);
+        assert_eq!((admission.load(0), admission.load(1)), (1, 1));
+        assert_eq!(admission.try_admit(address("127.0.0.1")).unwrap_err(), AdmissionError::ServerFull);
         drop(first);
         assert_eq!((second.connections_of(0), second.connections_of(1)), (0, 1));
-        drop(places.take(address("127.0.0.2")).unwrap());
+        drop(admission.try_admit(address("127.0.0.2")).unwrap());
         drop(second);
-        assert_eq!((places.open(), places.load(0), places.load(1)), (0, 0, 0));
+        assert_eq!((admission.open(), admission.load(0), admission.load(1)), (0, 0, 0));
     }
 
     #[test]
     fn an_ipv6_network_of_64_bits_is_one_address() {
-        let places = Arc::new(Places::new(10, Some(1), None, 1));
-        let _one = places.take(address("2001:db8::1")).unwrap();
-        assert_eq!(places.take(address("2001:db8::ffff")).unwrap_err(), NoPlace::Address);
-        let _mapped = places.take(address("::ffff:10.0.0.1")).unwrap();
-        assert_eq!(places.take(address("10.0.0.1")).unwrap_err(), NoPlace::Address);
-        assert_eq!(places.open(), 2);
+        let admission = Arc::new(Admission::new(10, Some(1), None, 1));
+        let _one = admission.try_admit(address("2001:db8::1")).unwrap();
+        assert_eq!(admission.try_admit(address("2001:db8::ffff")).unwrap_err(), AdmissionError::AddressFull);
+        let _mapped = admission.try_admit(address("::ffff:10.0.0.1")).unwrap();
+        assert_eq!(admission.try_admit(address("10.0.0.1")).unwrap_err(), AdmissionError::AddressFull);
+        assert_eq!(admission.open(), 2);
     }
 
     #[test]
     fn addresses_are_forgotten() {
-        let places = Arc::new(Places::new(1000, Some(1), None, 1));
+        let admission = Arc::new(Admission::new(1000, Some(1), None, 1));
         let taken: Vec<_> =
-            (0..200).map(|n| places.take(Some(IpAddr::from([10, 0, 0, n]))).unwrap()).collect();
+            (0..200).map(|n| admission.try_admit(Some(IpAddr::from([10, 0, 0, n]))).unwrap()).collect();
         drop(taken);
-        assert!(places.lock().is_empty());
-        assert!(places.lock().capacity() < 100);
+        assert!(admission.lock().is_empty());
+        assert!(admission.lock().capacity() < 100);
     }
 
     #[test]
     fn a_place_whose_client_becomes_known_later_counts_for_it() {
-        let places = Arc::new(Places::new(10, Some(1), None, 1));
-        let (mut one, mut other) = (places.take(None).unwrap(), places.take(None).unwrap());
+        let admission = Arc::new(Admission::new(10, Some(1), None, 1));
+        let (mut one, mut other) = (admission.try_admit(None).unwrap(), admission.try_admit(None).unwrap());
         let client = address("192.0.2.1").unwrap();
-        assert_eq!(one.claim(client), Ok(()));
-        assert_eq!(other.claim(client), Err(NoPlace::Address));
+        assert_eq!(one.charge_address(client), Ok(()));
+        assert_eq!(other.charge_address(client), Err(AdmissionError::AddressFull));
         drop(one);
-        assert_eq!(other.claim(client), Ok(()));
+        assert_eq!(other.charge_address(client), Ok(()));
         drop(other);
-        assert!(places.lock().is_empty());
+        assert!(admission.lock().is_empty());
     }
 
     #[test]
     fn an_address_that_comes_too_often_is_told_when_to_come_back() {
         let one = std::num::NonZeroU32::MIN;
-        let places = Arc::new(Places::new(10, None, Some(RateLimit::new(one, one)), 1));
-        drop(places.take(address("192.0.2.1")).unwrap());
-        let refusal = places.take(address("192.0.2.1")).unwrap_err().refusal(|| FULL_RETRY);
+        let admission = Arc::new(Admission::new(10, None, Some(RateLimit::new(one, one)), 1));
+        drop(admission.try_admit(address("192.0.2.1")).unwrap());
+        let refusal = admission.try_admit(address("192.0.2.1")).unwrap_err().refusal(|| ADDRESS_LIMIT_RETRY);
         assert_eq!((refusal.status, refusal.code), (429, "rate_limited"));
-        assert!(places.take(address("192.0.2.2")).is_ok());
+        assert!(admission.try_admit(address("192.0.2.2")).is_ok());
     }
 
     #[test]
     fn loopback_is_limited_only_where_that_is_wanted() {
         let one = std::num::NonZeroU32::MIN;
         let refused = |limits_loopback, from: &str| {
-            let places = Places::new(10, None, Some(RateLimit::new(one, one)), 1);
-            let places = Arc::new(places.limiting_loopback(limits_loopback));
-            drop(places.take(address(from)).unwrap());
-            places.take(address(from)).is_err()
+            let admission = Admission::new(10, None, Some(RateLimit::new(one, one)), 1);
+            let admission = Arc::new(admission.with_loopback_limited(limits_loopback));
+            drop(admission.try_admit(address(from)).unwrap());
+            admission.try_admit(address(from)).is_err()
         };
         for loopback in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
             assert!(!refused(false, loopback) && refused(true, loopback), "{loopback}");

@@ -1,4 +1,4 @@
-//! Intake of a round: turns of connections, reads, messages.
+//! IntakeLimit of a round: turns of connections, reads, messages.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,10 +7,10 @@ use std::task::{self, Poll};
 use deeperhub_protocol::frame::{self, Extended, FrameError, Incoming};
 
 use super::Worker;
-use crate::connections::{Closing, Connection, Sign, State, Unread, too_slow};
+use crate::connections::{Closing, Connection, Liveness, State, UnreadInput, slow_consumer_reason};
 use crate::deflate::{self, Coders};
 use crate::round::{FRAME_COST, HANDSHAKE_COST, MESSAGE_COST, TLS_STEP_COST, Turn};
-use crate::session::{Application, Context, Message, Session, Wire};
+use crate::session::{Application, Context, DirectWrite, Message, Session};
 
 /// Sockets that one round reads from; the others wait for the next.
 const READS_PER_ROUND: usize = 256;
@@ -24,33 +24,33 @@ const HANDSHAKES_PER_ROUND: usize = 8;
 
 /// Size from which a connection's own replies are written right after its read. Large replies of
 /// many connections would leave the cache before the end of the round.
-const EARLY_WRITE: usize = 8 * 1024;
+const EARLY_WRITE_BYTES: usize = 8 * 1024;
 
 /// Size of a read after which the connection's next read is not batched. A batch has this much room
 /// for each connection.
-pub(super) const LONG_READ: usize = 4096;
+pub(super) const LONG_READ_BYTES: usize = 4096;
 
 impl<A: Application> Worker<'_, A> {
     /// Gives ready connections their turn, within the round's budget. Newly ready ones go first,
     /// then the backlog.
     pub(super) fn poll_ready(&mut self) {
-        self.core.ready.take(&mut self.core.turn);
+        self.core.ready.take(&mut self.core.run_queue);
         // New connections go behind those that waited longer.
-        self.core.turn.append(&mut self.core.arrived);
+        self.core.run_queue.append(&mut self.core.arrived);
         if self.core.intake.is_used_up() {
-            return self.only_write();
+            return self.read_closing_only();
         }
         let mut backlog = std::mem::take(&mut self.core.backlog);
         if !backlog.is_empty() {
             self.core.round.reserve();
         }
-        let mut fresh = std::mem::take(&mut self.core.turn);
+        let mut fresh = std::mem::take(&mut self.core.run_queue);
         let count = fresh.len().min(READS_PER_ROUND);
-        let done = self.take_turns(&fresh[..count]);
+        let done = self.poll_connections(&fresh[..count]);
         fresh.drain(..done);
         // Connections whose turn did not come go in front of those that became ready meanwhile.
-        fresh.append(&mut self.core.turn);
-        self.core.turn = fresh;
+        fresh.append(&mut self.core.run_queue);
+        self.core.run_queue = fresh;
 
         self.core.round.release();
         let mut done = 0;
@@ -68,46 +68,46 @@ impl<A: Application> Worker<'_, A> {
         backlog.drain(..done);
         backlog.append(&mut self.core.backlog);
         self.core.backlog = backlog;
-        self.core.take_in();
+        self.core.charge_intake();
     }
 
     /// Reads only from closing connections, while the intake limit is used up. Queued writes go on,
     /// since they free memory.
-    fn only_write(&mut self) {
-        for key in std::mem::take(&mut self.core.turn) {
+    fn read_closing_only(&mut self) {
+        for key in std::mem::take(&mut self.core.run_queue) {
             let Some(connection) = self.core.connections.get_mut(key as usize) else { continue };
             if matches!(connection.state, State::Closing(_)) {
-                self.turn(key);
+                self.poll_connection(key);
             } else {
-                self.may_write(key);
+                self.reschedule_write(key);
                 self.core.defer(key);
             }
         }
     }
 
     /// Reads from each connection, in batches where that pays. Returns how many had their turn.
-    fn take_turns(&mut self, keys: &[u32]) -> usize {
+    fn poll_connections(&mut self, keys: &[u32]) -> usize {
         #[cfg(feature = "io-uring")]
         if self.core.is_batching() {
-            return self.take_turns_in_batches(keys);
+            return self.poll_in_batches(keys);
         }
         for (nth, &key) in keys.iter().enumerate() {
             if self.core.round.is_spent() {
                 return nth;
             }
-            self.turn(key);
+            self.poll_connection(key);
         }
         keys.len()
     }
 
     /// Serves a connection that may be ready: schedules blocked writes and reads its input.
-    pub(super) fn turn(&mut self, key: u32) {
-        self.may_write(key);
+    pub(super) fn poll_connection(&mut self, key: u32) {
+        self.reschedule_write(key);
         self.read(key);
     }
 
     /// Lists a connection for writing again if its last write was blocked.
-    fn may_write(&mut self, key: u32) {
+    fn reschedule_write(&mut self, key: u32) {
         if let Some(connection) = self.core.connections.get_mut(key as usize)
             && std::mem::take(&mut connection.flags.write_blocked)
         {
@@ -126,8 +126,10 @@ impl<A: Application> Worker<'_, A> {
             let core = &mut *self.core;
             let Some(connection) = core.connections.get_mut(key as usize) else { return };
             match &connection.state {
-                State::Handshake(handshake) if handshake.deciding.is_some() => return self.decide(key, turn),
-                State::Open(_) if connection.flags.paused || connection.flags.too_slow => return,
+                State::Handshake(handshake) if handshake.decision.is_some() => {
+                    return self.poll_decision(key, turn);
+                }
+                State::Open(_) if connection.flags.paused || connection.flags.over_queue_limit => return,
                 _ => {}
             }
             // A connection in the backlog is read in its backlog turn.
@@ -138,21 +140,21 @@ impl<A: Application> Worker<'_, A> {
                 break;
             }
             if connection.flags.has_unread {
-                self.handle_unread(key, turn);
+                self.process_unread(key, turn);
                 continue;
             }
-            let steps = core.records.handshake_steps;
+            let steps = core.tls_scratch.handshake_steps;
             let max_steps = match core.round.has_reserve() {
                 // Some are left for the backlog.
                 true => HANDSHAKES_PER_ROUND * 3 / 4,
                 false => HANDSHAKES_PER_ROUND,
             };
-            if connection.transport.is_shaking_hands() && steps >= max_steps {
+            if connection.transport.is_handshaking() && steps >= max_steps {
                 break;
             }
-            core.records.has_come = false;
-            let read = connection.transport.read(&mut self.scratch, &mut core.records);
-            if core.records.handshake_steps > steps {
+            core.tls_scratch.received_any = false;
+            let read = connection.transport.read(&mut self.scratch, &mut core.tls_scratch);
+            if core.tls_scratch.handshake_steps > steps {
                 core.round.spend(turn, TLS_STEP_COST);
             }
             if !connection.transport.is_flushed() && !connection.flags.dirty {
@@ -164,23 +166,23 @@ impl<A: Application> Worker<'_, A> {
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // A part of a record is a sign of life, too.
-                    if std::mem::take(&mut core.records.has_come) {
-                        self.gave_sign(key);
+                    if std::mem::take(&mut core.tls_scratch.received_any) {
+                        self.record_sign_of_life(key);
                     }
                     if self.arm(key) {
                         continue;
                     }
-                    return self.found_nothing(key);
+                    return self.mark_silent(key);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => return self.spoke_no_tls(key),
-                Err(_) => return self.lost(key),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => return self.fail_tls(key),
+                Err(_) => return self.drop_lost(key),
             };
             core.received += read as u64;
-            connection.flags.reads_long = read > LONG_READ;
-            let drained = read < self.scratch.len() && connection.transport.drained();
+            connection.flags.reads_long = read > LONG_READ_BYTES;
+            let drained = read < self.scratch.len() && connection.transport.clear_readiness();
             let mut scratch = std::mem::take(&mut self.scratch);
-            self.handle(key, &mut scratch[..read], turn);
+            self.process_input(key, &mut scratch[..read], turn);
             self.scratch = scratch;
             if drained && !self.has_unread(key) && !self.arm(key) {
                 return;
@@ -197,19 +199,19 @@ impl<A: Application> Worker<'_, A> {
             Poll::Pending => false,
             Poll::Ready(Ok(())) => true,
             Poll::Ready(Err(_)) => {
-                self.lost(key);
+                self.drop_lost(key);
                 false
             }
         }
     }
 
     /// Handles a read that found nothing. A connection on its last look now counts as silent.
-    pub(super) fn found_nothing(&mut self, key: u32) {
+    pub(super) fn mark_silent(&mut self, key: u32) {
         let now = self.clock();
         if let Some(connection) = self.core.connections.get_mut(key as usize)
-            && connection.flags.sign == Sign::LastLook
+            && connection.flags.liveness == Liveness::FinalRead
         {
-            connection.flags.sign = Sign::Missing;
+            connection.flags.liveness = Liveness::Silent;
             connection.deadline = now;
         }
     }
@@ -223,32 +225,32 @@ impl<A: Application> Worker<'_, A> {
     }
 
     /// Handles bytes that were read, and keeps the rest for the connection's next turn.
-    pub(super) fn handle(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) {
+    pub(super) fn process_input(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) {
         // Other connections of the batch may have used up the round.
         let is_held = turn.is_over() || self.is_paused(key);
-        let handled = if is_held { 0 } else { self.received(key, bytes, turn) };
+        let handled = if is_held { 0 } else { self.dispatch_input(key, bytes, turn) };
         if let Some(rest) = bytes.get(handled..)
             && !rest.is_empty()
         {
             self.core.intake.spend(rest.len());
-            self.keep_unread(key, Unread { bytes: rest.to_vec(), at: 0 });
+            self.keep_unread(key, UnreadInput { bytes: rest.to_vec(), at: 0 });
         }
     }
 
-    fn handle_unread(&mut self, key: u32, turn: &mut Turn) {
+    fn process_unread(&mut self, key: u32, turn: &mut Turn) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         connection.flags.has_unread = false;
-        let Some(Unread { mut bytes, at }) = self.core.unread.remove(&key) else { return };
-        let handled = self.received(key, bytes.get_mut(at..).unwrap_or_default(), turn);
+        let Some(UnreadInput { mut bytes, at }) = self.core.unread.remove(&key) else { return };
+        let handled = self.dispatch_input(key, bytes.get_mut(at..).unwrap_or_default(), turn);
         let at = at + handled;
         if at < bytes.len() {
-            self.keep_unread(key, Unread { bytes, at });
+            self.keep_unread(key, UnreadInput { bytes, at });
         } else {
             self.core.shrink_unread();
         }
     }
 
-    fn keep_unread(&mut self, key: u32, unread: Unread) {
+    fn keep_unread(&mut self, key: u32, unread: UnreadInput) {
         if let Some(connection) = self.core.connections.get_mut(key as usize) {
             connection.flags.has_unread = true;
             self.core.unread.insert(key, unread);
@@ -258,7 +260,7 @@ impl<A: Application> Worker<'_, A> {
 
     /// Handles bytes that were read, within the turn, and returns how many. A pause ends it at
     /// once.
-    fn received(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) -> usize {
+    fn dispatch_input(&mut self, key: u32, bytes: &mut [u8], turn: &mut Turn) -> usize {
         let mut at = 0;
         loop {
             let Some(connection) = self.core.connections.get_mut(key as usize) else { return bytes.len() };
@@ -266,13 +268,13 @@ impl<A: Application> Worker<'_, A> {
             match &connection.state {
                 State::Handshake(_) => {
                     self.core.round.spend(turn, HANDSHAKE_COST);
-                    self.shake_hands(key, rest, turn);
+                    self.feed_handshake(key, rest, turn);
                     return bytes.len();
                 }
                 State::Open(_) => {
                     // Any byte is a sign of life.
-                    if connection.flags.sign != Sign::Seen {
-                        self.gave_sign(key);
+                    if connection.flags.liveness != Liveness::Alive {
+                        self.record_sign_of_life(key);
                     }
                     at += self.decode(key, rest, turn);
                     let connection = self.core.connections.get(key as usize);
@@ -301,7 +303,7 @@ impl<A: Application> Worker<'_, A> {
             let (deflate, input) = (connection.flags.deflate, &mut *bytes);
             match deflate::skip(deflate, &mut connection.decoder, &self.core.limits, input, &mut pos) {
                 Ok(Some(Extended::Plain(Incoming::Close(_)))) => {
-                    connection.state = State::Closing(Closing::Nothing);
+                    connection.state = State::Closing(Closing::Flush);
                     return self.core.mark_dirty(key);
                 }
                 Ok(Some(_)) => {}
@@ -334,10 +336,11 @@ impl<A: Application> Worker<'_, A> {
         let mut close = None;
         let mut pause = false;
         let arena_start = core.arena.len();
-        let (local, now, arena, limits) = (&mut self.local, core.now, core.arena.replies(), &core.limits);
+        let (worker_state, now, arena, limits) =
+            (&mut self.worker_state, core.now, core.arena.replies(), &core.limits);
         let max_queue_bytes = core.config.max_queue_bytes;
         let (deflate, Coders { outgoing, incoming }) = (flags.deflate, &mut core.coders);
-        let (records, sent, round) = (&mut core.records, &mut core.sent, &mut core.round);
+        let (tls_scratch, sent, round) = (&mut core.tls_scratch, &mut core.sent, &mut core.round);
         let (end, is_direct) = (input.len(), !transport.is_tls());
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
@@ -350,7 +353,7 @@ impl<A: Application> Worker<'_, A> {
                 let mut cx = Context {
                     key,
                     now,
-                    local: &mut *local,
+                    worker: &mut *worker_state,
                     outbox: &mut *outbox,
                     arena: &mut *arena,
                     outgoing: &mut *outgoing,
@@ -360,9 +363,9 @@ impl<A: Application> Worker<'_, A> {
                     charged: &mut charged,
                     // Not while more messages of this client are buffered, whose replies leave
                     // together.
-                    wire: (*pos == end && is_direct && !flags.write_blocked).then_some(Wire {
+                    direct_write: (*pos == end && is_direct && !flags.write_blocked).then_some(DirectWrite {
                         transport: &mut *transport,
-                        records: &mut *records,
+                        tls_scratch: &mut *tls_scratch,
                         sent: &mut *sent,
                     }),
                 };
@@ -403,13 +406,16 @@ impl<A: Application> Worker<'_, A> {
                         return Decoded::Fault(error);
                     }
                 }
-                let came_out = match deflate {
+                let inflated_bytes = match deflate {
                     Some(_) => incoming.take_cost() + outgoing.take_cost(),
                     None => 0,
                 };
                 let replied = arena.len().saturating_sub(arena_before);
                 let frames = decoder.take_frames() as usize * FRAME_COST;
-                round.spend(turn, MESSAGE_COST + (*pos - before) + frames + came_out + replied + charged);
+                round.spend(
+                    turn,
+                    MESSAGE_COST + (*pos - before) + frames + inflated_bytes + replied + charged,
+                );
                 if close.is_some() {
                     return Decoded::Part;
                 }
@@ -426,13 +432,17 @@ impl<A: Application> Worker<'_, A> {
             core.paused += 1;
         }
         let is_full = outbox.len() > max_queue_bytes;
-        if is_full || (outbox.len() >= EARLY_WRITE && !flags.write_blocked) {
+        if is_full || (outbox.len() >= EARLY_WRITE_BYTES && !flags.write_blocked) {
             let written = match is_full {
-                true => connection.offer(&core.arena, &mut core.gather, &mut core.records, &mut core.sent),
-                false => connection.flush(&core.arena, &mut core.gather, &mut core.records, &mut core.sent),
+                true => {
+                    connection.flush_now(&core.arena, &mut core.gather, &mut core.tls_scratch, &mut core.sent)
+                }
+                false => {
+                    connection.flush(&core.arena, &mut core.gather, &mut core.tls_scratch, &mut core.sent)
+                }
             };
             if written.is_err() {
-                self.lost(key);
+                self.drop_lost(key);
                 return false;
             }
             // Bytes that the socket did not take were copied, so the next large reply reuses this
@@ -451,7 +461,7 @@ impl<A: Application> Worker<'_, A> {
             Ok(Decoded::All | Decoded::Part) => {}
             Ok(Decoded::Full) => {
                 if connection.outbox.len() > max_queue_bytes {
-                    self.close(key, too_slow());
+                    self.close(key, slow_consumer_reason());
                 } else {
                     return !pause && !turn.is_over();
                 }
@@ -461,13 +471,13 @@ impl<A: Application> Worker<'_, A> {
                 self.core.metrics.too_big(&error);
                 self.close(key, error.close_reason());
             }
-            Err(_) => self.panicked(key),
+            Err(_) => self.close_after_session_panic(key),
         }
         false
     }
 }
 
-/// Outcome of decoding.
+/// HandshakeOutcome of decoding.
 enum Decoded {
     /// All input was decoded.
     All,

@@ -14,15 +14,15 @@ const SHED_PERCENT: u64 = 90;
 const INTAKE_PERCENT: u64 = 95;
 
 /// Least bytes that a connection must hold to be shed: about what every connection costs anyway.
-const LEAST_SHED: usize = 1024;
+const MIN_SHED_BYTES: usize = 1024;
 
 /// Divisor of an even share of the bytes to free. Connections that hold less than the result are
 /// not shed. All of them together would free too little; something else holds the memory.
-const SHARE_PART: u64 = 16;
+const SHED_SHARE_DIVISOR: u64 = 16;
 
 /// Measurements after connections were given up in which only what came on top is given up, too. It takes an allocator
 /// a while to hand memory back to the system; those who did nothing are not to pay for that.
-const SETTLING: u32 = 10;
+const SETTLING_MEASUREMENTS: u32 = 10;
 
 /// A limit for the memory of the whole process, shared by all that can make it grow.
 ///
@@ -37,9 +37,9 @@ pub struct MemoryBudget {
     /// Measurements so far, so that every worker acts on each of them once.
     measurements: AtomicU64,
     /// What all workers together should give up since the last measurement.
-    wanted: AtomicU64,
+    to_free: AtomicU64,
     /// What they gave up since the one before.
-    shed: AtomicU64,
+    freed: AtomicU64,
     last: Mutex<LastShed>,
 }
 
@@ -61,8 +61,8 @@ impl MemoryBudget {
             limit: limit.max(1),
             used: AtomicU64::new(0),
             measurements: AtomicU64::new(0),
-            wanted: AtomicU64::new(0),
-            shed: AtomicU64::new(0),
+            to_free: AtomicU64::new(0),
+            freed: AtomicU64::new(0),
             last: Mutex::default(),
         }
     }
@@ -70,14 +70,14 @@ impl MemoryBudget {
     /// Tells how many bytes are in use now.
     pub fn update(&self, used: u64) {
         self.used.store(used, Ordering::Relaxed);
-        self.wanted.store(self.decide(used), Ordering::Relaxed);
+        self.to_free.store(self.bytes_to_shed(used), Ordering::Relaxed);
         self.measurements.fetch_add(1, Ordering::Release);
     }
 
     /// How many bytes should be given up.
-    fn decide(&self, used: u64) -> u64 {
+    fn bytes_to_shed(&self, used: u64) -> u64 {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.missing = last.missing.saturating_sub(self.shed.swap(0, Ordering::Relaxed));
+        last.missing = last.missing.saturating_sub(self.freed.swap(0, Ordering::Relaxed));
         if used < self.share(SHED_PERCENT) {
             last.settling = last.settling.saturating_sub(1);
             return 0;
@@ -87,7 +87,11 @@ impl MemoryBudget {
             last.missing += used.saturating_sub(last.used);
             last.used = last.used.max(used);
         } else {
-            *last = LastShed { used, missing: used - self.share(REFUSE_PERCENT), settling: SETTLING };
+            *last = LastShed {
+                used,
+                missing: used - self.share(REFUSE_PERCENT),
+                settling: SETTLING_MEASUREMENTS,
+            };
         }
         last.missing
     }
@@ -113,23 +117,23 @@ impl MemoryBudget {
     }
 
     /// Returns the bytes that all workers together may take in before the next measurement.
-    pub(crate) fn room(&self) -> u64 {
+    pub(crate) fn intake_room(&self) -> u64 {
         self.share(INTAKE_PERCENT).saturating_sub(self.used())
     }
 
     /// How many bytes all workers together should give up, if they have not since the measurement `seen`.
-    pub(crate) fn to_shed(&self, seen: &mut u64) -> Option<u64> {
+    pub(crate) fn take_shed_target(&self, seen: &mut u64) -> Option<u64> {
         let measurement = self.measurements();
         if *seen == measurement {
             return None;
         }
         *seen = measurement;
-        Some(self.wanted.load(Ordering::Relaxed)).filter(|&bytes| bytes > 0)
+        Some(self.to_free.load(Ordering::Relaxed)).filter(|&bytes| bytes > 0)
     }
 
     /// Says how many bytes a worker gave up.
-    pub(crate) fn was_shed(&self, bytes: u64) {
-        self.shed.fetch_add(bytes, Ordering::Relaxed);
+    pub(crate) fn record_shed(&self, bytes: u64) {
+        self.freed.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn share(&self, percent: u64) -> u64 {
@@ -140,9 +144,9 @@ impl MemoryBudget {
 
 /// Returns keys and sizes of the connections to shed, largest first, until they add up to `bytes`.
 /// Connections too small to matter are left out.
-pub(crate) fn largest(mut sizes: Vec<(u32, usize)>, bytes: u64) -> impl Iterator<Item = (u32, usize)> {
-    let even = bytes / sizes.len().max(1) as u64 / SHARE_PART;
-    let least = usize::try_from(even).unwrap_or(usize::MAX).max(LEAST_SHED);
+pub(crate) fn select_largest(mut sizes: Vec<(u32, usize)>, bytes: u64) -> impl Iterator<Item = (u32, usize)> {
+    let even = bytes / sizes.len().max(1) as u64 / SHED_SHARE_DIVISOR;
+    let least = usize::try_from(even).unwrap_or(usize::MAX).max(MIN_SHED_BYTES);
     sizes.sort_unstable_by_key(|&(key, size)| (std::cmp::Reverse(size), key));
     let mut left = bytes;
     sizes.into_iter().map_while(move |(key, size)| {
@@ -175,8 +179,8 @@ mod tests {
         for (used, expected) in [(0, None), (899, None), (900, Some(100)), (2000, Some(1200))] {
             let budget = told(used);
             let mut seen = 0;
-            assert_eq!(budget.to_shed(&mut seen), expected, "{used}");
-            assert_eq!(budget.to_shed(&mut seen), None, "{used}, the second time");
+            assert_eq!(budget.take_shed_target(&mut seen), expected, "{used}");
+            assert_eq!(budget.take_shed_target(&mut seen), None, "{used}, the second time");
         }
     }
 
@@ -184,11 +188,11 @@ mod tests {
     fn the_effect_is_waited_for_and_only_what_comes_on_top_is_given_up_meanwhile() {
         let budget = told(950);
         let mut seen = 0;
-        assert_eq!(budget.to_shed(&mut seen), Some(150));
+        assert_eq!(budget.take_shed_target(&mut seen), Some(150));
         let mut next = |used, shed| {
-            budget.was_shed(shed);
+            budget.record_shed(shed);
             budget.update(used);
-            budget.to_shed(&mut seen)
+            budget.take_shed_target(&mut seen)
         };
         assert_eq!(next(950, 100), Some(50), "what the workers had not given up");
         assert_eq!(next(950, 60), None, "the memory is not back yet");
@@ -205,17 +209,17 @@ mod tests {
     fn what_does_not_come_back_is_given_up_after_a_while() {
         let budget = told(950);
         let mut seen = 0;
-        assert_eq!(budget.to_shed(&mut seen), Some(150));
-        budget.was_shed(150);
+        assert_eq!(budget.take_shed_target(&mut seen), Some(150));
+        budget.record_shed(150);
         let mut waits = 0;
         loop {
             budget.update(950);
-            match budget.to_shed(&mut seen) {
+            match budget.take_shed_target(&mut seen) {
                 None => waits += 1,
                 Some(bytes) => break assert_eq!(bytes, 150),
             }
         }
-        assert_eq!(waits, SETTLING);
+        assert_eq!(waits, SETTLING_MEASUREMENTS);
     }
 
     #[test]
@@ -224,16 +228,17 @@ mod tests {
         for (bytes, expected) in
             [(0, vec![]), (1, vec![2]), (50, vec![2]), (51, vec![2, 4]), (131, vec![2, 4, 3, 1])]
         {
-            let chosen: Vec<_> = largest(sizes.to_vec(), bytes << 10).map(|(key, _)| key).collect();
+            let chosen: Vec<_> = select_largest(sizes.to_vec(), bytes << 10).map(|(key, _)| key).collect();
             assert_eq!(chosen, expected, "{bytes}");
         }
     }
 
     #[test]
     fn nobody_is_shed_who_holds_too_little_to_matter() {
-        let chosen =
-            |sizes: Vec<(u32, usize)>, bytes| largest(sizes, bytes).map(|(key, _)| key).collect::<Vec<_>>();
-        let silent: Vec<(u32, usize)> = (0..100).map(|key| (key, LEAST_SHED - 1)).collect();
+        let chosen = |sizes: Vec<(u32, usize)>, bytes| {
+            select_largest(sizes, bytes).map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        let silent: Vec<(u32, usize)> = (0..100).map(|key| (key, MIN_SHED_BYTES - 1)).collect();
         assert_eq!(chosen(silent.clone(), 1), [0; 0], "about what a connection costs anyway");
         // 100 MiB are missing, and these hold 2 MiB together: something else holds the memory.
         let idle: Vec<(u32, usize)> = (0..100).map(|key| (key, 20 << 10)).collect();

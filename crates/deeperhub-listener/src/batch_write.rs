@@ -1,27 +1,27 @@
-//! The writes of a round, many by one system call. Its reads are in `worker/reads.rs`.
+//! The writes of a round, many by one system call. Its reads are in `worker/batch_read.rs`.
 
 use std::io;
 
 use deeperhub_uring::{Batcher, MAX_BATCH, SendOp};
 
-use crate::connections::{Connection, Core, State, take_dirty};
+use crate::connections::{Connection, State, WorkerCore, take_if_dirty};
 use crate::outbox::GATHER_LIMIT;
 #[cfg(feature = "tls")]
-use crate::transport::OVERHEAD;
+use crate::transport::TLS_OVERHEAD;
 use crate::transport::Transport;
 
 /// Fewer connections than this are written one by one: two cost as much by a batch as by a `send` for each.
-pub(crate) const FEW: usize = 3;
+pub(crate) const MIN_BATCH: usize = 3;
 
 /// Bytes that are put together for the connections of a batch. More make a batch of their own: they would leave the cache
 /// before they are sent.
-const STAGED: usize = 128 * 1024;
+const MAX_STAGED_BYTES: usize = 128 * 1024;
 
 /// What a worker needs to write in batches.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) batcher: Batcher,
-    sends: Vec<Planned>,
+    sends: Vec<PlannedSend>,
     /// Bytes that do not stand side by side in a connection's outbox: small pieces of a plain connection, records of an
     /// encrypted one.
     staged: Vec<u8>,
@@ -29,7 +29,7 @@ pub(crate) struct Batch {
 
 /// A connection's part of a batch.
 #[derive(Debug, Clone, Copy)]
-struct Planned {
+struct PlannedSend {
     key: u32,
     source: Source,
 }
@@ -39,21 +39,21 @@ enum Source {
     /// All of its outbox, from where it stands.
     Outbox,
     /// All of its outbox, from a copy.
-    ClusterAnswer(Staged),
+    Gathered(StagedRange),
     /// All of its outbox, encrypted.
     #[cfg(feature = "tls")]
-    Encrypted(Staged),
+    Encrypted(StagedRange),
 }
 
 /// A part of the staged bytes.
 #[derive(Debug, Clone, Copy)]
-struct Staged {
+struct StagedRange {
     start: u32,
     end: u32,
 }
 
-impl Staged {
-    fn of(self, staged: &[u8]) -> &[u8] {
+impl StagedRange {
+    fn slice(self, staged: &[u8]) -> &[u8] {
         &staged[self.start as usize..self.end as usize]
     }
 }
@@ -62,9 +62,9 @@ impl Staged {
 enum Plan {
     Batch(Source),
     /// It is written alone: it has too much for a batch, waits for its socket, or has a fault that will show then.
-    Alone,
+    Individual,
     /// It belongs to the next batch.
-    Full,
+    NextBatch,
 }
 
 impl Batch {
@@ -78,9 +78,9 @@ impl Batch {
     }
 }
 
-impl<S> Core<S> {
+impl<S> WorkerCore<S> {
     /// Writes in batches from now on, where that is wanted and possible. To be called on the worker's thread.
-    pub(crate) fn batch(&mut self, worker: usize) {
+    pub(crate) fn enable_batching(&mut self, worker: usize) {
         if !self.config.io_uring {
             return;
         }
@@ -95,37 +95,37 @@ impl<S> Core<S> {
     }
 
     /// [`begin_writing`](Self::begin_writing) by batches, the first of which this is.
-    pub(crate) fn write_batch(&mut self, dirty: &[u32], due: &mut Vec<u32>) -> usize {
+    pub(crate) fn write_batch(&mut self, dirty: &[u32], individually: &mut Vec<u32>) -> usize {
         let Some(batch) = &mut self.batch else { return 0 };
         let Batch { batcher, sends, staged } = batch;
         let (connections, arena) = (&mut self.connections, self.arena.bytes());
         sends.clear();
         staged.clear();
-        let mut looked_at = 0;
+        let mut processed = 0;
         for &key in dirty {
             if sends.len() == MAX_BATCH {
                 break;
             }
-            if let Some(connection) = take_dirty(connections, key) {
+            if let Some(connection) = take_if_dirty(connections, key) {
                 match connection.plan(arena, staged, &mut self.gather) {
-                    Plan::Batch(source) => sends.push(Planned { key, source }),
-                    Plan::Alone => due.push(key),
-                    Plan::Full => {
+                    Plan::Batch(source) => sends.push(PlannedSend { key, source }),
+                    Plan::Individual => individually.push(key),
+                    Plan::NextBatch => {
                         connection.flags.dirty = true;
                         break;
                     }
                 }
             }
-            looked_at += 1;
+            processed += 1;
         }
 
         let ops = sends.iter().filter_map(|send| {
             let connection = connections.get(send.key as usize)?;
             let bytes = match send.source {
                 Source::Outbox => connection.outbox.contiguous(arena)?,
-                Source::ClusterAnswer(part) => part.of(staged),
+                Source::Gathered(part) => part.slice(staged),
                 #[cfg(feature = "tls")]
-                Source::Encrypted(part) => part.of(staged),
+                Source::Encrypted(part) => part.slice(staged),
             };
             Some(SendOp { to: connection.transport.descriptor(), bytes })
         });
@@ -148,20 +148,20 @@ impl<S> Core<S> {
                     self.sent += len as u64;
                     connection.outbox.advance(len);
                     if let Transport::Tls(tls) = &mut connection.transport {
-                        tls.staged_sent(part.of(staged), taken);
+                        tls.staged_sent(part.slice(staged), taken);
                     }
                 }
             }
             if !connection.is_written() || !matches!(connection.state, State::Open(_)) {
-                due.push(send.key);
+                individually.push(send.key);
             }
         }
-        self.keep_batching();
-        looked_at
+        self.disable_broken_batching();
+        processed
     }
 
     /// Goes on without batches where the system has ended them.
-    pub(crate) fn keep_batching(&mut self) {
+    pub(crate) fn disable_broken_batching(&mut self) {
         if self.batch.as_ref().is_some_and(|batch| !batch.batcher.is_working()) {
             tracing::warn!("io_uring does not work any more: each connection has system calls of its own.");
             self.batch = None;
@@ -173,19 +173,19 @@ impl<S> Connection<S> {
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     fn plan(&mut self, arena: &[u8], staged: &mut Vec<u8>, gather: &mut Vec<u8>) -> Plan {
         if self.flags.write_blocked || !self.transport.is_flushed() {
-            return Plan::Alone;
+            return Plan::Individual;
         }
         let (start, len) = (staged.len(), self.outbox.len());
         match &mut self.transport {
             Transport::Tcp(_) if self.outbox.contiguous(arena).is_some() => Plan::Batch(Source::Outbox),
-            _ if len == 0 || len > GATHER_LIMIT => Plan::Alone,
-            Transport::Tcp(_) if start + len > STAGED => Plan::Full,
+            _ if len == 0 || len > GATHER_LIMIT => Plan::Individual,
+            Transport::Tcp(_) if start + len > MAX_STAGED_BYTES => Plan::NextBatch,
             Transport::Tcp(_) => {
                 self.outbox.gather(arena, staged);
-                Plan::Batch(Source::ClusterAnswer(from(start, staged)))
+                Plan::Batch(Source::Gathered(staged_since(start, staged)))
             }
             #[cfg(feature = "tls")]
-            Transport::Tls(_) if start + len + OVERHEAD > STAGED => Plan::Full,
+            Transport::Tls(_) if start + len + TLS_OVERHEAD > MAX_STAGED_BYTES => Plan::NextBatch,
             #[cfg(feature = "tls")]
             Transport::Tls(tls) => {
                 let bytes = match self.outbox.contiguous(arena) {
@@ -197,14 +197,14 @@ impl<S> Connection<S> {
                     }
                 };
                 match tls.stage(bytes, staged) {
-                    Ok(()) => Plan::Batch(Source::Encrypted(from(start, staged))),
-                    Err(_) => Plan::Alone,
+                    Ok(()) => Plan::Batch(Source::Encrypted(staged_since(start, staged))),
+                    Err(_) => Plan::Individual,
                 }
             }
         }
     }
 }
 
-fn from(start: usize, staged: &[u8]) -> Staged {
-    Staged { start: start as u32, end: staged.len() as u32 }
+fn staged_since(start: usize, staged: &[u8]) -> StagedRange {
+    StagedRange { start: start as u32, end: staged.len() as u32 }
 }

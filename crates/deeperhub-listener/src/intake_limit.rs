@@ -3,46 +3,50 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::budget::MemoryBudget;
+use crate::memory_budget::MemoryBudget;
 
-/// Period after which intake is raised to at least [`FLOOR`], even without a new measurement.
-const PERIOD: Duration = Duration::from_millis(100);
+/// Period after which intake is raised to at least [`MIN_INTAKE`], even without a new measurement.
+const RENEWAL_PERIOD: Duration = Duration::from_millis(100);
 
 /// Minimum intake per period, however short memory is. It suffices for pongs and closes of many
 /// clients, and for slow message traffic. Memory that something else holds never stops a worker for
 /// good.
-const FLOOR: u64 = 256 * 1024;
+const MIN_INTAKE: u64 = 256 * 1024;
 
 /// A worker's share of the room left below the memory budget, in byte cost.
 ///
-/// Memory is measured a few times a second. Intake between two measurements is bounded by the room
+/// Memory is measured a few times a second. IntakeLimit between two measurements is bounded by the room
 /// left at the first. Without that bound, clients that send compressed messages could make a worker
 /// hold gigabytes before the next measurement.
 #[derive(Debug)]
-pub(crate) struct Intake {
+pub(crate) struct IntakeLimit {
     memory: Option<Arc<MemoryBudget>>,
     workers: u64,
     left: u64,
     /// Measurement that `left` was computed from.
-    seen: u64,
+    last_measurement: u64,
     until: Option<Instant>,
 }
 
-impl Intake {
+impl IntakeLimit {
     pub(crate) fn new(memory: Option<Arc<MemoryBudget>>, workers: usize) -> Self {
-        let left = if memory.is_some() { FLOOR } else { u64::MAX };
-        Self { memory, workers: workers.max(1) as u64, left, seen: 0, until: None }
+        let left = if memory.is_some() { MIN_INTAKE } else { u64::MAX };
+        Self { memory, workers: workers.max(1) as u64, left, last_measurement: 0, until: None }
     }
 
     /// Renews the limit if memory was measured again or the period is over.
     pub(crate) fn begin_round(&mut self, now: Instant) {
         let Some(memory) = &self.memory else { return };
         let measurement = memory.measurements();
-        if measurement != self.seen || self.until.is_none_or(|until| now >= until) {
-            let left = if measurement == self.seen { self.left } else { memory.room() / self.workers };
-            self.left = left.max(FLOOR);
-            self.seen = measurement;
-            self.until = now.checked_add(PERIOD);
+        if measurement != self.last_measurement || self.until.is_none_or(|until| now >= until) {
+            let left = if measurement == self.last_measurement {
+                self.left
+            } else {
+                memory.intake_room() / self.workers
+            };
+            self.left = left.max(MIN_INTAKE);
+            self.last_measurement = measurement;
+            self.until = now.checked_add(RENEWAL_PERIOD);
         }
     }
 
@@ -70,7 +74,7 @@ mod tests {
 
     #[test]
     fn without_a_budget_nothing_is_ever_used_up() {
-        let mut intake = Intake::new(None, 1);
+        let mut intake = IntakeLimit::new(None, 1);
         intake.begin_round(Instant::now());
         intake.spend(usize::MAX);
         assert!(!intake.is_used_up());
@@ -81,7 +85,7 @@ mod tests {
     fn what_is_left_below_the_budget_is_shared_by_the_workers() {
         let memory = Arc::new(MemoryBudget::new(100 << 20));
         memory.update(55 << 20);
-        let mut intake = Intake::new(Some(Arc::clone(&memory)), 2);
+        let mut intake = IntakeLimit::new(Some(Arc::clone(&memory)), 2);
         let now = Instant::now();
         intake.begin_round(now);
         assert_eq!(intake.left(), 20 << 20, "half of what is left up to 95 %");
@@ -93,7 +97,7 @@ mod tests {
         intake.begin_round(now);
         assert_eq!(intake.left(), 10 << 20);
         // A late measurement takes nothing away.
-        intake.begin_round(now + 2 * PERIOD);
+        intake.begin_round(now + 2 * RENEWAL_PERIOD);
         assert_eq!(intake.left(), 10 << 20);
     }
 
@@ -101,14 +105,14 @@ mod tests {
     fn something_goes_on_however_short_memory_is_and_whoever_measures() {
         let memory = Arc::new(MemoryBudget::new(1 << 20));
         memory.update(1 << 30);
-        let mut intake = Intake::new(Some(memory), 1);
+        let mut intake = IntakeLimit::new(Some(memory), 1);
         let mut now = Instant::now();
         for _ in 0..3 {
             intake.begin_round(now);
-            assert_eq!(intake.left() as u64, FLOOR);
+            assert_eq!(intake.left() as u64, MIN_INTAKE);
             intake.spend(usize::MAX);
             assert!(intake.is_used_up());
-            now += PERIOD;
+            now += RENEWAL_PERIOD;
         }
     }
 }
