@@ -148,7 +148,7 @@ impl Default for Config {
 impl Config {
     /// Returns the limits for the head of a handshake.
     pub(crate) fn head_limits(&self) -> HeadLimits {
-        HeadLimits { bytes: self.max_head_bytes, lines: self.max_head_lines }
+        HeadLimits { max_bytes: self.max_head_bytes, max_lines: self.max_head_lines }
     }
 
     /// How often a worker looks at its connections' deadlines: often enough that a time is kept to an eighth.

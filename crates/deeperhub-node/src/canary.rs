@@ -471,7 +471,7 @@ impl Canary {
 
 /// What a worker subscribes itself to.
 fn topic_of(worker: impl std::fmt::Display) -> Topic<'static> {
-    Topic::of_server(format_args!("canary.{worker}"))
+    Topic::reserved(format_args!("canary.{worker}"))
 }
 
 /// Publishes a probe to a worker, as any message is; answers how many subscribers it has: one, or none before it is there.

@@ -112,7 +112,7 @@ impl Session {
         let mut bytes = payload.len();
         cx.reply_around(payload, |out| {
             let start = out.len();
-            let at = message.write_frame_around(out);
+            let at = message.write_frame_without_payload(out);
             bytes += out.len() - start;
             at
         });
@@ -588,7 +588,7 @@ impl deeperhub_listener::Session for Session {
             Closed::ByServer(reason) => {
                 let code = reason.code();
                 local.metrics.closed(itoa_code(code));
-                if code.says_goodbye() {
+                if code.sends_goodbye() {
                     local.metrics.sent(Sent::Goodbye, 1);
                 }
                 if is_failure(code) {

@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 /// A subscriber of a shard: the worker's number of a client. Small ones are best, since they index a table.
 pub type Key = u32;
 
-/// The key of the worker itself, for topics of the server's own ([`Topic::of_server`]): no client has it.
+/// The key of the worker itself, for topics of the server's own ([`Topic::reserved`]): no client has it.
 pub const LOOPBACK: Key = Key::MAX;
 
 /// What a subscribe did.

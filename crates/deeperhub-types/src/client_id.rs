@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_id() {
+    fn other_text_is_rejected() {
         let too_long = "x".repeat(129);
         for text in ["", " ", "a b", "a/b", "a\"", "é", "a\n", "%41", too_long.as_str()] {
             assert_eq!(ClientId::parse(text), None, "{text:?}");

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 /// Longest text of a close frame in bytes: a control frame carries 125, and the code takes two (RFC 6455 section 5.5).
-const MAX_CLOSE_TEXT: usize = 123;
+const MAX_CLOSE_TEXT_BYTES: usize = 123;
 
 /// Why a message was answered with an `error`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,7 +103,7 @@ pub enum CloseCode {
     /// 1011: a fault inside the server.
     InternalError,
     /// 1013: the client reads too slowly, and its queue passed the limit.
-    TooSlow,
+    SlowConsumer,
     /// 4001: no token within the grace time, or it expired.
     TokenExpired,
     /// 4003: disconnected by the server API.
@@ -122,7 +122,7 @@ impl CloseCode {
         Self::PolicyViolation,
         Self::MessageTooBig,
         Self::InternalError,
-        Self::TooSlow,
+        Self::SlowConsumer,
         Self::TokenExpired,
         Self::Disconnected,
         Self::PongTimeout,
@@ -139,7 +139,7 @@ impl CloseCode {
             Self::PolicyViolation => 1008,
             Self::MessageTooBig => 1009,
             Self::InternalError => 1011,
-            Self::TooSlow => 1013,
+            Self::SlowConsumer => 1013,
             Self::TokenExpired => 4001,
             Self::Disconnected => 4003,
             Self::PongTimeout => 4200,
@@ -154,12 +154,12 @@ impl CloseCode {
 
     /// Whether a client may come back by itself (the `reconnect` of `goodbye`).
     #[must_use]
-    pub const fn reconnect(self) -> bool {
+    pub const fn allows_reconnect(self) -> bool {
         match self {
             Self::GoingAway
             | Self::PolicyViolation
             | Self::InternalError
-            | Self::TooSlow
+            | Self::SlowConsumer
             | Self::PongTimeout => true,
             Self::Normal
             | Self::ProtocolError
@@ -172,11 +172,11 @@ impl CloseCode {
 
     /// Whether `goodbye` goes ahead of the close frame: 1001, 1008, 1013 and the codes of our own.
     #[must_use]
-    pub const fn says_goodbye(self) -> bool {
+    pub const fn sends_goodbye(self) -> bool {
         match self {
             Self::GoingAway
             | Self::PolicyViolation
-            | Self::TooSlow
+            | Self::SlowConsumer
             | Self::TokenExpired
             | Self::Disconnected
             | Self::PongTimeout => true,
@@ -206,7 +206,7 @@ impl CloseReason {
     /// A code and its words; those beyond 123 bytes are cut off between two characters.
     pub fn new(code: CloseCode, text: impl Into<Cow<'static, str>>) -> Self {
         let mut text = text.into();
-        let end = text.floor_char_boundary(MAX_CLOSE_TEXT);
+        let end = text.floor_char_boundary(MAX_CLOSE_TEXT_BYTES);
         match &mut text {
             Cow::Borrowed(text) => *text = &text[..end],
             Cow::Owned(text) => text.truncate(end),
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_code_stands_at_its_index() {
+    fn error_codes_are_ordered_by_index() {
         for (index, code) in ErrorCode::ALL.iter().enumerate() {
             assert_eq!(code.index(), index, "{code}");
         }
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_code_stands_at_its_index_in_ascending_order() {
+    fn close_codes_are_ordered_by_index_and_value() {
         for (index, code) in CloseCode::ALL.iter().enumerate() {
             assert_eq!(code.index(), index, "{code}");
         }
@@ -266,25 +266,25 @@ mod tests {
     }
 
     #[test]
-    fn clients_may_come_back_after_what_was_not_their_fault() {
+    fn reconnect_and_goodbye_follow_the_table() {
         let codes = |which: fn(CloseCode) -> bool| -> Vec<u16> {
             CloseCode::ALL.iter().filter(|code| which(**code)).map(|code| code.as_u16()).collect()
         };
-        assert_eq!(codes(CloseCode::reconnect), [1001, 1008, 1011, 1013, 4200]);
-        assert_eq!(codes(CloseCode::says_goodbye), [1001, 1008, 1013, 4001, 4003, 4200]);
+        assert_eq!(codes(CloseCode::allows_reconnect), [1001, 1008, 1011, 1013, 4200]);
+        assert_eq!(codes(CloseCode::sends_goodbye), [1001, 1008, 1013, 4001, 4003, 4200]);
     }
 
     #[test]
-    fn codes_of_our_own_keep_to_their_ranges() {
+    fn private_codes_keep_to_their_ranges() {
         for code in CloseCode::ALL.iter().filter(|code| code.as_u16() >= 4000) {
             assert!((4000..4300).contains(&code.as_u16()));
-            assert_eq!(code.reconnect(), code.as_u16() >= 4100, "{code}");
+            assert_eq!(code.allows_reconnect(), code.as_u16() >= 4100, "{code}");
         }
     }
 
     #[test]
     fn close_text_is_cut_between_characters() {
-        let short = CloseReason::new(CloseCode::TooSlow, "too slow");
+        let short = CloseReason::new(CloseCode::SlowConsumer, "too slow");
         assert_eq!((short.text(), short.to_string().as_str()), ("too slow", "1013 too slow"));
         assert_eq!(CloseReason::new(CloseCode::Normal, "").to_string(), "1000");
         let exact = CloseReason::new(CloseCode::Normal, "x".repeat(123));

@@ -26,7 +26,9 @@ impl MessageSpan {
         handshake: Option<&HandshakeTrace>,
     ) -> Option<Self> {
         let span = if own.traceparent.is_some() {
-            tracer.start_for_client(SpanContext::of(own))?.with_tracestate(own.tracestate.as_deref())
+            tracer
+                .start_for_client(SpanContext::from_context(own))?
+                .with_tracestate(own.tracestate.as_deref())
         } else if let Some(handshake) = handshake {
             tracer.start_for_client(Some(handshake.span))?.with_tracestate(handshake.tracestate.as_deref())
         } else {
@@ -37,7 +39,7 @@ impl MessageSpan {
 
     /// Begins a span for a message that a server sends.
     pub(crate) fn begin_for_server(tracer: &Tracer, own: &TraceContext<'_>) -> Option<Self> {
-        let span = tracer.start(SpanContext::of(own))?.with_tracestate(own.tracestate.as_deref());
+        let span = tracer.start(SpanContext::from_context(own))?.with_tracestate(own.tracestate.as_deref());
         Some(Self { span, subscribers: None })
     }
 

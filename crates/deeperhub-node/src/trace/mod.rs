@@ -176,7 +176,7 @@ impl Tracer {
     /// to others.
     #[must_use]
     pub const fn declined() -> SpanContext {
-        SpanContext::DECLINED
+        SpanContext::UNSAMPLED
     }
 
     /// Whether spans are recorded anywhere: without that none need be made.

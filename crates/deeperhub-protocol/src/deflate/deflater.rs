@@ -4,13 +4,13 @@ use flate2::{Compress, Compression, FlushCompress, Status};
 
 use super::negotiation::{MAX_WINDOW_BITS, MIN_WINDOW_BITS};
 use super::{Config, Params};
-use crate::frame::{TEXT, marked_header, server_frame, text_header, write_marked, write_text};
+use crate::frame::{TEXT, rsv1_header, server_frame, text_header, write_rsv1, write_text};
 
 /// What ends a flushed stream and is taken off (RFC 7692 section 7.2.1).
-const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
+const FLUSH_TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 
 /// Output memory that is kept between messages.
-const KEPT_CAPACITY: usize = 64 * 1024;
+const RETAINED_OUTPUT_BYTES: usize = 64 * 1024;
 
 /// Compresses messages, each by itself: one for each worker, for any number of connections.
 ///
@@ -23,7 +23,7 @@ pub struct Deflater {
     level: Compression,
     threshold_bytes: usize,
     output: Vec<u8>,
-    runs: u64,
+    message_count: u64,
     input_bytes: u64,
 }
 
@@ -36,15 +36,15 @@ impl Deflater {
             level: Compression::new(u32::from(config.level.clamp(1, 9))),
             threshold_bytes: config.threshold_bytes,
             output: Vec::new(),
-            runs: 0,
+            message_count: 0,
             input_bytes: 0,
         }
     }
 
     /// Messages that were compressed so far, those that got no smaller included. A shared frame counts once.
     #[must_use]
-    pub fn runs(&self) -> u64 {
-        self.runs
+    pub fn message_count(&self) -> u64 {
+        self.message_count
     }
 
     /// Returns the number of payload bytes passed to the compressor so far.
@@ -61,7 +61,7 @@ impl Deflater {
 
     /// As [`Self::deflate`], with a window that one client has.
     fn deflate_for(&mut self, params: Params, payload: &[u8]) -> Option<&[u8]> {
-        self.deflate_with(params.compressor_bits(payload.len())?, payload)
+        self.deflate_with(params.compressor_window_bits(payload.len())?, payload)
     }
 
     fn deflate_with(&mut self, window_bits: u8, payload: &[u8]) -> Option<&[u8]> {
@@ -69,7 +69,7 @@ impl Deflater {
             return None;
         }
         self.output.clear();
-        self.output.shrink_to(KEPT_CAPACITY);
+        self.output.shrink_to(RETAINED_OUTPUT_BYTES);
         // Incompressible data is stored in blocks with five bytes of overhead each; the tail is
         // removed again. With threshold 0 the result is sent even if it is larger. Then fixed codes
         // may turn eight bits into nine, and small windows add blocks.
@@ -78,22 +78,22 @@ impl Deflater {
             _ => payload.len() / 1024,
         };
         self.output.reserve(payload.len() + overhead + 64);
-        let slot = self.streams.get_mut(usize::from(window_bits.checked_sub(MIN_WINDOW_BITS + 1)?))?;
-        self.runs += 1;
+        let stream_slot = self.streams.get_mut(usize::from(window_bits.checked_sub(MIN_WINDOW_BITS + 1)?))?;
+        self.message_count += 1;
         self.input_bytes += payload.len() as u64;
-        let stream = match slot {
+        let stream = match stream_slot {
             Some(stream) => {
                 stream.reset();
                 stream
             }
-            none => none.insert(Compress::new_with_window_bits(self.level, false, window_bits)),
+            empty => empty.insert(Compress::new_with_window_bits(self.level, false, window_bits)),
         };
         let status = stream.compress_vec(payload, &mut self.output, FlushCompress::Sync).ok()?;
         // Without room to spare the flush may not be complete.
         let is_complete = status == Status::Ok
             && stream.total_in() == payload.len() as u64
             && self.output.len() < self.output.capacity();
-        let deflated = self.output.strip_suffix(&TAIL)?;
+        let deflated = self.output.strip_suffix(&FLUSH_TAIL)?;
         let is_worth_it = deflated.len() < payload.len() || self.threshold_bytes == 0;
         (is_complete && is_worth_it).then_some(deflated)
     }
@@ -135,7 +135,7 @@ pub fn write_text_compressed(
         return 0;
     };
     let start = out.len();
-    write_marked(out, TEXT, deflated);
+    write_rsv1(out, TEXT, deflated);
     (text_header(payload.len()).1 + payload.len()).saturating_sub(out.len() - start)
 }
 
@@ -159,7 +159,7 @@ pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8
         let plain = out.get(payload).filter(|_| frame.is_plain_message());
         match plain.and_then(|plain| deflater.deflate_for(params, plain)) {
             Some(deflated) => {
-                let (header, header_len) = marked_header(frame.opcode(), deflated.len());
+                let (header, header_len) = rsv1_header(frame.opcode(), deflated.len());
                 // All before `next` has been read. Only with a threshold of 0 can there be too little room.
                 let after = written + header_len + deflated.len();
                 let missing = after.saturating_sub(next);

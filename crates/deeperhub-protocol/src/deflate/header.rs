@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_list_is_malformed() {
+    fn a_header_that_is_not_a_list_is_malformed() {
         for line in [
             "foo;",
             "foo; ",

@@ -9,13 +9,13 @@ const WINDOW_BYTES: usize = 32 * 1024;
 
 /// What a sender takes off the end of a message (RFC 7692 section 7.2.1), and behind it an empty final block: the
 /// message is whole exactly if the stream ends there.
-const TAIL: [u8; 9] = [0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff];
+const MESSAGE_TAIL: [u8; 9] = [0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff];
 
 /// Room for the first output.
-const FIRST_CAPACITY: usize = 4096;
+const INITIAL_OUTPUT_BYTES: usize = 4096;
 
 /// Output memory that is kept between messages.
-const KEPT_CAPACITY: usize = 64 * 1024;
+const RETAINED_OUTPUT_BYTES: usize = 64 * 1024;
 
 /// Final blocks that a message may have. Each starts the stream again and brings the window over, up to 32 KiB for
 /// two bytes of input; senders that use them at all (RFC 7692 section 7.2.3.4) make one for each flush.
@@ -47,7 +47,7 @@ impl Inflater {
         Self { stream: None, output: Vec::new(), window_bytes: 0 }
     }
 
-    /// Decompresses a message that [`Extended::Marked`](crate::frame::Extended::Marked) gave, and checks that text is
+    /// Decompresses a message that [`Extended::Encoded`](crate::frame::Extended::Encoded) gave, and checks that text is
     /// UTF-8. Returns [`Incoming::Text`] or [`Incoming::Binary`].
     ///
     /// `history` is that of the connection, if its client uses context takeover. More than `max_message_bytes` are
@@ -94,22 +94,22 @@ impl Inflater {
         payload: &[u8],
     ) -> Result<&[u8], FrameError> {
         self.output.clear();
-        self.output.shrink_to(KEPT_CAPACITY);
+        self.output.shrink_to(RETAINED_OUTPUT_BYTES);
         let stream = match &mut self.stream {
             Some(stream) => {
                 stream.reset(false);
                 stream
             }
-            none => none.insert(Decompress::new(false)),
+            empty => empty.insert(Decompress::new(false)),
         };
-        let mut run = Run {
+        let mut inflation = MessageInflation {
             stream,
             output: &mut self.output,
             window_bytes: &mut self.window_bytes,
             max_message_bytes,
-            before: history.as_deref().map(|h| &h.0[..]),
+            earlier: history.as_deref().map(|h| &h.0[..]),
         };
-        run.whole(payload)?;
+        inflation.inflate_message(payload)?;
         if let Some(history) = history {
             history.push(&self.output);
         }
@@ -131,7 +131,7 @@ impl History {
     }
 
     fn push(&mut self, output: &[u8]) {
-        let new = tail(output, WINDOW_BYTES);
+        let new = last_bytes(output, WINDOW_BYTES);
         let surplus = (self.0.len() + new.len()).saturating_sub(WINDOW_BYTES);
         self.0.drain(..surplus);
         let needed = self.0.len() + new.len();
@@ -144,48 +144,48 @@ impl History {
 }
 
 /// One message on its way.
-struct Run<'a> {
+struct MessageInflation<'a> {
     stream: &'a mut Decompress,
     output: &'a mut Vec<u8>,
     window_bytes: &'a mut u64,
     max_message_bytes: usize,
     /// What the connection's earlier messages held.
-    before: Option<&'a [u8]>,
+    earlier: Option<&'a [u8]>,
 }
 
 /// Where a stream stopped.
-enum Stop {
+enum StopReason {
     /// All input is used.
-    Input,
+    InputUsed,
     /// A final block has ended; so much of the input is left.
-    FinalBlock { left: usize },
+    FinalBlock { unread: usize },
 }
 
-impl Run<'_> {
-    fn whole(&mut self, payload: &[u8]) -> Result<(), FrameError> {
+impl MessageInflation<'_> {
+    fn inflate_message(&mut self, payload: &[u8]) -> Result<(), FrameError> {
         // An empty message is the one byte of a block without content. Senders exist that leave out that too.
         if payload.is_empty() {
             return Ok(());
         }
-        self.bring_window()?;
+        self.set_window()?;
         let mut rest = payload;
         for _ in 0..=MAX_FINAL_BLOCKS {
             match self.feed(rest)? {
-                Stop::Input => {
+                StopReason::InputUsed => {
                     let len = self.output.len();
-                    return match self.feed(&TAIL)? {
+                    return match self.feed(&MESSAGE_TAIL)? {
                         // Anything that came out of the tail was taken into a block that had not ended.
-                        Stop::FinalBlock { left: 0 } if self.output.len() == len => Ok(()),
+                        StopReason::FinalBlock { unread: 0 } if self.output.len() == len => Ok(()),
                         _ => Err(FrameError::MalformedDeflate),
                     };
                 }
                 // Behind a final block a sender has yet to put the byte that the tail completes to an empty block;
                 // one that has forgotten it has sent all of its message.
-                Stop::FinalBlock { left: 0 } => return Ok(()),
-                Stop::FinalBlock { left } => {
-                    rest = tail(rest, left);
+                StopReason::FinalBlock { unread: 0 } => return Ok(()),
+                StopReason::FinalBlock { unread } => {
+                    rest = last_bytes(rest, unread);
                     self.stream.reset(false);
-                    self.bring_window()?;
+                    self.set_window()?;
                 }
             }
         }
@@ -193,9 +193,9 @@ impl Run<'_> {
     }
 
     /// Gives a stream that starts what it may refer to: the message so far, and what was before it.
-    fn bring_window(&mut self) -> Result<(), FrameError> {
-        let own = tail(self.output, WINDOW_BYTES);
-        let before = tail(self.before.unwrap_or_default(), WINDOW_BYTES - own.len());
+    fn set_window(&mut self) -> Result<(), FrameError> {
+        let own = last_bytes(self.output, WINDOW_BYTES);
+        let before = last_bytes(self.earlier.unwrap_or_default(), WINDOW_BYTES - own.len());
         for part in [before, own] {
             if !part.is_empty() {
                 *self.window_bytes += part.len() as u64;
@@ -205,7 +205,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn feed(&mut self, mut input: &[u8]) -> Result<Stop, FrameError> {
+    fn feed(&mut self, mut input: &[u8]) -> Result<StopReason, FrameError> {
         loop {
             if self.output.len() == self.output.capacity() {
                 self.grow()?;
@@ -220,22 +220,26 @@ impl Run<'_> {
                 return Err(self.too_big());
             }
             if status == Status::StreamEnd {
-                return Ok(Stop::FinalBlock { left: input.len() });
+                return Ok(StopReason::FinalBlock { unread: input.len() });
             }
             // With room to spare in the output, there was nothing more to be had from the input.
             if self.output.len() < self.output.capacity() {
-                return if input.is_empty() { Ok(Stop::Input) } else { Err(FrameError::MalformedDeflate) };
+                return if input.is_empty() {
+                    Ok(StopReason::InputUsed)
+                } else {
+                    Err(FrameError::MalformedDeflate)
+                };
             }
         }
     }
 
     /// Twice the room, but not more than one byte over what is allowed, which is enough to see that it is too much.
     fn grow(&mut self) -> Result<(), FrameError> {
-        let (len, ceiling) = (self.output.len(), self.max_message_bytes.saturating_add(1));
-        if len >= ceiling {
+        let (len, max_capacity) = (self.output.len(), self.max_message_bytes.saturating_add(1));
+        if len >= max_capacity {
             return Err(self.too_big());
         }
-        let grown = len.saturating_mul(2).max(FIRST_CAPACITY).min(ceiling);
+        let grown = len.saturating_mul(2).max(INITIAL_OUTPUT_BYTES).min(max_capacity);
         self.output.reserve_exact(grown - len);
         Ok(())
     }
@@ -246,6 +250,6 @@ impl Run<'_> {
 }
 
 /// The last `len` bytes, or all.
-fn tail(bytes: &[u8], len: usize) -> &[u8] {
+fn last_bytes(bytes: &[u8], len: usize) -> &[u8] {
     bytes.get(bytes.len().saturating_sub(len)..).unwrap_or(bytes)
 }

@@ -2,7 +2,7 @@
 //!
 //! - [`negotiate`] chooses from what a client offers; [`Params`] are what was agreed on, and the answer.
 //! - [`Inflater`] decompresses the messages that [`FrameDecoder::next_extended`] gives as
-//!   [`Extended::Marked`], within the limit on messages.
+//!   [`Extended::Encoded`], within the limit on messages.
 //! - [`Frame::for_receiver`] gives a shared frame in the form that a receiver can take, compressed once for all of
 //!   them; [`write_text_compressed`] and [`compress_frames`] compress what one connection gets.
 //!
@@ -27,7 +27,7 @@
 //! while let Some(extended) = decoder.next_extended(&limits, &mut read, &mut pos)? {
 //!     let incoming = match extended {
 //!         Extended::Plain(incoming) => incoming,
-//!         Extended::Marked { kind, payload } => {
+//!         Extended::Encoded { kind, payload } => {
 //!             inflater.decode(None, limits.max_message_bytes, kind, payload)?
 //!         }
 //!     };
@@ -106,7 +106,7 @@
 //!
 //! [`FrameDecoder::next_extended`]: crate::frame::FrameDecoder::next_extended
 //! [`FrameDecoder::next`]: crate::frame::FrameDecoder::next
-//! [`Extended::Marked`]: crate::frame::Extended::Marked
+//! [`Extended::Encoded`]: crate::frame::Extended::Encoded
 //! [`Frame::for_receiver`]: crate::frame::Frame::for_receiver
 
 mod deflater;

@@ -7,7 +7,7 @@ use super::header::{self, Extension, Parameter};
 use crate::handshake::Refusal;
 
 /// The name that offers and answers carry (RFC 7692 section 7).
-const NAME: &str = "permessage-deflate";
+const EXTENSION_NAME: &str = "permessage-deflate";
 
 /// Window bits of DEFLATE's largest window, 32 KiB (RFC 1951 section 2).
 pub(super) const MAX_WINDOW_BITS: u8 = 15;
@@ -80,7 +80,7 @@ impl Params {
     /// whatever window it was compressed with: nothing in it can refer further back than its own start.
     #[inline]
     #[must_use]
-    pub fn can_take(self, plain_bytes: usize) -> bool {
+    pub fn fits_window(self, plain_bytes: usize) -> bool {
         match self.server_max_window_bits {
             Some(bits) if bits.0.get() < MAX_WINDOW_BITS => plain_bytes <= 1 << bits.0.get(),
             _ => true,
@@ -90,8 +90,9 @@ impl Params {
     /// Window bits to compress a message of `plain_bytes` with, for this client alone: the largest window where its own
     /// is large enough, otherwise its own. `None` for a window of 8 bits, which zlib's descendants compress for only
     /// in name.
-    pub(super) fn compressor_bits(self, plain_bytes: usize) -> Option<u8> {
-        let bits = if self.can_take(plain_bytes) { MAX_WINDOW_BITS } else { self.server_max_window_bits() };
+    pub(super) fn compressor_window_bits(self, plain_bytes: usize) -> Option<u8> {
+        let bits =
+            if self.fits_window(plain_bytes) { MAX_WINDOW_BITS } else { self.server_max_window_bits() };
         (bits > MIN_WINDOW_BITS).then_some(bits)
     }
 
@@ -105,7 +106,7 @@ impl Params {
 
 impl fmt::Display for Params {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{NAME}; server_no_context_takeover")?;
+        write!(f, "{EXTENSION_NAME}; server_no_context_takeover")?;
         if self.client_no_context_takeover {
             f.write_str("; client_no_context_takeover")?;
         }
@@ -122,7 +123,7 @@ impl fmt::Display for Params {
 ///
 /// An offer with a parameter that is unknown, stands twice or has a value that it may not have is declined, and the
 /// next is looked at (RFC 7692 section 7). Other extensions are passed over. Any window is accepted:
-/// [`Params::can_take`] says how that is kept. `client_max_window_bits` is understood and never answered, since
+/// [`Params::fits_window`] says how that is kept. `client_max_window_bits` is understood and never answered, since
 /// every message is decompressed with the largest window, which then costs no connection anything.
 ///
 /// # Errors
@@ -144,12 +145,12 @@ pub fn negotiate<'a>(
     if parsed.is_err() {
         return Err(Refusal::bad_handshake("The header sec-websocket-extensions is malformed."));
     }
-    Ok(extensions.iter().find_map(|extension| accept(config, extension)))
+    Ok(extensions.iter().find_map(|extension| accept_offer(config, extension)))
 }
 
 /// What is agreed on if this offer is accepted; `None` declines it.
-fn accept(config: &Config, extension: &Extension<'_>) -> Option<Params> {
-    if extension.name != NAME {
+fn accept_offer(config: &Config, extension: &Extension<'_>) -> Option<Params> {
+    if extension.name != EXTENSION_NAME {
         return None;
     }
     let mut offer = Offer::default();
@@ -157,10 +158,10 @@ fn accept(config: &Config, extension: &Extension<'_>) -> Option<Params> {
         let value = value.as_deref();
         let is_first = match *name {
             "server_no_context_takeover" => {
-                none(value).map(|()| offer.server_no_context_takeover.replace(()).is_none())
+                reject_value(value).map(|()| offer.server_no_context_takeover.replace(()).is_none())
             }
             "client_no_context_takeover" => {
-                none(value).map(|()| offer.client_no_context_takeover.replace(()).is_none())
+                reject_value(value).map(|()| offer.client_no_context_takeover.replace(()).is_none())
             }
             "server_max_window_bits" => {
                 WindowBits::parse(value?).map(|bits| offer.server_max_window_bits.replace(bits).is_none())
@@ -193,7 +194,7 @@ struct Offer {
 }
 
 /// For parameters that have no value.
-fn none(value: Option<&str>) -> Option<()> {
+fn reject_value(value: Option<&str>) -> Option<()> {
     value.is_none().then_some(())
 }
 
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_in_use_offer_is_accepted() {
+    fn offers_of_common_clients_are_accepted() {
         for offer in [
             // Chromium and Firefox, Safari, and what libraries send.
             "permessage-deflate; client_max_window_bits",
@@ -283,11 +284,11 @@ mod tests {
             check(&[&offer], Some(&format!("; server_max_window_bits={bits}")));
             let params = negotiate(&Config::default(), [offer.as_bytes()]).unwrap().unwrap();
             assert_eq!(params.server_max_window_bits(), bits);
-            assert!(params.can_take(1 << bits));
-            assert_eq!(params.can_take((1 << bits) + 1), bits == 15);
+            assert!(params.fits_window(1 << bits));
+            assert_eq!(params.fits_window((1 << bits) + 1), bits == 15);
         }
         let params = negotiate(&Config::default(), [&b"permessage-deflate"[..]]).unwrap().unwrap();
-        assert_eq!((params.server_max_window_bits(), params.can_take(usize::MAX)), (15, true));
+        assert_eq!((params.server_max_window_bits(), params.fits_window(usize::MAX)), (15, true));
     }
 
     #[test]
@@ -328,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_is_no_list_refuses_the_connection() {
+    fn a_malformed_extensions_header_refuses_the_handshake() {
         for lines in [&["permessage-deflate;"][..], &["permessage-deflate", "foo bar"], &[";"], &["\"a\""]] {
             assert_eq!(answer(&Config::default(), lines), Err(400), "{lines:?}");
         }
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_agreed_on_without_offers_or_when_it_is_off() {
+    fn compression_is_off_without_offers_or_when_disabled() {
         check(&[], None);
         let off = Config { enabled: false, ..Config::default() };
         assert_eq!(answer(&off, &["permessage-deflate"]), Ok(None));
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn context_takeover_is_for_clients_that_may_and_want() {
+    fn context_takeover_needs_the_setting_and_the_offer() {
         let config = Config { client_context_takeover: true, ..Config::default() };
         for (offer, expected) in [
             ("permessage-deflate", "permessage-deflate; server_no_context_takeover"),

@@ -1,6 +1,6 @@
 //! What a decoder keeps of a connection between two reads: the part of a frame or message that has arrived.
 
-use super::header::{Header, MAX_CLIENT_HEADER, MAX_CONTROL_PAYLOAD, Opcode};
+use super::header::{Header, MAX_CLIENT_HEADER_BYTES, MAX_CONTROL_PAYLOAD_BYTES, Opcode};
 use super::mask::unmask;
 use super::utf8::Utf8Buffer;
 use super::{FrameError, FrameLimits, MessageKind};
@@ -10,12 +10,12 @@ use super::{FrameError, FrameLimits, MessageKind};
 pub(super) struct Assembly {
     header: HeaderBytes,
     frame: Option<OpenFrame>,
-    message: Option<Message>,
+    message: Option<PartialMessage>,
     control: ControlPayload,
     /// What the caller was given last, and so will not need any more when it comes back.
     lent: Option<Completed>,
-    /// Number of frames opened since the last [`Self::take_frames`].
-    frames: u32,
+    /// Number of frames opened since the last [`Self::take_frame_count`].
+    opened_frames: u32,
 }
 
 /// The frame whose payload is arriving.
@@ -28,7 +28,7 @@ struct OpenFrame {
     remaining: usize,
 }
 
-/// What [`Assembly::take`] has completed, to be read from the assembly.
+/// What [`Assembly::read_payload`] has completed, to be read from the assembly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Completed {
     Message,
@@ -46,8 +46,8 @@ impl Assembly {
     }
 
     /// Returns the number of frames opened since the last call, and resets it.
-    pub(super) fn take_frames(&mut self) -> u32 {
-        std::mem::take(&mut self.frames)
+    pub(super) fn take_frame_count(&mut self) -> u32 {
+        std::mem::take(&mut self.opened_frames)
     }
 
     /// Whether there is nothing to keep.
@@ -68,7 +68,7 @@ impl Assembly {
     }
 
     /// The message that the next data frame continues.
-    pub(super) fn message(&self) -> Option<&Message> {
+    pub(super) fn message(&self) -> Option<&PartialMessage> {
         self.message.as_ref()
     }
 
@@ -85,21 +85,24 @@ impl Assembly {
     }
 
     /// Starts to take the payload of an admitted frame, which may bring its message to `max_message_bytes`.
-    pub(super) fn open(&mut self, header: &Header, payload_len: usize, limits: &FrameLimits) {
+    pub(super) fn open_frame(&mut self, header: &Header, payload_len: usize, limits: &FrameLimits) {
         let Header { opcode, fin, mask, .. } = *header;
-        self.frames = self.frames.saturating_add(1);
+        self.opened_frames = self.opened_frames.saturating_add(1);
         if !opcode.is_control() {
-            let message = self.message.get_or_insert_with(|| Message::new(header));
+            let message = self.message.get_or_insert_with(|| PartialMessage::new(header));
             message.fragments = message.fragments.saturating_add(1);
             let declared = message.received.saturating_add(payload_len);
-            message.ceiling = if fin { declared } else { limits.max_message_bytes.max(declared) };
+            message.max_capacity = if fin { declared } else { limits.max_message_bytes.max(declared) };
         }
         self.frame = Some(OpenFrame { opcode, fin, mask, remaining: payload_len });
     }
 
     /// Takes as much of the open frame's payload as `input` starts with, and unmasks it there. Gives the length of
     /// that, and what it completed.
-    pub(super) fn take(&mut self, input: &mut [u8]) -> Result<(usize, Option<Completed>), FrameError> {
+    pub(super) fn read_payload(
+        &mut self,
+        input: &mut [u8],
+    ) -> Result<(usize, Option<Completed>), FrameError> {
         let Some(frame) = &mut self.frame else { return Ok((0, None)) };
         let taken = frame.remaining.min(input.len());
         let payload = &mut input[..taken];
@@ -128,14 +131,14 @@ impl Assembly {
 /// The start of a header, until all of it has arrived.
 #[derive(Debug, Default)]
 pub(super) struct HeaderBytes {
-    bytes: [u8; MAX_CLIENT_HEADER],
+    bytes: [u8; MAX_CLIENT_HEADER_BYTES],
     len: u8,
 }
 
 impl HeaderBytes {
     /// Reads the header that starts with what is kept here and goes on in `input`; gives it with the number of bytes
     /// that it took from `input`. When it is still not complete, all of `input` is kept.
-    pub(super) fn parse<const MARKS: bool>(
+    pub(super) fn parse<const ALLOW_RSV1: bool>(
         &mut self,
         input: &[u8],
     ) -> Result<Option<(Header, usize)>, FrameError> {
@@ -143,7 +146,7 @@ impl HeaderBytes {
         let free = &mut self.bytes[kept..];
         let added = free.len().min(input.len());
         free[..added].copy_from_slice(&input[..added]);
-        let header = Header::parse::<MARKS>(&self.bytes[..kept + added])?;
+        let header = Header::parse::<ALLOW_RSV1>(&self.bytes[..kept + added])?;
         // Without a header there were fewer bytes than the longest takes, so a length below 14.
         self.len = if header.is_some() { 0 } else { (kept + added) as u8 };
         Ok(header.map(|header| (header, header.len.saturating_sub(kept))))
@@ -153,13 +156,13 @@ impl HeaderBytes {
 /// The payload of a control frame that did not arrive in one piece.
 #[derive(Debug)]
 struct ControlPayload {
-    bytes: [u8; MAX_CONTROL_PAYLOAD],
+    bytes: [u8; MAX_CONTROL_PAYLOAD_BYTES],
     len: u8,
 }
 
 impl Default for ControlPayload {
     fn default() -> Self {
-        Self { bytes: [0; MAX_CONTROL_PAYLOAD], len: 0 }
+        Self { bytes: [0; MAX_CONTROL_PAYLOAD_BYTES], len: 0 }
     }
 }
 
@@ -175,13 +178,13 @@ impl ControlPayload {
 
 /// A message of which a part has arrived, in one or more fragments.
 #[derive(Debug)]
-pub(super) struct Message {
+pub(super) struct PartialMessage {
     pub(super) kind: MessageKind,
     pub(super) body: Body,
     pub(super) received: usize,
     pub(super) fragments: u32,
     /// What the buffer never outgrows: in the last fragment what all have declared together, before that the limit.
-    ceiling: usize,
+    max_capacity: usize,
 }
 
 #[derive(Debug)]
@@ -189,22 +192,22 @@ pub(super) enum Body {
     Text(Utf8Buffer),
     Binary(Vec<u8>),
     /// For an extension to decode: text is not checked before.
-    Marked(Vec<u8>),
+    Encoded(Vec<u8>),
 }
 
-impl Message {
+impl PartialMessage {
     fn new(header: &Header) -> Self {
         let kind = if header.opcode == Opcode::Text { MessageKind::Text } else { MessageKind::Binary };
         let body = match kind {
-            _ if header.marked => Body::Marked(Vec::new()),
+            _ if header.rsv1 => Body::Encoded(Vec::new()),
             MessageKind::Text => Body::Text(Utf8Buffer::default()),
             MessageKind::Binary => Body::Binary(Vec::new()),
         };
-        Self { kind, body, received: 0, fragments: 0, ceiling: 0 }
+        Self { kind, body, received: 0, fragments: 0, max_capacity: 0 }
     }
 
-    pub(super) fn is_marked(&self) -> bool {
-        matches!(self.body, Body::Marked(_))
+    pub(super) fn is_encoded(&self) -> bool {
+        matches!(self.body, Body::Encoded(_))
     }
 
     fn push(&mut self, payload: &[u8]) -> Result<(), FrameError> {
@@ -214,12 +217,12 @@ impl Message {
         // still come.
         let needed = self.received;
         if needed > capacity {
-            let grown = capacity.saturating_mul(2).min(self.ceiling).max(needed);
+            let grown = capacity.saturating_mul(2).min(self.max_capacity).max(needed);
             self.body.reserve_exact(grown - len);
         }
         match &mut self.body {
             Body::Text(text) => text.push(payload),
-            Body::Binary(bytes) | Body::Marked(bytes) => {
+            Body::Binary(bytes) | Body::Encoded(bytes) => {
                 bytes.extend_from_slice(payload);
                 Ok(())
             }
@@ -231,21 +234,21 @@ impl Body {
     fn len(&self) -> usize {
         match self {
             Self::Text(text) => text.len(),
-            Self::Binary(bytes) | Self::Marked(bytes) => bytes.len(),
+            Self::Binary(bytes) | Self::Encoded(bytes) => bytes.len(),
         }
     }
 
     fn capacity(&self) -> usize {
         match self {
             Self::Text(text) => text.capacity(),
-            Self::Binary(bytes) | Self::Marked(bytes) => bytes.capacity(),
+            Self::Binary(bytes) | Self::Encoded(bytes) => bytes.capacity(),
         }
     }
 
     fn reserve_exact(&mut self, additional: usize) {
         match self {
             Self::Text(text) => text.reserve_exact(additional),
-            Self::Binary(bytes) | Self::Marked(bytes) => bytes.reserve_exact(additional),
+            Self::Binary(bytes) | Self::Encoded(bytes) => bytes.reserve_exact(additional),
         }
     }
 }

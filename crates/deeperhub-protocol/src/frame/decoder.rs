@@ -27,8 +27,8 @@ impl FrameLimits {
 
     /// Bytes of a message as it is sent. One that an extension has encoded may be a little longer than what comes out
     /// of it: deflate keeps bytes that it cannot compress in blocks with five bytes of their own.
-    fn max_sent_bytes(&self, marked: bool) -> usize {
-        if marked {
+    fn max_wire_bytes(&self, rsv1: bool) -> usize {
+        if rsv1 {
             self.max_message_bytes.saturating_add(self.max_message_bytes / 1024 + 64)
         } else {
             self.max_message_bytes
@@ -55,11 +55,11 @@ pub struct FrameDecoder {
 }
 
 /// Where something complete is.
-enum Found {
+enum Decoded {
     /// The unmasked payload of a whole message or control frame.
-    Input {
+    InInput {
         opcode: Opcode,
-        marked: bool,
+        rsv1: bool,
         payload: Range<usize>,
     },
     Assembled(Completed),
@@ -91,8 +91,8 @@ impl FrameDecoder {
     ) -> Result<Option<Incoming<'a>>, FrameError> {
         match self.decode::<false>(limits, input, pos)? {
             Some(Extended::Plain(incoming)) => Ok(Some(incoming)),
-            // Without `MARKS` a header with RSV1 is an error.
-            Some(Extended::Marked { .. }) => Err(FrameError::ReservedBits),
+            // Without `ALLOW_RSV1` a header with RSV1 is an error.
+            Some(Extended::Encoded { .. }) => Err(FrameError::ReservedBits),
             None => Ok(None),
         }
     }
@@ -123,8 +123,8 @@ impl FrameDecoder {
     /// resets it. A client can split a message into thousands of empty frames, and each one costs
     /// work.
     #[inline]
-    pub fn take_frames(&mut self) -> u32 {
-        self.partial.as_mut().map_or(0, |partial| partial.take_frames())
+    pub fn take_frame_count(&mut self) -> u32 {
+        self.partial.as_mut().map_or(0, |partial| partial.take_frame_count())
     }
 
     /// Heap bytes held for an incomplete message, or for the last one until the next call.
@@ -134,24 +134,24 @@ impl FrameDecoder {
     }
 
     #[inline]
-    fn decode<'a, const MARKS: bool>(
+    fn decode<'a, const ALLOW_RSV1: bool>(
         &'a mut self,
         limits: &FrameLimits,
         input: &'a mut [u8],
         pos: &mut usize,
     ) -> Result<Option<Extended<'a>>, FrameError> {
-        let found = match self.whole_frame::<MARKS>(limits, input, pos)? {
-            Some(found) => found,
-            None => match self.advance::<MARKS>(limits, input, pos)? {
-                Some(found) => found,
+        let decoded = match self.decode_whole_frame::<ALLOW_RSV1>(limits, input, pos)? {
+            Some(decoded) => decoded,
+            None => match self.decode_incrementally::<ALLOW_RSV1>(limits, input, pos)? {
+                Some(decoded) => decoded,
                 None => return Ok(None),
             },
         };
-        let incoming = match found {
-            Found::Input { opcode, marked, payload } => {
+        let incoming = match decoded {
+            Decoded::InInput { opcode, rsv1, payload } => {
                 let payload = &input[payload];
                 match opcode {
-                    _ if marked => return Ok(Some(Extended::Marked { kind: kind(opcode), payload })),
+                    _ if rsv1 => return Ok(Some(Extended::Encoded { kind: message_kind(opcode), payload })),
                     Opcode::Text => {
                         let text = simdutf8::basic::from_utf8(payload);
                         Incoming::Text(text.map_err(|_| FrameError::InvalidUtf8)?)
@@ -160,28 +160,28 @@ impl FrameDecoder {
                     opcode => Incoming::control(opcode, payload)?,
                 }
             }
-            Found::Assembled(completed) => return self.assembled(completed),
+            Decoded::Assembled(completed) => return self.lend_assembled(completed),
         };
         Ok(Some(Extended::Plain(incoming)))
     }
 
     /// The common case: nothing is under way, and the next frame is a whole message that lies in `input`. `None`
-    /// leaves everything as it was, for [`Self::advance`] to look at.
+    /// leaves everything as it was, for [`Self::decode_incrementally`] to look at.
     #[inline]
-    fn whole_frame<const MARKS: bool>(
+    fn decode_whole_frame<const ALLOW_RSV1: bool>(
         &self,
         limits: &FrameLimits,
         input: &mut [u8],
         pos: &mut usize,
-    ) -> Result<Option<Found>, FrameError> {
+    ) -> Result<Option<Decoded>, FrameError> {
         if self.partial.is_some() {
             return Ok(None);
         }
         let Some(rest) = input.get_mut(*pos..) else { return Ok(None) };
-        let Some(header) = Header::parse::<MARKS>(rest)? else { return Ok(None) };
-        let Header { opcode, fin: true, marked, mask, len, payload_len } = header else { return Ok(None) };
+        let Some(header) = Header::parse::<ALLOW_RSV1>(rest)? else { return Ok(None) };
+        let Header { opcode, fin: true, rsv1, mask, len, payload_len } = header else { return Ok(None) };
         if !matches!(opcode, Opcode::Text | Opcode::Binary)
-            || payload_len > limits.max_sent_bytes(marked) as u64
+            || payload_len > limits.max_wire_bytes(rsv1) as u64
             || payload_len > (rest.len() - len) as u64
         {
             return Ok(None);
@@ -190,17 +190,17 @@ impl FrameDecoder {
         unmask(&mut rest[len..len + payload_len], mask);
         let start = *pos + len;
         *pos = start + payload_len;
-        Ok(Some(Found::Input { opcode, marked, payload: start..*pos }))
+        Ok(Some(Decoded::InInput { opcode, rsv1, payload: start..*pos }))
     }
 
     /// Everything else, up to the next thing that is complete.
     #[inline(never)]
-    fn advance<const MARKS: bool>(
+    fn decode_incrementally<const ALLOW_RSV1: bool>(
         &mut self,
         limits: &FrameLimits,
         input: &mut [u8],
         pos: &mut usize,
-    ) -> Result<Option<Found>, FrameError> {
+    ) -> Result<Option<Decoded>, FrameError> {
         if let Some(partial) = &mut self.partial {
             partial.release();
         }
@@ -208,10 +208,10 @@ impl FrameDecoder {
         loop {
             let Some(rest) = input.get_mut(*pos..) else { return Ok(None) };
             if let Some(partial) = self.partial.as_mut().filter(|partial| partial.has_open_frame()) {
-                let (taken, completed) = partial.take(rest)?;
+                let (taken, completed) = partial.read_payload(rest)?;
                 *pos += taken;
                 if let Some(completed) = completed {
-                    return Ok(Some(Found::Assembled(completed)));
+                    return Ok(Some(Decoded::Assembled(completed)));
                 }
                 if partial.has_open_frame() {
                     return Ok(None);
@@ -222,46 +222,46 @@ impl FrameDecoder {
                 return Ok(None);
             }
             let parsed = match &mut self.partial {
-                Some(partial) => partial.header_mut().parse::<MARKS>(rest)?,
-                None => Header::parse::<MARKS>(rest)?.map(|header| (header, header.len)),
+                Some(partial) => partial.header_mut().parse::<ALLOW_RSV1>(rest)?,
+                None => Header::parse::<ALLOW_RSV1>(rest)?.map(|header| (header, header.len)),
             };
             let Some((header, header_len)) = parsed else {
                 if self.partial.is_none() {
-                    self.assembly().header_mut().parse::<MARKS>(rest)?;
+                    self.assembly_mut().header_mut().parse::<ALLOW_RSV1>(rest)?;
                 }
                 *pos = input.len();
                 return Ok(None);
             };
-            let payload_len = self.admit(&header, limits)?;
-            let (opcode, marked) = (header.opcode, header.marked);
+            let payload_len = self.check_frame(&header, limits)?;
+            let (opcode, rsv1) = (header.opcode, header.rsv1);
             *pos += header_len;
-            let stands_alone = opcode.is_control() || (header.fin && opcode != Opcode::Continuation);
-            if stands_alone && let Some(payload) = rest[header_len..].get_mut(..payload_len) {
+            let is_unfragmented = opcode.is_control() || (header.fin && opcode != Opcode::Continuation);
+            if is_unfragmented && let Some(payload) = rest[header_len..].get_mut(..payload_len) {
                 unmask(payload, header.mask);
                 let start = *pos;
                 *pos += payload_len;
-                return Ok(Some(Found::Input { opcode, marked, payload: start..*pos }));
+                return Ok(Some(Decoded::InInput { opcode, rsv1, payload: start..*pos }));
             }
-            self.assembly().open(&header, payload_len, limits);
+            self.assembly_mut().open_frame(&header, payload_len, limits);
         }
     }
 
     /// Whether a frame may come here (RFC 6455 section 5.4) and within the limits, which is asked before any of its
     /// payload is looked at. Gives the payload's length.
-    fn admit(&self, header: &Header, limits: &FrameLimits) -> Result<usize, FrameError> {
+    fn check_frame(&self, header: &Header, limits: &FrameLimits) -> Result<usize, FrameError> {
         let too_big = FrameError::MessageTooBig { limit: limits.max_message_bytes };
         let payload_len = usize::try_from(header.payload_len).map_err(|_| too_big)?;
         let message = self.partial.as_ref().and_then(|partial| partial.message());
-        let (marked, received, fragments) = match (header.opcode, message) {
+        let (rsv1, received, fragments) = match (header.opcode, message) {
             (opcode, _) if opcode.is_control() => return Ok(payload_len),
             (Opcode::Continuation, None) => return Err(FrameError::UnexpectedContinuation),
             (Opcode::Continuation, Some(message)) => {
-                (message.is_marked(), message.received, message.fragments)
+                (message.is_encoded(), message.received, message.fragments)
             }
             (_, Some(_)) => return Err(FrameError::UnfinishedMessage),
-            (_, None) => (header.marked, 0, 0),
+            (_, None) => (header.rsv1, 0, 0),
         };
-        if received.checked_add(payload_len).is_none_or(|sum| sum > limits.max_sent_bytes(marked)) {
+        if received.checked_add(payload_len).is_none_or(|sum| sum > limits.max_wire_bytes(rsv1)) {
             return Err(too_big);
         }
         if fragments >= limits.max_fragments {
@@ -270,7 +270,7 @@ impl FrameDecoder {
         Ok(payload_len)
     }
 
-    fn assembly(&mut self) -> &mut Assembly {
+    fn assembly_mut(&mut self) -> &mut Assembly {
         self.partial.get_or_insert_default()
     }
 
@@ -280,7 +280,7 @@ impl FrameDecoder {
         }
     }
 
-    fn assembled(&self, completed: Completed) -> Result<Option<Extended<'_>>, FrameError> {
+    fn lend_assembled(&self, completed: Completed) -> Result<Option<Extended<'_>>, FrameError> {
         let Some(partial) = &self.partial else { return Ok(None) };
         let incoming = match completed {
             Completed::Control(opcode) => Incoming::control(opcode, partial.control())?,
@@ -289,8 +289,8 @@ impl FrameDecoder {
                 match &message.body {
                     Body::Text(text) => Incoming::Text(text.finish()?),
                     Body::Binary(bytes) => Incoming::Binary(bytes),
-                    Body::Marked(payload) => {
-                        return Ok(Some(Extended::Marked { kind: message.kind, payload }));
+                    Body::Encoded(payload) => {
+                        return Ok(Some(Extended::Encoded { kind: message.kind, payload }));
                     }
                 }
             }
@@ -299,6 +299,6 @@ impl FrameDecoder {
     }
 }
 
-fn kind(opcode: Opcode) -> MessageKind {
+fn message_kind(opcode: Opcode) -> MessageKind {
     if opcode == Opcode::Text { MessageKind::Text } else { MessageKind::Binary }
 }

@@ -26,7 +26,7 @@ pub enum Extended<'a> {
     /// Something that the extension left alone.
     Plain(Incoming<'a>),
     /// A message that the extension must decode, all its fragments together.
-    Marked {
+    Encoded {
         /// What the decoded message is. If text, then the caller must check that it is UTF-8.
         kind: MessageKind,
         /// As it was sent, unmasked.
@@ -49,18 +49,18 @@ impl<'a> Incoming<'a> {
         match opcode {
             Opcode::Ping => Ok(Self::Ping(payload)),
             Opcode::Pong => Ok(Self::Pong(payload)),
-            _ => close(payload).map(Self::Close),
+            _ => parse_close_body(payload).map(Self::Close),
         }
     }
 }
 
 /// Reads the body of a close frame (RFC 6455 section 5.5.1).
-fn close(body: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
+fn parse_close_body(body: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
     let Some((code, reason)) = body.split_first_chunk() else {
         return if body.is_empty() { Ok(None) } else { Err(FrameError::CloseTooShort) };
     };
     let code = u16::from_be_bytes(*code);
-    if !may_be_sent(code) {
+    if !is_sendable_close_code(code) {
         return Err(FrameError::CloseCodeNotAllowed { code });
     }
     let reason = std::str::from_utf8(reason).map_err(|_| FrameError::InvalidUtf8)?;
@@ -69,7 +69,7 @@ fn close(body: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
 
 /// Whether a close frame may have this code: RFC 6455 section 7.4 and the registry that it opened, which has since
 /// taken in 1012 to 1014. The codes left out below 1015 mean "there was no code".
-fn may_be_sent(code: u16) -> bool {
+fn is_sendable_close_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn close_codes_are_those_that_may_be_sent() {
+    fn only_sendable_close_codes_are_accepted() {
         for (codes, allowed) in [
             (0..=999, false),
             (1000..=1003, true),
@@ -89,7 +89,7 @@ mod tests {
             (5000..=u16::MAX, false),
         ] {
             for code in codes {
-                let result = close(&code.to_be_bytes()).map(|close| close.map(|(code, _)| code));
+                let result = parse_close_body(&code.to_be_bytes()).map(|close| close.map(|(code, _)| code));
                 let expected =
                     if allowed { Ok(Some(code)) } else { Err(FrameError::CloseCodeNotAllowed { code }) };
                 assert_eq!(result, expected);
@@ -99,12 +99,12 @@ mod tests {
 
     #[test]
     fn a_close_body_is_empty_or_has_a_code_and_utf8() {
-        assert_eq!(close(b""), Ok(None));
-        assert_eq!(close(b"\x03"), Err(FrameError::CloseTooShort));
-        assert_eq!(close(b"\x03\xe8"), Ok(Some((1000, ""))));
-        assert_eq!(close("\x0b\u{38}".as_bytes()).ok(), None, "2872 is reserved");
-        assert_eq!(close(b"\x0f\xa0gr\xc3\xbc\xc3\x9fe"), Ok(Some((4000, "grüße"))));
-        assert_eq!(close(b"\x03\xe8\xff"), Err(FrameError::InvalidUtf8));
-        assert_eq!(close(b"\x03\xe8\xc3"), Err(FrameError::InvalidUtf8));
+        assert_eq!(parse_close_body(b""), Ok(None));
+        assert_eq!(parse_close_body(b"\x03"), Err(FrameError::CloseTooShort));
+        assert_eq!(parse_close_body(b"\x03\xe8"), Ok(Some((1000, ""))));
+        assert_eq!(parse_close_body("\x0b\u{38}".as_bytes()).ok(), None, "2872 is reserved");
+        assert_eq!(parse_close_body(b"\x0f\xa0gr\xc3\xbc\xc3\x9fe"), Ok(Some((4000, "grüße"))));
+        assert_eq!(parse_close_body(b"\x03\xe8\xff"), Err(FrameError::InvalidUtf8));
+        assert_eq!(parse_close_body(b"\x03\xe8\xc3"), Err(FrameError::InvalidUtf8));
     }
 }

@@ -36,7 +36,7 @@ mod utf8;
 pub use decoder::{FrameDecoder, FrameLimits};
 pub(crate) use encode::text_header;
 #[cfg(feature = "deflate")]
-pub(crate) use encode::{marked_header, server_frame, write_marked};
+pub(crate) use encode::{rsv1_header, server_frame, write_rsv1};
 pub use encode::{write_binary, write_close, write_ping, write_pong, write_text, write_text_with};
 pub use error::FrameError;
 #[cfg(feature = "deflate")]

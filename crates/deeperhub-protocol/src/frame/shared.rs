@@ -14,10 +14,10 @@ use crate::deflate::{Deflater, Params};
 ///
 /// Eight bytes to hold, one reference count to clone. Its bytes never change, and its `Debug` form does not show them.
 #[derive(Clone)]
-pub struct Frame(Arc<Inner>);
+pub struct Frame(Arc<Handle>);
 
 // Two levels, so that a handle is one pointer and each worker can count its own references (`Frame::fork`).
-struct Inner {
+struct Handle {
     content: Arc<Content>,
     /// This fork's own handle of the content's compressed form, so that its references are counted apart too.
     #[cfg(feature = "deflate")]
@@ -92,12 +92,12 @@ impl Frame {
     /// The same bytes behind a reference count of their own, so that another thread's
     /// clones don't contend for this one's cache line.
     pub fn fork(&self) -> Self {
-        Self::of(Arc::clone(&self.0.content))
+        Self::from_content(Arc::clone(&self.0.content))
     }
 
     /// What to send to a client that has agreed on `params`: the compressed form of this frame, or the frame itself
     /// where that is uncompressed for good reason: below the threshold, not smaller when compressed (unless the threshold
-    /// is 0, with which all is compressed), too long for the client's window ([`Params::can_take`]), or not one whole
+    /// is 0, with which all is compressed), too long for the client's window ([`Params::fits_window`]), or not one whole
     /// message.
     ///
     /// The form is made when the first receiver needs it and only then, once for all forks: a worker that comes while
@@ -120,12 +120,15 @@ impl Frame {
     /// ```
     #[cfg(feature = "deflate")]
     pub fn for_receiver(&self, deflater: &mut Deflater, params: Params) -> &Self {
-        if !params.can_take(self.len()) {
+        if !params.fits_window(self.len()) {
             return self;
         }
         let own = self.0.deflated.get_or_init(|| {
             let shared = &self.0.content.deflated;
-            shared.get_or_init(|| deflated(deflater, &self.0.content.bytes)).clone().map(Self::of)
+            shared
+                .get_or_init(|| compress_content(deflater, &self.0.content.bytes))
+                .clone()
+                .map(Self::from_content)
         });
         own.as_ref().unwrap_or(self)
     }
@@ -136,15 +139,15 @@ impl Frame {
     }
 
     fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self::of(Arc::new(Content {
+        Self::from_content(Arc::new(Content {
             bytes,
             #[cfg(feature = "deflate")]
             deflated: OnceLock::new(),
         }))
     }
 
-    fn of(content: Arc<Content>) -> Self {
-        Self(Arc::new(Inner {
+    fn from_content(content: Arc<Content>) -> Self {
+        Self(Arc::new(Handle {
             content,
             #[cfg(feature = "deflate")]
             deflated: OnceLock::new(),
@@ -154,12 +157,12 @@ impl Frame {
 
 /// The compressed form of `bytes`, if they are one whole message and it is worth it.
 #[cfg(feature = "deflate")]
-fn deflated(deflater: &mut Deflater, bytes: &[u8]) -> Option<Arc<Content>> {
+fn compress_content(deflater: &mut Deflater, bytes: &[u8]) -> Option<Arc<Content>> {
     let frame = encode::server_frame(bytes).filter(|frame| frame.is_plain_message())?;
     let payload = bytes.get(frame.header_len..).filter(|payload| payload.len() == frame.payload_len)?;
     let deflated = deflater.deflate(payload)?;
     let mut bytes = Vec::with_capacity(encode::header_len(deflated.len()) + deflated.len());
-    encode::write_marked(&mut bytes, frame.opcode(), deflated);
+    encode::write_rsv1(&mut bytes, frame.opcode(), deflated);
     Some(Arc::new(Content { bytes, deflated: OnceLock::new() }))
 }
 

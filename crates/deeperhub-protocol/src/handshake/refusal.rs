@@ -56,20 +56,21 @@ impl Refusal {
     /// 429 `rate_limited`: this address does too much.
     #[must_use]
     pub fn rate_limited(retry_after: Duration) -> Self {
-        Self::new(429, "rate_limited", "Too many connections from this address.").after(retry_after)
+        Self::new(429, "rate_limited", "Too many connections from this address.")
+            .with_retry_after(retry_after)
     }
 
     /// 503 `too_many_connections`: the server is full.
     #[must_use]
     pub fn too_many_connections(retry_after: Duration) -> Self {
         Self::new(503, "too_many_connections", "The server has as many connections as it may have.")
-            .after(retry_after)
+            .with_retry_after(retry_after)
     }
 
     /// 503 `draining`: the server shuts down.
     #[must_use]
     pub fn draining(retry_after: Duration) -> Self {
-        Self::new(503, "draining", "The server is shutting down.").after(retry_after)
+        Self::new(503, "draining", "The server is shutting down.").with_retry_after(retry_after)
     }
 
     /// 503 `not_ready`: the answer to a readiness probe while clients should not connect.
@@ -131,7 +132,7 @@ impl Refusal {
         Self { status, code, message: message.into(), retry_after: None }
     }
 
-    fn after(mut self, retry_after: Duration) -> Self {
+    fn with_retry_after(mut self, retry_after: Duration) -> Self {
         self.retry_after = Some(retry_after);
         self
     }

@@ -16,14 +16,14 @@ pub const MAX_HEADERS: usize = 96;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
     /// Maximum length of the head in bytes, at most 65,535. Default [`MAX_HEAD_BYTES`].
-    pub bytes: usize,
+    pub max_bytes: usize,
     /// Maximum number of header lines. Default [`MAX_HEADERS`]; above it, each parse allocates.
-    pub lines: usize,
+    pub max_lines: usize,
 }
 
 impl Default for HeadLimits {
     fn default() -> Self {
-        Self { bytes: MAX_HEAD_BYTES, lines: MAX_HEADERS }
+        Self { max_bytes: MAX_HEAD_BYTES, max_lines: MAX_HEADERS }
     }
 }
 
@@ -58,18 +58,18 @@ impl From<Refusal> for HeadError {
 pub struct Request {
     /// As it came, up to and including the blank line.
     head: Box<[u8]>,
-    method: Span,
+    method: ByteRange,
     /// The authority of a target in absolute form (`http://example.com/ws`).
-    authority: Option<Span>,
-    path: Span,
-    query: Option<Span>,
-    headers: Box<[(Span, Span)]>,
+    authority: Option<ByteRange>,
+    path: ByteRange,
+    query: Option<ByteRange>,
+    headers: Box<[(ByteRange, ByteRange)]>,
     version: HttpVersion,
 }
 
 /// A part of the head, which is shorter than 64 KiB.
 #[derive(Debug, Clone, Copy, Default)]
-struct Span {
+struct ByteRange {
     start: u16,
     end: u16,
 }
@@ -112,16 +112,16 @@ impl Request {
     /// The errors of [`Self::parse`], with the limit that the head exceeds.
     pub fn parse_within(buffer: &[u8], limits: HeadLimits) -> Result<Parsed, HeadError> {
         // Positions in the head are kept in 16 bits.
-        let max_head_bytes = limits.bytes.min(usize::from(u16::MAX));
+        let max_head_bytes = limits.max_bytes.min(usize::from(u16::MAX));
         // A header line takes at least four bytes, so more lines than this are never used.
-        let lines = limits.lines.min(max_head_bytes / 4);
-        let mut few = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut many = Vec::new();
-        let headers = match few.get_mut(..lines) {
+        let max_lines = limits.max_lines.min(max_head_bytes / 4);
+        let mut inline_headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut heap_headers = Vec::new();
+        let headers = match inline_headers.get_mut(..max_lines) {
             Some(headers) => headers,
             None => {
-                many.resize(lines, httparse::EMPTY_HEADER);
-                &mut many[..]
+                heap_headers.resize(max_lines, httparse::EMPTY_HEADER);
+                &mut heap_headers[..]
             }
         };
         let mut parsed = httparse::Request::new(headers);
@@ -137,7 +137,7 @@ impl Request {
             }
             Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
             Err(httparse::Error::TooManyHeaders) => {
-                let message = format!("The request has more than {lines} header lines.");
+                let message = format!("The request has more than {max_lines} header max_lines.");
                 return Err(HeadError {
                     refusal: Refusal::bad_handshake(message),
                     limit: Some(HeadLimit::Lines),
@@ -151,14 +151,19 @@ impl Request {
         let head = &within_limit[..head_bytes];
         let target = Target::parse(target)?;
         let request = Self {
-            method: Span::of(head, method),
-            authority: target.authority.map(|authority| Span::of(head, authority)),
-            path: Span::of(head, target.path),
-            query: target.query.map(|query| Span::of(head, query)),
+            method: ByteRange::of_slice(head, method),
+            authority: target.authority.map(|authority| ByteRange::of_slice(head, authority)),
+            path: ByteRange::of_slice(head, target.path),
+            query: target.query.map(|query| ByteRange::of_slice(head, query)),
             headers: parsed
                 .headers
                 .iter()
-                .map(|header| (Span::of(head, header.name), Span::of(head, header.value.trim_ascii())))
+                .map(|header| {
+                    (
+                        ByteRange::of_slice(head, header.name),
+                        ByteRange::of_slice(head, header.value.trim_ascii()),
+                    )
+                })
                 .collect(),
             version: if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 },
             head: Box::from(head),
@@ -260,7 +265,7 @@ impl Request {
     }
 
     /// Only for what httparse gave as text.
-    fn text(&self, span: Span) -> &str {
+    fn text(&self, span: ByteRange) -> &str {
         let bytes = self.head.get(span.range()).unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()
     }
@@ -276,9 +281,9 @@ impl fmt::Debug for Request {
     }
 }
 
-impl Span {
+impl ByteRange {
     /// Where `part`, a slice of `head`, lies in it.
-    fn of(head: &[u8], part: impl AsRef<[u8]>) -> Self {
+    fn of_slice(head: &[u8], part: impl AsRef<[u8]>) -> Self {
         let part = part.as_ref();
         let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
         match (u16::try_from(start), u16::try_from(start.wrapping_add(part.len()))) {
@@ -401,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_head_is_left_to_the_caller() {
+    fn bytes_after_the_head_are_not_consumed() {
         let buffer = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n\x81\x80";
         let Ok(Parsed::Complete { head_bytes, .. }) = Request::parse(buffer) else { panic!() };
         assert_eq!(&buffer[head_bytes..], b"\x81\x80");
@@ -440,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_http_1_is_refused_at_once() {
+    fn requests_other_than_http_1_are_refused_at_once() {
         for (start, message) in [
             (&b"\x16\x03\x01\x02\x00\x01"[..], "The request line is malformed."),
             (b"GET / HTTP/2.0\r\n\r\n", "The request is not HTTP/1.1."),
@@ -466,20 +471,20 @@ mod tests {
         }
         assert!(matches!(Request::parse(&filler(MAX_HEAD_BYTES)[..MAX_HEAD_BYTES - 1]), Ok(Parsed::Partial)));
         for limit in [200, 40_000, usize::from(u16::MAX)] {
-            let limits = HeadLimits { bytes: limit, ..HeadLimits::default() };
+            let limits = HeadLimits { max_bytes: limit, ..HeadLimits::default() };
             let parsed = |bytes| Request::parse_within(&filler(bytes), limits);
             assert!(matches!(parsed(limit), Ok(Parsed::Complete { .. })));
             let error = parsed(limit + 1).unwrap_err();
             assert_eq!(error.refusal.message, format!("The request head is over {limit} bytes."));
             assert_eq!(error.limit, Some(HeadLimit::Bytes));
         }
-        let none = HeadLimits { bytes: usize::MAX, lines: usize::MAX };
+        let none = HeadLimits { max_bytes: usize::MAX, max_lines: usize::MAX };
         assert!(Request::parse_within(&filler(1 << 16), none).is_err());
         let lines = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(count));
         assert_eq!(parse(&lines(MAX_HEADERS)).headers("x").count(), MAX_HEADERS);
         assert_eq!(refused(lines(MAX_HEADERS + 1).as_bytes()), "The request has more than 96 header lines.");
         for limit in [1, 8, 95, 97, 1000] {
-            let limits = HeadLimits { lines: limit, ..HeadLimits::default() };
+            let limits = HeadLimits { max_lines: limit, ..HeadLimits::default() };
             let parsed = |count| Request::parse_within(lines(count).as_bytes(), limits);
             assert!(matches!(parsed(limit), Ok(Parsed::Complete { .. })), "{limit}");
             let error = parsed(limit + 1).unwrap_err();

@@ -6,7 +6,7 @@ use super::request::HttpVersion;
 use super::{Refusal, Request};
 
 /// Headers that decide, and whose meaning would be a matter of opinion if they stood twice or were not text.
-const SINGLE: [&str; 4] = ["host", "origin", "authorization", "sec-websocket-key"];
+const SINGLE_VALUE_HEADERS: [&str; 4] = ["host", "origin", "authorization", "sec-websocket-key"];
 
 /// The value of `Sec-WebSocket-Accept`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Request {
         if self.version() == HttpVersion::Http10 {
             return Err(Refusal::bad_handshake("A WebSocket needs HTTP/1.1."));
         }
-        for name in SINGLE {
+        for name in SINGLE_VALUE_HEADERS {
             let mut values = self.raw_headers(name);
             if values.next().is_some_and(|value| std::str::from_utf8(value).is_err()) {
                 return Err(Refusal::bad_handshake(format!("The header {name} is not text.")));
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn headers_that_decide_are_text() {
-        for name in SINGLE {
+        for name in SINGLE_VALUE_HEADERS {
             let is_other = |line: &&str| !line.to_lowercase().starts_with(name) && *line != "\r\n";
             let mut head = GOOD.split_inclusive("\r\n").filter(is_other).collect::<String>().into_bytes();
             head.extend_from_slice(&[name.as_bytes(), b": \xff\r\n\r\n"].concat());

@@ -3,7 +3,7 @@
 mod scan;
 mod string;
 
-pub(crate) use scan::{Fault, Key, MAX_NESTING, Scanner, Stop, Whole};
+pub(crate) use scan::{Key, MAX_NESTING, NotJson, ScannedText, Scanner, SyntaxError};
 pub(crate) use string::{escape, unescape};
 
 use crate::MessageError;
@@ -46,8 +46,8 @@ impl<'a> RawJson<'a> {
     /// # Errors
     /// As those of [`Self::parse`].
     pub fn parse_within(text: &'a str, max_nesting: usize) -> Result<Self, MessageError<'a>> {
-        let max_nesting = levels(max_nesting);
-        let Whole { value, too_deep } = Scanner::new(text, max_nesting).whole(ENVELOPE_NESTING)?;
+        let max_nesting = clamp_nesting(max_nesting);
+        let ScannedText { value, too_deep } = Scanner::new(text, max_nesting).scan_text(ENVELOPE_NESTING)?;
         if too_deep {
             return Err(MessageError::too_deep(max_nesting.saturating_sub(ENVELOPE_NESTING)));
         }
@@ -67,7 +67,7 @@ impl<'a> RawJson<'a> {
 }
 
 /// A limit of levels as scanners take it.
-pub(crate) fn levels(max_nesting: usize) -> u32 {
+pub(crate) fn clamp_nesting(max_nesting: usize) -> u32 {
     u32::try_from(max_nesting).map_or(MAX_NESTING, |levels| levels.min(MAX_NESTING))
 }
 

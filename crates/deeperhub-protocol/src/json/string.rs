@@ -6,13 +6,13 @@ use fearless_simd::{Level, dispatch};
 
 /// Bytes that are looked at together where a string is long. The loop over them compiles to
 /// vector instructions; 64 was the fastest of 16, 32, 64 and 128 for strings of 16 KiB.
-const CHUNK: usize = 64;
+const CHUNK_BYTES: usize = 64;
 
 /// From this length on, the widest instructions of the processor are worth a look at which it has: they halve the time.
-const LONG: usize = 128;
+const SIMD_MIN_BYTES: usize = 128;
 
 /// A word with 1 in every byte.
-const ONES: u64 = u64::MAX / 255;
+const ONE_IN_EACH_BYTE: u64 = u64::MAX / 255;
 
 /// The number of bytes up to the first that ends a string (`"`), starts an escape (`\`) or must
 /// not stand in one (a control character); all of `bytes` when there is none.
@@ -27,11 +27,11 @@ pub(super) fn plain_len(bytes: &[u8]) -> usize {
     if let Some(at) = first_special(*second) {
         return 8 + at;
     }
-    16 + plain_len_of_long(rest)
+    16 + plain_len_simd(rest)
 }
 
-fn plain_len_of_long(bytes: &[u8]) -> usize {
-    let mut len = if bytes.len() < LONG {
+fn plain_len_simd(bytes: &[u8]) -> usize {
+    let mut len = if bytes.len() < SIMD_MIN_BYTES {
         plain_chunks(bytes)
     } else {
         dispatch!(Level::new(), _simd => plain_chunks(bytes))
@@ -51,12 +51,12 @@ fn plain_len_of_long(bytes: &[u8]) -> usize {
 #[inline(always)]
 fn plain_chunks(bytes: &[u8]) -> usize {
     let mut len = 0;
-    let (chunks, _) = bytes.as_chunks::<CHUNK>();
+    let (chunks, _) = bytes.as_chunks::<CHUNK_BYTES>();
     for chunk in chunks {
         if has_special(chunk) {
             break;
         }
-        len += CHUNK;
+        len += CHUNK_BYTES;
     }
     len
 }
@@ -72,7 +72,7 @@ const fn is_special(byte: u8) -> bool {
 
 /// Without a branch for each byte, so that it is vectorised.
 #[inline(always)]
-fn has_special(chunk: &[u8; CHUNK]) -> bool {
+fn has_special(chunk: &[u8; CHUNK_BYTES]) -> bool {
     let found = chunk.iter().fold(0, |found, &byte| {
         found | u8::from(byte < b' ') | u8::from(byte == b'"') | u8::from(byte == b'\\')
     });
@@ -85,11 +85,11 @@ fn first_special(word: [u8; 8]) -> Option<usize> {
     let word = u64::from_le_bytes(word);
     // Each term sets the top bit of the bytes that are zero, or less than a space. The borrow of
     // a subtraction can set it wrongly too, but only above a byte where it is set rightly.
-    let zero = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes;
-    let control = word.wrapping_sub(ONES * u64::from(b' ')) & !word;
-    let quote = zero(word ^ (ONES * u64::from(b'"')));
-    let backslash = zero(word ^ (ONES * u64::from(b'\\')));
-    let found = (control | quote | backslash) & (ONES << 7);
+    let zero = |bytes: u64| bytes.wrapping_sub(ONE_IN_EACH_BYTE) & !bytes;
+    let control = word.wrapping_sub(ONE_IN_EACH_BYTE * u64::from(b' ')) & !word;
+    let quote = zero(word ^ (ONE_IN_EACH_BYTE * u64::from(b'"')));
+    let backslash = zero(word ^ (ONE_IN_EACH_BYTE * u64::from(b'\\')));
+    let found = (control | quote | backslash) & (ONE_IN_EACH_BYTE << 7);
     (found != 0).then(|| found.trailing_zeros() as usize / 8)
 }
 
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_are_read() {
+    fn escapes_are_decoded() {
         for (inside, text) in [
             (r#"\"\\\/\b\f\n\r\t"#, "\"\\/\u{8}\u{c}\n\r\t"),
             (r"ty\u0070e", "type"),
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_surrogate_pair_is_no_text() {
+    fn a_lone_surrogate_is_not_text() {
         for inside in
             [r"\ud800", r"\udc00", r"\ud800x", r"\ud800\n", r"\ud800\ud800", r"\ud83d\u0041", r"a\udfffb"]
         {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_an_escape_gets_the_short_one() {
+    fn escapes_are_written_in_their_short_form() {
         assert_eq!(
             escaped("a\"b\\c\nd\re\tf\u{0}\u{1f}\u{7f}é/"),
             "\"a\\\"b\\\\c\\nd\\re\\tf\\u0000\\u001f\u{7f}é/\""

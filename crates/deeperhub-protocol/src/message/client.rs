@@ -1,8 +1,8 @@
 //! What a client says.
 
-use super::envelope::{Envelope, Part, string};
+use super::envelope::{Envelope, MessageKey, decode_string};
 use super::{MessageError, MessageId, TraceContext};
-use crate::json::levels;
+use crate::json::clamp_nesting;
 use crate::{ErrorCode, RawJson, Subscription, Topic};
 use std::borrow::Cow;
 
@@ -108,12 +108,12 @@ impl<'a> ClientMessage<'a> {
     /// As those of [`Self::parse`].
     pub fn parse_within(text: &'a str, max_nesting: usize) -> Result<Self, MessageError<'a>> {
         let mut envelope = Envelope::default();
-        if !envelope.scan(text, levels(max_nesting))? {
+        if !envelope.scan(text, clamp_nesting(max_nesting))? {
             return Err(MessageError::invalid("a message is a JSON object with a `type`"));
         }
-        let id = match envelope.once(Part::Id)?.filter(is_given) {
+        let id = match envelope.unique_value(MessageKey::Id)?.filter(is_not_null) {
             None => None,
-            Some(json) => Some(MessageId::of_value(json).ok_or_else(|| {
+            Some(json) => Some(MessageId::from_json(json).ok_or_else(|| {
                 MessageError::invalid(
                     "an `id` is a string of at most 64 bytes, or an unsigned 64-bit integer",
                 )
@@ -121,31 +121,34 @@ impl<'a> ClientMessage<'a> {
             })?),
         };
         envelope.check_depth().map_err(|error| error.with_id(id))?;
-        let (trace, command) = content(&envelope).map_err(|error| error.with_id(id))?;
+        let (trace, command) = parse_command(&envelope).map_err(|error| error.with_id(id))?;
         Ok(Self { id, trace, command })
     }
 }
 
-fn content<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Command<'a>), MessageError<'a>> {
-    let (kind, data, meta) =
-        (envelope.once(Part::Type)?, envelope.once(Part::Data)?, envelope.once(Part::Meta)?);
-    if meta.filter(is_given).is_some_and(|meta| !is_object(meta)) {
+fn parse_command<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Command<'a>), MessageError<'a>> {
+    let (kind, data, meta) = (
+        envelope.unique_value(MessageKey::Type)?,
+        envelope.unique_value(MessageKey::Data)?,
+        envelope.unique_value(MessageKey::Meta)?,
+    );
+    if meta.filter(is_not_null).is_some_and(|meta| !is_object(meta)) {
         return Err(MessageError::invalid("`meta` is an object").at("meta"));
     }
     let Some(kind) = kind.filter(|json| is_string(json)) else {
         return Err(MessageError::invalid("a message has a `type`, which is a string").at("type"));
     };
-    let fields = Fields { envelope, data: data.filter(is_given) };
+    let keys = CommandKeys { envelope, data: data.filter(is_not_null) };
     // A type that is no Unicode text is no type of ours.
-    let command = match &*string(kind).unwrap_or_default() {
+    let command = match &*decode_string(kind).unwrap_or_default() {
         "echo" => match data {
             Some(data) => Command::Echo { data: RawJson::scanned(data) },
             None => return Err(MessageError::invalid("`echo` needs `data`, any JSON").at("data")),
         },
-        "subscribe" => Command::Subscribe { subscription: Subscription::parse(fields.topic()?)? },
-        "unsubscribe" => Command::Unsubscribe { subscription: Subscription::parse(fields.topic()?)? },
-        "publish" => fields.publish()?,
-        "authenticate" => Command::Authenticate { token: fields.token()? },
+        "subscribe" => Command::Subscribe { subscription: Subscription::parse(keys.topic()?)? },
+        "unsubscribe" => Command::Unsubscribe { subscription: Subscription::parse(keys.topic()?)? },
+        "publish" => keys.publish()?,
+        "authenticate" => Command::Authenticate { token: keys.token()? },
         "ping" => Command::Ping,
         _ => {
             return Err(MessageError {
@@ -161,18 +164,18 @@ fn content<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Command<'a>
 }
 
 /// The keys that a type has of its own.
-struct Fields<'e, 'a> {
+struct CommandKeys<'e, 'a> {
     envelope: &'e Envelope<'a>,
     data: Option<&'a str>,
 }
 
-impl<'a> Fields<'_, 'a> {
+impl<'a> CommandKeys<'_, 'a> {
     fn publish(&self) -> Result<Command<'a>, MessageError<'a>> {
         let topic = self.topic()?;
-        let Some(message) = self.optional(Part::Message)? else {
+        let Some(message) = self.value(MessageKey::Message)? else {
             return Err(MessageError::invalid("`publish` needs a `message`, any JSON").at("message"));
         };
-        let exclude_self = match self.optional(Part::ExcludeSelf)? {
+        let exclude_self = match self.value(MessageKey::ExcludeSelf)? {
             None | Some("false" | "null") => false,
             Some("true") => true,
             Some(_) => {
@@ -183,30 +186,30 @@ impl<'a> Fields<'_, 'a> {
     }
 
     fn topic(&self) -> Result<Cow<'a, str>, MessageError<'a>> {
-        let Some(json) = self.optional(Part::Topic)?.filter(|json| is_string(json)) else {
+        let Some(json) = self.value(MessageKey::Topic)?.filter(|json| is_string(json)) else {
             return Err(MessageError::invalid("a `topic` is needed, which is a string").at("topic"));
         };
-        string(json).ok_or_else(|| MessageError {
+        decode_string(json).ok_or_else(|| MessageError {
             code: ErrorCode::InvalidTopic,
             ..MessageError::invalid("a topic has no halves of surrogate pairs").at("topic")
         })
     }
 
     fn token(&self) -> Result<Cow<'a, str>, MessageError<'a>> {
-        let token = self.optional(Part::Token)?.and_then(string);
+        let token = self.value(MessageKey::Token)?.and_then(decode_string);
         token.ok_or_else(|| MessageError::invalid("a `token` is needed, which is a string").at("token"))
     }
 
-    fn optional(&self, part: Part) -> Result<Option<&'a str>, MessageError<'a>> {
+    fn value(&self, part: MessageKey) -> Result<Option<&'a str>, MessageError<'a>> {
         if self.data.is_some_and(|data| !is_object(data)) {
             return Err(MessageError::invalid("`data` is an object for this type").at("data"));
         }
-        self.envelope.once(part)
+        self.envelope.unique_value(part)
     }
 }
 
 /// Returns `true` unless the value of an optional key is `null`, which counts as absent.
-fn is_given(json: &&str) -> bool {
+fn is_not_null(json: &&str) -> bool {
     *json != "null"
 }
 

@@ -1,7 +1,7 @@
 //! Why a message cannot be carried out.
 
 use super::{MessageId, ServerMessage};
-use crate::json::Fault;
+use crate::json::SyntaxError;
 use crate::{ErrorCode, TopicError};
 use std::borrow::Cow;
 
@@ -64,8 +64,8 @@ impl<'a> MessageError<'a> {
     }
 }
 
-impl From<Fault> for MessageError<'_> {
-    fn from(fault: Fault) -> Self {
+impl From<SyntaxError> for MessageError<'_> {
+    fn from(fault: SyntaxError) -> Self {
         Self { code: ErrorCode::InvalidJson, message: fault.to_string().into(), ..Self::invalid("") }
     }
 }

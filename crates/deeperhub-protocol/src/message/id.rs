@@ -23,7 +23,7 @@ impl<'a> MessageId<'a> {
     /// unsigned integer of 64 bits; `None` for any other.
     ///
     /// A number counts by how it is written: `1.0`, `1e3` and `-0` are no integers.
-    pub(super) fn of_value(json: &'a str) -> Option<Self> {
+    pub(super) fn from_json(json: &'a str) -> Option<Self> {
         let valid = match json.strip_prefix('"').and_then(|json| json.strip_suffix('"')) {
             Some(inside) => {
                 // An escape is longer than what it stands for.
@@ -65,12 +65,12 @@ mod tests {
             escaped.as_str(),
             two_bytes_each.as_str(),
         ] {
-            assert_eq!(MessageId::of_value(json).map(MessageId::as_json), Some(json));
+            assert_eq!(MessageId::from_json(json).map(MessageId::as_json), Some(json));
         }
     }
 
     #[test]
-    fn other_values_are_none() {
+    fn other_values_are_not_ids() {
         let too_long = format!("\"{}\"", "x".repeat(65));
         let too_long_decoded = format!("\"{}\"", "\\u00e9".repeat(33));
         for json in [
@@ -89,7 +89,7 @@ mod tests {
             too_long.as_str(),
             too_long_decoded.as_str(),
         ] {
-            assert_eq!(MessageId::of_value(json), None, "{json}");
+            assert_eq!(MessageId::from_json(json), None, "{json}");
         }
     }
 }

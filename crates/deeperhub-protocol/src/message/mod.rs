@@ -26,9 +26,9 @@ mod envelope;
 mod error;
 mod id;
 mod server;
+mod sink;
 mod span;
 mod trace;
-mod write;
 
 pub use client::{ClientMessage, Command};
 pub use error::MessageError;

@@ -1,10 +1,10 @@
 //! What the server says.
 
-use super::envelope::{Envelope, Part};
-use super::write::{Around, Length, Sink};
+use super::envelope::{Envelope, MessageKey};
+use super::sink::{JsonSink, LengthCounter, PayloadGap};
 use super::{MessageError, MessageId, TraceContext};
 use crate::frame::{Frame, text_header};
-use crate::json::levels;
+use crate::json::clamp_nesting;
 use crate::{ClientId, CloseReason, ErrorCode, RawJson, Topic};
 
 /// Limits told in `welcome`.
@@ -21,9 +21,9 @@ pub struct WelcomeLimits {
     pub ping_interval_ms: u64,
 }
 
-/// Length in bytes of the longest delivery of a server's publish, without its payload. Every byte
+/// LengthCounter in bytes of the longest delivery of a server's publish, without its payload. Every byte
 /// of the topic and of `tracestate` may need an escape.
-const MAX_AROUND_PAYLOAD: usize = r#"{"type":"message","data":{"topic":,"message":}"#.len()
+const MAX_DELIVERY_OVERHEAD_BYTES: usize = r#"{"type":"message","data":{"topic":,"message":}"#.len()
     + max_escaped(Topic::MAX_BYTES)
     + r#","meta":{"traceparent":,"tracestate":}}"#.len()
     + "\"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\"".len()
@@ -182,7 +182,7 @@ impl ServerMessage<'_> {
     /// longer than the client's id in the delivery.
     #[must_use]
     pub const fn max_delivery_bytes(max_message_bytes: u64) -> u64 {
-        max_message_bytes.saturating_add(MAX_AROUND_PAYLOAD as u64)
+        max_message_bytes.saturating_add(MAX_DELIVERY_OVERHEAD_BYTES as u64)
     }
 
     /// Appends the message as one complete unmasked text frame (header and JSON) to `out`.
@@ -193,12 +193,12 @@ impl ServerMessage<'_> {
     /// As [`write_frame`](Self::write_frame), but leaves out the payload of an [`Echo`](Self::Echo): for who can send it
     /// from where it stands. Answers at which length of `out` it belongs; `None` for other messages, which are appended
     /// whole.
-    pub fn write_frame_around(&self, out: &mut Vec<u8>) -> Option<usize> {
+    pub fn write_frame_without_payload(&self, out: &mut Vec<u8>) -> Option<usize> {
         let (header, header_len) = text_header(self.json_len());
         out.extend_from_slice(header.get(..header_len).unwrap_or_default());
-        let mut around = Around { out, at: None };
-        self.write(&mut around);
-        around.at
+        let mut gap = PayloadGap { out, at: None };
+        self.write(&mut gap);
+        gap.at
     }
 
     /// The message as a frame that many connections can share.
@@ -234,12 +234,12 @@ impl ServerMessage<'_> {
     }
 
     fn json_len(&self) -> usize {
-        let mut length = Length::default();
+        let mut length = LengthCounter::default();
         self.write(&mut length);
         length.0
     }
 
-    fn write(&self, sink: &mut impl Sink) {
+    fn write(&self, sink: &mut impl JsonSink) {
         match *self {
             Self::Welcome { client_id, server, version, limits } => {
                 sink.raw(r#"{"type":"welcome","data":{"client_id":""#);
@@ -329,7 +329,7 @@ impl ServerMessage<'_> {
                 sink.raw(r#","reason":"#);
                 sink.string(reason.text());
                 sink.raw(r#","reconnect":"#);
-                sink.raw(if reason.code().reconnect() { "true" } else { "false" });
+                sink.raw(if reason.code().allows_reconnect() { "true" } else { "false" });
                 retry_after(sink, Some(retry_after_ms));
                 sink.raw("}}");
             }
@@ -372,21 +372,21 @@ pub fn check_server_object(text: &str) -> Result<RawJson<'_>, MessageError<'_>> 
 /// As those of [`check_server_object`].
 pub fn check_server_object_within(text: &str, max_nesting: usize) -> Result<RawJson<'_>, MessageError<'_>> {
     let mut envelope = Envelope::default();
-    if !envelope.scan(text, levels(max_nesting))? {
+    if !envelope.scan(text, clamp_nesting(max_nesting))? {
         return Err(MessageError::invalid("a message is a JSON object with a `type`"));
     }
     envelope.check_depth()?;
-    for part in [Part::Id, Part::Data, Part::Meta] {
-        envelope.once(part)?;
+    for part in [MessageKey::Id, MessageKey::Data, MessageKey::Meta] {
+        envelope.unique_value(part)?;
     }
-    if !envelope.once(Part::Type)?.is_some_and(|json| json.starts_with('"')) {
+    if !envelope.unique_value(MessageKey::Type)?.is_some_and(|json| json.starts_with('"')) {
         return Err(MessageError::invalid("a message has a `type`, which is a string").at("type"));
     }
     Ok(RawJson::scanned(text.trim_matches([' ', '\n', '\r', '\t'])))
 }
 
 /// `head` and, where there is one, the id.
-fn reply(sink: &mut impl Sink, head: &str, id: Option<MessageId<'_>>) {
+fn reply(sink: &mut impl JsonSink, head: &str, id: Option<MessageId<'_>>) {
     sink.raw(head);
     if let Some(id) = id {
         sink.raw(r#","id":"#);
@@ -394,7 +394,7 @@ fn reply(sink: &mut impl Sink, head: &str, id: Option<MessageId<'_>>) {
     }
 }
 
-fn retry_after(sink: &mut impl Sink, milliseconds: Option<u64>) {
+fn retry_after(sink: &mut impl JsonSink, milliseconds: Option<u64>) {
     if let Some(milliseconds) = milliseconds {
         sink.raw(r#","retry_after_ms":"#);
         sink.number(milliseconds);

@@ -17,7 +17,7 @@ pub struct SpanContext {
 impl SpanContext {
     /// A span of a trace that is not sampled, by whatever ratio: its id is the highest. It stands for a decision within a
     /// program and names no real span.
-    pub const DECLINED: Self = Self { trace_id: u128::MAX, span_id: u64::MAX, sampled: false };
+    pub const UNSAMPLED: Self = Self { trace_id: u128::MAX, span_id: u64::MAX, sampled: false };
 
     /// A span of these ids; `None` when one of them is zero.
     #[must_use]
@@ -39,12 +39,12 @@ impl SpanContext {
     #[must_use]
     pub fn parse(traceparent: &str) -> Option<Self> {
         let context = TraceContext::new(Some(traceparent.into()), None);
-        Self::of(&context)
+        Self::from_context(&context)
     }
 
     /// The ids of a context; `None` where it has no `traceparent`, or one that is not well formed.
     #[must_use]
-    pub fn of(context: &TraceContext<'_>) -> Option<Self> {
+    pub fn from_context(context: &TraceContext<'_>) -> Option<Self> {
         let text = context.traceparent.as_deref()?;
         let trace_id = u128::from_str_radix(text.get(3..35)?, 16).ok()?;
         let span_id = u64::from_str_radix(text.get(36..52)?, 16).ok()?;
@@ -84,7 +84,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn flags_of_later_versions_count_by_their_last_bit() {
+    fn the_sampled_flag_is_the_lowest_bit_in_later_versions() {
         let parse = |flags: &str| {
             SpanContext::parse(&format!("00-{:032x}-{:016x}-{flags}", 1, 2)).map(|span| span.is_sampled())
         };
@@ -96,10 +96,10 @@ mod tests {
     }
 
     #[test]
-    fn ids_of_zeros_are_none() {
+    fn zero_ids_are_rejected() {
         assert_eq!(SpanContext::new(0, 1, true), None);
         assert_eq!(SpanContext::new(1, 0, true), None);
-        assert_eq!(SpanContext::of(&TraceContext::default()), None);
+        assert_eq!(SpanContext::from_context(&TraceContext::default()), None);
     }
 
     proptest! {
@@ -112,7 +112,7 @@ mod tests {
         #[test]
         fn any_text_is_read_or_left(text in "\\PC{0,60}") {
             let _ = SpanContext::parse(&text);
-            let _ = SpanContext::of(&TraceContext { traceparent: Some(text.into()), tracestate: None });
+            let _ = SpanContext::from_context(&TraceContext { traceparent: Some(text.into()), tracestate: None });
         }
     }
 }

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn well_formed_ones_are_taken() {
+    fn well_formed_traceparents_are_kept() {
         for text in [
             GOOD,
             "00-00000000000000000000000000000001-0000000000000001-00",
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn others_are_left_out() {
+    fn malformed_traceparents_are_dropped() {
         for text in [
             "",
             "00",

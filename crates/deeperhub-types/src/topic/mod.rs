@@ -36,16 +36,16 @@ impl<'a> Topic<'a> {
     /// The rule that the text breaks; [`TopicError::Wildcard`] for a valid pattern.
     pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
         let text = text.into();
-        match Form::of(&text)? {
-            Form::Topic => Ok(Self(text)),
-            Form::Pattern => Err(TopicError::Wildcard),
+        match NameKind::of(&text)? {
+            NameKind::Topic => Ok(Self(text)),
+            NameKind::Pattern => Err(TopicError::Wildcard),
         }
     }
 
     /// One of the server's own topics: `$` and then the name, of which nothing is checked. No client can name it, and
     /// no pattern stands for it.
     #[must_use]
-    pub fn of_server(name: impl fmt::Display) -> Topic<'static> {
+    pub fn reserved(name: impl fmt::Display) -> Topic<'static> {
         Topic(Cow::Owned(format!("${name}")))
     }
 
@@ -117,7 +117,7 @@ pub enum TopicError {
     /// `*` or `>` stands beside other characters in its level.
     PartialWildcard,
     /// A level follows `>`.
-    InnerTail,
+    TailNotLast,
     /// It is a pattern, where one topic is asked for.
     Wildcard,
     /// It is a topic, where a pattern is asked for.
@@ -143,7 +143,7 @@ impl fmt::Display for TopicError {
             Self::PartialWildcard => {
                 "`*` and `>` stand for a whole level, as in `a.*`, never for a part of one"
             }
-            Self::InnerTail => "`>` stands only at the end, as in `a.>`; in other places use `*`",
+            Self::TailNotLast => "`>` stands only at the end, as in `a.>`; in other places use `*`",
             Self::Wildcard => "one topic is asked for here, without the wildcards `*` and `>`",
             Self::NoWildcard => "a pattern has a level that is `*`, or ends in `>`",
         })
@@ -154,12 +154,12 @@ impl std::error::Error for TopicError {}
 
 /// Which of the two a valid text is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum NameKind {
     Topic,
     Pattern,
 }
 
-impl Form {
+impl NameKind {
     /// Looks at each byte once where all is ASCII and there are no wildcards.
     fn of(text: &str) -> Result<Self, TopicError> {
         match text.len() {
@@ -170,7 +170,7 @@ impl Form {
         let (mut seen, mut empty_level) = (0, false);
         let mut previous = b'.';
         for &byte in text.as_bytes() {
-            seen |= CLASSES[byte as usize];
+            seen |= BYTE_CLASSES[byte as usize];
             empty_level |= byte == b'.' && previous == b'.';
             previous = byte;
         }
@@ -196,7 +196,7 @@ const NOT_GRAPHIC: u8 = 1;
 const WILDCARD: u8 = 2;
 
 /// What each byte may mean for a topic.
-const CLASSES: [u8; 256] = {
+const BYTE_CLASSES: [u8; 256] = {
     let mut classes = [NOT_GRAPHIC; 256];
     let mut byte = b'!';
     while byte <= b'~' {
@@ -226,7 +226,7 @@ fn check_wildcards(text: &str) -> Result<(), TopicError> {
             return Err(TopicError::PartialWildcard);
         }
         if level == ">" && levels.peek().is_some() {
-            return Err(TopicError::InnerTail);
+            return Err(TopicError::TailNotLast);
         }
     }
     Ok(())
@@ -291,9 +291,9 @@ mod tests {
             ("a.b>", TopicError::PartialWildcard),
             ("**", TopicError::PartialWildcard),
             ("a.>>", TopicError::PartialWildcard),
-            (">.a", TopicError::InnerTail),
-            ("a.>.*", TopicError::InnerTail),
-            (">.>", TopicError::InnerTail),
+            (">.a", TopicError::TailNotLast),
+            ("a.>.*", TopicError::TailNotLast),
+            (">.>", TopicError::TailNotLast),
         ] {
             assert_eq!(Subscription::parse(text), Err(error), "{text:?}");
             assert_eq!(Topic::parse(text), Err(error), "{text:?}");
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_keyed_by_topics_are_asked_with_text() {
+    fn maps_keyed_by_topics_accept_str_lookups() {
         let topic = Topic::parse("a.b").unwrap();
         let topics = HashMap::from([(topic.clone(), 1), (Topic::parse("é").unwrap().into_owned(), 2)]);
         assert_eq!((topics.get("a.b"), topics.get("é"), topics.get("a")), (Some(&1), Some(&2), None));
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_copied() {
+    fn parsing_borrows_the_text() {
         assert!(matches!(Topic::parse("a.b").unwrap().0, Cow::Borrowed(_)));
         assert!(matches!(Topic::parse("a.b").unwrap().into_owned().borrow().0, Cow::Borrowed("a.b")));
     }

@@ -1,6 +1,6 @@
 //! Patterns: what they match, and which of them cover which.
 
-use super::{Form, Topic, TopicError};
+use super::{NameKind, Topic, TopicError};
 use std::borrow::Cow;
 use std::fmt;
 
@@ -27,9 +27,9 @@ impl<'a> TopicPattern<'a> {
     /// The rule that the text breaks; [`TopicError::NoWildcard`] for a valid topic.
     pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
         let text = text.into();
-        match Form::of(&text)? {
-            Form::Pattern => Ok(Self(text)),
-            Form::Topic => Err(TopicError::NoWildcard),
+        match NameKind::of(&text)? {
+            NameKind::Pattern => Ok(Self(text)),
+            NameKind::Topic => Err(TopicError::NoWildcard),
         }
     }
 
@@ -105,9 +105,9 @@ impl<'a> Subscription<'a> {
     /// The rule that the text breaks.
     pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
         let text = text.into();
-        Ok(match Form::of(&text)? {
-            Form::Topic => Self::Topic(Topic(text)),
-            Form::Pattern => Self::Pattern(TopicPattern(text)),
+        Ok(match NameKind::of(&text)? {
+            NameKind::Topic => Self::Topic(Topic(text)),
+            NameKind::Pattern => Self::Pattern(TopicPattern(text)),
         })
     }
 
@@ -320,7 +320,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_refused_or_keeps_the_rules(text in "[a.*>$ é\u{2003}\u{1}]{0,8}|\\PC{0,8}") {
+        fn parsed_text_follows_all_rules(text in "[a.*>$ é\u{2003}\u{1}]{0,8}|\\PC{0,8}") {
             if let Ok(subscription) = Subscription::parse(text.as_str()) {
                 prop_assert_eq!(subscription.as_str(), &text);
                 prop_assert!(!text.starts_with('$'));

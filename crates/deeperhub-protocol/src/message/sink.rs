@@ -4,7 +4,7 @@ use crate::json::escape;
 
 /// Where JSON goes. The same code writes a message and measures it, so that a frame's header and
 /// its buffer have the right size before the first byte is copied.
-pub(super) trait Sink: Sized {
+pub(super) trait JsonSink: Sized {
     fn raw(&mut self, json: &str);
 
     /// A message's payload.
@@ -20,7 +20,7 @@ pub(super) trait Sink: Sized {
     }
 }
 
-impl Sink for Vec<u8> {
+impl JsonSink for Vec<u8> {
     fn raw(&mut self, json: &str) {
         self.extend_from_slice(json.as_bytes());
     }
@@ -32,9 +32,9 @@ impl Sink for Vec<u8> {
 
 /// Counts bytes.
 #[derive(Debug, Default)]
-pub(super) struct Length(pub(super) usize);
+pub(super) struct LengthCounter(pub(super) usize);
 
-impl Sink for Length {
+impl JsonSink for LengthCounter {
     fn raw(&mut self, json: &str) {
         self.0 += json.len();
     }
@@ -46,13 +46,13 @@ impl Sink for Length {
 
 /// Leaves a payload out.
 #[derive(Debug)]
-pub(super) struct Around<'a> {
+pub(super) struct PayloadGap<'a> {
     pub(super) out: &'a mut Vec<u8>,
     /// Where in `out` the payload belongs.
     pub(super) at: Option<usize>,
 }
 
-impl Sink for Around<'_> {
+impl JsonSink for PayloadGap<'_> {
     fn raw(&mut self, json: &str) {
         self.out.raw(json);
     }
