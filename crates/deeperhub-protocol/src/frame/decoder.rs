@@ -1,4 +1,4 @@
-//! The incremental decoder of a client's frames.
+//! The incremental decoder for client frames.
 
 use std::ops::Range;
 
@@ -7,26 +7,27 @@ use super::header::{Header, Opcode};
 use super::mask::unmask;
 use super::{Extended, FrameError, Incoming, MessageKind};
 
-/// What one connection may send.
+/// Limits on the messages of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FrameLimits {
-    /// Bytes of a message, all its fragments together. Default 65536.
+    /// Maximum length of a message in bytes, summed over its fragments. Default 65536.
     pub max_message_bytes: usize,
-    /// Fragments of a message. Default 65536: fragments are joined as they come, so that they cost no memory, and
-    /// this only ends a message that never does.
+    /// Maximum number of fragments of a message. Default 65536. Fragments are joined as they arrive and
+    /// cost no memory, so this limit only stops messages that never end.
     pub max_fragments: u32,
 }
 
 impl FrameLimits {
-    /// The defaults with another limit on the bytes of a message.
+    /// Creates the default limits with a different `max_message_bytes`.
     #[must_use]
     pub const fn new(max_message_bytes: usize) -> Self {
         Self { max_message_bytes, max_fragments: 65_536 }
     }
 
-    /// Bytes of a message as it is sent. One that an extension has encoded may be a little longer than what comes out
-    /// of it: deflate keeps bytes that it cannot compress in blocks with five bytes of their own.
+    /// Returns the maximum length of a message on the wire. A message encoded by an extension may be
+    /// slightly longer than its decoded form: DEFLATE stores incompressible data in blocks with five
+    /// bytes of overhead.
     fn max_wire_bytes(&self, rsv1: bool) -> usize {
         if rsv1 {
             self.max_message_bytes.saturating_add(self.max_message_bytes / 1024 + 64)
@@ -42,19 +43,20 @@ impl Default for FrameLimits {
     }
 }
 
-/// The decoder's state for one connection. Idle (between messages) it holds no heap memory and is one pointer.
+/// The frame decoder of one connection. Between messages it holds no heap memory and is one pointer.
 ///
-/// It speaks the server's side: frames must be masked. A message that lies in the input in one piece, as nearly all
-/// do, is unmasked there and lent from there; only an incomplete frame or message is copied, into memory that grows
-/// with what has arrived and never reaches more than twice that, nor more than a message may have.
+/// It implements the server side: frames must be masked. A message that lies in the input as a whole is
+/// unmasked in place and borrowed from there. An incomplete frame or message is copied. Its buffer
+/// never exceeds twice the received bytes, nor the message limit.
 ///
-/// Text is checked while it arrives: the error comes with the first byte that proves it, even inside of a frame.
+/// Text is validated as it arrives: an error is reported at the first invalid byte, even inside a
+/// frame.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
     partial: Option<Box<Assembly>>,
 }
 
-/// Where something complete is.
+/// The location of a complete message or control frame.
 enum Decoded {
     /// The unmasked payload of a whole message or control frame.
     InInput {
@@ -66,22 +68,23 @@ enum Decoded {
 }
 
 impl FrameDecoder {
-    /// A decoder at the start of a connection.
+    /// Creates a decoder for a new connection.
     #[must_use]
     pub const fn new() -> Self {
         Self { partial: None }
     }
 
-    /// Decodes what comes next in `input[*pos..]`, unmasking in place, and moves `pos` behind it.
+    /// Decodes the next message or control frame in `input[*pos..]`, unmasking in place, and advances
+    /// `pos` past it.
     ///
-    /// `Ok(None)`: `input` is used up; what is incomplete was copied into the decoder. The caller drops or overwrites
-    /// `input` afterwards and comes back with the next read. A buffer that the decoder held for the last message is
-    /// released at the next call.
+    /// `Ok(None)` means that `input` is consumed, and that an incomplete rest was copied into the
+    /// decoder. The caller then drops or overwrites `input` and calls again after the next read. The
+    /// next call releases the buffer of the last message.
     ///
     /// # Errors
     ///
-    /// Anything against RFC 6455 or over `limits`. After an error, or after [`Incoming::Close`], the connection's
-    /// input must not be decoded any further.
+    /// Returns an error for a violation of RFC 6455 or of `limits`. After an error, or after
+    /// [`Incoming::Close`], the caller must not decode further input of the connection.
     #[inline]
     pub fn next<'a>(
         &'a mut self,
@@ -97,12 +100,12 @@ impl FrameDecoder {
         }
     }
 
-    /// As [`Self::next`], on a connection with an extension that uses RSV1 to mark messages. The caller decodes those
-    /// and holds them to the limit once more, decoded.
+    /// Like [`Self::next`], on a connection with an extension that marks messages with RSV1. The caller
+    /// decodes those messages and applies the limit to their decoded size.
     ///
     /// # Errors
     ///
-    /// As [`Self::next`]. RSV1 stays an error on continuations and control frames.
+    /// The errors of [`Self::next`]. RSV1 stays an error on continuations and control frames.
     pub fn next_extended<'a>(
         &'a mut self,
         limits: &FrameLimits,
@@ -112,7 +115,7 @@ impl FrameDecoder {
         self.decode::<true>(limits, input, pos)
     }
 
-    /// Whether a message or frame is under way.
+    /// Returns `true` if a frame or message is incomplete.
     #[inline]
     #[must_use]
     pub fn is_mid_message(&self) -> bool {
@@ -127,7 +130,7 @@ impl FrameDecoder {
         self.partial.as_mut().map_or(0, |partial| partial.take_frame_count())
     }
 
-    /// Heap bytes held for an incomplete message, or for the last one until the next call.
+    /// Returns the heap bytes held for an incomplete message, or for the last one until the next call.
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| partial.heap_bytes())
@@ -165,8 +168,8 @@ impl FrameDecoder {
         Ok(Some(Extended::Plain(incoming)))
     }
 
-    /// The common case: nothing is under way, and the next frame is a whole message that lies in `input`. `None`
-    /// leaves everything as it was, for [`Self::decode_incrementally`] to look at.
+    /// Handles the common case: the decoder is idle and `input` holds a whole unfragmented message.
+    /// Otherwise returns `None` and changes nothing, so that [`Self::decode_incrementally`] takes over.
     #[inline]
     fn decode_whole_frame<const ALLOW_RSV1: bool>(
         &self,
@@ -193,7 +196,7 @@ impl FrameDecoder {
         Ok(Some(Decoded::InInput { opcode, rsv1, payload: start..*pos }))
     }
 
-    /// Everything else, up to the next thing that is complete.
+    /// Handles all other cases, up to the next complete message or control frame.
     #[inline(never)]
     fn decode_incrementally<const ALLOW_RSV1: bool>(
         &mut self,
@@ -246,8 +249,8 @@ impl FrameDecoder {
         }
     }
 
-    /// Whether a frame may come here (RFC 6455 section 5.4) and within the limits, which is asked before any of its
-    /// payload is looked at. Gives the payload's length.
+    /// Checks the order of frames (RFC 6455 section 5.4) and the limits before any payload is read.
+    /// Returns the payload's length.
     fn check_frame(&self, header: &Header, limits: &FrameLimits) -> Result<usize, FrameError> {
         let too_big = FrameError::MessageTooBig { limit: limits.max_message_bytes };
         let payload_len = usize::try_from(header.payload_len).map_err(|_| too_big)?;

@@ -1,7 +1,7 @@
-//! The header of a client's frame (RFC 6455 section 5.2).
+//! The header of a client frame (RFC 6455 section 5.2).
 //!
-//! Read by hand rather than with tungstenite's `FrameHeader::parse`: that goes through `Cursor` and `Read`, takes the
-//! longer forms of a length where a shorter one would do, and reports what is wrong only when the header is complete.
+//! tungstenite's `FrameHeader::parse` is not used: it goes through `Cursor` and `Read`, accepts lengths
+//! that are not in their shortest form, and reports errors only when the header is complete.
 
 use super::FrameError;
 
@@ -19,13 +19,13 @@ pub(super) const CLOSE: u8 = 0x8;
 pub(super) const PING: u8 = 0x9;
 pub(super) const PONG: u8 = 0xa;
 
-/// Longest payload of a control frame, and longest that fits a header of two bytes.
+/// Maximum payload of a control frame, and of a frame with a two-byte server header.
 pub(super) const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
 
-/// Longest header of a client's frame: two bytes, a 64-bit length and the mask.
+/// Maximum length of a client frame's header: two bytes, a 64-bit length and the mask.
 pub(super) const MAX_CLIENT_HEADER_BYTES: usize = 14;
 
-/// What a frame is; reserved opcodes have no variant.
+/// The opcode of a frame, without the reserved ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Opcode {
@@ -44,25 +44,25 @@ impl Opcode {
     }
 }
 
-/// A complete and correct header.
+/// A complete and valid frame header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) opcode: Opcode,
     pub(super) fin: bool,
-    /// RSV1, which only the first frame of a data message can have.
+    /// RSV1, allowed only on the first frame of a data message.
     pub(super) rsv1: bool,
     pub(super) mask: [u8; 4],
-    /// Length of the header itself.
+    /// Length of the header in bytes.
     pub(super) len: usize,
     /// Declared length of the payload, below 2^63.
     pub(super) payload_len: u64,
 }
 
 impl Header {
-    /// Reads a header from the start of `bytes`; `None` when it is not complete.
+    /// Parses a header from the start of `bytes`. Returns `None` if it is incomplete.
     ///
-    /// What the first two bytes say wrong is an error as soon as they are there. `ALLOW_RSV1`: whether an extension uses
-    /// RSV1.
+    /// Errors in the first two bytes are reported as soon as those have arrived. `ALLOW_RSV1` says
+    /// whether an extension uses RSV1.
     #[inline]
     pub(super) fn parse<const ALLOW_RSV1: bool>(bytes: &[u8]) -> Result<Option<Self>, FrameError> {
         let Some(&[first, second]) = bytes.first_chunk() else { return Ok(None) };

@@ -307,7 +307,7 @@ fn every_error_has_a_close_reason() {
     for (error, code, words) in [
         (FrameError::InvalidUtf8, 1007, "text is not UTF-8"),
         (FrameError::MessageTooBig { limit: 5 }, 1009, "message is over 5 bytes"),
-        (FrameError::TooManyFragments { limit: 5 }, 1009, "message is in more than 5 fragments"),
+        (FrameError::TooManyFragments { limit: 5 }, 1009, "message has more than 5 fragments"),
         (FrameError::Unmasked, 1002, "frame is not masked"),
         (FrameError::ReservedOpcode { opcode: 3 }, 1002, "opcode is reserved"),
         (FrameError::CloseCodeNotAllowed { code: 1005 }, 1002, "close code is not allowed"),

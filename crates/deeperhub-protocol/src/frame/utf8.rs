@@ -1,19 +1,19 @@
-//! Text that is checked while it arrives.
+//! Incremental UTF-8 validation.
 
 use super::FrameError;
 
-/// The part of a text message that has arrived: whole characters, and up to three bytes of one that is not complete.
+/// The received part of a text message: whole characters, and up to three bytes of an incomplete one.
 #[derive(Debug, Default)]
 pub(super) struct Utf8Buffer {
     text: String,
-    /// The start of a character; it lives in `incomplete[..incomplete_len]`.
+    /// The start of an incomplete character, in `incomplete[..incomplete_len]`.
     incomplete: [u8; 4],
     incomplete_len: u8,
 }
 
 impl Utf8Buffer {
-    /// Takes the next bytes, wherever they were cut. Anything that no further byte could turn into UTF-8 is an error
-    /// now, not at the end.
+    /// Appends the next bytes, which may end inside a character. Bytes that cannot become valid UTF-8 are
+    /// an error at once.
     pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
         while self.incomplete_len > 0 {
             let Some((&next, rest)) = bytes.split_first() else { return Ok(()) };
@@ -25,8 +25,8 @@ impl Utf8Buffer {
             Err(error) if error.error_len().is_some() => return Err(FrameError::InvalidUtf8),
             Err(error) => {
                 let (whole, cut) = bytes.split_at(error.valid_up_to());
-                // The same bytes were found valid a moment ago; this second look is the price of safe code, and is
-                // paid only where a read ends inside of a character.
+                // These bytes are already known to be valid. The second check is the price of safe code, paid
+                // only if a read ends inside a character.
                 self.text.push_str(simdutf8::basic::from_utf8(whole).map_err(|_| FrameError::InvalidUtf8)?);
                 for &byte in cut {
                     self.push_incomplete(byte)?;
@@ -36,12 +36,12 @@ impl Utf8Buffer {
         Ok(())
     }
 
-    /// The whole text, if it does not end inside of a character.
+    /// Returns the whole text. It is an error if it ends inside a character.
     pub(super) fn finish(&self) -> Result<&str, FrameError> {
         if self.incomplete_len == 0 { Ok(&self.text) } else { Err(FrameError::InvalidUtf8) }
     }
 
-    /// Whole characters only.
+    /// Returns the length of the whole characters in bytes.
     pub(super) fn len(&self) -> usize {
         self.text.len()
     }
@@ -54,10 +54,10 @@ impl Utf8Buffer {
         self.text.reserve_exact(additional);
     }
 
-    /// Adds one byte to the character that is under way.
+    /// Appends one byte to the incomplete character.
     fn push_incomplete(&mut self, byte: u8) -> Result<(), FrameError> {
         let len = usize::from(self.incomplete_len);
-        // Four bytes are a character or a fault, so a fifth never comes.
+        // Four bytes are a character or an error, so there is never a fifth.
         *self.incomplete.get_mut(len).ok_or(FrameError::InvalidUtf8)? = byte;
         match std::str::from_utf8(&self.incomplete[..=len]) {
             Ok(character) => {

@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use super::Refusal;
 
-/// Longest request head that [`Request::parse`] reads, in bytes. It has room for a long token.
+/// Default maximum length of a request head in bytes. It leaves room for a long token.
 pub const MAX_HEAD_BYTES: usize = 32 * 1024;
 
-/// Maximum number of header lines that [`Request::parse`] reads.
+/// Default maximum number of header lines.
 pub const MAX_HEADERS: usize = 96;
 
 /// Limits on the size of a request head.
@@ -51,12 +51,12 @@ impl From<Refusal> for HeadError {
     }
 }
 
-/// A request head, owned. Header names compare without case.
+/// A parsed request head. Header names are case-insensitive.
 ///
 /// Its `Debug` form shows neither query nor headers, since both may carry a token.
 #[derive(Clone)]
 pub struct Request {
-    /// As it came, up to and including the blank line.
+    /// The received bytes, up to and including the blank line.
     head: Box<[u8]>,
     method: ByteRange,
     /// The authority of a target in absolute form (`http://example.com/ws`).
@@ -67,7 +67,7 @@ pub struct Request {
     version: HttpVersion,
 }
 
-/// A part of the head, which is shorter than 64 KiB.
+/// A byte range in the head, which is shorter than 64 KiB.
 #[derive(Debug, Clone, Copy, Default)]
 struct ByteRange {
     start: u16,
@@ -80,16 +80,16 @@ pub(super) enum HttpVersion {
     Http11,
 }
 
-/// What a buffer holds so far.
+/// The result of parsing a buffer.
 #[derive(Debug)]
 pub enum Parsed {
-    /// The start of a head: read more, and come again with all of it.
+    /// The head is incomplete: read more and parse again from its start.
     Partial,
-    /// A head, and maybe more.
+    /// The head is complete.
     Complete {
         /// The head.
         request: Request,
-        /// Its length. Bytes after it are the first frames of a client that did not wait for the answer.
+        /// Its length. Any bytes after it are frames of a client that did not wait for the response.
         head_bytes: usize,
     },
 }
@@ -99,8 +99,9 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// 400 `bad_handshake` for what is not HTTP/1, is over [`MAX_HEAD_BYTES`] or [`MAX_HEADERS`], or has a target that
-    /// is neither a path nor a URL. What makes a good request a good handshake is for [`Self::check_upgrade`].
+    /// 400 `bad_handshake` for a request that is not HTTP/1, exceeds [`MAX_HEAD_BYTES`] or
+    /// [`MAX_HEADERS`], or has a target that is neither a path nor a URL. [`Self::check_upgrade`] checks
+    /// the handshake itself.
     pub fn parse(buffer: &[u8]) -> Result<Parsed, Refusal> {
         Self::parse_within(buffer, HeadLimits::default()).map_err(|error| error.refusal)
     }
@@ -171,33 +172,33 @@ impl Request {
         Ok(Parsed::Complete { request, head_bytes })
     }
 
-    /// The method, as it came.
+    /// Returns the method as received.
     #[must_use]
     pub fn method(&self) -> &str {
         self.text(self.method)
     }
 
-    /// Path without the query, with its percent-encodings. `/` for a URL without one.
+    /// Returns the path without the query, still percent-encoded; `/` for a URL without a path.
     #[must_use]
     pub fn path(&self) -> &str {
         let path = self.text(self.path);
         if path.is_empty() { "/" } else { path }
     }
 
-    /// What stands behind the `?` of the target, with its percent-encodings.
+    /// Returns the query after the `?` of the target, still percent-encoded.
     #[must_use]
     pub fn query(&self) -> Option<&str> {
         self.query.map(|query| self.text(query))
     }
 
-    /// The first value that the query has for `name`, decoded (`%41` and `+`, as forms encode). `None` where there is
-    /// none, or none that is UTF-8.
+    /// Returns the query's first value for `name`, decoded as form data (`%41` and `+`). Returns `None` if
+    /// there is none or it is not UTF-8.
     #[must_use]
     pub fn query_value(&self, name: &str) -> Option<Cow<'_, str>> {
         self.query_values(name).next()?
     }
 
-    /// All values that the query has for `name`, in order and decoded; `None` for one that is not UTF-8.
+    /// Returns the query's decoded values for `name` in order, `None` for each that is not UTF-8.
     pub fn query_values<'a, 'n>(
         &'a self,
         name: &'n str,
@@ -208,19 +209,19 @@ impl Request {
         named.map(|(_, value)| form_decode(value))
     }
 
-    /// First value of a header, without the white space around it. `None` where there is none, or none that is UTF-8.
+    /// Returns the first value of a header that is UTF-8, trimmed.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.raw_headers(name).find_map(|value| std::str::from_utf8(value).ok())
     }
 
-    /// All values of a header in their order, less those that are not UTF-8.
+    /// Returns the values of a header in order, without those that are not UTF-8.
     pub fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
         self.raw_headers(name).filter_map(|value| std::str::from_utf8(value).ok())
     }
 
-    /// The host and port that the request was made to: the target's where that is a URL (RFC 9112 section 3.2.2),
-    /// otherwise the `Host` header.
+    /// Returns the host and port of the request: those of the target if it is a URL (RFC 9112 section
+    /// 3.2.2), otherwise the `Host` header.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
         match self.authority {
@@ -229,23 +230,23 @@ impl Request {
         }
     }
 
-    /// The `Origin` header: where the page comes from that a browser makes this request for.
+    /// Returns the `Origin` header: the origin of the page that connects.
     #[must_use]
     pub fn origin(&self) -> Option<&str> {
         self.header("origin")
     }
 
-    /// Subprotocols offered, in order, over all `Sec-WebSocket-Protocol` lines.
+    /// Returns the offered subprotocols in order, over all `Sec-WebSocket-Protocol` lines.
     pub fn subprotocols(&self) -> impl Iterator<Item = &str> + '_ {
         self.list("sec-websocket-protocol")
     }
 
-    /// The values of all `Sec-WebSocket-Extensions` lines, in order and as they came: what `deflate::negotiate` reads.
+    /// Returns the raw values of all `Sec-WebSocket-Extensions` lines in order, for `deflate::negotiate`.
     pub fn extensions(&self) -> impl Iterator<Item = &[u8]> + '_ {
         self.raw_headers("sec-websocket-extensions")
     }
 
-    /// The elements of a header whose value is a comma-separated list, over all of its lines.
+    /// Returns the elements of a comma-separated header, over all of its lines.
     pub(super) fn list<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
         let elements = self.headers(name).flat_map(|value| value.split(','));
         elements.map(str::trim_ascii).filter(|element| !element.is_empty())
@@ -255,7 +256,7 @@ impl Request {
         self.version
     }
 
-    /// All values of a header in their order, as bytes and without the white space around them.
+    /// Returns the raw values of a header in order, trimmed.
     pub fn raw_headers<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
         let named = self.headers.iter().filter(move |header| {
             let this = self.head.get(header.0.range()).unwrap_or_default();
@@ -264,7 +265,7 @@ impl Request {
         named.map(|header| self.head.get(header.1.range()).unwrap_or_default())
     }
 
-    /// Only for what httparse gave as text.
+    /// Returns a part that httparse validated as text.
     fn text(&self, span: ByteRange) -> &str {
         let bytes = self.head.get(span.range()).unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()
@@ -282,13 +283,13 @@ impl fmt::Debug for Request {
 }
 
 impl ByteRange {
-    /// Where `part`, a slice of `head`, lies in it.
+    /// Returns the range of `part`, a slice of `head`.
     fn of_slice(head: &[u8], part: impl AsRef<[u8]>) -> Self {
         let part = part.as_ref();
         let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
         match (u16::try_from(start), u16::try_from(start.wrapping_add(part.len()))) {
             (Ok(start), Ok(end)) if usize::from(end) <= head.len() => Self { start, end },
-            // An empty slice may be anywhere.
+            // An empty slice may point anywhere.
             _ => Self::default(),
         }
     }
@@ -298,7 +299,7 @@ impl ByteRange {
     }
 }
 
-/// The parts of a request's target that matter here (RFC 9112 section 3.2).
+/// The parts of a request target (RFC 9112 section 3.2).
 struct Target<'a> {
     authority: Option<&'a str>,
     path: &'a str,
@@ -314,12 +315,12 @@ impl<'a> Target<'a> {
         if location.starts_with('/') || location == "*" {
             return Ok(Self { authority: None, path: location, query });
         }
-        // Absolute form, as it is sent to proxies. Servers must accept it.
+        // Absolute form, as sent to proxies. Servers must accept it.
         let Some((scheme, rest)) = location.split_once("://") else {
             return Err(Refusal::bad_handshake("The request's target is neither a path nor a URL."));
         };
         if !["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
-            return Err(Refusal::bad_handshake("The request's target is a URL of an unknown kind."));
+            return Err(Refusal::bad_handshake("The request's target has an unknown URL scheme."));
         }
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         if authority.is_empty() {
@@ -338,8 +339,8 @@ fn malformed(error: httparse::Error) -> Refusal {
     })
 }
 
-/// Decodes `application/x-www-form-urlencoded`, as browsers' `URLSearchParams` encodes; a `%` that starts no encoding
-/// stays. `None` for what is not UTF-8.
+/// Decodes `application/x-www-form-urlencoded`, as browsers' `URLSearchParams` encodes it. A `%` without two
+/// hexadecimal digits stays. Returns `None` if the result is not UTF-8.
 fn form_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));

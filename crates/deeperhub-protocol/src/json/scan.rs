@@ -1,18 +1,17 @@
-//! One pass over a JSON text: checks it wholly and finds values, without building any.
+//! A one-pass JSON scanner that validates a text and locates values without building a tree.
 
 use super::string::{plain_len, unescape};
 
-/// Levels of arrays and objects that a text may have one inside the other at most, however a limit
-/// is set: what serde_json reads with its own limit in place.
+/// Upper bound of the nesting limit. It equals the recursion limit of serde_json.
 pub(crate) const MAX_NESTING: u32 = 127;
 
-/// Where a text stops being JSON.
+/// A JSON syntax error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the text is not JSON: expected {expected} at byte {at}")]
 pub(crate) struct SyntaxError {
     /// Offset in bytes.
     pub(crate) at: usize,
-    /// What would have been right there.
+    /// The expected token.
     pub(crate) expected: &'static str,
 }
 
@@ -23,35 +22,35 @@ pub(crate) struct SyntaxError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotJson;
 
-/// A position in a text, before which all is known to be right.
+/// A scanner at a position in a text. All bytes before the position are valid.
 #[derive(Debug)]
 pub(crate) struct Scanner<'a> {
     text: &'a str,
     pos: usize,
-    /// Whether the last string had an escape; who asks sets it to `false` before.
+    /// Whether a string with escapes was scanned since the flag was last cleared.
     escaped: bool,
-    /// What would have been right at the position, after a [`NotJson`].
+    /// The token expected at the position, after a [`NotJson`].
     expected: &'static str,
-    /// Levels that the text may have, at most [`MAX_NESTING`].
+    /// The nesting limit, at most [`MAX_NESTING`].
     max_nesting: u32,
-    /// Whether it has more.
+    /// Whether the text exceeds the limit.
     too_deep: bool,
 }
 
-/// A text that is one value.
+/// A scanned text that is one value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ScannedText<'a> {
-    /// Without the white space around it.
+    /// The value without white space around it.
     pub(crate) value: &'a str,
-    /// Whether it has more levels than it may have.
+    /// Whether it exceeds the nesting limit.
     pub(crate) too_deep: bool,
 }
 
-/// Kinds of the open arrays and objects of a text, innermost last.
+/// A stack of the open arrays and objects, innermost on top.
 trait NestingStack {
     fn push(&mut self, is_object: bool);
     fn pop(&mut self);
-    /// Whether the innermost is an object; anything when none is open.
+    /// Returns `true` if the innermost is an object. Unspecified if the stack is empty.
     fn is_object(&self) -> bool;
 }
 
@@ -73,7 +72,7 @@ impl NestingStack for u128 {
     }
 }
 
-/// Levels without end, for a text that will be refused: at most as many bytes as the text has.
+/// An unbounded stack for texts over the limit. It needs at most one byte per byte of text.
 #[derive(Default)]
 struct HeapNesting(Vec<bool>);
 
@@ -99,8 +98,8 @@ pub(crate) struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    /// Looks up what stands for the key's name, its escapes read. One that is no Unicode text has
-    /// no name of ours: it reads as empty.
+    /// Calls `find` with the decoded key. A key that is not Unicode text is passed as empty, which is no
+    /// known key.
     #[inline]
     pub(crate) fn find<T>(self, find: impl FnOnce(&str) -> T) -> T {
         if self.escaped { self.find_unescaped(find) } else { find(self.inside) }
@@ -113,16 +112,16 @@ impl<'a> Key<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    /// A scanner that tells whether the text has more levels than `max_nesting`, or than
-    /// [`MAX_NESTING`] where that is less. It reads what is deeper all the same, to its end.
+    /// Creates a scanner with a limit of `max_nesting`, at most [`MAX_NESTING`]. It records deeper nesting
+    /// and still validates the text to its end.
     pub(crate) const fn new(text: &'a str, max_nesting: u32) -> Self {
         let max_nesting = if max_nesting < MAX_NESTING { max_nesting } else { MAX_NESTING };
         Self { text, pos: 0, escaped: false, expected: "a value", max_nesting, too_deep: false }
     }
 
-    /// Scans a text that is one value and nothing else but white space around it.
+    /// Scans a text that is one value, with optional white space around it.
     ///
-    /// `outer_levels` is the number of levels that will stand around the value, see [`Self::scan_value`].
+    /// `outer_levels` is the number of levels around the value, see [`Self::scan_value`].
     pub(crate) fn scan_text(mut self, outer_levels: u32) -> Result<ScannedText<'a>, SyntaxError> {
         self.skip_white();
         let value = self.scan_value(outer_levels);
@@ -132,17 +131,17 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Whether what was scanned has more levels than it may have.
+    /// Returns `true` if the scanned text exceeds the nesting limit.
     pub(crate) const fn is_too_deep(&self) -> bool {
         self.too_deep
     }
 
-    /// Why the scanner stopped.
+    /// Returns the error that stopped the scanner.
     pub(crate) const fn syntax_error(&self) -> SyntaxError {
         SyntaxError { at: self.pos, expected: self.expected }
     }
 
-    /// The byte at the position; at the end a NUL, which no part of JSON may have.
+    /// Returns the byte at the position, or NUL at the end, which is not valid in JSON.
     #[inline]
     pub(crate) fn peek(&self) -> u8 {
         self.byte(self.pos)
@@ -153,13 +152,13 @@ impl<'a> Scanner<'a> {
         self.pos = self.after_white(self.pos);
     }
 
-    /// Asks for the end of the text.
+    /// Checks that only white space is left.
     pub(crate) fn expect_end(&mut self) -> Result<(), NotJson> {
         self.skip_white();
         if self.pos == self.text.len() { Ok(()) } else { Err(self.fail(self.pos, "the end")) }
     }
 
-    /// Scans the value at the position, which must not be white space, and gives its text.
+    /// Scans the value at the position, which must not be white space, and returns its text.
     ///
     /// `outer_levels` levels count as open around it.
     pub(crate) fn scan_value(&mut self, outer_levels: u32) -> Result<&'a str, NotJson> {
@@ -168,8 +167,8 @@ impl<'a> Scanner<'a> {
         Ok(self.text_since(start))
     }
 
-    /// Scans the object at the position, gives its text, and calls `member` with each key, at its
-    /// value, which `member` must scan. The object itself is not looked at for its level.
+    /// Scans the object at the position and returns its text. Calls `member` with each key; `member` must
+    /// scan the value. The object itself is not checked against the nesting limit.
     #[inline]
     pub(crate) fn scan_object(
         &mut self,
@@ -213,7 +212,7 @@ impl<'a> Scanner<'a> {
         Ok(Key { inside, escaped: self.escaped })
     }
 
-    /// Not recursive: what a peer nests costs one bit of a word for each level, up to `limit`.
+    /// Returns the position after a value. Not recursive: each level up to `limit` costs one bit.
     fn after_value(
         &mut self,
         mut pos: usize,
@@ -276,8 +275,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads an array or object that is deeper than the limit, so that what is refused for it is
-    /// known to be JSON.
+    /// Scans an array or object beyond the limit, so that the text is known to be JSON when it is rejected.
     #[cold]
     #[inline(never)]
     fn after_deep_value(&mut self, pos: usize) -> Result<usize, NotJson> {
@@ -302,14 +300,14 @@ impl<'a> Scanner<'a> {
         Ok(self.after_white(pos + 1))
     }
 
-    /// `pos` is that of the first quote.
+    /// Returns the position after the string whose opening quote is at `pos`.
     fn after_string(&mut self, pos: usize) -> Result<usize, NotJson> {
         let inside = pos + 1;
         let end = inside + plain_len(self.text.as_bytes().get(inside..).unwrap_or_default());
         if self.byte(end) == b'"' { Ok(end + 1) } else { self.after_escapes(end) }
     }
 
-    /// Goes on in a string that has an escape at `pos`, or a fault.
+    /// Continues in a string that has an escape or an error at `pos`.
     fn after_escapes(&mut self, mut pos: usize) -> Result<usize, NotJson> {
         self.escaped = true;
         loop {
@@ -379,7 +377,7 @@ impl<'a> Scanner<'a> {
     fn after_white(&self, mut pos: usize) -> usize {
         loop {
             let byte = self.byte(pos);
-            // Most often there is none, and one comparison tells.
+            // Usually there is no white space, and one comparison suffices.
             if byte > b' ' || !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
                 return pos;
             }
@@ -392,7 +390,7 @@ impl<'a> Scanner<'a> {
         self.text.as_bytes().get(pos).copied().unwrap_or(0)
     }
 
-    /// The text from `start` to the position. Both lie beside an ASCII byte, so on a boundary.
+    /// Returns the text from `start` to the position. Both are next to an ASCII byte, so on a boundary.
     #[inline]
     fn text_since(&self, start: usize) -> &'a str {
         self.text.get(start..self.pos).unwrap_or_default()

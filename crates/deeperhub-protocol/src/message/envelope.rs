@@ -1,11 +1,10 @@
-//! One pass over a message that checks its JSON and finds the values that have a meaning for us.
+//! One pass over a message that validates its JSON and finds the values of known keys.
 
 use super::{MessageError, TraceContext};
 use crate::json::{Key, NotJson, Scanner, SyntaxError, unescape};
 use std::borrow::Cow;
 
-/// A value that has a meaning for us: the keys of the envelope, and those that our types have in
-/// `data`.
+/// A known key: of the envelope, or of a command in `data`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageKey {
     Type,
@@ -34,7 +33,7 @@ impl MessageKey {
         }
     }
 
-    /// Clients of before `data` put `topic` and `message` beside `type`.
+    /// Looks up a key of the envelope. Older clients put `topic` and `message` beside `type`.
     #[inline]
     fn of_envelope(key: &str) -> Option<Self> {
         Some(match key {
@@ -76,22 +75,22 @@ impl TraceKey {
     }
 }
 
-/// The parts of a message, each as the JSON text of its value. Keys may come in any order, so
-/// which parts count is known only when all have been seen.
+/// The values of a message's known keys, as JSON text. Keys come in any order, so the values are
+/// interpreted only after the whole message was scanned.
 #[derive(Debug, Default)]
 pub(super) struct Envelope<'a> {
     values: [Option<&'a str>; MessageKey::COUNT],
-    /// A bit for each part whose key came more than once.
+    /// One bit for each duplicated key.
     duplicates: u8,
     traceparent: Option<&'a str>,
     tracestate: Option<&'a str>,
-    /// Levels that it may have, where it has more.
+    /// The nesting limit, if the message exceeds it.
     exceeded_nesting: Option<u32>,
 }
 
 impl<'a> Envelope<'a> {
-    /// Scans the whole text, which may have `max_nesting` levels, and tells whether it is an object. Not a constructor, because moving
-    /// this costs more than the scan of a small message.
+    /// Scans the whole text with a limit of `max_nesting` levels. Returns `true` if it is an object. Not a
+    /// constructor, because moving `Self` costs more than scanning a small message.
     #[inline]
     pub(super) fn scan(&mut self, text: &'a str, max_nesting: u32) -> Result<bool, SyntaxError> {
         let mut scanner = Scanner::new(text, max_nesting);
@@ -111,21 +110,21 @@ impl<'a> Envelope<'a> {
         }
     }
 
-    /// Whether it has no more levels than it may have.
+    /// Checks the nesting limit.
     ///
     /// # Errors
-    /// It has.
+    /// Returns an error if the message exceeds the limit.
     pub(super) fn check_depth(&self) -> Result<(), MessageError<'a>> {
         self.exceeded_nesting.map_or(Ok(()), |limit| Err(MessageError::too_deep(limit)))
     }
 
-    /// The value of a part, when its key came once.
+    /// Returns the value of a key, `None` if it is absent.
     ///
     /// # Errors
-    /// Names the part when its key came more than once.
+    /// Returns an error that names the key if it is duplicated.
     pub(super) fn unique_value(&self, part: MessageKey) -> Result<Option<&'a str>, MessageError<'a>> {
         if self.duplicates & bit(part) != 0 {
-            return Err(MessageError::invalid("the key stands twice in the message").at(part.name()));
+            return Err(MessageError::invalid("duplicate key").at(part.name()));
         }
         Ok(self.values[part as usize])
     }
@@ -156,7 +155,7 @@ impl<'a> Envelope<'a> {
                 }
                 Ok(())
             })?,
-            // As deep as it could be in `data`, where a delivery will have it.
+            // As deep as in `data`, where a delivery puts it.
             Some(MessageKey::Message) => scanner.scan_value(2)?,
             _ => scanner.scan_value(1)?,
         };
@@ -178,8 +177,8 @@ const fn bit(part: MessageKey) -> u8 {
     1 << part as u8
 }
 
-/// The text of a JSON value that is a string, with its escapes read. `None` for other values, and
-/// for a string that is no Unicode text ([`unescape`]).
+/// Decodes a JSON string. Returns `None` for other values, and for strings that are not Unicode text
+/// ([`unescape`]).
 pub(super) fn decode_string(json: &str) -> Option<Cow<'_, str>> {
     unescape(json.strip_prefix('"')?.strip_suffix('"')?)
 }

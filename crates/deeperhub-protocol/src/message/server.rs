@@ -1,4 +1,4 @@
-//! What the server says.
+//! Messages from the server.
 
 use super::envelope::{Envelope, MessageKey};
 use super::sink::{JsonSink, LengthCounter, PayloadGap};
@@ -7,17 +7,17 @@ use crate::frame::{Frame, text_header};
 use crate::json::clamp_nesting;
 use crate::{ClientId, CloseReason, ErrorCode, RawJson, Topic};
 
-/// Limits told in `welcome`.
+/// The limits announced in `welcome`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WelcomeLimits {
-    /// The longest message that a client may send, in bytes.
+    /// Maximum length of a client message in bytes.
     pub max_message_bytes: u64,
-    /// The longest message that a client must be able to receive, in bytes
+    /// Maximum length of a message that a client must be able to receive, in bytes
     /// ([`ServerMessage::max_delivery_bytes`]).
     pub max_delivery_bytes: u64,
-    /// How many subscriptions a connection may have at a time.
+    /// Maximum number of subscriptions of a connection.
     pub max_subscriptions: u64,
-    /// How often the server sends a WebSocket ping, in milliseconds.
+    /// Interval between WebSocket pings in milliseconds.
     pub ping_interval_ms: u64,
 }
 
@@ -55,112 +55,111 @@ impl ClusterFault {
     }
 }
 
-/// What the server sends.
+/// A message from the server.
 ///
-/// Keys are written in the order `type`, `id`, `data`, `meta`; those without a value are left
-/// out. An id or a payload is written as it came.
+/// Keys are written in the order `type`, `id`, `data`, `meta`; those without a value are omitted. IDs
+/// and payloads are written as received.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum ServerMessage<'a> {
     /// The first message on every connection.
     Welcome {
-        /// The connection's own name.
+        /// The ID of the connection.
         client_id: &'a ClientId,
         /// The name of the server program.
         server: &'a str,
-        /// Its version.
+        /// The version of the server program.
         version: &'a str,
-        /// What it allows.
+        /// The limits of this server.
         limits: WelcomeLimits,
     },
-    /// Answers `echo`.
+    /// Replies to `echo`.
     Echo {
-        /// The message's own.
+        /// The message's ID.
         id: Option<MessageId<'a>>,
-        /// The message's own.
+        /// The message's payload.
         data: RawJson<'a>,
     },
-    /// Answers `subscribe`.
+    /// Replies to `subscribe`.
     Subscribed {
-        /// The message's own.
+        /// The message's ID.
         id: Option<MessageId<'a>>,
         /// The topic or pattern.
         topic: &'a str,
     },
-    /// Answers `unsubscribe`, or tells that a subscription ended.
+    /// Replies to `unsubscribe`, or reports that a subscription ended.
     Unsubscribed {
-        /// The message's own; none where no message asked for it.
+        /// The message's ID; `None` if the server ended the subscription.
         id: Option<MessageId<'a>>,
         /// The topic or pattern.
         topic: &'a str,
     },
-    /// Answers `publish`.
+    /// Replies to `publish`.
     Published {
-        /// The message's own.
+        /// The message's ID.
         id: Option<MessageId<'a>>,
         /// The topic.
         topic: &'a str,
-        /// How many subscriptions of this node matched.
+        /// Number of matching subscriptions on this node.
         subscribers: u64,
         /// Reason why the other nodes do not get the message. Left out if they do.
         cluster: Option<ClusterFault>,
     },
-    /// Answers `authenticate`.
+    /// Replies to `authenticate`.
     Authenticated {
-        /// The message's own.
+        /// The message's ID.
         id: Option<MessageId<'a>>,
-        /// Whom the token names.
+        /// The user that the token names.
         user: &'a str,
-        /// Until when it is good, in seconds since the Unix epoch.
+        /// Expiry of the token in seconds since the Unix epoch.
         expires_at: u64,
     },
-    /// Answers `ping`.
+    /// Replies to `ping`.
     Pong {
-        /// The message's own.
+        /// The message's ID.
         id: Option<MessageId<'a>>,
     },
     /// A delivery.
     Message {
-        /// The topic that was published to.
+        /// The topic of the publish.
         topic: &'a str,
-        /// What was published.
+        /// The published payload.
         message: RawJson<'a>,
-        /// The publisher; none when a server published.
+        /// The publisher; `None` if a backend published.
         from: Option<&'a ClientId>,
-        /// W3C `traceparent` of the delivery, where its trace is sampled.
+        /// W3C `traceparent` of the delivery, if its trace is sampled.
         traceparent: Option<&'a str>,
-        /// The `tracestate` beside it; without a `traceparent` it is left out.
+        /// The W3C `tracestate`; omitted without a `traceparent`.
         tracestate: Option<&'a str>,
     },
-    /// The last message before some closes.
+    /// The last message before a close, for codes with [`CloseCode::sends_goodbye`](crate::CloseCode::sends_goodbye).
     Goodbye {
-        /// Why, and whether to come back.
+        /// The close reason, whose code says whether to reconnect.
         reason: &'a CloseReason,
-        /// When to come back, in milliseconds from now; of no meaning where the code does not let it come back.
+        /// Delay before reconnecting in milliseconds; meaningless if the code forbids reconnecting.
         retry_after_ms: u64,
     },
-    /// Answers a message that could not be carried out.
+    /// Replies to a message that failed.
     Error {
-        /// The message's own, where it could be read.
+        /// The message's ID, if it could be parsed.
         id: Option<MessageId<'a>>,
-        /// What kind of fault it is.
+        /// The error code.
         code: ErrorCode,
-        /// A sentence for a person.
+        /// Description for people.
         message: &'a str,
-        /// The key at fault.
+        /// The key that caused the error.
         field: Option<&'a str>,
-        /// The topic that it is about.
+        /// The topic concerned.
         topic: Option<&'a str>,
-        /// When to try again, in milliseconds from now.
+        /// Delay before a retry in milliseconds.
         retry_after_ms: Option<u64>,
     },
-    /// What a backend sent: the object as given ([`check_server_object`] takes only such as have a
-    /// string `type`).
+    /// An object from a backend, sent as given. [`check_server_object`] validates it.
     Raw(RawJson<'a>),
 }
 
 impl ServerMessage<'_> {
-    /// All types but those that backends choose ([`Self::Raw`]).
+    /// All types, except those that backends choose ([`Self::Raw`]).
     pub const TYPES: &'static [&'static str] = &[
         "welcome",
         "echo",
@@ -190,9 +189,9 @@ impl ServerMessage<'_> {
         self.write_frame_of(self.json_len(), out);
     }
 
-    /// As [`write_frame`](Self::write_frame), but leaves out the payload of an [`Echo`](Self::Echo): for who can send it
-    /// from where it stands. Answers at which length of `out` it belongs; `None` for other messages, which are appended
-    /// whole.
+    /// Like [`write_frame`](Self::write_frame), but omits the payload of an [`Echo`](Self::Echo), so that
+    /// the caller can send it from its own buffer. Returns the offset in `out` where the payload belongs,
+    /// or `None` for other messages, which are written in full.
     pub fn write_frame_without_payload(&self, out: &mut Vec<u8>) -> Option<usize> {
         let (header, header_len) = text_header(self.json_len());
         out.extend_from_slice(header.get(..header_len).unwrap_or_default());
@@ -201,14 +200,14 @@ impl ServerMessage<'_> {
         gap.at
     }
 
-    /// The message as a frame that many connections can share.
+    /// Encodes the message as a frame that many connections can share.
     #[must_use]
     pub fn to_frame(&self) -> Frame {
         let length = self.json_len();
         Frame::encode_with(text_header(length).1 + length, |out| self.write_frame_of(length, out))
     }
 
-    /// Name for metrics; `Raw` is "raw".
+    /// Returns the type name for metrics; "raw" for [`Self::Raw`].
     #[must_use]
     pub const fn type_name(&self) -> &'static str {
         match self {
@@ -355,7 +354,7 @@ impl ServerMessage<'_> {
     }
 }
 
-/// Checks a body that a backend sends to clients.
+/// Checks a message that a backend sends to clients.
 ///
 /// # Errors
 /// [`ErrorCode::InvalidJson`]: not JSON.
@@ -365,27 +364,27 @@ pub fn check_server_object(text: &str) -> Result<RawJson<'_>, MessageError<'_>> 
     check_server_object_within(text, super::MAX_NESTING)
 }
 
-/// As [`check_server_object`], with a limit of its own for the levels of arrays and objects, at most
+/// Like [`check_server_object`], with a separate limit on the nesting of arrays and objects, at most
 /// [`MAX_NESTING`](super::MAX_NESTING).
 ///
 /// # Errors
-/// As those of [`check_server_object`].
+/// The errors of [`check_server_object`].
 pub fn check_server_object_within(text: &str, max_nesting: usize) -> Result<RawJson<'_>, MessageError<'_>> {
     let mut envelope = Envelope::default();
     if !envelope.scan(text, clamp_nesting(max_nesting))? {
-        return Err(MessageError::invalid("a message is a JSON object with a `type`"));
+        return Err(MessageError::invalid("message must be a JSON object with a `type`"));
     }
     envelope.check_depth()?;
     for part in [MessageKey::Id, MessageKey::Data, MessageKey::Meta] {
         envelope.unique_value(part)?;
     }
     if !envelope.unique_value(MessageKey::Type)?.is_some_and(|json| json.starts_with('"')) {
-        return Err(MessageError::invalid("a message has a `type`, which is a string").at("type"));
+        return Err(MessageError::invalid("`type` is missing or not a string").at("type"));
     }
     Ok(RawJson::scanned(text.trim_matches([' ', '\n', '\r', '\t'])))
 }
 
-/// `head` and, where there is one, the id.
+/// Writes `head` and the ID, if there is one.
 fn reply(sink: &mut impl JsonSink, head: &str, id: Option<MessageId<'_>>) {
     sink.raw(head);
     if let Some(id) = id {
