@@ -110,7 +110,7 @@ async fn messages_over_the_limits_of_size_are_counted_by_limit() {
     for first in [0x01, 0x00, 0x00, 0x80] {
         in_pieces.send(first, b"").await;
     }
-    assert_eq!(in_pieces.closed().await, (1009, "message is in more than 3 fragments".to_owned()));
+    assert_eq!(in_pieces.closed().await, (1009, "message has more than 3 fragments".to_owned()));
     let mut long = Wire::connect(&server, None).await;
     long.send(TEXT, &[b' '; 101]).await;
     assert_eq!(long.closed().await, (1009, "message is over 100 bytes".to_owned()));

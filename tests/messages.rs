@@ -252,3 +252,29 @@ async fn a_message_over_the_limit_is_closed_with_1009() {
     client.send_text(&"x".repeat(101)).await;
     assert_eq!(client.closed().await.0, 1009);
 }
+
+/// The client of `deeperhub-protocol`'s examples.
+#[allow(dead_code)]
+#[path = "../crates/deeperhub-protocol/examples/client.rs"]
+mod example_client;
+
+#[tokio::test]
+async fn the_example_client_receives_its_own_message() {
+    let server = Server::start(&[]);
+    let url = server.url("/ws");
+    let run = move || {
+        let mut printed = Vec::new();
+        example_client::run(&url, &mut printed).expect("the example succeeds");
+        String::from_utf8(printed).expect("messages are text")
+    };
+    let printed = tokio::task::spawn_blocking(run).await.expect("the example does not panic");
+    let received: Vec<Value> =
+        printed.lines().map(|line| serde_json::from_str(line).expect("a message is JSON")).collect();
+    assert_eq!(received.len(), 4, "{printed}");
+    assert_eq!((&received[0]["type"], &received[1]["type"]), (&json!("welcome"), &json!("subscribed")));
+    let mut rest: Vec<_> = received[2..].iter().map(|message| message["type"].as_str()).collect();
+    rest.sort_unstable();
+    assert_eq!(rest, [Some("message"), Some("published")]);
+    let delivery = received.iter().find(|message| message["type"] == "message").expect("it was delivered");
+    assert_eq!(delivery["data"]["message"], json!({"score": "2:1"}));
+}

@@ -23,7 +23,7 @@ pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, nex
     }
     let began = Instant::now();
     let context = context(request.headers());
-    let parent = SpanContext::of(&context);
+    let parent = SpanContext::from_context(&context);
     let Some(span) = tracer.start(parent) else {
         if parent.is_none() {
             // It is decided; a publish must not be asked again.
@@ -137,7 +137,7 @@ mod tests {
     fn handlers_see_the_span_in_the_place_of_the_callers() {
         let mut headers = headers(&[("traceparent", PARENT)]);
         put(&mut headers, Tracer::declined());
-        let seen = SpanContext::of(&context(&headers));
+        let seen = SpanContext::from_context(&context(&headers));
         assert_eq!(seen, Some(Tracer::declined()));
         assert!(!Tracer::declined().is_sampled());
     }

@@ -208,7 +208,7 @@ setters! {
 impl Config {
     /// Returns the limits for the head of a handshake.
     pub(crate) fn head_limits(&self) -> HeadLimits {
-        HeadLimits { bytes: self.max_head_bytes, lines: self.max_head_lines }
+        HeadLimits { max_bytes: self.max_head_bytes, max_lines: self.max_head_lines }
     }
 
     /// Returns the interval at which a worker checks deadlines: an eighth of the shortest timeout,

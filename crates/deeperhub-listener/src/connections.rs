@@ -563,7 +563,7 @@ impl<S> std::fmt::Debug for Connections<'_, S> {
 
 /// The reason of 1013.
 pub(crate) fn slow_consumer_reason() -> CloseReason {
-    CloseReason::new(CloseCode::TooSlow, "too slow: the queue passed its limit")
+    CloseReason::new(CloseCode::SlowConsumer, "too slow: the queue passed its limit")
 }
 
 #[cfg(test)]

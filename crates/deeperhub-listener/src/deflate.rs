@@ -83,7 +83,7 @@ impl Compression {
 
     /// Messages that were compressed since this was last asked.
     pub(crate) fn take_message_count(&mut self) -> u64 {
-        let runs = self.deflater.runs();
+        let runs = self.deflater.message_count();
         runs - std::mem::replace(&mut self.runs, runs)
     }
 }
@@ -118,7 +118,7 @@ impl Decompression {
         let (kind, payload) = match decoder.next_extended(limits, input, pos)? {
             None => return Ok(None),
             Some(Extended::Plain(incoming)) => return Ok(Some(incoming)),
-            Some(Extended::Marked { kind, payload }) => (kind, payload),
+            Some(Extended::Encoded { kind, payload }) => (kind, payload),
         };
         let history = (!params.client_no_context_takeover()).then(|| self.histories.entry(key).or_default());
         let message = self.inflater.decode(history, limits.max_message_bytes, kind, payload)?;

@@ -475,7 +475,7 @@ impl<'a, A: Application> Worker<'a, A> {
         let code = reason.code();
         let mut retry_after = None;
         match code {
-            CloseCode::TooSlow => {
+            CloseCode::SlowConsumer => {
                 self.core.metrics.slow_consumers.inc();
                 connection.outbox.clear();
                 retry_after = Some(spread(key, Duration::from_secs(2)));
@@ -489,7 +489,7 @@ impl<'a, A: Application> Worker<'a, A> {
             _ => {}
         }
         let start = self.core.arena.len();
-        if code.says_goodbye() {
+        if code.sends_goodbye() {
             let arena = self.core.arena.replies();
             let said =
                 catch_unwind(AssertUnwindSafe(|| session.on_server_close(&reason, retry_after, arena)))

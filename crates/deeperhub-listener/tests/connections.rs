@@ -462,7 +462,7 @@ async fn a_peer_that_does_not_read_is_closed_with_1013_once_it_does() {
     let (texts, code) = read_to_close(&mut slow).await;
     assert_eq!((texts, code), (vec!["goodbye".to_owned()], Some(1013)));
     let closed = running.stage.closed.lock().unwrap();
-    assert!(matches!(&closed[..], [Closed::ByServer(reason)] if reason.code() == CloseCode::TooSlow));
+    assert!(matches!(&closed[..], [Closed::ByServer(reason)] if reason.code() == CloseCode::SlowConsumer));
 }
 
 #[tokio::test]

@@ -419,7 +419,7 @@ impl Canary {
 
 /// Returns the topic that a worker subscribes to.
 fn probe_topic(worker: impl std::fmt::Display) -> Topic<'static> {
-    Topic::of_server(format_args!("canary.{worker}"))
+    Topic::reserved(format_args!("canary.{worker}"))
 }
 
 /// Publishes a probe to a worker like any message. Returns the number of subscribers: 1, or 0

@@ -304,7 +304,7 @@ impl deeperhub_listener::Session for Session {
             Closed::ByServer(reason) => {
                 let code = reason.code();
                 local.metrics.count_closed(close_code_label(code));
-                if code.says_goodbye() {
+                if code.sends_goodbye() {
                     local.metrics.count_sent(SentType::Goodbye, 1);
                 }
                 if is_abnormal(code) {

@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 /// numbers take least memory.
 pub type SubscriberKey = u32;
 
-/// Key of the worker itself, for reserved topics ([`Topic::of_server`]). No client has it.
+/// Key of the worker itself, for reserved topics ([`Topic::reserved`]). No client has it.
 pub const WORKER_SUBSCRIBER: SubscriberKey = SubscriberKey::MAX;
 
 /// Result of a subscribe.

@@ -698,7 +698,7 @@ fn threads_agree_on_one_order() {
 fn reserved_topics_reach_only_the_worker() {
     let router = Router::<u32>::new(1, Config::default());
     let mut shard = router.attach(ShardId(0));
-    let own = Topic::of_server("canary.0");
+    let own = Topic::reserved("canary.0");
     for name in [">", "*.0", "a"] {
         shard.subscribe(3, &subscription(name));
     }

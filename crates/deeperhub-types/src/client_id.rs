@@ -1,20 +1,20 @@
-//! Names of connections.
+//! IDs of connections.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// A connection's name, unique among all nodes of a hub and over restarts. Cheap to clone.
+/// The ID of a connection, unique across all nodes of a hub and across restarts. Cheap to clone.
 ///
-/// 1 to [`ClientId::MAX_BYTES`] bytes of `A-Z a-z 0-9 . _ -`, so that it needs no escape in JSON
-/// and in a path. Whoever makes one sees to it that it is unique.
+/// It has 1 to [`ClientId::MAX_BYTES`] bytes of `A-Z a-z 0-9 . _ -`, so it needs no escaping in
+/// JSON or in a URL path. The type checks the characters only; its creator ensures uniqueness.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(Arc<str>);
 
 impl ClientId {
-    /// The longest id, in bytes.
+    /// Maximum length of an ID in bytes.
     pub const MAX_BYTES: usize = 128;
 
-    /// `None` when `text` is not of the form above.
+    /// Parses an ID. Returns `None` if `text` has a wrong length or a character that is not allowed.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let fits = (1..=Self::MAX_BYTES).contains(&text.len());
@@ -22,7 +22,7 @@ impl ClientId {
         (fits && text.bytes().all(allowed)).then(|| Self(text.into()))
     }
 
-    /// The id's text.
+    /// Returns the ID as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -41,7 +41,7 @@ impl fmt::Display for ClientId {
     }
 }
 
-/// Maps keyed by ids can be asked with a `&str`, as one stands in a path.
+/// Allows lookups by `&str` in maps keyed by IDs.
 impl std::borrow::Borrow<str> for ClientId {
     fn borrow(&self) -> &str {
         &self.0
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_id() {
+    fn other_text_is_rejected() {
         let too_long = "x".repeat(129);
         for text in ["", " ", "a b", "a/b", "a\"", "é", "a\n", "%41", too_long.as_str()] {
             assert_eq!(ClientId::parse(text), None, "{text:?}");

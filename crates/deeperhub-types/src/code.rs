@@ -3,39 +3,40 @@
 use std::borrow::Cow;
 use std::fmt;
 
-/// Longest text of a close frame in bytes: a control frame carries 125, and the code takes two (RFC 6455 section 5.5).
-const MAX_CLOSE_TEXT: usize = 123;
+/// Maximum length of a close frame's reason in bytes: a control frame carries 125, and the code
+/// takes two of them (RFC 6455 section 5.5).
+const MAX_CLOSE_TEXT_BYTES: usize = 123;
 
-/// Why a message was answered with an `error`.
+/// The code of an `error` reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorCode {
     /// The text is not JSON.
     InvalidJson,
-    /// The text is JSON, but not a message: a key is missing, stands twice, or has a value of the wrong kind.
+    /// The text is JSON but not a message: a key is missing, duplicated, or has a value of the wrong type.
     InvalidMessage,
-    /// The `type` is not one that clients send.
+    /// The `type` is not one of the client message types.
     UnknownType,
-    /// A topic or a pattern is not written as one, or is the server's own.
+    /// A topic or pattern breaks a syntax rule, or is reserved for the server.
     InvalidTopic,
     /// The client must authenticate first.
     Unauthorized,
     /// The client's token does not grant the topic.
     Forbidden,
-    /// A token is not one that this server accepts.
+    /// The server does not accept the token.
     TokenInvalid,
-    /// A token was good once and is past its `exp`.
+    /// The token has expired (its `exp` has passed).
     TokenExpired,
-    /// The client sends faster than it may; the error says when to try again.
+    /// The client exceeds a rate limit. The error says when to retry.
     RateLimited,
-    /// The connection has as many subscriptions as it may have.
+    /// The connection has reached its subscription limit.
     TooManySubscriptions,
-    /// A fault inside the server.
+    /// The server failed internally.
     Internal,
 }
 
 impl ErrorCode {
-    /// All, in the order of the README's table.
+    /// All error codes, in the order of the table in the README.
     pub const ALL: &'static [Self] = &[
         Self::InvalidJson,
         Self::InvalidMessage,
@@ -50,7 +51,7 @@ impl ErrorCode {
         Self::Internal,
     ];
 
-    /// The code as it stands in `error` messages and in the answers of the server API.
+    /// Returns the code as text, as sent in `error` messages and in server API responses.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -68,7 +69,7 @@ impl ErrorCode {
         }
     }
 
-    /// Position in [`Self::ALL`]: for arrays of counters.
+    /// Returns the position in [`Self::ALL`], which is an index for arrays of counters.
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
@@ -81,39 +82,40 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// Close codes that the server sends by itself.
+/// The close codes that the server sends on its own initiative.
 ///
-/// Codes of our own keep to three ranges, so that a client need not know each: after 4000-4099 it does not come back
-/// unchanged, after 4100-4199 it comes back after a pause, after 4200-4299 it comes back now.
+/// Private codes fall into three ranges, so that a client need not know each code. After 4000-4099
+/// a client must not reconnect unchanged. After 4100-4199 it reconnects after a delay. After
+/// 4200-4299 it reconnects at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CloseCode {
-    /// 1000: the client closed.
+    /// 1000: the client closed the connection.
     Normal,
-    /// 1001: the server shuts down.
+    /// 1001: the server is shutting down.
     GoingAway,
-    /// 1002: frames against RFC 6455.
+    /// 1002: a frame violates RFC 6455.
     ProtocolError,
-    /// 1007: text that is not UTF-8, or a compressed message that cannot be decompressed.
+    /// 1007: a text is not UTF-8, or a compressed message cannot be decompressed.
     InvalidUtf8,
-    /// 1008: kept violating the rate limit.
+    /// 1008: the client kept exceeding the rate limit.
     PolicyViolation,
-    /// 1009: a message over the limit of bytes.
+    /// 1009: a message exceeds a limit on its bytes or fragments.
     MessageTooBig,
-    /// 1011: a fault inside the server.
+    /// 1011: the server failed internally.
     InternalError,
-    /// 1013: the client reads too slowly, and its queue passed the limit.
-    TooSlow,
-    /// 4001: no token within the grace time, or it expired.
+    /// 1013: the client is a slow consumer, and its send queue exceeded the limit.
+    SlowConsumer,
+    /// 4001: the client sent no token within the grace period, or its token expired.
     TokenExpired,
-    /// 4003: disconnected by the server API.
+    /// 4003: the client was disconnected through the server API.
     Disconnected,
-    /// 4200: liveness timeout; since the ping, the client sent no byte and accepted none.
+    /// 4200: liveness timeout. The client has neither sent nor acknowledged a byte since the ping.
     PongTimeout,
 }
 
 impl CloseCode {
-    /// All, in ascending order, which is that of the README's table.
+    /// All close codes in ascending order, which is the order of the table in the README.
     pub const ALL: &'static [Self] = &[
         Self::Normal,
         Self::GoingAway,
@@ -122,13 +124,13 @@ impl CloseCode {
         Self::PolicyViolation,
         Self::MessageTooBig,
         Self::InternalError,
-        Self::TooSlow,
+        Self::SlowConsumer,
         Self::TokenExpired,
         Self::Disconnected,
         Self::PongTimeout,
     ];
 
-    /// The code as it stands in a close frame (RFC 6455 section 7.4).
+    /// Returns the number that a close frame carries (RFC 6455 section 7.4).
     #[must_use]
     pub const fn as_u16(self) -> u16 {
         match self {
@@ -139,27 +141,27 @@ impl CloseCode {
             Self::PolicyViolation => 1008,
             Self::MessageTooBig => 1009,
             Self::InternalError => 1011,
-            Self::TooSlow => 1013,
+            Self::SlowConsumer => 1013,
             Self::TokenExpired => 4001,
             Self::Disconnected => 4003,
             Self::PongTimeout => 4200,
         }
     }
 
-    /// Position in [`Self::ALL`]: for arrays of counters.
+    /// Returns the position in [`Self::ALL`], which is an index for arrays of counters.
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
     }
 
-    /// Whether a client may come back by itself (the `reconnect` of `goodbye`).
+    /// Returns `true` if a client may reconnect automatically (`reconnect` in `goodbye`).
     #[must_use]
-    pub const fn reconnect(self) -> bool {
+    pub const fn allows_reconnect(self) -> bool {
         match self {
             Self::GoingAway
             | Self::PolicyViolation
             | Self::InternalError
-            | Self::TooSlow
+            | Self::SlowConsumer
             | Self::PongTimeout => true,
             Self::Normal
             | Self::ProtocolError
@@ -170,13 +172,14 @@ impl CloseCode {
         }
     }
 
-    /// Whether `goodbye` goes ahead of the close frame: 1001, 1008, 1013 and the codes of our own.
+    /// Returns `true` if a `goodbye` message precedes the close frame: for 1001, 1008, 1013 and the
+    /// private codes.
     #[must_use]
-    pub const fn says_goodbye(self) -> bool {
+    pub const fn sends_goodbye(self) -> bool {
         match self {
             Self::GoingAway
             | Self::PolicyViolation
-            | Self::TooSlow
+            | Self::SlowConsumer
             | Self::TokenExpired
             | Self::Disconnected
             | Self::PongTimeout => true,
@@ -195,7 +198,8 @@ impl fmt::Display for CloseCode {
     }
 }
 
-/// Why a connection is closed: a code and a few words for the close frame (at most 123 bytes, RFC 6455 section 5.5).
+/// The reason why a connection is closed: a code, and a text of at most 123 bytes for the close
+/// frame (RFC 6455 section 5.5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloseReason {
     code: CloseCode,
@@ -203,10 +207,10 @@ pub struct CloseReason {
 }
 
 impl CloseReason {
-    /// A code and its words; those beyond 123 bytes are cut off between two characters.
+    /// Creates a reason. A text over 123 bytes is truncated at a character boundary.
     pub fn new(code: CloseCode, text: impl Into<Cow<'static, str>>) -> Self {
         let mut text = text.into();
-        let end = text.floor_char_boundary(MAX_CLOSE_TEXT);
+        let end = text.floor_char_boundary(MAX_CLOSE_TEXT_BYTES);
         match &mut text {
             Cow::Borrowed(text) => *text = &text[..end],
             Cow::Owned(text) => text.truncate(end),
@@ -214,20 +218,20 @@ impl CloseReason {
         Self { code, text }
     }
 
-    /// The code.
+    /// Returns the close code.
     #[must_use]
     pub fn code(&self) -> CloseCode {
         self.code
     }
 
-    /// The words: at most 123 bytes.
+    /// Returns the text, at most 123 bytes.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 }
 
-/// The code and the words: `1009 message is over 65536 bytes`.
+/// Writes the code and the text: `1009 message is over 65536 bytes`.
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.code)?;
@@ -240,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_code_stands_at_its_index() {
+    fn error_codes_are_ordered_by_index() {
         for (index, code) in ErrorCode::ALL.iter().enumerate() {
             assert_eq!(code.index(), index, "{code}");
         }
@@ -248,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_code_stands_at_its_index_in_ascending_order() {
+    fn close_codes_are_ordered_by_index_and_value() {
         for (index, code) in CloseCode::ALL.iter().enumerate() {
             assert_eq!(code.index(), index, "{code}");
         }
@@ -266,25 +270,25 @@ mod tests {
     }
 
     #[test]
-    fn clients_may_come_back_after_what_was_not_their_fault() {
+    fn reconnect_and_goodbye_follow_the_table() {
         let codes = |which: fn(CloseCode) -> bool| -> Vec<u16> {
             CloseCode::ALL.iter().filter(|code| which(**code)).map(|code| code.as_u16()).collect()
         };
-        assert_eq!(codes(CloseCode::reconnect), [1001, 1008, 1011, 1013, 4200]);
-        assert_eq!(codes(CloseCode::says_goodbye), [1001, 1008, 1013, 4001, 4003, 4200]);
+        assert_eq!(codes(CloseCode::allows_reconnect), [1001, 1008, 1011, 1013, 4200]);
+        assert_eq!(codes(CloseCode::sends_goodbye), [1001, 1008, 1013, 4001, 4003, 4200]);
     }
 
     #[test]
-    fn codes_of_our_own_keep_to_their_ranges() {
+    fn private_codes_keep_to_their_ranges() {
         for code in CloseCode::ALL.iter().filter(|code| code.as_u16() >= 4000) {
             assert!((4000..4300).contains(&code.as_u16()));
-            assert_eq!(code.reconnect(), code.as_u16() >= 4100, "{code}");
+            assert_eq!(code.allows_reconnect(), code.as_u16() >= 4100, "{code}");
         }
     }
 
     #[test]
     fn close_text_is_cut_between_characters() {
-        let short = CloseReason::new(CloseCode::TooSlow, "too slow");
+        let short = CloseReason::new(CloseCode::SlowConsumer, "too slow");
         assert_eq!((short.text(), short.to_string().as_str()), ("too slow", "1013 too slow"));
         assert_eq!(CloseReason::new(CloseCode::Normal, "").to_string(), "1000");
         let exact = CloseReason::new(CloseCode::Normal, "x".repeat(123));

@@ -371,7 +371,7 @@ impl<A: Application> Worker<'_, A> {
                 };
                 match next {
                     Ok(None) => {
-                        let frames = decoder.take_frames() as usize * FRAME_COST;
+                        let frames = decoder.take_frame_count() as usize * FRAME_COST;
                         round.spend(turn, *pos - before + frames);
                         return Decoded::All;
                     }
@@ -411,7 +411,7 @@ impl<A: Application> Worker<'_, A> {
                     None => 0,
                 };
                 let replied = arena.len().saturating_sub(arena_before);
-                let frames = decoder.take_frames() as usize * FRAME_COST;
+                let frames = decoder.take_frame_count() as usize * FRAME_COST;
                 round.spend(
                     turn,
                     MESSAGE_COST + (*pos - before) + frames + inflated_bytes + replied + charged,

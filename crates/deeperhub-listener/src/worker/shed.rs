@@ -55,7 +55,7 @@ impl<A: Application> Worker<'_, A> {
         let Some(connection) = self.core.connections.get(key as usize) else { return };
         match connection.state {
             State::Open(_) => {
-                self.close(key, CloseReason::new(CloseCode::TooSlow, "too slow: memory is short"));
+                self.close(key, CloseReason::new(CloseCode::SlowConsumer, "too slow: memory is short"));
                 let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
                 // What it still sends is not looked at, so that nothing has to be kept for it.
                 connection.decoder = FrameDecoder::new();

@@ -44,7 +44,7 @@ impl Session {
         let mut bytes = payload.len();
         cx.reply_around(payload, |out| {
             let start = out.len();
-            let at = message.write_frame_around(out);
+            let at = message.write_frame_without_payload(out);
             bytes += out.len() - start;
             at
         });

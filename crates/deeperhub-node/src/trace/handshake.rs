@@ -23,7 +23,7 @@ impl HandshakeTrace {
         let states: Vec<_> = request.headers("tracestate").collect();
         let state = (!states.is_empty()).then(|| states.join(","));
         let context = TraceContext::new(Some(parent.into()), state.map(Into::into));
-        let span = SpanContext::of(&context)?;
+        let span = SpanContext::from_context(&context)?;
         let tracestate = context.tracestate.map(|state| state.into_owned().into_boxed_str());
         Some(Box::new(Self { span, tracestate }))
     }

@@ -174,7 +174,7 @@ impl Tracer {
     /// it must not be sent to others.
     #[must_use]
     pub const fn declined() -> SpanContext {
-        SpanContext::DECLINED
+        SpanContext::UNSAMPLED
     }
 
     /// Returns `true` if spans are recorded. Otherwise none need be created.

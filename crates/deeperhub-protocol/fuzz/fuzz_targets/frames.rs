@@ -82,7 +82,7 @@ fn extended(bytes: &[u8], read_size: usize) {
         let (mut input, mut pos) = (read.to_vec(), 0);
         loop {
             match decoder.next_extended(&limits, &mut input, &mut pos) {
-                Ok(Some(Extended::Marked { payload, .. })) => assert!(payload.len() <= LIMIT + 100),
+                Ok(Some(Extended::Encoded { payload, .. })) => assert!(payload.len() <= LIMIT + 100),
                 Ok(Some(Extended::Plain(Incoming::Close(_)))) | Err(_) => return,
                 Ok(Some(Extended::Plain(_))) => {}
                 Ok(None) => break,

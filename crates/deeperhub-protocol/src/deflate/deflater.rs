@@ -1,34 +1,35 @@
-//! Compressed messages of the server.
+//! Compression of outgoing messages.
 
 use flate2::{Compress, Compression, FlushCompress, Status};
 
 use super::negotiation::{MAX_WINDOW_BITS, MIN_WINDOW_BITS};
 use super::{Config, Params};
-use crate::frame::{TEXT, marked_header, server_frame, text_header, write_marked, write_text};
+use crate::frame::{TEXT, rsv1_header, server_frame, text_header, write_rsv1, write_text};
 
-/// What ends a flushed stream and is taken off (RFC 7692 section 7.2.1).
-const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
+/// End of a flushed stream, which the sender removes (RFC 7692 section 7.2.1).
+const FLUSH_TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 
-/// Output memory that is kept between messages.
-const KEPT_CAPACITY: usize = 64 * 1024;
+/// Maximum output buffer capacity kept between messages, in bytes.
+const RETAINED_OUTPUT_BYTES: usize = 64 * 1024;
 
-/// Compresses messages, each by itself: one for each worker, for any number of connections.
+/// A compressor without context takeover. One per worker serves any number of connections.
 ///
-/// Empty until first used, then about 370 KiB, and an output buffer of at most 64 KiB between messages. Each smaller
-/// window that clients ask for, which none in common use does, costs a stream of its own (six at most).
+/// It allocates on first use: about 370 KiB, plus an output buffer of at most 64 KiB between
+/// messages. Each smaller window that clients request needs its own stream (at most six more). No
+/// common client requests one.
 #[derive(Debug)]
 pub struct Deflater {
-    /// By window bits, from 9 to 15.
+    /// Streams by window bits, from 9 to 15.
     streams: [Option<Compress>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS) as usize],
     level: Compression,
     threshold_bytes: usize,
     output: Vec<u8>,
-    runs: u64,
+    message_count: u64,
     input_bytes: u64,
 }
 
 impl Deflater {
-    /// With the level and threshold of `config`; without memory yet.
+    /// Creates a compressor with the level and threshold of `config`, without allocating.
     #[must_use]
     pub fn new(config: &Config) -> Self {
         Self {
@@ -36,15 +37,16 @@ impl Deflater {
             level: Compression::new(u32::from(config.level.clamp(1, 9))),
             threshold_bytes: config.threshold_bytes,
             output: Vec::new(),
-            runs: 0,
+            message_count: 0,
             input_bytes: 0,
         }
     }
 
-    /// Messages that were compressed so far, those that got no smaller included. A shared frame counts once.
+    /// Returns the number of messages compressed so far, including those that did not shrink. A
+    /// shared frame counts once.
     #[must_use]
-    pub fn runs(&self) -> u64 {
-        self.runs
+    pub fn message_count(&self) -> u64 {
+        self.message_count
     }
 
     /// Returns the number of payload bytes passed to the compressor so far.
@@ -53,15 +55,15 @@ impl Deflater {
         self.input_bytes
     }
 
-    /// The compressed payload of a message, if that is worth it: `None` below the threshold, and where it would not be
-    /// smaller than the payload, unless the threshold is 0. The window is the largest.
+    /// Compresses a payload with the largest window. Returns `None` below the threshold, or if the
+    /// result would not be smaller and the threshold is not 0.
     pub(crate) fn deflate(&mut self, payload: &[u8]) -> Option<&[u8]> {
         self.deflate_with(MAX_WINDOW_BITS, payload)
     }
 
-    /// As [`Self::deflate`], with a window that one client has.
+    /// Like [`Self::deflate`], with a window that fits one client.
     fn deflate_for(&mut self, params: Params, payload: &[u8]) -> Option<&[u8]> {
-        self.deflate_with(params.compressor_bits(payload.len())?, payload)
+        self.deflate_with(params.compressor_window_bits(payload.len())?, payload)
     }
 
     fn deflate_with(&mut self, window_bits: u8, payload: &[u8]) -> Option<&[u8]> {
@@ -69,7 +71,7 @@ impl Deflater {
             return None;
         }
         self.output.clear();
-        self.output.shrink_to(KEPT_CAPACITY);
+        self.output.shrink_to(RETAINED_OUTPUT_BYTES);
         // Incompressible data is stored in blocks with five bytes of overhead each; the tail is
         // removed again. With threshold 0 the result is sent even if it is larger. Then fixed codes
         // may turn eight bits into nine, and small windows add blocks.
@@ -78,31 +80,32 @@ impl Deflater {
             _ => payload.len() / 1024,
         };
         self.output.reserve(payload.len() + overhead + 64);
-        let slot = self.streams.get_mut(usize::from(window_bits.checked_sub(MIN_WINDOW_BITS + 1)?))?;
-        self.runs += 1;
+        let stream_slot = self.streams.get_mut(usize::from(window_bits.checked_sub(MIN_WINDOW_BITS + 1)?))?;
+        self.message_count += 1;
         self.input_bytes += payload.len() as u64;
-        let stream = match slot {
+        let stream = match stream_slot {
             Some(stream) => {
                 stream.reset();
                 stream
             }
-            none => none.insert(Compress::new_with_window_bits(self.level, false, window_bits)),
+            empty => empty.insert(Compress::new_with_window_bits(self.level, false, window_bits)),
         };
         let status = stream.compress_vec(payload, &mut self.output, FlushCompress::Sync).ok()?;
-        // Without room to spare the flush may not be complete.
+        // If the output buffer is full, the flush may be incomplete.
         let is_complete = status == Status::Ok
             && stream.total_in() == payload.len() as u64
             && self.output.len() < self.output.capacity();
-        let deflated = self.output.strip_suffix(&TAIL)?;
+        let deflated = self.output.strip_suffix(&FLUSH_TAIL)?;
         let is_worth_it = deflated.len() < payload.len() || self.threshold_bytes == 0;
         (is_complete && is_worth_it).then_some(deflated)
     }
 }
 
-/// Appends a text frame to `out`, compressed if that is worth it and the client can take it. Gives the bytes that
-/// compression has saved: 0 for a frame that went uncompressed.
+/// Appends a text frame to `out`, compressed if it shrinks and fits the client's window. Returns the
+/// number of bytes saved, 0 if uncompressed.
 ///
-/// For a payload that one client gets; many share a [`Frame`](crate::frame::Frame::for_receiver).
+/// For payloads with one receiver. Many receivers share a
+/// [`Frame`](crate::frame::Frame::for_receiver).
 ///
 /// ```
 /// use deeperhub_protocol::deflate::{Config, Deflater, Inflater, negotiate, write_text_compressed};
@@ -135,17 +138,17 @@ pub fn write_text_compressed(
         return 0;
     };
     let start = out.len();
-    write_marked(out, TEXT, deflated);
+    write_rsv1(out, TEXT, deflated);
     (text_header(payload.len()).1 + payload.len()).saturating_sub(out.len() - start)
 }
 
-/// Compresses the frames that stand in `out` from `start` to its end, in their place: each message by itself, where
-/// that is worth it and the client can take it. Gives the bytes that were saved; `out` is shorter by so many. (With a threshold of 0 it can get
-/// longer; then that is 0.)
+/// Compresses the frames in `out[start..]` in place, each message separately, if it shrinks and fits
+/// the client's window. Returns the number of bytes by which `out` got shorter. With a threshold of 0
+/// `out` can grow; the result is then 0.
 ///
-/// `out[start..]` must be whole frames as the `write_…` functions of [`frame`](crate::frame) make them. Control
-/// frames, and what is compressed already, stay as they are. Replies that are shorter than the threshold cost one
-/// comparison.
+/// `out[start..]` must hold whole frames written by the `write_…` functions of
+/// [`frame`](crate::frame). Control frames and compressed frames stay unchanged. Replies shorter than
+/// the threshold cost one comparison.
 pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8>, start: usize) -> usize {
     let before = out.len();
     let mut end = before;
@@ -159,8 +162,8 @@ pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8
         let plain = out.get(payload).filter(|_| frame.is_plain_message());
         match plain.and_then(|plain| deflater.deflate_for(params, plain)) {
             Some(deflated) => {
-                let (header, header_len) = marked_header(frame.opcode(), deflated.len());
-                // All before `next` has been read. Only with a threshold of 0 can there be too little room.
+                let (header, header_len) = rsv1_header(frame.opcode(), deflated.len());
+                // All bytes before `next` have been read. Space runs short only with a threshold of 0.
                 let after = written + header_len + deflated.len();
                 let missing = after.saturating_sub(next);
                 if missing > 0 {
@@ -181,7 +184,7 @@ pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8
         }
         read = next;
     }
-    // What is no whole frame is a caller's fault, and stays.
+    // An incomplete frame is a caller's error and stays unchanged.
     out.copy_within(read..end, written);
     out.truncate(written + (end - read));
     before.saturating_sub(out.len())

@@ -2,28 +2,28 @@
 
 use std::borrow::Cow;
 
-/// One element of the list: an extension's name and its parameters.
+/// One list element: an extension's name and its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Extension<'a> {
     pub(super) name: &'a str,
     pub(super) parameters: Vec<Parameter<'a>>,
 }
 
-/// `name` or `name=value`; a quoted value stands here without its quotes.
+/// A parameter, `name` or `name=value`. The value of a quoted string is stored unquoted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Parameter<'a> {
     pub(super) name: &'a str,
     pub(super) value: Option<Cow<'a, str>>,
 }
 
-/// What is not a list of extensions.
+/// Error for a header value that is not a list of extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// Reads the value of one header line and appends its elements to `extensions`. Empty elements are
-/// skipped, as HTTP lists allow.
+/// Parses one header line and appends its elements to `extensions`. Empty elements are skipped, as
+/// HTTP lists allow.
 pub(super) fn parse<'a>(line: &'a [u8], extensions: &mut Vec<Extension<'a>>) -> Result<(), Malformed> {
-    // All of the grammar is ASCII: quoted values must be tokens too.
+    // The whole grammar is ASCII, since quoted values must be tokens too.
     let line = std::str::from_utf8(line).map_err(|_| Malformed)?;
     let mut reader = Reader { rest: line };
     loop {
@@ -40,7 +40,7 @@ pub(super) fn parse<'a>(line: &'a [u8], extensions: &mut Vec<Extension<'a>>) -> 
     }
 }
 
-/// Reads from the front of what is left. Space between the parts is passed over after each.
+/// A reader of the remaining input. Each method also skips the white space after what it read.
 struct Reader<'a> {
     rest: &'a str,
 }
@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// RFC 9110 section 5.6.2.
+/// Returns `true` if `byte` may appear in a token (RFC 9110 section 5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_list_is_malformed() {
+    fn a_header_that_is_not_a_list_is_malformed() {
         for line in [
             "foo;",
             "foo; ",

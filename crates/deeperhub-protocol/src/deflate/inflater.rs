@@ -1,31 +1,32 @@
-//! Compressed messages of clients.
+//! Decompression of incoming messages.
 
 use flate2::{Decompress, FlushDecompress, Status};
 
 use crate::frame::{FrameError, Incoming, MessageKind};
 
-/// DEFLATE's largest window: how far back a reference can reach.
+/// Size of DEFLATE's largest window: the maximum distance of a back-reference.
 const WINDOW_BYTES: usize = 32 * 1024;
 
-/// What a sender takes off the end of a message (RFC 7692 section 7.2.1), and behind it an empty final block: the
-/// message is whole exactly if the stream ends there.
-const TAIL: [u8; 9] = [0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff];
+/// The bytes that a sender removes from the end of a message (RFC 7692 section 7.2.1), followed by
+/// an empty final block. A message is complete exactly if the stream ends there.
+const MESSAGE_TAIL: [u8; 9] = [0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff];
 
-/// Room for the first output.
-const FIRST_CAPACITY: usize = 4096;
+/// Initial capacity of the output buffer in bytes.
+const INITIAL_OUTPUT_BYTES: usize = 4096;
 
-/// Output memory that is kept between messages.
-const KEPT_CAPACITY: usize = 64 * 1024;
+/// Maximum output buffer capacity kept between messages, in bytes.
+const RETAINED_OUTPUT_BYTES: usize = 64 * 1024;
 
-/// Final blocks that a message may have. Each starts the stream again and brings the window over, up to 32 KiB for
-/// two bytes of input; senders that use them at all (RFC 7692 section 7.2.3.4) make one for each flush.
+/// Maximum number of final blocks in a message. Each one restarts the stream and copies the window,
+/// up to 32 KiB for two bytes of input. Senders that use them (RFC 7692 section 7.2.3.4) write one
+/// per flush.
 const MAX_FINAL_BLOCKS: usize = 256;
 
-/// Decompresses messages: one for each worker, for any number of connections.
+/// A decompressor. One per worker serves any number of connections.
 ///
-/// It keeps nothing of a connection from one message to the next; what a connection with context takeover needs is in
-/// its [`History`]. Empty until first used, then about 46 KiB, and an output buffer of at most 64 KiB between
-/// messages.
+/// It keeps no state of a connection between messages; context takeover keeps its state in a
+/// [`History`]. It allocates on first use: about 46 KiB, plus an output buffer of at most 64 KiB
+/// between messages.
 #[derive(Debug, Default)]
 pub struct Inflater {
     stream: Option<Decompress>,
@@ -33,32 +34,33 @@ pub struct Inflater {
     window_bytes: u64,
 }
 
-/// The end of what one connection's compressed messages held, for a client that refers to its earlier messages.
+/// The sliding window of one connection with context takeover: the last decompressed bytes, to which
+/// the client's next messages may refer.
 ///
-/// Needed only where [`Params::client_no_context_takeover`](super::Params::client_no_context_takeover) is false.
-/// Empty until the first compressed message, then as many bytes as came out, up to 32 KiB.
+/// Needed only if [`Params::client_no_context_takeover`](super::Params::client_no_context_takeover)
+/// is `false`. It is empty before the first compressed message and holds at most 32 KiB.
 #[derive(Debug, Clone, Default)]
 pub struct History(Vec<u8>);
 
 impl Inflater {
-    /// Without memory yet.
+    /// Creates a decompressor without allocating.
     #[must_use]
     pub const fn new() -> Self {
         Self { stream: None, output: Vec::new(), window_bytes: 0 }
     }
 
-    /// Decompresses a message that [`Extended::Marked`](crate::frame::Extended::Marked) gave, and checks that text is
-    /// UTF-8. Returns [`Incoming::Text`] or [`Incoming::Binary`].
+    /// Decompresses the payload of an [`Extended::Encoded`](crate::frame::Extended::Encoded) and
+    /// checks that text is UTF-8. Returns [`Incoming::Text`] or [`Incoming::Binary`].
     ///
-    /// `history` is that of the connection, if its client uses context takeover. More than `max_message_bytes` are
-    /// never decompressed but for one byte, so that a message that would be larger costs no more memory than one that
-    /// is as large as allowed.
+    /// `history` is the connection's history if its client uses context takeover. Decompression
+    /// stops one byte over `max_message_bytes`, so a decompression bomb costs no more memory than
+    /// the largest allowed message.
     ///
     /// # Errors
     ///
-    /// [`FrameError::MessageTooBig`], [`FrameError::MalformedDeflate`] (also for what ends inside of a block, or has
-    /// more than 256 final blocks), [`FrameError::InvalidUtf8`]. The connection must be closed; the inflater can be
-    /// used on.
+    /// [`FrameError::MessageTooBig`], [`FrameError::InvalidUtf8`], or
+    /// [`FrameError::MalformedDeflate`] (also if the message ends inside a block or has more than 256
+    /// final blocks). The connection must be closed. The inflater stays usable.
     pub fn decode<'a>(
         &'a mut self,
         history: Option<&mut History>,
@@ -94,22 +96,22 @@ impl Inflater {
         payload: &[u8],
     ) -> Result<&[u8], FrameError> {
         self.output.clear();
-        self.output.shrink_to(KEPT_CAPACITY);
+        self.output.shrink_to(RETAINED_OUTPUT_BYTES);
         let stream = match &mut self.stream {
             Some(stream) => {
                 stream.reset(false);
                 stream
             }
-            none => none.insert(Decompress::new(false)),
+            empty => empty.insert(Decompress::new(false)),
         };
-        let mut run = Run {
+        let mut inflation = MessageInflation {
             stream,
             output: &mut self.output,
             window_bytes: &mut self.window_bytes,
             max_message_bytes,
-            before: history.as_deref().map(|h| &h.0[..]),
+            earlier: history.as_deref().map(|h| &h.0[..]),
         };
-        run.whole(payload)?;
+        inflation.inflate_message(payload)?;
         if let Some(history) = history {
             history.push(&self.output);
         }
@@ -118,20 +120,20 @@ impl Inflater {
 }
 
 impl History {
-    /// Of a connection that has sent no compressed message yet; takes no memory.
+    /// Creates the history of a new connection, without allocating.
     #[must_use]
     pub const fn new() -> Self {
         Self(Vec::new())
     }
 
-    /// Heap bytes that it holds now, at most 32 KiB.
+    /// Returns the heap bytes in use, at most 32 KiB.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         self.0.capacity()
     }
 
     fn push(&mut self, output: &[u8]) {
-        let new = tail(output, WINDOW_BYTES);
+        let new = last_bytes(output, WINDOW_BYTES);
         let surplus = (self.0.len() + new.len()).saturating_sub(WINDOW_BYTES);
         self.0.drain(..surplus);
         let needed = self.0.len() + new.len();
@@ -143,59 +145,59 @@ impl History {
     }
 }
 
-/// One message on its way.
-struct Run<'a> {
+/// The decompression of one message.
+struct MessageInflation<'a> {
     stream: &'a mut Decompress,
     output: &'a mut Vec<u8>,
     window_bytes: &'a mut u64,
     max_message_bytes: usize,
-    /// What the connection's earlier messages held.
-    before: Option<&'a [u8]>,
+    /// The end of the connection's earlier messages, with context takeover.
+    earlier: Option<&'a [u8]>,
 }
 
-/// Where a stream stopped.
-enum Stop {
+/// The reason why the stream stopped.
+enum StopReason {
     /// All input is used.
-    Input,
-    /// A final block has ended; so much of the input is left.
-    FinalBlock { left: usize },
+    InputUsed,
+    /// A final block ended with `unread` bytes of input left.
+    FinalBlock { unread: usize },
 }
 
-impl Run<'_> {
-    fn whole(&mut self, payload: &[u8]) -> Result<(), FrameError> {
-        // An empty message is the one byte of a block without content. Senders exist that leave out that too.
+impl MessageInflation<'_> {
+    fn inflate_message(&mut self, payload: &[u8]) -> Result<(), FrameError> {
+        // An empty message is one byte, an empty block. Some senders omit even that.
         if payload.is_empty() {
             return Ok(());
         }
-        self.bring_window()?;
+        self.set_window()?;
         let mut rest = payload;
         for _ in 0..=MAX_FINAL_BLOCKS {
             match self.feed(rest)? {
-                Stop::Input => {
+                StopReason::InputUsed => {
                     let len = self.output.len();
-                    return match self.feed(&TAIL)? {
-                        // Anything that came out of the tail was taken into a block that had not ended.
-                        Stop::FinalBlock { left: 0 } if self.output.len() == len => Ok(()),
+                    return match self.feed(&MESSAGE_TAIL)? {
+                        // Output from the tail means that a block had not ended and consumed it.
+                        StopReason::FinalBlock { unread: 0 } if self.output.len() == len => Ok(()),
                         _ => Err(FrameError::MalformedDeflate),
                     };
                 }
-                // Behind a final block a sender has yet to put the byte that the tail completes to an empty block;
-                // one that has forgotten it has sent all of its message.
-                Stop::FinalBlock { left: 0 } => return Ok(()),
-                Stop::FinalBlock { left } => {
-                    rest = tail(rest, left);
+                // After a final block the sender owes the byte that the tail completes to an empty
+                // block. Some senders forget it, and the message is complete without it.
+                StopReason::FinalBlock { unread: 0 } => return Ok(()),
+                StopReason::FinalBlock { unread } => {
+                    rest = last_bytes(rest, unread);
                     self.stream.reset(false);
-                    self.bring_window()?;
+                    self.set_window()?;
                 }
             }
         }
         Err(FrameError::MalformedDeflate)
     }
 
-    /// Gives a stream that starts what it may refer to: the message so far, and what was before it.
-    fn bring_window(&mut self) -> Result<(), FrameError> {
-        let own = tail(self.output, WINDOW_BYTES);
-        let before = tail(self.before.unwrap_or_default(), WINDOW_BYTES - own.len());
+    /// Loads the window of a restarted stream: the message so far, preceded by earlier messages.
+    fn set_window(&mut self) -> Result<(), FrameError> {
+        let own = last_bytes(self.output, WINDOW_BYTES);
+        let before = last_bytes(self.earlier.unwrap_or_default(), WINDOW_BYTES - own.len());
         for part in [before, own] {
             if !part.is_empty() {
                 *self.window_bytes += part.len() as u64;
@@ -205,7 +207,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn feed(&mut self, mut input: &[u8]) -> Result<Stop, FrameError> {
+    fn feed(&mut self, mut input: &[u8]) -> Result<StopReason, FrameError> {
         loop {
             if self.output.len() == self.output.capacity() {
                 self.grow()?;
@@ -213,29 +215,33 @@ impl Run<'_> {
             let before = self.stream.total_in();
             let status = self.stream.decompress_vec(input, self.output, FlushDecompress::None);
             let status = status.map_err(|_| FrameError::MalformedDeflate)?;
-            // No more than `input` was long.
+            // At most the length of `input`.
             let taken = (self.stream.total_in() - before) as usize;
             input = input.get(taken..).unwrap_or_default();
             if self.output.len() > self.max_message_bytes {
                 return Err(self.too_big());
             }
             if status == Status::StreamEnd {
-                return Ok(Stop::FinalBlock { left: input.len() });
+                return Ok(StopReason::FinalBlock { unread: input.len() });
             }
-            // With room to spare in the output, there was nothing more to be had from the input.
+            // Spare output capacity means that the input has no more output.
             if self.output.len() < self.output.capacity() {
-                return if input.is_empty() { Ok(Stop::Input) } else { Err(FrameError::MalformedDeflate) };
+                return if input.is_empty() {
+                    Ok(StopReason::InputUsed)
+                } else {
+                    Err(FrameError::MalformedDeflate)
+                };
             }
         }
     }
 
-    /// Twice the room, but not more than one byte over what is allowed, which is enough to see that it is too much.
+    /// Doubles the output buffer, up to one byte over the limit, which suffices to detect an excess.
     fn grow(&mut self) -> Result<(), FrameError> {
-        let (len, ceiling) = (self.output.len(), self.max_message_bytes.saturating_add(1));
-        if len >= ceiling {
+        let (len, max_capacity) = (self.output.len(), self.max_message_bytes.saturating_add(1));
+        if len >= max_capacity {
             return Err(self.too_big());
         }
-        let grown = len.saturating_mul(2).max(FIRST_CAPACITY).min(ceiling);
+        let grown = len.saturating_mul(2).max(INITIAL_OUTPUT_BYTES).min(max_capacity);
         self.output.reserve_exact(grown - len);
         Ok(())
     }
@@ -245,7 +251,7 @@ impl Run<'_> {
     }
 }
 
-/// The last `len` bytes, or all.
-fn tail(bytes: &[u8], len: usize) -> &[u8] {
+/// Returns the last `len` bytes, or all if there are fewer.
+fn last_bytes(bytes: &[u8], len: usize) -> &[u8] {
     bytes.get(bytes.len().saturating_sub(len)..).unwrap_or(bytes)
 }

@@ -1,10 +1,11 @@
-//! Compression of messages: `permessage-deflate` (RFC 7692), the server's side.
+//! The server side of `permessage-deflate` (RFC 7692), message compression.
 //!
-//! - [`negotiate`] chooses from what a client offers; [`Params`] are what was agreed on, and the answer.
-//! - [`Inflater`] decompresses the messages that [`FrameDecoder::next_extended`] gives as
-//!   [`Extended::Marked`], within the limit on messages.
-//! - [`Frame::for_receiver`] gives a shared frame in the form that a receiver can take, compressed once for all of
-//!   them; [`write_text_compressed`] and [`compress_frames`] compress what one connection gets.
+//! - [`negotiate`] selects one of a client's offers; [`Params`] holds the negotiated parameters.
+//! - [`Inflater`] decompresses messages that [`FrameDecoder::next_extended`] returns as
+//!   [`Extended::Encoded`], within the message size limit.
+//! - [`Frame::for_receiver`] returns the form of a shared frame that a receiver supports. The frame is
+//!   compressed once for all receivers. [`write_text_compressed`] and [`compress_frames`] compress
+//!   messages for one connection.
 //!
 //! ```
 //! use deeperhub_protocol::deflate::{Config, Deflater, Inflater, negotiate};
@@ -19,7 +20,7 @@
 //!     "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 //! );
 //!
-//! // What a client sends: "Hello", compressed, masked with zeros.
+//! // A client's message: "Hello", compressed, masked with zeros.
 //! let (mut decoder, limits) = (FrameDecoder::new(), FrameLimits::default());
 //! let mut inflater = Inflater::new(); // one for all connections of a thread
 //! let mut read = *b"\xc1\x87\0\0\0\0\xf2\x48\xcd\xc9\xc9\x07\x00";
@@ -27,14 +28,14 @@
 //! while let Some(extended) = decoder.next_extended(&limits, &mut read, &mut pos)? {
 //!     let incoming = match extended {
 //!         Extended::Plain(incoming) => incoming,
-//!         Extended::Marked { kind, payload } => {
+//!         Extended::Encoded { kind, payload } => {
 //!             inflater.decode(None, limits.max_message_bytes, kind, payload)?
 //!         }
 //!     };
 //!     assert_eq!(incoming, Incoming::Text("Hello"));
 //! }
 //!
-//! // What many clients get.
+//! // A frame for many clients.
 //! let mut deflater = Deflater::new(&config); // one for all connections of a thread
 //! let frame = Frame::text(&r#"{"type":"message","topic":"sports.football"}"#.repeat(20));
 //! let sent = frame.for_receiver(&mut deflater, params);
@@ -42,45 +43,45 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # What is agreed on
+//! # Negotiated parameters
 //!
-//! **`server_no_context_takeover`, always.** Each message of the server is compressed by itself, so that one
-//! compressed frame is right for every receiver, and no compressor (370 KiB) belongs to a connection.
+//! **`server_no_context_takeover`: always.** Each server message is compressed separately. One
+//! compressed frame therefore serves every receiver, and no connection needs a compressor (370 KiB).
 //!
-//! **`client_no_context_takeover`, unless [`Config::client_context_takeover`] is set.** An [`Inflater`] (46 KiB) then
-//! serves all connections of a thread. With takeover it still does: a connection's [`History`] holds the up to 32 KiB
-//! that its client may refer to, and nothing else is kept for it.
+//! **`client_no_context_takeover`: unless [`Config::client_context_takeover`] is set.** One
+//! [`Inflater`] (46 KiB) serves all connections of a thread. With context takeover it still does: a
+//! connection's [`History`] holds the last 32 KiB or less to which its client may refer.
 //!
-//! **`server_max_window_bits`, whatever is asked for.** Shared frames are compressed with the largest window. In a
-//! message that is no longer than the client's window nothing can refer further back than that; a longer one goes to
-//! such a client uncompressed, which is always allowed (RFC 7692 section 6). What one client gets is compressed with its
-//! own window, except for one of 8 bits, for which zlib's descendants cannot compress. No client in common use asks
-//! for less than 15.
+//! **`server_max_window_bits`: any value is accepted.** Shared frames are compressed with the largest
+//! window. A message no longer than the client's window cannot contain a reference beyond it. Longer
+//! ones go to such a client uncompressed, which is always allowed (RFC 7692 section 6). Messages for
+//! one client use that client's window, unless it is 8 bits, which zlib's descendants do not support.
+//! No common client requests less than 15.
 //!
-//! **`client_max_window_bits` is never answered.** Messages are decompressed with the largest window.
+//! **`client_max_window_bits`: never sent.** Messages are decompressed with the largest window.
 //!
-//! A compressed message is always one frame: Safari fails on compressed messages in several fragments.
+//! A compressed message is always one frame, since Safari fails on fragmented compressed messages.
 //!
-//! Compression shows through encryption: the length of a message that holds a secret beside text that an attacker
-//! chose says whether they are alike. Since messages share no context, that is so within one message only; do not
-//! put the two into one, or switch compression off.
+//! Compression leaks through encryption: if a message contains a secret and text chosen by an
+//! attacker, its length reveals whether they are similar. Messages share no context, so the leak is
+//! limited to one message. Do not put both into one message, or disable compression.
 //!
-//! # What is refused
+//! # Errors
 //!
-//! RSV1 is an error (1002) on control frames and continuations, and on any frame of a connection without agreement,
-//! which is decoded with [`FrameDecoder::next`]. A compressed message that DEFLATE cannot read, or that ends inside of
-//! a block, closes the connection with 1007; one that holds more than is allowed, with 1009, when so much has come
-//! out of it and not more; text that is not UTF-8, with 1007.
+//! RSV1 is an error (1002) on control frames, on continuations, and on any frame of a connection
+//! without a negotiated extension ([`FrameDecoder::next`]). A message that is not valid DEFLATE or ends
+//! inside a block closes the connection with 1007, as does text that is not UTF-8. A message over the
+//! limit closes it with 1009 as soon as the decompressed bytes exceed the limit.
 //!
-//! Blocks with BFINAL set are read, at the end of a message and inside (RFC 7692 section 7.2.3.4), up to 256 in a
-//! message. A message that lacks the zero byte behind its last final block, or an empty one that lacks its only byte,
-//! is taken all the same, as other servers do.
+//! Blocks with BFINAL set are accepted at the end of a message and inside it (RFC 7692 section
+//! 7.2.3.4), up to 256 per message. Like other servers, the inflater tolerates a missing zero byte
+//! after the last final block, and an empty message without its only byte.
 //!
 //! # Figures
 //!
-//! Best of three interleaved rounds, each a median of nine, on a virtual machine with two cores of an AMD EPYC that
-//! had other work too (±10 %); JSON records with ids, names, numbers and times; microseconds for one message by
-//! itself, reset included.
+//! Best of three interleaved rounds, each the median of nine runs, on a two-core AMD EPYC virtual
+//! machine with other load (±10 %). JSON records with IDs, names, numbers and times. Times are in
+//! microseconds per message, including the stream reset.
 //!
 //! | payload | zlib-rs, level 1 | 2 | 3 | 6 | miniz_oxide, level 1 | 3 | 6 |
 //! |---|---|---|---|---|---|---|---|
@@ -97,16 +98,17 @@
 //! | decompress | 11.2 | 12.8 | 12.2 | 11.1 | 18.2 | 15.7 | 13.7 |
 //! | bytes left | 4274 | 3180 | 2966 | 2720 | 3603 | 2964 | 2635 |
 //!
-//! Hence zlib-rs. Level 2: over level 1 it saves another fifth to a quarter of the bytes, for every receiver, and
-//! costs 5 to 18 µs, once in a publish (a delivery costs 5 to 6); level 3 then saves 4 to 7 % for 13 to 38 % more time.
-//! Level 1 is the better one where most messages have one receiver.
+//! zlib-rs is therefore used, at level 2. Compared to level 1 it saves another fifth to a quarter of
+//! the bytes for every receiver and costs 5 to 18 µs, once per publish (a delivery costs 5 to 6 µs).
+//! Level 3 saves another 4 to 7 % for 13 to 38 % more time. Level 1 is better if most messages have one
+//! receiver.
 //!
-//! Threshold 256: 70 bytes less, for 8 µs and 2 at the receiver, are as much as the packet's own TCP and IP
-//! headers. At 128 bytes, 18 are saved, and at 512 half.
+//! The default threshold is 256: at that size 70 bytes are saved, about the size of a packet's TCP and
+//! IP headers, for 8 µs at the server and 2 µs at the receiver. At 128 bytes 18 are saved, at 512 half.
 //!
 //! [`FrameDecoder::next_extended`]: crate::frame::FrameDecoder::next_extended
 //! [`FrameDecoder::next`]: crate::frame::FrameDecoder::next
-//! [`Extended::Marked`]: crate::frame::Extended::Marked
+//! [`Extended::Encoded`]: crate::frame::Extended::Encoded
 //! [`Frame::for_receiver`]: crate::frame::Frame::for_receiver
 
 mod deflater;

@@ -1,4 +1,4 @@
-//! Which of a client's offers is accepted, and the answer (RFC 7692 section 7.1).
+//! Negotiation of `permessage-deflate` (RFC 7692 section 7.1).
 
 use std::fmt;
 use std::num::NonZeroU8;
@@ -6,37 +6,38 @@ use std::num::NonZeroU8;
 use super::header::{self, Extension, Parameter};
 use crate::handshake::Refusal;
 
-/// The name that offers and answers carry (RFC 7692 section 7).
-const NAME: &str = "permessage-deflate";
+/// Name of the extension (RFC 7692 section 7).
+const EXTENSION_NAME: &str = "permessage-deflate";
 
 /// Window bits of DEFLATE's largest window, 32 KiB (RFC 1951 section 2).
 pub(super) const MAX_WINDOW_BITS: u8 = 15;
 
-/// Window bits of the smallest window that can be agreed on (RFC 7692 section 7.1.2.1).
+/// Window bits of the smallest window that can be negotiated (RFC 7692 section 7.1.2.1).
 pub(super) const MIN_WINDOW_BITS: u8 = 8;
 
-/// What the server offers its clients, and at what cost.
+/// Configuration of compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Whether offers are accepted at all. Default true.
+    /// Whether the server accepts offers. Default `true`.
     pub enabled: bool,
-    /// Payload bytes below which a message goes out uncompressed, which is always allowed, as does one that would not
-    /// get smaller. 0 compresses every message, even where it gets longer. Default 256. The
-    /// [module's documentation](crate::deflate#figures) has the figures.
+    /// Minimum payload length for compression, in bytes. Shorter messages, and messages that would
+    /// not shrink, are sent uncompressed, which is always allowed. 0 compresses every message, even
+    /// if it grows. Default 256. Measurements: [module documentation](crate::deflate#figures).
     pub threshold_bytes: usize,
-    /// Compression level, 1 (fast) to 9 (small); anything else is brought into that range. Default
+    /// Compression level from 1 (fast) to 9 (small); other values are clamped. Default
     /// [`Config::DEFAULT_LEVEL`].
     pub level: u8,
-    /// Whether a client may compress a message with references to its earlier ones. Default false.
+    /// Whether clients may use context takeover: messages that refer to earlier ones. Default
+    /// `false`.
     ///
-    /// That makes what a client sends smaller, and costs memory for each such connection, for as long as it lives:
-    /// as many bytes as came out of its compressed messages, up to 32 KiB ([`History`](super::History)).
+    /// Clients' messages get smaller, but each such connection holds up to 32 KiB of its
+    /// decompressed messages for its lifetime ([`History`](super::History)).
     pub client_context_takeover: bool,
 }
 
 impl Config {
-    /// The level that [`Config::default`] has.
+    /// Default compression level.
     pub const DEFAULT_LEVEL: u8 = 2;
 }
 
@@ -51,52 +52,53 @@ impl Default for Config {
     }
 }
 
-/// What one connection has agreed on. Its `Display` form is the answer's header value.
+/// The negotiated parameters of one connection. `Display` writes the response's header value.
 ///
-/// Two bytes: keep it with the connection, as an `Option`, and give it wherever a message is compressed for it.
-/// `server_no_context_takeover` is part of every agreement.
+/// It has two bytes: store it with the connection as an `Option`, and pass it when a message is
+/// compressed for the connection. `server_no_context_takeover` is part of every agreement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Params {
-    /// Answered only where it was asked for.
+    /// Present only if the client offered it.
     server_max_window_bits: Option<WindowBits>,
     client_no_context_takeover: bool,
 }
 
 impl Params {
-    /// Base-2 logarithm of the window that this client decompresses with: 8 to 15.
+    /// Returns the base-2 logarithm of the client's decompression window, 8 to 15.
     #[must_use]
     pub fn server_max_window_bits(self) -> u8 {
         self.server_max_window_bits.map_or(MAX_WINDOW_BITS, |bits| bits.0.get())
     }
 
-    /// Whether the client compresses each message by itself. Otherwise the connection needs a
-    /// [`History`](super::History).
+    /// Returns `true` if the client compresses each message separately. Otherwise the connection
+    /// needs a [`History`](super::History).
     #[must_use]
     pub fn client_no_context_takeover(self) -> bool {
         self.client_no_context_takeover
     }
 
-    /// Whether a compressed message with a payload of `plain_bytes` can be decompressed with the client's window,
-    /// whatever window it was compressed with: nothing in it can refer further back than its own start.
+    /// Returns `true` if a payload of `plain_bytes` fits the client's window. It may then be
+    /// compressed with any window: no back-reference reaches beyond the start of the message.
     #[inline]
     #[must_use]
-    pub fn can_take(self, plain_bytes: usize) -> bool {
+    pub fn fits_window(self, plain_bytes: usize) -> bool {
         match self.server_max_window_bits {
             Some(bits) if bits.0.get() < MAX_WINDOW_BITS => plain_bytes <= 1 << bits.0.get(),
             _ => true,
         }
     }
 
-    /// Window bits to compress a message of `plain_bytes` with, for this client alone: the largest window where its own
-    /// is large enough, otherwise its own. `None` for a window of 8 bits, which zlib's descendants compress for only
-    /// in name.
-    pub(super) fn compressor_bits(self, plain_bytes: usize) -> Option<u8> {
-        let bits = if self.can_take(plain_bytes) { MAX_WINDOW_BITS } else { self.server_max_window_bits() };
+    /// Returns the window bits for compressing a message of `plain_bytes` for this client: the
+    /// largest window if the message fits the client's window, otherwise the client's own. `None`
+    /// for 8 bits, which zlib and its descendants do not support for raw streams.
+    pub(super) fn compressor_window_bits(self, plain_bytes: usize) -> Option<u8> {
+        let bits =
+            if self.fits_window(plain_bytes) { MAX_WINDOW_BITS } else { self.server_max_window_bits() };
         (bits > MIN_WINDOW_BITS).then_some(bits)
     }
 
-    /// The value for the answer's `Sec-WebSocket-Extensions` header, for
-    /// [`write_accept`](crate::handshake::write_accept). Never empty.
+    /// Returns the value of the response's `Sec-WebSocket-Extensions` header, for
+    /// [`write_accept`](crate::handshake::write_accept). It is never empty.
     #[must_use]
     pub fn header_value(self) -> String {
         self.to_string()
@@ -105,7 +107,7 @@ impl Params {
 
 impl fmt::Display for Params {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{NAME}; server_no_context_takeover")?;
+        write!(f, "{EXTENSION_NAME}; server_no_context_takeover")?;
         if self.client_no_context_takeover {
             f.write_str("; client_no_context_takeover")?;
         }
@@ -116,19 +118,19 @@ impl fmt::Display for Params {
     }
 }
 
-/// Chooses from the offers in a request's `Sec-WebSocket-Extensions` headers, given line by line
-/// ([`Request::extensions`](crate::handshake::Request::extensions)), the first that is acceptable. `None`: there is
-/// none, and the connection goes on without compression and without such a header in the answer.
+/// Returns the parameters of the first acceptable offer in a request's `Sec-WebSocket-Extensions`
+/// lines ([`Request::extensions`](crate::handshake::Request::extensions)). Returns `None` if there is
+/// none: the connection then works without compression, and the response omits the header.
 ///
-/// An offer with a parameter that is unknown, stands twice or has a value that it may not have is declined, and the
-/// next is looked at (RFC 7692 section 7). Other extensions are passed over. Any window is accepted:
-/// [`Params::can_take`] says how that is kept. `client_max_window_bits` is understood and never answered, since
-/// every message is decompressed with the largest window, which then costs no connection anything.
+/// An offer with an unknown or duplicate parameter or an invalid value is declined, and the next one
+/// is tried (RFC 7692 section 7). Other extensions are ignored. Any window is accepted, see
+/// [`Params::fits_window`]. `client_max_window_bits` is accepted but never sent back: every message is
+/// decompressed with the largest window, which costs no memory per connection.
 ///
 /// # Errors
 ///
-/// 400 `bad_handshake` for a header that is not a list of extensions: RFC 6455 sections 4.2.1 and 9.1 want the
-/// connection refused, not the header ignored. A list without elements counts as absent, since some
+/// 400 `bad_handshake` for a header that is not a list of extensions: RFC 6455 sections 4.2.1 and
+/// 9.1 require refusing the connection, not ignoring the header. A list without elements counts as absent, since some
 /// gateways send an empty header if the client sent none. If compression is disabled, the header is
 /// not read.
 pub fn negotiate<'a>(
@@ -144,12 +146,12 @@ pub fn negotiate<'a>(
     if parsed.is_err() {
         return Err(Refusal::bad_handshake("The header sec-websocket-extensions is malformed."));
     }
-    Ok(extensions.iter().find_map(|extension| accept(config, extension)))
+    Ok(extensions.iter().find_map(|extension| accept_offer(config, extension)))
 }
 
-/// What is agreed on if this offer is accepted; `None` declines it.
-fn accept(config: &Config, extension: &Extension<'_>) -> Option<Params> {
-    if extension.name != NAME {
+/// Returns the parameters of an acceptable offer; `None` declines it.
+fn accept_offer(config: &Config, extension: &Extension<'_>) -> Option<Params> {
+    if extension.name != EXTENSION_NAME {
         return None;
     }
     let mut offer = Offer::default();
@@ -157,10 +159,10 @@ fn accept(config: &Config, extension: &Extension<'_>) -> Option<Params> {
         let value = value.as_deref();
         let is_first = match *name {
             "server_no_context_takeover" => {
-                none(value).map(|()| offer.server_no_context_takeover.replace(()).is_none())
+                reject_value(value).map(|()| offer.server_no_context_takeover.replace(()).is_none())
             }
             "client_no_context_takeover" => {
-                none(value).map(|()| offer.client_no_context_takeover.replace(()).is_none())
+                reject_value(value).map(|()| offer.client_no_context_takeover.replace(()).is_none())
             }
             "server_max_window_bits" => {
                 WindowBits::parse(value?).map(|bits| offer.server_max_window_bits.replace(bits).is_none())
@@ -183,7 +185,7 @@ fn accept(config: &Config, extension: &Extension<'_>) -> Option<Params> {
     })
 }
 
-/// The parameters of an offer; `Some` for those that have stood there.
+/// The parameters of an offer; `Some` if present.
 #[derive(Default)]
 struct Offer {
     server_no_context_takeover: Option<()>,
@@ -192,17 +194,17 @@ struct Offer {
     client_max_window_bits: Option<Option<WindowBits>>,
 }
 
-/// For parameters that have no value.
-fn none(value: Option<&str>) -> Option<()> {
+/// Returns `None` if a parameter that must not have a value has one.
+fn reject_value(value: Option<&str>) -> Option<()> {
     value.is_none().then_some(())
 }
 
-/// 8 to 15.
+/// Window bits, 8 to 15.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct WindowBits(NonZeroU8);
 
 impl WindowBits {
-    /// A decimal without leading zeros (RFC 7692 section 7.1.2.1).
+    /// Parses a decimal without leading zeros (RFC 7692 section 7.1.2.1).
     fn parse(value: &str) -> Option<Self> {
         let bits = match value {
             "8" => 8,
@@ -243,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_in_use_offer_is_accepted() {
+    fn offers_of_common_clients_are_accepted() {
         for offer in [
             // Chromium and Firefox, Safari, and what libraries send.
             "permessage-deflate; client_max_window_bits",
@@ -283,11 +285,11 @@ mod tests {
             check(&[&offer], Some(&format!("; server_max_window_bits={bits}")));
             let params = negotiate(&Config::default(), [offer.as_bytes()]).unwrap().unwrap();
             assert_eq!(params.server_max_window_bits(), bits);
-            assert!(params.can_take(1 << bits));
-            assert_eq!(params.can_take((1 << bits) + 1), bits == 15);
+            assert!(params.fits_window(1 << bits));
+            assert_eq!(params.fits_window((1 << bits) + 1), bits == 15);
         }
         let params = negotiate(&Config::default(), [&b"permessage-deflate"[..]]).unwrap().unwrap();
-        assert_eq!((params.server_max_window_bits(), params.can_take(usize::MAX)), (15, true));
+        assert_eq!((params.server_max_window_bits(), params.fits_window(usize::MAX)), (15, true));
     }
 
     #[test]
@@ -328,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_is_no_list_refuses_the_connection() {
+    fn a_malformed_extensions_header_refuses_the_handshake() {
         for lines in [&["permessage-deflate;"][..], &["permessage-deflate", "foo bar"], &[";"], &["\"a\""]] {
             assert_eq!(answer(&Config::default(), lines), Err(400), "{lines:?}");
         }
@@ -337,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_agreed_on_without_offers_or_when_it_is_off() {
+    fn compression_is_off_without_offers_or_when_disabled() {
         check(&[], None);
         let off = Config { enabled: false, ..Config::default() };
         assert_eq!(answer(&off, &["permessage-deflate"]), Ok(None));
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn context_takeover_is_for_clients_that_may_and_want() {
+    fn context_takeover_needs_the_setting_and_the_offer() {
         let config = Config { client_context_takeover: true, ..Config::default() };
         for (offer, expected) in [
             ("permessage-deflate", "permessage-deflate; server_no_context_takeover"),

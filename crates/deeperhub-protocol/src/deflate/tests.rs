@@ -115,7 +115,7 @@ fn a_final_block_may_end_a_message_or_stand_inside_it() {
 }
 
 #[test]
-fn what_follows_a_final_block_may_refer_to_what_was_before() {
+fn references_reach_back_across_a_final_block() {
     let words = "the same words again and again".as_bytes();
     let finished = Client::new(6, 15).compress(&[words], FlushCompress::Finish);
     let mut client = Client::new(6, 15);
@@ -154,7 +154,7 @@ fn malformed_streams_are_refused() {
 }
 
 #[test]
-fn a_message_that_was_cut_is_refused() {
+fn a_truncated_message_is_rejected() {
     let text = "It was cut somewhere, by a peer that does not flush. ".repeat(20);
     for level in [0, 1, 6] {
         let whole = Client::new(level, 15).message(text.as_bytes());
@@ -177,7 +177,7 @@ fn text_is_checked_when_it_is_decompressed() {
 }
 
 #[test]
-fn the_limit_is_on_what_comes_out() {
+fn the_limit_applies_to_decompressed_bytes() {
     let mut inflater = Inflater::new();
     for limit in [0, 1, 1000, 4095, 4096, 4097, 65_536, 100_000] {
         for (len, fits) in [(limit, true), (limit + 1, false), (10 * limit + 2, false)] {
@@ -194,7 +194,7 @@ fn the_limit_is_on_what_comes_out() {
 }
 
 #[test]
-fn a_bomb_costs_no_more_memory_than_a_message_may_have() {
+fn a_decompression_bomb_is_bounded_by_the_message_limit() {
     let bomb = Client::new(9, 15).message(&vec![0; 64 << 20]);
     assert!(bomb.len() < 70_000);
     for limit in [1000, LIMIT, 1 << 20] {
@@ -260,7 +260,7 @@ fn workers_that_race_get_the_same_bytes() {
 }
 
 #[test]
-fn frames_that_are_not_worth_it_stay_as_they_are() {
+fn frames_that_do_not_shrink_stay_uncompressed() {
     let (mut deflater, any) = (Deflater::new(&Config::default()), params("permessage-deflate"));
     let noise: Vec<u8> = std::iter::successors(Some(88_172_645_463_325_252_u64), |&n| {
         let n = n ^ (n << 13);
@@ -330,7 +330,7 @@ fn a_small_window_gets_only_what_it_can_decompress() {
 }
 
 #[test]
-fn replies_are_compressed_where_they_stand() {
+fn replies_are_compressed_in_place() {
     let (mut deflater, any) = (Deflater::new(&Config::default()), params("permessage-deflate"));
     let (long, short) = ("a long reply; ".repeat(100), "short");
     let mut out = b"before".to_vec();
@@ -357,7 +357,7 @@ fn replies_are_compressed_where_they_stand() {
 }
 
 #[test]
-fn what_is_no_frame_is_left_alone() {
+fn bytes_that_are_not_a_frame_are_unchanged() {
     let (mut deflater, any) = (Deflater::new(&Config::default()), params("permessage-deflate"));
     for junk in [
         vec![0x81; 400],
@@ -372,7 +372,7 @@ fn what_is_no_frame_is_left_alone() {
 }
 
 #[test]
-fn levels_out_of_range_are_brought_into_it() {
+fn levels_out_of_range_are_clamped() {
     for level in [0, 10, 255] {
         let config = Config { level, ..Config::default() };
         let mut out = Vec::new();
@@ -385,7 +385,7 @@ fn levels_out_of_range_are_brought_into_it() {
 }
 
 #[test]
-fn nothing_is_allocated_before_it_is_needed() {
+fn memory_is_allocated_on_first_use() {
     assert!(size_of::<Params>() <= 4 && size_of::<Option<Params>>() <= 4);
     assert_eq!(History::new().heap_bytes(), 0);
     assert_eq!(Inflater::new().output_capacity(), 0);
@@ -484,7 +484,7 @@ proptest! {
                 match found {
                     Extended::Plain(Incoming::Ping(payload)) => assert_eq!(payload, b"hi"),
                     Extended::Plain(Incoming::Binary(bytes)) => decoded.push((bytes.to_vec(), false)),
-                    Extended::Marked { kind: MessageKind::Binary, payload } => {
+                    Extended::Encoded { kind: MessageKind::Binary, payload } => {
                         let history = takeover.then_some(&mut history);
                         decoded.push((decode_with(&mut inflater, history, payload).unwrap(), true));
                     }

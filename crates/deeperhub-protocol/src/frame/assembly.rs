@@ -1,21 +1,21 @@
-//! What a decoder keeps of a connection between two reads: the part of a frame or message that has arrived.
+//! The decoder's state between reads: the received part of a frame or message.
 
-use super::header::{Header, MAX_CLIENT_HEADER, MAX_CONTROL_PAYLOAD, Opcode};
+use super::header::{Header, MAX_CLIENT_HEADER_BYTES, MAX_CONTROL_PAYLOAD_BYTES, Opcode};
 use super::mask::unmask;
 use super::utf8::Utf8Buffer;
 use super::{FrameError, FrameLimits, MessageKind};
 
-/// An incomplete frame or message, or one that has just been completed and lent to the caller.
+/// An incomplete frame or message, or a complete one that is lent to the caller.
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
     header: HeaderBytes,
     frame: Option<OpenFrame>,
-    message: Option<Message>,
+    message: Option<PartialMessage>,
     control: ControlPayload,
-    /// What the caller was given last, and so will not need any more when it comes back.
+    /// The item lent to the caller by the last call; the next call releases it.
     lent: Option<Completed>,
-    /// Number of frames opened since the last [`Self::take_frames`].
-    frames: u32,
+    /// Number of frames opened since the last [`Self::take_frame_count`].
+    opened_frames: u32,
 }
 
 /// The frame whose payload is arriving.
@@ -23,12 +23,12 @@ pub(super) struct Assembly {
 struct OpenFrame {
     opcode: Opcode,
     fin: bool,
-    /// Turned so that it starts with the next byte's.
+    /// The mask, rotated so that it starts with the next payload byte's.
     mask: [u8; 4],
     remaining: usize,
 }
 
-/// What [`Assembly::take`] has completed, to be read from the assembly.
+/// The kind of item that [`Assembly::read_payload`] completed, to be read from the assembly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Completed {
     Message,
@@ -36,7 +36,7 @@ pub(super) enum Completed {
 }
 
 impl Assembly {
-    /// Drops what was lent.
+    /// Releases the lent item.
     pub(super) fn release(&mut self) {
         match self.lent.take() {
             Some(Completed::Message) => self.message = None,
@@ -46,29 +46,29 @@ impl Assembly {
     }
 
     /// Returns the number of frames opened since the last call, and resets it.
-    pub(super) fn take_frames(&mut self) -> u32 {
-        std::mem::take(&mut self.frames)
+    pub(super) fn take_frame_count(&mut self) -> u32 {
+        std::mem::take(&mut self.opened_frames)
     }
 
-    /// Whether there is nothing to keep.
+    /// Returns `true` if there is no state to keep.
     pub(super) fn is_idle(&self) -> bool {
         self.lent.is_none() && !self.is_mid_message()
     }
 
-    /// Whether more must come before something is complete.
+    /// Returns `true` if a frame or message is incomplete.
     pub(super) fn is_mid_message(&self) -> bool {
         self.header.len > 0
             || self.frame.is_some()
             || (self.message.is_some() && self.lent != Some(Completed::Message))
     }
 
-    /// Heap bytes of the assembly and its message.
+    /// Returns the heap bytes of the assembly and its message.
     pub(super) fn heap_bytes(&self) -> usize {
         size_of::<Self>() + self.message.as_ref().map_or(0, |message| message.body.capacity())
     }
 
-    /// The message that the next data frame continues.
-    pub(super) fn message(&self) -> Option<&Message> {
+    /// Returns the message that the next data frame continues.
+    pub(super) fn message(&self) -> Option<&PartialMessage> {
         self.message.as_ref()
     }
 
@@ -84,22 +84,25 @@ impl Assembly {
         &mut self.header
     }
 
-    /// Starts to take the payload of an admitted frame, which may bring its message to `max_message_bytes`.
-    pub(super) fn open(&mut self, header: &Header, payload_len: usize, limits: &FrameLimits) {
+    /// Opens a checked frame, whose payload may grow its message up to `max_message_bytes`.
+    pub(super) fn open_frame(&mut self, header: &Header, payload_len: usize, limits: &FrameLimits) {
         let Header { opcode, fin, mask, .. } = *header;
-        self.frames = self.frames.saturating_add(1);
+        self.opened_frames = self.opened_frames.saturating_add(1);
         if !opcode.is_control() {
-            let message = self.message.get_or_insert_with(|| Message::new(header));
+            let message = self.message.get_or_insert_with(|| PartialMessage::new(header));
             message.fragments = message.fragments.saturating_add(1);
             let declared = message.received.saturating_add(payload_len);
-            message.ceiling = if fin { declared } else { limits.max_message_bytes.max(declared) };
+            message.max_capacity = if fin { declared } else { limits.max_message_bytes.max(declared) };
         }
         self.frame = Some(OpenFrame { opcode, fin, mask, remaining: payload_len });
     }
 
-    /// Takes as much of the open frame's payload as `input` starts with, and unmasks it there. Gives the length of
-    /// that, and what it completed.
-    pub(super) fn take(&mut self, input: &mut [u8]) -> Result<(usize, Option<Completed>), FrameError> {
+    /// Reads the open frame's payload from the start of `input`, unmasking it there. Returns the number
+    /// of bytes read, and the item that they completed.
+    pub(super) fn read_payload(
+        &mut self,
+        input: &mut [u8],
+    ) -> Result<(usize, Option<Completed>), FrameError> {
         let Some(frame) = &mut self.frame else { return Ok((0, None)) };
         let taken = frame.remaining.min(input.len());
         let payload = &mut input[..taken];
@@ -125,17 +128,17 @@ impl Assembly {
     }
 }
 
-/// The start of a header, until all of it has arrived.
+/// The received part of an incomplete header.
 #[derive(Debug, Default)]
 pub(super) struct HeaderBytes {
-    bytes: [u8; MAX_CLIENT_HEADER],
+    bytes: [u8; MAX_CLIENT_HEADER_BYTES],
     len: u8,
 }
 
 impl HeaderBytes {
-    /// Reads the header that starts with what is kept here and goes on in `input`; gives it with the number of bytes
-    /// that it took from `input`. When it is still not complete, all of `input` is kept.
-    pub(super) fn parse<const MARKS: bool>(
+    /// Parses the header that starts with the stored bytes and continues in `input`. Returns it with
+    /// the number of bytes used from `input`. If it is still incomplete, stores all of `input`.
+    pub(super) fn parse<const ALLOW_RSV1: bool>(
         &mut self,
         input: &[u8],
     ) -> Result<Option<(Header, usize)>, FrameError> {
@@ -143,23 +146,23 @@ impl HeaderBytes {
         let free = &mut self.bytes[kept..];
         let added = free.len().min(input.len());
         free[..added].copy_from_slice(&input[..added]);
-        let header = Header::parse::<MARKS>(&self.bytes[..kept + added])?;
-        // Without a header there were fewer bytes than the longest takes, so a length below 14.
+        let header = Header::parse::<ALLOW_RSV1>(&self.bytes[..kept + added])?;
+        // An incomplete header has fewer bytes than the longest header, so the length is below 14.
         self.len = if header.is_some() { 0 } else { (kept + added) as u8 };
         Ok(header.map(|header| (header, header.len.saturating_sub(kept))))
     }
 }
 
-/// The payload of a control frame that did not arrive in one piece.
+/// The payload of a control frame that arrives in several reads.
 #[derive(Debug)]
 struct ControlPayload {
-    bytes: [u8; MAX_CONTROL_PAYLOAD],
+    bytes: [u8; MAX_CONTROL_PAYLOAD_BYTES],
     len: u8,
 }
 
 impl Default for ControlPayload {
     fn default() -> Self {
-        Self { bytes: [0; MAX_CONTROL_PAYLOAD], len: 0 }
+        Self { bytes: [0; MAX_CONTROL_PAYLOAD_BYTES], len: 0 }
     }
 }
 
@@ -173,53 +176,54 @@ impl ControlPayload {
     }
 }
 
-/// A message of which a part has arrived, in one or more fragments.
+/// A partially received message, in one or more fragments.
 #[derive(Debug)]
-pub(super) struct Message {
+pub(super) struct PartialMessage {
     pub(super) kind: MessageKind,
     pub(super) body: Body,
     pub(super) received: usize,
     pub(super) fragments: u32,
-    /// What the buffer never outgrows: in the last fragment what all have declared together, before that the limit.
-    ceiling: usize,
+    /// Maximum buffer capacity: in the last fragment the declared length of all fragments, before that
+    /// the message limit.
+    max_capacity: usize,
 }
 
 #[derive(Debug)]
 pub(super) enum Body {
     Text(Utf8Buffer),
     Binary(Vec<u8>),
-    /// For an extension to decode: text is not checked before.
-    Marked(Vec<u8>),
+    /// A payload for an extension to decode; text is not yet checked as UTF-8.
+    Encoded(Vec<u8>),
 }
 
-impl Message {
+impl PartialMessage {
     fn new(header: &Header) -> Self {
         let kind = if header.opcode == Opcode::Text { MessageKind::Text } else { MessageKind::Binary };
         let body = match kind {
-            _ if header.marked => Body::Marked(Vec::new()),
+            _ if header.rsv1 => Body::Encoded(Vec::new()),
             MessageKind::Text => Body::Text(Utf8Buffer::default()),
             MessageKind::Binary => Body::Binary(Vec::new()),
         };
-        Self { kind, body, received: 0, fragments: 0, ceiling: 0 }
+        Self { kind, body, received: 0, fragments: 0, max_capacity: 0 }
     }
 
-    pub(super) fn is_marked(&self) -> bool {
-        matches!(self.body, Body::Marked(_))
+    pub(super) fn is_encoded(&self) -> bool {
+        matches!(self.body, Body::Encoded(_))
     }
 
     fn push(&mut self, payload: &[u8]) -> Result<(), FrameError> {
         self.received += payload.len();
         let (len, capacity) = (self.body.len(), self.body.capacity());
-        // Memory follows what has arrived, not what was declared: at most twice as much, and never more than can
-        // still come.
+        // Memory grows with the received bytes, not the declared length: at most twice as much, and
+        // never above the maximum capacity.
         let needed = self.received;
         if needed > capacity {
-            let grown = capacity.saturating_mul(2).min(self.ceiling).max(needed);
+            let grown = capacity.saturating_mul(2).min(self.max_capacity).max(needed);
             self.body.reserve_exact(grown - len);
         }
         match &mut self.body {
             Body::Text(text) => text.push(payload),
-            Body::Binary(bytes) | Body::Marked(bytes) => {
+            Body::Binary(bytes) | Body::Encoded(bytes) => {
                 bytes.extend_from_slice(payload);
                 Ok(())
             }
@@ -231,21 +235,21 @@ impl Body {
     fn len(&self) -> usize {
         match self {
             Self::Text(text) => text.len(),
-            Self::Binary(bytes) | Self::Marked(bytes) => bytes.len(),
+            Self::Binary(bytes) | Self::Encoded(bytes) => bytes.len(),
         }
     }
 
     fn capacity(&self) -> usize {
         match self {
             Self::Text(text) => text.capacity(),
-            Self::Binary(bytes) | Self::Marked(bytes) => bytes.capacity(),
+            Self::Binary(bytes) | Self::Encoded(bytes) => bytes.capacity(),
         }
     }
 
     fn reserve_exact(&mut self, additional: usize) {
         match self {
             Self::Text(text) => text.reserve_exact(additional),
-            Self::Binary(bytes) | Self::Marked(bytes) => bytes.reserve_exact(additional),
+            Self::Binary(bytes) | Self::Encoded(bytes) => bytes.reserve_exact(additional),
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Server frames (unmasked, RFC 6455 section 5.1) appended to a buffer.
+//! Encoding of server frames, which are unmasked (RFC 6455 section 5.1).
 
-use super::header::{BINARY, CLOSE, FIN, MAX_CONTROL_PAYLOAD, PING, PONG, TEXT};
+use super::header::{BINARY, CLOSE, FIN, MAX_CONTROL_PAYLOAD_BYTES, PING, PONG, TEXT};
 #[cfg(feature = "deflate")]
 use super::header::{LENGTH, OPCODE, RSV1};
 
 /// Longest header of a server frame: two bytes and a 64-bit length.
-pub(super) const MAX_SERVER_HEADER: usize = 10;
+pub(super) const MAX_SERVER_HEADER_BYTES: usize = 10;
 
 /// Appends an unfragmented text frame to `out`.
 pub fn write_text(out: &mut Vec<u8>, payload: &str) {
@@ -17,12 +17,11 @@ pub fn write_binary(out: &mut Vec<u8>, payload: &[u8]) {
     write_frame(out, BINARY, payload);
 }
 
-/// Appends an unfragmented text frame whose payload `write` appends, for payloads whose length is known only when
-/// they are written.
+/// Appends an unfragmented text frame whose payload `write` appends, for payloads of unknown length.
 ///
-/// `write` may only append to the buffer that it is given, and what it appends must be UTF-8: a peer that gets
-/// anything else closes the connection with 1007. Payloads of 126 to 65,535 bytes stay where they were written;
-/// others are moved by a few bytes, since their header is shorter or longer.
+/// `write` may only append to its buffer, and must append UTF-8: a peer closes the connection with 1007
+/// otherwise. Payloads of 126 to 65,535 bytes stay in place. Other payloads are moved by a few bytes,
+/// since their header is shorter or longer.
 ///
 /// ```
 /// let mut out = Vec::new();
@@ -30,107 +29,108 @@ pub fn write_binary(out: &mut Vec<u8>, payload: &[u8]) {
 /// assert_eq!(out, b"\x81\x05hello");
 /// ```
 pub fn write_text_with(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    const GUESS: usize = 4;
+    const RESERVED_HEADER_BYTES: usize = 4;
     let start = out.len();
-    let payload = start + GUESS;
-    out.extend_from_slice(&[0; GUESS]);
+    let payload = start + RESERVED_HEADER_BYTES;
+    out.extend_from_slice(&[0; RESERVED_HEADER_BYTES]);
     write(out);
     if out.len() < payload {
-        // A writer that took away what was not its own leaves an empty frame, not a broken stream.
+        // A writer that truncates the buffer produces an empty frame instead of a broken stream.
         out.resize(payload, 0);
     }
     let length = out.len() - payload;
     let (header, header_len) = header(TEXT, length);
-    if header_len < GUESS {
+    if header_len < RESERVED_HEADER_BYTES {
         out.copy_within(payload.., start + header_len);
         out.truncate(start + header_len + length);
-    } else if header_len > GUESS {
+    } else if header_len > RESERVED_HEADER_BYTES {
         out.resize(start + header_len + length, 0);
         out.copy_within(payload..payload + length, start + header_len);
     }
     out[start..start + header_len].copy_from_slice(&header[..header_len]);
 }
 
-/// Appends a ping. Payload over 125 bytes is a caller's fault and is cut.
+/// Appends a ping frame. A payload over 125 bytes is truncated.
 pub fn write_ping(out: &mut Vec<u8>, payload: &[u8]) {
     write_control(out, PING, payload);
 }
 
-/// Appends a pong. Payload over 125 bytes is a caller's fault and is cut.
+/// Appends a pong frame. A payload over 125 bytes is truncated.
 pub fn write_pong(out: &mut Vec<u8>, payload: &[u8]) {
     write_control(out, PONG, payload);
 }
 
 /// Appends a close frame.
 ///
-/// `None` makes an empty close frame, the answer to an empty one; `reason` is then left out, as it cannot stand
-/// without a code. A reason over 123 bytes is cut at a character boundary.
+/// `None` writes an empty close frame, the reply to an empty one, and ignores `reason`, which requires a
+/// code. A reason over 123 bytes is truncated at a character boundary.
 pub fn write_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
     let Some(code) = code else { return write_control(out, CLOSE, &[]) };
-    let reason = &reason[..reason.floor_char_boundary(MAX_CONTROL_PAYLOAD - 2)];
+    let reason = &reason[..reason.floor_char_boundary(MAX_CONTROL_PAYLOAD_BYTES - 2)];
     let (header, header_len) = header(CLOSE, 2 + reason.len());
     out.extend_from_slice(&header[..header_len]);
     out.extend_from_slice(&code.to_be_bytes());
     out.extend_from_slice(reason.as_bytes());
 }
 
-/// Header of an unfragmented text frame whose payload has `length` bytes, and how much of the array it is.
-pub(crate) fn text_header(length: usize) -> ([u8; MAX_SERVER_HEADER], usize) {
+/// Returns the header of an unfragmented text frame with a payload of `length` bytes, and the header's
+/// length in the array.
+pub(crate) fn text_header(length: usize) -> ([u8; MAX_SERVER_HEADER_BYTES], usize) {
     header(TEXT, length)
 }
 
-/// A server frame in front of other bytes.
+/// The header fields of a server frame at the start of a buffer.
 #[cfg(feature = "deflate")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ServerFrame {
-    first: u8,
+    first_byte: u8,
     pub(crate) header_len: usize,
     pub(crate) payload_len: usize,
 }
 
 #[cfg(feature = "deflate")]
 impl ServerFrame {
-    /// Whether this is a whole text or binary message that no extension has touched.
+    /// Returns `true` for an unfragmented text or binary message that no extension encoded.
     pub(crate) fn is_plain_message(self) -> bool {
-        self.first == FIN | TEXT || self.first == FIN | BINARY
+        self.first_byte == FIN | TEXT || self.first_byte == FIN | BINARY
     }
 
     pub(crate) fn opcode(self) -> u8 {
-        self.first & OPCODE
+        self.first_byte & OPCODE
     }
 }
 
-/// The frame that `bytes` start with, if it is whole and as the `write_…` functions make them.
+/// Parses the server frame at the start of `bytes`. Returns `None` if it is incomplete or masked.
 #[cfg(feature = "deflate")]
 pub(crate) fn server_frame(bytes: &[u8]) -> Option<ServerFrame> {
     let (&[first, length], rest) = bytes.split_first_chunk()?;
     let (header_len, payload_len) = match length {
         126 => (4, usize::from(u16::from_be_bytes(*rest.first_chunk()?))),
         127 => (10, usize::try_from(u64::from_be_bytes(*rest.first_chunk()?)).ok()?),
-        // With the mask bit it is a client's.
+        // The mask bit marks a client's frame.
         length => (2, (length <= LENGTH).then_some(usize::from(length))?),
     };
     (payload_len <= bytes.len().checked_sub(header_len)?).then_some(ServerFrame {
-        first,
+        first_byte: first,
         header_len,
         payload_len,
     })
 }
 
-/// As [`header`], marked with RSV1.
+/// Like [`header`], with RSV1 set.
 #[cfg(feature = "deflate")]
-pub(crate) fn marked_header(opcode: u8, length: usize) -> ([u8; MAX_SERVER_HEADER], usize) {
+pub(crate) fn rsv1_header(opcode: u8, length: usize) -> ([u8; MAX_SERVER_HEADER_BYTES], usize) {
     header(RSV1 | opcode, length)
 }
 
-/// Appends an unfragmented frame that is marked with RSV1. (One frame also for a large message: Safari fails on
-/// compressed messages in several.)
+/// Appends an unfragmented frame with RSV1 set. Large messages are one frame too, since Safari fails on
+/// fragmented compressed messages.
 #[cfg(feature = "deflate")]
-pub(crate) fn write_marked(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+pub(crate) fn write_rsv1(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     write_frame(out, RSV1 | opcode, payload);
 }
 
-/// Length of the shortest header for a payload of `length` bytes.
+/// Returns the length of the shortest header for a payload of `length` bytes.
 pub(super) fn header_len(length: usize) -> usize {
     header(TEXT, length).1
 }
@@ -143,14 +143,14 @@ pub(super) fn write_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
 }
 
 fn write_control(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
-    write_frame(out, opcode, payload.get(..MAX_CONTROL_PAYLOAD).unwrap_or(payload));
+    write_frame(out, opcode, payload.get(..MAX_CONTROL_PAYLOAD_BYTES).unwrap_or(payload));
 }
 
-/// The shortest header for a payload of `length` bytes, and how much of the array it is.
-fn header(opcode: u8, length: usize) -> ([u8; MAX_SERVER_HEADER], usize) {
-    let mut header = [0; MAX_SERVER_HEADER];
+/// Returns the shortest header for a payload of `length` bytes, and its length in the array.
+fn header(opcode: u8, length: usize) -> ([u8; MAX_SERVER_HEADER_BYTES], usize) {
+    let mut header = [0; MAX_SERVER_HEADER_BYTES];
     header[0] = FIN | opcode;
-    if length <= MAX_CONTROL_PAYLOAD {
+    if length <= MAX_CONTROL_PAYLOAD_BYTES {
         header[1] = length as u8;
         (header, 2)
     } else if let Ok(length) = u16::try_from(length) {
@@ -160,7 +160,7 @@ fn header(opcode: u8, length: usize) -> ([u8; MAX_SERVER_HEADER], usize) {
     } else {
         header[1] = 127;
         header[2..].copy_from_slice(&(length as u64).to_be_bytes());
-        (header, MAX_SERVER_HEADER)
+        (header, MAX_SERVER_HEADER_BYTES)
     }
 }
 

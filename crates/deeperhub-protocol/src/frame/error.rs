@@ -1,18 +1,18 @@
-//! What is wrong with a client's frames.
+//! Errors in client frames.
 
 use crate::{CloseCode, CloseReason};
 
-/// What a peer did against RFC 6455 or over a limit. The connection must be closed with [`Self::close_reason`].
+/// A violation of RFC 6455 or of a limit. Close the connection with [`Self::close_reason`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// A client's frame came without a mask (RFC 6455 section 5.1).
+    /// A client frame is not masked (RFC 6455 section 5.1).
     #[error("frame is not masked")]
     Unmasked,
-    /// A reserved bit is set that no negotiated extension uses there (RFC 6455 section 5.2).
+    /// A reserved bit is set without a negotiated extension that uses it (RFC 6455 section 5.2).
     #[error("reserved bits are set")]
     ReservedBits,
-    /// The opcode has no meaning (RFC 6455 section 5.2).
+    /// The opcode is reserved (RFC 6455 section 5.2).
     #[error("opcode {opcode} is reserved")]
     ReservedOpcode {
         /// 3 to 7 or 11 to 15.
@@ -24,43 +24,43 @@ pub enum FrameError {
     /// A close, ping or pong frame declares more than 125 bytes (RFC 6455 section 5.5).
     #[error("control frame is over 125 bytes")]
     ControlTooLong,
-    /// The length stands in more bytes than it needs (RFC 6455 section 5.2).
+    /// The length is not encoded in its shortest form (RFC 6455 section 5.2).
     #[error("length is not in its shortest form")]
     LengthNotMinimal,
     /// A 64-bit length has its top bit set (RFC 6455 section 5.2).
     #[error("length has its top bit set")]
     LengthOutOfRange,
-    /// A continuation frame came where no message is under way (RFC 6455 section 5.4).
-    #[error("continuation of no message")]
+    /// A continuation frame arrived outside a fragmented message (RFC 6455 section 5.4).
+    #[error("continuation frame without a message")]
     UnexpectedContinuation,
-    /// A text or binary frame came before the fragmented message ahead of it was complete (RFC 6455 section 5.4).
-    #[error("new message inside a fragmented one")]
+    /// A text or binary frame arrived inside a fragmented message (RFC 6455 section 5.4).
+    #[error("new message inside a fragmented message")]
     UnfinishedMessage,
     /// The body of a close frame is one byte, too short for a code (RFC 6455 section 5.5.1).
-    #[error("close frame has half a code")]
+    #[error("close frame is too short for a code")]
     CloseTooShort,
     /// A close frame has a code that must not be sent (RFC 6455 section 7.4).
     #[error("close code {code} is not allowed")]
     CloseCodeNotAllowed {
-        /// The code as it came.
+        /// The received code.
         code: u16,
     },
     /// A text message or the reason of a close frame is not UTF-8 (RFC 6455 section 8.1).
     #[error("text is not UTF-8")]
     InvalidUtf8,
-    /// A compressed message does not hold what DEFLATE wants (RFC 7692 section 7.2.2).
+    /// A compressed message is not valid DEFLATE (RFC 7692 section 7.2.2).
     #[cfg(feature = "deflate")]
     #[error("compressed message is malformed")]
     MalformedDeflate,
-    /// A message, all its fragments together, is longer than allowed. Known from declared lengths, before it came; of
-    /// a compressed message, while it is decompressed.
+    /// A message, summed over its fragments, exceeds the limit. Declared lengths are checked before the
+    /// payload arrives, compressed messages also while they are decompressed.
     #[error("message is over {limit} bytes")]
     MessageTooBig {
         /// [`FrameLimits::max_message_bytes`](super::FrameLimits::max_message_bytes).
         limit: usize,
     },
-    /// A message is in more fragments than allowed.
-    #[error("message is in more than {limit} fragments")]
+    /// A message has more fragments than allowed.
+    #[error("message has more than {limit} fragments")]
     TooManyFragments {
         /// [`FrameLimits::max_fragments`](super::FrameLimits::max_fragments).
         limit: u32,
@@ -68,10 +68,13 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// The code and the words to close with: 1007 for text that is not UTF-8 and for a compressed message that cannot
-    /// be decompressed (RFC 7692 names no code; "data not consistent with its type" fits best), 1009 for a message over a limit of
-    /// bytes or fragments (the same message would fail again, so a client should not come back by itself), 1002 for
-    /// the rest.
+    /// Returns the reason to close the connection with:
+    ///
+    /// - 1007 for text that is not UTF-8, and for a compressed message that cannot be decompressed.
+    ///   RFC 7692 names no code; "data not consistent with its type" fits best.
+    /// - 1009 for a message over a limit on bytes or fragments. The same message would fail again, so
+    ///   a client should not reconnect automatically.
+    /// - 1002 for all other errors.
     pub fn close_reason(self) -> CloseReason {
         let (code, text) = match self {
             Self::InvalidUtf8 => (CloseCode::InvalidUtf8, "text is not UTF-8"),
@@ -88,9 +91,9 @@ impl FrameError {
             Self::ControlTooLong => (CloseCode::ProtocolError, "control frame is over 125 bytes"),
             Self::LengthNotMinimal => (CloseCode::ProtocolError, "length is not in its shortest form"),
             Self::LengthOutOfRange => (CloseCode::ProtocolError, "length has its top bit set"),
-            Self::UnexpectedContinuation => (CloseCode::ProtocolError, "continuation of no message"),
-            Self::UnfinishedMessage => (CloseCode::ProtocolError, "new message inside a fragmented one"),
-            Self::CloseTooShort => (CloseCode::ProtocolError, "close frame has half a code"),
+            Self::UnexpectedContinuation => (CloseCode::ProtocolError, "continuation frame without a message"),
+            Self::UnfinishedMessage => (CloseCode::ProtocolError, "new message inside a fragmented message"),
+            Self::CloseTooShort => (CloseCode::ProtocolError, "close frame is too short for a code"),
         };
         CloseReason::new(code, text)
     }

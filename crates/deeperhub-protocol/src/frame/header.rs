@@ -1,7 +1,7 @@
-//! The header of a client's frame (RFC 6455 section 5.2).
+//! The header of a client frame (RFC 6455 section 5.2).
 //!
-//! Read by hand rather than with tungstenite's `FrameHeader::parse`: that goes through `Cursor` and `Read`, takes the
-//! longer forms of a length where a shorter one would do, and reports what is wrong only when the header is complete.
+//! tungstenite's `FrameHeader::parse` is not used: it goes through `Cursor` and `Read`, accepts lengths
+//! that are not in their shortest form, and reports errors only when the header is complete.
 
 use super::FrameError;
 
@@ -19,13 +19,13 @@ pub(super) const CLOSE: u8 = 0x8;
 pub(super) const PING: u8 = 0x9;
 pub(super) const PONG: u8 = 0xa;
 
-/// Longest payload of a control frame, and longest that fits a header of two bytes.
-pub(super) const MAX_CONTROL_PAYLOAD: usize = 125;
+/// Maximum payload of a control frame, and of a frame with a two-byte server header.
+pub(super) const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
 
-/// Longest header of a client's frame: two bytes, a 64-bit length and the mask.
-pub(super) const MAX_CLIENT_HEADER: usize = 14;
+/// Maximum length of a client frame's header: two bytes, a 64-bit length and the mask.
+pub(super) const MAX_CLIENT_HEADER_BYTES: usize = 14;
 
-/// What a frame is; reserved opcodes have no variant.
+/// The opcode of a frame, without the reserved ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Opcode {
@@ -44,27 +44,27 @@ impl Opcode {
     }
 }
 
-/// A complete and correct header.
+/// A complete and valid frame header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) opcode: Opcode,
     pub(super) fin: bool,
-    /// RSV1, which only the first frame of a data message can have.
-    pub(super) marked: bool,
+    /// RSV1, allowed only on the first frame of a data message.
+    pub(super) rsv1: bool,
     pub(super) mask: [u8; 4],
-    /// Length of the header itself.
+    /// Length of the header in bytes.
     pub(super) len: usize,
     /// Declared length of the payload, below 2^63.
     pub(super) payload_len: u64,
 }
 
 impl Header {
-    /// Reads a header from the start of `bytes`; `None` when it is not complete.
+    /// Parses a header from the start of `bytes`. Returns `None` if it is incomplete.
     ///
-    /// What the first two bytes say wrong is an error as soon as they are there. `MARKS`: whether an extension uses
-    /// RSV1.
+    /// Errors in the first two bytes are reported as soon as those have arrived. `ALLOW_RSV1` says
+    /// whether an extension uses RSV1.
     #[inline]
-    pub(super) fn parse<const MARKS: bool>(bytes: &[u8]) -> Result<Option<Self>, FrameError> {
+    pub(super) fn parse<const ALLOW_RSV1: bool>(bytes: &[u8]) -> Result<Option<Self>, FrameError> {
         let Some(&[first, second]) = bytes.first_chunk() else { return Ok(None) };
         let opcode = match first & OPCODE {
             CONTINUATION => Opcode::Continuation,
@@ -77,8 +77,8 @@ impl Header {
         };
         let fin = first & FIN != 0;
         let starts_message = matches!(opcode, Opcode::Text | Opcode::Binary);
-        let marked = MARKS && first & RSV1 != 0 && starts_message;
-        if first & RSV != 0 && !(marked && first & RSV == RSV1) {
+        let rsv1 = ALLOW_RSV1 && first & RSV1 != 0 && starts_message;
+        if first & RSV != 0 && !(rsv1 && first & RSV == RSV1) {
             return Err(FrameError::ReservedBits);
         }
         if second & MASKED == 0 {
@@ -89,7 +89,7 @@ impl Header {
             if !fin {
                 return Err(FrameError::FragmentedControl);
             }
-            if length > MAX_CONTROL_PAYLOAD as u8 {
+            if length > MAX_CONTROL_PAYLOAD_BYTES as u8 {
                 return Err(FrameError::ControlTooLong);
             }
         }
@@ -97,14 +97,14 @@ impl Header {
             126 => {
                 let Some(&[_, _, a, b, ref mask @ ..]) = bytes.first_chunk::<8>() else { return Ok(None) };
                 let payload_len = u16::from_be_bytes([a, b]);
-                if payload_len <= MAX_CONTROL_PAYLOAD as u16 {
+                if payload_len <= MAX_CONTROL_PAYLOAD_BYTES as u16 {
                     return Err(FrameError::LengthNotMinimal);
                 }
                 (8, u64::from(payload_len), *mask)
             }
             127 => {
                 let Some(&[_, _, a, b, c, d, e, f, g, h, ref mask @ ..]) =
-                    bytes.first_chunk::<MAX_CLIENT_HEADER>()
+                    bytes.first_chunk::<MAX_CLIENT_HEADER_BYTES>()
                 else {
                     return Ok(None);
                 };
@@ -115,14 +115,14 @@ impl Header {
                 if payload_len >> 63 != 0 {
                     return Err(FrameError::LengthOutOfRange);
                 }
-                (MAX_CLIENT_HEADER, payload_len, *mask)
+                (MAX_CLIENT_HEADER_BYTES, payload_len, *mask)
             }
             _ => {
                 let Some(&[_, _, ref mask @ ..]) = bytes.first_chunk::<6>() else { return Ok(None) };
                 (6, u64::from(length), *mask)
             }
         };
-        Ok(Some(Self { opcode, fin, marked, mask, len, payload_len }))
+        Ok(Some(Self { opcode, fin, rsv1, mask, len, payload_len }))
     }
 }
 
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_of_the_first_two_bytes_need_no_more() {
+    fn errors_in_the_first_two_bytes_are_reported_at_once() {
         for (bytes, error) in [
             ([0x81, 0x05], FrameError::Unmasked),
             ([0x83, 0x80], FrameError::ReservedOpcode { opcode: 3 }),
@@ -187,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn rsv1_is_an_extension_s_on_the_first_frame_of_a_message() {
+    fn rsv1_is_allowed_only_on_the_first_frame_of_a_message() {
         let parse = Header::parse::<true>;
         for first in [0xc1, 0x42] {
-            assert!(parse(&[first, 0x80, 0, 0, 0, 0]).unwrap().unwrap().marked);
+            assert!(parse(&[first, 0x80, 0, 0, 0, 0]).unwrap().unwrap().rsv1);
         }
-        assert!(!parse(&[0x81, 0x80, 0, 0, 0, 0]).unwrap().unwrap().marked);
+        assert!(!parse(&[0x81, 0x80, 0, 0, 0, 0]).unwrap().unwrap().rsv1);
         for first in [0xc0, 0xc8, 0xc9, 0xd1, 0xe1, 0xf1, 0xa1, 0x91] {
             assert_eq!(parse(&[first, 0x80, 0, 0, 0, 0]), Err(FrameError::ReservedBits), "{first:x}");
         }

@@ -1,40 +1,40 @@
-//! What a peer said.
+//! Decoded messages and control frames.
 
 use super::FrameError;
 use super::header::Opcode;
 
-/// One thing that a peer said, borrowed from the input or from the decoder.
+/// A decoded message or control frame, borrowed from the input or from the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Incoming<'a> {
-    /// A text message, all its fragments together.
+    /// A text message, joined from its fragments.
     Text(&'a str),
-    /// A binary message, all its fragments together.
+    /// A binary message, joined from its fragments.
     Binary(&'a [u8]),
-    /// A ping: at most 125 bytes, to be answered with a pong of the same.
+    /// A ping of at most 125 bytes. Reply with a pong of the same payload.
     Ping(&'a [u8]),
-    /// A pong: at most 125 bytes.
+    /// A pong of at most 125 bytes.
     Pong(&'a [u8]),
-    /// The peer closes: code and reason, or `None` for a close frame without a body. The code was checked (RFC 6455
+    /// A close frame: code and reason, or `None` if it has no body. The code is valid (RFC 6455
     /// section 7.4).
     Close(Option<(u16, &'a str)>),
 }
 
-/// What a peer said on a connection with an extension that marks messages with RSV1, such as `permessage-deflate`
-/// (RFC 7692 section 6).
+/// A decoded item on a connection with an extension that marks messages with RSV1, such as
+/// `permessage-deflate` (RFC 7692 section 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extended<'a> {
-    /// Something that the extension left alone.
+    /// A message or control frame without RSV1.
     Plain(Incoming<'a>),
-    /// A message that the extension must decode, all its fragments together.
-    Marked {
-        /// What the decoded message is. If text, then the caller must check that it is UTF-8.
+    /// A message with RSV1, joined from its fragments, that the extension must decode.
+    Encoded {
+        /// The kind of the decoded message. The caller must check that decoded text is UTF-8.
         kind: MessageKind,
-        /// As it was sent, unmasked.
+        /// The encoded payload, unmasked.
         payload: &'a [u8],
     },
 }
 
-/// The two kinds of messages.
+/// The two kinds of data messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageKind {
     /// UTF-8.
@@ -44,32 +44,32 @@ pub enum MessageKind {
 }
 
 impl<'a> Incoming<'a> {
-    /// What a whole, unmasked control frame says.
+    /// Converts a whole, unmasked control frame.
     pub(super) fn control(opcode: Opcode, payload: &'a [u8]) -> Result<Self, FrameError> {
         match opcode {
             Opcode::Ping => Ok(Self::Ping(payload)),
             Opcode::Pong => Ok(Self::Pong(payload)),
-            _ => close(payload).map(Self::Close),
+            _ => parse_close_body(payload).map(Self::Close),
         }
     }
 }
 
-/// Reads the body of a close frame (RFC 6455 section 5.5.1).
-fn close(body: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
+/// Parses the body of a close frame (RFC 6455 section 5.5.1).
+fn parse_close_body(body: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
     let Some((code, reason)) = body.split_first_chunk() else {
         return if body.is_empty() { Ok(None) } else { Err(FrameError::CloseTooShort) };
     };
     let code = u16::from_be_bytes(*code);
-    if !may_be_sent(code) {
+    if !is_sendable_close_code(code) {
         return Err(FrameError::CloseCodeNotAllowed { code });
     }
     let reason = std::str::from_utf8(reason).map_err(|_| FrameError::InvalidUtf8)?;
     Ok(Some((code, reason)))
 }
 
-/// Whether a close frame may have this code: RFC 6455 section 7.4 and the registry that it opened, which has since
-/// taken in 1012 to 1014. The codes left out below 1015 mean "there was no code".
-fn may_be_sent(code: u16) -> bool {
+/// Returns `true` if a close frame may carry `code`: RFC 6455 section 7.4 and its IANA registry, which has
+/// since added 1012 to 1014. The excluded codes below 1015 are reserved or never sent on the wire.
+fn is_sendable_close_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn close_codes_are_those_that_may_be_sent() {
+    fn only_sendable_close_codes_are_accepted() {
         for (codes, allowed) in [
             (0..=999, false),
             (1000..=1003, true),
@@ -89,7 +89,7 @@ mod tests {
             (5000..=u16::MAX, false),
         ] {
             for code in codes {
-                let result = close(&code.to_be_bytes()).map(|close| close.map(|(code, _)| code));
+                let result = parse_close_body(&code.to_be_bytes()).map(|close| close.map(|(code, _)| code));
                 let expected =
                     if allowed { Ok(Some(code)) } else { Err(FrameError::CloseCodeNotAllowed { code }) };
                 assert_eq!(result, expected);
@@ -99,12 +99,12 @@ mod tests {
 
     #[test]
     fn a_close_body_is_empty_or_has_a_code_and_utf8() {
-        assert_eq!(close(b""), Ok(None));
-        assert_eq!(close(b"\x03"), Err(FrameError::CloseTooShort));
-        assert_eq!(close(b"\x03\xe8"), Ok(Some((1000, ""))));
-        assert_eq!(close("\x0b\u{38}".as_bytes()).ok(), None, "2872 is reserved");
-        assert_eq!(close(b"\x0f\xa0gr\xc3\xbc\xc3\x9fe"), Ok(Some((4000, "grüße"))));
-        assert_eq!(close(b"\x03\xe8\xff"), Err(FrameError::InvalidUtf8));
-        assert_eq!(close(b"\x03\xe8\xc3"), Err(FrameError::InvalidUtf8));
+        assert_eq!(parse_close_body(b""), Ok(None));
+        assert_eq!(parse_close_body(b"\x03"), Err(FrameError::CloseTooShort));
+        assert_eq!(parse_close_body(b"\x03\xe8"), Ok(Some((1000, ""))));
+        assert_eq!(parse_close_body("\x0b\u{38}".as_bytes()).ok(), None, "2872 is reserved");
+        assert_eq!(parse_close_body(b"\x0f\xa0gr\xc3\xbc\xc3\x9fe"), Ok(Some((4000, "grüße"))));
+        assert_eq!(parse_close_body(b"\x03\xe8\xff"), Err(FrameError::InvalidUtf8));
+        assert_eq!(parse_close_body(b"\x03\xe8\xc3"), Err(FrameError::InvalidUtf8));
     }
 }

@@ -1,14 +1,14 @@
-//! RFC 6455 frames: an incremental decoder for what clients send, and shared frames for what the server sends.
+//! RFC 6455 frames: an incremental decoder for client frames, and shared server frames.
 //!
-//! - [`FrameDecoder`] takes the bytes of one connection as they were read and gives the messages in them. It unmasks
-//!   in place and lends messages out of the caller's buffer; only what is incomplete is copied.
-//! - [`Frame`] is a server frame that is encoded once and sent to many connections; the `write_…` functions append a
-//!   frame for one connection to its buffer.
+//! - [`FrameDecoder`] decodes the messages in the bytes read from one connection. It unmasks in place and
+//!   borrows messages from the caller's buffer. Only incomplete messages are copied.
+//! - [`Frame`] is a server frame, encoded once and sent to many connections. The `write_…` functions
+//!   append a frame for one connection to its buffer.
 //!
 //! ```
 //! use deeperhub_protocol::frame::{FrameDecoder, FrameLimits, Incoming, write_text};
 //!
-//! // What a socket gave: a masked text frame, whole.
+//! // Bytes read from a socket: one masked text frame.
 //! let mut input = *b"\x81\x82\x01\x02\x03\x04ik";
 //! let (mut decoder, limits) = (FrameDecoder::new(), FrameLimits::default());
 //! let (mut pos, mut answer) = (0, Vec::new());
@@ -36,7 +36,7 @@ mod utf8;
 pub use decoder::{FrameDecoder, FrameLimits};
 pub(crate) use encode::text_header;
 #[cfg(feature = "deflate")]
-pub(crate) use encode::{marked_header, server_frame, write_marked};
+pub(crate) use encode::{rsv1_header, server_frame, write_rsv1};
 pub use encode::{write_binary, write_close, write_ping, write_pong, write_text, write_text_with};
 pub use error::FrameError;
 #[cfg(feature = "deflate")]

@@ -1,4 +1,4 @@
-//! A server frame that many connections share.
+//! A server frame shared by many connections.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,49 +10,50 @@ use super::header::{BINARY, TEXT};
 #[cfg(feature = "deflate")]
 use crate::deflate::{Deflater, Params};
 
-/// A complete server frame (header and payload), made once and shared by all its receivers.
+/// A complete server frame (header and payload), encoded once and shared by all its receivers.
 ///
-/// Eight bytes to hold, one reference count to clone. Its bytes never change, and its `Debug` form does not show them.
+/// A handle is eight bytes, and a clone is one reference count. The bytes never change. `Debug` does not
+/// show them.
 #[derive(Clone)]
-pub struct Frame(Arc<Inner>);
+pub struct Frame(Arc<Handle>);
 
 // Two levels, so that a handle is one pointer and each worker can count its own references (`Frame::fork`).
-struct Inner {
+struct Handle {
     content: Arc<Content>,
-    /// This fork's own handle of the content's compressed form, so that its references are counted apart too.
+    /// This fork's handle of the compressed content, so that its references are counted separately.
     #[cfg(feature = "deflate")]
     deflated: OnceLock<Option<Frame>>,
 }
 
-/// What all forks share.
+/// The content shared by all forks.
 struct Content {
     bytes: Vec<u8>,
-    /// The compressed form, made at first need by whoever needs it first; `None` where it is not worth it.
+    /// The compressed form, made on first use; `None` if compression does not pay off.
     #[cfg(feature = "deflate")]
     deflated: OnceLock<Option<Arc<Self>>>,
 }
 
 impl Frame {
-    /// One unfragmented, unmasked text frame.
+    /// Encodes one unfragmented, unmasked text frame.
     pub fn text(payload: &str) -> Self {
         Self::encode(TEXT, payload.as_bytes())
     }
 
-    /// One unfragmented, unmasked binary frame.
+    /// Encodes one unfragmented, unmasked binary frame.
     pub fn binary(payload: &[u8]) -> Self {
         Self::encode(BINARY, payload)
     }
 
-    /// From bytes that are already one or more complete frames.
+    /// Copies bytes that already are one or more complete frames.
     pub fn from_encoded(bytes: &[u8]) -> Self {
         Self::from_bytes(bytes.to_vec())
     }
 
-    /// From what `write` appends to an empty buffer, which must be one or more complete frames, as the `write_…`
-    /// functions of this module make them.
+    /// Creates a frame from the bytes that `write` appends to an empty buffer. They must be one or more
+    /// complete frames, as written by the `write_…` functions of this module.
     ///
-    /// The buffer becomes the frame without being copied. `capacity` is how many bytes it has room for at first:
-    /// best is exactly what will be written, header included. What is far too much is given back.
+    /// The buffer becomes the frame without a copy. `capacity` is the initial capacity in bytes, ideally
+    /// the exact length including the header. A large excess is released.
     ///
     /// ```
     /// use deeperhub_protocol::frame::{Frame, write_text};
@@ -63,46 +64,51 @@ impl Frame {
     pub fn encode_with(capacity: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut buffer = Vec::with_capacity(capacity);
         write(&mut buffer);
-        // A frame may wait in many queues for long: an eighth and a few bytes are not worth a reallocation, more is.
+        // A frame may wait in queues for a long time. An excess over an eighth plus 64 bytes is worth a
+        // reallocation.
         if buffer.capacity() - buffer.len() > buffer.len() / 8 + 64 {
             buffer.shrink_to_fit();
         }
         Self::from_bytes(buffer)
     }
 
-    /// The frame as it goes over the wire.
+    /// Returns the frame's bytes on the wire.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0.content.bytes
     }
 
-    /// Bytes on the wire, header included.
+    /// Returns the length on the wire, header included.
     #[inline]
     pub fn len(&self) -> usize {
         self.0.content.bytes.len()
     }
 
-    /// Whether there is nothing to send. A frame has a header, so only [`Self::from_encoded`] and
-    /// [`Self::encode_with`] of nothing are empty.
+    /// Returns `true` if there are no bytes to send. Frames have a header, so only [`Self::from_encoded`]
+    /// and [`Self::encode_with`] without bytes are empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.content.bytes.is_empty()
     }
 
-    /// The same bytes behind a reference count of their own, so that another thread's
-    /// clones don't contend for this one's cache line.
+    /// Returns the same frame with a separate reference count, so that clones on another thread do not
+    /// contend for this one's cache line.
     pub fn fork(&self) -> Self {
-        Self::of(Arc::clone(&self.0.content))
+        Self::from_content(Arc::clone(&self.0.content))
     }
 
-    /// What to send to a client that has agreed on `params`: the compressed form of this frame, or the frame itself
-    /// where that is uncompressed for good reason: below the threshold, not smaller when compressed (unless the threshold
-    /// is 0, with which all is compressed), too long for the client's window ([`Params::can_take`]), or not one whole
-    /// message.
+    /// Returns the form of this frame for a client with `params`: the compressed form, or the frame
+    /// itself in one of these cases:
     ///
-    /// The form is made when the first receiver needs it and only then, once for all forks: a worker that comes while
-    /// another compresses waits for that. The decision against it is remembered likewise. Compression has saved
-    /// `frame.len() - frame.for_receiver(…).len()` bytes (less than none, where a threshold of 0 made it grow), and the frame keeps both forms while it lives.
+    /// - the payload is below the threshold;
+    /// - compression would not shrink it (unless the threshold is 0);
+    /// - it does not fit the client's window ([`Params::fits_window`]);
+    /// - the frame is not one whole message.
+    ///
+    /// The compressed form is made once for all forks, when the first receiver needs it. A worker that
+    /// needs it meanwhile waits. A decision against compression is remembered too. Compression saves
+    /// `frame.len() - frame.for_receiver(…).len()` bytes, a negative number if a threshold of 0 made it
+    /// grow. The frame keeps both forms until it is dropped.
     ///
     /// ```
     /// use deeperhub_protocol::deflate::{Config, Deflater, negotiate};
@@ -120,12 +126,15 @@ impl Frame {
     /// ```
     #[cfg(feature = "deflate")]
     pub fn for_receiver(&self, deflater: &mut Deflater, params: Params) -> &Self {
-        if !params.can_take(self.len()) {
+        if !params.fits_window(self.len()) {
             return self;
         }
         let own = self.0.deflated.get_or_init(|| {
             let shared = &self.0.content.deflated;
-            shared.get_or_init(|| deflated(deflater, &self.0.content.bytes)).clone().map(Self::of)
+            shared
+                .get_or_init(|| compress_content(deflater, &self.0.content.bytes))
+                .clone()
+                .map(Self::from_content)
         });
         own.as_ref().unwrap_or(self)
     }
@@ -136,15 +145,15 @@ impl Frame {
     }
 
     fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self::of(Arc::new(Content {
+        Self::from_content(Arc::new(Content {
             bytes,
             #[cfg(feature = "deflate")]
             deflated: OnceLock::new(),
         }))
     }
 
-    fn of(content: Arc<Content>) -> Self {
-        Self(Arc::new(Inner {
+    fn from_content(content: Arc<Content>) -> Self {
+        Self(Arc::new(Handle {
             content,
             #[cfg(feature = "deflate")]
             deflated: OnceLock::new(),
@@ -152,14 +161,14 @@ impl Frame {
     }
 }
 
-/// The compressed form of `bytes`, if they are one whole message and it is worth it.
+/// Compresses `bytes` if they are one whole message and shrink.
 #[cfg(feature = "deflate")]
-fn deflated(deflater: &mut Deflater, bytes: &[u8]) -> Option<Arc<Content>> {
+fn compress_content(deflater: &mut Deflater, bytes: &[u8]) -> Option<Arc<Content>> {
     let frame = encode::server_frame(bytes).filter(|frame| frame.is_plain_message())?;
     let payload = bytes.get(frame.header_len..).filter(|payload| payload.len() == frame.payload_len)?;
     let deflated = deflater.deflate(payload)?;
     let mut bytes = Vec::with_capacity(encode::header_len(deflated.len()) + deflated.len());
-    encode::write_marked(&mut bytes, frame.opcode(), deflated);
+    encode::write_rsv1(&mut bytes, frame.opcode(), deflated);
     Some(Arc::new(Content { bytes, deflated: OnceLock::new() }))
 }
 

@@ -155,7 +155,7 @@ fn control_frames_are_decoded() {
 }
 
 #[test]
-fn nothing_is_decoded_behind_a_close_frame() {
+fn decoding_stops_at_a_close_frame() {
     decodes(&[frame(FINAL | CLOSE, b""), frame(FINAL | TEXT, b"more")].concat(), &[Decoded::Close(None)]);
 }
 
@@ -203,7 +203,7 @@ fn malformed_headers_are_refused() {
 }
 
 #[test]
-fn what_is_right_before_a_fault_is_decoded() {
+fn messages_before_an_error_are_decoded() {
     let bytes = [frame(FINAL | TEXT, b"good"), frame(FINAL | PING, b""), frame(FINAL | TEXT, b"\xff")];
     check(&bytes.concat(), &[text("good"), Decoded::Ping(vec![])], Some(FrameError::InvalidUtf8));
 }
@@ -215,7 +215,7 @@ fn text_must_end_with_a_whole_character() {
 }
 
 #[test]
-fn a_fault_in_text_is_reported_before_its_frame_is_complete() {
+fn invalid_text_is_reported_before_its_frame_is_complete() {
     let message =
         frame(FINAL | TEXT, b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xf4\x90\x80\x80 and more");
     let fault = 6 + 12;
@@ -229,7 +229,7 @@ fn a_fault_in_text_is_reported_before_its_frame_is_complete() {
 }
 
 #[test]
-fn the_declared_length_is_held_to_the_limit_before_it_arrives() {
+fn the_declared_length_is_checked_before_the_payload_arrives() {
     let too_big = FrameError::MessageTooBig { limit: 1000 };
     let message = frame(FINAL | TEXT, &[b'x'; 1001]);
     for header_only in [&message[..8], &message[..]] {
@@ -267,7 +267,7 @@ fn fragments_are_counted() {
 }
 
 #[test]
-fn memory_follows_what_has_arrived_and_not_what_was_declared() {
+fn memory_grows_with_received_bytes_not_with_the_declared_length() {
     const MIB: usize = 1 << 20;
     let limits = FrameLimits::new(16 * MIB);
     for first in [FINAL | BINARY, FINAL | TEXT] {
@@ -303,11 +303,11 @@ fn many_small_fragments_do_not_move_the_message_each_time() {
 }
 
 #[test]
-fn every_error_says_how_to_close() {
+fn every_error_has_a_close_reason() {
     for (error, code, words) in [
         (FrameError::InvalidUtf8, 1007, "text is not UTF-8"),
         (FrameError::MessageTooBig { limit: 5 }, 1009, "message is over 5 bytes"),
-        (FrameError::TooManyFragments { limit: 5 }, 1009, "message is in more than 5 fragments"),
+        (FrameError::TooManyFragments { limit: 5 }, 1009, "message has more than 5 fragments"),
         (FrameError::Unmasked, 1002, "frame is not masked"),
         (FrameError::ReservedOpcode { opcode: 3 }, 1002, "opcode is reserved"),
         (FrameError::CloseCodeNotAllowed { code: 1005 }, 1002, "close code is not allowed"),
@@ -318,8 +318,8 @@ fn every_error_says_how_to_close() {
 }
 
 #[test]
-fn marked_messages_are_handed_over_as_they_came() {
-    let marked = |kind, payload: &[u8]| (Some(kind), payload.to_vec());
+fn encoded_messages_are_returned_undecoded() {
+    let rsv1 = |kind, payload: &[u8]| (Some(kind), payload.to_vec());
     let bytes = [
         frame(FINAL | 0x40 | TEXT, b"\xff\x00"),
         frame(0x40 | BINARY, b"a"),
@@ -329,9 +329,9 @@ fn marked_messages_are_handed_over_as_they_came() {
     ]
     .concat();
     let expected = [
-        marked(MessageKind::Text, b"\xff\x00"),
+        rsv1(MessageKind::Text, b"\xff\x00"),
         (None, b"p".to_vec()),
-        marked(MessageKind::Binary, b"ab"),
+        rsv1(MessageKind::Binary, b"ab"),
         (None, b"plain".to_vec()),
     ];
     for size in [1, 3, bytes.len()] {
@@ -342,7 +342,7 @@ fn marked_messages_are_handed_over_as_they_came() {
                 decoder.next_extended(&FrameLimits::default(), &mut input, &mut pos).unwrap()
             {
                 found.push(match next {
-                    Extended::Marked { kind, payload } => marked(kind, payload),
+                    Extended::Encoded { kind, payload } => rsv1(kind, payload),
                     Extended::Plain(Incoming::Text(text)) => (None, text.as_bytes().to_vec()),
                     Extended::Plain(Incoming::Ping(payload)) => (None, payload.to_vec()),
                     Extended::Plain(other) => panic!("{other:?}"),
@@ -358,7 +358,7 @@ fn marked_messages_are_handed_over_as_they_came() {
 }
 
 #[test]
-fn a_marked_message_may_be_a_little_longer_than_what_is_in_it() {
+fn an_encoded_message_may_exceed_its_decoded_size_slightly() {
     let limits = FrameLimits::new(1000);
     let is_taken = |first: u8, bytes: usize| {
         let mut input = frame(first, &vec![0; bytes]);

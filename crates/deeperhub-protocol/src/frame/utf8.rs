@@ -1,47 +1,47 @@
-//! Text that is checked while it arrives.
+//! Incremental UTF-8 validation.
 
 use super::FrameError;
 
-/// The part of a text message that has arrived: whole characters, and up to three bytes of one that is not complete.
+/// The received part of a text message: whole characters, and up to three bytes of an incomplete one.
 #[derive(Debug, Default)]
 pub(super) struct Utf8Buffer {
     text: String,
-    /// The start of a character; it lives in `cut[..cut_len]`.
-    cut: [u8; 4],
-    cut_len: u8,
+    /// The start of an incomplete character, in `incomplete[..incomplete_len]`.
+    incomplete: [u8; 4],
+    incomplete_len: u8,
 }
 
 impl Utf8Buffer {
-    /// Takes the next bytes, wherever they were cut. Anything that no further byte could turn into UTF-8 is an error
-    /// now, not at the end.
+    /// Appends the next bytes, which may end inside a character. Bytes that cannot become valid UTF-8 are
+    /// an error at once.
     pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
-        while self.cut_len > 0 {
+        while self.incomplete_len > 0 {
             let Some((&next, rest)) = bytes.split_first() else { return Ok(()) };
             bytes = rest;
-            self.complete(next)?;
+            self.push_incomplete(next)?;
         }
         match simdutf8::compat::from_utf8(bytes) {
             Ok(text) => self.text.push_str(text),
             Err(error) if error.error_len().is_some() => return Err(FrameError::InvalidUtf8),
             Err(error) => {
                 let (whole, cut) = bytes.split_at(error.valid_up_to());
-                // The same bytes were found valid a moment ago; this second look is the price of safe code, and is
-                // paid only where a read ends inside of a character.
+                // These bytes are already known to be valid. The second check is the price of safe code, paid
+                // only if a read ends inside a character.
                 self.text.push_str(simdutf8::basic::from_utf8(whole).map_err(|_| FrameError::InvalidUtf8)?);
                 for &byte in cut {
-                    self.complete(byte)?;
+                    self.push_incomplete(byte)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// The whole text, if it does not end inside of a character.
+    /// Returns the whole text. It is an error if it ends inside a character.
     pub(super) fn finish(&self) -> Result<&str, FrameError> {
-        if self.cut_len == 0 { Ok(&self.text) } else { Err(FrameError::InvalidUtf8) }
+        if self.incomplete_len == 0 { Ok(&self.text) } else { Err(FrameError::InvalidUtf8) }
     }
 
-    /// Whole characters only.
+    /// Returns the length of the whole characters in bytes.
     pub(super) fn len(&self) -> usize {
         self.text.len()
     }
@@ -54,20 +54,20 @@ impl Utf8Buffer {
         self.text.reserve_exact(additional);
     }
 
-    /// Adds one byte to the character that is under way.
-    fn complete(&mut self, byte: u8) -> Result<(), FrameError> {
-        let len = usize::from(self.cut_len);
-        // Four bytes are a character or a fault, so a fifth never comes.
-        *self.cut.get_mut(len).ok_or(FrameError::InvalidUtf8)? = byte;
-        match std::str::from_utf8(&self.cut[..=len]) {
+    /// Appends one byte to the incomplete character.
+    fn push_incomplete(&mut self, byte: u8) -> Result<(), FrameError> {
+        let len = usize::from(self.incomplete_len);
+        // Four bytes are a character or an error, so there is never a fifth.
+        *self.incomplete.get_mut(len).ok_or(FrameError::InvalidUtf8)? = byte;
+        match std::str::from_utf8(&self.incomplete[..=len]) {
             Ok(character) => {
                 self.text.push_str(character);
-                self.cut_len = 0;
+                self.incomplete_len = 0;
                 Ok(())
             }
             Err(error) if error.error_len().is_some() => Err(FrameError::InvalidUtf8),
             Err(_) => {
-                self.cut_len += 1;
+                self.incomplete_len += 1;
                 Ok(())
             }
         }
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_reported_with_the_byte_that_proves_it() {
+    fn invalid_utf8_is_reported_at_the_first_invalid_byte() {
         for (bytes, proof) in [
             (&b"a\xf4\x90\x80\x80"[..], 2),
             (b"\xed\xa0\x80", 1),
@@ -113,7 +113,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
         #[test]
-        fn any_cuts_give_what_std_says_of_the_whole(bytes in utf8_like(), cuts in proptest::collection::vec(0..40usize, 0..8)) {
+        fn any_split_agrees_with_std(bytes in utf8_like(), cuts in proptest::collection::vec(0..40usize, 0..8)) {
             let mut buffer = Utf8Buffer::default();
             let mut rest = &bytes[..];
             let mut result = Ok(());

@@ -1,8 +1,8 @@
-//! The opening handshake (RFC 6455 section 4): request head, answer, refusal.
+//! The opening handshake (RFC 6455 section 4): request, acceptance, refusal.
 //!
-//! [`Request::parse`] reads a head as far as it has arrived, [`Request::check_upgrade`] decides whether it asks for a
-//! WebSocket, [`write_accept`] and [`Refusal::write`] answer. Whether the path exists, the origin may connect and the
-//! token is good is the caller's to decide, for which there are constructors of [`Refusal`].
+//! [`Request::parse`] parses a request head incrementally. [`Request::check_upgrade`] checks that it is a
+//! WebSocket handshake. [`write_accept`] and [`Refusal::write`] write the response. The caller checks
+//! path, origin and token; [`Refusal`] has constructors for these cases.
 //!
 //! ```
 //! use deeperhub_protocol::handshake::{Parsed, Request, write_accept};

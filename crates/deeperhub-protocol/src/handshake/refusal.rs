@@ -1,11 +1,11 @@
-//! Answers to a handshake that is not accepted.
+//! Responses to refused handshakes.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::json;
 
-/// A handshake that is refused: HTTP status, code, a sentence, and when to come back.
+/// A refused handshake: HTTP status, code, message, and time to retry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{status} {code}: {message}")]
 pub struct Refusal {
@@ -13,14 +13,14 @@ pub struct Refusal {
     pub status: u16,
     /// The `code` of the JSON body, for programs.
     pub code: &'static str,
-    /// The `message` of the JSON body, for people. It goes to the client: no tokens, no internals.
+    /// The `message` of the JSON body, for people. Clients see it, so it must not contain secrets.
     pub message: Cow<'static, str>,
-    /// The earliest time to try again, for the `Retry-After` header.
+    /// Minimum delay before a retry, for the `Retry-After` header.
     pub retry_after: Option<Duration>,
 }
 
 impl Refusal {
-    /// 400 `bad_handshake`: the request is not HTTP/1.1, or not a handshake as RFC 6455 wants it.
+    /// 400 `bad_handshake`: the request is not HTTP/1.1, or violates RFC 6455.
     pub fn bad_handshake(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(400, "bad_handshake", message)
     }
@@ -30,70 +30,71 @@ impl Refusal {
         Self::new(401, "unauthorized", message)
     }
 
-    /// 403 `origin_not_allowed`: the page that connects comes from elsewhere.
+    /// 403 `origin_not_allowed`: the page's origin is not allowed.
     pub fn origin_not_allowed(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(403, "origin_not_allowed", message)
     }
 
-    /// 404 `not_found`: no WebSocket at this path.
+    /// 404 `not_found`: the path is unknown.
     #[must_use]
     pub fn not_found() -> Self {
-        Self::new(404, "not_found", "There is nothing at this path.")
+        Self::new(404, "not_found", "Unknown path.")
     }
 
     /// 405 `method_not_allowed`: the method is not GET.
     #[must_use]
     pub fn method_not_allowed() -> Self {
-        Self::new(405, "method_not_allowed", "A WebSocket is opened with GET.")
+        Self::new(405, "method_not_allowed", "Method not allowed; use GET.")
     }
 
-    /// 426 `upgrade_required`: the request asks for no WebSocket, or not for version 13.
+    /// 426 `upgrade_required`: the request is not an upgrade to WebSocket version 13.
     #[must_use]
     pub fn upgrade_required() -> Self {
-        Self::new(426, "upgrade_required", "This address speaks WebSocket, version 13, and nothing else.")
+        Self::new(426, "upgrade_required", "This endpoint accepts only WebSocket version 13 upgrades.")
     }
 
-    /// 429 `rate_limited`: this address does too much.
+    /// 429 `rate_limited`: the address exceeds a rate limit.
     #[must_use]
     pub fn rate_limited(retry_after: Duration) -> Self {
-        Self::new(429, "rate_limited", "Too many connections from this address.").after(retry_after)
+        Self::new(429, "rate_limited", "Too many connections from this address.")
+            .with_retry_after(retry_after)
     }
 
-    /// 503 `too_many_connections`: the server is full.
+    /// 503 `too_many_connections`: the server has reached its connection limit.
     #[must_use]
     pub fn too_many_connections(retry_after: Duration) -> Self {
-        Self::new(503, "too_many_connections", "The server has as many connections as it may have.")
-            .after(retry_after)
+        Self::new(503, "too_many_connections", "The server has reached its connection limit.")
+            .with_retry_after(retry_after)
     }
 
-    /// 503 `draining`: the server shuts down.
+    /// 503 `draining`: the server is shutting down.
     #[must_use]
     pub fn draining(retry_after: Duration) -> Self {
-        Self::new(503, "draining", "The server is shutting down.").after(retry_after)
+        Self::new(503, "draining", "The server is shutting down.").with_retry_after(retry_after)
     }
 
-    /// 503 `not_ready`: the answer to a readiness probe while clients should not connect.
+    /// 503 `not_ready`: the response to a readiness probe while clients should not connect.
     #[must_use]
     pub fn not_ready() -> Self {
         Self::new(503, "not_ready", "The server is not ready.")
     }
 
-    /// Appends the whole HTTP answer to `out`: status line, headers, and `{"error":{"code","message"}}`.
+    /// Appends the HTTP response to `out`: status line, headers, and `{"error":{"code","message"}}`.
     ///
     /// Headers are `Content-Type: application/json`, `Content-Length`, `Connection: close`, `Retry-After` in whole
     /// seconds rounded up, at least 1; for 401 `WWW-Authenticate: Bearer`, for 405 `Allow: GET`, for 426
-    /// `Upgrade: websocket` and `Sec-WebSocket-Version: 13`. Close the connection when it is written.
+    /// `Upgrade: websocket` and `Sec-WebSocket-Version: 13`. Close the connection after writing it.
     pub fn write(&self, out: &mut Vec<u8>) {
         let body = self.write_status_and_headers(out);
         out.extend_from_slice(&body);
     }
 
-    /// As [`Self::write`], without the body: the answer to HEAD (RFC 9110 section 9.3.2).
+    /// Like [`Self::write`], without the body: the response to HEAD (RFC 9110 section 9.3.2).
     pub fn write_head(&self, out: &mut Vec<u8>) {
         self.write_status_and_headers(out);
     }
 
-    /// Gives the body that goes behind them.
+    /// Returns the body, to be written after the headers.
     fn write_status_and_headers(&self, out: &mut Vec<u8>) -> Vec<u8> {
         let mut body = Vec::with_capacity(128);
         body.extend_from_slice(b"{\"error\":{\"code\":");
@@ -119,7 +120,7 @@ impl Refusal {
         push(match self.status {
             401 => "\r\nWWW-Authenticate: Bearer",
             405 => "\r\nAllow: GET",
-            // `Upgrade` in an answer must be named in `Connection` too, beside `close` (RFC 9110 section 7.8).
+            // `Connection` must also list `Upgrade`, besides `close` (RFC 9110 section 7.8).
             426 => ", Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13",
             _ => "",
         });
@@ -131,12 +132,12 @@ impl Refusal {
         Self { status, code, message: message.into(), retry_after: None }
     }
 
-    fn after(mut self, retry_after: Duration) -> Self {
+    fn with_retry_after(mut self, retry_after: Duration) -> Self {
         self.retry_after = Some(retry_after);
         self
     }
 
-    /// For people only; clients go by the number (RFC 9112 section 4).
+    /// Returns the reason phrase, which is only for people (RFC 9112 section 4).
     fn reason_phrase(&self) -> &'static str {
         match self.status {
             400 => "Bad Request",

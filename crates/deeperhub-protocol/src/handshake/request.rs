@@ -6,24 +6,24 @@ use std::ops::Range;
 
 use super::Refusal;
 
-/// Longest request head that [`Request::parse`] reads, in bytes. It has room for a long token.
+/// Default maximum length of a request head in bytes. It leaves room for a long token.
 pub const MAX_HEAD_BYTES: usize = 32 * 1024;
 
-/// Maximum number of header lines that [`Request::parse`] reads.
+/// Default maximum number of header lines.
 pub const MAX_HEADERS: usize = 96;
 
 /// Limits on the size of a request head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
     /// Maximum length of the head in bytes, at most 65,535. Default [`MAX_HEAD_BYTES`].
-    pub bytes: usize,
+    pub max_bytes: usize,
     /// Maximum number of header lines. Default [`MAX_HEADERS`]; above it, each parse allocates.
-    pub lines: usize,
+    pub max_lines: usize,
 }
 
 impl Default for HeadLimits {
     fn default() -> Self {
-        Self { bytes: MAX_HEAD_BYTES, lines: MAX_HEADERS }
+        Self { max_bytes: MAX_HEAD_BYTES, max_lines: MAX_HEADERS }
     }
 }
 
@@ -51,25 +51,25 @@ impl From<Refusal> for HeadError {
     }
 }
 
-/// A request head, owned. Header names compare without case.
+/// A parsed request head. Header names are case-insensitive.
 ///
 /// Its `Debug` form shows neither query nor headers, since both may carry a token.
 #[derive(Clone)]
 pub struct Request {
-    /// As it came, up to and including the blank line.
+    /// The received bytes, up to and including the blank line.
     head: Box<[u8]>,
-    method: Span,
+    method: ByteRange,
     /// The authority of a target in absolute form (`http://example.com/ws`).
-    authority: Option<Span>,
-    path: Span,
-    query: Option<Span>,
-    headers: Box<[(Span, Span)]>,
+    authority: Option<ByteRange>,
+    path: ByteRange,
+    query: Option<ByteRange>,
+    headers: Box<[(ByteRange, ByteRange)]>,
     version: HttpVersion,
 }
 
-/// A part of the head, which is shorter than 64 KiB.
+/// A byte range in the head, which is shorter than 64 KiB.
 #[derive(Debug, Clone, Copy, Default)]
-struct Span {
+struct ByteRange {
     start: u16,
     end: u16,
 }
@@ -80,16 +80,16 @@ pub(super) enum HttpVersion {
     Http11,
 }
 
-/// What a buffer holds so far.
+/// The result of parsing a buffer.
 #[derive(Debug)]
 pub enum Parsed {
-    /// The start of a head: read more, and come again with all of it.
+    /// The head is incomplete: read more and parse again from its start.
     Partial,
-    /// A head, and maybe more.
+    /// The head is complete.
     Complete {
         /// The head.
         request: Request,
-        /// Its length. Bytes after it are the first frames of a client that did not wait for the answer.
+        /// Its length. Any bytes after it are frames of a client that did not wait for the response.
         head_bytes: usize,
     },
 }
@@ -99,8 +99,9 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// 400 `bad_handshake` for what is not HTTP/1, is over [`MAX_HEAD_BYTES`] or [`MAX_HEADERS`], or has a target that
-    /// is neither a path nor a URL. What makes a good request a good handshake is for [`Self::check_upgrade`].
+    /// 400 `bad_handshake` for a request that is not HTTP/1, exceeds [`MAX_HEAD_BYTES`] or
+    /// [`MAX_HEADERS`], or has a target that is neither a path nor a URL. [`Self::check_upgrade`] checks
+    /// the handshake itself.
     pub fn parse(buffer: &[u8]) -> Result<Parsed, Refusal> {
         Self::parse_within(buffer, HeadLimits::default()).map_err(|error| error.refusal)
     }
@@ -112,16 +113,16 @@ impl Request {
     /// The errors of [`Self::parse`], with the limit that the head exceeds.
     pub fn parse_within(buffer: &[u8], limits: HeadLimits) -> Result<Parsed, HeadError> {
         // Positions in the head are kept in 16 bits.
-        let max_head_bytes = limits.bytes.min(usize::from(u16::MAX));
+        let max_head_bytes = limits.max_bytes.min(usize::from(u16::MAX));
         // A header line takes at least four bytes, so more lines than this are never used.
-        let lines = limits.lines.min(max_head_bytes / 4);
-        let mut few = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut many = Vec::new();
-        let headers = match few.get_mut(..lines) {
+        let max_lines = limits.max_lines.min(max_head_bytes / 4);
+        let mut inline_headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut heap_headers = Vec::new();
+        let headers = match inline_headers.get_mut(..max_lines) {
             Some(headers) => headers,
             None => {
-                many.resize(lines, httparse::EMPTY_HEADER);
-                &mut many[..]
+                heap_headers.resize(max_lines, httparse::EMPTY_HEADER);
+                &mut heap_headers[..]
             }
         };
         let mut parsed = httparse::Request::new(headers);
@@ -137,7 +138,7 @@ impl Request {
             }
             Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
             Err(httparse::Error::TooManyHeaders) => {
-                let message = format!("The request has more than {lines} header lines.");
+                let message = format!("The request has more than {max_lines} header max_lines.");
                 return Err(HeadError {
                     refusal: Refusal::bad_handshake(message),
                     limit: Some(HeadLimit::Lines),
@@ -151,14 +152,19 @@ impl Request {
         let head = &within_limit[..head_bytes];
         let target = Target::parse(target)?;
         let request = Self {
-            method: Span::of(head, method),
-            authority: target.authority.map(|authority| Span::of(head, authority)),
-            path: Span::of(head, target.path),
-            query: target.query.map(|query| Span::of(head, query)),
+            method: ByteRange::of_slice(head, method),
+            authority: target.authority.map(|authority| ByteRange::of_slice(head, authority)),
+            path: ByteRange::of_slice(head, target.path),
+            query: target.query.map(|query| ByteRange::of_slice(head, query)),
             headers: parsed
                 .headers
                 .iter()
-                .map(|header| (Span::of(head, header.name), Span::of(head, header.value.trim_ascii())))
+                .map(|header| {
+                    (
+                        ByteRange::of_slice(head, header.name),
+                        ByteRange::of_slice(head, header.value.trim_ascii()),
+                    )
+                })
                 .collect(),
             version: if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 },
             head: Box::from(head),
@@ -166,33 +172,33 @@ impl Request {
         Ok(Parsed::Complete { request, head_bytes })
     }
 
-    /// The method, as it came.
+    /// Returns the method as received.
     #[must_use]
     pub fn method(&self) -> &str {
         self.text(self.method)
     }
 
-    /// Path without the query, with its percent-encodings. `/` for a URL without one.
+    /// Returns the path without the query, still percent-encoded; `/` for a URL without a path.
     #[must_use]
     pub fn path(&self) -> &str {
         let path = self.text(self.path);
         if path.is_empty() { "/" } else { path }
     }
 
-    /// What stands behind the `?` of the target, with its percent-encodings.
+    /// Returns the query after the `?` of the target, still percent-encoded.
     #[must_use]
     pub fn query(&self) -> Option<&str> {
         self.query.map(|query| self.text(query))
     }
 
-    /// The first value that the query has for `name`, decoded (`%41` and `+`, as forms encode). `None` where there is
-    /// none, or none that is UTF-8.
+    /// Returns the query's first value for `name`, decoded as form data (`%41` and `+`). Returns `None` if
+    /// there is none or it is not UTF-8.
     #[must_use]
     pub fn query_value(&self, name: &str) -> Option<Cow<'_, str>> {
         self.query_values(name).next()?
     }
 
-    /// All values that the query has for `name`, in order and decoded; `None` for one that is not UTF-8.
+    /// Returns the query's decoded values for `name` in order, `None` for each that is not UTF-8.
     pub fn query_values<'a, 'n>(
         &'a self,
         name: &'n str,
@@ -203,19 +209,19 @@ impl Request {
         named.map(|(_, value)| form_decode(value))
     }
 
-    /// First value of a header, without the white space around it. `None` where there is none, or none that is UTF-8.
+    /// Returns the first value of a header that is UTF-8, trimmed.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.raw_headers(name).find_map(|value| std::str::from_utf8(value).ok())
     }
 
-    /// All values of a header in their order, less those that are not UTF-8.
+    /// Returns the values of a header in order, without those that are not UTF-8.
     pub fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
         self.raw_headers(name).filter_map(|value| std::str::from_utf8(value).ok())
     }
 
-    /// The host and port that the request was made to: the target's where that is a URL (RFC 9112 section 3.2.2),
-    /// otherwise the `Host` header.
+    /// Returns the host and port of the request: those of the target if it is a URL (RFC 9112 section
+    /// 3.2.2), otherwise the `Host` header.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
         match self.authority {
@@ -224,23 +230,23 @@ impl Request {
         }
     }
 
-    /// The `Origin` header: where the page comes from that a browser makes this request for.
+    /// Returns the `Origin` header: the origin of the page that connects.
     #[must_use]
     pub fn origin(&self) -> Option<&str> {
         self.header("origin")
     }
 
-    /// Subprotocols offered, in order, over all `Sec-WebSocket-Protocol` lines.
+    /// Returns the offered subprotocols in order, over all `Sec-WebSocket-Protocol` lines.
     pub fn subprotocols(&self) -> impl Iterator<Item = &str> + '_ {
         self.list("sec-websocket-protocol")
     }
 
-    /// The values of all `Sec-WebSocket-Extensions` lines, in order and as they came: what `deflate::negotiate` reads.
+    /// Returns the raw values of all `Sec-WebSocket-Extensions` lines in order, for `deflate::negotiate`.
     pub fn extensions(&self) -> impl Iterator<Item = &[u8]> + '_ {
         self.raw_headers("sec-websocket-extensions")
     }
 
-    /// The elements of a header whose value is a comma-separated list, over all of its lines.
+    /// Returns the elements of a comma-separated header, over all of its lines.
     pub(super) fn list<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
         let elements = self.headers(name).flat_map(|value| value.split(','));
         elements.map(str::trim_ascii).filter(|element| !element.is_empty())
@@ -250,7 +256,7 @@ impl Request {
         self.version
     }
 
-    /// All values of a header in their order, as bytes and without the white space around them.
+    /// Returns the raw values of a header in order, trimmed.
     pub fn raw_headers<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
         let named = self.headers.iter().filter(move |header| {
             let this = self.head.get(header.0.range()).unwrap_or_default();
@@ -259,8 +265,8 @@ impl Request {
         named.map(|header| self.head.get(header.1.range()).unwrap_or_default())
     }
 
-    /// Only for what httparse gave as text.
-    fn text(&self, span: Span) -> &str {
+    /// Returns a part that httparse validated as text.
+    fn text(&self, span: ByteRange) -> &str {
         let bytes = self.head.get(span.range()).unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()
     }
@@ -276,14 +282,14 @@ impl fmt::Debug for Request {
     }
 }
 
-impl Span {
-    /// Where `part`, a slice of `head`, lies in it.
-    fn of(head: &[u8], part: impl AsRef<[u8]>) -> Self {
+impl ByteRange {
+    /// Returns the range of `part`, a slice of `head`.
+    fn of_slice(head: &[u8], part: impl AsRef<[u8]>) -> Self {
         let part = part.as_ref();
         let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
         match (u16::try_from(start), u16::try_from(start.wrapping_add(part.len()))) {
             (Ok(start), Ok(end)) if usize::from(end) <= head.len() => Self { start, end },
-            // An empty slice may be anywhere.
+            // An empty slice may point anywhere.
             _ => Self::default(),
         }
     }
@@ -293,7 +299,7 @@ impl Span {
     }
 }
 
-/// The parts of a request's target that matter here (RFC 9112 section 3.2).
+/// The parts of a request target (RFC 9112 section 3.2).
 struct Target<'a> {
     authority: Option<&'a str>,
     path: &'a str,
@@ -309,12 +315,12 @@ impl<'a> Target<'a> {
         if location.starts_with('/') || location == "*" {
             return Ok(Self { authority: None, path: location, query });
         }
-        // Absolute form, as it is sent to proxies. Servers must accept it.
+        // Absolute form, as sent to proxies. Servers must accept it.
         let Some((scheme, rest)) = location.split_once("://") else {
             return Err(Refusal::bad_handshake("The request's target is neither a path nor a URL."));
         };
         if !["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
-            return Err(Refusal::bad_handshake("The request's target is a URL of an unknown kind."));
+            return Err(Refusal::bad_handshake("The request's target has an unknown URL scheme."));
         }
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         if authority.is_empty() {
@@ -333,8 +339,8 @@ fn malformed(error: httparse::Error) -> Refusal {
     })
 }
 
-/// Decodes `application/x-www-form-urlencoded`, as browsers' `URLSearchParams` encodes; a `%` that starts no encoding
-/// stays. `None` for what is not UTF-8.
+/// Decodes `application/x-www-form-urlencoded`, as browsers' `URLSearchParams` encodes it. A `%` without two
+/// hexadecimal digits stays. Returns `None` if the result is not UTF-8.
 fn form_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));
@@ -401,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_head_is_left_to_the_caller() {
+    fn bytes_after_the_head_are_not_consumed() {
         let buffer = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n\x81\x80";
         let Ok(Parsed::Complete { head_bytes, .. }) = Request::parse(buffer) else { panic!() };
         assert_eq!(&buffer[head_bytes..], b"\x81\x80");
@@ -440,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_http_1_is_refused_at_once() {
+    fn requests_other_than_http_1_are_refused_at_once() {
         for (start, message) in [
             (&b"\x16\x03\x01\x02\x00\x01"[..], "The request line is malformed."),
             (b"GET / HTTP/2.0\r\n\r\n", "The request is not HTTP/1.1."),
@@ -466,20 +472,20 @@ mod tests {
         }
         assert!(matches!(Request::parse(&filler(MAX_HEAD_BYTES)[..MAX_HEAD_BYTES - 1]), Ok(Parsed::Partial)));
         for limit in [200, 40_000, usize::from(u16::MAX)] {
-            let limits = HeadLimits { bytes: limit, ..HeadLimits::default() };
+            let limits = HeadLimits { max_bytes: limit, ..HeadLimits::default() };
             let parsed = |bytes| Request::parse_within(&filler(bytes), limits);
             assert!(matches!(parsed(limit), Ok(Parsed::Complete { .. })));
             let error = parsed(limit + 1).unwrap_err();
             assert_eq!(error.refusal.message, format!("The request head is over {limit} bytes."));
             assert_eq!(error.limit, Some(HeadLimit::Bytes));
         }
-        let none = HeadLimits { bytes: usize::MAX, lines: usize::MAX };
+        let none = HeadLimits { max_bytes: usize::MAX, max_lines: usize::MAX };
         assert!(Request::parse_within(&filler(1 << 16), none).is_err());
         let lines = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(count));
         assert_eq!(parse(&lines(MAX_HEADERS)).headers("x").count(), MAX_HEADERS);
         assert_eq!(refused(lines(MAX_HEADERS + 1).as_bytes()), "The request has more than 96 header lines.");
         for limit in [1, 8, 95, 97, 1000] {
-            let limits = HeadLimits { lines: limit, ..HeadLimits::default() };
+            let limits = HeadLimits { max_lines: limit, ..HeadLimits::default() };
             let parsed = |count| Request::parse_within(lines(count).as_bytes(), limits);
             assert!(matches!(parsed(limit), Ok(Parsed::Complete { .. })), "{limit}");
             let error = parsed(limit + 1).unwrap_err();

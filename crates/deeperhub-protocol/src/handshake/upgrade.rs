@@ -1,19 +1,19 @@
-//! From a request to a WebSocket.
+//! Acceptance of an opening handshake.
 
 use tungstenite::handshake::derive_accept_key;
 
 use super::request::HttpVersion;
 use super::{Refusal, Request};
 
-/// Headers that decide, and whose meaning would be a matter of opinion if they stood twice or were not text.
-const SINGLE: [&str; 4] = ["host", "origin", "authorization", "sec-websocket-key"];
+/// Headers with a single value, which would be ambiguous if repeated or not text.
+const SINGLE_VALUE_HEADERS: [&str; 4] = ["host", "origin", "authorization", "sec-websocket-key"];
 
 /// The value of `Sec-WebSocket-Accept`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptKey(String);
 
 impl AcceptKey {
-    /// 28 characters of base64.
+    /// Returns the 28 base64 characters.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -21,14 +21,17 @@ impl AcceptKey {
 }
 
 impl Request {
-    /// Checks that this is an opening handshake, and gives the value for `Sec-WebSocket-Accept` (RFC 6455 section
-    /// 4.2.1). Origin, path, subprotocols, extensions and tokens are for the caller to look at.
+    /// Checks that this is an opening handshake and returns the value for `Sec-WebSocket-Accept` (RFC 6455
+    /// section 4.2.1). The caller checks origin, path, subprotocols, extensions and tokens.
     ///
     /// # Errors
     ///
-    /// In this order: 405 where the method is not GET; 426 without `Connection: upgrade` and `Upgrade: websocket`, or
-    /// where the version is not 13; 400 for HTTP/1.0, a body, a missing `Host`, a `Sec-WebSocket-Key` that is missing
-    /// or is not 16 bytes in base64, and for any of these, `Origin` or `Authorization` twice or not as text.
+    /// Checked in this order:
+    ///
+    /// 1. 405 if the method is not GET.
+    /// 2. 426 without `Connection: upgrade` and `Upgrade: websocket`, or if the version is not 13.
+    /// 3. 400 for HTTP/1.0, a body, a missing `Host`, or a `Sec-WebSocket-Key` that is missing or not 16
+    ///    bytes in base64; also if `Host`, `Origin`, `Authorization` or the key is repeated or not text.
     pub fn check_upgrade(&self) -> Result<AcceptKey, Refusal> {
         if self.method() != "GET" {
             return Err(Refusal::method_not_allowed());
@@ -41,25 +44,25 @@ impl Request {
             return Err(Refusal::upgrade_required());
         }
         if self.version() == HttpVersion::Http10 {
-            return Err(Refusal::bad_handshake("A WebSocket needs HTTP/1.1."));
+            return Err(Refusal::bad_handshake("A WebSocket handshake requires HTTP/1.1."));
         }
-        for name in SINGLE {
+        for name in SINGLE_VALUE_HEADERS {
             let mut values = self.raw_headers(name);
             if values.next().is_some_and(|value| std::str::from_utf8(value).is_err()) {
                 return Err(Refusal::bad_handshake(format!("The header {name} is not text.")));
             }
             if values.next().is_some() {
-                return Err(Refusal::bad_handshake(format!("The header {name} stands twice.")));
+                return Err(Refusal::bad_handshake(format!("The header {name} is repeated.")));
             }
         }
-        // A proxy that is asked for a URL sends `Host` all the same (RFC 9112 section 3.2).
+        // Requests with a URL as target need `Host` too (RFC 9112 section 3.2).
         if self.header("host").is_none_or(str::is_empty) {
             return Err(Refusal::bad_handshake("The header host is missing."));
         }
         let announces_body = self.raw_headers("content-length").any(|length| !is_zero(length))
             || self.raw_headers("transfer-encoding").next().is_some();
         if announces_body {
-            return Err(Refusal::bad_handshake("A handshake has no body."));
+            return Err(Refusal::bad_handshake("A handshake must not have a body."));
         }
         let key = self.header("sec-websocket-key");
         let key = key.ok_or_else(|| Refusal::bad_handshake("The header sec-websocket-key is missing."))?;
@@ -70,10 +73,10 @@ impl Request {
     }
 }
 
-/// Appends the `101 Switching Protocols` answer to `out`. WebSocket frames follow it.
+/// Appends the `101 Switching Protocols` response to `out`. WebSocket frames follow it.
 ///
-/// `subprotocol` is one that the client offered, `extensions` the value of `Sec-WebSocket-Extensions`; without, those
-/// headers are left out. Neither may contain a line break, which nothing that came out of a [`Request`] does.
+/// `subprotocol` is one of the client's offers, `extensions` the value of `Sec-WebSocket-Extensions`. `None`
+/// omits the header. Neither may contain a line break; values from a [`Request`] never do.
 pub fn write_accept(out: &mut Vec<u8>, key: &AcceptKey, subprotocol: Option<&str>, extensions: Option<&str>) {
     let mut push = |piece: &str| out.extend_from_slice(piece.as_bytes());
     push(
@@ -100,8 +103,8 @@ fn is_zero(length: &[u8]) -> bool {
     })
 }
 
-/// 16 bytes are 22 characters and two of padding. Bits of the last character that mean nothing may be set, as clients
-/// exist that draw random characters.
+/// Returns `true` for 22 base64 characters and two of padding. Unused bits of the last character may be set,
+/// since some clients generate random characters.
 fn is_16_bytes_in_base64(key: &str) -> bool {
     let characters = key.strip_suffix("==").unwrap_or_default();
     characters.len() == 22 && characters.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
@@ -203,7 +206,7 @@ mod tests {
 
     #[test]
     fn headers_that_decide_are_text() {
-        for name in SINGLE {
+        for name in SINGLE_VALUE_HEADERS {
             let is_other = |line: &&str| !line.to_lowercase().starts_with(name) && *line != "\r\n";
             let mut head = GOOD.split_inclusive("\r\n").filter(is_other).collect::<String>().into_bytes();
             head.extend_from_slice(&[name.as_bytes(), b": \xff\r\n\r\n"].concat());

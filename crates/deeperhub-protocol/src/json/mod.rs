@@ -1,73 +1,71 @@
-//! JSON without a tree: values as the ranges of text that they came in.
+//! JSON without a tree: values are ranges of the input text.
 
 mod scan;
 mod string;
 
-pub(crate) use scan::{Fault, Key, MAX_NESTING, Scanner, Stop, Whole};
+pub(crate) use scan::{Key, MAX_NESTING, NotJson, ScannedText, Scanner, SyntaxError};
 pub(crate) use string::{escape, unescape};
 
 use crate::MessageError;
 use std::fmt;
 
-/// Levels that the envelope of a delivery puts around a payload: its own object, and `data`.
+/// Nesting levels that a delivery puts around a payload: its own object and `data`.
 pub(crate) const ENVELOPE_NESTING: u32 = 2;
 
-/// The bytes of one complete, valid JSON value, as they came: never re-serialised.
+/// The text of one valid JSON value, exactly as received and never re-serialised.
 ///
-/// Key order, number precision, inner white space and escapes are the sender's. Valid is what the
-/// grammar of RFC 8259 allows. That includes a string with half of a surrogate pair as an escape
-/// (`"\ud800"`), as `JSON.parse` does: it passes through, and what to make of it is the
-/// receiver's matter. Numbers are not looked at for their size.
+/// Key order, number precision, inner white space and escapes stay as sent. Validity follows the grammar
+/// of RFC 8259. Like `JSON.parse`, it allows escaped unpaired surrogates (`"\ud800"`), which pass through
+/// to the receiver. The magnitude of numbers is not checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RawJson<'a>(&'a str);
 
 impl<'a> RawJson<'a> {
-    /// Levels of arrays and objects that a payload may have one inside the other, in
-    /// [`Self::parse`].
+    /// Maximum nesting of arrays and objects in [`Self::parse`].
     ///
     /// Two fewer than a whole message may have ([`message::MAX_NESTING`](crate::message::MAX_NESTING)),
     /// so that a delivery, which puts two around it, is no deeper than a message.
     pub const MAX_NESTING: usize = (MAX_NESTING - ENVELOPE_NESTING) as usize;
 
-    /// Checks that `text` is exactly one JSON value; white space around it is cut off.
+    /// Checks that `text` is exactly one JSON value, and trims white space around it.
     ///
     /// # Errors
-    /// [`ErrorCode::InvalidJson`](crate::ErrorCode::InvalidJson), with a sentence that says what was expected at which byte:
-    /// the text is no JSON value, or has more behind it.
-    /// [`ErrorCode::InvalidMessage`](crate::ErrorCode::InvalidMessage): it nests deeper than [`Self::MAX_NESTING`].
+    /// [`ErrorCode::InvalidJson`](crate::ErrorCode::InvalidJson) if the text is not one JSON value. The
+    /// message names the expected token and its byte offset.
+    /// [`ErrorCode::InvalidMessage`](crate::ErrorCode::InvalidMessage) if it nests deeper than
+    /// [`Self::MAX_NESTING`].
     pub fn parse(text: &'a str) -> Result<Self, MessageError<'a>> {
         Self::parse_within(text, MAX_NESTING as usize)
     }
 
-    /// As [`Self::parse`], for a payload of a message that may have `max_nesting` levels (at most
-    /// [`message::MAX_NESTING`](crate::message::MAX_NESTING)), of which the payload may have two
-    /// fewer.
+    /// Like [`Self::parse`], for messages of at most `max_nesting` levels (at most
+    /// [`message::MAX_NESTING`](crate::message::MAX_NESTING)). The payload may have two fewer.
     ///
     /// # Errors
-    /// As those of [`Self::parse`].
+    /// The errors of [`Self::parse`].
     pub fn parse_within(text: &'a str, max_nesting: usize) -> Result<Self, MessageError<'a>> {
-        let max_nesting = levels(max_nesting);
-        let Whole { value, too_deep } = Scanner::new(text, max_nesting).whole(ENVELOPE_NESTING)?;
+        let max_nesting = clamp_nesting(max_nesting);
+        let ScannedText { value, too_deep } = Scanner::new(text, max_nesting).scan_text(ENVELOPE_NESTING)?;
         if too_deep {
             return Err(MessageError::too_deep(max_nesting.saturating_sub(ENVELOPE_NESTING)));
         }
         Ok(Self(value))
     }
 
-    /// `text` is a value that a scanner went over, without white space around it.
+    /// Wraps a value that a scanner has validated, without white space around it.
     pub(crate) const fn scanned(text: &'a str) -> Self {
         Self(text)
     }
 
-    /// The JSON text, without white space around it.
+    /// Returns the JSON text, without white space around it.
     #[must_use]
     pub const fn as_str(self) -> &'a str {
         self.0
     }
 }
 
-/// A limit of levels as scanners take it.
-pub(crate) fn levels(max_nesting: usize) -> u32 {
+/// Clamps a nesting limit to [`MAX_NESTING`].
+pub(crate) fn clamp_nesting(max_nesting: usize) -> u32 {
     u32::try_from(max_nesting).map_or(MAX_NESTING, |levels| levels.min(MAX_NESTING))
 }
 

@@ -1,24 +1,23 @@
-//! What stands between the quotes of a JSON string: finding its end, reading it, writing it.
+//! JSON strings: find their end, decode and encode them.
 
 use std::borrow::Cow;
 
 use fearless_simd::{Level, dispatch};
 
-/// Bytes that are looked at together where a string is long. The loop over them compiles to
-/// vector instructions; 64 was the fastest of 16, 32, 64 and 128 for strings of 16 KiB.
-const CHUNK: usize = 64;
+/// Number of bytes checked together in long strings. The loop compiles to vector instructions; 64 was the fastest of 16, 32, 64 and 128 for strings of 16 KiB.
+const CHUNK_BYTES: usize = 64;
 
-/// From this length on, the widest instructions of the processor are worth a look at which it has: they halve the time.
-const LONG: usize = 128;
+/// Minimum length for run-time detection of the widest vector instructions, which halve the time.
+const SIMD_MIN_BYTES: usize = 128;
 
 /// A word with 1 in every byte.
-const ONES: u64 = u64::MAX / 255;
+const ONE_IN_EACH_BYTE: u64 = u64::MAX / 255;
 
-/// The number of bytes up to the first that ends a string (`"`), starts an escape (`\`) or must
-/// not stand in one (a control character); all of `bytes` when there is none.
+/// Returns the number of bytes before the first quote, backslash or control character, or the length of
+/// `bytes` if there is none.
 #[inline]
 pub(super) fn plain_len(bytes: &[u8]) -> usize {
-    // Most strings are keys and names that end within two words: ask for those first.
+    // Most strings are keys and names that end within two words, so check those first.
     let Some((first, rest)) = bytes.split_first_chunk() else { return plain_tail(bytes) };
     if let Some(at) = first_special(*first) {
         return at;
@@ -27,11 +26,11 @@ pub(super) fn plain_len(bytes: &[u8]) -> usize {
     if let Some(at) = first_special(*second) {
         return 8 + at;
     }
-    16 + plain_len_of_long(rest)
+    16 + plain_len_simd(rest)
 }
 
-fn plain_len_of_long(bytes: &[u8]) -> usize {
-    let mut len = if bytes.len() < LONG {
+fn plain_len_simd(bytes: &[u8]) -> usize {
+    let mut len = if bytes.len() < SIMD_MIN_BYTES {
         plain_chunks(bytes)
     } else {
         dispatch!(Level::new(), _simd => plain_chunks(bytes))
@@ -46,22 +45,22 @@ fn plain_len_of_long(bytes: &[u8]) -> usize {
     len + plain_tail(tail)
 }
 
-/// The length of the chunks before the first with a special byte. Always inlined, so that it is compiled for the
-/// instructions of the caller.
+/// Returns the length of the chunks before the first one with a special byte. Always inlined, so that it
+/// is compiled for the instruction set of the caller.
 #[inline(always)]
 fn plain_chunks(bytes: &[u8]) -> usize {
     let mut len = 0;
-    let (chunks, _) = bytes.as_chunks::<CHUNK>();
+    let (chunks, _) = bytes.as_chunks::<CHUNK_BYTES>();
     for chunk in chunks {
         if has_special(chunk) {
             break;
         }
-        len += CHUNK;
+        len += CHUNK_BYTES;
     }
     len
 }
 
-/// For fewer than eight bytes.
+/// Handles fewer than eight bytes.
 fn plain_tail(bytes: &[u8]) -> usize {
     bytes.iter().position(|&byte| is_special(byte)).unwrap_or(bytes.len())
 }
@@ -70,36 +69,35 @@ const fn is_special(byte: u8) -> bool {
     byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
-/// Without a branch for each byte, so that it is vectorised.
+/// Returns `true` if a byte is special. Branch-free, so that it is vectorised.
 #[inline(always)]
-fn has_special(chunk: &[u8; CHUNK]) -> bool {
+fn has_special(chunk: &[u8; CHUNK_BYTES]) -> bool {
     let found = chunk.iter().fold(0, |found, &byte| {
         found | u8::from(byte < b' ') | u8::from(byte == b'"') | u8::from(byte == b'\\')
     });
     found != 0
 }
 
-/// The position of the first special byte of eight.
+/// Returns the position of the first special byte in eight.
 #[inline]
 fn first_special(word: [u8; 8]) -> Option<usize> {
     let word = u64::from_le_bytes(word);
     // Each term sets the top bit of the bytes that are zero, or less than a space. The borrow of
     // a subtraction can set it wrongly too, but only above a byte where it is set rightly.
-    let zero = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes;
-    let control = word.wrapping_sub(ONES * u64::from(b' ')) & !word;
-    let quote = zero(word ^ (ONES * u64::from(b'"')));
-    let backslash = zero(word ^ (ONES * u64::from(b'\\')));
-    let found = (control | quote | backslash) & (ONES << 7);
+    let zero = |bytes: u64| bytes.wrapping_sub(ONE_IN_EACH_BYTE) & !bytes;
+    let control = word.wrapping_sub(ONE_IN_EACH_BYTE * u64::from(b' ')) & !word;
+    let quote = zero(word ^ (ONE_IN_EACH_BYTE * u64::from(b'"')));
+    let backslash = zero(word ^ (ONE_IN_EACH_BYTE * u64::from(b'\\')));
+    let found = (control | quote | backslash) & (ONE_IN_EACH_BYTE << 7);
     (found != 0).then(|| found.trailing_zeros() as usize / 8)
 }
 
-/// The text that the inside of a valid JSON string stands for: borrowed where it has no escape.
+/// Decodes the inside of a valid JSON string, borrowing it if it has no escapes.
 ///
-/// `None` where it stands for no Unicode text, because half a surrogate pair stands alone: the
-/// grammar of RFC 8259 allows that (section 8.2), UTF-8 does not.
+/// Returns `None` for an unpaired surrogate, which RFC 8259 allows (section 8.2) but UTF-8 does not.
 #[inline]
 pub(crate) fn unescape(inside: &str) -> Option<Cow<'_, str>> {
-    // Inside a valid string, only an escape is not plain.
+    // In a valid string, only escapes are not plain.
     let (plain, escaped) = inside.split_at_checked(plain_len(inside.as_bytes()))?;
     if escaped.is_empty() {
         return Some(Cow::Borrowed(inside));
@@ -107,7 +105,7 @@ pub(crate) fn unescape(inside: &str) -> Option<Cow<'_, str>> {
     unescape_from(plain, escaped.strip_prefix('\\')?).map(Cow::Owned)
 }
 
-/// `plain`, a backslash, `escaped`.
+/// Decodes `plain`, a backslash, and `escaped`.
 fn unescape_from(plain: &str, escaped: &str) -> Option<String> {
     let mut text = String::with_capacity(plain.len() + escaped.len());
     text.push_str(plain);
@@ -132,7 +130,7 @@ fn unescape_from(plain: &str, escaped: &str) -> Option<String> {
                     }
                     unit => unit,
                 };
-                // The low half of a pair without its high half is no `char`.
+                // A low surrogate without its high one is not a `char`.
                 text.push(char::from_u32(unit)?);
             }
             same @ ('"' | '\\' | '/') => text.push(same),
@@ -151,12 +149,12 @@ fn unescape_from(plain: &str, escaped: &str) -> Option<String> {
     }
 }
 
-/// The four hexadecimal digits of a `\u` escape.
+/// Parses the four hexadecimal digits of a `\u` escape.
 fn code_unit(chars: &mut std::str::Chars<'_>) -> Option<u32> {
     (0..4).try_fold(0, |unit, _| Some(unit << 4 | chars.next()?.to_digit(16)?))
 }
 
-/// Hands `text` as a JSON string, with its quotes, to `write` piece by piece.
+/// Passes `text` as a JSON string with quotes to `write`, piece by piece.
 pub(crate) fn escape(text: &str, mut write: impl FnMut(&[u8])) {
     write(b"\"");
     let mut rest = text.as_bytes();
@@ -218,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_are_read() {
+    fn escapes_are_decoded() {
         for (inside, text) in [
             (r#"\"\\\/\b\f\n\r\t"#, "\"\\/\u{8}\u{c}\n\r\t"),
             (r"ty\u0070e", "type"),
@@ -231,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_surrogate_pair_is_no_text() {
+    fn a_lone_surrogate_is_not_text() {
         for inside in
             [r"\ud800", r"\udc00", r"\ud800x", r"\ud800\n", r"\ud800\ud800", r"\ud83d\u0041", r"a\udfffb"]
         {
@@ -240,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_an_escape_gets_the_short_one() {
+    fn escapes_are_written_in_their_short_form() {
         assert_eq!(
             escaped("a\"b\\c\nd\re\tf\u{0}\u{1f}\u{7f}é/"),
             "\"a\\\"b\\\\c\\nd\\re\\tf\\u0000\\u001f\u{7f}é/\""

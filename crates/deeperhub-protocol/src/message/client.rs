@@ -1,23 +1,23 @@
-//! What a client says.
+//! Messages from clients.
 
-use super::envelope::{Envelope, Part, string};
+use super::envelope::{Envelope, MessageKey, decode_string};
 use super::{MessageError, MessageId, TraceContext};
-use crate::json::levels;
+use crate::json::clamp_nesting;
 use crate::{ErrorCode, RawJson, Subscription, Topic};
 use std::borrow::Cow;
 
-/// What a client sent, borrowed from its bytes.
+/// A message from a client, borrowed from its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientMessage<'a> {
-    /// Comes back with the reply or the error.
+    /// The ID, echoed in the reply or error.
     pub id: Option<MessageId<'a>>,
-    /// The trace that `meta` puts the message into; empty without one, and where it is malformed.
+    /// The trace context from `meta`; empty if it is absent or malformed.
     pub trace: TraceContext<'a>,
-    /// What to do.
+    /// The requested command.
     pub command: Command<'a>,
 }
 
-/// The part that `type` names.
+/// The command that `type` names, with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command<'a> {
     /// `echo`: send `data` back.
@@ -25,14 +25,15 @@ pub enum Command<'a> {
         /// Any JSON.
         data: RawJson<'a>,
     },
-    /// `subscribe`: deliver from now on.
+    /// `subscribe`: start delivering messages.
     Subscribe {
-        /// What was asked for in `topic`.
+        /// The topic or pattern in `topic`.
         subscription: Subscription<'a>,
     },
-    /// `unsubscribe`: deliver no more.
+    /// `unsubscribe`: stop delivering messages.
     Unsubscribe {
-        /// What was asked for in `topic`: the same text as was subscribed to, not what it matches.
+        /// The topic or pattern in `topic`. It ends the subscription with the same text, not those that it
+        /// matches.
         subscription: Subscription<'a>,
     },
     /// `publish`: deliver a message to all subscribers of a topic.
@@ -41,24 +42,24 @@ pub enum Command<'a> {
         topic: Topic<'a>,
         /// Any JSON.
         message: RawJson<'a>,
-        /// Whether the publisher's own subscriptions are left out.
+        /// Whether the publisher's own subscriptions are excluded.
         exclude_self: bool,
     },
-    /// `authenticate`: log in, or renew.
+    /// `authenticate`: set or renew the token.
     Authenticate {
-        /// A text that should be a JWT; nothing of it was checked.
+        /// The token, not yet checked.
         token: Cow<'a, str>,
     },
-    /// `ping`: answer with `pong`.
+    /// `ping`: reply with `pong`.
     Ping,
 }
 
 impl Command<'_> {
-    /// Names of all types in the order of [`Self::index`], for arrays of counters.
+    /// The names of all types, in the order of [`Self::index`].
     pub const TYPES: &'static [&'static str] =
         &["echo", "subscribe", "unsubscribe", "publish", "authenticate", "ping"];
 
-    /// Position of the type in [`Self::TYPES`].
+    /// Returns the position of the type in [`Self::TYPES`], an index for arrays of counters.
     #[must_use]
     pub const fn index(&self) -> usize {
         match self {
@@ -75,11 +76,10 @@ impl Command<'_> {
 impl<'a> ClientMessage<'a> {
     /// Parses one text message. `text` must be the whole message.
     ///
-    /// Keys may come in any order and with escapes (`"\u0074ype"` is `type`); keys that have no
-    /// meaning are skipped, in the envelope, in `data` and in `meta`. `topic` and `message` are
-    /// accepted beside `type` as if they stood in `data`, as older clients put them. `null` for an
-    /// optional key counts as absent; for `message`, and for `data` of an `echo`, it is the
-    /// payload.
+    /// Keys may come in any order and with escapes (`"\u0074ype"` is `type`). Unknown keys are ignored
+    /// in the envelope, in `data` and in `meta`. `topic` and `message` are also accepted beside `type`,
+    /// for older clients. `null` for an optional key counts as absent; for `message`, and for `data` of
+    /// an `echo`, it is the payload.
     ///
     /// # Errors
     /// The first of these that applies:
@@ -100,58 +100,60 @@ impl<'a> ClientMessage<'a> {
         Self::parse_within(text, super::MAX_NESTING)
     }
 
-    /// As [`Self::parse`], with a limit of its own for the levels of arrays and objects, the
-    /// message's own object among them: 2, which every type of ours fits into, to
-    /// [`MAX_NESTING`](super::MAX_NESTING).
+    /// Like [`Self::parse`], with a separate limit on the nesting of arrays and objects, counting the
+    /// message's own object: from 2, the depth of every type, to [`MAX_NESTING`](super::MAX_NESTING).
     ///
     /// # Errors
-    /// As those of [`Self::parse`].
+    /// The errors of [`Self::parse`].
     pub fn parse_within(text: &'a str, max_nesting: usize) -> Result<Self, MessageError<'a>> {
         let mut envelope = Envelope::default();
-        if !envelope.scan(text, levels(max_nesting))? {
-            return Err(MessageError::invalid("a message is a JSON object with a `type`"));
+        if !envelope.scan(text, clamp_nesting(max_nesting))? {
+            return Err(MessageError::invalid("message must be a JSON object with a `type`"));
         }
-        let id = match envelope.once(Part::Id)?.filter(is_given) {
+        let id = match envelope.unique_value(MessageKey::Id)?.filter(is_not_null) {
             None => None,
-            Some(json) => Some(MessageId::of_value(json).ok_or_else(|| {
+            Some(json) => Some(MessageId::from_json(json).ok_or_else(|| {
                 MessageError::invalid(
-                    "an `id` is a string of at most 64 bytes, or an unsigned 64-bit integer",
+                    "`id` must be a string of at most 64 bytes or an unsigned 64-bit integer",
                 )
                 .at("id")
             })?),
         };
         envelope.check_depth().map_err(|error| error.with_id(id))?;
-        let (trace, command) = content(&envelope).map_err(|error| error.with_id(id))?;
+        let (trace, command) = parse_command(&envelope).map_err(|error| error.with_id(id))?;
         Ok(Self { id, trace, command })
     }
 }
 
-fn content<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Command<'a>), MessageError<'a>> {
-    let (kind, data, meta) =
-        (envelope.once(Part::Type)?, envelope.once(Part::Data)?, envelope.once(Part::Meta)?);
-    if meta.filter(is_given).is_some_and(|meta| !is_object(meta)) {
-        return Err(MessageError::invalid("`meta` is an object").at("meta"));
+fn parse_command<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Command<'a>), MessageError<'a>> {
+    let (kind, data, meta) = (
+        envelope.unique_value(MessageKey::Type)?,
+        envelope.unique_value(MessageKey::Data)?,
+        envelope.unique_value(MessageKey::Meta)?,
+    );
+    if meta.filter(is_not_null).is_some_and(|meta| !is_object(meta)) {
+        return Err(MessageError::invalid("`meta` must be an object").at("meta"));
     }
     let Some(kind) = kind.filter(|json| is_string(json)) else {
-        return Err(MessageError::invalid("a message has a `type`, which is a string").at("type"));
+        return Err(MessageError::invalid("`type` is missing or not a string").at("type"));
     };
-    let fields = Fields { envelope, data: data.filter(is_given) };
-    // A type that is no Unicode text is no type of ours.
-    let command = match &*string(kind).unwrap_or_default() {
+    let keys = CommandKeys { envelope, data: data.filter(is_not_null) };
+    // A type that is not Unicode text is unknown.
+    let command = match &*decode_string(kind).unwrap_or_default() {
         "echo" => match data {
             Some(data) => Command::Echo { data: RawJson::scanned(data) },
-            None => return Err(MessageError::invalid("`echo` needs `data`, any JSON").at("data")),
+            None => return Err(MessageError::invalid("`data` is missing; `echo` requires it, with any JSON").at("data")),
         },
-        "subscribe" => Command::Subscribe { subscription: Subscription::parse(fields.topic()?)? },
-        "unsubscribe" => Command::Unsubscribe { subscription: Subscription::parse(fields.topic()?)? },
-        "publish" => fields.publish()?,
-        "authenticate" => Command::Authenticate { token: fields.token()? },
+        "subscribe" => Command::Subscribe { subscription: Subscription::parse(keys.topic()?)? },
+        "unsubscribe" => Command::Unsubscribe { subscription: Subscription::parse(keys.topic()?)? },
+        "publish" => keys.publish()?,
+        "authenticate" => Command::Authenticate { token: keys.token()? },
         "ping" => Command::Ping,
         _ => {
             return Err(MessageError {
                 code: ErrorCode::UnknownType,
                 ..MessageError::invalid(
-                    "the type is none of echo, subscribe, unsubscribe, publish, authenticate and ping",
+                    "unknown type; use echo, subscribe, unsubscribe, publish, authenticate or ping",
                 )
                 .at("type")
             });
@@ -160,53 +162,53 @@ fn content<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Command<'a>
     Ok((envelope.trace(), command))
 }
 
-/// The keys that a type has of its own.
-struct Fields<'e, 'a> {
+/// The keys of one command.
+struct CommandKeys<'e, 'a> {
     envelope: &'e Envelope<'a>,
     data: Option<&'a str>,
 }
 
-impl<'a> Fields<'_, 'a> {
+impl<'a> CommandKeys<'_, 'a> {
     fn publish(&self) -> Result<Command<'a>, MessageError<'a>> {
         let topic = self.topic()?;
-        let Some(message) = self.optional(Part::Message)? else {
-            return Err(MessageError::invalid("`publish` needs a `message`, any JSON").at("message"));
+        let Some(message) = self.value(MessageKey::Message)? else {
+            return Err(MessageError::invalid("`message` is missing; `publish` requires it, with any JSON").at("message"));
         };
-        let exclude_self = match self.optional(Part::ExcludeSelf)? {
+        let exclude_self = match self.value(MessageKey::ExcludeSelf)? {
             None | Some("false" | "null") => false,
             Some("true") => true,
             Some(_) => {
-                return Err(MessageError::invalid("`exclude_self` is `true` or `false`").at("exclude_self"));
+                return Err(MessageError::invalid("`exclude_self` must be `true` or `false`").at("exclude_self"));
             }
         };
         Ok(Command::Publish { topic: Topic::parse(topic)?, message: RawJson::scanned(message), exclude_self })
     }
 
     fn topic(&self) -> Result<Cow<'a, str>, MessageError<'a>> {
-        let Some(json) = self.optional(Part::Topic)?.filter(|json| is_string(json)) else {
-            return Err(MessageError::invalid("a `topic` is needed, which is a string").at("topic"));
+        let Some(json) = self.value(MessageKey::Topic)?.filter(|json| is_string(json)) else {
+            return Err(MessageError::invalid("`topic` is missing or not a string").at("topic"));
         };
-        string(json).ok_or_else(|| MessageError {
+        decode_string(json).ok_or_else(|| MessageError {
             code: ErrorCode::InvalidTopic,
-            ..MessageError::invalid("a topic has no halves of surrogate pairs").at("topic")
+            ..MessageError::invalid("topic contains an unpaired surrogate; remove it").at("topic")
         })
     }
 
     fn token(&self) -> Result<Cow<'a, str>, MessageError<'a>> {
-        let token = self.optional(Part::Token)?.and_then(string);
-        token.ok_or_else(|| MessageError::invalid("a `token` is needed, which is a string").at("token"))
+        let token = self.value(MessageKey::Token)?.and_then(decode_string);
+        token.ok_or_else(|| MessageError::invalid("`token` is missing or not a string").at("token"))
     }
 
-    fn optional(&self, part: Part) -> Result<Option<&'a str>, MessageError<'a>> {
+    fn value(&self, part: MessageKey) -> Result<Option<&'a str>, MessageError<'a>> {
         if self.data.is_some_and(|data| !is_object(data)) {
-            return Err(MessageError::invalid("`data` is an object for this type").at("data"));
+            return Err(MessageError::invalid("`data` must be an object for this type").at("data"));
         }
-        self.envelope.once(part)
+        self.envelope.unique_value(part)
     }
 }
 
 /// Returns `true` unless the value of an optional key is `null`, which counts as absent.
-fn is_given(json: &&str) -> bool {
+fn is_not_null(json: &&str) -> bool {
     *json != "null"
 }
 

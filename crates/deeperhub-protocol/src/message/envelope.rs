@@ -1,13 +1,12 @@
-//! One pass over a message that checks its JSON and finds the values that have a meaning for us.
+//! One pass over a message that validates its JSON and finds the values of known keys.
 
 use super::{MessageError, TraceContext};
-use crate::json::{Fault, Key, Scanner, Stop, unescape};
+use crate::json::{Key, NotJson, Scanner, SyntaxError, unescape};
 use std::borrow::Cow;
 
-/// A value that has a meaning for us: the keys of the envelope, and those that our types have in
-/// `data`.
+/// A known key: of the envelope, or of a command in `data`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum MessageKey {
     Type,
     Id,
     Data,
@@ -18,7 +17,7 @@ pub(super) enum Part {
     Token,
 }
 
-impl Part {
+impl MessageKey {
     const COUNT: usize = 8;
 
     pub(super) const fn name(self) -> &'static str {
@@ -34,7 +33,7 @@ impl Part {
         }
     }
 
-    /// Clients of before `data` put `topic` and `message` beside `type`.
+    /// Looks up a key of the envelope. Older clients put `topic` and `message` beside `type`.
     #[inline]
     fn of_envelope(key: &str) -> Option<Self> {
         Some(match key {
@@ -60,12 +59,12 @@ impl Part {
     }
 }
 
-enum TracePart {
+enum TraceKey {
     Parent,
     State,
 }
 
-impl TracePart {
+impl TraceKey {
     #[inline]
     fn of_meta(key: &str) -> Option<Self> {
         match key {
@@ -76,56 +75,56 @@ impl TracePart {
     }
 }
 
-/// The parts of a message, each as the JSON text of its value. Keys may come in any order, so
-/// which parts count is known only when all have been seen.
+/// The values of a message's known keys, as JSON text. Keys come in any order, so the values are
+/// interpreted only after the whole message was scanned.
 #[derive(Debug, Default)]
 pub(super) struct Envelope<'a> {
-    values: [Option<&'a str>; Part::COUNT],
-    /// A bit for each part whose key came more than once.
-    twice: u8,
+    values: [Option<&'a str>; MessageKey::COUNT],
+    /// One bit for each duplicated key.
+    duplicates: u8,
     traceparent: Option<&'a str>,
     tracestate: Option<&'a str>,
-    /// Levels that it may have, where it has more.
-    deeper_than: Option<u32>,
+    /// The nesting limit, if the message exceeds it.
+    exceeded_nesting: Option<u32>,
 }
 
 impl<'a> Envelope<'a> {
-    /// Scans the whole text, which may have `max_nesting` levels, and tells whether it is an object. Not a constructor, because moving
-    /// this costs more than the scan of a small message.
+    /// Scans the whole text with a limit of `max_nesting` levels. Returns `true` if it is an object. Not a
+    /// constructor, because moving `Self` costs more than scanning a small message.
     #[inline]
-    pub(super) fn scan(&mut self, text: &'a str, max_nesting: u32) -> Result<bool, Fault> {
+    pub(super) fn scan(&mut self, text: &'a str, max_nesting: u32) -> Result<bool, SyntaxError> {
         let mut scanner = Scanner::new(text, max_nesting);
         scanner.skip_white();
         if scanner.peek() != b'{' {
-            return scanner.whole(0).map(|_| false);
+            return scanner.scan_text(0).map(|_| false);
         }
-        let object = scanner.object(|scanner, key| self.member(scanner, key));
-        match object.and_then(|_| scanner.end()) {
+        let object = scanner.scan_object(|scanner, key| self.member(scanner, key));
+        match object.and_then(|_| scanner.expect_end()) {
             Ok(()) => {
                 if scanner.is_too_deep() {
-                    self.deeper_than = Some(max_nesting);
+                    self.exceeded_nesting = Some(max_nesting);
                 }
                 Ok(true)
             }
-            Err(Stop) => Err(scanner.fault()),
+            Err(NotJson) => Err(scanner.syntax_error()),
         }
     }
 
-    /// Whether it has no more levels than it may have.
+    /// Checks the nesting limit.
     ///
     /// # Errors
-    /// It has.
+    /// Returns an error if the message exceeds the limit.
     pub(super) fn check_depth(&self) -> Result<(), MessageError<'a>> {
-        self.deeper_than.map_or(Ok(()), |limit| Err(MessageError::too_deep(limit)))
+        self.exceeded_nesting.map_or(Ok(()), |limit| Err(MessageError::too_deep(limit)))
     }
 
-    /// The value of a part, when its key came once.
+    /// Returns the value of a key, `None` if it is absent.
     ///
     /// # Errors
-    /// Names the part when its key came more than once.
-    pub(super) fn once(&self, part: Part) -> Result<Option<&'a str>, MessageError<'a>> {
-        if self.twice & bit(part) != 0 {
-            return Err(MessageError::invalid("the key stands twice in the message").at(part.name()));
+    /// Returns an error that names the key if it is duplicated.
+    pub(super) fn unique_value(&self, part: MessageKey) -> Result<Option<&'a str>, MessageError<'a>> {
+        if self.duplicates & bit(part) != 0 {
+            return Err(MessageError::invalid("duplicate key").at(part.name()));
         }
         Ok(self.values[part as usize])
     }
@@ -134,52 +133,52 @@ impl<'a> Envelope<'a> {
         if self.traceparent.is_none() {
             return TraceContext::default();
         }
-        TraceContext::new(self.traceparent.and_then(string), self.tracestate.and_then(string))
+        TraceContext::new(self.traceparent.and_then(decode_string), self.tracestate.and_then(decode_string))
     }
 
-    fn member(&mut self, scanner: &mut Scanner<'a>, key: Key<'a>) -> Result<(), Stop> {
-        let part = key.find(Part::of_envelope);
+    fn member(&mut self, scanner: &mut Scanner<'a>, key: Key<'a>) -> Result<(), NotJson> {
+        let part = key.find(MessageKey::of_envelope);
         let value = match part {
-            Some(Part::Data) if scanner.peek() == b'{' => scanner.object(|scanner, key| {
-                let value = scanner.value(2)?;
-                if let Some(part) = key.find(Part::of_data) {
-                    self.put(part, value);
+            Some(MessageKey::Data) if scanner.peek() == b'{' => scanner.scan_object(|scanner, key| {
+                let value = scanner.scan_value(2)?;
+                if let Some(part) = key.find(MessageKey::of_data) {
+                    self.store(part, value);
                 }
                 Ok(())
             })?,
-            Some(Part::Meta) if scanner.peek() == b'{' => scanner.object(|scanner, key| {
-                let value = scanner.value(2)?;
-                match key.find(TracePart::of_meta) {
-                    Some(TracePart::Parent) => self.traceparent = Some(value),
-                    Some(TracePart::State) => self.tracestate = Some(value),
+            Some(MessageKey::Meta) if scanner.peek() == b'{' => scanner.scan_object(|scanner, key| {
+                let value = scanner.scan_value(2)?;
+                match key.find(TraceKey::of_meta) {
+                    Some(TraceKey::Parent) => self.traceparent = Some(value),
+                    Some(TraceKey::State) => self.tracestate = Some(value),
                     None => {}
                 }
                 Ok(())
             })?,
-            // As deep as it could be in `data`, where a delivery will have it.
-            Some(Part::Message) => scanner.value(2)?,
-            _ => scanner.value(1)?,
+            // As deep as in `data`, where a delivery puts it.
+            Some(MessageKey::Message) => scanner.scan_value(2)?,
+            _ => scanner.scan_value(1)?,
         };
         if let Some(part) = part {
-            self.put(part, value);
+            self.store(part, value);
         }
         Ok(())
     }
 
     #[inline]
-    fn put(&mut self, part: Part, value: &'a str) {
+    fn store(&mut self, part: MessageKey, value: &'a str) {
         if self.values[part as usize].replace(value).is_some() {
-            self.twice |= bit(part);
+            self.duplicates |= bit(part);
         }
     }
 }
 
-const fn bit(part: Part) -> u8 {
+const fn bit(part: MessageKey) -> u8 {
     1 << part as u8
 }
 
-/// The text of a JSON value that is a string, with its escapes read. `None` for other values, and
-/// for a string that is no Unicode text ([`unescape`]).
-pub(super) fn string(json: &str) -> Option<Cow<'_, str>> {
+/// Decodes a JSON string. Returns `None` for other values, and for strings that are not Unicode text
+/// ([`unescape`]).
+pub(super) fn decode_string(json: &str) -> Option<Cow<'_, str>> {
     unescape(json.strip_prefix('"')?.strip_suffix('"')?)
 }

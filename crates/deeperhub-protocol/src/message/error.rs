@@ -1,31 +1,30 @@
-//! Why a message cannot be carried out.
+//! The error of an invalid message.
 
 use super::{MessageId, ServerMessage};
-use crate::json::Fault;
+use crate::json::SyntaxError;
 use crate::{ErrorCode, TopicError};
 use std::borrow::Cow;
 
-/// A message that cannot be carried out, with what its `error` reply needs.
+/// The error of an invalid message, with the content of its `error` reply.
 ///
-/// The client is at fault. It costs no more than the reply ([`Self::to_message`]); the next message
-/// works.
+/// Send the reply ([`Self::to_message`]) and keep the connection open; later messages are unaffected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct MessageError<'a> {
-    /// What kind of fault it is.
+    /// The error code.
     pub code: ErrorCode,
-    /// The message's id, where one could be read.
+    /// The message's ID, if it could be parsed.
     pub id: Option<MessageId<'a>>,
-    /// The key at fault.
+    /// The key that caused the error.
     pub field: Option<&'static str>,
-    /// A sentence for a person.
+    /// Description for people.
     pub message: Cow<'static, str>,
-    /// Whether it is refused for nothing but the levels of its arrays and objects.
+    /// Whether nesting over the limit is the only cause.
     pub is_too_deep: bool,
 }
 
 impl<'a> MessageError<'a> {
-    /// The `error` that answers the message.
+    /// Returns the `error` reply.
     #[must_use]
     pub fn to_message(&self) -> ServerMessage<'_> {
         ServerMessage::Error {
@@ -38,7 +37,7 @@ impl<'a> MessageError<'a> {
         }
     }
 
-    /// [`ErrorCode::InvalidMessage`] without a key at fault.
+    /// Creates an [`ErrorCode::InvalidMessage`] error without a key.
     pub(super) const fn invalid(message: &'static str) -> Self {
         Self {
             code: ErrorCode::InvalidMessage,
@@ -49,9 +48,9 @@ impl<'a> MessageError<'a> {
         }
     }
 
-    /// [`ErrorCode::InvalidMessage`]: it is JSON, and has more than `limit` levels.
+    /// Creates an [`ErrorCode::InvalidMessage`] error for JSON that nests deeper than `limit` levels.
     pub(crate) fn too_deep(limit: u32) -> Self {
-        let message = format!("arrays and objects nest deeper than the limit of {limit}");
+        let message = format!("arrays and objects are nested deeper than {limit} levels");
         Self { message: Cow::Owned(message), is_too_deep: true, ..Self::invalid("") }
     }
 
@@ -64,8 +63,8 @@ impl<'a> MessageError<'a> {
     }
 }
 
-impl From<Fault> for MessageError<'_> {
-    fn from(fault: Fault) -> Self {
+impl From<SyntaxError> for MessageError<'_> {
+    fn from(fault: SyntaxError) -> Self {
         Self { code: ErrorCode::InvalidJson, message: fault.to_string().into(), ..Self::invalid("") }
     }
 }

@@ -1,35 +1,34 @@
-//! The `id` that ties a reply to its message.
+//! Message IDs, which correlate replies with messages.
 
 use crate::json::unescape;
 use std::fmt;
 
-/// A message's `id`, given back unchanged with its reply: the JSON text as it came
-/// (a string with its quotes and escapes, or digits).
+/// A message's `id`, echoed unchanged in its reply. It is the JSON text as received: a string with
+/// quotes and escapes, or digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MessageId<'a>(&'a str);
 
 impl<'a> MessageId<'a> {
-    /// The longest text that an id may stand for, in bytes of UTF-8: without its quotes, with
-    /// its escapes read.
+    /// Maximum length of a string ID in bytes of UTF-8, without quotes and with escapes decoded.
     pub const MAX_BYTES: usize = 64;
 
-    /// The id as JSON.
+    /// Returns the ID as JSON text.
     #[must_use]
     pub const fn as_json(self) -> &'a str {
         self.0
     }
 
-    /// Takes the text of a JSON value that is a string of at most [`Self::MAX_BYTES`] or an
-    /// unsigned integer of 64 bits; `None` for any other.
+    /// Converts a JSON value that is a string of at most [`Self::MAX_BYTES`] or an unsigned 64-bit
+    /// integer. Returns `None` for others.
     ///
-    /// A number counts by how it is written: `1.0`, `1e3` and `-0` are no integers.
-    pub(super) fn of_value(json: &'a str) -> Option<Self> {
+    /// The notation of a number matters: `1.0`, `1e3` and `-0` are not integers.
+    pub(super) fn from_json(json: &'a str) -> Option<Self> {
         let valid = match json.strip_prefix('"').and_then(|json| json.strip_suffix('"')) {
             Some(inside) => {
-                // An escape is longer than what it stands for.
+                // Compare the decoded length, since escapes are longer than their characters.
                 unescape(inside).is_some_and(|text| text.len() <= Self::MAX_BYTES)
             }
-            // JSON has no leading zeros, so that up to 19 digits always fit.
+            // JSON has no leading zeros, so up to 19 digits always fit.
             None => {
                 json.bytes().all(|byte| byte.is_ascii_digit())
                     && (json.len() < 20 || json.parse::<u64>().is_ok())
@@ -65,12 +64,12 @@ mod tests {
             escaped.as_str(),
             two_bytes_each.as_str(),
         ] {
-            assert_eq!(MessageId::of_value(json).map(MessageId::as_json), Some(json));
+            assert_eq!(MessageId::from_json(json).map(MessageId::as_json), Some(json));
         }
     }
 
     #[test]
-    fn other_values_are_none() {
+    fn other_values_are_not_ids() {
         let too_long = format!("\"{}\"", "x".repeat(65));
         let too_long_decoded = format!("\"{}\"", "\\u00e9".repeat(33));
         for json in [
@@ -89,7 +88,7 @@ mod tests {
             too_long.as_str(),
             too_long_decoded.as_str(),
         ] {
-            assert_eq!(MessageId::of_value(json), None, "{json}");
+            assert_eq!(MessageId::from_json(json), None, "{json}");
         }
     }
 }

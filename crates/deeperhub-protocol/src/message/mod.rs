@@ -1,4 +1,4 @@
-//! The JSON messages of a client and of the server.
+//! The JSON messages of clients and of the server.
 //!
 //! One text message is one JSON object:
 //!
@@ -6,9 +6,9 @@
 //! {"type": "publish", "id": 7, "data": {"topic": "news", "message": {"any": "JSON"}}}
 //! ```
 //!
-//! [`ClientMessage::parse`] reads what a client sent, borrowed from its bytes and in one pass;
-//! [`ServerMessage::write_frame`] and [`ServerMessage::to_frame`] write what the server says.
-//! Payloads are [`RawJson`](crate::RawJson): their bytes pass through as they came.
+//! [`ClientMessage::parse`] parses a client message in one pass and borrows from its text.
+//! [`ServerMessage::write_frame`] and [`ServerMessage::to_frame`] encode server messages. Payloads are
+//! [`RawJson`](crate::RawJson): their bytes pass through unchanged.
 //!
 //! ```
 //! use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage};
@@ -26,9 +26,9 @@ mod envelope;
 mod error;
 mod id;
 mod server;
+mod sink;
 mod span;
 mod trace;
-mod write;
 
 pub use client::{ClientMessage, Command};
 pub use error::MessageError;
@@ -39,6 +39,5 @@ pub use server::{
 pub use span::SpanContext;
 pub use trace::TraceContext;
 
-/// Levels of arrays and objects that a message may have one inside the other at most, its own object
-/// among them.
+/// Maximum nesting of arrays and objects in a message, counting its own object.
 pub const MAX_NESTING: usize = crate::json::MAX_NESTING as usize;

@@ -1,29 +1,29 @@
-//! What the server says.
+//! Messages from the server.
 
-use super::envelope::{Envelope, Part};
-use super::write::{Around, Length, Sink};
+use super::envelope::{Envelope, MessageKey};
+use super::sink::{JsonSink, LengthCounter, PayloadGap};
 use super::{MessageError, MessageId, TraceContext};
 use crate::frame::{Frame, text_header};
-use crate::json::levels;
+use crate::json::clamp_nesting;
 use crate::{ClientId, CloseReason, ErrorCode, RawJson, Topic};
 
-/// Limits told in `welcome`.
+/// The limits announced in `welcome`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WelcomeLimits {
-    /// The longest message that a client may send, in bytes.
+    /// Maximum length of a client message in bytes.
     pub max_message_bytes: u64,
-    /// The longest message that a client must be able to receive, in bytes
+    /// Maximum length of a message that a client must be able to receive, in bytes
     /// ([`ServerMessage::max_delivery_bytes`]).
     pub max_delivery_bytes: u64,
-    /// How many subscriptions a connection may have at a time.
+    /// Maximum number of subscriptions of a connection.
     pub max_subscriptions: u64,
-    /// How often the server sends a WebSocket ping, in milliseconds.
+    /// Interval between WebSocket pings in milliseconds.
     pub ping_interval_ms: u64,
 }
 
-/// Length in bytes of the longest delivery of a server's publish, without its payload. Every byte
+/// LengthCounter in bytes of the longest delivery of a server's publish, without its payload. Every byte
 /// of the topic and of `tracestate` may need an escape.
-const MAX_AROUND_PAYLOAD: usize = r#"{"type":"message","data":{"topic":,"message":}"#.len()
+const MAX_DELIVERY_OVERHEAD_BYTES: usize = r#"{"type":"message","data":{"topic":,"message":}"#.len()
     + max_escaped(Topic::MAX_BYTES)
     + r#","meta":{"traceparent":,"tracestate":}}"#.len()
     + "\"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\"".len()
@@ -55,112 +55,111 @@ impl ClusterFault {
     }
 }
 
-/// What the server sends.
+/// A message from the server.
 ///
-/// Keys are written in the order `type`, `id`, `data`, `meta`; those without a value are left
-/// out. An id or a payload is written as it came.
+/// Keys are written in the order `type`, `id`, `data`, `meta`; those without a value are omitted. IDs
+/// and payloads are written as received.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum ServerMessage<'a> {
     /// The first message on every connection.
     Welcome {
-        /// The connection's own name.
+        /// The ID of the connection.
         client_id: &'a ClientId,
         /// The name of the server program.
         server: &'a str,
-        /// Its version.
+        /// The version of the server program.
         version: &'a str,
-        /// What it allows.
+        /// The limits of this server.
         limits: WelcomeLimits,
     },
-    /// Answers `echo`.
+    /// Replies to `echo`.
     Echo {
-        /// The message's own.
+        /// The message's ID.
         id: Option<MessageId<'a>>,
-        /// The message's own.
+        /// The message's payload.
         data: RawJson<'a>,
     },
-    /// Answers `subscribe`.
+    /// Replies to `subscribe`.
     Subscribed {
-        /// The message's own.
+        /// The message's ID.
         id: Option<MessageId<'a>>,
         /// The topic or pattern.
         topic: &'a str,
     },
-    /// Answers `unsubscribe`, or tells that a subscription ended.
+    /// Replies to `unsubscribe`, or reports that a subscription ended.
     Unsubscribed {
-        /// The message's own; none where no message asked for it.
+        /// The message's ID; `None` if the server ended the subscription.
         id: Option<MessageId<'a>>,
         /// The topic or pattern.
         topic: &'a str,
     },
-    /// Answers `publish`.
+    /// Replies to `publish`.
     Published {
-        /// The message's own.
+        /// The message's ID.
         id: Option<MessageId<'a>>,
         /// The topic.
         topic: &'a str,
-        /// How many subscriptions of this node matched.
+        /// Number of matching subscriptions on this node.
         subscribers: u64,
         /// Reason why the other nodes do not get the message. Left out if they do.
         cluster: Option<ClusterFault>,
     },
-    /// Answers `authenticate`.
+    /// Replies to `authenticate`.
     Authenticated {
-        /// The message's own.
+        /// The message's ID.
         id: Option<MessageId<'a>>,
-        /// Whom the token names.
+        /// The user that the token names.
         user: &'a str,
-        /// Until when it is good, in seconds since the Unix epoch.
+        /// Expiry of the token in seconds since the Unix epoch.
         expires_at: u64,
     },
-    /// Answers `ping`.
+    /// Replies to `ping`.
     Pong {
-        /// The message's own.
+        /// The message's ID.
         id: Option<MessageId<'a>>,
     },
     /// A delivery.
     Message {
-        /// The topic that was published to.
+        /// The topic of the publish.
         topic: &'a str,
-        /// What was published.
+        /// The published payload.
         message: RawJson<'a>,
-        /// The publisher; none when a server published.
+        /// The publisher; `None` if a backend published.
         from: Option<&'a ClientId>,
-        /// W3C `traceparent` of the delivery, where its trace is sampled.
+        /// W3C `traceparent` of the delivery, if its trace is sampled.
         traceparent: Option<&'a str>,
-        /// The `tracestate` beside it; without a `traceparent` it is left out.
+        /// The W3C `tracestate`; omitted without a `traceparent`.
         tracestate: Option<&'a str>,
     },
-    /// The last message before some closes.
+    /// The last message before a close, for codes with [`CloseCode::sends_goodbye`](crate::CloseCode::sends_goodbye).
     Goodbye {
-        /// Why, and whether to come back.
+        /// The close reason, whose code says whether to reconnect.
         reason: &'a CloseReason,
-        /// When to come back, in milliseconds from now; of no meaning where the code does not let it come back.
+        /// Delay before reconnecting in milliseconds; meaningless if the code forbids reconnecting.
         retry_after_ms: u64,
     },
-    /// Answers a message that could not be carried out.
+    /// Replies to a message that failed.
     Error {
-        /// The message's own, where it could be read.
+        /// The message's ID, if it could be parsed.
         id: Option<MessageId<'a>>,
-        /// What kind of fault it is.
+        /// The error code.
         code: ErrorCode,
-        /// A sentence for a person.
+        /// Description for people.
         message: &'a str,
-        /// The key at fault.
+        /// The key that caused the error.
         field: Option<&'a str>,
-        /// The topic that it is about.
+        /// The topic concerned.
         topic: Option<&'a str>,
-        /// When to try again, in milliseconds from now.
+        /// Delay before a retry in milliseconds.
         retry_after_ms: Option<u64>,
     },
-    /// What a backend sent: the object as given ([`check_server_object`] takes only such as have a
-    /// string `type`).
+    /// An object from a backend, sent as given. [`check_server_object`] validates it.
     Raw(RawJson<'a>),
 }
 
 impl ServerMessage<'_> {
-    /// All types but those that backends choose ([`Self::Raw`]).
+    /// All types, except those that backends choose ([`Self::Raw`]).
     pub const TYPES: &'static [&'static str] = &[
         "welcome",
         "echo",
@@ -182,7 +181,7 @@ impl ServerMessage<'_> {
     /// longer than the client's id in the delivery.
     #[must_use]
     pub const fn max_delivery_bytes(max_message_bytes: u64) -> u64 {
-        max_message_bytes.saturating_add(MAX_AROUND_PAYLOAD as u64)
+        max_message_bytes.saturating_add(MAX_DELIVERY_OVERHEAD_BYTES as u64)
     }
 
     /// Appends the message as one complete unmasked text frame (header and JSON) to `out`.
@@ -190,25 +189,25 @@ impl ServerMessage<'_> {
         self.write_frame_of(self.json_len(), out);
     }
 
-    /// As [`write_frame`](Self::write_frame), but leaves out the payload of an [`Echo`](Self::Echo): for who can send it
-    /// from where it stands. Answers at which length of `out` it belongs; `None` for other messages, which are appended
-    /// whole.
-    pub fn write_frame_around(&self, out: &mut Vec<u8>) -> Option<usize> {
+    /// Like [`write_frame`](Self::write_frame), but omits the payload of an [`Echo`](Self::Echo), so that
+    /// the caller can send it from its own buffer. Returns the offset in `out` where the payload belongs,
+    /// or `None` for other messages, which are written in full.
+    pub fn write_frame_without_payload(&self, out: &mut Vec<u8>) -> Option<usize> {
         let (header, header_len) = text_header(self.json_len());
         out.extend_from_slice(header.get(..header_len).unwrap_or_default());
-        let mut around = Around { out, at: None };
-        self.write(&mut around);
-        around.at
+        let mut gap = PayloadGap { out, at: None };
+        self.write(&mut gap);
+        gap.at
     }
 
-    /// The message as a frame that many connections can share.
+    /// Encodes the message as a frame that many connections can share.
     #[must_use]
     pub fn to_frame(&self) -> Frame {
         let length = self.json_len();
         Frame::encode_with(text_header(length).1 + length, |out| self.write_frame_of(length, out))
     }
 
-    /// Name for metrics; `Raw` is "raw".
+    /// Returns the type name for metrics; "raw" for [`Self::Raw`].
     #[must_use]
     pub const fn type_name(&self) -> &'static str {
         match self {
@@ -234,12 +233,12 @@ impl ServerMessage<'_> {
     }
 
     fn json_len(&self) -> usize {
-        let mut length = Length::default();
+        let mut length = LengthCounter::default();
         self.write(&mut length);
         length.0
     }
 
-    fn write(&self, sink: &mut impl Sink) {
+    fn write(&self, sink: &mut impl JsonSink) {
         match *self {
             Self::Welcome { client_id, server, version, limits } => {
                 sink.raw(r#"{"type":"welcome","data":{"client_id":""#);
@@ -329,7 +328,7 @@ impl ServerMessage<'_> {
                 sink.raw(r#","reason":"#);
                 sink.string(reason.text());
                 sink.raw(r#","reconnect":"#);
-                sink.raw(if reason.code().reconnect() { "true" } else { "false" });
+                sink.raw(if reason.code().allows_reconnect() { "true" } else { "false" });
                 retry_after(sink, Some(retry_after_ms));
                 sink.raw("}}");
             }
@@ -355,7 +354,7 @@ impl ServerMessage<'_> {
     }
 }
 
-/// Checks a body that a backend sends to clients.
+/// Checks a message that a backend sends to clients.
 ///
 /// # Errors
 /// [`ErrorCode::InvalidJson`]: not JSON.
@@ -365,28 +364,28 @@ pub fn check_server_object(text: &str) -> Result<RawJson<'_>, MessageError<'_>> 
     check_server_object_within(text, super::MAX_NESTING)
 }
 
-/// As [`check_server_object`], with a limit of its own for the levels of arrays and objects, at most
+/// Like [`check_server_object`], with a separate limit on the nesting of arrays and objects, at most
 /// [`MAX_NESTING`](super::MAX_NESTING).
 ///
 /// # Errors
-/// As those of [`check_server_object`].
+/// The errors of [`check_server_object`].
 pub fn check_server_object_within(text: &str, max_nesting: usize) -> Result<RawJson<'_>, MessageError<'_>> {
     let mut envelope = Envelope::default();
-    if !envelope.scan(text, levels(max_nesting))? {
-        return Err(MessageError::invalid("a message is a JSON object with a `type`"));
+    if !envelope.scan(text, clamp_nesting(max_nesting))? {
+        return Err(MessageError::invalid("message must be a JSON object with a `type`"));
     }
     envelope.check_depth()?;
-    for part in [Part::Id, Part::Data, Part::Meta] {
-        envelope.once(part)?;
+    for part in [MessageKey::Id, MessageKey::Data, MessageKey::Meta] {
+        envelope.unique_value(part)?;
     }
-    if !envelope.once(Part::Type)?.is_some_and(|json| json.starts_with('"')) {
-        return Err(MessageError::invalid("a message has a `type`, which is a string").at("type"));
+    if !envelope.unique_value(MessageKey::Type)?.is_some_and(|json| json.starts_with('"')) {
+        return Err(MessageError::invalid("`type` is missing or not a string").at("type"));
     }
     Ok(RawJson::scanned(text.trim_matches([' ', '\n', '\r', '\t'])))
 }
 
-/// `head` and, where there is one, the id.
-fn reply(sink: &mut impl Sink, head: &str, id: Option<MessageId<'_>>) {
+/// Writes `head` and the ID, if there is one.
+fn reply(sink: &mut impl JsonSink, head: &str, id: Option<MessageId<'_>>) {
     sink.raw(head);
     if let Some(id) = id {
         sink.raw(r#","id":"#);
@@ -394,7 +393,7 @@ fn reply(sink: &mut impl Sink, head: &str, id: Option<MessageId<'_>>) {
     }
 }
 
-fn retry_after(sink: &mut impl Sink, milliseconds: Option<u64>) {
+fn retry_after(sink: &mut impl JsonSink, milliseconds: Option<u64>) {
     if let Some(milliseconds) = milliseconds {
         sink.raw(r#","retry_after_ms":"#);
         sink.number(milliseconds);

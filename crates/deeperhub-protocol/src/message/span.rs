@@ -1,12 +1,12 @@
-//! The ids of a trace, as numbers.
+//! Trace and span IDs as numbers.
 
 use std::fmt;
 
 use super::TraceContext;
 
-/// The `traceparent` of W3C trace context, read: which span of which trace something belongs to.
+/// A parsed W3C `traceparent`: trace ID, span ID and sampled flag.
 ///
-/// Neither id is ever zero, which the recommendation forbids.
+/// Neither ID is zero, which W3C Trace Context forbids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SpanContext {
     trace_id: u128,
@@ -15,17 +15,17 @@ pub struct SpanContext {
 }
 
 impl SpanContext {
-    /// A span of a trace that is not sampled, by whatever ratio: its id is the highest. It stands for a decision within a
-    /// program and names no real span.
-    pub const DECLINED: Self = Self { trace_id: u128::MAX, span_id: u64::MAX, sampled: false };
+    /// A span of a trace that no sampling ratio selects, since its ID is the highest. It represents a
+    /// sampling decision within a program, not a real span.
+    pub const UNSAMPLED: Self = Self { trace_id: u128::MAX, span_id: u64::MAX, sampled: false };
 
-    /// A span of these ids; `None` when one of them is zero.
+    /// Creates a span context. Returns `None` if an ID is zero.
     #[must_use]
     pub const fn new(trace_id: u128, span_id: u64, sampled: bool) -> Option<Self> {
         if trace_id == 0 || span_id == 0 { None } else { Some(Self { trace_id, span_id, sampled }) }
     }
 
-    /// Reads a `traceparent`; `None` for one that is not well formed (section 3.2), which is to be treated as absent.
+    /// Parses a `traceparent`. Returns `None` if it is malformed (section 3.2); treat that as absent.
     ///
     /// ```
     /// use deeperhub_protocol::message::SpanContext;
@@ -39,12 +39,12 @@ impl SpanContext {
     #[must_use]
     pub fn parse(traceparent: &str) -> Option<Self> {
         let context = TraceContext::new(Some(traceparent.into()), None);
-        Self::of(&context)
+        Self::from_context(&context)
     }
 
-    /// The ids of a context; `None` where it has no `traceparent`, or one that is not well formed.
+    /// Returns the IDs of a trace context; `None` if its `traceparent` is absent or malformed.
     #[must_use]
-    pub fn of(context: &TraceContext<'_>) -> Option<Self> {
+    pub fn from_context(context: &TraceContext<'_>) -> Option<Self> {
         let text = context.traceparent.as_deref()?;
         let trace_id = u128::from_str_radix(text.get(3..35)?, 16).ok()?;
         let span_id = u64::from_str_radix(text.get(36..52)?, 16).ok()?;
@@ -52,19 +52,19 @@ impl SpanContext {
         Self::new(trace_id, span_id, flags & 1 == 1)
     }
 
-    /// Names the trace.
+    /// Returns the trace ID.
     #[must_use]
     pub const fn trace_id(&self) -> u128 {
         self.trace_id
     }
 
-    /// Names the span within its trace.
+    /// Returns the span ID.
     #[must_use]
     pub const fn span_id(&self) -> u64 {
         self.span_id
     }
 
-    /// Whether someone records the trace (the flag `01`).
+    /// Returns `true` if the trace is sampled (the flag `01`).
     #[must_use]
     pub const fn is_sampled(&self) -> bool {
         self.sampled
@@ -72,7 +72,7 @@ impl SpanContext {
 }
 
 impl fmt::Display for SpanContext {
-    /// As a `traceparent` of version 00: 55 bytes.
+    /// Writes a `traceparent` of version 00, which has 55 bytes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled))
     }
@@ -84,7 +84,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn flags_of_later_versions_count_by_their_last_bit() {
+    fn the_sampled_flag_is_the_lowest_bit_in_later_versions() {
         let parse = |flags: &str| {
             SpanContext::parse(&format!("00-{:032x}-{:016x}-{flags}", 1, 2)).map(|span| span.is_sampled())
         };
@@ -96,10 +96,10 @@ mod tests {
     }
 
     #[test]
-    fn ids_of_zeros_are_none() {
+    fn zero_ids_are_rejected() {
         assert_eq!(SpanContext::new(0, 1, true), None);
         assert_eq!(SpanContext::new(1, 0, true), None);
-        assert_eq!(SpanContext::of(&TraceContext::default()), None);
+        assert_eq!(SpanContext::from_context(&TraceContext::default()), None);
     }
 
     proptest! {
@@ -112,7 +112,7 @@ mod tests {
         #[test]
         fn any_text_is_read_or_left(text in "\\PC{0,60}") {
             let _ = SpanContext::parse(&text);
-            let _ = SpanContext::of(&TraceContext { traceparent: Some(text.into()), tracestate: None });
+            let _ = SpanContext::from_context(&TraceContext { traceparent: Some(text.into()), tracestate: None });
         }
     }
 }

@@ -1,28 +1,26 @@
-//! W3C trace context, as `meta` and the headers of the server API carry it.
+//! W3C trace context, carried in `meta` and in headers of the server API.
 
 use std::borrow::Cow;
 
-/// Where in a distributed trace a message belongs: W3C `traceparent` and `tracestate`.
+/// The position of a message in a distributed trace: W3C `traceparent` and `tracestate`.
 ///
-/// What [`Self::new`] makes is fit for a header: a `traceparent` of the form that the
-/// recommendation gives, and a `tracestate` only beside one. Fields may be set to anything; who
-/// does so answers for the form.
+/// [`Self::new`] keeps only values that are valid as headers, and a `tracestate` only with a
+/// `traceparent`. Code that sets the fields directly must ensure this itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TraceContext<'a> {
-    /// Version, trace id, parent id and flags, as `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`.
+    /// Version, trace ID, parent ID and flags, such as `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`.
     pub traceparent: Option<Cow<'a, str>>,
-    /// What tracing systems add to it, not looked into.
+    /// Vendor-specific trace state, not interpreted.
     pub tracestate: Option<Cow<'a, str>>,
 }
 
 impl<'a> TraceContext<'a> {
-    /// The longest `tracestate` that is taken over, in bytes: as much as the recommendation asks
-    /// everyone to carry (section 3.3.1.5).
+    /// Maximum length of a `tracestate` in bytes: the length that every participant must propagate
+    /// (section 3.3.1.5).
     pub const MAX_TRACESTATE_BYTES: usize = 512;
 
-    /// Takes what is well formed and leaves out what is not, as the recommendation asks for: a
-    /// broken trace is no reason to refuse a message. Without a good `traceparent` there is no
-    /// `tracestate`.
+    /// Keeps well-formed values and drops others, as the specification requires: a malformed trace does
+    /// not invalidate a message. Without a valid `traceparent` there is no `tracestate`.
     #[must_use]
     pub fn new(traceparent: Option<Cow<'a, str>>, tracestate: Option<Cow<'a, str>>) -> Self {
         let traceparent = traceparent.filter(|text| is_traceparent(text.as_bytes()));
@@ -30,7 +28,7 @@ impl<'a> TraceContext<'a> {
         Self { traceparent, tracestate }
     }
 
-    /// The same, borrowing from this one.
+    /// Returns the same context, borrowing the values.
     #[must_use]
     pub fn borrow(&self) -> TraceContext<'_> {
         TraceContext {
@@ -39,15 +37,15 @@ impl<'a> TraceContext<'a> {
         }
     }
 
-    /// Whether there is nothing.
+    /// Returns `true` if there is no trace context.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.traceparent.is_none() && self.tracestate.is_none()
     }
 }
 
-/// Section 3.2: `version-traceid-parentid-flags` in lower case hexadecimal digits. Version `ff`
-/// is forbidden, ids of zeros only are invalid; later versions may go on behind the flags.
+/// Returns `true` for `version-traceid-parentid-flags` in lower-case hexadecimal digits (section 3.2).
+/// Version `ff` and zero IDs are invalid. Later versions may have more after the flags.
 fn is_traceparent(text: &[u8]) -> bool {
     let (Some(known), Some(rest)) = (text.get(..55), text.get(55..)) else { return false };
     let mut fields = known.split(|&byte| byte == b'-');
@@ -66,7 +64,7 @@ fn is_traceparent(text: &[u8]) -> bool {
     version != b"ff" && !is_zero(trace) && !is_zero(parent) && rest_fits
 }
 
-/// What may stand in a header of that size; its list is the tracing systems' own matter.
+/// Returns `true` if `text` is valid as a header within the length limit. Its content is not checked.
 fn is_tracestate(text: &[u8]) -> bool {
     (1..=TraceContext::MAX_TRACESTATE_BYTES).contains(&text.len())
         && text.iter().all(|&byte| byte.is_ascii_graphic() || byte == b' ' || byte == b'\t')
@@ -83,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn well_formed_ones_are_taken() {
+    fn well_formed_traceparents_are_kept() {
         for text in [
             GOOD,
             "00-00000000000000000000000000000001-0000000000000001-00",
@@ -95,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn others_are_left_out() {
+    fn malformed_traceparents_are_dropped() {
         for text in [
             "",
             "00",

@@ -44,7 +44,7 @@ pub fn schema() -> Value {
 fn common() -> Map<String, Value> {
     let errors: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
     let closes: Vec<_> =
-        CloseCode::ALL.iter().filter(|code| code.says_goodbye()).map(|code| code.as_u16()).collect();
+        CloseCode::ALL.iter().filter(|code| code.sends_goodbye()).map(|code| code.as_u16()).collect();
     let definitions = json!({
         "id": {
             "description": "Comes back with the reply or the error.",

@@ -1,4 +1,4 @@
-//! Names of topics, and the patterns that stand for many of them.
+//! Topics, topic patterns and subscriptions.
 
 mod pattern;
 
@@ -7,13 +7,13 @@ pub use pattern::{Subscription, TopicPattern};
 use std::borrow::Cow;
 use std::fmt;
 
-/// A valid topic name: what a publish names.
+/// A valid topic name, to which messages are published.
 ///
-/// 1 to [`Topic::MAX_BYTES`] bytes of UTF-8 without white space and control characters (Unicode's
-/// properties `White_Space` and `Cc`). A `.` separates levels, none of which is empty. The
-/// characters `*` and `>` are for patterns ([`TopicPattern`]), and a leading `$` is reserved to
-/// the server. Case matters, and no normalisation takes place: two names are one topic when their
-/// bytes are the same.
+/// A topic has 1 to [`Topic::MAX_BYTES`] bytes of UTF-8 without white space and control characters
+/// (Unicode properties `White_Space` and `Cc`). A `.` separates levels, and no level is empty. The
+/// characters `*` and `>` are wildcards of patterns ([`TopicPattern`]). Topics that start with `$`
+/// are reserved for the server. Names are case-sensitive and not normalised: two names denote the
+/// same topic if their bytes are equal.
 ///
 /// ```
 /// use deeperhub_protocol::{Topic, TopicError};
@@ -27,46 +27,46 @@ use std::fmt;
 pub struct Topic<'a>(Cow<'a, str>);
 
 impl<'a> Topic<'a> {
-    /// The longest topic or pattern, in bytes of UTF-8.
+    /// Maximum length of a topic or pattern, in bytes of UTF-8.
     pub const MAX_BYTES: usize = 255;
 
-    /// Checks a name. Nothing is copied.
+    /// Parses a topic without copying the text.
     ///
     /// # Errors
-    /// The rule that the text breaks; [`TopicError::Wildcard`] for a valid pattern.
+    /// Returns the rule that the text breaks; [`TopicError::Wildcard`] for a valid pattern.
     pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
         let text = text.into();
-        match Form::of(&text)? {
-            Form::Topic => Ok(Self(text)),
-            Form::Pattern => Err(TopicError::Wildcard),
+        match NameKind::of(&text)? {
+            NameKind::Topic => Ok(Self(text)),
+            NameKind::Pattern => Err(TopicError::Wildcard),
         }
     }
 
-    /// One of the server's own topics: `$` and then the name, of which nothing is checked. No client can name it, and
-    /// no pattern stands for it.
+    /// Creates a topic reserved for the server: `$` followed by `name`, which is not checked. Clients
+    /// cannot name it, and no pattern matches it.
     #[must_use]
-    pub fn of_server(name: impl fmt::Display) -> Topic<'static> {
+    pub fn reserved(name: impl fmt::Display) -> Topic<'static> {
         Topic(Cow::Owned(format!("${name}")))
     }
 
-    /// The name.
+    /// Returns the topic's name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The levels, from the left; at least one, none empty.
+    /// Returns the levels from left to right. There is at least one, and none is empty.
     pub fn levels(&self) -> impl DoubleEndedIterator<Item = &str> {
         self.0.split('.')
     }
 
-    /// The same topic with a name of its own.
+    /// Converts to a topic that owns its name.
     #[must_use]
     pub fn into_owned(self) -> Topic<'static> {
         Topic(Cow::Owned(self.0.into_owned()))
     }
 
-    /// The same topic, borrowing this one's name.
+    /// Returns the same topic, borrowing the name.
     #[must_use]
     pub fn borrow(&self) -> Topic<'_> {
         Topic(Cow::Borrowed(&self.0))
@@ -79,8 +79,7 @@ impl AsRef<str> for Topic<'_> {
     }
 }
 
-/// Maps keyed by topics can be asked with a `&str`: a topic is equal, ordered and hashed as its
-/// name is.
+/// Allows lookups by `&str` in maps keyed by topics: a topic compares and hashes like its name.
 impl std::borrow::Borrow<str> for Topic<'_> {
     fn borrow(&self) -> &str {
         &self.0
@@ -93,74 +92,74 @@ impl fmt::Display for Topic<'_> {
     }
 }
 
-/// The rule that a text breaks which should be a topic or a pattern.
+/// The syntax rule that a topic or pattern breaks.
 ///
-/// Whoever chose the name is at fault: a client's message is answered with `invalid_topic`.
+/// A client's message with such a name gets an `invalid_topic` error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TopicError {
-    /// There is no text.
+    /// The text is empty.
     Empty,
-    /// There are more bytes than [`Topic::MAX_BYTES`].
+    /// The text is longer than [`Topic::MAX_BYTES`].
     TooLong {
-        /// How many there are.
+        /// The length in bytes.
         bytes: usize,
     },
-    /// One of the characters is white space.
+    /// The text contains white space.
     WhiteSpace,
-    /// One of the characters is a control character.
+    /// The text contains a control character.
     Control,
-    /// The first character is `$`.
+    /// The text starts with `$`.
     Reserved,
-    /// There is nothing before, after or between dots.
+    /// A level is empty: nothing stands before, after or between dots.
     EmptyLevel,
-    /// `*` or `>` stands beside other characters in its level.
+    /// A level contains `*` or `>` and other characters.
     PartialWildcard,
     /// A level follows `>`.
-    InnerTail,
-    /// It is a pattern, where one topic is asked for.
+    TailNotLast,
+    /// The text is a pattern, but a topic is required.
     Wildcard,
-    /// It is a topic, where a pattern is asked for.
+    /// The text is a topic, but a pattern is required.
     NoWildcard,
 }
 
 impl fmt::Display for TopicError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Empty => "a topic needs at least one character",
+            Self::Empty => "topic is empty; give it at least one character",
             Self::TooLong { bytes } => {
                 let max = Topic::MAX_BYTES;
-                return write!(formatter, "a topic has at most {max} bytes of UTF-8, not {bytes}");
+                return write!(formatter, "topic has {bytes} bytes; shorten it to at most {max}");
             }
-            Self::WhiteSpace => "a topic has no white space; write `-`, `_` or `.` in its place",
-            Self::Control => "a topic has no control characters; leave them out",
+            Self::WhiteSpace => "topic contains white space; use `-`, `_` or `.` instead",
+            Self::Control => "topic contains a control character; remove it",
             Self::Reserved => {
-                "topics that start with `$` are reserved to the server; start with another character"
+                "topics that start with `$` are reserved; use another first character"
             }
             Self::EmptyLevel => {
-                "a topic has at least one character before, after and between its dots, as in `a.b`"
+                "topic has an empty level; put at least one character around each dot, as in `a.b`"
             }
             Self::PartialWildcard => {
-                "`*` and `>` stand for a whole level, as in `a.*`, never for a part of one"
+                "`*` and `>` replace a whole level; write them alone between dots, as in `a.*`"
             }
-            Self::InnerTail => "`>` stands only at the end, as in `a.>`; in other places use `*`",
-            Self::Wildcard => "one topic is asked for here, without the wildcards `*` and `>`",
-            Self::NoWildcard => "a pattern has a level that is `*`, or ends in `>`",
+            Self::TailNotLast => "`>` is allowed only as the last level, as in `a.>`; use `*` for other levels",
+            Self::Wildcard => "wildcards are not allowed here; name one topic without `*` and `>`",
+            Self::NoWildcard => "pattern has no wildcard; use `*` for a level or end with `>`",
         })
     }
 }
 
 impl std::error::Error for TopicError {}
 
-/// Which of the two a valid text is.
+/// The two kinds of valid names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum NameKind {
     Topic,
     Pattern,
 }
 
-impl Form {
-    /// Looks at each byte once where all is ASCII and there are no wildcards.
+impl NameKind {
+    /// Validates `text` and returns its kind, in one pass if all is ASCII without wildcards.
     fn of(text: &str) -> Result<Self, TopicError> {
         match text.len() {
             0 => return Err(TopicError::Empty),
@@ -170,7 +169,7 @@ impl Form {
         let (mut seen, mut empty_level) = (0, false);
         let mut previous = b'.';
         for &byte in text.as_bytes() {
-            seen |= CLASSES[byte as usize];
+            seen |= BYTE_CLASSES[byte as usize];
             empty_level |= byte == b'.' && previous == b'.';
             previous = byte;
         }
@@ -191,12 +190,13 @@ impl Form {
     }
 }
 
-/// Not a visible character of ASCII: to be looked at as a character.
+/// Class of bytes other than visible ASCII; their characters are decoded and checked.
 const NOT_GRAPHIC: u8 = 1;
+/// Class of `*` and `>`.
 const WILDCARD: u8 = 2;
 
-/// What each byte may mean for a topic.
-const CLASSES: [u8; 256] = {
+/// The class of each byte value; 0 for ordinary characters.
+const BYTE_CLASSES: [u8; 256] = {
     let mut classes = [NOT_GRAPHIC; 256];
     let mut byte = b'!';
     while byte <= b'~' {
@@ -208,7 +208,7 @@ const CLASSES: [u8; 256] = {
 
 fn check_characters(text: &str) -> Result<(), TopicError> {
     for character in text.chars() {
-        // Tab and line feed are both; a person thinks of them as white space.
+        // Tab and line feed belong to both classes; people see them as white space.
         if character.is_whitespace() {
             return Err(TopicError::WhiteSpace);
         }
@@ -226,7 +226,7 @@ fn check_wildcards(text: &str) -> Result<(), TopicError> {
             return Err(TopicError::PartialWildcard);
         }
         if level == ">" && levels.peek().is_some() {
-            return Err(TopicError::InnerTail);
+            return Err(TopicError::TailNotLast);
         }
     }
     Ok(())
@@ -291,9 +291,9 @@ mod tests {
             ("a.b>", TopicError::PartialWildcard),
             ("**", TopicError::PartialWildcard),
             ("a.>>", TopicError::PartialWildcard),
-            (">.a", TopicError::InnerTail),
-            ("a.>.*", TopicError::InnerTail),
-            (">.>", TopicError::InnerTail),
+            (">.a", TopicError::TailNotLast),
+            ("a.>.*", TopicError::TailNotLast),
+            (">.>", TopicError::TailNotLast),
         ] {
             assert_eq!(Subscription::parse(text), Err(error), "{text:?}");
             assert_eq!(Topic::parse(text), Err(error), "{text:?}");
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_keyed_by_topics_are_asked_with_text() {
+    fn maps_keyed_by_topics_accept_str_lookups() {
         let topic = Topic::parse("a.b").unwrap();
         let topics = HashMap::from([(topic.clone(), 1), (Topic::parse("é").unwrap().into_owned(), 2)]);
         assert_eq!((topics.get("a.b"), topics.get("é"), topics.get("a")), (Some(&1), Some(&2), None));
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_copied() {
+    fn parsing_borrows_the_text() {
         assert!(matches!(Topic::parse("a.b").unwrap().0, Cow::Borrowed(_)));
         assert!(matches!(Topic::parse("a.b").unwrap().into_owned().borrow().0, Cow::Borrowed("a.b")));
     }

@@ -1,13 +1,13 @@
-//! Patterns: what they match, and which of them cover which.
+//! Topic patterns and subscriptions, with matching and coverage.
 
-use super::{Form, Topic, TopicError};
+use super::{NameKind, Topic, TopicError};
 use std::borrow::Cow;
 use std::fmt;
 
-/// A pattern with at least one wildcard: a level `*` stands for exactly one level, a final `>`
-/// for one or more.
+/// A topic pattern with at least one wildcard: `*` matches exactly one level, and a final `>`
+/// matches one or more levels.
 ///
-/// Apart from those it keeps the rules of a [`Topic`].
+/// Otherwise the rules of a [`Topic`] apply.
 ///
 /// ```
 /// use deeperhub_protocol::{Topic, TopicError, TopicPattern};
@@ -21,49 +21,50 @@ use std::fmt;
 pub struct TopicPattern<'a>(Cow<'a, str>);
 
 impl<'a> TopicPattern<'a> {
-    /// Checks a pattern. Nothing is copied.
+    /// Parses a pattern without copying the text.
     ///
     /// # Errors
-    /// The rule that the text breaks; [`TopicError::NoWildcard`] for a valid topic.
+    /// Returns the rule that the text breaks; [`TopicError::NoWildcard`] for a valid topic.
     pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
         let text = text.into();
-        match Form::of(&text)? {
-            Form::Pattern => Ok(Self(text)),
-            Form::Topic => Err(TopicError::NoWildcard),
+        match NameKind::of(&text)? {
+            NameKind::Pattern => Ok(Self(text)),
+            NameKind::Topic => Err(TopicError::NoWildcard),
         }
     }
 
-    /// The pattern's text.
+    /// Returns the pattern's text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The levels, from the left, wildcards among them; at least one, none empty.
+    /// Returns the levels from left to right, wildcards included. There is at least one, and none is
+    /// empty.
     pub fn levels(&self) -> impl DoubleEndedIterator<Item = &str> {
         self.0.split('.')
     }
 
-    /// The same pattern with a text of its own.
+    /// Converts to a pattern that owns its text.
     #[must_use]
     pub fn into_owned(self) -> TopicPattern<'static> {
         TopicPattern(Cow::Owned(self.0.into_owned()))
     }
 
-    /// The same pattern, borrowing this one's text.
+    /// Returns the same pattern, borrowing the text.
     #[must_use]
     pub fn borrow(&self) -> TopicPattern<'_> {
         TopicPattern(Cow::Borrowed(&self.0))
     }
 
-    /// Whether `topic` is one of those that the pattern stands for.
+    /// Returns `true` if the pattern matches `topic`.
     #[must_use]
     pub fn matches(&self, topic: &Topic<'_>) -> bool {
         levels_cover(self.as_str(), topic.as_str())
     }
 
-    /// Whether everything that `other` matches is matched by this one too. This is what a grant
-    /// needs: `room.*` covers `room.*` and `room.a`, not `room.>` or `*.a`.
+    /// Returns `true` if this pattern matches every topic that `other` matches. Grants are checked
+    /// this way: `room.*` covers `room.*` and `room.a`, but not `room.>` or `*.a`.
     #[must_use]
     pub fn covers(&self, other: &Subscription<'_>) -> bool {
         levels_cover(self.as_str(), other.as_str())
@@ -76,7 +77,7 @@ impl AsRef<str> for TopicPattern<'_> {
     }
 }
 
-/// Maps keyed by patterns can be asked with a `&str`.
+/// Allows lookups by `&str` in maps keyed by patterns.
 impl std::borrow::Borrow<str> for TopicPattern<'_> {
     fn borrow(&self) -> &str {
         &self.0
@@ -89,29 +90,29 @@ impl fmt::Display for TopicPattern<'_> {
     }
 }
 
-/// What a client subscribes to, or what a grant names: one topic, or a pattern.
+/// The target of a subscription or grant: one topic, or a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Subscription<'a> {
     /// Exactly this topic.
     Topic(Topic<'a>),
-    /// All topics that the pattern stands for.
+    /// All topics that the pattern matches.
     Pattern(TopicPattern<'a>),
 }
 
 impl<'a> Subscription<'a> {
-    /// Checks a text and tells which of the two it is. Nothing is copied.
+    /// Parses a topic or a pattern without copying the text.
     ///
     /// # Errors
-    /// The rule that the text breaks.
+    /// Returns the rule that the text breaks.
     pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
         let text = text.into();
-        Ok(match Form::of(&text)? {
-            Form::Topic => Self::Topic(Topic(text)),
-            Form::Pattern => Self::Pattern(TopicPattern(text)),
+        Ok(match NameKind::of(&text)? {
+            NameKind::Topic => Self::Topic(Topic(text)),
+            NameKind::Pattern => Self::Pattern(TopicPattern(text)),
         })
     }
 
-    /// The topic's or the pattern's text. As different things have different texts, it can serve
+    /// Returns the text of the topic or pattern. It is unique for each subscription, so it can serve
     /// as a key.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -121,7 +122,7 @@ impl<'a> Subscription<'a> {
         }
     }
 
-    /// The same subscription with a text of its own.
+    /// Converts to a subscription that owns its text.
     #[must_use]
     pub fn into_owned(self) -> Subscription<'static> {
         match self {
@@ -130,7 +131,7 @@ impl<'a> Subscription<'a> {
         }
     }
 
-    /// The same subscription, borrowing this one's text.
+    /// Returns the same subscription, borrowing the text.
     #[must_use]
     pub fn borrow(&self) -> Subscription<'_> {
         match self {
@@ -139,7 +140,7 @@ impl<'a> Subscription<'a> {
         }
     }
 
-    /// Whether a message on `topic` is for this subscription.
+    /// Returns `true` if messages published to `topic` match this subscription.
     #[must_use]
     pub fn matches(&self, topic: &Topic<'_>) -> bool {
         match self {
@@ -148,7 +149,7 @@ impl<'a> Subscription<'a> {
         }
     }
 
-    /// Whether everything that `other` matches is matched by this one too, see
+    /// Returns `true` if this subscription matches every topic that `other` matches, see
     /// [`TopicPattern::covers`].
     #[must_use]
     pub fn covers(&self, other: &Subscription<'_>) -> bool {
@@ -183,9 +184,10 @@ impl fmt::Display for Subscription<'_> {
     }
 }
 
-/// Level by level, which is exact: a level of `other` stands for one name, for every name (`*`)
-/// or for a list of every length and name (`>`), and there are always more names than a pattern
-/// can list.
+/// Returns `true` if `pattern` matches every topic that `other` matches.
+///
+/// Comparing level by level is exact: a level of `other` matches one name, every name (`*`), or
+/// every sequence of names (`>`), and a pattern cannot enumerate all names.
 fn levels_cover(pattern: &str, other: &str) -> bool {
     let mut others = other.split('.');
     for level in pattern.split('.') {
@@ -290,7 +292,7 @@ mod tests {
         "(([ab*]\\.){0,2}[ab*>])".prop_map(|text| Subscription::parse(text).unwrap())
     }
 
-    /// What the contract of patterns says, as a definition by recursion.
+    /// Recursive reference definition of pattern matching.
     fn reference_matches(pattern: &[&str], topic: &[&str]) -> bool {
         match (pattern, topic) {
             ([], []) => true,
@@ -320,7 +322,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_refused_or_keeps_the_rules(text in "[a.*>$ é\u{2003}\u{1}]{0,8}|\\PC{0,8}") {
+        fn parsed_text_follows_all_rules(text in "[a.*>$ é\u{2003}\u{1}]{0,8}|\\PC{0,8}") {
             if let Ok(subscription) = Subscription::parse(text.as_str()) {
                 prop_assert_eq!(subscription.as_str(), &text);
                 prop_assert!(!text.starts_with('$'));

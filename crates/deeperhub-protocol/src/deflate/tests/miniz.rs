@@ -59,7 +59,7 @@ proptest! {
             let (mut input, mut pos) = (read.to_vec(), 0);
             while let Some(found) = decoder.next_extended(&limits, &mut input, &mut pos).unwrap() {
                 let (kind, payload) = match found {
-                    Extended::Marked { kind, payload } => (kind, payload),
+                    Extended::Encoded { kind, payload } => (kind, payload),
                     Extended::Plain(Incoming::Ping(_)) => continue,
                     _ => panic!("{found:?}"),
                 };

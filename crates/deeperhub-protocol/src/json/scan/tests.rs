@@ -5,8 +5,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// Scans a text without a limit of its own; what is too deep is no fault of its JSON.
-fn scan(text: &str) -> Result<&str, Fault> {
-    Scanner::new(text, MAX_NESTING).whole(0).map(|whole| whole.value)
+fn scan(text: &str) -> Result<&str, SyntaxError> {
+    Scanner::new(text, MAX_NESTING).scan_text(0).map(|whole| whole.value)
 }
 
 /// What serde_json takes for one value, without the white space around it.
@@ -178,7 +178,7 @@ fn nesting_has_the_limit_of_serde_json() {
         for (open, close) in [("[", "]"), ("{\"a\":[", "]}"), ("[ {\"a\":1,\"b\": ", "}]")] {
             let times = levels / (open.matches(['[', '{']).count());
             let text = open.repeat(times) + "[]" + &close.repeat(times);
-            let whole = Scanner::new(&text, MAX_NESTING).whole(0).unwrap();
+            let whole = Scanner::new(&text, MAX_NESTING).scan_text(0).unwrap();
             let serde_reads_it = serde_json::from_str::<Value>(&text).is_ok();
             assert_eq!(
                 (whole.value.len(), whole.too_deep),
@@ -193,7 +193,7 @@ fn nesting_has_the_limit_of_serde_json() {
 }
 
 #[test]
-fn what_is_too_deep_is_read_to_its_end_and_must_be_json_there_too() {
+fn too_deep_values_are_still_checked_to_their_end() {
     for (deep, is_json) in [
         (r#"[[1],{"a":[{}],"b":{}},[]]"#, true),
         (r#"{"a":[[[]]],"b":null}"#, true),
@@ -205,22 +205,25 @@ fn what_is_too_deep_is_read_to_its_end_and_must_be_json_there_too() {
     ] {
         for limit in [0, 1, 2] {
             for text in [deep.to_owned(), format!("[0,{deep},[1]]"), format!(r#"{{"x":{deep},"y":"]"}}"#)] {
-                let whole = Scanner::new(&text, limit).whole(0);
+                let whole = Scanner::new(&text, limit).scan_text(0);
                 assert_eq!(whole.is_ok(), is_json, "{text}");
-                assert!(whole.is_err() || whole == Ok(Whole { value: &text, too_deep: true }), "{text}");
+                assert!(
+                    whole.is_err() || whole == Ok(ScannedText { value: &text, too_deep: true }),
+                    "{text}"
+                );
             }
         }
     }
 }
 
 #[test]
-fn what_is_closed_does_not_count_as_nesting() {
+fn closed_levels_do_not_count_as_nesting() {
     let row = "[[[{\"a\":[]}]]],".repeat(1000);
     check(&format!("[{row}1]"), true);
 }
 
 #[test]
-fn a_fault_says_what_was_expected_where() {
+fn a_syntax_error_names_the_expected_token_and_offset() {
     for (text, at, expected) in [
         ("", 0, "a value"),
         ("[1,]", 3, "a value"),
@@ -228,7 +231,7 @@ fn a_fault_says_what_was_expected_where() {
         ("[1 2]", 3, "`,` or `]`"),
         ("1 x", 2, "the end"),
     ] {
-        assert_eq!(scan(text), Err(Fault { at, expected }), "{text}");
+        assert_eq!(scan(text), Err(SyntaxError { at, expected }), "{text}");
     }
     let error = RawJson::parse("[1,]").unwrap_err();
     assert_eq!(error.to_string(), "the text is not JSON: expected a value at byte 3");
@@ -238,8 +241,8 @@ fn a_fault_says_what_was_expected_where() {
 fn members_of_an_object_are_found() {
     let text = r#"{ "a" : [1, 2] , "\u0062":{"c":3},"\ud800":null}"#;
     let (mut scanner, mut members) = (Scanner::new(text, MAX_NESTING), Vec::new());
-    let found = scanner.object(|scanner, key| {
-        members.push((key.find(str::to_owned), scanner.value(1)?));
+    let found = scanner.scan_object(|scanner, key| {
+        members.push((key.find(str::to_owned), scanner.scan_value(1)?));
         Ok(())
     });
     assert_eq!(found, Ok(text));

@@ -36,7 +36,7 @@ fn refused(text: &str) -> (&'static str, Option<&'static str>, Option<&str>) {
 }
 
 #[test]
-fn every_type_is_read() {
+fn every_type_is_parsed() {
     for (text, expected) in [
         (r#"{"type":"echo","data":[1, 2.50]}"#, Command::Echo { data: raw("[1, 2.50]") }),
         (r#"{"type":"echo","data":null}"#, Command::Echo { data: raw("null") }),
@@ -86,7 +86,7 @@ fn keys_come_in_any_order_and_white_space_does_not_matter() {
 }
 
 #[test]
-fn escapes_in_keys_and_strings_are_read() {
+fn escapes_in_keys_and_strings_are_decoded() {
     let text = r#"{"\u0074ype":"sub\u0073cribe","d\u0061ta":{"\u0074opic":"caf\u00e9.\ud83d\ude00"},"\u0069d":"\u0061"}"#;
     let message = ClientMessage::parse(text).unwrap();
     assert_eq!(message.command, subscribe("café.😀"));
@@ -94,7 +94,7 @@ fn escapes_in_keys_and_strings_are_read() {
 }
 
 #[test]
-fn what_has_no_escapes_is_borrowed() {
+fn strings_without_escapes_are_borrowed() {
     let Command::Authenticate { token } = command(r#"{"type":"authenticate","data":{"token":"abc"}}"#) else {
         panic!("another type");
     };
@@ -102,14 +102,14 @@ fn what_has_no_escapes_is_borrowed() {
 }
 
 #[test]
-fn keys_without_a_meaning_are_ignored_even_twice() {
+fn unknown_keys_are_ignored_even_if_duplicated() {
     let text = r#"{"x":1,"x":2,"Type":3,"type":"subscribe","token":[],"data":{"topic":"a","y":{},"y":0,
         "message":1,"message":2,"type":1,"\ud800":1},"exclude_self":5,"\udc00":1,"":[]}"#;
     assert_eq!(command(text), subscribe("a"));
 }
 
 #[test]
-fn null_for_what_may_be_left_out_counts_as_absent() {
+fn null_for_an_optional_key_counts_as_absent() {
     let text =
         r#"{"type":"publish","id":null,"meta":null,"data":{"topic":"a","message":1,"exclude_self":null}}"#;
     let message = ClientMessage::parse(text).unwrap();
@@ -190,7 +190,7 @@ fn ids_come_back_as_they_came() {
 }
 
 #[test]
-fn what_is_not_json_has_no_id() {
+fn errors_for_invalid_json_have_no_id() {
     for text in [
         "",
         " ",
@@ -217,7 +217,7 @@ fn what_is_not_json_has_no_id() {
 }
 
 #[test]
-fn json_that_is_no_object_is_no_message() {
+fn json_other_than_an_object_is_rejected() {
     for text in ["null", "1", "\"ping\"", "[]", r#"[{"type":"ping"}]"#, " true "] {
         assert_eq!(refused(text), ("invalid_message", None, None), "{text}");
     }
@@ -306,7 +306,7 @@ fn each_rule_names_the_key_at_fault() {
 }
 
 #[test]
-fn an_id_that_is_none_is_not_given_back() {
+fn an_invalid_id_is_not_echoed() {
     let too_long = format!("\"{}\"", "x".repeat(65));
     for id in ["-0", "-1", "1.0", "1e3", "18446744073709551616", "[]", "{}", "true", &too_long] {
         let text = format!(r#"{{"type":"ping","id":{id}}}"#);

@@ -20,19 +20,19 @@ fn written(message: &ServerMessage<'_>) -> String {
     let mut expected = Vec::new();
     write_text(&mut expected, text);
     assert_eq!(expected, frame.as_bytes(), "the header says how long the text is");
-    let mut around = b"before".to_vec();
-    match (message.write_frame_around(&mut around), message) {
+    let mut gap = b"before".to_vec();
+    match (message.write_frame_without_payload(&mut gap), message) {
         (Some(at), ServerMessage::Echo { data, .. }) => {
-            around.splice(at..at, data.as_str().bytes());
+            gap.splice(at..at, data.as_str().bytes());
         }
         (at, _) => assert_eq!(at, None),
     }
-    assert_eq!(around, out, "the parts make the whole");
+    assert_eq!(gap, out, "the parts make the whole");
     text.to_owned()
 }
 
 fn id(json: &str) -> Option<MessageId<'_>> {
-    Some(MessageId::of_value(json).unwrap())
+    Some(MessageId::from_json(json).unwrap())
 }
 
 fn raw(json: &str) -> RawJson<'_> {
@@ -172,7 +172,7 @@ fn every_message_has_its_keys_in_order() {
 }
 
 #[test]
-fn an_error_is_answered_with_what_it_knows() {
+fn an_error_reply_carries_id_field_and_code() {
     let error =
         crate::ClientMessage::parse(r#"{"id":"i","type":"subscribe","data":{"topic":"a b"}}"#).unwrap_err();
     let value: Value = serde_json::from_str(&written(&error.to_message())).unwrap();
@@ -194,7 +194,7 @@ fn frames_of_every_header_length_are_exact() {
 }
 
 #[test]
-fn objects_with_a_string_type_may_be_sent() {
+fn objects_with_a_string_type_are_accepted() {
     for (text, taken) in [
         (r#"{"type":"x"}"#, r#"{"type":"x"}"#),
         (
@@ -211,7 +211,7 @@ fn objects_with_a_string_type_may_be_sent() {
 }
 
 #[test]
-fn other_bodies_may_not() {
+fn other_bodies_are_rejected() {
     for (text, code, field) in [
         ("", ErrorCode::InvalidJson, None),
         (r#"{"type":"x"} 1"#, ErrorCode::InvalidJson, None),
@@ -244,7 +244,7 @@ proptest! {
         let [a, b, c, d] = &texts;
         let (m, n) = numbers;
         let client_id = ClientId::parse("c-1").unwrap();
-        let reason = CloseReason::new(CloseCode::TooSlow, a.clone());
+        let reason = CloseReason::new(CloseCode::SlowConsumer, a.clone());
         let payload_text = payload.to_string();
         let some = |text| if flag { Some(text) } else { None };
         for (message, mut expected) in [
@@ -328,7 +328,7 @@ fn delivery(topic: &str, message: &str, from: Option<&ClientId>, tracestate: &st
 }
 
 #[test]
-fn the_longest_delivery_is_as_long_as_is_told() {
+fn the_longest_delivery_has_max_delivery_bytes() {
     let (topic, tracestate) =
         ("\"".repeat(Topic::MAX_BYTES), "\\".repeat(TraceContext::MAX_TRACESTATE_BYTES));
     for max_message_bytes in [1, 100, 65_536] {

@@ -1,18 +1,18 @@
-//! Writing JSON, or only counting what would be written.
+//! Output sinks for JSON: write it, measure it, or omit a payload.
 
 use crate::json::escape;
 
-/// Where JSON goes. The same code writes a message and measures it, so that a frame's header and
-/// its buffer have the right size before the first byte is copied.
-pub(super) trait Sink: Sized {
+/// A destination for JSON. The same code writes and measures a message, so that the frame header and
+/// the buffer size are known before the first byte is copied.
+pub(super) trait JsonSink: Sized {
     fn raw(&mut self, json: &str);
 
-    /// A message's payload.
+    /// Writes a message's payload.
     fn payload(&mut self, json: &str) {
         self.raw(json);
     }
 
-    /// `text` as a JSON string, with its quotes.
+    /// Writes `text` as a JSON string with quotes.
     fn string(&mut self, text: &str);
 
     fn number(&mut self, number: u64) {
@@ -20,7 +20,7 @@ pub(super) trait Sink: Sized {
     }
 }
 
-impl Sink for Vec<u8> {
+impl JsonSink for Vec<u8> {
     fn raw(&mut self, json: &str) {
         self.extend_from_slice(json.as_bytes());
     }
@@ -30,11 +30,11 @@ impl Sink for Vec<u8> {
     }
 }
 
-/// Counts bytes.
+/// A sink that counts bytes.
 #[derive(Debug, Default)]
-pub(super) struct Length(pub(super) usize);
+pub(super) struct LengthCounter(pub(super) usize);
 
-impl Sink for Length {
+impl JsonSink for LengthCounter {
     fn raw(&mut self, json: &str) {
         self.0 += json.len();
     }
@@ -44,15 +44,15 @@ impl Sink for Length {
     }
 }
 
-/// Leaves a payload out.
+/// A sink that omits the payload and records its offset.
 #[derive(Debug)]
-pub(super) struct Around<'a> {
+pub(super) struct PayloadGap<'a> {
     pub(super) out: &'a mut Vec<u8>,
-    /// Where in `out` the payload belongs.
+    /// The offset of the payload in `out`.
     pub(super) at: Option<usize>,
 }
 
-impl Sink for Around<'_> {
+impl JsonSink for PayloadGap<'_> {
     fn raw(&mut self, json: &str) {
         self.out.raw(json);
     }
