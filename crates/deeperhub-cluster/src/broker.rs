@@ -50,7 +50,7 @@ pub enum InterestChange {
 /// Why a message was not queued for the other nodes. The loss is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum PublishError {
+pub enum EnqueueError {
     /// The node is not connected to the cluster.
     #[error("the cluster is unreachable")]
     Unavailable,
@@ -68,7 +68,7 @@ pub enum PublishError {
 pub enum RequestError {
     /// The request was not sent.
     #[error(transparent)]
-    NotSent(#[from] PublishError),
+    NotSent(#[from] EnqueueError),
     /// No node of this name has sent a heartbeat lately.
     #[error("no node of this name is known")]
     UnknownNode,
@@ -172,9 +172,9 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`PublishError`] if no other node will get the message. Without an error, nodes get it that
+    /// [`EnqueueError`] if no other node will get the message. Without an error, nodes get it that
     /// stay connected to the broker.
-    pub fn publish(&self, message: Message<'_>) -> Result<(), PublishError> {
+    pub fn publish(&self, message: Message<'_>) -> Result<(), EnqueueError> {
         let to = match &message {
             Message::Publish { topic, .. } => {
                 Destination::Topic { start: topic_offset(self.0.node.len()), len: topic.as_str().len() }
@@ -191,31 +191,31 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`PublishError`], which is not counted. Without an error, the probe may still be lost with
+    /// [`EnqueueError`], which is not counted. Without an error, the probe may still be lost with
     /// the connection.
-    pub fn probe(&self, number: u64) -> Result<(), PublishError> {
+    pub fn probe(&self, number: u64) -> Result<(), EnqueueError> {
         if !self.is_up() {
-            return Err(PublishError::Unavailable);
+            return Err(EnqueueError::Unavailable);
         }
         let envelope = self.0.envelope(Message::Probe { number });
         let to = Destination::Node(self.0.node.as_str().into());
-        self.0.queue.push(Lane::Data, to, envelope).map_err(|Full| PublishError::Full)
+        self.0.queue.push(Lane::Data, to, envelope).map_err(|Full| EnqueueError::Full)
     }
 
-    fn enqueue(&self, to: Destination, message: Message<'_>) -> Result<(), PublishError> {
+    fn enqueue(&self, to: Destination, message: Message<'_>) -> Result<(), EnqueueError> {
         let shared = &*self.0;
         if !shared.is_up.load(Ordering::Acquire) {
             shared.metrics.dropped(Dropped::Unavailable, 1);
-            return Err(PublishError::Unavailable);
+            return Err(EnqueueError::Unavailable);
         }
         let envelope = shared.envelope(message);
         if envelope.len() > shared.max_envelope.load(Ordering::Relaxed) {
             shared.metrics.dropped(Dropped::TooLarge, 1);
-            return Err(PublishError::TooLarge);
+            return Err(EnqueueError::TooLarge);
         }
         shared.queue.push(Lane::Data, to, envelope).map_err(|Full| {
             shared.metrics.dropped(Dropped::Full, 1);
-            PublishError::Full
+            EnqueueError::Full
         })
     }
 
@@ -245,7 +245,7 @@ impl Broker {
     ) -> Result<String, RequestError> {
         let shared = &*self.0;
         if !shared.is_up.load(Ordering::Acquire) {
-            return Err(PublishError::Unavailable.into());
+            return Err(EnqueueError::Unavailable.into());
         }
         if !shared.peers.contains(node) {
             return Err(RequestError::UnknownNode);
@@ -255,7 +255,7 @@ impl Broker {
         {
             let mut requests = shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
             if requests.len() >= MAX_REQUESTS {
-                return Err(PublishError::Full.into());
+                return Err(EnqueueError::Full.into());
             }
             requests.insert(request, sender);
         }

@@ -12,7 +12,7 @@
 //! - Messages from one node on one topic keep their order, as do messages from one node to another.
 //! - Payloads are delivered byte for byte.
 //! - Publishers never wait for the broker. The queue is bounded, and a publisher learns at once if
-//!   other nodes will not get its message ([`PublishError`]). Queued messages are sent again until
+//!   other nodes will not get its message ([`EnqueueError`]). Queued messages are sent again until
 //!   the broker has confirmed them.
 //!
 //! # Limits
@@ -43,7 +43,7 @@ mod queue;
 #[cfg(feature = "redis")]
 mod redis;
 
-pub use broker::{Broker, ClusterState, InterestChange, PublishError, RequestError};
+pub use broker::{Broker, ClusterState, EnqueueError, InterestChange, RequestError};
 pub use config::{BrokerUrl, BrokerUrlError, Config, Engine, is_prefix};
 pub use driver::{Driver, DriverHandle, JoinOutcome, MessageHandler, PendingAnswer};
 pub use envelope::{

@@ -39,7 +39,7 @@ enum Source {
     /// All of its outbox, from where it stands.
     Outbox,
     /// All of its outbox, from a copy.
-    Gathered(StagedRange),
+    ClusterAnswer(StagedRange),
     /// All of its outbox, encrypted.
     #[cfg(feature = "tls")]
     Encrypted(StagedRange),
@@ -123,7 +123,7 @@ impl<S> WorkerCore<S> {
             let connection = connections.get(send.key as usize)?;
             let bytes = match send.source {
                 Source::Outbox => connection.outbox.contiguous(arena)?,
-                Source::Gathered(part) => part.slice(staged),
+                Source::ClusterAnswer(part) => part.slice(staged),
                 #[cfg(feature = "tls")]
                 Source::Encrypted(part) => part.slice(staged),
             };
@@ -182,7 +182,7 @@ impl<S> Connection<S> {
             Transport::Tcp(_) if start + len > MAX_STAGED_BYTES => Plan::NextBatch,
             Transport::Tcp(_) => {
                 self.outbox.gather(arena, staged);
-                Plan::Batch(Source::Gathered(staged_since(start, staged)))
+                Plan::Batch(Source::ClusterAnswer(staged_since(start, staged)))
             }
             #[cfg(feature = "tls")]
             Transport::Tls(_) if start + len + TLS_OVERHEAD > MAX_STAGED_BYTES => Plan::NextBatch,

@@ -45,7 +45,7 @@ pub struct Config {
     pub probe_path: Option<String>,
     /// TLS settings of new connections; open connections keep theirs. `None`, the default: no TLS.
     #[cfg(feature = "tls")]
-    pub tls: Option<Arc<deeperhub_security::tls::Reloadable>>,
+    pub tls: Option<Arc<deeperhub_security::tls::SharedTls>>,
     /// Worker threads. Default: the number of cores that the process may use.
     pub workers: usize,
     /// Maximum connections at one time, handshakes included. Default 1000.
@@ -175,7 +175,7 @@ setters! {
     paths: Vec<String>,
     probe_path: Option<String>,
     #[cfg(feature = "tls")]
-    tls: Option<Arc<deeperhub_security::tls::Reloadable>>,
+    tls: Option<Arc<deeperhub_security::tls::SharedTls>>,
     workers: usize,
     max_connections: usize,
     max_connections_per_ip: Option<usize>,

@@ -15,7 +15,7 @@ const BEARER_SUBPROTOCOL_PREFIX: &str = "bearer.";
 ///
 /// ```
 /// use deeperhub_node::security::Secret;
-/// use deeperhub_node::security::auth::{self, Authenticator, Reloadable};
+/// use deeperhub_node::security::auth::{self, Authenticator, SharedAuthenticator};
 /// use deeperhub_node::{AuthConfig, Config};
 /// use std::sync::Arc;
 ///
@@ -32,7 +32,7 @@ const BEARER_SUBPROTOCOL_PREFIX: &str = "bearer.";
 pub struct AuthConfig {
     /// Authenticator that verifies tokens. Its keys can be replaced at any time without closing
     /// connections. `None`, the default: no token is valid.
-    pub authenticator: Option<Arc<Reloadable>>,
+    pub authenticator: Option<Arc<SharedAuthenticator>>,
     /// Whether a connection must authenticate before it may do anything else. Requires an
     /// authenticator. Default `false`.
     pub required: bool,
@@ -50,13 +50,13 @@ impl Default for AuthConfig {
 impl AuthConfig {
     /// Accepts tokens, and connections without one.
     #[must_use]
-    pub fn optional(authenticator: Arc<Reloadable>) -> Self {
+    pub fn optional(authenticator: Arc<SharedAuthenticator>) -> Self {
         Self { authenticator: Some(authenticator), ..Self::default() }
     }
 
     /// Requires a token of each connection, in the handshake or within the grace time.
     #[must_use]
-    pub fn required(authenticator: Arc<Reloadable>) -> Self {
+    pub fn required(authenticator: Arc<SharedAuthenticator>) -> Self {
         Self { required: true, ..Self::optional(authenticator) }
     }
 

@@ -10,8 +10,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use deeperhub_cluster::{
-    Broker, ClusterState, Driver, DriverHandle, Envelope, InterestChange, JoinOutcome, Message,
-    MessageHandler, PendingAnswer, PublishError,
+    Broker, ClusterState, Driver, DriverHandle, EnqueueError, Envelope, InterestChange, JoinOutcome, Message,
+    MessageHandler, PendingAnswer,
 };
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext};
@@ -67,10 +67,14 @@ pub(crate) struct ClusterThread {
 impl ClusterThread {
     /// Starts the thread and waits for the first connection attempt, for at most
     /// [`BROKER_START_TIMEOUT`].
-    pub(crate) fn start(hub: &Arc<Hub>, broker: Broker, driver: Driver) -> io::Result<(Self, Option<Start>)> {
+    pub(crate) fn start(
+        hub: &Arc<Hub>,
+        broker: Broker,
+        driver: Driver,
+    ) -> io::Result<(Self, Option<JoinOutcome>)> {
         let receiver = ClusterReceiver { hub: Arc::clone(hub), hasher: RandomState::new() };
         let running = driver.spawn(receiver)?;
-        let start = running.start(BROKER_START_TIMEOUT);
+        let start = running.wait_for_join(BROKER_START_TIMEOUT);
         Ok((Self { broker, running: Some(running) }, start))
     }
 
@@ -83,7 +87,7 @@ impl ClusterThread {
         if let Some(running) = self.running.take() {
             // The driver keeps the deadline unless a system call hangs.
             let end = deadline.checked_add(DRIVER_STOP_GRACE).unwrap_or(deadline);
-            let _ = tokio::time::timeout_at(end.into(), running.ended()).await;
+            let _ = tokio::time::timeout_at(end.into(), running.wait_for_end()).await;
         }
     }
 }
@@ -131,7 +135,7 @@ impl Hub {
     pub(crate) fn send_to_other_nodes(&self, message: Message<'_>) -> Option<ClusterFault> {
         match self.broker.as_ref()?.publish(message) {
             Ok(()) => None,
-            Err(PublishError::TooLarge) => Some(ClusterFault::TooLarge),
+            Err(EnqueueError::TooLarge) => Some(ClusterFault::TooLarge),
             Err(_) => Some(ClusterFault::Unavailable),
         }
     }
@@ -178,12 +182,9 @@ impl ClusterReceiver {
     async fn wait_until_uncongested(&self) {
         let router = &self.hub.router;
         if router.is_congested() {
-            let relieved =
-                poll_fn(
-                    |cx| {
-                        if router.wake_when_relieved(cx.waker()) { Poll::Pending } else { Poll::Ready(()) }
-                    },
-                );
+            let relieved = poll_fn(|cx| {
+                if router.wake_when_uncongested(cx.waker()) { Poll::Pending } else { Poll::Ready(()) }
+            });
             let _ = tokio::time::timeout(CONGESTION_TIMEOUT, relieved).await;
         }
     }
@@ -212,7 +213,7 @@ impl ClusterReceiver {
         request: u64,
         client: &ClientId,
         make: impl FnOnce(ConnectionId, oneshot::Sender<bool>) -> WorkerRequest,
-    ) -> Option<Answering> {
+    ) -> Option<PendingAnswer> {
         let broker = self.hub.broker.clone()?;
         let connection = ConnectionId::from_client_id(client, &self.hub.node_id);
         let answer = match connection {
@@ -238,8 +239,8 @@ fn raw_frame(payload: RawJson<'_>) -> Frame {
     ServerMessage::Raw(payload).to_frame()
 }
 
-impl Inbound for ClusterReceiver {
-    async fn receive(&self, envelope: Envelope<'_>) -> Option<Answering> {
+impl MessageHandler for ClusterReceiver {
+    async fn handle(&self, envelope: Envelope<'_>) -> Option<PendingAnswer> {
         let requester = envelope.origin.node;
         match envelope.message {
             Message::Publish { topic, from, trace, payload } => {

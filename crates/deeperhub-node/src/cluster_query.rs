@@ -173,7 +173,7 @@ pub(crate) async fn answer_query(hub: &Arc<Hub>, query: ClusterQuery) -> Option<
             }
         },
         ClusterQuery::Topics { after, limit } => {
-            let topics = hub.router.list_by_name(&after, limit.min(MAX_ANSWER_TOPICS));
+            let topics = hub.router.list_names_after(&after, limit.min(MAX_ANSWER_TOPICS));
             let text = serialize_topics(topics, max_answer_bytes(hub));
             if text.is_none() {
                 warn_answer_too_large("topics", 0, hub);
@@ -303,7 +303,7 @@ impl NodeHandle {
         let after = cursor.map_or(Ok(String::new()), name_from_cursor)?;
         let query = ClusterQuery::Topics { after: after.clone(), limit };
         let (mut answers, unanswered) = self.hub.query_all_nodes::<TopicsReply>(&query).await;
-        answers.push(TopicsReply::All(self.hub.router.list_by_name(&after, limit)));
+        answers.push(TopicsReply::All(self.hub.router.list_names_after(&after, limit)));
         // Each node sent its first topics after the cursor, so the counts of all of these are
         // complete.
         let (items, is_more) = merge_topics(answers, limit);

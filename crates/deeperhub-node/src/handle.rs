@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deeperhub_cluster::{ClusterState, Message, PublishError, RequestError};
+use deeperhub_cluster::{ClusterState, EnqueueError, Message, RequestError};
 use deeperhub_events::{EventFilter, EventStream};
 use deeperhub_listener::{ConnectionKey, Listener, ReturnTo};
 use deeperhub_metrics::{Format, MetricSnapshot};
@@ -413,7 +413,7 @@ impl NodeHandle {
         if let Some(broker) = &self.hub.broker {
             let mut states = broker.watch();
             // An error means that the state does not change any more.
-            if states.wait_for(|state| *state == State::Taken).await.is_ok() {
+            if states.wait_for(|state| *state == ClusterState::NameTaken).await.is_ok() {
                 return NodeIdTaken(self.hub.node_id.clone());
             }
         }
@@ -490,8 +490,8 @@ impl NodeHandle {
         let Some(broker) = &self.hub.broker else { return Err(ClientNotFound.into()) };
         match broker.request(node, cluster_query::QUERY_TIMEOUT, make_message).await {
             Ok(answer) if answer != cluster_query::REPLY_NOT_FOUND => Ok(answer),
-            Err(RequestError::Refused(Refused::TooLarge)) => Err(SendError::TooLarge),
-            Err(RequestError::Refused(_)) => Err(SendError::ClusterUnavailable),
+            Err(RequestError::NotSent(EnqueueError::TooLarge)) => Err(SendError::TooLarge),
+            Err(RequestError::NotSent(_)) => Err(SendError::ClusterUnavailable),
             _ => Err(ClientNotFound.into()),
         }
     }

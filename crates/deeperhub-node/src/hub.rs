@@ -7,7 +7,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use deeperhub_cluster::Broker;
 use deeperhub_events::EventBus;
-use deeperhub_listener::{Live, Multicast};
+use deeperhub_listener::Multicast;
 use deeperhub_metrics::Registry;
 use deeperhub_protocol::message::{ClusterFault, ServerMessage, TraceContext, WelcomeLimits};
 use deeperhub_protocol::{ClientId, RawJson, Topic};
@@ -81,7 +81,7 @@ pub(crate) struct Hub {
     /// Configuration from the start, for settings that do not change.
     pub(crate) config: Config,
     /// Configuration with the current limits and origins.
-    pub(crate) live: Live<Config>,
+    pub(crate) live: Arc<ArcSwap<Config>>,
     pub(crate) node_id: String,
     pub(crate) router: Router<Delivery>,
     pub(crate) bus: EventBus,

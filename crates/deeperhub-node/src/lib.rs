@@ -58,7 +58,7 @@ pub use config::{
     Config, CustomGauge, CustomMetric, MetricKind, burst_rate_per_ip, control_rate_limit, token_rate_limit,
 };
 pub use deeperhub_events as events;
-pub use deeperhub_events::{Details, Event, EventFilter, EventKind, EventStream, Received};
+pub use deeperhub_events::{Event, EventDetails, EventFilter, EventKind, EventStream, Received};
 pub use deeperhub_listener as listener;
 pub use deeperhub_protocol::message::{ClusterFault, SpanContext, TraceContext, check_server_object};
 pub use deeperhub_protocol::{

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::{ArcSwap, Cache};
 use deeperhub_events::{Event, EventDetails, EventKind};
-use deeperhub_listener::{Connections, ConnectionKey, LiveCopy, Multicast};
+use deeperhub_listener::{ConnectionKey, Connections, Multicast};
 use deeperhub_protocol::frame::Frame;
 use deeperhub_protocol::message::ServerMessage;
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason, Subscription};
@@ -96,7 +97,7 @@ impl Local {
         });
         let mut own_shard = hub.router.attach(ShardId(shard));
         if let Some(topic) = hub.canary.topic(shard) {
-            own_shard.subscribe(LOOPBACK, &Subscription::Topic(topic));
+            own_shard.subscribe(WORKER_SUBSCRIBER, &Subscription::Topic(topic));
             hub.canary.on_worker_attached(shard);
         }
         Self {
@@ -116,7 +117,8 @@ impl Local {
             blocked_request: None,
             sweep: None,
             top_window: None,
-            live: hub.live.copy(),
+            live: hub.live.load_full(),
+            shared_config: Cache::new(Arc::clone(&hub.live)),
             hub: Arc::clone(hub),
         }
     }
@@ -132,7 +134,7 @@ impl Local {
     /// Flushes deferred wake-ups of other workers.
     fn wake_others(&mut self) {
         self.messages_since_wake_up = 0;
-        self.shard.wake_others();
+        self.shard.flush_wakeups();
     }
 
     /// Counts a message over a limit. If limits are enforced, returns the time that the client
@@ -171,7 +173,12 @@ impl Local {
     }
 
     /// Publishes an event if its kind is observed.
-    pub(crate) fn event(&self, kind: EventKind, client_id: &ClientId, details: impl FnOnce() -> Details) {
+    pub(crate) fn event(
+        &self,
+        kind: EventKind,
+        client_id: &ClientId,
+        details: impl FnOnce() -> EventDetails,
+    ) {
         if self.hub.bus.is_observed(kind) {
             self.hub.bus.publish(Event::new(SystemTime::now(), client_id.clone(), details()));
         }
@@ -199,7 +206,7 @@ impl Local {
         let Some(session) = session else { return false };
         session.sent += 1;
         self.metrics.count_sent(sent_type, 1);
-        self.event(EventKind::MessageSent, &session.client_id, || Details::MessageSent {
+        self.event(EventKind::MessageSent, &session.client_id, || EventDetails::MessageSent {
             message_type: sent_type.name(),
             topic: None,
             bytes,
@@ -350,7 +357,7 @@ impl Local {
     }
 
     /// Delivers up to a mark. Returns `false` if the round's budget ran out before.
-    fn deliver_until(&mut self, mark: Mark, connections: &mut Connections<'_, Session>) -> bool {
+    fn deliver_until(&mut self, mark: InboxPosition, connections: &mut Connections<'_, Session>) -> bool {
         self.deliver(DeliveryScope::Until(mark), connections).is_pending()
     }
 
@@ -385,14 +392,14 @@ impl Local {
                     );
                 }
                 if let Some(topic) = &delivery.topic {
-                    let details = Details::MessageSent {
+                    let details = EventDetails::MessageSent {
                         message_type: SentType::Message.name(),
                         topic: Some(Arc::clone(topic)),
                         bytes,
                     };
                     hub.bus.publish(Event::new(SystemTime::now(), session.client_id.clone(), details));
                 }
-            } else if key == LOOPBACK {
+            } else if key == WORKER_SUBSCRIBER {
                 // This branch costs usual deliveries nothing, because they find a connection.
                 hub.canary.on_probe_delivered(*worker, delivery.frame.frame().as_bytes());
             }
@@ -416,7 +423,10 @@ impl deeperhub_listener::WorkerState<Session> for Local {
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, Session>) -> Poll<()> {
         // Comes first, so that the other workers run in parallel.
         self.wake_others();
-        self.live.refresh(&self.hub.live);
+        let config = self.shared_config.load();
+        if !Arc::ptr_eq(config, &self.live) {
+            self.live = Arc::clone(config);
+        }
         if self.top_window.is_some() != self.hub.top.is_tracking(connections.now()) {
             self.top_window = match self.top_window {
                 None => Some(Box::new(TopWindow::new(connections.now()))),

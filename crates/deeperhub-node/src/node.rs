@@ -158,7 +158,7 @@ impl Node {
         let started = Instant::now();
         let listener_config = config.listener.clone();
         let hub = Arc::new(Hub {
-            live: Live::new(config.clone()),
+            live: Arc::new(ArcSwap::from_pointee(config.clone())),
             burst_pool: config.burst_rate_per_ip.map(deeperhub_security::BurstPool::new),
             config,
             router,
@@ -193,7 +193,10 @@ impl Node {
             }
         };
         let application = Application { hub: Arc::clone(&hub), placeholder_id };
-        let listener = Listener::start_on(on, listener_config, application, &cells, listener_metrics)?;
+        let listener = Listener::builder(application)
+            .config(listener_config)
+            .metrics(&cells, listener_metrics)
+            .bind(on)?;
         let canary = CanaryThread::start(&hub).map_err(StartError::Canary)?;
         if canary.is_some() {
             // By now each worker has delivered a probe, or is known not to.

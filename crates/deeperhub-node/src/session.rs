@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deeperhub_events::{EventDetails, EventKind};
-use deeperhub_listener::{Closed, Context, ConnectionKey, Message};
+use deeperhub_listener::{Closed, ConnectionKey, Context, Message};
 use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage, SpanContext};
 use deeperhub_protocol::{ClientId, CloseCode, CloseReason};
 
@@ -308,7 +308,7 @@ impl deeperhub_listener::Session for Session {
                     local.metrics.count_sent(SentType::Goodbye, 1);
                 }
                 if is_abnormal(code) {
-                    local.event(EventKind::Error, &self.client_id, || Details::Error {
+                    local.event(EventKind::Error, &self.client_id, || EventDetails::Error {
                         code: Cow::Owned(code.as_u16().to_string()),
                         message: Cow::Owned(reason.text().to_owned()),
                     });
@@ -321,7 +321,7 @@ impl deeperhub_listener::Session for Session {
             }
         };
         let (received, sent, opened_at) = (self.received, self.sent, self.opened_at);
-        local.event(EventKind::Disconnected, &self.client_id, || Details::Disconnected {
+        local.event(EventKind::Disconnected, &self.client_id, || EventDetails::Disconnected {
             code,
             reason,
             duration: opened_at.map(|opened_at| opened_at.elapsed()).unwrap_or_default(),

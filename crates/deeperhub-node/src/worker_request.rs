@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use deeperhub_listener::ConnectionKey;
 use deeperhub_protocol::Subscription;
 use deeperhub_protocol::frame::Frame;
-use deeperhub_router::{Mark, ShardId};
+use deeperhub_router::{InboxPosition, ShardId};
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
@@ -74,7 +74,7 @@ pub(crate) enum WorkerRequest {
 pub(crate) struct QueuedRequest {
     pub(crate) request: WorkerRequest,
     /// The worker delivers everything published before this mark, then executes the request.
-    pub(crate) after: Mark,
+    pub(crate) after: InboxPosition,
 }
 
 impl Hub {
@@ -90,7 +90,7 @@ impl Hub {
         make_request: impl FnOnce(oneshot::Sender<T>) -> WorkerRequest,
     ) -> Result<oneshot::Receiver<T>, WorkerTimeout> {
         let requests = self.request_senders.get(worker).ok_or(WorkerTimeout)?;
-        let after = self.router.mark(ShardId(u16::try_from(worker).map_err(|_| WorkerTimeout)?));
+        let after = self.router.inbox_position(ShardId(u16::try_from(worker).map_err(|_| WorkerTimeout)?));
         let (reply, answer) = oneshot::channel();
         requests
             .send(QueuedRequest { request: make_request(reply), after })

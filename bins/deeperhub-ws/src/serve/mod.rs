@@ -15,7 +15,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use deeperhub_listener::MemoryBudget;
 use deeperhub_metrics::{SharedCounter, Unit};
-use deeperhub_node::{Node, MetricKind, CustomMetric};
+use deeperhub_node::{CustomMetric, MetricKind, Node};
 use deeperhub_security::files::FileStamp;
 use tokio::runtime::{self, Runtime};
 use tracing::{error, info, warn};

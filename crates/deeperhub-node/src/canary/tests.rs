@@ -31,7 +31,7 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) {
 
 fn run_on(node: &Node, worker: usize, action: fn()) {
     let hub = node.handle().hub;
-    let after = hub.router.mark(ShardId(worker.try_into().unwrap()));
+    let after = hub.router.inbox_position(ShardId(worker.try_into().unwrap()));
     hub.request_senders[worker]
         .try_send(QueuedRequest { request: WorkerRequest::Run(action), after })
         .unwrap();

@@ -68,7 +68,11 @@ pub(crate) fn authenticate(
 }
 
 /// Returns the subscriptions that a login does not grant.
-fn subscriptions_without_grant(login: &Login, key: ConnectionKey, local: &Local) -> Vec<Subscription<'static>> {
+fn subscriptions_without_grant(
+    login: &Login,
+    key: ConnectionKey,
+    local: &Local,
+) -> Vec<Subscription<'static>> {
     if login.is_unrestricted() {
         return Vec::new();
     }

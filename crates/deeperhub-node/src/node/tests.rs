@@ -47,7 +47,7 @@ fn a_dead_worker_leaves_no_state_behind() {
             let Some(Received::Event(event)) = within_test_timeout(events.recv()).await else {
                 panic!("no event")
             };
-            let Details::Disconnected { code, messages_received, .. } = &event.details else {
+            let EventDetails::Disconnected { code, messages_received, .. } = &event.details else {
                 panic!("{event:?}")
             };
             assert_eq!((*code, *messages_received), (Some(1011), 2));

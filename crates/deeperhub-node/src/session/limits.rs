@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deeperhub_listener::Context;
 use deeperhub_protocol::{CloseCode, CloseReason};
-use deeperhub_security::{Drawn, FirstBurst, MAX_ADDRESSES, RateLimit, RateLimiter, RetryAfter};
+use deeperhub_security::{BurstAllowance, DrawOutcome, MAX_ADDRESSES, RateLimit, RateLimiter, RetryAfter};
 
 use super::Session;
 use crate::local::Local;
@@ -57,12 +57,12 @@ impl Session {
             let pool = |amount| bursts.draw(address, amount, limit.burst, now);
             let SessionLimiter { limiter, first } = self.limiter(kind, &limit, local);
             match first.draw(limiter, &limit, amount, (burst_pool_since, now), pool) {
-                Drawn::Some => match limiter.check_amount(&limit, amount, now) {
+                DrawOutcome::Some => match limiter.check_amount(&limit, amount, now) {
                     Ok(()) => return Ok(()),
                     Err(again) => retry = again,
                 },
-                Drawn::Refused => exceeded = Limit::FirstBurst,
-                Drawn::Spent => {}
+                DrawOutcome::Refused => exceeded = Limit::FirstBurst,
+                DrawOutcome::Spent => {}
             }
             let forgotten = bursts.take_evicted();
             if forgotten > 0 {
@@ -187,7 +187,7 @@ impl RateKind {
 #[derive(Debug, Default)]
 pub(super) struct SessionLimiter {
     limiter: RateLimiter,
-    first: FirstBurst,
+    first: BurstAllowance,
 }
 
 impl SessionLimiter {
@@ -197,7 +197,7 @@ impl SessionLimiter {
         let limiter = burst_pool_since.map_or_else(RateLimiter::default, |burst_pool_since| {
             RateLimiter::empty(limit, burst_pool_since)
         });
-        Self { limiter, first: FirstBurst::default() }
+        Self { limiter, first: BurstAllowance::default() }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use deeperhub_events::{Details, EventKind};
+use deeperhub_events::{EventDetails, EventKind};
 use deeperhub_listener::Context;
 use deeperhub_protocol::message::{MessageError, MessageId, ServerMessage};
 use deeperhub_protocol::{ErrorCode, RawJson};
@@ -55,7 +55,7 @@ impl Session {
         self.sent += 1;
         let local = cx.worker();
         local.metrics.count_sent(sent_type, 1);
-        local.event(EventKind::MessageSent, &self.client_id, || Details::MessageSent {
+        local.event(EventKind::MessageSent, &self.client_id, || EventDetails::MessageSent {
             message_type: sent_type.name(),
             topic: None,
             bytes,
@@ -68,7 +68,7 @@ impl Session {
             let local = cx.worker();
             local.metrics.errors.inc(code.index());
             local.last_error_code = Some(code.as_str());
-            local.event(EventKind::Error, &self.client_id, || Details::Error {
+            local.event(EventKind::Error, &self.client_id, || EventDetails::Error {
                 code: Cow::Borrowed(code.as_str()),
                 message: Cow::Owned((*message).to_owned()),
             });

@@ -27,7 +27,9 @@ impl MessageSpan {
         handshake: Option<&HandshakeTrace>,
     ) -> Option<Self> {
         let span = if context.traceparent.is_some() {
-            tracer.start_for_client(SpanContext::from_context(context))?.with_tracestate(context.tracestate.as_deref())
+            tracer
+                .start_for_client(SpanContext::from_context(context))?
+                .with_tracestate(context.tracestate.as_deref())
         } else if let Some(handshake) = handshake {
             tracer.start_for_client(Some(handshake.span))?.with_tracestate(handshake.tracestate.as_deref())
         } else {
@@ -38,7 +40,8 @@ impl MessageSpan {
 
     /// Starts a span for a message of a server.
     pub(crate) fn begin_for_server(tracer: &Tracer, context: &TraceContext<'_>) -> Option<Self> {
-        let span = tracer.start(SpanContext::from_context(context))?.with_tracestate(context.tracestate.as_deref());
+        let span =
+            tracer.start(SpanContext::from_context(context))?.with_tracestate(context.tracestate.as_deref());
         Some(Self { span, subscribers: None })
     }
 

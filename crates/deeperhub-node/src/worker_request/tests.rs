@@ -41,7 +41,7 @@ pub(crate) async fn receive(client: &mut Client) -> serde_json::Value {
 /// Runs `action` on a worker, whose other work waits meanwhile.
 pub(crate) async fn run_on_worker(handle: &NodeHandle, worker: usize, action: fn()) {
     let hub = &handle.hub;
-    let after = hub.router.mark(ShardId(worker.try_into().unwrap()));
+    let after = hub.router.inbox_position(ShardId(worker.try_into().unwrap()));
     hub.request_senders[worker]
         .send(QueuedRequest { request: WorkerRequest::Run(action), after })
         .await

@@ -91,7 +91,9 @@ impl FrameError {
             Self::ControlTooLong => (CloseCode::ProtocolError, "control frame is over 125 bytes"),
             Self::LengthNotMinimal => (CloseCode::ProtocolError, "length is not in its shortest form"),
             Self::LengthOutOfRange => (CloseCode::ProtocolError, "length has its top bit set"),
-            Self::UnexpectedContinuation => (CloseCode::ProtocolError, "continuation frame without a message"),
+            Self::UnexpectedContinuation => {
+                (CloseCode::ProtocolError, "continuation frame without a message")
+            }
             Self::UnfinishedMessage => (CloseCode::ProtocolError, "new message inside a fragmented message"),
             Self::CloseTooShort => (CloseCode::ProtocolError, "close frame is too short for a code"),
         };

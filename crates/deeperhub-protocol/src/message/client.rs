@@ -142,7 +142,11 @@ fn parse_command<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Comma
     let command = match &*decode_string(kind).unwrap_or_default() {
         "echo" => match data {
             Some(data) => Command::Echo { data: RawJson::scanned(data) },
-            None => return Err(MessageError::invalid("`data` is missing; `echo` requires it, with any JSON").at("data")),
+            None => {
+                return Err(
+                    MessageError::invalid("`data` is missing; `echo` requires it, with any JSON").at("data")
+                );
+            }
         },
         "subscribe" => Command::Subscribe { subscription: Subscription::parse(keys.topic()?)? },
         "unsubscribe" => Command::Unsubscribe { subscription: Subscription::parse(keys.topic()?)? },
@@ -172,13 +176,16 @@ impl<'a> CommandKeys<'_, 'a> {
     fn publish(&self) -> Result<Command<'a>, MessageError<'a>> {
         let topic = self.topic()?;
         let Some(message) = self.value(MessageKey::Message)? else {
-            return Err(MessageError::invalid("`message` is missing; `publish` requires it, with any JSON").at("message"));
+            return Err(MessageError::invalid("`message` is missing; `publish` requires it, with any JSON")
+                .at("message"));
         };
         let exclude_self = match self.value(MessageKey::ExcludeSelf)? {
             None | Some("false" | "null") => false,
             Some("true") => true,
             Some(_) => {
-                return Err(MessageError::invalid("`exclude_self` must be `true` or `false`").at("exclude_self"));
+                return Err(
+                    MessageError::invalid("`exclude_self` must be `true` or `false`").at("exclude_self")
+                );
             }
         };
         Ok(Command::Publish { topic: Topic::parse(topic)?, message: RawJson::scanned(message), exclude_self })
