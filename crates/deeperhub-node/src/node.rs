@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use deeperhub_cluster::JoinOutcome;
 use deeperhub_events::EventBus;
+use arc_swap::ArcSwap;
 use deeperhub_listener::{ListenOn, Listener};
 use deeperhub_metrics::{CellError, Cells, RegisterError, Registry, Unit};
 use deeperhub_protocol::ClientId;
