@@ -289,9 +289,9 @@ async fn messages_may_come_right_behind_the_handshake() {
 async fn a_refusal_is_told_in_the_log_of_who_wants_details() {
     let server = Server::start(&["--log-level", "debug"]);
     assert!(Client::connect_with(server.url("/nowhere")).await.is_err());
-    server.wait_for_stderr("A handshake was refused.");
+    server.wait_for_stderr("Handshake refused");
     let log = server.stderr();
-    let line = log.lines().find(|line| line.contains("A handshake was refused.")).unwrap();
+    let line = log.lines().find(|line| line.contains("Handshake refused")).unwrap();
     assert!(line.contains("status=404 code=\"not_found\"") && line.contains("peer=127.0.0.1:"), "{line}");
 }
 

@@ -20,21 +20,21 @@ use crate::metrics::Metrics;
 use crate::reconnect_pacer::ReconnectPacer;
 use crate::restart::RestartDelay;
 
-/// Pause after an error that only time can cure.
+/// Pause after an error of `accept` that concerns the whole process, such as no free descriptors.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections at one time that are told why there is no place for them. More are dropped unanswered.
+/// Maximum refused connections at one time that still get an HTTP answer. More are dropped.
 const MAX_PENDING_REFUSALS: usize = 256;
 
-/// Connections that are accepted before the first of them is handed over. A worker that is woken by the first finds
-/// the others too, and where it shares a core with the acceptor they change places once instead of for each.
+/// Maximum connections accepted before the first one is handed over. The worker's first wake-up then
+/// finds all of them, which saves context switches if it shares a core with the acceptor.
 const ACCEPT_BATCH: usize = 64;
 
-/// How soon after the last connections the next must come for the acceptor to let more of them gather.
+/// Interval between arrivals below which the acceptor waits for [`RUSH_DELAY`] to batch them.
 const RUSH_INTERVAL: Duration = Duration::from_millis(2);
 
-/// For how long they gather. Connections that come one by one wait for nothing; in a rush, in which each would wake the
-/// acceptor, it is woken for several at once, and so are the workers: 4 of 57 µs of each connection's processor time.
+/// Wait for more connections in a rush, so that acceptor and workers wake once for several of them.
+/// Connections that arrive one at a time do not wait.
 const RUSH_DELAY: Duration = Duration::from_micros(500);
 
 /// Token of the stop waker. A listening socket's token is its index.
@@ -115,8 +115,8 @@ fn listen_on_loopback(port: u16, backlog: u32) -> Result<Vec<TcpListener>, (Sock
 
 /// Returns `true` if the system lacks the address or its protocol family.
 fn is_unavailable(error: &io::Error) -> bool {
-    const EPROTONOSUPPORT: i32 = 93;
-    const EAFNOSUPPORT: i32 = 97;
+    const EPROTONOSUPPORT: i32 = if cfg!(target_vendor = "apple") { 43 } else { 93 };
+    const EAFNOSUPPORT: i32 = if cfg!(target_vendor = "apple") { 47 } else { 97 };
     error.kind() == io::ErrorKind::AddrNotAvailable
         || matches!(error.raw_os_error(), Some(EPROTONOSUPPORT | EAFNOSUPPORT))
 }
@@ -124,8 +124,8 @@ fn is_unavailable(error: &io::Error) -> bool {
 /// Opens a listening socket.
 fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     let domain = socket2::Domain::for_address(address);
-    let socket =
-        socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), Some(socket2::Protocol::TCP))?;
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     // Linux hands it down to accepted sockets, which saves a system call for each.
     socket.set_tcp_nodelay(true)?;
@@ -134,8 +134,8 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     Ok(TcpListener::from_std(socket.into()))
 }
 
-/// The acceptor: a thread with a poll of its own, so that accepted sockets are made non-blocking by the call that
-/// accepts them and are registered once, by their worker.
+/// Accepts connections on a thread with its own poll. `accept` itself makes sockets non-blocking, and
+/// only their worker registers them.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     poll: Poll,
@@ -191,7 +191,7 @@ impl Acceptor {
         })
     }
 
-    /// Ends [`run`](Self::run) when it is woken.
+    /// Returns the waker that ends [`run`](Self::run) once the listener is stopping.
     pub(crate) fn stopper(&self) -> Arc<Waker> {
         Arc::clone(&self.stop)
     }
@@ -265,7 +265,7 @@ impl Acceptor {
                             continue;
                         }
                         if !failing {
-                            tracing::error!(%error, "Connections cannot be accepted; trying again until they can.");
+                            tracing::error!(%error, "Connections cannot be accepted; retrying");
                         }
                         failing = true;
                         self.hand_over_all(&mut accepted);
@@ -323,7 +323,7 @@ impl Acceptor {
     fn hand_over_all(&mut self, accepted: &mut Vec<(mio::net::TcpStream, SocketAddr)>) {
         let mut pause = MIN_BACKPRESSURE_PAUSE;
         for (socket, peer) in accepted.drain(..) {
-            let Some(arrival) = self.into_arrival(socket.into(), peer) else { continue };
+            let Some(arrival) = self.admit_arrival(socket.into(), peer) else { continue };
             let worker = loop {
                 let now = Instant::now();
                 if let Some(worker) = self.control.next_worker(&arrival.permit, now) {
@@ -345,10 +345,10 @@ impl Acceptor {
 
     /// Returns the connection with its place. `None`: it is dropped, because too many are being
     /// refused already.
-    fn into_arrival(&self, socket: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
+    fn admit_arrival(&self, socket: std::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
         // IPv4 comes as IPv6 where the socket takes both.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        // Of a proxy the client is not known yet.
+        // The client behind a proxy is not known yet.
         let address = (!self.trusted_proxies.trusts(peer.ip())).then(|| peer.ip());
         let (permit, refusal) = match self.admit(address) {
             Ok(permit) => (Ok(permit), None),
@@ -361,7 +361,7 @@ impl Acceptor {
         Some(Arrival { socket, peer, permit, refusal, since: Instant::now() })
     }
 
-    /// A permit, or why there is none and when the client should come back.
+    /// Returns a permit for a new connection, or a refusal that says when the client should come back.
     fn admit(&self, address: Option<IpAddr>) -> Result<ConnectionPermit, Refusal> {
         let now = Instant::now();
         let delay = || self.reconnect_pacer.next_delay(now, Duration::ZERO);
@@ -382,7 +382,7 @@ impl Acceptor {
             error.refusal(delay)
         };
         match self.admission.try_admit(address) {
-            // What is only observed is counted for no address.
+            // An observed limit is counted, and the connection is not charged to the address.
             Err(error) if error.is_per_address() && self.limit_mode == LimitMode::Observe => {
                 self.metrics.limited(error);
                 self.admission.try_admit(None).map_err(refuse)
@@ -399,10 +399,10 @@ fn next_ready(ready: &[bool], from: usize) -> Option<usize> {
     position(behind).map(|index| before.len() + index).or_else(|| position(before))
 }
 
-/// Whether an error of `accept` says something about the connection, not about this process (accept(2)).
+/// Returns `true` if an error of `accept` concerns one connection, not the process (accept(2)).
 fn is_connection_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, PermissionDenied};
-    const EPROTO: i32 = 71;
+    const EPROTO: i32 = if cfg!(target_vendor = "apple") { 100 } else { 71 };
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | PermissionDenied)
         || error.raw_os_error() == Some(EPROTO)
 }
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_taken_at_one_of_them_is_said_to_be_taken() {
+    fn a_port_taken_on_one_loopback_address_is_an_error() {
         let Ok(taken) = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) else { return };
         let address = taken.local_addr().unwrap();
         let refused = listen_on(ListenOn::Loopback { port: address.port() }, 16);
@@ -451,7 +451,7 @@ mod tests {
         assert_eq!(next_ready(&[false, false], 1), None);
     }
 
-    /// Panics as often as the test asked for.
+    /// Panics if the test injected a panic.
     pub(super) fn panic_if_injected(faults: &AtomicUsize) {
         let wanted =
             faults.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |faults| faults.checked_sub(1));
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acceptor_that_dies_goes_on_with_the_same_socket() {
+    fn an_acceptor_that_panics_keeps_its_listening_socket() {
         let socket = listen(([127, 0, 0, 1], 0).into(), 128).unwrap();
         let address = socket.local_addr().unwrap();
         let control = Arc::new(Control::new(1));

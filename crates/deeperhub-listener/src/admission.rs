@@ -1,4 +1,4 @@
-//! Who may have a connection: the places of a listener, all together and by address.
+//! Admission of connections: limits in total and per address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use deeperhub_protocol::handshake::Refusal;
 use deeperhub_security::{AddressLimiter, MAX_ADDRESSES, RateLimit, RetryAfter};
 use tokio::sync::Notify;
 
-/// What counts as one address: an IPv4 address, or an IPv6 network of 64 bits, which one host can have whole.
+/// Unit of limits per address: an IPv4 address, or an IPv6 /64, which one host may own whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum AddressKey {
     V4([u8; 4]),
@@ -30,14 +30,14 @@ impl AddressKey {
     }
 }
 
-/// When clients should come back that are refused behind a proxy, for what their own address did.
+/// Retry delay for clients refused behind a proxy because of a limit on their own address.
 pub(crate) const ADDRESS_LIMIT_RETRY: Duration = Duration::from_secs(5);
 
-/// Counts of open connections. The map of addresses is as large as the number of connections at most.
+/// Counts open connections against the limits. The address map has at most one entry per connection.
 #[derive(Debug)]
 pub(crate) struct Admission {
     max: AtomicUsize,
-    /// 0: no limit.
+    /// Maximum connections per address; 0 means no limit.
     max_per_address: AtomicUsize,
     rate: Option<AddressLimiter>,
     /// Whether the rate also applies to loopback addresses.
@@ -49,24 +49,24 @@ pub(crate) struct Admission {
     changed: Notify,
 }
 
-/// Why there is no permit.
+/// Limit that refused a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AdmissionError {
     /// `max_connections` are open.
     ServerFull,
-    /// The address has all of its own.
+    /// The address has as many connections as one address may have.
     AddressFull,
-    /// The address comes too often.
+    /// The address is over its rate of new connections.
     RateLimited(RetryAfter),
 }
 
 impl AdmissionError {
-    /// Whether the address did too much, rather than all together.
+    /// Returns `true` if a limit per address refused the connection, not the limit in total.
     pub(crate) fn is_per_address(self) -> bool {
         !matches!(self, Self::ServerFull)
     }
 
-    /// The refusal, with the time that `slot` gives where only others' leaving makes room.
+    /// Returns the refusal. `delay` gives the retry delay if a connection must close first.
     pub(crate) fn refusal(self, delay: impl FnOnce() -> Duration) -> Refusal {
         match self {
             Self::ServerFull => Refusal::too_many_connections(delay()),
@@ -102,14 +102,14 @@ impl Admission {
         self
     }
 
-    /// Other limits from now on. Connections that are there stay; those that came while addresses had no limit do not
-    /// count against one.
+    /// Replaces the limits. Open connections stay. Connections opened while addresses had no limit do
+    /// not count for their address.
     pub(crate) fn set_limits(&self, max: usize, max_per_address: Option<usize>) {
         self.max.store(max, Ordering::Relaxed);
         self.max_per_address.store(max_per_address.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Takes a place that belongs to no worker [yet](ConnectionPermit::assign). Called by the acceptor alone.
+    /// Takes a permit, not [assigned](ConnectionPermit::assign) to a worker yet. Called by the acceptor only.
     /// With `None`, the address is [charged](ConnectionPermit::charge_address) later.
     pub(crate) fn try_admit(
         self: &Arc<Self>,
@@ -123,7 +123,8 @@ impl Admission {
         Ok(ConnectionPermit { admission: Arc::clone(self), address, worker: None })
     }
 
-    /// Counts a connection of an address; `Some`: it is to be counted down when it ends.
+    /// Counts a connection of an address. Returns the key to count down when it ends, if addresses have
+    /// a limit.
     fn count_address(&self, address: IpAddr) -> Result<Option<AddressKey>, AdmissionError> {
         if let Some(rate) = &self.rate
             && (self.limits_loopback || !address.to_canonical().is_loopback())
@@ -131,11 +132,7 @@ impl Admission {
             let checked = rate.check(address, self.started.elapsed());
             let forgotten = rate.take_evicted();
             if forgotten > 0 {
-                tracing::warn!(
-                    forgotten,
-                    max = MAX_ADDRESSES,
-                    "Addresses of new connections forgotten too early"
-                );
+                tracing::warn!(forgotten, max = MAX_ADDRESSES, "Rate limiter evicted addresses in use");
             }
             checked.map_err(AdmissionError::RateLimited)?;
         }
@@ -153,18 +150,18 @@ impl Admission {
         Ok(Some(key))
     }
 
-    /// Connections that have a permit.
+    /// Returns the number of open connections.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Connections of one worker.
+    /// Returns the number of connections of one worker.
     #[cfg(test)]
     fn load(&self, worker: usize) -> usize {
         self.loads[worker].load(Ordering::Relaxed)
     }
 
-    /// Returns when every place is free.
+    /// Waits until no connection is open.
     pub(crate) async fn wait_empty(&self) {
         loop {
             let changed = self.changed.notified();
@@ -182,7 +179,7 @@ impl Admission {
     }
 }
 
-/// One connection's permit; given back when it is dropped.
+/// Permit for one connection; dropping it counts the connection down.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     admission: Arc<Admission>,
@@ -191,7 +188,7 @@ pub(crate) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Counts the place for an address that was not known when it was taken.
+    /// Counts the connection for an address that was unknown when the permit was taken.
     pub(crate) fn charge_address(&mut self, address: IpAddr) -> Result<(), AdmissionError> {
         if self.address.is_none() {
             self.address = self.admission.count_address(address)?;
@@ -253,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_given_back() {
+    fn dropped_permits_free_capacity() {
         let admission = Arc::new(Admission::new(2, None, None, 2));
         let mut first = admission.try_admit(address("127.0.0.1")).unwrap();
         let mut second = admission.try_admit(address("127.0.0.1")).unwrap();
@@ -280,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_forgotten() {
+    fn addresses_without_connections_use_no_memory() {
         let admission = Arc::new(Admission::new(1000, Some(1), None, 1));
         let taken: Vec<_> =
             (0..200).map(|n| admission.try_admit(Some(IpAddr::from([10, 0, 0, n]))).unwrap()).collect();
@@ -290,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_whose_client_becomes_known_later_counts_for_it() {
+    fn a_permit_is_charged_to_a_client_that_becomes_known_later() {
         let admission = Arc::new(Admission::new(10, Some(1), None, 1));
         let (mut one, mut other) = (admission.try_admit(None).unwrap(), admission.try_admit(None).unwrap());
         let client = address("192.0.2.1").unwrap();
@@ -303,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_comes_too_often_is_told_when_to_come_back() {
+    fn an_address_over_its_rate_gets_429() {
         let one = std::num::NonZeroU32::MIN;
         let admission = Arc::new(Admission::new(10, None, Some(RateLimit::new(one, one)), 1));
         drop(admission.try_admit(address("192.0.2.1")).unwrap());
@@ -313,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_limited_only_where_that_is_wanted() {
+    fn loopback_is_limited_only_if_configured() {
         let one = std::num::NonZeroU32::MIN;
         let refused = |limits_loopback, from: &str| {
             let admission = Admission::new(10, None, Some(RateLimit::new(one, one)), 1);
@@ -330,7 +327,7 @@ mod tests {
     /// Simulates clients behind one NAT that reconnect after a restart, then one that reconnects as
     /// fast as it can.
     #[test]
-    fn the_default_rate_lets_a_crowd_behind_one_address_in_and_holds_up_a_storm() {
+    fn the_default_rate_admits_a_reconnecting_crowd_and_stops_a_storm() {
         let config = crate::Config::default();
         let rate = AddressLimiter::new(config.connection_rate_per_ip.unwrap());
         let from = address("192.0.2.1").unwrap();

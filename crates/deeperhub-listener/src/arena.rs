@@ -1,24 +1,24 @@
-//! The bytes that a worker's connections send in one round.
+//! Buffer of the bytes that a worker's connections send in one round.
 
 use std::cell::Cell;
 
 use deeperhub_protocol::frame::Frame;
 
-/// A frame that has gone to this many connections is copied into the arena, for those that come after them: few
-/// receivers do not pay for a copy.
+/// Receivers of a frame after which it is copied into the arena for further ones. A copy does not pay
+/// off for fewer.
 const COPY_AFTER_RECEIVERS: u8 = 8;
 
-/// Bytes of an arena up to which frames are copied into it.
+/// Size of the arena beyond which no frame is copied into it.
 const MAX_COPIED_BYTES: usize = 1024 * 1024;
 
-/// What is kept of the arena however little of it is used.
+/// Capacity in bytes that the arena always keeps.
 const MIN_KEPT_BYTES: usize = 64 * 1024;
 
-/// A frame on its way to many connections of one worker.
+/// A frame to send to many connections of one worker.
 ///
-/// The messages of one fan-out are copied once, side by side, to where all of its receivers' bytes of the round stand: to
-/// send one more of them, a connection only moves the end of what it sends anyway, and it writes all of them by one
-/// plain write. Where a socket does not take them, the frames themselves wait, which all receivers share.
+/// The messages of a fan-out are copied once, side by side, into the worker's arena. A connection then
+/// extends its range of the arena by a message, and sends the range with one plain write. If a socket
+/// is full, the shared frames are queued instead, so that waiting connections share memory.
 #[derive(Debug)]
 pub struct Multicast {
     frame: Frame,
@@ -28,40 +28,40 @@ pub struct Multicast {
 }
 
 impl Multicast {
-    /// A frame that has not been sent to anybody.
+    /// Creates a multicast of `frame`, sent to no connection yet.
     pub fn new(frame: Frame) -> Self {
         Self { frame, plain: Cell::default(), compressed: Cell::default() }
     }
 
-    /// The frame.
+    /// Returns the frame.
     pub fn frame(&self) -> &Frame {
         &self.frame
     }
 
-    /// Where the copy of `form` is noted: of the frame, or of its compressed form.
+    /// Returns the arena position of `form`: the frame or its compressed form.
     pub(crate) fn copy_slot(&self, form: &Frame) -> &Cell<ArenaCopy> {
         if std::ptr::eq(form, &self.frame) { &self.plain } else { &self.compressed }
     }
 }
 
-/// Where a frame stands in the arena.
+/// Position of a frame's copy in the arena.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ArenaCopy {
-    /// The round of the arena, which never is 0.
+    /// Round of the arena in which it was copied; 0 if it never was.
     round: u32,
     start: u32,
-    /// Connections that it was sent to, up to [`COPY_AFTER_RECEIVERS`].
+    /// Connections that the frame was sent to, up to [`COPY_AFTER_RECEIVERS`].
     receivers: u8,
 }
 
-/// Replies that connections make in the round, and copies of frames that many of them are sent.
+/// Replies of connections in this round, and copies of frames with many receivers.
 #[derive(Debug)]
 pub(crate) struct Arena {
     bytes: Vec<u8>,
-    /// The frames that were copied, and where they stand, in ascending order.
+    /// Copied frames with their positions, in ascending order.
     copied: Vec<(u32, Frame)>,
     round: u32,
-    /// The most that it held since it was last asked to shrink.
+    /// Maximum length since the last [`shrink`](Self::shrink).
     peak: usize,
 }
 
@@ -80,19 +80,20 @@ impl Arena {
         &self.bytes
     }
 
-    /// To append replies to.
+    /// Returns the buffer that replies are appended to.
     pub(crate) fn replies(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 
-    /// Takes back replies that are not to be sent, or are sent already. No frame was copied behind `len`.
+    /// Removes the replies behind `len`, which were sent already or are dropped. No frame may be copied
+    /// behind `len`.
     pub(crate) fn truncate(&mut self, len: usize) {
         debug_assert!(self.copied.last().is_none_or(|(at, frame)| *at as usize + frame.len() <= len));
         self.peak = self.peak.max(self.bytes.len());
         self.bytes.truncate(len);
     }
 
-    /// Where `frame` stands, if it is worth a copy.
+    /// Returns the position of the copy of `frame`, or `None` if it has too few receivers yet.
     #[inline]
     pub(crate) fn copy(&mut self, frame: &Frame, copied: &Cell<ArenaCopy>) -> Option<usize> {
         let known = copied.get();
@@ -115,7 +116,7 @@ impl Arena {
         Some(start)
     }
 
-    /// The frames that stand from `start` to `end`, which are shared where they were copied from shared ones.
+    /// Returns the frames in `start..end`. Copied frames come back as the shared ones.
     pub(crate) fn frames(&self, start: usize, end: usize) -> impl Iterator<Item = Frame> {
         let mut next = self.copied.partition_point(|(at, _)| (*at as usize) < start);
         let mut at = start;
@@ -140,7 +141,7 @@ impl Arena {
         })
     }
 
-    /// Ends the round.
+    /// Ends the round and empties the arena.
     pub(crate) fn clear(&mut self) {
         self.peak = self.peak.max(self.bytes.len());
         self.bytes.clear();
@@ -149,8 +150,8 @@ impl Arena {
         self.round = self.round.checked_add(1).unwrap_or(1);
     }
 
-    /// Gives back memory that was much more than was used since the last call. Not after each round: one large round
-    /// usually is followed by another, and fresh memory costs a fault for each page.
+    /// Frees memory far above the peak since the last call. Not called every round: a large round is
+    /// usually followed by another, and fresh memory costs a page fault per page.
     pub(crate) fn shrink(&mut self) {
         let peak = std::mem::take(&mut self.peak).max(self.bytes.len());
         if self.bytes.capacity() > MIN_KEPT_BYTES && self.bytes.capacity() / 4 > peak {
@@ -166,7 +167,7 @@ impl Arena {
 mod tests {
     use super::*;
 
-    /// Sends it to as many connections as are not worth a copy.
+    /// Sends it to the receivers that come before the first copy.
     fn sent_to_few(multicast: &Multicast, arena: &mut Arena) {
         for _ in 0..COPY_AFTER_RECEIVERS {
             assert_eq!(arena.copy(multicast.frame(), multicast.copy_slot(multicast.frame())), None);
@@ -187,7 +188,7 @@ mod tests {
         assert_eq!(copied(&multicast, &mut arena), Some(5));
         assert_eq!(arena.bytes(), b"reply\x81\x05hello");
         arena.clear();
-        // It has proved to be for many.
+        // Its receivers are still counted.
         assert_eq!(copied(&multicast, &mut arena), Some(0));
     }
 

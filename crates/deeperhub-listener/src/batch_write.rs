@@ -1,4 +1,5 @@
-//! The writes of a round, many by one system call. Its reads are in `worker/batch_read.rs`.
+//! Batched socket writes: many connections per system call (io_uring). Reads are in
+//! `worker/batch_read.rs`.
 
 use std::io;
 
@@ -10,24 +11,22 @@ use crate::outbox::GATHER_LIMIT;
 use crate::transport::TLS_OVERHEAD;
 use crate::transport::Transport;
 
-/// Fewer connections than this are written one by one: two cost as much by a batch as by a `send` for each.
+/// Minimum connections in a batch. For two, a `send` each costs no more.
 pub(crate) const MIN_BATCH: usize = 3;
 
-/// Bytes that are put together for the connections of a batch. More make a batch of their own: they would leave the cache
-/// before they are sent.
+/// Maximum bytes staged for one batch. More would leave the cache before they are sent.
 const MAX_STAGED_BYTES: usize = 128 * 1024;
 
-/// What a worker needs to write in batches.
+/// Ring and buffers of a worker that writes in batches.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) batcher: Batcher,
     sends: Vec<PlannedSend>,
-    /// Bytes that do not stand side by side in a connection's outbox: small pieces of a plain connection, records of an
-    /// encrypted one.
+    /// Gathered pieces of plain connections and encrypted records of TLS connections.
     staged: Vec<u8>,
 }
 
-/// A connection's part of a batch.
+/// Planned send of one connection in a batch.
 #[derive(Debug, Clone, Copy)]
 struct PlannedSend {
     key: u32,
@@ -36,16 +35,16 @@ struct PlannedSend {
 
 #[derive(Debug, Clone, Copy)]
 enum Source {
-    /// All of its outbox, from where it stands.
+    /// The whole outbox, contiguous in memory.
     Outbox,
-    /// All of its outbox, from a copy.
-    ClusterAnswer(StagedRange),
-    /// All of its outbox, encrypted.
+    /// The whole outbox, gathered into the staged bytes.
+    Gathered(StagedRange),
+    /// The whole outbox, encrypted into the staged bytes.
     #[cfg(feature = "tls")]
     Encrypted(StagedRange),
 }
 
-/// A part of the staged bytes.
+/// Range of the staged bytes.
 #[derive(Debug, Clone, Copy)]
 struct StagedRange {
     start: u32,
@@ -58,28 +57,29 @@ impl StagedRange {
     }
 }
 
-/// What becomes of a connection that is to be written.
+/// How a dirty connection is written.
 enum Plan {
     Batch(Source),
-    /// It is written alone: it has too much for a batch, waits for its socket, or has a fault that will show then.
+    /// Written individually: it has too many bytes for a batch, waits for its socket, or has an error
+    /// that the write will report.
     Individual,
-    /// It belongs to the next batch.
+    /// The staged bytes are full; it goes into the next batch.
     NextBatch,
 }
 
 impl Batch {
-    /// To be called on the thread that writes.
+    /// Creates the ring. Must be called on the thread that writes.
     ///
     /// # Errors
     ///
-    /// The system does not offer it, or not to this program.
+    /// The kernel does not offer io_uring, or denies it to this process.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { batcher: Batcher::new()?, sends: Vec::new(), staged: Vec::new() })
     }
 }
 
 impl<S> WorkerCore<S> {
-    /// Writes in batches from now on, where that is wanted and possible. To be called on the worker's thread.
+    /// Enables batched writes, if configured and possible. Must be called on the worker's thread.
     pub(crate) fn enable_batching(&mut self, worker: usize) {
         if !self.config.io_uring {
             return;
@@ -89,12 +89,12 @@ impl<S> WorkerCore<S> {
             Err(error) => tracing::info!(
                 %error,
                 worker,
-                "io_uring is not offered here: each connection has system calls of its own."
+                "io_uring unavailable; using one system call per connection"
             ),
         }
     }
 
-    /// [`begin_writing`](Self::begin_writing) by batches, the first of which this is.
+    /// Writes the first batch of `dirty`. See [`begin_writing`](Self::begin_writing).
     pub(crate) fn write_batch(&mut self, dirty: &[u32], individually: &mut Vec<u32>) -> usize {
         let Some(batch) = &mut self.batch else { return 0 };
         let Batch { batcher, sends, staged } = batch;
@@ -130,18 +130,18 @@ impl<S> WorkerCore<S> {
             Some(SendOp { to: connection.transport.descriptor(), bytes })
         });
         let outcomes = batcher.send(ops);
-        // Each has its outcome: nothing was left out above, since nothing has happened to the connections meanwhile.
+        // One outcome per send: no connection changed since it was planned.
         debug_assert_eq!(outcomes.len(), sends.len());
         for (send, outcome) in sends.iter().zip(outcomes) {
             let Some(connection) = connections.get_mut(send.key as usize) else { continue };
-            // A fault shows again when the connection is written alone.
+            // An error shows again when the connection is written individually.
             let taken = outcome.unwrap_or(0);
             match send.source {
                 Source::Outbox | Source::ClusterAnswer(_) => {
                     self.sent += taken as u64;
                     connection.outbox.advance(taken);
                 }
-                // What the socket does not take waits with the connection, encrypted.
+                // Encrypted bytes that the socket did not take are kept by the connection.
                 #[cfg(feature = "tls")]
                 Source::Encrypted(part) => {
                     let len = connection.outbox.len();
@@ -160,10 +160,10 @@ impl<S> WorkerCore<S> {
         processed
     }
 
-    /// Goes on without batches where the system has ended them.
+    /// Disables batches if the ring has stopped working.
     pub(crate) fn disable_broken_batching(&mut self) {
         if self.batch.as_ref().is_some_and(|batch| !batch.batcher.is_working()) {
-            tracing::warn!("io_uring does not work any more: each connection has system calls of its own.");
+            tracing::warn!("io_uring failed; using one system call per connection");
             self.batch = None;
         }
     }

@@ -1,4 +1,4 @@
-//! A worker's connections, and what reaches them from outside their own messages.
+//! A worker's connections, and the operations on them from outside their own messages.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,82 +26,83 @@ use crate::session::ConnectionKey;
 use crate::transport::{TlsScratch, Transport};
 use crate::waker::ReadyList;
 
-/// Connections that a fan-out may newly list for writing in one round. What comes after them waits for the next
-/// round, so that sockets and other topics get their turn in between: about 5 ms of writes.
+/// Maximum connections that fan-outs mark dirty in one round, about 5 ms of writes. The rest waits for
+/// the next round, so that sockets and other topics are served in between.
 const MAX_RECEIVERS_PER_ROUND: usize = 1024;
 
-/// Admission for connections that are kept though they are empty.
+/// Capacity that the connection slab always keeps.
 const MIN_TABLE_CAPACITY: usize = 1024;
 
-/// Deliveries of one round, however few connections they go to.
+/// Maximum deliveries in one round, however few connections they go to.
 const MAX_DELIVERIES_PER_ROUND: usize = 16 * MAX_RECEIVERS_PER_ROUND;
 
 /// Budget for the deliveries of one round, in byte cost. A long message, or one to be compressed
 /// first, costs more than others. About 10 ms of writes.
 const DELIVERY_COST_PER_ROUND: usize = 32 * 1024 * 1024;
 
-/// Connections that make a burst of messages worth waiting for more of it.
+/// Minimum receivers in a round for which waiting for more messages pays off.
 const MIN_BURST_RECEIVERS: usize = 64;
 
-/// Where a connection is in its life.
+/// Lifecycle state of a connection.
 pub(crate) enum State<S> {
-    /// The request head is on its way, or the application is deciding.
+    /// The request head is incomplete, or the application is deciding.
     Handshake(Box<Handshake<S>>),
     /// Messages flow.
     Open(S),
-    /// The session is gone; what is queued goes out, and what comes in is read only to the end.
+    /// The session has ended. Queued bytes are written, and input is discarded.
     Closing(Closing),
 }
 
-/// What a closing connection still waits for.
+/// Event that a closing connection waits for once everything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Closing {
     /// The client's close frame (RFC 6455 section 7.1.1: then the server ends the connection).
     CloseFrame,
-    /// The end of the stream: what the client sends can no longer be understood, or was no WebSocket.
+    /// The end of the stream: the client's input is no valid WebSocket stream.
     Eof,
-    /// Nothing but that everything is written.
+    /// Nothing: it is removed once everything is written.
     Flush,
 }
 
-/// One connection, as the worker's slab holds it. What it costs while idle is the point: no buffer, no future.
+/// One connection in the worker's slab. Kept small: an idle connection has no buffer and no future.
 pub(crate) struct Connection<S> {
     pub(crate) transport: Transport,
     pub(crate) waker: Waker,
     pub(crate) state: State<S>,
     pub(crate) decoder: FrameDecoder,
     pub(crate) outbox: Outbox,
-    /// When this state must be over, or when the next ping is due (milliseconds of the worker's clock, wrapping).
+    /// Time at which this state times out, or the next ping is due (milliseconds of the worker's clock,
+    /// wrapping).
     pub(crate) deadline: u32,
     pub(crate) flags: Flags,
-    /// Gives the connection's place back when it is dropped.
+    /// Counts the connection down when dropped.
     pub(crate) permit: ConnectionPermit,
 }
 
-/// Bits of a connection's state.
+/// Flags of a connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Flags {
-    /// Stands in the worker's dirty list.
+    /// Whether it is in the worker's dirty list.
     pub(crate) dirty: bool,
-    /// The socket took less than it was given; a wake-up is armed.
+    /// Whether the socket is full; a wake-up for writability is armed.
     pub(crate) write_blocked: bool,
-    /// The session asked not to read.
+    /// Whether the session paused reading.
     pub(crate) paused: bool,
-    /// A ping waits for its pong.
+    /// Whether a ping waits for its pong.
     pub(crate) awaiting_pong: bool,
     /// Liveness of the peer.
     pub(crate) liveness: Liveness,
     /// Whether it is in the backlog, for the rest of its input.
     pub(crate) in_backlog: bool,
-    /// Whether bytes of it were read and wait for its next turn.
+    /// Whether bytes were read but not handled in its last turn.
     pub(crate) has_unread: bool,
-    /// Its queue is over the limit; it is in the list of those to close and gets nothing more.
+    /// Whether its queue is over the limit. It is listed for closing and gets no more frames.
     pub(crate) over_queue_limit: bool,
-    /// The sending side was ended.
+    /// Whether the sending side was shut down.
     pub(crate) write_shutdown: bool,
-    /// Its last read brought more than there is room for in a batch.
+    /// Whether its last read was longer than a batched read allows.
     pub(crate) reads_long: bool,
-    /// The compression that was agreed on.
+    /// Negotiated compression.
     pub(crate) deflate: Option<Params>,
 }
 
@@ -140,7 +141,7 @@ pub(crate) struct PeerProgress {
 }
 
 impl<S> Connection<S> {
-    /// Whether all that was queued is with the kernel.
+    /// Returns `true` if all queued bytes are with the kernel.
     pub(crate) fn is_written(&self) -> bool {
         self.outbox.is_empty() && self.transport.is_flushed()
     }
@@ -150,7 +151,7 @@ impl<S> Connection<S> {
     ///
     /// # Errors
     ///
-    /// The socket is broken.
+    /// The connection is lost.
     pub(crate) fn flush_now(
         &mut self,
         arena: &Arena,
@@ -164,11 +165,11 @@ impl<S> Connection<S> {
         result
     }
 
-    /// Writes what is queued, as far as the socket takes it; the rest is made independent of the arena.
+    /// Writes the queue until the socket is full. The rest is copied out of the arena.
     ///
     /// # Errors
     ///
-    /// The socket is broken.
+    /// The connection is lost.
     pub(crate) fn flush(
         &mut self,
         arena: &Arena,
@@ -190,8 +191,8 @@ impl<S> Connection<S> {
                 }
             };
             match result {
-                // A short write is followed by another, which says whether the socket is full: readiness comes in
-                // edges, and a list longer than one vectored write looks like a short one.
+                // Write again after a short write: only `WouldBlock` says that the socket is full.
+                // Readiness is edge-triggered, and one vectored write may not cover the queue.
                 Ok(taken) => {
                     *sent += taken as u64;
                     self.outbox.advance(taken);
@@ -213,7 +214,7 @@ impl<S> Connection<S> {
     }
 }
 
-/// What a worker has, but for its sessions' common state.
+/// State of a worker that a replacement inherits: everything but the application's worker state.
 pub(crate) struct WorkerCore<S> {
     shared_config: Cache<Arc<ArcSwap<Config>>, Arc<Config>>,
     /// The configuration as of the start of this round.
@@ -222,11 +223,11 @@ pub(crate) struct WorkerCore<S> {
     pub(crate) metrics: Metrics,
     pub(crate) connections: Slab<Connection<S>>,
     pub(crate) ready: Arc<ReadyList>,
-    /// Keys that have something to do in this round or the next.
+    /// Connections to poll in this round or the next.
     pub(crate) run_queue: Vec<u32>,
-    /// Keys of connections that arrived in this round.
+    /// Connections that arrived in this round.
     pub(crate) arrived: Vec<u32>,
-    /// Keys of connections whose turn ended with input left.
+    /// Connections whose turn ended with input left.
     pub(crate) backlog: Vec<u32>,
     /// Bytes that were read but not handled yet, at most those of one read per connection.
     pub(crate) unread: HashMap<u32, UnreadInput>,
@@ -236,30 +237,30 @@ pub(crate) struct WorkerCore<S> {
     pub(crate) round: RoundBudget,
     /// Limit of client input while memory is short.
     pub(crate) intake: IntakeLimit,
-    /// Connections with something new in their outbox.
+    /// Connections with new bytes in their outbox.
     pub(crate) dirty: Vec<u32>,
-    /// Connections that are written one by one: a buffer of the writing.
+    /// Reused list of the connections that are written individually.
     pub(crate) write_individually: Vec<u32>,
     /// Connections to close at the end of the step under way.
     pub(crate) to_close: Vec<(u32, CloseReason)>,
-    /// What is sent in the round.
+    /// Bytes sent in this round.
     pub(crate) arena: Arena,
     pub(crate) coders: Coders,
-    /// Buffer of small writes.
+    /// Buffer that small pieces are gathered in.
     pub(crate) gather: Vec<u8>,
-    /// What TLS connections share.
+    /// Buffer and counts shared by TLS connections.
     pub(crate) tls_scratch: TlsScratch,
     #[cfg(feature = "io-uring")]
     pub(crate) batch: Option<Batch>,
     pub(crate) now: Instant,
-    /// Connections that may still be listed for writing in this round.
+    /// Connections that fan-outs may still mark dirty in this round.
     pub(crate) receivers_left: usize,
     pub(crate) deliveries_left: usize,
     /// Delivery cost left in this round.
     pub(crate) delivery_cost_left: usize,
     /// Open sessions.
     pub(crate) open: usize,
-    /// Connections whose session asked not to read.
+    /// Connections whose session paused reading.
     pub(crate) paused: usize,
     pub(crate) sent: u64,
     pub(crate) received: u64,
@@ -306,7 +307,7 @@ impl<S> WorkerCore<S> {
         }
     }
 
-    /// Whether many connections were sent two messages or more in this round, on average, which shared a write.
+    /// Returns `true` if many connections got at least two messages each in this round, on average.
     pub(crate) fn is_in_burst(&self) -> bool {
         let (connections, deliveries) =
             (MAX_RECEIVERS_PER_ROUND - self.receivers_left, MAX_DELIVERIES_PER_ROUND - self.deliveries_left);
@@ -334,8 +335,7 @@ impl<S> WorkerCore<S> {
         self.intake.spend(self.round.spent());
     }
 
-    /// Puts a connection in the backlog, so that the rest of its input is handled after the
-    /// others'.
+    /// Moves a connection to the backlog, behind the input of others.
     pub(crate) fn defer(&mut self, key: u32) {
         if let Some(connection) = self.connections.get_mut(key as usize)
             && !std::mem::replace(&mut connection.flags.in_backlog, true)
@@ -361,7 +361,7 @@ impl<S> WorkerCore<S> {
         }
     }
 
-    /// Gives back the memory of a crowd that has left, as far as those that stay have low keys.
+    /// Frees slab memory after many connections have closed, down to the highest key in use.
     pub(crate) fn shrink_connections(&mut self) {
         if self.connections.capacity() > MIN_TABLE_CAPACITY
             && self.connections.len() < self.connections.capacity() / 4
@@ -375,7 +375,7 @@ impl<S> WorkerCore<S> {
         }
     }
 
-    /// Whether connections are written in batches.
+    /// Returns `true` if connections are read and written in batches.
     pub(crate) fn is_batching(&self) -> bool {
         #[cfg(feature = "io-uring")]
         return self.batch.is_some();
@@ -383,8 +383,8 @@ impl<S> WorkerCore<S> {
         false
     }
 
-    /// Takes some of the dirty connections off their list (their number is the answer), and adds to `individually` those that are
-    /// to be written one by one; the others are written.
+    /// Handles a prefix of the dirty list and returns its length. Writes some of the connections in a
+    /// batch, and adds the others to `individually`.
     pub(crate) fn begin_writing(&mut self, dirty: &[u32], individually: &mut Vec<u32>) -> usize {
         #[cfg(feature = "io-uring")]
         if self.batch.is_some() && dirty.len() >= batch_write::MIN_BATCH {
@@ -398,7 +398,7 @@ impl<S> WorkerCore<S> {
         dirty.len()
     }
 
-    /// Lists a connection for the write at the end of the round.
+    /// Adds a connection to the dirty list, which is written at the end of the round.
     pub(crate) fn mark_dirty(&mut self, key: u32) {
         if let Some(connection) = self.connections.get_mut(key as usize)
             && !connection.flags.dirty
@@ -409,8 +409,8 @@ impl<S> WorkerCore<S> {
     }
 }
 
-/// The connection that a key of the dirty list stands for, once: a key is there twice when its connection is gone and
-/// another has its place.
+/// Returns the connection with a key of the dirty list, and clears its dirty flag. A key occurs twice
+/// if it was reused by a new connection; the second call then returns `None`.
 pub(crate) fn take_if_dirty<S>(
     connections: &mut Slab<Connection<S>>,
     key: u32,
@@ -419,7 +419,7 @@ pub(crate) fn take_if_dirty<S>(
     std::mem::take(&mut connection.flags.dirty).then_some(connection)
 }
 
-/// The connection, where something can be queued for it.
+/// Returns the connection if frames can be queued for it.
 #[inline(always)]
 fn open_receiver<S>(connections: &mut Slab<Connection<S>>, key: ConnectionKey) -> Option<&mut Connection<S>> {
     let connection = connections.get_mut(key as usize)?;
@@ -433,29 +433,31 @@ fn limits(config: &Config) -> FrameLimits {
     limits
 }
 
-/// What a worker's [`Local`](crate::WorkerState) may do with the worker's connections.
+/// Operations of a [`WorkerState`](crate::WorkerState) on the worker's connections.
 pub struct Connections<'a, S> {
     pub(crate) core: &'a mut WorkerCore<S>,
 }
 
 impl<S> Connections<'_, S> {
-    /// The time at which the worker's round began.
+    /// Returns the time at which the worker's round began.
     pub fn now(&self) -> Instant {
         self.core.now
     }
 
-    /// How many more connections should be sent to in this round; at 0 it is the others' turn.
+    /// Returns how many more connections should get frames in this round. At 0, stop and continue in the
+    /// next round.
     pub fn send_budget(&self) -> usize {
         let is_over = self.core.deliveries_left == 0 || self.core.delivery_cost_left == 0;
         if is_over { 0 } else { self.core.receivers_left }
     }
 
-    /// Open sessions of this worker.
+    /// Returns the number of open sessions of this worker.
     pub fn open(&self) -> usize {
         self.core.open
     }
 
-    /// Queues a frame for a connection, and gives its session. None: it is not open, or too slow and about to be closed.
+    /// Queues a frame for a connection and returns its session. Returns `None` if the connection is not
+    /// open, or is about to be closed as a slow consumer.
     pub fn send(&mut self, key: ConnectionKey, frame: &Frame) -> Option<&mut S> {
         let core = &mut *self.core;
         let connection = open_receiver(&mut core.connections, key)?;
@@ -466,7 +468,7 @@ impl<S> Connections<'_, S> {
         self.after_queueing(key, frame.len())
     }
 
-    /// As [`send`](Self::send), for a frame that goes to several connections.
+    /// Queues a frame like [`send`](Self::send), for a frame with several receivers.
     pub fn send_multicast(&mut self, key: ConnectionKey, multicast: &Multicast) -> Option<&mut S> {
         let core = &mut *self.core;
         let connection = open_receiver(&mut core.connections, key)?;
@@ -474,7 +476,7 @@ impl<S> Connections<'_, S> {
             None => multicast.frame(),
             Some(params) => core.coders.outgoing.shared(params, multicast.frame()),
         };
-        // A socket that takes nothing would only need the frame itself again.
+        // A full socket queues the shared frame, not a copy.
         let copy = match connection.flags.write_blocked {
             false => core.arena.copy(frame, multicast.copy_slot(frame)),
             true => None,
@@ -521,7 +523,7 @@ impl<S> Connections<'_, S> {
         }
     }
 
-    /// The session of an open connection.
+    /// Returns the session of an open connection.
     pub fn session(&mut self, key: ConnectionKey) -> Option<&mut S> {
         match self.core.connections.get_mut(key as usize) {
             Some(Connection { state: State::Open(session), .. }) => Some(session),
@@ -529,7 +531,8 @@ impl<S> Connections<'_, S> {
         }
     }
 
-    /// The first open connection with a key of `from` or above: to walk over all of them a part at a time.
+    /// Returns the first open connection with a key of at least `from`, to iterate over all connections
+    /// in parts.
     pub fn next_open(&self, from: ConnectionKey) -> Option<ConnectionKey> {
         (from as usize..self.core.connections.capacity().min(u32::MAX as usize))
             .find(|&key| {
@@ -538,12 +541,13 @@ impl<S> Connections<'_, S> {
             .map(|key| key as ConnectionKey)
     }
 
-    /// Closes a connection when [`WorkerState::poll`](crate::WorkerState::poll) returns, after what was sent to it so far.
+    /// Closes a connection when [`WorkerState::poll`](crate::WorkerState::poll) returns, after the frames
+    /// queued so far.
     pub fn close(&mut self, key: ConnectionKey, reason: CloseReason) {
         self.core.to_close.push((key, reason));
     }
 
-    /// Reads from a connection again whose session called [`Context::pause_reading`](crate::Context::pause_reading).
+    /// Resumes reading after [`Context::pause_reading`](crate::Context::pause_reading).
     pub fn resume_reading(&mut self, key: ConnectionKey) {
         if let Some(connection) = self.core.connections.get_mut(key as usize)
             && connection.flags.paused
@@ -561,7 +565,7 @@ impl<S> std::fmt::Debug for Connections<'_, S> {
     }
 }
 
-/// The reason of 1013.
+/// Returns the close reason of a slow consumer (1013).
 pub(crate) fn slow_consumer_reason() -> CloseReason {
     CloseReason::new(CloseCode::SlowConsumer, "too slow: the queue passed its limit")
 }
@@ -570,11 +574,10 @@ pub(crate) fn slow_consumer_reason() -> CloseReason {
 mod tests {
     use super::*;
 
-    /// An idle connection is to cost 1 KiB at most, of which the reactor takes a third and the subscriptions and the
-    /// allocator their part. What makes one of these larger makes it 10,000 times larger on a usual server: look for a
-    /// place outside (a `Box` for what few connections have, a table of the worker's) before raising a number.
+    /// An idle connection costs 1 KiB at most: the reactor takes a third, subscriptions and the allocator
+    /// their share. Before raising a number, move rare data out: into a `Box`, or a table of the worker.
     #[test]
-    fn what_every_connection_has_stays_small() {
+    fn a_connection_stays_small() {
         let own = size_of::<Connection<[u64; 0]>>();
         assert!(own <= 168, "a connection without its session has {own} bytes");
         let outbox = size_of::<Outbox>();

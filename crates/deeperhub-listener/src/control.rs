@@ -290,14 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_gets_nothing_whatever_else_speaks_for_it() {
+    fn a_worker_with_a_full_queue_gets_no_connection() {
         let full = candidate(0, MAX_ARRIVALS, false);
         assert_eq!(choose_worker([full, candidate(9, 1, true)].into_iter()), Some(1));
         assert_eq!(choose_worker([full, full].into_iter()), None);
         assert_eq!(choose_worker([].into_iter()), None);
     }
 
-    /// Source of new connections with one place each.
+    /// Source of new connections with one permit each.
     struct Arrivals(TcpListener, Arc<Admission>, Vec<TcpStream>);
 
     impl Arrivals {
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn new_connections_pass_over_who_does_not_take_them_and_wait_when_all_are_full() {
+    fn new_connections_skip_stalled_workers_and_wait_when_all_are_full() {
         let (control, mut arrivals) = (Control::new(2), Arrivals::new(2));
         let start = begun(&control);
         give(&control, arrivals.next(), start);
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_a_worker_that_hangs_goes_to_another_that_does_not() {
+    fn connections_queued_for_a_hanging_worker_are_reassigned() {
         let (control, mut arrivals) = (Control::new(2), Arrivals::new(2));
         let start = begun(&control);
         for _ in 0..4 {

@@ -1,4 +1,4 @@
-//! Compression on one worker: coders that all of its connections share, so that an idle connection holds none.
+//! Compression on one worker. All of its connections share the coders, so an idle one holds none.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use deeperhub_protocol::frame::{Extended, Frame, FrameDecoder, FrameError, Frame
 
 use crate::round::{COMPRESSED_BYTE_COST, COPIED_BYTES};
 
-/// What a worker compresses and decompresses with. Holds no memory until a connection needs it.
+/// Compressor and decompressor of a worker. Allocates nothing until a connection needs it.
 #[derive(Debug)]
 pub(crate) struct Coders {
     pub(crate) outgoing: Compression,
@@ -34,27 +34,27 @@ impl Coders {
     }
 }
 
-/// Bytes that went into a coder and came out of it, since they were last taken.
+/// Input and output bytes of a coder since the last metrics update.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sizes {
     pub(crate) input: u64,
     pub(crate) output: u64,
 }
 
-/// What is sent to connections that agreed on compression.
+/// Compression of frames for clients that negotiated it.
 #[derive(Debug)]
 pub(crate) struct Compression {
     deflater: Deflater,
-    /// Of [`Deflater::runs`], those that were taken.
+    /// Part of [`Deflater::runs`] that was counted.
     runs: u64,
     /// Part of [`Deflater::input_bytes`] whose cost was taken.
     charged: u64,
-    /// Of the frames that went compressed, for each receiver.
+    /// Sizes of compressed frames, per receiver.
     pub(crate) sizes: Sizes,
 }
 
 impl Compression {
-    /// The form of a shared frame that a client can take, compressed at first need.
+    /// Returns the form of a shared frame for a client; compresses it at first need.
     pub(crate) fn shared<'f>(&mut self, params: Params, frame: &'f Frame) -> &'f Frame {
         let form = frame.for_receiver(&mut self.deflater, params);
         if !std::ptr::eq(form, frame) {
@@ -64,7 +64,7 @@ impl Compression {
         form
     }
 
-    /// Compresses a connection's own replies, `arena[start..]`, in their place.
+    /// Compresses a connection's own replies, `arena[start..]`, in place.
     pub(crate) fn replies(&mut self, params: Params, arena: &mut Vec<u8>, start: usize) {
         let saved = deflate::compress_frames(&mut self.deflater, params, arena, start);
         if saved > 0 {
@@ -81,21 +81,21 @@ impl Compression {
         usize::try_from(new).unwrap_or(usize::MAX).saturating_mul(COMPRESSED_BYTE_COST)
     }
 
-    /// Messages that were compressed since this was last asked.
+    /// Returns the number of messages compressed since the last call.
     pub(crate) fn take_message_count(&mut self) -> u64 {
         let runs = self.deflater.message_count();
         runs - std::mem::replace(&mut self.runs, runs)
     }
 }
 
-/// What comes from connections that agreed on compression.
+/// Decompression of messages from clients that negotiated it.
 #[derive(Debug)]
 pub(crate) struct Decompression {
     inflater: Inflater,
-    /// What clients that refer to their earlier messages can refer to: only theirs, from the first on, each at most
-    /// 32 KiB.
+    /// Histories of clients that use context takeover, from their first compressed message on, at most
+    /// 32 KiB each.
     histories: HashMap<u32, History>,
-    /// Of the messages that came compressed.
+    /// Sizes of compressed messages received.
     pub(crate) sizes: Sizes,
     /// Decompressed bytes since the cost was last taken.
     inflated_bytes: usize,
@@ -104,8 +104,8 @@ pub(crate) struct Decompression {
 }
 
 impl Decompression {
-    /// As [`FrameDecoder::next`], for a connection that agreed on `params`. The limit on messages holds while they
-    /// are decompressed, too.
+    /// Decodes like [`FrameDecoder::next`], for a connection that negotiated `params`. The message limit
+    /// also applies during decompression.
     pub(crate) fn next<'a>(
         &'a mut self,
         key: u32,
@@ -141,7 +141,7 @@ impl Decompression {
         std::mem::take(&mut self.inflated_bytes) + usize::try_from(new).unwrap_or(usize::MAX) / COPIED_BYTES
     }
 
-    /// Heap bytes that are kept of what a connection that agreed on `params` has sent.
+    /// Returns the heap bytes of a connection's history.
     pub(crate) fn history_bytes(&self, key: u32, params: Option<Params>) -> usize {
         if params.is_none_or(|params| params.client_no_context_takeover()) {
             return 0;
@@ -149,7 +149,7 @@ impl Decompression {
         self.histories.get(&key).map_or(0, History::heap_bytes)
     }
 
-    /// Forgets what a connection that agreed on `params` has sent.
+    /// Drops the history of a connection.
     pub(crate) fn remove_history(&mut self, key: u32, params: Option<Params>) {
         if params.is_some_and(|params| !params.client_no_context_takeover()) {
             self.histories.remove(&key);
@@ -160,7 +160,8 @@ impl Decompression {
     }
 }
 
-/// As [`FrameDecoder::next_extended`], for a connection whose messages no longer count: nothing is decompressed.
+/// Decodes like [`FrameDecoder::next_extended`] but decompresses nothing. For closing connections,
+/// whose messages are discarded.
 pub(crate) fn skip<'a>(
     params: Option<Params>,
     decoder: &'a mut FrameDecoder,

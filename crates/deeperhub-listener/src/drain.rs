@@ -1,4 +1,4 @@
-//! When each connection is closed while the listener shuts down, and when its client should come back.
+//! Schedule of a drain: when each connection is closed, and when its client should come back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 
-/// How many clients in a row get different slots where closes are further apart than slots are long: each would get the
-/// first one there, and those whose timers are coarse would come together.
+/// Clients in a row that get different delays if closes are further apart than reconnects. Without it
+/// each would get the minimum delay, and clients with coarse timers would come back together.
 const SPREAD: u64 = 100;
 
 /// Server that clients of a draining listener should come back to.
@@ -20,21 +20,21 @@ pub enum ReturnTo {
     ThisNode,
 }
 
-/// A drain of all workers: closes and returns are spread over the listener, however its connections are divided.
+/// Plan of a drain, shared by all workers, so that closes and reconnects are even over the listener.
 #[derive(Debug)]
 pub(crate) struct DrainPlan {
     start: Instant,
-    /// From the first close to where one more would be.
+    /// Time from the first close to one after the last.
     spread_over: Duration,
     /// Connections at the start.
     open: u64,
-    /// Closes that workers have taken upon them.
+    /// Closes that workers have taken.
     closes: AtomicU64,
-    /// Time between two clients that come back.
+    /// Time between two reconnects.
     slot_length: Duration,
     /// Time from the start until the first client may come back.
     first_return: Duration,
-    /// When the next slot begins, in nanoseconds since the start.
+    /// Start of the next reconnect slot, in nanoseconds since the start.
     next_slot: AtomicU64,
     slots_taken: AtomicU64,
 }
@@ -66,7 +66,7 @@ impl DrainPlan {
         }
     }
 
-    /// The time of one more close. Those of connections that came after the start are the last.
+    /// Takes the time of the next close. Connections opened after the start are closed last.
     fn take_close(&self) -> Instant {
         let number = self.closes.fetch_add(1, Ordering::Relaxed).min(self.open);
         let after = self.spread_over.as_nanos() * u128::from(number) / u128::from(self.open);
@@ -82,13 +82,13 @@ impl DrainPlan {
         self.first_return.saturating_sub(now.saturating_duration_since(self.start))
     }
 
-    /// The time after which one more client should come back, so that they do at a rate that others can accept.
+    /// Returns the delay after which one more client should come back, without taking it.
     fn reconnect_delay(&self, now: Instant) -> Duration {
         let next = self.next_slot.load(Ordering::Relaxed);
         Duration::from_nanos(next.saturating_sub(self.since_start(now))).max(self.slot_length)
     }
 
-    /// As [`Self::slot`], and takes it.
+    /// Takes a reconnect delay for one client.
     fn take_reconnect_delay(&self, now: Instant) -> Duration {
         let now = self.since_start(now);
         let length = nanos(self.slot_length);
@@ -105,11 +105,11 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// One worker's part in a drain under way.
+/// One worker's part in a drain.
 #[derive(Debug)]
 pub(crate) struct WorkerDrain {
     plan: Arc<DrainPlan>,
-    /// Of the close that this worker has taken upon it.
+    /// Time of the close that this worker has taken.
     due: Option<Instant>,
     pub(crate) cursor: u32,
 }
@@ -123,12 +123,12 @@ impl WorkerDrain {
         Arc::ptr_eq(&self.plan, plan)
     }
 
-    /// When the next connection is closed; `None` while none of the worker's is open.
+    /// Returns when the next connection is closed, or `None` if no connection of the worker is open.
     pub(crate) fn next_close(&mut self, open: usize) -> Option<Instant> {
         (open > 0).then(|| *self.due.get_or_insert_with(|| self.plan.take_close()))
     }
 
-    /// Whether a connection is to be closed now; each call that says so is one of them.
+    /// Returns `true` if a connection must be closed now. Each `true` is for one connection.
     pub(crate) fn take_close_if_due(&mut self, now: Instant, open: usize) -> bool {
         let is_due = self.next_close(open).is_some_and(|due| due <= now);
         if is_due {
@@ -137,12 +137,12 @@ impl WorkerDrain {
         is_due
     }
 
-    /// What a client that is refused is told.
+    /// Returns the delay for a refused client.
     pub(crate) fn reconnect_delay(&self, now: Instant) -> Duration {
         self.plan.reconnect_delay(now)
     }
 
-    /// A slot for one client.
+    /// Takes a reconnect delay for one client.
     pub(crate) fn take_reconnect_delay(&self, now: Instant) -> Duration {
         self.plan.take_reconnect_delay(now)
     }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn who_came_after_the_start_goes_at_the_end() {
+    fn connections_opened_after_the_start_are_closed_last() {
         assert_eq!(closes(&plan(SECOND * 4, 2), vec![4]), [0, 1500, 3000, 3000]);
     }
 

@@ -17,7 +17,7 @@ use crate::metrics::{HandshakeLimit, Metrics};
 use crate::proxy::{self, Preface};
 use crate::session::Accepted;
 
-/// What the application answers.
+/// Pending decision of the application.
 pub(crate) type PendingDecision<S> = Pin<Box<dyn Future<Output = Result<Accepted<S>, Refusal>>>>;
 
 /// Request of a client.
@@ -29,33 +29,33 @@ pub(crate) enum HandshakeRequest {
     Probe,
 }
 
-/// What is still to be heard about the client.
+/// Source of the client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClientSource {
-    /// Nothing: it is the peer.
+    /// The peer is the client.
     Peer,
-    /// The peer is a trusted proxy, whose header of the PROXY protocol comes first, or may.
+    /// The peer is a trusted proxy; a PROXY protocol header may come first.
     ProxyHeader,
-    /// The peer is a trusted proxy, whose headers in the request are believed.
+    /// The peer is a trusted proxy; the request's headers name the client.
     RequestHeaders,
 }
 
-/// The state of a handshake. A connection that is idle later has none.
+/// State of a handshake, dropped when it ends.
 pub(crate) struct Handshake<S> {
     pub(crate) peer: SocketAddr,
     pub(crate) client_source: ClientSource,
-    /// The head as far as it came, or what came behind it.
+    /// Incomplete head, or the bytes that follow a complete one.
     pub(crate) head: Vec<u8>,
     /// Length of the head when it was last parsed.
     parsed: usize,
-    /// Decided before the request was read: there is no place for it.
+    /// Refusal decided before the request was read, because of a limit.
     pub(crate) refusal: Option<Refusal>,
     pub(crate) decision: Option<(AcceptKey, PendingDecision<S>)>,
-    /// The compression that the client offered and will be answered.
+    /// Compression to confirm in the response.
     pub(crate) deflate: Option<Params>,
-    /// When the connection was accepted.
+    /// Time at which the connection was accepted.
     pub(crate) since: Instant,
-    /// The method is HEAD: whatever the answer is, it has no body.
+    /// Whether the method is HEAD, so that the response has no body.
     pub(crate) is_head: bool,
 }
 
@@ -79,14 +79,14 @@ impl<S> Handshake<S> {
         }
     }
 
-    /// Takes in what came. `None`: the head is not complete yet.
+    /// Adds bytes of the head. Returns `None` while it is incomplete.
     pub(crate) fn feed(
         &mut self,
         bytes: &[u8],
         config: &Config,
         metrics: &Metrics,
     ) -> Option<Result<HandshakeRequest, Refusal>> {
-        // Nearly always the head comes whole, and need not be put together.
+        // A head usually comes whole and is parsed without a copy.
         let came_before = !self.head.is_empty();
         if came_before {
             self.head.extend_from_slice(bytes);
@@ -132,11 +132,12 @@ impl<S> Handshake<S> {
         }
     }
 
-    /// Takes in what came of a proxy's header. Gives what came behind it when it is over, or when there is none.
+    /// Adds bytes of a PROXY protocol header. Returns the bytes that follow it once it is complete, or
+    /// turns out to be absent.
     ///
     /// # Errors
     ///
-    /// It is no good; there is nobody to tell.
+    /// The header is invalid. The client is unknown, so nothing is answered.
     pub(crate) fn read_proxy_header(
         &mut self,
         bytes: &[u8],
@@ -165,11 +166,11 @@ impl<S> Handshake<S> {
         Ok(Some(std::mem::take(&mut self.head)))
     }
 
-    /// Takes the client's address from the request, and its part of the place.
+    /// Takes the client's address from the request and charges the connection to it.
     ///
     /// # Errors
     ///
-    /// The request names several, or the address has no place left.
+    /// The headers name different clients, or the address is over a limit.
     pub(crate) fn resolve_client(
         &mut self,
         request: &Request,
@@ -227,7 +228,7 @@ fn has_blank_line(bytes: &[u8]) -> bool {
     bytes.windows(2).any(|pair| pair == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
 }
 
-/// Counts a connection for the address that it turned out to be of.
+/// Charges a connection to its client's address, under the configured limit mode.
 fn charge_address(
     permit: &mut ConnectionPermit,
     address: IpAddr,
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_refused_without_waiting_for_its_end() {
+    fn garbage_is_refused_without_waiting_for_its_end() {
         let (result, fed) = feed(b"\x16\x03\x01 this is something else entirely", 1);
         assert_eq!(result, Some(Err(400)));
         assert!(fed < 8, "{fed}");

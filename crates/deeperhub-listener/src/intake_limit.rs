@@ -15,7 +15,7 @@ const MIN_INTAKE: u64 = 256 * 1024;
 
 /// A worker's share of the room left below the memory budget, in byte cost.
 ///
-/// Memory is measured a few times a second. IntakeLimit between two measurements is bounded by the room
+/// Memory is measured a few times a second. Intake between two measurements is bounded by the room
 /// left at the first. Without that bound, clients that send compressed messages could make a worker
 /// hold gigabytes before the next measurement.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_budget_nothing_is_ever_used_up() {
+    fn intake_is_unlimited_without_a_memory_budget() {
         let mut intake = IntakeLimit::new(None, 1);
         intake.begin_round(Instant::now());
         intake.spend(usize::MAX);
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_below_the_budget_is_shared_by_the_workers() {
+    fn workers_share_the_room_below_the_budget() {
         let memory = Arc::new(MemoryBudget::new(100 << 20));
         memory.update(55 << 20);
         let mut intake = IntakeLimit::new(Some(Arc::clone(&memory)), 2);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn something_goes_on_however_short_memory_is_and_whoever_measures() {
+    fn a_minimum_intake_remains_when_memory_is_short() {
         let memory = Arc::new(MemoryBudget::new(1 << 20));
         memory.update(1 << 30);
         let mut intake = IntakeLimit::new(Some(memory), 1);

@@ -1,4 +1,4 @@
-//! A running listener and what owns its threads.
+//! A running listener and its threads.
 
 use std::convert::Infallible;
 use std::io;
@@ -25,12 +25,12 @@ use crate::worker::{self, WorkerCells};
 /// Time that [`Listener::stop`] waits for the threads. A thread that takes longer is left behind.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest time of a drain: a year.
+/// Maximum time of a drain: a year.
 const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// A listening socket, the thread of its acceptor and those of its workers.
+/// A running WebSocket listener: listening sockets, an acceptor thread and worker threads.
 ///
-/// When it is dropped, everything ends at once and without a word to the clients: call [`drain`](Self::drain) before.
+/// Dropping it ends all connections at once, without close frames. Call [`drain`](Self::drain) first.
 #[derive(Debug)]
 pub struct Listener {
     /// Bound addresses, at least one.
@@ -84,21 +84,21 @@ impl Threads {
     }
 }
 
-/// Why a listener did not start.
+/// Error of starting a listener.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The address could not be listened on: taken, not this machine's, or not allowed.
-    #[error("{address} cannot be listened on")]
+    /// The address is taken, not local, or not allowed.
+    #[error("cannot listen on {address}")]
     Listen {
-        /// The address that was asked for.
+        /// Requested address.
         address: SocketAddr,
-        /// What the system said.
+        /// Error of the system.
         #[source]
         source: io::Error,
     },
-    /// A worker thread could not be started.
-    #[error("worker thread cannot be started")]
+    /// A thread could not be started.
+    #[error("cannot start a thread")]
     Thread(#[source] io::Error),
     /// The metrics were made for fewer workers, or are in use by another listener.
     #[error("metrics do not fit the workers")]
@@ -188,19 +188,19 @@ impl Listener {
         self.addresses[0]
     }
 
-    /// Returns all addresses that it listens on, at least one.
+    /// Returns all bound addresses, at least one.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Connections that have a place, handshakes and closing ones included.
+    /// Returns the number of connections, handshakes and closing ones included.
     pub fn connections(&self) -> usize {
         self.admission.open()
     }
 
-    /// Takes other limits from `config`: connections (all, and by address), bytes of a message and of a queue. The rest
-    /// stays as it was at the start. Connections that are there stay too; workers follow within a second, and what is
-    /// over a limit then is seen when something comes to it.
+    /// Replaces the limits on connections, heads, messages, queues and rounds with those of `config`.
+    /// Other settings stay as they were at the start. Open connections stay. Workers follow within a
+    /// second; an open connection over a new limit is noticed at its next message or frame.
     pub fn reconfigure(&self, config: &Config) {
         let current = self.config.load();
         self.admission.set_limits(config.max_connections, config.max_connections_per_ip);

@@ -1,12 +1,12 @@
-//! How much memory there may be in use, and what is done as it comes near.
+//! Memory budget of the process: refuses and sheds connections as usage approaches the limit.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// From this share of the budget on, new connections are refused.
+/// Usage in percent of the budget from which new connections are refused.
 const REFUSE_PERCENT: u64 = 80;
 
-/// From this share on, the largest queues are given up, until the memory in use is below [`REFUSE_PERCENT`] again.
+/// Usage in percent from which the largest connections are shed, down to [`REFUSE_PERCENT`].
 const SHED_PERCENT: u64 = 90;
 
 /// Share of the budget, in percent, up to which workers may take in client data before the next
@@ -20,42 +20,43 @@ const MIN_SHED_BYTES: usize = 1024;
 /// not shed. All of them together would free too little; something else holds the memory.
 const SHED_SHARE_DIVISOR: u64 = 16;
 
-/// Measurements after connections were given up in which only what came on top is given up, too. It takes an allocator
-/// a while to hand memory back to the system; those who did nothing are not to pay for that.
+/// Measurements after a shed in which only further growth is shed. The allocator needs time to return
+/// memory to the system, and other connections must not pay for that.
 const SETTLING_MEASUREMENTS: u32 = 10;
 
 /// A limit for the memory of the whole process, shared by all that can make it grow.
 ///
-/// Whoever can measure what is in use tells it by [`update`](Self::update), a few times a second; the listener then
-/// refuses new connections from 80 % on, and from 90 % on closes the connections that hold the most (queues to be sent,
-/// messages, records and handshakes that have not come whole, what their sessions keep) with 1013. Limits of single
-/// connections hold besides; this one is for many connections that each stay below theirs.
+/// The embedding program reports the memory in use with [`update`](Self::update), a few times a
+/// second. From 80 % of the limit on, the listener refuses new connections. From 90 % on, it closes the
+/// connections that hold the most with 1013. Queued frames, incomplete messages, TLS records and
+/// handshakes count, and what sessions report. The budget is for many connections that each stay below
+/// their own limits.
 #[derive(Debug)]
 pub struct MemoryBudget {
     limit: u64,
     used: AtomicU64,
     /// Measurements so far, so that every worker acts on each of them once.
     measurements: AtomicU64,
-    /// What all workers together should give up since the last measurement.
+    /// Bytes that all workers together should free since the last measurement.
     to_free: AtomicU64,
-    /// What they gave up since the one before.
+    /// Bytes that they freed since the measurement before.
     freed: AtomicU64,
     last: Mutex<LastShed>,
 }
 
-/// When connections were given up last.
+/// State of the last shed.
 #[derive(Debug, Default)]
 struct LastShed {
-    /// What was in use, at the most, since then.
+    /// Maximum usage since then.
     used: u64,
-    /// What should have been given up and was not yet.
+    /// Bytes still to free.
     missing: u64,
-    /// For how many more measurements its effect is waited for.
+    /// Measurements left until its effect is assumed to show.
     settling: u32,
 }
 
 impl MemoryBudget {
-    /// A budget of `limit` bytes, of which none is known to be in use.
+    /// Creates a budget of `limit` bytes with no usage reported yet.
     pub fn new(limit: u64) -> Self {
         Self {
             limit: limit.max(1),
@@ -67,14 +68,14 @@ impl MemoryBudget {
         }
     }
 
-    /// Tells how many bytes are in use now.
+    /// Reports the bytes in use now.
     pub fn update(&self, used: u64) {
         self.used.store(used, Ordering::Relaxed);
         self.to_free.store(self.bytes_to_shed(used), Ordering::Relaxed);
         self.measurements.fetch_add(1, Ordering::Release);
     }
 
-    /// How many bytes should be given up.
+    /// Returns the bytes to free at a usage of `used`.
     fn bytes_to_shed(&self, used: u64) -> u64 {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.missing = last.missing.saturating_sub(self.freed.swap(0, Ordering::Relaxed));
@@ -96,17 +97,17 @@ impl MemoryBudget {
         last.missing
     }
 
-    /// Bytes that may be in use.
+    /// Returns the limit in bytes.
     pub fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// Bytes that were in use when it was last told.
+    /// Returns the bytes in use as of the last report.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether there is room for one more connection.
+    /// Returns `true` if new connections are accepted.
     pub fn has_room(&self) -> bool {
         self.used() < self.share(REFUSE_PERCENT)
     }
@@ -121,7 +122,8 @@ impl MemoryBudget {
         self.share(INTAKE_PERCENT).saturating_sub(self.used())
     }
 
-    /// How many bytes all workers together should give up, if they have not since the measurement `seen`.
+    /// Returns the bytes that all workers together should free, once per measurement. `seen` is the last
+    /// measurement that the caller acted on.
     pub(crate) fn take_shed_target(&self, seen: &mut u64) -> Option<u64> {
         let measurement = self.measurements();
         if *seen == measurement {
@@ -131,7 +133,7 @@ impl MemoryBudget {
         Some(self.to_free.load(Ordering::Relaxed)).filter(|&bytes| bytes > 0)
     }
 
-    /// Says how many bytes a worker gave up.
+    /// Records the bytes that a worker freed.
     pub(crate) fn record_shed(&self, bytes: u64) {
         self.freed.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn something_is_given_up_from_nine_tenths_on_once_for_each_measurement() {
+    fn shedding_starts_at_nine_tenths_once_per_measurement() {
         for (used, expected) in [(0, None), (899, None), (900, Some(100)), (2000, Some(1200))] {
             let budget = told(used);
             let mut seen = 0;
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_effect_is_waited_for_and_only_what_comes_on_top_is_given_up_meanwhile() {
+    fn only_further_growth_is_shed_until_the_effect_shows() {
         let budget = told(950);
         let mut seen = 0;
         assert_eq!(budget.take_shed_target(&mut seen), Some(150));
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_come_back_is_given_up_after_a_while() {
+    fn shedding_repeats_if_memory_does_not_come_back() {
         let budget = told(950);
         let mut seen = 0;
         assert_eq!(budget.take_shed_target(&mut seen), Some(150));
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_go_first_and_no_more_than_needed() {
+    fn the_largest_connections_are_shed_first_and_no_more_than_needed() {
         let sizes = [(1, 10), (2, 50), (3, 30), (4, 50)].map(|(key, size)| (key, size << 10));
         for (bytes, expected) in
             [(0, vec![]), (1, vec![2]), (50, vec![2]), (51, vec![2, 4]), (131, vec![2, 4, 3, 1])]
@@ -234,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_shed_who_holds_too_little_to_matter() {
+    fn connections_that_hold_little_are_not_shed() {
         let chosen = |sizes: Vec<(u32, usize)>, bytes| {
             select_largest(sizes, bytes).map(|(key, _)| key).collect::<Vec<_>>()
         };

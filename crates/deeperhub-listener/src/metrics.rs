@@ -1,4 +1,4 @@
-//! What a listener counts.
+//! Metrics of a listener.
 
 use std::time::Duration;
 
@@ -52,14 +52,14 @@ pub(crate) enum HandshakeOutcome {
     ProxyFailed,
 }
 
-/// Instruments of a listener. Cheap to clone.
+/// Metrics of a listener. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    /// Handshakes by how they ended. Refusals before the request was read are `refused`.
+    /// Handshakes by outcome. Refusals before the request was read are `refused`.
     pub handshakes: SharedCounterVec,
     /// Load balancer probes by answer. They are not handshakes.
     pub probes: SharedCounterVec,
-    /// TLS handshakes by how they ended. Clients that went away during theirs are not counted.
+    /// TLS handshakes by result. Clients that went away during theirs are not counted.
     pub tls_handshakes: SharedCounterVec,
     /// Clients refused in the TLS handshake for their certificate, by reason. Each is a failed TLS
     /// handshake too.
@@ -93,7 +93,7 @@ pub struct Metrics {
     pub worker_restarts: SharedCounter,
     /// Restarts of the acceptor thread after a panic.
     pub acceptor_restarts: SharedCounter,
-    /// Workers that write many connections by one system call.
+    /// Workers that write many connections per system call.
     pub io_uring_workers: Gauge,
     /// Bytes that wait in queues to be sent, as of each worker's last look.
     pub queue_bytes: Gauge,
@@ -106,13 +106,13 @@ pub struct Metrics {
     pub turns_deferred: Counter,
     /// Messages compressed. One that many clients get counts once, or at most once for each of its forms.
     pub compressions: Counter,
-    /// Bytes of frames that went compressed, as they were before, for each receiver.
+    /// Bytes before compression of frames sent compressed, per receiver.
     pub compression_input_bytes: Counter,
-    /// Bytes of the same frames as they went: the difference is what was saved.
+    /// Bytes of the same frames after compression.
     pub compression_output_bytes: Counter,
-    /// Bytes of messages that came compressed, without frame headers.
+    /// Bytes of compressed messages received, without frame headers.
     pub decompression_input_bytes: Counter,
-    /// Bytes that came out of them.
+    /// Bytes of the same messages after decompression.
     pub decompression_output_bytes: Counter,
     /// Time from accepting a connection to its worker taking it.
     pub accept_seconds: SharedHistogram,
@@ -153,7 +153,7 @@ fn add([input, output]: &mut [CounterCell; 2], sizes: &mut Sizes) {
 }
 
 impl Metrics {
-    /// Instruments for as many workers as `cells` was made for.
+    /// Creates metrics for as many workers as `cells` has.
     pub fn new(cells: &Cells) -> Self {
         Self {
             handshakes: SharedCounterVec::new("outcome", OUTCOMES),
@@ -205,56 +205,56 @@ impl Metrics {
         })
     }
 
-    /// Adds the instruments to `registry` under names that begin with `deeperhub_`.
+    /// Registers the metrics under names that begin with `deeperhub_`.
     pub fn register(&self, registry: &mut Registry) -> Result<(), RegisterError> {
         let none = Unit::None;
-        registry.register(
-            "deeperhub_handshakes_total",
-            "Handshakes by how they ended",
-            none,
-            &self.handshakes,
-        )?;
+        registry.register("deeperhub_handshakes_total", "Handshakes by outcome", none, &self.handshakes)?;
         registry.register(
             "deeperhub_probes_total",
-            "Probes of the client port by their answers",
+            "Load balancer probes of the client port by answer",
             none,
             &self.probes,
         )?;
         registry.register(
             "deeperhub_tls_handshakes_total",
-            "TLS handshakes by how they ended",
+            "TLS handshakes by result",
             none,
             &self.tls_handshakes,
         )?;
         #[cfg(feature = "tls")]
         registry.register(
             "deeperhub_tls_client_auth_refused_total",
-            "Clients refused in the TLS handshake for their certificate, by why",
+            "Clients refused in the TLS handshake for their certificate, by reason",
             none,
             &self.tls_client_auth_refused,
         )?;
         registry.register(
             "deeperhub_connections_limited_total",
-            "Connections refused by a limit",
+            "Connections refused, by limit",
             none,
             &self.limited,
         )?;
         registry.register(
             "deeperhub_handshakes_limited_total",
-            "Handshakes ended by a limit of their own",
+            "Handshakes ended by a limit on handshakes",
             none,
             &self.handshakes_limited,
         )?;
         registry.register(
             "deeperhub_messages_too_big_total",
-            "Messages over a limit of size, whose connections were closed with 1009",
+            "Messages over a size limit; each closed its connection with 1009",
             none,
             &self.messages_too_big,
         )?;
-        registry.register("deeperhub_accept_errors_total", "Errors of accept", none, &self.accept_errors)?;
+        registry.register(
+            "deeperhub_accept_errors_total",
+            "Errors while accepting connections",
+            none,
+            &self.accept_errors,
+        )?;
         registry.register(
             "deeperhub_accept_drops_total",
-            "Connections dropped unanswered",
+            "Connections dropped without an answer",
             none,
             &self.accept_drops,
         )?;
@@ -266,7 +266,7 @@ impl Metrics {
         )?;
         registry.register(
             "deeperhub_arrivals_moved_total",
-            "New connections moved away from a worker that did not take them",
+            "New connections reassigned from a stalled worker",
             none,
             &self.arrivals_moved,
         )?;
@@ -290,37 +290,37 @@ impl Metrics {
         )?;
         registry.register(
             "deeperhub_pong_timeouts_total",
-            "Connections closed with 4200",
+            "Connections closed with 4200: no sign of life after a ping",
             none,
             &self.pong_timeouts,
         )?;
         registry.register(
             "deeperhub_session_panics_total",
-            "Panics of sessions",
+            "Session panics; each closed its connection with 1011",
             none,
             &self.session_panics,
         )?;
         registry.register(
             "deeperhub_worker_restarts_total",
-            "Workers replaced",
+            "Workers replaced after a panic",
             none,
             &self.worker_restarts,
         )?;
         registry.register(
             "deeperhub_acceptor_restarts_total",
-            "Restarts of the thread that accepts connections",
+            "Restarts of the acceptor thread after a panic",
             none,
             &self.acceptor_restarts,
         )?;
         registry.register(
             "deeperhub_io_uring_workers",
-            "Workers that write many connections by one system call",
+            "Workers that use io_uring to write many connections per system call",
             none,
             &self.io_uring_workers,
         )?;
         registry.register(
             "deeperhub_queue_bytes",
-            "Bytes waiting to be sent",
+            "Bytes queued to be sent to clients",
             Unit::Bytes,
             &self.queue_bytes,
         )?;
@@ -338,7 +338,7 @@ impl Metrics {
         )?;
         registry.register(
             "deeperhub_turns_deferred_total",
-            "Turns of connections that ended before all that they had sent was handled",
+            "Connection turns that ended with unhandled input",
             Unit::None,
             &self.turns_deferred,
         )?;
@@ -357,7 +357,7 @@ impl Metrics {
         )?;
         registry.register(
             "deeperhub_worker_round_seconds",
-            "Time of a round of a worker",
+            "Duration of a worker round",
             Unit::Seconds,
             &self.round_seconds,
         )
@@ -366,31 +366,31 @@ impl Metrics {
     fn register_compression(&self, registry: &mut Registry) -> Result<(), RegisterError> {
         registry.register(
             "deeperhub_compressions_total",
-            "Messages compressed; one that many clients get counts once",
+            "Messages compressed; a message with many receivers counts once",
             Unit::None,
             &self.compressions,
         )?;
         registry.register(
             "deeperhub_compression_input_bytes_total",
-            "Bytes of frames sent compressed, as they were before, for each receiver",
+            "Bytes before compression of frames sent compressed, per receiver",
             Unit::Bytes,
             &self.compression_input_bytes,
         )?;
         registry.register(
             "deeperhub_compression_output_bytes_total",
-            "Bytes of frames sent compressed, as they were sent, for each receiver",
+            "Bytes after compression of frames sent compressed, per receiver",
             Unit::Bytes,
             &self.compression_output_bytes,
         )?;
         registry.register(
             "deeperhub_decompression_input_bytes_total",
-            "Bytes of messages that came compressed",
+            "Bytes of compressed messages received",
             Unit::Bytes,
             &self.decompression_input_bytes,
         )?;
         registry.register(
             "deeperhub_decompression_output_bytes_total",
-            "Bytes that came out of messages that came compressed",
+            "Bytes of received messages after decompression",
             Unit::Bytes,
             &self.decompression_output_bytes,
         )
@@ -419,7 +419,7 @@ impl Metrics {
         });
     }
 
-    /// Counts a fault in a client's frames where it is one of size.
+    /// Counts a frame error if it is about size.
     pub(crate) fn too_big(&self, error: &FrameError) {
         match error {
             FrameError::MessageTooBig { .. } => self.messages_too_big.inc(0),
@@ -433,7 +433,7 @@ impl Metrics {
     }
 }
 
-/// From 10 microseconds up.
+/// Returns bounds from 10 microseconds to `max`.
 fn times(max: Duration) -> Bounds {
     Bounds::seconds(Duration::from_micros(10), max)
 }

@@ -1,4 +1,4 @@
-//! What waits to be sent to one connection.
+//! Send queue of one connection.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -8,23 +8,21 @@ use deeperhub_protocol::frame::Frame;
 
 use crate::arena::Arena;
 
-/// Slices of one vectored write. More are written by the next call of the same round.
+/// Maximum slices of one vectored write. More are written by the next call in the same round.
 pub(crate) const MAX_SLICES: usize = 64;
 
-/// Up to this many bytes, pieces are gathered into one buffer and written by a plain write. Small pieces cost
-/// more as slices of a vectored write than as a copy into a buffer that stays in the cache; from about this size
-/// on it is the other way round.
+/// Queue size up to which pieces are gathered into one buffer for a plain write. Below it, copying into
+/// a cached buffer costs less than the slices of a vectored write.
 pub(crate) const GATHER_LIMIT: usize = 16 * 1024;
 
-/// Pongs that wait for one connection.
+/// Maximum pongs queued for one connection.
 const MAX_PONGS: usize = 32;
 
 /// Highest arena offset that pieces refer to; their offsets are 32 bits wide. Frames beyond it are
 /// copied to their connection. The budget of a round ends reading long before.
 const MAX_ARENA_OFFSET: usize = 64 << 20;
 
-/// Complete frames: shared with other connections, or this connection's own replies of the round in the worker's
-/// arena.
+/// Complete frames: one shared with other connections, or a range of the worker's arena.
 #[derive(Debug)]
 enum Piece {
     Shared(Frame),
@@ -47,11 +45,11 @@ impl Piece {
 #[derive(Debug, Default)]
 struct Queue {
     pieces: VecDeque<Piece>,
-    /// Bytes of the first piece that are with the kernel already.
+    /// Bytes of the first piece that were written.
     written: usize,
-    /// How many pongs stand at the front (behind the first piece, when that is partly written).
+    /// Pongs at the front, behind the first piece if that is partly written.
     pongs: usize,
-    /// How many pieces in front are known not to be in the arena: the last detach went through them.
+    /// Pieces at the front that are known not to be in the arena, as of the last detach.
     detached: usize,
 }
 
@@ -63,7 +61,7 @@ enum Pieces {
     Many(Box<Queue>),
 }
 
-/// The queue of one connection: frames in the order in which they leave.
+/// Send queue of one connection, in the order of sending.
 ///
 /// It is bounded by the worker, which closes a connection with 1013 when [`Self::len`] stays over
 /// `max_queue_bytes` although the socket was offered all of it. Empty it holds no heap memory.
@@ -74,7 +72,7 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Bytes that wait.
+    /// Returns the queued bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -83,7 +81,7 @@ impl Outbox {
         self.len == 0
     }
 
-    /// Heap bytes that it holds, those of frames included that others hold as well.
+    /// Returns the heap bytes that it holds, shared frames included.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.len
             + match &self.pieces {
@@ -122,9 +120,9 @@ impl Outbox {
         self.append(Piece::Arena { start: start as u32, len: len as u32 });
     }
 
-    /// Puts a pong ahead of all that waits but earlier pongs and a frame that is partly written. When
-    /// [`MAX_PONGS`] wait, it takes the place of the last (RFC 6455 section 5.5.3 allows to answer only the most
-    /// recent ping).
+    /// Queues a pong ahead of everything but earlier pongs and a partly written frame. If [`MAX_PONGS`]
+    /// are queued, it replaces the last one: RFC 6455 section 5.5.3 allows answering only the most recent
+    /// ping.
     pub(crate) fn push_pong(&mut self, frame: Frame) {
         self.len += frame.len();
         let queue = self.queue();
@@ -145,7 +143,7 @@ impl Outbox {
         }
     }
 
-    /// Drops all that waits, except the rest of a piece that is partly written.
+    /// Drops the queue, except the rest of a partly written piece.
     pub(crate) fn clear(&mut self) {
         let Pieces::Many(queue) = &mut self.pieces else {
             self.pieces = Pieces::Empty;
@@ -172,7 +170,7 @@ impl Outbox {
     pub(crate) fn detach(&mut self, arena: &Arena) {
         let recent = match &mut self.pieces {
             Pieces::One(piece) if piece.is_in_arena() => self.queue().pieces.split_off(0),
-            // Only what came in this round: a peer that does not read must not cost a walk over all that waits for it.
+            // Only pieces of this round, so that a slow peer does not cost a walk over its queue.
             Pieces::Many(queue) => {
                 let first = queue.pieces.range(queue.detached..).position(Piece::is_in_arena);
                 let Some(first) = first else {
@@ -206,7 +204,7 @@ impl Outbox {
         queue.detached = queue.pieces.len();
     }
 
-    /// All that waits, where it stands side by side.
+    /// Returns the whole queue if it is contiguous in memory.
     pub(crate) fn contiguous<'a>(&'a self, arena: &'a [u8]) -> Option<&'a [u8]> {
         match &self.pieces {
             Pieces::Empty => None,
@@ -218,7 +216,7 @@ impl Outbox {
         }
     }
 
-    /// Appends all that waits to `out`.
+    /// Appends the whole queue to `out`.
     pub(crate) fn gather(&self, arena: &[u8], out: &mut Vec<u8>) {
         match &self.pieces {
             Pieces::Empty => {}
@@ -232,7 +230,7 @@ impl Outbox {
         }
     }
 
-    /// What to write next: a slice where one holds all or enough of it, otherwise several.
+    /// Returns the next write: one slice if the queue is contiguous or small, otherwise several.
     ///
     /// `gather` is used as a buffer when the pieces are small.
     pub(crate) fn next_write<'a>(&'a self, arena: &'a [u8], gather: &'a mut Vec<u8>) -> NextWrite<'a> {
@@ -255,7 +253,7 @@ impl Outbox {
         NextWrite::Slices(slices, count)
     }
 
-    /// Takes off what the kernel took.
+    /// Removes written bytes from the front.
     pub(crate) fn advance(&mut self, mut taken: usize) {
         self.len -= taken.min(self.len);
         if self.len == 0 {
@@ -303,7 +301,7 @@ impl Outbox {
         }
     }
 
-    /// The general form of the queue, whatever form it has now.
+    /// Returns the queue in its general form, converting it if needed.
     fn queue(&mut self) -> &mut Queue {
         if !matches!(self.pieces, Pieces::Many(_)) {
             let mut queue = Box::<Queue>::default();
@@ -319,7 +317,7 @@ impl Outbox {
     }
 }
 
-/// See [`Outbox::next_write`].
+/// Bytes to write next, from [`Outbox::next_write`].
 #[allow(
     clippy::large_enum_variant,
     reason = "lives on the stack for one write; boxing the slices would allocate"

@@ -1,4 +1,4 @@
-//! Who the client is when the connection comes from a proxy.
+//! The client address of connections that come through a trusted proxy.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,33 +9,33 @@ use deeperhub_security::proxy::{self, Header, Parsed, ProxyError, TrustedProxies
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ProxyProtocol {
-    /// They do, or they don't: what comes first tells. Safe as long as none of them forwards TCP *without* the header,
-    /// since then a client can write one itself.
+    /// The first bytes of the connection decide. Unsafe if a trusted proxy forwards TCP *without* the
+    /// header: a client could then write one itself.
     #[default]
     Detect,
-    /// They all do; a connection without it is closed.
+    /// Every trusted proxy sends the header; connections without it are closed.
     Required,
-    /// They don't.
+    /// No trusted proxy sends the header.
     Off,
 }
 
-/// What a connection of a trusted proxy starts with.
+/// First bytes of a connection from a trusted proxy.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Preface {
-    /// More must come to tell.
+    /// More bytes are needed to decide.
     Partial,
-    /// The first bytes are the client's.
+    /// There is no header; the first bytes are the client's.
     NoHeader,
-    /// The bytes after the first `length` are the client's.
+    /// The header has `length` bytes; the client's bytes follow.
     Header {
         length: usize,
-        /// `None`: the proxy speaks for itself.
+        /// Address of the client. `None`: a connection of the proxy itself.
         source: Option<SocketAddr>,
     },
 }
 
 impl ProxyProtocol {
-    /// Reads the first bytes of a connection.
+    /// Parses the first bytes of a connection.
     pub(crate) fn read(self, bytes: &[u8]) -> Result<Preface, ProxyError> {
         if self == Self::Off {
             return Ok(Preface::NoHeader);
@@ -62,7 +62,7 @@ pub enum ForwardedHeader {
     Only(Header),
 }
 
-/// The client of a request that came over a connection of `peer`, which is trusted.
+/// Returns the client of a request from `peer`, a trusted proxy.
 ///
 /// # Errors
 ///
@@ -105,7 +105,7 @@ mod tests {
     const HEADER: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\x12\x34\x1f\x90";
 
     #[test]
-    fn a_header_is_told_from_a_request_by_the_first_bytes() {
+    fn the_first_bytes_tell_a_header_from_a_request() {
         let source = "192.0.2.1:4660".parse().ok();
         let header = Ok(Preface::Header { length: 28, source });
         assert_eq!(ProxyProtocol::Detect.read(HEADER), header);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_itself_writes_beside_it_does_not_count() {
+    fn headers_written_by_the_client_are_ignored_or_refused() {
         check("Forwarded: for=6.6.6.6\r\nX-Forwarded-For: 192.0.2.1\r\n", Err(400));
         check("Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 192.0.2.1\r\n", Ok("192.0.2.1"));
         check("X-Forwarded-For: ~~, 192.0.2.1\r\n", Ok("192.0.2.1"));

@@ -1,18 +1,18 @@
-//! When clients that were refused should come back: not all at once.
+//! Spreads the reconnects of refused clients over time.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// The earliest time: a client that comes back sooner finds the server as full as it was.
+/// Minimum delay. A client that reconnects sooner would find the server as full as before.
 const MIN_DELAY: Duration = Duration::from_secs(1);
 
-/// The latest, however many are refused: clients that wait for minutes have given up.
+/// Maximum delay, however many clients are refused. Users do not wait for minutes.
 const MAX_DELAY: Duration = Duration::from_secs(60);
 
-/// Longest wait that clients are given while the server is down; they would ignore a longer one.
+/// Maximum wait for a server that restarts. Clients would ignore a longer one.
 const MAX_OUTAGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Gives each refused client a time of its own, one behind the other.
+/// Gives each refused client its own time to reconnect, at a fixed rate.
 #[derive(Debug)]
 pub(crate) struct ReconnectPacer {
     /// Time between two clients.
@@ -31,7 +31,7 @@ impl ReconnectPacer {
         let earliest = now + wait.clamp(MIN_DELAY, MAX_OUTAGE);
         let mut slot = self.next.get().max(earliest) + self.interval;
         if slot > earliest - MIN_DELAY + MAX_DELAY {
-            // The line is long enough: the next ones share its places.
+            // The schedule is full: further clients share its times.
             slot = earliest;
         }
         self.next.set(slot);
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_come_back_one_behind_the_other() {
+    fn reconnects_are_spaced_evenly() {
         let now = Instant::now();
         let pacer = ReconnectPacer::new(10, now);
         for n in 1..=100 {
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_minutes() {
+    fn delays_are_bounded() {
         let now = Instant::now();
         let pacer = ReconnectPacer::new(1, now);
         for _ in 0..1000 {
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_comes_back_before_the_server_is_there_again() {
+    fn delays_start_after_an_outage() {
         let now = Instant::now();
         let pacer = ReconnectPacer::new(1, now);
         let away = Duration::from_secs(90);

@@ -1,4 +1,4 @@
-//! The two traits that make a listener yours, and what they are given.
+//! The traits that an application implements, and their arguments.
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -17,47 +17,47 @@ use crate::deflate::Compression;
 use crate::outbox::Outbox;
 use crate::transport::{TlsScratch, Transport};
 
-/// Names a connection within its worker while it is open. Used again after it closed.
+/// Key of a connection within its worker. Reused after the connection has closed.
 pub type ConnectionKey = u32;
 
-/// Where a connection comes from.
+/// Client of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Peer {
-    /// The other end of the socket.
+    /// Address of the client. The port is 0 if a proxy named the client without one.
     pub address: SocketAddr,
     /// Whether the connection is encrypted.
     pub tls: bool,
-    /// The user that the client's certificate is for, where it showed one that a CA of the server has signed.
+    /// User named by the client's certificate, if it presented one signed by a trusted CA.
     pub user: Option<String>,
-    /// When its connection was accepted.
+    /// Time at which the connection was accepted.
     pub since: Instant,
 }
 
 impl Peer {
-    /// A peer at `address`, accepted at `since`, without a certificate.
+    /// Creates a peer at `address`, accepted at `since`, without a certificate.
     pub fn new(address: SocketAddr, tls: bool, since: Instant) -> Self {
         Self { address, tls, user: None, since }
     }
 }
 
-/// A handshake that is accepted.
+/// An accepted handshake.
 #[derive(Debug)]
 pub struct Accepted<S> {
-    /// What answers the connection's messages.
+    /// Session of the connection.
     pub session: S,
-    /// The subprotocol to name in the answer; must be one that the client offered.
+    /// Subprotocol to select; must be one that the client offered.
     pub subprotocol: Option<Cow<'static, str>>,
 }
 
-/// What runs on the connections: one value for all workers.
+/// Decides on handshakes, and creates sessions and worker states. One value serves all workers.
 pub trait Application: Send + Sync + 'static {
-    /// What a worker keeps for all its sessions; made on its thread and never sent.
+    /// State that the sessions of a worker share; created on its thread and never sent.
     type WorkerState: WorkerState<Self::Session>;
-    /// What a connection keeps.
+    /// Session of a connection.
     type Session: Session<WorkerState = Self::WorkerState>;
 
-    /// Makes the state of worker `worker` (0 to `workers - 1`); called again for a worker that is replaced.
+    /// Creates the state of worker `worker` (0 to `workers - 1`). Called again if the worker is replaced.
     fn worker_state(&self, worker: usize) -> Self::WorkerState;
 
     /// Returns `true` if clients should connect. Called for each probe
@@ -67,7 +67,8 @@ pub trait Application: Send + Sync + 'static {
         true
     }
 
-    /// Decides on a handshake whose form is right (RFC 6455 section 4.2.1). May wait, under the handshake timeout.
+    /// Accepts or refuses a well-formed handshake (RFC 6455 section 4.2.1). The future may take up to the
+    /// handshake timeout.
     fn accept(
         &self,
         request: Request,
@@ -75,16 +76,16 @@ pub trait Application: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Accepted<Self::Session>, Refusal>> + 'static;
 }
 
-/// A worker's own state: where messages for its connections come from.
+/// State that the sessions `S` of one worker share, and the source of frames for its connections.
 pub trait WorkerState<S>: 'static {
-    /// Takes what waits for this worker's connections, called once in each round.
+    /// Sends pending frames to this worker's connections. Called once per round.
     ///
-    /// `Ready`: there is more, call again soon (others had their turn). `Pending`: there is nothing, and the waker
-    /// of `cx` will be called when something comes. Stop when [`Connections::send_budget`] is 0.
+    /// Returns `Ready` if more is pending, to be called again in the next round. Returns `Pending` if
+    /// nothing is; it must then wake `cx`'s waker when something arrives. Stop when
+    /// [`Connections::send_budget`] is 0.
     fn poll(&mut self, cx: &mut task::Context<'_>, connections: &mut Connections<'_, S>) -> Poll<()>;
 
-    /// What was queued in this round is written, as far as sockets take it. Called at the end of each round, with the
-    /// time.
+    /// Called at the end of each round, after the queues were written as far as sockets took them.
     fn on_written(&mut self, now: Instant) {
         let _ = now;
     }
@@ -97,40 +98,40 @@ impl<S> WorkerState<S> for () {
     }
 }
 
-/// One connection's side of the application. Nothing in it waits.
+/// Handler of one connection. Its methods must not block.
 pub trait Session: 'static {
-    /// The state of the worker that it lives on.
+    /// State of the worker.
     type WorkerState;
 
-    /// The handshake is answered; what is sent here is the first that the client gets.
+    /// Called after the handshake. Frames sent here are the first that the client gets.
     fn on_open(&mut self, cx: &mut Context<'_, Self::WorkerState>) {
         let _ = cx;
     }
 
-    /// A whole message came.
+    /// Handles a complete message.
     fn on_message(&mut self, message: Message<'_>, cx: &mut Context<'_, Self::WorkerState>);
 
-    /// A ping came, or a pong that answers none of the listener's own pings. False: it is one too many, and a ping then
-    /// gets no pong.
+    /// Returns `true` if a ping, or a pong without a ping of the listener, is within the rate limit. A
+    /// ping over it gets no pong.
     fn admits_control(&mut self, cx: &mut Context<'_, Self::WorkerState>) -> bool {
         let _ = cx;
         true
     }
 
-    /// Heap bytes that are kept for this connection because of what its client did, in the session or elsewhere. Only
-    /// asked for when memory is short: who holds the most is closed.
+    /// Returns the heap bytes that this connection's client causes, in the session or elsewhere. Called
+    /// only when memory is short: the connections that hold the most are then closed.
     fn held_bytes(&self, key: ConnectionKey, worker: &Self::WorkerState) -> usize {
         let _ = (key, worker);
         0
     }
 
-    /// Called about once a second (more often where timeouts are shorter).
+    /// Called about once a second, more often with short timeouts.
     fn on_tick(&mut self, cx: &mut Context<'_, Self::WorkerState>) {
         let _ = cx;
     }
 
-    /// The server closes this connection: `out` takes frames that go ahead of the close frame. `retry_after` is the
-    /// client's slot to come back, where it has one.
+    /// Called when the server closes the connection. Frames appended to `out` are sent ahead of the close
+    /// frame. `retry_after` is the delay after which the client should come back, if there is one.
     fn on_server_close(&mut self, reason: &CloseReason, retry_after: Option<Duration>, out: &mut Vec<u8>) {
         let _ = (reason, retry_after, out);
     }
@@ -167,7 +168,7 @@ pub enum Closed {
     Lost,
 }
 
-/// What a session may do while it handles something.
+/// Operations of a session on its connection and its worker.
 #[derive(Debug)]
 pub struct Context<'a, L> {
     pub(crate) key: ConnectionKey,
@@ -182,11 +183,11 @@ pub struct Context<'a, L> {
     pub(crate) pause: &'a mut bool,
     /// Cost of the session's work, on top of the message.
     pub(crate) charged: &'a mut usize,
-    /// The socket, where a reply may go out ahead of the end of the round.
+    /// Socket for long replies, if they may be written before the end of the round.
     pub(crate) direct_write: Option<DirectWrite<'a>>,
 }
 
-/// A socket that a long reply is written to at once.
+/// Socket that long replies are written to at once.
 #[derive(Debug)]
 pub(crate) struct DirectWrite<'a> {
     pub(crate) transport: &'a mut Transport,
@@ -194,29 +195,29 @@ pub(crate) struct DirectWrite<'a> {
     pub(crate) sent: &'a mut u64,
 }
 
-/// A payload of this length is written from where it stands: copying it costs more than what a write of several slices
-/// costs above a plain one. At 16 KiB it saves 3 % of an echo's CPU time.
+/// Minimum bytes of a payload that is written in place. Copying it would cost more than a vectored write
+/// (measured, see benches/README.md).
 const MIN_DIRECT_WRITE: usize = 8 * 1024;
 
 impl<L> Context<'_, L> {
-    /// This connection.
+    /// Returns the key of this connection.
     pub fn key(&self) -> ConnectionKey {
         self.key
     }
 
-    /// The time at which the worker's round began.
+    /// Returns the time at which the worker's round began.
     pub fn now(&self) -> Instant {
         self.now
     }
 
-    /// The worker's state.
+    /// Returns the worker's state.
     pub fn worker(&mut self) -> &mut L {
         self.worker
     }
 
-    /// Sends what `write` appends: one or more complete frames (see `deeperhub_protocol::frame`). Nothing is
-    /// allocated where the socket takes it in this round. With a client that agreed on compression, messages over
-    /// the threshold are compressed.
+    /// Sends the frames that `write` appends: one or more complete frames (see [`frame`](crate::frame)).
+    /// Allocates nothing if the socket takes them in this round. Messages over the threshold are
+    /// compressed if the client negotiated compression.
     pub fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.arena.len();
         write(self.arena);
@@ -231,9 +232,9 @@ impl<L> Context<'_, L> {
         });
     }
 
-    /// Whether a reply with a payload of `len` bytes goes to the socket at once and out of where the payload stands, by
-    /// [`reply_around`](Self::reply_around): it is long, nothing waits to be sent ahead of it, no more of this client's
-    /// messages wait to be handled, and it is neither compressed nor encrypted.
+    /// Returns `true` if [`reply_around`](Self::reply_around) would write a payload of `len` bytes to the
+    /// socket at once, without a copy. It must be long, neither compressed nor encrypted, and neither
+    /// queued frames nor buffered messages of this client may be ahead of it.
     pub fn writes_in_place(&self, len: usize) -> bool {
         len >= MIN_DIRECT_WRITE
             && self.direct_write.is_some()
@@ -241,10 +242,11 @@ impl<L> Context<'_, L> {
             && self.deflate.is_none()
     }
 
-    /// As [`reply`](Self::reply), of frames around a `payload`, which `write` leaves out: it appends what stands before and
-    /// behind it, and answers at which length of the buffer the payload belongs (`None`: it has appended all).
+    /// Sends frames around `payload`. `write` appends the bytes before and after the payload, and returns
+    /// the buffer length at which the payload belongs (`None`: it appended everything).
     ///
-    /// The payload is copied where [`writes_in_place`](Self::writes_in_place) says no, or the socket does not take it.
+    /// Copies the payload if [`writes_in_place`](Self::writes_in_place) returns `false`, or the socket
+    /// does not take all of it.
     pub fn reply_around(&mut self, payload: &[u8], write: impl FnOnce(&mut Vec<u8>) -> Option<usize>) {
         let in_place = self.writes_in_place(payload.len());
         let start = self.arena.len();
@@ -265,7 +267,7 @@ impl<L> Context<'_, L> {
         }
     }
 
-    /// Queues the replies that stand in the arena from `start`, compressed where that was agreed on.
+    /// Queues the replies in the arena from `start`, compressed if negotiated.
     fn queue_replies(&mut self, start: usize) {
         if let Some(params) = self.deflate {
             self.outgoing.replies(params, self.arena, start);
@@ -273,7 +275,7 @@ impl<L> Context<'_, L> {
         self.outbox.push_arena(self.arena, start..self.arena.len());
     }
 
-    /// How many bytes of the frame the socket took.
+    /// Writes the frame to the socket and returns how many bytes it took.
     fn write_in_place(&mut self, start: usize, at: usize, payload: &[u8]) -> usize {
         let Some(DirectWrite { transport, tls_scratch, sent }) = &mut self.direct_write else { return 0 };
         let slices = [&self.arena[start..at], payload, &self.arena[at..]].map(IoSlice::new);
@@ -291,7 +293,7 @@ impl<L> Context<'_, L> {
         });
     }
 
-    /// Closes the connection after what was sent so far. The first reason counts.
+    /// Closes the connection after the frames sent so far. The first reason counts.
     pub fn close(&mut self, reason: CloseReason) {
         self.close.get_or_insert(reason);
     }

@@ -1,13 +1,13 @@
-//! How a connection's readiness reaches its worker.
+//! Wakers that pass a connection's readiness to its worker.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Wake, Waker};
 
-/// Slab keys of the connections that have something to do, and the worker's waker.
+/// Keys of ready connections, and the worker's waker.
 ///
-/// Bounded by twice the number of connections in practice: tokio takes a waker when it fires, so a connection
-/// stands in it at most once for reading and once for writing until the worker has armed it again. A key may be
-/// stale (its connection closed meanwhile and the key used again): that costs a poll and does no harm.
+/// Holds at most two keys per connection: tokio consumes a waker when it fires, so each is listed once
+/// for reading and once for writing until the worker arms it again. A stale key, reused by a new
+/// connection, costs only a poll.
 #[derive(Debug, Default)]
 pub(crate) struct ReadyList {
     state: Mutex<State>,
@@ -16,7 +16,7 @@ pub(crate) struct ReadyList {
 #[derive(Debug, Default)]
 struct State {
     keys: Vec<u32>,
-    /// Stands here only while the worker sleeps or is about to: a wake during a round needs no call.
+    /// Waker of the worker while it sleeps. Wakes during a round need no call.
     sleeper: Option<Waker>,
 }
 
@@ -32,7 +32,7 @@ impl ReadyList {
         }
     }
 
-    /// Lets the next key wake `waker`. False: there are keys already, don't sleep.
+    /// Registers `waker` for the next key. Returns `false` if keys are listed already.
     pub(crate) fn sleep(&self, waker: &Waker) -> bool {
         let mut state = self.lock();
         if !state.keys.is_empty() {

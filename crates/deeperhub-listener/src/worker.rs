@@ -1,4 +1,4 @@
-//! One thread's loop over its connections.
+//! Worker: one thread's loop over its connections.
 
 #[cfg(feature = "io-uring")]
 mod batch_read;
@@ -30,22 +30,22 @@ use crate::waker::ConnectionWaker;
 
 pub(crate) use supervise::{run, runtime};
 
-/// New connections of one round.
+/// Maximum new connections taken in one round.
 const ARRIVALS_PER_ROUND: usize = 64;
 
-/// Bytes of the read buffer that all connections of a worker share.
+/// Size of the read buffer that all connections of a worker share.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
-/// The longest wait for more messages of a burst.
+/// Maximum wait for more messages of a burst.
 const MAX_COALESCE_DELAY: Duration = Duration::from_micros(500);
 
-/// ReconnectPacer of the slab that one round looks at for deadlines.
+/// Slab slots whose deadlines one round checks.
 const TICK_SLICE: usize = 4096;
 
-/// What is kept of the buffers of a round that was larger.
+/// Capacity of the gather buffer kept after a larger round.
 const MAX_KEPT_GATHER_BYTES: usize = 256 * 1024;
 
-/// Numbers of this worker.
+/// Metric cells of a worker.
 pub(crate) struct WorkerCells {
     pub(crate) received: CounterCell,
     pub(crate) sent: CounterCell,
@@ -67,25 +67,25 @@ pub(crate) struct Worker<'a, A: Application> {
     index: usize,
     cells: &'a mut WorkerCells,
     scratch: Vec<u8>,
-    /// Room for the reads of a batch; empty until there is one.
+    /// Read buffers of a batch; empty until the first batch.
     #[cfg(feature = "io-uring")]
     batch_buffers: Vec<u8>,
     started: Instant,
     sleep: Pin<Box<tokio::time::Sleep>>,
     next_tick: Instant,
-    /// The last measurement of memory that was acted upon.
+    /// Last memory measurement that was acted on.
     shed_seen: u64,
-    /// Where the look at deadlines goes on; `None` between two of them.
+    /// Slab position at which the deadline check continues; `None` between two checks.
     tick_position: Option<usize>,
     queued: i64,
     drain: Option<WorkerDrain>,
-    /// Not to begin a round before: see [`coalesce_delay`].
+    /// Time before which no round begins, see [`coalesce_delay`].
     coalesce_until: Option<Instant>,
     stopped: bool,
 }
 
 impl<'a, A: Application> Worker<'a, A> {
-    /// Must be called on the worker's thread, within its runtime.
+    /// Creates a worker. Must be called on its thread, within its runtime.
     pub(crate) fn new(
         application: &'a A,
         index: usize,
@@ -116,12 +116,12 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// One round. `Ready` only when the worker was told to stop.
+    /// Runs one round. Returns `Ready` only if the listener stops.
     pub(crate) fn poll_round(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
         let now = Instant::now();
         if let Some(wait) = self.coalesce_until.take().and_then(|until| until.checked_duration_since(now)) {
             std::thread::sleep(wait);
-            // By way of the reactor, which has what came meanwhile.
+            // Yield to the reactor, which collects events that arrived meanwhile.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -132,7 +132,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
         self.poll_ready();
 
-        // Own sessions' publishes are in the inbox by now, so that they leave in this round.
+        // Frames published by own sessions are pending by now and leave in this round.
         let mut connections = Connections { core: self.core };
         more |= self.worker_state.poll(cx, &mut connections).is_ready();
         self.close_listed();
@@ -169,7 +169,7 @@ impl<'a, A: Application> Worker<'a, A> {
         Poll::Pending
     }
 
-    /// Arms the wake-ups. False: there is something to do already.
+    /// Arms the wake-ups. Returns `false` if there is work already.
     fn arm_wakeups(&mut self, cx: &mut task::Context<'_>) -> bool {
         let mut until = self.next_tick;
         if self.core.paused > 0 || self.core.intake.is_used_up() {
@@ -224,11 +224,11 @@ impl<'a, A: Application> Worker<'a, A> {
                 Ok(transport) => transport,
                 Err(error) => {
                     self.core.metrics.handshake(HandshakeOutcome::Lost);
-                    tracing::debug!(%error, "A socket could not be registered.");
+                    tracing::debug!(%error, "Socket registration failed");
                     return;
                 }
             };
-        // One that is refused anyway may keep a place of its own only shortly.
+        // A refused connection may keep its permit only briefly.
         let timeout = match refusal {
             Some(_) => self.core.config.handshake_timeout.min(Duration::from_secs(2)),
             None => self.core.config.handshake_timeout,
@@ -249,7 +249,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.arrived.push(key);
     }
 
-    /// Milliseconds of the worker's clock. Wraps after 49 days; deadlines are compared by their difference.
+    /// Returns the worker's clock in milliseconds. It wraps after 49 days; compare by difference.
     fn clock(&self) -> u32 {
         self.core.now.duration_since(self.started).as_millis() as u32
     }
@@ -258,13 +258,13 @@ impl<'a, A: Application> Worker<'a, A> {
         deadline(self.clock(), after)
     }
 
-    /// When an open connection is to be pinged that needs none before.
+    /// Returns the deadline of the next regular ping.
     fn next_ping(&self) -> u32 {
         let interval = self.core.config.ping_interval;
         self.deadline(if interval.is_zero() { Duration::from_secs(3600) } else { interval })
     }
 
-    /// Takes in what came of a handshake.
+    /// Processes bytes of a handshake.
     fn feed_handshake(&mut self, key: u32, bytes: &[u8], turn: &mut Turn) {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
@@ -304,7 +304,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// Takes in what comes before TLS and HTTP.
+    /// Processes bytes of a PROXY protocol header, ahead of TLS and HTTP.
     fn read_proxy_header(&mut self, key: u32, bytes: &[u8], turn: &mut Turn) {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
@@ -324,7 +324,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// Asks the application about a handshake.
+    /// Polls the application's decision on a handshake.
     fn poll_decision(&mut self, key: u32, turn: &mut Turn) {
         self.core.round.spend(turn, HANDSHAKE_COST);
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
@@ -370,7 +370,7 @@ impl<'a, A: Application> Worker<'a, A> {
         if !rest.is_empty() {
             self.process_input(key, &mut rest, turn);
         }
-        // What came while the application was deciding waits in the kernel.
+        // Input that arrived during the decision is still in the kernel.
         self.core.run_queue.push(key);
     }
 
@@ -394,7 +394,7 @@ impl<'a, A: Application> Worker<'a, A> {
             && let State::Handshake(handshake) = &connection.state
         {
             let Refusal { status, code, message, .. } = refusal;
-            tracing::debug!(peer = %handshake.peer, status, code, why = %message, "A handshake was refused.");
+            tracing::debug!(peer = %handshake.peer, status, code, why = %message, "Handshake refused");
         }
         self.core.metrics.handshake(HandshakeOutcome::Refused);
         self.answer_http(key, |out, is_head| match is_head {
@@ -458,7 +458,7 @@ impl<'a, A: Application> Worker<'a, A> {
 
     fn close_after_session_panic(&mut self, key: u32) {
         self.core.metrics.session_panics.inc();
-        tracing::error!("A session panicked; its connection is closed with 1011.");
+        tracing::error!("Session panicked; closing its connection with 1011");
         self.close(key, CloseReason::new(CloseCode::InternalError, "a fault inside the server"));
     }
 
@@ -468,7 +468,8 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// Begins to close a connection: the session ends now, what is queued, goodbye and the close frame go out.
+    /// Starts closing a connection. Its session ends now. Queued frames, the session's last frames and
+    /// the close frame are still sent.
     fn close(&mut self, key: u32, reason: CloseReason) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         let State::Open(session) = &mut connection.state else { return };
@@ -509,7 +510,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.end_session(key, &Closed::ByServer(reason), wait);
     }
 
-    /// The client closed: answers with its code (RFC 6455 section 5.5.1) behind what is queued.
+    /// Answers a client's close frame with its code (RFC 6455 section 5.5.1), behind queued frames.
     fn answer_close(&mut self, key: u32, code: Option<u16>) {
         if self.core.connections.get(key as usize).is_some_and(|connection| !connection.is_written()) {
             self.record_progress(key);
@@ -521,7 +522,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.end_session(key, &Closed::ByPeer { code }, Closing::Flush);
     }
 
-    /// Takes the session out of its connection and tells it, once.
+    /// Removes the session from its connection and calls its `on_close`, once.
     fn end_session(&mut self, key: u32, closed: &Closed, wait: Closing) {
         let deadline = self.deadline(self.core.config.close_timeout);
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
@@ -569,7 +570,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// What came is no TLS, or not of the other side: says so, and ends the connection.
+    /// Ends a connection whose input is invalid TLS; a pending alert is sent.
     fn fail_tls(&mut self, key: u32) {
         let deadline = self.deadline(self.core.config.close_timeout);
         self.end_session(key, &Closed::Lost, Closing::Eof);
@@ -577,7 +578,7 @@ impl<'a, A: Application> Worker<'a, A> {
         if matches!(connection.state, State::Handshake(_)) {
             self.core.metrics.handshake(HandshakeOutcome::TlsFailed);
         }
-        // Nothing of it can be encrypted any more.
+        // Queued frames can no longer be encrypted.
         connection.outbox = Outbox::default();
         connection.state = State::Closing(Closing::Eof);
         connection.deadline = deadline;
@@ -585,7 +586,7 @@ impl<'a, A: Application> Worker<'a, A> {
         self.core.run_queue.push(key);
     }
 
-    /// The connection is gone without a close frame, or broken.
+    /// Removes a connection that broke, or ended without a close frame.
     fn drop_lost(&mut self, key: u32) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         connection.transport.close_notify();
@@ -597,7 +598,7 @@ impl<'a, A: Application> Worker<'a, A> {
     }
 
     fn remove(&mut self, key: u32) {
-        // The lists may still hold the key: all that look at them check what they find.
+        // Lists may still hold the key; their readers check what they find.
         self.core.discard_unread(key);
         if let Some(connection) = self.core.connections.try_remove(key as usize) {
             self.core.coders.incoming.remove_history(key, connection.flags.deflate);
@@ -610,7 +611,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// One write for each connection that got something in this round.
+    /// Writes each dirty connection once.
     fn write_dirty(&mut self) {
         let mut dirty = std::mem::take(&mut self.core.dirty);
         let mut individually = std::mem::take(&mut self.core.write_individually);
@@ -634,7 +635,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// Writes what waits for a connection, and ends it if that was all that it was there for.
+    /// Writes a connection's queue, and finishes a closing connection.
     fn write(&mut self, key: u32) {
         let core = &mut *self.core;
         let Some(connection) = core.connections.get_mut(key as usize) else { return };
@@ -652,7 +653,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// All that a closing connection had to say is with the kernel.
+    /// Continues the close of a connection whose queue is written.
     fn finish_closing_write(&mut self, key: u32, wait: Closing) {
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
         match wait {
@@ -671,7 +672,7 @@ impl<'a, A: Application> Worker<'a, A> {
         }
     }
 
-    /// Looks at deadlines, a slice of the connections at a time, and closes whose slot of the drain has come.
+    /// Checks deadlines, a slice of the connections at a time, and closes connections due for the drain.
     fn tick(&mut self) {
         self.close_due_for_drain();
         let from = match self.tick_position {
@@ -724,19 +725,19 @@ impl<'a, A: Application> Worker<'a, A> {
     }
 }
 
-/// The time of a worker's clock after a while; half the range at most, so that differences keep their sign.
+/// Returns the worker's clock plus `after`, at most half the range, so that differences keep their sign.
 fn deadline(now: u32, after: Duration) -> u32 {
     now.wrapping_add(after.as_millis().min(i32::MAX as u128 / 2) as u32)
 }
 
-/// How long to wait after a round of a burst that took `took`, so that those who publish to the same connections share
-/// writes: each is answered by the end of the last round, so their next messages come one close behind the other, and
-/// the first must not have a round of its own, for which all the others would wait.
+/// Returns the delay after a round of a burst that took `took`. Publishers answered at the end of a
+/// round send their next messages close together. Without the delay, the first message would get a
+/// round of its own, and the others would wait for it.
 fn coalesce_delay(took: Duration) -> Duration {
     (took / 8).min(MAX_COALESCE_DELAY)
 }
 
-/// A part of `time` that differs between neighbours.
+/// Returns 0.5 to 1 times `time`, different for neighbouring keys.
 fn spread(key: u32, time: Duration) -> Duration {
     time.mul_f64(0.5 + f64::from(key.wrapping_mul(2_654_435_769) >> 16) / 131_072.0)
 }
@@ -756,7 +757,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_in_a_burst_waits_for_a_small_part_of_a_round() {
+    fn the_coalesce_delay_is_a_small_part_of_a_round() {
         for micros in [0, 1, 80, 3999, 4000, 4001, 1_000_000] {
             let took = Duration::from_micros(micros);
             assert!(

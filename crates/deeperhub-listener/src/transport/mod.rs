@@ -1,4 +1,4 @@
-//! The socket of a connection, as the worker sees it.
+//! Socket of a connection, with or without TLS.
 
 mod tcp;
 #[cfg(feature = "tls")]
@@ -19,21 +19,21 @@ use deeperhub_uring::SendProgress;
 
 use crate::config::Config;
 
-/// What the TLS connections of a worker share: a buffer for the records under way, and what to count.
+/// Buffer and counts shared by the TLS connections of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct TlsScratch {
     /// Empty until the first connection with TLS comes.
     #[cfg(feature = "tls")]
     bytes: Vec<u8>,
-    /// Steps of handshakes since this was reset.
+    /// TLS handshake steps since the last reset.
     pub(crate) handshake_steps: usize,
-    /// Whether the last read brought any bytes, even a part of a record.
+    /// Whether the last read got any bytes, even part of a record.
     pub(crate) received_any: bool,
-    /// Handshakes that ended since this was reset.
+    /// Handshakes that ended since the last reset.
     pub(crate) ended: TlsHandshakeCounts,
 }
 
-/// TLS handshakes by how they ended.
+/// Counts of TLS handshakes by result.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TlsHandshakeCounts {
     pub(crate) full: u64,
@@ -46,12 +46,11 @@ pub(crate) struct TlsHandshakeCounts {
 
 /// A non-blocking byte stream whose readiness comes through a waker.
 ///
-/// Everything but `arm_read` and `arm_write` is synchronous and answers `WouldBlock` when it cannot go on. Another
-/// reactor or another protocol below HTTP would be another variant.
+/// Everything but `arm_read` and `arm_write` is synchronous and returns `WouldBlock` instead of waiting.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(Tcp),
-    /// Boxed: plain connections are not to be as large as encrypted ones.
+    /// Boxed, so that plain connections stay small.
     #[cfg(feature = "tls")]
     Tls(Box<Tls>),
 }
@@ -59,7 +58,7 @@ pub(crate) enum Transport {
 impl Transport {
     /// Registers a non-blocking socket with the reactor of the current thread.
     ///
-    /// With a `preface`, something comes before TLS: it is read as it is until [`end_preface`](Self::end_preface).
+    /// With `preface`, plain bytes come before TLS until [`end_preface`](Self::end_preface) is called.
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn new(socket: std::net::TcpStream, config: &Config, preface: bool) -> io::Result<Self> {
         let tcp = Tcp::new(socket)?;
@@ -71,8 +70,8 @@ impl Transport {
         Ok(Self::Tcp(tcp))
     }
 
-    /// What was read of the preface is over, but for `rest`. Gives it back where that is plain; otherwise the next read
-    /// starts with it.
+    /// Ends the preface; `rest` was read beyond it. Returns `rest` on a plain connection. With TLS, the
+    /// next read starts with it.
     pub(crate) fn end_preface(&mut self, rest: Vec<u8>) -> Option<Vec<u8>> {
         match self {
             Self::Tcp(_) => Some(rest),
@@ -84,11 +83,10 @@ impl Transport {
         }
     }
 
-    /// Reads what is there. `Ok(0)`: the peer has ended its side. `InvalidData`: it broke the protocol below HTTP; what
-    /// there is to say about it waits for [`flush`](Self::flush), and the rest of what it sends is to be read and
-    /// thrown away.
+    /// Reads available bytes. `Ok(0)`: the peer has ended its side. `InvalidData`: it violated TLS. An
+    /// alert may then wait to be flushed, and further input must be read and discarded.
     ///
-    /// After each call something may wait to be [flushed](Self::is_flushed).
+    /// Bytes may wait to be [flushed](Self::is_flushed) after each call.
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn read(&mut self, buffer: &mut [u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         match self {
@@ -98,7 +96,7 @@ impl Transport {
         }
     }
 
-    /// Takes some of the bytes, at least one. They may wait to be [flushed](Self::is_flushed).
+    /// Writes at least one of the bytes. They may wait to be [flushed](Self::is_flushed).
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn write(&mut self, bytes: &[u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         match self {
@@ -108,7 +106,7 @@ impl Transport {
         }
     }
 
-    /// As [`write`](Self::write), from several slices.
+    /// Writes like [`write`](Self::write), from several slices.
     #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
     pub(crate) fn write_vectored(
         &mut self,
@@ -122,7 +120,7 @@ impl Transport {
         }
     }
 
-    /// Whether all that was taken is with the kernel.
+    /// Returns `true` if all written bytes are with the kernel.
     pub(crate) fn is_flushed(&self) -> bool {
         match self {
             Self::Tcp(_) => true,
@@ -142,7 +140,7 @@ impl Transport {
         self.tcp().progress()
     }
 
-    /// From now on reads say only that something came, and the end. Nothing of what came is kept.
+    /// Discards further input. Reads then report only that bytes came, and the end.
     pub(crate) fn ignore_input(&mut self) {
         match self {
             Self::Tcp(_) => {}
@@ -151,7 +149,7 @@ impl Transport {
         }
     }
 
-    /// Heap bytes of what came and is not complete, and of what was taken and is not with the kernel.
+    /// Returns the heap bytes of incomplete input and unflushed output.
     pub(crate) fn buffered_bytes(&self) -> usize {
         match self {
             Self::Tcp(_) => 0,
@@ -160,7 +158,7 @@ impl Transport {
         }
     }
 
-    /// Gives the kernel what was taken before.
+    /// Passes written bytes to the kernel.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(_) => Ok(()),
@@ -169,7 +167,7 @@ impl Transport {
         }
     }
 
-    /// Where the bytes go that were encrypted for it, or bytes of a plain connection.
+    /// Returns the descriptor of the socket, for plain or encrypted bytes.
     #[cfg(feature = "io-uring")]
     pub(crate) fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
         match self {
@@ -179,8 +177,8 @@ impl Transport {
         }
     }
 
-    /// Says that a read came back short, so the socket is empty: readiness is cleared without the system call that
-    /// would find that out. False: a short read says nothing here.
+    /// Clears read readiness after a short read, which saves the system call that would find the socket
+    /// empty. Returns `false` if a short read does not prove that.
     pub(crate) fn clear_readiness(&mut self) -> bool {
         match self {
             Self::Tcp(tcp) => tcp.clear_readiness(),
@@ -189,25 +187,24 @@ impl Transport {
         }
     }
 
-    /// Asks for a wake-up when the socket is readable. `Ready`: it is now.
+    /// Requests a wake-up when the socket is readable. `Ready`: it is readable now.
     pub(crate) fn arm_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.tcp_mut().arm_read(cx)
     }
 
-    /// Asks for a wake-up when the socket is writable. `Ready`: it is now.
+    /// Requests a wake-up when the socket is writable. `Ready`: it is writable now.
     pub(crate) fn arm_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.tcp_mut().arm_write(cx)
     }
 
-    /// Ends the sending side, so that the peer reads the end after all that was written. To be called when all is
+    /// Shuts down the sending side, behind all written bytes. Requires that all are
     /// [flushed](Self::is_flushed).
     pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
         self.close_notify();
         self.tcp_mut().shutdown_write()
     }
 
-    /// Tells the peer that nothing more comes, where the protocol has a word for it; for a connection that is dropped
-    /// next.
+    /// Sends `close_notify` on a TLS connection that is about to be dropped.
     pub(crate) fn close_notify(&mut self) {
         match self {
             Self::Tcp(_) => {}
@@ -216,12 +213,12 @@ impl Transport {
         }
     }
 
-    /// Whether the connection is encrypted.
+    /// Returns `true` if the connection is encrypted.
     pub(crate) fn is_tls(&self) -> bool {
         !matches!(self, Self::Tcp(_))
     }
 
-    /// Whether its handshake is under way, which costs much more than a message.
+    /// Returns `true` during the TLS handshake, which costs much more than a message.
     pub(crate) fn is_handshaking(&self) -> bool {
         match self {
             Self::Tcp(_) => false,
@@ -230,7 +227,7 @@ impl Transport {
         }
     }
 
-    /// The user that the client's certificate is for.
+    /// Returns the user named by the client's certificate.
     pub(crate) fn user(&self) -> Option<String> {
         match self {
             Self::Tcp(_) => None,

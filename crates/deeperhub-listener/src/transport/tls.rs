@@ -1,4 +1,4 @@
-//! TLS on a worker: records are decrypted and encrypted in buffers of the worker, so an idle connection has none.
+//! TLS on a worker. Records use buffers of the worker, so an idle connection has none.
 
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,17 +15,17 @@ use rustls::{HandshakeKind, ServerConfig};
 
 use super::{Tcp, TlsScratch};
 
-/// Bytes that one write encrypts: four tls_scratch. What the socket does not take of them waits with the connection.
+/// Maximum plain bytes that one write encrypts: four records.
 const MAX_PLAIN_WRITE: usize = 64 * 1024;
 
-/// Room for what encryption adds: at most some 40 bytes for each record, and a key update or an alert before them.
+/// Space for what encryption adds: about 40 bytes per record, and a key update or an alert.
 pub(crate) const TLS_OVERHEAD: usize = 1024;
 
-/// Bytes of records that are not complete, or of handshake messages that are not. A record has at most 18,437; a
-/// handshake message of several records is a client's chain of certificates, of a few thousand bytes.
+/// Maximum bytes of incomplete records or handshake messages. A record has at most 18,437; a client's
+/// certificate chain has a few thousand.
 const MAX_INCOMPLETE_BYTES: usize = 32 * 1024;
 
-/// Bytes that wait to be sent before the handshake is over: our certificates and what goes with them.
+/// Maximum bytes queued during the handshake: the server's certificates and related messages.
 const MAX_HANDSHAKE_FLIGHT: usize = 128 * 1024;
 
 impl TlsScratch {
@@ -39,41 +39,41 @@ impl TlsScratch {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// What comes is not TLS yet.
+    /// Plain bytes come before TLS.
     Preface,
     Handshake,
     Open,
-    /// The peer has ended its side; it may still read.
+    /// The peer has ended its side but may still read.
     PeerClosed,
-    /// It broke the protocol; that is still to be said by `read`.
+    /// The peer violated the protocol; `read` has not reported it yet.
     Broken,
-    /// It did, and that was said. What still comes from it is not looked at.
+    /// The violation was reported; further input is discarded.
     Abandoned,
 }
 
-/// A TLS connection of the server's side.
+/// Server side of a TLS connection.
 pub(crate) struct Tls {
     tcp: Tcp,
     session: UnbufferedServerConnection,
     phase: Phase,
     /// Fault for which the client's certificate was refused, until it is counted.
     client_auth_fault: Option<ClientAuthFault>,
-    /// The last read of the socket brought less than there was room for.
+    /// Whether the last read of the socket was short.
     short_read: bool,
-    /// `incoming` came with the socket and was not looked at yet.
+    /// Whether `incoming` holds bytes from the preface that were not processed yet.
     has_unprocessed: bool,
-    /// The end was announced.
+    /// Whether `close_notify` was queued.
     close_notify_sent: bool,
-    /// What the peer still sends is not looked at.
+    /// Whether further input is discarded.
     ignores_input: bool,
-    /// What has come of records or handshake messages that are not complete. Without memory when there is none.
+    /// Incomplete records or handshake messages; unallocated when empty.
     incoming: Vec<u8>,
-    /// Encrypted, and not with the kernel yet. Without memory when there is none.
+    /// Encrypted bytes not with the kernel yet; unallocated when empty.
     outgoing: Vec<u8>,
 }
 
 impl Tls {
-    /// A connection whose handshake is to come, after a preface if there is one.
+    /// Creates a connection before its handshake, and before a preface if there is one.
     pub(super) fn new(tcp: Tcp, config: Arc<ServerConfig>, preface: bool) -> Result<Self, rustls::Error> {
         Ok(Self {
             tcp,
@@ -114,13 +114,13 @@ impl Tls {
     }
 
     pub(super) fn clear_readiness(&mut self) -> bool {
-        // An end or a fault that came behind the data is still to be told by a read.
+        // An end or error behind the data must still be reported by a read.
         let is_to_end = matches!(self.phase, Phase::Preface | Phase::Handshake | Phase::Open);
         self.short_read && is_to_end && self.tcp.clear_readiness()
     }
 
-    /// One read of the socket at most, so that the worker decides how much one peer may send in a row. `buffer` has
-    /// room for all of it, since plain bytes are never more than encrypted ones.
+    /// Reads the socket at most once, so that the worker bounds what one peer sends in a row. Decrypted
+    /// bytes always fit, as they are fewer than encrypted ones.
     pub(super) fn read(&mut self, buffer: &mut [u8], tls_scratch: &mut TlsScratch) -> io::Result<usize> {
         match self.phase {
             _ if self.ignores_input => {
@@ -156,7 +156,7 @@ impl Tls {
         input[..held].copy_from_slice(&self.incoming);
         let was_handshaking = self.is_handshaking();
 
-        // rustls panics on nothing that is known; a fault there is to cost one connection.
+        // No input is known to make rustls panic; if one does, it costs only this connection.
         let result = catch_unwind(AssertUnwindSafe(|| self.process(&mut input[..held + read], buffer)));
         let Processed { consumed, plain } = result.unwrap_or_else(|_| {
             self.phase = Phase::Broken;
@@ -189,7 +189,7 @@ impl Tls {
         }
     }
 
-    /// Handles the records in `input`: plain bytes go to `plain`, what is to be answered to `outgoing`.
+    /// Processes the records in `input`: decrypted bytes go to `plain`, answers to `outgoing`.
     fn process(&mut self, input: &mut [u8], plain: &mut [u8]) -> Processed {
         let mut processed = Processed { consumed: 0, plain: 0 };
         if self.phase == Phase::Handshake && starts_like_http(input) {
@@ -231,7 +231,7 @@ impl Tls {
                 // Early data is not offered.
                 Ok(_) => self.phase = Phase::Broken,
                 Err(error) => {
-                    tracing::debug!(%error, "A TLS connection failed.");
+                    tracing::debug!(%error, "TLS connection failed");
                     if self.phase == Phase::Handshake {
                         self.client_auth_fault = ClientAuthFault::of(&error);
                     }
@@ -270,7 +270,7 @@ impl Tls {
         has_expired(certificate, now.map_or(0, |now| now.as_secs()))
     }
 
-    /// Takes the alert that goes with an error.
+    /// Queues the alert for an error.
     fn encode_alert(&mut self, input: &mut [u8]) {
         while let Ok(ConnectionState::EncodeTlsData(mut data)) = self.session.process_tls_records(input).state
         {
@@ -285,7 +285,7 @@ impl Tls {
         }
     }
 
-    /// Keeps what was not used up until more has come.
+    /// Keeps incomplete input until more arrives.
     fn keep_incomplete(&mut self, rest: &[u8]) {
         if rest.len() > MAX_INCOMPLETE_BYTES {
             tracing::warn!(limit = MAX_INCOMPLETE_BYTES, "Unfinished TLS message over the size limit");
@@ -303,7 +303,7 @@ impl Tls {
         io::ErrorKind::InvalidData.into()
     }
 
-    /// Looks at nothing any more that the peer sends, so that nothing of it is kept.
+    /// Discards further input.
     pub(super) fn ignore_input(&mut self) {
         self.ignores_input = true;
         self.incoming = Vec::new();
@@ -342,7 +342,7 @@ impl Tls {
     ) -> io::Result<usize> {
         self.flush()?;
         let (plain, room) = tls_scratch.buffer().split_at_mut(MAX_PLAIN_WRITE);
-        // Small pieces share tls_scratch: each of its own would cost an encryption, and 22 bytes or more on the direct_write.
+        // Small pieces share a record: one each would cost an encryption and at least 22 bytes.
         let mut gathered = 0;
         for slice in slices {
             let taken = slice.len().min(MAX_PLAIN_WRITE - gathered);
@@ -352,7 +352,8 @@ impl Tls {
         self.encrypt_and_send(&plain[..gathered], room)
     }
 
-    /// Encrypts into `room`; what the socket does not take waits with the connection, so the bytes count as written.
+    /// Encrypts into `room` and sends. Bytes that the socket does not take are kept, so all count as
+    /// written.
     fn encrypt_and_send(&mut self, bytes: &[u8], room: &mut [u8]) -> io::Result<usize> {
         let bytes = &bytes[..bytes.len().min(MAX_PLAIN_WRITE)];
         let written = self.encrypt(bytes, room)?;
@@ -368,8 +369,9 @@ impl Tls {
         Ok(bytes.len())
     }
 
-    /// Encrypts all of `bytes` to the end of `staged`, from where the caller sends it and says by [`staged_sent`](Self::staged_sent) how far
-    /// that went. To be called only when all before is [flushed](Self::is_flushed).
+    /// Encrypts `bytes` to the end of `staged`. The caller sends them and reports the result with
+    /// [`staged_sent`](Self::staged_sent). Requires that all earlier bytes are
+    /// [flushed](Self::is_flushed).
     #[cfg(feature = "io-uring")]
     pub(crate) fn stage(&mut self, bytes: &[u8], staged: &mut Vec<u8>) -> io::Result<()> {
         let start = staged.len();
@@ -379,7 +381,7 @@ impl Tls {
         written.map(drop)
     }
 
-    /// The socket took `sent` bytes of what was staged; the rest waits with the connection.
+    /// Keeps the staged bytes beyond the `sent` ones that the socket took.
     #[cfg(feature = "io-uring")]
     pub(crate) fn staged_sent(&mut self, staged: &[u8], sent: usize) {
         self.outgoing.extend_from_slice(&staged[sent..]);
@@ -415,8 +417,8 @@ impl Tls {
         }
     }
 
-    /// Says that nothing more comes (RFC 8446 section 6.1), as far as the socket takes it at once: the peer's WebSocket
-    /// layer knows the end from its own close frame already.
+    /// Sends `close_notify` (RFC 8446 section 6.1) if the socket takes it at once. The peer already knows
+    /// the end from the WebSocket close frame.
     pub(super) fn close_notify(&mut self) {
         if self.close_notify_sent
             || !matches!(self.phase, Phase::Open | Phase::PeerClosed)
@@ -440,13 +442,13 @@ impl Tls {
     }
 }
 
-/// How far [`Tls::process`] came: bytes used up, and bytes that are plain now.
+/// Result of [`Tls::process`]: input bytes consumed and plain bytes produced.
 struct Processed {
     consumed: usize,
     plain: usize,
 }
 
-/// Appends what `write` puts into the room that it is given; it says how much it needs when that is too little.
+/// Appends the output of `write`, growing `out` to the size that `write` asks for.
 fn append(
     out: &mut Vec<u8>,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, InsufficientSizeError>,
@@ -475,10 +477,11 @@ fn append(
     }
 }
 
-/// More than may wait.
+/// The output would exceed [`MAX_HANDSHAKE_FLIGHT`].
 struct BufferLimit;
 
-/// Whether the first bytes of a connection are a request's: a method in capital letters. Those of TLS are 22 and 3.
+/// Returns `true` if a connection starts with an HTTP method in capital letters. TLS starts with the
+/// bytes 22 and 3.
 fn starts_like_http(bytes: &[u8]) -> bool {
     let Some(&[method @ .., last]) = bytes.first_chunk::<4>() else { return false };
     method.iter().all(u8::is_ascii_uppercase) && (last == b' ' || last.is_ascii_uppercase())

@@ -1,4 +1,4 @@
-//! Reads of many connections by one system call.
+//! Batched socket reads: many connections per system call (io_uring).
 
 use std::io;
 
@@ -11,16 +11,16 @@ use crate::connections::{Connection, State};
 use crate::session::Application;
 use crate::transport::Transport;
 
-/// Room of each connection. No power of two, so that not all starts meet at one place of the processor's cache.
+/// Read buffer of each connection. Not a power of two, so that buffers do not share cache sets.
 const READ_SLOT_BYTES: usize = LONG_READ_BYTES + 256;
 
-/// Connections of a batch. More would save little.
+/// Maximum connections in a batch. More would save little.
 const MAX_BATCHED_READS: usize = READ_BUFFER_BYTES / READ_SLOT_BYTES;
 
 type Outcomes = [Option<io::Result<usize>>; MAX_BATCHED_READS];
 
 impl<A: Application> Worker<'_, A> {
-    /// Gives each connection its turn, within the round's budget. Returns how many had it.
+    /// Polls the connections in batches, within the round's budget. Returns how many were polled.
     pub(super) fn poll_in_batches(&mut self, keys: &[u32]) -> usize {
         let mut buffers = std::mem::take(&mut self.batch_buffers);
         buffers.resize(MAX_BATCHED_READS * READ_SLOT_BYTES, 0);
@@ -45,7 +45,7 @@ impl<A: Application> Worker<'_, A> {
         done
     }
 
-    /// Reads from those that are likely to have no more than there is room for, each into its slot.
+    /// Reads from the connections whose input is likely short, each into its own buffer.
     fn read_batch(&mut self, keys: &[u32], buffers: &mut [u8]) -> Outcomes {
         let mut outcomes = [const { None }; MAX_BATCHED_READS];
         let core = &mut *self.core;
@@ -53,7 +53,7 @@ impl<A: Application> Worker<'_, A> {
         let connections = &core.connections;
         let mut chosen = [false; MAX_BATCHED_READS];
         for (nth, &key) in keys.iter().enumerate() {
-            // A key is there twice when it may read and write: its second turn comes after the first.
+            // A key occurs twice if its socket is both readable and writable.
             chosen[nth] = !keys[..nth].contains(&key)
                 && connections.get(key as usize).is_some_and(Connection::may_read_in_batch);
         }
@@ -73,7 +73,7 @@ impl<A: Application> Worker<'_, A> {
         outcomes
     }
 
-    /// Goes on after a read in a batch as [`read`](Self::read) does after one of its own.
+    /// Continues after a batched read, like [`read`](Self::read) after its own.
     fn after_batched_read(&mut self, key: u32, slot: &mut [u8], outcome: io::Result<usize>) {
         let mut turn = self.core.round.turn();
         let core = &mut *self.core;
@@ -94,7 +94,7 @@ impl<A: Application> Worker<'_, A> {
                     return self.mark_silent(key);
                 }
             }
-            // It shows again.
+            // The error shows again in the next read.
             Err(_) => {}
         }
         self.read_in_turn(key, &mut turn);

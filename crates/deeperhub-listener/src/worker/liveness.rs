@@ -77,7 +77,7 @@ impl<A: Application> Worker<'_, A> {
         }
     }
 
-    /// TlsScratch a sign of life of an open connection.
+    /// Records a sign of life of an open connection.
     pub(super) fn record_sign_of_life(&mut self, key: u32) {
         let next = self.next_ping();
         let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
@@ -104,7 +104,7 @@ impl<A: Application> Worker<'_, A> {
         })
     }
 
-    /// TlsScratch the send progress of a connection that is about to be closed.
+    /// Records the send progress of a connection that is about to be closed.
     pub(super) fn record_progress(&mut self, key: u32) {
         self.core.progress.remove(&key);
         self.made_progress(key);

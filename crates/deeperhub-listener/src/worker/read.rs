@@ -1,4 +1,4 @@
-//! IntakeLimit of a round: turns of connections, reads, messages.
+//! Reading in a round: turns of connections, reads, messages.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,10 +12,10 @@ use crate::deflate::{self, Coders};
 use crate::round::{FRAME_COST, HANDSHAKE_COST, MESSAGE_COST, TLS_STEP_COST, Turn};
 use crate::session::{Application, Context, DirectWrite, Message, Session};
 
-/// Sockets that one round reads from; the others wait for the next.
+/// Maximum sockets that one round reads from; the others wait for the next.
 const READS_PER_ROUND: usize = 256;
 
-/// Reads of one socket in a row, so that a peer that sends without end does not hold up the others.
+/// Maximum reads of one socket in a row, so that a busy peer does not delay the others.
 const READS_PER_TURN: usize = 4;
 
 /// TLS handshake steps per round. One with an RSA certificate costs most of a millisecond, so a
@@ -477,7 +477,7 @@ impl<A: Application> Worker<'_, A> {
     }
 }
 
-/// HandshakeOutcome of decoding.
+/// Result of decoding.
 enum Decoded {
     /// All input was decoded.
     All,

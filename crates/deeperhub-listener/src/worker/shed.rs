@@ -1,4 +1,4 @@
-//! What a worker gives up when the memory of the process is short.
+//! Sheds the connections that hold the most when memory is short.
 
 use deeperhub_protocol::frame::FrameDecoder;
 use deeperhub_protocol::handshake::Refusal;
@@ -11,7 +11,7 @@ use crate::memory_budget::select_largest;
 use crate::session::{Application, Session};
 
 impl<A: Application> Worker<'_, A> {
-    /// Gives up the connections that hold the most where the memory budget says so.
+    /// Sheds the connections that hold the most, if the memory budget asks for it.
     pub(super) fn shed(&mut self) {
         let Some(memory) = self.core.config.memory.clone() else { return };
         let Some(bytes) = memory.take_shed_target(&mut self.shed_seen) else { return };
@@ -22,18 +22,15 @@ impl<A: Application> Worker<'_, A> {
             return;
         }
         memory.record_shed(chosen.iter().map(|&(_, size)| size as u64).sum());
-        tracing::warn!(
-            connections = chosen.len(),
-            "Memory is short: the connections that hold the most are closed."
-        );
+        tracing::warn!(connections = chosen.len(), "Memory short; shedding the largest connections");
         for (key, _) in chosen {
             self.core.metrics.memory_sheds.inc();
             self.shed_connection(key);
         }
     }
 
-    /// Heap bytes that a connection holds because of what its peer did or did not do: what waits to be sent, what came
-    /// and is not complete, here, in TLS and in the handshake, and what its session keeps.
+    /// Returns the heap bytes that a connection's peer causes: queued frames, incomplete input of all
+    /// layers, and what its session reports.
     fn held_bytes(&self, key: u32) -> usize {
         let Some(connection) = self.core.connections.get(key as usize) else { return 0 };
         let of_state = match &connection.state {
@@ -57,14 +54,14 @@ impl<A: Application> Worker<'_, A> {
             State::Open(_) => {
                 self.close(key, CloseReason::new(CloseCode::SlowConsumer, "too slow: memory is short"));
                 let Some(connection) = self.core.connections.get_mut(key as usize) else { return };
-                // What it still sends is not looked at, so that nothing has to be kept for it.
+                // Further input is discarded, so that nothing is kept for it.
                 connection.decoder = FrameDecoder::new();
                 connection.transport.ignore_input();
                 connection.state = State::Closing(Closing::Eof);
                 self.core.coders.incoming.remove_history(key, connection.flags.deflate);
                 self.core.discard_unread(key);
             }
-            // One whose TLS is not there yet cannot be told.
+            // A client without a TLS session yet cannot be answered.
             State::Handshake(_) if !connection.transport.is_handshaking() => {
                 self.refuse(key, &Refusal::too_many_connections(spread(key, Duration::from_secs(2))));
                 if let Some(connection) = self.core.connections.get_mut(key as usize) {

@@ -76,10 +76,7 @@ pub(crate) fn run<A: Application>(
             }
             mailbox.set_vacant(true);
             core.metrics.worker_restarts.inc();
-            tracing::error!(
-                worker = index,
-                "A worker died and is replaced; its connections are closed with 1011."
-            );
+            tracing::error!(worker = index, "Worker panicked; closing its connections with 1011");
             let delay = restarts.after(began.elapsed());
             // The replacement counts queued bytes anew.
             cells.queue.set(0);
