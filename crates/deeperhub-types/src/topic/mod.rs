@@ -42,8 +42,8 @@ impl<'a> Topic<'a> {
         }
     }
 
-    /// Creates a topic reserved for the server: `$` followed by `name`, which is not checked. Clients
-    /// cannot name it, and no pattern matches it.
+    /// Creates a topic reserved for the server: `$` followed by `name`, which is not checked.
+    /// Clients cannot name it, and no pattern matches it.
     #[must_use]
     pub fn reserved(name: impl fmt::Display) -> Topic<'static> {
         Topic(Cow::Owned(format!("${name}")))
@@ -133,16 +133,16 @@ impl fmt::Display for TopicError {
             }
             Self::WhiteSpace => "topic contains white space; use `-`, `_` or `.` instead",
             Self::Control => "topic contains a control character; remove it",
-            Self::Reserved => {
-                "topics that start with `$` are reserved; use another first character"
-            }
+            Self::Reserved => "topics that start with `$` are reserved; use another first character",
             Self::EmptyLevel => {
                 "topic has an empty level; put at least one character around each dot, as in `a.b`"
             }
             Self::PartialWildcard => {
                 "`*` and `>` replace a whole level; write them alone between dots, as in `a.*`"
             }
-            Self::TailNotLast => "`>` is allowed only as the last level, as in `a.>`; use `*` for other levels",
+            Self::TailNotLast => {
+                "`>` is allowed only as the last level, as in `a.>`; use `*` for other levels"
+            }
             Self::Wildcard => "wildcards are not allowed here; name one topic without `*` and `>`",
             Self::NoWildcard => "pattern has no wildcard; use `*` for a level or end with `>`",
         })
