@@ -16,7 +16,7 @@ use std::fmt;
 /// same topic if their bytes are equal.
 ///
 /// ```
-/// use deeperhub_protocol::{Topic, TopicError};
+/// use deeperhub_types::{Topic, TopicError};
 ///
 /// let topic = Topic::parse("sports.football.results")?;
 /// assert_eq!(topic.levels().count(), 3);

@@ -10,7 +10,7 @@ use std::fmt;
 /// Otherwise the rules of a [`Topic`] apply.
 ///
 /// ```
-/// use deeperhub_protocol::{Topic, TopicError, TopicPattern};
+/// use deeperhub_types::{Topic, TopicError, TopicPattern};
 ///
 /// let pattern = TopicPattern::parse("sports.>")?;
 /// assert!(pattern.matches(&Topic::parse("sports.football.results")?));
