@@ -1,7 +1,7 @@
-//! A server for one connection, made of this crate and `std::net`, and a client that talks to it.
+//! A server for one connection over `std::net`, and a client that sends it two messages.
 //!
-//! Run with `cargo run -p deeperhub-protocol --example one_connection`. A real server would read many connections from few
-//! threads; what it does with their bytes is what [`Connection::receive`] does here.
+//! Run with `cargo run -p deeperhub-protocol --example one_connection`. A real server would serve
+//! many connections per thread, and process their bytes as [`Connection::receive`] does.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -44,16 +44,16 @@ fn serve(mut socket: TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// All that a server must know of a connection between two reads.
+/// The state of a connection between reads.
 enum Connection {
-    /// The request head so far.
+    /// The received part of the request head.
     Handshake(Vec<u8>),
     Open(FrameDecoder),
     Closed,
 }
 
 impl Connection {
-    /// Takes what was read, and appends to `answer` what must be written.
+    /// Processes the bytes of one read, and appends the bytes to send to `answer`.
     fn receive(self, input: &mut [u8], answer: &mut Vec<u8>) -> Self {
         match self {
             Self::Handshake(mut head) => {
@@ -73,7 +73,7 @@ impl Connection {
     }
 }
 
-/// The open connection, once the head is complete.
+/// Accepts the handshake. Returns `None` while the head is incomplete.
 fn open(buffer: &mut [u8], answer: &mut Vec<u8>) -> Result<Option<Connection>, Refusal> {
     let Parsed::Complete { request, head_bytes } = Request::parse(buffer)? else { return Ok(None) };
     let key = request.check_upgrade()?;
@@ -81,10 +81,11 @@ fn open(buffer: &mut [u8], answer: &mut Vec<u8>) -> Result<Option<Connection>, R
         return Err(Refusal::not_found());
     }
     write_accept(answer, &key, None, None);
-    // The first frames may have come with the request.
+    // The first frames may follow the request in the same read.
     Ok(Some(talk(FrameDecoder::new(), &mut buffer[head_bytes..], answer)))
 }
 
+/// Replies to all messages in `input`.
 fn talk(mut decoder: FrameDecoder, input: &mut [u8], answer: &mut Vec<u8>) -> Connection {
     let limits = FrameLimits::default();
     let mut pos = 0;
@@ -107,13 +108,13 @@ fn talk(mut decoder: FrameDecoder, input: &mut [u8], answer: &mut Vec<u8>) -> Co
     }
 }
 
-/// Answers one message.
+/// Replies to one message.
 fn reply(text: &str, answer: &mut Vec<u8>) {
     match ClientMessage::parse(text) {
         Ok(ClientMessage { id, command, .. }) => match command {
             Command::Echo { data } => ServerMessage::Echo { id, data }.write_frame(answer),
             Command::Ping => ServerMessage::Pong { id }.write_frame(answer),
-            // Topics and tokens are beyond this example.
+            // This example has no topics or tokens.
             _ => {}
         },
         Err(error) => error.to_message().write_frame(answer),

@@ -1,28 +1,31 @@
-//! WebSocket bytes and DeeperHub messages: bytes in, values out; no I/O, no clock, no runtime.
+//! WebSocket frames and DeeperHub messages: bytes in, values out; no I/O, no clock, no runtime.
 //!
-//! What a server does with the bytes of a connection, in their order:
+//! A server processes a connection in these steps:
 //!
-//! 1. [`handshake::Request::parse`] reads the request head, [`handshake::Request::check_upgrade`] decides whether it
-//!    asks for a WebSocket, [`handshake::write_accept`] or [`handshake::Refusal::write`] answers.
-//! 2. [`frame::FrameDecoder`] finds the messages in what was read, each borrowed from the caller's buffer.
-//! 3. [`ClientMessage::parse`] reads a message, borrowed from its text; payloads are [`RawJson`], which keeps their
-//!    bytes as they came.
-//! 4. [`ServerMessage::write_frame`] writes an answer into a connection's buffer, [`ServerMessage::to_frame`] makes a
-//!    [`frame::Frame`] that any number of connections share.
+//! 1. [`handshake::Request::parse`] parses the request head. [`handshake::Request::check_upgrade`]
+//!    checks that it is a WebSocket upgrade. [`handshake::write_accept`] or
+//!    [`handshake::Refusal::write`] writes the response.
+//! 2. [`frame::FrameDecoder`] decodes the messages in each read, borrowed from the caller's buffer.
+//! 3. [`ClientMessage::parse`] parses a message, borrowed from its text. Payloads are [`RawJson`],
+//!    which keeps their bytes unchanged.
+//! 4. [`ServerMessage::write_frame`] writes a reply into a connection's buffer.
+//!    [`ServerMessage::to_frame`] encodes a [`frame::Frame`] that many connections share.
 //!
-//! [`Topic`], [`TopicPattern`] and [`Subscription`] are valid by construction; [`ErrorCode`] and [`CloseCode`] are the
-//! tables of what is said when something is wrong.
+//! [`Topic`], [`TopicPattern`] and [`Subscription`] are valid by construction. [`ErrorCode`] and
+//! [`CloseCode`] list the codes of error replies and close frames.
 //!
-//! With the feature `deflate`, off by default, the module `deflate` compresses messages (RFC 7692): it negotiates,
-//! decompresses within the limits, and gives shared frames a compressed form that is made once.
+//! The feature `deflate` (off by default) adds the module `deflate` for `permessage-deflate` (RFC
+//! 7692): negotiation, bounded decompression, and a compressed form of shared frames that is made
+//! once. The feature `schema` adds AsyncAPI and JSON Schema documents of the messages.
 //!
-//! Absent on purpose: sockets, time, tokens and origins, the client's side of the wire, and any meaning of a message.
+//! Out of scope: sockets, time, tokens, origins, the client side of the wire, and the execution of
+//! commands.
 //!
 //! ```
 //! use deeperhub_protocol::frame::{FrameDecoder, FrameLimits, Incoming};
 //! use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage};
 //!
-//! // A masked text frame, as a socket gives it.
+//! // A masked text frame, as read from a socket.
 //! let mut read = *b"\x81\x9a\0\0\0\0{\"type\":\"echo\",\"data\":[1]}";
 //! let (mut decoder, limits) = (FrameDecoder::new(), FrameLimits::default());
 //! let (mut pos, mut answer) = (0, Vec::new());
@@ -55,7 +58,7 @@ pub use deeperhub_types::{
 pub use json::RawJson;
 pub use message::{ClientMessage, MessageError, MessageId, ServerMessage};
 
-/// The README's example runs with the doc tests.
+/// Runs the README's example as a doc test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}

@@ -14,7 +14,8 @@ impl ClientId {
     /// Maximum length of an ID in bytes.
     pub const MAX_BYTES: usize = 128;
 
-    /// Parses an ID. Returns `None` if `text` has a wrong length or a character that is not allowed.
+    /// Parses an ID. Returns `None` if `text` has a wrong length or a character that is not
+    /// allowed.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let fits = (1..=Self::MAX_BYTES).contains(&text.len());

@@ -13,7 +13,8 @@ const MAX_CLOSE_TEXT_BYTES: usize = 123;
 pub enum ErrorCode {
     /// The text is not JSON.
     InvalidJson,
-    /// The text is JSON but not a message: a key is missing, duplicated, or has a value of the wrong type.
+    /// The text is JSON but not a message: a key is missing, duplicated, or has a value of the
+    /// wrong type.
     InvalidMessage,
     /// The `type` is not one of the client message types.
     UnknownType,

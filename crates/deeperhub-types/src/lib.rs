@@ -1,9 +1,10 @@
 //! Value types shared by the crates of a realtime hub. No dependencies, no I/O.
 //!
-//! - [`Topic`], [`TopicPattern`] and [`Subscription`] are valid by construction: parsing is the way to get one.
+//! - [`Topic`], [`TopicPattern`] and [`Subscription`] are valid by construction: parsing is the way
+//!   to get one.
 //! - [`ClientId`] identifies a connection.
-//! - [`ErrorCode`] and [`CloseCode`] list the codes that clients and backends see. [`CloseReason`] is
-//!   a close code with its text.
+//! - [`ErrorCode`] and [`CloseCode`] list the codes that clients and backends see. [`CloseReason`]
+//!   is a close code with its text.
 //!
 //! ```
 //! use deeperhub_types::{Topic, TopicError, TopicPattern};

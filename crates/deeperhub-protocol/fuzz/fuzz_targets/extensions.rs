@@ -1,5 +1,5 @@
-//! Any bytes as `Sec-WebSocket-Extensions` headers: nothing panics, lines count as one list, and every answer is
-//! one that the client could have got by offering just that.
+//! Any bytes as `Sec-WebSocket-Extensions` headers: nothing panics, lines count as one list, and
+//! every answer is one that the client could have got by offering just that.
 
 #![no_main]
 

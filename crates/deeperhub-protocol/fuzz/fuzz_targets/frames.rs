@@ -1,5 +1,5 @@
-//! Any bytes as frames: the same messages come out however the bytes are cut into reads, memory is bounded, and
-//! tungstenite gets the same messages.
+//! Any bytes as frames: the same messages come out however the bytes are cut into reads, memory is
+//! bounded, and tungstenite gets the same messages.
 
 #![no_main]
 

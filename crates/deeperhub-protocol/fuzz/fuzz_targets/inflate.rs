@@ -1,6 +1,7 @@
-//! Any bytes as compressed messages of one connection: nothing panics, no more comes out than is allowed, memory
-//! stays bounded, the same comes out again from an inflater that has just met something else, and what flate2 reads
-//! as one whole stream is read alike. What came out is then compressed and must come back.
+//! Any bytes as compressed messages of one connection: nothing panics, no more comes out than is
+//! allowed, memory stays bounded, the same comes out again from an inflater that has just met
+//! something else, and what flate2 reads as one whole stream is read alike. What came out is then
+//! compressed and must come back.
 
 #![no_main]
 
@@ -53,7 +54,8 @@ fn decode(
     }
 }
 
-/// What flate2 makes of a payload that is one stream without a final block, ends with a block and fits the limit.
+/// What flate2 makes of a payload that is one stream without a final block, ends with a block and
+/// fits the limit.
 fn whole(payload: &[u8], limit: usize) -> Option<Vec<u8>> {
     const TAIL: [u8; 6] = [0, 0, 0xff, 0xff, 0x03, 0];
     let mut out = Vec::with_capacity(limit + 64);
@@ -72,7 +74,8 @@ fn comes_back(deflater: &mut Deflater, inflater: &mut Inflater, message: &[u8]) 
     let Ok(Some(params)) = negotiate(&Config::default(), [&b"permessage-deflate"[..]]) else { panic!() };
     let frame = Frame::binary(message);
     let sent = frame.for_receiver(deflater, params);
-    // With a threshold of 0 everything is compressed, also what grows by it: blocks are stored then.
+    // With a threshold of 0 everything is compressed, also what grows by it: blocks are stored
+    // then.
     assert!(sent.len() <= frame.len() + 16 + message.len() / 512);
     let header = match sent.as_bytes()[1] {
         126 => 4,

@@ -101,8 +101,8 @@ impl Deflater {
     }
 }
 
-/// Appends a text frame to `out`, compressed if it shrinks and fits the client's window. Returns the
-/// number of bytes saved, 0 if uncompressed.
+/// Appends a text frame to `out`, compressed if it shrinks and fits the client's window. Returns
+/// the number of bytes saved, 0 if uncompressed.
 ///
 /// For payloads with one receiver. Many receivers share a
 /// [`Frame`](crate::frame::Frame::for_receiver).
@@ -142,13 +142,13 @@ pub fn write_text_compressed(
     (text_header(payload.len()).1 + payload.len()).saturating_sub(out.len() - start)
 }
 
-/// Compresses the frames in `out[start..]` in place, each message separately, if it shrinks and fits
-/// the client's window. Returns the number of bytes by which `out` got shorter. With a threshold of 0
-/// `out` can grow; the result is then 0.
+/// Compresses the frames in `out[start..]` in place, each message separately, if it shrinks and
+/// fits the client's window. Returns the number of bytes by which `out` got shorter. With a
+/// threshold of 0 `out` can grow; the result is then 0.
 ///
 /// `out[start..]` must hold whole frames written by the `write_…` functions of
-/// [`frame`](crate::frame). Control frames and compressed frames stay unchanged. Replies shorter than
-/// the threshold cost one comparison.
+/// [`frame`](crate::frame). Control frames and compressed frames stay unchanged. Replies shorter
+/// than the threshold cost one comparison.
 pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8>, start: usize) -> usize {
     let before = out.len();
     let mut end = before;
@@ -163,7 +163,8 @@ pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8
         match plain.and_then(|plain| deflater.deflate_for(params, plain)) {
             Some(deflated) => {
                 let (header, header_len) = rsv1_header(frame.opcode(), deflated.len());
-                // All bytes before `next` have been read. Space runs short only with a threshold of 0.
+                // All bytes before `next` have been read. Space runs short only with a threshold of
+                // 0.
                 let after = written + header_len + deflated.len();
                 let missing = after.saturating_sub(next);
                 if missing > 0 {

@@ -34,8 +34,8 @@ pub struct Inflater {
     window_bytes: u64,
 }
 
-/// The sliding window of one connection with context takeover: the last decompressed bytes, to which
-/// the client's next messages may refer.
+/// The sliding window of one connection with context takeover: the last decompressed bytes, to
+/// which the client's next messages may refer.
 ///
 /// Needed only if [`Params::client_no_context_takeover`](super::Params::client_no_context_takeover)
 /// is `false`. It is empty before the first compressed message and holds at most 32 KiB.
@@ -59,8 +59,8 @@ impl Inflater {
     /// # Errors
     ///
     /// [`FrameError::MessageTooBig`], [`FrameError::InvalidUtf8`], or
-    /// [`FrameError::MalformedDeflate`] (also if the message ends inside a block or has more than 256
-    /// final blocks). The connection must be closed. The inflater stays usable.
+    /// [`FrameError::MalformedDeflate`] (also if the message ends inside a block or has more than
+    /// 256 final blocks). The connection must be closed. The inflater stays usable.
     pub fn decode<'a>(
         &'a mut self,
         history: Option<&mut History>,
@@ -235,7 +235,8 @@ impl MessageInflation<'_> {
         }
     }
 
-    /// Doubles the output buffer, up to one byte over the limit, which suffices to detect an excess.
+    /// Doubles the output buffer, up to one byte over the limit, which suffices to detect an
+    /// excess.
     fn grow(&mut self) -> Result<(), FrameError> {
         let (len, max_capacity) = (self.output.len(), self.max_message_bytes.saturating_add(1));
         if len >= max_capacity {

@@ -3,9 +3,9 @@
 //! - [`negotiate`] selects one of a client's offers; [`Params`] holds the negotiated parameters.
 //! - [`Inflater`] decompresses messages that [`FrameDecoder::next_extended`] returns as
 //!   [`Extended::Encoded`], within the message size limit.
-//! - [`Frame::for_receiver`] returns the form of a shared frame that a receiver supports. The frame is
-//!   compressed once for all receivers. [`write_text_compressed`] and [`compress_frames`] compress
-//!   messages for one connection.
+//! - [`Frame::for_receiver`] returns the form of a shared frame that a receiver supports. The frame
+//!   is compressed once for all receivers. [`write_text_compressed`] and [`compress_frames`]
+//!   compress messages for one connection.
 //!
 //! ```
 //! use deeperhub_protocol::deflate::{Config, Deflater, Inflater, negotiate};
@@ -46,17 +46,18 @@
 //! # Negotiated parameters
 //!
 //! **`server_no_context_takeover`: always.** Each server message is compressed separately. One
-//! compressed frame therefore serves every receiver, and no connection needs a compressor (370 KiB).
+//! compressed frame therefore serves every receiver, and no connection needs a compressor (370
+//! KiB).
 //!
 //! **`client_no_context_takeover`: unless [`Config::client_context_takeover`] is set.** One
 //! [`Inflater`] (46 KiB) serves all connections of a thread. With context takeover it still does: a
 //! connection's [`History`] holds the last 32 KiB or less to which its client may refer.
 //!
-//! **`server_max_window_bits`: any value is accepted.** Shared frames are compressed with the largest
-//! window. A message no longer than the client's window cannot contain a reference beyond it. Longer
-//! ones go to such a client uncompressed, which is always allowed (RFC 7692 section 6). Messages for
-//! one client use that client's window, unless it is 8 bits, which zlib's descendants do not support.
-//! No common client requests less than 15.
+//! **`server_max_window_bits`: any value is accepted.** Shared frames are compressed with the
+//! largest window. A message no longer than the client's window cannot contain a reference beyond
+//! it. Longer ones go to such a client uncompressed, which is always allowed (RFC 7692 section 6).
+//! Messages for one client use that client's window, unless it is 8 bits, which zlib's descendants
+//! do not support. No common client requests less than 15.
 //!
 //! **`client_max_window_bits`: never sent.** Messages are decompressed with the largest window.
 //!
@@ -69,9 +70,9 @@
 //! # Errors
 //!
 //! RSV1 is an error (1002) on control frames, on continuations, and on any frame of a connection
-//! without a negotiated extension ([`FrameDecoder::next`]). A message that is not valid DEFLATE or ends
-//! inside a block closes the connection with 1007, as does text that is not UTF-8. A message over the
-//! limit closes it with 1009 as soon as the decompressed bytes exceed the limit.
+//! without a negotiated extension ([`FrameDecoder::next`]). A message that is not valid DEFLATE or
+//! ends inside a block closes the connection with 1007, as does text that is not UTF-8. A message
+//! over the limit closes it with 1009 as soon as the decompressed bytes exceed the limit.
 //!
 //! Blocks with BFINAL set are accepted at the end of a message and inside it (RFC 7692 section
 //! 7.2.3.4), up to 256 per message. Like other servers, the inflater tolerates a missing zero byte
@@ -98,13 +99,14 @@
 //! | decompress | 11.2 | 12.8 | 12.2 | 11.1 | 18.2 | 15.7 | 13.7 |
 //! | bytes left | 4274 | 3180 | 2966 | 2720 | 3603 | 2964 | 2635 |
 //!
-//! zlib-rs is therefore used, at level 2. Compared to level 1 it saves another fifth to a quarter of
-//! the bytes for every receiver and costs 5 to 18 µs, once per publish (a delivery costs 5 to 6 µs).
-//! Level 3 saves another 4 to 7 % for 13 to 38 % more time. Level 1 is better if most messages have one
-//! receiver.
+//! zlib-rs is therefore used, at level 2. Compared to level 1 it saves another fifth to a quarter
+//! of the bytes for every receiver and costs 5 to 18 µs, once per publish (a delivery costs 5 to 6
+//! µs). Level 3 saves another 4 to 7 % for 13 to 38 % more time. Level 1 is better if most messages
+//! have one receiver.
 //!
-//! The default threshold is 256: at that size 70 bytes are saved, about the size of a packet's TCP and
-//! IP headers, for 8 µs at the server and 2 µs at the receiver. At 128 bytes 18 are saved, at 512 half.
+//! The default threshold is 256: at that size 70 bytes are saved, about the size of a packet's TCP
+//! and IP headers, for 8 µs at the server and 2 µs at the receiver. At 128 bytes 18 are saved, at
+//! 512 half.
 //!
 //! [`FrameDecoder::next_extended`]: crate::frame::FrameDecoder::next_extended
 //! [`FrameDecoder::next`]: crate::frame::FrameDecoder::next

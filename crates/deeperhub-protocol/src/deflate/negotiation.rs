@@ -119,20 +119,20 @@ impl fmt::Display for Params {
 }
 
 /// Returns the parameters of the first acceptable offer in a request's `Sec-WebSocket-Extensions`
-/// lines ([`Request::extensions`](crate::handshake::Request::extensions)). Returns `None` if there is
-/// none: the connection then works without compression, and the response omits the header.
+/// lines ([`Request::extensions`](crate::handshake::Request::extensions)). Returns `None` if there
+/// is none: the connection then works without compression, and the response omits the header.
 ///
-/// An offer with an unknown or duplicate parameter or an invalid value is declined, and the next one
-/// is tried (RFC 7692 section 7). Other extensions are ignored. Any window is accepted, see
-/// [`Params::fits_window`]. `client_max_window_bits` is accepted but never sent back: every message is
-/// decompressed with the largest window, which costs no memory per connection.
+/// An offer with an unknown or duplicate parameter or an invalid value is declined, and the next
+/// one is tried (RFC 7692 section 7). Other extensions are ignored. Any window is accepted, see
+/// [`Params::fits_window`]. `client_max_window_bits` is accepted but never sent back: every message
+/// is decompressed with the largest window, which costs no memory per connection.
 ///
 /// # Errors
 ///
 /// 400 `bad_handshake` for a header that is not a list of extensions: RFC 6455 sections 4.2.1 and
-/// 9.1 require refusing the connection, not ignoring the header. A list without elements counts as absent, since some
-/// gateways send an empty header if the client sent none. If compression is disabled, the header is
-/// not read.
+/// 9.1 require refusing the connection, not ignoring the header. A list without elements counts as
+/// absent, since some gateways send an empty header if the client sent none. If compression is
+/// disabled, the header is not read.
 pub fn negotiate<'a>(
     config: &Config,
     lines: impl IntoIterator<Item = &'a [u8]>,
@@ -358,7 +358,8 @@ mod tests {
         }
     }
 
-    /// What an offer's parameters come to, in plain words of the RFC: each at most once, and with a right value.
+    /// What an offer's parameters come to, in plain words of the RFC: each at most once, and with a
+    /// right value.
     fn model(parameters: &[(&str, Option<String>)]) -> Option<String> {
         let names = [
             "server_no_context_takeover",

@@ -41,7 +41,8 @@ impl Client {
     fn message(&mut self, payload: &[u8]) -> Vec<u8> {
         let mut out = self.compress(&[payload], FlushCompress::Sync);
         if out.is_empty() {
-            // A stream that has just been flushed makes nothing of nothing (RFC 7692 section 7.2.3.6).
+            // A stream that has just been flushed makes nothing of nothing (RFC 7692 section
+            // 7.2.3.6).
             return vec![0];
         }
         assert!(out.ends_with(&[0, 0, 0xff, 0xff]));
@@ -78,7 +79,8 @@ fn decode_with(
 #[test]
 fn the_examples_of_the_rfc_are_decoded() {
     for payload in [
-        // One compressed block; one block without compression; a final block; two blocks (section 7.2.3).
+        // One compressed block; one block without compression; a final block; two blocks (section
+        // 7.2.3).
         &b"\xf2\x48\xcd\xc9\xc9\x07\x00"[..],
         b"\x00\x05\x00\xfa\xff\x48\x65\x6c\x6c\x6f\x00",
         b"\xf3\x48\xcd\xc9\xc9\x07\x00\x00",
@@ -310,13 +312,14 @@ fn a_small_window_gets_only_what_it_can_decompress() {
             let saved = write_text_compressed(&mut deflater, small, &text, &mut reply);
             let fits = bits == 15 || len <= 1 << bits;
             let is_long = len >= 256;
-            // What one client gets is compressed with its own window, if that is one to compress with.
+            // What one client gets is compressed with its own window, if that is one to compress
+            // with.
             assert_eq!(saved > 0, is_long && (fits || bits > 8), "{len} bytes, {bits} bits");
             if saved > 0 {
                 let header = if reply.len() < 128 { 2 } else { 4 };
                 assert_eq!(inflated(&reply[header..], bits.max(9)), text.as_bytes());
-                // zlib-rs decompresses also what refers further back than it should. Then the digits' four bits of
-                // eight would stand there once, and not three times.
+                // zlib-rs decompresses also what refers further back than it should. Then the
+                // digits' four bits of eight would stand there once, and not three times.
                 assert!(reply.len() > len * 9 / 20, "{len} bytes, {bits} bits: {}", reply.len());
             }
             if sent.len() < frame.len() {
@@ -406,7 +409,8 @@ fn payload(max: usize) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// A client's frames for one message: cut at `cuts`, masked, marked, with a ping before every third fragment.
+/// A client's frames for one message: cut at `cuts`, masked, marked, with a ping before every third
+/// fragment.
 fn frames(payload: &[u8], cuts: &[usize]) -> Vec<u8> {
     fragments(0x42, payload, cuts)
 }
@@ -622,7 +626,8 @@ proptest! {
         let at = at.index(message.len());
         message[at] ^= change;
         if let Ok(bytes) = decode(&message) {
-            // Without a final block it is one stream: nothing may come out that flate2 does not see in it.
+            // Without a final block it is one stream: nothing may come out that flate2 does not see
+            // in it.
             let mut stream = Decompress::new(false);
             let mut out = Vec::with_capacity(1 << 20);
             let all = [&message[..], &[0, 0, 0xff, 0xff]].concat();

@@ -97,8 +97,8 @@ impl Assembly {
         self.frame = Some(OpenFrame { opcode, fin, mask, remaining: payload_len });
     }
 
-    /// Reads the open frame's payload from the start of `input`, unmasking it there. Returns the number
-    /// of bytes read, and the item that they completed.
+    /// Reads the open frame's payload from the start of `input`, unmasking it there. Returns the
+    /// number of bytes read, and the item that they completed.
     pub(super) fn read_payload(
         &mut self,
         input: &mut [u8],
@@ -136,8 +136,9 @@ pub(super) struct HeaderBytes {
 }
 
 impl HeaderBytes {
-    /// Parses the header that starts with the stored bytes and continues in `input`. Returns it with
-    /// the number of bytes used from `input`. If it is still incomplete, stores all of `input`.
+    /// Parses the header that starts with the stored bytes and continues in `input`. Returns it
+    /// with the number of bytes used from `input`. If it is still incomplete, stores all of
+    /// `input`.
     pub(super) fn parse<const ALLOW_RSV1: bool>(
         &mut self,
         input: &[u8],
@@ -183,8 +184,8 @@ pub(super) struct PartialMessage {
     pub(super) body: Body,
     pub(super) received: usize,
     pub(super) fragments: u32,
-    /// Maximum buffer capacity: in the last fragment the declared length of all fragments, before that
-    /// the message limit.
+    /// Maximum buffer capacity: in the last fragment the declared length of all fragments, before
+    /// that the message limit.
     max_capacity: usize,
 }
 

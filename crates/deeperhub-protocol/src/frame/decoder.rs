@@ -13,8 +13,8 @@ use super::{Extended, FrameError, Incoming, MessageKind};
 pub struct FrameLimits {
     /// Maximum length of a message in bytes, summed over its fragments. Default 65536.
     pub max_message_bytes: usize,
-    /// Maximum number of fragments of a message. Default 65536. Fragments are joined as they arrive and
-    /// cost no memory, so this limit only stops messages that never end.
+    /// Maximum number of fragments of a message. Default 65536. Fragments are joined as they arrive
+    /// and cost no memory, so this limit only stops messages that never end.
     pub max_fragments: u32,
 }
 
@@ -25,9 +25,9 @@ impl FrameLimits {
         Self { max_message_bytes, max_fragments: 65_536 }
     }
 
-    /// Returns the maximum length of a message on the wire. A message encoded by an extension may be
-    /// slightly longer than its decoded form: DEFLATE stores incompressible data in blocks with five
-    /// bytes of overhead.
+    /// Returns the maximum length of a message on the wire. A message encoded by an extension may
+    /// be slightly longer than its decoded form: DEFLATE stores incompressible data in blocks with
+    /// five bytes of overhead.
     fn max_wire_bytes(&self, rsv1: bool) -> usize {
         if rsv1 {
             self.max_message_bytes.saturating_add(self.max_message_bytes / 1024 + 64)
@@ -43,11 +43,12 @@ impl Default for FrameLimits {
     }
 }
 
-/// The frame decoder of one connection. Between messages it holds no heap memory and is one pointer.
+/// The frame decoder of one connection. Between messages it holds no heap memory and is one
+/// pointer.
 ///
-/// It implements the server side: frames must be masked. A message that lies in the input as a whole is
-/// unmasked in place and borrowed from there. An incomplete frame or message is copied. Its buffer
-/// never exceeds twice the received bytes, nor the message limit.
+/// It implements the server side: frames must be masked. A message that lies in the input as a
+/// whole is unmasked in place and borrowed from there. An incomplete frame or message is copied.
+/// Its buffer never exceeds twice the received bytes, nor the message limit.
 ///
 /// Text is validated as it arrives: an error is reported at the first invalid byte, even inside a
 /// frame.
@@ -74,12 +75,12 @@ impl FrameDecoder {
         Self { partial: None }
     }
 
-    /// Decodes the next message or control frame in `input[*pos..]`, unmasking in place, and advances
-    /// `pos` past it.
+    /// Decodes the next message or control frame in `input[*pos..]`, unmasking in place, and
+    /// advances `pos` past it.
     ///
     /// `Ok(None)` means that `input` is consumed, and that an incomplete rest was copied into the
-    /// decoder. The caller then drops or overwrites `input` and calls again after the next read. The
-    /// next call releases the buffer of the last message.
+    /// decoder. The caller then drops or overwrites `input` and calls again after the next read.
+    /// The next call releases the buffer of the last message.
     ///
     /// # Errors
     ///
@@ -100,8 +101,8 @@ impl FrameDecoder {
         }
     }
 
-    /// Like [`Self::next`], on a connection with an extension that marks messages with RSV1. The caller
-    /// decodes those messages and applies the limit to their decoded size.
+    /// Like [`Self::next`], on a connection with an extension that marks messages with RSV1. The
+    /// caller decodes those messages and applies the limit to their decoded size.
     ///
     /// # Errors
     ///
@@ -130,7 +131,8 @@ impl FrameDecoder {
         self.partial.as_mut().map_or(0, |partial| partial.take_frame_count())
     }
 
-    /// Returns the heap bytes held for an incomplete message, or for the last one until the next call.
+    /// Returns the heap bytes held for an incomplete message, or for the last one until the next
+    /// call.
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| partial.heap_bytes())
@@ -169,7 +171,8 @@ impl FrameDecoder {
     }
 
     /// Handles the common case: the decoder is idle and `input` holds a whole unfragmented message.
-    /// Otherwise returns `None` and changes nothing, so that [`Self::decode_incrementally`] takes over.
+    /// Otherwise returns `None` and changes nothing, so that [`Self::decode_incrementally`] takes
+    /// over.
     #[inline]
     fn decode_whole_frame<const ALLOW_RSV1: bool>(
         &self,

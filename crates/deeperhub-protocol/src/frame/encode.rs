@@ -17,11 +17,12 @@ pub fn write_binary(out: &mut Vec<u8>, payload: &[u8]) {
     write_frame(out, BINARY, payload);
 }
 
-/// Appends an unfragmented text frame whose payload `write` appends, for payloads of unknown length.
+/// Appends an unfragmented text frame whose payload `write` appends, for payloads of unknown
+/// length.
 ///
-/// `write` may only append to its buffer, and must append UTF-8: a peer closes the connection with 1007
-/// otherwise. Payloads of 126 to 65,535 bytes stay in place. Other payloads are moved by a few bytes,
-/// since their header is shorter or longer.
+/// `write` may only append to its buffer, and must append UTF-8: a peer closes the connection with
+/// 1007 otherwise. Payloads of 126 to 65,535 bytes stay in place. Other payloads are moved by a few
+/// bytes, since their header is shorter or longer.
 ///
 /// ```
 /// let mut out = Vec::new();
@@ -62,8 +63,8 @@ pub fn write_pong(out: &mut Vec<u8>, payload: &[u8]) {
 
 /// Appends a close frame.
 ///
-/// `None` writes an empty close frame, the reply to an empty one, and ignores `reason`, which requires a
-/// code. A reason over 123 bytes is truncated at a character boundary.
+/// `None` writes an empty close frame, the reply to an empty one, and ignores `reason`, which
+/// requires a code. A reason over 123 bytes is truncated at a character boundary.
 pub fn write_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
     let Some(code) = code else { return write_control(out, CLOSE, &[]) };
     let reason = &reason[..reason.floor_char_boundary(MAX_CONTROL_PAYLOAD_BYTES - 2)];
@@ -73,8 +74,8 @@ pub fn write_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
     out.extend_from_slice(reason.as_bytes());
 }
 
-/// Returns the header of an unfragmented text frame with a payload of `length` bytes, and the header's
-/// length in the array.
+/// Returns the header of an unfragmented text frame with a payload of `length` bytes, and the
+/// header's length in the array.
 pub(crate) fn text_header(length: usize) -> ([u8; MAX_SERVER_HEADER_BYTES], usize) {
     header(TEXT, length)
 }
@@ -123,8 +124,8 @@ pub(crate) fn rsv1_header(opcode: u8, length: usize) -> ([u8; MAX_SERVER_HEADER_
     header(RSV1 | opcode, length)
 }
 
-/// Appends an unfragmented frame with RSV1 set. Large messages are one frame too, since Safari fails on
-/// fragmented compressed messages.
+/// Appends an unfragmented frame with RSV1 set. Large messages are one frame too, since Safari
+/// fails on fragmented compressed messages.
 #[cfg(feature = "deflate")]
 pub(crate) fn write_rsv1(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     write_frame(out, RSV1 | opcode, payload);

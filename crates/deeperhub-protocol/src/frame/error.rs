@@ -52,8 +52,8 @@ pub enum FrameError {
     #[cfg(feature = "deflate")]
     #[error("compressed message is malformed")]
     MalformedDeflate,
-    /// A message, summed over its fragments, exceeds the limit. Declared lengths are checked before the
-    /// payload arrives, compressed messages also while they are decompressed.
+    /// A message, summed over its fragments, exceeds the limit. Declared lengths are checked before
+    /// the payload arrives, compressed messages also while they are decompressed.
     #[error("message is over {limit} bytes")]
     MessageTooBig {
         /// [`FrameLimits::max_message_bytes`](super::FrameLimits::max_message_bytes).
@@ -72,8 +72,8 @@ impl FrameError {
     ///
     /// - 1007 for text that is not UTF-8, and for a compressed message that cannot be decompressed.
     ///   RFC 7692 names no code; "data not consistent with its type" fits best.
-    /// - 1009 for a message over a limit on bytes or fragments. The same message would fail again, so
-    ///   a client should not reconnect automatically.
+    /// - 1009 for a message over a limit on bytes or fragments. The same message would fail again,
+    ///   so a client should not reconnect automatically.
     /// - 1002 for all other errors.
     pub fn close_reason(self) -> CloseReason {
         let (code, text) = match self {

@@ -67,8 +67,9 @@ fn parse_close_body(body: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
     Ok(Some((code, reason)))
 }
 
-/// Returns `true` if a close frame may carry `code`: RFC 6455 section 7.4 and its IANA registry, which has
-/// since added 1012 to 1014. The excluded codes below 1015 are reserved or never sent on the wire.
+/// Returns `true` if a close frame may carry `code`: RFC 6455 section 7.4 and its IANA registry,
+/// which has since added 1012 to 1014. The excluded codes below 1015 are reserved or never sent on
+/// the wire.
 fn is_sendable_close_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }

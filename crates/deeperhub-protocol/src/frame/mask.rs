@@ -2,8 +2,8 @@
 
 use fearless_simd::{Level, dispatch};
 
-/// Minimum payload length for run-time detection of the widest vector instructions. They halve the time
-/// at 16 KiB, and lose a few nanoseconds below 1 KiB.
+/// Minimum payload length for run-time detection of the widest vector instructions. They halve the
+/// time at 16 KiB, and lose a few nanoseconds below 1 KiB.
 const SIMD_MIN_BYTES: usize = 2048;
 
 /// Applies `mask` to `payload`, starting with the mask's first byte.

@@ -1,9 +1,9 @@
 //! RFC 6455 frames: an incremental decoder for client frames, and shared server frames.
 //!
-//! - [`FrameDecoder`] decodes the messages in the bytes read from one connection. It unmasks in place and
-//!   borrows messages from the caller's buffer. Only incomplete messages are copied.
-//! - [`Frame`] is a server frame, encoded once and sent to many connections. The `write_…` functions
-//!   append a frame for one connection to its buffer.
+//! - [`FrameDecoder`] decodes the messages in the bytes read from one connection. It unmasks in
+//!   place and borrows messages from the caller's buffer. Only incomplete messages are copied.
+//! - [`Frame`] is a server frame, encoded once and sent to many connections. The `write_…`
+//!   functions append a frame for one connection to its buffer.
 //!
 //! ```
 //! use deeperhub_protocol::frame::{FrameDecoder, FrameLimits, Incoming, write_text};

@@ -12,12 +12,13 @@ use crate::deflate::{Deflater, Params};
 
 /// A complete server frame (header and payload), encoded once and shared by all its receivers.
 ///
-/// A handle is eight bytes, and a clone is one reference count. The bytes never change. `Debug` does not
-/// show them.
+/// A handle is eight bytes, and a clone is one reference count. The bytes never change. `Debug`
+/// does not show them.
 #[derive(Clone)]
 pub struct Frame(Arc<Handle>);
 
-// Two levels, so that a handle is one pointer and each worker can count its own references (`Frame::fork`).
+// Two levels, so that a handle is one pointer and each worker can count its own references
+// (`Frame::fork`).
 struct Handle {
     content: Arc<Content>,
     /// This fork's handle of the compressed content, so that its references are counted separately.
@@ -49,11 +50,11 @@ impl Frame {
         Self::from_bytes(bytes.to_vec())
     }
 
-    /// Creates a frame from the bytes that `write` appends to an empty buffer. They must be one or more
-    /// complete frames, as written by the `write_…` functions of this module.
+    /// Creates a frame from the bytes that `write` appends to an empty buffer. They must be one or
+    /// more complete frames, as written by the `write_…` functions of this module.
     ///
-    /// The buffer becomes the frame without a copy. `capacity` is the initial capacity in bytes, ideally
-    /// the exact length including the header. A large excess is released.
+    /// The buffer becomes the frame without a copy. `capacity` is the initial capacity in bytes,
+    /// ideally the exact length including the header. A large excess is released.
     ///
     /// ```
     /// use deeperhub_protocol::frame::{Frame, write_text};
@@ -64,8 +65,8 @@ impl Frame {
     pub fn encode_with(capacity: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut buffer = Vec::with_capacity(capacity);
         write(&mut buffer);
-        // A frame may wait in queues for a long time. An excess over an eighth plus 64 bytes is worth a
-        // reallocation.
+        // A frame may wait in queues for a long time. An excess over an eighth plus 64 bytes is
+        // worth a reallocation.
         if buffer.capacity() - buffer.len() > buffer.len() / 8 + 64 {
             buffer.shrink_to_fit();
         }
@@ -84,15 +85,15 @@ impl Frame {
         self.0.content.bytes.len()
     }
 
-    /// Returns `true` if there are no bytes to send. Frames have a header, so only [`Self::from_encoded`]
-    /// and [`Self::encode_with`] without bytes are empty.
+    /// Returns `true` if there are no bytes to send. Frames have a header, so only
+    /// [`Self::from_encoded`] and [`Self::encode_with`] without bytes are empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.content.bytes.is_empty()
     }
 
-    /// Returns the same frame with a separate reference count, so that clones on another thread do not
-    /// contend for this one's cache line.
+    /// Returns the same frame with a separate reference count, so that clones on another thread do
+    /// not contend for this one's cache line.
     pub fn fork(&self) -> Self {
         Self::from_content(Arc::clone(&self.0.content))
     }
@@ -105,10 +106,10 @@ impl Frame {
     /// - it does not fit the client's window ([`Params::fits_window`]);
     /// - the frame is not one whole message.
     ///
-    /// The compressed form is made once for all forks, when the first receiver needs it. A worker that
-    /// needs it meanwhile waits. A decision against compression is remembered too. Compression saves
-    /// `frame.len() - frame.for_receiver(…).len()` bytes, a negative number if a threshold of 0 made it
-    /// grow. The frame keeps both forms until it is dropped.
+    /// The compressed form is made once for all forks, when the first receiver needs it. A worker
+    /// that needs it meanwhile waits. A decision against compression is remembered too. Compression
+    /// saves `frame.len() - frame.for_receiver(…).len()` bytes, a negative number if a threshold of
+    /// 0 made it grow. The frame keeps both forms until it is dropped.
     ///
     /// ```
     /// use deeperhub_protocol::deflate::{Config, Deflater, negotiate};

@@ -1,5 +1,5 @@
-//! The decoder's behaviour, frame by frame. What holds for any input is in `properties`, agreement with another
-//! implementation in `differential`.
+//! The decoder's behaviour, frame by frame. What holds for any input is in `properties`, agreement
+//! with another implementation in `differential`.
 
 mod differential;
 mod properties;

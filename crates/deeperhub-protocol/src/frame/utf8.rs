@@ -2,7 +2,8 @@
 
 use super::FrameError;
 
-/// The received part of a text message: whole characters, and up to three bytes of an incomplete one.
+/// The received part of a text message: whole characters, and up to three bytes of an incomplete
+/// one.
 #[derive(Debug, Default)]
 pub(super) struct Utf8Buffer {
     text: String,
@@ -12,8 +13,8 @@ pub(super) struct Utf8Buffer {
 }
 
 impl Utf8Buffer {
-    /// Appends the next bytes, which may end inside a character. Bytes that cannot become valid UTF-8 are
-    /// an error at once.
+    /// Appends the next bytes, which may end inside a character. Bytes that cannot become valid
+    /// UTF-8 are an error at once.
     pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
         while self.incomplete_len > 0 {
             let Some((&next, rest)) = bytes.split_first() else { return Ok(()) };
@@ -25,8 +26,8 @@ impl Utf8Buffer {
             Err(error) if error.error_len().is_some() => return Err(FrameError::InvalidUtf8),
             Err(error) => {
                 let (whole, cut) = bytes.split_at(error.valid_up_to());
-                // These bytes are already known to be valid. The second check is the price of safe code, paid
-                // only if a read ends inside a character.
+                // These bytes are already known to be valid. The second check is the price of safe
+                // code, paid only if a read ends inside a character.
                 self.text.push_str(simdutf8::basic::from_utf8(whole).map_err(|_| FrameError::InvalidUtf8)?);
                 for &byte in cut {
                     self.push_incomplete(byte)?;

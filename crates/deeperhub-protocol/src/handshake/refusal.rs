@@ -79,11 +79,13 @@ impl Refusal {
         Self::new(503, "not_ready", "The server is not ready.")
     }
 
-    /// Appends the HTTP response to `out`: status line, headers, and `{"error":{"code","message"}}`.
+    /// Appends the HTTP response to `out`: status line, headers, and
+    /// `{"error":{"code","message"}}`.
     ///
-    /// Headers are `Content-Type: application/json`, `Content-Length`, `Connection: close`, `Retry-After` in whole
-    /// seconds rounded up, at least 1; for 401 `WWW-Authenticate: Bearer`, for 405 `Allow: GET`, for 426
-    /// `Upgrade: websocket` and `Sec-WebSocket-Version: 13`. Close the connection after writing it.
+    /// Headers are `Content-Type: application/json`, `Content-Length`, `Connection: close`,
+    /// `Retry-After` in whole seconds rounded up, at least 1; for 401 `WWW-Authenticate: Bearer`,
+    /// for 405 `Allow: GET`, for 426 `Upgrade: websocket` and `Sec-WebSocket-Version: 13`. Close
+    /// the connection after writing it.
     pub fn write(&self, out: &mut Vec<u8>) {
         let body = self.write_status_and_headers(out);
         out.extend_from_slice(&body);

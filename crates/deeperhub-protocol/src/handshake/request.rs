@@ -89,7 +89,8 @@ pub enum Parsed {
     Complete {
         /// The head.
         request: Request,
-        /// Its length. Any bytes after it are frames of a client that did not wait for the response.
+        /// Its length. Any bytes after it are frames of a client that did not wait for the
+        /// response.
         head_bytes: usize,
     },
 }
@@ -100,8 +101,8 @@ impl Request {
     /// # Errors
     ///
     /// 400 `bad_handshake` for a request that is not HTTP/1, exceeds [`MAX_HEAD_BYTES`] or
-    /// [`MAX_HEADERS`], or has a target that is neither a path nor a URL. [`Self::check_upgrade`] checks
-    /// the handshake itself.
+    /// [`MAX_HEADERS`], or has a target that is neither a path nor a URL. [`Self::check_upgrade`]
+    /// checks the handshake itself.
     pub fn parse(buffer: &[u8]) -> Result<Parsed, Refusal> {
         Self::parse_within(buffer, HeadLimits::default()).map_err(|error| error.refusal)
     }
@@ -138,7 +139,7 @@ impl Request {
             }
             Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
             Err(httparse::Error::TooManyHeaders) => {
-                let message = format!("The request has more than {max_lines} header max_lines.");
+                let message = format!("The request has more than {max_lines} header lines.");
                 return Err(HeadError {
                     refusal: Refusal::bad_handshake(message),
                     limit: Some(HeadLimit::Lines),
@@ -191,8 +192,8 @@ impl Request {
         self.query.map(|query| self.text(query))
     }
 
-    /// Returns the query's first value for `name`, decoded as form data (`%41` and `+`). Returns `None` if
-    /// there is none or it is not UTF-8.
+    /// Returns the query's first value for `name`, decoded as form data (`%41` and `+`). Returns
+    /// `None` if there is none or it is not UTF-8.
     #[must_use]
     pub fn query_value(&self, name: &str) -> Option<Cow<'_, str>> {
         self.query_values(name).next()?
@@ -220,8 +221,8 @@ impl Request {
         self.raw_headers(name).filter_map(|value| std::str::from_utf8(value).ok())
     }
 
-    /// Returns the host and port of the request: those of the target if it is a URL (RFC 9112 section
-    /// 3.2.2), otherwise the `Host` header.
+    /// Returns the host and port of the request: those of the target if it is a URL (RFC 9112
+    /// section 3.2.2), otherwise the `Host` header.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
         match self.authority {
@@ -241,7 +242,8 @@ impl Request {
         self.list("sec-websocket-protocol")
     }
 
-    /// Returns the raw values of all `Sec-WebSocket-Extensions` lines in order, for `deflate::negotiate`.
+    /// Returns the raw values of all `Sec-WebSocket-Extensions` lines in order, for
+    /// `deflate::negotiate`.
     pub fn extensions(&self) -> impl Iterator<Item = &[u8]> + '_ {
         self.raw_headers("sec-websocket-extensions")
     }
@@ -339,8 +341,8 @@ fn malformed(error: httparse::Error) -> Refusal {
     })
 }
 
-/// Decodes `application/x-www-form-urlencoded`, as browsers' `URLSearchParams` encodes it. A `%` without two
-/// hexadecimal digits stays. Returns `None` if the result is not UTF-8.
+/// Decodes `application/x-www-form-urlencoded`, as browsers' `URLSearchParams` encodes it. A `%`
+/// without two hexadecimal digits stays. Returns `None` if the result is not UTF-8.
 fn form_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));

@@ -21,8 +21,9 @@ impl AcceptKey {
 }
 
 impl Request {
-    /// Checks that this is an opening handshake and returns the value for `Sec-WebSocket-Accept` (RFC 6455
-    /// section 4.2.1). The caller checks origin, path, subprotocols, extensions and tokens.
+    /// Checks that this is an opening handshake and returns the value for `Sec-WebSocket-Accept`
+    /// (RFC 6455 section 4.2.1). The caller checks origin, path, subprotocols, extensions and
+    /// tokens.
     ///
     /// # Errors
     ///
@@ -30,8 +31,9 @@ impl Request {
     ///
     /// 1. 405 if the method is not GET.
     /// 2. 426 without `Connection: upgrade` and `Upgrade: websocket`, or if the version is not 13.
-    /// 3. 400 for HTTP/1.0, a body, a missing `Host`, or a `Sec-WebSocket-Key` that is missing or not 16
-    ///    bytes in base64; also if `Host`, `Origin`, `Authorization` or the key is repeated or not text.
+    /// 3. 400 for HTTP/1.0, a body, a missing `Host`, or a `Sec-WebSocket-Key` that is missing or
+    ///    not 16 bytes in base64; also if `Host`, `Origin`, `Authorization` or the key is repeated
+    ///    or not text.
     pub fn check_upgrade(&self) -> Result<AcceptKey, Refusal> {
         if self.method() != "GET" {
             return Err(Refusal::method_not_allowed());
@@ -75,8 +77,9 @@ impl Request {
 
 /// Appends the `101 Switching Protocols` response to `out`. WebSocket frames follow it.
 ///
-/// `subprotocol` is one of the client's offers, `extensions` the value of `Sec-WebSocket-Extensions`. `None`
-/// omits the header. Neither may contain a line break; values from a [`Request`] never do.
+/// `subprotocol` is one of the client's offers, `extensions` the value of
+/// `Sec-WebSocket-Extensions`. `None` omits the header. Neither may contain a line break; values
+/// from a [`Request`] never do.
 pub fn write_accept(out: &mut Vec<u8>, key: &AcceptKey, subprotocol: Option<&str>, extensions: Option<&str>) {
     let mut push = |piece: &str| out.extend_from_slice(piece.as_bytes());
     push(
@@ -103,8 +106,8 @@ fn is_zero(length: &[u8]) -> bool {
     })
 }
 
-/// Returns `true` for 22 base64 characters and two of padding. Unused bits of the last character may be set,
-/// since some clients generate random characters.
+/// Returns `true` for 22 base64 characters and two of padding. Unused bits of the last character
+/// may be set, since some clients generate random characters.
 fn is_16_bytes_in_base64(key: &str) -> bool {
     let characters = key.strip_suffix("==").unwrap_or_default();
     characters.len() == 22 && characters.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')

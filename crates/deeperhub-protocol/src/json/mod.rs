@@ -14,24 +14,25 @@ pub(crate) const ENVELOPE_NESTING: u32 = 2;
 
 /// The text of one valid JSON value, exactly as received and never re-serialised.
 ///
-/// Key order, number precision, inner white space and escapes stay as sent. Validity follows the grammar
-/// of RFC 8259. Like `JSON.parse`, it allows escaped unpaired surrogates (`"\ud800"`), which pass through
-/// to the receiver. The magnitude of numbers is not checked.
+/// Key order, number precision, inner white space and escapes stay as sent. Validity follows the
+/// grammar of RFC 8259. Like `JSON.parse`, it allows escaped unpaired surrogates (`"\ud800"`),
+/// which pass through to the receiver. The magnitude of numbers is not checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RawJson<'a>(&'a str);
 
 impl<'a> RawJson<'a> {
     /// Maximum nesting of arrays and objects in [`Self::parse`].
     ///
-    /// Two fewer than a whole message may have ([`message::MAX_NESTING`](crate::message::MAX_NESTING)),
-    /// so that a delivery, which puts two around it, is no deeper than a message.
+    /// Two fewer than a whole message may have
+    /// ([`message::MAX_NESTING`](crate::message::MAX_NESTING)), so that a delivery, which puts two
+    /// around it, is no deeper than a message.
     pub const MAX_NESTING: usize = (MAX_NESTING - ENVELOPE_NESTING) as usize;
 
     /// Checks that `text` is exactly one JSON value, and trims white space around it.
     ///
     /// # Errors
-    /// [`ErrorCode::InvalidJson`](crate::ErrorCode::InvalidJson) if the text is not one JSON value. The
-    /// message names the expected token and its byte offset.
+    /// [`ErrorCode::InvalidJson`](crate::ErrorCode::InvalidJson) if the text is not one JSON value.
+    /// The message names the expected token and its byte offset.
     /// [`ErrorCode::InvalidMessage`](crate::ErrorCode::InvalidMessage) if it nests deeper than
     /// [`Self::MAX_NESTING`].
     pub fn parse(text: &'a str) -> Result<Self, MessageError<'a>> {

@@ -17,8 +17,8 @@ pub(crate) struct SyntaxError {
 
 /// The text is not JSON; [`Scanner::syntax_error`] says why.
 ///
-/// Kept apart from [`SyntaxError`] because it is empty: results of the functions that are called for
-/// every value then fit into registers.
+/// Kept apart from [`SyntaxError`] because it is empty: results of the functions that are called
+/// for every value then fit into registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotJson;
 
@@ -98,8 +98,8 @@ pub(crate) struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    /// Calls `find` with the decoded key. A key that is not Unicode text is passed as empty, which is no
-    /// known key.
+    /// Calls `find` with the decoded key. A key that is not Unicode text is passed as empty, which
+    /// is no known key.
     #[inline]
     pub(crate) fn find<T>(self, find: impl FnOnce(&str) -> T) -> T {
         if self.escaped { self.find_unescaped(find) } else { find(self.inside) }
@@ -112,8 +112,8 @@ impl<'a> Key<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    /// Creates a scanner with a limit of `max_nesting`, at most [`MAX_NESTING`]. It records deeper nesting
-    /// and still validates the text to its end.
+    /// Creates a scanner with a limit of `max_nesting`, at most [`MAX_NESTING`]. It records deeper
+    /// nesting and still validates the text to its end.
     pub(crate) const fn new(text: &'a str, max_nesting: u32) -> Self {
         let max_nesting = if max_nesting < MAX_NESTING { max_nesting } else { MAX_NESTING };
         Self { text, pos: 0, escaped: false, expected: "a value", max_nesting, too_deep: false }
@@ -167,8 +167,8 @@ impl<'a> Scanner<'a> {
         Ok(self.text_since(start))
     }
 
-    /// Scans the object at the position and returns its text. Calls `member` with each key; `member` must
-    /// scan the value. The object itself is not checked against the nesting limit.
+    /// Scans the object at the position and returns its text. Calls `member` with each key;
+    /// `member` must scan the value. The object itself is not checked against the nesting limit.
     #[inline]
     pub(crate) fn scan_object(
         &mut self,
@@ -275,7 +275,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Scans an array or object beyond the limit, so that the text is known to be JSON when it is rejected.
+    /// Scans an array or object beyond the limit, so that the text is known to be JSON when it is
+    /// rejected.
     #[cold]
     #[inline(never)]
     fn after_deep_value(&mut self, pos: usize) -> Result<usize, NotJson> {
@@ -390,7 +391,8 @@ impl<'a> Scanner<'a> {
         self.text.as_bytes().get(pos).copied().unwrap_or(0)
     }
 
-    /// Returns the text from `start` to the position. Both are next to an ASCII byte, so on a boundary.
+    /// Returns the text from `start` to the position. Both are next to an ASCII byte, so on a
+    /// boundary.
     #[inline]
     fn text_since(&self, start: usize) -> &'a str {
         self.text.get(start..self.pos).unwrap_or_default()

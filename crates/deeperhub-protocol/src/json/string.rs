@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use fearless_simd::{Level, dispatch};
 
-/// Number of bytes checked together in long strings. The loop compiles to vector instructions; 64 was the fastest of 16, 32, 64 and 128 for strings of 16 KiB.
+/// Number of bytes checked together in long strings. The loop compiles to vector instructions; 64
+/// was the fastest of 16, 32, 64 and 128 for strings of 16 KiB.
 const CHUNK_BYTES: usize = 64;
 
 /// Minimum length for run-time detection of the widest vector instructions, which halve the time.
@@ -13,8 +14,8 @@ const SIMD_MIN_BYTES: usize = 128;
 /// A word with 1 in every byte.
 const ONE_IN_EACH_BYTE: u64 = u64::MAX / 255;
 
-/// Returns the number of bytes before the first quote, backslash or control character, or the length of
-/// `bytes` if there is none.
+/// Returns the number of bytes before the first quote, backslash or control character, or the
+/// length of `bytes` if there is none.
 #[inline]
 pub(super) fn plain_len(bytes: &[u8]) -> usize {
     // Most strings are keys and names that end within two words, so check those first.
@@ -45,8 +46,8 @@ fn plain_len_simd(bytes: &[u8]) -> usize {
     len + plain_tail(tail)
 }
 
-/// Returns the length of the chunks before the first one with a special byte. Always inlined, so that it
-/// is compiled for the instruction set of the caller.
+/// Returns the length of the chunks before the first one with a special byte. Always inlined, so
+/// that it is compiled for the instruction set of the caller.
 #[inline(always)]
 fn plain_chunks(bytes: &[u8]) -> usize {
     let mut len = 0;
@@ -94,7 +95,8 @@ fn first_special(word: [u8; 8]) -> Option<usize> {
 
 /// Decodes the inside of a valid JSON string, borrowing it if it has no escapes.
 ///
-/// Returns `None` for an unpaired surrogate, which RFC 8259 allows (section 8.2) but UTF-8 does not.
+/// Returns `None` for an unpaired surrogate, which RFC 8259 allows (section 8.2) but UTF-8 does
+/// not.
 #[inline]
 pub(crate) fn unescape(inside: &str) -> Option<Cow<'_, str>> {
     // In a valid string, only escapes are not plain.

@@ -32,8 +32,8 @@ pub enum Command<'a> {
     },
     /// `unsubscribe`: stop delivering messages.
     Unsubscribe {
-        /// The topic or pattern in `topic`. It ends the subscription with the same text, not those that it
-        /// matches.
+        /// The topic or pattern in `topic`. It ends the subscription with the same text, not those
+        /// that it matches.
         subscription: Subscription<'a>,
     },
     /// `publish`: deliver a message to all subscribers of a topic.
@@ -76,10 +76,10 @@ impl Command<'_> {
 impl<'a> ClientMessage<'a> {
     /// Parses one text message. `text` must be the whole message.
     ///
-    /// Keys may come in any order and with escapes (`"\u0074ype"` is `type`). Unknown keys are ignored
-    /// in the envelope, in `data` and in `meta`. `topic` and `message` are also accepted beside `type`,
-    /// for older clients. `null` for an optional key counts as absent; for `message`, and for `data` of
-    /// an `echo`, it is the payload.
+    /// Keys may come in any order and with escapes (`"\u0074ype"` is `type`). Unknown keys are
+    /// ignored in the envelope, in `data` and in `meta`. `topic` and `message` are also accepted
+    /// beside `type`, for older clients. `null` for an optional key counts as absent; for
+    /// `message`, and for `data` of an `echo`, it is the payload.
     ///
     /// # Errors
     /// The first of these that applies:
@@ -100,8 +100,9 @@ impl<'a> ClientMessage<'a> {
         Self::parse_within(text, super::MAX_NESTING)
     }
 
-    /// Like [`Self::parse`], with a separate limit on the nesting of arrays and objects, counting the
-    /// message's own object: from 2, the depth of every type, to [`MAX_NESTING`](super::MAX_NESTING).
+    /// Like [`Self::parse`], with a separate limit on the nesting of arrays and objects, counting
+    /// the message's own object: from 2, the depth of every type, to
+    /// [`MAX_NESTING`](super::MAX_NESTING).
     ///
     /// # Errors
     /// The errors of [`Self::parse`].

@@ -89,8 +89,8 @@ pub(super) struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// Scans the whole text with a limit of `max_nesting` levels. Returns `true` if it is an object. Not a
-    /// constructor, because moving `Self` costs more than scanning a small message.
+    /// Scans the whole text with a limit of `max_nesting` levels. Returns `true` if it is an
+    /// object. Not a constructor, because moving `Self` costs more than scanning a small message.
     #[inline]
     pub(super) fn scan(&mut self, text: &'a str, max_nesting: u32) -> Result<bool, SyntaxError> {
         let mut scanner = Scanner::new(text, max_nesting);
@@ -177,8 +177,8 @@ const fn bit(part: MessageKey) -> u8 {
     1 << part as u8
 }
 
-/// Decodes a JSON string. Returns `None` for other values, and for strings that are not Unicode text
-/// ([`unescape`]).
+/// Decodes a JSON string. Returns `None` for other values, and for strings that are not Unicode
+/// text ([`unescape`]).
 pub(super) fn decode_string(json: &str) -> Option<Cow<'_, str>> {
     unescape(json.strip_prefix('"')?.strip_suffix('"')?)
 }

@@ -7,7 +7,8 @@ use std::borrow::Cow;
 
 /// The error of an invalid message, with the content of its `error` reply.
 ///
-/// Send the reply ([`Self::to_message`]) and keep the connection open; later messages are unaffected.
+/// Send the reply ([`Self::to_message`]) and keep the connection open; later messages are
+/// unaffected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct MessageError<'a> {
@@ -48,9 +49,10 @@ impl<'a> MessageError<'a> {
         }
     }
 
-    /// Creates an [`ErrorCode::InvalidMessage`] error for JSON that nests deeper than `limit` levels.
+    /// Creates an [`ErrorCode::InvalidMessage`] error for JSON that nests deeper than `limit`
+    /// levels.
     pub(crate) fn too_deep(limit: u32) -> Self {
-        let message = format!("arrays and objects are nested deeper than {limit} levels");
+        let message = format!("arrays and objects nest deeper than the limit of {limit}");
         Self { message: Cow::Owned(message), is_too_deep: true, ..Self::invalid("") }
     }
 

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! [`ClientMessage::parse`] parses a client message in one pass and borrows from its text.
-//! [`ServerMessage::write_frame`] and [`ServerMessage::to_frame`] encode server messages. Payloads are
-//! [`RawJson`](crate::RawJson): their bytes pass through unchanged.
+//! [`ServerMessage::write_frame`] and [`ServerMessage::to_frame`] encode server messages. Payloads
+//! are [`RawJson`](crate::RawJson): their bytes pass through unchanged.
 //!
 //! ```
 //! use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage};

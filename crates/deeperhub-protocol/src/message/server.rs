@@ -21,8 +21,8 @@ pub struct WelcomeLimits {
     pub ping_interval_ms: u64,
 }
 
-/// LengthCounter in bytes of the longest delivery of a server's publish, without its payload. Every byte
-/// of the topic and of `tracestate` may need an escape.
+/// LengthCounter in bytes of the longest delivery of a server's publish, without its payload. Every
+/// byte of the topic and of `tracestate` may need an escape.
 const MAX_DELIVERY_OVERHEAD_BYTES: usize = r#"{"type":"message","data":{"topic":,"message":}"#.len()
     + max_escaped(Topic::MAX_BYTES)
     + r#","meta":{"traceparent":,"tracestate":}}"#.len()
@@ -57,8 +57,8 @@ impl ClusterFault {
 
 /// A message from the server.
 ///
-/// Keys are written in the order `type`, `id`, `data`, `meta`; those without a value are omitted. IDs
-/// and payloads are written as received.
+/// Keys are written in the order `type`, `id`, `data`, `meta`; those without a value are omitted.
+/// IDs and payloads are written as received.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum ServerMessage<'a> {
@@ -132,7 +132,8 @@ pub enum ServerMessage<'a> {
         /// The W3C `tracestate`; omitted without a `traceparent`.
         tracestate: Option<&'a str>,
     },
-    /// The last message before a close, for codes with [`CloseCode::sends_goodbye`](crate::CloseCode::sends_goodbye).
+    /// The last message before a close, for codes with
+    /// [`CloseCode::sends_goodbye`](crate::CloseCode::sends_goodbye).
     Goodbye {
         /// The close reason, whose code says whether to reconnect.
         reason: &'a CloseReason,
@@ -189,9 +190,9 @@ impl ServerMessage<'_> {
         self.write_frame_of(self.json_len(), out);
     }
 
-    /// Like [`write_frame`](Self::write_frame), but omits the payload of an [`Echo`](Self::Echo), so that
-    /// the caller can send it from its own buffer. Returns the offset in `out` where the payload belongs,
-    /// or `None` for other messages, which are written in full.
+    /// Like [`write_frame`](Self::write_frame), but omits the payload of an [`Echo`](Self::Echo),
+    /// so that the caller can send it from its own buffer. Returns the offset in `out` where the
+    /// payload belongs, or `None` for other messages, which are written in full.
     pub fn write_frame_without_payload(&self, out: &mut Vec<u8>) -> Option<usize> {
         let (header, header_len) = text_header(self.json_len());
         out.extend_from_slice(header.get(..header_len).unwrap_or_default());
@@ -364,8 +365,8 @@ pub fn check_server_object(text: &str) -> Result<RawJson<'_>, MessageError<'_>> 
     check_server_object_within(text, super::MAX_NESTING)
 }
 
-/// Like [`check_server_object`], with a separate limit on the nesting of arrays and objects, at most
-/// [`MAX_NESTING`](super::MAX_NESTING).
+/// Like [`check_server_object`], with a separate limit on the nesting of arrays and objects, at
+/// most [`MAX_NESTING`](super::MAX_NESTING).
 ///
 /// # Errors
 /// The errors of [`check_server_object`].

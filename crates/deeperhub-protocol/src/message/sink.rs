@@ -2,8 +2,8 @@
 
 use crate::json::escape;
 
-/// A destination for JSON. The same code writes and measures a message, so that the frame header and
-/// the buffer size are known before the first byte is copied.
+/// A destination for JSON. The same code writes and measures a message, so that the frame header
+/// and the buffer size are known before the first byte is copied.
 pub(super) trait JsonSink: Sized {
     fn raw(&mut self, json: &str);
 

@@ -15,8 +15,8 @@ pub struct SpanContext {
 }
 
 impl SpanContext {
-    /// A span of a trace that no sampling ratio selects, since its ID is the highest. It represents a
-    /// sampling decision within a program, not a real span.
+    /// A span of a trace that no sampling ratio selects, since its ID is the highest. It represents
+    /// a sampling decision within a program, not a real span.
     pub const UNSAMPLED: Self = Self { trace_id: u128::MAX, span_id: u64::MAX, sampled: false };
 
     /// Creates a span context. Returns `None` if an ID is zero.
@@ -25,7 +25,8 @@ impl SpanContext {
         if trace_id == 0 || span_id == 0 { None } else { Some(Self { trace_id, span_id, sampled }) }
     }
 
-    /// Parses a `traceparent`. Returns `None` if it is malformed (section 3.2); treat that as absent.
+    /// Parses a `traceparent`. Returns `None` if it is malformed (section 3.2); treat that as
+    /// absent.
     ///
     /// ```
     /// use deeperhub_protocol::message::SpanContext;

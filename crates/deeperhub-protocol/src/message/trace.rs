@@ -8,7 +8,8 @@ use std::borrow::Cow;
 /// `traceparent`. Code that sets the fields directly must ensure this itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TraceContext<'a> {
-    /// Version, trace ID, parent ID and flags, such as `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`.
+    /// Version, trace ID, parent ID and flags, such as
+    /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`.
     pub traceparent: Option<Cow<'a, str>>,
     /// Vendor-specific trace state, not interpreted.
     pub tracestate: Option<Cow<'a, str>>,
@@ -19,8 +20,8 @@ impl<'a> TraceContext<'a> {
     /// (section 3.3.1.5).
     pub const MAX_TRACESTATE_BYTES: usize = 512;
 
-    /// Keeps well-formed values and drops others, as the specification requires: a malformed trace does
-    /// not invalidate a message. Without a valid `traceparent` there is no `tracestate`.
+    /// Keeps well-formed values and drops others, as the specification requires: a malformed trace
+    /// does not invalidate a message. Without a valid `traceparent` there is no `tracestate`.
     #[must_use]
     pub fn new(traceparent: Option<Cow<'a, str>>, tracestate: Option<Cow<'a, str>>) -> Self {
         let traceparent = traceparent.filter(|text| is_traceparent(text.as_bytes()));
@@ -44,8 +45,8 @@ impl<'a> TraceContext<'a> {
     }
 }
 
-/// Returns `true` for `version-traceid-parentid-flags` in lower-case hexadecimal digits (section 3.2).
-/// Version `ff` and zero IDs are invalid. Later versions may have more after the flags.
+/// Returns `true` for `version-traceid-parentid-flags` in lower-case hexadecimal digits (section
+/// 3.2). Version `ff` and zero IDs are invalid. Later versions may have more after the flags.
 fn is_traceparent(text: &[u8]) -> bool {
     let (Some(known), Some(rest)) = (text.get(..55), text.get(55..)) else { return false };
     let mut fields = known.split(|&byte| byte == b'-');
@@ -64,7 +65,8 @@ fn is_traceparent(text: &[u8]) -> bool {
     version != b"ff" && !is_zero(trace) && !is_zero(parent) && rest_fits
 }
 
-/// Returns `true` if `text` is valid as a header within the length limit. Its content is not checked.
+/// Returns `true` if `text` is valid as a header within the length limit. Its content is not
+/// checked.
 fn is_tracestate(text: &[u8]) -> bool {
     (1..=TraceContext::MAX_TRACESTATE_BYTES).contains(&text.len())
         && text.iter().all(|&byte| byte.is_ascii_graphic() || byte == b' ' || byte == b'\t')

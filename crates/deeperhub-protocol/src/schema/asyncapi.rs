@@ -1,11 +1,11 @@
-//! The AsyncAPI document of the WebSocket side, over the same definitions as the JSON Schema.
+//! The AsyncAPI document of the WebSocket endpoint, based on the definitions of the JSON Schema.
 
 use crate::message::{Command, ServerMessage};
 use serde_json::{Map, Value, json};
 
 use super::messages::{self, client, server};
 
-/// The document, from the server's side: it receives what clients send.
+/// Returns the AsyncAPI document from the server's point of view: clients' messages are received.
 #[must_use]
 pub fn document() -> Value {
     let mut schemas = messages::schema();
@@ -68,7 +68,7 @@ pub fn document() -> Value {
     })
 }
 
-/// The type of the reply to a message.
+/// Returns the type of the reply to a client message.
 fn reply(kind: &str) -> &'static str {
     match kind {
         "subscribe" => "subscribed",
@@ -80,7 +80,7 @@ fn reply(kind: &str) -> &'static str {
     }
 }
 
-/// Lets references lead to where the definitions lie in this document.
+/// Rewrites references to the location of the definitions in this document.
 fn move_references(value: &mut Value) {
     match value {
         Value::Object(object) => {

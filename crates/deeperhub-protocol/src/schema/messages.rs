@@ -1,20 +1,21 @@
-//! The JSON Schema of the messages that clients and the server send, over the protocol's own tables.
+//! The JSON Schema of client and server messages, generated from the protocol's tables.
 
-use crate::message::{Command, ServerMessage};
+use crate::message::{ClusterFault, Command, MessageId, ServerMessage};
 use crate::{CloseCode, ErrorCode, Topic};
 use serde_json::{Map, Value, json};
 
-/// The name of a client message's definition.
+/// Returns the definition name of a client message.
 pub(crate) fn client(kind: &str) -> String {
     format!("client.{kind}")
 }
 
-/// The name of a server message's definition.
+/// Returns the definition name of a server message.
 pub(crate) fn server(kind: &str) -> String {
     format!("server.{kind}")
 }
 
-/// The whole schema: any message, and by reference to `#/$defs/client` and `#/$defs/server` those of one side.
+/// Returns the schema of all messages. `#/$defs/client` and `#/$defs/server` describe one side
+/// each.
 #[must_use]
 pub fn schema() -> Value {
     let reference = |name: String| json!({ "$ref": format!("#/$defs/{name}") });
@@ -34,34 +35,34 @@ pub fn schema() -> Value {
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Messages of deeperhub-ws",
-        "description": "One text message is one JSON object. Keys without a meaning are ignored in what clients send, and `null` for one that may be left out counts as absent. Older clients put `topic` and `message` beside `type`; the server takes that as if they stood in `data`.",
+        "description": "One text message is one JSON object. The server ignores unknown keys in client messages, and `null` for an optional key counts as absent. For older clients, the server also accepts `topic` and `message` beside `type` instead of in `data`.",
         "anyOf": [{ "$ref": "#/$defs/client" }, { "$ref": "#/$defs/server" }],
         "$defs": definitions,
     })
 }
 
-/// What messages have in common.
+/// Returns the definitions shared by all messages.
 fn common() -> Map<String, Value> {
     let errors: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
     let closes: Vec<_> =
         CloseCode::ALL.iter().filter(|code| code.sends_goodbye()).map(|code| code.as_u16()).collect();
     let definitions = json!({
         "id": {
-            "description": "Comes back with the reply or the error.",
+            "description": "Echoed in the reply or error.",
             "oneOf": [
-                { "type": "string", "maxLength": 64 },
+                { "type": "string", "maxLength": MessageId::MAX_BYTES },
                 { "type": "integer", "minimum": 0, "maximum": u64::MAX },
             ],
         },
         "topic": {
-            "description": "At most 255 bytes of UTF-8; levels between dots, none empty; a leading `$` is the server's.",
+            "description": "At most 255 bytes of UTF-8. Dots separate levels, and no level is empty. Topics that start with `$` are reserved.",
             "type": "string",
             "minLength": 1,
             "maxLength": Topic::MAX_BYTES,
             "pattern": "^[^\\s.$][^\\s.]*(\\.[^\\s.]+)*$",
         },
         "subscription": {
-            "description": "A topic, or a pattern: `*` stands for one level, a final `>` for one or more.",
+            "description": "A topic, or a pattern: `*` matches one level, a final `>` matches one or more.",
             "$ref": "#/$defs/topic",
         },
         "meta": {
@@ -81,7 +82,7 @@ fn common() -> Map<String, Value> {
 
 fn client_message(kind: &str) -> Value {
     let (data, required) = match kind {
-        "echo" => (json!({ "description": "Any JSON: it comes back as it is." }), true),
+        "echo" => (json!({ "description": "Any JSON, returned unchanged." }), true),
         "subscribe" | "unsubscribe" => {
             let properties = json!({ "topic": { "$ref": "#/$defs/subscription" } });
             (json!({ "type": "object", "required": ["topic"], "properties": properties }), true)
@@ -91,7 +92,7 @@ fn client_message(kind: &str) -> Value {
                 "topic": { "$ref": "#/$defs/topic" },
                 "message": { "description": "Any JSON." },
                 "exclude_self": {
-                    "description": "Leaves the publisher's own subscriptions out.",
+                    "description": "Excludes the publisher's own subscriptions.",
                     "type": ["boolean", "null"],
                 },
             });
@@ -135,7 +136,7 @@ fn server_message(kind: &str) -> Value {
                     "properties": {
                         "max_message_bytes": number,
                         "max_delivery_bytes": {
-                            "description": "The longest message that a client must be able to take.",
+                            "description": "Maximum length of a message that a client must be able to receive.",
                             "type": "integer",
                             "minimum": 0,
                         },
@@ -148,7 +149,7 @@ fn server_message(kind: &str) -> Value {
         "subscribed" | "unsubscribed" => (&["topic"][..], json!({ "topic": topic })),
         "published" => (
             &["topic", "subscribers"][..],
-            json!({ "topic": topic, "subscribers": number, "cluster": { "enum": ["unavailable", "too_large"] } }),
+            json!({ "topic": topic, "subscribers": number, "cluster": { "enum": [ClusterFault::Unavailable.as_str(), ClusterFault::TooLarge.as_str()] } }),
         ),
         "authenticated" => {
             (&["user", "expires_at"][..], json!({ "user": { "type": "string" }, "expires_at": number }))
@@ -157,8 +158,8 @@ fn server_message(kind: &str) -> Value {
             &["topic", "message"][..],
             json!({
                 "topic": topic,
-                "message": { "description": "As it was published." },
-                "from": { "description": "The publisher; absent when a server published.", "$ref": "#/$defs/client_id" },
+                "message": { "description": "The payload as published." },
+                "from": { "description": "The publisher; absent if a backend published.", "$ref": "#/$defs/client_id" },
             }),
         ),
         "goodbye" => (
@@ -174,14 +175,14 @@ fn server_message(kind: &str) -> Value {
             &["code", "message"][..],
             json!({
                 "code": { "$ref": "#/$defs/error_code" },
-                "message": { "description": "A sentence for a person.", "type": "string" },
-                "field": { "description": "The key at fault.", "type": "string" },
+                "message": { "description": "Description for people.", "type": "string" },
+                "field": { "description": "The key that caused the error.", "type": "string" },
                 "topic": { "type": "string" },
                 "retry_after_ms": number,
             }),
         ),
         // `echo` carries any JSON, `pong` nothing.
-        "echo" => return envelope(kind, Some(json!({ "description": "As it was sent." }))),
+        "echo" => return envelope(kind, Some(json!({ "description": "The payload as sent." }))),
         _ => return envelope(kind, None),
     };
     let data = json!({ "type": "object", "required": required, "properties": properties, "additionalProperties": false });
@@ -208,10 +209,10 @@ fn envelope(kind: &str, data: Option<Value>) -> Value {
     json!({ "type": "object", "required": required, "properties": properties, "additionalProperties": false })
 }
 
-/// What a backend sent: an object of its own.
+/// Returns the definition of a message from a backend.
 fn raw() -> Value {
     json!({
-        "description": "What a backend sent: an object of its own, passed on as it is.",
+        "description": "A message from a backend, passed on unchanged.",
         "type": "object",
         "required": ["type"],
         "properties": { "type": { "type": "string" } },

@@ -16,7 +16,7 @@ use std::fmt;
 /// same topic if their bytes are equal.
 ///
 /// ```
-/// use deeperhub_protocol::{Topic, TopicError};
+/// use deeperhub_types::{Topic, TopicError};
 ///
 /// let topic = Topic::parse("sports.football.results")?;
 /// assert_eq!(topic.levels().count(), 3);
@@ -42,8 +42,8 @@ impl<'a> Topic<'a> {
         }
     }
 
-    /// Creates a topic reserved for the server: `$` followed by `name`, which is not checked. Clients
-    /// cannot name it, and no pattern matches it.
+    /// Creates a topic reserved for the server: `$` followed by `name`, which is not checked.
+    /// Clients cannot name it, and no pattern matches it.
     #[must_use]
     pub fn reserved(name: impl fmt::Display) -> Topic<'static> {
         Topic(Cow::Owned(format!("${name}")))

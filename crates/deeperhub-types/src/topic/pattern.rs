@@ -10,7 +10,7 @@ use std::fmt;
 /// Otherwise the rules of a [`Topic`] apply.
 ///
 /// ```
-/// use deeperhub_protocol::{Topic, TopicError, TopicPattern};
+/// use deeperhub_types::{Topic, TopicError, TopicPattern};
 ///
 /// let pattern = TopicPattern::parse("sports.>")?;
 /// assert!(pattern.matches(&Topic::parse("sports.football.results")?));
@@ -39,8 +39,8 @@ impl<'a> TopicPattern<'a> {
         &self.0
     }
 
-    /// Returns the levels from left to right, wildcards included. There is at least one, and none is
-    /// empty.
+    /// Returns the levels from left to right, wildcards included. There is at least one, and none
+    /// is empty.
     pub fn levels(&self) -> impl DoubleEndedIterator<Item = &str> {
         self.0.split('.')
     }
@@ -112,8 +112,8 @@ impl<'a> Subscription<'a> {
         })
     }
 
-    /// Returns the text of the topic or pattern. It is unique for each subscription, so it can serve
-    /// as a key.
+    /// Returns the text of the topic or pattern. It is unique for each subscription, so it can
+    /// serve as a key.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {

@@ -1,4 +1,5 @@
-//! The decoder against tungstenite's: both must get the same messages out of the same bytes, right or wrong.
+//! The decoder against tungstenite's: both must get the same messages out of the same bytes, right
+//! or wrong.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -127,7 +128,8 @@ proptest! {
         }
         let (our_messages, our_end) = ours(&bytes, &cuts);
         if our_end.is_err() {
-            // tungstenite looks at a frame when all of it is there, our decoder at what is there of it.
+            // tungstenite looks at a frame when all of it is there, our decoder at what is there of
+            // it.
             bytes.resize(bytes.len() + LIMIT + 14, 0);
         }
         let (their_messages, their_end) = theirs(&bytes);
