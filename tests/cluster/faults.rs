@@ -538,7 +538,7 @@ async fn what_was_taken_is_flushed_as_long_as_the_drain_has_time() {
         a.signal("TERM");
         assert_eq!(a.wait().code(), Some(0));
         let log = a.stderr();
-        assert!(!log.contains("Stopped before the cluster's broker took all messages"), "{log}");
+        assert!(!log.contains("Stopped before the broker confirmed all messages"), "{log}");
         let mut received = Vec::new();
         while received.last() != Some(&(PUBLISHES - 1)) {
             received.extend(there.receive().await["data"]["message"][0].as_u64());
@@ -560,7 +560,7 @@ async fn what_cannot_be_flushed_in_time_is_told() {
         a.signal("TERM");
         assert_eq!(a.wait().code(), Some(0));
         let log = a.stderr();
-        assert!(log.contains("Stopped before the cluster's broker took all messages"), "{log}");
+        assert!(log.contains("Stopped before the broker confirmed all messages"), "{log}");
     }
 }
 

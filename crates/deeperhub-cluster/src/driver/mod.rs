@@ -463,5 +463,6 @@ mod tests {
     }
 }
 
-#[cfg(all(test, feature = "nats"))]
+#[cfg(test)]
+#[cfg(feature = "nats")]
 mod state_tests;
