@@ -57,7 +57,6 @@ pub(crate) enum Action {
     ///
     /// Run it on another machine than the server if you can; on the same one, both share the
     /// processors.
-    #[command(subcommand)]
     Bench(Box<deeperhub_bench::Args>),
     /// Print a machine-readable description of the protocol or the server API
     Schema {

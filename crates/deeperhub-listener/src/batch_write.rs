@@ -22,7 +22,7 @@ const MAX_STAGED_BYTES: usize = 128 * 1024;
 pub(crate) struct Batch {
     pub(crate) batcher: Batcher,
     sends: Vec<PlannedSend>,
-    /// Gathered pieces of plain connections and encrypted records of TLS connections.
+    /// ClusterAnswer pieces of plain connections and encrypted records of TLS connections.
     staged: Vec<u8>,
 }
 
@@ -38,7 +38,7 @@ enum Source {
     /// The whole outbox, contiguous in memory.
     Outbox,
     /// The whole outbox, gathered into the staged bytes.
-    Gathered(StagedRange),
+    ClusterAnswer(StagedRange),
     /// The whole outbox, encrypted into the staged bytes.
     #[cfg(feature = "tls")]
     Encrypted(StagedRange),

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use deeperhub_cluster::JoinOutcome;
 use deeperhub_events::EventBus;
-use arc_swap::ArcSwap;
 use deeperhub_listener::{ListenOn, Listener};
 use deeperhub_metrics::{CellError, Cells, RegisterError, Registry, Unit};
 use deeperhub_protocol::ClientId;
