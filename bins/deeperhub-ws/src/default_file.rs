@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use crate::cli::{NAME, VERSION};
 use crate::layers::Layers;
+use crate::live::LIVE;
 use crate::options::Options;
 use crate::problem::Problem;
 use crate::resolve::resolve;
@@ -49,6 +50,9 @@ fn write_all(file: &mut String, defaults: &[Shown]) -> fmt::Result {
         writeln!(file)?;
         let help = option.get_long_help().or(option.get_help()).map(ToString::to_string);
         comment(file, &help.unwrap_or_default())?;
+        if LIVE.contains(&key) {
+            writeln!(file, "#\n# Reloaded on SIGHUP.")?;
+        }
         match &shown.literal {
             Some(literal) => writeln!(file, "#{key} = {literal}")?,
             None => {

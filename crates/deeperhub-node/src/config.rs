@@ -42,7 +42,7 @@ pub fn control_rate_limit(per_second: NonZeroU32) -> RateLimit {
     RateLimit::new(per_second, per_second.saturating_mul(NonZeroU32::MIN.saturating_add(1)))
 }
 
-/// What a node allows, with the defaults of the README's table.
+/// What a node allows, with the defaults of the table in `docs/limits.md`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {

@@ -35,7 +35,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// All, in the order of the README's table.
+    /// All, in the order of the table in `docs/protocol.md`.
     pub const ALL: &'static [Self] = &[
         Self::InvalidJson,
         Self::InvalidMessage,
@@ -113,7 +113,7 @@ pub enum CloseCode {
 }
 
 impl CloseCode {
-    /// All, in ascending order, which is that of the README's table.
+    /// All, in ascending order, which is that of the table in `docs/reconnecting.md`.
     pub const ALL: &'static [Self] = &[
         Self::Normal,
         Self::GoingAway,
