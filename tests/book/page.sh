@@ -31,6 +31,8 @@ serve() {
         kill -KILL "${servers[$port]}" 2>/dev/null || true
         wait "${servers[$port]}" 2>/dev/null || true
     fi
+    # Emptied here, so that an earlier server's line does not count.
+    : >"served-$port"
     command deeperhub-ws "$@" >"served-$port" 2>"logged-$port" &
     servers[$port]=$!
     for _ in {1..600}; do
@@ -55,14 +57,14 @@ deeperhub-ws() {
 }
 
 # A path or a method that the API does not have is a mistake of the page, whatever curl thinks. A stream of events has
-# no end, so clients come until it has shown one.
+# no end, so clients come until it has shown what it must.
 curl() {
     if [[ " $* " = *" -N "* ]]; then
         command curl -sS "$@" >streamed &
         local stream=$!
         for _ in {1..100}; do
             command deeperhub-ws bench idle --connections 1 --duration 100ms --url "ws://127.0.0.1:$PORT/" >/dev/null
-            if grep -q '^data:' streamed; then break; fi
+            if grep -qF -- "${expected:-data:}" streamed; then break; fi
         done
         kill "$stream"
         cat streamed
