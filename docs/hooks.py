@@ -26,6 +26,6 @@ def on_page_markdown(markdown, page, config, files):
         if target.is_relative_to(config.docs_dir):
             return match[0]
         kind = "tree" if target.is_dir() else "blob"
-        return f"]({config.repo_url}/{kind}/main/{target.relative_to(root)}{anchor})"
+        return f"]({config.extra['repository']}/{kind}/main/{target.relative_to(root)}{anchor})"
 
     return LINK.sub(outside, markdown)

@@ -1,5 +1,5 @@
-//! The parts of the book that are generated: the table of settings and the table of metrics. `UPDATE_SNAPSHOTS=1`
-//! writes them anew.
+//! The parts of the book that are generated: the table of settings and the table of metrics.
+//! `UPDATE_SNAPSHOTS=1` writes them anew.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +11,8 @@ use super::Page;
 
 const END: &str = "<!-- end of generated -->";
 
-/// Compares the generated part of a page with what the program says today; with `UPDATE_SNAPSHOTS` set, writes it.
+/// Compares the generated part of a page with what the program says today; with `UPDATE_SNAPSHOTS`
+/// set, writes it.
 fn check_generated(page: &str, name: &str, generated: &str) {
     let Page { path, text } = Page::read(page);
     let begin = format!("<!-- generated: {name} -->\n");

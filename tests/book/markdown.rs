@@ -6,9 +6,11 @@ pub(super) struct Block<'t> {
     /// The language behind the opening fence.
     pub(super) language: &'t str,
     pub(super) code: &'t str,
-    /// A text that running it must print: the comment `<!-- expect: TEXT -->` on the line before the fence.
+    /// A text that running it must print: the comment `<!-- expect: TEXT -->` on the line before
+    /// the fence.
     pub(super) expect: Option<&'t str>,
-    /// Set if the comment `<!-- server: defaults -->` stands before it: it runs against a new server without flags.
+    /// Set if the comment `<!-- server: defaults -->` stands before it: it runs against a new
+    /// server without flags.
     pub(super) needs_default_server: bool,
     /// Page and line, for messages.
     pub(super) place: String,
@@ -73,7 +75,8 @@ pub(super) fn prose(text: &str) -> String {
     outside.collect()
 }
 
-/// Returns the rows of the first table below a heading, without its head: the cells of each, trimmed.
+/// Returns the rows of the first table below a heading, without its head: the cells of each,
+/// trimmed.
 ///
 /// # Panics
 ///

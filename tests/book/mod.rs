@@ -1,5 +1,5 @@
-//! The README and the book in `docs/`: their programs run, their tables match the code, their links lead somewhere, and
-//! their generated parts are as committed.
+//! The README and the book in `docs/`: their programs run, their tables match the code, their links
+//! lead somewhere, and their generated parts are as committed.
 
 mod generated;
 mod links;

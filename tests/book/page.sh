@@ -83,13 +83,11 @@ run_program() {
     "$@" >"$out" 2>&1 &
     program=$!
     for _ in {1..600}; do
-        if [ -n "$expected" ] && grep -qF -- "$expected" "$out"; then
-            kill -KILL "$program" 2>/dev/null || true
-            break
-        fi
+        if [ -n "$expected" ] && grep -qF -- "$expected" "$out"; then break; fi
         kill -0 "$program" 2>/dev/null || break
         sleep 0.05
     done
+    kill -KILL "$program" 2>/dev/null || true
     wait "$program" 2>/dev/null || [ -n "$expected" ]
 }
 

@@ -1,6 +1,9 @@
-//! Every program and command of the README and the book runs, or stands on a list with the reason why not.
+//! Every program and command of the README and the book runs, or stands on a list with the reason
+//! why not.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use cargo_metadata::MetadataCommand;
 use serde_json::{Deserializer, Value};
@@ -13,7 +16,8 @@ use crate::support::{
 use super::Page;
 use super::markdown::Block;
 
-/// Commands that do not run here, by their first words, with the reason and with what is checked instead.
+/// Commands that do not run here, by their first words, with the reason and with what is checked
+/// instead.
 const NOT_RUN: [(&str, &str); 12] = [
     ("cargo run ", "it builds for minutes; package and target must exist"),
     ("cargo test ", "it is what runs this; package and test must exist"),
@@ -41,7 +45,8 @@ fn not_run(line: &str) -> Option<usize> {
     NOT_RUN.iter().position(|(words, _)| line.starts_with(words) || line == words.trim_end())
 }
 
-/// Writes the blocks of a page where `page.sh` finds them. Returns `false` if nothing of the page runs.
+/// Writes the blocks of a page where `page.sh` finds them. Returns `false` if nothing of the page
+/// runs.
 fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool {
     let local = |code: &str| {
         let replaced = ports.iter().fold(code.to_owned(), |code, (from, to)| code.replace(from, to));
@@ -55,7 +60,8 @@ fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool 
         }
         let mut code = code.to_owned();
         if language == "sh" {
-            // A reader types a server into a terminal of its own; here it always runs beside what follows.
+            // A reader types a server into a terminal of its own; here it always runs beside what
+            // follows.
             code = code.replace(" & pid=$!", "; pid=$!");
             let lines = code.lines().filter(|line| not_run(line).is_none() && !line.starts_with('#'));
             code = lines.fold(String::new(), |code, line| code + line + "\n");
@@ -84,7 +90,7 @@ fn run_page(page: &Page) {
     let mut failure = String::new();
     // Another program may take a port before the page's server does.
     for _ in 0..3 {
-        let ports = ["8080", "8081", "8090", "8091", "4222"].map(|port| (port, free_port().to_string()));
+        let ports = ["8080", "8081", "8090", "8091", "4222"].map(|port| (port, unused_port().to_string()));
         let files = TemporaryDir::new();
         if !prepare(page, &files, &ports) {
             return;
@@ -109,11 +115,19 @@ fn run_page(page: &Page) {
             return;
         }
         failure = format!("{}: {finished:?}", page.path);
-        if !failure.contains("in use") {
+        if !["in use", "is taken"].iter().any(|taken| failure.contains(taken)) {
             break;
         }
     }
     panic!("{failure}");
+}
+
+/// Returns a free port that no other page has.
+fn unused_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    std::iter::repeat_with(free_port)
+        .find(|port| GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(*port))
+        .expect("the iterator has no end")
 }
 
 /// A certificate such as a reader has, its key in `key.pem`.
