@@ -2,15 +2,18 @@
 //! why not.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use cargo_metadata::MetadataCommand;
 use serde_json::{Deserializer, Value};
 
 use crate::support::{
-    Client, Peer, ROOT, Server, TemporaryDir, free_port, install, install_named, python_bin, run, run_peer,
-    script, text,
+    Client, PATIENCE, Peer, ROOT, Server, TemporaryDir, free_port, install, install_named, python_bin, run,
+    run_peer, script, text,
 };
 
 use super::Page;
@@ -313,4 +316,51 @@ fn the_lines_for_a_browsers_console_subscribe() {
     let script = script("console.cjs").to_string_lossy().into_owned();
     let finished = run_peer("node", [script.as_str(), &url, &lines, "\"subscribed\""]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
+}
+
+/// Waits until a file has a text a number of times.
+fn wait_for(file: &Path, text: &str, times: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let content = std::fs::read_to_string(file).unwrap_or_default();
+        if content.matches(text).count() >= times {
+            return;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {times} times {text:?} in: {content}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_reconnecting_client_subscribes_again_after_a_restart() {
+    install(&[Peer::Node]);
+    let page = Page::read("docs/reconnecting.md");
+    let blocks = page.blocks();
+    let block = blocks.iter().find(|block| block.language == "js").expect("the page has a client");
+    let port = unused_port().to_string();
+    let flags = ["--port", &port, "--drain-timeout", "0", "--restart-time", "100ms"];
+    let mut server = Server::start(&flags);
+
+    let files = TemporaryDir::new();
+    // It would go on for ever if this test failed.
+    let program = format!(
+        "globalThis.WebSocket = require(\"ws\"); setTimeout(process.exit, 120_000);\n{}",
+        block.code.replace("localhost:8080", &format!("127.0.0.1:{port}"))
+    );
+    let printed = files.path("printed");
+    let mut client = Command::new("node")
+        .arg("-e")
+        .arg(program)
+        .env("NODE_PATH", script("node_modules"))
+        .stdin(Stdio::null())
+        .stdout(File::create(&printed).expect("a file can be made"))
+        .spawn()
+        .expect("node can be started");
+    wait_for(&printed, "subscribed", 1);
+    server.signal("TERM");
+    server.wait();
+    let _successor = Server::start(&flags);
+    wait_for(&printed, "subscribed", 2);
+    client.kill().expect("the client runs");
+    client.wait().expect("a child can be waited for");
 }
