@@ -47,3 +47,22 @@ impl Page {
         markdown::blocks(&self.path, &self.text)
     }
 }
+
+/// Columns of prose.
+const WIDTH: usize = 120;
+
+#[test]
+fn prose_keeps_to_a_width() {
+    let mut long = Vec::new();
+    for page in Page::all() {
+        for line in markdown::prose(&page.text).lines() {
+            // Rows of tables, comments and long links cannot be broken.
+            let is_breakable =
+                !line.starts_with(['|', '<', '!']) && line.split(' ').all(|word| word.len() < 60);
+            if is_breakable && line.chars().count() > WIDTH {
+                long.push(format!("{}: {line}", page.path));
+            }
+        }
+    }
+    assert_eq!(long, [""; 0]);
+}

@@ -1,12 +1,13 @@
 //! Tables of the book against the code that they describe.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use deeperhub_events::EventKind;
 use deeperhub_protocol::{CloseCode, ErrorCode};
 use serde_json::Value;
 
-use crate::support::run;
+use crate::support::{ROOT, run};
 
 use super::Page;
 use super::generated::{metric_families, settings};
@@ -155,7 +156,9 @@ fn metrics_and_settings_that_pages_name_exist() {
             let word = span.split([' ', '{', '=']).next().unwrap_or_default();
             let exists = if word.starts_with("deeperhub_") && !word.contains('…') {
                 // Names of Rust crates begin alike.
-                word.contains("::") || families.iter().any(|family| family.name == word)
+                let crate_name = word.split("::").next().unwrap_or_default().replace('_', "-");
+                let is_crate = Path::new(ROOT).join("crates").join(crate_name).exists();
+                is_crate || families.iter().any(|family| family.name == word)
             } else if word.starts_with("--") {
                 let in_help = others.contains(&format!("{word} ")) || others.contains(&format!("{word}\n"));
                 ["--config", "--help"].contains(&word) || flags.contains(word) || in_help
