@@ -158,7 +158,7 @@ async fn a_credentials_file_opens_nats() {
     let config = files.write("nats.conf", &config);
     let broker = Broker::start_with(Engine::Nats, &["-c", text(&config)]);
 
-    // May do what the README says that it needs, and nothing else.
+    // May do what the book says that it needs, and nothing else.
     let allowed = json!({"allow": ["deeperhub.>"]});
     let rights = json!({
         "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1, "pub": allowed, "sub": allowed,

@@ -71,7 +71,7 @@ impl Engine {
     }
 
     /// Returns the approximate memory that the client library keeps per subscription; see the
-    /// README's costs.
+    /// costs in `docs/cluster.md`.
     pub(crate) const fn subscription_bytes(self) -> usize {
         match self {
             Self::Nats => 4400,

@@ -1,0 +1,366 @@
+//! Every program and command of the README and the book runs, or stands on a list with the reason
+//! why not.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cargo_metadata::MetadataCommand;
+use serde_json::{Deserializer, Value};
+
+use crate::support::{
+    Client, PATIENCE, Peer, ROOT, Server, TemporaryDir, free_port, install, install_named, python_bin, run,
+    run_peer, script, text,
+};
+
+use super::Page;
+use super::markdown::Block;
+
+/// Commands that do not run here, by their first words, with the reason and with what is checked
+/// instead.
+const NOT_RUN: [(&str, &str); 12] = [
+    ("cargo run ", "it builds for minutes; package and target must exist"),
+    ("cargo test ", "it is what runs this; package and test must exist"),
+    ("cargo install ", "it builds for minutes; the path must exist"),
+    ("deeperhub-ws top", "it needs a terminal; tests/top.rs runs it in one"),
+    ("useradd ", "it changes the machine"),
+    ("install ", "it changes the machine; what it installs must exist"),
+    ("systemctl ", "no systemd runs here; tests/deploy.rs validates the unit"),
+    ("docker build ", "no Docker runs here; its file must exist"),
+    ("docker run ", "no Docker runs here"),
+    ("docker compose ", "no Docker runs here; tests/deploy.rs validates the file"),
+    ("kubectl ", "no Kubernetes runs here; tests/deploy.rs validates the manifests"),
+    ("sysctl ", "it reads and changes the kernel's settings"),
+];
+
+/// Sizes that take too long in a development build, and those that run instead.
+const SMALLER: [(&str, &str); 3] = [
+    ("--connections 10000", "--connections 200"),
+    ("--connections 5000", "--connections 50"),
+    ("--subscribers 1000", "--subscribers 200"),
+];
+
+/// The line's entry in [`NOT_RUN`].
+fn not_run(line: &str) -> Option<usize> {
+    NOT_RUN.iter().position(|(words, _)| line.starts_with(words) || line == words.trim_end())
+}
+
+/// Writes the blocks of a page where `page.sh` finds them. Returns `false` if nothing of the page
+/// runs.
+fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool {
+    let local = |code: &str| {
+        let replaced = ports.iter().fold(code.to_owned(), |code, (from, to)| code.replace(from, to));
+        SMALLER.iter().fold(replaced, |code, (from, to)| code.replace(from, to))
+    };
+    let mut list = String::new();
+    for (number, block) in page.blocks().into_iter().enumerate() {
+        let Block { language, code, expect, needs_default_server, place } = block;
+        if !["sh", "js", "python"].contains(&language) {
+            continue;
+        }
+        let mut code = code.to_owned();
+        if language == "sh" {
+            // A reader types a server into a terminal of its own; here it always runs beside what
+            // follows.
+            code = code.replace(" & pid=$!", "; pid=$!");
+            let lines = code.lines().filter(|line| not_run(line).is_none() && !line.starts_with('#'));
+            code = lines.fold(String::new(), |code, line| code + line + "\n");
+            if code.trim().is_empty() {
+                continue;
+            }
+        }
+        if needs_default_server {
+            list += &format!("{number} defaults {place}\n");
+        }
+        list += &format!("{number} {language} {place}\n");
+        files.write(&format!("{number}.block"), &local(&code));
+        if let Some(expect) = expect {
+            files.write(&format!("{number}.expect"), expect);
+        }
+    }
+    files.write("blocks", &list);
+    !list.is_empty()
+}
+
+/// Runs what a page shows, in its order.
+fn run_page(page: &Page) {
+    let binary = Path::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
+    let folder = binary.parent().expect("a program is in a folder");
+    let root = Path::new(ROOT).canonicalize().expect("the repository is there");
+    let mut failure = String::new();
+    // Another program may take a port before the page's server does.
+    for _ in 0..3 {
+        let ports = ["8080", "8081", "8090", "8091", "4222"].map(|port| (port, unused_port().to_string()));
+        let files = TemporaryDir::new();
+        if !prepare(page, &files, &ports) {
+            return;
+        }
+        std::os::unix::fs::symlink(root.join("deploy"), files.path("deploy")).expect("a link can be made");
+        files.write("cert.pem", &certificate(&files));
+        let path =
+            format!("PATH={}:{}:/usr/sbin", folder.display(), std::env::var("PATH").unwrap_or_default());
+        let environment = [
+            path,
+            format!("PORT={}", ports[0].1),
+            format!("API_PORT={}", ports[1].1),
+            format!("PYTHON={}", python_bin().join("python").display()),
+            format!("NODE_PATH={}", script("node_modules").display()),
+        ];
+        let runner = root.join("tests/book/page.sh");
+        let folder = files.path(".");
+        let arguments = ["bash", text(&runner), text(&folder)];
+        let arguments = environment.iter().map(String::as_str).chain(arguments);
+        let finished = run_peer("env", arguments);
+        if finished.code == Some(0) {
+            return;
+        }
+        failure = format!("{}: {finished:?}", page.path);
+        if !["in use", "is taken"].iter().any(|taken| failure.contains(taken)) {
+            break;
+        }
+    }
+    panic!("{failure}");
+}
+
+/// Returns a free port that no other page has.
+fn unused_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    std::iter::repeat_with(free_port)
+        .find(|port| GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(*port))
+        .expect("the iterator has no end")
+}
+
+/// A certificate such as a reader has, its key in `key.pem`.
+fn certificate(files: &TemporaryDir) -> String {
+    let key = files.path("key.pem");
+    let arguments = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "-keyout",
+        text(&key),
+    ];
+    let finished = run_peer("openssl", arguments);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    finished.stdout
+}
+
+#[test]
+fn programs_and_commands_run_as_they_stand_on_each_page() {
+    install(&[Peer::Python, Peer::Node]);
+    install_named("nats-server");
+    // Pages wait for processes more than they work.
+    std::thread::scope(|scope| {
+        let pages: Vec<_> = Page::all();
+        let running: Vec<_> =
+            pages.into_iter().map(|page| (page.path.clone(), scope.spawn(move || run_page(&page)))).collect();
+        let failed: Vec<_> =
+            running.into_iter().filter_map(|(path, page)| page.join().err().map(|_| path)).collect();
+        assert_eq!(failed, [""; 0]);
+    });
+}
+
+#[test]
+fn blocks_are_in_languages_that_are_checked() {
+    let checked = ["sh", "js", "python", "json", "toml", "yaml", "rust", "elixir"];
+    for block in Page::all().iter().flat_map(Page::blocks) {
+        // `text` is what a program printed.
+        assert!(
+            checked.contains(&block.language) || block.language == "text",
+            "{}: {}",
+            block.place,
+            block.language
+        );
+    }
+}
+
+#[test]
+fn what_does_not_run_is_listed_exists_and_is_still_there() {
+    let metadata = MetadataCommand::new()
+        .manifest_path(Path::new(ROOT).join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo describes the workspace");
+    let tests = tests_of_the_program();
+    let mut used = [false; NOT_RUN.len()];
+    for block in Page::all().iter().flat_map(Page::blocks).filter(|block| block.language == "sh") {
+        for line in block.code.lines() {
+            let Some(entry) = not_run(line) else { continue };
+            used[entry] = true;
+            let words: Vec<_> = line.split_whitespace().collect();
+            let after = |flag: &str| {
+                words.iter().position(|word| *word == flag).and_then(|at| words.get(at + 1)).copied()
+            };
+            for path in words.iter().filter(|word| word.starts_with("deploy/") || word.starts_with("bins/")) {
+                assert!(Path::new(ROOT).join(path).exists(), "{}: {path}", block.place);
+            }
+            if !line.starts_with("cargo ") {
+                continue;
+            }
+            let package = after("-p").unwrap_or("deeperhub-ws");
+            let package = metadata.packages.iter().find(|known| known.name.as_str() == package);
+            let package = package.unwrap_or_else(|| panic!("{}: {line}", block.place));
+            for target in ["--bin", "--example", "--test"].iter().filter_map(|flag| after(flag)) {
+                let exists = package.targets.iter().any(|known| known.name == target);
+                assert!(exists, "{}: no target {target}", block.place);
+            }
+            if let Some(test) = after("--ignored").or(after("--include-ignored")) {
+                assert!(tests.contains(&format!(" {test}")), "{}: no test {test}", block.place);
+            }
+        }
+    }
+    let unused: Vec<_> = NOT_RUN.iter().zip(used).filter(|(_, used)| !used).map(|(entry, _)| entry).collect();
+    assert!(unused.is_empty(), "no page has {unused:?}");
+}
+
+/// The functions and modules of the tests.
+fn tests_of_the_program() -> String {
+    let read = |name: &str| {
+        std::fs::read_to_string(Path::new(ROOT).join("tests").join(name)).expect("tests are there")
+    };
+    read("autobahn.rs") + &read("main.rs")
+}
+
+#[test]
+fn settings_files_are_valid() {
+    let files = TemporaryDir::new();
+    for block in Page::all().iter().flat_map(Page::blocks).filter(|block| block.language == "toml") {
+        let file = files.write("hub.toml", block.code);
+        let finished = run(&["config", "check", "--config", text(&file)], &[]);
+        assert_eq!(finished.code, Some(0), "{}: {finished:?}", block.place);
+    }
+}
+
+#[test]
+fn yaml_is_well_formed() {
+    let files = TemporaryDir::new();
+    for block in Page::all().iter().flat_map(Page::blocks).filter(|block| block.language == "yaml") {
+        let file = files.write("block.yaml", block.code);
+        let finished = run_peer(python_bin().join("yamllint"), ["-d", "relaxed", text(&file)]);
+        assert_eq!(finished.code, Some(0), "{}: {finished:?}", block.place);
+    }
+}
+
+#[tokio::test]
+async fn json_is_valid_and_the_server_takes_clients_messages() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(&server).await;
+    let mut sent = 0;
+    for page in Page::all() {
+        for block in page.blocks().into_iter().filter(|block| block.language == "json") {
+            for message in Deserializer::from_str(block.code).into_iter::<Value>() {
+                let mut message = message.unwrap_or_else(|error| panic!("{}: {error}", block.place));
+                let kind = message["type"].as_str().unwrap_or_default();
+                if !["echo", "subscribe", "unsubscribe", "publish", "ping", "authenticate"].contains(&kind) {
+                    continue;
+                }
+                let reply = if kind == "authenticate" { "error" } else { "published" };
+                message["id"] = 1.into();
+                let answer = client.ask(&message).await;
+                assert_eq!(answer["type"], reply, "{}: {answer}", block.place);
+                // Without keys, a well-formed token is one that is not accepted.
+                let code = answer["data"]["code"].as_str().unwrap_or("token_invalid");
+                assert_eq!(code, "token_invalid", "{}: {answer}", block.place);
+                sent += 1;
+            }
+        }
+    }
+    assert!(sent >= 3, "only {sent} messages of clients were found");
+}
+
+#[test]
+fn programs_in_rust_are_parts_of_examples_that_compile() {
+    let crates = std::fs::read_dir(Path::new(ROOT).join("crates")).expect("crates are there");
+    let folders = crates.map(|entry| entry.expect("a folder can be read").path().join("examples"));
+    let examples: Vec<_> = folders
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flatten()
+        .map(|entry| entry.expect("a folder can be read").path())
+        .filter(|path| path.is_file())
+        .map(|path| without_indent(&std::fs::read_to_string(path).expect("an example can be read")))
+        .collect();
+    let mut found = 0;
+    for block in Page::all().iter().flat_map(Page::blocks).filter(|block| block.language == "rust") {
+        let code = without_indent(block.code);
+        assert!(examples.iter().any(|example| example.contains(&code)), "{} is in no example", block.place);
+        found += 1;
+    }
+    assert!(found >= 2, "only {found} programs in Rust were found");
+}
+
+fn without_indent(code: &str) -> String {
+    code.lines().fold(String::new(), |code, line| code + line.trim_start() + "\n")
+}
+
+#[test]
+fn the_lines_for_a_browsers_console_subscribe() {
+    install(&[Peer::Node, Peer::Chromium]);
+    let server = Server::start(&[]);
+    let page = Page::read("README.md");
+    let blocks = page.blocks();
+    let block =
+        blocks.iter().find(|block| block.language == "js").expect("the README has lines for a console");
+    let lines = block.code.replace("localhost:8080", &server.clients.to_string());
+    let url = format!("http://{}/", server.api());
+    let script = script("console.cjs").to_string_lossy().into_owned();
+    let finished = run_peer("node", [script.as_str(), &url, &lines, "\"subscribed\""]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+}
+
+/// Waits until a file has a text a number of times.
+fn wait_for(file: &Path, text: &str, times: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let content = std::fs::read_to_string(file).unwrap_or_default();
+        if content.matches(text).count() >= times {
+            return;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {times} times {text:?} in: {content}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_reconnecting_client_subscribes_again_after_a_restart() {
+    install(&[Peer::Node]);
+    let page = Page::read("docs/reconnecting.md");
+    let blocks = page.blocks();
+    let block = blocks.iter().find(|block| block.language == "js").expect("the page has a client");
+    let port = unused_port().to_string();
+    let flags = ["--port", &port, "--drain-timeout", "0", "--restart-time", "100ms"];
+    let mut server = Server::start(&flags);
+
+    let files = TemporaryDir::new();
+    // It would go on for ever if this test failed.
+    let program = format!(
+        "globalThis.WebSocket = require(\"ws\"); setTimeout(process.exit, 120_000);\n{}",
+        block.code.replace("localhost:8080", &format!("127.0.0.1:{port}"))
+    );
+    let printed = files.path("printed");
+    let mut client = Command::new("node")
+        .arg("-e")
+        .arg(program)
+        .env("NODE_PATH", script("node_modules"))
+        .stdin(Stdio::null())
+        .stdout(File::create(&printed).expect("a file can be made"))
+        .spawn()
+        .expect("node can be started");
+    wait_for(&printed, "subscribed", 1);
+    server.signal("TERM");
+    server.wait();
+    let _successor = Server::start(&flags);
+    wait_for(&printed, "subscribed", 2);
+    client.kill().expect("the client runs");
+    client.wait().expect("a child can be waited for");
+}
