@@ -339,13 +339,13 @@ mod tests {
                 .with("number", i64::MIN)
                 .with("share", 0.25)
                 .with("flag", true)
-                .linked(linked)
-                .linked(remote)
+                .with_link(linked)
+                .with_link(remote)
         };
         let kinds = [SpanKind::Internal, SpanKind::Server, SpanKind::Producer, SpanKind::Consumer];
         let mut spans: Vec<_> = kinds.into_iter().map(full).collect();
-        spans.push(full(SpanKind::Server).failed(Some("forbidden")));
-        spans.push(full(SpanKind::Server).within());
+        spans.push(full(SpanKind::Server).with_error(Some("forbidden")));
+        spans.push(full(SpanKind::Server).with_local_parent());
         spans.push(span("without tracestate"));
         let mut root = span("root");
         root.parent = None;

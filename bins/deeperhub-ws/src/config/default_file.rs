@@ -9,6 +9,7 @@ use crate::config::help;
 use crate::config::layers::Layers;
 use crate::config::options::Options;
 use crate::config::resolve::resolve;
+use crate::reload::settings::RELOADABLE_KEYS;
 
 /// Maximum columns of a comment.
 const WIDTH: usize = 100;
@@ -50,6 +51,9 @@ fn write_all(file: &mut String, defaults: &[EffectiveSetting]) -> fmt::Result {
         writeln!(file)?;
         let help = option.get_long_help().or(option.get_help()).map(ToString::to_string);
         comment(file, &help.unwrap_or_default())?;
+        if RELOADABLE_KEYS.contains(&key) {
+            writeln!(file, "#\n# Reloaded on SIGHUP.")?;
+        }
         match &effective.toml {
             Some(toml) => writeln!(file, "#{key} = {toml}")?,
             None => {
