@@ -35,7 +35,8 @@ fn error_codes_are_those_of_the_protocol() {
 fn close_codes_are_those_of_the_protocol_and_say_when_to_reconnect() {
     let rows = table(&Page::read("docs/reconnecting.md").text, "## Close codes");
     let codes: Vec<_> = rows.iter().map(|row| (row[0].as_str(), row[2].starts_with("yes"))).collect();
-    let numbers: Vec<_> = CloseCode::ALL.iter().map(|code| (code.to_string(), code.allows_reconnect())).collect();
+    let numbers: Vec<_> =
+        CloseCode::ALL.iter().map(|code| (code.to_string(), code.allows_reconnect())).collect();
     let expected: Vec<_> = numbers.iter().map(|(code, reconnect)| (code.as_str(), *reconnect)).collect();
     assert_eq!(codes, expected);
 }
