@@ -102,7 +102,7 @@ fn frames_of_a_fan_out(bencher: Bencher<'_, '_>, count: usize) {
     let send = |outbox: &mut Outbox, arena: &mut Arena| {
         for multicast in &multicasts {
             let frame = multicast.frame();
-            match arena.copy(frame, multicast.copy_of(frame)) {
+            match arena.copy(frame, multicast.copy_slot(frame)) {
                 Some(start) => outbox.push_arena(arena.bytes(), start..start + frame.len()),
                 None => outbox.push(frame),
             }
