@@ -1,14 +1,15 @@
 //! Batched sends and reads over many sockets with one system call each, behind a safe interface.
 //! Also reads a connection's send progress from the kernel ([`send_progress`]).
 //!
-//! A server that has something for a thousand clients pays for a thousand system calls, and their entry and exit cost
-//! about as much as the kernel's own work for small messages. [`Batcher`] hands the kernel up to [`MAX_BATCH`] of them at
-//! once by `io_uring` and waits until all are done. None of them ever waits for a socket (`MSG_DONTWAIT`): one that is
-//! not ready answers [`WouldBlock`](std::io::ErrorKind::WouldBlock), as a non-blocking socket does to `send` and `recv`.
-//! Readiness is still to be learned from a reactor: this does not replace `epoll`, it replaces what comes after it.
+//! A server that sends to a thousand clients makes a thousand system calls. For small messages, their
+//! entry and exit cost about as much as the kernel's own work. [`Batcher`] submits up to [`MAX_BATCH`]
+//! operations at once through `io_uring` and waits until all are done. No operation waits for a socket
+//! (`MSG_DONTWAIT`): one that is not ready returns [`WouldBlock`](std::io::ErrorKind::WouldBlock), like
+//! a non-blocking `send` or `recv`. Readiness still comes from a reactor: this replaces the calls after
+//! `epoll`, not `epoll`.
 //!
-//! Nothing is borrowed by the kernel once a call has returned, so buffers and descriptors are plain references, and there
-//! is no future, no registration and no buffer of its own.
+//! The kernel borrows nothing once a call has returned. Buffers and descriptors are plain references,
+//! and there are no futures, registrations or internal buffers.
 //!
 //! ```
 //! # #[cfg(feature = "ring")]

@@ -1,4 +1,4 @@
-//! The ring itself, and the only `unsafe` code.
+//! The ring, with the `unsafe` submission to the kernel.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -9,13 +9,13 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::{MAX_BATCH, RecvOp, SendOp};
 
-/// No part of a batch waits for its socket, and a broken one answers an error instead of a signal.
+/// No operation waits for its socket, and a broken one returns an error instead of a signal.
 const FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
-/// What a part answers that was not carried out.
+/// Result of an operation that was not carried out.
 const NOT_DONE: i32 = -libc::EAGAIN;
 
-/// How often the kernel may say in a row that it has no memory for a batch.
+/// Maximum submissions of a batch that the kernel refuses for lack of memory.
 const MAX_REFUSALS: u32 = 16;
 
 pub(crate) struct Ring {
@@ -76,7 +76,8 @@ impl Ring {
         &self.results
     }
 
-    /// Carries out all `entries`. When it returns, also by an error, the kernel has finished with all of them.
+    /// Carries out all `entries`. When it returns, even with an error, the kernel has finished with all
+    /// of them.
     fn carry_out(&mut self) -> io::Result<&[i32]> {
         let count = self.entries.len();
         self.results.clear();
@@ -120,7 +121,7 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-/// Takes the completions that are there.
+/// Takes the available completions and returns their number.
 fn reap(uring: &mut IoUring, results: &mut [i32]) -> usize {
     let mut count = 0;
     for completion in uring.completion() {
@@ -132,8 +133,8 @@ fn reap(uring: &mut IoUring, results: &mut [i32]) -> usize {
     count
 }
 
-/// Waits without the ring's own system call, which fails, until the kernel has finished with what it has taken. As no part
-/// of a batch waits for its socket, it has or is about to.
+/// Waits until the kernel has finished with the entries that it took, without `io_uring_enter`, which
+/// fails. No operation waits for its socket, so this takes little time.
 fn settle(uring: &mut IoUring, open: usize, results: &mut [i32]) {
     let not_taken = uring.submission().len();
     let mut taken = open.saturating_sub(not_taken);
@@ -146,7 +147,7 @@ fn settle(uring: &mut IoUring, open: usize, results: &mut [i32]) {
     }
 }
 
-/// What is longer is taken in part, as by `send`.
+/// Caps a length at the 32 bits that the kernel takes; longer buffers are sent in part.
 fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }

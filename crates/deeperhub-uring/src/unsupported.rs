@@ -25,7 +25,7 @@ pub fn send_progress(_socket: BorrowedFd<'_>) -> io::Result<SendProgress> {
 }
 
 #[cfg(feature = "ring")]
-/// It cannot be made.
+/// Ring that cannot be created.
 #[derive(Debug)]
 pub(crate) enum Ring {}
 
