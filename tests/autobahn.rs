@@ -1,12 +1,10 @@
-//! The Autobahn|Testsuite against the listener crate's `examples/echo.rs`: what is on the wire is RFC 6455.
+//! The Autobahn|Testsuite against the listener crate's `examples/autobahn.rs`, an echo server.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{ROOT, TemporaryDir, python_bin, run_peer};
+use crate::support::{TemporaryDir, python_bin, run_peer};
 
 /// Frames, pings, reserved bits, opcodes, fragments, UTF-8, closing, limits, and fragments as they come.
 const GROUPS: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
@@ -14,45 +12,37 @@ const GROUPS: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*
 /// Cases that are not judged: they only record what a server does.
 const INFORMATIONAL: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
 
-/// The example, which goes when this does.
+#[allow(dead_code, reason = "`main` takes its arguments from the command line")]
+#[path = "../crates/deeperhub-listener/examples/autobahn.rs"]
+mod echo_server;
+
+#[path = "support/example.rs"]
+mod example;
+
+use example::{Example, run_main};
+
+/// Environment variable with the arguments of the example.
+const ARGUMENTS: &str = "AUTOBAHN_ARGUMENTS";
+
+#[test]
+#[ignore = "the process of the example; other tests start it"]
+fn example_process() {
+    let arguments = std::env::var(ARGUMENTS).unwrap_or_default();
+    run_main(|| echo_server::serve(arguments.split_whitespace().map(str::to_owned)));
+}
+
+/// A running echo server, on a free port.
 struct Echo {
-    child: Child,
+    _example: Example,
     address: String,
 }
 
 impl Echo {
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(built_example())
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the example can be started");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("standard output is a pipe");
-        BufReader::new(stdout).read_line(&mut line).expect("the example says where it listens");
-        let address = line.trim().rsplit('/').next().unwrap_or_default().to_owned();
-        Self { child, address }
+    fn start(arguments: &str) -> Self {
+        let example = Example::start("autobahn::example_process", &[(ARGUMENTS, arguments)]);
+        let address = example.wait_for("listening on ws://").trim().to_owned();
+        Self { _example: example, address }
     }
-}
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn built_example() -> String {
-    let arguments = ["build", "-p", "deeperhub-listener", "--example", "echo", "--message-format", "json"];
-    let output = Command::new(env!("CARGO")).args(arguments).current_dir(ROOT).output().expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut executables = messages.lines().filter_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        Some(message["executable"].as_str()?.to_owned())
-    });
-    executables.next_back().expect("cargo names the example that it built")
 }
 
 /// Runs these cases and returns each one's verdict, that of the close after it included.
@@ -87,7 +77,7 @@ fn check(echo: &Echo, cases: &[&str], count: usize) {
 
 #[test]
 fn every_case_of_the_basic_protocol_is_ok() {
-    check(&Echo::start(&["--no-compression"]), &GROUPS, 301);
+    check(&Echo::start("--no-compression"), &GROUPS, 301);
 }
 
 /// Of each kind of message and of offer two lengths, of which one is in fragments, and longer ones than small windows.
@@ -97,14 +87,14 @@ fn a_sample_of_the_cases_of_compression_is_ok() {
     let cases: Vec<_> = kinds.flat_map(|kind| [format!("{kind}.1"), format!("{kind}.11")]).collect();
     let mut cases: Vec<_> = cases.iter().map(String::as_str).collect();
     cases.extend(["12.1.5", "13.3.6", "13.5.6"]);
-    check(&Echo::start(&[]), &cases, 27);
+    check(&Echo::start(""), &cases, 27);
 }
 
 /// All of them, 1000 messages each.
 #[test]
 #[ignore = "takes a quarter of an hour"]
 fn every_case_of_compression_is_ok() {
-    let echo = Echo::start(&[]);
+    let echo = Echo::start("");
     for group in (1..=5).map(|kind| format!("12.{kind}.*")).chain((1..=7).map(|kind| format!("13.{kind}.*")))
     {
         check(&echo, &[&group], 18);
@@ -115,5 +105,5 @@ fn every_case_of_compression_is_ok() {
 #[test]
 fn clients_may_refer_to_earlier_messages_where_that_is_allowed() {
     let cases = ["12.1.3", "12.2.3", "12.3.11", "13.1.3", "13.4.3", "13.6.3", "1.*", "5.*"];
-    check(&Echo::start(&["--client-context-takeover"]), &cases, 6 + 16 + 20);
+    check(&Echo::start("--client-context-takeover"), &cases, 6 + 16 + 20);
 }

@@ -22,6 +22,7 @@ mod compression;
 mod conformance;
 mod dashboard;
 mod deploy;
+mod examples;
 mod handshake;
 mod interop;
 mod late_readers;

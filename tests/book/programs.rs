@@ -288,7 +288,9 @@ fn programs_in_rust_are_parts_of_examples_that_compile() {
         .flatten()
         .map(|entry| entry.expect("a folder can be read").path())
         .filter(|path| path.is_file())
-        .map(|path| without_indent(&std::fs::read_to_string(path).expect("an example can be read")))
+        .map(|path| std::fs::read_to_string(path).expect("an example can be read"))
+        // Tests call the `main` of examples, which a reader's program has no use for.
+        .map(|example| without_indent(&example.replace("pub(crate) ", "")))
         .collect();
     let mut found = 0;
     for block in Page::all().iter().flat_map(Page::blocks).filter(|block| block.language == "rust") {
@@ -296,7 +298,7 @@ fn programs_in_rust_are_parts_of_examples_that_compile() {
         assert!(examples.iter().any(|example| example.contains(&code)), "{} is in no example", block.place);
         found += 1;
     }
-    assert!(found >= 2, "only {found} programs in Rust were found");
+    assert!(found >= 10, "only {found} programs in Rust were found");
 }
 
 fn without_indent(code: &str) -> String {

@@ -2,7 +2,7 @@
 //! and the server API is mounted below `/hub`.
 //!
 //! ```text
-//! cargo run --example axum_app
+//! cargo run -p deeperhub-api --example axum_app
 //! curl -d '"hello"' http://127.0.0.1:3000/hub/v1/topics/news/messages
 //! ```
 
@@ -11,14 +11,14 @@ use deeperhub_api::node::{Config, Node};
 use deeperhub_api::{ApiConfig, router};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut ports = std::env::args().skip(1);
-    let mut address = |port: &str| format!("127.0.0.1:{}", ports.next().unwrap_or(port.to_owned()));
-    let node = Node::start(address("8080").parse()?, Config::default())?;
+pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let address = |name, default: &str| std::env::var(name).unwrap_or(default.into());
+    let hub_address = address("HUB_ADDRESS", "127.0.0.1:8080").parse()?;
+    let node = Node::start(hub_address, Config::default())?;
     let app = Router::new()
         .route("/", get(async || "my app"))
         .nest("/hub", router(node.handle(), ApiConfig::default()));
-    let listener = tokio::net::TcpListener::bind(address("3000")).await?;
+    let listener = tokio::net::TcpListener::bind(address("APP_ADDRESS", "127.0.0.1:3000")).await?;
     println!("hub {} app {}", node.local_addr(), listener.local_addr()?);
     Ok(axum::serve(listener, app).await?)
 }

@@ -45,6 +45,8 @@ mod redis;
 
 pub use broker::{Broker, ClusterState, EnqueueError, InterestChange, RequestError};
 pub use config::{BrokerUrl, BrokerUrlError, Config, Engine, is_prefix};
+pub use deeperhub_protocol::message::TraceContext;
+pub use deeperhub_protocol::{ClientId, RawJson, Subscription, Topic};
 pub use driver::{Driver, DriverHandle, JoinOutcome, MessageHandler, PendingAnswer};
 pub use envelope::{
     Envelope, EnvelopeError, MAX_ENVELOPE_OVERHEAD_BYTES, MAX_NODE_ID_BYTES, MAX_USER_BYTES, Message, Origin,

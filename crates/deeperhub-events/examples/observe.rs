@@ -2,8 +2,7 @@
 //!
 //! Run it with `cargo run -p deeperhub-events --example observe`.
 
-use deeperhub_events::{Event, EventBus, EventDetails, EventFilter, EventKind, Received};
-use deeperhub_types::ClientId;
+use deeperhub_events::{ClientId, Event, EventBus, EventDetails, EventFilter, EventKind, Received};
 use std::time::SystemTime;
 
 pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -2,12 +2,11 @@
 //!
 //! Run it with `cargo run -p deeperhub-events --example watch`.
 
-use deeperhub_events::{Config, Event, EventBus, EventDetails, EventFilter, EventKind, Received};
-use deeperhub_types::ClientId;
+use deeperhub_events::{ClientId, Config, Event, EventBus, EventDetails, EventFilter, EventKind, Received};
 use std::error::Error;
 use std::time::SystemTime;
 
-fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let mut config = Config::default();
     config.max_queue_events = 3;
     let bus = EventBus::new(config);

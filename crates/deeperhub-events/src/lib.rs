@@ -6,8 +6,7 @@
 //! position. A kind of event without observers costs one relaxed load.
 //!
 //! ```
-//! use deeperhub_events::{EventDetails, Event, EventBus, EventFilter, EventKind, Received};
-//! use deeperhub_types::ClientId;
+//! use deeperhub_events::{ClientId, Event, EventBus, EventDetails, EventFilter, EventKind, Received};
 //! use std::time::SystemTime;
 //!
 //! let bus = EventBus::default();
@@ -32,6 +31,7 @@ mod kind;
 mod queue;
 
 pub use bus::{Config, EventBus, EventStream};
+pub use deeperhub_types::ClientId;
 pub use event::{Event, EventDetails};
 pub use kind::{EventFilter, EventKind, UnknownEvent};
 pub use queue::Received;

@@ -5,7 +5,7 @@
 //! `--no-compression` declines such offers. `--client-context-takeover` lets clients refer to their
 //! earlier messages.
 
-use std::process::ExitCode;
+use std::error::Error;
 use std::time::Duration;
 
 use deeperhub_listener::{Config, Context, Listener, Message, ReturnTo, Session, accept_all};
@@ -35,8 +35,13 @@ fn parse_arguments(mut arguments: impl Iterator<Item = String>, config: &mut Con
     Some(port)
 }
 
+fn main() -> Result<(), Box<dyn Error>> {
+    serve(std::env::args().skip(1))
+}
+
+/// Serves until Ctrl+C.
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+pub(crate) async fn serve(arguments: impl Iterator<Item = String>) -> Result<(), Box<dyn Error>> {
     let mut config = Config::default()
         .paths(Vec::new())
         .max_message_bytes(16 << 20)
@@ -44,21 +49,12 @@ async fn main() -> ExitCode {
         // A suite that waits for a reply mistakes a ping for it.
         .ping_interval(Duration::ZERO);
     config.compression.threshold_bytes = 0;
-    let Some(port) = parse_arguments(std::env::args().skip(1), &mut config) else {
-        eprintln!("usage: autobahn [--port N] [--no-compression] [--client-context-takeover]");
-        return ExitCode::from(2);
-    };
-    let listener = match Listener::builder(accept_all(|| Echo)).config(config).bind(([127, 0, 0, 1], port)) {
-        Ok(listener) => listener,
-        Err(error) => {
-            eprintln!("autobahn: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let port = parse_arguments(arguments, &mut config)
+        .ok_or("usage: autobahn [--port N] [--no-compression] [--client-context-takeover]")?;
+    let listener = Listener::builder(accept_all(|| Echo)).config(config).bind(([127, 0, 0, 1], port))?;
     println!("listening on ws://{}", listener.local_addr());
-    if tokio::signal::ctrl_c().await.is_ok() {
-        listener.drain(Duration::from_secs(2), ReturnTo::ThisNode).await;
-    }
+    tokio::signal::ctrl_c().await?;
+    listener.drain(Duration::from_secs(2), ReturnTo::ThisNode).await;
     listener.stop().await;
-    ExitCode::SUCCESS
+    Ok(())
 }

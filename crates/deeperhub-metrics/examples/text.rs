@@ -8,7 +8,7 @@ use std::thread;
 
 const TYPES: &[&str] = &["text", "binary"];
 
-fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let cells = Cells::new(2);
     let active = Gauge::new(&cells);
     let received = CounterVec::new(&cells, "type", TYPES);

@@ -6,8 +6,8 @@ use deeperhub_node::{Config, Node};
 use serde_json::json;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let address = env::args().nth(1).unwrap_or("127.0.0.1:8080".into());
+pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
+    let address = env::var("HUB_ADDRESS").unwrap_or("127.0.0.1:8080".into());
     let node = Node::start(address.parse()?, Config::default())?;
     println!("listening on ws://{}", node.local_addr());
     let hub = node.handle();

@@ -1,7 +1,5 @@
 //! Runs each example in a process of its own and talks to it as a client.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -15,58 +13,42 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// A running example. Dropping it ends its process.
-struct Example {
-    process: Child,
-    url: String,
+#[path = "../../../tests/support/example.rs"]
+mod example;
+
+#[path = "../examples/presence.rs"]
+mod presence;
+
+#[path = "../examples/tick.rs"]
+mod tick;
+
+use example::{Example, run_main};
+
+#[test]
+#[ignore = "the process of the example; another test starts it"]
+fn presence_process() {
+    run_main(presence::main);
 }
 
-impl Example {
-    fn start(name: &str) -> Self {
-        let mut process = Command::new(executable(name))
-            .arg("127.0.0.1:0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the example starts");
-        let stdout = process.stdout.take().expect("standard output is a pipe");
-        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
-        let url = lines.find_map(|line| Some(line.strip_prefix("listening on ")?.to_owned()));
-        // A full pipe would block the example.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { url: url.expect("the example prints where it listens"), process }
-    }
-
-    async fn connect(&self) -> Client {
-        let connecting = tokio_tungstenite::connect_async(&self.url);
-        let connected = tokio::time::timeout(TEST_TIMEOUT, connecting).await.expect("no timeout");
-        let (mut client, _) = connected.expect("the example accepts connections");
-        receive(&mut client, "welcome").await;
-        client
-    }
+#[test]
+#[ignore = "the process of the example; another test starts it"]
+fn tick_process() {
+    run_main(tick::main);
 }
 
-impl Drop for Example {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// Starts an example on a free port. Returns it with the address that it listens on.
+fn start(process_test: &str) -> (Example, String) {
+    let example = Example::start(process_test, &[("HUB_ADDRESS", "127.0.0.1:0")]);
+    let url = example.wait_for("listening on ");
+    (example, url)
 }
 
-/// Builds an example and returns the path of its executable.
-fn executable(name: &str) -> String {
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--workspace", "--example", name, "--message-format", "json"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut executables = messages.lines().filter_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        Some(message["executable"].as_str()?.to_owned())
-    });
-    executables.next_back().expect("cargo names the executable")
+async fn connect(url: &str) -> Client {
+    let connecting = tokio_tungstenite::connect_async(url);
+    let connected = tokio::time::timeout(TEST_TIMEOUT, connecting).await.expect("no timeout");
+    let (mut client, _) = connected.expect("the example accepts connections");
+    receive(&mut client, "welcome").await;
+    client
 }
 
 /// Returns the next message of a type.
@@ -86,8 +68,8 @@ async fn receive(client: &mut Client, message_type: &str) -> Value {
 
 #[tokio::test]
 async fn tick_publishes_one_number_after_another() {
-    let example = Example::start("tick");
-    let mut client = example.connect().await;
+    let (_example, url) = start("tick_process");
+    let mut client = connect(&url).await;
     let subscribe = json!({ "type": "subscribe", "data": { "topic": "ticks" } });
     client.send(Message::text(subscribe.to_string())).await.expect("the connection is open");
     receive(&mut client, "subscribed").await;
@@ -97,10 +79,10 @@ async fn tick_publishes_one_number_after_another() {
 
 #[tokio::test]
 async fn presence_tells_clients_how_many_are_online() {
-    let example = Example::start("presence");
-    let mut first = example.connect().await;
+    let (_example, url) = start("presence_process");
+    let mut first = connect(&url).await;
     assert_eq!(receive(&mut first, "presence").await["data"]["online"], 1);
-    let mut second = example.connect().await;
+    let mut second = connect(&url).await;
     assert_eq!(receive(&mut second, "presence").await["data"]["online"], 2);
     assert_eq!(receive(&mut first, "presence").await["data"]["online"], 2);
     drop(second);

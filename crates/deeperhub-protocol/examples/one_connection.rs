@@ -12,7 +12,7 @@ use deeperhub_protocol::frame::{self, FrameDecoder, FrameLimits, Incoming};
 use deeperhub_protocol::handshake::{Parsed, Refusal, Request, write_accept};
 use deeperhub_protocol::message::{ClientMessage, Command, ServerMessage};
 
-fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let server = thread::spawn(move || serve(listener.accept()?.0));

@@ -3,8 +3,7 @@
 //!
 //! Run it with `cargo run -p deeperhub-router --example rooms`.
 
-use deeperhub_router::{Config, DeliveryFlow, Router, ShardId};
-use deeperhub_types::{Subscription, Topic};
+use deeperhub_router::{Config, DeliveryFlow, Router, ShardId, Subscription, Topic};
 use std::task::{Context, Waker};
 
 pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,6 +21,6 @@ pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
         DeliveryFlow::Continue
     };
     while shard.poll_deliver(&mut Context::from_waker(Waker::noop()), &mut deliver).is_ready() {}
-    assert_eq!(delivered, [(1, "hello"), (2, "hello"), (3, "hello")]);
+    println!("{delivered:?}");
     Ok(())
 }

@@ -3,8 +3,7 @@
 //!
 //! Run it with `cargo run -p deeperhub-router --example threads`.
 
-use deeperhub_router::{Config, DeliveryFlow, Router, Shard, ShardId};
-use deeperhub_types::{Subscription, Topic};
+use deeperhub_router::{Config, DeliveryFlow, Router, Shard, ShardId, Subscription, Topic};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
@@ -21,7 +20,7 @@ impl Wake for Unpark {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     let router = Router::new(WORKERS, Config::default());
     let stop = AtomicBool::new(false);
     let everything = Subscription::parse("scores.>")?;

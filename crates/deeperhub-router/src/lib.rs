@@ -29,8 +29,7 @@
 //!
 //! # Example
 //! ```
-//! use deeperhub_types::{Subscription, Topic};
-//! use deeperhub_router::{Config, DeliveryFlow, Router, ShardId};
+//! use deeperhub_router::{Config, DeliveryFlow, Router, ShardId, Subscription, Topic};
 //! use std::task::{Context, Waker};
 //!
 //! let router = Router::new(1, Config::default());
@@ -52,7 +51,7 @@
 //! {}
 //! delivered.sort_unstable();
 //! assert_eq!(delivered, [(7, "2 : 1"), (8, "2 : 1")]);
-//! # Ok::<(), deeperhub_types::TopicError>(())
+//! # Ok::<(), deeperhub_router::TopicError>(())
 //! ```
 
 mod arena;
@@ -75,6 +74,7 @@ mod tests;
 mod wakeups;
 mod wildcard;
 
+pub use deeperhub_types::{Subscription, Topic, TopicError, TopicPattern};
 pub use page::{InvalidCursor, TopicPage};
 pub use router::{Config, InboxPosition, InterestChange, Published, Router, ShardId};
 pub use shard::{DeliveryFlow, Shard, Subscribed, SubscriberKey, WORKER_SUBSCRIBER};

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use deeperhub_security::{AddressLimiter, OriginPolicy, RateLimit, RateLimiter};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     let started = Instant::now();
     let origins = OriginPolicy::parse(["https://*.example.com"])?;
     for origin in ["https://app.example.com", "https://evil.example"] {

@@ -1,21 +1,18 @@
 //! Signs a token for development and verifies it.
 //!
-//! `cargo run -p deeperhub-security --features auth --example token -- ada 'room.*'`
+//! `cargo run -p deeperhub-security --features auth --example token`
 
 use std::time::{Duration, SystemTime};
 
 use deeperhub_security::auth::{Authenticator, Config, mint};
-use deeperhub_security::{Grants, Secret};
-use deeperhub_types::{Subscription, Topic};
+use deeperhub_security::{Grants, Secret, Subscription, Topic};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let user = arguments.next().unwrap_or_else(|| "ada".to_owned());
-    let patterns = arguments.map(Subscription::parse).collect::<Result<Vec<_>, _>>()?;
+pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let rooms = vec![Subscription::parse("room.*")?];
     let secret = Secret::new("only an example, and 32 bytes long");
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
-    let grants = Grants::only(patterns.clone(), patterns);
-    let token = mint(&secret, &user, &grants, now, Duration::from_secs(3600))?;
+    let grants = Grants::only(rooms.clone(), rooms);
+    let token = mint(&secret, "ada", &grants, now, Duration::from_secs(3600))?;
 
     let authenticator = Authenticator::new(Config { secret: Some(secret), ..Config::default() })?;
     let claims = authenticator.verify(&token, now)?;

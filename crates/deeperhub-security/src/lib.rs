@@ -51,6 +51,7 @@ mod secret;
 pub mod tls;
 
 pub use address::client_network;
+pub use deeperhub_types::{Subscription, Topic, TopicError, TopicPattern};
 pub use grants::{Claims, Grants, MAX_USER_BYTES};
 pub use origin::{OriginError, OriginPolicy, OriginPolicyError};
 #[cfg(feature = "rate-limit")]

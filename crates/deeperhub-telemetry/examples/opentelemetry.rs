@@ -3,9 +3,9 @@
 
 use std::{error::Error, time::Duration};
 
-use deeperhub_node::{Config, Node, trace::Sampler};
 use deeperhub_telemetry::SdkSpanSink;
-use opentelemetry_sdk::{Resource, trace::SimpleSpanProcessor};
+use deeperhub_telemetry::node::{Config, Node, trace::Sampler};
+use deeperhub_telemetry::opentelemetry_sdk::{Resource, trace::SimpleSpanProcessor};
 
 #[tokio::main]
 pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
@@ -15,7 +15,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
 
     let mut config = Config::default();
     config.tracer = spans.tracer(Sampler::parent_based(1.0));
-    let address = std::env::var("HUB_ADDRESS").unwrap_or_else(|_| "127.0.0.1:8080".to_owned());
+    let address = std::env::var("HUB_ADDRESS").unwrap_or("127.0.0.1:8080".into());
     let node = Node::start(address.parse()?, config)?;
     println!("listening on ws://{}", node.local_addr());
 

@@ -14,7 +14,7 @@
 //! ```no_run
 //! use std::time::Duration;
 //!
-//! use deeperhub_node::{Config, Node};
+//! use deeperhub_telemetry::node::{Config, Node};
 //! use deeperhub_telemetry::{Exporters, Service, TelemetryConfig};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -48,7 +48,10 @@ mod span_exporter;
 pub use client::certificates;
 pub use config::{Destination, Headers, Overrides, Protocol, Service, TelemetryConfig};
 pub use deeperhub_args::{HttpUrl, Ratio, Switchable};
+pub use deeperhub_node as node;
 pub use exporters::{Exporters, RunningExporters};
+#[cfg(feature = "sdk")]
+pub use opentelemetry_sdk;
 #[cfg(feature = "sdk")]
 pub use sdk::{SdkSpanSink, SdkStopError};
 

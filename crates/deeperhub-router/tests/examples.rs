@@ -1,0 +1,43 @@
+//! Runs each example in a process of its own and checks what it prints.
+
+#[path = "../../../tests/support/example.rs"]
+mod example;
+
+#[path = "../examples/rooms.rs"]
+mod rooms;
+
+#[path = "../examples/threads.rs"]
+mod threads;
+
+use example::{Example, run_main};
+
+/// Runs an example to its end. Fails if it fails, or if it does not print all `expected` texts.
+fn check(process_test: &str, expected: &[&str]) {
+    let (status, lines) = Example::start(process_test, &[]).wait();
+    assert!(status.success(), "{status}: {lines:#?}");
+    for text in expected {
+        assert!(lines.iter().any(|line| line.contains(text)), "no {text:?} in {lines:#?}");
+    }
+}
+
+#[test]
+#[ignore = "the process of the example; another test starts it"]
+fn rooms_process() {
+    run_main(rooms::main);
+}
+
+#[test]
+fn rooms_delivers_to_every_player() {
+    check("rooms_process", &[r#"[(1, "hello"), (2, "hello"), (3, "hello")]"#]);
+}
+
+#[test]
+#[ignore = "the process of the example; another test starts it"]
+fn threads_process() {
+    run_main(threads::main);
+}
+
+#[test]
+fn threads_delivers_every_message_on_every_worker() {
+    check("threads_process", &["worker 0 delivered 1000000 messages", "worker 2 delivered 1000000 messages"]);
+}
