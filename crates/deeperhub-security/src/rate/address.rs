@@ -48,7 +48,7 @@ impl AddressLimiter {
     }
 
     /// Returns the number of addresses evicted since the last call because there were too many
-    /// ([`MAX_ADDRESSES`]), and resets it.
+    /// ([`MAX_ADDRESSES`](super::MAX_ADDRESSES)), and resets it.
     pub fn take_evicted(&self) -> u64 {
         self.arrivals.take_evicted()
     }
