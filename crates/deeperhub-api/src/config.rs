@@ -1,6 +1,7 @@
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use deeperhub_protocol::message;
 #[cfg(feature = "tls")]
 use deeperhub_security::tls::SharedTls;
@@ -111,23 +112,23 @@ impl Default for IdempotencyConfig {
 
 /// A configuration that can be replaced while the API serves. Clones are the same one.
 #[derive(Debug, Clone)]
-pub struct SharedApiConfig(Arc<RwLock<Arc<ApiConfig>>>);
+pub struct SharedApiConfig(Arc<ArcSwap<ApiConfig>>);
 
 impl SharedApiConfig {
     /// Takes another configuration from the next call on.
     pub fn replace(&self, config: ApiConfig) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        self.0.store(Arc::new(config));
     }
 
     /// The configuration now.
     #[must_use]
     pub fn current(&self) -> Arc<ApiConfig> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        self.0.load_full()
     }
 }
 
 impl From<ApiConfig> for SharedApiConfig {
     fn from(config: ApiConfig) -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(config))))
+        Self(Arc::new(ArcSwap::from_pointee(config)))
     }
 }
