@@ -7,16 +7,23 @@
 //! is full, new connections wait to be accepted until the grace time of a reserved one is over. So
 //! every caller gets an answer, and memory and file descriptors stay bounded.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU8, Ordering};
+mod permit;
+mod signal;
+mod table;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::signal::Signal;
+use self::table::{Table, Tier, Victim};
 use crate::metrics::ApiMetrics;
+
+pub(crate) use self::permit::ConnectionPermit;
+pub(crate) use self::signal::Command;
+pub(crate) use self::table::Activity;
 
 /// Number of connections beyond [`max_connections`](crate::ApiConfig::max_connections) that may be
 /// open to serve or refuse one request each. As many again may be closing.
@@ -30,97 +37,8 @@ const IDLE_GRACE: Duration = Duration::from_secs(5);
 /// Minimum time without a whole request before a connection is evicted for another's request.
 const SILENT_GRACE: Duration = Duration::from_secs(1);
 
-/// Grace times of reserved and closing connections while the reserve is full and others wait to be
-/// accepted: to send a request, to wait for others' requests, and to read an answer while input is
-/// discarded. If the kernel's backlog fills up, it drops new connections, health checks among them.
-const RESERVED_GRACE: Duration = Duration::from_millis(500);
-const WAITING_GRACE: Duration = Duration::from_millis(50);
-const DISCARDING_GRACE: Duration = Duration::from_millis(100);
-
-/// Time that a request waits for others to finish before it gets 503.
-const PLACE_WAIT: Duration = Duration::from_secs(1);
-
 /// Interval between two checks for a connection that can be evicted.
 const POLL: Duration = Duration::from_millis(10);
-
-/// Class of a connection, which decides what it may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Tier {
-    /// Any number of requests.
-    Regular,
-    /// One request, if fewer than the limit are being served; a health check in any case.
-    Reserved,
-    /// The connection was asked to end. A request that still arrives makes it reserved again.
-    Leaving,
-    /// The connection was told to end at once and no longer counts.
-    Gone,
-}
-
-/// Current activity of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Activity {
-    /// Between two requests.
-    Idle,
-    /// Discarding input after the last answer.
-    Discarding,
-    /// Without a whole request so far.
-    Silent,
-    /// With a request that waits for others to finish.
-    Waiting,
-    /// With a request that is being served.
-    Busy,
-}
-
-/// Command to a connection's task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(crate) enum Command {
-    /// Carry on.
-    Stay,
-    /// End after the current request, since the server stops.
-    Drain,
-    /// End unless a request has arrived.
-    Leave,
-    /// End now.
-    Kill,
-}
-
-impl Command {
-    fn of(number: u8) -> Self {
-        match number {
-            0 => Self::Stay,
-            1 => Self::Drain,
-            2 => Self::Leave,
-            _ => Self::Kill,
-        }
-    }
-}
-
-/// Channel for commands to a connection's task.
-#[derive(Debug, Default)]
-struct Signal {
-    command: AtomicU8,
-    waker: Mutex<Option<Waker>>,
-}
-
-impl Signal {
-    fn send(&self, command: Command) {
-        self.command.fetch_max(command as u8, Ordering::AcqRel);
-        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
-/// Set of connections that may be evicted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Victim {
-    /// Connections whose grace time is over.
-    HadItsTime,
-    /// All connections, since the limit comes first.
-    Any,
-}
 
 /// Registry of a server's connections.
 #[derive(Debug)]
@@ -130,27 +48,6 @@ pub(crate) struct Admission {
     table: Mutex<Table>,
     /// Wakes a waiting request when another request or a connection has ended.
     room: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    entries: HashMap<u64, Entry>,
-    /// Connections by tier and activity, the longest in that state first.
-    order: BTreeMap<(Tier, Activity, u64), u64>,
-    counts: [usize; 4],
-    /// Number of requests being served.
-    busy: usize,
-    /// Source of both connection numbers and state stamps.
-    next_number: u64,
-}
-
-#[derive(Debug)]
-struct Entry {
-    tier: Tier,
-    activity: Activity,
-    stamp: u64,
-    since: Instant,
-    signal: Arc<Signal>,
 }
 
 impl Admission {
@@ -240,193 +137,10 @@ impl Admission {
     }
 }
 
-impl Table {
-    fn insert(&mut self, tier: Tier, now: Instant, signal: Arc<Signal>) -> u64 {
-        let (number, stamp) = (self.number(), self.number());
-        let entry = Entry { tier, activity: Activity::Silent, stamp, since: now, signal };
-        self.order.insert((tier, entry.activity, stamp), number);
-        self.counts[tier as usize] += 1;
-        self.entries.insert(number, entry);
-        number
-    }
-
-    fn number(&mut self) -> u64 {
-        self.next_number += 1;
-        self.next_number
-    }
-
-    fn remove(&mut self, number: u64) {
-        let Some(entry) = self.entries.remove(&number) else { return };
-        self.busy -= usize::from(entry.activity == Activity::Busy);
-        self.order.remove(&(entry.tier, entry.activity, entry.stamp));
-        self.counts[entry.tier as usize] -= 1;
-    }
-
-    /// Moves a connection to a tier and an activity. With `now`, its time in that state starts
-    /// again.
-    fn change(&mut self, number: u64, tier: Tier, activity: Activity, now: Option<Instant>) {
-        let stamp = self.number();
-        let Some(entry) = self.entries.get_mut(&number) else { return };
-        self.order.remove(&(entry.tier, entry.activity, entry.stamp));
-        self.counts[entry.tier as usize] -= 1;
-        self.busy -= usize::from(entry.activity == Activity::Busy);
-        self.busy += usize::from(activity == Activity::Busy);
-        if let Some(now) = now {
-            (entry.stamp, entry.since) = (stamp, now);
-        }
-        (entry.tier, entry.activity) = (tier, activity);
-        self.order.insert((tier, activity, entry.stamp), number);
-        self.counts[tier as usize] += 1;
-    }
-
-    fn command(&mut self, number: u64, tier: Tier, command: Command) {
-        if let Some(entry) = self.entries.get(&number) {
-            entry.signal.send(command);
-            self.change(number, tier, entry.activity, None);
-        }
-    }
-
-    /// Returns the connection that has been in this state the longest, if for at least `age`.
-    fn aged(&self, tier: Tier, activity: Activity, age: Duration, now: Instant) -> Option<u64> {
-        let range = (tier, activity, 0)..=(tier, activity, u64::MAX);
-        let (_, &number) = self.order.range(range).next()?;
-        let entry = self.entries.get(&number)?;
-        (now.saturating_duration_since(entry.since) >= age).then_some(number)
-    }
-
-    /// Returns the next connection to evict. One with a waiting request comes before a silent one,
-    /// which may be about to send a health check.
-    fn victim(&self, tier: Tier, which: Victim, now: Instant) -> Option<(Activity, u64)> {
-        [
-            (Activity::Idle, Duration::ZERO),
-            (Activity::Discarding, DISCARDING_GRACE),
-            (Activity::Waiting, WAITING_GRACE),
-            (Activity::Silent, RESERVED_GRACE),
-            (Activity::Busy, RESERVED_GRACE),
-        ]
-        .into_iter()
-        .find_map(|(activity, grace)| {
-            let age = if which == Victim::Any { Duration::ZERO } else { grace };
-            self.aged(tier, activity, age, now).map(|number| (activity, number))
-        })
-    }
-
-    fn open(&self) -> usize {
-        self.entries.len()
-    }
-}
-
-/// Permit of one open connection. Dropping it frees the connection's place.
-#[derive(Debug)]
-pub(crate) struct ConnectionPermit {
-    admission: Arc<Admission>,
-    number: u64,
-    signal: Arc<Signal>,
-}
-
-impl ConnectionPermit {
-    /// Records what the connection does now.
-    pub(crate) fn set(&self, activity: Activity) {
-        let mut table = self.admission.lock();
-        if let Some(&Entry { tier, .. }) = table.entries.get(&self.number) {
-            table.change(self.number, tier, activity, Some(Instant::now()));
-        }
-        drop(table);
-        if matches!(activity, Activity::Idle | Activity::Discarding) {
-            self.admission.room.notify_one();
-        }
-    }
-
-    /// Records that a whole request has arrived. Returns `true` if it may be served now, as it may
-    /// in any case if `always` is set.
-    pub(crate) fn begin_request(&self, always: bool) -> bool {
-        let now = Instant::now();
-        let mut table = self.admission.lock();
-        let Some(&Entry { tier, .. }) = table.entries.get(&self.number) else { return false };
-        if tier == Tier::Regular {
-            table.change(self.number, tier, Activity::Busy, Some(now));
-            return true;
-        }
-        // A command to leave no longer applies: the connection is not idle.
-        let (leave, stay) = (Command::Leave as u8, Command::Stay as u8);
-        let _ = self.signal.command.compare_exchange(leave, stay, Ordering::AcqRel, Ordering::Relaxed);
-        table.change(self.number, Tier::Reserved, Activity::Waiting, Some(now));
-        let may_go_on = self.go_on(&mut table, now);
-        if always && !may_go_on {
-            table.change(self.number, Tier::Reserved, Activity::Busy, Some(now));
-        }
-        self.admission.trim(&mut table, now);
-        may_go_on || always
-    }
-
-    /// Waits until the request may be served. Returns `false` after [`PLACE_WAIT`], or if the
-    /// connection is told to leave.
-    pub(crate) async fn wait_for_turn(&self) -> bool {
-        let deadline = Instant::now() + PLACE_WAIT;
-        let found = loop {
-            let served = self.admission.room.notified();
-            if self.go_on(&mut self.admission.lock(), Instant::now()) {
-                break true;
-            }
-            tokio::select! {
-                () = served => {}
-                () = tokio::time::sleep(POLL) => if Instant::now() >= deadline { break false },
-                () = std::future::poll_fn(|cx| match self.poll_command(cx) {
-                    Command::Leave | Command::Kill => Poll::Ready(()),
-                    Command::Stay | Command::Drain => Poll::Pending,
-                }) => break false,
-            }
-        };
-        if !found {
-            self.set(Activity::Busy);
-            self.admission.metrics.connection_refused();
-        }
-        found
-    }
-
-    /// Returns `true` if the waiting request may be served, and marks it as served. The connection
-    /// becomes regular if there is room; otherwise this is its only request.
-    fn go_on(&self, table: &mut Table, now: Instant) -> bool {
-        let may_stay = self.admission.has_room(table, true, now);
-        let may_go_on = may_stay || table.busy < self.admission.max_connections;
-        if may_go_on {
-            let tier = if may_stay { Tier::Regular } else { Tier::Reserved };
-            table.change(self.number, tier, Activity::Busy, Some(now));
-        }
-        may_go_on
-    }
-
-    /// Returns the current command. The task is woken when it changes.
-    pub(crate) fn poll_command(&self, cx: &Context<'_>) -> Command {
-        let mut waker = self.signal.waker.lock().unwrap_or_else(PoisonError::into_inner);
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
-        Command::of(self.signal.command.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn metrics(&self) -> &ApiMetrics {
-        &self.admission.metrics
-    }
-
-    pub(crate) fn is_regular(&self) -> bool {
-        let table = self.admission.lock();
-        table.entries.get(&self.number).is_some_and(|entry| entry.tier == Tier::Regular)
-    }
-}
-
-impl Drop for ConnectionPermit {
-    fn drop(&mut self) {
-        let mut table = self.admission.lock();
-        table.remove(self.number);
-        self.admission.metrics.set_connections(table.open());
-        drop(table);
-        self.admission.room.notify_one();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
     use super::*;
 
     fn command(permit: &ConnectionPermit) -> Command {

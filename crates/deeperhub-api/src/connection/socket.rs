@@ -1,0 +1,183 @@
+//! Socket of a connection as hyper sees it.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use axum::http::StatusCode;
+use hyper::rt::ReadBufCursor;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::linger::READ_BYTES;
+use super::state::{Link, Phase};
+use crate::error::ApiError;
+use crate::stream::Stream;
+
+/// Maximum length of a request head in bytes; also of the part of an answer that hyper buffers
+/// before it polls the body for more.
+pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+/// Socket that records its reads and writes in its [`Link`].
+pub(super) struct Socket {
+    pub(super) stream: Stream,
+    pub(super) link: Arc<Link>,
+    /// Answer sent instead of one of hyper's own, and the number of its bytes sent so far.
+    pub(super) instead: Option<(Vec<u8>, usize)>,
+}
+
+impl hyper::rt::Read for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
+        let len = space.len().min(buf.remaining());
+        let mut read = ReadBuf::uninit(&mut space[..len]);
+        match Pin::new(&mut this.stream).poll_read(cx, &mut read) {
+            Poll::Ready(result) => {
+                result?;
+                this.link.received(read.filled());
+                buf.put_slice(read.filled());
+                Poll::Ready(Ok(()))
+            }
+            // Without input no request gets lost, so act as if the peer had shut down its side.
+            Poll::Pending if this.link.lock().is_leaving => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl hyper::rt::Write for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let is_of_hyper = matches!(this.link.lock().phase, Phase::Idle | Phase::Head);
+        if is_of_hyper && this.instead.is_none() {
+            this.instead = Some((this.refusal(bufs), 0));
+        }
+        let Some((bytes, done)) = &mut this.instead else {
+            return match Pin::new(&mut this.stream).poll_write_vectored(cx, bufs) {
+                Poll::Ready(result) => {
+                    this.link.sent(*result.as_ref().unwrap_or(&0));
+                    Poll::Ready(result)
+                }
+                Poll::Pending => {
+                    this.link.blocked();
+                    Poll::Pending
+                }
+            };
+        };
+        while *done < bytes.len() {
+            // The deadline of the head still applies meanwhile.
+            *done += ready!(Pin::new(&mut this.stream).poll_write(cx, &bytes[*done..]))?;
+        }
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Records that nothing is left to write. Hyper calls it when all is written, and whenever it
+    /// polls the connection.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // TLS may have encrypted more than the socket took.
+        match Pin::new(&mut this.stream).poll_flush(cx) {
+            Poll::Ready(result) => result?,
+            Poll::Pending => {
+                this.link.blocked();
+                return Poll::Pending;
+            }
+        }
+        this.link.flushed();
+        if this.link.lock().is_stream {
+            // Nothing may follow the request of a stream, but end of input means that its caller is
+            // gone.
+            let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
+            let mut read = ReadBuf::uninit(&mut space);
+            if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, &mut read) {
+                result?;
+                if read.filled().is_empty() {
+                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+                }
+                cx.waker().wake_by_ref();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Does nothing: the connection's task shuts down, since it may still send an answer and
+    /// discard input.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Socket {
+    /// Returns the answer to a head that hyper cannot read. Hyper's own answer has no body.
+    fn refusal(&self, bufs: &[IoSlice<'_>]) -> Vec<u8> {
+        let status = bufs.first().and_then(|buf| buf.get(9..12));
+        let status = status.and_then(|status| StatusCode::from_bytes(status).ok());
+        let error = match status {
+            Some(status @ (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::URI_TOO_LONG)) => {
+                tracing::info!(
+                    limit = "api_head_bytes",
+                    max = MAX_HEAD_BYTES,
+                    "Server API request head too long"
+                );
+                ApiError::new(status, "message_too_big", "the head of the request is too long")
+            }
+            _ if has_unknown_coding(&self.link.lock().head) => ApiError::unknown_coding(),
+            _ => ApiError::new(
+                StatusCode::BAD_REQUEST,
+                "invalid_message",
+                "the head of the request is not as HTTP/1.1 wants it",
+            ),
+        };
+        error.to_http()
+    }
+}
+
+/// Returns `true` if a head names a transfer coding other than `chunked`.
+fn has_unknown_coding(head: &[u8]) -> bool {
+    head.split(|&byte| byte == b'\n').any(|line| {
+        let mut parts = line.splitn(2, |&byte| byte == b':');
+        let (name, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        name.eq_ignore_ascii_case(b"transfer-encoding")
+            && value.split(|&byte| byte == b',').any(|coding| {
+                let coding = coding.trim_ascii();
+                !coding.is_empty() && !coding.eq_ignore_ascii_case(b"chunked")
+            })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transfer_codings_are_found_in_a_head() {
+        for (head, expected) in [
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n", true),
+            ("POST / HTTP/1.1\r\ntransfer-encoding:chunked , x\r\n", true),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n", false),
+            ("POST /transfer-encoding:gzip HTTP/1.1\r\nX: transfer-encoding: gzip\r\n", false),
+            ("", false),
+        ] {
+            assert_eq!(has_unknown_coding(head.as_bytes()), expected, "{head}");
+        }
+    }
+}
