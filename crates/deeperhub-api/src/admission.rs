@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::signal::Signal;
-use self::table::{Table, Tier, Victim};
+use self::table::{EvictionScope, Table, Tier};
 use crate::metrics::ApiMetrics;
 
 pub(crate) use self::permit::ConnectionPermit;
@@ -35,10 +35,10 @@ pub const RESERVED_CONNECTIONS: usize = 256;
 const IDLE_GRACE: Duration = Duration::from_secs(5);
 
 /// Minimum time without a whole request before a connection is evicted for another's request.
-const SILENT_GRACE: Duration = Duration::from_secs(1);
+const AWAITING_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// Interval between two checks for a connection that can be evicted.
-const POLL: Duration = Duration::from_millis(10);
+const ADMISSION_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Registry of a server's connections.
 #[derive(Debug)]
@@ -47,31 +47,31 @@ pub(crate) struct Admission {
     metrics: ApiMetrics,
     table: Mutex<Table>,
     /// Wakes a waiting request when another request or a connection has ended.
-    room: Notify,
+    slot_freed: Notify,
 }
 
 impl Admission {
     pub(crate) fn new(max_connections: usize, metrics: ApiMetrics) -> Arc<Self> {
         let table = Mutex::default();
-        Arc::new(Self { max_connections: max_connections.max(1), metrics, table, room: Notify::new() })
+        Arc::new(Self { max_connections: max_connections.max(1), metrics, table, slot_freed: Notify::new() })
     }
 
     /// Waits until another connection can be admitted. If the reserve is full, the grace time of
     /// one of its connections must be over, and there must be room for it among the closing ones.
     pub(crate) async fn ready(&self) {
         while !self.can_admit(Instant::now()) {
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(ADMISSION_POLL_INTERVAL).await;
         }
     }
 
     fn can_admit(&self, now: Instant) -> bool {
         let table = self.lock();
         table.counts[Tier::Regular as usize] < self.max_connections
-            || table.aged(Tier::Regular, Activity::Idle, IDLE_GRACE, now).is_some()
+            || table.oldest_in_state(Tier::Regular, Activity::Idle, IDLE_GRACE, now).is_some()
             || table.counts[Tier::Reserved as usize] < RESERVED_CONNECTIONS
-            || (table.victim(Tier::Reserved, Victim::HadItsTime, now).is_some()
-                && (table.counts[Tier::Leaving as usize] < RESERVED_CONNECTIONS
-                    || table.victim(Tier::Leaving, Victim::HadItsTime, now).is_some()))
+            || (table.eviction_candidate(Tier::Reserved, EvictionScope::PastGrace, now).is_some()
+                && (table.counts[Tier::Closing as usize] < RESERVED_CONNECTIONS
+                    || table.eviction_candidate(Tier::Closing, EvictionScope::PastGrace, now).is_some()))
     }
 
     /// Admits an accepted connection, and evicts others if necessary.
@@ -79,10 +79,10 @@ impl Admission {
         let signal = Arc::<Signal>::default();
         let mut table = self.lock();
         // The connection has no request yet, so it does not evict another that has none.
-        let tier = if self.has_room(&mut table, false, now) { Tier::Regular } else { Tier::Reserved };
+        let tier = if self.make_room(&mut table, false, now) { Tier::Regular } else { Tier::Reserved };
         let number = table.insert(tier, now, Arc::clone(&signal));
-        self.trim(&mut table, now);
-        self.metrics.set_connections(table.open());
+        self.evict_over_reserve(&mut table, now);
+        self.metrics.set_connections(table.len());
         drop(table);
         if tier == Tier::Reserved {
             tracing::warn!(
@@ -101,33 +101,36 @@ impl Admission {
 
     /// Returns `true` if there is room for a regular connection. If necessary, asks another one to
     /// leave: an idle one or, for a request, a silent one.
-    fn has_room(&self, table: &mut Table, for_request: bool, now: Instant) -> bool {
+    fn make_room(&self, table: &mut Table, for_request: bool, now: Instant) -> bool {
         if table.counts[Tier::Regular as usize] < self.max_connections {
             return true;
         }
-        let idle = table.aged(Tier::Regular, Activity::Idle, IDLE_GRACE, now);
-        let silent =
-            || table.aged(Tier::Regular, Activity::Silent, SILENT_GRACE, now).filter(|_| for_request);
+        let idle = table.oldest_in_state(Tier::Regular, Activity::Idle, IDLE_GRACE, now);
+        let silent = || {
+            table
+                .oldest_in_state(Tier::Regular, Activity::AwaitingRequest, AWAITING_REQUEST_GRACE, now)
+                .filter(|_| for_request)
+        };
         let Some(victim) = idle.or_else(silent) else { return false };
         self.metrics.connection_evicted();
-        table.command(victim, Tier::Leaving, Command::Leave);
+        table.send_command(victim, Tier::Closing, Command::CloseIfIdle);
         true
     }
 
     /// Closes connections beyond the reserve.
-    fn trim(&self, table: &mut Table, now: Instant) {
+    fn evict_over_reserve(&self, table: &mut Table, now: Instant) {
         while table.counts[Tier::Reserved as usize] > RESERVED_CONNECTIONS
             && let Some((activity, victim)) = table
-                .victim(Tier::Reserved, Victim::HadItsTime, now)
-                .or_else(|| table.victim(Tier::Reserved, Victim::Any, now))
+                .eviction_candidate(Tier::Reserved, EvictionScope::PastGrace, now)
+                .or_else(|| table.eviction_candidate(Tier::Reserved, EvictionScope::Any, now))
         {
-            let command = if activity == Activity::Busy { Command::Kill } else { Command::Leave };
-            table.command(victim, Tier::Leaving, command);
+            let command = if activity == Activity::Busy { Command::Kill } else { Command::CloseIfIdle };
+            table.send_command(victim, Tier::Closing, command);
         }
-        while table.counts[Tier::Leaving as usize] > RESERVED_CONNECTIONS
-            && let Some((_, victim)) = table.victim(Tier::Leaving, Victim::Any, now)
+        while table.counts[Tier::Closing as usize] > RESERVED_CONNECTIONS
+            && let Some((_, victim)) = table.eviction_candidate(Tier::Closing, EvictionScope::Any, now)
         {
-            table.command(victim, Tier::Gone, Command::Kill);
+            table.send_command(victim, Tier::Killed, Command::Kill);
         }
     }
 
@@ -167,8 +170,8 @@ mod tests {
         assert_eq!(tier(&admission.admit(Instant::now())), Tier::Reserved, "they may be used again");
         let fourth = admission.admit(Instant::now() + IDLE_GRACE);
         let commands: Vec<_> = permits.iter().map(command).collect();
-        assert_eq!(commands, [Command::Stay, Command::Leave, Command::Stay]);
-        assert_eq!((tier(&fourth), tier(&permits[1])), (Tier::Regular, Tier::Leaving));
+        assert_eq!(commands, [Command::Continue, Command::CloseIfIdle, Command::Continue]);
+        assert_eq!((tier(&fourth), tier(&permits[1])), (Tier::Regular, Tier::Closing));
     }
 
     #[tokio::test]
@@ -176,11 +179,15 @@ mod tests {
         let admission = admission(1);
         let now = Instant::now();
         let silent = admission.admit(now);
-        let another = admission.admit(now + SILENT_GRACE);
-        assert_eq!((tier(&another), command(&silent)), (Tier::Reserved, Command::Stay), "it is silent too");
-        tokio::time::sleep(SILENT_GRACE).await;
+        let another = admission.admit(now + AWAITING_REQUEST_GRACE);
+        assert_eq!(
+            (tier(&another), command(&silent)),
+            (Tier::Reserved, Command::Continue),
+            "it is silent too"
+        );
+        tokio::time::sleep(AWAITING_REQUEST_GRACE).await;
         assert!(another.begin_request(false));
-        assert_eq!((tier(&another), command(&silent)), (Tier::Regular, Command::Leave));
+        assert_eq!((tier(&another), command(&silent)), (Tier::Regular, Command::CloseIfIdle));
     }
 
     #[tokio::test]
@@ -205,9 +212,9 @@ mod tests {
         first.set(Activity::Idle);
         let second = admission.admit(Instant::now() + IDLE_GRACE);
         assert!(second.begin_request(false));
-        assert_eq!(command(&first), Command::Leave);
+        assert_eq!(command(&first), Command::CloseIfIdle);
         assert!(!first.begin_request(false));
-        assert_eq!((tier(&first), command(&first)), (Tier::Reserved, Command::Stay));
+        assert_eq!((tier(&first), command(&first)), (Tier::Reserved, Command::Continue));
         let waits = first.wait_for_turn();
         tokio::pin!(waits);
         tokio::select! {

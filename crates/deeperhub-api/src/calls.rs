@@ -7,16 +7,16 @@ use deeperhub_protocol::message::{TraceContext, check_server_object_within};
 use deeperhub_protocol::{ClientId, RawJson, Subscription};
 
 use crate::Api;
-use crate::answers::{Client, Done, Published, Sent, Topic, Unsubscribed};
 use crate::error::ApiError;
-use crate::idempotency::Key;
+use crate::idempotency::IdempotencyKey;
+use crate::responses::{Client, Done, Published, Sent, Topic, Unsubscribed};
 
 /// Publishes; under a key only once. Answers also whether it was done before.
 pub(crate) fn publish(
     api: &Api,
     topic: &str,
     message: &str,
-    key: Option<Key<'_>>,
+    key: Option<IdempotencyKey<'_>>,
     trace: &TraceContext<'_>,
 ) -> Result<(Published, bool), ApiError> {
     let name = topic;
@@ -25,20 +25,20 @@ pub(crate) fn publish(
     let publish = |before: Option<Published>| match before {
         None => Published::from(api.node.publish_raw(&topic, message, trace)),
         // This node's subscribers already have the message.
-        Some(before) => before.with_others(api.node.publish_to_other_nodes(&topic, message, trace)),
+        Some(before) => before.with_other_nodes(api.node.publish_to_other_nodes(&topic, message, trace)),
     };
     match key {
         None => Ok((publish(None), false)),
         Some(key) => {
             let config = api.config.current().idempotency;
-            api.published.once(key, (name, message.as_str()), &config, Instant::now(), publish)
+            api.publishes.run_once(key, (name, message.as_str()), &config, Instant::now(), publish)
         }
     }
 }
 
 pub(crate) async fn send_to_client(api: &Api, client_id: &str, message: &str) -> Result<Done, ApiError> {
     let message = check_server_object_within(message, api.config.current().max_json_depth)?;
-    api.node.send_to_client_raw(&parse_id(client_id)?, message).await?;
+    api.node.send_to_client_raw(&parse_client_id(client_id)?, message).await?;
     Ok(Done {})
 }
 
@@ -58,7 +58,7 @@ pub(crate) async fn unsubscribe_client(
     topic: &str,
 ) -> Result<Unsubscribed, ApiError> {
     let topic = Subscription::parse(topic)?;
-    let unsubscribed = api.node.unsubscribe_client(&parse_id(client_id)?, &topic).await?;
+    let unsubscribed = api.node.unsubscribe_client(&parse_client_id(client_id)?, &topic).await?;
     Ok(Unsubscribed { unsubscribed })
 }
 
@@ -68,7 +68,7 @@ pub(crate) async fn unsubscribe_user(api: &Api, user: &str, topic: &str) -> Resu
 }
 
 pub(crate) async fn disconnect(api: &Api, client_id: &str) -> Result<Done, ApiError> {
-    api.node.disconnect(&parse_id(client_id)?).await?;
+    api.node.disconnect(&parse_client_id(client_id)?).await?;
     Ok(Done {})
 }
 
@@ -77,7 +77,7 @@ pub(crate) async fn disconnect_user(api: &Api, user: &str) -> Result<Sent, ApiEr
 }
 
 pub(crate) async fn client(api: &Api, client_id: &str) -> Result<Client, ApiError> {
-    Ok(api.node.client(&parse_id(client_id)?).await?.into())
+    Ok(api.node.client(&parse_client_id(client_id)?).await?.into())
 }
 
 pub(crate) fn topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
@@ -85,6 +85,6 @@ pub(crate) fn topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
 }
 
 /// What is no id names no client.
-fn parse_id(client_id: &str) -> Result<ClientId, ApiError> {
+fn parse_client_id(client_id: &str) -> Result<ClientId, ApiError> {
     ClientId::parse(client_id).ok_or_else(|| ClientNotFound.into())
 }

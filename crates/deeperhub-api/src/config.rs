@@ -48,7 +48,7 @@ pub struct ApiConfig {
     /// Levels of arrays and objects in what is sent to clients, those of the message around a payload among them: at
     /// most 127, the default.
     pub max_json_depth: usize,
-    /// Calls of a batch. Default 256.
+    /// CallService of a batch. Default 256.
     pub max_batch_calls: usize,
     /// Bytes of a batch. Default 1 MiB.
     pub max_batch_bytes: usize,

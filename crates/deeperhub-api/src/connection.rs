@@ -1,14 +1,14 @@
 //! One connection: HTTP over hyper, with a timeout for every wait.
 //!
-//! [`Link`] is the state that the socket, the calls and the connection's task share. The socket
+//! [`ConnectionState`] is the state that the socket, the calls and the connection's task share. The socket
 //! records what was read and written; the calls record when a request begins and its answer ends.
-//! The task enforces the [deadline](Link::deadline) that follows from both. A connection ends
+//! The task enforces the [deadline](ConnectionState::deadline) that follows from both. A connection ends
 //! because of:
 //!
 //! - no request within the idle timeout, or no complete head within the step timeout;
 //! - a body that does not arrive in time (the [`Body`](crate::body::Body) of a call answers 408);
 //! - a peer that does not read its answer: nothing within the step timeout, or less than
-//!   [`MIN_RATE`](state::MIN_RATE) on average;
+//!   [`MIN_BYTES_PER_SECOND`](state::MIN_BYTES_PER_SECOND) on average;
 //! - another connection that needs its place ([`crate::admission`]).
 //!
 //! After the last answer the peer may still be sending. Closing a socket with unread input resets
@@ -32,26 +32,31 @@ use self::linger::linger;
 use self::socket::{MAX_HEAD_BYTES, Socket};
 use self::state::Phase;
 use crate::admission::{Activity, Command};
-use crate::dispatch::Calls;
+use crate::dispatch::CallService;
 use crate::error::ApiError;
 use crate::stream::Stream;
 
-pub(crate) use self::state::{Link, Times, allowance};
+pub(crate) use self::state::{ConnectionState, Timeouts, transfer_deadline};
 
 /// Reason why a connection is no longer served.
-enum Ended {
+enum ConnectionEnd {
     /// Closed by HTTP's rules, by a fault, or by the peer.
     Closed(hyper::Result<()>),
-    /// Ended by a command.
+    /// ConnectionEnd by a command.
     Killed,
     /// A wait that timed out in this phase.
     TimedOut(Phase),
 }
 
 /// Serves a connection to its end.
-pub(crate) async fn serve_connection(stream: Stream, link: Arc<Link>, router: Router, max_bytes: usize) {
-    let socket = Socket { stream, link: Arc::clone(&link), instead: None };
-    let calls = Calls::new(router, Arc::clone(&link), max_bytes);
+pub(crate) async fn serve_connection(
+    stream: Stream,
+    state: Arc<ConnectionState>,
+    router: Router,
+    max_held_bytes: usize,
+) {
+    let socket = Socket { stream, state: Arc::clone(&state), refusal: None };
+    let calls = CallService::new(router, Arc::clone(&state), max_held_bytes);
     let mut http = http1::Builder::new();
     // A client may shut down its sending side after its request and still wait for the answer.
     http.half_close(true).max_buf_size(MAX_HEAD_BYTES);
@@ -61,45 +66,45 @@ pub(crate) async fn serve_connection(stream: Stream, link: Arc<Link>, router: Ro
         let timer = tokio::time::sleep_until(Instant::now());
         tokio::pin!(timer);
         std::future::poll_fn(|cx| {
-            match link.permit.poll_command(cx) {
-                Command::Stay => {}
+            match state.permit.poll_command(cx) {
+                Command::Continue => {}
                 Command::Drain if !is_draining => {
                     is_draining = true;
                     Pin::new(&mut connection).graceful_shutdown();
                 }
                 Command::Drain => {}
-                Command::Leave => {
-                    let mut state = link.lock();
-                    if matches!(state.phase, Phase::Idle | Phase::Head) {
-                        state.is_leaving = true;
+                Command::CloseIfIdle => {
+                    let mut fields = state.lock();
+                    if matches!(fields.phase, Phase::Idle | Phase::Head) {
+                        fields.is_closing_if_idle = true;
                     }
                 }
-                Command::Kill => return Poll::Ready(Ended::Killed),
+                Command::Kill => return Poll::Ready(ConnectionEnd::Killed),
             }
             if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
-                return Poll::Ready(Ended::Closed(result));
+                return Poll::Ready(ConnectionEnd::Closed(result));
             }
-            while let Some(deadline) = link.deadline() {
+            while let Some(deadline) = state.deadline() {
                 if timer.deadline() != deadline {
                     timer.as_mut().reset(deadline);
                 }
                 ready!(timer.as_mut().poll(cx));
-                if link.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
-                    return Poll::Ready(Ended::TimedOut(link.lock().phase));
+                if state.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
+                    return Poll::Ready(ConnectionEnd::TimedOut(state.lock().phase));
                 }
             }
             Poll::Pending
         })
         .await
     };
-    let (phase, is_leaving, is_eof, is_served) = {
-        let mut state = link.lock();
-        let before = (state.phase, state.is_leaving, state.is_eof, state.is_served);
-        state.phase = Phase::End;
+    let (phase, is_closing_if_idle, is_eof, is_served) = {
+        let mut fields = state.lock();
+        let before = (fields.phase, fields.is_closing_if_idle, fields.is_eof, fields.is_served);
+        fields.phase = Phase::End;
         before
     };
-    let Socket { mut stream, instead, .. } = connection.into_parts().io;
-    let is_refused = instead.is_some();
+    let Socket { mut stream, refusal, .. } = connection.into_parts().io;
+    let is_refused = refusal.is_some();
     // A client that has just connected expects an answer; one that was answered before knows that
     // idle connections end.
     let is_unanswered = match phase {
@@ -107,23 +112,23 @@ pub(crate) async fn serve_connection(stream: Stream, link: Arc<Link>, router: Ro
         Phase::Head => true,
         Phase::Call | Phase::End => false,
     };
-    let is_killed = matches!(ended, Ended::Killed);
-    let last_words = match ended {
-        Ended::Killed => is_unanswered.then(ApiError::too_many_connections),
-        Ended::TimedOut(Phase::Idle) => None,
-        Ended::TimedOut(Phase::Head) => {
-            link.permit.metrics().timed_out();
+    let is_killed = matches!(ended, ConnectionEnd::Killed);
+    let final_error = match ended {
+        ConnectionEnd::Killed => is_unanswered.then(ApiError::too_many_connections),
+        ConnectionEnd::TimedOut(Phase::Idle) => None,
+        ConnectionEnd::TimedOut(Phase::Head) => {
+            state.permit.metrics().timed_out();
             tracing::debug!(limit = "api_timeout", "Server API request head timed out");
-            Some(ApiError::timeout("the head of the request did not arrive in time"))
+            Some(ApiError::request_timeout("the head of the request did not arrive in time"))
         }
-        Ended::TimedOut(Phase::Call | Phase::End) => {
-            link.permit.metrics().timed_out();
+        ConnectionEnd::TimedOut(Phase::Call | Phase::End) => {
+            state.permit.metrics().timed_out();
             tracing::info!(limit = "api_timeout", "Server API caller stopped reading");
             return;
         }
-        Ended::Closed(Err(error)) => {
+        ConnectionEnd::Closed(Err(error)) => {
             tracing::debug!(%error, "Server API connection failed");
-            if is_unanswered && is_leaving && error.is_incomplete_message() {
+            if is_unanswered && is_closing_if_idle && error.is_incomplete_message() {
                 Some(ApiError::too_many_connections())
             } else if is_unanswered && error.is_parse() && !is_refused {
                 // hyper sends no answer to a client that starts with HTTP/2.
@@ -136,19 +141,21 @@ pub(crate) async fn serve_connection(stream: Stream, link: Arc<Link>, router: Ro
                 None
             }
         }
-        Ended::Closed(Ok(())) => (is_unanswered && is_leaving).then(ApiError::too_many_connections),
+        ConnectionEnd::Closed(Ok(())) => {
+            (is_unanswered && is_closing_if_idle).then(ApiError::too_many_connections)
+        }
     };
-    if let Some(error) = last_words {
+    if let Some(error) = final_error {
         if error.status() == StatusCode::SERVICE_UNAVAILABLE {
-            link.permit.metrics().connection_refused();
+            state.permit.metrics().connection_refused();
         }
         // An answer that does not fit into the empty socket buffer is not worth a wait.
         stream.write_without_waiting(&error.to_http());
     }
     // The server's shutdown must not wait for clients that keep idle connections open.
-    let is_idle_at_the_end = is_draining && phase == Phase::Idle;
-    if !(is_eof || is_killed || is_idle_at_the_end) {
-        link.permit.set(Activity::Discarding);
-        linger(&mut stream, &link.permit).await;
+    let is_idle_on_shutdown = is_draining && phase == Phase::Idle;
+    if !(is_eof || is_killed || is_idle_on_shutdown) {
+        state.permit.set(Activity::Discarding);
+        linger(&mut stream, &state.permit).await;
     }
 }

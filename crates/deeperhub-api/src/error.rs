@@ -72,7 +72,7 @@ impl ApiError {
         self
     }
 
-    pub(crate) fn too_big() -> Self {
+    pub(crate) fn body_too_large() -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "message_too_big",
@@ -85,12 +85,12 @@ impl ApiError {
     }
 
     /// Returns the error for a request that did not arrive in time.
-    pub(crate) fn timeout(message: &'static str) -> Self {
+    pub(crate) fn request_timeout(message: &'static str) -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message).with_headers(CLOSE)
     }
 
     /// Returns the error for a body with a `Content-Encoding`.
-    pub(crate) fn unknown_content_encoding() -> Self {
+    pub(crate) fn unsupported_content_encoding() -> Self {
         let message = "send the body as it is, without Content-Encoding";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
             // RFC 9110 section 15.5.16 asks for the encodings that are accepted.
@@ -98,7 +98,7 @@ impl ApiError {
     }
 
     /// Returns the error for a transfer coding other than `chunked`.
-    pub(crate) fn unknown_coding() -> Self {
+    pub(crate) fn unsupported_transfer_coding() -> Self {
         let message = "of transfer codings only chunked is implemented";
         Self::new(StatusCode::NOT_IMPLEMENTED, "unsupported_encoding", message).with_headers(CLOSE)
     }

@@ -12,17 +12,17 @@ use crate::error::ApiError;
 use crate::{Api, ApiConfig};
 
 /// The path that takes larger bodies than the others.
-pub(crate) const BATCH: &str = "/v1/batch";
+pub(crate) const BATCH_PATH: &str = "/v1/batch";
 
 /// Paths that need no key: probes have none, and the page holds no data.
-pub(crate) fn is_open(path: &str) -> bool {
+pub(crate) fn needs_no_key(path: &str) -> bool {
     path == "/" || path.starts_with("/health/")
 }
 
 /// Checks origin and key, and adds the headers that every answer has.
 pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let config = api.config.current();
-    let mut response = match check(&config, &request).and_then(|()| check_path(request.uri().path())) {
+    let mut response = match check_access(&config, &request).and_then(|()| check_path(request.uri().path())) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
@@ -32,7 +32,7 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     response
 }
 
-fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
+fn check_access(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
     let forbidden = |message: String| ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message);
     let text = |name: &HeaderName| match request.headers().get(name) {
         None => Ok(None),
@@ -46,7 +46,7 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
     // Without a key whoever is on this machine is trusted, a browser too: not with a page whose name was made to point
     // here. Its GET has no origin, so the host must tell.
     if config.api_key.is_none()
-        && !is_open(request.uri().path())
+        && !needs_no_key(request.uri().path())
         && !(config.allowed_origins.is_rebinding_safe(host)
             && config.allowed_origins.is_rebinding_safe(request.uri().authority().map(Authority::as_str)))
     {
@@ -60,17 +60,17 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
             .allowed_origins
             .check_same_origin(Some(origin), host, config.uses_tls())
             .map_err(|error| forbidden(error.to_string()))?;
-    } else if !may_come_without_origin(request) {
+    } else if !is_allowed_without_origin(request) {
         return Err(forbidden("a web page of another site may not call".to_owned()));
     }
     if let Some(key) = &config.api_key
-        && !is_open(request.uri().path())
+        && !needs_no_key(request.uri().path())
     {
         let mut given = request.headers().get_all(header::AUTHORIZATION).iter().peekable();
         // All values must match: it is unknown which one a proxy in front of this server checked.
-        let is_given = given.peek().is_some()
-            && given.all(|value| bearer(value.as_bytes()).is_some_and(|given| key.matches(given)));
-        if !is_given {
+        let is_authorized = given.peek().is_some()
+            && given.all(|value| bearer_key(value.as_bytes()).is_some_and(|given| key.matches(given)));
+        if !is_authorized {
             return Err(ApiError::unauthorized());
         }
     }
@@ -78,7 +78,7 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
 }
 
 /// Returns the key of an `Authorization: Bearer KEY`.
-fn bearer(value: &[u8]) -> Option<&[u8]> {
+fn bearer_key(value: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
 }
@@ -88,7 +88,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 /// Browsers send no `Origin` with an image, a script or a `fetch` of mode `no-cors`, but they send
 /// `Sec-Fetch-Site` (W3C Fetch Metadata). Other clients do not send it. A link on another site may
 /// lead to a page, which that site cannot read; the calls below `/v1/` are not pages.
-fn may_come_without_origin(request: &Request) -> bool {
+fn is_allowed_without_origin(request: &Request) -> bool {
     let header = |name| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
     let is_own = |site: &[u8]| matches!(site, b"same-origin" | b"none");
     let is = |name, expected: &[u8]| {
@@ -132,7 +132,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let request = request.body(Body::empty()).unwrap();
-        assert_eq!(may_come_without_origin(&request), expected, "{request:?}");
+        assert_eq!(is_allowed_without_origin(&request), expected, "{request:?}");
     }
 
     #[test]
@@ -168,10 +168,10 @@ mod tests {
     #[test]
     fn a_key_is_read_whatever_the_case_of_its_scheme() {
         for good in ["Bearer k", "bearer k", "BEARER  k "] {
-            assert_eq!(bearer(good.as_bytes()), Some(&b"k"[..]), "{good}");
+            assert_eq!(bearer_key(good.as_bytes()), Some(&b"k"[..]), "{good}");
         }
         for bad in ["", "Bearer", "Basic k", "Bearerk", "k"] {
-            assert_eq!(bearer(bad.as_bytes()), None, "{bad}");
+            assert_eq!(bearer_key(bad.as_bytes()), None, "{bad}");
         }
     }
 }

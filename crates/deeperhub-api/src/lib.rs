@@ -17,18 +17,18 @@
 //! ```
 
 mod admission;
-mod answers;
 mod body;
 mod calls;
 mod config;
 mod connection;
+mod console_page;
 mod dispatch;
 mod error;
 mod guard;
 mod idempotency;
 mod metrics;
 mod openapi;
-mod page;
+mod responses;
 mod routes;
 mod serve;
 mod stream;
@@ -58,24 +58,24 @@ pub(crate) struct Api {
     node: NodeHandle,
     config: SharedApiConfig,
     metrics: ApiMetrics,
-    page: page::Page,
+    console_page: console_page::ConsolePage,
     /// The OpenAPI document, kept because it is slow to generate.
-    description: Bytes,
+    openapi_json: Bytes,
     /// Publishes with an idempotency key.
-    published: idempotency::Memory<answers::Published>,
+    publishes: idempotency::PublishStore<responses::Published>,
 }
 
 /// All calls over a node.
 pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
     let config = config.into();
     let start = config.current();
-    let page = page::Page::new(start.websocket_url.as_deref());
+    let console_page = console_page::ConsolePage::new(start.websocket_url.as_deref());
     let metrics = start.metrics.clone();
-    let description = openapi().to_json().unwrap_or_default().into();
-    let published = idempotency::Memory::new(metrics.clone());
-    let api = Arc::new(Api { node, config, metrics, page, description, published });
+    let openapi_json = openapi().to_json().unwrap_or_default().into();
+    let publishes = idempotency::PublishStore::new(metrics.clone());
+    let api = Arc::new(Api { node, config, metrics, console_page, openapi_json, publishes });
     Router::new()
-        .route("/", get(routes::page))
+        .route("/", get(routes::console_page))
         .route("/v1/topics", get(routes::topics))
         .route("/v1/topics/{topic}", get(routes::topic))
         .route("/v1/topics/{topic}/messages", post(routes::publish))
@@ -87,7 +87,7 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route("/v1/users/{user}/subscriptions/{topic}", delete(routes::unsubscribe_user))
         .route("/v1/users/{user}/messages", post(routes::send_to_user))
         .route("/v1/broadcast", post(routes::broadcast))
-        .route(guard::BATCH, post(routes::batch))
+        .route(guard::BATCH_PATH, post(routes::batch))
         .route("/v1/nodes", get(routes::nodes))
         .route("/v1/stats", get(routes::stats))
         .route("/v1/top", get(routes::top))
@@ -95,7 +95,7 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route("/metrics", get(routes::metrics))
         .route("/health/live", get(routes::live))
         .route("/health/ready", get(routes::ready))
-        .route("/openapi.json", get(routes::description))
+        .route("/openapi.json", get(routes::openapi_json))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         // Inside of the guard: calls that are not allowed have no spans.

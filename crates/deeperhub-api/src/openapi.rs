@@ -10,14 +10,14 @@ use crate::guard;
 use crate::routes::{batch, clients, cluster, events, messages, operations, topics};
 
 /// Name of the key in the description.
-const API_KEY: &str = "api_key";
+const API_KEY_SCHEME: &str = "api_key";
 
 /// Description of a 503 about workers and nodes.
-const STALLED: &str = "`delivery_stalled`: a worker does not answer; the call may be carried out later. \
+const DELIVERY_503: &str = "`delivery_stalled`: a worker does not answer; the call may be carried out later. \
     `cluster_unavailable`: the client is another node's, which cannot be reached";
 
 /// Description of a 503 about the API itself, with `Retry-After`.
-const BUSY: &str = "`too_many_connections`: `--max-api-connections` are busy. `overloaded`: bodies and answers take \
+const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are busy. `overloaded`: bodies and answers take \
     `--max-api-bytes`";
 
 #[derive(OpenApi)]
@@ -42,7 +42,7 @@ const BUSY: &str = "`too_many_connections`: `--max-api-connections` are busy. `o
         (name = "operations", description = "Numbers, health, this description"),
     ),
     components(schemas(ApiError, batch::Call)),
-    modifiers(&Common),
+    modifiers(&CommonResponses),
     paths(
         messages::publish,
         messages::send_to_client,
@@ -64,25 +64,25 @@ const BUSY: &str = "`too_many_connections`: `--max-api-connections` are busy. `o
         operations::metrics,
         operations::live,
         operations::ready,
-        operations::description,
+        operations::openapi_json,
     )
 )]
-struct Description;
+struct ApiDoc;
 
 /// The OpenAPI 3.1 description of this API.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    Description::openapi()
+    ApiDoc::openapi()
 }
 
 /// What holds for many calls alike: key, origin, sizes.
-struct Common;
+struct CommonResponses;
 
-impl Modify for Common {
+impl Modify for CommonResponses {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let mut key = Http::new(HttpAuthScheme::Bearer);
         key.description = Some("The key of `--api-key`; without one, none is needed".to_owned());
         let components = openapi.components.get_or_insert_default();
-        components.add_security_scheme(API_KEY, SecurityScheme::Http(key));
+        components.add_security_scheme(API_KEY_SCHEME, SecurityScheme::Http(key));
 
         for (path, item) in &mut openapi.paths.paths {
             let operations = [&mut item.get, &mut item.post, &mut item.delete];
@@ -96,15 +96,15 @@ impl Modify for Common {
                         .build();
                     operation.responses.responses.entry(status.to_owned()).or_insert(response.into());
                 };
-                if !guard::is_open(path) {
-                    let required = SecurityRequirement::new::<_, [&str; 0], &str>(API_KEY, []);
+                if !guard::needs_no_key(path) {
+                    let required = SecurityRequirement::new::<_, [&str; 0], &str>(API_KEY_SCHEME, []);
                     operation.security = Some(vec![required]);
                     error(operation, "401", "`unauthorized`: the key is missing or wrong");
                 }
-                if asks_workers(path) {
-                    error(operation, "503", &format!("{STALLED}. {BUSY}"));
+                if waits_for_worker(path) {
+                    error(operation, "503", &format!("{DELIVERY_503}. {OVERLOAD_503}"));
                 } else if !path.starts_with("/health/") {
-                    error(operation, "503", BUSY);
+                    error(operation, "503", OVERLOAD_503);
                 }
                 error(operation, "403", "`origin_not_allowed`: a web page that may not call");
                 if operation.request_body.is_some() {
@@ -117,7 +117,7 @@ impl Modify for Common {
                     );
                     error(operation, "501", "`unsupported_encoding`: a transfer coding other than `chunked`");
                     let limit =
-                        if path == guard::BATCH { "--max-batch-bytes" } else { "--max-message-bytes" };
+                        if path == guard::BATCH_PATH { "--max-batch-bytes" } else { "--max-message-bytes" };
                     error(operation, "413", &format!("`message_too_big`: the body is over `{limit}`"));
                 }
             }
@@ -126,7 +126,7 @@ impl Modify for Common {
 }
 
 /// Whether a call waits for a worker's answer.
-fn asks_workers(path: &str) -> bool {
+fn waits_for_worker(path: &str) -> bool {
     path.starts_with("/v1/clients") || path.starts_with("/v1/users/") || path == "/v1/broadcast"
 }
 
@@ -134,19 +134,19 @@ fn asks_workers(path: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn made() -> serde_json::Value {
+    fn generated() -> serde_json::Value {
         serde_json::from_str(&openapi().to_pretty_json().unwrap()).unwrap()
     }
 
     #[test]
     fn the_description_is_the_committed_one() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
-        let made = openapi().to_pretty_json().unwrap() + "\n";
+        let generated = openapi().to_pretty_json().unwrap() + "\n";
         if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-            std::fs::write(path, &made).unwrap();
+            std::fs::write(path, &generated).unwrap();
         }
         let committed = std::fs::read_to_string(path).unwrap();
-        assert_eq!(made, committed, "UPDATE_SNAPSHOTS=1 writes it anew");
+        assert_eq!(generated, committed, "UPDATE_SNAPSHOTS=1 writes it anew");
     }
 
     #[test]
@@ -164,7 +164,7 @@ mod tests {
                 _ => {}
             }
         }
-        let whole = made();
+        let whole = generated();
         check(&whole, &whole);
         for (path, item) in whole["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap() {
@@ -174,7 +174,7 @@ mod tests {
                     let described = response["description"].as_str().is_some_and(|text| !text.is_empty());
                     assert!(described, "{method} {path} {status} is not described");
                 }
-                let open = guard::is_open(path);
+                let open = guard::needs_no_key(path);
                 assert_eq!(operation["security"].is_array(), !open, "{method} {path}");
             }
         }

@@ -8,17 +8,17 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::admission::Admission;
-use crate::connection::{Link, Times, serve_connection};
+use crate::connection::{ConnectionState, Timeouts, serve_connection};
 use crate::stream::Stream;
 use crate::{SharedApiConfig, router};
 
 /// Time that calls under way are given when the server ends.
-const LAST_CALLS: Duration = Duration::from_secs(5);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// Pause after an error of `accept`, which only time can cure (no descriptors).
-const PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves the API until `shutdown` is ready. Calls under way are then given five seconds.
+/// Serves the API until `shutdown` is ready. CallService under way are then given five seconds.
 ///
 /// Every wait has a timeout: for a request ([`idle_timeout`](crate::ApiConfig::idle_timeout)), for
 /// the rest of it and for the caller to read the answer ([`timeout`](crate::ApiConfig::timeout)).
@@ -39,8 +39,8 @@ pub async fn serve(
     let config = config.into();
     let start = config.current();
     let admission = Admission::new(start.max_connections, start.metrics.clone());
-    let times = Times { idle: start.idle_timeout, step: start.timeout };
-    let max_bytes = start.max_held_bytes;
+    let timeouts = Timeouts { idle: start.idle_timeout, step: start.timeout };
+    let max_held_bytes = start.max_held_bytes;
     #[cfg(feature = "tls")]
     let tls = start.tls.clone();
     let router = router(node, config);
@@ -53,18 +53,18 @@ pub async fn serve(
             socket = async { admission.ready().await; accept(&listener).await } => socket,
         };
         let permit = admission.admit(Instant::now());
-        let (link, router) = (Link::new(permit, times), router.clone());
+        let (state, router) = (ConnectionState::new(permit, timeouts), router.clone());
         #[cfg(feature = "tls")]
         if let Some(tls) = tls.clone() {
             connections.spawn(async move {
-                if let Some(stream) = crate::tls::handshake(socket, &link, &tls).await {
-                    serve_connection(stream, link, router, max_bytes).await;
+                if let Some(stream) = crate::tls::handshake(socket, &state, &tls).await {
+                    serve_connection(stream, state, router, max_held_bytes).await;
                 }
             });
             tokio::task::yield_now().await;
             continue;
         }
-        connections.spawn(serve_connection(Stream::Plain(socket), link, router, max_bytes));
+        connections.spawn(serve_connection(Stream::Plain(socket), state, router, max_held_bytes));
         // Lets evicted connections leave, and arrived requests be served, before the next accept.
         tokio::task::yield_now().await;
     }
@@ -73,7 +73,7 @@ pub async fn serve(
     let ended = async { while connections.join_next().await.is_some() {} };
     tokio::select! {
         () = ended => {}
-        () = tokio::time::sleep(LAST_CALLS) => {}
+        () = tokio::time::sleep(SHUTDOWN_GRACE) => {}
     }
     Ok(())
 }
@@ -91,7 +91,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
             }
             Err(error) => {
                 tracing::debug!(%error, "A connection of the server API could not be accepted.");
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(ACCEPT_ERROR_PAUSE).await;
             }
         }
     }

@@ -22,28 +22,28 @@ pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, nex
         return next.run(request).await;
     }
     let began = Instant::now();
-    let context = context(request.headers());
+    let context = trace_context(request.headers());
     let parent = SpanContext::from_context(&context);
     let Some(span) = tracer.start(parent) else {
         if parent.is_none() {
             // It is decided; a publish must not be asked again.
-            put(request.headers_mut(), Tracer::declined());
+            set_traceparent(request.headers_mut(), Tracer::declined());
         }
         return next.run(request).await;
     };
     let span = span.with_tracestate(context.tracestate.as_deref());
-    put(request.headers_mut(), span.context());
-    let description = Description::of(&request);
+    set_traceparent(request.headers_mut(), span.context());
+    let info = RequestInfo::of(&request);
     let response = next.run(request).instrument(span.log_span()).await;
     span.log_span().in_scope(|| {
-        tracing::debug!(method = description.method, status = response.status().as_u16(), "Call answered.");
+        tracing::debug!(method = info.method, status = response.status().as_u16(), "Call answered.");
     });
-    tracer.record(|| description.into_span(span.with_start_time(began), &response));
+    tracer.record(|| info.into_span(span.with_start_time(began), &response));
     response
 }
 
 /// The context that the headers give; several `tracestate` are one list, several `traceparent` are none.
-fn context(headers: &HeaderMap) -> TraceContext<'static> {
+fn trace_context(headers: &HeaderMap) -> TraceContext<'static> {
     let texts = |name| -> Vec<&str> {
         headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect()
     };
@@ -53,7 +53,7 @@ fn context(headers: &HeaderMap) -> TraceContext<'static> {
     TraceContext::new(Some(parent.to_owned().into()), state)
 }
 
-fn put(headers: &mut HeaderMap, span: SpanContext) {
+fn set_traceparent(headers: &mut HeaderMap, span: SpanContext) {
     if let Ok(value) = HeaderValue::from_str(&span.to_string()) {
         headers.insert("traceparent", value);
     }
@@ -61,7 +61,7 @@ fn put(headers: &mut HeaderMap, span: SpanContext) {
 
 /// What is known of a call before it is answered.
 #[derive(Debug)]
-struct Description {
+struct RequestInfo {
     method: String,
     route: Option<String>,
     path: String,
@@ -69,7 +69,7 @@ struct Description {
     agent: Option<String>,
 }
 
-impl Description {
+impl RequestInfo {
     fn of(request: &Request) -> Self {
         let text = |name| -> Option<String> {
             let text = request.headers().get(name)?.to_str().ok()?;
@@ -127,17 +127,17 @@ mod tests {
     #[test]
     fn a_list_of_states_may_come_in_parts_and_a_parent_once() {
         let whole =
-            context(&headers(&[("traceparent", PARENT), ("tracestate", "a=1"), ("tracestate", "b=2")]));
+            trace_context(&headers(&[("traceparent", PARENT), ("tracestate", "a=1"), ("tracestate", "b=2")]));
         assert_eq!(whole.tracestate.as_deref(), Some("a=1,b=2"));
-        assert!(context(&headers(&[("traceparent", PARENT), ("traceparent", PARENT)])).is_empty());
-        assert!(context(&headers(&[("tracestate", "a=1")])).is_empty());
+        assert!(trace_context(&headers(&[("traceparent", PARENT), ("traceparent", PARENT)])).is_empty());
+        assert!(trace_context(&headers(&[("tracestate", "a=1")])).is_empty());
     }
 
     #[test]
     fn handlers_see_the_span_in_the_place_of_the_callers() {
         let mut headers = headers(&[("traceparent", PARENT)]);
-        put(&mut headers, Tracer::declined());
-        let seen = SpanContext::from_context(&context(&headers));
+        set_traceparent(&mut headers, Tracer::declined());
+        let seen = SpanContext::from_context(&trace_context(&headers));
         assert_eq!(seen, Some(Tracer::declined()));
         assert!(!Tracer::declined().is_sampled());
     }

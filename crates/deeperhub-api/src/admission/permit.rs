@@ -10,11 +10,11 @@ use tokio::time::Instant;
 
 use super::signal::{Command, Signal};
 use super::table::{Activity, Entry, Table, Tier};
-use super::{Admission, POLL};
+use super::{ADMISSION_POLL_INTERVAL, Admission};
 use crate::metrics::ApiMetrics;
 
 /// Time that a request waits for others to finish before it gets 503.
-const PLACE_WAIT: Duration = Duration::from_secs(1);
+const REQUEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Permit of one open connection. Dropping it frees the connection's place.
 #[derive(Debug)]
@@ -33,13 +33,13 @@ impl ConnectionPermit {
         }
         drop(table);
         if matches!(activity, Activity::Idle | Activity::Discarding) {
-            self.admission.room.notify_one();
+            self.admission.slot_freed.notify_one();
         }
     }
 
     /// Records that a whole request has arrived. Returns `true` if it may be served now, as it may
-    /// in any case if `always` is set.
-    pub(crate) fn begin_request(&self, always: bool) -> bool {
+    /// in any case if `is_health_check` is set.
+    pub(crate) fn begin_request(&self, is_health_check: bool) -> bool {
         let now = Instant::now();
         let mut table = self.admission.lock();
         let Some(&Entry { tier, .. }) = table.entries.get(&self.number) else { return false };
@@ -48,52 +48,52 @@ impl ConnectionPermit {
             return true;
         }
         // A command to leave no longer applies: the connection is not idle.
-        let (leave, stay) = (Command::Leave as u8, Command::Stay as u8);
-        let _ = self.signal.command.compare_exchange(leave, stay, Ordering::AcqRel, Ordering::Relaxed);
+        let (close, proceed) = (Command::CloseIfIdle as u8, Command::Continue as u8);
+        let _ = self.signal.command.compare_exchange(close, proceed, Ordering::AcqRel, Ordering::Relaxed);
         table.change(self.number, Tier::Reserved, Activity::Waiting, Some(now));
-        let may_go_on = self.go_on(&mut table, now);
-        if always && !may_go_on {
+        let may_serve = self.try_serve(&mut table, now);
+        if is_health_check && !may_serve {
             table.change(self.number, Tier::Reserved, Activity::Busy, Some(now));
         }
-        self.admission.trim(&mut table, now);
-        may_go_on || always
+        self.admission.evict_over_reserve(&mut table, now);
+        may_serve || is_health_check
     }
 
-    /// Waits until the request may be served. Returns `false` after [`PLACE_WAIT`], or if the
+    /// Waits until the request may be served. Returns `false` after [`REQUEST_QUEUE_TIMEOUT`], or if the
     /// connection is told to leave.
     pub(crate) async fn wait_for_turn(&self) -> bool {
-        let deadline = Instant::now() + PLACE_WAIT;
-        let found = loop {
-            let served = self.admission.room.notified();
-            if self.go_on(&mut self.admission.lock(), Instant::now()) {
+        let deadline = Instant::now() + REQUEST_QUEUE_TIMEOUT;
+        let may_serve = loop {
+            let slot_freed = self.admission.slot_freed.notified();
+            if self.try_serve(&mut self.admission.lock(), Instant::now()) {
                 break true;
             }
             tokio::select! {
-                () = served => {}
-                () = tokio::time::sleep(POLL) => if Instant::now() >= deadline { break false },
+                () = slot_freed => {}
+                () = tokio::time::sleep(ADMISSION_POLL_INTERVAL) => if Instant::now() >= deadline { break false },
                 () = std::future::poll_fn(|cx| match self.poll_command(cx) {
-                    Command::Leave | Command::Kill => Poll::Ready(()),
-                    Command::Stay | Command::Drain => Poll::Pending,
+                    Command::CloseIfIdle | Command::Kill => Poll::Ready(()),
+                    Command::Continue | Command::Drain => Poll::Pending,
                 }) => break false,
             }
         };
-        if !found {
+        if !may_serve {
             self.set(Activity::Busy);
             self.admission.metrics.connection_refused();
         }
-        found
+        may_serve
     }
 
     /// Returns `true` if the waiting request may be served, and marks it as served. The connection
     /// becomes regular if there is room; otherwise this is its only request.
-    fn go_on(&self, table: &mut Table, now: Instant) -> bool {
-        let may_stay = self.admission.has_room(table, true, now);
-        let may_go_on = may_stay || table.busy < self.admission.max_connections;
-        if may_go_on {
-            let tier = if may_stay { Tier::Regular } else { Tier::Reserved };
+    fn try_serve(&self, table: &mut Table, now: Instant) -> bool {
+        let may_become_regular = self.admission.make_room(table, true, now);
+        let may_serve = may_become_regular || table.busy < self.admission.max_connections;
+        if may_serve {
+            let tier = if may_become_regular { Tier::Regular } else { Tier::Reserved };
             table.change(self.number, tier, Activity::Busy, Some(now));
         }
-        may_go_on
+        may_serve
     }
 
     /// Returns the current command. The task is woken when it changes.
@@ -102,7 +102,7 @@ impl ConnectionPermit {
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }
-        Command::of(self.signal.command.load(Ordering::Acquire))
+        Command::from_number(self.signal.command.load(Ordering::Acquire))
     }
 
     pub(crate) fn metrics(&self) -> &ApiMetrics {
@@ -119,8 +119,8 @@ impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut table = self.admission.lock();
         table.remove(self.number);
-        self.admission.metrics.set_connections(table.open());
+        self.admission.metrics.set_connections(table.len());
         drop(table);
-        self.admission.room.notify_one();
+        self.admission.slot_freed.notify_one();
     }
 }

@@ -9,21 +9,21 @@ use std::task::Waker;
 #[repr(u8)]
 pub(crate) enum Command {
     /// Carry on.
-    Stay,
+    Continue,
     /// End after the current request, since the server stops.
     Drain,
     /// End unless a request has arrived.
-    Leave,
+    CloseIfIdle,
     /// End now.
     Kill,
 }
 
 impl Command {
-    pub(super) fn of(number: u8) -> Self {
+    pub(super) fn from_number(number: u8) -> Self {
         match number {
-            0 => Self::Stay,
+            0 => Self::Continue,
             1 => Self::Drain,
-            2 => Self::Leave,
+            2 => Self::CloseIfIdle,
             _ => Self::Kill,
         }
     }

@@ -23,9 +23,9 @@ pub(crate) enum Tier {
     /// One request, if fewer than the limit are being served; a health check in any case.
     Reserved,
     /// The connection was asked to end. A request that still arrives makes it reserved again.
-    Leaving,
+    Closing,
     /// The connection was told to end at once and no longer counts.
-    Gone,
+    Killed,
 }
 
 /// Current activity of a connection.
@@ -36,7 +36,7 @@ pub(crate) enum Activity {
     /// Discarding input after the last answer.
     Discarding,
     /// Without a whole request so far.
-    Silent,
+    AwaitingRequest,
     /// With a request that waits for others to finish.
     Waiting,
     /// With a request that is being served.
@@ -45,9 +45,9 @@ pub(crate) enum Activity {
 
 /// Set of connections that may be evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Victim {
+pub(super) enum EvictionScope {
     /// Connections whose grace time is over.
-    HadItsTime,
+    PastGrace,
     /// All connections, since the limit comes first.
     Any,
 }
@@ -61,7 +61,7 @@ pub(super) struct Table {
     /// Number of requests being served.
     pub(super) busy: usize,
     /// Source of both connection numbers and state stamps.
-    next_number: u64,
+    last_number: u64,
 }
 
 #[derive(Debug)]
@@ -75,17 +75,17 @@ pub(super) struct Entry {
 
 impl Table {
     pub(super) fn insert(&mut self, tier: Tier, now: Instant, signal: Arc<Signal>) -> u64 {
-        let (number, stamp) = (self.number(), self.number());
-        let entry = Entry { tier, activity: Activity::Silent, stamp, since: now, signal };
+        let (number, stamp) = (self.next_number(), self.next_number());
+        let entry = Entry { tier, activity: Activity::AwaitingRequest, stamp, since: now, signal };
         self.order.insert((tier, entry.activity, stamp), number);
         self.counts[tier as usize] += 1;
         self.entries.insert(number, entry);
         number
     }
 
-    fn number(&mut self) -> u64 {
-        self.next_number += 1;
-        self.next_number
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
     }
 
     pub(super) fn remove(&mut self, number: u64) {
@@ -98,7 +98,7 @@ impl Table {
     /// Moves a connection to a tier and an activity. With `now`, its time in that state starts
     /// again.
     pub(super) fn change(&mut self, number: u64, tier: Tier, activity: Activity, now: Option<Instant>) {
-        let stamp = self.number();
+        let stamp = self.next_number();
         let Some(entry) = self.entries.get_mut(&number) else { return };
         self.order.remove(&(entry.tier, entry.activity, entry.stamp));
         self.counts[entry.tier as usize] -= 1;
@@ -112,7 +112,7 @@ impl Table {
         self.counts[tier as usize] += 1;
     }
 
-    pub(super) fn command(&mut self, number: u64, tier: Tier, command: Command) {
+    pub(super) fn send_command(&mut self, number: u64, tier: Tier, command: Command) {
         if let Some(entry) = self.entries.get(&number) {
             entry.signal.send(command);
             self.change(number, tier, entry.activity, None);
@@ -120,7 +120,13 @@ impl Table {
     }
 
     /// Returns the connection that has been in this state the longest, if for at least `age`.
-    pub(super) fn aged(&self, tier: Tier, activity: Activity, age: Duration, now: Instant) -> Option<u64> {
+    pub(super) fn oldest_in_state(
+        &self,
+        tier: Tier,
+        activity: Activity,
+        age: Duration,
+        now: Instant,
+    ) -> Option<u64> {
         let range = (tier, activity, 0)..=(tier, activity, u64::MAX);
         let (_, &number) = self.order.range(range).next()?;
         let entry = self.entries.get(&number)?;
@@ -129,22 +135,27 @@ impl Table {
 
     /// Returns the next connection to evict. One with a waiting request comes before a silent one,
     /// which may be about to send a health check.
-    pub(super) fn victim(&self, tier: Tier, which: Victim, now: Instant) -> Option<(Activity, u64)> {
+    pub(super) fn eviction_candidate(
+        &self,
+        tier: Tier,
+        which: EvictionScope,
+        now: Instant,
+    ) -> Option<(Activity, u64)> {
         [
             (Activity::Idle, Duration::ZERO),
             (Activity::Discarding, DISCARDING_GRACE),
             (Activity::Waiting, WAITING_GRACE),
-            (Activity::Silent, RESERVED_GRACE),
+            (Activity::AwaitingRequest, RESERVED_GRACE),
             (Activity::Busy, RESERVED_GRACE),
         ]
         .into_iter()
         .find_map(|(activity, grace)| {
-            let age = if which == Victim::Any { Duration::ZERO } else { grace };
-            self.aged(tier, activity, age, now).map(|number| (activity, number))
+            let age = if which == EvictionScope::Any { Duration::ZERO } else { grace };
+            self.oldest_in_state(tier, activity, age, now).map(|number| (activity, number))
         })
     }
 
-    pub(super) fn open(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 }

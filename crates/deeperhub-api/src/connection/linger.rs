@@ -12,14 +12,14 @@ use crate::admission::{Command, ConnectionPermit};
 use crate::stream::Stream;
 
 /// Maximum number of bytes in one read.
-pub(super) const READ_BYTES: usize = 8 * 1024;
+pub(super) const READ_BUFFER_BYTES: usize = 8 * 1024;
 
 /// Limits on discarding input after the last answer: total time, longest pause, and bytes. Clients
 /// that send a whole body before they read need all of it. 64 MiB take half a second on a fast
 /// network.
-const LINGER: Duration = Duration::from_secs(10);
-const LINGER_PAUSE: Duration = Duration::from_secs(2);
-const LINGER_BYTES: u64 = 64 << 20;
+const MAX_LINGER_TIME: Duration = Duration::from_secs(10);
+const MAX_LINGER_PAUSE: Duration = Duration::from_secs(2);
+const MAX_LINGER_BYTES: u64 = 64 << 20;
 
 /// Shuts down the sending side, and discards input until the peer does the same or a limit is
 /// reached.
@@ -29,27 +29,27 @@ pub(super) async fn linger(stream: &mut Stream, permit: &ConnectionPermit) {
             return;
         }
         let mut discarded = 0;
-        while discarded < LINGER_BYTES {
+        while discarded < MAX_LINGER_BYTES {
             let read = std::future::poll_fn(|cx| {
                 // Not stored in the future, which every connection keeps for its whole life.
-                let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
+                let mut space = [const { MaybeUninit::uninit() }; READ_BUFFER_BYTES];
                 let mut read = ReadBuf::uninit(&mut space);
                 ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
                 Poll::Ready(io::Result::Ok(read.filled().len()))
             });
-            match tokio::time::timeout(LINGER_PAUSE, read).await {
+            match tokio::time::timeout(MAX_LINGER_PAUSE, read).await {
                 Ok(Ok(bytes @ 1..)) => discarded += bytes as u64,
                 _ => return,
             }
         }
     };
-    let told_to_end = std::future::poll_fn(|cx| match permit.poll_command(cx) {
+    let closed_by_command = std::future::poll_fn(|cx| match permit.poll_command(cx) {
         Command::Kill => Poll::Ready(()),
         _ => Poll::Pending,
     });
     tokio::select! {
         () = discard => {}
-        () = tokio::time::sleep(LINGER) => {}
-        () = told_to_end => {}
+        () = tokio::time::sleep(MAX_LINGER_TIME) => {}
+        () = closed_by_command => {}
     }
 }

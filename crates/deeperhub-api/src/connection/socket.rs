@@ -10,8 +10,8 @@ use axum::http::StatusCode;
 use hyper::rt::ReadBufCursor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::linger::READ_BYTES;
-use super::state::{Link, Phase};
+use super::linger::READ_BUFFER_BYTES;
+use super::state::{ConnectionState, Phase};
 use crate::error::ApiError;
 use crate::stream::Stream;
 
@@ -19,12 +19,12 @@ use crate::stream::Stream;
 /// before it polls the body for more.
 pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
 
-/// Socket that records its reads and writes in its [`Link`].
+/// Socket that records its reads and writes in its [`ConnectionState`].
 pub(super) struct Socket {
     pub(super) stream: Stream,
-    pub(super) link: Arc<Link>,
+    pub(super) state: Arc<ConnectionState>,
     /// Answer sent instead of one of hyper's own, and the number of its bytes sent so far.
-    pub(super) instead: Option<(Vec<u8>, usize)>,
+    pub(super) refusal: Option<(Vec<u8>, usize)>,
 }
 
 impl hyper::rt::Read for Socket {
@@ -34,18 +34,18 @@ impl hyper::rt::Read for Socket {
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
+        let mut space = [const { MaybeUninit::uninit() }; READ_BUFFER_BYTES];
         let len = space.len().min(buf.remaining());
         let mut read = ReadBuf::uninit(&mut space[..len]);
         match Pin::new(&mut this.stream).poll_read(cx, &mut read) {
             Poll::Ready(result) => {
                 result?;
-                this.link.received(read.filled());
+                this.state.received(read.filled());
                 buf.put_slice(read.filled());
                 Poll::Ready(Ok(()))
             }
             // Without input no request gets lost, so act as if the peer had shut down its side.
-            Poll::Pending if this.link.lock().is_leaving => Poll::Ready(Ok(())),
+            Poll::Pending if this.state.lock().is_closing_if_idle => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -62,18 +62,18 @@ impl hyper::rt::Write for Socket {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let is_of_hyper = matches!(this.link.lock().phase, Phase::Idle | Phase::Head);
-        if is_of_hyper && this.instead.is_none() {
-            this.instead = Some((this.refusal(bufs), 0));
+        let is_hypers_own = matches!(this.state.lock().phase, Phase::Idle | Phase::Head);
+        if is_hypers_own && this.refusal.is_none() {
+            this.refusal = Some((this.refusal_bytes(bufs), 0));
         }
-        let Some((bytes, done)) = &mut this.instead else {
+        let Some((bytes, done)) = &mut this.refusal else {
             return match Pin::new(&mut this.stream).poll_write_vectored(cx, bufs) {
                 Poll::Ready(result) => {
-                    this.link.sent(*result.as_ref().unwrap_or(&0));
+                    this.state.sent(*result.as_ref().unwrap_or(&0));
                     Poll::Ready(result)
                 }
                 Poll::Pending => {
-                    this.link.blocked();
+                    this.state.blocked();
                     Poll::Pending
                 }
             };
@@ -98,15 +98,15 @@ impl hyper::rt::Write for Socket {
         match Pin::new(&mut this.stream).poll_flush(cx) {
             Poll::Ready(result) => result?,
             Poll::Pending => {
-                this.link.blocked();
+                this.state.blocked();
                 return Poll::Pending;
             }
         }
-        this.link.flushed();
-        if this.link.lock().is_stream {
+        this.state.flushed();
+        if this.state.lock().is_stream {
             // Nothing may follow the request of a stream, but end of input means that its caller is
             // gone.
-            let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
+            let mut space = [const { MaybeUninit::uninit() }; READ_BUFFER_BYTES];
             let mut read = ReadBuf::uninit(&mut space);
             if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, &mut read) {
                 result?;
@@ -128,7 +128,7 @@ impl hyper::rt::Write for Socket {
 
 impl Socket {
     /// Returns the answer to a head that hyper cannot read. Hyper's own answer has no body.
-    fn refusal(&self, bufs: &[IoSlice<'_>]) -> Vec<u8> {
+    fn refusal_bytes(&self, bufs: &[IoSlice<'_>]) -> Vec<u8> {
         let status = bufs.first().and_then(|buf| buf.get(9..12));
         let status = status.and_then(|status| StatusCode::from_bytes(status).ok());
         let error = match status {
@@ -140,7 +140,7 @@ impl Socket {
                 );
                 ApiError::new(status, "message_too_big", "the head of the request is too long")
             }
-            _ if has_unknown_coding(&self.link.lock().head) => ApiError::unknown_coding(),
+            _ if has_unsupported_coding(&self.state.lock().head) => ApiError::unsupported_transfer_coding(),
             _ => ApiError::new(
                 StatusCode::BAD_REQUEST,
                 "invalid_message",
@@ -152,7 +152,7 @@ impl Socket {
 }
 
 /// Returns `true` if a head names a transfer coding other than `chunked`.
-fn has_unknown_coding(head: &[u8]) -> bool {
+fn has_unsupported_coding(head: &[u8]) -> bool {
     head.split(|&byte| byte == b'\n').any(|line| {
         let mut parts = line.splitn(2, |&byte| byte == b':');
         let (name, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -177,7 +177,7 @@ mod tests {
             ("POST /transfer-encoding:gzip HTTP/1.1\r\nX: transfer-encoding: gzip\r\n", false),
             ("", false),
         ] {
-            assert_eq!(has_unknown_coding(head.as_bytes()), expected, "{head}");
+            assert_eq!(has_unsupported_coding(head.as_bytes()), expected, "{head}");
         }
     }
 }

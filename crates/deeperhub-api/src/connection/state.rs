@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::admission::{Activity, ConnectionPermit};
-use crate::metrics::Lease;
+use crate::metrics::HeldBytes;
 
 /// Minimum rate of a body or an answer in bytes per second, once the step timeout has passed.
 /// Slower peers could hold their places for as long as they like.
-pub(crate) const MIN_RATE: u32 = 4096;
+pub(crate) const MIN_BYTES_PER_SECOND: u32 = 4096;
 
 /// Number of bytes of a head that are kept to find out what is wrong with it.
 const KEPT_HEAD_BYTES: usize = 4096;
@@ -20,7 +20,7 @@ const RESERVED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Times {
+pub(crate) struct Timeouts {
     /// Maximum wait for the next request.
     pub(crate) idle: Duration,
     /// Maximum wait for the rest of a head, and for the peer to read more of an answer.
@@ -42,14 +42,14 @@ pub(super) enum Phase {
 
 /// State that the socket, the calls and the task of a connection share.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct ConnectionState {
     pub(crate) permit: ConnectionPermit,
-    times: Times,
-    state: Mutex<State>,
+    times: Timeouts,
+    fields: Mutex<Fields>,
 }
 
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct Fields {
     pub(super) phase: Phase,
     since: Instant,
     /// `true` if hyper has the whole answer.
@@ -58,43 +58,43 @@ pub(super) struct State {
     pub(super) is_stream: bool,
     /// `true` if the body of the request was read, or there is none.
     is_body_read: bool,
-    began_writing: Option<Instant>,
+    writing_since: Option<Instant>,
     written: u64,
     blocked_since: Option<Instant>,
     /// `true` if the connection was asked to leave.
-    pub(super) is_leaving: bool,
+    pub(super) is_closing_if_idle: bool,
     /// `true` if the peer has shut down its sending side.
     pub(super) is_eof: bool,
     /// `true` if a request was answered.
     pub(super) is_served: bool,
     /// First bytes of the head that is being read.
     pub(super) head: Vec<u8>,
-    /// Lease on the bytes of the answer.
-    lease: Option<Lease>,
+    /// HeldBytes on the bytes of the answer.
+    held_bytes: Option<HeldBytes>,
 }
 
-impl Link {
-    pub(crate) fn new(permit: ConnectionPermit, times: Times) -> Arc<Self> {
-        let state = State {
+impl ConnectionState {
+    pub(crate) fn new(permit: ConnectionPermit, times: Timeouts) -> Arc<Self> {
+        let fields = Fields {
             phase: Phase::Idle,
             since: Instant::now(),
             is_answered: false,
             is_stream: false,
             is_body_read: true,
-            began_writing: None,
+            writing_since: None,
             written: 0,
             blocked_since: None,
-            is_leaving: false,
+            is_closing_if_idle: false,
             is_eof: false,
             is_served: false,
             head: Vec::new(),
-            lease: None,
+            held_bytes: None,
         };
-        Arc::new(Self { permit, times, state: Mutex::new(state) })
+        Arc::new(Self { permit, times, fields: Mutex::new(fields) })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, Fields> {
+        self.fields.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records that a TLS handshake begins, and returns its deadline.
@@ -112,16 +112,16 @@ impl Link {
 
     /// Records that a call begins.
     pub(crate) fn begin_call(&self, has_body: bool) {
-        let mut state = self.lock();
-        state.phase = Phase::Call;
-        state.is_leaving = false;
-        (state.is_answered, state.is_stream, state.is_body_read) = (false, false, !has_body);
-        (state.began_writing, state.written, state.blocked_since) = (None, 0, None);
-        state.head = Vec::new();
+        let mut fields = self.lock();
+        fields.phase = Phase::Call;
+        fields.is_closing_if_idle = false;
+        (fields.is_answered, fields.is_stream, fields.is_body_read) = (false, false, !has_body);
+        (fields.writing_since, fields.written, fields.blocked_since) = (None, 0, None);
+        fields.head = Vec::new();
     }
 
     /// Records that the call has read its body.
-    pub(crate) fn body_read(&self) {
+    pub(crate) fn end_body(&self) {
         self.lock().is_body_read = true;
     }
 
@@ -130,12 +130,12 @@ impl Link {
     }
 
     /// Records the kind of answer that follows, and the lease that it holds until it is written.
-    pub(crate) fn begin_answer(&self, is_stream: bool, lease: Option<Lease>) {
-        let mut state = self.lock();
-        state.is_stream = is_stream;
-        state.lease = lease;
+    pub(crate) fn begin_answer(&self, is_stream: bool, held_bytes: Option<HeldBytes>) {
+        let mut fields = self.lock();
+        fields.is_stream = is_stream;
+        fields.held_bytes = held_bytes;
         // Writing `100 Continue` does not count: the body may have taken long since then.
-        (state.began_writing, state.written, state.blocked_since) = (None, 0, None);
+        (fields.writing_since, fields.written, fields.blocked_since) = (None, 0, None);
     }
 
     /// Records that the answer has ended.
@@ -144,62 +144,62 @@ impl Link {
     }
 
     pub(super) fn received(&self, bytes: &[u8]) {
-        let mut state = self.lock();
+        let mut fields = self.lock();
         if bytes.is_empty() {
-            state.is_eof = true;
+            fields.is_eof = true;
             return;
         }
-        if state.phase == Phase::Idle {
-            (state.phase, state.since) = (Phase::Head, Instant::now());
-            self.permit.set(Activity::Silent);
+        if fields.phase == Phase::Idle {
+            (fields.phase, fields.since) = (Phase::Head, Instant::now());
+            self.permit.set(Activity::AwaitingRequest);
         }
-        if state.phase == Phase::Head {
-            let room = KEPT_HEAD_BYTES - state.head.len();
-            state.head.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        if fields.phase == Phase::Head {
+            let room = KEPT_HEAD_BYTES - fields.head.len();
+            fields.head.extend_from_slice(&bytes[..bytes.len().min(room)]);
         }
     }
 
     pub(super) fn sent(&self, bytes: usize) {
-        let mut state = self.lock();
-        state.began_writing.get_or_insert_with(Instant::now);
-        state.written += bytes as u64;
-        state.blocked_since = None;
+        let mut fields = self.lock();
+        fields.writing_since.get_or_insert_with(Instant::now);
+        fields.written += bytes as u64;
+        fields.blocked_since = None;
     }
 
     pub(super) fn blocked(&self) {
         let now = Instant::now();
-        let mut state = self.lock();
-        state.began_writing.get_or_insert(now);
-        state.blocked_since.get_or_insert(now);
+        let mut fields = self.lock();
+        fields.writing_since.get_or_insert(now);
+        fields.blocked_since.get_or_insert(now);
     }
 
     /// Records that all pending output was written.
     pub(super) fn flushed(&self) {
-        let mut state = self.lock();
-        state.blocked_since = None;
-        if state.phase == Phase::Call && state.is_answered {
-            (state.phase, state.since) = (Phase::Idle, Instant::now());
-            state.lease = None;
-            state.is_served = true;
+        let mut fields = self.lock();
+        fields.blocked_since = None;
+        if fields.phase == Phase::Call && fields.is_answered {
+            (fields.phase, fields.since) = (Phase::Idle, Instant::now());
+            fields.held_bytes = None;
+            fields.is_served = true;
             self.permit.set(Activity::Idle);
         }
     }
 
     /// Returns the deadline of the current wait; `None` if it has none.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let state = self.lock();
+        let fields = self.lock();
         let of_request = |time: Duration| {
             let time = if self.permit.is_regular() { time } else { time.min(RESERVED_TIMEOUT) };
-            Some(state.since + time)
+            Some(fields.since + time)
         };
-        match state.phase {
+        match fields.phase {
             Phase::Idle => of_request(self.times.idle),
             Phase::Head => of_request(self.times.step),
             Phase::Call | Phase::End => {
-                let stalled = state.blocked_since? + self.times.step;
-                match state.began_writing {
-                    Some(began) if !state.is_stream => {
-                        Some(stalled.min(allowance(began, self.times.step, state.written)))
+                let stalled = fields.blocked_since? + self.times.step;
+                match fields.writing_since {
+                    Some(began) if !fields.is_stream => {
+                        Some(stalled.min(transfer_deadline(began, self.times.step, fields.written)))
                     }
                     _ => Some(stalled),
                 }
@@ -209,9 +209,9 @@ impl Link {
 }
 
 /// Returns the deadline of a transfer that began at `began`: one `step`, and a second for each
-/// [`MIN_RATE`] bytes so far.
-pub(crate) fn allowance(began: Instant, step: Duration, bytes: u64) -> Instant {
-    began + step + Duration::from_millis(bytes.saturating_mul(1000) / u64::from(MIN_RATE))
+/// [`MIN_BYTES_PER_SECOND`] bytes so far.
+pub(crate) fn transfer_deadline(began: Instant, step: Duration, bytes: u64) -> Instant {
+    began + step + Duration::from_millis(bytes.saturating_mul(1000) / u64::from(MIN_BYTES_PER_SECOND))
 }
 
 #[cfg(test)]
@@ -222,70 +222,70 @@ mod tests {
 
     const STEP: Duration = Duration::from_secs(30);
 
-    fn link() -> Arc<Link> {
+    fn state() -> Arc<ConnectionState> {
         let permit = Admission::new(1, ApiMetrics::default()).admit(Instant::now());
-        Link::new(permit, Times { idle: STEP * 4, step: STEP })
+        ConnectionState::new(permit, Timeouts { idle: STEP * 4, step: STEP })
     }
 
     /// Moves all recorded times into the past by `by`.
-    fn age(link: &Link, by: Duration) {
-        let mut state = link.lock();
-        state.since -= by;
-        state.began_writing = state.began_writing.map(|at| at - by);
-        state.blocked_since = state.blocked_since.map(|at| at - by);
+    fn age(state: &ConnectionState, by: Duration) {
+        let mut fields = state.lock();
+        fields.since -= by;
+        fields.writing_since = fields.writing_since.map(|at| at - by);
+        fields.blocked_since = fields.blocked_since.map(|at| at - by);
     }
 
     /// Returns the seconds until the current wait times out.
-    fn left(link: &Link) -> Option<u64> {
-        let left = link.deadline()?.saturating_duration_since(Instant::now());
+    fn left(state: &ConnectionState) -> Option<u64> {
+        let left = state.deadline()?.saturating_duration_since(Instant::now());
         Some(left.as_secs_f64().ceil() as u64)
     }
 
     #[tokio::test]
     async fn each_wait_has_an_end() {
-        let link = link();
-        assert_eq!(left(&link), Some(120));
-        link.received(b"GET /");
-        assert_eq!(left(&link), Some(30));
-        age(&link, Duration::from_secs(20));
-        link.received(b"v1");
-        assert_eq!(left(&link), Some(10), "more of a head is not more time");
-        link.begin_call(false);
-        assert_eq!(left(&link), None, "the call has an end of its own");
-        link.begin_answer(false, None);
-        link.blocked();
-        assert_eq!(left(&link), Some(30));
-        age(&link, Duration::from_secs(20));
-        link.sent(4096 * 5);
-        link.blocked();
-        assert_eq!(left(&link), Some(15), "at least 4 KiB a second on the whole");
-        link.end_answer();
-        link.flushed();
-        assert_eq!(left(&link), Some(120));
+        let state = state();
+        assert_eq!(left(&state), Some(120));
+        state.received(b"GET /");
+        assert_eq!(left(&state), Some(30));
+        age(&state, Duration::from_secs(20));
+        state.received(b"v1");
+        assert_eq!(left(&state), Some(10), "more of a head is not more time");
+        state.begin_call(false);
+        assert_eq!(left(&state), None, "the call has an end of its own");
+        state.begin_answer(false, None);
+        state.blocked();
+        assert_eq!(left(&state), Some(30));
+        age(&state, Duration::from_secs(20));
+        state.sent(4096 * 5);
+        state.blocked();
+        assert_eq!(left(&state), Some(15), "at least 4 KiB a second on the whole");
+        state.end_answer();
+        state.flushed();
+        assert_eq!(left(&state), Some(120));
     }
 
     #[tokio::test]
     async fn a_stream_only_has_to_go_on() {
-        let link = link();
-        link.begin_call(false);
-        link.begin_answer(true, None);
-        link.sent(1);
-        age(&link, STEP * 100);
-        link.blocked();
-        assert_eq!(left(&link), Some(30));
-        age(&link, Duration::from_secs(20));
-        link.sent(1);
-        assert_eq!(left(&link), None);
+        let state = state();
+        state.begin_call(false);
+        state.begin_answer(true, None);
+        state.sent(1);
+        age(&state, STEP * 100);
+        state.blocked();
+        assert_eq!(left(&state), Some(30));
+        age(&state, Duration::from_secs(20));
+        state.sent(1);
+        assert_eq!(left(&state), None);
     }
 
     #[tokio::test]
     async fn the_time_of_an_answer_does_not_begin_with_100_continue() {
-        let link = link();
-        link.begin_call(true);
-        link.sent(25);
-        age(&link, STEP * 2);
-        link.begin_answer(false, None);
-        link.blocked();
-        assert_eq!(left(&link), Some(30));
+        let state = state();
+        state.begin_call(true);
+        state.sent(25);
+        age(&state, STEP * 2);
+        state.begin_answer(false, None);
+        state.blocked();
+        assert_eq!(left(&state), Some(30));
     }
 }

@@ -12,13 +12,13 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use super::{answer, trace};
+use super::{json_response, trace_context};
 use crate::body::Body;
 use crate::error::ApiError;
-use crate::idempotency::Key;
+use crate::idempotency::IdempotencyKey;
 use crate::{Api, calls};
 
-/// Calls to carry out one after the other.
+/// CallService to carry out one after the other.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Batch<'a> {
@@ -104,16 +104,16 @@ impl CallResult {
     fn not_carried_out() -> Self {
         let message = "the calls before this one took as long as a batch may; it was not carried out";
         let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_carried_out", message);
-        Self { status: error.status().as_u16(), body: raw(&error) }
+        Self { status: error.status().as_u16(), body: to_raw_json(&error) }
     }
 }
 
 /// Number of calls that are carried out before other tasks get a turn.
-const CALLS_AT_ONCE: usize = 16;
+const CALLS_PER_TURN: usize = 16;
 
 /// Carries out many calls, one after the other and each whatever came of the others.
 ///
-/// Calls that are left after `--api-timeout` are not carried out (503 `not_carried_out`).
+/// CallService that are left after `--api-timeout` are not carried out (503 `not_carried_out`).
 /// Answers 200 when the batch could be read, with a result for each call. Of publishes to one topic, and of sends to
 /// one client, the order stays. `traceparent` holds for all publishes.
 #[utoipa::path(
@@ -122,24 +122,24 @@ const CALLS_AT_ONCE: usize = 16;
     responses((status = 200, body = Results, description = "A result for each call"))
 )]
 pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Response {
-    let carry_out = async || {
+    let run = async || {
         let config = api.config.current();
         let body = body.text()?;
-        let batch: Batch<'_> = serde_json::from_str(body).map_err(|error| malformed(&error))?;
+        let batch: Batch<'_> = serde_json::from_str(body).map_err(|error| invalid_batch(&error))?;
         if batch.calls.is_empty() || batch.calls.len() > config.max_batch_calls {
             let message = format!("a batch has 1 to {} calls", config.max_batch_calls);
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_message", message));
         }
-        let trace = trace(&headers);
+        let trace = trace_context(&headers);
         let mut results = Vec::with_capacity(batch.calls.len());
         let deadline = Instant::now() + config.timeout;
         for (number, call) in batch.calls.into_iter().enumerate() {
-            if number % CALLS_AT_ONCE == CALLS_AT_ONCE - 1 {
+            if number % CALLS_PER_TURN == CALLS_PER_TURN - 1 {
                 // Lets other callers be served.
                 tokio::task::yield_now().await;
             }
             results.push(if Instant::now() < deadline {
-                result(&api, call.get(), config.max_body_bytes, &trace).await
+                call_result(&api, call.get(), config.max_body_bytes, &trace).await
             } else {
                 // Each call may wait for a hung worker, and all of them together for far too long.
                 CallResult::not_carried_out()
@@ -147,61 +147,68 @@ pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body:
         }
         Ok(Results { results })
     };
-    answer(carry_out().await)
+    json_response(run().await)
 }
 
-async fn result(api: &Api, call: &str, max_message_bytes: usize, trace: &TraceContext<'_>) -> CallResult {
-    match carry_out(api, call, max_message_bytes, trace).await {
+async fn call_result(
+    api: &Api,
+    call: &str,
+    max_message_bytes: usize,
+    trace: &TraceContext<'_>,
+) -> CallResult {
+    match execute(api, call, max_message_bytes, trace).await {
         Ok(body) => CallResult { status: 200, body },
-        Err(error) => CallResult { status: error.status().as_u16(), body: raw(&error) },
+        Err(error) => CallResult { status: error.status().as_u16(), body: to_raw_json(&error) },
     }
 }
 
-async fn carry_out(
+async fn execute(
     api: &Api,
     call: &str,
     max_message_bytes: usize,
     trace: &TraceContext<'_>,
 ) -> Result<Box<RawValue>, ApiError> {
-    let call: Call<'_> = serde_json::from_str(call).map_err(|error| malformed(&error))?;
-    let message = |message: &RawValue| {
-        if message.get().len() > max_message_bytes { Err(ApiError::too_big()) } else { Ok(()) }
+    let call: Call<'_> = serde_json::from_str(call).map_err(|error| invalid_batch(&error))?;
+    let check_size = |message: &RawValue| {
+        if message.get().len() > max_message_bytes { Err(ApiError::body_too_large()) } else { Ok(()) }
     };
     Ok(match &call {
         Call::Publish { topic, message: payload, idempotency_key } => {
-            message(payload)?;
-            let key = idempotency_key.as_deref().map(Key::parse).transpose()?;
-            raw(&calls::publish(api, topic, payload.get(), key, trace)?.0)
+            check_size(payload)?;
+            let key = idempotency_key.as_deref().map(IdempotencyKey::parse).transpose()?;
+            to_raw_json(&calls::publish(api, topic, payload.get(), key, trace)?.0)
         }
         Call::SendToClient { client_id, message: payload } => {
-            message(payload)?;
-            raw(&calls::send_to_client(api, client_id, payload.get()).await?)
+            check_size(payload)?;
+            to_raw_json(&calls::send_to_client(api, client_id, payload.get()).await?)
         }
         Call::SendToUser { user, message: payload } => {
-            message(payload)?;
-            raw(&calls::send_to_user(api, user, payload.get()).await?)
+            check_size(payload)?;
+            to_raw_json(&calls::send_to_user(api, user, payload.get()).await?)
         }
         Call::Broadcast { message: payload } => {
-            message(payload)?;
-            raw(&calls::broadcast(api, payload.get()).await?)
+            check_size(payload)?;
+            to_raw_json(&calls::broadcast(api, payload.get()).await?)
         }
         Call::UnsubscribeClient { client_id, topic } => {
-            raw(&calls::unsubscribe_client(api, client_id, topic).await?)
+            to_raw_json(&calls::unsubscribe_client(api, client_id, topic).await?)
         }
-        Call::UnsubscribeUser { user, topic } => raw(&calls::unsubscribe_user(api, user, topic).await?),
-        Call::Disconnect { client_id } => raw(&calls::disconnect(api, client_id).await?),
-        Call::DisconnectUser { user } => raw(&calls::disconnect_user(api, user).await?),
-        Call::Client { client_id } => raw(&calls::client(api, client_id).await?),
-        Call::Topic { topic } => raw(&calls::topic(api, topic)?),
+        Call::UnsubscribeUser { user, topic } => {
+            to_raw_json(&calls::unsubscribe_user(api, user, topic).await?)
+        }
+        Call::Disconnect { client_id } => to_raw_json(&calls::disconnect(api, client_id).await?),
+        Call::DisconnectUser { user } => to_raw_json(&calls::disconnect_user(api, user).await?),
+        Call::Client { client_id } => to_raw_json(&calls::client(api, client_id).await?),
+        Call::Topic { topic } => to_raw_json(&calls::topic(api, topic)?),
     })
 }
 
 /// An answer as JSON. Ours are plain structs, which always are.
-fn raw(answer: &impl Serialize) -> Box<RawValue> {
+fn to_raw_json(answer: &impl Serialize) -> Box<RawValue> {
     serde_json::value::to_raw_value(answer).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-fn malformed(error: &serde_json::Error) -> ApiError {
+fn invalid_batch(error: &serde_json::Error) -> ApiError {
     let code = if error.is_data() { "invalid_message" } else { "invalid_json" };
     ApiError::new(StatusCode::BAD_REQUEST, code, error.to_string())
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 
-use super::{PathText, PathTexts, Scope, answer, paging, path, paths, scope};
-use crate::answers::{Client, Clients, Done, Sent, Unsubscribed};
+use super::{
+    PathParameter, PathParameters, Scope, json_response, paging, path_parameter, path_parameters, scope,
+};
 use crate::error::ApiError;
+use crate::responses::{Client, Clients, Done, Sent, Unsubscribed};
 use crate::{Api, calls};
 
 /// Connections of this node, or of all nodes, a page at a time.
@@ -29,7 +31,7 @@ pub(crate) async fn clients(State(api): State<Arc<Api>>, RawQuery(query): RawQue
             Scope::Cluster => Clients::from(api.node.cluster_clients(cursor, limit).await?),
         })
     };
-    answer(list().await)
+    json_response(list().await)
 }
 
 /// One connection.
@@ -38,9 +40,9 @@ pub(crate) async fn clients(State(api): State<Arc<Api>>, RawQuery(query): RawQue
     params(("client_id" = String, Path)),
     responses((status = 200, body = Client, description = "The connection"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
-pub(crate) async fn client(State(api): State<Arc<Api>>, client_id: PathText) -> Response {
-    let find = async || calls::client(&api, &path(client_id)?).await;
-    answer(find().await)
+pub(crate) async fn client(State(api): State<Arc<Api>>, client_id: PathParameter) -> Response {
+    let find = async || calls::client(&api, &path_parameter(client_id)?).await;
+    json_response(find().await)
 }
 
 /// Closes a connection with 4003.
@@ -49,9 +51,9 @@ pub(crate) async fn client(State(api): State<Arc<Api>>, client_id: PathText) -> 
     params(("client_id" = String, Path)),
     responses((status = 200, body = Done, description = "Done"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
-pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathText) -> Response {
-    let disconnect = async || calls::disconnect(&api, &path(client_id)?).await;
-    answer(disconnect().await)
+pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathParameter) -> Response {
+    let disconnect = async || calls::disconnect(&api, &path_parameter(client_id)?).await;
+    json_response(disconnect().await)
 }
 
 /// Closes every connection of a user with 4003.
@@ -60,9 +62,9 @@ pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathText)
     params(("user" = String, Path, description = "Percent-encoded")),
     responses((status = 200, body = Sent, description = "How many there were"))
 )]
-pub(crate) async fn disconnect_user(State(api): State<Arc<Api>>, user: PathText) -> Response {
-    let disconnect = async || calls::disconnect_user(&api, &path(user)?).await;
-    answer(disconnect().await)
+pub(crate) async fn disconnect_user(State(api): State<Arc<Api>>, user: PathParameter) -> Response {
+    let disconnect = async || calls::disconnect_user(&api, &path_parameter(user)?).await;
+    json_response(disconnect().await)
 }
 
 /// Ends a client's subscription to a topic or a pattern.
@@ -80,12 +82,12 @@ pub(crate) async fn disconnect_user(State(api): State<Arc<Api>>, user: PathText)
         (status = 404, body = ApiError, description = "`client_not_found`")
     )
 )]
-pub(crate) async fn unsubscribe_client(State(api): State<Arc<Api>>, texts: PathTexts) -> Response {
+pub(crate) async fn unsubscribe_client(State(api): State<Arc<Api>>, texts: PathParameters) -> Response {
     let unsubscribe = async || {
-        let (client_id, topic) = paths(texts)?;
+        let (client_id, topic) = path_parameters(texts)?;
         calls::unsubscribe_client(&api, &client_id, &topic).await
     };
-    answer(unsubscribe().await)
+    json_response(unsubscribe().await)
 }
 
 /// Ends the subscriptions of all of a user's connections to a topic or a pattern.
@@ -99,10 +101,10 @@ pub(crate) async fn unsubscribe_client(State(api): State<Arc<Api>>, texts: PathT
     ),
     responses((status = 200, body = Sent, description = "Of how many connections a subscription was ended"), (status = 400, body = ApiError, description = "`invalid_topic`"))
 )]
-pub(crate) async fn unsubscribe_user(State(api): State<Arc<Api>>, texts: PathTexts) -> Response {
+pub(crate) async fn unsubscribe_user(State(api): State<Arc<Api>>, texts: PathParameters) -> Response {
     let unsubscribe = async || {
-        let (user, topic) = paths(texts)?;
+        let (user, topic) = path_parameters(texts)?;
         calls::unsubscribe_user(&api, &user, &topic).await
     };
-    answer(unsubscribe().await)
+    json_response(unsubscribe().await)
 }

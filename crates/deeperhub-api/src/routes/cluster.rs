@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use crate::Api;
-use crate::answers::Nodes;
+use crate::responses::Nodes;
 
 /// The nodes of the cluster, this one among them. A node without a cluster lists itself.
 #[utoipa::path(

@@ -11,9 +11,9 @@ use axum::response::{IntoResponse, Response};
 use deeperhub_events::{EventFilter, EventStream, Received};
 use futures_core::Stream;
 
-use super::pairs;
+use super::query_parameters;
 use crate::Api;
-use crate::dispatch::IsStream;
+use crate::dispatch::EndlessResponse;
 use crate::error::ApiError;
 use crate::metrics::EventStreamGuard;
 
@@ -35,7 +35,7 @@ use crate::metrics::EventStreamGuard;
 pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let observe = || {
         let mut filter = EventFilter::all();
-        for (name, value) in pairs(query.as_deref())? {
+        for (name, value) in query_parameters(query.as_deref())? {
             if name == "types" {
                 filter = EventFilter::parse(&value)
                     .map_err(|error| ApiError::parameter("types", error.to_string()))?;
@@ -44,10 +44,10 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
         let config = api.config.current();
         // Streams are long-lived, so they must not take every connection.
         let max = config.max_event_streams.min(config.max_connections / 2).max(1);
-        let guard = api.metrics.event_stream(max);
-        let observed =
-            guard.and_then(|guard| Some(Observed { stream: api.node.events(filter)?, _guard: guard }));
-        observed.ok_or_else(|| {
+        let guard = api.metrics.open_event_stream(max);
+        let body =
+            guard.and_then(|guard| Some(EventStreamBody { stream: api.node.events(filter)?, _guard: guard }));
+        body.ok_or_else(|| {
             tracing::warn!(limit = "max_event_streams", max, "Event stream limit reached");
             ApiError::too_many_observers()
         })
@@ -55,7 +55,7 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
     match observe() {
         Ok(stream) => {
             let mut response = Sse::new(stream).keep_alive(KeepAlive::default()).into_response();
-            response.extensions_mut().insert(IsStream);
+            response.extensions_mut().insert(EndlessResponse);
             response
         }
         Err(error) => error.into_response(),
@@ -63,12 +63,12 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
 }
 
 /// An observer's events in the form of the stream.
-struct Observed {
+struct EventStreamBody {
     stream: EventStream,
     _guard: EventStreamGuard,
 }
 
-impl Stream for Observed {
+impl Stream for EventStreamBody {
     type Item = Result<Event, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

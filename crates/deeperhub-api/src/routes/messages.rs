@@ -6,11 +6,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
-use super::{PathText, answer, path, topic_path, trace};
-use crate::answers::{Done, Published, Sent};
+use super::{PathParameter, json_response, path_parameter, topic_parameter, trace_context};
 use crate::body::Body;
 use crate::error::ApiError;
-use crate::idempotency::{Key, REPLAYED};
+use crate::idempotency::{IdempotencyKey, REPLAYED_HEADER};
+use crate::responses::{Done, Published, Sent};
 use crate::{Api, calls};
 
 /// Publishes the body to a topic.
@@ -36,17 +36,24 @@ use crate::{Api, calls};
 )]
 pub(crate) async fn publish(
     State(api): State<Arc<Api>>,
-    topic: PathText,
+    topic: PathParameter,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let publish =
-        || calls::publish(&api, &topic_path(topic)?, body.text()?, Key::of(&headers)?, &trace(&headers));
+    let publish = || {
+        calls::publish(
+            &api,
+            &topic_parameter(topic)?,
+            body.text()?,
+            IdempotencyKey::of(&headers)?,
+            &trace_context(&headers),
+        )
+    };
     match publish() {
         Ok((published, is_replayed)) => {
             let mut response = axum::Json(published).into_response();
             if is_replayed {
-                response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+                response.headers_mut().insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
             }
             response
         }
@@ -61,9 +68,13 @@ pub(crate) async fn publish(
     request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
     responses((status = 200, body = Done, description = "Done"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
-pub(crate) async fn send_to_client(State(api): State<Arc<Api>>, client_id: PathText, body: Body) -> Response {
-    let send = async || calls::send_to_client(&api, &path(client_id)?, body.text()?).await;
-    answer(send().await)
+pub(crate) async fn send_to_client(
+    State(api): State<Arc<Api>>,
+    client_id: PathParameter,
+    body: Body,
+) -> Response {
+    let send = async || calls::send_to_client(&api, &path_parameter(client_id)?, body.text()?).await;
+    json_response(send().await)
 }
 
 /// Sends an object with a string `type` to every connection of a user.
@@ -73,9 +84,9 @@ pub(crate) async fn send_to_client(State(api): State<Arc<Api>>, client_id: PathT
     request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
     responses((status = 200, body = Sent, description = "Sent"))
 )]
-pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathText, body: Body) -> Response {
-    let send = async || calls::send_to_user(&api, &path(user)?, body.text()?).await;
-    answer(send().await)
+pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathParameter, body: Body) -> Response {
+    let send = async || calls::send_to_user(&api, &path_parameter(user)?, body.text()?).await;
+    json_response(send().await)
 }
 
 /// Sends an object with a string `type` to every client.
@@ -86,5 +97,5 @@ pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathText, bo
 )]
 pub(crate) async fn broadcast(State(api): State<Arc<Api>>, body: Body) -> Response {
     let send = async || calls::broadcast(&api, body.text()?).await;
-    answer(send().await)
+    json_response(send().await)
 }

@@ -25,41 +25,41 @@ pub(crate) use clients::{
 pub(crate) use cluster::nodes;
 pub(crate) use events::events;
 pub(crate) use messages::{broadcast, publish, send_to_client, send_to_user};
-pub(crate) use operations::{description, live, metrics, ready, stats, top};
+pub(crate) use operations::{live, metrics, openapi_json, ready, stats, top};
 pub(crate) use topics::{topic, topics};
 
 use crate::Api;
 use crate::error::ApiError;
 
 /// The most items of a page, and how many there are when none is asked for.
-const MAX_LIMIT: usize = 1000;
-const DEFAULT_LIMIT: usize = 100;
+const MAX_PAGE_ITEMS: usize = 1000;
+const DEFAULT_PAGE_ITEMS: usize = 100;
 
 /// The page to try the hub with.
-pub(crate) async fn page(State(api): State<Arc<Api>>) -> Response {
-    api.page.response()
+pub(crate) async fn console_page(State(api): State<Arc<Api>>) -> Response {
+    api.console_page.response()
 }
 
-type PathText = Result<Path<String>, PathRejection>;
-type PathTexts = Result<Path<(String, String)>, PathRejection>;
+type PathParameter = Result<Path<String>, PathRejection>;
+type PathParameters = Result<Path<(String, String)>, PathRejection>;
 
-fn bad_path() -> ApiError {
+fn invalid_path() -> ApiError {
     ApiError::parameter("path", "the path is not UTF-8 behind its percent-encoding")
 }
 
 /// The one parameter of a path, percent-decoded.
-fn path(path: PathText) -> Result<String, ApiError> {
-    path.map(|Path(text)| text).map_err(|_| bad_path())
+fn path_parameter(path: PathParameter) -> Result<String, ApiError> {
+    path.map(|Path(text)| text).map_err(|_| invalid_path())
 }
 
 /// The two parameters of a path, percent-decoded.
-fn paths(paths: PathTexts) -> Result<(String, String), ApiError> {
-    paths.map(|Path(texts)| texts).map_err(|_| bad_path())
+fn path_parameters(paths: PathParameters) -> Result<(String, String), ApiError> {
+    paths.map(|Path(texts)| texts).map_err(|_| invalid_path())
 }
 
 /// As [`path`], where the parameter is a topic or a pattern.
-fn topic_path(path: PathText) -> Result<String, ApiError> {
-    self::path(path).map_err(|_| {
+fn topic_parameter(path: PathParameter) -> Result<String, ApiError> {
+    path_parameter(path).map_err(|_| {
         ApiError::new(
             StatusCode::BAD_REQUEST,
             "invalid_topic",
@@ -78,7 +78,7 @@ enum Scope {
 /// `scope` of a query: `node`, the default, or `cluster`.
 fn scope(query: Option<&str>) -> Result<Scope, ApiError> {
     let mut scope = Scope::Node;
-    for (name, value) in pairs(query)? {
+    for (name, value) in query_parameters(query)? {
         if name == "scope" {
             scope = match value.as_str() {
                 "node" => Scope::Node,
@@ -92,12 +92,17 @@ fn scope(query: Option<&str>) -> Result<Scope, ApiError> {
 
 /// `limit` and `cursor` of a query.
 fn paging(query: Option<&str>) -> Result<(usize, Option<String>), ApiError> {
-    let (mut limit, mut cursor) = (DEFAULT_LIMIT, None);
-    for (name, value) in pairs(query)? {
+    let (mut limit, mut cursor) = (DEFAULT_PAGE_ITEMS, None);
+    for (name, value) in query_parameters(query)? {
         match name.as_str() {
             "limit" => {
-                let bad = || ApiError::parameter("limit", format!("limit is a number from 1 to {MAX_LIMIT}"));
-                limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit)).ok_or_else(bad)?;
+                let bad =
+                    || ApiError::parameter("limit", format!("limit is a number from 1 to {MAX_PAGE_ITEMS}"));
+                limit = value
+                    .parse()
+                    .ok()
+                    .filter(|limit| (1..=MAX_PAGE_ITEMS).contains(limit))
+                    .ok_or_else(bad)?;
             }
             "cursor" => cursor = Some(value),
             _ => {}
@@ -107,7 +112,7 @@ fn paging(query: Option<&str>) -> Result<(usize, Option<String>), ApiError> {
 }
 
 /// Names and values of a query, decoded.
-fn pairs(query: Option<&str>) -> Result<Vec<(String, String)>, ApiError> {
+fn query_parameters(query: Option<&str>) -> Result<Vec<(String, String)>, ApiError> {
     let mut pairs = Vec::new();
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -136,13 +141,13 @@ fn decode(text: &str) -> Option<String> {
 }
 
 /// The trace context of a request.
-fn trace(headers: &HeaderMap) -> TraceContext<'_> {
+fn trace_context(headers: &HeaderMap) -> TraceContext<'_> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(Cow::Borrowed);
     TraceContext::new(header("traceparent"), header("tracestate"))
 }
 
 /// An answer that is JSON, or an error.
-fn answer(result: Result<impl Serialize, ApiError>) -> Response {
+fn json_response(result: Result<impl Serialize, ApiError>) -> Response {
     match result {
         Ok(value) => axum::Json(value).into_response(),
         Err(error) => error.into_response(),
@@ -175,7 +180,7 @@ mod tests {
 
     #[test]
     fn limits_are_checked() {
-        assert_eq!(paging(None).unwrap(), (DEFAULT_LIMIT, None));
+        assert_eq!(paging(None).unwrap(), (DEFAULT_PAGE_ITEMS, None));
         assert_eq!(paging(Some("limit=7&cursor=0-1&x=y")).unwrap(), (7, Some("0-1".to_owned())));
         for bad in ["limit=0", "limit=1001", "limit=x", "limit=-1", "limit="] {
             assert!(paging(Some(bad)).is_err(), "{bad}");

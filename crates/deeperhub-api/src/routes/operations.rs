@@ -11,8 +11,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::Api;
-use crate::answers::{Busiest, ClusterNumbers, NodeStats};
 use crate::error::{ApiError, Detail};
+use crate::responses::{Busiest, ClusterNumbers, NodeStats};
 
 /// Metrics as Prometheus text, or as OpenMetrics where `Accept` prefers that.
 #[utoipa::path(get, path = "/metrics", tag = "operations",
@@ -43,7 +43,7 @@ pub(crate) async fn stats(State(api): State<Arc<Api>>, RawQuery(query): RawQuery
             super::Scope::Cluster => Numbers::Cluster(api.node.cluster_stats().await.into()),
         })
     };
-    super::answer(numbers().await)
+    super::json_response(numbers().await)
 }
 
 /// What `scope` asks for.
@@ -67,7 +67,7 @@ pub(crate) enum Numbers {
 pub(crate) async fn top(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let top = async || {
         let mut limit = 20;
-        for (name, value) in super::pairs(query.as_deref())? {
+        for (name, value) in super::query_parameters(query.as_deref())? {
             if name == "limit" {
                 let bad = || ApiError::parameter("limit", "limit is a number from 1 to 128");
                 limit = value.parse().ok().filter(|limit| (1..=128).contains(limit)).ok_or_else(bad)?;
@@ -75,7 +75,7 @@ pub(crate) async fn top(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) 
         }
         Ok(Busiest::from(api.node.top(limit).await))
     };
-    super::answer(top().await)
+    super::json_response(top().await)
 }
 
 /// 200 as long as the process runs.
@@ -160,6 +160,6 @@ impl Reason {
 /// This description.
 #[utoipa::path(get, path = "/openapi.json", tag = "operations",
     responses((status = 200, body = Object, description = "The description")))]
-pub(crate) async fn description(State(api): State<Arc<Api>>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], api.description.clone()).into_response()
+pub(crate) async fn openapi_json(State(api): State<Arc<Api>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], api.openapi_json.clone()).into_response()
 }

@@ -7,9 +7,9 @@ use axum::response::Response;
 
 use deeperhub_protocol::Subscription;
 
-use super::{PathText, Scope, answer, paging, scope, topic_path};
-use crate::answers::{Topic, Topics};
+use super::{PathParameter, Scope, json_response, paging, scope, topic_parameter};
 use crate::error::ApiError;
+use crate::responses::{Topic, Topics};
 use crate::{Api, calls};
 
 /// Topics and patterns with subscribers on this node, or on any, a page at a time.
@@ -31,7 +31,7 @@ pub(crate) async fn topics(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
             Scope::Cluster => Topics::from(api.node.cluster_topics(cursor, limit).await?),
         })
     };
-    answer(list().await)
+    json_response(list().await)
 }
 
 /// One topic, or one pattern as such. One that nobody subscribes to has 0 subscribers.
@@ -45,15 +45,15 @@ pub(crate) async fn topics(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
 )]
 pub(crate) async fn topic(
     State(api): State<Arc<Api>>,
-    topic: PathText,
+    topic: PathParameter,
     RawQuery(query): RawQuery,
 ) -> Response {
     let find = async || {
-        let topic = topic_path(topic)?;
+        let topic = topic_parameter(topic)?;
         match scope(query.as_deref())? {
             Scope::Node => calls::topic(&api, &topic),
             Scope::Cluster => Ok(api.node.cluster_topic(&Subscription::parse(topic)?).await.into()),
         }
     };
-    answer(find().await)
+    json_response(find().await)
 }

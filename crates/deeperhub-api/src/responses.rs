@@ -7,7 +7,7 @@ use deeperhub_node::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::idempotency::Outcome;
+use crate::idempotency::PublishOutcome;
 
 /// What a publish reached.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
@@ -117,7 +117,7 @@ pub(crate) struct NodeStats {
     topics: u64,
     messages: MessageStats,
     bytes: ByteStats,
-    /// Times from a publish to the write to a subscriber's socket, of the last 5 to 10 seconds where somebody asks each
+    /// Timeouts from a publish to the write to a subscriber's socket, of the last 5 to 10 seconds where somebody asks each
     /// second; null when nothing was delivered.
     #[schema(required = true)]
     publish_latency: Option<LatencyStats>,
@@ -241,13 +241,13 @@ impl From<Delivered> for Published {
 
 impl Published {
     /// Returns the same answer after a second attempt to reach the other nodes.
-    pub(crate) fn with_others(self, fault: Option<ClusterFault>) -> Self {
+    pub(crate) fn with_other_nodes(self, fault: Option<ClusterFault>) -> Self {
         Self { cluster: fault.map(ClusterFault::as_str), ..self }
     }
 }
 
-impl Outcome for Published {
-    fn is_half_done(&self) -> bool {
+impl PublishOutcome for Published {
+    fn is_incomplete(&self) -> bool {
         // A retry does not help if the message is too large for the broker.
         self.cluster == Some(ClusterFault::Unavailable.as_str())
     }
@@ -280,8 +280,8 @@ impl From<TopicInfo> for Topic {
 }
 
 impl From<ClusterAnswer<TopicInfo>> for Topic {
-    fn from(gathered: ClusterAnswer<TopicInfo>) -> Self {
-        Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
+    fn from(cluster: ClusterAnswer<TopicInfo>) -> Self {
+        Self { unanswered: Some(cluster.unanswered), ..cluster.answer.into() }
     }
 }
 
@@ -293,8 +293,8 @@ impl From<Page<ClientInfo>> for Clients {
 }
 
 impl From<ClusterAnswer<Page<ClientInfo>>> for Clients {
-    fn from(gathered: ClusterAnswer<Page<ClientInfo>>) -> Self {
-        Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
+    fn from(cluster: ClusterAnswer<Page<ClientInfo>>) -> Self {
+        Self { unanswered: Some(cluster.unanswered), ..cluster.answer.into() }
     }
 }
 
@@ -306,8 +306,8 @@ impl From<Page<TopicInfo>> for Topics {
 }
 
 impl From<ClusterAnswer<Page<TopicInfo>>> for Topics {
-    fn from(gathered: ClusterAnswer<Page<TopicInfo>>) -> Self {
-        Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
+    fn from(cluster: ClusterAnswer<Page<TopicInfo>>) -> Self {
+        Self { unanswered: Some(cluster.unanswered), ..cluster.answer.into() }
     }
 }
 
@@ -361,8 +361,8 @@ pub(crate) struct ClusterNumbers {
 }
 
 impl From<ClusterAnswer<ClusterStats>> for ClusterNumbers {
-    fn from(gathered: ClusterAnswer<ClusterStats>) -> Self {
-        let ClusterStats { nodes, totals, .. } = &gathered.answer;
+    fn from(cluster: ClusterAnswer<ClusterStats>) -> Self {
+        let ClusterStats { nodes, totals, .. } = &cluster.answer;
         Self {
             nodes: *nodes,
             connections: totals.into(),
@@ -370,7 +370,7 @@ impl From<ClusterAnswer<ClusterStats>> for ClusterNumbers {
             topics: totals.topics,
             messages: totals.into(),
             bytes: totals.into(),
-            unanswered: gathered.unanswered,
+            unanswered: cluster.unanswered,
         }
     }
 }
@@ -406,8 +406,8 @@ impl From<Vec<NodeInfo>> for Nodes {
             version: node.version,
             connections: node.connections,
             is_self: node.is_self,
-            known_ms: whole(node.known.as_millis()),
-            silent_ms: whole(node.silent.as_millis()),
+            known_ms: saturating_u64(node.known.as_millis()),
+            silent_ms: saturating_u64(node.silent.as_millis()),
         };
         Self { nodes: nodes.into_iter().map(node).collect() }
     }
@@ -425,7 +425,7 @@ impl NodeStats {
                 Phase::Draining => "draining",
                 Phase::Stopped => "stopped",
             },
-            uptime_ms: whole(stats.uptime.as_millis()),
+            uptime_ms: saturating_u64(stats.uptime.as_millis()),
             workers: stats.workers,
             connections: totals.into(),
             subscriptions: totals.subscriptions,
@@ -433,15 +433,17 @@ impl NodeStats {
             messages: totals.into(),
             bytes: totals.into(),
             publish_latency: stats.publish_latency.map(|times| LatencyStats {
-                p50_us: whole(times.p50.as_micros()),
-                p99_us: whole(times.p99.as_micros()),
-                p999_us: whole(times.p999.as_micros()),
+                p50_us: saturating_u64(times.p50.as_micros()),
+                p99_us: saturating_u64(times.p99.as_micros()),
+                p999_us: saturating_u64(times.p999.as_micros()),
             }),
             events_lost_total: stats.events_lost_total,
             worker_restarts_total: stats.worker_restarts_total,
             canary: CanaryStats {
-                round_trip_us: stats.canary_round_trip.map(|time| whole(time.as_micros())),
-                cluster_round_trip_us: stats.canary_cluster_round_trip.map(|time| whole(time.as_micros())),
+                round_trip_us: stats.canary_round_trip.map(|time| saturating_u64(time.as_micros())),
+                cluster_round_trip_us: stats
+                    .canary_cluster_round_trip
+                    .map(|time| saturating_u64(time.as_micros())),
                 failing_workers: stats.canary_failing_workers,
             },
             process: deeperhub_metrics::ProcessUsage::read().map(|process| ProcessStats {
@@ -470,13 +472,13 @@ impl From<Top> for Busiest {
             error: busy.error,
         };
         Self {
-            window_ms: whole(top.window.as_millis()),
+            window_ms: saturating_u64(top.window.as_millis()),
             topics: top.topics.into_iter().map(topic).collect(),
             clients: top.clients.into_iter().map(client).collect(),
         }
     }
 }
 
-fn whole(number: u128) -> u64 {
+fn saturating_u64(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
