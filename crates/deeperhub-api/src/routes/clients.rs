@@ -5,9 +5,8 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 
-use super::{
-    PathParameter, PathParameters, Scope, json_response, paging, path_parameter, path_parameters, scope,
-};
+use super::query::{Scope, paging, scope};
+use super::{PathParameter, PathParameters, json_response, path_parameter, path_parameters};
 use crate::error::ApiError;
 use crate::responses::{Client, Clients, Done, Sent, Unsubscribed};
 use crate::{Api, calls};

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use deeperhub_events::{EventFilter, EventStream, Received};
 use futures_core::Stream;
 
-use super::query_parameters;
+use super::query::query_parameters;
 use crate::Api;
 use crate::dispatch::EndlessResponse;
 use crate::error::ApiError;

@@ -36,11 +36,11 @@ pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> 
 )]
 pub(crate) async fn stats(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let numbers = async || {
-        Ok(match super::scope(query.as_deref())? {
-            super::Scope::Node => {
+        Ok(match super::query::scope(query.as_deref())? {
+            super::query::Scope::Node => {
                 Numbers::Node(Box::new(NodeStats::new(api.node.node_id(), &api.node.stats())))
             }
-            super::Scope::Cluster => Numbers::Cluster(api.node.cluster_stats().await.into()),
+            super::query::Scope::Cluster => Numbers::Cluster(api.node.cluster_stats().await.into()),
         })
     };
     super::json_response(numbers().await)
@@ -67,7 +67,7 @@ pub(crate) enum Numbers {
 pub(crate) async fn top(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let top = async || {
         let mut limit = 20;
-        for (name, value) in super::query_parameters(query.as_deref())? {
+        for (name, value) in super::query::query_parameters(query.as_deref())? {
             if name == "limit" {
                 let bad = || ApiError::parameter("limit", "limit is a number from 1 to 128");
                 limit = value.parse().ok().filter(|limit| (1..=128).contains(limit)).ok_or_else(bad)?;
@@ -158,7 +158,7 @@ impl Reason {
 }
 
 /// This description.
-#[utoipa::path(get, path = "/openapi.json", tag = "operations",
+#[utoipa::path(get, path = "/openapi.json", tag = "operations", operation_id = "description",
     responses((status = 200, body = Object, description = "The description")))]
 pub(crate) async fn openapi_json(State(api): State<Arc<Api>>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], api.openapi_json.clone()).into_response()

@@ -7,7 +7,8 @@ use axum::response::Response;
 
 use deeperhub_protocol::Subscription;
 
-use super::{PathParameter, Scope, json_response, paging, scope, topic_parameter};
+use super::query::{Scope, paging, scope};
+use super::{PathParameter, json_response, topic_parameter};
 use crate::error::ApiError;
 use crate::responses::{Topic, Topics};
 use crate::{Api, calls};
