@@ -5,7 +5,7 @@
 //! reserved connections take one request each. Health checks are answered at once. Other requests
 //! wait until fewer than the limit are being served, and get 503 after a second. When the reserve
 //! is full, new connections wait to be accepted until the grace time of a reserved one is over. So
-//! every caller gets an answer, and memory and file descriptors stay bounded.
+//! every caller gets a response, and memory and file descriptors stay bounded.
 
 mod permit;
 mod signal;
@@ -99,19 +99,19 @@ impl Admission {
         self.lock().entries.values().for_each(|entry| entry.signal.send(Command::Drain));
     }
 
-    /// Returns `true` if there is room for a regular connection. If necessary, asks another one to
-    /// leave: an idle one or, for a request, a silent one.
+    /// Returns `true` if there is room for a regular connection. If necessary, evicts another one:
+    /// an idle one or, for a request, one that still awaits its first request.
     fn make_room(&self, table: &mut Table, for_request: bool, now: Instant) -> bool {
         if table.counts[Tier::Regular as usize] < self.max_connections {
             return true;
         }
         let idle = table.oldest_in_state(Tier::Regular, Activity::Idle, IDLE_GRACE, now);
-        let silent = || {
+        let awaiting = || {
             table
                 .oldest_in_state(Tier::Regular, Activity::AwaitingRequest, AWAITING_REQUEST_GRACE, now)
                 .filter(|_| for_request)
         };
-        let Some(victim) = idle.or_else(silent) else { return false };
+        let Some(victim) = idle.or_else(awaiting) else { return false };
         self.metrics.connection_evicted();
         table.send_command(victim, Tier::Closing, Command::CloseIfIdle);
         true
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_connection_that_is_idle_the_longest_gives_way() {
+    async fn the_longest_idle_connection_is_evicted() {
         let admission = admission(3);
         let permits: Vec<_> = (0..3).map(|_| admission.admit(Instant::now())).collect();
         for busy in &permits {
@@ -167,7 +167,11 @@ mod tests {
         }
         permits[1].set(Activity::Idle);
         permits[0].set(Activity::Idle);
-        assert_eq!(tier(&admission.admit(Instant::now())), Tier::Reserved, "they may be used again");
+        assert_eq!(
+            tier(&admission.admit(Instant::now())),
+            Tier::Reserved,
+            "idle connections have a grace time"
+        );
         let fourth = admission.admit(Instant::now() + IDLE_GRACE);
         let commands: Vec<_> = permits.iter().map(command).collect();
         assert_eq!(commands, [Command::Continue, Command::CloseIfIdle, Command::Continue]);
@@ -175,38 +179,38 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_connection_gives_way_to_a_request_after_a_while() {
+    async fn a_connection_without_a_request_is_evicted_for_a_request() {
         let admission = admission(1);
         let now = Instant::now();
-        let silent = admission.admit(now);
+        let first = admission.admit(now);
         let another = admission.admit(now + AWAITING_REQUEST_GRACE);
         assert_eq!(
-            (tier(&another), command(&silent)),
+            (tier(&another), command(&first)),
             (Tier::Reserved, Command::Continue),
-            "it is silent too"
+            "it has no request either"
         );
         tokio::time::sleep(AWAITING_REQUEST_GRACE).await;
         assert!(another.begin_request(false));
-        assert_eq!((tier(&another), command(&silent)), (Tier::Regular, Command::CloseIfIdle));
+        assert_eq!((tier(&another), command(&first)), (Tier::Regular, Command::CloseIfIdle));
     }
 
     #[tokio::test]
-    async fn requests_over_the_limit_are_served_one_each_while_few_are_busy() {
+    async fn reserved_connections_are_served_one_request_each() {
         let admission = admission(1);
         let regular = admission.admit(Instant::now());
         assert!(regular.begin_request(false));
         regular.set(Activity::Idle);
         let permits: Vec<_> = (0..3).map(|_| admission.admit(Instant::now())).collect();
         assert!(permits[0].begin_request(false));
-        assert!(!permits[0].is_regular(), "the idle one may be used again");
-        assert!(!permits[1].begin_request(false), "as many are busy as may be");
+        assert!(!permits[0].is_regular(), "the idle connection has a grace time");
+        assert!(!permits[1].begin_request(false), "the limit on running requests is reached");
         assert!(permits[2].begin_request(true), "a health check");
         regular.begin_request(false);
         assert!(!permits[1].wait_for_turn().await);
     }
 
     #[tokio::test]
-    async fn a_request_that_arrives_meanwhile_is_served_from_the_reserve() {
+    async fn a_request_on_a_closing_connection_is_served_from_the_reserve() {
         let admission = admission(1);
         let first = admission.admit(Instant::now());
         first.set(Activity::Idle);
@@ -219,7 +223,7 @@ mod tests {
         tokio::pin!(waits);
         tokio::select! {
             biased;
-            _ = &mut waits => panic!("the other is being served"),
+            _ = &mut waits => panic!("the other request still runs"),
             () = tokio::task::yield_now() => {}
         }
         drop(second);
@@ -227,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whatever_comes_the_number_of_connections_is_bounded() {
+    async fn the_number_of_connections_is_bounded() {
         let admission = admission(2);
         let mut permits = Vec::new();
         for number in 0..1000 {
@@ -236,7 +240,7 @@ mod tests {
                 permit.begin_request(number % 2 == 0);
             }
             permits.push(permit);
-            // A task that is told to end at once does so.
+            // Tasks end as soon as they are told to.
             permits.retain(|permit| command(permit) != Command::Kill);
             assert!(permits.len() <= 2 + 2 * RESERVED_CONNECTIONS + 1, "{}", permits.len());
         }

@@ -15,9 +15,9 @@ use crate::guard::BATCH_PATH;
 use crate::metrics::HeldBytes;
 use crate::{Api, ApiConfig};
 
-/// The body of a request, or the error to answer with.
+/// Body of a request, or the error to respond with.
 ///
-/// A body that is too long or encoded is refused before `100 Continue` asks the client for it.
+/// A body that is too long or encoded gets an error before `100 Continue` asks the client for it.
 #[derive(Debug)]
 pub(crate) struct Body(Result<WholeBody, ApiError>);
 
@@ -32,13 +32,13 @@ impl Body {
     /// Returns the body as text.
     pub(crate) fn text(&self) -> Result<&str, ApiError> {
         let whole = self.0.as_ref().map_err(Clone::clone)?;
-        let text =
-            std::str::from_utf8(&whole.bytes).map_err(|_| ApiError::invalid_json("the body is not UTF-8"))?;
+        let text = std::str::from_utf8(&whole.bytes)
+            .map_err(|_| ApiError::invalid_json("the body is not UTF-8; send JSON in UTF-8"))?;
         if text.starts_with('\u{feff}') {
             // RFC 8259 section 8.1. Without the mark, the payload would not be delivered byte for
             // byte.
             return Err(ApiError::invalid_json(
-                "the body begins with a byte order mark, which JSON must not have",
+                "the body starts with a byte order mark; send JSON without it",
             ));
         }
         Ok(text)
@@ -69,10 +69,12 @@ async fn read(request: Request, config: &ApiConfig, mut held: HeldBytes) -> Resu
         let deadline = transfer_deadline(began, config.timeout, bytes.len() as u64);
         tokio::time::timeout_at(deadline, next).await.map_err(|_| {
             record_timeout(state.as_deref());
-            ApiError::request_timeout("the body of the request did not arrive in time")
+            ApiError::request_timeout("the request body did not arrive in time; send it faster")
         })?
     } {
-        let frame = frame.map_err(|_| ApiError::parameter("body", "the body could not be read"))?;
+        let frame = frame.map_err(|_| {
+            ApiError::parameter("body", "reading the request body failed; check its length and chunks")
+        })?;
         // Trailers are ignored.
         let Ok(data): Result<Bytes, _> = frame.into_data() else { continue };
         if data.len() > limit - bytes.len() {
@@ -101,7 +103,7 @@ fn record_timeout(state: Option<&ConnectionState>) {
     tracing::info!(limit = "api_timeout", "Server API request body timed out");
 }
 
-/// Refuses bodies that would have to be decoded.
+/// Returns an error if the body would have to be decoded.
 fn check_codings(headers: &HeaderMap) -> Result<(), ApiError> {
     let is_only = |name: HeaderName, known: &[u8]| {
         headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b',')).all(
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_bodies_are_read() {
+    fn encoded_bodies_are_refused() {
         use axum::http::header::{CONTENT_ENCODING as CONTENT, TRANSFER_ENCODING as TRANSFER};
         let (unsupported, unknown) =
             (Some(StatusCode::UNSUPPORTED_MEDIA_TYPE), Some(StatusCode::NOT_IMPLEMENTED));

@@ -1,4 +1,4 @@
-//! What calls do, however they were asked for: by a path of their own, or in a batch.
+//! Execution of calls, whether they have a path of their own or are part of a batch.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::error::ApiError;
 use crate::idempotency::IdempotencyKey;
 use crate::responses::{Client, Done, Published, Sent, Topic, Unsubscribed};
 
-/// Publishes; under a key only once. Answers also whether it was done before.
+/// Publishes, with an idempotency key only once. Returns `true` if the outcome is an earlier one.
 pub(crate) fn publish(
     api: &Api,
     topic: &str,
@@ -19,8 +19,8 @@ pub(crate) fn publish(
     key: Option<IdempotencyKey<'_>>,
     trace: &TraceContext<'_>,
 ) -> Result<(Published, bool), ApiError> {
-    let name = topic;
-    let topic = deeperhub_protocol::Topic::parse(name)?;
+    let topic_text = topic;
+    let topic = deeperhub_protocol::Topic::parse(topic_text)?;
     let message = RawJson::parse_within(message, api.config.current().max_json_depth)?;
     let publish = |before: Option<Published>| match before {
         None => Published::from(api.node.publish_raw(&topic, message, trace)),
@@ -31,7 +31,7 @@ pub(crate) fn publish(
         None => Ok((publish(None), false)),
         Some(key) => {
             let config = api.config.current().idempotency;
-            api.publishes.run_once(key, (name, message.as_str()), &config, Instant::now(), publish)
+            api.publishes.run_once(key, (topic_text, message.as_str()), &config, Instant::now(), publish)
         }
     }
 }
@@ -84,7 +84,7 @@ pub(crate) fn topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
     Ok(api.node.topic(&Subscription::parse(topic)?).into())
 }
 
-/// What is no id names no client.
+/// Parses a client ID. An invalid one is that of no client.
 fn parse_client_id(client_id: &str) -> Result<ClientId, ApiError> {
     ClientId::parse(client_id).ok_or_else(|| ClientNotFound.into())
 }

@@ -1,3 +1,5 @@
+//! Configuration of the API.
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,20 +11,20 @@ use deeperhub_security::{OriginPolicy, Secret};
 
 use crate::metrics::ApiMetrics;
 
-/// What the server API allows.
+/// Configuration of the server API: access, limits and timeouts.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ApiConfig {
-    /// The key that every call but health checks must bring as `Authorization: Bearer KEY`. `None`: none is needed,
-    /// the default; fit only for a listener on loopback. The `Host` of a call must then be one that no stranger can make
-    /// to mean this machine, see [`OriginPolicy::is_rebinding_safe`].
+    /// Key that every call except health checks needs as `Authorization: Bearer KEY`. `None`, the
+    /// default: no key is needed, which is safe on loopback only. The `Host` of a call must then be
+    /// safe from DNS rebinding, see [`OriginPolicy::is_rebinding_safe`].
     pub api_key: Option<Arc<Secret>>,
     /// TLS for callers. `None`, the default: plain HTTP. [`serve`](crate::serve) performs the
     /// handshakes; each has [`timeout`](Self::timeout). A new certificate in the [`SharedTls`] is
     /// used from the next connection on; the field itself is read once, at the start.
     #[cfg(feature = "tls")]
     pub tls: Option<Arc<SharedTls>>,
-    /// Web pages that may call, besides those of the API's own host.
+    /// Web pages that may call, besides pages of the API's own host.
     pub allowed_origins: OriginPolicy,
     /// Maximum number of connections, and of concurrent requests. Over it, the connection that has
     /// been idle the longest is evicted, or the new one is served a single request. Health checks
@@ -32,29 +34,30 @@ pub struct ApiConfig {
     /// connections. Read once, at the start. Default 2 minutes.
     pub idle_timeout: Duration,
     /// Maximum time for each step of a request: for its head from the first byte, for its body, and
-    /// for the caller to read more of an answer or of events. A body or an answer gets another
+    /// for the caller to read more of a response or of events. A body or a response gets another
     /// second for each 4 KiB. Default 30 s.
     pub timeout: Duration,
     /// Maximum number of event streams, at most half of [`max_connections`](Self::max_connections).
-    /// Others get 503. Default 64.
+    /// More get 503. Default 64.
     pub max_event_streams: usize,
-    /// Maximum total bytes of request bodies and of answers over 8 KiB. A request that needs more
+    /// Maximum total bytes of request bodies and of responses over 8 KiB. A request that needs more
     /// gets 503. Default 64 MiB.
     pub max_held_bytes: usize,
     /// Metrics of the API. Read once, at the start.
     pub metrics: ApiMetrics,
-    /// Bytes of a request's body, and of a message in a batch. Default 65536.
+    /// Maximum bytes of a request body, and of a message in a batch. Default 65536.
     pub max_body_bytes: usize,
-    /// Levels of arrays and objects in what is sent to clients, those of the message around a payload among them: at
-    /// most 127, the default.
+    /// Maximum nesting of arrays and objects in messages to clients, including the message around a
+    /// payload. At most 127, the default.
     pub max_json_depth: usize,
-    /// CallService of a batch. Default 256.
+    /// Maximum number of calls in a batch. Default 256.
     pub max_batch_calls: usize,
-    /// Bytes of a batch. Default 1 MiB.
+    /// Maximum bytes of a batch. Default 1 MiB.
     pub max_batch_bytes: usize,
-    /// How publishes with an idempotency key are remembered.
+    /// Limits on remembered idempotency keys.
     pub idempotency: IdempotencyConfig,
-    /// Where the page to try the hub connects to. `None`: port 8080 of the page's own host. Read once, at the start.
+    /// WebSocket URL that the console page connects to. `None`: port 8080 of the page's own host.
+    /// Read once, at the start.
     pub websocket_url: Option<String>,
 }
 
@@ -92,15 +95,15 @@ impl Default for ApiConfig {
     }
 }
 
-/// How publishes with an idempotency key are remembered. When a limit is reached, the oldest is forgotten.
+/// Limits on remembered idempotency keys. Over a limit, the oldest key is forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IdempotencyConfig {
-    /// How long. Zero: not at all. Default 5 minutes.
+    /// Time that a key is remembered. Zero: keys have no effect. Default 5 minutes.
     pub ttl: Duration,
-    /// The most keys. Default 10,000.
+    /// Maximum number of keys. Default 10,000.
     pub max_keys: usize,
-    /// The most bytes that keys and what is remembered with them take, about. Default 4 MiB.
+    /// Approximate maximum bytes of keys and their outcomes. Default 4 MiB.
     pub max_bytes: usize,
 }
 
@@ -110,17 +113,18 @@ impl Default for IdempotencyConfig {
     }
 }
 
-/// A configuration that can be replaced while the API serves. Clones are the same one.
+/// Configuration that can be replaced while the API serves. Clones share it.
 #[derive(Debug, Clone)]
 pub struct SharedApiConfig(Arc<ArcSwap<ApiConfig>>);
 
 impl SharedApiConfig {
-    /// Takes another configuration from the next call on.
+    /// Replaces the configuration, from the next call on. Fields that are read once keep their
+    /// effect.
     pub fn replace(&self, config: ApiConfig) {
         self.0.store(Arc::new(config));
     }
 
-    /// The configuration now.
+    /// Returns the current configuration.
     #[must_use]
     pub fn current(&self) -> Arc<ApiConfig> {
         self.0.load_full()

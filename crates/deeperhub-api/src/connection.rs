@@ -1,19 +1,19 @@
 //! One connection: HTTP over hyper, with a timeout for every wait.
 //!
-//! [`ConnectionState`] is the state that the socket, the calls and the connection's task share. The socket
-//! records what was read and written; the calls record when a request begins and its answer ends.
-//! The task enforces the [deadline](ConnectionState::deadline) that follows from both. A connection ends
+//! The socket, the calls and the connection's task share a [`ConnectionState`]. The socket records
+//! reads and writes; the calls record when a request begins and its response ends. The task
+//! enforces the [deadline](ConnectionState::deadline) that follows from both. A connection ends
 //! because of:
 //!
 //! - no request within the idle timeout, or no complete head within the step timeout;
-//! - a body that does not arrive in time (the [`Body`](crate::body::Body) of a call answers 408);
-//! - a peer that does not read its answer: nothing within the step timeout, or less than
+//! - a body that does not arrive in time (the [`Body`](crate::body::Body) of a call responds 408);
+//! - a peer that does not read its response: nothing within the step timeout, or less than
 //!   [`MIN_BYTES_PER_SECOND`](state::MIN_BYTES_PER_SECOND) on average;
-//! - another connection that needs its place ([`crate::admission`]).
+//! - eviction by another connection ([`crate::admission`]).
 //!
-//! After the last answer the peer may still be sending. Closing a socket with unread input resets
-//! the connection, and the peer loses the answer. So the sending side is shut down first, and input
-//! is discarded for a while ([`linger`]).
+//! After the last response the peer may still be sending. Closing a socket with unread input resets
+//! the connection, and the peer loses the response. So the sending side is shut down first, and
+//! input is discarded for a while ([`linger`]).
 
 mod linger;
 mod socket;
@@ -40,9 +40,9 @@ pub(crate) use self::state::{ConnectionState, Timeouts, transfer_deadline};
 
 /// Reason why a connection is no longer served.
 enum ConnectionEnd {
-    /// Closed by HTTP's rules, by a fault, or by the peer.
+    /// Closed according to HTTP, after an error, or by the peer.
     Closed(hyper::Result<()>),
-    /// ConnectionEnd by a command.
+    /// Ended with a command.
     Killed,
     /// A wait that timed out in this phase.
     TimedOut(Phase),
@@ -58,7 +58,7 @@ pub(crate) async fn serve_connection(
     let socket = Socket { stream, state: Arc::clone(&state), refusal: None };
     let calls = CallService::new(router, Arc::clone(&state), max_held_bytes);
     let mut http = http1::Builder::new();
-    // A client may shut down its sending side after its request and still wait for the answer.
+    // A client may shut down its sending side after its request and still wait for the response.
     http.half_close(true).max_buf_size(MAX_HEAD_BYTES);
     let mut connection = http.serve_connection(socket, calls);
     let mut is_draining = false;
@@ -105,8 +105,8 @@ pub(crate) async fn serve_connection(
     };
     let Socket { mut stream, refusal, .. } = connection.into_parts().io;
     let is_refused = refusal.is_some();
-    // A client that has just connected expects an answer; one that was answered before knows that
-    // idle connections end.
+    // A client that has just connected expects a response. One that got a response before knows
+    // that idle connections end.
     let is_unanswered = match phase {
         Phase::Idle => !is_served,
         Phase::Head => true,
@@ -119,7 +119,7 @@ pub(crate) async fn serve_connection(
         ConnectionEnd::TimedOut(Phase::Head) => {
             state.permit.metrics().timed_out();
             tracing::debug!(limit = "api_timeout", "Server API request head timed out");
-            Some(ApiError::request_timeout("the head of the request did not arrive in time"))
+            Some(ApiError::request_timeout("the request head did not arrive in time; send it faster"))
         }
         ConnectionEnd::TimedOut(Phase::Call | Phase::End) => {
             state.permit.metrics().timed_out();
@@ -131,11 +131,11 @@ pub(crate) async fn serve_connection(
             if is_unanswered && is_closing_if_idle && error.is_incomplete_message() {
                 Some(ApiError::too_many_connections())
             } else if is_unanswered && error.is_parse() && !is_refused {
-                // hyper sends no answer to a client that starts with HTTP/2.
+                // hyper sends no response to a client that starts with HTTP/2.
                 Some(ApiError::new(
                     StatusCode::HTTP_VERSION_NOT_SUPPORTED,
                     "invalid_message",
-                    "the server API speaks HTTP/1.1",
+                    "the server API supports HTTP/1.1 only; use HTTP/1.1",
                 ))
             } else {
                 None
@@ -149,10 +149,10 @@ pub(crate) async fn serve_connection(
         if error.status() == StatusCode::SERVICE_UNAVAILABLE {
             state.permit.metrics().connection_refused();
         }
-        // An answer that does not fit into the empty socket buffer is not worth a wait.
+        // A response that does not fit into the empty socket buffer is not worth a wait.
         stream.write_without_waiting(&error.to_http());
     }
-    // The server's shutdown must not wait for clients that keep idle connections open.
+    // Shutdown must not wait for clients that keep idle connections open.
     let is_idle_on_shutdown = is_draining && phase == Phase::Idle;
     if !(is_eof || is_killed || is_idle_on_shutdown) {
         state.permit.set(Activity::Discarding);

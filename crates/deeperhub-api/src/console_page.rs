@@ -1,4 +1,4 @@
-//! The page to try the hub with.
+//! Console page: a browser client to try the hub with.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use axum::response::{Html, IntoResponse, Response};
 
 const PAGE_TEMPLATE: &str = include_str!("../assets/try.html");
 
-/// The page as this server gives it.
+/// Console page with this server's WebSocket URL.
 #[derive(Debug)]
 pub(crate) struct ConsolePage {
     html: String,
@@ -22,14 +22,14 @@ impl ConsolePage {
     }
 
     pub(crate) fn response(&self) -> Response {
-        // Style and script stand in the page; it loads nothing, and may connect to any hub that is typed in.
+        // Style and script are inline. The page loads nothing and may connect to any hub.
         let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
                       connect-src ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
         ([(header::CONTENT_SECURITY_POLICY, policy)], Html(self.html.clone())).into_response()
     }
 }
 
-/// Text for an attribute in double quotes.
+/// Escapes text for an HTML attribute in double quotes.
 fn escape_attribute(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, character| {
         match character {

@@ -1,4 +1,4 @@
-//! Dispatch of requests to their calls, and of answers to hyper.
+//! Service of one connection: admits requests, runs their calls, and passes responses to hyper.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,17 +16,17 @@ use hyper_util::service::TowerToHyperService;
 use crate::connection::ConnectionState;
 use crate::error::ApiError;
 
-/// Maximum bytes of an answer that is not counted: even at the connection limit, these take little
-/// memory.
+/// Maximum bytes of a response that is not counted. Even at the connection limit, such responses
+/// take little memory.
 const MAX_UNCOUNTED_RESPONSE_BYTES: u64 = 8 * 1024;
 
-/// Maximum bytes of an answer that hyper gets at once.
+/// Maximum bytes of a response that hyper gets at once.
 const MAX_FRAME_BYTES: usize = 64 * 1024;
 
-/// Maximum bytes of an unread body that is left to hyper to discard.
+/// Maximum bytes of an unread body that hyper discards.
 const MAX_UNREAD_BODY_BYTES: u64 = 4 * 1024;
 
-/// Marker for an answer that has no end of its own.
+/// Marks a response that never ends by itself, such as a stream of events.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EndlessResponse;
 
@@ -74,7 +74,7 @@ impl Service<Request<Incoming>> for CallService {
                 let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
                 let held = held_bytes.insert(state.permit.metrics().hold());
                 if !is_read_only || is_health_check {
-                    // The call was carried out, or is a health check: it is answered in any case.
+                    // The call has taken effect, or is a health check: it is always answered.
                     held.grow(bytes);
                 } else if !held.try_grow(bytes, max_held_bytes) {
                     response = ApiError::overloaded().into_response();
@@ -84,7 +84,7 @@ impl Service<Request<Incoming>> for CallService {
             if is_stream || !state.permit.is_regular() || !(is_body_small || state.is_body_read()) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            state.begin_answer(is_stream, held_bytes);
+            state.begin_response(is_stream, held_bytes);
             Ok(response.map(|inner| ResponseBody { inner, unsent: Bytes::new(), state }))
         })
     }
@@ -95,7 +95,7 @@ fn is_health_check(path: &str) -> bool {
     path.starts_with("/health/") || path == "/metrics"
 }
 
-/// Body of an answer. It goes to hyper in slices, and tells its connection when it ends.
+/// Body of a response. It goes to hyper in slices, and its end is recorded in the connection.
 pub(crate) struct ResponseBody {
     inner: Body,
     unsent: Bytes,
@@ -141,6 +141,6 @@ impl hyper::body::Body for ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        self.state.end_answer();
+        self.state.end_response();
     }
 }

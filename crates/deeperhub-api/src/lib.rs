@@ -1,8 +1,12 @@
-//! The HTTP server API of a hub node: publish, send, list, unsubscribe, disconnect, observe, measure.
+//! HTTP server API of a hub node: backends publish, send, list and disconnect over it, and
+//! operators read metrics, health and events.
 //!
-//! [`router`] gives an [`axum::Router`] over a [`NodeHandle`], [`serve`] runs it on a socket. Bodies are JSON
-//! whatever their `Content-Type`; payloads pass through as the bytes that came. Every error is
-//! `{"error":{"code","message"}}`. [`openapi`] describes all calls.
+//! [`serve`] runs the API on a TCP socket, with timeouts and limits on connections. [`router`]
+//! returns the same calls as an [`axum::Router`], to mount in an app of your own. [`openapi`]
+//! describes them.
+//!
+//! Bodies are JSON, whatever their `Content-Type`. Payloads are delivered byte for byte as they
+//! arrived. Every error is `{"error":{"code","message"}}`.
 //!
 //! ```no_run
 //! use deeperhub_api::{ApiConfig, serve};
@@ -52,20 +56,23 @@ pub use serve::serve;
 
 use crate::error::ApiError;
 
-/// What every call gets.
+/// State that all calls share.
 #[derive(Debug)]
 pub(crate) struct Api {
     node: NodeHandle,
     config: SharedApiConfig,
     metrics: ApiMetrics,
     console_page: console_page::ConsolePage,
-    /// The OpenAPI document, kept because it is slow to generate.
+    /// OpenAPI document, kept because generating it is slow.
     openapi_json: Bytes,
-    /// Publishes with an idempotency key.
+    /// Outcomes of publishes with an idempotency key.
     publishes: idempotency::PublishStore<responses::Published>,
 }
 
-/// All calls over a node.
+/// Returns the calls of the API as an axum router, to mount in an app of your own.
+///
+/// The router checks keys, origins and sizes. Limits on connections and times are [`serve`]'s: in
+/// an app of your own, they belong to its HTTP server.
 pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
     let config = config.into();
     let start = config.current();
@@ -98,7 +105,7 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route("/openapi.json", get(routes::openapi_json))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        // Inside of the guard: calls that are not allowed have no spans.
+        // Inside the guard: refused calls have no spans.
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), trace::trace))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard))
         .with_state(api)

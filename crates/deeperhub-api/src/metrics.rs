@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use deeperhub_metrics::Unit;
 use deeperhub_node::{CustomMetric, MetricKind};
 
-/// Metrics of a server API, exported with those of its node: see [`custom_metrics`](Self::custom_metrics). Clones
-/// share the same counters.
+/// Metrics of a server API. A node exports them if it gets
+/// [`custom_metrics`](Self::custom_metrics). Clones share the same counters.
 #[derive(Debug, Clone, Default)]
 pub struct ApiMetrics(Arc<Counters>);
 
@@ -25,7 +25,7 @@ struct Counters {
 }
 
 impl ApiMetrics {
-    /// Returns the counters in the form that [`deeperhub_node::Config::custom_metrics`] takes.
+    /// Returns the metrics for [`deeperhub_node::Config::custom_metrics`].
     #[must_use]
     pub fn custom_metrics(&self) -> Vec<CustomMetric> {
         let metric = |name, help, unit, kind, read: fn(&Counters) -> u64| {
@@ -35,63 +35,63 @@ impl ApiMetrics {
         vec![
             metric(
                 "deeperhub_api_connections",
-                "Open connections of the server API",
+                "Open server API connections",
                 Unit::None,
                 MetricKind::Gauge,
                 |counters| counters.connections.load(Ordering::Relaxed) as u64,
             ),
             metric(
                 "deeperhub_api_event_streams",
-                "Callers that are reading the stream of events",
+                "Open event streams of the server API",
                 Unit::None,
                 MetricKind::Gauge,
                 |counters| counters.event_streams.load(Ordering::Relaxed) as u64,
             ),
             metric(
                 "deeperhub_api_held_bytes",
-                "Bytes of request bodies and of answers over 8 KiB that the server API holds",
+                "Bytes of request bodies, and of responses over 8 KiB, in memory",
                 Unit::Bytes,
                 MetricKind::Gauge,
                 |counters| counters.held_bytes.load(Ordering::Relaxed) as u64,
             ),
             metric(
                 "deeperhub_api_idempotency_bytes",
-                "Bytes that remembered idempotency keys take",
+                "Approximate bytes of remembered idempotency keys and their outcomes",
                 Unit::Bytes,
                 MetricKind::Gauge,
                 |counters| counters.idempotency_bytes.load(Ordering::Relaxed) as u64,
             ),
             metric(
                 "deeperhub_api_connections_evicted_total",
-                "Idle connections of the server API that were closed to make room for others",
+                "Idle server API connections evicted for new ones",
                 Unit::None,
                 MetricKind::Counter,
                 |counters| counters.evicted.load(Ordering::Relaxed),
             ),
             metric(
                 "deeperhub_api_connections_refused_total",
-                "Connections of the server API that were answered with 503, since too many others were open or busy",
+                "Server API connections refused with 503 at the connection limit",
                 Unit::None,
                 MetricKind::Counter,
                 |counters| counters.refused.load(Ordering::Relaxed),
             ),
             metric(
                 "deeperhub_api_timeouts_total",
-                "Connections of the server API that were closed because the caller sent or read too slowly",
+                "Server API connections closed because the caller sent or read too slowly",
                 Unit::None,
                 MetricKind::Counter,
                 |counters| counters.timeouts.load(Ordering::Relaxed),
             ),
             metric(
                 "deeperhub_api_overloads_total",
-                "Requests of the server API that were answered with 503, since requests held too many bytes",
+                "Server API requests refused with 503 at the memory limit",
                 Unit::None,
                 MetricKind::Counter,
                 |counters| counters.overloads.load(Ordering::Relaxed),
             ),
             metric(
                 "deeperhub_api_tls_handshakes_failed_total",
-                "TLS handshakes of the server API that failed",
+                "Failed TLS handshakes of the server API",
                 Unit::None,
                 MetricKind::Counter,
                 |counters| counters.tls_handshakes_failed.load(Ordering::Relaxed),
@@ -124,8 +124,7 @@ impl ApiMetrics {
         self.0.tls_handshakes_failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counters an event stream for as long as the guard lives. Returns `None` if `max` are already
-    /// open.
+    /// Counts an event stream until the guard is dropped. Returns `None` if `max` are already open.
     pub(crate) fn open_event_stream(&self, max: usize) -> Option<EventStreamGuard> {
         let streams = &self.0.event_streams;
         let more = |open| (open < max).then_some(open + 1);
@@ -133,7 +132,7 @@ impl ApiMetrics {
         Some(EventStreamGuard(self.clone()))
     }
 
-    /// Returns an empty lease, which counters its bytes for as long as it lives.
+    /// Returns an empty count of held bytes.
     pub(crate) fn hold(&self) -> HeldBytes {
         HeldBytes { metrics: self.clone(), bytes: 0 }
     }
@@ -149,7 +148,7 @@ impl Drop for EventStreamGuard {
     }
 }
 
-/// Bytes that one request holds, counted until the lease is dropped.
+/// Bytes that one request holds. They count until this is dropped.
 #[derive(Debug)]
 pub(crate) struct HeldBytes {
     metrics: ApiMetrics,
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_counted_while_they_are_held_and_bounded_together() {
+    fn held_bytes_of_all_requests_share_a_limit() {
         let metrics = ApiMetrics::default();
         let (mut first, mut second) = (metrics.hold(), metrics.hold());
         assert!(first.try_grow(60, 100));
@@ -207,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn event_streams_have_a_limit_of_their_own() {
+    fn event_streams_are_limited() {
         let metrics = ApiMetrics::default();
         let first = metrics.open_event_stream(1);
         assert!(first.is_some() && metrics.open_event_stream(1).is_none());

@@ -1,4 +1,4 @@
-//! The description of the API, made from its calls and their answers.
+//! OpenAPI document of the API, generated from its calls and their responses.
 
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
@@ -9,27 +9,27 @@ use crate::error::ApiError;
 use crate::guard;
 use crate::routes::{batch, clients, cluster, events, messages, operations, topics};
 
-/// Name of the key in the description.
+/// Name of the API key's security scheme.
 const API_KEY_SCHEME: &str = "api_key";
 
-/// Description of a 503 about workers and nodes.
-const DELIVERY_503: &str = "`delivery_stalled`: a worker does not answer; the call may be carried out later. \
-    `cluster_unavailable`: the client is another node's, which cannot be reached";
+/// Description of a 503 that concerns workers or nodes.
+const DELIVERY_503: &str = "`delivery_stalled`: a worker did not answer in time; the call may still take effect. \
+    `cluster_unavailable`: the client is on another node, which cannot be reached";
 
-/// Description of a 503 about the API itself, with `Retry-After`.
-const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are busy. `overloaded`: bodies and answers take \
-    `--max-api-bytes`";
+/// Description of a 503 that concerns the API itself, with `Retry-After`.
+const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are busy. `overloaded`: bodies and \
+    responses hold `--max-api-bytes`";
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "deeperhub-ws server API",
-        description = "What backends and operators ask of a hub node. Every body is JSON, whatever its `Content-Type`; \
-                       messages pass through as the bytes that came. Every error is \
-                       `{\"error\":{\"code\",\"message\"}}`, with `field` where one key or parameter is at fault; a path that is unknown answers 404 `not_found`, a method \
-                       that a path does not take 405 `method_not_allowed`. In a cluster, sends and disconnects reach \
-                       clients of every node; counts and lists are this node's, \
-                       those that take `scope` also all nodes'.",
+        description = "API of a hub node for backends and operators. Every body is JSON, whatever its `Content-Type`. \
+                       Messages are delivered byte for byte as they arrived. Every error is \
+                       `{\"error\":{\"code\",\"message\"}}`, with a `field` if one key or parameter is at fault. \
+                       Unknown paths get 404 `not_found`, unsupported methods 405 `method_not_allowed`. In a cluster, \
+                       sends and disconnects reach the clients of all nodes. Counts and lists cover this node, or all \
+                       nodes with `scope=cluster` if the call has that parameter.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
         contact()
     ),
@@ -37,9 +37,9 @@ const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are 
         (name = "messages", description = "Publish and send"),
         (name = "batch", description = "Many calls in one request"),
         (name = "clients", description = "Connections and their subscriptions"),
-        (name = "topics", description = "What is subscribed to"),
-        (name = "events", description = "What happens, as it happens"),
-        (name = "operations", description = "Numbers, health, this description"),
+        (name = "topics", description = "Subscribed topics and patterns"),
+        (name = "events", description = "Stream of events"),
+        (name = "operations", description = "Statistics, metrics, health, this document"),
     ),
     components(schemas(ApiError, batch::Call)),
     modifiers(&CommonResponses),
@@ -69,18 +69,18 @@ const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are 
 )]
 struct ApiDoc;
 
-/// The OpenAPI 3.1 description of this API.
+/// Returns the OpenAPI 3.1 document of this API.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     ApiDoc::openapi()
 }
 
-/// What holds for many calls alike: key, origin, sizes.
+/// Adds responses that many calls share: key, origin, sizes, limits.
 struct CommonResponses;
 
 impl Modify for CommonResponses {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let mut key = Http::new(HttpAuthScheme::Bearer);
-        key.description = Some("The key of `--api-key`; without one, none is needed".to_owned());
+        key.description = Some("Key of `--api-key`; without that option, calls need no key".to_owned());
         let components = openapi.components.get_or_insert_default();
         components.add_security_scheme(API_KEY_SCHEME, SecurityScheme::Http(key));
 
@@ -106,7 +106,11 @@ impl Modify for CommonResponses {
                 } else if !path.starts_with("/health/") {
                     error(operation, "503", OVERLOAD_503);
                 }
-                error(operation, "403", "`origin_not_allowed`: a web page that may not call");
+                error(
+                    operation,
+                    "403",
+                    "`origin_not_allowed`: the origin or host of the call is not allowed",
+                );
                 if operation.request_body.is_some() {
                     error(operation, "400", "`invalid_json`, `invalid_message` or `invalid_topic`");
                     error(operation, "408", "`request_timeout`: the body did not arrive in time");
@@ -125,7 +129,7 @@ impl Modify for CommonResponses {
     }
 }
 
-/// Whether a call waits for a worker's answer.
+/// Returns `true` if calls of a path wait for a worker's answer.
 fn waits_for_worker(path: &str) -> bool {
     path.starts_with("/v1/clients") || path.starts_with("/v1/users/") || path == "/v1/broadcast"
 }
@@ -139,24 +143,24 @@ mod tests {
     }
 
     #[test]
-    fn the_description_is_the_committed_one() {
+    fn the_document_is_the_committed_one() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
         let generated = openapi().to_pretty_json().unwrap() + "\n";
         if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
             std::fs::write(path, &generated).unwrap();
         }
         let committed = std::fs::read_to_string(path).unwrap();
-        assert_eq!(generated, committed, "UPDATE_SNAPSHOTS=1 writes it anew");
+        assert_eq!(generated, committed, "openapi.json is outdated; UPDATE_SNAPSHOTS=1 rewrites it");
     }
 
     #[test]
-    fn every_answer_is_described_and_every_reference_leads_somewhere() {
+    fn every_response_is_described_and_every_reference_resolves() {
         fn check(value: &serde_json::Value, whole: &serde_json::Value) {
             match value {
                 serde_json::Value::Object(object) => {
                     if let Some(reference) = object.get("$ref").and_then(serde_json::Value::as_str) {
                         let pointer = reference.strip_prefix('#').unwrap();
-                        assert!(whole.pointer(pointer).is_some(), "{reference} leads nowhere");
+                        assert!(whole.pointer(pointer).is_some(), "{reference} does not resolve");
                     }
                     object.values().for_each(|value| check(value, whole));
                 }
@@ -168,7 +172,7 @@ mod tests {
         check(&whole, &whole);
         for (path, item) in whole["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap() {
-                assert!(operation["summary"].is_string(), "{method} {path} says nothing");
+                assert!(operation["summary"].is_string(), "{method} {path} has no summary");
                 for (status, response) in operation["responses"].as_object().unwrap() {
                     assert!(response["content"].is_object(), "{method} {path} {status} has no body");
                     let described = response["description"].as_str().is_some_and(|text| !text.is_empty());

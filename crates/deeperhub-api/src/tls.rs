@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::stream::Stream;
 
 /// Performs the handshake of a new connection. Returns `None` if it failed, timed out, or if the
-/// connection was told to end.
+/// connection was told to close.
 pub(crate) async fn handshake(socket: TcpStream, state: &ConnectionState, tls: &SharedTls) -> Option<Stream> {
     let metrics = state.permit.metrics();
     let deadline = state.begin_handshake();
@@ -44,7 +44,7 @@ pub(crate) async fn handshake(socket: TcpStream, state: &ConnectionState, tls: &
 }
 
 async fn accept(socket: TcpStream, tls: &SharedTls) -> std::io::Result<Stream> {
-    // A request without TLS gets an answer that names the mistake. Every TLS record starts with a
+    // A request without TLS gets a response that names the mistake. Every TLS record starts with a
     // content type below 32 (RFC 8446, section 5.1), every HTTP method with a letter.
     let mut first = [0];
     socket.peek(&mut first).await?;

@@ -1,4 +1,4 @@
-//! A span for each call whose trace is sampled.
+//! Spans of calls in sampled traces.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,8 +13,8 @@ use tracing::Instrument;
 
 use crate::Api;
 
-/// Makes a span of the call, and puts below it what the call publishes: the handlers see the span in the place of the
-/// caller's `traceparent`.
+/// Records a span of the call. Handlers get it as the `traceparent` instead of the caller's, so
+/// that publishes become its children.
 pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let tracer = api.node.tracer();
     let is_call = request.uri().path().starts_with("/v1/");
@@ -26,7 +26,7 @@ pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, nex
     let parent = SpanContext::from_context(&context);
     let Some(span) = tracer.start(parent) else {
         if parent.is_none() {
-            // It is decided; a publish must not be asked again.
+            // The trace is not sampled; a publish must not decide again.
             set_traceparent(request.headers_mut(), Tracer::declined());
         }
         return next.run(request).await;
@@ -36,13 +36,14 @@ pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, nex
     let info = RequestInfo::of(&request);
     let response = next.run(request).instrument(span.log_span()).await;
     span.log_span().in_scope(|| {
-        tracing::debug!(method = info.method, status = response.status().as_u16(), "Call answered.");
+        tracing::debug!(method = info.method, status = response.status().as_u16(), "Call answered");
     });
     tracer.record(|| info.into_span(span.with_start_time(began), &response));
     response
 }
 
-/// The context that the headers give; several `tracestate` are one list, several `traceparent` are none.
+/// Returns the trace context in the headers. Several `tracestate` headers form one list; several
+/// `traceparent` headers are invalid and give none.
 fn trace_context(headers: &HeaderMap) -> TraceContext<'static> {
     let texts = |name| -> Vec<&str> {
         headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect()
@@ -59,7 +60,7 @@ fn set_traceparent(headers: &mut HeaderMap, span: SpanContext) {
     }
 }
 
-/// What is known of a call before it is answered.
+/// Attributes of a request, taken before its call runs.
 #[derive(Debug)]
 struct RequestInfo {
     method: String,
@@ -76,7 +77,7 @@ impl RequestInfo {
             Some(text.chars().take(256).collect())
         };
         Self {
-            // As the conventions ask for: methods that are none of HTTP's are not told apart.
+            // OpenTelemetry's HTTP conventions: unknown methods are `_OTHER`.
             method: match request.method().as_str() {
                 known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH") => {
                     known.to_owned()
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_states_may_come_in_parts_and_a_parent_once() {
+    fn several_tracestates_form_a_list_and_several_traceparents_are_invalid() {
         let whole =
             trace_context(&headers(&[("traceparent", PARENT), ("tracestate", "a=1"), ("tracestate", "b=2")]));
         assert_eq!(whole.tracestate.as_deref(), Some("a=1,b=2"));
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn handlers_see_the_span_in_the_place_of_the_callers() {
+    fn handlers_see_the_span_instead_of_the_callers() {
         let mut headers = headers(&[("traceparent", PARENT)]);
         set_traceparent(&mut headers, Tracer::declined());
         let seen = SpanContext::from_context(&trace_context(&headers));

@@ -1,8 +1,7 @@
 //! Permit of one open connection.
 
-use std::sync::Arc;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use crate::metrics::ApiMetrics;
 /// Time that a request waits for others to finish before it gets 503.
 const REQUEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Permit of one open connection. Dropping it frees the connection's place.
+/// Permit of one open connection. Dropping it admits another one.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     pub(super) admission: Arc<Admission>,
@@ -25,7 +24,7 @@ pub(crate) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Records what the connection does now.
+    /// Records the connection's current activity.
     pub(crate) fn set(&self, activity: Activity) {
         let mut table = self.admission.lock();
         if let Some(&Entry { tier, .. }) = table.entries.get(&self.number) {
@@ -37,8 +36,8 @@ impl ConnectionPermit {
         }
     }
 
-    /// Records that a whole request has arrived. Returns `true` if it may be served now, as it may
-    /// in any case if `is_health_check` is set.
+    /// Records that a whole request has arrived. Returns `true` if it may be served now. Health
+    /// checks always may.
     pub(crate) fn begin_request(&self, is_health_check: bool) -> bool {
         let now = Instant::now();
         let mut table = self.admission.lock();
@@ -47,7 +46,7 @@ impl ConnectionPermit {
             table.change(self.number, tier, Activity::Busy, Some(now));
             return true;
         }
-        // A command to leave no longer applies: the connection is not idle.
+        // A command to close if idle no longer applies.
         let (close, proceed) = (Command::CloseIfIdle as u8, Command::Continue as u8);
         let _ = self.signal.command.compare_exchange(close, proceed, Ordering::AcqRel, Ordering::Relaxed);
         table.change(self.number, Tier::Reserved, Activity::Waiting, Some(now));
@@ -59,8 +58,8 @@ impl ConnectionPermit {
         may_serve || is_health_check
     }
 
-    /// Waits until the request may be served. Returns `false` after [`REQUEST_QUEUE_TIMEOUT`], or if the
-    /// connection is told to leave.
+    /// Waits until the request may be served. Returns `false` after [`REQUEST_QUEUE_TIMEOUT`], or
+    /// if the connection is told to close.
     pub(crate) async fn wait_for_turn(&self) -> bool {
         let deadline = Instant::now() + REQUEST_QUEUE_TIMEOUT;
         let may_serve = loop {
@@ -96,7 +95,7 @@ impl ConnectionPermit {
         may_serve
     }
 
-    /// Returns the current command. The task is woken when it changes.
+    /// Returns the current command, and registers the task to be woken when it changes.
     pub(crate) fn poll_command(&self, cx: &Context<'_>) -> Command {
         let mut waker = self.signal.waker.lock().unwrap_or_else(PoisonError::into_inner);
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {

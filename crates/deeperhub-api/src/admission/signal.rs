@@ -8,13 +8,13 @@ use std::task::Waker;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Command {
-    /// Carry on.
+    /// Keep serving.
     Continue,
-    /// End after the current request, since the server stops.
+    /// Close after the current request, since the server stops.
     Drain,
-    /// End unless a request has arrived.
+    /// Close unless a request has arrived.
     CloseIfIdle,
-    /// End now.
+    /// Close now.
     Kill,
 }
 

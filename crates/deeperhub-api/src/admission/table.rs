@@ -1,4 +1,4 @@
-//! Table of open connections, ordered by what they do and since when.
+//! Table of open connections, ordered by activity and its age.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::signal::{Command, Signal};
 
 /// Grace times of reserved and closing connections while the reserve is full and others wait to be
-/// accepted: to send a request, to wait for others' requests, and to read an answer while input is
+/// accepted: to send a request, to wait for other requests, and to read a response while input is
 /// discarded. If the kernel's backlog fills up, it drops new connections, health checks among them.
 const RESERVED_GRACE: Duration = Duration::from_millis(500);
 const WAITING_GRACE: Duration = Duration::from_millis(50);
@@ -22,9 +22,9 @@ pub(crate) enum Tier {
     Regular,
     /// One request, if fewer than the limit are being served; a health check in any case.
     Reserved,
-    /// The connection was asked to end. A request that still arrives makes it reserved again.
+    /// The connection was told to close. A request that still arrives makes it reserved again.
     Closing,
-    /// The connection was told to end at once and no longer counts.
+    /// The connection was told to close at once and no longer counts.
     Killed,
 }
 
@@ -33,11 +33,11 @@ pub(crate) enum Tier {
 pub(crate) enum Activity {
     /// Between two requests.
     Idle,
-    /// Discarding input after the last answer.
+    /// Discarding input after the last response.
     Discarding,
-    /// Without a whole request so far.
+    /// Without a whole request: newly opened, or receiving a head.
     AwaitingRequest,
-    /// With a request that waits for others to finish.
+    /// With a request that waits for other requests to finish.
     Waiting,
     /// With a request that is being served.
     Busy,
@@ -46,17 +46,19 @@ pub(crate) enum Activity {
 /// Set of connections that may be evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EvictionScope {
-    /// Connections whose grace time is over.
+    /// Connections whose grace time has passed.
     PastGrace,
-    /// All connections, since the limit comes first.
+    /// All connections, since the limit must hold.
     Any,
 }
 
+/// Open connections with their tiers and activities.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) entries: HashMap<u64, Entry>,
     /// Connections by tier and activity, the longest in that state first.
     pub(super) order: BTreeMap<(Tier, Activity, u64), u64>,
+    /// Number of connections per tier.
     pub(super) counts: [usize; 4],
     /// Number of requests being served.
     pub(super) busy: usize,
@@ -95,8 +97,7 @@ impl Table {
         self.counts[entry.tier as usize] -= 1;
     }
 
-    /// Moves a connection to a tier and an activity. With `now`, its time in that state starts
-    /// again.
+    /// Moves a connection to a tier and an activity. With `now`, its time in that state restarts.
     pub(super) fn change(&mut self, number: u64, tier: Tier, activity: Activity, now: Option<Instant>) {
         let stamp = self.next_number();
         let Some(entry) = self.entries.get_mut(&number) else { return };
@@ -133,12 +134,12 @@ impl Table {
         (now.saturating_duration_since(entry.since) >= age).then_some(number)
     }
 
-    /// Returns the next connection to evict. One with a waiting request comes before a silent one,
+    /// Returns the next connection to evict. One with a waiting request comes before one without,
     /// which may be about to send a health check.
     pub(super) fn eviction_candidate(
         &self,
         tier: Tier,
-        which: EvictionScope,
+        scope: EvictionScope,
         now: Instant,
     ) -> Option<(Activity, u64)> {
         [
@@ -150,7 +151,7 @@ impl Table {
         ]
         .into_iter()
         .find_map(|(activity, grace)| {
-            let age = if which == EvictionScope::Any { Duration::ZERO } else { grace };
+            let age = if scope == EvictionScope::Any { Duration::ZERO } else { grace };
             self.oldest_in_state(tier, activity, age, now).map(|number| (activity, number))
         })
     }

@@ -1,4 +1,4 @@
-//! Discarding of input after the last answer of a connection.
+//! Discarding of input after the last response of a connection.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -14,8 +14,8 @@ use crate::stream::Stream;
 /// Maximum number of bytes in one read.
 pub(super) const READ_BUFFER_BYTES: usize = 8 * 1024;
 
-/// Limits on discarding input after the last answer: total time, longest pause, and bytes. Clients
-/// that send a whole body before they read need all of it. 64 MiB take half a second on a fast
+/// Limits on discarding input after the last response: total time, longest pause, and bytes.
+/// Clients that send a whole body before they read need them. 64 MiB take half a second on a fast
 /// network.
 const MAX_LINGER_TIME: Duration = Duration::from_secs(10);
 const MAX_LINGER_PAUSE: Duration = Duration::from_secs(2);

@@ -15,15 +15,15 @@ use super::state::{ConnectionState, Phase};
 use crate::error::ApiError;
 use crate::stream::Stream;
 
-/// Maximum length of a request head in bytes; also of the part of an answer that hyper buffers
-/// before it polls the body for more.
+/// Maximum bytes of a request head, and of the part of a response that hyper buffers before it
+/// polls the body for more.
 pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 /// Socket that records its reads and writes in its [`ConnectionState`].
 pub(super) struct Socket {
     pub(super) stream: Stream,
     pub(super) state: Arc<ConnectionState>,
-    /// Answer sent instead of one of hyper's own, and the number of its bytes sent so far.
+    /// Response sent instead of hyper's own, and the number of its bytes sent so far.
     pub(super) refusal: Option<(Vec<u8>, usize)>,
 }
 
@@ -44,7 +44,8 @@ impl hyper::rt::Read for Socket {
                 buf.put_slice(read.filled());
                 Poll::Ready(Ok(()))
             }
-            // Without input no request gets lost, so act as if the peer had shut down its side.
+            // There is no input, so no request gets lost: act as if the peer had shut down its
+            // side.
             Poll::Pending if this.state.lock().is_closing_if_idle => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
         }
@@ -104,8 +105,8 @@ impl hyper::rt::Write for Socket {
         }
         this.state.flushed();
         if this.state.lock().is_stream {
-            // Nothing may follow the request of a stream, but end of input means that its caller is
-            // gone.
+            // No request may follow that of a stream, but end of input means that its caller has
+            // disconnected.
             let mut space = [const { MaybeUninit::uninit() }; READ_BUFFER_BYTES];
             let mut read = ReadBuf::uninit(&mut space);
             if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, &mut read) {
@@ -119,7 +120,7 @@ impl hyper::rt::Write for Socket {
         Poll::Ready(Ok(()))
     }
 
-    /// Does nothing: the connection's task shuts down, since it may still send an answer and
+    /// Does nothing: the connection's task shuts down, since it may still send a response and
     /// discard input.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -127,7 +128,7 @@ impl hyper::rt::Write for Socket {
 }
 
 impl Socket {
-    /// Returns the answer to a head that hyper cannot read. Hyper's own answer has no body.
+    /// Returns the response to a head that hyper cannot parse. Hyper's own response has no body.
     fn refusal_bytes(&self, bufs: &[IoSlice<'_>]) -> Vec<u8> {
         let status = bufs.first().and_then(|buf| buf.get(9..12));
         let status = status.and_then(|status| StatusCode::from_bytes(status).ok());
@@ -138,13 +139,17 @@ impl Socket {
                     max = MAX_HEAD_BYTES,
                     "Server API request head too long"
                 );
-                ApiError::new(status, "message_too_big", "the head of the request is too long")
+                ApiError::new(
+                    status,
+                    "message_too_big",
+                    "the request head is too long; send a shorter path or fewer headers",
+                )
             }
             _ if has_unsupported_coding(&self.state.lock().head) => ApiError::unsupported_transfer_coding(),
             _ => ApiError::new(
                 StatusCode::BAD_REQUEST,
                 "invalid_message",
-                "the head of the request is not as HTTP/1.1 wants it",
+                "the request head is not valid HTTP/1.1",
             ),
         };
         error.to_http()

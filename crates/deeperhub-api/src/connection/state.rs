@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use crate::admission::{Activity, ConnectionPermit};
 use crate::metrics::HeldBytes;
 
-/// Minimum rate of a body or an answer in bytes per second, once the step timeout has passed.
-/// Slower peers could hold their places for as long as they like.
+/// Minimum rate of a body or a response in bytes per second, once the step timeout has passed.
+/// Slower peers could occupy connections for as long as they like.
 pub(crate) const MIN_BYTES_PER_SECOND: u32 = 4096;
 
 /// Number of bytes of a head that are kept to find out what is wrong with it.
@@ -23,7 +23,7 @@ const RESERVED_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Timeouts {
     /// Maximum wait for the next request.
     pub(crate) idle: Duration,
-    /// Maximum wait for the rest of a head, and for the peer to read more of an answer.
+    /// Maximum wait for the rest of a head, and for the peer to read more of a response.
     pub(crate) step: Duration,
 }
 
@@ -52,16 +52,16 @@ pub(crate) struct ConnectionState {
 pub(super) struct Fields {
     pub(super) phase: Phase,
     since: Instant,
-    /// `true` if hyper has the whole answer.
-    is_answered: bool,
-    /// `true` if the answer is a stream without an end of its own.
+    /// `true` if hyper has the whole response.
+    is_response_complete: bool,
+    /// `true` if the response never ends by itself.
     pub(super) is_stream: bool,
     /// `true` if the body of the request was read, or there is none.
     is_body_read: bool,
     writing_since: Option<Instant>,
     written: u64,
     blocked_since: Option<Instant>,
-    /// `true` if the connection was asked to leave.
+    /// `true` if the connection was told to close unless a request has arrived.
     pub(super) is_closing_if_idle: bool,
     /// `true` if the peer has shut down its sending side.
     pub(super) is_eof: bool,
@@ -69,7 +69,7 @@ pub(super) struct Fields {
     pub(super) is_served: bool,
     /// First bytes of the head that is being read.
     pub(super) head: Vec<u8>,
-    /// HeldBytes on the bytes of the answer.
+    /// Bytes of the response, counted until it is written.
     held_bytes: Option<HeldBytes>,
 }
 
@@ -78,7 +78,7 @@ impl ConnectionState {
         let fields = Fields {
             phase: Phase::Idle,
             since: Instant::now(),
-            is_answered: false,
+            is_response_complete: false,
             is_stream: false,
             is_body_read: true,
             writing_since: None,
@@ -115,7 +115,7 @@ impl ConnectionState {
         let mut fields = self.lock();
         fields.phase = Phase::Call;
         fields.is_closing_if_idle = false;
-        (fields.is_answered, fields.is_stream, fields.is_body_read) = (false, false, !has_body);
+        (fields.is_response_complete, fields.is_stream, fields.is_body_read) = (false, false, !has_body);
         (fields.writing_since, fields.written, fields.blocked_since) = (None, 0, None);
         fields.head = Vec::new();
     }
@@ -129,8 +129,8 @@ impl ConnectionState {
         self.lock().is_body_read
     }
 
-    /// Records the kind of answer that follows, and the lease that it holds until it is written.
-    pub(crate) fn begin_answer(&self, is_stream: bool, held_bytes: Option<HeldBytes>) {
+    /// Records the kind of response that follows, and its bytes, which count until it is written.
+    pub(crate) fn begin_response(&self, is_stream: bool, held_bytes: Option<HeldBytes>) {
         let mut fields = self.lock();
         fields.is_stream = is_stream;
         fields.held_bytes = held_bytes;
@@ -138,9 +138,9 @@ impl ConnectionState {
         (fields.writing_since, fields.written, fields.blocked_since) = (None, 0, None);
     }
 
-    /// Records that the answer has ended.
-    pub(crate) fn end_answer(&self) {
-        self.lock().is_answered = true;
+    /// Records that the response has ended.
+    pub(crate) fn end_response(&self) {
+        self.lock().is_response_complete = true;
     }
 
     pub(super) fn received(&self, bytes: &[u8]) {
@@ -177,7 +177,7 @@ impl ConnectionState {
     pub(super) fn flushed(&self) {
         let mut fields = self.lock();
         fields.blocked_since = None;
-        if fields.phase == Phase::Call && fields.is_answered {
+        if fields.phase == Phase::Call && fields.is_response_complete {
             (fields.phase, fields.since) = (Phase::Idle, Instant::now());
             fields.held_bytes = None;
             fields.is_served = true;
@@ -242,33 +242,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_wait_has_an_end() {
+    async fn each_wait_has_a_deadline() {
         let state = state();
         assert_eq!(left(&state), Some(120));
         state.received(b"GET /");
         assert_eq!(left(&state), Some(30));
         age(&state, Duration::from_secs(20));
         state.received(b"v1");
-        assert_eq!(left(&state), Some(10), "more of a head is not more time");
+        assert_eq!(left(&state), Some(10), "more bytes of a head do not extend its deadline");
         state.begin_call(false);
-        assert_eq!(left(&state), None, "the call has an end of its own");
-        state.begin_answer(false, None);
+        assert_eq!(left(&state), None, "a running call has no deadline here");
+        state.begin_response(false, None);
         state.blocked();
         assert_eq!(left(&state), Some(30));
         age(&state, Duration::from_secs(20));
         state.sent(4096 * 5);
         state.blocked();
         assert_eq!(left(&state), Some(15), "at least 4 KiB a second on the whole");
-        state.end_answer();
+        state.end_response();
         state.flushed();
         assert_eq!(left(&state), Some(120));
     }
 
     #[tokio::test]
-    async fn a_stream_only_has_to_go_on() {
+    async fn a_stream_has_no_minimum_rate() {
         let state = state();
         state.begin_call(false);
-        state.begin_answer(true, None);
+        state.begin_response(true, None);
         state.sent(1);
         age(&state, STEP * 100);
         state.blocked();
@@ -279,12 +279,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_time_of_an_answer_does_not_begin_with_100_continue() {
+    async fn the_deadline_of_a_response_does_not_start_with_100_continue() {
         let state = state();
         state.begin_call(true);
         state.sent(25);
         age(&state, STEP * 2);
-        state.begin_answer(false, None);
+        state.begin_response(false, None);
         state.blocked();
         assert_eq!(left(&state), Some(30));
     }

@@ -1,4 +1,4 @@
-//! Many calls in one request.
+//! Batches: many calls in one request.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::error::ApiError;
 use crate::idempotency::IdempotencyKey;
 use crate::{Api, calls};
 
-/// CallService to carry out one after the other.
+/// Calls that run one after the other.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Batch<'a> {
-    /// Each is an object with one key, the name of the call.
+    /// Each call is an object with one key, the name of the call.
     #[serde(borrow)]
     #[schema(value_type = Vec<Call>, min_items = 1)]
     calls: Vec<&'a RawValue>,
@@ -32,7 +32,7 @@ pub(crate) struct Batch<'a> {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Call<'a> {
-    /// As `POST /v1/topics/{topic}/messages`.
+    /// Same as `POST /v1/topics/{topic}/messages`.
     Publish {
         #[serde(borrow)]
         #[schema(value_type = String)]
@@ -41,11 +41,11 @@ pub(crate) enum Call<'a> {
         #[serde(borrow)]
         #[schema(value_type = serde_json::Value)]
         message: &'a RawValue,
-        /// As the header `Idempotency-Key`.
+        /// Same as the header `Idempotency-Key`.
         #[schema(value_type = String, required = false)]
         idempotency_key: Option<String>,
     },
-    /// As `POST /v1/clients/{client_id}/messages`.
+    /// Same as `POST /v1/clients/{client_id}/messages`.
     SendToClient {
         client_id: String,
         /// An object with a string `type`.
@@ -53,7 +53,7 @@ pub(crate) enum Call<'a> {
         #[schema(value_type = Object)]
         message: &'a RawValue,
     },
-    /// As `POST /v1/users/{user}/messages`.
+    /// Same as `POST /v1/users/{user}/messages`.
     SendToUser {
         user: String,
         /// An object with a string `type`.
@@ -61,65 +61,66 @@ pub(crate) enum Call<'a> {
         #[schema(value_type = Object)]
         message: &'a RawValue,
     },
-    /// As `POST /v1/broadcast`.
+    /// Same as `POST /v1/broadcast`.
     Broadcast {
         /// An object with a string `type`.
         #[serde(borrow)]
         #[schema(value_type = Object)]
         message: &'a RawValue,
     },
-    /// As `DELETE /v1/clients/{client_id}/subscriptions/{topic}`.
+    /// Same as `DELETE /v1/clients/{client_id}/subscriptions/{topic}`.
     UnsubscribeClient { client_id: String, topic: String },
-    /// As `DELETE /v1/users/{user}/subscriptions/{topic}`.
+    /// Same as `DELETE /v1/users/{user}/subscriptions/{topic}`.
     UnsubscribeUser { user: String, topic: String },
-    /// As `DELETE /v1/clients/{client_id}`.
+    /// Same as `DELETE /v1/clients/{client_id}`.
     Disconnect { client_id: String },
-    /// As `DELETE /v1/users/{user}`.
+    /// Same as `DELETE /v1/users/{user}`.
     DisconnectUser { user: String },
-    /// As `GET /v1/clients/{client_id}`.
+    /// Same as `GET /v1/clients/{client_id}`.
     Client { client_id: String },
-    /// As `GET /v1/topics/{topic}`.
+    /// Same as `GET /v1/topics/{topic}`.
     Topic { topic: String },
 }
 
-/// What came of a batch.
+/// Results of a batch.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Results {
-    /// One for each call, in their order.
+    /// One result per call, in the order of the calls.
     results: Vec<CallResult>,
 }
 
-/// What came of one call.
+/// Result of one call.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CallResult {
-    /// The status that the call by itself would have been answered with.
+    /// HTTP status that the call alone would have had.
     #[schema(example = 200)]
     status: u16,
-    /// The body that it would have been answered with.
+    /// Body that the call alone would have had.
     #[schema(value_type = Object)]
     body: Box<RawValue>,
 }
 
 impl CallResult {
     fn not_carried_out() -> Self {
-        let message = "the calls before this one took as long as a batch may; it was not carried out";
+        let message =
+            "the batch timed out before this call, which had no effect; send it again in another batch";
         let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_carried_out", message);
         Self { status: error.status().as_u16(), body: to_raw_json(&error) }
     }
 }
 
-/// Number of calls that are carried out before other tasks get a turn.
+/// Number of calls that run before other tasks get a turn.
 const CALLS_PER_TURN: usize = 16;
 
-/// Carries out many calls, one after the other and each whatever came of the others.
+/// Runs many calls, one after the other. A failed call does not stop the batch.
 ///
-/// CallService that are left after `--api-timeout` are not carried out (503 `not_carried_out`).
-/// Answers 200 when the batch could be read, with a result for each call. Of publishes to one topic, and of sends to
-/// one client, the order stays. `traceparent` holds for all publishes.
+/// The status is 200 if the batch is well-formed; the body has one result per call. Calls that have
+/// not started within `--api-timeout` have no effect (503 `not_carried_out`). Publishes to one
+/// topic, and sends to one client, keep their order. `traceparent` applies to all publishes.
 #[utoipa::path(
     post, path = "/v1/batch", tag = "batch",
     request_body(content = Batch, content_type = "application/json"),
-    responses((status = 200, body = Results, description = "A result for each call"))
+    responses((status = 200, body = Results, description = "One result per call"))
 )]
 pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Response {
     let run = async || {
@@ -127,7 +128,11 @@ pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body:
         let body = body.text()?;
         let batch: Batch<'_> = serde_json::from_str(body).map_err(|error| invalid_batch(&error))?;
         if batch.calls.is_empty() || batch.calls.len() > config.max_batch_calls {
-            let message = format!("a batch has 1 to {} calls", config.max_batch_calls);
+            let message = format!(
+                "the batch has {} calls; expected 1 to {}",
+                batch.calls.len(),
+                config.max_batch_calls
+            );
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_message", message));
         }
         let trace = trace_context(&headers);
@@ -135,13 +140,13 @@ pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body:
         let deadline = Instant::now() + config.timeout;
         for (number, call) in batch.calls.into_iter().enumerate() {
             if number % CALLS_PER_TURN == CALLS_PER_TURN - 1 {
-                // Lets other callers be served.
+                // Lets other tasks run.
                 tokio::task::yield_now().await;
             }
             results.push(if Instant::now() < deadline {
                 call_result(&api, call.get(), config.max_body_bytes, &trace).await
             } else {
-                // Each call may wait for a hung worker, and all of them together for far too long.
+                // Each call may wait for a hung worker; the sum of such waits must be bounded.
                 CallResult::not_carried_out()
             });
         }
@@ -203,9 +208,9 @@ async fn execute(
     })
 }
 
-/// An answer as JSON. Ours are plain structs, which always are.
-fn to_raw_json(answer: &impl Serialize) -> Box<RawValue> {
-    serde_json::value::to_raw_value(answer).unwrap_or_else(|_| RawValue::NULL.to_owned())
+/// Serializes a response body. Bodies are plain structs, whose serialization cannot fail.
+fn to_raw_json(response: &impl Serialize) -> Box<RawValue> {
+    serde_json::value::to_raw_value(response).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 fn invalid_batch(error: &serde_json::Error) -> ApiError {
@@ -235,16 +240,16 @@ mod tests {
             .header("host", "localhost")
             .body(axum::body::Body::from(format!(r#"{{"calls":[{calls}]}}"#)))
             .unwrap();
-        let answer = service.call(request).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
-        let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        let response = service.call(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
         let results: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let results = results["results"].as_array().unwrap();
         results.iter().map(|result| result["status"].as_u64().unwrap()).collect()
     }
 
     #[tokio::test]
-    async fn calls_beyond_the_time_of_a_batch_are_answered_and_not_carried_out() {
+    async fn calls_after_the_timeout_of_a_batch_do_not_run() {
         assert_eq!(statuses(Duration::from_secs(60)).await, [200; 40]);
         assert_eq!(statuses(Duration::ZERO).await, [503; 40]);
     }

@@ -1,4 +1,4 @@
-//! The event bus as server-sent events.
+//! Events of the node as server-sent events.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -17,18 +17,19 @@ use crate::dispatch::EndlessResponse;
 use crate::error::ApiError;
 use crate::metrics::EventStreamGuard;
 
-/// What happens on this node from now on.
+/// Streams the events of this node from now on.
 ///
-/// Server-sent events: `event:` is `websocket_connected`, `websocket_disconnected`, `websocket_message_received`,
-/// `websocket_message_sent`, `websocket_binary_received` or `websocket_error`, `data:` an object with `client_id`,
-/// `at_unix_ms` and what belongs to the event; a binary payload is in base64.
+/// The response is server-sent events. `event:` is `websocket_connected`, `websocket_disconnected`,
+/// `websocket_message_received`, `websocket_message_sent`, `websocket_binary_received` or
+/// `websocket_error`. `data:` is an object with `client_id`, `at_unix_ms` and the fields of the
+/// event. Binary payloads are in base64.
 #[utoipa::path(
     get, path = "/v1/events", tag = "events",
-    params(("types" = Option<String>, Query, description = "Names of events, separated by commas; default all")),
+    params(("types" = Option<String>, Query, description = "Comma-separated names of events; default all")),
     responses(
         (status = 200, body = String, content_type = "text/event-stream",
-            description = "Events until the client goes; `events_lost` tells how many a slow observer has missed"),
-        (status = 400, body = ApiError, description = "`invalid_message`: a name is none of an event"),
+            description = "Events until the caller disconnects; `events_lost` counts those that a slow observer missed"),
+        (status = 400, body = ApiError, description = "`invalid_message`: an unknown name of an event"),
         (status = 503, body = ApiError, description = "`too_many_observers`: `--max-event-streams` are open, or half of `--max-api-connections`. `too_many_connections`: `--max-api-connections` are busy")
     )
 )]
@@ -62,7 +63,7 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
     }
 }
 
-/// An observer's events in the form of the stream.
+/// Server-sent events of one observer.
 struct EventStreamBody {
     stream: EventStream,
     _guard: EventStreamGuard,

@@ -15,23 +15,24 @@ use crate::{Api, calls};
 
 /// Publishes the body to a topic.
 ///
-/// With `Idempotency-Key`, the same request again publishes nothing and gets the same answer, for as long as the server
-/// remembers the key (`--idempotency-ttl`, 5 minutes); such an answer has the header `Idempotency-Replayed: true`. After
-/// an answer with `cluster: "unavailable"`, the same request again publishes to the other nodes, and only to them.
+/// With `Idempotency-Key`, repeating the request publishes nothing and gets the same response,
+/// while the server remembers the key (`--idempotency-ttl`, 5 minutes). Such a response has the
+/// header `Idempotency-Replayed: true`. After a response with `cluster: "unavailable"`, repeating
+/// the request publishes to the other nodes only.
 #[utoipa::path(
     post, path = "/v1/topics/{topic}/messages", tag = "messages",
     params(
-        ("topic" = String, Path, description = "One topic, percent-encoded", example = "sports.football"),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters of ASCII"),
-        ("traceparent" = Option<String>, Header, description = "W3C trace context that the publish belongs to"),
-        ("tracestate" = Option<String>, Header, description = "Goes with `traceparent`"),
+        ("topic" = String, Path, description = "Topic, percent-encoded", example = "sports.football"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters"),
+        ("traceparent" = Option<String>, Header, description = "W3C trace context of the publish"),
+        ("tracestate" = Option<String>, Header, description = "W3C trace state, with `traceparent`"),
     ),
     request_body(content = serde_json::Value, content_type = "application/json", description = "Any JSON"),
     responses(
         (status = 200, body = Published, description = "Published", headers(
-            ("Idempotency-Replayed" = String, description = "`true` where the answer is that of an earlier request")
+            ("Idempotency-Replayed" = String, description = "`true` if the response is that of an earlier request")
         )),
-        (status = 422, body = ApiError, description = "`idempotency_key_reused`: with another topic or body")
+        (status = 422, body = ApiError, description = "`idempotency_key_reused`: the key was used with another topic or body")
     )
 )]
 pub(crate) async fn publish(
@@ -77,7 +78,7 @@ pub(crate) async fn send_to_client(
     json_response(send().await)
 }
 
-/// Sends an object with a string `type` to every connection of a user.
+/// Sends an object with a string `type` to all connections of a user.
 #[utoipa::path(
     post, path = "/v1/users/{user}/messages", tag = "messages",
     params(("user" = String, Path, description = "Percent-encoded")),
@@ -89,7 +90,7 @@ pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathParamete
     json_response(send().await)
 }
 
-/// Sends an object with a string `type` to every client.
+/// Sends an object with a string `type` to all clients.
 #[utoipa::path(
     post, path = "/v1/broadcast", tag = "messages",
     request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),

@@ -1,4 +1,4 @@
-//! The calls.
+//! Handlers of the API's paths.
 
 pub(crate) mod batch;
 pub(crate) mod clients;
@@ -32,7 +32,7 @@ pub(crate) use topics::{topic, topics};
 use crate::Api;
 use crate::error::ApiError;
 
-/// The page to try the hub with.
+/// The console page.
 pub(crate) async fn console_page(State(api): State<Arc<Api>>) -> Response {
     api.console_page.response()
 }
@@ -41,37 +41,33 @@ type PathParameter = Result<Path<String>, PathRejection>;
 type PathParameters = Result<Path<(String, String)>, PathRejection>;
 
 fn invalid_path() -> ApiError {
-    ApiError::parameter("path", "the path is not UTF-8 behind its percent-encoding")
+    ApiError::parameter("path", "the percent-decoded path is not UTF-8")
 }
 
-/// The one parameter of a path, percent-decoded.
+/// Returns the only parameter of a path, percent-decoded.
 fn path_parameter(path: PathParameter) -> Result<String, ApiError> {
     path.map(|Path(text)| text).map_err(|_| invalid_path())
 }
 
-/// The two parameters of a path, percent-decoded.
+/// Returns the two parameters of a path, percent-decoded.
 fn path_parameters(paths: PathParameters) -> Result<(String, String), ApiError> {
     paths.map(|Path(texts)| texts).map_err(|_| invalid_path())
 }
 
-/// As [`path`], where the parameter is a topic or a pattern.
+/// Returns the only parameter of a path, a topic or pattern, percent-decoded.
 fn topic_parameter(path: PathParameter) -> Result<String, ApiError> {
     path_parameter(path).map_err(|_| {
-        ApiError::new(
-            StatusCode::BAD_REQUEST,
-            "invalid_topic",
-            "a topic is UTF-8 behind its percent-encoding",
-        )
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_topic", "the percent-decoded topic is not UTF-8")
     })
 }
 
-/// The trace context of a request.
+/// Returns the trace context of a request.
 fn trace_context(headers: &HeaderMap) -> TraceContext<'_> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(Cow::Borrowed);
     TraceContext::new(header("traceparent"), header("tracestate"))
 }
 
-/// An answer that is JSON, or an error.
+/// Returns the response for a value or an error, as JSON.
 fn json_response(result: Result<impl Serialize, ApiError>) -> Response {
     match result {
         Ok(value) => axum::Json(value).into_response(),

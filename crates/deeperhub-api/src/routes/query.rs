@@ -1,24 +1,24 @@
 //! Parameters in the query of a URL.
 //!
-//! axum's `Query` cannot keep what callers get here. It replaces invalid percent-encoding and invalid
-//! UTF-8 silently, and its rejections do not name the parameter at fault. Here every error is
-//! `invalid_message` with a `field`. Unknown parameters are ignored, and the last of several equal
-//! ones counts.
+//! axum's `Query` cannot keep what callers get here. It replaces invalid percent-encoding and
+//! invalid UTF-8 silently, and its rejections do not name the parameter at fault. Here every error
+//! is `invalid_message` with a `field`. Unknown parameters are ignored, and the last of several
+//! equal ones counts.
 
 use crate::error::ApiError;
 
-/// The most items of a page, and how many there are when none is asked for.
+/// Maximum and default number of items on a page.
 const MAX_PAGE_ITEMS: usize = 1000;
 const DEFAULT_PAGE_ITEMS: usize = 100;
 
-/// Of which nodes a list or a count is to be.
+/// Nodes that a list or a count covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
     Node,
     Cluster,
 }
 
-/// `scope` of a query: `node`, the default, or `cluster`.
+/// Parses `scope`: `node`, the default, or `cluster`.
 pub(super) fn scope(query: Option<&str>) -> Result<Scope, ApiError> {
     let mut scope = Scope::Node;
     for (name, value) in query_parameters(query)? {
@@ -26,21 +26,25 @@ pub(super) fn scope(query: Option<&str>) -> Result<Scope, ApiError> {
             scope = match value.as_str() {
                 "node" => Scope::Node,
                 "cluster" => Scope::Cluster,
-                _ => return Err(ApiError::parameter("scope", "scope is node or cluster")),
+                _ => return Err(ApiError::parameter("scope", "invalid scope; expected node or cluster")),
             };
         }
     }
     Ok(scope)
 }
 
-/// `limit` and `cursor` of a query.
+/// Parses `limit` and `cursor`.
 pub(super) fn paging(query: Option<&str>) -> Result<(usize, Option<String>), ApiError> {
     let (mut limit, mut cursor) = (DEFAULT_PAGE_ITEMS, None);
     for (name, value) in query_parameters(query)? {
         match name.as_str() {
             "limit" => {
-                let bad =
-                    || ApiError::parameter("limit", format!("limit is a number from 1 to {MAX_PAGE_ITEMS}"));
+                let bad = || {
+                    ApiError::parameter(
+                        "limit",
+                        format!("invalid limit; expected a number from 1 to {MAX_PAGE_ITEMS}"),
+                    )
+                };
                 limit = value
                     .parse()
                     .ok()
@@ -54,19 +58,21 @@ pub(super) fn paging(query: Option<&str>) -> Result<(usize, Option<String>), Api
     Ok((limit, cursor))
 }
 
-/// Names and values of a query, decoded.
+/// Returns the names and values of a query, decoded.
 pub(super) fn query_parameters(query: Option<&str>) -> Result<Vec<(String, String)>, ApiError> {
     let mut pairs = Vec::new();
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let decode =
-            |text| decode(text).ok_or_else(|| ApiError::parameter("query", "the query is not well encoded"));
+        let decode = |text| {
+            decode(text)
+                .ok_or_else(|| ApiError::parameter("query", "the query is not valid percent-encoded UTF-8"))
+        };
         pairs.push((decode(name)?, decode(value)?));
     }
     Ok(pairs)
 }
 
-/// Percent-decoding, `+` as a space. `None`: broken, or not UTF-8.
+/// Decodes percent-encoding, and `+` as a space. Returns `None` if that is invalid or not UTF-8.
 fn decode(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut out = Vec::with_capacity(text.len());
@@ -96,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_is_one_of_two() {
+    fn a_scope_is_node_or_cluster() {
         for (query, expected) in [
             (None, Some(Scope::Node)),
             (Some("scope=node"), Some(Scope::Node)),

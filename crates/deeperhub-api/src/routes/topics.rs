@@ -1,4 +1,4 @@
-//! What is subscribed to.
+//! Subscribed topics and patterns.
 
 use std::sync::Arc;
 
@@ -13,12 +13,13 @@ use crate::error::ApiError;
 use crate::responses::{Topic, Topics};
 use crate::{Api, calls};
 
-/// Topics and patterns with subscribers on this node, or on any, a page at a time.
+/// Lists the topics and patterns with subscribers on this node, or on all nodes, one page at a
+/// time.
 #[utoipa::path(
     get, path = "/v1/topics", tag = "topics",
     params(
-        ("limit" = Option<u32>, Query, description = "Most of a page, default 100", minimum = 1, maximum = 1000),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("limit" = Option<u32>, Query, description = "Maximum items of the page, default 100", minimum = 1, maximum = 1000),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
         ("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`"),
     ),
     responses((status = 200, body = Topics, description = "A page"), (status = 400, body = ApiError, description = "`invalid_message`"))
@@ -35,11 +36,11 @@ pub(crate) async fn topics(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
     json_response(list().await)
 }
 
-/// One topic, or one pattern as such. One that nobody subscribes to has 0 subscribers.
+/// Describes one topic or pattern. Without subscribers, its count is 0.
 #[utoipa::path(
     get, path = "/v1/topics/{topic}", tag = "topics",
     params(
-        ("topic" = String, Path, description = "Percent-encoded", example = "sports.football"),
+        ("topic" = String, Path, description = "Topic or pattern, percent-encoded", example = "sports.football"),
         ("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`"),
     ),
     responses((status = 200, body = Topic, description = "The topic"), (status = 400, body = ApiError, description = "`invalid_topic`"))
