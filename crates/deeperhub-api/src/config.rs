@@ -12,6 +12,18 @@ use deeperhub_security::{OriginPolicy, Secret};
 use crate::metrics::ApiMetrics;
 
 /// Configuration of the server API: access, limits and timeouts.
+///
+/// All fields are public, and each has a setter for chains:
+///
+/// ```
+/// use deeperhub_api::ApiConfig;
+/// use deeperhub_api::security::Secret;
+///
+/// let config = ApiConfig::default()
+///     .with_api_key(Secret::new("a key with much entropy"))
+///     .with_max_batch_calls(64);
+/// assert_eq!(config.max_batch_calls, 64);
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ApiConfig {
@@ -70,6 +82,133 @@ impl ApiConfig {
         #[cfg(not(feature = "tls"))]
         false
     }
+
+    /// Sets [`api_key`](Self::api_key).
+    #[must_use]
+    pub fn with_api_key(mut self, api_key: impl Into<Arc<Secret>>) -> Self {
+        self.api_key = Some(api_key.into());
+        self
+    }
+
+    /// Sets [`tls`](Self::tls).
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    /// use std::sync::Arc;
+    /// use std::time::SystemTime;
+    ///
+    /// use deeperhub_api::ApiConfig;
+    /// use deeperhub_api::security::tls::{Config, SharedTls};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let load = || -> Result<_, Box<dyn std::error::Error>> {
+    ///     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    ///     Ok(Config::load(Path::new("cert.pem"), Path::new("key.pem"), None)?.build(now)?)
+    /// };
+    /// let tls = Arc::new(SharedTls::new(load()?));
+    /// let config = ApiConfig::default().with_tls(Arc::clone(&tls));
+    /// // Later, after a renewal:
+    /// tls.replace(load()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_tls(mut self, tls: Arc<SharedTls>) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Sets [`allowed_origins`](Self::allowed_origins).
+    #[must_use]
+    pub fn with_allowed_origins(mut self, allowed_origins: OriginPolicy) -> Self {
+        self.allowed_origins = allowed_origins;
+        self
+    }
+
+    /// Sets [`max_connections`](Self::max_connections).
+    #[must_use]
+    pub fn with_max_connections(mut self, max_connections: usize) -> Self {
+        self.max_connections = max_connections;
+        self
+    }
+
+    /// Sets [`idle_timeout`](Self::idle_timeout).
+    #[must_use]
+    pub fn with_idle_timeout(mut self, idle_timeout: Duration) -> Self {
+        self.idle_timeout = idle_timeout;
+        self
+    }
+
+    /// Sets [`timeout`](Self::timeout).
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets [`max_event_streams`](Self::max_event_streams).
+    #[must_use]
+    pub fn with_max_event_streams(mut self, max_event_streams: usize) -> Self {
+        self.max_event_streams = max_event_streams;
+        self
+    }
+
+    /// Sets [`max_held_bytes`](Self::max_held_bytes).
+    #[must_use]
+    pub fn with_max_held_bytes(mut self, max_held_bytes: usize) -> Self {
+        self.max_held_bytes = max_held_bytes;
+        self
+    }
+
+    /// Sets [`metrics`](Self::metrics).
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: ApiMetrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// Sets [`max_body_bytes`](Self::max_body_bytes).
+    #[must_use]
+    pub fn with_max_body_bytes(mut self, max_body_bytes: usize) -> Self {
+        self.max_body_bytes = max_body_bytes;
+        self
+    }
+
+    /// Sets [`max_json_depth`](Self::max_json_depth).
+    #[must_use]
+    pub fn with_max_json_depth(mut self, max_json_depth: usize) -> Self {
+        self.max_json_depth = max_json_depth;
+        self
+    }
+
+    /// Sets [`max_batch_calls`](Self::max_batch_calls).
+    #[must_use]
+    pub fn with_max_batch_calls(mut self, max_batch_calls: usize) -> Self {
+        self.max_batch_calls = max_batch_calls;
+        self
+    }
+
+    /// Sets [`max_batch_bytes`](Self::max_batch_bytes).
+    #[must_use]
+    pub fn with_max_batch_bytes(mut self, max_batch_bytes: usize) -> Self {
+        self.max_batch_bytes = max_batch_bytes;
+        self
+    }
+
+    /// Sets [`idempotency`](Self::idempotency).
+    #[must_use]
+    pub fn with_idempotency(mut self, idempotency: IdempotencyConfig) -> Self {
+        self.idempotency = idempotency;
+        self
+    }
+
+    /// Sets [`websocket_url`](Self::websocket_url).
+    #[must_use]
+    pub fn with_websocket_url(mut self, websocket_url: impl Into<String>) -> Self {
+        self.websocket_url = Some(websocket_url.into());
+        self
+    }
 }
 
 impl Default for ApiConfig {
@@ -105,6 +244,29 @@ pub struct IdempotencyConfig {
     pub max_keys: usize,
     /// Approximate maximum bytes of keys and their outcomes. Default 4 MiB.
     pub max_bytes: usize,
+}
+
+impl IdempotencyConfig {
+    /// Sets [`ttl`](Self::ttl).
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Sets [`max_keys`](Self::max_keys).
+    #[must_use]
+    pub fn with_max_keys(mut self, max_keys: usize) -> Self {
+        self.max_keys = max_keys;
+        self
+    }
+
+    /// Sets [`max_bytes`](Self::max_bytes).
+    #[must_use]
+    pub fn with_max_bytes(mut self, max_bytes: usize) -> Self {
+        self.max_bytes = max_bytes;
+        self
+    }
 }
 
 impl Default for IdempotencyConfig {

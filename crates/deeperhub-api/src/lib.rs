@@ -5,6 +5,8 @@
 //! returns the same calls as an [`axum::Router`], to mount in an app of your own. [`openapi`]
 //! describes them.
 //!
+//! The types in this crate's signatures are re-exported in [`node`], [`security`] and [`axum`].
+//!
 //! Bodies are JSON, whatever their `Content-Type`. Payloads are delivered byte for byte as they
 //! arrived. Every error is `{"error":{"code","message"}}`.
 //!
@@ -48,8 +50,10 @@ use axum::routing::{delete, get, post};
 use deeperhub_node::NodeHandle;
 
 pub use admission::RESERVED_CONNECTIONS;
+pub use axum;
 pub use config::{ApiConfig, IdempotencyConfig, SharedApiConfig};
 pub use deeperhub_node as node;
+pub use deeperhub_security as security;
 pub use metrics::ApiMetrics;
 pub use openapi::openapi;
 pub use serve::serve;
@@ -110,3 +114,8 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard))
         .with_state(api)
 }
+
+/// Runs the README's example as a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
