@@ -66,7 +66,7 @@ fn check_access(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
             .map_err(|error| forbidden(error.to_string()))?;
     } else if !is_allowed_without_origin(request) {
         return Err(forbidden(
-            "web pages of other sites may not call; allow the site with an allowed origin".to_owned(),
+            "a page of another site made this request without an Origin header; let it send one".to_owned(),
         ));
     }
     if let Some(key) = &config.api_key

@@ -44,7 +44,7 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(crate) struct ConnectionState {
     pub(crate) permit: ConnectionPermit,
-    times: Timeouts,
+    timeouts: Timeouts,
     fields: Mutex<Fields>,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct Fields {
 }
 
 impl ConnectionState {
-    pub(crate) fn new(permit: ConnectionPermit, times: Timeouts) -> Arc<Self> {
+    pub(crate) fn new(permit: ConnectionPermit, timeouts: Timeouts) -> Arc<Self> {
         let fields = Fields {
             phase: Phase::Idle,
             since: Instant::now(),
@@ -90,7 +90,7 @@ impl ConnectionState {
             head: Vec::new(),
             held_bytes: None,
         };
-        Arc::new(Self { permit, times, fields: Mutex::new(fields) })
+        Arc::new(Self { permit, timeouts, fields: Mutex::new(fields) })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Fields> {
@@ -100,8 +100,8 @@ impl ConnectionState {
     /// Records that a TLS handshake begins, and returns its deadline.
     #[cfg(feature = "tls")]
     pub(crate) fn begin_handshake(&self) -> Instant {
-        let time = if self.permit.is_regular() { self.times.step } else { RESERVED_TIMEOUT };
-        self.lock().since + time.min(self.times.step)
+        let time = if self.permit.is_regular() { self.timeouts.step } else { RESERVED_TIMEOUT };
+        self.lock().since + time.min(self.timeouts.step)
     }
 
     /// Records that the TLS handshake is complete.
@@ -193,13 +193,13 @@ impl ConnectionState {
             Some(fields.since + time)
         };
         match fields.phase {
-            Phase::Idle => of_request(self.times.idle),
-            Phase::Head => of_request(self.times.step),
+            Phase::Idle => of_request(self.timeouts.idle),
+            Phase::Head => of_request(self.timeouts.step),
             Phase::Call | Phase::End => {
-                let stalled = fields.blocked_since? + self.times.step;
+                let stalled = fields.blocked_since? + self.timeouts.step;
                 match fields.writing_since {
                     Some(began) if !fields.is_stream => {
-                        Some(stalled.min(transfer_deadline(began, self.times.step, fields.written)))
+                        Some(stalled.min(transfer_deadline(began, self.timeouts.step, fields.written)))
                     }
                     _ => Some(stalled),
                 }

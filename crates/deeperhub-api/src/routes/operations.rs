@@ -70,8 +70,9 @@ pub(crate) async fn top(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) 
         let mut limit = 20;
         for (name, value) in super::query::query_parameters(query.as_deref())? {
             if name == "limit" {
-                let bad = || ApiError::parameter("limit", "invalid limit; expected a number from 1 to 128");
-                limit = value.parse().ok().filter(|limit| (1..=128).contains(limit)).ok_or_else(bad)?;
+                let invalid =
+                    || ApiError::parameter("limit", "invalid limit; expected a number from 1 to 128");
+                limit = value.parse().ok().filter(|limit| (1..=128).contains(limit)).ok_or_else(invalid)?;
             }
         }
         Ok(Busiest::from(api.node.top(limit).await))

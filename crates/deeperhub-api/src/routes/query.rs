@@ -39,7 +39,7 @@ pub(super) fn paging(query: Option<&str>) -> Result<(usize, Option<String>), Api
     for (name, value) in query_parameters(query)? {
         match name.as_str() {
             "limit" => {
-                let bad = || {
+                let invalid = || {
                     ApiError::parameter(
                         "limit",
                         format!("invalid limit; expected a number from 1 to {MAX_PAGE_ITEMS}"),
@@ -49,7 +49,7 @@ pub(super) fn paging(query: Option<&str>) -> Result<(usize, Option<String>), Api
                     .parse()
                     .ok()
                     .filter(|limit| (1..=MAX_PAGE_ITEMS).contains(limit))
-                    .ok_or_else(bad)?;
+                    .ok_or_else(invalid)?;
             }
             "cursor" => cursor = Some(value),
             _ => {}
@@ -117,8 +117,22 @@ mod tests {
     fn limits_are_checked() {
         assert_eq!(paging(None).unwrap(), (DEFAULT_PAGE_ITEMS, None));
         assert_eq!(paging(Some("limit=7&cursor=0-1&x=y")).unwrap(), (7, Some("0-1".to_owned())));
+        assert_eq!(paging(Some("limit=5&limit=7")).unwrap().0, 7, "the last one counts");
         for bad in ["limit=0", "limit=1001", "limit=x", "limit=-1", "limit="] {
             assert!(paging(Some(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_parameter_at_fault() {
+        for (query, field) in
+            [("limit=x", "limit"), ("scope=all", "scope"), ("scope=%ff", "query"), ("%=1", "query")]
+        {
+            let error = paging(Some(query)).err().or_else(|| scope(Some(query)).err()).unwrap();
+            let body: serde_json::Value = serde_json::to_value(&error).unwrap();
+            assert_eq!(error.status(), 400, "{query}");
+            assert_eq!(body["error"]["code"], "invalid_message", "{query}");
+            assert_eq!(body["error"]["field"], field, "{query}");
         }
     }
 }
