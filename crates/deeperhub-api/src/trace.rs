@@ -33,7 +33,8 @@ pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, nex
     };
     let span = span.with_tracestate(context.tracestate.as_deref());
     set_traceparent(request.headers_mut(), span.context());
-    let info = RequestInfo::of(&request);
+    let scheme = if api.config.current().uses_tls() { "https" } else { "http" };
+    let info = RequestInfo::of(&request, scheme);
     let response = next.run(request).instrument(span.log_span()).await;
     span.log_span().in_scope(|| {
         tracing::debug!(method = info.method, status = response.status().as_u16(), "Call answered");
@@ -64,6 +65,7 @@ fn set_traceparent(headers: &mut HeaderMap, span: SpanContext) {
 #[derive(Debug)]
 struct RequestInfo {
     method: String,
+    scheme: &'static str,
     route: Option<String>,
     path: String,
     host: Option<String>,
@@ -71,7 +73,7 @@ struct RequestInfo {
 }
 
 impl RequestInfo {
-    fn of(request: &Request) -> Self {
+    fn of(request: &Request, scheme: &'static str) -> Self {
         let text = |name| -> Option<String> {
             let text = request.headers().get(name)?.to_str().ok()?;
             Some(text.chars().take(256).collect())
@@ -84,6 +86,7 @@ impl RequestInfo {
                 }
                 _ => "_OTHER".to_owned(),
             },
+            scheme,
             route: request.extensions().get::<MatchedPath>().map(|matched| matched.as_str().to_owned()),
             path: request.uri().path().chars().take(1024).collect(),
             host: text(header::HOST),
@@ -92,7 +95,7 @@ impl RequestInfo {
     }
 
     fn into_span(self, span: ActiveSpan, response: &Response) -> Span {
-        let Self { method, route, path, host, agent } = self;
+        let Self { method, scheme, route, path, host, agent } = self;
         let name = match &route {
             Some(route) => format!("{method} {route}"),
             None => method.clone(),
@@ -103,7 +106,7 @@ impl RequestInfo {
             .with("http.request.method", method)
             .with_some("http.route", route)
             .with("url.path", path)
-            .with("url.scheme", "http")
+            .with("url.scheme", scheme)
             .with("http.response.status_code", status.as_u16())
             .with_some("server.address", host)
             .with_some("user_agent.original", agent)
@@ -113,6 +116,8 @@ impl RequestInfo {
 
 #[cfg(test)]
 mod tests {
+    use deeperhub_node::trace::{Sampler, SpanSink, TraceMetrics};
+
     use super::*;
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -141,5 +146,24 @@ mod tests {
         let seen = SpanContext::from_context(&trace_context(&headers));
         assert_eq!(seen, Some(Tracer::declined()));
         assert!(!Tracer::declined().is_sampled());
+    }
+
+    #[derive(Debug)]
+    struct NoSink;
+
+    impl SpanSink for NoSink {
+        fn record(&self, _: Span) {}
+    }
+
+    #[test]
+    fn spans_have_the_scheme_of_their_call() {
+        let tracer = Tracer::new(Sampler::parent_based(1.0), Arc::new(NoSink), TraceMetrics::default());
+        let request = Request::builder().uri("/v1/stats").body(axum::body::Body::empty()).unwrap();
+        for scheme in ["http", "https"] {
+            let info = RequestInfo::of(&request, scheme);
+            let span = info.into_span(tracer.start(None).unwrap(), &Response::default());
+            let scheme_of_span = span.attributes.iter().find(|(name, _)| *name == "url.scheme");
+            assert_eq!(scheme_of_span, Some(&("url.scheme", scheme.into())));
+        }
     }
 }
