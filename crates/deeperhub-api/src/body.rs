@@ -69,7 +69,7 @@ async fn read(request: Request, config: &ApiConfig, mut held: HeldBytes) -> Resu
         let deadline = transfer_deadline(began, config.timeout, bytes.len() as u64);
         tokio::time::timeout_at(deadline, next).await.map_err(|_| {
             record_timeout(state.as_deref());
-            ApiError::request_timeout("the request body did not arrive in time; send it faster")
+            ApiError::request_timeout("the request body did not arrive in time; send it without pauses")
         })?
     } {
         let frame = frame.map_err(|_| {

@@ -119,7 +119,7 @@ pub(crate) async fn serve_connection(
         ConnectionEnd::TimedOut(Phase::Head) => {
             state.permit.metrics().timed_out();
             tracing::debug!(limit = "api_timeout", "Server API request head timed out");
-            Some(ApiError::request_timeout("the request head did not arrive in time; send it faster"))
+            Some(ApiError::request_timeout("the request head did not arrive in time; send it without pauses"))
         }
         ConnectionEnd::TimedOut(Phase::Call | Phase::End) => {
             state.permit.metrics().timed_out();
