@@ -531,8 +531,8 @@ async fn log_lines_within_a_trace_name_it() {
     client.ask(&json!({"type": "subscribe", "data": {"topic": "b"}, "meta": meta})).await;
     let header = format!("traceparent: {}", traceparent("01"));
     http(server.api(), "GET /v1/topics", &[&header], "").await;
-    server.wait_for_stderr("Call answered.");
-    for message in ["Message answered with an error", "Call answered."] {
+    server.wait_for_stderr("Call answered");
+    for message in ["Message answered with an error", "Call answered"] {
         let log = server.stderr();
         let line =
             log.lines().find(|line| line.contains(message)).unwrap_or_else(|| panic!("{message} in {log}"));

@@ -9,36 +9,36 @@ use axum::http::{HeaderMap, HeaderName, header};
 use hyper::body::Body as _;
 use tokio::time::Instant;
 
-use crate::connection::{Link, allowance};
+use crate::connection::{ConnectionState, transfer_deadline};
 use crate::error::ApiError;
-use crate::guard::BATCH;
-use crate::metrics::Lease;
+use crate::guard::BATCH_PATH;
+use crate::metrics::HeldBytes;
 use crate::{Api, ApiConfig};
 
-/// The body of a request, or the error to answer with.
+/// Body of a request, or the error to respond with.
 ///
-/// A body that is too long or encoded is refused before `100 Continue` asks the client for it.
+/// A body that is too long or encoded gets an error before `100 Continue` asks the client for it.
 #[derive(Debug)]
-pub(crate) struct Body(Result<Whole, ApiError>);
+pub(crate) struct Body(Result<WholeBody, ApiError>);
 
 #[derive(Debug)]
-struct Whole {
+struct WholeBody {
     bytes: Vec<u8>,
     /// Counts the bytes for as long as they are held.
-    _lease: Lease,
+    _held: HeldBytes,
 }
 
 impl Body {
     /// Returns the body as text.
     pub(crate) fn text(&self) -> Result<&str, ApiError> {
         let whole = self.0.as_ref().map_err(Clone::clone)?;
-        let text =
-            std::str::from_utf8(&whole.bytes).map_err(|_| ApiError::invalid_json("the body is not UTF-8"))?;
+        let text = std::str::from_utf8(&whole.bytes)
+            .map_err(|_| ApiError::invalid_json("the body is not UTF-8; send JSON in UTF-8"))?;
         if text.starts_with('\u{feff}') {
             // RFC 8259 section 8.1. Without the mark, the payload would not be delivered byte for
             // byte.
             return Err(ApiError::invalid_json(
-                "the body begins with a byte order mark, which JSON must not have",
+                "the body starts with a byte order mark; send JSON without it",
             ));
         }
         Ok(text)
@@ -49,35 +49,38 @@ impl FromRequest<Arc<Api>> for Body {
     type Rejection = std::convert::Infallible;
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Self::Rejection> {
-        Ok(Self(read(request, &api.config.current(), api.metrics.lease()).await))
+        Ok(Self(read(request, &api.config.current(), api.metrics.hold()).await))
     }
 }
 
-async fn read(request: Request, config: &ApiConfig, mut lease: Lease) -> Result<Whole, ApiError> {
+async fn read(request: Request, config: &ApiConfig, mut held: HeldBytes) -> Result<WholeBody, ApiError> {
     check_codings(request.headers())?;
-    let limit = if request.uri().path() == BATCH { config.max_batch_bytes } else { config.max_body_bytes };
-    let link = request.extensions().get::<Arc<Link>>().cloned();
+    let limit =
+        if request.uri().path() == BATCH_PATH { config.max_batch_bytes } else { config.max_body_bytes };
+    let state = request.extensions().get::<Arc<ConnectionState>>().cloned();
     let mut body = request.into_body();
     let known = body.size_hint();
     if known.lower() > limit as u64 {
-        return Err(ApiError::too_big());
+        return Err(ApiError::body_too_large());
     }
     let (began, mut bytes) = (Instant::now(), Vec::new());
     while let Some(frame) = {
         let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
-        let deadline = allowance(began, config.timeout, bytes.len() as u64);
+        let deadline = transfer_deadline(began, config.timeout, bytes.len() as u64);
         tokio::time::timeout_at(deadline, next).await.map_err(|_| {
-            api_timed_out(link.as_deref());
-            ApiError::timeout("the body of the request did not arrive in time")
+            record_timeout(state.as_deref());
+            ApiError::request_timeout("the request body did not arrive in time; send it without pauses")
         })?
     } {
-        let frame = frame.map_err(|_| ApiError::parameter("body", "the body could not be read"))?;
+        let frame = frame.map_err(|_| {
+            ApiError::parameter("body", "reading the request body failed; check its length and chunks")
+        })?;
         // Trailers are ignored.
         let Ok(data): Result<Bytes, _> = frame.into_data() else { continue };
         if data.len() > limit - bytes.len() {
-            return Err(ApiError::too_big());
+            return Err(ApiError::body_too_large());
         }
-        if !lease.try_grow(data.len(), config.max_held_bytes) {
+        if !held.try_grow(data.len(), config.max_held_bytes) {
             return Err(ApiError::overloaded());
         }
         if bytes.capacity() - bytes.len() < data.len() {
@@ -87,20 +90,20 @@ async fn read(request: Request, config: &ApiConfig, mut lease: Lease) -> Result<
         }
         bytes.extend_from_slice(&data);
     }
-    if let Some(link) = link {
-        link.body_read();
+    if let Some(state) = state {
+        state.end_body();
     }
-    Ok(Whole { bytes, _lease: lease })
+    Ok(WholeBody { bytes, _held: held })
 }
 
-fn api_timed_out(link: Option<&Link>) {
-    if let Some(link) = link {
-        link.permit.metrics().timed_out();
+fn record_timeout(state: Option<&ConnectionState>) {
+    if let Some(state) = state {
+        state.permit.metrics().timed_out();
     }
     tracing::info!(limit = "api_timeout", "Server API request body timed out");
 }
 
-/// Refuses bodies that would have to be decoded.
+/// Returns an error if the body would have to be decoded.
 fn check_codings(headers: &HeaderMap) -> Result<(), ApiError> {
     let is_only = |name: HeaderName, known: &[u8]| {
         headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b',')).all(
@@ -111,10 +114,10 @@ fn check_codings(headers: &HeaderMap) -> Result<(), ApiError> {
         )
     };
     if !is_only(header::TRANSFER_ENCODING, b"chunked") {
-        return Err(ApiError::unknown_coding());
+        return Err(ApiError::unsupported_transfer_coding());
     }
     if !is_only(header::CONTENT_ENCODING, b"identity") {
-        return Err(ApiError::unknown_content_encoding());
+        return Err(ApiError::unsupported_content_encoding());
     }
     Ok(())
 }
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_bodies_are_read() {
+    fn encoded_bodies_are_refused() {
         use axum::http::header::{CONTENT_ENCODING as CONTENT, TRANSFER_ENCODING as TRANSFER};
         let (unsupported, unknown) =
             (Some(StatusCode::UNSUPPORTED_MEDIA_TYPE), Some(StatusCode::NOT_IMPLEMENTED));

@@ -1,4 +1,4 @@
-//! What calls do, however they were asked for: by a path of their own, or in a batch.
+//! Execution of calls, whether they have a path of their own or are part of a batch.
 
 use std::time::Instant;
 
@@ -7,38 +7,38 @@ use deeperhub_protocol::message::{TraceContext, check_server_object_within};
 use deeperhub_protocol::{ClientId, RawJson, Subscription};
 
 use crate::Api;
-use crate::answers::{Client, Done, Published, Sent, Topic, Unsubscribed};
 use crate::error::ApiError;
-use crate::idempotency::Key;
+use crate::idempotency::IdempotencyKey;
+use crate::responses::{Client, Done, Published, Sent, Topic, Unsubscribed};
 
-/// Publishes; under a key only once. Answers also whether it was done before.
+/// Publishes, with an idempotency key only once. Returns `true` if the outcome is an earlier one.
 pub(crate) fn publish(
     api: &Api,
     topic: &str,
     message: &str,
-    key: Option<Key<'_>>,
+    key: Option<IdempotencyKey<'_>>,
     trace: &TraceContext<'_>,
 ) -> Result<(Published, bool), ApiError> {
-    let name = topic;
-    let topic = deeperhub_protocol::Topic::parse(name)?;
+    let topic_text = topic;
+    let topic = deeperhub_protocol::Topic::parse(topic_text)?;
     let message = RawJson::parse_within(message, api.config.current().max_json_depth)?;
     let publish = |before: Option<Published>| match before {
         None => Published::from(api.node.publish_raw(&topic, message, trace)),
         // This node's subscribers already have the message.
-        Some(before) => before.with_others(api.node.publish_to_other_nodes(&topic, message, trace)),
+        Some(before) => before.with_other_nodes(api.node.publish_to_other_nodes(&topic, message, trace)),
     };
     match key {
         None => Ok((publish(None), false)),
         Some(key) => {
             let config = api.config.current().idempotency;
-            api.published.once(key, (name, message.as_str()), &config, Instant::now(), publish)
+            api.publishes.run_once(key, (topic_text, message.as_str()), &config, Instant::now(), publish)
         }
     }
 }
 
 pub(crate) async fn send_to_client(api: &Api, client_id: &str, message: &str) -> Result<Done, ApiError> {
     let message = check_server_object_within(message, api.config.current().max_json_depth)?;
-    api.node.send_to_client_raw(&parse_id(client_id)?, message).await?;
+    api.node.send_to_client_raw(&parse_client_id(client_id)?, message).await?;
     Ok(Done {})
 }
 
@@ -58,7 +58,7 @@ pub(crate) async fn unsubscribe_client(
     topic: &str,
 ) -> Result<Unsubscribed, ApiError> {
     let topic = Subscription::parse(topic)?;
-    let unsubscribed = api.node.unsubscribe_client(&parse_id(client_id)?, &topic).await?;
+    let unsubscribed = api.node.unsubscribe_client(&parse_client_id(client_id)?, &topic).await?;
     Ok(Unsubscribed { unsubscribed })
 }
 
@@ -68,7 +68,7 @@ pub(crate) async fn unsubscribe_user(api: &Api, user: &str, topic: &str) -> Resu
 }
 
 pub(crate) async fn disconnect(api: &Api, client_id: &str) -> Result<Done, ApiError> {
-    api.node.disconnect(&parse_id(client_id)?).await?;
+    api.node.disconnect(&parse_client_id(client_id)?).await?;
     Ok(Done {})
 }
 
@@ -77,14 +77,14 @@ pub(crate) async fn disconnect_user(api: &Api, user: &str) -> Result<Sent, ApiEr
 }
 
 pub(crate) async fn client(api: &Api, client_id: &str) -> Result<Client, ApiError> {
-    Ok(api.node.client(&parse_id(client_id)?).await?.into())
+    Ok(api.node.client(&parse_client_id(client_id)?).await?.into())
 }
 
 pub(crate) fn topic(api: &Api, topic: &str) -> Result<Topic, ApiError> {
     Ok(api.node.topic(&Subscription::parse(topic)?).into())
 }
 
-/// What is no id names no client.
-fn parse_id(client_id: &str) -> Result<ClientId, ApiError> {
+/// Parses a client ID. An invalid one is that of no client.
+fn parse_client_id(client_id: &str) -> Result<ClientId, ApiError> {
     ClientId::parse(client_id).ok_or_else(|| ClientNotFound.into())
 }

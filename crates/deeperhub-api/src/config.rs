@@ -1,6 +1,9 @@
-use std::sync::{Arc, PoisonError, RwLock};
+//! Configuration of the API.
+
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use deeperhub_protocol::message;
 #[cfg(feature = "tls")]
 use deeperhub_security::tls::SharedTls;
@@ -8,20 +11,32 @@ use deeperhub_security::{OriginPolicy, Secret};
 
 use crate::metrics::ApiMetrics;
 
-/// What the server API allows.
+/// Configuration of the server API: access, limits and timeouts.
+///
+/// All fields are public, and each has a setter for chains:
+///
+/// ```
+/// use deeperhub_api::ApiConfig;
+/// use deeperhub_api::security::Secret;
+///
+/// let config = ApiConfig::default()
+///     .with_api_key(Secret::new("a key with much entropy"))
+///     .with_max_batch_calls(64);
+/// assert_eq!(config.max_batch_calls, 64);
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ApiConfig {
-    /// The key that every call but health checks must bring as `Authorization: Bearer KEY`. `None`: none is needed,
-    /// the default; fit only for a listener on loopback. The `Host` of a call must then be one that no stranger can make
-    /// to mean this machine, see [`OriginPolicy::is_rebinding_safe`].
+    /// Key that every call except health checks needs as `Authorization: Bearer KEY`. `None`, the
+    /// default: no key is needed, which is safe on loopback only. The `Host` of a call must then be
+    /// safe from DNS rebinding, see [`OriginPolicy::is_rebinding_safe`].
     pub api_key: Option<Arc<Secret>>,
     /// TLS for callers. `None`, the default: plain HTTP. [`serve`](crate::serve) performs the
     /// handshakes; each has [`timeout`](Self::timeout). A new certificate in the [`SharedTls`] is
     /// used from the next connection on; the field itself is read once, at the start.
     #[cfg(feature = "tls")]
     pub tls: Option<Arc<SharedTls>>,
-    /// Web pages that may call, besides those of the API's own host.
+    /// Web pages that may call, besides pages of the API's own host.
     pub allowed_origins: OriginPolicy,
     /// Maximum number of connections, and of concurrent requests. Over it, the connection that has
     /// been idle the longest is evicted, or the new one is served a single request. Health checks
@@ -31,29 +46,30 @@ pub struct ApiConfig {
     /// connections. Read once, at the start. Default 2 minutes.
     pub idle_timeout: Duration,
     /// Maximum time for each step of a request: for its head from the first byte, for its body, and
-    /// for the caller to read more of an answer or of events. A body or an answer gets another
+    /// for the caller to read more of a response or of events. A body or a response gets another
     /// second for each 4 KiB. Default 30 s.
     pub timeout: Duration,
     /// Maximum number of event streams, at most half of [`max_connections`](Self::max_connections).
-    /// Others get 503. Default 64.
+    /// More get 503. Default 64.
     pub max_event_streams: usize,
-    /// Maximum total bytes of request bodies and of answers over 8 KiB. A request that needs more
+    /// Maximum total bytes of request bodies and of responses over 8 KiB. A request that needs more
     /// gets 503. Default 64 MiB.
     pub max_held_bytes: usize,
     /// Metrics of the API. Read once, at the start.
     pub metrics: ApiMetrics,
-    /// Bytes of a request's body, and of a message in a batch. Default 65536.
+    /// Maximum bytes of a request body, and of a message in a batch. Default 65536.
     pub max_body_bytes: usize,
-    /// Levels of arrays and objects in what is sent to clients, those of the message around a payload among them: at
-    /// most 127, the default.
+    /// Maximum nesting of arrays and objects in messages to clients, including the message around a
+    /// payload. At most 127, the default.
     pub max_json_depth: usize,
-    /// Calls of a batch. Default 256.
+    /// Maximum number of calls in a batch. Default 256.
     pub max_batch_calls: usize,
-    /// Bytes of a batch. Default 1 MiB.
+    /// Maximum bytes of a batch. Default 1 MiB.
     pub max_batch_bytes: usize,
-    /// How publishes with an idempotency key are remembered.
+    /// Limits on remembered idempotency keys.
     pub idempotency: IdempotencyConfig,
-    /// Where the page to try the hub connects to. `None`: port 8080 of the page's own host. Read once, at the start.
+    /// WebSocket URL that the console page connects to. `None`: port 8080 of the page's own host.
+    /// Read once, at the start.
     pub websocket_url: Option<String>,
 }
 
@@ -65,6 +81,133 @@ impl ApiConfig {
         return self.tls.is_some();
         #[cfg(not(feature = "tls"))]
         false
+    }
+
+    /// Sets [`api_key`](Self::api_key).
+    #[must_use]
+    pub fn with_api_key(mut self, api_key: impl Into<Arc<Secret>>) -> Self {
+        self.api_key = Some(api_key.into());
+        self
+    }
+
+    /// Sets [`tls`](Self::tls).
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    /// use std::sync::Arc;
+    /// use std::time::SystemTime;
+    ///
+    /// use deeperhub_api::ApiConfig;
+    /// use deeperhub_api::security::tls::{Config, SharedTls};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let load = || -> Result<_, Box<dyn std::error::Error>> {
+    ///     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    ///     Ok(Config::load(Path::new("cert.pem"), Path::new("key.pem"), None)?.build(now)?)
+    /// };
+    /// let tls = Arc::new(SharedTls::new(load()?));
+    /// let config = ApiConfig::default().with_tls(Arc::clone(&tls));
+    /// // Later, after a renewal:
+    /// tls.replace(load()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_tls(mut self, tls: Arc<SharedTls>) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Sets [`allowed_origins`](Self::allowed_origins).
+    #[must_use]
+    pub fn with_allowed_origins(mut self, allowed_origins: OriginPolicy) -> Self {
+        self.allowed_origins = allowed_origins;
+        self
+    }
+
+    /// Sets [`max_connections`](Self::max_connections).
+    #[must_use]
+    pub fn with_max_connections(mut self, max_connections: usize) -> Self {
+        self.max_connections = max_connections;
+        self
+    }
+
+    /// Sets [`idle_timeout`](Self::idle_timeout).
+    #[must_use]
+    pub fn with_idle_timeout(mut self, idle_timeout: Duration) -> Self {
+        self.idle_timeout = idle_timeout;
+        self
+    }
+
+    /// Sets [`timeout`](Self::timeout).
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets [`max_event_streams`](Self::max_event_streams).
+    #[must_use]
+    pub fn with_max_event_streams(mut self, max_event_streams: usize) -> Self {
+        self.max_event_streams = max_event_streams;
+        self
+    }
+
+    /// Sets [`max_held_bytes`](Self::max_held_bytes).
+    #[must_use]
+    pub fn with_max_held_bytes(mut self, max_held_bytes: usize) -> Self {
+        self.max_held_bytes = max_held_bytes;
+        self
+    }
+
+    /// Sets [`metrics`](Self::metrics).
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: ApiMetrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// Sets [`max_body_bytes`](Self::max_body_bytes).
+    #[must_use]
+    pub fn with_max_body_bytes(mut self, max_body_bytes: usize) -> Self {
+        self.max_body_bytes = max_body_bytes;
+        self
+    }
+
+    /// Sets [`max_json_depth`](Self::max_json_depth).
+    #[must_use]
+    pub fn with_max_json_depth(mut self, max_json_depth: usize) -> Self {
+        self.max_json_depth = max_json_depth;
+        self
+    }
+
+    /// Sets [`max_batch_calls`](Self::max_batch_calls).
+    #[must_use]
+    pub fn with_max_batch_calls(mut self, max_batch_calls: usize) -> Self {
+        self.max_batch_calls = max_batch_calls;
+        self
+    }
+
+    /// Sets [`max_batch_bytes`](Self::max_batch_bytes).
+    #[must_use]
+    pub fn with_max_batch_bytes(mut self, max_batch_bytes: usize) -> Self {
+        self.max_batch_bytes = max_batch_bytes;
+        self
+    }
+
+    /// Sets [`idempotency`](Self::idempotency).
+    #[must_use]
+    pub fn with_idempotency(mut self, idempotency: IdempotencyConfig) -> Self {
+        self.idempotency = idempotency;
+        self
+    }
+
+    /// Sets [`websocket_url`](Self::websocket_url).
+    #[must_use]
+    pub fn with_websocket_url(mut self, websocket_url: impl Into<String>) -> Self {
+        self.websocket_url = Some(websocket_url.into());
+        self
     }
 }
 
@@ -91,16 +234,39 @@ impl Default for ApiConfig {
     }
 }
 
-/// How publishes with an idempotency key are remembered. When a limit is reached, the oldest is forgotten.
+/// Limits on remembered idempotency keys. Over a limit, the oldest key is forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IdempotencyConfig {
-    /// How long. Zero: not at all. Default 5 minutes.
+    /// Time that a key is remembered. Zero: keys have no effect. Default 5 minutes.
     pub ttl: Duration,
-    /// The most keys. Default 10,000.
+    /// Maximum number of keys. Default 10,000.
     pub max_keys: usize,
-    /// The most bytes that keys and what is remembered with them take, about. Default 4 MiB.
+    /// Approximate maximum bytes of keys and their outcomes. Default 4 MiB.
     pub max_bytes: usize,
+}
+
+impl IdempotencyConfig {
+    /// Sets [`ttl`](Self::ttl).
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Sets [`max_keys`](Self::max_keys).
+    #[must_use]
+    pub fn with_max_keys(mut self, max_keys: usize) -> Self {
+        self.max_keys = max_keys;
+        self
+    }
+
+    /// Sets [`max_bytes`](Self::max_bytes).
+    #[must_use]
+    pub fn with_max_bytes(mut self, max_bytes: usize) -> Self {
+        self.max_bytes = max_bytes;
+        self
+    }
 }
 
 impl Default for IdempotencyConfig {
@@ -109,25 +275,26 @@ impl Default for IdempotencyConfig {
     }
 }
 
-/// A configuration that can be replaced while the API serves. Clones are the same one.
+/// Configuration that can be replaced while the API serves. Clones share it.
 #[derive(Debug, Clone)]
-pub struct SharedApiConfig(Arc<RwLock<Arc<ApiConfig>>>);
+pub struct SharedApiConfig(Arc<ArcSwap<ApiConfig>>);
 
 impl SharedApiConfig {
-    /// Takes another configuration from the next call on.
+    /// Replaces the configuration, from the next call on. Fields that are read once keep their
+    /// effect.
     pub fn replace(&self, config: ApiConfig) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        self.0.store(Arc::new(config));
     }
 
-    /// The configuration now.
+    /// Returns the current configuration.
     #[must_use]
     pub fn current(&self) -> Arc<ApiConfig> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        self.0.load_full()
     }
 }
 
 impl From<ApiConfig> for SharedApiConfig {
     fn from(config: ApiConfig) -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(config))))
+        Self(Arc::new(ArcSwap::from_pointee(config)))
     }
 }

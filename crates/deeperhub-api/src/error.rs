@@ -1,4 +1,4 @@
-//! Errors as `{"error":{"code","message"}}`.
+//! Error responses: `{"error":{"code","message"}}`.
 
 use std::borrow::Cow;
 
@@ -9,12 +9,12 @@ use deeperhub_protocol::{MessageError, TopicError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// An error answer.
+/// An error response.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ApiError {
     #[serde(skip)]
     status: StatusCode,
-    /// Headers beside those of every error.
+    /// Headers in addition to those of every error.
     #[serde(skip)]
     headers: Headers,
     error: Detail,
@@ -23,24 +23,25 @@ pub(crate) struct ApiError {
 /// Header names in lower case, and their values.
 type Headers = &'static [(&'static str, &'static str)];
 
-/// Headers of an error that does not depend on the request: a retry may succeed a moment later.
+/// Headers of an error that does not depend on the request. A retry may succeed soon.
 const RETRY: Headers = &[("retry-after", "1")];
 
-/// Headers of an error sent before a request was read to its end: its connection takes no other.
+/// Headers of an error sent before the whole request was read. The connection takes no other
+/// request.
 const CLOSE: Headers = &[("connection", "close")];
 
 const RETRY_AND_CLOSE: Headers = &[("retry-after", "1"), ("connection", "close")];
 
-/// What went wrong.
+/// The error.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Detail {
-    /// A word for programs.
+    /// Stable code for programs.
     #[schema(value_type = String, example = "invalid_topic")]
     code: Cow<'static, str>,
-    /// A sentence for people.
+    /// Explanation for people; the wording may change.
     #[schema(value_type = String)]
     message: Cow<'static, str>,
-    /// The key, parameter or header at fault, where it is one.
+    /// Key, parameter or header at fault; absent if the error concerns no single one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "limit")]
     field: Option<&'static str>,
@@ -57,7 +58,7 @@ impl ApiError {
         Self { status, headers: &[], error: Detail::new(code, message) }
     }
 
-    /// Something beside the body is not as it should be.
+    /// Returns the error for an invalid parameter or header, or for a body that cannot be read.
     pub(crate) fn parameter(field: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_message", message).at(Some(field))
     }
@@ -72,11 +73,11 @@ impl ApiError {
         self
     }
 
-    pub(crate) fn too_big() -> Self {
+    pub(crate) fn body_too_large() -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "message_too_big",
-            "the body is larger than a message may be",
+            "the body is over the size limit; send a smaller one",
         )
     }
 
@@ -85,44 +86,44 @@ impl ApiError {
     }
 
     /// Returns the error for a request that did not arrive in time.
-    pub(crate) fn timeout(message: &'static str) -> Self {
+    pub(crate) fn request_timeout(message: &'static str) -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message).with_headers(CLOSE)
     }
 
     /// Returns the error for a body with a `Content-Encoding`.
-    pub(crate) fn unknown_content_encoding() -> Self {
-        let message = "send the body as it is, without Content-Encoding";
+    pub(crate) fn unsupported_content_encoding() -> Self {
+        let message = "Content-Encoding is not supported; send the body unencoded";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
             // RFC 9110 section 15.5.16 asks for the encodings that are accepted.
             .with_headers(&[("accept-encoding", "identity")])
     }
 
     /// Returns the error for a transfer coding other than `chunked`.
-    pub(crate) fn unknown_coding() -> Self {
-        let message = "of transfer codings only chunked is implemented";
+    pub(crate) fn unsupported_transfer_coding() -> Self {
+        let message = "this Transfer-Encoding is not supported; use chunked or Content-Length";
         Self::new(StatusCode::NOT_IMPLEMENTED, "unsupported_encoding", message).with_headers(CLOSE)
     }
 
     /// Returns the error for a request over the limit on connections.
     pub(crate) fn too_many_connections() -> Self {
-        let message = "as many connections as the server API may have are busy";
+        let message = "the server API is at its connection limit; retry later";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message)
             .with_headers(RETRY_AND_CLOSE)
     }
 
     /// Returns the error for a request over the limit on held bytes.
     pub(crate) fn overloaded() -> Self {
-        let message = "bodies and answers of other requests take all the memory that they may";
+        let message = "other requests use all the memory for bodies and responses; retry later";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message).with_headers(RETRY)
     }
 
     /// Returns the error for an event stream over the limit.
     pub(crate) fn too_many_observers() -> Self {
-        let message = "as many observers as there may be are connected";
+        let message = "the limit on event streams is reached; retry later, or close another stream";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_observers", message).with_headers(RETRY)
     }
 
-    /// Returns the whole HTTP answer, which is the last one on its connection.
+    /// Returns the whole HTTP response, which is the last one on its connection.
     pub(crate) fn to_http(&self) -> Vec<u8> {
         let body = serde_json::to_string(self).unwrap_or_default();
         let mut head = format!(
@@ -142,15 +143,19 @@ impl ApiError {
     }
 
     pub(crate) fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", "there is no such path")
+        Self::new(StatusCode::NOT_FOUND, "not_found", "unknown path; GET /openapi.json lists all paths")
     }
 
     pub(crate) fn method_not_allowed() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the path does not take this method")
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "the path does not support this method; GET /openapi.json lists its methods",
+        )
     }
 
     pub(crate) fn unauthorized() -> Self {
-        let message = "send the key as Authorization: Bearer KEY";
+        let message = "the API key is missing or wrong; send it as Authorization: Bearer KEY";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
             .with_headers(&[("www-authenticate", "Bearer")])
     }

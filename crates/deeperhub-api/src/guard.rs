@@ -1,4 +1,4 @@
-//! Who may call.
+//! Access checks before every call: key, origin and host.
 
 use std::sync::Arc;
 
@@ -11,18 +11,18 @@ use axum::response::{IntoResponse, Response};
 use crate::error::ApiError;
 use crate::{Api, ApiConfig};
 
-/// The path that takes larger bodies than the others.
-pub(crate) const BATCH: &str = "/v1/batch";
+/// Path of batches, whose bodies may be larger than others.
+pub(crate) const BATCH_PATH: &str = "/v1/batch";
 
-/// Paths that need no key: probes have none, and the page holds no data.
-pub(crate) fn is_open(path: &str) -> bool {
+/// Returns `true` if a path needs no key: probes have none, and the console page holds no data.
+pub(crate) fn needs_no_key(path: &str) -> bool {
     path == "/" || path.starts_with("/health/")
 }
 
-/// Checks origin and key, and adds the headers that every answer has.
+/// Middleware that checks access, and adds the headers of every response.
 pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let config = api.config.current();
-    let mut response = match check(&config, &request).and_then(|()| check_path(request.uri().path())) {
+    let mut response = match check_access(&config, &request).and_then(|()| check_path(request.uri().path())) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
@@ -32,26 +32,30 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     response
 }
 
-fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
+fn check_access(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
     let forbidden = |message: String| ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message);
     let text = |name: &HeaderName| match request.headers().get(name) {
         None => Ok(None),
-        Some(value) => value.to_str().map(Some).map_err(|_| forbidden(format!("{name} is not plain text"))),
+        Some(value) => value
+            .to_str()
+            .map(Some)
+            .map_err(|_| forbidden(format!("the header {name} is not visible ASCII text"))),
     };
     if request.headers().get_all(header::ORIGIN).iter().nth(1).is_some() {
-        return Err(forbidden("more than one Origin".to_owned()));
+        return Err(forbidden("the request has more than one Origin header".to_owned()));
     }
     let origin = text(&header::ORIGIN)?;
     let host = text(&header::HOST)?;
-    // Without a key whoever is on this machine is trusted, a browser too: not with a page whose name was made to point
-    // here. Its GET has no origin, so the host must tell.
+    // Without a key, every process on this machine is trusted, including browsers. A page can make
+    // its own name point here (DNS rebinding). Its GET requests have no Origin, so the host is
+    // checked.
     if config.api_key.is_none()
-        && !is_open(request.uri().path())
+        && !needs_no_key(request.uri().path())
         && !(config.allowed_origins.is_rebinding_safe(host)
             && config.allowed_origins.is_rebinding_safe(request.uri().authority().map(Authority::as_str)))
     {
         return Err(forbidden(
-            "without an API key, this host is none to be called by: use a loopback address, or set a key"
+            "without an API key, calls to this host name are refused; call a loopback address, or set a key"
                 .to_owned(),
         ));
     }
@@ -60,17 +64,19 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
             .allowed_origins
             .check_same_origin(Some(origin), host, config.uses_tls())
             .map_err(|error| forbidden(error.to_string()))?;
-    } else if !may_come_without_origin(request) {
-        return Err(forbidden("a web page of another site may not call".to_owned()));
+    } else if !is_allowed_without_origin(request) {
+        return Err(forbidden(
+            "a page of another site made this request without an Origin header; let it send one".to_owned(),
+        ));
     }
     if let Some(key) = &config.api_key
-        && !is_open(request.uri().path())
+        && !needs_no_key(request.uri().path())
     {
         let mut given = request.headers().get_all(header::AUTHORIZATION).iter().peekable();
-        // All values must match: it is unknown which one a proxy in front of this server checked.
-        let is_given = given.peek().is_some()
-            && given.all(|value| bearer(value.as_bytes()).is_some_and(|given| key.matches(given)));
-        if !is_given {
+        // All values must match: which one a proxy in front of this server checked is unknown.
+        let is_authorized = given.peek().is_some()
+            && given.all(|value| bearer_key(value.as_bytes()).is_some_and(|given| key.matches(given)));
+        if !is_authorized {
             return Err(ApiError::unauthorized());
         }
     }
@@ -78,7 +84,7 @@ fn check(config: &ApiConfig, request: &Request) -> Result<(), ApiError> {
 }
 
 /// Returns the key of an `Authorization: Bearer KEY`.
-fn bearer(value: &[u8]) -> Option<&[u8]> {
+fn bearer_key(value: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
 }
@@ -88,7 +94,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 /// Browsers send no `Origin` with an image, a script or a `fetch` of mode `no-cors`, but they send
 /// `Sec-Fetch-Site` (W3C Fetch Metadata). Other clients do not send it. A link on another site may
 /// lead to a page, which that site cannot read; the calls below `/v1/` are not pages.
-fn may_come_without_origin(request: &Request) -> bool {
+fn is_allowed_without_origin(request: &Request) -> bool {
     let header = |name| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
     let is_own = |site: &[u8]| matches!(site, b"same-origin" | b"none");
     let is = |name, expected: &[u8]| {
@@ -102,13 +108,14 @@ fn may_come_without_origin(request: &Request) -> bool {
             && is("sec-fetch-dest", b"document"))
 }
 
-/// Refuses a path with invalid percent-encoding, as in a query.
+/// Returns an error for a path with invalid percent-encoding, which axum would pass on unchanged.
 fn check_path(path: &str) -> Result<(), ApiError> {
     let mut bytes = path.bytes();
     while let Some(byte) = bytes.next() {
         let mut is_digit = || bytes.next().is_some_and(|digit| digit.is_ascii_hexdigit());
         if byte == b'%' && !(is_digit() && is_digit()) {
-            let message = "the path has a % without two hexadecimal digits behind it; a % itself is %25";
+            let message =
+                "the path has a % without two hexadecimal digits after it; write a literal % as %25";
             return Err(if path.starts_with("/v1/topics/") {
                 ApiError::new(StatusCode::BAD_REQUEST, "invalid_topic", message)
             } else {
@@ -132,11 +139,11 @@ mod tests {
             request = request.header(*name, *value);
         }
         let request = request.body(Body::empty()).unwrap();
-        assert_eq!(may_come_without_origin(&request), expected, "{request:?}");
+        assert_eq!(is_allowed_without_origin(&request), expected, "{request:?}");
     }
 
     #[test]
-    fn pages_of_other_sites_are_told_by_fetch_metadata() {
+    fn fetch_metadata_identifies_pages_of_other_sites() {
         let (site, mode, dest) = ("sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest");
         check_fetch("GET /v1/events", &[], true);
         // Sent by Node's `fetch`.
@@ -156,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_well_encoded() {
+    fn invalid_percent_encoding_in_paths_is_an_error() {
         for good in ["/", "/v1/topics/100%25", "/v1/topics/%fF/messages", "*", ""] {
             assert!(check_path(good).is_ok(), "{good}");
         }
@@ -166,12 +173,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_read_whatever_the_case_of_its_scheme() {
+    fn the_scheme_of_a_key_is_case_insensitive() {
         for good in ["Bearer k", "bearer k", "BEARER  k "] {
-            assert_eq!(bearer(good.as_bytes()), Some(&b"k"[..]), "{good}");
+            assert_eq!(bearer_key(good.as_bytes()), Some(&b"k"[..]), "{good}");
         }
         for bad in ["", "Bearer", "Basic k", "Bearerk", "k"] {
-            assert_eq!(bearer(bad.as_bytes()), None, "{bad}");
+            assert_eq!(bearer_key(bad.as_bytes()), None, "{bad}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Publishes that are made once, however often they are asked for.
+//! Idempotency keys: repeated requests with the same key publish once.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -11,27 +11,27 @@ use crate::config::IdempotencyConfig;
 use crate::error::ApiError;
 use crate::metrics::ApiMetrics;
 
-/// The header that names a publish (draft-ietf-httpapi-idempotency-key-header).
-pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Request header with the key (draft-ietf-httpapi-idempotency-key-header).
+pub(crate) const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// What errors call it, which may stand in a header or in a batch.
+/// Name of the key in errors, whether it came in a header or in a batch.
 const KEY_FIELD: &str = "idempotency_key";
 
-/// The header of an answer that was given before.
-pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+/// Response header that marks the outcome of an earlier request.
+pub(crate) const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// Bytes of the longest key.
+/// Maximum bytes of a key.
 const MAX_KEY_BYTES: usize = 255;
 
-/// What an entry takes besides its key, about: map, queue, allocation.
-const ENTRY_BYTES: usize = 160;
+/// Approximate bytes of an entry besides its key: map, queue, allocation.
+const ENTRY_OVERHEAD_BYTES: usize = 160;
 
-/// What a publish is known by.
+/// Key that identifies a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Key<'a>(&'a str);
+pub(crate) struct IdempotencyKey<'a>(&'a str);
 
-impl<'a> Key<'a> {
-    /// Checks a key: 1 to 255 visible characters of ASCII.
+impl<'a> IdempotencyKey<'a> {
+    /// Parses a key: 1 to 255 visible ASCII characters.
     pub(crate) fn parse(text: &'a str) -> Result<Self, ApiError> {
         if (1..=MAX_KEY_BYTES).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
             Ok(Self(text))
@@ -39,121 +39,126 @@ impl<'a> Key<'a> {
             Err(ApiError::parameter(
                 KEY_FIELD,
                 format!(
-                    "an idempotency key is 1 to {MAX_KEY_BYTES} visible characters of ASCII, without spaces"
+                    "expected an idempotency key of 1 to {MAX_KEY_BYTES} visible ASCII characters, without spaces"
                 ),
             ))
         }
     }
 
-    /// The key of a request, if it has one.
+    /// Returns the key of a request, if it has one.
     pub(crate) fn of(headers: &'a HeaderMap) -> Result<Option<Self>, ApiError> {
-        let mut values = headers.get_all(KEY).iter();
+        let mut values = headers.get_all(KEY_HEADER).iter();
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() {
-            return Err(ApiError::parameter(KEY_FIELD, "more than one Idempotency-Key"));
+            return Err(ApiError::parameter(
+                KEY_FIELD,
+                "the request has more than one Idempotency-Key header",
+            ));
         }
-        // A value that is no visible text fails in the same words as any other.
+        // Other values than visible ASCII become an empty text, which is not a key either.
         Self::parse(value.to_str().unwrap_or_default()).map(Some)
     }
 }
 
 /// Outcome of a publish.
-pub(crate) trait Outcome: Copy {
+pub(crate) trait PublishOutcome: Copy {
     /// Returns `true` if a part failed that a retry can complete.
-    fn is_half_done(&self) -> bool;
+    fn is_incomplete(&self) -> bool;
 }
 
-/// What is remembered of publishes.
+/// Outcomes of publishes by idempotency key.
 #[derive(Debug)]
-pub(crate) struct Memory<A> {
-    inner: Mutex<Inner<A>>,
+pub(crate) struct PublishStore<A> {
+    state: Mutex<StoreState<A>>,
     metrics: ApiMetrics,
-    /// Two, so that together they tell 2^128 requests apart.
+    /// Two hashers, which together give 128 bits: requests are compared by hash.
     hashers: [RandomState; 2],
 }
 
 #[derive(Debug)]
-struct Inner<A> {
-    entries: HashMap<Arc<str>, Entry<A>>,
-    /// The oldest first.
+struct StoreState<A> {
+    entries: HashMap<Arc<str>, StoredPublish<A>>,
+    /// Keys and the times of their publishes, the oldest first.
     order: VecDeque<(Instant, Arc<str>)>,
     bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Entry<A> {
+struct StoredPublish<A> {
     request: [u64; 2],
-    answer: A,
+    outcome: A,
 }
 
-impl<A: Outcome> Memory<A> {
+impl<A: PublishOutcome> PublishStore<A> {
     pub(crate) fn new(metrics: ApiMetrics) -> Self {
-        let inner = Inner { entries: HashMap::new(), order: VecDeque::new(), bytes: 0 };
-        Self { inner: Mutex::new(inner), metrics, hashers: [RandomState::new(), RandomState::new()] }
+        let state = StoreState { entries: HashMap::new(), order: VecDeque::new(), bytes: 0 };
+        Self { state: Mutex::new(state), metrics, hashers: [RandomState::new(), RandomState::new()] }
     }
 
-    /// Does something unless it was done under this key before. Answers what came of it, and whether that was before.
+    /// Runs `publish` unless the same request ran under this key before. Returns the outcome, and
+    /// `true` if it is an earlier one.
     ///
-    /// `act` gets the earlier answer if that left something undone ([`Outcome::is_half_done`]), and
-    /// does the rest. It runs under a lock, so of two concurrent requests one waits for the other:
-    /// it must be quick.
+    /// `publish` gets the earlier outcome if that is [incomplete](PublishOutcome::is_incomplete),
+    /// and does the rest. It must be quick: it runs under a lock, so concurrent requests wait.
     ///
     /// # Errors
     ///
-    /// 422 `idempotency_key_reused`: under this key, something else was asked for.
-    pub(crate) fn once(
+    /// 422 `idempotency_key_reused` if another request has used this key.
+    pub(crate) fn run_once(
         &self,
-        key: Key<'_>,
+        key: IdempotencyKey<'_>,
         request: (&str, &str),
         config: &IdempotencyConfig,
         now: Instant,
-        act: impl FnOnce(Option<A>) -> A,
+        publish: impl FnOnce(Option<A>) -> A,
     ) -> Result<(A, bool), ApiError> {
         if config.ttl.is_zero() {
-            return Ok((act(None), false));
+            return Ok((publish(None), false));
         }
         let request = [self.hashers[0].hash_one(request), self.hashers[1].hash_one(request)];
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        // Limits too: they may have been lowered.
-        inner.forget(|inner, at| now.saturating_duration_since(at) >= config.ttl || inner.is_over(config));
-        if let Some(known) = inner.entries.get_mut(key.0) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Limits are checked too, since they may have been lowered.
+        state.forget_while(|state, at| {
+            now.saturating_duration_since(at) >= config.ttl || state.is_over(config)
+        });
+        if let Some(known) = state.entries.get_mut(key.0) {
             if known.request == request {
-                if known.answer.is_half_done() {
-                    known.answer = act(Some(known.answer));
+                if known.outcome.is_incomplete() {
+                    known.outcome = publish(Some(known.outcome));
                     // Counts as a replay only if nothing more was done.
-                    return Ok((known.answer, known.answer.is_half_done()));
+                    return Ok((known.outcome, known.outcome.is_incomplete()));
                 }
-                return Ok((known.answer, true));
+                return Ok((known.outcome, true));
             }
             return Err(ApiError::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "idempotency_key_reused",
-                "another topic or message was published under this idempotency key",
+                "this idempotency key was used with another topic or message; use a new key",
             ));
         }
-        let answer = act(None);
+        let outcome = publish(None);
         let name: Arc<str> = key.0.into();
-        inner.bytes += name.len() + ENTRY_BYTES;
-        inner.order.push_back((now, Arc::clone(&name)));
-        inner.entries.insert(name, Entry { request, answer });
-        inner.forget(|inner, _| inner.is_over(config));
-        self.metrics.set_idempotency_bytes(inner.bytes);
-        Ok((answer, false))
+        state.bytes += name.len() + ENTRY_OVERHEAD_BYTES;
+        state.order.push_back((now, Arc::clone(&name)));
+        state.entries.insert(name, StoredPublish { request, outcome });
+        state.forget_while(|state, _| state.is_over(config));
+        self.metrics.set_idempotency_bytes(state.bytes);
+        Ok((outcome, false))
     }
 }
 
-impl<A> Inner<A> {
+impl<A> StoreState<A> {
     fn is_over(&self, config: &IdempotencyConfig) -> bool {
         self.entries.len() > config.max_keys || self.bytes > config.max_bytes
     }
 
-    /// Forgets the oldest for as long as there is reason to.
-    fn forget(&mut self, reason: impl Fn(&Self, Instant) -> bool) {
+    /// Forgets the oldest entries while `reason` holds.
+    fn forget_while(&mut self, reason: impl Fn(&Self, Instant) -> bool) {
         while let Some(&(at, _)) = self.order.front()
             && reason(self, at)
             && let Some((_, name)) = self.order.pop_front()
         {
-            self.bytes -= name.len() + ENTRY_BYTES;
+            self.bytes -= name.len() + ENTRY_OVERHEAD_BYTES;
             self.entries.remove(&name);
         }
         if self.entries.capacity() > 64 && self.entries.len() < self.entries.capacity() / 4 {
@@ -173,71 +178,75 @@ mod tests {
         IdempotencyConfig { ttl: Duration::from_secs(10), max_keys: 3, max_bytes: 1 << 20 }
     }
 
-    impl Outcome for u32 {
+    impl PublishOutcome for u32 {
         /// Returns `true` from 100 on.
-        fn is_half_done(&self) -> bool {
+        fn is_incomplete(&self) -> bool {
             *self >= 100
         }
     }
 
-    /// Publishes are numbered by `done`; what one under this key answers, `None` where the key is taken.
-    fn ask(
-        memory: &Memory<u32>,
+    /// Publishes with a key, and counts publishes in `done`. Returns the outcome and whether it is
+    /// an earlier one; `None` if another request has used the key.
+    fn publish_once(
+        store: &PublishStore<u32>,
         config: &IdempotencyConfig,
         (key, body): (&str, &str),
         now: Instant,
         done: &mut u32,
     ) -> Option<(u32, bool)> {
-        let act = |before: Option<u32>| {
+        let publish = |before: Option<u32>| {
             assert_eq!(before, None);
             *done += 1;
             *done
         };
-        memory.once(Key::parse(key).unwrap(), ("topic", body), config, now, act).ok()
+        store.run_once(IdempotencyKey::parse(key).unwrap(), ("topic", body), config, now, publish).ok()
     }
 
     #[test]
-    fn the_same_key_does_it_once_and_answers_the_same_until_its_time_is_over() {
-        let (memory, start, mut done) = (Memory::new(ApiMetrics::default()), Instant::now(), 0);
+    fn the_same_key_publishes_once_until_it_expires() {
+        let (store, start, mut done) = (PublishStore::new(ApiMetrics::default()), Instant::now(), 0);
         let config = config();
-        assert_eq!(ask(&memory, &config, ("a", "1"), start, &mut done), Some((1, false)));
+        assert_eq!(publish_once(&store, &config, ("a", "1"), start, &mut done), Some((1, false)));
         let later = start + Duration::from_secs(9);
-        assert_eq!(ask(&memory, &config, ("a", "1"), later, &mut done), Some((1, true)));
-        assert_eq!(ask(&memory, &config, ("a", "2"), later, &mut done), None, "another body");
-        assert_eq!(ask(&memory, &config, ("b", "1"), later, &mut done), Some((2, false)));
+        assert_eq!(publish_once(&store, &config, ("a", "1"), later, &mut done), Some((1, true)));
+        assert_eq!(publish_once(&store, &config, ("a", "2"), later, &mut done), None, "another body");
+        assert_eq!(publish_once(&store, &config, ("b", "1"), later, &mut done), Some((2, false)));
         let over = start + Duration::from_secs(10);
-        assert_eq!(ask(&memory, &config, ("a", "2"), over, &mut done), Some((3, false)));
+        assert_eq!(publish_once(&store, &config, ("a", "2"), over, &mut done), Some((3, false)));
     }
 
     #[test]
-    fn what_was_half_done_is_completed_when_it_is_asked_for_again() {
-        let (memory, now) = (Memory::new(ApiMetrics::default()), Instant::now());
+    fn an_incomplete_publish_is_completed_by_a_retry() {
+        let (store, now) = (PublishStore::new(ApiMetrics::default()), Instant::now());
         let ask = |outcome: u32, expected: Option<u32>| {
-            let act = |before: Option<u32>| {
+            let publish = |before: Option<u32>| {
                 assert_eq!(before, expected);
                 outcome
             };
-            memory.once(Key::parse("a").unwrap(), ("topic", "1"), &config(), now, act).unwrap()
+            store
+                .run_once(IdempotencyKey::parse("a").unwrap(), ("topic", "1"), &config(), now, publish)
+                .unwrap()
         };
         assert_eq!(ask(100, None), (100, false));
-        // The retry failed too: the answer stays the same.
+        // The retry failed too: the outcome stays the same.
         assert_eq!(ask(100, Some(100)), (100, true));
         assert_eq!(ask(1, Some(100)), (1, false));
         let never = |_| unreachable!("it is done");
-        let again = memory.once(Key::parse("a").unwrap(), ("topic", "1"), &config(), now, never);
+        let again =
+            store.run_once(IdempotencyKey::parse("a").unwrap(), ("topic", "1"), &config(), now, never);
         assert_eq!(again.unwrap(), (1, true));
     }
 
     #[test]
-    fn limits_of_keys_and_bytes_hold_and_the_oldest_goes_first() {
-        let (memory, now, mut done) = (Memory::new(ApiMetrics::default()), Instant::now(), 0);
+    fn over_the_limits_on_keys_and_bytes_the_oldest_key_is_forgotten() {
+        let (store, now, mut done) = (PublishStore::new(ApiMetrics::default()), Instant::now(), 0);
         for key in ["a", "b", "c", "d"] {
-            ask(&memory, &config(), (key, "1"), now, &mut done);
+            publish_once(&store, &config(), (key, "1"), now, &mut done);
         }
-        assert_eq!(memory.inner.lock().unwrap().entries.len(), 3);
-        assert_eq!(ask(&memory, &config(), ("b", "1"), now, &mut done), Some((2, true)));
+        assert_eq!(store.state.lock().unwrap().entries.len(), 3);
+        assert_eq!(publish_once(&store, &config(), ("b", "1"), now, &mut done), Some((2, true)));
         assert_eq!(
-            ask(&memory, &config(), ("a", "1"), now, &mut done),
+            publish_once(&store, &config(), ("a", "1"), now, &mut done),
             Some((5, false)),
             "it was the oldest"
         );
@@ -245,26 +254,26 @@ mod tests {
         let few = IdempotencyConfig { max_keys: 1000, max_bytes: 2000, ..config() };
         for number in 0..200 {
             let key = format!("key-{number}-{}", "x".repeat(200));
-            ask(&memory, &few, (&key, "1"), now, &mut done);
-            let inner = memory.inner.lock().unwrap();
-            assert!(inner.bytes <= 2000 && inner.order.len() == inner.entries.len());
+            publish_once(&store, &few, (&key, "1"), now, &mut done);
+            let state = store.state.lock().unwrap();
+            assert!(state.bytes <= 2000 && state.order.len() == state.entries.len());
         }
     }
 
     #[test]
-    fn without_a_time_nothing_is_remembered() {
-        let (memory, now, mut done) = (Memory::new(ApiMetrics::default()), Instant::now(), 0);
+    fn with_a_ttl_of_zero_keys_have_no_effect() {
+        let (store, now, mut done) = (PublishStore::new(ApiMetrics::default()), Instant::now(), 0);
         let off = IdempotencyConfig { ttl: Duration::ZERO, ..config() };
         for expected in 1..3 {
-            assert_eq!(ask(&memory, &off, ("a", "1"), now, &mut done), Some((expected, false)));
+            assert_eq!(publish_once(&store, &off, ("a", "1"), now, &mut done), Some((expected, false)));
         }
     }
 
     #[test]
-    fn keys_are_short_and_visible() {
+    fn keys_are_short_visible_ascii() {
         for bad in ["", "with space", "ä", "line\nfeed", &"x".repeat(256)] {
-            assert!(Key::parse(bad).is_err(), "{bad}");
+            assert!(IdempotencyKey::parse(bad).is_err(), "{bad}");
         }
-        assert!(Key::parse(&"x".repeat(255)).is_ok());
+        assert!(IdempotencyKey::parse(&"x".repeat(255)).is_ok());
     }
 }

@@ -1,8 +1,14 @@
-//! The HTTP server API of a hub node: publish, send, list, unsubscribe, disconnect, observe, measure.
+//! HTTP server API of a hub node: backends publish, send, list and disconnect over it, and
+//! operators read metrics, health and events.
 //!
-//! [`router`] gives an [`axum::Router`] over a [`NodeHandle`], [`serve`] runs it on a socket. Bodies are JSON
-//! whatever their `Content-Type`; payloads pass through as the bytes that came. Every error is
-//! `{"error":{"code","message"}}`. [`openapi`] describes all calls.
+//! [`serve`] runs the API on a TCP socket, with timeouts and limits on connections. [`router`]
+//! returns the same calls as an [`axum::Router`], to mount in an app of your own. [`openapi`]
+//! describes them.
+//!
+//! The types in this crate's signatures are re-exported in [`node`], [`security`] and [`axum`].
+//!
+//! Bodies are JSON, whatever their `Content-Type`. Payloads are delivered byte for byte as they
+//! arrived. Every error is `{"error":{"code","message"}}`.
 //!
 //! ```no_run
 //! use deeperhub_api::{ApiConfig, serve};
@@ -17,18 +23,18 @@
 //! ```
 
 mod admission;
-mod answers;
 mod body;
 mod calls;
 mod config;
 mod connection;
+mod console_page;
 mod dispatch;
 mod error;
 mod guard;
 mod idempotency;
 mod metrics;
 mod openapi;
-mod page;
+mod responses;
 mod routes;
 mod serve;
 mod stream;
@@ -44,38 +50,43 @@ use axum::routing::{delete, get, post};
 use deeperhub_node::NodeHandle;
 
 pub use admission::RESERVED_CONNECTIONS;
+pub use axum;
 pub use config::{ApiConfig, IdempotencyConfig, SharedApiConfig};
 pub use deeperhub_node as node;
+pub use deeperhub_security as security;
 pub use metrics::ApiMetrics;
 pub use openapi::openapi;
 pub use serve::serve;
 
 use crate::error::ApiError;
 
-/// What every call gets.
+/// State that all calls share.
 #[derive(Debug)]
 pub(crate) struct Api {
     node: NodeHandle,
     config: SharedApiConfig,
     metrics: ApiMetrics,
-    page: page::Page,
-    /// The OpenAPI document, kept because it is slow to generate.
-    description: Bytes,
-    /// Publishes with an idempotency key.
-    published: idempotency::Memory<answers::Published>,
+    console_page: console_page::ConsolePage,
+    /// OpenAPI document, kept because generating it is slow.
+    openapi_json: Bytes,
+    /// Outcomes of publishes with an idempotency key.
+    publishes: idempotency::PublishStore<responses::Published>,
 }
 
-/// All calls over a node.
+/// Returns the calls of the API as an axum router, to mount in an app of your own.
+///
+/// The router checks keys, origins and sizes. Limits on connections and times are [`serve`]'s: in
+/// an app of your own, they belong to its HTTP server.
 pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
     let config = config.into();
     let start = config.current();
-    let page = page::Page::new(start.websocket_url.as_deref());
+    let console_page = console_page::ConsolePage::new(start.websocket_url.as_deref());
     let metrics = start.metrics.clone();
-    let description = openapi().to_json().unwrap_or_default().into();
-    let published = idempotency::Memory::new(metrics.clone());
-    let api = Arc::new(Api { node, config, metrics, page, description, published });
+    let openapi_json = openapi().to_json().unwrap_or_default().into();
+    let publishes = idempotency::PublishStore::new(metrics.clone());
+    let api = Arc::new(Api { node, config, metrics, console_page, openapi_json, publishes });
     Router::new()
-        .route("/", get(routes::page))
+        .route("/", get(routes::console_page))
         .route("/v1/topics", get(routes::topics))
         .route("/v1/topics/{topic}", get(routes::topic))
         .route("/v1/topics/{topic}/messages", post(routes::publish))
@@ -87,7 +98,7 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route("/v1/users/{user}/subscriptions/{topic}", delete(routes::unsubscribe_user))
         .route("/v1/users/{user}/messages", post(routes::send_to_user))
         .route("/v1/broadcast", post(routes::broadcast))
-        .route(guard::BATCH, post(routes::batch))
+        .route(guard::BATCH_PATH, post(routes::batch))
         .route("/v1/nodes", get(routes::nodes))
         .route("/v1/stats", get(routes::stats))
         .route("/v1/top", get(routes::top))
@@ -95,11 +106,16 @@ pub fn router(node: NodeHandle, config: impl Into<SharedApiConfig>) -> Router {
         .route("/metrics", get(routes::metrics))
         .route("/health/live", get(routes::live))
         .route("/health/ready", get(routes::ready))
-        .route("/openapi.json", get(routes::description))
+        .route("/openapi.json", get(routes::openapi_json))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        // Inside of the guard: calls that are not allowed have no spans.
+        // Inside the guard: refused calls have no spans.
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), trace::trace))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard))
         .with_state(api)
 }
+
+/// Runs the README's example as a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

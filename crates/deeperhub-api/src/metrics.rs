@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use deeperhub_metrics::Unit;
 use deeperhub_node::{CustomMetric, MetricKind};
 
-/// Metrics of a server API, exported with those of its node: see [`numbers`](Self::numbers). Clones
-/// share the same counts.
+/// Metrics of a server API. A node exports them if it gets
+/// [`custom_metrics`](Self::custom_metrics). Clones share the same counters.
 #[derive(Debug, Clone, Default)]
-pub struct ApiMetrics(Arc<Counts>);
+pub struct ApiMetrics(Arc<Counters>);
 
 #[derive(Debug, Default)]
-struct Counts {
+struct Counters {
     connections: AtomicUsize,
     event_streams: AtomicUsize,
-    bytes: AtomicUsize,
+    held_bytes: AtomicUsize,
     idempotency_bytes: AtomicUsize,
     evicted: AtomicU64,
     refused: AtomicU64,
@@ -25,76 +25,76 @@ struct Counts {
 }
 
 impl ApiMetrics {
-    /// Returns the counts in the form that [`deeperhub_node::Config::custom_metrics`] takes.
+    /// Returns the metrics for [`deeperhub_node::Config::custom_metrics`].
     #[must_use]
-    pub fn numbers(&self) -> Vec<CustomMetric> {
-        let number = |name, help, unit, kind, read: fn(&Counts) -> u64| {
-            let counts = Arc::clone(&self.0);
-            CustomMetric::new(name, help, unit, kind, move || read(&counts))
+    pub fn custom_metrics(&self) -> Vec<CustomMetric> {
+        let metric = |name, help, unit, kind, read: fn(&Counters) -> u64| {
+            let counters = Arc::clone(&self.0);
+            CustomMetric::new(name, help, unit, kind, move || read(&counters))
         };
         vec![
-            number(
+            metric(
                 "deeperhub_api_connections",
-                "Open connections of the server API",
+                "Open server API connections",
                 Unit::None,
                 MetricKind::Gauge,
-                |counts| counts.connections.load(Ordering::Relaxed) as u64,
+                |counters| counters.connections.load(Ordering::Relaxed) as u64,
             ),
-            number(
+            metric(
                 "deeperhub_api_event_streams",
-                "Callers that are reading the stream of events",
+                "Open event streams of the server API",
                 Unit::None,
                 MetricKind::Gauge,
-                |counts| counts.event_streams.load(Ordering::Relaxed) as u64,
+                |counters| counters.event_streams.load(Ordering::Relaxed) as u64,
             ),
-            number(
+            metric(
                 "deeperhub_api_held_bytes",
-                "Bytes of request bodies and of answers over 8 KiB that the server API holds",
+                "Bytes of request bodies, and of responses over 8 KiB, in memory",
                 Unit::Bytes,
                 MetricKind::Gauge,
-                |counts| counts.bytes.load(Ordering::Relaxed) as u64,
+                |counters| counters.held_bytes.load(Ordering::Relaxed) as u64,
             ),
-            number(
+            metric(
                 "deeperhub_api_idempotency_bytes",
-                "Bytes that remembered idempotency keys take",
+                "Approximate bytes of remembered idempotency keys and their outcomes",
                 Unit::Bytes,
                 MetricKind::Gauge,
-                |counts| counts.idempotency_bytes.load(Ordering::Relaxed) as u64,
+                |counters| counters.idempotency_bytes.load(Ordering::Relaxed) as u64,
             ),
-            number(
+            metric(
                 "deeperhub_api_connections_evicted_total",
-                "Idle connections of the server API that were closed to make room for others",
+                "Idle server API connections evicted for new ones",
                 Unit::None,
                 MetricKind::Counter,
-                |counts| counts.evicted.load(Ordering::Relaxed),
+                |counters| counters.evicted.load(Ordering::Relaxed),
             ),
-            number(
+            metric(
                 "deeperhub_api_connections_refused_total",
-                "Connections of the server API that were answered with 503, since too many others were open or busy",
+                "Server API connections refused with 503 at the connection limit",
                 Unit::None,
                 MetricKind::Counter,
-                |counts| counts.refused.load(Ordering::Relaxed),
+                |counters| counters.refused.load(Ordering::Relaxed),
             ),
-            number(
+            metric(
                 "deeperhub_api_timeouts_total",
-                "Connections of the server API that were closed because the caller sent or read too slowly",
+                "Server API connections closed because the caller sent or read too slowly",
                 Unit::None,
                 MetricKind::Counter,
-                |counts| counts.timeouts.load(Ordering::Relaxed),
+                |counters| counters.timeouts.load(Ordering::Relaxed),
             ),
-            number(
+            metric(
                 "deeperhub_api_overloads_total",
-                "Requests of the server API that were answered with 503, since requests held too many bytes",
+                "Server API requests refused with 503 at the memory limit",
                 Unit::None,
                 MetricKind::Counter,
-                |counts| counts.overloads.load(Ordering::Relaxed),
+                |counters| counters.overloads.load(Ordering::Relaxed),
             ),
-            number(
+            metric(
                 "deeperhub_api_tls_handshakes_failed_total",
-                "TLS handshakes of the server API that failed",
+                "Failed TLS handshakes of the server API",
                 Unit::None,
                 MetricKind::Counter,
-                |counts| counts.tls_handshakes_failed.load(Ordering::Relaxed),
+                |counters| counters.tls_handshakes_failed.load(Ordering::Relaxed),
             ),
         ]
     }
@@ -124,18 +124,17 @@ impl ApiMetrics {
         self.0.tls_handshakes_failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts an event stream for as long as the guard lives. Returns `None` if `max` are already
-    /// open.
-    pub(crate) fn event_stream(&self, max: usize) -> Option<EventStreamGuard> {
+    /// Counts an event stream until the guard is dropped. Returns `None` if `max` are already open.
+    pub(crate) fn open_event_stream(&self, max: usize) -> Option<EventStreamGuard> {
         let streams = &self.0.event_streams;
         let more = |open| (open < max).then_some(open + 1);
         streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(EventStreamGuard(self.clone()))
     }
 
-    /// Returns an empty lease, which counts its bytes for as long as it lives.
-    pub(crate) fn lease(&self) -> Lease {
-        Lease { metrics: self.clone(), bytes: 0 }
+    /// Returns an empty count of held bytes.
+    pub(crate) fn hold(&self) -> HeldBytes {
+        HeldBytes { metrics: self.clone(), bytes: 0 }
     }
 }
 
@@ -149,20 +148,20 @@ impl Drop for EventStreamGuard {
     }
 }
 
-/// Bytes that one request holds, counted until the lease is dropped.
+/// Bytes that one request holds. They count until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub(crate) struct HeldBytes {
     metrics: ApiMetrics,
     bytes: usize,
 }
 
-impl Lease {
+impl HeldBytes {
     /// Adds bytes and returns `true`, unless all requests together would then hold more than `max`.
     pub(crate) fn try_grow(&mut self, bytes: usize, max: usize) -> bool {
-        let counts = &self.metrics.0;
+        let counters = &self.metrics.0;
         let more = |held: usize| held.checked_add(bytes).filter(|&held| held <= max);
-        if counts.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
-            counts.overloads.fetch_add(1, Ordering::Relaxed);
+        if counters.held_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            counters.overloads.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(limit = "max_api_bytes", max, "Server API memory limit reached");
             return false;
         }
@@ -172,14 +171,14 @@ impl Lease {
 
     /// Adds bytes that are already held, whatever the limit.
     pub(crate) fn grow(&mut self, bytes: usize) {
-        self.metrics.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.metrics.0.held_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.bytes += bytes;
     }
 }
 
-impl Drop for Lease {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
-        self.metrics.0.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.metrics.0.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -188,13 +187,13 @@ mod tests {
     use super::*;
 
     fn read(metrics: &ApiMetrics, name: &str) -> u64 {
-        metrics.numbers().iter().find(|number| number.name() == name).unwrap().read()
+        metrics.custom_metrics().iter().find(|metric| metric.name() == name).unwrap().read()
     }
 
     #[test]
-    fn bytes_are_counted_while_they_are_held_and_bounded_together() {
+    fn held_bytes_of_all_requests_share_a_limit() {
         let metrics = ApiMetrics::default();
-        let (mut first, mut second) = (metrics.lease(), metrics.lease());
+        let (mut first, mut second) = (metrics.hold(), metrics.hold());
         assert!(first.try_grow(60, 100));
         assert!(!second.try_grow(41, 100) && second.try_grow(40, 100));
         second.grow(5);
@@ -207,12 +206,12 @@ mod tests {
     }
 
     #[test]
-    fn event_streams_have_a_limit_of_their_own() {
+    fn event_streams_are_limited() {
         let metrics = ApiMetrics::default();
-        let first = metrics.event_stream(1);
-        assert!(first.is_some() && metrics.event_stream(1).is_none());
+        let first = metrics.open_event_stream(1);
+        assert!(first.is_some() && metrics.open_event_stream(1).is_none());
         drop(first);
-        assert!(metrics.event_stream(1).is_some());
+        assert!(metrics.open_event_stream(1).is_some());
         assert_eq!(read(&metrics, "deeperhub_api_event_streams"), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! The description of the API, made from its calls and their answers.
+//! OpenAPI document of the API, generated from its calls and their responses.
 
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
@@ -9,27 +9,27 @@ use crate::error::ApiError;
 use crate::guard;
 use crate::routes::{batch, clients, cluster, events, messages, operations, topics};
 
-/// Name of the key in the description.
-const API_KEY: &str = "api_key";
+/// Name of the API key's security scheme.
+const API_KEY_SCHEME: &str = "api_key";
 
-/// Description of a 503 about workers and nodes.
-const STALLED: &str = "`delivery_stalled`: a worker does not answer; the call may be carried out later. \
-    `cluster_unavailable`: the client is another node's, which cannot be reached";
+/// Description of a 503 that concerns workers or nodes.
+const DELIVERY_503: &str = "`delivery_stalled`: a worker did not answer in time; the call may still take effect. \
+    `cluster_unavailable`: the client is on another node, which cannot be reached";
 
-/// Description of a 503 about the API itself, with `Retry-After`.
-const BUSY: &str = "`too_many_connections`: `--max-api-connections` are busy. `overloaded`: bodies and answers take \
-    `--max-api-bytes`";
+/// Description of a 503 that concerns the API itself, with `Retry-After`.
+const OVERLOAD_503: &str = "`too_many_connections`: `--max-api-connections` are busy. `overloaded`: bodies and \
+    responses hold `--max-api-bytes`";
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "deeperhub-ws server API",
-        description = "What backends and operators ask of a hub node. Every body is JSON, whatever its `Content-Type`; \
-                       messages pass through as the bytes that came. Every error is \
-                       `{\"error\":{\"code\",\"message\"}}`, with `field` where one key or parameter is at fault; a path that is unknown answers 404 `not_found`, a method \
-                       that a path does not take 405 `method_not_allowed`. In a cluster, sends and disconnects reach \
-                       clients of every node; counts and lists are this node's, \
-                       those that take `scope` also all nodes'.",
+        description = "API of a hub node for backends and operators. Every body is JSON, whatever its `Content-Type`. \
+                       Messages are delivered byte for byte as they arrived. Every error is \
+                       `{\"error\":{\"code\",\"message\"}}`, with a `field` if one key or parameter is at fault. \
+                       Unknown paths get 404 `not_found`, unsupported methods 405 `method_not_allowed`. In a cluster, \
+                       sends and disconnects reach the clients of all nodes. Counts and lists cover this node, or all \
+                       nodes with `scope=cluster` if the call has that parameter.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
         contact()
     ),
@@ -37,12 +37,12 @@ const BUSY: &str = "`too_many_connections`: `--max-api-connections` are busy. `o
         (name = "messages", description = "Publish and send"),
         (name = "batch", description = "Many calls in one request"),
         (name = "clients", description = "Connections and their subscriptions"),
-        (name = "topics", description = "What is subscribed to"),
-        (name = "events", description = "What happens, as it happens"),
-        (name = "operations", description = "Numbers, health, this description"),
+        (name = "topics", description = "Subscribed topics and patterns"),
+        (name = "events", description = "Stream of events"),
+        (name = "operations", description = "Statistics, metrics, health, this document"),
     ),
     components(schemas(ApiError, batch::Call)),
-    modifiers(&Common),
+    modifiers(&CommonResponses),
     paths(
         messages::publish,
         messages::send_to_client,
@@ -64,25 +64,25 @@ const BUSY: &str = "`too_many_connections`: `--max-api-connections` are busy. `o
         operations::metrics,
         operations::live,
         operations::ready,
-        operations::description,
+        operations::openapi_json,
     )
 )]
-struct Description;
+struct ApiDoc;
 
-/// The OpenAPI 3.1 description of this API.
+/// Returns the OpenAPI 3.1 document of this API.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    Description::openapi()
+    ApiDoc::openapi()
 }
 
-/// What holds for many calls alike: key, origin, sizes.
-struct Common;
+/// Adds responses that many calls share: key, origin, sizes, limits.
+struct CommonResponses;
 
-impl Modify for Common {
+impl Modify for CommonResponses {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let mut key = Http::new(HttpAuthScheme::Bearer);
-        key.description = Some("The key of `--api-key`; without one, none is needed".to_owned());
+        key.description = Some("Key of `--api-key`; without that option, calls need no key".to_owned());
         let components = openapi.components.get_or_insert_default();
-        components.add_security_scheme(API_KEY, SecurityScheme::Http(key));
+        components.add_security_scheme(API_KEY_SCHEME, SecurityScheme::Http(key));
 
         for (path, item) in &mut openapi.paths.paths {
             let operations = [&mut item.get, &mut item.post, &mut item.delete];
@@ -96,17 +96,21 @@ impl Modify for Common {
                         .build();
                     operation.responses.responses.entry(status.to_owned()).or_insert(response.into());
                 };
-                if !guard::is_open(path) {
-                    let required = SecurityRequirement::new::<_, [&str; 0], &str>(API_KEY, []);
+                if !guard::needs_no_key(path) {
+                    let required = SecurityRequirement::new::<_, [&str; 0], &str>(API_KEY_SCHEME, []);
                     operation.security = Some(vec![required]);
                     error(operation, "401", "`unauthorized`: the key is missing or wrong");
                 }
-                if asks_workers(path) {
-                    error(operation, "503", &format!("{STALLED}. {BUSY}"));
+                if waits_for_worker(path) {
+                    error(operation, "503", &format!("{DELIVERY_503}. {OVERLOAD_503}"));
                 } else if !path.starts_with("/health/") {
-                    error(operation, "503", BUSY);
+                    error(operation, "503", OVERLOAD_503);
                 }
-                error(operation, "403", "`origin_not_allowed`: a web page that may not call");
+                error(
+                    operation,
+                    "403",
+                    "`origin_not_allowed`: the origin or host of the call is not allowed",
+                );
                 if operation.request_body.is_some() {
                     error(operation, "400", "`invalid_json`, `invalid_message` or `invalid_topic`");
                     error(operation, "408", "`request_timeout`: the body did not arrive in time");
@@ -117,7 +121,7 @@ impl Modify for Common {
                     );
                     error(operation, "501", "`unsupported_encoding`: a transfer coding other than `chunked`");
                     let limit =
-                        if path == guard::BATCH { "--max-batch-bytes" } else { "--max-message-bytes" };
+                        if path == guard::BATCH_PATH { "--max-batch-bytes" } else { "--max-message-bytes" };
                     error(operation, "413", &format!("`message_too_big`: the body is over `{limit}`"));
                 }
             }
@@ -125,8 +129,8 @@ impl Modify for Common {
     }
 }
 
-/// Whether a call waits for a worker's answer.
-fn asks_workers(path: &str) -> bool {
+/// Returns `true` if calls of a path wait for a worker's answer.
+fn waits_for_worker(path: &str) -> bool {
     path.starts_with("/v1/clients") || path.starts_with("/v1/users/") || path == "/v1/broadcast"
 }
 
@@ -134,29 +138,29 @@ fn asks_workers(path: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn made() -> serde_json::Value {
+    fn generated() -> serde_json::Value {
         serde_json::from_str(&openapi().to_pretty_json().unwrap()).unwrap()
     }
 
     #[test]
-    fn the_description_is_the_committed_one() {
+    fn the_document_is_the_committed_one() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
-        let made = openapi().to_pretty_json().unwrap() + "\n";
+        let generated = openapi().to_pretty_json().unwrap() + "\n";
         if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-            std::fs::write(path, &made).unwrap();
+            std::fs::write(path, &generated).unwrap();
         }
         let committed = std::fs::read_to_string(path).unwrap();
-        assert_eq!(made, committed, "UPDATE_SNAPSHOTS=1 writes it anew");
+        assert_eq!(generated, committed, "openapi.json is outdated; UPDATE_SNAPSHOTS=1 rewrites it");
     }
 
     #[test]
-    fn every_answer_is_described_and_every_reference_leads_somewhere() {
+    fn every_response_is_described_and_every_reference_resolves() {
         fn check(value: &serde_json::Value, whole: &serde_json::Value) {
             match value {
                 serde_json::Value::Object(object) => {
                     if let Some(reference) = object.get("$ref").and_then(serde_json::Value::as_str) {
                         let pointer = reference.strip_prefix('#').unwrap();
-                        assert!(whole.pointer(pointer).is_some(), "{reference} leads nowhere");
+                        assert!(whole.pointer(pointer).is_some(), "{reference} does not resolve");
                     }
                     object.values().for_each(|value| check(value, whole));
                 }
@@ -164,17 +168,17 @@ mod tests {
                 _ => {}
             }
         }
-        let whole = made();
+        let whole = generated();
         check(&whole, &whole);
         for (path, item) in whole["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap() {
-                assert!(operation["summary"].is_string(), "{method} {path} says nothing");
+                assert!(operation["summary"].is_string(), "{method} {path} has no summary");
                 for (status, response) in operation["responses"].as_object().unwrap() {
                     assert!(response["content"].is_object(), "{method} {path} {status} has no body");
                     let described = response["description"].as_str().is_some_and(|text| !text.is_empty());
                     assert!(described, "{method} {path} {status} is not described");
                 }
-                let open = guard::is_open(path);
+                let open = guard::needs_no_key(path);
                 assert_eq!(operation["security"].is_array(), !open, "{method} {path}");
             }
         }

@@ -1,3 +1,5 @@
+//! Accept loop of the API.
+
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -8,28 +10,28 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::admission::Admission;
-use crate::connection::{Link, Times, serve_connection};
+use crate::connection::{ConnectionState, Timeouts, serve_connection};
 use crate::stream::Stream;
 use crate::{SharedApiConfig, router};
 
-/// Time that calls under way are given when the server ends.
-const LAST_CALLS: Duration = Duration::from_secs(5);
+/// Time that running calls have to finish when the server stops.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
-/// Pause after an error of `accept`, which only time can cure (no descriptors).
-const PAUSE: Duration = Duration::from_millis(100);
+/// Pause after a failed `accept`. Usually descriptors ran out, and only waiting helps.
+const ACCEPT_ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves the API until `shutdown` is ready. Calls under way are then given five seconds.
+/// Serves the API until `shutdown` completes. Running calls then have five seconds to finish.
 ///
 /// Every wait has a timeout: for a request ([`idle_timeout`](crate::ApiConfig::idle_timeout)), for
-/// the rest of it and for the caller to read the answer ([`timeout`](crate::ApiConfig::timeout)).
-/// Over [`max_connections`](crate::ApiConfig::max_connections) the longest idle connection is
+/// the rest of it and for the caller to read the response ([`timeout`](crate::ApiConfig::timeout)).
+/// Over [`max_connections`](crate::ApiConfig::max_connections), the longest idle connection is
 /// evicted. At most [`RESERVED_CONNECTIONS`](crate::RESERVED_CONNECTIONS) more are served one
 /// request each: health checks at once, other requests as soon as fewer than the limit are being
 /// served. Those get 503 after a second. As many connections again may be closing.
 ///
 /// # Errors
 ///
-/// The socket failed.
+/// None today: failed connections end alone, and a failed `accept` is repeated after a pause.
 pub async fn serve(
     listener: TcpListener,
     node: NodeHandle,
@@ -39,8 +41,8 @@ pub async fn serve(
     let config = config.into();
     let start = config.current();
     let admission = Admission::new(start.max_connections, start.metrics.clone());
-    let times = Times { idle: start.idle_timeout, step: start.timeout };
-    let max_bytes = start.max_held_bytes;
+    let timeouts = Timeouts { idle: start.idle_timeout, step: start.timeout };
+    let max_held_bytes = start.max_held_bytes;
     #[cfg(feature = "tls")]
     let tls = start.tls.clone();
     let router = router(node, config);
@@ -53,19 +55,19 @@ pub async fn serve(
             socket = async { admission.ready().await; accept(&listener).await } => socket,
         };
         let permit = admission.admit(Instant::now());
-        let (link, router) = (Link::new(permit, times), router.clone());
+        let (state, router) = (ConnectionState::new(permit, timeouts), router.clone());
         #[cfg(feature = "tls")]
         if let Some(tls) = tls.clone() {
             connections.spawn(async move {
-                if let Some(stream) = crate::tls::handshake(socket, &link, &tls).await {
-                    serve_connection(stream, link, router, max_bytes).await;
+                if let Some(stream) = crate::tls::handshake(socket, &state, &tls).await {
+                    serve_connection(stream, state, router, max_held_bytes).await;
                 }
             });
             tokio::task::yield_now().await;
             continue;
         }
-        connections.spawn(serve_connection(Stream::Plain(socket), link, router, max_bytes));
-        // Lets evicted connections leave, and arrived requests be served, before the next accept.
+        connections.spawn(serve_connection(Stream::Plain(socket), state, router, max_held_bytes));
+        // Lets evicted connections close and pending requests run before the next accept.
         tokio::task::yield_now().await;
     }
     drop(listener);
@@ -73,7 +75,7 @@ pub async fn serve(
     let ended = async { while connections.join_next().await.is_some() {} };
     tokio::select! {
         () = ended => {}
-        () = tokio::time::sleep(LAST_CALLS) => {}
+        () = tokio::time::sleep(SHUTDOWN_GRACE) => {}
     }
     Ok(())
 }
@@ -83,15 +85,16 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
-                // Answers are small; without it the last part of one waits for an acknowledgement.
+                // Nagle's algorithm would delay the last segment of a response until an
+                // acknowledgement.
                 if let Err(error) = socket.set_nodelay(true) {
-                    tracing::debug!(%error, "TCP_NODELAY could not be set.");
+                    tracing::debug!(%error, "TCP_NODELAY failed");
                 }
                 return socket;
             }
             Err(error) => {
-                tracing::debug!(%error, "A connection of the server API could not be accepted.");
-                tokio::time::sleep(PAUSE).await;
+                tracing::debug!(%error, "Server API accept failed");
+                tokio::time::sleep(ACCEPT_ERROR_PAUSE).await;
             }
         }
     }
@@ -115,30 +118,31 @@ mod tests {
     }
 
     async fn read_to_end(mut socket: TcpStream) -> String {
-        let mut answer = String::new();
-        let read = socket.read_to_string(&mut answer);
-        let _ = tokio::time::timeout(Duration::from_secs(30), read).await.expect("it ends in time");
-        answer
+        let mut response = String::new();
+        let read = socket.read_to_string(&mut response);
+        let _ =
+            tokio::time::timeout(Duration::from_secs(30), read).await.expect("the connection closes in time");
+        response
     }
 
     const HEALTH: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-    /// Sends a request and reads its answer, on a connection that stays open.
+    /// Sends a request and reads its response, on a connection that stays open.
     async fn ask(socket: &mut TcpStream, request: &[u8]) -> String {
         socket.write_all(request).await.unwrap();
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"}") {
+        let mut response = Vec::new();
+        while !response.ends_with(b"}") {
             let mut part = [0; 1024];
             let read = tokio::time::timeout(Duration::from_secs(30), socket.read(&mut part));
-            let length = read.await.expect("an answer comes in time").unwrap();
-            assert!(length > 0, "the connection ended");
-            answer.extend_from_slice(&part[..length]);
+            let length = read.await.expect("a response arrives in time").unwrap();
+            assert!(length > 0, "the connection closed");
+            response.extend_from_slice(&part[..length]);
         }
-        String::from_utf8(answer).unwrap()
+        String::from_utf8(response).unwrap()
     }
 
     #[tokio::test]
-    async fn a_request_that_never_comes_whole_does_not_keep_its_connection() {
+    async fn incomplete_requests_time_out() {
         let time = Duration::from_millis(200);
         let config = ApiConfig { idle_timeout: time, timeout: time, ..ApiConfig::default() };
         let (address, _node, _serving) = start(config).await;
@@ -149,13 +153,13 @@ mod tests {
         ] {
             let mut socket = TcpStream::connect(address).await.unwrap();
             socket.write_all(start.as_bytes()).await.unwrap();
-            let answer = read_to_end(socket).await;
-            assert!(answer.starts_with(status) && answer.is_empty() == start.is_empty(), "{answer}");
+            let response = read_to_end(socket).await;
+            assert!(response.starts_with(status) && response.is_empty() == start.is_empty(), "{response}");
         }
     }
 
     #[tokio::test]
-    async fn over_the_limit_the_longest_idle_connection_makes_room() {
+    async fn over_the_limit_the_longest_idle_connection_is_evicted() {
         let config = ApiConfig { max_connections: 2, ..ApiConfig::default() };
         let (address, _node, _serving) = start(config).await;
         let mut idle =
@@ -164,12 +168,12 @@ mod tests {
             assert!(ask(socket, HEALTH).await.starts_with("HTTP/1.1 200 OK"));
         }
         let [newer, older] = &mut idle;
-        // New connections are served nevertheless, one request each.
+        // New connections are still served, one request each.
         loop {
             let mut third = TcpStream::connect(address).await.unwrap();
             assert!(ask(&mut third, HEALTH).await.starts_with("HTTP/1.1 200 OK"));
             drop(third);
-            // Both idle connections are left alone for a moment.
+            // Neither idle connection is evicted before its grace time.
             let ended = tokio::time::timeout(Duration::from_millis(100), older.read(&mut [0])).await;
             if let Ok(ended) = ended {
                 assert_eq!(ended.unwrap(), 0, "it was closed");
@@ -180,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn while_all_are_busy_health_is_told_and_the_rest_is_turned_away() {
+    async fn at_the_request_limit_health_is_answered_and_other_calls_get_503() {
         let config = ApiConfig { max_connections: 2, ..ApiConfig::default() };
         let (address, _node, _serving) = start(config).await;
         let mut busy = Vec::new();
@@ -203,26 +207,29 @@ mod tests {
                 .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())
                 .await
                 .unwrap();
-            let answer = read_to_end(socket).await;
-            assert!(answer.starts_with("HTTP/1.1 200 OK"), "{path}: {answer}");
-            assert!(answer.contains("connection: close"), "{path}: {answer}");
+            let response = read_to_end(socket).await;
+            assert!(response.starts_with("HTTP/1.1 200 OK"), "{path}: {response}");
+            assert!(response.contains("connection: close"), "{path}: {response}");
         }
         let mut socket = TcpStream::connect(address).await.unwrap();
         socket.write_all(b"GET /v1/stats HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-        let answer = read_to_end(socket).await;
-        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("too_many_connections"), "{answer}");
-        assert!(answer.contains("retry-after: 1") && answer.contains("connection: close"), "{answer}");
-        // Requests that were under way are still served.
+        let response = read_to_end(socket).await;
+        assert!(
+            response.starts_with("HTTP/1.1 503 ") && response.contains("too_many_connections"),
+            "{response}"
+        );
+        assert!(response.contains("retry-after: 1") && response.contains("connection: close"), "{response}");
+        // Running requests are still served.
         assert!(ask(&mut busy[0], b":\"x\"}").await.starts_with("HTTP/1.1 200 OK"));
     }
 
     #[tokio::test]
-    async fn a_client_may_end_its_side_behind_its_request() {
+    async fn a_half_closed_client_gets_its_response() {
         let (address, _node, _serving) = start(ApiConfig::default()).await;
         let mut socket = TcpStream::connect(address).await.unwrap();
         socket.write_all(b"GET /v1/clients HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         socket.shutdown().await.unwrap();
-        let answer = read_to_end(socket).await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        let response = read_to_end(socket).await;
+        assert!(response.starts_with("HTTP/1.1 200 OK"), "{response}");
     }
 }

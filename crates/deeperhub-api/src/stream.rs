@@ -28,7 +28,7 @@ impl Stream {
     }
 }
 
-/// Calls a method of the stream that this one is.
+/// CallService a method of the stream that this one is.
 macro_rules! delegate {
     ($this:ident.$method:ident($($argument:expr),*)) => {
         match $this.get_mut() {

@@ -8,22 +8,22 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admission::Command;
-use crate::connection::Link;
+use crate::connection::ConnectionState;
 use crate::error::ApiError;
 use crate::stream::Stream;
 
 /// Performs the handshake of a new connection. Returns `None` if it failed, timed out, or if the
-/// connection was told to end.
-pub(crate) async fn handshake(socket: TcpStream, link: &Link, tls: &SharedTls) -> Option<Stream> {
-    let metrics = link.permit.metrics();
-    let deadline = link.begin_handshake();
-    let told_to_end = std::future::poll_fn(|cx| match link.permit.poll_command(cx) {
-        Command::Stay => Poll::Pending,
-        Command::Drain | Command::Leave | Command::Kill => Poll::Ready(()),
+/// connection was told to close.
+pub(crate) async fn handshake(socket: TcpStream, state: &ConnectionState, tls: &SharedTls) -> Option<Stream> {
+    let metrics = state.permit.metrics();
+    let deadline = state.begin_handshake();
+    let closed_by_command = std::future::poll_fn(|cx| match state.permit.poll_command(cx) {
+        Command::Continue => Poll::Pending,
+        Command::Drain | Command::CloseIfIdle | Command::Kill => Poll::Ready(()),
     });
     let result = tokio::select! {
         result = accept(socket, tls) => result,
-        () = told_to_end => return None,
+        () = closed_by_command => return None,
         () = tokio::time::sleep_until(deadline) => {
             metrics.timed_out();
             tracing::debug!(limit = "api_timeout", "Server API TLS handshake timed out");
@@ -32,7 +32,7 @@ pub(crate) async fn handshake(socket: TcpStream, link: &Link, tls: &SharedTls) -
     };
     match result {
         Ok(stream) => {
-            link.end_handshake();
+            state.end_handshake();
             Some(stream)
         }
         Err(error) => {
@@ -44,7 +44,7 @@ pub(crate) async fn handshake(socket: TcpStream, link: &Link, tls: &SharedTls) -
 }
 
 async fn accept(socket: TcpStream, tls: &SharedTls) -> std::io::Result<Stream> {
-    // A request without TLS gets an answer that names the mistake. Every TLS record starts with a
+    // A request without TLS gets a response that names the mistake. Every TLS record starts with a
     // content type below 32 (RFC 8446, section 5.1), every HTTP method with a letter.
     let mut first = [0];
     socket.peek(&mut first).await?;

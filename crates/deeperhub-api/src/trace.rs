@@ -1,4 +1,4 @@
-//! A span for each call whose trace is sampled.
+//! Spans of calls in sampled traces.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,8 +13,8 @@ use tracing::Instrument;
 
 use crate::Api;
 
-/// Makes a span of the call, and puts below it what the call publishes: the handlers see the span in the place of the
-/// caller's `traceparent`.
+/// Records a span of the call. Handlers get it as the `traceparent` instead of the caller's, so
+/// that publishes become its children.
 pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let tracer = api.node.tracer();
     let is_call = request.uri().path().starts_with("/v1/");
@@ -22,28 +22,30 @@ pub(crate) async fn trace(State(api): State<Arc<Api>>, mut request: Request, nex
         return next.run(request).await;
     }
     let began = Instant::now();
-    let context = context(request.headers());
+    let context = trace_context(request.headers());
     let parent = SpanContext::from_context(&context);
     let Some(span) = tracer.start(parent) else {
         if parent.is_none() {
-            // It is decided; a publish must not be asked again.
-            put(request.headers_mut(), Tracer::declined());
+            // The trace is not sampled; a publish must not decide again.
+            set_traceparent(request.headers_mut(), Tracer::declined());
         }
         return next.run(request).await;
     };
     let span = span.with_tracestate(context.tracestate.as_deref());
-    put(request.headers_mut(), span.context());
-    let description = Description::of(&request);
+    set_traceparent(request.headers_mut(), span.context());
+    let scheme = if api.config.current().uses_tls() { "https" } else { "http" };
+    let info = RequestInfo::of(&request, scheme);
     let response = next.run(request).instrument(span.log_span()).await;
     span.log_span().in_scope(|| {
-        tracing::debug!(method = description.method, status = response.status().as_u16(), "Call answered.");
+        tracing::debug!(method = info.method, status = response.status().as_u16(), "Call answered");
     });
-    tracer.record(|| description.into_span(span.with_start_time(began), &response));
+    tracer.record(|| info.into_span(span.with_start_time(began), &response));
     response
 }
 
-/// The context that the headers give; several `tracestate` are one list, several `traceparent` are none.
-fn context(headers: &HeaderMap) -> TraceContext<'static> {
+/// Returns the trace context in the headers. Several `tracestate` headers form one list; several
+/// `traceparent` headers are invalid and give none.
+fn trace_context(headers: &HeaderMap) -> TraceContext<'static> {
     let texts = |name| -> Vec<&str> {
         headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect()
     };
@@ -53,36 +55,38 @@ fn context(headers: &HeaderMap) -> TraceContext<'static> {
     TraceContext::new(Some(parent.to_owned().into()), state)
 }
 
-fn put(headers: &mut HeaderMap, span: SpanContext) {
+fn set_traceparent(headers: &mut HeaderMap, span: SpanContext) {
     if let Ok(value) = HeaderValue::from_str(&span.to_string()) {
         headers.insert("traceparent", value);
     }
 }
 
-/// What is known of a call before it is answered.
+/// Attributes of a request, taken before its call runs.
 #[derive(Debug)]
-struct Description {
+struct RequestInfo {
     method: String,
+    scheme: &'static str,
     route: Option<String>,
     path: String,
     host: Option<String>,
     agent: Option<String>,
 }
 
-impl Description {
-    fn of(request: &Request) -> Self {
+impl RequestInfo {
+    fn of(request: &Request, scheme: &'static str) -> Self {
         let text = |name| -> Option<String> {
             let text = request.headers().get(name)?.to_str().ok()?;
             Some(text.chars().take(256).collect())
         };
         Self {
-            // As the conventions ask for: methods that are none of HTTP's are not told apart.
+            // OpenTelemetry's HTTP conventions: unknown methods are `_OTHER`.
             method: match request.method().as_str() {
                 known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH") => {
                     known.to_owned()
                 }
                 _ => "_OTHER".to_owned(),
             },
+            scheme,
             route: request.extensions().get::<MatchedPath>().map(|matched| matched.as_str().to_owned()),
             path: request.uri().path().chars().take(1024).collect(),
             host: text(header::HOST),
@@ -91,7 +95,7 @@ impl Description {
     }
 
     fn into_span(self, span: ActiveSpan, response: &Response) -> Span {
-        let Self { method, route, path, host, agent } = self;
+        let Self { method, scheme, route, path, host, agent } = self;
         let name = match &route {
             Some(route) => format!("{method} {route}"),
             None => method.clone(),
@@ -102,7 +106,7 @@ impl Description {
             .with("http.request.method", method)
             .with_some("http.route", route)
             .with("url.path", path)
-            .with("url.scheme", "http")
+            .with("url.scheme", scheme)
             .with("http.response.status_code", status.as_u16())
             .with_some("server.address", host)
             .with_some("user_agent.original", agent)
@@ -112,6 +116,8 @@ impl Description {
 
 #[cfg(test)]
 mod tests {
+    use deeperhub_node::trace::{Sampler, SpanSink, TraceMetrics};
+
     use super::*;
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -125,20 +131,39 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_states_may_come_in_parts_and_a_parent_once() {
+    fn several_tracestates_form_a_list_and_several_traceparents_are_invalid() {
         let whole =
-            context(&headers(&[("traceparent", PARENT), ("tracestate", "a=1"), ("tracestate", "b=2")]));
+            trace_context(&headers(&[("traceparent", PARENT), ("tracestate", "a=1"), ("tracestate", "b=2")]));
         assert_eq!(whole.tracestate.as_deref(), Some("a=1,b=2"));
-        assert!(context(&headers(&[("traceparent", PARENT), ("traceparent", PARENT)])).is_empty());
-        assert!(context(&headers(&[("tracestate", "a=1")])).is_empty());
+        assert!(trace_context(&headers(&[("traceparent", PARENT), ("traceparent", PARENT)])).is_empty());
+        assert!(trace_context(&headers(&[("tracestate", "a=1")])).is_empty());
     }
 
     #[test]
-    fn handlers_see_the_span_in_the_place_of_the_callers() {
+    fn handlers_see_the_span_instead_of_the_callers() {
         let mut headers = headers(&[("traceparent", PARENT)]);
-        put(&mut headers, Tracer::declined());
-        let seen = SpanContext::from_context(&context(&headers));
+        set_traceparent(&mut headers, Tracer::declined());
+        let seen = SpanContext::from_context(&trace_context(&headers));
         assert_eq!(seen, Some(Tracer::declined()));
         assert!(!Tracer::declined().is_sampled());
+    }
+
+    #[derive(Debug)]
+    struct NoSink;
+
+    impl SpanSink for NoSink {
+        fn record(&self, _: Span) {}
+    }
+
+    #[test]
+    fn spans_have_the_scheme_of_their_call() {
+        let tracer = Tracer::new(Sampler::parent_based(1.0), Arc::new(NoSink), TraceMetrics::default());
+        let request = Request::builder().uri("/v1/stats").body(axum::body::Body::empty()).unwrap();
+        for scheme in ["http", "https"] {
+            let info = RequestInfo::of(&request, scheme);
+            let span = info.into_span(tracer.start(None).unwrap(), &Response::default());
+            let scheme_of_span = span.attributes.iter().find(|(name, _)| *name == "url.scheme");
+            assert_eq!(scheme_of_span, Some(&("url.scheme", scheme.into())));
+        }
     }
 }

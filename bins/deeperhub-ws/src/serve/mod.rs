@@ -219,7 +219,8 @@ async fn run(signals: Signals, flags: Vec<ArgMatches>, log: &mut Option<LogQueue
 fn add_process_metrics(settings: &mut Settings, lost_lines: SharedCounter, exporter_panics: SharedCounter) {
     settings.node.custom_gauges = allocator::GAUGES.to_vec();
     settings.node.custom_gauges.push(supervise::GAUGE);
-    settings.node.custom_metrics = settings.api.iter().flat_map(|api| api.config.metrics.numbers()).collect();
+    settings.node.custom_metrics =
+        settings.api.iter().flat_map(|api| api.config.metrics.custom_metrics()).collect();
     settings.node.custom_metrics.push(counter(
         "deeperhub_log_lines_lost_total",
         "Log lines dropped because standard error was too slow",

@@ -1,4 +1,4 @@
-//! Many calls in one request.
+//! Batches: many calls in one request.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use super::{answer, trace};
+use super::{json_response, trace_context};
 use crate::body::Body;
 use crate::error::ApiError;
-use crate::idempotency::Key;
+use crate::idempotency::IdempotencyKey;
 use crate::{Api, calls};
 
-/// Calls to carry out one after the other.
+/// Calls that run one after the other.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Batch<'a> {
-    /// Each is an object with one key, the name of the call.
+    /// Each call is an object with one key, the name of the call.
     #[serde(borrow)]
     #[schema(value_type = Vec<Call>, min_items = 1)]
     calls: Vec<&'a RawValue>,
@@ -32,7 +32,7 @@ pub(crate) struct Batch<'a> {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Call<'a> {
-    /// As `POST /v1/topics/{topic}/messages`.
+    /// Same as `POST /v1/topics/{topic}/messages`.
     Publish {
         #[serde(borrow)]
         #[schema(value_type = String)]
@@ -41,11 +41,11 @@ pub(crate) enum Call<'a> {
         #[serde(borrow)]
         #[schema(value_type = serde_json::Value)]
         message: &'a RawValue,
-        /// As the header `Idempotency-Key`.
+        /// Same as the header `Idempotency-Key`.
         #[schema(value_type = String, required = false)]
         idempotency_key: Option<String>,
     },
-    /// As `POST /v1/clients/{client_id}/messages`.
+    /// Same as `POST /v1/clients/{client_id}/messages`.
     SendToClient {
         client_id: String,
         /// An object with a string `type`.
@@ -53,7 +53,7 @@ pub(crate) enum Call<'a> {
         #[schema(value_type = Object)]
         message: &'a RawValue,
     },
-    /// As `POST /v1/users/{user}/messages`.
+    /// Same as `POST /v1/users/{user}/messages`.
     SendToUser {
         user: String,
         /// An object with a string `type`.
@@ -61,147 +61,159 @@ pub(crate) enum Call<'a> {
         #[schema(value_type = Object)]
         message: &'a RawValue,
     },
-    /// As `POST /v1/broadcast`.
+    /// Same as `POST /v1/broadcast`.
     Broadcast {
         /// An object with a string `type`.
         #[serde(borrow)]
         #[schema(value_type = Object)]
         message: &'a RawValue,
     },
-    /// As `DELETE /v1/clients/{client_id}/subscriptions/{topic}`.
+    /// Same as `DELETE /v1/clients/{client_id}/subscriptions/{topic}`.
     UnsubscribeClient { client_id: String, topic: String },
-    /// As `DELETE /v1/users/{user}/subscriptions/{topic}`.
+    /// Same as `DELETE /v1/users/{user}/subscriptions/{topic}`.
     UnsubscribeUser { user: String, topic: String },
-    /// As `DELETE /v1/clients/{client_id}`.
+    /// Same as `DELETE /v1/clients/{client_id}`.
     Disconnect { client_id: String },
-    /// As `DELETE /v1/users/{user}`.
+    /// Same as `DELETE /v1/users/{user}`.
     DisconnectUser { user: String },
-    /// As `GET /v1/clients/{client_id}`.
+    /// Same as `GET /v1/clients/{client_id}`.
     Client { client_id: String },
-    /// As `GET /v1/topics/{topic}`.
+    /// Same as `GET /v1/topics/{topic}`.
     Topic { topic: String },
 }
 
-/// What came of a batch.
+/// Results of a batch.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Results {
-    /// One for each call, in their order.
+    /// One result per call, in the order of the calls.
     results: Vec<CallResult>,
 }
 
-/// What came of one call.
+/// Result of one call.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CallResult {
-    /// The status that the call by itself would have been answered with.
+    /// HTTP status that the call alone would have had.
     #[schema(example = 200)]
     status: u16,
-    /// The body that it would have been answered with.
+    /// Body that the call alone would have had.
     #[schema(value_type = Object)]
     body: Box<RawValue>,
 }
 
 impl CallResult {
     fn not_carried_out() -> Self {
-        let message = "the calls before this one took as long as a batch may; it was not carried out";
+        let message =
+            "the batch timed out before this call, which had no effect; send it again in another batch";
         let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_carried_out", message);
-        Self { status: error.status().as_u16(), body: raw(&error) }
+        Self { status: error.status().as_u16(), body: to_raw_json(&error) }
     }
 }
 
-/// Number of calls that are carried out before other tasks get a turn.
-const CALLS_AT_ONCE: usize = 16;
+/// Number of calls that run before other tasks get a turn.
+const CALLS_PER_TURN: usize = 16;
 
-/// Carries out many calls, one after the other and each whatever came of the others.
+/// Runs many calls, one after the other. A failed call does not stop the batch.
 ///
-/// Calls that are left after `--api-timeout` are not carried out (503 `not_carried_out`).
-/// Answers 200 when the batch could be read, with a result for each call. Of publishes to one topic, and of sends to
-/// one client, the order stays. `traceparent` holds for all publishes.
+/// The status is 200 if the batch is well-formed; the body has one result per call. Calls that have
+/// not started within `--api-timeout` have no effect (503 `not_carried_out`). Publishes to one
+/// topic, and sends to one client, keep their order. `traceparent` applies to all publishes.
 #[utoipa::path(
     post, path = "/v1/batch", tag = "batch",
     request_body(content = Batch, content_type = "application/json"),
-    responses((status = 200, body = Results, description = "A result for each call"))
+    responses((status = 200, body = Results, description = "One result per call"))
 )]
 pub(crate) async fn batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Response {
-    let carry_out = async || {
+    let run = async || {
         let config = api.config.current();
         let body = body.text()?;
-        let batch: Batch<'_> = serde_json::from_str(body).map_err(|error| malformed(&error))?;
+        let batch: Batch<'_> = serde_json::from_str(body).map_err(|error| invalid_batch(&error))?;
         if batch.calls.is_empty() || batch.calls.len() > config.max_batch_calls {
-            let message = format!("a batch has 1 to {} calls", config.max_batch_calls);
+            let message = format!(
+                "the batch has {} calls; expected 1 to {}",
+                batch.calls.len(),
+                config.max_batch_calls
+            );
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_message", message));
         }
-        let trace = trace(&headers);
+        let trace = trace_context(&headers);
         let mut results = Vec::with_capacity(batch.calls.len());
         let deadline = Instant::now() + config.timeout;
         for (number, call) in batch.calls.into_iter().enumerate() {
-            if number % CALLS_AT_ONCE == CALLS_AT_ONCE - 1 {
-                // Lets other callers be served.
+            if number % CALLS_PER_TURN == CALLS_PER_TURN - 1 {
+                // Lets other tasks run.
                 tokio::task::yield_now().await;
             }
             results.push(if Instant::now() < deadline {
-                result(&api, call.get(), config.max_body_bytes, &trace).await
+                call_result(&api, call.get(), config.max_body_bytes, &trace).await
             } else {
-                // Each call may wait for a hung worker, and all of them together for far too long.
+                // Each call may wait for a hung worker; the sum of such waits must be bounded.
                 CallResult::not_carried_out()
             });
         }
         Ok(Results { results })
     };
-    answer(carry_out().await)
+    json_response(run().await)
 }
 
-async fn result(api: &Api, call: &str, max_message_bytes: usize, trace: &TraceContext<'_>) -> CallResult {
-    match carry_out(api, call, max_message_bytes, trace).await {
+async fn call_result(
+    api: &Api,
+    call: &str,
+    max_message_bytes: usize,
+    trace: &TraceContext<'_>,
+) -> CallResult {
+    match execute(api, call, max_message_bytes, trace).await {
         Ok(body) => CallResult { status: 200, body },
-        Err(error) => CallResult { status: error.status().as_u16(), body: raw(&error) },
+        Err(error) => CallResult { status: error.status().as_u16(), body: to_raw_json(&error) },
     }
 }
 
-async fn carry_out(
+async fn execute(
     api: &Api,
     call: &str,
     max_message_bytes: usize,
     trace: &TraceContext<'_>,
 ) -> Result<Box<RawValue>, ApiError> {
-    let call: Call<'_> = serde_json::from_str(call).map_err(|error| malformed(&error))?;
-    let message = |message: &RawValue| {
-        if message.get().len() > max_message_bytes { Err(ApiError::too_big()) } else { Ok(()) }
+    let call: Call<'_> = serde_json::from_str(call).map_err(|error| invalid_batch(&error))?;
+    let check_size = |message: &RawValue| {
+        if message.get().len() > max_message_bytes { Err(ApiError::body_too_large()) } else { Ok(()) }
     };
     Ok(match &call {
         Call::Publish { topic, message: payload, idempotency_key } => {
-            message(payload)?;
-            let key = idempotency_key.as_deref().map(Key::parse).transpose()?;
-            raw(&calls::publish(api, topic, payload.get(), key, trace)?.0)
+            check_size(payload)?;
+            let key = idempotency_key.as_deref().map(IdempotencyKey::parse).transpose()?;
+            to_raw_json(&calls::publish(api, topic, payload.get(), key, trace)?.0)
         }
         Call::SendToClient { client_id, message: payload } => {
-            message(payload)?;
-            raw(&calls::send_to_client(api, client_id, payload.get()).await?)
+            check_size(payload)?;
+            to_raw_json(&calls::send_to_client(api, client_id, payload.get()).await?)
         }
         Call::SendToUser { user, message: payload } => {
-            message(payload)?;
-            raw(&calls::send_to_user(api, user, payload.get()).await?)
+            check_size(payload)?;
+            to_raw_json(&calls::send_to_user(api, user, payload.get()).await?)
         }
         Call::Broadcast { message: payload } => {
-            message(payload)?;
-            raw(&calls::broadcast(api, payload.get()).await?)
+            check_size(payload)?;
+            to_raw_json(&calls::broadcast(api, payload.get()).await?)
         }
         Call::UnsubscribeClient { client_id, topic } => {
-            raw(&calls::unsubscribe_client(api, client_id, topic).await?)
+            to_raw_json(&calls::unsubscribe_client(api, client_id, topic).await?)
         }
-        Call::UnsubscribeUser { user, topic } => raw(&calls::unsubscribe_user(api, user, topic).await?),
-        Call::Disconnect { client_id } => raw(&calls::disconnect(api, client_id).await?),
-        Call::DisconnectUser { user } => raw(&calls::disconnect_user(api, user).await?),
-        Call::Client { client_id } => raw(&calls::client(api, client_id).await?),
-        Call::Topic { topic } => raw(&calls::topic(api, topic)?),
+        Call::UnsubscribeUser { user, topic } => {
+            to_raw_json(&calls::unsubscribe_user(api, user, topic).await?)
+        }
+        Call::Disconnect { client_id } => to_raw_json(&calls::disconnect(api, client_id).await?),
+        Call::DisconnectUser { user } => to_raw_json(&calls::disconnect_user(api, user).await?),
+        Call::Client { client_id } => to_raw_json(&calls::client(api, client_id).await?),
+        Call::Topic { topic } => to_raw_json(&calls::topic(api, topic)?),
     })
 }
 
-/// An answer as JSON. Ours are plain structs, which always are.
-fn raw(answer: &impl Serialize) -> Box<RawValue> {
-    serde_json::value::to_raw_value(answer).unwrap_or_else(|_| RawValue::NULL.to_owned())
+/// Serializes a response body. Bodies are plain structs, whose serialization cannot fail.
+fn to_raw_json(response: &impl Serialize) -> Box<RawValue> {
+    serde_json::value::to_raw_value(response).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-fn malformed(error: &serde_json::Error) -> ApiError {
+fn invalid_batch(error: &serde_json::Error) -> ApiError {
     let code = if error.is_data() { "invalid_message" } else { "invalid_json" };
     ApiError::new(StatusCode::BAD_REQUEST, code, error.to_string())
 }
@@ -228,16 +240,16 @@ mod tests {
             .header("host", "localhost")
             .body(axum::body::Body::from(format!(r#"{{"calls":[{calls}]}}"#)))
             .unwrap();
-        let answer = service.call(request).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
-        let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        let response = service.call(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
         let results: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let results = results["results"].as_array().unwrap();
         results.iter().map(|result| result["status"].as_u64().unwrap()).collect()
     }
 
     #[tokio::test]
-    async fn calls_beyond_the_time_of_a_batch_are_answered_and_not_carried_out() {
+    async fn calls_after_the_timeout_of_a_batch_do_not_run() {
         assert_eq!(statuses(Duration::from_secs(60)).await, [200; 40]);
         assert_eq!(statuses(Duration::ZERO).await, [503; 40]);
     }

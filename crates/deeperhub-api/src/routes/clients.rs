@@ -1,21 +1,22 @@
-//! Connections: list, one, disconnect, unsubscribe.
+//! Clients: list, describe, disconnect, unsubscribe.
 
 use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 
-use super::{PathText, PathTexts, Scope, answer, paging, path, paths, scope};
-use crate::answers::{Client, Clients, Done, Sent, Unsubscribed};
+use super::query::{Scope, paging, scope};
+use super::{PathParameter, PathParameters, json_response, path_parameter, path_parameters};
 use crate::error::ApiError;
+use crate::responses::{Client, Clients, Done, Sent, Unsubscribed};
 use crate::{Api, calls};
 
-/// Connections of this node, or of all nodes, a page at a time.
+/// Lists the clients of this node, or of all nodes, one page at a time.
 #[utoipa::path(
     get, path = "/v1/clients", tag = "clients",
     params(
-        ("limit" = Option<u32>, Query, description = "Most of a page, default 100", minimum = 1, maximum = 1000),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("limit" = Option<u32>, Query, description = "Maximum items of the page, default 100", minimum = 1, maximum = 1000),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
         ("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`"),
     ),
     responses((status = 200, body = Clients, description = "A page"), (status = 400, body = ApiError, description = "`invalid_message`"))
@@ -29,80 +30,81 @@ pub(crate) async fn clients(State(api): State<Arc<Api>>, RawQuery(query): RawQue
             Scope::Cluster => Clients::from(api.node.cluster_clients(cursor, limit).await?),
         })
     };
-    answer(list().await)
+    json_response(list().await)
 }
 
-/// One connection.
+/// Describes one client.
 #[utoipa::path(
     get, path = "/v1/clients/{client_id}", tag = "clients",
     params(("client_id" = String, Path)),
-    responses((status = 200, body = Client, description = "The connection"), (status = 404, body = ApiError, description = "`client_not_found`"))
+    responses((status = 200, body = Client, description = "The client"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
-pub(crate) async fn client(State(api): State<Arc<Api>>, client_id: PathText) -> Response {
-    let find = async || calls::client(&api, &path(client_id)?).await;
-    answer(find().await)
+pub(crate) async fn client(State(api): State<Arc<Api>>, client_id: PathParameter) -> Response {
+    let find = async || calls::client(&api, &path_parameter(client_id)?).await;
+    json_response(find().await)
 }
 
-/// Closes a connection with 4003.
+/// Disconnects a client with close code 4003.
 #[utoipa::path(
     delete, path = "/v1/clients/{client_id}", tag = "clients",
     params(("client_id" = String, Path)),
     responses((status = 200, body = Done, description = "Done"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
-pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathText) -> Response {
-    let disconnect = async || calls::disconnect(&api, &path(client_id)?).await;
-    answer(disconnect().await)
+pub(crate) async fn disconnect(State(api): State<Arc<Api>>, client_id: PathParameter) -> Response {
+    let disconnect = async || calls::disconnect(&api, &path_parameter(client_id)?).await;
+    json_response(disconnect().await)
 }
 
-/// Closes every connection of a user with 4003.
+/// Disconnects all connections of a user with close code 4003.
 #[utoipa::path(
     delete, path = "/v1/users/{user}", tag = "clients",
     params(("user" = String, Path, description = "Percent-encoded")),
-    responses((status = 200, body = Sent, description = "How many there were"))
+    responses((status = 200, body = Sent, description = "Number of connections"))
 )]
-pub(crate) async fn disconnect_user(State(api): State<Arc<Api>>, user: PathText) -> Response {
-    let disconnect = async || calls::disconnect_user(&api, &path(user)?).await;
-    answer(disconnect().await)
+pub(crate) async fn disconnect_user(State(api): State<Arc<Api>>, user: PathParameter) -> Response {
+    let disconnect = async || calls::disconnect_user(&api, &path_parameter(user)?).await;
+    json_response(disconnect().await)
 }
 
-/// Ends a client's subscription to a topic or a pattern.
+/// Ends a client's subscription to a topic or pattern.
 ///
-/// The client is told by an `unsubscribed` without an `id`. It may subscribe again unless its token forbids it.
+/// The client gets an `unsubscribed` without an `id`. It may subscribe again unless its token
+/// forbids it.
 #[utoipa::path(
     delete, path = "/v1/clients/{client_id}/subscriptions/{topic}", tag = "clients",
     params(
         ("client_id" = String, Path),
-        ("topic" = String, Path, description = "The topic or pattern as it was subscribed to, percent-encoded"),
+        ("topic" = String, Path, description = "Topic or pattern exactly as subscribed to, percent-encoded"),
     ),
     responses(
-        (status = 200, body = Unsubscribed, description = "Whether there was a subscription"),
+        (status = 200, body = Unsubscribed, description = "Whether the client had the subscription"),
         (status = 400, body = ApiError, description = "`invalid_topic`"),
         (status = 404, body = ApiError, description = "`client_not_found`")
     )
 )]
-pub(crate) async fn unsubscribe_client(State(api): State<Arc<Api>>, texts: PathTexts) -> Response {
+pub(crate) async fn unsubscribe_client(State(api): State<Arc<Api>>, texts: PathParameters) -> Response {
     let unsubscribe = async || {
-        let (client_id, topic) = paths(texts)?;
+        let (client_id, topic) = path_parameters(texts)?;
         calls::unsubscribe_client(&api, &client_id, &topic).await
     };
-    answer(unsubscribe().await)
+    json_response(unsubscribe().await)
 }
 
-/// Ends the subscriptions of all of a user's connections to a topic or a pattern.
+/// Ends the subscriptions of all connections of a user to a topic or pattern.
 ///
-/// Each client that had one is told by an `unsubscribed` without an `id`.
+/// Each client with the subscription gets an `unsubscribed` without an `id`.
 #[utoipa::path(
     delete, path = "/v1/users/{user}/subscriptions/{topic}", tag = "clients",
     params(
         ("user" = String, Path, description = "Percent-encoded"),
-        ("topic" = String, Path, description = "The topic or pattern as it was subscribed to, percent-encoded"),
+        ("topic" = String, Path, description = "Topic or pattern exactly as subscribed to, percent-encoded"),
     ),
-    responses((status = 200, body = Sent, description = "Of how many connections a subscription was ended"), (status = 400, body = ApiError, description = "`invalid_topic`"))
+    responses((status = 200, body = Sent, description = "Number of connections whose subscription was ended"), (status = 400, body = ApiError, description = "`invalid_topic`"))
 )]
-pub(crate) async fn unsubscribe_user(State(api): State<Arc<Api>>, texts: PathTexts) -> Response {
+pub(crate) async fn unsubscribe_user(State(api): State<Arc<Api>>, texts: PathParameters) -> Response {
     let unsubscribe = async || {
-        let (user, topic) = paths(texts)?;
+        let (user, topic) = path_parameters(texts)?;
         calls::unsubscribe_user(&api, &user, &topic).await
     };
-    answer(unsubscribe().await)
+    json_response(unsubscribe().await)
 }

@@ -1,4 +1,4 @@
-//! The nodes of a cluster.
+//! Nodes of the cluster.
 
 use std::sync::Arc;
 
@@ -6,9 +6,9 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use crate::Api;
-use crate::answers::Nodes;
+use crate::responses::Nodes;
 
-/// The nodes of the cluster, this one among them. A node without a cluster lists itself.
+/// Lists the nodes of the cluster, including this one. A node without a cluster lists itself.
 #[utoipa::path(
     get, path = "/v1/nodes", tag = "operations",
     responses((status = 200, body = Nodes, description = "The nodes"))

@@ -1,4 +1,4 @@
-//! The event bus as server-sent events.
+//! Events of the node as server-sent events.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -11,31 +11,32 @@ use axum::response::{IntoResponse, Response};
 use deeperhub_events::{EventFilter, EventStream, Received};
 use futures_core::Stream;
 
-use super::pairs;
+use super::query::query_parameters;
 use crate::Api;
-use crate::dispatch::IsStream;
+use crate::dispatch::EndlessResponse;
 use crate::error::ApiError;
 use crate::metrics::EventStreamGuard;
 
-/// What happens on this node from now on.
+/// Streams the events of this node from now on.
 ///
-/// Server-sent events: `event:` is `websocket_connected`, `websocket_disconnected`, `websocket_message_received`,
-/// `websocket_message_sent`, `websocket_binary_received` or `websocket_error`, `data:` an object with `client_id`,
-/// `at_unix_ms` and what belongs to the event; a binary payload is in base64.
+/// The response is server-sent events. `event:` is `websocket_connected`, `websocket_disconnected`,
+/// `websocket_message_received`, `websocket_message_sent`, `websocket_binary_received` or
+/// `websocket_error`. `data:` is an object with `client_id`, `at_unix_ms` and the fields of the
+/// event. Binary payloads are in base64.
 #[utoipa::path(
     get, path = "/v1/events", tag = "events",
-    params(("types" = Option<String>, Query, description = "Names of events, separated by commas; default all")),
+    params(("types" = Option<String>, Query, description = "Comma-separated names of events; default all")),
     responses(
         (status = 200, body = String, content_type = "text/event-stream",
-            description = "Events until the client goes; `events_lost` tells how many a slow observer has missed"),
-        (status = 400, body = ApiError, description = "`invalid_message`: a name is none of an event"),
+            description = "Events until the caller disconnects; `events_lost` counts those that a slow observer missed"),
+        (status = 400, body = ApiError, description = "`invalid_message`: an unknown name of an event"),
         (status = 503, body = ApiError, description = "`too_many_observers`: `--max-event-streams` are open, or half of `--max-api-connections`. `too_many_connections`: `--max-api-connections` are busy")
     )
 )]
 pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let observe = || {
         let mut filter = EventFilter::all();
-        for (name, value) in pairs(query.as_deref())? {
+        for (name, value) in query_parameters(query.as_deref())? {
             if name == "types" {
                 filter = EventFilter::parse(&value)
                     .map_err(|error| ApiError::parameter("types", error.to_string()))?;
@@ -44,10 +45,10 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
         let config = api.config.current();
         // Streams are long-lived, so they must not take every connection.
         let max = config.max_event_streams.min(config.max_connections / 2).max(1);
-        let guard = api.metrics.event_stream(max);
-        let observed =
-            guard.and_then(|guard| Some(Observed { stream: api.node.events(filter)?, _guard: guard }));
-        observed.ok_or_else(|| {
+        let guard = api.metrics.open_event_stream(max);
+        let body =
+            guard.and_then(|guard| Some(EventStreamBody { stream: api.node.events(filter)?, _guard: guard }));
+        body.ok_or_else(|| {
             tracing::warn!(limit = "max_event_streams", max, "Event stream limit reached");
             ApiError::too_many_observers()
         })
@@ -55,20 +56,20 @@ pub(crate) async fn events(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
     match observe() {
         Ok(stream) => {
             let mut response = Sse::new(stream).keep_alive(KeepAlive::default()).into_response();
-            response.extensions_mut().insert(IsStream);
+            response.extensions_mut().insert(EndlessResponse);
             response
         }
         Err(error) => error.into_response(),
     }
 }
 
-/// An observer's events in the form of the stream.
-struct Observed {
+/// Server-sent events of one observer.
+struct EventStreamBody {
     stream: EventStream,
     _guard: EventStreamGuard,
 }
 
-impl Stream for Observed {
+impl Stream for EventStreamBody {
     type Item = Result<Event, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

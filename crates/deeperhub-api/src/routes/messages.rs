@@ -6,47 +6,55 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
-use super::{PathText, answer, path, topic_path, trace};
-use crate::answers::{Done, Published, Sent};
+use super::{PathParameter, json_response, path_parameter, topic_parameter, trace_context};
 use crate::body::Body;
 use crate::error::ApiError;
-use crate::idempotency::{Key, REPLAYED};
+use crate::idempotency::{IdempotencyKey, REPLAYED_HEADER};
+use crate::responses::{Done, Published, Sent};
 use crate::{Api, calls};
 
 /// Publishes the body to a topic.
 ///
-/// With `Idempotency-Key`, the same request again publishes nothing and gets the same answer, for as long as the server
-/// remembers the key (`--idempotency-ttl`, 5 minutes); such an answer has the header `Idempotency-Replayed: true`. After
-/// an answer with `cluster: "unavailable"`, the same request again publishes to the other nodes, and only to them.
+/// With `Idempotency-Key`, repeating the request publishes nothing and gets the same response,
+/// while the server remembers the key (`--idempotency-ttl`, 5 minutes). Such a response has the
+/// header `Idempotency-Replayed: true`. After a response with `cluster: "unavailable"`, repeating
+/// the request publishes to the other nodes only.
 #[utoipa::path(
     post, path = "/v1/topics/{topic}/messages", tag = "messages",
     params(
-        ("topic" = String, Path, description = "One topic, percent-encoded", example = "sports.football"),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters of ASCII"),
-        ("traceparent" = Option<String>, Header, description = "W3C trace context that the publish belongs to"),
-        ("tracestate" = Option<String>, Header, description = "Goes with `traceparent`"),
+        ("topic" = String, Path, description = "Topic, percent-encoded", example = "sports.football"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters"),
+        ("traceparent" = Option<String>, Header, description = "W3C trace context of the publish"),
+        ("tracestate" = Option<String>, Header, description = "W3C trace state, with `traceparent`"),
     ),
     request_body(content = serde_json::Value, content_type = "application/json", description = "Any JSON"),
     responses(
         (status = 200, body = Published, description = "Published", headers(
-            ("Idempotency-Replayed" = String, description = "`true` where the answer is that of an earlier request")
+            ("Idempotency-Replayed" = String, description = "`true` if the response is that of an earlier request")
         )),
-        (status = 422, body = ApiError, description = "`idempotency_key_reused`: with another topic or body")
+        (status = 422, body = ApiError, description = "`idempotency_key_reused`: the key was used with another topic or body")
     )
 )]
 pub(crate) async fn publish(
     State(api): State<Arc<Api>>,
-    topic: PathText,
+    topic: PathParameter,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let publish =
-        || calls::publish(&api, &topic_path(topic)?, body.text()?, Key::of(&headers)?, &trace(&headers));
+    let publish = || {
+        calls::publish(
+            &api,
+            &topic_parameter(topic)?,
+            body.text()?,
+            IdempotencyKey::of(&headers)?,
+            &trace_context(&headers),
+        )
+    };
     match publish() {
         Ok((published, is_replayed)) => {
             let mut response = axum::Json(published).into_response();
             if is_replayed {
-                response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+                response.headers_mut().insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
             }
             response
         }
@@ -61,24 +69,28 @@ pub(crate) async fn publish(
     request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
     responses((status = 200, body = Done, description = "Done"), (status = 404, body = ApiError, description = "`client_not_found`"))
 )]
-pub(crate) async fn send_to_client(State(api): State<Arc<Api>>, client_id: PathText, body: Body) -> Response {
-    let send = async || calls::send_to_client(&api, &path(client_id)?, body.text()?).await;
-    answer(send().await)
+pub(crate) async fn send_to_client(
+    State(api): State<Arc<Api>>,
+    client_id: PathParameter,
+    body: Body,
+) -> Response {
+    let send = async || calls::send_to_client(&api, &path_parameter(client_id)?, body.text()?).await;
+    json_response(send().await)
 }
 
-/// Sends an object with a string `type` to every connection of a user.
+/// Sends an object with a string `type` to all connections of a user.
 #[utoipa::path(
     post, path = "/v1/users/{user}/messages", tag = "messages",
     params(("user" = String, Path, description = "Percent-encoded")),
     request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
     responses((status = 200, body = Sent, description = "Sent"))
 )]
-pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathText, body: Body) -> Response {
-    let send = async || calls::send_to_user(&api, &path(user)?, body.text()?).await;
-    answer(send().await)
+pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathParameter, body: Body) -> Response {
+    let send = async || calls::send_to_user(&api, &path_parameter(user)?, body.text()?).await;
+    json_response(send().await)
 }
 
-/// Sends an object with a string `type` to every client.
+/// Sends an object with a string `type` to all clients.
 #[utoipa::path(
     post, path = "/v1/broadcast", tag = "messages",
     request_body(content = Object, content_type = "application/json", description = "An object with a string `type`"),
@@ -86,5 +98,5 @@ pub(crate) async fn send_to_user(State(api): State<Arc<Api>>, user: PathText, bo
 )]
 pub(crate) async fn broadcast(State(api): State<Arc<Api>>, body: Body) -> Response {
     let send = async || calls::broadcast(&api, body.text()?).await;
-    answer(send().await)
+    json_response(send().await)
 }

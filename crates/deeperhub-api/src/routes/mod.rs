@@ -1,4 +1,4 @@
-//! The calls.
+//! Handlers of the API's paths.
 
 pub(crate) mod batch;
 pub(crate) mod clients;
@@ -6,6 +6,7 @@ pub(crate) mod cluster;
 pub(crate) mod events;
 pub(crate) mod messages;
 pub(crate) mod operations;
+mod query;
 pub(crate) mod topics;
 
 use std::borrow::Cow;
@@ -25,160 +26,51 @@ pub(crate) use clients::{
 pub(crate) use cluster::nodes;
 pub(crate) use events::events;
 pub(crate) use messages::{broadcast, publish, send_to_client, send_to_user};
-pub(crate) use operations::{description, live, metrics, ready, stats, top};
+pub(crate) use operations::{live, metrics, openapi_json, ready, stats, top};
 pub(crate) use topics::{topic, topics};
 
 use crate::Api;
 use crate::error::ApiError;
 
-/// The most items of a page, and how many there are when none is asked for.
-const MAX_LIMIT: usize = 1000;
-const DEFAULT_LIMIT: usize = 100;
-
-/// The page to try the hub with.
-pub(crate) async fn page(State(api): State<Arc<Api>>) -> Response {
-    api.page.response()
+/// The console page.
+pub(crate) async fn console_page(State(api): State<Arc<Api>>) -> Response {
+    api.console_page.response()
 }
 
-type PathText = Result<Path<String>, PathRejection>;
-type PathTexts = Result<Path<(String, String)>, PathRejection>;
+type PathParameter = Result<Path<String>, PathRejection>;
+type PathParameters = Result<Path<(String, String)>, PathRejection>;
 
-fn bad_path() -> ApiError {
-    ApiError::parameter("path", "the path is not UTF-8 behind its percent-encoding")
+fn invalid_path() -> ApiError {
+    ApiError::parameter("path", "the percent-decoded path is not UTF-8")
 }
 
-/// The one parameter of a path, percent-decoded.
-fn path(path: PathText) -> Result<String, ApiError> {
-    path.map(|Path(text)| text).map_err(|_| bad_path())
+/// Returns the only parameter of a path, percent-decoded.
+fn path_parameter(path: PathParameter) -> Result<String, ApiError> {
+    path.map(|Path(text)| text).map_err(|_| invalid_path())
 }
 
-/// The two parameters of a path, percent-decoded.
-fn paths(paths: PathTexts) -> Result<(String, String), ApiError> {
-    paths.map(|Path(texts)| texts).map_err(|_| bad_path())
+/// Returns the two parameters of a path, percent-decoded.
+fn path_parameters(paths: PathParameters) -> Result<(String, String), ApiError> {
+    paths.map(|Path(texts)| texts).map_err(|_| invalid_path())
 }
 
-/// As [`path`], where the parameter is a topic or a pattern.
-fn topic_path(path: PathText) -> Result<String, ApiError> {
-    self::path(path).map_err(|_| {
-        ApiError::new(
-            StatusCode::BAD_REQUEST,
-            "invalid_topic",
-            "a topic is UTF-8 behind its percent-encoding",
-        )
+/// Returns the only parameter of a path, a topic or pattern, percent-decoded.
+fn topic_parameter(path: PathParameter) -> Result<String, ApiError> {
+    path_parameter(path).map_err(|_| {
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_topic", "the percent-decoded topic is not UTF-8")
     })
 }
 
-/// Of which nodes a list or a count is to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Scope {
-    Node,
-    Cluster,
-}
-
-/// `scope` of a query: `node`, the default, or `cluster`.
-fn scope(query: Option<&str>) -> Result<Scope, ApiError> {
-    let mut scope = Scope::Node;
-    for (name, value) in pairs(query)? {
-        if name == "scope" {
-            scope = match value.as_str() {
-                "node" => Scope::Node,
-                "cluster" => Scope::Cluster,
-                _ => return Err(ApiError::parameter("scope", "scope is node or cluster")),
-            };
-        }
-    }
-    Ok(scope)
-}
-
-/// `limit` and `cursor` of a query.
-fn paging(query: Option<&str>) -> Result<(usize, Option<String>), ApiError> {
-    let (mut limit, mut cursor) = (DEFAULT_LIMIT, None);
-    for (name, value) in pairs(query)? {
-        match name.as_str() {
-            "limit" => {
-                let bad = || ApiError::parameter("limit", format!("limit is a number from 1 to {MAX_LIMIT}"));
-                limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit)).ok_or_else(bad)?;
-            }
-            "cursor" => cursor = Some(value),
-            _ => {}
-        }
-    }
-    Ok((limit, cursor))
-}
-
-/// Names and values of a query, decoded.
-fn pairs(query: Option<&str>) -> Result<Vec<(String, String)>, ApiError> {
-    let mut pairs = Vec::new();
-    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let decode =
-            |text| decode(text).ok_or_else(|| ApiError::parameter("query", "the query is not well encoded"));
-        pairs.push((decode(name)?, decode(value)?));
-    }
-    Ok(pairs)
-}
-
-/// Percent-decoding, `+` as a space. `None`: broken, or not UTF-8.
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut out = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        out.push(match byte {
-            b'%' => {
-                let mut digit = || bytes.next().and_then(|digit| char::from(digit).to_digit(16));
-                u8::try_from(digit()? * 16 + digit()?).ok()?
-            }
-            b'+' => b' ',
-            other => other,
-        });
-    }
-    String::from_utf8(out).ok()
-}
-
-/// The trace context of a request.
-fn trace(headers: &HeaderMap) -> TraceContext<'_> {
+/// Returns the trace context of a request.
+fn trace_context(headers: &HeaderMap) -> TraceContext<'_> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(Cow::Borrowed);
     TraceContext::new(header("traceparent"), header("tracestate"))
 }
 
-/// An answer that is JSON, or an error.
-fn answer(result: Result<impl Serialize, ApiError>) -> Response {
+/// Returns the response for a value or an error, as JSON.
+fn json_response(result: Result<impl Serialize, ApiError>) -> Response {
     match result {
         Ok(value) => axum::Json(value).into_response(),
         Err(error) => error.into_response(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn queries_are_decoded() {
-        assert_eq!(decode("a%2Fb+c%C3%A9").as_deref(), Some("a/b cé"));
-        for bad in ["%", "%4", "%zz", "%ff"] {
-            assert_eq!(decode(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_scope_is_one_of_two() {
-        for (query, expected) in [
-            (None, Some(Scope::Node)),
-            (Some("scope=node"), Some(Scope::Node)),
-            (Some("limit=1&scope=cluster"), Some(Scope::Cluster)),
-            (Some("scope=all"), None),
-        ] {
-            assert_eq!(scope(query).ok(), expected, "{query:?}");
-        }
-    }
-
-    #[test]
-    fn limits_are_checked() {
-        assert_eq!(paging(None).unwrap(), (DEFAULT_LIMIT, None));
-        assert_eq!(paging(Some("limit=7&cursor=0-1&x=y")).unwrap(), (7, Some("0-1".to_owned())));
-        for bad in ["limit=0", "limit=1001", "limit=x", "limit=-1", "limit="] {
-            assert!(paging(Some(bad)).is_err(), "{bad}");
-        }
     }
 }

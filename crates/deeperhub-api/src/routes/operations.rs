@@ -1,4 +1,4 @@
-//! Metrics, health and the description of this API.
+//! Metrics, statistics, health and the OpenAPI document.
 
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -11,12 +11,12 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::Api;
-use crate::answers::{Busiest, ClusterNumbers, NodeStats};
 use crate::error::{ApiError, Detail};
+use crate::responses::{Busiest, ClusterNumbers, NodeStats};
 
-/// Metrics as Prometheus text, or as OpenMetrics where `Accept` prefers that.
+/// Returns metrics as Prometheus text, or as OpenMetrics if `Accept` prefers that.
 #[utoipa::path(get, path = "/metrics", tag = "operations",
-    responses((status = 200, body = String, content_type = "text/plain", description = "The text")))]
+    responses((status = 200, body = String, content_type = "text/plain", description = "The metrics")))]
 pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
     let accept: Vec<_> =
         headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).collect();
@@ -24,29 +24,30 @@ pub(crate) async fn metrics(State(api): State<Arc<Api>>, headers: HeaderMap) -> 
     ([(header::CONTENT_TYPE, format.content_type())], api.node.metrics_text(format)).into_response()
 }
 
-/// The node's numbers: connections, messages, bytes, health of deliveries, memory. With `scope=cluster`, what adds up
-/// over all nodes.
+/// Returns statistics of the node: connections, messages, bytes, latency, probes, process.
+///
+/// With `scope=cluster`, returns sums over all nodes.
 #[utoipa::path(
     get, path = "/v1/stats", tag = "operations",
     params(("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`")),
     responses(
-        (status = 200, body = Numbers, description = "The numbers"),
+        (status = 200, body = Numbers, description = "The statistics"),
         (status = 400, body = ApiError, description = "`invalid_message`")
     )
 )]
 pub(crate) async fn stats(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let numbers = async || {
-        Ok(match super::scope(query.as_deref())? {
-            super::Scope::Node => {
+        Ok(match super::query::scope(query.as_deref())? {
+            super::query::Scope::Node => {
                 Numbers::Node(Box::new(NodeStats::new(api.node.node_id(), &api.node.stats())))
             }
-            super::Scope::Cluster => Numbers::Cluster(api.node.cluster_stats().await.into()),
+            super::query::Scope::Cluster => Numbers::Cluster(api.node.cluster_stats().await.into()),
         })
     };
-    super::answer(numbers().await)
+    super::json_response(numbers().await)
 }
 
-/// What `scope` asks for.
+/// Statistics of the node or of the cluster, depending on `scope`.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum Numbers {
@@ -54,41 +55,44 @@ pub(crate) enum Numbers {
     Cluster(ClusterNumbers),
 }
 
-/// The busiest topics and clients.
+/// Returns the busiest topics and clients of this node.
 ///
-/// Nothing is counted until someone asks, and half a minute after the last question it ends: ask again every few
-/// seconds. Memory is bounded (a Space-Saving sketch of 128 names per worker); the heaviest are certainly among those
-/// kept.
+/// Counting starts with the first call and stops half a minute after the last one, so call again
+/// every few seconds. Memory is bounded: a Space-Saving sketch of 128 names per worker, which
+/// always includes the busiest ones.
 #[utoipa::path(
     get, path = "/v1/top", tag = "operations",
-    params(("limit" = Option<u32>, Query, description = "Most of each, default 20", minimum = 1, maximum = 128)),
-    responses((status = 200, body = Busiest, description = "The busiest"), (status = 400, body = ApiError, description = "`invalid_message`"))
+    params(("limit" = Option<u32>, Query, description = "Maximum number of topics and of clients, default 20", minimum = 1, maximum = 128)),
+    responses((status = 200, body = Busiest, description = "The busiest topics and clients"), (status = 400, body = ApiError, description = "`invalid_message`"))
 )]
 pub(crate) async fn top(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
     let top = async || {
         let mut limit = 20;
-        for (name, value) in super::pairs(query.as_deref())? {
+        for (name, value) in super::query::query_parameters(query.as_deref())? {
             if name == "limit" {
-                let bad = || ApiError::parameter("limit", "limit is a number from 1 to 128");
-                limit = value.parse().ok().filter(|limit| (1..=128).contains(limit)).ok_or_else(bad)?;
+                let invalid =
+                    || ApiError::parameter("limit", "invalid limit; expected a number from 1 to 128");
+                limit = value.parse().ok().filter(|limit| (1..=128).contains(limit)).ok_or_else(invalid)?;
             }
         }
         Ok(Busiest::from(api.node.top(limit).await))
     };
-    super::answer(top().await)
+    super::json_response(top().await)
 }
 
-/// 200 as long as the process runs.
-#[utoipa::path(get, path = "/health/live", tag = "operations", responses((status = 200, body = Live, description = "It runs")))]
+/// Liveness: 200 while the process serves HTTP.
+#[utoipa::path(get, path = "/health/live", tag = "operations", responses((status = 200, body = Live, description = "The process is live")))]
 pub(crate) async fn live() -> Response {
     axum::Json(Live { status: "live" }).into_response()
 }
 
-/// 200 while it takes connections and every worker delivers, otherwise 503 with the reasons.
+/// Readiness: 200 while the node accepts connections and all workers deliver, otherwise 503 with
+/// the reasons.
 ///
-/// Proved by a probe that is published to each worker every `--canary-interval` and must come back.
+/// Delivery is proved with a probe, which is published to each worker every `--canary-interval` and
+/// must come back.
 #[utoipa::path(get, path = "/health/ready", tag = "operations",
-    responses((status = 200, body = Ready, description = "It should get traffic"), (status = 503, body = Unready, description = "It should get no traffic now")))]
+    responses((status = 200, body = Ready, description = "The node should get traffic"), (status = 503, body = Unready, description = "The node should get no traffic now")))]
 pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Response {
     let health = api.node.health();
     let Some(first) = health.reasons.first() else {
@@ -100,7 +104,7 @@ pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, axum::Json(unready)).into_response()
 }
 
-/// The process runs.
+/// The process is live.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Live {
     /// `live`.
@@ -117,29 +121,29 @@ pub(crate) struct Ready {
 /// The node should get no traffic now.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Unready {
-    /// The first of the reasons.
+    /// The first reason.
     error: Detail,
     /// `unready`.
     status: &'static str,
-    /// All that speaks against it.
+    /// All reasons.
     reasons: Vec<Reason>,
 }
 
 /// One reason why a node is not ready.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Reason {
-    /// What found it.
+    /// Check that failed.
     #[schema(example = "canary")]
     check: &'static str,
-    /// A word for programs.
+    /// Stable code for programs.
     #[schema(example = "delivery_stalled")]
     code: &'static str,
-    /// A sentence for people.
+    /// Explanation for people.
     message: String,
-    /// The worker that it is about.
+    /// Worker that the reason concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<u16>,
-    /// Since when, in milliseconds since the Unix epoch, where that is known.
+    /// Start of the problem in milliseconds since the Unix epoch, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     since_unix_ms: Option<u64>,
 }
@@ -157,9 +161,9 @@ impl Reason {
     }
 }
 
-/// This description.
-#[utoipa::path(get, path = "/openapi.json", tag = "operations",
-    responses((status = 200, body = Object, description = "The description")))]
-pub(crate) async fn description(State(api): State<Arc<Api>>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], api.description.clone()).into_response()
+/// Returns this OpenAPI document.
+#[utoipa::path(get, path = "/openapi.json", tag = "operations", operation_id = "description",
+    responses((status = 200, body = Object, description = "The document")))]
+pub(crate) async fn openapi_json(State(api): State<Arc<Api>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], api.openapi_json.clone()).into_response()
 }

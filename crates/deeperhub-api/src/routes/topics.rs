@@ -1,4 +1,4 @@
-//! What is subscribed to.
+//! Subscribed topics and patterns.
 
 use std::sync::Arc;
 
@@ -7,17 +7,19 @@ use axum::response::Response;
 
 use deeperhub_protocol::Subscription;
 
-use super::{PathText, Scope, answer, paging, scope, topic_path};
-use crate::answers::{Topic, Topics};
+use super::query::{Scope, paging, scope};
+use super::{PathParameter, json_response, topic_parameter};
 use crate::error::ApiError;
+use crate::responses::{Topic, Topics};
 use crate::{Api, calls};
 
-/// Topics and patterns with subscribers on this node, or on any, a page at a time.
+/// Lists the topics and patterns with subscribers on this node, or on all nodes, one page at a
+/// time.
 #[utoipa::path(
     get, path = "/v1/topics", tag = "topics",
     params(
-        ("limit" = Option<u32>, Query, description = "Most of a page, default 100", minimum = 1, maximum = 1000),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("limit" = Option<u32>, Query, description = "Maximum items of the page, default 100", minimum = 1, maximum = 1000),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page"),
         ("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`"),
     ),
     responses((status = 200, body = Topics, description = "A page"), (status = 400, body = ApiError, description = "`invalid_message`"))
@@ -31,29 +33,29 @@ pub(crate) async fn topics(State(api): State<Arc<Api>>, RawQuery(query): RawQuer
             Scope::Cluster => Topics::from(api.node.cluster_topics(cursor, limit).await?),
         })
     };
-    answer(list().await)
+    json_response(list().await)
 }
 
-/// One topic, or one pattern as such. One that nobody subscribes to has 0 subscribers.
+/// Describes one topic or pattern. Without subscribers, its count is 0.
 #[utoipa::path(
     get, path = "/v1/topics/{topic}", tag = "topics",
     params(
-        ("topic" = String, Path, description = "Percent-encoded", example = "sports.football"),
+        ("topic" = String, Path, description = "Topic or pattern, percent-encoded", example = "sports.football"),
         ("scope" = Option<String>, Query, description = "`node`, the default, or `cluster`"),
     ),
     responses((status = 200, body = Topic, description = "The topic"), (status = 400, body = ApiError, description = "`invalid_topic`"))
 )]
 pub(crate) async fn topic(
     State(api): State<Arc<Api>>,
-    topic: PathText,
+    topic: PathParameter,
     RawQuery(query): RawQuery,
 ) -> Response {
     let find = async || {
-        let topic = topic_path(topic)?;
+        let topic = topic_parameter(topic)?;
         match scope(query.as_deref())? {
             Scope::Node => calls::topic(&api, &topic),
             Scope::Cluster => Ok(api.node.cluster_topic(&Subscription::parse(topic)?).await.into()),
         }
     };
-    answer(find().await)
+    json_response(find().await)
 }

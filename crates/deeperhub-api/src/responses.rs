@@ -1,4 +1,4 @@
-//! What calls answer, as the description shows it.
+//! Bodies of responses; their doc comments are part of the OpenAPI document.
 
 use deeperhub_node::{
     ClientInfo, ClusterAnswer, ClusterFault, ClusterStats, Delivered, NodeInfo, Page, Phase, Stats, Top,
@@ -7,165 +7,169 @@ use deeperhub_node::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::idempotency::Outcome;
+use crate::idempotency::PublishOutcome;
 
-/// What a publish reached.
+/// Outcome of a publish.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct Published {
-    /// Subscriptions of this node that matched; a client that matches by two counts twice, and gets it once.
+    /// Matching subscriptions on this node. A client with two of them counts twice and gets the
+    /// message once.
     subscribers: u64,
-    /// `unavailable` when the other nodes of the cluster could not be reached, `too_large` when their broker takes no
-    /// messages of this size; otherwise absent.
+    /// `unavailable` if the other nodes of the cluster could not be reached, `too_large` if the
+    /// message is over the broker's size limit; otherwise absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "unavailable")]
     cluster: Option<&'static str>,
 }
 
-/// What a send reached.
+/// Outcome of a call that may concern several connections.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct Sent {
-    /// Connections of this node.
+    /// Number of this node's connections on which the call took effect.
     clients: u64,
-    /// `unavailable` when the other nodes of the cluster could not be reached, `too_large` when their broker takes no
-    /// messages of this size; otherwise absent.
+    /// `unavailable` if the other nodes of the cluster could not be reached, `too_large` if the
+    /// message is over the broker's size limit; otherwise absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "unavailable")]
     cluster: Option<&'static str>,
 }
 
-/// Done; there is nothing more to say.
+/// Empty body of a call that took effect.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct Done {}
 
-/// Whether a client's subscription was ended.
+/// Outcome of ending a client's subscription.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct Unsubscribed {
-    /// False: the client had none to this very topic or pattern.
+    /// `false` if the client had no subscription to exactly this topic or pattern.
     pub(crate) unsubscribed: bool,
 }
 
-/// A connection.
+/// A client's connection.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Client {
-    /// Its name.
+    /// ID of the client.
     #[schema(example = "node-1.0-1f-5c2a")]
     client_id: String,
-    /// The user of its token; null without one.
+    /// User of the client's token or certificate; null without one.
     #[schema(required = true)]
     user: Option<String>,
-    /// Topics and patterns that it is subscribed to.
+    /// Topics and patterns that the client is subscribed to.
     subscriptions: Vec<String>,
 }
 
-/// A part of the list of connections.
+/// A page of the list of clients.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Clients {
     pub(crate) clients: Vec<Client>,
-    /// For the next page; absent on the last one.
+    /// Cursor of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     pub(crate) next_cursor: Option<String>,
-    /// Of the cluster: nodes that did not answer in time, whose part is missing. Otherwise absent.
+    /// Nodes of the cluster that did not answer in time and are missing here. Absent with scope
+    /// `node`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Vec<String>, required = false)]
     pub(crate) unanswered: Option<Vec<String>>,
 }
 
-/// A topic or a pattern.
+/// A topic or pattern.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Topic {
     #[schema(example = "sports.football")]
     topic: String,
-    /// Its subscribers on this node, or on all nodes where the cluster was asked.
+    /// Number of subscribers on this node, or on all nodes with scope `cluster`.
     subscribers: u64,
-    /// Of the cluster: nodes that did not answer in time, whose part is missing. Otherwise absent.
+    /// Nodes of the cluster that did not answer in time and are missing here. Absent with scope
+    /// `node`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Vec<String>, required = false)]
     unanswered: Option<Vec<String>>,
 }
 
-/// A part of the list of topics.
+/// A page of the list of topics.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Topics {
     pub(crate) topics: Vec<Topic>,
-    /// For the next page; absent on the last one.
+    /// Cursor of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     pub(crate) next_cursor: Option<String>,
-    /// Of the cluster: nodes that did not answer in time, whose part is missing. Otherwise absent.
+    /// Nodes of the cluster that did not answer in time and are missing here. Absent with scope
+    /// `node`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Vec<String>, required = false)]
     pub(crate) unanswered: Option<Vec<String>>,
 }
 
-/// The node's numbers. Totals count from its start.
+/// Statistics of a node. Totals count from its start.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct NodeStats {
-    /// The name that its client ids begin with.
+    /// Name of the node, with which its client IDs start.
     node_id: String,
     version: &'static str,
     /// `starting`, `serving`, `draining` or `stopped`.
     #[schema(example = "serving")]
     phase: &'static str,
     uptime_ms: u64,
-    /// Threads that carry connections.
+    /// Number of worker threads.
     workers: usize,
     connections: ConnectionStats,
-    /// Subscriptions of all connections.
+    /// Number of subscriptions of all connections.
     subscriptions: u64,
-    /// Topics and patterns with a subscriber.
+    /// Number of topics and patterns with a subscriber.
     topics: u64,
     messages: MessageStats,
     bytes: ByteStats,
-    /// Times from a publish to the write to a subscriber's socket, of the last 5 to 10 seconds where somebody asks each
-    /// second; null when nothing was delivered.
+    /// Time from a publish to the write to a subscriber's socket. Covers the last 5 to 10 seconds
+    /// if statistics are read every second; null if nothing was delivered.
     #[schema(required = true)]
     publish_latency: Option<LatencyStats>,
-    /// Events that slow observers did not get.
+    /// Number of events that slow observers missed.
     events_lost_total: u64,
-    /// Workers that died and were replaced.
+    /// Number of workers that died and were replaced.
     worker_restarts_total: u64,
     canary: CanaryStats,
-    /// Null where the system does not tell.
+    /// Null if the operating system does not report it.
     #[schema(required = true)]
     process: Option<ProcessStats>,
 }
 
-/// Connections of clients.
+/// Counts of client connections.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ConnectionStats {
-    /// Open ones: after their handshake, until their close begins.
+    /// Open connections: from the end of the handshake to the start of the close.
     active: u64,
-    /// The most that there may be.
+    /// Limit on open connections.
     max: u64,
     accepted_total: u64,
-    /// Handshakes that were refused, ran out of time or were given up.
+    /// Handshakes that were refused, timed out or were aborted.
     refused_total: u64,
     closed_total: u64,
-    /// Closed because their queue passed the limit.
+    /// Slow consumers: connections closed because their queue was over its limit.
     slow_total: u64,
 }
 
-/// Messages of clients.
+/// Counts of messages from and to clients.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct MessageStats {
     received_total: u64,
     /// Replies and deliveries.
     sent_total: u64,
-    /// Error answers, among those sent.
+    /// Error replies; they also count as sent.
     errors_total: u64,
 }
 
-/// Bytes of clients' connections.
+/// Bytes received from and sent to clients.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ByteStats {
     received_total: u64,
     sent_total: u64,
-    /// Waiting to be sent.
+    /// Bytes that wait to be sent.
     queued: u64,
 }
 
-/// Percentiles of times.
+/// Percentiles of latency.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct LatencyStats {
     p50_us: u64,
@@ -173,21 +177,22 @@ pub(crate) struct LatencyStats {
     p999_us: u64,
 }
 
-/// The proof that deliveries come through.
+/// State of the probes that prove delivery.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct CanaryStats {
-    /// How long the last probe took through router and worker, of the slowest worker; null before the first.
+    /// Round-trip time of the last probe through router and worker, of the slowest worker. Null
+    /// before the first.
     #[schema(required = true)]
     round_trip_us: Option<u64>,
-    /// How long the last probe through the cluster's broker, router and worker took; null before the first, and without a
-    /// cluster.
+    /// Round-trip time of the last probe through the cluster's broker, router and worker. Null
+    /// before the first, and without a cluster.
     #[schema(required = true)]
     cluster_round_trip_us: Option<u64>,
-    /// Workers whose probe is overdue.
+    /// Number of workers whose probe is overdue.
     failing_workers: usize,
 }
 
-/// What the operating system knows of the process.
+/// Resource usage of the process.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ProcessStats {
     cpu_seconds_total: f64,
@@ -199,37 +204,37 @@ pub(crate) struct ProcessStats {
 /// The busiest topics and clients of the last 5 to 10 seconds on this node.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Busiest {
-    /// The time that the counts are of. 0 at first: counting begins with the first question, and ends half a minute
-    /// after the last.
+    /// Time that the counts cover. 0 at first: counting starts with the first call, and stops half
+    /// a minute after the last.
     window_ms: u64,
-    /// The busiest first, by messages and deliveries together.
+    /// Topics by messages plus deliveries, the busiest first.
     topics: Vec<BusyTopic>,
-    /// The busiest first, by messages.
+    /// Clients by messages, the busiest first.
     clients: Vec<BusyClient>,
 }
 
-/// A topic and what came to it.
+/// A busy topic.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct BusyTopic {
     topic: String,
-    /// Published to it.
+    /// Messages published to the topic.
     messages: u64,
-    /// Subscriptions that they matched.
+    /// Subscriptions that the messages matched.
     deliveries: u64,
-    /// Of the messages, each counted once.
+    /// Bytes of the messages, each counted once.
     bytes: u64,
-    /// By how much its rank (messages and deliveries together) may be too high.
+    /// Maximum overestimate of messages plus deliveries.
     error: u64,
 }
 
-/// A client and what came from it.
+/// A busy client.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct BusyClient {
     client_id: String,
-    /// Sent to the hub.
+    /// Messages sent to the hub.
     messages: u64,
     bytes: u64,
-    /// By how much its rank may be too high.
+    /// Maximum overestimate of messages.
     error: u64,
 }
 
@@ -240,14 +245,14 @@ impl From<Delivered> for Published {
 }
 
 impl Published {
-    /// Returns the same answer after a second attempt to reach the other nodes.
-    pub(crate) fn with_others(self, fault: Option<ClusterFault>) -> Self {
+    /// Returns the same outcome after a second attempt to reach the other nodes.
+    pub(crate) fn with_other_nodes(self, fault: Option<ClusterFault>) -> Self {
         Self { cluster: fault.map(ClusterFault::as_str), ..self }
     }
 }
 
-impl Outcome for Published {
-    fn is_half_done(&self) -> bool {
+impl PublishOutcome for Published {
+    fn is_incomplete(&self) -> bool {
         // A retry does not help if the message is too large for the broker.
         self.cluster == Some(ClusterFault::Unavailable.as_str())
     }
@@ -280,8 +285,8 @@ impl From<TopicInfo> for Topic {
 }
 
 impl From<ClusterAnswer<TopicInfo>> for Topic {
-    fn from(gathered: ClusterAnswer<TopicInfo>) -> Self {
-        Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
+    fn from(cluster: ClusterAnswer<TopicInfo>) -> Self {
+        Self { unanswered: Some(cluster.unanswered), ..cluster.answer.into() }
     }
 }
 
@@ -293,8 +298,8 @@ impl From<Page<ClientInfo>> for Clients {
 }
 
 impl From<ClusterAnswer<Page<ClientInfo>>> for Clients {
-    fn from(gathered: ClusterAnswer<Page<ClientInfo>>) -> Self {
-        Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
+    fn from(cluster: ClusterAnswer<Page<ClientInfo>>) -> Self {
+        Self { unanswered: Some(cluster.unanswered), ..cluster.answer.into() }
     }
 }
 
@@ -306,8 +311,8 @@ impl From<Page<TopicInfo>> for Topics {
 }
 
 impl From<ClusterAnswer<Page<TopicInfo>>> for Topics {
-    fn from(gathered: ClusterAnswer<Page<TopicInfo>>) -> Self {
-        Self { unanswered: Some(gathered.unanswered), ..gathered.answer.into() }
+    fn from(cluster: ClusterAnswer<Page<TopicInfo>>) -> Self {
+        Self { unanswered: Some(cluster.unanswered), ..cluster.answer.into() }
     }
 }
 
@@ -344,25 +349,26 @@ impl From<&Totals> for ByteStats {
     }
 }
 
-/// The numbers of all nodes together. Totals count from each node's start.
+/// Statistics of all nodes together. Totals count from each node's start.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ClusterNumbers {
-    /// Nodes that answered.
+    /// Number of nodes that answered.
     nodes: u64,
     connections: ConnectionStats,
-    /// Subscriptions of all connections.
+    /// Number of subscriptions of all connections.
     subscriptions: u64,
-    /// Topics and patterns with a subscriber, of each node: one that has some on two nodes counts twice.
+    /// Sum of the nodes' topics and patterns with a subscriber. One with subscribers on two nodes
+    /// counts twice.
     topics: u64,
     messages: MessageStats,
     bytes: ByteStats,
-    /// Nodes that did not answer in time, whose part is missing.
+    /// Nodes that did not answer in time and are missing here.
     unanswered: Vec<String>,
 }
 
 impl From<ClusterAnswer<ClusterStats>> for ClusterNumbers {
-    fn from(gathered: ClusterAnswer<ClusterStats>) -> Self {
-        let ClusterStats { nodes, totals, .. } = &gathered.answer;
+    fn from(cluster: ClusterAnswer<ClusterStats>) -> Self {
+        let ClusterStats { nodes, totals, .. } = &cluster.answer;
         Self {
             nodes: *nodes,
             connections: totals.into(),
@@ -370,7 +376,7 @@ impl From<ClusterAnswer<ClusterStats>> for ClusterNumbers {
             topics: totals.topics,
             messages: totals.into(),
             bytes: totals.into(),
-            unanswered: gathered.unanswered,
+            unanswered: cluster.unanswered,
         }
     }
 }
@@ -378,24 +384,25 @@ impl From<ClusterAnswer<ClusterStats>> for ClusterNumbers {
 /// The nodes of a cluster.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Nodes {
-    /// In the order of their names; this one is among them.
+    /// All nodes including this one, in the order of their names.
     nodes: Vec<Node>,
 }
 
 /// A node of a cluster.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Node {
-    /// The name that its client ids begin with.
+    /// Name of the node, with which its client IDs start.
     node_id: String,
     version: String,
-    /// Its open connections, of another node at its last heartbeat.
+    /// Open connections; of another node, at its last heartbeat.
     connections: u64,
-    /// Whether it is the node that answers.
+    /// `true` for the node that answers this call.
     #[serde(rename = "self")]
     is_self: bool,
-    /// Since when it runs (this node) or has been known here (another).
+    /// Time since this node started, or since it first saw the other node.
     known_ms: u64,
-    /// Since its last heartbeat; they come each second, and after 5 seconds without one it is gone.
+    /// Time since the last heartbeat. Nodes send one each second, and are removed after 5 seconds
+    /// without one.
     silent_ms: u64,
 }
 
@@ -406,8 +413,8 @@ impl From<Vec<NodeInfo>> for Nodes {
             version: node.version,
             connections: node.connections,
             is_self: node.is_self,
-            known_ms: whole(node.known.as_millis()),
-            silent_ms: whole(node.silent.as_millis()),
+            known_ms: saturating_u64(node.known.as_millis()),
+            silent_ms: saturating_u64(node.silent.as_millis()),
         };
         Self { nodes: nodes.into_iter().map(node).collect() }
     }
@@ -425,7 +432,7 @@ impl NodeStats {
                 Phase::Draining => "draining",
                 Phase::Stopped => "stopped",
             },
-            uptime_ms: whole(stats.uptime.as_millis()),
+            uptime_ms: saturating_u64(stats.uptime.as_millis()),
             workers: stats.workers,
             connections: totals.into(),
             subscriptions: totals.subscriptions,
@@ -433,15 +440,17 @@ impl NodeStats {
             messages: totals.into(),
             bytes: totals.into(),
             publish_latency: stats.publish_latency.map(|times| LatencyStats {
-                p50_us: whole(times.p50.as_micros()),
-                p99_us: whole(times.p99.as_micros()),
-                p999_us: whole(times.p999.as_micros()),
+                p50_us: saturating_u64(times.p50.as_micros()),
+                p99_us: saturating_u64(times.p99.as_micros()),
+                p999_us: saturating_u64(times.p999.as_micros()),
             }),
             events_lost_total: stats.events_lost_total,
             worker_restarts_total: stats.worker_restarts_total,
             canary: CanaryStats {
-                round_trip_us: stats.canary_round_trip.map(|time| whole(time.as_micros())),
-                cluster_round_trip_us: stats.canary_cluster_round_trip.map(|time| whole(time.as_micros())),
+                round_trip_us: stats.canary_round_trip.map(|time| saturating_u64(time.as_micros())),
+                cluster_round_trip_us: stats
+                    .canary_cluster_round_trip
+                    .map(|time| saturating_u64(time.as_micros())),
                 failing_workers: stats.canary_failing_workers,
             },
             process: deeperhub_metrics::ProcessUsage::read().map(|process| ProcessStats {
@@ -470,13 +479,13 @@ impl From<Top> for Busiest {
             error: busy.error,
         };
         Self {
-            window_ms: whole(top.window.as_millis()),
+            window_ms: saturating_u64(top.window.as_millis()),
             topics: top.topics.into_iter().map(topic).collect(),
             clients: top.clients.into_iter().map(client).collect(),
         }
     }
 }
 
-fn whole(number: u128) -> u64 {
+fn saturating_u64(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
