@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most bounds of a histogram, not counting `+Inf`.
+/// Maximum number of bounds of a histogram, without `+Inf`. With them, a histogram fits into one block
+/// of [`Cells`](crate::Cells).
 const MAX_BOUNDS: usize = 96;
 
-/// The upper bounds of a histogram's buckets, and the unit in which it is exposed.
+/// The upper bounds of a histogram's buckets, and the unit in which the histogram is exposed.
 ///
-/// Values are whole numbers of a small unit: bytes, or nanoseconds that are exposed as seconds. A
-/// value equal to a bound belongs to that bound's bucket (`le`); a value above the last bound
-/// belongs to `+Inf`. Cheap to clone.
+/// Observed values are whole numbers of a small unit: bytes, or nanoseconds that are exposed as
+/// seconds. A value equal to a bound belongs to that bound's bucket (`le`). A value above the last
+/// bound belongs to the bucket `+Inf`. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Bounds {
     inner: Arc<BoundsInner>,
@@ -20,10 +21,11 @@ pub struct Bounds {
 struct BoundsInner {
     upper: Box<[u64]>,
     search: Search,
-    /// Observed units in one exposed unit.
+    /// Number of observed units in one exposed unit, such as 1e9 nanoseconds in a second.
     observed_per_exposed: f64,
 }
 
+/// How the bucket of a value is found.
 #[derive(Debug, Clone, Copy)]
 enum Search {
     /// Bound `i` is `2^(first + (i << step_log2))`.
@@ -50,11 +52,12 @@ impl Bounds {
         Self::from_parts(upper, Search::Powers { first: FIRST, step_log2: STEP_LOG2 }, 1.0)
     }
 
-    /// Returns times in steps of 1, 2.5, 5 and 10, exposed as seconds. They start with the step at
-    /// or below `min` (at least a microsecond) and end with the first that is at least `max`.
+    /// Returns times in steps of 1, 2.5 and 5 in each decade, exposed as seconds. The first bound is
+    /// the step at or below `min`, but at least a microsecond. The last bound is the first step that is
+    /// at least `max`.
     ///
-    /// Such a histogram takes [`observe_duration`](crate::HistogramCell::observe_duration), or
-    /// nanoseconds.
+    /// Count values of such a histogram with
+    /// [`observe_duration`](crate::HistogramCell::observe_duration), or in nanoseconds.
     #[must_use]
     pub fn seconds(min: Duration, max: Duration) -> Self {
         let (min, max) = (nanos(min), nanos(max));
@@ -63,13 +66,13 @@ impl Bounds {
         Self::from_parts(steps_covering(steps, min, max), Search::Sorted, 1e9)
     }
 
-    /// Returns times like [`seconds`](Self::seconds), but in twelve steps for each decade: 1, 1.2,
-    /// 1.5, 1.8, 2.2 … 8.2. Quantiles of such a histogram, including the 99.9th percentile, are
-    /// accurate to a tenth.
+    /// Returns times like [`seconds`](Self::seconds), but in twelve steps in each decade: 1, 1.2, 1.5,
+    /// 1.8, 2.2 … 8.2. Quantiles of such a histogram, including the 99.9th percentile, are accurate to a
+    /// tenth.
     ///
     /// # Panics
     ///
-    /// With more than 7 decades between `min` and `max`.
+    /// Panics if `min` and `max` are more than 7 decades apart.
     #[must_use]
     pub fn fine_seconds(min: Duration, max: Duration) -> Self {
         const STEPS: [u64; 12] = [100, 120, 150, 180, 220, 270, 330, 390, 470, 560, 680, 820];
@@ -79,12 +82,11 @@ impl Bounds {
         Self::from_parts(steps_covering(steps, min, max), Search::Sorted, 1e9)
     }
 
-    /// Returns the given bounds, in whole units that are exposed unchanged. Sorts them and removes
-    /// duplicates.
+    /// Returns the given bounds, sorted and without duplicates. The unit is exposed unchanged.
     ///
     /// # Panics
     ///
-    /// With more than 96 bounds.
+    /// Panics if there are more than 96 bounds.
     #[must_use]
     pub fn exact(upper: impl IntoIterator<Item = u64>) -> Self {
         let mut upper: Vec<u64> = upper.into_iter().collect();
@@ -108,12 +110,12 @@ impl Bounds {
         &self.inner.upper
     }
 
-    /// Returns the bucket of a value. The number of bounds stands for `+Inf`.
+    /// Returns the index of a value's bucket. The bucket `+Inf` has the index after the last bound.
     #[inline]
     pub(crate) fn bucket(&self, value: u64) -> usize {
         match self.inner.search {
             Search::Powers { first, step_log2 } => {
-                // Exponent of the smallest power of two that is not below the value.
+                // The exponent of the smallest power of two that is at least the value.
                 let exponent = u64::BITS - value.saturating_sub(1).leading_zeros();
                 let above = exponent.saturating_sub(first);
                 let bucket = (above + (1 << step_log2) - 1) >> step_log2;
@@ -123,19 +125,20 @@ impl Bounds {
         }
     }
 
-    /// Converts from the observed to the exposed unit: nanoseconds to seconds, others unchanged.
+    /// Converts a value from the observed to the exposed unit. For bounds of times, this is from
+    /// nanoseconds to seconds; other values stay unchanged.
     #[must_use]
     pub fn exposed(&self, value: u64) -> f64 {
         value as f64 / self.inner.observed_per_exposed
     }
 }
 
-/// Returns a time in nanoseconds, at most 584 years.
+/// Returns a time in nanoseconds. A time over 584 years becomes the largest `u64`.
 pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Returns the ascending `steps` from the one at or below `min` to the first that is at least
+/// Returns the ascending `steps` from the last one at or below `min` to the first one that is at least
 /// `max`.
 fn steps_covering(steps: impl Iterator<Item = u64>, min: u64, max: u64) -> Vec<u64> {
     let mut upper = Vec::new();
