@@ -1,4 +1,4 @@
-//! Runs the shortest example, which fails without an event.
+//! Runs the example `observe`, which returns an error if it receives no event.
 
 #[path = "../examples/observe.rs"]
 mod observe;
