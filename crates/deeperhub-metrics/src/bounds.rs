@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Maximum number of bounds of a histogram, without `+Inf`. With them, a histogram fits into one block
-/// of [`Cells`](crate::Cells).
+/// Maximum number of bounds of a histogram, without `+Inf`. Limits the size of each scrape, and
+/// keeps a histogram within the slots of one block of [`Cells`](crate::Cells).
 const MAX_BOUNDS: usize = 96;
 
 /// The upper bounds of a histogram's buckets, and the unit in which the histogram is exposed.
@@ -37,7 +37,8 @@ enum Search {
 }
 
 impl Bounds {
-    /// Returns powers of four, from 64 bytes to the first power that is at least `max_bytes`.
+    /// Returns powers of four, from 64 bytes to the first power that is at least `max_bytes`, but
+    /// at most 2⁶².
     #[must_use]
     pub fn bytes(max_bytes: u64) -> Self {
         const FIRST: u32 = 6;
@@ -52,9 +53,9 @@ impl Bounds {
         Self::from_parts(upper, Search::Powers { first: FIRST, step_log2: STEP_LOG2 }, 1.0)
     }
 
-    /// Returns times in steps of 1, 2.5 and 5 in each decade, exposed as seconds. The first bound is
-    /// the step at or below `min`, but at least a microsecond. The last bound is the first step that is
-    /// at least `max`.
+    /// Returns times in steps of 1, 2.5 and 5 in each decade, exposed as seconds. The first bound
+    /// is the step at or below `min`, but at least a microsecond. The last bound is the first step
+    /// that is at least `min` and `max`, but at most 5 × 10⁹ seconds.
     ///
     /// Count values of such a histogram with
     /// [`observe_duration`](crate::HistogramCell::observe_duration), or in nanoseconds.
@@ -66,13 +67,13 @@ impl Bounds {
         Self::from_parts(steps_covering(steps, min, max), Search::Sorted, 1e9)
     }
 
-    /// Returns times like [`seconds`](Self::seconds), but in twelve steps in each decade: 1, 1.2, 1.5,
-    /// 1.8, 2.2 … 8.2. Quantiles of such a histogram, including the 99.9th percentile, are accurate to a
-    /// tenth.
+    /// Returns times like [`seconds`](Self::seconds), but in twelve steps in each decade: 1, 1.2,
+    /// 1.5, 1.8, 2.2 … 8.2. Quantiles of such a histogram, including the 99.9th percentile, are
+    /// accurate to a tenth.
     ///
     /// # Panics
     ///
-    /// Panics if `min` and `max` are more than 7 decades apart.
+    /// Panics if more than 96 steps are needed. Up to 7 decades between `min` and `max` always fit.
     #[must_use]
     pub fn fine_seconds(min: Duration, max: Duration) -> Self {
         const STEPS: [u64; 12] = [100, 120, 150, 180, 220, 270, 330, 390, 470, 560, 680, 820];
@@ -138,8 +139,8 @@ pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Returns the ascending `steps` from the last one at or below `min` to the first one that is at least
-/// `max`.
+/// Returns the ascending `steps` from the last one at or below `min` to the first one that is at
+/// least `min` and `max`.
 fn steps_covering(steps: impl Iterator<Item = u64>, min: u64, max: u64) -> Vec<u64> {
     let mut upper = Vec::new();
     for step in steps {
@@ -159,13 +160,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Returns the bucket as defined: the first whose bound is not below the value.
-    fn expected(bounds: &Bounds, value: u64) -> usize {
+    /// Returns the bucket by its definition: the first bucket whose bound is at least the value.
+    fn expected_bucket(bounds: &Bounds, value: u64) -> usize {
         bounds.upper().iter().position(|&bound| value <= bound).unwrap_or(bounds.upper().len())
     }
 
     #[test]
-    fn sizes_are_powers_of_four_that_cover_the_largest() {
+    fn sizes_are_powers_of_four_up_to_the_maximum() {
         assert_eq!(Bounds::bytes(0).upper(), [64]);
         assert_eq!(Bounds::bytes(64).upper(), [64]);
         assert_eq!(Bounds::bytes(65).upper(), [64, 256]);
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn times_follow_a_scale_of_three_steps_a_decade() {
+    fn times_have_three_steps_in_each_decade() {
         let bounds = Bounds::seconds(Duration::from_micros(300), Duration::from_millis(9));
         let seconds: Vec<f64> = bounds.upper().iter().map(|&bound| bounds.exposed(bound)).collect();
         assert_eq!(seconds, [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01]);
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn own_bounds_are_sorted_and_taken_once() {
+    fn exact_bounds_are_sorted_without_duplicates() {
         assert_eq!(Bounds::exact([10, 1, 10, 5]).upper(), [1, 5, 10]);
         assert_eq!(Bounds::exact([]).bucket(7), 0);
     }
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn fine_times_are_a_quarter_apart_at_most() {
+    fn fine_steps_are_at_most_a_quarter_apart() {
         let bounds = Bounds::fine_seconds(Duration::from_micros(10), Duration::from_secs(10));
         let upper = bounds.upper();
         assert_eq!((upper.first(), upper.last(), upper.len()), (Some(&10_000), Some(&10_000_000_000), 73));
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bound_is_the_last_of_its_bucket() {
+    fn each_bound_is_the_largest_value_of_its_bucket() {
         for max in [64, 65_536, u64::MAX] {
             let bounds = Bounds::bytes(max);
             for (index, &bound) in bounds.upper().iter().enumerate() {
@@ -221,22 +222,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_value_falls_into_the_first_bucket_that_holds_it(value: u64, shift in 0..64_u32, max: u64,
-                                                             own in prop::collection::vec(any::<u16>(), 0..64)) {
+        fn a_value_is_in_the_first_bucket_whose_bound_is_not_below_it(value: u64, shift in 0..64_u32, max: u64,
+                                                                      exact in prop::collection::vec(any::<u16>(), 0..64)) {
             let times = Bounds::seconds(Duration::from_nanos(max >> shift), Duration::from_nanos(max));
-            let own = Bounds::exact(own.iter().map(|&bound| u64::from(bound)));
-            for bounds in [Bounds::bytes(max), Bounds::bytes(max >> shift), times, own] {
+            let exact = Bounds::exact(exact.iter().map(|&bound| u64::from(bound)));
+            for bounds in [Bounds::bytes(max), Bounds::bytes(max >> shift), times, exact] {
                 prop_assert!(bounds.upper().is_sorted_by(|a, b| a < b));
-                // Bounds themselves and their neighbours are where a search goes wrong.
+                // A wrong search fails most likely at the bounds and next to them.
                 let near = bounds.upper().iter().flat_map(|&bound| [bound.saturating_sub(1), bound, bound + 1]);
                 for value in near.chain([value >> shift, 0, u64::MAX]) {
-                    prop_assert_eq!(bounds.bucket(value), expected(&bounds, value), "{}", value);
+                    prop_assert_eq!(bounds.bucket(value), expected_bucket(&bounds, value), "{}", value);
                 }
             }
         }
 
         #[test]
-        fn scales_cover_what_they_were_made_for(min: u64, max: u64, shift in 0..64_u32) {
+        fn bounds_cover_the_requested_range(min: u64, max: u64, shift in 0..64_u32) {
             let (min, max) = (min >> shift, max >> (63 - shift));
             let sizes = Bounds::bytes(max);
             prop_assert!(sizes.upper().last() >= Some(&max.min(1 << 62)));

@@ -1,7 +1,7 @@
 //! Storage for the cells of instruments.
 //!
-//! A slot is one 64-bit number. A block is the memory of one worker, with a fixed number of slots. A
-//! worker's cell of an instrument is a range of slots in the worker's block.
+//! A slot is one 64-bit number. A block is the memory of one worker, with a fixed number of slots.
+//! A worker's cell of an instrument is a range of slots in the worker's block.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,12 +13,13 @@ const SLOTS_PER_BLOCK: usize = 256;
 /// value of its label; a histogram needs one for each bucket and one for the sum.
 pub(crate) const MAX_INSTRUMENT_SLOTS: usize = SLOTS_PER_BLOCK;
 
-/// Storage for the cells of instruments: for each worker a memory block, which only that worker writes.
+/// Storage for the cells of instruments: for each worker a memory block, which only that worker
+/// writes.
 ///
-/// A worker's cells are adjacent in memory, and no other worker writes to their cache lines. A worker
-/// that updates six instruments for a message therefore writes to one or two cache lines. Instruments
-/// that are created with the same `Cells` share the blocks. When the blocks are full, more are
-/// allocated.
+/// A worker's cells are adjacent in memory, and no other worker writes to their cache lines. A
+/// worker that updates six instruments for a message therefore writes to one or two cache lines.
+/// Instruments that are created with the same `Cells` share the blocks. When the blocks are full,
+/// more are allocated.
 ///
 /// Cheap to clone. The memory lives as long as an instrument or cell uses it.
 #[derive(Debug, Clone)]
@@ -60,8 +61,8 @@ impl Cells {
     ///
     /// # Panics
     ///
-    /// Panics if `slots` is more than [`MAX_INSTRUMENT_SLOTS`], so an instrument that is too large panics
-    /// when it is created.
+    /// Panics if `slots` is more than [`MAX_INSTRUMENT_SLOTS`], so an instrument that is too large
+    /// panics when it is created.
     pub(crate) fn reserve(&self, slots: usize) -> SlotRange {
         assert!(
             slots <= MAX_INSTRUMENT_SLOTS,
@@ -80,22 +81,22 @@ impl Cells {
     }
 }
 
-/// One worker's slots. The alignment keeps other workers' blocks off the block's cache lines, and also
-/// off the adjacent line, which some processors fetch too.
+/// One worker's slots. The alignment keeps other workers' blocks off the block's cache lines, and
+/// also off the adjacent line, which some processors fetch too.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Block {
     slots: [AtomicU64; SLOTS_PER_BLOCK],
-    /// One bit for each slot, set if the instrument that starts at this slot has an owner. The bits are
-    /// rarely accessed, so they are after the slots.
-    taken: [AtomicU64; SLOTS_PER_BLOCK / 64],
+    /// One bit for each slot, set if the instrument that starts at this slot has an owner. The bits
+    /// are rarely accessed, so they are after the slots.
+    owner_bits: [AtomicU64; SLOTS_PER_BLOCK / 64],
 }
 
 impl Block {
     fn for_workers(workers: usize) -> Arc<[Arc<Self>]> {
         let new_block = || Self {
             slots: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK],
-            taken: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK / 64],
+            owner_bits: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK / 64],
         };
         (0..workers).map(|_| Arc::new(new_block())).collect()
     }
@@ -108,8 +109,8 @@ impl Block {
     }
 
     /// Returns the word that contains the bit of the slot at `index`, and a mask with this bit.
-    fn taken_bit(&self, index: usize) -> (&AtomicU64, u64) {
-        (&self.taken[index / 64 % (SLOTS_PER_BLOCK / 64)], 1 << (index % 64))
+    fn owner_bit(&self, index: usize) -> (&AtomicU64, u64) {
+        (&self.owner_bits[index / 64 % (SLOTS_PER_BLOCK / 64)], 1 << (index % 64))
     }
 }
 
@@ -122,8 +123,8 @@ pub(crate) struct SlotRange {
 }
 
 impl SlotRange {
-    /// Returns the sum of the slot at `offset` over all workers. The sum wraps around, so it is correct
-    /// for signed numbers too.
+    /// Returns the sum of the slot at `offset` over all workers. The sum wraps around, so it is
+    /// correct for signed numbers too.
     pub(crate) fn sum(&self, offset: usize) -> u64 {
         debug_assert!(offset < self.len);
         let slot = self.first + offset;
@@ -135,9 +136,9 @@ impl SlotRange {
     pub(crate) fn take(&self, worker: usize) -> Result<OwnedSlots, CellError> {
         let workers = self.blocks.len();
         let block = self.blocks.get(worker).ok_or(CellError::NoSuchWorker { worker, workers })?;
-        let (word, bit) = block.taken_bit(self.first);
-        // Pairs with the release in `OwnedSlots::drop`, so that a new owner sees the numbers of the last
-        // owner.
+        let (word, bit) = block.owner_bit(self.first);
+        // Pairs with the release in `OwnedSlots::drop`, so that a new owner sees the numbers of the
+        // last owner.
         if word.fetch_or(bit, Ordering::Acquire) & bit != 0 {
             return Err(CellError::Taken { worker });
         }
@@ -154,7 +155,8 @@ pub(crate) struct OwnedSlots {
 }
 
 impl OwnedSlots {
-    /// Adds to a slot with a load and a store. Only the owner writes the slot, so no addition is lost.
+    /// Adds to a slot with a load and a store. Only the owner writes the slot, so no addition is
+    /// lost.
     #[inline]
     pub(crate) fn add(&mut self, offset: usize, n: u64) {
         debug_assert!(offset < self.len);
@@ -177,7 +179,7 @@ impl OwnedSlots {
 
 impl Drop for OwnedSlots {
     fn drop(&mut self) {
-        let (word, bit) = self.block.taken_bit(self.first);
+        let (word, bit) = self.block.owner_bit(self.first);
         word.fetch_and(!bit, Ordering::Release);
     }
 }
@@ -194,8 +196,8 @@ pub enum CellError {
         /// The number of workers.
         workers: usize,
     },
-    /// Another handle of this cell exists. A worker that replaces another must wait until the handles of
-    /// the replaced worker are dropped. It then continues with their numbers.
+    /// Another handle of this cell exists. A worker that replaces another must wait until the
+    /// handles of the replaced worker are dropped. It then continues with their numbers.
     #[error("the cell of worker {worker} is in use")]
     Taken {
         /// The requested worker.

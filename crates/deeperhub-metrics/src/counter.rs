@@ -19,8 +19,9 @@ impl Counter {
         Self { slots: cells.reserve(1) }
     }
 
-    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle at a
-    /// time. After the handle is dropped, another handle can be created; the cell keeps its number.
+    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
+    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
+    /// number.
     ///
     /// # Errors
     ///
@@ -64,8 +65,8 @@ impl CounterCell {
 
 /// Counters that differ in one label with a fixed list of values.
 ///
-/// The index of a label value selects the counter, without hashing or comparing. A vector is cheap to
-/// clone; clones are the same counters.
+/// The index of a label value selects the counter, without hashing or comparing. A vector is cheap
+/// to clone; clones are the same counters.
 #[derive(Debug, Clone)]
 pub struct CounterVec {
     label: &'static str,

@@ -22,12 +22,12 @@ impl Format {
         }
     }
 
-    /// Chooses the format for a request's `Accept` header (RFC 9110 section 12.5.1). If the request has
-    /// several `Accept` headers, the caller joins them with commas.
+    /// Chooses the format for a request's `Accept` header (RFC 9110 section 12.5.1). If the request
+    /// has several `Accept` headers, the caller joins them with commas.
     ///
-    /// Returns OpenMetrics only if the header names it with a quality value that is not below that of
-    /// plain text. The header of Prometheus does. Otherwise returns Prometheus text, even if `Accept`
-    /// allows neither format.
+    /// Returns OpenMetrics only if the header names it with a quality value that is not below that
+    /// of plain text. The header of Prometheus does. Otherwise returns Prometheus text, even if
+    /// `Accept` allows neither format.
     #[must_use]
     pub fn negotiate(accept: Option<&str>) -> Self {
         let (mut open_metrics, mut plain) = (0, 0);
@@ -55,8 +55,8 @@ impl Format {
     }
 }
 
-/// Parses a quality value, a number from 0 to 1 with at most three decimals. Returns it in thousandths,
-/// or 0 if it is invalid.
+/// Parses a quality value, a number from 0 to 1 with at most three decimals. Returns it in
+/// thousandths, or 0 if it is invalid.
 fn parse_quality(quality: &str) -> u32 {
     let (whole, decimals) = quality.split_once('.').unwrap_or((quality, ""));
     if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -73,8 +73,8 @@ fn parse_quality(quality: &str) -> u32 {
 /// 0.0.4.
 ///
 /// The samples are the same in both formats. The comments differ: Prometheus text has no `UNIT` and
-/// `EOF` lines. Its other comments have the name of the samples (`…_total`) instead of the family, and
-/// do not escape quotation marks.
+/// `EOF` lines. Its other comments have the name of the samples (`…_total`) instead of the family,
+/// and do not escape quotation marks.
 pub(crate) fn to_prometheus(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
     // The name on the HELP line depends on the TYPE line after it.

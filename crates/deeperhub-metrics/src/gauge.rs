@@ -19,9 +19,9 @@ impl Gauge {
         Self { slots: cells.reserve(1) }
     }
 
-    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle at a
-    /// time. After the handle is dropped, another handle can be created; the cell keeps its number. A
-    /// restarted worker therefore sets its cell with [`GaugeCell::set`].
+    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
+    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
+    /// number. A restarted worker therefore sets its cell with [`GaugeCell::set`].
     ///
     /// # Errors
     ///

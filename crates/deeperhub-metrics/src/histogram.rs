@@ -27,8 +27,9 @@ impl Histogram {
         Self { bounds, slots, exemplars }
     }
 
-    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle at a
-    /// time. After the handle is dropped, another handle can be created; the cell keeps its counts.
+    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
+    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
+    /// counts.
     ///
     /// # Errors
     ///
@@ -41,8 +42,8 @@ impl Histogram {
         })
     }
 
-    /// Returns the present counts. If a worker counts a value during the call, the value can be in the
-    /// sum but not in the buckets, or the reverse.
+    /// Returns the present counts. If a worker counts a value during the call, the value can be in
+    /// the sum but not in the buckets, or the reverse.
     #[must_use]
     pub fn snapshot(&self) -> HistogramSnapshot {
         let sum = self.slots.sum(0);
@@ -68,8 +69,8 @@ impl HistogramCell {
         self.slots.add(1 + self.bounds.bucket(value), 1);
     }
 
-    /// Stores an observed time, with the trace span in which it was observed, as the exemplar of its
-    /// bucket.
+    /// Stores an observed time, with the trace span in which it was observed, as the exemplar of
+    /// its bucket.
     ///
     /// The call takes a lock, so use it only for the few observations of sampled traces. If another
     /// thread holds the lock, the exemplar is dropped.
@@ -160,15 +161,16 @@ impl HistogramSnapshot {
         self.sum
     }
 
-    /// Returns the number of values in each bucket, without the values of lower buckets. The order is
-    /// that of [`Bounds::upper`], with `+Inf` last.
+    /// Returns the number of values in each bucket, without the values of lower buckets. The order
+    /// is that of [`Bounds::upper`], with `+Inf` last.
     #[must_use]
     pub fn buckets(&self) -> &[u64] {
         &self.buckets
     }
 
-    /// Returns the latest exemplar of each bucket, or `None` for a bucket without exemplars. The slice is
-    /// empty for a [`SharedHistogram`] and for a difference of snapshots ([`since`](Self::since)).
+    /// Returns the latest exemplar of each bucket, or `None` for a bucket without exemplars. The
+    /// slice is empty for a [`SharedHistogram`] and for a difference of snapshots
+    /// ([`since`](Self::since)).
     #[must_use]
     pub fn exemplars(&self) -> &[Option<Exemplar>] {
         &self.exemplars
@@ -180,8 +182,8 @@ impl HistogramSnapshot {
         &self.bounds
     }
 
-    /// Returns the difference to an earlier snapshot of the same histogram: the values that were observed
-    /// after it. The difference has no exemplars.
+    /// Returns the difference to an earlier snapshot of the same histogram: the values that were
+    /// observed after it. The difference has no exemplars.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let pairs = self.buckets.iter().zip(&earlier.buckets);

@@ -4,8 +4,8 @@
 //! lock, or an atomic addition on a cache line that other workers write too. Therefore every
 //! instrument has one cell for each worker: the worker's own share of the instrument's numbers.
 //!
-//! - Only the cell's owner, one worker at a time, writes the cell. It needs a plain load and store, not
-//!   an atomic read-modify-write.
+//! - Only the cell's owner, one worker at a time, writes the cell. It needs a plain load and store,
+//!   not an atomic read-modify-write.
 //! - All cells of a worker are adjacent in memory. No other worker writes to their cache lines.
 //! - The value of an instrument is the sum of its cells. Readers compute it for each scrape.
 //!
@@ -70,13 +70,13 @@
 //! ```
 //!
 //! When a worker drops the handle of a cell, the cell stays with its number, and another worker can
-//! take it. A worker that replaces a crashed one therefore continues with its counts. The number of a
-//! gauge would be outdated, so the new worker [sets](GaugeCell::set) it again.
+//! take it. A worker that replaces a crashed one therefore continues with its counts. The number of
+//! a gauge would be outdated, so the new worker [sets](GaugeCell::set) it again.
 //!
 //! The crate has no sockets, clocks or runtimes: times are passed as
-//! [`Duration`](std::time::Duration). The values of a label are fixed in the program, because values
-//! from run time could grow without bound. There is no global registry. [`prometheus_client`] encodes
-//! the text.
+//! [`Duration`](std::time::Duration). The values of a label are fixed in the program, because
+//! values from run time could grow without bound. There is no global registry.
+//! [`prometheus_client`] encodes the text.
 
 mod bounds;
 mod cells;

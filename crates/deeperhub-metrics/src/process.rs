@@ -19,15 +19,16 @@ pub(crate) const PROCESS_FAMILIES: [&str; 7] = [
     "process_threads",
 ];
 
-/// Number of clock ticks in a second, the unit of times in `/proc` (`USER_HZ`). Linux uses 100 on all
-/// architectures that Rust's standard library supports, independently of the kernel's own timer.
+/// Number of clock ticks in a second, the unit of times in `/proc` (`USER_HZ`). Linux uses 100 on
+/// all architectures that Rust's standard library supports, independently of the kernel's own
+/// timer.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Reads the process's metrics from `/proc` for each text and each snapshot.
 #[derive(Debug, Clone)]
 pub(crate) struct ProcessCollector {
-    /// The start time of the process in seconds since the Unix epoch. It does not change, so it is read
-    /// once. `None` if it could not be read.
+    /// The start time of the process in seconds since the Unix epoch. It does not change, so it is
+    /// read once. `None` if it could not be read.
     start_time: Option<f64>,
 }
 
@@ -202,8 +203,8 @@ impl ProcStat {
     }
 }
 
-/// Returns the resident memory of this process in bytes: `VmRSS` in `/proc/self/status`. Returns `None`
-/// on systems without `/proc`.
+/// Returns the resident memory of this process in bytes: `VmRSS` in `/proc/self/status`. Returns
+/// `None` on systems without `/proc`.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
     // `/proc/self/statm` has this number too, but in pages, and does not state their size.
@@ -233,8 +234,8 @@ fn parse_boot_time(stat: &str) -> Option<f64> {
 /// Returns the number of open file descriptors.
 fn open_file_count() -> Option<u64> {
     const PATH: &str = "/proc/self/fd";
-    // Since Linux 6.2, the size of the directory is the number of its entries. Older kernels report a
-    // size of 0. The size is cheaper than listing, which can mean a million entries.
+    // Since Linux 6.2, the size of the directory is the number of its entries. Older kernels report
+    // a size of 0. The size is cheaper than listing, which can mean a million entries.
     if let Ok(directory) = fs::metadata(PATH)
         && directory.len() > 0
     {

@@ -15,13 +15,13 @@ use std::time::Duration;
 
 /// The metrics of a program, with their names and descriptions.
 ///
-/// The registry holds the registered instruments and reads them for each text. Counting does not use
-/// the registry. All checks happen on registration, so a text is always well-formed.
+/// The registry holds the registered instruments and reads them for each text. Counting does not
+/// use the registry. All checks happen on registration, so a text is always well-formed.
 #[derive(Debug, Default)]
 pub struct Registry {
     inner: prometheus::Registry,
-    /// The family names of all metrics: full names without the suffixes `_total` and `_info`. A family
-    /// name must be unique in the text.
+    /// The family names of all metrics: full names without the suffixes `_total` and `_info`. A
+    /// family name must be unique in the text.
     families: HashSet<String>,
     /// Names of the labels that every metric has.
     labels: Vec<&'static str>,
@@ -80,16 +80,16 @@ impl Registry {
         Ok(Self { inner, labels: names, ..Self::default() })
     }
 
-    /// Adds a metric. `name` is the full name, as in the text and on dashboards. `help` describes the
-    /// metric in one sentence.
+    /// Adds a metric. `name` is the full name, as in the text and on dashboards. `help` describes
+    /// the metric in one sentence.
     ///
-    /// A name consists of lower-case letters, digits and underscores. It ends with the unit. The name of
-    /// a counter has `_total` after the unit.
+    /// A name consists of lower-case letters, digits and underscores. It ends with the unit. The
+    /// name of a counter has `_total` after the unit.
     ///
     /// # Errors
     ///
-    /// Returns a [`RegisterError`] if the name or a label is invalid, or if another metric has the name.
-    /// The metric is then not added.
+    /// Returns a [`RegisterError`] if the name or a label is invalid, or if another metric has the
+    /// name. The metric is then not added.
     pub fn register(
         &mut self,
         name: &str,
@@ -108,8 +108,8 @@ impl Registry {
         self.add(name, help, unit, metric.kind(), metric.handle())
     }
 
-    /// Adds a counter whose number is stored outside this crate. The registry calls `read` for every text
-    /// and snapshot.
+    /// Adds a counter whose number is stored outside this crate. The registry calls `read` for
+    /// every text and snapshot.
     ///
     /// # Errors
     ///
@@ -124,8 +124,8 @@ impl Registry {
         self.add(name, help, unit, MetricKind::Counter, InstrumentHandle::CounterFn(Box::new(read)))
     }
 
-    /// Adds a gauge whose number is stored outside this crate. The registry calls `read` for every text
-    /// and snapshot.
+    /// Adds a gauge whose number is stored outside this crate. The registry calls `read` for every
+    /// text and snapshot.
     ///
     /// # Errors
     ///
@@ -208,8 +208,8 @@ impl Registry {
         }
     }
 
-    /// Returns all metrics as numbers, in the order of their registration. The metrics of the process
-    /// are last. Workers can count during the call, as in [`encode_as`](Self::encode_as).
+    /// Returns all metrics as numbers, in the order of their registration. The metrics of the
+    /// process are last. Workers can count during the call, as in [`encode_as`](Self::encode_as).
     #[must_use]
     pub fn snapshot(&self) -> Vec<MetricSnapshot<'_>> {
         let mut all: Vec<MetricSnapshot<'_>> =
@@ -273,8 +273,8 @@ impl Registry {
     }
 }
 
-/// Checks a full name. Returns the family name, which lacks the suffix of the kind, and the base name,
-/// which also lacks the unit. The encoder adds unit and suffix to the base name.
+/// Checks a full name. Returns the family name, which lacks the suffix of the kind, and the base
+/// name, which also lacks the unit. The encoder adds unit and suffix to the base name.
 fn family_and_base_name(name: &str, unit: Unit, kind: MetricKind) -> Result<(&str, &str), RegisterError> {
     let error = |rule| RegisterError::Name { name: name.to_owned(), rule };
     if !is_name(name) {

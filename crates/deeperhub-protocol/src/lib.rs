@@ -18,8 +18,8 @@
 //! 7692): negotiation, bounded decompression, and a compressed form of shared frames that is made
 //! once. The feature `schema` adds AsyncAPI and JSON Schema documents of the messages.
 //!
-//! The crate does not handle sockets, time, tokens or origins. It does not implement the client side
-//! of the protocol, and it does not execute commands.
+//! The crate does not handle sockets, time, tokens or origins. It does not implement the client
+//! side of the protocol, and it does not execute commands.
 //!
 //! ```
 //! use deeperhub_protocol::frame::{FrameDecoder, FrameLimits, Incoming};

@@ -1,5 +1,5 @@
-//! Compares sends with one system call per connection and sends in batches. Each round sends 128 bytes
-//! to each of 256 connections.
+//! Compares sends with one system call per connection and sends in batches. Each round sends 128
+//! bytes to each of 256 connections.
 //!
 //! Run it with `cargo run --release -p deeperhub-uring --example broadcast`.
 
@@ -25,7 +25,8 @@ fn main() -> io::Result<()> {
         sockets.push(socket);
     }
 
-    // Each round measures all variants, so that other load on the machine affects all of them alike.
+    // Each round measures all variants, so that other load on the machine affects all of them
+    // alike.
     let batch_sizes = [1, 2, 4, 8, 16, 64, 256];
     let mut single_time = Duration::ZERO;
     let mut batch_times = [Duration::ZERO; 7];

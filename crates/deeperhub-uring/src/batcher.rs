@@ -16,7 +16,7 @@ pub const MAX_BATCH: usize = 256;
 pub struct SendOp<'a> {
     /// A connected socket.
     pub to: BorrowedFd<'a>,
-    /// Bytes to send. The socket may accept only a prefix of them.
+    /// Bytes to send. The socket can accept only a prefix of them.
     pub bytes: &'a [u8],
 }
 
@@ -31,8 +31,8 @@ pub struct RecvOp<'a> {
 
 /// An `io_uring` that executes batches: lists of sends, or lists of reads.
 ///
-/// The kernel can stop serving the ring, for example if memory runs out or if a system call filter is
-/// installed later. Operations that the kernel did not execute then return `WouldBlock`, and
+/// The kernel can stop serving the ring, for example if memory runs out or if a system call filter
+/// is installed later. Operations that the kernel did not execute then return `WouldBlock`, and
 /// [`is_working`](Self::is_working) returns `false` from then on.
 #[derive(Debug)]
 pub struct Batcher {
@@ -40,14 +40,14 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// Creates a ring and executes a test operation on it. The ring needs a file descriptor and about
-    /// 25 KiB of kernel memory.
+    /// Creates a ring and executes a test operation on it. The ring needs a file descriptor and
+    /// about 25 KiB of kernel memory.
     ///
     /// # Errors
     ///
     /// - `ENOSYS`, `EINVAL`: the kernel is older than Linux 5.18.
-    /// - [`Unsupported`](io::ErrorKind::Unsupported): the system is not Linux, or the test operation
-    ///   failed.
+    /// - [`Unsupported`](io::ErrorKind::Unsupported): the system is not Linux, or the test
+    ///   operation failed.
     /// - `EPERM`, `EACCES`: `kernel.io_uring_disabled` is set, or a system call filter forbids
     ///   `io_uring`, as in most container engines.
     /// - `EMFILE`, `ENOMEM`: the process has no free file descriptor, or the kernel has no memory.
@@ -63,7 +63,8 @@ impl Batcher {
     /// Sends to each socket. Returns the number of bytes that each socket accepted, in the order of
     /// `sends`.
     ///
-    /// The kernel can execute the operations in any order, so each socket should be listed only once.
+    /// The kernel can execute the operations in any order, so each socket should be listed only
+    /// once.
     ///
     /// # Panics
     ///

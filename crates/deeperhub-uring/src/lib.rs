@@ -2,13 +2,13 @@
 //! also reads a connection's send progress from the kernel ([`send_progress`]).
 //!
 //! A server that sends to a thousand clients makes a thousand system calls. For small messages,
-//! entering and leaving the kernel costs about as much as the send itself. [`Batcher`] submits up to
-//! [`MAX_BATCH`] operations at once through `io_uring` and waits until all are done.
+//! entering and leaving the kernel costs about as much as the send itself. [`Batcher`] submits up
+//! to [`MAX_BATCH`] operations at once through `io_uring` and waits until all are done.
 //!
-//! No operation waits for its socket (`MSG_DONTWAIT`). If a socket is not ready, its operation returns
-//! [`WouldBlock`](std::io::ErrorKind::WouldBlock), like a non-blocking `send` or `recv`. The crate
-//! replaces the calls of `send` and `recv`, not the reactor: the caller still learns from `epoll`
-//! which sockets are ready.
+//! No operation waits for its socket (`MSG_DONTWAIT`). If a socket is not ready, its operation
+//! returns [`WouldBlock`](std::io::ErrorKind::WouldBlock), like a non-blocking `send` or `recv`.
+//! The crate replaces the calls of `send` and `recv`, not the reactor: the caller still learns from
+//! `epoll` which sockets are ready.
 //!
 //! When a call returns, the kernel no longer uses the buffers and descriptors of the call. They are
 //! therefore plain references. There are no futures, registrations or internal buffers.

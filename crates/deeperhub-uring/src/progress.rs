@@ -6,9 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// The send progress of a TCP connection, as reported by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendProgress {
-    /// Number of bytes that the peer's kernel has acknowledged since the start of the connection. If
-    /// the peer's program does not read, its kernel stops acknowledging when its receive buffer is
-    /// full.
+    /// Number of bytes that the peer's kernel has acknowledged since the start of the connection.
+    /// If the peer's program does not read, its kernel stops acknowledging when its receive buffer
+    /// is full.
     pub acknowledged: u64,
     /// `true` if the local kernel holds bytes that it has not sent, or that the peer has not
     /// acknowledged.
@@ -24,15 +24,15 @@ const INFO_BYTES: usize = 148;
 /// # Errors
 ///
 /// - `ENOTSOCK`, `EOPNOTSUPP`: `socket` is not a TCP socket.
-/// - [`Unsupported`](io::ErrorKind::Unsupported): the kernel is older than Linux 4.6, or the system is
-///   not Linux.
+/// - [`Unsupported`](io::ErrorKind::Unsupported): the kernel is older than Linux 4.6, or the system
+///   is not Linux.
 pub fn send_progress(socket: BorrowedFd<'_>) -> io::Result<SendProgress> {
     // An array of `u64` has the alignment of the kernel's structure.
     let mut info = [0_u64; INFO_BYTES.div_ceil(size_of::<u64>())];
     let mut len = size_of_val(&info) as libc::socklen_t;
     #[expect(unsafe_code, reason = "getsockopt writes through a raw pointer")]
-    // SAFETY: The kernel writes at most `len` bytes, which `info` has. `info` outlives the call, and any
-    // bytes are a valid value for it. The descriptor stays open while it is borrowed.
+    // SAFETY: The kernel writes at most `len` bytes, which `info` has. `info` outlives the call,
+    // and any bytes are a valid value for it. The descriptor stays open while it is borrowed.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

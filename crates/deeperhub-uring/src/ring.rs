@@ -9,15 +9,15 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::{MAX_BATCH, RecvOp, SendOp};
 
-/// Flags of every operation: it does not wait for its socket, and a closed connection returns an error
-/// instead of raising a signal.
+/// Flags of every operation: it does not wait for its socket, and a closed connection returns an
+/// error instead of raising a signal.
 const MESSAGE_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
 /// Result of an operation that the kernel did not execute.
 const NOT_EXECUTED: i32 = -libc::EAGAIN;
 
-/// Maximum number of retries if the kernel lacks memory for a batch. Limits the time of one call; the
-/// ring is given up after the last retry.
+/// Maximum number of retries if the kernel lacks memory for a batch. Limits the time of one call;
+/// the ring is given up after the last retry.
 const MAX_RETRIES: u32 = 16;
 
 pub(crate) struct Ring {
@@ -31,9 +31,10 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(crate) fn new() -> io::Result<Self> {
-        // `setup_submit_all` (Linux 5.18) submits the whole batch even if an operation fails at once. All
-        // other features used here are older. Task work is not deferred: sends complete within
-        // `io_uring_enter` anyway, and measurements showed that deferring costs more than it saves.
+        // `setup_submit_all` (Linux 5.18) submits the whole batch even if an operation fails at
+        // once. All other features used here are older. Task work is not deferred: sends complete
+        // within `io_uring_enter` anyway, and measurements showed that deferring costs more than it
+        // saves.
         let uring = IoUring::builder().dontfork().setup_submit_all().build(MAX_BATCH as u32)?;
         let mut ring = Self { uring: Some(uring), entries: Vec::new(), results: Vec::new() };
         // A system call filter can allow a program to create a ring but not to use it, so try it.
@@ -49,7 +50,8 @@ impl Ring {
     }
 
     pub(crate) fn send<'a>(&mut self, sends: impl IntoIterator<Item = SendOp<'a>>) -> &[i32] {
-        // If the caller's iterator panics, the kernel never sees the entries that were pushed so far.
+        // If the caller's iterator panics, the kernel never sees the entries that were pushed so
+        // far.
         self.entries.clear();
         for SendOp { to, bytes } in sends {
             let entry =
@@ -78,27 +80,28 @@ impl Ring {
         self.entries.push(entry.user_data(index as u64));
     }
 
-    /// Executes the batch and returns its results. An operation that the kernel did not execute has the
-    /// result [`NOT_EXECUTED`].
+    /// Executes the batch and returns its results. An operation that the kernel did not execute has
+    /// the result [`NOT_EXECUTED`].
     fn execute_batch(&mut self) -> &[i32] {
         // The results already tell which operations were not executed.
         let _ = self.execute();
         &self.results
     }
 
-    /// Submits all `entries` and waits for their results. When the function returns, even with an error,
-    /// the kernel has finished with all entries.
+    /// Submits all `entries` and waits for their results. When the function returns, even with an
+    /// error, the kernel has finished with all entries.
     fn execute(&mut self) -> io::Result<&[i32]> {
         let count = self.entries.len();
         self.results.clear();
         self.results.resize(count, NOT_EXECUTED);
         let Some(uring) = &mut self.uring else { return Err(io::ErrorKind::Unsupported.into()) };
 
-        // SAFETY: The entries' descriptors, buffers and lengths come from references that outlive the call of
-        // `send` or `recv` that created the entries. Buffers for reads come from exclusive references. The
-        // call of `send` or `recv` returns only after the kernel has finished with every submitted entry:
-        // after the loop below, or after `wait_for_submitted`. The kernel never sees entries that were not
-        // submitted: no kernel thread polls for entries, and the ring is dropped after an error.
+        // SAFETY: The entries' descriptors, buffers and lengths come from references that outlive
+        // the call of `send` or `recv` that created the entries. Buffers for reads come from
+        // exclusive references. The call of `send` or `recv` returns only after the kernel has
+        // finished with every submitted entry: after the loop below, or after `wait_for_submitted`.
+        // The kernel never sees entries that were not submitted: no kernel thread polls for
+        // entries, and the ring is dropped after an error.
         #[allow(unsafe_code)]
         let pushed = unsafe { uring.submission().push_multiple(&self.entries) };
         let mut error = pushed.err().map(|_| io::Error::from(io::ErrorKind::OutOfMemory));
@@ -107,8 +110,8 @@ impl Ring {
             match uring.submit_and_wait(count - completed) {
                 Ok(_) => {}
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-                // The kernel has no memory for an entry (EAGAIN) or no space for completions (EBUSY).
-                // Collecting the available completions below frees space for a retry.
+                // The kernel has no memory for an entry (EAGAIN) or no space for completions
+                // (EBUSY). Collecting the available completions below frees space for a retry.
                 Err(cause)
                     if matches!(cause.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
                         && retries < MAX_RETRIES =>
@@ -148,8 +151,8 @@ fn collect_completions(uring: &mut IoUring, results: &mut [i32]) -> usize {
 /// Waits until the kernel has finished with the submitted entries, after `io_uring_enter` failed.
 /// `incomplete` is the number of entries without a completion, submitted or not.
 ///
-/// The function polls for completions, because it cannot wait with `io_uring_enter`. No operation waits
-/// for its socket, so this takes little time.
+/// The function polls for completions, because it cannot wait with `io_uring_enter`. No operation
+/// waits for its socket, so this takes little time.
 fn wait_for_submitted(uring: &mut IoUring, incomplete: usize, results: &mut [i32]) {
     let not_submitted = uring.submission().len();
     let mut pending = incomplete.saturating_sub(not_submitted);
@@ -162,8 +165,8 @@ fn wait_for_submitted(uring: &mut IoUring, incomplete: usize, results: &mut [i32
     }
 }
 
-/// Returns the length of an operation, capped at the 32 bits that the kernel supports. A longer buffer
-/// is sent or filled in part.
+/// Returns the length of an operation, capped at the 32 bits that the kernel supports. A longer
+/// buffer is sent or filled in part.
 fn capped_length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
@@ -383,8 +386,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(30))]
 
-        /// For any sizes of batches and messages, and with small socket buffers, each peer reads the bytes that
-        /// were sent to it.
+        /// For any sizes of batches and messages, and with small socket buffers, each peer reads
+        /// the bytes that were sent to it.
         #[test]
         fn every_byte_arrives_once_and_in_order(
             rounds in prop::collection::vec(prop::collection::vec(0_usize..40_000, 1..12), 1..8),

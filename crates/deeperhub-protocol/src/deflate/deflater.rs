@@ -15,10 +15,10 @@ const RETAINED_OUTPUT_BYTES: usize = 64 * 1024;
 
 /// A compressor without context takeover. One per worker serves any number of connections.
 ///
-/// The first message allocates about 370 KiB and the output buffer. The output buffer holds the last
-/// compressed message until the next one; a capacity over 64 KiB is freed then. Each smaller window
-/// that clients request needs its own stream, at most six more. No common client requests a smaller
-/// window.
+/// The first message allocates about 370 KiB and the output buffer. The output buffer holds the
+/// last compressed message until the next one; a capacity over 64 KiB is freed then. Each smaller
+/// window that clients request needs its own stream, at most six more. No common client requests a
+/// smaller window.
 #[derive(Debug)]
 pub struct Deflater {
     /// One stream for each number of window bits, from 9 to 15.
@@ -64,8 +64,8 @@ impl Deflater {
     }
 
     /// Compresses a payload for one client, like [`Self::deflate`], with a window that the client
-    /// supports. Also returns `None` if the payload exceeds the client's window and that window has 8
-    /// bits.
+    /// supports. Also returns `None` if the payload exceeds the client's window and that window has
+    /// 8 bits.
     fn deflate_for(&mut self, params: Params, payload: &[u8]) -> Option<&[u8]> {
         self.deflate_with(params.compressor_window_bits(payload.len())?, payload)
     }
@@ -77,7 +77,7 @@ impl Deflater {
         self.output.clear();
         self.output.shrink_to(RETAINED_OUTPUT_BYTES);
         // The capacity must hold every result that is sent. With threshold 0 that is any result:
-        // fixed codes may turn eight bits into nine, and small windows add blocks. Otherwise the
+        // fixed codes can turn eight bits into nine, and small windows add blocks. Otherwise the
         // result must shrink, so room for the overhead of stored blocks and the tail is enough.
         let overhead = if self.threshold_bytes == 0 {
             payload.len() / 8 + payload.len() / 64
@@ -97,7 +97,7 @@ impl Deflater {
             unallocated => unallocated.insert(Compress::new_with_window_bits(self.level, false, window_bits)),
         };
         let status = stream.compress_vec(payload, &mut self.output, FlushCompress::Sync).ok()?;
-        // A full output buffer may lack the end of the flush.
+        // If the output buffer is full, the end of the flush can be missing.
         let is_complete = status == Status::Ok
             && stream.total_in() == payload.len() as u64
             && self.output.len() < self.output.capacity();
@@ -149,13 +149,13 @@ pub fn write_text_compressed(
     (text_header(payload.len()).1 + payload.len()).saturating_sub(out.len() - start)
 }
 
-/// Compresses the messages in `out[start..]` in place. Compresses a message under the same conditions
-/// as [`write_text_compressed`]. Returns the number of bytes by which `out` got shorter. With a
-/// threshold of 0, `out` can grow; the function then returns 0.
+/// Compresses the messages in `out[start..]` in place. Compresses a message under the same
+/// conditions as [`write_text_compressed`]. Returns the number of bytes by which `out` got shorter.
+/// With a threshold of 0, `out` can grow; the function then returns 0.
 ///
 /// `out[start..]` must hold whole frames written by the `write_…` functions of
-/// [`frame`](crate::frame). Control frames and compressed frames stay unchanged. If `out[start..]` is
-/// shorter than the threshold, the call costs one comparison.
+/// [`frame`](crate::frame). Control frames and compressed frames stay unchanged. If `out[start..]`
+/// is shorter than the threshold, the call costs one comparison.
 pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8>, start: usize) -> usize {
     let original_len = out.len();
     let mut end = original_len;

@@ -9,8 +9,8 @@ pub(super) struct Extension<'a> {
     pub(super) parameters: Vec<Parameter<'a>>,
 }
 
-/// A parameter, `name` or `name=value`. A value that was a quoted string is stored without its quotes
-/// and escapes.
+/// A parameter, `name` or `name=value`. A value that was a quoted string is stored without its
+/// quotes and escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Parameter<'a> {
     pub(super) name: &'a str,
@@ -41,8 +41,8 @@ pub(super) fn parse<'a>(line: &'a [u8], extensions: &mut Vec<Extension<'a>>) -> 
     }
 }
 
-/// A reader of the rest of a header line. Each method also skips the white space after the item that
-/// it reads.
+/// A reader of the rest of a header line. Each method also skips the white space after the item
+/// that it reads.
 struct Reader<'a> {
     rest: &'a str,
 }
@@ -108,7 +108,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Returns `true` if `byte` may appear in a token (RFC 9110 section 5.6.2).
+/// Returns `true` if `byte` is allowed in a token (RFC 9110 section 5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

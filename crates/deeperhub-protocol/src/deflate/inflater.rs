@@ -27,8 +27,8 @@ const MAX_FINAL_BLOCKS: usize = 256;
 /// A decompressor. One per worker serves any number of connections.
 ///
 /// A connection's state between messages is in its [`History`], not in the decompressor. The first
-/// compressed message allocates about 46 KiB and the output buffer. The output buffer holds the last
-/// message until the next one; a capacity over 64 KiB is freed then.
+/// compressed message allocates about 46 KiB and the output buffer. The output buffer holds the
+/// last message until the next one; a capacity over 64 KiB is freed then.
 #[derive(Debug, Default)]
 pub struct Inflater {
     stream: Option<Decompress>,
@@ -40,8 +40,8 @@ pub struct Inflater {
 /// which the client's next messages may refer.
 ///
 /// A connection needs a history only if
-/// [`Params::client_no_context_takeover`](super::Params::client_no_context_takeover) is `false`. The
-/// history is empty before the first compressed message and holds at most 32 KiB.
+/// [`Params::client_no_context_takeover`](super::Params::client_no_context_takeover) is `false`.
+/// The history is empty before the first compressed message and holds at most 32 KiB.
 #[derive(Debug, Clone, Default)]
 pub struct History(Vec<u8>);
 
@@ -63,8 +63,8 @@ impl Inflater {
     ///
     /// - [`FrameError::MessageTooBig`]: the message decompresses to more than `max_message_bytes`.
     /// - [`FrameError::InvalidUtf8`]: the message is text, and its bytes are not UTF-8.
-    /// - [`FrameError::MalformedDeflate`]: the payload is not valid DEFLATE, ends inside a block, or
-    ///   has more than 256 final blocks.
+    /// - [`FrameError::MalformedDeflate`]: the payload is not valid DEFLATE, ends inside a block,
+    ///   or has more than 256 final blocks.
     ///
     /// After an error, the caller must close the connection. It can still use the decompressor for
     /// other connections.
@@ -85,8 +85,8 @@ impl Inflater {
     }
 
     /// Returns the total number of bytes copied into windows: when a message starts with a
-    /// [`History`], and when a stream restarts after a final block. The number is not proportional to
-    /// the input or the output, so a caller that limits CPU use must count it separately.
+    /// [`History`], and when a stream restarts after a final block. The number is not proportional
+    /// to the input or the output, so a caller that limits CPU use must count it separately.
     #[must_use]
     pub fn copied_window_bytes(&self) -> u64 {
         self.copied_window_bytes
@@ -208,8 +208,8 @@ impl MessageInflation<'_> {
         }
     }
 
-    /// Fills the window of a new or restarted stream with the last 32 KiB of output: the decompressed
-    /// part of this message, and before it the end of earlier messages.
+    /// Fills the window of a new or restarted stream with the last 32 KiB of output: the
+    /// decompressed part of this message, and before it the end of earlier messages.
     fn fill_window(&mut self) -> Result<(), FrameError> {
         let current = last_bytes(self.output, MAX_WINDOW_BYTES);
         let earlier = last_bytes(self.history, MAX_WINDOW_BYTES - current.len());
@@ -251,8 +251,8 @@ impl MessageInflation<'_> {
         }
     }
 
-    /// Doubles the output buffer, up to one byte over the message limit. The extra byte is enough to
-    /// detect a message over the limit.
+    /// Doubles the output buffer, up to one byte over the message limit. The extra byte is enough
+    /// to detect a message over the limit.
     fn grow_output(&mut self) -> Result<(), FrameError> {
         let (len, max_capacity) = (self.output.len(), self.max_message_bytes.saturating_add(1));
         if len >= max_capacity {

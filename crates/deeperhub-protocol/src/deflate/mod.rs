@@ -56,18 +56,18 @@
 //!
 //! **`server_max_window_bits`: any value is accepted.** Shared frames are compressed with the
 //! largest window. A message that fits the client's window cannot contain a reference beyond that
-//! window. A longer shared frame is sent to such a client uncompressed, which is always allowed (RFC
-//! 7692 section 6). A longer message for one client is compressed with that client's window. If that
-//! window has 8 bits, the message stays uncompressed, because zlib and its descendants do not support
-//! 8 bits. No common client requests less than 15 bits.
+//! window. A longer shared frame is sent to such a client uncompressed, which is always allowed
+//! (RFC 7692 section 6). A longer message for one client is compressed with that client's window.
+//! If that window has 8 bits, the message stays uncompressed, because zlib and its descendants do
+//! not support 8 bits. No common client requests less than 15 bits.
 //!
 //! **`client_max_window_bits`: never sent.** Messages are decompressed with the largest window.
 //!
 //! A compressed message is always one frame, since Safari fails on fragmented compressed messages.
 //!
 //! Compression leaks through encryption: if a message contains a secret and text chosen by an
-//! attacker, the message's length reveals whether the two are similar. Messages share no context, so
-//! the leak is limited to one message. Do not put a secret and foreign text into one message, or
+//! attacker, the message's length reveals whether the two are similar. Messages share no context,
+//! so the leak is limited to one message. Do not put a secret and foreign text into one message, or
 //! disable compression.
 //!
 //! # Errors
@@ -105,10 +105,10 @@
 //! | decompress | 11.2 | 12.8 | 12.2 | 11.1 | 18.2 | 15.7 | 13.7 |
 //! | bytes left | 4274 | 3180 | 2966 | 2720 | 3603 | 2964 | 2635 |
 //!
-//! The default is therefore zlib-rs at level 2. Compared to level 1, level 2 saves another fifth to a
-//! quarter of the bytes for every receiver. It costs 5 to 18 µs more, once per publish; a delivery
-//! costs 5 to 6 µs. Level 3 saves another 4 to 7 % for 13 to 38 % more time. Level 1 is better if
-//! most messages have one receiver.
+//! The default is therefore zlib-rs at level 2. Compared to level 1, level 2 saves another fifth to
+//! a quarter of the bytes for every receiver. It costs 5 to 18 µs more, once per publish; a
+//! delivery costs 5 to 6 µs. Level 3 saves another 4 to 7 % for 13 to 38 % more time. Level 1 is
+//! better if most messages have one receiver.
 //!
 //! The default threshold is 256 bytes. Compressing a message of this size saves 70 bytes, about the
 //! size of a packet's TCP and IP headers. It costs 8 µs at the server and 2 µs at the receiver. At

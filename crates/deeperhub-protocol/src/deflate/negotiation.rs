@@ -30,11 +30,11 @@ pub struct Config {
     /// Compression level from 1 (fast) to 9 (small); other values are clamped. Default
     /// [`Config::DEFAULT_LEVEL`].
     pub level: u8,
-    /// If `true`, a client may use context takeover: its messages may refer to its earlier messages.
-    /// Default `false`.
+    /// If `true`, a client may use context takeover: its messages may refer to its earlier
+    /// messages. Default `false`.
     ///
-    /// Context takeover makes clients' messages smaller. In return, each such connection holds up to
-    /// 32 KiB of its decompressed messages for its lifetime ([`History`](super::History)).
+    /// Context takeover makes clients' messages smaller. In return, each such connection holds up
+    /// to 32 KiB of its decompressed messages for its lifetime ([`History`](super::History)).
     pub client_context_takeover: bool,
 }
 
@@ -57,8 +57,8 @@ impl Default for Config {
 /// The negotiated parameters of one connection. `Display` writes the response's header value.
 ///
 /// The value has two bytes: store it with the connection as an `Option`, and pass it when a message
-/// is compressed for the connection. `server_no_context_takeover` is always negotiated, so it has no
-/// field.
+/// is compressed for the connection. `server_no_context_takeover` is always negotiated, so it has
+/// no field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Params {
     /// The client's window bits; `None` if the client did not offer this parameter.
@@ -80,8 +80,8 @@ impl Params {
         self.client_no_context_takeover
     }
 
-    /// Returns `true` if a payload of `plain_bytes` fits the client's window. It may then be
-    /// compressed with any window: no back-reference reaches beyond the start of the message.
+    /// Returns `true` if a payload of `plain_bytes` fits the client's window. The payload
+    /// can then be compressed with any window, because no back-reference reaches beyond its start.
     #[inline]
     #[must_use]
     pub fn fits_window(self, plain_bytes: usize) -> bool {
@@ -123,9 +123,9 @@ impl fmt::Display for Params {
 }
 
 /// Returns the parameters of the first acceptable offer in a request's `Sec-WebSocket-Extensions`
-/// lines ([`Request::extensions`](crate::handshake::Request::extensions)). Returns `None` if no offer
-/// is acceptable, or if compression is disabled. The connection then works without compression, and
-/// the response omits the header.
+/// lines ([`Request::extensions`](crate::handshake::Request::extensions)). Returns `None` if no
+/// offer is acceptable, or if compression is disabled. The connection then works without
+/// compression, and the response omits the header.
 ///
 /// An offer is declined if it has an unknown parameter, a duplicate parameter or an invalid value.
 /// The next offer is then tried (RFC 7692 section 7). Other extensions are ignored. Any window is
@@ -134,10 +134,10 @@ impl fmt::Display for Params {
 ///
 /// # Errors
 ///
-/// Returns 400 `bad_handshake` for a header that is not a list of extensions. RFC 6455 sections 4.2.1
-/// and 9.1 require the server to refuse such a connection instead of ignoring the header. A list
-/// without elements counts as absent, since some gateways send an empty header if the client sent
-/// none. If compression is disabled, the header is not parsed.
+/// Returns 400 `bad_handshake` for a header that is not a list of extensions. RFC 6455 sections
+/// 4.2.1 and 9.1 require the server to refuse such a connection instead of ignoring the header. A
+/// list without elements counts as absent, since some gateways send an empty header if the client
+/// sent none. If compression is disabled, the header is not parsed.
 pub fn negotiate<'a>(
     config: &Config,
     lines: impl IntoIterator<Item = &'a [u8]>,
@@ -354,8 +354,8 @@ mod tests {
         }
     }
 
-    /// The reference rule: an offer is acceptable if it contains only known parameters, each at most
-    /// once and with a valid value. Returns the confirmed parameters of an acceptable offer.
+    /// The reference rule: an offer is acceptable if it contains only known parameters, each at
+    /// most once and with a valid value. Returns the confirmed parameters of an acceptable offer.
     fn model(parameters: &[(&str, Option<String>)]) -> Option<String> {
         let names = [
             "server_no_context_takeover",

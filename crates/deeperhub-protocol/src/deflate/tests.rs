@@ -189,7 +189,7 @@ fn a_truncated_message_is_rejected() {
     let text = "It was truncated by a peer that does not flush. ".repeat(20);
     for level in [0, 1, 6] {
         let whole = Client::new(level, 15).message(text.as_bytes());
-        // One byte may be an empty message.
+        // A first byte alone can be a valid empty message.
         for cut in 2..whole.len() {
             let result = decode(&whole[..cut]);
             assert_eq!(result, Err(FrameError::MalformedDeflate), "{cut} of {whole:x?}");
@@ -437,8 +437,8 @@ fn payload(max: usize) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Returns a client's frames for one compressed message: fragments of the lengths in `cuts`, masked,
-/// with a ping before every third fragment.
+/// Returns a client's frames for one compressed message: fragments of the lengths in `cuts`,
+/// masked, with a ping before every third fragment.
 fn frames(payload: &[u8], cuts: &[usize]) -> Vec<u8> {
     fragments(0x42, payload, cuts)
 }

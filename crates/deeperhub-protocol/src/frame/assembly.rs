@@ -55,7 +55,8 @@ impl Assembly {
         std::mem::take(&mut self.opened_frames)
     }
 
-    /// Returns `true` if nothing is incomplete and nothing is lent, so that the assembly can be freed.
+    /// Returns `true` if nothing is incomplete and nothing is lent, so that the assembly can be
+    /// freed.
     pub(super) fn is_idle(&self) -> bool {
         self.lent.is_none() && !self.is_mid_message()
     }
@@ -72,7 +73,8 @@ impl Assembly {
         size_of::<Self>() + self.message.as_ref().map_or(0, |message| message.body.capacity())
     }
 
-    /// Returns the fragmented message that a continuation frame would continue, or the lent message.
+    /// Returns the fragmented message that a continuation frame would continue, or the lent
+    /// message.
     pub(super) fn message(&self) -> Option<&PartialMessage> {
         self.message.as_ref()
     }
@@ -157,7 +159,8 @@ impl HeaderBytes {
         let added_len = free.len().min(input.len());
         free[..added_len].copy_from_slice(&input[..added_len]);
         let header = Header::parse::<ALLOW_RSV1>(&self.bytes[..stored_len + added_len])?;
-        // An incomplete header is shorter than the longest header (14 bytes), so the length fits `u8`.
+        // An incomplete header is shorter than the longest header (14 bytes), so the length fits
+        // `u8`.
         self.len = if header.is_some() { 0 } else { (stored_len + added_len) as u8 };
         Ok(header.map(|header| (header, header.len.saturating_sub(stored_len))))
     }
@@ -195,8 +198,8 @@ pub(super) struct PartialMessage {
     pub(super) received: usize,
     /// Number of fragments opened.
     pub(super) fragments: u32,
-    /// Maximum capacity of the buffer: the message limit, or in the last fragment the declared length
-    /// of all fragments.
+    /// Maximum capacity of the buffer: the message limit, or in the last fragment the declared
+    /// length of all fragments.
     max_capacity: usize,
 }
 

@@ -13,9 +13,9 @@ use super::{Extended, FrameError, Incoming, MessageKind};
 pub struct FrameLimits {
     /// Maximum length of a message in bytes, summed over its fragments. Default 65536.
     pub max_message_bytes: usize,
-    /// Maximum number of fragments of a message. Default 65536. Limits CPU use: it stops a message of
-    /// endless empty fragments. The decoder joins fragments as they arrive, so their number costs no
-    /// memory.
+    /// Maximum number of fragments of a message. Default 65536. Limits CPU use: it stops a message
+    /// of endless empty fragments. The decoder joins fragments as they arrive, so their number
+    /// costs no memory.
     pub max_fragments: u32,
 }
 
@@ -26,9 +26,9 @@ impl FrameLimits {
         Self { max_message_bytes, max_fragments: 65_536 }
     }
 
-    /// Returns the maximum length of a message on the wire. A message encoded by an extension may
-    /// be slightly longer than its decoded form: DEFLATE stores incompressible data in blocks with
-    /// five bytes of overhead.
+    /// Returns the maximum length of a message on the wire. A message with RSV1 can be slightly
+    /// longer than its decoded form: DEFLATE stores incompressible data in blocks with five bytes
+    /// of overhead.
     fn max_wire_bytes(&self, rsv1: bool) -> usize {
         if rsv1 {
             self.max_message_bytes.saturating_add(self.max_message_bytes / 1024 + 64)
@@ -46,10 +46,10 @@ impl Default for FrameLimits {
 
 /// The frame decoder of one connection. Between messages, it is one pointer without heap memory.
 ///
-/// The decoder implements the server side: frames must be masked. If the input holds a whole message,
-/// the decoder unmasks it in place and borrows it from the input. It copies an incomplete frame or
-/// message to a buffer, which exceeds neither twice the received bytes nor the maximum length of a
-/// message on the wire.
+/// The decoder implements the server side: frames must be masked. If the input holds a whole
+/// message, the decoder unmasks it in place and borrows it from the input. It copies an incomplete
+/// frame or message to a buffer, which exceeds neither twice the received bytes nor the maximum
+/// length of a message on the wire.
 ///
 /// Text is validated as it arrives: an error is reported at the first invalid byte, even inside a
 /// frame.
@@ -76,9 +76,9 @@ impl FrameDecoder {
     /// Decodes the next message or control frame in `input[*pos..]`, unmasking in place, and
     /// advances `pos` past it.
     ///
-    /// `Ok(None)` means that the decoder consumed all of `input` and copied an incomplete frame at its
-    /// end. The caller may then reuse `input`, and calls again after the next read. The next call
-    /// releases the buffer of the last message.
+    /// `Ok(None)` means that the decoder consumed all of `input` and copied an incomplete frame at
+    /// its end. The caller may then reuse `input`, and calls again after the next read. The next
+    /// call releases the buffer of the last message.
     ///
     /// # Errors
     ///
@@ -99,13 +99,14 @@ impl FrameDecoder {
         }
     }
 
-    /// Decodes like [`Self::next`], for a connection with an extension that marks messages with RSV1.
-    /// The caller decodes the marked messages and applies the message limit to their decoded size.
+    /// Decodes like [`Self::next`], for a connection with an extension that marks messages with
+    /// RSV1. The caller decodes the marked messages and applies the message limit to their decoded
+    /// size.
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`Self::next`], but allows RSV1 on the first frame of a message. RSV1 is
-    /// an error on continuations and control frames.
+    /// Returns the errors of [`Self::next`], but allows RSV1 on the first frame of a message. RSV1
+    /// is an error on continuations and control frames.
     pub fn next_extended<'a>(
         &'a mut self,
         limits: &FrameLimits,
@@ -122,9 +123,10 @@ impl FrameDecoder {
         self.partial.as_ref().is_some_and(|partial| partial.is_mid_message())
     }
 
-    /// Returns the number of incrementally decoded frames that began since the last call, and resets
-    /// it. These are the fragments of messages, and frames that arrived in several reads. A client can
-    /// split a message into thousands of empty fragments, and each of them costs CPU time.
+    /// Returns the number of incrementally decoded frames that began since the last call, and
+    /// resets it. These are the fragments of messages, and frames that arrived in several reads. A
+    /// client can split a message into thousands of empty fragments, and each of them costs CPU
+    /// time.
     #[inline]
     pub fn take_frame_count(&mut self) -> u32 {
         self.partial.as_mut().map_or(0, |partial| partial.take_frame_count())
@@ -172,8 +174,8 @@ impl FrameDecoder {
     }
 
     /// Handles the common case: no frame or message is incomplete, and `input` holds a whole
-    /// unfragmented message. In other cases, changes nothing and returns `None`; the caller then calls
-    /// [`Self::decode_incrementally`].
+    /// unfragmented message. In other cases, changes nothing and returns `None`; the caller then
+    /// calls [`Self::decode_incrementally`].
     #[inline]
     fn decode_whole_frame<const ALLOW_RSV1: bool>(
         &self,

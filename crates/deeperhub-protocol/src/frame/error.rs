@@ -53,8 +53,9 @@ pub enum FrameError {
     #[cfg(feature = "deflate")]
     #[error("compressed message is malformed")]
     MalformedDeflate,
-    /// A message, summed over its fragments, exceeds the limit. The declared length is checked before
-    /// the payload arrives. The length of a compressed message is also checked during decompression.
+    /// A message, summed over its fragments, exceeds the limit. The declared length is checked
+    /// before the payload arrives. The length of a compressed message is also checked during
+    /// decompression.
     #[error("message is over {limit} bytes")]
     MessageTooBig {
         /// [`FrameLimits::max_message_bytes`](super::FrameLimits::max_message_bytes).

@@ -19,7 +19,8 @@ pub(super) const CLOSE: u8 = 0x8;
 pub(super) const PING: u8 = 0x9;
 pub(super) const PONG: u8 = 0xa;
 
-/// Maximum payload length in bytes of a control frame, and of a server frame with a two-byte header.
+/// Maximum payload length in bytes of a control frame, and of a server frame with a two-byte
+/// header.
 pub(super) const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
 
 /// Maximum length of a client frame's header: two bytes, a 64-bit length and the mask.

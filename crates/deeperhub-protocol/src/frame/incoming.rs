@@ -14,8 +14,8 @@ pub enum Incoming<'a> {
     Ping(&'a [u8]),
     /// A pong of at most 125 bytes.
     Pong(&'a [u8]),
-    /// A close frame with its code and reason, or `None` if the frame has no body. The code is one that
-    /// may be sent (RFC 6455 section 7.4).
+    /// A close frame with its code and reason, or `None` if the frame has no body. The code is one
+    /// that may be sent (RFC 6455 section 7.4).
     Close(Option<(u16, &'a str)>),
 }
 
@@ -74,9 +74,9 @@ fn parse_close_body(body: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
     Ok(Some((code, reason)))
 }
 
-/// Returns `true` if a close frame may carry `code`. RFC 6455 section 7.4 defines the codes; the IANA
-/// registry later added 1012 to 1014. The excluded codes from 1004 to 1015 are reserved or never sent
-/// on the wire.
+/// Returns `true` if a close frame may carry `code`. RFC 6455 section 7.4 defines the codes; the
+/// IANA registry later added 1012 to 1014. The excluded codes from 1004 to 1015 are reserved or
+/// never sent on the wire.
 fn is_sendable_close_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }

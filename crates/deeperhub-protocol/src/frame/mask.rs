@@ -2,8 +2,9 @@
 
 use fearless_simd::{Level, dispatch};
 
-/// Minimum payload length for detecting the widest vector instructions at run time. Wide instructions
-/// halve the time at 16 KiB. Below 1 KiB, the detection costs a few nanoseconds more than it saves.
+/// Minimum payload length for detecting the widest vector instructions at run time. Wide
+/// instructions halve the time at 16 KiB. Below 1 KiB, the detection costs a few nanoseconds more
+/// than it saves.
 const SIMD_MIN_BYTES: usize = 2048;
 
 /// Applies `mask` to `payload`, starting with the mask's first byte.

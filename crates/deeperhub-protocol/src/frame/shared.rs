@@ -12,15 +12,15 @@ use crate::deflate::{Deflater, Params};
 
 /// A complete server frame (header and payload), encoded once and shared by all its receivers.
 ///
-/// A frame is a handle of eight bytes; a clone increments one reference count. The frame's bytes never
-/// change. `Debug` does not show them, because they may contain secrets.
+/// A frame is a handle of eight bytes; a clone increments one reference count. The frame's bytes
+/// never change. `Debug` does not show them, because they can contain secrets.
 #[derive(Clone)]
 pub struct Frame(Arc<Handle>);
 
 /// The content of a fork, behind the fork's own reference count.
 ///
-/// The two levels of `Arc` keep a [`Frame`] at one pointer, and let each worker count its references
-/// separately ([`Frame::fork`]).
+/// The two levels of `Arc` keep a [`Frame`] at one pointer, and let each worker count its
+/// references separately ([`Frame::fork`]).
 struct Handle {
     content: Arc<Content>,
     /// This fork's handle of the compressed form, which has a separate reference count too.
@@ -94,8 +94,8 @@ impl Frame {
         self.0.content.bytes.is_empty()
     }
 
-    /// Returns a fork: the same frame with a separate reference count. Clones of the fork on another
-    /// thread then do not contend for the cache line of this frame's count.
+    /// Returns a fork: the same frame with a separate reference count. Clones of the fork on
+    /// another thread then do not contend for the cache line of this frame's count.
     pub fn fork(&self) -> Self {
         Self::from_content(Arc::clone(&self.0.content))
     }
@@ -110,8 +110,8 @@ impl Frame {
     ///
     /// The first call compresses the frame for all forks. Calls from other workers wait during that
     /// time. If the frame is not worth compressing, later calls do not try again. Compression saves
-    /// `frame.len() - frame.for_receiver(…).len()` bytes. With a threshold of 0, the compressed form
-    /// can be the longer one. The frame holds both forms until it is dropped.
+    /// `frame.len() - frame.for_receiver(…).len()` bytes. With a threshold of 0, the compressed
+    /// form can be the longer one. The frame holds both forms until it is dropped.
     ///
     /// ```
     /// use deeperhub_protocol::deflate::{Config, Deflater, negotiate};

@@ -13,8 +13,8 @@ pub(super) struct Utf8Buffer {
 }
 
 impl Utf8Buffer {
-    /// Appends the next bytes, which may end inside a character. Returns an error as soon as the bytes
-    /// cannot be the start of valid UTF-8.
+    /// Appends the next bytes, which can end inside a character. Returns an error as soon as the
+    /// bytes cannot be the start of valid UTF-8.
     pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
         while self.incomplete_len > 0 {
             let Some((&next, rest)) = bytes.split_first() else { return Ok(()) };

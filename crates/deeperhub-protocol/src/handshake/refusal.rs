@@ -83,9 +83,9 @@ impl Refusal {
     /// Appends the HTTP response to `out`: status line, headers, and
     /// `{"error":{"code","message"}}`.
     ///
-    /// The response always has `Content-Type: application/json`, `Content-Length` and
-    /// `Connection: close`. `Retry-After` is in whole seconds, rounded up, at least 1. These statuses
-    /// have more headers:
+    /// The response always has `Content-Type: application/json`, `Content-Length` and `Connection:
+    /// close`. `Retry-After` is in whole seconds, rounded up, at least 1. These statuses have more
+    /// headers:
     ///
     /// - 401: `WWW-Authenticate: Bearer`
     /// - 405: `Allow: GET`
@@ -97,8 +97,8 @@ impl Refusal {
         out.extend_from_slice(&body);
     }
 
-    /// Appends the HTTP response like [`Self::write`], but without the body. It is the response to a
-    /// HEAD request (RFC 9110 section 9.3.2).
+    /// Appends the HTTP response like [`Self::write`], but without the body. It is the response to
+    /// a HEAD request (RFC 9110 section 9.3.2).
     pub fn write_head(&self, out: &mut Vec<u8>) {
         self.write_status_and_headers(out);
     }

@@ -18,8 +18,8 @@ pub struct HeadLimits {
     /// Maximum length of the head in bytes. A value over 65,535 acts like 65,535. Default
     /// [`MAX_HEAD_BYTES`].
     pub max_bytes: usize,
-    /// Maximum number of header lines. With a value over [`MAX_HEADERS`], each parse allocates memory.
-    /// Default [`MAX_HEADERS`].
+    /// Maximum number of header lines. With a value over [`MAX_HEADERS`], each parse allocates
+    /// memory. Default [`MAX_HEADERS`].
     pub max_lines: usize,
 }
 
@@ -55,7 +55,7 @@ impl From<Refusal> for HeadError {
 
 /// A parsed request head. Header names are case-insensitive.
 ///
-/// Its `Debug` form shows neither query nor headers, since both may carry a token.
+/// The `Debug` form shows neither the query nor the headers, because both can contain a token.
 #[derive(Clone)]
 pub struct Request {
     /// The received bytes, up to and including the blank line.
@@ -98,8 +98,8 @@ pub enum Parsed {
     Complete {
         /// The parsed head.
         request: Request,
-        /// The length of the head. Any bytes after it are frames of a client that did not wait for the
-        /// response.
+        /// The length of the head. Any bytes after it are frames of a client that did not wait for
+        /// the response.
         head_bytes: usize,
     },
 }
@@ -110,8 +110,8 @@ impl Request {
     /// # Errors
     ///
     /// Returns 400 `bad_handshake` if the request is not HTTP/1, exceeds [`MAX_HEAD_BYTES`] or
-    /// [`MAX_HEADERS`], or has a target that is neither a path nor an HTTP or WebSocket URL. Does not
-    /// check the handshake's headers; [`Self::check_upgrade`] does.
+    /// [`MAX_HEADERS`], or has a target that is neither a path nor an HTTP or WebSocket URL. Does
+    /// not check the handshake's headers; [`Self::check_upgrade`] does.
     pub fn parse(buffer: &[u8]) -> Result<Parsed, Refusal> {
         Self::parse_within(buffer, HeadLimits::default()).map_err(|error| error.refusal)
     }
@@ -186,14 +186,16 @@ impl Request {
         self.text(self.method)
     }
 
-    /// Returns the path without the query, still percent-encoded. Returns `/` for a URL without a path.
+    /// Returns the path without the query, still percent-encoded. Returns `/` for a URL without a
+    /// path.
     #[must_use]
     pub fn path(&self) -> &str {
         let path = self.text(self.path);
         if path.is_empty() { "/" } else { path }
     }
 
-    /// Returns the query after the `?` of the target, still percent-encoded, or `None` without a `?`.
+    /// Returns the query after the `?` of the target, still percent-encoded, or `None` without a
+    /// `?`.
     #[must_use]
     pub fn query(&self) -> Option<&str> {
         self.query.map(|query| self.text(query))
@@ -292,11 +294,11 @@ impl fmt::Debug for Request {
 }
 
 impl ByteRange {
-    /// Returns the range of `part`, a slice of `head`.
-    fn of_slice(head: &[u8], part: impl AsRef<[u8]>) -> Self {
-        let part = part.as_ref();
-        let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
-        match (u16::try_from(start), u16::try_from(start.wrapping_add(part.len()))) {
+    /// Returns the range of `slice`, which must be a slice of `head`.
+    fn of_slice(head: &[u8], slice: impl AsRef<[u8]>) -> Self {
+        let slice = slice.as_ref();
+        let start = slice.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
+        match (u16::try_from(start), u16::try_from(start.wrapping_add(slice.len()))) {
             (Ok(start), Ok(end)) if usize::from(end) <= head.len() => Self { start, end },
             // The slice is empty: only an empty slice can point outside `head`.
             _ => Self::default(),
@@ -348,9 +350,9 @@ fn malformed(error: httparse::Error) -> Refusal {
     })
 }
 
-/// Decodes form data (`application/x-www-form-urlencoded`), as the browser's `URLSearchParams` encodes
-/// it. A `%` without two hexadecimal digits after it is not changed. Returns `None` if the result is
-/// not UTF-8.
+/// Decodes form data (`application/x-www-form-urlencoded`), as the browser's `URLSearchParams`
+/// encodes it. A `%` without two hexadecimal digits after it is not changed. Returns `None` if the
+/// result is not UTF-8.
 fn form_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));

@@ -42,7 +42,7 @@ impl Request {
             return Err(Refusal::method_not_allowed());
         }
         let has = |name, token: &str| self.list(name).any(|element| element.eq_ignore_ascii_case(token));
-        // A gateway may join two header lines into `13, 13`.
+        // A gateway can join two header lines into `13, 13`.
         let mut versions = self.list("sec-websocket-version").peekable();
         let is_version_13 = versions.peek().is_some() && versions.all(|version| version == "13");
         if !has("connection", "upgrade") || !has("upgrade", "websocket") || !is_version_13 {
@@ -82,8 +82,8 @@ impl Request {
 /// WebSocket frames.
 ///
 /// `subprotocol` is one of the client's offers. `extensions` is the value of
-/// `Sec-WebSocket-Extensions`. If either is `None`, its header is omitted. Neither must contain a line
-/// break; values from a [`Request`] never contain one.
+/// `Sec-WebSocket-Extensions`. If either is `None`, its header is omitted. Neither must contain a
+/// line break; values from a [`Request`] never contain one.
 pub fn write_accept(out: &mut Vec<u8>, key: &AcceptKey, subprotocol: Option<&str>, extensions: Option<&str>) {
     let mut push = |piece: &str| out.extend_from_slice(piece.as_bytes());
     push(
@@ -110,8 +110,8 @@ fn is_zero(length: &[u8]) -> bool {
     })
 }
 
-/// Returns `true` if `key` is 22 base64 characters and two characters of padding. Does not check the
-/// unused bits of the last character, because some clients set them to random values.
+/// Returns `true` if `key` is 22 base64 characters and two characters of padding. Does not check
+/// the unused bits of the last character, because some clients set them to random values.
 fn is_16_bytes_in_base64(key: &str) -> bool {
     let characters = key.strip_suffix("==").unwrap_or_default();
     characters.len() == 22 && characters.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')

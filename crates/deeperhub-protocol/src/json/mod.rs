@@ -16,31 +16,31 @@ pub(crate) const ENVELOPE_NESTING: u32 = 2;
 ///
 /// Key order, number precision, inner white space and escapes stay as sent. The text follows the
 /// grammar of RFC 8259. As in JavaScript's `JSON.parse`, a string can contain an escaped unpaired
-/// surrogate (`"\ud800"`), which is passed to the receiver unchanged. The magnitude of numbers is not
-/// checked.
+/// surrogate (`"\ud800"`), which is passed to the receiver unchanged. The magnitude of numbers is
+/// not checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RawJson<'a>(&'a str);
 
 impl<'a> RawJson<'a> {
     /// Maximum nesting of arrays and objects in [`Self::parse`].
     ///
-    /// A delivery puts two levels around a payload. The limit is therefore two levels below that of a
-    /// whole message ([`message::MAX_NESTING`](crate::message::MAX_NESTING)).
+    /// A delivery puts two levels around a payload. The limit is therefore two levels below that of
+    /// a whole message ([`message::MAX_NESTING`](crate::message::MAX_NESTING)).
     pub const MAX_NESTING: usize = (MAX_NESTING - ENVELOPE_NESTING) as usize;
 
     /// Checks that `text` is exactly one JSON value, and returns it without white space around it.
     ///
     /// # Errors
-    /// - [`ErrorCode::InvalidJson`](crate::ErrorCode::InvalidJson): the text is not one JSON value. The
-    ///   error message names the expected token and its byte offset.
-    /// - [`ErrorCode::InvalidMessage`](crate::ErrorCode::InvalidMessage): the value nests deeper than
-    ///   [`Self::MAX_NESTING`].
+    /// - [`ErrorCode::InvalidJson`](crate::ErrorCode::InvalidJson): the text is not one JSON value.
+    ///   The error message names the expected token and its byte offset.
+    /// - [`ErrorCode::InvalidMessage`](crate::ErrorCode::InvalidMessage): the value nests deeper
+    ///   than [`Self::MAX_NESTING`].
     pub fn parse(text: &'a str) -> Result<Self, MessageError<'a>> {
         Self::parse_within(text, MAX_NESTING as usize)
     }
 
-    /// Parses a payload like [`Self::parse`], for messages of at most `max_nesting` levels. The payload
-    /// itself has at most two levels fewer. A value over
+    /// Parses a payload like [`Self::parse`], for messages of at most `max_nesting` levels. The
+    /// payload itself has at most two levels fewer. A value over
     /// [`message::MAX_NESTING`](crate::message::MAX_NESTING) acts like `MAX_NESTING`.
     ///
     /// # Errors

@@ -15,7 +15,8 @@ pub(crate) struct SyntaxError {
     pub(crate) expected: &'static str,
 }
 
-/// An error without content for a text that is not JSON. [`Scanner::syntax_error`] returns the cause.
+/// An error without content for a text that is not JSON. [`Scanner::syntax_error`] returns the
+/// cause.
 ///
 /// The scanner's inner functions return this type instead of [`SyntaxError`], so that their results
 /// fit into registers.
@@ -50,13 +51,13 @@ pub(crate) struct ScannedText<'a> {
 trait NestingStack {
     fn push(&mut self, is_object: bool);
     fn pop(&mut self);
-    /// Returns `true` if the innermost level is an object. The result is unspecified if the stack is
-    /// empty.
+    /// Returns `true` if the innermost level is an object. The result is unspecified if the stack
+    /// is empty.
     fn is_object(&self) -> bool;
 }
 
-/// A stack of up to 128 levels with one bit for each: 1 for an object, 0 for an array. The lowest bit
-/// is the innermost level.
+/// A stack of up to 128 levels with one bit for each: 1 for an object, 0 for an array. The lowest
+/// bit is the innermost level.
 impl NestingStack for u128 {
     #[inline]
     fn push(&mut self, is_object: bool) {
@@ -74,8 +75,8 @@ impl NestingStack for u128 {
     }
 }
 
-/// An unbounded stack for texts over the nesting limit. It needs one byte for each level, so at most
-/// as many bytes as the text has.
+/// An unbounded stack for texts over the nesting limit. It needs one byte for each level, so at
+/// most as many bytes as the text has.
 #[derive(Default)]
 struct HeapNesting(Vec<bool>);
 
@@ -103,8 +104,8 @@ pub(crate) struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    /// Calls `find` with the decoded key. A key that is not Unicode text is passed as an empty string,
-    /// which is not a known key.
+    /// Calls `find` with the decoded key. A key that is not Unicode text is passed as an empty
+    /// string, which is not a known key.
     #[inline]
     pub(crate) fn find<T>(self, find: impl FnOnce(&str) -> T) -> T {
         if self.escaped { self.find_unescaped(find) } else { find(self.inside) }
@@ -163,8 +164,8 @@ impl<'a> Scanner<'a> {
         if self.pos == self.text.len() { Ok(()) } else { Err(self.fail(self.pos, "the end")) }
     }
 
-    /// Scans the value that starts at the position, without white space before it. Returns the value's
-    /// text.
+    /// Scans the value that starts at the position, without white space before it. Returns the
+    /// value's text.
     ///
     /// `outer_levels` is the number of levels that count as open around the value.
     pub(crate) fn scan_value(&mut self, outer_levels: u32) -> Result<&'a str, NotJson> {
@@ -173,8 +174,8 @@ impl<'a> Scanner<'a> {
         Ok(self.text_since(start))
     }
 
-    /// Scans the object at the position and returns its text. Calls `member` after each key; `member`
-    /// must scan the value. The object itself is not checked against the nesting limit.
+    /// Scans the object at the position and returns its text. Calls `member` after each key;
+    /// `member` must scan the value. The object itself is not checked against the nesting limit.
     #[inline]
     pub(crate) fn scan_object(
         &mut self,
@@ -218,7 +219,8 @@ impl<'a> Scanner<'a> {
         Ok(Key { inside, escaped: self.escaped })
     }
 
-    /// Returns the position after the value at `pos`, with up to `limit` levels on the stack `levels`.
+    /// Returns the position after the value at `pos`, with up to `limit` levels on the stack
+    /// `levels`.
     ///
     /// The function uses this stack instead of recursion, so the call stack stays small.
     fn after_value(
@@ -283,8 +285,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Scans an array or object over the nesting limit, and records that the text exceeds the limit.
-    /// The scan goes on so that a text that is not JSON still gets a syntax error.
+    /// Scans an array or object over the nesting limit, and records that the text exceeds the
+    /// limit. The scan goes on so that a text that is not JSON still gets a syntax error.
     #[cold]
     #[inline(never)]
     fn after_deep_value(&mut self, pos: usize) -> Result<usize, NotJson> {
@@ -400,8 +402,8 @@ impl<'a> Scanner<'a> {
         self.text.as_bytes().get(pos).copied().unwrap_or(0)
     }
 
-    /// Returns the text from `start` to the position. Both are next to an ASCII byte, so they are on
-    /// character boundaries.
+    /// Returns the text from `start` to the position. Both are next to an ASCII byte, so they are
+    /// on character boundaries.
     #[inline]
     fn text_since(&self, start: usize) -> &'a str {
         self.text.get(start..self.pos).unwrap_or_default()

@@ -1,7 +1,7 @@
 //! Functions that find the end of JSON strings, decode them, and encode them.
 //!
-//! A special byte is a quote, a backslash or a control character. In a JSON string, it is the end or
-//! the start of an escape, or it is invalid. All other bytes are plain.
+//! A special byte is a quote, a backslash or a control character. In a JSON string, it is the end
+//! or the start of an escape, or it is invalid. All other bytes are plain.
 
 use std::borrow::Cow;
 
@@ -74,8 +74,8 @@ const fn is_special(byte: u8) -> bool {
     byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
-/// Returns `true` if the chunk has a special byte. The loop has no branches, so that the compiler can
-/// vectorise it.
+/// Returns `true` if the chunk has a special byte. The loop has no branches, so that the compiler
+/// can vectorise it.
 #[inline(always)]
 fn has_special(chunk: &[u8; CHUNK_BYTES]) -> bool {
     let special = chunk.iter().fold(0, |special, &byte| {
@@ -88,8 +88,8 @@ fn has_special(chunk: &[u8; CHUNK_BYTES]) -> bool {
 #[inline]
 fn first_special(word: [u8; 8]) -> Option<usize> {
     let word = u64::from_le_bytes(word);
-    // `control`, `quote` and `backslash` have the top bit set in each matching byte. The borrow of a
-    // subtraction can also set the top bit of a later byte that does not match. This is harmless:
+    // `control`, `quote` and `backslash` have the top bit set in each matching byte. The borrow of
+    // a subtraction can also set the top bit of a later byte that does not match. This is harmless:
     // only the first byte with a top bit counts, and it always matches.
     let zero = |bytes: u64| bytes.wrapping_sub(ONE_IN_EACH_BYTE) & !bytes;
     let control = word.wrapping_sub(ONE_IN_EACH_BYTE * u64::from(b' ')) & !word;
@@ -101,8 +101,8 @@ fn first_special(word: [u8; 8]) -> Option<usize> {
 
 /// Decodes a valid JSON string, given without its quotes. Borrows the text if it has no escapes.
 ///
-/// Returns `None` if the string contains an unpaired surrogate. RFC 8259 section 8.2 allows unpaired
-/// surrogates, but UTF-8 cannot encode them.
+/// Returns `None` if the string contains an unpaired surrogate. RFC 8259 section 8.2 allows
+/// unpaired surrogates, but UTF-8 cannot encode them.
 #[inline]
 pub(crate) fn unescape(inside: &str) -> Option<Cow<'_, str>> {
     // In a valid string, the first special byte is the backslash of an escape.

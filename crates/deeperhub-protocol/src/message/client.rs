@@ -32,8 +32,8 @@ pub enum Command<'a> {
     },
     /// `unsubscribe`: stop delivering messages.
     Unsubscribe {
-        /// The topic or pattern in `topic`. The command ends the subscription with exactly this text.
-        /// A pattern does not end the subscriptions to topics that match it.
+        /// The topic or pattern in `topic`. The command ends the subscription with exactly this
+        /// text. A pattern does not end the subscriptions to topics that match it.
         subscription: Subscription<'a>,
     },
     /// `publish`: deliver a message to all subscribers of a topic.
@@ -78,11 +78,11 @@ impl<'a> ClientMessage<'a> {
     ///
     /// The envelope is the message's own object with the keys `type`, `id`, `data` and `meta`. Keys
     /// may have any order and may contain escapes (`"\u0074ype"` is `type`). Unknown keys are
-    /// ignored in the envelope, in `data` and in `meta`. For older clients, `topic` and `message` are
-    /// also accepted in the envelope instead of in `data`.
+    /// ignored in the envelope, in `data` and in `meta`. For older clients, `topic` and `message`
+    /// are also accepted in the envelope instead of in `data`.
     ///
-    /// If an optional key has the value `null`, the key counts as absent. If `message` has the value
-    /// `null`, or `data` in an `echo`, then `null` is the payload.
+    /// If an optional key has the value `null`, the key counts as absent. If `message` has the
+    /// value `null`, or `data` in an `echo`, then `null` is the payload.
     ///
     /// # Errors
     /// The text is checked in this order. The first failed check determines the error code:
@@ -102,9 +102,9 @@ impl<'a> ClientMessage<'a> {
     ///    - A key occurs twice, for example once in `data` and once in the envelope.
     /// 5. [`ErrorCode::InvalidTopic`]: `topic` breaks a rule of [`TopicError`](crate::TopicError).
     ///
-    /// The error has the message's ID if `id` is present and valid. It has the name of the key if one
-    /// key is missing or invalid. If a command needs a key in `data` and `data` is not an object, the
-    /// error names `data`. If `data` is missing, the error names the key.
+    /// The error has the message's ID if `id` is present and valid. If one key is missing or
+    /// invalid, the error also has the name of this key. If a command needs a key in `data` and
+    /// `data` is not an object, that name is `data`. If `data` is missing, it is the needed key.
     pub fn parse(text: &'a str) -> Result<Self, MessageError<'a>> {
         Self::parse_within(text, super::MAX_NESTING)
     }
@@ -112,8 +112,9 @@ impl<'a> ClientMessage<'a> {
     /// Parses one text message like [`Self::parse`], with a limit of `max_nesting` levels of arrays
     /// and objects.
     ///
-    /// The message's own object is the first level. Every command needs two levels, so `max_nesting`
-    /// must be at least 2. A value over [`MAX_NESTING`](super::MAX_NESTING) acts like `MAX_NESTING`.
+    /// The message's own object is the first level. Every command needs two levels, so
+    /// `max_nesting` must be at least 2. A value over [`MAX_NESTING`](super::MAX_NESTING) acts like
+    /// `MAX_NESTING`.
     ///
     /// # Errors
     /// Returns the errors of [`Self::parse`].

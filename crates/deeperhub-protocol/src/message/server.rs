@@ -21,8 +21,8 @@ pub struct WelcomeLimits {
     pub ping_interval_ms: u64,
 }
 
-/// Length in bytes of the longest delivery of a backend's publish, without the payload. Each byte of
-/// the topic and of `tracestate` can need an escape.
+/// Length in bytes of the longest delivery of a backend's publish, without the payload. Each byte
+/// of the topic and of `tracestate` can need an escape.
 const MAX_DELIVERY_OVERHEAD_BYTES: usize = r#"{"type":"message","data":{"topic":,"message":}"#.len()
     + max_escaped(Topic::MAX_BYTES)
     + r#","meta":{"traceparent":,"tracestate":}}"#.len()
@@ -39,7 +39,7 @@ const fn max_escaped(bytes: usize) -> usize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClusterFault {
-    /// The broker cannot be reached, or its backlog is full. A later attempt may succeed.
+    /// The broker cannot be reached, or its backlog is full. A later attempt can succeed.
     Unavailable,
     /// The message exceeds the broker's size limit.
     TooLarge,
@@ -58,8 +58,8 @@ impl ClusterFault {
 
 /// A message from the server.
 ///
-/// Keys are written in the order `type`, `id`, `data`, `meta`. Keys without a value are omitted. IDs
-/// and payloads are written as received.
+/// Keys are written in the order `type`, `id`, `data`, `meta`. Keys without a value are omitted.
+/// IDs and payloads are written as received.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum ServerMessage<'a> {
@@ -175,12 +175,12 @@ impl ServerMessage<'_> {
         "error",
     ];
 
-    /// Returns the length of the longest message to a client, in bytes of JSON, if clients' messages
-    /// and backends' payloads have at most `max_message_bytes`.
+    /// Returns the length of the longest message to a client, in bytes of JSON, if clients'
+    /// messages and backends' payloads have at most `max_message_bytes`.
     ///
-    /// The longest message is the delivery of a backend's publish, because its payload alone can have
-    /// `max_message_bytes`. The delivery of a client's publish is shorter: it also has the client's
-    /// ID, but its payload is only a part of the client's message.
+    /// The longest message is the delivery of a backend's publish, because its payload alone can
+    /// have `max_message_bytes`. The delivery of a client's publish is shorter: it also has the
+    /// client's ID, but its payload is only a part of the client's message.
     #[must_use]
     pub const fn max_delivery_bytes(max_message_bytes: u64) -> u64 {
         max_message_bytes.saturating_add(MAX_DELIVERY_OVERHEAD_BYTES as u64)
@@ -192,8 +192,8 @@ impl ServerMessage<'_> {
     }
 
     /// Appends the message like [`write_frame`](Self::write_frame), but omits the payload of an
-    /// [`Echo`](Self::Echo), so that the caller can send the payload from another buffer. Returns the
-    /// offset in `out` at which the payload belongs. Writes other messages in full and returns
+    /// [`Echo`](Self::Echo), so that the caller can send the payload from another buffer. Returns
+    /// the offset in `out` at which the payload belongs. Writes other messages in full and returns
     /// `None`.
     pub fn write_frame_without_payload(&self, out: &mut Vec<u8>) -> Option<usize> {
         let (header, header_len) = text_header(self.json_len());
@@ -364,14 +364,14 @@ impl ServerMessage<'_> {
 /// - [`ErrorCode::InvalidJson`]: the text is not JSON.
 /// - [`ErrorCode::InvalidMessage`]: the text is not an object, or it nests deeper than
 ///   [`MAX_NESTING`](super::MAX_NESTING).
-/// - [`ErrorCode::InvalidMessage`]: `type`, `id`, `data` or `meta` occurs twice, or `type` is missing
-///   or is not a string.
+/// - [`ErrorCode::InvalidMessage`]: `type`, `id`, `data` or `meta` occurs twice, or `type` is
+///   missing or is not a string.
 pub fn check_server_object(text: &str) -> Result<RawJson<'_>, MessageError<'_>> {
     check_server_object_within(text, super::MAX_NESTING)
 }
 
-/// Checks a message like [`check_server_object`], with a limit of `max_nesting` levels of arrays and
-/// objects. A value over [`MAX_NESTING`](super::MAX_NESTING) acts like `MAX_NESTING`.
+/// Checks a message like [`check_server_object`], with a limit of `max_nesting` levels of arrays
+/// and objects. A value over [`MAX_NESTING`](super::MAX_NESTING) acts like `MAX_NESTING`.
 ///
 /// # Errors
 /// Returns the errors of [`check_server_object`].

@@ -25,8 +25,8 @@ impl SpanContext {
         if trace_id == 0 || span_id == 0 { None } else { Some(Self { trace_id, span_id, sampled }) }
     }
 
-    /// Parses a `traceparent`. Returns `None` if it is malformed (W3C Trace Context section 3.2); the
-    /// caller treats a malformed one as absent.
+    /// Parses a `traceparent`. Returns `None` if it is malformed (W3C Trace Context section 3.2);
+    /// the caller treats a malformed one as absent.
     ///
     /// ```
     /// use deeperhub_protocol::message::SpanContext;

@@ -20,8 +20,9 @@ impl<'a> TraceContext<'a> {
     /// least this length (W3C Trace Context section 3.3.1.5).
     pub const MAX_TRACESTATE_BYTES: usize = 512;
 
-    /// Creates a context from the well-formed values and drops the others. A malformed trace context
-    /// must not invalidate a message. Without a valid `traceparent`, `tracestate` is dropped too.
+    /// Creates a context from the well-formed values and drops the others. A malformed trace
+    /// context must not invalidate a message. Without a valid `traceparent`, `tracestate` is
+    /// dropped too.
     #[must_use]
     pub fn new(traceparent: Option<Cow<'a, str>>, tracestate: Option<Cow<'a, str>>) -> Self {
         let traceparent = traceparent.filter(|text| is_traceparent(text.as_bytes()));
@@ -46,8 +47,8 @@ impl<'a> TraceContext<'a> {
 }
 
 /// Returns `true` for `version-traceid-parentid-flags` in lower-case hexadecimal digits (W3C Trace
-/// Context section 3.2). Version `ff` and zero IDs are invalid. In versions after `00`, more fields can
-/// follow the flags.
+/// Context section 3.2). Version `ff` and zero IDs are invalid. In versions after `00`, more fields
+/// can follow the flags.
 fn is_traceparent(text: &[u8]) -> bool {
     let Some((version_00, rest)) = text.split_at_checked(55) else { return false };
     let mut fields = version_00.split(|&byte| byte == b'-');

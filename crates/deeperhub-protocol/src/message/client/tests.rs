@@ -363,7 +363,8 @@ fn messages_nest_127_levels() {
         for levels in [levels + 1, 10_000] {
             let deep = text.replace('$', &nested(levels));
             assert_eq!(refused(&deep), ("invalid_message", None, None), "{text}");
-            // The text after the deep value is still parsed: an ID is found, and a syntax error wins.
+            // The text after the deep value is still parsed: an ID is found, and a syntax error
+            // wins.
             let with_id = format!(r#"{},"id":7}}"#, deep.strip_suffix('}').unwrap());
             assert_eq!(refused(&with_id), ("invalid_message", None, Some("7")), "{text}");
             assert_eq!(refused(&deep.replacen(']', "}", 1)), ("invalid_json", None, None), "{text}");

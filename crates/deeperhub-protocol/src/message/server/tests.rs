@@ -310,7 +310,8 @@ proptest! {
     }
 }
 
-/// Removes keys with the value `null`: messages omit keys without a value. No payload here is `null`.
+/// Removes keys with the value `null`: messages omit keys without a value. No payload here is
+/// `null`.
 fn remove_nulls(value: &mut Value) {
     if let Value::Object(members) = value {
         members.retain(|_, value| !value.is_null());
