@@ -25,14 +25,13 @@ struct BoundsInner {
     observed_per_exposed: f64,
 }
 
-/// How the bucket of a value is found.
+/// The way to find the bucket of a value.
 #[derive(Debug, Clone, Copy)]
 enum Search {
-    /// Bound `i` is `2^(first + (i << step_log2))`.
-    Powers {
-        first: u32,
-        step_log2: u32,
-    },
+    /// The bounds are powers of two: bound `i` is `2^(first + (i << step_log2))`, so the bucket can
+    /// be computed.
+    Powers { first: u32, step_log2: u32 },
+    /// The bounds have any values, so the bucket is found with a binary search.
     Sorted,
 }
 

@@ -551,13 +551,13 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     fn a_family_name_is_registered_only_once() {
         let mut registry = registry();
         let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
-        let before = registry.encode();
+        let original = registry.encode();
         let duplicate = |name: &str| Err(RegisterError::Duplicate { name: name.to_owned() });
         let received = registry.register("hub_received_total", "", Unit::None, &counter);
         assert_eq!(received, duplicate("hub_received_total"));
         assert_eq!(registry.register("hub_received", "", Unit::None, &gauge), duplicate("hub_received"));
         assert_eq!(registry.register("hub_build", "", Unit::None, &gauge), duplicate("hub_build"));
-        assert_eq!(registry.encode(), before);
+        assert_eq!(registry.encode(), original);
         registry.register_process();
         registry.register_process();
         let cpu = registry.register("process_cpu_seconds_total", "", Unit::Seconds, &counter);

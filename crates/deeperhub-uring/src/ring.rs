@@ -17,7 +17,7 @@ const MESSAGE_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 const NOT_EXECUTED: i32 = -libc::EAGAIN;
 
 /// Maximum number of retries if the kernel lacks memory for a batch. Limits the time of one call;
-/// the ring is given up after the last retry.
+/// after the last retry, the ring fails.
 const MAX_RETRIES: u32 = 16;
 
 pub(crate) struct Ring {
@@ -50,8 +50,7 @@ impl Ring {
     }
 
     pub(crate) fn send<'a>(&mut self, sends: impl IntoIterator<Item = SendOp<'a>>) -> &[i32] {
-        // If the caller's iterator panics, the kernel never sees the entries that were pushed so
-        // far.
+        // If the iterator panics, the entries pushed so far are never submitted.
         self.entries.clear();
         for SendOp { to, bytes } in sends {
             let entry =

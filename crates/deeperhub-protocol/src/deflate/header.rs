@@ -119,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    /// Each extension as `name(parameter)(parameter=value)`.
+    /// Checks the extensions in `line`, each written as `name(parameter)(parameter=value)`.
     fn check(line: &str, expected: Option<&[&str]>) {
         let mut extensions = Vec::new();
         let result = parse(line.as_bytes(), &mut extensions);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_read() {
+    fn lists_are_parsed() {
         check("foo", Some(&["foo"]));
         check("foo; bar; baz=2", Some(&["foo(bar)(baz=2)"]));
         check("deflate-stream", Some(&["deflate-stream"]));
@@ -196,7 +196,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
         #[test]
-        fn what_was_written_is_what_is_read(
+        fn any_valid_list_is_parsed(
             list in proptest::collection::vec(
                 (
                     "[a-z0-9!#$%&'*+.^_`|~-]{1,6}",
@@ -232,7 +232,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_malformed(line in "[a-c0-9;=, \"\\\\ü\t-]{0,30}") {
+        fn any_text_is_parsed_or_malformed(line in "[a-c0-9;=, \"\\\\ü\t-]{0,30}") {
             let mut extensions = Vec::new();
             let _ = parse(line.as_bytes(), &mut extensions);
         }

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn all_forms_of_a_length_are_read() {
+    fn all_forms_of_a_length_are_parsed() {
         for (bytes, len, payload_len) in [
             (&[0x81, 0x80, 1, 2, 3, 4][..], 6, 0),
             (&[0x81, 0xfd, 1, 2, 3, 4], 6, 125),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_in_a_longer_form_than_needed_are_refused() {
+    fn lengths_not_in_their_shortest_form_are_rejected() {
         for bytes in [
             &[0x81, 0xfe, 0, 125, 0, 0, 0, 0][..],
             &[0x81, 0xfe, 0, 0, 0, 0, 0, 0],
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_with_the_top_bit_is_refused() {
+    fn a_length_with_the_top_bit_is_rejected() {
         let bytes = [0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(parse(&bytes), Err(FrameError::LengthOutOfRange));
     }

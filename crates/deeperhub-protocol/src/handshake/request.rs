@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn other_targets_are_refused() {
+    fn invalid_targets_are_rejected() {
         for target in ["example.com:443", "ws", "ftp://example.com/", "http:///ws", "://"] {
             refused(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
         }
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_other_than_http_1_are_refused_at_once() {
+    fn requests_other_than_http_1_are_rejected_at_once() {
         for (start, message) in [
             (&b"\x16\x03\x01\x02\x00\x01"[..], "The request line is malformed."),
             (b"GET / HTTP/2.0\r\n\r\n", "The request is not HTTP/1.1."),
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_over_the_limits_is_refused() {
+    fn a_head_over_the_limits_is_rejected() {
         let filler = |bytes: usize| {
             let mut head = b"GET / HTTP/1.1\r\nX: ".to_vec();
             head.resize(bytes - 4, b'x');
