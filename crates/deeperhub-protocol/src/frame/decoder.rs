@@ -127,6 +127,8 @@ impl FrameDecoder {
     /// resets it. These are the fragments of messages, and frames that arrived in several reads. A
     /// client can split a message into thousands of empty fragments, and each of them costs CPU
     /// time.
+    ///
+    /// Call this after each call of [`Self::next`]: releasing a message can discard the count.
     #[inline]
     pub fn take_frame_count(&mut self) -> u32 {
         self.partial.as_mut().map_or(0, |partial| partial.take_frame_count())
