@@ -6,20 +6,20 @@ use std::str::FromStr;
 
 use crate::whole;
 
-/// An IP address, or a name that resolves to one.
+/// A host: an IP address or a host name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
     /// An IP address.
     Ip(IpAddr),
-    /// A host name. [`Address::resolve`] looks it up.
+    /// A host name. [`Address::resolve`] looks up its IP address.
     Name(String),
 }
 
-/// The name of both loopback addresses (RFC 6761).
+/// The host name of the IPv4 and IPv6 loopback addresses (RFC 6761).
 const LOCALHOST: &str = "localhost";
 
 impl Host {
-    /// Returns the name of both loopback addresses.
+    /// Returns the host name `localhost`, which resolves to the IPv4 and IPv6 loopback addresses.
     pub fn localhost() -> Self {
         Self::Name(LOCALHOST.to_owned())
     }
@@ -27,7 +27,7 @@ impl Host {
     /// The IPv4 loopback address, 127.0.0.1.
     pub const LOOPBACK: Self = Self::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
-    /// Returns `true` for loopback addresses and `localhost`. Other names are not looked up.
+    /// Returns `true` for loopback addresses and for `localhost`. Does not look up other names.
     pub fn is_loopback(&self) -> bool {
         match self {
             Self::Ip(ip) => ip.to_canonical().is_loopback(),
@@ -35,8 +35,8 @@ impl Host {
         }
     }
 
-    /// Returns `true` if sockets on both hosts conflict on the same port, as far as is known
-    /// without a look-up.
+    /// Returns `true` if two sockets cannot listen on the same port of both hosts. Does not look up
+    /// names, so the result is `false` for a name and an IP address, except for `localhost`.
     fn overlaps(&self, other: &Self) -> bool {
         let addresses = |host: &Self| -> Vec<IpAddr> {
             match host {
@@ -47,15 +47,15 @@ impl Host {
                 Self::Name(_) => Vec::new(),
             }
         };
-        // `::` also accepts IPv4.
-        let covers = |one: IpAddr, other: IpAddr| {
+        // An unspecified address includes all addresses of its family; `::` also includes IPv4.
+        let includes = |one: IpAddr, other: IpAddr| {
             one == other || one.is_unspecified() && (one.is_ipv6() || other.is_ipv4())
         };
         match (self, other) {
             (Self::Name(one), Self::Name(other)) if one.eq_ignore_ascii_case(other) => true,
-            _ => addresses(self)
-                .iter()
-                .any(|&one| addresses(other).iter().any(|&other| covers(one, other) || covers(other, one))),
+            _ => addresses(self).iter().any(|&one| {
+                addresses(other).iter().any(|&other| includes(one, other) || includes(other, one))
+            }),
         }
     }
 }
@@ -68,13 +68,13 @@ impl FromStr for Host {
         if let Ok(ip) = unbracketed.parse() {
             return Ok(Self::Ip(ip));
         }
-        let label = |label: &str| {
+        let is_label = |label: &str| {
             !label.is_empty()
                 && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
         };
-        // A name of digits and dots only is a mistyped IP address.
-        let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-        if numeric || text.len() > 253 || !text.split('.').all(label) {
+        // A text of digits and dots only is a mistyped IP address, not a name.
+        let is_numeric = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        if is_numeric || text.len() > 253 || !text.split('.').all(is_label) {
             return Err(
                 "expected an IP address or a host name, such as 127.0.0.1, 0.0.0.0, :: or localhost, \
                         without a port"
@@ -104,27 +104,29 @@ pub struct Address {
 }
 
 impl Address {
-    /// Returns `true` if two sockets cannot listen on both addresses at once.
+    /// Returns `true` if two sockets cannot listen on both addresses at the same time. Does not
+    /// look up names. Port 0 never conflicts, because the system then chooses a free port.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.port != 0 && self.port == other.port && self.host.overlaps(&other.host)
     }
 
-    /// Looks up the host's name. Prefers an IPv4 address if the name has several addresses.
+    /// Returns the socket address, after looking up the host if it is a name. If the name has
+    /// several addresses, prefers an IPv4 address.
     ///
     /// # Errors
     ///
-    /// The resolver's error, or [`NotFound`](std::io::ErrorKind::NotFound) if the name has no
-    /// address.
+    /// Returns the resolver's error, or [`NotFound`](std::io::ErrorKind::NotFound) if the name has
+    /// no address.
     pub fn resolve(&self) -> std::io::Result<SocketAddr> {
         let name = match &self.host {
             Host::Ip(ip) => return Ok(SocketAddr::new(*ip, self.port)),
             Host::Name(name) => name,
         };
-        let found: Vec<_> = (name.as_str(), self.port).to_socket_addrs()?.collect();
-        found
+        let addresses: Vec<_> = (name.as_str(), self.port).to_socket_addrs()?.collect();
+        addresses
             .iter()
             .find(|address| address.is_ipv4())
-            .or_else(|| found.first())
+            .or_else(|| addresses.first())
             .copied()
             .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address"))
     }
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_known_for_addresses_and_localhost() {
+    fn loopback_addresses_and_localhost_are_loopback() {
         for (host, expected) in [
             ("127.0.0.1", true),
             ("127.1.2.3", true),
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn overlapping_sockets_are_found() {
+    fn overlapping_addresses_are_detected() {
         for (one, other, expected) in [
             ("127.0.0.1:1", "127.0.0.1:1", true),
             ("127.0.0.1:1", "127.0.0.1:2", false),

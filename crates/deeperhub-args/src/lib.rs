@@ -1,7 +1,7 @@
 //! Value types for command-line arguments and settings.
 //!
-//! Each type implements `FromStr`, with an error that says what was expected, and `Display`, with
-//! text that parses back to the same value.
+//! Each type implements `FromStr` and `Display`. The error of `FromStr` describes the expected
+//! text. The text of `Display` parses to the same value.
 //!
 //! ```
 //! use std::time::Duration;

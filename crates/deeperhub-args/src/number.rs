@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Returns a parser for whole numbers from `min` to `max`, for example for clap's `value_parser`.
+/// Returns a function that parses whole numbers from `min` to `max`, for example for clap's
+/// `value_parser`.
 ///
 /// ```
 /// let parse_port = deeperhub_args::whole::<u16>(1, 65_535);
@@ -20,8 +21,8 @@ pub fn whole<N: TryFrom<u64>>(
             .filter(|number| (min..=max).contains(number))
             .and_then(|number| N::try_from(number).ok())
             .ok_or_else(|| {
-                // Kubernetes sets variables such as DEEPERHUB_PORT in each container of a namespace that
-                // has a service with this name.
+                // If a namespace has a service named deeperhub, Kubernetes sets the variable
+                // DEEPERHUB_PORT to a URL in each container of the namespace.
                 let hint = if text.starts_with("tcp://") {
                     " (Kubernetes sets this for a service named deeperhub: set `enableServiceLinks: false`)"
                 } else {
@@ -47,7 +48,7 @@ impl FromStr for Ratio {
 
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `Debug` keeps the fraction of whole numbers, so that TOML reads them as floats.
+        // `Debug` writes 1 as `1.0`, so that TOML parses it as a float.
         write!(f, "{:?}", self.0)
     }
 }

@@ -1,14 +1,14 @@
-//! Values that can be switched off.
+//! Settings that can be switched off.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A value or `off`.
+/// A setting that is either a value or `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Switchable<T> {
-    /// Switched off.
+    /// The setting is switched off.
     Off,
-    /// Switched on, with this value.
+    /// The setting is switched on, with this value.
     On(T),
 }
 

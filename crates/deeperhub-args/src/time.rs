@@ -4,10 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A duration of at most a day, such as `500ms`, `10s`, `2m`, `1h` or `0`.
+/// A duration, written as `500ms`, `10s`, `2m`, `1h` or `0`. `FromStr` accepts at most a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Time(pub Duration);
 
+/// Maximum duration that [`Time`]'s `FromStr` accepts.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl FromStr for Time {
@@ -20,14 +21,15 @@ impl FromStr for Time {
 }
 
 impl Time {
-    /// Parses a duration of at most `longest`; `None` for anything else.
-    pub fn parse_up_to(text: &str, longest: Duration) -> Option<Self> {
+    /// Parses a duration of at most `max`. Returns `None` if `text` is not a duration or is over
+    /// `max`.
+    pub fn parse_up_to(text: &str, max: Duration) -> Option<Self> {
         if text == "0" {
             return Some(Self(Duration::ZERO));
         }
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
-        let milliseconds: u64 = match unit {
+        let unit_ms: u64 = match unit {
             "ms" => 1,
             "s" => 1000,
             "m" => 60_000,
@@ -37,9 +39,9 @@ impl Time {
         number
             .parse::<u64>()
             .ok()
-            .and_then(|number| number.checked_mul(milliseconds))
+            .and_then(|number| number.checked_mul(unit_ms))
             .map(Duration::from_millis)
-            .filter(|time| *time <= longest)
+            .filter(|time| *time <= max)
             .map(Self)
     }
 }
@@ -48,10 +50,10 @@ impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.as_millis() {
             0 => f.write_str("0s"),
-            hours if hours % 3_600_000 == 0 => write!(f, "{}h", hours / 3_600_000),
-            minutes if minutes % 60_000 == 0 => write!(f, "{}m", minutes / 60_000),
-            seconds if seconds % 1000 == 0 => write!(f, "{}s", seconds / 1000),
-            milliseconds => write!(f, "{milliseconds}ms"),
+            ms if ms % 3_600_000 == 0 => write!(f, "{}h", ms / 3_600_000),
+            ms if ms % 60_000 == 0 => write!(f, "{}m", ms / 60_000),
+            ms if ms % 1000 == 0 => write!(f, "{}s", ms / 1000),
+            ms => write!(f, "{ms}ms"),
         }
     }
 }
@@ -62,7 +64,7 @@ mod tests {
     use crate::check;
 
     #[test]
-    fn durations_have_a_unit_and_show_the_largest_that_is_exact() {
+    fn durations_have_a_unit_and_display_in_the_largest_exact_unit() {
         for (input, expected) in [
             ("500ms", Some("500ms")),
             ("10s", Some("10s")),

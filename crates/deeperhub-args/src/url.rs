@@ -5,23 +5,24 @@ use std::str::FromStr;
 
 /// An `http` or `https` URL with a host, an optional port and an optional path.
 ///
-/// User information, queries and fragments are rejected, because OTLP collectors have none.
+/// URLs with user information, a query or a fragment are rejected, because the URLs of OTLP
+/// collectors have none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpUrl {
     /// Scheme, host and port.
     origin: String,
     port: Option<u16>,
-    /// Empty, or a path that starts with a slash and does not end with one.
+    /// The path without a slash at its end; empty for the path `/`.
     path: String,
 }
 
 impl HttpUrl {
-    /// Returns the port if the URL has one.
+    /// Returns the port, or `None` if the URL has no port.
     pub const fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// Returns this URL with `path` appended. `path` starts with a slash.
+    /// Returns this URL with `path` appended to its path. `path` must start with a slash.
     pub fn below(&self, path: &str) -> Self {
         Self { path: format!("{}{path}", self.path), ..self.clone() }
     }
@@ -35,11 +36,12 @@ impl FromStr for HttpUrl {
         let parse = || {
             let uri: http::Uri = text.parse().ok()?;
             let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
-            let has_extras = authority.as_str().contains('@') || uri.query().is_some() || text.contains('#');
-            if !["http", "https"].contains(&scheme) || has_extras || authority.host().is_empty() {
+            let has_extra_parts =
+                authority.as_str().contains('@') || uri.query().is_some() || text.contains('#');
+            if !["http", "https"].contains(&scheme) || has_extra_parts || authority.host().is_empty() {
                 return None;
             }
-            // `http::Uri` accepts invalid ports, so the port is parsed here.
+            // `http::Uri` accepts invalid ports, so this code parses the port itself.
             let port = match authority.as_str().strip_prefix(authority.host()) {
                 Some("") => None,
                 Some(rest) => Some(rest.strip_prefix(':')?.parse().ok()?),
@@ -66,8 +68,8 @@ impl FromStr for UrlPath {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let allowed = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&byte);
-        if text.starts_with('/') && text.bytes().all(allowed) {
+        let is_allowed = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&byte);
+        if text.starts_with('/') && text.bytes().all(is_allowed) {
             Ok(Self(text.to_owned()))
         } else {
             Err("expected a path that starts with /, such as /ws, percent-encoded and without ? or #"

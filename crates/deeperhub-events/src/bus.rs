@@ -1,4 +1,4 @@
-//! The event bus: publishers on one side, observers on the other.
+//! The event bus, which delivers events from publishers to observers.
 
 use crate::queue::ObserverQueue;
 use crate::{Event, EventFilter, EventKind, Received};
@@ -11,12 +11,12 @@ use std::task::{Context, Poll};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Most observers at a time. Default 64.
+    /// Maximum number of observers at the same time. Default 64.
     pub max_observers: usize,
-    /// Most events queued for one observer. Default 4096.
+    /// Maximum number of events in an observer's queue. Default 4096.
     pub max_queue_events: usize,
-    /// Most bytes of events queued for one observer, payloads included. A larger event is always
-    /// lost. Default 4 MiB.
+    /// Maximum bytes of the events in an observer's queue, payloads included. An event that is
+    /// larger is always lost. Default 4 MiB.
     pub max_queue_bytes: usize,
 }
 
@@ -26,9 +26,10 @@ impl Default for Config {
     }
 }
 
-/// Delivers events from publishers to observers, and never waits for an observer.
+/// A bus that delivers events from publishers to observers. A publisher never waits for an
+/// observer.
 ///
-/// Cheap to clone; clones are the same bus.
+/// A bus is cheap to clone; clones are the same bus.
 #[derive(Debug, Clone)]
 pub struct EventBus {
     shared: Arc<BusState>,
@@ -37,8 +38,9 @@ pub struct EventBus {
 #[derive(Debug)]
 struct BusState {
     config: Config,
-    /// Union of the observers' filters. Written under the lock of `observers`.
+    /// The union of the observers' filters, as bits. It is written under the lock of `observers`.
     observed: AtomicU32,
+    /// Number of lost events of all observers.
     lost: AtomicU64,
     observers: RwLock<Observers>,
 }
@@ -57,20 +59,21 @@ impl EventBus {
         Self { shared: Arc::new(BusState { config, observed, lost, observers: RwLock::default() }) }
     }
 
-    /// Returns `true` if an observer wants events of this kind. Ask before creating an event.
+    /// Returns `true` if the filter of an observer contains `kind`. Call this before creating an
+    /// event, to avoid events without observers.
     ///
-    /// The cost is one relaxed load. It may miss an observer that another thread has just added or
-    /// removed.
+    /// The cost is one relaxed load. If another thread has just added or removed an observer, the
+    /// result can be outdated.
     #[must_use]
     #[inline]
     pub fn is_observed(&self, kind: EventKind) -> bool {
         EventFilter::from_bits(self.shared.observed.load(Ordering::Relaxed)).contains(kind)
     }
 
-    /// Queues an event for every observer whose filter matches.
+    /// Queues an event for every observer whose filter contains the event's kind.
     ///
-    /// Each observer gets the events of one thread in order. If an observer's queue is full, the
-    /// event is lost for it. Does nothing after [`close`](Self::close).
+    /// Each observer gets the events of one thread in order. If an observer's queue is full, this
+    /// observer loses the event. Does nothing after [`close`](Self::close).
     pub fn publish(&self, event: Event) {
         let kind = event.kind();
         if !self.is_observed(kind) {
@@ -87,14 +90,14 @@ impl EventBus {
         if lost > 0 {
             self.shared.lost.fetch_add(lost, Ordering::Relaxed);
         }
-        // No lock is held here: `wake` may run the observer, or drop it.
+        // No lock is held here, because `wake` can run the observer or drop it.
         wakers.into_iter().for_each(|waker| waker.wake());
     }
 
-    /// Subscribes an observer to the events of `filter`, until the stream is dropped.
+    /// Adds an observer of the event kinds in `filter`. Dropping the stream removes the observer.
     ///
-    /// Returns `None` if there are already [`Config::max_observers`]. After [`close`](Self::close),
-    /// returns a stream that has ended.
+    /// Returns `None` if the bus already has [`Config::max_observers`]. After
+    /// [`close`](Self::close), returns a stream without events that has already ended.
     #[must_use]
     pub fn subscribe(&self, filter: EventFilter) -> Option<EventStream> {
         let queue = Arc::new(ObserverQueue::new(filter, &self.shared.config));
@@ -111,21 +114,21 @@ impl EventBus {
         Some(EventStream { shared: Arc::clone(&self.shared), queue })
     }
 
-    /// Returns the number of lost events since the start. An event that two observers lost counts
-    /// twice.
+    /// Returns the number of lost events since the bus was created. An event that two observers
+    /// lost counts twice.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of bytes queued for observers. An event queued for two observers counts
-    /// twice.
+    /// Returns the total bytes of the events in all queues. An event in two queues counts twice.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         self.shared.read().queues.iter().map(|queue| queue.bytes()).sum()
     }
 
-    /// Ends all streams after the events in their queues. Later events are discarded.
+    /// Closes the bus. Each stream ends after the events that are already in its queue. Later
+    /// events are discarded.
     pub fn close(&self) {
         let mut observers = self.shared.write();
         observers.closed = true;
@@ -143,6 +146,7 @@ impl Default for EventBus {
 }
 
 impl BusState {
+    /// Recomputes the union of the filters. The caller holds the lock of `observers`.
     fn update_observed(&self, observers: &Observers) {
         let bits = observers.queues.iter().fold(0, |bits, queue| bits | queue.filter().bits());
         self.observed.store(bits, Ordering::Relaxed);
@@ -157,7 +161,7 @@ impl BusState {
     }
 }
 
-/// An observer's events in order. Dropping it ends the subscription.
+/// The events of one observer, in order. Dropping the stream removes the observer from the bus.
 #[derive(Debug)]
 pub struct EventStream {
     shared: Arc<BusState>,
@@ -165,20 +169,22 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// Polls for the next item. Returns `None` when the bus is closed and all earlier events were
+    /// Polls for the next item. Returns `None` after the bus was closed and all queued items were
     /// received.
     ///
-    /// If there is none yet, the waker of the latest call is woken when one arrives.
+    /// If the queue is empty, the next item or the close wakes the waker of the latest call.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         self.queue.poll_pop(cx)
     }
 
-    /// Waits for the next item, like [`poll_recv`](Self::poll_recv). Cancellation loses nothing.
+    /// Waits for the next item, like [`poll_recv`](Self::poll_recv). Cancelling the future loses no
+    /// item.
     pub async fn recv(&mut self) -> Option<Received> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// Returns the next item if there is one, without waiting. Also returns `None` after the end.
+    /// Returns the next item without waiting. Returns `None` if the queue is empty, also after the
+    /// end of the stream.
     pub fn try_recv(&mut self) -> Option<Received> {
         self.queue.try_pop()
     }

@@ -1,4 +1,4 @@
-//! Events: the time, the connection, and details of what happened.
+//! Events and their JSON form.
 
 use crate::EventKind;
 use crate::json::{write_string, write_string_or_null};
@@ -15,21 +15,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {
-    /// Time of the event, from the node's clock.
+    /// The time of the event, from the node's clock.
     pub at: SystemTime,
-    /// The connection.
+    /// The ID of the connection.
     pub client_id: ClientId,
-    /// EventDetails, which also determine the kind.
+    /// The details of the event. Their variant is the event's kind.
     pub details: EventDetails,
 }
 
-/// EventDetails of an event, by kind.
+/// The details of an event. Each variant is an [`EventKind`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventDetails {
     /// A client completed its handshake.
     Connected {
-        /// User of the client's token; `None` without a token.
+        /// The user in the client's token; `None` without a token.
         user: Option<Arc<str>>,
         /// The client's address.
         peer: SocketAddr,
@@ -38,22 +38,23 @@ pub enum EventDetails {
     },
     /// A connection ended.
     Disconnected {
-        /// Close code that either side sent (RFC 6455 section 7.4); `None` if neither did.
+        /// The close code that either side sent (RFC 6455 section 7.4); `None` if neither side sent
+        /// one.
         code: Option<u16>,
-        /// Reason sent with the code, or the error that ended the connection.
+        /// The reason that was sent with the code, or the error that ended the connection.
         reason: Cow<'static, str>,
         /// Time since the handshake.
         duration: Duration,
-        /// Text and binary messages that the client sent.
+        /// Number of text and binary messages that the client sent.
         messages_received: u64,
-        /// Messages sent to the client: replies and deliveries.
+        /// Number of messages sent to the client: replies and deliveries.
         messages_sent: u64,
     },
     /// A client sent a valid message.
     MessageReceived {
         /// The message's `type`.
         message_type: &'static str,
-        /// Topic or pattern in the message; `None` if it has none.
+        /// The topic or pattern in the message; `None` if the message has none.
         topic: Option<Box<str>>,
         /// Length of the text in bytes.
         bytes: usize,
@@ -62,7 +63,7 @@ pub enum EventDetails {
     MessageSent {
         /// The message's `type`.
         message_type: &'static str,
-        /// Topic of a delivery; `None` for messages without one.
+        /// The topic of a delivery; `None` for a message without a topic.
         topic: Option<Arc<str>>,
         /// Length of the text in bytes.
         bytes: usize,
@@ -74,9 +75,9 @@ pub enum EventDetails {
     },
     /// A message was answered with an error, or a connection failed.
     Error {
-        /// Error code, such as `invalid_topic`.
+        /// The error code, such as `invalid_topic`.
         code: Cow<'static, str>,
-        /// Error message.
+        /// The error message.
         message: Cow<'static, str>,
     },
 }
@@ -94,13 +95,13 @@ impl Event {
         self.details.kind()
     }
 
-    /// Appends the event as a JSON object on one line: `client_id`, `at_unix_ms`, and the details
-    /// under their field names.
+    /// Appends the event as a JSON object on one line. Its keys are `client_id`, `at_unix_ms`, and
+    /// the names of the fields in [`EventDetails`].
     ///
-    /// A binary payload is in base64 (RFC 4648 section 4, padded), the duration is `duration_ms`,
-    /// and absent values are `null`. The kind is not included.
+    /// A binary payload is encoded in base64 (RFC 4648 section 4, padded). A duration has the key
+    /// `duration_ms`. Absent values are `null`. The kind is not included.
     pub fn write_json(&self, out: &mut String) {
-        // A clock before 1970 was never set.
+        // A clock before 1970 is not set; the time then counts as 0.
         let at = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
         out.push_str(r#"{"client_id":"#);
         write_string(out, self.client_id.as_str());
@@ -140,9 +141,10 @@ impl Event {
         out.push('}');
     }
 
-    /// Returns the approximate memory of the event in bytes. Shared memory counts in full.
+    /// Returns the approximate memory of the event in bytes. Memory that is shared with others
+    /// counts in full.
     pub(crate) fn memory_bytes(&self) -> usize {
-        let rest = match &self.details {
+        let details_bytes = match &self.details {
             EventDetails::Connected { user, origin, .. } => {
                 user.as_deref().map_or(0, str::len) + origin.as_deref().map_or(0, str::len)
             }
@@ -152,7 +154,7 @@ impl Event {
             EventDetails::BinaryReceived { payload } => payload.len(),
             EventDetails::Error { code, message } => code.len() + message.len(),
         };
-        size_of::<Self>() + self.client_id.as_str().len() + rest
+        size_of::<Self>() + self.client_id.as_str().len() + details_bytes
     }
 }
 
@@ -171,6 +173,7 @@ impl EventDetails {
     }
 }
 
+/// Writes the details that received and sent messages have in common.
 fn write_message(out: &mut String, message_type: &str, topic: Option<&str>, bytes: usize) {
     write_text(out, "message_type", Some(message_type));
     write_text(out, "topic", topic);
@@ -204,7 +207,7 @@ mod tests {
         let at = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
         let mut out = "data: ".to_owned();
         Event::new(at, ClientId::parse("n1-7").unwrap(), details).write_json(&mut out);
-        assert!(!out.contains('\n'), "an event stays in one line: {out}");
+        assert!(!out.contains('\n'), "an event is one line: {out}");
         serde_json::from_str(out.strip_prefix("data: ").unwrap()).unwrap()
     }
 
@@ -251,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_code_it_is_null() {
+    fn an_absent_close_code_is_null() {
         let details = EventDetails::Disconnected {
             code: None,
             reason: "reset".into(),
@@ -273,14 +276,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_comes_back_from_the_json(message in any::<String>(), code in any::<String>()) {
+        fn any_text_is_encoded_as_json(message in any::<String>(), code in any::<String>()) {
             let value = written(EventDetails::Error { code: code.clone().into(), message: message.clone().into() });
             prop_assert_eq!(value["message"].as_str(), Some(message.as_str()));
             prop_assert_eq!(value["code"].as_str(), Some(code.as_str()));
         }
 
         #[test]
-        fn any_payload_comes_back_from_the_base64(payload in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn any_payload_is_encoded_as_base64(payload in proptest::collection::vec(any::<u8>(), 0..100)) {
             let value = written(EventDetails::BinaryReceived { payload: payload.clone().into() });
             prop_assert_eq!(STANDARD.decode(value["payload"].as_str().unwrap()).unwrap(), payload);
         }

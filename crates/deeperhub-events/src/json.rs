@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// Appends `text` in quotes, with the escapes that JSON requires.
+/// Appends `text` as a JSON string with quotes and escapes.
 pub(crate) fn write_string(out: &mut String, text: &str) {
     out.push('"');
     let mut rest = text;
@@ -27,7 +27,7 @@ pub(crate) fn write_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// Appends `text` in quotes, or `null`.
+/// Appends `text` as a JSON string, or `null` for `None`.
 pub(crate) fn write_string_or_null(out: &mut String, text: Option<&str>) {
     match text {
         Some(text) => write_string(out, text),

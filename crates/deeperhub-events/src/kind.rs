@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-/// Kind of an event.
+/// The kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum EventKind {
@@ -45,12 +45,13 @@ impl EventKind {
         }
     }
 
-    /// Returns the kind with exactly this name.
+    /// Returns the kind with the given name, or `None` if the name is unknown.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 
+    /// Returns the kind's bit in an [`EventFilter`].
     const fn bit(self) -> u32 {
         1 << self as u32
     }
@@ -62,7 +63,7 @@ impl fmt::Display for EventKind {
     }
 }
 
-/// A set of [`EventKind`]s that an observer wants.
+/// The set of [`EventKind`]s that an observer receives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct EventFilter(u32);
 
@@ -78,7 +79,7 @@ impl EventFilter {
         set
     }
 
-    /// Returns an empty filter, like `default()`.
+    /// Returns a filter without kinds, like `default()`.
     #[must_use]
     pub const fn none() -> Self {
         Self(0)
@@ -96,16 +97,19 @@ impl EventFilter {
         self.0 & kind.bit() != 0
     }
 
-    /// Parses names separated by commas, with optional spaces around them.
+    /// Parses names that are separated by commas, with optional spaces around them.
     ///
     /// # Errors
     ///
-    /// [`UnknownEvent`] with the first unknown name. An empty name is unknown too.
+    /// Returns [`UnknownEvent`] with the first unknown name. An empty name is unknown too.
     pub fn parse(names: &str) -> Result<Self, UnknownEvent> {
-        names.split(',').map(|name| name.trim_matches(' ')).try_fold(Self::none(), |set, name| {
+        let mut filter = Self::none();
+        for name in names.split(',') {
+            let name = name.trim_matches(' ');
             let kind = EventKind::from_name(name).ok_or_else(|| UnknownEvent { name: name.to_owned() })?;
-            Ok(set.with(kind))
-        })
+            filter = filter.with(kind);
+        }
+        Ok(filter)
     }
 
     pub(crate) const fn bits(self) -> u32 {
@@ -124,7 +128,7 @@ impl fmt::Debug for EventFilter {
     }
 }
 
-/// A list of event names contains an unknown name.
+/// Error for a list of event names that contains an unknown name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownEvent {
     name: String,
@@ -157,7 +161,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn every_kind_is_found_by_its_name_and_no_other() {
+    fn kinds_are_found_only_by_their_exact_name() {
         for &kind in EventKind::ALL {
             assert_eq!(EventKind::from_name(kind.name()), Some(kind));
             assert_eq!(EventKind::from_name(&kind.name().to_uppercase()), None);
@@ -166,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn names_are_listed_with_commas() {
+    fn names_are_separated_by_commas() {
         let set = EventFilter::parse("websocket_error, websocket_connected").unwrap();
         assert_eq!(set, EventFilter::none().with(EventKind::Connected).with(EventKind::Error));
         assert_eq!(format!("{set:?}"), "{Connected, Error}");
     }
 
     #[test]
-    fn the_first_unknown_name_is_told_with_those_that_exist() {
+    fn the_error_has_the_first_unknown_name_and_all_known_names() {
         let error = EventFilter::parse("websocket_error,nothing,what").unwrap_err();
         assert_eq!(error.name(), "nothing");
         let text = error.to_string();
@@ -188,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn all_holds_every_kind_and_none_holds_none() {
+    fn all_contains_every_kind_and_none_contains_no_kind() {
         for &kind in EventKind::ALL {
             assert!(EventFilter::all().contains(kind));
             assert!(!EventFilter::none().contains(kind));
@@ -197,7 +201,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_survives_being_written_and_parsed(wanted in proptest::collection::vec(0..6_usize, 1..10)) {
+        fn any_list_of_names_is_parsed(wanted in proptest::collection::vec(0..6_usize, 1..10)) {
             let kinds: Vec<EventKind> = wanted.iter().map(|&index| EventKind::ALL[index]).collect();
             let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
             let set = EventFilter::parse(&names.join(",")).unwrap();
@@ -207,7 +211,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_parses_or_is_refused(text in "[a-z_, ]{0,40}|\\PC{0,20}") {
+        fn any_text_is_parsed_or_rejected(text in "[a-z_, ]{0,40}|\\PC{0,20}") {
             if let Err(error) = EventFilter::parse(&text) {
                 prop_assert!(text.contains(error.name()));
                 prop_assert_eq!(EventKind::from_name(error.name()), None);

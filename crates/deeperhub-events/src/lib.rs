@@ -1,9 +1,12 @@
 //! A bounded event bus for a WebSocket hub.
 //!
-//! The code that serves connections publishes an [`Event`] when something happens. Observers
-//! subscribe with an [`EventFilter`] and read an [`EventStream`]. A publisher never waits: an
-//! observer that is too slow loses the newest events, and learns how many are missing at which
-//! position. A kind of event without observers costs one relaxed load.
+//! The server publishes an [`Event`] when a connection starts or ends, when it receives or sends a
+//! message, and for errors. Observers subscribe with an [`EventFilter`] and read an
+//! [`EventStream`].
+//!
+//! A publisher never waits. If an observer is too slow, it loses the newest events. Its stream then
+//! contains the number of lost events at the position of the gap ([`Received::Lost`]). A kind of
+//! event without observers costs one relaxed load.
 //!
 //! ```
 //! use deeperhub_events::{ClientId, Event, EventBus, EventDetails, EventFilter, EventKind, Received};

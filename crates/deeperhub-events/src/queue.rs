@@ -6,13 +6,13 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// Item of an [`EventStream`](crate::EventStream).
+/// An item of an [`EventStream`](crate::EventStream).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
-    /// An event, shared with the other observers.
+    /// An event. All observers share the same allocation.
     Event(Arc<Event>),
-    /// Number of events missing at this position, because the observer was too slow. Only events
-    /// that match the filter count.
+    /// A gap: the number of events that were lost at this position, because the queue was full.
+    /// Events that the filter excludes do not count.
     Lost(u64),
 }
 
@@ -27,17 +27,23 @@ pub(crate) struct ObserverQueue {
 
 #[derive(Debug, Default)]
 struct QueueState {
-    /// Two [`Received::Lost`] are never adjacent, so their number is bounded by that of the events.
+    /// The queued items. Two [`Received::Lost`] are never adjacent, so their number is at most the
+    /// number of events plus one.
     items: VecDeque<Received>,
+    /// Number of events in `items`.
     events: usize,
+    /// Total bytes of the events in `items`.
     bytes: usize,
     closed: bool,
     waker: Option<Waker>,
 }
 
-/// Result of a push: whether the event was lost, and the waker to call.
+/// The result of a push.
 pub(crate) struct PushOutcome {
+    /// `true` if the queue was full, so that the event was lost.
     pub(crate) lost: bool,
+    /// The waker of an observer that waits for an item. The caller must wake it after it has
+    /// released its locks.
     pub(crate) waker: Option<Waker>,
 }
 
@@ -51,8 +57,8 @@ impl ObserverQueue {
         self.filter
     }
 
-    /// Appends an event of `size` bytes, or counts it as lost. Never waits for the reader. The
-    /// caller calls the waker after it has released its locks.
+    /// Appends an event of `size` bytes, or counts the event as lost if the queue is full. Never
+    /// waits for the observer.
     pub(crate) fn push(&self, event: &Arc<Event>, size: usize) -> PushOutcome {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -92,14 +98,15 @@ impl ObserverQueue {
         Poll::Pending
     }
 
-    /// Ends the queue after the items in it.
+    /// Closes the queue: it ends after the items that are already in it. Returns the waker of an
+    /// observer that waits for an item; the caller must wake it.
     pub(crate) fn close(&self) -> Option<Waker> {
         let mut state = self.lock();
         state.closed = true;
         state.waker.take()
     }
 
-    /// Locks the state, even if poisoned: every change above is complete before anything can panic.
+    /// Locks the state. Ignores poisoning, because no panic can leave a change incomplete.
     fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -99,7 +99,7 @@ pub(crate) struct Decompression {
     pub(crate) sizes: Sizes,
     /// Decompressed bytes since the cost was last taken.
     inflated_bytes: usize,
-    /// Part of [`Inflater::window_bytes`] whose cost was taken.
+    /// Part of [`Inflater::copied_window_bytes`] whose cost was taken.
     charged_window_bytes: u64,
 }
 
@@ -135,7 +135,7 @@ impl Decompression {
 
     /// Returns the cost of decompression since the last call, in byte cost.
     pub(crate) fn take_cost(&mut self) -> usize {
-        let charged_window_bytes = self.inflater.window_bytes();
+        let charged_window_bytes = self.inflater.copied_window_bytes();
         let new =
             charged_window_bytes - std::mem::replace(&mut self.charged_window_bytes, charged_window_bytes);
         std::mem::take(&mut self.inflated_bytes) + usize::try_from(new).unwrap_or(usize::MAX) / COPIED_BYTES

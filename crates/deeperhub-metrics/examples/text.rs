@@ -1,12 +1,18 @@
 //! Counts on two workers, then prints the text that Prometheus would scrape.
 //!
+//! Each worker has a cell of every instrument: its own share of the number, which only this worker
+//! writes. The printed numbers are the sums over all cells.
+//!
 //! Run it with `cargo run -p deeperhub-metrics --example text`.
 
 use deeperhub_metrics::{Bounds, CellError, Cells, CounterVec, Format, Gauge, Histogram, Registry, Unit};
 use std::error::Error;
 use std::thread;
 
+/// Values of the label `type`. A counter of a [`CounterVec`] is selected by its index in this list.
 const TYPES: &[&str] = &["text", "binary"];
+const TEXT: usize = 0;
+const BINARY: usize = 1;
 
 pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let cells = Cells::new(2);
@@ -20,21 +26,26 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     registry.register("hub_message_size_bytes", "Sizes of messages", Unit::Bytes, &sizes)?;
     registry.register_process();
 
-    let work = |worker| {
-        let (mut active, mut received) = (active.cell(worker)?, received.cell(worker)?);
-        let mut sizes = sizes.cell(worker)?;
-        active.set(500);
+    let run_worker = |worker| -> Result<(), CellError> {
+        let mut active_cell = active.cell(worker)?;
+        let mut received_cell = received.cell(worker)?;
+        let mut sizes_cell = sizes.cell(worker)?;
+        active_cell.set(500);
         for size in 0..10_000 {
-            received.inc(usize::from(size % 10 == 0));
-            sizes.observe(size);
+            received_cell.inc(if size % 10 == 0 { BINARY } else { TEXT });
+            sizes_cell.observe(size);
         }
-        Ok::<(), CellError>(())
+        Ok(())
     };
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..cells.workers()).map(|worker| scope.spawn(move || work(worker))).collect();
-        workers
-            .into_iter()
-            .try_for_each(|worker| Ok::<(), Box<dyn Error>>(worker.join().map_err(|_| "a worker panicked")??))
+    thread::scope(|scope| -> Result<(), Box<dyn Error>> {
+        let mut threads = Vec::new();
+        for worker in 0..cells.workers() {
+            threads.push(scope.spawn(move || run_worker(worker)));
+        }
+        for thread in threads {
+            thread.join().map_err(|_| "a worker panicked")??;
+        }
+        Ok(())
     })?;
 
     print!("{}", registry.encode_as(Format::Prometheus));

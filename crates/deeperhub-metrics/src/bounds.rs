@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most bounds of a histogram, not counting `+Inf`.
+/// Maximum number of bounds of a histogram, without `+Inf`. Limits the size of each scrape, and
+/// keeps a histogram within the slots of one block of [`Cells`](crate::Cells).
 const MAX_BOUNDS: usize = 96;
 
-/// The upper bounds of a histogram's buckets, and the unit in which it is exposed.
+/// The upper bounds of a histogram's buckets, and the unit in which the histogram is exposed.
 ///
-/// Values are whole numbers of a small unit: bytes, or nanoseconds that are exposed as seconds. A
-/// value equal to a bound belongs to that bound's bucket (`le`); a value above the last bound
-/// belongs to `+Inf`. Cheap to clone.
+/// Observed values are whole numbers of a small unit: bytes, or nanoseconds that are exposed as
+/// seconds. A value equal to a bound belongs to that bound's bucket (`le`). A value above the last
+/// bound belongs to the bucket `+Inf`. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Bounds {
     inner: Arc<BoundsInner>,
@@ -20,22 +21,23 @@ pub struct Bounds {
 struct BoundsInner {
     upper: Box<[u64]>,
     search: Search,
-    /// Observed units in one exposed unit.
+    /// Number of observed units in one exposed unit, such as 1e9 nanoseconds in a second.
     observed_per_exposed: f64,
 }
 
+/// The way to find the bucket of a value.
 #[derive(Debug, Clone, Copy)]
 enum Search {
-    /// Bound `i` is `2^(first + (i << step_log2))`.
-    Powers {
-        first: u32,
-        step_log2: u32,
-    },
+    /// The bounds are powers of two: bound `i` is `2^(first + (i << step_log2))`, so the bucket can
+    /// be computed.
+    Powers { first: u32, step_log2: u32 },
+    /// The bounds have any values, so the bucket is found with a binary search.
     Sorted,
 }
 
 impl Bounds {
-    /// Returns powers of four, from 64 bytes to the first power that is at least `max_bytes`.
+    /// Returns powers of four, from 64 bytes to the first power that is at least `max_bytes`, but
+    /// at most 2⁶².
     #[must_use]
     pub fn bytes(max_bytes: u64) -> Self {
         const FIRST: u32 = 6;
@@ -50,11 +52,12 @@ impl Bounds {
         Self::from_parts(upper, Search::Powers { first: FIRST, step_log2: STEP_LOG2 }, 1.0)
     }
 
-    /// Returns times in steps of 1, 2.5, 5 and 10, exposed as seconds. They start with the step at
-    /// or below `min` (at least a microsecond) and end with the first that is at least `max`.
+    /// Returns times in steps of 1, 2.5 and 5 in each decade, exposed as seconds. The first bound
+    /// is the step at or below `min`, but at least a microsecond. The last bound is the first step
+    /// that is at least `min` and `max`, but at most 5 × 10⁹ seconds.
     ///
-    /// Such a histogram takes [`observe_duration`](crate::HistogramCell::observe_duration), or
-    /// nanoseconds.
+    /// Count values of such a histogram with
+    /// [`observe_duration`](crate::HistogramCell::observe_duration), or in nanoseconds.
     #[must_use]
     pub fn seconds(min: Duration, max: Duration) -> Self {
         let (min, max) = (nanos(min), nanos(max));
@@ -63,13 +66,13 @@ impl Bounds {
         Self::from_parts(steps_covering(steps, min, max), Search::Sorted, 1e9)
     }
 
-    /// Returns times like [`seconds`](Self::seconds), but in twelve steps for each decade: 1, 1.2,
+    /// Returns times like [`seconds`](Self::seconds), but in twelve steps in each decade: 1, 1.2,
     /// 1.5, 1.8, 2.2 … 8.2. Quantiles of such a histogram, including the 99.9th percentile, are
     /// accurate to a tenth.
     ///
     /// # Panics
     ///
-    /// With more than 7 decades between `min` and `max`.
+    /// Panics if more than 96 steps are needed. Up to 7 decades between `min` and `max` always fit.
     #[must_use]
     pub fn fine_seconds(min: Duration, max: Duration) -> Self {
         const STEPS: [u64; 12] = [100, 120, 150, 180, 220, 270, 330, 390, 470, 560, 680, 820];
@@ -79,12 +82,11 @@ impl Bounds {
         Self::from_parts(steps_covering(steps, min, max), Search::Sorted, 1e9)
     }
 
-    /// Returns the given bounds, in whole units that are exposed unchanged. Sorts them and removes
-    /// duplicates.
+    /// Returns the given bounds, sorted and without duplicates. The unit is exposed unchanged.
     ///
     /// # Panics
     ///
-    /// With more than 96 bounds.
+    /// Panics if there are more than 96 bounds.
     #[must_use]
     pub fn exact(upper: impl IntoIterator<Item = u64>) -> Self {
         let mut upper: Vec<u64> = upper.into_iter().collect();
@@ -108,12 +110,12 @@ impl Bounds {
         &self.inner.upper
     }
 
-    /// Returns the bucket of a value. The number of bounds stands for `+Inf`.
+    /// Returns the index of a value's bucket. The bucket `+Inf` has the index after the last bound.
     #[inline]
     pub(crate) fn bucket(&self, value: u64) -> usize {
         match self.inner.search {
             Search::Powers { first, step_log2 } => {
-                // Exponent of the smallest power of two that is not below the value.
+                // The exponent of the smallest power of two that is at least the value.
                 let exponent = u64::BITS - value.saturating_sub(1).leading_zeros();
                 let above = exponent.saturating_sub(first);
                 let bucket = (above + (1 << step_log2) - 1) >> step_log2;
@@ -123,20 +125,21 @@ impl Bounds {
         }
     }
 
-    /// Converts from the observed to the exposed unit: nanoseconds to seconds, others unchanged.
+    /// Converts a value from the observed to the exposed unit. For bounds of times, this is from
+    /// nanoseconds to seconds; other values stay unchanged.
     #[must_use]
     pub fn exposed(&self, value: u64) -> f64 {
         value as f64 / self.inner.observed_per_exposed
     }
 }
 
-/// Returns a time in nanoseconds, at most 584 years.
+/// Returns a time in nanoseconds. A time over 584 years becomes the largest `u64`.
 pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Returns the ascending `steps` from the one at or below `min` to the first that is at least
-/// `max`.
+/// Returns the ascending `steps` from the last one at or below `min` to the first one that is at
+/// least `min` and `max`.
 fn steps_covering(steps: impl Iterator<Item = u64>, min: u64, max: u64) -> Vec<u64> {
     let mut upper = Vec::new();
     for step in steps {
@@ -156,13 +159,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Returns the bucket as defined: the first whose bound is not below the value.
-    fn expected(bounds: &Bounds, value: u64) -> usize {
+    /// Returns the bucket by its definition: the first bucket whose bound is at least the value.
+    fn expected_bucket(bounds: &Bounds, value: u64) -> usize {
         bounds.upper().iter().position(|&bound| value <= bound).unwrap_or(bounds.upper().len())
     }
 
     #[test]
-    fn sizes_are_powers_of_four_that_cover_the_largest() {
+    fn sizes_are_powers_of_four_up_to_the_maximum() {
         assert_eq!(Bounds::bytes(0).upper(), [64]);
         assert_eq!(Bounds::bytes(64).upper(), [64]);
         assert_eq!(Bounds::bytes(65).upper(), [64, 256]);
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn times_follow_a_scale_of_three_steps_a_decade() {
+    fn times_have_three_steps_in_each_decade() {
         let bounds = Bounds::seconds(Duration::from_micros(300), Duration::from_millis(9));
         let seconds: Vec<f64> = bounds.upper().iter().map(|&bound| bounds.exposed(bound)).collect();
         assert_eq!(seconds, [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01]);
@@ -186,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn own_bounds_are_sorted_and_taken_once() {
+    fn exact_bounds_are_sorted_without_duplicates() {
         assert_eq!(Bounds::exact([10, 1, 10, 5]).upper(), [1, 5, 10]);
         assert_eq!(Bounds::exact([]).bucket(7), 0);
     }
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn fine_times_are_a_quarter_apart_at_most() {
+    fn fine_steps_are_at_most_a_quarter_apart() {
         let bounds = Bounds::fine_seconds(Duration::from_micros(10), Duration::from_secs(10));
         let upper = bounds.upper();
         assert_eq!((upper.first(), upper.last(), upper.len()), (Some(&10_000), Some(&10_000_000_000), 73));
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bound_is_the_last_of_its_bucket() {
+    fn each_bound_is_the_largest_value_of_its_bucket() {
         for max in [64, 65_536, u64::MAX] {
             let bounds = Bounds::bytes(max);
             for (index, &bound) in bounds.upper().iter().enumerate() {
@@ -218,22 +221,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_value_falls_into_the_first_bucket_that_holds_it(value: u64, shift in 0..64_u32, max: u64,
-                                                             own in prop::collection::vec(any::<u16>(), 0..64)) {
+        fn a_value_is_in_the_first_bucket_whose_bound_is_not_below_it(value: u64, shift in 0..64_u32, max: u64,
+                                                                      exact in prop::collection::vec(any::<u16>(), 0..64)) {
             let times = Bounds::seconds(Duration::from_nanos(max >> shift), Duration::from_nanos(max));
-            let own = Bounds::exact(own.iter().map(|&bound| u64::from(bound)));
-            for bounds in [Bounds::bytes(max), Bounds::bytes(max >> shift), times, own] {
+            let exact = Bounds::exact(exact.iter().map(|&bound| u64::from(bound)));
+            for bounds in [Bounds::bytes(max), Bounds::bytes(max >> shift), times, exact] {
                 prop_assert!(bounds.upper().is_sorted_by(|a, b| a < b));
-                // Bounds themselves and their neighbours are where a search goes wrong.
+                // A wrong search fails most likely at the bounds and next to them.
                 let near = bounds.upper().iter().flat_map(|&bound| [bound.saturating_sub(1), bound, bound + 1]);
                 for value in near.chain([value >> shift, 0, u64::MAX]) {
-                    prop_assert_eq!(bounds.bucket(value), expected(&bounds, value), "{}", value);
+                    prop_assert_eq!(bounds.bucket(value), expected_bucket(&bounds, value), "{}", value);
                 }
             }
         }
 
         #[test]
-        fn scales_cover_what_they_were_made_for(min: u64, max: u64, shift in 0..64_u32) {
+        fn bounds_cover_the_requested_range(min: u64, max: u64, shift in 0..64_u32) {
             let (min, max) = (min >> shift, max >> (63 - shift));
             let sizes = Bounds::bytes(max);
             prop_assert!(sizes.upper().last() >= Some(&max.min(1 << 62)));

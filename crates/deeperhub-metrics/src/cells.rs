@@ -1,20 +1,25 @@
-//! Storage for the numbers of instruments, with one block for each worker.
+//! Storage for the cells of instruments.
+//!
+//! A slot is one 64-bit number. A block is the memory of one worker, with a fixed number of slots.
+//! A worker's cell of an instrument is a range of slots in the worker's block.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Slots of a block: 2 KiB, enough for all instruments of a typical worker.
+/// Number of slots in a block: 2 KiB, which is enough for all instruments of a typical worker.
 const SLOTS_PER_BLOCK: usize = 256;
 
-/// Most slots of one instrument: a vector's labels, or a histogram's buckets and sum.
+/// Maximum number of slots of an instrument. A [`CounterVec`](crate::CounterVec) needs one for each
+/// value of its label; a histogram needs one for each bucket and one for the sum.
 pub(crate) const MAX_INSTRUMENT_SLOTS: usize = SLOTS_PER_BLOCK;
 
-/// Storage for instruments: one memory block for each worker, which only that worker writes.
+/// Storage for the cells of instruments: for each worker a memory block, which only that worker
+/// writes.
 ///
-/// A worker's numbers are side by side in memory, on cache lines of their own. A worker that counts
-/// six things for a message touches one or two lines, and never a line that another worker writes.
-/// Instruments created over one `Cells` share its blocks; when a block is full, another one
-/// follows.
+/// A worker's cells are adjacent in memory, and no other worker writes to their cache lines. A
+/// worker that updates six instruments for a message therefore writes to one or two cache lines.
+/// Instruments that are created with the same `Cells` share the blocks. When the blocks are full,
+/// more are allocated.
 ///
 /// Cheap to clone. The memory lives as long as an instrument or cell uses it.
 #[derive(Debug, Clone)]
@@ -25,18 +30,20 @@ pub struct Cells {
 #[derive(Debug)]
 struct CellsInner {
     workers: usize,
+    /// The blocks for the next instrument.
     open: Mutex<OpenBlocks>,
 }
 
-/// The blocks with free slots, one for each worker, and the number of slots in use.
+/// The blocks with free slots: one for each worker.
 #[derive(Debug)]
 struct OpenBlocks {
     blocks: Arc<[Arc<Block>]>,
+    /// Number of reserved slots, which is the same in each block.
     used: usize,
 }
 
 impl Cells {
-    /// Creates storage for `workers` workers, at least one.
+    /// Creates storage for `workers` workers, but at least for one.
     #[must_use]
     pub fn new(workers: usize) -> Self {
         let workers = workers.max(1);
@@ -54,14 +61,15 @@ impl Cells {
     ///
     /// # Panics
     ///
-    /// If `slots` is more than [`MAX_INSTRUMENT_SLOTS`]. Instruments check that when they are
-    /// created.
+    /// Panics if `slots` is more than [`MAX_INSTRUMENT_SLOTS`], so an instrument that is too large
+    /// panics when it is created.
     pub(crate) fn reserve(&self, slots: usize) -> SlotRange {
         assert!(
             slots <= MAX_INSTRUMENT_SLOTS,
             "an instrument has at most {MAX_INSTRUMENT_SLOTS} slots, not {slots}"
         );
-        // An instrument without numbers still needs a bit that says whether it has an owner.
+        // The first slot's bit tells whether the instrument has an owner, so even an instrument
+        // without numbers needs a slot.
         let slots = slots.max(1);
         let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.used + slots > SLOTS_PER_BLOCK {
@@ -73,34 +81,36 @@ impl Cells {
     }
 }
 
-/// One worker's numbers. The alignment keeps the block off the cache lines that others write, and
-/// off the adjacent line, which some processors fetch with it.
+/// One worker's slots. The alignment keeps other workers' blocks off the block's cache lines, and
+/// also off the adjacent line, which some processors fetch too.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Block {
     slots: [AtomicU64; SLOTS_PER_BLOCK],
-    /// One bit for each slot: it has an owner. Rarely accessed, so it follows the numbers.
-    taken: [AtomicU64; SLOTS_PER_BLOCK / 64],
+    /// One bit for each slot, set if the instrument that starts at this slot has an owner. The bits
+    /// are rarely accessed, so they are after the slots.
+    owner_bits: [AtomicU64; SLOTS_PER_BLOCK / 64],
 }
 
 impl Block {
     fn for_workers(workers: usize) -> Arc<[Arc<Self>]> {
-        let new = || Self {
+        let new_block = || Self {
             slots: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK],
-            taken: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK / 64],
+            owner_bits: [const { AtomicU64::new(0) }; SLOTS_PER_BLOCK / 64],
         };
-        (0..workers).map(|_| Arc::new(new())).collect()
+        (0..workers).map(|_| Arc::new(new_block())).collect()
     }
 
-    /// Returns the slot at `index`, which wraps. Indexes come from [`Cells::reserve`], so they are
-    /// in range.
+    /// Returns the slot at `index`. The remainder avoids a bounds check; an index from
+    /// [`Cells::reserve`] is always in range.
     #[inline]
     fn slot(&self, index: usize) -> &AtomicU64 {
         &self.slots[index % SLOTS_PER_BLOCK]
     }
 
-    fn taken(&self, index: usize) -> (&AtomicU64, u64) {
-        (&self.taken[index / 64 % (SLOTS_PER_BLOCK / 64)], 1 << (index % 64))
+    /// Returns the word that contains the bit of the slot at `index`, and a mask with this bit.
+    fn owner_bit(&self, index: usize) -> (&AtomicU64, u64) {
+        (&self.owner_bits[index / 64 % (SLOTS_PER_BLOCK / 64)], 1 << (index % 64))
     }
 }
 
@@ -113,8 +123,8 @@ pub(crate) struct SlotRange {
 }
 
 impl SlotRange {
-    /// Returns the sum of the slot at `offset` over all workers. It wraps, so it is correct for
-    /// signed numbers too.
+    /// Returns the sum of the slot at `offset` over all workers. The sum wraps around, so it is
+    /// correct for signed numbers too.
     pub(crate) fn sum(&self, offset: usize) -> u64 {
         debug_assert!(offset < self.len);
         let slot = self.first + offset;
@@ -122,14 +132,14 @@ impl SlotRange {
         values.fold(0, u64::wrapping_add)
     }
 
-    /// Gives a worker's slots to an owner, if they have none.
+    /// Makes the caller the owner of a worker's slots. Returns an error if they have an owner.
     pub(crate) fn take(&self, worker: usize) -> Result<OwnedSlots, CellError> {
         let workers = self.blocks.len();
         let block = self.blocks.get(worker).ok_or(CellError::NoSuchWorker { worker, workers })?;
-        let (bits, bit) = block.taken(self.first);
-        // Pairs with the release in `OwnedSlots::drop`: a new owner continues from the last owner's
-        // numbers.
-        if bits.fetch_or(bit, Ordering::Acquire) & bit != 0 {
+        let (word, bit) = block.owner_bit(self.first);
+        // Pairs with the release in `OwnedSlots::drop`, so that a new owner sees the numbers of the
+        // last owner.
+        if word.fetch_or(bit, Ordering::Acquire) & bit != 0 {
             return Err(CellError::Taken { worker });
         }
         Ok(OwnedSlots { block: Arc::clone(block), first: self.first, len: self.len })
@@ -145,7 +155,8 @@ pub(crate) struct OwnedSlots {
 }
 
 impl OwnedSlots {
-    /// Adds to a slot with a load and a store, since nobody else writes it.
+    /// Adds to a slot with a load and a store. Only the owner writes the slot, so no addition is
+    /// lost.
     #[inline]
     pub(crate) fn add(&mut self, offset: usize, n: u64) {
         debug_assert!(offset < self.len);
@@ -168,12 +179,12 @@ impl OwnedSlots {
 
 impl Drop for OwnedSlots {
     fn drop(&mut self) {
-        let (bits, bit) = self.block.taken(self.first);
-        bits.fetch_and(!bit, Ordering::Release);
+        let (word, bit) = self.block.owner_bit(self.first);
+        word.fetch_and(!bit, Ordering::Release);
     }
 }
 
-/// Reason why a worker gets no cell.
+/// The reason why a worker gets no cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CellError {
@@ -186,7 +197,7 @@ pub enum CellError {
         workers: usize,
     },
     /// Another handle of this cell exists. A worker that replaces another must wait until the
-    /// other's handles are dropped; it then continues with their count.
+    /// handles of the replaced worker are dropped. It then continues with their numbers.
     #[error("the cell of worker {worker} is in use")]
     Taken {
         /// The requested worker.
@@ -199,7 +210,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Returns the pair of cache lines that a slot is on.
+    /// Returns the number of the 128-byte pair of cache lines that contains a slot.
     fn line(slots: &OwnedSlots, offset: usize) -> usize {
         std::ptr::from_ref(slots.block.slot(slots.first + offset)).addr() / 128
     }
@@ -220,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_s_instruments_stand_side_by_side() {
+    fn the_cells_of_a_worker_are_adjacent() {
         let cells = Cells::new(1);
         let (first, second) = (cells.reserve(3), cells.reserve(1));
         let (first, second) = (first.take(0).unwrap(), second.take(0).unwrap());
@@ -241,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_does_not_exist_has_no_cell() {
+    fn an_unknown_worker_has_no_cell() {
         let cells = Cells::new(2);
         assert_eq!(cells.workers(), 2);
         let error = cells.reserve(1).take(2).unwrap_err();
@@ -251,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instrument_without_numbers_does_not_take_another_s_cells() {
+    fn an_instrument_without_numbers_does_not_block_other_instruments() {
         let cells = Cells::new(1);
         let (none, one) = (cells.reserve(0), cells.reserve(1));
         let _none = none.take(0).unwrap();
@@ -259,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_on_another_thread_sees_every_count_in_the_end() {
+    fn a_reader_on_another_thread_eventually_sees_every_count() {
         const COUNTS: u64 = 100_000;
         let slots = Cells::new(4).reserve(2);
         std::thread::scope(|scope| {
@@ -270,7 +281,7 @@ mod tests {
             let mut last = 0;
             while last < 4 * COUNTS {
                 let now = slots.sum(1);
-                assert!(now >= last, "a sum went back from {last} to {now}");
+                assert!(now >= last, "a sum decreased from {last} to {now}");
                 last = now;
                 std::thread::yield_now();
             }
@@ -280,9 +291,9 @@ mod tests {
     }
 
     proptest! {
-        /// Any instruments, made and used in any order, against plain numbers.
+        /// Compares instruments of any sizes with plain numbers.
         #[test]
-        fn no_instrument_writes_another_s_slots(sizes in prop::collection::vec(0..=MAX_INSTRUMENT_SLOTS, 1..12),
+        fn instruments_do_not_overlap(sizes in prop::collection::vec(0..=MAX_INSTRUMENT_SLOTS, 1..12),
                                                 adds in prop::collection::vec((any::<usize>(), 0..3_usize, any::<usize>(), any::<u64>()), 0..40)) {
             let cells = Cells::new(3);
             let instruments: Vec<SlotRange> = sizes.iter().map(|&size| cells.reserve(size)).collect();

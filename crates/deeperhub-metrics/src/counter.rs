@@ -4,9 +4,9 @@ use crate::cells::{CellError, Cells, OwnedSlots, SlotRange};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that only grows. Each worker counts in its own cell.
+/// A number that only grows: the sum of one cell for each worker.
 ///
-/// Cheap to clone; clones are the same counter. Wraps around after 2⁶⁴.
+/// A counter is cheap to clone; clones are the same counter. The number wraps around at 2⁶⁴.
 #[derive(Debug, Clone)]
 pub struct Counter {
     slots: SlotRange,
@@ -19,12 +19,13 @@ impl Counter {
         Self { slots: cells.reserve(1) }
     }
 
-    /// Returns a worker's cell; workers count from 0. Only one handle of a cell exists at a time.
-    /// Dropping the handle frees the cell, which keeps its count.
+    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
+    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
+    /// number.
     ///
     /// # Errors
     ///
-    /// [`CellError`] if there is no such worker, or another handle of the cell exists.
+    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
     pub fn cell(&self, worker: usize) -> Result<CounterCell, CellError> {
         Ok(CounterCell { slots: self.slots.take(worker)? })
     }
@@ -36,7 +37,7 @@ impl Counter {
     }
 }
 
-/// A worker's cell of a [`Counter`].
+/// The handle of a worker's cell of a [`Counter`].
 #[derive(Debug)]
 pub struct CounterCell {
     slots: OwnedSlots,
@@ -55,7 +56,7 @@ impl CounterCell {
         self.slots.add(0, n);
     }
 
-    /// Returns the count of this cell, including that of earlier owners.
+    /// Returns the number in this cell, including the counts of earlier owners.
     #[must_use]
     pub fn value(&self) -> u64 {
         self.slots.value(0)
@@ -64,8 +65,8 @@ impl CounterCell {
 
 /// Counters that differ in one label with a fixed list of values.
 ///
-/// A counter is selected by the index of its label value, without hashing or comparing. Cheap to
-/// clone; clones are the same counters.
+/// The index of a label value selects the counter, without hashing or comparing. A vector is cheap
+/// to clone; clones are the same counters.
 #[derive(Debug, Clone)]
 pub struct CounterVec {
     label: &'static str,
@@ -78,17 +79,17 @@ impl CounterVec {
     ///
     /// # Panics
     ///
-    /// With more than 256 values.
+    /// Panics if there are more than 256 values.
     #[must_use]
     pub fn new(cells: &Cells, label: &'static str, values: &'static [&'static str]) -> Self {
         Self { label, values, slots: cells.reserve(values.len()) }
     }
 
-    /// Returns a worker's cell, like [`Counter::cell`].
+    /// Returns the handle of a worker's cell, like [`Counter::cell`].
     ///
     /// # Errors
     ///
-    /// [`CellError`] if there is no such worker, or another handle of the cell exists.
+    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
     pub fn cell(&self, worker: usize) -> Result<CounterVecCell, CellError> {
         Ok(CounterVecCell { slots: self.slots.take(worker)?, len: self.values.len() })
     }
@@ -118,7 +119,7 @@ impl CounterVec {
     }
 }
 
-/// A worker's cell of a [`CounterVec`].
+/// The handle of a worker's cell of a [`CounterVec`].
 #[derive(Debug)]
 pub struct CounterVecCell {
     slots: OwnedSlots,
@@ -126,7 +127,7 @@ pub struct CounterVecCell {
 }
 
 impl CounterVecCell {
-    /// Adds one at `index`. An index out of range counts nothing, and panics in debug builds.
+    /// Adds one at `index`. Ignores an index out of range, but panics in debug builds.
     #[inline]
     pub fn inc(&mut self, index: usize) {
         self.add(index, 1);
@@ -142,10 +143,10 @@ impl CounterVecCell {
     }
 }
 
-/// A counter for any thread, for code that is not hot.
+/// A counter that any thread can use, for code that does not run often.
 ///
-/// Each call is one atomic addition on a cache line that all writers share. Cheap to clone; clones
-/// are the same counter.
+/// Each call is one atomic addition on a cache line that all writers share. A counter is cheap to
+/// clone; clones are the same counter.
 #[derive(Debug, Clone, Default)]
 pub struct SharedCounter {
     count: Arc<AtomicU64>,
@@ -175,7 +176,8 @@ impl SharedCounter {
     }
 }
 
-/// A [`CounterVec`] for any thread, for code that is not hot.
+/// A [`CounterVec`] that any thread can use, for code that does not run often. Clones are the same
+/// counters.
 #[derive(Debug, Clone)]
 pub struct SharedCounterVec {
     label: &'static str,
@@ -190,7 +192,7 @@ impl SharedCounterVec {
         Self { label, values, counts: values.iter().map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// Adds one at `index`. An index out of range counts nothing, and panics in debug builds.
+    /// Adds one at `index`. Ignores an index out of range, but panics in debug builds.
     pub fn inc(&self, index: usize) {
         self.add(index, 1);
     }
@@ -238,21 +240,21 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_replaces_another_goes_on_with_its_count() {
+    fn a_worker_that_replaces_another_continues_with_its_count() {
         let counter = Counter::new(&Cells::new(1));
-        let died = std::panic::catch_unwind(|| {
+        let result = std::panic::catch_unwind(|| {
             let mut cell = counter.cell(0).unwrap();
             cell.add(3);
-            std::panic::resume_unwind(Box::new("the worker dies"));
+            std::panic::resume_unwind(Box::new("the worker panics"));
         });
-        assert!(died.is_err());
+        assert!(result.is_err());
         let mut cell = counter.cell(0).unwrap();
         cell.inc();
         assert_eq!(counter.value(), 4);
     }
 
     #[test]
-    fn a_vector_counts_each_label_by_its_index() {
+    fn a_vector_counts_each_label_value_at_its_index() {
         let vec = CounterVec::new(&Cells::new(2), "type", TYPES);
         let (mut first, mut second) = (vec.cell(0).unwrap(), vec.cell(1).unwrap());
         first.inc(0);
@@ -263,7 +265,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(debug_assertions, should_panic(expected = "label index 2 of 2"))]
-    fn an_index_out_of_range_counts_nothing() {
+    fn an_index_out_of_range_is_ignored() {
         let cells = Cells::new(1);
         let (vec, next) = (CounterVec::new(&cells, "type", TYPES), Counter::new(&cells));
         vec.cell(0).unwrap().inc(2);
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_counters_take_any_thread() {
+    fn shared_counters_count_on_all_threads() {
         let (counter, vec) = (SharedCounter::new(), SharedCounterVec::new("type", TYPES));
         std::thread::scope(|scope| {
             for _ in 0..4 {

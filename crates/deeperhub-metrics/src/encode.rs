@@ -1,4 +1,4 @@
-//! Instruments as `prometheus_client` encodes them.
+//! Encoding of instruments with `prometheus_client`, and their snapshots.
 
 use crate::snapshot::{MetricData, Number};
 use crate::{
@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An instrument in the registry. It is read each time a text is encoded.
+/// An instrument in the registry. The registry reads it for each text and each snapshot.
 pub(crate) enum InstrumentHandle {
     Counter(Counter),
     CounterVec(CounterVec),
@@ -27,27 +27,35 @@ pub(crate) enum InstrumentHandle {
     Info(Vec<(&'static str, String)>),
 }
 
-/// An instrument that both the encoder and the registry hold.
+/// An instrument that the encoder and the registry share.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedInstrument(pub(crate) Arc<InstrumentHandle>);
 
 impl SharedInstrument {
-    pub(crate) fn new(metric: InstrumentHandle) -> Self {
-        Self(Arc::new(metric))
+    pub(crate) fn new(instrument: InstrumentHandle) -> Self {
+        Self(Arc::new(instrument))
     }
 
+    /// Returns the instrument's numbers.
     pub(crate) fn snapshot(&self) -> MetricData {
-        let counter = |value: u64| MetricData::Counter(vec![(None, value.into())]);
-        let vec = |label, values: &'static [&'static str], value: &dyn Fn(usize) -> u64| {
-            let points = values.iter().enumerate();
-            MetricData::Counter(points.map(|(index, of)| (Some((label, *of)), value(index).into())).collect())
+        let counter_data = |count: u64| MetricData::Counter(vec![(None, count.into())]);
+        let vec_data = |label, label_values: &'static [&'static str], read: &dyn Fn(usize) -> u64| {
+            let mut counts = Vec::with_capacity(label_values.len());
+            for (index, label_value) in label_values.iter().enumerate() {
+                counts.push((Some((label, *label_value)), read(index).into()));
+            }
+            MetricData::Counter(counts)
         };
         match &*self.0 {
-            InstrumentHandle::Counter(counter_of) => counter(counter_of.value()),
-            InstrumentHandle::SharedCounter(counter_of) => counter(counter_of.value()),
-            InstrumentHandle::CounterFn(read) => counter(read()),
-            InstrumentHandle::CounterVec(of) => vec(of.label(), of.values(), &|index| of.value(index)),
-            InstrumentHandle::SharedCounterVec(of) => vec(of.label(), of.values(), &|index| of.value(index)),
+            InstrumentHandle::Counter(counter) => counter_data(counter.value()),
+            InstrumentHandle::SharedCounter(counter) => counter_data(counter.value()),
+            InstrumentHandle::CounterFn(read) => counter_data(read()),
+            InstrumentHandle::CounterVec(vec) => {
+                vec_data(vec.label(), vec.values(), &|index| vec.value(index))
+            }
+            InstrumentHandle::SharedCounterVec(vec) => {
+                vec_data(vec.label(), vec.values(), &|index| vec.value(index))
+            }
             InstrumentHandle::Gauge(gauge) => MetricData::Gauge(gauge.value().into()),
             InstrumentHandle::SharedGauge(gauge) => MetricData::Gauge(gauge.value().into()),
             InstrumentHandle::GaugeFn(read) => MetricData::Gauge(Number::Whole(read())),

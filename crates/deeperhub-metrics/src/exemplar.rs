@@ -1,20 +1,20 @@
-//! Exemplars: observed values with the spans that they were observed in.
+//! Exemplars: observed values, each with the trace span in which it was observed.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// An observed value, and the span in which it was observed.
+/// An observed value, and the trace span in which it was observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exemplar {
-    /// In the unit of the histogram's [`Bounds`](crate::Bounds).
+    /// The value in the observed unit of the histogram's [`Bounds`](crate::Bounds).
     pub value: u64,
-    /// Trace id: 16 bytes in big-endian order.
+    /// The trace ID: 16 bytes in big-endian order.
     pub trace_id: u128,
-    /// Span id within the trace: 8 bytes in big-endian order.
+    /// The ID of the span within the trace: 8 bytes in big-endian order.
     pub span_id: u64,
-    /// Time of the observation.
+    /// The time of the observation.
     pub at: SystemTime,
 }
 
@@ -29,12 +29,12 @@ impl Exemplars {
         Self { buckets: Arc::new(Mutex::new(vec![None; buckets].into())) }
     }
 
-    /// Stores an exemplar, or drops it if another thread holds the lock. Never waits.
-    pub(crate) fn keep(&self, bucket: usize, exemplar: Exemplar) {
+    /// Stores an exemplar. Drops it if another thread holds the lock, so the call never waits.
+    pub(crate) fn store(&self, bucket: usize, exemplar: Exemplar) {
         if let Ok(mut buckets) = self.buckets.try_lock()
-            && let Some(kept) = buckets.get_mut(bucket)
+            && let Some(latest) = buckets.get_mut(bucket)
         {
-            *kept = Some(exemplar);
+            *latest = Some(exemplar);
         }
     }
 
@@ -43,14 +43,17 @@ impl Exemplars {
     }
 }
 
-/// The exemplars of a histogram's buckets, with their values in the exposed unit.
+/// The exemplar of each bucket of a histogram in order, with its value in the exposed unit.
 type BucketExemplars<'e> = &'e [Option<(f64, Exemplar)>];
 
 /// Adds exemplars to a text in the OpenMetrics format.
 ///
-/// `of` returns the exemplars of the histogram with a name: one for each bucket in order, with the
-/// value in the exposed unit.
-pub(crate) fn add_exemplars<'e>(text: &str, of: impl Fn(&str) -> Option<BucketExemplars<'e>>) -> String {
+/// `find_exemplars` returns the exemplars of the histogram with a given name, or `None` if the
+/// histogram has none.
+pub(crate) fn add_exemplars<'e>(
+    text: &str,
+    find_exemplars: impl Fn(&str) -> Option<BucketExemplars<'e>>,
+) -> String {
     let mut out = String::with_capacity(text.len() + 4096);
     let mut histogram: Option<(&str, BucketExemplars<'e>)> = None;
     let mut bucket = 0;
@@ -58,7 +61,8 @@ pub(crate) fn add_exemplars<'e>(text: &str, of: impl Fn(&str) -> Option<BucketEx
         out.push_str(line);
         let comment = line.strip_prefix("# TYPE ").and_then(|comment| comment.split_once(' '));
         if let Some((name, kind)) = comment {
-            histogram = of(name).filter(|_| kind == "histogram").map(|exemplars| (name, exemplars));
+            let exemplars = if kind == "histogram" { find_exemplars(name) } else { None };
+            histogram = exemplars.map(|exemplars| (name, exemplars));
             bucket = 0;
         } else if let Some((name, exemplars)) = histogram
             && line.strip_prefix(name).is_some_and(|rest| rest.starts_with("_bucket{"))

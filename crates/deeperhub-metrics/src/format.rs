@@ -2,18 +2,18 @@
 
 use std::fmt::Write as _;
 
-/// Text format of [`Registry::encode_as`](crate::Registry::encode_as).
+/// A text format of [`Registry::encode_as`](crate::Registry::encode_as).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
-    /// Prometheus text 0.0.4, which every scraper reads. It has no end mark.
+    /// Prometheus text 0.0.4, which every scraper supports. The format has no end mark.
     Prometheus,
-    /// OpenMetrics 1.0, which includes units and ends with `# EOF`.
+    /// OpenMetrics 1.0, which has units and exemplars and ends with `# EOF`.
     OpenMetrics,
 }
 
 impl Format {
-    /// Returns the media type, for `Content-Type`.
+    /// Returns the media type for the `Content-Type` header.
     #[must_use]
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -22,12 +22,12 @@ impl Format {
         }
     }
 
-    /// Chooses the format for a request's `Accept` (RFC 9110 section 12.5.1). Join several headers
-    /// with commas.
+    /// Chooses the format for a request's `Accept` header (RFC 9110 section 12.5.1). If the request
+    /// has several `Accept` headers, the caller joins them with commas.
     ///
-    /// Returns OpenMetrics only if the request names it and prefers it at least as much as plain
-    /// text, as Prometheus does. Otherwise returns Prometheus text, even if `Accept` allows
-    /// neither.
+    /// Returns OpenMetrics only if the header names it with a quality value that is not below that
+    /// of plain text. The header of Prometheus does. Otherwise returns Prometheus text, even if
+    /// `Accept` allows neither format.
     #[must_use]
     pub fn negotiate(accept: Option<&str>) -> Self {
         let (mut open_metrics, mut plain) = (0, 0);
@@ -55,8 +55,8 @@ impl Format {
     }
 }
 
-/// Parses a quality value as thousandths: 0 to 1 with at most three decimals. Returns 0 if it is
-/// invalid.
+/// Parses a quality value, a number from 0 to 1 with at most three decimals. Returns it in
+/// thousandths, or 0 if it is invalid.
 fn parse_quality(quality: &str) -> u32 {
     let (whole, decimals) = quality.split_once('.').unwrap_or((quality, ""));
     if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -72,8 +72,9 @@ fn parse_quality(quality: &str) -> u32 {
 /// Converts the encoder's output (OpenMetrics without exemplars and time stamps) to Prometheus text
 /// 0.0.4.
 ///
-/// The samples are the same in both. Prometheus text has no `UNIT` and `EOF` lines. Its other
-/// comment lines name the samples (`…_total`), not the family, and do not escape quotation marks.
+/// The samples are the same in both formats. The comments differ: Prometheus text has no `UNIT` and
+/// `EOF` lines. Its other comments have the name of the samples (`…_total`) instead of the family,
+/// and do not escape quotation marks.
 pub(crate) fn to_prometheus(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
     // The name on the HELP line depends on the TYPE line after it.
@@ -112,7 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn open_metrics_needs_a_request_that_prefers_it() {
+    fn open_metrics_is_chosen_if_the_request_prefers_it() {
         let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
             application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.2";
         for accept in [
@@ -175,12 +176,12 @@ c_info{v="1"} 1
 
     proptest! {
         #[test]
-        fn any_accept_is_answered(accept in "(application/openmetrics-text|text/plain|\\*/\\*|[;,=q0-9. ]|\\PC){0,12}") {
+        fn any_accept_header_is_negotiated(accept in "(application/openmetrics-text|text/plain|\\*/\\*|[;,=q0-9. ]|\\PC){0,12}") {
             let _ = Format::negotiate(Some(&accept));
         }
 
         #[test]
-        fn of_two_qualities_the_higher_decides(open in 0..=1000_u32, plain in 0..=1000_u32) {
+        fn the_higher_quality_value_decides(open in 0..=1000_u32, plain in 0..=1000_u32) {
             let quality = |q: u32| format!("{}.{:03}", q / 1000, q % 1000);
             let accept = format!("text/plain;q={}, application/openmetrics-text;q={}", quality(plain), quality(open));
             let expected = if open > 0 && open >= plain { Format::OpenMetrics } else { Format::Prometheus };

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 /// A number that goes up and down: the sum of one cell for each worker.
 ///
-/// Cheap to clone; clones are the same gauge.
+/// A gauge is cheap to clone; clones are the same gauge.
 #[derive(Debug, Clone)]
 pub struct Gauge {
     slots: SlotRange,
@@ -19,13 +19,13 @@ impl Gauge {
         Self { slots: cells.reserve(1) }
     }
 
-    /// Returns a worker's cell; workers count from 0. Only one handle of a cell exists at a time.
-    /// Dropping the handle frees the cell, which keeps its value. A restarted worker therefore sets
-    /// its cell with [`GaugeCell::set`].
+    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
+    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
+    /// number. A restarted worker therefore sets its cell with [`GaugeCell::set`].
     ///
     /// # Errors
     ///
-    /// [`CellError`] if there is no such worker, or another handle of the cell exists.
+    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
     pub fn cell(&self, worker: usize) -> Result<GaugeCell, CellError> {
         Ok(GaugeCell { slots: self.slots.take(worker)? })
     }
@@ -37,7 +37,7 @@ impl Gauge {
     }
 }
 
-/// A worker's cell of a [`Gauge`].
+/// The handle of a worker's cell of a [`Gauge`].
 #[derive(Debug)]
 pub struct GaugeCell {
     slots: OwnedSlots,
@@ -56,7 +56,7 @@ impl GaugeCell {
         self.add(-1);
     }
 
-    /// Adds `n`, which may be negative.
+    /// Adds `n`, which can be negative.
     #[inline]
     pub fn add(&mut self, n: i64) {
         self.slots.add(0, n.cast_unsigned());
@@ -75,9 +75,9 @@ impl GaugeCell {
     }
 }
 
-/// A gauge for any thread, for code that is not hot.
+/// A gauge that any thread can use, for code that does not run often.
 ///
-/// Cheap to clone; clones are the same gauge.
+/// A gauge is cheap to clone; clones are the same gauge.
 #[derive(Debug, Clone, Default)]
 pub struct SharedGauge {
     value: Arc<AtomicI64>,
@@ -100,7 +100,7 @@ impl SharedGauge {
         self.add(-1);
     }
 
-    /// Adds `n`, which may be negative.
+    /// Adds `n`, which can be negative.
     pub fn add(&self, n: i64) {
         self.value.fetch_add(n, Ordering::Relaxed);
     }
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gauge_is_the_sum_of_its_cells_also_below_zero() {
+    fn a_gauge_is_the_sum_of_its_cells_and_can_be_negative() {
         let gauge = Gauge::new(&Cells::new(2));
         let (mut first, mut second) = (gauge.cell(0).unwrap(), gauge.cell(1).unwrap());
         first.inc();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_starts_anew_sets_its_part_back() {
+    fn a_restarted_worker_sets_its_cell() {
         let gauge = Gauge::new(&Cells::new(2));
         let (mut first, mut second) = (gauge.cell(0).unwrap(), gauge.cell(1).unwrap());
         first.add(10);

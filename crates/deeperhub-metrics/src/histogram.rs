@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// Distribution of values over fixed buckets. Each worker counts in its own cells.
+/// A distribution of values over fixed buckets: the sum of one cell for each worker.
 ///
-/// Cheap to clone; clones are the same histogram.
+/// A histogram is cheap to clone; clones are the same histogram.
 #[derive(Debug, Clone)]
 pub struct Histogram {
     bounds: Bounds,
-    /// The sum of all values, then the buckets, with that of `+Inf` last.
+    /// The sum of all observed values, then the count of each bucket. The last bucket is `+Inf`.
     slots: SlotRange,
     exemplars: Exemplars,
 }
@@ -27,12 +27,13 @@ impl Histogram {
         Self { bounds, slots, exemplars }
     }
 
-    /// Returns a worker's cells; workers count from 0. Only one handle of them exists at a time.
-    /// Dropping the handle frees the cells, which keep their counts.
+    /// Returns the handle of a worker's cell. `worker` counts from 0. A cell has at most one handle
+    /// at a time. After the handle is dropped, another handle can be created; the cell keeps its
+    /// counts.
     ///
     /// # Errors
     ///
-    /// [`CellError`] if there is no such worker, or another handle of the cells exists.
+    /// Returns a [`CellError`] if there is no such worker, or if another handle of the cell exists.
     pub fn cell(&self, worker: usize) -> Result<HistogramCell, CellError> {
         Ok(HistogramCell {
             bounds: self.bounds.clone(),
@@ -41,8 +42,8 @@ impl Histogram {
         })
     }
 
-    /// Returns the counts. Workers may count meanwhile, so the sum may include a value that the
-    /// buckets do not, or the reverse.
+    /// Returns the present counts. If a worker counts a value during the call, the value can be in
+    /// the sum but not in the buckets, or the reverse.
     #[must_use]
     pub fn snapshot(&self) -> HistogramSnapshot {
         let sum = self.slots.sum(0);
@@ -52,7 +53,7 @@ impl Histogram {
     }
 }
 
-/// A worker's cells of a [`Histogram`].
+/// The handle of a worker's cell of a [`Histogram`].
 #[derive(Debug)]
 pub struct HistogramCell {
     bounds: Bounds,
@@ -61,21 +62,21 @@ pub struct HistogramCell {
 }
 
 impl HistogramCell {
-    /// Counts a value, in the unit of the [`Bounds`].
+    /// Counts a value, in the observed unit of the [`Bounds`].
     #[inline]
     pub fn observe(&mut self, value: u64) {
         self.slots.add(0, value);
         self.slots.add(1 + self.bounds.bucket(value), 1);
     }
 
-    /// Stores an observed time, and the span that it was observed in, as the exemplar of its
-    /// bucket.
+    /// Stores an observed time, with the trace span in which it was observed, as the exemplar of
+    /// its bucket.
     ///
-    /// Skips the exemplar if another thread holds the lock. Meant for the few observations of a
-    /// sampled trace.
+    /// The call takes a lock, so use it only for the few observations of sampled traces. If another
+    /// thread holds the lock, the exemplar is dropped.
     pub fn exemplar(&self, time: Duration, trace_id: u128, span_id: u64, at: SystemTime) {
         let value = nanos(time);
-        self.exemplars.keep(self.bounds.bucket(value), Exemplar { value, trace_id, span_id, at });
+        self.exemplars.store(self.bounds.bucket(value), Exemplar { value, trace_id, span_id, at });
     }
 
     /// Counts the same value `times` times.
@@ -98,9 +99,9 @@ impl HistogramCell {
     }
 }
 
-/// A histogram for any thread, for code that is not hot.
+/// A histogram that any thread can use, for code that does not run often.
 ///
-/// Cheap to clone; clones are the same histogram.
+/// A histogram is cheap to clone; clones are the same histogram.
 #[derive(Debug, Clone)]
 pub struct SharedHistogram {
     bounds: Bounds,
@@ -116,7 +117,7 @@ impl SharedHistogram {
         Self { bounds, sum: Arc::default(), buckets }
     }
 
-    /// Counts a value, in the unit of the [`Bounds`].
+    /// Counts a value, in the observed unit of the [`Bounds`].
     pub fn observe(&self, value: u64) {
         self.sum.fetch_add(value, Ordering::Relaxed);
         if let Some(bucket) = self.buckets.get(self.bounds.bucket(value)) {
@@ -129,7 +130,7 @@ impl SharedHistogram {
         self.observe(nanos(time));
     }
 
-    /// Returns the counts, like [`Histogram::snapshot`].
+    /// Returns the present counts, like [`Histogram::snapshot`].
     #[must_use]
     pub fn snapshot(&self) -> HistogramSnapshot {
         let sum = self.sum.load(Ordering::Relaxed);
@@ -154,21 +155,22 @@ impl HistogramSnapshot {
         self.buckets.iter().copied().fold(0, u64::wrapping_add)
     }
 
-    /// Returns the sum of the observed values, in the observed unit. Wraps around after 2⁶⁴.
+    /// Returns the sum of the observed values, in the observed unit. The sum wraps around at 2⁶⁴.
     #[must_use]
     pub fn sum(&self) -> u64 {
         self.sum
     }
 
-    /// Returns the number of values in each bucket, not cumulated. The order is that of
-    /// [`Bounds::upper`], with `+Inf` last.
+    /// Returns the number of values in each bucket, without the values of lower buckets. The order
+    /// is that of [`Bounds::upper`], with `+Inf` last.
     #[must_use]
     pub fn buckets(&self) -> &[u64] {
         &self.buckets
     }
 
-    /// Returns the latest exemplar of each bucket, if it has one. Empty for a histogram without
-    /// exemplars.
+    /// Returns the latest exemplar of each bucket, or `None` for a bucket without exemplars. The
+    /// slice is empty for a [`SharedHistogram`] and for a difference of snapshots
+    /// ([`since`](Self::since)).
     #[must_use]
     pub fn exemplars(&self) -> &[Option<Exemplar>] {
         &self.exemplars
@@ -180,8 +182,8 @@ impl HistogramSnapshot {
         &self.bounds
     }
 
-    /// Returns the values observed after an earlier snapshot of the same histogram, without
-    /// exemplars.
+    /// Returns the difference to an earlier snapshot of the same histogram: the values that were
+    /// observed after it. The difference has no exemplars.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let pairs = self.buckets.iter().zip(&earlier.buckets);
@@ -195,19 +197,19 @@ impl HistogramSnapshot {
 
     /// Returns the quantile `share` (0 to 1) in the exposed unit: seconds for times.
     ///
-    /// Interpolates linearly within a bucket. For values above all bounds, returns the last bound.
-    /// Returns `None` if there are no values.
+    /// Interpolates linearly within a bucket. If the quantile is above all bounds, returns the last
+    /// bound. Returns `None` if there are no values.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<f64> {
-        let mut left = share.clamp(0.0, 1.0) * self.count() as f64;
+        let mut rank = share.clamp(0.0, 1.0) * self.count() as f64;
         let upper = self.bounds.upper();
         let mut lower = 0.0;
         for (&bound, &count) in upper.iter().zip(&self.buckets) {
             let bound = self.bounds.exposed(bound);
-            if count > 0 && left <= count as f64 {
-                return Some(lower + (bound - lower) * left / count as f64);
+            if count > 0 && rank <= count as f64 {
+                return Some(lower + (bound - lower) * rank / count as f64);
             }
-            left -= count as f64;
+            rank -= count as f64;
             lower = bound;
         }
         (self.count() > 0).then_some(lower)
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_lie_evenly_within_buckets() {
+    fn quantiles_are_interpolated_within_buckets() {
         let histogram = SharedHistogram::new(Bounds::exact([10, 20, 40]));
         assert_eq!(histogram.snapshot().quantile(0.5), None);
         (0..10).for_each(|_| histogram.observe(15));
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_owner_goes_on_with_the_buckets() {
+    fn a_new_owner_continues_with_the_counts() {
         let histogram = Histogram::new(&Cells::new(1), Bounds::exact([10]));
         histogram.cell(0).unwrap().observe(10);
         assert_eq!(histogram.cell(0).map(|mut cell| cell.observe(11)), Ok(()));
@@ -258,7 +260,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_value_is_counted_once_wherever_it_is_observed(values in prop::collection::vec((0..2_usize, any::<u32>()), 0..60)) {
+        fn every_value_is_counted_once(values in prop::collection::vec((0..2_usize, any::<u32>()), 0..60)) {
             let bounds = Bounds::bytes(1 << 20);
             let histogram = Histogram::new(&Cells::new(2), bounds.clone());
             let shared = SharedHistogram::new(bounds.clone());

@@ -1,20 +1,23 @@
 //! Counters, gauges and histograms for hot loops, exposed as Prometheus text.
 //!
-//! A worker that counts six things for each of a million messages a second cannot afford a lock, or
-//! an atomic addition on a cache line that other workers write too. Here every instrument has one
-//! cell for each worker. A cell has one owner at a time, which alone writes it: with a plain load
-//! and store, not a read-modify-write. The cells of a worker are adjacent, on cache lines of their
-//! own. Readers add the cells up, once for each scrape.
+//! A worker that updates six instruments for each of a million messages a second cannot afford a
+//! lock, or an atomic addition on a cache line that other workers write too. Therefore every
+//! instrument has one cell for each worker: the worker's own share of the instrument's numbers.
+//!
+//! - Only the cell's owner, one worker at a time, writes the cell. It needs a plain load and store,
+//!   not an atomic read-modify-write.
+//! - All cells of a worker are adjacent in memory. No other worker writes to their cache lines.
+//! - The value of an instrument is the sum of its cells. Readers compute it for each scrape.
 //!
 //! | kind | for workers | for any thread |
 //! |---|---|---|
-//! | only grows | [`Counter`], [`CounterVec`] (one label with fixed values) | [`SharedCounter`], [`SharedCounterVec`] |
-//! | goes up and down | [`Gauge`] | [`SharedGauge`] |
-//! | distribution of values | [`Histogram`] | [`SharedHistogram`] |
-//! | kept elsewhere | | [`Registry::register_counter_fn`], [`Registry::register_gauge_fn`] |
+//! | a number that only grows | [`Counter`], [`CounterVec`] (one label with fixed values) | [`SharedCounter`], [`SharedCounterVec`] |
+//! | a number that goes up and down | [`Gauge`] | [`SharedGauge`] |
+//! | a distribution of values | [`Histogram`] | [`SharedHistogram`] |
+//! | a number that other code stores | | [`Registry::register_counter_fn`], [`Registry::register_gauge_fn`] |
 //!
-//! A crate declares a plain struct of instruments, created over one [`Cells`]. Each worker takes
-//! its cells of them:
+//! A program declares a plain struct of instruments, all created with one [`Cells`], the storage of
+//! the cells. Each worker gets its cells from the instruments:
 //!
 //! ```
 //! use deeperhub_metrics::{Bounds, CellError, Cells, CounterVec, CounterVecCell, Format, Histogram};
@@ -27,7 +30,7 @@
 //!     sizes: Histogram,
 //! }
 //!
-//! /// A worker's cells of them.
+//! /// A worker's cells of the instruments.
 //! struct MetricsCells {
 //!     received: CounterVecCell,
 //!     sizes: HistogramCell,
@@ -66,12 +69,14 @@
 //! # }
 //! ```
 //!
-//! Dropping a cell frees it and keeps its number. A worker that replaces a dead one continues from
-//! there. A gauge tells the present value, so such a worker [sets](GaugeCell::set) its cell again.
+//! When a worker drops the handle of a cell, the cell stays with its number, and another worker can
+//! take it. A worker that replaces a crashed one therefore continues with its counts. The number of
+//! a gauge would be outdated, so the new worker [sets](GaugeCell::set) it again.
 //!
 //! The crate has no sockets, clocks or runtimes: times are passed as
-//! [`Duration`](std::time::Duration). It has no labels with values from run time, since they could
-//! grow without bound, and no global registry. [`prometheus_client`] encodes the text.
+//! [`Duration`](std::time::Duration). The values of a label are fixed in the program, because
+//! values from run time could grow without bound. There is no global registry.
+//! [`prometheus_client`] encodes the text.
 
 mod bounds;
 mod cells;

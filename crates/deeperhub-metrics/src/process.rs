@@ -1,4 +1,4 @@
-//! Metrics of this process, read from `/proc`.
+//! Metrics of the process that runs this code, read from `/proc`.
 
 use crate::registry::Unit;
 use crate::snapshot::{MetricData, MetricSnapshot, Number};
@@ -8,7 +8,7 @@ use prometheus_client::metrics::MetricType;
 use std::fmt;
 use std::fs;
 
-/// Names of the metrics of [`ProcessCollector`], without the `_total` of counters.
+/// Names of the metrics of [`ProcessCollector`], without the suffix `_total` of counters.
 pub(crate) const PROCESS_FAMILIES: [&str; 7] = [
     "process_cpu_seconds",
     "process_resident_memory_bytes",
@@ -19,24 +19,26 @@ pub(crate) const PROCESS_FAMILIES: [&str; 7] = [
     "process_threads",
 ];
 
-/// Unit of the times in `/proc`: 100 on all architectures for which Rust has a standard library,
-/// whatever the kernel uses itself.
+/// Number of clock ticks in a second, the unit of times in `/proc` (`USER_HZ`). Linux uses 100 on
+/// all architectures that Rust's standard library supports, independently of the kernel's own
+/// timer.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Reads `/proc` each time a text is encoded.
+/// Reads the process's metrics from `/proc` for each text and each snapshot.
 #[derive(Debug, Clone)]
 pub(crate) struct ProcessCollector {
-    /// In seconds since the Unix epoch. It does not change, so it is read once.
+    /// The start time of the process in seconds since the Unix epoch. It does not change, so it is
+    /// read once. `None` if it could not be read.
     start_time: Option<f64>,
 }
 
 impl ProcessCollector {
     pub(crate) fn new() -> Self {
         let read = |path| fs::read_to_string(path).ok();
-        let since_boot =
-            read("/proc/self/stat").and_then(|stat| ProcStat::parse(&stat)).map(|stat| stat.started);
-        let booted = read("/proc/stat").and_then(|stat| parse_boot_time(&stat));
-        Self { start_time: booted.zip(since_boot).map(|(booted, started)| booted + started) }
+        let stat = read("/proc/self/stat").and_then(|stat| ProcStat::parse(&stat));
+        let boot_time = read("/proc/stat").and_then(|stat| parse_boot_time(&stat));
+        let start_time = stat.zip(boot_time).map(|(stat, boot_time)| boot_time + stat.started_after_boot);
+        Self { start_time }
     }
 }
 
@@ -97,7 +99,7 @@ impl ProcessCollector {
             .collect()
     }
 
-    /// Returns the same metrics as numbers.
+    /// Returns the metrics that can be read as numbers for exporters.
     pub(crate) fn snapshot(&self) -> Vec<MetricSnapshot<'static>> {
         let snapshot = |ProcessMetric { name, help, unit, value, .. }: ProcessMetric| {
             let data = if name.ends_with("_total") {
@@ -111,12 +113,12 @@ impl ProcessCollector {
     }
 }
 
-/// A metric and its value.
+/// A metric of the process and its present value.
 #[derive(Debug)]
 struct ProcessMetric {
     /// The full name.
     name: &'static str,
-    /// The name to which the encoder adds kind and unit.
+    /// The name without the suffixes for unit and kind, which the encoder adds.
     base: &'static str,
     help: &'static str,
     unit: Unit,
@@ -145,13 +147,13 @@ impl Collector for ProcessCollector {
     }
 }
 
-/// Resource usage of this process, as reported by the operating system.
+/// The resource usage of the process that runs this code, as reported by the operating system.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct ProcessUsage {
-    /// User and system CPU time, in seconds.
+    /// User and system CPU time since the start of the process, in seconds.
     pub cpu_seconds: f64,
-    /// Resident memory.
+    /// Resident memory in bytes.
     pub resident_bytes: u64,
     /// Number of open file descriptors.
     pub open_files: u64,
@@ -160,7 +162,7 @@ pub struct ProcessUsage {
 }
 
 impl ProcessUsage {
-    /// Reads the usage from `/proc`. Returns `None` on systems without it.
+    /// Reads the usage from `/proc`. Returns `None` on systems without `/proc`.
     #[must_use]
     pub fn read() -> Option<Self> {
         let stat = ProcStat::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
@@ -173,44 +175,44 @@ impl ProcessUsage {
     }
 }
 
-/// Fields of `/proc/self/stat` (proc_pid_stat(5)).
+/// Some fields of `/proc/self/stat` (proc_pid_stat(5)).
 #[derive(Debug, PartialEq)]
 struct ProcStat {
-    /// In seconds.
     cpu_seconds: f64,
     threads: u64,
-    /// In seconds since the system booted.
-    started: f64,
+    /// Time between the boot of the system and the start of the process, in seconds.
+    started_after_boot: f64,
     virtual_bytes: u64,
 }
 
 impl ProcStat {
     fn parse(text: &str) -> Option<Self> {
-        // The second field is the program's name in parentheses, which may itself contain
-        // parentheses.
+        // The second field is the program's name in parentheses. The name can itself contain
+        // parentheses, so the last one ends the field.
         let (_, fields) = text.rsplit_once(')')?;
         let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        // The manual counts fields from 1, and the first two are cut off.
+        // The manual counts fields from 1, and `fields` lacks the first two.
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         let seconds = |ticks: u64| ticks as f64 / TICKS_PER_SECOND;
         Some(Self {
             cpu_seconds: seconds(field(14)?.checked_add(field(15)?)?),
             threads: field(20)?,
-            started: seconds(field(22)?),
+            started_after_boot: seconds(field(22)?),
             virtual_bytes: field(23)?,
         })
     }
 }
 
-/// Returns the resident memory of this process: `VmRSS` in `/proc/self/status`. Returns `None` on
-/// systems without `/proc`.
+/// Returns the resident memory of this process in bytes: `VmRSS` in `/proc/self/status`. Returns
+/// `None` on systems without `/proc`.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
-    // `/proc/self/statm` has it too, but in pages of a size that it does not state.
+    // `/proc/self/statm` has this number too, but in pages, and does not state their size.
     parse_kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
-/// Returns the bytes on a line `name 123 kB`, as in files of `/proc`. `name` includes its colon.
+/// Returns the number of bytes in the line `name 123 kB` of a file of `/proc`. `name` includes the
+/// colon.
 #[must_use]
 pub fn parse_kibibytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -218,13 +220,13 @@ pub fn parse_kibibytes(text: &str, name: &str) -> Option<u64> {
     number.checked_mul(1024)
 }
 
-/// Returns the soft limit, or `None` if there is no limit.
+/// Returns the soft limit of open files in `/proc/self/limits`, or `None` if there is no limit.
 fn parse_max_open_files(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Returns when the system booted, in seconds since the Unix epoch.
+/// Returns the boot time of the system in `/proc/stat`, in seconds since the Unix epoch.
 fn parse_boot_time(stat: &str) -> Option<f64> {
     stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
@@ -232,14 +234,16 @@ fn parse_boot_time(stat: &str) -> Option<f64> {
 /// Returns the number of open file descriptors.
 fn open_file_count() -> Option<u64> {
     const PATH: &str = "/proc/self/fd";
-    // Since Linux 6.2 the size of the directory is the number of its entries, which avoids listing
-    // a million of them.
-    if let Some(open) = fs::metadata(PATH).ok().map(|directory| directory.len()).filter(|&open| open > 0) {
-        return Some(open);
+    // Since Linux 6.2, the size of the directory is the number of its entries. Older kernels report
+    // a size of 0. The size is cheaper than listing, which can mean a million entries.
+    if let Ok(directory) = fs::metadata(PATH)
+        && directory.len() > 0
+    {
+        return Some(directory.len());
     }
-    // One descriptor is that of the directory being read.
-    let listed = fs::read_dir(PATH).ok()?.count() as u64;
-    Some(listed.saturating_sub(1))
+    // The list contains the descriptor of the directory itself, which is open during the listing.
+    let entry_count = fs::read_dir(PATH).ok()?.count() as u64;
+    Some(entry_count.saturating_sub(1))
 }
 
 #[cfg(test)]
@@ -252,8 +256,12 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let expected =
-            ProcStat { cpu_seconds: 13.0, threads: 8, started: 9876.54, virtual_bytes: 23_068_672 };
+        let expected = ProcStat {
+            cpu_seconds: 13.0,
+            threads: 8,
+            started_after_boot: 9876.54,
+            virtual_bytes: 23_068_672,
+        };
         assert_eq!(ProcStat::parse(STAT), Some(expected));
     }
 
@@ -303,13 +311,13 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn open_descriptors_are_counted() {
         let files: Vec<_> = (0..500).map(|_| fs::File::open("/proc/self/stat").unwrap()).collect();
-        // Other tests of this process open a few meanwhile.
+        // Other tests of this process can open more files at the same time.
         assert!(open_file_count().unwrap() >= files.len() as u64);
     }
 
     proptest! {
         #[test]
-        fn any_text_parses_or_is_refused(text in "\\PC{0,80}|[0-9 )(]{0,120}", cut in 0..200_usize) {
+        fn any_text_parses_without_panic(text in "\\PC{0,80}|[0-9 )(]{0,120}", cut in 0..200_usize) {
             let _ = (ProcStat::parse(&text), parse_kibibytes(&text, "VmRSS:"), parse_max_open_files(&text), parse_boot_time(&text));
             let cut = &STAT[..cut.min(STAT.len())];
             // 23 fields are needed.

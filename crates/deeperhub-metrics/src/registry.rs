@@ -13,19 +13,21 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-/// The metrics of a program, which it writes as text.
+/// The metrics of a program, with their names and descriptions.
 ///
-/// It holds the registered instruments and reads them when a text is encoded; counting does not
-/// involve it. All checks happen on registration, so a text is always well-formed.
+/// The registry holds the registered instruments and reads them for each text. Counting does not
+/// use the registry. All checks happen on registration, so a text is always well-formed.
 #[derive(Debug, Default)]
 pub struct Registry {
     inner: prometheus::Registry,
-    /// Full names without `_total` and `_info`, which must be unique in the text.
+    /// The family names of all metrics: full names without the suffixes `_total` and `_info`. A
+    /// family name must be unique in the text.
     families: HashSet<String>,
-    /// Names of the labels of all metrics.
+    /// Names of the labels that every metric has.
     labels: Vec<&'static str>,
     /// All metrics in the order of their registration.
     metrics: Vec<RegisteredMetric>,
+    /// The collector of the process's metrics; `None` if they are not registered.
     process: Option<ProcessCollector>,
 }
 
@@ -38,22 +40,22 @@ struct RegisteredMetric {
     metric: SharedInstrument,
 }
 
-/// Unit of a metric, which is also the suffix of its name.
+/// The unit of a metric. A metric's name ends with its unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unit {
     /// A plain number: connections, messages.
     None,
-    /// `…_bytes`.
+    /// Bytes; the name ends in `_bytes`.
     Bytes,
-    /// `…_seconds`.
+    /// Seconds; the name ends in `_seconds`.
     Seconds,
-    /// `…_ratio`, from 0 to 1.
+    /// A ratio from 0 to 1; the name ends in `_ratio`.
     Ratio,
 }
 
 impl Registry {
-    /// Media type of [`encode`](Self::encode)'s text, for `Content-Type`.
+    /// Media type of the text from [`encode`](Self::encode), for the `Content-Type` header.
     pub const CONTENT_TYPE: &'static str = Format::OpenMetrics.content_type();
 
     /// Creates an empty registry.
@@ -66,7 +68,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`RegisterError::Label`].
+    /// Returns [`RegisterError::Label`] if a label is invalid or duplicate.
     pub fn with_labels(
         labels: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Result<Self, RegisterError> {
@@ -78,14 +80,16 @@ impl Registry {
         Ok(Self { inner, labels: names, ..Self::default() })
     }
 
-    /// Adds a metric under its full name, as it appears in the text and on dashboards.
+    /// Adds a metric. `name` is the full name, as in the text and on dashboards. `help` describes
+    /// the metric in one sentence.
     ///
-    /// Names consist of lower-case letters, digits and underscores. A unit is the last part of the
-    /// name. A counter's name ends with `_total` after that. `help` is a sentence.
+    /// A name consists of lower-case letters, digits and underscores. It ends with the unit. The
+    /// name of a counter has `_total` after the unit.
     ///
     /// # Errors
     ///
-    /// [`RegisterError`] if the name or a label is invalid or taken. The metric is then not added.
+    /// Returns a [`RegisterError`] if the name or a label is invalid, or if another metric has the
+    /// name. The metric is then not added.
     pub fn register(
         &mut self,
         name: &str,
@@ -104,11 +108,12 @@ impl Registry {
         self.add(name, help, unit, metric.kind(), metric.handle())
     }
 
-    /// Adds a counter that is kept elsewhere. `read` is called for every text.
+    /// Adds a counter whose number is stored outside this crate. The registry calls `read` for
+    /// every text and snapshot.
     ///
     /// # Errors
     ///
-    /// The same as for [`register`](Self::register).
+    /// Returns the errors of [`register`](Self::register).
     pub fn register_counter_fn(
         &mut self,
         name: &str,
@@ -119,11 +124,12 @@ impl Registry {
         self.add(name, help, unit, MetricKind::Counter, InstrumentHandle::CounterFn(Box::new(read)))
     }
 
-    /// Adds a gauge that is kept elsewhere. `read` is called for every text.
+    /// Adds a gauge whose number is stored outside this crate. The registry calls `read` for every
+    /// text and snapshot.
     ///
     /// # Errors
     ///
-    /// The same as for [`register`](Self::register).
+    /// Returns the errors of [`register`](Self::register).
     pub fn register_gauge_fn(
         &mut self,
         name: &str,
@@ -134,12 +140,12 @@ impl Registry {
         self.add(name, help, unit, MetricKind::Gauge, InstrumentHandle::GaugeFn(Box::new(read)))
     }
 
-    /// Adds a gauge of a time that is kept elsewhere, exposed in seconds. `read` is called for
-    /// every text.
+    /// Adds a gauge of a duration that is stored outside this crate. It is exposed in seconds. The
+    /// registry calls `read` for every text and snapshot.
     ///
     /// # Errors
     ///
-    /// The same as for [`register`](Self::register); the name must end in `_seconds`.
+    /// Returns the errors of [`register`](Self::register). The name must end in `_seconds`.
     pub fn register_time_fn(
         &mut self,
         name: &str,
@@ -149,12 +155,12 @@ impl Registry {
         self.add(name, help, Unit::Seconds, MetricKind::Gauge, InstrumentHandle::TimeFn(Box::new(read)))
     }
 
-    /// Adds a metric that is always 1 and carries information in its labels, such as
+    /// Adds a metric whose value is always 1 and whose labels contain information, such as
     /// `deeperhub_build_info{version="0.1.0"}`.
     ///
     /// # Errors
     ///
-    /// The same as for [`register`](Self::register); the name must end in `_info`.
+    /// Returns the errors of [`register`](Self::register). The name must end in `_info`.
     pub fn register_info(
         &mut self,
         name: &str,
@@ -171,8 +177,8 @@ impl Registry {
     /// `process_resident_memory_bytes`, `process_virtual_memory_bytes`, `process_open_fds`,
     /// `process_max_fds`, `process_start_time_seconds` and `process_threads`.
     ///
-    /// They are read from `/proc` for every text, and absent on systems without it. A second call
-    /// does nothing.
+    /// The registry reads them from `/proc` for every text and snapshot. They are absent on systems
+    /// without `/proc`. A second call does nothing.
     pub fn register_process(&mut self) {
         if !self.families.contains(process::PROCESS_FAMILIES[0]) {
             self.families.extend(process::PROCESS_FAMILIES.map(str::to_owned));
@@ -190,12 +196,11 @@ impl Registry {
 
     /// Returns all metrics as text. Names and numbers are the same in each format.
     ///
-    /// Workers may count meanwhile. Each number is correct for some moment during the call.
+    /// Workers can count during the call. Each number is correct for some moment of the call.
     #[must_use]
     pub fn encode_as(&self, format: Format) -> String {
         let mut text = String::with_capacity(16 * 1024);
-        // Only the writer can fail, and a string does not. A reader would refuse a truncated text,
-        // as it has no `# EOF`.
+        // Only the writer can fail, and writing into a string cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.inner);
         match format {
             Format::OpenMetrics => self.with_exemplars(text),
@@ -203,8 +208,8 @@ impl Registry {
         }
     }
 
-    /// Returns all metrics as numbers, in the order of their registration, with those of the
-    /// process last. Workers may count meanwhile, as with texts.
+    /// Returns all metrics as numbers, in the order of their registration. The metrics of the
+    /// process are last. Workers can count during the call, as in [`encode_as`](Self::encode_as).
     #[must_use]
     pub fn snapshot(&self) -> Vec<MetricSnapshot<'_>> {
         let mut all: Vec<MetricSnapshot<'_>> =
@@ -212,13 +217,13 @@ impl Registry {
         for RegisteredMetric { name, help, unit, metric } in &self.metrics {
             all.push(MetricSnapshot { name, help, unit: *unit, data: metric.snapshot() });
         }
-        for reading in self.process.iter().flat_map(ProcessCollector::snapshot) {
-            all.push(reading);
+        if let Some(process) = &self.process {
+            all.extend(process.snapshot());
         }
         all
     }
 
-    /// Adds the histograms' exemplars to a text.
+    /// Adds the exemplars of all histograms to a text in the OpenMetrics format.
     fn with_exemplars(&self, text: String) -> String {
         let mut exemplars: HashMap<&str, Vec<Option<(f64, Exemplar)>>> = HashMap::new();
         for RegisteredMetric { name, metric, .. } in &self.metrics {
@@ -268,56 +273,57 @@ impl Registry {
     }
 }
 
-/// Checks a full name. Returns it without the suffix of its kind, and also without its unit: the
-/// encoder adds both.
+/// Checks a full name. Returns the family name, which lacks the suffix of the kind, and the base
+/// name, which also lacks the unit. The encoder adds unit and suffix to the base name.
 fn family_and_base_name(name: &str, unit: Unit, kind: MetricKind) -> Result<(&str, &str), RegisterError> {
-    let fault = |rule| RegisterError::Name { name: name.to_owned(), rule };
+    let error = |rule| RegisterError::Name { name: name.to_owned(), rule };
     if !is_name(name) {
-        return Err(fault("use lower-case letters, digits and underscores, starting with a letter"));
+        return Err(error("use lower-case letters, digits and underscores, starting with a letter"));
     }
     let family = match kind {
         MetricKind::Counter => {
-            name.strip_suffix("_total").ok_or_else(|| fault("a counter must end in _total"))?
+            name.strip_suffix("_total").ok_or_else(|| error("a counter must end in _total"))?
         }
-        MetricKind::Info => name.strip_suffix("_info").ok_or_else(|| fault("an info must end in _info"))?,
+        MetricKind::Info => name.strip_suffix("_info").ok_or_else(|| error("an info must end in _info"))?,
         MetricKind::Gauge | MetricKind::Histogram => name,
     };
     let reserved = ["_total", "_info", "_count", "_sum", "_bucket", "_created"];
     if reserved.iter().any(|suffix| family.ends_with(suffix)) {
-        return Err(fault("the suffix is reserved for another kind of metric"));
+        return Err(error("the suffix is reserved for another kind of metric"));
     }
     let base = match unit.as_str() {
         None => family,
         Some(unit) => {
             let base = family.strip_suffix(unit).and_then(|base| base.strip_suffix('_'));
-            base.ok_or_else(|| fault("the name must end in its unit"))?
+            base.ok_or_else(|| error("the name must end in its unit"))?
         }
     };
     if base.is_empty() {
-        return Err(fault("the name needs more than a suffix"));
+        return Err(error("the name needs more than a suffix"));
     }
     Ok((family, base))
 }
 
 /// Checks the labels that a metric adds to those of the registry.
 fn check_label_names(metric: &str, labels: &[&str], registry: &[&str]) -> Result<(), RegisterError> {
-    for (at, label) in labels.iter().enumerate() {
-        // `le` names the buckets of a histogram.
-        let fault = if !is_name(label) || *label == "le" {
+    for (index, label) in labels.iter().enumerate() {
+        // A histogram's buckets have the label `le`.
+        let violation = if !is_name(label) || *label == "le" {
             "is invalid or reserved"
-        } else if registry.contains(label) || labels.iter().take(at).any(|earlier| earlier == label) {
+        } else if registry.contains(label) || labels.iter().take(index).any(|earlier| earlier == label) {
             "is listed twice"
         } else {
             continue;
         };
         return Err(RegisterError::Label {
             name: metric.to_owned(),
-            rule: format!("label {label:?} {fault}"),
+            rule: format!("label {label:?} {violation}"),
         });
     }
     Ok(())
 }
 
+/// Returns `true` if `name` is valid for a metric or a label.
 fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|byte| byte.is_ascii_lowercase())
@@ -344,31 +350,31 @@ impl Unit {
     }
 }
 
-/// Reason why a metric was not added.
+/// The reason why a metric was not added.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
-    /// The name is invalid. This is a bug of the caller.
+    /// The name is invalid. This is a bug in the caller.
     #[error("invalid metric name {name:?}: {rule}")]
     Name {
-        /// The name as given.
+        /// The name.
         name: String,
-        /// The rule that it breaks.
+        /// The rule that the name breaks.
         rule: &'static str,
     },
-    /// A label or one of its values is invalid. This is a bug of the caller.
+    /// A label or one of its values is invalid. This is a bug in the caller.
     #[error("invalid labels of metric {name:?}: {rule}")]
     Label {
-        /// The metric's name as given.
+        /// The metric's name; `*` for a label of all metrics.
         name: String,
-        /// The rule that it breaks.
+        /// The rule that the label breaks.
         rule: String,
     },
-    /// Another metric already has this name, for example if two servers share a registry. `a_total`
-    /// and `a` are the same name to a scraper.
+    /// Another metric already has this name, for example if two servers share a registry. The names
+    /// `a_total` and `a` also conflict, because a scraper treats them as the same family.
     #[error("metric name {name:?} is already registered")]
     Duplicate {
-        /// The name as given.
+        /// The name.
         name: String,
     },
 }
@@ -377,17 +383,18 @@ pub enum RegisterError {
 #[expect(private_bounds, reason = "the set is closed: how a metric is encoded stays private")]
 pub trait Metric: Instrument {}
 
+/// The part of [`Metric`] that only this crate uses.
 pub(crate) trait Instrument {
     fn kind(&self) -> MetricKind;
     fn handle(&self) -> InstrumentHandle;
 
-    /// Returns the name and the values of the label, if the instrument has one.
+    /// Returns the name and the values of the instrument's label; `None` if it has no label.
     fn label(&self) -> Option<(&'static str, &'static [&'static str])> {
         None
     }
 }
 
-/// Kind of a metric, as in the text.
+/// The kind of a metric, as in the text's `TYPE` lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MetricKind {
     Counter,
@@ -396,6 +403,7 @@ pub(crate) enum MetricKind {
     Info,
 }
 
+/// Implements [`Metric`] for instruments. `by label` marks instruments with a label.
 macro_rules! instruments {
     ($($instrument:ident is $kind:ident $(by $label:ident)?),* $(,)?) => {$(
         impl Metric for $instrument {}
@@ -434,7 +442,7 @@ mod tests {
     use proptest::prelude::*;
     use std::time::Duration;
 
-    /// Every kind of metric, with numbers in it.
+    /// Returns a registry with every kind of metric.
     fn registry() -> Registry {
         let cells = Cells::new(2);
         let mut registry = Registry::new();
@@ -464,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn open_metrics_text_is_as_the_format_says() {
+    fn open_metrics_text_follows_the_format() {
         let expected = r##"# HELP hub_active Open connections.
 # TYPE hub_active gauge
 hub_active 3
@@ -509,7 +517,7 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     }
 
     #[test]
-    fn prometheus_text_has_the_same_samples_under_the_names_that_it_tells() {
+    fn prometheus_text_has_the_same_samples() {
         let (registry, format) = (registry(), Format::Prometheus);
         let (text, open_metrics) = (registry.encode_as(format), registry.encode());
         fn samples(text: &str) -> Vec<&str> {
@@ -526,7 +534,7 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     }
 
     #[test]
-    fn common_labels_stand_at_every_sample() {
+    fn every_sample_has_the_common_labels() {
         let mut registry = Registry::with_labels([("node", "a\"b".to_owned())]).unwrap();
         let vec = SharedCounterVec::new("type", &["x"]);
         registry.register("hub_a_total", "A", Unit::None, &vec).unwrap();
@@ -540,16 +548,16 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     }
 
     #[test]
-    fn a_name_is_registered_once_even_without_its_suffix() {
+    fn a_family_name_is_registered_only_once() {
         let mut registry = registry();
         let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
-        let before = registry.encode();
+        let original = registry.encode();
         let duplicate = |name: &str| Err(RegisterError::Duplicate { name: name.to_owned() });
         let received = registry.register("hub_received_total", "", Unit::None, &counter);
         assert_eq!(received, duplicate("hub_received_total"));
         assert_eq!(registry.register("hub_received", "", Unit::None, &gauge), duplicate("hub_received"));
         assert_eq!(registry.register("hub_build", "", Unit::None, &gauge), duplicate("hub_build"));
-        assert_eq!(registry.encode(), before);
+        assert_eq!(registry.encode(), original);
         registry.register_process();
         registry.register_process();
         let cpu = registry.register("process_cpu_seconds_total", "", Unit::Seconds, &counter);
@@ -557,7 +565,7 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     }
 
     #[test]
-    fn names_that_break_a_rule_are_refused() {
+    fn invalid_names_are_rejected() {
         let mut registry = Registry::new();
         let (counter, gauge) = (SharedCounter::new(), SharedGauge::new());
         for name in
@@ -578,7 +586,7 @@ hub_build_info{version="1 \"a\"\n\\"} 1
     }
 
     #[test]
-    fn labels_that_clash_are_refused() {
+    fn invalid_or_duplicate_labels_are_rejected() {
         let mut registry = Registry::with_labels([("node", "a".to_owned())]).unwrap();
         for (label, values) in [
             ("node", ["x", "y"]),
@@ -594,7 +602,7 @@ hub_build_info{version="1 \"a\"\n\\"} 1
         let twice = [("a", String::new()), ("a", String::new())];
         assert!(registry.register_info("a_info", "", twice.clone()).is_err());
         assert!(Registry::with_labels(twice).is_err());
-        // A refused metric does not reserve its name.
+        // A rejected metric does not reserve its name.
         assert_eq!(registry.register("a_total", "", Unit::None, &SharedCounter::new()), Ok(()));
     }
 

@@ -3,13 +3,13 @@
 use crate::HistogramSnapshot;
 use crate::registry::Unit;
 
-/// A metric's numbers at one moment, for formats other than text.
+/// A metric with its present numbers, for exporters to formats other than text.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct MetricSnapshot<'a> {
-    /// The full name, as in the text.
+    /// The full name, as in the Prometheus text.
     pub name: &'a str,
-    /// Description in one sentence.
+    /// The description, one sentence.
     pub help: &'a str,
     /// The unit.
     pub unit: Unit,
@@ -17,21 +17,21 @@ pub struct MetricSnapshot<'a> {
     pub data: MetricData,
 }
 
-/// A metric's numbers, depending on its kind.
+/// The numbers of a metric. Each variant is a kind of metric.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum MetricData {
-    /// A number that only grows, for each value of a label if there is one.
+    /// Numbers that only grow: one for each value of the metric's label, or one without a label.
     Counter(Vec<(Option<Label>, Number)>),
     /// A number that goes up and down.
     Gauge(Number),
     /// A distribution of values.
     Histogram(HistogramSnapshot),
-    /// Always 1; the labels carry the information.
+    /// Information in labels. The value of such a metric is always 1.
     Info(Vec<(&'static str, String)>),
 }
 
-/// Name and value of a label.
+/// The name and the value of a label.
 pub type Label = (&'static str, &'static str);
 
 /// A whole or fractional number.

@@ -6,8 +6,8 @@
 //!    checks that it is a WebSocket upgrade. [`handshake::write_accept`] or
 //!    [`handshake::Refusal::write`] writes the response.
 //! 2. [`frame::FrameDecoder`] decodes the messages in each read, borrowed from the caller's buffer.
-//! 3. [`ClientMessage::parse`] parses a message, borrowed from its text. Payloads are [`RawJson`],
-//!    which keeps their bytes unchanged.
+//! 3. [`ClientMessage::parse`] parses a message, borrowed from its text. Payloads are [`RawJson`]:
+//!    JSON text whose bytes stay unchanged.
 //! 4. [`ServerMessage::write_frame`] writes a reply into a connection's buffer.
 //!    [`ServerMessage::to_frame`] encodes a [`frame::Frame`] that many connections share.
 //!
@@ -18,8 +18,8 @@
 //! 7692): negotiation, bounded decompression, and a compressed form of shared frames that is made
 //! once. The feature `schema` adds AsyncAPI and JSON Schema documents of the messages.
 //!
-//! Out of scope: sockets, time, tokens, origins, the client side of the wire, and the execution of
-//! commands.
+//! The crate does not handle sockets, time, tokens or origins. It does not implement the client
+//! side of the protocol, and it does not execute commands.
 //!
 //! ```
 //! use deeperhub_protocol::frame::{FrameDecoder, FrameLimits, Incoming};

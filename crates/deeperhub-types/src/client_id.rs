@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 /// The ID of a connection, unique across all nodes of a hub and across restarts. Cheap to clone.
 ///
-/// It has 1 to [`ClientId::MAX_BYTES`] bytes of `A-Z a-z 0-9 . _ -`, so it needs no escaping in
-/// JSON or in a URL path. The type checks the characters only; its creator ensures uniqueness.
+/// An ID has 1 to [`ClientId::MAX_BYTES`] bytes of `A-Z a-z 0-9 . _ -`, so it needs no escaping in
+/// JSON or in a URL path. This type checks length and characters. The code that creates an ID must
+/// ensure that the ID is unique.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(Arc<str>);
 
@@ -14,13 +15,13 @@ impl ClientId {
     /// Maximum length of an ID in bytes.
     pub const MAX_BYTES: usize = 128;
 
-    /// Parses an ID. Returns `None` if `text` has a wrong length or a character that is not
+    /// Parses an ID. Returns `None` if `text` is empty, is too long, or has a character that is not
     /// allowed.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let fits = (1..=Self::MAX_BYTES).contains(&text.len());
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        (fits && text.bytes().all(allowed)).then(|| Self(text.into()))
+        let is_length_valid = (1..=Self::MAX_BYTES).contains(&text.len());
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        (is_length_valid && text.bytes().all(is_allowed)).then(|| Self(text.into()))
     }
 
     /// Returns the ID as text.

@@ -1,10 +1,10 @@
-//! The tables of error codes and close codes.
+//! Error codes and close codes.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// Maximum length of a close frame's reason in bytes: a control frame carries 125, and the code
-/// takes two of them (RFC 6455 section 5.5).
+/// Maximum length of a close frame's reason in bytes. A control frame has at most 125 bytes of
+/// payload, and the close code is two of them (RFC 6455 section 5.5).
 const MAX_CLOSE_TEXT_BYTES: usize = 123;
 
 /// The code of an `error` reply.
@@ -18,7 +18,7 @@ pub enum ErrorCode {
     InvalidMessage,
     /// The `type` is not one of the client message types.
     UnknownType,
-    /// A topic or pattern breaks a syntax rule, or is reserved for the server.
+    /// A topic or pattern breaks a syntax rule, for example because it is reserved for the server.
     InvalidTopic,
     /// The client must authenticate first.
     Unauthorized,
@@ -26,13 +26,13 @@ pub enum ErrorCode {
     Forbidden,
     /// The server does not accept the token.
     TokenInvalid,
-    /// The token has expired (its `exp` has passed).
+    /// The token has expired: the time in its claim `exp` has passed.
     TokenExpired,
-    /// The client exceeds a rate limit. The error says when to retry.
+    /// The client exceeds a rate limit. The error reply has the delay before a retry.
     RateLimited,
     /// The connection has reached its subscription limit.
     TooManySubscriptions,
-    /// The server failed internally.
+    /// The server has an internal error.
     Internal,
 }
 
@@ -85,9 +85,11 @@ impl fmt::Display for ErrorCode {
 
 /// The close codes that the server sends on its own initiative.
 ///
-/// Private codes fall into three ranges, so that a client need not know each code. After 4000-4099
-/// a client must not reconnect unchanged. After 4100-4199 it reconnects after a delay. After
-/// 4200-4299 it reconnects at once.
+/// The range of a private code tells a client how to react, even if it does not know the code:
+///
+/// - 4000 to 4099: the client must not reconnect with the same request.
+/// - 4100 to 4199: the client reconnects after a delay.
+/// - 4200 to 4299: the client reconnects at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CloseCode {
@@ -99,13 +101,13 @@ pub enum CloseCode {
     ProtocolError,
     /// 1007: a text is not UTF-8, or a compressed message cannot be decompressed.
     InvalidUtf8,
-    /// 1008: the client kept exceeding the rate limit.
+    /// 1008: the client exceeded the rate limit again and again.
     PolicyViolation,
     /// 1009: a message exceeds a limit on its bytes or fragments.
     MessageTooBig,
-    /// 1011: the server failed internally.
+    /// 1011: the server has an internal error.
     InternalError,
-    /// 1013: the client is a slow consumer, and its send queue exceeded the limit.
+    /// 1013: the client is a slow consumer: its send queue exceeded the limit.
     SlowConsumer,
     /// 4001: the client sent no token within the grace period, or its token expired.
     TokenExpired,
@@ -173,8 +175,8 @@ impl CloseCode {
         }
     }
 
-    /// Returns `true` if a `goodbye` message precedes the close frame: for 1001, 1008, 1013 and the
-    /// private codes.
+    /// Returns `true` if the server sends a `goodbye` message before the close frame. This is the
+    /// case for 1001, 1008, 1013 and the private codes.
     #[must_use]
     pub const fn sends_goodbye(self) -> bool {
         match self {
@@ -232,11 +234,14 @@ impl CloseReason {
     }
 }
 
-/// Writes the code and the text: `1009 message is over 65536 bytes`.
 impl fmt::Display for CloseReason {
+    /// Writes the code and the text, such as `1009 message is over 65536 bytes`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.code)?;
-        if self.text.is_empty() { Ok(()) } else { write!(f, " {}", self.text) }
+        if self.text.is_empty() {
+            write!(f, "{}", self.code)
+        } else {
+            write!(f, "{} {}", self.code, self.text)
+        }
     }
 }
 
@@ -249,7 +254,7 @@ mod tests {
         for (index, code) in ErrorCode::ALL.iter().enumerate() {
             assert_eq!(code.index(), index, "{code}");
         }
-        assert_eq!(ErrorCode::ALL.len(), ErrorCode::Internal.index() + 1, "none is left out");
+        assert_eq!(ErrorCode::ALL.len(), ErrorCode::Internal.index() + 1, "the table is complete");
     }
 
     #[test]
@@ -257,12 +262,12 @@ mod tests {
         for (index, code) in CloseCode::ALL.iter().enumerate() {
             assert_eq!(code.index(), index, "{code}");
         }
-        assert_eq!(CloseCode::ALL.len(), CloseCode::PongTimeout.index() + 1, "none is left out");
+        assert_eq!(CloseCode::ALL.len(), CloseCode::PongTimeout.index() + 1, "the table is complete");
         assert!(CloseCode::ALL.is_sorted_by_key(|code| code.as_u16()));
     }
 
     #[test]
-    fn error_codes_are_words_in_snake_case_and_differ() {
+    fn error_codes_are_unique_and_in_snake_case() {
         for (index, code) in ErrorCode::ALL.iter().enumerate() {
             let name = code.as_str();
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
@@ -280,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn private_codes_keep_to_their_ranges() {
+    fn private_codes_are_in_the_documented_ranges() {
         for code in CloseCode::ALL.iter().filter(|code| code.as_u16() >= 4000) {
             assert!((4000..4300).contains(&code.as_u16()));
             assert_eq!(code.allows_reconnect(), code.as_u16() >= 4100, "{code}");
@@ -288,14 +293,14 @@ mod tests {
     }
 
     #[test]
-    fn close_text_is_cut_between_characters() {
+    fn close_text_is_truncated_between_characters() {
         let short = CloseReason::new(CloseCode::SlowConsumer, "too slow");
         assert_eq!((short.text(), short.to_string().as_str()), ("too slow", "1013 too slow"));
         assert_eq!(CloseReason::new(CloseCode::Normal, "").to_string(), "1000");
         let exact = CloseReason::new(CloseCode::Normal, "x".repeat(123));
         assert_eq!(exact.text().len(), 123);
         let long = CloseReason::new(CloseCode::Normal, "ä".repeat(100));
-        assert_eq!(long.text(), "ä".repeat(61), "123 would be in the middle of the 62nd");
+        assert_eq!(long.text(), "ä".repeat(61), "byte 123 is inside the 62nd character");
         const LONG: &str = "a static text of more than one hundred and twenty-three bytes, which is \
                             about as long as two lines of an ordinary book with narrow margins are";
         let long = CloseReason::new(CloseCode::Normal, LONG);

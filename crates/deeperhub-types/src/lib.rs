@@ -1,7 +1,8 @@
-//! Value types shared by the crates of a realtime hub. No dependencies, no I/O.
+//! Value types that the crates of a realtime hub share. This crate has no dependencies and does no
+//! I/O.
 //!
-//! - [`Topic`], [`TopicPattern`] and [`Subscription`] are valid by construction: parsing is the way
-//!   to get one.
+//! - [`Topic`], [`TopicPattern`] and [`Subscription`] are always valid, because their constructors
+//!   check the text.
 //! - [`ClientId`] identifies a connection.
 //! - [`ErrorCode`] and [`CloseCode`] list the codes that clients and backends see. [`CloseReason`]
 //!   is a close code with its text.

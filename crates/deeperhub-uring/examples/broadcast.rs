@@ -33,15 +33,17 @@ pub(crate) fn main() -> io::Result<()> {
     for _ in 0..rounds {
         let start = Instant::now();
         for mut socket in &sockets {
-            all(socket.write(&MESSAGE))?;
+            check_complete(socket.write(&MESSAGE))?;
         }
-        alone += start.elapsed();
+        single_time += start.elapsed();
         read_all(&mut readers)?;
-        for (size, time) in sizes.into_iter().zip(&mut batched) {
+        for (size, time) in batch_sizes.into_iter().zip(&mut batch_times) {
             let start = Instant::now();
             for batch in sockets.chunks(size) {
                 let sends = batch.iter().map(|socket| SendOp { to: socket.as_fd(), bytes: &MESSAGE });
-                batcher.send(sends).try_for_each(all)?;
+                for sent in batcher.send(sends) {
+                    check_complete(sent)?;
+                }
             }
             *time += start.elapsed();
             read_all(&mut readers)?;
@@ -55,8 +57,12 @@ pub(crate) fn main() -> io::Result<()> {
     Ok(())
 }
 
+/// Reads one message from each connection.
 fn read_all(readers: &mut [TcpStream]) -> io::Result<()> {
-    readers.iter_mut().try_for_each(|reader| reader.read_exact(&mut [0; MESSAGE.len()]))
+    for reader in readers {
+        reader.read_exact(&mut [0; MESSAGE.len()])?;
+    }
+    Ok(())
 }
 
 /// Fails unless the whole message was sent. These sockets have room for many messages.

@@ -1,15 +1,17 @@
-//! Batched sends and reads over many sockets with one system call each, behind a safe interface.
-//! Also reads a connection's send progress from the kernel ([`send_progress`]).
+//! Batches of sends or reads: one system call for many sockets, behind a safe interface. The crate
+//! also reads a connection's send progress from the kernel ([`send_progress`]).
 //!
-//! A server that sends to a thousand clients makes a thousand system calls. For small messages, their
-//! entry and exit cost about as much as the kernel's own work. [`Batcher`] submits up to [`MAX_BATCH`]
-//! operations at once through `io_uring` and waits until all are done. No operation waits for a socket
-//! (`MSG_DONTWAIT`): one that is not ready returns [`WouldBlock`](std::io::ErrorKind::WouldBlock), like
-//! a non-blocking `send` or `recv`. Readiness still comes from a reactor: this replaces the calls after
-//! `epoll`, not `epoll`.
+//! A server that sends to a thousand clients makes a thousand system calls. For small messages,
+//! entering and leaving the kernel costs about as much as the send itself. [`Batcher`] submits up
+//! to [`MAX_BATCH`] operations at once through `io_uring` and waits until all are done.
 //!
-//! The kernel borrows nothing once a call has returned. Buffers and descriptors are plain references,
-//! and there are no futures, registrations or internal buffers.
+//! No operation waits for its socket (`MSG_DONTWAIT`). If a socket is not ready, its operation
+//! returns [`WouldBlock`](std::io::ErrorKind::WouldBlock), like a non-blocking `send` or `recv`.
+//! The crate replaces the calls of `send` and `recv`, not the reactor: the caller still learns from
+//! `epoll` which sockets are ready.
+//!
+//! When a call returns, the kernel no longer uses the buffers and descriptors of the call. They are
+//! therefore plain references. There are no futures, registrations or internal buffers.
 //!
 //! ```
 //! # #[cfg(feature = "ring")]
@@ -21,7 +23,7 @@
 //!
 //! # pub fn main() -> std::io::Result<()> {
 //! let Ok(mut batcher) = Batcher::new() else {
-//!     return Ok(()); // an old kernel, or one that does not let this program: use plain `send`
+//!     return Ok(()); // `io_uring` is not available: use plain `send`
 //! };
 //! let listener = TcpListener::bind("127.0.0.1:0")?;
 //! let mut clients = Vec::new();
@@ -63,7 +65,7 @@ pub use progress::{SendProgress, send_progress};
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{SendProgress, send_progress};
 
-/// The README's example runs with the doc tests.
+/// Runs the README's example as a doc test.
 #[cfg(all(doctest, feature = "ring"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -3,32 +3,36 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Send progress of a TCP socket, as its kernel knows it.
+/// The send progress of a TCP connection, as reported by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendProgress {
-    /// Bytes that the peer's kernel has acknowledged since the connection was made. The number only
-    /// grows. A peer that does not read stops acknowledging once its receive buffer is full.
+    /// Number of bytes that the peer's kernel has acknowledged since the start of the connection.
+    /// If the peer's program does not read, its kernel stops acknowledging when its receive buffer
+    /// is full.
     pub acknowledged: u64,
-    /// Whether bytes wait in the kernel: not sent yet, or sent and not acknowledged.
+    /// `true` if the local kernel holds bytes that it has not sent, or that the peer has not
+    /// acknowledged.
     pub is_outstanding: bool,
 }
 
-/// Bytes of `struct tcp_info` up to the last field read here (Linux 4.6).
+/// Length of `struct tcp_info` in bytes, up to the last field that this module reads. Linux has had
+/// this field since 4.6.
 const INFO_BYTES: usize = 148;
 
 /// Returns the send progress of a connected TCP socket (`TCP_INFO`), with one system call.
 ///
 /// # Errors
 ///
-/// `ENOTSOCK`, `EOPNOTSUPP`: not a TCP socket. [`Unsupported`](io::ErrorKind::Unsupported): the
-/// kernel is older than Linux 4.6, or the system is not Linux.
+/// - `ENOTSOCK`, `EOPNOTSUPP`: `socket` is not a TCP socket.
+/// - [`Unsupported`](io::ErrorKind::Unsupported): the kernel is older than Linux 4.6, or the system
+///   is not Linux.
 pub fn send_progress(socket: BorrowedFd<'_>) -> io::Result<SendProgress> {
-    // Whole words, so that the memory is aligned as the kernel's structure is.
+    // An array of `u64` has the alignment of the kernel's structure.
     let mut info = [0_u64; INFO_BYTES.div_ceil(size_of::<u64>())];
     let mut len = size_of_val(&info) as libc::socklen_t;
-    #[expect(unsafe_code, reason = "the kernel writes to the address that it is given")]
-    // SAFETY: `info` has the `len` bytes that the kernel may write, lives beyond the call, and any bytes are a valid
-    // value of it. The descriptor is open for as long as it is borrowed.
+    #[expect(unsafe_code, reason = "getsockopt writes through a raw pointer")]
+    // SAFETY: The kernel writes at most `len` bytes, which `info` has. `info` outlives the call,
+    // and any bytes are a valid value for it. The descriptor stays open while it is borrowed.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -44,14 +48,14 @@ pub fn send_progress(socket: BorrowedFd<'_>) -> io::Result<SendProgress> {
     if (len as usize) < INFO_BYTES {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let word = |at: usize| info.get(at / 8).copied().unwrap_or_default();
-    let half = |at: usize| {
-        let bytes = word(at).to_ne_bytes();
-        let [a, b, c, d, e, f, g, h] = bytes;
-        u32::from_ne_bytes(if at.is_multiple_of(8) { [a, b, c, d] } else { [e, f, g, h] })
+    let read_u64 = |offset: usize| info.get(offset / 8).copied().unwrap_or_default();
+    let read_u32 = |offset: usize| {
+        let [a, b, c, d, e, f, g, h] = read_u64(offset).to_ne_bytes();
+        u32::from_ne_bytes(if offset.is_multiple_of(8) { [a, b, c, d] } else { [e, f, g, h] })
     };
-    // Offsets in `struct tcp_info`: tcpi_unacked, tcpi_bytes_acked, tcpi_notsent_bytes.
-    Ok(SendProgress { acknowledged: word(120), is_outstanding: half(24) > 0 || half(144) > 0 })
+    // Offsets in `struct tcp_info`.
+    let (unacked, bytes_acked, notsent_bytes) = (read_u32(24), read_u64(120), read_u32(144));
+    Ok(SendProgress { acknowledged: bytes_acked, is_outstanding: unacked > 0 || notsent_bytes > 0 })
 }
 
 #[cfg(test)]
@@ -70,15 +74,15 @@ mod tests {
     }
 
     fn progress(socket: &TcpStream) -> SendProgress {
-        send_progress(socket.as_fd()).expect("the kernel knows")
+        send_progress(socket.as_fd()).expect("TCP_INFO is available")
     }
 
-    /// Waits until the progress is as expected; acknowledgements take time.
-    fn until(socket: &TcpStream, is_as_expected: impl Fn(SendProgress) -> bool) -> SendProgress {
+    /// Waits until the progress meets `condition`, because acknowledgements take time.
+    fn wait_until(socket: &TcpStream, condition: impl Fn(SendProgress) -> bool) -> SendProgress {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let progress = progress(socket);
-            if is_as_expected(progress) {
+            if condition(progress) {
                 return progress;
             }
             assert!(Instant::now() < deadline, "{progress:?}");
@@ -87,38 +91,38 @@ mod tests {
     }
 
     #[test]
-    fn what_the_peer_has_taken_is_acknowledged() {
+    fn received_bytes_are_acknowledged() {
         let (mut server, _client) = pair();
-        let before = progress(&server);
-        assert!(!before.is_outstanding, "{before:?}");
-        server.write_all(&[7; 1000]).expect("it takes them");
-        until(&server, |now| now.acknowledged == before.acknowledged + 1000 && !now.is_outstanding);
+        let start = progress(&server);
+        assert!(!start.is_outstanding, "{start:?}");
+        server.write_all(&[7; 1000]).expect("the send buffer has space");
+        wait_until(&server, |now| now.acknowledged == start.acknowledged + 1000 && !now.is_outstanding);
     }
 
     #[test]
-    fn a_peer_that_does_not_read_makes_no_progress_until_it_does() {
+    fn bytes_stay_outstanding_until_the_peer_reads() {
         let (mut server, mut client) = pair();
-        server.set_nonblocking(true).expect("it can be set");
+        server.set_nonblocking(true).expect("the socket is open");
         let mut written = 0;
-        let mut quiet = 0;
-        // Write until both kernels' buffers are full.
-        while quiet < 20 {
+        let mut full_count = 0;
+        // Write until both kernels' buffers stay full.
+        while full_count < 20 {
             match server.write(&[7; 64 * 1024]) {
-                Ok(taken) => (written, quiet) = (written + taken, 0),
-                Err(_) => quiet += 1,
+                Ok(accepted) => (written, full_count) = (written + accepted, 0),
+                Err(_) => full_count += 1,
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let stuck = progress(&server);
-        assert!(stuck.is_outstanding, "{stuck:?} after {written} bytes");
+        let blocked = progress(&server);
+        assert!(blocked.is_outstanding, "{blocked:?} after {written} bytes");
         let mut buffer = vec![0; written];
-        client.read_exact(&mut buffer).expect("all of it comes");
-        until(&server, |now| now.acknowledged > stuck.acknowledged && !now.is_outstanding);
+        client.read_exact(&mut buffer).expect("all bytes arrive");
+        wait_until(&server, |now| now.acknowledged > blocked.acknowledged && !now.is_outstanding);
     }
 
     #[test]
-    fn what_is_no_socket_is_an_error() {
-        let file = std::fs::File::open("/dev/null").expect("it is there");
+    fn a_descriptor_that_is_not_a_socket_is_an_error() {
+        let file = std::fs::File::open("/dev/null").expect("/dev/null exists");
         assert!(send_progress(file.as_fd()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The ring, with the `unsafe` submission to the kernel.
+//! The ring, with the `unsafe` code that submits operations to the kernel.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -9,32 +9,37 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::{MAX_BATCH, RecvOp, SendOp};
 
-/// No operation waits for its socket, and a broken one returns an error instead of a signal.
-const FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+/// Flags of every operation: it does not wait for its socket, and a closed connection returns an
+/// error instead of raising a signal.
+const MESSAGE_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
-/// Result of an operation that was not carried out.
-const NOT_DONE: i32 = -libc::EAGAIN;
+/// Result of an operation that the kernel did not execute.
+const NOT_EXECUTED: i32 = -libc::EAGAIN;
 
-/// Maximum submissions of a batch that the kernel refuses for lack of memory.
-const MAX_REFUSALS: u32 = 16;
+/// Maximum number of retries if the kernel lacks memory for a batch. Limits the time of one call;
+/// after the last retry, the ring fails.
+const MAX_RETRIES: u32 = 16;
 
 pub(crate) struct Ring {
-    /// `None` once it has failed.
+    /// The ring; `None` after it failed.
     uring: Option<IoUring>,
+    /// The operations of the current batch. Their `user_data` is their index.
     entries: Vec<squeue::Entry>,
+    /// For each operation of the last batch, its number of bytes, or a negative error number.
     results: Vec<i32>,
 }
 
 impl Ring {
     pub(crate) fn new() -> io::Result<Self> {
-        // All of a batch is carried out though one of its parts may fail at once (Linux 5.18, by which time all else that
-        // is used here was there). No task work is deferred: measured, that costs more than it saves, as sends are over
-        // when `io_uring_enter` returns anyway.
+        // `setup_submit_all` (Linux 5.18) submits the whole batch even if an operation fails at
+        // once. All other features used here are older. Task work is not deferred: sends complete
+        // within `io_uring_enter` anyway, and measurements showed that deferring costs more than it
+        // saves.
         let uring = IoUring::builder().dontfork().setup_submit_all().build(MAX_BATCH as u32)?;
         let mut ring = Self { uring: Some(uring), entries: Vec::new(), results: Vec::new() };
-        // A filter may let rings be made and not be used.
+        // A system call filter can allow a program to create a ring but not to use it, so try it.
         ring.entries.push(opcode::Nop::new().build().user_data(0));
-        match ring.carry_out()? {
+        match ring.execute()? {
             [0] => Ok(ring),
             _ => Err(io::ErrorKind::Unsupported.into()),
         }
@@ -45,71 +50,80 @@ impl Ring {
     }
 
     pub(crate) fn send<'a>(&mut self, sends: impl IntoIterator<Item = SendOp<'a>>) -> &[i32] {
-        // A caller's iterator that panics leaves entries in this list at most, which the kernel does not see.
+        // If the iterator panics, the entries pushed so far are never submitted.
         self.entries.clear();
         for SendOp { to, bytes } in sends {
-            let entry = opcode::Send::new(types::Fd(to.as_raw_fd()), bytes.as_ptr(), length(bytes.len()));
-            self.push(entry.flags(FLAGS).build());
+            let entry =
+                opcode::Send::new(types::Fd(to.as_raw_fd()), bytes.as_ptr(), capped_length(bytes.len()));
+            self.push(entry.flags(MESSAGE_FLAGS).build());
         }
-        self.carry_out_or_not()
+        self.execute_batch()
     }
 
     pub(crate) fn recv<'a>(&mut self, recvs: impl IntoIterator<Item = RecvOp<'a>>) -> &[i32] {
         self.entries.clear();
         for RecvOp { from, buffer } in recvs {
-            let entry =
-                opcode::Recv::new(types::Fd(from.as_raw_fd()), buffer.as_mut_ptr(), length(buffer.len()));
-            self.push(entry.flags(FLAGS).build());
+            let entry = opcode::Recv::new(
+                types::Fd(from.as_raw_fd()),
+                buffer.as_mut_ptr(),
+                capped_length(buffer.len()),
+            );
+            self.push(entry.flags(MESSAGE_FLAGS).build());
         }
-        self.carry_out_or_not()
+        self.execute_batch()
     }
 
     fn push(&mut self, entry: squeue::Entry) {
-        let at = self.entries.len();
-        assert!(at < MAX_BATCH, "a batch has {MAX_BATCH} parts at most");
-        self.entries.push(entry.user_data(at as u64));
+        let index = self.entries.len();
+        assert!(index < MAX_BATCH, "a batch has at most {MAX_BATCH} operations");
+        self.entries.push(entry.user_data(index as u64));
     }
 
-    fn carry_out_or_not(&mut self) -> &[i32] {
-        // What was not carried out says so itself.
-        let _ = self.carry_out();
+    /// Executes the batch and returns its results. An operation that the kernel did not execute has
+    /// the result [`NOT_EXECUTED`].
+    fn execute_batch(&mut self) -> &[i32] {
+        // The results already tell which operations were not executed.
+        let _ = self.execute();
         &self.results
     }
 
-    /// Carries out all `entries`. When it returns, even with an error, the kernel has finished with all
-    /// of them.
-    fn carry_out(&mut self) -> io::Result<&[i32]> {
+    /// Submits all `entries` and waits for their results. When the function returns, even with an
+    /// error, the kernel has finished with all entries.
+    fn execute(&mut self) -> io::Result<&[i32]> {
         let count = self.entries.len();
         self.results.clear();
-        self.results.resize(count, NOT_DONE);
+        self.results.resize(count, NOT_EXECUTED);
         let Some(uring) = &mut self.uring else { return Err(io::ErrorKind::Unsupported.into()) };
 
-        // SAFETY: descriptors, buffers and their lengths were taken from references that live as long as the call of `send`
-        // or `recv` that made them, and the buffers to be written to from exclusive ones. That call ends only when the
-        // kernel has finished with every entry that it was given: below, or in `settle`. Entries that it was not given are
-        // dropped with the ring before it can see them (there is no kernel thread that polls for them).
+        // SAFETY: The entries' descriptors, buffers and lengths come from references that outlive
+        // the call of `send` or `recv` that created the entries. Buffers for reads come from
+        // exclusive references. The call of `send` or `recv` returns only after the kernel has
+        // finished with every submitted entry: after the loop below, or after `wait_for_submitted`.
+        // The kernel never sees entries that were not submitted: no kernel thread polls for
+        // entries, and the ring is dropped after an error.
         #[allow(unsafe_code)]
         let pushed = unsafe { uring.submission().push_multiple(&self.entries) };
-        let mut failure = pushed.err().map(|_| io::Error::from(io::ErrorKind::OutOfMemory));
-        let (mut done, mut refusals) = (0, 0);
-        while failure.is_none() && done < count {
-            match uring.submit_and_wait(count - done) {
+        let mut error = pushed.err().map(|_| io::Error::from(io::ErrorKind::OutOfMemory));
+        let (mut completed, mut retries) = (0, 0);
+        while error.is_none() && completed < count {
+            match uring.submit_and_wait(count - completed) {
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // No memory for an entry, or no room for completions; those that are there are taken below.
-                Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
-                        && refusals < MAX_REFUSALS =>
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                // The kernel has no memory for an entry (EAGAIN) or no space for completions
+                // (EBUSY). Collecting the available completions below frees space for a retry.
+                Err(cause)
+                    if matches!(cause.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
+                        && retries < MAX_RETRIES =>
                 {
-                    refusals += 1;
+                    retries += 1;
                     thread::yield_now();
                 }
-                Err(error) => failure = Some(error),
+                Err(cause) => error = Some(cause),
             }
-            done += reap(uring, &mut self.results);
+            completed += collect_completions(uring, &mut self.results);
         }
-        let Some(error) = failure else { return Ok(&self.results) };
-        settle(uring, count - done, &mut self.results);
+        let Some(error) = error else { return Ok(&self.results) };
+        wait_for_submitted(uring, count - completed, &mut self.results);
         self.uring = None;
         Err(error)
     }
@@ -121,8 +135,8 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-/// Takes the available completions and returns their number.
-fn reap(uring: &mut IoUring, results: &mut [i32]) -> usize {
+/// Stores the results of the available completions and returns their number.
+fn collect_completions(uring: &mut IoUring, results: &mut [i32]) -> usize {
     let mut count = 0;
     for completion in uring.completion() {
         count += 1;
@@ -133,22 +147,26 @@ fn reap(uring: &mut IoUring, results: &mut [i32]) -> usize {
     count
 }
 
-/// Waits until the kernel has finished with the entries that it took, without `io_uring_enter`, which
-/// fails. No operation waits for its socket, so this takes little time.
-fn settle(uring: &mut IoUring, open: usize, results: &mut [i32]) {
-    let not_taken = uring.submission().len();
-    let mut taken = open.saturating_sub(not_taken);
+/// Waits until the kernel has finished with the submitted entries, after `io_uring_enter` failed.
+/// `incomplete` is the number of entries without a completion, submitted or not.
+///
+/// The function polls for completions, because it cannot wait with `io_uring_enter`. No operation
+/// waits for its socket, so this takes little time.
+fn wait_for_submitted(uring: &mut IoUring, incomplete: usize, results: &mut [i32]) {
+    let not_submitted = uring.submission().len();
+    let mut pending = incomplete.saturating_sub(not_submitted);
     loop {
-        taken = taken.saturating_sub(reap(uring, results));
-        if taken == 0 {
+        pending = pending.saturating_sub(collect_completions(uring, results));
+        if pending == 0 {
             return;
         }
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Caps a length at the 32 bits that the kernel takes; longer buffers are sent in part.
-fn length(bytes: usize) -> u32 {
+/// Returns the length of an operation, capped at the 32 bits that the kernel supports. A longer
+/// buffer is sent or filled in part.
+fn capped_length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
@@ -164,25 +182,25 @@ mod tests {
     use super::*;
     use crate::Batcher;
 
-    /// `None` where the kernel does not let us, which a machine for tests may do.
+    /// Returns a batcher, or `None` if the test machine does not allow `io_uring`.
     fn batcher() -> Option<Batcher> {
         match Batcher::new() {
             Ok(batcher) => Some(batcher),
             Err(error) => {
-                eprintln!("io_uring cannot be used here, so it is not tested: {error}");
+                eprintln!("test skipped, io_uring is not available: {error}");
                 None
             }
         }
     }
 
     fn pairs(count: usize) -> Vec<(TcpStream, TcpStream)> {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        let address = listener.local_addr().expect("it has an address");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("the listener has an address");
         (0..count)
             .map(|_| {
-                let client = TcpStream::connect(address).expect("the listener takes it");
-                client.set_read_timeout(Some(Duration::from_secs(20))).expect("it is a time");
-                (listener.accept().expect("a client came").0, client)
+                let client = TcpStream::connect(address).expect("the listener accepts");
+                client.set_read_timeout(Some(Duration::from_secs(20))).expect("a valid timeout");
+                (listener.accept().expect("a client connected").0, client)
             })
             .collect()
     }
@@ -192,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn each_socket_gets_its_own() {
+    fn each_socket_gets_the_bytes_of_its_operation() {
         let Some(mut batcher) = batcher() else { return };
         let mut pairs = pairs(MAX_BATCH);
         for round in 0..20 {
@@ -201,11 +219,11 @@ mod tests {
                 .iter()
                 .zip(&texts)
                 .map(|((server, _), text)| SendOp { to: server.as_fd(), bytes: text.as_bytes() });
-            let sent: Vec<_> = batcher.send(sends).map(|sent| sent.expect("there is room")).collect();
+            let sent: Vec<_> = batcher.send(sends).map(|sent| sent.expect("the buffer has space")).collect();
             assert_eq!(sent, texts.iter().map(String::len).collect::<Vec<_>>());
             for ((_, client), text) in pairs.iter_mut().zip(&texts) {
                 let mut read = vec![0; text.len()];
-                client.read_exact(&mut read).expect("it was sent");
+                client.read_exact(&mut read).expect("the bytes were sent");
                 assert_eq!(read, text.as_bytes());
             }
         }
@@ -218,10 +236,10 @@ mod tests {
         let mut pairs = pairs(40);
         for (nth, (_, client)) in pairs.iter_mut().enumerate() {
             if nth % 4 != 0 {
-                client.write_all(format!("from {nth:02}").as_bytes()).expect("there is room");
+                client.write_all(format!("from {nth:02}").as_bytes()).expect("the buffer has space");
             }
             if nth % 4 == 3 {
-                client.shutdown(Shutdown::Write).expect("it is open");
+                client.shutdown(Shutdown::Write).expect("the socket is open");
             }
         }
         let mut buffers = vec![[0_u8; 5]; pairs.len()];
@@ -245,20 +263,20 @@ mod tests {
     }
 
     #[test]
-    fn a_full_socket_holds_up_nobody() {
+    fn a_full_socket_does_not_delay_other_sockets() {
         let Some(mut batcher) = batcher() else { return };
         let pairs = pairs(3);
         let large = vec![7; 4 << 20];
         let send_large = |batcher: &mut Batcher| {
             let send = SendOp { to: pairs[1].0.as_fd(), bytes: &large };
-            let outcome = batcher.send([send]).next().expect("one was sent");
+            let outcome = batcher.send([send]).next().expect("one outcome");
             outcome.map_err(|error| error.kind())
         };
-        let mut taken = 0;
-        while let Ok(more) = send_large(&mut batcher) {
-            assert!(more > 0 && more <= large.len());
-            taken += more;
-            assert!(taken < 1 << 30, "the socket takes all there is");
+        let mut total = 0;
+        while let Ok(accepted) = send_large(&mut batcher) {
+            assert!(accepted > 0 && accepted <= large.len());
+            total += accepted;
+            assert!(total < 1 << 30, "the socket never fills");
         }
         assert_eq!(send_large(&mut batcher), Err(ErrorKind::WouldBlock));
         let outcomes: Vec<_> =
@@ -267,53 +285,56 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_socket_answers_an_error_and_raises_no_signal() {
+    fn a_closed_socket_returns_an_error_and_raises_no_signal() {
         let Some(mut batcher) = batcher() else { return };
         let pairs = pairs(3);
-        pairs[0].0.shutdown(Shutdown::Write).expect("it is open");
-        let no_socket = std::fs::File::open("/dev/null").expect("it is there");
+        pairs[0].0.shutdown(Shutdown::Write).expect("the socket is open");
+        let no_socket = std::fs::File::open("/dev/null").expect("/dev/null exists");
         let mut sends: Vec<_> = send_to(&pairs, b"hello").collect();
         sends[2].to = no_socket.as_fd();
         let outcomes: Vec<_> = batcher
             .send(sends)
-            .map(|sent| sent.map_err(|error| error.raw_os_error().expect("the system said it")))
+            .map(|sent| sent.map_err(|error| error.raw_os_error().expect("an error of the operating system")))
             .collect();
         assert_eq!(outcomes, [Err(libc::EPIPE), Ok(5), Err(libc::ENOTSOCK)]);
     }
 
     #[test]
-    fn nothing_comes_of_nothing() {
+    fn empty_batches_and_empty_sends_are_allowed() {
         let Some(mut batcher) = batcher() else { return };
         assert_eq!(batcher.send([]).len(), 0);
         assert_eq!(batcher.recv([]).len(), 0);
         let pairs = pairs(1);
-        let outcomes: Vec<_> = batcher.send(send_to(&pairs, b"")).map(|sent| sent.expect("it is")).collect();
+        let outcomes: Vec<_> =
+            batcher.send(send_to(&pairs, b"")).map(|sent| sent.expect("an empty send succeeds")).collect();
         assert_eq!(outcomes, [0]);
     }
 
     #[test]
-    fn a_batch_that_is_not_finished_is_not_carried_out() {
+    fn a_batch_whose_iterator_panics_is_not_executed() {
         let Some(mut batcher) = batcher() else { return };
         let mut pairs = pairs(2);
-        let torn = catch_unwind(AssertUnwindSafe(|| {
-            let text = "gone by the time of the next batch".to_owned();
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let text = "freed before the next batch".to_owned();
             let sends = send_to(&pairs, text.as_bytes()).enumerate();
-            batcher.send(sends.map(|(nth, send)| if nth == 0 { send } else { panic!("torn") })).count()
+            batcher
+                .send(sends.map(|(nth, send)| if nth == 0 { send } else { panic!("the iterator fails") }))
+                .count()
         }));
-        assert!(torn.is_err());
+        assert!(result.is_err());
         let too_many = std::iter::repeat_with(|| SendOp { to: pairs[0].0.as_fd(), bytes: b"?" });
         assert!(catch_unwind(AssertUnwindSafe(|| batcher.send(too_many).len())).is_err());
         assert_eq!(batcher.send(send_to(&pairs, b"whole")).len(), 2);
         for (server, client) in &mut pairs {
-            server.shutdown(Shutdown::Write).expect("it is open");
+            server.shutdown(Shutdown::Write).expect("the socket is open");
             let mut read = Vec::new();
-            client.read_to_end(&mut read).expect("it ended");
+            client.read_to_end(&mut read).expect("the stream ended");
             assert_eq!(read, b"whole");
         }
     }
 
     #[test]
-    fn a_ring_that_has_failed_answers_that_nothing_was_taken() {
+    fn a_failed_ring_returns_would_block() {
         let Some(mut batcher) = batcher() else { return };
         let mut pairs = pairs(2);
         batcher.ring.uring = None;
@@ -321,42 +342,42 @@ mod tests {
             batcher.send(send_to(&pairs, b"x")).map(|sent| sent.map_err(|error| error.kind())).collect();
         assert_eq!(outcomes, [Err(ErrorKind::WouldBlock), Err(ErrorKind::WouldBlock)]);
         assert!(!batcher.is_working());
-        pairs[0].0.shutdown(Shutdown::Write).expect("it is open");
-        assert_eq!(pairs[0].1.read(&mut [0]).expect("it ended"), 0);
+        pairs[0].0.shutdown(Shutdown::Write).expect("the socket is open");
+        assert_eq!(pairs[0].1.read(&mut [0]).expect("the stream ended"), 0);
     }
 
     #[test]
-    fn what_the_kernel_has_taken_is_waited_for() {
+    fn submitted_operations_are_waited_for_after_an_error() {
         let Some(mut batcher) = batcher() else { return };
         let mut pairs = pairs(4);
-        // As after a submission whose wait failed: some are with the kernel, some are not.
+        // Create the state after a failed wait: two entries are submitted, two are not.
         let ring = &mut batcher.ring;
-        let uring = ring.uring.as_mut().expect("it works");
+        let uring = ring.uring.as_mut().expect("the ring works");
         let entries: Vec<_> = pairs
             .iter()
             .zip(0..)
             .map(|((server, _), nth)| {
                 let send = opcode::Send::new(types::Fd(server.as_raw_fd()), b"abc".as_ptr(), 3);
-                send.flags(FLAGS).build().user_data(nth)
+                send.flags(MESSAGE_FLAGS).build().user_data(nth)
             })
             .collect();
-        // SAFETY: what the entries point to is static, and the sockets outlive the test's last submission.
+        // SAFETY: The entries point to static bytes, and the sockets outlive the last submission.
         #[allow(unsafe_code)]
         let pushed = unsafe { uring.submission().push_multiple(&entries[..2]) };
-        pushed.expect("there is room");
-        uring.submit().expect("the kernel takes it");
+        pushed.expect("the buffer has space");
+        uring.submit().expect("the kernel accepts the entries");
         // SAFETY: as above.
         #[allow(unsafe_code)]
         let pushed = unsafe { uring.submission().push_multiple(&entries[2..]) };
-        pushed.expect("there is room");
-        let mut results = [NOT_DONE; 4];
-        settle(uring, 4, &mut results);
-        assert_eq!(results, [3, 3, NOT_DONE, NOT_DONE]);
+        pushed.expect("the buffer has space");
+        let mut results = [NOT_EXECUTED; 4];
+        wait_for_submitted(uring, 4, &mut results);
+        assert_eq!(results, [3, 3, NOT_EXECUTED, NOT_EXECUTED]);
         ring.uring = None;
         for (nth, (server, client)) in pairs.iter_mut().enumerate() {
-            server.shutdown(Shutdown::Write).expect("it is open");
+            server.shutdown(Shutdown::Write).expect("the socket is open");
             let mut read = Vec::new();
-            client.read_to_end(&mut read).expect("it ended");
+            client.read_to_end(&mut read).expect("the stream ended");
             assert_eq!(read, if nth < 2 { &b"abc"[..] } else { b"" });
         }
     }
@@ -364,7 +385,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(30))]
 
-        /// Whatever sizes the batches have and however little the sockets take, each peer reads what was sent to it.
+        /// For any sizes of batches and messages, and with small socket buffers, each peer reads
+        /// the bytes that were sent to it.
         #[test]
         fn every_byte_arrives_once_and_in_order(
             rounds in prop::collection::vec(prop::collection::vec(0_usize..40_000, 1..12), 1..8),
@@ -372,11 +394,11 @@ mod tests {
             let Some(mut batcher) = batcher() else { return Ok(()) };
             let pairs = pairs(12);
             for (server, _) in &pairs {
-                socket2::SockRef::from(server).set_send_buffer_size(4096).expect("it is a size");
+                socket2::SockRef::from(server).set_send_buffer_size(4096).expect("a valid size");
             }
             let mut readers = Vec::new();
             for (_, client) in &pairs {
-                let mut client = client.try_clone().expect("there is a descriptor");
+                let mut client = client.try_clone().expect("a free descriptor");
                 readers.push(thread::spawn(move || {
                     let mut read = Vec::new();
                     client.read_to_end(&mut read).map(|_| read)
@@ -408,7 +430,7 @@ mod tests {
                 }
             }
             for (server, _) in &pairs {
-                server.shutdown(Shutdown::Write).expect("it is open");
+                server.shutdown(Shutdown::Write).expect("the socket is open");
             }
             for (reader, expected) in readers.into_iter().zip(expected) {
                 let read = reader.join().expect("it does not panic").expect("it reads to the end");

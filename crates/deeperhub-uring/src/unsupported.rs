@@ -1,4 +1,5 @@
-//! Stand-ins for systems without `io_uring` and `TCP_INFO`.
+//! Substitutes for systems other than Linux, which lack `io_uring` and Linux's `TCP_INFO`. Their
+//! functions return [`Unsupported`](io::ErrorKind::Unsupported).
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -6,26 +7,27 @@ use std::os::fd::BorrowedFd;
 #[cfg(feature = "ring")]
 use crate::{RecvOp, SendOp};
 
-/// Send progress of a TCP socket, as its kernel knows it.
+/// The send progress of a TCP connection. It is never available on this system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendProgress {
-    /// Bytes that the peer's kernel has acknowledged.
+    /// Number of bytes that the peer's kernel has acknowledged since the start of the connection.
     pub acknowledged: u64,
-    /// Whether bytes wait in the kernel.
+    /// `true` if the local kernel holds bytes that it has not sent, or that the peer has not
+    /// acknowledged.
     pub is_outstanding: bool,
 }
 
-/// Returns [`Unsupported`](io::ErrorKind::Unsupported).
+/// Fails, because the send progress of a connection is available only on Linux.
 ///
 /// # Errors
 ///
-/// Always.
+/// Always returns [`Unsupported`](io::ErrorKind::Unsupported).
 pub fn send_progress(_socket: BorrowedFd<'_>) -> io::Result<SendProgress> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// A ring that cannot be created. The enum has no variants, so its methods cannot be called.
 #[cfg(feature = "ring")]
-/// Ring that cannot be created.
 #[derive(Debug)]
 pub(crate) enum Ring {}
 

@@ -7,13 +7,13 @@ use std::sync::atomic::AtomicUsize;
 use std::task::{Wake, Waker};
 use std::time::UNIX_EPOCH;
 
-/// An event of `client` with a payload of so many bytes.
+/// Returns an event of `client` with a payload of `bytes` bytes.
 fn binary(client: u64, bytes: usize) -> Event {
     event(client, EventDetails::BinaryReceived { payload: vec![0; bytes].into() })
 }
 
 fn error(client: u64) -> Event {
-    event(client, EventDetails::Error { code: "internal".into(), message: "a fault".into() })
+    event(client, EventDetails::Error { code: "internal".into(), message: "a failure".into() })
 }
 
 fn event(client: u64, details: EventDetails) -> Event {
@@ -28,7 +28,7 @@ fn only(kind: EventKind) -> EventFilter {
     EventFilter::none().with(kind)
 }
 
-/// A received item: the client of an event, or the number of lost events.
+/// A received item, reduced to the client of an event or the number of lost events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Event(u64),
@@ -46,29 +46,29 @@ fn drain(stream: &mut EventStream) -> Vec<Seen> {
     std::iter::from_fn(|| stream.try_recv()).map(seen).collect()
 }
 
-/// Counts how often it is woken.
+/// A waker that counts its calls.
 #[derive(Default)]
-struct Woken(AtomicUsize);
+struct WakeCounter(AtomicUsize);
 
-impl Wake for Woken {
+impl Wake for WakeCounter {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-impl Woken {
-    fn times(&self) -> usize {
+impl WakeCounter {
+    fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-fn poll(stream: &mut EventStream, woken: &Arc<Woken>) -> Poll<Option<Seen>> {
-    let waker = Waker::from(Arc::clone(woken));
+fn poll(stream: &mut EventStream, wakes: &Arc<WakeCounter>) -> Poll<Option<Seen>> {
+    let waker = Waker::from(Arc::clone(wakes));
     stream.poll_recv(&mut Context::from_waker(&waker)).map(|received| received.map(seen))
 }
 
 #[test]
-fn an_observer_gets_what_its_filter_lets_through_in_order() {
+fn an_observer_gets_the_events_of_its_filter_in_order() {
     let bus = EventBus::default();
     let mut all = bus.subscribe(EventFilter::all()).unwrap();
     let mut errors = bus.subscribe(only(EventKind::Error)).unwrap();
@@ -94,7 +94,7 @@ fn observers_share_one_event() {
 }
 
 #[test]
-fn a_kind_is_observed_as_long_as_somebody_wants_it() {
+fn a_kind_is_observed_while_a_filter_contains_it() {
     let bus = EventBus::default();
     let observed = || -> Vec<EventKind> {
         EventKind::ALL.iter().copied().filter(|&kind| bus.is_observed(kind)).collect()
@@ -110,16 +110,16 @@ fn a_kind_is_observed_as_long_as_somebody_wants_it() {
 }
 
 #[test]
-fn events_from_before_the_observation_are_not_seen() {
+fn earlier_events_are_not_received() {
     let bus = EventBus::default();
     bus.publish(error(1));
     let mut stream = bus.subscribe(EventFilter::all()).unwrap();
     assert_eq!(drain(&mut stream), []);
-    assert_eq!(bus.lost(), 0, "nobody wanted it");
+    assert_eq!(bus.lost(), 0, "events without observers are not lost");
 }
 
 #[test]
-fn one_observer_more_than_allowed_is_refused_until_one_leaves() {
+fn the_number_of_observers_is_limited() {
     let bus = bus(2, 10, 1000);
     let first = bus.subscribe(EventFilter::all());
     let second = bus.subscribe(EventFilter::all());
@@ -129,7 +129,7 @@ fn one_observer_more_than_allowed_is_refused_until_one_leaves() {
 }
 
 #[test]
-fn a_full_queue_loses_the_newest_and_says_so_where_they_are_missing() {
+fn a_full_queue_loses_the_newest_events_and_marks_the_gap() {
     let bus = bus(1, 2, usize::MAX);
     let mut stream = bus.subscribe(EventFilter::all()).unwrap();
     (0..5).for_each(|client| bus.publish(error(client)));
@@ -141,7 +141,7 @@ fn a_full_queue_loses_the_newest_and_says_so_where_they_are_missing() {
 }
 
 #[test]
-fn slow_observers_take_nothing_from_another_and_each_loses_its_own() {
+fn slow_observers_do_not_affect_other_observers() {
     let bus = bus(3, 1, usize::MAX);
     let mut slow = [(); 2].map(|()| bus.subscribe(EventFilter::all()).unwrap());
     let mut quick = bus.subscribe(EventFilter::all()).unwrap();
@@ -156,7 +156,7 @@ fn slow_observers_take_nothing_from_another_and_each_loses_its_own() {
 }
 
 #[test]
-fn a_queue_is_bounded_in_bytes_too() {
+fn a_queue_is_bounded_in_bytes() {
     let bytes = binary(0, 100).memory_bytes();
     let bus = bus(1, usize::MAX, 2 * bytes);
     let mut stream = bus.subscribe(EventFilter::all()).unwrap();
@@ -165,53 +165,53 @@ fn a_queue_is_bounded_in_bytes_too() {
     bus.publish(binary(2, 100));
     bus.publish(binary(3, 0));
     assert_eq!(drain(&mut stream), [Seen::Event(0), Seen::Lost(1), Seen::Event(2), Seen::Lost(1)]);
-    // Received events make room again. An event larger than the queue never fits.
+    // Received events free space again. An event larger than the limit never fits.
     bus.publish(binary(4, 2 * bytes));
     bus.publish(binary(5, 100));
     assert_eq!(drain(&mut stream), [Seen::Lost(1), Seen::Event(5)]);
 }
 
 #[test]
-fn an_observer_that_waits_is_woken_once() {
+fn a_waiting_observer_is_woken_once() {
     let bus = EventBus::default();
     let mut stream = bus.subscribe(only(EventKind::Error)).unwrap();
-    let (earlier, woken) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
+    let (earlier, wakes) = (Arc::new(WakeCounter::default()), Arc::new(WakeCounter::default()));
     assert_eq!(poll(&mut stream, &earlier), Poll::Pending);
-    assert_eq!(poll(&mut stream, &woken), Poll::Pending);
+    assert_eq!(poll(&mut stream, &wakes), Poll::Pending);
     bus.publish(binary(0, 1));
-    assert_eq!(woken.times(), 0, "that event is not for it");
+    assert_eq!(wakes.count(), 0, "the filter excludes this event");
     bus.publish(error(1));
     bus.publish(error(2));
-    assert_eq!((earlier.times(), woken.times()), (0, 1));
+    assert_eq!((earlier.count(), wakes.count()), (0, 1));
     for client in [1, 2] {
-        assert_eq!(poll(&mut stream, &woken), Poll::Ready(Some(Seen::Event(client))));
+        assert_eq!(poll(&mut stream, &wakes), Poll::Ready(Some(Seen::Event(client))));
     }
-    assert_eq!(poll(&mut stream, &woken), Poll::Pending);
+    assert_eq!(poll(&mut stream, &wakes), Poll::Pending);
 }
 
 #[test]
-fn a_stream_ends_after_what_was_there_when_the_bus_was_closed() {
+fn a_stream_ends_after_the_events_queued_before_the_close() {
     let bus = EventBus::default();
     let mut full = bus.subscribe(EventFilter::all()).unwrap();
     bus.publish(error(1));
     let mut empty = bus.subscribe(EventFilter::all()).unwrap();
-    let woken = Arc::new(Woken::default());
-    assert_eq!(poll(&mut empty, &woken), Poll::Pending);
+    let wakes = Arc::new(WakeCounter::default());
+    assert_eq!(poll(&mut empty, &wakes), Poll::Pending);
     bus.close();
-    assert_eq!(woken.times(), 1);
+    assert_eq!(wakes.count(), 1);
     assert!(!bus.is_observed(EventKind::Error));
     bus.publish(error(2));
-    assert_eq!(poll(&mut empty, &woken), Poll::Ready(None));
-    assert_eq!(poll(&mut full, &woken), Poll::Ready(Some(Seen::Event(1))));
-    assert_eq!(poll(&mut full, &woken), Poll::Ready(None));
+    assert_eq!(poll(&mut empty, &wakes), Poll::Ready(None));
+    assert_eq!(poll(&mut full, &wakes), Poll::Ready(Some(Seen::Event(1))));
+    assert_eq!(poll(&mut full, &wakes), Poll::Ready(None));
     let mut late = bus.subscribe(EventFilter::all()).unwrap();
-    assert_eq!(poll(&mut late, &woken), Poll::Ready(None));
+    assert_eq!(poll(&mut late, &wakes), Poll::Ready(None));
     assert!(!bus.is_observed(EventKind::Error));
 }
 
-/// A waker may drop the stream that it belongs to, as an executor does with a task that it cancels.
+/// A waker can drop its own stream, for example if an executor cancels the task.
 #[test]
-fn a_stream_may_be_dropped_by_its_own_waker() {
+fn a_waker_can_drop_its_own_stream() {
     struct Cancel(std::sync::Mutex<Option<EventStream>>);
     impl Wake for Cancel {
         fn wake(self: Arc<Self>) {
@@ -234,7 +234,7 @@ fn every_event_of_every_thread_is_received_or_counted_as_lost() {
     const EVENTS: u64 = 5000;
     let bus = bus(1, 64, usize::MAX);
     let mut stream = bus.subscribe(EventFilter::all()).unwrap();
-    // The reader sleeps until it is woken, so a wake-up that is lost leaves this test hanging.
+    // The reader sleeps until it is woken, so the test hangs if a wake-up is lost.
     struct Unpark(std::thread::Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {
@@ -270,7 +270,7 @@ fn every_event_of_every_thread_is_received_or_counted_as_lost() {
             Seen::Lost(count) => lost += count,
             Seen::Event(id) => {
                 let (publisher, n) = ((id / EVENTS) as usize, id % EVENTS);
-                assert!(n >= next[publisher], "an event came twice or out of order");
+                assert!(n >= next[publisher], "an event was received twice or out of order");
                 next[publisher] = n + 1;
                 events += 1;
             }
@@ -283,21 +283,21 @@ fn every_event_of_every_thread_is_received_or_counted_as_lost() {
 enum Step {
     Publish { bytes: usize },
     PublishOther,
-    Take,
+    Receive,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..200_usize).prop_map(|bytes| Step::Publish { bytes }),
         1 => Just(Step::PublishOther),
-        3 => Just(Step::Take),
+        3 => Just(Step::Receive),
     ]
 }
 
 proptest! {
-    /// Any steps against the plainest queue that keeps the promise.
+    /// Compares the bus with a simple model of a bounded queue.
     #[test]
-    fn what_is_missing_is_counted_at_its_place(steps in prop::collection::vec(step(), 0..120), max_events in 0..6_usize, max_bytes in 0..1200_usize) {
+    fn lost_events_are_counted_at_their_position(steps in prop::collection::vec(step(), 0..120), max_events in 0..6_usize, max_bytes in 0..1200_usize) {
         let bus = bus(1, max_events, max_bytes);
         let mut stream = bus.subscribe(only(EventKind::BinaryReceived)).unwrap();
         let mut model: VecDeque<(Seen, usize)> = VecDeque::new();
@@ -305,14 +305,14 @@ proptest! {
         for (id, step) in (0..).zip(steps) {
             match step {
                 Step::PublishOther => bus.publish(error(id)),
-                Step::Take => prop_assert_eq!(stream.try_recv().map(seen), model.pop_front().map(|(seen, _)| seen)),
+                Step::Receive => prop_assert_eq!(stream.try_recv().map(seen), model.pop_front().map(|(seen, _)| seen)),
                 Step::Publish { bytes } => {
                     let event = binary(id, bytes);
                     let size = event.memory_bytes();
                     bus.publish(event);
                     let events = model.iter().filter(|(seen, _)| matches!(seen, Seen::Event(_))).count();
-                    let waiting: usize = model.iter().map(|(_, size)| size).sum();
-                    if events < max_events && waiting + size <= max_bytes {
+                    let queued_bytes: usize = model.iter().map(|(_, size)| size).sum();
+                    if events < max_events && queued_bytes + size <= max_bytes {
                         model.push_back((Seen::Event(id), size));
                     } else {
                         lost += 1;

@@ -1,5 +1,5 @@
-//! Any bytes as `Sec-WebSocket-Extensions` headers: nothing panics, lines count as one list, and
-//! every answer is one that the client could have got by offering just that.
+//! Negotiates any bytes as `Sec-WebSocket-Extensions` headers. Checks that several lines count as
+//! one list, and that a client that offers the response's value gets the same parameters.
 
 #![no_main]
 
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     config.client_context_takeover = takes_over % 2 == 1;
     let result = negotiate(&config, bytes.split(|&byte| byte == b'\n'));
 
-    // A line break is no part of a list; with a comma in its place the lines are one.
+    // Several lines must give the same result as one line with commas between them.
     let is_quoted = bytes.contains(&b'"');
     if !is_quoted {
         let joined: Vec<u8> = bytes.iter().map(|&byte| if byte == b'\n' { b',' } else { byte }).collect();

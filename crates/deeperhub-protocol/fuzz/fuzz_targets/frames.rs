@@ -1,5 +1,5 @@
-//! Any bytes as frames: the same messages come out however the bytes are cut into reads, memory is
-//! bounded, and tungstenite gets the same messages.
+//! Decodes any bytes as frames. Checks that the messages are the same for any split into reads,
+//! that memory is bounded, and that tungstenite decodes the same messages.
 
 #![no_main]
 
@@ -12,7 +12,7 @@ use tungstenite::{Message, WebSocket};
 
 const LIMIT: usize = 2000;
 
-/// What the decoder may hold beside the message itself.
+/// Maximum bytes of the decoder, without its message.
 const BOOKKEEPING_BYTES: usize = 400;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -34,10 +34,10 @@ fuzz_target!(|bytes: &[u8]| {
     let (ours, end) = at_once;
     let theirs = theirs(bytes);
     if matches!(end, Err(FrameError::LengthNotMinimal | FrameError::ControlTooLong)) {
-        // tungstenite takes longer forms of a length than needed, even for control frames.
+        // tungstenite accepts lengths that are not in their shortest form, even in control frames.
         assert!(theirs.starts_with(&ours));
     } else if matches!(end, Err(FrameError::CloseCodeNotAllowed { .. } | FrameError::CloseTooShort)) {
-        // It answers a close frame with a bad code as if it were a good one.
+        // tungstenite replies to an invalid close frame as to a valid one.
         assert_eq!(ours[..], theirs[..ours.len()]);
     } else {
         assert_eq!(ours, theirs);
@@ -74,7 +74,7 @@ fn ours(bytes: &[u8], read_size: usize) -> (Vec<Decoded>, Result<(), FrameError>
     (decoded, Ok(()))
 }
 
-/// With RSV1 in use: no panics, and no payload over the limit.
+/// Decodes with RSV1 allowed, and checks that no payload is over the limit.
 fn extended(bytes: &[u8], read_size: usize) {
     let limits = FrameLimits::new(LIMIT);
     let mut decoder = FrameDecoder::new();
@@ -115,7 +115,7 @@ fn theirs(bytes: &[u8]) -> Vec<Decoded> {
     decoded
 }
 
-/// Bytes to read; what is written is thrown away.
+/// A stream that reads from bytes and discards all writes.
 struct Source<'a>(Cursor<&'a [u8]>);
 
 impl Read for Source<'_> {

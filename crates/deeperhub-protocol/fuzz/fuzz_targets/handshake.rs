@@ -1,5 +1,5 @@
-//! Any bytes as a request: nothing panics, a head is the same however much of it was there before
-//! and whatever comes after it, and every answer is HTTP.
+//! Parses any bytes as a request. Checks that an incomplete head is never accepted or refused, and
+//! that every response is valid HTTP.
 
 #![no_main]
 

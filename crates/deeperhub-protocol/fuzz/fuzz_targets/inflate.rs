@@ -1,7 +1,9 @@
-//! Any bytes as compressed messages of one connection: nothing panics, no more comes out than is
-//! allowed, memory stays bounded, the same comes out again from an inflater that has just met
-//! something else, and what flate2 reads as one whole stream is read alike. What came out is then
-//! compressed and must come back.
+//! Decompresses any bytes as the messages of one connection. Checks that:
+//!
+//! - no output is over the limit, and memory stays bounded;
+//! - a new inflater gives the same output as a used one;
+//! - flate2 gives the same output for a payload that is one stream;
+//! - the output, compressed again, decompresses to itself.
 
 #![no_main]
 
@@ -19,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut config = Config::default();
     (config.level, config.threshold_bytes) = (level, 0);
     let mut deflater = Deflater::new(&config);
-    // 0xee parts the messages.
+    // The byte 0xee separates the messages.
     for payload in bytes.split(|&byte| byte == 0xee) {
         let before = (takes_over % 2 == 1).then(|| history.clone());
         let decoded = decode(&mut inflater, (takes_over % 2 == 1).then_some(&mut history), limit, payload);
@@ -54,8 +56,8 @@ fn decode(
     }
 }
 
-/// What flate2 makes of a payload that is one stream without a final block, ends with a block and
-/// fits the limit.
+/// Decompresses a payload with flate2. Returns `None` unless the payload is one stream without a
+/// final block, ends at the end of a block, and is within the limit.
 fn whole(payload: &[u8], limit: usize) -> Option<Vec<u8>> {
     const TAIL: [u8; 6] = [0, 0, 0xff, 0xff, 0x03, 0];
     let mut out = Vec::with_capacity(limit + 64);
@@ -74,8 +76,8 @@ fn comes_back(deflater: &mut Deflater, inflater: &mut Inflater, message: &[u8]) 
     let Ok(Some(params)) = negotiate(&Config::default(), [&b"permessage-deflate"[..]]) else { panic!() };
     let frame = Frame::binary(message);
     let sent = frame.for_receiver(deflater, params);
-    // With a threshold of 0 everything is compressed, also what grows by it: blocks are stored
-    // then.
+    // With a threshold of 0, every payload is compressed, even if it grows. Its blocks are then
+    // stored, so it grows only slightly.
     assert!(sent.len() <= frame.len() + 16 + message.len() / 512);
     let header = match sent.as_bytes()[1] {
         126 => 4,

@@ -6,20 +6,22 @@ use super::negotiation::{MAX_WINDOW_BITS, MIN_WINDOW_BITS};
 use super::{Config, Params};
 use crate::frame::{TEXT, rsv1_header, server_frame, text_header, write_rsv1, write_text};
 
-/// End of a flushed stream, which the sender removes (RFC 7692 section 7.2.1).
+/// The last four bytes of a flushed stream. The sender removes them (RFC 7692 section 7.2.1).
 const FLUSH_TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 
-/// Maximum output buffer capacity kept between messages, in bytes.
+/// Maximum capacity in bytes that the output buffer keeps from one message to the next. The next
+/// message shrinks a larger buffer to this capacity before it uses it.
 const RETAINED_OUTPUT_BYTES: usize = 64 * 1024;
 
 /// A compressor without context takeover. One per worker serves any number of connections.
 ///
-/// It allocates on first use: about 370 KiB, plus an output buffer of at most 64 KiB between
-/// messages. Each smaller window that clients request needs its own stream (at most six more). No
-/// common client requests one.
+/// The first message allocates about 370 KiB and the output buffer. The output buffer holds the
+/// last compressed message until the next one; a capacity over 64 KiB is freed then. Each smaller
+/// window that clients request needs its own stream, at most six more. No common client requests a
+/// smaller window.
 #[derive(Debug)]
 pub struct Deflater {
-    /// Streams by window bits, from 9 to 15.
+    /// One stream for each number of window bits, from 9 to 15.
     streams: [Option<Compress>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS) as usize],
     level: Compression,
     threshold_bytes: usize,
@@ -55,13 +57,15 @@ impl Deflater {
         self.input_bytes
     }
 
-    /// Compresses a payload with the largest window. Returns `None` below the threshold, or if the
-    /// result would not be smaller and the threshold is not 0.
+    /// Compresses a payload with the largest window. Returns `None` if the payload is below the
+    /// threshold, or if compression does not shrink it and the threshold is not 0.
     pub(crate) fn deflate(&mut self, payload: &[u8]) -> Option<&[u8]> {
         self.deflate_with(MAX_WINDOW_BITS, payload)
     }
 
-    /// Like [`Self::deflate`], with a window that fits one client.
+    /// Compresses a payload for one client, like [`Self::deflate`], with a window that the client
+    /// supports. Also returns `None` if the payload exceeds the client's window and that window has
+    /// 8 bits.
     fn deflate_for(&mut self, params: Params, payload: &[u8]) -> Option<&[u8]> {
         self.deflate_with(params.compressor_window_bits(payload.len())?, payload)
     }
@@ -72,15 +76,17 @@ impl Deflater {
         }
         self.output.clear();
         self.output.shrink_to(RETAINED_OUTPUT_BYTES);
-        // Incompressible data is stored in blocks with five bytes of overhead each; the tail is
-        // removed again. With threshold 0 the result is sent even if it is larger. Then fixed codes
-        // may turn eight bits into nine, and small windows add blocks.
-        let overhead = match self.threshold_bytes {
-            0 => payload.len() / 8 + payload.len() / 64,
-            _ => payload.len() / 1024,
+        // The capacity must hold every result that is sent. With threshold 0 that is any result:
+        // fixed codes can turn eight bits into nine, and small windows add blocks. Otherwise the
+        // result must shrink, so room for the overhead of stored blocks and the tail is enough.
+        let overhead = if self.threshold_bytes == 0 {
+            payload.len() / 8 + payload.len() / 64
+        } else {
+            payload.len() / 1024
         };
         self.output.reserve(payload.len() + overhead + 64);
-        let stream_slot = self.streams.get_mut(usize::from(window_bits.checked_sub(MIN_WINDOW_BITS + 1)?))?;
+        let stream_index = usize::from(window_bits.checked_sub(MIN_WINDOW_BITS + 1)?);
+        let stream_slot = self.streams.get_mut(stream_index)?;
         self.message_count += 1;
         self.input_bytes += payload.len() as u64;
         let stream = match stream_slot {
@@ -88,10 +94,10 @@ impl Deflater {
                 stream.reset();
                 stream
             }
-            empty => empty.insert(Compress::new_with_window_bits(self.level, false, window_bits)),
+            unallocated => unallocated.insert(Compress::new_with_window_bits(self.level, false, window_bits)),
         };
         let status = stream.compress_vec(payload, &mut self.output, FlushCompress::Sync).ok()?;
-        // If the output buffer is full, the flush may be incomplete.
+        // If the output buffer is full, the end of the flush can be missing.
         let is_complete = status == Status::Ok
             && stream.total_in() == payload.len() as u64
             && self.output.len() < self.output.capacity();
@@ -101,10 +107,11 @@ impl Deflater {
     }
 }
 
-/// Appends a text frame to `out`, compressed if it shrinks and fits the client's window. Returns
-/// the number of bytes saved, 0 if uncompressed.
+/// Appends a text frame to `out`. Compresses it if the payload reaches the threshold, shrinks, and
+/// can be compressed for the client's window. Returns the number of bytes saved, or 0 for an
+/// uncompressed frame.
 ///
-/// For payloads with one receiver. Many receivers share a
+/// Use this function for payloads with one receiver. For many receivers, share a
 /// [`Frame`](crate::frame::Frame::for_receiver).
 ///
 /// ```
@@ -142,51 +149,52 @@ pub fn write_text_compressed(
     (text_header(payload.len()).1 + payload.len()).saturating_sub(out.len() - start)
 }
 
-/// Compresses the frames in `out[start..]` in place, each message separately, if it shrinks and
-/// fits the client's window. Returns the number of bytes by which `out` got shorter. With a
-/// threshold of 0 `out` can grow; the result is then 0.
+/// Compresses the messages in `out[start..]` in place. Compresses a message under the same
+/// conditions as [`write_text_compressed`]. Returns the number of bytes by which `out` got shorter.
+/// With a threshold of 0, `out` can grow; the function then returns 0.
 ///
 /// `out[start..]` must hold whole frames written by the `write_…` functions of
-/// [`frame`](crate::frame). Control frames and compressed frames stay unchanged. Replies shorter
-/// than the threshold cost one comparison.
+/// [`frame`](crate::frame). Control frames and compressed frames stay unchanged. If `out[start..]`
+/// is shorter than the threshold, the call costs one comparison.
 pub fn compress_frames(deflater: &mut Deflater, params: Params, out: &mut Vec<u8>, start: usize) -> usize {
-    let before = out.len();
-    let mut end = before;
+    let original_len = out.len();
+    let mut end = original_len;
     if end.saturating_sub(start) < deflater.threshold_bytes {
         return 0;
     }
-    let (mut read, mut written) = (start, start);
-    while let Some(frame) = out.get(read..).and_then(server_frame) {
-        let payload = read + frame.header_len..read + frame.header_len + frame.payload_len;
-        let mut next = payload.end;
+    // Bytes before `read_pos` are processed; bytes before `write_pos` are output.
+    let (mut read_pos, mut write_pos) = (start, start);
+    while let Some(frame) = out.get(read_pos..).and_then(server_frame) {
+        let payload = read_pos + frame.header_len..read_pos + frame.header_len + frame.payload_len;
+        let mut next_read_pos = payload.end;
         let plain = out.get(payload).filter(|_| frame.is_plain_message());
         match plain.and_then(|plain| deflater.deflate_for(params, plain)) {
             Some(deflated) => {
                 let (header, header_len) = rsv1_header(frame.opcode(), deflated.len());
-                // All bytes before `next` have been read. Space runs short only with a threshold of
-                // 0.
-                let after = written + header_len + deflated.len();
-                let missing = after.saturating_sub(next);
+                // The output may overwrite all bytes before `next_read_pos`. It needs more space
+                // only if the message grew, which a threshold of 0 allows.
+                let next_write_pos = write_pos + header_len + deflated.len();
+                let missing = next_write_pos.saturating_sub(next_read_pos);
                 if missing > 0 {
                     out.resize(end + missing, 0);
-                    out.copy_within(next..end, after);
-                    (next, end) = (after, end + missing);
+                    out.copy_within(next_read_pos..end, next_write_pos);
+                    (next_read_pos, end) = (next_write_pos, end + missing);
                 }
-                let Some(space) = out.get_mut(written..after) else { break };
-                let (space_header, space_body) = space.split_at_mut(header_len);
-                space_header.copy_from_slice(&header[..header_len]);
-                space_body.copy_from_slice(deflated);
-                written = after;
+                let Some(target) = out.get_mut(write_pos..next_write_pos) else { break };
+                let (target_header, target_payload) = target.split_at_mut(header_len);
+                target_header.copy_from_slice(&header[..header_len]);
+                target_payload.copy_from_slice(deflated);
+                write_pos = next_write_pos;
             }
             None => {
-                out.copy_within(read..next, written);
-                written += next - read;
+                out.copy_within(read_pos..next_read_pos, write_pos);
+                write_pos += next_read_pos - read_pos;
             }
         }
-        read = next;
+        read_pos = next_read_pos;
     }
-    // An incomplete frame is a caller's error and stays unchanged.
-    out.copy_within(read..end, written);
-    out.truncate(written + (end - read));
-    before.saturating_sub(out.len())
+    // A last frame that is incomplete is a caller's error; its bytes stay unchanged.
+    out.copy_within(read_pos..end, write_pos);
+    out.truncate(write_pos + (end - read_pos));
+    original_len.saturating_sub(out.len())
 }

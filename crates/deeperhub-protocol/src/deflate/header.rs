@@ -9,7 +9,8 @@ pub(super) struct Extension<'a> {
     pub(super) parameters: Vec<Parameter<'a>>,
 }
 
-/// A parameter, `name` or `name=value`. The value of a quoted string is stored unquoted.
+/// A parameter, `name` or `name=value`. A value that was a quoted string is stored without its
+/// quotes and escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Parameter<'a> {
     pub(super) name: &'a str,
@@ -23,7 +24,7 @@ pub(super) struct Malformed;
 /// Parses one header line and appends its elements to `extensions`. Empty elements are skipped, as
 /// HTTP lists allow.
 pub(super) fn parse<'a>(line: &'a [u8], extensions: &mut Vec<Extension<'a>>) -> Result<(), Malformed> {
-    // The whole grammar is ASCII, since quoted values must be tokens too.
+    // A valid line is ASCII: even a quoted value must be a token.
     let line = std::str::from_utf8(line).map_err(|_| Malformed)?;
     let mut reader = Reader { rest: line };
     loop {
@@ -40,7 +41,8 @@ pub(super) fn parse<'a>(line: &'a [u8], extensions: &mut Vec<Extension<'a>>) -> 
     }
 }
 
-/// A reader of the remaining input. Each method also skips the white space after what it read.
+/// A reader of the rest of a header line. Each method also skips the white space after the item
+/// that it reads.
 struct Reader<'a> {
     rest: &'a str,
 }
@@ -71,7 +73,8 @@ impl<'a> Reader<'a> {
                 '"' => {
                     self.rest = quoted.get(at + 1..).unwrap_or_default();
                     self.skip_space();
-                    // "The value after quoted-string unescaping MUST conform to the 'token' ABNF."
+                    // RFC 6455 section 9.1: "the value after quoted-string unescaping MUST conform
+                    // to the 'token' ABNF".
                     let is_token = !unescaped.is_empty() && unescaped.bytes().all(is_token_byte);
                     return if is_token { Ok(Cow::Owned(unescaped)) } else { Err(Malformed) };
                 }
@@ -92,6 +95,7 @@ impl<'a> Reader<'a> {
         Ok(token)
     }
 
+    /// Skips `separator` if the rest starts with it, and returns whether it did.
     fn skip(&mut self, separator: char) -> bool {
         let Some(rest) = self.rest.strip_prefix(separator) else { return false };
         self.rest = rest;
@@ -104,7 +108,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Returns `true` if `byte` may appear in a token (RFC 9110 section 5.6.2).
+/// Returns `true` if `byte` is allowed in a token (RFC 9110 section 5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -115,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    /// Each extension as `name(parameter)(parameter=value)`.
+    /// Checks the extensions in `line`, each written as `name(parameter)(parameter=value)`.
     fn check(line: &str, expected: Option<&[&str]>) {
         let mut extensions = Vec::new();
         let result = parse(line.as_bytes(), &mut extensions);
@@ -134,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_read() {
+    fn lists_are_parsed() {
         check("foo", Some(&["foo"]));
         check("foo; bar; baz=2", Some(&["foo(bar)(baz=2)"]));
         check("deflate-stream", Some(&["deflate-stream"]));
@@ -192,7 +196,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
         #[test]
-        fn what_was_written_is_what_is_read(
+        fn any_valid_list_is_parsed(
             list in proptest::collection::vec(
                 (
                     "[a-z0-9!#$%&'*+.^_`|~-]{1,6}",
@@ -228,7 +232,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_malformed(line in "[a-c0-9;=, \"\\\\ü\t-]{0,30}") {
+        fn any_text_is_parsed_or_malformed(line in "[a-c0-9;=, \"\\\\ü\t-]{0,30}") {
             let mut extensions = Vec::new();
             let _ = parse(line.as_bytes(), &mut extensions);
         }

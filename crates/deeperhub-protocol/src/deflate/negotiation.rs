@@ -1,6 +1,7 @@
 //! Negotiation of `permessage-deflate` (RFC 7692 section 7.1).
 
 use std::fmt;
+use std::mem;
 use std::num::NonZeroU8;
 
 use super::header::{self, Extension, Parameter};
@@ -19,20 +20,21 @@ pub(super) const MIN_WINDOW_BITS: u8 = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Whether the server accepts offers. Default `true`.
+    /// If `true`, the server accepts clients' offers of compression. Default `true`.
     pub enabled: bool,
     /// Minimum payload length for compression, in bytes. Shorter messages, and messages that would
     /// not shrink, are sent uncompressed, which is always allowed. 0 compresses every message, even
-    /// if it grows. Default 256. Measurements: [module documentation](crate::deflate#figures).
+    /// if it grows. Default 256; the [module documentation](crate::deflate#figures) has the
+    /// measurements.
     pub threshold_bytes: usize,
     /// Compression level from 1 (fast) to 9 (small); other values are clamped. Default
     /// [`Config::DEFAULT_LEVEL`].
     pub level: u8,
-    /// Whether clients may use context takeover: messages that refer to earlier ones. Default
-    /// `false`.
+    /// If `true`, a client may use context takeover: its messages may refer to its earlier
+    /// messages. Default `false`.
     ///
-    /// Clients' messages get smaller, but each such connection holds up to 32 KiB of its
-    /// decompressed messages for its lifetime ([`History`](super::History)).
+    /// Context takeover makes clients' messages smaller. In return, each such connection holds up
+    /// to 32 KiB of its decompressed messages for its lifetime ([`History`](super::History)).
     pub client_context_takeover: bool,
 }
 
@@ -54,11 +56,12 @@ impl Default for Config {
 
 /// The negotiated parameters of one connection. `Display` writes the response's header value.
 ///
-/// It has two bytes: store it with the connection as an `Option`, and pass it when a message is
-/// compressed for the connection. `server_no_context_takeover` is part of every agreement.
+/// The value has two bytes: store it with the connection as an `Option`, and pass it when a message
+/// is compressed for the connection. `server_no_context_takeover` is always negotiated, so it has
+/// no field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Params {
-    /// Present only if the client offered it.
+    /// The client's window bits; `None` if the client did not offer this parameter.
     server_max_window_bits: Option<WindowBits>,
     client_no_context_takeover: bool,
 }
@@ -77,8 +80,8 @@ impl Params {
         self.client_no_context_takeover
     }
 
-    /// Returns `true` if a payload of `plain_bytes` fits the client's window. It may then be
-    /// compressed with any window: no back-reference reaches beyond the start of the message.
+    /// Returns `true` if a payload of `plain_bytes` fits the client's window. The payload
+    /// can then be compressed with any window, because no back-reference reaches beyond its start.
     #[inline]
     #[must_use]
     pub fn fits_window(self, plain_bytes: usize) -> bool {
@@ -89,8 +92,9 @@ impl Params {
     }
 
     /// Returns the window bits for compressing a message of `plain_bytes` for this client: the
-    /// largest window if the message fits the client's window, otherwise the client's own. `None`
-    /// for 8 bits, which zlib and its descendants do not support for raw streams.
+    /// largest window if the message fits the client's window, otherwise the client's window.
+    /// Returns `None` if that window has 8 bits, because zlib and its descendants do not support 8
+    /// bits for raw streams.
     pub(super) fn compressor_window_bits(self, plain_bytes: usize) -> Option<u8> {
         let bits =
             if self.fits_window(plain_bytes) { MAX_WINDOW_BITS } else { self.server_max_window_bits() };
@@ -98,7 +102,7 @@ impl Params {
     }
 
     /// Returns the value of the response's `Sec-WebSocket-Extensions` header, for
-    /// [`write_accept`](crate::handshake::write_accept). It is never empty.
+    /// [`write_accept`](crate::handshake::write_accept). The value is never empty.
     #[must_use]
     pub fn header_value(self) -> String {
         self.to_string()
@@ -119,20 +123,21 @@ impl fmt::Display for Params {
 }
 
 /// Returns the parameters of the first acceptable offer in a request's `Sec-WebSocket-Extensions`
-/// lines ([`Request::extensions`](crate::handshake::Request::extensions)). Returns `None` if there
-/// is none: the connection then works without compression, and the response omits the header.
+/// lines ([`Request::extensions`](crate::handshake::Request::extensions)). Returns `None` if no
+/// offer is acceptable, or if compression is disabled. The connection then works without
+/// compression, and the response omits the header.
 ///
-/// An offer with an unknown or duplicate parameter or an invalid value is declined, and the next
-/// one is tried (RFC 7692 section 7). Other extensions are ignored. Any window is accepted, see
-/// [`Params::fits_window`]. `client_max_window_bits` is accepted but never sent back: every message
-/// is decompressed with the largest window, which costs no memory per connection.
+/// An offer is declined if it has an unknown parameter, a duplicate parameter or an invalid value.
+/// The next offer is then tried (RFC 7692 section 7). Other extensions are ignored. Any window is
+/// accepted, see [`Params::fits_window`]. `client_max_window_bits` is accepted but never sent back:
+/// every message is decompressed with the largest window, which costs no memory per connection.
 ///
 /// # Errors
 ///
-/// 400 `bad_handshake` for a header that is not a list of extensions: RFC 6455 sections 4.2.1 and
-/// 9.1 require refusing the connection, not ignoring the header. A list without elements counts as
-/// absent, since some gateways send an empty header if the client sent none. If compression is
-/// disabled, the header is not read.
+/// Returns 400 `bad_handshake` for a header that is not a list of extensions. RFC 6455 sections
+/// 4.2.1 and 9.1 require the server to refuse such a connection instead of ignoring the header. A
+/// list without elements counts as absent, since some gateways send an empty header if the client
+/// sent none. If compression is disabled, the header is not parsed.
 pub fn negotiate<'a>(
     config: &Config,
     lines: impl IntoIterator<Item = &'a [u8]>,
@@ -149,62 +154,53 @@ pub fn negotiate<'a>(
     Ok(extensions.iter().find_map(|extension| accept_offer(config, extension)))
 }
 
-/// Returns the parameters of an acceptable offer; `None` declines it.
+/// Returns the negotiated parameters for an offer, or `None` if it is not acceptable.
 fn accept_offer(config: &Config, extension: &Extension<'_>) -> Option<Params> {
     if extension.name != EXTENSION_NAME {
         return None;
     }
     let mut offer = Offer::default();
     for Parameter { name, value } in &extension.parameters {
-        let value = value.as_deref();
-        let is_first = match *name {
-            "server_no_context_takeover" => {
-                reject_value(value).map(|()| offer.server_no_context_takeover.replace(()).is_none())
+        let is_duplicate = match (*name, value.as_deref()) {
+            ("server_no_context_takeover", None) => mem::replace(&mut offer.server_no_context_takeover, true),
+            ("client_no_context_takeover", None) => mem::replace(&mut offer.client_no_context_takeover, true),
+            ("server_max_window_bits", Some(value)) => {
+                let bits = WindowBits::parse(value)?;
+                offer.server_max_window_bits.replace(bits).is_some()
             }
-            "client_no_context_takeover" => {
-                reject_value(value).map(|()| offer.client_no_context_takeover.replace(()).is_none())
+            ("client_max_window_bits", value) => {
+                if let Some(value) = value {
+                    WindowBits::parse(value)?;
+                }
+                mem::replace(&mut offer.client_max_window_bits, true)
             }
-            "server_max_window_bits" => {
-                WindowBits::parse(value?).map(|bits| offer.server_max_window_bits.replace(bits).is_none())
-            }
-            "client_max_window_bits" => match value {
-                None => Some(offer.client_max_window_bits.replace(None).is_none()),
-                Some(value) => WindowBits::parse(value)
-                    .map(|bits| offer.client_max_window_bits.replace(Some(bits)).is_none()),
-            },
-            _ => None,
+            _ => return None,
         };
-        if is_first != Some(true) {
+        if is_duplicate {
             return None;
         }
     }
     Some(Params {
         server_max_window_bits: offer.server_max_window_bits,
-        client_no_context_takeover: !config.client_context_takeover
-            || offer.client_no_context_takeover.is_some(),
+        client_no_context_takeover: !config.client_context_takeover || offer.client_no_context_takeover,
     })
 }
 
-/// The parameters of an offer; `Some` if present.
+/// The parameters that an offer contains.
 #[derive(Default)]
 struct Offer {
-    server_no_context_takeover: Option<()>,
-    client_no_context_takeover: Option<()>,
+    server_no_context_takeover: bool,
+    client_no_context_takeover: bool,
     server_max_window_bits: Option<WindowBits>,
-    client_max_window_bits: Option<Option<WindowBits>>,
+    client_max_window_bits: bool,
 }
 
-/// Returns `None` if a parameter that must not have a value has one.
-fn reject_value(value: Option<&str>) -> Option<()> {
-    value.is_none().then_some(())
-}
-
-/// Window bits, 8 to 15.
+/// The base-2 logarithm of a window's size in bytes, 8 to 15.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct WindowBits(NonZeroU8);
 
 impl WindowBits {
-    /// Parses a decimal without leading zeros (RFC 7692 section 7.1.2.1).
+    /// Parses a decimal number from 8 to 15 without leading zeros (RFC 7692 section 7.1.2.1).
     fn parse(value: &str) -> Option<Self> {
         let bits = match value {
             "8" => 8,
@@ -240,14 +236,14 @@ mod tests {
     }
 
     #[test]
-    fn an_agreement_is_two_bytes() {
+    fn negotiated_params_are_two_bytes() {
         assert_eq!(size_of::<Option<Params>>(), 2);
     }
 
     #[test]
     fn offers_of_common_clients_are_accepted() {
         for offer in [
-            // Chromium and Firefox, Safari, and what libraries send.
+            // The offers of Chromium and Firefox, of Safari, and of libraries.
             "permessage-deflate; client_max_window_bits",
             "permessage-deflate",
             "permessage-deflate; client_no_context_takeover",
@@ -279,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_requested_window_is_answered_and_kept() {
+    fn a_requested_window_is_confirmed_and_stored() {
         for bits in 8..=15 {
             let offer = format!("permessage-deflate; server_max_window_bits={bits}");
             check(&[&offer], Some(&format!("; server_max_window_bits={bits}")));
@@ -293,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_parameters_decline_their_offer_and_not_the_connection() {
+    fn bad_parameters_decline_the_offer_but_not_the_connection() {
         for parameters in [
             "server_no_context_takeover; server_no_context_takeover",
             "client_no_context_takeover; client_no_context_takeover",
@@ -358,8 +354,8 @@ mod tests {
         }
     }
 
-    /// What an offer's parameters come to, in plain words of the RFC: each at most once, and with a
-    /// right value.
+    /// The reference rule: an offer is acceptable if it contains only known parameters, each at
+    /// most once and with a valid value. Returns the confirmed parameters of an acceptable offer.
     fn model(parameters: &[(&str, Option<String>)]) -> Option<String> {
         let names = [
             "server_no_context_takeover",
@@ -372,14 +368,14 @@ mod tests {
             let values: Vec<_> =
                 parameters.iter().filter(|parameter| parameter.0 == name).map(|p| &p.1).collect();
             let is_window = |value: &str| (8..=15).any(|bits: u8| bits.to_string() == value);
-            let is_right = match (values.as_slice(), name) {
+            let is_valid = match (values.as_slice(), name) {
                 ([], _) => true,
                 ([None], "server_max_window_bits") => false,
                 ([None], _) => true,
                 ([Some(value)], _) => name.ends_with("bits") && is_window(value),
                 _ => false,
             };
-            if !is_right {
+            if !is_valid {
                 return None;
             }
             if let ([Some(value)], "server_max_window_bits") = (values.as_slice(), name) {
@@ -393,7 +389,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(1024))]
 
         #[test]
-        fn offers_are_judged_as_the_rfc_has_it(
+        fn offers_are_accepted_by_the_rules_of_the_rfc(
             offers in proptest::collection::vec(
                 proptest::collection::vec(
                     (

@@ -1,4 +1,4 @@
-//! Messages there and back, against flate2's own streams, and what must not get through.
+//! Tests of compression and decompression, with flate2's streams as the client.
 
 mod miniz;
 
@@ -17,7 +17,7 @@ fn params(offer: &str) -> Params {
     negotiate(&Config::default(), [offer.as_bytes()]).unwrap().expect("an acceptable offer")
 }
 
-/// A client's compressor: flate2's stream driven by hand, with a window of its own.
+/// A client's compressor: a flate2 stream with any window, used without the code under test.
 struct Client {
     stream: Compress,
 }
@@ -30,19 +30,19 @@ impl Client {
     fn compress(&mut self, parts: &[&[u8]], flush: FlushCompress) -> Vec<u8> {
         let mut out = Vec::with_capacity(parts.iter().map(|part| part.len() + part.len() / 8 + 64).sum());
         for part in parts {
-            let before = self.stream.total_in();
+            let total_in = self.stream.total_in();
             self.stream.compress_vec(part, &mut out, flush).unwrap();
-            assert_eq!(self.stream.total_in() - before, part.len() as u64);
+            assert_eq!(self.stream.total_in() - total_in, part.len() as u64);
         }
         out
     }
 
-    /// The payload of a message, with the tail taken off.
+    /// Returns the compressed payload of a message, without the tail.
     fn message(&mut self, payload: &[u8]) -> Vec<u8> {
         let mut out = self.compress(&[payload], FlushCompress::Sync);
         if out.is_empty() {
-            // A stream that has just been flushed makes nothing of nothing (RFC 7692 section
-            // 7.2.3.6).
+            // A flushed stream produces no output for an empty message, which is then sent as one
+            // zero byte (RFC 7692 section 7.2.3.6).
             return vec![0];
         }
         assert!(out.ends_with(&[0, 0, 0xff, 0xff]));
@@ -51,7 +51,7 @@ impl Client {
     }
 }
 
-/// A client's decompressor, which knows no more than RFC 7692 section 7.2.2.
+/// Decompresses a payload as a client does (RFC 7692 section 7.2.2), without the code under test.
 fn inflated(payload: &[u8], window_bits: u8) -> Vec<u8> {
     let mut stream = Decompress::new_with_window_bits(false, window_bits);
     let mut out = Vec::with_capacity(1 << 20);
@@ -93,27 +93,31 @@ fn the_examples_of_the_rfc_are_decoded() {
     for payload in [&b"\xf2\x48\xcd\xc9\xc9\x07\x00"[..], b"\xf2\x00\x11\x00\x00"] {
         assert_eq!(decode_with(&mut inflater, Some(&mut history), payload), Ok(b"Hello".to_vec()));
     }
-    assert_eq!(decode(b"\xf2\x00\x11\x00\x00"), Err(FrameError::MalformedDeflate), "there is no first");
+    assert_eq!(
+        decode(b"\xf2\x00\x11\x00\x00"),
+        Err(FrameError::MalformedDeflate),
+        "without a history there is no first message"
+    );
 }
 
 #[test]
 fn empty_messages_are_decoded() {
     assert_eq!(decode(b"\0"), Ok(vec![]));
-    assert_eq!(decode(b""), Ok(vec![]), "with the last byte left out");
+    assert_eq!(decode(b""), Ok(vec![]), "without its only byte");
     assert_eq!(decode(b"\x02\0"), Ok(vec![]), "an empty block with fixed codes");
-    assert_eq!(decode(b"\x03\0\0"), Ok(vec![]), "a final one");
+    assert_eq!(decode(b"\x03\0\0"), Ok(vec![]), "a final block with fixed codes");
 }
 
 #[test]
-fn a_final_block_may_end_a_message_or_stand_inside_it() {
+fn final_blocks_are_accepted_at_the_end_and_inside_a_message() {
     let text = b"one two three one two three";
     let finished = Client::new(6, 15).compress(&[text], FlushCompress::Finish);
     assert_eq!(decode(&[&finished[..], &[0]].concat()), Ok(text.to_vec()));
-    assert_eq!(decode(&finished), Ok(text.to_vec()), "with the byte behind it left out");
+    assert_eq!(decode(&finished), Ok(text.to_vec()), "without the zero byte after the final block");
     let twice = [&finished[..], &finished, &[0]].concat();
     assert_eq!(decode(&twice), Ok([text, &text[..]].concat()));
-    let then_plain = [&finished[..], &Client::new(6, 15).message(b"!")].concat();
-    assert_eq!(decode(&then_plain), Ok([&text[..], b"!"].concat()));
+    let then_not_final = [&finished[..], &Client::new(6, 15).message(b"!")].concat();
+    assert_eq!(decode(&then_not_final), Ok([&text[..], b"!"].concat()));
 }
 
 #[test]
@@ -125,7 +129,7 @@ fn references_reach_back_across_a_final_block() {
     let second = client.message(words);
     assert!(second.len() < 8, "it is a reference: {second:x?}");
     assert_eq!(decode(&[&finished[..], &second].concat()), Ok([words, words].concat()));
-    // With context takeover, also over the end of the message.
+    // With context takeover, references also reach back across the end of a message.
     let (mut inflater, mut history) = (Inflater::new(), History::new());
     let first = [&finished[..], &[0]].concat();
     for payload in [&first, &second] {
@@ -134,14 +138,39 @@ fn references_reach_back_across_a_final_block() {
 }
 
 #[test]
-fn final_blocks_are_counted() {
-    let message = |blocks: usize| [b"\x03\0".repeat(blocks), vec![0]].concat();
-    assert_eq!(decode(&message(256)), Ok(vec![]));
-    assert_eq!(decode(&message(257)), Err(FrameError::MalformedDeflate));
+fn a_message_has_at_most_256_final_blocks() {
+    for final_byte in [&b"\0"[..], b""] {
+        let message = |blocks: usize| [&b"\x03\0".repeat(blocks)[..], final_byte].concat();
+        assert_eq!(decode(&message(256)), Ok(vec![]), "{final_byte:?}");
+        assert_eq!(decode(&message(257)), Err(FrameError::MalformedDeflate), "{final_byte:?}");
+    }
 }
 
 #[test]
-fn malformed_streams_are_refused() {
+fn a_large_output_buffer_shrinks_when_the_next_message_starts() {
+    let large = Client::new(6, 15).message(&vec![b'x'; 1 << 20]);
+    let mut inflater = Inflater::new();
+    inflater.decode(None, 1 << 20, MessageKind::Binary, &large).unwrap();
+    assert!(inflater.output_capacity() >= 1 << 20);
+    assert_eq!(decode_with(&mut inflater, None, b"\0"), Ok(vec![]));
+    assert_eq!(inflater.output_capacity(), 64 * 1024);
+}
+
+#[test]
+fn copied_window_bytes_counts_histories_and_restarts() {
+    let (mut inflater, mut history) = (Inflater::new(), History::new());
+    let message = Client::new(6, 15).message(b"Hello");
+    decode_with(&mut inflater, Some(&mut history), &message).unwrap();
+    assert_eq!(inflater.copied_window_bytes(), 0, "the history was empty");
+    decode_with(&mut inflater, Some(&mut history), &message).unwrap();
+    assert_eq!(inflater.copied_window_bytes(), 5, "the history had five bytes");
+    let finished = Client::new(6, 15).compress(&[b"abc"], FlushCompress::Finish);
+    decode_with(&mut inflater, None, &[&finished[..], &[0]].concat()).unwrap();
+    assert_eq!(inflater.copied_window_bytes(), 8, "the stream restarted after three bytes");
+}
+
+#[test]
+fn malformed_streams_are_rejected() {
     for payload in [
         &b"\xff"[..],
         b"\x06",
@@ -157,10 +186,10 @@ fn malformed_streams_are_refused() {
 
 #[test]
 fn a_truncated_message_is_rejected() {
-    let text = "It was cut somewhere, by a peer that does not flush. ".repeat(20);
+    let text = "It was truncated by a peer that does not flush. ".repeat(20);
     for level in [0, 1, 6] {
         let whole = Client::new(level, 15).message(text.as_bytes());
-        // One byte may be an empty message.
+        // A first byte alone can be a valid empty message.
         for cut in 2..whole.len() {
             let result = decode(&whole[..cut]);
             assert_eq!(result, Err(FrameError::MalformedDeflate), "{cut} of {whole:x?}");
@@ -186,11 +215,11 @@ fn the_limit_applies_to_decompressed_bytes() {
             let payload = Client::new(6, 15).message(&vec![b'x'; len]);
             let result = inflater.decode(None, limit, MessageKind::Binary, &payload);
             let expected = if fits { Ok(len) } else { Err(FrameError::MessageTooBig { limit }) };
-            let found = result.map(|incoming| match incoming {
+            let decoded_len = result.map(|incoming| match incoming {
                 Incoming::Binary(bytes) => bytes.len(),
                 other => panic!("{other:?}"),
             });
-            assert_eq!(found, expected, "{len} bytes, {limit} allowed");
+            assert_eq!(decoded_len, expected, "{len} bytes, {limit} allowed");
         }
     }
 }
@@ -204,13 +233,13 @@ fn a_decompression_bomb_is_bounded_by_the_message_limit() {
         let result = inflater.decode(None, limit, MessageKind::Binary, &bomb);
         assert_eq!(result, Err(FrameError::MessageTooBig { limit }));
         assert!(inflater.output_capacity() <= limit + 1, "{}", inflater.output_capacity());
-        assert_eq!(decode_with(&mut inflater, None, b"\0"), Ok(vec![]), "the inflater can be used on");
+        assert_eq!(decode_with(&mut inflater, None, b"\0"), Ok(vec![]), "the inflater stays usable");
         assert!(inflater.output_capacity() <= LIMIT + 1);
     }
 }
 
 #[test]
-fn a_history_holds_one_window_at_most() {
+fn a_history_holds_at_most_one_window() {
     let (mut inflater, mut history, mut client) = (Inflater::new(), History::new(), Client::new(1, 15));
     assert_eq!(history.heap_bytes(), 0);
     for i in 0..200u32 {
@@ -231,19 +260,19 @@ fn frames_are_compressed_once_and_for_all_forks() {
     let compressed = frame.for_receiver(&mut deflater, any);
     assert_eq!(compressed.as_bytes()[0], 0xc1);
     assert_eq!(inflated(&compressed.as_bytes()[2..], 15), text.as_bytes());
-    // The same memory, whoever asks, with a compressor that would not have done it.
+    // All forks return the same memory, even with a deflater that declines every payload.
     let config = Config { threshold_bytes: usize::MAX, ..Config::default() };
     let mut other = Deflater::new(&config);
     for again in [&fork, &clone, &frame] {
         assert_eq!(again.for_receiver(&mut other, any).as_bytes().as_ptr(), compressed.as_bytes().as_ptr());
     }
-    assert_eq!(frame.as_bytes(), Frame::text(&text).as_bytes(), "the plain form is still there");
+    assert_eq!(frame.as_bytes(), Frame::text(&text).as_bytes(), "the plain form is unchanged");
     // A compressed form is not compressed again.
     assert_eq!(compressed.for_receiver(&mut deflater, any).as_bytes(), compressed.as_bytes());
 }
 
 #[test]
-fn workers_that_race_get_the_same_bytes() {
+fn concurrent_workers_get_the_same_bytes() {
     let any = params("permessage-deflate");
     for _ in 0..20 {
         let frame = Frame::text(&"what many workers send; ".repeat(200));
@@ -294,12 +323,12 @@ fn frames_that_do_not_shrink_stay_uncompressed() {
 }
 
 #[test]
-fn a_small_window_gets_only_what_it_can_decompress() {
+fn compressed_messages_fit_a_small_window() {
     let mut deflater = Deflater::new(&Config::default());
     for bits in 8..=15 {
         let small = params(&format!("permessage-deflate; server_max_window_bits={bits}"));
         for len in [(1usize << bits) - 20, 1 << bits, (1 << bits) + 1, 3 << bits] {
-            // Repeats itself, but just out of the window's reach.
+            // The text repeats itself after slightly more than one window.
             let noise = std::iter::successors(Some(1_u32), |n| {
                 Some(n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223))
             });
@@ -312,14 +341,13 @@ fn a_small_window_gets_only_what_it_can_decompress() {
             let saved = write_text_compressed(&mut deflater, small, &text, &mut reply);
             let fits = bits == 15 || len <= 1 << bits;
             let is_long = len >= 256;
-            // What one client gets is compressed with its own window, if that is one to compress
-            // with.
+            // A message for one client is compressed with the client's window unless it has 8 bits.
             assert_eq!(saved > 0, is_long && (fits || bits > 8), "{len} bytes, {bits} bits");
             if saved > 0 {
                 let header = if reply.len() < 128 { 2 } else { 4 };
                 assert_eq!(inflated(&reply[header..], bits.max(9)), text.as_bytes());
-                // zlib-rs decompresses also what refers further back than it should. Then the
-                // digits' four bits of eight would stand there once, and not three times.
+                // zlib-rs also decompresses references beyond the window, so check the length: with
+                // such references, only the first copy of the digits (four bits each) would count.
                 assert!(reply.len() > len * 9 / 20, "{len} bytes, {bits} bits: {}", reply.len());
             }
             if sent.len() < frame.len() {
@@ -394,7 +422,7 @@ fn memory_is_allocated_on_first_use() {
     assert_eq!(Inflater::new().output_capacity(), 0);
 }
 
-/// Any bytes, some of which compress well.
+/// Returns a strategy for payloads, some of which compress well.
 fn payload(max: usize) -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         3 => "[a-z{}\":, ]{0,40}".prop_map(String::into_bytes),
@@ -409,20 +437,20 @@ fn payload(max: usize) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// A client's frames for one message: cut at `cuts`, masked, marked, with a ping before every third
-/// fragment.
+/// Returns a client's frames for one compressed message: fragments of the lengths in `cuts`,
+/// masked, with a ping before every third fragment.
 fn frames(payload: &[u8], cuts: &[usize]) -> Vec<u8> {
     fragments(0x42, payload, cuts)
 }
 
-/// As [`frames`], with the first byte of the first frame, without FIN.
+/// Returns frames like [`frames`], with `start` as the first byte of the first frame, without FIN.
 fn fragments(start: u8, payload: &[u8], cuts: &[usize]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = payload;
     for i in 0..=cuts.len() {
         let len = cuts.get(i).map_or(rest.len(), |&cut| cut.min(rest.len()));
-        let (part, after) = rest.split_at(len);
-        rest = after;
+        let (part, tail) = rest.split_at(len);
+        rest = tail;
         if i % 3 == 1 {
             out.extend_from_slice(&[0x89, 0x82, 0, 0, 0, 0, b'h', b'i']);
         }
@@ -450,14 +478,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn what_clients_compress_is_decoded_however_it_is_cut(
+    fn compressed_messages_are_decoded_for_any_fragments_and_reads(
         messages in proptest::collection::vec((payload(LIMIT), prop::bool::weighted(0.8)), 1..5),
         level in 0..=9u32,
         window_bits in 9..=15u8,
         takeover: bool,
         flushes in proptest::collection::vec(0..2000usize, 0..4),
         cuts in proptest::collection::vec(0..500usize, 0..5),
-        read in 1..5000usize,
+        read_len in 1..5000usize,
     ) {
         let (mut client, mut wire) = (Client::new(level, window_bits), Vec::new());
         for (message, compressed) in &messages {
@@ -471,9 +499,9 @@ proptest! {
             let mut payload = Vec::new();
             let mut rest = &message[..];
             for flush in &flushes {
-                let (part, after) = rest.split_at((*flush).min(rest.len()));
-                rest = after;
-                // Several blocks, and with a partial flush such that end inside of a byte.
+                let (part, tail) = rest.split_at((*flush).min(rest.len()));
+                rest = tail;
+                // Each flush ends a block; a block before a partial flush can end inside a byte.
                 let kind = if flush % 2 == 0 { FlushCompress::Sync } else { FlushCompress::Partial };
                 payload.extend(client.compress(&[part], kind));
             }
@@ -482,17 +510,17 @@ proptest! {
         }
         let (mut decoder, mut inflater, mut history) = (FrameDecoder::new(), Inflater::new(), History::new());
         let (limits, mut decoded) = (FrameLimits::new(LIMIT), Vec::new());
-        for read in wire.chunks(read) {
+        for read in wire.chunks(read_len) {
             let (mut input, mut pos) = (read.to_vec(), 0);
-            while let Some(found) = decoder.next_extended(&limits, &mut input, &mut pos).unwrap() {
-                match found {
+            while let Some(item) = decoder.next_extended(&limits, &mut input, &mut pos).unwrap() {
+                match item {
                     Extended::Plain(Incoming::Ping(payload)) => assert_eq!(payload, b"hi"),
                     Extended::Plain(Incoming::Binary(bytes)) => decoded.push((bytes.to_vec(), false)),
                     Extended::Encoded { kind: MessageKind::Binary, payload } => {
                         let history = takeover.then_some(&mut history);
                         decoded.push((decode_with(&mut inflater, history, payload).unwrap(), true));
                     }
-                    _ => panic!("{found:?}"),
+                    _ => panic!("{item:?}"),
                 }
             }
         }
@@ -500,7 +528,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_compressed_is_what_clients_decompress(
+    fn clients_decompress_compressed_frames(
         text in payload(100_000),
         level in 1..=9u8,
         threshold_bytes in 1..600usize,
@@ -530,7 +558,7 @@ proptest! {
     }
 
     #[test]
-    fn without_a_threshold_every_message_is_compressed_and_nothing_else(
+    fn with_threshold_0_all_messages_and_no_other_frames_are_compressed(
         messages in proptest::collection::vec((payload(3000), any::<bool>()), 0..6),
         before in proptest::collection::vec(any::<u8>(), 0..20),
     ) {
@@ -565,25 +593,24 @@ proptest! {
     }
 
     #[test]
-    fn a_mark_is_right_on_first_frames_of_data_only(
+    fn rsv1_is_accepted_only_on_the_first_frame_of_a_message(
         frames in proptest::collection::vec((any::<bool>(), any::<bool>(), 0..5usize), 1..8),
     ) {
         let (mut wire, mut decoder, limits) = (Vec::new(), FrameDecoder::new(), FrameLimits::default());
-        // Whether a message is under way, and whether the frames so far are right.
-        let (mut open, mut right) = (false, true);
-        for (marked, fin, kind) in frames {
+        let (mut is_mid_message, mut is_valid) = (false, true);
+        for (rsv1, fin, kind) in frames {
             let opcode = [0x0, 0x1, 0x2, 0x9, 0xa][kind];
             let fin = fin || opcode > 0x2;
-            wire.extend([opcode | if marked { 0x40 } else { 0 } | if fin { 0x80 } else { 0 }, 0x80, 0, 0, 0, 0]);
-            right &= match opcode {
-                0x0 => open && !marked,
-                0x1 | 0x2 => !open,
-                _ => !marked,
+            wire.extend([opcode | if rsv1 { 0x40 } else { 0 } | if fin { 0x80 } else { 0 }, 0x80, 0, 0, 0, 0]);
+            is_valid &= match opcode {
+                0x0 => is_mid_message && !rsv1,
+                0x1 | 0x2 => !is_mid_message,
+                _ => !rsv1,
             };
             if opcode <= 0x2 {
-                open = !fin;
+                is_mid_message = !fin;
             }
-            if !right {
+            if !is_valid {
                 break;
             }
         }
@@ -595,11 +622,11 @@ proptest! {
                 Err(error) => break Err(error.close_reason().code().as_u16()),
             }
         };
-        prop_assert_eq!(result, if right { Ok(()) } else { Err(1002) });
+        prop_assert_eq!(result, if is_valid { Ok(()) } else { Err(1002) });
     }
 
     #[test]
-    fn any_bytes_are_decoded_or_refused(
+    fn any_payload_is_decoded_or_rejected(
         payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 1..6),
         limit in 0..2000usize,
     ) {
@@ -617,7 +644,7 @@ proptest! {
     }
 
     #[test]
-    fn a_garbled_message_is_what_flate2_makes_of_it(
+    fn a_corrupted_message_decodes_as_with_flate2(
         text in payload(2000),
         at in any::<prop::sample::Index>(),
         change in 1..=255u8,
@@ -626,8 +653,8 @@ proptest! {
         let at = at.index(message.len());
         message[at] ^= change;
         if let Ok(bytes) = decode(&message) {
-            // Without a final block it is one stream: nothing may come out that flate2 does not see
-            // in it.
+            // The output must start with everything that flate2 decodes from the first stream. More
+            // output can follow only after a final block.
             let mut stream = Decompress::new(false);
             let mut out = Vec::with_capacity(1 << 20);
             let all = [&message[..], &[0, 0, 0xff, 0xff]].concat();

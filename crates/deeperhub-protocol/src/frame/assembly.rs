@@ -1,18 +1,22 @@
-//! The decoder's state between reads: the received part of a frame or message.
+//! The decoder's state between reads.
+//!
+//! An assembly holds the received part of a frame or message until the rest arrives. It then lends
+//! the complete item to the caller until the next call.
 
 use super::header::{Header, MAX_CLIENT_HEADER_BYTES, MAX_CONTROL_PAYLOAD_BYTES, Opcode};
 use super::mask::unmask;
 use super::utf8::Utf8Buffer;
 use super::{FrameError, FrameLimits, MessageKind};
 
-/// An incomplete frame or message, or a complete one that is lent to the caller.
+/// An incomplete frame or message, or a complete one that the decoder lends to its caller.
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
     header: HeaderBytes,
     frame: Option<OpenFrame>,
+    /// The message whose fragments are arriving, or that is lent.
     message: Option<PartialMessage>,
     control: ControlPayload,
-    /// The item lent to the caller by the last call; the next call releases it.
+    /// The item that the last call lent to the caller. The next call releases it.
     lent: Option<Completed>,
     /// Number of frames opened since the last [`Self::take_frame_count`].
     opened_frames: u32,
@@ -23,12 +27,13 @@ pub(super) struct Assembly {
 struct OpenFrame {
     opcode: Opcode,
     fin: bool,
-    /// The mask, rotated so that it starts with the next payload byte's.
+    /// The mask, rotated so that its first byte applies to the next payload byte.
     mask: [u8; 4],
+    /// Number of payload bytes that have not arrived yet.
     remaining: usize,
 }
 
-/// The kind of item that [`Assembly::read_payload`] completed, to be read from the assembly.
+/// The kind of item that [`Assembly::read_payload`] completed. The item itself is in the assembly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Completed {
     Message,
@@ -50,7 +55,8 @@ impl Assembly {
         std::mem::take(&mut self.opened_frames)
     }
 
-    /// Returns `true` if there is no state to keep.
+    /// Returns `true` if nothing is incomplete and nothing is lent, so that the assembly can be
+    /// freed.
     pub(super) fn is_idle(&self) -> bool {
         self.lent.is_none() && !self.is_mid_message()
     }
@@ -62,16 +68,18 @@ impl Assembly {
             || (self.message.is_some() && self.lent != Some(Completed::Message))
     }
 
-    /// Returns the heap bytes of the assembly and its message.
+    /// Returns the heap bytes of the assembly, including its message.
     pub(super) fn heap_bytes(&self) -> usize {
         size_of::<Self>() + self.message.as_ref().map_or(0, |message| message.body.capacity())
     }
 
-    /// Returns the message that the next data frame continues.
+    /// Returns the fragmented message that a continuation frame would continue, or the lent
+    /// message.
     pub(super) fn message(&self) -> Option<&PartialMessage> {
         self.message.as_ref()
     }
 
+    /// Returns the received payload of a control frame.
     pub(super) fn control(&self) -> &[u8] {
         &self.control.bytes[..usize::from(self.control.len)]
     }
@@ -84,7 +92,8 @@ impl Assembly {
         &mut self.header
     }
 
-    /// Opens a checked frame, whose payload may grow its message up to `max_message_bytes`.
+    /// Opens a frame after the decoder checked its header against `limits`. Starts a message if the
+    /// frame is its first fragment.
     pub(super) fn open_frame(&mut self, header: &Header, payload_len: usize, limits: &FrameLimits) {
         let Header { opcode, fin, mask, .. } = *header;
         self.opened_frames = self.opened_frames.saturating_add(1);
@@ -97,34 +106,36 @@ impl Assembly {
         self.frame = Some(OpenFrame { opcode, fin, mask, remaining: payload_len });
     }
 
-    /// Reads the open frame's payload from the start of `input`, unmasking it there. Returns the
-    /// number of bytes read, and the item that they completed.
+    /// Reads payload of the open frame from the start of `input`, and unmasks it there. Returns the
+    /// number of bytes read, and the item that these bytes completed.
     pub(super) fn read_payload(
         &mut self,
         input: &mut [u8],
     ) -> Result<(usize, Option<Completed>), FrameError> {
         let Some(frame) = &mut self.frame else { return Ok((0, None)) };
-        let taken = frame.remaining.min(input.len());
-        let payload = &mut input[..taken];
+        let read_len = frame.remaining.min(input.len());
+        let payload = &mut input[..read_len];
         unmask(payload, frame.mask);
-        frame.mask.rotate_left(taken % 4);
-        frame.remaining -= taken;
+        frame.mask.rotate_left(read_len % 4);
+        frame.remaining -= read_len;
         if frame.opcode.is_control() {
             self.control.push(payload);
         } else if let Some(message) = &mut self.message {
             message.push(payload)?;
         }
         if frame.remaining > 0 {
-            return Ok((taken, None));
+            return Ok((read_len, None));
         }
-        let completed = match *frame {
-            OpenFrame { opcode, .. } if opcode.is_control() => Some(Completed::Control(opcode)),
-            OpenFrame { fin: true, .. } => Some(Completed::Message),
-            _ => None,
+        let completed = if frame.opcode.is_control() {
+            Some(Completed::Control(frame.opcode))
+        } else if frame.fin {
+            Some(Completed::Message)
+        } else {
+            None
         };
         self.frame = None;
         self.lent = completed;
-        Ok((taken, completed))
+        Ok((read_len, completed))
     }
 }
 
@@ -136,21 +147,22 @@ pub(super) struct HeaderBytes {
 }
 
 impl HeaderBytes {
-    /// Parses the header that starts with the stored bytes and continues in `input`. Returns it
-    /// with the number of bytes used from `input`. If it is still incomplete, stores all of
-    /// `input`.
+    /// Parses the header that starts with the stored bytes and continues in `input`. Returns the
+    /// header and the number of its bytes in `input`. If the header is still incomplete, stores all
+    /// of `input` and returns `None`.
     pub(super) fn parse<const ALLOW_RSV1: bool>(
         &mut self,
         input: &[u8],
     ) -> Result<Option<(Header, usize)>, FrameError> {
-        let kept = usize::from(self.len);
-        let free = &mut self.bytes[kept..];
-        let added = free.len().min(input.len());
-        free[..added].copy_from_slice(&input[..added]);
-        let header = Header::parse::<ALLOW_RSV1>(&self.bytes[..kept + added])?;
-        // An incomplete header has fewer bytes than the longest header, so the length is below 14.
-        self.len = if header.is_some() { 0 } else { (kept + added) as u8 };
-        Ok(header.map(|header| (header, header.len.saturating_sub(kept))))
+        let stored_len = usize::from(self.len);
+        let free = &mut self.bytes[stored_len..];
+        let added_len = free.len().min(input.len());
+        free[..added_len].copy_from_slice(&input[..added_len]);
+        let header = Header::parse::<ALLOW_RSV1>(&self.bytes[..stored_len + added_len])?;
+        // An incomplete header is shorter than the longest header (14 bytes), so the length fits
+        // `u8`.
+        self.len = if header.is_some() { 0 } else { (stored_len + added_len) as u8 };
+        Ok(header.map(|header| (header, header.len.saturating_sub(stored_len))))
     }
 }
 
@@ -177,37 +189,44 @@ impl ControlPayload {
     }
 }
 
-/// A partially received message, in one or more fragments.
+/// A message that the decoder joins from one or more fragments.
 #[derive(Debug)]
 pub(super) struct PartialMessage {
     pub(super) kind: MessageKind,
     pub(super) body: Body,
+    /// Number of payload bytes received.
     pub(super) received: usize,
+    /// Number of fragments opened.
     pub(super) fragments: u32,
-    /// Maximum buffer capacity: in the last fragment the declared length of all fragments, before
-    /// that the message limit.
+    /// Maximum capacity of the buffer: the message limit, or in the last fragment the declared
+    /// length of all fragments.
     max_capacity: usize,
 }
 
+/// The payload of a [`PartialMessage`].
 #[derive(Debug)]
 pub(super) enum Body {
     Text(Utf8Buffer),
     Binary(Vec<u8>),
-    /// A payload for an extension to decode; text is not yet checked as UTF-8.
+    /// A payload that an extension must decode. Text is not checked as UTF-8 before that.
     Encoded(Vec<u8>),
 }
 
 impl PartialMessage {
     fn new(header: &Header) -> Self {
-        let kind = if header.opcode == Opcode::Text { MessageKind::Text } else { MessageKind::Binary };
-        let body = match kind {
-            _ if header.rsv1 => Body::Encoded(Vec::new()),
-            MessageKind::Text => Body::Text(Utf8Buffer::default()),
-            MessageKind::Binary => Body::Binary(Vec::new()),
+        let kind = MessageKind::of(header.opcode);
+        let body = if header.rsv1 {
+            Body::Encoded(Vec::new())
+        } else {
+            match kind {
+                MessageKind::Text => Body::Text(Utf8Buffer::default()),
+                MessageKind::Binary => Body::Binary(Vec::new()),
+            }
         };
         Self { kind, body, received: 0, fragments: 0, max_capacity: 0 }
     }
 
+    /// Returns `true` if an extension must decode the message.
     pub(super) fn is_encoded(&self) -> bool {
         matches!(self.body, Body::Encoded(_))
     }
@@ -215,12 +234,11 @@ impl PartialMessage {
     fn push(&mut self, payload: &[u8]) -> Result<(), FrameError> {
         self.received += payload.len();
         let (len, capacity) = (self.body.len(), self.body.capacity());
-        // Memory grows with the received bytes, not the declared length: at most twice as much, and
-        // never above the maximum capacity.
-        let needed = self.received;
-        if needed > capacity {
-            let grown = capacity.saturating_mul(2).min(self.max_capacity).max(needed);
-            self.body.reserve_exact(grown - len);
+        // The buffer grows with the received bytes, not with the declared length: to at most twice
+        // the received bytes, and never above the maximum capacity.
+        if self.received > capacity {
+            let new_capacity = capacity.saturating_mul(2).min(self.max_capacity).max(self.received);
+            self.body.reserve_exact(new_capacity - len);
         }
         match &mut self.body {
             Body::Text(text) => text.push(payload),

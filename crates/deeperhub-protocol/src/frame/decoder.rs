@@ -13,8 +13,9 @@ use super::{Extended, FrameError, Incoming, MessageKind};
 pub struct FrameLimits {
     /// Maximum length of a message in bytes, summed over its fragments. Default 65536.
     pub max_message_bytes: usize,
-    /// Maximum number of fragments of a message. Default 65536. Fragments are joined as they arrive
-    /// and cost no memory, so this limit only stops messages that never end.
+    /// Maximum number of fragments of a message. Default 65536. Limits CPU use: it stops a message
+    /// of endless empty fragments. The decoder joins fragments as they arrive, so their number
+    /// costs no memory.
     pub max_fragments: u32,
 }
 
@@ -25,9 +26,9 @@ impl FrameLimits {
         Self { max_message_bytes, max_fragments: 65_536 }
     }
 
-    /// Returns the maximum length of a message on the wire. A message encoded by an extension may
-    /// be slightly longer than its decoded form: DEFLATE stores incompressible data in blocks with
-    /// five bytes of overhead.
+    /// Returns the maximum length of a message on the wire. A message with RSV1 can be slightly
+    /// longer than its decoded form: DEFLATE stores incompressible data in blocks with five bytes
+    /// of overhead.
     fn max_wire_bytes(&self, rsv1: bool) -> usize {
         if rsv1 {
             self.max_message_bytes.saturating_add(self.max_message_bytes / 1024 + 64)
@@ -43,12 +44,12 @@ impl Default for FrameLimits {
     }
 }
 
-/// The frame decoder of one connection. Between messages it holds no heap memory and is one
-/// pointer.
+/// The frame decoder of one connection. Between messages, it is one pointer without heap memory.
 ///
-/// It implements the server side: frames must be masked. A message that lies in the input as a
-/// whole is unmasked in place and borrowed from there. An incomplete frame or message is copied.
-/// Its buffer never exceeds twice the received bytes, nor the message limit.
+/// The decoder implements the server side: frames must be masked. If the input holds a whole
+/// message, the decoder unmasks it in place and borrows it from the input. It copies an incomplete
+/// frame or message to a buffer, which exceeds neither twice the received bytes nor the maximum
+/// length of a message on the wire.
 ///
 /// Text is validated as it arrives: an error is reported at the first invalid byte, even inside a
 /// frame.
@@ -59,12 +60,9 @@ pub struct FrameDecoder {
 
 /// The location of a complete message or control frame.
 enum Decoded {
-    /// The unmasked payload of a whole message or control frame.
-    InInput {
-        opcode: Opcode,
-        rsv1: bool,
-        payload: Range<usize>,
-    },
+    /// The unmasked payload of a whole message or control frame is in the input.
+    InInput { opcode: Opcode, rsv1: bool, payload: Range<usize> },
+    /// The message or control frame is in the [`Assembly`].
     Assembled(Completed),
 }
 
@@ -78,9 +76,9 @@ impl FrameDecoder {
     /// Decodes the next message or control frame in `input[*pos..]`, unmasking in place, and
     /// advances `pos` past it.
     ///
-    /// `Ok(None)` means that `input` is consumed, and that an incomplete rest was copied into the
-    /// decoder. The caller then drops or overwrites `input` and calls again after the next read.
-    /// The next call releases the buffer of the last message.
+    /// `Ok(None)` means that the decoder consumed all of `input` and copied an incomplete frame at
+    /// its end. The caller may then reuse `input`, and calls again after the next read. The next
+    /// call releases the buffer of the last message.
     ///
     /// # Errors
     ///
@@ -101,12 +99,14 @@ impl FrameDecoder {
         }
     }
 
-    /// Like [`Self::next`], on a connection with an extension that marks messages with RSV1. The
-    /// caller decodes those messages and applies the limit to their decoded size.
+    /// Decodes like [`Self::next`], for a connection with an extension that marks messages with
+    /// RSV1. The caller decodes the marked messages and applies the message limit to their decoded
+    /// size.
     ///
     /// # Errors
     ///
-    /// The errors of [`Self::next`]. RSV1 stays an error on continuations and control frames.
+    /// Returns the errors of [`Self::next`], but allows RSV1 on the first frame of a message. RSV1
+    /// is an error on continuations and control frames.
     pub fn next_extended<'a>(
         &'a mut self,
         limits: &FrameLimits,
@@ -123,16 +123,19 @@ impl FrameDecoder {
         self.partial.as_ref().is_some_and(|partial| partial.is_mid_message())
     }
 
-    /// Returns the number of frames of fragmented messages that began since the last call, and
-    /// resets it. A client can split a message into thousands of empty frames, and each one costs
-    /// work.
+    /// Returns the number of incrementally decoded frames that began since the last call, and
+    /// resets it. These are the fragments of messages, and frames that arrived in several reads. A
+    /// client can split a message into thousands of empty fragments, and each of them costs CPU
+    /// time.
+    ///
+    /// Call this after each call of [`Self::next`]: releasing a message can discard the count.
     #[inline]
     pub fn take_frame_count(&mut self) -> u32 {
         self.partial.as_mut().map_or(0, |partial| partial.take_frame_count())
     }
 
-    /// Returns the heap bytes held for an incomplete message, or for the last one until the next
-    /// call.
+    /// Returns the heap bytes of the decoder. It holds an incomplete message until its end, and an
+    /// assembled message until the next call.
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| partial.heap_bytes())
@@ -155,8 +158,10 @@ impl FrameDecoder {
         let incoming = match decoded {
             Decoded::InInput { opcode, rsv1, payload } => {
                 let payload = &input[payload];
+                if rsv1 {
+                    return Ok(Some(Extended::Encoded { kind: MessageKind::of(opcode), payload }));
+                }
                 match opcode {
-                    _ if rsv1 => return Ok(Some(Extended::Encoded { kind: message_kind(opcode), payload })),
                     Opcode::Text => {
                         let text = simdutf8::basic::from_utf8(payload);
                         Incoming::Text(text.map_err(|_| FrameError::InvalidUtf8)?)
@@ -170,9 +175,9 @@ impl FrameDecoder {
         Ok(Some(Extended::Plain(incoming)))
     }
 
-    /// Handles the common case: the decoder is idle and `input` holds a whole unfragmented message.
-    /// Otherwise returns `None` and changes nothing, so that [`Self::decode_incrementally`] takes
-    /// over.
+    /// Handles the common case: no frame or message is incomplete, and `input` holds a whole
+    /// unfragmented message. In other cases, changes nothing and returns `None`; the caller then
+    /// calls [`Self::decode_incrementally`].
     #[inline]
     fn decode_whole_frame<const ALLOW_RSV1: bool>(
         &self,
@@ -214,8 +219,8 @@ impl FrameDecoder {
         loop {
             let Some(rest) = input.get_mut(*pos..) else { return Ok(None) };
             if let Some(partial) = self.partial.as_mut().filter(|partial| partial.has_open_frame()) {
-                let (taken, completed) = partial.read_payload(rest)?;
-                *pos += taken;
+                let (read_len, completed) = partial.read_payload(rest)?;
+                *pos += read_len;
                 if let Some(completed) = completed {
                     return Ok(Some(Decoded::Assembled(completed)));
                 }
@@ -280,12 +285,14 @@ impl FrameDecoder {
         self.partial.get_or_insert_default()
     }
 
+    /// Frees the assembly if it is idle.
     fn drop_if_idle(&mut self) {
         if self.partial.as_ref().is_some_and(|partial| partial.is_idle()) {
             self.partial = None;
         }
     }
 
+    /// Returns the completed item, borrowed from the assembly.
     fn lend_assembled(&self, completed: Completed) -> Result<Option<Extended<'_>>, FrameError> {
         let Some(partial) = &self.partial else { return Ok(None) };
         let incoming = match completed {
@@ -303,8 +310,4 @@ impl FrameDecoder {
         };
         Ok(Some(Extended::Plain(incoming)))
     }
-}
-
-fn message_kind(opcode: Opcode) -> MessageKind {
-    if opcode == Opcode::Text { MessageKind::Text } else { MessageKind::Binary }
 }

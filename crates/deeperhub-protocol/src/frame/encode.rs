@@ -4,7 +4,7 @@ use super::header::{BINARY, CLOSE, FIN, MAX_CONTROL_PAYLOAD_BYTES, PING, PONG, T
 #[cfg(feature = "deflate")]
 use super::header::{LENGTH, OPCODE, RSV1};
 
-/// Longest header of a server frame: two bytes and a 64-bit length.
+/// Maximum length of a server frame's header: two bytes and a 64-bit length.
 pub(super) const MAX_SERVER_HEADER_BYTES: usize = 10;
 
 /// Appends an unfragmented text frame to `out`.
@@ -17,12 +17,12 @@ pub fn write_binary(out: &mut Vec<u8>, payload: &[u8]) {
     write_frame(out, BINARY, payload);
 }
 
-/// Appends an unfragmented text frame whose payload `write` appends, for payloads of unknown
-/// length.
+/// Appends an unfragmented text frame. `write` appends the payload, whose length is not known
+/// before.
 ///
-/// `write` may only append to its buffer, and must append UTF-8: a peer closes the connection with
-/// 1007 otherwise. Payloads of 126 to 65,535 bytes stay in place. Other payloads are moved by a few
-/// bytes, since their header is shorter or longer.
+/// `write` must only append to its buffer. The payload must be UTF-8; otherwise the peer closes the
+/// connection with 1007. A payload of 126 to 65,535 bytes stays in place. Another payload is moved
+/// by a few bytes, because its header is shorter or longer than the reserved four bytes.
 ///
 /// ```
 /// let mut out = Vec::new();
@@ -32,21 +32,21 @@ pub fn write_binary(out: &mut Vec<u8>, payload: &[u8]) {
 pub fn write_text_with(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     const RESERVED_HEADER_BYTES: usize = 4;
     let start = out.len();
-    let payload = start + RESERVED_HEADER_BYTES;
+    let payload_start = start + RESERVED_HEADER_BYTES;
     out.extend_from_slice(&[0; RESERVED_HEADER_BYTES]);
     write(out);
-    if out.len() < payload {
-        // A writer that truncates the buffer produces an empty frame instead of a broken stream.
-        out.resize(payload, 0);
+    if out.len() < payload_start {
+        // If `write` truncated the buffer, an empty frame keeps the stream valid.
+        out.resize(payload_start, 0);
     }
-    let length = out.len() - payload;
+    let length = out.len() - payload_start;
     let (header, header_len) = header(TEXT, length);
     if header_len < RESERVED_HEADER_BYTES {
-        out.copy_within(payload.., start + header_len);
+        out.copy_within(payload_start.., start + header_len);
         out.truncate(start + header_len + length);
     } else if header_len > RESERVED_HEADER_BYTES {
         out.resize(start + header_len + length, 0);
-        out.copy_within(payload..payload + length, start + header_len);
+        out.copy_within(payload_start..payload_start + length, start + header_len);
     }
     out[start..start + header_len].copy_from_slice(&header[..header_len]);
 }
@@ -63,8 +63,9 @@ pub fn write_pong(out: &mut Vec<u8>, payload: &[u8]) {
 
 /// Appends a close frame.
 ///
-/// `None` writes an empty close frame, the reply to an empty one, and ignores `reason`, which
-/// requires a code. A reason over 123 bytes is truncated at a character boundary.
+/// If `code` is `None`, writes an empty close frame, which replies to an empty close frame. It then
+/// ignores `reason`, because a reason requires a code. A reason over 123 bytes is truncated at a
+/// character boundary.
 pub fn write_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
     let Some(code) = code else { return write_control(out, CLOSE, &[]) };
     let reason = &reason[..reason.floor_char_boundary(MAX_CONTROL_PAYLOAD_BYTES - 2)];
@@ -80,7 +81,7 @@ pub(crate) fn text_header(length: usize) -> ([u8; MAX_SERVER_HEADER_BYTES], usiz
     header(TEXT, length)
 }
 
-/// The header fields of a server frame at the start of a buffer.
+/// The parsed header of a server frame.
 #[cfg(feature = "deflate")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ServerFrame {
@@ -101,24 +102,25 @@ impl ServerFrame {
     }
 }
 
-/// Parses the server frame at the start of `bytes`. Returns `None` if it is incomplete or masked.
+/// Parses the header of the server frame at the start of `bytes`. Returns `None` if the frame is
+/// incomplete or masked.
 #[cfg(feature = "deflate")]
 pub(crate) fn server_frame(bytes: &[u8]) -> Option<ServerFrame> {
     let (&[first, length], rest) = bytes.split_first_chunk()?;
     let (header_len, payload_len) = match length {
         126 => (4, usize::from(u16::from_be_bytes(*rest.first_chunk()?))),
         127 => (10, usize::try_from(u64::from_be_bytes(*rest.first_chunk()?)).ok()?),
-        // The mask bit marks a client's frame.
-        length => (2, (length <= LENGTH).then_some(usize::from(length))?),
+        length if length <= LENGTH => (2, usize::from(length)),
+        // The mask bit is set, which is invalid in a server frame.
+        _ => return None,
     };
-    (payload_len <= bytes.len().checked_sub(header_len)?).then_some(ServerFrame {
-        first_byte: first,
-        header_len,
-        payload_len,
-    })
+    if payload_len > bytes.len().checked_sub(header_len)? {
+        return None;
+    }
+    Some(ServerFrame { first_byte: first, header_len, payload_len })
 }
 
-/// Like [`header`], with RSV1 set.
+/// Returns the header like [`header`], with RSV1 set.
 #[cfg(feature = "deflate")]
 pub(crate) fn rsv1_header(opcode: u8, length: usize) -> ([u8; MAX_SERVER_HEADER_BYTES], usize) {
     header(RSV1 | opcode, length)
@@ -172,12 +174,12 @@ mod tests {
     fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut out = b"before".to_vec();
         write(&mut out);
-        assert_eq!(&out[..6], b"before", "what was in the buffer stays");
+        assert_eq!(&out[..6], b"before", "earlier bytes of the buffer stay unchanged");
         out.split_off(6)
     }
 
     #[test]
-    fn lengths_take_the_shortest_form() {
+    fn lengths_are_encoded_in_the_shortest_form() {
         for (length, header) in [
             (0, &[0x82, 0][..]),
             (125, &[0x82, 125]),
@@ -203,14 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_truncates_the_buffer_leaves_an_empty_frame() {
+    fn a_payload_function_that_truncates_the_buffer_leaves_an_empty_frame() {
         let mut out = b"before".to_vec();
         write_text_with(&mut out, |out| out.truncate(2));
         assert_eq!(&out[6..], b"\x81\x00");
     }
 
     #[test]
-    fn control_payloads_are_cut_to_125_bytes() {
+    fn control_payloads_are_truncated_to_125_bytes() {
         let frame = written(|out| write_ping(out, &[7; 200]));
         assert_eq!((&frame[..2], frame.len()), (&[0x89, 125][..], 127));
         let frame = written(|out| write_pong(out, b"abc"));
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn close_reasons_are_cut_between_characters() {
+    fn close_reasons_are_truncated_between_characters() {
         let frame = written(|out| write_close(out, Some(1000), &"ä".repeat(100)));
         assert_eq!(frame[1], 124, "61 whole characters and the code");
         assert!(std::str::from_utf8(&frame[4..]).is_ok());

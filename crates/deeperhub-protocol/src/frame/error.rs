@@ -2,7 +2,8 @@
 
 use crate::{CloseCode, CloseReason};
 
-/// A violation of RFC 6455 or of a limit. Close the connection with [`Self::close_reason`].
+/// A violation of RFC 6455 or of a limit. The caller closes the connection with
+/// [`Self::close_reason`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
@@ -15,7 +16,7 @@ pub enum FrameError {
     /// The opcode is reserved (RFC 6455 section 5.2).
     #[error("opcode {opcode} is reserved")]
     ReservedOpcode {
-        /// 3 to 7 or 11 to 15.
+        /// The received opcode: 3 to 7 or 11 to 15.
         opcode: u8,
     },
     /// A close, ping or pong frame is not final (RFC 6455 section 5.5).
@@ -52,8 +53,9 @@ pub enum FrameError {
     #[cfg(feature = "deflate")]
     #[error("compressed message is malformed")]
     MalformedDeflate,
-    /// A message, summed over its fragments, exceeds the limit. Declared lengths are checked before
-    /// the payload arrives, compressed messages also while they are decompressed.
+    /// A message, summed over its fragments, exceeds the limit. The declared length is checked
+    /// before the payload arrives. The length of a compressed message is also checked during
+    /// decompression.
     #[error("message is over {limit} bytes")]
     MessageTooBig {
         /// [`FrameLimits::max_message_bytes`](super::FrameLimits::max_message_bytes).
@@ -68,10 +70,10 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// Returns the reason to close the connection with:
+    /// Returns the reason for the close frame. Its code is:
     ///
     /// - 1007 for text that is not UTF-8, and for a compressed message that cannot be decompressed.
-    ///   RFC 7692 names no code; "data not consistent with its type" fits best.
+    ///   RFC 7692 names no code for it; 1007 ("data not consistent with the type") fits best.
     /// - 1009 for a message over a limit on bytes or fragments. The same message would fail again,
     ///   so a client should not reconnect automatically.
     /// - 1002 for all other errors.

@@ -1,8 +1,7 @@
 //! The header of a client frame (RFC 6455 section 5.2).
 //!
-//! tungstenite's `FrameHeader::parse` is not used: it goes through `Cursor` and `Read`, accepts
-//! lengths that are not in their shortest form, and reports errors only when the header is
-//! complete.
+//! tungstenite's `FrameHeader::parse` is not used because it requires a `Cursor`, accepts lengths
+//! that are not in their shortest form, and reports errors only when the header is complete.
 
 use super::FrameError;
 
@@ -20,13 +19,14 @@ pub(super) const CLOSE: u8 = 0x8;
 pub(super) const PING: u8 = 0x9;
 pub(super) const PONG: u8 = 0xa;
 
-/// Maximum payload of a control frame, and of a frame with a two-byte server header.
+/// Maximum payload length in bytes of a control frame, and of a server frame with a two-byte
+/// header.
 pub(super) const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
 
 /// Maximum length of a client frame's header: two bytes, a 64-bit length and the mask.
 pub(super) const MAX_CLIENT_HEADER_BYTES: usize = 14;
 
-/// The opcode of a frame, without the reserved ones.
+/// An opcode that RFC 6455 defines. The reserved opcodes are an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Opcode {
@@ -50,7 +50,7 @@ impl Opcode {
 pub(super) struct Header {
     pub(super) opcode: Opcode,
     pub(super) fin: bool,
-    /// RSV1, allowed only on the first frame of a data message.
+    /// The bit RSV1, which is allowed only on the first frame of a message.
     pub(super) rsv1: bool,
     pub(super) mask: [u8; 4],
     /// Length of the header in bytes.
@@ -60,10 +60,10 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Parses a header from the start of `bytes`. Returns `None` if it is incomplete.
+    /// Parses the header at the start of `bytes`. Returns `None` if the header is incomplete.
     ///
-    /// Errors in the first two bytes are reported as soon as those have arrived. `ALLOW_RSV1` says
-    /// whether an extension uses RSV1.
+    /// An error in the first two bytes is reported as soon as these two bytes have arrived.
+    /// `ALLOW_RSV1` is `true` if the connection has an extension that uses RSV1.
     #[inline]
     pub(super) fn parse<const ALLOW_RSV1: bool>(bytes: &[u8]) -> Result<Option<Self>, FrameError> {
         let Some(&[first, second]) = bytes.first_chunk() else { return Ok(None) };
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn all_forms_of_a_length_are_read() {
+    fn all_forms_of_a_length_are_parsed() {
         for (bytes, len, payload_len) in [
             (&[0x81, 0x80, 1, 2, 3, 4][..], 6, 0),
             (&[0x81, 0xfd, 1, 2, 3, 4], 6, 125),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_in_a_longer_form_than_needed_are_refused() {
+    fn lengths_not_in_their_shortest_form_are_rejected() {
         for bytes in [
             &[0x81, 0xfe, 0, 125, 0, 0, 0, 0][..],
             &[0x81, 0xfe, 0, 0, 0, 0, 0, 0],
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_with_the_top_bit_is_refused() {
+    fn a_length_with_the_top_bit_is_rejected() {
         let bytes = [0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(parse(&bytes), Err(FrameError::LengthOutOfRange));
     }

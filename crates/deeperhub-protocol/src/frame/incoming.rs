@@ -14,18 +14,18 @@ pub enum Incoming<'a> {
     Ping(&'a [u8]),
     /// A pong of at most 125 bytes.
     Pong(&'a [u8]),
-    /// A close frame: code and reason, or `None` if it has no body. The code is valid (RFC 6455
-    /// section 7.4).
+    /// A close frame with its code and reason, or `None` if the frame has no body. The code is one
+    /// that may be sent (RFC 6455 section 7.4).
     Close(Option<(u16, &'a str)>),
 }
 
-/// A decoded item on a connection with an extension that marks messages with RSV1, such as
-/// `permessage-deflate` (RFC 7692 section 6).
+/// A message or control frame of a connection with an extension that marks messages with RSV1, such
+/// as `permessage-deflate` (RFC 7692 section 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extended<'a> {
     /// A message or control frame without RSV1.
     Plain(Incoming<'a>),
-    /// A message with RSV1, joined from its fragments, that the extension must decode.
+    /// A message with RSV1, joined from its fragments. The extension must decode it.
     Encoded {
         /// The kind of the decoded message. The caller must check that decoded text is UTF-8.
         kind: MessageKind,
@@ -37,14 +37,21 @@ pub enum Extended<'a> {
 /// The two kinds of data messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageKind {
-    /// UTF-8.
+    /// The payload is UTF-8.
     Text,
-    /// Any bytes.
+    /// The payload is any bytes.
     Binary,
 }
 
+impl MessageKind {
+    /// Returns the kind of the message that starts with `opcode`, a text or binary frame.
+    pub(super) fn of(opcode: Opcode) -> Self {
+        if opcode == Opcode::Text { Self::Text } else { Self::Binary }
+    }
+}
+
 impl<'a> Incoming<'a> {
-    /// Converts a whole, unmasked control frame.
+    /// Creates the item for a control frame from its whole, unmasked payload.
     pub(super) fn control(opcode: Opcode, payload: &'a [u8]) -> Result<Self, FrameError> {
         match opcode {
             Opcode::Ping => Ok(Self::Ping(payload)),
@@ -67,9 +74,9 @@ fn parse_close_body(body: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
     Ok(Some((code, reason)))
 }
 
-/// Returns `true` if a close frame may carry `code`: RFC 6455 section 7.4 and its IANA registry,
-/// which has since added 1012 to 1014. The excluded codes below 1015 are reserved or never sent on
-/// the wire.
+/// Returns `true` if a close frame may carry `code`. RFC 6455 section 7.4 defines the codes; the
+/// IANA registry later added 1012 to 1014. The excluded codes from 1004 to 1015 are reserved or
+/// never sent on the wire.
 fn is_sendable_close_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }

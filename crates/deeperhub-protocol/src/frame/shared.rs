@@ -12,16 +12,18 @@ use crate::deflate::{Deflater, Params};
 
 /// A complete server frame (header and payload), encoded once and shared by all its receivers.
 ///
-/// A handle is eight bytes, and a clone is one reference count. The bytes never change. `Debug`
-/// does not show them.
+/// A frame is a handle of eight bytes; a clone increments one reference count. The frame's bytes
+/// never change. `Debug` does not show them, because they can contain secrets.
 #[derive(Clone)]
 pub struct Frame(Arc<Handle>);
 
-// Two levels, so that a handle is one pointer and each worker can count its own references
-// (`Frame::fork`).
+/// The content of a fork, behind the fork's own reference count.
+///
+/// The two levels of `Arc` keep a [`Frame`] at one pointer, and let each worker count its
+/// references separately ([`Frame::fork`]).
 struct Handle {
     content: Arc<Content>,
-    /// This fork's handle of the compressed content, so that its references are counted separately.
+    /// This fork's handle of the compressed form, which has a separate reference count too.
     #[cfg(feature = "deflate")]
     deflated: OnceLock<Option<Frame>>,
 }
@@ -29,7 +31,7 @@ struct Handle {
 /// The content shared by all forks.
 struct Content {
     bytes: Vec<u8>,
-    /// The compressed form, made on first use; `None` if compression does not pay off.
+    /// The compressed form, made on first use; `None` if the frame is sent uncompressed.
     #[cfg(feature = "deflate")]
     deflated: OnceLock<Option<Arc<Self>>>,
 }
@@ -45,7 +47,7 @@ impl Frame {
         Self::encode(BINARY, payload)
     }
 
-    /// Copies bytes that already are one or more complete frames.
+    /// Creates a frame by copying `bytes`, which must be one or more complete frames.
     pub fn from_encoded(bytes: &[u8]) -> Self {
         Self::from_bytes(bytes.to_vec())
     }
@@ -54,7 +56,7 @@ impl Frame {
     /// more complete frames, as written by the `write_…` functions of this module.
     ///
     /// The buffer becomes the frame without a copy. `capacity` is the initial capacity in bytes,
-    /// ideally the exact length including the header. A large excess is released.
+    /// ideally the exact length including the header. Much unused capacity is released.
     ///
     /// ```
     /// use deeperhub_protocol::frame::{Frame, write_text};
@@ -65,8 +67,8 @@ impl Frame {
     pub fn encode_with(capacity: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut buffer = Vec::with_capacity(capacity);
         write(&mut buffer);
-        // A frame may wait in queues for a long time. An excess over an eighth plus 64 bytes is
-        // worth a reallocation.
+        // A frame can wait in queues for a long time, so unused capacity is worth a reallocation if
+        // it exceeds an eighth of the length plus 64 bytes.
         if buffer.capacity() - buffer.len() > buffer.len() / 8 + 64 {
             buffer.shrink_to_fit();
         }
@@ -85,15 +87,15 @@ impl Frame {
         self.0.content.bytes.len()
     }
 
-    /// Returns `true` if there are no bytes to send. Frames have a header, so only
-    /// [`Self::from_encoded`] and [`Self::encode_with`] without bytes are empty.
+    /// Returns `true` if there are no bytes to send. Every frame has a header, so only
+    /// [`Self::from_encoded`] and [`Self::encode_with`] can create an empty value.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.content.bytes.is_empty()
     }
 
-    /// Returns the same frame with a separate reference count, so that clones on another thread do
-    /// not contend for this one's cache line.
+    /// Returns a fork: the same frame with a separate reference count. Clones of the fork on
+    /// another thread then do not contend for the cache line of this frame's count.
     pub fn fork(&self) -> Self {
         Self::from_content(Arc::clone(&self.0.content))
     }
@@ -101,15 +103,15 @@ impl Frame {
     /// Returns the form of this frame for a client with `params`: the compressed form, or the frame
     /// itself in one of these cases:
     ///
-    /// - the payload is below the threshold;
-    /// - compression would not shrink it (unless the threshold is 0);
-    /// - it does not fit the client's window ([`Params::fits_window`]);
-    /// - the frame is not one whole message.
+    /// - The payload is below the threshold.
+    /// - Compression does not shrink the payload (unless the threshold is 0).
+    /// - The frame is longer than the client's window ([`Params::fits_window`]).
+    /// - The frame is not one whole message.
     ///
-    /// The compressed form is made once for all forks, when the first receiver needs it. A worker
-    /// that needs it meanwhile waits. A decision against compression is remembered too. Compression
-    /// saves `frame.len() - frame.for_receiver(…).len()` bytes, a negative number if a threshold of
-    /// 0 made it grow. The frame keeps both forms until it is dropped.
+    /// The first call compresses the frame for all forks. Calls from other workers wait during that
+    /// time. If the frame is not worth compressing, later calls do not try again. Compression saves
+    /// `frame.len() - frame.for_receiver(…).len()` bytes. With a threshold of 0, the compressed
+    /// form can be the longer one. The frame holds both forms until it is dropped.
     ///
     /// ```
     /// use deeperhub_protocol::deflate::{Config, Deflater, negotiate};
@@ -130,14 +132,12 @@ impl Frame {
         if !params.fits_window(self.len()) {
             return self;
         }
-        let own = self.0.deflated.get_or_init(|| {
-            let shared = &self.0.content.deflated;
-            shared
-                .get_or_init(|| compress_content(deflater, &self.0.content.bytes))
-                .clone()
-                .map(Self::from_content)
+        let compressed = self.0.deflated.get_or_init(|| {
+            let content = &self.0.content;
+            let shared = content.deflated.get_or_init(|| compress_content(deflater, &content.bytes));
+            shared.clone().map(Self::from_content)
         });
-        own.as_ref().unwrap_or(self)
+        compressed.as_ref().unwrap_or(self)
     }
 
     fn encode(opcode: u8, payload: &[u8]) -> Self {
@@ -162,7 +162,8 @@ impl Frame {
     }
 }
 
-/// Compresses `bytes` if they are one whole message and shrink.
+/// Compresses the payload of the frame in `bytes`. Returns `None` if `bytes` are not one whole
+/// message, or if the deflater declines the payload.
 #[cfg(feature = "deflate")]
 fn compress_content(deflater: &mut Deflater, bytes: &[u8]) -> Option<Arc<Content>> {
     let frame = encode::server_frame(bytes).filter(|frame| frame.is_plain_message())?;
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fork_has_the_same_bytes_and_its_own_count() {
+    fn a_fork_shares_the_bytes_but_not_the_reference_count() {
         let frame = Frame::text("payload");
         let fork = frame.fork();
         assert_eq!(frame.as_bytes().as_ptr(), fork.as_bytes().as_ptr(), "the bytes are shared");
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn encoding_in_place_keeps_little_spare_memory() {
+    fn encode_with_accepts_any_initial_capacity() {
         let frame = Frame::encode_with(4096, |out| encode::write_text(out, "short"));
         assert_eq!(frame.as_bytes(), b"\x81\x05short");
         let frame = Frame::encode_with(0, |out| encode::write_text(out, "grown"));
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_go_to_other_threads() {
+    fn frames_are_send_and_sync() {
         fn check<T: Send + Sync>() {}
         check::<Frame>();
     }

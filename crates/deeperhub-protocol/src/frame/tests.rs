@@ -1,5 +1,5 @@
-//! The decoder's behaviour, frame by frame. What holds for any input is in `properties`, agreement
-//! with another implementation in `differential`.
+//! Tests of the decoder with single frames and messages. `properties` tests it with any input, and
+//! `differential` compares it with another implementation.
 
 mod differential;
 mod properties;
@@ -15,10 +15,10 @@ pub(super) const CLOSE: u8 = 8;
 pub(super) const PING: u8 = 9;
 pub(super) const PONG: u8 = 10;
 
-/// What an assembly may take beside the message itself.
+/// Maximum bytes of an assembly, without its message.
 pub(super) const BOOKKEEPING_BYTES: usize = 400;
 
-/// What was decoded, so that it outlives the input.
+/// A decoded item that owns its payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Decoded {
     Text(String),
@@ -44,7 +44,7 @@ pub(super) fn text(text: &str) -> Decoded {
     Decoded::Text(text.to_owned())
 }
 
-/// A client's frame: its first byte (FIN and opcode) and its payload, masked.
+/// Returns a client's frame with the first byte `first` (FIN and opcode) and a masked payload.
 pub(super) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     encode::write_frame(&mut out, first & 0xf, payload);
@@ -56,20 +56,21 @@ pub(super) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Decodes all of `reads`, one after the other, up to the first error or the close frame.
+/// Decodes the reads in order, up to the first error or close frame. Also checks the decoder's
+/// memory and progress.
 pub(super) fn decode<'a>(
     limits: &FrameLimits,
     reads: impl IntoIterator<Item = &'a [u8]>,
 ) -> (Vec<Decoded>, Result<(), FrameError>) {
     let mut decoder = FrameDecoder::new();
     let mut decoded = Vec::new();
-    let mut arrived = 0;
+    let mut received = 0;
     for read in reads {
-        arrived += read.len();
+        received += read.len();
         let mut input = read.to_vec();
         let mut pos = 0;
         loop {
-            let before = pos;
+            let pos_before_call = pos;
             match decoder.next(limits, &mut input, &mut pos) {
                 Ok(Some(incoming)) => {
                     decoded.push(Decoded::from(incoming));
@@ -81,24 +82,28 @@ pub(super) fn decode<'a>(
                 Ok(None) => break,
                 Err(error) => return (decoded, Err(error)),
             }
-            assert!(pos > before || decoder.buffered_bytes() > 0, "each call makes progress");
+            assert!(pos > pos_before_call || decoder.buffered_bytes() > 0, "each call makes progress");
         }
-        assert_eq!(pos, read.len(), "all of the input is used up");
-        assert_eq!(decoder.is_mid_message(), decoder.buffered_bytes() > 0, "idle is without memory");
+        assert_eq!(pos, read.len(), "the decoder consumes all input");
+        assert_eq!(decoder.is_mid_message(), decoder.buffered_bytes() > 0, "an idle decoder has no memory");
         let message_bytes = decoder.buffered_bytes().saturating_sub(BOOKKEEPING_BYTES);
-        assert!(message_bytes <= (2 * arrived).min(limits.max_message_bytes), "{message_bytes} of {arrived}");
+        assert!(
+            message_bytes <= (2 * received).min(limits.max_message_bytes),
+            "{message_bytes} of {received}"
+        );
     }
     (decoded, Ok(()))
 }
 
-/// Decodes `bytes` at once, byte by byte, and in two pieces at every place; all must say the same.
+/// Decodes `bytes` in one read, in reads of one byte, and in two reads split at every position.
+/// Checks that all results are as expected.
 fn check(bytes: &[u8], expected: &[Decoded], error: Option<FrameError>) {
     let limits = FrameLimits::new(1000);
     let expected = (expected.to_vec(), error.map_or(Ok(()), Err));
-    assert_eq!(decode(&limits, [bytes]), expected, "at once");
+    assert_eq!(decode(&limits, [bytes]), expected, "one read");
     assert_eq!(decode(&limits, bytes.chunks(1)), expected, "byte by byte");
     for cut in 0..bytes.len() {
-        assert_eq!(decode(&limits, [&bytes[..cut], &bytes[cut..]]), expected, "cut at {cut}");
+        assert_eq!(decode(&limits, [&bytes[..cut], &bytes[cut..]]), expected, "split at {cut}");
     }
 }
 
@@ -134,7 +139,7 @@ fn whole_messages_are_decoded() {
 }
 
 #[test]
-fn a_whole_message_is_lent_from_the_input() {
+fn a_whole_message_is_borrowed_from_the_input() {
     let mut input = frame(FINAL | TEXT, b"hello");
     let range = input.as_ptr_range();
     let (mut decoder, mut pos) = (FrameDecoder::new(), 0);
@@ -160,7 +165,7 @@ fn decoding_stops_at_a_close_frame() {
 }
 
 #[test]
-fn fragments_are_joined_and_control_frames_come_between() {
+fn fragments_are_joined_with_control_frames_between_them() {
     let bytes = [
         frame(TEXT, "a\u{e4}".as_bytes().split_at(2).0),
         frame(FINAL | PING, b"between"),
@@ -180,7 +185,7 @@ fn fragments_are_joined_and_control_frames_come_between() {
 }
 
 #[test]
-fn fragments_out_of_place_are_refused() {
+fn fragments_in_the_wrong_order_are_rejected() {
     fails(&frame(FINAL | CONTINUATION, b"a"), FrameError::UnexpectedContinuation);
     fails(&frame(CONTINUATION, b""), FrameError::UnexpectedContinuation);
     for first in [TEXT, BINARY, FINAL | TEXT] {
@@ -191,7 +196,7 @@ fn fragments_out_of_place_are_refused() {
 }
 
 #[test]
-fn malformed_headers_are_refused() {
+fn malformed_frames_are_rejected() {
     fails(b"\x81\x02hi", FrameError::Unmasked);
     fails(&frame(FINAL | 0x40 | TEXT, b"a"), FrameError::ReservedBits);
     fails(&frame(FINAL | 3, b"a"), FrameError::ReservedOpcode { opcode: 3 });
@@ -218,13 +223,13 @@ fn text_must_end_with_a_whole_character() {
 fn invalid_text_is_reported_before_its_frame_is_complete() {
     let message =
         frame(FINAL | TEXT, b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xf4\x90\x80\x80 and more");
-    let fault = 6 + 12;
+    let invalid_at = 6 + 12;
     let limits = FrameLimits::default();
-    assert_eq!(decode(&limits, [&message[..fault]]), (vec![], Ok(())), "f4 may start a character");
+    assert_eq!(decode(&limits, [&message[..invalid_at]]), (vec![], Ok(())), "f4 can start a character");
     assert_eq!(
-        decode(&limits, [&message[..=fault]]),
+        decode(&limits, [&message[..=invalid_at]]),
         (vec![], Err(FrameError::InvalidUtf8)),
-        "f4 90 does not"
+        "f4 90 cannot"
     );
 }
 
@@ -252,7 +257,7 @@ fn the_declared_length_is_checked_before_the_payload_arrives() {
 }
 
 #[test]
-fn fragments_are_counted() {
+fn the_number_of_fragments_is_limited() {
     let mut limits = FrameLimits::new(1000);
     limits.max_fragments = 3;
     let message = |fragments: usize| {
@@ -273,23 +278,23 @@ fn memory_grows_with_received_bytes_not_with_the_declared_length() {
     for first in [FINAL | BINARY, FINAL | TEXT] {
         let message = frame(first, &vec![b'x'; 16 * MIB]);
         let mut decoder = FrameDecoder::new();
-        let mut arrived = 0;
+        let mut received = 0;
         for read in message.chunks(65_536) {
             let (mut input, mut pos) = (read.to_vec(), 0);
-            arrived += read.len();
+            received += read.len();
             let incoming = decoder.next(&limits, &mut input, &mut pos).unwrap();
-            assert_eq!(incoming.is_some(), arrived == message.len());
-            assert!(decoder.buffered_bytes() <= 2 * arrived + BOOKKEEPING_BYTES);
+            assert_eq!(incoming.is_some(), received == message.len());
+            assert!(decoder.buffered_bytes() <= 2 * received + BOOKKEEPING_BYTES);
             assert!(decoder.buffered_bytes() <= 16 * MIB + BOOKKEEPING_BYTES);
         }
         assert!(!decoder.is_mid_message());
         assert_eq!(decoder.next(&limits, &mut [], &mut 0), Ok(None));
-        assert_eq!(decoder.buffered_bytes(), 0, "the next call releases what was lent");
+        assert_eq!(decoder.buffered_bytes(), 0, "the next call releases the message");
     }
 }
 
 #[test]
-fn many_small_fragments_do_not_move_the_message_each_time() {
+fn many_small_fragments_cause_few_reallocations() {
     let limits = FrameLimits::new(1 << 20);
     let mut decoder = FrameDecoder::new();
     let mut capacities = Vec::new();
@@ -304,7 +309,7 @@ fn many_small_fragments_do_not_move_the_message_each_time() {
 
 #[test]
 fn every_error_has_a_close_reason() {
-    for (error, code, words) in [
+    for (error, code, text) in [
         (FrameError::InvalidUtf8, 1007, "text is not UTF-8"),
         (FrameError::MessageTooBig { limit: 5 }, 1009, "message is over 5 bytes"),
         (FrameError::TooManyFragments { limit: 5 }, 1009, "message has more than 5 fragments"),
@@ -313,7 +318,7 @@ fn every_error_has_a_close_reason() {
         (FrameError::CloseCodeNotAllowed { code: 1005 }, 1002, "close code is not allowed"),
     ] {
         let reason = error.close_reason();
-        assert_eq!((reason.code().as_u16(), reason.text()), (code, words));
+        assert_eq!((reason.code().as_u16(), reason.text()), (code, text));
     }
 }
 
@@ -335,13 +340,13 @@ fn encoded_messages_are_returned_undecoded() {
         (None, b"plain".to_vec()),
     ];
     for size in [1, 3, bytes.len()] {
-        let (mut decoder, mut found) = (FrameDecoder::new(), Vec::new());
+        let (mut decoder, mut decoded) = (FrameDecoder::new(), Vec::new());
         for read in bytes.chunks(size) {
             let (mut input, mut pos) = (read.to_vec(), 0);
             while let Some(next) =
                 decoder.next_extended(&FrameLimits::default(), &mut input, &mut pos).unwrap()
             {
-                found.push(match next {
+                decoded.push(match next {
                     Extended::Encoded { kind, payload } => rsv1(kind, payload),
                     Extended::Plain(Incoming::Text(text)) => (None, text.as_bytes().to_vec()),
                     Extended::Plain(Incoming::Ping(payload)) => (None, payload.to_vec()),
@@ -349,7 +354,7 @@ fn encoded_messages_are_returned_undecoded() {
                 });
             }
         }
-        assert_eq!(found, expected, "reads of {size}");
+        assert_eq!(decoded, expected, "reads of {size}");
     }
     let mut continuation = [frame(0x40 | TEXT, b""), frame(FINAL | 0x40 | CONTINUATION, b"")].concat();
     let mut decoder = FrameDecoder::new();
@@ -358,13 +363,13 @@ fn encoded_messages_are_returned_undecoded() {
 }
 
 #[test]
-fn an_encoded_message_may_exceed_its_decoded_size_slightly() {
+fn an_encoded_message_can_be_slightly_longer_than_the_limit() {
     let limits = FrameLimits::new(1000);
-    let is_taken = |first: u8, bytes: usize| {
+    let is_accepted = |first: u8, bytes: usize| {
         let mut input = frame(first, &vec![0; bytes]);
         FrameDecoder::new().next_extended(&limits, &mut input, &mut 0).is_ok()
     };
-    assert!(is_taken(FINAL | 0x40 | BINARY, 1005));
-    assert!(!is_taken(FINAL | 0x40 | BINARY, 1100));
-    assert!(!is_taken(FINAL | BINARY, 1001));
+    assert!(is_accepted(FINAL | 0x40 | BINARY, 1005));
+    assert!(!is_accepted(FINAL | 0x40 | BINARY, 1100));
+    assert!(!is_accepted(FINAL | BINARY, 1001));
 }

@@ -7,14 +7,14 @@ use super::FrameError;
 #[derive(Debug, Default)]
 pub(super) struct Utf8Buffer {
     text: String,
-    /// The start of an incomplete character, in `incomplete[..incomplete_len]`.
+    /// The first bytes of an incomplete character: `incomplete[..incomplete_len]`.
     incomplete: [u8; 4],
     incomplete_len: u8,
 }
 
 impl Utf8Buffer {
-    /// Appends the next bytes, which may end inside a character. Bytes that cannot become valid
-    /// UTF-8 are an error at once.
+    /// Appends the next bytes, which can end inside a character. Returns an error as soon as the
+    /// bytes cannot be the start of valid UTF-8.
     pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
         while self.incomplete_len > 0 {
             let Some((&next, rest)) = bytes.split_first() else { return Ok(()) };
@@ -25,11 +25,11 @@ impl Utf8Buffer {
             Ok(text) => self.text.push_str(text),
             Err(error) if error.error_len().is_some() => return Err(FrameError::InvalidUtf8),
             Err(error) => {
-                let (whole, cut) = bytes.split_at(error.valid_up_to());
-                // These bytes are already known to be valid. The second check is the price of safe
-                // code, paid only if a read ends inside a character.
+                let (whole, incomplete) = bytes.split_at(error.valid_up_to());
+                // The error already says that `whole` is valid, but safe code must check it again.
+                // This happens only if a read ends inside a character.
                 self.text.push_str(simdutf8::basic::from_utf8(whole).map_err(|_| FrameError::InvalidUtf8)?);
-                for &byte in cut {
+                for &byte in incomplete {
                     self.push_incomplete(byte)?;
                 }
             }
@@ -37,7 +37,7 @@ impl Utf8Buffer {
         Ok(())
     }
 
-    /// Returns the whole text. It is an error if it ends inside a character.
+    /// Returns the whole text, or an error if the text ends inside a character.
     pub(super) fn finish(&self) -> Result<&str, FrameError> {
         if self.incomplete_len == 0 { Ok(&self.text) } else { Err(FrameError::InvalidUtf8) }
     }
@@ -58,7 +58,7 @@ impl Utf8Buffer {
     /// Appends one byte to the incomplete character.
     fn push_incomplete(&mut self, byte: u8) -> Result<(), FrameError> {
         let len = usize::from(self.incomplete_len);
-        // Four bytes are a character or an error, so there is never a fifth.
+        // Four bytes are always a character or an error, so a fifth byte cannot follow.
         *self.incomplete.get_mut(len).ok_or(FrameError::InvalidUtf8)? = byte;
         match std::str::from_utf8(&self.incomplete[..=len]) {
             Ok(character) => {
@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes that text is made of, and the ones that break it.
+    /// Returns a strategy for valid UTF-8 with some invalid bytes in it.
     fn utf8_like() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             4 => any::<char>().prop_map(|c| c.to_string().into_bytes()),
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn invalid_utf8_is_reported_at_the_first_invalid_byte() {
-        for (bytes, proof) in [
+        for (bytes, first_invalid) in [
             (&b"a\xf4\x90\x80\x80"[..], 2),
             (b"\xed\xa0\x80", 1),
             (b"\xc0\x80", 0),
@@ -103,8 +103,8 @@ mod tests {
             (b"\xe2\x82z", 2),
         ] {
             let mut buffer = Utf8Buffer::default();
-            for (i, &byte) in bytes.iter().enumerate().take(proof.saturating_add(1)) {
-                let expected = if i == proof { Err(FrameError::InvalidUtf8) } else { Ok(()) };
+            for (i, &byte) in bytes.iter().enumerate().take(first_invalid.saturating_add(1)) {
+                let expected = if i == first_invalid { Err(FrameError::InvalidUtf8) } else { Ok(()) };
                 assert_eq!(buffer.push(&[byte]), expected, "byte {i} of {bytes:x?}");
             }
         }
@@ -119,9 +119,9 @@ mod tests {
             let mut rest = &bytes[..];
             let mut result = Ok(());
             for cut in cuts {
-                let (part, after) = rest.split_at(cut.min(rest.len()));
-                result = result.and_then(|()| buffer.push(part));
-                rest = after;
+                let (bytes, tail) = rest.split_at(cut.min(rest.len()));
+                result = result.and_then(|()| buffer.push(bytes));
+                rest = tail;
             }
             let result = result.and_then(|()| buffer.push(rest)).and_then(|()| buffer.finish());
             prop_assert_eq!(result.ok(), std::str::from_utf8(&bytes).ok());

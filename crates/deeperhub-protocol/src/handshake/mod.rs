@@ -1,8 +1,8 @@
 //! The opening handshake (RFC 6455 section 4): request, acceptance, refusal.
 //!
 //! [`Request::parse`] parses a request head incrementally. [`Request::check_upgrade`] checks that
-//! it is a WebSocket handshake. [`write_accept`] and [`Refusal::write`] write the response. The
-//! caller checks path, origin and token; [`Refusal`] has constructors for these cases.
+//! it is a WebSocket handshake. The caller checks path, origin and token; [`Refusal`] has
+//! constructors for these cases. [`write_accept`] or [`Refusal::write`] writes the response.
 //!
 //! ```
 //! use deeperhub_protocol::handshake::{Parsed, Request, write_accept};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::json;
 
-/// A refused handshake: HTTP status, code, message, and time to retry.
+/// The response to a refused handshake: HTTP status, code, message, and delay before a retry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{status} {code}: {message}")]
 pub struct Refusal {
@@ -13,67 +13,68 @@ pub struct Refusal {
     pub status: u16,
     /// The `code` of the JSON body, for programs.
     pub code: &'static str,
-    /// The `message` of the JSON body, for people. Clients see it, so it must not contain secrets.
+    /// The `message` of the JSON body, for people. It is sent to the client, so it must not contain
+    /// secrets.
     pub message: Cow<'static, str>,
-    /// Minimum delay before a retry, for the `Retry-After` header.
+    /// Minimum delay before a retry, for the `Retry-After` header; `None` omits the header.
     pub retry_after: Option<Duration>,
 }
 
 impl Refusal {
-    /// 400 `bad_handshake`: the request is not HTTP/1.1, or violates RFC 6455.
+    /// Returns 400 `bad_handshake`: the request is not HTTP/1.1, or violates RFC 6455.
     pub fn bad_handshake(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(400, "bad_handshake", message)
     }
 
-    /// 401 `unauthorized`: the token is refused.
+    /// Returns 401 `unauthorized`: the token is missing or not accepted.
     pub fn unauthorized(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(401, "unauthorized", message)
     }
 
-    /// 403 `origin_not_allowed`: the page's origin is not allowed.
+    /// Returns 403 `origin_not_allowed`: the page's origin is not allowed.
     pub fn origin_not_allowed(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(403, "origin_not_allowed", message)
     }
 
-    /// 404 `not_found`: the path is unknown.
+    /// Returns 404 `not_found`: the path is unknown.
     #[must_use]
     pub fn not_found() -> Self {
         Self::new(404, "not_found", "Unknown path.")
     }
 
-    /// 405 `method_not_allowed`: the method is not GET.
+    /// Returns 405 `method_not_allowed`: the method is not GET.
     #[must_use]
     pub fn method_not_allowed() -> Self {
         Self::new(405, "method_not_allowed", "Method not allowed; use GET.")
     }
 
-    /// 426 `upgrade_required`: the request is not an upgrade to WebSocket version 13.
+    /// Returns 426 `upgrade_required`: the request is not an upgrade to WebSocket version 13.
     #[must_use]
     pub fn upgrade_required() -> Self {
         Self::new(426, "upgrade_required", "This endpoint accepts only WebSocket version 13 upgrades.")
     }
 
-    /// 429 `rate_limited`: the address exceeds a rate limit.
+    /// Returns 429 `rate_limited`: the client's address exceeds a rate limit.
     #[must_use]
     pub fn rate_limited(retry_after: Duration) -> Self {
         Self::new(429, "rate_limited", "Too many connections from this address.")
             .with_retry_after(retry_after)
     }
 
-    /// 503 `too_many_connections`: the server has reached its connection limit.
+    /// Returns 503 `too_many_connections`: the server has reached its connection limit.
     #[must_use]
     pub fn too_many_connections(retry_after: Duration) -> Self {
         Self::new(503, "too_many_connections", "The server has reached its connection limit.")
             .with_retry_after(retry_after)
     }
 
-    /// 503 `draining`: the server is shutting down.
+    /// Returns 503 `draining`: the server is shutting down.
     #[must_use]
     pub fn draining(retry_after: Duration) -> Self {
         Self::new(503, "draining", "The server is shutting down.").with_retry_after(retry_after)
     }
 
-    /// 503 `not_ready`: the response to a readiness probe while clients should not connect.
+    /// Returns 503 `not_ready`: the response to a readiness probe if clients should not connect.
     #[must_use]
     pub fn not_ready() -> Self {
         Self::new(503, "not_ready", "The server is not ready.")
@@ -82,21 +83,27 @@ impl Refusal {
     /// Appends the HTTP response to `out`: status line, headers, and
     /// `{"error":{"code","message"}}`.
     ///
-    /// Headers are `Content-Type: application/json`, `Content-Length`, `Connection: close`,
-    /// `Retry-After` in whole seconds rounded up, at least 1; for 401 `WWW-Authenticate: Bearer`,
-    /// for 405 `Allow: GET`, for 426 `Upgrade: websocket` and `Sec-WebSocket-Version: 13`. Close
-    /// the connection after writing it.
+    /// The response always has `Content-Type: application/json`, `Content-Length` and `Connection:
+    /// close`. `Retry-After` is in whole seconds, rounded up, at least 1. These statuses have more
+    /// headers:
+    ///
+    /// - 401: `WWW-Authenticate: Bearer`
+    /// - 405: `Allow: GET`
+    /// - 426: `Upgrade: websocket`, `Sec-WebSocket-Version: 13`, and `Upgrade` in `Connection`
+    ///
+    /// The caller must close the connection after it sent the response.
     pub fn write(&self, out: &mut Vec<u8>) {
         let body = self.write_status_and_headers(out);
         out.extend_from_slice(&body);
     }
 
-    /// Like [`Self::write`], without the body: the response to HEAD (RFC 9110 section 9.3.2).
+    /// Appends the HTTP response like [`Self::write`], but without the body. It is the response to
+    /// a HEAD request (RFC 9110 section 9.3.2).
     pub fn write_head(&self, out: &mut Vec<u8>) {
         self.write_status_and_headers(out);
     }
 
-    /// Returns the body, to be written after the headers.
+    /// Appends the status line and headers. Returns the body, which belongs after them.
     fn write_status_and_headers(&self, out: &mut Vec<u8>) -> Vec<u8> {
         let mut body = Vec::with_capacity(128);
         body.extend_from_slice(b"{\"error\":{\"code\":");
@@ -122,7 +129,8 @@ impl Refusal {
         push(match self.status {
             401 => "\r\nWWW-Authenticate: Bearer",
             405 => "\r\nAllow: GET",
-            // `Connection` must also list `Upgrade`, besides `close` (RFC 9110 section 7.8).
+            // `Connection` is the last header so far. It must list `Upgrade` besides `close` (RFC
+            // 9110 section 7.8).
             426 => ", Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13",
             _ => "",
         });
@@ -168,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_a_whole_http_answer() {
+    fn a_refusal_is_a_complete_http_response() {
         let (head, body) = written(&Refusal::bad_handshake("no \"key\"\n"));
         assert_eq!(
             head,
@@ -178,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_is_that_of_the_body_in_bytes() {
+    fn content_length_counts_the_bytes_of_the_body() {
         let (head, body) = written(&Refusal::unauthorized("kein Schlüssel"));
         assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{head}");
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
@@ -186,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_to_head_is_the_same_without_its_body() {
+    fn the_response_to_head_has_no_body() {
         let (mut with, mut without) = (Vec::new(), Vec::new());
         Refusal::method_not_allowed().write(&mut with);
         Refusal::method_not_allowed().write_head(&mut without);

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::Refusal;
 
-/// Default maximum length of a request head in bytes. It leaves room for a long token.
+/// Default maximum length of a request head in bytes. It is large enough for a long token.
 pub const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 /// Default maximum number of header lines.
@@ -15,9 +15,11 @@ pub const MAX_HEADERS: usize = 96;
 /// Limits on the size of a request head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
-    /// Maximum length of the head in bytes, at most 65,535. Default [`MAX_HEAD_BYTES`].
+    /// Maximum length of the head in bytes. A value over 65,535 acts like 65,535. Default
+    /// [`MAX_HEAD_BYTES`].
     pub max_bytes: usize,
-    /// Maximum number of header lines. Default [`MAX_HEADERS`]; above it, each parse allocates.
+    /// Maximum number of header lines. With a value over [`MAX_HEADERS`], each parse allocates
+    /// memory. Default [`MAX_HEADERS`].
     pub max_lines: usize,
 }
 
@@ -27,7 +29,7 @@ impl Default for HeadLimits {
     }
 }
 
-/// The one of the [`HeadLimits`] that a head exceeds.
+/// A limit of [`HeadLimits`] that a request head exceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadLimit {
     /// The length of the head in bytes.
@@ -36,12 +38,12 @@ pub enum HeadLimit {
     Lines,
 }
 
-/// Error for a request head that cannot be read.
+/// Error for a request head that is malformed or exceeds a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeadError {
-    /// The answer to send: always 400 `bad_handshake`.
+    /// The response to send, which is always 400 `bad_handshake`.
     pub refusal: Refusal,
-    /// The limit that the head exceeds, if that is the cause.
+    /// The limit that the head exceeds; `None` if the head is malformed.
     pub limit: Option<HeadLimit>,
 }
 
@@ -53,7 +55,7 @@ impl From<Refusal> for HeadError {
 
 /// A parsed request head. Header names are case-insensitive.
 ///
-/// Its `Debug` form shows neither query nor headers, since both may carry a token.
+/// The `Debug` form shows neither the query nor the headers, because both can contain a token.
 #[derive(Clone)]
 pub struct Request {
     /// The received bytes, up to and including the blank line.
@@ -63,8 +65,15 @@ pub struct Request {
     authority: Option<ByteRange>,
     path: ByteRange,
     query: Option<ByteRange>,
-    headers: Box<[(ByteRange, ByteRange)]>,
+    headers: Box<[HeaderLine]>,
     version: HttpVersion,
+}
+
+/// The name and the trimmed value of a header line.
+#[derive(Debug, Clone, Copy)]
+struct HeaderLine {
+    name: ByteRange,
+    value: ByteRange,
 }
 
 /// A byte range in the head, which is shorter than 64 KiB.
@@ -83,14 +92,14 @@ pub(super) enum HttpVersion {
 /// The result of parsing a buffer.
 #[derive(Debug)]
 pub enum Parsed {
-    /// The head is incomplete: read more and parse again from its start.
+    /// The head is incomplete. The caller reads more bytes and parses the whole buffer again.
     Partial,
     /// The head is complete.
     Complete {
-        /// The head.
+        /// The parsed head.
         request: Request,
-        /// Its length. Any bytes after it are frames of a client that did not wait for the
-        /// response.
+        /// The length of the head. Any bytes after it are frames of a client that did not wait for
+        /// the response.
         head_bytes: usize,
     },
 }
@@ -100,22 +109,22 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// 400 `bad_handshake` for a request that is not HTTP/1, exceeds [`MAX_HEAD_BYTES`] or
-    /// [`MAX_HEADERS`], or has a target that is neither a path nor a URL. [`Self::check_upgrade`]
-    /// checks the handshake itself.
+    /// Returns 400 `bad_handshake` if the request is not HTTP/1, exceeds [`MAX_HEAD_BYTES`] or
+    /// [`MAX_HEADERS`], or has a target that is neither a path nor an HTTP or WebSocket URL. Does
+    /// not check the handshake's headers; [`Self::check_upgrade`] does.
     pub fn parse(buffer: &[u8]) -> Result<Parsed, Refusal> {
         Self::parse_within(buffer, HeadLimits::default()).map_err(|error| error.refusal)
     }
 
-    /// Parses a request head as [`Self::parse`] does, within `limits`.
+    /// Parses a request head like [`Self::parse`], with other limits.
     ///
     /// # Errors
     ///
-    /// The errors of [`Self::parse`], with the limit that the head exceeds.
+    /// Returns the errors of [`Self::parse`], and the limit that the head exceeds.
     pub fn parse_within(buffer: &[u8], limits: HeadLimits) -> Result<Parsed, HeadError> {
-        // Positions in the head are kept in 16 bits.
+        // `ByteRange` stores positions in 16 bits.
         let max_head_bytes = limits.max_bytes.min(usize::from(u16::MAX));
-        // A header line takes at least four bytes, so more lines than this are never used.
+        // A header line has at least four bytes, so the head cannot have more lines than this.
         let max_lines = limits.max_lines.min(max_head_bytes / 4);
         let mut inline_headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut heap_headers = Vec::new();
@@ -160,11 +169,9 @@ impl Request {
             headers: parsed
                 .headers
                 .iter()
-                .map(|header| {
-                    (
-                        ByteRange::of_slice(head, header.name),
-                        ByteRange::of_slice(head, header.value.trim_ascii()),
-                    )
+                .map(|header| HeaderLine {
+                    name: ByteRange::of_slice(head, header.name),
+                    value: ByteRange::of_slice(head, header.value.trim_ascii()),
                 })
                 .collect(),
             version: if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 },
@@ -179,44 +186,46 @@ impl Request {
         self.text(self.method)
     }
 
-    /// Returns the path without the query, still percent-encoded; `/` for a URL without a path.
+    /// Returns the path without the query, still percent-encoded. Returns `/` for a URL without a
+    /// path.
     #[must_use]
     pub fn path(&self) -> &str {
         let path = self.text(self.path);
         if path.is_empty() { "/" } else { path }
     }
 
-    /// Returns the query after the `?` of the target, still percent-encoded.
+    /// Returns the query after the `?` of the target, still percent-encoded, or `None` without a
+    /// `?`.
     #[must_use]
     pub fn query(&self) -> Option<&str> {
         self.query.map(|query| self.text(query))
     }
 
     /// Returns the query's first value for `name`, decoded as form data (`%41` and `+`). Returns
-    /// `None` if there is none or it is not UTF-8.
+    /// `None` if the query has no value for `name` or the first value is not UTF-8.
     #[must_use]
     pub fn query_value(&self, name: &str) -> Option<Cow<'_, str>> {
         self.query_values(name).next()?
     }
 
-    /// Returns the query's decoded values for `name` in order, `None` for each that is not UTF-8.
+    /// Returns the query's decoded values for `name` in order. A value that is not UTF-8 is `None`.
     pub fn query_values<'a, 'n>(
         &'a self,
         name: &'n str,
     ) -> impl Iterator<Item = Option<Cow<'a, str>>> + use<'a, 'n> {
         let pairs = self.query().into_iter().flat_map(|query| query.split('&'));
         let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let named = pairs.filter(move |(key, _)| form_decode(key).is_some_and(|key| key == name));
-        named.map(|(_, value)| form_decode(value))
+        let matching = pairs.filter(move |(key, _)| form_decode(key).is_some_and(|key| key == name));
+        matching.map(|(_, value)| form_decode(value))
     }
 
-    /// Returns the first value of a header that is UTF-8, trimmed.
+    /// Returns the first value of a header, trimmed. Skips values that are not UTF-8.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.raw_headers(name).find_map(|value| std::str::from_utf8(value).ok())
     }
 
-    /// Returns the values of a header in order, without those that are not UTF-8.
+    /// Returns the values of a header in order, trimmed. Skips values that are not UTF-8.
     pub fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
         self.raw_headers(name).filter_map(|value| std::str::from_utf8(value).ok())
     }
@@ -260,16 +269,16 @@ impl Request {
 
     /// Returns the raw values of a header in order, trimmed.
     pub fn raw_headers<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
-        let named = self.headers.iter().filter(move |header| {
-            let this = self.head.get(header.0.range()).unwrap_or_default();
-            this.eq_ignore_ascii_case(name.as_bytes())
+        let matching = self.headers.iter().filter(move |header| {
+            let header_name = self.head.get(header.name.range()).unwrap_or_default();
+            header_name.eq_ignore_ascii_case(name.as_bytes())
         });
-        named.map(|header| self.head.get(header.1.range()).unwrap_or_default())
+        matching.map(|header| self.head.get(header.value.range()).unwrap_or_default())
     }
 
-    /// Returns a part that httparse validated as text.
-    fn text(&self, span: ByteRange) -> &str {
-        let bytes = self.head.get(span.range()).unwrap_or_default();
+    /// Returns a part of the head that httparse validated as text.
+    fn text(&self, range: ByteRange) -> &str {
+        let bytes = self.head.get(range.range()).unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()
     }
 }
@@ -285,13 +294,13 @@ impl fmt::Debug for Request {
 }
 
 impl ByteRange {
-    /// Returns the range of `part`, a slice of `head`.
-    fn of_slice(head: &[u8], part: impl AsRef<[u8]>) -> Self {
-        let part = part.as_ref();
-        let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
-        match (u16::try_from(start), u16::try_from(start.wrapping_add(part.len()))) {
+    /// Returns the range of `slice`, which must be a slice of `head`.
+    fn of_slice(head: &[u8], slice: impl AsRef<[u8]>) -> Self {
+        let slice = slice.as_ref();
+        let start = slice.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
+        match (u16::try_from(start), u16::try_from(start.wrapping_add(slice.len()))) {
             (Ok(start), Ok(end)) if usize::from(end) <= head.len() => Self { start, end },
-            // An empty slice may point anywhere.
+            // The slice is empty: only an empty slice can point outside `head`.
             _ => Self::default(),
         }
     }
@@ -317,7 +326,7 @@ impl<'a> Target<'a> {
         if location.starts_with('/') || location == "*" {
             return Ok(Self { authority: None, path: location, query });
         }
-        // Absolute form, as sent to proxies. Servers must accept it.
+        // The target is a URL (absolute form), as sent to proxies. Servers must accept it too.
         let Some((scheme, rest)) = location.split_once("://") else {
             return Err(Refusal::bad_handshake("The request's target is neither a path nor a URL."));
         };
@@ -341,34 +350,32 @@ fn malformed(error: httparse::Error) -> Refusal {
     })
 }
 
-/// Decodes `application/x-www-form-urlencoded`, as browsers' `URLSearchParams` encodes it. A `%`
-/// without two hexadecimal digits stays. Returns `None` if the result is not UTF-8.
+/// Decodes form data (`application/x-www-form-urlencoded`), as the browser's `URLSearchParams`
+/// encodes it. A `%` without two hexadecimal digits after it is not changed. Returns `None` if the
+/// result is not UTF-8.
 fn form_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));
     }
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        rest = after;
-        decoded.push(match first {
-            b'+' => b' ',
-            b'%' => {
-                match after.split_first_chunk().and_then(|(digits, after)| Some((hex(*digits)?, after))) {
-                    Some((byte, after)) => {
-                        rest = after;
-                        byte
-                    }
-                    None => b'%',
-                }
-            }
-            byte => byte,
-        });
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        if byte == b'%'
+            && let Some((digits, tail)) = rest.split_first_chunk()
+            && let Some(escaped) = parse_hex(*digits)
+        {
+            rest = tail;
+            decoded.push(escaped);
+        } else {
+            decoded.push(if byte == b'+' { b' ' } else { byte });
+        }
     }
     String::from_utf8(decoded).ok().map(Cow::Owned)
 }
 
-fn hex([high, low]: [u8; 2]) -> Option<u8> {
+/// Parses two hexadecimal digits.
+fn parse_hex([high, low]: [u8; 2]) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     u8::try_from(digit(high)? << 4 | digit(low)?).ok()
 }
@@ -396,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_of_a_head_are_found() {
+    fn the_parts_of_a_head_are_parsed() {
         let request = parse(
             "GET /a%20b?x=1&y HTTP/1.1\r\nHost:example.com:8080\r\nX-Thing:  one \r\nx-thing: two\r\nEmpty:\r\n\r\n",
         );
@@ -440,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn other_targets_are_refused() {
+    fn invalid_targets_are_rejected() {
         for target in ["example.com:443", "ws", "ftp://example.com/", "http:///ws", "://"] {
             refused(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
         }
@@ -448,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_other_than_http_1_are_refused_at_once() {
+    fn requests_other_than_http_1_are_rejected_at_once() {
         for (start, message) in [
             (&b"\x16\x03\x01\x02\x00\x01"[..], "The request line is malformed."),
             (b"GET / HTTP/2.0\r\n\r\n", "The request is not HTTP/1.1."),
@@ -461,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_over_the_limits_is_refused() {
+    fn a_head_over_the_limits_is_rejected() {
         let filler = |bytes: usize| {
             let mut head = b"GET / HTTP/1.1\r\nX: ".to_vec();
             head.resize(bytes - 4, b'x');
@@ -499,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_not_text_are_left_out() {
+    fn values_that_are_not_utf8_are_skipped() {
         let head = b"GET / HTTP/1.1\r\nCity: M\xfcnchen\r\nCity: Berlin\r\n\r\n";
         let Ok(Parsed::Complete { request, .. }) = Request::parse(head) else { panic!() };
         assert_eq!(request.header("city"), Some("Berlin"));
@@ -515,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn extensions_come_line_by_line_as_bytes() {
+    fn extensions_are_returned_as_raw_lines() {
         let head = b"GET / HTTP/1.1\r\nSec-WebSocket-Extensions: a; b, c\r\nHost: x\r\n\
                      sec-websocket-extensions: \xff \r\n\r\n";
         let Ok(Parsed::Complete { request, .. }) = Request::parse(head) else { panic!() };
@@ -553,12 +560,12 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(1024))]
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Request::parse(&bytes);
         }
 
         #[test]
-        fn any_text_in_a_head_is_read_or_refused(
+        fn any_text_in_a_head_parses_without_panic(
             target in "[ -~]{0,20}",
             lines in proptest::collection::vec(("[!-~]{1,12}", "[ -~ü]{0,20}"), 0..6),
         ) {
@@ -578,7 +585,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_sent_is_what_is_found(
+        fn parsed_parts_equal_the_sent_parts(
             path in "/[a-z0-9/%._-]{0,20}",
             query in proptest::option::of("[a-z0-9=&%+.-]{0,20}"),
             lines in proptest::collection::vec(("x-[a-z]{1,3}", "([!-~]([ -~]{0,20}[!-~])?)?"), 0..8),

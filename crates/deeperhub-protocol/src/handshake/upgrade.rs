@@ -5,7 +5,7 @@ use tungstenite::handshake::derive_accept_key;
 use super::request::HttpVersion;
 use super::{Refusal, Request};
 
-/// Headers with a single value, which would be ambiguous if repeated or not text.
+/// Headers that must have a single value. A repeated value would be ambiguous.
 const SINGLE_VALUE_HEADERS: [&str; 4] = ["host", "origin", "authorization", "sec-websocket-key"];
 
 /// The value of `Sec-WebSocket-Accept`.
@@ -13,7 +13,7 @@ const SINGLE_VALUE_HEADERS: [&str; 4] = ["host", "origin", "authorization", "sec
 pub struct AcceptKey(String);
 
 impl AcceptKey {
-    /// Returns the 28 base64 characters.
+    /// Returns the value: 28 base64 characters.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -27,19 +27,22 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// Checked in this order:
+    /// The request is checked in this order:
     ///
-    /// 1. 405 if the method is not GET.
-    /// 2. 426 without `Connection: upgrade` and `Upgrade: websocket`, or if the version is not 13.
-    /// 3. 400 for HTTP/1.0, a body, a missing `Host`, or a `Sec-WebSocket-Key` that is missing or
-    ///    not 16 bytes in base64; also if `Host`, `Origin`, `Authorization` or the key is repeated
-    ///    or not text.
+    /// 1. Returns 405 if the method is not GET.
+    /// 2. Returns 426 if `Connection: upgrade` or `Upgrade: websocket` is missing, or if
+    ///    `Sec-WebSocket-Version` is not 13.
+    /// 3. Returns 400 in each of these cases:
+    ///    - The request is HTTP/1.0 or has a body.
+    ///    - `Host`, `Origin`, `Authorization` or `Sec-WebSocket-Key` is repeated or is not UTF-8.
+    ///    - `Host` is missing.
+    ///    - `Sec-WebSocket-Key` is missing, or is not 16 bytes in base64.
     pub fn check_upgrade(&self) -> Result<AcceptKey, Refusal> {
         if self.method() != "GET" {
             return Err(Refusal::method_not_allowed());
         }
         let has = |name, token: &str| self.list(name).any(|element| element.eq_ignore_ascii_case(token));
-        // A gateway may join two header lines into `13, 13`.
+        // A gateway can join two header lines into `13, 13`.
         let mut versions = self.list("sec-websocket-version").peekable();
         let is_version_13 = versions.peek().is_some() && versions.all(|version| version == "13");
         if !has("connection", "upgrade") || !has("upgrade", "websocket") || !is_version_13 {
@@ -57,7 +60,7 @@ impl Request {
                 return Err(Refusal::bad_handshake(format!("The header {name} is repeated.")));
             }
         }
-        // Requests with a URL as target need `Host` too (RFC 9112 section 3.2).
+        // A request whose target is a URL needs `Host` too (RFC 9112 section 3.2).
         if self.header("host").is_none_or(str::is_empty) {
             return Err(Refusal::bad_handshake("The header host is missing."));
         }
@@ -75,11 +78,12 @@ impl Request {
     }
 }
 
-/// Appends the `101 Switching Protocols` response to `out`. WebSocket frames follow it.
+/// Appends the `101 Switching Protocols` response to `out`. The next bytes of the connection are
+/// WebSocket frames.
 ///
-/// `subprotocol` is one of the client's offers, `extensions` the value of
-/// `Sec-WebSocket-Extensions`. `None` omits the header. Neither may contain a line break; values
-/// from a [`Request`] never do.
+/// `subprotocol` is one of the client's offers. `extensions` is the value of
+/// `Sec-WebSocket-Extensions`. If either is `None`, its header is omitted. Neither must contain a
+/// line break; values from a [`Request`] never contain one.
 pub fn write_accept(out: &mut Vec<u8>, key: &AcceptKey, subprotocol: Option<&str>, extensions: Option<&str>) {
     let mut push = |piece: &str| out.extend_from_slice(piece.as_bytes());
     push(
@@ -97,8 +101,8 @@ pub fn write_accept(out: &mut Vec<u8>, key: &AcceptKey, subprotocol: Option<&str
     push("\r\n\r\n");
 }
 
-/// Returns `true` if a `Content-Length` is 0 in any form that RFC 9110 section 8.6 allows: `0`,
-/// `00`, or `0, 0` if a gateway joined two header lines.
+/// Returns `true` if the value of a `Content-Length` header is zero in a form that RFC 9110 section
+/// 8.6 allows: `0`, `00`, or `0, 0` if a gateway joined two header lines.
 fn is_zero(length: &[u8]) -> bool {
     length.split(|&byte| byte == b',').all(|element| {
         let digits = element.trim_ascii();
@@ -106,8 +110,8 @@ fn is_zero(length: &[u8]) -> bool {
     })
 }
 
-/// Returns `true` for 22 base64 characters and two of padding. Unused bits of the last character
-/// may be set, since some clients generate random characters.
+/// Returns `true` if `key` is 22 base64 characters and two characters of padding. Does not check
+/// the unused bits of the last character, because some clients set them to random values.
 fn is_16_bytes_in_base64(key: &str) -> bool {
     let characters = key.strip_suffix("==").unwrap_or_default();
     characters.len() == 22 && characters.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
@@ -140,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_compare_without_case_and_over_several_lines() {
+    fn header_tokens_ignore_case_and_can_be_in_several_lines() {
         for (part, replacement) in [
             ("Connection: Upgrade", "connection: keep-alive\r\nConnection: foo, uPGRADE"),
             ("Connection: Upgrade", "Connection:,upgrade,"),
@@ -202,13 +206,13 @@ mod tests {
     }
 
     #[test]
-    fn the_method_is_looked_at_first_and_the_upgrade_second() {
+    fn the_method_is_checked_first_and_the_upgrade_second() {
         assert_eq!(check("POST / HTTP/1.0\r\nContent-Length: 3\r\n\r\n").unwrap_err().0, 405);
         assert_eq!(check("GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n").unwrap_err().0, 426);
     }
 
     #[test]
-    fn headers_that_decide_are_text() {
+    fn single_value_headers_must_be_utf8() {
         for name in SINGLE_VALUE_HEADERS {
             let is_other = |line: &&str| !line.to_lowercase().starts_with(name) && *line != "\r\n";
             let mut head = GOOD.split_inclusive("\r\n").filter(is_other).collect::<String>().into_bytes();
@@ -220,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_names_what_was_agreed() {
+    fn the_response_names_the_subprotocol_and_extensions() {
         let key = AcceptKey("KEY".to_owned());
         let written = |subprotocol, extensions| {
             let mut out = Vec::new();

@@ -15,10 +15,11 @@ pub(crate) struct SyntaxError {
     pub(crate) expected: &'static str,
 }
 
-/// The text is not JSON; [`Scanner::syntax_error`] says why.
+/// An error without content for a text that is not JSON. [`Scanner::syntax_error`] returns the
+/// cause.
 ///
-/// Kept apart from [`SyntaxError`] because it is empty: results of the functions that are called
-/// for every value then fit into registers.
+/// The scanner's inner functions return this type instead of [`SyntaxError`], so that their results
+/// fit into registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotJson;
 
@@ -27,22 +28,22 @@ pub(crate) struct NotJson;
 pub(crate) struct Scanner<'a> {
     text: &'a str,
     pos: usize,
-    /// Whether a string with escapes was scanned since the flag was last cleared.
+    /// `true` if a string with escapes was scanned since the flag was last cleared.
     escaped: bool,
-    /// The token expected at the position, after a [`NotJson`].
+    /// After a [`NotJson`] error: the token that was expected at the position.
     expected: &'static str,
     /// The nesting limit, at most [`MAX_NESTING`].
     max_nesting: u32,
-    /// Whether the text exceeds the limit.
+    /// `true` if the scanned text exceeds the limit.
     too_deep: bool,
 }
 
-/// A scanned text that is one value.
+/// The result of scanning a text that is one value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ScannedText<'a> {
     /// The value without white space around it.
     pub(crate) value: &'a str,
-    /// Whether it exceeds the nesting limit.
+    /// `true` if the value exceeds the nesting limit.
     pub(crate) too_deep: bool,
 }
 
@@ -50,11 +51,13 @@ pub(crate) struct ScannedText<'a> {
 trait NestingStack {
     fn push(&mut self, is_object: bool);
     fn pop(&mut self);
-    /// Returns `true` if the innermost is an object. Unspecified if the stack is empty.
+    /// Returns `true` if the innermost level is an object. The result is unspecified if the stack
+    /// is empty.
     fn is_object(&self) -> bool;
 }
 
-/// One bit for each level, the innermost lowest: 1 for an object.
+/// A stack of up to 128 levels with one bit for each: 1 for an object, 0 for an array. The lowest
+/// bit is the innermost level.
 impl NestingStack for u128 {
     #[inline]
     fn push(&mut self, is_object: bool) {
@@ -72,7 +75,8 @@ impl NestingStack for u128 {
     }
 }
 
-/// An unbounded stack for texts over the limit. It needs at most one byte per byte of text.
+/// An unbounded stack for texts over the nesting limit. It needs one byte for each level, so at
+/// most as many bytes as the text has.
 #[derive(Default)]
 struct HeapNesting(Vec<bool>);
 
@@ -90,16 +94,18 @@ impl NestingStack for HeapNesting {
     }
 }
 
-/// The key of a member, without its quotes.
+/// The key of an object's member.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Key<'a> {
+    /// The JSON string without its quotes.
     inside: &'a str,
+    /// `true` if the string contains escapes.
     escaped: bool,
 }
 
 impl<'a> Key<'a> {
-    /// Calls `find` with the decoded key. A key that is not Unicode text is passed as empty, which
-    /// is no known key.
+    /// Calls `find` with the decoded key. A key that is not Unicode text is passed as an empty
+    /// string, which is not a known key.
     #[inline]
     pub(crate) fn find<T>(self, find: impl FnOnce(&str) -> T) -> T {
         if self.escaped { self.find_unescaped(find) } else { find(self.inside) }
@@ -112,8 +118,8 @@ impl<'a> Key<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    /// Creates a scanner with a limit of `max_nesting`, at most [`MAX_NESTING`]. It records deeper
-    /// nesting and still validates the text to its end.
+    /// Creates a scanner with a limit of `max_nesting` levels, at most [`MAX_NESTING`]. If a text
+    /// exceeds the limit, the scanner records this and still validates the text to its end.
     pub(crate) const fn new(text: &'a str, max_nesting: u32) -> Self {
         let max_nesting = if max_nesting < MAX_NESTING { max_nesting } else { MAX_NESTING };
         Self { text, pos: 0, escaped: false, expected: "a value", max_nesting, too_deep: false }
@@ -121,7 +127,7 @@ impl<'a> Scanner<'a> {
 
     /// Scans a text that is one value, with optional white space around it.
     ///
-    /// `outer_levels` is the number of levels around the value, see [`Self::scan_value`].
+    /// `outer_levels` is the number of levels that count as open around the value.
     pub(crate) fn scan_text(mut self, outer_levels: u32) -> Result<ScannedText<'a>, SyntaxError> {
         self.skip_white();
         let value = self.scan_value(outer_levels);
@@ -152,22 +158,23 @@ impl<'a> Scanner<'a> {
         self.pos = self.after_white(self.pos);
     }
 
-    /// Checks that only white space is left.
+    /// Checks that only white space follows the position.
     pub(crate) fn expect_end(&mut self) -> Result<(), NotJson> {
         self.skip_white();
         if self.pos == self.text.len() { Ok(()) } else { Err(self.fail(self.pos, "the end")) }
     }
 
-    /// Scans the value at the position, which must not be white space, and returns its text.
+    /// Scans the value that starts at the position, without white space before it. Returns the
+    /// value's text.
     ///
-    /// `outer_levels` levels count as open around it.
+    /// `outer_levels` is the number of levels that count as open around the value.
     pub(crate) fn scan_value(&mut self, outer_levels: u32) -> Result<&'a str, NotJson> {
         let start = self.pos;
         self.pos = self.after_value(start, self.max_nesting.saturating_sub(outer_levels), 0u128)?;
         Ok(self.text_since(start))
     }
 
-    /// Scans the object at the position and returns its text. Calls `member` with each key;
+    /// Scans the object at the position and returns its text. Calls `member` after each key;
     /// `member` must scan the value. The object itself is not checked against the nesting limit.
     #[inline]
     pub(crate) fn scan_object(
@@ -198,10 +205,10 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Scans a key, the colon and the white space around that.
+    /// Scans a key, the colon after it, and the white space around the colon.
     ///
-    /// Always inlined: a key is more than registers return, and reading it back from memory right
-    /// after it was written costs more than the rest.
+    /// The function is always inlined. Otherwise, the key would be returned in memory instead of
+    /// registers, which costs more than the scan.
     #[inline(always)]
     fn key(&mut self) -> Result<Key<'a>, NotJson> {
         let start = self.pos;
@@ -212,7 +219,10 @@ impl<'a> Scanner<'a> {
         Ok(Key { inside, escaped: self.escaped })
     }
 
-    /// Returns the position after a value. Not recursive: each level up to `limit` costs one bit.
+    /// Returns the position after the value at `pos`, with up to `limit` levels on the stack
+    /// `levels`.
+    ///
+    /// The function uses this stack instead of recursion, so the call stack stays small.
     fn after_value(
         &mut self,
         mut pos: usize,
@@ -225,17 +235,17 @@ impl<'a> Scanner<'a> {
             match self.byte(pos) {
                 b'"' => pos = self.after_string(pos)?,
                 bracket @ (b'{' | b'[') => {
-                    let object = bracket == b'{';
+                    let is_object = bracket == b'{';
                     let inside = self.after_white(pos + 1);
                     if open >= limit {
                         pos = self.after_deep_value(pos)?;
-                    } else if self.byte(inside) == if object { b'}' } else { b']' } {
+                    } else if self.byte(inside) == if is_object { b'}' } else { b']' } {
                         pos = inside + 1;
                     } else {
                         pos = inside;
-                        levels.push(object);
+                        levels.push(is_object);
                         open += 1;
-                        if object {
+                        if is_object {
                             pos = self.after_key(pos)?;
                             pos = self.after_colon(pos)?;
                         }
@@ -253,20 +263,20 @@ impl<'a> Scanner<'a> {
                 if open == 0 {
                     return Ok(pos);
                 }
-                let object = levels.is_object();
+                let is_object = levels.is_object();
                 pos = self.after_white(pos);
                 match self.byte(pos) {
                     b',' => {
                         pos = self.after_white(pos + 1);
-                        if object {
+                        if is_object {
                             pos = self.after_key(pos)?;
                             pos = self.after_colon(pos)?;
                         }
                         break;
                     }
-                    b'}' if object => {}
-                    b']' if !object => {}
-                    _ => return Err(self.fail(pos, if object { "`,` or `}`" } else { "`,` or `]`" })),
+                    b'}' if is_object => {}
+                    b']' if !is_object => {}
+                    _ => return Err(self.fail(pos, if is_object { "`,` or `}`" } else { "`,` or `]`" })),
                 }
                 pos += 1;
                 levels.pop();
@@ -275,8 +285,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Scans an array or object beyond the limit, so that the text is known to be JSON when it is
-    /// rejected.
+    /// Scans an array or object over the nesting limit, and records that the text exceeds the
+    /// limit. The scan goes on so that a text that is not JSON still gets a syntax error.
     #[cold]
     #[inline(never)]
     fn after_deep_value(&mut self, pos: usize) -> Result<usize, NotJson> {
@@ -308,7 +318,7 @@ impl<'a> Scanner<'a> {
         if self.byte(end) == b'"' { Ok(end + 1) } else { self.after_escapes(end) }
     }
 
-    /// Continues in a string that has an escape or an error at `pos`.
+    /// Returns the position after a string whose first escape or error is at `pos`.
     fn after_escapes(&mut self, mut pos: usize) -> Result<usize, NotJson> {
         self.escaped = true;
         loop {
@@ -378,7 +388,7 @@ impl<'a> Scanner<'a> {
     fn after_white(&self, mut pos: usize) -> usize {
         loop {
             let byte = self.byte(pos);
-            // Usually there is no white space, and one comparison suffices.
+            // Usually there is no white space, and the first comparison ends the loop.
             if byte > b' ' || !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
                 return pos;
             }
@@ -386,18 +396,20 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Returns the byte at `pos`, or NUL at the end, which is not valid in JSON.
     #[inline]
     fn byte(&self, pos: usize) -> u8 {
         self.text.as_bytes().get(pos).copied().unwrap_or(0)
     }
 
-    /// Returns the text from `start` to the position. Both are next to an ASCII byte, so on a
-    /// boundary.
+    /// Returns the text from `start` to the position. Both are next to an ASCII byte, so they are
+    /// on character boundaries.
     #[inline]
     fn text_since(&self, start: usize) -> &'a str {
         self.text.get(start..self.pos).unwrap_or_default()
     }
 
+    /// Records the position and the expected token of a syntax error.
     #[cold]
     fn fail(&mut self, at: usize, expected: &'static str) -> NotJson {
         self.pos = at;

@@ -1,24 +1,27 @@
-//! JSON strings: find their end, decode and encode them.
+//! Functions that find the end of JSON strings, decode them, and encode them.
+//!
+//! A special byte is a quote, a backslash or a control character. In a JSON string, it is the end
+//! or the start of an escape, or it is invalid. All other bytes are plain.
 
 use std::borrow::Cow;
 
 use fearless_simd::{Level, dispatch};
 
-/// Number of bytes checked together in long strings. The loop compiles to vector instructions; 64
-/// was the fastest of 16, 32, 64 and 128 for strings of 16 KiB.
+/// Number of bytes that are checked together in long strings. The loop over them compiles to vector
+/// instructions. Of 16, 32, 64 and 128, 64 was the fastest for strings of 16 KiB.
 const CHUNK_BYTES: usize = 64;
 
-/// Minimum length for run-time detection of the widest vector instructions, which halve the time.
+/// Minimum length for detecting the widest vector instructions at run time. They halve the time for
+/// long strings.
 const SIMD_MIN_BYTES: usize = 128;
 
-/// A word with 1 in every byte.
+/// A word of eight bytes, each with the value 1.
 const ONE_IN_EACH_BYTE: u64 = u64::MAX / 255;
 
-/// Returns the number of bytes before the first quote, backslash or control character, or the
-/// length of `bytes` if there is none.
+/// Returns the number of plain bytes at the start of `bytes`.
 #[inline]
 pub(super) fn plain_len(bytes: &[u8]) -> usize {
-    // Most strings are keys and names that end within two words, so check those first.
+    // Most strings are keys and names that end within 16 bytes, so check two words of eight first.
     let Some((first, rest)) = bytes.split_first_chunk() else { return plain_tail(bytes) };
     if let Some(at) = first_special(*first) {
         return at;
@@ -30,6 +33,7 @@ pub(super) fn plain_len(bytes: &[u8]) -> usize {
     16 + plain_len_simd(rest)
 }
 
+/// Returns the number of plain bytes at the start of `bytes`, for long strings.
 fn plain_len_simd(bytes: &[u8]) -> usize {
     let mut len = if bytes.len() < SIMD_MIN_BYTES {
         plain_chunks(bytes)
@@ -46,8 +50,8 @@ fn plain_len_simd(bytes: &[u8]) -> usize {
     len + plain_tail(tail)
 }
 
-/// Returns the length of the chunks before the first one with a special byte. Always inlined, so
-/// that it is compiled for the instruction set of the caller.
+/// Returns the total length of the chunks before the first chunk with a special byte. It is always
+/// inlined, so that the compiler can use the caller's instruction set.
 #[inline(always)]
 fn plain_chunks(bytes: &[u8]) -> usize {
     let mut len = 0;
@@ -61,7 +65,7 @@ fn plain_chunks(bytes: &[u8]) -> usize {
     len
 }
 
-/// Handles fewer than eight bytes.
+/// Returns the number of plain bytes at the start of fewer than eight bytes.
 fn plain_tail(bytes: &[u8]) -> usize {
     bytes.iter().position(|&byte| is_special(byte)).unwrap_or(bytes.len())
 }
@@ -70,36 +74,38 @@ const fn is_special(byte: u8) -> bool {
     byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
-/// Returns `true` if a byte is special. Branch-free, so that it is vectorised.
+/// Returns `true` if the chunk has a special byte. The loop has no branches, so that the compiler
+/// can vectorise it.
 #[inline(always)]
 fn has_special(chunk: &[u8; CHUNK_BYTES]) -> bool {
-    let found = chunk.iter().fold(0, |found, &byte| {
-        found | u8::from(byte < b' ') | u8::from(byte == b'"') | u8::from(byte == b'\\')
+    let special = chunk.iter().fold(0, |special, &byte| {
+        special | u8::from(byte < b' ') | u8::from(byte == b'"') | u8::from(byte == b'\\')
     });
-    found != 0
+    special != 0
 }
 
-/// Returns the position of the first special byte in eight.
+/// Returns the position of the first special byte in a word of eight bytes.
 #[inline]
 fn first_special(word: [u8; 8]) -> Option<usize> {
     let word = u64::from_le_bytes(word);
-    // Each term sets the top bit of the bytes that are zero, or less than a space. The borrow of
-    // a subtraction can set it wrongly too, but only above a byte where it is set rightly.
+    // `control`, `quote` and `backslash` have the top bit set in each matching byte. The borrow of
+    // a subtraction can also set the top bit of a later byte that does not match. This is harmless:
+    // only the first byte with a top bit counts, and it always matches.
     let zero = |bytes: u64| bytes.wrapping_sub(ONE_IN_EACH_BYTE) & !bytes;
     let control = word.wrapping_sub(ONE_IN_EACH_BYTE * u64::from(b' ')) & !word;
     let quote = zero(word ^ (ONE_IN_EACH_BYTE * u64::from(b'"')));
     let backslash = zero(word ^ (ONE_IN_EACH_BYTE * u64::from(b'\\')));
-    let found = (control | quote | backslash) & (ONE_IN_EACH_BYTE << 7);
-    (found != 0).then(|| found.trailing_zeros() as usize / 8)
+    let special = (control | quote | backslash) & (ONE_IN_EACH_BYTE << 7);
+    (special != 0).then(|| special.trailing_zeros() as usize / 8)
 }
 
-/// Decodes the inside of a valid JSON string, borrowing it if it has no escapes.
+/// Decodes a valid JSON string, given without its quotes. Borrows the text if it has no escapes.
 ///
-/// Returns `None` for an unpaired surrogate, which RFC 8259 allows (section 8.2) but UTF-8 does
-/// not.
+/// Returns `None` if the string contains an unpaired surrogate. RFC 8259 section 8.2 allows
+/// unpaired surrogates, but UTF-8 cannot encode them.
 #[inline]
 pub(crate) fn unescape(inside: &str) -> Option<Cow<'_, str>> {
-    // In a valid string, only escapes are not plain.
+    // In a valid string, the first special byte is the backslash of an escape.
     let (plain, escaped) = inside.split_at_checked(plain_len(inside.as_bytes()))?;
     if escaped.is_empty() {
         return Some(Cow::Borrowed(inside));
@@ -107,13 +113,13 @@ pub(crate) fn unescape(inside: &str) -> Option<Cow<'_, str>> {
     unescape_from(plain, escaped.strip_prefix('\\')?).map(Cow::Owned)
 }
 
-/// Decodes `plain`, a backslash, and `escaped`.
+/// Decodes a string that consists of `plain` text, a backslash, and the text after the backslash.
 fn unescape_from(plain: &str, escaped: &str) -> Option<String> {
     let mut text = String::with_capacity(plain.len() + escaped.len());
     text.push_str(plain);
     let mut rest = escaped;
     loop {
-        // `rest` stands behind a backslash.
+        // `rest` is the text after a backslash.
         let mut chars = rest.chars();
         match chars.next()? {
             'b' => text.push('\u{8}'),
@@ -132,7 +138,7 @@ fn unescape_from(plain: &str, escaped: &str) -> Option<String> {
                     }
                     unit => unit,
                 };
-                // A low surrogate without its high one is not a `char`.
+                // A low surrogate without a high surrogate before it is not a `char`.
                 text.push(char::from_u32(unit)?);
             }
             same @ ('"' | '\\' | '/') => text.push(same),
@@ -156,7 +162,7 @@ fn code_unit(chars: &mut std::str::Chars<'_>) -> Option<u32> {
     (0..4).try_fold(0, |unit, _| Some(unit << 4 | chars.next()?.to_digit(16)?))
 }
 
-/// Passes `text` as a JSON string with quotes to `write`, piece by piece.
+/// Encodes `text` as a JSON string with quotes, and passes the string to `write` in pieces.
 pub(crate) fn escape(text: &str, mut write: impl FnMut(&[u8])) {
     write(b"\"");
     let mut rest = text.as_bytes();
@@ -192,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_is_found_at_every_distance() {
+    fn special_bytes_are_found_at_every_position() {
         for byte in 0..=u8::MAX {
             for distance in 0..300 {
                 let mut bytes = vec![b'a'; 300];
@@ -204,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_several_is_found() {
+    fn the_first_of_several_special_bytes_is_found() {
         for (text, at) in
             [("a\"\"", 1), ("!\"#\\", 1), ("ab\u{1}\"cdefgh", 2), ("!!!!!!!\\\"", 7), ("é\"", 2)]
         {
@@ -231,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_surrogate_is_not_text() {
+    fn an_unpaired_surrogate_is_not_decoded() {
         for inside in
             [r"\ud800", r"\udc00", r"\ud800x", r"\ud800\n", r"\ud800\ud800", r"\ud83d\u0041", r"a\udfffb"]
         {
@@ -257,7 +263,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_survives_escaping(text in any::<String>()) {
+        fn any_encoded_text_decodes_to_the_same_text(text in any::<String>()) {
             let json = escaped(&text);
             prop_assert_eq!(&serde_json::from_str::<String>(&json).unwrap(), &text);
             let ours = unescape(&json[1..json.len() - 1]);
@@ -265,7 +271,7 @@ mod tests {
         }
 
         #[test]
-        fn strings_are_read_as_serde_json_reads_them(inside in r#"([a-zé ]|\\[\\"/bfnrt]|\\u[0-9a-fA-F]{4}|\\u[dD][89abAB][0-9a-f]{2}\\u[dD][c-fC-F][0-9a-f]{2}){0,12}"#) {
+        fn strings_are_decoded_like_serde_json(inside in r#"([a-zé ]|\\[\\"/bfnrt]|\\u[0-9a-fA-F]{4}|\\u[dD][89abAB][0-9a-f]{2}\\u[dD][c-fC-F][0-9a-f]{2}){0,12}"#) {
             let theirs = serde_json::from_str::<String>(&format!("\"{inside}\"")).ok();
             let ours = unescape(&inside);
             prop_assert_eq!(ours.as_deref(), theirs.as_deref());

@@ -32,8 +32,8 @@ pub enum Command<'a> {
     },
     /// `unsubscribe`: stop delivering messages.
     Unsubscribe {
-        /// The topic or pattern in `topic`. It ends the subscription with the same text, not those
-        /// that it matches.
+        /// The topic or pattern in `topic`. The command ends the subscription with exactly this
+        /// text. A pattern does not end the subscriptions to topics that match it.
         subscription: Subscription<'a>,
     },
     /// `publish`: deliver a message to all subscribers of a topic.
@@ -42,7 +42,7 @@ pub enum Command<'a> {
         topic: Topic<'a>,
         /// Any JSON.
         message: RawJson<'a>,
-        /// Whether the publisher's own subscriptions are excluded.
+        /// If `true`, the publisher's own subscriptions do not get the message.
         exclude_self: bool,
     },
     /// `authenticate`: set or renew the token.
@@ -76,36 +76,48 @@ impl Command<'_> {
 impl<'a> ClientMessage<'a> {
     /// Parses one text message. `text` must be the whole message.
     ///
-    /// Keys may come in any order and with escapes (`"\u0074ype"` is `type`). Unknown keys are
-    /// ignored in the envelope, in `data` and in `meta`. `topic` and `message` are also accepted
-    /// beside `type`, for older clients. `null` for an optional key counts as absent; for
-    /// `message`, and for `data` of an `echo`, it is the payload.
+    /// The envelope is the message's own object with the keys `type`, `id`, `data` and `meta`. Keys
+    /// may have any order and may contain escapes (`"\u0074ype"` is `type`). Unknown keys are
+    /// ignored in the envelope, in `data` and in `meta`. For older clients, `topic` and `message`
+    /// are also accepted in the envelope instead of in `data`.
+    ///
+    /// If an optional key has the value `null`, the key counts as absent. If `message` has the
+    /// value `null`, or `data` in an `echo`, then `null` is the payload.
     ///
     /// # Errors
-    /// The first of these that applies:
-    /// - [`ErrorCode::InvalidJson`], without an id: not JSON.
-    /// - [`ErrorCode::InvalidMessage`]: not an object; a key of the envelope twice; `id` neither a
-    ///   string of at most 64 bytes nor an unsigned 64-bit integer; deeper than
-    ///   [`MAX_NESTING`](super::MAX_NESTING); `meta` not an object; `type` missing or not a string.
-    /// - [`ErrorCode::UnknownType`].
-    /// - [`ErrorCode::InvalidMessage`]: a key of the type's own twice (once beside `type` and once
-    ///   in `data` counts), missing, or with a value of the wrong kind. Where `data` is there but
-    ///   not an object, it is the key at fault; where it is absent, the missing key is.
-    /// - [`ErrorCode::InvalidTopic`]: `topic` breaks a rule of topics, or is a pattern in a
-    ///   `publish`.
+    /// The text is checked in this order. The first failed check determines the error code:
     ///
-    /// Every error carries the id, where there is a valid one, and the key at fault, where it is
-    /// one.
+    /// 1. [`ErrorCode::InvalidJson`]: the text is not JSON. This error has no ID.
+    /// 2. [`ErrorCode::InvalidMessage`]: the envelope is invalid in one of these ways:
+    ///    - The text is not an object.
+    ///    - `type`, `id`, `data` or `meta` occurs twice.
+    ///    - `id` is neither a string of at most 64 bytes nor an unsigned 64-bit integer.
+    ///    - Arrays and objects nest deeper than [`MAX_NESTING`](super::MAX_NESTING).
+    ///    - `meta` is not an object.
+    ///    - `type` is missing or is not a string.
+    /// 3. [`ErrorCode::UnknownType`]: `type` is not one of [`Command::TYPES`].
+    /// 4. [`ErrorCode::InvalidMessage`]: a key of the command is invalid in one of these ways:
+    ///    - A required key is missing.
+    ///    - The value of a key has the wrong JSON type.
+    ///    - A key occurs twice, for example once in `data` and once in the envelope.
+    /// 5. [`ErrorCode::InvalidTopic`]: `topic` breaks a rule of [`TopicError`](crate::TopicError).
+    ///
+    /// The error has the message's ID if `id` is present and valid. If one key is missing or
+    /// invalid, the error also has the name of this key. If a command needs a key in `data` and
+    /// `data` is not an object, that name is `data`. If `data` is missing, it is the needed key.
     pub fn parse(text: &'a str) -> Result<Self, MessageError<'a>> {
         Self::parse_within(text, super::MAX_NESTING)
     }
 
-    /// Like [`Self::parse`], with a separate limit on the nesting of arrays and objects, counting
-    /// the message's own object: from 2, the depth of every type, to
-    /// [`MAX_NESTING`](super::MAX_NESTING).
+    /// Parses one text message like [`Self::parse`], with a limit of `max_nesting` levels of arrays
+    /// and objects.
+    ///
+    /// The message's own object is the first level. Every command needs two levels, so
+    /// `max_nesting` must be at least 2. A value over [`MAX_NESTING`](super::MAX_NESTING) acts like
+    /// `MAX_NESTING`.
     ///
     /// # Errors
-    /// The errors of [`Self::parse`].
+    /// Returns the errors of [`Self::parse`].
     pub fn parse_within(text: &'a str, max_nesting: usize) -> Result<Self, MessageError<'a>> {
         let mut envelope = Envelope::default();
         if !envelope.scan(text, clamp_nesting(max_nesting))? {
@@ -127,20 +139,18 @@ impl<'a> ClientMessage<'a> {
 }
 
 fn parse_command<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Command<'a>), MessageError<'a>> {
-    let (kind, data, meta) = (
-        envelope.unique_value(MessageKey::Type)?,
-        envelope.unique_value(MessageKey::Data)?,
-        envelope.unique_value(MessageKey::Meta)?,
-    );
+    let message_type = envelope.unique_value(MessageKey::Type)?;
+    let data = envelope.unique_value(MessageKey::Data)?;
+    let meta = envelope.unique_value(MessageKey::Meta)?;
     if meta.filter(is_not_null).is_some_and(|meta| !is_object(meta)) {
         return Err(MessageError::invalid("`meta` must be an object").at("meta"));
     }
-    let Some(kind) = kind.filter(|json| is_string(json)) else {
+    let Some(message_type) = message_type.filter(|json| is_string(json)) else {
         return Err(MessageError::invalid("`type` is missing or not a string").at("type"));
     };
     let keys = CommandKeys { envelope, data: data.filter(is_not_null) };
-    // A type that is not Unicode text is unknown.
-    let command = match &*decode_string(kind).unwrap_or_default() {
+    // A type that is not Unicode text is decoded as empty text, which is an unknown type.
+    let command = match &*decode_string(message_type).unwrap_or_default() {
         "echo" => match data {
             Some(data) => Command::Echo { data: RawJson::scanned(data) },
             None => {
@@ -149,8 +159,8 @@ fn parse_command<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Comma
                 );
             }
         },
-        "subscribe" => Command::Subscribe { subscription: Subscription::parse(keys.topic()?)? },
-        "unsubscribe" => Command::Unsubscribe { subscription: Subscription::parse(keys.topic()?)? },
+        "subscribe" => Command::Subscribe { subscription: keys.subscription()? },
+        "unsubscribe" => Command::Unsubscribe { subscription: keys.subscription()? },
         "publish" => keys.publish()?,
         "authenticate" => Command::Authenticate { token: keys.token()? },
         "ping" => Command::Ping,
@@ -167,15 +177,18 @@ fn parse_command<'a>(envelope: &Envelope<'a>) -> Result<(TraceContext<'a>, Comma
     Ok((envelope.trace(), command))
 }
 
-/// The keys of one command.
+/// Access to the keys of a command, in `data` or in the envelope.
 struct CommandKeys<'e, 'a> {
     envelope: &'e Envelope<'a>,
+    /// The value of `data`; `None` if it is absent or `null`.
     data: Option<&'a str>,
 }
 
 impl<'a> CommandKeys<'_, 'a> {
     fn publish(&self) -> Result<Command<'a>, MessageError<'a>> {
-        let topic = self.topic()?;
+        // All keys are checked before the topic's syntax, so `invalid_message` precedes
+        // `invalid_topic`.
+        let topic = self.topic_json()?;
         let Some(message) = self.value(MessageKey::Message)? else {
             return Err(MessageError::invalid("`message` is missing; `publish` requires it, with any JSON")
                 .at("message"));
@@ -189,17 +202,18 @@ impl<'a> CommandKeys<'_, 'a> {
                 );
             }
         };
-        Ok(Command::Publish { topic: Topic::parse(topic)?, message: RawJson::scanned(message), exclude_self })
+        let topic = Topic::parse(decode_topic(topic)?)?;
+        Ok(Command::Publish { topic, message: RawJson::scanned(message), exclude_self })
     }
 
-    fn topic(&self) -> Result<Cow<'a, str>, MessageError<'a>> {
-        let Some(json) = self.value(MessageKey::Topic)?.filter(|json| is_string(json)) else {
-            return Err(MessageError::invalid("`topic` is missing or not a string").at("topic"));
-        };
-        decode_string(json).ok_or_else(|| MessageError {
-            code: ErrorCode::InvalidTopic,
-            ..MessageError::invalid("topic contains an unpaired surrogate; remove it").at("topic")
-        })
+    fn subscription(&self) -> Result<Subscription<'a>, MessageError<'a>> {
+        Ok(Subscription::parse(decode_topic(self.topic_json()?)?)?)
+    }
+
+    /// Returns `topic` as a JSON string, not yet decoded.
+    fn topic_json(&self) -> Result<&'a str, MessageError<'a>> {
+        let topic = self.value(MessageKey::Topic)?.filter(|json| is_string(json));
+        topic.ok_or_else(|| MessageError::invalid("`topic` is missing or not a string").at("topic"))
     }
 
     fn token(&self) -> Result<Cow<'a, str>, MessageError<'a>> {
@@ -207,15 +221,23 @@ impl<'a> CommandKeys<'_, 'a> {
         token.ok_or_else(|| MessageError::invalid("`token` is missing or not a string").at("token"))
     }
 
-    fn value(&self, part: MessageKey) -> Result<Option<&'a str>, MessageError<'a>> {
+    fn value(&self, key: MessageKey) -> Result<Option<&'a str>, MessageError<'a>> {
         if self.data.is_some_and(|data| !is_object(data)) {
             return Err(MessageError::invalid("`data` must be an object for this type").at("data"));
         }
-        self.envelope.unique_value(part)
+        self.envelope.unique_value(key)
     }
 }
 
-/// Returns `true` unless the value of an optional key is `null`, which counts as absent.
+/// Decodes the JSON string of a topic or pattern, without checking its syntax.
+fn decode_topic(json: &str) -> Result<Cow<'_, str>, MessageError<'_>> {
+    decode_string(json).ok_or_else(|| MessageError {
+        code: ErrorCode::InvalidTopic,
+        ..MessageError::invalid("topic contains an unpaired surrogate; remove it").at("topic")
+    })
+}
+
+/// Returns `false` for `null`, which counts as absent for an optional key.
 fn is_not_null(json: &&str) -> bool {
     *json != "null"
 }

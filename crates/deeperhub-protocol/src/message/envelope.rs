@@ -1,10 +1,12 @@
-//! One pass over a message that validates its JSON and finds the values of known keys.
+//! The scan of a message: one pass that validates the JSON and finds the values of known keys.
+//!
+//! The envelope is the message's own object, with the keys `type`, `id`, `data` and `meta`.
 
 use super::{MessageError, TraceContext};
 use crate::json::{Key, NotJson, Scanner, SyntaxError, unescape};
 use std::borrow::Cow;
 
-/// A known key: of the envelope, or of a command in `data`.
+/// A known key of the envelope or of `data`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageKey {
     Type,
@@ -33,7 +35,8 @@ impl MessageKey {
         }
     }
 
-    /// Looks up a key of the envelope. Older clients put `topic` and `message` beside `type`.
+    /// Looks up a key of the envelope. Older clients put `topic` and `message` there instead of in
+    /// `data`.
     #[inline]
     fn of_envelope(key: &str) -> Option<Self> {
         Some(match key {
@@ -47,6 +50,7 @@ impl MessageKey {
         })
     }
 
+    /// Looks up a key of `data`.
     #[inline]
     fn of_data(key: &str) -> Option<Self> {
         Some(match key {
@@ -59,6 +63,7 @@ impl MessageKey {
     }
 }
 
+/// A known key of `meta`.
 enum TraceKey {
     Parent,
     State,
@@ -75,22 +80,24 @@ impl TraceKey {
     }
 }
 
-/// The values of a message's known keys, as JSON text. Keys come in any order, so the values are
-/// interpreted only after the whole message was scanned.
+/// The values of a message's known keys, as JSON text. Keys can have any order, so the caller
+/// interprets the values after the whole message was scanned.
 #[derive(Debug, Default)]
 pub(super) struct Envelope<'a> {
     values: [Option<&'a str>; MessageKey::COUNT],
-    /// One bit for each duplicated key.
+    /// One bit for each [`MessageKey`], set if the key is duplicated.
     duplicates: u8,
     traceparent: Option<&'a str>,
     tracestate: Option<&'a str>,
-    /// The nesting limit, if the message exceeds it.
+    /// The nesting limit if the message exceeds it, otherwise `None`.
     exceeded_nesting: Option<u32>,
 }
 
 impl<'a> Envelope<'a> {
-    /// Scans the whole text with a limit of `max_nesting` levels. Returns `true` if it is an
-    /// object. Not a constructor, because moving `Self` costs more than scanning a small message.
+    /// Scans the whole text with a limit of `max_nesting` levels. Returns `true` if the text is an
+    /// object, and `false` if it is another JSON value.
+    ///
+    /// This is not a constructor, because moving `Self` costs more than scanning a small message.
     #[inline]
     pub(super) fn scan(&mut self, text: &'a str, max_nesting: u32) -> Result<bool, SyntaxError> {
         let mut scanner = Scanner::new(text, max_nesting);
@@ -98,7 +105,7 @@ impl<'a> Envelope<'a> {
         if scanner.peek() != b'{' {
             return scanner.scan_text(0).map(|_| false);
         }
-        let object = scanner.scan_object(|scanner, key| self.member(scanner, key));
+        let object = scanner.scan_object(|scanner, key| self.scan_member(scanner, key));
         match object.and_then(|_| scanner.expect_end()) {
             Ok(()) => {
                 if scanner.is_too_deep() {
@@ -118,17 +125,18 @@ impl<'a> Envelope<'a> {
         self.exceeded_nesting.map_or(Ok(()), |limit| Err(MessageError::too_deep(limit)))
     }
 
-    /// Returns the value of a key, `None` if it is absent.
+    /// Returns the value of a key, or `None` if the key is absent.
     ///
     /// # Errors
-    /// Returns an error that names the key if it is duplicated.
-    pub(super) fn unique_value(&self, part: MessageKey) -> Result<Option<&'a str>, MessageError<'a>> {
-        if self.duplicates & bit(part) != 0 {
-            return Err(MessageError::invalid("duplicate key").at(part.name()));
+    /// Returns an error that names the key if the key is duplicated.
+    pub(super) fn unique_value(&self, key: MessageKey) -> Result<Option<&'a str>, MessageError<'a>> {
+        if self.duplicates & bit(key) != 0 {
+            return Err(MessageError::invalid("duplicate key").at(key.name()));
         }
-        Ok(self.values[part as usize])
+        Ok(self.values[key as usize])
     }
 
+    /// Returns the trace context from `meta`; empty if it is absent or malformed.
     pub(super) fn trace(&self) -> TraceContext<'a> {
         if self.traceparent.is_none() {
             return TraceContext::default();
@@ -136,13 +144,14 @@ impl<'a> Envelope<'a> {
         TraceContext::new(self.traceparent.and_then(decode_string), self.tracestate.and_then(decode_string))
     }
 
-    fn member(&mut self, scanner: &mut Scanner<'a>, key: Key<'a>) -> Result<(), NotJson> {
-        let part = key.find(MessageKey::of_envelope);
-        let value = match part {
+    /// Scans the value of one member of the envelope, and stores it if its key is known.
+    fn scan_member(&mut self, scanner: &mut Scanner<'a>, key: Key<'a>) -> Result<(), NotJson> {
+        let known_key = key.find(MessageKey::of_envelope);
+        let value = match known_key {
             Some(MessageKey::Data) if scanner.peek() == b'{' => scanner.scan_object(|scanner, key| {
                 let value = scanner.scan_value(2)?;
-                if let Some(part) = key.find(MessageKey::of_data) {
-                    self.store(part, value);
+                if let Some(known_key) = key.find(MessageKey::of_data) {
+                    self.store(known_key, value);
                 }
                 Ok(())
             })?,
@@ -155,26 +164,26 @@ impl<'a> Envelope<'a> {
                 }
                 Ok(())
             })?,
-            // As deep as in `data`, where a delivery puts it.
+            // A delivery puts the payload into `data`, so it counts as deep as there.
             Some(MessageKey::Message) => scanner.scan_value(2)?,
             _ => scanner.scan_value(1)?,
         };
-        if let Some(part) = part {
-            self.store(part, value);
+        if let Some(known_key) = known_key {
+            self.store(known_key, value);
         }
         Ok(())
     }
 
     #[inline]
-    fn store(&mut self, part: MessageKey, value: &'a str) {
-        if self.values[part as usize].replace(value).is_some() {
-            self.duplicates |= bit(part);
+    fn store(&mut self, key: MessageKey, value: &'a str) {
+        if self.values[key as usize].replace(value).is_some() {
+            self.duplicates |= bit(key);
         }
     }
 }
 
-const fn bit(part: MessageKey) -> u8 {
-    1 << part as u8
+const fn bit(key: MessageKey) -> u8 {
+    1 << key as u8
 }
 
 /// Decodes a JSON string. Returns `None` for other values, and for strings that are not Unicode

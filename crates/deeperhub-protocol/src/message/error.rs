@@ -1,26 +1,26 @@
-//! The error of an invalid message.
+//! The error for an invalid message.
 
 use super::{MessageId, ServerMessage};
 use crate::json::SyntaxError;
 use crate::{ErrorCode, TopicError};
 use std::borrow::Cow;
 
-/// The error of an invalid message, with the content of its `error` reply.
+/// The error for an invalid message, with the content of the `error` reply.
 ///
-/// Send the reply ([`Self::to_message`]) and keep the connection open; later messages are
-/// unaffected.
+/// Send the reply ([`Self::to_message`]) and keep the connection open: an invalid message does not
+/// affect later messages.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct MessageError<'a> {
     /// The error code.
     pub code: ErrorCode,
-    /// The message's ID, if it could be parsed.
+    /// The message's ID; `None` if it is absent or could not be parsed.
     pub id: Option<MessageId<'a>>,
-    /// The key that caused the error.
+    /// The key that is missing or invalid; `None` if the error concerns no single key.
     pub field: Option<&'static str>,
     /// Description for people.
     pub message: Cow<'static, str>,
-    /// Whether nesting over the limit is the only cause.
+    /// `true` if the message is rejected because its arrays and objects nest deeper than the limit.
     pub is_too_deep: bool,
 }
 
@@ -56,6 +56,7 @@ impl<'a> MessageError<'a> {
         Self { message: Cow::Owned(message), is_too_deep: true, ..Self::invalid("") }
     }
 
+    /// Sets the key that is missing or invalid.
     pub(super) fn at(self, field: &'static str) -> Self {
         Self { field: Some(field), ..self }
     }
@@ -66,8 +67,8 @@ impl<'a> MessageError<'a> {
 }
 
 impl From<SyntaxError> for MessageError<'_> {
-    fn from(fault: SyntaxError) -> Self {
-        Self { code: ErrorCode::InvalidJson, message: fault.to_string().into(), ..Self::invalid("") }
+    fn from(error: SyntaxError) -> Self {
+        Self { code: ErrorCode::InvalidJson, message: error.to_string().into(), ..Self::invalid("") }
     }
 }
 

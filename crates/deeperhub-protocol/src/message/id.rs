@@ -3,8 +3,8 @@
 use crate::json::unescape;
 use std::fmt;
 
-/// A message's `id`, echoed unchanged in its reply. It is the JSON text as received: a string with
-/// quotes and escapes, or digits.
+/// A message's `id`, which its reply repeats unchanged. It is stored as the received JSON text: a
+/// string with quotes and escapes, or digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MessageId<'a>(&'a str);
 
@@ -19,16 +19,16 @@ impl<'a> MessageId<'a> {
     }
 
     /// Converts a JSON value that is a string of at most [`Self::MAX_BYTES`] or an unsigned 64-bit
-    /// integer. Returns `None` for others.
+    /// integer. Returns `None` for other values.
     ///
-    /// The notation of a number matters: `1.0`, `1e3` and `-0` are not integers.
+    /// An integer consists of digits only: `1.0`, `1e3` and `-0` are not integers.
     pub(super) fn from_json(json: &'a str) -> Option<Self> {
         let valid = match json.strip_prefix('"').and_then(|json| json.strip_suffix('"')) {
             Some(inside) => {
                 // Compare the decoded length, since escapes are longer than their characters.
                 unescape(inside).is_some_and(|text| text.len() <= Self::MAX_BYTES)
             }
-            // JSON has no leading zeros, so up to 19 digits always fit.
+            // The largest `u64` has 20 digits, so a number of up to 19 digits always fits.
             None => {
                 json.bytes().all(|byte| byte.is_ascii_digit())
                     && (json.len() < 20 || json.parse::<u64>().is_ok())

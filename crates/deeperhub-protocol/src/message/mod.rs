@@ -39,5 +39,5 @@ pub use server::{
 pub use span::SpanContext;
 pub use trace::TraceContext;
 
-/// Maximum nesting of arrays and objects in a message, counting its own object.
+/// Maximum nesting of arrays and objects in a message. The message's own object is the first level.
 pub const MAX_NESTING: usize = crate::json::MAX_NESTING as usize;

@@ -21,26 +21,27 @@ pub struct WelcomeLimits {
     pub ping_interval_ms: u64,
 }
 
-/// LengthCounter in bytes of the longest delivery of a server's publish, without its payload. Every
-/// byte of the topic and of `tracestate` may need an escape.
+/// Length in bytes of the longest delivery of a backend's publish, without the payload. Each byte
+/// of the topic and of `tracestate` can need an escape.
 const MAX_DELIVERY_OVERHEAD_BYTES: usize = r#"{"type":"message","data":{"topic":,"message":}"#.len()
     + max_escaped(Topic::MAX_BYTES)
     + r#","meta":{"traceparent":,"tracestate":}}"#.len()
     + "\"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\"".len()
     + max_escaped(TraceContext::MAX_TRACESTATE_BYTES);
 
-/// Returns the length of the longest JSON string for `bytes` bytes without control characters.
+/// Returns the length of the longest JSON string for a text of `bytes` bytes without control
+/// characters: each byte with an escape, and two quotes.
 const fn max_escaped(bytes: usize) -> usize {
     2 * bytes + 2
 }
 
-/// Reason why the other nodes of a cluster do not get a message.
+/// The reason why the other nodes of a cluster do not get a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClusterFault {
-    /// The broker cannot be reached, or its backlog is full. A later attempt may succeed.
+    /// The broker cannot be reached, or its backlog is full. A later attempt can succeed.
     Unavailable,
-    /// The message is larger than the broker accepts.
+    /// The message exceeds the broker's size limit.
     TooLarge,
 }
 
@@ -57,7 +58,7 @@ impl ClusterFault {
 
 /// A message from the server.
 ///
-/// Keys are written in the order `type`, `id`, `data`, `meta`; those without a value are omitted.
+/// Keys are written in the order `type`, `id`, `data`, `meta`. Keys without a value are omitted.
 /// IDs and payloads are written as received.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -87,7 +88,7 @@ pub enum ServerMessage<'a> {
         /// The topic or pattern.
         topic: &'a str,
     },
-    /// Replies to `unsubscribe`, or reports that a subscription ended.
+    /// Replies to `unsubscribe`, or reports that the server ended a subscription.
     Unsubscribed {
         /// The message's ID; `None` if the server ended the subscription.
         id: Option<MessageId<'a>>,
@@ -102,7 +103,7 @@ pub enum ServerMessage<'a> {
         topic: &'a str,
         /// Number of matching subscriptions on this node.
         subscribers: u64,
-        /// Reason why the other nodes do not get the message. Left out if they do.
+        /// The reason why the other nodes do not get the message; `None` if they get it.
         cluster: Option<ClusterFault>,
     },
     /// Replies to `authenticate`.
@@ -119,7 +120,7 @@ pub enum ServerMessage<'a> {
         /// The message's ID.
         id: Option<MessageId<'a>>,
     },
-    /// A delivery.
+    /// A delivery: a published message, sent to a subscriber.
     Message {
         /// The topic of the publish.
         topic: &'a str,
@@ -127,32 +128,32 @@ pub enum ServerMessage<'a> {
         message: RawJson<'a>,
         /// The publisher; `None` if a backend published.
         from: Option<&'a ClientId>,
-        /// W3C `traceparent` of the delivery, if its trace is sampled.
+        /// The W3C `traceparent` of the delivery; `None` if its trace is not sampled.
         traceparent: Option<&'a str>,
         /// The W3C `tracestate`; omitted without a `traceparent`.
         tracestate: Option<&'a str>,
     },
-    /// The last message before a close, for codes with
+    /// The last message before a close frame. The server sends it for the close codes with
     /// [`CloseCode::sends_goodbye`](crate::CloseCode::sends_goodbye).
     Goodbye {
-        /// The close reason, whose code says whether to reconnect.
+        /// The close reason. Its code determines whether the client may reconnect.
         reason: &'a CloseReason,
         /// Delay before reconnecting in milliseconds; meaningless if the code forbids reconnecting.
         retry_after_ms: u64,
     },
     /// Replies to a message that failed.
     Error {
-        /// The message's ID, if it could be parsed.
+        /// The message's ID; `None` if it is absent or could not be parsed.
         id: Option<MessageId<'a>>,
         /// The error code.
         code: ErrorCode,
         /// Description for people.
         message: &'a str,
-        /// The key that caused the error.
+        /// The key that is missing or invalid; `None` if the error concerns no single key.
         field: Option<&'a str>,
-        /// The topic concerned.
+        /// The topic that the error concerns; `None` if it concerns no topic.
         topic: Option<&'a str>,
-        /// Delay before a retry in milliseconds.
+        /// Delay before a retry in milliseconds; `None` if a retry needs no delay.
         retry_after_ms: Option<u64>,
     },
     /// An object from a backend, sent as given. [`check_server_object`] validates it.
@@ -160,7 +161,7 @@ pub enum ServerMessage<'a> {
 }
 
 impl ServerMessage<'_> {
-    /// All types, except those that backends choose ([`Self::Raw`]).
+    /// The names of all types, except the names that backends choose for [`Self::Raw`].
     pub const TYPES: &'static [&'static str] = &[
         "welcome",
         "echo",
@@ -175,11 +176,11 @@ impl ServerMessage<'_> {
     ];
 
     /// Returns the length of the longest message to a client, in bytes of JSON, if clients'
-    /// messages and servers' payloads have at most `max_message_bytes`.
+    /// messages and backends' payloads have at most `max_message_bytes`.
     ///
-    /// The longest message is a delivery of a server's publish, whose payload alone may have
-    /// `max_message_bytes`. A client's payload is shorter by the rest of its message. That rest is
-    /// longer than the client's id in the delivery.
+    /// The longest message is the delivery of a backend's publish, because its payload alone can
+    /// have `max_message_bytes`. The delivery of a client's publish is shorter: it also has the
+    /// client's ID, but its payload is only a part of the client's message.
     #[must_use]
     pub const fn max_delivery_bytes(max_message_bytes: u64) -> u64 {
         max_message_bytes.saturating_add(MAX_DELIVERY_OVERHEAD_BYTES as u64)
@@ -190,9 +191,10 @@ impl ServerMessage<'_> {
         self.write_frame_of(self.json_len(), out);
     }
 
-    /// Like [`write_frame`](Self::write_frame), but omits the payload of an [`Echo`](Self::Echo),
-    /// so that the caller can send it from its own buffer. Returns the offset in `out` where the
-    /// payload belongs, or `None` for other messages, which are written in full.
+    /// Appends the message like [`write_frame`](Self::write_frame), but omits the payload of an
+    /// [`Echo`](Self::Echo), so that the caller can send the payload from another buffer. Returns
+    /// the offset in `out` at which the payload belongs. Writes other messages in full and returns
+    /// `None`.
     pub fn write_frame_without_payload(&self, out: &mut Vec<u8>) -> Option<usize> {
         let (header, header_len) = text_header(self.json_len());
         out.extend_from_slice(header.get(..header_len).unwrap_or_default());
@@ -208,7 +210,7 @@ impl ServerMessage<'_> {
         Frame::encode_with(text_header(length).1 + length, |out| self.write_frame_of(length, out))
     }
 
-    /// Returns the type name for metrics; "raw" for [`Self::Raw`].
+    /// Returns the type name for metrics, which is `raw` for [`Self::Raw`].
     #[must_use]
     pub const fn type_name(&self) -> &'static str {
         match self {
@@ -226,6 +228,7 @@ impl ServerMessage<'_> {
         }
     }
 
+    /// Appends the message as a frame with `length` bytes of JSON.
     fn write_frame_of(&self, length: usize, out: &mut Vec<u8>) {
         let (header, header_len) = text_header(length);
         out.reserve(header_len + length);
@@ -355,29 +358,31 @@ impl ServerMessage<'_> {
     }
 }
 
-/// Checks a message that a backend sends to clients.
+/// Checks a message that a backend sends to clients. Returns it without white space around it.
 ///
 /// # Errors
-/// [`ErrorCode::InvalidJson`]: not JSON.
-/// [`ErrorCode::InvalidMessage`]: not an object; deeper than [`MAX_NESTING`](super::MAX_NESTING); `type`, `id`, `data`
-/// or `meta` twice; `type` missing or not a string.
+/// - [`ErrorCode::InvalidJson`]: the text is not JSON.
+/// - [`ErrorCode::InvalidMessage`]: the text is not an object, or it nests deeper than
+///   [`MAX_NESTING`](super::MAX_NESTING).
+/// - [`ErrorCode::InvalidMessage`]: `type`, `id`, `data` or `meta` occurs twice, or `type` is
+///   missing or is not a string.
 pub fn check_server_object(text: &str) -> Result<RawJson<'_>, MessageError<'_>> {
     check_server_object_within(text, super::MAX_NESTING)
 }
 
-/// Like [`check_server_object`], with a separate limit on the nesting of arrays and objects, at
-/// most [`MAX_NESTING`](super::MAX_NESTING).
+/// Checks a message like [`check_server_object`], with a limit of `max_nesting` levels of arrays
+/// and objects. A value over [`MAX_NESTING`](super::MAX_NESTING) acts like `MAX_NESTING`.
 ///
 /// # Errors
-/// The errors of [`check_server_object`].
+/// Returns the errors of [`check_server_object`].
 pub fn check_server_object_within(text: &str, max_nesting: usize) -> Result<RawJson<'_>, MessageError<'_>> {
     let mut envelope = Envelope::default();
     if !envelope.scan(text, clamp_nesting(max_nesting))? {
         return Err(MessageError::invalid("message must be a JSON object with a `type`"));
     }
     envelope.check_depth()?;
-    for part in [MessageKey::Id, MessageKey::Data, MessageKey::Meta] {
-        envelope.unique_value(part)?;
+    for key in [MessageKey::Id, MessageKey::Data, MessageKey::Meta] {
+        envelope.unique_value(key)?;
     }
     if !envelope.unique_value(MessageKey::Type)?.is_some_and(|json| json.starts_with('"')) {
         return Err(MessageError::invalid("`type` is missing or not a string").at("type"));
@@ -385,7 +390,7 @@ pub fn check_server_object_within(text: &str, max_nesting: usize) -> Result<RawJ
     Ok(RawJson::scanned(text.trim_matches([' ', '\n', '\r', '\t'])))
 }
 
-/// Writes `head` and the ID, if there is one.
+/// Writes the start of a reply: `head`, then the ID if the message has one.
 fn reply(sink: &mut impl JsonSink, head: &str, id: Option<MessageId<'_>>) {
     sink.raw(head);
     if let Some(id) = id {

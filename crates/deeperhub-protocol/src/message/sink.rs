@@ -1,13 +1,14 @@
-//! Output sinks for JSON: write it, measure it, or omit a payload.
+//! Output sinks for JSON: one writes it, one measures it, and one omits a payload.
 
 use crate::json::escape;
 
-/// A destination for JSON. The same code writes and measures a message, so that the frame header
-/// and the buffer size are known before the first byte is copied.
+/// A destination for JSON. The same code writes and measures a message. Measuring first gives the
+/// length for the frame header and the buffer before the first byte is copied.
 pub(super) trait JsonSink: Sized {
+    /// Writes JSON text unchanged.
     fn raw(&mut self, json: &str);
 
-    /// Writes a message's payload.
+    /// Writes a message's payload, which is JSON text. [`PayloadGap`] omits it.
     fn payload(&mut self, json: &str) {
         self.raw(json);
     }
@@ -48,7 +49,7 @@ impl JsonSink for LengthCounter {
 #[derive(Debug)]
 pub(super) struct PayloadGap<'a> {
     pub(super) out: &'a mut Vec<u8>,
-    /// The offset of the payload in `out`.
+    /// The offset in `out` at which the payload belongs; `None` if no payload was written.
     pub(super) at: Option<usize>,
 }
 

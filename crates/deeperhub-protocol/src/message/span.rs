@@ -6,7 +6,7 @@ use super::TraceContext;
 
 /// A parsed W3C `traceparent`: trace ID, span ID and sampled flag.
 ///
-/// Neither ID is zero, which W3C Trace Context forbids.
+/// Neither ID is zero, because W3C Trace Context forbids zero IDs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SpanContext {
     trace_id: u128,
@@ -15,8 +15,8 @@ pub struct SpanContext {
 }
 
 impl SpanContext {
-    /// A span of a trace that no sampling ratio selects, since its ID is the highest. It represents
-    /// a sampling decision within a program, not a real span.
+    /// A placeholder for the decision not to sample, for use inside a program; not a real span. Its
+    /// trace ID is the highest one, so that no sampling ratio selects it.
     pub const UNSAMPLED: Self = Self { trace_id: u128::MAX, span_id: u64::MAX, sampled: false };
 
     /// Creates a span context. Returns `None` if an ID is zero.
@@ -25,8 +25,8 @@ impl SpanContext {
         if trace_id == 0 || span_id == 0 { None } else { Some(Self { trace_id, span_id, sampled }) }
     }
 
-    /// Parses a `traceparent`. Returns `None` if it is malformed (section 3.2); treat that as
-    /// absent.
+    /// Parses a `traceparent`. Returns `None` if it is malformed (W3C Trace Context section 3.2);
+    /// the caller treats a malformed one as absent.
     ///
     /// ```
     /// use deeperhub_protocol::message::SpanContext;
@@ -105,13 +105,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(trace_id in 1..u128::MAX, span_id in 1..u64::MAX, sampled: bool) {
+        fn a_written_span_context_parses_to_the_same_value(trace_id in 1..u128::MAX, span_id in 1..u64::MAX, sampled: bool) {
             let span = SpanContext::new(trace_id, span_id, sampled);
             prop_assert_eq!(SpanContext::parse(&span.unwrap().to_string()), span);
         }
 
         #[test]
-        fn any_text_is_read_or_left(text in "\\PC{0,60}") {
+        fn any_text_parses_without_panic(text in "\\PC{0,60}") {
             let _ = SpanContext::parse(&text);
             let _ = SpanContext::from_context(&TraceContext { traceparent: Some(text.into()), tracestate: None });
         }

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 /// The position of a message in a distributed trace: W3C `traceparent` and `tracestate`.
 ///
-/// [`Self::new`] keeps only values that are valid as headers, and a `tracestate` only with a
-/// `traceparent`. Code that sets the fields directly must ensure this itself.
+/// [`Self::new`] drops values that are not valid as headers, and a `tracestate` without a
+/// `traceparent`. Code that sets the fields directly must ensure both rules itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TraceContext<'a> {
     /// Version, trace ID, parent ID and flags, such as
@@ -16,12 +16,13 @@ pub struct TraceContext<'a> {
 }
 
 impl<'a> TraceContext<'a> {
-    /// Maximum length of a `tracestate` in bytes: the length that every participant must propagate
-    /// (section 3.3.1.5).
+    /// Maximum length of a `tracestate` in bytes. Every participant in a trace must propagate at
+    /// least this length (W3C Trace Context section 3.3.1.5).
     pub const MAX_TRACESTATE_BYTES: usize = 512;
 
-    /// Keeps well-formed values and drops others, as the specification requires: a malformed trace
-    /// does not invalidate a message. Without a valid `traceparent` there is no `tracestate`.
+    /// Creates a context from the well-formed values and drops the others. A malformed trace
+    /// context must not invalidate a message. Without a valid `traceparent`, `tracestate` is
+    /// dropped too.
     #[must_use]
     pub fn new(traceparent: Option<Cow<'a, str>>, tracestate: Option<Cow<'a, str>>) -> Self {
         let traceparent = traceparent.filter(|text| is_traceparent(text.as_bytes()));
@@ -45,11 +46,12 @@ impl<'a> TraceContext<'a> {
     }
 }
 
-/// Returns `true` for `version-traceid-parentid-flags` in lower-case hexadecimal digits (section
-/// 3.2). Version `ff` and zero IDs are invalid. Later versions may have more after the flags.
+/// Returns `true` for `version-traceid-parentid-flags` in lower-case hexadecimal digits (W3C Trace
+/// Context section 3.2). Version `ff` and zero IDs are invalid. In versions after `00`, more fields
+/// can follow the flags.
 fn is_traceparent(text: &[u8]) -> bool {
-    let (Some(known), Some(rest)) = (text.get(..55), text.get(55..)) else { return false };
-    let mut fields = known.split(|&byte| byte == b'-');
+    let Some((version_00, rest)) = text.split_at_checked(55) else { return false };
+    let mut fields = version_00.split(|&byte| byte == b'-');
     let mut hex = |digits: usize| {
         let lower = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         fields.next().filter(|field| field.len() == digits && field.iter().all(lower))
@@ -58,15 +60,15 @@ fn is_traceparent(text: &[u8]) -> bool {
         return false;
     };
     let is_zero = |id: &[u8]| id.iter().all(|&byte| byte == b'0');
-    let rest_fits = match rest.split_first() {
+    let is_rest_valid = match rest.split_first() {
         None => true,
         Some((first, _)) => version != b"00" && *first == b'-' && rest.iter().all(u8::is_ascii_graphic),
     };
-    version != b"ff" && !is_zero(trace) && !is_zero(parent) && rest_fits
+    version != b"ff" && !is_zero(trace) && !is_zero(parent) && is_rest_valid
 }
 
-/// Returns `true` if `text` is valid as a header within the length limit. Its content is not
-/// checked.
+/// Returns `true` if `text` is valid as a header value and is within the length limit. Does not
+/// check the list of vendors inside.
 fn is_tracestate(text: &[u8]) -> bool {
     (1..=TraceContext::MAX_TRACESTATE_BYTES).contains(&text.len())
         && text.iter().all(|&byte| byte.is_ascii_graphic() || byte == b' ' || byte == b'\t')
@@ -126,13 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn tracestate_is_fit_for_a_header() {
+    fn tracestate_must_be_valid_as_a_header() {
         let (longest, too_long) = ("x".repeat(512), "x".repeat(513));
-        for (text, taken) in
+        for (text, is_valid) in
             [("", false), ("a\nb", false), ("é", false), (&longest, true), (&too_long, false)]
         {
             let context = TraceContext::new(Some(GOOD.into()), Some(text.into()));
-            assert_eq!(context.tracestate.is_some(), taken, "{text:?}");
+            assert_eq!(context.tracestate.is_some(), is_valid, "{text:?}");
         }
     }
 }

@@ -1,28 +1,29 @@
-//! The AsyncAPI document of the WebSocket endpoint, based on the definitions of the JSON Schema.
+//! The AsyncAPI document of the WebSocket endpoint. It reuses the definitions of the JSON Schema.
 
 use crate::message::{Command, ServerMessage};
 use serde_json::{Map, Value, json};
 
 use super::messages::{self, client, server};
 
-/// Returns the AsyncAPI document from the server's point of view: clients' messages are received.
+/// Returns the AsyncAPI document from the server's point of view: the server receives the clients'
+/// messages.
 #[must_use]
 pub fn document() -> Value {
     let mut schemas = messages::schema();
     let mut schemas = schemas.get_mut("$defs").map(Value::take).unwrap_or_default();
-    move_references(&mut schemas);
-    let of_clients: Vec<String> = Command::TYPES.iter().map(|kind| client(kind)).collect();
-    let of_server: Vec<String> =
+    rewrite_references(&mut schemas);
+    let client_messages: Vec<String> = Command::TYPES.iter().map(|kind| client(kind)).collect();
+    let server_messages: Vec<String> =
         ServerMessage::TYPES.iter().chain(&["raw"]).map(|kind| server(kind)).collect();
 
     let (mut components, mut channel) = (Map::new(), Map::new());
-    for name in of_clients.iter().chain(&of_server) {
+    for name in client_messages.iter().chain(&server_messages) {
         let payload = json!({ "$ref": format!("#/components/schemas/{name}") });
         let message = json!({ "name": name, "contentType": "application/json", "payload": payload });
         components.insert(name.clone(), message);
         channel.insert(name.clone(), json!({ "$ref": format!("#/components/messages/{name}") }));
     }
-    let of_channel = |names: &[String]| -> Vec<Value> {
+    let channel_references = |names: &[String]| -> Vec<Value> {
         names.iter().map(|name| json!({ "$ref": format!("#/channels/hub/messages/{name}") })).collect()
     };
     let hub = json!({ "$ref": "#/channels/hub" });
@@ -32,16 +33,16 @@ pub fn document() -> Value {
         let operation = json!({
             "action": "receive",
             "channel": hub,
-            "messages": of_channel(&[client(kind)]),
-            "reply": { "channel": hub, "messages": of_channel(&replies) },
+            "messages": channel_references(&[client(kind)]),
+            "reply": { "channel": hub, "messages": channel_references(&replies) },
         });
         operations.insert((*kind).to_owned(), operation);
     }
-    let by_itself: Vec<String> =
+    let unsolicited: Vec<String> =
         ["welcome", "message", "unsubscribed", "goodbye", "raw"].iter().map(|kind| server(kind)).collect();
     operations.insert(
         "deliver".to_owned(),
-        json!({ "action": "send", "channel": hub, "messages": of_channel(&by_itself) }),
+        json!({ "action": "send", "channel": hub, "messages": channel_references(&unsolicited) }),
     );
     json!({
         "asyncapi": "3.0.0",
@@ -80,8 +81,8 @@ fn reply(kind: &str) -> &'static str {
     }
 }
 
-/// Rewrites references to the location of the definitions in this document.
-fn move_references(value: &mut Value) {
+/// Rewrites references from the JSON Schema's location of definitions to that of this document.
+fn rewrite_references(value: &mut Value) {
     match value {
         Value::Object(object) => {
             for (key, value) in object {
@@ -89,11 +90,11 @@ fn move_references(value: &mut Value) {
                     Value::String(text) if key == "$ref" => {
                         *text = text.replace("#/$defs/", "#/components/schemas/");
                     }
-                    other => move_references(other),
+                    other => rewrite_references(other),
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(move_references),
+        Value::Array(items) => items.iter_mut().for_each(rewrite_references),
         _ => {}
     }
 }

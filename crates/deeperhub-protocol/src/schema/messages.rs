@@ -14,15 +14,16 @@ pub(crate) fn server(kind: &str) -> String {
     format!("server.{kind}")
 }
 
-/// Returns the schema of all messages. `#/$defs/client` and `#/$defs/server` describe one side
-/// each.
+/// Returns the schema of all messages. `#/$defs/client` describes the messages of clients, and
+/// `#/$defs/server` those of the server.
 #[must_use]
 pub fn schema() -> Value {
     let reference = |name: String| json!({ "$ref": format!("#/$defs/{name}") });
     let mut definitions = common();
-    let of_clients: Vec<Value> = Command::TYPES.iter().map(|kind| reference(client(kind))).collect();
-    let mut of_server: Vec<Value> = ServerMessage::TYPES.iter().map(|kind| reference(server(kind))).collect();
-    of_server.push(reference(server("raw")));
+    let client_messages: Vec<Value> = Command::TYPES.iter().map(|kind| reference(client(kind))).collect();
+    let mut server_messages: Vec<Value> =
+        ServerMessage::TYPES.iter().map(|kind| reference(server(kind))).collect();
+    server_messages.push(reference(server("raw")));
     for kind in Command::TYPES {
         definitions.insert(client(kind), client_message(kind));
     }
@@ -30,8 +31,8 @@ pub fn schema() -> Value {
         definitions.insert(server(kind), server_message(kind));
     }
     definitions.insert(server("raw"), raw());
-    definitions.insert("client".to_owned(), json!({ "oneOf": of_clients }));
-    definitions.insert("server".to_owned(), json!({ "anyOf": of_server }));
+    definitions.insert("client".to_owned(), json!({ "oneOf": client_messages }));
+    definitions.insert("server".to_owned(), json!({ "anyOf": server_messages }));
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Messages of deeperhub-ws",
@@ -80,6 +81,7 @@ fn common() -> Map<String, Value> {
     }
 }
 
+/// Returns the definition of a client message.
 fn client_message(kind: &str) -> Value {
     let (data, required) = match kind {
         "echo" => (json!({ "description": "Any JSON, returned unchanged." }), true),
@@ -118,6 +120,7 @@ fn client_message(kind: &str) -> Value {
     })
 }
 
+/// Returns the definition of a server message.
 fn server_message(kind: &str) -> Value {
     let topic = json!({ "$ref": "#/$defs/subscription" });
     let number = json!({ "type": "integer", "minimum": 0 });
@@ -181,7 +184,7 @@ fn server_message(kind: &str) -> Value {
                 "retry_after_ms": number,
             }),
         ),
-        // `echo` carries any JSON, `pong` nothing.
+        // The data of `echo` is any JSON; `pong` has no data.
         "echo" => return envelope(kind, Some(json!({ "description": "The payload as sent." }))),
         _ => return envelope(kind, None),
     };
@@ -189,6 +192,7 @@ fn server_message(kind: &str) -> Value {
     envelope(kind, Some(data))
 }
 
+/// Returns the definition of a server message with the given definition of `data`.
 fn envelope(kind: &str, data: Option<Value>) -> Value {
     let mut required = vec!["type"];
     let mut properties = Map::new();

@@ -1,4 +1,4 @@
-//! Machine-readable descriptions of the protocol, generated from its own tables.
+//! Machine-readable descriptions of the protocol, generated from the tables of this crate.
 
 mod asyncapi;
 mod messages;

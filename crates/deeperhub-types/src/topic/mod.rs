@@ -7,13 +7,13 @@ pub use pattern::{Subscription, TopicPattern};
 use std::borrow::Cow;
 use std::fmt;
 
-/// A valid topic name, to which messages are published.
+/// A valid topic name. Messages are published to topics.
 ///
 /// A topic has 1 to [`Topic::MAX_BYTES`] bytes of UTF-8 without white space and control characters
 /// (Unicode properties `White_Space` and `Cc`). A `.` separates levels, and no level is empty. The
 /// characters `*` and `>` are wildcards of patterns ([`TopicPattern`]). Topics that start with `$`
-/// are reserved for the server. Names are case-sensitive and not normalised: two names denote the
-/// same topic if their bytes are equal.
+/// are reserved for the server. Names are case-sensitive and not normalised: two names are the same
+/// topic only if their bytes are equal.
 ///
 /// ```
 /// use deeperhub_types::{Topic, TopicError};
@@ -33,7 +33,8 @@ impl<'a> Topic<'a> {
     /// Parses a topic without copying the text.
     ///
     /// # Errors
-    /// Returns the rule that the text breaks; [`TopicError::Wildcard`] for a valid pattern.
+    /// Returns the rule that the text breaks. For a valid pattern, this is
+    /// [`TopicError::Wildcard`].
     pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
         let text = text.into();
         match NameKind::of(&text)? {
@@ -42,8 +43,9 @@ impl<'a> Topic<'a> {
         }
     }
 
-    /// Creates a topic reserved for the server: `$` followed by `name`, which is not checked.
-    /// Clients cannot name it, and no pattern matches it.
+    /// Creates a topic that is reserved for the server: `$` followed by `name`, which is not
+    /// checked. Clients cannot use such a topic, because [`Self::parse`] rejects it. No pattern
+    /// matches it.
     #[must_use]
     pub fn reserved(name: impl fmt::Display) -> Topic<'static> {
         Topic(Cow::Owned(format!("${name}")))
@@ -79,7 +81,8 @@ impl AsRef<str> for Topic<'_> {
     }
 }
 
-/// Allows lookups by `&str` in maps keyed by topics: a topic compares and hashes like its name.
+/// Allows lookups with a `&str` in maps whose keys are topics: a topic compares and hashes like its
+/// name.
 impl std::borrow::Borrow<str> for Topic<'_> {
     fn borrow(&self) -> &str {
         &self.0
@@ -94,7 +97,7 @@ impl fmt::Display for Topic<'_> {
 
 /// The syntax rule that a topic or pattern breaks.
 ///
-/// A client's message with such a name gets an `invalid_topic` error.
+/// The server replies to a message with such a topic or pattern with the error `invalid_topic`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TopicError {
@@ -111,11 +114,11 @@ pub enum TopicError {
     Control,
     /// The text starts with `$`.
     Reserved,
-    /// A level is empty: nothing stands before, after or between dots.
+    /// A level is empty: the text starts or ends with a dot, or has two adjacent dots.
     EmptyLevel,
-    /// A level contains `*` or `>` and other characters.
+    /// A level contains `*` or `>` together with other characters.
     PartialWildcard,
-    /// A level follows `>`.
+    /// The level `>` is not the last one.
     TailNotLast,
     /// The text is a pattern, but a topic is required.
     Wildcard,
@@ -151,7 +154,7 @@ impl fmt::Display for TopicError {
 
 impl std::error::Error for TopicError {}
 
-/// The two kinds of valid names.
+/// The kind of a valid text: a topic or a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NameKind {
     Topic,
@@ -159,30 +162,31 @@ enum NameKind {
 }
 
 impl NameKind {
-    /// Validates `text` and returns its kind, in one pass if all is ASCII without wildcards.
+    /// Validates `text` and returns its kind. One pass is enough if `text` is visible ASCII without
+    /// wildcards.
     fn of(text: &str) -> Result<Self, TopicError> {
         match text.len() {
             0 => return Err(TopicError::Empty),
             1..=Topic::MAX_BYTES => {}
             bytes => return Err(TopicError::TooLong { bytes }),
         }
-        let (mut seen, mut empty_level) = (0, false);
+        let (mut classes, mut has_empty_level) = (0, false);
         let mut previous = b'.';
         for &byte in text.as_bytes() {
-            seen |= BYTE_CLASSES[byte as usize];
-            empty_level |= byte == b'.' && previous == b'.';
+            classes |= BYTE_CLASSES[byte as usize];
+            has_empty_level |= byte == b'.' && previous == b'.';
             previous = byte;
         }
-        if seen & NOT_GRAPHIC != 0 {
+        if classes & NOT_GRAPHIC != 0 {
             check_characters(text)?;
         }
         if text.starts_with('$') {
             return Err(TopicError::Reserved);
         }
-        if empty_level || previous == b'.' {
+        if has_empty_level || previous == b'.' {
             return Err(TopicError::EmptyLevel);
         }
-        if seen & WILDCARD != 0 {
+        if classes & WILDCARD != 0 {
             check_wildcards(text)?;
             return Ok(Self::Pattern);
         }
@@ -190,7 +194,8 @@ impl NameKind {
     }
 }
 
-/// Class of bytes other than visible ASCII; their characters are decoded and checked.
+/// Class of all bytes other than visible ASCII. The characters of a text with such bytes must be
+/// checked one by one.
 const NOT_GRAPHIC: u8 = 1;
 /// Class of `*` and `>`.
 const WILDCARD: u8 = 2;
@@ -206,9 +211,11 @@ const BYTE_CLASSES: [u8; 256] = {
     classes
 };
 
+/// Checks that `text` has no white space and no control characters.
 fn check_characters(text: &str) -> Result<(), TopicError> {
     for character in text.chars() {
-        // Tab and line feed belong to both classes; people see them as white space.
+        // Tab and line feed belong to both classes. They are reported as white space, as people see
+        // them.
         if character.is_whitespace() {
             return Err(TopicError::WhiteSpace);
         }
@@ -219,6 +226,7 @@ fn check_characters(text: &str) -> Result<(), TopicError> {
     Ok(())
 }
 
+/// Checks that each wildcard is a whole level, and that `>` is the last level.
 fn check_wildcards(text: &str) -> Result<(), TopicError> {
     let mut levels = text.split('.').peekable();
     while let Some(level) = levels.next() {
@@ -239,7 +247,7 @@ mod tests {
     use std::hash::{BuildHasher, RandomState};
 
     #[test]
-    fn valid_topics() {
+    fn valid_topics_are_parsed() {
         let longest = "x".repeat(255);
         for text in [
             "a",
@@ -261,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_has_its_error() {
+    fn each_broken_rule_has_its_error() {
         let too_long = "x".repeat(256);
         let long_in_bytes = "é".repeat(128);
         for (text, error) in [

@@ -7,7 +7,8 @@ use std::fmt;
 /// A topic pattern with at least one wildcard: `*` matches exactly one level, and a final `>`
 /// matches one or more levels.
 ///
-/// Otherwise the rules of a [`Topic`] apply.
+/// All other rules of a [`Topic`] apply to a pattern too. No pattern matches a reserved topic
+/// ([`Topic::reserved`]).
 ///
 /// ```
 /// use deeperhub_types::{Topic, TopicError, TopicPattern};
@@ -24,7 +25,8 @@ impl<'a> TopicPattern<'a> {
     /// Parses a pattern without copying the text.
     ///
     /// # Errors
-    /// Returns the rule that the text breaks; [`TopicError::NoWildcard`] for a valid topic.
+    /// Returns the rule that the text breaks. For a valid topic, this is
+    /// [`TopicError::NoWildcard`].
     pub fn parse(text: impl Into<Cow<'a, str>>) -> Result<Self, TopicError> {
         let text = text.into();
         match NameKind::of(&text)? {
@@ -63,8 +65,9 @@ impl<'a> TopicPattern<'a> {
         levels_cover(self.as_str(), topic.as_str())
     }
 
-    /// Returns `true` if this pattern matches every topic that `other` matches. Grants are checked
-    /// this way: `room.*` covers `room.*` and `room.a`, but not `room.>` or `*.a`.
+    /// Returns `true` if this pattern matches every topic that `other` matches. For example,
+    /// `room.*` covers `room.*` and `room.a`, but not `room.>` or `*.a`. A token's grants are
+    /// checked this way.
     #[must_use]
     pub fn covers(&self, other: &Subscription<'_>) -> bool {
         levels_cover(self.as_str(), other.as_str())
@@ -77,7 +80,7 @@ impl AsRef<str> for TopicPattern<'_> {
     }
 }
 
-/// Allows lookups by `&str` in maps keyed by patterns.
+/// Allows lookups with a `&str` in maps whose keys are patterns.
 impl std::borrow::Borrow<str> for TopicPattern<'_> {
     fn borrow(&self) -> &str {
         &self.0
@@ -90,10 +93,10 @@ impl fmt::Display for TopicPattern<'_> {
     }
 }
 
-/// The target of a subscription or grant: one topic, or a pattern.
+/// The topics of a subscription or grant: one topic, or all topics that match a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Subscription<'a> {
-    /// Exactly this topic.
+    /// One topic.
     Topic(Topic<'a>),
     /// All topics that the pattern matches.
     Pattern(TopicPattern<'a>),
@@ -112,8 +115,8 @@ impl<'a> Subscription<'a> {
         })
     }
 
-    /// Returns the text of the topic or pattern. It is unique for each subscription, so it can
-    /// serve as a key.
+    /// Returns the text of the topic or pattern. Different subscriptions have different texts, so
+    /// the text can be a key.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -144,17 +147,17 @@ impl<'a> Subscription<'a> {
     #[must_use]
     pub fn matches(&self, topic: &Topic<'_>) -> bool {
         match self {
-            Self::Topic(own) => own == topic,
+            Self::Topic(subscribed) => subscribed == topic,
             Self::Pattern(pattern) => pattern.matches(topic),
         }
     }
 
-    /// Returns `true` if this subscription matches every topic that `other` matches, see
+    /// Returns `true` if this subscription matches every topic that `other` matches. See
     /// [`TopicPattern::covers`].
     #[must_use]
     pub fn covers(&self, other: &Subscription<'_>) -> bool {
         match self {
-            Self::Topic(own) => matches!(other, Subscription::Topic(topic) if topic == own),
+            Self::Topic(topic) => matches!(other, Subscription::Topic(other) if other == topic),
             Self::Pattern(pattern) => pattern.covers(other),
         }
     }
@@ -184,11 +187,17 @@ impl fmt::Display for Subscription<'_> {
     }
 }
 
-/// Returns `true` if `pattern` matches every topic that `other` matches.
+/// Returns `true` if `pattern` matches every topic that `other` matches. `other` is a topic or a
+/// pattern.
 ///
-/// Comparing level by level is exact: a level of `other` matches one name, every name (`*`), or
-/// every sequence of names (`>`), and a pattern cannot enumerate all names.
+/// Comparing level by level gives an exact answer. A level of `other` matches one name, every name
+/// (`*`), or every sequence of names (`>`). A pattern without the same or a wider wildcard cannot
+/// match all of these names.
 fn levels_cover(pattern: &str, other: &str) -> bool {
+    // No pattern matches a reserved topic.
+    if other.starts_with('$') {
+        return false;
+    }
     let mut others = other.split('.');
     for level in pattern.split('.') {
         let Some(other) = others.next() else { return false };
@@ -212,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_is_exactly_one_level() {
+    fn a_star_matches_exactly_one_level() {
         assert!(covers("sports.*", "sports.football"));
         assert!(!covers("sports.*", "sports"));
         assert!(!covers("sports.*", "sports.football.results"));
@@ -221,7 +230,18 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_is_one_level_or_more() {
+    fn no_pattern_matches_a_reserved_topic() {
+        let topic = Topic::reserved("a.b");
+        for pattern in [">", "*.b", "*.*"] {
+            let pattern = TopicPattern::parse(pattern).unwrap();
+            assert!(!pattern.matches(&topic), "{pattern}");
+            assert!(!pattern.covers(&topic.borrow().into()), "{pattern}");
+        }
+        assert!(Subscription::from(topic.borrow()).matches(&topic));
+    }
+
+    #[test]
+    fn a_tail_matches_one_or_more_levels() {
         assert!(covers("sports.>", "sports.football"));
         assert!(covers("sports.>", "sports.football.results"));
         assert!(!covers("sports.>", "sports"));
@@ -265,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_covers_itself_alone() {
+    fn a_topic_covers_only_itself() {
         let topic = Subscription::parse("room.a").unwrap();
         assert!(topic.covers(&topic));
         for other in ["room.b", "room", "room.*", ">"] {
@@ -273,9 +293,10 @@ mod tests {
         }
     }
 
-    /// All topics of one to four levels named `a`, `b` or `c`. Subscriptions below have at most
-    /// three levels named `a` or `b`, so there is always a longer topic and a fresh name.
-    fn universe() -> Vec<Topic<'static>> {
+    /// Returns all topics of one to four levels named `a`, `b` or `c`. The subscriptions below have
+    /// at most three levels named `a` or `b`. The topics therefore include a longer topic and an
+    /// unused name for each subscription.
+    fn all_topics() -> Vec<Topic<'static>> {
         let mut topics: Vec<String> = Vec::new();
         let mut longest = vec![String::new()];
         for _ in 0..4 {
@@ -292,7 +313,7 @@ mod tests {
         "(([ab*]\\.){0,2}[ab*>])".prop_map(|text| Subscription::parse(text).unwrap())
     }
 
-    /// Recursive reference definition of pattern matching.
+    /// Returns `true` if `pattern` matches `topic`, by the recursive definition of matching.
     fn reference_matches(pattern: &[&str], topic: &[&str]) -> bool {
         match (pattern, topic) {
             ([], []) => true,
@@ -308,14 +329,14 @@ mod tests {
 
         #[test]
         fn covers_is_matching_a_superset(wide in subscription(), narrow in subscription()) {
-            let superset = universe().iter().all(|topic| wide.matches(topic) || !narrow.matches(topic));
-            prop_assert_eq!(wide.covers(&narrow), superset, "{} and {}", wide, narrow);
+            let is_superset = all_topics().iter().all(|topic| wide.matches(topic) || !narrow.matches(topic));
+            prop_assert_eq!(wide.covers(&narrow), is_superset, "{} and {}", wide, narrow);
         }
 
         #[test]
         fn matching_follows_its_definition(subscription in subscription()) {
             let levels: Vec<_> = subscription.as_str().split('.').collect();
-            for topic in universe() {
+            for topic in all_topics() {
                 let expected = reference_matches(&levels, &topic.levels().collect::<Vec<_>>());
                 prop_assert_eq!(subscription.matches(&topic), expected, "{} and {}", subscription, topic);
             }

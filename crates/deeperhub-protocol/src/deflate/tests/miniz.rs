@@ -1,4 +1,4 @@
-//! Messages there and back against an implementation that shares no code with zlib's descendants.
+//! Tests against miniz_oxide, an implementation that shares no code with zlib's descendants.
 
 use miniz_oxide::deflate::core::{CompressorOxide, create_comp_flags_from_zip_params};
 use miniz_oxide::deflate::stream::deflate;
@@ -10,9 +10,9 @@ use super::{LIMIT, frames, params, payload};
 use crate::deflate::{Config, Deflater, History, Inflater, compress_frames};
 use crate::frame::{Extended, Frame, FrameDecoder, FrameLimits, Incoming};
 
-/// A client's compressor; it refers to its earlier messages.
+/// Returns a client's compressor with context takeover.
 fn client(level: i32) -> CompressorOxide {
-    // A negative window means a stream without zlib's header.
+    // Negative window bits select a raw stream, without zlib's header.
     CompressorOxide::new(create_comp_flags_from_zip_params(level, -15, 0))
 }
 
@@ -39,12 +39,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_miniz_compresses_is_decoded(
+    fn messages_that_miniz_compressed_are_decoded(
         messages in proptest::collection::vec(payload(LIMIT), 1..5),
         level in 0..=9i32,
         takeover: bool,
         cuts in proptest::collection::vec(0..500usize, 0..5),
-        read in 1..5000usize,
+        read_len in 1..5000usize,
     ) {
         let (mut compressor, mut wire) = (client(level), Vec::new());
         for payload in &messages {
@@ -55,13 +55,13 @@ proptest! {
         }
         let (mut decoder, mut inflater, mut history) = (FrameDecoder::new(), Inflater::new(), History::new());
         let (limits, mut decoded) = (FrameLimits::new(LIMIT), Vec::new());
-        for read in wire.chunks(read) {
+        for read in wire.chunks(read_len) {
             let (mut input, mut pos) = (read.to_vec(), 0);
-            while let Some(found) = decoder.next_extended(&limits, &mut input, &mut pos).unwrap() {
-                let (kind, payload) = match found {
+            while let Some(item) = decoder.next_extended(&limits, &mut input, &mut pos).unwrap() {
+                let (kind, payload) = match item {
                     Extended::Encoded { kind, payload } => (kind, payload),
                     Extended::Plain(Incoming::Ping(_)) => continue,
-                    _ => panic!("{found:?}"),
+                    _ => panic!("{item:?}"),
                 };
                 let history = takeover.then_some(&mut history);
                 match inflater.decode(history, LIMIT, kind, payload).unwrap() {
@@ -74,7 +74,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_compressed_is_what_miniz_decompresses(
+    fn miniz_decompresses_compressed_frames(
         payload in payload(100_000),
         level in 1..=9u8,
         bits in 9..=15u8,

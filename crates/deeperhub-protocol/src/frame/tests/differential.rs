@@ -1,5 +1,5 @@
-//! The decoder against tungstenite's: both must get the same messages out of the same bytes, right
-//! or wrong.
+//! Comparison with tungstenite's decoder: both must decode the same messages from the same bytes,
+//! valid or not.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -14,7 +14,7 @@ use super::*;
 
 const LIMIT: usize = 500;
 
-/// Bytes to read; what is written is thrown away.
+/// A stream that reads from bytes and discards all writes.
 struct Source<'a>(Cursor<&'a [u8]>);
 
 impl Read for Source<'_> {
@@ -33,17 +33,18 @@ impl Write for Source<'_> {
     }
 }
 
-/// How a stream of frames ended.
+/// The reason why decoding stopped.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
+    /// All bytes were decoded.
     OutOfBytes,
-    /// A close frame, good or bad: the two implementations differ in what they tell of a bad one.
+    /// A close frame was decoded, valid or not: the two decoders report an invalid one differently.
     Close,
-    Fault,
+    Error,
 }
 
-/// What tungstenite makes of `bytes`.
-fn theirs(bytes: &[u8]) -> (Vec<Decoded>, End) {
+/// Decodes `bytes` with tungstenite.
+fn decode_with_tungstenite(bytes: &[u8]) -> (Vec<Decoded>, End) {
     let config = WebSocketConfig::default()
         .read_buffer_size(1024)
         .max_message_size(Some(LIMIT))
@@ -61,14 +62,14 @@ fn theirs(bytes: &[u8]) -> (Vec<Decoded>, End) {
             Err(Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => {
                 return (decoded, End::OutOfBytes);
             }
-            Err(Error::Protocol(_) | Error::Capacity(_) | Error::Utf8(_)) => return (decoded, End::Fault),
+            Err(Error::Protocol(_) | Error::Capacity(_) | Error::Utf8(_)) => return (decoded, End::Error),
             Err(error) => panic!("{error:?}"),
         });
     }
 }
 
-/// What our decoder makes of the same, in the reads that `cuts` make.
-fn ours(bytes: &[u8], cuts: &[Index]) -> (Vec<Decoded>, Result<End, FrameError>) {
+/// Decodes `bytes` with the decoder under test, in reads split at `cuts`.
+fn decode_in_reads(bytes: &[u8], cuts: &[Index]) -> (Vec<Decoded>, Result<End, FrameError>) {
     let (mut decoded, result) = decode(&FrameLimits::new(LIMIT), reads(bytes, cuts));
     let end = match result {
         Ok(()) if matches!(decoded.last(), Some(Decoded::Close(_))) => {
@@ -81,7 +82,7 @@ fn ours(bytes: &[u8], cuts: &[Index]) -> (Vec<Decoded>, Result<End, FrameError>)
     (decoded, end)
 }
 
-/// Mostly correct frames in a mostly possible order.
+/// Returns a strategy for frames that are mostly valid and mostly in a valid order.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let payload = prop_oneof![
         4 => ".{0,40}".prop_map(String::into_bytes),
@@ -116,7 +117,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
-    fn both_decoders_get_the_same_messages(
+    fn both_decoders_decode_the_same_messages(
         mut bytes in frames(),
         flips in vec((any::<Index>(), 0..8u8), 0..2),
         cuts in vec(any::<Index>(), 0..4),
@@ -126,30 +127,31 @@ proptest! {
                 bytes[place.index(last + 1)] ^= 1 << bit;
             }
         }
-        let (our_messages, our_end) = ours(&bytes, &cuts);
+        let (our_messages, our_end) = decode_in_reads(&bytes, &cuts);
         if our_end.is_err() {
-            // tungstenite looks at a frame when all of it is there, our decoder at what is there of
-            // it.
+            // tungstenite checks a frame when it is complete; our decoder checks each part on
+            // arrival.
             bytes.resize(bytes.len() + LIMIT + 14, 0);
         }
-        let (their_messages, their_end) = theirs(&bytes);
+        let (their_messages, their_end) = decode_with_tungstenite(&bytes);
         match our_end {
             Ok(end) => {
                 prop_assert_eq!(our_messages, their_messages);
                 prop_assert_eq!(end, their_end);
             }
-            // It takes longer forms of a length than needed, even for control frames.
+            // tungstenite accepts lengths that are not in their shortest form, even in control
+            // frames.
             Err(FrameError::LengthNotMinimal | FrameError::ControlTooLong) => {
                 prop_assert!(their_messages.starts_with(&our_messages));
             }
-            // It answers a bad close frame like a good one.
+            // tungstenite replies to an invalid close frame as to a valid one.
             Err(error @ (FrameError::CloseCodeNotAllowed { .. } | FrameError::CloseTooShort)) => {
                 prop_assert_eq!(our_messages, their_messages, "{}", error);
                 prop_assert_ne!(their_end, End::OutOfBytes);
             }
             Err(error) => {
                 prop_assert_eq!(our_messages, their_messages, "{}", error);
-                prop_assert_eq!(their_end, End::Fault, "{}", error);
+                prop_assert_eq!(their_end, End::Error, "{}", error);
             }
         }
     }

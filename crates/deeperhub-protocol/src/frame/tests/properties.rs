@@ -1,4 +1,4 @@
-//! What holds for any messages in any fragments and any reads.
+//! Properties that hold for any messages in any fragments and any reads.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -6,12 +6,13 @@ use proptest::sample::Index;
 
 use super::*;
 
-/// A message or control frame, and where a message is cut into fragments.
+/// A message or control frame to send.
 #[derive(Debug, Clone)]
 struct Sent {
-    what: Decoded,
+    item: Decoded,
+    /// The positions at which a message is split into fragments.
     cuts: Vec<Index>,
-    /// Control frames between the fragments, as far as there are any.
+    /// Control frames to send between the fragments.
     between: Vec<Decoded>,
 }
 
@@ -23,31 +24,31 @@ fn control() -> impl Strategy<Value = Decoded> {
 }
 
 fn sent() -> impl Strategy<Value = Sent> {
-    let what = prop_oneof![
+    let item = prop_oneof![
         4 => ".{0,60}".prop_map(Decoded::Text),
         1 => "[a-zäöü🦀]{100,400}".prop_map(Decoded::Text),
         2 => vec(any::<u8>(), 0..300).prop_map(Decoded::Binary),
         1 => control(),
     ];
-    (what, vec(any::<Index>(), 0..4), vec(control(), 0..3)).prop_map(|(what, cuts, between)| Sent {
-        what,
+    (item, vec(any::<Index>(), 0..4), vec(control(), 0..3)).prop_map(|(item, cuts, between)| Sent {
+        item,
         cuts,
         between,
     })
 }
 
-/// A control frame's bytes.
+/// Returns the bytes of a control frame.
 fn control_frame(control: &Decoded) -> Vec<u8> {
     match control {
         Decoded::Ping(payload) => frame(FINAL | PING, payload),
         Decoded::Pong(payload) => frame(FINAL | PONG, payload),
-        other => panic!("{other:?} is no control frame"),
+        other => panic!("{other:?} is not a control frame"),
     }
 }
 
-/// Encodes `sent`, and notes in `expected` what a receiver must get.
+/// Appends the frames of `sent` to `out`, and the items that a receiver must decode to `expected`.
 fn encode(sent: &Sent, out: &mut Vec<u8>, expected: &mut Vec<Decoded>) {
-    let (opcode, payload) = match &sent.what {
+    let (opcode, payload) = match &sent.item {
         Decoded::Text(text) => (TEXT, text.as_bytes()),
         Decoded::Binary(bytes) => (BINARY, &bytes[..]),
         control => {
@@ -68,36 +69,40 @@ fn encode(sent: &Sent, out: &mut Vec<u8>, expected: &mut Vec<Decoded>) {
         }
     }
     out.extend(frame(FINAL | opcode, &payload[start..]));
-    expected.push(sent.what.clone());
+    expected.push(sent.item.clone());
 }
 
-/// `bytes` in the pieces that `cuts` make.
+/// Splits `bytes` into reads at the positions in `cuts`.
 pub(super) fn reads<'a>(bytes: &'a [u8], cuts: &[Index]) -> Vec<&'a [u8]> {
-    let mut places: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
-    places.sort_unstable();
-    places.push(bytes.len());
-    let mut start = 0;
-    places.iter().map(|&place| &bytes[std::mem::replace(&mut start, place)..place]).collect()
+    let mut ends: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+    ends.sort_unstable();
+    ends.push(bytes.len());
+    let (mut reads, mut start) = (Vec::new(), 0);
+    for end in ends {
+        reads.push(&bytes[start..end]);
+        start = end;
+    }
+    reads
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn the_same_messages_come_out_however_they_are_cut(
+    fn messages_are_decoded_for_any_fragments_and_reads(
         messages in vec(sent(), 0..6),
         cuts in vec(any::<Index>(), 0..12),
     ) {
         let (mut bytes, mut expected) = (Vec::new(), Vec::new());
         messages.iter().for_each(|sent| encode(sent, &mut bytes, &mut expected));
-        // `decode` also checks that memory is bounded and given back.
+        // `decode` also checks that memory is bounded and released.
         let (decoded, result) = decode(&FrameLimits::new(2000), reads(&bytes, &cuts));
         prop_assert_eq!(result, Ok(()));
         prop_assert_eq!(decoded, expected);
     }
 
     #[test]
-    fn no_message_over_the_limit_comes_out(
+    fn no_message_over_the_limit_is_decoded(
         limit in 0..400usize,
         messages in vec(sent(), 0..6),
         cuts in vec(any::<Index>(), 0..6),
@@ -120,12 +125,12 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_say_the_same_however_they_are_cut(
+    fn any_bytes_give_the_same_result_for_any_reads(
         mut bytes in vec(any::<u8>(), 0..200),
         valid_starts in vec((any::<Index>(), prop_oneof![Just(0x81u8), Just(0x01), Just(0x80), Just(0x89), Just(0x88)]), 0..4),
         cuts in vec(any::<Index>(), 0..12),
     ) {
-        // Plain random bytes hardly ever get past the first header.
+        // Random bytes rarely contain a valid header, so insert the start of some headers.
         for (place, first) in valid_starts {
             let place = place.index(bytes.len() + 1);
             bytes.splice(place..place, [first, 0x85]);
@@ -135,7 +140,7 @@ proptest! {
     }
 
     #[test]
-    fn what_the_server_writes_is_what_a_client_sends_less_the_mask(payload in vec(any::<u8>(), 0..70_000)) {
+    fn encoded_frames_decode_to_the_same_payload(payload in vec(any::<u8>(), 0..70_000)) {
         let written = Frame::binary(&payload);
         let mut out = Vec::new();
         write_binary(&mut out, &payload);

@@ -4,21 +4,21 @@ use proptest::prelude::*;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// Scans a text without a limit of its own; what is too deep is no fault of its JSON.
+/// Scans a text and returns its value. A text over the nesting limit is not an error here.
 fn scan(text: &str) -> Result<&str, SyntaxError> {
     Scanner::new(text, MAX_NESTING).scan_text(0).map(|whole| whole.value)
 }
 
-/// What serde_json takes for one value, without the white space around it.
-fn theirs(text: &str) -> Option<&str> {
+/// Returns the value that serde_json parses from `text`, without white space around it.
+fn serde_json_value(text: &str) -> Option<&str> {
     serde_json::from_str::<&RawValue>(text).ok().map(RawValue::get)
 }
 
 #[track_caller]
 fn check(text: &str, valid: bool) {
     assert_eq!(scan(text).is_ok(), valid, "{text:?}: {:?}", scan(text));
-    assert_eq!(theirs(text).is_some(), valid, "{text:?}: serde_json differs from the table");
-    assert_eq!(scan(text).ok(), theirs(text));
+    assert_eq!(serde_json_value(text).is_some(), valid, "{text:?}: serde_json differs from the table");
+    assert_eq!(scan(text).ok(), serde_json_value(text));
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn strings() {
 }
 
 #[test]
-fn a_control_character_is_found_at_every_place() {
+fn control_characters_are_found_at_every_position() {
     for length in 0..200 {
         let text = "é".repeat(length / 2) + &"x".repeat(length % 2);
         check(&format!("\"{text}\""), true);
@@ -159,7 +159,7 @@ fn arrays_and_objects() {
 }
 
 #[test]
-fn white_space_around_and_between() {
+fn white_space_is_allowed_around_tokens() {
     check(" \t\r\n[ \t\r\n1 \t\r\n] \t\r\n", true);
     assert_eq!(RawJson::parse(" \n{ \"a\" : 1 }\t").map(RawJson::as_str), Ok("{ \"a\" : 1 }"));
     for white in ["\u{a0}", "\u{b}", "\u{c}", "\u{85}", "\u{feff}", "\u{2028}", "\0"] {
@@ -167,22 +167,22 @@ fn white_space_around_and_between() {
         check(&format!("1{white}"), false);
         check(&format!("[{white}]"), false);
     }
-    for nothing in ["", " ", "\n\n"] {
-        check(nothing, false);
+    for empty in ["", " ", "\n\n"] {
+        check(empty, false);
     }
 }
 
 #[test]
-fn nesting_has_the_limit_of_serde_json() {
+fn the_nesting_limit_equals_that_of_serde_json() {
     for levels in [1, 100, 126, 127, 128, 129, 200, 100_000] {
         for (open, close) in [("[", "]"), ("{\"a\":[", "]}"), ("[ {\"a\":1,\"b\": ", "}]")] {
             let times = levels / (open.matches(['[', '{']).count());
             let text = open.repeat(times) + "[]" + &close.repeat(times);
             let whole = Scanner::new(&text, MAX_NESTING).scan_text(0).unwrap();
-            let serde_reads_it = serde_json::from_str::<Value>(&text).is_ok();
+            let is_within_serde_limit = serde_json::from_str::<Value>(&text).is_ok();
             assert_eq!(
                 (whole.value.len(), whole.too_deep),
-                (text.len(), !serde_reads_it),
+                (text.len(), !is_within_serde_limit),
                 "{levels} of {open}"
             );
         }
@@ -193,7 +193,7 @@ fn nesting_has_the_limit_of_serde_json() {
 }
 
 #[test]
-fn too_deep_values_are_still_checked_to_their_end() {
+fn values_over_the_nesting_limit_are_validated_to_their_end() {
     for (deep, is_json) in [
         (r#"[[1],{"a":[{}],"b":{}},[]]"#, true),
         (r#"{"a":[[[]]],"b":null}"#, true),
@@ -241,16 +241,16 @@ fn a_syntax_error_names_the_expected_token_and_offset() {
 fn members_of_an_object_are_found() {
     let text = r#"{ "a" : [1, 2] , "\u0062":{"c":3},"\ud800":null}"#;
     let (mut scanner, mut members) = (Scanner::new(text, MAX_NESTING), Vec::new());
-    let found = scanner.scan_object(|scanner, key| {
+    let object = scanner.scan_object(|scanner, key| {
         members.push((key.find(str::to_owned), scanner.scan_value(1)?));
         Ok(())
     });
-    assert_eq!(found, Ok(text));
+    assert_eq!(object, Ok(text));
     let expected = [("a", "[1, 2]"), ("b", r#"{"c":3}"#), ("", "null")];
     assert_eq!(members, expected.map(|(key, value)| (key.to_owned(), value)));
 }
 
-/// Values as serde_json writes them, some with white space.
+/// Returns a strategy for JSON texts that serde_json writes, some with white space.
 fn document() -> impl Strategy<Value = String> {
     let text =
         prop_oneof!["[a-z]{0,20}".boxed(), any::<String>().boxed(), "[ -~é\\PC\"\\\\]{0,120}".boxed(),];
@@ -273,8 +273,8 @@ fn document() -> impl Strategy<Value = String> {
     })
 }
 
-/// Text of the bytes that mean something to JSON, which random text seldom hits.
-fn soup() -> impl Strategy<Value = String> {
+/// Returns a strategy for random sequences of JSON tokens, which random text seldom contains.
+fn tokens() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         "[",
         "]",
@@ -310,26 +310,26 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
-    fn documents_are_scanned_as_serde_json_scans_them(
+    fn documents_are_scanned_like_serde_json(
         text in document(),
-        (at, instead) in (any::<prop::sample::Index>(), prop_oneof![Just(String::new()), soup(), "\\PC"]),
+        (at, replacement) in (any::<prop::sample::Index>(), prop_oneof![Just(String::new()), tokens(), "\\PC"]),
         len in 0usize..3,
     ) {
         prop_assert_eq!(scan(&text).ok(), Some(text.as_str()));
-        // And once more with a few bytes lost or replaced.
+        // Repeat with a few bytes removed or replaced.
         let at = text.floor_char_boundary(at.index(text.len() + 1));
         let end = text.ceil_char_boundary((at + len).min(text.len()));
-        let mutated = format!("{}{instead}{}", &text[..at], &text[end..]);
-        prop_assert_eq!(scan(&mutated).ok(), theirs(&mutated), "{:?}", mutated);
+        let mutated = format!("{}{replacement}{}", &text[..at], &text[end..]);
+        prop_assert_eq!(scan(&mutated).ok(), serde_json_value(&mutated), "{:?}", mutated);
     }
 
     #[test]
-    fn soup_is_scanned_as_serde_json_scans_it(text in soup()) {
-        prop_assert_eq!(scan(&text).ok(), theirs(&text), "{:?}", text);
+    fn random_tokens_are_scanned_like_serde_json(text in tokens()) {
+        prop_assert_eq!(scan(&text).ok(), serde_json_value(&text), "{:?}", text);
     }
 
     #[test]
-    fn any_text_is_scanned_as_serde_json_scans_it(text in any::<String>()) {
-        prop_assert_eq!(scan(&text).ok(), theirs(&text));
+    fn any_text_is_scanned_like_serde_json(text in any::<String>()) {
+        prop_assert_eq!(scan(&text).ok(), serde_json_value(&text));
     }
 }

@@ -23,7 +23,7 @@ fn publish<'a>(topic: &'a str, message: &'a str, exclude_self: bool) -> Command<
     Command::Publish { topic: Topic::parse(topic).unwrap(), message: raw(message), exclude_self }
 }
 
-/// The code, the key at fault, and the id of the error that `text` is answered with.
+/// Returns the code, the field and the ID of the error for `text`.
 #[track_caller]
 fn refused(text: &str) -> (&'static str, Option<&'static str>, Option<&str>) {
     match ClientMessage::parse(text) {
@@ -73,12 +73,12 @@ fn the_table_of_types_agrees_with_the_parser() {
     for (index, name) in Command::TYPES.iter().enumerate() {
         assert_eq!(command(&format!(r#"{{"type":"{name}","data":{data}}}"#)).index(), index, "{name}");
         let error = ClientMessage::parse(r#"{"type":"x"}"#).unwrap_err();
-        assert!(error.message.contains(name), "the sentence names {name}");
+        assert!(error.message.contains(name), "the error message names {name}");
     }
 }
 
 #[test]
-fn keys_come_in_any_order_and_white_space_does_not_matter() {
+fn keys_in_any_order_and_white_space_are_accepted() {
     let text = "\r\n\t { \"data\" : { \"message\" : [ 1 ,2 ] ,\n\"topic\":\"t\" } , \"id\"\t:7, \"type\" :\"publish\" } \n";
     let message = ClientMessage::parse(text).unwrap();
     assert_eq!(message.command, publish("t", "[ 1 ,2 ]", false));
@@ -90,7 +90,7 @@ fn escapes_in_keys_and_strings_are_decoded() {
     let text = r#"{"\u0074ype":"sub\u0073cribe","d\u0061ta":{"\u0074opic":"caf\u00e9.\ud83d\ude00"},"\u0069d":"\u0061"}"#;
     let message = ClientMessage::parse(text).unwrap();
     assert_eq!(message.command, subscribe("café.😀"));
-    assert_eq!(message.id.map(MessageId::as_json), Some(r#""\u0061""#), "the id stays as it came");
+    assert_eq!(message.id.map(MessageId::as_json), Some(r#""\u0061""#), "the ID stays as received");
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn payloads_keep_their_bytes() {
 }
 
 #[test]
-fn topic_and_message_may_stand_beside_type() {
+fn topic_and_message_are_accepted_in_the_envelope() {
     for (text, expected) in [
         (r#"{"type":"subscribe","topic":"a"}"#, subscribe("a")),
         (r#"{"type":"subscribe","topic":"a","data":{}}"#, subscribe("a")),
@@ -174,12 +174,12 @@ fn topic_and_message_may_stand_beside_type() {
         assert_eq!(command(text), expected, "{text}");
     }
     let text = r#"{"type":"publish","topic":"a","message":1,"exclude_self":true}"#;
-    assert_eq!(command(text), publish("a", "1", false), "other keys are not moved");
+    assert_eq!(command(text), publish("a", "1", false), "other keys are ignored in the envelope");
     assert_eq!(refused(r#"{"type":"authenticate","token":"a"}"#), ("invalid_message", Some("token"), None));
 }
 
 #[test]
-fn ids_come_back_as_they_came() {
+fn ids_are_returned_as_received() {
     for id in [r#""""#, r#""a\/b""#, "0", "18446744073709551615"] {
         let text = format!(r#"{{"type":"ping","id":{id}}}"#);
         assert_eq!(ClientMessage::parse(&text).unwrap().id.map(MessageId::as_json), Some(id));
@@ -223,9 +223,9 @@ fn json_other_than_an_object_is_rejected() {
     }
 }
 
-/// Everything that is JSON but not a message, with the key at fault. The id is 7 in all of them.
+/// Messages that are JSON but invalid, with the code and field of the error. The ID is always 7.
 #[test]
-fn each_rule_names_the_key_at_fault() {
+fn errors_name_the_missing_or_invalid_key() {
     let invalid = "invalid_message";
     for (members, code, field) in [
         // The envelope.
@@ -265,7 +265,10 @@ fn each_rule_names_the_key_at_fault() {
         (r#""type":"publish","data":{"message":1}"#, invalid, "topic"),
         (r#""type":"publish","data":{"topic":7,"message":1}"#, invalid, "topic"),
         (r#""type":"publish","data":{"topic":"a"}"#, invalid, "message"),
+        // A missing or invalid key precedes an invalid topic.
         (r#""type":"publish","data":{"topic":"","exclude_self":true}"#, invalid, "message"),
+        (r#""type":"publish","data":{"topic":"\ud800"}"#, invalid, "message"),
+        (r#""type":"publish","data":{"topic":"*","message":1,"exclude_self":1}"#, invalid, "exclude_self"),
         (r#""type":"publish","data":{"topic":"a","message":1,"message":1}"#, invalid, "message"),
         (r#""type":"publish","message":1,"data":{"topic":"a","message":1}"#, invalid, "message"),
         (
@@ -297,11 +300,12 @@ fn each_rule_names_the_key_at_fault() {
         (r#""type":"publish","data":{"topic":">","message":1}"#, "invalid_topic", "topic"),
         (r#""type":"publish","data":{"topic":"$a","message":1}"#, "invalid_topic", "topic"),
         (r#""type":"publish","topic":".","message":1"#, "invalid_topic", "topic"),
+        (r#""type":"publish","data":{"topic":"\ud800","message":1}"#, "invalid_topic", "topic"),
     ] {
         let expected = (code, Some(field), Some("7"));
-        let (before, after) = (format!("{{\"id\":7,{members}}}"), format!("{{{members},\"id\":7}}"));
-        assert_eq!(refused(&before), expected, "{before}");
-        assert_eq!(refused(&after), expected, "{after}");
+        let (id_first, id_last) = (format!("{{\"id\":7,{members}}}"), format!("{{{members},\"id\":7}}"));
+        assert_eq!(refused(&id_first), expected, "{id_first}");
+        assert_eq!(refused(&id_last), expected, "{id_last}");
     }
 }
 
@@ -316,7 +320,7 @@ fn an_invalid_id_is_not_echoed() {
 }
 
 #[test]
-fn meta_may_carry_a_trace() {
+fn the_trace_context_is_parsed_from_meta() {
     let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let parse = |meta: &str| {
         let text = format!(r#"{{"type":"ping","meta":{{{meta}}}}}"#);
@@ -333,7 +337,7 @@ fn meta_may_carry_a_trace() {
     assert_eq!(
         parse(&format!(r#""traceparent":1,"traceparent":"{traceparent}""#)),
         (good, None),
-        "the last counts"
+        "the last duplicate counts"
     );
     for meta in [
         r#""traceparent":"00-1""#,
@@ -359,7 +363,8 @@ fn messages_nest_127_levels() {
         for levels in [levels + 1, 10_000] {
             let deep = text.replace('$', &nested(levels));
             assert_eq!(refused(&deep), ("invalid_message", None, None), "{text}");
-            // Behind what is too deep the id is found all the same, and a fault is one.
+            // The text after the deep value is still parsed: an ID is found, and a syntax error
+            // wins.
             let with_id = format!(r#"{},"id":7}}"#, deep.strip_suffix('}').unwrap());
             assert_eq!(refused(&with_id), ("invalid_message", None, Some("7")), "{text}");
             assert_eq!(refused(&deep.replacen(']', "}", 1)), ("invalid_json", None, None), "{text}");
@@ -371,13 +376,13 @@ fn messages_nest_127_levels() {
 }
 
 #[test]
-fn fewer_levels_may_be_allowed() {
+fn parse_within_applies_a_lower_nesting_limit() {
     for (text, levels) in [
         (r#"{"type":"ping"}"#, 1),
         (r#"{"type":"echo","data":{}}"#, 2),
         (r#"{"type":"subscribe","data":{"topic":"a"}}"#, 2),
         (r#"{"type":"publish","data":{"topic":"a","message":[1]}}"#, 3),
-        // As deep as its delivery will be.
+        // In the envelope, the payload counts as deep as in its delivery.
         (r#"{"type":"publish","topic":"a","message":[1]}"#, 3),
         (r#"{"type":"echo","data":[[[1],2],{"a":{"b":3}}]}"#, 4),
     ] {
@@ -385,7 +390,7 @@ fn fewer_levels_may_be_allowed() {
             assert!(ClientMessage::parse_within(text, limit).is_ok(), "{text}, {limit}");
         }
         if levels <= 2 {
-            // Our own objects are always read.
+            // `data` itself is scanned even with a lower limit.
             continue;
         }
         let error = ClientMessage::parse_within(text, levels - 1).unwrap_err();
@@ -399,8 +404,8 @@ fn fewer_levels_may_be_allowed() {
     assert!(check_server_object_within(r#"{"type":"a","data":[[1]]}"#, 2).is_err());
 }
 
-/// Messages that are nearly right: keys and values of ours, in any order and number.
-pub(in crate::message) fn nearly_right() -> impl Strategy<Value = String> {
+/// Returns a strategy for messages with known keys and plausible values, in any order and number.
+pub(in crate::message) fn plausible_message() -> impl Strategy<Value = String> {
     let value = prop_oneof![
         Just("1"),
         Just("-1"),
@@ -441,13 +446,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
-    fn any_text_is_read_or_refused(text in any::<String>()) {
+    fn any_text_parses_without_panic(text in any::<String>()) {
         let _ = ClientMessage::parse(&text);
     }
 
-    /// serde_json reads the same text into a tree, which says the same where no key stands twice.
+    /// Compares a parsed message with serde_json's tree of the same text.
     #[test]
-    fn what_is_read_is_what_a_tree_says(text in nearly_right()) {
+    fn a_parsed_message_agrees_with_serde_json(text in plausible_message()) {
         let tree = serde_json::from_str::<Value>(&text);
         let message = match ClientMessage::parse(&text) {
             Ok(message) => message,
@@ -456,7 +461,7 @@ proptest! {
                 return Ok(());
             }
         };
-        let tree = tree.expect("what was read is JSON");
+        let tree = tree.expect("a parsed message is JSON");
         let field = |name: &str| {
             [&tree["data"][name], &tree[name]].into_iter().find(|value| !value.is_null()).cloned().unwrap_or_default()
         };

@@ -5,12 +5,16 @@ use crate::message::{ClientMessage, Command, SpanContext};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// The JSON of a message's frame, after a look at the frame.
+/// Returns the JSON of a message, after checking that all ways of writing it give the same frame.
 fn written(message: &ServerMessage<'_>) -> String {
     let mut out = b"before".to_vec();
     message.write_frame(&mut out);
     let frame = message.to_frame();
-    assert_eq!(out.strip_prefix(b"before"), Some(frame.as_bytes()), "both ways give the same frame");
+    assert_eq!(
+        out.strip_prefix(b"before"),
+        Some(frame.as_bytes()),
+        "`write_frame` and `to_frame` give the same frame"
+    );
     let header = match frame.as_bytes()[1] {
         126 => 4,
         127 => 10,
@@ -19,7 +23,7 @@ fn written(message: &ServerMessage<'_>) -> String {
     let text = std::str::from_utf8(&frame.as_bytes()[header..]).unwrap();
     let mut expected = Vec::new();
     write_text(&mut expected, text);
-    assert_eq!(expected, frame.as_bytes(), "the header says how long the text is");
+    assert_eq!(expected, frame.as_bytes(), "the header has the text's length");
     let mut gap = b"before".to_vec();
     match (message.write_frame_without_payload(&mut gap), message) {
         (Some(at), ServerMessage::Echo { data, .. }) => {
@@ -27,7 +31,7 @@ fn written(message: &ServerMessage<'_>) -> String {
         }
         (at, _) => assert_eq!(at, None),
     }
-    assert_eq!(gap, out, "the parts make the whole");
+    assert_eq!(gap, out, "the frame is complete with the payload inserted");
     text.to_owned()
 }
 
@@ -195,7 +199,7 @@ fn frames_of_every_header_length_are_exact() {
 
 #[test]
 fn objects_with_a_string_type_are_accepted() {
-    for (text, taken) in [
+    for (text, accepted) in [
         (r#"{"type":"x"}"#, r#"{"type":"x"}"#),
         (
             " \r\n\t{ \"a\":1, \"a\":2, \"\\u0074ype\" : \"\\u0061\" } ",
@@ -206,12 +210,12 @@ fn objects_with_a_string_type_are_accepted() {
             r#"{"type":"x","id":-1.5,"data":{"topic":1,"topic":2},"meta":[]}"#,
         ),
     ] {
-        assert_eq!(check_server_object(text).map(RawJson::as_str), Ok(taken));
+        assert_eq!(check_server_object(text).map(RawJson::as_str), Ok(accepted));
     }
 }
 
 #[test]
-fn other_bodies_are_rejected() {
+fn other_texts_are_rejected() {
     for (text, code, field) in [
         ("", ErrorCode::InvalidJson, None),
         (r#"{"type":"x"} 1"#, ErrorCode::InvalidJson, None),
@@ -235,7 +239,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn all_texts_and_numbers_come_through(
+    fn any_texts_and_numbers_are_encoded(
         texts in prop::array::uniform4(any::<String>()),
         numbers in any::<(u64, u64)>(),
         flag in any::<bool>(),
@@ -300,21 +304,22 @@ proptest! {
                 }}),
             ),
         ] {
-            leave_out_nulls(&mut expected);
+            remove_nulls(&mut expected);
             prop_assert_eq!(serde_json::from_str::<Value>(&written(&message))?, expected);
         }
     }
 }
 
-/// Keys without a value are not written. Payloads here are never null.
-fn leave_out_nulls(value: &mut Value) {
+/// Removes keys with the value `null`: messages omit keys without a value. No payload here is
+/// `null`.
+fn remove_nulls(value: &mut Value) {
     if let Value::Object(members) = value {
         members.retain(|_, value| !value.is_null());
-        members.values_mut().for_each(leave_out_nulls);
+        members.values_mut().for_each(remove_nulls);
     }
 }
 
-/// Returns the JSON of a delivery of `message`. Without `from`, a server published it.
+/// Returns the JSON of a delivery of `message`. If `from` is `None`, a backend published it.
 fn delivery(topic: &str, message: &str, from: Option<&ClientId>, tracestate: &str) -> String {
     let traceparent = SpanContext::new(u128::MAX, u64::MAX, true).unwrap().to_string();
     let context = TraceContext::new(Some(traceparent.into()), Some(tracestate.into()));
@@ -332,9 +337,9 @@ fn the_longest_delivery_has_max_delivery_bytes() {
     let (topic, tracestate) =
         ("\"".repeat(Topic::MAX_BYTES), "\\".repeat(TraceContext::MAX_TRACESTATE_BYTES));
     for max_message_bytes in [1, 100, 65_536] {
-        let told = ServerMessage::max_delivery_bytes(max_message_bytes);
+        let max_delivery_bytes = ServerMessage::max_delivery_bytes(max_message_bytes);
         let payload = "7".repeat(max_message_bytes as usize);
-        assert_eq!(delivery(&topic, &payload, None, &tracestate).len() as u64, told);
+        assert_eq!(delivery(&topic, &payload, None, &tracestate).len() as u64, max_delivery_bytes);
     }
     // The delivery of a client's publish is always shorter, whatever its topic.
     let client_id = ClientId::parse(&"x".repeat(ClientId::MAX_BYTES)).unwrap();
