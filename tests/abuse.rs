@@ -1,4 +1,5 @@
-//! Bad input of every kind: whoever sends it is told or closed, nobody else notices, and memory comes back.
+//! Bad input of every kind: the server reports it or closes the connection, other clients are
+//! unaffected, and memory is released.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,10 +17,10 @@ const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
 const PING: u8 = 0x89;
 
-/// What memory may differ by before and after: far less than what an attack brings.
+/// Tolerated growth of memory after an attack; far below the memory that an attack takes.
 const SLACK: u64 = 16 << 20;
 
-/// A client that goes on with echoes while others misbehave.
+/// A client that keeps sending echoes while others misbehave.
 struct Bystander {
     echoes: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -43,7 +44,7 @@ impl Bystander {
         Self { echoes, stop, task }
     }
 
-    /// Waits for an echo that began after this call.
+    /// Waits for an echo that was sent after this call.
     async fn goes_on(&self) {
         let now = self.echoes.load(Ordering::Relaxed);
         patiently("an echo of someone else", async {
@@ -61,8 +62,8 @@ impl Bystander {
     }
 }
 
-/// Lets many peers misbehave at once, three times. `peer` returns its connection, which is held until all have done
-/// their worst.
+/// Runs many misbehaving peers at once, three times. `peer` returns its connection, which stays
+/// open until all peers are done.
 pub(crate) async fn check_harmless<P, F, C>(flags: &[&str], peers: usize, peer: P)
 where
     P: Fn(std::net::SocketAddr) -> F,
@@ -88,7 +89,7 @@ where
         })
         .await;
         if round == 0 {
-            // From here on the buffers that a worker keeps have the size that they need.
+            // From here on, the buffers that a worker keeps have their final size.
             (resident, files) = (server.resident_bytes(), server.open_files());
         }
     }
@@ -106,14 +107,15 @@ async fn only_one_is_left(server: &Server) -> bool {
         && topics["topics"] == json!([])
 }
 
-/// Connects and writes bytes, without reading what comes, for as long as the server takes them.
+/// Connects and writes bytes for as long as the server accepts them, without reading.
 pub(crate) async fn say(
     address: std::net::SocketAddr,
     parts: impl IntoIterator<Item = Vec<u8>>,
 ) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.expect("the server takes connections");
     for part in parts {
-        // A peer that is not read from any more, since it reads nothing itself, waits in vain: that is its end.
+        // The server stops reading from a peer that does not read; the write timeout ends such a
+        // peer.
         match tokio::time::timeout(Duration::from_millis(500), stream.write_all(&part)).await {
             Ok(Ok(())) => {}
             _ => break,
@@ -125,7 +127,7 @@ pub(crate) async fn say(
 const HANDSHAKE: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// As [`say`], behind a good handshake.
+/// Like [`say`], after a valid handshake.
 pub(crate) async fn say_as_client(
     address: std::net::SocketAddr,
     parts: impl IntoIterator<Item = Vec<u8>>,
@@ -187,7 +189,7 @@ async fn frames_that_are_broken_or_much_too_large() {
 
 #[tokio::test]
 async fn messages_that_are_never_finished() {
-    // Each holds almost a whole message, which is what a connection may make the server keep.
+    // Each connection sends almost a whole message, which the server must buffer.
     check_harmless(&[], 300, |address| {
         let part = masked(0x01, &[b'x'; 30_000]);
         let rest = masked(0x00, &[b'x'; 30_000]);
@@ -250,7 +252,7 @@ async fn peers_that_neither_read_nor_answer_pings_are_let_go() {
         }
     })
     .await;
-    // What was sent is still there to be read, and then the end.
+    // The bytes sent before are still readable, followed by the end of the stream.
     for mut stream in silent {
         let mut all = Vec::new();
         tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("it ends").ok();

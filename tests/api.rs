@@ -1,4 +1,4 @@
-//! The server API from outside.
+//! The server API.
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -70,7 +70,7 @@ async fn clients_are_listed_in_pages_and_disconnected() {
     assert_eq!((gone.status, &gone.json()["error"]["code"]), (404, &json!("client_not_found")));
 }
 
-/// Each client may have 32 KiB of names, so limiting the number of clients does not bound a
+/// Each client may have 32 KiB of names, so a limit on the number of clients does not bound a
 /// response.
 #[tokio::test]
 async fn a_page_of_clients_is_bounded_in_bytes() {
@@ -170,7 +170,7 @@ async fn with_a_key_every_call_but_health_needs_it() {
 #[tokio::test]
 async fn a_web_page_of_another_host_is_refused() {
     let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
-    // A page of another server on this machine is no backend either.
+    // A page from another server on this machine is not a backend either.
     for origin in ["https://evil.example.org", "http://localhost:3000", "http://127.0.0.1:1", "null"] {
         let answer = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
         let error = (answer.status, answer.json()["error"]["code"].as_str().map(str::to_owned));
@@ -191,7 +191,7 @@ async fn a_web_page_of_another_host_is_refused() {
     }
 }
 
-/// One request with a `Host` of its own, and the answer's status and body.
+/// Sends one request with the given `Host` and returns the response's status and body.
 async fn with_host(server: &Server, request: &str, host: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(server.api()).await.unwrap();
     let head = format!("{request} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n");
@@ -201,7 +201,8 @@ async fn with_host(server: &Server, request: &str, host: &str, headers: &str) ->
     (answer[9..12].parse().unwrap(), answer)
 }
 
-/// A page whose name was made to point to this machine sends it as `Host`, and no `Origin` with a GET.
+/// A page under a name rebound to this machine sends that name as `Host`, and no `Origin` with a
+/// GET.
 #[tokio::test]
 async fn without_a_key_a_page_that_rebinds_its_name_is_refused() {
     let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
@@ -223,10 +224,10 @@ async fn without_a_key_a_page_that_rebinds_its_name_is_refused() {
         let (status, answer) = with_host(&server, "GET /v1/clients", host, "").await;
         assert_eq!(status, 200, "{host}: {answer}");
     }
-    // Probes of load balancers name what they like.
+    // Load balancer probes may send any `Host`.
     assert_eq!(with_host(&server, "GET /health/live", "hub.example.com", "").await.0, 200);
 
-    // Where a key is needed, a name is nothing to be trusted by.
+    // If a key is required, the `Host` does not matter.
     let server = Server::start(&["--api-key", "the-key-of-the-api"]);
     let key = "Authorization: Bearer the-key-of-the-api\r\n";
     assert_eq!(with_host(&server, "GET /v1/clients", "hub.example.com", key).await.0, 200);
@@ -308,7 +309,7 @@ async fn topics_in_paths_are_percent_encoded() {
         assert_eq!(http(server.api(), &ended, &[], "").await.json(), json!({"unsubscribed": true}), "{path}");
         assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": topic}}));
     }
-    // What is no UTF-8 behind its encoding is a fault of the caller, wherever it stands.
+    // Percent-encoded bytes that are not UTF-8 are the caller's error anywhere in the request.
     for (request, body) in [
         ("POST /v1/topics/%C3/messages", "1"),
         ("GET /v1/topics/a%80b", ""),

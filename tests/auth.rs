@@ -1,4 +1,4 @@
-//! Tokens and what they allow, from outside.
+//! Tokens and the rights that they grant.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::support::{
 };
 
 const SECRET: &str = "a secret of the tests, of more than 32 bytes";
-/// What the log says when new keys are in place.
+/// Log line of a successful key reload.
 const KEYS_READ_AGAIN: &str = "Reloaded what=\"keys for tokens\"";
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What the handshake of a request is answered with.
+/// Sends a handshake request and returns the response.
 async fn handshake(server: &Server, target: &str, headers: &[&str]) -> Response {
     let mut lines = vec![
         "Upgrade: websocket",
@@ -56,7 +56,7 @@ fn claims(user: &str, after: Duration) -> Value {
     json!({"sub": user, "exp": from_now(after)})
 }
 
-/// Claims of an hour with grants.
+/// Returns claims that are valid for an hour and have grants.
 fn granted(user: &str, subscribe: &[&str], publish: &[&str]) -> Value {
     json!({"sub": user, "exp": from_now(HOUR), "deeperhub": {"subscribe": subscribe, "publish": publish}})
 }
@@ -66,7 +66,7 @@ async fn user_of(server: &Server, client: &Client) -> Value {
     answer.json()["user"].clone()
 }
 
-/// A server that knows an issuer's secret.
+/// Starts a server that knows an issuer's secret.
 fn server_for(issuer: &Issuer, flags: &[&str]) -> Server {
     let file = issuer.file();
     let mut all = vec!["--auth-secret-file", &file];
@@ -103,7 +103,8 @@ async fn a_token_is_never_echoed_and_is_no_subprotocol_by_itself() {
         (format!("Sec-WebSocket-Protocol: bearer.{token}, deeperhub.v1.json"), 101),
         (format!("Sec-WebSocket-Protocol: bearer.{token}"), 400),
     ] {
-        // The answer of a handshake that is accepted has no end, so this one asks for what is refused later, too.
+        // An accepted handshake has no end of response, so this request also has a fault that is
+        // checked later.
         if status == 400 {
             let answer = handshake(&server, "/", &[&offered, "Connection: Upgrade"]).await;
             assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("bad_handshake")));
@@ -120,7 +121,7 @@ async fn a_token_is_never_echoed_and_is_no_subprotocol_by_itself() {
     }
 }
 
-/// Tokens that no server may take whose secret is [`SECRET`].
+/// Returns tokens that no server with the secret [`SECRET`] may accept.
 fn bad_tokens() -> Vec<(&'static str, String)> {
     let issuer = Issuer::new(SECRET);
     let good = issuer.token(&claims("ada", HOUR));
@@ -131,7 +132,7 @@ fn bad_tokens() -> Vec<(&'static str, String)> {
         ("no token", "nonsense".to_owned()),
         ("another secret", stranger.token(&claims("ada", HOUR))),
         ("no signature", format!("{message}.")),
-        // {"alg":"none"}, as the classic attack has it.
+        // {"alg":"none"}, the classic attack.
         ("alg none", format!("eyJhbGciOiJub25lIn0.{}.", good.split('.').nth(1).unwrap())),
         ("no exp", issuer.token(&json!({"sub": "ada"}))),
         ("no sub", issuer.token(&json!({"exp": from_now(HOUR)}))),
@@ -231,7 +232,7 @@ async fn a_token_with_grants_allows_only_these() {
         assert_eq!(error["data"]["topic"], topic);
     }
     for (topic, code) in [("news", "forbidden"), ("room.b", "forbidden"), ("log.x", "forbidden")] {
-        // Without an id only what fails is answered.
+        // Without an id, only errors are answered.
         let error = client.ask(&json!({"type": "publish", "data": {"topic": topic, "message": 1}})).await;
         check_error(&error, code);
         assert_eq!(error["data"]["topic"], topic);
@@ -240,7 +241,8 @@ async fn a_token_with_grants_allows_only_these() {
         json!({"type": "publish", "id": 1, "data": {"topic": "room.a", "message": 1, "exclude_self": true}});
     assert_eq!(client.ask(&publish).await["type"], "published");
 
-    // A list that is left out allows nothing; what was not subscribed to can be unsubscribed from all the same.
+    // A missing list grants nothing. Unsubscribing from topics without a subscription is still
+    // allowed.
     let token =
         issuer.token(&json!({"sub": "eve", "exp": from_now(HOUR), "deeperhub": {"subscribe": [">"]}}));
     let mut client = Client::connect_with(with_token(&server, &token)).await.unwrap();
@@ -326,7 +328,7 @@ async fn who_brings_no_token_within_the_grace_time_is_closed_with_4001() {
 async fn a_token_that_expires_closes_with_4001_unless_it_was_renewed() {
     let issuer = Issuer::new(SECRET);
     let server = server_for(&issuer, &[]);
-    // Long enough to connect with on a busy machine.
+    // Long enough to connect on a busy machine.
     let short = issuer.token(&claims("ada", Duration::from_secs(8)));
     let mut expiring = Client::connect_with(with_token(&server, &short)).await.unwrap();
     let mut renewed = Client::connect_with(with_token(&server, &short)).await.unwrap();
@@ -340,11 +342,11 @@ async fn a_token_that_expires_closes_with_4001_unless_it_was_renewed() {
         assert_eq!((code, reason.as_str()), (4001, "the token has expired"));
         assert_eq!(goodbye.unwrap()["data"]["reconnect"], false);
     }
-    // Not before its second has come.
+    // Not before the second of `exp` has begun.
     let exp = from_now(Duration::ZERO);
     assert_eq!(renewed.ask(&json!({"type": "ping"})).await["type"], "pong");
 
-    // It is of no use any more.
+    // The expired token is useless.
     let replayed = handshake(&server, &format!("/?token={short}"), &["Connection: Upgrade"]).await;
     check_refused(&replayed, "replayed");
     check_error(&renewed.ask(&authenticate(&short)).await, "token_expired");
@@ -373,7 +375,7 @@ async fn public_keys_are_found_by_their_kid_and_are_no_secrets() {
         let reply = client.ask(&authenticate(&signed(key, algorithm, Some("other"), &claims))).await;
         check_error(&reply, "token_invalid");
     }
-    // The classic confusion: what everybody knows is taken for a shared secret.
+    // The classic key confusion: a public key used as a shared secret.
     let jwks = std::fs::read(&file).unwrap();
     let keys: Value = serde_json::from_slice(&jwks).unwrap();
     let modulus = keys["keys"][0]["n"].as_str().unwrap();
@@ -425,7 +427,7 @@ async fn keys_are_read_again_and_bad_ones_leave_the_old_in_place() {
     check_refused(&refused, "signed with the old key");
     let mut fresh = Client::connect_with(with_token(&server, &new_token)).await.unwrap();
     assert_eq!(fresh.ask(&subscribe("a")).await["type"], "subscribed");
-    // Who is connected stays so, and needs the new key to renew.
+    // Connected clients stay connected and need the new key to renew.
     assert_eq!(connected.ask(&json!({"type": "ping"})).await["type"], "pong");
     check_error(&connected.ask(&authenticate(&old_token)).await, "token_invalid");
     assert_eq!(connected.ask(&authenticate(&new_token)).await["type"], "authenticated");
@@ -583,7 +585,7 @@ async fn bytes_of_a_connection_are_limited_beside_its_messages() {
     assert!((1..=60_000).contains(&wait), "{refused}");
     assert_eq!(client.ask(&json!({"type": "ping"})).await["type"], "pong", "there is room for small ones");
     for _ in 0..30 {
-        // The last ones find it closed.
+        // The server may have closed the connection before the last ones.
         let _ = client.socket.send(Message::text(echo.to_string())).await;
     }
     assert_eq!(client.closed().await.0, 1008);

@@ -1,4 +1,4 @@
-//! The Autobahn|Testsuite against the listener crate's `examples/echo.rs`: what is on the wire is RFC 6455.
+//! The Autobahn|Testsuite against the listener crate's `examples/echo.rs`: RFC 6455 on the wire.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -8,13 +8,14 @@ use serde_json::Value;
 
 use crate::support::{ROOT, TemporaryDir, python_bin, run_peer};
 
-/// Frames, pings, reserved bits, opcodes, fragments, UTF-8, closing, limits, and fragments as they come.
+/// Frames, pings, reserved bits, opcodes, fragments, UTF-8, closing, limits, and fragmented
+/// arrival.
 const GROUPS: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
 
-/// Cases that are not judged: they only record what a server does.
+/// Informational cases: they only record the server's behavior.
 const INFORMATIONAL: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
 
-/// The example, which goes when this does.
+/// The running example; killed on drop.
 struct Echo {
     child: Child,
     address: String,
@@ -55,7 +56,7 @@ fn built_example() -> String {
     executables.next_back().expect("cargo names the example that it built")
 }
 
-/// Runs these cases and returns each one's verdict, that of the close after it included.
+/// Runs the cases and returns each one's verdict, including that of its closing handshake.
 fn verdicts(echo: &Echo, cases: &[&str]) -> BTreeMap<String, String> {
     let dir = TemporaryDir::new();
     let reports = dir.path("reports").to_string_lossy().into_owned();
@@ -76,7 +77,7 @@ fn verdicts(echo: &Echo, cases: &[&str]) -> BTreeMap<String, String> {
     verdicts
 }
 
-/// Runs these cases, of which there are so many, and fails if one is not judged as it should be.
+/// Runs the cases, checks their number, and fails if a verdict is not as expected.
 fn check(echo: &Echo, cases: &[&str], count: usize) {
     let verdicts = verdicts(echo, cases);
     assert_eq!(verdicts.len(), count, "the suite has another number of cases: {verdicts:?}");
@@ -90,7 +91,8 @@ fn every_case_of_the_basic_protocol_is_ok() {
     check(&Echo::start(&["--no-compression"]), &GROUPS, 301);
 }
 
-/// Of each kind of message and of offer two lengths, of which one is in fragments, and longer ones than small windows.
+/// Two lengths of each kind of message and offer, one of them fragmented, and messages longer than
+/// small windows.
 #[test]
 fn a_sample_of_the_cases_of_compression_is_ok() {
     let kinds = (1..=5).map(|kind| format!("12.{kind}")).chain((1..=7).map(|kind| format!("13.{kind}")));
@@ -100,7 +102,7 @@ fn a_sample_of_the_cases_of_compression_is_ok() {
     check(&Echo::start(&[]), &cases, 27);
 }
 
-/// All of them, 1000 messages each.
+/// All compression cases, with 1000 messages each.
 #[test]
 #[ignore = "takes a quarter of an hour"]
 fn every_case_of_compression_is_ok() {
@@ -111,7 +113,7 @@ fn every_case_of_compression_is_ok() {
     }
 }
 
-/// Clients that refer to their earlier messages, and the basic protocol where compression is agreed on.
+/// Clients with context takeover, and the basic protocol with compression negotiated.
 #[test]
 fn clients_may_refer_to_earlier_messages_where_that_is_allowed() {
     let cases = ["12.1.3", "12.2.3", "12.3.11", "13.1.3", "13.4.3", "13.6.3", "1.*", "5.*"];

@@ -1,4 +1,4 @@
-//! What backends ask of the server API beyond single sends: unsubscribe, batches, idempotency, numbers.
+//! Server API calls beyond single sends: unsubscribe, batches, idempotency, statistics.
 
 use serde_json::{Value, json};
 
@@ -95,7 +95,7 @@ async fn a_batch_is_carried_out_in_order_with_a_result_for_each_call() {
             "200 {}",
         ]
     );
-    // Deliveries have no order to what else a backend sends, so an unsubscribe may overtake one.
+    // Deliveries are not ordered with a backend's other calls, so an unsubscribe may overtake one.
     let mut received = Vec::new();
     while received.last().is_none_or(|last| last != "last") {
         let kind = client.receive().await["type"].as_str().unwrap_or_default().to_owned();
@@ -148,7 +148,7 @@ async fn a_publish_with_an_idempotency_key_is_made_once() {
     check_error(&publish("two words", "a", "1").await, 400, "invalid_message");
     assert_eq!(publish("k-2", "a", "2").await.status, 200);
 
-    // One that fails is not remembered.
+    // A failed call is not remembered.
     check_error(&publish("k-3", "a", "{").await, 400, "invalid_json");
     assert_eq!(publish("k-3", "a", "3").await.status, 200);
     let batch = r#"{"calls":[
@@ -211,7 +211,7 @@ async fn the_busiest_are_found_once_someone_asks() {
     let top = async |query: &str| http(server.api(), &format!("GET /v1/top{query}"), &[], "").await;
     let before = top("").await.json();
     assert_eq!((&before["topics"], &before["clients"]), (&json!([]), &json!([])), "nobody has asked yet");
-    // Until each worker has seen that someone asks, what it carries is not counted.
+    // A worker counts topics only after it has noticed the query.
     let mut found = Value::Null;
     crate::support::patiently("the busiest topic", async {
         while found["topics"][0]["deliveries"].as_u64() < Some(20) {

@@ -1,4 +1,5 @@
-//! Topics, patterns, pings and handshakes in numbers that no client needs: others go on, and memory comes back.
+//! Masses of topics, patterns, pings and handshakes: other clients continue, and memory is
+//! released.
 
 use std::net::SocketAddr;
 
@@ -12,10 +13,11 @@ use crate::support::{Authority, Client, Server, TlsClient, connect_tls, http, pa
 
 const PING: u8 = 0x89;
 
-/// The last word of an attacker, which comes back when the server has done all that it was asked before.
+/// The last message of an attacker; its reply shows that the server has processed all messages
+/// before it.
 const LAST: &str = r#"{"type":"echo","data":"that was all"}"#;
 
-/// Sends messages as fast as the server takes them, and reads all that it says, to the end.
+/// Sends messages as fast as the server accepts them and reads all replies to the end.
 async fn say_all(address: SocketAddr, messages: impl Iterator<Item = String>) -> TcpStream {
     let (mut from, mut to) = say_as_client(address, []).await.into_split();
     let reader = tokio::spawn(async move {
@@ -23,7 +25,7 @@ async fn say_all(address: SocketAddr, messages: impl Iterator<Item = String>) ->
         while !tail.windows(12).any(|window| window == b"that was all") {
             let read = patiently("answers", from.read(&mut buffer)).await.expect("the connection stays");
             assert!(read > 0, "the connection ended: {}", String::from_utf8_lossy(&tail));
-            // What is looked for may come in two parts.
+            // The reply may arrive in two parts.
             tail.drain(..tail.len().saturating_sub(16));
             tail.extend_from_slice(&buffer[..read]);
         }
@@ -41,8 +43,8 @@ async fn say_all(address: SocketAddr, messages: impl Iterator<Item = String>) ->
     from.reunite(to).expect("they belong together")
 }
 
-/// Each topic and pattern is subscribed to once and given up again, or published to: over all peers and rounds 144,000
-/// topics and 72,000 patterns, in half a million messages.
+/// Subscribes to each topic and pattern once and unsubscribes again, or publishes to it. All peers
+/// and rounds use 144,000 topics and 72,000 patterns in half a million messages.
 #[tokio::test]
 async fn topics_and_patterns_that_nobody_ever_had_before() {
     check_harmless(&["--no-compression"], 12, |address| async move {
@@ -58,7 +60,7 @@ async fn topics_and_patterns_that_nobody_ever_had_before() {
                 format!(r#"{{"type":"subscribe","data":{{"topic":"{own}.{n}.*.>"}}}}"#),
                 format!(r#"{{"type":"publish","data":{{"topic":"never.{own}.{n}","message":0}}}}"#),
                 format!(r#"{{"type":"unsubscribe","data":{{"topic":"{own}.{n}.*.>"}}}}"#),
-                // What is no topic leaves nothing behind either.
+                // Invalid topics leave nothing behind either.
                 format!(r#"{{"type":"subscribe","data":{{"topic":"no..topic.{own}.{n}"}}}}"#),
             ]
         });
@@ -67,14 +69,14 @@ async fn topics_and_patterns_that_nobody_ever_had_before() {
     .await;
 }
 
-/// A number that each call gives once.
+/// Returns a number that no other call returns.
 fn next_number() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// As many topics as a connection may have, all of them held when it goes.
+/// The most topics that a connection may have, all still subscribed when it closes.
 #[tokio::test]
 async fn connections_that_leave_with_all_the_subscriptions_they_may_have() {
     check_harmless(&["--max-subscriptions", "2000"], 20, |address| async move {
@@ -84,13 +86,13 @@ async fn connections_that_leave_with_all_the_subscriptions_they_may_have() {
                 if n.is_multiple_of(2) { format!("held.{own}.{n}") } else { format!("*.{own}.{n}.>") };
             format!(r#"{{"type":"subscribe","data":{{"topic":"{topic}"}}}}"#)
         };
-        // Some more than they may.
+        // Some more than the limit.
         say_all(address, (0..2100).map(subscribe)).await
     })
     .await;
 }
 
-/// All come and go on the same few topics, which others are subscribed to.
+/// All peers subscribe to and unsubscribe from the same few topics, which others are subscribed to.
 #[tokio::test]
 async fn subscriptions_that_come_and_go_on_shared_topics_lose_nobodys_messages() {
     let server = Server::start(&["--workers", "2", "--rate-limit", "0", "--no-compression"]);
@@ -146,7 +148,7 @@ async fn pings_without_end_hold_up_nobody_where_they_are_allowed() {
     .await;
 }
 
-/// A few hundred bytes each that would be 16 MiB.
+/// A few hundred bytes each that would decompress to 16 MiB.
 #[tokio::test]
 async fn messages_that_would_be_huge_when_they_are_decompressed() {
     let bomb = deflated(&vec![b' '; 16 << 20]);
@@ -166,7 +168,7 @@ async fn messages_that_would_be_huge_when_they_are_decompressed() {
     .await;
 }
 
-/// Each publishes to a topic that all of them are subscribed to, and none of them reads.
+/// Each publishes to a topic that all of them are subscribed to; none of them reads.
 #[tokio::test]
 async fn subscribers_of_a_hot_topic_that_never_read() {
     check_harmless(&["--max-queue-bytes", "200000", "--no-compression"], 20, |address| {
@@ -179,7 +181,7 @@ async fn subscribers_of_a_hot_topic_that_never_read() {
     .await;
 }
 
-/// Whole handshakes cost processor time, which is what a flood of them is after.
+/// A full handshake takes CPU time, the target of a handshake flood.
 #[tokio::test]
 async fn deliveries_go_on_while_others_shake_hands_without_end() {
     let authority = Authority::new();
@@ -194,14 +196,14 @@ async fn deliveries_go_on_while_others_shake_hands_without_end() {
     let mut attack = tokio::task::JoinSet::new();
     for _ in 0..6 {
         let address = server.clients;
-        // Without what a client remembers of a server, so that none is resumed.
+        // Without a session cache, so that no session is resumed.
         let config = authority.trusting(None);
         attack.spawn(async move {
             let mut slow = Vec::new();
             for _ in 0..60 {
                 let socket = TcpStream::connect(address).await.expect("the server takes connections");
                 let _ = crate::support::over_tls(socket, &config).await;
-                // One more begins and does not go on.
+                // One more handshake begins and stalls.
                 let mut socket = TcpStream::connect(address).await.expect("the server takes connections");
                 let _ = socket.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").await;
                 slow.push(socket);

@@ -1,4 +1,4 @@
-//! The command line: what is printed, what is refused and how, exit codes, signals.
+//! The command line: output, rejected input, exit codes, signals.
 
 use std::io::Write;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::{Client, ROOT, Server, TemporaryDir, http, patiently, run};
 
-/// Compares a text with a file beside the tests; with `UPDATE_SNAPSHOTS` set, writes the file instead.
+/// Compares a text with a snapshot; with `UPDATE_SNAPSHOTS` set, writes the snapshot instead.
 pub(crate) fn check_snapshot(name: &str, text: &str) {
     let path = Path::new(ROOT).join("tests/snapshots").join(name);
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
@@ -17,7 +17,7 @@ pub(crate) fn check_snapshot(name: &str, text: &str) {
     assert_eq!(text, expected, "{name} is not as committed; if that is meant, run with UPDATE_SNAPSHOTS=1");
 }
 
-/// Runs what must be refused, and looks for what the message must name.
+/// Runs a command that must be rejected and checks that the message contains each text.
 fn check_refused(arguments: &[&str], variables: &[(&str, &str)], named: &[&str]) {
     let finished = run(arguments, variables);
     assert_eq!(finished.code, Some(2), "{arguments:?} {variables:?}: {finished:?}");

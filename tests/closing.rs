@@ -1,4 +1,4 @@
-//! What costs a connection, with which code, and what a client is told before.
+//! Faults that close a connection, their close codes, and the client's notice beforehand.
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::support::{Client, Server, http, patiently};
 
 const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
-/// Text that goes on in another frame.
+/// First byte of a text frame that continues in another frame.
 const TEXT_BEGINS: u8 = 0x01;
 const BINARY_BEGINS: u8 = 0x02;
 const GOES_ON: u8 = 0x00;
@@ -25,7 +25,7 @@ async fn check_closed(server: &Server, what: &str, bytes: &[u8], code: u16) {
     assert_eq!(got, code, "{what}: {reason}");
 }
 
-/// The data of a `goodbye`, which must tell all that one has to know to come back.
+/// Returns the data of a `goodbye`, which must have all that a client needs to reconnect.
 fn farewell(goodbye: Option<Value>, code: u16, reconnect: bool) -> Value {
     let data = goodbye.expect("a goodbye comes ahead of the close frame")["data"].clone();
     assert_eq!((&data["code"], &data["reconnect"]), (&json!(code), &json!(reconnect)), "{data}");
@@ -43,7 +43,7 @@ async fn any_shape_of_a_message_over_the_limit_is_closed_with_1009() {
         .chain((0..1000).map(|_| masked(GOES_ON, b"x")))
         .flatten()
         .collect();
-    // Only announced: a header alone is enough, and nothing is allocated for what it says.
+    // A header that announces a length is enough; the server allocates nothing for it.
     let announced = [&[TEXT, 0xff], &(1_u64 << 62).to_be_bytes()[..], &[0; 4]].concat();
     for (what, bytes) in [
         ("text", masked(TEXT, &[b'x'; 1001])),
@@ -156,7 +156,7 @@ async fn a_peer_that_pongs_is_pinged_at_the_interval_however_long_it_may_take() 
     let server = Server::start(&["--ping-interval", "100ms", "--pong-timeout", "1h"]);
     let mut client = Client::connect(&server).await;
     for _ in 0..5 {
-        // The client answers by itself.
+        // The client library answers by itself.
         match patiently("a ping", client.socket.next()).await {
             Some(Ok(Message::Ping(_))) => {}
             other => panic!("a ping was expected, not {other:?}"),
@@ -242,7 +242,7 @@ async fn a_few_clients_have_the_whole_time_of_a_drain_between_them() {
         clients.push(Client::connect(&server).await);
     }
     server.signal("TERM");
-    // Which one is the first is the server's choice.
+    // The server chooses which one closes first.
     let first = patiently("the first close", async {
         loop {
             for (index, client) in clients.iter_mut().enumerate() {
@@ -255,7 +255,7 @@ async fn a_few_clients_have_the_whole_time_of_a_drain_between_them() {
     })
     .await;
     clients.remove(first);
-    // The next one's time comes in twenty minutes.
+    // The next one closes in twenty minutes.
     for client in &mut clients {
         assert_eq!(client.ask(&json!({"type": "ping"})).await, json!({"type": "pong"}));
     }
@@ -266,7 +266,7 @@ async fn a_few_clients_have_the_whole_time_of_a_drain_between_them() {
 #[tokio::test]
 async fn a_client_that_is_being_closed_is_in_no_list_or_count() {
     let server = Server::start(&[]);
-    // It does not answer the close frame, so its connection stays for a while.
+    // This client does not answer the close frame, so its connection stays for a while.
     let mut wire = Wire::connect(&server, None).await;
     wire.send(TEXT, br#"{"type":"subscribe","data":{"topic":"t"}}"#).await;
     wire.receive_text().await;

@@ -1,11 +1,11 @@
-//! Collectors behind TLS.
+//! OpenTelemetry collectors behind TLS.
 
 use serde_json::json;
 
 use crate::support::{Authority, Client, Collector, Server, TlsFront, text};
 use crate::telemetry::{SOON, check_one_trace};
 
-/// Both protocols, with a plain collector each.
+/// Starts a plaintext collector for each protocol.
 async fn collectors() -> [(Collector, &'static str); 2] {
     [(Collector::grpc().await, "grpc"), (Collector::http().await, "http/protobuf")]
 }

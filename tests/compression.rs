@@ -1,4 +1,5 @@
-//! Compression of messages (RFC 7692): what is agreed on, what goes over the wire, and what costs the connection.
+//! Compression of messages (RFC 7692): negotiation, bytes on the wire, and faults that close the
+//! connection.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -16,12 +17,12 @@ use crate::support::{Client, Peer, Server, http, install, python_bin, script};
 const OFFER: &str = "permessage-deflate; client_max_window_bits";
 const AGREED: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
 
-/// An `echo`, as it is sent and as it comes back.
+/// Returns an `echo` message; the reply is the same.
 fn echo(data: &Value) -> String {
     format!(r#"{{"type":"echo","data":{data}}}"#)
 }
 
-/// An `echo` whose reply is longer than the threshold.
+/// Returns an `echo` whose reply is longer than the compression threshold.
 fn long_echo() -> String {
     echo(&json!("again and again; ".repeat(60)))
 }
@@ -34,14 +35,14 @@ async fn subscribed(server: &Server, offer: Option<&str>, topic: &str) -> Wire {
     wire
 }
 
-/// Publishes from a backend; the number of subscribers.
+/// Publishes through the server API and returns the number of subscribers.
 async fn publish(server: &Server, topic: &str, message: &Value) -> u64 {
     let call = format!("POST /v1/topics/{topic}/messages");
     let answer = http(server.api(), &call, &[], &message.to_string()).await;
     answer.json()["subscribers"].as_u64().unwrap_or_else(|| panic!("{answer:?}"))
 }
 
-/// A counter's value.
+/// Returns the value of a counter.
 async fn counted(server: &Server, name: &str) -> u64 {
     let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
     let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
@@ -126,7 +127,7 @@ async fn fragments_of_a_compressed_message_may_have_control_frames_in_between() 
     let pong = wire.receive().await.unwrap();
     assert_eq!((pong.first, &pong.payload[..]), (0x8a, &b"between"[..]));
     assert_eq!(wire.receive_text().await, (long_echo(), true));
-    // A plain message in fragments is still one.
+    // A fragmented plain message is still one message.
     let echo = long_echo();
     let (first, second) = echo.as_bytes().split_at(7);
     wire.send(0x01, first).await;
@@ -138,7 +139,7 @@ async fn fragments_of_a_compressed_message_may_have_control_frames_in_between() 
 async fn empty_compressed_messages_are_messages() {
     let server = Server::start(&[]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
-    // As the RFC has it, from a sender that leaves even that out, and as an empty stored block.
+    // As in the RFC, from a sender that omits even that byte, and as an empty stored block.
     for payload in [&[0x00][..], &[], &[0x02, 0x00]] {
         wire.send(TEXT | RSV1, payload).await;
         let (error, _) = wire.receive_text().await;
@@ -199,7 +200,8 @@ async fn a_bomb_closes_with_1009_and_costs_no_memory() {
     exact.send(TEXT | RSV1, &deflated(&vec![b' '; limit + 1])).await;
     assert_eq!(exact.closed().await.0, 1009, "one byte more");
 
-    // 64 MiB in 64 KiB: whole, and with the decompressor's end in a fragment that never comes.
+    // 64 MiB in 64 KiB: as a whole message, and with the end of the stream in a fragment that never
+    // comes.
     let bomb = deflated(&vec![b'0'; 64 * MIB]);
     assert!((60_000..65_537).contains(&bomb.len()), "{}", bomb.len());
     let before = counted(&server, "process_resident_memory_bytes").await;
@@ -222,7 +224,7 @@ async fn a_message_is_compressed_once_for_all_of_its_receivers() {
     for offer in [Some(OFFER), None].into_iter().cycle().take(16) {
         receivers.push(subscribed(&server, offer, "t").await);
     }
-    // One that asked for a window that is too small for the message gets it plain.
+    // A client that negotiated a window too small for the message gets it uncompressed.
     let small = subscribed(&server, Some("permessage-deflate; server_max_window_bits=9"), "t").await;
     receivers.push(small);
     let compressions = counted(&server, "deeperhub_compressions_total").await;
@@ -259,7 +261,7 @@ async fn nothing_is_compressed_when_nobody_has_agreed() {
     let message = json!("the same for everyone; ".repeat(100));
     assert_eq!(publish(&server, "t", &message).await, 1);
     assert!(!plain.receive_text().await.1);
-    // Nor for one who has, and does not get it.
+    // Nor for a client that negotiated compression but is not a subscriber.
     let other = Wire::connect(&server, Some(OFFER)).await;
     assert_eq!(publish(&server, "t", &message).await, 1);
     assert!(!plain.receive_text().await.1);
@@ -291,7 +293,7 @@ async fn clients_refer_to_earlier_messages_where_a_setting_allows_it() {
     let (first, last) = (lengths[0].1, lengths[7].1);
     assert!(last * 10 < first, "the later messages refer to the first: {lengths:?}");
 
-    // Who says that it will not refer to them is believed.
+    // A client that declines context takeover is believed.
     let declined = Wire::connect(&server, Some("permessage-deflate; client_no_context_takeover")).await;
     assert_eq!(declined.extensions.as_deref(), Some(AGREED));
 }
@@ -304,14 +306,14 @@ async fn a_closing_connection_is_heard_out_in_compressed_messages_too() {
     let id = clients["clients"][0]["client_id"].as_str().unwrap().to_owned();
     let answer = http(server.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
     assert!(answer.status < 300, "{answer:?}");
-    // Sent before the client has read that it is over.
+    // Sent before the client has read the close.
     wire.send_compressed(&long_echo()).await;
     wire.send(0x88, b"\x0f\xa3").await;
     assert_eq!(wire.closed().await.0, 4003);
     assert_eq!(wire.receive().await, None, "the server ends the connection when it has seen the answer");
 }
 
-/// A browser takes its time to start on a busy machine.
+/// Longest wait for a peer; a browser starts slowly on a busy machine.
 const PEER_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A subscriber of another implementation: one of the scripts in `tests/peers`.
@@ -350,8 +352,9 @@ impl Subscriber {
     }
 }
 
-/// Python's `websockets`, npm's `ws` with and without context takeover, a page in Chromium, and tokio-tungstenite, which
-/// does not compress: all subscribe to one topic, four of them publish there, and all must get the same bytes.
+/// Connects Python's `websockets`, npm's `ws` with and without context takeover, a page in
+/// Chromium, and tokio-tungstenite, which does not compress. All subscribe to one topic and four of
+/// them publish there; all must get the same bytes.
 async fn peers_get_the_same_bytes(flags: &[&str], expected: [&str; 4]) {
     install(&[Peer::Python, Peer::Node, Peer::Chromium]);
     let server = Server::start(flags);

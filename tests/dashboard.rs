@@ -1,4 +1,4 @@
-//! The dashboard and the alerts, against the metrics that there are and a real Prometheus.
+//! The dashboard and the alerts, against the existing metrics and a real Prometheus.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn panels() -> Vec<Value> {
     dashboard["panels"].as_array().expect("it has panels").clone()
 }
 
-/// The metrics of ours that a text names, without the endings of histograms' parts.
+/// Returns the names of our metrics in a text, without histogram suffixes.
 fn metrics_named_in(text: &str) -> Vec<String> {
     let mut names: Vec<String> = text
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
@@ -33,7 +33,7 @@ fn metrics_named_in(text: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn dashboard_and_alerts_name_metrics_that_there_are() {
-    // Nobody listens there; the node has the metrics of a cluster all the same.
+    // Nothing listens there; the node still has cluster metrics.
     let server = Server::start(&["--cluster", "nats://127.0.0.1:1"]);
     let text = http(server.api(), "GET /metrics", &[], "").await.body;
     for name in ["deploy/grafana/deeperhub.json", "deploy/prometheus/alerts.yml"] {
@@ -106,7 +106,7 @@ async fn every_query_of_the_dashboard_finds_something_under_load() {
             }
         }
         assert!(queries > 50, "{queries}");
-        // What is shown is what happened.
+        // The displayed value is the measured one.
         let p99 =
             "histogram_quantile(0.99, sum by (le) (rate(deeperhub_publish_latency_seconds_bucket[20s])))";
         let value =

@@ -1,4 +1,5 @@
-//! What lies in `deploy/`: balancers run with its files before real hubs, manifests are held against their schemas.
+//! The files in `deploy/`: load balancers run with them in front of real hubs, manifests are
+//! checked against their schemas.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -21,7 +22,7 @@ use crate::support::{
     install_named, over_tls, patiently, python_bin, run_peer, text,
 };
 
-/// A balancer whose configuration lies in `deploy/`.
+/// A load balancer with a configuration in `deploy/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Nginx,
@@ -29,8 +30,8 @@ enum Kind {
     Caddy,
 }
 
-/// A file of `deploy/` with other addresses in it. What is replaced must be there, so that what runs is what is
-/// delivered.
+/// Returns a file of `deploy/` with replaced addresses. Each replaced text must exist, so that the
+/// tested file is the delivered one.
 fn adapted(file: &str, replacements: &[(&str, String)]) -> String {
     let path = Path::new(ROOT).join("deploy").join(file);
     let mut content = std::fs::read_to_string(&path).expect("the file is there");
@@ -41,7 +42,7 @@ fn adapted(file: &str, replacements: &[(&str, String)]) -> String {
     content
 }
 
-/// The program, wherever Debian or Python's packages put it; installs what is missing.
+/// Returns the path of the load balancer's program; installs it if it is missing.
 fn program(kind: Kind) -> PathBuf {
     let name = match kind {
         Kind::Nginx => "nginx",
@@ -54,20 +55,20 @@ fn program(kind: Kind) -> PathBuf {
     found.unwrap_or_else(|| name.into())
 }
 
-/// A running balancer; it ends with this value.
+/// A running load balancer; stopped on drop.
 struct Balancer {
     plain: SocketAddr,
-    /// `None`: it was given no certificate.
+    /// `None` without a certificate.
     tls: Option<SocketAddr>,
     child: Child,
     files: TemporaryDir,
 }
 
 impl Balancer {
-    /// Starts one before two hubs whose server APIs have the same port.
+    /// Starts a load balancer in front of two hubs whose server APIs have the same port.
     fn start(kind: Kind, hubs: [&Server; 2], identity: Option<&Identity>) -> Self {
         let address = || SocketAddr::from(([127, 0, 0, 1], free_port()));
-        // Another program may take a port meanwhile.
+        // Another program may take the port meanwhile.
         for _ in 0..5 {
             let (plain, tls, files) = (address(), identity.map(|_| address()), TemporaryDir::new());
             let mut command = Self::command(kind, hubs, plain, identity.zip(tls), &files);
@@ -139,7 +140,7 @@ impl Balancer {
                     ));
                 }
                 let config = files.write("haproxy.cfg", &adapted("haproxy/haproxy.cfg", &replacements));
-                // As where few files are allowed.
+                // As on a system with few file descriptors.
                 let script = "ulimit -n 512 && exec \"$0\" -f \"$1\"";
                 command = Command::new("sh");
                 command.args(["-c", script]).arg(program(kind)).arg(config);
@@ -158,7 +159,7 @@ impl Balancer {
                 let mut config = "{\n\tadmin off\n\tauto_https off\n}\n".to_owned();
                 config.push_str(&site(format!("http://{plain} {{")));
                 if let Some((Identity { cert, key }, address)) = tls {
-                    // A site of its own, as the other one speaks no TLS.
+                    // A separate site, because the other one has no TLS.
                     let (name, cert, key) =
                         (format!("https://localhost:{}", address.port()), text(cert), text(key));
                     config.push_str(&site(format!("{name} {{\n\ttls {cert} {key}")));
@@ -172,7 +173,7 @@ impl Balancer {
         command
     }
 
-    /// Waits until it takes connections. False: it has ended.
+    /// Waits until it accepts connections. Returns `false` if it has exited.
     fn listens(&mut self) -> bool {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -192,12 +193,12 @@ impl Balancer {
         std::fs::read_to_string(self.files.path("log")).unwrap_or_default()
     }
 
-    /// A WebSocket client that comes through it.
+    /// Connects a WebSocket client through the load balancer.
     async fn client(&self) -> Result<Client, Box<tungstenite::Error>> {
         Client::connect_with(format!("ws://{}/", self.plain)).await
     }
 
-    /// The same from an address of its own.
+    /// Connects from the given address.
     async fn client_from(&self, address: [u8; 4]) -> Client {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::from((address, 0))).unwrap();
@@ -218,14 +219,14 @@ impl Balancer {
 
 impl Drop for Balancer {
     fn drop(&mut self) {
-        // nginx' master ends its workers only when it is asked to end.
+        // The nginx master stops its workers only if it is asked to stop.
         let script = format!("kill -TERM {}", self.child.id());
         let _ = Command::new("sh").args(["-c", &script]).status();
         let _ = self.child.wait();
     }
 }
 
-/// Two hubs whose APIs have the same port on addresses of loopback.
+/// Starts two hubs whose APIs have the same port on different loopback addresses.
 fn hubs() -> [Server; 2] {
     let flags = ["--trusted-proxy", "127.0.0.1", "--ping-interval", "500ms", "--drain-timeout", "1h"];
     let one = Server::start(&[&flags[..], &["--node-id", "one"]].concat());
@@ -247,7 +248,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     // A health check may have to come first.
     patiently("a way to a hub", async { while balancer.client().await.is_err() {} }).await;
 
-    // Both hubs get clients, and learn their addresses.
+    // Both hubs get clients and learn their addresses.
     let mut events = [Peers::watch(&one).await, Peers::watch(&two).await];
     let mut clients = Vec::new();
     for number in 0..6 {
@@ -260,7 +261,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
         assert!(clients.iter().filter(|client| node_of(client) == hub).count() >= 2, "{kind:?}");
     }
 
-    // Messages of some size pass, in both directions.
+    // Large messages pass in both directions.
     for payload in [json!("é"), json!("x".repeat(60_000))] {
         let echo = json!({"type": "echo", "id": 1, "data": payload});
         assert_eq!(clients[0].ask(&echo).await, echo);
@@ -269,7 +270,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     let echo = json!({"type": "echo", "data": 1});
     assert_eq!(secure.ask(&echo).await, echo);
 
-    // Pages of the balancer's own host may connect, others may not.
+    // Pages of the balancer's own host may connect; others may not.
     for (origin, expected) in
         [(format!("http://{}", balancer.plain), 101), ("http://evil.example".to_owned(), 403)]
     {
@@ -285,7 +286,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
         assert_eq!(status, expected, "{kind:?} {origin}");
     }
 
-    // A client that only answers pings stays for longer than the balancer would let silence be.
+    // A client that only answers pings stays connected beyond the balancer's idle timeout.
     let mut idle = balancer.client().await.unwrap();
     let mut pings = 0;
     while pings < 10 {
@@ -296,7 +297,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     }
     assert_eq!(idle.ask(&echo).await, echo);
 
-    // A hub that drains gets nobody any more, and the others go on.
+    // A draining hub gets no more clients; the others continue.
     let stay = [Client::connect(&one).await, Client::connect(&one).await, Client::connect(&one).await];
     one.signal("TERM");
     patiently("the drain", async {
@@ -316,7 +317,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     .await;
     assert!(newcomers.iter().all(|client| node_of(client) == "two"), "{kind:?}");
     drop(stay);
-    // Caddy does not ask the next one after an answer.
+    // Caddy does not try the next node after a response.
     assert!(refused <= usize::from(kind == Kind::Caddy), "{kind:?}: {refused} were refused");
 }
 
@@ -335,7 +336,7 @@ async fn caddy_serves_clients_of_two_hubs() {
     serves_clients_of_two_hubs(Kind::Caddy).await;
 }
 
-/// Runs a program of the checkout's Python environment, which must be content.
+/// Runs a program of the checkout's Python environment, which must succeed.
 fn check(name: &str, arguments: &[&str]) {
     let finished = run_peer(python_bin().join(name), arguments);
     assert_eq!(finished.code, Some(0), "{name} {arguments:?}: {}{}", finished.stdout, finished.stderr);
@@ -384,7 +385,7 @@ fn systemd_takes_the_unit() {
     let file = files.write("deeperhub-ws.service", &unit);
     let finished = run_peer("systemd-analyze", ["verify", text(&file)]);
     let said = format!("{}{}", finished.stdout, finished.stderr);
-    // Other units of the machine may have faults of their own.
+    // Other units on the machine may have faults of their own.
     let faults: Vec<_> = said.lines().filter(|line| line.contains("deeperhub-ws.service")).collect();
     assert!(finished.code == Some(0) && faults.is_empty(), "{said}");
 }

@@ -1,4 +1,4 @@
-//! Which requests become connections, and what the others are told.
+//! Requests that become connections, and the responses to all others.
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use crate::support::wire::masked;
 use crate::support::{Client, Server, http, metric, patiently};
 
-/// The lines of a good handshake, without a `Host`.
+/// The lines of a valid handshake, without a `Host`.
 const UPGRADE: [&str; 4] = [
     "Upgrade: websocket",
     "Connection: Upgrade",
@@ -15,10 +15,10 @@ const UPGRADE: [&str; 4] = [
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 ];
 
-/// Sends bytes and returns all that comes up to the end of the connection.
+/// Sends bytes and returns everything received until the connection ends.
 async fn all_after(server: &Server, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(server.clients).await.expect("the server takes connections");
-    // A server that has refused already may not read all of it.
+    // A server that has already refused may not read all of it.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
     let _ = patiently("the end of the connection", stream.read_to_end(&mut answer)).await;
@@ -143,7 +143,7 @@ async fn the_answer_to_head_has_no_body() {
         ("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", "405 "),
         ("HEAD /nothing HTTP/1.1\r\nHost: a\r\n\r\n", "404 "),
         ("HEAD / HTTP/1.1\r\nHost : a\r\n\r\n", "400 "),
-        // It never ends.
+        // The request never ends.
         ("HEAD / HTTP/1.1\r\n", "400 "),
     ] {
         let answer = all_after(&server, request.as_bytes()).await;
@@ -191,7 +191,7 @@ async fn the_subprotocol_is_answered_to_whom_it_offers_and_not_to_others() {
     let offering = |offer| [&[host, offer], &UPGRADE[..]].concat();
     let head = head_of(&server, "GET /", &offering("Sec-WebSocket-Protocol: other, deeperhub.v1.json")).await;
     assert!(head.contains("\r\nSec-WebSocket-Protocol: deeperhub.v1.json\r\n"), "{head}");
-    // Two lines are one list, and `Connection` may name more than one thing.
+    // Two lines are one list, and `Connection` may have more than one element.
     let lines = [
         host,
         "Upgrade: WebSocket",
@@ -257,7 +257,7 @@ async fn without_a_place_one_is_told_when_to_come_back() {
     let head = check_refused(&server, "GET /", &UPGRADE, 503, "too_many_connections").await;
     assert!(head.contains("\r\nRetry-After: "), "{head}");
     drop(client);
-    // A place that is given back can be taken.
+    // A released connection slot can be taken again.
     patiently("a place", async { while Client::connect_with(server.url("/")).await.is_err() {} }).await;
 
     let server = Server::start(&["--max-connections-per-ip", "1"]);
@@ -271,7 +271,7 @@ async fn a_handshake_that_takes_too_long_is_refused() {
     let server = Server::start(&["--handshake-timeout", "200ms"]);
     let answer = all_after(&server, b"GET / HTTP/1.1\r\nHost: a\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"bad_handshake\""), "{answer}");
-    // Who says nothing is told nothing.
+    // A client that sends nothing gets no response.
     assert_eq!(all_after(&server, b"").await, "");
 }
 

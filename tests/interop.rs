@@ -1,4 +1,4 @@
-//! Clients that are not ours: Python's `websockets`, npm's `ws`, a browser.
+//! Third-party clients: Python's `websockets`, npm's `ws`, a browser.
 
 use crate::support::{Authority, Peer, Server, TemporaryDir, install, python_bin, run_peer, script};
 
@@ -27,7 +27,7 @@ fn a_person_tries_the_hub_on_the_page_that_it_serves() {
     check(&run_peer("node", [script("page.cjs"), format!("http://{}/", server.api()).into()]));
 }
 
-/// `env` gives each client the authority that it is to trust.
+/// Checks a client over TLS; `variable` names the environment variable for its trusted authority.
 fn check_over_tls(variable: &str, program: &str, script_name: &str) {
     let authority = Authority::new();
     let identity = authority.server("server");

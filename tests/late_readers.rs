@@ -1,4 +1,5 @@
-//! Clients that read late: what waited for them comes whole, once and in order, whatever part of it the socket took.
+//! Clients that read late: queued messages arrive whole, once and in order, regardless of partial
+//! writes.
 
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async};
 
 use crate::support::{Client, Server, metric, patiently};
 
-/// Without limits that these tests are not about.
+/// Flags without limits that these tests do not cover.
 const FLAGS: &[&str] = &["--workers", "1", "--rate-limit", "0", "--max-queue-bytes", "67108864"];
 
-/// A client with a small receive buffer, so that the server's socket is soon full.
+/// Connects a client with a small receive buffer, so that the server's socket is soon full.
 async fn with_small_buffer(server: &Server) -> Client {
     let url = server.url("/");
     let address = url.trim_start_matches("ws://").trim_end_matches('/').parse().unwrap();
@@ -32,7 +33,7 @@ async fn long_echoes_wait_for_a_client_that_reads_late() {
     const MESSAGES: usize = 1000;
     let server = Server::start(FLAGS);
     let mut client = with_small_buffer(&server).await;
-    // Of different lengths, so that the socket fills up at different places of a frame.
+    // Different lengths, so that the socket fills up at different positions within a frame.
     let message = |n: usize| {
         let data = json!({"n": n, "pad": "é".repeat(4000 + n * 37 % 5000)});
         json!({"type": "echo", "id": n, "data": data})
@@ -114,7 +115,7 @@ async fn check_bursts(io_uring: &str) {
     }
 }
 
-/// Waits until the server says that its queues are not empty: sockets are full then.
+/// Waits until the server reports non-empty queues: sockets are full then.
 async fn something_waits(server: &Server) {
     patiently("queues that are not empty", async {
         while metric(server, "deeperhub_queue_bytes").await == 0 {

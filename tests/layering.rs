@@ -1,4 +1,4 @@
-//! Which crate may depend on which: the table in `ARCHITECTURE.md` against what cargo says.
+//! Dependencies between crates: the table in `ARCHITECTURE.md` against cargo's metadata.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,11 +8,11 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 use crate::support::ROOT;
 
-/// A crate of ours and those of ours that it depends on, development apart.
+/// Each of our crates with its dependencies among our crates, except for development.
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 fn metadata() -> Metadata {
-    // For this platform alone: what only others need has not been downloaded for a build.
+    // This platform only: packages for other platforms have not been downloaded.
     let host = Command::new("rustc").args(["--print", "host-tuple"]).output().expect("rustc runs");
     let host = String::from_utf8_lossy(&host.stdout);
     MetadataCommand::new()
@@ -22,7 +22,7 @@ fn metadata() -> Metadata {
         .expect("cargo metadata describes the workspace")
 }
 
-/// The edges as the manifests have them. Packages that are no part of the product (benches) are left out.
+/// Returns the edges in the manifests. Packages outside the product (benches) are left out.
 fn edges_in_manifests(metadata: &Metadata) -> Edges {
     let root = &metadata.workspace_root;
     metadata
@@ -44,7 +44,8 @@ fn edges_in_manifests(metadata: &Metadata) -> Edges {
         .collect()
 }
 
-/// The edges as the table in `ARCHITECTURE.md` has them; `None` for a crate that may depend on all others.
+/// Returns the edges in the table of `ARCHITECTURE.md`; `None` for a crate that may depend on all
+/// others.
 fn edges_in_architecture() -> BTreeMap<String, Option<BTreeSet<String>>> {
     let text =
         std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).expect("ARCHITECTURE.md is there");
@@ -99,7 +100,7 @@ fn the_search_for_what_is_pulled_in_finds_a_runtime_where_there_is_one() {
     assert!(pulled_in_by(&metadata(), "deeperhub-listener").contains("tokio"));
 }
 
-/// All packages that come with a crate, those for its tests and its build apart.
+/// Returns all packages that a crate depends on, except for tests and builds.
 fn pulled_in_by(metadata: &Metadata, name: &str) -> BTreeSet<String> {
     let nodes: BTreeMap<&PackageId, _> =
         metadata.resolve.iter().flat_map(|resolve| &resolve.nodes).map(|node| (&node.id, node)).collect();

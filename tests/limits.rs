@@ -1,4 +1,4 @@
-//! Limits that are only observed, and what they count.
+//! Limits in observe-only mode, their counters, and limits that are enforced.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::support::{Client, Server, TemporaryDir, http, metric, patiently};
 
 const RATE: [&str; 4] = ["--rate-limit", "1", "--rate-burst", "2"];
 
-/// Answers to messages that come faster than the rate allows.
+/// Sends messages faster than the rate allows and returns the replies.
 async fn hurry(server: &Server) -> Vec<String> {
     let mut client = Client::connect(server).await;
     let mut answers = Vec::new();
@@ -71,7 +71,7 @@ async fn json_that_nests_too_deep_is_an_invalid_message_and_costs_nothing_else()
         assert!(error["data"]["message"].as_str().unwrap().contains("127"), "{error}");
         let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
         assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("invalid_message")));
-        // What is no JSON to its end is no message that nests too deep.
+        // Unfinished JSON is not counted as nested too deep.
         client.send_text(&"[".repeat(levels)).await;
         assert_eq!(client.receive().await["data"]["code"], "invalid_json");
     }
@@ -120,11 +120,11 @@ async fn messages_over_the_limits_of_size_are_counted_by_limit() {
     }
 }
 
-/// A request whose head has so many bytes, and the answer's status.
+/// Sends a request with a head of `bytes` bytes and returns the response's status.
 async fn status_of_head(server: &Server, bytes: usize) -> u16 {
     let line = format!("X: {}", "x".repeat(bytes));
     let fixed = http(server.clients, "GET /", &["X: "], "").await;
-    // The host and the lengths of what the helper adds are the same for both.
+    // The host and the length of the helper's lines are the same for both.
     assert_eq!(fixed.status, 426);
     http(server.clients, "GET /", &[&line], "").await.status
 }

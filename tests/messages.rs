@@ -1,4 +1,4 @@
-//! What clients say and get.
+//! Messages of clients and their replies.
 
 use serde_json::{Value, json};
 
@@ -103,7 +103,7 @@ async fn a_publish_reaches_every_subscriber_once() {
     assert_eq!(exact.receive().await, delivery);
     assert_eq!(overlapping.receive().await, delivery);
     for client in [&mut exact, &mut overlapping, &mut other] {
-        // Nothing stands before the answer.
+        // Nothing arrives before the reply.
         assert_eq!(client.ask(&json!({"type": "ping", "id": 9})).await, json!({"type": "pong", "id": 9}));
     }
 }
@@ -253,7 +253,7 @@ async fn a_message_over_the_limit_is_closed_with_1009() {
     assert_eq!(client.closed().await.0, 1009);
 }
 
-/// The client of `deeperhub-protocol`'s examples.
+/// The example client of `deeperhub-protocol`.
 #[allow(dead_code)]
 #[path = "../crates/deeperhub-protocol/examples/client.rs"]
 mod example_client;

@@ -1,4 +1,4 @@
-//! Clients behind proxies, and limits of addresses.
+//! Clients behind proxies, and limits per address.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use crate::support::{Authority, Client, Server, TlsClient, http, metric, over_tl
 const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
 
-/// The `peer` of each connection, as backends see it in the events.
+/// Reads the `peer` of each connection from the event stream.
 pub(crate) struct Peers(BufReader<TcpStream>);
 
 impl Peers {
@@ -23,7 +23,7 @@ impl Peers {
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut events = BufReader::new(stream);
         let mut line = String::new();
-        // The head of the answer.
+        // The head of the response.
         while line != "\r\n" {
             line.clear();
             patiently("the head", events.read_line(&mut line)).await.unwrap();
@@ -51,7 +51,7 @@ fn request(server: &Server, headers: &[(&'static str, &str)]) -> Request<()> {
     request
 }
 
-/// A header of the PROXY protocol, version 2.
+/// Returns a header of the PROXY protocol, version 2.
 fn proxy_header(source: SocketAddr) -> Vec<u8> {
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
     let addresses = match source {
@@ -83,7 +83,7 @@ async fn the_client_of_a_trusted_proxy_is_the_one_that_it_names() {
         let _client = Client::connect_with(request(&server, headers)).await.unwrap();
         assert_eq!(peers.next().await, peer, "{headers:?}");
     }
-    // Without a header it is the proxy itself.
+    // Without a header, the client is the proxy itself.
     let _client = Client::connect(&server).await;
     assert!(peers.next().await.starts_with("127.0.0.1:"));
 }
@@ -108,7 +108,7 @@ async fn headers_of_two_kinds_that_differ_are_refused() {
 
 #[tokio::test]
 async fn what_others_say_of_themselves_is_not_believed() {
-    // Trusted is somebody, but not who connects.
+    // The trusted proxy is not the one that connects.
     let server = Server::start(&["--trusted-proxy", "10.0.0.0/8", "--max-connections-per-ip", "1"]);
     let mut peers = Peers::watch(&server).await;
     let headers = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.2")];
@@ -116,7 +116,7 @@ async fn what_others_say_of_themselves_is_not_believed() {
     assert!(peers.next().await.starts_with("127.0.0.1:"));
     let refused = http(server.clients, "GET /", &["X-Forwarded-For: 192.0.2.3"], "").await;
     assert_eq!(refused.status, 429, "{refused:?}");
-    // The header of the PROXY protocol is no request.
+    // A PROXY protocol header is not a request.
     let mut socket = connect_from("127.0.0.2", &server).await;
     socket.write_all(&proxy_header("192.0.2.1:4711".parse().unwrap())).await.unwrap();
     socket.write_all(format!("GET / HTTP/1.1\r\nHost: x\r\n{UPGRADE}\r\n").as_bytes()).await.unwrap();
@@ -137,7 +137,7 @@ async fn limits_of_addresses_hold_for_the_clients_of_a_proxy_and_not_for_the_pro
     assert!(connect("192.0.2.1").await.is_err());
     assert!(connect("2001:db8:1:2::ffff").await.is_err(), "an IPv6 network of 64 bits is one client");
     let (_a, _b) = (Client::connect(&server).await, Client::connect(&server).await);
-    // A place that was given back is there for the same client.
+    // A released connection slot is available to the same client.
     drop(one);
     patiently("its place again", async { while connect("192.0.2.1").await.is_err() {} }).await;
 }
@@ -149,7 +149,7 @@ async fn a_header_of_the_proxy_protocol_names_the_client() {
     for source in ["192.0.2.1:4711", "[2001:db8::1]:4711"] {
         let mut socket = TcpStream::connect(server.clients).await.unwrap();
         socket.set_nodelay(true).unwrap();
-        // In parts, as it may come.
+        // In parts, as it may arrive.
         for part in proxy_header(source.parse().unwrap()).chunks(5) {
             socket.write_all(part).await.unwrap();
             tokio::task::yield_now().await;
@@ -158,7 +158,8 @@ async fn a_header_of_the_proxy_protocol_names_the_client() {
         let (_client, _) = patiently("the handshake", connect).await.unwrap();
         assert_eq!(peers.next().await, source);
     }
-    // Behind it, headers of the request are what the client wrote: not believed, and the limit holds.
+    // After the PROXY header, forwarding headers of the request come from the client: they are not
+    // trusted, and the limit applies.
     let mut socket = TcpStream::connect(server.clients).await.unwrap();
     let mut all = proxy_header("192.0.2.9:4711".parse().unwrap());
     let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 6.6.6.6\r\n{UPGRADE}\r\n");
@@ -186,7 +187,7 @@ async fn a_header_of_the_proxy_protocol_comes_before_tls() {
     assert_eq!(peers.next().await, "192.0.2.1:4711");
     assert_eq!(client.ask(&json!({"type": "echo", "data": 1})).await["data"], 1);
 
-    // A proxy that checks whether the server is there sends none, or one without addresses.
+    // A proxy's health check sends no header, or one without addresses.
     let _direct = TlsClient::connect(&server, &config).await;
     assert!(peers.next().await.starts_with("127.0.0.1:"));
     let mut socket = TcpStream::connect(server.clients).await.unwrap();
@@ -195,7 +196,7 @@ async fn a_header_of_the_proxy_protocol_comes_before_tls() {
     let _local = TlsClient::over(stream, server.url("/")).await.unwrap();
     assert!(peers.next().await.starts_with("127.0.0.1:"));
 
-    // TLS in one segment with the header.
+    // TLS in the same segment as the header.
     let mut hello = proxy_header("192.0.2.2:1".parse().unwrap());
     let mut tls = rustls::ClientConnection::new(config.clone(), "localhost".try_into().unwrap()).unwrap();
     tls.write_tls(&mut hello).unwrap();
@@ -295,7 +296,7 @@ async fn connect_from(address: &str, server: &Server) -> TcpStream {
 async fn an_address_that_connects_too_often_is_refused_and_told_when_to_come_back() {
     let server = Server::start(&["--connection-rate-per-ip", "2"]);
     let mut refused = None;
-    // A burst of two; the third within the same second is one too many, as fast as they can come.
+    // A burst of two: sent as fast as possible, the third within the same second exceeds the rate.
     for _ in 0..50 {
         let answer = http(server.clients, "GET /", &[], "").await;
         if answer.status == 429 {
@@ -310,10 +311,10 @@ async fn an_address_that_connects_too_often_is_refused_and_told_when_to_come_bac
     assert!(metrics.contains(counted), "{metrics}");
     assert_eq!(refused.json()["error"]["code"], "rate_limited");
     assert_eq!(refused.header("retry-after"), Some("1"), "{refused:?}");
-    // Others are others.
+    // Other addresses are unaffected.
     let socket = connect_from("127.0.0.2", &server).await;
     patiently("the handshake", tokio_tungstenite::client_async(server.url("/"), socket)).await.unwrap();
-    // And it may come again later.
+    // The address may connect again later.
     patiently("its turn again", async {
         while http(server.clients, "GET /", &[], "").await.status == 429 {}
     })

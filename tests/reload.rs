@@ -1,4 +1,4 @@
-//! Settings that are read again on SIGHUP, and the file that `config default` prints.
+//! Settings reloaded on SIGHUP, and the file that `config default` prints.
 
 use serde_json::json;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -32,7 +32,7 @@ async fn limits_origins_key_and_log_level_change_while_connections_stay() {
     assert_eq!(new.json()["connections"]["max"], 2);
     assert_eq!(new.json()["connections"]["active"], 1, "the connection stayed");
 
-    // A page that was none of ours may connect now, and is told of the new limits.
+    // A page that was not allowed before may connect now and gets the new limits.
     let mut request = server.url("/").into_client_request().unwrap();
     request.headers_mut().insert("origin", "https://app.example".parse().unwrap());
     let other = Client::connect_with(request).await.unwrap();
@@ -42,7 +42,7 @@ async fn limits_origins_key_and_log_level_change_while_connections_stay() {
     server.wait_for_stderr("Client connected");
     assert!(Client::connect_with(server.url("/")).await.is_err(), "two are connected");
 
-    // The connection that was there before keeps to the new limits too.
+    // The existing connection gets the new limits too.
     let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": "b"}})).await;
     assert_eq!(reply["data"]["code"], "too_many_subscriptions", "{reply}");
     patiently("the new rate", async {
@@ -94,7 +94,7 @@ fn the_default_file_is_valid_as_it_is_printed() {
     let path = dir.write("hub.toml", &printed.stdout);
     let checked = run(&["config", "check", "--config", path.to_str().unwrap()], &[]);
     assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{checked:?}");
-    // Changing a setting is to take a `#` away.
+    // Removing a `#` is enough to change a setting.
     let path = dir.write("hub.toml", &printed.stdout.replace("\n#port = 8080\n", "\nport = 9090\n"));
     let shown = run(&["config", "show", "--config", path.to_str().unwrap()], &[]);
     assert!(shown.stdout.lines().any(|line| line.starts_with("port = 9090")), "{}", shown.stdout);

@@ -29,7 +29,7 @@ fn the_server_api_is_described_as_it_is_served() {
     assert_eq!(printed, serde_json::from_str::<Value>(&committed).unwrap());
 }
 
-/// Every reference of a document leads somewhere in it.
+/// Checks that every reference of a document has a target in it.
 fn check_references(document: &Value, value: &Value) {
     match value {
         Value::Object(object) => {

@@ -1,4 +1,4 @@
-//! What must be seen nowhere: tokens, keys, passwords and the contents of the files that hold them.
+//! Secrets that must appear nowhere: tokens, keys, passwords and the contents of their files.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ fn authenticate(token: &str) -> Value {
     json!({"type": "authenticate", "id": "login", "data": {"token": token}})
 }
 
-/// Fails when one of `secrets` stands in `everything`, with what stands before it.
+/// Fails if `everything` contains one of `secrets`, with the text before it.
 #[track_caller]
 fn check_absent(everything: &str, secrets: &[String]) {
     for secret in secrets {
@@ -40,12 +40,13 @@ fn check_absent(everything: &str, secrets: &[String]) {
     }
 }
 
-/// What of a token must be seen nowhere. Its first part is the same for all.
+/// Returns the parts of a token that must appear nowhere. The first part is the same for all
+/// tokens.
 fn parts(token: &str) -> impl Iterator<Item = String> {
     token.split('.').skip(1).map(str::to_owned)
 }
 
-/// A server with everything that has a secret, logging and tracing all that it can.
+/// A server with every kind of secret that logs and traces everything.
 struct Guarded {
     authority: Authority,
     issuer: Issuer,
@@ -106,7 +107,7 @@ impl Guarded {
         Self { authority, issuer, files, collector, _broker: broker, broker_url, tls_key, server }
     }
 
-    /// Brings tokens in every way, good and bad, and returns all that the server says to it.
+    /// Presents tokens in every way, valid and invalid, and returns all responses.
     async fn bring(&self, tokens: &[&String]) -> String {
         let config = self.authority.trusting(None);
         let mut said = String::new();
@@ -122,7 +123,7 @@ impl Guarded {
                 ("/".to_owned(), format!("Cookie: token={token}")),
                 ("/".to_owned(), format!("Origin: https://{}", token.replace('.', "-"))),
             ] {
-                // With a good token some would be let in, so these lack what a handshake needs.
+                // A valid token would be accepted, so these requests lack a required header.
                 for connection in ["keep-alive", "Upgrade"] {
                     let mut stream = connect_tls(&self.server, &config).await.expect("TLS");
                     let request = format!(
@@ -166,7 +167,7 @@ impl Guarded {
         said
     }
 
-    /// Makes the server read its files again, which hold something else by now, and waits until the log tells.
+    /// Reloads the server's files, which have new contents, and waits for the log line.
     async fn read_again(&self, expected: &str) {
         let before = self.server.stderr().matches(expected).count();
         self.server.signal("HUP");
@@ -217,7 +218,7 @@ async fn check_everything(engine: Engine, format: &str) {
         said += &(answer.head + &answer.body);
     }
 
-    // Files that are no good any more are told of, not shown.
+    // Invalid files are reported without their contents.
     let tls_key = std::fs::read_to_string(&guarded.tls_key).unwrap();
     let broken_key = tls_key.replacen("BEGIN PRIVATE", "BEGIN BROKEN", 1);
     std::fs::write(&guarded.tls_key, &broken_key).unwrap();
@@ -239,7 +240,7 @@ async fn check_everything(engine: Engine, format: &str) {
     let shown = run(&["config", "show", "--config", text(&file), "--auth-secret-file", &issuer.file()], &[]);
     assert!(shown.stdout.contains("auth_secret_file = ") && shown.stdout.contains("********"), "{shown:?}");
 
-    // Enough was said that something could have been in it.
+    // There was enough output for a secret to appear in.
     let log = server.stderr();
     for expected in
         ["token_expired", "401 Unauthorized", "403 Forbidden", "invalid_topic", "websocket_connected"]

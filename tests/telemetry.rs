@@ -1,4 +1,4 @@
-//! Traces and metrics that leave the hub, taken by a collector of OpenTelemetry's own definition.
+//! Exported traces and metrics, received by a collector built from OpenTelemetry's own definitions.
 
 use std::process::{Command, Stdio};
 
@@ -14,7 +14,7 @@ use crate::support::{Client, Collector, Peer, ROOT, Server, http, install, metri
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 
-/// Sends soon, so that no test waits long.
+/// Settings for fast export, so that tests do not wait long.
 pub(crate) const SOON: [(&str, &str); 2] =
     [("OTEL_BSP_SCHEDULE_DELAY", "20"), ("OTEL_METRIC_EXPORT_INTERVAL", "100")];
 
@@ -41,7 +41,7 @@ fn publish(topic: &str, meta: &Value) -> Value {
     json!({"type": "publish", "id": 1, "data": {"topic": topic, "message": 1}, "meta": meta})
 }
 
-/// The trace id, span id and flags of a delivery.
+/// Returns the trace id, span id and flags of a delivery.
 fn context(message: &Value) -> (String, String, String) {
     let text =
         message["meta"]["traceparent"].as_str().unwrap_or_else(|| panic!("no traceparent in {message}"));
@@ -50,7 +50,7 @@ fn context(message: &Value) -> (String, String, String) {
     (parts[1].clone(), parts[2].clone(), parts[3].clone())
 }
 
-/// Publishes in a trace and looks at what the subscriber and the collector get.
+/// Publishes within a trace and checks the subscriber's message and the collector's spans.
 pub(crate) async fn check_one_trace(collector: &Collector, server: &Server) {
     let mut subscriber = subscribed(server, "news.local").await;
     let mut publisher = Client::connect(server).await;
@@ -254,7 +254,7 @@ async fn a_message_that_is_refused_has_a_span_that_failed() {
     assert_eq!(span.span.status.map(|status| status.code()), Some(StatusCode::Error));
 }
 
-/// Publishes some messages that belong to no trace, and counts how many became one.
+/// Publishes messages outside a trace and returns how many started one.
 pub(crate) async fn sampled(server: &Server, count: usize) -> usize {
     let mut subscriber = subscribed(server, "news").await;
     let mut publisher = Client::connect(server).await;
@@ -287,7 +287,7 @@ async fn new_traces_are_recorded_by_ratio() {
     assert!((50..150).contains(&half), "{half} of 200");
 }
 
-/// What the metrics say of spans that were lost for a reason.
+/// Returns the metric of spans lost for a reason.
 async fn lost(server: &Server, reason: &str) -> u64 {
     let text = http(server.api(), "GET /metrics", &[], "").await.body;
     let name = format!("deeperhub_trace_spans_dropped_total{{reason=\"{reason}\"}} ");
@@ -329,7 +329,7 @@ async fn a_collector_that_comes_later_gets_what_waited_for_it() {
 async fn a_collector_that_refuses_costs_spans_which_are_counted() {
     let collector = Collector::http().await;
     collector.refuse(Some(503));
-    // A short time to try, so that the batch is given up.
+    // A short export timeout, so that the batch is dropped.
     let server = server(&collector, &[], &[("OTEL_BSP_EXPORT_TIMEOUT", "1")]);
     assert_eq!(sampled(&server, 3).await, 3);
     collector.wait_for_refusals(1).await;
@@ -401,7 +401,7 @@ async fn spans_that_the_collector_rejects_are_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_never_answers_costs_spans_and_holds_up_nothing() {
-    // Takes connections, and that is all.
+    // Accepts connections and does nothing else.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let variables = [SOON[0], ("OTEL_BSP_MAX_QUEUE_SIZE", "8"), ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")];
@@ -416,7 +416,7 @@ async fn a_collector_that_never_answers_costs_spans_and_holds_up_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_recorded_last_is_sent_before_the_end() {
     let collector = Collector::grpc().await;
-    // Far longer than the test: only the end sends it.
+    // Far longer than the test: only the shutdown flushes it.
     let variables = [("OTEL_BSP_SCHEDULE_DELAY", "3600000"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")];
     let mut server = server(&collector, &["--drain-timeout", "0"], &variables);
     assert_eq!(sampled(&server, 5).await, 5);

@@ -1,4 +1,5 @@
-//! TLS from outside: versions, resumption, certificates of clients, files that change, and peers that break it.
+//! TLS: versions, resumption, client certificates, changing files, and peers that violate the
+//! protocol.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -19,7 +20,7 @@ use crate::support::{
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
-/// A server with TLS by an authority of its own.
+/// Starts a server with TLS and its own authority.
 fn start(flags: &[&str]) -> (Authority, Identity, Server) {
     let authority = Authority::new();
     let identity = authority.server("server");
@@ -41,7 +42,8 @@ async fn wait_for_metric(server: &Server, name: &str, value: u64) {
     .await;
 }
 
-/// Asks for an upgrade with `openssl s_client` and returns what it wrote, up to the `welcome` at least.
+/// Requests an upgrade with `openssl s_client` and returns its output, at least up to the
+/// `welcome`.
 fn s_client(server: &Server, authority: &Authority, flags: &[&str]) -> String {
     let address = server.clients.to_string();
     let mut child = Command::new("openssl")
@@ -65,7 +67,7 @@ fn s_client(server: &Server, authority: &Authority, flags: &[&str]) -> String {
     let mut stdout = child.stdout.take().expect("a pipe");
     let reader = std::thread::spawn(move || {
         let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
-        // With TLS 1.3 the ticket comes before the answer.
+        // With TLS 1.3, the ticket comes before the response.
         while !seen.windows(9).any(|window| window == b"\"welcome\"") {
             match stdout.read(&mut buffer) {
                 Ok(read @ 1..) => seen.extend_from_slice(&buffer[..read]),
@@ -78,7 +80,7 @@ fn s_client(server: &Server, authority: &Authority, flags: &[&str]) -> String {
     while !reader.is_finished() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
-    // The end of its input ends it, and lets it write its session.
+    // The end of its input ends `s_client` and lets it write its session.
     drop(child.stdin.take());
     let (mut seen, mut stdout) = reader.join().expect("it can be read");
     let _ = stdout.read_to_end(&mut seen);
@@ -151,7 +153,7 @@ async fn the_start_line_says_that_tls_is_on() {
 async fn messages_of_all_sizes_come_back_whole() {
     let (authority, _, server) = start(&["--max-message-bytes", "3000000", "--rate-limit", "0"]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
-    // Around the sizes of records, of what is encrypted at once, and up to the limit.
+    // Sizes around those of records and of encryption batches, and up to the limit.
     let overhead = echo("").to_string().len();
     let sizes =
         [0, 1, 125, 126, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537, 131_072, 1_000_003, 3_000_000];
@@ -162,7 +164,8 @@ async fn messages_of_all_sizes_come_back_whole() {
     }
 }
 
-/// More than the sockets hold goes both ways before anything is read, so that writes stop in the middle of records.
+/// More than the sockets hold goes both ways before anything is read, so that writes stop within
+/// records.
 #[tokio::test]
 async fn a_slow_reader_gets_every_byte_in_order() {
     let (authority, _, server) = start(&[
@@ -183,7 +186,7 @@ async fn a_slow_reader_gets_every_byte_in_order() {
         let message = json!({"n": n, "pad": "x".repeat(*size)});
         let publish = json!({"type": "publish", "id": n, "data": {"topic": "t", "message": message}});
         assert_eq!(publisher.ask(&publish).await["type"], "published");
-        // Its own messages come in between.
+        // Its own messages arrive in between.
         if n % 50 == 0 {
             slow.send(&json!({"type": "echo", "id": n, "data": n})).await;
         }
@@ -203,7 +206,7 @@ async fn a_slow_reader_gets_every_byte_in_order() {
     }
 }
 
-/// A fan-out over TLS is encrypted for each and leaves for many at once; some of them read only when all is over.
+/// Encrypts a fan-out for each client and writes it to many at once; some read only at the end.
 #[tokio::test]
 async fn a_fan_out_reaches_prompt_and_late_readers_whole_and_in_order() {
     const CLIENTS: usize = 24;
@@ -268,7 +271,7 @@ async fn a_reader_that_stands_still_is_closed_with_1013_and_the_others_go_on() {
         while publisher.ask(&publish).await["data"]["subscribers"] == 1 {}
     })
     .await;
-    // What was under way comes whole, then the reason.
+    // Data in flight arrives whole, then the reason.
     let code = loop {
         match patiently("the end", stuck.socket.next()).await {
             Some(Ok(Message::Text(_) | Message::Ping(_))) => {}
@@ -283,7 +286,7 @@ async fn a_reader_that_stands_still_is_closed_with_1013_and_the_others_go_on() {
 async fn the_end_is_announced_so_that_nothing_can_be_cut_off() {
     let (authority, _, server) = start(&[]);
     let config = authority.trusting(None);
-    // A refusal, and a connection that closes.
+    // A refused request and a closing connection.
     let mut refused = connect_tls(&server, &config).await.unwrap();
     refused.write_all(b"GET /elsewhere HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -314,7 +317,7 @@ async fn a_drain_reaches_clients_over_tls() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
-/// The certificate that a new connection is shown.
+/// Returns the certificate that a new connection gets.
 async fn shown(server: &Server, authority: &Authority) -> Vec<u8> {
     let stream = connect_tls(server, &authority.trusting(None)).await.unwrap();
     let (_, connection) = stream.get_ref();
@@ -331,7 +334,7 @@ async fn certificates_are_read_again_on_sighup_and_connections_stay() {
     server.wait_for_stderr("Reloaded what=\"TLS certificate\"");
     assert_ne!(shown(&server, &authority).await, first);
 
-    // A bad one is told, and the good one stays.
+    // An invalid certificate is reported, and the valid one stays.
     let second = shown(&server, &authority).await;
     std::fs::write(&identity.key, "no key").unwrap();
     server.signal("HUP");
@@ -353,7 +356,7 @@ async fn certificates_are_read_again_when_their_files_change() {
     assert!(!server.stderr().contains("Cannot be read"), "{}", server.stderr());
 }
 
-/// The users of all clients, sorted.
+/// Returns the users of all clients, sorted.
 async fn users(server: &Server) -> Vec<Value> {
     let list = http(server.api(), "GET /v1/clients", &[], "").await.json();
     let clients = list["clients"].as_array().unwrap_or_else(|| panic!("{list}"));
@@ -380,7 +383,7 @@ async fn a_certificates_subject_is_the_user_unless_a_token_says_otherwise() {
     let _by_token = TlsClient::over(stream, with_token(&server, &token("bob"))).await.unwrap();
     assert_eq!(users(&server).await, [json!("alice"), json!("bob"), json!(null)]);
 
-    // One that comes later says otherwise too; then it is the user who renews.
+    // A later token changes it too; renewals then need the new user.
     let log_in = |user: &str| json!({"type": "authenticate", "data": {"token": token(user)}});
     assert_eq!(by_certificate.ask(&log_in("carol")).await["data"]["user"], "carol");
     assert_eq!(users(&server).await, [json!("bob"), json!("carol"), json!(null)]);
@@ -410,7 +413,7 @@ async fn a_certificate_of_another_authority_is_refused() {
     let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
     let strangers = Authority::new();
     let stream = connect_tls(&server, &authority.trusting(Some(&strangers.client("alice")))).await;
-    // With TLS 1.3 the client hears of it after its own handshake is over.
+    // With TLS 1.3, the client sees the rejection after its own handshake has finished.
     let refused = match stream {
         Err(_) => true,
         Ok(stream) => TlsClient::over(stream, server.url("/")).await.is_err(),
@@ -515,7 +518,7 @@ async fn http_without_tls_is_told_that_this_port_speaks_tls() {
     assert!(answer.json()["error"]["message"].as_str().unwrap().contains("wss://"), "{answer:?}");
 }
 
-/// Reads a socket to its end, however it ends.
+/// Reads a socket to its end, including resets.
 async fn read_to_end(mut socket: TcpStream) -> Vec<u8> {
     let mut answer = Vec::new();
     let _ = patiently("the end", socket.read_to_end(&mut answer)).await;
@@ -533,12 +536,13 @@ async fn slow_half_open_and_broken_handshakes_cost_nobody_else_anything() {
     for n in 0..150_usize {
         let mut socket = patiently("a connection", TcpStream::connect(server.clients)).await.unwrap();
         let start: Vec<u8> = match n % 6 {
-            // Nothing at all, a hello in parts, a hello without the rest, a record that is announced and never comes.
+            // Nothing at all, a hello in parts, a hello without the rest, an announced record that
+            // never comes.
             0 => Vec::new(),
             1 => hello[..n].to_vec(),
             2 => hello.clone(),
             3 => b"\x16\x03\x01\x40\x00\x01\x00\xff\xff".to_vec(),
-            // Not TLS, and records of the wrong kind.
+            // Not TLS, and records of the wrong type.
             4 => (0..=255).cycle().take(3000 + n).map(|byte: u8| byte.wrapping_mul(37)).collect(),
             _ => b"\x17\x03\x03\x00\x02hi".repeat(50),
         };
@@ -553,7 +557,7 @@ async fn slow_half_open_and_broken_handshakes_cost_nobody_else_anything() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let alerts = futures_util::future::join_all(attackers).await;
-    // What broke the protocol was told so by an alert (21), in clear.
+    // Protocol violations are reported with an alert (21), unencrypted.
     let broken = alerts.iter().skip(4).step_by(6).chain(alerts.iter().skip(5).step_by(6));
     for answer in broken {
         let answer = answer.as_ref().unwrap();
@@ -566,7 +570,7 @@ async fn slow_half_open_and_broken_handshakes_cost_nobody_else_anything() {
     assert_eq!(healthy.ask(&echo("still here")).await["data"], "still here");
 }
 
-/// The first flight of a client.
+/// Returns a client's first flight.
 fn client_hello(config: &std::sync::Arc<rustls::ClientConfig>) -> Vec<u8> {
     let name = "localhost".try_into().unwrap();
     let mut client = rustls::ClientConnection::new(std::sync::Arc::clone(config), name).unwrap();
@@ -575,14 +579,14 @@ fn client_hello(config: &std::sync::Arc<rustls::ClientConfig>) -> Vec<u8> {
     hello
 }
 
-/// A handshake message that never ends, in whole records.
+/// An endless handshake message, in whole records.
 #[tokio::test]
 async fn a_handshake_that_grows_is_cut_off() {
     let (_, _, server) = start(&[]);
     let mut socket = TcpStream::connect(server.clients).await.unwrap();
     let mut record = vec![0x16, 3, 3, 0x40, 0];
     record.extend([0; 0x4000]);
-    // The first says that a hello of 65,000 bytes begins.
+    // The first record announces a hello of 65,000 bytes.
     record[5..9].copy_from_slice(&[1, 0, 0xfd, 0xe8]);
     for _ in 0..4 {
         if socket.write_all(&record).await.is_err() {
@@ -612,7 +616,7 @@ async fn frames_of_many_records_and_records_of_many_frames_are_read() {
     let (authority, _, server) = start(&["--rate-limit", "0"]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
     for n in 0..500 {
-        // Without a flush several frames share a record.
+        // Without a flush, several frames share a record.
         client.socket.feed(Message::text(echo(n).to_string())).await.unwrap();
     }
     client.socket.flush().await.unwrap();

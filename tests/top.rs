@@ -10,10 +10,10 @@ use serde_json::json;
 
 use crate::support::{Client, PATIENCE, Server, http, run};
 
-/// What leaves the second screen and shows the cursor again.
+/// Sequences that leave the alternate screen and show the cursor again.
 const RESTORED: [&str; 2] = ["\x1b[?1049l", "\x1b[?25h"];
 
-/// A program in a terminal. It is killed when this value goes.
+/// A program in a terminal; killed on drop.
 struct Terminal {
     child: Child,
     keys: ChildStdin,
@@ -22,7 +22,8 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Runs the program with these arguments. `script` makes the terminal and answers with the program's exit code.
+    /// Runs the program with these arguments. `script` provides the terminal and returns the
+    /// program's exit code.
     fn start(arguments: &str) -> Self {
         let program = env!("CARGO_BIN_EXE_deeperhub-ws");
         let command = format!("stty rows 24 cols 80 && exec '{program}' {arguments}");
@@ -51,7 +52,7 @@ impl Terminal {
         self.keys.flush().unwrap();
     }
 
-    /// What a person sees now.
+    /// Returns the visible screen.
     fn screen(&self) -> String {
         let mut parser = vt100::Parser::new(24, 80, 0);
         parser.process(&self.written.lock().unwrap());
@@ -66,7 +67,7 @@ impl Terminal {
         }
     }
 
-    /// Waits for the end, and answers the exit code and all that was written.
+    /// Waits for the exit and returns the exit code and all output.
     fn end(&mut self) -> (Option<i32>, String) {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
@@ -129,7 +130,7 @@ fn a_server_that_goes_away_is_told_and_a_signal_restores_the_terminal() {
     server.signal("TERM");
     server.wait();
     terminal.wait_for("no answer");
-    // Control and C, which in a terminal of whole keys is no signal.
+    // Ctrl-C, which is not a signal in a terminal in raw mode.
     terminal.press("\x03");
     let (code, written) = terminal.end();
     assert_eq!(code, Some(0), "{written}");

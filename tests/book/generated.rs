@@ -1,5 +1,5 @@
-//! The parts of the book that are generated: the table of settings and the table of metrics.
-//! `UPDATE_SNAPSHOTS=1` writes them anew.
+//! Generated parts of the book: the table of settings and the table of metrics.
+//! `UPDATE_SNAPSHOTS=1` writes them again.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,8 +11,8 @@ use super::Page;
 
 const END: &str = "<!-- end of generated -->";
 
-/// Compares the generated part of a page with what the program says today; with `UPDATE_SNAPSHOTS`
-/// set, writes it.
+/// Compares the generated part of a page with the program's current output; with `UPDATE_SNAPSHOTS`
+/// set, writes it instead.
 fn check_generated(page: &str, name: &str, generated: &str) {
     let Page { path, text } = Page::read(page);
     let begin = format!("<!-- generated: {name} -->\n");
@@ -31,12 +31,12 @@ fn check_generated(page: &str, name: &str, generated: &str) {
     );
 }
 
-/// One setting, as `--help` and `config default` describe it.
+/// One setting, as described by `--help` and `config default`.
 #[derive(Debug)]
 pub(super) struct Setting {
     pub(super) heading: String,
     key: String,
-    /// Paragraphs of its help; the first without its default.
+    /// Paragraphs of its help; the first without the default.
     help: Vec<String>,
     /// Allowed values with what each means, if they are few.
     values: Vec<String>,
@@ -115,7 +115,7 @@ pub(super) fn settings() -> Vec<Setting> {
     settings
 }
 
-/// Escapes what a table cell cannot hold.
+/// Escapes characters that a table cell cannot contain.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;")
 }
@@ -168,7 +168,7 @@ pub(super) struct Family {
     pub(super) labels: BTreeMap<String, Vec<String>>,
 }
 
-/// Returns the metrics of a server that has everything on, in the order of its answer.
+/// Returns the metrics of a server with every feature enabled, in the order of its response.
 pub(super) fn metric_families() -> Vec<Family> {
     let authority = Authority::new();
     let identity = authority.server("localhost");

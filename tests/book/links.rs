@@ -7,7 +7,7 @@ use crate::support::ROOT;
 
 use super::markdown;
 
-/// Folders that hold nothing of ours.
+/// Directories without files of the project.
 const SKIPPED: [&str; 5] = ["target", ".venv", "node_modules", ".git", "corpus"];
 
 fn markdown_files(folder: &Path, found: &mut Vec<PathBuf>) {

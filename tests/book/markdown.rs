@@ -1,15 +1,15 @@
-//! As much Markdown as these tests read: fenced blocks, tables, headings and links.
+//! The subset of Markdown that these tests read: fenced blocks, tables, headings and links.
 
 /// A fenced block of code.
 #[derive(Debug)]
 pub(super) struct Block<'t> {
-    /// The language behind the opening fence.
+    /// The language after the opening fence.
     pub(super) language: &'t str,
     pub(super) code: &'t str,
     /// A text that running it must print: the comment `<!-- expect: TEXT -->` on the line before
     /// the fence.
     pub(super) expect: Option<&'t str>,
-    /// Set if the comment `<!-- server: defaults -->` stands before it: it runs against a new
+    /// `true` if the comment `<!-- server: defaults -->` precedes the block: it runs against a new
     /// server without flags.
     pub(super) needs_default_server: bool,
     /// Page and line, for messages.

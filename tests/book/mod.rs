@@ -1,5 +1,5 @@
-//! The README and the book in `docs/`: their programs run, their tables match the code, their links
-//! lead somewhere, and their generated parts are as committed.
+//! The README and the book in `docs/`: programs run, tables match the code, links have targets, and
+//! generated parts are up to date.
 
 mod generated;
 mod links;
@@ -48,7 +48,7 @@ impl Page {
     }
 }
 
-/// Columns of prose.
+/// Longest line of prose, in columns.
 const WIDTH: usize = 120;
 
 #[test]
@@ -56,7 +56,7 @@ fn prose_keeps_to_a_width() {
     let mut long = Vec::new();
     for page in Page::all() {
         for line in markdown::prose(&page.text).lines() {
-            // Rows of tables, comments and long links cannot be broken.
+            // Table rows, comments and long links cannot be broken.
             let is_breakable =
                 !line.starts_with(['|', '<', '!']) && line.split(' ').all(|word| word.len() < 60);
             if is_breakable && line.chars().count() > WIDTH {

@@ -1,5 +1,5 @@
-//! Every program and command of the README and the book runs, or stands on a list with the reason
-//! why not.
+//! Every program and command of the README and the book runs, or is on a list with the reason why
+//! not.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,8 +19,8 @@ use crate::support::{
 use super::Page;
 use super::markdown::Block;
 
-/// Commands that do not run here, by their first words, with the reason and with what is checked
-/// instead.
+/// Commands that do not run here, by their first words, with the reason and the check that replaces
+/// running them.
 const NOT_RUN: [(&str, &str); 12] = [
     ("cargo run ", "it builds for minutes; package and target must exist"),
     ("cargo test ", "it is what runs this; package and test must exist"),
@@ -36,20 +36,20 @@ const NOT_RUN: [(&str, &str); 12] = [
     ("sysctl ", "it reads and changes the kernel's settings"),
 ];
 
-/// Sizes that take too long in a development build, and those that run instead.
+/// Sizes that take too long in a development build, and their replacements.
 const SMALLER: [(&str, &str); 3] = [
     ("--connections 10000", "--connections 200"),
     ("--connections 5000", "--connections 50"),
     ("--subscribers 1000", "--subscribers 200"),
 ];
 
-/// The line's entry in [`NOT_RUN`].
+/// Returns the line's index in [`NOT_RUN`].
 fn not_run(line: &str) -> Option<usize> {
     NOT_RUN.iter().position(|(words, _)| line.starts_with(words) || line == words.trim_end())
 }
 
-/// Writes the blocks of a page where `page.sh` finds them. Returns `false` if nothing of the page
-/// runs.
+/// Writes the blocks of a page where `page.sh` finds them. Returns `false` if the page has nothing
+/// to run.
 fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool {
     let local = |code: &str| {
         let replaced = ports.iter().fold(code.to_owned(), |code, (from, to)| code.replace(from, to));
@@ -63,8 +63,8 @@ fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool 
         }
         let mut code = code.to_owned();
         if language == "sh" {
-            // A reader types a server into a terminal of its own; here it always runs beside what
-            // follows.
+            // A reader starts a server in a terminal of its own; here it always runs in the
+            // background.
             code = code.replace(" & pid=$!", "; pid=$!");
             let lines = code.lines().filter(|line| not_run(line).is_none() && !line.starts_with('#'));
             code = lines.fold(String::new(), |code, line| code + line + "\n");
@@ -85,7 +85,7 @@ fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool 
     !list.is_empty()
 }
 
-/// Runs what a page shows, in its order.
+/// Runs the programs of a page in order.
 fn run_page(page: &Page) {
     let binary = Path::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
     let folder = binary.parent().expect("a program is in a folder");
@@ -125,7 +125,7 @@ fn run_page(page: &Page) {
     panic!("{failure}");
 }
 
-/// Returns a free port that no other page has.
+/// Returns a free port that no other page uses.
 fn unused_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     std::iter::repeat_with(free_port)
@@ -133,7 +133,7 @@ fn unused_port() -> u16 {
         .expect("the iterator has no end")
 }
 
-/// A certificate such as a reader has, its key in `key.pem`.
+/// Creates a certificate like a reader's, with its key in `key.pem`.
 fn certificate(files: &TemporaryDir) -> String {
     let key = files.path("key.pem");
     let arguments = [
@@ -160,7 +160,7 @@ fn certificate(files: &TemporaryDir) -> String {
 fn programs_and_commands_run_as_they_stand_on_each_page() {
     install(&[Peer::Python, Peer::Node]);
     install_named("nats-server");
-    // Pages wait for processes more than they work.
+    // Pages wait for processes more than they use the CPU.
     std::thread::scope(|scope| {
         let pages: Vec<_> = Page::all();
         let running: Vec<_> =
@@ -175,7 +175,7 @@ fn programs_and_commands_run_as_they_stand_on_each_page() {
 fn blocks_are_in_languages_that_are_checked() {
     let checked = ["sh", "js", "python", "json", "toml", "yaml", "rust", "elixir"];
     for block in Page::all().iter().flat_map(Page::blocks) {
-        // `text` is what a program printed.
+        // `text` is a program's output.
         assert!(
             checked.contains(&block.language) || block.language == "text",
             "{}: {}",
@@ -224,7 +224,7 @@ fn what_does_not_run_is_listed_exists_and_is_still_there() {
     assert!(unused.is_empty(), "no page has {unused:?}");
 }
 
-/// The functions and modules of the tests.
+/// Returns the functions and modules of the tests.
 fn tests_of_the_program() -> String {
     let read = |name: &str| {
         std::fs::read_to_string(Path::new(ROOT).join("tests").join(name)).expect("tests are there")
@@ -269,7 +269,7 @@ async fn json_is_valid_and_the_server_takes_clients_messages() {
                 message["id"] = 1.into();
                 let answer = client.ask(&message).await;
                 assert_eq!(answer["type"], reply, "{}: {answer}", block.place);
-                // Without keys, a well-formed token is one that is not accepted.
+                // Without keys, a well-formed token is not accepted.
                 let code = answer["data"]["code"].as_str().unwrap_or("token_invalid");
                 assert_eq!(code, "token_invalid", "{}: {answer}", block.place);
                 sent += 1;
@@ -318,7 +318,7 @@ fn the_lines_for_a_browsers_console_subscribe() {
     assert_eq!(finished.code, Some(0), "{finished:?}");
 }
 
-/// Waits until a file has a text a number of times.
+/// Waits until a file contains a text `times` times.
 fn wait_for(file: &Path, text: &str, times: usize) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -342,7 +342,7 @@ fn the_reconnecting_client_subscribes_again_after_a_restart() {
     let mut server = Server::start(&flags);
 
     let files = TemporaryDir::new();
-    // It would go on for ever if this test failed.
+    // The program would run forever if this test failed.
     let program = format!(
         "globalThis.WebSocket = require(\"ws\"); setTimeout(process.exit, 120_000);\n{}",
         block.code.replace("localhost:8080", &format!("127.0.0.1:{port}"))

@@ -13,7 +13,7 @@ use super::Page;
 use super::generated::{metric_families, settings};
 use super::markdown::{code_spans, table};
 
-/// Returns what is in the first backticks of a cell.
+/// Returns the first text in backticks of a cell.
 fn code(cell: &str) -> &str {
     cell.split('`').nth(1).unwrap_or(cell)
 }
@@ -101,7 +101,7 @@ fn errors_of_the_server_api_are_those_that_it_describes() {
     let mut checked = 0;
     for responses in responses.filter_map(|call| call["responses"].as_object()) {
         for (status, response) in responses.iter().filter(|(status, _)| status.as_str() >= "400") {
-            // A description is `code`: its meaning. `other_code`: …
+            // The format of a description: `code`: its meaning. `other_code`: …
             let sentences = response["description"].as_str().unwrap_or_default().split(". ");
             let codes = sentences.filter_map(|sentence| sentence.split_once(':'));
             for code in codes.flat_map(|(codes, _)| codes.split('`').skip(1).step_by(2)) {
@@ -156,7 +156,7 @@ fn metrics_and_settings_that_pages_name_exist() {
         for span in code_spans(&page.text) {
             let word = span.split([' ', '{', '=']).next().unwrap_or_default();
             let exists = if word.starts_with("deeperhub_") && !word.contains('…') {
-                // Names of Rust crates begin alike.
+                // Names of Rust crates have the same prefix.
                 let crate_name = word.split("::").next().unwrap_or_default().replace('_', "-");
                 let is_crate = Path::new(ROOT).join("crates").join(crate_name).exists();
                 is_crate || families.iter().any(|family| family.name == word)
@@ -181,7 +181,7 @@ fn the_elixir_module_is_the_same_in_both_languages_and_calls_the_api() {
     let code = |page: &Page| -> Vec<String> {
         let blocks = page.blocks().into_iter().filter(|block| block.language == "elixir");
         let lines = blocks.flat_map(|block| block.code.lines());
-        // What people read is translated: documentation, and the text of the message.
+        // Only text for people is translated: documentation and the message text.
         let code = lines.filter(|line| !line.contains("doc \"") && !line.contains("%{message: \""));
         code.map(str::to_owned).collect()
     };

@@ -67,7 +67,7 @@ async fn a_node_that_is_busy_for_long_keeps_its_link_and_gets_all() {
         assert_eq!(*received.lock().unwrap(), (0..MESSAGES).collect::<Vec<_>>(), "{engine:?}");
         assert!(!states.has_changed().expect("the driver is there"), "{engine:?}: {:?}", there.state());
         assert_eq!(there.state(), ClusterState::Up);
-        // Both nodes still know each other.
+        // Each node still lists the other.
         assert_eq!((there.peers().len(), here.peers().len()), (1, 1), "{engine:?}");
         for (handle, running) in [(there, running), (here, running_here)] {
             handle.stop(Instant::now() + Duration::from_secs(1));

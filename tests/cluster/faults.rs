@@ -1,4 +1,4 @@
-//! What goes wrong between nodes and broker, and what each client received.
+//! Faults between nodes and broker, and the messages that clients receive.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use super::{
 };
 use crate::support::{Broker, Client, Engine, Proxy, Server, TemporaryDir, http, patiently};
 
-/// Numbers published by one client, with an answer for each.
+/// Publishes numbers and records each reply.
 pub(super) struct Publisher {
     client: Client,
     topic: &'static str,
     pub(super) next: u64,
-    /// Those of which the node said that others do not get them.
+    /// Numbers that the node reported as not delivered to other nodes.
     pub(super) told: BTreeSet<u64>,
 }
 
@@ -24,7 +24,7 @@ impl Publisher {
         Self { client: Client::connect(node).await, topic, next: 0, told: BTreeSet::new() }
     }
 
-    /// Publishes the next number; answers whether other nodes get it.
+    /// Publishes the next number. Returns `true` if other nodes get it.
     pub(super) async fn publish(&mut self) -> bool {
         let n = self.next;
         self.next += 1;
@@ -39,7 +39,7 @@ impl Publisher {
         is_taken
     }
 
-    /// Publishes until the node says that the cluster is lost (false) or reached (true).
+    /// Publishes until the node reports the cluster as lost (`false`) or reached (`true`).
     pub(super) async fn until(&mut self, reached: bool) {
         patiently("a change of the cluster", async {
             while self.publish().await != reached {
@@ -56,7 +56,7 @@ impl Publisher {
     }
 }
 
-/// Reads numbers up to one.
+/// Reads numbers up to and including `last`.
 pub(super) async fn numbers(client: &mut Client, last: u64) -> Vec<u64> {
     let mut received = Vec::new();
     loop {
@@ -69,19 +69,19 @@ pub(super) async fn numbers(client: &mut Client, last: u64) -> Vec<u64> {
     }
 }
 
-/// No number twice, none out of order.
+/// Checks that no number is repeated or out of order.
 pub(super) fn check_order(received: &[u64]) {
     assert!(received.windows(2).all(|pair| pair[0] < pair[1]), "{received:?}");
 }
 
-/// What was neither received nor told to be lost: the broker had it when it ended.
+/// Returns numbers that were neither received nor reported lost: the broker had them when it ended.
 fn untold(published: u64, received: &[u64], told: &BTreeSet<u64>) -> Vec<u64> {
     let received: BTreeSet<_> = received.iter().copied().collect();
     (0..published).filter(|n| !received.contains(n) && !told.contains(n)).collect()
 }
 
-/// Breaks the way between two nodes with `breaks`, restores it with `mends`, and compares what a subscriber of the one
-/// received with what a publisher of the other was told.
+/// Breaks the path between two nodes with `breaks` and restores it with `mends`. Compares the
+/// messages that a subscriber of one node received with the replies to a publisher of the other.
 pub(super) async fn outage(
     [a, b]: [&Server; 2],
     topic: &'static str,
@@ -111,7 +111,7 @@ pub(super) async fn outage(
     let received = numbers(&mut there, last).await;
     check_order(&received);
     let untold = untold(publisher.next, &received, &publisher.told);
-    // Only what was with the broker, or came to it while the other node was not back.
+    // Only numbers that the broker held, or got while the other node was not back.
     assert!(untold.len() <= 10, "lost without a word: {untold:?}, told: {:?}", publisher.told);
     // This node's own clients missed nothing.
     assert_eq!(numbers(&mut here, last).await, (0..=last).collect::<Vec<_>>());
@@ -261,8 +261,8 @@ async fn nothing_published_elsewhere_is_lost_while_a_node_drains() {
     }
 }
 
-/// Publishes numbered messages of 1 KiB on `t`, all before an answer is read. Returns those of which the node said that
-/// others do not get them.
+/// Publishes numbered messages of 1 KiB on `t` before it reads a reply. Returns the numbers that
+/// the node reported as not delivered to other nodes.
 pub(super) async fn publish_at_once(node: &Server, count: u64) -> BTreeSet<u64> {
     let mut publisher = Client::connect(node).await;
     let filler = "x".repeat(1000);
@@ -319,7 +319,7 @@ async fn a_slow_broker_slows_nobody_and_each_loss_is_told() {
     }
 }
 
-/// Whether a node says that a probe through the broker is overdue.
+/// Returns `true` if a node reports an overdue probe through the broker.
 async fn is_stalled(node: &Server) -> bool {
     let answer = http(node.api(), "GET /health/ready", &[], "").await;
     let reasons = answer.json()["reasons"].as_array().cloned().unwrap_or_default();
@@ -343,7 +343,7 @@ async fn readiness_is_proved_through_the_broker_too() {
         let stats = http(a.api(), "GET /v1/stats", &[], "").await.json();
         assert!(stats["canary"]["cluster_round_trip_us"].as_u64().is_some_and(|time| time > 0), "{stats}");
 
-        // The connections hold; what goes through them is late.
+        // The connections stay open; their data is late.
         proxy.slow(Duration::from_millis(600));
         eventually("a probe to be missed", async || is_stalled(&a).await).await;
         assert!(metric(&a, "deeperhub_canary_cluster_missed_total").await >= 1);
@@ -449,7 +449,7 @@ async fn passwords_open_the_broker_and_are_not_shown() {
             Engine::Nats => format!("nats://hub:{password}@{}", broker.address),
             Engine::Redis => format!("redis://:{password}@{}", broker.address),
         };
-        // The first server does not answer: the next is tried.
+        // The first server does not answer, so the node tries the next.
         let servers = url("hunt%25er2").replacen('@', "@127.0.0.1:1,", 1);
         let a = node(&servers, "a", &[]);
         let refused = node(&url("hunter3"), "b", &["--log-level", "debug"]);
@@ -479,7 +479,7 @@ async fn a_node_that_was_held_up_for_a_moment_gets_all_that_came_meanwhile() {
                 .send_text(&format!(r#"{{"type":"publish","data":{{"topic":"t","message":{n}}}}}"#))
                 .await;
         }
-        // The broker has all, or the node could not have been asked for this.
+        // The broker has all messages, or the node would not have replied.
         publisher.ask(&json!({"type": "ping"})).await;
         eventually("the hand-over", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0).await;
         b.signal("CONT");
@@ -503,11 +503,11 @@ async fn two_nodes_of_a_name_that_meet_after_an_outage_become_one() {
         proxy.cut();
         unready(&first).await;
         eventually("the first to be missed", async || super::names_of_nodes(&other).await == ["b"]).await;
-        // Nobody objects now.
+        // The name is free now.
         let mut second = node(&broker.url(), "a", &flags);
         ready(&second).await;
         proxy.mend();
-        // The one that was started first stays.
+        // The node that was started first stays.
         assert_eq!(second.wait().code(), Some(1), "{}", second.stderr());
         assert!(second.stderr().contains("another node of the cluster is named"), "{}", second.stderr());
         ready(&first).await;

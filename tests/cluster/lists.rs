@@ -13,7 +13,7 @@ async fn get(node: &Server, path: &str) -> Value {
     answer.json()
 }
 
-/// All items of a list over its pages.
+/// Returns all items of a list over its pages.
 async fn all(node: &Server, path: &str, list: &str) -> Vec<Value> {
     let (mut items, mut cursor) = (Vec::new(), String::new());
     loop {

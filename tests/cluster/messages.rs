@@ -31,7 +31,7 @@ async fn a_publish_reaches_subscribers_of_other_nodes_once_and_unchanged() {
             ))
             .await;
         let reply = publisher.receive().await;
-        // The count is this node's.
+        // The count covers this node only.
         let published = json!({"topic": "sports.football", "subscribers": 1});
         assert_eq!(reply, json!({"type": "published", "id": 7, "data": published}));
         let expected = format!(
@@ -42,7 +42,7 @@ async fn a_publish_reaches_subscribers_of_other_nodes_once_and_unchanged() {
             loop {
                 let message = client.socket.next().await.unwrap().unwrap();
                 let text = message.to_text().unwrap();
-                // Ends of other clients' preparations are still on their way.
+                // The ends of other clients' probes may still arrive.
                 if !text.contains("\"end\"") && !text.contains("probe") {
                     assert_eq!(text, expected, "{engine:?}");
                     break;
@@ -73,7 +73,7 @@ async fn traces_go_along() {
         let header = format!("traceparent: {traceparent}");
         http(a.api(), "POST /v1/topics/t/messages", &[&header], "1").await;
         let (here, there) = (here.receive().await, there.receive().await);
-        // Each delivery of a publish belongs to the same trace, on whatever node.
+        // All deliveries of a publish belong to the same trace, on every node.
         assert_eq!(there["data"], here["data"]);
         let trace = |message: &serde_json::Value| {
             message["meta"]["traceparent"].as_str().and_then(|text| text.split('-').nth(1)).map(str::to_owned)
@@ -107,7 +107,7 @@ async fn sends_and_disconnects_reach_clients_of_other_nodes() {
         }
 
         let broadcast = http(a.api(), "POST /v1/broadcast", &[], r#"{"type":"all"}"#).await;
-        // The count is this node's.
+        // The count covers this node only.
         assert_eq!(broadcast.json(), json!({"clients": 0}));
         assert_eq!(client.receive().await, json!({"type": "all"}));
         assert_eq!(bystander.receive().await, json!({"type": "all"}));
@@ -166,11 +166,11 @@ async fn publishers_keep_their_order_over_many_topics() {
             linked(&a, "end", client).await;
         }
         for client in &mut subscribers {
-            // What others were linked with.
+            // Skips the probes of other clients.
             publish(&a, "end", "\"end\"").await;
             until_end(client).await;
         }
-        // By then the broker has the other subscriptions too: each node tells it of them in their order.
+        // The broker has the other subscriptions by then: each node sends them in order.
         let mut publishers =
             [Client::connect(&a).await, Client::connect(&a).await, Client::connect(&b).await];
         for n in 0..EACH {
@@ -213,7 +213,7 @@ async fn hubs_with_different_prefixes_do_not_meet() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--cluster-prefix", "one"]).await;
-        // The same name: it is another hub.
+        // A node with the same name in another hub.
         let other = super::node(&broker.url(), "a", &["--cluster-prefix", "two"]);
         super::ready(&other).await;
         let mut here = subscribed(&b, &["t"]).await;
@@ -266,7 +266,7 @@ async fn topics_of_every_kind_and_payloads_of_every_size_get_over_unchanged() {
             "t:t",
             "hub.t",
         ];
-        // A star stands for a whole level only.
+        // A wildcard replaces a whole level only.
         let topics = topics.map(|topic| topic.replace('*', "+").replace("\\\\", "\\"));
         let names: Vec<_> = topics.iter().map(String::as_str).collect();
         let mut exact = subscribed(&b, &names).await;
@@ -338,7 +338,7 @@ async fn subscriptions_and_connections_end_on_other_nodes() {
         }
         assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": "x"}}));
         let answer = http(a.api(), "DELETE /v1/users/ana/subscriptions/y.%3E", &[], "").await;
-        // The count is this node's.
+        // The count covers this node only.
         assert_eq!(answer.json(), json!({"clients": 0}));
         assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": "y.>"}}));
         assert_eq!(http(a.api(), "DELETE /v1/users/ana", &[], "").await.status, 200);

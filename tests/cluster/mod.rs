@@ -17,14 +17,14 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, PATIENCE, Server, http, patiently};
 
-/// Starts a node. Messages are not limited: the tests send many.
+/// Starts a node without rate limits, because the tests send many messages.
 fn node(url: &str, id: &str, flags: &[&str]) -> Server {
     let mut all = vec!["--cluster", url, "--node-id", id, "--rate-limit", "0", "--workers", "2"];
     all.extend(flags);
     Server::start(&all)
 }
 
-/// Starts nodes with the names a, b, c… and waits until each knows all.
+/// Starts nodes with the names a, b, c… and waits until each knows all others.
 async fn nodes<const N: usize>(url: &str, flags: &[&str]) -> [Server; N] {
     let nodes = std::array::from_fn(|index| {
         let id = char::from(b'a' + u8::try_from(index).expect("there are few nodes")).to_string();
@@ -43,7 +43,7 @@ async fn names_of_nodes(node: &Server) -> Vec<String> {
     nodes.iter().filter_map(|node| Some(node["node_id"].as_str()?.to_owned())).collect()
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     patiently(what, async {
         while !holds().await {
@@ -79,15 +79,15 @@ async fn subscribe(mut client: Client, topics: &[&str]) -> Client {
     client
 }
 
-/// Publishes by the API of a node, and returns the answer.
+/// Publishes through the API of a node and returns the response.
 async fn publish(node: &Server, topic: &str, message: &str) -> Value {
     let answer = http(node.api(), &format!("POST /v1/topics/{topic}/messages"), &[], message).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     answer.json()
 }
 
-/// Waits until what is published on a node reaches a client of another: the broker learns of a subscription soon after
-/// the client.
+/// Waits until publishes on a node reach a client of another: the broker gets a subscription
+/// shortly after the client does.
 async fn linked(from: &Server, topic: &str, client: &mut Client) {
     let mut probe = 0;
     patiently("the way between two nodes", async {
@@ -95,9 +95,9 @@ async fn linked(from: &Server, topic: &str, client: &mut Client) {
             probe += 1;
             publish(from, topic, &format!("{{\"probe\":{probe}}}")).await;
             let wait = Duration::from_millis(200);
-            // Other messages may still be on their way; the test does not need them any more.
+            // Other messages may still arrive; the test does not need them.
             let mut last = tokio::time::timeout(wait, probe_of(client)).await.unwrap_or_default();
-            // All that were sent after it come too.
+            // All probes sent after it arrive too.
             while last > 0 && last < probe {
                 last = probe_of(client).await;
             }
@@ -109,7 +109,7 @@ async fn linked(from: &Server, topic: &str, client: &mut Client) {
     .await;
 }
 
-/// The number of the next probe.
+/// Returns the number of the next probe.
 async fn probe_of(client: &mut Client) -> u64 {
     loop {
         if let Some(probe) = client.receive().await["data"]["message"]["probe"].as_u64() {
@@ -133,7 +133,7 @@ async fn until_end(client: &mut Client) -> BTreeMap<String, Vec<Value>> {
     }
 }
 
-/// A number of a node's metrics.
+/// Returns a metric of a node.
 async fn metric(node: &Server, name: &str) -> u64 {
     let text = http(node.api(), "GET /metrics", &[], "").await.body;
     let sum: f64 = text
@@ -144,11 +144,11 @@ async fn metric(node: &Server, name: &str) -> u64 {
     sum as u64
 }
 
-/// What must not come would come before the answer to a ping.
+/// Checks that no message is pending: it would arrive before the reply to a ping.
 async fn nothing_comes(client: &mut Client) {
     let answer = client.ask(&json!({"type": "ping", "id": "nothing"})).await;
     assert_eq!(answer, json!({"type": "pong", "id": "nothing"}));
 }
 
-/// How long a recovery may take: the longest pause between two attempts, the wait for other nodes and a busy machine.
+/// Bound on a recovery: the longest retry delay, the wait for other nodes and a busy machine.
 const RECOVERY: Duration = PATIENCE;

@@ -1,4 +1,4 @@
-//! A network that loses or delays what is between nodes and broker, without a word to either.
+//! A network that drops or delays packets between nodes and broker silently.
 
 use std::collections::BTreeSet;
 
@@ -6,16 +6,16 @@ use super::faults::{Publisher, check_order, numbers, outage, publish_at_once};
 use super::{linked, metric, node, ready, subscribed, unready};
 use crate::support::{Broker, Engine, Network, PATIENCE, Server};
 
-/// A broker in a namespace, and two nodes that reach it by links of their own.
+/// A broker in a namespace and two nodes with a link each.
 struct Apart {
     nodes: [Server; 2],
     network: Network,
-    // It is needed for as long as the nodes are.
+    // Must live as long as the nodes.
     _broker: Broker,
 }
 
 impl Apart {
-    /// `None`: there are no namespaces here.
+    /// Returns `None` if the system does not allow namespaces.
     async fn new(engine: Engine, flags: &[&str]) -> Option<Self> {
         let network = Network::new(2)?;
         let broker = Broker::start_within(engine, &network);
@@ -63,7 +63,8 @@ async fn a_subscriber_behind_lost_packets_gets_what_comes_after_its_return() {
     }
 }
 
-/// Publishes a thousand messages of 1 KiB on a node whose link is thin, and compares what it told with what came.
+/// Publishes a thousand messages of 1 KiB on a node with a thin link and compares its replies with
+/// the deliveries.
 async fn over_a_thin_link(engine: Engine, flags: &[&str]) -> Option<(Apart, BTreeSet<u64>)> {
     const PUBLISHES: u64 = 1000;
     let apart = Apart::new(engine, flags).await?;
@@ -74,7 +75,7 @@ async fn over_a_thin_link(engine: Engine, flags: &[&str]) -> Option<(Apart, BTre
     let told = publish_at_once(a, PUBLISHES).await;
     let mut last = None;
     let mut received = 0;
-    // Twenty seconds' worth of such a link; pings come in between.
+    // Such a link takes twenty seconds for them; pings come in between.
     let all = tokio::time::timeout(PATIENCE * 3, async {
         while received + told.len() as u64 != PUBLISHES {
             if let Some(n) = there.receive().await["data"]["message"][0].as_u64() {

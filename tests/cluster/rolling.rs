@@ -1,4 +1,4 @@
-//! A rolling restart: each node goes and comes back, and its clients are with the others meanwhile.
+//! A rolling restart: nodes restart one after the other while their clients use the others.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::support::{Broker, Client, Engine, patiently};
 
 const FLAGS: &[&str] = &["--drain-timeout", "1s"];
 
-/// Reads to the end, and gives the time at which the client is to come back.
+/// Reads to the end and returns the reconnect delay of the `goodbye`.
 async fn slot(client: &mut Client) -> Duration {
     let (code, _, goodbye) = client.closed().await;
     assert_eq!(code, 1001);

@@ -1,4 +1,4 @@
-//! Brokers that speak TLS, and those that ask who comes.
+//! Brokers with TLS, and brokers with authentication.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{eventually, linked, names_of_nodes, node, nodes, ready, subscribed, unready};
 use crate::support::{Authority, Broker, Engine, TemporaryDir, run, text};
 
-/// Two nodes of a broker, and that a message gets from one to the other.
+/// Checks that a message passes between two nodes of a broker.
 async fn meet(url: &str, flags: &[&str]) {
     let [a, b] = nodes(url, flags).await;
     let mut there = subscribed(&b, &["t", "t.*"]).await;
@@ -16,13 +16,13 @@ async fn meet(url: &str, flags: &[&str]) {
     linked(&a, "t.x", &mut there).await;
 }
 
-/// A node that the broker, or that refuses the broker, says why and serves its own clients.
+/// Checks that a node that cannot use the broker reports why and serves its own clients.
 async fn refused(url: &str, flags: &[&str], reasons: &[&str]) {
     let mut all = vec!["--log-level", "debug"];
     all.extend(flags);
     let a = node(url, "refused", &all);
     unready(&a).await;
-    // The first attempt may not be over yet.
+    // The first attempt may not have ended yet.
     a.wait_for_stderr("Broker unreachable");
     let log = a.stderr();
     assert!(reasons.iter().any(|reason| log.contains(reason)), "none of {reasons:?} in {log}");
@@ -39,7 +39,7 @@ async fn brokers_over_tls_are_checked_by_an_authority_of_the_operators() {
         let broker = Broker::start_over_tls(engine, &authority.server("broker"));
         let ca = text(&authority.cert).to_owned();
         meet(&broker.url(), &["--cluster-ca", &ca]).await;
-        // Certificates are for names too.
+        // Certificates are valid for host names too.
         meet(&broker.url().replace("127.0.0.1", "localhost"), &["--cluster-ca", &ca]).await;
     }
 }
@@ -52,9 +52,9 @@ async fn a_broker_whose_certificate_another_authority_signed_is_refused() {
         let other = Authority::new();
         let reasons = ["UnknownIssuer", "invalid peer certificate"];
         refused(&broker.url(), &["--cluster-ca", text(&other.cert)], &reasons).await;
-        // Nor does the system trust it.
+        // The system's trust store does not contain the authority either.
         refused(&broker.url(), &[], &reasons).await;
-        // A certificate of a client is for no name at all.
+        // A client certificate is valid for no host name.
         let nameless = Broker::start_over_tls(engine, &authority.client("nameless"));
         refused(&nameless.url(), &["--cluster-ca", text(&authority.cert)], &["invalid peer certificate"])
             .await;
@@ -102,7 +102,7 @@ async fn plain_and_tls_do_not_meet_and_the_log_says_so() {
         };
         refused(&over_tls, &[], &["does this port speak TLS", "InvalidContentType"]).await;
     }
-    // NATS says in the clear that it wants TLS, and gets it; Redis ends the connection.
+    // NATS asks for TLS in clear text and gets it; Redis ends the connection.
     let authority = Authority::new();
     let broker = Broker::start_over_tls(Engine::Redis, &authority.server("broker"));
     refused(&broker.url().replace("rediss://", "redis://"), &[], &["does this port want TLS"]).await;
@@ -124,7 +124,7 @@ async fn an_nkey_opens_nats() {
     refused(&broker.url(), &[], &["authorization violation", "nkey"]).await;
 }
 
-/// A token of NATS: a JWT that is signed by an nkey.
+/// Returns a NATS token: a JWT signed with an nkey.
 fn nats_token(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value) -> String {
     let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let header = part(json!({"typ": "JWT", "alg": "ed25519-nkey"}));
@@ -158,7 +158,7 @@ async fn a_credentials_file_opens_nats() {
     let config = files.write("nats.conf", &config);
     let broker = Broker::start_with(Engine::Nats, &["-c", text(&config)]);
 
-    // May do what the book says that it needs, and nothing else.
+    // Exactly the permissions that the book lists.
     let allowed = json!({"allow": ["deeperhub.>"]});
     let rights = json!({
         "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1, "pub": allowed, "sub": allowed,

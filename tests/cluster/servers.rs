@@ -1,4 +1,4 @@
-//! Brokers of several servers: when one is lost, nodes go on with the next.
+//! Brokers with several servers: nodes fail over to the next.
 
 use super::faults::{Publisher, check_order, numbers};
 use super::{eventually, linked, names_of_nodes, node, ready, subscribed, unready};
@@ -55,7 +55,7 @@ async fn a_replica_of_redis_is_passed_over_until_it_is_made_the_primary() {
     let mut primary = Broker::start(Engine::Redis);
     let port = primary.address.port().to_string();
     let replica = Broker::start_with(Engine::Redis, &["--replicaof", "127.0.0.1", &port]);
-    // The replica stands first.
+    // The replica is listed first.
     let both = format!("redis://{},{}", replica.address, primary.address);
     let a = node(&both, "a", &[]);
     let b = node(&both, "b", &[]);

@@ -31,16 +31,16 @@ use tokio::task::JoinHandle;
 
 use super::patiently;
 
-/// A collector that takes OTLP, over gRPC or HTTP, and keeps what it gets.
+/// A collector that accepts OTLP over gRPC or HTTP and stores what it receives.
 #[derive(Debug)]
 pub(crate) struct Collector {
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) address: SocketAddr,
     received: Arc<Received>,
     task: JoinHandle<()>,
 }
 
-/// What came.
+/// The data received so far.
 #[derive(Debug)]
 struct Received {
     all: Mutex<All>,
@@ -52,42 +52,42 @@ struct All {
     spans: Vec<SpanSeen>,
     metrics: Vec<Metric>,
     resource: BTreeMap<String, String>,
-    /// Headers, or gRPC's metadata, of the last request.
+    /// Headers, or gRPC metadata, of the last request.
     headers: BTreeMap<String, String>,
-    /// Requests are answered with this HTTP status, or gRPC's `UNAVAILABLE`, while it is set.
+    /// HTTP status of each response, or gRPC's `UNAVAILABLE`, while set.
     refusal: Option<u16>,
     /// Value of `Retry-After` in refusals over HTTP.
     retry_after: Option<String>,
     refused: u64,
-    /// Spans of a request of which it says that it rejected them.
+    /// Number of spans that each response reports as rejected.
     rejected: i64,
 }
 
-/// A span as a test looks at it.
+/// A received span with its main fields decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct SpanSeen {
     /// The span's name.
     pub(crate) name: String,
-    /// As in `traceparent`.
+    /// In the form of `traceparent`.
     pub(crate) trace_id: String,
-    /// As in `traceparent`.
+    /// In the form of `traceparent`.
     pub(crate) span_id: String,
-    /// As in `traceparent`; empty for a root.
+    /// In the form of `traceparent`; empty for a root.
     pub(crate) parent_id: String,
-    /// By name; numbers as text.
+    /// Attributes by name; numbers as text.
     pub(crate) attributes: BTreeMap<String, String>,
-    /// The rest, as it came.
+    /// The whole span.
     pub(crate) span: Span,
 }
 
 impl Collector {
-    /// Takes OTLP over gRPC.
+    /// Starts a collector for OTLP over gRPC.
     pub(crate) async fn grpc() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         Self::grpc_on(listener)
     }
 
-    /// Takes OTLP over gRPC on a socket.
+    /// Starts a collector for OTLP over gRPC on an existing listener.
     pub(crate) fn grpc_on(listener: TcpListener) -> Self {
         let (address, received) = (listener.local_addr().expect("it listens"), Received::new());
         let service = Grpc(Arc::clone(&received));
@@ -105,13 +105,13 @@ impl Collector {
         Self { address, received, task }
     }
 
-    /// Takes OTLP over HTTP as protobuf.
+    /// Starts a collector for OTLP over HTTP as protobuf.
     pub(crate) async fn http() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         Self::http_on(listener)
     }
 
-    /// Takes OTLP over HTTP on a socket.
+    /// Starts a collector for OTLP over HTTP on an existing listener.
     pub(crate) fn http_on(listener: TcpListener) -> Self {
         let (address, received) = (listener.local_addr().expect("it listens"), Received::new());
         let router = Router::new()
@@ -124,12 +124,12 @@ impl Collector {
         Self { address, received, task }
     }
 
-    /// For `--otlp-endpoint`.
+    /// Returns the URL for `--otlp-endpoint`.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Refuses with this HTTP status, over gRPC with `UNAVAILABLE`, or takes again.
+    /// Refuses requests with this HTTP status (`UNAVAILABLE` over gRPC), or accepts them again.
     pub(crate) fn refuse(&self, status: Option<u16>) {
         self.received.all.lock().unwrap().refusal = status;
     }
@@ -139,22 +139,22 @@ impl Collector {
         self.received.all.lock().unwrap().retry_after = Some(text.to_owned());
     }
 
-    /// Says of each request that so many of its spans were rejected.
+    /// Reports this many spans of each request as rejected.
     pub(crate) fn reject(&self, spans: i64) {
         self.received.all.lock().unwrap().rejected = spans;
     }
 
-    /// Waits until so many requests were refused.
+    /// Waits until this many requests were refused.
     pub(crate) async fn wait_for_refusals(&self, count: u64) {
         self.wait("refusals", |all| (all.refused >= count).then_some(())).await;
     }
 
-    /// Waits for a span that fits.
+    /// Waits for a span that `fits` accepts.
     pub(crate) async fn span(&self, what: &str, fits: impl Fn(&SpanSeen) -> bool) -> SpanSeen {
         self.wait(what, |all| all.spans.iter().find(|span| fits(span)).cloned()).await
     }
 
-    /// Waits until so many spans have come that fit.
+    /// Waits for `count` spans that `fits` accepts.
     pub(crate) async fn spans(&self, count: usize, fits: impl Fn(&SpanSeen) -> bool) -> Vec<SpanSeen> {
         self.wait("spans", |all| {
             let found: Vec<_> = all.spans.iter().filter(|span| fits(span)).cloned().collect();
@@ -163,12 +163,12 @@ impl Collector {
         .await
     }
 
-    /// All spans that have come so far.
+    /// Returns all spans received so far.
     pub(crate) fn spans_so_far(&self) -> Vec<SpanSeen> {
         self.received.all.lock().unwrap().spans.clone()
     }
 
-    /// Waits for a metric's data that fits: the latest of its name.
+    /// Waits until the latest data of a metric fits, and returns it.
     pub(crate) async fn metric(&self, name: &str, fits: impl Fn(&metric::Data) -> bool) -> Metric {
         self.wait(name, |all| {
             let latest = all.metrics.iter().rev().find(|metric| metric.name == name)?;
@@ -177,12 +177,12 @@ impl Collector {
         .await
     }
 
-    /// What the sender says of itself.
+    /// Returns the sender's resource attributes.
     pub(crate) fn resource(&self) -> BTreeMap<String, String> {
         self.received.all.lock().unwrap().resource.clone()
     }
 
-    /// A header of the last request.
+    /// Returns a header of the last request.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         self.received.all.lock().unwrap().headers.get(name).cloned()
     }
@@ -212,7 +212,7 @@ impl Received {
         Arc::new(Self { all: Mutex::default(), changes: watch::Sender::new(0) })
     }
 
-    /// Keeps a request, or says why not.
+    /// Stores a request, or returns the status of the refusal.
     fn take<T>(&self, headers: &HeaderMap, keep: impl FnOnce(&mut All) -> T) -> Result<T, u16> {
         let mut all = self.all.lock().unwrap();
         all.headers = headers

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::{Peer, TemporaryDir, http, install, patiently};
 
-/// A real Prometheus that scrapes servers; it ends with this value.
+/// A real Prometheus that scrapes servers; stopped on drop.
 #[derive(Debug)]
 pub(crate) struct Prometheus {
     address: SocketAddr,
@@ -20,7 +20,7 @@ impl Prometheus {
     ///
     /// # Panics
     ///
-    /// When it cannot be had.
+    /// If it cannot be installed.
     pub(crate) fn scraping(target: SocketAddr) -> Self {
         install(&[Peer::Prometheus]);
         let files = TemporaryDir::new();
@@ -43,11 +43,12 @@ impl Prometheus {
         Self { address, child, _files: files }
     }
 
-    /// The `data` of an answer of its API, once that has results. `parameters` are names and values.
+    /// Returns the `data` of an API response as soon as it has results. `parameters` are names and
+    /// values.
     ///
     /// # Panics
     ///
-    /// When there are none in time.
+    /// If there are none in time.
     pub(crate) async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let parameters = parameters.iter().map(|(name, value)| format!("{name}={}", encoded(value)));
         let request = format!("GET {path}?{}", parameters.collect::<Vec<_>>().join("&"));
@@ -68,7 +69,7 @@ impl Prometheus {
         .await
     }
 
-    /// The results of a query now.
+    /// Returns the current results of a query.
     pub(crate) async fn query(&self, query: &str) -> Value {
         self.ask("/api/v1/query", &[("query", query)]).await["result"].clone()
     }
@@ -81,7 +82,7 @@ impl Drop for Prometheus {
     }
 }
 
-/// A text as it stands in a query.
+/// Percent-encodes a text for a query.
 fn encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }

@@ -1,12 +1,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A folder that goes away with this value.
+/// A directory that is removed on drop.
 #[derive(Debug)]
 pub(crate) struct TemporaryDir(PathBuf);
 
 impl TemporaryDir {
-    /// Makes an empty folder.
+    /// Creates an empty directory.
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -15,7 +15,7 @@ impl TemporaryDir {
         Self(path)
     }
 
-    /// The path of a file in it.
+    /// Returns the path of a file in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
