@@ -1,5 +1,5 @@
-//! Any bytes as `Sec-WebSocket-Extensions` headers: nothing panics, lines count as one list, and
-//! every answer is one that the client could have got by offering just that.
+//! Negotiates arbitrary bytes as `Sec-WebSocket-Extensions` headers: nothing panics, several lines
+//! count as one list, and every response is valid for an offer of exactly that response.
 
 #![no_main]
 
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     config.client_context_takeover = takes_over % 2 == 1;
     let result = negotiate(&config, bytes.split(|&byte| byte == b'\n'));
 
-    // A line break is no part of a list; with a comma in its place the lines are one.
+    // A line break is not part of a list; replaced with a comma, the lines form one list.
     let is_quoted = bytes.contains(&b'"');
     if !is_quoted {
         let joined: Vec<u8> = bytes.iter().map(|&byte| if byte == b'\n' { b',' } else { byte }).collect();

@@ -1,5 +1,5 @@
-//! Any bytes as a request: nothing panics, a head is the same however much of it was there before
-//! and whatever comes after it, and every answer is HTTP.
+//! Parses arbitrary bytes as a request: nothing panics, the result does not depend on read sizes or
+//! on bytes after the head, and every response is HTTP.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any text as a message: what we make of it is what serde_json makes of it.
+//! Parses arbitrary text as a message and compares the result with that of serde_json.
 
 #![no_main]
 
@@ -35,7 +35,7 @@ fn scanned(text: &str, value: Option<&str>) {
 }
 
 fn parsed(text: &str, value: Option<&str>) {
-    // Refuses some texts that are JSON: numbers out of range, halves of surrogate pairs.
+    // serde_json rejects some valid JSON: numbers out of range, unpaired surrogates.
     let tree = serde_json::from_str::<Value>(text).ok();
     let message = match ClientMessage::parse(text) {
         Ok(message) => message,
@@ -90,7 +90,7 @@ fn parsed(text: &str, value: Option<&str>) {
     }
 }
 
-/// The JSON of the message's frame.
+/// Returns the JSON of the message's frame.
 fn written(message: &ServerMessage<'_>) -> String {
     let frame = message.to_frame();
     let mut out = Vec::new();
@@ -106,7 +106,7 @@ fn written(message: &ServerMessage<'_>) -> String {
     text
 }
 
-/// Levels of a valid JSON text.
+/// Returns the nesting depth of a valid JSON text.
 fn depth(text: &str) -> usize {
     let (mut open, mut deepest, mut in_string, mut escaped) = (0, 0, false, false);
     for byte in text.bytes() {
