@@ -5,14 +5,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Client, Server, http, patiently};
+use crate::support::{Client, Server, http, wait_for};
 
 #[tokio::test]
 async fn a_backend_publishes_sends_and_broadcasts() {
     let server = Server::start(&["--workers", "2"]);
     let mut clients = [Client::connect(&server).await, Client::connect(&server).await];
     let topic = json!({"type": "subscribe", "data": {"topic": "a/b"}});
-    clients[0].ask(&topic).await;
+    clients[0].request(&topic).await;
 
     let answer = http(server.api(), "POST /v1/topics/a%2Fb/messages", &[], "{\"n\" : 1}").await;
     assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 1})));
@@ -113,7 +113,7 @@ async fn topics_are_listed_with_their_subscribers() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
     for topic in ["a", "b.*"] {
-        client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
     }
     let list = http(server.api(), "GET /v1/topics", &[], "").await.json();
     let mut topics = list["topics"].as_array().unwrap().clone();
@@ -155,7 +155,7 @@ async fn errors_are_json_with_a_code() {
 }
 
 #[tokio::test]
-async fn with_a_key_every_call_but_health_needs_it() {
+async fn every_call_except_health_needs_the_configured_key() {
     let server = Server::start(&["--api-key", "secret-key"]);
     let refused = http(server.api(), "GET /v1/clients", &[], "").await;
     assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (401, Some("unauthorized")));
@@ -197,14 +197,14 @@ async fn with_host(server: &Server, request: &str, host: &str, headers: &str) ->
     let head = format!("{request} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    patiently("an answer", stream.read_to_string(&mut answer)).await.unwrap();
+    wait_for("an answer", stream.read_to_string(&mut answer)).await.unwrap();
     (answer[9..12].parse().unwrap(), answer)
 }
 
 /// A page under a name rebound to this machine sends that name as `Host`, and no `Origin` with a
 /// GET.
 #[tokio::test]
-async fn without_a_key_a_page_that_rebinds_its_name_is_refused() {
+async fn pages_with_dns_rebinding_are_refused_without_a_key() {
     let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
     let own = "Origin: http://evil.example:8081\r\n";
     for (request, headers) in [
@@ -235,11 +235,11 @@ async fn without_a_key_a_page_that_rebinds_its_name_is_refused() {
 }
 
 #[tokio::test]
-async fn what_happens_is_counted() {
+async fn calls_and_messages_are_counted() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
-    client.ask(&json!({"type": "echo", "data": 1})).await;
-    client.ask(&json!({"type": "nonsense"})).await;
+    client.request(&json!({"type": "echo", "data": 1})).await;
+    client.request(&json!({"type": "nonsense"})).await;
     let text = http(server.api(), "GET /metrics", &[], "").await.body;
     for line in [
         "deeperhub_connections_active 1",
@@ -253,10 +253,10 @@ async fn what_happens_is_counted() {
 }
 
 #[tokio::test]
-async fn a_body_counts_as_json_whatever_its_content_type() {
+async fn a_body_is_json_regardless_of_its_content_type() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
-    client.ask(&json!({"type": "subscribe", "data": {"topic": "a"}})).await;
+    client.request(&json!({"type": "subscribe", "data": {"topic": "a"}})).await;
     for kind in [
         "",
         "Content-Type: application/json",
@@ -295,7 +295,7 @@ async fn topics_in_paths_are_percent_encoded() {
         ("%F0%9F%A6%80.x", "🦀.x"),
         ("..", ".."),
     ] {
-        let subscribed = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        let subscribed = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
         let answer = http(server.api(), &format!("POST /v1/topics/{path}/messages"), &[], "1").await;
         let shown = http(server.api(), &format!("GET /v1/topics/{path}"), &[], "").await;
         if subscribed["type"] == "error" {

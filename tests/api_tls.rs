@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::support::{Authority, Client, Identity, Server, http, over_tls, patiently, run, text};
+use crate::support::{Authority, Client, Identity, Server, http, over_tls, run, text, wait_for};
 
 /// Flags of a server API with this certificate.
 fn flags(identity: &Identity) -> [&str; 4] {
@@ -16,7 +16,7 @@ fn flags(identity: &Identity) -> [&str; 4] {
 }
 
 async fn connect(api: SocketAddr, config: &Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
-    let socket = patiently("a connection", TcpStream::connect(api)).await?;
+    let socket = wait_for("a connection", TcpStream::connect(api)).await?;
     over_tls(socket, config).await
 }
 
@@ -28,7 +28,7 @@ async fn request(api: SocketAddr, config: &Arc<ClientConfig>, line: &str, body: 
         "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
     );
     let mut answer = Vec::new();
-    patiently("an answer", async {
+    wait_for("an answer", async {
         stream.write_all(text.as_bytes()).await.expect("the server reads");
         stream.read_to_end(&mut answer).await.expect("the server ends TLS properly");
     })
@@ -43,7 +43,7 @@ async fn backends_publish_over_tls() {
     assert!(server.start_line.contains("(API https://"), "{}", server.start_line);
     let trusting = authority.trusting(None);
     let mut client = Client::connect(&server).await;
-    client.ask(&serde_json::json!({"type": "subscribe", "data": {"topic": "news"}})).await;
+    client.request(&serde_json::json!({"type": "subscribe", "data": {"topic": "news"}})).await;
     let answer = request(server.api(), &trusting, "POST /v1/topics/news/messages", "\"hello\"").await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"subscribers\":1"), "{answer}");
     assert_eq!(client.receive().await["data"]["message"], "hello");
@@ -58,7 +58,7 @@ async fn backends_publish_over_tls() {
 }
 
 #[tokio::test]
-async fn plain_http_is_told_to_use_tls() {
+async fn plain_http_on_the_tls_port_gets_an_explanation() {
     let authority = Authority::new();
     let server = Server::start(&flags(&authority.server("api")));
     let answer = http(server.api(), "GET /health/live", &[], "").await;
@@ -83,7 +83,7 @@ async fn a_renewed_certificate_is_served_after_a_signal() {
     let old = open.get_ref().1.peer_certificates().expect("a certificate")[0].clone();
     assert_ne!(shown, old);
     // The connection from before the renewal stays.
-    patiently("an answer", async {
+    wait_for("an answer", async {
         open.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("it is open");
         let mut answer = [0; 15];
         open.read_exact(&mut answer).await.expect("it answers");
@@ -93,7 +93,7 @@ async fn a_renewed_certificate_is_served_after_a_signal() {
 }
 
 #[tokio::test]
-async fn handshakes_that_stall_end_and_keep_nobody_out() {
+async fn stalled_handshakes_end_and_exclude_nobody() {
     let authority = Authority::new();
     let identity = authority.server("api");
     let server = Server::start(
@@ -110,7 +110,7 @@ async fn handshakes_that_stall_end_and_keep_nobody_out() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     for mut socket in stalled {
         let mut rest = Vec::new();
-        let ended = patiently("the end of a stalled handshake", socket.read_to_end(&mut rest)).await;
+        let ended = wait_for("the end of a stalled handshake", socket.read_to_end(&mut rest)).await;
         assert!(ended.is_err() || rest.len() < 100, "{rest:?}");
     }
 }
@@ -130,7 +130,7 @@ fn health_trusts_the_configured_certificate_only() {
 }
 
 #[test]
-fn certificate_and_key_come_together_and_off_loopback_tls_is_advised() {
+fn certificate_and_key_are_required_together_and_tls_is_advised_off_loopback() {
     let authority = Authority::new();
     let identity = authority.server("api");
     let lonely = run(&["config", "check", "--api-tls-cert", text(&identity.cert)], &[]);

@@ -1,4 +1,4 @@
-//! The Autobahn|Testsuite against the listener crate's `examples/echo.rs`: RFC 6455 on the wire.
+//! The Autobahn|Testsuite against the listener crate's `examples/autobahn.rs`: RFC 6455 on the wire.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -10,10 +10,10 @@ use crate::support::{ROOT, TemporaryDir, python_bin, run_peer};
 
 /// Frames, pings, reserved bits, opcodes, fragments, UTF-8, closing, limits, and fragmented
 /// arrival.
-const GROUPS: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
+const CASE_GROUPS: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
 
 /// Informational cases: they only record the server's behavior.
-const INFORMATIONAL: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
+const INFORMATIONAL_CASES: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
 
 /// The running example; killed on drop.
 struct Echo {
@@ -23,7 +23,7 @@ struct Echo {
 
 impl Echo {
     fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(built_example())
+        let mut child = Command::new(build_example())
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -44,8 +44,8 @@ impl Drop for Echo {
     }
 }
 
-fn built_example() -> String {
-    let arguments = ["build", "-p", "deeperhub-listener", "--example", "echo", "--message-format", "json"];
+fn build_example() -> String {
+    let arguments = ["build", "-p", "deeperhub-listener", "--example", "autobahn", "--message-format", "json"];
     let output = Command::new(env!("CARGO")).args(arguments).current_dir(ROOT).output().expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -65,7 +65,7 @@ fn verdicts(echo: &Echo, cases: &[&str]) -> BTreeMap<String, String> {
     arguments.push(&echo.address);
     let finished = run_peer(python_bin().join("kosoku"), arguments);
     let index = std::fs::read_to_string(dir.path("reports/index.json"));
-    let index = index.unwrap_or_else(|error| panic!("no report: {error}; it said: {finished:?}"));
+    let index = index.unwrap_or_else(|error| panic!("no report: {error}; output: {finished:?}"));
     let index: Value = serde_json::from_str(&index).expect("the report is JSON");
     let agents = index.as_object().expect("the report names servers");
     let mut verdicts = BTreeMap::new();
@@ -80,21 +80,22 @@ fn verdicts(echo: &Echo, cases: &[&str]) -> BTreeMap<String, String> {
 /// Runs the cases, checks their number, and fails if a verdict is not as expected.
 fn check(echo: &Echo, cases: &[&str], count: usize) {
     let verdicts = verdicts(echo, cases);
-    assert_eq!(verdicts.len(), count, "the suite has another number of cases: {verdicts:?}");
-    let expected = |case: &str| if INFORMATIONAL.contains(&case) { "INFORMATIONAL" } else { "OK" };
+    assert_eq!(verdicts.len(), count, "unexpected number of cases: {verdicts:?}");
+    let expected =
+        |case: &str| if INFORMATIONAL_CASES.contains(&case) { "INFORMATIONAL" } else { "OK" };
     let others: Vec<_> = verdicts.iter().filter(|(case, verdict)| *verdict != expected(case)).collect();
     assert!(others.is_empty(), "{others:?}");
 }
 
 #[test]
-fn every_case_of_the_basic_protocol_is_ok() {
-    check(&Echo::start(&["--no-compression"]), &GROUPS, 301);
+fn every_basic_protocol_case_passes() {
+    check(&Echo::start(&["--no-compression"]), &CASE_GROUPS, 301);
 }
 
 /// Two lengths of each kind of message and offer, one of them fragmented, and messages longer than
 /// small windows.
 #[test]
-fn a_sample_of_the_cases_of_compression_is_ok() {
+fn a_sample_of_compression_cases_passes() {
     let kinds = (1..=5).map(|kind| format!("12.{kind}")).chain((1..=7).map(|kind| format!("13.{kind}")));
     let cases: Vec<_> = kinds.flat_map(|kind| [format!("{kind}.1"), format!("{kind}.11")]).collect();
     let mut cases: Vec<_> = cases.iter().map(String::as_str).collect();
@@ -105,7 +106,7 @@ fn a_sample_of_the_cases_of_compression_is_ok() {
 /// All compression cases, with 1000 messages each.
 #[test]
 #[ignore = "takes a quarter of an hour"]
-fn every_case_of_compression_is_ok() {
+fn every_compression_case_passes() {
     let echo = Echo::start(&[]);
     for group in (1..=5).map(|kind| format!("12.{kind}.*")).chain((1..=7).map(|kind| format!("13.{kind}.*")))
     {
@@ -115,7 +116,7 @@ fn every_case_of_compression_is_ok() {
 
 /// Clients with context takeover, and the basic protocol with compression negotiated.
 #[test]
-fn clients_may_refer_to_earlier_messages_where_that_is_allowed() {
+fn cases_with_client_context_takeover_pass() {
     let cases = ["12.1.3", "12.2.3", "12.3.11", "13.1.3", "13.4.3", "13.6.3", "1.*", "5.*"];
     check(&Echo::start(&["--client-context-takeover"]), &cases, 6 + 16 + 20);
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::{Client, Response, Server, http};
 
 async fn subscribe(client: &mut Client, topic: &str) {
-    let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+    let reply = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
     assert_eq!(reply["type"], "subscribed", "{reply}");
 }
 
@@ -14,7 +14,7 @@ fn check_error(answer: &Response, status: u16, code: &str) {
 }
 
 #[tokio::test]
-async fn a_backend_ends_a_clients_subscription_and_the_client_is_told() {
+async fn a_backend_unsubscribes_a_client_and_the_client_is_notified() {
     let server = Server::start(&["--workers", "2"]);
     let mut client = Client::connect(&server).await;
     for topic in ["a/ä", "b.>"] {
@@ -41,7 +41,7 @@ async fn a_backend_ends_a_clients_subscription_and_the_client_is_told() {
 }
 
 #[tokio::test]
-async fn a_batch_is_carried_out_in_order_with_a_result_for_each_call() {
+async fn a_batch_runs_in_order_with_a_result_for_each_call() {
     let server = Server::start(&["--max-message-bytes", "100"]);
     let mut client = Client::connect(&server).await;
     subscribe(&mut client, "a").await;
@@ -127,7 +127,7 @@ async fn batches_have_limits_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_publish_with_an_idempotency_key_is_made_once() {
+async fn a_publish_with_an_idempotency_key_happens_once() {
     let server = Server::start(&[]);
     let mut client = Client::connect(&server).await;
     subscribe(&mut client, "a").await;
@@ -166,15 +166,15 @@ async fn a_publish_with_an_idempotency_key_is_made_once() {
         assert_eq!(client.receive().await["data"]["message"], expected);
     }
     let echo = json!({"type": "echo", "data": "end"});
-    assert_eq!(client.ask(&echo).await, echo, "nothing was delivered twice");
+    assert_eq!(client.request(&echo).await, echo, "nothing was delivered twice");
 }
 
 #[tokio::test]
-async fn the_numbers_of_a_node_are_told() {
+async fn stats_report_the_numbers_of_a_node() {
     let server = Server::start(&["--node-id", "numbers", "--workers", "2", "--max-connections", "7"]);
     let mut client = Client::connect(&server).await;
     subscribe(&mut client, "a").await;
-    client.ask(&json!({"type": "nonsense"})).await;
+    client.request(&json!({"type": "nonsense"})).await;
     let stats = http(server.api(), "GET /v1/stats", &[], "").await;
     assert_eq!(stats.status, 200, "{stats:?}");
     let stats = stats.json();
@@ -202,7 +202,7 @@ async fn the_numbers_of_a_node_are_told() {
 }
 
 #[tokio::test]
-async fn the_busiest_are_found_once_someone_asks() {
+async fn the_busiest_topics_and_clients_are_reported() {
     let server = Server::start(&["--workers", "2", "--rate-limit", "0"]);
     let mut clients = [Client::connect(&server).await, Client::connect(&server).await];
     for client in &mut clients {
@@ -210,10 +210,10 @@ async fn the_busiest_are_found_once_someone_asks() {
     }
     let top = async |query: &str| http(server.api(), &format!("GET /v1/top{query}"), &[], "").await;
     let before = top("").await.json();
-    assert_eq!((&before["topics"], &before["clients"]), (&json!([]), &json!([])), "nobody has asked yet");
+    assert_eq!((&before["topics"], &before["clients"]), (&json!([]), &json!([])), "before the first query");
     // A worker counts topics only after it has noticed the query.
     let mut found = Value::Null;
-    crate::support::patiently("the busiest topic", async {
+    crate::support::wait_for("the busiest topic", async {
         while found["topics"][0]["deliveries"].as_u64() < Some(20) {
             for _ in 0..5 {
                 clients[0].send(&json!({"type": "publish", "data": {"topic": "hot", "message": 1}})).await;
@@ -231,7 +231,7 @@ async fn the_busiest_are_found_once_someone_asks() {
 }
 
 #[tokio::test]
-async fn probes_of_readiness_are_seen_by_nobody() {
+async fn readiness_probes_are_invisible_to_clients() {
     let server = Server::start(&["--canary-interval", "10ms"]);
     let mut client = Client::connect(&server).await;
     subscribe(&mut client, ">").await;
@@ -243,23 +243,23 @@ async fn probes_of_readiness_are_seen_by_nobody() {
         count.unwrap_or(0_u64)
     };
     let before = probes().await;
-    crate::support::patiently("more probes", async { while probes().await < before + 5 {} }).await;
+    crate::support::wait_for("more probes", async { while probes().await < before + 5 {} }).await;
     let echo = json!({"type": "echo", "data": "first"});
-    assert_eq!(client.ask(&echo).await, echo, "no probe came");
+    assert_eq!(client.request(&echo).await, echo, "no probe came");
     let topics = http(server.api(), "GET /v1/topics", &[], "").await.json();
     assert_eq!(topics, json!({"topics": [{"topic": ">", "subscribers": 1}]}));
     check_error(&http(server.api(), "GET /v1/topics/%24canary.0", &[], "").await, 400, "invalid_topic");
     let subscribe = json!({"type": "subscribe", "data": {"topic": "$canary.0"}});
-    assert_eq!(client.ask(&subscribe).await["data"]["code"], "invalid_topic");
+    assert_eq!(client.request(&subscribe).await["data"]["code"], "invalid_topic");
     assert_eq!(http(server.api(), "GET /health/ready", &[], "").await.json(), json!({"status": "ready"}));
 }
 
 #[tokio::test]
-async fn a_node_that_drains_says_why_it_is_not_ready() {
+async fn a_draining_node_says_why_it_is_not_ready() {
     let server = Server::start(&["--drain-timeout", "1h"]);
     let client = Client::connect(&server).await;
     server.signal("TERM");
-    let answer = crate::support::patiently("the drain", async {
+    let answer = crate::support::wait_for("the drain", async {
         loop {
             let answer = http(server.api(), "GET /health/ready", &[], "").await;
             if answer.status == 503 {

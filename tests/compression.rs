@@ -43,14 +43,14 @@ async fn publish(server: &Server, topic: &str, message: &Value) -> u64 {
 }
 
 /// Returns the value of a counter.
-async fn counted(server: &Server, name: &str) -> u64 {
+async fn counter(server: &Server, name: &str) -> u64 {
     let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
     let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
     value.unwrap_or_else(|| panic!("no {name} in {metrics}"))
 }
 
 #[tokio::test]
-async fn the_first_acceptable_offer_is_answered_and_others_leave_the_connection_plain() {
+async fn the_first_acceptable_offer_is_accepted() {
     let server = Server::start(&[]);
     for (offer, answer) in [
         (Some(OFFER), Some(AGREED.to_owned())),
@@ -86,7 +86,7 @@ async fn a_malformed_offer_is_refused_with_400() {
 }
 
 #[tokio::test]
-async fn no_compression_declines_every_offer_and_takes_no_compressed_message() {
+async fn no_compression_declines_every_offer_and_rejects_compressed_messages() {
     let server = Server::start(&["--no-compression"]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
     assert_eq!(wire.extensions, None);
@@ -97,7 +97,7 @@ async fn no_compression_declines_every_offer_and_takes_no_compressed_message() {
 }
 
 #[tokio::test]
-async fn messages_below_the_threshold_go_uncompressed() {
+async fn messages_below_the_threshold_are_sent_uncompressed() {
     for (threshold, flags) in [(256, &[][..]), (1000, &["--compression-threshold", "1000"])] {
         let server = Server::start(flags);
         let mut wire = Wire::connect(&server, Some(OFFER)).await;
@@ -112,7 +112,7 @@ async fn messages_below_the_threshold_go_uncompressed() {
 }
 
 #[tokio::test]
-async fn fragments_of_a_compressed_message_may_have_control_frames_in_between() {
+async fn control_frames_may_interleave_compressed_fragments() {
     let server = Server::start(&[]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
     let payload = deflated(long_echo().as_bytes());
@@ -136,7 +136,7 @@ async fn fragments_of_a_compressed_message_may_have_control_frames_in_between() 
 }
 
 #[tokio::test]
-async fn empty_compressed_messages_are_messages() {
+async fn empty_compressed_messages_are_delivered() {
     let server = Server::start(&[]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
     // As in the RFC, from a sender that omits even that byte, and as an empty stored block.
@@ -172,7 +172,7 @@ async fn reserved_bits_in_the_wrong_place_close_with_1002() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_decompressed_closes_with_1007() {
+async fn an_undecodable_message_closes_with_1007() {
     let server = Server::start(&[]);
     let mut cut = deflated(long_echo().as_bytes());
     cut.truncate(cut.len() - 2);
@@ -188,7 +188,7 @@ async fn what_cannot_be_decompressed_closes_with_1007() {
 }
 
 #[tokio::test]
-async fn a_bomb_closes_with_1009_and_costs_no_memory() {
+async fn a_decompression_bomb_closes_with_1009_without_using_memory() {
     const MIB: usize = 1 << 20;
     let server = Server::start(&["--workers", "1"]);
     let limit = 65_536;
@@ -204,21 +204,21 @@ async fn a_bomb_closes_with_1009_and_costs_no_memory() {
     // comes.
     let bomb = deflated(&vec![b'0'; 64 * MIB]);
     assert!((60_000..65_537).contains(&bomb.len()), "{}", bomb.len());
-    let before = counted(&server, "process_resident_memory_bytes").await;
+    let before = counter(&server, "process_resident_memory_bytes").await;
     for _ in 0..20 {
         let mut wire = Wire::connect(&server, Some(OFFER)).await;
         wire.send(TEXT | RSV1, &bomb).await;
         let (code, reason) = wire.closed().await;
         assert_eq!((code, reason.as_str()), (1009, "message is over 65536 bytes"));
     }
-    let after = counted(&server, "process_resident_memory_bytes").await;
+    let after = counter(&server, "process_resident_memory_bytes").await;
     assert!(after < before + 8 * MIB as u64, "resident: {before} bytes, then {after}");
     let mut other = Client::connect(&server).await;
-    assert_eq!(other.ask(&json!({"type": "ping"})).await["type"], "pong");
+    assert_eq!(other.request(&json!({"type": "ping"})).await["type"], "pong");
 }
 
 #[tokio::test]
-async fn a_message_is_compressed_once_for_all_of_its_receivers() {
+async fn a_message_is_compressed_once_for_all_subscribers() {
     let server = Server::start(&["--workers", "2"]);
     let mut receivers = Vec::new();
     for offer in [Some(OFFER), None].into_iter().cycle().take(16) {
@@ -227,10 +227,10 @@ async fn a_message_is_compressed_once_for_all_of_its_receivers() {
     // A client that negotiated a window too small for the message gets it uncompressed.
     let small = subscribed(&server, Some("permessage-deflate; server_max_window_bits=9"), "t").await;
     receivers.push(small);
-    let compressions = counted(&server, "deeperhub_compressions_total").await;
+    let compressions = counter(&server, "deeperhub_compressions_total").await;
     let (input, output) =
         ("deeperhub_compression_input_bytes_total", "deeperhub_compression_output_bytes_total");
-    let before = (counted(&server, input).await, counted(&server, output).await);
+    let before = (counter(&server, input).await, counter(&server, output).await);
 
     let message = json!({"rows": "the same for everyone; ".repeat(100)});
     assert_eq!(publish(&server, "t", &message).await, 17);
@@ -246,16 +246,16 @@ async fn a_message_is_compressed_once_for_all_of_its_receivers() {
             sizes.1 += frame.payload.len() as u64 + 2;
         }
     }
-    assert_eq!(counted(&server, "deeperhub_compressions_total").await, compressions + 1);
+    assert_eq!(counter(&server, "deeperhub_compressions_total").await, compressions + 1);
     assert_eq!(
-        (counted(&server, input).await, counted(&server, output).await),
+        (counter(&server, input).await, counter(&server, output).await),
         (before.0 + sizes.0, before.1 + sizes.1)
     );
     assert!(sizes.1 * 5 < sizes.0, "{sizes:?}");
 }
 
 #[tokio::test]
-async fn nothing_is_compressed_when_nobody_has_agreed() {
+async fn nothing_is_compressed_without_negotiation() {
     let server = Server::start(&[]);
     let mut plain = subscribed(&server, None, "t").await;
     let message = json!("the same for everyone; ".repeat(100));
@@ -265,12 +265,12 @@ async fn nothing_is_compressed_when_nobody_has_agreed() {
     let other = Wire::connect(&server, Some(OFFER)).await;
     assert_eq!(publish(&server, "t", &message).await, 1);
     assert!(!plain.receive_text().await.1);
-    assert_eq!(counted(&server, "deeperhub_compressions_total").await, 0);
+    assert_eq!(counter(&server, "deeperhub_compressions_total").await, 0);
     drop(other);
 }
 
 #[tokio::test]
-async fn clients_refer_to_earlier_messages_where_a_setting_allows_it() {
+async fn clients_may_keep_their_context_if_a_setting_allows_it() {
     let server = Server::start(&["--client-context-takeover"]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
     assert_eq!(wire.extensions.as_deref(), Some("permessage-deflate; server_no_context_takeover"));
@@ -299,7 +299,7 @@ async fn clients_refer_to_earlier_messages_where_a_setting_allows_it() {
 }
 
 #[tokio::test]
-async fn a_closing_connection_is_heard_out_in_compressed_messages_too() {
+async fn a_closing_connection_reads_compressed_messages() {
     let server = Server::start(&[]);
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
     let clients = http(server.api(), "GET /v1/clients", &[], "").await.json();
@@ -314,7 +314,7 @@ async fn a_closing_connection_is_heard_out_in_compressed_messages_too() {
 }
 
 /// Longest wait for a peer; a browser starts slowly on a busy machine.
-const PEER_PATIENCE: Duration = Duration::from_secs(120);
+const PEER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A subscriber of another implementation: one of the scripts in `tests/peers`.
 struct Subscriber {
@@ -346,8 +346,8 @@ impl Subscriber {
     }
 
     async fn line(&mut self) -> String {
-        let line = tokio::time::timeout(PEER_PATIENCE, self.lines.next_line()).await;
-        let line = line.unwrap_or_else(|_| panic!("waited in vain for {}", self.name));
+        let line = tokio::time::timeout(PEER_TIMEOUT, self.lines.next_line()).await;
+        let line = line.unwrap_or_else(|_| panic!("timed out waiting for {}", self.name));
         line.expect("lines are UTF-8").unwrap_or_else(|| panic!("{} has ended", self.name))
     }
 }
@@ -372,14 +372,14 @@ async fn peers_get_the_same_bytes(flags: &[&str], expected: [&str; 4]) {
         assert_eq!(peer.line().await, format!("subscribed {expected}"), "{}", peer.name);
     }
     let mut plain = Client::connect(&server).await;
-    plain.ask(&json!({"type": "subscribe", "data": {"topic": "peers.compressed"}})).await;
+    plain.request(&json!({"type": "subscribe", "data": {"topic": "peers.compressed"}})).await;
     let start = json!({"topic": "peers.compressed", "message": "start; ".repeat(100)});
     plain.send(&json!({"type": "publish", "data": start})).await;
 
     let mut deliveries = Vec::new();
     while deliveries.len() < count {
         let message =
-            tokio::time::timeout(PEER_PATIENCE, plain.socket.next()).await.expect("a delivery in time");
+            tokio::time::timeout(PEER_TIMEOUT, plain.socket.next()).await.expect("a delivery in time");
         let message = message.expect("the connection is open").expect("it works");
         if message.is_text() {
             deliveries.push(message.into_text().expect("text is UTF-8").as_str().to_owned());
@@ -390,18 +390,18 @@ async fn peers_get_the_same_bytes(flags: &[&str], expected: [&str; 4]) {
             assert_eq!(&peer.line().await, delivery, "delivery {number} of {}", peer.name);
         }
     }
-    assert_eq!(counted(&server, "deeperhub_compressions_total").await, count as u64, "one for each message");
+    assert_eq!(counter(&server, "deeperhub_compressions_total").await, count as u64, "one per message");
     let (input, output) =
         ("deeperhub_decompression_input_bytes_total", "deeperhub_decompression_output_bytes_total");
-    assert!(counted(&server, input).await > 0);
+    assert!(counter(&server, input).await > 0);
     assert!(
-        counted(&server, output).await > 10 * counted(&server, input).await,
+        counter(&server, output).await > 10 * counter(&server, input).await,
         "what peers sent came compressed"
     );
 }
 
 #[tokio::test]
-async fn peers_that_compress_and_one_that_does_not_get_the_same_bytes() {
+async fn peers_with_and_without_compression_get_the_same_bytes() {
     peers_get_the_same_bytes(&["--workers", "2"], [AGREED; 4]).await;
 }
 

@@ -35,7 +35,7 @@ impl Traffic {
     }
 
     /// Sends a message that violates the schema, without recording it, and records the error.
-    async fn err(&mut self, client: &mut Client, message: &Value, code: &str) {
+    async fn send_invalid(&mut self, client: &mut Client, message: &Value, code: &str) {
         client.send(message).await;
         assert_eq!(self.receive(client, "error").await["data"]["code"], code);
     }
@@ -74,7 +74,7 @@ async fn messages(traffic: &mut Traffic, server: &Server, issuer: &Issuer) {
     };
     let mut client = Client::connect(server).await;
     traffic.note(&json!({"side": "server", "text": client.welcome.to_string()}));
-    traffic.err(&mut client, &json!({"type": "ping", "id": "early"}), "unauthorized").await;
+    traffic.send_invalid(&mut client, &json!({"type": "ping", "id": "early"}), "unauthorized").await;
     let login = json!({"type": "authenticate", "id": 1, "data": {"token": token("ann")}});
     traffic.send(&mut client, &login).await;
     traffic.receive(&mut client, "authenticated").await;
@@ -109,7 +109,7 @@ async fn messages(traffic: &mut Traffic, server: &Server, issuer: &Issuer) {
         (json!({"type": "publish", "data": {"topic": "a"}}), "invalid_message"),
         (json!([]), "invalid_message"),
     ] {
-        traffic.err(&mut client, &message, code).await;
+        traffic.send_invalid(&mut client, &message, code).await;
     }
     client.send_text("{").await;
     traffic.receive(&mut client, "error").await;
@@ -213,7 +213,7 @@ async fn events(traffic: &mut Traffic, server: &Server) {
 }
 
 #[tokio::test]
-async fn messages_and_answers_fit_their_descriptions() {
+async fn messages_and_responses_match_their_schemas() {
     let python = python_bin().join("python");
     let issuer = Issuer::new("a secret of at least thirty-two bytes");
     let secret = issuer.file();

@@ -18,8 +18,8 @@ use tokio_tungstenite::{MaybeTlsStream, client_async};
 
 use crate::proxies::Peers;
 use crate::support::{
-    Authority, Client, Identity, PATIENCE, ROOT, Server, TemporaryDir, TlsClient, free_port, http,
-    install_named, over_tls, patiently, python_bin, run_peer, text,
+    Authority, Client, Identity, ROOT, Server, TemporaryDir, TlsClient, WAIT_TIMEOUT, free_port, http,
+    install_named, over_tls, python_bin, run_peer, text, wait_for,
 };
 
 /// A load balancer with a configuration in `deploy/`.
@@ -72,7 +72,7 @@ impl Balancer {
         for _ in 0..5 {
             let (plain, tls, files) = (address(), identity.map(|_| address()), TemporaryDir::new());
             let mut command = Self::command(kind, hubs, plain, identity.zip(tls), &files);
-            let log = std::fs::File::create(files.path("log")).expect("a file can be made");
+            let log = std::fs::File::create(files.path("log")).expect("a file can be created");
             command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file has copies")).stderr(log);
             let child = command.spawn().expect("what was installed can be started");
             let mut balancer = Self { plain, tls, child, files };
@@ -81,7 +81,7 @@ impl Balancer {
             }
             eprintln!("{kind:?} ended: {}", balancer.log());
         }
-        panic!("{kind:?} cannot be started");
+        panic!("{kind:?} did not start");
     }
 
     fn command(
@@ -175,7 +175,7 @@ impl Balancer {
 
     /// Waits until it accepts connections. Returns `false` if it has exited.
     fn listens(&mut self) -> bool {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         while Instant::now() < deadline {
             if self.child.try_wait().expect("a child can be waited for").is_some() {
                 return false;
@@ -202,9 +202,9 @@ impl Balancer {
     async fn client_from(&self, address: [u8; 4]) -> Client {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::from((address, 0))).unwrap();
-        let stream = patiently("a connection", socket.connect(self.plain)).await.unwrap();
+        let stream = wait_for("a connection", socket.connect(self.plain)).await.unwrap();
         let handshake = client_async(format!("ws://{}/", self.plain), MaybeTlsStream::Plain(stream));
-        let (socket, _) = patiently("the handshake", handshake).await.unwrap();
+        let (socket, _) = wait_for("the handshake", handshake).await.unwrap();
         let mut client = Client { socket, welcome: json!(null) };
         client.welcome = client.receive().await;
         client
@@ -246,7 +246,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     let balancer = Balancer::start(kind, [&one, &two], Some(&authority.server("balancer")));
 
     // A health check may have to come first.
-    patiently("a way to a hub", async { while balancer.client().await.is_err() {} }).await;
+    wait_for("a reachable hub", async { while balancer.client().await.is_err() {} }).await;
 
     // Both hubs get clients and learn their addresses.
     let mut events = [Peers::watch(&one).await, Peers::watch(&two).await];
@@ -264,11 +264,11 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     // Large messages pass in both directions.
     for payload in [json!("é"), json!("x".repeat(60_000))] {
         let echo = json!({"type": "echo", "id": 1, "data": payload});
-        assert_eq!(clients[0].ask(&echo).await, echo);
+        assert_eq!(clients[0].request(&echo).await, echo);
     }
     let mut secure = balancer.tls_client(&authority.trusting(None)).await;
     let echo = json!({"type": "echo", "data": 1});
-    assert_eq!(secure.ask(&echo).await, echo);
+    assert_eq!(secure.request(&echo).await, echo);
 
     // Pages of the balancer's own host may connect; others may not.
     for (origin, expected) in
@@ -290,23 +290,23 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     let mut idle = balancer.client().await.unwrap();
     let mut pings = 0;
     while pings < 10 {
-        match patiently("a ping", idle.socket.next()).await {
+        match wait_for("a ping", idle.socket.next()).await {
             Some(Ok(Message::Ping(_))) => pings += 1,
             other => panic!("{kind:?}: {other:?} after {pings} pings; {}", balancer.log()),
         }
     }
-    assert_eq!(idle.ask(&echo).await, echo);
+    assert_eq!(idle.request(&echo).await, echo);
 
     // A draining hub gets no more clients; the others continue.
     let stay = [Client::connect(&one).await, Client::connect(&one).await, Client::connect(&one).await];
     one.signal("TERM");
-    patiently("the drain", async {
+    wait_for("the drain", async {
         while http(one.api(), "GET /health/ready", &[], "").await.status != 503 {}
     })
     .await;
     let mut refused = 0;
     let mut newcomers = Vec::new();
-    patiently("newcomers", async {
+    wait_for("new connections", async {
         while newcomers.len() < 6 {
             match balancer.client().await {
                 Ok(client) => newcomers.push(client),
@@ -347,7 +347,7 @@ fn deployed(file: &str) -> String {
 }
 
 #[test]
-fn manifests_of_kubernetes_fit_their_schemas() {
+fn kubernetes_manifests_match_their_schemas() {
     let files = ["kubernetes/deeperhub-ws.yaml", "kubernetes/hpa.yaml"].map(deployed);
     for version in ["1.30", "1.37"] {
         check("kubernetes-validate", &["--strict", "-k", version, &files[0], &files[1]]);
@@ -355,27 +355,27 @@ fn manifests_of_kubernetes_fit_their_schemas() {
 }
 
 #[test]
-fn the_compose_file_fits_the_specification() {
+fn the_compose_file_matches_the_specification() {
     let file = deployed("compose/docker-compose.yml");
     check("check-jsonschema", &["--builtin-schema", "vendor.compose-spec", &file]);
 }
 
 #[test]
-fn yaml_is_well_formed_and_names_no_key_twice() {
+fn yaml_is_well_formed_without_duplicate_keys() {
     let rules = "{extends: default, rules: {line-length: disable, document-start: disable, braces: disable, \
                  comments: {min-spaces-from-content: 1}, brackets: disable}}";
     check("yamllint", &["--strict", "-d", rules, &deployed("")]);
 }
 
 #[test]
-fn the_haproxy_of_the_compose_file_takes_its_configuration() {
+fn the_compose_haproxy_accepts_its_configuration() {
     let file = deployed("compose/haproxy.cfg");
     let finished = run_peer(program(Kind::Haproxy), ["-c", "-f", &file]);
     assert_eq!(finished.code, Some(0), "{}{}", finished.stdout, finished.stderr);
 }
 
 #[test]
-fn systemd_takes_the_unit() {
+fn systemd_accepts_the_unit() {
     install_named("systemd");
     let unit = adapted(
         "systemd/deeperhub-ws.service",
@@ -384,14 +384,14 @@ fn systemd_takes_the_unit() {
     let files = TemporaryDir::new();
     let file = files.write("deeperhub-ws.service", &unit);
     let finished = run_peer("systemd-analyze", ["verify", text(&file)]);
-    let said = format!("{}{}", finished.stdout, finished.stderr);
+    let output = format!("{}{}", finished.stdout, finished.stderr);
     // Other units on the machine may have faults of their own.
-    let faults: Vec<_> = said.lines().filter(|line| line.contains("deeperhub-ws.service")).collect();
-    assert!(finished.code == Some(0) && faults.is_empty(), "{said}");
+    let faults: Vec<_> = output.lines().filter(|line| line.contains("deeperhub-ws.service")).collect();
+    assert!(finished.code == Some(0) && faults.is_empty(), "{output}");
 }
 
 #[test]
-fn the_configuration_beside_the_unit_is_valid() {
+fn the_configuration_of_the_unit_is_valid() {
     let file = deployed("systemd/deeperhub.toml");
     let finished = crate::support::run(&["config", "check", "--config", &file], &[]);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);

@@ -68,7 +68,7 @@ fn edges_in_architecture() -> BTreeMap<String, Option<BTreeSet<String>>> {
 }
 
 #[test]
-fn crates_depend_on_each_other_as_the_architecture_says() {
+fn crate_dependencies_match_the_architecture() {
     let manifests = edges_in_manifests(&metadata());
     let architecture = edges_in_architecture();
     let names = |edges: &mut dyn Iterator<Item = &String>| edges.cloned().collect::<Vec<_>>();
@@ -85,23 +85,23 @@ fn crates_depend_on_each_other_as_the_architecture_says() {
 }
 
 #[test]
-fn pure_crates_pull_in_no_runtime() {
+fn pure_crates_do_not_depend_on_a_runtime() {
     let metadata = metadata();
     for name in ["deeperhub-types", "deeperhub-protocol", "deeperhub-router", "deeperhub-metrics"] {
-        let pulled_in = pulled_in_by(&metadata, name);
+        let dependencies = dependencies_of(&metadata, name);
         for runtime in ["tokio", "mio", "async-std", "smol", "socket2"] {
-            assert!(!pulled_in.contains(runtime), "{name} pulls in {runtime}: {pulled_in:?}");
+            assert!(!dependencies.contains(runtime), "{name} depends on {runtime}: {dependencies:?}");
         }
     }
 }
 
 #[test]
-fn the_search_for_what_is_pulled_in_finds_a_runtime_where_there_is_one() {
-    assert!(pulled_in_by(&metadata(), "deeperhub-listener").contains("tokio"));
+fn the_dependency_search_finds_a_runtime() {
+    assert!(dependencies_of(&metadata(), "deeperhub-listener").contains("tokio"));
 }
 
 /// Returns all packages that a crate depends on, except for tests and builds.
-fn pulled_in_by(metadata: &Metadata, name: &str) -> BTreeSet<String> {
+fn dependencies_of(metadata: &Metadata, name: &str) -> BTreeSet<String> {
     let nodes: BTreeMap<&PackageId, _> =
         metadata.resolve.iter().flat_map(|resolve| &resolve.nodes).map(|node| (&node.id, node)).collect();
     let root = metadata.workspace_packages().into_iter().find(|package| package.name == name);

@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Error;
 
-use crate::support::{Authority, Client, Server, TlsClient, connect_tls, metric, patiently};
+use crate::support::{Authority, Client, Server, TlsClient, connect_tls, metric, wait_for};
 
 /// More than the idle program takes, and far less than one slow client could make it queue here.
 const BUDGET: u64 = 128 << 20;
@@ -38,7 +38,7 @@ async fn flood(server: &Server) -> usize {
         publisher.send_text(&message).await;
         if count % 20 == 0 {
             // Replies are in order, so the server has processed the publishes.
-            let pong = publisher.ask(&json!({"type": "ping"})).await;
+            let pong = publisher.request(&json!({"type": "ping"})).await;
             assert_eq!(pong["type"], "pong");
             if metric(server, "deeperhub_memory_sheds_total").await > 0 {
                 return count;
@@ -46,16 +46,16 @@ async fn flood(server: &Server) -> usize {
         }
     }
     panic!(
-        "{} of memory are in use, and nobody was given up",
+        "{} of memory are in use, and no client was evicted",
         metric(server, "process_resident_memory_bytes").await
     );
 }
 
 #[tokio::test]
-async fn the_largest_queue_is_given_up_before_memory_runs_out_and_others_go_on() {
+async fn the_client_with_the_largest_queue_is_evicted_before_memory_runs_out() {
     let server = server();
     let mut slow = Client::connect(&server).await;
-    slow.ask(&json!({"type": "subscribe", "data": {"topic": "flood"}})).await;
+    slow.request(&json!({"type": "subscribe", "data": {"topic": "flood"}})).await;
     let mut healthy = Client::connect(&server).await;
 
     flood(&server).await;
@@ -63,10 +63,10 @@ async fn the_largest_queue_is_given_up_before_memory_runs_out_and_others_go_on()
     // The client has a few seconds to read the end.
     let (code, _, _) = slow.closed().await;
     assert_eq!(code, 1013);
-    let echo = healthy.ask(&json!({"type": "echo", "id": 1, "data": "still here"})).await;
+    let echo = healthy.request(&json!({"type": "echo", "id": 1, "data": "still here"})).await;
     assert_eq!(echo["data"], "still here");
     // Memory is released, and new connections are accepted again.
-    patiently("room for a new connection", async {
+    wait_for("room for a new connection", async {
         while let Err(error) = connect_async(server.url("/")).await {
             let Error::Http(response) = error else { panic!("{error}") };
             assert_eq!(response.status(), 503);
@@ -78,10 +78,10 @@ async fn the_largest_queue_is_given_up_before_memory_runs_out_and_others_go_on()
 }
 
 #[tokio::test]
-async fn without_room_new_connections_are_refused_with_a_time_to_come_back() {
+async fn connections_over_the_memory_budget_are_refused_with_retry_after() {
     // Less than the idle program takes.
     let server = Server::start(&["--max-memory", "1000000"]);
-    patiently("a refusal", async {
+    wait_for("a refusal", async {
         loop {
             match connect_async(server.url("/")).await {
                 // Before the first memory check.
@@ -106,7 +106,7 @@ async fn without_room_new_connections_are_refused_with_a_time_to_come_back() {
 /// TLS connections that have sent most of a record, which the server must keep until the rest
 /// arrives.
 #[tokio::test]
-async fn records_of_tls_that_do_not_come_whole_are_given_up_before_memory_runs_out() {
+async fn clients_with_partial_tls_records_are_evicted_before_memory_runs_out() {
     const PEERS: usize = 1000;
     let authority = Authority::new();
     let identity = authority.server("server");
@@ -125,7 +125,7 @@ async fn records_of_tls_that_do_not_come_whole_are_given_up_before_memory_runs_o
     for _ in 0..PEERS {
         attackers.push(TlsClient::connect(&server, &config).await);
     }
-    assert_eq!(metric(&server, "deeperhub_memory_sheds_total").await, 0, "idle ones have their room");
+    assert_eq!(metric(&server, "deeperhub_memory_sheds_total").await, 0, "idle connections fit");
 
     let mut record = vec![0x17, 3, 3, 0x40, 0x10];
     record.extend([0x5a; 0x4000]);
@@ -138,20 +138,20 @@ async fn records_of_tls_that_do_not_come_whole_are_given_up_before_memory_runs_o
             if server.resident_bytes() > budget / 100 * 86 {
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
-            assert_eq!(healthy.ask(&json!({"type": "echo", "data": n})).await["data"], n);
+            assert_eq!(healthy.request(&json!({"type": "echo", "data": n})).await["data"], n);
             assert!(server.resident_bytes() <= budget, "{} of {budget}", server.resident_bytes());
         }
     }
-    patiently("somebody who is given up", async {
+    wait_for("an evicted client", async {
         while metric(&server, "deeperhub_memory_sheds_total").await == 0 {
             assert!(server.resident_bytes() <= budget, "{} of {budget}", server.resident_bytes());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
-    assert_eq!(healthy.ask(&json!({"type": "echo", "data": "still here"})).await["data"], "still here");
+    assert_eq!(healthy.request(&json!({"type": "echo", "data": "still here"})).await["data"], "still here");
     drop(attackers);
-    patiently("room for a new connection", async {
+    wait_for("room for a new connection", async {
         loop {
             // A refused client gets its response over TLS.
             let stream = connect_tls(&server, &config).await.expect("TLS");

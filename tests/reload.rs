@@ -3,7 +3,7 @@
 use serde_json::json;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Client, Server, TemporaryDir, http, patiently, run};
+use crate::support::{Client, Server, TemporaryDir, http, run, wait_for};
 
 #[tokio::test]
 async fn limits_origins_key_and_log_level_change_while_connections_stay() {
@@ -11,7 +11,10 @@ async fn limits_origins_key_and_log_level_change_while_connections_stay() {
     let path = dir.write("hub.toml", "api_key = 'old-key'\nrate_limit = 0\nmax_connections = 5");
     let server = Server::start(&["--config", path.to_str().unwrap(), "--workers", "2"]);
     let mut client = Client::connect(&server).await;
-    assert_eq!(client.ask(&json!({"type": "subscribe", "data": {"topic": "a"}})).await["type"], "subscribed");
+    assert_eq!(
+        client.request(&json!({"type": "subscribe", "data": {"topic": "a"}})).await["type"],
+        "subscribed"
+    );
 
     dir.write(
         "hub.toml",
@@ -43,10 +46,10 @@ async fn limits_origins_key_and_log_level_change_while_connections_stay() {
     assert!(Client::connect_with(server.url("/")).await.is_err(), "two are connected");
 
     // The existing connection gets the new limits too.
-    let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": "b"}})).await;
+    let reply = client.request(&json!({"type": "subscribe", "data": {"topic": "b"}})).await;
     assert_eq!(reply["data"]["code"], "too_many_subscriptions", "{reply}");
-    patiently("the new rate", async {
-        while client.ask(&json!({"type": "echo", "data": 1})).await["data"]["code"] != "rate_limited" {}
+    wait_for("the reloaded rate", async {
+        while client.request(&json!({"type": "echo", "data": 1})).await["data"]["code"] != "rate_limited" {}
     })
     .await;
     client.send(&json!({"type": "echo", "data": "x".repeat(100)})).await;
@@ -54,7 +57,7 @@ async fn limits_origins_key_and_log_level_change_while_connections_stay() {
 }
 
 #[test]
-fn a_file_that_is_wrong_changes_nothing_and_is_told() {
+fn an_invalid_file_changes_nothing_and_is_reported() {
     let dir = TemporaryDir::new();
     let path = dir.write("hub.toml", "max_subscriptions = 3");
     let server = Server::start(&["--config", path.to_str().unwrap()]);
@@ -70,7 +73,7 @@ fn a_file_that_is_wrong_changes_nothing_and_is_told() {
 }
 
 #[test]
-fn flags_win_over_a_file_that_is_read_again() {
+fn flags_take_precedence_over_a_reloaded_file() {
     let dir = TemporaryDir::new();
     let path = dir.write("hub.toml", "");
     let server = Server::start(&["--config", path.to_str().unwrap(), "--max-subscriptions", "3"]);
@@ -84,7 +87,7 @@ fn flags_win_over_a_file_that_is_read_again() {
 }
 
 #[test]
-fn the_default_file_is_valid_as_it_is_printed() {
+fn the_printed_default_file_is_valid() {
     let printed = run(&["config", "default"], &[]);
     assert_eq!((printed.code, printed.stderr.as_str()), (Some(0), ""));
     for line in ["#port = 8080", "#max_queue_bytes = 1048576", "#ping_interval = \"25s\""] {
@@ -101,7 +104,7 @@ fn the_default_file_is_valid_as_it_is_printed() {
 }
 
 #[test]
-fn each_setting_that_changed_is_told_however_many_there_are() {
+fn every_changed_setting_is_logged() {
     let changed = [
         "drain_timeout = '3s'",
         "path = ['/elsewhere']",
@@ -136,9 +139,9 @@ fn each_setting_that_changed_is_told_however_many_there_are() {
     let log = server.stderr();
     for line in changed {
         let key = line.split(' ').next().unwrap();
-        let told = log
+        let logged = log
             .lines()
             .any(|line| line.contains("restart required") && line.contains(&format!("setting=\"{key}\"")));
-        assert!(told, "{key} is not told: {log}");
+        assert!(logged, "{key} is not logged: {log}");
     }
 }

@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    Authority, Identity, Issuer, PATIENCE, Server, TlsClient, connect_tls, from_now, http, metric, patiently,
-    run, text, with_token,
+    Authority, Identity, Issuer, Server, TlsClient, WAIT_TIMEOUT, connect_tls, from_now, http, metric, run,
+    text, wait_for, with_token,
 };
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -34,7 +34,7 @@ fn echo(data: impl Into<Value>) -> Value {
 
 /// Waits until a metric has reached a value.
 async fn wait_for_metric(server: &Server, name: &str, value: u64) {
-    patiently(name, async {
+    wait_for(name, async {
         while metric(server, name).await < value {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -76,7 +76,7 @@ fn s_client(server: &Server, authority: &Authority, flags: &[&str]) -> String {
         }
         (seen, stdout)
     });
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !reader.is_finished() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -107,7 +107,7 @@ async fn openssl_connects_with_both_versions_and_resumes() {
 }
 
 #[test]
-fn openssl_connects_with_each_good_cipher_and_with_no_other() {
+fn openssl_connects_with_each_strong_cipher_only() {
     let (authority, _, server) = start(&[]);
     for cipher in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"] {
         let seen = s_client(&server, &authority, &["-tls1_3", "-ciphersuites", cipher]);
@@ -132,7 +132,7 @@ fn openssl_connects_with_each_good_cipher_and_with_no_other() {
 }
 
 #[test]
-fn versions_of_the_past_are_refused() {
+fn obsolete_tls_versions_are_refused() {
     let (authority, _, server) = start(&[]);
     let seen = s_client(&server, &authority, &["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"]);
     assert!(!seen.contains("101 Switching"), "{seen}");
@@ -150,7 +150,7 @@ async fn the_start_line_says_that_tls_is_on() {
 }
 
 #[tokio::test]
-async fn messages_of_all_sizes_come_back_whole() {
+async fn messages_of_all_sizes_are_echoed_whole() {
     let (authority, _, server) = start(&["--max-message-bytes", "3000000", "--rate-limit", "0"]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
     // Sizes around those of records and of encryption batches, and up to the limit.
@@ -160,7 +160,10 @@ async fn messages_of_all_sizes_come_back_whole() {
     for size in sizes {
         let length = usize::saturating_sub(size, overhead);
         let pattern: String = (0..length).map(|at| char::from(b'a' + (at % 23) as u8)).collect();
-        assert!(client.ask(&echo(&*pattern)).await["data"] == *pattern, "{size} bytes come back changed");
+        assert!(
+            client.request(&echo(&*pattern)).await["data"] == *pattern,
+            "{size} bytes were echoed wrongly"
+        );
     }
 }
 
@@ -180,12 +183,12 @@ async fn a_slow_reader_gets_every_byte_in_order() {
     let config = authority.trusting(None);
     let mut slow = TlsClient::connect(&server, &config).await;
     let mut publisher = TlsClient::connect(&server, &config).await;
-    slow.ask(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
+    slow.request(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
     let sizes: Vec<usize> = (0..600).map(|n| [10, 200, 3000, 40_000, 90_000][n % 5] + n).collect();
     for (n, size) in sizes.iter().enumerate() {
         let message = json!({"n": n, "pad": "x".repeat(*size)});
         let publish = json!({"type": "publish", "id": n, "data": {"topic": "t", "message": message}});
-        assert_eq!(publisher.ask(&publish).await["type"], "published");
+        assert_eq!(publisher.request(&publish).await["type"], "published");
         // Its own messages arrive in between.
         if n % 50 == 0 {
             slow.send(&json!({"type": "echo", "id": n, "data": n})).await;
@@ -208,7 +211,7 @@ async fn a_slow_reader_gets_every_byte_in_order() {
 
 /// Encrypts a fan-out for each client and writes it to many at once; some read only at the end.
 #[tokio::test]
-async fn a_fan_out_reaches_prompt_and_late_readers_whole_and_in_order() {
+async fn a_fan_out_reaches_fast_and_slow_readers_whole_and_in_order() {
     const CLIENTS: usize = 24;
     const MESSAGES: usize = 1500;
     for io_uring in ["auto", "off"] {
@@ -228,7 +231,7 @@ async fn a_fan_out_reaches_prompt_and_late_readers_whole_and_in_order() {
         let mut clients = Vec::new();
         for _ in 0..CLIENTS {
             let mut client = TlsClient::connect(&server, &config).await;
-            assert_eq!(client.ask(&subscribe).await["type"], "subscribed");
+            assert_eq!(client.request(&subscribe).await["type"], "subscribed");
             clients.push(client);
         }
         let size = |n: usize| [10, 200, 3000, 9000, 17_000][n % 5] + n;
@@ -259,21 +262,21 @@ async fn a_fan_out_reaches_prompt_and_late_readers_whole_and_in_order() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stands_still_is_closed_with_1013_and_the_others_go_on() {
+async fn a_stalled_reader_is_closed_with_1013_and_the_others_continue() {
     let (authority, _, server) =
         start(&["--rate-limit", "0", "--max-queue-bytes", "200000", "--no-compression"]);
     let config = authority.trusting(None);
     let mut stuck = TlsClient::connect(&server, &config).await;
     let mut publisher = TlsClient::connect(&server, &config).await;
-    stuck.ask(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
+    stuck.request(&json!({"type": "subscribe", "data": {"topic": "t"}})).await;
     let publish = json!({"type": "publish", "id": 1, "data": {"topic": "t", "message": "x".repeat(60_000)}});
-    patiently("nobody is subscribed any more", async {
-        while publisher.ask(&publish).await["data"]["subscribers"] == 1 {}
+    wait_for("the end of all subscriptions", async {
+        while publisher.request(&publish).await["data"]["subscribers"] == 1 {}
     })
     .await;
     // Data in flight arrives whole, then the reason.
     let code = loop {
-        match patiently("the end", stuck.socket.next()).await {
+        match wait_for("the end", stuck.socket.next()).await {
             Some(Ok(Message::Text(_) | Message::Ping(_))) => {}
             Some(Ok(Message::Close(Some(frame)))) => break u16::from(frame.code),
             other => panic!("{other:?}"),
@@ -283,7 +286,7 @@ async fn a_reader_that_stands_still_is_closed_with_1013_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn the_end_is_announced_so_that_nothing_can_be_cut_off() {
+async fn connections_end_with_close_notify() {
     let (authority, _, server) = start(&[]);
     let config = authority.trusting(None);
     // A refused request and a closing connection.
@@ -291,16 +294,16 @@ async fn the_end_is_announced_so_that_nothing_can_be_cut_off() {
     refused.write_all(b"GET /elsewhere HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     // An end without close_notify is an error here.
-    patiently("the end", refused.read_to_string(&mut answer)).await.expect("the end is announced");
+    wait_for("the end", refused.read_to_string(&mut answer)).await.expect("the end is announced");
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 
     let mut client = TlsClient::connect(&server, &config).await;
     client.socket.close(None).await.unwrap();
-    while let Some(message) = patiently("the end", client.socket.next()).await {
+    while let Some(message) = wait_for("the end", client.socket.next()).await {
         message.expect("it closes as it should");
     }
     let mut rest = Vec::new();
-    patiently("the end", client.socket.get_mut().read_to_end(&mut rest)).await.expect("the end is announced");
+    wait_for("the end", client.socket.get_mut().read_to_end(&mut rest)).await.expect("the end is announced");
 }
 
 #[tokio::test]
@@ -309,7 +312,7 @@ async fn a_drain_reaches_clients_over_tls() {
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
     server.signal("TERM");
     assert_eq!(client.receive().await["type"], "goodbye");
-    match patiently("the end", client.socket.next()).await {
+    match wait_for("the end", client.socket.next()).await {
         Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1001),
         other => panic!("{other:?}"),
     }
@@ -318,41 +321,41 @@ async fn a_drain_reaches_clients_over_tls() {
 }
 
 /// Returns the certificate that a new connection gets.
-async fn shown(server: &Server, authority: &Authority) -> Vec<u8> {
+async fn served_certificate(server: &Server, authority: &Authority) -> Vec<u8> {
     let stream = connect_tls(server, &authority.trusting(None)).await.unwrap();
     let (_, connection) = stream.get_ref();
     connection.peer_certificates().unwrap()[0].to_vec()
 }
 
 #[tokio::test]
-async fn certificates_are_read_again_on_sighup_and_connections_stay() {
+async fn certificates_are_reloaded_on_sighup_and_connections_stay() {
     let (authority, identity, server) = start(&[]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
-    let first = shown(&server, &authority).await;
+    let first = served_certificate(&server, &authority).await;
     authority.server("second").replace(&identity);
     server.signal("HUP");
     server.wait_for_stderr("Reloaded what=\"TLS certificate\"");
-    assert_ne!(shown(&server, &authority).await, first);
+    assert_ne!(served_certificate(&server, &authority).await, first);
 
     // An invalid certificate is reported, and the valid one stays.
-    let second = shown(&server, &authority).await;
+    let second = served_certificate(&server, &authority).await;
     std::fs::write(&identity.key, "no key").unwrap();
     server.signal("HUP");
     server.wait_for_stderr(&format!("{}: it contains no private key", identity.key.display()));
-    assert!(server.stderr().contains("Cannot be read again; what was read before stays."));
-    assert_eq!(shown(&server, &authority).await, second);
-    assert_eq!(client.ask(&echo(1)).await["data"], 1);
+    assert!(server.stderr().contains("Reload failed; previous values stay in effect"));
+    assert_eq!(served_certificate(&server, &authority).await, second);
+    assert_eq!(client.request(&echo(1)).await["data"], 1);
 }
 
 #[tokio::test]
-async fn certificates_are_read_again_when_their_files_change() {
+async fn certificates_are_reloaded_when_their_files_change() {
     let (authority, identity, server) = start(&[]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
-    let first = shown(&server, &authority).await;
+    let first = served_certificate(&server, &authority).await;
     authority.server("second").replace(&identity);
     server.wait_for_stderr("Reloaded");
-    assert_ne!(shown(&server, &authority).await, first);
-    assert_eq!(client.ask(&echo(1)).await["data"], 1);
+    assert_ne!(served_certificate(&server, &authority).await, first);
+    assert_eq!(client.request(&echo(1)).await["data"], 1);
     assert!(!server.stderr().contains("Cannot be read"), "{}", server.stderr());
 }
 
@@ -385,9 +388,9 @@ async fn a_certificates_subject_is_the_user_unless_a_token_says_otherwise() {
 
     // A later token changes it too; renewals then need the new user.
     let log_in = |user: &str| json!({"type": "authenticate", "data": {"token": token(user)}});
-    assert_eq!(by_certificate.ask(&log_in("carol")).await["data"]["user"], "carol");
+    assert_eq!(by_certificate.request(&log_in("carol")).await["data"]["user"], "carol");
     assert_eq!(users(&server).await, [json!("bob"), json!("carol"), json!(null)]);
-    assert_eq!(by_certificate.ask(&log_in("dave")).await["data"]["code"], "token_invalid");
+    assert_eq!(by_certificate.request(&log_in("dave")).await["data"]["code"], "token_invalid");
     for (user, clients) in [("alice", 0), ("carol", 1)] {
         let request = format!("POST /v1/users/{user}/messages");
         let sent = http(server.api(), &request, &[], r#"{"type":"hello"}"#).await.json();
@@ -396,14 +399,14 @@ async fn a_certificates_subject_is_the_user_unless_a_token_says_otherwise() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_no_token_where_one_is_required() {
+async fn a_certificate_does_not_replace_a_required_token() {
     let authority = Authority::new();
     let issuer = Issuer::new("a secret of the tests, of more than 32 bytes");
     let secret = issuer.file();
     let flags = ["--tls-client-ca", text(&authority.cert), "--auth-secret-file", &secret, "--auth-required"];
     let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
     let mut client = TlsClient::connect(&server, &authority.trusting(Some(&authority.client("alice")))).await;
-    assert_eq!(client.ask(&echo(1)).await["data"]["code"], "unauthorized");
+    assert_eq!(client.request(&echo(1)).await["data"]["code"], "unauthorized");
 }
 
 #[tokio::test]
@@ -425,7 +428,7 @@ async fn a_certificate_of_another_authority_is_refused() {
 }
 
 /// Returns `true` if a client can connect with this certificate, or without one.
-async fn is_let_in(server: &Server, authority: &Authority, identity: Option<&Identity>) -> bool {
+async fn can_connect(server: &Server, authority: &Authority, identity: Option<&Identity>) -> bool {
     // With TLS 1.3, the client sees the rejection after its own handshake has finished.
     match connect_tls(server, &authority.trusting(identity)).await {
         Err(_) => false,
@@ -440,7 +443,7 @@ async fn refused_for(server: &Server, reason: &str, count: u64) {
 }
 
 #[tokio::test]
-async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and_counted_by_why() {
+async fn clients_without_a_valid_certificate_are_refused_and_counted_by_reason() {
     let (authority, strangers) = (Authority::new(), Authority::new());
     let identity = authority.server("server");
     let (good, expired) = (authority.client("alice"), authority.expired_client("bob"));
@@ -452,10 +455,10 @@ async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and
     ] {
         let flags = ["--tls-client-ca", text(&authority.cert)];
         let server = Server::start(&[&identity.flags()[..], &flags, mode].concat());
-        assert!(is_let_in(&server, &authority, Some(&good)).await, "{mode:?}");
-        assert_eq!(is_let_in(&server, &authority, None).await, without, "{mode:?}");
-        assert!(!is_let_in(&server, &authority, Some(&expired)).await, "{mode:?}");
-        assert!(!is_let_in(&server, &authority, Some(&foreign)).await, "{mode:?}");
+        assert!(can_connect(&server, &authority, Some(&good)).await, "{mode:?}");
+        assert_eq!(can_connect(&server, &authority, None).await, without, "{mode:?}");
+        assert!(!can_connect(&server, &authority, Some(&expired)).await, "{mode:?}");
+        assert!(!can_connect(&server, &authority, Some(&foreign)).await, "{mode:?}");
         refused_for(&server, "absent", u64::from(!without)).await;
         refused_for(&server, "expired", 1).await;
         refused_for(&server, "unknown_ca", 1).await;
@@ -466,8 +469,8 @@ async fn clients_without_a_good_certificate_are_refused_in_the_tls_handshake_and
         authority.server("second").replace(&identity);
         server.signal("HUP");
         server.wait_for_stderr("Reloaded what=\"TLS certificate\"");
-        assert_eq!(is_let_in(&server, &authority, None).await, without, "{mode:?}");
-        assert!(is_let_in(&server, &authority, Some(&good)).await, "{mode:?}");
+        assert_eq!(can_connect(&server, &authority, None).await, without, "{mode:?}");
+        assert!(can_connect(&server, &authority, Some(&good)).await, "{mode:?}");
     }
 }
 
@@ -479,13 +482,13 @@ async fn a_session_is_not_resumed_when_its_clients_certificate_has_expired() {
     let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
     // One shared configuration keeps the tickets: each connection resumes and gets the next one.
     let config = authority.trusting(Some(&authority.client_for("alice", 12)));
-    let is_let_in = async || match connect_tls(&server, &config).await {
+    let can_connect = async || match connect_tls(&server, &config).await {
         Err(_) => false,
         Ok(stream) => TlsClient::over(stream, server.url("/")).await.is_ok(),
     };
-    assert!(is_let_in().await);
-    patiently("the end of its certificate", async {
-        while is_let_in().await {
+    assert!(can_connect().await);
+    wait_for("the expiry of the certificate", async {
+        while can_connect().await {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     })
@@ -495,7 +498,7 @@ async fn a_session_is_not_resumed_when_its_clients_certificate_has_expired() {
 }
 
 #[tokio::test]
-async fn openssl_is_told_that_a_certificate_is_required_with_both_versions() {
+async fn openssl_sees_the_required_certificate_alert_with_both_versions() {
     let authority = Authority::new();
     let flags = ["--tls-client-ca", text(&authority.cert)];
     let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
@@ -511,7 +514,7 @@ async fn openssl_is_told_that_a_certificate_is_required_with_both_versions() {
 }
 
 #[tokio::test]
-async fn http_without_tls_is_told_that_this_port_speaks_tls() {
+async fn plain_http_on_a_tls_port_gets_an_explanation() {
     let (_, _, server) = start(&[]);
     let answer = http(server.clients, "GET /", &[], "").await;
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("bad_handshake")));
@@ -521,12 +524,12 @@ async fn http_without_tls_is_told_that_this_port_speaks_tls() {
 /// Reads a socket to its end, including resets.
 async fn read_to_end(mut socket: TcpStream) -> Vec<u8> {
     let mut answer = Vec::new();
-    let _ = patiently("the end", socket.read_to_end(&mut answer)).await;
+    let _ = wait_for("the end", socket.read_to_end(&mut answer)).await;
     answer
 }
 
 #[tokio::test]
-async fn slow_half_open_and_broken_handshakes_cost_nobody_else_anything() {
+async fn slow_half_open_and_broken_handshakes_affect_nobody_else() {
     let (authority, _, server) = start(&["--handshake-timeout", "2s", "--rate-limit", "0", "--workers", "1"]);
     let config = authority.trusting(None);
     let mut healthy = TlsClient::connect(&server, &config).await;
@@ -534,7 +537,7 @@ async fn slow_half_open_and_broken_handshakes_cost_nobody_else_anything() {
 
     let mut attackers = Vec::new();
     for n in 0..150_usize {
-        let mut socket = patiently("a connection", TcpStream::connect(server.clients)).await.unwrap();
+        let mut socket = wait_for("a connection", TcpStream::connect(server.clients)).await.unwrap();
         let start: Vec<u8> = match n % 6 {
             // Nothing at all, a hello in parts, a hello without the rest, an announced record that
             // never comes.
@@ -548,11 +551,11 @@ async fn slow_half_open_and_broken_handshakes_cost_nobody_else_anything() {
         };
         let _ = socket.write_all(&start).await;
         attackers.push(tokio::spawn(read_to_end(socket)));
-        assert_eq!(healthy.ask(&echo(n as u64)).await["data"], n);
+        assert_eq!(healthy.request(&echo(n as u64)).await["data"], n);
     }
     let mut n = 0;
     while attackers.iter().any(|attacker| !attacker.is_finished()) {
-        assert_eq!(healthy.ask(&echo(n)).await["data"], n);
+        assert_eq!(healthy.request(&echo(n)).await["data"], n);
         n += 1;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -567,7 +570,7 @@ async fn slow_half_open_and_broken_handshakes_cost_nobody_else_anything() {
     assert!(metric(&server, "deeperhub_handshakes_total{outcome=\"timed_out\"}").await >= 100);
     assert_eq!(metric(&server, "deeperhub_handshakes_total{outcome=\"tls_failed\"}").await, 50);
     assert_eq!(metric(&server, "deeperhub_worker_restarts_total").await, 0);
-    assert_eq!(healthy.ask(&echo("still here")).await["data"], "still here");
+    assert_eq!(healthy.request(&echo("still here")).await["data"], "still here");
 }
 
 /// Returns a client's first flight.
@@ -581,7 +584,7 @@ fn client_hello(config: &std::sync::Arc<rustls::ClientConfig>) -> Vec<u8> {
 
 /// An endless handshake message, in whole records.
 #[tokio::test]
-async fn a_handshake_that_grows_is_cut_off() {
+async fn an_endless_tls_handshake_is_closed() {
     let (_, _, server) = start(&[]);
     let mut socket = TcpStream::connect(server.clients).await.unwrap();
     let mut record = vec![0x16, 3, 3, 0x40, 0];
@@ -600,19 +603,19 @@ async fn a_handshake_that_grows_is_cut_off() {
 }
 
 #[tokio::test]
-async fn records_that_were_tampered_with_end_the_connection() {
+async fn tampered_records_end_the_connection() {
     let (authority, _, server) = start(&[]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
-    client.ask(&echo(1)).await;
+    client.request(&echo(1)).await;
     let (socket, _) = client.socket.get_mut().get_mut();
     socket.write_all(b"\x17\x03\x03\x00\x20 this was never encrypted by us!!").await.unwrap();
-    while let Some(Ok(_)) = patiently("the end", client.socket.next()).await {}
-    patiently("it is gone", async { while !users(&server).await.is_empty() {} }).await;
+    while let Some(Ok(_)) = wait_for("the end", client.socket.next()).await {}
+    wait_for("the end of the client", async { while !users(&server).await.is_empty() {} }).await;
     assert_eq!(metric(&server, "deeperhub_connections_active").await, 0);
 }
 
 #[tokio::test]
-async fn frames_of_many_records_and_records_of_many_frames_are_read() {
+async fn frames_across_records_and_records_with_several_frames_are_read() {
     let (authority, _, server) = start(&["--rate-limit", "0"]);
     let mut client = TlsClient::connect(&server, &authority.trusting(None)).await;
     for n in 0..500 {
@@ -669,7 +672,7 @@ fn check_refused(flags: &[&str], expected: &str) {
 }
 
 #[test]
-fn files_that_do_not_make_tls_exit_with_2_and_say_which_and_why() {
+fn invalid_tls_files_exit_with_2_and_name_file_and_reason() {
     let authority = Authority::new();
     let (one, other) = (authority.server("one"), authority.server("other"));
     let (cert, key) = (text(&one.cert), text(&one.key));
@@ -679,7 +682,10 @@ fn files_that_do_not_make_tls_exit_with_2_and_say_which_and_why() {
     check_refused(&without_ca, "--tls-client-auth needs --tls-client-ca");
     check_refused(
         &["--tls-cert", cert, "--tls-key", text(&other.key)],
-        &format!("invalid value '{}' for --tls-key: its private key is not that of", other.key.display()),
+        &format!(
+            "invalid value '{}' for --tls-key: its private key does not match the certificate in {cert}",
+            other.key.display()
+        ),
     );
     check_refused(
         &["--tls-cert", "/nowhere.pem", "--tls-key", key],

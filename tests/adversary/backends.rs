@@ -23,8 +23,8 @@ fn start(flags: &[&str]) -> Server {
 }
 
 /// Opens a connection to the API and writes `text`.
-async fn say(api: SocketAddr, text: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(api).await.expect("the API takes connections");
+async fn connect_and_write(api: SocketAddr, text: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(api).await.expect("the API accepts connections");
     // The server may have closed it already.
     let _ = stream.write_all(text.as_bytes()).await;
     stream
@@ -33,8 +33,11 @@ async fn say(api: SocketAddr, text: &str) -> TcpStream {
 /// Returns the status of a GET on a new connection; 0 if the connection ended without a response.
 async fn status(api: SocketAddr, path: &str) -> Result<u16, String> {
     let call = async {
-        let mut stream =
-            say(api, &format!("GET {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n\r\n")).await;
+        let mut stream = connect_and_write(
+            api,
+            &format!("GET {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n\r\n"),
+        )
+        .await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
         let answer = String::from_utf8_lossy(&answer).into_owned();
@@ -57,7 +60,7 @@ async fn check_health(server: &Server, attack: &str) {
 }
 
 async fn open_all(server: &Server, text: &str) -> Vec<TcpStream> {
-    join_all((0..MAX_CONNECTIONS + 4).map(|_| say(server.api(), text))).await
+    join_all((0..MAX_CONNECTIONS + 4).map(|_| connect_and_write(server.api(), text))).await
 }
 
 #[tokio::test]
@@ -129,13 +132,14 @@ async fn health_checks_answer_beside_unread_event_streams() {
     let report = healthy.stop().unwrap_or_else(|error| panic!("{error}; {counters}"));
     let grown = server.peak_resident_bytes().saturating_sub(before) >> 20;
     println!("{counters}; {report}{grown} MiB more");
-    assert!(grown < 128, "streams that nobody reads took {grown} MiB");
+    assert!(grown < 128, "unread streams took {grown} MiB");
 }
 
 /// Sends a whole request before it reads the response.
 async fn status_read_late(api: SocketAddr, head: &str, body: usize) -> Result<u16, String> {
     let call = async {
-        let mut stream = say(api, &format!("{head}Host: {api}\r\nContent-Length: {body}\r\n\r\n")).await;
+        let mut stream =
+            connect_and_write(api, &format!("{head}Host: {api}\r\nContent-Length: {body}\r\n\r\n")).await;
         for part in vec![b'1'; body].chunks(16 * 1024) {
             if stream.write_all(part).await.is_err() {
                 break;

@@ -9,7 +9,7 @@ use crate::support::{Authority, ROOT, Server, TemporaryDir, http, run, text};
 
 use super::Page;
 
-const END: &str = "<!-- end of generated -->";
+const END_MARKER: &str = "<!-- end of generated -->";
 
 /// Compares the generated part of a page with the program's current output; with `UPDATE_SNAPSHOTS`
 /// set, writes it instead.
@@ -17,10 +17,11 @@ fn check_generated(page: &str, name: &str, generated: &str) {
     let Page { path, text } = Page::read(page);
     let begin = format!("<!-- generated: {name} -->\n");
     let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{path} has no {begin}"));
-    let (committed, after) = rest.split_once(END).unwrap_or_else(|| panic!("{path} has no {END}"));
+    let (committed, after) =
+        rest.split_once(END_MARKER).unwrap_or_else(|| panic!("{path} has no {END_MARKER}"));
     let generated = format!("\n{generated}\n");
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-        let text = format!("{before}{begin}{generated}{END}{after}");
+        let text = format!("{before}{begin}{generated}{END_MARKER}{after}");
         std::fs::write(Path::new(ROOT).join(path), text).expect("a page can be written");
         return;
     }
@@ -121,7 +122,7 @@ fn cell(text: &str) -> String {
 }
 
 #[test]
-fn the_table_of_settings_is_as_the_program_has_them() {
+fn the_settings_table_matches_the_program() {
     let mut tables = String::new();
     let mut heading = "";
     for setting in &settings() {
@@ -209,7 +210,7 @@ pub(super) fn metric_families() -> Vec<Family> {
 }
 
 #[test]
-fn the_table_of_metrics_is_as_the_server_has_them() {
+fn the_metrics_table_matches_the_server() {
     let mut table = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
     for Family { name, kind, help, labels } in metric_families() {
         let labels = labels.iter().map(|(key, values)| {

@@ -31,7 +31,7 @@ pub(super) fn blocks<'t>(path: &str, text: &'t str) -> Vec<Block<'t>> {
         if let Some(language) = line.strip_prefix("```") {
             match open.take() {
                 Some((from, block)) => {
-                    assert_eq!(language, "\n", "{place}: a closing fence has nothing behind it");
+                    assert_eq!(language, "\n", "{place}: text after a closing fence");
                     blocks.push(Block { code: &text[from..start], ..block });
                 }
                 None => {
@@ -56,7 +56,7 @@ pub(super) fn blocks<'t>(path: &str, text: &'t str) -> Vec<Block<'t>> {
             }
         } else if open.is_none() {
             let is_indented = line.starts_with("    ") && previous.trim().is_empty();
-            assert!(!is_indented, "{place}: write ``` and a language instead of indenting a block");
+            assert!(!is_indented, "{place}: use ``` and a language instead of indentation");
         }
         (before, previous, start) = (previous, line, end);
     }

@@ -12,8 +12,8 @@ use cargo_metadata::MetadataCommand;
 use serde_json::{Deserializer, Value};
 
 use crate::support::{
-    Client, PATIENCE, Peer, ROOT, Server, TemporaryDir, free_port, install, install_named, python_bin, run,
-    run_peer, script, text,
+    Client, Peer, ROOT, Server, TemporaryDir, WAIT_TIMEOUT, free_port, install, install_named, python_bin,
+    run, run_peer, script, text,
 };
 
 use super::Page;
@@ -37,7 +37,7 @@ const NOT_RUN: [(&str, &str); 12] = [
 ];
 
 /// Sizes that take too long in a development build, and their replacements.
-const SMALLER: [(&str, &str); 3] = [
+const REDUCED_SIZES: [(&str, &str); 3] = [
     ("--connections 10000", "--connections 200"),
     ("--connections 5000", "--connections 50"),
     ("--subscribers 1000", "--subscribers 200"),
@@ -53,7 +53,7 @@ fn not_run(line: &str) -> Option<usize> {
 fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool {
     let local = |code: &str| {
         let replaced = ports.iter().fold(code.to_owned(), |code, (from, to)| code.replace(from, to));
-        SMALLER.iter().fold(replaced, |code, (from, to)| code.replace(from, to))
+        REDUCED_SIZES.iter().fold(replaced, |code, (from, to)| code.replace(from, to))
     };
     let mut list = String::new();
     for (number, block) in page.blocks().into_iter().enumerate() {
@@ -88,7 +88,7 @@ fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool 
 /// Runs the programs of a page in order.
 fn run_page(page: &Page) {
     let binary = Path::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
-    let folder = binary.parent().expect("a program is in a folder");
+    let folder = binary.parent().expect("a program is in a directory");
     let root = Path::new(ROOT).canonicalize().expect("the repository is there");
     let mut failure = String::new();
     // Another program may take a port before the page's server does.
@@ -98,7 +98,7 @@ fn run_page(page: &Page) {
         if !prepare(page, &files, &ports) {
             return;
         }
-        std::os::unix::fs::symlink(root.join("deploy"), files.path("deploy")).expect("a link can be made");
+        std::os::unix::fs::symlink(root.join("deploy"), files.path("deploy")).expect("a link can be created");
         files.write("cert.pem", &certificate(&files));
         let path =
             format!("PATH={}:{}:/usr/sbin", folder.display(), std::env::var("PATH").unwrap_or_default());
@@ -127,9 +127,9 @@ fn run_page(page: &Page) {
 
 /// Returns a free port that no other page uses.
 fn unused_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    static USED_PORTS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     std::iter::repeat_with(free_port)
-        .find(|port| GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(*port))
+        .find(|port| USED_PORTS.lock().unwrap_or_else(PoisonError::into_inner).insert(*port))
         .expect("the iterator has no end")
 }
 
@@ -157,7 +157,7 @@ fn certificate(files: &TemporaryDir) -> String {
 }
 
 #[test]
-fn programs_and_commands_run_as_they_stand_on_each_page() {
+fn programs_and_commands_on_each_page_run_unchanged() {
     install(&[Peer::Python, Peer::Node]);
     install_named("nats-server");
     // Pages wait for processes more than they use the CPU.
@@ -172,7 +172,7 @@ fn programs_and_commands_run_as_they_stand_on_each_page() {
 }
 
 #[test]
-fn blocks_are_in_languages_that_are_checked() {
+fn code_blocks_are_in_checked_languages() {
     let checked = ["sh", "js", "python", "json", "toml", "yaml", "rust", "elixir"];
     for block in Page::all().iter().flat_map(Page::blocks) {
         // `text` is a program's output.
@@ -186,7 +186,7 @@ fn blocks_are_in_languages_that_are_checked() {
 }
 
 #[test]
-fn what_does_not_run_is_listed_exists_and_is_still_there() {
+fn commands_that_do_not_run_are_listed_and_exist() {
     let metadata = MetadataCommand::new()
         .manifest_path(Path::new(ROOT).join("Cargo.toml"))
         .no_deps()
@@ -267,7 +267,7 @@ async fn json_is_valid_and_the_server_takes_clients_messages() {
                 }
                 let reply = if kind == "authenticate" { "error" } else { "published" };
                 message["id"] = 1.into();
-                let answer = client.ask(&message).await;
+                let answer = client.request(&message).await;
                 assert_eq!(answer["type"], reply, "{}: {answer}", block.place);
                 // Without keys, a well-formed token is not accepted.
                 let code = answer["data"]["code"].as_str().unwrap_or("token_invalid");
@@ -280,13 +280,13 @@ async fn json_is_valid_and_the_server_takes_clients_messages() {
 }
 
 #[test]
-fn programs_in_rust_are_parts_of_examples_that_compile() {
+fn rust_programs_are_parts_of_compiled_examples() {
     let crates = std::fs::read_dir(Path::new(ROOT).join("crates")).expect("crates are there");
-    let folders = crates.map(|entry| entry.expect("a folder can be read").path().join("examples"));
+    let folders = crates.map(|entry| entry.expect("a directory can be read").path().join("examples"));
     let examples: Vec<_> = folders
         .filter_map(|folder| std::fs::read_dir(folder).ok())
         .flatten()
-        .map(|entry| entry.expect("a folder can be read").path())
+        .map(|entry| entry.expect("a directory can be read").path())
         .filter(|path| path.is_file())
         .map(|path| without_indent(&std::fs::read_to_string(path).expect("an example can be read")))
         .collect();
@@ -304,7 +304,7 @@ fn without_indent(code: &str) -> String {
 }
 
 #[test]
-fn the_lines_for_a_browsers_console_subscribe() {
+fn the_browser_console_lines_subscribe() {
     install(&[Peer::Node, Peer::Chromium]);
     let server = Server::start(&[]);
     let page = Page::read("README.md");
@@ -319,14 +319,14 @@ fn the_lines_for_a_browsers_console_subscribe() {
 }
 
 /// Waits until a file contains a text `times` times.
-fn wait_for(file: &Path, text: &str, times: usize) {
-    let deadline = Instant::now() + PATIENCE;
+fn wait_for_text(file: &Path, text: &str, times: usize) {
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         let content = std::fs::read_to_string(file).unwrap_or_default();
         if content.matches(text).count() >= times {
             return;
         }
-        assert!(Instant::now() < deadline, "waited in vain for {times} times {text:?} in: {content}");
+        assert!(Instant::now() < deadline, "timed out waiting for {times} times {text:?} in: {content}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -353,14 +353,14 @@ fn the_reconnecting_client_subscribes_again_after_a_restart() {
         .arg(program)
         .env("NODE_PATH", script("node_modules"))
         .stdin(Stdio::null())
-        .stdout(File::create(&printed).expect("a file can be made"))
+        .stdout(File::create(&printed).expect("a file can be created"))
         .spawn()
         .expect("node can be started");
-    wait_for(&printed, "subscribed", 1);
+    wait_for_text(&printed, "subscribed", 1);
     server.signal("TERM");
     server.wait();
     let _successor = Server::start(&flags);
-    wait_for(&printed, "subscribed", 2);
+    wait_for_text(&printed, "subscribed", 2);
     client.kill().expect("the client runs");
     client.wait().expect("a child can be waited for");
 }

@@ -24,7 +24,7 @@ fn openapi() -> Value {
 }
 
 #[test]
-fn error_codes_are_those_of_the_protocol() {
+fn error_codes_match_the_protocol() {
     let rows = table(&Page::read("docs/protocol.md").text, "## Error codes");
     let codes: Vec<_> = rows.iter().map(|row| code(&row[0])).collect();
     let expected: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
@@ -32,7 +32,7 @@ fn error_codes_are_those_of_the_protocol() {
 }
 
 #[test]
-fn close_codes_are_those_of_the_protocol_and_say_when_to_reconnect() {
+fn close_codes_match_the_protocol_and_its_reconnect_advice() {
     let rows = table(&Page::read("docs/reconnecting.md").text, "## Close codes");
     let codes: Vec<_> = rows.iter().map(|row| (row[0].as_str(), row[2].starts_with("yes"))).collect();
     let numbers: Vec<_> =
@@ -42,7 +42,7 @@ fn close_codes_are_those_of_the_protocol_and_say_when_to_reconnect() {
 }
 
 #[test]
-fn message_types_are_those_of_the_protocol() {
+fn message_types_match_the_protocol() {
     let schema = run(&["schema", "messages"], &[]).stdout;
     let page = Page::read("docs/protocol.md");
     for heading in ["## Client messages", "## Server messages"] {
@@ -59,7 +59,7 @@ fn message_types_are_those_of_the_protocol() {
 }
 
 #[test]
-fn events_are_those_of_the_bus() {
+fn events_match_the_event_bus() {
     let expected: Vec<_> = EventKind::ALL.iter().map(|kind| kind.name()).collect();
     for (page, heading, column) in [
         ("docs/events.md", "# Events", 0),
@@ -73,7 +73,7 @@ fn events_are_those_of_the_bus() {
 }
 
 #[test]
-fn calls_of_the_server_api_are_those_that_it_describes() {
+fn server_api_calls_match_the_openapi_description() {
     let rows = table(&Page::read("docs/server-api.md").text, "## Calls");
     let calls = rows.iter().flat_map(|row| row[0].split('`').skip(1).step_by(2));
     let documented: BTreeSet<_> =
@@ -88,7 +88,7 @@ fn calls_of_the_server_api_are_those_that_it_describes() {
 }
 
 #[test]
-fn errors_of_the_server_api_are_those_that_it_describes() {
+fn server_api_errors_match_the_openapi_description() {
     let page = Page::read("docs/server-api.md").text;
     let rows = table(&page, "## Errors");
     let documented: BTreeMap<_, _> = rows
@@ -115,7 +115,7 @@ fn errors_of_the_server_api_are_those_that_it_describes() {
 }
 
 #[test]
-fn limits_name_each_flag_of_their_kind_and_counters_that_exist() {
+fn limits_name_every_limit_flag_and_existing_counters() {
     let page = Page::read("docs/limits.md").text;
     let settings = settings();
     for setting in settings.iter().filter(|setting| setting.heading == "Limits") {
@@ -139,7 +139,7 @@ fn limits_name_each_flag_of_their_kind_and_counters_that_exist() {
 }
 
 #[test]
-fn metrics_and_settings_that_pages_name_exist() {
+fn metrics_and_settings_named_on_pages_exist() {
     let families = metric_families();
     let settings = settings();
     let flags: BTreeSet<_> = settings.iter().map(super::generated::Setting::flag).collect();
@@ -175,7 +175,7 @@ fn metrics_and_settings_that_pages_name_exist() {
 }
 
 #[test]
-fn the_elixir_module_is_the_same_in_both_languages_and_calls_the_api() {
+fn the_elixir_module_is_the_same_in_both_translations_and_calls_the_api() {
     let english = Page::read("docs/from-elixir.md");
     let portuguese = Page::read("docs/vindo-do-elixir.md");
     let code = |page: &Page| -> Vec<String> {

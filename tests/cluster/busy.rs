@@ -10,10 +10,10 @@ use deeperhub_cluster::{
 use deeperhub_protocol::RawJson;
 
 use super::eventually;
-use crate::support::{Broker, Engine, PATIENCE};
+use crate::support::{Broker, Engine, WAIT_TIMEOUT};
 
 /// Time that the first message takes; longer than a node may be silent.
-const BUSY: Duration = Duration::from_secs(7);
+const PROCESSING_TIME: Duration = Duration::from_secs(7);
 
 /// Receiver that sleeps on the first message.
 #[derive(Debug, Default)]
@@ -43,17 +43,17 @@ fn join(url: &str, node: &str, inbound: Busy) -> (Handle, DriverHandle) {
     let url = BrokerUrl::parse(url).expect("a broker has a URL");
     let (broker, driver) = connect(Config::new(url), node, "1").expect("there is chance");
     let running = driver.spawn(inbound).expect("there are threads");
-    assert_eq!(running.wait_for_join(PATIENCE), Some(JoinOutcome::Joined));
+    assert_eq!(running.wait_for_join(WAIT_TIMEOUT), Some(JoinOutcome::Joined));
     (broker, running)
 }
 
 #[tokio::test]
-async fn a_node_that_is_busy_for_long_keeps_its_link_and_gets_all() {
+async fn a_busy_node_keeps_its_link_and_gets_every_message() {
     const MESSAGES: u64 = 3000;
     for engine in Engine::BOTH {
         let server = Broker::start(engine);
         let received = Arc::default();
-        let busy = Busy { for_first: BUSY, received: Arc::clone(&received) };
+        let busy = Busy { for_first: PROCESSING_TIME, received: Arc::clone(&received) };
         let (there, running) = join(&server.url(), "b", busy);
         let (here, running_here) = join(&server.url(), "a", Busy::default());
         let mut states = there.watch();

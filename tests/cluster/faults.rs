@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     RECOVERY, eventually, linked, metric, node, nodes, publish, readiness, ready, subscribed, unready,
 };
-use crate::support::{Broker, Client, Engine, Proxy, Server, TemporaryDir, http, patiently};
+use crate::support::{Broker, Client, Engine, Proxy, Server, TemporaryDir, http, wait_for};
 
 /// Publishes numbers and records each reply.
 pub(super) struct Publisher {
@@ -16,12 +16,12 @@ pub(super) struct Publisher {
     topic: &'static str,
     pub(super) next: u64,
     /// Numbers that the node reported as not delivered to other nodes.
-    pub(super) told: BTreeSet<u64>,
+    pub(super) reported: BTreeSet<u64>,
 }
 
 impl Publisher {
     pub(super) async fn new(node: &Server, topic: &'static str) -> Self {
-        Self { client: Client::connect(node).await, topic, next: 0, told: BTreeSet::new() }
+        Self { client: Client::connect(node).await, topic, next: 0, reported: BTreeSet::new() }
     }
 
     /// Publishes the next number. Returns `true` if other nodes get it.
@@ -29,19 +29,19 @@ impl Publisher {
         let n = self.next;
         self.next += 1;
         let data = json!({"topic": self.topic, "message": n});
-        let reply = self.client.ask(&json!({"type": "publish", "id": n, "data": data})).await;
+        let reply = self.client.request(&json!({"type": "publish", "id": n, "data": data})).await;
         assert_eq!(reply["type"], "published", "{reply}");
         let is_taken = reply["data"]["cluster"].is_null();
         if !is_taken {
             assert_eq!(reply["data"]["cluster"], "unavailable", "{reply}");
-            self.told.insert(n);
+            self.reported.insert(n);
         }
         is_taken
     }
 
     /// Publishes until the node reports the cluster as lost (`false`) or reached (`true`).
     pub(super) async fn until(&mut self, reached: bool) {
-        patiently("a change of the cluster", async {
+        wait_for("a change of the cluster", async {
             while self.publish().await != reached {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -75,9 +75,9 @@ pub(super) fn check_order(received: &[u64]) {
 }
 
 /// Returns numbers that were neither received nor reported lost: the broker had them when it ended.
-fn untold(published: u64, received: &[u64], told: &BTreeSet<u64>) -> Vec<u64> {
+fn unreported(published: u64, received: &[u64], reported: &BTreeSet<u64>) -> Vec<u64> {
     let received: BTreeSet<_> = received.iter().copied().collect();
-    (0..published).filter(|n| !received.contains(n) && !told.contains(n)).collect()
+    (0..published).filter(|n| !received.contains(n) && !reported.contains(n)).collect()
 }
 
 /// Breaks the path between two nodes with `breaks` and restores it with `mends`. Compares the
@@ -97,10 +97,10 @@ pub(super) async fn outage(
     publisher.until(false).await;
     unready(a).await;
     publisher.many(20).await;
-    assert!(publisher.told.len() >= 20);
+    assert!(publisher.reported.len() >= 20);
     mends().await;
     publisher.until(true).await;
-    patiently("readiness", async {
+    wait_for("readiness", async {
         tokio::time::timeout(RECOVERY, ready(a)).await.expect("recovery is bounded");
         ready(b).await;
     })
@@ -110,16 +110,20 @@ pub(super) async fn outage(
     let last = publisher.next - 1;
     let received = numbers(&mut there, last).await;
     check_order(&received);
-    let untold = untold(publisher.next, &received, &publisher.told);
+    let unreported = unreported(publisher.next, &received, &publisher.reported);
     // Only numbers that the broker held, or got while the other node was not back.
-    assert!(untold.len() <= 10, "lost without a word: {untold:?}, told: {:?}", publisher.told);
+    assert!(
+        unreported.len() <= 10,
+        "lost without a report: {unreported:?}, reported: {:?}",
+        publisher.reported
+    );
     // This node's own clients missed nothing.
     assert_eq!(numbers(&mut here, last).await, (0..=last).collect::<Vec<_>>());
-    assert_eq!(metric(a, "deeperhub_cluster_dropped_total").await, publisher.told.len() as u64);
+    assert_eq!(metric(a, "deeperhub_cluster_dropped_total").await, publisher.reported.len() as u64);
 }
 
 #[tokio::test]
-async fn a_broker_that_is_killed_and_comes_back_costs_what_was_told() {
+async fn messages_lost_by_a_killed_broker_are_reported() {
     for engine in Engine::BOTH {
         let broker = std::cell::RefCell::new(Broker::start(engine));
         let url = broker.borrow().url();
@@ -133,7 +137,7 @@ async fn a_broker_that_is_killed_and_comes_back_costs_what_was_told() {
 }
 
 #[tokio::test]
-async fn a_broker_that_is_paused_is_noticed_and_comes_back() {
+async fn a_paused_broker_is_noticed_and_used_again() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
@@ -142,7 +146,7 @@ async fn a_broker_that_is_paused_is_noticed_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_cut_connection_costs_what_was_told() {
+async fn messages_lost_by_a_cut_connection_are_reported() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
@@ -155,7 +159,7 @@ async fn a_cut_connection_costs_what_was_told() {
 }
 
 #[tokio::test]
-async fn a_subscriber_that_is_cut_off_gets_what_comes_after_its_return() {
+async fn a_subscriber_behind_a_cut_connection_gets_messages_after_it_is_restored() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
@@ -178,12 +182,12 @@ async fn a_subscriber_that_is_cut_off_gets_what_comes_after_its_return() {
         check_order(&received);
         let after: Vec<_> = received.into_iter().filter(|n| *n >= first).collect();
         assert_eq!(after, (first..publisher.next).collect::<Vec<_>>());
-        assert_eq!(publisher.told, BTreeSet::new());
+        assert_eq!(publisher.reported, BTreeSet::new());
     }
 }
 
 #[tokio::test]
-async fn connections_that_redis_kills_are_made_again() {
+async fn connections_killed_by_redis_are_reopened() {
     for kind in ["normal", "pubsub"] {
         let broker = Broker::start(Engine::Redis);
         let [a, b] = nodes(&broker.url(), &[]).await;
@@ -212,7 +216,7 @@ async fn connections_that_redis_kills_are_made_again() {
 }
 
 #[tokio::test]
-async fn a_killed_node_is_missed_and_the_others_go_on() {
+async fn a_killed_node_is_noticed_and_the_others_continue() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, mut c] = nodes(&broker.url(), &[]).await;
@@ -226,8 +230,8 @@ async fn a_killed_node_is_missed_and_the_others_go_on() {
         publisher.many(20).await;
         let received = numbers(&mut there, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>());
-        assert_eq!(publisher.told, BTreeSet::new());
-        eventually("the node to be missed", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
+        assert_eq!(publisher.reported, BTreeSet::new());
+        eventually("the node to be removed", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
         let send = format!("POST /v1/clients/{}/messages", lost.id());
         assert_eq!(http(a.api(), &send, &[], r#"{"type":"x"}"#).await.status, 404);
         ready(&a).await;
@@ -235,7 +239,7 @@ async fn a_killed_node_is_missed_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn nothing_published_elsewhere_is_lost_while_a_node_drains() {
+async fn a_draining_node_loses_no_message_of_other_nodes() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, mut c] = nodes(&broker.url(), &["--drain-timeout", "1s"]).await;
@@ -245,7 +249,7 @@ async fn nothing_published_elsewhere_is_lost_while_a_node_drains() {
         linked(&a, "t", &mut leaving).await;
         let mut publisher = Publisher::new(&a, "t").await;
         c.signal("TERM");
-        patiently("the drain", async {
+        wait_for("the drain", async {
             while c.stderr().matches("Server stopped").count() == 0 {
                 publisher.publish().await;
             }
@@ -270,19 +274,19 @@ pub(super) async fn publish_at_once(node: &Server, count: u64) -> BTreeSet<u64> 
         let data = json!({"topic": "t", "message": [n, filler]});
         publisher.send(&json!({"type": "publish", "id": n, "data": data})).await;
     }
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for n in 0..count {
         let reply = publisher.receive().await;
         assert_eq!((&reply["type"], &reply["id"]), (&json!("published"), &json!(n)));
         if reply["data"]["cluster"] == "unavailable" {
-            told.insert(n);
+            reported.insert(n);
         }
     }
-    told
+    reported
 }
 
 #[tokio::test]
-async fn a_slow_broker_slows_nobody_and_each_loss_is_told() {
+async fn a_slow_broker_delays_no_client_and_reports_every_loss() {
     const PUBLISHES: u64 = 1500;
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
@@ -295,8 +299,8 @@ async fn a_slow_broker_slows_nobody_and_each_loss_is_told() {
         let mut there = subscribed(&b, &["t"]).await;
         linked(&a, "t", &mut there).await;
         proxy.slow(Duration::from_millis(20));
-        let told = publish_at_once(&a, PUBLISHES).await;
-        assert!(!told.is_empty(), "the queue was never full");
+        let reported = publish_at_once(&a, PUBLISHES).await;
+        assert!(!reported.is_empty(), "the queue never filled up");
         let number = |message: &Value| message["data"]["message"][0].as_u64();
         let mut n = 0;
         while n < PUBLISHES {
@@ -308,14 +312,14 @@ async fn a_slow_broker_slows_nobody_and_each_loss_is_told() {
         proxy.slow(Duration::ZERO);
         let mut received = BTreeSet::new();
         let mut last = None;
-        while received.len() as u64 + (told.len() as u64) < PUBLISHES {
+        while received.len() as u64 + (reported.len() as u64) < PUBLISHES {
             if let Some(n) = number(&there.receive().await) {
                 assert!(last < Some(n), "{n} after {last:?}");
                 last = Some(n);
-                assert!(received.insert(n) && !told.contains(&n), "{n}");
+                assert!(received.insert(n) && !reported.contains(&n), "{n}");
             }
         }
-        assert_eq!(metric(&a, "deeperhub_cluster_dropped_total").await, told.len() as u64);
+        assert_eq!(metric(&a, "deeperhub_cluster_dropped_total").await, reported.len() as u64);
     }
 }
 
@@ -330,7 +334,7 @@ async fn is_stalled(node: &Server) -> bool {
 }
 
 #[tokio::test]
-async fn readiness_is_proved_through_the_broker_too() {
+async fn readiness_includes_probes_through_the_broker() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
@@ -339,27 +343,27 @@ async fn readiness_is_proved_through_the_broker_too() {
         let flags = [&probes[..], &["--cluster-unavailable", "ready"]].concat();
         let alone = node(&engine.url(proxy.address), "b", &flags);
         let round_trips = async || metric(&a, "deeperhub_canary_cluster_round_trip_seconds_count").await;
-        eventually("probes that come back", async || round_trips().await >= 3).await;
+        eventually("probes that return", async || round_trips().await >= 3).await;
         let stats = http(a.api(), "GET /v1/stats", &[], "").await.json();
         assert!(stats["canary"]["cluster_round_trip_us"].as_u64().is_some_and(|time| time > 0), "{stats}");
 
         // The connections stay open; their data is late.
         proxy.slow(Duration::from_millis(600));
-        eventually("a probe to be missed", async || is_stalled(&a).await).await;
+        eventually("a missed probe", async || is_stalled(&a).await).await;
         assert!(metric(&a, "deeperhub_canary_cluster_missed_total").await >= 1);
-        eventually("a probe to be missed by the other", async || {
+        eventually("a missed probe of the other node", async || {
             metric(&alone, "deeperhub_canary_cluster_failing").await == 1
         })
         .await;
-        assert!(!is_stalled(&alone).await, "it serves without its cluster, as it was told to");
+        assert!(!is_stalled(&alone).await, "it serves without its cluster, as configured");
         proxy.slow(Duration::ZERO);
-        eventually("probes that come back again", async || !is_stalled(&a).await).await;
+        eventually("probes that return again", async || !is_stalled(&a).await).await;
         ready(&a).await;
     }
 }
 
 #[tokio::test]
-async fn a_broker_that_is_not_there_leaves_a_node_to_its_own_clients() {
+async fn a_node_without_its_broker_serves_its_own_clients() {
     for engine in Engine::BOTH {
         let mut broker = Broker::start(engine);
         let url = broker.url();
@@ -386,7 +390,7 @@ async fn a_broker_that_is_not_there_leaves_a_node_to_its_own_clients() {
 
 /// A retry of a publish that missed the other nodes is delivered there, and to no subscriber twice.
 #[tokio::test]
-async fn a_retry_with_an_idempotency_key_does_the_half_that_was_left() {
+async fn a_retry_with_an_idempotency_key_completes_a_partial_publish() {
     for engine in Engine::BOTH {
         let mut broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
@@ -438,7 +442,7 @@ async fn a_retry_with_an_idempotency_key_does_the_half_that_was_left() {
 }
 
 #[tokio::test]
-async fn passwords_open_the_broker_and_are_not_shown() {
+async fn passwords_authenticate_and_are_never_shown() {
     for engine in Engine::BOTH {
         let flags: &[&str] = match engine {
             Engine::Nats => &["--user", "hub", "--pass", "hunt%er2"],
@@ -465,7 +469,7 @@ async fn passwords_open_the_broker_and_are_not_shown() {
 }
 
 #[tokio::test]
-async fn a_node_that_was_held_up_for_a_moment_gets_all_that_came_meanwhile() {
+async fn a_node_paused_briefly_gets_every_message() {
     const PUBLISHES: u64 = 20_000;
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
@@ -480,8 +484,9 @@ async fn a_node_that_was_held_up_for_a_moment_gets_all_that_came_meanwhile() {
                 .await;
         }
         // The broker has all messages, or the node would not have replied.
-        publisher.ask(&json!({"type": "ping"})).await;
-        eventually("the hand-over", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0).await;
+        publisher.request(&json!({"type": "ping"})).await;
+        eventually("an empty broker queue", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0)
+            .await;
         b.signal("CONT");
         let received = numbers(&mut there, PUBLISHES - 1).await;
         check_order(&received);
@@ -491,7 +496,7 @@ async fn a_node_that_was_held_up_for_a_moment_gets_all_that_came_meanwhile() {
 }
 
 #[tokio::test]
-async fn two_nodes_of_a_name_that_meet_after_an_outage_become_one() {
+async fn of_two_nodes_with_one_name_the_later_stops_after_an_outage() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
@@ -502,7 +507,8 @@ async fn two_nodes_of_a_name_that_meet_after_an_outage_become_one() {
         ready(&other).await;
         proxy.cut();
         unready(&first).await;
-        eventually("the first to be missed", async || super::names_of_nodes(&other).await == ["b"]).await;
+        eventually("the first node to be removed", async || super::names_of_nodes(&other).await == ["b"])
+            .await;
         // The name is free now.
         let mut second = node(&broker.url(), "a", &flags);
         ready(&second).await;
@@ -520,7 +526,7 @@ async fn two_nodes_of_a_name_that_meet_after_an_outage_become_one() {
 }
 
 #[tokio::test]
-async fn what_was_taken_is_flushed_as_long_as_the_drain_has_time() {
+async fn accepted_messages_are_flushed_during_the_drain() {
     const PUBLISHES: u64 = 250;
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
@@ -533,8 +539,8 @@ async fn what_was_taken_is_flushed_as_long_as_the_drain_has_time() {
         linked(&a, "t", &mut there).await;
         // About 40 kB/s.
         proxy.slow(Duration::from_millis(100));
-        let told = publish_at_once(&a, PUBLISHES).await;
-        assert_eq!(told, BTreeSet::new());
+        let reported = publish_at_once(&a, PUBLISHES).await;
+        assert_eq!(reported, BTreeSet::new());
         a.signal("TERM");
         assert_eq!(a.wait().code(), Some(0));
         let log = a.stderr();
@@ -548,15 +554,15 @@ async fn what_was_taken_is_flushed_as_long_as_the_drain_has_time() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_flushed_in_time_is_told() {
+async fn messages_not_flushed_in_time_are_reported() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
         let mut a = node(&engine.url(proxy.address), "a", &["--drain-timeout", "0"]);
         ready(&a).await;
         proxy.slow(Duration::from_millis(700));
-        let told = publish_at_once(&a, 500).await;
-        assert_eq!(told, BTreeSet::new());
+        let reported = publish_at_once(&a, 500).await;
+        assert_eq!(reported, BTreeSet::new());
         a.signal("TERM");
         assert_eq!(a.wait().code(), Some(0));
         let log = a.stderr();
@@ -565,7 +571,7 @@ async fn what_cannot_be_flushed_in_time_is_told() {
 }
 
 #[tokio::test]
-async fn a_message_over_the_brokers_limit_has_a_word_of_its_own() {
+async fn a_message_over_the_brokers_limit_has_its_own_error() {
     let files = TemporaryDir::new();
     let file = files.path("nats.conf");
     std::fs::write(&file, "max_payload: 20000\n").unwrap();
@@ -579,7 +585,7 @@ async fn a_message_over_the_brokers_limit_has_a_word_of_its_own() {
     assert_eq!(sent.json(), json!({"clients": 0, "cluster": "too_large"}));
     let mut publisher = Client::connect(&a).await;
     let data = json!({"topic": "t", "message": "x".repeat(30_000)});
-    let reply = publisher.ask(&json!({"type": "publish", "id": 1, "data": data})).await;
+    let reply = publisher.request(&json!({"type": "publish", "id": 1, "data": data})).await;
     assert_eq!(reply["data"], json!({"topic": "t", "subscribers": 0, "cluster": "too_large"}));
     let there = Client::connect(&b).await;
     let send = format!("POST /v1/clients/{}/messages", there.id());

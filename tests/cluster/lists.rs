@@ -28,7 +28,7 @@ async fn all(node: &Server, path: &str, list: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn lists_and_counts_are_of_the_node_or_of_the_cluster() {
+async fn lists_and_counts_cover_the_node_or_the_cluster() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, c] = nodes(&broker.url(), &[]).await;
@@ -76,7 +76,7 @@ async fn lists_and_counts_are_of_the_node_or_of_the_cluster() {
 }
 
 #[tokio::test]
-async fn a_node_that_does_not_answer_is_named() {
+async fn a_node_that_does_not_answer_is_named_in_the_response() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, c] = nodes(&broker.url(), &[]).await;
@@ -86,17 +86,17 @@ async fn a_node_that_does_not_answer_is_named() {
         assert_eq!(stats["unanswered"], json!(["c"]), "{stats}");
         let list = get(&a, "/v1/clients?scope=cluster").await;
         assert_eq!((&list["unanswered"], list["clients"].as_array().map(Vec::len)), (&json!(["c"]), Some(1)));
-        eventually("the silent node to count as gone", async || names_of_nodes(&a).await == ["a", "b"]).await;
+        eventually("the silent node to be removed", async || names_of_nodes(&a).await == ["a", "b"]).await;
         let stats = get(&a, "/v1/stats?scope=cluster").await;
         assert_eq!((&stats["nodes"], &stats["unanswered"]), (&json!(2), &json!([])));
         c.signal("CONT");
-        eventually("its return", async || names_of_nodes(&a).await == ["a", "b", "c"]).await;
+        eventually("the return of the node", async || names_of_nodes(&a).await == ["a", "b", "c"]).await;
         drop(client);
     }
 }
 
 #[tokio::test]
-async fn a_second_node_of_a_name_is_refused_and_the_first_goes_on() {
+async fn a_second_node_with_the_same_name_is_refused() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
@@ -117,7 +117,7 @@ async fn a_second_node_of_a_name_is_refused_and_the_first_goes_on() {
 }
 
 #[tokio::test]
-async fn a_node_that_crashed_or_was_stopped_comes_back_under_its_name() {
+async fn a_restarted_node_gets_its_name_back() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, mut b] = nodes(&broker.url(), &["--drain-timeout", "0"]).await;

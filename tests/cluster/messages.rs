@@ -52,14 +52,14 @@ async fn a_publish_reaches_subscribers_of_other_nodes_once_and_unchanged() {
         publish(&b, "sports.football", "\"end\"").await;
         for client in [&mut own, &mut exact, &mut overlapping, &mut pattern] {
             let received = until_end(client).await;
-            assert_eq!(received, Default::default(), "{engine:?}: something came twice");
+            assert_eq!(received, Default::default(), "{engine:?}: a message arrived twice");
         }
         nothing_comes(&mut other).await;
     }
 }
 
 #[tokio::test]
-async fn traces_go_along() {
+async fn trace_contexts_reach_other_nodes() {
     let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
@@ -147,7 +147,7 @@ async fn a_user_is_reached_on_every_node() {
 #[tokio::test]
 async fn publishers_keep_their_order_over_many_topics() {
     const TOPICS: usize = 60;
-    const EACH: usize = 20;
+    const PUBLISHES_PER_TOPIC: usize = 20;
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, c] = nodes(&broker.url(), &["--max-subscriptions", "200"]).await;
@@ -173,7 +173,7 @@ async fn publishers_keep_their_order_over_many_topics() {
         // The broker has the other subscriptions by then: each node sends them in order.
         let mut publishers =
             [Client::connect(&a).await, Client::connect(&a).await, Client::connect(&b).await];
-        for n in 0..EACH {
+        for n in 0..PUBLISHES_PER_TOPIC {
             for (who, publisher) in publishers.iter_mut().enumerate() {
                 for topic in &names {
                     let data = json!({"topic": topic, "message": [who, n]});
@@ -187,7 +187,7 @@ async fn publishers_keep_their_order_over_many_topics() {
         for client in &mut subscribers {
             let mut received = std::collections::BTreeMap::<_, Vec<_>>::new();
             let mut count = 0;
-            while count < TOPICS * EACH * 3 {
+            while count < TOPICS * PUBLISHES_PER_TOPIC * 3 {
                 let message = client.receive().await;
                 let data = &message["data"];
                 if data["topic"] == "end" {
@@ -199,7 +199,7 @@ async fn publishers_keep_their_order_over_many_topics() {
                 count += 1;
             }
             assert_eq!(received.len(), TOPICS * 3);
-            let in_order: Vec<_> = (0..EACH as u64).collect();
+            let in_order: Vec<_> = (0..PUBLISHES_PER_TOPIC as u64).collect();
             for (of, numbers) in received {
                 assert_eq!(numbers, in_order, "{engine:?} {of:?}");
             }
@@ -209,7 +209,7 @@ async fn publishers_keep_their_order_over_many_topics() {
 }
 
 #[tokio::test]
-async fn hubs_with_different_prefixes_do_not_meet() {
+async fn hubs_with_different_prefixes_are_separate() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--cluster-prefix", "one"]).await;
@@ -225,7 +225,7 @@ async fn hubs_with_different_prefixes_do_not_meet() {
 }
 
 #[tokio::test]
-async fn topics_are_carried_only_to_nodes_with_a_subscriber() {
+async fn topics_are_sent_only_to_nodes_with_a_subscriber() {
     let broker = Broker::start(Engine::Redis);
     let [a, b] = nodes(&broker.url(), &[]).await;
     let subscribers = |channel: &str| {
@@ -248,7 +248,7 @@ async fn topics_are_carried_only_to_nodes_with_a_subscriber() {
 }
 
 #[tokio::test]
-async fn topics_of_every_kind_and_payloads_of_every_size_get_over_unchanged() {
+async fn topics_and_payloads_of_every_kind_reach_other_nodes_unchanged() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "10000000"]).await;
@@ -322,7 +322,7 @@ async fn topics_of_every_kind_and_payloads_of_every_size_get_over_unchanged() {
 }
 
 #[tokio::test]
-async fn subscriptions_and_connections_end_on_other_nodes() {
+async fn unsubscribe_and_disconnect_reach_clients_of_other_nodes() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let issuer = Issuer::new("a secret that nodes of one hub share, and nobody else");

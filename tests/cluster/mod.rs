@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, PATIENCE, Server, http, patiently};
+use crate::support::{Client, Server, WAIT_TIMEOUT, http, wait_for};
 
 /// Starts a node without rate limits, because the tests send many messages.
 fn node(url: &str, id: &str, flags: &[&str]) -> Server {
@@ -45,7 +45,7 @@ async fn names_of_nodes(node: &Server) -> Vec<String> {
 
 /// Waits until a condition holds.
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    patiently(what, async {
+    wait_for(what, async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -73,7 +73,7 @@ async fn subscribed(node: &Server, topics: &[&str]) -> Client {
 
 async fn subscribe(mut client: Client, topics: &[&str]) -> Client {
     for topic in topics {
-        let reply = client.ask(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        let reply = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
         assert_eq!(reply["type"], "subscribed", "{reply}");
     }
     client
@@ -90,7 +90,7 @@ async fn publish(node: &Server, topic: &str, message: &str) -> Value {
 /// shortly after the client does.
 async fn linked(from: &Server, topic: &str, client: &mut Client) {
     let mut probe = 0;
-    patiently("the way between two nodes", async {
+    wait_for("the link between two nodes", async {
         loop {
             probe += 1;
             publish(from, topic, &format!("{{\"probe\":{probe}}}")).await;
@@ -146,9 +146,9 @@ async fn metric(node: &Server, name: &str) -> u64 {
 
 /// Checks that no message is pending: it would arrive before the reply to a ping.
 async fn nothing_comes(client: &mut Client) {
-    let answer = client.ask(&json!({"type": "ping", "id": "nothing"})).await;
+    let answer = client.request(&json!({"type": "ping", "id": "nothing"})).await;
     assert_eq!(answer, json!({"type": "pong", "id": "nothing"}));
 }
 
 /// Bound on a recovery: the longest retry delay, the wait for other nodes and a busy machine.
-const RECOVERY: Duration = PATIENCE;
+const RECOVERY: Duration = WAIT_TIMEOUT;

@@ -9,7 +9,7 @@ use super::{eventually, linked, names_of_nodes, node, nodes, ready, subscribed, 
 use crate::support::{Authority, Broker, Engine, TemporaryDir, run, text};
 
 /// Checks that a message passes between two nodes of a broker.
-async fn meet(url: &str, flags: &[&str]) {
+async fn check_linked(url: &str, flags: &[&str]) {
     let [a, b] = nodes(url, flags).await;
     let mut there = subscribed(&b, &["t", "t.*"]).await;
     linked(&a, "t", &mut there).await;
@@ -33,19 +33,19 @@ async fn refused(url: &str, flags: &[&str], reasons: &[&str]) {
 }
 
 #[tokio::test]
-async fn brokers_over_tls_are_checked_by_an_authority_of_the_operators() {
+async fn broker_certificates_are_checked_against_the_configured_authority() {
     for engine in Engine::BOTH {
         let authority = Authority::new();
         let broker = Broker::start_over_tls(engine, &authority.server("broker"));
         let ca = text(&authority.cert).to_owned();
-        meet(&broker.url(), &["--cluster-ca", &ca]).await;
+        check_linked(&broker.url(), &["--cluster-ca", &ca]).await;
         // Certificates are valid for host names too.
-        meet(&broker.url().replace("127.0.0.1", "localhost"), &["--cluster-ca", &ca]).await;
+        check_linked(&broker.url().replace("127.0.0.1", "localhost"), &["--cluster-ca", &ca]).await;
     }
 }
 
 #[tokio::test]
-async fn a_broker_whose_certificate_another_authority_signed_is_refused() {
+async fn a_broker_with_a_certificate_of_another_authority_is_refused() {
     for engine in Engine::BOTH {
         let authority = Authority::new();
         let broker = Broker::start_over_tls(engine, &authority.server("broker"));
@@ -73,7 +73,7 @@ fn check_invalid(url: &str, flags: &[&str], named: &[&str]) {
 }
 
 #[test]
-fn what_lies_in_the_file_of_authorities_must_be_certificates() {
+fn an_authority_file_without_certificates_is_rejected() {
     let files = TemporaryDir::new();
     let none = files.write("none.pem", "no certificate\n");
     for url in ["tls://127.0.0.1:4222", "rediss://127.0.0.1:6379"] {
@@ -83,7 +83,7 @@ fn what_lies_in_the_file_of_authorities_must_be_certificates() {
 }
 
 #[test]
-fn what_lies_in_the_file_of_credentials_must_be_credentials() {
+fn a_credentials_file_without_credentials_is_rejected() {
     let files = TemporaryDir::new();
     for content in ["-----BEGIN NATS USER JWT-----\nnothing\n", "SUnothing", "", "s3cret\n"] {
         let broken = files.write("broken.creds", content);
@@ -93,7 +93,7 @@ fn what_lies_in_the_file_of_credentials_must_be_credentials() {
 }
 
 #[tokio::test]
-async fn plain_and_tls_do_not_meet_and_the_log_says_so() {
+async fn a_mismatch_of_plaintext_and_tls_is_logged() {
     for engine in Engine::BOTH {
         let plain = Broker::start(engine);
         let over_tls = match engine {
@@ -107,18 +107,18 @@ async fn plain_and_tls_do_not_meet_and_the_log_says_so() {
     let broker = Broker::start_over_tls(Engine::Redis, &authority.server("broker"));
     refused(&broker.url().replace("rediss://", "redis://"), &[], &["does this port want TLS"]).await;
     let broker = Broker::start_over_tls(Engine::Nats, &authority.server("broker"));
-    meet(&broker.url().replace("tls://", "nats://"), &["--cluster-ca", text(&authority.cert)]).await;
+    check_linked(&broker.url().replace("tls://", "nats://"), &["--cluster-ca", text(&authority.cert)]).await;
 }
 
 #[tokio::test]
-async fn an_nkey_opens_nats() {
+async fn an_nkey_authenticates_to_nats() {
     let files = TemporaryDir::new();
     let user = KeyPair::new_user();
     let config = format!("authorization {{ users = [ {{ nkey: {} }} ] }}\n", user.public_key());
     let config = files.write("nats.conf", &config);
     let broker = Broker::start_with(Engine::Nats, &["-c", text(&config)]);
     let seed = files.write("hub.nk", &format!("{}\n", user.seed().unwrap()));
-    meet(&broker.url(), &["--cluster-credentials", text(&seed)]).await;
+    check_linked(&broker.url(), &["--cluster-credentials", text(&seed)]).await;
     let stranger = files.write("stranger.nk", &KeyPair::new_user().seed().unwrap());
     refused(&broker.url(), &["--cluster-credentials", text(&stranger)], &["authorization violation"]).await;
     refused(&broker.url(), &[], &["authorization violation", "nkey"]).await;
@@ -141,7 +141,7 @@ fn nats_token(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value) -> S
 }
 
 #[tokio::test]
-async fn a_credentials_file_opens_nats() {
+async fn a_credentials_file_authenticates_to_nats() {
     let files = TemporaryDir::new();
     let (operator, account, user) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_user());
     let operator_token =
@@ -172,21 +172,21 @@ async fn a_credentials_file_opens_nats() {
         )
     };
     let good = files.write("hub.creds", &credentials(&account));
-    meet(&broker.url(), &["--cluster-credentials", text(&good)]).await;
+    check_linked(&broker.url(), &["--cluster-credentials", text(&good)]).await;
     let forged = files.write("forged.creds", &credentials(&KeyPair::new_account()));
     refused(&broker.url(), &["--cluster-credentials", text(&forged)], &["authorization violation"]).await;
 }
 
 #[tokio::test]
-async fn a_token_opens_nats() {
+async fn a_token_authenticates_to_nats() {
     let broker = Broker::start_with(Engine::Nats, &["--auth", "s3cret"]);
     let url = |token: &str| broker.url().replace("://", &format!("://{token}@"));
-    meet(&url("s3cret"), &[]).await;
+    check_linked(&url("s3cret"), &[]).await;
     refused(&url("other"), &[], &["authorization violation"]).await;
 }
 
 #[tokio::test]
-async fn a_user_of_redis_needs_few_rights() {
+async fn a_redis_user_needs_few_permissions() {
     let user = "hub on >s3cret resetchannels &* -@all \
                 +publish +subscribe +psubscribe +unsubscribe +punsubscribe";
     let mut flags = vec!["--user"];
@@ -194,7 +194,7 @@ async fn a_user_of_redis_needs_few_rights() {
     flags.extend(["--user", "default", "off"]);
     let broker = Broker::start_with(Engine::Redis, &flags);
     let url = |password: &str| broker.url().replace("://", &format!("://hub:{password}@"));
-    meet(&url("s3cret"), &[]).await;
+    check_linked(&url("s3cret"), &[]).await;
     refused(&url("wrong"), &[], &["WRONGPASS", "Password authentication failed"]).await;
     refused(&broker.url(), &[], &["NOAUTH", "Authentication required"]).await;
     eventually("a node that may", async || {

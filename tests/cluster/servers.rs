@@ -5,7 +5,7 @@ use super::{eventually, linked, names_of_nodes, node, ready, subscribed, unready
 use crate::support::{Broker, Engine, free_port};
 
 #[tokio::test]
-async fn nodes_on_different_servers_of_nats_are_one_hub_and_outlive_a_server() {
+async fn nodes_on_different_nats_servers_form_one_hub_and_survive_a_server() {
     let routes = format!("nats://127.0.0.1:{}", free_port());
     let mut first = Broker::start_with(Engine::Nats, &["--cluster_name", "hub", "--cluster", &routes]);
     let own = format!("nats://127.0.0.1:{}", free_port());
@@ -51,7 +51,7 @@ async fn nodes_on_different_servers_of_nats_are_one_hub_and_outlive_a_server() {
 }
 
 #[tokio::test]
-async fn a_replica_of_redis_is_passed_over_until_it_is_made_the_primary() {
+async fn a_redis_replica_is_skipped_until_it_is_promoted() {
     let mut primary = Broker::start(Engine::Redis);
     let port = primary.address.port().to_string();
     let replica = Broker::start_with(Engine::Redis, &["--replicaof", "127.0.0.1", &port]);

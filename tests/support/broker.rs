@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{Identity, Network, PATIENCE, TemporaryDir, install_named, text};
+use super::{Identity, Network, TemporaryDir, WAIT_TIMEOUT, install_named, text};
 
 /// A kind of broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Broker {
             let _ = child.kill();
             let _ = child.wait();
         }
-        panic!("{engine:?} cannot be started");
+        panic!("{engine:?} did not start");
     }
 
     fn spawn(
@@ -146,7 +146,7 @@ impl Broker {
             command = within;
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().unwrap_or_else(|error| panic!("{engine:?} cannot be started: {error}"))
+        command.spawn().unwrap_or_else(|error| panic!("{engine:?} did not start: {error}"))
     }
 
     /// Returns the URL for nodes.
@@ -167,7 +167,7 @@ impl Broker {
     /// Restarts the server on the same port.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let identity = self.identity.as_ref();
             let namespace = self.namespace.as_deref();
@@ -176,7 +176,7 @@ impl Broker {
             if listens(self.address, &mut self.child) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{:?} does not start again", self.engine);
+            assert!(Instant::now() < deadline, "{:?} did not restart", self.engine);
         }
     }
 
@@ -188,11 +188,11 @@ impl Broker {
 
     /// Sends a Redis command and returns the lines of its short reply.
     pub(crate) fn redis_lines(&self, command: &str) -> Vec<String> {
-        let mut stream = TcpStream::connect(self.address).expect("Redis takes connections");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
+        let mut stream = TcpStream::connect(self.address).expect("Redis accepts connections");
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket has a timeout");
         // Redis replies in order, so the second reply marks the end of the first.
         let commands = format!("{command}\r\nECHO end-of-answer\r\n");
-        stream.write_all(commands.as_bytes()).expect("Redis takes a command");
+        stream.write_all(commands.as_bytes()).expect("Redis accepts a command");
         let mut answer = String::new();
         let mut buffer = [0; 512];
         while !answer.ends_with("end-of-answer\r\n") {
@@ -209,7 +209,7 @@ impl Broker {
 
 /// Waits until a server accepts connections. Returns `false` if it has exited.
 fn listens(address: SocketAddr, child: &mut Child) -> bool {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while Instant::now() < deadline {
         if child.try_wait().expect("a child can be waited for").is_some() {
             return false;

@@ -6,7 +6,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-use super::{Server, patiently};
+use super::{Server, wait_for};
 
 /// A WebSocket client for the hub's messages.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Client {
     pub(crate) async fn connect_with(
         request: impl IntoClientRequest + Unpin,
     ) -> Result<Self, Box<tungstenite::Error>> {
-        let (socket, _) = patiently("the handshake", connect_async(request)).await?;
+        let (socket, _) = wait_for("the handshake", connect_async(request)).await?;
         let mut client = Self { socket, welcome: Value::Null };
         client.welcome = client.receive().await;
         assert_eq!(client.welcome["type"], "welcome", "{}", client.welcome);
@@ -54,13 +54,13 @@ impl Client {
 
     /// Sends a text unchanged.
     pub(crate) async fn send_text(&mut self, text: &str) {
-        patiently("sending", self.socket.send(Message::text(text)))
+        wait_for("sending", self.socket.send(Message::text(text)))
             .await
             .expect("the connection takes a message");
     }
 
     /// Sends a message and returns the next message received.
-    pub(crate) async fn ask(&mut self, message: &Value) -> Value {
+    pub(crate) async fn request(&mut self, message: &Value) -> Value {
         self.send(message).await;
         self.receive().await
     }
@@ -113,7 +113,7 @@ impl Client {
 
     async fn next(&mut self) -> Option<Result<Message, tungstenite::Error>> {
         loop {
-            match patiently("a message", self.socket.next()).await {
+            match wait_for("a message", self.socket.next()).await {
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 next => return next,
             }

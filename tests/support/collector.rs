@@ -29,7 +29,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::patiently;
+use super::wait_for;
 
 /// A collector that accepts OTLP over gRPC or HTTP and stores what it receives.
 #[derive(Debug)]
@@ -43,13 +43,13 @@ pub(crate) struct Collector {
 /// The data received so far.
 #[derive(Debug)]
 struct Received {
-    all: Mutex<All>,
+    all: Mutex<ReceivedData>,
     changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
-struct All {
-    spans: Vec<SpanSeen>,
+struct ReceivedData {
+    spans: Vec<ReceivedSpan>,
     metrics: Vec<Metric>,
     resource: BTreeMap<String, String>,
     /// Headers, or gRPC metadata, of the last request.
@@ -65,7 +65,7 @@ struct All {
 
 /// A received span with its main fields decoded.
 #[derive(Debug, Clone)]
-pub(crate) struct SpanSeen {
+pub(crate) struct ReceivedSpan {
     /// The span's name.
     pub(crate) name: String,
     /// In the form of `traceparent`.
@@ -150,12 +150,16 @@ impl Collector {
     }
 
     /// Waits for a span that `fits` accepts.
-    pub(crate) async fn span(&self, what: &str, fits: impl Fn(&SpanSeen) -> bool) -> SpanSeen {
+    pub(crate) async fn span(&self, what: &str, fits: impl Fn(&ReceivedSpan) -> bool) -> ReceivedSpan {
         self.wait(what, |all| all.spans.iter().find(|span| fits(span)).cloned()).await
     }
 
     /// Waits for `count` spans that `fits` accepts.
-    pub(crate) async fn spans(&self, count: usize, fits: impl Fn(&SpanSeen) -> bool) -> Vec<SpanSeen> {
+    pub(crate) async fn spans(
+        &self,
+        count: usize,
+        fits: impl Fn(&ReceivedSpan) -> bool,
+    ) -> Vec<ReceivedSpan> {
         self.wait("spans", |all| {
             let found: Vec<_> = all.spans.iter().filter(|span| fits(span)).cloned().collect();
             (found.len() >= count).then_some(found)
@@ -164,7 +168,7 @@ impl Collector {
     }
 
     /// Returns all spans received so far.
-    pub(crate) fn spans_so_far(&self) -> Vec<SpanSeen> {
+    pub(crate) fn spans_so_far(&self) -> Vec<ReceivedSpan> {
         self.received.all.lock().unwrap().spans.clone()
     }
 
@@ -187,9 +191,9 @@ impl Collector {
         self.received.all.lock().unwrap().headers.get(name).cloned()
     }
 
-    async fn wait<T>(&self, what: &str, find: impl Fn(&All) -> Option<T>) -> T {
+    async fn wait<T>(&self, what: &str, find: impl Fn(&ReceivedData) -> Option<T>) -> T {
         let mut changes = self.received.changes.subscribe();
-        patiently(what, async {
+        wait_for(what, async {
             loop {
                 if let Some(found) = find(&self.received.all.lock().unwrap()) {
                     return found;
@@ -213,7 +217,7 @@ impl Received {
     }
 
     /// Stores a request, or returns the status of the refusal.
-    fn take<T>(&self, headers: &HeaderMap, keep: impl FnOnce(&mut All) -> T) -> Result<T, u16> {
+    fn take<T>(&self, headers: &HeaderMap, keep: impl FnOnce(&mut ReceivedData) -> T) -> Result<T, u16> {
         let mut all = self.all.lock().unwrap();
         all.headers = headers
             .iter()
@@ -241,7 +245,7 @@ impl Received {
                 all.resource =
                     of_resource.resource.map(|resource| texts(&resource.attributes)).unwrap_or_default();
                 let spans = of_resource.scope_spans.into_iter().flat_map(|of_scope| of_scope.spans);
-                all.spans.extend(spans.map(SpanSeen::from));
+                all.spans.extend(spans.map(ReceivedSpan::from));
             }
             let partial = ExportTracePartialSuccess { rejected_spans: all.rejected, ..Default::default() };
             ExportTraceServiceResponse { partial_success: (all.rejected > 0).then_some(partial) }
@@ -257,7 +261,7 @@ impl Received {
     }
 }
 
-impl From<Span> for SpanSeen {
+impl From<Span> for ReceivedSpan {
     fn from(span: Span) -> Self {
         Self {
             name: span.name.clone(),

@@ -4,7 +4,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Server, patiently};
+use super::{Server, wait_for};
 
 /// An HTTP response.
 #[derive(Debug)]
@@ -49,9 +49,9 @@ pub(crate) async fn http(server: SocketAddr, request: &str, headers: &[&str], bo
     text.push_str(&format!("\r\n{body}"));
 
     let mut answer = Vec::new();
-    patiently("an HTTP answer", async {
-        let mut stream = TcpStream::connect(server).await.expect("the server takes connections");
-        stream.write_all(text.as_bytes()).await.expect("the server takes a request");
+    wait_for("an HTTP answer", async {
+        let mut stream = TcpStream::connect(server).await.expect("the server accepts connections");
+        stream.write_all(text.as_bytes()).await.expect("the server accepts a request");
         // A server that refuses a body may close before it has read all of it; its response counts.
         let _ = stream.read_to_end(&mut answer).await;
     })

@@ -32,13 +32,15 @@ pub(crate) use tokens::{Issuer, from_now, jwks_file, signed, with_token};
 pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// Longest wait for a single event; far more than a busy machine needs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits for a future and returns its output.
 ///
 /// # Panics
 ///
-/// If it takes longer than [`PATIENCE`]; `what` names the event.
-pub(crate) async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+/// If it takes longer than [`WAIT_TIMEOUT`]; `what` names the event.
+pub(crate) async fn wait_for<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(WAIT_TIMEOUT, future)
+        .await
+        .unwrap_or_else(|_| panic!("timed out waiting for {what}"))
 }

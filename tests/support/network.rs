@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use super::install_named;
 
 /// Number of links created by this process, so that each has its own addresses.
-static LINKS: AtomicU8 = AtomicU8::new(0);
+static LINK_COUNT: AtomicU8 = AtomicU8::new(0);
 
 /// A network namespace; removed on drop, with its links and rules.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Network {
         for tool in ["iproute2", "nftables"] {
             install_named(tool);
         }
-        let first = LINKS.fetch_add(links, Ordering::Relaxed);
+        let first = LINK_COUNT.fetch_add(links, Ordering::Relaxed);
         let namespace = format!("hub-{}-{first}", std::process::id());
         if let Err(error) = run("ip", &["netns", "add", &namespace]) {
             eprintln!("Skipped: network namespaces cannot be made here: {error}");
@@ -136,6 +136,6 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{program} {}: {}", arguments.join(" "), said.trim()))
+    let output = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{program} {}: {}", arguments.join(" "), output.trim()))
 }

@@ -70,7 +70,7 @@ pub(crate) fn script(name: &str) -> PathBuf {
 }
 
 /// Time limit of a peer in seconds; the longest runs a suite of hundreds of cases.
-const PEER_PATIENCE: &str = "300";
+const PEER_TIMEOUT_SECONDS: &str = "300";
 
 /// Runs a peer to its end. A peer that takes too long is killed and returns code 124.
 ///
@@ -82,7 +82,7 @@ pub(crate) fn run_peer<I: AsRef<OsStr>>(
     arguments: impl IntoIterator<Item = I>,
 ) -> Finished {
     let mut command = Command::new("timeout");
-    command.arg(PEER_PATIENCE).arg(program).args(arguments).stdin(Stdio::null());
+    command.arg(PEER_TIMEOUT_SECONDS).arg(program).args(arguments).stdin(Stdio::null());
     let output = command.output().expect("coreutils are there");
     Finished {
         code: output.status.code(),

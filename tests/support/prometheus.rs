@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use super::{Peer, TemporaryDir, http, install, patiently};
+use super::{Peer, TemporaryDir, http, install, wait_for};
 
 /// A real Prometheus that scrapes servers; stopped on drop.
 #[derive(Debug)]
@@ -49,10 +49,10 @@ impl Prometheus {
     /// # Panics
     ///
     /// If there are none in time.
-    pub(crate) async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
+    pub(crate) async fn request(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let parameters = parameters.iter().map(|(name, value)| format!("{name}={}", encoded(value)));
         let request = format!("GET {path}?{}", parameters.collect::<Vec<_>>().join("&"));
-        patiently(&request, async {
+        wait_for(&request, async {
             loop {
                 if TcpStream::connect(self.address).await.is_ok() {
                     let answer = http(self.address, &request, &[], "").await.json();
@@ -71,7 +71,7 @@ impl Prometheus {
 
     /// Returns the current results of a query.
     pub(crate) async fn query(&self, query: &str) -> Value {
-        self.ask("/api/v1/query", &[("query", query)]).await["result"].clone()
+        self.request("/api/v1/query", &[("query", query)]).await["result"].clone()
     }
 }
 

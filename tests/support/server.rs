@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 /// A finished program.
 #[derive(Debug)]
@@ -237,12 +237,12 @@ impl Starting {
     /// If it does not print the line in time, with its output.
     pub(crate) fn ready(self) -> Server {
         let Self(mut running) = self;
-        let start_line = match running.stdout.recv_timeout(PATIENCE) {
+        let start_line = match running.stdout.recv_timeout(WAIT_TIMEOUT) {
             Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => panic!("no start line; it wrote: {}", running.stderr()),
+            Err(RecvTimeoutError::Timeout) => panic!("no start line; output: {}", running.stderr()),
             Err(RecvTimeoutError::Disconnected) => {
                 let status = running.wait();
-                panic!("{status} before it was ready; it wrote: {}", running.into_stderr());
+                panic!("{status} before it was ready; output: {}", running.into_stderr());
             }
         };
         let after = |scheme: &str| {
@@ -351,9 +351,9 @@ impl Running {
     }
 
     fn wait_for_stderr(&self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         while !self.stderr().contains(text) {
-            assert!(Instant::now() < deadline, "waited in vain for {text:?}; it wrote: {}", self.stderr());
+            assert!(Instant::now() < deadline, "timed out waiting for {text:?}; output: {}", self.stderr());
             std::thread::sleep(POLL);
         }
     }
@@ -365,12 +365,12 @@ impl Running {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "it does not end; it wrote: {}", self.stderr());
+            assert!(Instant::now() < deadline, "it did not exit; output: {}", self.stderr());
             std::thread::sleep(POLL);
         }
     }

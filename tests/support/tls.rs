@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::{Server, TemporaryDir, patiently};
+use super::{Server, TemporaryDir, wait_for};
 
 /// A certificate and its key, as files.
 #[derive(Debug, Clone)]
@@ -166,7 +166,7 @@ impl Authority {
             Some(identity) => {
                 let cert = CertificateDer::from_pem_file(&identity.cert).expect("a certificate");
                 let key = PrivateKeyDer::from_pem_file(&identity.key).expect("a key");
-                config.with_client_auth_cert(vec![cert], key).expect("they belong together")
+                config.with_client_auth_cert(vec![cert], key).expect("certificate and key match")
             }
         })
     }
@@ -187,7 +187,7 @@ pub(crate) async fn connect_tls(
     server: &Server,
     config: &Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let socket = patiently("a connection", TcpStream::connect(server.clients)).await?;
+    let socket = wait_for("a connection", TcpStream::connect(server.clients)).await?;
     over_tls(socket, config).await
 }
 
@@ -201,7 +201,7 @@ pub(crate) async fn over_tls(
     config: &Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from("localhost").expect("localhost is a name");
-    patiently("the TLS handshake", TlsConnector::from(Arc::clone(config)).connect(name, socket)).await
+    wait_for("the TLS handshake", TlsConnector::from(Arc::clone(config)).connect(name, socket)).await
 }
 
 /// A WebSocket client over TLS for the hub's messages.
@@ -234,7 +234,7 @@ impl TlsClient {
     ) -> Result<Self, Box<tungstenite::Error>> {
         let limits = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
         let handshake = tokio_tungstenite::client_async_with_config(request, stream, Some(limits));
-        let (socket, _) = patiently("the handshake", handshake).await?;
+        let (socket, _) = wait_for("the handshake", handshake).await?;
         let mut client = Self { socket, welcome: Value::Null };
         client.welcome = client.receive().await;
         assert_eq!(client.welcome["type"], "welcome", "{}", client.welcome);
@@ -244,11 +244,11 @@ impl TlsClient {
     /// Sends a message.
     pub(crate) async fn send(&mut self, message: &Value) {
         let message = Message::text(message.to_string());
-        patiently("sending", self.socket.send(message)).await.expect("the connection takes a message");
+        wait_for("sending", self.socket.send(message)).await.expect("the connection takes a message");
     }
 
     /// Sends a message and returns the next message received.
-    pub(crate) async fn ask(&mut self, message: &Value) -> Value {
+    pub(crate) async fn request(&mut self, message: &Value) -> Value {
         self.send(message).await;
         self.receive().await
     }
@@ -260,7 +260,7 @@ impl TlsClient {
     /// If none comes in time, when it is not JSON, or when the connection ends.
     pub(crate) async fn receive(&mut self) -> Value {
         loop {
-            match patiently("a message", self.socket.next()).await {
+            match wait_for("a message", self.socket.next()).await {
                 Some(Ok(Message::Text(text))) => {
                     return serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
                 }
@@ -305,7 +305,7 @@ impl TlsFront {
         };
         let cert = CertificateDer::from_pem_file(&identity.cert).expect("a certificate");
         let key = PrivateKeyDer::from_pem_file(&identity.key).expect("a key");
-        let mut config = builder.with_single_cert(vec![cert], key).expect("they belong together");
+        let mut config = builder.with_single_cert(vec![cert], key).expect("certificate and key match");
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");

@@ -38,7 +38,7 @@ impl Issuer {
     /// Returns a token with these claims.
     pub(crate) fn token(&self, claims: &Value) -> String {
         let key = EncodingKey::from_secret(self.secret.as_bytes());
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).expect("a token can be made")
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).expect("a token can be created")
     }
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn signed(file: &str, algorithm: Algorithm, kid: Option<&str>, claims
         _ => EncodingKey::from_rsa_der(der),
     };
     let header = Header { kid: kid.map(ToOwned::to_owned), ..Header::new(algorithm) };
-    jsonwebtoken::encode(&header, claims, &key).expect("a token can be made")
+    jsonwebtoken::encode(&header, claims, &key).expect("a token can be created")
 }
 
 /// Returns the time `after` from now, in seconds since 1970.

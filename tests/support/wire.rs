@@ -2,7 +2,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Server, patiently};
+use super::{Server, wait_for};
 
 /// FIN and a text frame's opcode.
 pub(crate) const TEXT: u8 = 0x81;
@@ -49,8 +49,8 @@ impl Wire {
     ///
     /// If it is refused.
     pub(crate) async fn connect(server: &Server, offer: Option<&str>) -> Self {
-        let stream = patiently("a connection", TcpStream::connect(server.clients)).await;
-        let stream = stream.expect("the server takes connections");
+        let stream = wait_for("a connection", TcpStream::connect(server.clients)).await;
+        let stream = stream.expect("the server accepts connections");
         let lines: Vec<_> =
             offer.map(|offer| format!("Sec-WebSocket-Extensions: {offer}")).into_iter().collect();
         let request = upgrade(server.clients, &lines);
@@ -107,7 +107,7 @@ impl Wire {
 
     /// Writes raw bytes. Bytes that the server no longer reads are lost.
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
-        let _ = patiently("writing", self.stream.write_all(bytes)).await;
+        let _ = wait_for("writing", self.stream.write_all(bytes)).await;
     }
 
     /// Receives the next frame except pings. `None`: the connection has ended.
@@ -151,7 +151,7 @@ impl Wire {
 
     async fn fill(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
-        let read = patiently("bytes", self.stream.read(&mut buffer)).await.unwrap_or(0);
+        let read = wait_for("bytes", self.stream.read(&mut buffer)).await.unwrap_or(0);
         self.read.extend_from_slice(&buffer[..read]);
         read > 0
     }
