@@ -14,8 +14,8 @@ async fn a_backend_publishes_sends_and_broadcasts() {
     let topic = json!({"type": "subscribe", "data": {"topic": "a/b"}});
     clients[0].request(&topic).await;
 
-    let answer = http(server.api(), "POST /v1/topics/a%2Fb/messages", &[], "{\"n\" : 1}").await;
-    assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 1})));
+    let response = http(server.api(), "POST /v1/topics/a%2Fb/messages", &[], "{\"n\" : 1}").await;
+    assert_eq!((response.status, response.json()), (200, json!({"subscribers": 1})));
     let delivery = json!({"type": "message", "data": {"topic": "a/b", "message": {"n": 1}}});
     assert_eq!(clients[0].receive().await, delivery);
 
@@ -24,13 +24,13 @@ async fn a_backend_publishes_sends_and_broadcasts() {
     assert_eq!(http(server.api(), &path, &[], message).await.status, 200);
     assert_eq!(clients[1].receive().await, json!({"type": "hello", "data": 1}));
 
-    let answer = http(server.api(), "POST /v1/broadcast", &[], message).await;
-    assert_eq!((answer.status, answer.json()), (200, json!({"clients": 2})));
+    let response = http(server.api(), "POST /v1/broadcast", &[], message).await;
+    assert_eq!((response.status, response.json()), (200, json!({"clients": 2})));
     for client in &mut clients {
         assert_eq!(client.receive().await["type"], "hello");
     }
-    let answer = http(server.api(), "POST /v1/users/nobody/messages", &[], message).await;
-    assert_eq!(answer.json(), json!({"clients": 0}));
+    let response = http(server.api(), "POST /v1/users/nobody/messages", &[], message).await;
+    assert_eq!(response.json(), json!({"clients": 0}));
 }
 
 #[tokio::test]
@@ -91,10 +91,10 @@ async fn a_page_of_clients_is_bounded_in_bytes() {
     }
     let (mut listed, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
     loop {
-        let answer = http(server.api(), &format!("GET /v1/clients?limit=1000{cursor}"), &[], "").await;
-        assert!(answer.body.len() < 700_000, "{}", answer.body.len());
+        let response = http(server.api(), &format!("GET /v1/clients?limit=1000{cursor}"), &[], "").await;
+        assert!(response.body.len() < 700_000, "{}", response.body.len());
         pages += 1;
-        let page = answer.json();
+        let page = response.json();
         for client in page["clients"].as_array().unwrap() {
             assert_eq!(client["subscriptions"].as_array().unwrap().len(), 100);
             listed.push(client["client_id"].as_str().unwrap().to_owned());
@@ -141,15 +141,19 @@ async fn errors_are_json_with_a_code() {
         ("GET /v1/events?types=nonsense", "", 400, "invalid_message"),
         ("DELETE /v1/clients/nobody", "", 404, "client_not_found"),
     ] {
-        let answer = http(server.api(), request, &[], body).await;
-        let error = &answer.json()["error"];
-        assert_eq!((answer.status, error["code"].as_str()), (status, Some(code)), "{request}: {answer:?}");
+        let response = http(server.api(), request, &[], body).await;
+        let error = &response.json()["error"];
+        assert_eq!(
+            (response.status, error["code"].as_str()),
+            (status, Some(code)),
+            "{request}: {response:?}"
+        );
         assert!(error["message"].is_string());
         if let Some((_, query)) = request.split_once('?') {
-            assert_eq!(error["field"].as_str(), query.split('=').next(), "{request}: {answer:?}");
+            assert_eq!(error["field"].as_str(), query.split('=').next(), "{request}: {response:?}");
         }
         if status == 405 {
-            assert!(answer.header("allow").is_some_and(|allow| allow.contains("POST")), "{answer:?}");
+            assert!(response.header("allow").is_some_and(|allow| allow.contains("POST")), "{response:?}");
         }
     }
 }
@@ -172,13 +176,13 @@ async fn a_web_page_of_another_host_is_refused() {
     let server = Server::start(&["--allowed-origin", "https://app.example.com"]);
     // A page from another server on this machine is not a backend either.
     for origin in ["https://evil.example.org", "http://localhost:3000", "http://127.0.0.1:1", "null"] {
-        let answer = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
-        let error = (answer.status, answer.json()["error"]["code"].as_str().map(str::to_owned));
+        let response = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
+        let error = (response.status, response.json()["error"]["code"].as_str().map(str::to_owned));
         assert_eq!(error, (403, Some("origin_not_allowed".to_owned())), "{origin}");
     }
     for origin in ["https://app.example.com".to_owned(), format!("http://{}", server.api())] {
-        let answer = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
-        assert_eq!(answer.status, 200, "{origin}");
+        let response = http(server.api(), "GET /v1/clients", &[&format!("Origin: {origin}")], "").await;
+        assert_eq!(response.status, 200, "{origin}");
     }
     for (origin, allowed) in [
         ("https://evil.example.org", false),
@@ -196,9 +200,9 @@ async fn with_host(server: &Server, request: &str, host: &str, headers: &str) ->
     let mut stream = TcpStream::connect(server.api()).await.unwrap();
     let head = format!("{request} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    wait_for("an answer", stream.read_to_string(&mut answer)).await.unwrap();
-    (answer[9..12].parse().unwrap(), answer)
+    let mut response = String::new();
+    wait_for("a response", stream.read_to_string(&mut response)).await.unwrap();
+    (response[9..12].parse().unwrap(), response)
 }
 
 /// A page under a name rebound to this machine sends that name as `Host`, and no `Origin` with a
@@ -214,15 +218,15 @@ async fn pages_with_dns_rebinding_are_refused_without_a_key() {
         ("DELETE /v1/users/a", own),
         ("GET http://evil.example:8081/v1/clients", ""),
     ] {
-        let (status, answer) = with_host(&server, request, "evil.example:8081", headers).await;
-        assert!(status == 403 && answer.contains("\"origin_not_allowed\""), "{request}: {answer}");
+        let (status, response) = with_host(&server, request, "evil.example:8081", headers).await;
+        assert!(status == 403 && response.contains("\"origin_not_allowed\""), "{request}: {response}");
     }
-    let (status, answer) =
+    let (status, response) =
         with_host(&server, "GET http://evil.example/v1/clients", &server.api().to_string(), "").await;
-    assert_eq!(status, 403, "{answer}");
+    assert_eq!(status, 403, "{response}");
     for host in ["localhost:8081", "127.0.0.1", "[::1]:8081", "hub", "hub.internal:8081", "app.example.com"] {
-        let (status, answer) = with_host(&server, "GET /v1/clients", host, "").await;
-        assert_eq!(status, 200, "{host}: {answer}");
+        let (status, response) = with_host(&server, "GET /v1/clients", host, "").await;
+        assert_eq!(status, 200, "{host}: {response}");
     }
     // Load balancer probes may send any `Host`.
     assert_eq!(with_host(&server, "GET /health/live", "hub.example.com", "").await.0, 200);
@@ -267,8 +271,8 @@ async fn a_body_is_json_regardless_of_its_content_type() {
         "Content-Type: nonsense",
     ] {
         let headers: Vec<_> = [kind].into_iter().filter(|kind| !kind.is_empty()).collect();
-        let answer = http(server.api(), "POST /v1/topics/a/messages", &headers, "[1.0, \"\\u00e9\"]").await;
-        assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 1})), "{kind}");
+        let response = http(server.api(), "POST /v1/topics/a/messages", &headers, "[1.0, \"\\u00e9\"]").await;
+        assert_eq!((response.status, response.json()), (200, json!({"subscribers": 1})), "{kind}");
         assert!(client.receive_text().await.contains("\"message\":[1.0, \"\\u00e9\"]"), "{kind}");
         for call in ["POST /v1/broadcast", "POST /v1/users/u/messages"] {
             assert_eq!(http(server.api(), call, &headers, "{\"type\":\"x\"}").await.status, 200, "{call}");
@@ -296,13 +300,13 @@ async fn topics_in_paths_are_percent_encoded() {
         ("..", ".."),
     ] {
         let subscribed = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
-        let answer = http(server.api(), &format!("POST /v1/topics/{path}/messages"), &[], "1").await;
+        let response = http(server.api(), &format!("POST /v1/topics/{path}/messages"), &[], "1").await;
         let shown = http(server.api(), &format!("GET /v1/topics/{path}"), &[], "").await;
         if subscribed["type"] == "error" {
-            assert_eq!((answer.status, shown.status), (400, 400), "{path}");
+            assert_eq!((response.status, shown.status), (400, 400), "{path}");
             continue;
         }
-        assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 1})), "{path}");
+        assert_eq!((response.status, response.json()), (200, json!({"subscribers": 1})), "{path}");
         assert_eq!(client.receive().await["data"]["topic"], topic);
         assert_eq!(shown.json(), json!({"topic": topic, "subscribers": 1}), "{path}");
         let ended = format!("DELETE /v1/clients/{}/subscriptions/{path}", client.id());
@@ -322,10 +326,10 @@ async fn topics_in_paths_are_percent_encoded() {
         ("GET /v1/clients?cursor=%FF", ""),
         ("GET /v1/events?types=%FF", ""),
     ] {
-        let answer = http(server.api(), request, &[], body).await;
-        let code = answer.json()["error"]["code"].as_str().map(str::to_owned);
+        let response = http(server.api(), request, &[], body).await;
+        let code = response.json()["error"]["code"].as_str().map(str::to_owned);
         let is_told =
             code.as_deref().is_some_and(|code| ["invalid_topic", "invalid_message"].contains(&code));
-        assert!(answer.status == 400 && is_told, "{request}: {answer:?}");
+        assert!(response.status == 400 && is_told, "{request}: {response:?}");
     }
 }

@@ -33,9 +33,9 @@ async fn send(stream: &mut TcpStream, text: &str) {
 
 /// Reads to the end of the stream, which must not be a reset.
 async fn read_rest(mut stream: TcpStream) -> String {
-    let mut answer = Vec::new();
-    wait_for("the end", stream.read_to_end(&mut answer)).await.expect("the connection ends well");
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut response = Vec::new();
+    wait_for("the end", stream.read_to_end(&mut response)).await.expect("the connection ends well");
+    String::from_utf8_lossy(&response).into_owned()
 }
 
 /// Waits until only the connection that reads the metric is left.
@@ -111,13 +111,13 @@ async fn a_slowly_dripping_body_is_timed_out() {
         }
         std::future::pending::<()>().await;
     };
-    let mut answer = [0; 1024];
+    let mut response = [0; 1024];
     let length = tokio::select! {
         () = drip => unreachable!(),
-        length = wait_for("an answer", reader.read(&mut answer)) => length.unwrap(),
+        length = wait_for("a response", reader.read(&mut response)) => length.unwrap(),
     };
-    let answer = String::from_utf8_lossy(&answer[..length]);
-    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("request_timeout"), "{answer}");
+    let response = String::from_utf8_lossy(&response[..length]);
+    assert!(response.starts_with("HTTP/1.1 408 ") && response.contains("request_timeout"), "{response}");
 }
 
 #[tokio::test]
@@ -174,7 +174,7 @@ async fn idle_connections_do_not_block_new_ones() {
     for _ in 0..32 {
         let mut stream = connect(&server).await;
         send(&mut stream, "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-        wait_for("an answer", stream.readable()).await.unwrap();
+        wait_for("a response", stream.readable()).await.unwrap();
         idle.push(stream);
     }
     for request in ["GET /health/live", "GET /health/ready", "GET /v1/stats", "POST /v1/topics/a/messages"] {
@@ -191,8 +191,8 @@ async fn an_evicted_idle_connection_gets_a_reason() {
         silent.push(connect(&server).await);
     }
     // The first takes the regular connection; the second is evicted when the reserve is full.
-    let answer = read_rest(silent.remove(1)).await;
-    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("too_many_connections"), "{answer}");
+    let response = read_rest(silent.remove(1)).await;
+    assert!(response.starts_with("HTTP/1.1 503 ") && response.contains("too_many_connections"), "{response}");
     assert!(is_live(&server).await);
     assert!(metric(&server, "deeperhub_api_connections_refused_total").await >= 1);
     server.wait_for_stderr("Server API connection limit reached");
@@ -212,15 +212,15 @@ async fn a_burst_of_publishes_over_the_connection_limit_is_processed() {
                 body.len()
             );
             send(&mut stream, &head).await;
-            let mut answer = [0; 12];
-            wait_for("an answer", stream.read_exact(&mut answer)).await.unwrap();
-            (String::from_utf8_lossy(&answer).into_owned(), stream)
+            let mut response = [0; 12];
+            wait_for("a response", stream.read_exact(&mut response)).await.unwrap();
+            (String::from_utf8_lossy(&response).into_owned(), stream)
         }));
     }
     let mut open = Vec::new();
     for caller in callers {
-        let (answer, stream) = caller.await.unwrap();
-        assert_eq!(answer, "HTTP/1.1 200");
+        let (response, stream) = caller.await.unwrap();
+        assert_eq!(response, "HTTP/1.1 200");
         open.push(stream);
     }
     assert!(is_live(&server).await);
@@ -261,10 +261,10 @@ async fn a_refusal_arrives_while_the_body_is_still_being_sent() {
                     sent
                 };
                 sent.unwrap_or_else(|error| panic!("{request}, {framing}: {error}"));
-                let answer = read_rest(stream).await;
+                let response = read_rest(stream).await;
                 let expected = format!("HTTP/1.1 {status} ");
-                assert!(answer.starts_with(&expected), "{request}, {framing}: {answer}");
-                assert!(answer.contains("\r\nconnection: close\r\n"), "{request}, {framing}: {answer}");
+                assert!(response.starts_with(&expected), "{request}, {framing}: {response}");
+                assert!(response.contains("\r\nconnection: close\r\n"), "{request}, {framing}: {response}");
             }
         }
     }
@@ -277,17 +277,17 @@ async fn a_client_with_expect_continue_is_refused_before_it_sends() {
         let mut stream = connect(&server).await;
         let head = "Host: localhost\r\nContent-Length: 10485760\r\nExpect: 100-continue\r\n\r\n";
         send(&mut stream, &format!("{request} HTTP/1.1\r\n{head}")).await;
-        let mut answer = [0; 12];
-        wait_for("an answer", stream.read_exact(&mut answer)).await.unwrap();
-        assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"), "{request}");
+        let mut response = [0; 12];
+        wait_for("a response", stream.read_exact(&mut response)).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&response), format!("HTTP/1.1 {status}"), "{request}");
     }
     // An accepted request gets `100 Continue`.
     let mut stream = connect(&server).await;
     let head = "Host: localhost\r\nContent-Length: 1\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n";
     send(&mut stream, &format!("POST /v1/topics/a/messages HTTP/1.1\r\n{head}")).await;
-    let mut answer = [0; 25];
-    wait_for("an answer", stream.read_exact(&mut answer)).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+    let mut response = [0; 25];
+    wait_for("a response", stream.read_exact(&mut response)).await.unwrap();
+    assert_eq!(&response, b"HTTP/1.1 100 Continue\r\n\r\n");
     send(&mut stream, "1").await;
     assert!(read_rest(stream).await.starts_with("HTTP/1.1 200 OK"));
 }
@@ -345,21 +345,21 @@ async fn unparsable_requests_are_refused_with_a_reason() {
         let mut stream = connect(&server).await;
         send(&mut stream, &request).await;
         stream.shutdown().await.unwrap();
-        let answer = read_rest(stream).await;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let response = read_rest(stream).await;
+        let (head, body) = response.split_once("\r\n\r\n").unwrap_or_default();
         let body: Value = serde_json::from_str(body).unwrap_or_default();
         let start: String = request.chars().take(160).collect();
-        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{start}: {answer}");
-        assert_eq!(body["error"]["code"], code, "{start}: {answer}");
-        assert!(body["error"]["message"].is_string(), "{answer}");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{start}: {response}");
+        assert_eq!(body["error"]["code"], code, "{start}: {response}");
+        assert!(body["error"]["message"].is_string(), "{response}");
     }
     // The same holds for clients' messages.
     let mut client = Client::connect(&server).await;
     client.send_text("\u{feff}{\"type\":\"ping\"}").await;
     assert_eq!(client.receive().await["data"]["code"], "invalid_json");
     for headers in ["Content-Encoding: identity", "Content-Encoding: IDENTITY", "Content-Encoding:"] {
-        let answer = http(server.api(), "POST /v1/topics/a/messages", &[headers], "1").await;
-        assert_eq!(answer.status, 200, "{headers}");
+        let response = http(server.api(), "POST /v1/topics/a/messages", &[headers], "1").await;
+        assert_eq!(response.status, 200, "{headers}");
     }
 }
 
@@ -375,8 +375,12 @@ async fn paths_with_broken_percent_encoding_are_refused() {
         ("GET /v1/clients/%2", "", "invalid_message"),
         ("GET /v1/clients?cursor=50%", "", "invalid_message"),
     ] {
-        let answer = http(server.api(), request, &[], body).await;
-        assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (400, Some(code)), "{request}");
+        let response = http(server.api(), request, &[], body).await;
+        assert_eq!(
+            (response.status, response.json()["error"]["code"].as_str()),
+            (400, Some(code)),
+            "{request}"
+        );
     }
 }
 
@@ -438,12 +442,12 @@ async fn the_total_memory_of_bodies_is_limited() {
     })
     .await;
     let body = format!("\"{}\"", "x".repeat(60_000));
-    let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &body).await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!("overloaded")));
-    assert_eq!(answer.header("retry-after"), Some("1"));
+    let response = http(server.api(), "POST /v1/topics/a/messages", &[], &body).await;
+    assert_eq!((response.status, &response.json()["error"]["code"]), (503, &json!("overloaded")));
+    assert_eq!(response.header("retry-after"), Some("1"));
     assert!(is_live(&server).await);
     send(&mut first, &format!("{}\"", "x".repeat(1000))).await;
-    wait_for("an answer", first.readable()).await.unwrap();
+    wait_for("a response", first.readable()).await.unwrap();
     assert_eq!(http(server.api(), "POST /v1/topics/a/messages", &[], &body).await.status, 200);
     assert_eq!(metric(&server, "deeperhub_api_overloads_total").await, 1);
 }

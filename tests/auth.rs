@@ -30,13 +30,13 @@ async fn handshake(server: &Server, target: &str, headers: &[&str]) -> Response 
 }
 
 #[track_caller]
-fn check_refused(answer: &Response, what: &str) {
+fn check_refused(response: &Response, what: &str) {
     assert_eq!(
-        (answer.status, &answer.json()["error"]["code"]),
+        (response.status, &response.json()["error"]["code"]),
         (401, &json!("unauthorized")),
-        "{what}: {answer:?}"
+        "{what}: {response:?}"
     );
-    assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{what}: {answer:?}");
+    assert_eq!(response.header("www-authenticate"), Some("Bearer"), "{what}: {response:?}");
 }
 
 #[track_caller]
@@ -62,8 +62,8 @@ fn granted(user: &str, subscribe: &[&str], publish: &[&str]) -> Value {
 }
 
 async fn user_of(server: &Server, client: &Client) -> Value {
-    let answer = http(server.api(), &format!("GET /v1/clients/{}", client.id()), &[], "").await;
-    answer.json()["user"].clone()
+    let response = http(server.api(), &format!("GET /v1/clients/{}", client.id()), &[], "").await;
+    response.json()["user"].clone()
 }
 
 /// Starts a server that knows an issuer's secret.
@@ -106,18 +106,18 @@ async fn a_token_is_never_echoed_as_a_subprotocol() {
         // An accepted handshake has no end of response, so this request also has a fault that is
         // checked later.
         if status == 400 {
-            let answer = handshake(&server, "/", &[&offered, "Connection: Upgrade"]).await;
-            assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("bad_handshake")));
-            assert!(!answer.body.contains(&token));
+            let response = handshake(&server, "/", &[&offered, "Connection: Upgrade"]).await;
+            assert_eq!((response.status, &response.json()["error"]["code"]), (400, &json!("bad_handshake")));
+            assert!(!response.body.contains(&token));
             continue;
         }
         let mut request = server.url("/").into_client_request().unwrap();
         let value = offered.split_once(": ").unwrap().1.parse().unwrap();
         request.headers_mut().insert("sec-websocket-protocol", value);
-        let (_, response) =
+        let (_, accepted) =
             wait_for("the handshake", tokio_tungstenite::connect_async(request)).await.unwrap();
-        assert_eq!(response.headers()["sec-websocket-protocol"], "deeperhub.v1.json");
-        assert!(!format!("{response:?}").contains(&token));
+        assert_eq!(accepted.headers()["sec-websocket-protocol"], "deeperhub.v1.json");
+        assert!(!format!("{accepted:?}").contains(&token));
     }
 }
 
@@ -151,11 +151,11 @@ async fn an_invalid_token_in_the_handshake_is_refused_with_401() {
     let issuer = Issuer::new(SECRET);
     let server = server_for(&issuer, &[]);
     for (what, token) in bad_tokens() {
-        let answer = handshake(&server, &format!("/?token={token}"), &["Connection: Upgrade"]).await;
-        check_refused(&answer, what);
+        let response = handshake(&server, &format!("/?token={token}"), &["Connection: Upgrade"]).await;
+        check_refused(&response, what);
         let header = format!("Authorization: Bearer {token}");
         check_refused(&handshake(&server, "/", &["Connection: Upgrade", &header]).await, what);
-        assert!(token.is_empty() || !answer.body.contains(&token));
+        assert!(token.is_empty() || !response.body.contains(&token));
     }
     let (one, other) = (issuer.token(&claims("ada", HOUR)), issuer.token(&claims("eve", HOUR)));
     let header = format!("Authorization: Bearer {one}");
@@ -189,8 +189,8 @@ async fn a_server_without_keys_accepts_no_token() {
     let issuer = Issuer::new(SECRET);
     let server = Server::start(&[]);
     let token = issuer.token(&claims("ada", HOUR));
-    let answer = handshake(&server, &format!("/?token={token}"), &["Connection: Upgrade"]).await;
-    check_refused(&answer, "no keys");
+    let response = handshake(&server, &format!("/?token={token}"), &["Connection: Upgrade"]).await;
+    check_refused(&response, "no keys");
     let mut client = Client::connect(&server).await;
     check_error(&client.request(&authenticate(&token)).await, "token_invalid");
     assert_eq!(client.request(&subscribe("a")).await["type"], "subscribed");
@@ -269,12 +269,12 @@ async fn a_renewal_ends_the_subscriptions_that_it_does_not_grant() {
     }
 
     for (topic, subscribers) in [("drop.a", 0), ("keep.a", 2)] {
-        let answer = http(server.api(), &format!("POST /v1/topics/{topic}/messages"), &[], "1").await;
-        assert_eq!(answer.json(), json!({"subscribers": subscribers}), "{topic}");
+        let response = http(server.api(), &format!("POST /v1/topics/{topic}/messages"), &[], "1").await;
+        assert_eq!(response.json(), json!({"subscribers": subscribers}), "{topic}");
     }
     assert_eq!(client.receive().await["data"]["topic"], "keep.a");
-    let answer = http(server.api(), &format!("GET /v1/clients/{}", client.id()), &[], "").await;
-    assert_eq!(answer.json()["subscriptions"].as_array().map(Vec::len), Some(2));
+    let response = http(server.api(), &format!("GET /v1/clients/{}", client.id()), &[], "").await;
+    assert_eq!(response.json()["subscriptions"].as_array().map(Vec::len), Some(2));
     let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
     assert!(metrics.lines().any(|line| line == "deeperhub_subscriptions 2"), "{metrics}");
 }
@@ -298,15 +298,15 @@ async fn a_client_without_a_required_token_may_only_authenticate() {
     client.socket.send(Message::binary(vec![1, 2, 3])).await.unwrap();
     check_error(&client.receive().await, "unauthorized");
     let broadcast = "POST /v1/broadcast";
-    let answer = http(server.api(), broadcast, &[], r#"{"type":"secret"}"#).await;
-    assert_eq!(answer.json(), json!({"clients": 0}), "a client without a user does not get it");
+    let response = http(server.api(), broadcast, &[], r#"{"type":"secret"}"#).await;
+    assert_eq!(response.json(), json!({"clients": 0}), "a client without a user does not get it");
 
     check_error(&client.request(&authenticate("nonsense")).await, "token_invalid");
     let reply = client.request(&authenticate(&issuer.token(&claims("ada", HOUR)))).await;
     assert_eq!(reply["data"]["user"], "ada", "{reply}");
     assert_eq!(client.request(&subscribe("a")).await["type"], "subscribed");
-    let answer = http(server.api(), broadcast, &[], r#"{"type":"public"}"#).await;
-    assert_eq!(answer.json(), json!({"clients": 1}));
+    let response = http(server.api(), broadcast, &[], r#"{"type":"public"}"#).await;
+    assert_eq!(response.json(), json!({"clients": 1}));
     assert_eq!(client.receive().await["type"], "public");
 }
 
@@ -457,15 +457,15 @@ async fn the_api_disconnects_all_connections_of_a_user() {
         let token = issuer.token(&claims(user, HOUR));
         clients.push(Client::connect_with(with_token(&server, &token)).await.unwrap());
     }
-    let answer = http(server.api(), "DELETE /v1/users/a%2Fb", &[], "").await;
-    assert_eq!((answer.status, answer.json()), (200, json!({"clients": 3})));
+    let response = http(server.api(), "DELETE /v1/users/a%2Fb", &[], "").await;
+    assert_eq!((response.status, response.json()), (200, json!({"clients": 3})));
     for client in &mut clients[..3] {
         let (code, _, goodbye) = client.closed().await;
         assert_eq!((code, &goodbye.unwrap()["data"]["reconnect"]), (4003, &json!(false)));
     }
     assert_eq!(clients[3].request(&json!({"type": "ping"})).await["type"], "pong");
-    let answer = http(server.api(), "DELETE /v1/users/a%2Fb", &[], "").await;
-    assert_eq!((answer.status, answer.json()), (200, json!({"clients": 0})));
+    let response = http(server.api(), "DELETE /v1/users/a%2Fb", &[], "").await;
+    assert_eq!((response.status, response.json()), (200, json!({"clients": 0})));
 }
 
 #[tokio::test]
@@ -478,13 +478,13 @@ async fn a_user_with_many_connections_is_reached_on_all_of_them() {
     for _ in 0..CONNECTIONS {
         clients.push(Client::connect_with(with_token(&server, &token)).await.unwrap());
     }
-    let answer = http(server.api(), "POST /v1/users/ada/messages", &[], r#"{"type":"hello"}"#).await;
-    assert_eq!(answer.json(), json!({"clients": CONNECTIONS}));
+    let response = http(server.api(), "POST /v1/users/ada/messages", &[], r#"{"type":"hello"}"#).await;
+    assert_eq!(response.json(), json!({"clients": CONNECTIONS}));
     for client in &mut clients {
         assert_eq!(client.receive().await["type"], "hello");
     }
-    let answer = http(server.api(), "DELETE /v1/users/ada", &[], "").await;
-    assert_eq!(answer.json(), json!({"clients": CONNECTIONS}));
+    let response = http(server.api(), "DELETE /v1/users/ada", &[], "").await;
+    assert_eq!(response.json(), json!({"clients": CONNECTIONS}));
     for client in &mut clients {
         assert_eq!(client.closed().await.0, 4003);
     }
@@ -608,9 +608,12 @@ async fn long_tokens_are_accepted_in_the_handshake_and_in_messages() {
 
     let server = server_for(&issuer, &["--max-token-bytes", "8192"]);
     let lines = ["Connection: Upgrade", &format!("Authorization: Bearer {token}")];
-    let answer = handshake(&server, "/", &lines).await;
-    check_refused(&answer, "over the limit");
-    assert!(answer.json()["error"]["message"].as_str().unwrap().contains("max_token_bytes"), "{answer:?}");
+    let response = handshake(&server, "/", &lines).await;
+    check_refused(&response, "over the limit");
+    assert!(
+        response.json()["error"]["message"].as_str().unwrap().contains("max_token_bytes"),
+        "{response:?}"
+    );
 }
 
 #[tokio::test]

@@ -45,7 +45,8 @@ impl Drop for Echo {
 }
 
 fn build_example() -> String {
-    let arguments = ["build", "-p", "deeperhub-listener", "--example", "autobahn", "--message-format", "json"];
+    let arguments =
+        ["build", "-p", "deeperhub-listener", "--example", "autobahn", "--message-format", "json"];
     let output = Command::new(env!("CARGO")).args(arguments).current_dir(ROOT).output().expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -81,8 +82,7 @@ fn verdicts(echo: &Echo, cases: &[&str]) -> BTreeMap<String, String> {
 fn check(echo: &Echo, cases: &[&str], count: usize) {
     let verdicts = verdicts(echo, cases);
     assert_eq!(verdicts.len(), count, "unexpected number of cases: {verdicts:?}");
-    let expected =
-        |case: &str| if INFORMATIONAL_CASES.contains(&case) { "INFORMATIONAL" } else { "OK" };
+    let expected = |case: &str| if INFORMATIONAL_CASES.contains(&case) { "INFORMATIONAL" } else { "OK" };
     let others: Vec<_> = verdicts.iter().filter(|(case, verdict)| *verdict != expected(case)).collect();
     assert!(others.is_empty(), "{others:?}");
 }

@@ -9,8 +9,12 @@ async fn subscribe(client: &mut Client, topic: &str) {
     assert_eq!(reply["type"], "subscribed", "{reply}");
 }
 
-fn check_error(answer: &Response, status: u16, code: &str) {
-    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (status, Some(code)), "{answer:?}");
+fn check_error(response: &Response, status: u16, code: &str) {
+    assert_eq!(
+        (response.status, response.json()["error"]["code"].as_str()),
+        (status, Some(code)),
+        "{response:?}"
+    );
 }
 
 #[tokio::test]
@@ -22,14 +26,14 @@ async fn a_backend_unsubscribes_a_client_and_the_client_is_notified() {
     }
     let path = format!("/v1/clients/{}/subscriptions", client.id());
     for (topic, encoded) in [("a/ä", "a%2F%C3%A4"), ("b.>", "b.%3E")] {
-        let answer = http(server.api(), &format!("DELETE {path}/{encoded}"), &[], "").await;
-        assert_eq!((answer.status, answer.json()), (200, json!({"unsubscribed": true})));
+        let response = http(server.api(), &format!("DELETE {path}/{encoded}"), &[], "").await;
+        assert_eq!((response.status, response.json()), (200, json!({"unsubscribed": true})));
         assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": topic}}));
-        let answer = http(server.api(), &format!("DELETE {path}/{encoded}"), &[], "").await;
-        assert_eq!((answer.status, answer.json()), (200, json!({"unsubscribed": false})));
+        let response = http(server.api(), &format!("DELETE {path}/{encoded}"), &[], "").await;
+        assert_eq!((response.status, response.json()), (200, json!({"unsubscribed": false})));
     }
-    let answer = http(server.api(), "POST /v1/topics/b.c/messages", &[], "1").await;
-    assert_eq!(answer.json(), json!({"subscribers": 0}));
+    let response = http(server.api(), "POST /v1/topics/b.c/messages", &[], "1").await;
+    assert_eq!(response.json(), json!({"subscribers": 0}));
     let metrics = http(server.api(), "GET /metrics", &[], "").await.body;
     assert!(metrics.lines().any(|line| line == "deeperhub_subscriptions 0"), "{metrics}");
 
@@ -64,10 +68,10 @@ async fn a_batch_runs_in_order_with_a_result_for_each_call() {
         id = client.id(),
         long = "x".repeat(100),
     );
-    let answer = http(server.api(), "POST /v1/batch", &[], &batch).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let answer = answer.json();
-    let results: Vec<_> = answer["results"]
+    let response = http(server.api(), "POST /v1/batch", &[], &batch).await;
+    assert_eq!(response.status, 200, "{response:?}");
+    let response = response.json();
+    let results: Vec<_> = response["results"]
         .as_array()
         .unwrap()
         .iter()
@@ -116,8 +120,12 @@ async fn batches_have_limits_of_their_own() {
         [(0, 400, Some("invalid_message")), (2, 200, None), (3, 400, Some("invalid_message"))]
     {
         let body = format!(r#"{{"calls":[{}]}}"#, vec![call; calls].join(","));
-        let answer = http(server.api(), "POST /v1/batch", &[], &body).await;
-        assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (status, code), "{answer:?}");
+        let response = http(server.api(), "POST /v1/batch", &[], &body).await;
+        assert_eq!(
+            (response.status, response.json()["error"]["code"].as_str()),
+            (status, code),
+            "{response:?}"
+        );
     }
     let body = format!(r#"{{"calls":[{call}{}]}}"#, " ".repeat(300));
     check_error(&http(server.api(), "POST /v1/batch", &[], &body).await, 413, "message_too_big");
@@ -259,17 +267,17 @@ async fn a_draining_node_says_why_it_is_not_ready() {
     let server = Server::start(&["--drain-timeout", "1h"]);
     let client = Client::connect(&server).await;
     server.signal("TERM");
-    let answer = crate::support::wait_for("the drain", async {
+    let response = crate::support::wait_for("the drain", async {
         loop {
-            let answer = http(server.api(), "GET /health/ready", &[], "").await;
-            if answer.status == 503 {
-                break answer.json();
+            let response = http(server.api(), "GET /health/ready", &[], "").await;
+            if response.status == 503 {
+                break response.json();
             }
         }
     })
     .await;
-    assert_eq!(answer["error"]["code"], "draining", "{answer}");
-    assert_eq!(answer["reasons"][0]["check"], "phase", "{answer}");
+    assert_eq!(response["error"]["code"], "draining", "{response}");
+    assert_eq!(response["reasons"][0]["check"], "phase", "{response}");
     assert_eq!(http(server.api(), "GET /health/live", &[], "").await.status, 200);
     server.signal("TERM");
     drop(client);

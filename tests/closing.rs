@@ -176,11 +176,11 @@ async fn a_subscriber_that_does_not_read_is_closed_with_1013_and_the_others_are_
     let mut published = 0;
     wait_for("the end of the slow client", async {
         loop {
-            let answer =
+            let response =
                 http(server.api(), "POST /v1/topics/t/messages", &[], &format!("\"{message}\"")).await;
             published += 1;
             assert_eq!(quick.receive().await["data"]["message"].as_str(), Some(message.as_str()));
-            if answer.json()["subscribers"] == 1 {
+            if response.json()["subscribers"] == 1 {
                 break;
             }
         }
@@ -246,8 +246,8 @@ async fn a_few_clients_are_closed_over_the_whole_drain_timeout() {
     let first = wait_for("the first close", async {
         loop {
             for (index, client) in clients.iter_mut().enumerate() {
-                let answer = client.request(&json!({"type": "ping"})).await;
-                if answer["type"] == "goodbye" {
+                let response = client.request(&json!({"type": "ping"})).await;
+                if response["type"] == "goodbye" {
                     return index;
                 }
             }

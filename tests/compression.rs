@@ -38,8 +38,8 @@ async fn subscribed(server: &Server, offer: Option<&str>, topic: &str) -> Wire {
 /// Publishes through the server API and returns the number of subscribers.
 async fn publish(server: &Server, topic: &str, message: &Value) -> u64 {
     let call = format!("POST /v1/topics/{topic}/messages");
-    let answer = http(server.api(), &call, &[], &message.to_string()).await;
-    answer.json()["subscribers"].as_u64().unwrap_or_else(|| panic!("{answer:?}"))
+    let response = http(server.api(), &call, &[], &message.to_string()).await;
+    response.json()["subscribers"].as_u64().unwrap_or_else(|| panic!("{response:?}"))
 }
 
 /// Returns the value of a counter.
@@ -52,7 +52,7 @@ async fn counter(server: &Server, name: &str) -> u64 {
 #[tokio::test]
 async fn the_first_acceptable_offer_is_accepted() {
     let server = Server::start(&[]);
-    for (offer, answer) in [
+    for (offer, response) in [
         (Some(OFFER), Some(AGREED.to_owned())),
         (Some("permessage-deflate"), Some(AGREED.to_owned())),
         (
@@ -65,9 +65,9 @@ async fn the_first_acceptable_offer_is_accepted() {
         (None, None),
     ] {
         let mut wire = Wire::connect(&server, offer).await;
-        assert_eq!(wire.extensions, answer, "{offer:?}");
+        assert_eq!(wire.extensions, response, "{offer:?}");
         wire.send(TEXT, long_echo().as_bytes()).await;
-        assert_eq!(wire.receive_text().await, (long_echo(), answer.is_some()), "{offer:?}");
+        assert_eq!(wire.receive_text().await, (long_echo(), response.is_some()), "{offer:?}");
     }
 }
 
@@ -81,8 +81,8 @@ async fn a_malformed_offer_is_refused_with_400() {
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
         "Sec-WebSocket-Extensions: permessage-deflate;;",
     ];
-    let answer = http(server.clients, "GET /", &headers, "").await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("bad_handshake")));
+    let response = http(server.clients, "GET /", &headers, "").await;
+    assert_eq!((response.status, &response.json()["error"]["code"]), (400, &json!("bad_handshake")));
 }
 
 #[tokio::test]
@@ -304,13 +304,13 @@ async fn a_closing_connection_reads_compressed_messages() {
     let mut wire = Wire::connect(&server, Some(OFFER)).await;
     let clients = http(server.api(), "GET /v1/clients", &[], "").await.json();
     let id = clients["clients"][0]["client_id"].as_str().unwrap().to_owned();
-    let answer = http(server.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
-    assert!(answer.status < 300, "{answer:?}");
+    let response = http(server.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
+    assert!(response.status < 300, "{response:?}");
     // Sent before the client has read the close.
     wire.send_compressed(&long_echo()).await;
     wire.send(0x88, b"\x0f\xa3").await;
     assert_eq!(wire.closed().await.0, 4003);
-    assert_eq!(wire.receive().await, None, "the server ends the connection when it has seen the answer");
+    assert_eq!(wire.receive().await, None, "the server ends the connection when it has seen the response");
 }
 
 /// Longest wait for a peer; a browser starts slowly on a busy machine.

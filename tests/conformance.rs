@@ -54,14 +54,14 @@ impl Traffic {
         body: &str,
     ) -> Value {
         let method = template.split(' ').next().expect("a call has a method");
-        let answer = http(server.api(), &format!("{method} {path}"), headers, body).await;
+        let response = http(server.api(), &format!("{method} {path}"), headers, body).await;
         self.note(&json!({
             "call": template,
-            "status": answer.status,
-            "type": answer.header("content-type"),
-            "body": answer.body,
+            "status": response.status,
+            "type": response.header("content-type"),
+            "body": response.body,
         }));
-        answer.json()
+        response.json()
     }
 }
 

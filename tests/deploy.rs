@@ -279,7 +279,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
         let status = match Client::connect_with(request).await {
             Ok(_) => 101,
             Err(error) => match *error {
-                tungstenite::Error::Http(answer) => answer.status().as_u16(),
+                tungstenite::Error::Http(response) => response.status().as_u16(),
                 other => panic!("{other}"),
             },
         };

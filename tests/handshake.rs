@@ -20,9 +20,9 @@ async fn send_and_read_all(server: &Server, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(server.clients).await.expect("the server accepts connections");
     // A server that has already refused may not read all of it.
     let _ = stream.write_all(bytes).await;
-    let mut answer = Vec::new();
-    let _ = wait_for("the end of the connection", stream.read_to_end(&mut answer)).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut response = Vec::new();
+    let _ = wait_for("the end of the connection", stream.read_to_end(&mut response)).await;
+    String::from_utf8_lossy(&response).into_owned()
 }
 
 /// Sends a request and returns status line and headers.
@@ -31,9 +31,9 @@ async fn response_head(server: &Server, request: &str, lines: &[&str]) -> String
     let request = format!("{request} HTTP/1.1\r\n{}\r\n\r\n", lines.join("\r\n"));
     stream.write_all(request.as_bytes()).await.expect("the server accepts a request");
     let mut head = String::new();
-    wait_for("the answer", async {
+    wait_for("the response", async {
         while !head.ends_with("\r\n\r\n") {
-            head.push(stream.read_u8().await.expect("the answer has an end").into());
+            head.push(stream.read_u8().await.expect("the response has an end").into());
         }
     })
     .await;
@@ -41,17 +41,17 @@ async fn response_head(server: &Server, request: &str, lines: &[&str]) -> String
 }
 
 async fn check_refused(server: &Server, request: &str, headers: &[&str], status: u16, code: &str) -> String {
-    let answer = http(server.clients, request, headers, "").await;
-    let body = answer.json();
+    let response = http(server.clients, request, headers, "").await;
+    let body = response.json();
     let error = &body["error"];
     assert_eq!(
-        (answer.status, error["code"].as_str()),
+        (response.status, error["code"].as_str()),
         (status, Some(code)),
-        "{request} {headers:?}: {answer:?}"
+        "{request} {headers:?}: {response:?}"
     );
-    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer:?}");
-    assert_eq!(answer.header("content-type"), Some("application/json"), "{answer:?}");
-    answer.head
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{response:?}");
+    assert_eq!(response.header("content-type"), Some("application/json"), "{response:?}");
+    response.head
 }
 
 #[tokio::test]
@@ -86,8 +86,8 @@ async fn requests_without_a_websocket_13_upgrade_get_426() {
 
 /// Returns status and body of a plain request to the client port.
 async fn probe(server: &Server, request: &str) -> (u16, String) {
-    let answer = http(server.clients, request, &[], "").await;
-    (answer.status, answer.body)
+    let response = http(server.clients, request, &[], "").await;
+    (response.status, response.body)
 }
 
 #[tokio::test]
@@ -146,9 +146,9 @@ async fn the_response_to_head_has_no_body() {
         // The request never ends.
         ("HEAD / HTTP/1.1\r\n", "400 "),
     ] {
-        let answer = send_and_read_all(&server, request.as_bytes()).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {answer}");
-        assert!(answer.ends_with("\r\n\r\n"), "{request}: {answer}");
+        let response = send_and_read_all(&server, request.as_bytes()).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {response}");
+        assert!(response.ends_with("\r\n\r\n"), "{request}: {response}");
     }
 }
 
@@ -175,11 +175,11 @@ async fn malformed_handshakes_are_refused_with_400() {
         many_lines.as_bytes(),
         no_host.as_bytes(),
     ] {
-        let answer = send_and_read_all(&server, bytes).await;
+        let response = send_and_read_all(&server, bytes).await;
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{shown}: {answer}");
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        let body: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"));
+        assert!(response.starts_with("HTTP/1.1 400 "), "{shown}: {response}");
+        let body = response.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let body: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {response}"));
         assert_eq!(body["error"]["code"], "bad_handshake", "{shown}");
     }
 }
@@ -207,7 +207,7 @@ async fn the_subprotocol_is_confirmed_only_if_it_was_offered() {
     assert!(head.contains("\r\nSec-WebSocket-Protocol: deeperhub.v1.json\r\n"), "{head}");
     let head = response_head(&server, "GET /", &[&[host], &UPGRADE[..]].concat()).await;
     assert!(head.starts_with("HTTP/1.1 101 ") && !head.contains("Protocol:"), "{head}");
-    // The key and the answer of RFC 6455, section 1.3.
+    // The key and the response of RFC 6455, section 1.3.
     assert!(head.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{head}");
 }
 
@@ -244,9 +244,9 @@ async fn pages_connect_from_the_same_host_loopback_or_an_allowed_origin() {
             assert!(head.starts_with("HTTP/1.1 101 "), "{host} {origin}: {head}");
         } else {
             let request = format!("GET / HTTP/1.1\r\n{}\r\n\r\n", lines.join("\r\n"));
-            let answer = send_and_read_all(&server, request.as_bytes()).await;
-            assert!(answer.starts_with("HTTP/1.1 403 "), "{host} {origin}: {answer}");
-            assert!(answer.contains("\"origin_not_allowed\""), "{answer}");
+            let response = send_and_read_all(&server, request.as_bytes()).await;
+            assert!(response.starts_with("HTTP/1.1 403 "), "{host} {origin}: {response}");
+            assert!(response.contains("\"origin_not_allowed\""), "{response}");
         }
     }
 }
@@ -273,8 +273,8 @@ async fn a_full_server_refuses_with_retry_after() {
 #[tokio::test]
 async fn a_handshake_that_takes_too_long_is_refused() {
     let server = Server::start(&["--handshake-timeout", "200ms"]);
-    let answer = send_and_read_all(&server, b"GET / HTTP/1.1\r\nHost: a\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"bad_handshake\""), "{answer}");
+    let response = send_and_read_all(&server, b"GET / HTTP/1.1\r\nHost: a\r\n").await;
+    assert!(response.starts_with("HTTP/1.1 400 ") && response.contains("\"bad_handshake\""), "{response}");
     // A client that sends nothing gets no response.
     assert_eq!(send_and_read_all(&server, b"").await, "");
 }

@@ -12,8 +12,8 @@ async fn exceed_rate(server: &Server) -> Vec<String> {
     let mut client = Client::connect(server).await;
     let mut answers = Vec::new();
     for _ in 0..5 {
-        let answer = client.request(&json!({"type": "ping"})).await;
-        answers.push(answer["type"].as_str().unwrap_or_default().to_owned());
+        let response = client.request(&json!({"type": "ping"})).await;
+        answers.push(response["type"].as_str().unwrap_or_default().to_owned());
     }
     answers
 }
@@ -29,7 +29,7 @@ async fn observed_rates_are_counted_and_refuse_nothing() {
 async fn enforced_rates_are_counted() {
     let server = Server::start(&RATE);
     let answers = exceed_rate(&server).await;
-    let refused = answers.iter().filter(|answer| *answer == "error").count() as u64;
+    let refused = answers.iter().filter(|response| *response == "error").count() as u64;
     assert!(refused >= 1, "{answers:?}");
     assert_eq!(metric(&server, "deeperhub_messages_limited_total{limit=\"messages\"}").await, refused);
 }
@@ -50,8 +50,8 @@ async fn memory_limits_are_enforced_in_observe_mode() {
     let server = Server::start(&["--max-subscriptions", "1", "--limits", "observe"]);
     let mut client = Client::connect(&server).await;
     for (topic, expected) in [("a", "subscribed"), ("b", "error")] {
-        let answer = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
-        assert_eq!(answer["type"], expected, "{answer}");
+        let response = client.request(&json!({"type": "subscribe", "data": {"topic": topic}})).await;
+        assert_eq!(response["type"], expected, "{response}");
     }
     assert_eq!(metric(&server, "deeperhub_messages_limited_total{limit=\"subscriptions\"}").await, 1);
 }
@@ -69,8 +69,8 @@ async fn too_deep_json_is_an_invalid_message_and_nothing_more() {
         let error = client.receive().await;
         assert_eq!((&error["data"]["code"], &error["id"]), (&json!("invalid_message"), &json!("deep")));
         assert!(error["data"]["message"].as_str().unwrap().contains("127"), "{error}");
-        let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
-        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("invalid_message")));
+        let response = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
+        assert_eq!((response.status, &response.json()["error"]["code"]), (400, &json!("invalid_message")));
         // Unfinished JSON is not counted as nested too deep.
         client.send_text(&"[".repeat(levels)).await;
         assert_eq!(client.receive().await["data"]["code"], "invalid_json");
@@ -89,11 +89,11 @@ async fn the_json_depth_limit_is_configurable() {
         assert_eq!(client.receive().await["type"], expected, "{levels}");
     }
     for (levels, status) in [(2, 200), (3, 400)] {
-        let answer = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
-        assert_eq!(answer.status, status, "{levels}: {answer:?}");
+        let response = http(server.api(), "POST /v1/topics/a/messages", &[], &nested(levels)).await;
+        assert_eq!(response.status, status, "{levels}: {response:?}");
         let body = format!(r#"{{"type":"a","data":{{"b":{}}}}}"#, nested(levels));
-        let answer = http(server.api(), "POST /v1/broadcast", &[], &body).await;
-        assert_eq!(answer.status, status, "{levels}: {answer:?}");
+        let response = http(server.api(), "POST /v1/broadcast", &[], &body).await;
+        assert_eq!(response.status, status, "{levels}: {response:?}");
     }
 }
 
@@ -153,10 +153,10 @@ async fn the_header_limit_of_a_handshake_is_configurable() {
             let head = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(lines));
             let mut stream = tokio::net::TcpStream::connect(server.clients).await.unwrap();
             tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            let read = tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer);
-            let _ = wait_for("the answer", read).await;
-            answer.split(' ').nth(1).map(str::to_owned)
+            let mut response = String::new();
+            let read = tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut response);
+            let _ = wait_for("the response", read).await;
+            response.split(' ').nth(1).map(str::to_owned)
         };
         assert_eq!(status(limit).await.as_deref(), Some("426"), "{limit}");
         assert_eq!(status(limit + 1).await.as_deref(), Some("400"), "{limit}");

@@ -45,16 +45,16 @@ async fn the_longest_delivery_is_as_long_as_the_welcome_says() {
     let call = format!("POST /v1/topics/{}/messages", "%22".repeat(255));
     let body = format!("  {}\n", "7".repeat(997));
     for (body, expected) in [("7".repeat(1000), announced), (body, announced - 3)] {
-        let answer = http(server.api(), &call, &[traceparent, &tracestate], &body).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
+        let response = http(server.api(), &call, &[traceparent, &tracestate], &body).await;
+        assert_eq!(response.status, 200, "{response:?}");
         assert_eq!(client.receive_text().await.len() as u64, expected);
     }
-    let answer = http(server.api(), &call, &[], &"7".repeat(1001)).await;
-    assert_eq!(answer.status, 413, "{answer:?}");
+    let response = http(server.api(), &call, &[], &"7".repeat(1001)).await;
+    assert_eq!(response.status, 413, "{response:?}");
     let raw = format!(r#"{{"type":"x","data":"{}"}}"#, "y".repeat(1000 - 22));
     assert_eq!(raw.len(), 1000);
-    let answer = http(server.api(), &format!("POST /v1/clients/{}/messages", client.id()), &[], &raw).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
+    let response = http(server.api(), &format!("POST /v1/clients/{}/messages", client.id()), &[], &raw).await;
+    assert_eq!(response.status, 200, "{response:?}");
     assert!((client.receive_text().await.len() as u64) < announced);
 }
 
@@ -69,9 +69,9 @@ async fn null_for_an_optional_field_counts_as_absent() {
     let pong = client.request(&json!({"type": "ping", "id": null, "data": null, "meta": null})).await;
     assert_eq!(pong, json!({"type": "pong"}));
     let call = json!({"publish": {"topic": "a", "message": 2, "idempotency_key": null}});
-    let answer =
+    let response =
         http(server.api(), "POST /v1/batch", &[], &json!({ "calls": [call] }).to_string()).await.json();
-    assert_eq!(answer["results"][0]["status"], 200, "{answer}");
+    assert_eq!(response["results"][0]["status"], 200, "{response}");
     assert_eq!(client.receive().await["data"]["message"], 2);
 }
 

@@ -29,8 +29,8 @@ async fn subscriber(server: &Server, client: usize, last: &str) -> Client {
     for number in client * PATTERNS..(client + 1) * PATTERNS {
         let first: String = (0..16).map(|level| if number >> level & 1 == 0 { "a." } else { "*." }).collect();
         let name = first + &"*.".repeat(LEVELS - 17) + last;
-        let answer = connection.request(&json!({"type": "subscribe", "data": {"topic": name}})).await;
-        assert_eq!(answer["type"], "subscribed", "{answer}");
+        let response = connection.request(&json!({"type": "subscribe", "data": {"topic": name}})).await;
+        assert_eq!(response["type"], "subscribed", "{response}");
     }
     connection
 }

@@ -91,7 +91,7 @@ async fn the_client_of_a_trusted_proxy_is_the_one_that_it_names() {
 #[tokio::test]
 async fn contradictory_forwarding_headers_are_refused() {
     let server = Server::start(&["--trusted-proxy", "127.0.0.1"]);
-    let answer = http(
+    let response = http(
         server.clients,
         "GET /",
         &[&(UPGRADE.trim_end().to_owned() + "\r\nForwarded: for=6.6.6.6\r\nX-Forwarded-For: 192.0.2.1")],
@@ -99,9 +99,9 @@ async fn contradictory_forwarding_headers_are_refused() {
     )
     .await;
     assert_eq!(
-        (answer.status, &answer.json()["error"]["code"]),
+        (response.status, &response.json()["error"]["code"]),
         (400, &json!("bad_handshake")),
-        "{answer:?}"
+        "{response:?}"
     );
     server.wait_for_stderr("--forwarded-header");
 }
@@ -120,9 +120,9 @@ async fn forwarding_headers_of_untrusted_peers_are_ignored() {
     let mut socket = connect_from("127.0.0.2", &server).await;
     socket.write_all(&proxy_header("192.0.2.1:4711".parse().unwrap())).await.unwrap();
     socket.write_all(format!("GET / HTTP/1.1\r\nHost: x\r\n{UPGRADE}\r\n").as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    let _ = wait_for("the end", socket.read_to_string(&mut answer)).await;
-    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let mut response = String::new();
+    let _ = wait_for("the end", socket.read_to_string(&mut response)).await;
+    assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
 }
 
 #[tokio::test]
@@ -168,9 +168,9 @@ async fn a_proxy_protocol_header_names_the_client() {
     assert_eq!(peers.next().await, "192.0.2.9:4711");
     let mut again = TcpStream::connect(server.clients).await.unwrap();
     again.write_all(&all).await.unwrap();
-    let mut answer = String::new();
-    let _ = wait_for("the end", again.read_to_string(&mut answer)).await;
-    assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains("Retry-After"), "{answer}");
+    let mut response = String::new();
+    let _ = wait_for("the end", again.read_to_string(&mut response)).await;
+    assert!(response.starts_with("HTTP/1.1 429 ") && response.contains("Retry-After"), "{response}");
 }
 
 #[tokio::test]
@@ -202,9 +202,9 @@ async fn a_proxy_protocol_header_precedes_tls() {
     tls.write_tls(&mut hello).unwrap();
     let mut socket = TcpStream::connect(server.clients).await.unwrap();
     socket.write_all(&hello).await.unwrap();
-    let mut answer = [0; 3];
-    wait_for("the server's hello", socket.read_exact(&mut answer)).await.unwrap();
-    assert_eq!(answer[..2], [22, 3]);
+    let mut response = [0; 3];
+    wait_for("the server's hello", socket.read_exact(&mut response)).await.unwrap();
+    assert_eq!(response[..2], [22, 3]);
 }
 
 #[tokio::test]
@@ -220,9 +220,9 @@ async fn a_missing_or_invalid_proxy_protocol_header_ends_the_connection() {
     ] {
         let mut socket = TcpStream::connect(server.clients).await.unwrap();
         socket.write_all(start).await.unwrap();
-        let mut answer = Vec::new();
-        let _ = wait_for("the end", socket.read_to_end(&mut answer)).await;
-        assert_eq!(answer, b"", "{}", String::from_utf8_lossy(&answer));
+        let mut response = Vec::new();
+        let _ = wait_for("the end", socket.read_to_end(&mut response)).await;
+        assert_eq!(response, b"", "{}", String::from_utf8_lossy(&response));
     }
     // The log and the metrics show the reason and the count.
     check_logged_failure(&required, 1, "it does not start with the signature of the PROXY protocol").await;
@@ -230,9 +230,9 @@ async fn a_missing_or_invalid_proxy_protocol_header_ends_the_connection() {
     let off = Server::start(&["--trusted-proxy", "127.0.0.1", "--proxy-protocol", "off"]);
     let mut socket = TcpStream::connect(off.clients).await.unwrap();
     socket.write_all(&proxy_header("192.0.2.1:4711".parse().unwrap())).await.unwrap();
-    let mut answer = String::new();
-    let _ = wait_for("the end", socket.read_to_string(&mut answer)).await;
-    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let mut response = String::new();
+    let _ = wait_for("the end", socket.read_to_string(&mut response)).await;
+    assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
 }
 
 async fn check_logged_failure(server: &Server, failed: u64, why: &str) {
@@ -281,9 +281,9 @@ async fn an_endless_proxy_protocol_header_times_out_with_the_handshake() {
     let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--handshake-timeout", "300ms"]);
     let mut socket = TcpStream::connect(server.clients).await.unwrap();
     socket.write_all(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x01\0").await.unwrap();
-    let mut answer = Vec::new();
-    let _ = wait_for("the end", socket.read_to_end(&mut answer)).await;
-    assert_eq!(answer, b"");
+    let mut response = Vec::new();
+    let _ = wait_for("the end", socket.read_to_end(&mut response)).await;
+    assert_eq!(response, b"");
 }
 
 async fn connect_from(address: &str, server: &Server) -> TcpStream {
@@ -298,12 +298,12 @@ async fn an_address_over_its_connection_rate_is_refused_with_retry_after() {
     let mut refused = None;
     // A burst of two: sent as fast as possible, the third within the same second exceeds the rate.
     for _ in 0..50 {
-        let answer = http(server.clients, "GET /", &[], "").await;
-        if answer.status == 429 {
-            refused = Some(answer);
+        let response = http(server.clients, "GET /", &[], "").await;
+        if response.status == 429 {
+            refused = Some(response);
             break;
         }
-        assert_eq!(answer.status, 426, "{answer:?}");
+        assert_eq!(response.status, 426, "{response:?}");
     }
     let refused = refused.expect("fifty consecutive violations close the connection");
     let metrics = http(server.api(), "GET /metrics", &[], "").await.body;

@@ -132,7 +132,7 @@ impl SecretsServer {
                     );
                     stream.write_all(request.as_bytes()).await.expect("the server accepts a request");
                     let mut buffer = vec![0; 64 * 1024];
-                    let read = wait_for("an answer", stream.read(&mut buffer)).await.unwrap_or(0);
+                    let read = wait_for("a response", stream.read(&mut buffer)).await.unwrap_or(0);
                     responses += &String::from_utf8_lossy(&buffer[..read]);
                 }
             }
@@ -203,9 +203,9 @@ async fn check_everything(engine: Engine, format: &str) {
         "GET /nothing",
         "POST /v1/batch",
     ] {
-        let answer = http(server.api(), request, &[&key], "").await;
-        responses += &answer.head;
-        responses += &answer.body;
+        let response = http(server.api(), request, &[&key], "").await;
+        responses += &response.head;
+        responses += &response.body;
     }
     for (target, header) in [
         ("/v1/clients".to_owned(), format!("Authorization: Bearer x{API_KEY}")),
@@ -213,9 +213,9 @@ async fn check_everything(engine: Engine, format: &str) {
         (format!("/v1/clients?key={API_KEY}"), "X-Nothing: x".to_owned()),
         ("/v1/clients".to_owned(), format!("X-Api-Key: {API_KEY}")),
     ] {
-        let answer = http(server.api(), &format!("GET {target}"), &[&header], "").await;
-        assert_eq!(answer.status, 401, "{target} {header}: {answer:?}");
-        responses += &(answer.head + &answer.body);
+        let response = http(server.api(), &format!("GET {target}"), &[&header], "").await;
+        assert_eq!(response.status, 401, "{target} {header}: {response:?}");
+        responses += &(response.head + &response.body);
     }
 
     // Invalid files are reported without their contents.

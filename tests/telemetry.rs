@@ -161,8 +161,8 @@ async fn a_server_api_publish_is_a_child_of_its_request() {
     let mut subscriber = subscribed(&server, "news").await;
     let headers = [format!("traceparent: {}", traceparent("01")), "tracestate: vendor=1".to_owned()];
     let headers: Vec<_> = headers.iter().map(String::as_str).collect();
-    let answer = http(server.api(), "POST /v1/topics/news/messages", &headers, "{}").await;
-    assert_eq!(answer.status, 200);
+    let response = http(server.api(), "POST /v1/topics/news/messages", &headers, "{}").await;
+    assert_eq!(response.status, 200);
 
     let delivery = subscriber.receive().await;
     let (trace, span, _) = context(&delivery);
@@ -276,8 +276,8 @@ async fn new_traces_are_recorded_by_ratio() {
     let none = server(&collector, &["--trace-sample-ratio", "0"], &[]);
     assert_eq!(sampled(&none, 20).await, 0);
     let mut subscriber = subscribed(&none, "news").await;
-    let answer = http(none.api(), "POST /v1/topics/news/messages", &[], "{}").await;
-    assert_eq!((answer.status, subscriber.receive().await.get("meta")), (200, None));
+    let response = http(none.api(), "POST /v1/topics/news/messages", &[], "{}").await;
+    assert_eq!((response.status, subscriber.receive().await.get("meta")), (200, None));
 
     let by_variable = server(&collector, &[], &[("OTEL_TRACES_SAMPLER", "always_off")]);
     assert_eq!(sampled(&by_variable, 20).await, 0);
@@ -383,8 +383,8 @@ async fn clients_cannot_force_every_message_to_be_sampled() {
         // The rate for clients does not limit backends.
         for _ in 0..20 {
             let headers = [format!("traceparent: {}", traceparent("01"))];
-            let answer = http(server.api(), "POST /v1/topics/news/messages", &[&headers[0]], "1").await;
-            assert_eq!(answer.status, 200);
+            let response = http(server.api(), "POST /v1/topics/news/messages", &[&headers[0]], "1").await;
+            assert_eq!(response.status, 200);
             assert_eq!(context(&subscriber.receive().await).0, TRACE);
         }
     }

@@ -292,10 +292,10 @@ async fn connections_end_with_close_notify() {
     // A refused request and a closing connection.
     let mut refused = connect_tls(&server, &config).await.unwrap();
     refused.write_all(b"GET /elsewhere HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
+    let mut response = String::new();
     // An end without close_notify is an error here.
-    wait_for("the end", refused.read_to_string(&mut answer)).await.expect("the end is announced");
-    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    wait_for("the end", refused.read_to_string(&mut response)).await.expect("the end is announced");
+    assert!(response.starts_with("HTTP/1.1 404 "), "{response}");
 
     let mut client = TlsClient::connect(&server, &config).await;
     client.socket.close(None).await.unwrap();
@@ -516,16 +516,16 @@ async fn openssl_sees_the_required_certificate_alert_with_both_versions() {
 #[tokio::test]
 async fn plain_http_on_a_tls_port_gets_an_explanation() {
     let (_, _, server) = start(&[]);
-    let answer = http(server.clients, "GET /", &[], "").await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("bad_handshake")));
-    assert!(answer.json()["error"]["message"].as_str().unwrap().contains("wss://"), "{answer:?}");
+    let response = http(server.clients, "GET /", &[], "").await;
+    assert_eq!((response.status, &response.json()["error"]["code"]), (400, &json!("bad_handshake")));
+    assert!(response.json()["error"]["message"].as_str().unwrap().contains("wss://"), "{response:?}");
 }
 
 /// Reads a socket to its end, including resets.
 async fn read_to_end(mut socket: TcpStream) -> Vec<u8> {
-    let mut answer = Vec::new();
-    let _ = wait_for("the end", socket.read_to_end(&mut answer)).await;
-    answer
+    let mut response = Vec::new();
+    let _ = wait_for("the end", socket.read_to_end(&mut response)).await;
+    response
 }
 
 #[tokio::test]
@@ -562,9 +562,9 @@ async fn slow_half_open_and_broken_handshakes_affect_nobody_else() {
     let alerts = futures_util::future::join_all(attackers).await;
     // Protocol violations are reported with an alert (21), unencrypted.
     let broken = alerts.iter().skip(4).step_by(6).chain(alerts.iter().skip(5).step_by(6));
-    for answer in broken {
-        let answer = answer.as_ref().unwrap();
-        assert_eq!(answer.first(), Some(&21), "{answer:?}");
+    for response in broken {
+        let response = response.as_ref().unwrap();
+        assert_eq!(response.first(), Some(&21), "{response:?}");
     }
     assert_eq!(metric(&server, "deeperhub_connections_active").await, 1);
     assert!(metric(&server, "deeperhub_handshakes_total{outcome=\"timed_out\"}").await >= 100);
@@ -597,8 +597,8 @@ async fn an_endless_tls_handshake_is_closed() {
         }
         record[5..9].fill(0);
     }
-    let answer = read_to_end(socket).await;
-    assert!(!answer.starts_with(b"\x16"), "{answer:?}");
+    let response = read_to_end(socket).await;
+    assert!(!response.starts_with(b"\x16"), "{response:?}");
     wait_for_metric(&server, "deeperhub_tls_handshakes_total{result=\"failed\"}", 1).await;
 }
 

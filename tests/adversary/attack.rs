@@ -707,7 +707,7 @@ async fn send_burst_and_leave(options: &ConnectOptions, counters: &AttackCounter
             match came {
                 Ok(Ok(len @ 1..)) => read.extend_from_slice(&buffer[..len]),
                 Ok(_) => return Ok(AttackEnd::Closed(readable_tail(&read))),
-                Err(_) => return Ok(AttackEnd::Closed(format!("no answer in {ANSWER_TIMEOUT:?}"))),
+                Err(_) => return Ok(AttackEnd::Closed(format!("no response in {ANSWER_TIMEOUT:?}"))),
             }
         }
     }

@@ -38,13 +38,13 @@ async fn status(api: SocketAddr, path: &str) -> Result<u16, String> {
             &format!("GET {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n\r\n"),
         )
         .await;
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+        let mut response = Vec::new();
+        let _ = stream.read_to_end(&mut response).await;
+        let response = String::from_utf8_lossy(&response).into_owned();
+        response.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
     };
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, call).await;
-    answer.map_err(|_| format!("GET {path} was not answered in {ANSWER_TIMEOUT:?}"))
+    let response = tokio::time::timeout(ANSWER_TIMEOUT, call).await;
+    response.map_err(|_| format!("GET {path} was not answered in {ANSWER_TIMEOUT:?}"))
 }
 
 /// Checks that health checks answer 200 and that other calls are answered or refused.
@@ -105,8 +105,8 @@ async fn an_unfinished_body_times_out() {
     let server = start(&[]);
     let held = open_all(&server, &unfinished_body(&server)).await;
     for mut stream in held {
-        let mut answer = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(120), stream.read_to_end(&mut answer)).await;
+        let mut response = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(120), stream.read_to_end(&mut response)).await;
         assert!(ended.is_ok(), "a body was waited for longer than two minutes");
     }
 }
@@ -146,27 +146,27 @@ async fn status_read_late(api: SocketAddr, head: &str, body: usize) -> Result<u1
             }
             tokio::task::yield_now().await;
         }
-        let mut answer = Vec::new();
+        let mut response = Vec::new();
         let mut buffer = [0; 4096];
         loop {
             match stream.read(&mut buffer).await {
                 Ok(0) => break,
-                Ok(len) => answer.extend_from_slice(&buffer[..len]),
-                Err(error) if answer.is_empty() => return Err(error.to_string()),
+                Ok(len) => response.extend_from_slice(&buffer[..len]),
+                Err(error) if response.is_empty() => return Err(error.to_string()),
                 Err(_) => break,
             }
             // The server may keep the connection open.
-            if answer.windows(4).any(|window| window == b"\r\n\r\n") {
+            if response.windows(4).any(|window| window == b"\r\n\r\n") {
                 break;
             }
         }
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-        status.ok_or_else(|| format!("no status in {:?}", ends(&answer)))
+        let response = String::from_utf8_lossy(&response).into_owned();
+        let status = response.split(' ').nth(1).and_then(|status| status.parse().ok());
+        status.ok_or_else(|| format!("no status in {:?}", ends(&response)))
     };
     tokio::time::timeout(ANSWER_TIMEOUT, call)
         .await
-        .unwrap_or_else(|_| Err(format!("no answer in {ANSWER_TIMEOUT:?}")))
+        .unwrap_or_else(|_| Err(format!("no response in {ANSWER_TIMEOUT:?}")))
 }
 
 #[tokio::test]
@@ -180,7 +180,7 @@ async fn a_refusal_reaches_a_backend_that_still_sends_the_body() {
         ("by a wrong method", format!("PUT /v1/clients HTTP/1.1\r\n{authorized}"), 400_000, 405),
     ] {
         let answers = join_all((0..20).map(|_| status_read_late(server.api(), &head, body))).await;
-        let lost: Vec<_> = answers.iter().filter(|answer| **answer != Ok(expected)).collect();
+        let lost: Vec<_> = answers.iter().filter(|response| **response != Ok(expected)).collect();
         assert!(lost.is_empty(), "{} of 20 answers to a body {what}: {:?}", lost.len(), lost.first());
     }
 }
@@ -200,8 +200,8 @@ async fn batches_of_the_maximum_size_do_not_delay_clients() {
         attack.spawn(async move {
             let mut batches = 0;
             while Instant::now() < end {
-                let answer = http(api, "POST /v1/batch", &[], &batch).await;
-                assert_eq!(answer.status, 200, "{}", ends(&answer.body));
+                let response = http(api, "POST /v1/batch", &[], &batch).await;
+                assert_eq!(response.status, 200, "{}", ends(&response.body));
                 batches += 1;
             }
             batches

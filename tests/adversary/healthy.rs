@@ -232,7 +232,7 @@ async fn send(wire: &mut Wire, text: &str, compresses: bool) {
 /// Receives the next text message; anything else is an error.
 async fn receive(wire: &mut Wire, name: &str) -> Result<String, String> {
     let frame = tokio::time::timeout(ANSWER_TIMEOUT, wire.receive()).await;
-    match frame.map_err(|_| format!("{name} waited {ANSWER_TIMEOUT:?} for an answer in vain"))? {
+    match frame.map_err(|_| format!("{name} waited {ANSWER_TIMEOUT:?} for a response in vain"))? {
         None => Err(format!("{name} lost its connection without a close frame")),
         Some(frame) if frame.first & !RSV1 == TEXT => {
             let text = frame.text();

@@ -203,7 +203,7 @@ async fn check_half_close(options: &ConnectOptions, echo_bytes: usize) -> Result
                 let expected = expected.next().unwrap_or_else(|| "nothing".to_owned());
                 let text = frame.text();
                 if !text.starts_with(&expected) {
-                    return Err(format!("answer {answers} was {:?}, not {expected}", ends(&text)));
+                    return Err(format!("response {answers} was {:?}, not {expected}", ends(&text)));
                 }
                 answers += 1;
             }
@@ -341,8 +341,8 @@ async fn a_disconnected_slow_reader_receives_goodbye_and_close() {
     .await;
     let clients = http(server.api(), "GET /v1/clients", &[], "").await.json();
     let id = clients["clients"][0]["client_id"].as_str().expect("the reader is listed");
-    let answer = http(server.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
-    assert!(answer.status < 300, "{answer:?}");
+    let response = http(server.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
+    assert!(response.status < 300, "{response:?}");
     let (goodbye, close) = read_goodbye(&mut stream, 60_000).await;
     let (goodbye, close) = (goodbye.unwrap_or_default(), close.unwrap_or_default());
     assert!(goodbye.contains("4003"), "the goodbye was {goodbye:?}, the close {close:?}");

@@ -181,9 +181,9 @@ pub(super) fn metric_families() -> Vec<Family> {
     flags.extend(["--cluster", "nats://127.0.0.1:1", "--otlp-endpoint", "http://127.0.0.1:1"]);
     let server = Server::start(&flags);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let answer = runtime.block_on(http(server.api(), "GET /metrics", &[], "")).body;
+    let response = runtime.block_on(http(server.api(), "GET /metrics", &[], "")).body;
     let mut families: Vec<Family> = Vec::new();
-    for line in answer.lines() {
+    for line in response.lines() {
         if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) {
             let (name, help) = (name.to_owned(), help.to_owned());
             families.push(Family { name, kind: String::new(), help, labels: BTreeMap::new() });

@@ -267,11 +267,11 @@ async fn json_is_valid_and_the_server_takes_clients_messages() {
                 }
                 let reply = if kind == "authenticate" { "error" } else { "published" };
                 message["id"] = 1.into();
-                let answer = client.request(&message).await;
-                assert_eq!(answer["type"], reply, "{}: {answer}", block.place);
+                let response = client.request(&message).await;
+                assert_eq!(response["type"], reply, "{}: {response}", block.place);
                 // Without keys, a well-formed token is not accepted.
-                let code = answer["data"]["code"].as_str().unwrap_or("token_invalid");
-                assert_eq!(code, "token_invalid", "{}: {answer}", block.place);
+                let code = response["data"]["code"].as_str().unwrap_or("token_invalid");
+                assert_eq!(code, "token_invalid", "{}: {response}", block.place);
                 sent += 1;
             }
         }

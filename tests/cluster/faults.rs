@@ -325,11 +325,11 @@ async fn a_slow_broker_delays_no_client_and_reports_every_loss() {
 
 /// Returns `true` if a node reports an overdue probe through the broker.
 async fn is_stalled(node: &Server) -> bool {
-    let answer = http(node.api(), "GET /health/ready", &[], "").await;
-    let reasons = answer.json()["reasons"].as_array().cloned().unwrap_or_default();
+    let response = http(node.api(), "GET /health/ready", &[], "").await;
+    let reasons = response.json()["reasons"].as_array().cloned().unwrap_or_default();
     let stalled = |reason: &Value| reason["check"] == "cluster" && reason["code"] == "cluster_stalled";
     let is_stalled = reasons.iter().any(stalled);
-    assert!(!is_stalled || answer.status == 503);
+    assert!(!is_stalled || response.status == 503);
     is_stalled
 }
 
@@ -374,8 +374,8 @@ async fn a_node_without_its_broker_serves_its_own_clients() {
         assert_eq!(readiness(&alone).await, 200);
         for node in [&a, &alone] {
             let mut client = subscribed(node, &["t"]).await;
-            let answer = publish(node, "t", "1").await;
-            assert_eq!(answer, json!({"subscribers": 1, "cluster": "unavailable"}));
+            let response = publish(node, "t", "1").await;
+            assert_eq!(response, json!({"subscribers": 1, "cluster": "unavailable"}));
             assert_eq!(client.receive().await["data"]["message"], 1);
         }
         let sent = http(a.api(), "POST /v1/clients/b.0-0-1/messages", &[], r#"{"type":"x"}"#).await;
@@ -398,14 +398,14 @@ async fn a_retry_with_an_idempotency_key_completes_a_partial_publish() {
         linked(&a, "t", &mut there).await;
         let publish = async |body: &str| {
             let header = "Idempotency-Key: k-1";
-            let answer = http(a.api(), "POST /v1/topics/t/messages", &[header], body).await;
-            let is_replayed = answer.header("idempotency-replayed") == Some("true");
-            (answer.status, answer.json(), is_replayed)
+            let response = http(a.api(), "POST /v1/topics/t/messages", &[header], body).await;
+            let is_replayed = response.header("idempotency-replayed") == Some("true");
+            (response.status, response.json(), is_replayed)
         };
         let batch = r#"{"calls":[{"publish":{"topic":"t","message":"batch","idempotency_key":"k-2"}}]}"#;
         let in_batch = async || {
-            let answer = http(a.api(), "POST /v1/batch", &[], batch).await.json();
-            answer["results"][0]["body"].clone()
+            let response = http(a.api(), "POST /v1/batch", &[], batch).await.json();
+            response["results"][0]["body"].clone()
         };
         let half = json!({"subscribers": 1, "cluster": "unavailable"});
         broker.kill();
@@ -579,8 +579,8 @@ async fn a_message_over_the_brokers_limit_has_its_own_error() {
     let [a, b] = nodes(&broker.url(), &["--max-subscriptions", "200"]).await;
     a.wait_for_stderr("NATS server takes smaller messages than this node");
     let large = format!("\"{}\"", "x".repeat(30_000));
-    let answer = http(a.api(), "POST /v1/topics/t/messages", &[], &large).await;
-    assert_eq!((answer.status, answer.json()), (200, json!({"subscribers": 0, "cluster": "too_large"})));
+    let response = http(a.api(), "POST /v1/topics/t/messages", &[], &large).await;
+    assert_eq!((response.status, response.json()), (200, json!({"subscribers": 0, "cluster": "too_large"})));
     let sent = http(a.api(), "POST /v1/broadcast", &[], &format!(r#"{{"type":"x","of":{large}}}"#)).await;
     assert_eq!(sent.json(), json!({"clients": 0, "cluster": "too_large"}));
     let mut publisher = Client::connect(&a).await;

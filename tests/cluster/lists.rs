@@ -8,9 +8,9 @@ use super::{eventually, names_of_nodes, node, nodes, ready, subscribed};
 use crate::support::{Broker, Client, Engine, Server, http, run};
 
 async fn get(node: &Server, path: &str) -> Value {
-    let answer = http(node.api(), &format!("GET {path}"), &[], "").await;
-    assert_eq!(answer.status, 200, "{path}: {}", answer.body);
-    answer.json()
+    let response = http(node.api(), &format!("GET {path}"), &[], "").await;
+    assert_eq!(response.status, 200, "{path}: {}", response.body);
+    response.json()
 }
 
 /// Returns all items of a list over its pages.

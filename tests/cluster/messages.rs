@@ -101,9 +101,12 @@ async fn sends_and_disconnects_reach_clients_of_other_nodes() {
         assert_eq!((one.status, &one.json()["client_id"]), (200, &json!(id)));
 
         for unknown in ["b.0-99-1", "nobody.0-0-1", "b", "a.0-99-1"] {
-            let answer =
+            let response =
                 http(a.api(), &format!("POST /v1/clients/{unknown}/messages"), &[], r#"{"type":"x"}"#).await;
-            assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("client_not_found")));
+            assert_eq!(
+                (response.status, &response.json()["error"]["code"]),
+                (404, &json!("client_not_found"))
+            );
         }
 
         let broadcast = http(a.api(), "POST /v1/broadcast", &[], r#"{"type":"all"}"#).await;
@@ -333,13 +336,13 @@ async fn unsubscribe_and_disconnect_reach_clients_of_other_nodes() {
         let mut client = subscribe(client, &["x", "y.>"]).await;
         let path = format!("DELETE /v1/clients/{}/subscriptions/x", client.id());
         for expected in [true, false] {
-            let answer = http(a.api(), &path, &[], "").await;
-            assert_eq!((answer.status, answer.json()), (200, json!({"unsubscribed": expected})));
+            let response = http(a.api(), &path, &[], "").await;
+            assert_eq!((response.status, response.json()), (200, json!({"unsubscribed": expected})));
         }
         assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": "x"}}));
-        let answer = http(a.api(), "DELETE /v1/users/ana/subscriptions/y.%3E", &[], "").await;
+        let response = http(a.api(), "DELETE /v1/users/ana/subscriptions/y.%3E", &[], "").await;
         // The count covers this node only.
-        assert_eq!(answer.json(), json!({"clients": 0}));
+        assert_eq!(response.json(), json!({"clients": 0}));
         assert_eq!(client.receive().await, json!({"type": "unsubscribed", "data": {"topic": "y.>"}}));
         assert_eq!(http(a.api(), "DELETE /v1/users/ana", &[], "").await.status, 200);
         assert_eq!(client.closed().await.0, 4003);

@@ -81,9 +81,9 @@ async fn subscribe(mut client: Client, topics: &[&str]) -> Client {
 
 /// Publishes through the API of a node and returns the response.
 async fn publish(node: &Server, topic: &str, message: &str) -> Value {
-    let answer = http(node.api(), &format!("POST /v1/topics/{topic}/messages"), &[], message).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    answer.json()
+    let response = http(node.api(), &format!("POST /v1/topics/{topic}/messages"), &[], message).await;
+    assert_eq!(response.status, 200, "{}", response.body);
+    response.json()
 }
 
 /// Waits until publishes on a node reach a client of another: the broker gets a subscription
@@ -146,8 +146,8 @@ async fn metric(node: &Server, name: &str) -> u64 {
 
 /// Checks that no message is pending: it would arrive before the reply to a ping.
 async fn nothing_comes(client: &mut Client) {
-    let answer = client.request(&json!({"type": "ping", "id": "nothing"})).await;
-    assert_eq!(answer, json!({"type": "pong", "id": "nothing"}));
+    let response = client.request(&json!({"type": "ping", "id": "nothing"})).await;
+    assert_eq!(response, json!({"type": "pong", "id": "nothing"}));
 }
 
 /// Bound on a recovery: the longest retry delay, the wait for other nodes and a busy machine.

@@ -193,14 +193,14 @@ impl Broker {
         // Redis replies in order, so the second reply marks the end of the first.
         let commands = format!("{command}\r\nECHO end-of-answer\r\n");
         stream.write_all(commands.as_bytes()).expect("Redis accepts a command");
-        let mut answer = String::new();
+        let mut reply = String::new();
         let mut buffer = [0; 512];
-        while !answer.ends_with("end-of-answer\r\n") {
+        while !reply.ends_with("end-of-answer\r\n") {
             let length = stream.read(&mut buffer).expect("Redis answers");
-            assert!(length > 0, "Redis closed the connection after {answer:?}");
-            answer.push_str(&String::from_utf8_lossy(&buffer[..length]));
+            assert!(length > 0, "Redis closed the connection after {reply:?}");
+            reply.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
-        let mut lines: Vec<_> = answer.lines().map(str::to_owned).collect();
+        let mut lines: Vec<_> = reply.lines().map(str::to_owned).collect();
         // Two lines of the second reply: its length and its text.
         lines.truncate(lines.len() - 2);
         lines

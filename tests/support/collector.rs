@@ -300,7 +300,9 @@ fn decoded<T: Message + Default>(headers: &HeaderMap, body: &Bytes) -> Option<T>
 
 fn http_answer(received: &Received, taken: Result<impl Message, u16>) -> Response {
     match taken {
-        Ok(answer) => ([("content-type", "application/x-protobuf")], answer.encode_to_vec()).into_response(),
+        Ok(response) => {
+            ([("content-type", "application/x-protobuf")], response.encode_to_vec()).into_response()
+        }
         Err(status) => {
             let status = StatusCode::from_u16(status).expect("a status");
             match received.all.lock().unwrap().retry_after.clone() {

@@ -48,16 +48,16 @@ pub(crate) async fn http(server: SocketAddr, request: &str, headers: &[&str], bo
     }
     text.push_str(&format!("\r\n{body}"));
 
-    let mut answer = Vec::new();
-    wait_for("an HTTP answer", async {
+    let mut bytes = Vec::new();
+    wait_for("an HTTP response", async {
         let mut stream = TcpStream::connect(server).await.expect("the server accepts connections");
         stream.write_all(text.as_bytes()).await.expect("the server accepts a request");
         // A server that refuses a body may close before it has read all of it; its response counts.
-        let _ = stream.read_to_end(&mut answer).await;
+        let _ = stream.read_to_end(&mut bytes).await;
     })
     .await;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP answer: {answer:?}"));
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP response: {text:?}"));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let response = Response {
         status: status.unwrap_or_else(|| panic!("no status: {head}")),

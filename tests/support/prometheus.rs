@@ -55,9 +55,9 @@ impl Prometheus {
         wait_for(&request, async {
             loop {
                 if TcpStream::connect(self.address).await.is_ok() {
-                    let answer = http(self.address, &request, &[], "").await.json();
-                    assert_ne!(answer["errorType"], "bad_data", "{request}: {answer}");
-                    let data = &answer["data"];
+                    let response = http(self.address, &request, &[], "").await.json();
+                    assert_ne!(response["errorType"], "bad_data", "{request}: {response}");
+                    let data = &response["data"];
                     let results = data.as_array().or_else(|| data["result"].as_array());
                     if results.is_some_and(|results| !results.is_empty()) {
                         return data.clone();
