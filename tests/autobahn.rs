@@ -16,12 +16,12 @@ const CASE_GROUPS: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*",
 const INFORMATIONAL_CASES: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
 
 /// The running example; killed on drop.
-struct Echo {
+struct EchoServer {
     child: Child,
     address: String,
 }
 
-impl Echo {
+impl EchoServer {
     fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(build_example())
             .args(arguments)
@@ -37,7 +37,7 @@ impl Echo {
     }
 }
 
-impl Drop for Echo {
+impl Drop for EchoServer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -58,7 +58,7 @@ fn build_example() -> String {
 }
 
 /// Runs the cases and returns each one's verdict, including that of its closing handshake.
-fn verdicts(echo: &Echo, cases: &[&str]) -> BTreeMap<String, String> {
+fn verdicts(echo: &EchoServer, cases: &[&str]) -> BTreeMap<String, String> {
     let dir = TemporaryDir::new();
     let reports = dir.path("reports").to_string_lossy().into_owned();
     let mut arguments = vec!["--parallelism", "4", "--outdir", &reports];
@@ -79,7 +79,7 @@ fn verdicts(echo: &Echo, cases: &[&str]) -> BTreeMap<String, String> {
 }
 
 /// Runs the cases, checks their number, and fails if a verdict is not as expected.
-fn check(echo: &Echo, cases: &[&str], count: usize) {
+fn check(echo: &EchoServer, cases: &[&str], count: usize) {
     let verdicts = verdicts(echo, cases);
     assert_eq!(verdicts.len(), count, "unexpected number of cases: {verdicts:?}");
     let expected = |case: &str| if INFORMATIONAL_CASES.contains(&case) { "INFORMATIONAL" } else { "OK" };
@@ -89,7 +89,7 @@ fn check(echo: &Echo, cases: &[&str], count: usize) {
 
 #[test]
 fn every_basic_protocol_case_passes() {
-    check(&Echo::start(&["--no-compression"]), &CASE_GROUPS, 301);
+    check(&EchoServer::start(&["--no-compression"]), &CASE_GROUPS, 301);
 }
 
 /// Two lengths of each kind of message and offer, one of them fragmented, and messages longer than
@@ -100,14 +100,14 @@ fn a_sample_of_compression_cases_passes() {
     let cases: Vec<_> = kinds.flat_map(|kind| [format!("{kind}.1"), format!("{kind}.11")]).collect();
     let mut cases: Vec<_> = cases.iter().map(String::as_str).collect();
     cases.extend(["12.1.5", "13.3.6", "13.5.6"]);
-    check(&Echo::start(&[]), &cases, 27);
+    check(&EchoServer::start(&[]), &cases, 27);
 }
 
 /// All compression cases, with 1000 messages each.
 #[test]
 #[ignore = "takes a quarter of an hour"]
 fn every_compression_case_passes() {
-    let echo = Echo::start(&[]);
+    let echo = EchoServer::start(&[]);
     for group in (1..=5).map(|kind| format!("12.{kind}.*")).chain((1..=7).map(|kind| format!("13.{kind}.*")))
     {
         check(&echo, &[&group], 18);
@@ -118,5 +118,5 @@ fn every_compression_case_passes() {
 #[test]
 fn cases_with_client_context_takeover_pass() {
     let cases = ["12.1.3", "12.2.3", "12.3.11", "13.1.3", "13.4.3", "13.6.3", "1.*", "5.*"];
-    check(&Echo::start(&["--client-context-takeover"]), &cases, 6 + 16 + 20);
+    check(&EchoServer::start(&["--client-context-takeover"]), &cases, 6 + 16 + 20);
 }

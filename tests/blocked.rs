@@ -68,7 +68,7 @@ async fn lost_log_lines_are_reported_when_the_log_is_read_again() {
 /// process has filled.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unread_standard_output_does_not_block_the_server() {
-    let (_reader, mut full) = std::io::pipe().expect("there are pipes");
+    let (_reader, mut full) = std::io::pipe().expect("a pipe can be created");
     // Capacity of a pipe (pipe(7)).
     full.write_all(&vec![b'x'; 65_536]).expect("a pipe takes 64 KiB");
     let (port, api) = (free_port(), format!("127.0.0.1:{}", free_port()));

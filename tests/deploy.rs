@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, client_async};
 
-use crate::proxies::Peers;
+use crate::proxies::PeerAddresses;
 use crate::support::{
     Authority, Client, Identity, ROOT, Server, TemporaryDir, TlsClient, WAIT_TIMEOUT, free_port, http,
     install_named, over_tls, python_bin, run_peer, text, wait_for,
@@ -24,7 +24,7 @@ use crate::support::{
 
 /// A load balancer with a configuration in `deploy/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum BalancerKind {
     Nginx,
     Haproxy,
     Caddy,
@@ -34,7 +34,7 @@ enum Kind {
 /// tested file is the delivered one.
 fn adapted(file: &str, replacements: &[(&str, String)]) -> String {
     let path = Path::new(ROOT).join("deploy").join(file);
-    let mut content = std::fs::read_to_string(&path).expect("the file is there");
+    let mut content = std::fs::read_to_string(&path).expect("the file can be read");
     for (from, to) in replacements {
         assert!(content.contains(from), "{file} has no {from:?}");
         content = content.replace(from, to);
@@ -43,11 +43,11 @@ fn adapted(file: &str, replacements: &[(&str, String)]) -> String {
 }
 
 /// Returns the path of the load balancer's program; installs it if it is missing.
-fn program(kind: Kind) -> PathBuf {
+fn program(kind: BalancerKind) -> PathBuf {
     let name = match kind {
-        Kind::Nginx => "nginx",
-        Kind::Haproxy => "haproxy",
-        Kind::Caddy => return python_bin().join("caddy"),
+        BalancerKind::Nginx => "nginx",
+        BalancerKind::Haproxy => "haproxy",
+        BalancerKind::Caddy => return python_bin().join("caddy"),
     };
     install_named(name);
     let places = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
@@ -66,7 +66,7 @@ struct Balancer {
 
 impl Balancer {
     /// Starts a load balancer in front of two hubs whose server APIs have the same port.
-    fn start(kind: Kind, hubs: [&Server; 2], identity: Option<&Identity>) -> Self {
+    fn start(kind: BalancerKind, hubs: [&Server; 2], identity: Option<&Identity>) -> Self {
         let address = || SocketAddr::from(([127, 0, 0, 1], free_port()));
         // Another program may take the port meanwhile.
         for _ in 0..5 {
@@ -85,7 +85,7 @@ impl Balancer {
     }
 
     fn command(
-        kind: Kind,
+        kind: BalancerKind,
         hubs: [&Server; 2],
         plain: SocketAddr,
         tls: Option<(&Identity, SocketAddr)>,
@@ -96,7 +96,7 @@ impl Balancer {
         assert_eq!(api, hubs[1].api().port());
         let mut command = Command::new(program(kind));
         match kind {
-            Kind::Nginx => {
+            BalancerKind::Nginx => {
                 let mut replacements = vec![
                     ("listen 80;", format!("listen {plain};")),
                     ("server 127.0.0.1:8080 ", format!("server {one} ")),
@@ -123,7 +123,7 @@ impl Balancer {
                 let pid = format!("pid {}; error_log stderr;", text(&files.path("pid")));
                 command.args(["-e", "stderr", "-c", text(&main), "-g", &pid]);
             }
-            Kind::Haproxy => {
+            BalancerKind::Haproxy => {
                 let mut replacements = vec![
                     ("bind :80\n", format!("bind {plain}\n")),
                     ("check port 8081 ", format!("check port {api} ")),
@@ -145,7 +145,7 @@ impl Balancer {
                 command = Command::new("sh");
                 command.args(["-c", script]).arg(program(kind)).arg(config);
             }
-            Kind::Caddy => {
+            BalancerKind::Caddy => {
                 let site = |first: String| {
                     adapted(
                         "caddy/Caddyfile",
@@ -240,7 +240,7 @@ fn node_of(client: &Client) -> &str {
     client.id().split('.').next().unwrap()
 }
 
-async fn serves_clients_of_two_hubs(kind: Kind) {
+async fn serves_clients_of_two_hubs(kind: BalancerKind) {
     let [one, two] = hubs();
     let authority = Authority::new();
     let balancer = Balancer::start(kind, [&one, &two], Some(&authority.server("balancer")));
@@ -249,7 +249,7 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     wait_for("a reachable hub", async { while balancer.client().await.is_err() {} }).await;
 
     // Both hubs get clients and learn their addresses.
-    let mut events = [Peers::watch(&one).await, Peers::watch(&two).await];
+    let mut events = [PeerAddresses::watch(&one).await, PeerAddresses::watch(&two).await];
     let mut clients = Vec::new();
     for number in 0..6 {
         clients.push(balancer.client_from([127, 0, 0, 10 + number]).await);
@@ -318,22 +318,22 @@ async fn serves_clients_of_two_hubs(kind: Kind) {
     assert!(newcomers.iter().all(|client| node_of(client) == "two"), "{kind:?}");
     drop(stay);
     // Caddy does not try the next node after a response.
-    assert!(refused <= usize::from(kind == Kind::Caddy), "{kind:?}: {refused} were refused");
+    assert!(refused <= usize::from(kind == BalancerKind::Caddy), "{kind:?}: {refused} were refused");
 }
 
 #[tokio::test]
 async fn nginx_serves_clients_of_two_hubs() {
-    serves_clients_of_two_hubs(Kind::Nginx).await;
+    serves_clients_of_two_hubs(BalancerKind::Nginx).await;
 }
 
 #[tokio::test]
 async fn haproxy_serves_clients_of_two_hubs() {
-    serves_clients_of_two_hubs(Kind::Haproxy).await;
+    serves_clients_of_two_hubs(BalancerKind::Haproxy).await;
 }
 
 #[tokio::test]
 async fn caddy_serves_clients_of_two_hubs() {
-    serves_clients_of_two_hubs(Kind::Caddy).await;
+    serves_clients_of_two_hubs(BalancerKind::Caddy).await;
 }
 
 /// Runs a program of the checkout's Python environment, which must succeed.
@@ -370,7 +370,7 @@ fn yaml_is_well_formed_without_duplicate_keys() {
 #[test]
 fn the_compose_haproxy_accepts_its_configuration() {
     let file = deployed("compose/haproxy.cfg");
-    let finished = run_peer(program(Kind::Haproxy), ["-c", "-f", &file]);
+    let finished = run_peer(program(BalancerKind::Haproxy), ["-c", "-f", &file]);
     assert_eq!(finished.code, Some(0), "{}{}", finished.stdout, finished.stderr);
 }
 

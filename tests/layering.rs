@@ -48,7 +48,7 @@ fn edges_in_manifests(metadata: &Metadata) -> Edges {
 /// others.
 fn edges_in_architecture() -> BTreeMap<String, Option<BTreeSet<String>>> {
     let text =
-        std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).expect("ARCHITECTURE.md is there");
+        std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).expect("ARCHITECTURE.md can be read");
     let layers = text.split_once("\n## Layers\n").expect("it has a section on layers").1;
     let layers = layers.split("\n## ").next().unwrap_or_default();
     layers

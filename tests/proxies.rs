@@ -14,9 +14,9 @@ const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
 
 /// Reads the `peer` of each connection from the event stream.
-pub(crate) struct Peers(BufReader<TcpStream>);
+pub(crate) struct PeerAddresses(BufReader<TcpStream>);
 
-impl Peers {
+impl PeerAddresses {
     pub(crate) async fn watch(server: &Server) -> Self {
         let mut stream = TcpStream::connect(server.api()).await.unwrap();
         let request = "GET /v1/events?types=websocket_connected HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -74,7 +74,7 @@ fn proxy_header(source: SocketAddr) -> Vec<u8> {
 #[tokio::test]
 async fn the_client_of_a_trusted_proxy_is_the_one_that_it_names() {
     let server = Server::start(&["--trusted-proxy", "127.0.0.0/8"]);
-    let mut peers = Peers::watch(&server).await;
+    let mut peers = PeerAddresses::watch(&server).await;
     for (headers, peer) in [
         (&[("x-forwarded-for", "6.6.6.6, 192.0.2.1")][..], "192.0.2.1:0"),
         (&[("forwarded", "for=\"[2001:db8::1]:4711\";proto=https")], "[2001:db8::1]:0"),
@@ -110,7 +110,7 @@ async fn contradictory_forwarding_headers_are_refused() {
 async fn forwarding_headers_of_untrusted_peers_are_ignored() {
     // The trusted proxy is not the one that connects.
     let server = Server::start(&["--trusted-proxy", "10.0.0.0/8", "--max-connections-per-ip", "1"]);
-    let mut peers = Peers::watch(&server).await;
+    let mut peers = PeerAddresses::watch(&server).await;
     let headers = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.2")];
     let _client = Client::connect_with(request(&server, &headers)).await.unwrap();
     assert!(peers.next().await.starts_with("127.0.0.1:"));
@@ -145,7 +145,7 @@ async fn address_limits_apply_to_a_proxys_clients_and_not_to_the_proxy() {
 #[tokio::test]
 async fn a_proxy_protocol_header_names_the_client() {
     let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--max-connections-per-ip", "1"]);
-    let mut peers = Peers::watch(&server).await;
+    let mut peers = PeerAddresses::watch(&server).await;
     for source in ["192.0.2.1:4711", "[2001:db8::1]:4711"] {
         let mut socket = TcpStream::connect(server.clients).await.unwrap();
         socket.set_nodelay(true).unwrap();
@@ -178,7 +178,7 @@ async fn a_proxy_protocol_header_precedes_tls() {
     let authority = Authority::new();
     let flags = ["--trusted-proxy", "127.0.0.1"];
     let server = Server::start(&[&authority.server("server").flags()[..], &flags].concat());
-    let mut peers = Peers::watch(&server).await;
+    let mut peers = PeerAddresses::watch(&server).await;
     let config = authority.trusting(None);
     let mut socket = TcpStream::connect(server.clients).await.unwrap();
     socket.write_all(&proxy_header("192.0.2.1:4711".parse().unwrap())).await.unwrap();
@@ -245,7 +245,7 @@ async fn check_logged_failure(server: &Server, failed: u64, why: &str) {
 async fn a_proxy_protocol_header_of_version_1_names_the_client() {
     for mode in ["detect", "required"] {
         let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--proxy-protocol", mode]);
-        let mut peers = Peers::watch(&server).await;
+        let mut peers = PeerAddresses::watch(&server).await;
         for (header, source) in [
             ("PROXY TCP4 192.0.2.1 192.0.2.2 4711 443\r\n", "192.0.2.1:4711"),
             ("PROXY TCP6 2001:db8::1 2001:db8::2 4711 443\r\n", "[2001:db8::1]:4711"),
@@ -269,7 +269,7 @@ async fn a_proxy_protocol_header_of_version_1_names_the_client() {
 async fn only_the_configured_forwarding_header_is_used() {
     for (header, peer) in [("x-forwarded-for", "192.0.2.1:0"), ("forwarded", "192.0.2.2:0")] {
         let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--forwarded-header", header]);
-        let mut peers = Peers::watch(&server).await;
+        let mut peers = PeerAddresses::watch(&server).await;
         let headers = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.2")];
         let _client = Client::connect_with(request(&server, &headers)).await.unwrap();
         assert_eq!(peers.next().await, peer);

@@ -26,7 +26,7 @@ fn markdown_files(folder: &Path, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn links_have_existing_files_and_headings() {
-    let root = Path::new(ROOT).canonicalize().expect("the repository is there");
+    let root = Path::new(ROOT).canonicalize().expect("the repository can be read");
     let mut files = Vec::new();
     markdown_files(&root, &mut files);
     let texts: BTreeMap<_, _> = files

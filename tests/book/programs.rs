@@ -89,7 +89,7 @@ fn prepare(page: &Page, files: &TemporaryDir, ports: &[(&str, String)]) -> bool 
 fn run_page(page: &Page) {
     let binary = Path::new(env!("CARGO_BIN_EXE_deeperhub-ws"));
     let folder = binary.parent().expect("a program is in a directory");
-    let root = Path::new(ROOT).canonicalize().expect("the repository is there");
+    let root = Path::new(ROOT).canonicalize().expect("the repository can be read");
     let mut failure = String::new();
     // Another program may take a port before the page's server does.
     for _ in 0..3 {
@@ -281,7 +281,7 @@ async fn json_is_valid_and_the_server_takes_clients_messages() {
 
 #[test]
 fn rust_programs_are_parts_of_compiled_examples() {
-    let crates = std::fs::read_dir(Path::new(ROOT).join("crates")).expect("crates are there");
+    let crates = std::fs::read_dir(Path::new(ROOT).join("crates")).expect("crates/ can be read");
     let folders = crates.map(|entry| entry.expect("a directory can be read").path().join("examples"));
     let examples: Vec<_> = folders
         .filter_map(|folder| std::fs::read_dir(folder).ok())

@@ -37,14 +37,14 @@ async fn overlapping_patterns_of_a_client_deliver_each_message_once() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let mut there =
+        let mut remote =
             subscribed(&b, &["t.u.v", "t.u.*", "t.*.v", "*.u.v", "t.>", "*.*.*", "*.>", ">"]).await;
         eventually("only the broadest pattern", async || subscriptions(&b).await == 1).await;
-        linked(&a, "t.u.v", &mut there).await;
+        linked(&a, "t.u.v", &mut remote).await;
         let before = duplicates(&b).await;
         let mut publisher = Publisher::new(&a, "t.u.v").await;
         publisher.many(100).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
         assert_eq!(duplicates(&b).await, before, "{engine:?}");
     }
@@ -57,23 +57,23 @@ async fn patterns_that_do_not_cover_each_other_cause_few_copies() {
         let [a, b] = nodes(&broker.url(), &[]).await;
         let overlapping_patterns = overlapping_patterns();
         let names: Vec<_> = overlapping_patterns.iter().map(String::as_str).collect();
-        let mut there = subscribed(&b, &names).await;
+        let mut remote = subscribed(&b, &names).await;
         eventually("few broker subscriptions", async || (1..=4).contains(&subscriptions(&b).await)).await;
-        linked(&a, "a.x.x.x.x.x.x", &mut there).await;
+        linked(&a, "a.x.x.x.x.x.x", &mut remote).await;
         let before = duplicates(&b).await;
         let mut publisher = Publisher::new(&a, "a.x.x.x.x.x.x").await;
         publisher.many(100).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
         assert!(duplicates(&b).await - before <= 100 * 3, "{engine:?}");
         for name in &names[1..] {
-            unsubscribe(&mut there, name).await;
+            unsubscribe(&mut remote, name).await;
         }
         eventually("the pattern's own subscription", async || subscriptions(&b).await == 1).await;
         publisher.many(100).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (publisher.next - 100..publisher.next).collect::<Vec<_>>(), "{engine:?}");
-        drop(there);
+        drop(remote);
         eventually("no subscription", async || subscriptions(&b).await == 0).await;
     }
 }
@@ -83,8 +83,8 @@ async fn adding_and_removing_a_broad_pattern_loses_no_message() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let mut there = subscribed(&b, &["t", "end"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t", "end"]).await;
+        linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         for pattern in [">", "*"] {
             let broad = subscribed(&b, &[pattern]).await;
@@ -104,7 +104,7 @@ async fn adding_and_removing_a_broad_pattern_loses_no_message() {
             .await;
         }
         publisher.many(20).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>(), "{engine:?}");
     }
 }
@@ -117,9 +117,9 @@ async fn publish_order_holds_while_patterns_change() {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "100000000"]).await;
         // Two topics: order must also hold between them.
-        let mut there = subscribed(&b, &["t.u", "t.v"]).await;
-        linked(&a, "t.u", &mut there).await;
-        linked(&a, "t.v", &mut there).await;
+        let mut remote = subscribed(&b, &["t.u", "t.v"]).await;
+        linked(&a, "t.u", &mut remote).await;
+        linked(&a, "t.v", &mut remote).await;
         let mut publisher = Client::connect(&a).await;
         let mut others = Vec::new();
         let patterns = ["t.*", ">", "*.u", "t.>", "*.*", "*.v"];
@@ -152,7 +152,7 @@ async fn publish_order_holds_while_patterns_change() {
                 others.clear();
             }
         }
-        let received = numbers(&mut there, ROUNDS * BURST - 1).await;
+        let received = numbers(&mut remote, ROUNDS * BURST - 1).await;
         check_order(&received);
         assert_eq!(received.len() as u64, ROUNDS * BURST, "{engine:?}");
     }

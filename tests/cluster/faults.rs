@@ -88,9 +88,9 @@ pub(super) async fn outage(
     breaks: impl AsyncFnOnce(),
     mends: impl AsyncFnOnce(),
 ) {
-    let mut there = subscribed(b, &[topic]).await;
-    let mut here = subscribed(a, &[topic]).await;
-    linked(a, topic, &mut there).await;
+    let mut remote = subscribed(b, &[topic]).await;
+    let mut local = subscribed(a, &[topic]).await;
+    linked(a, topic, &mut remote).await;
     let mut publisher = Publisher::new(a, topic).await;
     publisher.many(50).await;
     breaks().await;
@@ -108,7 +108,7 @@ pub(super) async fn outage(
     publisher.many(50).await;
 
     let last = publisher.next - 1;
-    let received = numbers(&mut there, last).await;
+    let received = numbers(&mut remote, last).await;
     check_order(&received);
     let unreported = unreported(publisher.next, &received, &publisher.reported);
     // Only numbers that the broker held, or got while the other node was not back.
@@ -118,7 +118,7 @@ pub(super) async fn outage(
         publisher.reported
     );
     // This node's own clients missed nothing.
-    assert_eq!(numbers(&mut here, last).await, (0..=last).collect::<Vec<_>>());
+    assert_eq!(numbers(&mut local, last).await, (0..=last).collect::<Vec<_>>());
     assert_eq!(metric(a, "deeperhub_cluster_dropped_total").await, publisher.reported.len() as u64);
 }
 
@@ -167,8 +167,8 @@ async fn a_subscriber_behind_a_cut_connection_gets_messages_after_it_is_restored
         let b = node(&engine.url(proxy.address), "b", &[]);
         ready(&a).await;
         ready(&b).await;
-        let mut there = subscribed(&b, &["t", "t.>"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t", "t.>"]).await;
+        linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(30).await;
         proxy.cut();
@@ -178,7 +178,7 @@ async fn a_subscriber_behind_a_cut_connection_gets_messages_after_it_is_restored
         ready(&b).await;
         let first = publisher.next;
         publisher.many(30).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         check_order(&received);
         let after: Vec<_> = received.into_iter().filter(|n| *n >= first).collect();
         assert_eq!(after, (first..publisher.next).collect::<Vec<_>>());
@@ -191,8 +191,8 @@ async fn connections_killed_by_redis_are_reopened() {
     for kind in ["normal", "pubsub"] {
         let broker = Broker::start(Engine::Redis);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(30).await;
         let outages = metric(&a, "deeperhub_cluster_outages_total").await;
@@ -204,11 +204,11 @@ async fn connections_killed_by_redis_are_reopened() {
         .await;
         ready(&a).await;
         ready(&b).await;
-        linked(&a, "t", &mut there).await;
+        linked(&a, "t", &mut remote).await;
         publisher.until(true).await;
         let first = publisher.next;
         publisher.many(30).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         check_order(&received);
         let after: Vec<_> = received.into_iter().filter(|n| *n >= first).collect();
         assert_eq!(after, (first..publisher.next).collect::<Vec<_>>(), "{kind}");
@@ -221,14 +221,14 @@ async fn a_killed_node_is_noticed_and_the_others_continue() {
         let broker = Broker::start(engine);
         let [a, b, mut c] = nodes(&broker.url(), &[]).await;
         let lost = Client::connect(&c).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(20).await;
         c.signal("KILL");
         c.wait();
         publisher.many(20).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>());
         assert_eq!(publisher.reported, BTreeSet::new());
         eventually("the node to be removed", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
@@ -243,9 +243,9 @@ async fn a_draining_node_loses_no_message_of_other_nodes() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b, mut c] = nodes(&broker.url(), &["--drain-timeout", "1s"]).await;
-        let mut there = subscribed(&b, &["t"]).await;
+        let mut remote = subscribed(&b, &["t"]).await;
         let mut leaving = subscribed(&c, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        linked(&a, "t", &mut remote).await;
         linked(&a, "t", &mut leaving).await;
         let mut publisher = Publisher::new(&a, "t").await;
         c.signal("TERM");
@@ -260,7 +260,7 @@ async fn a_draining_node_loses_no_message_of_other_nodes() {
         assert!(goodbye.is_some_and(|goodbye| goodbye["data"]["retry_after_ms"].is_u64()));
         assert!(c.wait().success());
         publisher.many(10).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         assert_eq!(received, (0..publisher.next).collect::<Vec<_>>());
     }
 }
@@ -295,16 +295,16 @@ async fn a_slow_broker_delays_no_client_and_reports_every_loss() {
         let b = node(&broker.url(), "b", &[]);
         ready(&a).await;
         ready(&b).await;
-        let mut here = subscribed(&a, &["t"]).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut local = subscribed(&a, &["t"]).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut remote).await;
         proxy.slow(Duration::from_millis(20));
         let reported = publish_at_once(&a, PUBLISHES).await;
         assert!(!reported.is_empty(), "the queue never filled up");
         let number = |message: &Value| message["data"]["message"][0].as_u64();
         let mut n = 0;
         while n < PUBLISHES {
-            if let Some(received) = number(&here.receive().await) {
+            if let Some(received) = number(&local.receive().await) {
                 assert_eq!(received, n);
                 n += 1;
             }
@@ -313,7 +313,7 @@ async fn a_slow_broker_delays_no_client_and_reports_every_loss() {
         let mut received = BTreeSet::new();
         let mut last = None;
         while received.len() as u64 + (reported.len() as u64) < PUBLISHES {
-            if let Some(n) = number(&there.receive().await) {
+            if let Some(n) = number(&remote.receive().await) {
                 assert!(last < Some(n), "{n} after {last:?}");
                 last = Some(n);
                 assert!(received.insert(n) && !reported.contains(&n), "{n}");
@@ -394,8 +394,8 @@ async fn a_retry_with_an_idempotency_key_completes_a_partial_publish() {
     for engine in Engine::BOTH {
         let mut broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let (mut here, mut there) = (subscribed(&a, &["t"]).await, subscribed(&b, &["t"]).await);
-        linked(&a, "t", &mut there).await;
+        let (mut local, mut remote) = (subscribed(&a, &["t"]).await, subscribed(&b, &["t"]).await);
+        linked(&a, "t", &mut remote).await;
         let publish = async |body: &str| {
             let header = "Idempotency-Key: k-1";
             let response = http(a.api(), "POST /v1/topics/t/messages", &[header], body).await;
@@ -421,14 +421,14 @@ async fn a_retry_with_an_idempotency_key_completes_a_partial_publish() {
         }
         eventually("both nodes", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
         // Uses other messages to check that the link is open.
-        linked(&a, "t", &mut there).await;
+        linked(&a, "t", &mut remote).await;
         let whole = json!({"subscribers": 1});
         assert_eq!(publish("1").await, (200, whole.clone(), false));
         assert_eq!(publish("1").await, (200, whole.clone(), true));
         assert_eq!(in_batch().await, whole);
         assert_eq!(in_batch().await, whole);
         super::publish(&a, "t", "\"end\"").await;
-        for (client, place) in [(&mut there, "there"), (&mut here, "here")] {
+        for (client, place) in [(&mut remote, "remote"), (&mut local, "local")] {
             let mut got = Vec::new();
             while got.last() != Some(&json!("end")) {
                 let message = client.receive().await["data"]["message"].clone();
@@ -474,8 +474,8 @@ async fn a_node_paused_briefly_gets_every_message() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "100000000"]).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut remote).await;
         let mut publisher = Client::connect(&a).await;
         b.signal("STOP");
         for n in 0..PUBLISHES {
@@ -488,7 +488,7 @@ async fn a_node_paused_briefly_gets_every_message() {
         eventually("an empty broker queue", async || metric(&a, "deeperhub_cluster_queue_bytes").await == 0)
             .await;
         b.signal("CONT");
-        let received = numbers(&mut there, PUBLISHES - 1).await;
+        let received = numbers(&mut remote, PUBLISHES - 1).await;
         check_order(&received);
         assert_eq!(received.len() as u64, PUBLISHES, "{engine:?}");
         assert_eq!(metric(&b, "deeperhub_cluster_dropped_total").await, 0, "{engine:?}");
@@ -535,8 +535,8 @@ async fn accepted_messages_are_flushed_during_the_drain() {
         let b = node(&broker.url(), "b", &[]);
         ready(&a).await;
         ready(&b).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut remote).await;
         // About 40 kB/s.
         proxy.slow(Duration::from_millis(100));
         let reported = publish_at_once(&a, PUBLISHES).await;
@@ -547,7 +547,7 @@ async fn accepted_messages_are_flushed_during_the_drain() {
         assert!(!log.contains("Stopped before the broker confirmed all messages"), "{log}");
         let mut received = Vec::new();
         while received.last() != Some(&(PUBLISHES - 1)) {
-            received.extend(there.receive().await["data"]["message"][0].as_u64());
+            received.extend(remote.receive().await["data"]["message"][0].as_u64());
         }
         assert_eq!(received, (0..PUBLISHES).collect::<Vec<_>>(), "{engine:?}");
     }
@@ -587,15 +587,15 @@ async fn a_message_over_the_brokers_limit_has_its_own_error() {
     let data = json!({"topic": "t", "message": "x".repeat(30_000)});
     let reply = publisher.request(&json!({"type": "publish", "id": 1, "data": data})).await;
     assert_eq!(reply["data"], json!({"topic": "t", "subscribers": 0, "cluster": "too_large"}));
-    let there = Client::connect(&b).await;
-    let send = format!("POST /v1/clients/{}/messages", there.id());
+    let remote = Client::connect(&b).await;
+    let send = format!("POST /v1/clients/{}/messages", remote.id());
     let sent = http(a.api(), &send, &[], &format!(r#"{{"type":"x","of":{large}}}"#)).await;
     assert_eq!((sent.status, &sent.json()["error"]["code"]), (413, &json!("message_too_big")));
 
     // Lists longer than one response are complete over several pages.
     let names: Vec<_> = (0..150).map(|n| format!("{n:03}{}", "x".repeat(200))).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    let _there = super::subscribe(there, &names).await;
+    let _remote = super::subscribe(remote, &names).await;
     let (mut topics, mut cursor) = (BTreeSet::new(), String::new());
     loop {
         let list = http(a.api(), &format!("GET /v1/topics?scope=cluster{cursor}"), &[], "").await.json();

@@ -64,21 +64,21 @@ async fn trace_contexts_reach_other_nodes() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        let mut here = subscribed(&a, &["t"]).await;
-        let mut there = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut local = subscribed(&a, &["t"]).await;
+        let mut remote = subscribed(&b, &["t"]).await;
+        linked(&a, "t", &mut remote).await;
         publish(&a, "t", "\"end\"").await;
-        until_end(&mut there).await;
-        until_end(&mut here).await;
+        until_end(&mut remote).await;
+        until_end(&mut local).await;
         let header = format!("traceparent: {traceparent}");
         http(a.api(), "POST /v1/topics/t/messages", &[&header], "1").await;
-        let (here, there) = (here.receive().await, there.receive().await);
+        let (local, remote) = (local.receive().await, remote.receive().await);
         // All deliveries of a publish belong to the same trace, on every node.
-        assert_eq!(there["data"], here["data"]);
+        assert_eq!(remote["data"], local["data"]);
         let trace = |message: &serde_json::Value| {
             message["meta"]["traceparent"].as_str().and_then(|text| text.split('-').nth(1)).map(str::to_owned)
         };
-        assert!(trace(&here).is_none() || trace(&here) == trace(&there), "{here} {there}");
+        assert!(trace(&local).is_none() || trace(&local) == trace(&remote), "{local} {remote}");
     }
 }
 
@@ -219,9 +219,9 @@ async fn hubs_with_different_prefixes_are_separate() {
         // A node with the same name in another hub.
         let other = super::node(&broker.url(), "a", &["--cluster-prefix", "two"]);
         super::ready(&other).await;
-        let mut here = subscribed(&b, &["t"]).await;
+        let mut local = subscribed(&b, &["t"]).await;
         let mut stranger = subscribed(&other, &["t", ">"]).await;
-        linked(&a, "t", &mut here).await;
+        linked(&a, "t", &mut local).await;
         nothing_comes(&mut stranger).await;
         assert_eq!(super::names_of_nodes(&other).await, ["a"]);
     }

@@ -50,8 +50,8 @@ async fn a_subscriber_behind_lost_packets_gets_messages_after_the_network_heals(
         else {
             return;
         };
-        let mut there = subscribed(&b, &["t", "t.>"]).await;
-        linked(&a, "t", &mut there).await;
+        let mut remote = subscribed(&b, &["t", "t.>"]).await;
+        linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(30).await;
         network.drop_all(1);
@@ -61,7 +61,7 @@ async fn a_subscriber_behind_lost_packets_gets_messages_after_the_network_heals(
         ready(&b).await;
         let first = publisher.next;
         publisher.many(30).await;
-        let received = numbers(&mut there, publisher.next - 1).await;
+        let received = numbers(&mut remote, publisher.next - 1).await;
         check_order(&received);
         assert!(received.ends_with(&(first..publisher.next).collect::<Vec<_>>()), "{first}: {received:?}");
         assert!(received.starts_with(&(0..30).collect::<Vec<_>>()), "{received:?}");
@@ -75,8 +75,8 @@ async fn over_a_thin_link(engine: Engine, flags: &[&str]) -> Option<(SeparateLin
     const PUBLISHES: u64 = 1000;
     let apart = SeparateLinks::new(engine, flags).await?;
     let [a, b] = &apart.nodes;
-    let mut there = subscribed(b, &["t"]).await;
-    linked(a, "t", &mut there).await;
+    let mut remote = subscribed(b, &["t"]).await;
+    linked(a, "t", &mut remote).await;
     apart.network.limit(0, "400kbit");
     let reported = publish_at_once(a, PUBLISHES).await;
     let mut last = None;
@@ -84,7 +84,7 @@ async fn over_a_thin_link(engine: Engine, flags: &[&str]) -> Option<(SeparateLin
     // Such a link takes twenty seconds for them; pings come in between.
     let all = tokio::time::timeout(WAIT_TIMEOUT * 3, async {
         while received + reported.len() as u64 != PUBLISHES {
-            if let Some(n) = there.receive().await["data"]["message"][0].as_u64() {
+            if let Some(n) = remote.receive().await["data"]["message"][0].as_u64() {
                 assert!(last < Some(n) && !reported.contains(&n), "{n} after {last:?}");
                 last = Some(n);
                 received += 1;

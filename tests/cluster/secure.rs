@@ -11,9 +11,9 @@ use crate::support::{Authority, Broker, Engine, TemporaryDir, run, text};
 /// Checks that a message passes between two nodes of a broker.
 async fn check_linked(url: &str, flags: &[&str]) {
     let [a, b] = nodes(url, flags).await;
-    let mut there = subscribed(&b, &["t", "t.*"]).await;
-    linked(&a, "t", &mut there).await;
-    linked(&a, "t.x", &mut there).await;
+    let mut remote = subscribed(&b, &["t", "t.*"]).await;
+    linked(&a, "t", &mut remote).await;
+    linked(&a, "t.x", &mut remote).await;
 }
 
 /// Checks that a node that cannot use the broker reports why and serves its own clients.

@@ -20,13 +20,13 @@ async fn nodes_on_different_nats_servers_form_one_hub_and_survive_a_server() {
         ready(node).await;
         eventually("all nodes", async || names_of_nodes(node).await == ["a", "b", "c"]).await;
     }
-    let mut there = subscribed(&b, &["t", "t.>"]).await;
+    let mut remote = subscribed(&b, &["t", "t.>"]).await;
     let mut beyond = subscribed(&other, &["*", "t"]).await;
-    linked(&a, "t", &mut there).await;
+    linked(&a, "t", &mut remote).await;
     linked(&a, "t", &mut beyond).await;
     let mut publisher = Publisher::new(&a, "t").await;
     publisher.many(50).await;
-    for client in [&mut there, &mut beyond] {
+    for client in [&mut remote, &mut beyond] {
         assert_eq!(numbers(client, 49).await, (0..50).collect::<Vec<_>>());
     }
 
@@ -37,11 +37,11 @@ async fn nodes_on_different_nats_servers_form_one_hub_and_survive_a_server() {
         ready(node).await;
         eventually("all nodes", async || names_of_nodes(node).await == ["a", "b", "c"]).await;
     }
-    linked(&a, "t", &mut there).await;
+    linked(&a, "t", &mut remote).await;
     linked(&a, "t", &mut beyond).await;
     let after = publisher.next;
     publisher.many(50).await;
-    for client in [&mut there, &mut beyond] {
+    for client in [&mut remote, &mut beyond] {
         let received = numbers(client, publisher.next - 1).await;
         check_order(&received);
         assert!(received.ends_with(&(after..publisher.next).collect::<Vec<_>>()), "{after}: {received:?}");
@@ -61,11 +61,11 @@ async fn a_redis_replica_is_skipped_until_it_is_promoted() {
     let b = node(&both, "b", &[]);
     ready(&a).await;
     ready(&b).await;
-    let mut there = subscribed(&b, &["t", "t.>"]).await;
-    linked(&a, "t", &mut there).await;
+    let mut remote = subscribed(&b, &["t", "t.>"]).await;
+    linked(&a, "t", &mut remote).await;
     let mut publisher = Publisher::new(&a, "t").await;
     publisher.many(50).await;
-    assert_eq!(numbers(&mut there, 49).await, (0..50).collect::<Vec<_>>());
+    assert_eq!(numbers(&mut remote, 49).await, (0..50).collect::<Vec<_>>());
 
     primary.kill();
     publisher.until(false).await;
@@ -75,10 +75,10 @@ async fn a_redis_replica_is_skipped_until_it_is_promoted() {
     publisher.until(true).await;
     ready(&a).await;
     ready(&b).await;
-    linked(&a, "t", &mut there).await;
+    linked(&a, "t", &mut remote).await;
     let after = publisher.next;
     publisher.many(50).await;
-    let received = numbers(&mut there, publisher.next - 1).await;
+    let received = numbers(&mut remote, publisher.next - 1).await;
     check_order(&received);
     assert!(received.ends_with(&(after..publisher.next).collect::<Vec<_>>()), "{after}: {received:?}");
 }

@@ -1,5 +1,5 @@
-// A web page that uses the hub over TLS: wss.cjs WSS_URL PAGE_URL CA_FILE HOME. The browser trusts the
-// authority through an entry in the certificate database of its HOME, and must refuse it before.
+// A web page that uses the hub over TLS: wss.cjs WSS_URL PAGE_URL CA_FILE HOME. The browser trusts
+// the authority through an entry in the certificate database of its HOME, and must refuse it before.
 "use strict";
 
 const assert = require("node:assert/strict");

@@ -1,3 +1,5 @@
+//! WebSocket client for the hub's messages.
+
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -87,7 +89,8 @@ impl Client {
         }
     }
 
-    /// Reads to the end and returns the code and the reason of the close frame, with the `goodbye` before it.
+    /// Reads to the end and returns the code and the reason of the close frame, with the `goodbye`
+    /// before it.
     ///
     /// # Panics
     ///

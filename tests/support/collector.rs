@@ -1,3 +1,5 @@
+//! OpenTelemetry collector that accepts OTLP over gRPC or HTTP.
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

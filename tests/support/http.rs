@@ -1,3 +1,5 @@
+//! HTTP client for the server API and for plain requests to the client port.
+
 use std::net::SocketAddr;
 
 use serde_json::Value;

@@ -1,3 +1,5 @@
+//! Third-party programs that the tests run.
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -83,7 +85,7 @@ pub(crate) fn run_peer<I: AsRef<OsStr>>(
 ) -> Finished {
     let mut command = Command::new("timeout");
     command.arg(PEER_TIMEOUT_SECONDS).arg(program).args(arguments).stdin(Stdio::null());
-    let output = command.output().expect("coreutils are there");
+    let output = command.output().expect("coreutils are installed");
     Finished {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

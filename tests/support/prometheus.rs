@@ -1,3 +1,5 @@
+//! A real Prometheus that scrapes servers.
+
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;

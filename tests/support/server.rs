@@ -1,3 +1,5 @@
+//! Servers and other runs of the program.
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};

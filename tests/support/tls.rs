@@ -1,3 +1,5 @@
+//! Certificate authorities, TLS clients and a TLS front for plaintext servers.
+
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! Tokens for tests.
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
