@@ -226,7 +226,7 @@ async fn a_missing_or_invalid_proxy_protocol_header_ends_the_connection() {
     }
     // The log and the metrics show the reason and the count.
     check_logged_failure(&required, 1, "it does not start with the signature of the PROXY protocol").await;
-    check_logged_failure(&broken, 4, "its addresses and ports are not two of each").await;
+    check_logged_failure(&broken, 4, "it does not have two addresses and two ports").await;
     let off = Server::start(&["--trusted-proxy", "127.0.0.1", "--proxy-protocol", "off"]);
     let mut socket = TcpStream::connect(off.clients).await.unwrap();
     socket.write_all(&proxy_header("192.0.2.1:4711".parse().unwrap())).await.unwrap();
