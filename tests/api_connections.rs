@@ -20,7 +20,7 @@ async fn connect(server: &Server) -> TcpStream {
     wait_for("a connection", TcpStream::connect(server.api())).await.unwrap()
 }
 
-/// Connects with a small receive buffer, so that the server soon blocks when nobody reads.
+/// Connects with a small receive buffer, so that the server soon blocks when no one reads.
 async fn connect_with_small_buffer(server: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -78,7 +78,7 @@ async fn slow_senders_and_readers_are_closed_while_health_answers() {
         send(&mut stream, start).await;
         stuck.push(stream);
     }
-    // Responses that nobody reads.
+    // Unread responses.
     let request = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(400);
     for _ in 0..5 {
         let mut stream = connect_with_small_buffer(server.api()).await;

@@ -15,7 +15,7 @@ use crate::support::{
 
 const SECRET: &str = "a secret of the tests, of more than 32 bytes";
 /// Log line of a successful key reload.
-const KEYS_READ_AGAIN: &str = "Reloaded what=\"keys for tokens\"";
+const KEYS_RELOADED: &str = "Reloaded what=\"keys for tokens\"";
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Sends a handshake request and returns the response.
@@ -422,7 +422,7 @@ async fn keys_are_reloaded_and_invalid_ones_are_ignored() {
 
     old.write("the next secret, of more than 32 bytes, too");
     server.signal("HUP");
-    server.wait_for_stderr(KEYS_READ_AGAIN);
+    server.wait_for_stderr(KEYS_RELOADED);
     let refused = handshake(&server, &format!("/?token={old_token}"), &["Connection: Upgrade"]).await;
     check_refused(&refused, "signed with the old key");
     let mut fresh = Client::connect_with(with_token(&server, &new_token)).await.unwrap();
@@ -444,7 +444,7 @@ async fn keys_are_reloaded_when_their_file_changes() {
     let ed25519 = signed("jwt-ed25519.key", Algorithm::EdDSA, Some("ed25519"), &claims("ada", HOUR));
     check_error(&client.request(&authenticate(&ed25519)).await, "token_invalid");
     directory.write("jwks.json", &only(3));
-    server.wait_for_stderr(KEYS_READ_AGAIN);
+    server.wait_for_stderr(KEYS_RELOADED);
     assert_eq!(client.request(&authenticate(&ed25519)).await["type"], "authenticated");
 }
 

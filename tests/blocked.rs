@@ -1,4 +1,4 @@
-//! Outputs that nobody reads and inputs that block do not block clients, server API calls or
+//! Unread outputs and blocking inputs do not block clients, server API calls or
 //! signals.
 
 use std::fs::File;

@@ -47,8 +47,8 @@ fn edges_in_manifests(metadata: &Metadata) -> Edges {
 /// Returns the edges in the table of `ARCHITECTURE.md`; `None` for a crate that may depend on all
 /// others.
 fn edges_in_architecture() -> BTreeMap<String, Option<BTreeSet<String>>> {
-    let text =
-        std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).expect("ARCHITECTURE.md can be read");
+    let text = std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md"))
+        .expect("ARCHITECTURE.md can be read");
     let layers = text.split_once("\n## Layers\n").expect("it has a section on layers").1;
     let layers = layers.split("\n## ").next().unwrap_or_default();
     layers

@@ -94,7 +94,7 @@ async fn nearly_matching_topics_do_not_delay_other_clients() {
     let before = server.processor_time();
     let published = wait_for("the end of all publishes", publish(&server, &deep_topic("a"), PUBLISHES)).await;
     let taken = server.processor_time() - before;
-    // Echoes that came back during the publishes.
+    // Echoes that returned during the publishes.
     let echoes = echo_client.stop().await;
     assert_eq!(published["data"]["subscribers"], 0, "{published}");
 

@@ -351,7 +351,7 @@ async fn a_disconnected_slow_reader_receives_goodbye_and_close() {
 
 /// Full bursts that one address may use at once for new connections, and bursts refilled per
 /// second.
-const BURSTS_OF_AN_ADDRESS: f64 = 100.0;
+const BURSTS_PER_ADDRESS: f64 = 100.0;
 const BURSTS_PER_SECOND: f64 = 20.0;
 
 /// Clients of one address reconnect whenever they have used up their burst.
@@ -392,7 +392,7 @@ async fn reconnecting_does_not_refill_the_burst() {
         }
     }
     let seconds = began.elapsed().as_secs_f64();
-    let bursts = BURSTS_OF_AN_ADDRESS + BURSTS_PER_SECOND * seconds;
+    let bursts = BURSTS_PER_ADDRESS + BURSTS_PER_SECOND * seconds;
     let allowed = bursts * options.limits.burst + CLIENTS as f64 * options.limits.rate * seconds;
     let taken = all.get("pong").copied().unwrap_or_default();
     println!("in {seconds:.1} s: {all:?}; allowed are {allowed:.0} messages");

@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::faults::{Publisher, check_order, numbers};
-use super::{eventually, linked, metric, nodes, subscribe, subscribed};
+use super::{eventually, metric, nodes, subscribe, subscribed, wait_until_linked};
 use crate::support::{Broker, Client, Engine, Server, wait_for};
 
 async fn subscriptions(node: &Server) -> u64 {
@@ -40,7 +40,7 @@ async fn overlapping_patterns_of_a_client_deliver_each_message_once() {
         let mut remote =
             subscribed(&b, &["t.u.v", "t.u.*", "t.*.v", "*.u.v", "t.>", "*.*.*", "*.>", ">"]).await;
         eventually("only the broadest pattern", async || subscriptions(&b).await == 1).await;
-        linked(&a, "t.u.v", &mut remote).await;
+        wait_until_linked(&a, "t.u.v", &mut remote).await;
         let before = duplicates(&b).await;
         let mut publisher = Publisher::new(&a, "t.u.v").await;
         publisher.many(100).await;
@@ -59,7 +59,7 @@ async fn patterns_that_do_not_cover_each_other_cause_few_copies() {
         let names: Vec<_> = overlapping_patterns.iter().map(String::as_str).collect();
         let mut remote = subscribed(&b, &names).await;
         eventually("few broker subscriptions", async || (1..=4).contains(&subscriptions(&b).await)).await;
-        linked(&a, "a.x.x.x.x.x.x", &mut remote).await;
+        wait_until_linked(&a, "a.x.x.x.x.x.x", &mut remote).await;
         let before = duplicates(&b).await;
         let mut publisher = Publisher::new(&a, "a.x.x.x.x.x.x").await;
         publisher.many(100).await;
@@ -84,7 +84,7 @@ async fn adding_and_removing_a_broad_pattern_loses_no_message() {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
         let mut remote = subscribed(&b, &["t", "end"]).await;
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         for pattern in [">", "*"] {
             let broad = subscribed(&b, &[pattern]).await;
@@ -118,8 +118,8 @@ async fn publish_order_holds_while_patterns_change() {
         let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "100000000"]).await;
         // Two topics: order must also hold between them.
         let mut remote = subscribed(&b, &["t.u", "t.v"]).await;
-        linked(&a, "t.u", &mut remote).await;
-        linked(&a, "t.v", &mut remote).await;
+        wait_until_linked(&a, "t.u", &mut remote).await;
+        wait_until_linked(&a, "t.v", &mut remote).await;
         let mut publisher = Client::connect(&a).await;
         let mut others = Vec::new();
         let patterns = ["t.*", ">", "*.u", "t.>", "*.*", "*.v"];

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    RECOVERY, eventually, linked, metric, node, nodes, publish, readiness, ready, subscribed, unready,
+    RECOVERY, eventually, metric, node, nodes, publish, readiness, subscribed, wait_until_linked,
+    wait_until_ready, wait_until_unready,
 };
 use crate::support::{Broker, Client, Engine, Proxy, Server, TemporaryDir, http, wait_for};
 
@@ -80,29 +81,30 @@ fn unreported(published: u64, received: &[u64], reported: &BTreeSet<u64>) -> Vec
     (0..published).filter(|n| !received.contains(n) && !reported.contains(n)).collect()
 }
 
-/// Breaks the path between two nodes with `breaks` and restores it with `mends`. Compares the
-/// messages that a subscriber of one node received with the replies to a publisher of the other.
-pub(super) async fn outage(
+/// Breaks the link between two nodes with `break_link` and restores it with `restore_link`.
+/// Compares the messages that a subscriber of one node received with the replies to a publisher of
+/// the other.
+pub(super) async fn check_outage(
     [a, b]: [&Server; 2],
     topic: &'static str,
-    breaks: impl AsyncFnOnce(),
-    mends: impl AsyncFnOnce(),
+    break_link: impl AsyncFnOnce(),
+    restore_link: impl AsyncFnOnce(),
 ) {
     let mut remote = subscribed(b, &[topic]).await;
     let mut local = subscribed(a, &[topic]).await;
-    linked(a, topic, &mut remote).await;
+    wait_until_linked(a, topic, &mut remote).await;
     let mut publisher = Publisher::new(a, topic).await;
     publisher.many(50).await;
-    breaks().await;
+    break_link().await;
     publisher.until(false).await;
-    unready(a).await;
+    wait_until_unready(a).await;
     publisher.many(20).await;
     assert!(publisher.reported.len() >= 20);
-    mends().await;
+    restore_link().await;
     publisher.until(true).await;
     wait_for("readiness", async {
-        tokio::time::timeout(RECOVERY, ready(a)).await.expect("recovery is bounded");
-        ready(b).await;
+        tokio::time::timeout(RECOVERY, wait_until_ready(a)).await.expect("recovery is bounded");
+        wait_until_ready(b).await;
     })
     .await;
     publisher.many(50).await;
@@ -128,8 +130,13 @@ async fn messages_lost_by_a_killed_broker_are_reported() {
         let broker = std::cell::RefCell::new(Broker::start(engine));
         let url = broker.borrow().url();
         let [a, b] = nodes(&url, &[]).await;
-        outage([&a, &b], "t", async || broker.borrow_mut().kill(), async || broker.borrow_mut().restart())
-            .await;
+        check_outage(
+            [&a, &b],
+            "t",
+            async || broker.borrow_mut().kill(),
+            async || broker.borrow_mut().restart(),
+        )
+        .await;
         let log = a.stderr();
         assert_eq!(log.matches("Broker unreachable").count(), 1, "{log}");
         assert_eq!(log.matches("Reconnected to the broker").count(), 1, "{log}");
@@ -141,7 +148,7 @@ async fn a_paused_broker_is_noticed_and_used_again() {
     for engine in Engine::BOTH {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
-        outage([&a, &b], "t", async || broker.signal("STOP"), async || broker.signal("CONT")).await;
+        check_outage([&a, &b], "t", async || broker.signal("STOP"), async || broker.signal("CONT")).await;
     }
 }
 
@@ -152,9 +159,9 @@ async fn messages_lost_by_a_cut_connection_are_reported() {
         let proxy = Proxy::start(broker.address);
         let a = node(&engine.url(proxy.address), "a", &[]);
         let b = node(&broker.url(), "b", &[]);
-        ready(&a).await;
-        ready(&b).await;
-        outage([&a, &b], "t", async || proxy.cut(), async || proxy.mend()).await;
+        wait_until_ready(&a).await;
+        wait_until_ready(&b).await;
+        check_outage([&a, &b], "t", async || proxy.cut(), async || proxy.mend()).await;
     }
 }
 
@@ -165,17 +172,17 @@ async fn a_subscriber_behind_a_cut_connection_gets_messages_after_it_is_restored
         let proxy = Proxy::start(broker.address);
         let a = node(&broker.url(), "a", &[]);
         let b = node(&engine.url(proxy.address), "b", &[]);
-        ready(&a).await;
-        ready(&b).await;
+        wait_until_ready(&a).await;
+        wait_until_ready(&b).await;
         let mut remote = subscribed(&b, &["t", "t.>"]).await;
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(30).await;
         proxy.cut();
-        unready(&b).await;
+        wait_until_unready(&b).await;
         publisher.many(30).await;
         proxy.mend();
-        ready(&b).await;
+        wait_until_ready(&b).await;
         let first = publisher.next;
         publisher.many(30).await;
         let received = numbers(&mut remote, publisher.next - 1).await;
@@ -192,7 +199,7 @@ async fn connections_killed_by_redis_are_reopened() {
         let broker = Broker::start(Engine::Redis);
         let [a, b] = nodes(&broker.url(), &[]).await;
         let mut remote = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(30).await;
         let outages = metric(&a, "deeperhub_cluster_outages_total").await;
@@ -202,9 +209,9 @@ async fn connections_killed_by_redis_are_reopened() {
             metric(&a, "deeperhub_cluster_outages_total").await > outages
         })
         .await;
-        ready(&a).await;
-        ready(&b).await;
-        linked(&a, "t", &mut remote).await;
+        wait_until_ready(&a).await;
+        wait_until_ready(&b).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         publisher.until(true).await;
         let first = publisher.next;
         publisher.many(30).await;
@@ -222,7 +229,7 @@ async fn a_killed_node_is_noticed_and_the_others_continue() {
         let [a, b, mut c] = nodes(&broker.url(), &[]).await;
         let lost = Client::connect(&c).await;
         let mut remote = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(20).await;
         c.signal("KILL");
@@ -234,7 +241,7 @@ async fn a_killed_node_is_noticed_and_the_others_continue() {
         eventually("the node to be removed", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
         let send = format!("POST /v1/clients/{}/messages", lost.id());
         assert_eq!(http(a.api(), &send, &[], r#"{"type":"x"}"#).await.status, 404);
-        ready(&a).await;
+        wait_until_ready(&a).await;
     }
 }
 
@@ -245,8 +252,8 @@ async fn a_draining_node_loses_no_message_of_other_nodes() {
         let [a, b, mut c] = nodes(&broker.url(), &["--drain-timeout", "1s"]).await;
         let mut remote = subscribed(&b, &["t"]).await;
         let mut leaving = subscribed(&c, &["t"]).await;
-        linked(&a, "t", &mut remote).await;
-        linked(&a, "t", &mut leaving).await;
+        wait_until_linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut leaving).await;
         let mut publisher = Publisher::new(&a, "t").await;
         c.signal("TERM");
         wait_for("the drain", async {
@@ -293,11 +300,11 @@ async fn a_slow_broker_delays_no_client_and_reports_every_loss() {
         let proxy = Proxy::start(broker.address);
         let a = node(&engine.url(proxy.address), "a", &["--cluster-queue-bytes", "65536"]);
         let b = node(&broker.url(), "b", &[]);
-        ready(&a).await;
-        ready(&b).await;
+        wait_until_ready(&a).await;
+        wait_until_ready(&b).await;
         let mut local = subscribed(&a, &["t"]).await;
         let mut remote = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         proxy.slow(Duration::from_millis(20));
         let reported = publish_at_once(&a, PUBLISHES).await;
         assert!(!reported.is_empty(), "the queue never filled up");
@@ -358,7 +365,7 @@ async fn readiness_includes_probes_through_the_broker() {
         assert!(!is_stalled(&alone).await, "it serves without its cluster, as configured");
         proxy.slow(Duration::ZERO);
         eventually("probes that return again", async || !is_stalled(&a).await).await;
-        ready(&a).await;
+        wait_until_ready(&a).await;
     }
 }
 
@@ -369,7 +376,7 @@ async fn a_node_without_its_broker_serves_its_own_clients() {
         let url = broker.url();
         broker.kill();
         let a = node(&url, "a", &[]);
-        unready(&a).await;
+        wait_until_unready(&a).await;
         let alone = node(&url, "b", &["--cluster-unavailable", "ready"]);
         assert_eq!(readiness(&alone).await, 200);
         for node in [&a, &alone] {
@@ -381,10 +388,10 @@ async fn a_node_without_its_broker_serves_its_own_clients() {
         let sent = http(a.api(), "POST /v1/clients/b.0-0-1/messages", &[], r#"{"type":"x"}"#).await;
         assert_eq!((sent.status, &sent.json()["error"]["code"]), (503, &json!("cluster_unavailable")));
         broker.restart();
-        ready(&a).await;
+        wait_until_ready(&a).await;
         let mut client = subscribed(&alone, &["t"]).await;
         eventually("both nodes", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
-        linked(&a, "t", &mut client).await;
+        wait_until_linked(&a, "t", &mut client).await;
     }
 }
 
@@ -395,7 +402,7 @@ async fn a_retry_with_an_idempotency_key_completes_a_partial_publish() {
         let mut broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &[]).await;
         let (mut local, mut remote) = (subscribed(&a, &["t"]).await, subscribed(&b, &["t"]).await);
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let publish = async |body: &str| {
             let header = "Idempotency-Key: k-1";
             let response = http(a.api(), "POST /v1/topics/t/messages", &[header], body).await;
@@ -409,7 +416,7 @@ async fn a_retry_with_an_idempotency_key_completes_a_partial_publish() {
         };
         let half = json!({"subscribers": 1, "cluster": "unavailable"});
         broker.kill();
-        unready(&a).await;
+        wait_until_unready(&a).await;
         assert_eq!(publish("1").await, (200, half.clone(), false));
         assert_eq!(publish("1").await, (200, half.clone(), true), "still in vain");
         assert_eq!(publish("2").await.0, 422, "another message");
@@ -417,11 +424,11 @@ async fn a_retry_with_an_idempotency_key_completes_a_partial_publish() {
 
         broker.restart();
         for node in [&a, &b] {
-            ready(node).await;
+            wait_until_ready(node).await;
         }
         eventually("both nodes", async || super::names_of_nodes(&a).await == ["a", "b"]).await;
         // Uses other messages to check that the link is open.
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let whole = json!({"subscribers": 1});
         assert_eq!(publish("1").await, (200, whole.clone(), false));
         assert_eq!(publish("1").await, (200, whole.clone(), true));
@@ -457,8 +464,8 @@ async fn passwords_authenticate_and_are_never_shown() {
         let servers = url("hunt%25er2").replacen('@', "@127.0.0.1:1,", 1);
         let a = node(&servers, "a", &[]);
         let refused = node(&url("hunter3"), "b", &["--log-level", "debug"]);
-        ready(&a).await;
-        unready(&refused).await;
+        wait_until_ready(&a).await;
+        wait_until_unready(&refused).await;
         for node in [&a, &refused] {
             let log = node.stderr();
             assert!(!log.contains("hunt"), "{log}");
@@ -475,7 +482,7 @@ async fn a_node_paused_briefly_gets_every_message() {
         let broker = Broker::start(engine);
         let [a, b] = nodes(&broker.url(), &["--max-queue-bytes", "100000000"]).await;
         let mut remote = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Client::connect(&a).await;
         b.signal("STOP");
         for n in 0..PUBLISHES {
@@ -503,22 +510,22 @@ async fn of_two_nodes_with_one_name_the_later_stops_after_an_outage() {
         let flags = ["--drain-timeout", "0"];
         let mut first = node(&engine.url(proxy.address), "a", &flags);
         let other = node(&broker.url(), "b", &flags);
-        ready(&first).await;
-        ready(&other).await;
+        wait_until_ready(&first).await;
+        wait_until_ready(&other).await;
         proxy.cut();
-        unready(&first).await;
+        wait_until_unready(&first).await;
         eventually("the first node to be removed", async || super::names_of_nodes(&other).await == ["b"])
             .await;
         // The name is free now.
         let mut second = node(&broker.url(), "a", &flags);
-        ready(&second).await;
+        wait_until_ready(&second).await;
         proxy.mend();
         // The node that was started first stays.
         assert_eq!(second.wait().code(), Some(1), "{}", second.stderr());
         assert!(second.stderr().contains("another node of the cluster is named"), "{}", second.stderr());
-        ready(&first).await;
+        wait_until_ready(&first).await;
         let mut client = subscribed(&first, &["t"]).await;
-        linked(&other, "t", &mut client).await;
+        wait_until_linked(&other, "t", &mut client).await;
         eventually("both nodes", async || super::names_of_nodes(&other).await == ["a", "b"]).await;
         first.signal("TERM");
         assert_eq!(first.wait().code(), Some(0));
@@ -533,10 +540,10 @@ async fn accepted_messages_are_flushed_during_the_drain() {
         let proxy = Proxy::start(broker.address);
         let mut a = node(&engine.url(proxy.address), "a", &["--drain-timeout", "60s"]);
         let b = node(&broker.url(), "b", &[]);
-        ready(&a).await;
-        ready(&b).await;
+        wait_until_ready(&a).await;
+        wait_until_ready(&b).await;
         let mut remote = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         // About 40 kB/s.
         proxy.slow(Duration::from_millis(100));
         let reported = publish_at_once(&a, PUBLISHES).await;
@@ -559,7 +566,7 @@ async fn messages_not_flushed_in_time_are_reported() {
         let broker = Broker::start(engine);
         let proxy = Proxy::start(broker.address);
         let mut a = node(&engine.url(proxy.address), "a", &["--drain-timeout", "0"]);
-        ready(&a).await;
+        wait_until_ready(&a).await;
         proxy.slow(Duration::from_millis(700));
         let reported = publish_at_once(&a, 500).await;
         assert_eq!(reported, BTreeSet::new());

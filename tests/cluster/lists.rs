@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{eventually, names_of_nodes, node, nodes, ready, subscribed};
+use super::{eventually, names_of_nodes, node, nodes, subscribed, wait_until_ready};
 use crate::support::{Broker, Client, Engine, Server, http, run};
 
 async fn get(node: &Server, path: &str) -> Value {
@@ -111,7 +111,7 @@ async fn a_second_node_with_the_same_name_is_refused() {
             second.stderr
         );
         assert_eq!(second.stdout, "");
-        ready(&a).await;
+        wait_until_ready(&a).await;
         assert_eq!(names_of_nodes(&b).await, ["a", "b"]);
     }
 }
@@ -125,10 +125,10 @@ async fn a_restarted_node_gets_its_name_back() {
             b.signal(signal);
             b.wait();
             b = node(&broker.url(), "b", &["--drain-timeout", "0"]);
-            ready(&b).await;
+            wait_until_ready(&b).await;
             eventually("both nodes", async || names_of_nodes(&a).await == ["a", "b"]).await;
         }
         let mut client = subscribed(&b, &["t"]).await;
-        super::linked(&a, "t", &mut client).await;
+        super::wait_until_linked(&a, "t", &mut client).await;
     }
 }

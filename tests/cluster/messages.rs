@@ -3,7 +3,9 @@
 use futures_util::StreamExt;
 use serde_json::json;
 
-use super::{linked, metric, nodes, nothing_comes, publish, subscribe, subscribed, until_end};
+use super::{
+    check_no_message, metric, nodes, publish, read_until_end, subscribe, subscribed, wait_until_linked,
+};
 use crate::support::{Broker, Client, Engine, Issuer, from_now, http, with_token};
 
 #[tokio::test]
@@ -16,11 +18,11 @@ async fn a_publish_reaches_subscribers_of_other_nodes_once_and_unchanged() {
         let mut overlapping = subscribed(&b, &["sports.football", "sports.*", "sports.>", ">"]).await;
         let mut pattern = subscribed(&c, &["*.football"]).await;
         let mut other = subscribed(&c, &["sports.football.results", "sports.*.x"]).await;
-        linked(&a, "sports.football", &mut exact).await;
-        linked(&a, "sports.football", &mut pattern).await;
+        wait_until_linked(&a, "sports.football", &mut exact).await;
+        wait_until_linked(&a, "sports.football", &mut pattern).await;
         for (node, client) in [(&a, &mut own), (&b, &mut overlapping), (&c, &mut pattern), (&b, &mut exact)] {
             publish(node, "sports.football", "\"end\"").await;
-            until_end(client).await;
+            read_until_end(client).await;
         }
 
         let mut publisher = Client::connect(&a).await;
@@ -51,10 +53,10 @@ async fn a_publish_reaches_subscribers_of_other_nodes_once_and_unchanged() {
         }
         publish(&b, "sports.football", "\"end\"").await;
         for client in [&mut own, &mut exact, &mut overlapping, &mut pattern] {
-            let received = until_end(client).await;
+            let received = read_until_end(client).await;
             assert_eq!(received, Default::default(), "{engine:?}: a message arrived twice");
         }
-        nothing_comes(&mut other).await;
+        check_no_message(&mut other).await;
     }
 }
 
@@ -66,10 +68,10 @@ async fn trace_contexts_reach_other_nodes() {
         let [a, b] = nodes(&broker.url(), &[]).await;
         let mut local = subscribed(&a, &["t"]).await;
         let mut remote = subscribed(&b, &["t"]).await;
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         publish(&a, "t", "\"end\"").await;
-        until_end(&mut remote).await;
-        until_end(&mut local).await;
+        read_until_end(&mut remote).await;
+        read_until_end(&mut local).await;
         let header = format!("traceparent: {traceparent}");
         http(a.api(), "POST /v1/topics/t/messages", &[&header], "1").await;
         let (local, remote) = (local.receive().await, remote.receive().await);
@@ -120,7 +122,7 @@ async fn sends_and_disconnects_reach_clients_of_other_nodes() {
         assert_eq!(client.closed().await.0, 4003);
         let again = http(a.api(), &format!("DELETE /v1/clients/{id}"), &[], "").await;
         assert_eq!(again.status, 404);
-        nothing_comes(&mut bystander).await;
+        check_no_message(&mut bystander).await;
     }
 }
 
@@ -143,7 +145,7 @@ async fn a_user_is_reached_on_every_node() {
         for client in &mut clients {
             assert_eq!(client.receive().await, json!({"type": "for-you"}));
         }
-        nothing_comes(&mut other).await;
+        check_no_message(&mut other).await;
     }
 }
 
@@ -166,12 +168,12 @@ async fn publishers_keep_their_order_over_many_topics() {
             subscribers.push(client);
         }
         for client in &mut subscribers {
-            linked(&a, "end", client).await;
+            wait_until_linked(&a, "end", client).await;
         }
         for client in &mut subscribers {
             // Skips the probes of other clients.
             publish(&a, "end", "\"end\"").await;
-            until_end(client).await;
+            read_until_end(client).await;
         }
         // The broker has the other subscriptions by then: each node sends them in order.
         let mut publishers =
@@ -185,7 +187,7 @@ async fn publishers_keep_their_order_over_many_topics() {
             }
         }
         for publisher in &mut publishers {
-            nothing_comes(publisher).await;
+            check_no_message(publisher).await;
         }
         for client in &mut subscribers {
             let mut received = std::collections::BTreeMap::<_, Vec<_>>::new();
@@ -218,11 +220,11 @@ async fn hubs_with_different_prefixes_are_separate() {
         let [a, b] = nodes(&broker.url(), &["--cluster-prefix", "one"]).await;
         // A node with the same name in another hub.
         let other = super::node(&broker.url(), "a", &["--cluster-prefix", "two"]);
-        super::ready(&other).await;
+        super::wait_until_ready(&other).await;
         let mut local = subscribed(&b, &["t"]).await;
         let mut stranger = subscribed(&other, &["t", ">"]).await;
-        linked(&a, "t", &mut local).await;
-        nothing_comes(&mut stranger).await;
+        wait_until_linked(&a, "t", &mut local).await;
+        check_no_message(&mut stranger).await;
         assert_eq!(super::names_of_nodes(&other).await, ["a"]);
     }
 }
@@ -274,10 +276,10 @@ async fn topics_and_payloads_of_every_kind_reach_other_nodes_unchanged() {
         let names: Vec<_> = topics.iter().map(String::as_str).collect();
         let mut exact = subscribed(&b, &names).await;
         let mut all = subscribed(&b, &[">"]).await;
-        linked(&a, "probe", &mut all).await;
+        wait_until_linked(&a, "probe", &mut all).await;
         let last = subscribed(&b, &["probe"]).await;
         let mut exact_and_probe = super::subscribe(exact, &["probe"]).await;
-        linked(&a, "probe", &mut exact_and_probe).await;
+        wait_until_linked(&a, "probe", &mut exact_and_probe).await;
         exact = exact_and_probe;
         let large = format!("\"{}\"", "\\u00e9ü".repeat(8000));
         let payloads = [

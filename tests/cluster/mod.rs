@@ -31,7 +31,7 @@ async fn nodes<const N: usize>(url: &str, flags: &[&str]) -> [Server; N] {
         node(url, &id, flags)
     });
     for node in &nodes {
-        ready(node).await;
+        wait_until_ready(node).await;
         eventually("all nodes", async || names_of_nodes(node).await.len() == N).await;
     }
     nodes
@@ -57,11 +57,11 @@ async fn readiness(node: &Server) -> u16 {
     http(node.api(), "GET /health/ready", &[], "").await.status
 }
 
-async fn ready(node: &Server) {
+async fn wait_until_ready(node: &Server) {
     eventually("readiness", async || readiness(node).await == 200).await;
 }
 
-async fn unready(node: &Server) {
+async fn wait_until_unready(node: &Server) {
     eventually("the end of readiness", async || readiness(node).await == 503).await;
     let reasons = http(node.api(), "GET /health/ready", &[], "").await.json();
     assert_eq!(reasons["error"]["code"], "cluster_unavailable", "{reasons}");
@@ -88,7 +88,7 @@ async fn publish(node: &Server, topic: &str, message: &str) -> Value {
 
 /// Waits until publishes on a node reach a client of another: the broker gets a subscription
 /// shortly after the client does.
-async fn linked(from: &Server, topic: &str, client: &mut Client) {
+async fn wait_until_linked(from: &Server, topic: &str, client: &mut Client) {
     let mut probe = 0;
     wait_for("the link between two nodes", async {
         loop {
@@ -119,7 +119,7 @@ async fn probe_of(client: &mut Client) -> u64 {
 }
 
 /// Reads deliveries until one is `"end"`, and returns the others by topic.
-async fn until_end(client: &mut Client) -> BTreeMap<String, Vec<Value>> {
+async fn read_until_end(client: &mut Client) -> BTreeMap<String, Vec<Value>> {
     let mut received = BTreeMap::<String, Vec<Value>>::new();
     loop {
         let message = client.receive().await;
@@ -145,7 +145,7 @@ async fn metric(node: &Server, name: &str) -> u64 {
 }
 
 /// Checks that no message is pending: it would arrive before the reply to a ping.
-async fn nothing_comes(client: &mut Client) {
+async fn check_no_message(client: &mut Client) {
     let response = client.request(&json!({"type": "ping", "id": "nothing"})).await;
     assert_eq!(response, json!({"type": "pong", "id": "nothing"}));
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::faults::{Publisher, check_order, numbers, outage, publish_at_once};
-use super::{linked, metric, node, ready, subscribed, unready};
+use super::faults::{Publisher, check_order, check_outage, numbers, publish_at_once};
+use super::{metric, node, subscribed, wait_until_linked, wait_until_ready, wait_until_unready};
 use crate::support::{Broker, Engine, Network, Server, WAIT_TIMEOUT};
 
 /// A broker in a namespace and two nodes with a link each.
@@ -26,7 +26,7 @@ impl SeparateLinks {
         };
         let nodes = [node(&url(0), "a", flags), node(&url(1), "b", &[])];
         for node in &nodes {
-            ready(node).await;
+            wait_until_ready(node).await;
         }
         Some(Self { nodes, network, _broker: broker })
     }
@@ -39,7 +39,7 @@ async fn a_node_reconnects_after_packet_loss() {
         else {
             return;
         };
-        outage([&a, &b], "t", async || network.drop_all(0), async || network.heal()).await;
+        check_outage([&a, &b], "t", async || network.drop_all(0), async || network.heal()).await;
     }
 }
 
@@ -51,14 +51,14 @@ async fn a_subscriber_behind_lost_packets_gets_messages_after_the_network_heals(
             return;
         };
         let mut remote = subscribed(&b, &["t", "t.>"]).await;
-        linked(&a, "t", &mut remote).await;
+        wait_until_linked(&a, "t", &mut remote).await;
         let mut publisher = Publisher::new(&a, "t").await;
         publisher.many(30).await;
         network.drop_all(1);
-        unready(&b).await;
+        wait_until_unready(&b).await;
         publisher.many(30).await;
         network.heal();
-        ready(&b).await;
+        wait_until_ready(&b).await;
         let first = publisher.next;
         publisher.many(30).await;
         let received = numbers(&mut remote, publisher.next - 1).await;
@@ -71,12 +71,12 @@ async fn a_subscriber_behind_lost_packets_gets_messages_after_the_network_heals(
 
 /// Publishes a thousand messages of 1 KiB on a node with a thin link and compares its replies with
 /// the deliveries.
-async fn over_a_thin_link(engine: Engine, flags: &[&str]) -> Option<(SeparateLinks, BTreeSet<u64>)> {
+async fn publish_over_slow_link(engine: Engine, flags: &[&str]) -> Option<(SeparateLinks, BTreeSet<u64>)> {
     const PUBLISHES: u64 = 1000;
     let apart = SeparateLinks::new(engine, flags).await?;
     let [a, b] = &apart.nodes;
     let mut remote = subscribed(b, &["t"]).await;
-    linked(a, "t", &mut remote).await;
+    wait_until_linked(a, "t", &mut remote).await;
     apart.network.limit(0, "400kbit");
     let reported = publish_at_once(a, PUBLISHES).await;
     let mut last = None;
@@ -99,7 +99,8 @@ async fn over_a_thin_link(engine: Engine, flags: &[&str]) -> Option<(SeparateLin
 #[tokio::test]
 async fn a_slow_link_reports_every_lost_message() {
     for engine in Engine::BOTH {
-        let Some((_, reported)) = over_a_thin_link(engine, &["--cluster-queue-bytes", "65536"]).await else {
+        let Some((_, reported)) = publish_over_slow_link(engine, &["--cluster-queue-bytes", "65536"]).await
+        else {
             return;
         };
         assert!(!reported.is_empty(), "the queue never filled up");
@@ -109,9 +110,9 @@ async fn a_slow_link_reports_every_lost_message() {
 #[tokio::test]
 async fn a_slow_link_delivers_everything_that_fits_the_queue() {
     for engine in Engine::BOTH {
-        let Some((apart, reported)) = over_a_thin_link(engine, &[]).await else { return };
+        let Some((apart, reported)) = publish_over_slow_link(engine, &[]).await else { return };
         assert_eq!(reported, BTreeSet::new());
         apart.network.unlimit(0);
-        ready(&apart.nodes[0]).await;
+        wait_until_ready(&apart.nodes[0]).await;
     }
 }

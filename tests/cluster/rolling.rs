@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::faults::{Publisher, check_order, numbers};
-use super::{eventually, linked, names_of_nodes, node, nodes, ready, subscribed};
+use super::{eventually, names_of_nodes, node, nodes, subscribed, wait_until_linked, wait_until_ready};
 use crate::support::{Broker, Client, Engine, wait_for};
 
 const FLAGS: &[&str] = &["--drain-timeout", "1s"];
@@ -33,8 +33,8 @@ async fn clients_move_between_nodes_during_a_rolling_restart() {
             for _ in 0..5 {
                 moving.push(subscribed(&hub[leaving], &[topic]).await);
             }
-            linked(&hub[next], topic, &mut staying[1][0]).await;
-            linked(&hub[next], topic, &mut moving[0]).await;
+            wait_until_linked(&hub[next], topic, &mut staying[1][0]).await;
+            wait_until_linked(&hub[next], topic, &mut moving[0]).await;
 
             let mut publisher = Publisher::new(&hub[next], topic).await;
             hub[leaving].signal("TERM");
@@ -59,12 +59,12 @@ async fn clients_move_between_nodes_during_a_rolling_restart() {
             }
             hub[leaving] = node(&broker.url(), ["a", "b", "c"][leaving], FLAGS);
             for node in &hub {
-                ready(node).await;
+                wait_until_ready(node).await;
                 eventually("all nodes", async || names_of_nodes(node).await == ["a", "b", "c"]).await;
             }
             back.push(subscribed(&hub[leaving], &[topic]).await);
             for client in &mut back {
-                linked(&hub[next], topic, client).await;
+                wait_until_linked(&hub[next], topic, client).await;
             }
 
             let after = publisher.next;

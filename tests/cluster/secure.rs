@@ -5,15 +5,18 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
-use super::{eventually, linked, names_of_nodes, node, nodes, ready, subscribed, unready};
+use super::{
+    eventually, names_of_nodes, node, nodes, subscribed, wait_until_linked, wait_until_ready,
+    wait_until_unready,
+};
 use crate::support::{Authority, Broker, Engine, TemporaryDir, run, text};
 
 /// Checks that a message passes between two nodes of a broker.
 async fn check_linked(url: &str, flags: &[&str]) {
     let [a, b] = nodes(url, flags).await;
     let mut remote = subscribed(&b, &["t", "t.*"]).await;
-    linked(&a, "t", &mut remote).await;
-    linked(&a, "t.x", &mut remote).await;
+    wait_until_linked(&a, "t", &mut remote).await;
+    wait_until_linked(&a, "t.x", &mut remote).await;
 }
 
 /// Checks that a node that cannot use the broker reports why and serves its own clients.
@@ -21,7 +24,7 @@ async fn refused(url: &str, flags: &[&str], reasons: &[&str]) {
     let mut all = vec!["--log-level", "debug"];
     all.extend(flags);
     let a = node(url, "refused", &all);
-    unready(&a).await;
+    wait_until_unready(&a).await;
     // The first attempt may not have ended yet.
     a.wait_for_stderr("Broker unreachable");
     let log = a.stderr();
@@ -199,7 +202,7 @@ async fn a_redis_user_needs_few_permissions() {
     refused(&broker.url(), &[], &["NOAUTH", "Authentication required"]).await;
     eventually("a node that may", async || {
         let a = node(&url("s3cret"), "a", &[]);
-        ready(&a).await;
+        wait_until_ready(&a).await;
         names_of_nodes(&a).await == ["a"]
     })
     .await;

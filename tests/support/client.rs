@@ -71,7 +71,7 @@ impl Client {
     ///
     /// # Panics
     ///
-    /// If none comes in time, when it is not JSON, or when the connection ends.
+    /// If none arrives in time, if it is not JSON, or if the connection ends.
     pub(crate) async fn receive(&mut self) -> Value {
         let text = self.receive_text().await;
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
@@ -81,7 +81,7 @@ impl Client {
     ///
     /// # Panics
     ///
-    /// If none comes in time, or when the connection ends.
+    /// If none arrives in time, or if the connection ends.
     pub(crate) async fn receive_text(&mut self) -> String {
         match self.next().await {
             Some(Ok(Message::Text(text))) => text.to_string(),

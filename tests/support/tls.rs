@@ -259,7 +259,7 @@ impl TlsClient {
     ///
     /// # Panics
     ///
-    /// If none comes in time, when it is not JSON, or when the connection ends.
+    /// If none arrives in time, if it is not JSON, or if the connection ends.
     pub(crate) async fn receive(&mut self) -> Value {
         loop {
             match wait_for("a message", self.socket.next()).await {
